@@ -1,0 +1,187 @@
+"""The concept space: named dimensions people can act on, each with a few levels.
+
+A *cell* is one full assignment of levels, held as integer level indices. All code that chooses, counts or
+compares cells goes through this module, so that explorers, landscapes and reports agree on their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+Level = float | str
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One dimension of the grid.
+
+    Args:
+        name: what people call it, also the column name in every table.
+        levels: the values, in the order of their strength if `ordered`.
+        unit: printed behind a value ("°"); empty for a bare number.
+        ordered: ordered concepts have ranges ("rotation >= 30°"), categorical ones have sets.
+        neutral: the value that changes nothing, if there is one.
+    """
+
+    name: str
+    levels: tuple[Level, ...]
+    unit: str = ""
+    ordered: bool = True
+    neutral: Level | None = None
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def label(self, index: int) -> str:
+        """A level as people read it."""
+        value = self.levels[index]
+        return f"{value:g}{self.unit}" if isinstance(value, int | float) else str(value)
+
+
+@dataclass(frozen=True)
+class ConceptSpace:
+    """An ordered tuple of concepts and the grid of cells they span."""
+
+    concepts: tuple[Concept, ...]
+    _strides: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.concepts:
+            raise ValueError("a concept space needs at least one concept, found none")
+        sizes = [len(c) for c in self.concepts]
+        strides = np.cumprod([1, *sizes[:0:-1]], dtype=np.int64)[::-1]
+        object.__setattr__(self, "_strides", strides)
+
+    @property
+    def names(self) -> list[str]:
+        """Concept names, in the order of the columns of a cell."""
+        return [c.name for c in self.concepts]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of levels of each concept."""
+        return [len(c) for c in self.concepts]
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells of the whole grid."""
+        return prod(self.sizes)
+
+    def __len__(self) -> int:
+        return len(self.concepts)
+
+    def flat(self, cells: np.ndarray) -> np.ndarray:
+        """Cells (n, d) -> their numbers (n,) int64 in row-major order, last concept fastest."""
+        return np.asarray(cells, dtype=np.int64) @ self._strides
+
+    def cells(self, flat: np.ndarray | None = None) -> np.ndarray:
+        """Cell numbers (n,) -> level indices (n, d) int64; all cells of the grid if None."""
+        numbers = np.arange(self.n_cells) if flat is None else np.asarray(flat, dtype=np.int64)
+        return numbers[:, None] // self._strides % np.array(self.sizes)
+
+    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw n cells uniformly, with replacement: (n, d) int64."""
+        return rng.integers(0, self.sizes, size=(n, len(self)))
+
+    @property
+    def neutral(self) -> np.ndarray | None:
+        """The cell that changes nothing (d,), or None if some concept has no neutral level."""
+        indices = [c.levels.index(c.neutral) if c.neutral in c.levels else -1 for c in self.concepts]
+        return None if -1 in indices else np.array(indices)
+
+    def coordinates(self, cells: np.ndarray) -> np.ndarray:
+        """Cells (n, d) -> points (n, k) float64 whose Euclidean distances mean concept distances.
+
+        Ordered concepts are spread evenly over [0, 1]; categorical ones become one-hot corners scaled so that
+        two different categories are 1 apart. This is the ground metric of the shift and the input of the estimator.
+        """
+        cells = np.asarray(cells)
+        columns = []
+        for j, concept in enumerate(self.concepts):
+            if concept.ordered:
+                columns.append(cells[:, j : j + 1] / max(1, len(concept) - 1))
+            else:
+                columns.append(np.eye(len(concept))[cells[:, j]] / np.sqrt(2))
+        return np.hstack(columns).astype(np.float64)
+
+    def values(self, cell: Sequence[int]) -> dict[str, Level]:
+        """One cell (d,) as {concept name: level value}."""
+        return {c.name: c.levels[int(i)] for c, i in zip(self.concepts, cell, strict=True)}
+
+    def describe(self, cell: Sequence[int]) -> str:
+        """One cell (d,) in words: "rotation 30°, blur 1.2"."""
+        return ", ".join(f"{c.name} {c.label(int(i))}" for c, i in zip(self.concepts, cell, strict=True))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The space as plain data, read back by `from_json`."""
+        return [
+            {"name": c.name, "levels": list(c.levels), "unit": c.unit, "ordered": c.ordered, "neutral": c.neutral}
+            for c in self.concepts
+        ]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Mapping[str, Any]]) -> ConceptSpace:
+        """Read what `to_json` wrote."""
+        return cls(tuple(Concept(**{**c, "levels": tuple(c["levels"])}) for c in data))
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of cells people can read: for each named concept, the set of level indices it allows.
+
+    Concepts that are not named are free. Ordered concepts hold contiguous ranges, as the search for modes makes them.
+    """
+
+    allowed: Mapping[str, tuple[int, ...]]
+
+    def contains(self, space: ConceptSpace, cells: np.ndarray) -> np.ndarray:
+        """Which of the cells (n, d) lie in the region: (n,) bool."""
+        inside = np.ones(len(cells), dtype=bool)
+        for name, levels in self.allowed.items():
+            inside &= np.isin(cells[:, space.names.index(name)], levels)
+        return inside
+
+    def sample(self, space: ConceptSpace, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw n cells of the region uniformly, with replacement: (n, d) int64."""
+        cells = space.sample(n, rng)
+        for name, levels in self.allowed.items():
+            cells[:, space.names.index(name)] = rng.choice(np.asarray(levels), size=n)
+        return cells
+
+    def n_cells(self, space: ConceptSpace) -> int:
+        """Number of cells in the region."""
+        return prod(len(self.allowed.get(c.name, range(len(c)))) for c in space.concepts)
+
+    def describe(self, space: ConceptSpace) -> str:
+        """The region in words: "rotation >= 30° and 1 <= blur <= 2"."""
+        parts = []
+        for concept in space.concepts:
+            levels = self.allowed.get(concept.name)
+            if levels is None or len(levels) == len(concept):
+                continue
+            low, high = concept.label(min(levels)), concept.label(max(levels))
+            if not concept.ordered:
+                parts.append(f"{concept.name} is {' or '.join(concept.label(i) for i in levels)}")
+            elif len(levels) == 1:
+                parts.append(f"{concept.name} = {low}")
+            elif max(levels) == len(concept) - 1:
+                parts.append(f"{concept.name} >= {low}")
+            elif min(levels) == 0:
+                parts.append(f"{concept.name} <= {high}")
+            else:
+                parts.append(f"{low} <= {concept.name} <= {high}")
+        return " and ".join(parts) or "everywhere"
+
+    def to_json(self) -> dict[str, list[int]]:
+        """The region as plain data, read back by `from_json`."""
+        return {name: [int(i) for i in levels] for name, levels in self.allowed.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Sequence[int]]) -> Region:
+        """Read what `to_json` wrote."""
+        return cls({name: tuple(levels) for name, levels in data.items()})

@@ -1,0 +1,25 @@
+"""Explorers choose the next probes: deep RL agents and the baselines they have to beat at the same budget."""
+
+from stages.explorers.contract import Explorer, Found
+from stages.explorers.env import ENV_ID, ConceptEnv, ConceptVecEnv
+from stages.explorers.policy import Policy, load_policy, save_policy
+from stages.explorers.prober import Answers, Prober
+from stages.explorers.search import EXPLORERS, Progress, SearchResult, make_explorer, search
+
+__all__ = [
+    "ENV_ID",
+    "EXPLORERS",
+    "Answers",
+    "ConceptEnv",
+    "ConceptVecEnv",
+    "Explorer",
+    "Found",
+    "Policy",
+    "Prober",
+    "Progress",
+    "SearchResult",
+    "load_policy",
+    "make_explorer",
+    "save_policy",
+    "search",
+]

@@ -1,0 +1,169 @@
+"""The search as a Gymnasium environment, and the same for many items at once as an SB3 VecEnv.
+
+Macroscopic exploration (paper, Sec. 3): an episode is one step. The observation is the model's own embedding of an
+item, the action a cell, the reward that of `stages.explorers.reward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from stages.explorers.prober import Prober
+from stages.explorers.reward import Reward
+
+ENV_ID = "Faded/Concepts-v0"
+OBSERVATION_BOUND = 10.0
+
+
+class Normaliser:
+    """Embeddings -> observations: standardised over the audit's items, clipped to +-10.
+
+    Networks learn badly from raw features of unknown scale, and a bounded box is an honest observation space.
+    """
+
+    def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:
+        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+    @classmethod
+    def fit(cls, embedding: np.ndarray) -> Normaliser:
+        """Fit on the embeddings (n, d) of the items searched; a constant feature becomes 0."""
+        std = embedding.std(axis=0)
+        return cls(embedding.mean(axis=0), np.where(std > 1e-6, std, 1.0))
+
+    def __call__(self, embedding: np.ndarray) -> np.ndarray:
+        """Embeddings (n, d) -> observations (n, d) float32."""
+        scaled = (embedding - self.mean) / self.std
+        return np.clip(scaled, -OBSERVATION_BOUND, OBSERVATION_BOUND).astype(np.float32)
+
+
+class Arena:
+    """What the single and the vectorised environment share: spaces, observations, one question and its reward.
+
+    Args:
+        prober: answers within the budget.
+        reward: pays for the answers.
+        flat: one Discrete action per cell (DQN), instead of one choice per concept (MultiDiscrete).
+    """
+
+    def __init__(self, prober: Prober, reward: Reward, flat: bool = False) -> None:
+        self.prober, self.reward, self.flat = prober, reward, flat
+        embedding = prober.task.embed(prober.item_ids)
+        self.normaliser = Normaliser.fit(embedding)
+        self.observations = self.normaliser(embedding)
+        self.observation_space = spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (embedding.shape[1],), np.float32)
+        space = prober.space
+        self.action_space: spaces.Space = spaces.Discrete(space.n_cells) if flat else spaces.MultiDiscrete(space.sizes)
+
+    def play(self, items: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Ask about items (n,) under actions (n,) or (n, d); rewards (n,) float32 and one info dict each."""
+        cells = self.prober.space.cells(actions) if self.flat else np.asarray(actions, dtype=np.int64)
+        answers = self.prober.ask(items, cells)
+        rewards = self.reward(items, cells, answers)
+        infos = [
+            {"item": self.prober.item_ids[i], "answered": bool(a), "failed": bool(f), "discrepancy": float(d)}
+            for i, a, f, d in zip(items, answers.answered, answers.failed, answers.discrepancy, strict=True)
+        ]
+        return rewards, infos
+
+
+class ConceptEnv(gym.Env[np.ndarray, Any]):
+    """`Faded/Concepts-v0`: one item at a time, one step an episode.
+
+    `reset(options={"item": k})` names the item by its position; otherwise it is drawn.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own convention
+
+    def __init__(self, prober: Prober, reward: Reward | None = None, flat: bool = False) -> None:
+        self.arena = Arena(prober, reward or Reward(prober.space, prober.task.threshold), flat)
+        self.observation_space = self.arena.observation_space
+        self.action_space = self.arena.action_space
+        self._item = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Draw the next item. With a seed, rewards start anew too: novelty is counted from here."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self.arena.reward.forget()
+        n = len(self.arena.prober.item_ids)
+        self._item = int(options["item"]) if options and "item" in options else int(self.np_random.integers(n))
+        return self.arena.observations[self._item].copy(), {"item": self.arena.prober.item_ids[self._item]}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Probe the item under the action's cell; the episode ends. It is truncated if the budget was spent."""
+        rewards, infos = self.arena.play(np.array([self._item]), np.asarray(action)[None])
+        observation = self.arena.observations[self._item].copy()
+        answered = infos[0]["answered"]
+        return observation, float(rewards[0]), answered, not answered, infos[0]
+
+
+class ConceptVecEnv(VecEnv):
+    """Many items at once: one batch of the model is one step of all environments.
+
+    Args:
+        arena: spaces, observations and rewards.
+        num_envs: probes asked in one step; a multiple of the task's batch size wastes nothing.
+        seed: draws the items.
+    """
+
+    render_mode = None
+
+    def __init__(self, arena: Arena, num_envs: int, seed: int) -> None:
+        self.arena = arena
+        super().__init__(num_envs, arena.observation_space, arena.action_space)
+        self._rng = np.random.default_rng(seed)
+        self._items = np.zeros(num_envs, dtype=np.int64)
+        self._actions: np.ndarray = np.zeros(0)
+
+    def _draw(self) -> np.ndarray:
+        self._items = self._rng.integers(len(self.arena.prober.item_ids), size=self.num_envs)
+        return self.arena.observations[self._items]
+
+    def reset(self) -> np.ndarray:
+        """Draw an item for every environment: observations (num_envs, d)."""
+        return self._draw()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take the actions, (num_envs,) flat or (num_envs, concepts)."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Probe, and start the next episodes: every episode is one step long."""
+        last = self.arena.observations[self._items]
+        rewards, infos = self.arena.play(self._items, self._actions)
+        for info, observation in zip(infos, last, strict=True):
+            info["terminal_observation"] = observation
+        return self._draw(), rewards, np.ones(self.num_envs, dtype=bool), infos
+
+    def close(self) -> None:
+        """Nothing to close: the model belongs to the task."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Return the same attribute for every environment, as they are one object."""
+        return [getattr(self, attr_name)] * len(self._get_indices(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Refused: the environments are one object."""
+        raise AttributeError(f"cannot set {attr_name!r}: all environments of this VecEnv are one object")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Refused: the environments are one object."""
+        raise AttributeError(f"cannot call {method_name!r}: all environments of this VecEnv are one object")
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
+        """None of them is wrapped."""
+        return [False] * len(self._get_indices(indices))
+
+    def _get_indices(self, indices: Any) -> Sequence[int]:
+        return range(self.num_envs) if indices is None else [indices] if isinstance(indices, int) else list(indices)
+
+
+gym.register(id=ENV_ID, entry_point="stages.explorers.env:ConceptEnv")

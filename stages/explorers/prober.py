@@ -1,0 +1,148 @@
+"""The prober: the one place where an explorer meets a task.
+
+It keeps the books. The budget counts *unique* probes: a question asked before is answered from memory and costs
+nothing, and one that lies in the run's ledger (from before a kill, or asked by the other explorer) is not put to
+the model again. So every explorer pays the same price for the same knowledge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stages.concepts import ConceptSpace
+from stages.ledger import Key, Ledger
+from stages.tasks.contract import Compute, Task
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Give torch so many threads inside the block.
+
+    Agents are so small that a second thread only waits for the first (10 CPU-seconds instead of 3, measured),
+    while the model under test wants all it was given.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Answers(NamedTuple):
+    """Answers to n questions of an explorer, all (n,).
+
+    Where `answered` is False the budget was spent: discrepancy is nan and failed False.
+    """
+
+    discrepancy: np.ndarray
+    failed: np.ndarray
+    fresh: np.ndarray  # asked for the first time by this explorer, so paid from its budget
+    answered: np.ndarray
+
+
+class Prober:
+    """Answers an explorer's questions within its budget.
+
+    Args:
+        task: the model under test with its items and concepts.
+        item_ids: the items the explorer may use.
+        budget: unique probes it may spend.
+        ledger: answers already paid for in this run; shared between explorers.
+        compute: threads of the model, and probes put to it (and written to the ledger) at once.
+        on_progress: called with (unique probes, failures) after every batch.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        item_ids: Sequence[str],
+        budget: int,
+        ledger: Ledger | None = None,
+        compute: Compute | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.task, self.item_ids, self.budget = task, list(item_ids), budget
+        self.space: ConceptSpace = task.concepts
+        self.ledger = ledger if ledger is not None else Ledger()
+        self.compute = compute or Compute()
+        self._on_progress = on_progress
+        self._asked: dict[Key, int] = {}  # -> its row, in the order asked
+        self._failures = 0
+        self.curve: list[tuple[int, int]] = [(0, 0)]
+
+    @property
+    def spent(self) -> int:
+        """Unique probes asked so far."""
+        return len(self._asked)
+
+    @property
+    def left(self) -> int:
+        """Unique probes the budget still allows."""
+        return self.budget - self.spent
+
+    @property
+    def failures(self) -> int:
+        """Failing unique probes found so far."""
+        return self._failures
+
+    def ask(self, items: np.ndarray, cells: np.ndarray) -> Answers:
+        """Put n probes: items (n,) positions in `item_ids`, cells (n, d) level indices.
+
+        A probe asked twice in the same call is paid once; questions past the budget stay unanswered.
+        """
+        keys = [Key(self.item_ids[i], int(c)) for i, c in zip(items, self.space.flat(cells), strict=True)]
+        fresh = np.zeros(len(keys), dtype=bool)
+        answered = np.zeros(len(keys), dtype=bool)
+        for n, key in enumerate(keys):
+            if key not in self._asked and self.left > 0:
+                self._asked[key] = len(self._asked)
+                fresh[n] = True
+            answered[n] = key in self._asked
+        self._query([key for key, is_fresh in zip(keys, fresh, strict=True) if is_fresh])
+
+        discrepancy = np.full(len(keys), np.nan, dtype=np.float32)
+        failed = np.zeros(len(keys), dtype=bool)
+        for n in np.flatnonzero(answered).tolist():
+            answer = self.ledger[keys[n]]
+            discrepancy[n], failed[n] = answer.discrepancy, answer.failed
+        if fresh.any():
+            self._failures += int((failed & fresh).sum())
+            self.curve.append((self.spent, self._failures))
+            if self._on_progress is not None:
+                self._on_progress(self.spent, self._failures)
+        return Answers(discrepancy, failed, fresh, answered)
+
+    def _query(self, keys: list[Key]) -> None:
+        """Ask the model what the ledger does not know, in batches, each on disk before the next."""
+        unknown = [key for key in keys if key not in self.ledger]
+        size = self.compute.batch_size
+        for start in range(0, len(unknown), size):
+            batch = unknown[start : start + size]
+            cells = self.space.cells(np.array([key.cell for key in batch]))
+            with torch_threads(self.compute.threads):
+                answer = self.task.probe([key.item for key in batch], cells)
+            self.ledger.append(batch, answer.discrepancy, answer.failed, answer.outputs)
+
+    def table(self) -> pd.DataFrame:
+        """All unique probes in the order asked, in the format of probes.parquet less role and explorer."""
+        keys = list(self._asked)
+        cells = self.space.cells(np.array([key.cell for key in keys], dtype=np.int64))
+        answers = [self.ledger[key] for key in keys]
+        return pd.DataFrame(
+            {
+                "order": np.arange(len(keys), dtype=np.int64),
+                "item": pd.Series([key.item for key in keys], dtype="str"),
+                **{name: cells[:, j] for j, name in enumerate(self.space.names)},
+                "repeat": np.array([key.repeat for key in keys], dtype=np.int64),
+                "discrepancy": np.array([a.discrepancy for a in answers], dtype=np.float32),
+                "failed": np.array([a.failed for a in answers], dtype=bool),
+                "output": pd.Series([a.output for a in answers], dtype="str"),
+            }
+        )

@@ -1,0 +1,141 @@
+"""One search: the explorer and its control, at the same budget of unique probes, on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from stages.errors import UsageError
+from stages.explorers.agents import DQNExplorer, PPOExplorer
+from stages.explorers.baselines import Exhaustive, Random
+from stages.explorers.contract import Explorer, Found
+from stages.explorers.policy import Policy
+from stages.explorers.prober import Prober, torch_threads
+from stages.ledger import Ledger
+from stages.params import DiscoverConfig, validation_lines
+from stages.tasks.contract import Compute, Task
+
+EXPLORERS: dict[str, Any] = {cls.name: cls for cls in (PPOExplorer, DQNExplorer, Random, Exhaustive)}
+
+
+class Progress(NamedTuple):
+    """Where a search stands: one of these after every batch."""
+
+    role: str
+    spent: int
+    failures: int
+    budget: int
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Args:
+        probes: all unique probes of both roles, in the format of probes.parquet.
+        policy: what the agent has learnt, if it learns.
+        curves: role -> (unique probes, failures) after every batch.
+        metrics: role -> explorer, budget, probes, failures, distinct failing cells and what the explorer adds.
+        enumerated: the budget covered the grid, so every pair was asked and no agent was needed.
+    """
+
+    probes: pd.DataFrame
+    policy: Policy | None
+    curves: Mapping[str, list[tuple[int, int]]]
+    metrics: Mapping[str, dict[str, Any]]
+    enumerated: bool
+
+
+def make_explorer(name: str, settings: Mapping[str, Any]) -> Explorer:
+    """Build an explorer by name.
+
+    Raises:
+        UsageError: for an unknown name or setting, naming the known ones.
+    """
+    if name not in EXPLORERS:
+        raise UsageError(f"discover.explorer: no explorer {name!r}, found: {', '.join(EXPLORERS)}")
+    cls = EXPLORERS[name]
+    try:
+        explorer: Explorer = cls(cls.Settings.model_validate(dict(settings)))
+    except ValidationError as error:
+        raise UsageError("; ".join(validation_lines(error, cls.Settings, "discover.settings"))) from None
+    return explorer
+
+
+def search(
+    task: Task,
+    item_ids: Sequence[str],
+    config: DiscoverConfig,
+    *,
+    seed: int,
+    ledger: Ledger | None = None,
+    compute: Compute | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> SearchResult:
+    """Let the agent and then the control spend the same budget.
+
+    A budget that covers all (item, cell) pairs is spent by asking all of them: then the truth is known, and that is
+    said. Answers are shared through the ledger, the books are not: each pays for every probe it asks.
+
+    Args:
+        task: the model under test.
+        item_ids: the items to search on.
+        config: explorer, control, budget and settings.
+        seed: of all randomness here; the two roles use different streams of it.
+        ledger: answers so far; with a file behind it the search can be resumed.
+        compute: threads and batch size of the model.
+        on_progress: called after every batch.
+    """
+    ledger = ledger if ledger is not None else Ledger()
+    pairs = len(item_ids) * task.concepts.n_cells
+    enumerated = config.budget >= pairs
+    roles: dict[str, Explorer]
+    if enumerated:
+        roles = {"control": Exhaustive()}
+    else:
+        roles = {
+            "agent": make_explorer(config.explorer, config.settings),
+            "control": make_explorer(config.control, {}),
+        }
+    budget = min(config.budget, pairs)
+    tables, curves, metrics, policy = [], {}, {}, None
+    for role, explorer in roles.items():
+
+        def report(spent: int, failures: int, role: str = role) -> None:
+            if on_progress is not None:
+                on_progress(Progress(role, spent, failures, budget))
+
+        prober = Prober(task, item_ids, budget, ledger, compute, report)
+        with torch_threads(1):
+            found = explorer.explore(prober, _stream(seed, role))
+        policy = found.policy or policy
+        table = prober.table()
+        tables.append(table.assign(role=role, explorer=explorer.name))
+        curves[role] = prober.curve
+        metrics[role] = _metrics(explorer, prober, table, found)
+    probes = pd.concat(tables, ignore_index=True)
+    first = ["role", "explorer"]
+    return SearchResult(probes[first + [c for c in probes if c not in first]], policy, curves, metrics, enumerated)
+
+
+def _stream(seed: int, role: str) -> int:
+    """Give each role a seed of its own, so that agent and control draw independently."""
+    return int(np.random.SeedSequence([seed, sum(role.encode())]).generate_state(1)[0] % (2**31))
+
+
+def _metrics(explorer: Explorer, prober: Prober, table: pd.DataFrame, found: Found) -> dict[str, Any]:
+    failing = table.loc[table["failed"], prober.space.names]
+    return {
+        "explorer": explorer.name,
+        "budget": prober.budget,
+        "probes": prober.spent,
+        "failures": prober.failures,
+        "failure_rate": prober.failures / max(1, prober.spent),
+        "failing_cells": len(failing.drop_duplicates()),
+        **found.details,
+    }

@@ -1,0 +1,194 @@
+"""The task contract: all that differs between a classifier, a summarizer and a text-to-image model.
+
+A task knows nothing of explorers and an explorer nothing of tasks: they meet in `stages.explorers.prober`.
+A user's own task is a class with these methods, named in params.yaml as `task: package.module:Class`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import ConceptSpace, Region
+from stages.errors import UsageError
+
+Split = Literal["discover", "repair", "test"]
+SPLITS: tuple[Split, ...] = ("discover", "repair", "test")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where a task computes. Recorded with every result, because results that differ in it are not alike.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1"; "auto" was resolved before a task sees it.
+        threads: CPU threads torch may use; fixed, because sums depend on it in their last bits.
+        batch_size: probes the model answers at once.
+    """
+
+    device: str = "cpu"
+    threads: int = 2
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a task is given: its own part of params.yaml and where it finds its inputs.
+
+    Args:
+        audit: the audit's name.
+        seed: all randomness of the task derives from it.
+        config: the audit's `prepare:` block, for the task to validate.
+        concepts: {name: levels} as in params.yaml, for the task to validate.
+        discrepancy: the audit's `discrepancy:` block.
+        inputs: folder of the user's own files, data/<audit>/inputs: every local path is relative to it.
+        compute: device, threads, batch size.
+    """
+
+    audit: str
+    seed: int
+    config: Mapping[str, Any]
+    concepts: Mapping[str, Any]
+    discrepancy: Mapping[str, Any]
+    inputs: Path
+    compute: Compute
+
+
+@dataclass(frozen=True)
+class Items:
+    """The audit set: a table with columns id, split, label (what people expect) and whatever the task adds."""
+
+    table: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        missing = {"id", "split", "label"} - set(self.table.columns)
+        if missing:
+            raise UsageError(f"items lack the column(s) {sorted(missing)}, found {list(self.table.columns)}")
+        if self.table["id"].duplicated().any():
+            twice = self.table.loc[self.table["id"].duplicated(), "id"].iloc[0]
+            raise UsageError(f"item ids must be unique, found {twice!r} more than once")
+
+    def ids(self, split: Split) -> list[str]:
+        """Ids of one split, in the order of the table."""
+        return self.table.loc[self.table["split"] == split, "id"].tolist()
+
+
+@dataclass(frozen=True)
+class ProbeBatch:
+    """Answers to n probes.
+
+    Args:
+        discrepancy: (n,) float32, how far the output is from what people expect. The scale is the task's own, but
+            bounded, and a probe fails where it is above the task's threshold.
+        failed: (n,) bool.
+        outputs: n short strings people can read (a predicted class, a summary).
+    """
+
+    discrepancy: np.ndarray
+    failed: np.ndarray
+    outputs: list[str]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What a person is shown of one probe: an image (PNG bytes) or a text, with a caption."""
+
+    caption: str
+    image: bytes | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The measure that must not get worse, item by item so that intervals can be paired.
+
+    Args:
+        name: e.g. "clean accuracy".
+        values: (n,) float, one per item, higher is better.
+        item_ids: the n items.
+    """
+
+    name: str
+    values: np.ndarray
+    item_ids: list[str]
+
+
+@dataclass(frozen=True)
+class TargetMode:
+    """A failure mode a person chose to repair, with its weight (severity > 0)."""
+
+    id: str
+    region: Region
+    severity: float = 1.0
+
+
+@dataclass(frozen=True)
+class RepairPlan:
+    """What a repair is to do: the target modes, or uniformly drawn cells for the control."""
+
+    targets: Sequence[TargetMode]
+    settings: Mapping[str, Any]
+    seed: int
+    uniform: bool = False
+
+
+@dataclass(frozen=True)
+class RepairRecord:
+    """What a repair did: numbers for the model card and the learning curve (one row a step or epoch)."""
+
+    method: str
+    steps: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+    curve: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A model under test with its items and concepts."""
+
+    items: Items
+    concepts: ConceptSpace
+    threshold: float
+
+    @classmethod
+    def check(cls, context: TaskContext) -> list[str]:
+        """Say all that is wrong with the configuration, without loading a model; empty if nothing is."""
+        ...
+
+    @classmethod
+    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
+        """Write model and items in standard form under out_dir; return numbers for the metrics."""
+        ...
+
+    @classmethod
+    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
+        """Load what `prepare` wrote, or another model of the same form in place of the one under test."""
+        ...
+
+    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Return (n, d) float32: what the explorer sees of the items."""
+        ...
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """Query the model on n (item, cell, repeat) triples; cells are (n, concepts) level indices.
+
+        Answers depend on the triple alone, not on what else is in the batch.
+        """
+        ...
+
+    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
+        """Show the inputs of n probes as people would see them."""
+        ...
+
+    def clean_quality(self, split: Split) -> Quality:
+        """Measure what must not get worse on unchanged items."""
+        ...
+
+    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+        """Fine-tune a copy on repair items and write a model that `load` reads."""
+        ...

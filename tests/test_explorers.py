@@ -1,0 +1,224 @@
+"""Explorers on a task whose failures are known: the books, the environment, the agents, what they leave behind."""
+
+from __future__ import annotations
+
+import json
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check
+from stable_baselines3.common.env_checker import check_env as sb3_check
+
+from stages.concepts import Concept, ConceptSpace, Region
+from stages.errors import InfrastructureError, NoLearningError, UsageError
+from stages.explorers import ENV_ID, EXPLORERS, Prober, load_policy, make_explorer, save_policy, search
+from stages.explorers.reward import Reward
+from stages.ledger import Key, Ledger
+from stages.params import DiscoverConfig
+from stages.tasks.contract import Items
+from tests.planted import PlantedTask
+
+REGION = {"a": [3, 4], "b": [2, 3, 4]}
+
+
+def make_task(levels: int = 5, concepts: str = "abc", items: int = 30, noise: float = 0.03) -> PlantedTask:
+    space = ConceptSpace(tuple(Concept(name, tuple(range(levels))) for name in concepts))
+    rows = [{"id": f"i{n}", "split": "discover", "label": "0"} for n in range(items)]
+    return PlantedTask(Items(pd.DataFrame(rows)), space, {"regions": [REGION], "noise": noise}, seed=0)
+
+
+def ids(task: PlantedTask) -> list[str]:
+    return task.items.ids("discover")
+
+
+# --- the prober keeps the books
+
+
+def test_only_unique_probes_are_paid_and_asked() -> None:
+    task = make_task()
+    prober = Prober(task, ids(task), budget=10)
+    items, cells = np.array([0, 0, 1]), np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1]])
+    first = prober.ask(items, cells)
+    again = prober.ask(items, cells)
+    assert first.fresh.tolist() == [True, False, True]
+    assert not again.fresh.any() and again.answered.all()
+    assert prober.spent == 2 and task.queries == 2
+    np.testing.assert_array_equal(first.discrepancy, again.discrepancy)
+
+
+def test_the_budget_is_kept_exactly() -> None:
+    task = make_task()
+    prober = Prober(task, ids(task), budget=7)
+    answers = prober.ask(np.arange(20) % 30, task.concepts.sample(20, np.random.default_rng(0)))
+    assert prober.spent == 7 == answers.answered.sum() == task.queries
+    assert np.isnan(answers.discrepancy[~answers.answered]).all()
+
+
+def test_probes_are_those_of_the_task() -> None:
+    task = make_task()
+    prober = Prober(task, ids(task), budget=50)
+    prober.ask(np.zeros(50, dtype=int), task.concepts.cells(np.arange(50)))
+    table = prober.table()
+    truth = task.probe(table["item"].tolist(), table[task.concepts.names].to_numpy())
+    np.testing.assert_array_equal(table["discrepancy"], truth.discrepancy)
+    np.testing.assert_array_equal(table["failed"], truth.failed)
+    assert prober.failures == truth.failed.sum()
+
+
+# --- the ledger survives
+
+
+def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path) -> None:
+    config = DiscoverConfig(explorer="ppo", budget=400)
+    whole = search(make_task(), ids(make_task()), config, seed=3)
+
+    class KilledTask(PlantedTask):
+        def probe(self, *args, **kwargs):
+            if self.queries > 250:
+                raise InfrastructureError("killed")
+            return super().probe(*args, **kwargs)
+
+    task = make_task()
+    killed = KilledTask(task.items, task.concepts, task.model, 0)
+    with pytest.raises(InfrastructureError):
+        search(killed, ids(task), config, seed=3, ledger=Ledger(tmp_path / "ledger.jsonl"))
+    with (tmp_path / "ledger.jsonl").open("a") as file:
+        file.write('{"schema": 1, "items": ["i0"], "ce')  # what a kill in the middle of a line leaves
+
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    assert 0 < ledger.resumed == killed.queries
+    resumed = search(task, ids(task), config, seed=3, ledger=ledger)
+    pd.testing.assert_frame_equal(resumed.probes, whole.probes)
+    assert task.queries == len(Ledger(tmp_path / "ledger.jsonl")) - ledger.resumed
+
+
+def test_a_ledger_of_another_schema_is_refused(tmp_path) -> None:
+    (tmp_path / "ledger.jsonl").write_text(json.dumps({"schema": 99}) + "\n")
+    with pytest.raises(InfrastructureError, match="schema 99"):
+        Ledger(tmp_path / "ledger.jsonl")
+
+
+def test_answers_come_back_exactly(tmp_path) -> None:
+    values = np.random.default_rng(0).normal(size=20).astype(np.float32)
+    keys = [Key(f"ä{n}", n) for n in range(20)]
+    Ledger(tmp_path / "l").append(keys, values, values > 0, ['"\n</script>'] * 20)
+    ledger = Ledger(tmp_path / "l")
+    assert [np.float32(ledger[k].discrepancy) for k in keys] == values.tolist()
+    assert ledger[keys[3]].output == '"\n</script>'
+
+
+# --- the environment
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("flat", [False, True])
+def test_both_checkers_accept_the_environment(flat: bool) -> None:
+    task = make_task()
+    env = gym.make(ENV_ID, prober=Prober(task, ids(task), 10_000), flat=flat, disable_env_checker=True)
+    gymnasium_check(env.unwrapped, skip_render_check=True)
+    sb3_check(env.unwrapped)
+
+
+def test_an_episode_is_one_probe_of_the_item_shown() -> None:
+    task = make_task()
+    env = gym.make(ENV_ID, prober=Prober(task, ids(task), 10))
+    observation, info = env.reset(options={"item": 4})
+    assert info["item"] == "i4" and observation in env.observation_space
+    _, reward, terminated, truncated, info = env.step(np.array([4, 4, 0]))
+    assert terminated and not truncated and info["failed"] and reward > 0
+
+
+def test_reward_prefers_new_failures_to_old_ones_to_none() -> None:
+    task = make_task(noise=0.0)
+    prober = Prober(task, ids(task), 100)
+    reward = Reward(task.concepts, 0.0, novelty=0.5)
+    failing, passing = np.array([[4, 4, 0]] * 8), np.array([[0, 0, 0]] * 8)
+
+    def pay(items, cells):
+        return reward(np.array(items), cells, prober.ask(np.array(items), cells))
+
+    first, later = pay([0], failing[:1])[0], pay(range(1, 8), failing[:7])[-1]
+    margin = prober.ask(np.array([7]), failing[:1]).discrepancy[0]
+    assert later == pytest.approx(margin + 0.5 / np.sqrt(8))
+    assert first > margin and pay([0], passing[:1])[0] < 0
+    assert pay([0], failing[:1])[0] == -1.0  # the same again is worth less than anything new
+    assert abs(first) <= 1.5
+
+
+# --- agents and baselines, one contract
+
+
+@pytest.mark.parametrize("name", list(EXPLORERS))
+def test_an_explorer_spends_its_budget_and_is_seeded(name: str) -> None:
+    runs = [search(make_task(), ids(make_task()), DiscoverConfig(explorer=name, budget=600), seed=s) for s in (1, 1, 2)]
+    for run in runs:
+        agent = run.probes[run.probes["role"] == "agent"]
+        assert len(agent) == 600 == run.metrics["agent"]["probes"]
+        assert not agent.duplicated(["item", "a", "b", "c", "repeat"]).any()
+    pd.testing.assert_frame_equal(runs[0].probes, runs[1].probes)
+    if name != "exhaustive":
+        assert not runs[0].probes.equals(runs[2].probes)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_an_agent_learns_where_the_failures_are(name: str, tmp_path) -> None:
+    task = make_task(items=300)  # enough failing pairs that the agent does not run out of new ones
+    found = search(task, ids(task), DiscoverConfig(explorer=name, budget=1500), seed=0)
+    agent, control = found.metrics["agent"], found.metrics["control"]
+    assert agent["gradient_updates"] > 0
+    assert agent["failures"] > 1.5 * control["failures"]  # the region is 24% of the grid
+
+    cells = task.concepts.cells()
+    p = found.policy.cell_probabilities(task.embed(ids(task)), cells)
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-3)
+    inside = Region.from_json(REGION).contains(task.concepts, cells)
+    assert inside[p.argmax(axis=1)].mean() > 0.8  # softmax(Q) is nearly flat, but its peak is in the region
+    if name == "ppo":
+        assert p.mean(axis=0)[inside].sum() > 0.6
+
+    save_policy(found.policy, tmp_path)
+    again = load_policy(tmp_path)
+    np.testing.assert_allclose(again.cell_probabilities(task.embed(ids(task)), cells), p, atol=1e-6)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
+
+
+def test_no_policy_is_written_as_none(tmp_path) -> None:
+    save_policy(None, tmp_path)
+    assert load_policy(tmp_path) is None
+    with pytest.raises(UsageError, match="no readable policy"):
+        load_policy(tmp_path / "elsewhere")
+
+
+def test_an_agent_without_an_update_is_an_error() -> None:
+    with pytest.raises(NoLearningError, match="no gradient update within its budget of 50"):
+        search(make_task(), ids(make_task()), DiscoverConfig(explorer="ppo", budget=50), seed=0)
+
+
+def test_a_budget_that_covers_the_grid_enumerates_it() -> None:
+    task = make_task(levels=3, concepts="ab", items=5)
+    found = search(task, ids(task), DiscoverConfig(budget=1000), seed=0)
+    assert found.enumerated and found.policy is None
+    assert len(found.probes) == 45 == task.queries
+    assert set(found.probes["role"]) == {"control"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("pppo", {}, "no explorer 'pppo', found: ppo"),
+        ("ppo", {"n_env": 3}, "n_env: unknown key, did you mean 'n_envs'"),
+        ("ppo", {"n_envs": 0}, "n_envs: .*greater than or equal to 1, found 0"),
+        ("random", {"n_envs": 3}, "unknown key"),
+    ],
+)
+def test_bad_explorers_are_told(name: str, settings: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_explorer(name, settings)
+
+
+def test_dqn_refuses_a_grid_beyond_its_size() -> None:
+    task = make_task()
+    with pytest.raises(UsageError, match="125 cells, more than"):
+        search(task, ids(task), DiscoverConfig(explorer="dqn", budget=300, settings={"max_cells": 100}), seed=0)
