@@ -306,7 +306,12 @@ def check_tasks(params: Params, names: Mapping[str, Any] | list[str]) -> None:
     for name in names:
         audit = params.audit(name)
         try:
-            errors += [f"audits.{name}.{e}" for e in task_class(name, audit).check(task_context(name, audit))]
+            task = task_class(name, audit)
+            errors += [f"audits.{name}.{e}" for e in task.check(task_context(name, audit))]
+            if name in params.repairs and hasattr(task, "check_repair"):  # optional: what settings a repair may have
+                config = params.repairs[name].restructure
+                found = task.check_repair({"method": config.method, **config.settings})
+                errors += [f"repairs.{name}.{e}" for e in found]
         except UsageError as error:
             errors.append(str(error))
     if errors:

@@ -129,12 +129,23 @@ class TargetMode:
 
 @dataclass(frozen=True)
 class RepairPlan:
-    """What a repair is to do: the target modes, or uniformly drawn cells for the control."""
+    """What a repair is to do: the target modes, or uniformly drawn cells for the control.
+
+    Args:
+        targets: failure modes to repair.
+        settings: `method` and the method's settings, for the task to validate.
+        seed: all randomness of the repair derives from it.
+        uniform: draw cells from the whole grid instead, with the same number of steps.
+        decision: decided_by, reviewer, reason and landscape of the plan, for the model card.
+        scratch: where unfinished work may be kept, so that a killed repair resumes; None keeps nothing.
+    """
 
     targets: Sequence[TargetMode]
     settings: Mapping[str, Any]
     seed: int
     uniform: bool = False
+    decision: Mapping[str, Any] = field(default_factory=dict)
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""What probes say about a model: the landscape of failure rates, its modes, and how it moves after a repair."""
+
+from stages.landscape.compare import Paired, compare_quality, reduced_failures, risen, targeting
+from stages.landscape.describe import effects, name_modes, overall_rate
+from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.gates import all_passed, judge, judge_landscape, judge_repair
+from stages.landscape.intervals import Rate, Resampler, holm, wilson
+from stages.landscape.modes import Mode, confirm, find_regions
+from stages.landscape.pairs import covered_share, draw_pairs, inside_any
+from stages.landscape.shift import distance, entropy, shift, transport_grid
+from stages.landscape.verdict import Judged, Plan, judge_models
+
+__all__ = [
+    "Judged",
+    "Landscape",
+    "Mode",
+    "Paired",
+    "Plan",
+    "Rate",
+    "Resampler",
+    "all_passed",
+    "compare_quality",
+    "confirm",
+    "covered_share",
+    "distance",
+    "draw_pairs",
+    "effects",
+    "entropy",
+    "estimate",
+    "find_regions",
+    "holm",
+    "inside_any",
+    "judge",
+    "judge_landscape",
+    "judge_models",
+    "judge_repair",
+    "name_modes",
+    "overall_rate",
+    "reduced_failures",
+    "risen",
+    "shift",
+    "targeting",
+    "transport_grid",
+    "wilson",
+]

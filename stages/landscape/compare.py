@@ -1,0 +1,165 @@
+"""Paired comparison of models on common probes: in the target modes, everywhere else, and against the control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.concepts import ConceptSpace, Region
+from stages.landscape.intervals import Rate, Resampler
+
+MIN_PAIRS = 20
+
+
+class Paired:
+    """The same (item, cell) pairs answered by several models.
+
+    Args:
+        items: (n,) item ids.
+        cells: (n, concepts).
+        inside: (n,) the cell lies in a target region.
+        share: share of the grid the target regions cover, to weigh both strata as the grid does.
+        failed: model -> (n,) bool; "before", "after", and "control" if there is one.
+        resamples, seed: of the bootstrap.
+    """
+
+    def __init__(
+        self,
+        items: np.ndarray,
+        cells: np.ndarray,
+        inside: np.ndarray,
+        share: float,
+        failed: Mapping[str, np.ndarray],
+        *,
+        resamples: int,
+        seed: int,
+    ) -> None:
+        self.cells, self.inside = cells, inside
+        self.failed = {model: values.astype(float) for model, values in failed.items()}
+        counts = {True: max(1, int(inside.sum())), False: max(1, int((~inside).sum()))}
+        self.weight = np.where(inside, share / counts[True], (1 - share) / counts[False])
+        self._resampler = Resampler(items, resamples, seed)
+
+    def rate(self, model: str, mask: np.ndarray | None = None) -> Rate:
+        """Failure rate of a model over the grid, or over the cells of the mask."""
+        return self._resampler.mean(self.failed[model], self._weights(mask))
+
+    def change(self, mask: np.ndarray | None = None, models: tuple[str, str] = ("before", "after")) -> Rate:
+        """Failure rate of the second model minus the first, on the same pairs."""
+        return self._resampler.mean(self.failed[models[1]] - self.failed[models[0]], self._weights(mask))
+
+    def newly_failing(self, model: str = "after") -> Rate:
+        """Of what passed before, the share that fails now, over the whole grid."""
+        return self._resampler.mean(self.failed[model], self.weight * (1 - self.failed["before"]))
+
+    def fixed(self, model: str = "after") -> Rate:
+        """Of what failed before, the share that passes now, over the whole grid."""
+        return self._resampler.mean(1 - self.failed[model], self.weight * self.failed["before"])
+
+    def _weights(self, mask: np.ndarray | None) -> np.ndarray:
+        return self.weight if mask is None else self.weight * mask
+
+    def difference(self, mask: np.ndarray | None = None) -> dict[str, Any]:
+        """Before, after, the paired change, and the same for the control, as in verdict.json."""
+        before, after, change = self.rate("before", mask), self.rate("after", mask), self.change(mask)
+        entry = _entry(before, after, change)
+        if "control" in self.failed:
+            value, moved = self.rate("control", mask), self.change(mask, ("before", "control"))
+            against = self.change(mask, ("control", "after"))
+            entry["control"] = _entry(None, value, moved) | {"repair_minus_control": against.to_json()}
+        return entry
+
+    def differences(self) -> dict[str, dict[str, Any]]:
+        """All measures on probes: in the targets, elsewhere, over the grid, newly failing, fixed."""
+        everywhere = np.ones(len(self.inside), dtype=bool)
+        found = {
+            "target_failure_rate": self.difference(self.inside),
+            "other_failure_rate": self.difference(~self.inside),
+            "failure_rate": self.difference(everywhere),
+        }
+        for name, measure in (("newly_failing", self.newly_failing), ("fixed", self.fixed)):
+            found[name] = _entry(None, measure(), None)
+            if "control" in self.failed:
+                found[name]["control"] = _entry(None, measure("control"), None)
+        return found
+
+
+def compare_quality(
+    values: Mapping[str, np.ndarray], item_ids: Sequence[str], *, resamples: int, seed: int
+) -> tuple[dict[str, Any], Rate, Rate]:
+    """Paired difference of a quality measured item by item: its entry, the value after, the change."""
+    resampler, weights = Resampler(np.asarray(item_ids), resamples, seed), np.ones(len(item_ids))
+    before, after = (resampler.mean(values[model], weights) for model in ("before", "after"))
+    change = resampler.mean(values["after"] - values["before"], weights)
+    entry = _entry(before, after, change)
+    if "control" in values:
+        moved = resampler.mean(values["control"] - values["before"], weights)
+        entry["control"] = _entry(None, resampler.mean(values["control"], weights), moved)
+        entry["control"]["repair_minus_control"] = resampler.mean(
+            values["after"] - values["control"], weights
+        ).to_json()
+    return entry, after, change
+
+
+def _entry(before: Rate | None, after: Rate, change: Rate | None) -> dict[str, Any]:
+    """One difference; `low` and `high` belong to the change, or to the value where there is none."""
+    value = after.to_json()
+    judged = value if change is None else change.to_json()
+    entry: dict[str, Any] = {"before": before.to_json()["value"]} if before is not None else {}
+    entry |= {"after": value["value"], "after_low": value["low"], "after_high": value["high"]}
+    if change is not None:
+        entry["change"] = judged["value"]
+    return entry | {"low": judged["low"], "high": judged["high"], "pairs": after.n}
+
+
+def targeting(difference: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Whether aiming at the modes helped beyond fine-tuning on uniformly drawn cells; None without a control."""
+    if "control" not in difference:
+        return None
+    against = difference["control"]["repair_minus_control"]
+    if against["value"] is None:
+        return None
+    change = f"{100 * against['value']:+.1f} points [{100 * against['low']:+.1f}, {100 * against['high']:+.1f}]"
+    if against["high"] < 0:
+        said = f"aiming at the modes helped: {change} against the control in the target modes"
+    elif against["low"] > 0:
+        said = f"aiming at the modes did worse than the control there: {change}"
+    else:
+        said = f"no better than the control in the target modes ({change}): what improved there improved in general"
+    return {"helped": bool(against["high"] < 0), **against, "statement": said}
+
+
+def reduced_failures(paired: Paired) -> dict[str, Any]:
+    """Reduced failures in the sense of the paper's Def. 4.1, on the chosen modes and over the whole landscape.
+
+    Evaluated is: sum over cells c in C of rate_after(c) < sum over c in C of rate_before(c), for C the cells of the
+    chosen modes and for C the whole grid, as mean rates over C, which is the same inequality. It holds
+    `beyond_chance` if the paired 95% interval of the difference lies below 0.
+    """
+    result: dict[str, Any] = {"inequality": "mean over C of (rate_after - rate_before) < 0"}
+    for name, mask in (("targets", paired.inside), ("total", np.ones(len(paired.inside), dtype=bool))):
+        change = paired.change(mask)
+        before, after = paired.rate("before", mask).to_json()["value"], paired.rate("after", mask).to_json()["value"]
+        known = change.n > 0
+        result[name] = {
+            "holds": bool(change.value < 0) if known else None,
+            "beyond_chance": bool(change.high < 0) if known else None,
+            "before": before,
+            "after": after,
+            "change": change.to_json(),
+        }
+    parts = [result[name]["holds"] for name in ("targets", "total") if result[name]["holds"] is not None]
+    return {"holds": bool(parts) and all(parts), **result}
+
+
+def risen(paired: Paired, space: ConceptSpace, regions: Sequence[Region]) -> list[dict[str, Any]]:
+    """Which of the regions fail more often after the repair, by pairs that did not name them: failures moved there."""
+    found = []
+    for region in regions:
+        mask = region.contains(space, paired.cells)
+        change = paired.change(mask)
+        if change.n >= MIN_PAIRS and change.low > 0:
+            found.append({"region": region.to_json(), "text": region.describe(space), **paired.difference(mask)})
+    return found

@@ -1,0 +1,104 @@
+"""From probes to what is said about a model: overall rate, effects of single concepts, failure modes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import ConceptSpace
+from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.intervals import Rate, wilson
+from stages.landscape.modes import Mode, confirm, find_regions
+from stages.params import SummarizeConfig
+
+
+def overall_rate(landscape: Landscape, probes: pd.DataFrame) -> Rate:
+    """Failure rate over the whole grid: from the uniform probes alone, without a model; exact if enumerated."""
+    control = probes.loc[probes["role"] == "control", "failed"]
+    if landscape.exact or control.empty:
+        return landscape.mean_rate()
+    return wilson(int(control.sum()), len(control))
+
+
+def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> list[dict[str, object]]:
+    """Failure rate at each level of each concept, averaged over all others.
+
+    Rate and interval are the landscape's; `probes` and `failures` count the control's uniform probes at that level.
+    """
+    control = probes[probes["role"] == "control"]
+    rows: list[dict[str, object]] = []
+    for concept in space.concepts:
+        level_of_cell = landscape.table[concept.name].to_numpy()
+        failed = control["failed"].groupby(control[concept.name]).agg(["size", "sum"])
+        failed = failed.reindex(range(len(concept)), fill_value=0)
+        for level in range(len(concept)):
+            rate = landscape.mean_rate(level_of_cell == level)
+            rows.append(
+                {
+                    "concept": concept.name,
+                    "level": level,
+                    "label": concept.label(level),
+                    "rate": rate.value,
+                    "low": rate.low,
+                    "high": rate.high,
+                    "probes": int(failed.loc[level, "size"]),
+                    "failures": int(failed.loc[level, "sum"]),
+                }
+            )
+    return rows
+
+
+def name_modes(
+    landscape: Landscape,
+    probes: pd.DataFrame,
+    item_ids: Sequence[str],
+    embeddings: np.ndarray,
+    space: ConceptSpace,
+    config: SummarizeConfig,
+    *,
+    threshold: float,
+    seed: int,
+) -> list[Mode]:
+    """Find modes on one half of the evidence and measure them on the other.
+
+    The search sees the agent's probes and half of the control's; the other half of the control's is uniform and
+    unseen, and gives rates and intervals. On an enumerated grid the halves are halves of the items.
+
+    Args:
+        landscape: the estimate from all probes; only its hyperparameters and calibration are reused.
+        probes: of agent and control, as in probes.parquet.
+        item_ids: the items rates are averaged over.
+        embeddings: (items, d), in the order of `item_ids`.
+        space: the grid.
+        config: how many modes, of how many conditions and which support.
+        threshold: discrepancies above it are failures.
+        seed: of the halves and of the estimate.
+    """
+    rng = np.random.default_rng(seed)
+    if landscape.exact:
+        held = rng.permutation(len(item_ids)) < len(item_ids) // 2
+        unseen_items = np.asarray(item_ids)[held]
+        unseen = probes["item"].isin(unseen_items).to_numpy()
+        kept = np.flatnonzero(~held)
+    else:
+        control = np.flatnonzero((probes["role"] == "control").to_numpy())
+        unseen = np.zeros(len(probes), dtype=bool)
+        unseen[rng.permutation(control)[: len(control) // 2]] = True
+        # A pair the agent asked as well has been seen.
+        asked = pd.MultiIndex.from_frame(probes[["item", *space.names]])
+        unseen &= ~asked.isin(asked[~unseen])
+        kept = np.arange(len(item_ids))
+    seen = probes[~unseen]
+    ids = [item_ids[int(i)] for i in kept]
+    half = estimate(seen, ids, embeddings[kept], space, threshold=threshold, seed=seed, like=landscape)
+    regions = find_regions(
+        space,
+        half.cells(space),
+        half.rates,
+        modes=config.modes,
+        max_conditions=config.max_conditions,
+        min_support=config.min_support,
+    )
+    return confirm(space, regions, half.cells(space), half.rates, probes[unseen])

@@ -1,0 +1,67 @@
+"""Gates: bounds on what was measured. A gate passes only if the whole 95% interval is on the right side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.landscape.intervals import Rate
+from stages.params import Gate, Gates, LandscapeGates
+
+
+def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> dict[str, Any]:
+    """One entry of `gates`.
+
+    Args:
+        name: e.g. "target_failure_rate.change_max".
+        bound: where the gate stands.
+        rate: what was measured; None or NaN where there was nothing to measure, then nothing is judged (`passed` null).
+        upper: the interval has to lie at or below the bound, else at or above it.
+    """
+    if rate is None or np.isnan(rate.value):
+        return {"gate": name, "bound": bound, "value": None, "low": None, "high": None, "passed": None}
+    passed = rate.high <= bound if upper else rate.low >= bound
+    return {
+        "gate": name,
+        "bound": bound,
+        "value": rate.value,
+        "low": rate.low,
+        "high": rate.high,
+        "passed": bool(passed),
+    }
+
+
+def judge_landscape(gates: LandscapeGates | None, overall: Rate, confirmed: Sequence[Rate]) -> list[dict[str, Any]]:
+    """Judge a landscape itself. Without a confirmed mode the worst region there is evidence for is the whole grid."""
+    if gates is None:
+        return []
+    worst = max(confirmed, key=lambda rate: rate.value, default=overall)
+    bounds = [("max_failure_rate", gates.max_failure_rate, overall), ("max_mode_rate", gates.max_mode_rate, worst)]
+    return [judge(name, bound, rate, upper=True) for name, bound, rate in bounds if bound is not None]
+
+
+def judge_repair(gates: Gates, after: Mapping[str, Rate], change: Mapping[str, Rate]) -> list[dict[str, Any]]:
+    """Judge a repair.
+
+    Args:
+        gates: the bounds.
+        after: measure -> value after the repair.
+        change: measure -> after minus before, paired.
+    """
+    entries = []
+    for measure in type(gates).model_fields:
+        gate: Gate | None = getattr(gates, measure)
+        if gate is None:
+            continue
+        for key, bound in gate.model_dump(exclude_none=True).items():
+            rates = change if key.startswith("change") else after
+            entries.append(judge(f"{measure}.{key}", bound, rates.get(measure), upper=key.endswith("max")))
+    return entries
+
+
+def all_passed(entries: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Whether all gates that could be judged passed; None if there were none."""
+    judged = [entry["passed"] for entry in entries if entry["passed"] is not None]
+    return all(judged) if judged else None

@@ -1,0 +1,202 @@
+"""The verdict on a repair: what was decided, what changed, and whether that passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import ConceptSpace, Region
+from stages.files import read_json
+from stages.landscape.compare import Paired, compare_quality, reduced_failures, risen, targeting
+from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.gates import all_passed, judge_repair
+from stages.landscape.modes import find_regions
+from stages.landscape.pairs import covered_share, inside_any
+from stages.landscape.shift import shift
+from stages.params import AuditConfig, RepairConfig
+from stages.tasks.contract import Task
+
+Search = tuple[pd.DataFrame, dict[str, Any]]  # probes, metrics by role
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a person, or a rule, decided."""
+
+    decided_by: str
+    reviewer: str | None
+    reason: str
+    modes: list[dict[str, Any]]
+
+    @property
+    def targets(self) -> list[Region]:
+        """Regions of the modes to repair."""
+        return [Region.from_json(mode["region"]) for mode in self.modes if mode["action"] == "repair"]
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read plan.json."""
+        data = read_json(path)
+        return cls(data["decided_by"], data.get("reviewer"), data.get("reason") or "", data["modes"])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdict as in verdict.json, and both landscapes as in landscapes.parquet."""
+
+    verdict: dict[str, Any]
+    landscapes: pd.DataFrame
+
+
+def judge_models(
+    tasks: Mapping[str, Task],
+    item_ids: Sequence[str],
+    plan: Plan,
+    repair: RepairConfig,
+    searches: Mapping[str, Search],
+    answers: Mapping[str, pd.DataFrame],
+    audit: AuditConfig,
+) -> Judged:
+    """Compare the models and hold what came out against the gates."""
+    task, resamples, seed = tasks["before"], repair.re_evaluate.bootstrap, audit.seed
+    space, targets = task.concepts, plan.targets
+    pairs = answers["before"]
+    cells = pairs[space.names].to_numpy(dtype=np.int64)
+    paired = Paired(
+        pairs["item"].to_numpy(dtype=str),
+        cells,
+        inside_any(space, targets, cells),
+        covered_share(space, targets, seed),
+        {model: table["failed"].to_numpy(dtype=bool) for model, table in answers.items()},
+        resamples=resamples,
+        seed=seed,
+    )
+    differences = paired.differences()
+    qualities = {model: task.clean_quality("test") for model, task in tasks.items()}
+    differences["clean_quality"], quality, quality_change = compare_quality(
+        {model: q.values for model, q in qualities.items()},
+        qualities["before"].item_ids,
+        resamples=resamples,
+        seed=seed,
+    )
+    differences["clean_quality"]["name"] = qualities["before"].name
+    after = {
+        "target_failure_rate": paired.rate("after", paired.inside),
+        "other_failure_rate": paired.rate("after", ~paired.inside),
+        "newly_failing": paired.newly_failing(),
+        "clean_quality": quality,
+    }
+    change = {
+        "target_failure_rate": paired.change(paired.inside),
+        "other_failure_rate": paired.change(~paired.inside),
+        "newly_failing": paired.newly_failing(),  # before the repair nothing was newly failing
+        "clean_quality": quality_change,
+    }
+    gates = judge_repair(repair.gates, after, change)
+    passed = all_passed(gates)
+
+    before_landscape, after_landscape, halves = _landscapes(task, item_ids, searches, seed)
+    moved = risen(paired, space, _rising_regions(space, before_landscape, after_landscape, audit))
+    aimed = targeting(differences["target_failure_rate"])
+    verdict = {
+        "passed": passed,
+        "gates": gates,
+        "decided_by": plan.decided_by,
+        "reviewer": plan.reviewer,
+        "reason": plan.reason,
+        "statement": _statement(passed, gates, differences, aimed, moved, targets),
+        "differences": differences,
+        "modes": [
+            {
+                "id": mode["id"],
+                "text": mode["text"],
+                "action": mode["action"],
+                **paired.difference(Region.from_json(mode["region"]).contains(space, cells)),
+            }
+            for mode in plan.modes
+        ],
+        "targeting": aimed,
+        "failures_moved": {"found": bool(moved), "regions": moved},
+        "reduced_failures": reduced_failures(paired),
+        "search": {model: numbers for model, (_, numbers) in searches.items()},
+        "shift": shift(space, before_landscape.table, after_landscape.table, (halves[0].table, halves[1].table)),
+        "estimator": {"before": before_landscape.diagnostics, "after": after_landscape.diagnostics},
+        "items": len(item_ids),
+    }
+    return Judged(verdict, _side_by_side(space, before_landscape, after_landscape))
+
+
+def _landscapes(
+    task: Task, item_ids: Sequence[str], searches: Mapping[str, Search], seed: int
+) -> tuple[Landscape, Landscape, tuple[Landscape, Landscape]]:
+    """Both landscapes, estimated alike, and two of the model before from disjoint halves of the items.
+
+    Items are described by what the model *before* sees in them, so that both are estimated from the same description.
+    """
+    embeddings, space, threshold = task.embed(item_ids), task.concepts, task.threshold
+    before_probes, after_probes = searches["before"][0], searches["after"][0]
+    before = estimate(before_probes, item_ids, embeddings, space, threshold=threshold, seed=seed)
+    after = estimate(after_probes, item_ids, embeddings, space, threshold=threshold, seed=seed)
+    first = np.random.default_rng(seed).permutation(len(item_ids)) < (len(item_ids) + 1) // 2
+    halves = []
+    for mask in (first, ~first if len(item_ids) > 1 else first):
+        ids = [item for item, kept in zip(item_ids, mask, strict=True) if kept]
+        some = before_probes[before_probes["item"].isin(ids)]
+        halves.append(estimate(some, ids, embeddings[mask], space, threshold=threshold, seed=seed, like=before))
+    return before, after, (halves[0], halves[1])
+
+
+def _rising_regions(space: ConceptSpace, before: Landscape, after: Landscape, audit: AuditConfig) -> list[Region]:
+    """Regions in which the estimated rate rose most: where failures may have moved to."""
+    rise = after.rates - before.rates
+    if not (rise > 0).any():
+        return []
+    limits = audit.summarize
+    return find_regions(
+        space,
+        before.cells(space),
+        np.clip(rise, 0, None),
+        modes=min(3, limits.modes),
+        max_conditions=limits.max_conditions,
+        min_support=limits.min_support,
+    )
+
+
+def _side_by_side(space: ConceptSpace, before: Landscape, after: Landscape) -> pd.DataFrame:
+    columns = ["probes", "failures", "rate", "low", "high", "certain"]
+    table = before.table[space.names].copy()
+    for suffix, landscape in (("before", before), ("after", after)):
+        for column in columns:
+            table[f"{column}_{suffix}"] = landscape.table[column].to_numpy()
+    return table
+
+
+def _statement(
+    passed: bool | None,
+    gates: Sequence[Mapping[str, Any]],
+    differences: Mapping[str, Mapping[str, Any]],
+    aimed: Mapping[str, Any] | None,
+    moved: Sequence[Mapping[str, Any]],
+    targets: Sequence[Region],
+) -> str:
+    """The verdict in a few sentences."""
+    failed = [gate["gate"] for gate in gates if gate["passed"] is False]
+    if passed is None:
+        said = ["No gate was judged."]
+    else:
+        said = ["All gates passed." if passed else f"Failed: {', '.join(failed)}."]
+    if not targets:
+        said.append("The plan repairs no mode, so nothing was to improve; the model is judged as it is.")
+    else:
+        d = differences["target_failure_rate"]
+        said.append(f"In the target modes failures went from {d['before']:.1%} to {d['after']:.1%}.")
+    if aimed is not None:
+        said.append(f"{aimed['statement'][0].upper()}{aimed['statement'][1:]}.")
+    if moved:
+        said.append("Failures rose elsewhere: " + "; ".join(str(region["text"]) for region in moved) + ".")
+    return " ".join(said)

@@ -1,0 +1,82 @@
+"""Where a result comes from, written beside it by every stage: without it two results cannot be compared."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from stages.files import content_hash
+from stages.params import AuditConfig, resolve_device
+
+PACKAGES = (
+    "faded", "torch", "numpy", "pandas", "scipy", "scikit-learn", "stable-baselines3", "gymnasium", "pot",
+    "timm", "torchvision", "dvc", "prefect",
+)  # fmt: skip
+
+
+def provenance(audit: str, config: AuditConfig, prepared: Path | None = None) -> dict[str, Any]:
+    """Collect seed, versions, git revision, hashes, device and batch size.
+
+    Args:
+        audit: the audit's name.
+        config: its block of params.yaml.
+        prepared: data/<audit>/prepare, to hash the model under test and its items; None before they exist.
+    """
+    record: dict[str, Any] = {
+        "audit": audit,
+        "seed": config.seed,
+        "task": config.task,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+        "git": git_state(Path(config.code)),
+        "device": device_name(config.compute.device),
+        "dtype": "float32",
+        "threads": config.compute.threads,
+        "batch_size": config.compute.batch_size,
+    }
+    if prepared is not None:
+        record["model"] = content_hash([prepared / "model"])
+        record["data"] = content_hash([prepared / "items.parquet"])
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that can change a result, those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(code: Path) -> dict[str, Any]:
+    """The revision, and whether code or parameters differ from it; what stages write does not count."""
+    revision = _git("rev-parse", "HEAD")
+    if revision is None:
+        return {"revision": None, "dirty": None}
+    watched = [
+        p for p in ("stages", "flows", "params.yaml", "dvc.yaml", "pyproject.toml", str(code)) if Path(p).exists()
+    ]
+    return {"revision": revision, "dirty": bool(_git("status", "--porcelain", "--", *watched))}
+
+
+def device_name(name: str) -> str:
+    """The device "auto" stands for, with the GPU's name: results of two kinds of GPU are not alike."""
+    import torch
+
+    device = resolve_device(name)
+    return device if device == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or no repository: the rest of the record still holds
+    return done.stdout.strip()

@@ -1,0 +1,153 @@
+"""Search again on items the repair never saw, before against after, and judge what the repair did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.command import stage_main
+from stages.concepts import Region
+from stages.errors import UsageError
+from stages.explorers import Prober, search
+from stages.files import content_hash, publishing, scratch, stage_dir, write_json
+from stages.landscape import Plan, draw_pairs, judge_models
+from stages.ledger import Ledger
+from stages.params import AuditConfig, load_params, task_class, task_context
+from stages.provenance import provenance
+from stages.report import write_comparison_report
+from stages.tasks.contract import Compute, Exhibit, Task
+
+EXAMPLES = 8
+
+
+def main(name: str) -> None:
+    """Run the stage for one audit."""
+    params = load_params()
+    audit, repair = params.audit(name), params.repair(name)
+    context, prepared = task_context(name, audit), stage_dir(name, "prepare")
+    plan_path, models_path = (
+        stage_dir(name, "collect_feedback") / "plan.json",
+        stage_dir(name, "restructure") / "models",
+    )
+    plan = Plan.read(plan_path)
+    tasks = _load_models(name, audit, prepared, models_path)
+    item_ids = tasks["before"].items.ids("test")
+    if not item_ids:
+        raise UsageError(f"{prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged")
+
+    inputs = [prepared / "model", prepared / "items.parquet", prepared / "code.json", models_path]
+    key = content_hash(inputs, audit.model_dump(include={"seed", "task", "compute", "concepts", "discrepancy"}))
+    with scratch(name, "re_evaluate", key) as folder:
+        ledgers = {model: Ledger(folder / f"{model}.jsonl") for model in tasks}
+        searches = {m: _search(tasks[m], item_ids, audit, ledgers[m], context.compute, m) for m in ("before", "after")}
+        answers = ask_pairs(
+            tasks, item_ids, plan.targets, repair.re_evaluate.paired_probes, audit.seed, ledgers, context.compute
+        )
+        for ledger in ledgers.values():
+            ledger.close()
+
+    judged = judge_models(tasks, item_ids, plan, repair, searches, answers, audit)
+    probes = pd.concat(
+        [table.assign(model=model, purpose="search") for model, (table, _) in searches.items()]
+        + [table.assign(model=model, purpose="paired", role="paired") for model, table in answers.items()],
+        ignore_index=True,
+    )
+    verdict = {"audit": name, **judged.verdict}
+    with publishing(stage_dir(name, "re_evaluate")) as out:
+        probes.to_parquet(out / "probes.parquet", index=False)
+        judged.landscapes.to_parquet(out / "landscapes.parquet", index=False)
+        write_json(out / "verdict.json", verdict)
+        write_json(out / "metrics.json", _metrics(verdict), schema=False)
+        record = provenance(name, audit, prepared)
+        record["repaired"] = content_hash([models_path]) if models_path.exists() else None
+        write_json(out / "provenance.json", record)
+        write_comparison_report(
+            out / "report.html",
+            verdict=verdict,
+            landscapes=judged.landscapes,
+            space=tasks["before"].concepts,
+            probes=probes,
+            galleries=_galleries(tasks["before"], answers),
+            provenance=record,
+        )
+    print(verdict["statement"])
+
+
+def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) -> dict[str, Task]:
+    """The model before, after and, if asked for, the control; without a repaired model, after is before."""
+    cls, context = task_class(name, audit), task_context(name, audit)
+    folders = {"before": prepared / "model", "after": models / "repaired", "control": models / "control"}
+    tasks: dict[str, Task] = {
+        model: cls.load(context, prepared, folder) for model, folder in folders.items() if folder.exists()
+    }
+    if "before" not in tasks:
+        raise UsageError(f"{folders['before']} is missing: run prepare first")
+    tasks.setdefault("after", tasks["before"])
+    return tasks
+
+
+def _search(
+    task: Task, item_ids: Sequence[str], audit: AuditConfig, ledger: Ledger, compute: Compute, model: str
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The same search as discover's, with the same budget and seed, on test items."""
+    result = search(task, item_ids, audit.discover, seed=audit.seed, ledger=ledger, compute=compute)
+    for role, numbers in result.metrics.items():
+        print(f"{model}: {role} found {numbers['failures']:,} failures in {numbers['probes']:,} unique probes")
+    return result.probes, {**result.metrics, "enumerated": result.enumerated}
+
+
+def ask_pairs(
+    tasks: Mapping[str, Task],
+    item_ids: Sequence[str],
+    targets: Sequence[Region],
+    n: int,
+    seed: int,
+    ledgers: Mapping[str, Ledger],
+    compute: Compute,
+) -> dict[str, pd.DataFrame]:
+    """Put the same pairs to every model: model -> answers, row by row the same pairs."""
+    items, cells = draw_pairs(tasks["before"].concepts, len(item_ids), targets, n, seed)
+    answers = {}
+    for model, task in tasks.items():
+        prober = Prober(task, item_ids, len(items), ledgers[model], compute)
+        prober.ask(items, cells)
+        answers[model] = prober.table().assign(explorer="uniform")
+    return answers
+
+
+def _galleries(task: Task, answers: Mapping[str, pd.DataFrame]) -> dict[str, list[tuple[Exhibit, str, str]]]:
+    """Examples of what the repair fixed and of what fails newly, with the outputs of both models."""
+    before, after = answers["before"], answers["after"]
+    kinds = {"fixed": before["failed"] & ~after["failed"], "newly_failing": ~before["failed"] & after["failed"]}
+    shown = {}
+    for kind, mask in kinds.items():
+        rows = before[mask].drop_duplicates("item").head(EXAMPLES)
+        cells = rows[task.concepts.names].to_numpy(dtype=np.int64)
+        exhibits = task.exhibit(rows["item"].tolist(), cells) if len(rows) else []
+        outputs = zip(exhibits, rows["output"], after.loc[rows.index, "output"], strict=True)
+        shown[kind] = [(exhibit, str(b), str(a)) for exhibit, b, a in outputs]
+    return shown
+
+
+def _metrics(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat numbers, for `dvc metrics diff`."""
+    numbers: dict[str, Any] = {"passed": verdict["passed"]}
+    for measure, entry in verdict["differences"].items():
+        numbers |= {f"{measure}_{key}": entry.get(key) for key in ("before", "after", "change", "low", "high")}
+    for model, roles in verdict["search"].items():
+        numbers |= {
+            f"{model}_{role}_failures": roles[role]["failures"] for role in ("agent", "control") if role in roles
+        }
+    numbers |= {f"shift_{key}": verdict["shift"][key] for key in ("normalised", "null_cell")}
+    numbers |= {f"noise_floor_{key}": verdict["shift"]["noise_floor"][key] for key in ("normalised", "null_cell")}
+    numbers["failures_moved"] = len(verdict["failures_moved"]["regions"])
+    numbers["reduced_failures"] = verdict["reduced_failures"]["holds"]
+    return {key: value for key, value in numbers.items() if value is not None}
+
+
+if __name__ == "__main__":
+    stage_main(main)

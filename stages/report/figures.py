@@ -1,0 +1,295 @@
+"""The pictures of both reports, as plotly figures. Colours, fonts and grids come from the page's own theme."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from stages.concepts import Concept, ConceptSpace
+from stages.report.marginals import marginal
+from stages.report.scales import AFTER, BEFORE, CHANGE_SCALE, CONTROL, RATE_SCALE, plain, rounded, shade, short
+
+# plotly reads "%{x}" as the tick's label, which is the level as people know it.
+_INTERVAL_HOVER = "%{customdata[0]:.1%} – %{customdata[1]:.1%} (bounds averaged over cells)"
+
+
+def _axis(concept: Concept, **more: Any) -> dict[str, Any]:
+    labels = [plain(concept.label(i), 24) for i in range(len(concept))]
+    return {"title": {"text": plain(concept.name)}, "tickvals": list(range(len(concept))), "ticktext": labels, **more}
+
+
+def _scene_axis(concept: Concept) -> dict[str, Any]:
+    """An axis in space: drawn by WebGL, where plotly reads tags but no entities, so a tag is broken by its bracket."""
+
+    def drawn(text: str, limit: int) -> str:
+        return short(text, limit).replace("<", "‹")
+
+    labels = [drawn(concept.label(i), 24) for i in range(len(concept))]
+    return {"title": {"text": drawn(concept.name, 48)}, "tickvals": list(range(len(concept))), "ticktext": labels}
+
+
+def _colorbar(**more: Any) -> dict[str, Any]:
+    return {"tickformat": ".0%", "thickness": 12, "outlinewidth": 0, "len": 0.9, **more}
+
+
+def _figure(traces: Sequence[Any], **layout: Any) -> go.Figure:
+    """A figure without plotly's default template, which would add 7 kB to each."""
+    empty = go.layout.Template()
+    margin = layout.pop("margin", {"l": 56, "r": 16, "t": 16, "b": 48})
+    return go.Figure(data=list(traces), layout={"template": empty, "margin": margin, "showlegend": False, **layout})
+
+
+def _bounds(table: pd.DataFrame, names: tuple[str, str]) -> list[list[float | None]]:
+    if not set(names) <= set(table.columns):
+        return [[None, None]] * len(table)
+    return [list(pair) for pair in zip(rounded(table[names[0]]), rounded(table[names[1]]), strict=True)]
+
+
+def landscape_view(
+    table: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float, suffix: str = ""
+) -> go.Figure:
+    """The landscape over one to three concepts, averaged over the others: bars, a heat map or points in space.
+
+    Args:
+        table: one row a cell with rate, low and high (each + suffix).
+        space: the concepts of the table.
+        names: one, two or three concepts.
+        top: the rate at the end of the colour scale.
+        suffix: "_before" or "_after" where the table holds both.
+    """
+    rates = marginal(table, space, names)
+    highest = max((float(rates[c].max()) for c in rates.columns if c.startswith("high_")), default=0.0)
+    rates = rates.rename(columns={f"{c}{suffix}": c for c in ("rate", "low", "high")})
+    concepts = [space.concepts[space.names.index(name)] for name in names]
+    if len(names) == 1:
+        return effect_view(concepts[0], rates, top, highest)
+    if len(names) == 2:
+        return heat_map(concepts[0], concepts[1], rates, top)
+    rates = rates.dropna(subset=["rate"])
+    level = {name: [plain(c.label(int(i)), 24) for i in rates[name]] for name, c in zip(names, concepts, strict=True)}
+    hover = "".join(f"{plain(name)} %{{customdata[{k + 2}]}}<br>" for k, name in enumerate(names))
+    custom = [
+        [*bounds, *labels] for bounds, *labels in zip(_bounds(rates, ("low", "high")), *level.values(), strict=True)
+    ]
+    rate = rates["rate"].to_numpy(dtype=float)
+    points = go.Scatter3d(
+        x=rates[names[0]].tolist(),
+        y=rates[names[1]].tolist(),
+        z=rates[names[2]].tolist(),
+        mode="markers",
+        marker={
+            "color": rounded(rate),
+            # The area of a point, not its radius, grows with the rate; a small one is left where nothing fails.
+            "size": rounded(3 + 19 * np.sqrt(np.clip(np.nan_to_num(rate) / top, 0, 1)), 1),
+            "opacity": 0.85,
+            "colorscale": RATE_SCALE,
+            "cmin": 0,
+            "cmax": top,
+            "colorbar": _colorbar(title={"text": "fails"}),
+            "line": {"width": 0},
+        },
+        customdata=custom,
+        hovertemplate=f"<b>%{{marker.color:.1%}} fail</b><br>{_INTERVAL_HOVER}<br>{hover}<extra></extra>",
+    )
+    scene = {axis: _scene_axis(concept) for axis, concept in zip(("xaxis", "yaxis", "zaxis"), concepts, strict=True)}
+    camera = {"eye": {"x": 1.35, "y": -1.6, "z": 0.75}, "center": {"x": 0, "y": 0, "z": -0.12}}
+    return _figure(
+        [points],
+        scene={**scene, "aspectmode": "cube", "camera": camera, "dragmode": "orbit"},
+        margin={"l": 0, "r": 0, "t": 0, "b": 0},
+    )
+
+
+def heat_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -> go.Figure:
+    """Failure rate over two concepts; `rates` as `marginal` returns it for (row, column)."""
+    shape = (len(row), len(column))
+    grid = np.array(rounded(rates["rate"]), dtype=object).reshape(shape)
+    custom = np.array(_bounds(rates, ("low", "high")), dtype=object).reshape(*shape, 2)
+    hover = f"<b>%{{z:.1%}} fail</b><br>{_INTERVAL_HOVER}{_place(row, column)}"
+    return _grid(row, column, grid, hover, RATE_SCALE, (0, top), customdata=custom.tolist())
+
+
+def change_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -> go.Figure:
+    """Rate after minus rate before over two concepts."""
+    change = rates["rate_after"] - rates["rate_before"]
+    grid = np.array(rounded(change), dtype=object).reshape(len(row), len(column))
+    both = zip(rounded(rates["rate_before"]), rounded(rates["rate_after"]), strict=True)
+    custom = np.array([list(pair) for pair in both], dtype=object).reshape(len(row), len(column), 2)
+    hover = f"<b>%{{z:+.1%}}</b><br>%{{customdata[0]:.1%}} before, %{{customdata[1]:.1%}} after{_place(row, column)}"
+    return _grid(row, column, grid, hover, CHANGE_SCALE, (-top, top), tickformat="+.0%", customdata=custom.tolist())
+
+
+def policy_map(row: Concept, column: Concept, policy: pd.DataFrame) -> go.Figure:
+    """How often the trained policy would probe each pair of levels; 1 is as often as by chance."""
+    relative = policy["policy_mean"] / policy["policy_mean"].mean()
+    grid = np.array(rounded(relative, 3), dtype=object).reshape(len(row), len(column))
+    top = max(2.0, math.ceil(float(np.nanmax(relative.to_numpy(dtype=float), initial=0.0))))
+    hover = f"<b>%{{z:.2f}} × chance</b>{_place(row, column)}"
+    return _grid(row, column, grid, hover, "Cividis", (0, top), tickformat=".1f")
+
+
+def _place(row: Concept, column: Concept) -> str:
+    return f"<br>{plain(row.name)} %{{y}}<br>{plain(column.name)} %{{x}}<extra></extra>"
+
+
+def _grid(
+    row: Concept, column: Concept, grid: np.ndarray, hover: str, scale: Any, ends: tuple[float, float], **more: Any
+) -> go.Figure:
+    form = more.pop("tickformat", ".0%")
+    readable = len(row) <= 12 and len(column) <= 9  # then each field carries its number and needs no colour bar
+    more |= {"texttemplate": f"%{{z:{form}}}"} if readable else {"colorbar": _colorbar(tickformat=form)}
+    cells = go.Heatmap(
+        z=grid.tolist(),
+        zmin=ends[0],
+        zmax=ends[1],
+        colorscale=scale,
+        showscale=not readable,
+        hovertemplate=hover,
+        xgap=2,
+        ygap=2,
+        **more,
+    )
+    return _figure([cells], xaxis=_axis(column, automargin=True), yaxis=_axis(row, automargin=True))
+
+
+def effect_view(concept: Concept, rates: pd.DataFrame, top: float, highest: float = 0.0) -> go.Figure:
+    """Failure rate of each level of one concept with its interval: a line where levels are ordered, else bars.
+
+    Args:
+        concept: the concept whose levels are shown.
+        rates: one row a level, with rate, low and high.
+        top: the rate at the end of the colour scale.
+        highest: the axis reaches at least this far, so that two pictures can be compared.
+    """
+    rates = rates.reset_index(drop=True).dropna(subset=["rate"])
+    rate, low, high = (np.asarray(rates[c], dtype=float) for c in ("rate", "low", "high"))
+    whiskers = {
+        "array": rounded(high - rate),
+        "arrayminus": rounded(rate - low),
+        "thickness": 1.5,
+        "width": 4,
+        "color": "#8a8f98",
+    }
+    common: dict[str, Any] = {
+        "x": rates.index.tolist(),
+        "y": rounded(rate),
+        "error_y": whiskers,
+        "customdata": _bounds(rates, ("low", "high")),
+        "hovertemplate": "<b>%{y:.1%} fail</b><br>95% interval %{customdata[0]:.1%} – %{customdata[1]:.1%}"
+        f"<br>{plain(concept.name)} %{{x}}<extra></extra>",
+    }
+    marker = {"color": rounded(rate), "colorscale": RATE_SCALE, "cmin": 0, "cmax": top}
+    if concept.ordered:
+        trace = go.Scatter(
+            mode="lines+markers", line={"color": "#8a8f98", "width": 1.5}, marker={**marker, "size": 11}, **common
+        )
+    else:
+        colours = [f"rgb{shade(r, top)}" for r in rate]
+        trace = go.Bar(marker={"color": colours}, width=0.6, **common)
+    ceiling = min(1.0, max(top, highest, float(np.nanmax(high, initial=0.0)))) * 1.05
+    yaxis = {"tickformat": ".0%", "range": [0, ceiling], "title": {"text": "fails"}, "automargin": True}
+    return _figure([trace], xaxis=_axis(concept, automargin=True), yaxis=yaxis)
+
+
+def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> go.Figure:
+    """Failures found against unique probes: one (name, colour, dash, table of probes and failures) for each search."""
+    traces = []
+    for name, colour, dash, table in lines:
+        step = max(1, len(table) // 250)
+        rows = sorted({*range(0, len(table), step), len(table) - 1}) if len(table) else []
+        part = table.iloc[rows]
+        traces.append(
+            go.Scatter(
+                x=part["probes"].tolist(),
+                y=part["failures"].tolist(),
+                mode="lines",
+                name=plain(name),
+                line={"color": colour, "dash": dash, "width": 2.5},
+                hovertemplate="%{y:,} failures in %{x:,} probes<extra>" + plain(name) + "</extra>",
+            )
+        )
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    axes = {
+        "xaxis": {"title": {"text": "unique probes"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "failures found"}, "rangemode": "tozero", "automargin": True},
+    }
+    return _figure(traces, showlegend=True, legend=legend, margin={"l": 56, "r": 16, "t": 36, "b": 48}, **axes)
+
+
+def calibration(bins: pd.DataFrame) -> go.Figure:
+    """Observed against estimated failure rate; columns estimated, observed, low, high, probes."""
+    error = {
+        "array": rounded(bins["high"] - bins["observed"]),
+        "arrayminus": rounded(bins["observed"] - bins["low"]),
+        "thickness": 1.5,
+        "width": 4,
+        "color": "#8a8f98",
+    }
+    seen = go.Scatter(
+        x=rounded(bins["estimated"]),
+        y=rounded(bins["observed"]),
+        error_y=error,
+        mode="markers",
+        marker={"size": 11, "color": rounded(bins["estimated"]), "colorscale": RATE_SCALE, "cmin": 0, "cmax": 1},
+        customdata=bins["probes"].tolist(),
+        hovertemplate="<b>%{y:.1%} of %{customdata:,} probes failed</b><br>estimated %{x:.1%}<extra></extra>",
+    )
+    diagonal = go.Scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": "#8a8f98", "dash": "dot", "width": 1}, hoverinfo="skip"
+    )
+    axis = {"tickformat": ".0%", "range": [-0.03, 1.03], "automargin": True}
+    return _figure(
+        [diagonal, seen],
+        xaxis={**axis, "title": {"text": "estimated rate of the cell"}},
+        yaxis={**axis, "title": {"text": "probes that failed"}},
+    )
+
+
+def dumbbells(rows: Sequence[dict[str, Any]]) -> go.Figure:
+    """Failure rates before and after, joined by a line; rows of key, name, before, after and maybe control."""
+    names = [plain(str(row["name"]), 40) for row in rows]
+    x: list[float | None] = []
+    y: list[int | None] = []
+    for i, row in enumerate(rows):
+        x += [row["before"], row["after"], None]
+        y += [i, i, None]
+    traces = [
+        go.Scatter(x=x, y=y, mode="lines", line={"color": "#8a8f98", "width": 3}, hoverinfo="skip", showlegend=False)
+    ]
+    series = (("before", BEFORE, "circle"), ("after", AFTER, "diamond"), ("control", CONTROL, "x"))
+    for key, colour, symbol in series:
+        if any(row.get(key) is not None for row in rows):
+            values = [row.get(key) for row in rows]
+            marker = {"color": colour, "size": 12, "symbol": symbol}
+            traces.append(
+                go.Scatter(
+                    x=values,
+                    y=list(range(len(rows))),
+                    mode="markers",
+                    name=key,
+                    marker=marker,
+                    hovertemplate=f"%{{x:.1%}} fail {key}<extra></extra>",
+                )
+            )
+    yaxis = {
+        "tickvals": list(range(len(rows))),
+        "ticktext": names,
+        "range": [len(rows) - 0.5, -0.5],
+        "automargin": True,
+    }
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    xaxis = {"tickformat": ".0%", "rangemode": "tozero", "title": {"text": "fails"}}
+    return _figure(
+        traces,
+        xaxis=xaxis,
+        yaxis=yaxis,
+        showlegend=True,
+        legend=legend,
+        margin={"l": 16, "r": 16, "t": 36, "b": 48},
+        meta={"short": [plain(str(row["key"]), 20) for row in rows]},  # for narrow screens
+    )

@@ -1,0 +1,265 @@
+"""The report on a landscape: where the model fails, how sure we are, and what failing looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from stages.concepts import ConceptSpace
+from stages.report import figures
+from stages.report.gallery import Gallery, Shrinker
+from stages.report.marginals import marginal, shown_concepts, views
+from stages.report.page import Picture, render
+from stages.report.parts import label_of, landscape_part, pair_part, space_of, top_rate
+from stages.report.searches import search_view
+from stages.report.verdicts import verdict_view
+from stages.report.words import flatten, interval, is_number, number, percent, skipped
+
+LIMITS = (
+    "A rate belongs to this model, these items and this grid. It says nothing of levels or concepts outside it.",
+    "Most cells were probed a few times or not at all; their rate is an estimate that borrows from neighbouring cells. "
+    "Read regions and their intervals, not single cells.",
+    "Intervals are 95% intervals for the chance of sampling probes. They do not cover items unlike the ones used here.",
+    "Averages give every level the same weight. In use, some levels are rarer than others.",
+    "The agent looks for failures on purpose: the share of its probes that fail is no estimate of the failure rate.",
+)
+
+
+def write_landscape_report(
+    out: Path,
+    *,
+    landscape: pd.DataFrame,
+    summary: Mapping[str, Any],
+    verdict: Mapping[str, Any],
+    probes: pd.DataFrame,
+    galleries: Mapping[str, Gallery],
+    provenance: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> None:
+    """Write the landscape as one self-contained page. What is missing in the inputs is left out.
+
+    Args:
+        out: the page; the same inputs give the same bytes.
+        landscape: one row a cell, as in landscape.parquet.
+        summary: as in landscape.json.
+        verdict: as in verdict.json.
+        probes: as in discover's probes.parquet.
+        galleries: examples for each mode's id.
+        provenance: as in provenance.json.
+        metrics: the stage's metrics.
+    """
+    space = ConceptSpace.from_json(summary["concepts"])
+    names = shown_concepts(landscape, space)
+    top = top_rate(landscape, space, names)
+    modes = summary.get("modes")
+    search = search_view(probes, summary.get("search") or {})
+    parts = {
+        "verdict": verdict_view(verdict),
+        "landscape": landscape_part(landscape, space, names, top),
+        "pairs": pair_part(landscape, space, names, top),
+        "effects": _effects(space, summary.get("effects") or [], top),
+        "modes": None if modes is None else _modes(modes, galleries),
+        "search": search,
+        "trust": _trust(landscape, space, probes, summary),
+        "policy": _policy(landscape, space, names),
+    }
+    titles = {
+        "landscape": "Landscape",
+        "pairs": "Pairs",
+        "effects": "Single concepts",
+        "modes": "Failure modes",
+        "search": "Search",
+        "trust": "Trust",
+        "policy": "Policy",
+    }
+    render(
+        "landscape.html.j2",
+        out,
+        audit=summary.get("audit", "audit"),
+        finding=_finding(space, summary, search),
+        tiles=_tiles(space, summary, landscape),
+        contents=[(key, title) for key, title in titles.items() if parts[key]],
+        top=top,
+        skipped=[*skipped(provenance), *skipped(metrics)],
+        provenance=list(flatten(provenance)),
+        metrics=list(flatten(metrics)),
+        limits=LIMITS,
+        **parts,
+    )
+
+
+def _effects(space: ConceptSpace, effects: Iterable[Mapping[str, Any]], top: float) -> list[dict[str, Any]]:
+    table = pd.DataFrame(list(effects))
+    if table.empty:
+        return []
+    parts = []
+    for concept in space.concepts:
+        rows = (
+            table[table["concept"] == concept.name].sort_values("level").set_index("level").reindex(range(len(concept)))
+        )
+        if rows["rate"].isna().all():
+            continue
+        rows["label"] = [concept.label(i) for i in range(len(concept))]
+        for count in ("probes", "failures"):
+            rows[count] = rows[count].fillna(0).astype(int) if count in rows else None
+        alt = f"Failure rate of each level of {concept.name}: " + ", ".join(
+            f"{label} {percent(rate)}" for label, rate in zip(rows["label"], rows["rate"], strict=True)
+        )
+        figure = figures.effect_view(concept, rows, top)
+        parts.append(
+            {
+                "name": concept.name,
+                "picture": Picture(alt, [("", figure)], 250, concept.name),
+                "rows": rows.to_dict("records"),
+            }
+        )
+    return parts
+
+
+def _modes(modes: Sequence[Mapping[str, Any]], galleries: Mapping[str, Gallery]) -> list[dict[str, Any]]:
+    chosen = {mode["id"]: galleries.get(mode["id"], Gallery([], [])) for mode in modes}
+    shrinker = Shrinker(e for gallery in chosen.values() for e in (*gallery.failing, *gallery.passing))
+    blank = dict.fromkeys(("text", "rate", "low", "high", "probes", "failures", "lift", "share", "confirmed"))
+    return [
+        {
+            **blank,
+            **mode,
+            "failing": shrinker.show_all(chosen[mode["id"]].failing),
+            "passing": shrinker.show_all(chosen[mode["id"]].passing),
+        }
+        for mode in modes
+    ]
+
+
+def _trust(
+    landscape: pd.DataFrame, space: ConceptSpace, probes: pd.DataFrame, summary: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    sentences = []
+    if summary.get("exact"):
+        sentences.append("The budget covered every pair of item and cell: these rates are counted, not estimated.")
+    if summary.get("sampled"):
+        sentences.append(
+            f"Of the {number(space.n_cells)} cells of the grid a uniform sample of {number(len(landscape))} is shown."
+        )
+    if "probes" in landscape and len(landscape):
+        asked, each = float((landscape["probes"] > 0).mean()), landscape["probes"].mean()
+        sentences.append(
+            f"{percent(asked)} of the cells were probed at least once; the average cell {each:.1f} times. "
+            "Where none was asked, the rate is the estimator's word alone."
+        )
+    certain = float(landscape["certain"].mean()) if "certain" in landscape and len(landscape) else None
+    bins = _calibration_bins(landscape, space, probes)
+    picture, caption = None, ""
+    if bins is not None:
+        alt = "Observed against estimated failure rate: " + "; ".join(
+            f"estimated {percent(e)}, observed {percent(o)} of {n} probes"
+            for e, o, n in zip(bins["estimated"], bins["observed"], bins["probes"], strict=True)
+        )
+        picture = Picture(alt, [("", figures.calibration(bins))], 380, "Estimated against counted")
+        caption = (
+            "Cells grouped by their estimated rate, against the control's probes there, with 95% "
+            "intervals; on the dotted line both agree. The estimator has seen these probes: this shows that it fits, "
+            "not that it predicts."
+        )
+    scores = summary.get("estimator") or {}
+    estimator = list(flatten(scores))
+    if is_number(scores.get("log_loss")) and is_number(scores.get("log_loss_constant")):
+        better = scores["log_loss"] < scores["log_loss_constant"]
+        sentences.append(
+            f"On probes held out from it the estimator has a log loss of {number(scores['log_loss'])}; always guessing "
+            f"the overall rate has {number(scores['log_loss_constant'])}. "
+            + ("It knows more than that." if better else "It knows no more than that: trust the counts, not the map.")
+        )
+    if not (sentences or certain is not None or picture or estimator):
+        return None
+    return {"sentences": sentences, "certain": certain, "picture": picture, "caption": caption, "estimator": estimator}
+
+
+def _calibration_bins(landscape: pd.DataFrame, space: ConceptSpace, probes: pd.DataFrame) -> pd.DataFrame | None:
+    """Probes of the control in ten groups by the estimated rate of their cell (the agent's are drawn to failures)."""
+    if not {"role", "failed", *space.names} <= set(probes.columns) or "rate" not in landscape:
+        return None
+    control = probes[probes["role"] == "control"]
+    rates = pd.Series(landscape["rate"].to_numpy(), index=space.flat(landscape[space.names].to_numpy()))
+    estimated = rates.reindex(space.flat(control[space.names].to_numpy())).to_numpy()
+    seen = np.isfinite(estimated)
+    if not seen.any():
+        return None
+    table = pd.DataFrame({"estimated": estimated[seen], "failed": control["failed"].to_numpy()[seen].astype(int)})
+    groups = table.groupby((table["estimated"] * 10).clip(0, 9.999).astype(int))
+    bins = groups.agg(
+        estimated=("estimated", "mean"), failures=("failed", "sum"), probes=("failed", "size")
+    ).reset_index(drop=True)
+    bounds = [
+        binomtest(int(k), int(n)).proportion_ci(method="wilson")
+        for k, n in zip(bins["failures"], bins["probes"], strict=True)
+    ]
+    return bins.assign(
+        observed=bins["failures"] / bins["probes"], low=[b.low for b in bounds], high=[b.high for b in bounds]
+    )
+
+
+def _policy(landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> dict[str, Any] | None:
+    if "policy_mean" not in landscape or landscape["policy_mean"].isna().all() or len(names) < 2:
+        return None
+    variants = []
+    for view in views(names, 2):
+        row, column = space_of(space, view).concepts
+        variants.append((label_of(view), figures.policy_map(row, column, marginal(landscape, space, view))))
+    alt = f"Heat map of how often the policy probes each combination of {variants[0][0]}, relative to chance."
+    return {"picture": Picture(alt, variants, 400, selector="policy-view"), "labels": [label for label, _ in variants]}
+
+
+def _worst(modes: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    rated = [mode for mode in modes if is_number(mode.get("rate"))]
+    confirmed = [mode for mode in rated if mode.get("confirmed")]
+    return max(confirmed or rated, key=lambda mode: mode["rate"], default=None)
+
+
+def _finding(space: ConceptSpace, summary: Mapping[str, Any], search: Mapping[str, Any] | None) -> list[str]:
+    """What the report says, in a few sentences."""
+    said = []
+    overall = summary.get("overall") or {}
+    if is_number(overall.get("value")):
+        bounds = f" [{interval(overall.get('low'), overall.get('high'))}]" if is_number(overall.get("low")) else ""
+        said.append(
+            f"This model fails on {percent(overall['value'])}{bounds} of the grid of {number(space.n_cells)} "
+            f"combinations of {', '.join(space.names)}."
+        )
+    worst = _worst(summary.get("modes") or [])
+    if worst is not None:
+        name = "Worst" if worst.get("confirmed") else "Worst, but not confirmed on fresh probes"
+        said.append(
+            f"{name}: {worst.get('text', worst['id'])}: {percent(worst['rate'])} fail, 95% interval "
+            f"{interval(worst.get('low'), worst.get('high'))}, {number(worst.get('probes'))} probes."
+        )
+    elif summary.get("modes") is not None:
+        said.append("No region stands out from the rest.")
+    if search is not None:
+        said.append(search["sentence"])
+    return said
+
+
+def _tiles(space: ConceptSpace, summary: Mapping[str, Any], landscape: pd.DataFrame) -> list[tuple[str, str]]:
+    tiles = []
+    overall = summary.get("overall") or {}
+    if is_number(overall.get("value")):
+        tiles.append(
+            (
+                percent(overall["value"]),
+                f"of the grid fails, 95% interval {interval(overall.get('low'), overall.get('high'))}",
+            )
+        )
+    worst = _worst(summary.get("modes") or [])
+    if worst is not None:
+        tiles.append((percent(worst["rate"]), f"fails in the worst mode, {worst['id']}"))
+        confirmed = sum(bool(mode.get("confirmed")) for mode in summary["modes"])
+        tiles.append((f"{confirmed} of {len(summary['modes'])}", "failure modes confirmed on fresh probes"))
+    if "probes" in landscape and len(landscape):
+        tiles.append((number(int(landscape["probes"].sum())), f"probes over {number(space.n_cells)} cells"))
+    return tiles

@@ -1,0 +1,56 @@
+"""Colours, and texts and numbers in the form plotly takes."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+# Plasma without its last, almost white part: perceptually even, safe for colour-blind readers, and seen on white
+# and on black alike. Blue holds, orange fails.
+RATE_SCALE: list[tuple[float, str]] = [
+    (0.0, "#2d0594"), (0.17, "#6a00a8"), (0.33, "#9c179e"), (0.5, "#c5407e"),
+    (0.67, "#e26561"), (0.83, "#f58b46"), (1.0, "#fdb42f"),
+]  # fmt: skip
+# Blue: fewer failures than before. Orange: more.
+CHANGE_SCALE: list[tuple[float, str]] = [
+    (0.0, "#0a4d8c"), (0.25, "#5fa2ce"), (0.5, "#f1f1ee"), (0.75, "#f1a35f"), (1.0, "#a63e00"),
+]  # fmt: skip
+BEFORE, AFTER, CONTROL = "#c5407e", "#2a7fbf", "#8a8f98"
+AGENT = "#c5407e"
+
+
+def shade(rate: float, top: float) -> tuple[int, int, int]:
+    """The colour of RATE_SCALE for a rate, as red, green and blue."""
+    share = min(1.0, max(0.0, rate / top))
+    upper = max(1, next(i for i, (at, _) in enumerate(RATE_SCALE) if at >= share))
+    (a, first), (b, second) = RATE_SCALE[upper - 1], RATE_SCALE[upper]
+    mix = (share - a) / (b - a)
+    red, green, blue = (
+        round(int(first[k : k + 2], 16) * (1 - mix) + int(second[k : k + 2], 16) * mix) for k in (1, 3, 5)
+    )
+    return red, green, blue
+
+
+def nice_ceiling(values: pd.Series | np.ndarray, least: float = 0.1) -> float:
+    """The next tenth above the largest value: the end of a colour scale that several pictures share."""
+    highest = float(np.nanmax(np.asarray(values, dtype=float), initial=0.0))
+    return min(1.0, max(least, math.ceil(highest * 10 - 1e-9) / 10))
+
+
+def short(text: str, limit: int) -> str:
+    """The text, cut with an ellipsis where it is longer than `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def plain(text: str, limit: int = 48) -> str:
+    """A user's text for plotly, which reads pseudo-HTML, entities and %{templates} in every label."""
+    return html.escape(short(text, limit), quote=False).replace("%{", "&#37;{")
+
+
+def rounded(values: Any, digits: int = 4) -> list[float | None]:
+    """Short numbers for the page, None for a gap."""
+    return [None if not math.isfinite(v) else round(float(v), digits) for v in np.asarray(values, dtype=float)]

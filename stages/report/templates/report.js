@@ -1,0 +1,131 @@
+"use strict";
+// Unpacks plotly when the first chart comes near the screen, draws charts as they are scrolled to, switches them with
+// their selectors, and lends them the colours of the page.
+(() => {
+  const figures = [...document.querySelectorAll(".plot")];
+  const root = document.documentElement;
+  const say = (text) => {
+    const note = document.getElementById("no-charts");
+    note.textContent = text;
+    note.hidden = false;
+    figures.forEach((div) => div.classList.add("unavailable"));
+  };
+
+  let library;
+  const plotly = () => (library ??= (async () => {
+    if (!("DecompressionStream" in window))
+      throw new Error("This browser is too old to unpack the charts (it lacks DecompressionStream).");
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+    if (!window.Plotly) throw new Error("This browser refused to run the chart library in this file.");
+    return window.Plotly;
+  })());
+
+  const themed = (layout) => {
+    const css = getComputedStyle(document.body);
+    const colour = (name) => css.getPropertyValue(name).trim();
+    const [ink, line, card, grid] = ["--ink", "--line", "--card", "--grid"].map(colour);
+    const axis = (a) => ({ ...a, gridcolor: line, zerolinecolor: line, linecolor: line, color: ink,
+      showbackground: false, showspikes: false, title: { ...a.title, font: { size: 13 } } });
+    const out = { ...layout, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: css.fontFamily, size: 12, color: ink },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: ink },
+      hoverlabel: { align: "left", bgcolor: card, bordercolor: line, font: { color: ink, family: css.fontFamily } } };
+    for (const key of Object.keys(out)) if (/^[xy]axis/.test(key)) out[key] = axis(out[key]);
+    if (out.scene) {
+      out.scene = { ...out.scene };
+      for (const key of ["xaxis", "yaxis", "zaxis"]) out.scene[key] = { ...axis(out.scene[key]), gridcolor: grid, zerolinecolor: grid };
+    }
+    return out;
+  };
+
+  const variants = new Map();
+  const choice = (div) => {
+    const select = div.dataset.selector && document.getElementById(div.dataset.selector);
+    return select ? Number(select.value) : 0;
+  };
+  // Points below the chosen rate are hidden by their size, so that colours and axes stay as they are.
+  const filtered = (div, data) => {
+    const slider = div.dataset.selector && document.getElementById(`${div.dataset.selector}-least`);
+    const least = slider ? Number(slider.value) / 100 : 0;
+    if (!least) return data;
+    return data.map((t) => t.type !== "scatter3d" ? t
+      : { ...t, marker: { ...t.marker, size: t.marker.size.map((s, i) => (t.marker.color[i] >= least ? s : 0)) } });
+  };
+
+  // On a phone the cube is seen from further away and the colour bar lies across the top.
+  const fitted = (div, figure) => {
+    if (div.clientWidth >= 560) return figure;
+    const { eye } = figure.layout.scene?.camera ?? {};
+    const away = Math.max(1, 1.25 * div.clientHeight / div.clientWidth);
+    if (eye) for (const k of ["x", "y", "z"]) eye[k] *= away;
+    if (figure.layout.meta?.short) figure.layout.yaxis.ticktext = figure.layout.meta.short;
+    for (const { type, marker } of figure.data) {
+      if (type === "scatter3d") marker.size = marker.size.map((s) => s * Math.max(0.5, div.clientWidth / 600));
+      if (marker?.colorbar) Object.assign(marker.colorbar, { orientation: "h", y: 1, yanchor: "top", thickness: 8, title: { text: "" } });
+    }
+    return figure;
+  };
+
+  const draw = async (div) => {
+    const Plotly = await plotly();
+    if (!variants.has(div)) variants.set(div, JSON.parse(document.getElementById(div.dataset.figure).textContent));
+    const figure = fitted(div, structuredClone(variants.get(div)[choice(div)]));
+    const camera = div._fullLayout?.scene?.camera;
+    if (camera && figure.layout.scene) figure.layout.scene.camera = camera;
+    const config = { responsive: true, displaylogo: false, displayModeBar: figure.layout.scene ? "hover" : false, scrollZoom: false,
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+    await Plotly.react(div, filtered(div, figure.data), themed(figure.layout), config);
+    if (!div.dataset.drawn && figure.layout.scene) div.on("plotly_relayout", () => follow(div));
+    div.dataset.drawn = String(choice(div));
+  };
+  // Two landscapes side by side are looked at from the same side.
+  let following = false;
+  const follow = async (div) => {
+    if (following) return;
+    following = true;
+    const { camera } = div._fullLayout.scene;
+    const others = figures.filter((f) => f !== div && f.dataset.selector === div.dataset.selector && f._fullLayout?.scene);
+    await Promise.all(others.map((f) => window.Plotly.relayout(f, { "scene.camera": camera })));
+    following = false;
+  };
+  const safely = (div) => draw(div).catch((error) => say(`${error.message} The tables and examples below hold the same numbers.`));
+  const redraw = (keep) => figures.filter((f) => f.dataset.drawn && keep(f)).forEach(safely);
+
+  const watcher = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      watcher.unobserve(target);
+      safely(target);
+    }
+  }, { rootMargin: "400px" });
+  figures.forEach((div) => watcher.observe(div));
+
+  for (const control of document.querySelectorAll("[data-controls]")) {
+    const select = control.dataset.controls;
+    control.addEventListener("input", () => {
+      const shown = document.getElementById(`${control.id}-value`);
+      if (shown) shown.textContent = `${control.value}%`;
+      redraw((f) => f.dataset.selector === select);
+    });
+  }
+  document.documentElement.classList.add("js");
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw(() => true));
+  // Paper is white, and every chart and table belongs on it.
+  const closed = () => document.querySelectorAll("details:not([open])");
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    root.dataset.theme = "light";
+    opened = [...closed()].filter((d) => d.classList.contains("printed"));
+    opened.forEach((d) => (d.open = true));
+    figures.forEach(safely);
+  });
+  addEventListener("afterprint", () => {
+    delete root.dataset.theme;
+    opened.forEach((d) => (d.open = false));
+    redraw(() => true);
+  });
+})();

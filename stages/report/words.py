@@ -1,0 +1,87 @@
+"""Numbers and sentences as people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, numpy's included (booleans are not)."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    """A share as a percentage: "71.0%"; a dash where there is none."""
+    return f"{100 * value:.{digits}f}%" if is_number(value) else "–"
+
+
+def interval(low: Any, high: Any, digits: int = 1) -> str:
+    """The bounds of an interval of shares: "64.0–77.0%"; a dash where there is none."""
+    return f"{100 * low:.{digits}f}–{100 * high:.{digits}f}%" if is_number(low) and is_number(high) else "–"
+
+
+def points(value: Any) -> str:
+    """A difference of shares in percentage points, always signed: "−20.0"."""
+    return f"{100 * value:+.1f}".replace("-", "−") if is_number(value) else "–"
+
+
+def points_interval(low: Any, high: Any) -> str:
+    """The bounds of a difference: "−24.0 to −16.0"."""
+    return f"{points(low)} to {points(high)}" if is_number(low) and is_number(high) else "–"
+
+
+def times(value: Any) -> str:
+    """A ratio: "3.1×"."""
+    return f"{value:.2g}×" if is_number(value) and value < 10 else f"{value:.0f}×" if is_number(value) else "–"
+
+
+def number(value: Any) -> str:
+    """Any single value: integers with thousands separators, floats with four significant digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Integral):
+        return f"{int(value):,}"
+    if isinstance(value, float):
+        return f"{int(value):,}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+    return str(value)
+
+
+def words(key: str) -> str:
+    """A key as a person would say it: "failure_rate" -> "failure rate"."""
+    return key.replace("_", " ").replace(".", " · ")
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested plain data as (name, text) rows; lists of plain values are joined, `schema` is left out."""
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if key == "schema":
+            continue
+        if isinstance(value, Mapping) and key == "versions":
+            yield name, ", ".join(f"{package} {version}" for package, version in value.items())
+        elif isinstance(value, Mapping):
+            yield from flatten(value, f"{name}.")
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            for i, item in enumerate(value, 1):
+                yield from flatten(item if isinstance(item, Mapping) else {"": item}, f"{name}.{i}.")
+        elif isinstance(value, list | tuple):
+            yield name, ", ".join(number(item) for item in value) or "none"
+        else:
+            # Seeds, years and sizes in provenance are names more than quantities: no thousands separators here.
+            yield name, str(value) if isinstance(value, int) and not isinstance(value, bool) else number(value)
+
+
+def skipped(data: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
+    """Whatever a stage says it left out: (name, text) for every key that speaks of skipped or corrupt things."""
+    for key, value in data.items():
+        name = f"{where}{key}"
+        if any(word in key.lower() for word in ("skip", "corrupt", "unreadable")):
+            rows = list(flatten({name: value}))
+            yield from ((label, text) for label, text in rows if text not in ("0", "none", "no", "–"))
+        elif isinstance(value, Mapping):
+            yield from skipped(value, f"{name}.")

@@ -1,0 +1,182 @@
+"""Turn the probes into a landscape people can read: rates, effects, failure modes, a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.command import stage_main
+from stages.concepts import ConceptSpace
+from stages.errors import UsageError
+from stages.explorers import Policy, load_policy
+from stages.files import publishing, read_json, stage_dir, write_json
+from stages.landscape import (
+    Landscape,
+    Mode,
+    Rate,
+    all_passed,
+    effects,
+    estimate,
+    judge_landscape,
+    name_modes,
+    overall_rate,
+)
+from stages.params import load_params, task_class, task_context
+from stages.provenance import provenance
+from stages.report import Gallery, write_landscape_report
+from stages.tasks.contract import Task
+
+POLICY_CELLS = 4096  # cells whose policy probabilities are held at once, for all items
+
+
+def main(name: str) -> None:
+    """Run the stage for one audit."""
+    audit = load_params().audit(name)
+    prepared, discovered = stage_dir(name, "prepare"), stage_dir(name, "discover")
+    task = task_class(name, audit).load(task_context(name, audit), prepared)
+    found = read_json(discovered / "metrics.json")
+    probes = _read_probes(discovered / "probes.parquet", task.concepts)
+    item_ids = task.items.ids("discover")
+    embeddings = task.embed(item_ids)
+
+    landscape = estimate(probes, item_ids, embeddings, task.concepts, threshold=task.threshold, seed=audit.seed)
+    modes = name_modes(
+        landscape,
+        probes,
+        item_ids,
+        embeddings,
+        task.concepts,
+        audit.summarize,
+        threshold=task.threshold,
+        seed=audit.seed,
+    )
+    overall = overall_rate(landscape, probes)
+    gates = judge_landscape(audit.summarize.gates, overall, [mode.rate for mode in modes if mode.confirmed])
+    passed = all_passed(gates)
+    verdict = {"audit": name, "passed": passed, "gates": gates}
+    table = landscape.table.assign(
+        **policy_view(load_policy(discovered / "policy"), embeddings, landscape, task.concepts)
+    )
+    summary = {
+        "audit": name,
+        "concepts": task.concepts.to_json(),
+        "threshold": float(task.threshold),
+        "overall": overall.to_json(),
+        "overall_estimated": landscape.mean_rate().to_json(),
+        "effects": effects(landscape, task.concepts, probes),
+        "modes": [mode.to_json(task.concepts) for mode in modes],
+        "estimator": _estimator(landscape, probes),
+        "search": {role: found[role] for role in ("agent", "control") if role in found},
+        "exact": landscape.exact,
+        "sampled": landscape.sampled,
+        "items": len(item_ids),
+    }
+    metrics = _metrics(summary, passed)
+    with publishing(stage_dir(name, "summarize")) as out:
+        table.to_parquet(out / "landscape.parquet", index=False)
+        write_json(out / "landscape.json", summary)
+        write_json(out / "verdict.json", verdict)
+        write_json(out / "metrics.json", metrics, schema=False)
+        record = provenance(name, audit, prepared)
+        write_json(out / "provenance.json", record)
+        write_landscape_report(
+            out / "report.html",
+            landscape=table,
+            summary=summary,
+            verdict=verdict,
+            probes=probes,
+            galleries=galleries(task, modes, probes, audit.summarize.examples, audit.seed),
+            provenance=record,
+            metrics=metrics,
+        )
+    _say(overall, modes, task.concepts)
+
+
+def _read_probes(path: Any, space: ConceptSpace) -> pd.DataFrame:
+    try:
+        probes = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing: run discover first") from None
+    needed = {"role", "item", "repeat", "discrepancy", "failed", *space.names}
+    if missing := sorted(needed - set(probes.columns)):
+        raise UsageError(f"{path} lacks the column(s) {', '.join(missing)}, found {', '.join(probes.columns)}")
+    if probes.empty:
+        raise UsageError(f"{path} holds no probes: there is nothing to summarize")
+    return probes
+
+
+def policy_view(
+    policy: Policy | None, embeddings: np.ndarray, landscape: Landscape, space: ConceptSpace
+) -> dict[str, np.ndarray]:
+    """The paper's second view: mean and standard deviation over items of the policy's probability of each cell.
+
+    NaN where no policy was learnt. It says where the agent looks, not how often the model fails.
+    """
+    cells = landscape.cells(space)
+    mean = np.full(len(cells), np.nan)
+    std = mean.copy()
+    for start in range(0, len(cells) if policy is not None else 0, POLICY_CELLS):
+        part = slice(start, start + POLICY_CELLS)
+        assert policy is not None
+        probabilities = policy.cell_probabilities(embeddings, cells[part]).astype(float)
+        mean[part], std[part] = probabilities.mean(axis=0), probabilities.std(axis=0)
+    return {"policy_mean": mean, "policy_std": std}
+
+
+def galleries(task: Task, modes: Sequence[Mode], probes: pd.DataFrame, examples: int, seed: int) -> dict[str, Gallery]:
+    """Failing and passing probes of each mode, of as many different items as there are, drawn at random."""
+    cells = probes[task.concepts.names].to_numpy(dtype=np.int64)
+    shown = {}
+    for mode in modes:
+        inside = mode.region.contains(task.concepts, cells)
+        sides = []
+        for failed in (True, False):
+            rows = probes[inside & (probes["failed"] == failed).to_numpy()].sample(frac=1, random_state=seed)
+            rows = pd.concat([rows.drop_duplicates("item"), rows[rows.duplicated("item")]]).head(examples)
+            picked = rows[task.concepts.names].to_numpy(dtype=np.int64)
+            sides.append(task.exhibit(rows["item"].tolist(), picked) if len(rows) else [])
+        shown[mode.id] = Gallery(failing=sides[0], passing=sides[1])
+    return shown
+
+
+def _estimator(landscape: Landscape, probes: pd.DataFrame) -> dict[str, Any]:
+    by_role = {f"probes_{role}": int(n) for role, n in probes["role"].value_counts().sort_index().items()}
+    name = "exact enumeration" if landscape.exact else "Gaussian process on margins, over items and concepts"
+    return {"name": name, **by_role, **landscape.diagnostics}
+
+
+def _metrics(summary: dict[str, Any], passed: bool | None) -> dict[str, Any]:
+    """Flat numbers, for `dvc metrics diff`."""
+    confirmed = [mode for mode in summary["modes"] if mode["confirmed"]]
+    numbers = {
+        "failure_rate": summary["overall"]["value"],
+        "failure_rate_low": summary["overall"]["low"],
+        "failure_rate_high": summary["overall"]["high"],
+        "modes": len(summary["modes"]),
+        "confirmed_modes": len(confirmed),
+        "worst_mode_rate": max((mode["rate"] for mode in confirmed), default=None),
+        "log_loss": summary["estimator"].get("log_loss"),
+        "log_loss_constant": summary["estimator"].get("log_loss_constant"),
+        "calibration_error": summary["estimator"].get("calibration_error"),
+        "passed": passed,
+    }
+    for role, search in summary["search"].items():
+        numbers |= {f"{role}_{key}": search.get(key) for key in ("probes", "failures", "failing_cells")}
+    return {key: value for key, value in numbers.items() if value is not None}
+
+
+def _say(overall: Rate, modes: Sequence[Mode], space: ConceptSpace) -> None:
+    print(f"fails on {overall.value:.1%} of the grid, 95% interval {overall.low:.1%} to {overall.high:.1%}")
+    for mode in modes:
+        note = "" if mode.confirmed else " (not confirmed)"
+        print(
+            f"{mode.id}: {mode.region.describe(space)}: {mode.rate.value:.0%} fail, 95% interval"
+            f" {mode.rate.low:.0%}-{mode.rate.high:.0%}, {mode.rate.n} probes{note}"
+        )
+
+
+if __name__ == "__main__":
+    stage_main(main)

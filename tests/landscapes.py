@@ -1,0 +1,71 @@
+"""Planted landscapes for tests: a task whose truth is known, and probes drawn uniformly and where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import Concept, ConceptSpace, Region
+from stages.tasks.contract import Items
+from tests.planted import PlantedTask
+
+CORNERS = ({"tilt": [3, 4], "fog": [3, 4]}, {"dust": [0, 1], "rain": [4]})
+
+
+def planted(
+    regions: Sequence[dict[str, list[int]]] = CORNERS, *, noise: float = 0.05, items: int = 40, levels: int = 5
+) -> PlantedTask:
+    """A task over four concepts that fails in these regions, and elsewhere with this probability."""
+    names = ("tilt", "fog", "dust", "rain")
+    space = ConceptSpace(tuple(Concept(name, tuple(range(levels)), neutral=0) for name in names))
+    table = pd.DataFrame({"id": [f"i{k:03d}" for k in range(items)], "split": "discover", "label": "0"})
+    return PlantedTask(Items(table), space, {"regions": list(regions), "noise": noise}, seed=0)
+
+
+def ask(task: Any, items: np.ndarray, cells: np.ndarray, role: str) -> pd.DataFrame:
+    """Probes in the format of probes.parquet."""
+    ids = [task.items.table["id"].iloc[int(i)] for i in items]
+    answer = task.probe(ids, cells)
+    table = pd.DataFrame(cells, columns=task.concepts.names)
+    return table.assign(
+        role=role,
+        explorer=role,
+        order=np.arange(len(ids)),
+        item=ids,
+        repeat=0,
+        discrepancy=answer.discrepancy,
+        failed=answer.failed,
+        output=answer.outputs,
+    ).drop_duplicates(["item", *task.concepts.names])
+
+
+def uniform(task: Any, n: int, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return ask(task, rng.integers(0, len(task.items.table), n), task.concepts.sample(n, rng), "control")
+
+
+def adaptive(task: Any, n: int, seed: int = 0) -> pd.DataFrame:
+    """Four of five probes where earlier ones failed, up to one level off: what a greedy search does."""
+    rng = np.random.default_rng(seed)
+    found = ask(task, rng.integers(0, len(task.items.table), n // 4), task.concepts.sample(n // 4, rng), "agent")
+    failing = found.loc[found["failed"], task.concepts.names].to_numpy()
+    near = failing[rng.integers(0, len(failing), n)] + rng.integers(-1, 2, size=(n, len(task.concepts)))
+    cells = np.clip(near, 0, np.array(task.concepts.sizes) - 1)
+    more = ask(task, rng.integers(0, len(task.items.table), n), cells, "agent")
+    return pd.concat([found, more], ignore_index=True).drop_duplicates(["item", *task.concepts.names]).head(n)
+
+
+def truth(task: Any) -> np.ndarray:
+    """The failure rate of every cell over all items, by asking everything."""
+    cells = task.concepts.cells()
+    ids = task.items.table["id"].tolist()
+    return np.mean([task.probe([item] * len(cells), cells).failed for item in ids], axis=0)
+
+
+def inside(task: Any, regions: Sequence[dict[str, list[int]]]) -> np.ndarray:
+    """Which cells of the grid lie in any of the regions."""
+    cells = task.concepts.cells()
+    return np.any([Region.from_json(r).contains(task.concepts, cells) for r in regions], axis=0)

@@ -1,0 +1,263 @@
+"""Inputs of the reports from synthetic landscapes, with hostile text where asked for."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.concepts import Concept, ConceptSpace, Region
+from stages.report import Gallery
+from stages.tasks.contract import Exhibit
+
+HOSTILE = "<script>alert(1)</script>"
+
+FOUR = (
+    Concept("rotation", (0, 10, 20, 30, 40, 50, 60), "°", neutral=0),
+    Concept("darkening", (0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9), neutral=0),
+    Concept("blur", (0, 0.4, 0.8, 1.2, 1.6, 2.0, 2.4), " px", neutral=0),
+    Concept("noise", (0, 0.08, 0.16, 0.24, 0.32, 0.4, 0.48), neutral=0),
+)
+WEATHER = Concept("weather", ("sun", "rain", "snow", "fog"), ordered=False)
+
+
+def picture(seed: int, side: int = 28) -> bytes:
+    image = pytest.importorskip("PIL.Image")
+    y, x = np.mgrid[:side, :side] / side - 0.5
+    angle = seed * 0.7
+    stroke = np.abs(x * np.cos(angle) + y * np.sin(angle) + 0.1 * np.sin(9 * y)) < 0.08
+    noise = np.random.default_rng(seed).normal(0, 25, (side, side))
+    buffer = io.BytesIO()
+    image.fromarray((220 * stroke + noise).clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_landscape(space: ConceptSpace, rng: np.random.Generator, strength: float = 1.0) -> pd.DataFrame:
+    cells = space.cells()
+    push = space.coordinates(cells)
+    score = 3.4 * strength * push[:, 0] + 2.6 * strength * (push[:, -1] * push[:, 0]) - 2.6
+    rate = 1 / (1 + np.exp(-score - 1.2 * push[:, push.shape[1] // 2]))
+    table = pd.DataFrame(cells, columns=space.names)
+    table["probes"] = rng.integers(0, 5, len(cells))
+    table["failures"] = rng.binomial(table["probes"], rate)
+    table["rate"] = rate
+    table["low"], table["high"] = (rate - 0.06).clip(0, 1), (rate + 0.07).clip(0, 1)
+    table["certain"] = table["probes"] > 1
+    share = np.exp(2 * rate)
+    table["policy_mean"] = share / share.sum()
+    table["policy_std"] = table["policy_mean"] / 10
+    return table
+
+
+def make_probes(space: ConceptSpace, landscape: pd.DataFrame, rng: np.random.Generator, n: int = 1200) -> pd.DataFrame:
+    parts = []
+    for role, weights in (("agent", landscape["policy_mean"]), ("control", None)):
+        rows = landscape.sample(n, replace=True, weights=weights, random_state=int(rng.integers(1 << 30)))
+        part = rows[space.names].reset_index(drop=True)
+        part["role"], part["explorer"] = role, {"agent": "ppo", "control": "random"}[role]
+        part["order"], part["item"], part["repeat"] = range(n), [f"item-{i % 50}" for i in range(n)], 0
+        part["failed"] = rng.random(n) < rows["rate"].to_numpy()
+        part["discrepancy"], part["output"] = 0.1, HOSTILE
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) -> dict[str, Any]:
+    """Everything `write_landscape_report` is given, from a synthetic landscape over these concepts."""
+    space, rng = ConceptSpace(concepts), np.random.default_rng(3)
+    landscape = make_landscape(space, rng)
+    first, last = space.concepts[0], space.concepts[-1]
+    regions = [
+        Region(
+            {first.name: tuple(range(len(first) // 2, len(first))), last.name: tuple(range(len(last) // 2, len(last)))}
+        ),
+        Region({first.name: tuple(range(len(first) - 2, len(first)))}),
+        Region({last.name: (len(last) - 1,)}),
+    ]
+    overall = float(landscape["rate"].mean())
+    modes, galleries = [], {}
+    for i, region in enumerate(regions, 1):
+        inside = region.contains(space, space.cells())
+        rate = float(landscape.loc[inside, "rate"].mean())
+        mode_id = f"M{i}"
+        modes.append(
+            {
+                "id": mode_id, "region": region.to_json(), "text": region.describe(space), "rate": rate,
+                "low": rate - 0.06, "high": min(1.0, rate + 0.05), "probes": 180 + i, "failures": round(rate * 180),
+                "lift": rate / overall, "share": float(inside.mean()), "confirmed": i < 3,
+            }
+        )  # fmt: skip
+        said = HOSTILE if hostile else "seen as 7, expected 1"
+        shown = [
+            Exhibit(f"item-{k}: {said}", image=picture(10 * i + k))
+            if images
+            else Exhibit(f"item-{k}", text=f"Text {k}: {said}")
+            for k in range(6)
+        ]
+        galleries[mode_id] = Gallery(shown[:4], shown[4:])
+    effects = [
+        {
+            "concept": c.name, "level": j, "label": c.label(j), "rate": float(part["rate"].mean()),
+            "low": float(part["low"].mean()), "high": float(part["high"].mean()), "probes": 300, "failures": 61,
+        }
+        for c in space.concepts
+        for j, part in landscape.groupby(c.name)
+    ]  # fmt: skip
+    probes = make_probes(space, landscape, rng)
+    summary = {
+        "audit": HOSTILE if hostile else "mnist",
+        "concepts": space.to_json(),
+        "threshold": 0.0,
+        "overall": {"value": overall, "low": overall - 0.02, "high": overall + 0.02, "n": 1200},
+        "effects": effects,
+        "modes": modes,
+        "estimator": {"name": "logistic", "log_loss": 0.412, "log_loss_constant": 0.553, "brier": 0.131},
+        "search": {
+            "agent": {"explorer": "ppo", "budget": 1200, "probes": 1200, "failing_cells": 321, "gradient_updates": 480},
+            "control": {"explorer": "random", "budget": 1200, "probes": 1200, "failing_cells": 288},
+        },
+        "exact": False,
+        "sampled": False,
+    }
+    gates = [
+        {
+            "gate": "max_failure_rate",
+            "bound": 0.5,
+            "value": overall,
+            "low": overall - 0.02,
+            "high": overall + 0.02,
+            "passed": True,
+        },
+        {"gate": "max_mode_rate", "bound": 0.6, "value": modes[0]["rate"], "low": 0.64, "high": 0.77, "passed": False},
+    ]
+    return {
+        "landscape": landscape,
+        "summary": summary,
+        "verdict": {"passed": False, "gates": gates},
+        "probes": probes,
+        "galleries": galleries,
+        "provenance": {
+            "schema": 1, "seed": 7, "device": "cpu", "dtype": "float32", "batch_size": 64, "git": "8c1f0d2",
+            "versions": {"python": "3.11.9", "torch": "2.5.1"}, "model": "4f1c22b9", "skipped_items": ["img-17.png"],
+        },
+        "metrics": {"modes": 3, "overall": overall},
+    }  # fmt: skip
+
+
+def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]:
+    """Everything `write_comparison_report` is given."""
+    space, rng = ConceptSpace(concepts), np.random.default_rng(5)
+    before, after = make_landscape(space, rng), make_landscape(space, rng, strength=0.5)
+    both = before[space.names].copy()
+    for suffix, table in (("before", before), ("after", after)):
+        both = both.assign(**{f"{c}_{suffix}": table[c] for c in ("rate", "low", "high")})
+    probes = pd.concat(
+        [
+            make_probes(space, table, rng, 500).assign(model=model, purpose="search")
+            for model, table in (("before", before), ("after", after))
+        ]
+    )
+    control = {"after": 0.316, "change": -0.202, "low": -0.23, "high": -0.17}
+    reduced = {
+        "holds": True,
+        "beyond_chance": True,
+        "change": {"value": -0.289, "low": -0.32, "high": -0.26, "n": 3000},
+    }
+    moved = {"text": "darkening >= 0.9", "before": 0.1, "after": 0.17, "change": 0.07, "low": 0.02, "high": 0.1}
+    verdict = {
+        "audit": "mnist",
+        "passed": False,
+        "gates": [
+            {
+                "gate": "target_failure_rate.change_max",
+                "bound": -0.05,
+                "value": -0.289,
+                "low": -0.32,
+                "high": -0.26,
+                "passed": True,
+            },
+            {"gate": "newly_failing.max", "bound": 0.02, "value": 0.024, "low": 0.019, "high": 0.03, "passed": False},
+        ],
+        "decided_by": "human" if hostile else "policy",
+        "reviewer": HOSTILE if hostile else None,
+        "reason": f"{HOSTILE} matters" if hostile else None,
+        "differences": {
+            "target_failure_rate": {
+                "before": 0.518,
+                "after": 0.229,
+                "change": -0.289,
+                "low": -0.32,
+                "high": -0.26,
+                "pairs": 3000,
+                "control": control,
+            },
+            "other_failure_rate": {
+                "before": 0.224,
+                "after": 0.116,
+                "change": -0.108,
+                "low": -0.12,
+                "high": -0.09,
+                "pairs": 3000,
+            },
+            "newly_failing": {"after": 0.024, "low": 0.019, "high": 0.03, "pairs": 3000},
+            "clean_quality": {
+                "name": "clean accuracy",
+                "before": 0.967,
+                "after": 0.956,
+                "change": -0.011,
+                "low": -0.02,
+                "high": 0.001,
+                "pairs": 300,
+            },
+        },
+        "modes": [
+            {
+                "id": "M1",
+                "text": "rotation >= 40° and blur >= 1.2",
+                "before": 0.71,
+                "after": 0.31,
+                "change": -0.4,
+                "low": -0.45,
+                "high": -0.34,
+                "control": {"after": 0.44},
+            },
+            {
+                "id": "M2",
+                "text": HOSTILE if hostile else "noise >= 0.4",
+                "before": 0.55,
+                "after": 0.22,
+                "change": -0.33,
+                "low": -0.4,
+                "high": -0.3,
+            },
+        ],
+        "search": {"before": {"agent": {"failing_cells": 77}}, "after": {"agent": {"failing_cells": 31}}},
+        "shift": {
+            "normalised": 0.091,
+            "null_cell": 0.204,
+            "noise_floor": {"normalised": 0.027, "null_cell": 0.03},
+            "entropy_before": 6.91,
+            "entropy_after": 7.3,
+        },
+        "reduced_failures": {
+            "holds": True,
+            "inequality": "mean over C of (rate_after - rate_before) < 0",
+            "targets": reduced | {"before": 0.518, "after": 0.229},
+            "total": reduced | {"before": 0.3, "after": 0.15},
+        },
+        "failures_moved": {"found": True, "regions": [moved]},
+        "targeting": {"helped": True, "value": -0.087, "statement": "aiming at the modes helped: -8.7 points"},
+    }
+    said = HOSTILE if hostile else "7"
+    shown = [(Exhibit(f"item-{k}", image=picture(k)), said, "1") for k in range(4)]
+    return {
+        "verdict": verdict,
+        "landscapes": both,
+        "space": space,
+        "probes": probes,
+        "galleries": {"fixed": shown, "newly_failing": [(Exhibit("a text", text=said), "1", said)]},
+        "provenance": {"seed": 7, "device": "cpu"},
+    }

@@ -1,0 +1,196 @@
+"""The estimated landscape against the truth: error, coverage, and what adaptive sampling does to it."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.concepts import Concept, ConceptSpace
+from stages.landscape import Resampler, effects, estimate, holm, kernel, overall_rate, wilson
+from tests.landscapes import adaptive, ask, planted, truth, uniform
+
+
+class Smooth:
+    """A model whose margin falls smoothly with two of three concepts, differently for each item."""
+
+    threshold = 0.0
+
+    def __init__(self, items: int = 60) -> None:
+        rng = np.random.default_rng(1)
+        self.concepts = ConceptSpace(tuple(Concept(n, tuple(range(6))) for n in ("rotation", "blur", "noise")))
+        self.hard = rng.normal(size=items)
+        self.ids = [f"i{k}" for k in range(items)]
+        self.embeddings = np.column_stack([self.hard, rng.normal(size=(items, 3))])
+        x = self.concepts.coordinates(self.concepts.cells())
+        push = 1.6 * x[:, 0] + 1.2 * x[:, 0] * x[:, 1] - 1.1
+        self.margin = np.tanh(push[None] + 0.5 * self.hard[:, None] + rng.normal(0, 0.15, (items, len(x))))
+
+    def probes(self, n: int, *, greedy: bool, seed: int = 0) -> pd.DataFrame:
+        rng = np.random.default_rng(seed)
+        weights = np.exp(4 * self.margin).ravel() if greedy else np.ones(self.margin.size)
+        pairs = rng.choice(self.margin.size, n, replace=False, p=weights / weights.sum())
+        items, numbers = np.divmod(pairs, self.concepts.n_cells)
+        table = pd.DataFrame(self.concepts.cells(numbers), columns=self.concepts.names)
+        margin = self.margin[items, numbers]
+        ids = [self.ids[i] for i in items]
+        role = "agent" if greedy else "control"
+        return table.assign(role=role, item=ids, repeat=0, discrepancy=margin, failed=margin > 0)
+
+    def landscape(self, probes: pd.DataFrame, **keywords):
+        return estimate(probes, self.ids, self.embeddings, self.concepts, threshold=0.0, seed=0, **keywords)
+
+    @property
+    def truth(self) -> np.ndarray:
+        return (self.margin > 0).mean(axis=0)
+
+
+@pytest.fixture(scope="module")
+def smooth() -> Smooth:
+    return Smooth()
+
+
+@pytest.fixture(scope="module")
+def both(smooth):
+    probes = pd.concat([smooth.probes(900, greedy=False), smooth.probes(900, greedy=True)], ignore_index=True)
+    return probes, smooth.landscape(probes)
+
+
+def test_error_is_far_below_that_of_frequencies(smooth, both):
+    _, landscape = both
+    error = np.abs(landscape.rates - smooth.truth).mean()
+    table = landscape.table
+    counted = np.where(table["probes"] > 0, table["failures"] / table["probes"].clip(lower=1), smooth.truth.mean())
+    assert error < 0.05
+    assert error < 0.4 * np.abs(counted - smooth.truth).mean()
+
+
+def test_intervals_hold_the_true_rate(smooth, both):
+    table = both[1].table
+    covered = (table["low"] <= smooth.truth) & (smooth.truth <= table["high"])
+    assert covered.mean() > 0.88
+    assert (table["high"] - table["low"]).mean() < 0.3, "an interval that says nothing always holds the truth"
+    assert ((table["low"] <= table["rate"]) & (table["rate"] <= table["high"])).all()
+
+
+def test_adaptive_sampling_does_not_inflate_rates(smooth, both):
+    probes, landscape = both
+    raw = probes["failed"].mean() - smooth.truth.mean()
+    assert raw > 0.1, "the agent has to oversample failures for this to test anything"
+    assert abs(landscape.rates.mean() - smooth.truth.mean()) < 0.025
+    overall = overall_rate(landscape, probes)
+    assert overall.low <= smooth.truth.mean() <= overall.high
+    assert overall.n == (probes["role"] == "control").sum()
+
+
+def test_held_out_scores_beat_the_constant(both):
+    scores = both[1].diagnostics
+    assert scores["held_out_probes"] == 900
+    assert scores["log_loss"] < 0.75 * scores["log_loss_constant"]
+    assert scores["brier"] < scores["brier_constant"]
+    assert scores["calibration_error"] < 0.1
+
+
+def test_a_concept_without_effect_gets_a_long_length_scale(both):
+    rotation, _, noise = both[1].hyper.scales
+    assert noise > rotation
+
+
+def test_the_same_probes_give_the_same_landscape(smooth, both):
+    probes, landscape = both
+    again = smooth.landscape(probes)
+    pd.testing.assert_frame_equal(landscape.table, again.table, check_exact=True)
+    assert np.array_equal(landscape.draws, again.draws)
+
+
+def test_effects_follow_the_truth(smooth, both):
+    probes, landscape = both
+    rows = pd.DataFrame(effects(landscape, smooth.concepts, probes))
+    assert len(rows) == 18
+    levels = smooth.concepts.cells()[:, 0]
+    for row in rows[rows["concept"] == "rotation"].itertuples():
+        assert row.rate == pytest.approx(smooth.truth[levels == row.level].mean(), abs=0.05)
+        assert row.low <= row.rate <= row.high
+    assert rows.groupby("concept")["probes"].sum().eq(900).all()
+
+
+def test_sharp_planted_regions_are_estimated():
+    task = planted()
+    probes = pd.concat([uniform(task, 1200), adaptive(task, 1200)], ignore_index=True)
+    ids = task.items.table["id"].tolist()
+    landscape = estimate(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    assert np.abs(landscape.rates - truth(task)).mean() < 0.06
+
+
+def test_an_enumerated_grid_is_exact():
+    task = planted(items=6, levels=3)
+    cells = task.concepts.cells()
+    every = ask(task, np.repeat(np.arange(6), len(cells)), np.tile(cells, (6, 1)), "control")
+    ids = task.items.table["id"].tolist()
+    landscape = estimate(every, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    assert landscape.exact
+    np.testing.assert_allclose(landscape.rates, truth(task))
+    assert overall_rate(landscape, every).value == pytest.approx(truth(task).mean())
+    missing = estimate(every.iloc[:-1], ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    assert not missing.exact
+
+
+def test_repeats_of_a_pair_are_averaged_not_counted_twice():
+    task = planted(items=2, levels=2, noise=0.0, regions=[])
+    cells = task.concepts.cells()
+    every = ask(task, np.repeat(np.arange(2), len(cells)), np.tile(cells, (2, 1)), "control")
+    again = every.assign(repeat=1, failed=True, discrepancy=0.5)
+    ids = task.items.table["id"].tolist()
+    landscape = estimate(pd.concat([every, again]), ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    np.testing.assert_allclose(landscape.rates, 0.5)
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_model_that_always_answers_the_same(smooth, failed):
+    probes = smooth.probes(300, greedy=False).assign(failed=failed, discrepancy=0.5 if failed else -0.5)
+    landscape = smooth.landscape(probes)
+    assert np.isfinite(landscape.table[["rate", "low", "high"]].to_numpy()).all()
+    assert abs(landscape.rates.mean() - failed) < 0.1
+
+
+def test_a_grid_too_large_is_sampled(smooth, monkeypatch):
+    monkeypatch.setattr(sys.modules["stages.landscape.estimate"], "MAX_CELLS", 100)
+    landscape = smooth.landscape(smooth.probes(400, greedy=False))
+    assert landscape.sampled
+    assert len(landscape.table) == 100
+    assert abs(landscape.rates.mean() - smooth.truth.mean()) < 0.08
+
+
+def test_features_reproduce_the_kernel_at_full_rank():
+    """All eigenfunctions together are the kernel: nothing is lost but what is cut off."""
+    task = planted(items=5, levels=2)
+    hyper = kernel.Hyper(scales=(0.5, 1.0, 0.7, 2.0))
+    features = kernel.Features(task.concepts, task.embed(task.items.table["id"].tolist()), hyper, rank=5 * 16)
+    rng = np.random.default_rng(0)
+    items, cells = rng.integers(0, 5, 30), task.concepts.sample(30, rng)
+    phi = features.of_probes(items, cells)
+    ours = (phi * features.prior) @ phi.T
+    x = task.concepts.coordinates(cells) / np.array(hyper.scales)
+    direct = np.exp(-0.5 * ((x[:, None] - x[None]) ** 2).sum(-1))
+    direct *= kernel._item_kernel(task.embed(task.items.table["id"].tolist()), hyper)[np.ix_(items, items)]
+    np.testing.assert_allclose(ours / ours[0, 0], direct / direct[0, 0], atol=1e-6)
+
+
+def test_wilson_and_holm():
+    rate = wilson(7, 10)
+    assert (round(rate.low, 3), round(rate.high, 3)) == (0.397, 0.892)
+    assert np.isnan(wilson(0, 0).value)
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03])), [0.03, 0.06, 0.06])
+
+
+def test_resampling_items_is_wider_than_resampling_probes():
+    """Ten probes of one item that agree are one piece of evidence, not ten."""
+    rng = np.random.default_rng(0)
+    by_item = rng.integers(0, 2, 40).astype(float)
+    values, items = np.repeat(by_item, 10), np.repeat(np.arange(40), 10)
+    clustered = Resampler(items, 500, 0).mean(values, np.ones(400))
+    alone = Resampler(np.arange(400), 500, 0).mean(values, np.ones(400))
+    assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
+    assert clustered.value == alone.value == by_item.mean()

@@ -1,0 +1,104 @@
+"""Failure modes have to name what was planted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.concepts import Concept, ConceptSpace, Region
+from stages.landscape import confirm, estimate, find_regions, name_modes
+from stages.params import SummarizeConfig
+from tests.landscapes import CORNERS, adaptive, inside, planted, uniform
+
+
+@pytest.fixture(scope="module")
+def named():
+    task = planted(noise=0.05)
+    probes = pd.concat([uniform(task, 2500), adaptive(task, 1500)], ignore_index=True)
+    ids = task.items.table["id"].tolist()
+    arguments = (probes, ids, task.embed(ids), task.concepts)
+    landscape = estimate(*arguments, threshold=0.0, seed=0)
+    modes = name_modes(landscape, *arguments, SummarizeConfig(modes=5), threshold=0.0, seed=0)
+    return task, probes, modes
+
+
+def test_modes_name_the_planted_regions(named):
+    task, _, modes = named
+    found = inside(task, [m.region.to_json() for m in modes if m.confirmed])
+    true = inside(task, CORNERS)
+    assert (found & true).sum() / found.sum() >= 0.9, "precision"
+    assert (found & true).sum() / true.sum() >= 0.9, "recall"
+
+
+def test_modes_are_minimal_and_readable(named):
+    task, _, modes = named
+    said = {m.region.describe(task.concepts) for m in modes if m.confirmed}
+    assert {"tilt >= 3 and fog >= 3", "dust <= 1 and rain = 4"} <= said
+
+
+def test_modes_are_numbered_worst_first(named):
+    modes = [m for m in named[2] if m.confirmed]
+    assert [m.id for m in modes] == [f"M{i + 1}" for i in range(len(modes))]
+    excess = [(m.lift - 1) * m.share for m in modes]
+    assert excess == sorted(excess, reverse=True)
+
+
+def test_rates_come_from_unseen_uniform_probes(named):
+    task, probes, modes = named
+    control = probes[probes["role"] == "control"]
+    for mode in modes:
+        held = mode.region.contains(task.concepts, control[task.concepts.names].to_numpy()).sum()
+        assert 0 < mode.rate.n < 0.7 * held
+        assert mode.failures == round(mode.rate.value * mode.rate.n)
+
+
+def test_an_entry_is_plain_and_complete(named):
+    entry = named[2][0].to_json(named[0].concepts)
+    assert {"id", "region", "text", "rate", "low", "high", "probes", "failures", "lift", "share", "confirmed"} <= set(
+        entry
+    )
+    assert Region.from_json(entry["region"]) == named[2][0].region
+
+
+def test_nothing_is_confirmed_where_all_cells_are_alike():
+    """Noise alone makes regions look bad; on unseen probes they do not hold."""
+    task = planted(regions=[], noise=0.3)
+    space, rng = task.concepts, np.random.default_rng(0)
+    cells = space.cells()
+    rates = np.clip(0.3 + rng.normal(0, 0.1, len(cells)), 0, 1)
+    regions = find_regions(space, cells, rates, modes=6, max_conditions=3, min_support=0.02)
+    assert regions
+    confirmed = [m for m in confirm(space, regions, cells, rates, uniform(task, 3000)) if m.confirmed]
+    assert len(confirmed) <= 1
+
+
+def test_a_condition_that_does_not_raise_the_rate_is_dropped():
+    space = ConceptSpace(tuple(Concept(n, tuple(range(5))) for n in "abc"))
+    cells = space.cells()
+    rates = np.where(cells[:, 0] >= 3, 0.8, 0.1) + np.random.default_rng(0).normal(0, 0.02, len(cells))
+    first = find_regions(space, cells, rates, modes=1, max_conditions=3, min_support=0.02)[0]
+    assert first == Region({"a": (3, 4)})
+
+
+@pytest.mark.parametrize("categories", [4, 9])
+def test_categories_are_named_as_sets(categories):
+    people = Concept("profession", tuple(f"p{k}" for k in range(categories)), ordered=False)
+    space = ConceptSpace((people, Concept("age", tuple(range(4)))))
+    cells = space.cells()
+    rates = np.where(np.isin(cells[:, 0], [0, 2]) & (cells[:, 1] >= 2), 0.9, 0.1)
+    first = find_regions(space, cells, rates, modes=3, max_conditions=2, min_support=0.02)[0]
+    assert first == Region({"profession": (0, 2), "age": (2, 3)})
+    assert first.describe(space) == "profession is p0 or p2 and age >= 2"
+
+
+def test_support_and_number_are_limits():
+    task = planted()
+    cells = task.concepts.cells()
+    rates = inside(task, CORNERS).astype(float)
+    wide = find_regions(task.concepts, cells, rates, modes=1, max_conditions=3, min_support=0.3)
+    assert len(wide) == 1
+    assert wide[0].n_cells(task.concepts) >= 0.3 * len(cells)
+    assert (
+        find_regions(task.concepts, cells, np.full(len(cells), 0.2), modes=3, max_conditions=2, min_support=0.02) == []
+    )

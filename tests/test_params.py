@@ -1,0 +1,126 @@
+"""params.yaml: every error is told, all at once, with where, what was found and what was expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.errors import Exit, UsageError
+from stages.params import check_tasks, load_params, task_class
+
+AUDIT = {
+    "seed": 1,
+    "task": "tests.planted:PlantedTask",
+    "code": "tests",
+    "prepare": {"items": {"discover": 5}},
+    "concepts": {"a": [0, 1, 2]},
+    "discover": {"budget": 10},
+    "summarize": {},
+}
+REPAIR = {
+    "feedback": {"policy": "top-k"},
+    "restructure": {"method": "planted"},
+    "gates": {"clean_quality": {"change_min": -0.02}},
+}
+
+
+def write(tmp_path: Path, data: object) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_text(data if isinstance(data, str) else yaml.safe_dump(data))
+    return path
+
+
+def with_audit(**changes: object) -> dict:
+    return {"audits": {"x": {**AUDIT, **changes}}}
+
+
+def test_the_projects_own_params_are_valid() -> None:
+    params = load_params(Path(__file__).parents[1] / "params.yaml")
+    assert list(params.audits) == ["mnist", "imagenet"] and list(params.repairs) == ["mnist"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (with_audit(budgets=3), r"audits\.x\.budgets: unknown key; expected one of code, compute"),
+        (
+            with_audit(discover={"buget": 5}),
+            r"audits\.x\.discover\.buget: unknown key, did you mean 'budget'\?; expected",
+        ),
+        (with_audit(discover={"budget": 0}), r"discover\.budget: .*greater than or equal to 1, found 0"),
+        (with_audit(discover={"budget": "many"}), r"discover\.budget: .*valid integer.*found 'many'"),
+        (with_audit(seed=-1), r"audits\.x\.seed: .*found -1"),
+        (with_audit(task="no colon"), r"audits\.x\.task: "),
+        (with_audit(concepts={}), r"audits\.x\.concepts: .*at least 1"),
+        (with_audit(concepts={"a": [1]}), r"concept 'a' needs at least 2 levels, found \[1"),
+        (with_audit(concepts={"a": [1, 1]}), r"concept 'a' names a level twice"),
+        (with_audit(compute={"device": "gpu"}), r"compute\.device: .*found 'gpu'"),
+        ({"audits": {}}, r"audits: .*at least 1"),
+        ({"audits": {"a/b": AUDIT}}, r"audits\.a/b: expected a name of letters"),
+        (
+            {"audits": {"x": AUDIT}, "repairs": {"y": REPAIR}},
+            r"repairs\.y: there is no audit of that name, found \['x'\]",
+        ),
+        (
+            {"audits": {"x": AUDIT}, "repairs": {"x": {**REPAIR, "gates": {"clean_quality": {}}}}},
+            r"repairs\.x\.gates\.clean_quality: expected at least one of max, min",
+        ),
+        (
+            {"audits": {"x": AUDIT}, "repairs": {"x": {**REPAIR, "feedback": {"policy": "never"}}}},
+            r"feedback\.policy: .*'top-k' or 'wait'.*found 'never'",
+        ),
+        ("audits: [", r"is not valid YAML"),
+        ("- a\n- b\n", r"expected a mapping with the keys audits and repairs, found list"),
+    ],
+)
+def test_an_error_is_told(tmp_path: Path, data: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        load_params(write(tmp_path, data))
+    assert error.value.exit_code == Exit.USAGE
+
+
+def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
+    data = with_audit(seed=-1, discover={"budget": 0}, summarize={"mode": 3})
+    with pytest.raises(UsageError) as error:
+        load_params(write(tmp_path, data))
+    assert str(error.value).startswith("3 error(s)")
+    assert all(where in str(error.value) for where in ("x.seed", "discover.budget", "'modes'"))
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no params\.yaml in .*: run this in the folder that holds it"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
+    params = load_params(write(tmp_path, {"audits": {"mnist": AUDIT}}))
+    with pytest.raises(UsageError, match=r"no audit 'minst' in params.yaml, found: mnist, did you mean 'mnist'"):
+        params.audit("minst")
+    with pytest.raises(UsageError, match="no entry under repairs"):
+        params.repair("mnist")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "nowhere.at_all:X"}, "cannot be imported: No module named 'nowhere'"),
+        ({"task": "tests.planted:Missing"}, "Missing is no task: it is not in"),
+        ({"task": "tests.planted:Region"}, "is no task: it lacks check, prepare"),
+        ({"code": "stages"}, "stages does not hold the task's module"),
+        ({"prepare": {"itms": 3}}, r"audits\.x\.prepare\.itms: unknown key"),
+    ],
+)
+def test_a_bad_task_is_told(tmp_path: Path, changes: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    params = load_params(write(tmp_path, with_audit(**changes)))
+    with pytest.raises(UsageError, match=message):
+        check_tasks(params, ["x"])
+
+
+def test_a_good_task_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    params = load_params(write(tmp_path, with_audit()))
+    check_tasks(params, ["x"])
+    assert task_class("x", params.audit("x")).__name__ == "PlantedTask"

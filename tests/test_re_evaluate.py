@@ -1,0 +1,222 @@
+"""The verdict on a repair: gates, paired differences, failures that moved, and on which items all of it rests."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from stages import re_evaluate, summarize
+from stages.concepts import Region
+from stages.files import read_json, stage_dir, write_json
+from stages.landscape import Paired, Rate, all_passed, draw_pairs, judge, judge_landscape, judge_repair
+from stages.landscape.compare import targeting
+from stages.params import Gates, LandscapeGates
+from tests.landscapes import planted
+from tests.workspace import ROOT
+
+TARGET = {"tilt": [3, 4], "fog": [3, 4]}
+ELSEWHERE = {"dust": [0, 1], "rain": [0, 1]}
+LEVELS = [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("rate", "passed"),
+    [
+        (Rate(0.02, 0.01, 0.04, 100), True),
+        (Rate(0.04, 0.03, 0.06, 100), False),  # the value is below, but the interval straddles the bound
+        (Rate(0.10, 0.08, 0.12, 100), False),
+        (Rate(np.nan, np.nan, np.nan, 0), None),
+        (None, None),
+    ],
+)
+def test_a_gate_needs_the_whole_interval(rate, passed):
+    assert judge("newly_failing.max", 0.05, rate, upper=True)["passed"] is passed
+
+
+def test_gates_on_values_and_changes():
+    gates = Gates.model_validate(
+        {"target_failure_rate": {"max": 0.4, "change_max": -0.1}, "clean_quality": {"change_min": -0.02}}
+    )
+    after = {"target_failure_rate": Rate(0.3, 0.25, 0.35, 9), "clean_quality": Rate(0.95, 0.9, 1.0, 9)}
+    change = {"target_failure_rate": Rate(-0.2, -0.3, -0.05, 9), "clean_quality": Rate(-0.01, -0.015, 0.0, 9)}
+    entries = {e["gate"]: e["passed"] for e in judge_repair(gates, after, change)}
+    assert entries == {
+        "target_failure_rate.max": True,
+        "target_failure_rate.change_max": False,
+        "clean_quality.change_min": True,
+    }
+    assert all_passed([]) is None
+
+
+def test_gates_on_the_landscape_itself():
+    overall, worst = Rate(0.2, 0.18, 0.22, 900), Rate(0.7, 0.6, 0.8, 90)
+    gates = LandscapeGates(max_failure_rate=0.3, max_mode_rate=0.5)
+    assert [e["passed"] for e in judge_landscape(gates, overall, [worst])] == [True, False]
+    assert [e["passed"] for e in judge_landscape(gates, overall, [])] == [True, True]
+    assert judge_landscape(None, overall, [worst]) == []
+
+
+def test_pairs_are_common_unique_and_on_the_right_side():
+    space, target = planted().concepts, Region.from_json(TARGET)
+    items, cells = draw_pairs(space, 40, [target], 300, seed=1)
+    inside = target.contains(space, cells)
+    assert (inside.sum(), (~inside).sum()) == (300, 300)
+    assert len(set(zip(items.tolist(), space.flat(cells).tolist(), strict=True))) == 600
+    none, _ = draw_pairs(space, 40, [], 300, seed=1)
+    assert len(none) == 300
+    few, _ = draw_pairs(space, 2, [Region({"tilt": (4,), "fog": (4,), "dust": (4,), "rain": (4,)})], 100, seed=1)
+    assert len(few) == 102, "a side with fewer pairs gives what it has"
+
+
+def test_strata_are_weighed_as_in_the_grid():
+    """Half of the pairs are drawn inside, but the region is a tenth of the grid."""
+    inside = np.arange(200) < 100
+    failed = {"before": inside, "after": np.zeros(200, dtype=bool)}
+    paired = Paired(np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, failed, resamples=200, seed=0)
+    assert paired.rate("before").value == pytest.approx(0.1)
+    assert paired.change(inside).value == -1.0
+    assert (paired.fixed().value, paired.newly_failing().value) == (1.0, 0.0)
+
+
+def test_targeting_is_claimed_only_beyond_chance():
+    rng = np.random.default_rng(0)
+    before = rng.random(600) < 0.7
+    fails = {"before": before, "after": before & (rng.random(600) < 0.5), "control": before & (rng.random(600) < 0.5)}
+    arguments = (np.arange(600) % 30, np.zeros((600, 1)), np.ones(600, dtype=bool), 1.0)
+    same = targeting(Paired(*arguments, fails, resamples=300, seed=0).difference())
+    assert not same["helped"]
+    assert "improved in general" in same["statement"]
+    better = targeting(Paired(*arguments, {**fails, "control": before}, resamples=300, seed=0).difference())
+    assert better["helped"]
+    assert targeting({"after": 0.1}) is None
+
+
+@pytest.fixture(scope="module")
+def audit_dir(tmp_path_factory):
+    """A workspace after collect_feedback, its stages run in this process: one target mode, one region elsewhere."""
+    from stages import collect_feedback, discover, prepare
+
+    path = tmp_path_factory.mktemp("audit")
+    params = {
+        "audits": {
+            "tiny": {
+                "seed": 3,
+                "task": "planted:PlantedTask",
+                "code": "planted.py",
+                "compute": {"device": "cpu", "threads": 1, "batch_size": 512},
+                "prepare": {
+                    "items": {"discover": 20, "repair": 5, "test": 30},
+                    "regions": [TARGET],
+                    "noise": 0.03,
+                },
+                "concepts": dict.fromkeys(("tilt", "fog", "dust", "rain"), LEVELS),
+                "discover": {"explorer": "random", "budget": 800},
+                "summarize": {"modes": 2, "examples": 2},
+            }
+        },
+        "repairs": {
+            "tiny": {
+                "feedback": {"policy": "top-k", "modes": 1},
+                "restructure": {"method": "planted"},
+                "re_evaluate": {"paired_probes": 400, "bootstrap": 300},
+                "gates": {
+                    "target_failure_rate": {"change_max": -0.3},
+                    "other_failure_rate": {"change_max": 0.02},
+                    "newly_failing": {"max": 0.05},
+                    "clean_quality": {"change_min": -0.02},
+                },
+            }
+        },
+    }
+    (path / "params.yaml").write_text(yaml.safe_dump(params))
+    (path / "planted.py").write_text((ROOT / "tests" / "planted.py").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.syspath_prepend(str(path))
+        patch.delitem(sys.modules, "planted", raising=False)
+        for run in (prepare.prepare, discover.main, summarize.main, collect_feedback.main):
+            run("tiny")
+        yield path
+    sys.modules.pop("planted", None)
+
+
+def repaired(regions, *, control=None):
+    """Write a repaired model that fails in these regions, run the stage, return its verdict."""
+    for name, kept in (("repaired", regions), ("control", control)):
+        folder = stage_dir("tiny", "restructure") / "models" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if kept is None:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+        else:
+            (folder / "config.json").write_text(json.dumps({"regions": kept, "noise": 0.03}))
+    re_evaluate.main("tiny")
+    return read_json(stage_dir("tiny", "re_evaluate") / "verdict.json")
+
+
+def test_an_improvement_is_named(audit_dir):
+    verdict = repaired([], control=[TARGET])
+    assert verdict["passed"], verdict["gates"]
+    assert verdict["differences"]["target_failure_rate"]["change"] < -0.8
+    assert verdict["targeting"]["helped"]
+    assert not verdict["failures_moved"]["found"]
+    assert verdict["reduced_failures"]["holds"]
+    assert verdict["shift"]["beyond_noise"]
+    assert verdict["decided_by"] == "policy"
+    probes = pd.read_parquet(stage_dir("tiny", "re_evaluate") / "probes.parquet")
+    assert set(probes["model"]) == {"before", "after", "control"}
+    assert probes["item"].str.startswith("test-").all(), "claims rest on test items only"
+    assert len(pd.read_parquet(stage_dir("tiny", "re_evaluate") / "landscapes.parquet")) == 625
+    assert (stage_dir("tiny", "re_evaluate") / "report.html").stat().st_size > 10_000
+
+
+def test_a_failure_moved_elsewhere_is_named(audit_dir):
+    verdict = repaired([ELSEWHERE])
+    assert not verdict["passed"]
+    failed = {gate["gate"] for gate in verdict["gates"] if not gate["passed"]}
+    assert {"newly_failing.max", "other_failure_rate.change_max"} <= failed
+    region = Region.from_json(verdict["failures_moved"]["regions"][0]["region"])
+    cells = planted().concepts.cells()
+    found = region.contains(planted().concepts, cells)
+    true = Region.from_json(ELSEWHERE).contains(planted().concepts, cells)
+    assert (found & true).sum() / found.sum() > 0.8
+    assert verdict["targeting"] is None
+
+
+def test_without_modes_to_repair_the_verdict_says_so(audit_dir):
+    path = stage_dir("tiny", "collect_feedback") / "plan.json"
+    plan = read_json(path)
+    try:
+        write_json(path, {**plan, "modes": [{**mode, "action": "accept"} for mode in plan["modes"]]})
+        verdict = repaired([TARGET])
+    finally:
+        write_json(path, plan)
+    assert "repairs no mode" in verdict["statement"]
+    assert verdict["differences"]["target_failure_rate"]["after"] is None
+    assert verdict["differences"]["failure_rate"]["change"] == 0.0
+    assert verdict["modes"][0]["change"] == 0.0, "accepted modes are watched too"
+
+
+def test_the_same_inputs_give_the_same_bytes(audit_dir):
+    repaired([ELSEWHERE])
+    folder = stage_dir("tiny", "re_evaluate")
+    names = ("verdict.json", "landscapes.parquet", "probes.parquet", "metrics.json", "report.html")
+    before = [(folder / name).read_bytes() for name in names]
+    repaired([ELSEWHERE])
+    assert before == [(folder / name).read_bytes() for name in names]
+
+
+def test_summarize_names_the_target_and_uses_discover_items_only(audit_dir):
+    summary = read_json(stage_dir("tiny", "summarize") / "landscape.json")
+    assert summary["modes"][0]["region"] == TARGET
+    assert summary["modes"][0]["confirmed"]
+    assert summary["items"] == 20
+    probes = pd.read_parquet(stage_dir("tiny", "discover") / "probes.parquet")
+    assert probes["item"].str.startswith("discover-").all()
+    assert read_json(stage_dir("tiny", "summarize") / "verdict.json")["passed"] is None

@@ -1,0 +1,289 @@
+"""The reports: self-contained, deterministic, safe with hostile text, and alive in a browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+
+from stages.concepts import Concept, ConceptSpace
+from stages.report import Gallery, write_comparison_report, write_landscape_report
+from stages.report.marginals import marginal
+from stages.report.verdicts import verdict_view
+from stages.tasks.contract import Exhibit
+from tests.report_samples import FOUR, HOSTILE, WEATHER, make_comparison, make_inputs, picture
+
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_ARGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--use-gl=angle", "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]  # fmt: skip
+
+
+def write(tmp_path: Path, name: str = "report.html", **inputs: Any) -> str:
+    write_landscape_report(tmp_path / name, **inputs)
+    return (tmp_path / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both reports over four concepts, written once."""
+    folder = tmp_path_factory.mktemp("reports")
+    write_landscape_report(folder / "landscape.html", **make_inputs(*FOUR))
+    write_comparison_report(folder / "comparison.html", **make_comparison(*FOUR))
+    return {name: folder / f"{name}.html" for name in ("landscape", "comparison")}
+
+
+@pytest.mark.parametrize("name", ["landscape", "comparison"])
+def test_one_small_file_that_asks_for_nothing(pages: dict[str, Path], name: str) -> None:
+    assert pages[name].stat().st_size < 3_000_000
+    page = pages[name].read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", page)
+    assert "default-src 'none'" in page
+
+
+def test_large_images_do_not_make_a_large_file(tmp_path: Path) -> None:
+    inputs = make_inputs(*FOUR[:2])
+    noisy = [Exhibit(f"crop {k}", image=picture(k, side=300)) for k in range(8)]
+    assert sum(len(e.image or b"") for e in noisy) * 3 > 1_000_000
+    inputs["galleries"] = {f"M{i}": Gallery(noisy, noisy) for i in (1, 2, 3)}
+    page = write(tmp_path, **inputs)
+    assert len(page) < 3_000_000
+    assert page.count("data:image/jpeg;base64,") == 48
+
+
+def test_same_inputs_give_the_same_bytes(pages: dict[str, Path], tmp_path: Path) -> None:
+    write_landscape_report(tmp_path / "again.html", **make_inputs(*FOUR))
+    assert (tmp_path / "again.html").read_bytes() == pages["landscape"].read_bytes()
+    write_comparison_report(tmp_path / "again.html", **make_comparison(*FOUR))
+    assert (tmp_path / "again.html").read_bytes() == pages["comparison"].read_bytes()
+
+
+def hostile_space() -> tuple[Concept, ...]:
+    named = Concept(HOSTILE, (0, 1, 2))
+    return named, Concept("%{x}</script><img src=x onerror=alert(1)>", (HOSTILE, "<b>b</b>", "$c$"), ordered=False)
+
+
+def test_hostile_text_is_shown_as_text(tmp_path: Path) -> None:
+    page = write(tmp_path, **make_inputs(*hostile_space(), hostile=True, images=False))
+    write_comparison_report(tmp_path / "other.html", **make_comparison(*hostile_space(), hostile=True))
+    for text in (page, (tmp_path / "other.html").read_text(encoding="utf-8")):
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+        assert len(re.findall("<script", text)) == len(re.findall("</script>", text))
+
+
+def test_every_number_of_a_mode_is_in_the_page(tmp_path: Path) -> None:
+    inputs = make_inputs(*FOUR)
+    page = write(tmp_path, **inputs)
+    for mode in inputs["summary"]["modes"]:
+        row = re.search(rf'<tr><th scope="row"><a href="#mode-\d+">{mode["id"]}</a>.*?</tr>', page, re.S)
+        assert row is not None
+        for shown in (
+            mode["text"].replace(">", "&gt;"),
+            f"{mode['rate']:.1%}",
+            f"{100 * mode['low']:.1f}–{100 * mode['high']:.1f}%",
+            f"{mode['failures']} / {mode['probes']}",
+            f"{mode['lift']:.2g}×",
+            f"{mode['share']:.1%}",
+            "not confirmed" if not mode["confirmed"] else "confirmed",
+        ):
+            assert shown in row.group(0)
+
+
+@pytest.mark.parametrize("concepts", [FOUR[:1], (WEATHER,), (FOUR[0], WEATHER), (FOUR[0], WEATHER, FOUR[1])])
+def test_spaces_of_one_to_three_concepts(tmp_path: Path, concepts: tuple[Concept, ...]) -> None:
+    assert 'id="landscape-plot"' in write(tmp_path, **make_inputs(*concepts, images=False))
+    write_comparison_report(tmp_path / "other.html", **make_comparison(*concepts))
+    assert 'id="landscape-2"' in (tmp_path / "other.html").read_text(encoding="utf-8")
+
+
+def test_many_concepts_are_cut_to_the_strongest_and_that_is_said(tmp_path: Path) -> None:
+    page = write(tmp_path, **make_inputs(*(Concept(f"c{i}", (0, 1)) for i in range(9)), images=False))
+    assert "2 are not" in page
+    assert page.count('<option value="') == 35 + 21
+
+
+def test_a_sampled_grid_has_gaps_not_errors(tmp_path: Path) -> None:
+    inputs = make_inputs(*FOUR, images=False)
+    inputs["landscape"] = inputs["landscape"].sample(40, random_state=1)
+    inputs["summary"]["sampled"] = True
+    page = write(tmp_path, **inputs)
+    assert "a uniform sample of 40 is shown" in page
+    assert "NaN" not in page.split('id="plotly"')[0]
+
+
+def test_a_control_that_found_more_is_said_to_have(tmp_path: Path) -> None:
+    inputs = make_inputs(*FOUR[:2], images=False)
+    probes = inputs["probes"]
+    probes["role"] = probes["role"].map({"agent": "control", "control": "agent"})
+    assert "here the control found more" in write(tmp_path, **inputs)
+
+
+def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
+    inputs = make_inputs(*FOUR[:2])
+    full = write(tmp_path, **inputs)
+    needed = {"audit", "concepts"}
+    bare = inputs | {
+        "summary": {k: v for k, v in inputs["summary"].items() if k in needed},
+        "landscape": inputs["landscape"].drop(columns=["policy_mean", "policy_std", "certain", "probes", "failures"]),
+        "probes": pd.DataFrame(),
+        "verdict": {"passed": None, "gates": []},
+        "galleries": {},
+        "provenance": {},
+        "metrics": {},
+    }
+    page = write(tmp_path, **bare)
+    for section in ("gates", "effects", "modes", "search", "policy", "skipped", "provenance"):
+        assert f'<section id="{section}">' in full
+        assert f'<section id="{section}">' not in page
+    comparison = make_comparison(*FOUR[:2])
+    nothing: dict[str, Any] = {
+        "verdict": {},
+        "landscapes": pd.DataFrame(),
+        "probes": pd.DataFrame(),
+        "galleries": {},
+        "provenance": {},
+    }
+    write_comparison_report(tmp_path / "other.html", **comparison | nothing)
+    assert '<section id="limits">' in (tmp_path / "other.html").read_text(encoding="utf-8")
+
+
+def test_a_rule_is_never_passed_off_as_a_person(pages: dict[str, Path], tmp_path: Path) -> None:
+    assert "decided by policy, no human" in pages["comparison"].read_text(encoding="utf-8")
+    decided = make_comparison(*FOUR[:1])
+    decided["verdict"] |= {"decided_by": "human", "reviewer": "Ada", "reason": "patients"}
+    write_comparison_report(tmp_path / "other.html", **decided)
+    page = (tmp_path / "other.html").read_text(encoding="utf-8")
+    assert "decided by Ada" in page
+    assert "patients" in page
+    assert "no human" not in page
+
+
+def cells_of(page: str, section: str, row: str) -> list[str]:
+    """The texts of one row of a section's table."""
+    part = page.split(f'<section id="{section}">')[1].split("</section>", maxsplit=1)[0]
+    found = re.search(rf"<tr><th[^>]*>{row}</th>(.*?)</tr>", part, re.S)
+    assert found is not None
+    return [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", found.group(1), re.S)]
+
+
+def test_every_number_of_a_comparison_is_in_the_page(pages: dict[str, Path]) -> None:
+    page = pages["comparison"].read_text(encoding="utf-8")
+    target = ["51.8%", "22.9%", "−28.9", "−32.0 to −26.0", "31.6%", "−20.2  −23.0 to −17.0", "3,000"]
+    assert cells_of(page, "differences", "target modes: failure rate") == target
+    newly = ["–", "2.4%", "–", "1.9–3.0%", "–", "–", "3,000"]
+    assert cells_of(page, "differences", "newly failing: passed before, fails now") == newly
+    assert cells_of(page, "gates", "newly failing") == ["≤ 2.0%", "2.4%", "1.9% to 3.0%", "✗ fail"]
+    reduced = ["51.8%", "22.9%", "−28.9", "−32.0 to −26.0", "yes", "yes"]
+    assert cells_of(page, "reduced", "chosen modes") == reduced
+    assert cells_of(page, "moved", "darkening &gt;= 0.9")[:3] == ["10.0%", "17.0%", "+7.0"]
+    assert "Aiming at the modes helped: -8.7 points." in page
+    assert cells_of(page, "differences", "clean accuracy")[:2] == ["96.7%", "95.6%"]
+    assert "more than chance explains" in page
+
+
+@pytest.mark.parametrize(
+    ("passed", "results", "said"),
+    [
+        (None, [], "No gates set"),
+        (None, [None], "no gate could be judged"),
+        (True, [True, None], "Passed 1 gates, 1 not judged"),
+        (False, [True, False], "Failed 1 of 2 gates"),
+        (True, [True, True], "Passed all gates"),
+    ],
+)
+def test_a_gate_that_was_not_judged_is_not_passed(passed: bool | None, results: list[bool | None], said: str) -> None:
+    gates = [{"gate": "newly_failing.max", "bound": 0.1, "passed": result} for result in results]
+    assert said in verdict_view({"passed": passed, "gates": gates})["text"]
+
+
+def test_marginals_average_rates_and_add_counts() -> None:
+    space = ConceptSpace((Concept("a", (0, 1)), Concept("b", (0, 1, 2))))
+    table = pd.DataFrame(space.cells(), columns=space.names).assign(rate=[0.0, 0.3, 0.6, 1.0, 1.0, 0.7], probes=1)
+    assert marginal(table, space, ["a"])["rate"].tolist() == pytest.approx([0.3, 0.9])
+    assert marginal(table, space, ["b"])["probes"].tolist() == [2, 2, 2]
+    sparse = marginal(table.iloc[:1], space, ["b", "a"])
+    assert sparse["rate"].isna().sum() == 5
+
+
+class Opened(NamedTuple):
+    page: Any
+    errors: list[str]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
+        yield chromium
+        chromium.close()
+
+
+def opened(browser: Any, path: Path) -> Opened:
+    """The page offline, scrolled through until every chart is drawn."""
+    page = browser.new_context(offline=True, viewport={"width": 1100, "height": 900}).new_page()
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else errors.append(r.url))
+    page.goto(path.as_uri())
+    for plot in page.locator(".plot").all():
+        plot.scroll_into_view_if_needed()
+    page.wait_for_function("[...document.querySelectorAll('.plot')].every((p) => p.dataset.drawn !== undefined)")
+    return Opened(page, errors)
+
+
+@pytest.mark.parametrize("name", ["landscape", "comparison"])
+def test_charts_are_drawn_offline_and_follow_the_selector(browser: Any, pages: dict[str, Path], name: str) -> None:
+    page, errors = opened(browser, pages[name])
+    assert page.locator(".plot svg.main-svg").count() >= page.locator(".plot").count()
+    assert page.locator(".plot .gl-container canvas").count() == {"landscape": 1, "comparison": 2}[name]
+    titles = "(p) => ['x', 'y', 'z'].map((a) => p._fullLayout.scene[`${a}axis`].title.text)"
+    plots = page.locator('[data-selector="landscape-view"]')
+    assert plots.first.evaluate(titles) == ["rotation", "darkening", "blur"]
+    page.select_option("#landscape-view", label="darkening × blur × noise")
+    for plot in plots.all():
+        page.wait_for_function("(p) => p.dataset.drawn === '3'", arg=plot.element_handle())
+        assert plot.evaluate(titles) == ["darkening", "blur", "noise"]
+    page.locator("#landscape-view-least").fill("60")
+    page.wait_for_function("() => document.querySelector('.plot[data-selector]').data[0].marker.size.includes(0)")
+    assert errors == []
+
+
+def test_hostile_text_does_not_run(browser: Any, tmp_path: Path) -> None:
+    space = (*hostile_space(), FOUR[0])
+    write(tmp_path, **make_inputs(*space, hostile=True, images=False))
+    page, errors = opened(browser, tmp_path / "report.html")
+    page.locator(".plot").nth(1).hover()
+    assert errors == []
+    assert page.locator("img").count() == 0
+    assert page.locator("h1").inner_text() == HOSTILE
+
+
+def test_without_javascript_tables_and_examples_remain(browser: Any, pages: dict[str, Path]) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(pages["landscape"].as_uri())
+    assert page.locator("#modes table").is_visible()
+    assert page.locator("#modes img").first.is_visible()
+    assert page.get_by_text("Charts need JavaScript").is_visible()
+    assert not page.locator("#landscape .controls").is_visible()
+
+
+def test_a_browser_that_cannot_unpack_the_charts_says_so(browser: Any, pages: dict[str, Path]) -> None:
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto(pages["landscape"].as_uri())
+    page.locator("#no-charts").wait_for(state="visible")
+    assert "too old to unpack the charts" in page.locator("#no-charts").inner_text()
+    assert page.locator("#modes table").is_visible()

@@ -1,0 +1,92 @@
+"""The shift has to see where failures went, and how far chance alone moves a landscape."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import wasserstein_distance
+
+from stages.concepts import Concept, ConceptSpace, Region
+from stages.landscape import distance, entropy, shift, transport_grid
+
+SPACE = ConceptSpace(tuple(Concept(n, tuple(range(7))) for n in ("tilt", "fog", "dust")))
+CELLS = SPACE.cells()
+
+
+def rates(region: dict[str, list[int]], high: float = 0.8, seed: int | None = None, n: int = 200) -> np.ndarray:
+    """Rates high in a region and low elsewhere; as counted on n probes a cell if a seed is given."""
+    rate = np.where(Region.from_json(region).contains(SPACE, CELLS), high, 0.1)
+    return rate if seed is None else np.random.default_rng(seed).binomial(n, rate) / n
+
+
+LOW, HIGH, NEAR = {"tilt": [0, 1], "fog": [0, 1]}, {"tilt": [5, 6], "fog": [5, 6]}, {"tilt": [1, 2], "fog": [0, 1]}
+
+
+def table(rate: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(CELLS, columns=SPACE.names).assign(rate=rate)
+
+
+def test_identical_landscapes_are_at_distance_zero():
+    grid = transport_grid(SPACE, CELLS)
+    assert distance(grid, rates(LOW), rates(LOW)) == (0.0, 0.0)
+
+
+def test_a_mode_moved_to_another_corner_is_seen_where_lists_of_rates_see_nothing():
+    before, after = rates(LOW), rates(HIGH)
+    assert wasserstein_distance(before, after) == pytest.approx(0.0, abs=1e-12)
+    halves = (table(rates(LOW, seed=1)), table(rates(LOW, seed=2)))
+    moved = shift(SPACE, table(before), table(after), halves)
+    assert moved["normalised"] > 3 * moved["noise_floor"]["normalised"]
+    assert moved["null_cell"] > 3 * moved["noise_floor"]["null_cell"]
+    assert moved["beyond_noise"]
+    assert moved["mean_rate_before"] == pytest.approx(moved["mean_rate_after"])
+
+
+def test_farther_is_more():
+    grid = transport_grid(SPACE, CELLS)
+    near, far = distance(grid, rates(LOW), rates(NEAR)), distance(grid, rates(LOW), rates(HIGH))
+    assert far.normalised > 2 * near.normalised
+    assert far.null_cell > near.null_cell > 0
+
+
+def test_fewer_failures_in_the_same_places_move_only_the_null_cell():
+    grid = transport_grid(SPACE, CELLS)
+    moved = distance(grid, rates(LOW), rates(LOW) / 2)
+    assert moved.normalised == pytest.approx(0.0, abs=1e-9)
+    assert moved.null_cell == pytest.approx(rates(LOW).mean() / 2 * grid.diameter / 2)
+
+
+def test_the_same_model_stays_at_its_noise_floor():
+    a, b, c, d = (table(rates(LOW, seed=s, n=30)) for s in range(4))
+    moved = shift(SPACE, a, b, (c, d))
+    assert moved["normalised"] == pytest.approx(moved["noise_floor"]["normalised"], rel=0.5)
+
+
+def test_a_known_distance():
+    """All mass of one concept moves from one end to the other: distance 1."""
+    line = ConceptSpace((Concept("x", (0, 1, 2)),))
+    grid = transport_grid(line, line.cells())
+    moved = distance(grid, np.array([1.0, 0, 0]), np.array([0, 0, 1.0]))
+    assert moved.normalised == pytest.approx(1.0)
+    assert moved.null_cell == pytest.approx(1 / 3)
+
+
+def test_large_grids_are_coarsened_and_still_see_the_move():
+    grid = transport_grid(SPACE, CELLS, limit=70)
+    assert (grid.merged, len(grid.points)) == (2, 64)
+    fine = distance(transport_grid(SPACE, CELLS), rates(LOW), rates(HIGH))
+    assert distance(grid, rates(LOW), rates(HIGH)).normalised == pytest.approx(fine.normalised, rel=0.2)
+
+
+def test_no_failures_at_all():
+    grid = transport_grid(SPACE, CELLS)
+    nothing = np.zeros(len(CELLS))
+    assert np.isnan(distance(grid, rates(LOW), nothing).normalised)
+    assert distance(grid, rates(LOW), nothing).null_cell > 0
+    assert np.isnan(entropy(nothing))
+
+
+def test_entropy():
+    assert entropy(np.full(8, 0.3)) == pytest.approx(np.log(8))
+    assert entropy(np.array([0.0, 0.5])) == 0.0
