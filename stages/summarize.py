@@ -90,7 +90,7 @@ def main(name: str) -> None:
             probes=probes,
             galleries=galleries(task, modes, probes, audit.summarize.examples, audit.seed),
             provenance=record,
-            metrics=metrics,
+            metrics={**metrics, "skipped": task.items.skipped},
         )
     _say(overall, modes, task.concepts)
 

@@ -139,7 +139,7 @@ def audit_dir(tmp_path_factory):
         patch.chdir(path)
         patch.syspath_prepend(str(path))
         patch.delitem(sys.modules, "planted", raising=False)
-        for run in (prepare.prepare, discover.main, summarize.main, collect_feedback.main):
+        for run in (prepare.main, discover.main, summarize.main, collect_feedback.main):
             run("tiny")
         yield path
     sys.modules.pop("planted", None)

@@ -73,6 +73,11 @@ class Items:
             twice = self.table.loc[self.table["id"].duplicated(), "id"].iloc[0]
             raise UsageError(f"item ids must be unique, found {twice!r} more than once")
 
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        """What `prepare` left out, as {file, reason}: a task keeps it in `table.attrs`, which parquet carries."""
+        return list(self.table.attrs.get("skipped", []))
+
     def ids(self, split: Split) -> list[str]:
         """Ids of one split, in the order of the table."""
         return self.table.loc[self.table["split"] == split, "id"].tolist()

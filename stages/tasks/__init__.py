@@ -1,0 +1,1 @@
+"""Tasks: what differs between a classifier, a summarizer and a text-to-image model."""

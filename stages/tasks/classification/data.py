@@ -1,0 +1,266 @@
+"""Data loaders: each turns one way to name images into a `Pool`. To add one, add its key to DATA_LOADERS."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator
+
+from stages.errors import UsageError
+from stages.params import Strict
+from stages.tasks.classification.config import ItemCounts, local_file, package_folder
+from stages.tasks.contract import SPLITS
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All images a data source offers.
+
+    Args:
+        images: (n, c, h, w) uint8.
+        targets: (n,) class indices.
+        ids: n unique names.
+        groups: n names of what images must not be torn into two splits (crops of one photo).
+        splits: n names of ready-made pools ("train", "discover", ...), or None: the audit draws the splits.
+        classes: names of the classes, or None if the model knows them.
+        skipped: corrupt files and why they were skipped.
+    """
+
+    images: np.ndarray
+    targets: np.ndarray
+    ids: list[str]
+    groups: list[str]
+    splits: list[str] | None = None
+    classes: list[str] | None = None
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Rows of a ready-made pool, in its order."""
+        return np.flatnonzero(np.array(self.splits or []) == split)
+
+
+class DataSource(Strict):
+    """Base of the data loaders."""
+
+    max_corrupt: float = Field(0.05, ge=0, le=1, description="share of unreadable images to skip; more is an error")
+
+    @abstractmethod
+    def errors(self, inputs: Path) -> list[str]:
+        """Say what is missing, without reading images."""
+
+    @abstractmethod
+    def load(self, inputs: Path) -> Pool:
+        """Read all images."""
+
+    def _tolerate(self, skipped: list[dict[str, str]], total: int) -> None:
+        if len(skipped) > self.max_corrupt * total:
+            named = "; ".join(f"{s['file']} ({s['reason']})" for s in skipped[:5])
+            more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+            raise UsageError(
+                f"prepare.data: {len(skipped)} of {total} images are corrupt, "
+                f"max_corrupt allows {self.max_corrupt:.0%}: {named}{more}"
+            )
+
+
+class ParquetImages(DataSource):
+    """{parquet: FILE}: one table of raw images with ready-made pools, as data/mnist/build.py writes it.
+
+    Columns id, split, label, image (uint8 pixels, row by row); shape and class names in the schema's metadata.
+    """
+
+    parquet: str
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See DataSource."""
+        return _collect(lambda: local_file(inputs, self.parquet, "prepare.data.parquet"))
+
+    def load(self, inputs: Path) -> Pool:
+        """See DataSource."""
+        path = local_file(inputs, self.parquet, "prepare.data.parquet")
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"prepare.data.parquet: {path} is no readable parquet file: {error}") from None
+        missing = {"id", "split", "label", "image"} - set(table.column_names)
+        meta = json.loads((table.schema.metadata or {}).get(b"images", b"{}"))
+        if missing or set(meta) != {"shape", "classes"}:
+            raise UsageError(
+                f"prepare.data.parquet: {path} needs the columns id, split, label, image and shape and classes in its "
+                f"metadata (see data/mnist/build.py); found columns {table.column_names}, metadata {sorted(meta)}"
+            )
+        if table.num_rows == 0:
+            raise UsageError(f"prepare.data.parquet: {path} holds no images")
+        return self._pool(path, table, meta["shape"], meta["classes"])
+
+    def _pool(self, path: Path, table: pa.Table, shape: list[int], classes: list[str]) -> Pool:
+        frame = table.to_pandas()
+        unknown = sorted(set(frame["label"]) - set(classes))
+        if unknown:
+            raise UsageError(
+                f"prepare.data.parquet: {path} has labels {unknown[:5]} outside its {len(classes)} classes"
+            )
+        size = int(np.prod(shape))
+        whole = np.array([isinstance(i, bytes) and len(i) == size for i in frame["image"]])
+        bad = frame[~whole]
+        skipped = [
+            {"file": f"{path.name}: {i}", "reason": f"{len(b or b'')} bytes, expected {size}"}
+            for i, b in zip(bad["id"], bad["image"], strict=True)
+        ]
+        self._tolerate(skipped, len(frame))
+        frame = frame[whole]
+        return Pool(
+            images=np.frombuffer(b"".join(frame["image"]), np.uint8).reshape(-1, *shape),
+            targets=frame["label"].map({name: i for i, name in enumerate(classes)}).to_numpy(np.int64),
+            ids=frame["id"].tolist(),
+            groups=frame["id"].tolist(),
+            splits=frame["split"].tolist(),
+            classes=classes,
+            skipped=skipped,
+        )
+
+
+class PackageImages(DataSource):
+    """{package: NAME, files: GLOB}: image files inside an installed package, their class index in the file name.
+
+    The shorter side is resized to `resize`, then `crops` squares of `size` are cut: the centre, then the corners.
+    """
+
+    package: str = Field(pattern=r"^\w+$")
+    files: str
+    label: str = Field(r"_(\d+)\.\w+$", description="regular expression whose first group is the class index")
+    crops: int = Field(1, ge=1, le=5)
+    resize: int = Field(256, ge=8)
+    size: int = Field(224, ge=8)
+
+    @field_validator("label")
+    @classmethod
+    def _one_group(cls, label: str) -> str:
+        try:
+            groups = re.compile(label).groups
+        except re.error as error:
+            raise ValueError(f"{label!r} is no regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(f"expected one group in {label!r}, found {groups}")
+        return label
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See DataSource."""
+        lines = _collect(lambda: self._paths(inputs))
+        if self.size > self.resize:
+            lines.append(f"prepare.data.size: {self.size} is larger than resize, {self.resize}")
+        return lines
+
+    def _paths(self, inputs: Path) -> list[Path]:
+        folder = package_folder(inputs, self.package, "prepare.data.package")
+        paths = sorted(p for p in folder.glob(self.files) if p.is_file())
+        if not paths:
+            raise UsageError(f"prepare.data.files: no file in the package {self.package} matches {self.files}")
+        for path in paths:
+            if not re.search(self.label, path.name):
+                raise UsageError(f"prepare.data.label: no class index in {path.name} by {self.label!r}")
+        return paths
+
+    def load(self, inputs: Path) -> Pool:
+        """See DataSource."""
+        from PIL import Image, UnidentifiedImageError
+
+        images, targets, ids, groups = [], [], [], []
+        skipped: list[dict[str, str]] = []
+        paths = self._paths(inputs)
+        for path in paths:
+            try:
+                with Image.open(path) as opened:
+                    photo = opened.convert("RGB")
+            except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+                # The message names the path of this machine, which must not get into the outputs.
+                skipped.append({"file": path.name, "reason": str(error).replace(str(path), path.name)})
+                continue
+            match = re.search(self.label, path.name)
+            assert match is not None  # _paths has checked it
+            for crop, square in enumerate(self._squares(photo)):
+                images.append(square)
+                targets.append(int(match[1]))
+                ids.append(f"{path.stem}-{crop}")
+                groups.append(path.stem)
+        self._tolerate(skipped, len(paths))
+        if not images:
+            raise UsageError(f"prepare.data: none of the {len(paths)} images can be read")
+        return Pool(np.stack(images), np.array(targets), ids, groups, skipped=skipped)
+
+    def _squares(self, photo: Any) -> Iterator[np.ndarray]:
+        from PIL import Image
+
+        scale = self.resize / min(photo.size)
+        width, height = (max(self.resize, round(side * scale)) for side in photo.size)
+        pixels = np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC))
+        right, bottom = width - self.size, height - self.size
+        places = [(bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right)]
+        for top, left in places[: self.crops]:
+            yield pixels[top : top + self.size, left : left + self.size].transpose(2, 0, 1)
+
+
+DATA_LOADERS: Mapping[str, type[DataSource]] = {"parquet": ParquetImages, "package": PackageImages}
+
+
+def choose_items(pool: Pool, counts: ItemCounts, classes: list[str], seed: int) -> pd.DataFrame:
+    """Pick the items of each split: the first of a ready-made pool, or whole groups in an order drawn by the seed.
+
+    Returns:
+        Columns id, split, label (class name), target (class index), image (raw uint8 pixels).
+
+    Raises:
+        UsageError: when there are too few images.
+    """
+    wanted: dict[str, int] = {split: getattr(counts, split) for split in SPLITS}
+    if pool.splits is not None:
+        rows = {split: pool.rows(split) for split in wanted}
+    else:
+        rows = _draw_groups(pool, wanted, seed)
+    tables = []
+    for split, n in wanted.items():
+        if len(rows[split]) < n:
+            left = "" if pool.splits is not None else " left (crops of a photo stay in one split)"
+            raise UsageError(f"prepare.items.{split}: {n} items wanted, the data has {len(rows[split])}{left}")
+        chosen = rows[split][:n]
+        tables.append(
+            pd.DataFrame(
+                {
+                    "id": [pool.ids[i] for i in chosen],
+                    "split": split,
+                    "label": [classes[t] for t in pool.targets[chosen]],
+                    "target": pool.targets[chosen],
+                    "image": [pool.images[i].tobytes() for i in chosen],
+                }
+            )
+        )
+    return pd.concat([t for t in tables if len(t)], ignore_index=True)
+
+
+def _draw_groups(pool: Pool, wanted: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
+    by_group = pd.Series(range(len(pool.ids))).groupby(pool.groups).apply(list)
+    groups = list(np.random.default_rng([seed, 1]).permutation(len(by_group)))
+    rows: dict[str, np.ndarray] = {}
+    for split, n in wanted.items():
+        taken: list[int] = []
+        while groups and len(taken) < n:
+            taken += by_group.iloc[groups.pop(0)]
+        rows[split] = np.array(taken, dtype=np.int64)
+    return rows
+
+
+def _collect(check: Any) -> list[str]:
+    try:
+        check()
+    except UsageError as error:
+        return [str(error)]
+    return []

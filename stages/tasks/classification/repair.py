@@ -1,0 +1,273 @@
+"""Fine-tuning a copy of a classifier away from chosen failure modes.
+
+Each step sees repair items changed by cells of the target modes and, against forgetting, clean repair items (replay).
+Three methods:
+
+- risk-weighted: the whole network. Changed images by cross-entropy, their cells drawn in proportion to severity x
+  estimated failure risk; clean ones distilled to the answers the model under test gives them (Li and Hoiem, Learning
+  without Forgetting, 2016), which keeps clean accuracy better than their labels do.
+- self-distilled: the whole network; it learns to answer changed and clean images as it answered the clean ones.
+- last-layer: cross-entropy on the last layer only, as in Sagar et al. (ICML 2024); `reinitialise` starts it from random
+  weights as the paper does, which costs much clean accuracy when repair items are few.
+
+Dropout and batch normalisation stay as in deployment: batches are part changed and part clean, and running statistics
+of such a mixture would shift the model's answers to clean images.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from stages.concepts import ConceptSpace, Region
+from stages.errors import UsageError
+from stages.params import validation_lines
+from stages.tasks.classification.config import RepairSettings
+from stages.tasks.classification.models import Classifier, clone, save_model, seeded
+from stages.tasks.contract import RepairPlan, RepairRecord, TargetMode
+
+if TYPE_CHECKING:
+    from stages.tasks.classification.task import ImageClassification
+
+RISK_PROBES = 2000  # enough for a logistic model of a handful of concepts
+CANDIDATES = 8  # cells drawn for each one that is trained on
+
+
+class CellSampler:
+    """Draws the cells to train on.
+
+    Args:
+        space: the grid.
+        targets: where to draw, each in proportion to its severity.
+        risk: cells (n, d) -> (n,) failure risk to weight cells by; None weights all alike.
+    """
+
+    def __init__(
+        self, space: ConceptSpace, targets: list[TargetMode], risk: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> None:
+        self.space, self.targets, self.risk = space, targets, risk
+        severity = np.array([t.severity for t in targets], dtype=float)
+        self._share = severity / severity.sum()
+
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw n cells: (n, d) int64."""
+        if self.risk is None:
+            return self._draw(n, rng)
+        candidates = self._draw(CANDIDATES * n, rng)
+        weights = self.risk(candidates)
+        return candidates[rng.choice(len(candidates), size=n, replace=False, p=weights / weights.sum())]
+
+    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        counts = rng.multinomial(n, self._share)
+        drawn = [t.region.sample(self.space, c, rng) for t, c in zip(self.targets, counts, strict=True)]
+        return rng.permutation(np.concatenate(drawn))
+
+
+def repair(task: ImageClassification, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+    """Fine-tune a copy of the task's model and write it with its card; see the module for the methods.
+
+    Raises:
+        UsageError: when the settings are wrong, or there is nothing to repair or to learn from.
+    """
+    settings = _settings(plan)
+    items = np.array(task.items.ids("repair"))
+    if len(items) == 0:
+        raise UsageError("prepare.items.repair: a repair needs items to learn from, found 0")
+    targets = [TargetMode("uniform", Region({}))] if plan.uniform else list(plan.targets)
+    if not targets:
+        raise UsageError("the plan names no failure mode to repair")
+    rng = np.random.default_rng([plan.seed, 4])
+    cells = CellSampler(task.concepts, targets).draw(RISK_PROBES, rng)
+    asked = rng.choice(items, RISK_PROBES).tolist()
+    failed = task.probe(asked, cells).failed
+    weighted = settings.method == "risk-weighted" and not plan.uniform
+    sampler = CellSampler(task.concepts, targets, _risk(task.concepts, cells, failed) if weighted else None)
+
+    before = task.clean_quality("repair").values.mean()
+    teacher, task_model = task.model, clone(task.model)
+    with seeded(plan.seed):
+        curve = FineTuning(task, task_model, teacher, sampler, settings, plan).run()
+    try:
+        task.model = task_model
+        numbers = {
+            "items": len(items),
+            "failures_before": float(failed.mean()),
+            "failures_after": float(task.probe(asked, cells).failed.mean()),
+            "clean_before": float(before),
+            "clean_after": float(task.clean_quality("repair").values.mean()),
+        }
+    finally:
+        task.model = teacher
+    save_model(task_model, out_dir)
+    card = _card(task, plan, settings, numbers, len(curve))
+    (out_dir / "README.md").write_text(card, encoding="utf-8")
+    return RepairRecord(settings.method, len(curve), numbers, curve)
+
+
+class FineTuning:
+    """One run of fine-tuning. Epoch by epoch it depends on nothing but the seed and the state, so it can be resumed.
+
+    Args:
+        task: gives images.
+        model: the copy to change.
+        teacher: the model under test, for self-distillation.
+        sampler: draws the cells.
+        settings: see RepairSettings.
+        plan: seed, and where to keep checkpoints.
+    """
+
+    def __init__(
+        self,
+        task: ImageClassification,
+        model: Classifier,
+        teacher: Classifier,
+        sampler: CellSampler,
+        settings: RepairSettings,
+        plan: RepairPlan,
+    ) -> None:
+        self.task, self.model, self.teacher = task, model, teacher
+        self.sampler, self.settings, self.seed = sampler, settings, plan.seed
+        self.items = np.array(task.items.ids("repair"))
+        self.changed = max(1, round(settings.batch_size * (1 - settings.replay)))
+        self.steps = -(-len(self.items) // self.changed)  # every item is seen changed once in an epoch
+        self.checkpoint = plan.scratch / "epoch.safetensors" if plan.scratch else None
+        self.model.requires_grad_(settings.method != "last-layer")
+        if settings.method == "last-layer":
+            self.model.head.requires_grad_(True)
+            if settings.reinitialise:
+                self.model.head.reset_parameters()
+        self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.losses: list[float] = []
+
+    def run(self) -> pd.DataFrame:
+        """Train to the end; return the loss of each step."""
+        from rich.progress import track
+
+        done = self._resume()
+        for epoch in track(range(done, self.settings.epochs), description=f"repair, {self.settings.method}"):
+            self._epoch(epoch)
+            self._save(epoch + 1)
+        return pd.DataFrame({"step": np.arange(1, len(self.losses) + 1), "loss": self.losses})
+
+    def _epoch(self, epoch: int) -> None:
+        rng = np.random.default_rng([self.seed, 5, epoch])
+        items = np.resize(rng.permutation(self.items), self.steps * self.changed)
+        replayed = rng.choice(self.items, (self.steps, self.settings.batch_size - self.changed))
+        cells = self.sampler.draw(len(items), rng)
+        self.model.eval()  # see the module: no running statistics, no dropout
+        for step in range(self.steps):
+            part = slice(step * self.changed, (step + 1) * self.changed)
+            # The epoch as the repeat: the same item and cell get new noise each time they are seen.
+            changed = self.task.inputs(items[part].tolist(), cells[part], np.full(self.changed, epoch))
+            loss = self._loss(changed, self.task.rows(items[part].tolist()), self.task.rows(replayed[step].tolist()))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rate(epoch * self.steps + step)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.losses.append(float(loss.detach()))
+
+    def _loss(self, changed: Tensor, rows: np.ndarray, replayed: np.ndarray) -> Tensor:
+        both = np.concatenate([rows, replayed])
+        logits = self.model(torch.cat([changed, self.task.clean(replayed)]))
+        # How many of the batch, from the front, learn their label; the others learn the teacher's answer.
+        labelled = {"risk-weighted": len(rows), "self-distilled": 0, "last-layer": len(both)}[self.settings.method]
+        loss = functional.cross_entropy(logits[:labelled], self.task.targets(both[:labelled]), reduction="sum")
+        if labelled < len(both):
+            soft = self.settings.temperature
+            with torch.no_grad():
+                wanted = functional.log_softmax(self.teacher(self.task.clean(both[labelled:])) / soft, 1)
+            told = functional.log_softmax(logits[labelled:] / soft, 1)
+            loss = loss + functional.kl_div(told, wanted, reduction="sum", log_target=True) * soft**2
+        return loss / len(both)
+
+    def _rate(self, step: int) -> float:
+        """Linear warm-up over the first tenth of the steps, then a cosine to 0."""
+        total = self.settings.epochs * self.steps
+        warm = max(1, total // 10)
+        if step < warm:
+            return self.settings.learning_rate * (step + 1) / warm
+        return self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+    def _save(self, done: int) -> None:
+        if self.checkpoint is None:
+            return
+        tensors = {f"model.{n}": p.detach() for n, p in self.trained.items()}
+        for name, parameter in self.trained.items():
+            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
+        part = self.checkpoint.with_suffix(".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        state = json.dumps({"done": done, "losses": self.losses})
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, metadata={"state": state})
+        part.replace(self.checkpoint)
+
+    def _resume(self) -> int:
+        """Go back to the last whole epoch; return how many are done."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return 0
+        device = self.task.context.compute.device
+        with safe_open(self.checkpoint, framework="pt", device=device) as file:
+            state: Mapping[str, Any] = json.loads(file.metadata()["state"])
+            for name, parameter in self.trained.items():
+                parameter.data.copy_(file.get_tensor(f"model.{name}"))
+                self.optimizer.state[parameter] = {
+                    # AdamW counts its steps on the CPU.
+                    key: tensor.cpu() if key == "step" else tensor
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    for tensor in [file.get_tensor(f"{key}.{name}")]
+                }
+        self.losses = list(state["losses"])
+        return int(state["done"])
+
+
+def _risk(space: ConceptSpace, cells: np.ndarray, failed: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The model's own failure risk by cell, estimated by logistic regression on concept coordinates."""
+    from sklearn.linear_model import LogisticRegression
+
+    if failed.all() or not failed.any():
+        return lambda asked: np.ones(len(asked))
+    model = LogisticRegression(max_iter=1000).fit(space.coordinates(cells), failed)
+    return lambda asked: model.predict_proba(space.coordinates(asked))[:, 1]
+
+
+def _settings(plan: RepairPlan) -> RepairSettings:
+    try:
+        return RepairSettings.model_validate(dict(plan.settings))
+    except ValidationError as error:
+        raise UsageError("\n".join(validation_lines(error, RepairSettings, "restructure.settings"))) from None
+
+
+def _card(
+    task: ImageClassification, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int
+) -> str:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    template = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    decision = dict.fromkeys(("decided_by", "reviewer", "reason", "landscape")) | dict(plan.decision)
+    return template.get_template("model_card.md").render(
+        base=task.model_hash,
+        form=task.model.form,
+        settings=settings.model_dump(),
+        uniform=plan.uniform,
+        seed=plan.seed,
+        steps=steps,
+        decision=decision,
+        targets=plan.targets,
+        space=task.concepts,
+        numbers=numbers,
+    )

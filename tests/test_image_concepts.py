@@ -1,0 +1,165 @@
+"""Image concepts do what their names say, sample by sample, and nothing at their neutral level."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from stages.concepts.images import CATALOGUE, ImageConcept, ImageTransforms, check_concepts, image_space, probe_chance
+
+LEVEL = {
+    "rotation": 30, "translation": 0.25, "scale": 0.7, "occlusion": 0.3, "darkening": 0.5,
+    "brightness": 0.2, "contrast": 0.4, "saturation": 0.3, "blur": 1.5, "noise": 0.1,
+}  # fmt: skip
+
+
+def pictures(n: int = 6, channels: int = 3, height: int = 12, width: int = 12) -> torch.Tensor:
+    return torch.rand(n, channels, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def apply(images: torch.Tensor, cells: list[list[int]], levels: dict, chance: np.ndarray | None = None) -> torch.Tensor:
+    chance = np.arange(len(images), dtype=np.uint64) * np.uint64(7919) if chance is None else chance
+    return ImageTransforms(image_space(levels))(images.clone(), np.array(cells), chance)
+
+
+def one(name: str, level: float, images: torch.Tensor) -> torch.Tensor:
+    return apply(images, [[1]] * len(images), {name: [CATALOGUE[name].neutral, level]})
+
+
+def test_the_examples_cover_the_catalogue():
+    assert set(LEVEL) == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_neutral_leaves_every_bit_and_other_levels_do_not(name):
+    images = pictures()
+    cells = [[0], [1], [0], [1], [0], [0]]
+    out = apply(images, cells, {name: [CATALOGUE[name].neutral, LEVEL[name]]})
+    touched = np.array(cells)[:, 0] == 1
+    assert torch.equal(out[~touched], images[~touched])
+    assert all(not torch.allclose(a, b, atol=1e-3) for a, b in zip(out[touched], images[touched], strict=True))
+    assert out.min() >= 0
+    assert out.max() <= 1
+
+
+def test_neutral_cell_of_all_concepts_is_the_identity():
+    levels = {name: [concept.neutral, LEVEL[name]] for name, concept in CATALOGUE.items()}
+    space = image_space(levels)
+    images = pictures()
+    out = apply(images, [list(space.neutral)] * len(images), levels)
+    assert torch.equal(out, images)
+
+
+def test_an_image_is_changed_alike_in_any_batch():
+    levels = {
+        name: [concept.neutral, LEVEL[name], (concept.neutral + LEVEL[name]) / 2] for name, concept in CATALOGUE.items()
+    }
+    rng = np.random.default_rng(0)
+    cells = rng.integers(0, 3, (6, len(levels)))
+    chance = rng.integers(0, 2**63, 6).astype(np.uint64)
+    images = pictures()
+    together = apply(images, cells.tolist(), levels, chance)
+    for i in range(len(images)):
+        alone = apply(images[i : i + 1], cells[i : i + 1].tolist(), levels, chance[i : i + 1])
+        assert torch.allclose(alone[0], together[i], atol=1e-6)
+
+
+def test_rotation_by_a_right_angle_is_rot90():
+    images = pictures()
+    assert torch.allclose(one("rotation", 90, images), torch.rot90(images, 1, (2, 3)), atol=1e-5)
+
+
+def test_rotation_keeps_shapes_of_pictures_that_are_not_square():
+    # A square patch in the middle must stay one: proportions must not follow those of the picture.
+    image = torch.zeros(1, 1, 21, 41)
+    image[..., 7:14, 17:24] = 1
+    assert torch.allclose(one("rotation", 90, image), image, atol=1e-4)
+
+
+def test_translation_moves_right_by_the_share_of_the_shorter_side():
+    image = torch.zeros(1, 1, 8, 8)
+    image[..., 4, 2] = 1
+    assert one("translation", 0.25, image)[0, 0, 4, 4] == pytest.approx(1, abs=1e-5)
+
+
+def test_scale_shrinks_the_content():
+    image = torch.zeros(1, 1, 16, 16)
+    image[..., 4:12, 4:12] = 1
+    assert one("scale", 0.5, image).sum() == pytest.approx(16, rel=0.05)
+
+
+def test_turning_and_moving_are_one_resampling():
+    levels = {"rotation": [0, 90], "translation": [0, 0.25]}
+    image = torch.zeros(1, 1, 8, 8)
+    image[..., 4, 2] = 1
+    out = apply(image, [[1, 1]], levels)
+    assert out.max() == pytest.approx(1, abs=1e-5)  # two interpolations would have blurred the point
+
+
+def test_photometric_concepts():
+    images = pictures()
+    assert one("darkening", 0.25, images).mean() == pytest.approx(images.mean().item() * 0.75, rel=1e-5)
+    assert torch.allclose(one("brightness", 0.2, images), (images + 0.2).clamp(0, 1))
+    assert one("contrast", 0.5, images).std() < images.std()
+    grey = one("saturation", 0, images)
+    assert torch.allclose(grey[:, 0], grey[:, 2], atol=1e-6)
+    assert torch.equal(one("saturation", 0, images[:, :1]), images[:, :1])
+
+
+def test_blur_keeps_the_mean_and_is_the_gaussian():
+    image = torch.zeros(1, 1, 31, 31)
+    image[..., 15, 15] = 1
+    out = one("blur", 2.0, image)[0, 0]
+    assert out.sum() == pytest.approx(1, abs=1e-4)
+    assert out[15, 17] / out[15, 15] == pytest.approx(np.exp(-0.5), rel=1e-3)
+
+
+def test_noise_has_the_stated_deviation_and_belongs_to_the_probe():
+    images = torch.full((2, 3, 64, 64), 0.5)
+    first = apply(images, [[1], [1]], {"noise": [0, 0.1]}, np.array([5, 6], dtype=np.uint64))
+    assert (first - 0.5).std() == pytest.approx(0.1, rel=0.05)
+    assert not torch.allclose(first[0], first[1])
+    swapped = apply(images, [[1], [1]], {"noise": [0, 0.1]}, np.array([6, 5], dtype=np.uint64))
+    assert torch.equal(first.flip(0), swapped)
+
+
+def test_occlusion_covers_the_stated_share():
+    out = one("occlusion", 0.25, torch.ones(4, 1, 20, 20))
+    assert (out == 0.5).float().mean() == pytest.approx(0.25)
+
+
+def test_chance_depends_on_each_part_of_a_probe():
+    def number(item=1, cell=2, repeat=0, seed=3):
+        return probe_chance(np.array([item], np.uint64), np.array([cell]), np.array([repeat]), seed)[0]
+
+    others = [number(item=2), number(cell=3), number(repeat=1), number(seed=4)]
+    assert number() == number()
+    assert len({number(), *others}) == 5
+
+
+def test_bad_levels_and_names_are_told_at_once():
+    errors = check_concepts({"rotation": [0, 400], "rotatoin": [0, 1], "blur": [0, "much"]})
+    assert errors[0] == "concepts.rotation: level 400 is outside -180..180 °"
+    assert "did you mean 'rotation'?" in errors[1]
+    assert "'much' is not a number" in errors[2]
+    assert len(errors) == 3
+
+
+def test_a_concept_of_ones_own():
+    def fog(images, levels, chance):
+        return torch.lerp(images, torch.ones_like(images), levels)
+
+    catalogue = {**CATALOGUE, "fog": ImageConcept("fog", "white veil", 0, 1, 0, apply=fog)}
+    assert check_concepts({"fog": [0, 2]}, catalogue) == ["concepts.fog: level 2 is outside 0..1"]
+    space = image_space({"fog": [0, 1]}, catalogue)
+    out = ImageTransforms(space, catalogue)(pictures(2), np.array([[0], [1]]), np.zeros(2, np.uint64))
+    assert torch.equal(out[0], pictures(2)[0])
+    assert (out[1] == 1).all()
+
+
+def test_concepts_know_their_range():
+    for concept in CATALOGUE.values():
+        assert concept.low <= concept.neutral <= concept.high
+        assert (concept.apply is None) != (concept.matrix is None)
+        assert dataclasses.is_dataclass(concept)

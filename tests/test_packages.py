@@ -1,0 +1,126 @@
+"""Weights and images that ship in installed packages: read without importing them, checked before they are used."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stages.errors import UsageError
+from stages.tasks.classification import ImageClassification
+from tests.images import image_context
+
+timm = pytest.importorskip("timm")
+ARCHITECTURE = "tf_efficientnet_lite0"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of 6 photos and of weights with 4 classes whose layers bear other names; importing it is an error."""
+    home = tmp_path / "site" / "toy_weights"
+    (home / "photos").mkdir(parents=True)
+    (home / "__init__.py").write_text("raise RuntimeError('imported')")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        picture = Image.fromarray(rng.integers(0, 256, (48, 64, 3)).astype(np.uint8))
+        picture.save(home / "photos" / f"photo_{i}_{i % 4}.png")
+    torch.manual_seed(0)
+    state = timm.create_model(ARCHITECTURE, num_classes=4).state_dict()
+    torch.save({f"_{name}": value for name, value in state.items()}, home / "weights.pth")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
+    return home
+
+
+def run(out, model=None, data=None, items=None):
+    context = image_context(out, concepts={"rotation": [0, 30], "saturation": [1, 0]})
+    config = {
+        "model": {
+            "package": "toy_weights",
+            "file": "weights.pth",
+            "timm": ARCHITECTURE,
+            "match": "order",
+            **(model or {}),
+        },
+        "data": {
+            "package": "toy_weights",
+            "files": "photos/*.png",
+            "crops": 5,
+            "resize": 40,
+            "size": 32,
+            **(data or {}),
+        },
+        "items": items or {"discover": 30},
+    }
+    context = dataclasses.replace(context, config=config)
+    return context, ImageClassification.prepare(context, out)
+
+
+def test_crops_and_weights_arrive(package, tmp_path):
+    context, metrics = run(tmp_path)
+    assert metrics["items"] == {"discover": 30}
+    assert metrics["classes"] == 4
+    task = ImageClassification.load(context, tmp_path)
+    pixels = task.clean(task.rows(["photo_3_3-0"]))
+    assert pixels.shape == (1, 3, 32, 32)
+    photo = Image.open(package / "photos" / "photo_3_3.png").resize((53, 40), Image.Resampling.BICUBIC)
+    assert np.array_equal((pixels[0] * 255).round().numpy(), np.asarray(photo)[4:36, 10:42].transpose(2, 0, 1))
+    reference = timm.create_model(ARCHITECTURE, num_classes=4).eval()
+    own = torch.load(package / "weights.pth", weights_only=True)
+    reference.load_state_dict({name[1:]: value for name, value in own.items()})
+    with torch.inference_mode():
+        assert torch.allclose(task.model(pixels), reference(pixels), atol=1e-5)
+
+
+def test_many_features_become_principal_axes(package, tmp_path):
+    context, _ = run(tmp_path)
+    task = ImageClassification.load(context, tmp_path)
+    ids = task.items.ids("discover")
+    vectors = task.embed(ids)
+    assert vectors.shape == (30, 30)  # 1280 features, but no more axes than items
+    assert vectors.std() == pytest.approx(1, rel=0.01)
+    cosines = np.corrcoef(vectors, rowvar=False)[:5, :5]
+    assert np.allclose(cosines, np.eye(5), atol=0.01)
+    assert np.array_equal(ImageClassification.load(context, tmp_path).embed(ids), vectors)
+
+
+def test_crops_of_a_photo_stay_in_one_split(package, tmp_path):
+    context, _ = run(tmp_path, items={"discover": 10, "repair": 5, "test": 5})
+    table = ImageClassification.load(context, tmp_path).items.table
+    photos = table["id"].str.rsplit("-", n=1).str[0]
+    assert (table.groupby(photos)["split"].nunique() == 1).all()
+    assert table["split"].value_counts().to_dict() == {"discover": 10, "repair": 5, "test": 5}
+
+
+def test_a_corrupt_photo_is_skipped_or_an_error(package, tmp_path):
+    (package / "photos" / "photo_5_1.png").write_bytes(b"not a picture")
+    with pytest.raises(UsageError, match=r"1 of 6 images are corrupt, max_corrupt allows 5%: photo_5_1\.png"):
+        run(tmp_path, items={"discover": 10})
+    _, metrics = run(tmp_path, data={"max_corrupt": 0.2}, items={"discover": 25})
+    assert metrics["skipped"] == 1
+
+
+def test_labels_beyond_the_head(package, tmp_path):
+    (package / "photos" / "photo_5_1.png").rename(package / "photos" / "photo_5_9.png")
+    with pytest.raises(UsageError, match=r"the model has 4 classes, so labels are 0\.\.3; the data has labels 0\.\.9"):
+        run(tmp_path)
+
+
+def test_weights_of_another_architecture(package, tmp_path):
+    with pytest.raises(UsageError, match=r"the weights do not fit: missing .*; and \d+ more"):
+        run(tmp_path, model={"timm": "resnet18"})
+    with pytest.raises(UsageError, match="timm knows no architecture 'resnet_of_mine'"):
+        run(tmp_path, model={"timm": "resnet_of_mine"})
+    with pytest.raises(UsageError, match="do not fit"):
+        run(tmp_path, model={"match": "name"})
+
+
+def test_a_pickle_that_runs_code_is_refused(package, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    torch.save({"a": Evil()}, package / "weights.pth")
+    with pytest.raises(UsageError, match="no readable file of tensors"):
+        run(tmp_path)

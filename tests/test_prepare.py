@@ -1,0 +1,151 @@
+"""The stages prepare and restructure as commands, and the data file that ships with the repository."""
+
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from stages.files import write_json
+from stages.provenance import provenance, versions
+from tests.images import image_context, write_images
+from tests.workspace import audit_params, repair_params
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with an audit of striped squares and its repair."""
+    context = image_context(tmp_path)
+    audit = audit_params(
+        task="stages.tasks.classification:ImageClassification",
+        code="stages/tasks",
+        prepare=context.config,
+        concepts=context.concepts,
+    )
+    repair = repair_params(
+        restructure={
+            "method": "risk-weighted",
+            "control": "uniform",
+            "settings": {"epochs": 2, "batch_size": 30, "replay": 0.5},
+        }
+    )
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump({"audits": {"stripes": audit}, "repairs": {"stripes": repair}})
+    )
+    (tmp_path / "stages").symlink_to(ROOT / "stages")
+    write_images(tmp_path / "data" / "stripes" / "inputs" / "images.parquet")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def stage(name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"stages.{name}", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def write_plan(place, action="repair"):
+    mode = {"id": "M1", "region": {"rotation": [2], "darkening": [1, 2]}, "action": action, "severity": 1.0}
+    plan = {"landscape": "abc", "decided_by": "human", "reviewer": "Ada", "reason": "it matters", "modes": [mode]}
+    write_json(place / "data" / "stripes" / "collect_feedback" / "plan.json", plan)
+
+
+def test_prepare_and_restructure(place):
+    out = place / "data" / "stripes"
+    done = stage("prepare", "stripes")
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (out / "prepare").iterdir()} == {
+        "model", "items.parquet", "code.json", "metrics.json", "provenance.json",
+    }  # fmt: skip
+    write_plan(place)
+    done = stage("restructure", "stripes")
+    assert done.returncode == 0, done.stderr
+    for model in ("repaired", "control"):
+        files = {p.name for p in (out / "restructure" / "models" / model).iterdir()}
+        assert files == {"config.json", "model.safetensors", "README.md"}
+    assert list(pd.read_csv(out / "restructure" / "curve.csv")["step"]) == list(range(1, 21))
+    metrics = json.loads((out / "restructure" / "metrics.json").read_text())
+    assert metrics["repaired"]["steps"] == metrics["control"]["steps"] == 20
+    assert "Ada" in (out / "restructure" / "models" / "repaired" / "README.md").read_text()
+
+    write_plan(place, action="accept")
+    done = stage("restructure", "stripes")
+    assert done.returncode == 0, done.stderr
+    assert "the model stays as it is" in done.stdout
+    weights = "model.safetensors"
+    kept = (out / "restructure" / "models" / "repaired" / weights).read_bytes()
+    assert kept == (out / "prepare" / "model" / weights).read_bytes()
+
+
+def test_bad_input_ends_with_2_and_leaves_nothing(place):
+    assert stage("prepare").returncode == 2
+    assert "usage: python -m stages.prepare AUDIT" in stage("prepare").stderr
+    (place / "data" / "stripes" / "inputs" / "images.parquet").write_bytes(b"junk")
+    done = stage("prepare", "stripes")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: prepare.data.parquet:")
+    assert "Traceback" not in done.stderr
+    assert not (place / "data" / "stripes" / "prepare").exists()
+
+
+def test_provenance_names_what_a_result_depends_on(place):
+    from stages.params import load_params
+
+    record = provenance("stripes", load_params().audit("stripes"))
+    assert record["seed"] == 3
+    assert record["device"] == "cpu"
+    assert {"faded", "torch", "numpy"} <= set(record["versions"])
+    assert versions() == record["versions"]
+    assert record["git"] == {"revision": None, "dirty": None}  # no repository here
+
+
+@pytest.fixture(scope="module")
+def builder():
+    spec = importlib.util.spec_from_file_location("build_mnist", ROOT / "data" / "mnist" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_mnist_file_is_what_its_readme_says(builder):
+    import hashlib
+
+    path = ROOT / "data" / "mnist" / "inputs" / "mnist.parquet"
+    frame = pq.read_table(path).to_pandas()
+    assert frame["split"].value_counts().to_dict() == builder.POOLS
+    assert frame["id"].is_unique
+    assert (frame.groupby(["split", "label"]).size().unstack().nunique(axis=1) == 1).all()  # every digit alike
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in (ROOT / "data" / "README.md").read_text()
+    assert frame.loc[frame["split"] == "test", "id"].str.startswith("test-").all()
+    assert frame.loc[frame["split"] != "test", "id"].str.startswith("train-").all()
+
+
+def test_the_builder_reads_arrays_and_refuses_everything_else(builder, tmp_path):
+    import gzip
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(20) % 10
+    images = rng.integers(0, 256, (20, 784)).astype(np.uint8)
+    parts = tuple((images.astype(np.float32) / 256, labels) for _ in range(3))
+    # Name the reconstruction function as the public file does, which an old numpy wrote.
+    packed = gzip.compress(pickle.dumps(parts, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    (train, train_labels), (test, _) = builder.from_pickle(packed)
+    assert np.array_equal(train, np.concatenate([images, images]))
+    assert np.array_equal(train_labels, np.concatenate([labels, labels]))
+    assert np.array_equal(test, images)
+
+    class Evil:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    with pytest.raises(pickle.UnpicklingError, match="refused"):
+        builder.from_pickle(gzip.compress(pickle.dumps(Evil())))
