@@ -1,7 +1,8 @@
 """params.yaml, read and checked: every configuration error is found before anything runs, and all are told at once.
 
 Two top-level blocks. `audits:` says what is searched, `repairs:` what is done about it; an audit without an entry
-under `repairs:` ends after its landscape. Each stage depends on its own groups only (see dvc.yaml).
+under `repairs:` ends after its landscape. Each stage depends on its own groups only (see dvc.yaml); what dvc.yaml names
+has no default here, because DVC wants to find it in the file.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class ComputeConfig(Strict):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU if there is one")
     threads: int = Field(2, ge=1, description="CPU threads; fixed, because sums depend on it in their last bits")
     batch_size: int = Field(64, ge=1, description="probes answered at once")
-    gpus: int = Field(0, ge=0, description="GPUs prepare and discover ask the task runner for")
+    gpus: int = Field(ge=0, description="GPUs prepare and discover ask the task runner for")
 
 
 class DiscoverConfig(Strict):
@@ -70,10 +71,10 @@ class AuditConfig(Strict):
     seed: int = Field(ge=0)
     task: str = Field(pattern=r"^[\w.]+:\w+$", description="package.module:Class, see stages/tasks/contract.py")
     code: str = Field(description="the task's own module or folder, a dependency of every stage that uses it")
-    compute: ComputeConfig = ComputeConfig()
+    compute: ComputeConfig
     prepare: dict[str, Any] = Field(description="the task's own: model, data, items")
     concepts: dict[str, list[Level]] = Field(min_length=1, description="levels of each concept, weakest first")
-    discrepancy: dict[str, Any] = Field(default_factory=dict, description="the task's own: how wrong is a failure")
+    discrepancy: dict[str, Any] = Field(description="the task's own: how wrong is a failure; may be {}")
     discover: DiscoverConfig
     summarize: SummarizeConfig
 
@@ -142,10 +143,10 @@ class Gates(Strict):
 class RepairConfig(Strict):
     """What is done about the failures of an audit, and what counts as good enough."""
 
-    gpus: int = Field(0, ge=0, description="GPUs restructure and re_evaluate ask the task runner for")
+    gpus: int = Field(ge=0, description="GPUs restructure and re_evaluate ask the task runner for")
     feedback: FeedbackConfig
     restructure: RestructureConfig
-    re_evaluate: ReEvaluateConfig = ReEvaluateConfig()
+    re_evaluate: ReEvaluateConfig
     gates: Gates
 
 

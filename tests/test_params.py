@@ -14,12 +14,16 @@ AUDIT = {
     "seed": 1,
     "task": "tests.planted:PlantedTask",
     "code": "tests",
+    "compute": {"gpus": 0},
+    "discrepancy": {},
     "prepare": {"items": {"discover": 5}},
     "concepts": {"a": [0, 1, 2]},
     "discover": {"budget": 10},
     "summarize": {},
 }
 REPAIR = {
+    "gpus": 0,
+    "re_evaluate": {},
     "feedback": {"policy": "top-k"},
     "restructure": {"method": "planted"},
     "gates": {"clean_quality": {"change_min": -0.02}},
@@ -56,7 +60,8 @@ def test_the_projects_own_params_are_valid() -> None:
         (with_audit(concepts={}), r"audits\.x\.concepts: .*at least 1"),
         (with_audit(concepts={"a": [1]}), r"concept 'a' needs at least 2 levels, found \[1"),
         (with_audit(concepts={"a": [1, 1]}), r"concept 'a' names a level twice"),
-        (with_audit(compute={"device": "gpu"}), r"compute\.device: .*found 'gpu'"),
+        (with_audit(compute={"gpus": 0, "device": "gpu"}), r"compute\.device: .*found 'gpu'"),
+        (with_audit(compute={}), r"audits\.x\.compute\.gpus: missing"),
         ({"audits": {}}, r"audits: .*at least 1"),
         ({"audits": {"a/b": AUDIT}}, r"audits\.a/b: expected a name of letters"),
         (

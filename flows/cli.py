@@ -1,0 +1,189 @@
+"""The `faded` command. It only wires: every command imports what it needs when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from stages.errors import Exit, FadedError
+
+if TYPE_CHECKING:
+    from stages.params import Params
+
+app = typer.Typer(
+    name="faded",
+    help="Audit a pre-trained model before deployment: find its failures, show them, repair it, prove the repair.",
+    epilog="Exit codes: 0 pass, 1 a gate failed, 2 bad input, 3 infrastructure (a retry may help).",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Audits = Annotated[
+    Optional[list[str]],  # noqa: UP045  # typer reads this at run time
+    typer.Argument(metavar="[AUDIT]...", help="Names under audits: in params.yaml; the first one by default."),
+]
+All = Annotated[bool, typer.Option("--all", help="All audits of params.yaml.")]
+Audit = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(metavar="[AUDIT]", help="A name under audits: in params.yaml; the first one by default."),
+]
+
+
+def main() -> None:
+    """Run the command and turn what goes wrong into a message and an exit code."""
+    try:
+        app()
+    except FadedError as error:
+        errors.print("[bold red]error:[/]", end=" ")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(int(error.exit_code)) from None
+    except Exception:
+        traceback.print_exc()
+        errors.print("[bold red]this is a bug in faded[/], please report it with the lines above")
+        raise SystemExit(int(Exit.INFRASTRUCTURE)) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"faded {version('faded')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def faded(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Find the workspace upward from here; see the commands below."""
+
+
+@app.command(epilog="Examples:  [cyan]faded audit[/]   [cyan]faded audit imagenet[/]   [cyan]faded audit --all[/]")
+def audit(
+    audits: Audits = None,
+    all_: All = False,
+    runner: Annotated[
+        str, typer.Option("--runner", envvar="FADED_RUNNER", help="Where stages run: threads (of this machine).")
+    ] = "threads",
+) -> None:
+    """Run what is stale of an audit, and end with its verdict and the path of its report.
+
+    Whatever was interrupted goes on where it was; what did not change is not run again. A Prefect server is used
+    when PREFECT_API_URL names one, else a local one lives as long as the command.
+    """
+    from flows.run import run_audits
+
+    params, names = _open(audits, all_)
+    try:
+        code = run_audits(params, names, runner, console)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    raise typer.Exit(int(code))
+
+
+@app.command(epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
+def plan(audits: Audits = None, all_: All = False) -> None:
+    """Say what an audit would run, why, and what it would cost, before anything runs."""
+    from flows.estimate import estimate
+    from flows.graph import read_graph
+    from flows.views import show_plan
+
+    params, names = _open(audits, all_)
+    with _working("asking DVC what is stale"):
+        graph = read_graph()
+    show_plan(console, estimate(params, graph, names))
+
+
+@app.command(epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist[/]")
+def status(audits: Audits = None) -> None:
+    """Say of every stage whether it is fresh, and of every audit what its last verdict was."""
+    from flows.graph import read_graph
+    from flows.results import read_verdict
+    from flows.views import show_status
+    from flows.workspace import running_audit
+
+    params, names = _open(audits, not audits)
+    with _working("asking DVC what is stale"):
+        graph = read_graph()
+    show_status(console, graph.of(names), [read_verdict(params, name) for name in names], running_audit())
+
+
+@app.command(epilog="Example:  [cyan]faded review mnist[/]")
+def review(audit: Audit = None) -> None:
+    """Ask which failure modes to repair, and write the decision file on which the repair depends.
+
+    The decision is bound to the landscape that is shown; it is written to data/AUDIT/decisions, which belongs in git.
+    """
+    from flows.review import review_landscape
+
+    params, [name] = _open([audit] if audit else None, False)
+    review_landscape(params, name, console)
+
+
+@app.command(epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]")
+def report(
+    audit: Audit = None,
+    open_: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open it in the browser, or only print its path.")
+    ] = True,
+) -> None:
+    """Open the report of an audit."""
+    from flows.results import read_verdict
+    from stages.errors import UsageError
+
+    params, [name] = _open([audit] if audit else None, False)
+    path = read_verdict(params, name).report
+    if path is None:
+        raise UsageError(f"audit {name!r} has no report yet: run `faded audit {name}`")
+    console.print(str(path.resolve()), soft_wrap=True, highlight=False)
+    if open_:
+        typer.launch(path.resolve().as_uri())
+
+
+@app.command(epilog="Examples:  [cyan]faded compare HEAD~1 HEAD[/]   [cyan]faded compare v1 workspace imagenet[/]")
+def compare(
+    rev_a: Annotated[str, typer.Argument(metavar="REV_A", help="A git revision, or `workspace`.")],
+    rev_b: Annotated[str, typer.Argument(metavar="REV_B", help="Another one.")],
+    audit: Audit = None,
+) -> None:
+    """Compare the landscapes of two revisions; refuses runs that are not alike, and says in what they differ."""
+    from flows.compare import compare_revisions
+    from flows.views import show_comparison
+
+    _params, [name] = _open([audit] if audit else None, False)
+    show_comparison(console, compare_revisions(rev_a, rev_b, name))
+
+
+def _open(audits: list[str] | None, all_: bool) -> tuple[Params, list[str]]:
+    """Enter the workspace, check params.yaml and the names of audits."""
+    from flows.workspace import enter_workspace
+    from stages.params import load_params
+
+    enter_workspace()
+    params = load_params(Path("params.yaml"))
+    names = list(params.audits) if all_ else list(dict.fromkeys(audits or list(params.audits)[:1]))
+    for name in names:
+        params.audit(name)
+    return params, names
+
+
+@contextlib.contextmanager
+def _working(what: str) -> Iterator[None]:
+    with console.status(f"{what} ..."):
+        yield
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What a run would cost, before anything runs: probes, model calls, time and disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from flows.approval import GATED, waits_for_person
+from flows.graph import Graph, Stage
+from flows.results import read_timings
+from stages.params import Params
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What one stage would cost.
+
+    Args:
+        stage: the stage, with the reasons why it is stale (none if it only depends on a stale one).
+        probes: unique probes at most; None for a stage that probes nothing.
+        calls: batched model calls for them.
+        seconds: what it took when it last ran here, None if it never did.
+        size: bytes of its outputs when it last ran, None if it never did.
+        waits: it needs a person's decision first.
+    """
+
+    stage: Stage
+    probes: int | None
+    calls: int | None
+    seconds: float | None
+    size: int | None
+    waits: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would cost, and the disk space there is (bytes)."""
+
+    stages: list[StageEstimate]
+    free: int
+
+
+def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
+    """Estimate what running these audits now would cost."""
+    timings = read_timings()
+    stages = []
+    for stage in graph.to_do(audits):
+        probes = probes_of(params, stage)
+        calls = ceil(probes / params.audits[stage.audit].compute.batch_size) if probes else None
+        waits = stage.kind == GATED and waits_for_person(params, stage.audit)
+        stages.append(StageEstimate(stage, probes, calls, timings.get(stage.name), stage.size, waits))
+    return Estimate(stages, shutil.disk_usage(Path()).free)
+
+
+def probes_of(params: Params, stage: Stage) -> int | None:
+    """Unique probes a stage may spend, by params.yaml alone; a grid smaller than the budget needs fewer."""
+    if stage.audit not in params.audits:
+        return None
+    audit = params.audits[stage.audit]
+    search = 2 * audit.discover.budget  # the explorer and its control
+    if stage.kind == "discover":
+        return search
+    if stage.kind == "re_evaluate" and stage.audit in params.repairs:
+        repair = params.repairs[stage.audit]
+        models = 2 if repair.restructure.control == "none" else 3
+        # Before and after are both searched; every model answers the pairs inside and outside the target modes.
+        return 2 * search + models * 2 * repair.re_evaluate.paired_probes
+    return None

@@ -1,0 +1,170 @@
+"""What DVC says: the stages, what depends on what, and what is stale and why. dvc.yaml stays the one graph."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.errors import InfrastructureError, UsageError
+
+FIRST_STAGES = ("prepare", "discover", "summarize")  # an audit has at least these
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the graph, as it was when DVC was asked.
+
+    Args:
+        name: "discover@mnist".
+        kind: "discover", the module under stages/.
+        audit: "mnist"; empty for a stage of the user's own that belongs to no audit.
+        desc: what dvc.yaml says about it.
+        gpus: what it asks the task runner for (`meta: {gpus: ...}`).
+        upstream: names of the stages it depends on directly.
+        outs: its outputs, metrics and plots, relative to the workspace.
+        size: bytes of its outputs when it last ran, None if it never did.
+        reasons: why it is stale; empty if it is fresh.
+    """
+
+    name: str
+    kind: str
+    audit: str
+    desc: str
+    gpus: int
+    upstream: tuple[str, ...]
+    outs: tuple[str, ...]
+    size: int | None
+    reasons: tuple[str, ...]
+
+    @property
+    def stale(self) -> bool:
+        """Whether DVC would run it (or restore its outputs) now."""
+        return bool(self.reasons)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All stages in an order in which each comes after what it depends on."""
+
+    stages: Mapping[str, Stage]
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages.values())
+
+    def of(self, audits: Collection[str]) -> list[Stage]:
+        """Stages of these audits, and whatever else they depend on.
+
+        Raises:
+            UsageError: when dvc.yaml makes no stages for an audit.
+        """
+        for audit in audits:
+            missing = [kind for kind in FIRST_STAGES if f"{kind}@{audit}" not in self.stages]
+            if missing:
+                raise UsageError(f"dvc.yaml has no stage {', '.join(missing)} for audit {audit!r}")
+        wanted = {stage.name for stage in self if stage.audit in audits}
+        for stage in reversed(list(self)):
+            if stage.name in wanted:
+                wanted.update(stage.upstream)
+        return [stage for stage in self if stage.name in wanted]
+
+    def to_do(self, audits: Collection[str]) -> list[Stage]:
+        """Stale stages of these audits, and what depends on them: DVC may yet find the latter unchanged."""
+        selected = self.of(audits)
+        return self.downstream(stage.name for stage in selected if stage.stale).among(selected)
+
+    def downstream(self, names: Iterable[str]) -> Graph:
+        """These stages and all that depends on them."""
+        reached = set(names)
+        for stage in self:
+            if reached.intersection(stage.upstream):
+                reached.add(stage.name)
+        return Graph({stage.name: stage for stage in self if stage.name in reached})
+
+    def among(self, stages: Iterable[Stage]) -> list[Stage]:
+        """Those of `stages` that are in this graph, in the order of the graph."""
+        names = {stage.name for stage in stages}
+        return [stage for stage in self if stage.name in names]
+
+
+def read_graph(root: Path = Path()) -> Graph:
+    """Ask DVC once for all stages and their state, under its lock: a stage that is being written cannot be read half.
+
+    Raises:
+        UsageError: when dvc.yaml or .dvc is missing or wrong.
+        InfrastructureError: when another process holds outputs of a stage.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo, lock_repo
+
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    try:
+        with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
+            return _snapshot(repo)
+    except LockError as error:
+        raise InfrastructureError(f"DVC: {error}") from None
+    except DvcException as error:
+        raise UsageError(f"DVC cannot read the graph in {root.resolve()}: {_causes(error)}") from None
+
+
+def _snapshot(repo: Any) -> Graph:
+    import networkx
+
+    graph = repo.index.graph  # edges: stage -> what it depends on
+    position = {stage: i for i, stage in enumerate(repo.index.stages)}
+    ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
+    stages = {}
+    for stage in ordered:
+        name = _name(stage)
+        kind, _, audit = name.partition("@")
+        sizes = [out.meta.size for out in stage.outs if out.meta and out.meta.size is not None]
+        stages[name] = Stage(
+            name=name,
+            kind=kind,
+            audit=audit,
+            desc=(stage.desc or "").strip(),
+            gpus=int((stage.meta or {}).get("gpus", 0)),
+            upstream=tuple(sorted(_name(upstream) for upstream in graph.successors(stage))),
+            outs=tuple(str(out) for out in stage.outs),
+            size=sum(sizes) if sizes else None,
+            reasons=_reasons(stage),
+        )
+    return Graph(stages)
+
+
+def _name(stage: Any) -> str:
+    # Not `stage.addressing`, which changes with the current folder. Files tracked by `dvc add` have no name.
+    return str(getattr(stage, "name", None) or stage.relpath)
+
+
+def _reasons(stage: Any) -> tuple[str, ...]:
+    status = [entry for entries in stage.status().values() for entry in entries]
+    dependencies = {
+        k: v for entry in status if isinstance(entry, dict) for k, v in entry.get("changed deps", {}).items()
+    }
+    if dependencies and not any(dep.hash_info for dep in stage.deps):
+        return ("never ran",)
+    reasons = []
+    for entry in status:
+        if isinstance(entry, str):
+            reasons.append(entry)
+            continue
+        for what, changes in entry.items():
+            for path, change in changes.items():
+                if isinstance(change, dict):  # a params file: {key: change}
+                    reasons += [f"{key} {value}" for key, value in change.items()]
+                else:
+                    reasons.append(f"{path} {'missing' if change == 'deleted' and 'outs' in what else change}")
+    return tuple(reasons)
+
+
+def _causes(error: BaseException) -> str:
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(" ".join(str(cause).split()))
+        cause = cause.__cause__
+    return ": ".join(text for text in texts if text)

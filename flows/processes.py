@@ -1,0 +1,143 @@
+"""Children of the flow, each in a process group of its own, so that none outlives a killed or interrupted run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import IO
+
+import psutil
+
+from flows.workspace import WORK
+
+RECORDS = WORK / "run"
+_TOKEN = "FADED_CHILD"  # in the environment of a child and of all it starts: tells ours from a recycled process id
+_GRACE = 5.0  # seconds a stage has to end by itself after Ctrl-C
+
+_groups: dict[int, bool] = {}  # process group -> whether Ctrl-C ends it
+_stopping = threading.Event()
+
+
+@contextlib.contextmanager
+def child(
+    name: str,
+    command: list[str],
+    env: dict[str, str],
+    output: int | IO[str] = subprocess.PIPE,
+    *,
+    interruptible: bool = True,
+) -> Iterator[subprocess.Popen[str]]:
+    """Run `python -m COMMAND...` in its own process group; when the block ends the whole group is gone.
+
+    Args:
+        name: what the record under .faded/run is called; the next run reads it if this one is killed.
+        command: module and arguments.
+        env: environment of the child.
+        output: where its stdout and stderr go together; by default to `Popen.stdout`, line by line.
+        interruptible: whether Ctrl-C ends it at once, or only the end of the block does.
+    """
+    token = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.child", str(os.getpid()), *command],
+        env={**env, _TOKEN: token},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    record = RECORDS / f"{name}.json"
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"group": process.pid, "token": token}))
+    _groups[process.pid] = interruptible
+    # If the leader dies alone, what it started would hold the pipe open for ever: end the group as soon as it does.
+    watcher = threading.Thread(target=_end_with_leader, args=(process.pid,), daemon=True)
+    watcher.start()
+    try:
+        yield process
+    finally:
+        _signal_group(process.pid, signal.SIGKILL)
+        watcher.join()
+        process.wait()
+        _groups.pop(process.pid, None)
+        record.unlink(missing_ok=True)
+
+
+def _end_with_leader(group: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, group, os.WEXITED | os.WNOWAIT)  # not reaped yet, so the number cannot be recycled
+    _signal_group(group, signal.SIGKILL)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _interrupt(number: signal.Signals) -> None:
+    for group in [group for group, interruptible in list(_groups.items()) if interruptible]:
+        _signal_group(group, number)
+
+
+def stopping() -> bool:
+    """Whether the user asked to stop: then nothing is retried."""
+    return _stopping.is_set()
+
+
+@contextlib.contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Make Ctrl-C and SIGTERM end all stages, gently first, and raise KeyboardInterrupt in the main thread."""
+
+    def stop(number: int, _frame: object) -> None:
+        again = _stopping.is_set()
+        _stopping.set()
+        _interrupt(signal.SIGKILL if again else signal.SIGINT)
+        if not again:
+            timer = threading.Timer(_GRACE, _interrupt, [signal.SIGKILL])
+            timer.daemon = True
+            timer.start()
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _stopping.clear()
+
+
+def end_leftovers() -> list[str]:
+    """End what a killed run left behind, by its records under .faded/run; return the names of what was still alive.
+
+    Only processes of the recorded group that carry the record's token are ended: process ids are recycled.
+    """
+    ended = []
+    for record in sorted(RECORDS.glob("*.json")):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # half-written: its process died with the flow
+            data = json.loads(record.read_text())
+            if int(data["group"]) in _groups:  # our own, running
+                continue
+            if _end_group(int(data["group"]), str(data["token"])):
+                ended.append(record.stem)
+        record.unlink(missing_ok=True)
+    return ended
+
+
+def _end_group(group: int, token: str) -> bool:
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == group and process.environ().get(_TOKEN) == token:
+                process.kill()
+                members.append(process)
+    psutil.wait_procs(members, timeout=10)
+    return bool(members)

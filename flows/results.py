@@ -1,0 +1,82 @@
+"""What an audit leaves for people: its verdict, its report, and how long its stages took."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.run_stage import StageResult
+from flows.workspace import WORK
+from stages.files import read_json, stage_dir
+from stages.params import Params
+
+TIMINGS = WORK / "timings.json"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The last verdict of an audit.
+
+    Args:
+        audit: its name.
+        passed: None when no gate is set, or when there is no verdict yet.
+        gates: entries as in docs/files.md.
+        report: the report that goes with it, if it is there.
+        found: whether there is a verdict at all.
+    """
+
+    audit: str
+    passed: bool | None
+    gates: list[dict[str, Any]]
+    report: Path | None
+    found: bool
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word or two."""
+        if not self.found:
+            return "no verdict yet"
+        return {True: "pass", False: "FAIL", None: "no gates set"}[self.passed]
+
+
+def last_stage(params: Params, audit: str) -> str:
+    """The stage that gives the audit's verdict."""
+    return "re_evaluate" if audit in params.repairs else "summarize"
+
+
+def read_verdict(params: Params, audit: str) -> Verdict:
+    """Read the audit's last verdict; before its last stage ran, the report of the landscape stands in."""
+    folder = stage_dir(audit, last_stage(params, audit))
+    reports = [folder / "report.html", stage_dir(audit, "summarize") / "report.html"]
+    report = next((path for path in reports if path.exists()), None)
+    path = folder / "verdict.json"
+    if not path.exists():
+        return Verdict(audit, None, [], report, found=False)
+    data = read_json(path)
+    return Verdict(audit, data.get("passed"), list(data.get("gates", [])), report, found=True)
+
+
+def read_timings() -> dict[str, float]:
+    """Seconds each stage took when it last ran in this workspace."""
+    try:
+        data = json.loads(TIMINGS.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {stage: float(entry["seconds"]) for stage, entry in data.items()}
+
+
+def record_timings(results: Iterable[StageResult]) -> None:
+    """Remember how long the stages that ran took."""
+    try:
+        data = json.loads(TIMINGS.read_text())
+    except (FileNotFoundError, ValueError):
+        data = {}
+    when = time.strftime("%Y-%m-%dT%H:%M:%S")
+    data |= {r.stage: {"seconds": round(r.seconds, 2), "when": when} for r in results if r.outcome == "ran"}
+    partial = TIMINGS.with_suffix(".partial")
+    partial.write_text(json.dumps(data, indent=1))
+    partial.replace(TIMINGS)

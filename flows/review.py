@@ -1,0 +1,105 @@
+"""`faded review`: show a landscape in the terminal, ask what to do about each failure mode, write the decision."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any, cast, get_args
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.prompt import Confirm, Prompt
+from rich.table import Table
+
+from stages.collect_feedback import (
+    SEVERITIES,
+    Action,
+    Decision,
+    ModeDecision,
+    decision_path,
+    landscape_hash,
+    write_decision,
+)
+from stages.errors import UsageError
+from stages.files import read_json, stage_dir
+from stages.params import Params
+
+
+def review_landscape(params: Params, audit: str, console: Console) -> None:
+    """Ask for a decision on the audit's present landscape and write it; Enter takes the default of a question.
+
+    Raises:
+        UsageError: when there is no landscape, nothing to decide, or the answers end before the questions do.
+    """
+    params.repair(audit)
+    landscape = landscape_hash(audit)
+    summary = read_json(stage_dir(audit, "summarize") / "landscape.json")
+    _show(console, audit, landscape, summary)
+    if params.repairs[audit].feedback.policy != "wait":
+        note = f"repairs.{audit}.feedback.policy is top-k, so a rule decides; set it to wait to decide yourself"
+        console.print(f"[yellow]note:[/] {note}", highlight=False)
+    path = decision_path(audit, landscape)
+    try:
+        if path.exists() and not Confirm.ask(f"{path} exists already. Decide again?", default=False, console=console):
+            console.print("kept as it is")
+            return
+        decision = _dialogue(landscape, summary["modes"], console)
+        if not Confirm.ask("Write this decision?", default=True, console=console):
+            console.print("nothing written")
+            return
+    except EOFError:
+        raise UsageError("the review was broken off; no decision was written") from None
+    written = write_decision(audit, decision)
+    console.print(f"written to {written}: commit it, then run `faded audit {audit}`", highlight=False, soft_wrap=True)
+
+
+def _dialogue(landscape: str, modes: list[dict[str, Any]], console: Console) -> Decision:
+    def choose(question: str, choices: list[str], default: str) -> str:
+        return Prompt.ask(question, choices=choices, default=default, console=console)
+
+    def text(question: str, default: str = "") -> str:
+        return Prompt.ask(question, default=default, show_default=bool(default), console=console).strip()
+
+    decided = []
+    for mode in modes:
+        console.print(f"\n[bold]{escape(mode['id'])}[/]  {escape(mode['text'])}", highlight=False)
+        action = cast(Action, choose("  what is to happen with it?", list(get_args(Action)), "repair"))
+        severity = choose("  how severe is it?", list(SEVERITIES), "medium") if action == "repair" else "medium"
+        reason = text("  why?")
+        decided.append(ModeDecision(id=mode["id"], action=action, severity=SEVERITIES[severity], reason=reason))
+    console.print()
+    reviewer = text("Reviewer", _git_user())
+    if not reviewer:
+        raise UsageError("a decision needs the reviewer's name, found none")
+    return Decision(
+        landscape=landscape,
+        reviewer=reviewer,
+        reason=text("Reason for the whole decision"),
+        approve=Confirm.ask("Approve the repair? (no ends the audit here)", default=True, console=console),
+        modes=decided,
+    )
+
+
+def _git_user() -> str:
+    done = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _show(console: Console, audit: str, landscape: str, summary: dict[str, Any]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Failure modes of {audit}", title_justify="left")
+    table.add_column("mode")
+    table.add_column("region", overflow="fold")
+    for name in ("fails", "95% interval", "probes", "share of grid", "confirmed"):
+        table.add_column(name, justify="right")
+    for mode in summary["modes"]:
+        table.add_row(
+            escape(mode["id"]),
+            escape(mode["text"]),
+            f"{mode['rate']:.0%}",
+            f"{mode['low']:.0%} to {mode['high']:.0%}",
+            f"{mode['probes']:,}",
+            f"{mode['share']:.0%}",
+            "yes" if mode["confirmed"] else "no",
+        )
+    console.print(table)
+    console.print(f"landscape {landscape}, report: {stage_dir(audit, 'summarize') / 'report.html'}", highlight=False)

@@ -1,0 +1,134 @@
+"""`faded audit`: ask what is stale, run the flow only if something is, and say how it ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from flows.approval import GATED, how_to_decide, needs_decision
+from flows.graph import Stage, read_graph
+from flows.heal import heal
+from flows.results import read_verdict
+from flows.views import show_run, show_verdict
+from flows.workspace import exclusive
+from stages.errors import Exit, FadedError, InfrastructureError
+from stages.params import Params, check_tasks
+
+if TYPE_CHECKING:
+    from flows.run_stage import StageResult
+
+_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")
+
+
+def run_audits(params: Params, audits: list[str], runner: str, console: Console) -> Exit:
+    """Bring audits up to date and print how they ended.
+
+    Returns:
+        PASS, or GATE_FAILED when a gate of any audit failed.
+
+    Raises:
+        FadedError: when a stage failed, after the summary was printed.
+    """
+    with exclusive():
+        for line in heal():
+            console.print(f"healed: {line}", highlight=False)
+        graph = read_graph()
+        todo = graph.to_do(audits)
+        undecided = [audit for audit in audits if _only_waits(params, audit, todo)]
+        active = [audit for audit in audits if audit not in undecided]
+        if graph.to_do(active):
+            return _run_flow(params, audits, graph.to_do(audits), runner, console)
+        for audit in undecided:
+            console.print(f"[yellow]{escape(how_to_decide(audit))}[/]", highlight=False)
+        if active:
+            console.print("nothing to do: no stage is stale")
+        return _verdicts(params, active, console)
+
+
+def _only_waits(params: Params, audit: str, todo: list[Stage]) -> bool:
+    """Whether the first thing to do for the audit is a person's."""
+    own = [stage.kind for stage in todo if stage.audit == audit]
+    return own[:1] == [GATED] and needs_decision(params, audit) is not None
+
+
+def _run_flow(params: Params, audits: list[str], todo: list[Stage], runner: str, console: Console) -> Exit:
+    import httpx
+
+    from flows.server import start_prefect_api
+
+    started = time.monotonic()
+    prefect_api = start_prefect_api()
+    # While the server starts:
+    from flows.audit import STAGE_LOG, AuditFailed, audit
+    from flows.processes import stopping_on_signals
+    from flows.runners import check_runner
+
+    check_runner(runner)
+    check_tasks(params, audits)
+
+    failure: FadedError | None = None
+    with prefect_api(), _display(STAGE_LOG, len(todo), console), stopping_on_signals():
+        try:
+            results = audit(audits=audits, runner=runner)
+        except AuditFailed as error:
+            results, failure = error.results, error
+        except httpx.TransportError as error:
+            raise InfrastructureError(f"the Prefect server no longer answers: {error}") from None
+    show_run(console, results, time.monotonic() - started)
+    finished = [audit for audit in audits if _finished(audit, results)]
+    code = _verdicts(params, finished, console)
+    for told in dict.fromkeys(r.message for r in results if r.outcome == "waiting"):
+        console.print(f"[yellow]{escape(told)}[/]", highlight=False)
+    if failure is not None:
+        raise failure
+    return code
+
+
+def _finished(audit: str, results: list[StageResult]) -> bool:
+    """Whether nothing of the audit is missing: else the verdict on disk is that of an earlier run."""
+    return all(r.outcome in ("ran", "restored", "unchanged") for r in results if r.stage.endswith(f"@{audit}"))
+
+
+def _verdicts(params: Params, audits: list[str], console: Console) -> Exit:
+    verdicts = [read_verdict(params, audit) for audit in audits]
+    for verdict in verdicts:
+        show_verdict(console, verdict)
+    return Exit.GATE_FAILED if any(verdict.passed is False for verdict in verdicts) else Exit.PASS
+
+
+class _Lines(logging.Handler):
+    """Prints what stages say, each line behind the name of its stage, above a bar that counts them."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        super().__init__()
+        self._progress = progress
+        self._bar = progress.add_task("stages", total=total)
+        self._colours: dict[str, str] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stage = getattr(record, "stage", "")
+        colour = self._colours.setdefault(stage, _COLOURS[len(self._colours) % len(_COLOURS)])
+        style = "bold" if hasattr(record, "result") else "yellow" if record.levelno >= logging.WARNING else "default"
+        text = f"[{colour}]{escape(stage)}[/] [dim]|[/] [{style}]{escape(record.getMessage())}[/]"
+        self._progress.console.print(text, highlight=False, soft_wrap=True)
+        if hasattr(record, "result"):
+            self._progress.advance(self._bar)
+
+
+@contextmanager
+def _display(log: logging.Logger, total: int, console: Console) -> Iterator[None]:
+    columns = (TextColumn("[bold]stages[/]"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        handler = _Lines(progress, total)
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)

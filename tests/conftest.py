@@ -1,0 +1,42 @@
+"""What all tests share: nothing reaches the network or a person's own settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.workspace import Workspace, make_workspace
+
+os.environ |= {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """One Prefect server for the whole session: starting one costs ten seconds.
+
+    Yields its URL, for `faded` to be told as PREFECT_API_URL.
+    """
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield PREFECT_API_URL.value()
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    """A workspace with the real stages and one tiny audit with its repair, "tiny"."""
+    return make_workspace(tmp_path)
+
+
+@pytest.fixture
+def toys(tmp_path) -> Workspace:
+    """A workspace whose stages are toys, with one audit and its repair, "tiny"."""
+    return make_workspace(tmp_path, toys=True)

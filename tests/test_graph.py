@@ -1,0 +1,241 @@
+"""What DVC is asked and told: the graph, what is stale, and what a crash left."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from flows.graph import read_graph
+from flows.heal import heal
+from flows.processes import child
+from stages.errors import UsageError
+from tests.workspace import ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
+
+STAGE_GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> Workspace:
+    """A workspace of toys whose audits ran by `dvc repro` alone: "tiny" with its repair, and "other"."""
+    audits = {"tiny": audit_params(), "other": audit_params()}
+    workspace = make_workspace(tmp_path_factory.mktemp("graph"), audits, {"tiny": repair_params()}, toys=True)
+    done = workspace.run(["dvc", "repro"])
+    assert done.returncode == 0, done.stdout
+    assert len(workspace.executed()) == 9
+    return workspace
+
+
+@pytest.fixture
+def inside(ran, monkeypatch) -> Workspace:
+    monkeypatch.chdir(ran.path)
+    return ran
+
+
+def imports_of(module: Path, seen: set[Path] | None = None) -> set[Path]:
+    """Files under stages/ that a module imports, itself and transitively."""
+    seen = set() if seen is None else seen
+    seen.add(module)
+    for node in ast.walk(ast.parse(module.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            path = ROOT / name.replace(".", "/")
+            for file in (path.with_suffix(".py"), path / "__init__.py"):
+                if name.startswith("stages") and file.exists() and file not in seen:
+                    imports_of(file, seen)
+    return seen
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_stage_imports_lies_under_its_deps(stage):
+    deps = [ROOT / dep for dep in STAGE_GRAPH[stage]["do"]["deps"] if dep.startswith("stages")]
+    # Packages' own __init__.py hold a docstring and re-exports of modules that are checked themselves.
+    imported = {path for path in imports_of(ROOT / "stages" / f"{stage}.py") if path.name != "__init__.py"}
+    assert {str(p.relative_to(ROOT)) for p in imported if not any(p.is_relative_to(dep) for dep in deps)} == set()
+
+
+def test_every_stage_is_described_and_every_output_has_one_owner():
+    outs = [
+        out for s in STAGE_GRAPH.values() for group in ("outs", "metrics", "plots") for out in s["do"].get(group, [])
+    ]
+    paths = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
+    assert len(set(paths)) == len(paths)
+    assert all(s["do"]["desc"].endswith(".") for s in STAGE_GRAPH.values())
+
+
+def test_nothing_is_stale_after_a_run(inside):
+    graph = read_graph()
+    assert [s.name for s in graph if s.stale] == []
+    assert graph.to_do(["tiny", "other"]) == []
+    assert all(stage.size for stage in graph)
+
+
+def test_an_upstream_stage_comes_first(inside):
+    order = [stage.name for stage in read_graph()]
+    for stage in read_graph():
+        assert all(order.index(up) < order.index(stage.name) for up in stage.upstream)
+    assert "discover@tiny" in read_graph().stages["summarize@tiny"].upstream
+
+
+def test_only_the_stages_of_an_audit_are_its_own(inside):
+    assert {s.audit for s in read_graph().of(["other"])} == {"other"}
+    with pytest.raises(UsageError, match="no stage prepare, discover, summarize for audit 'nosuch'"):
+        read_graph().of(["nosuch"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "stale"),
+    [
+        (("repairs", "tiny", "gates", "target_failure_rate", "change_max"), -0.2, {"re_evaluate@tiny"}),
+        (("repairs", "tiny", "restructure", "method"), "another", {"restructure@tiny"}),
+        (("repairs", "tiny", "feedback", "modes"), 2, {"collect_feedback@tiny"}),
+        (("audits", "tiny", "prepare", "noise"), 0.05, {"prepare@tiny"}),
+        (("audits", "other", "summarize", "modes"), 3, {"summarize@other"}),
+    ],
+)
+def test_a_parameter_makes_only_its_stages_stale(inside, keys, value, stale):
+    before = inside.params()
+    params = inside.params()
+    here = params
+    for key in keys[:-1]:
+        here = here[key]
+    here[keys[-1]] = value
+    inside.write_params(params)
+    try:
+        graph = read_graph()
+        assert {s.name for s in graph if s.stale} == stale
+        assert any(".".join(keys[:3]) in reason for s in stale for reason in graph.stages[s].reasons)
+    finally:
+        inside.write_params(before)
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        ("data/tiny/inputs/regions.json", {"prepare@tiny"}),
+        ("stages/collect_feedback.py", {"collect_feedback@tiny"}),
+        ("stages/landscape/new_module.py", {"summarize@tiny", "summarize@other", "re_evaluate@tiny"}),
+        ("planted.py", {"prepare@tiny", "prepare@other"}),
+    ],
+)
+def test_a_changed_file_makes_what_depends_on_it_stale(inside, path, kinds):
+    file = inside.path / path
+    before = file.read_bytes() if file.exists() else None
+    file.write_bytes((before or b"") + b"\n")
+    try:
+        graph = read_graph()
+        assert {s.name for s in graph if s.stale} == kinds
+        downstream = {s.kind for s in graph.to_do(["tiny"])}
+        assert "re_evaluate" in downstream
+    finally:
+        file.unlink() if before is None else file.write_bytes(before)
+
+
+def test_a_missing_output_is_told(inside):
+    verdict = inside.path / "data/other/summarize/verdict.json"
+    content = verdict.read_bytes()
+    verdict.unlink()
+    try:
+        assert read_graph().stages["summarize@other"].reasons == ("data/other/summarize/verdict.json missing",)
+    finally:
+        verdict.write_bytes(content)
+
+
+@pytest.mark.parametrize("content", [b"", b"schema: '2.0'\nstages:\n  prepare@tiny:\n    cmd: [", b"\xff\xfe"])
+def test_a_broken_lock_file_heals_and_nothing_executes(inside, content):
+    lock = inside.path / "dvc.lock"
+    before = lock.read_bytes()
+    lock.write_bytes(content)
+    healed = heal()
+    assert len(healed) == 1 and "dvc.lock was cut short" in healed[0]
+    assert not lock.exists()
+    aside = max((inside.path / ".faded").glob("dvc.lock.broken-*"), key=lambda path: path.stat().st_mtime_ns)
+    assert aside.read_bytes() == content
+    done = inside.run(["dvc", "repro"])
+    assert done.returncode == 0, done.stdout
+    assert inside.executed() == []
+    assert yaml.safe_load(lock.read_bytes()) == yaml.safe_load(before)
+
+
+def test_a_broken_lock_file_is_restored_from_git(inside):
+    lock = inside.path / "dvc.lock"
+    before = lock.read_bytes()
+    assert inside.run(["git", "add", "dvc.lock"]).returncode == 0
+    assert inside.run(["git", "commit", "--quiet", "--message", "lock"]).returncode == 0
+    lock.write_bytes(b"")
+    assert "restored from git" in heal()[0]
+    assert lock.read_bytes() == before
+    assert heal() == []
+
+
+def test_a_recycled_process_id_in_the_rwlock_is_dropped_and_a_live_one_kept(inside):
+    rwlock = inside.path / ".dvc/tmp/rwlock"
+    this = psutil.Process()
+    live = {"pid": os.getpid(), "cmd": f"dvc repro {Path(this.cmdline()[-1]).name}"}
+    recycled = {"pid": os.getpid(), "cmd": "dvc repro discover@tiny"}
+    rwlock.write_text(
+        json.dumps({"write": {"/a": recycled, "/b": live}, "read": {"/c": [recycled, live], "/d": [recycled]}})
+    )
+    assert heal() == ["files were locked by a DVC process that is gone: unlocked"]
+    assert json.loads(rwlock.read_text()) == {"write": {"/b": live}, "read": {"/c": [live]}}
+    rwlock.write_text("{")
+    assert len(heal()) == 1
+    assert not rwlock.exists()
+
+
+def test_leftover_process_groups_are_ended_and_strangers_spared(inside):
+    token = "a token"
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    ours = subprocess.Popen(sleeper, start_new_session=True, env={**os.environ, "FADED_CHILD": token})
+    stranger = subprocess.Popen(sleeper, start_new_session=True)
+    records = inside.path / ".faded/run"
+    records.mkdir(parents=True, exist_ok=True)
+    try:
+        (records / "discover@tiny.json").write_text(json.dumps({"group": ours.pid, "token": token}))
+        (records / "prepare@tiny.json").write_text(json.dumps({"group": stranger.pid, "token": token}))
+        (records / "half.json").write_text('{"gro')
+        wait_until(lambda: b"time.sleep" in Path(f"/proc/{ours.pid}/cmdline").read_bytes())
+        assert heal() == ["ended discover@tiny, left over by a run that was killed"]
+        assert not psutil.pid_exists(ours.pid)
+        assert stranger.poll() is None
+        assert list(records.iterdir()) == []
+    finally:
+        for process in (ours, stranger):
+            process.kill()
+            process.wait()
+
+
+def test_a_child_takes_along_what_it_started_when_it_dies(inside, tmp_path):
+    script = tmp_path / "parent_of_a_sleeper.py"
+    script.write_text(
+        "import subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(p.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with child("test", [script.stem], {**os.environ, "PYTHONPATH": str(tmp_path)}) as process:
+        assert process.stdout is not None
+        grandchild = psutil.Process(int(process.stdout.readline()))
+        os.kill(process.pid, 9)
+        assert process.stdout.read() == ""  # the pipe closes only when the grandchild is gone too
+    wait_until(lambda: not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE)
+    assert not (inside.path / ".faded/run/test.json").exists()
+
+
+def wait_until(condition, limit: float = 60.0) -> None:
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)

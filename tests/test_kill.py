@@ -1,0 +1,136 @@
+"""kill -9 and Ctrl-C: the same command goes on, ends as an undisturbed run would, and no orphan is left."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from tests.workspace import Workspace, make_workspace
+
+RESULTS = ("tiny/discover/probes.parquet", "tiny/*/landscape*.parquet", "tiny/*/verdict.json", "tiny/*/plan.json")
+
+
+@pytest.fixture
+def server(prefect_server):
+    return {"PREFECT_API_URL": prefect_server}
+
+
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Everything the command has started so far."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def running(what: str, workspace: Workspace, limit: float = 120.0) -> psutil.Process:
+    """Wait until a toy is at work, and find the process with `what` in its command line."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        record = workspace.path / "executed.txt"
+        stage = what.rsplit(maxsplit=1)[-1].removeprefix("stages.")
+        for process in psutil.process_iter() if record.exists() and stage in record.read_text() else ():
+            try:
+                if what in " ".join(process.cmdline()) and process.cwd() == str(workspace.path):
+                    return process
+            except psutil.Error:
+                continue
+        time.sleep(0.05)
+    raise AssertionError(f"{what} never ran: {(workspace.path / '.faded-test.log').read_text()}")
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    _gone, alive = psutil.wait_procs(processes, timeout=20)
+    return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_killing_the_flow_leaves_no_orphan_and_the_next_run_goes_on(toys, server):
+    toys.toy(discover__tiny={"sleep": 600})
+    process = toys.start("audit")  # with its own server: that one must not be orphaned either
+    running("-m stages.discover", toys)
+    relatives = family(process)
+    assert len(relatives) >= 3  # the server, dvc and the stage
+    process.kill()
+    process.wait()
+    assert all_gone(relatives)
+
+    toys.toy()
+    done = toys.faded("audit", **server)
+    assert done.returncode == 0, done.stdout
+    assert toys.executed().count("prepare@tiny") == 1  # what was finished is not run again
+
+
+def test_killing_dvc_takes_the_stage_along_and_is_retried(toys, server):
+    params = toys.params()
+    toys.write_params({**params, "repairs": {}})
+    toys.toy(prepare__tiny={"sleep": 600})
+    process = toys.start("audit")
+    stage = running("-m stages.prepare", toys)
+    toys.toy()
+    running("--single-item prepare@tiny", toys).kill()
+    assert all_gone([stage])
+    assert process.wait(timeout=300) == 0
+    assert toys.executed().count("prepare@tiny") == 2
+
+
+def test_ctrl_c_ends_the_stage_and_exits_130(toys):
+    toys.toy(prepare__tiny={"sleep": 600})
+    process = toys.start("audit")
+    running("-m stages.prepare", toys)
+    relatives = family(process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    assert all_gone(relatives)
+    assert toys.executed() == ["prepare@tiny"]  # not retried
+    told = (toys.path / ".faded-test.log").read_text()
+    assert "Traceback" not in told and "the same command goes on from here" in told
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path, server):
+    undisturbed = make_workspace(tmp_path / "undisturbed")
+    started = time.monotonic()
+    done = undisturbed.faded("audit", **server)
+    assert done.returncode == 0, done.stdout
+    duration = time.monotonic() - started
+
+    disturbed = make_workspace(tmp_path / "disturbed")
+    rng = random.Random(7)
+    seen: list[psutil.Process] = []
+    for what in ("flow", "dvc", "stage", "stage", "flow", "dvc"):
+        process = disturbed.start("audit", **server)
+        time.sleep(rng.uniform(0.1, 0.6) * duration)
+        relatives = family(process)
+        seen += relatives
+        victims = {
+            "flow": [process.pid],
+            "dvc": [p.pid for p in relatives if "flows.child" in " ".join(_line(p))],
+            "stage": [p.pid for p in relatives if " -m stages." in " ".join(_line(p))],
+        }[what]
+        for pid in victims[:1]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if what != "flow":
+            process.wait(timeout=400)
+        process.kill()
+        process.wait()
+    assert all_gone(seen)
+    last = disturbed.faded("audit", **server)
+    assert last.returncode == 0, last.stdout
+    assert disturbed.digests(*RESULTS) == undisturbed.digests(*RESULTS)
+    assert len(undisturbed.digests(*RESULTS)) == 6
+
+
+def _line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

@@ -1,0 +1,67 @@
+"""A stage that stands in for a real one: it writes every output dvc.yaml declares, from a digest of what it read.
+
+What it does beside that is told by toy.json in the workspace, which is no dependency: {"discover@tiny": {"exit": 2,
+"sleep": 1.0, "kill_first": 1, "passed": false}}. Every execution is recorded in executed.txt.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from stages.files import die_with_parent
+
+KIND, AUDIT = Path(__file__).stem, sys.argv[1]
+MODES = [
+    {"id": f"M{i}", "region": {"tilt": [i]}, "text": f"tilt = {i}", "rate": 0.5, "low": 0.4, "high": 0.6}
+    | {"probes": 100, "failures": 50, "lift": 2.0, "share": 0.25, "confirmed": True}
+    for i in (1, 2)
+]
+
+
+def entries(stage: dict, group: str) -> list[str]:
+    names = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in stage.get(group, [])]
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    return [name.replace("${key}", AUDIT).replace("${item.code}", params["audits"][AUDIT]["code"]) for name in names]
+
+
+def content(path: Path) -> bytes:
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return b"".join(p.read_bytes() for p in files if "__pycache__" not in p.parts)
+
+
+def main() -> None:
+    die_with_parent()
+    with Path("executed.txt").open("a") as record:
+        record.write(f"{KIND}@{AUDIT}\n")
+    told = json.loads(Path("toy.json").read_text()).get(f"{KIND}@{AUDIT}", {}) if Path("toy.json").exists() else {}
+    print(f"toy {KIND} of {AUDIT} at work", flush=True)
+    time.sleep(told.get("sleep", 0))
+    attempts = Path(f".faded/attempts-{KIND}-{AUDIT}")
+    attempts.parent.mkdir(exist_ok=True)
+    tried = int(attempts.read_text()) if attempts.exists() else 0
+    attempts.write_text(str(tried + 1))
+    if tried < told.get("kill_first", 0):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "exit" in told:
+        print(f"error: toy {KIND} was told to exit with {told['exit']}", file=sys.stderr)
+        raise SystemExit(told["exit"])
+
+    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][KIND]["do"]
+    digest = hashlib.sha256(b"".join(content(Path(dep)) for dep in entries(stage, "deps"))).hexdigest()
+    report = {"schema": 1, "audit": AUDIT, "digest": digest, "modes": MODES, "concepts": [{"name": "tilt"}]}
+    report |= {"passed": told.get("passed", True), "gates": []}
+    for name in [entry for group in ("outs", "metrics", "plots") for entry in entries(stage, group)]:
+        path = Path(name)
+        path = path if path.suffix else path / "config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"toy": 1} if path.name == "metrics.json" else report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Workspaces for tests: a fresh git and DVC repository with this repository's stages and dvc.yaml, and tiny audits.
+
+The audits use `tests/planted.py`, so a whole one takes seconds. With `toys=True` the six stage modules are replaced
+by `tests/toy_stage.py`, which needs no torch and does as `toy.json` says (fail, be killed, sleep): for tests of the
+graph and the flow, in which the stages are not the point.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+FADED = str(Path(sys.executable).parent / "faded")
+STAGES = ("prepare", "discover", "summarize", "collect_feedback", "restructure", "re_evaluate")
+# What no one's own settings may reach into: a configured server, a proxy, another home of Prefect.
+_FOREIGN = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "DVC_STAGE", "DVC_ROOT", "FADED_RUNNER")
+
+
+def audit_params(**changes: Any) -> dict[str, Any]:
+    """Parameters of one tiny audit: two concepts of four levels, failures planted in one corner."""
+    return {
+        "seed": 3,
+        "task": "planted:PlantedTask",
+        "code": "planted.py",
+        "compute": {"device": "cpu", "threads": 1, "batch_size": 32, "gpus": 0},
+        "prepare": {
+            "items": {"discover": 20, "repair": 20, "test": 20},
+            "regions": [{"tilt": [2, 3], "fog": [2, 3]}],
+            "noise": 0.02,
+            "file": "regions.json",
+        },
+        "discrepancy": {"threshold": 0.0},
+        "concepts": {"tilt": [0, 1, 2, 3], "fog": [0, 1, 2, 3]},
+        "discover": {"explorer": "ppo", "control": "random", "budget": 200},
+        "summarize": {"modes": 2, "examples": 1},
+        **changes,
+    }
+
+
+def repair_params(**changes: Any) -> dict[str, Any]:
+    """Parameters of its repair."""
+    return {
+        "gpus": 0,
+        "feedback": {"policy": "top-k", "modes": 1},
+        "restructure": {"method": "planted", "control": "none"},
+        "re_evaluate": {"paired_probes": 100, "bootstrap": 200},
+        "gates": {"target_failure_rate": {"change_max": -0.01}},
+        **changes,
+    }
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A workspace on disk, worked on as a person would: by running commands in it."""
+
+    path: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        env = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
+        return env | {"COLUMNS": "160", "NO_COLOR": "1", "DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}
+
+    def faded(self, *arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run `faded ARGUMENTS...`; stdout and stderr come back together as `stdout`."""
+        return self.run([FADED, *arguments], stdin=stdin, **env)
+
+    def run(self, command: list[str], stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.path,
+            env=self.env | env,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=500,
+        )
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
+        """Start `faded ARGUMENTS...` in its own session, to be killed."""
+        log = (self.path / ".faded-test.log").open("ab")
+        return subprocess.Popen(
+            [FADED, *arguments],
+            cwd=self.path,
+            env=self.env | env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def copy(self, path: Path) -> Workspace:
+        """The same workspace somewhere else, with its history and DVC's cache."""
+        shutil.copytree(self.path, path, symlinks=True)
+        return Workspace(path)
+
+    def params(self) -> dict[str, Any]:
+        return yaml.safe_load((self.path / "params.yaml").read_text())
+
+    def write_params(self, params: dict[str, Any]) -> None:
+        (self.path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def toy(self, **behaviour: Any) -> None:
+        """Tell toy stages what to do, with __ for the @ of a stage's name: discover__tiny={"exit": 2}."""
+        told = {name.replace("__", "@"): value for name, value in behaviour.items()}
+        (self.path / "toy.json").write_text(json.dumps(told))
+
+    def executed(self) -> list[str]:
+        """Names of the toy stages that were executed since this was last asked, in order."""
+        path = self.path / "executed.txt"
+        names = path.read_text().split() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return names
+
+    def digests(self, *patterns: str) -> dict[str, str]:
+        """SHA-256 of every file under data/ that matches."""
+        files = sorted(p for pattern in patterns for p in (self.path / "data").glob(pattern) if p.is_file())
+        return {str(p.relative_to(self.path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def make_workspace(
+    path: Path, audits: dict[str, Any] | None = None, repairs: dict[str, Any] | None = None, *, toys: bool = False
+) -> Workspace:
+    """Make a workspace with these audits and repairs; by default one audit, "tiny", with its repair."""
+    audits = {"tiny": audit_params()} if audits is None else audits
+    repairs = {"tiny": repair_params()} if repairs is None else repairs
+    path.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(ROOT / "stages", path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tests" / "planted.py", path / "planted.py")
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, path / name)
+    if toys:
+        for stage in STAGES:
+            shutil.copy(ROOT / "tests" / "toy_stage.py", path / "stages" / f"{stage}.py")
+    workspace = Workspace(path)
+    workspace.write_params({"audits": audits, "repairs": repairs})
+    for audit in audits:
+        inputs = path / "data" / audit / "inputs"
+        inputs.mkdir(parents=True)
+        (inputs / "regions.json").write_text("[]")
+        decisions = path / "data" / audit / "decisions"
+        decisions.mkdir()
+        (decisions / "README.md").write_text("Decisions on landscapes, one file each.\n")
+    for command in (
+        ["git", "init", "--quiet", "--initial-branch=main"],
+        ["git", "config", "user.name", "Ada Tester"],
+        ["git", "config", "user.email", "ada@example.org"],
+        [sys.executable, "-m", "dvc", "init", "--quiet"],
+        [sys.executable, "-m", "dvc", "config", "core.analytics", "false"],
+        ["git", "add", "--all"],
+        ["git", "commit", "--quiet", "--message", "start"],
+    ):
+        done = workspace.run(command)
+        assert done.returncode == 0, f"{command}: {done.stdout}"
+    return workspace
