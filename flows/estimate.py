@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flows.approval import GATED, waits_for_person
 from flows.graph import Graph, Stage
-from flows.results import read_timings
+from flows.results import REFERENCE, TIMINGS, read_timings
 from stages.params import Params
 
 
@@ -22,7 +22,8 @@ class StageEstimate:
         stage: the stage, with the reasons why it is stale (none if it only depends on a stale one).
         probes: unique probes at most; None for a stage that probes nothing.
         calls: batched model calls for them.
-        seconds: what it took when it last ran here, None if it never did.
+        seconds: what it took when it last ran here, else on the machine of the benchmarks; None if it ran on neither.
+        here: whether `seconds` was measured here.
         size: bytes of its outputs when it last ran, None if it never did.
         waits: it needs a person's decision first.
     """
@@ -31,6 +32,7 @@ class StageEstimate:
     probes: int | None
     calls: int | None
     seconds: float | None
+    here: bool
     size: int | None
     waits: bool
 
@@ -42,16 +44,40 @@ class Estimate:
     stages: list[StageEstimate]
     free: int
 
+    @property
+    def probes(self) -> int:
+        """Unique probes of all stages, at most."""
+        return sum(e.probes or 0 for e in self.stages)
+
+    @property
+    def time(self) -> str:
+        """How long it would take, and how that is known."""
+        known = [e for e in self.stages if e.seconds is not None]
+        if not known:
+            return f"time unknown, {len(self.stages)} stage(s) never ran here"
+        unknown = len(self.stages) - len(known)
+        source = "by the last run here" if all(e.here for e in known) else "as measured on 2 cores"
+        more = f"; {unknown} stage(s) never ran here" if unknown else ""
+        return f"about {duration(sum(e.seconds or 0 for e in known))} {source}{more}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
 
 def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
     """Estimate what running these audits now would cost."""
-    timings = read_timings()
+    timings, reference = read_timings(TIMINGS), read_timings(REFERENCE)
     stages = []
     for stage in graph.to_do(audits):
         probes = probes_of(params, stage)
         calls = ceil(probes / params.audits[stage.audit].compute.batch_size) if probes else None
         waits = stage.kind == GATED and waits_for_person(params, stage.audit)
-        stages.append(StageEstimate(stage, probes, calls, timings.get(stage.name), stage.size, waits))
+        seconds = timings.get(stage.name, reference.get(stage.name))
+        stages.append(StageEstimate(stage, probes, calls, seconds, stage.name in timings, stage.size, waits))
     return Estimate(stages, shutil.disk_usage(Path()).free)
 
 

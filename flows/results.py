@@ -15,6 +15,7 @@ from stages.files import read_json, stage_dir
 from stages.params import Params
 
 TIMINGS = WORK / "timings.json"
+REFERENCE = Path("benchmarks/timings.json")  # of the default audits, written by benchmarks/audit_time.py
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,22 @@ def read_verdict(params: Params, audit: str) -> Verdict:
     return Verdict(audit, data.get("passed"), list(data.get("gates", [])), report, found=True)
 
 
-def read_timings() -> dict[str, float]:
-    """Seconds each stage took when it last ran in this workspace."""
+def read_timings(path: Path = TIMINGS) -> dict[str, float]:
+    """Seconds each stage took when it last ran in this workspace, or on the machine of the benchmarks."""
+    return {stage: float(entry["seconds"]) for stage, entry in _read(path).items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(TIMINGS.read_text())
+        data: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return {}
-    return {stage: float(entry["seconds"]) for stage, entry in data.items()}
+    return data
 
 
 def record_timings(results: Iterable[StageResult]) -> None:
     """Remember how long the stages that ran took."""
-    try:
-        data = json.loads(TIMINGS.read_text())
-    except (FileNotFoundError, ValueError):
-        data = {}
+    data = _read(TIMINGS)
     when = time.strftime("%Y-%m-%dT%H:%M:%S")
     data |= {r.stage: {"seconds": round(r.seconds, 2), "when": when} for r in results if r.outcome == "ran"}
     partial = TIMINGS.with_suffix(".partial")

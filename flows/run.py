@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flows.approval import GATED, how_to_decide, needs_decision
+from flows.estimate import estimate
 from flows.graph import Stage, read_graph
 from flows.heal import heal
 from flows.results import read_verdict
@@ -44,6 +45,11 @@ def run_audits(params: Params, audits: list[str], runner: str, console: Console)
         undecided = [audit for audit in audits if _only_waits(params, audit, todo)]
         active = [audit for audit in audits if audit not in undecided]
         if graph.to_do(active):
+            cost = estimate(params, graph, audits)
+            console.print(
+                f"{len(cost.stages)} stage(s) to run, {cost.probes:,} unique probes at most; {cost.time}",
+                highlight=False,
+            )
             return _run_flow(params, audits, graph.to_do(audits), runner, console)
         for audit in undecided:
             console.print(f"[yellow]{escape(how_to_decide(audit))}[/]", highlight=False)

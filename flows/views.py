@@ -31,13 +31,6 @@ def _table(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-
-
 def size(n_bytes: float) -> str:
     """Bytes as people say them."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -62,6 +55,7 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
     """The verdict of an audit with its gates, and where its report lies."""
     if verdict.gates:
         table = _table("gate", "bound", "value", "95% interval", "passed")
+        table.columns[0].no_wrap = True
         for gate in verdict.gates:
             low, high = gate.get("low"), gate.get("high")
             interval = f"{_number(low)} to {_number(high)}" if low is not None and high is not None else ""
@@ -74,7 +68,7 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
 
 
 def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "" if value is None else str(value)
+    return f"{value:.3g}" if isinstance(value, int | float) else "" if value is None else str(value)
 
 
 def show_plan(console: Console, estimate: Estimate) -> None:
@@ -94,12 +88,7 @@ def show_plan(console: Console, estimate: Estimate) -> None:
             size(e.size) if e.size is not None else "?",
         )
     console.print(table)
-    known = [e.seconds for e in estimate.stages if e.seconds is not None]
-    unknown = len(estimate.stages) - len(known)
-    time = f"at most {duration(sum(known))} by the last run here" if known else "time unknown"
-    if unknown:
-        time += f", {unknown} stage(s) never ran here"
-    console.print(f"{sum(e.probes or 0 for e in estimate.stages):,} unique probes at most; {time}", highlight=False)
+    console.print(f"{estimate.probes:,} unique probes at most; {estimate.time}", highlight=False)
     disk = sum(e.size or 0 for e in estimate.stages)
     about = f"about {size(disk)} of outputs by the last run" if disk else "size of outputs unknown before the first run"
     console.print(f"disk: {about}, {size(estimate.free)} free", highlight=False)

@@ -37,6 +37,12 @@ class Concept:
     def __len__(self) -> int:
         return len(self.levels)
 
+    @property
+    def falling(self) -> bool:
+        """Whether values fall as levels grow stronger."""
+        first, last = self.levels[0], self.levels[-1]
+        return isinstance(first, int | float) and isinstance(last, int | float) and first > last
+
     def label(self, index: int) -> str:
         """A level as people read it."""
         value = self.levels[index]
@@ -164,16 +170,20 @@ class Region:
             levels = self.allowed.get(concept.name)
             if levels is None or len(levels) == len(concept):
                 continue
-            low, high = concept.label(min(levels)), concept.label(max(levels))
             if not concept.ordered:
                 parts.append(f"{concept.name} is {' or '.join(concept.label(i) for i in levels)}")
-            elif len(levels) == 1:
-                parts.append(f"{concept.name} = {low}")
+                continue
+            weakest, strongest = concept.label(min(levels)), concept.label(max(levels))
+            # Strength may grow as the value falls (saturation 1, 0.5, 0): people read values.
+            at_least, at_most = ("<=", ">=") if concept.falling else (">=", "<=")
+            if len(levels) == 1:
+                parts.append(f"{concept.name} = {weakest}")
             elif max(levels) == len(concept) - 1:
-                parts.append(f"{concept.name} >= {low}")
+                parts.append(f"{concept.name} {at_least} {weakest}")
             elif min(levels) == 0:
-                parts.append(f"{concept.name} <= {high}")
+                parts.append(f"{concept.name} {at_most} {strongest}")
             else:
+                low, high = (strongest, weakest) if concept.falling else (weakest, strongest)
                 parts.append(f"{low} <= {concept.name} <= {high}")
         return " and ".join(parts) or "everywhere"
 
