@@ -47,7 +47,7 @@ class AgentSettings(Strict):
 class PPOSettings(AgentSettings):
     """PPO (Schulman et al. 2017)."""
 
-    n_steps: int = Field(2, ge=1, description="steps of all environments between two updates")
+    n_steps: int = Field(1, ge=1, description="steps of all environments between two updates")
     n_epochs: int = Field(10, ge=1)
     batch_size: int = Field(64, ge=2)
     ent_coef: float = Field(0.02, ge=0, description="entropy bonus: higher explores more, finds fewer")
