@@ -8,7 +8,8 @@ same threads; CPU time, because cores are shared. What is compared:
 - *bare*: the model alone on batches that lie ready in memory, at the audit's batch size. Nothing can be quicker.
 - *discover*: `stages.explorers.search` as the stage runs it, agent and control, transforms, ledger on disk, learning.
 - *authors' loop*: as in the released code (FailureShiftRL): one item a step, PIL transforms, the clean and the changed
-  image each through the model on its own, DQN with an MLP on raw pixels. Unique probes are counted there as well.
+  image each through the model on its own, DQN with an MLP on raw pixels; once with updates from the 16th step on, once
+  without any, as the released agents were made. Unique probes are counted there as well.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def main() -> None:
             tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
             return task.model(tensor.float() / 255)[0]
 
-    rates: dict[str, list[float]] = {"bare": [], "discover": [], "authors' loop": []}
+    loops = {"authors' loop": 16, "authors' loop, no updates": 50_000}
+    rates: dict[str, list[float]] = {name: [] for name in ("bare", "discover", *loops)}
     task.embed(ids)  # once per audit, not per probe
     bare()
     for n in range(ROUNDS):
@@ -111,10 +113,11 @@ def main() -> None:
             seconds = cpu(lambda: search(task, ids, config, seed=n, ledger=ledger, compute=compute))  # noqa: B023
             rates["discover"].append(len(ledger) / seconds)
 
-        env = AuthorsLoop(pixels, answer, np.random.default_rng(n))
-        agent = DQN("MlpPolicy", env, buffer_size=256, learning_starts=16, batch_size=32, seed=n, device="cpu")
-        seconds = cpu(lambda: agent.learn(args.steps))  # noqa: B023
-        rates["authors' loop"].append(len(env.asked) / seconds)
+        for name, starts in loops.items():
+            env = AuthorsLoop(pixels, answer, np.random.default_rng(n))
+            agent = DQN("MlpPolicy", env, buffer_size=256, learning_starts=starts, batch_size=32, seed=n, device="cpu")
+            seconds = cpu(lambda: agent.learn(args.steps))  # noqa: B023
+            rates[name].append(len(env.asked) / seconds)
 
     median = {name: statistics.median(values) for name, values in rates.items()}
     result = {
@@ -124,7 +127,7 @@ def main() -> None:
         "probes": args.probes,
         "unique_probes_per_cpu_second": median,
         "discover_to_bare": median["discover"] / median["bare"],
-        "discover_to_authors": median["discover"] / median["authors' loop"],
+        "discover_to_authors": {name: median["discover"] / median[name] for name in loops},
     }
     print(json.dumps(result, indent=1))
 

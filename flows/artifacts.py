@@ -7,7 +7,7 @@ import re
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.results import Verdict, read_verdict
+from flows.results import Verdict, gate_word, read_verdict
 from stages.files import read_json, stage_dir
 from stages.params import Params
 
@@ -43,10 +43,12 @@ def key(audit: str, what: str) -> str:
 def verdict_markdown(verdict: Verdict) -> str:
     """The verdict with its gates, as markdown."""
     lines = [f"# {verdict.audit}: {verdict.word}", ""]
+    for said in (verdict.decided, verdict.statement):
+        lines += [said, ""] if said else []
     if verdict.gates:
         lines += ["| gate | bound | value | 95% interval | passed |", "|---|---|---|---|---|"]
     for gate in verdict.gates:
-        interval = f"{gate.get('low')} to {gate.get('high')}"
-        cells = (gate["gate"], gate["bound"], gate["value"], interval, "yes" if gate["passed"] else "no")
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+        interval = f"{gate['low']} to {gate['high']}" if gate.get("low") is not None else None
+        cells = (gate["gate"], gate["bound"], gate["value"], interval, gate_word(gate["passed"]))
+        lines.append("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextvars import ContextVar
 from itertools import chain
 
 from prefect import flow, task
@@ -30,6 +31,9 @@ from stages.params import Params, load_params
 STAGE_LOG = logging.getLogger("faded.stages")
 STAGE_LOG.setLevel(logging.INFO)
 STAGE_LOG.propagate = False
+
+# Set by a caller that holds the workspace, has healed it and knows what is stale; else the flow does so itself.
+ALREADY_READ: ContextVar[tuple[Params, Graph] | None] = ContextVar("already_read", default=None)
 
 Futures = dict[str, PrefectFuture[StageResult]]
 
@@ -104,9 +108,7 @@ def audit(audits: list[str], runner: str = "threads") -> list[StageResult]:
         AuditFailed: when a stage failed; the other audits have gone on as far as they could.
     """
     with exclusive():
-        for line in heal():
-            get_run_logger().warning(line)
-        params, graph = load_params(), read_graph()
+        params, graph = ALREADY_READ.get() or _read()
         todo = graph.to_do(audits)
         with make_runner(runner, max((stage.gpus for stage in todo), default=0)) as task_runner:
             results = _run(params, graph, todo, task_runner)
@@ -116,6 +118,12 @@ def audit(audits: list[str], runner: str = "threads") -> list[StageResult]:
     if any(result.outcome == "failed" for result in results):
         raise AuditFailed(results)
     return results
+
+
+def _read() -> tuple[Params, Graph]:
+    for line in heal():
+        get_run_logger().warning(line)
+    return load_params(), read_graph()
 
 
 def gated(params: Params, graph: Graph, todo: Iterable[Stage]) -> dict[str, list[Stage]]:

@@ -99,11 +99,11 @@ def plan(audits: Audits = None, all_: All = False) -> None:
     from flows.estimate import estimate
     from flows.graph import read_graph
     from flows.views import show_plan
-    from stages.params import check_tasks
+    from stages.check import check_audits
 
     params, names = _open(audits, all_)
     with _working("checking params.yaml and asking DVC what is stale"):
-        check_tasks(params, names)
+        check_audits(params, names)
         graph = read_graph()
     show_plan(console, estimate(params, graph, names))
 

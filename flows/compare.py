@@ -17,7 +17,10 @@ from stages.landscape.intervals import Rate, Resampler
 
 WORKSPACE = "workspace"
 _RESAMPLES = 2000
-_ALIKE = ("data", "device", "dtype", "batch_size", "task")  # of provenance.json: results that differ here are not alike
+# Of provenance.json. Runs that differ in the first are not alike; of the others it is said, for they may explain some.
+_ALIKE = ("data", "device", "dtype", "task")
+_TOLD = ("seed", "threads", "batch_size")
+_PACKAGES = ("torch", "numpy")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Comparison:
     rev_b: str
     rates: list[Row]
     paired: Paired | None
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def compare_revisions(rev_a: str, rev_b: str, audit: str) -> Comparison:
     rates = [Row("overall", Rate(**a.landscape["overall"]), Rate(**b.landscape["overall"]))]
     rates += [Row(what, rate, effects_b[what]) for what, rate in _effects(a.landscape).items() if what in effects_b]
     names = [concept["name"] for concept in a.landscape["concepts"]]
-    return Comparison(audit, rev_a, rev_b, rates, paired_difference(a.probes, b.probes, names))
+    return Comparison(audit, rev_a, rev_b, rates, paired_difference(a.probes, b.probes, names), differences(a, b))
 
 
 def read_run(revision: str, audit: str) -> Run:
@@ -114,6 +118,17 @@ def check_alike(a: Run, b: Run) -> None:
     if unlike:
         what = f"{a.revision} and {b.revision} are not alike, so their rates do not compare"
         raise UsageError(f"{what}:\n" + "\n".join(unlike))
+
+
+def differences(a: Run, b: Run) -> list[str]:
+    """What else differs between two runs that are alike, in words."""
+
+    def told(run: Run) -> dict[str, Any]:
+        versions = run.provenance.get("versions", {})
+        return {name: run.provenance.get(name) for name in _TOLD} | {name: versions.get(name) for name in _PACKAGES}
+
+    values = [(name, x, told(b)[name]) for name, x in told(a).items()]
+    return [f"{name} differs: {_short(x)} against {_short(y)}" for name, x, y in values if x != y]
 
 
 def paired_difference(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> Paired | None:

@@ -21,10 +21,8 @@ class Stage:
         name: "discover@mnist".
         kind: "discover", the module under stages/.
         audit: "mnist"; empty for a stage of the user's own that belongs to no audit.
-        desc: what dvc.yaml says about it.
         gpus: what it asks the task runner for (`meta: {gpus: ...}`).
         upstream: names of the stages it depends on directly.
-        outs: its outputs, metrics and plots, relative to the workspace.
         size: bytes of its outputs when it last ran, None if it never did.
         reasons: why it is stale; empty if it is fresh.
     """
@@ -32,10 +30,8 @@ class Stage:
     name: str
     kind: str
     audit: str
-    desc: str
     gpus: int
     upstream: tuple[str, ...]
-    outs: tuple[str, ...]
     size: int | None
     reasons: tuple[str, ...]
 
@@ -125,10 +121,8 @@ def _snapshot(repo: Any) -> Graph:
             name=name,
             kind=kind,
             audit=audit,
-            desc=(stage.desc or "").strip(),
             gpus=int((stage.meta or {}).get("gpus", 0)),
             upstream=tuple(sorted(_name(upstream) for upstream in graph.successors(stage))),
-            outs=tuple(str(out) for out in stage.outs),
             size=sum(sizes) if sizes else None,
             reasons=_reasons(stage),
         )

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from flows.processes import end_leftovers
-from flows.workspace import WORK
+from stages.environment import WORK
 
 LOCK = Path("dvc.lock")
 RWLOCK = Path(".dvc/tmp/rwlock")
@@ -29,30 +28,39 @@ def heal() -> list[str]:
 
 
 def _heal_lock_file() -> list[str]:
-    """DVC truncates dvc.lock before it writes it: a kill in between leaves nothing, and every later repro fails.
+    """DVC truncates dvc.lock before it writes it: a kill in between cuts it short, and every later repro fails.
 
-    Without it nothing is lost: DVC's run-cache knows the outputs of all that ran before, so nothing executes.
+    Without it nothing is lost: DVC's run-cache knows the outputs of all that ran before, so nothing executes. One that
+    was cut where DVC can still read it stays: the stages it lacks are stale, and restored in the same way.
     """
-    if not LOCK.exists() or _is_lock_file(LOCK.read_bytes()):
+    if not LOCK.exists() or _is_readable(LOCK):
         return []
-    aside = WORK / f"dvc.lock.broken-{time.time_ns()}"
+    aside, partial = WORK / f"dvc.lock.broken-{time.time_ns()}", WORK / "dvc.lock.partial"
     WORK.mkdir(exist_ok=True)
     committed = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, check=False)
     LOCK.replace(aside)
-    if committed.returncode == 0 and _is_lock_file(committed.stdout):
-        partial = WORK / "dvc.lock.partial"
-        partial.write_bytes(committed.stdout)
+    partial.write_bytes(committed.stdout)
+    if committed.returncode == 0 and _is_readable(partial):
         partial.replace(LOCK)
         return [f"dvc.lock was cut short by a crash: restored from git, the broken one is {aside}"]
+    partial.unlink()
     return [f"dvc.lock was cut short by a crash: moved to {aside}, DVC's run-cache brings the outputs back"]
 
 
-def _is_lock_file(content: bytes) -> bool:
+def _is_readable(lock: Path) -> bool:
+    """Whether DVC itself would read it, by its own parser and schema, and the last line is whole.
+
+    The schema lets half a hash pass, on which DVC then breaks if it happens to look like a number.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from dvc.utils.strictyaml import load
+
     try:
-        data = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        load(str(lock), schema=COMPILED_LOCKFILE_SCHEMA)
+    except DvcException:
         return False
-    return isinstance(data, dict) and isinstance(data.get("stages", {}), dict) and "schema" in data
+    return lock.read_bytes().endswith(b"\n")
 
 
 def _heal_rwlock() -> list[str]:

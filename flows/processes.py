@@ -15,7 +15,7 @@ from typing import IO
 
 import psutil
 
-from flows.workspace import WORK
+from stages.environment import WORK
 
 RECORDS = WORK / "run"
 _TOKEN = "FADED_CHILD"  # in the environment of a child and of all it starts: tells ours from a recycled process id

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.run_stage import StageResult
-from flows.workspace import WORK
+from stages.collect_feedback import NO_HUMAN
+from stages.environment import WORK
 from stages.files import read_json, stage_dir
 from stages.params import Params
 
@@ -24,10 +25,12 @@ class Verdict:
 
     Args:
         audit: its name.
-        passed: None when no gate is set, or when there is no verdict yet.
+        passed: None when no gate is set, when none failed but some could not be judged, or when there is no verdict.
         gates: entries as in docs/files.md.
         report: the report that goes with it, if it is there.
         found: whether there is a verdict at all.
+        decided: who decided what was repaired, in words; None where nothing was to decide.
+        statement: the verdict in sentences, if its stage gave any.
     """
 
     audit: str
@@ -35,13 +38,20 @@ class Verdict:
     gates: list[dict[str, Any]]
     report: Path | None
     found: bool
+    decided: str | None = None
+    statement: str | None = None
 
     @property
     def word(self) -> str:
         """The verdict in a word or two."""
         if not self.found:
             return "no verdict yet"
-        return {True: "pass", False: "FAIL", None: "no gates set"}[self.passed]
+        return {True: "pass", False: "FAIL", None: "not judged" if self.gates else "no gates set"}[self.passed]
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the audit must not count as passed: a gate failed, or one was set that could not be judged."""
+        return self.passed is False or (self.passed is None and bool(self.gates))
 
 
 def last_stage(params: Params, audit: str) -> str:
@@ -58,7 +68,26 @@ def read_verdict(params: Params, audit: str) -> Verdict:
     if not path.exists():
         return Verdict(audit, None, [], report, found=False)
     data = read_json(path)
-    return Verdict(audit, data.get("passed"), list(data.get("gates", [])), report, found=True)
+    return Verdict(
+        audit,
+        data.get("passed"),
+        list(data.get("gates", [])),
+        report,
+        found=True,
+        decided=_decided(data),
+        statement=data.get("statement"),
+    )
+
+
+def gate_word(passed: bool | None) -> str:
+    """Whether a gate passed, in words."""
+    return {True: "yes", False: "no", None: "not judged"}[passed]
+
+
+def _decided(verdict: Mapping[str, Any]) -> str | None:
+    if "decided_by" not in verdict:
+        return None
+    return NO_HUMAN if verdict["decided_by"] == "policy" else f"decided by {verdict['reviewer']}"
 
 
 def read_timings(path: Path = TIMINGS) -> dict[str, float]:

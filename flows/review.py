@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from typing import Any, cast, get_args
 
@@ -95,11 +96,19 @@ def _show(console: Console, audit: str, landscape: str, summary: dict[str, Any])
         table.add_row(
             escape(mode["id"]),
             escape(mode["text"]),
-            f"{mode['rate']:.0%}",
-            f"{mode['low']:.0%} to {mode['high']:.0%}",
+            *_rate(mode),
             f"{mode['probes']:,}",
             f"{mode['share']:.0%}",
             "yes" if mode["confirmed"] else "no",
         )
     console.print(table)
     console.print(f"landscape {landscape}, report: {stage_dir(audit, 'summarize') / 'report.html'}", highlight=False)
+
+
+def _rate(mode: dict[str, Any]) -> tuple[str, str]:
+    """The rate of a mode and its interval, which are missing where no probe of the control lies in it."""
+    numbers = [mode.get(key) for key in ("rate", "low", "high")]
+    if any(number is None or math.isnan(number) for number in numbers):
+        return "–", "not measured"  # noqa: RUF001
+    rate, low, high = (f"{number:.0%}" for number in numbers)
+    return rate, f"{low} to {high}"

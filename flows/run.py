@@ -14,13 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flows.approval import GATED, how_to_decide, needs_decision
 from flows.estimate import estimate
-from flows.graph import Stage, read_graph
+from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
 from flows.results import read_verdict
 from flows.views import show_run, show_verdict
 from flows.workspace import exclusive
 from stages.errors import Exit, FadedError, InfrastructureError
-from stages.params import Params, check_tasks
+from stages.params import Params
 
 if TYPE_CHECKING:
     from flows.run_stage import StageResult
@@ -32,7 +32,7 @@ def run_audits(params: Params, audits: list[str], runner: str, console: Console)
     """Bring audits up to date and print how they ended.
 
     Returns:
-        PASS, or GATE_FAILED when a gate of any audit failed.
+        PASS, or GATE_FAILED when a gate of any audit failed or could not be judged.
 
     Raises:
         FadedError: when a stage failed, after the summary was printed.
@@ -50,12 +50,12 @@ def run_audits(params: Params, audits: list[str], runner: str, console: Console)
                 f"{len(cost.stages)} stage(s) to run, {cost.probes:,} unique probes at most; {cost.time}",
                 highlight=False,
             )
-            return _run_flow(params, audits, graph.to_do(audits), runner, console)
+            return _run_flow(params, graph, audits, runner, console)
         for audit in undecided:
             console.print(f"[yellow]{escape(how_to_decide(audit))}[/]", highlight=False)
         if active:
             console.print("nothing to do: no stage is stale")
-        return _verdicts(params, active, console)
+        return show_verdicts(params, active, console)
 
 
 def _only_waits(params: Params, audit: str, todo: list[Stage]) -> bool:
@@ -64,7 +64,7 @@ def _only_waits(params: Params, audit: str, todo: list[Stage]) -> bool:
     return own[:1] == [GATED] and needs_decision(params, audit) is not None
 
 
-def _run_flow(params: Params, audits: list[str], todo: list[Stage], runner: str, console: Console) -> Exit:
+def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str, console: Console) -> Exit:
     import httpx
 
     from flows.server import start_prefect_api
@@ -72,24 +72,28 @@ def _run_flow(params: Params, audits: list[str], todo: list[Stage], runner: str,
     started = time.monotonic()
     prefect_api = start_prefect_api()
     # While the server starts:
-    from flows.audit import STAGE_LOG, AuditFailed, audit
+    from flows.audit import ALREADY_READ, STAGE_LOG, AuditFailed, audit
     from flows.processes import stopping_on_signals
     from flows.runners import check_runner
+    from stages.check import check_audits
 
     check_runner(runner)
-    check_tasks(params, audits)
+    check_audits(params, audits)
 
+    known = ALREADY_READ.set((params, graph))
     failure: FadedError | None = None
-    with prefect_api(), _display(STAGE_LOG, len(todo), console), stopping_on_signals():
+    with prefect_api(), _display(STAGE_LOG, len(graph.to_do(audits)), console), stopping_on_signals():
         try:
             results = audit(audits=audits, runner=runner)
         except AuditFailed as error:
             results, failure = error.results, error
         except httpx.TransportError as error:
             raise InfrastructureError(f"the Prefect server no longer answers: {error}") from None
+        finally:
+            ALREADY_READ.reset(known)
     show_run(console, results, time.monotonic() - started)
     finished = [audit for audit in audits if _finished(audit, results)]
-    code = _verdicts(params, finished, console)
+    code = show_verdicts(params, finished, console)
     for told in dict.fromkeys(r.message for r in results if r.outcome == "waiting"):
         console.print(f"[yellow]{escape(told)}[/]", highlight=False)
     if failure is not None:
@@ -102,11 +106,12 @@ def _finished(audit: str, results: list[StageResult]) -> bool:
     return all(r.outcome in ("ran", "restored", "unchanged") for r in results if r.stage.endswith(f"@{audit}"))
 
 
-def _verdicts(params: Params, audits: list[str], console: Console) -> Exit:
+def show_verdicts(params: Params, audits: list[str], console: Console) -> Exit:
+    """Print the verdicts on disk; return what they mean for the command."""
     verdicts = [read_verdict(params, audit) for audit in audits]
     for verdict in verdicts:
         show_verdict(console, verdict)
-    return Exit.GATE_FAILED if any(verdict.passed is False for verdict in verdicts) else Exit.PASS
+    return Exit.GATE_FAILED if any(verdict.refuses for verdict in verdicts) else Exit.PASS
 
 
 class _Lines(logging.Handler):

@@ -10,9 +10,10 @@ from typing import IO, Literal
 
 from pydantic import BaseModel
 
+from flows.approval import GATED
 from flows.processes import child
 from flows.workspace import LOGS, stage_environment
-from stages.errors import Exit, InfrastructureError, RejectedError, UsageError
+from stages.errors import BugError, Exit, InfrastructureError, RejectedError, UsageError
 
 Outcome = Literal["ran", "restored", "unchanged", "failed", "not reached", "waiting"]
 
@@ -57,8 +58,9 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
 
     Raises:
         UsageError: when the stage says that its input is bad (exit code 2): running it again would not help.
-        RejectedError: when a person rejected the landscape (exit code 1).
-        InfrastructureError: when it ends in any other way: killed, out of memory, a bug.
+        RejectedError: when a person rejected the landscape (collect_feedback only, exit code 1).
+        BugError: when it breaks in a way nobody foresaw: running it again would not help either.
+        InfrastructureError: when it ends in any other way: killed, out of memory, a full disk.
     """
     started = time.monotonic()
     LOGS.mkdir(parents=True, exist_ok=True)
@@ -79,8 +81,11 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     told = "\n".join(f"  {line}" for line in tail[-_TAIL:])
     if stage_code == Exit.USAGE or (stage_code is None and _REFUSED.search(text)):
         raise UsageError(f"{stage} refuses its input:\n{told}")
-    if stage_code == Exit.GATE_FAILED and "Traceback" not in text:
+    if stage_code == Exit.GATE_FAILED and stage.startswith(f"{GATED}@") and "Traceback" not in text:
         raise RejectedError(f"{stage}:\n{told}")
+    # 1 is also what Python itself ends with: a module is missing or does not compile.
+    if stage_code in (Exit.BUG, Exit.GATE_FAILED):
+        raise BugError(f"{stage} has a bug, or the code of its task has, full log in {path}:\n{told}")
     how = f"stage exited with {stage_code}" if stage_code is not None else f"DVC exited with {code}"
     raise InfrastructureError(f"{stage} failed ({how}), full log in {path}:\n{told}")
 

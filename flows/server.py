@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.processes import child
-from flows.workspace import LOGS, WORK
+from flows.workspace import LOGS
+from stages.environment import WORK
 from stages.errors import InfrastructureError
 
 _START_LIMIT = 180.0  # seconds; a loaded machine needs ten to migrate a new database

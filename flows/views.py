@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.results import gate_word
+
 if TYPE_CHECKING:
     from flows.compare import Comparison
     from flows.estimate import Estimate
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from stages.landscape.intervals import Rate
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
-_VERDICT_STYLE = {True: "bold green", False: "bold red", None: "bold"}
+_PASSED_STYLE = {True: "green", False: "red", None: "yellow"}  # of a gate, and of a verdict on some
 _REASONS = 3  # shown of each stage
 
 
@@ -59,12 +61,20 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
         for gate in verdict.gates:
             low, high = gate.get("low"), gate.get("high")
             interval = f"{_number(low)} to {_number(high)}" if low is not None and high is not None else ""
-            passed = "[green]yes[/]" if gate["passed"] else "[bold red]no[/]"
+            passed = f"[{_PASSED_STYLE[gate['passed']]}]{gate_word(gate['passed'])}[/]"
             table.add_row(escape(str(gate["gate"])), _number(gate["bound"]), _number(gate["value"]), interval, passed)
         console.print(table)
-    console.print(f"[{_VERDICT_STYLE[verdict.passed]}]{escape(verdict.audit)}: {verdict.word}[/]", highlight=False)
+    console.print(_verdict_line(verdict), highlight=False)
+    if verdict.statement:
+        console.print(verdict.statement, markup=False, highlight=False)
     if verdict.report is not None:
         console.print(f"report: {verdict.report.resolve()}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _verdict_line(verdict: Verdict) -> str:
+    decided = f" ({escape(verdict.decided)})" if verdict.decided else ""
+    style = "bold" if verdict.passed is None and not verdict.gates else f"bold {_PASSED_STYLE[verdict.passed]}"
+    return f"[{style}]{escape(verdict.audit)}: {verdict.word}[/]{decided}"
 
 
 def _number(value: object) -> str:
@@ -121,8 +131,7 @@ def show_status(console: Console, stages: Sequence[Stage], verdicts: Sequence[Ve
     for verdict in verdicts:
         outdated = any(name.endswith(f"@{verdict.audit}") for name in behind)
         note = " [dim](of an earlier run: stages are stale)[/]" if verdict.found and outdated else ""
-        style = _VERDICT_STYLE[verdict.passed]
-        console.print(f"[{style}]{escape(verdict.audit)}: {verdict.word}[/]{note}", highlight=False)
+        console.print(_verdict_line(verdict) + note, highlight=False)
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:
@@ -132,6 +141,8 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     for row in c.rates:
         table.add_row(escape(row.what), _rate(row.a), _rate(row.b))
     console.print(table)
+    for note in c.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     if c.paired is None:
         console.print("no common control probes, so nothing to pair")
         return

@@ -9,19 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from stages.environment import DEFAULTS, WORK, set_defaults
 from stages.errors import InfrastructureError, UsageError
 
-WORK = Path(".faded")
 LOGS = WORK / "logs"
-
-# An audit tells nobody that it runs. Prefect's own console output is off because `faded` prints the same lines itself.
-_ENVIRONMENT = {
-    "DO_NOT_TRACK": "1",
-    "DVC_NO_ANALYTICS": "true",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-}
 
 
 def enter_workspace() -> Path:
@@ -34,18 +25,15 @@ def enter_workspace() -> Path:
     for folder in (here, *here.parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
             os.chdir(folder)
-            for name, value in _ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
+            # Prefect's own console output is off because `faded` prints the same lines itself.
+            set_defaults(PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL")
             return folder
     raise UsageError(f"no params.yaml and dvc.yaml in {here} or above: run faded inside a workspace")
 
 
 def stage_environment() -> dict[str, str]:
-    """Environment of a stage: `python` in dvc.yaml is this very interpreter, and nothing is fetched unless allowed.
-
-    HF_HUB_OFFLINE=0 in the user's environment allows a hub; the default makes a run depend on local files only.
-    """
-    env = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **_ENVIRONMENT, **os.environ}
+    """Environment of a stage: `python` in dvc.yaml is this very interpreter."""
+    env = {"PYTHONUNBUFFERED": "1", **DEFAULTS, **os.environ}
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
     return env
 

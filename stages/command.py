@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from stages.environment import die_with_parent, set_defaults
 from stages.errors import Exit, run_as_command
-from stages.files import die_with_parent
-
-# An audit tells nobody that it runs, and CUDA sums in a fixed order only if told before it starts.
-_ENVIRONMENT = {
-    "DO_NOT_TRACK": "1",
-    "DVC_NO_ANALYTICS": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-}
 
 
 def stage_main(run: Callable[[str], None]) -> None:
@@ -26,8 +16,7 @@ def stage_main(run: Callable[[str], None]) -> None:
     Args:
         run: the stage; it is given the audit's name.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_defaults()
     die_with_parent()
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print(f"usage: python -m stages.{Path(sys.argv[0]).stem} AUDIT", file=sys.stderr)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from dvclive.live import Live
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stages.command import stage_main
 from stages.errors import UsageError
-from stages.explorers import Progress as Step
 from stages.explorers import SearchResult, save_policy, search
-from stages.files import content_hash, publishing, scratch, stage_dir, write_json
+from stages.files import publishing, scratch, stage_dir, write_json
 from stages.ledger import Ledger
-from stages.params import AuditConfig, load_params, task_class, task_context
-from stages.provenance import provenance
+from stages.params import load_params, task_class, task_context
+from stages.progress import progress
+from stages.provenance import provenance, run_key
 
+CODE = Path(__file__).with_name("explorers")
 CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the file larger
 
 
@@ -31,22 +30,15 @@ def main(name: str) -> None:
         raise UsageError(
             f"{prepared / 'items.parquet'} has no items of the split discover: there is nothing to search on"
         )
-    key = content_hash([prepared / "model", prepared / "items.parquet", prepared / "code.json"], _settings(audit))
+    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json", CODE]
+    key = run_key(audit, inputs)
     with scratch(name, "discover", key) as folder:
         ledger = Ledger(folder / "ledger.jsonl")
         if len(ledger):
             print(f"resuming: {len(ledger):,} probes are in the ledger already")
-        with _bars() as bars:
-            show = _Shower(bars)
-            result = search(
-                task,
-                item_ids,
-                audit.discover,
-                seed=audit.seed,
-                ledger=ledger,
-                compute=context.compute,
-                on_progress=show,
-            )
+        result = search(
+            task, item_ids, audit.discover, seed=audit.seed, ledger=ledger, compute=context.compute, show=progress
+        )
         ledger.close()
     if result.enumerated:
         print(f"the budget of {audit.discover.budget:,} covers the whole grid: enumerated, no agent was needed")
@@ -63,34 +55,6 @@ def main(name: str) -> None:
         )
 
 
-def _settings(audit: AuditConfig) -> dict[str, object]:
-    """What a ledger's answers depend on. Not the budget: a larger one goes on where a smaller one ended."""
-    return audit.model_dump(include={"seed", "task", "compute", "concepts", "discrepancy"})
-
-
-def _bars() -> Progress:
-    columns = (
-        TextColumn("{task.description:>8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("probes, {task.fields[failures]:,} failures"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(), refresh_per_second=4)
-
-
-class _Shower:
-    """Draws one bar per role."""
-
-    def __init__(self, bars: Progress) -> None:
-        self.bars, self.tasks = bars, {}  # type: ignore[var-annotated]
-
-    def __call__(self, step: Step) -> None:
-        if step.role not in self.tasks:
-            self.tasks[step.role] = self.bars.add_task(step.role, total=step.budget, failures=0)
-        self.bars.update(self.tasks[step.role], completed=step.spent, failures=step.failures)
-
-
 def _write_curves(folder: Path, result: SearchResult) -> None:
     """Failures against unique probes as DVCLive metrics, so that `dvc plots` and DVC's extensions show them."""
     with Live(str(folder), dvcyaml=None, save_dvc_exp=False, report=None) as live:
@@ -99,6 +63,7 @@ def _write_curves(folder: Path, result: SearchResult) -> None:
             for spent, failures in [*curve[:-1:every], curve[-1]]:
                 live.step = spent
                 live.log_metric(f"{role}/failures", failures)
+    (folder / "metrics.json").unlink()  # the last point of the curves again
     if "agent" not in result.curves:  # an enumerated grid has no agent; DVC still expects its curve
         path = folder / "plots" / "metrics" / "agent" / "failures.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The errors people see, and the exit codes they become.
 
-0 pass, 1 gate failed, 2 usage (bad input: fix it and run again), 3 infrastructure (retry may help).
+0 pass, 1 gate failed, 2 usage (bad input: fix it and run again), 3 infrastructure (retry may help). A stage also has
+70 for a bug, which no retry mends; `faded` makes 3 of it.
 Every class is also a builtin error, so that library users need not know Faded to catch it.
 """
 
@@ -13,12 +14,13 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit codes of `faded` and of every stage."""
+    """Exit codes of `faded` (up to 3) and of every stage."""
 
     PASS = 0
     GATE_FAILED = 1
     USAGE = 2
     INFRASTRUCTURE = 3
+    BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
 class FadedError(Exception):
@@ -47,6 +49,10 @@ class InfrastructureError(FadedError, RuntimeError):
     """The machine failed us, not the input: worth a retry."""
 
 
+class BugError(FadedError, RuntimeError):
+    """A stage broke in a way nobody foresaw: running it again would only break it again."""
+
+
 class NoLearningError(FadedError, RuntimeError):
     """An agent made no gradient update: its policy says nothing and must not be published."""
 
@@ -56,8 +62,8 @@ class NoLearningError(FadedError, RuntimeError):
 def run_as_command(stage: Callable[[], None]) -> None:
     """Run a stage and turn its errors into the exit codes above.
 
-    Unexpected exceptions keep their traceback: they are bugs, and count as infrastructure for the
-    caller because nothing the user wrote explains them.
+    Unexpected exceptions keep their traceback. What the machine did (a full disk, no memory) may go well the next
+    time; all others are bugs, and would only happen again.
     """
     try:
         stage()
@@ -66,6 +72,13 @@ def run_as_command(stage: Callable[[], None]) -> None:
         raise SystemExit(int(error.exit_code)) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        raise SystemExit(int(Exit.INFRASTRUCTURE)) from None
+        raise SystemExit(int(Exit.INFRASTRUCTURE if _of_the_machine(error) else Exit.BUG)) from None
+
+
+def _of_the_machine(error: Exception) -> bool:
+    # torch is slow to import, and whoever raised its errors has imported it.
+    torch = sys.modules.get("torch")
+    of_torch = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
+    return isinstance(error, (OSError, MemoryError, *of_torch))

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from stages.environment import WORK
 from stages.errors import InfrastructureError, UsageError
 from stages.params import DATA
 
 SCHEMA = 1
-WORK = Path(".faded")
 
 
 def stage_dir(audit: str, stage: str) -> Path:
@@ -65,15 +65,18 @@ def read_json(path: Path) -> dict[str, Any]:
 def publishing(target: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` when the block ends well.
 
-    Outputs appear whole or not at all: an error or a kill leaves the target as it was.
+    Outputs appear whole or not at all: whatever happens, `target` is never a part of what was to be written. All
+    moves are within one folder, so they are renames on whatever file system `data/` is.
     """
-    partial = WORK / "partial" / target.relative_to(DATA)
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = (target.with_name(f".{target.name}.{what}") for what in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.replace(old)
     partial.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -99,34 +102,20 @@ def scratch(audit: str, stage: str, key: str) -> Iterator[Path]:
         yield folder
 
 
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder, links followed as DVC does, without Python's caches."""
+    walk = os.walk(folder, followlinks=True)
+    return sorted(Path(here) / name for here, _, names in walk if "__pycache__" not in here for name in names)
+
+
 def content_hash(paths: Iterable[Path], *more: Any) -> str:
     """SHA-256 (first 16 hex digits) over the bytes of files and folders, and over plain data."""
     digest = hashlib.sha256()
     for path in paths:
-        files = (
-            sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-            if path.is_dir()
-            else [path]
-        )
-        for file in files:
+        for file in _files(path) if path.is_dir() else [path]:
             digest.update(str(file.relative_to(path.parent)).encode() + b"\0")
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
     digest.update(json.dumps(more, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it dies, so that a killed run leaves no orphan.
-
-    Linux only; elsewhere the flow ends leftovers when it starts again.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        import ctypes
-        import signal
-
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)

@@ -91,6 +91,9 @@ class Ledger:
 
     def append(self, keys: Sequence[Key], discrepancy: np.ndarray, failed: np.ndarray, outputs: Sequence[str]) -> None:
         """Record a batch of answers; on disk when this returns."""
+        lengths = {len(keys), len(discrepancy), len(failed), len(outputs)}
+        if len(lengths) > 1:  # checked before it is written: a line that cannot be read would stay for ever
+            raise ValueError(f"a batch of {len(keys)} probes was answered by columns of lengths {sorted(lengths)}")
         record = {
             "schema": SCHEMA,
             "items": [k.item for k in keys],

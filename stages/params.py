@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -43,7 +42,7 @@ class DiscoverConfig(Strict):
     """The search for failures."""
 
     explorer: str = Field("ppo", description="what chooses the probes, see stages/explorers")
-    control: str = Field("random", description="the baseline that gets the same budget in the same run")
+    control: Literal["random"] = Field("random", description="the uniform baseline, on which all rates are calibrated")
     budget: int = Field(ge=1, description="unique probes for each of the two")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the explorer")
 
@@ -68,8 +67,8 @@ class SummarizeConfig(Strict):
 class AuditConfig(Strict):
     """One audit: what is under test, on which items, along which concepts, and how it is searched."""
 
-    seed: int = Field(ge=0)
-    task: str = Field(pattern=r"^[\w.]+:\w+$", description="package.module:Class, see stages/tasks/contract.py")
+    seed: int = Field(ge=0, lt=2**32)
+    task: str = Field(pattern=r"^\w+(\.\w+)*:\w+$", description="package.module:Class, see stages/tasks/contract.py")
     code: str = Field(description="the task's own module or folder, a dependency of every stage that uses it")
     compute: ComputeConfig
     prepare: dict[str, Any] = Field(description="the task's own: model, data, items")
@@ -78,10 +77,23 @@ class AuditConfig(Strict):
     discover: DiscoverConfig
     summarize: SummarizeConfig
 
+    @field_validator("concepts", mode="before")
+    @classmethod
+    def _no_booleans(cls, concepts: Any) -> Any:
+        for name, levels in concepts.items() if isinstance(concepts, dict) else ():
+            if isinstance(levels, list) and any(isinstance(level, bool) for level in levels):
+                raise ValueError(f"concept {name!r} has a level that is yes or no, expected numbers or names: {levels}")
+        return concepts
+
     @field_validator("concepts")
     @classmethod
     def _levels(cls, concepts: dict[str, list[Level]]) -> dict[str, list[Level]]:
         for name, levels in concepts.items():
+            numbers = [level for level in levels if not isinstance(level, str)]
+            if 0 < len(numbers) < len(levels):
+                raise ValueError(f"concept {name!r} mixes numbers and names: {levels}")
+            if numbers and numbers not in (sorted(numbers), sorted(numbers, reverse=True)):
+                raise ValueError(f"levels of concept {name!r} go up and down, expected weakest first: {levels}")
             if len(levels) < 2:
                 raise ValueError(f"concept {name!r} needs at least 2 levels, found {levels}")
             if len(set(levels)) < len(levels):
@@ -102,6 +114,13 @@ class RestructureConfig(Strict):
     method: str
     control: Literal["uniform", "none"] = Field("none", description="also repair a copy on uniformly drawn cells")
     settings: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("settings")
+    @classmethod
+    def _method_has_its_key(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        if "method" in settings:
+            raise ValueError("the method is named by restructure.method, not in its settings")
+        return settings
 
 
 class ReEvaluateConfig(Strict):
@@ -154,7 +173,7 @@ class Params(Strict):
     """The whole of params.yaml."""
 
     audits: dict[str, AuditConfig] = Field(min_length=1)
-    repairs: dict[str, RepairConfig] = Field(default_factory=dict)
+    repairs: dict[str, RepairConfig] = Field(description="by the name of their audit; may be {}")
 
     @model_validator(mode="after")
     def _repairs_have_audits(self) -> Params:
@@ -251,8 +270,10 @@ def resolve_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"compute.device is {name!r} but this machine has no usable GPU; say auto or cpu")
+    if name.startswith("cuda"):
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(name.partition(":")[2] or 0) >= gpus:
+            raise UsageError(f"compute.device is {name!r} but this machine has {gpus} usable GPU(s); say auto or cpu")
     return name
 
 
@@ -282,12 +303,12 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"{where} cannot be imported: {error}") from None
+    except Exception as error:  # a user's module may fail in any way
+        raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {error}") from None
     cls = getattr(module, class_name, None)
     lacking = [
         m
-        for m in ("check", "prepare", "load", "embed", "probe", "exhibit", "clean_quality", "repair")
+        for m in ("check", "check_repair", "prepare", "load", "embed", "probe", "exhibit", "clean_quality", "repair")
         if not hasattr(cls, m)
     ]
     if cls is None or lacking:
@@ -299,21 +320,3 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
             f"audits.{name}.code: {audit.code} does not hold the task's module {source}; DVC would not see its changes"
         )
     return cast(type[Task], cls)
-
-
-def check_tasks(params: Params, names: Mapping[str, Any] | list[str]) -> None:
-    """Let the tasks of the named audits check their configuration; all errors are told at once."""
-    errors: list[str] = []
-    for name in names:
-        audit = params.audit(name)
-        try:
-            task = task_class(name, audit)
-            errors += [f"audits.{name}.{e}" for e in task.check(task_context(name, audit))]
-            if name in params.repairs and hasattr(task, "check_repair"):  # optional: what settings a repair may have
-                config = params.repairs[name].restructure
-                found = task.check_repair({"method": config.method, **config.settings})
-                errors += [f"repairs.{name}.{e}" for e in found]
-        except UsageError as error:
-            errors.append(str(error))
-    if errors:
-        raise UsageError(f"{len(errors)} error(s) in params.yaml:\n" + "\n".join(f"  {e}" for e in errors))

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from stages.command import stage_main
+from stages.errors import UsageError
 from stages.files import content_hash, publishing, stage_dir, write_json
-from stages.params import load_params, task_class, task_context
+from stages.params import DATA, AuditConfig, load_params, task_class, task_context
 from stages.provenance import provenance
 
 
 def main(name: str) -> None:
     """Run the stage; see docs/files.md for what it writes."""
     audit = load_params().audit(name)
+    inputs = DATA / name / "inputs"
+    if not inputs.is_dir():
+        raise UsageError(
+            f"{inputs} is missing: make that folder for the audit's own files, or empty but for a .gitkeep"
+        )
     with publishing(stage_dir(name, "prepare")) as out:
         metrics = task_class(name, audit).prepare(task_context(name, audit), out)
         write_json(out / "metrics.json", metrics, schema=False)
-        write_json(out / "code.json", {"code": content_hash([Path(audit.code), Path(__file__).with_name("tasks")])})
+        write_json(out / "fingerprint.json", _fingerprint(name, audit))
         write_json(out / "provenance.json", provenance(name, audit, out))
+
+
+def _fingerprint(name: str, audit: AuditConfig) -> dict[str, Any]:
+    """What a task may use in later stages beside its prepared files; they depend on this one file for it."""
+    here = Path(__file__).parent
+    return {
+        "code": content_hash([Path(audit.code), here / "tasks", here / "concepts"]),
+        "inputs": content_hash([DATA / name / "inputs"]),
+        "prepare": content_hash([], audit.prepare),
+    }
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,20 @@ def provenance(audit: str, config: AuditConfig, prepared: Path | None = None) ->
         record["model"] = content_hash([prepared / "model"])
         record["data"] = content_hash([prepared / "items.parquet"])
     return record
+
+
+def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:
+    """The key of a run's scratch: whatever its answers or its order of questions depend on.
+
+    A ledger or a checkpoint of any other run is not resumed from, so that a resumed run equals an uninterrupted one.
+
+    Args:
+        config: the audit's block of params.yaml.
+        inputs: files and folders the run reads; code among them.
+        more: settings the run depends on beside the audit's own.
+    """
+    settings = config.model_dump(mode="json", exclude={"summarize"})
+    return content_hash(inputs, settings, device_name(config.compute.device), versions(), *more)
 
 
 def versions() -> dict[str, str]:

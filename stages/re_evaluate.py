@@ -17,7 +17,8 @@ from stages.files import content_hash, publishing, scratch, stage_dir, write_jso
 from stages.landscape import Plan, draw_pairs, judge_models
 from stages.ledger import Ledger
 from stages.params import AuditConfig, load_params, task_class, task_context
-from stages.provenance import provenance
+from stages.progress import progress
+from stages.provenance import provenance, run_key
 from stages.report import write_comparison_report
 from stages.tasks.contract import Compute, Exhibit, Task
 
@@ -39,8 +40,8 @@ def main(name: str) -> None:
     if not item_ids:
         raise UsageError(f"{prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged")
 
-    inputs = [prepared / "model", prepared / "items.parquet", prepared / "code.json", models_path]
-    key = content_hash(inputs, audit.model_dump(include={"seed", "task", "compute", "concepts", "discrepancy"}))
+    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json", models_path, plan_path]
+    key = run_key(audit, [*inputs, Path(__file__).with_name("explorers")], repair.re_evaluate.model_dump())
     with scratch(name, "re_evaluate", key) as folder:
         ledgers = {model: Ledger(folder / f"{model}.jsonl") for model in tasks}
         searches = {m: _search(tasks[m], item_ids, audit, ledgers[m], context.compute, m) for m in ("before", "after")}
@@ -73,6 +74,7 @@ def main(name: str) -> None:
             probes=probes,
             galleries=_galleries(tasks["before"], answers),
             provenance=record,
+            skipped=tasks["before"].items.skipped,
         )
     print(verdict["statement"])
 
@@ -94,7 +96,16 @@ def _search(
     task: Task, item_ids: Sequence[str], audit: AuditConfig, ledger: Ledger, compute: Compute, model: str
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The same search as discover's, with the same budget and seed, on test items."""
-    result = search(task, item_ids, audit.discover, seed=audit.seed, ledger=ledger, compute=compute)
+    result = search(
+        task,
+        item_ids,
+        audit.discover,
+        seed=audit.seed,
+        ledger=ledger,
+        compute=compute,
+        show=progress,
+        label=f"{model}: ",
+    )
     for role, numbers in result.metrics.items():
         print(f"{model}: {role} found {numbers['failures']:,} failures in {numbers['probes']:,} unique probes")
     return result.probes, {**result.metrics, "enumerated": result.enumerated}
@@ -143,7 +154,8 @@ def _metrics(verdict: Mapping[str, Any]) -> dict[str, Any]:
             f"{model}_{role}_failures": roles[role]["failures"] for role in ("agent", "control") if role in roles
         }
     numbers |= {f"shift_{key}": verdict["shift"][key] for key in ("normalised", "null_cell")}
-    numbers |= {f"noise_floor_{key}": verdict["shift"]["noise_floor"][key] for key in ("normalised", "null_cell")}
+    for view in ("normalised", "null_cell"):
+        numbers |= {f"noise_floor_{view}_{key}": verdict["shift"]["noise_floor"][view][key] for key in ("mean", "max")}
     numbers["failures_moved"] = len(verdict["failures_moved"]["regions"])
     numbers["reduced_failures"] = verdict["reduced_failures"]["holds"]
     return {key: value for key, value in numbers.items() if value is not None}

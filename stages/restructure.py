@@ -12,7 +12,7 @@ from stages.command import stage_main
 from stages.concepts import Region
 from stages.files import content_hash, publishing, read_json, scratch, stage_dir, write_json
 from stages.params import load_params, task_class, task_context
-from stages.provenance import provenance
+from stages.provenance import provenance, run_key
 from stages.tasks.contract import RepairPlan, RepairRecord, TargetMode, Task
 
 
@@ -29,8 +29,8 @@ def main(name: str) -> None:
         if mode["action"] == "repair"
     ]
     task = task_class(name, audit).load(task_context(name, audit), prepared)
-    inputs = [plan_file, prepared / "model", prepared / "items.parquet", prepared / "code.json"]
-    key = content_hash(inputs, audit.model_dump(mode="json"), config.model_dump(mode="json"))
+    inputs = [plan_file, prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json"]
+    key = run_key(audit, inputs, config.model_dump(mode="json"))
     with scratch(name, "restructure", key) as work:
         with publishing(stage_dir(name, "restructure")) as out:
             records: dict[str, RepairRecord] = {}

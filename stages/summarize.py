@@ -23,6 +23,7 @@ from stages.landscape import (
     judge_landscape,
     name_modes,
     overall_rate,
+    skipped_combinations,
 )
 from stages.params import load_params, task_class, task_context
 from stages.provenance import provenance
@@ -68,6 +69,7 @@ def main(name: str) -> None:
         "overall_estimated": landscape.mean_rate().to_json(),
         "effects": effects(landscape, task.concepts, probes),
         "modes": [mode.to_json(task.concepts) for mode in modes],
+        "modes_skipped": skipped_combinations(task.concepts, audit.summarize.max_conditions),
         "estimator": _estimator(landscape, probes),
         "search": {role: found[role] for role in ("agent", "control") if role in found},
         "exact": landscape.exact,
@@ -90,9 +92,10 @@ def main(name: str) -> None:
             probes=probes,
             galleries=galleries(task, modes, probes, audit.summarize.examples, audit.seed),
             provenance=record,
-            metrics={**metrics, "skipped": task.items.skipped},
+            metrics=metrics,
+            skipped=task.items.skipped,
         )
-    _say(overall, modes, task.concepts)
+    _say(summary, overall, modes, task.concepts)
 
 
 def _read_probes(path: Any, space: ConceptSpace) -> pd.DataFrame:
@@ -168,14 +171,20 @@ def _metrics(summary: dict[str, Any], passed: bool | None) -> dict[str, Any]:
     return {key: value for key, value in numbers.items() if value is not None}
 
 
-def _say(overall: Rate, modes: Sequence[Mode], space: ConceptSpace) -> None:
+def _say(summary: dict[str, Any], overall: Rate, modes: Sequence[Mode], space: ConceptSpace) -> None:
     print(f"fails on {overall.value:.1%} of the grid, 95% interval {overall.low:.1%} to {overall.high:.1%}")
     for mode in modes:
-        note = "" if mode.confirmed else " (not confirmed)"
-        print(
-            f"{mode.id}: {mode.region.describe(space)}: {mode.rate.value:.0%} fail, 95% interval"
-            f" {mode.rate.low:.0%}-{mode.rate.high:.0%}, {mode.rate.n} probes{note}"
-        )
+        print(f"{mode.id}: {mode.region.describe(space)}: {_measured(mode)}")
+    for names in summary["modes_skipped"]:
+        print(f"too many ranges to try: no mode was sought that conditions on {', '.join(names)} together")
+
+
+def _measured(mode: Mode) -> str:
+    if not mode.rate.n:
+        return f"not measured, no unseen uniform probe fell there; estimated {mode.estimate:.0%} (not confirmed)"
+    note = "" if mode.confirmed else " (not confirmed)"
+    interval = f"{mode.rate.low:.0%}-{mode.rate.high:.0%}"
+    return f"{mode.rate.value:.0%} fail, 95% interval {interval}, {mode.rate.n} probes{note}"
 
 
 if __name__ == "__main__":

@@ -30,13 +30,12 @@ def prefect_server() -> Iterator[str]:
         yield PREFECT_API_URL.value()
 
 
-@pytest.fixture
-def workspace(tmp_path) -> Workspace:
-    """A workspace with the real stages and one tiny audit with its repair, "tiny"."""
-    return make_workspace(tmp_path)
+@pytest.fixture(scope="session")
+def _new_toys(tmp_path_factory) -> Workspace:
+    return make_workspace(tmp_path_factory.mktemp("new") / "toys", toys=True)
 
 
 @pytest.fixture
-def toys(tmp_path) -> Workspace:
+def toys(_new_toys, tmp_path) -> Workspace:
     """A workspace whose stages are toys, with one audit and its repair, "tiny"."""
-    return make_workspace(tmp_path, toys=True)
+    return _new_toys.copy(tmp_path / "toys")

@@ -6,7 +6,8 @@ It fulfils the whole contract of `stages.tasks.contract` and needs no torch, so 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from stages.tasks.contract import (
 class PlantedTask:
     """Fails where a cell lies in a planted region, and with probability `noise` elsewhere.
 
-    `prepare:` takes `items` (a count per split), `regions` (lists of {concept: [level indices]}), `noise`, and
-    `file`, a JSON file under data/<audit>/inputs that may hold further regions (to change an input).
+    `prepare:` takes `items` (a count per split), `regions` (lists of {concept: [level indices]}), `noise`, `file`, a
+    JSON file under data/<audit>/inputs that may hold further regions (to change an input), and `delay`, the seconds a
+    model call takes (to be killed in).
     Repair removes the planted regions that overlap a target mode, so its effect is known too.
     """
 
@@ -43,8 +45,12 @@ class PlantedTask:
 
     @classmethod
     def check(cls, context: TaskContext) -> list[str]:
-        known = {"items", "regions", "noise", "file"}
+        known = {"items", "regions", "noise", "file", "delay"}
         return [f"prepare.{key}: unknown key, expected one of {sorted(known)}" for key in set(context.config) - known]
+
+    @classmethod
+    def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
+        return [f"restructure.settings.{key}: unknown key, there are none" for key in set(settings) - {"method"}]
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
@@ -53,7 +59,7 @@ class PlantedTask:
         if "file" in config:
             regions += json.loads((context.inputs / config["file"]).read_text())
         (out_dir / "model").mkdir()
-        model = {"regions": regions, "noise": config.get("noise", 0.0)}
+        model = {"regions": regions, "noise": config.get("noise", 0.0), "delay": config.get("delay", 0.0)}
         (out_dir / "model" / "config.json").write_text(json.dumps(model))
         rows = [
             {"id": f"{split}-{i:04d}", "split": split, "label": str(i % 3)}
@@ -77,6 +83,7 @@ class PlantedTask:
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         self.queries += len(item_ids)
+        time.sleep(self.model.get("delay", 0.0))
         cells = np.asarray(cells)
         inside = np.zeros(len(cells), dtype=bool)
         for region in self._regions:

@@ -141,9 +141,10 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         "galleries": galleries,
         "provenance": {
             "schema": 1, "seed": 7, "device": "cpu", "dtype": "float32", "batch_size": 64, "git": "8c1f0d2",
-            "versions": {"python": "3.11.9", "torch": "2.5.1"}, "model": "4f1c22b9", "skipped_items": ["img-17.png"],
+            "versions": {"python": "3.11.9", "torch": "2.5.1"}, "model": "4f1c22b9",
         },
         "metrics": {"modes": 3, "overall": overall},
+        "skipped": [{"file": "img-17.png", "reason": "truncated"}],
     }  # fmt: skip
 
 
@@ -166,7 +167,15 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "beyond_chance": True,
         "change": {"value": -0.289, "low": -0.32, "high": -0.26, "n": 3000},
     }
-    moved = {"text": "darkening >= 0.9", "before": 0.1, "after": 0.17, "change": 0.07, "low": 0.02, "high": 0.1}
+    moved = {
+        "text": "darkening >= 0.9",
+        "before": 0.1,
+        "after": 0.17,
+        "change": 0.07,
+        "low": 0.02,
+        "high": 0.1,
+        "pairs": 400,
+    }
     verdict = {
         "audit": "mnist",
         "passed": False,
@@ -238,7 +247,11 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "shift": {
             "normalised": 0.091,
             "null_cell": 0.204,
-            "noise_floor": {"normalised": 0.027, "null_cell": 0.03},
+            "noise_floor": {
+                "splits": 5,
+                "normalised": {"min": 0.021, "mean": 0.027, "max": 0.033},
+                "null_cell": {"min": 0.025, "mean": 0.03, "max": 0.21},
+            },
             "entropy_before": 6.91,
             "entropy_after": 7.3,
         },
@@ -260,4 +273,5 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "probes": probes,
         "galleries": {"fixed": shown, "newly_failing": [(Exhibit("a text", text=said), "1", said)]},
         "provenance": {"seed": 7, "device": "cpu"},
+        "skipped": [{"file": "img-17.png", "reason": "truncated"}],
     }

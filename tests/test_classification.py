@@ -190,13 +190,13 @@ def test_a_killed_repair_resumes_to_the_same_bytes(task, tmp_path, monkeypatch, 
     def killed(self, number):
         if number == 2:
             raise KeyboardInterrupt
-        epoch(self, number)
+        return epoch(self, number)
 
     monkeypatch.setattr(FineTuning, "_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
         fix(task, tmp_path / "cut", method=method, scratch=tmp_path / "scratch")
     ran = []
-    monkeypatch.setattr(FineTuning, "_epoch", lambda self, number: (ran.append(number), epoch(self, number)))
+    monkeypatch.setattr(FineTuning, "_epoch", lambda self, number: (ran.append(number), epoch(self, number))[1])
     resumed = fix(task, tmp_path / "resumed", method=method, scratch=tmp_path / "scratch")
     assert ran == [2]
     assert resumed.curve.equals(whole.curve)
@@ -225,7 +225,7 @@ def test_model_card(task, tmp_path):
     ],
 )
 def test_bad_repair_settings(task, tmp_path, settings, message):
-    assert message in ImageClassification.check_repair(settings)[0]
+    assert message in ImageClassification.check_repair(task.context, settings)[0]
     with pytest.raises(UsageError, match=r"restructure\.settings"):
         task.repair(RepairPlan([TARGET], settings, seed=1), tmp_path / "out")
     assert not (tmp_path / "out").exists()

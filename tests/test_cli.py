@@ -4,30 +4,58 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pandas as pd
 import pytest
+import torch
+import yaml
 
-from flows.compare import Run, check_alike, paired_difference
-from stages.errors import UsageError
+from flows.compare import Run, check_alike, compare_revisions, differences, paired_difference
+from stages.errors import UsageError, run_as_command
 from tests.workspace import Workspace, audit_params, make_workspace, repair_params
 
+QUICK = {"discover": {"explorer": "ppo", "control": "random", "budget": 120}}
 COMMANDS = ("audit", "plan", "status", "review", "report", "compare")
+
+
+MORE_FAILURES = ("failed = inside |", "failed = inside | (cells[:, 0] == 1) |")  # an edit of planted.py
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Workspace:
-    """Two committed revisions of a real audit, the second with one more region of failures; then its input changed."""
-    workspace = make_workspace(tmp_path_factory.mktemp("cli") / "ws", repairs={})
+    """Two committed revisions of a real audit, the second with code that fails more; then its input changed."""
+    workspace = make_workspace(tmp_path_factory.mktemp("cli") / "ws", {"tiny": audit_params(**QUICK)}, {})
     for revision in ("first", "second"):
         done = workspace.run(["dvc", "repro"])
         assert done.returncode == 0, done.stdout
-        assert workspace.run(["git", "add", "--all"]).returncode == 0
-        assert workspace.run(["git", "commit", "--quiet", "--message", revision]).returncode == 0
-        assert workspace.run(["git", "tag", revision]).returncode == 0
-        regions = '[{"tilt": [1], "fog": [0, 1, 2, 3]}]' if revision == "first" else "[]"
-        (workspace.path / "data/tiny/inputs/regions.json").write_text(regions)
+        for command in (["add", "--all"], ["commit", "--quiet", "--message", revision], ["tag", revision]):
+            assert workspace.run(["git", *command]).returncode == 0
+        if revision == "first":
+            edit_task(workspace)
+    (workspace.path / "data/tiny/inputs/regions.json").write_text("[ ]")
     return workspace
+
+
+def edit_task(workspace: Workspace) -> None:
+    code = workspace.path / "planted.py"
+    assert MORE_FAILURES[0] in code.read_text()
+    code.write_text(code.read_text().replace(*MORE_FAILURES))
+
+
+def test_changed_code_makes_new_results_the_same_as_in_a_fresh_workspace(finished, tmp_path):
+    fresh = make_workspace(tmp_path, {"tiny": audit_params(**QUICK)}, {})
+    edit_task(fresh)
+    done = fresh.run(["dvc", "repro", "discover@tiny"])
+    assert done.returncode == 0, done.stdout
+    results = fresh.digests("tiny/discover/probes.parquet", "tiny/discover/policy/**/*")
+    assert len(results) == 3
+    assert finished.digests("tiny/discover/probes.parquet", "tiny/discover/policy/**/*") == results
+    before = finished.run(["git", "show", "first:dvc.lock"]).stdout
+    now = (finished.path / "dvc.lock").read_text()
+    probes = [yaml.safe_load(lock)["stages"]["discover@tiny"]["outs"] for lock in (before, now)]
+    differing = [a["path"] for a, b in zip(*probes, strict=True) if a["md5"] != b["md5"]]
+    assert "data/tiny/discover/probes.parquet" in differing
 
 
 def test_help_is_quick_to_import_and_has_examples(tmp_path):
@@ -92,6 +120,48 @@ def test_what_a_task_refuses_is_told_before_anything_runs(toys):
     assert toys.executed() == []
 
 
+def test_a_name_for_the_shell_is_refused_and_nothing_runs(toys):
+    name = "x;touch y"
+    toys.write_params({"audits": {name: audit_params(), "tiny": audit_params()}, "repairs": {}})
+    for command in (["audit"], ["audit", name], ["audit", "tiny"]):
+        done = toys.faded(*command)
+        assert done.returncode == 2, done.stdout
+        assert f"audits.{name}: expected a name of letters, digits, - and _" in done.stdout
+    assert toys.executed() == []
+    assert not (toys.path / "y").exists()
+
+
+def test_params_and_graph_agree_that_repairs_may_be_empty_but_not_absent(toys):
+    toys.write_params({"audits": toys.params()["audits"]})
+    done = toys.faded("audit")
+    assert done.returncode == 2, done.stdout
+    assert "repairs: missing" in done.stdout
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def stage() -> None:
+        raise error
+
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("no"), 2),
+        (OSError(28, "No space left on device"), 3),
+        (MemoryError(), 3),
+        (torch.OutOfMemoryError("CUDA out of memory"), 3),
+        (KeyError("probes"), 70),
+        (RuntimeError("shapes do not match"), 70),
+    ],
+)
+def test_what_the_machine_did_is_told_from_a_bug(error, code):
+    with pytest.raises(SystemExit) as ended:
+        run_as_command(raising(error))
+    assert ended.value.code == code
+
+
 @pytest.mark.parametrize("command", [["audit", "tinny"], ["plan", "tinny"], ["status", "tinny"], ["report", "tinny"]])
 def test_an_unknown_audit_names_the_known_ones(toys, command):
     done = toys.faded(*command)
@@ -136,22 +206,23 @@ def test_status_report_and_plan_of_a_finished_audit(finished):
 
 
 def test_two_revisions_are_compared_on_common_probes(finished):
-    done = finished.faded("compare", "first", "first")
-    assert done.returncode == 0, done.stdout
-    assert "overall" in done.stdout and "tilt 3" in done.stdout
-    assert "+0.0000 (95% interval +0.0000 to +0.0000): no difference shown" in done.stdout
-
-
-def test_more_planted_failures_are_found_by_the_comparison(finished):
     done = finished.faded("compare", "first", "workspace")
     assert done.returncode == 0, done.stdout
+    assert "overall" in done.stdout and "tilt 3" in done.stdout
     assert "more failures" in done.stdout
 
 
-def test_a_revision_that_is_not_there_is_refused(finished):
-    done = finished.faded("compare", "nosuch", "workspace")
-    assert done.returncode == 2
-    assert "nosuch" in done.stdout and "git revision" in done.stdout
+def test_a_revision_does_not_differ_from_itself(finished, monkeypatch):
+    monkeypatch.chdir(finished.path)
+    same = compare_revisions("first", "first", "tiny")
+    assert same.paired is not None and same.paired.difference.value == 0
+    assert all(row.a == row.b for row in same.rates) and same.notes == []
+
+
+def test_a_revision_that_is_not_there_is_refused(finished, monkeypatch):
+    monkeypatch.chdir(finished.path)
+    with pytest.raises(UsageError, match=r"cannot read revision 'nosuch'.*expected a git revision"):
+        compare_revisions("nosuch", "workspace", "tiny")
 
 
 def test_unlike_runs_are_refused_with_every_difference():
@@ -166,6 +237,19 @@ def test_unlike_runs_are_refused_with_every_difference():
     check_alike(a, a)
 
 
+def test_what_may_explain_a_difference_is_told():
+    empty = pd.DataFrame()
+    a = Run("a", {}, {"seed": 1, "threads": 2, "batch_size": 8, "versions": {"torch": "2.1", "numpy": "2.0"}}, empty)
+    b = Run("b", {}, {"seed": 2, "threads": 2, "batch_size": 16, "versions": {"torch": "2.2", "numpy": "2.0"}}, empty)
+    check_alike(a, b)
+    assert differences(a, a) == []
+    assert differences(a, b) == [
+        "seed differs: 1 against 2",
+        "batch_size differs: 8 against 16",
+        'torch differs: "2.1" against "2.2"',
+    ]
+
+
 def test_pairs_are_joined_on_item_cell_and_repeat_of_controls_only():
     def probes(failed: list[bool], roles: list[str]) -> pd.DataFrame:
         rows = {"role": roles, "item": ["i", "i", "j", "k"], "tilt": [0, 1, 0, 0], "repeat": 0, "failed": failed}
@@ -178,7 +262,7 @@ def test_pairs_are_joined_on_item_cell_and_repeat_of_controls_only():
     assert paired is not None
     assert (paired.difference.n, paired.items) == (3, 2)
     assert paired.difference.value == pytest.approx(2 / 3)
-    assert paired.difference.low == pytest.approx(0.5) and paired.difference.high == pytest.approx(1.0)
+    assert paired.difference.low < 2 / 3 <= paired.difference.high <= 1
     assert paired_difference(a, b[b["role"] == "agent"], ["tilt"]) is None
 
 

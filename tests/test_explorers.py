@@ -17,7 +17,7 @@ from stages.explorers import ENV_ID, EXPLORERS, Prober, load_policy, make_explor
 from stages.explorers.reward import Reward
 from stages.ledger import Key, Ledger
 from stages.params import DiscoverConfig
-from stages.tasks.contract import Items
+from stages.tasks.contract import Items, ProbeBatch
 from tests.planted import PlantedTask
 
 REGION = {"a": [3, 4], "b": [2, 3, 4]}
@@ -67,7 +67,35 @@ def test_probes_are_those_of_the_task() -> None:
     assert prober.failures == truth.failed.sum()
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a: ProbeBatch(np.full_like(a.discrepancy, np.nan), a.failed, a.outputs), "not finite"),
+        (lambda a: ProbeBatch(a.discrepancy, ~a.failed, a.outputs), "must call failed what has a discrepancy above"),
+        (lambda a: ProbeBatch(a.discrepancy[:-1], a.failed, a.outputs), "was asked 4 probes and answered with shapes"),
+    ],
+)
+def test_answers_that_cannot_be_judged_are_refused(spoil, message: str, tmp_path) -> None:
+    class Spoilt(PlantedTask):
+        def probe(self, *args, **kwargs):
+            return spoil(super().probe(*args, **kwargs))
+
+    task = make_task()
+    spoilt = Spoilt(task.items, task.concepts, task.model, 0)
+    prober = Prober(spoilt, ids(task), 10, Ledger(tmp_path / "ledger"))
+    with pytest.raises(UsageError, match=message):
+        prober.ask(np.arange(4), np.zeros((4, 3), dtype=int))
+    assert len(Ledger(tmp_path / "ledger")) == 0  # nothing of it is remembered
+
+
 # --- the ledger survives
+
+
+def test_a_batch_that_does_not_fit_is_not_written(tmp_path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
+    with pytest.raises(ValueError, match=r"a batch of 2 probes was answered by columns of lengths \[1, 2\]"):
+        ledger.append([Key("a", 0), Key("a", 1)], np.zeros(2), np.zeros(1, bool), ["", ""])
+    assert (tmp_path / "ledger").read_text() == ""
 
 
 def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 import threading
 from subprocess import CompletedProcess
 
 import pytest
+from rich.console import Console
 
-from flows.artifacts import key
+import flows.audit
+from flows.artifacts import key, verdict_markdown
+from flows.results import read_verdict
+from flows.run import run_audits, show_verdicts
+from flows.run_stage import run_stage
 from flows.runners import Slots, make_runner
-from stages.errors import UsageError
+from stages.errors import BugError, Exit, FadedError, InfrastructureError, RejectedError, UsageError
+from stages.params import load_params
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
 
 ALL = [f"{stage}@tiny" for stage in STAGES]
@@ -38,12 +47,38 @@ def finished(first, tmp_path) -> Workspace:
     return toys
 
 
+class Here:
+    """`faded audit` within this process, which has paid for its imports."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, toys: Workspace, *audits: str) -> tuple[int, str]:
+        """Return the exit code and what was printed."""
+        self._monkeypatch.chdir(toys.path)
+        self._monkeypatch.setattr(sys, "path", [*sys.path])
+        self._monkeypatch.delitem(sys.modules, "planted", raising=False)  # that of another workspace
+        shown = io.StringIO()
+        try:
+            code = run_audits(load_params(), list(audits) or ["tiny"], "threads", Console(file=shown, width=160))
+        except FadedError as error:
+            code = error.exit_code
+            shown.write(str(error))
+        return int(code), shown.getvalue()
+
+
+@pytest.fixture
+def audit_here(server, monkeypatch) -> Here:
+    monkeypatch.setattr(flows.audit.reproduce, "retry_delay_seconds", 0)
+    return Here(monkeypatch)
+
+
 def test_a_whole_audit_runs_once_and_then_not_again(first):
     toys, done = first
     assert done.returncode == 0, done.stdout
     assert toys.executed() == ALL
     assert "toy discover of tiny at work" in done.stdout
-    assert "tiny: pass" in done.stdout
+    assert "tiny: pass (decided by policy, no human)" in done.stdout and "said by a toy" in done.stdout
     assert str(toys.path / "data/tiny/re_evaluate/report.html") in done.stdout
     assert (toys.path / ".faded/logs/discover@tiny.log").read_text().count("toy discover of tiny at work") == 1
 
@@ -51,6 +86,7 @@ def test_a_whole_audit_runs_once_and_then_not_again(first):
     assert again.returncode == 0, again.stdout
     assert toys.executed() == []
     assert "nothing to do" in again.stdout and "tiny: pass" in again.stdout
+    assert "tiny: pass (decided by policy, no human)" in toys.faded("status").stdout
 
 
 def test_what_came_out_is_published_as_artifacts(first):
@@ -64,83 +100,141 @@ def test_what_came_out_is_published_as_artifacts(first):
             assert {artifact.type for artifact in found} == {kind}
 
 
-def test_changing_only_a_gate_reruns_only_re_evaluate(finished, server):
-    assert finished.faded("audit", **server).returncode == 0
+def test_changing_only_a_gate_reruns_only_re_evaluate_and_dvc_is_asked_once(finished, audit_here, monkeypatch):
+    def asked_again() -> None:
+        raise AssertionError("read a second time")
+
+    for name in ("heal", "read_graph", "load_params"):
+        monkeypatch.setattr(flows.audit, name, asked_again)
+    assert audit_here(finished)[0] == 0
     assert finished.executed() == ["re_evaluate@tiny"]
 
 
-def test_changed_code_reruns_its_stage_and_what_depends_on_it(finished, server):
-    with (finished.path / "stages/restructure.py").open("a") as code:
-        code.write("# changed\n")
-    assert finished.faded("audit", **server).returncode == 0
-    assert finished.executed() == ["restructure@tiny", "re_evaluate@tiny"]
+def test_the_flow_called_by_itself_reads_what_is_stale(finished, server, monkeypatch):
+    monkeypatch.chdir(finished.path)
+    results = flows.audit.audit(["tiny"])
+    assert [(result.stage, result.outcome) for result in results] == [("re_evaluate@tiny", "ran")]
+    assert flows.audit.audit(["tiny"]) == []
 
 
-def test_outputs_that_were_there_before_are_restored_and_nothing_executes(finished, first, server):
+def test_changed_code_reruns_what_depends_on_it_and_changed_back_all_is_restored(finished, first, audit_here):
     finished.write_params(first[0].params())
-    with (finished.path / "stages/re_evaluate.py").open("a") as code:
-        code.write("# changed\n")
-    assert finished.faded("audit", **server).returncode == 0
-    assert finished.executed() == ["re_evaluate@tiny"]
-    (finished.path / "stages/re_evaluate.py").write_text((first[0].path / "stages/re_evaluate.py").read_text())
-    done = finished.faded("audit", **server)
+    code = finished.path / "stages/restructure.py"
+    before = code.read_text()
+    code.write_text(before + "# changed\n")
+    assert audit_here(finished)[0] == 0
+    assert finished.executed() == ["restructure@tiny", "re_evaluate@tiny"]
+    code.write_text(before)
+    done, told = audit_here(finished)
+    assert done == 0
     assert finished.executed() == []
-    assert "restored" in done.stdout
+    assert "restored" in told
 
 
-def test_bad_input_is_not_retried_and_other_audits_go_on(tmp_path, server):
+def test_bad_input_is_not_retried_and_an_audit_without_repairs_goes_on_to_its_landscape(tmp_path, audit_here):
     toys = make_workspace(tmp_path, {"tiny": audit_params(), "other": audit_params()}, {}, toys=True)
     toys.toy(discover__tiny={"exit": 2})
-    done = toys.faded("audit", "--all", **server)
-    assert done.returncode == 2, done.stdout
+    code, told = audit_here(toys, "tiny", "other")
+    assert code == 2, told
     executed = toys.executed()
     assert executed.count("discover@tiny") == 1
     assert "summarize@tiny" not in executed
-    assert executed.count("summarize@other") == 1
-    assert "toy discover was told to exit with 2" in done.stdout
-    assert "other: pass" in done.stdout and "tiny: pass" not in done.stdout
-    assert "Traceback" not in done.stdout
+    assert [stage for stage in executed if stage.endswith("@other")] == [f"{s}@other" for s in STAGES[:3]]
+    assert "toy discover was told to exit with 2" in told
+    assert "other: pass" in told and "tiny: pass" not in told
+    assert str(toys.path / "data/other/summarize/report.html") in told
 
 
-def test_a_killed_stage_is_retried(finished, server):
+def test_a_killed_stage_is_retried(finished, audit_here):
     (finished.path / ".faded/attempts-re_evaluate-tiny").unlink()
     finished.toy(re_evaluate__tiny={"kill_first": 1})
-    done = finished.faded("audit", **server)
-    assert done.returncode == 0, done.stdout
+    code, told = audit_here(finished)
+    assert code == 0, told
     assert finished.executed() == ["re_evaluate@tiny"] * 2
-    assert "stage exited with -9" in done.stdout
+    assert "stage exited with -9" in told
 
 
-def test_a_stage_that_keeps_failing_ends_with_infrastructure(finished, server):
+@pytest.mark.parametrize(
+    ("stage", "code", "error"),
+    [
+        ("re_evaluate", 2, UsageError),
+        ("re_evaluate", 3, InfrastructureError),
+        ("re_evaluate", 137, InfrastructureError),
+        ("re_evaluate", 70, BugError),
+        ("re_evaluate", 1, BugError),  # Python's own, for a module that is not there
+        ("collect_feedback", 1, RejectedError),
+    ],
+)
+def test_how_a_stage_ended_is_told_by_its_exit_code(finished, monkeypatch, stage, code, error):
+    monkeypatch.chdir(finished.path)
+    finished.toy(**{f"{stage}__tiny": {"exit": code}})
+    if stage == "collect_feedback":
+        (finished.path / "data/tiny/decisions/README.md").write_text("changed\n")
+    with pytest.raises(error, match=rf"was told to exit with {code}"):
+        run_stage(f"{stage}@tiny", lambda line: None)
+
+
+def test_a_bug_is_not_retried(finished, audit_here):
+    finished.toy(re_evaluate__tiny={"exit": int(Exit.BUG)})
+    code, told = audit_here(finished)
+    assert code == 3, told
+    assert finished.executed() == ["re_evaluate@tiny"]
+    assert "re_evaluate@tiny has a bug" in told and ".faded/logs/re_evaluate@tiny.log" in told
+
+
+def test_a_stage_that_keeps_failing_ends_with_infrastructure(finished, audit_here):
     finished.toy(re_evaluate__tiny={"exit": 3})
-    done = finished.faded("audit", **server)
-    assert done.returncode == 3, done.stdout
+    code, told = audit_here(finished)
+    assert code == 3, told
     assert finished.executed() == ["re_evaluate@tiny"] * 3
-    assert ".faded/logs/re_evaluate@tiny.log" in done.stdout
-    assert "tiny: pass" not in done.stdout  # that verdict on disk is of an earlier run
+    assert ".faded/logs/re_evaluate@tiny.log" in told
+    assert "tiny: pass" not in told  # that verdict on disk is of an earlier run
 
 
 def test_a_rejected_landscape_ends_like_a_failed_gate(finished, server):
-    finished.toy(re_evaluate__tiny={"exit": 1})
+    (finished.path / "data/tiny/decisions/README.md").write_text("changed\n")
+    finished.toy(collect_feedback__tiny={"exit": 1})
     done = finished.faded("audit", **server)
     assert done.returncode == 1, done.stdout
-    assert finished.executed() == ["re_evaluate@tiny"]
+    assert "Traceback" not in done.stdout
+    assert finished.executed() == ["collect_feedback@tiny"]
 
 
-def test_a_failed_gate_is_exit_code_1_now_and_when_cached(finished, server):
+def test_a_failed_gate_is_exit_code_1_now_and_when_cached(finished, server, audit_here):
     finished.toy(re_evaluate__tiny={"passed": False})
-    assert finished.faded("audit", **server).returncode == 1
+    assert audit_here(finished)[0] == 1
     assert finished.executed() == ["re_evaluate@tiny"]
     assert finished.faded("audit").returncode == 1
     assert finished.executed() == []
 
 
-def test_an_audit_without_repairs_ends_with_its_landscape(tmp_path, server):
-    toys = make_workspace(tmp_path, {"only": audit_params()}, {}, toys=True)
-    done = toys.faded("audit", **server)
-    assert done.returncode == 0, done.stdout
-    assert toys.executed() == ["prepare@only", "discover@only", "summarize@only"]
-    assert str(toys.path / "data/only/summarize/report.html") in done.stdout
+@pytest.mark.parametrize(
+    ("passed", "gates", "word", "code"),
+    [
+        (True, [True, True], "pass", Exit.PASS),
+        (False, [True, False, None], "FAIL", Exit.GATE_FAILED),
+        (None, [True, None], "not judged", Exit.GATE_FAILED),  # asked for and not given is no pass
+        (None, [], "no gates set", Exit.PASS),
+    ],
+)
+def test_a_verdict_in_words_and_as_exit_code(tmp_path, monkeypatch, passed, gates, word, code):
+    monkeypatch.chdir(tmp_path)
+    Workspace(tmp_path).write_params({"audits": {"tiny": audit_params()}, "repairs": {"tiny": repair_params()}})
+    entries = [{"gate": f"g{i}", "bound": 0.1, "value": None, "passed": gate} for i, gate in enumerate(gates)]
+    path = tmp_path / "data/tiny/re_evaluate/verdict.json"
+    path.parent.mkdir(parents=True)
+    said = {"decided_by": "human", "reviewer": "Ada", "statement": "Said so."}
+    path.write_text(json.dumps({"schema": 1, "passed": passed, "gates": entries, **said}))
+    shown = io.StringIO()
+    assert show_verdicts(load_params(), ["tiny"], Console(file=shown, width=120)) == code
+    assert f"tiny: {word} (decided by Ada)" in shown.getvalue() and "Said so." in shown.getvalue()
+    published = verdict_markdown(read_verdict(load_params(), "tiny"))
+    assert published.startswith(f"# tiny: {word}\n\ndecided by Ada\n\nSaid so.\n")
+    for text in (shown.getvalue(), published):
+        lines = {line.strip("| ").split()[0]: line for line in text.splitlines() if line.strip("| ")}
+        for i, gate in enumerate(gates):
+            told = lines[f"g{i}"].rstrip(" |")
+            assert told.endswith({True: "yes", False: "no", None: "not judged"}[gate])
 
 
 def test_it_runs_without_a_configured_server_and_leaves_no_process(toys):
@@ -152,50 +246,48 @@ def test_it_runs_without_a_configured_server_and_leaves_no_process(toys):
     assert (toys.path / ".faded/prefect/prefect.db").exists()
 
 
-def test_it_waits_for_a_person_and_goes_on_after_the_review(tmp_path, server):
-    repair = repair_params(feedback={"policy": "wait"})
-    toys = make_workspace(tmp_path, repairs={"tiny": repair}, toys=True)
-    done = toys.faded("audit", **server)
-    assert done.returncode == 0, done.stdout
+def test_it_waits_for_a_person_and_goes_on_after_the_review(toys, audit_here):
+    params = toys.params()
+    params["repairs"]["tiny"]["feedback"] = {"policy": "wait"}
+    toys.write_params(params)
+    code, told = audit_here(toys)
+    assert code == 0, told
     assert toys.executed() == ALL[:3]
-    assert "faded review tiny" in done.stdout and "tiny: pass" not in done.stdout
-    assert toys.faded("audit").returncode == 0  # nothing to run but a person's part: needs no server
+    assert "faded review tiny" in told and "tiny: pass" not in told
+    assert toys.faded("audit", PREFECT_API_URL="http://127.0.0.1:9/api").returncode == 0  # nothing to run: no server
     assert toys.executed() == []
+
+    broken_off = toys.faded("review", stdin="repair\n")
+    assert broken_off.returncode == 2
+    assert "no decision was written" in broken_off.stdout
+    assert list((toys.path / "data/tiny/decisions").glob("*.yaml")) == []
 
     answers = "accept\nharmless\nrepair\nhigh\nseen in the field\n\nfor the release\ny\ny\n"
     review = toys.faded("review", stdin=answers)
     assert review.returncode == 0, review.stdout
-    [decision] = (tmp_path / "data/tiny/decisions").glob("*.yaml")
+    assert "not measured" in next(line for line in review.stdout.splitlines() if line.split()[:1] == ["M2"])
+    [decision] = (toys.path / "data/tiny/decisions").glob("*.yaml")
     text = decision.read_text()
     assert "reviewer: Ada Tester" in text and "severity: 2.0" in text and "reason: seen in the field" in text
 
-    done = toys.faded("audit", **server)
-    assert done.returncode == 0, done.stdout
+    code, told = audit_here(toys)
+    assert code == 0, told
     assert toys.executed() == ALL[3:]
     kept = toys.faded("review", stdin="n\n")
     assert "kept as it is" in kept.stdout
     assert decision.read_text() == text
 
 
-def test_a_failure_before_the_gate_ends_the_audit_there(finished, server):
+def test_a_failure_before_the_gate_ends_the_audit_there(finished, audit_here):
     params = finished.params()
     params["repairs"]["tiny"]["feedback"] = {"policy": "wait"}
     params["audits"]["tiny"]["summarize"]["modes"] = 3
     finished.write_params(params)
     finished.toy(summarize__tiny={"exit": 2})
-    done = finished.faded("audit", **server)
-    assert done.returncode == 2, done.stdout
+    code, told = audit_here(finished)
+    assert code == 2, told
     assert finished.executed() == ["summarize@tiny"]
-    assert "not reached" in done.stdout and "waits for a decision" not in done.stdout
-
-
-def test_a_broken_off_review_writes_nothing(tmp_path, server):
-    toys = make_workspace(tmp_path, repairs={"tiny": repair_params(feedback={"policy": "wait"})}, toys=True)
-    assert toys.faded("audit", **server).returncode == 0
-    done = toys.faded("review", stdin="repair\n")
-    assert done.returncode == 2
-    assert "no decision was written" in done.stdout
-    assert list((tmp_path / "data/tiny/decisions").glob("*.yaml")) == []
+    assert "not reached" in told and "waits for a decision" not in told
 
 
 def test_a_gpu_is_given_to_one_stage_at_a_time():

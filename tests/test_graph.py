@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 import time
@@ -64,6 +66,21 @@ def test_what_a_stage_imports_lies_under_its_deps(stage):
     # Packages' own __init__.py hold a docstring and re-exports of modules that are checked themselves.
     imported = {path for path in imports_of(ROOT / "stages" / f"{stage}.py") if path.name != "__init__.py"}
     assert {str(p.relative_to(ROOT)) for p in imported if not any(p.is_relative_to(dep) for dep in deps)} == set()
+
+
+def test_a_stage_run_by_dvc_alone_tells_nobody_and_fetches_nothing(tmp_path):
+    script = tmp_path / "probe.py"
+    script.write_text(
+        "import os; from stages.command import stage_main\n"
+        "stage_main(lambda audit: print(*(os.environ[name] for name in ('HF_HUB_OFFLINE', 'DVC_NO_ANALYTICS'))))\n"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "DVC_"))}
+    command = [sys.executable, str(script), "tiny"]
+    for told, printed in (({}, "1 true"), ({"HF_HUB_OFFLINE": "0"}, "0 true")):
+        done = subprocess.run(
+            command, env={**env, "PYTHONPATH": str(ROOT), **told}, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == printed
 
 
 def test_every_stage_is_described_and_every_output_has_one_owner():
@@ -153,16 +170,41 @@ def test_a_missing_output_is_told(inside):
         verdict.write_bytes(content)
 
 
-@pytest.mark.parametrize("content", [b"", b"schema: '2.0'\nstages:\n  prepare@tiny:\n    cmd: [", b"\xff\xfe"])
-def test_a_broken_lock_file_heals_and_nothing_executes(inside, content):
+def test_a_lock_file_cut_short_anywhere_can_be_read_after_healing(inside):
+    lock = inside.path / "dvc.lock"
+    whole = lock.read_bytes()
+    half_a_hash = whole.index(b"md5: ", len(whole) // 2) + 5 + 4
+    ends = [m.end() for m in re.finditer(rb"\n", whole)]
+    rng = random.Random(11)
+    cuts = [0, len(ends) // 2, half_a_hash, *rng.sample(range(len(whole)), 8), *rng.sample(ends, 8), len(whole)]
+    healed = {}
+    try:
+        for cut in cuts:
+            # A number in place of half a hash is what DVC's schema lets pass and its code does not.
+            content = whole[: cut - 4] + b"4345" if cut == half_a_hash else whole[:cut]
+            lock.write_bytes(content)
+            healed[cut] = bool(heal())
+            assert read_graph()
+            assert lock.exists() is not healed[cut]
+    finally:
+        lock.write_bytes(whole)
+    assert healed[0] and healed[half_a_hash] and not healed[len(whole)]
+
+
+@pytest.mark.parametrize("kept", ["nothing", "half of the stages"])
+def test_after_a_cut_nothing_executes_and_the_lock_file_is_as_before(inside, kept):
     lock = inside.path / "dvc.lock"
     before = lock.read_bytes()
-    lock.write_bytes(content)
+    cut = {"nothing": 0, "half of the stages": before.index(b"\n  summarize@") + 1}[kept]
+    lock.write_bytes(before[:cut])
     healed = heal()
-    assert len(healed) == 1 and "dvc.lock was cut short" in healed[0]
-    assert not lock.exists()
-    aside = max((inside.path / ".faded").glob("dvc.lock.broken-*"), key=lambda path: path.stat().st_mtime_ns)
-    assert aside.read_bytes() == content
+    if kept == "half of the stages":
+        assert healed == [] and lock.read_bytes() == before[:cut]
+    else:
+        assert len(healed) == 1 and "dvc.lock was cut short" in healed[0]
+        assert not lock.exists()
+        aside = max((inside.path / ".faded").glob("dvc.lock.broken-*"), key=lambda path: path.stat().st_mtime_ns)
+        assert aside.read_bytes() == before[:cut]
     done = inside.run(["dvc", "repro"])
     assert done.returncode == 0, done.stdout
     assert inside.executed() == []

@@ -11,9 +11,17 @@ import time
 import psutil
 import pytest
 
-from tests.workspace import Workspace, make_workspace
+from tests.workspace import Workspace, audit_params, make_workspace
 
-RESULTS = ("tiny/discover/probes.parquet", "tiny/*/landscape*.parquet", "tiny/*/verdict.json", "tiny/*/plan.json")
+RESULTS = (
+    "tiny/discover/probes.parquet",
+    "tiny/discover/policy/*",
+    "tiny/*/landscape*.parquet",
+    "tiny/*/verdict.json",
+    "tiny/*/plan.json",
+    "tiny/restructure/models/**/*",
+)
+SLOW = 0.1  # seconds a model call takes, so that most of the time there is a search to be killed in
 
 
 @pytest.fixture
@@ -94,13 +102,15 @@ def test_ctrl_c_ends_the_stage_and_exits_130(toys):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path, server):
-    undisturbed = make_workspace(tmp_path / "undisturbed")
+    audit = audit_params()
+    audit["prepare"]["delay"] = SLOW
+    undisturbed = make_workspace(tmp_path / "undisturbed", {"tiny": audit})
     started = time.monotonic()
     done = undisturbed.faded("audit", **server)
     assert done.returncode == 0, done.stdout
     duration = time.monotonic() - started
 
-    disturbed = make_workspace(tmp_path / "disturbed")
+    disturbed = make_workspace(tmp_path / "disturbed", {"tiny": audit})
     rng = random.Random(7)
     seen: list[psutil.Process] = []
     for what in ("flow", "dvc", "stage", "stage", "flow", "dvc"):
@@ -126,7 +136,7 @@ def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path, server
     last = disturbed.faded("audit", **server)
     assert last.returncode == 0, last.stdout
     assert disturbed.digests(*RESULTS) == undisturbed.digests(*RESULTS)
-    assert len(undisturbed.digests(*RESULTS)) == 6
+    assert len(undisturbed.digests(*RESULTS)) == 9
 
 
 def _line(process: psutil.Process) -> list[str]:

@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from stages.concepts import Concept, ConceptSpace
 from stages.landscape import Resampler, effects, estimate, holm, kernel, overall_rate, wilson
+from stages.landscape.intervals import CHANGE, SHARE
 from tests.landscapes import adaptive, ask, planted, truth, uniform
 
 
@@ -133,8 +135,19 @@ def test_an_enumerated_grid_is_exact():
     assert landscape.exact
     np.testing.assert_allclose(landscape.rates, truth(task))
     assert overall_rate(landscape, every).value == pytest.approx(truth(task).mean())
+    assert landscape.mean_rate().high - landscape.mean_rate().low > 0.2, "six items are six items"
     missing = estimate(every.iloc[:-1], ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
     assert not missing.exact
+
+
+def test_an_enumerated_grid_without_failures_is_not_certain_to_have_none():
+    task = planted(items=20, levels=2, noise=0.0, regions=[])
+    cells = task.concepts.cells()
+    every = ask(task, np.repeat(np.arange(20), len(cells)), np.tile(cells, (20, 1)), "control")
+    ids = task.items.table["id"].tolist()
+    landscape = estimate(every, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    assert overall_rate(landscape, every).value == 0.0
+    assert overall_rate(landscape, every).high == pytest.approx(1 - 0.025 ** (1 / 20), rel=0.1)
 
 
 def test_repeats_of_a_pair_are_averaged_not_counted_twice():
@@ -183,6 +196,55 @@ def test_wilson_and_holm():
     assert (round(rate.low, 3), round(rate.high, 3)) == (0.397, 0.892)
     assert np.isnan(wilson(0, 0).value)
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03])), [0.03, 0.06, 0.06])
+
+
+@pytest.mark.parametrize(("failing", "n"), [(0, 20), (1, 20), (6, 12), (12, 12), (30, 1000)])
+def test_where_items_say_yes_or_no_the_interval_is_clopper_pearsons(failing, n):
+    """So it never collapses: 20 of 20 items alike are evidence, but not of exactly 0."""
+    values = (np.arange(n) < failing).astype(float)
+    rate = Resampler(np.arange(n), 20_000, 0).mean(values, np.ones(n), SHARE)
+    exact = stats.binomtest(failing, n).proportion_ci(0.95, method="exact")
+    assert (rate.low, rate.high) == pytest.approx((exact.low, exact.high), rel=0.05, abs=1e-3)
+
+
+def test_no_change_in_few_items_is_no_proof_of_no_change():
+    """Whatever the number of probes: five cells asked of each item are no five items."""
+    change = Resampler(np.repeat(np.arange(20), 5), 4000, 0).mean(np.zeros(100), np.ones(100), CHANGE)
+    assert change.value == 0.0
+    assert (change.low, change.high) == pytest.approx((-0.168, 0.168), abs=0.01)
+    many = Resampler(np.arange(2000), 4000, 0).mean(np.zeros(2000), np.ones(2000), CHANGE)
+    assert many.low > -0.0025, "with many items it is"
+
+
+def test_items_without_weight_are_no_evidence():
+    weights = (np.arange(1000) < 10).astype(float)
+    rate = Resampler(np.arange(1000), 4000, 0).mean(np.zeros(1000), weights, SHARE)
+    assert rate.high == pytest.approx(1 - 0.025 ** (1 / 10), rel=0.05)
+
+
+def test_p_values_of_resampled_items_are_those_of_the_binomial_test():
+    values = (np.arange(12) < 5).astype(float)
+    resampler = Resampler(np.arange(12), 20_000, 0)
+    expected = stats.binomtest(5, 12, 0.2, alternative="greater").pvalue
+    assert resampler.p_value(values, np.ones(12), above=0.2, lowest=0.0) == pytest.approx(expected, rel=0.1)
+    assert resampler.p_value(values, np.zeros(12), above=0.2, lowest=0.0) == 1.0
+
+
+def test_the_controls_probes_stay_the_controls(smooth):
+    """An agent that asks most of the control's failing pairs again takes none of them out of what is calibrated on."""
+    control = smooth.probes(400, greedy=False)
+    agent = control[control["failed"]].assign(role="agent")
+    alone = smooth.landscape(control)
+    both = smooth.landscape(pd.concat([agent, control], ignore_index=True))
+    assert both.diagnostics["held_out_probes"] == 400
+    pd.testing.assert_frame_equal(alone.table, both.table)
+
+
+def test_rates_alone_are_the_same_rates(smooth, both):
+    probes, landscape = both
+    rates = smooth.landscape(probes, like=landscape, spread=False)
+    np.testing.assert_allclose(rates.rates, landscape.rates)
+    assert rates.table[["low", "high"]].isna().all(axis=None)
 
 
 def test_resampling_items_is_wider_than_resampling_probes():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.landscape import confirm, estimate, find_regions, name_modes
+from stages.landscape import Mode, confirm, estimate, find_regions, name_modes, skipped_combinations
 from stages.params import SummarizeConfig
 from tests.landscapes import CORNERS, adaptive, inside, planted, uniform
 
@@ -71,6 +72,87 @@ def test_nothing_is_confirmed_where_all_cells_are_alike():
     assert regions
     confirmed = [m for m in confirm(space, regions, cells, rates, uniform(task, 3000)) if m.confirmed]
     assert len(confirmed) <= 1
+
+
+class Half:
+    """A model that fails for the first half of the items, everywhere in one region, and nowhere else."""
+
+    threshold = 0.0
+    region = Region({"tilt": (3, 4)})
+
+    def __init__(self, items: int) -> None:
+        self.concepts = ConceptSpace((Concept("tilt", tuple(range(5))), Concept("fog", tuple(range(5)))))
+        self.ids = [f"i{k:02d}" for k in range(items)]
+        cells = self.concepts.cells()
+        item, cell = np.repeat(np.arange(items), len(cells)), np.tile(cells, (items, 1))
+        failed = self.region.contains(self.concepts, cell) & (item % 2 == 0)
+        self.probes = pd.DataFrame(cell, columns=self.concepts.names).assign(
+            role="control",
+            item=[self.ids[i] for i in item],
+            repeat=0,
+            discrepancy=np.where(failed, 0.5, -0.5),
+            failed=failed,
+        )
+
+    def named(self) -> list[Mode]:
+        arguments = (self.probes, self.ids, np.eye(len(self.ids)), self.concepts)
+        landscape = estimate(*arguments, threshold=0.0, seed=0)
+        assert landscape.exact
+        return name_modes(landscape, *arguments, SummarizeConfig(modes=3), threshold=0.0, seed=0)
+
+
+def test_modes_of_an_enumerated_grid_rest_on_items_not_on_probes():
+    task = Half(12)
+    mode = next(m for m in task.named() if m.region == task.region)
+    assert mode.rate.value == 0.5, "every pair was asked: nothing is left to chance"
+    assert (mode.rate.n, mode.failures) == (120, 60)
+    exact = stats.binomtest(6, 12).proportion_ci(0.95, method="exact")
+    assert (mode.rate.low, mode.rate.high) == pytest.approx((exact.low, exact.high), abs=0.02)
+    assert mode.confirmed
+
+
+def test_two_items_confirm_nothing():
+    """Each answers 10 probes of the region alike; independent, these would have been beyond doubt."""
+    assert not any(mode.confirmed for mode in Half(4).named())
+
+
+def test_an_agent_that_asks_the_controls_failures_again_leaves_rates_unbiased():
+    """Removing what the agent asked too from the unseen half would take failures first."""
+    task = planted(noise=0.25, regions=[], items=20)
+    control = uniform(task, 3000)
+    again = control[control["failed"]].assign(role="agent", explorer="agent")
+    probes = pd.concat([again, control], ignore_index=True)
+    ids = task.items.table["id"].tolist()
+    arguments = (probes, ids, task.embed(ids), task.concepts)
+    landscape = estimate(*arguments, threshold=0.0, seed=0)
+    modes = name_modes(landscape, *arguments, SummarizeConfig(modes=4, min_support=0.2), threshold=0.0, seed=0)
+    assert modes
+    for mode in modes:
+        inside = mode.region.contains(task.concepts, control[task.concepts.names].to_numpy())
+        assert mode.rate.n > 0.35 * inside.sum(), "the unseen half of the control is whole"
+        assert mode.rate.value == pytest.approx(0.25, abs=0.1)
+
+
+def test_a_region_no_unseen_probe_fell_into_is_not_measured():
+    task = planted()
+    cells = task.concepts.cells()
+    region = Region({"tilt": (4,), "fog": (4,)})
+    rates = region.contains(task.concepts, cells).astype(float)
+    unseen = uniform(task, 500)
+    unseen = unseen[~region.contains(task.concepts, unseen[task.concepts.names].to_numpy())]
+    (mode,) = confirm(task.concepts, [region], cells, rates, unseen)
+    entry = mode.to_json(task.concepts)
+    assert (entry["rate"], entry["low"], entry["high"], entry["probes"]) == (None, None, None, 0)
+    assert not mode.confirmed
+    assert mode.estimate == 1.0
+
+
+def test_combinations_with_too_many_ranges_are_told(monkeypatch):
+    space = ConceptSpace(tuple(Concept(n, tuple(range(5))) for n in "abc"))
+    assert skipped_combinations(space, 3) == []
+    monkeypatch.setattr("stages.landscape.modes.MAX_BOXES", 14 * 14)
+    assert skipped_combinations(space, 3) == [["a", "b", "c"]]
+    assert skipped_combinations(space, 2) == []
 
 
 def test_a_condition_that_does_not_raise_the_rate_is_dropped():

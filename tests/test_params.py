@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.check import check_audits
 from stages.errors import Exit, UsageError
-from stages.params import check_tasks, load_params, task_class
+from stages.params import load_params, task_class
 
 AUDIT = {
     "seed": 1,
@@ -37,7 +38,7 @@ def write(tmp_path: Path, data: object) -> Path:
 
 
 def with_audit(**changes: object) -> dict:
-    return {"audits": {"x": {**AUDIT, **changes}}}
+    return {"audits": {"x": {**AUDIT, **changes}}, "repairs": {}}
 
 
 def test_the_projects_own_params_are_valid() -> None:
@@ -62,8 +63,23 @@ def test_the_projects_own_params_are_valid() -> None:
         (with_audit(concepts={"a": [1, 1]}), r"concept 'a' names a level twice"),
         (with_audit(compute={"gpus": 0, "device": "gpu"}), r"compute\.device: .*found 'gpu'"),
         (with_audit(compute={}), r"audits\.x\.compute\.gpus: missing"),
-        ({"audits": {}}, r"audits: .*at least 1"),
-        ({"audits": {"a/b": AUDIT}}, r"audits\.a/b: expected a name of letters"),
+        (with_audit(concepts={"a": [0, 2, 1]}), r"levels of concept 'a' go up and down, expected weakest first"),
+        (with_audit(concepts={"a": [0, "x"]}), r"concept 'a' mixes numbers and names"),
+        (with_audit(concepts={"a": [True, False]}), r"concept 'a' has a level that is yes or no"),
+        (
+            with_audit(discover={"budget": 5, "control": "ppo"}),
+            r"discover\.control: Input should be 'random'.*found 'ppo'",
+        ),
+        (with_audit(seed=2**32), r"audits\.x\.seed: .*less than 4294967296"),
+        (
+            {
+                "audits": {"x": AUDIT},
+                "repairs": {"x": {**REPAIR, "restructure": {"method": "a", "settings": {"method": 1}}}},
+            },
+            r"named by restructure\.method, not in its settings",
+        ),
+        ({"audits": {}, "repairs": {}}, r"audits: .*at least 1"),
+        ({"audits": {"a/b": AUDIT}, "repairs": {}}, r"audits\.a/b: expected a name of letters"),
         (
             {"audits": {"x": AUDIT}, "repairs": {"y": REPAIR}},
             r"repairs\.y: there is no audit of that name, found \['x'\]",
@@ -100,7 +116,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 
 def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
-    params = load_params(write(tmp_path, {"audits": {"mnist": AUDIT}}))
+    params = load_params(write(tmp_path, {"audits": {"mnist": AUDIT}, "repairs": {}}))
     with pytest.raises(UsageError, match=r"no audit 'minst' in params.yaml, found: mnist, did you mean 'mnist'"):
         params.audit("minst")
     with pytest.raises(UsageError, match="no entry under repairs"):
@@ -110,22 +126,47 @@ def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "nowhere.at_all:X"}, "cannot be imported: No module named 'nowhere'"),
+        ({"task": "nowhere.at_all:X"}, "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ({"task": "tests.planted:Missing"}, "Missing is no task: it is not in"),
-        ({"task": "tests.planted:Region"}, "is no task: it lacks check, prepare"),
+        ({"task": "tests.planted:Region"}, "is no task: it lacks check, check_repair, prepare"),
         ({"code": "stages"}, "stages does not hold the task's module"),
         ({"prepare": {"itms": 3}}, r"audits\.x\.prepare\.itms: unknown key"),
+        (
+            {"discover": {"budget": 9, "explorer": "pppo"}},
+            r"audits\.x\.discover\.explorer: no explorer 'pppo', found: ppo",
+        ),
+        ({"discover": {"budget": 9, "settings": {"n_env": 1}}}, r"audits\.x\.discover\.settings\.n_env: unknown key"),
+        ({"discover": {"budget": 9, "settings": {"n_envs": 1}}}, r"n_envs \* n_steps must be at least 2"),
     ],
 )
 def test_a_bad_task_is_told(tmp_path: Path, changes: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
     params = load_params(write(tmp_path, with_audit(**changes)))
     with pytest.raises(UsageError, match=message):
-        check_tasks(params, ["x"])
+        check_audits(params, ["x"])
 
 
 def test_a_good_task_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
     params = load_params(write(tmp_path, with_audit()))
-    check_tasks(params, ["x"])
+    check_audits(params, ["x"])
     assert task_class("x", params.audit("x")).__name__ == "PlantedTask"
+
+
+def test_errors_of_tasks_and_explorers_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    data = with_audit(prepare={"itms": 3}, discover={"budget": 9, "explorer": "pppo"})
+    data["repairs"] = {"x": {**REPAIR, "restructure": {"method": "planted", "settings": {"speed": 1}}}}
+    with pytest.raises(UsageError) as error:
+        check_audits(load_params(write(tmp_path, data)), ["x"])
+    assert str(error.value).startswith("3 error(s)")
+    assert all(where in str(error.value) for where in ("pppo", "prepare.itms", "repairs.x.restructure.settings.speed"))
+
+
+def test_a_module_that_fails_on_import_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_task.py").write_text("def f(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    data = with_audit(task="broken_task:T", code="broken_task.py")
+    with pytest.raises(UsageError, match=r"broken_task:T cannot be imported: SyntaxError"):
+        check_audits(load_params(write(tmp_path, data)), ["x"])

@@ -64,7 +64,7 @@ def test_prepare_and_restructure(place):
     done = stage("prepare", "stripes")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (out / "prepare").iterdir()} == {
-        "model", "items.parquet", "code.json", "metrics.json", "provenance.json",
+        "model", "items.parquet", "fingerprint.json", "metrics.json", "provenance.json",
     }  # fmt: skip
     write_plan(place)
     done = stage("restructure", "stripes")

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from stages import re_evaluate, summarize
-from stages.concepts import Region
+from stages.concepts import Concept, ConceptSpace, Region
 from stages.files import read_json, stage_dir, write_json
 from stages.landscape import Paired, Rate, all_passed, draw_pairs, judge, judge_landscape, judge_repair
-from stages.landscape.compare import targeting
+from stages.landscape.compare import compare_quality, risen, targeting
 from stages.params import Gates, LandscapeGates
 from tests.landscapes import planted
 from tests.workspace import ROOT
@@ -51,6 +51,14 @@ def test_gates_on_values_and_changes():
         "clean_quality.change_min": True,
     }
     assert all_passed([]) is None
+
+
+@pytest.mark.parametrize(
+    ("results", "passed"),
+    [([True, True], True), ([True, None], None), ([None], None), ([False, None], False), ([False, True], False)],
+)
+def test_a_gate_that_was_not_judged_makes_no_pass(results, passed):
+    assert all_passed([{"passed": result} for result in results]) is passed
 
 
 def test_gates_on_the_landscape_itself():
@@ -96,6 +104,27 @@ def test_targeting_is_claimed_only_beyond_chance():
     assert targeting({"after": 0.1}) is None
 
 
+def test_a_quality_unchanged_in_few_items_has_not_been_shown_to_be_unchanged():
+    def low(n: int) -> float:
+        values = {"before": np.ones(n), "after": np.ones(n)}
+        return compare_quality(values, [str(i) for i in range(n)], resamples=1000, seed=0)[2].low
+
+    assert low(20) < -0.1
+    assert low(1000) > -0.01
+
+
+def test_of_many_regions_one_rises_by_chance():
+    """Six items of twenty fail newly in a region: enough if it is the only one tested, not as the best of twenty."""
+    space = ConceptSpace((Concept("x", tuple(range(20))),))
+    cells, items = np.repeat(np.arange(20), 20)[:, None], np.tile(np.arange(20), 20)
+    after = (items < 6) & (cells[:, 0] == 0)
+    fails = {"before": np.zeros(400, dtype=bool), "after": after}
+    paired = Paired(items, cells, np.zeros(400, dtype=bool), 0.0, fails, resamples=2000, seed=0)
+    regions = [Region({"x": (k,)}) for k in range(20)]
+    assert [region["region"] for region in risen(paired, space, regions[:1])] == [{"x": [0]}]
+    assert risen(paired, space, regions) == []
+
+
 @pytest.fixture(scope="module")
 def audit_dir(tmp_path_factory):
     """A workspace after collect_feedback, its stages run in this process: one target mode, one region elsewhere."""
@@ -111,7 +140,7 @@ def audit_dir(tmp_path_factory):
                 "compute": {"device": "cpu", "threads": 1, "batch_size": 512, "gpus": 0},
                 "discrepancy": {},
                 "prepare": {
-                    "items": {"discover": 20, "repair": 5, "test": 30},
+                    "items": {"discover": 20, "repair": 5, "test": 100},
                     "regions": [TARGET],
                     "noise": 0.03,
                 },
@@ -128,13 +157,14 @@ def audit_dir(tmp_path_factory):
                 "re_evaluate": {"paired_probes": 400, "bootstrap": 300},
                 "gates": {
                     "target_failure_rate": {"change_max": -0.3},
-                    "other_failure_rate": {"change_max": 0.02},
-                    "newly_failing": {"max": 0.05},
-                    "clean_quality": {"change_min": -0.02},
+                    "other_failure_rate": {"change_max": 0.05},
+                    "newly_failing": {"max": 0.1},
+                    "clean_quality": {"change_min": -0.05},
                 },
             }
         },
     }
+    (path / "data" / "tiny" / "inputs").mkdir(parents=True)
     (path / "params.yaml").write_text(yaml.safe_dump(params))
     (path / "planted.py").write_text((ROOT / "tests" / "planted.py").read_text())
     with pytest.MonkeyPatch.context() as patch:
@@ -171,6 +201,7 @@ def test_an_improvement_is_named(audit_dir):
     assert verdict["reduced_failures"]["holds"]
     assert verdict["shift"]["beyond_noise"]
     assert verdict["decided_by"] == "policy"
+    assert verdict["statement"].startswith("Decided by policy, no human.")
     probes = pd.read_parquet(stage_dir("tiny", "re_evaluate") / "probes.parquet")
     assert set(probes["model"]) == {"before", "after", "control"}
     assert probes["item"].str.startswith("test-").all(), "claims rest on test items only"
@@ -200,6 +231,8 @@ def test_without_modes_to_repair_the_verdict_says_so(audit_dir):
     finally:
         write_json(path, plan)
     assert "repairs no mode" in verdict["statement"]
+    assert "Not judged, as there was nothing to measure: target_failure_rate.change_max" in verdict["statement"]
+    assert verdict["passed"] is not True
     assert verdict["differences"]["target_failure_rate"]["after"] is None
     assert verdict["differences"]["failure_rate"]["change"] == 0.0
     assert verdict["modes"][0]["change"] == 0.0, "accepted modes are watched too"

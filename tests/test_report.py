@@ -12,8 +12,10 @@ import pytest
 
 from stages.concepts import Concept, ConceptSpace
 from stages.report import Gallery, write_comparison_report, write_landscape_report
+from stages.report.figures import change_map
 from stages.report.marginals import marginal
 from stages.report.verdicts import verdict_view
+from stages.report.words import points, whole_points
 from stages.tasks.contract import Exhibit
 from tests.report_samples import FOUR, HOSTILE, WEATHER, make_comparison, make_inputs, picture
 
@@ -138,6 +140,7 @@ def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
         "galleries": {},
         "provenance": {},
         "metrics": {},
+        "skipped": [],
     }
     page = write(tmp_path, **bare)
     for section in ("gates", "effects", "modes", "search", "policy", "skipped", "provenance"):
@@ -186,15 +189,45 @@ def test_every_number_of_a_comparison_is_in_the_page(pages: dict[str, Path]) -> 
     assert cells_of(page, "moved", "darkening &gt;= 0.9")[:3] == ["10.0%", "17.0%", "+7.0"]
     assert "Aiming at the modes helped: -8.7 points." in page
     assert cells_of(page, "differences", "clean accuracy")[:2] == ["96.7%", "95.6%"]
-    assert "more than chance explains" in page
+    assert "Shape alone: moved by 0.091" in page
+    assert "differs by 0.021 to 0.033: more than chance explains." in page
+    assert "differs by 0.025 to 0.21: chance may explain that." in page
+    assert cells_of(page, "skipped", r"img-17\.png") == ["truncated"]
+
+
+def test_a_mode_that_was_not_measured_says_so(tmp_path: Path) -> None:
+    inputs = make_inputs(*FOUR[:2], images=False)
+    unknown = dict.fromkeys(("rate", "low", "high")) | {"probes": 0, "failures": 0, "confirmed": False}
+    inputs["summary"]["modes"][1] |= unknown
+    page = write(tmp_path, **inputs)
+    row = page.split('<a href="#mode-2">')[1].split("</tr>")[0]
+    assert "not measured" in row
+    assert "not confirmed" in row
+    assert "nan%" not in page
+
+
+def test_what_the_search_for_modes_left_out_is_said(tmp_path: Path) -> None:
+    inputs = make_inputs(*FOUR[:2], images=False)
+    assert "Too many ranges" not in write(tmp_path, **inputs)
+    inputs["summary"]["modes_skipped"] = [["rotation", "darkening"]]
+    assert "conditions on all of rotation × darkening" in write(tmp_path, **inputs)
+
+
+def test_changes_are_shown_in_points() -> None:
+    assert [whole_points(value) for value in (-0.441, 0.03, -0.004, 0.004, None)] == ["−44", "+3", "0", "0", ""]
+    assert points(-0.0001) == "0.0"
+    row, column = FOUR[0], FOUR[1]
+    rates = pd.DataFrame({"rate_before": 0.5, "rate_after": 0.06}, index=range(len(row) * len(column)))
+    cells = change_map(row, column, rates, 0.5).data[0]
+    assert (cells.z[0][0], cells.text[0][0], cells.texttemplate) == (-44.0, "−44", "%{text}")
 
 
 @pytest.mark.parametrize(
     ("passed", "results", "said"),
     [
         (None, [], "No gates set"),
-        (None, [None], "no gate could be judged"),
-        (True, [True, None], "Passed 1 gates, 1 not judged"),
+        (None, [None], "1 of 1 gates could not be judged"),
+        (None, [True, None], "1 of 2 gates could not be judged"),
         (False, [True, False], "Failed 1 of 2 gates"),
         (True, [True, True], "Passed all gates"),
     ],

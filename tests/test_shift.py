@@ -35,10 +35,10 @@ def test_identical_landscapes_are_at_distance_zero():
 def test_a_mode_moved_to_another_corner_is_seen_where_lists_of_rates_see_nothing():
     before, after = rates(LOW), rates(HIGH)
     assert wasserstein_distance(before, after) == pytest.approx(0.0, abs=1e-12)
-    halves = (table(rates(LOW, seed=1)), table(rates(LOW, seed=2)))
-    moved = shift(SPACE, table(before), table(after), halves)
-    assert moved["normalised"] > 3 * moved["noise_floor"]["normalised"]
-    assert moved["null_cell"] > 3 * moved["noise_floor"]["null_cell"]
+    splits = [(table(rates(LOW, seed=s)), table(rates(LOW, seed=s + 1))) for s in (1, 3)]
+    moved = shift(SPACE, table(before), table(after), splits)
+    assert moved["normalised"] > 3 * moved["noise_floor"]["normalised"]["max"]
+    assert moved["null_cell"] > 3 * moved["noise_floor"]["null_cell"]["max"]
     assert moved["beyond_noise"]
     assert moved["mean_rate_before"] == pytest.approx(moved["mean_rate_after"])
 
@@ -58,9 +58,20 @@ def test_fewer_failures_in_the_same_places_move_only_the_null_cell():
 
 
 def test_the_same_model_stays_at_its_noise_floor():
-    a, b, c, d = (table(rates(LOW, seed=s, n=30)) for s in range(4))
-    moved = shift(SPACE, a, b, (c, d))
-    assert moved["normalised"] == pytest.approx(moved["noise_floor"]["normalised"], rel=0.5)
+    a, b, *more = (table(rates(LOW, seed=s, n=30)) for s in range(12))
+    moved = shift(SPACE, a, b, list(zip(more[::2], more[1::2], strict=True)))
+    floor = moved["noise_floor"]["normalised"]
+    assert moved["normalised"] == pytest.approx(floor["mean"], rel=0.5)
+    assert floor["min"] < floor["mean"] < floor["max"]
+
+
+def test_beyond_noise_is_above_every_split():
+    low, high, near = table(rates(LOW)), table(rates(HIGH)), table(rates(NEAR))
+    assert shift(SPACE, low, near, [(low, low)])["beyond_noise"]
+    moved = shift(SPACE, low, near, [*[(low, low)] * 9, (low, high)])
+    assert moved["noise_floor"]["splits"] == 10
+    assert moved["noise_floor"]["null_cell"]["mean"] < moved["null_cell"] < moved["noise_floor"]["null_cell"]["max"]
+    assert not moved["beyond_noise"]
 
 
 def test_a_known_distance():

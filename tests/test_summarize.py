@@ -8,7 +8,7 @@ import pytest
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.landscape import Mode, Rate, estimate
-from stages.summarize import _read_probes, galleries, policy_view
+from stages.summarize import _measured, _read_probes, galleries, policy_view
 from tests.landscapes import planted, uniform
 
 REGION = {"tilt": [3, 4], "fog": [3, 4]}
@@ -33,6 +33,14 @@ def test_examples_lie_in_the_mode_and_are_of_different_items(probed):
     assert len(set(captions)) == 4
     for exhibit in gallery.failing:
         assert "tilt 3" in exhibit.text or "tilt 4" in exhibit.text
+
+
+def test_a_mode_that_was_not_measured_is_not_given_a_number():
+    known = {**vars(mode()), "rate": Rate(np.nan, np.nan, np.nan, 0), "confirmed": False, "estimate": 0.4}
+    said = _measured(Mode(**known))
+    assert "not measured" in said
+    assert "nan" not in said
+    assert _measured(mode()) == "100% fail, 95% interval 90%-100%, 9 probes"
 
 
 def test_no_examples_if_none_are_asked_for(probed):

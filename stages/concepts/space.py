@@ -115,10 +115,6 @@ class ConceptSpace:
                 columns.append(np.eye(len(concept))[cells[:, j]] / np.sqrt(2))
         return np.hstack(columns).astype(np.float64)
 
-    def values(self, cell: Sequence[int]) -> dict[str, Level]:
-        """One cell (d,) as {concept name: level value}."""
-        return {c.name: c.levels[int(i)] for c, i in zip(self.concepts, cell, strict=True)}
-
     def describe(self, cell: Sequence[int]) -> str:
         """One cell (d,) in words: "rotation 30°, blur 1.2"."""
         return ", ".join(f"{c.name} {c.label(int(i))}" for c, i in zip(self.concepts, cell, strict=True))

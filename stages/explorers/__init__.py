@@ -4,7 +4,7 @@ from stages.explorers.contract import Explorer, Found
 from stages.explorers.env import ENV_ID, ConceptEnv, ConceptVecEnv
 from stages.explorers.policy import Policy, load_policy, save_policy
 from stages.explorers.prober import Answers, Prober
-from stages.explorers.search import EXPLORERS, Progress, SearchResult, make_explorer, search
+from stages.explorers.search import EXPLORERS, SearchResult, make_explorer, search
 
 __all__ = [
     "ENV_ID",
@@ -16,7 +16,6 @@ __all__ = [
     "Found",
     "Policy",
     "Prober",
-    "Progress",
     "SearchResult",
     "load_policy",
     "make_explorer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, PositiveInt, model_validator
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -39,7 +39,7 @@ class AgentSettings(Strict):
 
     n_envs: int = Field(64, ge=1, description="items probed in one step")
     novelty: float = Field(0.5, ge=0, description="weight of the bonus for failures in cells with few of them")
-    hidden: list[int] = Field(default=[64, 64], description="units of the hidden layers")
+    hidden: list[PositiveInt] = Field(default=[64, 64], description="units of the hidden layers")
     learning_rate: float = Field(1e-3, gt=0)
     device: Literal["cpu"] = Field("cpu", description="agents are tiny: a CPU is quicker than moving them")
 
@@ -52,11 +52,17 @@ class PPOSettings(AgentSettings):
     batch_size: int = Field(64, ge=2)
     ent_coef: float = Field(0.02, ge=0, description="entropy bonus: higher explores more, finds fewer")
 
+    @model_validator(mode="after")
+    def _enough_to_normalise(self) -> PPOSettings:
+        if self.n_envs * self.n_steps < 2:
+            raise ValueError(f"n_envs * n_steps must be at least 2, found {self.n_envs} * {self.n_steps}")
+        return self
+
 
 class DQNSettings(AgentSettings):
     """DQN (Mnih et al. 2015), the paper's agent."""
 
-    hidden: list[int] = Field(default=[128, 128], description="units of the hidden layers")
+    hidden: list[PositiveInt] = Field(default=[128, 128], description="units of the hidden layers")
     buffer_size: int = Field(50_000, ge=1)
     learning_starts: int = Field(
         256, ge=1, description="probes before the first update; explicit, so that updates happen"

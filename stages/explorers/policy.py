@@ -120,6 +120,8 @@ def load_policy(folder: Path) -> Policy | None:
         description = json.loads((folder / "policy.json").read_text())
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"{folder} holds no readable policy: {error}") from None
+    if description.get("schema") != 1:
+        raise UsageError(f"{folder} holds a policy of schema {description.get('schema')}, this version reads 1")
     if description["algorithm"] is None:
         return None
     space = ConceptSpace.from_json(description["concepts"])

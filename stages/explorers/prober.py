@@ -16,8 +16,9 @@ import pandas as pd
 import torch
 
 from stages.concepts import ConceptSpace
+from stages.errors import UsageError
 from stages.ledger import Key, Ledger
-from stages.tasks.contract import Compute, Task
+from stages.tasks.contract import Compute, ProbeBatch, Task
 
 
 @contextmanager
@@ -128,7 +129,21 @@ class Prober:
             cells = self.space.cells(np.array([key.cell for key in batch]))
             with torch_threads(self.compute.threads):
                 answer = self.task.probe([key.item for key in batch], cells)
+            self._check(answer, len(batch))
             self.ledger.append(batch, answer.discrepancy, answer.failed, answer.outputs)
+
+    def _check(self, answer: ProbeBatch, n: int) -> None:
+        """Refuse answers that would count as passing by accident: nan is not above any threshold."""
+        where = f"{type(self.task).__name__}.probe"
+        shapes = (np.shape(answer.discrepancy), np.shape(answer.failed), (len(answer.outputs),))
+        if shapes != ((n,),) * 3:
+            raise UsageError(f"{where} was asked {n} probes and answered with shapes {shapes} instead of ({n},) each")
+        if not np.isfinite(answer.discrepancy).all():
+            raise UsageError(f"{where} answered a discrepancy that is not finite: the model's output cannot be judged")
+        if not np.array_equal(answer.failed, answer.discrepancy > self.task.threshold):
+            raise UsageError(
+                f"{where} must call failed what has a discrepancy above its threshold {self.task.threshold}"
+            )
 
     def table(self) -> pd.DataFrame:
         """All unique probes in the order asked, in the format of probes.parquet less role and explorer."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,13 +25,14 @@ from stages.tasks.contract import Compute, Task
 EXPLORERS: dict[str, Any] = {cls.name: cls for cls in (PPOExplorer, DQNExplorer, Random, Exhaustive)}
 
 
-class Progress(NamedTuple):
-    """Where a search stands: one of these after every batch."""
+ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
+"""Opens a display for (description, total), yields what to call with (completed, note): `stages.progress.progress`."""
 
-    role: str
-    spent: int
-    failures: int
-    budget: int
+
+@contextmanager
+def silent(_description: str, _total: int) -> Iterator[Callable[[int, str], None]]:
+    """Show nothing."""
+    yield lambda _completed, _note: None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def search(
     seed: int,
     ledger: Ledger | None = None,
     compute: Compute | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    show: ShowProgress = silent,
+    label: str = "",
 ) -> SearchResult:
     """Let the agent and then the control spend the same budget.
 
@@ -89,7 +93,8 @@ def search(
         seed: of all randomness here; the two roles use different streams of it.
         ledger: answers so far; with a file behind it the search can be resumed.
         compute: threads and batch size of the model.
-        on_progress: called after every batch.
+        show: displays the progress of each role.
+        label: said before the role there.
     """
     ledger = ledger if ledger is not None else Ledger()
     pairs = len(item_ids) * task.concepts.n_cells
@@ -105,15 +110,10 @@ def search(
     budget = min(config.budget, pairs)
     tables, curves, metrics, policy = [], {}, {}, None
     for role, explorer in roles.items():
-
-        def report(spent: int, failures: int, role: str = role) -> None:
-            if on_progress is not None:
-                on_progress(Progress(role, spent, failures, budget))
-
-        prober = Prober(task, item_ids, budget, ledger, compute, report)
-        with torch_threads(1):
+        with show(f"{label}{role} ({explorer.name})", budget) as tell, torch_threads(1):
+            prober = Prober(task, item_ids, budget, ledger, compute, partial(_tell, tell))
             found = explorer.explore(prober, _stream(seed, role))
-        policy = found.policy or policy
+        policy = found.policy if role == "agent" else policy
         table = prober.table()
         tables.append(table.assign(role=role, explorer=explorer.name))
         curves[role] = prober.curve
@@ -121,6 +121,10 @@ def search(
     probes = pd.concat(tables, ignore_index=True)
     first = ["role", "explorer"]
     return SearchResult(probes[first + [c for c in probes if c not in first]], policy, curves, metrics, enumerated)
+
+
+def _tell(tell: Callable[[int, str], None], spent: int, failures: int) -> None:
+    tell(spent, f"{failures:,} failures")
 
 
 def _stream(seed: int, role: str) -> int:

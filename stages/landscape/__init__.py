@@ -5,7 +5,7 @@ from stages.landscape.describe import effects, name_modes, overall_rate
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.gates import all_passed, judge, judge_landscape, judge_repair
 from stages.landscape.intervals import Rate, Resampler, holm, wilson
-from stages.landscape.modes import Mode, confirm, find_regions
+from stages.landscape.modes import Mode, confirm, find_regions, skipped_combinations
 from stages.landscape.pairs import covered_share, draw_pairs, inside_any
 from stages.landscape.shift import distance, entropy, shift, transport_grid
 from stages.landscape.verdict import Judged, Plan, judge_models
@@ -39,6 +39,7 @@ __all__ = [
     "reduced_failures",
     "risen",
     "shift",
+    "skipped_combinations",
     "targeting",
     "transport_grid",
     "wilson",

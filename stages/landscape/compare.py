@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stages.concepts import ConceptSpace, Region
-from stages.landscape.intervals import Rate, Resampler
+from stages.landscape.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler, holm
 
 MIN_PAIRS = 20
 
@@ -44,19 +44,25 @@ class Paired:
 
     def rate(self, model: str, mask: np.ndarray | None = None) -> Rate:
         """Failure rate of a model over the grid, or over the cells of the mask."""
-        return self._resampler.mean(self.failed[model], self._weights(mask))
+        return self._resampler.mean(self.failed[model], self._weights(mask), SHARE)
 
     def change(self, mask: np.ndarray | None = None, models: tuple[str, str] = ("before", "after")) -> Rate:
         """Failure rate of the second model minus the first, on the same pairs."""
-        return self._resampler.mean(self.failed[models[1]] - self.failed[models[0]], self._weights(mask))
+        return self._resampler.mean(self.failed[models[1]] - self.failed[models[0]], self._weights(mask), CHANGE)
+
+    def p_rise(self, mask: np.ndarray) -> float:
+        """One-sided p-value of "no more failures after than before" in the cells of the mask."""
+        return self._resampler.p_value(
+            self.failed["after"] - self.failed["before"], self._weights(mask), above=0.0, lowest=CHANGE[0]
+        )
 
     def newly_failing(self, model: str = "after") -> Rate:
         """Of what passed before, the share that fails now, over the whole grid."""
-        return self._resampler.mean(self.failed[model], self.weight * (1 - self.failed["before"]))
+        return self._resampler.mean(self.failed[model], self.weight * (1 - self.failed["before"]), SHARE)
 
     def fixed(self, model: str = "after") -> Rate:
         """Of what failed before, the share that passes now, over the whole grid."""
-        return self._resampler.mean(1 - self.failed[model], self.weight * self.failed["before"])
+        return self._resampler.mean(1 - self.failed[model], self.weight * self.failed["before"], SHARE)
 
     def _weights(self, mask: np.ndarray | None) -> np.ndarray:
         return self.weight if mask is None else self.weight * mask
@@ -89,16 +95,22 @@ class Paired:
 def compare_quality(
     values: Mapping[str, np.ndarray], item_ids: Sequence[str], *, resamples: int, seed: int
 ) -> tuple[dict[str, Any], Rate, Rate]:
-    """Paired difference of a quality measured item by item: its entry, the value after, the change."""
+    """Paired difference of a quality measured item by item: its entry, the value after, the change.
+
+    Qualities are taken to lie within [0, 1], or, where some do not, within what was observed.
+    """
     resampler, weights = Resampler(np.asarray(item_ids), resamples, seed), np.ones(len(item_ids))
-    before, after = (resampler.mean(values[model], weights) for model in ("before", "after"))
-    change = resampler.mean(values["after"] - values["before"], weights)
+    seen = np.concatenate([np.asarray(v, dtype=float) for v in values.values()])
+    bounds = min(0.0, float(seen.min(initial=0.0))), max(1.0, float(seen.max(initial=1.0)))
+    moves = bounds[0] - bounds[1], bounds[1] - bounds[0]
+    before, after = (resampler.mean(values[model], weights, bounds) for model in ("before", "after"))
+    change = resampler.mean(values["after"] - values["before"], weights, moves)
     entry = _entry(before, after, change)
     if "control" in values:
-        moved = resampler.mean(values["control"] - values["before"], weights)
-        entry["control"] = _entry(None, resampler.mean(values["control"], weights), moved)
+        moved = resampler.mean(values["control"] - values["before"], weights, moves)
+        entry["control"] = _entry(None, resampler.mean(values["control"], weights, bounds), moved)
         entry["control"]["repair_minus_control"] = resampler.mean(
-            values["after"] - values["control"], weights
+            values["after"] - values["control"], weights, moves
         ).to_json()
     return entry, after, change
 
@@ -155,11 +167,15 @@ def reduced_failures(paired: Paired) -> dict[str, Any]:
 
 
 def risen(paired: Paired, space: ConceptSpace, regions: Sequence[Region]) -> list[dict[str, Any]]:
-    """Which of the regions fail more often after the repair, by pairs that did not name them: failures moved there."""
-    found = []
-    for region in regions:
-        mask = region.contains(space, paired.cells)
-        change = paired.change(mask)
-        if change.n >= MIN_PAIRS and change.low > 0:
-            found.append({"region": region.to_json(), "text": region.describe(space), **paired.difference(mask)})
-    return found
+    """Which of the regions fail more often after the repair, by pairs that did not name them: failures moved there.
+
+    A region counts if its interval lies above 0 and Holm's test over all regions says so too.
+    """
+    masks = [region.contains(space, paired.cells) for region in regions]
+    tested = [(r, m) for r, m in zip(regions, masks, strict=True) if paired.change(m).n >= MIN_PAIRS]
+    adjusted = holm(np.array([paired.p_rise(mask) for _, mask in tested]))
+    return [
+        {"region": region.to_json(), "text": region.describe(space), **paired.difference(mask)}
+        for (region, mask), p_value in zip(tested, adjusted, strict=True)
+        if paired.change(mask).low > 0 and p_value < (1 - LEVEL) / 2
+    ]

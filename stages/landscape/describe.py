@@ -64,10 +64,13 @@ def name_modes(
     """Find modes on one half of the evidence and measure them on the other.
 
     The search sees the agent's probes and half of the control's; the other half of the control's is uniform and
-    unseen, and gives rates and intervals. On an enumerated grid the halves are halves of the items.
+    unseen, and gives rates and intervals. Hyperparameters and calibration are chosen anew without that half.
+
+    On an enumerated grid rates are known: a mode is named on half of the items, confirmed on the other half, and its
+    rate is that of all of them.
 
     Args:
-        landscape: the estimate from all probes; only its hyperparameters and calibration are reused.
+        landscape: of all probes; its rates are used only if it is exact.
         probes: of agent and control, as in probes.parquet.
         item_ids: the items rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
@@ -86,13 +89,13 @@ def name_modes(
         control = np.flatnonzero((probes["role"] == "control").to_numpy())
         unseen = np.zeros(len(probes), dtype=bool)
         unseen[rng.permutation(control)[: len(control) // 2]] = True
-        # A pair the agent asked as well has been seen.
-        asked = pd.MultiIndex.from_frame(probes[["item", *space.names]])
-        unseen &= ~asked.isin(asked[~unseen])
         kept = np.arange(len(item_ids))
-    seen = probes[~unseen]
+    # The agent's copies of unseen probes are kept from the search. Dropping them from the unseen half instead would
+    # take failures out of it, and with them its being uniform.
+    asked = pd.MultiIndex.from_frame(probes[["item", *space.names]])
+    seen = probes[~asked.isin(asked[unseen])]
     ids = [item_ids[int(i)] for i in kept]
-    half = estimate(seen, ids, embeddings[kept], space, threshold=threshold, seed=seed, like=landscape)
+    half = estimate(seen, ids, embeddings[kept], space, threshold=threshold, seed=seed)
     regions = find_regions(
         space,
         half.cells(space),
@@ -101,4 +104,5 @@ def name_modes(
         max_conditions=config.max_conditions,
         min_support=config.min_support,
     )
-    return confirm(space, regions, half.cells(space), half.rates, probes[unseen])
+    exact = landscape if landscape.exact else None
+    return confirm(space, regions, half.cells(space), half.rates, probes[unseen], exact=exact)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -24,12 +25,13 @@ from threadpoolctl import threadpool_limits
 
 from stages.concepts import ConceptSpace
 from stages.landscape.calibrate import DRAWS, Link, assess, blocks_of
-from stages.landscape.intervals import LEVEL, Rate, wilson
+from stages.landscape.intervals import LEVEL, SHARE, Rate, Resampler, wilson
 from stages.landscape.kernel import Data, Features, Hyper, Posterior, choose_hyper, fit
 
 MAX_CELLS = 30_000  # about 15 s with 200 items; larger grids are sampled
 RANK, SEARCH_RANK, SEARCH_PROBES = 900, 300, 2000
 CHUNK = 1024
+RESAMPLES = 2000  # of the items of an enumerated grid
 CERTAIN_WIDTH = 0.2
 
 
@@ -48,6 +50,7 @@ class Landscape:
         sampled: the grid is too large, the cells are a seeded sample of it.
         hyper, link: what the estimate was made with; pass both on to estimate another landscape alike.
         diagnostics: how well held-out uniform probes are predicted; see `assess`.
+        answers: (items, cells) share of repeats that failed, of an enumerated landscape; it needs no draws.
     """
 
     table: pd.DataFrame
@@ -57,6 +60,7 @@ class Landscape:
     hyper: Hyper | None
     link: Link | None
     diagnostics: dict[str, object]
+    answers: np.ndarray | None = None
 
     def cells(self, space: ConceptSpace) -> np.ndarray:
         """The cells of the rows, (cells, concepts) level indices."""
@@ -68,12 +72,20 @@ class Landscape:
         return self.table["rate"].to_numpy(dtype=float)
 
     def mean_rate(self, inside: np.ndarray | None = None) -> Rate:
-        """Failure rate over some of the cells (mask), or over all."""
+        """Failure rate over some of the cells (mask), or over all; `n` counts cells."""
         rows = np.ones(len(self.table), dtype=bool) if inside is None else inside
+        if self.answers is not None:
+            by_item = self.answers[:, rows].mean(axis=1)
+            return self._resampler.mean(by_item, np.ones(len(by_item)), SHARE)._replace(n=int(rows.sum()))
         means = self.draws[:, rows].mean(axis=1)
         value = float(self.rates[rows].mean())
         spread = stats.norm.ppf((1 + LEVEL) / 2) * float(means.std(ddof=1))
         return Rate(value, max(0.0, value - spread), min(1.0, value + spread), int(rows.sum()))
+
+    @cached_property
+    def _resampler(self) -> Resampler:
+        assert self.answers is not None
+        return Resampler(np.arange(len(self.answers)), RESAMPLES, 0)
 
 
 def as_data(probes: pd.DataFrame, item_ids: Sequence[str], space: ConceptSpace, threshold: float) -> Data:
@@ -93,6 +105,7 @@ def estimate(
     threshold: float,
     seed: int,
     like: Landscape | None = None,
+    spread: bool = True,
 ) -> Landscape:
     """Estimate the landscape from the probes of agent and control.
 
@@ -104,11 +117,12 @@ def estimate(
         threshold: discrepancies above it are failures.
         seed: of the posterior draws and, on large grids, of the sample of cells.
         like: take hyperparameters and calibration from this landscape instead of choosing them.
+        spread: False leaves intervals and draws out where rates have to be estimated; five times as fast.
     """
     # A second thread spins more than it computes here (2 CPU-seconds against 10, measured), and sums of a fixed number
     # of threads are the same everywhere.
     with threadpool_limits(1):
-        return _estimate(probes, item_ids, embeddings, space, threshold, seed, like)
+        return _estimate(probes, item_ids, embeddings, space, threshold, seed, like, spread)
 
 
 def _estimate(
@@ -119,8 +133,9 @@ def _estimate(
     threshold: float,
     seed: int,
     like: Landscape | None,
+    spread: bool,
 ) -> Landscape:
-    probes = probes.drop_duplicates(["item", *space.names, "repeat"])
+    probes = _unique(probes, space)
     data = as_data(probes, item_ids, space, threshold)
     rng = np.random.default_rng(seed)
     sampled = space.n_cells > MAX_CELLS
@@ -138,7 +153,10 @@ def _estimate(
         link, diagnostics = assess(features, data, (probes["role"] == "control").to_numpy(), space, hyper.noise, seed)
         diagnostics |= {"hyperparameters": asdict(hyper), "calibration": asdict(link)}
     posterior = fit(Features(space, embeddings, hyper, RANK), data, hyper.noise)
-    rate, chance, draws = _rates(posterior, link, cells, seen, rng)
+    rate, chance, draws = _rates(posterior, link, cells, seen, rng, DRAWS if spread else 0)
+    if not spread:
+        unknown = np.full(len(cells), np.nan)
+        return Landscape(_table(cells, space, seen, rate, unknown, unknown), draws, False, sampled, hyper, link, {})
     misfit = link.misfit * rate * (1 - rate)
     low, high = _beta_interval(rate, draws.var(axis=0, ddof=1) + misfit + chance)
     step = 0.5 / len(item_ids)  # the true rate is a share of so many items: a continuity correction
@@ -149,6 +167,17 @@ def _estimate(
     draws = np.clip(rate + draws - draws.mean(axis=0) + shared + alone, 0, 1).astype(np.float32)
     table = _table(cells, space, seen, rate, low, high)
     return Landscape(table, draws, False, sampled, hyper, link, diagnostics)
+
+
+def _unique(probes: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
+    """Each probe once, as the control's where both asked it.
+
+    What makes the control's probes uniform is how they were drawn. Without those that the agent asked too, most of
+    them failures, they would not be.
+    """
+    control_first = np.argsort((probes["role"] != "control").to_numpy(), kind="stable")
+    again = probes.iloc[control_first].duplicated(["item", *space.names, "repeat"]).to_numpy()
+    return probes.iloc[np.sort(control_first[~again])]
 
 
 @dataclass(frozen=True)
@@ -182,16 +211,16 @@ class _Seen:
 
 
 def _rates(
-    posterior: Posterior, link: Link, cells: np.ndarray, seen: _Seen, rng: np.random.Generator
+    posterior: Posterior, link: Link, cells: np.ndarray, seen: _Seen, rng: np.random.Generator, n_draws: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rate of each cell over the items, the variance chance adds to it, and draws of it (draws, cells).
 
     Where a pair was asked, its answer takes the place of the prediction: with ever more probes the estimate becomes
     the enumeration.
     """
-    weights = posterior.draw(DRAWS, rng)
+    weights = posterior.draw(n_draws, rng)
     rate, chance = np.empty(len(cells)), np.empty(len(cells))
-    draws = np.empty((DRAWS, len(cells)), dtype=np.float32)
+    draws = np.empty((n_draws, len(cells)), dtype=np.float32)
     order = np.argsort(seen.rows, kind="stable")
     bounds = np.searchsorted(seen.rows[order], np.arange(0, len(cells) + CHUNK, CHUNK))
     for k, start in enumerate(range(0, len(cells), CHUNK)):
@@ -224,9 +253,8 @@ def _exact(cells: np.ndarray, space: ConceptSpace, seen: _Seen) -> Landscape:
     low, high = bounds[np.unique(rate, return_inverse=True)[1]].T
     answers = np.zeros((n, len(cells)))
     answers[seen.items, seen.rows] = seen.outcome
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
-    table = _table(cells, space, seen, rate, low, high)
-    return Landscape(table, (drawn @ answers).astype(np.float32), True, False, None, None, {"held_out_probes": 0})
+    table, draws = _table(cells, space, seen, rate, low, high), np.empty((0, len(cells)), dtype=np.float32)
+    return Landscape(table, draws, True, False, None, None, {"held_out_probes": 0}, answers)
 
 
 def _beta_interval(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -62,6 +62,8 @@ def judge_repair(gates: Gates, after: Mapping[str, Rate], change: Mapping[str, R
 
 
 def all_passed(entries: Sequence[Mapping[str, Any]]) -> bool | None:
-    """Whether all gates that could be judged passed; None if there were none."""
-    judged = [entry["passed"] for entry in entries if entry["passed"] is not None]
-    return all(judged) if judged else None
+    """Whether all gates passed: False if one failed; else None if one could not be judged, or if there are none."""
+    results = [entry["passed"] for entry in entries]
+    if False in results:
+        return False
+    return None if None in results or not results else True

@@ -97,10 +97,6 @@ class Posterior:
     noise: float
     evidence: float
 
-    def mean(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Expected discrepancy of n probes: (n,)."""
-        return self.offset + self.features.of_probes(items, cells) @ self.weights
-
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Draw n weight vectors from the posterior: (n, rank)."""
         noise = solve_triangular(self.cholesky.T, rng.standard_normal((len(self.weights), n)), lower=False)

@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import prod
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.landscape.intervals import Rate, holm, wilson
+from stages.landscape.estimate import RESAMPLES, Landscape
+from stages.landscape.intervals import SHARE, Rate, Resampler, holm, wilson
 
 MAX_BOXES = 4_000_000  # boxes held at once for one combination of concepts
 MAX_OVERLAP = 0.5
@@ -28,17 +30,21 @@ MAX_SUBSETS = 6  # categories up to which all sets of them are tried
 
 @dataclass(frozen=True)
 class Mode:
-    """A region with the failure rate that unseen uniform probes show there.
+    """A region with the failure rate measured there.
 
     Args:
         id: M1, M2, ... worst first.
         region: the cells.
-        rate: with its Wilson interval, from uniform probes the search did not see.
-        failures: how many of them failed.
+        rate: from uniform probes the search did not see, with its Wilson interval: for what asking *these* items in
+            all of the region's cells would show, as the probes are uniform draws from just that. On an enumerated
+            grid that is known; then the interval is for other items like these. NaN if no unseen probe fell into
+            the region.
+        failures: how many of the probes behind the rate failed.
         estimate: mean estimated rate of the cells.
-        lift: rate over the overall rate.
+        lift: rate, or the estimate where there is none, over the overall rate.
         share: share of the grid.
         confirmed: the rate is above the overall rate: both the interval and Holm's test over all candidates say so.
+            Never where nothing was measured.
     """
 
     id: str
@@ -89,7 +95,8 @@ def find_regions(
         cells: (n, concepts) level indices, all of the grid or a uniform sample.
         rates: (n,) failure rates.
         modes: regions at most.
-        max_conditions: concepts a region constrains at most; fewer where a grid has too many ranges to try.
+        max_conditions: concepts a region constrains at most; combinations with too many ranges are left out, see
+            `skipped_combinations`.
         min_support: share of the grid a region covers at least.
     """
     overall = float(rates.mean())
@@ -110,28 +117,41 @@ def confirm(
     cells: np.ndarray,
     rates: np.ndarray,
     unseen: pd.DataFrame,
+    *,
+    exact: Landscape | None = None,
 ) -> list[Mode]:
     """Measure each region on uniform probes the search did not see, and order them by excess failures.
+
+    Probes of an enumerated grid are no draws: with 12 items and 100 cells there are 12 pieces of evidence, not 1,200.
+    So there items are resampled, for the interval all, for the test those the search did not see.
 
     Args:
         space: the grid.
         regions: what the search named.
         cells: (n, concepts) cells of the landscape the search saw.
         rates: (n,) their rates.
-        unseen: uniformly drawn probes, as in probes.parquet.
+        unseen: uniformly drawn probes, as in probes.parquet; of unseen items if the grid was enumerated.
+        exact: the landscape of all items, if the grid was enumerated.
     """
     probed = unseen[space.names].to_numpy(dtype=np.int64)
     failed = unseen["failed"].to_numpy(dtype=bool)
     overall = float(failed.mean()) if len(failed) else float(rates.mean())
+    resampler = Resampler(unseen["item"].to_numpy(dtype=str), RESAMPLES, 0)
     found = []
     for region in regions:
         inside = region.contains(space, probed)
         n, k = int(inside.sum()), int(failed[inside].sum())
         # The rest of the grid is what chance is judged by: the region is part of the overall rate.
         rest = float(failed[~inside].mean()) if n < len(failed) else overall
-        p_value = stats.binomtest(k, n, max(rest, 1e-9), alternative="greater").pvalue if n else 1.0
-        found.append((region, wilson(k, n), k, float(rates[region.contains(space, cells)].mean()), p_value))
-    adjusted = holm(np.array([p for *_, p in found])) if found else np.empty(0)
+        if exact is None:
+            rate = wilson(k, n)
+            p_value = stats.binomtest(k, n, max(rest, 1e-9), alternative="greater").pvalue if n else 1.0
+        else:
+            rate, k = _known(exact, region.contains(space, exact.cells(space)))
+            p_value = resampler.p_value(failed, inside.astype(float), above=rest, lowest=SHARE[0])
+        found.append((region, rate, k, float(rates[region.contains(space, cells)].mean()), p_value))
+    overall = overall if exact is None else float(exact.rates.mean())
+    adjusted = holm(np.array([p for *_, p in found]))
     modes = []
     for (region, rate, k, estimate, _), p_value in zip(found, adjusted, strict=True):
         value = rate.value if rate.n else estimate
@@ -140,6 +160,28 @@ def confirm(
         modes.append(Mode("", region, rate, k, estimate, value / max(overall, 1e-9), share, confirmed))
     modes.sort(key=lambda m: (-m.confirmed, -(m.lift - 1) * m.share))
     return [Mode(**{**vars(m), "id": f"M{i}"}) for i, m in enumerate(modes, start=1)]
+
+
+def _known(exact: Landscape, inside: np.ndarray) -> tuple[Rate, int]:
+    """Rate over cells (mask) of an enumerated grid, counted in (item, cell) pairs, and how many of these failed."""
+    rate = exact.mean_rate(inside)
+    pairs = rate.n * (0 if exact.answers is None else len(exact.answers))
+    return rate._replace(n=pairs), round(rate.value * pairs)
+
+
+def skipped_combinations(space: ConceptSpace, max_conditions: int) -> list[list[str]]:
+    """Combinations of concepts with too many ranges to try: no mode is sought that conditions on all of them."""
+    return [
+        [space.names[j] for j in concepts]
+        for size in range(1, min(max_conditions, len(space)) + 1)
+        for concepts in combinations(range(len(space)), size)
+        if _boxes(space, concepts) > MAX_BOXES
+    ]
+
+
+def _boxes(space: ConceptSpace, concepts: Sequence[int]) -> int:
+    """How many boxes the search would try over these concepts."""
+    return prod(len(_selectors(space.concepts[j], np.zeros(space.sizes[j]))) for j in concepts)
 
 
 def _best_region(
@@ -157,8 +199,8 @@ def _best_region(
     for size in range(1, min(max_conditions, len(space)) + 1):
         for concepts in combinations(range(len(space)), size):
             chosen = [selectors[j] for j in concepts]
-            if np.prod([len(s) for s in chosen]) > MAX_BOXES:
-                continue
+            if prod(len(s) for s in chosen) > MAX_BOXES:
+                continue  # `skipped_combinations` tells which
             fresh = ~covered
             all_cells = _box_sums(space, cells, np.ones(len(cells)), concepts, chosen)
             new_cells = _box_sums(space, cells, fresh.astype(float), concepts, chosen)

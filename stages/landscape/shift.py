@@ -7,6 +7,7 @@ whatever their amount; *null_cell* also compares their amount, by a null cell th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -104,7 +105,10 @@ def entropy(rates: np.ndarray) -> float:
 
 
 def shift(
-    space: ConceptSpace, before: pd.DataFrame, after: pd.DataFrame, halves: tuple[pd.DataFrame, pd.DataFrame]
+    space: ConceptSpace,
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    splits: Sequence[tuple[pd.DataFrame, pd.DataFrame]],
 ) -> dict[str, object]:
     """The shift as in verdict.json.
 
@@ -112,18 +116,20 @@ def shift(
         space: the grid.
         before: a landscape.
         after: one over the same cells.
-        halves: two landscapes of the model before, from disjoint halves of its items and probes. Their distance is the
-            noise floor; having half the probes each, they overstate it.
+        splits: for each of several splits two landscapes of the model before, from disjoint halves of its items and
+            probes. Their distances are the noise floor; having half the items each, they overstate it.
     """
     cells = before[space.names].to_numpy(dtype=np.int64)
     grid = transport_grid(space, cells)
-    rates = [table["rate"].to_numpy(dtype=float) for table in (before, after, *halves)]
-    moved, floor = distance(grid, rates[0], rates[1]), distance(grid, rates[2], rates[3])
+    rates = [table["rate"].to_numpy(dtype=float) for table in (before, after)]
+    moved = distance(grid, rates[0], rates[1])
+    chance = [distance(grid, *(half["rate"].to_numpy(dtype=float) for half in halves)) for halves in splits]
+    floor = {view: _spread([getattr(by_chance, view) for by_chance in chance]) for view in Distance._fields}
     return {
         "normalised": _number(moved.normalised),
         "null_cell": moved.null_cell,
-        "noise_floor": {"normalised": _number(floor.normalised), "null_cell": floor.null_cell},
-        "beyond_noise": bool(moved.null_cell > floor.null_cell),
+        "noise_floor": {"splits": len(splits), **floor},
+        "beyond_noise": moved.null_cell > max(by_chance.null_cell for by_chance in chance),
         "mean_rate_before": float(rates[0].mean()),
         "mean_rate_after": float(rates[1].mean()),
         "entropy_before": _number(entropy(rates[0])),
@@ -133,6 +139,14 @@ def shift(
         "blocks": len(grid.points),
         "levels_merged": grid.merged,
     }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Smallest, mean and largest; null where no value is known."""
+    known = [value for value in values if not np.isnan(value)]
+    if not known:
+        return dict.fromkeys(("min", "mean", "max"))
+    return {"min": min(known), "mean": float(np.mean(known)), "max": max(known)}
 
 
 def _number(value: float) -> float | None:

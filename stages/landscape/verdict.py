@@ -22,6 +22,7 @@ from stages.params import AuditConfig, RepairConfig
 from stages.tasks.contract import Task
 
 Search = tuple[pd.DataFrame, dict[str, Any]]  # probes, metrics by role
+SPLITS = 5  # of the items, for the noise floor of the shift
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def judge_models(
     gates = judge_repair(repair.gates, after, change)
     passed = all_passed(gates)
 
-    before_landscape, after_landscape, halves = _landscapes(task, item_ids, searches, seed)
+    before_landscape, after_landscape, splits = _landscapes(task, item_ids, searches, seed)
     moved = risen(paired, space, _rising_regions(space, before_landscape, after_landscape, audit))
     aimed = targeting(differences["target_failure_rate"])
     verdict = {
@@ -109,7 +110,7 @@ def judge_models(
         "decided_by": plan.decided_by,
         "reviewer": plan.reviewer,
         "reason": plan.reason,
-        "statement": _statement(passed, gates, differences, aimed, moved, targets),
+        "statement": _statement(plan, gates, differences, aimed, moved),
         "differences": differences,
         "modes": [
             {
@@ -124,7 +125,7 @@ def judge_models(
         "failures_moved": {"found": bool(moved), "regions": moved},
         "reduced_failures": reduced_failures(paired),
         "search": {model: numbers for model, (_, numbers) in searches.items()},
-        "shift": shift(space, before_landscape.table, after_landscape.table, (halves[0].table, halves[1].table)),
+        "shift": shift(space, before_landscape.table, after_landscape.table, splits),
         "estimator": {"before": before_landscape.diagnostics, "after": after_landscape.diagnostics},
         "items": len(item_ids),
     }
@@ -133,8 +134,8 @@ def judge_models(
 
 def _landscapes(
     task: Task, item_ids: Sequence[str], searches: Mapping[str, Search], seed: int
-) -> tuple[Landscape, Landscape, tuple[Landscape, Landscape]]:
-    """Both landscapes, estimated alike, and two of the model before from disjoint halves of the items.
+) -> tuple[Landscape, Landscape, list[tuple[pd.DataFrame, pd.DataFrame]]]:
+    """Both landscapes, estimated alike, and for several splits two of the model before from halves of the items.
 
     Items are described by what the model *before* sees in them, so that both are estimated from the same description.
     """
@@ -142,13 +143,18 @@ def _landscapes(
     before_probes, after_probes = searches["before"][0], searches["after"][0]
     before = estimate(before_probes, item_ids, embeddings, space, threshold=threshold, seed=seed)
     after = estimate(after_probes, item_ids, embeddings, space, threshold=threshold, seed=seed)
-    first = np.random.default_rng(seed).permutation(len(item_ids)) < (len(item_ids) + 1) // 2
-    halves = []
-    for mask in (first, ~first if len(item_ids) > 1 else first):
+
+    def part(mask: np.ndarray) -> pd.DataFrame:
         ids = [item for item, kept in zip(item_ids, mask, strict=True) if kept]
         some = before_probes[before_probes["item"].isin(ids)]
-        halves.append(estimate(some, ids, embeddings[mask], space, threshold=threshold, seed=seed, like=before))
-    return before, after, (halves[0], halves[1])
+        half = estimate(some, ids, embeddings[mask], space, threshold=threshold, seed=seed, like=before, spread=False)
+        return half.table
+
+    rng, splits = np.random.default_rng(seed), []
+    for _ in range(SPLITS if len(item_ids) > 1 else 1):
+        first = rng.permutation(len(item_ids)) < (len(item_ids) + 1) // 2
+        splits.append((part(first), part(~first if len(item_ids) > 1 else first)))
+    return before, after, splits
 
 
 def _rising_regions(space: ConceptSpace, before: Landscape, after: Landscape, audit: AuditConfig) -> list[Region]:
@@ -177,20 +183,22 @@ def _side_by_side(space: ConceptSpace, before: Landscape, after: Landscape) -> p
 
 
 def _statement(
-    passed: bool | None,
+    plan: Plan,
     gates: Sequence[Mapping[str, Any]],
     differences: Mapping[str, Mapping[str, Any]],
     aimed: Mapping[str, Any] | None,
     moved: Sequence[Mapping[str, Any]],
-    targets: Sequence[Region],
 ) -> str:
-    """The verdict in a few sentences."""
-    failed = [gate["gate"] for gate in gates if gate["passed"] is False]
-    if passed is None:
-        said = ["No gate was judged."]
-    else:
-        said = ["All gates passed." if passed else f"Failed: {', '.join(failed)}."]
-    if not targets:
+    """The verdict in a few sentences; that a rule decided comes first, and an unjudged gate is never passed over."""
+    said = ["Decided by policy, no human."] if plan.decided_by == "policy" else []
+    failed, unjudged = ([gate["gate"] for gate in gates if gate["passed"] is result] for result in (False, None))
+    if failed:
+        said.append(f"Failed: {', '.join(failed)}.")
+    if unjudged:
+        said.append(f"Not judged, as there was nothing to measure: {', '.join(unjudged)}; so this is no pass.")
+    if not (failed or unjudged):
+        said.append("All gates passed." if gates else "No gates were set.")
+    if not plan.targets:
         said.append("The plan repairs no mode, so nothing was to improve; the model is judged as it is.")
     else:
         d = differences["target_failure_rate"]

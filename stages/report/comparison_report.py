@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from stages.report.parts import label_of, landscape_part, space_of, top_rate
 from stages.report.scales import nice_ceiling
 from stages.report.searches import compare_searches
 from stages.report.verdicts import verdict_view
-from stages.report.words import flatten, is_number, number, percent, points, points_interval, skipped, words
+from stages.report.words import flatten, is_number, number, percent, points, points_interval
 from stages.tasks.contract import Exhibit
 
 LIMITS = (
@@ -25,17 +25,19 @@ LIMITS = (
     "Intervals are 95% intervals over resampled items. They do not cover items unlike the ones used here.",
     "A gate passes only on evidence: if the interval reaches across its bound, it fails.",
     "The landscapes are estimates from two searches at the same budget; the paired differences are counted.",
-    "The same model differs between two halves of the items, by chance: that is the noise floor of the shift.",
+    "The same model differs between two halves of the items, by chance: that is the noise floor of the shift. Halves "
+    "have fewer items and probes than the whole, so it is overstated.",
 )
 _NAMES = {
-    "target": "target modes",
     "target_failure_rate": "target modes: failure rate",
-    "other": "all other cells",
     "other_failure_rate": "all other cells: failure rate",
     "failure_rate": "whole grid: failure rate",
     "fixed": "fixed: failed before, passes now",
     "newly_failing": "newly failing: passed before, fails now",
-    "clean_quality": "quality on unchanged items",
+}
+_EXAMPLES = {
+    "fixed": ("Fixed: failed before, passes now", "passing"),
+    "newly_failing": ("Newly failing: passed before, fails now", "failing"),
 }
 
 
@@ -48,6 +50,7 @@ def write_comparison_report(
     probes: pd.DataFrame,
     galleries: Mapping[str, Sequence[tuple[Exhibit, str, str]]],
     provenance: Mapping[str, Any],
+    skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write before against after as one self-contained page. What is missing in the inputs is left out.
 
@@ -59,11 +62,12 @@ def write_comparison_report(
         probes: as in re_evaluate's probes.parquet.
         galleries: (exhibit, output before, output after) for each kind of example ("fixed", "newly_failing").
         provenance: as in provenance.json.
+        skipped: what could not be used, as {file, reason}.
     """
     names = shown_concepts(landscapes, space, "rate_before") if "rate_before" in landscapes else space.names
     top = top_rate(landscapes, space, names, ("rate_before", "rate_after"))
-    differences = list(_differences(verdict.get("differences")))
-    modes, moved = list(_differences(verdict.get("modes"))), verdict.get("failures_moved")
+    differences = [_row(entry, key) for key, entry in (verdict.get("differences") or {}).items()]
+    modes, moved = [_row(entry, entry["id"]) for entry in verdict.get("modes") or []], verdict.get("failures_moved")
     sides = [
         part
         for suffix, title in (("_before", "Before"), ("_after", "After"))
@@ -75,7 +79,7 @@ def write_comparison_report(
         "sides": sides,
         "changes": _changes(landscapes, space, names),
         "modes": modes,
-        "moved": None if moved is None else list(_differences(moved.get("regions"))),
+        "moved": None if moved is None else [_row(entry, "") for entry in moved["regions"]],
         "dumbbells": _dumbbells(modes or differences),
         "search": compare_searches(probes, verdict.get("search") or {}),
         "shift": _shift(verdict.get("shift") or {}),
@@ -100,7 +104,7 @@ def write_comparison_report(
         finding=_finding(verdict, differences),
         decision=_decision(verdict),
         contents=[(key, title) for key, title in titles.items() if parts[key] or (key == "moved" and moved)],
-        skipped=list(skipped(provenance)),
+        skipped=[(entry["file"], entry["reason"]) for entry in skipped],
         provenance=list(flatten(provenance)),
         metrics=list(flatten({key: verdict[key] for key in ("items", "estimator") if key in verdict})),
         limits=LIMITS,
@@ -108,44 +112,28 @@ def write_comparison_report(
     )
 
 
-def _differences(data: Any) -> Iterator[dict[str, Any]]:
-    """Paired differences in one form, from a list of entries or a mapping of name to entry.
-
-    An entry's numbers: before, after, change with low and high, the same for the control under `control`.
-    """
-    entries: Iterable[Any] = data or []
-    if isinstance(data, Mapping):
-        entries = [{"key": key, **value} for key, value in data.items() if isinstance(value, Mapping)]
-    for entry in entries:
-        key = str(entry.get("key") or entry.get("id") or "")
-        control = entry.get("control")
-        control = control if isinstance(control, Mapping) else {"after": control} if is_number(control) else {}
-        change = entry.get("change", entry.get("difference", entry.get("value")))
-        text = entry.get("text")
-        yield {
-            "key": key,
-            "name": f"{key}: {text}" if key and text else text or entry.get("name") or _NAMES.get(key, words(key)),
-            "before": entry.get("before"),
-            "after": entry.get("after"),
-            "change": change,
-            "low": entry.get("low"),
-            "high": entry.get("high"),
-            "n": entry.get("pairs", entry.get("n", entry.get("probes"))),
-            "action": entry.get("action"),
-            "control": control.get("after", control.get("value")),
-            "control_change": control.get("change", control.get("difference")),
-            "control_low": control.get("low"),
-            "control_high": control.get("high"),
-        }
+def _row(entry: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A paired difference as the table shows it; shares that no model had before (newly failing) have no change."""
+    control, text = entry.get("control", {}), entry.get("text")
+    changed = "change" in control
+    return {
+        "key": key,
+        "name": f"{key}: {text}" if key and text else text or entry.get("name") or _NAMES[key],
+        **{name: entry.get(name) for name in ("before", "after", "change", "low", "high", "pairs", "action")},
+        "control": control.get("after"),
+        "control_change": control.get("change"),
+        "control_low": control.get("low") if changed else None,
+        "control_high": control.get("high") if changed else None,
+    }
 
 
 def _finding(verdict: Mapping[str, Any], differences: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the repair did, in a few sentences: where it aimed, elsewhere, against the control, and to whom."""
     said = []
-    by_key = {row["key"].removesuffix("_failure_rate"): row for row in differences}
-    for key, what in (("target", "In the target modes"), ("other", "Everywhere else")):
+    by_key = {row["key"]: row for row in differences}
+    for key, what in (("target_failure_rate", "In the target modes"), ("other_failure_rate", "Everywhere else")):
         row = by_key.get(key, {})
-        if is_number(row.get("before")) and is_number(row.get("after")):
+        if is_number(row.get("before")):
             said.append(
                 f"{what} failures went from {percent(row['before'])} to {percent(row['after'])} "
                 f"({points(row['change'])} points, 95% interval {points_interval(row['low'], row['high'])})."
@@ -154,22 +142,20 @@ def _finding(verdict: Mapping[str, Any], differences: Sequence[Mapping[str, Any]
     if statement:
         said.append(f"{statement[0].upper()}{statement[1:]}.")
     newly = by_key.get("newly_failing", {})
-    share = next((newly[k] for k in ("after", "change") if is_number(newly.get(k))), None)
-    if share is not None:
-        said.append(f"{percent(share)} of what passed before now fails.")
+    if is_number(newly.get("after")):
+        said.append(f"{percent(newly['after'])} of what passed before now fails.")
     return said
 
 
 def _decision(verdict: Mapping[str, Any]) -> dict[str, str] | None:
     """Who decided which modes to repair; a rule is never passed off as a person."""
-    source = {**(verdict.get("plan") or {}), **verdict}
-    by = source.get("decided_by")
+    by = verdict.get("decided_by")
     if not by:
         return None
-    reviewer = f"decided by {source.get('reviewer') or 'a person who gave no name'}"
+    reviewer = f"decided by {verdict.get('reviewer') or 'a person who gave no name'}"
     return {
         "text": "decided by policy, no human" if by == "policy" else reviewer,
-        "reason": str(source.get("reason") or ""),
+        "reason": str(verdict.get("reason") or ""),
         "policy": "yes" if by == "policy" else "",
     }
 
@@ -204,43 +190,28 @@ def _dumbbells(rows: Sequence[Mapping[str, Any]]) -> Picture | None:
 
 def _shift(shift: Mapping[str, Any]) -> dict[str, Any] | None:
     """How far the landscape moved, beside how far it moves by chance."""
-    rows = list(flatten(shift))
-    if not rows:
+    if not shift:
         return None
-    floor = shift.get("noise_floor")
     sentences = []
-    kinds = {"normalised": "Shape alone", "null_cell": "Shape and amount", "with_null_cell": "Shape and amount"}
-    for key, what in kinds.items():
-        value = shift.get(key)
-        noise = floor.get(key) if isinstance(floor, Mapping) else floor
-        if value is not None and is_number(value) and noise is not None and is_number(noise):
-            beyond = "more than chance explains" if value > noise else "no more than chance explains"
-            same = f"the same model on two halves of the items differs by {number(noise)}"
-            sentences.append(f"{what}: moved by {number(value)}, where {same}: {beyond}.")
-    return {"rows": rows, "sentences": sentences}
+    for view, what in (("normalised", "Shape alone"), ("null_cell", "Shape and amount")):
+        value, floor = shift[view], shift["noise_floor"][view]
+        if value is None or floor["max"] is None:
+            continue
+        same = f"the same model on two halves of the items differs by {number(floor['min'])} to {number(floor['max'])}"
+        beyond = "more than chance explains" if value > floor["max"] else "chance may explain that"
+        sentences.append(f"{what}: moved by {number(value)}, where {same}: {beyond}.")
+    return {"rows": list(flatten(shift)), "sentences": sentences}
 
 
-def _reduced(data: Any) -> dict[str, Any] | None:
-    """Definition 4.1 with its numbers; parts hold for the chosen modes and for the whole landscape."""
+def _reduced(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Reduced failures with their numbers, on the chosen modes and over the whole grid."""
     if data is None:
         return None
-    numbers = dict(data) if isinstance(data, Mapping) else {"holds": data}
-    names = {"targets": "chosen modes", "total": "whole landscape"}
-    parts = [
-        {"name": name, "before": None, "after": None, "holds": None, "beyond_chance": None, **part}
-        | {k: (part.get("change") or {}).get(k) for k in ("value", "low", "high")}
-        for key, name in names.items()
-        if isinstance(part := numbers.pop(key, None), Mapping)
-    ]
-    return {"holds": numbers.pop("holds", None), "parts": parts, "rows": list(flatten(numbers))}
+    names = {"targets": "chosen modes", "total": "whole grid"}
+    parts = [{"name": name, **data[key], **data[key]["change"]} for key, name in names.items()]
+    return {"holds": data["holds"], "parts": parts}
 
 
 def _examples(galleries: Mapping[str, Sequence[tuple[Exhibit, str, str]]]) -> list[tuple[str, str, list[Shown]]]:
     shrinker = Shrinker(exhibit for rows in galleries.values() for exhibit, _, _ in rows)
-    kinds = {"fixed": ("Fixed: failed before, passes now", "passing")}
-    kinds |= dict.fromkeys(("newly_failing", "newly failing"), ("Newly failing: passed before, fails now", "failing"))
-    return [
-        (*kinds.get(key, (words(key).capitalize(), "")), [shrinker.show(*row) for row in rows])
-        for key, rows in galleries.items()
-        if rows
-    ]
+    return [(*_EXAMPLES[key], [shrinker.show(*row) for row in rows]) for key, rows in galleries.items() if rows]

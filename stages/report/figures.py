@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from stages.concepts import Concept, ConceptSpace
 from stages.report.marginals import marginal
 from stages.report.scales import AFTER, BEFORE, CHANGE_SCALE, CONTROL, RATE_SCALE, plain, rounded, shade, short
+from stages.report.words import whole_points
 
 # plotly reads "%{x}" as the tick's label, which is the level as people know it.
 _INTERVAL_HOVER = "%{customdata[0]:.1%} – %{customdata[1]:.1%} (bounds averaged over cells)"
@@ -115,13 +116,19 @@ def heat_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -> 
 
 
 def change_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -> go.Figure:
-    """Rate after minus rate before over two concepts."""
-    change = rates["rate_after"] - rates["rate_before"]
-    grid = np.array(rounded(change), dtype=object).reshape(len(row), len(column))
+    """Rate after minus rate before over two concepts, in percentage points; `top` is the share at the scale's end."""
+    shape = (len(row), len(column))
+    change = 100 * (rates["rate_after"] - rates["rate_before"])
+    grid = np.array(rounded(change, 2), dtype=object).reshape(shape)
+    text = np.array([whole_points(value / 100) for value in change], dtype=object).reshape(shape)
     both = zip(rounded(rates["rate_before"]), rounded(rates["rate_after"]), strict=True)
-    custom = np.array([list(pair) for pair in both], dtype=object).reshape(len(row), len(column), 2)
-    hover = f"<b>%{{z:+.1%}}</b><br>%{{customdata[0]:.1%}} before, %{{customdata[1]:.1%}} after{_place(row, column)}"
-    return _grid(row, column, grid, hover, CHANGE_SCALE, (-top, top), tickformat="+.0%", customdata=custom.tolist())
+    custom = np.array([list(pair) for pair in both], dtype=object).reshape(*shape, 2)
+    hover = (
+        "<b>%{text} percentage points</b><br>%{customdata[0]:.1%} before, %{customdata[1]:.1%} after"
+        f"{_place(row, column)}"
+    )
+    more = {"text": text.tolist(), "customdata": custom.tolist()}
+    return _grid(row, column, grid, hover, CHANGE_SCALE, (-100 * top, 100 * top), tickformat="+.0f", **more)
 
 
 def policy_map(row: Concept, column: Concept, policy: pd.DataFrame) -> go.Figure:
@@ -142,7 +149,8 @@ def _grid(
 ) -> go.Figure:
     form = more.pop("tickformat", ".0%")
     readable = len(row) <= 12 and len(column) <= 9  # then each field carries its number and needs no colour bar
-    more |= {"texttemplate": f"%{{z:{form}}}"} if readable else {"colorbar": _colorbar(tickformat=form)}
+    label = "%{text}" if "text" in more else f"%{{z:{form}}}"
+    more |= {"texttemplate": label} if readable else {"colorbar": _colorbar(tickformat=form)}
     cells = go.Heatmap(
         z=grid.tolist(),
         zmin=ends[0],

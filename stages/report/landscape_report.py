@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from stages.concepts import ConceptSpace
+from stages.landscape.intervals import wilson
 from stages.report import figures
 from stages.report.gallery import Gallery, Shrinker
 from stages.report.marginals import marginal, shown_concepts, views
@@ -18,13 +18,14 @@ from stages.report.page import Picture, render
 from stages.report.parts import label_of, landscape_part, pair_part, space_of, top_rate
 from stages.report.searches import search_view
 from stages.report.verdicts import verdict_view
-from stages.report.words import flatten, interval, is_number, number, percent, skipped
+from stages.report.words import flatten, interval, is_number, number, percent
 
 LIMITS = (
     "A rate belongs to this model, these items and this grid. It says nothing of levels or concepts outside it.",
     "Most cells were probed a few times or not at all; their rate is an estimate that borrows from neighbouring cells. "
     "Read regions and their intervals, not single cells.",
-    "Intervals are 95% intervals for the chance of sampling probes. They do not cover items unlike the ones used here.",
+    "Intervals are 95% intervals for the chance of sampling probes, or items where the whole grid was asked. They do "
+    "not cover items unlike the ones used here.",
     "Averages give every level the same weight. In use, some levels are rarer than others.",
     "The agent looks for failures on purpose: the share of its probes that fail is no estimate of the failure rate.",
 )
@@ -40,6 +41,7 @@ def write_landscape_report(
     galleries: Mapping[str, Gallery],
     provenance: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write the landscape as one self-contained page. What is missing in the inputs is left out.
 
@@ -52,6 +54,7 @@ def write_landscape_report(
         galleries: examples for each mode's id.
         provenance: as in provenance.json.
         metrics: the stage's metrics.
+        skipped: what could not be used, as {file, reason}.
     """
     space = ConceptSpace.from_json(summary["concepts"])
     names = shown_concepts(landscape, space)
@@ -85,7 +88,9 @@ def write_landscape_report(
         tiles=_tiles(space, summary, landscape),
         contents=[(key, title) for key, title in titles.items() if parts[key]],
         top=top,
-        skipped=[*skipped(provenance), *skipped(metrics)],
+        exact=bool(summary.get("exact")),
+        modes_skipped=[" × ".join(names) for names in summary.get("modes_skipped") or []],
+        skipped=[(entry["file"], entry["reason"]) for entry in skipped],
         provenance=list(flatten(provenance)),
         metrics=list(flatten(metrics)),
         limits=LIMITS,
@@ -124,10 +129,8 @@ def _effects(space: ConceptSpace, effects: Iterable[Mapping[str, Any]], top: flo
 def _modes(modes: Sequence[Mapping[str, Any]], galleries: Mapping[str, Gallery]) -> list[dict[str, Any]]:
     chosen = {mode["id"]: galleries.get(mode["id"], Gallery([], [])) for mode in modes}
     shrinker = Shrinker(e for gallery in chosen.values() for e in (*gallery.failing, *gallery.passing))
-    blank = dict.fromkeys(("text", "rate", "low", "high", "probes", "failures", "lift", "share", "confirmed"))
     return [
         {
-            **blank,
             **mode,
             "failing": shrinker.show_all(chosen[mode["id"]].failing),
             "passing": shrinker.show_all(chosen[mode["id"]].passing),
@@ -195,13 +198,9 @@ def _calibration_bins(landscape: pd.DataFrame, space: ConceptSpace, probes: pd.D
     bins = groups.agg(
         estimated=("estimated", "mean"), failures=("failed", "sum"), probes=("failed", "size")
     ).reset_index(drop=True)
-    bounds = [
-        binomtest(int(k), int(n)).proportion_ci(method="wilson")
-        for k, n in zip(bins["failures"], bins["probes"], strict=True)
-    ]
-    return bins.assign(
-        observed=bins["failures"] / bins["probes"], low=[b.low for b in bounds], high=[b.high for b in bounds]
-    )
+    seen_rates = [wilson(int(k), int(n)) for k, n in zip(bins["failures"], bins["probes"], strict=True)]
+    observed, low, high, _ = zip(*seen_rates, strict=True)
+    return bins.assign(observed=observed, low=low, high=high)
 
 
 def _policy(landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> dict[str, Any] | None:

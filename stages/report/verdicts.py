@@ -19,10 +19,12 @@ def _text(passed: bool | None, results: Sequence[bool | None]) -> str:
     """The verdict in words; a gate with nothing to judge is never counted as passed."""
     unjudged = results.count(None)
     if passed is None:
-        return "No verdict: no gate could be judged" if results else "No gates set: nothing to pass or fail"
+        if not results:
+            return "No gates set: nothing to pass or fail"
+        return f"No verdict: {unjudged} of {len(results)} gates could not be judged"
     if not passed:
         return f"✗ Failed {results.count(False)} of {len(results)} gates"
-    return f"✓ Passed {results.count(True)} gates, {unjudged} not judged" if unjudged else "✓ Passed all gates"
+    return "✓ Passed all gates"
 
 
 def _gate(gate: Mapping[str, Any]) -> dict[str, Any]:

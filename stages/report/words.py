@@ -24,8 +24,16 @@ def interval(low: Any, high: Any, digits: int = 1) -> str:
 
 
 def points(value: Any) -> str:
-    """A difference of shares in percentage points, always signed: "−20.0"."""
-    return f"{100 * value:+.1f}".replace("-", "−") if is_number(value) else "–"
+    """A difference of shares in percentage points, signed unless it is 0: "−20.0"."""
+    if not is_number(value):
+        return "–"
+    text = f"{100 * value:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def whole_points(value: Any) -> str:
+    """A difference of shares in whole percentage points: "−44", "+3", "0"; empty where there is none."""
+    return f"{round(100 * value):+d}".replace("-", "−").replace("+0", "0") if is_number(value) else ""
 
 
 def points_interval(low: Any, high: Any) -> str:
@@ -74,14 +82,3 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         else:
             # Seeds, years and sizes in provenance are names more than quantities: no thousands separators here.
             yield name, str(value) if isinstance(value, int) and not isinstance(value, bool) else number(value)
-
-
-def skipped(data: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
-    """Whatever a stage says it left out: (name, text) for every key that speaks of skipped or corrupt things."""
-    for key, value in data.items():
-        name = f"{where}{key}"
-        if any(word in key.lower() for word in ("skip", "corrupt", "unreadable")):
-            rows = list(flatten({name: value}))
-            yield from ((label, text) for label, text in rows if text not in ("0", "none", "no", "–"))
-        elif isinstance(value, Mapping):
-            yield from skipped(value, f"{name}.")

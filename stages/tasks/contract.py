@@ -177,6 +177,11 @@ class Task(Protocol):
         ...
 
     @classmethod
+    def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
+        """Say all that is wrong with a repair: `settings` holds its method and the method's settings."""
+        ...
+
+    @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
         """Write model and items in standard form under out_dir; return numbers for the metrics."""
         ...

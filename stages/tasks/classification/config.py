@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
@@ -105,7 +107,19 @@ def package_folder(inputs: Path, package: str, where: str) -> Path:
         listed = inputs / "packages.txt"
         command = f"pip install --no-deps -r {listed}" if listed.exists() else f"pip install {package}"
         raise UsageError(f"{where}: package {package} is not installed: {command}")
+    _check_version(inputs / "packages.txt", package, where)
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _check_version(listed: Path, package: str, where: str) -> None:
+    """The files of a package are data: another version may hold others, so the one that is named has to be there."""
+    wanted = dict(re.findall(r"^([\w.-]+)==([\w.]+)", listed.read_text(), re.MULTILINE)) if listed.exists() else {}
+    for name, version in wanted.items():
+        if name.replace("-", "_") == package and metadata.version(name) != version:
+            raise UsageError(
+                f"{where}: {listed} names {name} {version}, installed is {metadata.version(name)}:"
+                f" pip install --no-deps -r {listed}"
+            )
 
 
 def package_file(inputs: Path, package: str, name: str, where: str) -> Path:

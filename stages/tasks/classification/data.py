@@ -92,7 +92,10 @@ class ParquetImages(DataSource):
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"prepare.data.parquet: {path} is no readable parquet file: {error}") from None
         missing = {"id", "split", "label", "image"} - set(table.column_names)
-        meta = json.loads((table.schema.metadata or {}).get(b"images", b"{}"))
+        try:
+            meta = json.loads((table.schema.metadata or {}).get(b"images", b"{}"))
+        except ValueError as error:
+            raise UsageError(f"prepare.data.parquet: {path} has metadata `images` that is not JSON: {error}") from None
         if missing or set(meta) != {"shape", "classes"}:
             raise UsageError(
                 f"prepare.data.parquet: {path} needs the columns id, split, label, image and shape and classes in its "
@@ -121,7 +124,7 @@ class ParquetImages(DataSource):
         return Pool(
             images=np.frombuffer(b"".join(frame["image"]), np.uint8).reshape(-1, *shape),
             targets=frame["label"].map({name: i for i, name in enumerate(classes)}).to_numpy(np.int64),
-            ids=frame["id"].tolist(),
+            ids=frame["id"].astype(str).tolist(),
             groups=frame["id"].tolist(),
             splits=frame["split"].tolist(),
             classes=classes,

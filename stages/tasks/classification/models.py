@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveFloat, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.params import Strict, validation_lines
+from stages.progress import progress
 from stages.tasks.classification.config import package_file
 from stages.tasks.classification.data import Pool
 
 PER_CHANNEL = float | list[float]
+POSITIVE = PositiveFloat | list[PositiveFloat]
 
 
 class Form(Strict):
@@ -38,7 +40,7 @@ class Form(Strict):
     classes: list[str] = Field(min_length=2)
     shape: tuple[int, int, int] = Field(description="channels, height, width of the input")
     mean: PER_CHANNEL = Field(0.0, description="subtracted from pixels in [0, 1]")
-    std: PER_CHANNEL = Field(1.0, description="what is left is divided by this")
+    std: POSITIVE = Field(1.0, description="what is left is divided by this")
     origin: str = Field(description="where the weights come from, for people")
 
 
@@ -231,19 +233,19 @@ class TrainedHere(ModelSource):
         return model.eval()
 
     def _fit(self, model: Classifier, pixels: Tensor, targets: Tensor, seed: int) -> None:
-        from rich.progress import track
-
         steps = max(1, len(pixels) // self.batch_size)
         optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * steps)
         rng = np.random.default_rng([seed, 2])
         order = np.concatenate([rng.permutation(len(pixels))[: steps * self.batch_size] for _ in range(self.epochs)])
-        for batch in track(np.array_split(order, self.epochs * steps), description="training the model under test"):
-            rows = torch.from_numpy(batch).to(pixels.device)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(pixels[rows]), targets[rows]).backward()
-            optimizer.step()
-            schedule.step()
+        with progress("training the model under test", self.epochs * steps) as tell:
+            for step, batch in enumerate(np.array_split(order, self.epochs * steps)):
+                rows = torch.from_numpy(batch).to(pixels.device)
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(pixels[rows]), targets[rows]).backward()
+                optimizer.step()
+                schedule.step()
+                tell(step + 1, f"epoch {step // steps + 1} of {self.epochs}")
 
 
 class PackageWeights(ModelSource):
@@ -258,7 +260,7 @@ class PackageWeights(ModelSource):
     timm: str
     match: Literal["name", "order"] = "name"
     mean: PER_CHANNEL = 0.0
-    std: PER_CHANNEL = 1.0
+    std: POSITIVE = 1.0
 
     def errors(self, inputs: Path) -> list[str]:
         """See ModelSource."""
@@ -277,6 +279,9 @@ class PackageWeights(ModelSource):
                 f"prepare.model.file: {self.file} has no linear layer, so its number of classes is unknown"
             )
         channels, height, width = pool.images.shape[1:]
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if isinstance(values, list) and len(values) != channels:
+                raise UsageError(f"prepare.model.{key}: {len(values)} values, the images have {channels} channel(s)")
         form = Form(
             family="timm",
             architecture=self.timm,

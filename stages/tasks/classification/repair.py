@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from torch.nn import functional
 from stages.concepts import ConceptSpace, Region
 from stages.errors import UsageError
 from stages.params import validation_lines
+from stages.progress import progress
 from stages.tasks.classification.config import RepairSettings
 from stages.tasks.classification.models import Classifier, clone, save_model, seeded
 from stages.tasks.contract import RepairPlan, RepairRecord, TargetMode
@@ -157,15 +158,16 @@ class FineTuning:
 
     def run(self) -> pd.DataFrame:
         """Train to the end; return the loss of each step."""
-        from rich.progress import track
-
-        done = self._resume()
-        for epoch in track(range(done, self.settings.epochs), description=f"repair, {self.settings.method}"):
-            self._epoch(epoch)
-            self._save(epoch + 1)
+        done, epochs = self._resume(), self.settings.epochs
+        with progress(f"repair, {self.settings.method}", epochs * self.steps) as tell:
+            for epoch in range(done, epochs):
+                for loss in self._epoch(epoch):
+                    tell(len(self.losses), f"epoch {epoch + 1} of {epochs}, loss {loss:.3f}")
+                self._save(epoch + 1)
         return pd.DataFrame({"step": np.arange(1, len(self.losses) + 1), "loss": self.losses})
 
-    def _epoch(self, epoch: int) -> None:
+    def _epoch(self, epoch: int) -> Iterator[float]:
+        """Train for one epoch; yields the loss of each step."""
         rng = np.random.default_rng([self.seed, 5, epoch])
         items = np.resize(rng.permutation(self.items), self.steps * self.changed)
         replayed = rng.choice(self.items, (self.steps, self.settings.batch_size - self.changed))
@@ -182,6 +184,7 @@ class FineTuning:
             loss.backward()
             self.optimizer.step()
             self.losses.append(float(loss.detach()))
+            yield self.losses[-1]
 
     def _loss(self, changed: Tensor, rows: np.ndarray, replayed: np.ndarray) -> Tensor:
         both = np.concatenate([rows, replayed])

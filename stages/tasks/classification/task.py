@@ -95,13 +95,19 @@ class ImageClassification:
         return errors
 
     @classmethod
-    def check_repair(cls, settings: Mapping[str, Any]) -> list[str]:
-        """All errors of a repair's method and settings."""
+    def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
+        """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
+        items = context.config.get("items", {})
+        errors = [
+            f"restructure: a repair needs items of the split {split}; set audits.{context.audit}.prepare.items.{split}"
+            for split in ("repair", "test")
+            if isinstance(items, Mapping) and not items.get(split)
+        ]
         try:
             RepairSettings.model_validate(dict(settings))
         except ValidationError as error:
-            return validation_lines(error, RepairSettings, "restructure.settings")
-        return []
+            errors += validation_lines(error, RepairSettings, "restructure.settings")
+        return errors
 
     # Preparation
 
