@@ -99,8 +99,10 @@ def read_run(revision: str, audit: str) -> Run:
             pd.read_parquet(io.BytesIO(read(discover / "probes.parquet"))),
         )
     except FileNotFoundError as error:
-        hint = "`dvc fetch --all-commits` may get them"
-        raise UsageError(f"{revision} has no results of audit {audit!r} here ({error}); {hint}") from None
+        raise UsageError(
+            f"{revision} has no results of audit {audit!r} here ({error}): they were made elsewhere;"
+            " `dvc fetch --all-commits` gets them from a remote, else commit results of your own first"
+        ) from None
     except (SCMError, DvcException) as error:
         expected = f"expected a git revision or {WORKSPACE!r}"
         raise UsageError(f"cannot read revision {revision!r}: {error}; {expected}") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from flows.approval import GATED, waits_for_person
+from flows.approval import GATED, needs_decision, waits_for_person
 from flows.graph import Graph, Stage
 from flows.results import REFERENCE, TIMINGS, read_timings
 from stages.params import Params
@@ -71,11 +71,15 @@ def duration(seconds: float) -> str:
 def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
     """Estimate what running these audits now would cost."""
     timings, reference = read_timings(TIMINGS), read_timings(REFERENCE)
+    todo = graph.to_do(audits)
+    stale = {stage.name for stage in todo}
     stages = []
-    for stage in graph.to_do(audits):
+    for stage in todo:
         probes = probes_of(params, stage)
         calls = ceil(probes / params.audits[stage.audit].compute.batch_size) if probes else None
-        waits = stage.kind == GATED and waits_for_person(params, stage.audit)
+        # A stale landscape may yet become another one, on which nobody has decided.
+        undecided = needs_decision(params, stage.audit) is not None or f"summarize@{stage.audit}" in stale
+        waits = stage.kind == GATED and waits_for_person(params, stage.audit) and undecided
         seconds = timings.get(stage.name, reference.get(stage.name))
         stages.append(StageEstimate(stage, probes, calls, seconds, stage.name in timings, stage.size, waits))
     return Estimate(stages, shutil.disk_usage(Path()).free)

@@ -64,7 +64,8 @@ def _dialogue(landscape: str, modes: list[dict[str, Any]], console: Console) -> 
     decided = []
     for mode in modes:
         console.print(f"\n[bold]{escape(mode['id'])}[/]  {escape(mode['text'])}", highlight=False)
-        action = cast(Action, choose("  what is to happen with it?", list(get_args(Action)), "repair"))
+        default = "repair" if mode.get("confirmed") else "ignore"  # Enter never repairs what may be chance
+        action = cast(Action, choose("  what is to happen with it?", list(get_args(Action)), default))
         severity = choose("  how severe is it?", list(SEVERITIES), "medium") if action == "repair" else "medium"
         reason = text("  why?")
         decided.append(ModeDecision(id=mode["id"], action=action, severity=SEVERITIES[severity], reason=reason))

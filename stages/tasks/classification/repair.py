@@ -141,6 +141,7 @@ class FineTuning:
     ) -> None:
         self.task, self.model, self.teacher = task, model, teacher
         self.sampler, self.settings, self.seed = sampler, settings, plan.seed
+        self.what = "control" if plan.uniform else "repair"
         self.items = np.array(task.items.ids("repair"))
         self.changed = max(1, round(settings.batch_size * (1 - settings.replay)))
         self.steps = -(-len(self.items) // self.changed)  # every item is seen changed once in an epoch
@@ -159,7 +160,7 @@ class FineTuning:
     def run(self) -> pd.DataFrame:
         """Train to the end; return the loss of each step."""
         done, epochs = self._resume(), self.settings.epochs
-        with progress(f"repair, {self.settings.method}", epochs * self.steps) as tell:
+        with progress(f"{self.what}, {self.settings.method}", epochs * self.steps) as tell:
             for epoch in range(done, epochs):
                 for loss in self._epoch(epoch):
                     tell(len(self.losses), f"epoch {epoch + 1} of {epochs}, loss {loss:.3f}")
