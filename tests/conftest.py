@@ -14,6 +14,7 @@ os.environ |= {
     "DVC_NO_ANALYTICS": "1",
     "HF_HUB_OFFLINE": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "SHELL": "/bin/sh",  # the plainest one, as under cron and CI, runs what it is told as a child of its own
 }
 
 
