@@ -11,10 +11,9 @@ import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
-from stages.concepts import Concept, ConceptSpace, Region
-from stages.errors import InfrastructureError, NoLearningError, UsageError
+from stages.concepts import Concept, ConceptSpace
+from stages.errors import InfrastructureError, UsageError
 from stages.explorers import ENV_ID, EXPLORERS, Prober, load_policy, make_explorer, save_policy, search
-from stages.explorers.reward import Reward
 from stages.ledger import Key, Ledger
 from stages.params import DiscoverConfig
 from stages.tasks.contract import Items, ProbeBatch
@@ -98,8 +97,9 @@ def test_a_batch_that_does_not_fit_is_not_written(tmp_path) -> None:
     assert (tmp_path / "ledger").read_text() == ""
 
 
-def test_a_resumed_search_equals_an_uninterrupted_one(tmp_path) -> None:
-    config = DiscoverConfig(explorer="ppo", budget=400)
+@pytest.mark.parametrize("name", ["ppo", "ucb", "map_elites"])
+def test_a_resumed_search_equals_an_uninterrupted_one(name: str, tmp_path) -> None:
+    config = DiscoverConfig(explorer=name, budget=400)
     whole = search(make_task(), ids(make_task()), config, seed=3)
 
     class KilledTask(PlantedTask):
@@ -158,58 +158,20 @@ def test_an_episode_is_one_probe_of_the_item_shown() -> None:
     assert terminated and not truncated and info["failed"] and reward > 0
 
 
-def test_reward_prefers_new_failures_to_old_ones_to_none() -> None:
-    task = make_task(noise=0.0)
-    prober = Prober(task, ids(task), 100)
-    reward = Reward(task.concepts, 0.0, novelty=0.5)
-    failing, passing = np.array([[4, 4, 0]] * 8), np.array([[0, 0, 0]] * 8)
-
-    def pay(items, cells):
-        return reward(np.array(items), cells, prober.ask(np.array(items), cells))
-
-    first, later = pay([0], failing[:1])[0], pay(range(1, 8), failing[:7])[-1]
-    margin = prober.ask(np.array([7]), failing[:1]).discrepancy[0]
-    assert later == pytest.approx(margin + 0.5 / np.sqrt(8))
-    assert first > margin and pay([0], passing[:1])[0] < 0
-    assert pay([0], failing[:1])[0] == -1.0  # the same again is worth less than anything new
-    assert abs(first) <= 1.5
-
-
 # --- agents and baselines, one contract
 
 
-@pytest.mark.parametrize("name", list(EXPLORERS))
+@pytest.mark.parametrize("name", [name for name in EXPLORERS if name != "auto"])  # it is one of the others
 def test_an_explorer_spends_its_budget_and_is_seeded(name: str) -> None:
-    runs = [search(make_task(), ids(make_task()), DiscoverConfig(explorer=name, budget=600), seed=s) for s in (1, 1, 2)]
+    config = DiscoverConfig(explorer=name, budget=330, settings={"startup": 250} if name == "bayesian" else {})
+    runs = [search(make_task(), ids(make_task()), config, seed=s) for s in (1, 1, 2)]
     for run in runs:
         agent = run.probes[run.probes["role"] == "agent"]
-        assert len(agent) == 600 == run.metrics["agent"]["probes"]
+        assert len(agent) == 330 == run.metrics["agent"]["probes"]
         assert not agent.duplicated(["item", "a", "b", "c", "repeat"]).any()
     pd.testing.assert_frame_equal(runs[0].probes, runs[1].probes)
     if name != "exhaustive":
         assert not runs[0].probes.equals(runs[2].probes)
-
-
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
-def test_an_agent_learns_where_the_failures_are(name: str, tmp_path) -> None:
-    task = make_task(items=300)  # enough failing pairs that the agent does not run out of new ones
-    found = search(task, ids(task), DiscoverConfig(explorer=name, budget=1500), seed=0)
-    agent, control = found.metrics["agent"], found.metrics["control"]
-    assert agent["gradient_updates"] > 0
-    assert agent["failures"] > 1.5 * control["failures"]  # the region is 24% of the grid
-
-    cells = task.concepts.cells()
-    p = found.policy.cell_probabilities(task.embed(ids(task)), cells)
-    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-3)
-    inside = Region.from_json(REGION).contains(task.concepts, cells)
-    assert inside[p.argmax(axis=1)].mean() > 0.8  # softmax(Q) is nearly flat, but its peak is in the region
-    if name == "ppo":
-        assert p.mean(axis=0)[inside].sum() > 0.6
-
-    save_policy(found.policy, tmp_path)
-    again = load_policy(tmp_path)
-    np.testing.assert_allclose(again.cell_probabilities(task.embed(ids(task)), cells), p, atol=1e-6)
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
 
 
 def test_no_policy_is_written_as_none(tmp_path) -> None:
@@ -217,11 +179,6 @@ def test_no_policy_is_written_as_none(tmp_path) -> None:
     assert load_policy(tmp_path) is None
     with pytest.raises(UsageError, match="no readable policy"):
         load_policy(tmp_path / "elsewhere")
-
-
-def test_an_agent_without_an_update_is_an_error() -> None:
-    with pytest.raises(NoLearningError, match="no gradient update within its budget of 50"):
-        search(make_task(), ids(make_task()), DiscoverConfig(explorer="ppo", budget=50), seed=0)
 
 
 def test_a_budget_that_covers_the_grid_enumerates_it() -> None:
@@ -235,18 +192,16 @@ def test_a_budget_that_covers_the_grid_enumerates_it() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("pppo", {}, "no explorer 'pppo', found: ppo"),
+        ("pppo", {}, "no explorer 'pppo', found: .*ppo, "),
         ("ppo", {"n_env": 3}, "n_env: unknown key, did you mean 'n_envs'"),
         ("ppo", {"n_envs": 0}, "n_envs: .*greater than or equal to 1, found 0"),
         ("random", {"n_envs": 3}, "unknown key"),
+        ("ppo", {"reward": {"novelti": 1}}, "reward.novelti: unknown key, did you mean 'novelty'"),
+        ("trpo", {"n_envs": 1}, "n_envs [*] n_steps must be at least 2"),
+        ("thompson", {"noise": 0}, "noise: .*greater than 0, found 0"),
+        ("bayesian", {"sampler": "cma"}, "sampler: .*'tpe' or 'gp', found 'cma'"),
     ],
 )
 def test_bad_explorers_are_told(name: str, settings: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_explorer(name, settings)
-
-
-def test_dqn_refuses_a_grid_beyond_its_size() -> None:
-    task = make_task()
-    with pytest.raises(UsageError, match="125 cells, more than"):
-        search(task, ids(task), DiscoverConfig(explorer="dqn", budget=300, settings={"max_cells": 100}), seed=0)

@@ -4,7 +4,8 @@ from stages.explorers.contract import Explorer, Found
 from stages.explorers.env import ENV_ID, ConceptEnv, ConceptVecEnv
 from stages.explorers.policy import Policy, load_policy, save_policy
 from stages.explorers.prober import Answers, Prober
-from stages.explorers.search import EXPLORERS, SearchResult, make_explorer, search
+from stages.explorers.registry import EXPLORERS, make_explorer
+from stages.explorers.search import SearchResult, search
 
 __all__ = [
     "ENV_ID",

@@ -1,11 +1,19 @@
-"""Deep RL agents from Stable-Baselines3: PPO on one choice per concept, DQN on all cells as in the paper."""
+"""Deep RL agents from Stable-Baselines3 and SB3-Contrib, model-free and one step an episode.
+
+On-policy agents (PPO, A2C, TRPO) make one choice per concept, so a grid may be of any size. Value-based ones (DQN, the
+paper's, and QR-DQN) have one output per cell, so they are for small grids. The fields of their settings that are named
+as in SB3 are handed on to it.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, PositiveInt, model_validator
-from stable_baselines3 import DQN, PPO
+from sb3_contrib import QRDQN, TRPO
+from sb3_contrib.qrdqn.policies import QRDQNPolicy
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -15,9 +23,9 @@ from stages.errors import NoLearningError, UsageError
 from stages.explorers.baselines import Random
 from stages.explorers.contract import Found
 from stages.explorers.env import Arena, ConceptVecEnv
-from stages.explorers.policy import Policy
+from stages.explorers.policy import FactoredPolicy, ValuePolicy
 from stages.explorers.prober import Prober
-from stages.explorers.reward import Reward
+from stages.explorers.reward import Reward, RewardConfig
 from stages.params import Strict
 
 PATIENCE = 20  # steps an agent may take per unique probe of its budget before it counts as stuck
@@ -38,25 +46,61 @@ class AgentSettings(Strict):
     """What all agents share."""
 
     n_envs: int = Field(64, ge=1, description="items probed in one step")
-    novelty: float = Field(0.5, ge=0, description="weight of the bonus for failures in cells with few of them")
+    reward: RewardConfig = Field(RewardConfig(), description="what the agent is paid for, see stages/explorers/reward")
     hidden: list[PositiveInt] = Field(default=[64, 64], description="units of the hidden layers")
     learning_rate: float = Field(1e-3, gt=0)
     device: Literal["cpu"] = Field("cpu", description="agents are tiny: a CPU is quicker than moving them")
 
+    def arguments(self) -> dict[str, Any]:
+        """What SB3's constructor is given."""
+        return self.model_dump(exclude={"n_envs", "reward", "hidden", "max_cells", "n_quantiles"})
 
-class PPOSettings(AgentSettings):
-    """PPO (Schulman et al. 2017)."""
+    def architecture(self) -> dict[str, Any]:
+        """What SB3's policy class is given, and `load_policy` needs to build it again."""
+        return {"net_arch": list(self.hidden)}
 
+
+class OnPolicySettings(AgentSettings):
+    """Agents that learn from what they have just asked, and forget it."""
+
+    n_envs: int = Field(32, ge=1, description="items probed in one step")
+    learning_rate: float = Field(3e-3, gt=0)
     n_steps: int = Field(1, ge=1, description="steps of all environments between two updates")
-    n_epochs: int = Field(10, ge=1)
-    batch_size: int = Field(64, ge=2)
-    ent_coef: float = Field(0.02, ge=0, description="entropy bonus: higher explores more, finds fewer")
 
     @model_validator(mode="after")
-    def _enough_to_normalise(self) -> PPOSettings:
+    def _enough_to_normalise(self) -> OnPolicySettings:
         if self.n_envs * self.n_steps < 2:
             raise ValueError(f"n_envs * n_steps must be at least 2, found {self.n_envs} * {self.n_steps}")
         return self
+
+    def arguments(self) -> dict[str, Any]:
+        """See AgentSettings; a batch larger than what was collected is cut to it."""
+        arguments = {**super().arguments(), "gae_lambda": 1.0}  # nothing to bootstrap from in one step
+        if "batch_size" in arguments:
+            arguments["batch_size"] = min(arguments["batch_size"], self.n_envs * self.n_steps)
+        return arguments
+
+
+class PPOSettings(OnPolicySettings):
+    """PPO (Schulman et al. 2017)."""
+
+    n_epochs: int = Field(10, ge=1, description="passes over the probes of an update")
+    batch_size: int = Field(64, ge=2, description="probes in one gradient step")
+    ent_coef: float = Field(0.02, ge=0, description="entropy bonus: higher explores more, finds fewer")
+
+
+class A2CSettings(OnPolicySettings):
+    """A2C (Mnih et al. 2016): one gradient step where PPO takes many."""
+
+    ent_coef: float = Field(0.05, ge=0, description="entropy bonus: higher explores more, finds fewer")
+    normalize_advantage: bool = Field(True, description="scale the advantages of an update to unit variance")
+
+
+class TRPOSettings(OnPolicySettings):
+    """TRPO (Schulman et al. 2015): as far as a bound on the change of the policy allows."""
+
+    batch_size: int = Field(64, ge=2, description="probes in one gradient step of the critic")
+    target_kl: float = Field(0.05, gt=0, description="bound on the Kullback-Leibler divergence of one update")
 
 
 class DQNSettings(AgentSettings):
@@ -70,50 +114,75 @@ class DQNSettings(AgentSettings):
     batch_size: int = Field(64, ge=1)
     gradient_steps: int = Field(16, ge=1, description="updates per step of all environments")
     target_update_interval: int = Field(512, ge=1)
-    exploration_fraction: float = Field(0.5, gt=0, le=1)
+    exploration_fraction: float = Field(0.5, gt=0, le=1, description="share of the budget over which it explores less")
     exploration_final_eps: float = Field(0.1, ge=0, le=1)
     max_cells: int = Field(20_000, description="largest grid it is used on: one output unit per cell")
 
+    def arguments(self) -> dict[str, Any]:
+        """See AgentSettings; the schedule runs over the budget, not over the much larger limit given to learn()."""
+        return {
+            **super().arguments(),
+            "buffer_size": max(self.buffer_size, self.n_envs),
+            "exploration_fraction": self.exploration_fraction / PATIENCE,
+            "train_freq": 1,
+        }
+
+
+class QRDQNSettings(DQNSettings):
+    """QR-DQN (Dabney et al. 2018): learns quantiles of the reward instead of its mean."""
+
+    gradient_steps: int = Field(8, ge=1, description="updates per step of all environments")
+    n_quantiles: int = Field(5, ge=1, description="quantiles of each cell, so outputs per cell")
+    max_cells: int = Field(5_000, description="largest grid it is used on: n_quantiles output units per cell")
+
+    def architecture(self) -> dict[str, Any]:
+        """See AgentSettings."""
+        return {**super().architecture(), "n_quantiles": self.n_quantiles}
+
 
 class _Agent:
-    """What PPO and DQN share: learn until the budget is spent, fill what is left, refuse the untrained."""
+    """Learns until the budget is spent, fills what is left, refuses to pass on the untrained."""
 
-    name: str
-    flat: bool
+    name: ClassVar[str]
+    Settings: ClassVar[type[AgentSettings]]
+    algorithm: ClassVar[Callable[..., BaseAlgorithm]]  # one of SB3's classes
+    flat: ClassVar[bool] = False  # one action per cell instead of one choice per concept
 
-    def __init__(self, settings: AgentSettings) -> None:
-        self.settings = settings
-
-    def _build(self, env: ConceptVecEnv, prober: Prober, seed: int) -> BaseAlgorithm:
-        raise NotImplementedError
+    def __init__(self, settings: AgentSettings | None = None) -> None:
+        self.settings = settings if settings is not None else self.Settings()
 
     def explore(self, prober: Prober, seed: int) -> Found:
         """Learn on the prober until its budget is spent.
 
         Raises:
             NoLearningError: when the budget was too small for a single gradient update.
+            UsageError: when the grid has more cells than the agent may have outputs.
         """
-        arena = Arena(prober, Reward(prober.space, prober.task.threshold, self.settings.novelty), self.flat)
-        env = ConceptVecEnv(arena, self.settings.n_envs, seed)
-        model = self._build(env, prober, seed)
+        settings = self.settings
+        self._check(prober)
+        arena = Arena(prober, Reward(prober.space, prober.task.threshold, settings.reward), self.flat)
+        model = self.algorithm(
+            "MlpPolicy",
+            ConceptVecEnv(arena, settings.n_envs, seed),
+            gamma=0.0,  # episodes are one step long
+            policy_kwargs=settings.architecture(),
+            seed=seed,
+            **settings.arguments(),
+        )
         model.learn(total_timesteps=PATIENCE * prober.budget, callback=_StopWhenSpent(prober))
         updates = int(getattr(model, "_n_updates", 0))
         if updates == 0:
             raise NoLearningError(
                 f"{self.name} made no gradient update within its budget of {prober.budget} probes:"
-                f" raise discover.budget, or lower n_envs ({self.settings.n_envs}), n_steps or learning_starts"
+                f" raise discover.budget, or lower n_envs ({settings.n_envs}), n_steps or learning_starts"
                 " in discover.settings"
             )
         learnt = prober.spent
         if prober.left > 0:  # it only repeated itself; the budget is spent all the same, and that is said
             Random().explore(prober, seed)
-        policy = Policy(
-            self.name,
-            cast(ActorCriticPolicy | DQNPolicy, model.policy),
-            arena.normaliser,
-            prober.space,
-            self._architecture(),
-        )
+        network = cast(ActorCriticPolicy | DQNPolicy | QRDQNPolicy, model.policy)
+        kind = ValuePolicy if self.flat else FactoredPolicy
+        policy = kind(self.name, network, arena.normaliser, prober.space, settings.architecture())
         details = {
             "gradient_updates": updates,
             "steps": int(model.num_timesteps),
@@ -121,68 +190,53 @@ class _Agent:
         }
         return Found(policy, details)
 
-    def _architecture(self) -> dict[str, Any]:
-        return {"net_arch": list(self.settings.hidden)}
+    def _check(self, prober: Prober) -> None:
+        """Refuse a grid that is too large."""
 
 
 class PPOExplorer(_Agent):
-    """PPO on the factored action space: one categorical choice per concept, so a grid may be of any size."""
+    """PPO on the factored action space: one categorical choice per concept."""
 
-    name, flat = "ppo", False
-    Settings = PPOSettings
-
-    def _build(self, env: ConceptVecEnv, prober: Prober, seed: int) -> BaseAlgorithm:
-        s = self.settings
-        assert isinstance(s, PPOSettings)
-        return PPO(
-            "MlpPolicy",
-            env,
-            n_steps=s.n_steps,
-            batch_size=min(s.batch_size, s.n_steps * s.n_envs),
-            n_epochs=s.n_epochs,
-            learning_rate=s.learning_rate,
-            gamma=0.0,  # episodes are one step long
-            gae_lambda=1.0,
-            ent_coef=s.ent_coef,
-            policy_kwargs=self._architecture(),
-            seed=seed,
-            device=s.device,
-        )
+    name, Settings, algorithm = "ppo", PPOSettings, PPO
 
 
-class DQNExplorer(_Agent):
-    """DQN on the flat action space, one action per cell, with settings that let it learn.
+class A2CExplorer(_Agent):
+    """A2C on the factored action space."""
+
+    name, Settings, algorithm = "a2c", A2CSettings, A2C
+
+
+class TRPOExplorer(_Agent):
+    """TRPO on the factored action space."""
+
+    name, Settings, algorithm = "trpo", TRPOSettings, TRPO
+
+
+class _FlatAgent(_Agent):
+    """One action, so one output of the network, per cell."""
+
+    flat = True
+
+    def _check(self, prober: Prober) -> None:
+        settings = cast(DQNSettings, self.settings)
+        if prober.space.n_cells > settings.max_cells:
+            raise UsageError(
+                f"explorer {self.name} has outputs for every cell and this grid has {prober.space.n_cells:,} cells,"
+                f" more than settings.max_cells = {settings.max_cells:,}: take ppo, or fewer concepts or levels"
+            )
+
+
+class DQNExplorer(_FlatAgent):
+    """DQN with settings that let it learn.
 
     The authors' released agents were saved before their first update (learning_starts beyond the run); here it is
     explicit and a run without updates is an error.
     """
 
-    name, flat = "dqn", True
-    Settings = DQNSettings
+    name, Settings, algorithm = "dqn", DQNSettings, DQN
 
-    def _build(self, env: ConceptVecEnv, prober: Prober, seed: int) -> BaseAlgorithm:
-        s = self.settings
-        assert isinstance(s, DQNSettings)
-        if prober.space.n_cells > s.max_cells:
-            raise UsageError(
-                f"explorer dqn has one output per cell and this grid has {prober.space.n_cells:,} cells, more than"
-                f" settings.max_cells = {s.max_cells:,}: take ppo, or fewer concepts or levels"
-            )
-        return DQN(
-            "MlpPolicy",
-            env,
-            learning_rate=s.learning_rate,
-            buffer_size=max(s.buffer_size, s.n_envs),
-            learning_starts=s.learning_starts,
-            batch_size=s.batch_size,
-            gamma=0.0,
-            train_freq=1,
-            gradient_steps=s.gradient_steps,
-            target_update_interval=s.target_update_interval,
-            # The schedule runs over the budget, not over the much larger limit given to learn().
-            exploration_fraction=s.exploration_fraction / PATIENCE,
-            exploration_final_eps=s.exploration_final_eps,
-            policy_kwargs=self._architecture(),
-            seed=seed,
-            device=s.device,
-        )
+
+class QRDQNExplorer(_FlatAgent):
+    """QR-DQN, as DQN."""
+
+    name, Settings, algorithm = "qrdqn", QRDQNSettings, QRDQN

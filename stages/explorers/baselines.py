@@ -1,18 +1,20 @@
-"""Baselines an agent has to beat at the same budget, and plain enumeration for grids small enough."""
+"""Baselines an agent has to beat at the same budget, and plain enumeration for grids small enough.
+
+Sagar et al. (ICML 2024) compare their agent with random search, an epsilon-greedy search and a threshold search.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from pydantic import Field
+from scipy.stats import qmc
 
+from stages.explorers.ask_tell import AskTell, NoSettings, Strategy, uniform
 from stages.explorers.contract import Found
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
-BATCH = 256
-
-
-class NoSettings(Strict):
-    """Takes no settings."""
+BATCH = 256  # a power of 2, as Sobol sequences want it
 
 
 class Random:
@@ -28,8 +30,7 @@ class Random:
         """Draw until the budget is spent; repeated draws cost nothing and are drawn again."""
         rng = np.random.default_rng(seed)
         while prober.left > 0:
-            n = min(BATCH, prober.left)
-            prober.ask(rng.integers(len(prober.item_ids), size=n), prober.space.sample(n, rng))
+            prober.ask(*uniform(prober, min(BATCH, prober.left), rng), uniform=True)
         return Found()
 
 
@@ -50,3 +51,134 @@ class Exhaustive:
                 break
             prober.ask(np.full(len(cells), item), cells)
         return Found()
+
+
+class _Design:
+    """Points of a space-filling design over items and concepts together, cut into batches."""
+
+    def __init__(self, prober: Prober, engine: qmc.QMCEngine) -> None:
+        self._engine = engine
+        self._sizes = np.array([len(prober.item_ids), *prober.space.sizes])
+
+    def propose(self) -> tuple[np.ndarray, np.ndarray]:
+        points = (self._engine.random(BATCH) * self._sizes).astype(np.int64)
+        points = np.minimum(points, self._sizes - 1)  # a point may be rounded up to 1
+        return points[:, 0], points[:, 1:]
+
+    def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
+        """Nothing: the design is fixed beforehand."""
+
+
+class Sobol(AskTell[NoSettings]):
+    """A scrambled Sobol sequence (Sobol 1967; Owen 1998): spreads more evenly than chance, learns nothing."""
+
+    name, Settings = "sobol", NoSettings
+
+    def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
+        """See AskTell."""
+        return _Design(prober, qmc.Sobol(1 + len(prober.space), rng=rng))
+
+
+class LatinHypercube(AskTell[NoSettings]):
+    """Latin hypercubes (McKay, Beckman, Conover 1979), a new one for each batch: every level about equally often."""
+
+    name, Settings = "latin_hypercube", NoSettings
+
+    def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
+        """See AskTell."""
+        return _Design(prober, qmc.LatinHypercube(1 + len(prober.space), rng=rng))
+
+
+class EpsilonGreedySettings(Strict):
+    """Settings of the epsilon-greedy search."""
+
+    epsilon: float = Field(0.1, ge=0, le=1, description="share of uniform draws")
+    batch: int = Field(16, ge=1, description="probes asked at once, each in another cell unless drawn uniformly")
+
+
+class EpsilonGreedy(AskTell[EpsilonGreedySettings]):
+    """One bandit arm per cell (Sutton and Barto, Sec. 2.2): mostly the cells that failed most often so far.
+
+    Nothing carries over from a cell to its neighbours. Only cells that were visited take memory. The search of the
+    same name in the paper's released code adapts the class of the image and draws the cells uniformly.
+    """
+
+    name, Settings = "epsilon_greedy", EpsilonGreedySettings
+
+    def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
+        """See AskTell."""
+        return _Arms(prober, self.settings, rng)
+
+
+class _Arms:
+    """Failures and probes of each cell visited, by the order of the first visit."""
+
+    def __init__(self, prober: Prober, settings: EpsilonGreedySettings, rng: np.random.Generator) -> None:
+        self._prober, self._settings, self._rng = prober, settings, rng
+        self._arm: dict[int, int] = {}  # cell number -> its row below
+        self._cells = np.zeros(0, np.int64)
+        self._failures, self._probes = np.zeros(0), np.zeros(0)
+        self._left: list[np.ndarray] = []  # items not yet asked about in each cell, in random order
+
+    def propose(self) -> tuple[np.ndarray, np.ndarray]:
+        greedy = int((self._rng.random(self._settings.batch) >= self._settings.epsilon).sum())
+        open_arms = np.flatnonzero([len(left) > 0 for left in self._left])
+        rate = self._failures[open_arms] / self._probes[open_arms]
+        best = open_arms[np.lexsort((self._rng.random(len(rate)), -rate))[:greedy]]  # ties in random order
+        items, cells = uniform(self._prober, self._settings.batch - len(best), self._rng)
+        chosen = np.array([self._left[arm][0] for arm in best], dtype=np.int64)
+        return np.concatenate([chosen, items]), np.vstack([self._prober.space.cells(self._cells[best]), cells])
+
+    def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
+        for item, cell, failed in zip(
+            items[fresh], self._prober.space.flat(cells[fresh]).tolist(), margin[fresh] > 0, strict=True
+        ):
+            arm = self._arm.setdefault(cell, len(self._arm))
+            if arm == len(self._cells):
+                self._cells = np.append(self._cells, cell)
+                self._failures, self._probes = np.append(self._failures, 0.0), np.append(self._probes, 0.0)
+                self._left.append(self._rng.permutation(len(self._prober.item_ids)))
+            self._failures[arm] += failed
+            self._probes[arm] += 1
+            self._left[arm] = self._left[arm][self._left[arm] != item]
+
+
+class ThresholdSettings(Strict):
+    """Settings of the threshold search."""
+
+    patience: int = Field(5, ge=1, description="probes an item may pass before another takes its place")
+    lanes: int = Field(16, ge=1, description="items searched at once, so probes asked at once")
+
+
+class ThresholdSearch(AskTell[ThresholdSettings]):
+    """Stays with what fails: draws cells uniformly, and leaves an item once `patience` of its probes have passed.
+
+    This is the paper's threshold baseline as its released code has it, with items instead of classes, since not
+    every task has classes, and several of them at once.
+    """
+
+    name, Settings = "threshold_search", ThresholdSettings
+
+    def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
+        """See AskTell."""
+        return _Lanes(prober, self.settings, rng)
+
+
+class _Lanes:
+    """The items searched now, and how many probes each has passed since it was taken up."""
+
+    def __init__(self, prober: Prober, settings: ThresholdSettings, rng: np.random.Generator) -> None:
+        self._prober, self._settings, self._rng = prober, settings, rng
+        self._items = rng.integers(len(prober.item_ids), size=settings.lanes)
+        self._passed = np.zeros(settings.lanes, dtype=np.int64)
+
+    def propose(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._items.copy(), self._prober.space.sample(len(self._items), self._rng)
+
+    def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
+        if not np.array_equal(items, self._items):
+            return  # draws that filled a batch say nothing about a lane
+        self._passed += (margin <= 0) | ~fresh  # an item of which all is known is left too
+        tired = self._passed >= self._settings.patience
+        self._items[tired] = self._rng.integers(len(self._prober.item_ids), size=tired.sum())
+        self._passed[tired] = 0

@@ -1,18 +1,24 @@
-"""What an agent has learnt, kept as safetensors and JSON: never as a pickle (SB3's own `save` is one)."""
+"""What an agent has learnt: a proposer of cells for items it may never have seen, without a query.
+
+Kept as safetensors and JSON, never as a pickle (SB3's own `save` is one).
+"""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors.torch import load_file, save_file
+from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
+from torch import Tensor
 from torch.distributions import Categorical
 
 from stages.concepts import ConceptSpace
@@ -22,28 +28,47 @@ from stages.explorers.env import OBSERVATION_BOUND, Normaliser
 CHUNK = 256  # items whose probabilities over all cells are held at once
 
 
-class Policy:
-    """A learnt policy over cells, for items known by their embedding.
+class Policy(ABC):
+    """A learnt distribution over cells, given an item by its embedding.
 
     Args:
-        algorithm: "ppo" (factored: one categorical per concept) or "dqn" (one value per cell).
-        network: the SB3 policy that holds the weights.
+        algorithm: the explorer that learnt it.
+        network: holds the weights.
         normaliser: embeddings -> observations.
         space: the concept space it acts on.
-        architecture: what `load` needs to build the network again.
+        architecture: what `load_policy` needs to build the network again.
     """
+
+    algorithms: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
         algorithm: str,
-        network: ActorCriticPolicy | DQNPolicy,
+        network: torch.nn.Module,
         normaliser: Normaliser,
         space: ConceptSpace,
         architecture: Mapping[str, Any],
     ) -> None:
         self.algorithm, self.network, self.normaliser, self.space = algorithm, network, normaliser, space
         self.architecture = dict(architecture)
-        self.network.set_training_mode(False)
+        self.network.eval()
+
+    @classmethod
+    @abstractmethod
+    def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
+        """Build an untrained network for embeddings of so many features."""
+
+    @abstractmethod
+    def _log_probabilities(self, observations: Tensor, cells: Tensor) -> Tensor:
+        """Of m cells (m, concepts), for n observations (n, d): (n, m)."""
+
+    @abstractmethod
+    def _draw(self, observations: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        """Draw k cells for each of n observations (n, d): (n, k, concepts)."""
+
+    @abstractmethod
+    def _best(self, observations: Tensor, k: int) -> Tensor:
+        """Find the k likeliest cells for each of n observations (n, d), likeliest first: (n, k, concepts)."""
 
     def cell_probabilities(self, embedding: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """How likely the policy is to choose each cell.
@@ -57,19 +82,28 @@ class Policy:
         Returns:
             (n, m) float32 probabilities; rows sum to 1 if `cells` is the whole grid.
         """
-        observations = torch.from_numpy(self.normaliser(embedding)).to(self.network.device)
-        index = torch.from_numpy(np.asarray(cells, dtype=np.int64)).to(observations.device)
-        rows = []
+        index = torch.from_numpy(np.asarray(cells, dtype=np.int64))
+        rows = self._in_parts(embedding, lambda part: self._log_probabilities(part, index.to(part.device)))
+        return np.exp(rows).astype(np.float32)
+
+    def sample(self, embedding: np.ndarray, k: int, seed: int) -> np.ndarray:
+        """Draw k cells for each item, with replacement: embeddings (n, d) -> (n, k, concepts) level indices."""
+        generator = torch.Generator().manual_seed(seed)
+        return self._in_parts(embedding, lambda part: self._draw(part, k, generator))
+
+    def propose(self, embedding: np.ndarray, k: int) -> np.ndarray:
+        """Pick the k likeliest cells for each item, all different: embeddings (n, d) -> (n, k, concepts).
+
+        Where the grid has fewer than k cells there are as many as it has.
+        """
+        k = min(k, self.space.n_cells)
+        return self._in_parts(embedding, lambda part: self._best(part, k))
+
+    def _in_parts(self, embedding: np.ndarray, ask: Any) -> np.ndarray:
+        device = next(self.network.parameters()).device
+        observations = torch.from_numpy(self.normaliser(embedding)).to(device)
         with torch.no_grad():
-            for part in observations.split(CHUNK):
-                if isinstance(self.network, DQNPolicy):
-                    log_p = torch.log_softmax(self.network.q_net(part), dim=1)
-                    rows.append(log_p[:, torch.from_numpy(self.space.flat(cells)).to(log_p.device)])
-                else:
-                    concepts = cast(list[Categorical], self.network.get_distribution(part).distribution)
-                    per_concept = [d.logits[:, index[:, j]] for j, d in enumerate(concepts)]
-                    rows.append(torch.stack(per_concept).sum(dim=0))
-        return torch.cat(rows).exp().float().cpu().numpy()
+            return torch.cat([ask(part) for part in observations.split(CHUNK)]).cpu().numpy()
 
     def save(self, folder: Path) -> None:
         """Write policy.json and policy.safetensors."""
@@ -87,18 +121,78 @@ class Policy:
         (folder / "policy.json").write_text(json.dumps(description, indent=1) + "\n")
 
 
-def build_network(
-    algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]
-) -> ActorCriticPolicy | DQNPolicy:
-    """Build an untrained network of the shape the algorithm uses."""
-    observation_space = spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (features,), np.float32)
+def _observation_space(features: int) -> spaces.Box:
+    return spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (features,), np.float32)
 
-    def no_schedule(_: float) -> float:
-        return 0.0  # only training needs a learning rate
 
-    if algorithm == "dqn":
-        return DQNPolicy(observation_space, spaces.Discrete(space.n_cells), no_schedule, **architecture)
-    return ActorCriticPolicy(observation_space, spaces.MultiDiscrete(space.sizes), no_schedule, **architecture)
+def _no_schedule(_: float) -> float:
+    return 0.0  # only training needs a learning rate
+
+
+class FactoredPolicy(Policy):
+    """SB3's actor on a MultiDiscrete space: one categorical per concept, independent given the item."""
+
+    algorithms = ("ppo", "a2c", "trpo")
+
+    @classmethod
+    def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
+        """See Policy."""
+        actions = spaces.MultiDiscrete(space.sizes)
+        return ActorCriticPolicy(_observation_space(features), actions, _no_schedule, **architecture)
+
+    def _concepts(self, observations: Tensor) -> list[Categorical]:
+        actor = cast(ActorCriticPolicy, self.network)
+        return cast(list[Categorical], actor.get_distribution(observations).distribution)
+
+    def _log_probabilities(self, observations: Tensor, cells: Tensor) -> Tensor:
+        levels = [d.logits[:, cells[:, j]] for j, d in enumerate(self._concepts(observations))]
+        return torch.stack(levels).sum(dim=0)
+
+    def _draw(self, observations: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        levels = [d.probs.cpu().multinomial(k, True, generator=generator) for d in self._concepts(observations)]
+        return torch.stack(levels, dim=2)
+
+    def _best(self, observations: Tensor, k: int) -> Tensor:
+        # The k likeliest of the first concepts hold all that the k likeliest of one more can be made from.
+        n = len(observations)
+        score, cells = observations.new_zeros(n, 1), torch.zeros(n, 1, 0, dtype=torch.int64, device=observations.device)
+        for concept in self._concepts(observations):
+            joint = (score[:, :, None] + concept.logits[:, None]).flatten(1)
+            score, top = joint.topk(min(k, joint.shape[1]), dim=1)
+            before = top // concept.logits.shape[1]
+            kept = cells.gather(1, before[:, :, None].expand(-1, -1, cells.shape[2]))
+            cells = torch.cat([kept, (top % concept.logits.shape[1])[:, :, None]], dim=2)
+        return cells
+
+
+class ValuePolicy(Policy):
+    """DQN and its kin: one value per cell, softmax(Q) as probability."""
+
+    algorithms = ("dqn", "qrdqn")
+
+    @classmethod
+    def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
+        """See Policy."""
+        network = DQNPolicy if algorithm == "dqn" else QRDQNPolicy
+        return network(_observation_space(features), spaces.Discrete(space.n_cells), _no_schedule, **architecture)
+
+    def _values(self, observations: Tensor) -> Tensor:
+        if isinstance(self.network, QRDQNPolicy):
+            return cast(Tensor, self.network.quantile_net(observations).mean(dim=1))  # the mean over quantiles
+        return cast(Tensor, cast(DQNPolicy, self.network).q_net(observations))
+
+    def _log_probabilities(self, observations: Tensor, cells: Tensor) -> Tensor:
+        flat = torch.from_numpy(self.space.flat(cells.cpu().numpy())).to(observations.device)
+        return torch.log_softmax(self._values(observations), dim=1)[:, flat]
+
+    def _draw(self, observations: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        return self._cells(self._values(observations).softmax(dim=1).cpu().multinomial(k, True, generator=generator))
+
+    def _best(self, observations: Tensor, k: int) -> Tensor:
+        return self._cells(self._values(observations).topk(k, dim=1).indices.cpu())
+
+    def _cells(self, flat: Tensor) -> Tensor:
+        return torch.from_numpy(self.space.cells(flat.flatten().numpy())).reshape(*flat.shape, len(self.space))
 
 
 def save_policy(policy: Policy | None, folder: Path) -> None:
@@ -122,10 +216,15 @@ def load_policy(folder: Path) -> Policy | None:
         raise UsageError(f"{folder} holds no readable policy: {error}") from None
     if description.get("schema") != 1:
         raise UsageError(f"{folder} holds a policy of schema {description.get('schema')}, this version reads 1")
-    if description["algorithm"] is None:
+    algorithm = description["algorithm"]
+    if algorithm is None:
         return None
+    kinds = {name: kind for kind in Policy.__subclasses__() for name in kind.algorithms}
+    if algorithm not in kinds:
+        raise UsageError(f"{folder} holds a policy learnt by {algorithm!r}, this version reads {', '.join(kinds)}")
     space = ConceptSpace.from_json(description["concepts"])
-    mean, std = np.array(description["mean"]), np.array(description["std"])
-    network = build_network(description["algorithm"], len(mean), space, description["architecture"])
+    normaliser = Normaliser(np.array(description["mean"]), np.array(description["std"]))
+    kind, architecture = kinds[algorithm], description["architecture"]
+    network = kind.build(algorithm, len(normaliser.mean), space, architecture)
     network.load_state_dict(load_file(folder / "policy.safetensors"))
-    return Policy(description["algorithm"], network, Normaliser(mean, std), space, description["architecture"])
+    return kind(algorithm, network, normaliser, space, architecture)

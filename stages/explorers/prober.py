@@ -18,7 +18,7 @@ import torch
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.ledger import Key, Ledger
-from stages.tasks.contract import Compute, ProbeBatch, Task
+from stages.tasks.contract import Compute, ProbeBatch, Probed
 
 
 @contextmanager
@@ -62,7 +62,7 @@ class Prober:
 
     def __init__(
         self,
-        task: Task,
+        task: Probed,
         item_ids: Sequence[str],
         budget: int,
         ledger: Ledger | None = None,
@@ -75,6 +75,7 @@ class Prober:
         self.compute = compute or Compute()
         self._on_progress = on_progress
         self._asked: dict[Key, int] = {}  # -> its row, in the order asked
+        self._uniform: dict[Key, int] = {}  # -> how many had been asked when it was drawn uniformly
         self._failures = 0
         self.curve: list[tuple[int, int]] = [(0, 0)]
 
@@ -93,10 +94,16 @@ class Prober:
         """Failing unique probes found so far."""
         return self._failures
 
-    def ask(self, items: np.ndarray, cells: np.ndarray) -> Answers:
+    def ask(self, items: np.ndarray, cells: np.ndarray, *, uniform: bool = False) -> Answers:
         """Put n probes: items (n,) positions in `item_ids`, cells (n, d) level indices.
 
         A probe asked twice in the same call is paid once; questions past the budget stay unanswered.
+
+        Args:
+            items: (n,) positions in `item_ids`.
+            cells: (n, d) level indices.
+            uniform: the pairs were drawn uniformly at random, whatever was known: only on such probes can rates be
+                measured without correction. One that was asked before counts as drawn, too.
         """
         keys = [Key(self.item_ids[i], int(c)) for i, c in zip(items, self.space.flat(cells), strict=True)]
         fresh = np.zeros(len(keys), dtype=bool)
@@ -106,6 +113,8 @@ class Prober:
                 self._asked[key] = len(self._asked)
                 fresh[n] = True
             answered[n] = key in self._asked
+            if uniform and answered[n]:
+                self._uniform.setdefault(key, self.spent)
         self._query([key for key, is_fresh in zip(keys, fresh, strict=True) if is_fresh])
 
         discrepancy = np.full(len(keys), np.nan, dtype=np.float32)
@@ -145,9 +154,14 @@ class Prober:
                 f"{where} must call failed what has a discrepancy above its threshold {self.task.threshold}"
             )
 
-    def table(self) -> pd.DataFrame:
-        """All unique probes in the order asked, in the format of probes.parquet less role and explorer."""
-        keys = list(self._asked)
+    def table(self, first: int | None = None) -> pd.DataFrame:
+        """The unique probes in the order asked, in the format of probes.parquet less role and explorer.
+
+        Args:
+            first: only so many, as if the budget had ended there; by default all.
+        """
+        keys = list(self._asked)[:first]
+        until = len(keys)
         cells = self.space.cells(np.array([key.cell for key in keys], dtype=np.int64))
         answers = [self.ledger[key] for key in keys]
         return pd.DataFrame(
@@ -156,6 +170,7 @@ class Prober:
                 "item": pd.Series([key.item for key in keys], dtype="str"),
                 **{name: cells[:, j] for j, name in enumerate(self.space.names)},
                 "repeat": np.array([key.repeat for key in keys], dtype=np.int64),
+                "uniform": np.array([self._uniform.get(key, np.inf) <= until for key in keys], dtype=bool),
                 "discrepancy": np.array([a.discrepancy for a in answers], dtype=np.float32),
                 "failed": np.array([a.failed for a in answers], dtype=bool),
                 "output": pd.Series([a.output for a in answers], dtype="str"),

@@ -1,38 +1,77 @@
 """What an agent is paid. Reward, discrepancy and failure are three different things.
 
 The *discrepancy* says how far an output is from what people expect, a *failure* is a discrepancy above the
-threshold, and the *reward* is what makes an agent look where the audit wants it to.
+threshold, and the *reward* is what makes an agent look where the audit wants it to. Only the first two are facts
+about the model under test; the reward is a choice, made in `discover.settings.reward`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Literal
+
 import numpy as np
+from pydantic import Field
 
 from stages.concepts import ConceptSpace
 from stages.explorers.prober import Answers
+from stages.params import Strict
+
+REPEATED = -1.0  # for a probe asked before: without it an agent settles on one failure and repeats it
+MOST_ODDS = 1e6  # the paper's reward is infinite where the model is certain
+
+
+class RewardConfig(Strict):
+    """What a new probe earns: its base, and bonuses by their weights, all of which diminish."""
+
+    base: Literal["margin", "paper"] = Field(
+        "margin",
+        description="margin over the threshold in [-1, 1], or the paper's: 10 |log odds| of a failure, else -1",
+    )
+    novelty: float = Field(0.5, ge=0, description="weight of the bonus for failures in cells with few of them")
+    region: float = Field(0.0, ge=0, description="weight of the bonus for failures in coarse regions with few of them")
+    coverage: float = Field(0.0, ge=0, description="bonus for a cell never probed before, failing or not")
 
 
 class Reward:
-    """Bounded margin plus novelty.
+    """Base and bonuses of new probes; a probe asked before earns -1.
 
-    A new probe earns its margin over the threshold, clipped to [-1, 1], and a failing one a bonus that shrinks
-    with the number of failures already found in its cell (count-based exploration, Bellemare et al. 2016). A probe
-    asked before earns -1, less than any new one: without that an agent settles on one failure and repeats it.
+    Base `margin` is the discrepancy less the threshold, clipped to [-1, 1]: it says how near a pass was to a failure.
+
+    Base `paper` follows the authors' released code, which pays 10 |log(p / (1 - p))| for a wrong answer of
+    probability p, and -1 for a right one. A task tells its discrepancy and no probabilities, so p is (1 + margin) / 2
+    here. For a classifier, whose discrepancy is tanh(z / s) with z the log odds of the best wrong answer against the
+    right one, this makes 20 z / s: the same quantity in other units, but not U-shaped in p, and bounded.
+
+    Bonuses are count-based (Bellemare et al. 2016): `novelty` pays weight / sqrt(1 + n) for a failure in a cell with n
+    failures so far; `region` the same for the region of the cell, which is one half of every ordered concept and
+    one category of every other; `coverage` pays its weight for the first probe of a cell.
 
     Args:
-        space: the concept space; novelty is counted per cell.
+        space: the concept space.
         threshold: the task's threshold for a failure.
-        novelty: weight of the bonus; 0 pays the margin alone.
+        config: base and weights.
     """
 
-    def __init__(self, space: ConceptSpace, threshold: float, novelty: float = 0.5) -> None:
-        self.space, self.threshold, self.novelty = space, threshold, novelty
+    def __init__(self, space: ConceptSpace, threshold: float, config: RewardConfig | None = None) -> None:
+        self.space, self.threshold, self.config = space, threshold, config or RewardConfig()
+        # Which part of its concept each level belongs to.
+        self._parts = [
+            np.arange(len(c)) // max(1, (len(c) + 1) // 2) if c.ordered else np.arange(len(c)) for c in space.concepts
+        ]
         self.forget()
 
     def forget(self) -> None:
         """Start anew, as if nothing had been asked yet."""
         self._paid: set[tuple[int, int]] = set()
-        self._failures: dict[int, int] = {}
+        self._probed: set[int] = set()
+        self._failures: Counter[int] = Counter()  # by cell
+        self._regional: Counter[tuple[int, ...]] = Counter()
+
+    def regions(self, cells: np.ndarray) -> list[tuple[int, ...]]:
+        """The coarse region of each cell (n, d), as a tuple of d parts."""
+        parts = np.stack([part[cells[:, j]] for j, part in enumerate(self._parts)], axis=1)
+        return [tuple(row) for row in parts.tolist()]
 
     def __call__(self, items: np.ndarray, cells: np.ndarray, answers: Answers) -> np.ndarray:
         """Pay for the answers about items (n,) under cells (n, d).
@@ -40,14 +79,31 @@ class Reward:
         Returns:
             Rewards (n,) float32; 0 where the budget left no answer.
         """
-        reward = np.clip(answers.discrepancy - self.threshold, -1.0, 1.0)
-        for n, pair in enumerate(zip(items.tolist(), self.space.flat(cells).tolist(), strict=True)):
+        reward = np.where(answers.answered, self._base(answers), 0.0)
+        numbers, regions = self.space.flat(cells).tolist(), self.regions(cells)
+        for n in np.flatnonzero(answers.answered).tolist():
+            pair = (int(items[n]), numbers[n])
             if pair in self._paid:
-                reward[n] = -1.0
-            elif answers.failed[n]:
-                found = self._failures.get(pair[1], 0)
-                reward[n] += self.novelty / np.sqrt(1.0 + found)
-                self._failures[pair[1]] = found + 1
-            if answers.answered[n]:
-                self._paid.add(pair)
-        return np.where(answers.answered, reward, 0.0).astype(np.float32)
+                reward[n] = REPEATED
+                continue
+            self._paid.add(pair)
+            reward[n] += self._bonus(numbers[n], regions[n], bool(answers.failed[n]))
+        return reward.astype(np.float32)
+
+    def _base(self, answers: Answers) -> np.ndarray:
+        margin = np.clip(answers.discrepancy - self.threshold, -1.0, 1.0)
+        if self.config.base == "margin":
+            return margin
+        with np.errstate(divide="ignore"):
+            odds = np.clip((1 + margin) / (1 - margin), 1.0, MOST_ODDS)  # of a failure they are above 1
+        return np.where(answers.failed, 10 * np.log(odds), -1.0)
+
+    def _bonus(self, cell: int, region: tuple[int, ...], failed: bool) -> float:
+        bonus = 0.0 if cell in self._probed else self.config.coverage
+        self._probed.add(cell)
+        if failed:
+            bonus += self.config.novelty / np.sqrt(1 + self._failures[cell])
+            bonus += self.config.region / np.sqrt(1 + self._regional[region])
+            self._failures[cell] += 1
+            self._regional[region] += 1
+        return bonus

@@ -10,20 +10,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
-from stages.errors import UsageError
-from stages.explorers.agents import DQNExplorer, PPOExplorer
-from stages.explorers.baselines import Exhaustive, Random
+from stages.explorers.baselines import Exhaustive
 from stages.explorers.contract import Explorer, Found
 from stages.explorers.policy import Policy
 from stages.explorers.prober import Prober, torch_threads
+from stages.explorers.registry import make_explorer
 from stages.ledger import Ledger
-from stages.params import DiscoverConfig, validation_lines
+from stages.params import DiscoverConfig
 from stages.tasks.contract import Compute, Task
-
-EXPLORERS: dict[str, Any] = {cls.name: cls for cls in (PPOExplorer, DQNExplorer, Random, Exhaustive)}
-
 
 ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
 """Opens a display for (description, total), yields what to call with (completed, note): `stages.progress.progress`."""
@@ -52,22 +47,6 @@ class SearchResult:
     curves: Mapping[str, list[tuple[int, int]]]
     metrics: Mapping[str, dict[str, Any]]
     enumerated: bool
-
-
-def make_explorer(name: str, settings: Mapping[str, Any]) -> Explorer:
-    """Build an explorer by name.
-
-    Raises:
-        UsageError: for an unknown name or setting, naming the known ones.
-    """
-    if name not in EXPLORERS:
-        raise UsageError(f"discover.explorer: no explorer {name!r}, found: {', '.join(EXPLORERS)}")
-    cls = EXPLORERS[name]
-    try:
-        explorer: Explorer = cls(cls.Settings.model_validate(dict(settings)))
-    except ValidationError as error:
-        raise UsageError("; ".join(validation_lines(error, cls.Settings, "discover.settings"))) from None
-    return explorer
 
 
 def search(
@@ -115,9 +94,10 @@ def search(
             found = explorer.explore(prober, _stream(seed, role))
         policy = found.policy if role == "agent" else policy
         table = prober.table()
-        tables.append(table.assign(role=role, explorer=explorer.name))
+        name = str(found.details.get("chosen", explorer.name))  # `auto` names the one it chose
+        tables.append(table.assign(role=role, explorer=name))
         curves[role] = prober.curve
-        metrics[role] = _metrics(explorer, prober, table, found)
+        metrics[role] = _metrics(name, prober, table, found)
     probes = pd.concat(tables, ignore_index=True)
     first = ["role", "explorer"]
     return SearchResult(probes[first + [c for c in probes if c not in first]], policy, curves, metrics, enumerated)
@@ -132,10 +112,10 @@ def _stream(seed: int, role: str) -> int:
     return int(np.random.SeedSequence([seed, sum(role.encode())]).generate_state(1)[0] % (2**31))
 
 
-def _metrics(explorer: Explorer, prober: Prober, table: pd.DataFrame, found: Found) -> dict[str, Any]:
+def _metrics(explorer: str, prober: Prober, table: pd.DataFrame, found: Found) -> dict[str, Any]:
     failing = table.loc[table["failed"], prober.space.names]
     return {
-        "explorer": explorer.name,
+        "explorer": explorer,
         "budget": prober.budget,
         "probes": prober.spent,
         "failures": prober.failures,

@@ -163,13 +163,28 @@ class RepairRecord:
     curve: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-@runtime_checkable
-class Task(Protocol):
-    """A model under test with its items and concepts."""
+class Probed(Protocol):
+    """What an explorer meets of a task: items, concepts and a model that answers."""
 
     items: Items
     concepts: ConceptSpace
     threshold: float
+
+    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Return (n, d) float32: what the explorer sees of the items."""
+        ...
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """Query the model on n (item, cell, repeat) triples; cells are (n, concepts) level indices.
+
+        Answers depend on the triple alone, not on what else is in the batch.
+        """
+        ...
+
+
+@runtime_checkable
+class Task(Probed, Protocol):
+    """A model under test with its items and concepts."""
 
     @classmethod
     def check(cls, context: TaskContext) -> list[str]:
@@ -189,17 +204,6 @@ class Task(Protocol):
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
         """Load what `prepare` wrote, or another model of the same form in place of the one under test."""
-        ...
-
-    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
-        """Return (n, d) float32: what the explorer sees of the items."""
-        ...
-
-    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """Query the model on n (item, cell, repeat) triples; cells are (n, concepts) level indices.
-
-        Answers depend on the triple alone, not on what else is in the batch.
-        """
         ...
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:

@@ -1,0 +1,172 @@
+"""Linear bandits on factored concepts: Thompson sampling and upper confidence bounds over (item, cell) pairs.
+
+The margin of a probe is modelled as a sum of one effect of its item, one of each of its levels and, by default, one of
+each pair of them: a Bayesian linear regression on indicators. What was learnt at one cell so carries over to all cells
+that share a level with it, which is why these find failures early; interactions of more concepts they cannot see. Left
+to the margin itself they settle where it is largest: of 12 planted modes on 7^8 cells they then found one, in 1,900
+failures of 2,000 probes. Hence its ceiling.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from pydantic import Field
+from scipy import sparse
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from threadpoolctl import threadpool_limits
+
+from stages.explorers.ask_tell import AskTell, Strategy, uniform
+from stages.explorers.prober import Prober
+from stages.params import Strict
+
+
+class BanditSettings(Strict):
+    """What both bandits share."""
+
+    batch: int = Field(50, ge=1, description="probes asked at once, each in another cell")
+    candidates: int = Field(4000, ge=1, description="pairs scored for a batch: half random, half near known failures")
+    pairs: bool = Field(True, description="also an effect for every pair of levels of two concepts")
+    ceiling: float = Field(0.2, gt=0, description="margins above it count as it: a failure is one, however clear")
+    noise: float = Field(0.3, gt=0, description="standard deviation of the margin around the model")
+    prior: float = Field(0.7, gt=0, description="standard deviation of the margin before any probe, all effects summed")
+
+
+class UCBSettings(BanditSettings):
+    """Settings of the upper confidence bound."""
+
+    optimism: float = Field(1.0, ge=0, description="posterior standard deviations added to the mean")
+
+
+class LinearModel:
+    """Bayesian linear regression of margins on indicators (Bishop 2006, Sec. 3.3), updated batch by batch.
+
+    Drawing from the posterior takes time with the cube of the effects: 1.4 ms a probe with the 1,500 of 80 items and
+    the pairs of 8 concepts of 7 levels.
+
+    Args:
+        n_items: number of items.
+        sizes: number of levels of each concept.
+        pairs: whether pairs of levels have effects of their own.
+        noise, prior: standard deviations of the margin given the effects, and by them.
+    """
+
+    def __init__(self, n_items: int, sizes: list[int], pairs: bool, noise: float, prior: float) -> None:
+        self._sizes = sizes
+        self._pairs = list(combinations(range(len(sizes)), 2)) if pairs else []
+        blocks = [1, n_items, *sizes, *(sizes[i] * sizes[j] for i, j in self._pairs)]
+        self._starts = np.cumsum([0, *blocks])
+        self.n_effects = int(self._starts[-1])
+        self._noise = noise
+        self._precision = np.eye(self.n_effects) * len(blocks) / prior**2  # one effect of each block acts
+        self._moment = np.zeros(self.n_effects)
+
+    def design(self, items: np.ndarray, cells: np.ndarray) -> sparse.csr_array:
+        """Indicators (n, effects) of items (n,) under cells (n, d)."""
+        columns = [np.zeros(len(items), np.int64), items, *cells.T]
+        columns += [cells[:, i] * self._sizes[j] + cells[:, j] for i, j in self._pairs]
+        index = np.stack(columns, axis=1) + self._starts[:-1]
+        n, k = index.shape
+        return sparse.csr_array((np.ones(n * k), index.ravel(), np.arange(0, n * k + 1, k)), (n, self.n_effects))
+
+    def update(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray) -> None:
+        """Learn from probes of items (n,) under cells (n, d) with these margins (n,)."""
+        x = self.design(items, cells)
+        self._precision += (x.T @ x).toarray() / self._noise**2
+        self._moment += x.T @ margin / self._noise**2
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior mean of the effects (effects,) and n draws of them (n, effects)."""
+        factor = cholesky(self._precision, lower=True)
+        mean = cho_solve((factor, True), self._moment)
+        chance = rng.standard_normal((self.n_effects, n))
+        return mean, mean + solve_triangular(factor, chance, lower=True, trans="T").T
+
+
+class _Bandit:
+    """Scores a pool of candidates by the model and takes the best, at most one in a cell.
+
+    Args:
+        optimism: None for Thompson sampling: each probe of the batch is the best in one draw from the posterior.
+            Otherwise the posterior standard deviations (estimated from as many draws) added to the mean.
+    """
+
+    def __init__(
+        self, prober: Prober, settings: BanditSettings, optimism: float | None, rng: np.random.Generator
+    ) -> None:
+        self._prober, self._settings, self._optimism, self._rng = prober, settings, optimism, rng
+        self._model = LinearModel(
+            len(prober.item_ids), prober.space.sizes, settings.pairs, settings.noise, settings.prior
+        )
+        self._asked: set[int] = set()
+        self._failing = np.zeros((0, 1 + len(prober.space)), np.int64)  # item and cell of each failure
+
+    def propose(self) -> tuple[np.ndarray, np.ndarray]:
+        items, cells = self._candidates()
+        with threadpool_limits(1, user_api="blas"):  # sums depend on the number of threads in their last bits
+            mean, draws = self._model.draw(self._settings.batch, self._rng)
+            design = self._model.design(items, cells)
+            scores = (design @ draws.T).T  # (batch, candidates)
+            if self._optimism is not None:
+                bound = design @ mean + self._optimism * scores.std(axis=0)
+                scores = np.broadcast_to(bound, scores.shape)
+        chosen = self._best_in_distinct_cells(scores, self._prober.space.flat(cells))
+        return items[chosen], cells[chosen]
+
+    def _candidates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs not asked yet: uniform draws, and known failures with another item or one concept changed."""
+        n = self._settings.candidates
+        items, cells = uniform(self._prober, n, self._rng)
+        if len(self._failing):
+            near = self._failing[self._rng.integers(len(self._failing), size=n // 2)]
+            column = self._rng.integers(near.shape[1], size=len(near))
+            rows = np.arange(len(near))
+            near[rows, column] = np.column_stack([items, cells])[rows, column]
+            items[: len(near)], cells[: len(near)] = near[:, 0], near[:, 1:]
+        number = self._numbers(items, cells)
+        _, first = np.unique(number, return_index=True)
+        new = np.sort([i for i in first.tolist() if int(number[i]) not in self._asked]).astype(np.int64)
+        return items[new], cells[new]
+
+    def _numbers(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        return items * self._prober.space.n_cells + self._prober.space.flat(cells)
+
+    def _best_in_distinct_cells(self, scores: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """For each row of the scores (batch, n) its best candidate whose cell no earlier row has taken."""
+        scores = scores.copy()
+        chosen: list[int] = []
+        for row in scores:
+            best = int(row.argmax()) if len(row) else -1
+            if best < 0 or row[best] == -np.inf:
+                break  # fewer cells than probes in a batch
+            chosen.append(best)
+            scores[:, numbers == numbers[best]] = -np.inf
+        return np.array(chosen, dtype=np.int64)
+
+    def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
+        items, cells, margin = items[fresh], cells[fresh], margin[fresh]
+        self._model.update(items, cells, np.minimum(margin, self._settings.ceiling))
+        self._asked.update(self._numbers(items, cells).tolist())
+        failing = np.column_stack([items, cells])[margin > 0]
+        self._failing = np.concatenate([self._failing, failing])
+
+
+class Thompson(AskTell[BanditSettings]):
+    """Linear Thompson sampling (Agrawal and Goyal 2013): each probe is the best in a draw from the posterior."""
+
+    name, Settings = "thompson", BanditSettings
+
+    def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
+        """See AskTell."""
+        return _Bandit(prober, self.settings, None, rng)
+
+
+class UCB(AskTell[UCBSettings]):
+    """Linear upper confidence bound (Li et al. 2010): the best by the posterior mean plus its uncertainty."""
+
+    name, Settings = "ucb", UCBSettings
+
+    def start(self, prober: Prober, rng: np.random.Generator) -> Strategy:
+        """See AskTell."""
+        return _Bandit(prober, self.settings, self.settings.optimism, rng)

@@ -1,0 +1,241 @@
+"""An autoregressive policy over cells, and how it is trained inside a surrogate.
+
+It picks one level after the other, given the item and the levels picked so far, so it can hold any distribution over
+a grid of any size, costs one small network per concept, and names likely failures of an item it has never seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stages.concepts import ConceptSpace
+from stages.explorers.env import Normaliser
+from stages.explorers.policy import Policy
+
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Reward in [0, about 2] of items (n,) under cells (n, concepts): (n,)."""
+
+BLOCK = 2**22  # hidden activations held at once when many cells are scored
+CLIP = 0.2  # PPO's range
+ITEMS, CELLS = 64, 16  # items drawn for at once, cells for each
+ITEMS_PER_STEP = 16  # of one gradient step
+
+
+class Autoregressive(nn.Module):
+    """log p(cell | item) as a product of conditionals, one network of one hidden layer per concept.
+
+    All are evaluated in one pass when the cell is known (teacher forcing). The first layer is a sum of what the item
+    and what the levels so far contribute, so either is computed once where many are combined.
+
+    Args:
+        features: size of an observation.
+        sizes: number of levels of each concept.
+        hidden: units of the hidden layer.
+    """
+
+    before: Tensor
+    absent: Tensor
+
+    def __init__(self, features: int, sizes: Sequence[int], hidden: int) -> None:
+        super().__init__()
+        d, widest = len(sizes), max(sizes)
+        self.sizes = list(sizes)
+        self.item = nn.Parameter(torch.randn(d, features, hidden) / math.sqrt(features))
+        self.level = nn.Parameter(torch.randn(d, d * widest, hidden) / math.sqrt(d))
+        self.bias = nn.Parameter(torch.zeros(d, 1, hidden))
+        self.out = nn.Parameter(torch.zeros(d, hidden, widest))  # starts as the uniform policy
+        self.out_bias = nn.Parameter(torch.zeros(d, 1, widest))
+        before = torch.arange(d)[:, None] > torch.arange(d * widest)[None] // widest
+        absent = torch.arange(widest)[None] >= torch.tensor(self.sizes)[:, None]
+        self.register_buffer("before", before[:, :, None].float(), persistent=False)
+        self.register_buffer("absent", absent[:, None], persistent=False)
+
+    def forward(self, observations: Tensor, cells: Tensor) -> Tensor:
+        """Log probability of each concept's level, given those before: (n, f), (n, d) -> (n, d)."""
+        hidden = observations @ self.item + self._one_hot(cells) @ (self.level * self.before) + self.bias
+        logits = functional.silu(hidden) @ self.out + self.out_bias
+        logits = logits.masked_fill(self.absent, -math.inf)
+        return logits.log_softmax(-1).gather(2, cells.T[:, :, None])[..., 0].T
+
+    def conditional(self, j: int, item: Tensor, prefix: Tensor) -> Tensor:
+        """Log probabilities of the levels of concept j: item part (..., hidden), prefixes (..., j) -> (..., levels)."""
+        widest = self.out.shape[2]
+        hidden = item + self.bias[j, 0]
+        for k in range(j):
+            hidden = hidden + self.level[j, k * widest + prefix[..., k]]
+        logits = functional.silu(hidden) @ self.out[j] + self.out_bias[j, 0]
+        return logits[..., : self.sizes[j]].log_softmax(-1)
+
+    def sample(self, observations: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one cell for each observation: (n, f) -> (n, d)."""
+        cells = torch.zeros(len(observations), 0, dtype=torch.int64)
+        for j in range(len(self.sizes)):
+            p = self.conditional(j, observations @ self.item[j], cells).exp()
+            cells = torch.cat([cells, p.multinomial(1, generator=generator)], dim=1)
+        return cells
+
+    def _one_hot(self, cells: Tensor) -> Tensor:
+        return functional.one_hot(cells, self.out.shape[2]).flatten(1).to(self.out.dtype)
+
+
+class AutoregressivePolicy(Policy):
+    """The proposer that model-based search leaves behind."""
+
+    algorithms = ("model_based",)
+    network: Autoregressive
+
+    @classmethod
+    def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
+        """See Policy."""
+        return Autoregressive(features, space.sizes, **architecture)
+
+    def _log_probabilities(self, observations: Tensor, cells: Tensor) -> Tensor:
+        # Cells share their first levels: the conditional after every distinct prefix is evaluated once.
+        total = observations.new_zeros(len(observations), len(cells))
+        inverse = torch.zeros(len(cells), dtype=torch.int64)
+        prefixes = cells[:1, :0]
+        for j in range(cells.shape[1]):
+            item = (observations @ self.network.item[j])[:, None]
+            parts = prefixes.split(max(1, BLOCK // item.numel()))
+            log_p = torch.cat([self.network.conditional(j, item, part) for part in parts], dim=1)
+            total += log_p[:, inverse, cells[:, j]]
+            prefixes, inverse = torch.unique(cells[:, : j + 1], dim=0, return_inverse=True)
+        return total
+
+    def _draw(self, observations: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        cells = self.network.sample(observations.repeat_interleave(k, dim=0), generator)
+        return cells.reshape(len(observations), k, -1)
+
+    def _best(self, observations: Tensor, k: int) -> Tensor:
+        # Beam search: as wide as asked for, but no narrower than what finds the mode in practice.
+        n, width = len(observations), max(k, 32)
+        score, cells = observations.new_zeros(n, 1), torch.zeros(n, 1, 0, dtype=torch.int64)
+        for j, size in enumerate(self.network.sizes):
+            item = (observations @ self.network.item[j])[:, None]
+            joint = (score[:, :, None] + self.network.conditional(j, item, cells)).flatten(1)
+            score, top = joint.topk(min(width, joint.shape[1]), dim=1)
+            kept = cells.gather(1, (top // size)[:, :, None].expand(-1, -1, j))
+            cells = torch.cat([kept, (top % size)[:, :, None]], dim=2)
+        return cells[:, :k]
+
+
+class _Drawn(NamedTuple):
+    observations: Tensor  # (n, f)
+    cells: Tensor  # (n, concepts)
+    score: Tensor  # (n,)
+
+
+@dataclass
+class Trainer:
+    """Trains a policy on a score, at an entropy held to a target.
+
+    What is maximised is E[score] + temperature * entropy, whose optimum is p(cell | item) ~ exp(score / temperature):
+    a distribution over all good cells rather than the best one. The temperature moves until the entropy is on target
+    (as in soft actor-critic; Haarnoja et al. 2018, Sec. 5); at a fixed one the policy collapses or stays blind.
+
+    Args:
+        space: the grid.
+        observations: (items, f) of the items trained on.
+        hidden, learning_rate: of the policy.
+        objective: "ppo", the clipped policy gradient (Schulman et al. 2017), whole cells being the actions and the
+            mean over the cells drawn for the same item the baseline; or "balance", the off-policy squared error of
+            log p(cell | item) against score / temperature up to a constant per item (trajectory balance, Malkin et al.
+            2022, in its log-partition variance form, Zhang et al. 2023), which learns from any draws, so from uniform
+            ones, too.
+        seed: of weights and draws.
+    """
+
+    space: ConceptSpace
+    observations: np.ndarray
+    hidden: int = 64
+    learning_rate: float = 1e-2
+    objective: Literal["ppo", "balance"] = "ppo"
+    seed: int = 0
+    updates: int = 0  # gradient steps so far
+
+    def __post_init__(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.network = Autoregressive(self.observations.shape[1], self.space.sizes, self.hidden)
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._rng = np.random.default_rng(self.seed)
+        self._optimizer = torch.optim.Adam(self.network.parameters(), self.learning_rate)
+        self._observations = torch.from_numpy(np.asarray(self.observations, dtype=np.float32))
+        self.temperature = 0.2
+        self.entropy = 1.0  # share of the uniform policy's, of the last draws
+
+    def draw(self, items: np.ndarray) -> np.ndarray:
+        """Draw one cell for each of the items (n,): (n, concepts)."""
+        with torch.no_grad():
+            return self.network.sample(self._observations[items], self._generator).numpy()
+
+    def train(self, score: Score, generations: int, target: float) -> tuple[np.ndarray, np.ndarray]:
+        """Draw cells, score them and learn from them, so many times, steering to an entropy of `target`.
+
+        Args:
+            score: the reward, asked once about every cell drawn.
+            generations: times `ITEMS` x `CELLS` cells are drawn.
+            target: entropy as a share of the uniform policy's.
+
+        Returns:
+            All that was scored: items (n,), cells (n, concepts).
+        """
+        drawn = []
+        for _ in range(generations):
+            items = np.repeat(self._some_items(), CELLS)
+            cells = self.draw(items)
+            own = np.arange(len(items)) % 4 > 0
+            # A quarter from elsewhere: for the search to be no worse than a small pool, and, trained off-policy, for
+            # the policy to learn of what it never draws.
+            cells[~own] = self.space.sample(int((~own).sum()), self._rng)
+            self._learn(items, cells, score(items, cells), own, target)
+            drawn.append((items, cells))
+        return np.concatenate([items for items, _ in drawn]), np.vstack([cells for _, cells in drawn])
+
+    def _some_items(self) -> np.ndarray:
+        n = len(self.observations)
+        return self._rng.permutation(np.arange(max(n, ITEMS)) % n)[:ITEMS]
+
+    def _learn(self, items: np.ndarray, cells: np.ndarray, score: np.ndarray, own: np.ndarray, target: float) -> None:
+        drawn = _Drawn(self._observations[items], torch.from_numpy(cells), torch.from_numpy(score.astype(np.float32)))
+        with torch.no_grad():
+            before = self.network(drawn.observations, drawn.cells).sum(dim=1)
+        self._steer(float(-before[torch.from_numpy(own)].mean()), target)
+        if self.objective == "ppo":  # its gradient holds for what the policy itself has drawn
+            soft = (drawn.score / self.temperature - before).reshape(-1, CELLS)
+            weight = torch.from_numpy(own).float().reshape(-1, CELLS)
+            advantage = (soft - (soft * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)) * weight
+            advantage = (advantage / (advantage.std() + 1e-6)).flatten()
+        groups = torch.from_numpy(self._rng.permutation(len(items) // CELLS)).split(ITEMS_PER_STEP)
+        for group in groups:  # whole items: what a cell is worth is relative to others of the same item
+            rows = (group[:, None] * CELLS + torch.arange(CELLS)).flatten()
+            log_p = self.network(drawn.observations[rows], drawn.cells[rows]).sum(dim=1)
+            if self.objective == "ppo":
+                ratio, gain = (log_p - before[rows]).exp(), advantage[rows]
+                loss = -torch.minimum(ratio * gain, ratio.clamp(1 - CLIP, 1 + CLIP) * gain).mean()
+            else:
+                gap = (log_p - drawn.score[rows] / self.temperature).reshape(-1, CELLS)
+                loss = functional.smooth_l1_loss(gap, gap.mean(dim=1, keepdim=True).detach().expand_as(gap))
+            self._optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self._optimizer.step()
+            self.updates += 1
+
+    def _steer(self, entropy: float, target: float) -> None:
+        """Warm up where the policy is too sure, cool where it is not sure enough."""
+        self.entropy = entropy / max(math.log(self.space.n_cells), 1e-9)
+        self.temperature *= math.exp(float(np.clip(target - self.entropy, -0.2, 0.2)))
+        self.temperature = float(np.clip(self.temperature, 1e-3, 10.0))
+
+    def policy(self, normaliser: Normaliser) -> AutoregressivePolicy:
+        """Hand over what was learnt."""
+        return AutoregressivePolicy("model_based", self.network, normaliser, self.space, {"hidden": self.hidden})

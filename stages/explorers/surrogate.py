@@ -1,0 +1,168 @@
+"""Surrogates: cheap models of the margin, learnt from the real probes, that an explorer may ask as often as it likes.
+
+A Gaussian process while the grid is small, boosted trees on large ones: failures there lie in boxes of few concepts,
+which trees find with far fewer probes than a product kernel or small networks do (random forests serve Bayesian
+optimisation for the same reason; Hutter et al. 2011, SMAC). Both learn the *margin*, the discrepancy less the
+threshold: it says how near a pass was to failing, which a bare outcome does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.special import ndtr
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from stages.concepts import ConceptSpace
+from stages.landscape.kernel import Data, Features, Hyper, Posterior, choose_hyper, fit
+
+PROCESS_CELLS = 20_000  # largest grid on which the process is the better of the two
+SEARCH_RANK, RANK = 200, 400
+ITEM_FEATURES = 16  # principal components of the embeddings the trees see
+MEMBERS = 3
+WIDEN = 2.5  # members share half of their probes and so agree more than their errors allow; measured on planted modes
+RATE_ITEMS = 16
+
+
+class Belief(NamedTuple):
+    """What a surrogate expects of n probes: mean and standard deviation of the margin, both (n,)."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+class Surrogate(Protocol):
+    """Predicts margins of items, given by number, under cells."""
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of what even a perfect belief would leave to chance."""
+        ...
+
+    def believe(self, items: np.ndarray, cells: np.ndarray) -> Belief:
+        """Expect the margins of items (n,) under cells (n, concepts)."""
+        ...
+
+    def rates(self, cells: np.ndarray, n_items: int) -> np.ndarray:
+        """Expected failure rates of cells (n, concepts) over all items: (n,)."""
+        ...
+
+
+def failure_probability(surrogate: Surrogate, belief: Belief, optimism: float = 0.0) -> np.ndarray:
+    """Probability of a margin above zero (n,), with the mean raised by `optimism` standard deviations."""
+    spread = surrogate.noise if optimism else np.hypot(belief.std, surrogate.noise)
+    return ndtr((belief.mean + optimism * belief.std) / spread)
+
+
+@dataclass(frozen=True)
+class Process:
+    """Gaussian process over items and concepts, in its leading eigenfunctions (see `stages.landscape.kernel`)."""
+
+    posterior: Posterior
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of what the process leaves to chance."""
+        return self.posterior.noise
+
+    def believe(self, items: np.ndarray, cells: np.ndarray) -> Belief:
+        """See Surrogate."""
+        phi = self.posterior.features.of_probes(items, cells)
+        spread = solve_triangular(self.posterior.cholesky, phi.T, lower=True, check_finite=False)
+        return Belief(self.posterior.offset + phi @ self.posterior.weights, np.sqrt((spread**2).sum(axis=0)))
+
+    def rates(self, cells: np.ndarray, n_items: int) -> np.ndarray:
+        """See Surrogate."""
+        features = self.posterior.features
+        margin = self.posterior.offset + features.over_items(self.posterior.weights, features.of_cells(cells))
+        return ndtr(margin / self.noise).mean(axis=0)
+
+
+@dataclass(frozen=True)
+class Boosting:
+    """Gradient-boosted trees (Friedman 2001), several on different parts of the probes; their spread is the doubt."""
+
+    inputs: _Inputs
+    members: list[HistGradientBoostingRegressor]
+    noise: float
+
+    def believe(self, items: np.ndarray, cells: np.ndarray) -> Belief:
+        """See Surrogate."""
+        x = self.inputs(items, cells)
+        predicted = np.stack([member.predict(x) for member in self.members])
+        return Belief(predicted.mean(axis=0), WIDEN * predicted.std(axis=0, ddof=1))
+
+    def rates(self, cells: np.ndarray, n_items: int) -> np.ndarray:
+        """See Surrogate; over `RATE_ITEMS` of the items, evenly spread."""
+        some = np.unique(np.linspace(0, n_items - 1, RATE_ITEMS).astype(int))
+        means = [self.believe(np.full(len(cells), item), cells).mean for item in some]
+        return ndtr(np.array(means) / self.noise).mean(axis=0)
+
+
+class _Inputs:
+    """Items and cells as inputs of trees: leading components of the embedding, coordinates of the cell."""
+
+    def __init__(self, space: ConceptSpace, embeddings: np.ndarray) -> None:
+        self.space = space
+        self.items = embeddings
+        if embeddings.shape[1] > ITEM_FEATURES:
+            centred = embeddings - embeddings.mean(axis=0)
+            self.items = centred @ np.linalg.svd(centred, full_matrices=False)[2][:ITEM_FEATURES].T
+
+    def __call__(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        return np.hstack([self.space.coordinates(cells), self.items[items]])
+
+
+@dataclass
+class Learner:
+    """Fits a surrogate to all probes so far, again and again as they grow.
+
+    Args:
+        space: the grid.
+        embeddings: (items, d) of the items searched.
+        kind: which surrogate; "auto" goes by the size of the grid.
+    """
+
+    space: ConceptSpace
+    embeddings: np.ndarray
+    kind: Literal["auto", "process", "boosting"] = "auto"
+    _hyper: Hyper | None = field(default=None, init=False)
+    _features: Features | None = field(default=None, init=False)
+    _chosen_at: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.kind == "auto":
+            self.kind = "process" if self.space.n_cells <= PROCESS_CELLS else "boosting"
+        self._inputs = _Inputs(self.space, self.embeddings)
+
+    def fit(self, data: Data, seed: int) -> Surrogate:
+        """Fit to the probes so far."""
+        return self._process(data) if self.kind == "process" else self._boosting(data, seed)
+
+    def _process(self, data: Data) -> Process:
+        if self._features is None or len(data) >= 2 * self._chosen_at:  # what is chosen hardly moves between doublings
+            hyper = choose_hyper(self.space, self.embeddings, data, rank=SEARCH_RANK)
+            self._features = Features(self.space, self.embeddings, hyper, RANK)
+            self._hyper, self._chosen_at = hyper, len(data)
+        assert self._hyper is not None
+        return Process(fit(self._features, data, self._hyper.noise))
+
+    def _boosting(self, data: Data, seed: int) -> Boosting:
+        x = self._inputs(data.items, data.cells)
+        parts = np.random.default_rng(seed).permutation(len(data)) % MEMBERS
+        members, errors = [], []
+        for k in range(MEMBERS):
+            member = HistGradientBoostingRegressor(
+                max_iter=80,
+                learning_rate=0.2,
+                max_leaf_nodes=12,
+                min_samples_leaf=5,
+                early_stopping=False,
+                random_state=0,
+            )
+            members.append(member.fit(x[parts != k], data.margin[parts != k]))
+            errors.append(member.predict(x[parts == k]) - data.margin[parts == k])
+        return Boosting(self._inputs, members, max(float(np.sqrt(np.mean(np.concatenate(errors) ** 2))), 1e-3))

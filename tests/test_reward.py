@@ -1,0 +1,80 @@
+"""Rewards: each component pays what it says, and none is mistaken for a failure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stages.concepts import Concept, ConceptSpace
+from stages.explorers import Answers
+from stages.explorers.reward import Reward, RewardConfig
+
+SPACE = ConceptSpace(
+    (Concept("a", (0, 1, 2, 3, 4)), Concept("b", ("x", "y", "z"), ordered=False)),
+)
+NOTHING = {"novelty": 0.0, "region": 0.0, "coverage": 0.0}
+
+
+def pay(reward: Reward, items: list[int], cells: list[list[int]], discrepancy: list[float]) -> list[float]:
+    """Rewards for answers with these discrepancies; nan is an answer the budget did not allow."""
+    d = np.array(discrepancy, dtype=np.float32)
+    answered = ~np.isnan(d)
+    answers = Answers(d, d > reward.threshold, answered, answered)
+    return reward(np.array(items), np.array(cells), answers).tolist()
+
+
+def make(threshold: float = 0.0, **config) -> Reward:
+    return Reward(SPACE, threshold, RewardConfig(**{**NOTHING, **config}))
+
+
+def test_the_margin_is_over_the_threshold_and_bounded() -> None:
+    assert pay(make(0.2), [0, 1, 2], [[0, 0]] * 3, [0.5, 0.1, 7.0]) == pytest.approx([0.3, -0.1, 1.0])
+
+
+def test_a_probe_asked_before_earns_less_than_any_new_one() -> None:
+    reward = make(novelty=0.5)
+    assert pay(reward, [0, 0], [[0, 0]] * 2, [0.3, 0.3]) == pytest.approx([0.8, -1.0])
+    assert pay(reward, [0, 1], [[0, 0]] * 2, [0.3, -1.0])[0] == -1.0
+
+
+def test_what_the_budget_left_unanswered_earns_nothing_and_is_not_remembered() -> None:
+    reward = make(coverage=0.25)
+    assert pay(reward, [0], [[0, 0]], [np.nan]) == [0.0]
+    assert pay(reward, [0], [[0, 0]], [-0.5]) == pytest.approx([-0.25])
+
+
+def test_novelty_diminishes_with_the_failures_of_its_cell() -> None:
+    reward = make(novelty=0.5)
+    paid = pay(reward, [0, 1, 2, 3, 4], [[0, 0], [0, 0], [0, 0], [0, 0], [1, 0]], [0.1, -0.1, 0.1, 0.1, 0.1])
+    bonus = np.array(paid) - [0.1, -0.1, 0.1, 0.1, 0.1]
+    np.testing.assert_allclose(bonus, [0.5, 0.0, 0.5 / np.sqrt(2), 0.5 / np.sqrt(3), 0.5], atol=1e-6)
+
+
+def test_regions_are_halves_of_what_is_ordered_and_single_categories() -> None:
+    reward = make(region=1.0)
+    regions = reward.regions(np.array([[0, 0], [2, 0], [3, 0], [4, 0], [0, 1], [0, 2]]))
+    assert regions[0] == regions[1] != regions[2] == regions[3]
+    assert len({regions[0], regions[4], regions[5]}) == 3
+    paid = pay(reward, [0, 0, 0, 0], [[0, 0], [2, 0], [4, 0], [0, 1]], [0.1] * 4)
+    np.testing.assert_allclose(np.array(paid) - 0.1, [1.0, 1 / np.sqrt(2), 1.0, 1.0], atol=1e-6)
+
+
+def test_coverage_pays_the_first_probe_of_a_cell_failing_or_not() -> None:
+    paid = pay(make(coverage=0.25), [0, 1, 0], [[0, 0], [0, 0], [1, 0]], [-0.5, -0.5, 0.5])
+    assert paid == pytest.approx([-0.25, -0.5, 0.75])
+
+
+def test_the_papers_reward_is_ten_times_the_log_odds_of_a_failure_and_finite() -> None:
+    logit, scale = 3.0, 5.0  # a classifier's discrepancy is tanh(logit margin / scale)
+    paid = pay(make(base="paper"), [0, 1, 2, 3], [[0, 0]] * 4, [np.tanh(logit / scale), -0.9, 1.0, 0.0])
+    assert paid[0] == pytest.approx(20 * logit / scale, rel=1e-5)
+    assert paid[1] == paid[3] == -1.0
+    assert 100 < paid[2] < 200
+
+
+def test_forgetting_starts_anew() -> None:
+    reward = make(novelty=0.5, region=0.5, coverage=0.5)
+    first = pay(reward, [0, 1], [[0, 0], [0, 0]], [0.3, 0.3])
+    assert pay(reward, [0, 1], [[0, 0], [0, 0]], [0.3, 0.3]) == [-1.0, -1.0]
+    reward.forget()
+    assert pay(reward, [0, 1], [[0, 0], [0, 0]], [0.3, 0.3]) == first
