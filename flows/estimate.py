@@ -92,7 +92,7 @@ def probes_of(params: Params, stage: Stage) -> int | None:
     audit = params.audits[stage.audit]
     search = 2 * audit.discover.budget  # the explorer and its control
     if stage.kind == "discover":
-        return search
+        return search + audit.discover.microscopic_budget
     if stage.kind == "re_evaluate" and stage.audit in params.repairs:
         repair = params.repairs[stage.audit]
         models = 2 if repair.restructure.control == "none" else 3

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from stages.errors import UsageError
 from stages.explorers import make_explorer
+from stages.microscopic import agent_settings
 from stages.params import Params, task_class, task_context
 
 
@@ -32,6 +33,8 @@ def _check_explorer(params: Params, name: str) -> list[str]:
     discover = params.audit(name).discover
     try:
         make_explorer(discover.explorer, discover.settings)
+        if discover.microscopic.method == "rl":
+            agent_settings(discover.microscopic)
     except UsageError as error:
         return [f"audits.{name}.{error}"]
     return []

@@ -1,4 +1,7 @@
-"""Search for failures: the explorer and its control spend the same budget on the discover items."""
+"""Search for failures: the explorer and its control spend the same budget on the discover items.
+
+Then, on a budget of its own: how little has to change, step by step, until the model fails.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ from stages.errors import UsageError
 from stages.explorers import SearchResult, save_policy, search
 from stages.files import publishing, scratch, stage_dir, write_json
 from stages.ledger import Ledger
+from stages.microscopic import measure_robustness
 from stages.params import load_params, task_class, task_context
 from stages.progress import progress
 from stages.provenance import provenance, run_key
 
-CODE = Path(__file__).with_name("explorers")
+CODE = [Path(__file__).parent / name for name in ("explorers", "microscopic", "landscape/kernel.py")]
 CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the file larger
 
 
@@ -30,7 +34,7 @@ def main(name: str) -> None:
         raise UsageError(
             f"{prepared / 'items.parquet'} has no items of the split discover: there is nothing to search on"
         )
-    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json", CODE]
+    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json", *CODE]
     key = run_key(audit, inputs)
     with scratch(name, "discover", key) as folder:
         ledger = Ledger(folder / "ledger.jsonl")
@@ -39,19 +43,38 @@ def main(name: str) -> None:
         result = search(
             task, item_ids, audit.discover, seed=audit.seed, ledger=ledger, compute=context.compute, show=progress
         )
+        robustness = measure_robustness(
+            task,
+            item_ids,
+            audit.discover,
+            seed=audit.seed,
+            enumerated=result.enumerated,
+            ledger=ledger,
+            compute=context.compute,
+            show=progress,
+        )
         ledger.close()
     if result.enumerated:
         print(f"the budget of {audit.discover.budget:,} covers the whole grid: enumerated, no agent was needed")
     with publishing(stage_dir(name, "discover")) as out:
         result.probes.to_parquet(out / "probes.parquet", index=False)
+        robustness.table.to_parquet(out / "robustness.parquet", index=False)
         save_policy(result.policy, out / "policy")
         _write_curves(out / "live", result)
-        write_json(out / "metrics.json", {**result.metrics, "enumerated": result.enumerated}, schema=False)
+        metrics = {**result.metrics, "microscopic": robustness.metrics, "enumerated": result.enumerated}
+        write_json(out / "metrics.json", metrics, schema=False)
         write_json(out / "provenance.json", provenance(name, audit, prepared))
     for role, numbers in result.metrics.items():
         print(
             f"{role} ({numbers['explorer']}): {numbers['failures']:,} failures in {numbers['probes']:,} unique probes,"
             f" in {numbers['failing_cells']:,} distinct cells"
+        )
+    if len(robustness.table):
+        numbers = robustness.metrics
+        print(
+            f"small steps ({numbers['method']}): of {numbers['items']:,} items {numbers['fail_unchanged']:,} fail"
+            f" unchanged, {numbers['found']:,} after some steps, {numbers['not_found']:,} hold;"
+            f" {numbers['probes']:,} unique probes"
         )
 
 

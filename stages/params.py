@@ -38,13 +38,40 @@ class ComputeConfig(Strict):
     gpus: int = Field(ge=0, description="GPUs prepare and discover ask the task runner for")
 
 
+class MicroscopicConfig(Strict):
+    """Microscopic exploration: the smallest change, step by step, that makes the model fail on an item."""
+
+    method: Literal["beam", "exact", "rl", "none"] = Field(
+        "beam", description="beam search, breadth-first search for small grids, an agent that learns, or not at all"
+    )
+    items: int = Field(25, ge=1, description="items it is done for, drawn at random")
+    budget: int | None = Field(None, ge=1, description="unique probes of its own; by default half of discover.budget")
+    width: int = Field(8, ge=1, description="beam: cells of each step that are followed at most, if the budget allows")
+    max_steps: int | None = Field(None, ge=1, description="steps after which an item counts as holding")
+    settings: dict[str, Any] = Field(default_factory=dict, description="rl: settings of the agent")
+
+    @model_validator(mode="after")
+    def _only_agents_take_settings(self) -> MicroscopicConfig:
+        if self.settings and self.method != "rl":
+            raise ValueError(f"only method rl takes settings, found {', '.join(self.settings)} for {self.method}")
+        return self
+
+
 class DiscoverConfig(Strict):
     """The search for failures."""
 
-    explorer: str = Field("ppo", description="what chooses the probes, see stages/explorers")
+    explorer: str = Field("auto", description="what chooses the probes, see docs/explorers.md")
     control: Literal["random"] = Field("random", description="the uniform baseline, on which all rates are calibrated")
     budget: int = Field(ge=1, description="unique probes for each of the two")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the explorer")
+    microscopic: MicroscopicConfig = Field(default_factory=MicroscopicConfig)
+
+    @property
+    def microscopic_budget(self) -> int:
+        """Unique probes microscopic exploration may spend."""
+        if self.microscopic.method == "none":
+            return 0
+        return self.microscopic.budget or max(1, self.budget // 2)
 
 
 class LandscapeGates(Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,11 @@ from stages.landscape import (
     overall_rate,
     skipped_combinations,
 )
+from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
 from stages.params import load_params, task_class, task_context
 from stages.provenance import provenance
 from stages.report import Gallery, write_landscape_report
-from stages.tasks.contract import Task
+from stages.tasks.contract import Exhibit, Task
 
 POLICY_CELLS = 4096  # cells whose policy probabilities are held at once, for all items
 
@@ -40,6 +42,7 @@ def main(name: str) -> None:
     task = task_class(name, audit).load(task_context(name, audit), prepared)
     found = read_json(discovered / "metrics.json")
     probes = _read_probes(discovered / "probes.parquet", task.concepts)
+    walked = _read_table(discovered / "robustness.parquet")
     item_ids = task.items.ids("discover")
     embeddings = task.embed(item_ids)
 
@@ -68,9 +71,12 @@ def main(name: str) -> None:
         "overall": overall.to_json(),
         "overall_estimated": landscape.mean_rate().to_json(),
         "effects": effects(landscape, task.concepts, probes),
-        "modes": [mode.to_json(task.concepts) for mode in modes],
+        "modes": [
+            mode.to_json(task.concepts) | {"minimal": reached(walked, task.concepts, mode.region)} for mode in modes
+        ],
         "modes_skipped": skipped_combinations(task.concepts, audit.summarize.max_conditions),
         "estimator": _estimator(landscape, probes),
+        "robustness": summarize_robustness(walked, task.concepts, found.get("microscopic", {})),
         "search": {role: found[role] for role in ("agent", "control") if role in found},
         "exact": landscape.exact,
         "sampled": landscape.sampled,
@@ -91,6 +97,7 @@ def main(name: str) -> None:
             verdict=verdict,
             probes=probes,
             galleries=galleries(task, modes, probes, audit.summarize.examples, audit.seed),
+            nearest=nearest_failures(task, walked, audit.summarize.examples),
             provenance=record,
             metrics=metrics,
             skipped=task.items.skipped,
@@ -98,11 +105,15 @@ def main(name: str) -> None:
     _say(summary, overall, modes, task.concepts)
 
 
-def _read_probes(path: Any, space: ConceptSpace) -> pd.DataFrame:
+def _read_table(path: Any) -> pd.DataFrame:
     try:
-        probes = pd.read_parquet(path)
+        return pd.read_parquet(path)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: run discover first") from None
+
+
+def _read_probes(path: Any, space: ConceptSpace) -> pd.DataFrame:
+    probes = _read_table(path)
     needed = {"role", "item", "repeat", "discrepancy", "failed", *space.names}
     if missing := sorted(needed - set(probes.columns)):
         raise UsageError(f"{path} lacks the column(s) {', '.join(missing)}, found {', '.join(probes.columns)}")
@@ -145,6 +156,20 @@ def galleries(task: Task, modes: Sequence[Mode], probes: pd.DataFrame, examples:
     return shown
 
 
+def nearest_failures(task: Task, walked: pd.DataFrame, examples: int) -> list[Exhibit]:
+    """The smallest failing changes as people would see them, the smallest first."""
+    rows = nearest(walked, task.concepts, examples)
+    if rows.empty:
+        return []
+    cells = rows[task.concepts.names].to_numpy(dtype=np.int64)
+    said = [
+        f"{steps} step{'s' if steps > 1 else ''}: {describe_change(task.concepts, cell)}"
+        for steps, cell in zip(rows["radius"], cells, strict=True)
+    ]
+    exhibits = task.exhibit(rows["item"].tolist(), cells)
+    return [replace(e, caption=f"{text}. {e.caption}") for e, text in zip(exhibits, said, strict=True)]
+
+
 def _estimator(landscape: Landscape, probes: pd.DataFrame) -> dict[str, Any]:
     by_role = {f"probes_{role}": int(n) for role, n in probes["role"].value_counts().sort_index().items()}
     name = "exact enumeration" if landscape.exact else "Gaussian process on margins, over items and concepts"
@@ -164,6 +189,7 @@ def _metrics(summary: dict[str, Any], passed: bool | None) -> dict[str, Any]:
         "log_loss": summary["estimator"].get("log_loss"),
         "log_loss_constant": summary["estimator"].get("log_loss_constant"),
         "calibration_error": summary["estimator"].get("calibration_error"),
+        "median_radius": (summary["robustness"] or {}).get("median_radius"),
         "passed": passed,
     }
     for role, search in summary["search"].items():

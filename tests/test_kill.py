@@ -15,6 +15,7 @@ from tests.workspace import Workspace, audit_params, make_workspace
 
 RESULTS = (
     "tiny/discover/probes.parquet",
+    "tiny/discover/robustness.parquet",
     "tiny/discover/policy/*",
     "tiny/*/landscape*.parquet",
     "tiny/*/verdict.json",
@@ -136,7 +137,7 @@ def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path, server
     last = disturbed.faded("audit", **server)
     assert last.returncode == 0, last.stdout
     assert disturbed.digests(*RESULTS) == undisturbed.digests(*RESULTS)
-    assert len(undisturbed.digests(*RESULTS)) == 9
+    assert len(undisturbed.digests(*RESULTS)) == 10
 
 
 def _line(process: psutil.Process) -> list[str]:

@@ -133,7 +133,7 @@ def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
         ({"prepare": {"itms": 3}}, r"audits\.x\.prepare\.itms: unknown key"),
         (
             {"discover": {"budget": 9, "explorer": "pppo"}},
-            r"audits\.x\.discover\.explorer: no explorer 'pppo', found: ppo",
+            r"audits\.x\.discover\.explorer: no explorer 'pppo', found: auto",
         ),
         ({"discover": {"budget": 9, "settings": {"n_env": 1}}}, r"audits\.x\.discover\.settings\.n_env: unknown key"),
         ({"discover": {"budget": 9, "settings": {"n_envs": 1}}}, r"n_envs \* n_steps must be at least 2"),

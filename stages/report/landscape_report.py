@@ -16,9 +16,11 @@ from stages.report.gallery import Gallery, Shrinker
 from stages.report.marginals import marginal, shown_concepts, views
 from stages.report.page import Picture, render
 from stages.report.parts import label_of, landscape_part, pair_part, space_of, top_rate
+from stages.report.robustness import robustness_view
 from stages.report.searches import search_view
 from stages.report.verdicts import verdict_view
 from stages.report.words import flatten, interval, is_number, number, percent
+from stages.tasks.contract import Exhibit
 
 LIMITS = (
     "A rate belongs to this model, these items and this grid. It says nothing of levels or concepts outside it.",
@@ -41,6 +43,7 @@ def write_landscape_report(
     galleries: Mapping[str, Gallery],
     provenance: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    nearest: Sequence[Exhibit] = (),
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write the landscape as one self-contained page. What is missing in the inputs is left out.
@@ -54,6 +57,7 @@ def write_landscape_report(
         galleries: examples for each mode's id.
         provenance: as in provenance.json.
         metrics: the stage's metrics.
+        nearest: the smallest failing changes.
         skipped: what could not be used, as {file, reason}.
     """
     space = ConceptSpace.from_json(summary["concepts"])
@@ -61,12 +65,15 @@ def write_landscape_report(
     top = top_rate(landscape, space, names)
     modes = summary.get("modes")
     search = search_view(probes, summary.get("search") or {})
+    shown = [e for gallery in galleries.values() for e in (*gallery.failing, *gallery.passing)]
+    shrinker = Shrinker([*shown, *nearest])
     parts = {
         "verdict": verdict_view(verdict),
         "landscape": landscape_part(landscape, space, names, top),
         "pairs": pair_part(landscape, space, names, top),
         "effects": _effects(space, summary.get("effects") or [], top),
-        "modes": None if modes is None else _modes(modes, galleries),
+        "modes": None if modes is None else _modes(modes, galleries, shrinker),
+        "robustness": robustness_view(summary.get("robustness")),
         "search": search,
         "trust": _trust(landscape, space, probes, summary),
         "policy": _policy(landscape, space, names),
@@ -76,6 +83,7 @@ def write_landscape_report(
         "pairs": "Pairs",
         "effects": "Single concepts",
         "modes": "Failure modes",
+        "robustness": "Small steps",
         "search": "Search",
         "trust": "Trust",
         "policy": "Policy",
@@ -93,6 +101,7 @@ def write_landscape_report(
         skipped=[(entry["file"], entry["reason"]) for entry in skipped],
         provenance=list(flatten(provenance)),
         metrics=list(flatten(metrics)),
+        nearest=shrinker.show_all(nearest),
         limits=LIMITS,
         **parts,
     )
@@ -126,9 +135,10 @@ def _effects(space: ConceptSpace, effects: Iterable[Mapping[str, Any]], top: flo
     return parts
 
 
-def _modes(modes: Sequence[Mapping[str, Any]], galleries: Mapping[str, Gallery]) -> list[dict[str, Any]]:
+def _modes(
+    modes: Sequence[Mapping[str, Any]], galleries: Mapping[str, Gallery], shrinker: Shrinker
+) -> list[dict[str, Any]]:
     chosen = {mode["id"]: galleries.get(mode["id"], Gallery([], [])) for mode in modes}
-    shrinker = Shrinker(e for gallery in chosen.values() for e in (*gallery.failing, *gallery.passing))
     return [
         {
             **mode,

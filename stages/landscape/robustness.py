@@ -1,0 +1,120 @@
+"""What the smallest failing changes say together: how robust items are, and in which directions least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import ConceptSpace, Region
+from stages.landscape.intervals import wilson
+from stages.microscopic.moves import Moves, start_of
+from stages.microscopic.search import FOUND, NOT_FOUND, UNCHANGED
+
+COMBINATIONS = 5  # sets of concepts named at most
+
+
+def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Describe the distribution of the radii and the weakest directions.
+
+    The shares of items that fail within k steps are proportions with Wilson's interval, for items are drawn at random.
+    They are given for as many steps as all items were searched: an item for which nothing was found is known to hold
+    (as far as the search can tell) up to there, and is not counted as if it held for ever.
+
+    Args:
+        table: robustness.parquet.
+        space: the grid.
+        metrics: of the exploration, as in discover's metrics.json.
+
+    Returns:
+        `robustness` as in docs/files.md; None if no item was explored.
+    """
+    if table.empty:
+        return None
+    moves = Moves(space, start_of(space))
+    radius = table["radius"].astype("Float64").fillna(np.inf).to_numpy(dtype=float)
+    changed = table[table["status"] == FOUND]
+    censored = table.loc[table["status"] == NOT_FOUND, "searched"]
+    deepest = int(censored.min()) if len(censored) else int(radius.max())
+    half = float(np.sort(radius)[(len(radius) - 1) // 2])  # where an item held it counts as inf: an upper bound
+    return {
+        "method": metrics.get("method"),
+        "probes": metrics.get("probes"),
+        "items": len(table),
+        "fail_unchanged": int((table["status"] == UNCHANGED).sum()),
+        "found": len(changed),
+        "not_found": len(censored),
+        "searched": int(censored.min()) if len(censored) else None,
+        "proven": int((changed["radius"] == changed["at_least"]).sum()),
+        "median_radius": int(half) if np.isfinite(half) else None,
+        "start": space.describe(moves.start.tolist()),
+        "not_neutral": [c.name for c in space.concepts if c.neutral not in c.levels],
+        "within": [{"steps": k, **wilson(int((radius <= k).sum()), len(radius)).to_json()} for k in range(deepest + 1)],
+        "directions": _directions(table, changed, space, moves),
+        "together": _together(changed, space, moves),
+    }
+
+
+def reached(table: pd.DataFrame, space: ConceptSpace, region: Region) -> dict[str, Any]:
+    """How many of the smallest failing changes end in a region, and their median number of steps (null if none)."""
+    changed = table[table["status"] == FOUND]
+    inside = region.contains(space, changed[space.names].to_numpy(dtype=np.int64))
+    steps = changed.loc[inside, "radius"]
+    return {
+        "reached": int(inside.sum()),
+        "of": len(changed),
+        "median_radius": float(steps.median()) if len(steps) else None,
+    }
+
+
+def nearest(table: pd.DataFrame, space: ConceptSpace, n: int) -> pd.DataFrame:
+    """The n smallest failing changes to show, of as many different sets of concepts as there are."""
+    changed = table[table["status"] == FOUND].sort_values("radius", kind="stable")
+    sets = pd.Series(_concepts_changed(changed, space, start_of(space)), index=changed.index, dtype=object)
+    again = sets.duplicated()
+    return pd.concat([changed[~again], changed[again]]).head(n).sort_values("radius", kind="stable")
+
+
+def describe_change(space: ConceptSpace, cell: Sequence[int]) -> str:
+    """What differs from the start in a cell (concepts,), in words: "rotation 10°, blur 0.6"."""
+    start = start_of(space)
+    return ", ".join(
+        f"{c.name} {c.label(int(i))}" for c, i, at in zip(space.concepts, cell, start, strict=True) if i != at
+    )
+
+
+def _concepts_changed(changed: pd.DataFrame, space: ConceptSpace, start: np.ndarray) -> list[tuple[str, ...]]:
+    differs = changed[space.names].to_numpy(dtype=np.int64) != start
+    return [tuple(np.array(space.names)[row].tolist()) for row in differs]
+
+
+def _directions(table: pd.DataFrame, changed: pd.DataFrame, space: ConceptSpace, moves: Moves) -> list[dict[str, Any]]:
+    """Each concept: in how many of the smallest changes it is, and how far it alone has to go. Most used first."""
+    cells = changed[space.names].to_numpy(dtype=np.int64)
+    passing = table[table["status"] != UNCHANGED]
+    entries = []
+    for j, concept in enumerate(space.concepts):
+        only = np.where(np.arange(len(space)) == j, cells, moves.start)
+        steps = moves.steps(only)
+        used = steps > 0
+        alone = passing[f"alone_{concept.name}"].dropna()
+        entries.append(
+            {
+                "concept": concept.name,
+                "used": int(used.sum()),
+                "share": float(used.mean()) if len(used) else None,
+                "mean_steps": float(steps[used].mean()) if used.any() else None,
+                "alone": wilson(len(alone), len(passing)).to_json(),
+                "alone_median_steps": float(alone.median()) if len(alone) else None,
+            }
+        )
+    return sorted(entries, key=lambda entry: -entry["used"])
+
+
+def _together(changed: pd.DataFrame, space: ConceptSpace, moves: Moves) -> list[dict[str, Any]]:
+    sets = pd.Series(_concepts_changed(changed, space, moves.start), dtype=object)
+    counts = sets.value_counts()
+    order = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    return [{"concepts": list(names), "items": int(n)} for names, n in order[:COMBINATIONS]]

@@ -1,0 +1,118 @@
+"""An agent that learns to walk to the nearest failure: PPO with masked actions on the small-step environment.
+
+It is trained on other items than those it is asked about. What it has to offer is few queries: it asks only where it
+steps, while a search asks about every neighbour. For that it needs thousands of probes of training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pydantic import Field, PositiveInt
+from sb3_contrib import MaskablePPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from stages.errors import NoLearningError
+from stages.explorers import Prober
+from stages.microscopic.env import StepReward, StepsVecEnv, Trail
+from stages.microscopic.walks import Walks
+from stages.params import Strict
+
+PATIENCE = 4  # steps the agent may take per unique probe of its training: then it only repeats itself
+
+
+class WalkerSettings(Strict):
+    """The agent of method rl: MaskablePPO of sb3-contrib (Huang and Ontañón 2022)."""
+
+    training: float = Field(0.8, gt=0, lt=1, description="share of the budget that goes into learning")
+    walks: int = Field(2, ge=1, description="walks of each item: the first takes the likeliest steps, others draw them")
+    bonus: float = Field(1.0, ge=0, description="reward of a failure")
+    cost: float = Field(0.05, ge=0, description="cost of a step")
+    n_envs: int = Field(32, ge=1, description="items walked at once")
+    n_steps: int = Field(16, ge=1, description="steps of all environments between two updates")
+    n_epochs: int = Field(10, ge=1)
+    batch_size: int = Field(128, ge=2)
+    learning_rate: float = Field(1e-3, gt=0)
+    ent_coef: float = Field(0.003, ge=0, description="entropy bonus")
+    gamma: float = Field(0.9, gt=0, le=1, description="discount")
+    hidden: list[PositiveInt] = Field(default=[64, 64], description="units of the hidden layers")
+
+
+class _StopWhenSpent(BaseCallback):
+    """Ends the learning when its share of the budget is spent."""
+
+    def __init__(self, prober: Prober, limit: int) -> None:
+        super().__init__()
+        self.prober, self.limit = prober, limit
+
+    def _on_step(self) -> bool:
+        return self.prober.spent < self.limit
+
+
+def train_and_walk(walks: Walks, settings: WalkerSettings, seed: int) -> dict[str, Any]:
+    """Train on the prober's items that do not walk (on all, if there are no others), then walk.
+
+    Args:
+        walks: the books; the walks are entered there.
+        settings: of agent and training.
+        seed: of the agent.
+
+    Returns:
+        What it took, for the metrics.
+
+    Raises:
+        NoLearningError: if the budget was too small for a single update, or all items to learn from fail at the start.
+    """
+    prober, moves = walks.prober, walks.moves
+    trail = Trail(prober, moves, StepReward(settings.bonus, settings.cost))
+    walking = len(walks.radius)
+    learning = np.arange(walking, len(prober.item_ids)) if len(prober.item_ids) > walking else np.arange(walking)
+    before = prober.spent
+    spend = int(settings.training * prober.left)
+    _, failed, answered = trail.margins(learning, np.tile(moves.start, (len(learning), 1)))
+    env = StepsVecEnv(trail, learning[answered & ~failed], settings.n_envs, walks.limit, seed)
+    if not (answered & ~failed).any():
+        raise NoLearningError("microscopic exploration by rl: all items it could learn from fail unchanged")
+    model = MaskablePPO(
+        "MlpPolicy",
+        env,
+        n_steps=settings.n_steps,
+        batch_size=min(settings.batch_size, settings.n_steps * settings.n_envs),
+        n_epochs=settings.n_epochs,
+        learning_rate=settings.learning_rate,
+        gamma=settings.gamma,
+        ent_coef=settings.ent_coef,
+        policy_kwargs={"net_arch": list(settings.hidden)},
+        seed=seed,
+        device="cpu",
+    )
+    model.learn(total_timesteps=PATIENCE * spend, callback=_StopWhenSpent(prober, before + spend))
+    if model._n_updates == 0:
+        raise NoLearningError(
+            f"microscopic exploration by rl made no gradient update within {spend} probes: raise"
+            " discover.microscopic.budget, or lower n_envs or n_steps in its settings; method beam needs no training"
+        )
+    details = {"gradient_updates": int(model._n_updates), "training_probes": prober.spent - before}
+    for walk in range(settings.walks):
+        _walk(walks, trail, model, deterministic=walk == 0)
+    return details
+
+
+def _walk(walks: Walks, trail: Trail, model: MaskablePPO, *, deterministic: bool) -> None:
+    """Let the agent walk all items at once, each until it fails, or as long as it may find something nearer."""
+    items = np.flatnonzero(walks.radius > 1)
+    cells = np.tile(walks.moves.start, (len(items), 1))
+    margins, _, _ = trail.margins(items, cells)
+    for depth in range(1, walks.limit + 1):
+        going = walks.moves.valid(cells).any(axis=1) & (walks.radius[items] > depth)
+        items, cells, margins = items[going], cells[going], margins[going]
+        if not len(items):
+            return
+        observations = trail.observe(items, cells, margins)
+        actions, _ = model.predict(observations, action_masks=walks.moves.valid(cells), deterministic=deterministic)
+        cells = walks.moves.take(cells, actions)
+        answers = walks.ask(items, cells)
+        walks.searched[items[answers.answered]] = np.maximum(walks.searched[items[answers.answered]], depth)
+        items, cells = items[answers.answered], cells[answers.answered]
+        margins = trail.clipped(answers.discrepancy[answers.answered])

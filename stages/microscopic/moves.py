@@ -1,0 +1,84 @@
+"""Small steps: one concept by one level, away from where an item starts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stages.concepts import ConceptSpace
+
+
+def start_of(space: ConceptSpace) -> np.ndarray:
+    """Where steps start (concepts,): the neutral level of each concept, its first (weakest) one where none is neutral.
+
+    If every concept has a neutral level this is the unchanged item.
+    """
+    return np.array([c.levels.index(c.neutral) if c.neutral in c.levels else 0 for c in space.concepts], dtype=np.int64)
+
+
+class Moves:
+    """The moves of microscopic exploration, numbered; each is one step in one direction of one concept.
+
+    An ordered concept moves by one level, a categorical one from its start to any other category. All lead away from
+    the start: the shortest way to a failure never steps back, so after k steps a cell is k steps from the start,
+    whatever the way, and the number of steps is the size of the change.
+
+    Args:
+        space: the grid.
+        start: (concepts,) level indices where all ways start.
+    """
+
+    def __init__(self, space: ConceptSpace, start: np.ndarray) -> None:
+        self.space, self.start = space, np.asarray(start, dtype=np.int64)
+        self._ordered = np.array([concept.ordered for concept in space.concepts])
+        directions: list[tuple[int, int, int]] = []  # concept, change of its level index, how often
+        for j, (concept, at) in enumerate(zip(space.concepts, self.start.tolist(), strict=True)):
+            if concept.ordered:
+                directions += [(j, 1, len(concept) - 1 - at), (j, -1, at)]
+            else:
+                directions += [(j, level - at, 1) for level in range(len(concept)) if level != at]
+        directions = [direction for direction in directions if direction[2] > 0]
+        self.concept, self.change, self.reach = np.array(directions, dtype=np.int64).reshape(-1, 3).T
+
+    def __len__(self) -> int:
+        return len(self.concept)
+
+    @property
+    def varied(self) -> list[int]:
+        """Positions of the concepts that can move at all."""
+        return sorted(set(self.concept.tolist()))
+
+    @property
+    def longest(self) -> int:
+        """Steps to the cell furthest from the start."""
+        return sum(int(self.reach[self.concept == j].max()) for j in self.varied)
+
+    def steps(self, cells: np.ndarray) -> np.ndarray:
+        """How far cells (n, concepts) are from the start: (n,) int64."""
+        away = np.abs(np.asarray(cells) - self.start)
+        return np.where(self._ordered, away, away > 0).sum(axis=1)
+
+    def valid(self, cells: np.ndarray) -> np.ndarray:
+        """Which moves are possible from cells (n, concepts): (n, moves) bool."""
+        away = np.asarray(cells)[:, self.concept] - self.start[self.concept]
+        onward = (away * self.change >= 0) & (np.abs(away) < self.reach)
+        return np.where(self._ordered[self.concept], onward, away == 0)
+
+    def take(self, cells: np.ndarray, moves: np.ndarray) -> np.ndarray:
+        """Where one valid move (n,) each leads from cells (n, concepts)."""
+        taken = np.array(cells, dtype=np.int64)
+        taken[np.arange(len(taken)), self.concept[moves]] += self.change[moves]
+        return taken
+
+    def onward(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All cells one step further than cells (n, concepts): the row each came from (m,), and they (m, concepts)."""
+        rows, moves = np.nonzero(self.valid(cells))
+        return rows, self.take(np.asarray(cells)[rows], moves)
+
+    def back(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All cells one step nearer than cells (n, concepts), as `onward` returns them."""
+        cells = np.asarray(cells, dtype=np.int64)
+        rows, concepts = np.nonzero(cells != self.start)
+        nearer = cells[rows]
+        away = nearer[np.arange(len(rows)), concepts] - self.start[concepts]
+        nearer[np.arange(len(rows)), concepts] -= np.where(self._ordered[concepts], np.sign(away), away)
+        return rows, nearer

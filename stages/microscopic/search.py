@@ -1,0 +1,164 @@
+"""Microscopic exploration: the smallest change, in single steps of single concepts, that makes the model fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from stages.concepts import ConceptSpace
+from stages.errors import UsageError
+from stages.explorers import Prober
+from stages.explorers.prober import torch_threads
+from stages.explorers.search import ShowProgress, silent
+from stages.ledger import Ledger
+from stages.microscopic.agent import WalkerSettings, train_and_walk
+from stages.microscopic.moves import Moves, start_of
+from stages.microscopic.walks import NEVER, Walks, reduce_strongest, search_layers, try_alone, walk_back, widths
+from stages.params import DiscoverConfig, MicroscopicConfig, validation_lines
+from stages.tasks.contract import Compute, Task
+
+UNCHANGED, FOUND, NOT_FOUND = "fails unchanged", "found", "not found"
+STREAM = b"microscopic"  # sets the random draws here apart from those of the macroscopic search
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """How far items can be changed before the model fails on them.
+
+    Args:
+        table: one row an item, as robustness.parquet in docs/files.md.
+        metrics: method, budget, probes and counts, for metrics.json.
+    """
+
+    table: pd.DataFrame
+    metrics: dict[str, Any]
+
+
+def measure_robustness(
+    task: Task,
+    item_ids: Sequence[str],
+    config: DiscoverConfig,
+    *,
+    seed: int,
+    enumerated: bool = False,
+    ledger: Ledger | None = None,
+    compute: Compute | None = None,
+    show: ShowProgress = silent,
+) -> Robustness:
+    """Find the smallest failing change of each of some items, drawn at random.
+
+    Every method first asks each item at the start, and how far each concept alone has to go. Then
+
+    - `beam` takes the strongest change of all and reduces it, which is quick. Then it goes outward from the start and
+      follows the cells nearest to failing, 1 of each layer, then 2, 4, ... up to `width`, as far as the budget goes
+      (iterative broadening, Ginsberg and Harvey 1992): each pass only looks for something nearer than is known;
+    - `exact` reduces as well, then follows all cells (breadth-first search): what is still nearer is the nearest there
+      is. An enumerated grid is searched so in any case, for its answers are in the ledger;
+    - `rl` trains an agent on other items (`stages.microscopic.agent`) and lets it walk, as in the paper.
+
+    What is found is irreducible: with any one step less the item passes, as far as the budget let that be asked.
+
+    Args:
+        task: the model under test.
+        item_ids: the items that may be used.
+        config: `microscopic` of it, and the budget of the search it goes with.
+        seed: of all randomness here.
+        enumerated: the ledger holds all answers.
+        ledger: answers so far; with a file behind it the search can be resumed.
+        compute: threads and batch size of the model.
+        show: displays the progress.
+    """
+    steps = config.microscopic
+    moves = Moves(task.concepts, start_of(task.concepts))
+    if steps.method == "none":
+        nobody = Walks(Prober(task, [], 0), moves, 0)
+        return Robustness(_table(task.concepts, nobody, []), {"method": "none", "items": 0})
+    method, budget, wanted = steps.method, config.microscopic_budget, steps.items
+    if enumerated:
+        method, budget, wanted = "exact", len(item_ids) * task.concepts.n_cells, len(item_ids)
+    rng = np.random.default_rng([seed, *STREAM])
+    wanted = min(wanted, budget, len(item_ids))  # each is asked once at least
+    order = rng.permutation(len(item_ids))
+    chosen, others = (sorted(part.tolist()) for part in (order[:wanted], order[wanted:]))
+    walking = [item_ids[i] for i in chosen]
+    everyone = walking + ([item_ids[i] for i in others] if method == "rl" else [])
+    details: dict[str, Any] = {}
+    with show(f"small steps ({method})", budget) as tell, torch_threads(1):
+        prober = Prober(task, everyone, budget, ledger, compute, partial(_tell, tell))
+        walks = Walks(prober, moves, len(walking), steps.max_steps)
+        harm = try_alone(walks)
+        if method != "rl":
+            reduce_strongest(walks, harm)
+            walk_back(walks)
+        if method == "exact":
+            search_layers(walks, None)
+        elif method == "beam":
+            for width in widths(steps.width):
+                search_layers(walks, width)
+                walk_back(walks)
+                if prober.left <= 0:
+                    break
+        else:
+            details = train_and_walk(walks, agent_settings(steps), int(rng.integers(2**31)))
+            walk_back(walks)
+    table = _table(task.concepts, walks, walking)
+    counts = table["status"].value_counts()
+    metrics = {
+        "method": method,
+        "budget": prober.budget,
+        "probes": prober.spent,
+        "items": len(walking),
+        "fail_unchanged": int(counts.get(UNCHANGED, 0)),
+        "found": int(counts.get(FOUND, 0)),
+        "not_found": int(counts.get(NOT_FOUND, 0)),
+        "longest": walks.limit,
+        **details,
+    }
+    return Robustness(table, metrics)
+
+
+def agent_settings(config: MicroscopicConfig) -> WalkerSettings:
+    """The settings of method rl.
+
+    Raises:
+        UsageError: naming those that are wrong.
+    """
+    try:
+        return WalkerSettings.model_validate(config.settings)
+    except ValidationError as error:
+        lines = validation_lines(error, WalkerSettings, "discover.microscopic.settings")
+        raise UsageError("; ".join(lines)) from None
+
+
+def _tell(tell: Any, spent: int, failures: int) -> None:
+    tell(spent, f"{failures:,} failures")
+
+
+def _table(space: ConceptSpace, walks: Walks, item_ids: Sequence[str]) -> pd.DataFrame:
+    found = walks.radius < NEVER
+    status = np.select([walks.radius == 0, found], [UNCHANGED, FOUND], NOT_FOUND)
+    alone = walks.alone.T
+    return pd.DataFrame(
+        {
+            "item": pd.Series(item_ids, dtype="str"),
+            "status": pd.Series(status, dtype="str"),
+            "radius": _nullable(walks.radius, found),
+            "at_least": walks.passed + 1,
+            "searched": walks.searched,
+            "queries": walks.queries,
+            **{name: _nullable(levels, found) for name, levels in zip(space.names, walks.failing.T, strict=True)},
+            **{
+                f"alone_{name}": _nullable(steps, steps < NEVER) for name, steps in zip(space.names, alone, strict=True)
+            },
+        }
+    )
+
+
+def _nullable(values: np.ndarray, known: np.ndarray) -> pd.Series:
+    return pd.Series(values, dtype="Int64").where(pd.Series(known), pd.NA)

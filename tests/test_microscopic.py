@@ -1,0 +1,391 @@
+"""Microscopic exploration on tasks whose nearest failures are known, and what is made of it."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check
+from pydantic import ValidationError
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.env_checker import check_env as sb3_check
+
+from stages.concepts import Concept, ConceptSpace, Region
+from stages.errors import InfrastructureError, NoLearningError, UsageError
+from stages.explorers import Prober
+from stages.explorers.prober import torch_threads
+from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
+from stages.ledger import Ledger
+from stages.microscopic import Moves, Robustness, agent_settings, measure_robustness, start_of
+from stages.microscopic.agent import WalkerSettings, train_and_walk
+from stages.microscopic.env import ENV_ID, StepReward, StepsVecEnv, Trail
+from stages.microscopic.walks import Walks, reduce_strongest, try_alone
+from stages.params import DiscoverConfig, MicroscopicConfig
+from stages.report import write_landscape_report
+from stages.tasks.contract import Items, ProbeBatch
+from tests.landscapes import planted
+from tests.report_samples import FOUR, make_inputs
+
+SPACE = ConceptSpace(tuple(Concept(name, tuple(range(6)), neutral=0) for name in ("tilt", "fog", "dust")))
+WEATHER = Concept("weather", ("sun", "rain", "snow"), ordered=False, neutral="sun")
+GLOW = Concept("glow", (-2, -1, 0, 1, 2), neutral=0)
+
+
+class Sloped:
+    """Fails where a weighted sum of the levels is above what an item bears; some pairs of concepts add to each other.
+
+    The margin grows with every step, as those of real models mostly do, so that a search has something to follow. One
+    item of eight bears everything, one fails unchanged.
+    """
+
+    threshold = 0.0
+
+    def __init__(self, space: ConceptSpace = SPACE, items: int = 24, bears: float | None = None) -> None:
+        self.concepts, self.queries = space, 0
+        rng = np.random.default_rng(5)
+        self._weights = rng.uniform(0.2, 1.0, (items, len(space)))
+        self._bears = rng.uniform(2.0, 6.0, items) if bears is None else np.full(items, bears)
+        if bears is None:
+            self._bears[::8], self._bears[1::8] = 99.0, -0.5
+        self.items = Items(pd.DataFrame({"id": [f"i{n}" for n in range(items)], "split": "discover", "label": "0"}))
+
+    def embed(self, item_ids: list[str]) -> np.ndarray:
+        return np.stack([[*self._weights[int(i[1:])], self._bears[int(i[1:])]] for i in item_ids]).astype(np.float32)
+
+    def probe(self, item_ids: list[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        self.queries += len(item_ids)
+        rows = np.array([int(i[1:]) for i in item_ids])
+        away = np.abs(np.asarray(cells) - start_of(self.concepts))
+        harm = (self._weights[rows] * away).sum(axis=1) + 0.15 * away[:, 0] * away[:, -1]
+        margin = np.tanh((harm - self._bears[rows]) / 4).astype(np.float32)
+        return ProbeBatch(margin, margin > 0, [""] * len(rows))
+
+    def radii(self) -> np.ndarray:
+        """By asking everything: steps to the nearest failure, inf where there is none."""
+        cells = self.concepts.cells()
+        steps = Moves(self.concepts, start_of(self.concepts)).steps(cells).astype(float)
+        ids = self.items.table["id"]
+        return np.array([np.where(self.probe([i] * len(cells), cells).failed, steps, np.inf).min() for i in ids])
+
+
+def explore(task: Sloped, ledger: Ledger | None = None, seed: int = 0, **settings: object) -> Robustness:
+    given = MicroscopicConfig.model_validate({"items": 24, "budget": 10_000, **settings})
+    config = DiscoverConfig(budget=10, microscopic=given)
+    return measure_robustness(task, task.items.ids("discover"), config, seed=seed, ledger=ledger)
+
+
+def radius_of(found: Robustness) -> np.ndarray:
+    return found.table["radius"].astype("Float64").fillna(np.inf).to_numpy(dtype=float)
+
+
+# --- steps
+
+
+def test_steps_lead_away_from_the_start_one_at_a_time() -> None:
+    space = ConceptSpace((GLOW, WEATHER, Concept("fog", (0, 1, 2), neutral=0)))
+    moves = Moves(space, start_of(space))
+    assert moves.start.tolist() == [2, 0, 0]
+    assert (len(moves), moves.longest) == (5, 5)  # glow up and down, two other weathers, fog up
+    reached_cells, cells = {tuple(moves.start)}, moves.start[None]
+    for depth in range(1, moves.longest + 1):
+        rows, further = moves.onward(cells)
+        assert (moves.steps(further) == depth).all() and (moves.steps(cells[rows]) == depth - 1).all()
+        _, nearer = moves.back(further)
+        assert {tuple(c) for c in nearer.tolist()} <= {tuple(c) for c in cells.tolist()}
+        cells = np.unique(further, axis=0)
+        reached_cells |= {tuple(c) for c in cells.tolist()}
+    assert len(reached_cells) == space.n_cells  # every cell can be walked to
+
+
+# --- what is found
+
+
+def test_exact_search_finds_the_nearest_failure_of_every_item() -> None:
+    task = Sloped()
+    found, truth = explore(task, method="exact"), task.radii()
+    np.testing.assert_array_equal(radius_of(found), truth)
+    table = found.table
+    assert table["status"].value_counts().to_dict() == {"found": 18, "fails unchanged": 3, "not found": 3}
+    assert (table["radius"] == table["at_least"])[table["status"] == "found"].all()
+    hold = table[table["status"] == "not found"]
+    assert (hold["searched"] == 15).all() and (hold["at_least"] == 16).all()  # all 15 steps were asked, none fails
+    changed = table[table["status"] == "found"]
+    cells = changed[SPACE.names].to_numpy(dtype=int)
+    assert task.probe(changed["item"].tolist(), cells).failed.all()
+    assert (cells.sum(axis=1) == changed["radius"]).all()
+
+
+def test_a_beam_comes_close_for_less_and_what_it_finds_is_irreducible() -> None:
+    task = Sloped(ConceptSpace(tuple(Concept(name, tuple(range(6)), neutral=0) for name in "abcd")))
+    found, truth = explore(task, method="beam", width=4), task.radii()
+    fails = np.isfinite(truth)
+    excess = radius_of(found)[fails] - truth[fails]
+    assert (excess >= 0).all() and (excess <= 1).all() and (excess == 0).mean() > 0.8
+    assert np.isinf(radius_of(found)[np.isinf(truth)]).all()
+    assert found.metrics["probes"] < explore(task, method="exact").metrics["probes"] / 2
+    moves = Moves(task.concepts, start_of(task.concepts))
+    changed = found.table[found.table["status"] == "found"]
+    rows, nearer = moves.back(changed[task.concepts.names].to_numpy(dtype=int))
+    assert not task.probe(changed["item"].iloc[rows].tolist(), nearer).failed.any()
+
+
+def test_a_wider_beam_finds_nothing_farther() -> None:
+    task = Sloped(bears=4.0)
+    narrow, wide = (radius_of(explore(task, method="beam", width=width)) for width in (1, 8))
+    assert (wide <= narrow).all()
+
+
+def test_a_conjunction_is_reduced_to_what_it_needs_where_margins_tell_nothing() -> None:
+    task = planted([{"tilt": [3, 4], "dust": [2, 3, 4]}], noise=0.0)  # its margins are noise: a beam has no direction
+    items = task.items.ids("discover")
+    walks = Walks(Prober(task, items, 10_000), Moves(task.concepts, start_of(task.concepts)), len(items))
+    reduce_strongest(walks, try_alone(walks))
+    assert (walks.radius == 5).all() and (walks.failing == [3, 0, 2, 0]).all()
+    assert walks.queries.mean() < 25
+
+
+def test_how_far_each_concept_alone_has_to_go() -> None:
+    task = Sloped()
+    table = explore(task).table.set_index("item")
+    line = np.zeros((6, 3), dtype=int)
+    line[:, 1] = range(6)
+    for item in table.index:
+        failed = task.probe([item] * 6, line).failed
+        expected = failed.argmax() if failed.any() and not failed[0] else None
+        assert table.loc[item, "alone_fog"] == expected if expected else pd.isna(table.loc[item, "alone_fog"])
+
+
+# --- the books
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "beam"}, {"method": "exact"}, {"method": "rl"}], ids=lambda s: s["method"]
+)
+def test_a_budget_is_kept_exactly_and_a_seed_decides_everything(settings: dict) -> None:
+    agent = {"settings": {"n_envs": 8, "n_steps": 4, "training": 0.6}} if settings["method"] == "rl" else {}
+    # With 150 probes none of them is done.
+    runs = [explore(task := Sloped(), seed=s, items=10, budget=150, **settings, **agent) for s in (1, 1, 2)]
+    assert task.queries == runs[2].metrics["probes"] <= 150
+    if settings["method"] != "rl":  # an agent that has walked all items has nothing left to ask
+        assert runs[2].metrics["probes"] == 150
+    pd.testing.assert_frame_equal(runs[0].table, runs[1].table)
+    assert runs[0].table["item"].tolist() != runs[2].table["item"].tolist()
+
+
+@pytest.mark.parametrize("method", ["beam", "exact", "rl"])
+def test_a_resumed_exploration_equals_an_uninterrupted_one(method: str, tmp_path) -> None:
+    settings = {"settings": {"n_envs": 8, "n_steps": 8}} if method == "rl" else {}
+
+    def run(task: Sloped, ledger: Ledger | None = None) -> Robustness:
+        return explore(task, ledger, method=method, items=12, budget=500, **settings)
+
+    class Killed(Sloped):
+        def probe(self, *args, **kwargs):
+            if self.queries > 200:
+                raise InfrastructureError("killed")
+            return super().probe(*args, **kwargs)
+
+    whole, killed = run(Sloped()), Killed()
+    with pytest.raises(InfrastructureError):
+        run(killed, Ledger(tmp_path / "ledger.jsonl"))
+    ledger, task = Ledger(tmp_path / "ledger.jsonl"), Sloped()
+    assert 0 < ledger.resumed == killed.queries
+    resumed = run(task, ledger)
+    pd.testing.assert_frame_equal(resumed.table, whole.table)
+    assert task.queries == whole.metrics["probes"] - killed.queries  # nothing was asked twice
+
+
+def test_an_item_that_holds_is_told_as_far_as_it_was_searched() -> None:
+    found = explore(Sloped(bears=99.0), method="beam", max_steps=4)
+    table = found.table
+    assert (table["status"] == "not found").all() and table[["radius", *SPACE.names]].isna().all().all()
+    assert (table["searched"] == 4).all() and found.metrics["not_found"] == 24
+    summary = summarize_robustness(table, SPACE, found.metrics)
+    assert summary is not None and [entry["steps"] for entry in summary["within"]] == [0, 1, 2, 3, 4]
+    assert summary["median_radius"] is None and summary["searched"] == 4
+    assert all(entry["value"] == 0 < entry["high"] for entry in summary["within"])
+
+
+def test_an_enumerated_grid_costs_nothing_and_is_searched_exactly() -> None:
+    task = Sloped()
+    cells = SPACE.cells()
+    ledger = Ledger()
+    prober = Prober(task, task.items.ids("discover"), 10**6, ledger)
+    prober.ask(np.repeat(np.arange(24), len(cells)), np.tile(cells, (24, 1)))
+    asked = task.queries
+    config = DiscoverConfig(budget=10**6)
+    found = measure_robustness(task, task.items.ids("discover"), config, seed=0, enumerated=True, ledger=ledger)
+    assert task.queries == asked and found.metrics["method"] == "exact"
+    np.testing.assert_array_equal(radius_of(found), task.radii())
+
+
+def test_nothing_is_asked_where_nothing_is_wanted() -> None:
+    task = Sloped()
+    found = explore(task, method="none")
+    assert task.queries == 0 and found.table.empty and {"item", "radius", "alone_fog"} <= set(found.table)
+    assert summarize_robustness(found.table, SPACE, found.metrics) is None
+
+
+def test_without_a_neutral_level_steps_start_at_the_first_and_that_is_said() -> None:
+    space = ConceptSpace((*SPACE.concepts[:2], Concept("dust", (10, 20, 30))))
+    found = explore(Sloped(space), method="exact")
+    summary = summarize_robustness(found.table, space, found.metrics)
+    assert summary is not None and summary["not_neutral"] == ["dust"]
+    assert summary["start"] == "tilt 0, fog 0, dust 10"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "beams"}, "'beam', 'exact', 'rl' or 'none'"),
+        ({"method": "beam", "settings": {"n_envs": 3}}, "only method rl takes settings, found n_envs for beam"),
+        ({"items": 0}, "greater than or equal to 1"),
+        ({"widht": 3}, "Extra inputs are not permitted"),
+    ],
+)
+def test_bad_settings_are_told(settings: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        MicroscopicConfig.model_validate(settings)
+
+
+def test_bad_settings_of_the_agent_are_told() -> None:
+    with pytest.raises(UsageError, match=r"discover.microscopic.settings.n_env: unknown key, did you mean 'n_envs'"):
+        agent_settings(MicroscopicConfig(method="rl", settings={"n_env": 3}))
+
+
+# --- the agent
+
+
+@pytest.mark.filterwarnings("error")
+def test_both_checkers_accept_the_environment() -> None:
+    task = Sloped()
+    env = gym.make(ENV_ID, prober=Prober(task, task.items.ids("discover"), 10_000), disable_env_checker=True)
+    gymnasium_check(env.unwrapped, skip_render_check=True)
+    sb3_check(env.unwrapped)
+
+
+def test_an_episode_ends_at_the_failure_and_a_step_earns_its_change() -> None:
+    task = Sloped(bears=1.5)
+    env = gym.make(ENV_ID, prober=Prober(task, task.items.ids("discover"), 99), reward=StepReward(2.0, 0.1)).unwrapped
+    _, info = env.reset(options={"item": 3})
+    assert info == {"item": "i3", "failed": False}
+    margins = task.probe(["i3"] * 6, np.outer(range(6), [1, 0, 0])).discrepancy
+    for depth in range(1, 6):
+        observation, reward, terminated, truncated, info = env.step(np.int64(0))
+        assert observation in env.observation_space and not truncated
+        bonus = 2.0 * (margins[depth] > 0)
+        assert reward == pytest.approx(margins[depth] - margins[depth - 1] + bonus - 0.1, abs=1e-6)
+        assert terminated == info["failed"] == (margins[depth] > 0)
+        if terminated:
+            break
+    assert terminated and info["steps"] == depth
+
+
+def test_the_vectorised_environment_masks_and_plays_like_the_single_one() -> None:
+    task = Sloped(bears=3.0)
+    prober = Prober(task, task.items.ids("discover"), 10_000)
+    moves = Moves(SPACE, start_of(SPACE))
+    trail = Trail(prober, moves, StepReward())
+    many = StepsVecEnv(trail, np.array([7]), num_envs=3, max_steps=15, seed=0)
+    single = gym.make(ENV_ID, prober=prober).unwrapped
+    assert is_masking_supported(many)
+    many.reset(), single.reset(options={"item": 7})
+    for action in (1, 1, 1, 1, 1, 0):  # the fifth takes fog to its end
+        observation, reward, terminated, _, _ = single.step(np.int64(action))
+        seen, rewards, dones, infos = many.step(np.full(3, action))
+        assert rewards.tolist() == [pytest.approx(reward)] * 3 and dones.tolist() == [terminated] * 3
+        if terminated:
+            assert (infos[0]["terminal_observation"] == observation).all()
+            break
+        assert (seen == observation).all()
+        np.testing.assert_array_equal(get_action_masks(many), np.tile(single.action_masks(), (3, 1)))
+    assert terminated or not single.action_masks()[1]
+
+
+def test_an_agent_learns_to_walk_the_short_way_and_asks_little() -> None:
+    space = ConceptSpace(tuple(Concept(name, tuple(range(6)), neutral=0) for name in "abcd"))
+
+    class Hidden(Sloped):
+        """Only steps of b and d count, so that a walk at random is twice as long as it has to be."""
+
+        def __init__(self) -> None:
+            super().__init__(space, items=60, bears=2.2)
+            self._weights[:, [0, 2]] = 0.0
+            self._weights[:, [1, 3]] = 1.0
+
+    task = Hidden()
+    truth = task.radii()[0]
+    settings = WalkerSettings(training=0.9, walks=1, n_envs=16, n_steps=16)
+    prober = Prober(task, task.items.ids("discover"), 1500)
+    walks = Walks(prober, Moves(space, start_of(space)), 12)
+    with torch_threads(1):
+        details = train_and_walk(walks, settings, seed=0)
+    assert details["gradient_updates"] > 0 and details["training_probes"] + walks.queries.sum() == prober.spent
+    assert walks.radius.mean() <= truth + 0.5 and walks.queries.mean() <= truth + 2
+
+
+def test_an_agent_without_an_update_is_an_error() -> None:
+    with pytest.raises(NoLearningError, match="made no gradient update within"):
+        explore(Sloped(), method="rl", items=5, budget=60)
+    with pytest.raises(NoLearningError, match="fail unchanged"):
+        explore(Sloped(bears=-1.0), method="rl", items=5, budget=600)
+
+
+# --- what it says
+
+
+def hand_made() -> pd.DataFrame:
+    """Two items fail by tilt alone, one with fog, one unchanged, one held for four steps."""
+    rows = [
+        ("i0", "found", 2, 3, 2, 0, 0), ("i1", "found", 3, 3, 3, 0, 0), ("i2", "found", 5, 3, 3, 2, 0),
+        ("i3", "fails unchanged", 0, 0, 0, 0, 0), ("i4", "not found", None, 4, None, None, None),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["item", "status", "radius", "searched", *SPACE.names])
+    table["at_least"] = [2, 1, 1, 0, 2]
+    return table.assign(alone_tilt=[2, 3, None, None, None], alone_fog=None, alone_dust=None).astype(
+        dict.fromkeys(("radius", *SPACE.names, "alone_tilt", "alone_fog", "alone_dust"), "Int64")
+    )
+
+
+def test_shares_go_as_far_as_all_items_were_searched() -> None:
+    summary = summarize_robustness(hand_made(), SPACE, {"method": "beam", "probes": 77})
+    assert summary is not None
+    assert [entry["value"] for entry in summary["within"]] == [0.2, 0.2, 0.4, 0.6, 0.6]  # i4 is unknown from 5 on
+    assert summary["median_radius"] == 3 and summary["proven"] == 1
+    tilt, fog, dust = summary["directions"]
+    assert (tilt["concept"], tilt["used"], tilt["mean_steps"], tilt["alone_median_steps"]) == ("tilt", 3, 8 / 3, 2.5)
+    assert (tilt["alone"]["value"], tilt["alone"]["n"]) == (0.5, 4)  # of those that pass unchanged
+    assert (fog["used"], fog["mean_steps"], dust["used"], dust["mean_steps"]) == (1, 2, 0, None)
+    assert summary["together"] == [{"concepts": ["tilt"], "items": 2}, {"concepts": ["tilt", "fog"], "items": 1}]
+
+
+def test_modes_are_told_what_ends_in_them() -> None:
+    strong = Region({"tilt": (3, 4, 5)})
+    assert reached(hand_made(), SPACE, strong) == {"reached": 2, "of": 3, "median_radius": 4.0}
+    assert reached(hand_made(), SPACE, Region({"dust": (5,)})) == {"reached": 0, "of": 3, "median_radius": None}
+
+
+def test_examples_are_the_nearest_of_different_kinds() -> None:
+    shown = nearest(hand_made(), SPACE, 2)
+    assert shown["item"].tolist() == ["i0", "i2"]  # i1 changes the same concept as i0
+    assert describe_change(SPACE, [3, 2, 0]) == "tilt 3, fog 2"
+
+
+def test_the_report_has_the_section_where_there_is_one(tmp_path) -> None:
+    inputs = make_inputs(*FOUR, images=False)
+    write_landscape_report(tmp_path / "without.html", **inputs)
+    assert 'id="robustness"' not in (tmp_path / "without.html").read_text(encoding="utf-8")
+    summary = summarize_robustness(hand_made(), SPACE, {"method": "beam", "probes": 77})
+    inputs["summary"] |= {"robustness": summary}
+    inputs["summary"]["modes"][0] |= {"minimal": {"reached": 2, "of": 3, "median_radius": 4.0}}
+    shown = inputs["galleries"]["M1"].failing[:2]
+    write_landscape_report(tmp_path / "with.html", **inputs, nearest=shown)
+    page = (tmp_path / "with.html").read_text(encoding="utf-8").split('id="plotly"')[0]
+    section = page.split('<section id="robustness">')[1].split("</section>")[0]
+    assert "Of 5 items drawn at random, 1 fail unchanged, 3 after some steps and for 1 no failure was found" in section
+    assert "Half of all items fail within 3 steps." in section and "beam search with 77 probes" in section
+    assert "tilt (2), tilt × fog (1)" in section
+    assert "The nearest failures" in section and "3 of 3" in section
+    assert "2 of the 3 <a href" in page.split('<section id="modes">')[1].split("</section>")[0]
+    assert "nan" not in section and "None" not in section
