@@ -15,7 +15,7 @@ PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,\
 ALL_PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,$(wildcard data/*/inputs/packages.txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help audit report test test-slow check format benchmark clean
+.PHONY: help audit report test test-slow check format benchmark study clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ format: .venv/.dev ## Format, and mend what can be mended
 benchmark: .venv/.audit $(ALL_PACKAGES) ## Measure what the README quotes (some minutes)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit; done
 
+study: .venv/.dev $(ALL_PACKAGES) ## Compare all explorers on known truths, write docs/study.md (an hour or two)
+	@$(BIN)/faded study
+
 clean: ## Remove .venv and scratch; results and DVC's cache stay
 	rm -rf .venv .faded build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -59,7 +62,7 @@ clean: ## Remove .venv and scratch; results and DVC's cache stay
 
 .venv/.dev: pyproject.toml | .venv/bin/python
 	@echo "installing Faded and its development tools into .venv (PyTorch is large: some minutes the first time)"
-	@$(PIP) install --editable '.[image,dev]'
+	@$(PIP) install --editable '.[image,explorers,dev]'
 	@touch $@ .venv/.audit
 
 # --no-deps: only the files they hold are used, and some pin old versions of what is needed here.

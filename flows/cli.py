@@ -98,7 +98,8 @@ def plan(audits: Audits = None, all_: All = False) -> None:
     """Say what an audit would run, why, and what it would cost, before anything runs."""
     from flows.estimate import estimate
     from flows.graph import read_graph
-    from flows.views import show_plan
+    from flows.screen import read_screening
+    from flows.views import show_last_screening, show_plan
     from stages.check import check_audits
 
     params, names = _open(audits, all_)
@@ -106,6 +107,33 @@ def plan(audits: Audits = None, all_: All = False) -> None:
         check_audits(params, names)
         graph = read_graph()
     show_plan(console, estimate(params, graph, names))
+    for name in names:
+        if (last := read_screening(params, graph, name)) is not None:
+            show_last_screening(console, name, *last)
+
+
+@app.command(epilog="Examples:  [cyan]faded screen mnist[/]   [cyan]faded screen mnist --probes 1000 --write[/]")
+def screen(
+    audit: Audit = None,
+    probes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--probes", help="Unique probes to spend at most.", show_default="600"),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the proposed levels to params.yaml.")] = False,
+) -> None:
+    """Say in a few hundred probes which concepts show no effect, and with which levels 15 to 30% of probes fail.
+
+    Only the levels of the audit's concepts are ever written, and only with --write. The same command again, or after
+    a kill, is answered from what was asked before.
+    """
+    from flows.screen import screen_audit
+
+    params, [name] = _open([audit] if audit else None, False)
+    try:
+        screen_audit(params, name, probes, write, console)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
 
 
 @app.command(epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist[/]")
@@ -166,6 +194,29 @@ def compare(
 
     _params, [name] = _open([audit] if audit else None, False)
     show_comparison(console, compare_revisions(rev_a, rev_b, name))
+
+
+@app.command(epilog="Examples:  [cyan]faded study[/]   [cyan]faded study ppo model_based[/]")
+def study(
+    explorers: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="[EXPLORER]...", help="Only these, where they are stale; all by default."),
+    ] = None,
+) -> None:
+    """Compare all explorers on landscapes whose truth is known, and write docs/study.md.
+
+    Every explorer gets the same budgets and seeds. Results are DVC's (benchmarks/study/dvc.yaml): only what is stale
+    runs, and a run that was stopped goes on.
+    """
+    from flows.study import run_study
+    from flows.workspace import enter_workspace
+
+    enter_workspace()
+    try:
+        run_study(explorers or [], console)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
 
 
 def _open(audits: list[str] | None, all_: bool) -> tuple[Params, list[str]]:

@@ -60,16 +60,20 @@ class Graph:
             missing = [kind for kind in FIRST_STAGES if f"{kind}@{audit}" not in self.stages]
             if missing:
                 raise UsageError(f"dvc.yaml has no stage {', '.join(missing)} for audit {audit!r}")
-        wanted = {stage.name for stage in self if stage.audit in audits}
-        for stage in reversed(list(self)):
-            if stage.name in wanted:
-                wanted.update(stage.upstream)
-        return [stage for stage in self if stage.name in wanted]
+        return list(self.upstream(stage.name for stage in self if stage.audit in audits))
 
     def to_do(self, audits: Collection[str]) -> list[Stage]:
         """Stale stages of these audits, and what depends on them: DVC may yet find the latter unchanged."""
         selected = self.of(audits)
         return self.downstream(stage.name for stage in selected if stage.stale).among(selected)
+
+    def upstream(self, names: Iterable[str]) -> Graph:
+        """These stages and all that they depend on."""
+        reached = set(names)
+        for stage in reversed(list(self)):
+            if stage.name in reached:
+                reached.update(stage.upstream)
+        return Graph({stage.name: stage for stage in self if stage.name in reached})
 
     def downstream(self, names: Iterable[str]) -> Graph:
         """These stages and all that depends on them."""
@@ -110,17 +114,19 @@ def _snapshot(repo: Any) -> Graph:
     import networkx
 
     graph = repo.index.graph  # edges: stage -> what it depends on
+    # A repository may hold other pipelines (benchmarks/study does): only what audits depend on matters here.
+    audits = [stage for stage in graph if _audit(stage)]
+    graph = graph.subgraph({*audits, *(needed for stage in audits for needed in networkx.descendants(graph, stage))})
     position = {stage: i for i, stage in enumerate(repo.index.stages)}
     ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
     stages = {}
     for stage in ordered:
         name = _name(stage)
-        kind, _, audit = name.partition("@")
         sizes = [out.meta.size for out in stage.outs if out.meta and out.meta.size is not None]
         stages[name] = Stage(
             name=name,
-            kind=kind,
-            audit=audit,
+            kind=name.partition("@")[0],
+            audit=_audit(stage),
             gpus=int((stage.meta or {}).get("gpus", 0)),
             upstream=tuple(sorted(_name(upstream) for upstream in graph.successors(stage))),
             size=sum(sizes) if sizes else None,
@@ -129,9 +135,17 @@ def _snapshot(repo: Any) -> Graph:
     return Graph(stages)
 
 
+def _audit(stage: Any) -> str:
+    """The audit a stage of the root's dvc.yaml belongs to; empty for other pipelines and files tracked by `dvc add`."""
+    ours = stage.path_in_repo == "dvc.yaml"
+    return str(stage.name).partition("@")[2] if ours else ""
+
+
 def _name(stage: Any) -> str:
     # Not `stage.addressing`, which changes with the current folder. Files tracked by `dvc add` have no name.
-    return str(getattr(stage, "name", None) or stage.relpath)
+    name = getattr(stage, "name", None)
+    where = str(stage.path_in_repo)
+    return str(name) if name and where == "dvc.yaml" else f"{where}:{name}" if name else where
 
 
 def _reasons(stage: Any) -> tuple[str, ...]:

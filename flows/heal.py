@@ -17,34 +17,35 @@ import psutil
 from flows.processes import end_leftovers
 from stages.environment import WORK
 
-LOCK = Path("dvc.lock")
+# A broken lock file of any pipeline keeps DVC from reading the others, too.
+LOCKS = (Path("dvc.lock"), Path("benchmarks/study/dvc.lock"))
 RWLOCK = Path(".dvc/tmp/rwlock")
 
 
 def heal() -> list[str]:
     """Heal the workspace; return one line for each thing that was wrong."""
     healed = [f"ended {name}, left over by a run that was killed" for name in end_leftovers()]
-    return healed + _heal_lock_file() + _heal_rwlock()
+    return [*healed, *(line for lock in LOCKS for line in _heal_lock_file(lock)), *_heal_rwlock()]
 
 
-def _heal_lock_file() -> list[str]:
+def _heal_lock_file(path: Path) -> list[str]:
     """DVC truncates dvc.lock before it writes it: a kill in between cuts it short, and every later repro fails.
 
     Without it nothing is lost: DVC's run-cache knows the outputs of all that ran before, so nothing executes. One that
     was cut where DVC can still read it stays: the stages it lacks are stale, and restored in the same way.
     """
-    if not LOCK.exists() or _is_readable(LOCK):
+    if not path.exists() or _is_readable(path):
         return []
     aside, partial = WORK / f"dvc.lock.broken-{time.time_ns()}", WORK / "dvc.lock.partial"
     WORK.mkdir(exist_ok=True)
-    committed = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, check=False)
-    LOCK.replace(aside)
+    committed = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, check=False)
+    path.replace(aside)
     partial.write_bytes(committed.stdout)
     if committed.returncode == 0 and _is_readable(partial):
-        partial.replace(LOCK)
-        return [f"dvc.lock was cut short by a crash: restored from git, the broken one is {aside}"]
+        partial.replace(path)
+        return [f"{path} was cut short by a crash: restored from git, the broken one is {aside}"]
     partial.unlink()
-    return [f"dvc.lock was cut short by a crash: moved to {aside}, DVC's run-cache brings the outputs back"]
+    return [f"{path} was cut short by a crash: moved to {aside}, DVC's run-cache brings the outputs back"]
 
 
 def _is_readable(lock: Path) -> bool:

@@ -23,7 +23,7 @@ _EXITED = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _REFUSED = re.compile(r"missing data 'source'|are missing from '.*'|ERROR: dependency .* does not exist")
 # What DVC says for itself. It stays in the log file; people watching want the stage's own words.
 _DVC = re.compile(
-    r"^(Running stage '|> python -m stages|Stage '|'.*didn't change|Updating lock file|Generating lock file|"
+    r"^(Running stage '|> exec python -m |Stage '|'.*didn't change|Updating lock file|Generating lock file|"
     r"To track the changes|To enable auto staging|\tgit add |\tdvc config|Use `dvc push`|"
     r"Data and pipelines are up to date|\s*$)"
 )
@@ -52,7 +52,7 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     """Let DVC bring one stage up to date.
 
     Args:
-        stage: its name in dvc.yaml.
+        stage: its name in dvc.yaml, or FILE:NAME in another pipeline.
         say: called with each line the stage prints.
         extra_env: what the task runner adds to its environment.
 
@@ -64,11 +64,12 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     """
     started = time.monotonic()
     LOGS.mkdir(parents=True, exist_ok=True)
-    path = LOGS / f"{stage}.log"
+    name = stage.replace("/", ".")  # stages of other pipelines are named by their file
+    path = LOGS / f"{name}.log"
     env = {**stage_environment(), **(extra_env or {})}
     # --wait-for-lock: stages that run side by side commit one after the other instead of giving up.
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    with path.open("w", encoding="utf-8") as log, child(stage, command, env) as process:
+    with path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
         assert process.stdout is not None
         lines = _stream(process.stdout, log, say)
         code = process.wait()

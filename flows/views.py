@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from flows.graph import Stage
     from flows.results import Verdict
     from flows.run_stage import StageResult
+    from flows.screen import Record
     from stages.landscape.intervals import Rate
+    from stages.screening import ConceptScreening, Screening
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
 _PASSED_STYLE = {True: "green", False: "red", None: "yellow"}  # of a gate, and of a verdict on some
@@ -158,3 +161,91 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
 
 def _rate(rate: Rate) -> str:
     return f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"
+
+
+_VERDICT_STYLE = {"effect": "green", "no effect seen": "yellow", "too mild to tell": "yellow"}
+
+
+def show_screening(console: Console, audit: str, screening: Screening) -> None:
+    """What each concept does, the levels proposed, and how often the model fails now and with those."""
+    s = screening
+    columns = ("concept", "alone", "more fail alone", "share of variance", "taken out", "verdict", "levels")
+    table = _table(*columns, title=f"Concepts of {audit}")
+    for concept in s.concepts:
+        style = _VERDICT_STYLE.get(concept.verdict, "dim")
+        alone = concept.alone
+        table.add_row(
+            escape(concept.name),
+            f"{alone.value:+.2f} ({alone.low:+.2f} to {alone.high:+.2f}) at {escape(concept.alone_at)}",
+            _change(concept.alone_fails),
+            f"{concept.share.value:.1%} ({concept.share.low:.1%} to {concept.share.high:.1%})",
+            _change(concept.without) if concept.without else "",
+            f"[{style}]{concept.verdict}[/]",
+            _proposed(concept),
+        )
+    console.print(table)
+    for told in (
+        f"alone: change of the discrepancy, and of the share that fails, at that level on {alone.n} clean items",
+        "share of variance: of the discrepancy within an item over the grid, by the concept alone and with others",
+        "taken out: change of the share that fails where probes in company are asked again without the concept",
+        f"no effect seen: less than {s.settings.share:.0%} of the variance, less than {s.settings.effect:g} standard "
+        f"deviations alone, and taking it out changes the share that fails by less than {s.settings.without * 100:g} "
+        "points; smaller effects, and rare ones, are not excluded",
+    ):
+        console.print(f"[dim]{told}[/]", highlight=False, soft_wrap=True)
+    console.print(f"clean items: {_rate(s.clean)} of {s.clean.n} fail", highlight=False)
+    console.print(f"grid of params.yaml: {_rate(s.now)} of {s.now.n} probes fail", highlight=False)
+    if s.together is not None:
+        console.print(f"all that seem to do nothing taken out at once: {_change(s.together)} fail", highlight=False)
+    if s.proposed is not None:
+        console.print(f"proposed grid: {_rate(s.proposed)} of {s.proposed.n} probes fail", highlight=False)
+    console.print(f"{s.probes:,} of {s.settings.probes:,} unique probes spent, on {s.items:,} items", highlight=False)
+    console.print(_screening_line(audit, s), highlight=False, soft_wrap=True)
+
+
+def _change(change: Rate) -> str:
+    value, low, high = (f"{100 * x:+z.0f}" for x in change[:3])
+    return f"{value} points ({low} to {high})"
+
+
+def _screening_line(audit: str, s: Screening) -> str:
+    band = f"{s.settings.lowest_rate:.0%} to {s.settings.highest_rate:.0%}"
+    if not s.reached and s.at_bounds:
+        return f"[red]these concepts cannot reach a failure rate of {band}: none may be drawn further[/]"
+    if not s.reached:
+        return f"[red]the {'proposed ' if s.changes else ''}levels miss {band}[/]"
+    near = "" if s.within else f"near {band}, which its interval touches"
+    if s.changes:
+        again = f", and screen those again: the measured rate is only {near}" if near else ""
+        return f"[yellow]to have {band} fail, write the proposed levels: faded screen {escape(audit)} --write{again}[/]"
+    if near:
+        return f"[yellow]the failure rate is {near}: more --probes would tell[/]"
+    return f"[green]the levels are fit for an audit, in which {band} are to fail[/]"
+
+
+def _proposed(concept: ConceptScreening) -> str:
+    """How the proposed levels differ from those in params.yaml, and which they are."""
+    levels = ", ".join(f"{level:g}" if isinstance(level, int | float) else level for level in concept.proposed)
+    told = concept.change if concept.change in ("kept", "dropped") else f"{concept.change}: {levels}{concept.unit}"
+    return escape(f"{told} ({concept.note})" if concept.note else told)
+
+
+def show_last_screening(console: Console, audit: str, record: Record, followed: bool) -> None:
+    """The last screening of an audit in a line or two; `followed`: its proposal is what params.yaml holds now."""
+    s = record.screening
+    rate = s.rate if followed else s.now
+    said = f"screened {_age(time.time() - record.when)} ago with {s.probes:,} probes: {_rate(rate)} of the grid fails"
+    console.print(f"{escape(audit)}: {said}", highlight=False, soft_wrap=True)
+    if not followed:
+        for concept in s.concepts:
+            if concept.change != "kept":
+                console.print(f"  {escape(concept.name)} {_proposed(concept)}", highlight=False, soft_wrap=True)
+        console.print(f"  {_screening_line(audit, s)}", highlight=False, soft_wrap=True)
+
+
+def _age(seconds: float) -> str:
+    for unit, size_ in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size_:
+            n = int(seconds // size_)
+            return f"{n} {unit}{'s' if n > 1 else ''}"
+    return "less than a minute"

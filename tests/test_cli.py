@@ -16,7 +16,7 @@ from stages.errors import UsageError, run_as_command
 from tests.workspace import Workspace, audit_params, make_workspace, repair_params
 
 QUICK = {"discover": {"explorer": "ppo", "control": "random", "budget": 120}}
-COMMANDS = ("audit", "plan", "status", "review", "report", "compare")
+COMMANDS = ("audit", "plan", "screen", "status", "review", "report", "compare", "study")
 
 
 MORE_FAILURES = ("failed = inside |", "failed = inside | (cells[:, 0] == 1) |")  # an edit of planted.py

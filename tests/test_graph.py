@@ -106,6 +106,26 @@ def test_an_upstream_stage_comes_first(inside):
     assert "discover@tiny" in read_graph().stages["summarize@tiny"].upstream
 
 
+def test_another_pipeline_of_the_repository_is_none_of_an_audits_business(ran, tmp_path, monkeypatch):
+    workspace = ran.copy(tmp_path / "two")
+    other = workspace.path / "other"
+    other.mkdir()
+    stages = {
+        "made": {"cmd": "echo 1 > made", "outs": ["made"]},
+        "apart": {"foreach": ["tiny"], "do": {"cmd": "echo 2 > apart", "outs": ["apart"]}},
+    }
+    (other / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    monkeypatch.chdir(workspace.path)
+    assert {stage.audit for stage in read_graph()} == {"tiny", "other"}
+    assert read_graph().to_do(["tiny"]) == []
+
+    # ... unless an audit depends on what it makes.
+    graph = yaml.safe_load((workspace.path / "dvc.yaml").read_text())
+    graph["stages"]["prepare"]["do"]["deps"].append("other/made")
+    (workspace.path / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    assert "other/dvc.yaml:made" in [stage.name for stage in read_graph().to_do(["tiny"])]
+
+
 def test_only_the_stages_of_an_audit_are_its_own(inside):
     assert {s.audit for s in read_graph().of(["other"])} == {"other"}
     with pytest.raises(UsageError, match="no stage prepare, discover, summarize for audit 'nosuch'"):

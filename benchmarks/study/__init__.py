@@ -1,0 +1,1 @@
+"""The study of explorers, on landscapes whose truth is known."""

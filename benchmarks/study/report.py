@@ -1,0 +1,248 @@
+"""The table and the figure of docs/study.md, from the results of all explorers: `python -m benchmarks.study.report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy import stats
+
+from stages.errors import UsageError, run_as_command
+
+HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs"
+MARKER = "<!-- below: written by `faded study` -->"
+NOTE = (
+    "Bold: the best of the column, and what a paired t-test over seeds (5%, not adjusted for the many comparisons) does"
+    " not tell from it, which with so few seeds is no proof of a tie. Seeds of a real landscape share its truth, so"
+    " their spread is that of the search; a planted landscape is another one for every seed."
+)
+
+TITLES = {
+    "mnist": "MNIST, 7^4 cells x 80 items, enumerated",
+    "imagenet": "EfficientNet-Lite0 on ImageNet photos, 960 cells x 24 crops, enumerated",
+    "planted5": "planted, 7^5 cells x 80 items, 5 modes",
+    "planted8": "planted, 7^8 cells x 80 items, 12 modes",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Args:
+        measure: column of the results.
+        budget: unique probes at which it is read.
+        title: what people read.
+        better: "high" or "low"; empty where neither is better.
+        form: format of the mean.
+        target: what was aimed at, in the direction of `better`.
+    """
+
+    measure: str
+    budget: int
+    title: str
+    better: str = "high"
+    form: str = ",.0f"
+    target: float | None = None
+
+
+TABLES: dict[str, list[Column]] = {
+    "mnist": [
+        Column("failures", 500, "failures at 500", target=320),
+        Column("coverage", 500, "coverage at 500", form=".2f", target=0.65),
+        Column("failures", 1000, "failures at 1,000", target=740),
+        Column("coverage", 1000, "coverage at 1,000", form=".2f", target=0.97),
+        Column("failures", 10000, "failures at 10,000"),
+        Column("mae", 500, "landscape MAE at 500", "low", ".3f", target=0.045),
+        Column("rank", 500, "rank corr. at 500", form=".2f", target=0.94),
+        Column("interval_coverage", 2000, "in the 95% interval at 2,000", "", ".2f"),
+        Column("unseen_picks", 2000, "picks for unseen items fail, at 2,000", form=".2f", target=0.85),
+        Column("cpu_ms", 2000, "own CPU-ms a query, to 2,000", "low", ".2f", target=5.0),
+    ],
+    "planted8": [
+        Column("failures", 1000, "failures at 1,000"),
+        Column("modes_found", 1000, "modes found at 1,000", form=".2f"),
+        Column("failures", 2000, "failures at 2,000", target=1350),
+        Column("failing_cells", 2000, "failing cells at 2,000", target=1300),
+        Column("modes_found", 2000, "modes found at 2,000", form=".2f", target=0.85),
+        Column("failures", 10000, "failures at 10,000"),
+        Column("mae", 2000, "landscape MAE at 2,000", "low", ".3f", target=0.10),
+        Column("rank", 2000, "rank corr. at 2,000", form=".2f"),
+        Column("interval_coverage", 2000, "in the 95% interval at 2,000", "", ".2f"),
+        Column("unseen_picks", 2000, "picks for unseen items fail, at 2,000", form=".2f", target=0.85),
+        Column("cpu_ms", 2000, "own CPU-ms a query, to 2,000", "low", ".2f", target=5.0),
+    ],
+    "imagenet": [
+        Column("failures", 500, "failures at 500"),
+        Column("failures", 1000, "failures at 1,000"),
+        Column("failures", 2000, "failures at 2,000"),
+        Column("coverage", 500, "coverage at 500", form=".2f"),
+        Column("coverage", 2000, "coverage at 2,000", form=".2f"),
+        Column("mae", 500, "landscape MAE at 500", "low", ".3f"),
+        Column("rank", 500, "rank corr. at 500", form=".2f"),
+        Column("unseen_picks", 2000, "picks for unseen items fail, at 2,000", form=".2f"),
+    ],
+    "planted5": [
+        Column("failures", 500, "failures at 500"),
+        Column("failures", 2000, "failures at 2,000"),
+        Column("coverage", 2000, "coverage at 2,000", form=".2f"),
+        Column("modes_found", 500, "modes found at 500", form=".2f"),
+        Column("modes_found", 2000, "modes found at 2,000", form=".2f"),
+        Column("mae", 2000, "landscape MAE at 2,000", "low", ".3f"),
+        Column("rank", 2000, "rank corr. at 2,000", form=".2f"),
+        Column("unseen_picks", 2000, "picks for unseen items fail, at 2,000", form=".2f"),
+    ],
+}
+
+
+def values(results: pd.DataFrame, landscape: str, column: Column) -> pd.DataFrame:
+    """One measure at one budget: explorers x seeds, nan where it was not measured."""
+    if column.measure not in results:
+        return pd.DataFrame()
+    rows = results[(results["landscape"] == landscape) & (results["budget"] == column.budget)]
+    return rows.pivot_table(index="explorer", columns="seed", values=column.measure, dropna=False)
+
+
+def within_noise(table: pd.DataFrame, better: str) -> set[str]:
+    """The best explorer by its mean over seeds, and those not told from it by a paired t-test over seeds (5%)."""
+    table = table.dropna(how="any")
+    if table.empty or not better:
+        return set()
+    means = table.mean(axis=1)
+    best = means.idxmax() if better == "high" else means.idxmin()
+    chosen = {str(best)}
+    for name in table.index.drop(best):
+        difference = (table.loc[best] - table.loc[name]).to_numpy()
+        if np.allclose(difference, 0) or (len(difference) > 1 and stats.ttest_1samp(difference, 0.0).pvalue > 0.05):
+            chosen.add(str(name))
+    return chosen
+
+
+def markdown(results: pd.DataFrame, landscape: str, order: Sequence[str]) -> str:
+    """The table of one landscape: mean and standard deviation over seeds, the best and what ties it in bold."""
+    columns = TABLES[landscape]
+    cells: dict[str, list[str]] = {name: [] for name in order}
+    for column in columns:
+        table = values(results, landscape, column)
+        best = within_noise(table, column.better)
+        for name in order:
+            row = table.loc[name].dropna() if name in table.index else pd.Series(dtype=float)
+            text = "-"
+            if len(row):
+                spread = f" ±{row.std():{column.form}}" if len(row) > 1 else ""
+                text = f"{row.mean():{column.form}}{spread}"
+                text = f"**{text}**" if name in best else text
+            cells[name].append(text)
+    lines = [
+        "| explorer | " + " | ".join(c.title for c in columns) + " |",
+        "|---|" + "---|" * len(columns),
+        *(f"| {name} | " + " | ".join(row) + " |" for name, row in cells.items() if set(row) != {"-"}),
+    ]
+    return "\n".join(lines)
+
+
+def targets(results: pd.DataFrame, explorer: str) -> str:
+    """What was aimed at, beside what the explorer reached."""
+    lines = ["| landscape | measure | aim | reached | |", "|---|---|---|---|---|"]
+    for landscape, columns in TABLES.items():
+        for column in columns:
+            table = values(results, landscape, column)
+            if column.target is None or explorer not in table.index:
+                continue
+            reached = float(table.loc[explorer].mean())
+            met = reached >= column.target if column.better == "high" else reached <= column.target
+            sign = ">=" if column.better == "high" else "<="
+            aim = f"{sign} {column.target:{column.form}}"
+            lines.append(
+                f"| {landscape} | {column.title} | {aim} | {reached:{column.form}} | {'met' if met else '**missed**'} |"
+            )
+    return "\n".join(lines)
+
+
+def figure(results: pd.DataFrame, order: Sequence[str], path: Path) -> None:
+    """Draw share of probes that fail, and coverage or modes found, against the budget, for every landscape."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    landscapes = [name for name in TITLES if name in set(results["landscape"])]
+    grid, axes = plt.subplots(2, len(landscapes), figsize=(4.6 * len(landscapes), 7.4), squeeze=False)
+    colours = plt.get_cmap("tab20")
+    for j, landscape in enumerate(landscapes):
+        here = results[results["landscape"] == landscape]
+        second = "modes_found" if here["coverage"].isna().all() else "coverage"
+        for i, (measure, title) in enumerate(
+            [("rate", "share of unique probes that fail"), (second, second.replace("_", " "))]
+        ):
+            axis = axes[i][j]
+            for k, name in enumerate(order):
+                rows = here[here["explorer"] == name]
+                if rows.empty:
+                    continue
+                shown = rows.assign(rate=rows["failures"] / rows["budget"]).groupby("budget")[measure].mean().dropna()
+                own = name in ("model_based", "auto")
+                axis.plot(
+                    shown.index,
+                    shown,
+                    label=name,
+                    color="black" if own else colours(k % 20),
+                    linewidth=2.2 if own else 1.1,
+                    linestyle="--" if name in ("random", "auto") else "-",
+                    marker="o",
+                    markersize=2.5,
+                )
+            axis.set_xscale("log")
+            axis.set_ylim(bottom=0)
+            axis.set_xlabel("unique probes")
+            axis.set_ylabel(title)
+            axis.grid(alpha=0.25)
+            if i == 0:
+                axis.set_title(TITLES[landscape], fontsize=9)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    grid.legend(handles, labels, loc="lower center", ncol=9, fontsize=8, frameon=False)
+    grid.tight_layout(rect=(0, 0.07, 1, 1))
+    grid.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(grid)
+
+
+def write(results: pd.DataFrame, study: Mapping[str, Any], docs: Path) -> None:
+    """Write study.md and study.png into a folder. study.md keeps what a person wrote above the marker."""
+    order = [name for name in study["explorers"] if name in set(results["explorer"])]
+    figure(results, order, docs / "study.png")
+    path = docs / "study.md"
+    above = path.read_text().split(MARKER)[0].rstrip() if path.exists() else "# The study of explorers"
+    seeds = study["seeds"]
+    parts = [above, "", MARKER, "", "![Failures and coverage against unique probes, mean over seeds](study.png)", ""]
+    parts += [f"Means over {len(seeds)} seeds ({', '.join(map(str, seeds))}), ± their standard deviation. {NOTE}", ""]
+    if missing := [name for name in study["explorers"] if name not in order]:
+        parts += [f"Not run: {', '.join(missing)}.", ""]
+    for landscape in (name for name in TABLES if name in set(results["landscape"])):
+        parts += [f"## {TITLES[landscape]}", "", markdown(results, landscape, order), ""]
+        if "constant_mae" in results:
+            constant = results.loc[results["landscape"] == landscape, "constant_mae"].mean()
+            parts += [f"A constant at the true mean rate has a landscape MAE of {constant:.3f}.", ""]
+    for explorer in ("auto", "model_based"):
+        if explorer in order:
+            parts += [f"## Aims, and what `{explorer}` reached", "", targets(results, explorer), ""]
+    path.write_text("\n".join(parts).rstrip() + "\n")
+
+
+def main() -> None:
+    """Write docs/study.md and docs/study.png from results/*.parquet."""
+    study = yaml.safe_load((HERE / "params.yaml").read_text())["study"]
+    files = [HERE / "results" / f"{name}.parquet" for name in study["explorers"]]
+    found = [pd.read_parquet(file) for file in files if file.exists()]
+    if not found:
+        raise UsageError(f"no results in {HERE / 'results'}: run `faded study`")
+    write(pd.concat(found, ignore_index=True), study, DOCS)
+
+
+if __name__ == "__main__":
+    run_as_command(main)

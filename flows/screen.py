@@ -1,0 +1,196 @@
+"""`faded screen`: a cheap first pass over an audit's concepts, kept as a record, on request written to params.yaml."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+import stages.screening
+from flows.edit_params import replace_file, with_levels
+from flows.estimate import duration
+from flows.graph import Graph, read_graph
+from flows.heal import heal
+from flows.processes import stopping_on_signals
+from flows.results import REFERENCE, TIMINGS, read_timings, record_timings
+from flows.run_stage import run_stage
+from flows.views import show_screening
+from flows.workspace import exclusive
+from stages.check import check_audits
+from stages.concepts import Level
+from stages.environment import WORK
+from stages.errors import UsageError
+from stages.files import content_hash, read_json, scratch, stage_dir, write_json
+from stages.ledger import Ledger
+from stages.params import AuditConfig, Params, load_params, task_class, task_context, validation_lines
+from stages.progress import progress
+from stages.provenance import run_key
+from stages.screening import Screening, ScreenSettings, screen
+from stages.tasks.contract import Task
+
+RECORDS = WORK / "screen"
+PARAMS = Path("params.yaml")
+_CODE = Path(stages.screening.__file__).parent
+
+
+class Record(BaseModel):
+    """A screening as it lies under .faded/screen.
+
+    Args:
+        screened: key of the model, items and concepts it is about.
+        proposed: key of the same with the concepts it proposes.
+        when: seconds since 1970.
+        screening: what was found.
+    """
+
+    screened: str
+    proposed: str
+    when: float
+    screening: Screening
+
+
+def screen_audit(params: Params, name: str, probes: int | None, write: bool, console: Console) -> None:
+    """Screen the concepts of an audit, print and record what was found, and on request write what it proposes.
+
+    Raises:
+        UsageError: when a setting is wrong, or nothing can be written because the proposal does not hold.
+        FadedError: when the model under test cannot be prepared.
+    """
+    settings = _settings(probes)
+    audit = params.audit(name)
+    with exclusive():
+        for line in heal():
+            console.print(f"healed: {line}", highlight=False)
+        check_audits(params, [name])
+        with stopping_on_signals():
+            _bring_up_to_date(read_graph(), f"prepare@{name}", console)
+            screening = _screen(name, audit, settings, console)
+        screened, proposed = _key(name, audit, audit.concepts), _key(name, audit, screening.grid)
+        _write_record(name, Record(screened=screened, proposed=proposed, when=time.time(), screening=screening))
+        show_screening(console, name, screening)
+        if write:
+            _write_levels(name, audit, screening, console)
+
+
+def read_screening(params: Params, graph: Graph, name: str) -> tuple[Record, bool] | None:
+    """The last screening of an audit, if it is about the present model, items and concepts.
+
+    Returns:
+        The record, and whether the present concepts are those it proposed; None where there is none, or it is stale.
+    """
+    path = RECORDS / f"{name}.json"
+    stage = graph.stages.get(f"prepare@{name}")
+    if stage is None or stage.stale or not path.exists():
+        return None
+    try:
+        record = Record.model_validate_json(path.read_text(encoding="utf-8"))
+        key = _key(name, params.audit(name), params.audit(name).concepts)
+    except (ValidationError, UsageError):  # of another version, or nothing is prepared
+        return None
+    return (record, key == record.proposed) if key in (record.screened, record.proposed) else None
+
+
+def _settings(probes: int | None) -> ScreenSettings:
+    try:
+        return ScreenSettings() if probes is None else ScreenSettings(probes=probes)
+    except ValidationError as error:
+        raise UsageError("; ".join(f"--{line}" for line in validation_lines(error, ScreenSettings))) from None
+
+
+def _bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
+    """Run a stage, and what it depends on, where DVC says that they are stale."""
+    if name not in graph.stages:
+        raise UsageError(f"dvc.yaml has no stage {name}")
+    wanted = graph.upstream([name])
+    for stage in wanted.downstream(stage.name for stage in wanted if stage.stale):
+        console.print(f"{stage.name} is not up to date, so it runs first", highlight=False)
+        record_timings([run_stage(stage.name, lambda line: console.print(line, markup=False, highlight=False))])
+
+
+def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Console) -> Screening:
+    context, prepared, cls = task_context(name, audit), stage_dir(name, "prepare"), task_class(name, audit)
+    calls = ceil(settings.probes / context.compute.batch_size)
+    console.print(
+        f"screening {name}: {settings.probes:,} unique probes at most ({calls:,} model calls); "
+        f"{_time(name, audit, settings.probes)}",
+        highlight=False,
+    )
+
+    def load(levels: Mapping[str, Sequence[Level]]) -> Task:
+        other = replace(context, concepts={concept: list(values) for concept, values in levels.items()})
+        errors = cls.check(other)
+        if errors:
+            raise UsageError("the task refuses levels it was to be tried at:\n" + "\n".join(errors))
+        return cls.load(other, prepared)
+
+    inputs = [*(prepared / part for part in ("model", "items.parquet", "fingerprint.json")), _CODE]
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch(name, "screen", run_key(audit, inputs, settings.model_dump())))
+        tell = stack.enter_context(progress(f"screen@{name}", settings.probes))
+
+        def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:
+            opened = Ledger(folder / f"{content_hash([], levels)}.jsonl")
+            stack.callback(opened.close)
+            return opened
+
+        return screen(
+            load, audit.concepts, settings, seed=audit.seed, ledger=ledger, compute=context.compute, tell=tell
+        )
+
+
+def _time(name: str, audit: AuditConfig, probes: int) -> str:
+    """How long so many probes take, by what discover took."""
+    stage = f"discover@{name}"
+    here = read_timings(TIMINGS).get(stage)
+    seconds = here or read_timings(REFERENCE).get(stage)
+    if seconds is None:
+        return "time unknown, nothing was searched here yet"
+    source = "by the last search here" if here else "as measured on 2 cores"
+    return f"about {duration(seconds * probes / (2 * audit.discover.budget))} {source}"
+
+
+def _key(name: str, audit: AuditConfig, concepts: Mapping[str, Sequence[Level]]) -> str:
+    """What a screening is about. The hashes that prepare wrote stand for model and items, which may be large."""
+    prepared = stage_dir(name, "prepare")
+    made = read_json(prepared / "provenance.json")
+    about = (made.get("model"), made.get("data"), audit.seed, audit.task, audit.discrepancy)
+    return content_hash([prepared / "fingerprint.json"], *about, [(c, list(levels)) for c, levels in concepts.items()])
+
+
+def _write_record(name: str, record: Record) -> None:
+    path = RECORDS / f"{name}.json"
+    partial = path.with_suffix(".partial")
+    write_json(partial, json.loads(record.model_dump_json()))
+    partial.replace(path)
+
+
+def _write_levels(name: str, audit: AuditConfig, screening: Screening, console: Console) -> None:
+    if not screening.changes:
+        console.print("nothing to write: the levels stay as they are")
+        return
+    if not screening.reached:
+        raise UsageError(
+            f"nothing written: the proposed levels do not reach the range of failure rates; choose levels of "
+            f"audits.{name}.concepts yourself, or screen with more --probes"
+        )
+    if load_params(PARAMS).audit(name) != audit:
+        raise UsageError(
+            f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
+        )
+    with PARAMS.open(encoding="utf-8", newline="") as file:
+        before = file.read()
+    after = with_levels(before, name, screening.grid)
+    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), str(PARAMS), str(PARAMS), "", "", 1, ""):
+        colour = {"+": "green", "-": "red"}.get(line[0], "dim")
+        console.print(f"[{colour}]{escape(line)}[/]", highlight=False, soft_wrap=True)
+    replace_file(PARAMS, after)
+    console.print(f"written to {PARAMS}; see what that makes stale with `faded plan {name}`", highlight=False)

@@ -1,0 +1,67 @@
+"""`faded study`: the pipeline of benchmarks/study, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from flows.estimate import duration
+from flows.heal import heal
+from flows.processes import stopping_on_signals
+from flows.results import read_timings, record_timings
+from flows.run_stage import run_stage
+from flows.workspace import exclusive
+from stages.errors import UsageError
+
+STUDY = Path("benchmarks/study")
+
+
+def run_study(explorers: Sequence[str], console: Console) -> None:
+    """Run what is stale of the study, and print where its table is.
+
+    Args:
+        explorers: names under study.explorers in benchmarks/study/params.yaml; none means all. The page is written in
+            any case, from all results there are, and names the explorers that have none.
+        console: where progress is told.
+
+    Raises:
+        UsageError: when this is no clone of Faded's repository, or there is no explorer of that name in the study.
+    """
+    stages = _stages(explorers)
+    timings = read_timings()
+    known = [timings[stage] for stage in stages if stage in timings]
+    cost = f"at most {duration(sum(known))} by the last runs here" if known else "an hour or two on 2 cores"
+    more = f"; {len(stages) - len(known)} never ran here" if known and len(known) < len(stages) else ""
+    console.print(f"{len(stages)} stage(s), {cost}{more}; what is not stale is left alone", highlight=False)
+    with exclusive(), stopping_on_signals():
+        for line in heal():
+            console.print(f"healed: {line}", highlight=False)
+        for stage in stages:
+            result = run_stage(stage, lambda line: console.print(line, markup=False, highlight=False))
+            record_timings([result])
+            name = stage.partition(":")[2]
+            console.print(f"{name}: {result.outcome}, {duration(result.seconds)}", highlight=False)
+    console.print(f"table and figure: {Path('docs/study.md').resolve()}", soft_wrap=True, highlight=False)
+
+
+def _stages(explorers: Sequence[str]) -> list[str]:
+    """The stages to bring up to date, in order, as DVC names them from here."""
+    try:
+        params: dict[str, Any] = yaml.safe_load((STUDY / "params.yaml").read_text())
+    except FileNotFoundError:
+        raise UsageError(f"no {STUDY / 'params.yaml'} here: the study runs in a clone of Faded's repository") from None
+    there = params["study"]["explorers"]
+    unknown = [name for name in explorers if name not in there]
+    if unknown:
+        raise UsageError(f"no explorer {', '.join(unknown)} in {STUDY / 'params.yaml'}, found: {', '.join(there)}")
+    truths = [name for name in params["study"]["landscapes"] if name in params["truths"]]
+    names = [
+        *(f"truth@{name}" for name in truths),
+        *(f"explorer@{name}" for name in explorers or there),
+        "report",
+    ]
+    return [f"{STUDY / 'dvc.yaml'}:{name}" for name in names]

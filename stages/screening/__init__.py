@@ -1,0 +1,21 @@
+"""Screening: a cheap first pass before an audit, as factor screening comes before any costly experiment.
+
+It measures what each concept does, alone and in company, and proposes levels with which an audit has something to
+find. See docs/screening.md.
+"""
+
+from stages.screening.first_pass import screen
+from stages.screening.ranges import Axis, declared_bounds
+from stages.screening.record import ConceptScreening, Screening, ScreenSettings
+from stages.screening.surface import Surface, fit_surface
+
+__all__ = [
+    "Axis",
+    "ConceptScreening",
+    "ScreenSettings",
+    "Screening",
+    "Surface",
+    "declared_bounds",
+    "fit_surface",
+    "screen",
+]

@@ -1,0 +1,352 @@
+"""The first pass itself: what is asked, in which order, and what is made of the answers.
+
+1. *Alone*: the same items clean and with one concept at its strongest level, all else at its base.
+2. *In company*: a Latin hypercube (McKay, Beckman, Conover 1979) over items and all concepts.
+3. *Ranges*: where too many or too few of those fail, levels are drawn in or out by the surface fitted so far, tried
+   on a few uniform probes, and the surface fitted again.
+4. *Taken out*: what seems to do nothing is taken out of probes in company, one concept at a time and then all.
+5. *Check*: uniform probes of the grid as it is proposed, without the concepts it drops. Nothing is chosen by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
+from threadpoolctl import threadpool_limits
+
+from stages.concepts import Level
+from stages.errors import UsageError
+from stages.landscape.intervals import LEVEL, NO_RATE, Rate, Resampler, wilson
+from stages.ledger import Ledger
+from stages.screening.probes import Levels, Probes
+from stages.screening.ranges import Axis
+from stages.screening.record import Change, ConceptScreening, Screening, ScreenSettings, Verdict
+from stages.screening.surface import Surface, fit_surface
+from stages.tasks.contract import Compute, Task
+
+ALONE, COMPANY = "alone", "in company"
+_ALONE, _COMPANY, _TRIAL, _CHECK = 0.2, 0.3, 0.1, 0.2  # shares of the budget; the check has all that is left
+_TRIALS = 2
+_FEWEST_ITEMS = 8
+_POINTS = 2048  # of a grid, to predict its failure rate at
+_NARROWEST, _STEP = 0.1, 2.0  # smallest factor of a range, and how much wider than tried it may get at once
+_RESAMPLES, _REFITS = 1000, 200  # of items: for means, and for the surface
+_CHANCE = 0.01  # a share of the variance that bends the surface cannot follow may give to any concept
+_STRENGTHS = np.linspace(0, 1, 41)
+
+
+def screen(
+    load: Callable[[Levels], Task],
+    levels: Levels,
+    settings: ScreenSettings,
+    *,
+    seed: int,
+    ledger: Callable[[Levels], Ledger] = lambda _levels: Ledger(),
+    compute: Compute | None = None,
+    tell: Callable[[int, str], None] = lambda _spent, _note: None,
+) -> Screening:
+    """Screen the concepts of a task on its discover items.
+
+    Args:
+        load: loads the task with other levels of its concepts.
+        levels: those of params.yaml.
+        settings: budget and bounds.
+        seed: of all randomness here.
+        ledger: opens the answers to probes of a grid; with files behind them a screening can be resumed.
+        compute: threads and batch size of the model.
+        tell: called with (unique probes spent, what they are for).
+
+    Raises:
+        UsageError: when there are no items to screen on, or too few probes to measure every concept.
+    """
+    probes = Probes(load, levels, settings.probes, ledger, compute, tell)
+    return _Screen(probes, settings, seed).run()
+
+
+class _Screen:
+    """One screening: each method is a part of it, in the order of the head of this module."""
+
+    def __init__(self, probes: Probes, settings: ScreenSettings, seed: int) -> None:
+        self.probes, self.settings, self.seed = probes, settings, seed
+        self.axes = probes.axes
+        self.names = [axis.concept.name for axis in self.axes]
+        self.rng = np.random.default_rng(seed)
+        self.own = self.grid([1.0] * len(self.axes))
+        self.points = qmc.LatinHypercube(d=len(self.axes), seed=seed).random(_POINTS)
+
+    def grid(self, factors: Sequence[float]) -> dict[str, tuple[Level, ...]]:
+        """The levels of all concepts, scaled."""
+        return {axis.concept.name: axis.scaled(f) for axis, f in zip(self.axes, factors, strict=True)}
+
+    def run(self) -> Screening:
+        clean = self.ask_alone()
+        now = self.ask_company()
+        factors = self.ranges(now)
+        grid, surface = self.grid(factors), self.fit(factors, _REFITS)
+        spread = float(np.sqrt(surface.variance))
+        seen = [self.judge(j, share, spread, now) for j, share in enumerate(surface.shares())]
+        together = self.take_out(seen, grid)
+        dropped = {concept.name for concept in seen if concept.verdict == "no effect seen"}
+        if len(dropped) == len(seen):  # an audit needs something to search
+            dropped = set()
+        kept = {name: levels for name, levels in grid.items() if name not in dropped}
+        proposed = None if kept == self.own else self.probes.uniform(kept, self.probes.left, self.rng, "check")
+        concepts = [
+            concept.model_copy(update=self.proposal(axis, kept.get(concept.name, ()), factor, (proposed or now).value))
+            for concept, axis, factor in zip(seen, self.axes, factors, strict=True)
+        ]
+        return Screening(
+            settings=self.settings,
+            probes=self.probes.spent,
+            items=self.probes.table["item"].nunique(),
+            clean=clean,
+            now=now,
+            proposed=proposed,
+            together=together,
+            concepts=concepts,
+        )
+
+    def ask_alone(self) -> Rate:
+        """Ask about some items clean and with each concept at its ends; returns how many fail clean."""
+        base = np.array([axis.base for axis in self.axes])
+        cells = [base]
+        for j, axis in enumerate(self.axes):
+            for end in axis.ends:
+                cells.append(base.copy())
+                cells[-1][j] = end
+        n_items = min(len(self.probes.item_ids), int(_ALONE * self.settings.probes) // len(cells))
+        if n_items < min(_FEWEST_ITEMS, len(self.probes.item_ids)):
+            need = round(_FEWEST_ITEMS * len(cells) / _ALONE)
+            raise UsageError(
+                f"{self.settings.probes} probes are too few for {len(self.names)} concepts: at least {need}"
+            )
+        items = np.sort(self.rng.choice(len(self.probes.item_ids), n_items, replace=False))
+        rows = self.probes.ask(self.own, np.repeat(items, len(cells)), np.tile(cells, (n_items, 1)), ALONE)
+        shape = (n_items, len(cells))
+        self.alone_margin = rows["margin"].to_numpy().reshape(shape)
+        self.alone_failed = rows["failed"].to_numpy(dtype=float).reshape(shape)
+        return wilson(int(self.alone_failed[:, 0].sum()), n_items)
+
+    def ask_company(self) -> Rate:
+        """Ask about a space-filling design over items and concepts; returns its failure rate."""
+        items, cells = self.design(self.own)
+        rows = self.probes.ask(self.own, items, cells, COMPANY)
+        first = rows.drop_duplicates(["item", *self.names])  # small grids repeat themselves
+        return wilson(int(first["failed"].sum()), len(first))
+
+    def design(self, grid: Levels) -> tuple[np.ndarray, np.ndarray]:
+        """Spread probes over items and the cells of a grid, in random order: (n,), (n, concepts)."""
+        n = int(_COMPANY * self.settings.probes)
+        sizes = np.array([len(self.probes.item_ids), *(len(levels) for levels in grid.values())])
+        points = qmc.LatinHypercube(d=len(sizes), seed=self.seed + 1).random(n)
+        drawn = (points * sizes).astype(np.int64)
+        return drawn[:, 0], drawn[:, 1:]
+
+    def take_out(self, seen: Sequence[ConceptScreening], grid: Levels) -> Rate | None:
+        """Judge again what seems to do nothing, by the same probes with and without it.
+
+        The surface knows no more than pairs of concepts, and no sharp bend. This asks the model itself whether it would
+        matter to drop a concept; and, since one may stand in for another, whether it would to drop all of them.
+
+        Returns:
+            The change when all were taken out at once; None where there are not two.
+        """
+
+        def idle() -> list[int]:
+            return [j for j, concept in enumerate(seen) if concept.verdict == "no effect seen"]
+
+        def change_without(js: Sequence[int], tests: int) -> Rate:
+            """The change, and the verdict on these concepts, for an equal share of what so many tests may spend."""
+            left = self.probes.left - int(_CHECK * self.settings.probes)
+            # On the grid of params.yaml the probes with them were asked before, and cost nothing.
+            change = self.without(js, grid, left // (tests * (1 if grid == self.own else 2)))
+            if not -self.settings.without < change.low <= 0 <= change.high < self.settings.without:
+                for j in js:
+                    seen[j].verdict = "not clear"
+            return change
+
+        first = idle()
+        for k, j in enumerate(first):
+            change = change_without([j], len(first) - k + (len(first) > 1))
+            seen[j].without = change if change.n > 0 else None
+        still = idle()
+        return change_without(still, 1) if len(still) > 1 else None
+
+    def without(self, js: Sequence[int], grid: Levels, n: int) -> Rate:
+        """How the failure rate of n probes in company changes when concepts go to their base; interval over items."""
+        items, cells = self.design(grid)
+        bare = cells.copy()
+        for j in js:
+            bare[:, j] = np.abs(self.axes[j].strengths(list(grid.values())[j])).argmin()
+        acts = np.flatnonzero((cells != bare).any(axis=1))[: max(n, 0)]
+        if len(acts) == 0:
+            return NO_RATE
+        asked = [self.probes.ask(grid, items[acts], c[acts], "taken out") for c in (cells, bare)]
+        before, after = (rows["failed"].to_numpy(dtype=float) for rows in asked)
+        return Resampler(items[acts], _RESAMPLES, self.seed).mean(after - before, np.ones(len(acts)))
+
+    def fit(self, factors: Sequence[float], resamples: int = 0) -> Surface:
+        """Fit the surface to all probes so far, for the grid of these factors."""
+        table = self.probes.table
+        with threadpool_limits(1):  # sums of a fixed number of threads are the same everywhere
+            return fit_surface(
+                table[self.names].to_numpy(dtype=float),
+                table["item"].to_numpy(),
+                table["margin"].to_numpy(),
+                [axis.strengths(axis.scaled(f)) for axis, f in zip(self.axes, factors, strict=True)],
+                [axis.numeric for axis in self.axes],
+                seed=self.seed,
+                resamples=resamples,
+            )
+
+    def ranges(self, now: Rate) -> list[float]:
+        """Draw ranges in or out until the failure rate is near the one aimed at, or trials are spent.
+
+        Returns:
+            For each concept the factor of its strengths.
+        """
+        factors, rate = [1.0] * len(self.axes), now.value
+        if self.settings.holds(rate):
+            return factors
+        surface = self.fit(factors)
+        for _ in range(_TRIALS):
+            drawn = self.proposed_factors(surface, factors, rate)
+            if self.grid(drawn) == self.grid(factors):  # as far as it goes
+                return factors
+            factors = drawn
+            n = int(_TRIAL * self.settings.probes)
+            tried = self.probes.uniform(self.grid(factors), n, self.rng, "trial")
+            surface = self.fit(factors)
+            # A trial is small, and the surface has learnt from all that was asked: each counts half.
+            rate = (tried.value + self.predicted(surface, factors)) / 2
+            if self.settings.is_near(rate):
+                return factors
+        return self.proposed_factors(surface, factors, rate)
+
+    def proposed_factors(self, surface: Surface, factors: Sequence[float], rate: float) -> list[float]:
+        """Factors at which the surface predicts the rate aimed at, less the error it makes at the present ones.
+
+        Too harsh: every concept as far as alone it does no more than a common bound, so that the harshest are drawn in
+        first. Too mild: all by the same factor, which keeps the user's proportions; where a bound ends one, others
+        go on.
+        """
+        aim = self.settings.aim + self.predicted(surface, factors) - rate
+        if self.predicted(surface, [1.0] * len(self.axes)) > aim:
+            harms = [self._harm(surface, j) for j in range(len(self.axes))]
+            worst = max(float(harm.max()) for harm in harms)
+            return self._bisect(surface, partial(self._narrowed, harms), 0.0, worst, aim)
+        widest = min(self.settings.widest, _STEP * max(factors))
+        return self._bisect(surface, self._widened, 1.0, widest, aim)
+
+    def _bisect(
+        self, surface: Surface, factors_at: Callable[[float], list[float]], low: float, high: float, aim: float
+    ) -> list[float]:
+        """Factors where a path on which the failure rate rises comes nearest to the one aimed at."""
+
+        def miss(x: float) -> float:
+            return self.predicted(surface, factors_at(x)) - aim
+
+        if miss(high) <= 0:
+            return factors_at(high)
+        for _ in range(20):
+            middle = (low + high) / 2
+            if miss(middle) > 0:
+                high = middle
+            else:
+                low = middle
+        return factors_at(min(low, high, key=lambda x: abs(miss(x))))  # of few levels the rate may jump between them
+
+    def _harm(self, surface: Surface, j: int) -> np.ndarray:
+        """How far concept j alone raises the margin at most, up to each of some strengths: (strengths,)."""
+        axis = self.axes[j]
+        if not axis.numeric:
+            return np.zeros(len(_STRENGTHS))
+        rises = []
+        for sign in np.unique(np.sign(axis.strengths(axis.concept.levels))):
+            points = np.tile([float(a.strengths(a.concept.levels)[a.base]) for a in self.axes], (len(_STRENGTHS), 1))
+            points[:, j] = sign * _STRENGTHS
+            margin = surface.margin(points)
+            rises.append(margin - margin[0])
+        return np.maximum.accumulate(np.max(rises, axis=0))
+
+    def _narrowed(self, harms: Sequence[np.ndarray], bound: float) -> list[float]:
+        far = [_STRENGTHS[harm <= bound].max() for harm in harms]
+        return [max(_NARROWEST, float(f)) if axis.numeric else 1.0 for f, axis in zip(far, self.axes, strict=True)]
+
+    def _widened(self, factor: float) -> list[float]:
+        return [min(factor, axis.widest) for axis in self.axes]
+
+    def predicted(self, surface: Surface, factors: Sequence[float]) -> float:
+        """Failure rate over a grid, as the surface predicts it."""
+        columns = []
+        for j, (axis, factor) in enumerate(zip(self.axes, factors, strict=True)):
+            strengths = axis.strengths(axis.scaled(factor))
+            columns.append(strengths[(self.points[:, j] * len(strengths)).astype(np.int64)])
+        return float(surface.rate(np.stack(columns, axis=1)).mean())
+
+    def judge(self, j: int, share: Rate, spread: float, now: Rate) -> ConceptScreening:
+        """Say what concept j does alone and in company.
+
+        Where all of the user's levels are too mild for failures, one that does nothing may only be milder than others.
+        """
+        axis, settings = self.axes[j], self.settings
+        first = 1 + sum(len(other.ends) for other in self.axes[:j])  # its columns of what was asked alone
+        columns = range(first, first + len(axis.ends))
+        changes = [self.alone_margin[:, column] - self.alone_margin[:, 0] for column in columns]
+        fails = [self.alone_failed[:, column] - self.alone_failed[:, 0] for column in columns]
+        # The draws of the bootstrap are the same for all concepts: the same items, resampled.
+        draws = np.random.default_rng(self.seed).integers(len(changes[0]), size=(_RESAMPLES, len(changes[0])))
+        alone = [_bootstrap(change, draws) for change in changes]
+        most = int(np.argmax([abs(change.value) for change in alone]))
+        items = np.arange(len(fails[most]))
+        bound = settings.effect * spread
+        small = share.high < settings.share and all(-bound < change.low <= change.high < bound for change in alone)
+        verdict: Verdict = "no effect seen" if small else "not clear"
+        if share.low > _CHANCE or any(change.low > 0 or change.high < 0 for change in alone):
+            verdict = "effect"
+        elif now.value < settings.lowest_rate:
+            verdict = "too mild to tell"
+        return ConceptScreening(
+            name=axis.concept.name,
+            unit=axis.concept.unit,
+            alone_at=axis.concept.label(axis.ends[most]),
+            alone=alone[most],
+            alone_fails=Resampler(items, _RESAMPLES, self.seed).mean(fails[most], np.ones(len(items))),
+            share=share,
+            verdict=verdict,
+            levels=list(axis.concept.levels),
+            proposed=list(axis.concept.levels),
+            change="kept",
+        )
+
+    def proposal(self, axis: Axis, levels: Sequence[Level], factor: float, rate: float) -> dict[str, Any]:
+        """The levels proposed of a concept, how they differ from the user's, and what stood in the way of more."""
+        change: Change = "kept"
+        if not levels:
+            change = "dropped"
+        elif tuple(levels) != axis.concept.levels:
+            change = "narrowed" if factor < 1 else "widened"
+        mild = rate < self.settings.lowest_rate
+        furthest = self.settings.widest if mild else _NARROWEST
+        at_bound = bool(levels) and not self.settings.holds(rate) and tuple(levels) == axis.scaled(furthest)
+        note = ""
+        if at_bound and not axis.numeric:
+            note = "has no strength, so it stays"
+        elif at_bound and not mild:
+            note = "no weaker levels are tried"
+        elif at_bound and axis.bounds is None:
+            note = "its bounds are not declared, so no stronger level is known"
+        elif at_bound:
+            ends = factor >= axis.widest
+            note = "at the bound of its catalogue" if ends else f"{furthest:g} times as strong, no further is tried"
+        return {"proposed": list(levels), "change": change, "at_bound": at_bound, "note": note}
+
+
+def _bootstrap(values: np.ndarray, draws: np.ndarray) -> Rate:
+    """Mean of one value per item (n,), with its percentile interval over resampled items (resamples, n)."""
+    low, high = np.quantile(values[draws].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return Rate(float(values.mean()), low, high, len(values))

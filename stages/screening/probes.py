@@ -1,0 +1,118 @@
+"""The probes of a screening: on several grids, within one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import Level
+from stages.errors import UsageError
+from stages.explorers.prober import Prober
+from stages.landscape.intervals import Rate, wilson
+from stages.ledger import Ledger
+from stages.screening.ranges import Axis, declared_bounds
+from stages.tasks.contract import Compute, Task
+
+Levels = Mapping[str, Sequence[Level]]
+
+
+class Probes:
+    """All probes of a screening, on whatever grid, within one budget.
+
+    Args:
+        load: loads the task with other levels of its concepts.
+        levels: those of params.yaml.
+        budget: unique probes that may be spent on all grids together.
+        ledger: opens the answers to probes of a grid.
+        compute: threads and batch size of the model.
+        tell: called with (unique probes spent, what they are for).
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Levels], Task],
+        levels: Levels,
+        budget: int,
+        ledger: Callable[[Levels], Ledger],
+        compute: Compute | None,
+        tell: Callable[[int, str], None],
+    ) -> None:
+        self._load, self._ledger, self._compute, self._tell = load, ledger, compute, tell
+        self._budget = budget
+        self._probers: dict[str, Prober] = {}
+        task = load(levels)
+        self.item_ids = task.items.ids("discover")
+        if not self.item_ids:
+            raise UsageError("there are no items of the split discover: nothing to screen on")
+        self.axes = [Axis(concept, declared_bounds(task).get(concept.name)) for concept in task.concepts.concepts]
+        self._on(levels, task)
+        self.table = pd.DataFrame()
+
+    @property
+    def spent(self) -> int:
+        """Unique probes asked on all grids."""
+        return sum(prober.spent for prober in self._probers.values())
+
+    @property
+    def left(self) -> int:
+        """Unique probes the budget still allows."""
+        return self._budget - self.spent
+
+    def _on(self, levels: Levels, task: Task | None = None) -> Prober:
+        key = repr({name: list(values) for name, values in levels.items()})
+        if key not in self._probers:
+            ledger = self._ledger(levels)
+            self._probers[key] = Prober(task or self._load(levels), self.item_ids, 0, ledger, self._compute)
+        return self._probers[key]
+
+    def ask(
+        self, levels: Levels, items: np.ndarray, cells: np.ndarray, phase: str, most: int | None = None
+    ) -> pd.DataFrame:
+        """Ask about items (n,) under cells (n, concepts) of the grid of `levels`.
+
+        Args:
+            levels: of the grid.
+            items: (n,) positions in `item_ids`.
+            cells: (n, concepts) level indices.
+            phase: what they are for.
+            most: unique probes to spend on them; by default as many as are left.
+
+        Returns:
+            The answered ones: item, phase, one column per concept with its strength, margin, failed, and whether they
+            are `fresh`, not asked of this grid before.
+        """
+        prober = self._on(levels)
+        prober.budget = prober.spent + (self.left if most is None else min(most, self.left))
+        size = (self._compute or Compute()).batch_size
+        parts = []
+        for start in range(0, len(items), size):  # in parts, so that progress is seen
+            answers = prober.ask(items[start : start + size], cells[start : start + size])
+            parts.append(np.stack([answers.discrepancy, answers.failed, answers.fresh, answers.answered]))
+            self._tell(self.spent, phase)
+        discrepancy, failed, fresh, answered = np.hstack(parts)
+        margin = discrepancy.astype(float) - prober.task.threshold
+        columns = {"item": items, "margin": margin, "failed": failed > 0, "fresh": fresh > 0}
+        of = {axis.concept.name: axis for axis in self.axes}
+        for j, concept in enumerate(prober.space.concepts):
+            columns[concept.name] = of[concept.name].strengths(concept.levels)[cells[:, j]]
+        rows = pd.DataFrame(columns).assign(phase=phase)[answered > 0]
+        self.table = pd.concat([self.table, rows[rows["fresh"]]], ignore_index=True)
+        return rows
+
+    def uniform(self, levels: Levels, n: int, rng: np.random.Generator, phase: str) -> Rate:
+        """Ask about n (item, cell) pairs of a grid, drawn uniformly among those not asked before.
+
+        Returns:
+            The rate of these that failed; that of all pairs of the grid, where n or fewer were left to ask.
+        """
+        prober, n = self._on(levels), min(n, self.left)
+        size = prober.space.n_cells
+        pairs = size * len(self.item_ids)
+        # In random order, and enough of them: known ones cost nothing, and the first n others are the draw.
+        drawn = rng.choice(pairs, min(n + prober.spent, pairs), replace=False)
+        rows = self.ask(levels, drawn // size, prober.space.cells(drawn % size), phase, n)
+        if len(rows) < pairs:
+            rows = rows[rows["fresh"]]
+        return wilson(int(rows["failed"].sum()), len(rows))

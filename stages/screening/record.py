@@ -1,0 +1,138 @@
+"""What a screening may spend, and what it found: plain data, for people and for the record."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from stages.concepts import Level
+from stages.landscape.intervals import Rate
+from stages.params import Strict
+
+
+class ScreenSettings(Strict):
+    """What a screening may spend, and what it calls too much or too little."""
+
+    probes: int = Field(600, ge=100, description="unique probes at most")
+    lowest_rate: float = Field(0.15, gt=0, lt=1, description="failure rate below which a grid is too mild to audit")
+    highest_rate: float = Field(0.30, gt=0, lt=1, description="failure rate above which a grid is too harsh")
+    share: float = Field(
+        0.05, gt=0, lt=1, description="no effect seen: less of the variance within items than this, in company"
+    )
+    effect: float = Field(
+        0.2, gt=0, description="and alone a mean change of less, in standard deviations (Cohen 1988: small)"
+    )
+    without: float = Field(
+        0.1, gt=0, lt=1, description="and taken out of probes in company it changes their failure rate by less"
+    )
+    widest: float = Field(4.0, ge=1, description="how many times stronger than the user's strongest a level may get")
+
+    def holds(self, rate: float) -> bool:
+        """Whether a failure rate is in the range."""
+        return self.lowest_rate <= rate <= self.highest_rate
+
+    def is_near(self, rate: float) -> bool:
+        """Whether a failure rate is in the middle half of the range, so that chance hardly put it there."""
+        return abs(rate - self.aim) <= (self.highest_rate - self.lowest_rate) / 4
+
+    @property
+    def aim(self) -> float:
+        """The failure rate proposals are made for."""
+        return (self.lowest_rate + self.highest_rate) / 2
+
+
+Verdict = Literal["effect", "no effect seen", "not clear", "too mild to tell"]
+Change = Literal["kept", "narrowed", "widened", "dropped"]
+
+
+class ConceptScreening(BaseModel):
+    """What was seen of one concept.
+
+    Args:
+        name: its name.
+        unit: printed behind its levels.
+        alone_at: the level at which it does most alone.
+        alone: mean change of the discrepancy from the base to that level, same items; interval over items.
+        alone_fails: the same of the share that fails; `n` counts pairs.
+        share: of the variance of the discrepancy over the grid within an item, alone and with others (total Sobol
+            index).
+        without: how the failure rate of probes in company changes when it is taken out of them; None: not asked,
+            because it has an effect anyway.
+        verdict: what that amounts to; "no effect seen" is never "none".
+        levels: as in params.yaml.
+        proposed: levels proposed; none if it is dropped.
+        change: how these differ.
+        at_bound: whether the failure rate asks for levels further in or out than any that may be proposed.
+        note: why there are none, if so.
+    """
+
+    name: str
+    unit: str
+    alone_at: str
+    alone: Rate
+    alone_fails: Rate
+    share: Rate
+    without: Rate | None = None
+    verdict: Verdict
+    levels: list[Level]
+    proposed: list[Level]
+    change: Change
+    at_bound: bool = False
+    note: str = ""
+
+
+class Screening(BaseModel):
+    """A screening.
+
+    Args:
+        settings: what it was made with.
+        probes: unique probes spent.
+        items: items they were put to.
+        clean: failure rate with all concepts at their base.
+        now: failure rate over the grid of params.yaml.
+        proposed: failure rate over the proposed grid, by pairs of item and cell not asked of it before; None: same
+            grid.
+        together: how the failure rate of probes in company changes when all concepts that seem to do nothing are taken
+            out of them at once; None: at most one does.
+        concepts: one entry each.
+    """
+
+    settings: ScreenSettings
+    probes: int
+    items: int
+    clean: Rate
+    now: Rate
+    proposed: Rate | None
+    together: Rate | None = None
+    concepts: list[ConceptScreening]
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is proposed."""
+        return any(concept.change != "kept" for concept in self.concepts)
+
+    @property
+    def rate(self) -> Rate:
+        """The failure rate over the proposed grid, which may be that of params.yaml."""
+        return self.proposed or self.now
+
+    @property
+    def reached(self) -> bool:
+        """Whether the failure rate of the proposed grid may lie in the range, by its interval."""
+        return self.rate.low <= self.settings.highest_rate and self.rate.high >= self.settings.lowest_rate
+
+    @property
+    def within(self) -> bool:
+        """Whether that failure rate itself lies in the range."""
+        return self.settings.holds(self.rate.value)
+
+    @property
+    def at_bounds(self) -> bool:
+        """Whether no concept that stays can be drawn further, so that the range is out of reach and not only missed."""
+        return all(concept.at_bound for concept in self.concepts if concept.change != "dropped")
+
+    @property
+    def grid(self) -> dict[str, list[Level]]:
+        """The proposed levels of the concepts that stay."""
+        return {concept.name: concept.proposed for concept in self.concepts if concept.proposed}

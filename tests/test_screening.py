@@ -1,0 +1,382 @@
+"""Screening on tasks whose effects are planted: what it drops, how it draws ranges in and out, what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from flows.edit_params import with_levels
+from flows.graph import read_graph
+from flows.screen import _key, read_screening, screen_audit
+from flows.views import show_screening
+from stages.concepts import Concept, ConceptSpace
+from stages.errors import UsageError
+from stages.landscape.intervals import wilson
+from stages.ledger import Ledger
+from stages.params import load_params
+from stages.screening import Axis, Screening, ScreenSettings, fit_surface, screen
+from stages.screening.probes import Probes
+from stages.tasks.contract import Items, ProbeBatch
+from tests.workspace import Workspace, audit_params, make_workspace
+
+HAZE, TILT = [0, 1, 2, 3, 4, 5], [0, 10, 20, 30, 40]
+
+
+class Weighted:
+    """The margin is a weighted sum of level values plus what the item and chance add: its failure rate is exact."""
+
+    threshold = 0.5
+
+    def __init__(
+        self,
+        levels: Mapping[str, Sequence[Any]],
+        weights: Mapping[str, float],
+        *,
+        bounds: bool = True,
+        chance: float = 0.1,
+    ) -> None:
+        neutral = {name: values[0] for name, values in levels.items()}
+        self.concepts = ConceptSpace(
+            tuple(
+                Concept(name, tuple(values), neutral=neutral[name], ordered=not isinstance(values[0], str))
+                for name, values in levels.items()
+            )
+        )
+        if bounds:
+            self.catalogue = {name: SimpleNamespace(low=0, high=100) for name in ("haze", "tilt", "dull")}
+        split = ["discover"] * 60 + ["test"] * 20
+        self.items = Items(pd.DataFrame({"id": [f"item-{i:02d}" for i in range(80)], "split": split, "label": ""}))
+        self._rows = {item: row for row, item in enumerate(self.items.table["id"])}
+        self._weights, self._chance = weights, chance
+        self.asked: set[str] = set()
+        self.queries = 0
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        self.asked |= set(item_ids)
+        self.queries += len(item_ids)
+        rows = np.array([self._rows[item] for item in item_ids])
+        margin = np.sin(rows * 1.7) * 0.3 - 1.0 + self.beside(cells)
+        for j, concept in enumerate(self.concepts.concepts):
+            effect = [
+                self._weights.get(f"{concept.name}={level}", 0.0)
+                if isinstance(level, str)
+                else self._weights.get(concept.name, 0.0) * level
+                for level in concept.levels
+            ]
+            margin += np.array(effect)[cells[:, j]]
+        chance = np.sin(rows * 12.9898 + self.concepts.flat(cells) * 78.233) * 43758.5453
+        margin += self._chance * (chance - np.floor(chance) - 0.5)
+        discrepancy = (margin + self.threshold).astype(np.float32)
+        return ProbeBatch(discrepancy, discrepancy > self.threshold, [""] * len(rows))
+
+    def beside(self, cells: np.ndarray) -> np.ndarray | float:
+        """What cells (n, concepts) add to the margin beside the weights."""
+        return 0.0
+
+    def rate(self) -> float:
+        """The failure rate over all of the grid and the discover items."""
+        cells = self.concepts.cells()
+        return float(np.mean([self.probe([item] * len(cells), cells).failed for item in self.items.ids("discover")]))
+
+
+def screened(levels: Mapping[str, Sequence[Any]], weights: Mapping[str, float], **kw: Any) -> tuple[Screening, float]:
+    """A screening, and the true failure rate over the grid it proposes."""
+    found = screen(lambda levels: Weighted(levels, weights, **kw), levels, ScreenSettings(), seed=1)
+    return found, Weighted(found.grid, weights, **kw).rate()
+
+
+def shown(found: Screening) -> str:
+    """What people see of it."""
+    console = Console(width=300)
+    with console.capture() as captured:
+        show_screening(console, "a", found)
+    return captured.get()
+
+
+def changes(found: Screening) -> dict[str, str]:
+    return {concept.name: concept.change for concept in found.concepts}
+
+
+def test_a_concept_without_effect_is_dropped_though_chance_changes_its_answers():
+    found, rate = screened({"haze": HAZE, "dull": [0, 1, 2], "tilt": TILT}, {"haze": 0.15, "tilt": 0.014})
+    assert changes(found) == {"haze": "kept", "dull": "dropped", "tilt": "kept"}
+    dull = found.concepts[1]
+    assert dull.verdict == "no effect seen" and dull.share.high < 0.05 and dull.alone.low < 0 < dull.alone.high
+    assert found.proposed is not None and found.proposed.low <= rate <= found.proposed.high
+    # Tilt: alone .014 * 40; the variance of uniform levels, over all of it.
+    tilt, haze = found.concepts[2], found.concepts[0]
+    assert tilt.alone.value == pytest.approx(0.56, abs=0.03)
+    variances = [np.var(np.array(TILT) * 0.014), np.var(np.array(HAZE) * 0.15), 0.1**2 / 12]
+    assert tilt.share.value == pytest.approx(variances[0] / sum(variances), abs=0.08)
+    assert haze.share.value == pytest.approx(variances[1] / sum(variances), abs=0.08)
+
+
+class Redundant(Weighted):
+    """Medium haze fails where fog or dull acts, whichever: neither is missed alone, and both are."""
+
+    def beside(self, cells: np.ndarray) -> np.ndarray:
+        haze, *others = (cells[:, self.concepts.names.index(name)] for name in self.concepts.names)
+        return np.where(np.isin(haze, (2, 3)) & np.any(others, axis=0), 1.15, 0.0)
+
+
+def test_concepts_that_stand_in_for_each_other_are_not_dropped_together():
+    levels = {"haze": HAZE, "fog": list(range(10)), "dull": list(range(10))}
+    found = screen(lambda levels: Redundant(levels, {}), levels, ScreenSettings(probes=1500), seed=1)
+    for concept in found.concepts[1:]:  # one at a time nothing is seen
+        assert concept.share.high < 0.05 and concept.alone.low < 0 < concept.alone.high
+        assert concept.without is not None and concept.without.low > -0.1 and concept.without.high < 0.1
+        assert (concept.verdict, concept.change) == ("not clear", "kept")
+    assert found.together is not None and found.together.value < -0.1 and found.together.high < 0
+    assert "taken out at once: -" in shown(found)
+    # And not for want of probes: two that do nothing are.
+    found = screen(lambda levels: Weighted(levels, {"haze": 0.25}), levels, ScreenSettings(probes=1500), seed=1)
+    assert changes(found) == {"haze": "kept", "fog": "dropped", "dull": "dropped"}
+
+
+def test_a_rate_is_measured_on_pairs_not_asked_before_or_on_the_whole_grid():
+    task = Weighted({"haze": HAZE}, {"haze": 0.4})
+    probes = Probes(lambda _: task, {"haze": HAZE}, 400, lambda _: Ledger(), None, lambda _spent, _phase: None)
+    rng = np.random.default_rng(0)
+    items, cells = np.repeat(np.arange(60), 3), np.tile([[3], [4], [5]], (60, 1))
+    assert probes.ask({"haze": HAZE}, items, cells, "trial")["failed"].mean() > 0.7
+    rate = probes.uniform({"haze": HAZE}, 100, rng, "check")
+    assert (rate.n, probes.spent) == (100, 280)
+    checked = probes.table[probes.table["phase"] == "check"]
+    assert len(checked) == 100 and checked["haze"].max() < 0.5 and rate.value == checked["failed"].mean()
+    rate = probes.uniform({"haze": HAZE}, 100, rng, "check")  # 80 are left of 360
+    assert (rate.n, probes.spent) == (360, 360) and rate.value == pytest.approx(task.rate())
+
+
+@pytest.mark.parametrize("bounds", [True, False])
+def test_too_harsh_a_range_is_narrowed_until_as_much_fails_as_should(bounds):
+    found, rate = screened({"haze": HAZE, "tilt": TILT}, {"haze": 0.3, "tilt": 0.012}, bounds=bounds)
+    assert found.now.low > 0.3 and 0.15 <= rate <= 0.30 and found.reached
+    assert changes(found)["haze"] == "narrowed"  # the harsher one alone
+    haze = found.grid["haze"]
+    assert haze[0] == 0 and haze[-1] < 5
+    if bounds:
+        assert len(haze) == len(HAZE)
+    else:  # no level is known to mean something but the user's own
+        assert haze == HAZE[: len(haze)]
+
+
+def test_too_mild_a_range_is_widened_in_the_users_proportions():
+    found, rate = screened({"haze": HAZE, "tilt": TILT}, {"haze": 0.06, "tilt": 0.008})
+    assert found.now.high < 0.15 and 0.15 <= rate <= 0.30
+    assert changes(found) == {"haze": "widened", "tilt": "widened"}
+    assert {name: len(levels) for name, levels in found.grid.items()} == {"haze": 6, "tilt": 5}
+    assert found.grid["tilt"][-1] / 40 == pytest.approx(found.grid["haze"][-1] / 5, rel=0.05)
+    assert "no effect seen" not in [concept.verdict for concept in found.concepts]
+
+
+@pytest.mark.parametrize(("bounds", "why"), [(True, "4 times"), (False, "not declared")])
+def test_what_cannot_be_reached_is_said(bounds, why):
+    found, _rate = screened({"haze": HAZE, "dull": [0, 1]}, {"haze": 0.01}, bounds=bounds)
+    assert not found.reached and found.at_bounds and why in found.concepts[0].note
+    assert "cannot reach a failure rate of 15% to 30%" in shown(found)
+    assert {concept.verdict for concept in found.concepts} <= {"effect", "too mild to tell"}
+    assert all(level <= 20 for level in found.grid["haze"])
+
+
+def test_no_more_is_said_of_a_rate_than_was_measured():
+    found, _rate = screened({"haze": HAZE, "tilt": TILT}, {"haze": 0.15, "tilt": 0.014})
+    assert found.proposed is None and "fit for an audit" in shown(found)
+    near = found.model_copy(update={"now": wilson(32, 100)})
+    assert "near 15% to 30%, which its interval touches" in shown(near) and "fit" not in shown(near)
+    missed = found.model_copy(update={"now": wilson(60, 100)})
+    assert "the levels miss 15% to 30%" in shown(missed) and "cannot" not in shown(missed)
+    changed = found.concepts[0].model_copy(update={"change": "narrowed"})
+    missed = missed.model_copy(update={"concepts": [changed, found.concepts[1]]})
+    assert "the proposed levels miss 15% to 30%" in shown(missed)
+    said = "less than 5% of the variance, less than 0.2 standard deviations alone, and taking it out changes the share "
+    assert f"{said}that fails by less than 10 points; smaller effects" in shown(found)
+
+
+def test_names_are_measured_and_never_re_ranged():
+    weights = {"haze": 0.5, "light=day": 0.0, "light=dusk": 0.1, "light=night": 0.6}
+    found, _rate = screened({"light": ["day", "dusk", "night"], "haze": HAZE}, weights)
+    light = found.concepts[0]
+    assert (light.change, light.proposed, light.alone_at) == ("kept", ["day", "dusk", "night"], "night")
+    assert light.alone.value == pytest.approx(0.6, abs=0.03) and light.verdict == "effect"
+
+
+@pytest.mark.parametrize(
+    ("levels", "neutral", "factor", "expected"),
+    [
+        ((0, 4, 10, 40), 0, 0.5, (0, 2, 5, 20)),
+        ((1, 0.8, 0.4), 1, 1.5, (1, 0.7, 0.1)),  # falls as it gets stronger
+        ((-20, 0, 20), 0, 2, (-40, 0, 40)),
+        ((0.1, 0.3, 0.5), None, 0.5, (0.1, 0.2, 0.3)),  # nothing is neutral: from the weakest
+        ((1, 0.5, 0.2), 1, 4, (1, 0.4, 0)),  # ends at the bound
+        ((0.25, 3, 6), 0.25, 0.9, (0.25, 3, 5)),  # what is neutral is not rounded
+    ],
+)
+def test_levels_are_scaled_about_where_nothing_happens(levels, neutral, factor, expected):
+    axis = Axis(Concept("x", levels, neutral=neutral), (-100, 100) if max(levels) > 1 else (0, 1))
+    scaled = axis.scaled(factor)
+    assert scaled == pytest.approx(expected, abs=0.03)
+    assert scaled[axis.base] == levels[axis.base] and len(set(scaled)) == len(levels)
+
+
+def test_shares_are_the_sobol_indices_of_a_known_function():
+    rng = np.random.default_rng(0)
+    grid = [np.linspace(0, 1, 5)] * 3
+    x = np.stack([rng.choice(levels, 1500) for levels in grid], axis=1)
+    items = rng.integers(30, size=1500)
+    centred = (x - 0.5) / np.sqrt(0.125)  # variance 1 on five even levels
+    y = centred[:, 0] + centred[:, 1] * centred[:, 2] + rng.normal(size=30)[items] + rng.normal(size=1500)
+    surface = fit_surface(x, items, y, grid, [True] * 3, seed=0, resamples=100)
+    assert surface.unexplained == pytest.approx(1, abs=0.1)  # what items add is none of it
+    assert [share.value for share in surface.shares()] == pytest.approx([1 / 3] * 3, abs=0.04)
+
+
+def test_a_killed_screening_goes_on_from_its_ledgers_and_ends_alike(tmp_path):
+    levels, weights = {"haze": HAZE, "tilt": TILT}, {"haze": 0.5, "tilt": 0.012}
+    tasks: list[Weighted] = []
+
+    def load(levels: Mapping[str, Sequence[Any]]) -> Weighted:
+        tasks.append(Weighted(levels, weights))
+        return tasks[-1]
+
+    def killed(spent: int, _phase: str) -> None:
+        if spent > 400:
+            raise KeyboardInterrupt
+
+    def ledger(levels: Mapping[str, Sequence[Any]]) -> Ledger:
+        return Ledger(tmp_path / f"{abs(hash(repr(levels)))}.jsonl")
+
+    with pytest.raises(KeyboardInterrupt):
+        screen(load, levels, ScreenSettings(), seed=1, ledger=ledger, tell=killed)
+    resumed = screen(load, levels, ScreenSettings(), seed=1, ledger=ledger)
+    assert sum(task.queries for task in tasks) == resumed.probes <= 600
+    assert set().union(*(task.asked for task in tasks)) <= set(tasks[0].items.ids("discover"))
+    assert resumed == screen(load, levels, ScreenSettings(), seed=1)
+
+
+def test_too_few_probes_are_refused_with_the_number_there_should_be():
+    levels = {name: [0, 1] for name in "abcdefgh"}
+    with pytest.raises(UsageError, match=r"100 probes are too few for 8 concepts.*at least 360"):
+        screen(lambda levels: Weighted(levels, {}), levels, ScreenSettings(probes=100), seed=0)
+
+
+FLOW = """audits:
+  a:
+    # why these
+    concepts: {haze: [0, 1,   2], tilt: [0, 10]}   # flow
+  b: &b
+    concepts:
+      haze: [0, 1.50, 2]     # weakest first
+      tilt:
+      - 0    # none
+      - 10   # some
+      - 20
+
+      dull: [0, 1]   # nobody knows
+    summarize: {modes: 6}
+  c: *b
+"""
+
+
+def test_levels_are_written_and_every_other_byte_stays():
+    text = FLOW.replace("  c: *b\n", "")
+    written = with_levels(text, "b", {"haze": [0.0, 0.5, 0.00002], "tilt": [0, 5.5]})
+    expected = text.replace("[0, 1.50, 2]", "[0, 0.5, 0.00002]").replace("- 10 ", "- 5.5 ").replace("      - 20\n", "")
+    assert written == expected.replace("      dull: [0, 1]   # nobody knows\n", "")
+    assert with_levels(text, "a", {"haze": [0, 3]}) == text.replace(
+        "{haze: [0, 1,   2], tilt: [0, 10]}", "{haze: [0, 3]}"
+    )
+    crlf = text.replace("\n", "\r\n")
+    assert with_levels(crlf, "b", {"haze": [0, 1.5, 2], "tilt": [0, 10, 20]}).count("\r\n") == text.count("\n") - 1
+
+
+def test_levels_that_another_audit_shares_are_not_written():
+    with pytest.raises(UsageError, match=r"write there:\n  haze: \[0, 3\]"):
+        with_levels(FLOW, "b", {"haze": [0, 3]})
+
+
+QUIET = """
+
+class Quiet(PlantedTask):
+    def probe(self, item_ids, cells, repeats=None):
+        answer = super().probe(item_ids, cells, repeats)
+        return ProbeBatch(np.where(answer.failed, 0.5, -0.5).astype(np.float32), answer.failed, answer.outputs)
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Workspace:
+    """One audit with a concept that does nothing, not even to the discrepancy, and a comment that must stay."""
+    audit = audit_params(task="planted:Quiet", concepts={"tilt": [0, 1, 2, 3], "haze": [0, 1], "fog": [0, 1, 2, 3]})
+    audit["prepare"] |= {"items": {"discover": 60, "test": 10}, "noise": 0.0}
+    made = make_workspace(tmp_path_factory.mktemp("screen") / "ws", {"tiny": audit}, {})
+    code, params = made.path / "planted.py", made.path / "params.yaml"
+    code.write_text(code.read_text() + QUIET)
+    params.write_text(params.read_text().replace("    concepts:\n", "    # people can act on these\n    concepts:\n"))
+    return made
+
+
+def test_screen_prepares_measures_is_shown_by_plan_and_writes_only_when_told(workspace, monkeypatch):
+    monkeypatch.chdir(workspace.path)
+    path = workspace.path / "params.yaml"
+    before = path.read_text()
+
+    def record() -> Any:
+        return read_screening(load_params(), read_graph(), "tiny")
+
+    done = workspace.faded("screen")
+    assert done.returncode == 0, done.stdout
+    assert "prepare@tiny is not up to date, so it runs first" in done.stdout
+    assert "600 unique probes at most" in done.stdout and "proposed grid: " in done.stdout
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
+    assert "no effect seen" in rows["haze"] and "dropped" in rows["haze"] and "kept" in rows["tilt"]
+    assert path.read_text() == before
+
+    plan = workspace.faded("plan").stdout
+    assert "tiny: screened less than a minute ago" in plan and "haze dropped" in plan
+    path.write_text(before.replace("- 3", "- 4", 1))
+    assert record() is None  # it is about other levels
+    path.write_text(before)
+    first, followed = record()
+    assert not followed
+
+    done = workspace.faded("screen", "--write")
+    assert done.returncode == 0 and "-      haze:" in done.stdout, done.stdout
+    assert path.read_text() == before.replace("      haze:\n      - 0\n      - 1\n", "")
+    second, followed = record()
+    assert followed and second.screening == first.screening
+    edited = workspace.path / "planted.py"
+    edited.write_text(edited.read_text() + "\n# another model\n")
+    assert record() is None
+
+
+def test_concepts_in_another_order_are_another_screening(workspace, monkeypatch):
+    """Ledgers and records hold numbers of cells, which depend on the order of concepts."""
+    monkeypatch.chdir(workspace.path)
+    keys: list[str] = []
+
+    def noted(_audit: str, _stage: str, key: str) -> NoReturn:
+        keys.append(key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.screen.scratch", noted)
+    params = load_params()
+    audit = params.audit("tiny")
+    other = dict(reversed(audit.concepts.items()))
+    for concepts in (audit.concepts, other, audit.concepts):
+        changed = {"tiny": audit.model_copy(update={"concepts": concepts})}
+        with pytest.raises(KeyboardInterrupt):
+            screen_audit(params.model_copy(update={"audits": changed}), "tiny", None, False, Console(quiet=True))
+    assert keys[0] == keys[2] != keys[1]
+    assert _key("tiny", audit, audit.concepts) != _key("tiny", audit, other)
+
+
+def test_a_setting_that_is_wrong_is_named(workspace):
+    params = load_params(workspace.path / "params.yaml")
+    with pytest.raises(UsageError, match=r"--probes: Input should be greater than or equal to 100, found 5"):
+        screen_audit(params, "tiny", 5, False, Console())
