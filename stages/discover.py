@@ -54,6 +54,8 @@ def main(name: str) -> None:
             show=progress,
         )
         ledger.close()
+    if "chosen" in (agent := result.metrics.get("agent", {})):
+        print(f"auto took {agent['chosen']}: {agent['why']}")
     if result.enumerated:
         print(f"the budget of {audit.discover.budget:,} covers the whole grid: enumerated, no agent was needed")
     with publishing(stage_dir(name, "discover")) as out:

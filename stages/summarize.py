@@ -22,8 +22,10 @@ from stages.landscape import (
     effects,
     estimate,
     judge_landscape,
+    name_in_halves,
     name_modes,
     overall_rate,
+    reproducibility,
     skipped_combinations,
 )
 from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
@@ -47,16 +49,9 @@ def main(name: str) -> None:
     embeddings = task.embed(item_ids)
 
     landscape = estimate(probes, item_ids, embeddings, task.concepts, threshold=task.threshold, seed=audit.seed)
-    modes = name_modes(
-        landscape,
-        probes,
-        item_ids,
-        embeddings,
-        task.concepts,
-        audit.summarize,
-        threshold=task.threshold,
-        seed=audit.seed,
-    )
+    evidence = (landscape, probes, item_ids, embeddings, task.concepts, audit.summarize)
+    modes = name_modes(*evidence, threshold=task.threshold, seed=audit.seed)
+    halves = name_in_halves(*evidence, threshold=task.threshold, seed=audit.seed)
     overall = overall_rate(landscape, probes)
     gates = judge_landscape(audit.summarize.gates, overall, [mode.rate for mode in modes if mode.confirmed])
     passed = all_passed(gates)
@@ -74,6 +69,7 @@ def main(name: str) -> None:
         "modes": [
             mode.to_json(task.concepts) | {"minimal": reached(walked, task.concepts, mode.region)} for mode in modes
         ],
+        "modes_found_again": reproducibility(task.concepts, modes, halves),
         "modes_skipped": skipped_combinations(task.concepts, audit.summarize.max_conditions),
         "estimator": _estimator(landscape, probes),
         "robustness": summarize_robustness(walked, task.concepts, found.get("microscopic", {})),

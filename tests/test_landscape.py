@@ -9,8 +9,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from benchmarks.study.landscapes import Planted
 from stages.concepts import Concept, ConceptSpace
 from stages.landscape import Resampler, effects, estimate, holm, kernel, overall_rate, wilson
+from stages.landscape.calibrate import folds_of, importance
+from stages.landscape.estimate import as_data, drawn_uniformly
+from stages.landscape.estimators import Logistic, Process, Trees
 from stages.landscape.intervals import CHANGE, SHARE
 from tests.landscapes import adaptive, ask, planted, truth, uniform
 
@@ -77,6 +81,47 @@ def test_intervals_hold_the_true_rate(smooth, both):
     assert ((table["low"] <= table["rate"]) & (table["rate"] <= table["high"])).all()
 
 
+@pytest.fixture(scope="module")
+def searched(smooth):
+    """What one explorer asks: four probes of five where it expects failures, the rest uniform and marked as such."""
+    greedy, rest = smooth.probes(800, greedy=True), smooth.probes(200, greedy=False, seed=1)
+    probes = pd.concat([rest.assign(uniform=True), greedy.assign(uniform=False)], ignore_index=True)
+    return probes.drop(columns="role").drop_duplicates(["item", *smooth.concepts.names], ignore_index=True)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_probes_of_a_search_alone_give_honest_rates(smooth, searched, marked):
+    landscape = smooth.landscape(searched if marked else searched.drop(columns="uniform"))
+    assert searched["failed"].mean() > smooth.truth.mean() + 0.15, "most probes lie where the model fails"
+    assert abs(landscape.rates.mean() - smooth.truth.mean()) < 0.03
+    covered = (landscape.table["low"] <= smooth.truth) & (smooth.truth <= landscape.table["high"])
+    assert covered.mean() > 0.88
+    assert landscape.diagnostics["judged_on"].startswith("uniform" if marked else "all probes, weighted")
+
+
+def test_density_weights_undo_what_the_search_preferred(smooth, searched):
+    data = as_data(searched, smooth.ids, smooth.concepts, 0.0)
+    fold, unmarked = folds_of(data.cells, smooth.concepts, 0), np.zeros(len(data), dtype=bool)
+    weights, _ = importance(data, unmarked, fold, smooth.concepts, smooth.embeddings, 0)
+    raw, weighted = data.failed.mean(), np.average(data.failed, weights=weights)
+    assert abs(weighted - smooth.truth.mean()) < 0.5 * abs(raw - smooth.truth.mean())
+
+
+def test_uniform_draws_are_those_of_the_control_and_those_marked():
+    probes = pd.DataFrame({"role": ["agent", "agent", "control"], "uniform": [False, True, False]})
+    assert drawn_uniformly(probes).tolist() == [False, True, True]
+    assert not drawn_uniformly(probes[["uniform"]].iloc[:1]).any()
+
+
+def test_cells_beyond_all_probes_are_uncertain(smooth):
+    """Levels nobody asked about may hold anything, however surely a trend is continued."""
+    probes = smooth.probes(1500, greedy=False)
+    table = smooth.landscape(probes[probes["rotation"] >= 3].drop(columns="role")).table
+    beyond = table["rotation"] < 2
+    assert not table.loc[beyond, "certain"].any()
+    assert table.loc[~beyond, "certain"].mean() > 0.3
+
+
 def test_adaptive_sampling_does_not_inflate_rates(smooth, both):
     probes, landscape = both
     raw = probes["failed"].mean() - smooth.truth.mean()
@@ -96,7 +141,7 @@ def test_held_out_scores_beat_the_constant(both):
 
 
 def test_a_concept_without_effect_gets_a_long_length_scale(both):
-    rotation, _, noise = both[1].hyper.scales
+    rotation, _, noise = both[1].recipe.hyper.scales
     assert noise > rotation
 
 
@@ -124,6 +169,48 @@ def test_sharp_planted_regions_are_estimated():
     ids = task.items.table["id"].tolist()
     landscape = estimate(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
     assert np.abs(landscape.rates - truth(task)).mean() < 0.06
+
+
+def test_the_estimator_is_the_one_of_the_lowest_log_loss_held_out(both):
+    losses = both[1].diagnostics["log_losses"]
+    assert len(losses) == 4
+    assert both[1].diagnostics["name"] == min(losses, key=losses.get)
+    assert both[1].diagnostics["log_loss"] == min(losses.values())
+
+
+def test_boxes_with_sharp_edges_need_trees():
+    """Smoothness is wrong there, and held-out probes say so; intervals hold the truth all the same."""
+    task = Planted(5, 100, searched=30, unseen=0)
+    ids, rng = task.items.ids("discover"), np.random.default_rng(0)
+    probes = ask(task, rng.integers(0, 30, 1500), task.concepts.sample(1500, rng), "control")
+    landscape = estimate(probes, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    assert "boosted trees" in landscape.diagnostics["name"]
+    losses = landscape.diagnostics["log_losses"]
+    assert losses["boosted trees"] < losses["Gaussian process"] < losses["logistic regression"]
+    rows = rng.choice(len(landscape.table), 1000, replace=False)
+    true, table = task.true_rates(ids, landscape.cells(task.concepts)[rows]), landscape.table.iloc[rows]
+    assert ((table["low"] <= true) & (true <= table["high"])).mean() > 0.88
+    assert (table["high"] - table["low"]).mean() < 0.45
+
+
+@pytest.mark.parametrize("kind", [Process, Trees, Logistic])
+def test_margins_of_the_grid_are_those_of_its_probes(kind):
+    """Each estimator computes the grid by a short cut: as products of items and cells."""
+    space = ConceptSpace((Concept("a", tuple(range(12))), Concept("b", ("x", "y", "z"), ordered=False)))
+    rng = np.random.default_rng(0)
+    embeddings, items, cells = rng.normal(size=(6, 3)), rng.integers(0, 6, 200), space.sample(200, rng)
+    margin = np.tanh(0.5 * cells[:, 0] - 2.6 + embeddings[items, 0] * (cells[:, 1] == 2))
+    data, fold = kernel.Data(items, cells, margin, margin > 0), folds_of(cells, space, 0)
+    if kind is Process:
+        hyper = kernel.Hyper(scales=(0.5, 1.0))
+        fitted = Process(kernel.Features(space, embeddings, hyper, 40), hyper, data, fold, 0)
+    else:
+        fitted = kind(space, embeddings, data, fold, 0 if kind is Trees else np.ones(200))
+    mean, *members = fitted.over_items(space.cells())
+    pairs = np.repeat(np.arange(6), 36), np.tile(space.cells(), (6, 1))
+    np.testing.assert_allclose(np.stack(members).reshape(len(members), -1), fitted.of_probes(*pairs), atol=1e-6)
+    np.testing.assert_allclose(mean, np.mean(members, axis=0), atol=1e-6)
+    assert np.corrcoef(fitted.held_out, margin)[0, 1] > 0.6
 
 
 def test_an_enumerated_grid_is_exact():

@@ -9,6 +9,7 @@ from scipy import stats
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape import Mode, confirm, estimate, find_regions, name_modes, skipped_combinations
+from stages.landscape.again import found_again, jaccard, name_in_halves, reproducibility
 from stages.params import SummarizeConfig
 from tests.landscapes import CORNERS, adaptive, inside, planted, uniform
 
@@ -16,16 +17,16 @@ from tests.landscapes import CORNERS, adaptive, inside, planted, uniform
 @pytest.fixture(scope="module")
 def named():
     task = planted(noise=0.05)
-    probes = pd.concat([uniform(task, 2500), adaptive(task, 1500)], ignore_index=True)
+    probes = pd.concat([uniform(task, 1500), adaptive(task, 1000)], ignore_index=True)
     ids = task.items.table["id"].tolist()
     arguments = (probes, ids, task.embed(ids), task.concepts)
     landscape = estimate(*arguments, threshold=0.0, seed=0)
     modes = name_modes(landscape, *arguments, SummarizeConfig(modes=5), threshold=0.0, seed=0)
-    return task, probes, modes
+    return task, probes, modes, landscape
 
 
 def test_modes_name_the_planted_regions(named):
-    task, _, modes = named
+    task, _, modes, _ = named
     found = inside(task, [m.region.to_json() for m in modes if m.confirmed])
     true = inside(task, CORNERS)
     assert (found & true).sum() / found.sum() >= 0.9, "precision"
@@ -33,7 +34,7 @@ def test_modes_name_the_planted_regions(named):
 
 
 def test_modes_are_minimal_and_readable(named):
-    task, _, modes = named
+    task, _, modes, _ = named
     said = {m.region.describe(task.concepts) for m in modes if m.confirmed}
     assert {"tilt >= 3 and fog >= 3", "dust <= 1 and rain = 4"} <= said
 
@@ -46,7 +47,7 @@ def test_modes_are_numbered_worst_first(named):
 
 
 def test_rates_come_from_unseen_uniform_probes(named):
-    task, probes, modes = named
+    task, probes, modes, _ = named
     control = probes[probes["role"] == "control"]
     for mode in modes:
         held = mode.region.contains(task.concepts, control[task.concepts.names].to_numpy()).sum()
@@ -119,7 +120,7 @@ def test_two_items_confirm_nothing():
 def test_an_agent_that_asks_the_controls_failures_again_leaves_rates_unbiased():
     """Removing what the agent asked too from the unseen half would take failures first."""
     task = planted(noise=0.25, regions=[], items=20)
-    control = uniform(task, 3000)
+    control = uniform(task, 2000)
     again = control[control["failed"]].assign(role="agent", explorer="agent")
     probes = pd.concat([again, control], ignore_index=True)
     ids = task.items.table["id"].tolist()
@@ -184,3 +185,69 @@ def test_support_and_number_are_limits():
     assert (
         find_regions(task.concepts, cells, np.full(len(cells), 0.2), modes=3, max_conditions=2, min_support=0.02) == []
     )
+
+
+def space_of_three() -> ConceptSpace:
+    return ConceptSpace(tuple(Concept(name, tuple(range(6))) for name in ("tilt", "fog", "dust")))
+
+
+def test_regions_that_together_say_the_same_are_merged():
+    """Found one after the other, the worse level first; people read one range."""
+    space = space_of_three()
+    cells = space.cells()
+    rates = np.where(cells[:, 0] == 5, 0.9, np.where((cells[:, 0] == 4) & (cells[:, 1] > 0), 0.82, 0.1))
+    apart = np.where((cells[:, 0] == 5) & (cells[:, 1] == 5), 0.9, np.where(cells[:, 2] == 0, 0.5, 0.1))
+    merged = find_regions(space, cells, rates, modes=3, max_conditions=2, min_support=0.02)
+    assert merged[0] == Region({"tilt": (4, 5)})
+    assert len(merged) == 1
+    assert len(find_regions(space, cells, apart, modes=3, max_conditions=2, min_support=0.02)) == 2
+
+
+def test_jaccard_counts_cells():
+    space = space_of_three()
+    region, cells = Region({"tilt": (3, 4, 5), "fog": (0, 1)}), space.cells()
+    for other in (region, Region({"tilt": (4, 5)}), Region({"dust": (0,)}), Region({"fog": (5,)}), Region({})):
+        a, b = region.contains(space, cells), other.contains(space, cells)
+        assert jaccard(space, region, other) == pytest.approx((a & b).sum() / (a | b).sum())
+
+
+def test_found_again_is_the_share_another_run_names_alike():
+    space = space_of_three()
+    named = [Region({"tilt": (4, 5)}), Region({"fog": (0,), "dust": (0, 1)})]
+    other = [Region({"tilt": (3, 4, 5)}), Region({"fog": (0,)})]
+    result = found_again(named, other, space, rates=[0.9, 0.6])
+    assert result.again.tolist() == [True, False]
+    assert result.best.tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert result.share == 0.5
+    assert result.weighted == pytest.approx(0.9 * 72 / (0.9 * 72 + 0.6 * 12))
+    assert found_again(named, [], space).share == 0.0
+    assert np.isnan(found_again([], named, space).share)
+
+
+def test_independent_halves_of_the_items_name_planted_modes_and_disagree_on_noise(named):
+    task, probes, modes, landscape = named
+    ids = task.items.table["id"].tolist()
+    arguments = (probes, ids, task.embed(ids), task.concepts)
+    halves = name_in_halves(landscape, *arguments, SummarizeConfig(modes=2), threshold=0.0, seed=0)
+    planted_modes = [Region.from_json({k: tuple(v) for k, v in corner.items()}) for corner in CORNERS]
+    assert found_again(planted_modes, halves[0], task.concepts).share == 1.0
+    assert found_again(planted_modes, halves[1], task.concepts).share == 1.0
+    story = reproducibility(task.concepts, modes, halves)
+    assert story["named"] == story["again"] == 2
+    assert [story["in_halves"][mode.id] for mode in modes[:2]] == [2, 2]
+    rng = np.random.default_rng(0)
+    cells = task.concepts.cells()
+    noise = [
+        find_regions(task.concepts, cells, rng.random(len(cells)), modes=4, max_conditions=3, min_support=0.02)
+        for _ in range(2)
+    ]
+    assert found_again(*noise, task.concepts).share < 0.5
+
+
+def test_conjunctions_of_four_are_found_on_a_sample_of_a_large_grid():
+    space = ConceptSpace(tuple(Concept(f"c{j}", tuple(range(7))) for j in range(8)))
+    cells = space.cells(np.sort(np.random.default_rng(0).choice(space.n_cells, 20_000, replace=False)))
+    wanted = Region({"c0": (5, 6), "c2": (2, 3, 4), "c5": (0, 1), "c7": (4, 5, 6)})
+    rates = np.where(wanted.contains(space, cells), 0.9, 0.15)
+    (first, *_) = find_regions(space, cells, rates, modes=1, max_conditions=4, min_support=0.005)
+    assert jaccard(space, first, wanted) > 0.7

@@ -1,5 +1,6 @@
 """What probes say about a model: the landscape of failure rates, its modes, and how it moves after a repair."""
 
+from stages.landscape.again import FoundAgain, found_again, jaccard, name_in_halves, reproducibility
 from stages.landscape.compare import Paired, compare_quality, reduced_failures, risen, targeting
 from stages.landscape.describe import effects, name_modes, overall_rate
 from stages.landscape.estimate import Landscape, estimate
@@ -11,6 +12,7 @@ from stages.landscape.shift import distance, entropy, shift, transport_grid
 from stages.landscape.verdict import Judged, Plan, judge_models
 
 __all__ = [
+    "FoundAgain",
     "Judged",
     "Landscape",
     "Mode",
@@ -28,15 +30,19 @@ __all__ = [
     "entropy",
     "estimate",
     "find_regions",
+    "found_again",
     "holm",
     "inside_any",
+    "jaccard",
     "judge",
     "judge_landscape",
     "judge_models",
     "judge_repair",
+    "name_in_halves",
     "name_modes",
     "overall_rate",
     "reduced_failures",
+    "reproducibility",
     "risen",
     "shift",
     "skipped_combinations",

@@ -1,35 +1,32 @@
 """The landscape: a failure rate with an interval for every cell, from fewer probes than there are cells.
 
-Raw frequencies are useless where a cell has one probe or none. A Gaussian process on the *margins* (how far a probe
-is from failing, not only whether it failed), over items and concepts together, borrows strength from neighbouring
-cells and similar items; averaged over the audit's items it gives a rate. Because it models the margin given item and
-cell, it hardly matters that the agent drew most probes where it expected failures.
-
-Measured on three enumerated truths (MNIST, 2,401 cells x 200 items, two seeds each): from 4,000 uniform and 4,000
-adaptive probes a mean error of .024 to .029 and a rank correlation of .94 to .99, with 94 to 97% of the true rates in
-their 95% intervals; from 1,000 uniform probes .030 to .044, .91 to .99 and 90 to 97%. On one of them a logistic
-regression on factors and items had .057, scikit-learn's Gaussian process on 1,200 of the probes .051 in ten times the
-time.
+Raw frequencies are useless where a cell has one probe or none. Estimators of the *margin* (how far a probe is from
+failing, not only whether it failed), over items and concepts together, borrow strength from other cells and similar
+items; averaged over the audit's items they give a rate. Because they model the margin given item and cell, it hardly
+matters that an explorer drew most probes where it expected failures; which of them to use, and how margins become
+probabilities, is learnt on probes that are uniform or weighted to be so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.ndimage import binary_dilation
 from threadpoolctl import threadpool_limits
 
 from stages.concepts import ConceptSpace
-from stages.landscape.calibrate import DRAWS, Link, assess, blocks_of
+from stages.landscape.calibrate import Link, Recipe, blocks_of, choose, folds_of, importance, rebuild
+from stages.landscape.estimators import DRAWS, Estimator
 from stages.landscape.intervals import LEVEL, SHARE, Rate, Resampler, wilson
-from stages.landscape.kernel import Data, Features, Hyper, Posterior, choose_hyper, fit
+from stages.landscape.kernel import Data
 
-MAX_CELLS = 30_000  # about 15 s with 200 items; larger grids are sampled
-RANK, SEARCH_RANK, SEARCH_PROBES = 900, 300, 2000
+MAX_CELLS = 20_000  # larger grids are sampled
 CHUNK = 1024
 RESAMPLES = 2000  # of the items of an enumerated grid
 CERTAIN_WIDTH = 0.2
@@ -48,8 +45,8 @@ class Landscape:
         draws: (draws, cells) float32 rates that could also be true, errors of neighbouring cells going together.
         exact: every (item, cell) pair was asked; nothing is estimated.
         sampled: the grid is too large, the cells are a seeded sample of it.
-        hyper, link: what the estimate was made with; pass both on to estimate another landscape alike.
-        diagnostics: how well held-out uniform probes are predicted; see `assess`.
+        recipe: what the estimate was made with, to estimate another landscape alike.
+        diagnostics: which estimator was chosen and how well it and the others predict probes held out; see `choose`.
         answers: (items, cells) share of repeats that failed, of an enumerated landscape; it needs no draws.
     """
 
@@ -57,8 +54,7 @@ class Landscape:
     draws: np.ndarray
     exact: bool
     sampled: bool
-    hyper: Hyper | None
-    link: Link | None
+    recipe: Recipe | None
     diagnostics: dict[str, object]
     answers: np.ndarray | None = None
 
@@ -96,6 +92,16 @@ def as_data(probes: pd.DataFrame, item_ids: Sequence[str], space: ConceptSpace, 
     return Data(items, cells, margin, probes["failed"].to_numpy(dtype=bool))
 
 
+def drawn_uniformly(probes: pd.DataFrame) -> np.ndarray:
+    """Which probes are known to be uniform draws, (n,) bool: the control's, and those an explorer marked so."""
+    known = np.zeros(len(probes), dtype=bool)
+    if "role" in probes:
+        known |= (probes["role"] == "control").to_numpy()
+    if "uniform" in probes:
+        known |= probes["uniform"].to_numpy(dtype=bool)
+    return known
+
+
 def estimate(
     probes: pd.DataFrame,
     item_ids: Sequence[str],
@@ -107,17 +113,21 @@ def estimate(
     like: Landscape | None = None,
     spread: bool = True,
 ) -> Landscape:
-    """Estimate the landscape from the probes of agent and control.
+    """Estimate the landscape from probes, wherever they were drawn.
 
     Args:
-        probes: as in probes.parquet; `role` control marks the uniformly drawn ones, on which all is calibrated.
+        probes: as in probes.parquet. Estimators are judged and calibrated on those known to be uniform (`role`
+            control, or true in a column `uniform`); without 50 of them on all, weighted to stand for uniform ones.
         item_ids: the items rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
         space: the grid.
         threshold: discrepancies above it are failures.
-        seed: of the posterior draws and, on large grids, of the sample of cells.
-        like: take hyperparameters and calibration from this landscape instead of choosing them.
-        spread: False leaves intervals and draws out where rates have to be estimated; five times as fast.
+        seed: of folds, fits and draws and, on large grids, of the sample of cells.
+        like: take estimator, hyperparameters and calibration from this landscape instead of choosing them.
+        spread: False leaves intervals and draws out where rates have to be estimated, which is quicker.
+
+    Raises:
+        ValueError: without probes, or for items that are not among `item_ids`.
     """
     # A second thread spins more than it computes here (2 CPU-seconds against 10, measured), and sums of a fixed number
     # of threads are the same everywhere.
@@ -135,6 +145,8 @@ def _estimate(
     like: Landscape | None,
     spread: bool,
 ) -> Landscape:
+    if probes.empty:
+        raise ValueError("a landscape is estimated from probes, found none")
     probes = _unique(probes, space)
     data = as_data(probes, item_ids, space, threshold)
     rng = np.random.default_rng(seed)
@@ -144,40 +156,61 @@ def _estimate(
     seen = _Seen.of(data, space, numbers, len(item_ids))
     if seen.complete:
         return _exact(cells, space, seen)
-    if like is not None and like.hyper is not None and like.link is not None:
-        hyper, link, diagnostics = like.hyper, like.link, like.diagnostics
+    fold = folds_of(data.cells, space, seed)
+    weights, judged_on = importance(data, drawn_uniformly(probes), fold, space, embeddings, seed)
+    if like is not None and like.recipe is not None:
+        recipe, diagnostics = like.recipe, like.diagnostics
+        estimator = rebuild(recipe, data, weights, fold, space, embeddings, seed, spread)
     else:
-        some = data.take(np.sort(rng.choice(len(data), min(len(data), SEARCH_PROBES), replace=False)))
-        hyper = choose_hyper(space, embeddings, some, rank=SEARCH_RANK)
-        features = Features(space, embeddings, hyper, RANK)
-        link, diagnostics = assess(features, data, (probes["role"] == "control").to_numpy(), space, hyper.noise, seed)
-        diagnostics |= {"hyperparameters": asdict(hyper), "calibration": asdict(link)}
-    posterior = fit(Features(space, embeddings, hyper, RANK), data, hyper.noise)
-    rate, chance, draws = _rates(posterior, link, cells, seen, rng, DRAWS if spread else 0)
+        estimator, recipe, diagnostics = choose(data, weights, fold, space, embeddings, seed)
+        diagnostics |= {"judged_on": judged_on}
+    link = recipe.link
+    rate, chance, members = _rates(estimator, link, cells, seen, spread)
     if not spread:
         unknown = np.full(len(cells), np.nan)
-        return Landscape(_table(cells, space, seen, rate, unknown, unknown), draws, False, sampled, hyper, link, {})
+        none = np.empty((0, len(cells)), dtype=np.float32)
+        return Landscape(_table(cells, space, seen, rate, unknown, unknown), none, False, sampled, recipe, {})
     misfit = link.misfit * rate * (1 - rate)
-    low, high = _beta_interval(rate, draws.var(axis=0, ddof=1) + misfit + chance)
+    low, high = _beta_interval(rate, (members**2).sum(axis=0) + misfit + chance)
     step = 0.5 / len(item_ids)  # the true rate is a share of so many items: a continuity correction
     low, high = np.maximum(0.0, low - step), np.minimum(1.0, high + step)
+    # Where no probe has two of the cell's levels together, or nearly, it may be like any other cell of the grid.
+    alone = ~_supported(cells, data.cells, space)
+    bounds = np.quantile(rate, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low[alone], high[alone] = np.minimum(low[alone], bounds[0]), np.maximum(high[alone], bounds[1])
     blocks = blocks_of(cells)
+    together = rng.standard_normal((DRAWS, len(members))) @ members
     shared = rng.standard_normal((DRAWS, blocks.max() + 1))[:, blocks] * np.sqrt(misfit)
-    alone = rng.standard_normal(draws.shape) * np.sqrt(chance)
-    draws = np.clip(rate + draws - draws.mean(axis=0) + shared + alone, 0, 1).astype(np.float32)
+    chances = rng.standard_normal(together.shape) * np.sqrt(chance)
+    draws = np.clip(rate + together + shared + chances, 0, 1).astype(np.float32)
     table = _table(cells, space, seen, rate, low, high)
-    return Landscape(table, draws, False, sampled, hyper, link, diagnostics)
+    return Landscape(table, draws, False, sampled, recipe, diagnostics)
+
+
+def _supported(cells: np.ndarray, probed: np.ndarray, space: ConceptSpace) -> np.ndarray:
+    """For which cells (n, concepts) probes have every two of their levels together, up to one level off: (n,) bool.
+
+    Two-way combinatorial coverage (Kuhn, Mendoza, Kacker and Lei 2013, "Combinatorial Coverage Measurement Concepts and
+    Applications"): on a large grid every cell is far from all probes, but need not be beyond what they show.
+    """
+    supported = np.ones(len(cells), dtype=bool)
+    for concepts in combinations(range(len(space)), min(2, len(space))):
+        seen = np.zeros([space.sizes[j] for j in concepts], dtype=bool)
+        seen[tuple(probed[:, j] for j in concepts)] = True
+        near = np.ones([3 if space.concepts[j].ordered else 1 for j in concepts], dtype=bool)
+        supported &= binary_dilation(seen, near)[tuple(cells[:, j] for j in concepts)]
+    return supported
 
 
 def _unique(probes: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
-    """Each probe once, as the control's where both asked it.
+    """Each probe once, as a uniform draw where it was one of both kinds.
 
     What makes the control's probes uniform is how they were drawn. Without those that the agent asked too, most of
     them failures, they would not be.
     """
-    control_first = np.argsort((probes["role"] != "control").to_numpy(), kind="stable")
-    again = probes.iloc[control_first].duplicated(["item", *space.names, "repeat"]).to_numpy()
-    return probes.iloc[np.sort(control_first[~again])]
+    uniform_first = np.argsort(~drawn_uniformly(probes), kind="stable")
+    again = probes.iloc[uniform_first].duplicated(["item", *space.names, "repeat"]).to_numpy()
+    return probes.iloc[np.sort(uniform_first[~again])]
 
 
 @dataclass(frozen=True)
@@ -211,38 +244,32 @@ class _Seen:
 
 
 def _rates(
-    posterior: Posterior, link: Link, cells: np.ndarray, seen: _Seen, rng: np.random.Generator, n_draws: int
+    estimator: Estimator, link: Link, cells: np.ndarray, seen: _Seen, spread: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rate of each cell over the items, the variance chance adds to it, and draws of it (draws, cells).
+    """Rate of each cell over the items, the variance chance adds to it, and the members' deviations (m, cells).
 
     Where a pair was asked, its answer takes the place of the prediction: with ever more probes the estimate becomes
-    the enumeration.
+    the enumeration. The squared deviations add up to the variance of the estimate.
     """
-    weights = posterior.draw(n_draws, rng)
     rate, chance = np.empty(len(cells)), np.empty(len(cells))
-    draws = np.empty((n_draws, len(cells)), dtype=np.float32)
+    members = np.empty((len(estimator.scale) if spread else 0, len(cells)))
     order = np.argsort(seen.rows, kind="stable")
     bounds = np.searchsorted(seen.rows[order], np.arange(0, len(cells) + CHUNK, CHUNK))
     for k, start in enumerate(range(0, len(cells), CHUNK)):
         chunk = slice(start, start + CHUNK)
         asked = order[bounds[k] : bounds[k + 1]]
         at = (seen.items[asked], seen.rows[asked] - start)
-        features = posterior.features.of_cells(cells[chunk])
-
-        def probability(w: np.ndarray, features: np.ndarray = features) -> np.ndarray:
-            return link.probability(posterior.offset + posterior.features.over_items(w, features), posterior.noise)
-
-        p = probability(posterior.weights)
-        p[at] = seen.outcome[asked]
-        rate[chunk] = p.mean(axis=0)
-        unknown = p * (1 - p)
-        unknown[at] = 0.0
-        chance[chunk] = unknown.sum(axis=0) / seen.n_items**2
-        for d, w in enumerate(weights):
-            p = probability(w)
+        for m, margin in enumerate(estimator.over_items(cells[chunk], spread)):
+            p = link.probability(margin)
             p[at] = seen.outcome[asked]
-            draws[d, chunk] = p.mean(axis=0)
-    return rate, chance, draws
+            if m == 0:
+                rate[chunk] = p.mean(axis=0)
+                unknown = p * (1 - p)
+                unknown[at] = 0.0
+                chance[chunk] = unknown.sum(axis=0) / seen.n_items**2
+            else:
+                members[m - 1, chunk] = estimator.scale[m - 1] * (p.mean(axis=0) - rate[chunk])
+    return rate, chance, members
 
 
 def _exact(cells: np.ndarray, space: ConceptSpace, seen: _Seen) -> Landscape:
@@ -254,7 +281,7 @@ def _exact(cells: np.ndarray, space: ConceptSpace, seen: _Seen) -> Landscape:
     answers = np.zeros((n, len(cells)))
     answers[seen.items, seen.rows] = seen.outcome
     table, draws = _table(cells, space, seen, rate, low, high), np.empty((0, len(cells)), dtype=np.float32)
-    return Landscape(table, draws, True, False, None, None, {"held_out_probes": 0}, answers)
+    return Landscape(table, draws, True, False, None, {"held_out_probes": 0}, answers)
 
 
 def _beta_interval(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

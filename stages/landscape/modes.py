@@ -4,14 +4,15 @@ The search looks at estimated rates of *cells*, which are uniform over the grid 
 every conjunction of ranges exactly: sums over a table of rates by two or three concepts give all boxes at once. What it
 names is then tested on uniform probes it has not seen.
 
-pysubgroup's beam search over the same selectors named the same regions on three planted landscapes (2,401 cells), in
-3 to 7 seconds where the tables take 0.05, and without the guarantee; it also knows no overlap limit between regions.
+Libraries that do alike know no limit to the overlap of regions, so that the first six of pysubgroup or sliceline name
+the same place six times: `benchmarks/modes_libraries.py` compares them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations
 from math import prod
 
@@ -25,6 +26,7 @@ from stages.landscape.intervals import SHARE, Rate, Resampler, holm, wilson
 
 MAX_BOXES = 4_000_000  # boxes held at once for one combination of concepts
 MAX_OVERLAP = 0.5
+MERGED_FILL, MERGED_RATE = 0.8, 0.9  # of the smallest box around two regions: share they fill, rate it keeps
 MAX_SUBSETS = 6  # categories up to which all sets of them are tried
 
 
@@ -88,7 +90,8 @@ def find_regions(
 
     The quality of a region is sqrt(cells) * (mean rate - overall rate), the t-statistic of subgroup discovery
     (Klösgen 1996) with both taken over cells not yet covered. A condition that does not raise the rate only takes
-    cells away, so regions come out minimal. A region that overlaps the covered cells by more than half is refused.
+    cells away, so regions come out minimal. A region that overlaps the covered cells by more than half is refused;
+    regions that overlap or touch are merged if together they fill the smallest box around them and it is as bad.
 
     Args:
         space: the grid.
@@ -106,9 +109,46 @@ def find_regions(
         region = _best_region(space, cells, rates - overall, covered, max_conditions, min_support)
         if region is None:
             break
-        regions.append(region)
-        covered |= region.contains(space, cells)
+        regions = _merge(space, [*regions, region], cells, rates)
+        for region in regions:
+            covered |= region.contains(space, cells)
     return regions
+
+
+def _merge(space: ConceptSpace, regions: Sequence[Region], cells: np.ndarray, rates: np.ndarray) -> list[Region]:
+    """Put the smallest box around two regions in the place of both, wherever it says the same; the last comes last."""
+
+    def rate(region: Region) -> float:
+        inside = region.contains(space, cells)
+        return float(rates[inside].mean()) if inside.any() else 0.0
+
+    *known, new = regions
+    for k, old in enumerate(known):
+        box = _around(space, old, new)
+        filled = old.n_cells(space) + new.n_cells(space) - shared_cells(space, old, new)
+        if filled >= MERGED_FILL * box.n_cells(space) and rate(box) >= MERGED_RATE * min(rate(old), rate(new)):
+            return _merge(space, [*known[:k], *known[k + 1 :], box], cells, rates)
+    return [*known, new]
+
+
+def _around(space: ConceptSpace, a: Region, b: Region) -> Region:
+    """The smallest region that holds both."""
+    allowed: dict[str, tuple[int, ...]] = {}
+    for concept in space.concepts:
+        if concept.name in a.allowed and concept.name in b.allowed:
+            levels = sorted({*a.allowed[concept.name], *b.allowed[concept.name]})
+            levels = list(range(levels[0], levels[-1] + 1)) if concept.ordered else levels
+            if len(levels) < len(concept):
+                allowed[concept.name] = tuple(levels)
+    return Region(allowed)
+
+
+def shared_cells(space: ConceptSpace, a: Region, b: Region) -> int:
+    """Number of cells that lie in both regions."""
+    everywhere = {concept.name: range(len(concept)) for concept in space.concepts}
+    return prod(
+        len(set(a.allowed.get(name, levels)) & set(b.allowed.get(name, levels))) for name, levels in everywhere.items()
+    )
 
 
 def confirm(
@@ -194,17 +234,16 @@ def _best_region(
 ) -> Region | None:
     """The region of highest quality among all conjunctions, None if no region is above the overall rate."""
     best, best_region = 1e-9, None
-    smallest = min_support * len(cells)
+    smallest, weights = min_support * len(cells), np.stack([~covered, np.where(covered, 0.0, excess)])
     selectors = [_selectors(c, np.bincount(cells[:, j], excess, len(c))) for j, c in enumerate(space.concepts)]
     for size in range(1, min(max_conditions, len(space)) + 1):
         for concepts in combinations(range(len(space)), size):
             chosen = [selectors[j] for j in concepts]
             if prod(len(s) for s in chosen) > MAX_BOXES:
                 continue  # `skipped_combinations` tells which
-            fresh = ~covered
-            all_cells = _box_sums(space, cells, np.ones(len(cells)), concepts, chosen)
-            new_cells = _box_sums(space, cells, fresh.astype(float), concepts, chosen)
-            gain = _box_sums(space, cells, np.where(fresh, excess, 0.0), concepts, chosen)
+            new_cells, gain = _box_sums(space, cells, weights, concepts, chosen)
+            shares = [s.mean(axis=1) for s in chosen]  # cells are all of the grid or uniform, so boxes have their share
+            all_cells = len(cells) * reduce(np.multiply.outer, shares)
             allowed = (all_cells >= smallest) & (new_cells > (1 - MAX_OVERLAP) * all_cells)
             quality = np.where(allowed, gain / np.sqrt(np.maximum(new_cells, 1.0)), -np.inf)
             top = np.unravel_index(int(quality.argmax()), quality.shape)
@@ -219,12 +258,12 @@ def _best_region(
 def _box_sums(
     space: ConceptSpace, cells: np.ndarray, weights: np.ndarray, concepts: Sequence[int], selectors: list[np.ndarray]
 ) -> np.ndarray:
-    """Sum the weights of cells (n,) in every box over some concepts: one axis per concept, one entry per selector."""
+    """Sum weights (k, n) of cells in every box over some concepts: k, then an axis a concept, an entry a selector."""
     sizes = [space.sizes[j] for j in concepts]
     index = np.ravel_multi_index(tuple(cells[:, j] for j in concepts), sizes)
-    table = np.bincount(index, weights, int(np.prod(sizes))).reshape(sizes)
-    for selector in selectors:  # each pass turns the first axis into boxes and moves it to the back
-        table = np.tensordot(table, selector, axes=(0, 1))
+    table = np.stack([np.bincount(index, w, prod(sizes)).reshape(sizes) for w in weights]).astype(np.float32)
+    for selector in selectors:  # each pass turns the first concept's axis into boxes and moves it to the back
+        table = np.tensordot(table, selector, axes=(1, 1))
     return table
 
 
@@ -242,4 +281,4 @@ def _selectors(concept: Concept, excess: np.ndarray) -> np.ndarray:
     else:
         worst = np.argsort(-excess, kind="stable")
         rows = [np.isin(np.arange(n), worst[:k]) for k in range(1, n)] + [np.arange(n) == k for k in range(n)]
-    return np.unique(np.array(rows, dtype=float), axis=0)
+    return np.unique(np.array(rows, dtype=np.float32), axis=0)

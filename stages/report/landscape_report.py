@@ -74,6 +74,7 @@ def write_landscape_report(
         "effects": _effects(space, summary.get("effects") or [], top),
         "modes": None if modes is None else _modes(modes, galleries, shrinker),
         "robustness": robustness_view(summary.get("robustness")),
+        "found_again": summary.get("modes_found_again"),
         "search": search,
         "trust": _trust(landscape, space, probes, summary),
         "policy": _policy(landscape, space, names),

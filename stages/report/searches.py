@@ -13,6 +13,8 @@ from stages.report.page import Picture
 from stages.report.scales import AFTER, AGENT, BEFORE, CONTROL
 from stages.report.words import is_number, number, percent
 
+_IN_WORDS = ("explorer", "chosen", "why")  # said in titles and sentences, not in the table
+
 
 class Run(NamedTuple):
     """One search by one explorer: its title, how its line is drawn, its curve (may be empty) and its final numbers."""
@@ -28,7 +30,7 @@ class Run(NamedTuple):
 def search_view(probes: pd.DataFrame, search: Mapping[str, Any]) -> dict[str, Any] | None:
     """The agent against its control: curves, final numbers, and a sentence that says who found more."""
     runs = _runs(probes, search)
-    return {"sentence": _who_found_more(runs), **_body(runs)} if runs else None
+    return {"sentence": _who_found_more(runs) + _who_chose(search), **_body(runs)} if runs else None
 
 
 def compare_searches(probes: pd.DataFrame, search: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -59,7 +61,7 @@ def _runs(
             continue
         explorer = known.get("explorer") or (rows["explorer"].iloc[0] if "explorer" in rows and len(rows) else role)
         totals = {
-            key: value for key, value in known.items() if key != "explorer" and not isinstance(value, list | dict)
+            key: value for key, value in known.items() if key not in _IN_WORDS and not isinstance(value, list | dict)
         }
         curve = _curve(rows) if len(rows) else pd.DataFrame({"probes": [], "failures": []})
         if len(rows):
@@ -94,6 +96,12 @@ def _body(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _cell(key: str, value: Any) -> str:
     return percent(value) if key.endswith("rate") and is_number(value) and 0 <= value <= 1 else number(value)
+
+
+def _who_chose(search: Mapping[str, Any]) -> str:
+    """Which explorer `auto` took and why; nothing where the user named one."""
+    agent = search.get("agent") or {}
+    return f" The explorer was chosen automatically: {agent['chosen']}, {agent['why']}." if "chosen" in agent else ""
 
 
 def _who_found_more(runs: Sequence[Run]) -> str:

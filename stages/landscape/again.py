@@ -1,0 +1,135 @@
+"""Do two runs tell the same story? Which failure modes of one the other names again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import ConceptSpace, Region
+from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.modes import Mode, find_regions, shared_cells
+from stages.params import SummarizeConfig
+
+ALIKE = 0.5  # Jaccard index from which two regions are the same mode
+
+
+@dataclass(frozen=True)
+class FoundAgain:
+    """Which regions of one run another names again.
+
+    Args:
+        best: (regions,) the largest Jaccard index of each with a region of the other run.
+        again: (regions,) whether that makes them the same mode.
+        weighted: share of the failures the regions hold that lie in those named again; NaN without regions.
+    """
+
+    best: np.ndarray
+    again: np.ndarray
+    weighted: float
+
+    @property
+    def share(self) -> float:
+        """Share of the regions named again; NaN without regions."""
+        return float(self.again.mean()) if len(self.again) else float("nan")
+
+
+def jaccard(space: ConceptSpace, a: Region, b: Region) -> float:
+    """Cells in both regions over cells in either (Jaccard 1912): 1 for the same region, 0 for disjoint ones."""
+    both = shared_cells(space, a, b)
+    return both / (a.n_cells(space) + b.n_cells(space) - both)
+
+
+def found_again(
+    regions: Sequence[Region],
+    others: Sequence[Region],
+    space: ConceptSpace,
+    *,
+    rates: Sequence[float] | None = None,
+    alike: float = ALIKE,
+) -> FoundAgain:
+    """Which regions of one run are also named by another, of another seed or on other items.
+
+    A region is named again if its Jaccard index with some region of the other run is at least `alike`, as for clusters
+    that are held to recur (Hennig 2007, "Cluster-wise assessment of cluster stability"). At 0.5 a range may be off by a
+    level or two, while a region with a condition more or less, which halves it or worse, is another mode.
+
+    Args:
+        regions: what one run named.
+        others: what the other did.
+        space: the grid, the same for both.
+        rates: failure rate in each region, for the weighted share; regions weigh rate * cells, or cells alone.
+        alike: smallest Jaccard index of two regions that are the same mode.
+    """
+    best = np.array([max((jaccard(space, r, other) for other in others), default=0.0) for r in regions])
+    again = best >= alike
+    weights = np.array([region.n_cells(space) / space.n_cells for region in regions])
+    if rates is not None:
+        weights = weights * np.asarray(rates, dtype=float)
+    total = float(weights.sum())
+    return FoundAgain(best, again, float(weights[again].sum()) / total if total > 0 else float("nan"))
+
+
+def name_in_halves(
+    landscape: Landscape,
+    probes: pd.DataFrame,
+    item_ids: Sequence[str],
+    embeddings: np.ndarray,
+    space: ConceptSpace,
+    config: SummarizeConfig,
+    *,
+    threshold: float,
+    seed: int,
+) -> tuple[list[Region], list[Region]]:
+    """Regions named from each of two disjoint halves of the items, with half of the probes and nothing in common.
+
+    Arguments are those of `name_modes`; estimator and hyperparameters are the landscape's.
+    """
+    order = np.random.default_rng(seed).permutation(len(item_ids))
+    halves: list[list[Region]] = []
+    for rows in (np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])):
+        ids = [item_ids[int(i)] for i in rows]
+        some = probes[probes["item"].isin(ids)]
+        if some.empty:
+            halves.append([])
+            continue
+        half = estimate(
+            some, ids, embeddings[rows], space, threshold=threshold, seed=seed, like=landscape, spread=False
+        )
+        halves.append(
+            find_regions(
+                space,
+                half.cells(space),
+                half.rates,
+                modes=config.modes,
+                max_conditions=config.max_conditions,
+                min_support=config.min_support,
+            )
+        )
+    return halves[0], halves[1]
+
+
+def reproducibility(
+    space: ConceptSpace, modes: Sequence[Mode], halves: tuple[list[Region], list[Region]]
+) -> dict[str, object]:
+    """Whether independent halves of the evidence tell the same story, as `modes_found_again` in landscape.json.
+
+    Args:
+        space: the grid.
+        modes: what all of the evidence names.
+        halves: regions named from each of two disjoint halves, see `name_in_halves`.
+
+    Returns:
+        `named` and `again`: how many regions one half names and how many of them the other names again; `in_halves`:
+        for each mode by its id, how many of the two halves name it. Halves have half of the probes, so both understate
+        how well modes of all of them are found again.
+    """
+    found = [found_again([mode.region for mode in modes], half, space).again for half in halves]
+    between = found_again(*halves, space)
+    return {
+        "named": len(halves[0]),
+        "again": int(between.again.sum()),
+        "in_halves": {mode.id: int(sum(again[k] for again in found)) for k, mode in enumerate(modes)},
+    }
