@@ -26,7 +26,7 @@ SPACE = ConceptSpace(
     )
 )
 REGIONS = [{"a": [4, 5], "kind": [1]}, {"b": [0], "d": [4, 5]}]  # 17% of the grid
-SMALL = {"first": 40, "batch": 30, "candidates": 600, "final_generations": 10}
+SMALL = {"random_share": 0.2, "first": 40, "batch": 30, "candidates": 600, "final_generations": 10}
 
 
 def make_task(items: int = 20, regions: list | None = None, space: ConceptSpace = SPACE) -> PlantedTask:
@@ -51,7 +51,7 @@ def explore(explorer, task: PlantedTask, budget: int, seed: int = 0):
     ("cls", "surrogate"),
     [(ModelBased, "process"), (ModelBased, "boosting"), (Pool, "process"), (LocalSearch, "boosting")],
 )
-def test_it_finds_more_than_chance_in_every_region(cls, surrogate: str) -> None:
+def test_it_finds_more_than_chance_and_forgets_no_region(cls, surrogate: str) -> None:
     task = make_task()
     prober, found = explore(make(cls, surrogate=surrogate), task, 220)
     assert prober.spent == 220 == task.queries
@@ -59,9 +59,9 @@ def test_it_finds_more_than_chance_in_every_region(cls, surrogate: str) -> None:
     table = prober.table()
     cells = table[SPACE.names].to_numpy()
     for region in REGIONS:
-        assert Region.from_json(region).contains(SPACE, cells[table["failed"]]).sum() > 20
+        assert Region.from_json(region).contains(SPACE, cells[table["failed"]]).sum() >= 10
     assert (
-        table["uniform"].sum() >= found.details["random_probes"] == 40 + 6 * 4
+        table["uniform"].sum() >= found.details["random_probes"] == 40 + 6 * 6
     )  # some are drawn that were asked before
 
 
@@ -154,9 +154,10 @@ def test_a_grid_that_is_nearly_used_up_is_used_up() -> None:
         assert prober.spent == 88
 
 
-def test_a_budget_below_the_first_batch_is_random_and_still_trains() -> None:
-    prober, found = explore(make(ModelBased), make_task(), 25)
-    assert prober.spent == 25 == found.details["random_probes"]
+@pytest.mark.parametrize("budget", [1, 25])
+def test_a_budget_below_the_first_batch_is_random_and_still_trains(budget: int) -> None:
+    prober, found = explore(make(ModelBased, surrogate="boosting"), make_task(), budget)
+    assert prober.spent == budget == found.details["random_probes"]
     assert found.details["gradient_updates"] > 0
 
 

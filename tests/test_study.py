@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -17,6 +18,7 @@ from flows.study import run_study
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.explorers import Prober, make_explorer
+from tests.test_graph import imports_of
 from tests.workspace import ROOT, make_workspace
 
 PLAN = {"budgets": [40, 80], "short": 80, "estimate_at": []}
@@ -112,7 +114,7 @@ def test_a_budget_is_read_off_the_first_probes_of_one_run(planted):
 
 def test_a_run_goes_on_where_it_was_killed_and_ends_alike(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "CODE", [])  # another state of the code would be another run
+    monkeypatch.setattr(run, "dependencies", list)  # another state of the code would be another run
     study = {"seeds": [100, 101], "landscapes": {"planted5": PLAN}, "explorers": {"random": {}}}
     whole = run.run("random", study, workers=1)
     kept = sorted(tmp_path.glob(".faded/scratch/study/random/*/*.json"))
@@ -142,6 +144,20 @@ def test_the_best_is_bold_and_so_is_what_ties_it_but_nothing_worse():
     assert "| three | 11 ±1 |" in text
 
 
+def test_what_a_seed_names_is_looked_for_in_what_the_other_seeds_name():
+    space = ConceptSpace((Concept("a", (0, 1, 2, 3)), Concept("b", (0, 1))))
+    left, right = {"a": [0, 1]}, {"a": [2, 3]}
+    named = [[left, right], [left], [left]]
+    rows = [
+        {"landscape": name, "explorer": "one", "seed": seed, "budget": 500, "named": json.dumps(regions)}
+        for name in ("mnist", "planted5")
+        for seed, regions in enumerate(named)
+    ]
+    table = report.with_named_again(pd.DataFrame(rows), {"mnist": space})
+    assert table["named_again"].head(3).tolist() == [0.5, 1.0, 1.0]
+    assert table["named_again"].tail(3).isna().all()  # another truth for every seed
+
+
 def test_an_aim_that_was_missed_is_called_missed(tmp_path):
     table = results({"auto": [310, 300, 290]})
     assert "| mnist | failures at 500 | >= 320 | 300 | **missed** |" in report.targets(table, "auto")
@@ -152,6 +168,16 @@ def test_an_aim_that_was_missed_is_called_missed(tmp_path):
     assert "last week's" not in text
     assert "300 ±10" in text
     assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+def test_what_the_study_computes_with_lies_under_its_deps():
+    deps = run.dependencies()
+    assert len(deps) > 8
+    imported = imports_of(ROOT / "benchmarks/study/run.py") | imports_of(ROOT / "benchmarks/study/measure.py")
+    science = ("concepts", "explorers", "landscape", "tasks")
+    for path in imported:
+        if path.name != "__init__.py" and path.relative_to(ROOT).parts[1] in science:
+            assert any(path.is_relative_to(dep) for dep in deps), path
 
 
 def test_elsewhere_than_in_a_clone_the_study_says_where_it_runs(tmp_path, monkeypatch):

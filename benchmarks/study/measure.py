@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ from scipy import stats
 
 from benchmarks.study.landscapes import KnownLandscape
 from stages.explorers import Policy
-from stages.landscape import estimate
+from stages.landscape.estimate import estimate
+from stages.landscape.modes import find_regions
 from stages.tasks.contract import ProbeBatch
 
 HIGH = 0.5  # a cell under which half of the items fail is one an audit must not miss
 NAMED = 10  # failing probes of its own before a mode counts as found: fewer show no region to anybody
+MODES = 4  # regions named of a landscape
 PICKS = 5  # cells a policy picks for an item it has never seen
 ENUMERABLE = 30_000  # cells: above it, coverage of cells says nothing and landscapes are judged on a sample
 
@@ -92,8 +95,8 @@ def modes_found(task: KnownLandscape, failing: np.ndarray) -> float:
     return float((own.sum(axis=1) >= NAMED).mean())
 
 
-def landscape_quality(truth: Truth, probes: pd.DataFrame, seed: int) -> dict[str, float]:
-    """How far the landscape estimated from these probes alone is from the truth, over cells."""
+def landscape_quality(truth: Truth, probes: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """How far the landscape estimated from these probes alone is from the truth, over cells, and what it names."""
     task = truth.task
     ids = task.items.ids("discover")
     with warnings.catch_warnings():
@@ -102,7 +105,11 @@ def landscape_quality(truth: Truth, probes: pd.DataFrame, seed: int) -> dict[str
         rates = truth.rates(found.cells(task.concepts))
         rank = float(stats.spearmanr(found.rates, rates).statistic)
     low, high = (found.table[name].to_numpy(dtype=float) for name in ("low", "high"))
+    named = find_regions(
+        task.concepts, found.cells(task.concepts), found.rates, modes=MODES, max_conditions=3, min_support=0.02
+    )
     return {
+        "named": json.dumps([region.to_json() for region in named]),
         "mae": float(np.abs(found.rates - rates).mean()),
         "rank": rank,
         "interval_coverage": float(((low <= rates) & (rates <= high)).mean()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ import pandas as pd
 import yaml
 from scipy import stats
 
+from benchmarks.study.run import make_landscape, truth_path
+from stages.concepts import ConceptSpace, Region
 from stages.errors import UsageError, run_as_command
+from stages.landscape import found_again
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -62,6 +66,7 @@ TABLES: dict[str, list[Column]] = {
         Column("mae", 500, "landscape MAE at 500", "low", ".3f", target=0.045),
         Column("rank", 500, "rank corr. at 500", form=".2f", target=0.94),
         Column("interval_coverage", 2000, "in the 95% interval at 2,000", "", ".2f"),
+        Column("named_again", 2000, "modes another seed names too, at 2,000", form=".2f"),
         Column("unseen_picks", 2000, "picks for unseen items fail, at 2,000", form=".2f", target=0.85),
         Column("cpu_ms", 2000, "own CPU-ms a query, to 2,000", "low", ".2f", target=5.0),
     ],
@@ -99,6 +104,22 @@ TABLES: dict[str, list[Column]] = {
         Column("unseen_picks", 2000, "picks for unseen items fail, at 2,000", form=".2f"),
     ],
 }
+
+
+def with_named_again(results: pd.DataFrame, spaces: Mapping[str, ConceptSpace]) -> pd.DataFrame:
+    """Add `named_again`: the share of the modes a seed names that the other seeds name too, mean over these.
+
+    Only where seeds share one truth, whose concept space is then in `spaces`; nan elsewhere.
+    """
+    again = pd.Series(np.nan, index=results.index)
+    for (landscape, _, _), rows in results.dropna(subset=["named"]).groupby(["landscape", "explorer", "budget"]):
+        if landscape not in spaces or len(rows) < 2:
+            continue
+        named = [[Region.from_json(region) for region in json.loads(text)] for text in rows["named"]]
+        for k, row in enumerate(rows.index):
+            shares = [found_again(named[k], other, spaces[landscape]).share for n, other in enumerate(named) if n != k]
+            again[row] = np.mean(shares)
+    return results.assign(named_again=again)
 
 
 def values(results: pd.DataFrame, landscape: str, column: Column) -> pd.DataFrame:
@@ -241,7 +262,9 @@ def main() -> None:
     found = [pd.read_parquet(file) for file in files if file.exists()]
     if not found:
         raise UsageError(f"no results in {HERE / 'results'}: run `faded study`")
-    write(pd.concat(found, ignore_index=True), study, DOCS)
+    results = pd.concat(found, ignore_index=True)
+    spaces = {name: make_landscape(name, 0).concepts for name in study["landscapes"] if truth_path(name).exists()}
+    write(with_named_again(results, spaces) if "named" in results else results, study, DOCS)
 
 
 if __name__ == "__main__":

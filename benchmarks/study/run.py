@@ -26,11 +26,13 @@ from stages.progress import progress
 from stages.provenance import versions
 
 HERE = Path(__file__).parent
-STAGES = HERE.parents[1] / "stages"
-CODE = [
-    *(HERE / name for name in ("landscapes.py", "measure.py", "run.py")),
-    *(STAGES / name for name in ("concepts", "explorers", "landscape", "ledger.py", "tasks/contract.py")),
-]
+ROOT = HERE.parents[1]
+
+
+def dependencies() -> list[Path]:
+    """What the results depend on: files and folders that dvc.yaml names for the stage, those that are there."""
+    stage = yaml.safe_load((HERE / "dvc.yaml").read_text())["stages"]["explorer"]["do"]
+    return [ROOT / path for path in stage["deps"] if (ROOT / path).exists()]
 
 
 def truth_path(name: str) -> Path:
@@ -100,8 +102,7 @@ def run(explorer: str, study: Mapping[str, Any], workers: int) -> pd.DataFrame:
     """Run all of an explorer's jobs, some at once. What a killed run had finished is not done again."""
     settings = study["explorers"][explorer] or {}
     todo = list(jobs(study, explorer))
-    truths = [path for name in study["landscapes"] if (path := truth_path(name)).exists()]
-    key = content_hash([*CODE, *truths], settings, study["landscapes"], study["seeds"], versions())
+    key = content_hash(dependencies(), settings, study["landscapes"], study["seeds"], versions())
     rows: list[dict[str, Any]] = []
     spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork
     with (

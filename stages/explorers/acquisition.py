@@ -40,9 +40,9 @@ class Regions:
             return np.zeros((0, TREES), dtype=np.int64)
         return self._trees.apply(self.space.coordinates(cells))
 
-    def add(self, regions: np.ndarray, failures: float = 1.0) -> None:
-        """Count failures in one cell's regions (trees,)."""
-        self._counts[np.arange(TREES), regions] += failures
+    def add(self, regions: np.ndarray) -> None:
+        """Count a failure in one cell's regions (trees,)."""
+        self._counts[np.arange(TREES), regions] += 1
 
     def novelty(self, regions: np.ndarray, power: float) -> np.ndarray:
         """(1 + failures)^-power of regions (n, trees), mean over the trees: (n,) in (0, 1]."""

@@ -25,7 +25,7 @@ from stages.explorers.surrogate import Learner, Surrogate, failure_probability
 from stages.landscape.kernel import Data
 from stages.params import Strict
 
-RANDOM_SHARES = {"landscape": 0.15, "failures": 0.05}
+RANDOM_SHARES = {"landscape": 0.18, "failures": 0.08}
 
 
 class SearchSettings(Strict):
@@ -46,9 +46,9 @@ class SearchSettings(Strict):
     novelty: float = Field(
         0.35, ge=0, description="how fast a region loses worth with the failures found in it; large grids"
     )
-    new_cell: float = Field(0.2, ge=0, description="what a cell without a failure so far is worth more")
+    new_cell: float = Field(0.6, ge=0, description="what a cell without a failure so far is worth more")
     failing_cell: float = Field(
-        2.0, ge=0, description="the same again where most items are expected to fail; small grids"
+        3.0, ge=0, description="the same again where most items are expected to fail; small grids"
     )
 
     @property

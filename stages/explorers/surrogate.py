@@ -24,7 +24,8 @@ SEARCH_RANK, RANK = 200, 400
 ITEM_FEATURES = 16  # principal components of the embeddings the trees see
 MEMBERS = 3
 WIDEN = 2.5  # members share half of their probes and so agree more than their errors allow; measured on planted modes
-RATE_ITEMS = 16
+RATE_ITEMS = 16  # items a cell's rate is predicted from by trees
+FEW = 20  # probes: with fewer the trees have nothing to split
 
 
 class Belief(NamedTuple):
@@ -140,7 +141,9 @@ class Learner:
 
     def fit(self, data: Data, seed: int) -> Surrogate:
         """Fit to the probes so far."""
-        return self._process(data) if self.kind == "process" else self._boosting(data, seed)
+        if self.kind == "process" or len(data) < FEW:
+            return self._process(data)
+        return self._boosting(data, seed)
 
     def _process(self, data: Data) -> Process:
         if self._features is None or len(data) >= 2 * self._chosen_at:  # what is chosen hardly moves between doublings
