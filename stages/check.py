@@ -18,7 +18,7 @@ def check_audits(params: Params, names: Iterable[str]) -> None:
     """
     errors: list[str] = []
     for name in names:
-        for check in (_check_explorer, _check_task):
+        for check in (_check_explorer, _check_microscopic, _check_task):
             try:
                 errors += check(params, name)
             except UsageError as error:
@@ -33,8 +33,16 @@ def _check_explorer(params: Params, name: str) -> list[str]:
     discover = params.audit(name).discover
     try:
         make_explorer(discover.explorer, discover.settings)
-        if discover.microscopic.method == "rl":
-            agent_settings(discover.microscopic)
+    except UsageError as error:
+        return [f"audits.{name}.{error}"]
+    return []
+
+
+def _check_microscopic(params: Params, name: str) -> list[str]:
+    config = params.audit(name).discover.microscopic
+    try:
+        if config.method == "rl":
+            agent_settings(config)
     except UsageError as error:
         return [f"audits.{name}.{error}"]
     return []

@@ -55,7 +55,7 @@ def main(name: str) -> None:
         )
         ledger.close()
     if "chosen" in (agent := result.metrics.get("agent", {})):
-        print(f"auto took {agent['chosen']}: {agent['why']}")
+        print(f"auto took {agent['chosen']}" + (f": {agent['why']}" if agent["why"] else ""))
     if result.enumerated:
         print(f"the budget of {audit.discover.budget:,} covers the whole grid: enumerated, no agent was needed")
     with publishing(stage_dir(name, "discover")) as out:
@@ -75,8 +75,8 @@ def main(name: str) -> None:
         numbers = robustness.metrics
         print(
             f"small steps ({numbers['method']}): of {numbers['items']:,} items {numbers['fail_unchanged']:,} fail"
-            f" unchanged, {numbers['found']:,} after some steps, {numbers['not_found']:,} hold;"
-            f" {numbers['probes']:,} unique probes"
+            f" unchanged, {numbers['found']:,} after some steps, for {numbers['not_found']:,} no failure was found;"
+            f" {numbers['probes']:,} unique probes of its own"
         )
 
 

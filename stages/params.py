@@ -29,6 +29,28 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+# Columns of the tables that stages write, beside one for each concept.
+COLUMNS = frozenset(
+    {
+        *(
+            "model",
+            "purpose",
+            "role",
+            "explorer",
+            "order",
+            "item",
+            "repeat",
+            "uniform",
+            "discrepancy",
+            "failed",
+            "output",
+        ),
+        *("status", "radius", "at_least", "searched", "queries", "tried_alone"),
+        *("probes", "failures", "rate", "low", "high", "certain", "policy_mean", "policy_std"),
+    }
+)
+
+
 class ComputeConfig(Strict):
     """Where the model under test computes; recorded with every result."""
 
@@ -121,6 +143,8 @@ class AuditConfig(Strict):
                 raise ValueError(f"concept {name!r} mixes numbers and names: {levels}")
             if numbers and numbers not in (sorted(numbers), sorted(numbers, reverse=True)):
                 raise ValueError(f"levels of concept {name!r} go up and down, expected weakest first: {levels}")
+            if name in COLUMNS:
+                raise ValueError(f"concept {name!r} has the name of a column of the tables, choose another")
             if len(levels) < 2:
                 raise ValueError(f"concept {name!r} needs at least 2 levels, found {levels}")
             if len(set(levels)) < len(levels):

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 
 from stages.concepts import Concept, ConceptSpace, Region
+from stages.landscape.robustness import reached, summarize_robustness
+from stages.microscopic import Moves, start_of
 from stages.report import Gallery
 from stages.tasks.contract import Exhibit
 
@@ -65,6 +67,34 @@ def make_probes(space: ConceptSpace, landscape: pd.DataFrame, rng: np.random.Gen
     return pd.concat(parts, ignore_index=True)
 
 
+def make_walked(space: ConceptSpace, rng: np.random.Generator, n: int = 25) -> pd.DataFrame:
+    """Smallest failing changes as in robustness.parquet: some items fail unchanged, for two none was found."""
+    moves = Moves(space, start_of(space))
+    cells = space.cells(rng.choice(np.arange(1, space.n_cells), n))
+    cells = np.where(rng.random(cells.shape) < 0.6, cells, moves.start)
+    cells[0] = moves.start
+    steps = moves.steps(cells)
+    known = np.arange(n) < n - 2
+    alone = (cells != moves.start).sum(axis=1) == 1
+    status = np.select([~known, steps == 0], ["not found", "fails unchanged"], "found")
+    numbers = {"radius": steps, **dict(zip(space.names, cells.T, strict=True))}
+    used = {f"alone_{name}": np.where(cells[:, j] != moves.start[j], steps, -1) for j, name in enumerate(space.names)}
+    return pd.DataFrame(
+        {
+            "item": [f"item-{k}" for k in range(n)],
+            "status": status,
+            **{name: pd.Series(values, dtype="Int64").where(known) for name, values in numbers.items()},
+            "at_least": np.where(known, np.minimum(steps, 1), 1),
+            "searched": np.where(known, np.maximum(steps - 1, 0), moves.longest),
+            "tried_alone": status != "fails unchanged",
+            **{
+                name: pd.Series(values, dtype="Int64").where(known & alone & (values > 0))
+                for name, values in used.items()
+            },
+        }
+    )
+
+
 def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) -> dict[str, Any]:
     """Everything `write_landscape_report` is given, from a synthetic landscape over these concepts."""
     space, rng = ConceptSpace(concepts), np.random.default_rng(3)
@@ -107,6 +137,9 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         for j, part in landscape.groupby(c.name)
     ]  # fmt: skip
     probes = make_probes(space, landscape, rng)
+    walked = make_walked(space, rng)
+    for mode, region in zip(modes, regions, strict=True):
+        mode["minimal"] = reached(walked, space, region)
     summary = {
         "audit": HOSTILE if hostile else "mnist",
         "concepts": space.to_json(),
@@ -114,14 +147,25 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         "overall": {"value": overall, "low": overall - 0.02, "high": overall + 0.02, "n": 1200},
         "effects": effects,
         "modes": modes,
-        "estimator": {"name": "logistic", "log_loss": 0.412, "log_loss_constant": 0.553, "brier": 0.131},
+        "modes_found_again": {"named": 3, "again": 2, "in_halves": {"M1": 2, "M2": 1, "M3": 0}},
+        "robustness": summarize_robustness(walked, space, {"method": "beam", "probes": 1830}),
+        "items": 50,
+        "estimator": {
+            "name": "boosted trees", "log_loss": 0.412, "log_loss_constant": 0.553, "brier": 0.131,
+            "log_losses": {"boosted trees": 0.412, "Gaussian process": 0.44},
+            "calibration": {"slope": 1.1, "intercept": 0.02},
+        },
         "search": {
-            "agent": {"explorer": "ppo", "budget": 1200, "probes": 1200, "failing_cells": 321, "gradient_updates": 480},
+            "agent": {
+                "explorer": "model_based", "chosen": "model_based", "why": "it found most", "budget": 1200,
+                "probes": 1200, "failing_cells": 321, "surrogate": "process", "fits": 14, "random_probes": 310,
+                "gradient_updates": 480, "policy_entropy": 0.41,
+            },
             "control": {"explorer": "random", "budget": 1200, "probes": 1200, "failing_cells": 288},
         },
         "exact": False,
         "sampled": False,
-    }
+    }  # fmt: skip
     gates = [
         {
             "gate": "max_failure_rate",
@@ -139,6 +183,7 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         "verdict": {"passed": False, "gates": gates},
         "probes": probes,
         "galleries": galleries,
+        "nearest": galleries["M1"].failing[:3],
         "provenance": {
             "schema": 1, "seed": 7, "device": "cpu", "dtype": "float32", "batch_size": 64, "git": "8c1f0d2",
             "versions": {"python": "3.11.9", "torch": "2.5.1"}, "model": "4f1c22b9",

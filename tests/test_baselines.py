@@ -7,11 +7,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.explorers import EXPLORERS, Prober, make_explorer
-from stages.explorers.bandits import LinearModel
+from stages.explorers.ask_tell import AskTell, NoSettings, Proposal, embedding_order
+from stages.explorers.bandits import MAX_EFFECTS, LinearModel
 from stages.explorers.quality_diversity import niches
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
@@ -73,6 +75,58 @@ def test_a_design_takes_every_level_about_equally_often(name: str) -> None:
     assert counts.min() > 50 and counts.max() < 75  # 62.5 on average; at random they spread twice as far
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "first"),
+    [
+        ("sobol", {}, 90),
+        ("latin_hypercube", {}, 90),
+        ("epsilon_greedy", {"epsilon": 1.0}, 90),
+        ("epsilon_greedy", {"epsilon": 0.0, "batch": 16}, 16),  # no arm is open yet
+        ("bayesian", {"startup": 30, "batch": 10}, 30),
+        ("bayesian", {"startup": 30, "batch": 20}, 40),  # the startup ends between two batches
+        ("map_elites", {"startup": 30, "batch": 10}, 30),
+        ("thompson", {}, 0),
+        ("threshold_search", {}, 0),
+    ],
+)
+def test_uniform_draws_are_marked_and_no_others(name: str, settings: dict, first: int) -> None:
+    task = make_task(concepts="abcdefg", items=1000)  # so large that no pair is drawn twice
+    assert explore(name, task, 90, **settings)["uniform"].tolist() == [True] * first + [False] * (90 - first)
+
+
+def test_what_fills_the_budget_of_a_strategy_that_repeats_itself_is_marked() -> None:
+    class Same:
+        def propose(self) -> Proposal:
+            return Proposal(np.zeros(1, int), np.zeros((1, 7), int))
+
+        def learn(self, *_answers) -> None: ...
+
+    class Stuck(AskTell[NoSettings]):
+        name, Settings = "stuck", NoSettings
+
+        def start(self, _prober, _rng) -> Same:
+            return Same()
+
+    task = make_task(concepts="abcdefg", items=1000)
+    prober = Prober(task, ids(task), 40)
+    assert Stuck().explore(prober, 0).details == {"filled_at_random": 39}
+    assert prober.table()["uniform"].tolist() == [False] + [True] * 39
+
+
+def test_the_order_of_items_does_not_depend_on_threads(monkeypatch) -> None:
+    threads, svd = [], np.linalg.svd
+
+    def watched(*args, **kwargs):
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return svd(*args, **kwargs)
+
+    monkeypatch.setattr(np.linalg, "svd", watched)
+    task = make_task()
+    with threadpool_limits(2):
+        embedding_order(Prober(task, ids(task), 10))
+    assert set(threads) == {1}
+
+
 def test_epsilon_greedy_stays_with_the_cells_that_fail() -> None:
     task = make_task(items=100, noise=0.0)
     mostly_greedy, uniform = (explore("epsilon_greedy", task, 600, epsilon=e) for e in (0.1, 1.0))
@@ -110,6 +164,26 @@ def test_the_linear_model_learns_effects_and_how_sure_it_is() -> None:
     spread = (design @ draws.T).std(axis=1)
     assert spread[:2].max() < 0.05 and spread[2] > 0.3
     np.testing.assert_allclose((design @ draws.T).mean(axis=1)[:2], (design @ mean)[:2], atol=0.02)
+
+
+def test_bandits_refuse_more_effects_than_they_can_hold() -> None:
+    with pytest.raises(UsageError, match=r"here 5,003, more than 5,000: take model_based, pairs: false, or fewer"):
+        LinearModel(MAX_EFFECTS, [2], pairs=False, noise=0.1, prior=1.0)
+
+
+def test_the_upper_bound_is_above_the_mean_for_one_probe_at_a_time_too() -> None:
+    bold, sober = (explore("ucb", make_task(), 40, batch=1, optimism=o) for o in (3.0, 0.0))
+    assert not bold.equals(sober)
+
+
+def test_bandits_tell_pairs_apart_on_the_largest_grids() -> None:
+    space = ConceptSpace(tuple(Concept(f"c{j}", (0, 1)) for j in range(62)))  # 4 * 2^62 is 0 in int64
+    rows = [{"id": f"i{n}", "split": "discover", "label": "0"} for n in range(5)]
+    task = PlantedTask(Items(pd.DataFrame(rows)), space, {"regions": [], "noise": 0.0}, seed=0)
+    bandit = make_explorer("thompson", {"pairs": False}).start(Prober(task, ids(task), 100), np.random.default_rng(0))
+    bandit.learn(np.zeros(1, int), np.zeros((1, 62), int), np.ones(1), np.ones(1, bool))
+    items, cells = bandit._candidates()  # half of them are the failure told, changed in one respect
+    assert set(items[(cells == 0).all(axis=1)].tolist()) == {1, 2, 3, 4}
 
 
 def test_niches_are_cells_until_they_are_too_many() -> None:

@@ -178,11 +178,11 @@ def test_an_unknown_runner_is_refused(toys):
 def test_a_plan_tells_cost_before_anything_runs(toys):
     done = toys.faded("plan")
     assert done.returncode == 0
-    # 2 x 200 for discover; twice that and 2 models x 2 areas x 100 pairs for re_evaluate; batches of 32.
+    # In batches of 32: discover 2 x 200 and 100 for small steps; re_evaluate 2 x 400 and 2 models x 2 x 100 pairs.
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if "@tiny" in line}
-    assert {"400", "13"} <= set(rows["discover@tiny"])
+    assert {"500", "16"} <= set(rows["discover@tiny"])
     assert {"1,200", "38"} <= set(rows["re_evaluate@tiny"])
-    assert "1,600 unique probes at most" in done.stdout
+    assert "1,700 unique probes at most" in done.stdout
     assert "6 stage(s) never ran here" in done.stdout and "free" in done.stdout
     assert toys.executed() == []
 

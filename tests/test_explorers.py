@@ -55,6 +55,21 @@ def test_the_budget_is_kept_exactly() -> None:
     assert np.isnan(answers.discrepancy[~answers.answered]).all()
 
 
+def test_the_budget_is_no_more_than_there_are_pairs() -> None:
+    task = make_task(levels=3, concepts="ab", items=5)
+    prober = Prober(task, ids(task), budget=1000)
+    assert prober.budget == 45
+    make_explorer("random", {}).explore(prober, 0)
+    assert prober.spent == 45
+
+
+def test_some_pairs_of_a_question_may_be_uniform() -> None:
+    task = make_task()
+    prober = Prober(task, ids(task), budget=10)
+    prober.ask(np.arange(3), np.zeros((3, 3), int), uniform=np.array([False, True, False]))
+    assert prober.table()["uniform"].tolist() == [False, True, False]
+
+
 def test_probes_are_those_of_the_task() -> None:
     task = make_task()
     prober = Prober(task, ids(task), budget=50)
@@ -163,7 +178,9 @@ def test_an_episode_is_one_probe_of_the_item_shown() -> None:
 
 @pytest.mark.parametrize("name", [name for name in EXPLORERS if name != "auto"])  # it is one of the others
 def test_an_explorer_spends_its_budget_and_is_seeded(name: str) -> None:
-    config = DiscoverConfig(explorer=name, budget=330, settings={"startup": 250} if name == "bayesian" else {})
+    config = DiscoverConfig(
+        explorer=name, budget=330, settings={"startup": 250, "max_history": 250} if name == "bayesian" else {}
+    )
     runs = [search(make_task(), ids(make_task()), config, seed=s) for s in (1, 1, 2)]
     for run in runs:
         agent = run.probes[run.probes["role"] == "agent"]
@@ -199,6 +216,7 @@ def test_a_budget_that_covers_the_grid_enumerates_it() -> None:
         ("ppo", {"reward": {"novelti": 1}}, "reward.novelti: unknown key, did you mean 'novelty'"),
         ("trpo", {"n_envs": 1}, "n_envs [*] n_steps must be at least 2"),
         ("thompson", {"noise": 0}, "noise: .*greater than 0, found 0"),
+        ("bayesian", {"startup": 300}, "startup must be at most max_history, found 300 > 200"),
         ("bayesian", {"sampler": "cma"}, "sampler: .*'tpe' or 'gp', found 'cma'"),
     ],
 )

@@ -12,8 +12,8 @@ from scipy import stats
 from benchmarks.study.landscapes import Planted
 from stages.concepts import Concept, ConceptSpace
 from stages.landscape import Resampler, effects, estimate, holm, kernel, overall_rate, wilson
-from stages.landscape.calibrate import folds_of, importance
-from stages.landscape.estimate import as_data, drawn_uniformly
+from stages.landscape.calibrate import Link, blocks_of, folds_of, importance
+from stages.landscape.estimate import _rates, _Seen, as_data, drawn_uniformly
 from stages.landscape.estimators import Logistic, Process, Trees
 from stages.landscape.intervals import CHANGE, SHARE
 from tests.landscapes import adaptive, ask, planted, truth, uniform
@@ -101,7 +101,7 @@ def test_probes_of_a_search_alone_give_honest_rates(smooth, searched, marked):
 
 def test_density_weights_undo_what_the_search_preferred(smooth, searched):
     data = as_data(searched, smooth.ids, smooth.concepts, 0.0)
-    fold, unmarked = folds_of(data.cells, smooth.concepts, 0), np.zeros(len(data), dtype=bool)
+    (fold, _), unmarked = folds_of(data.cells, smooth.concepts, 0), np.zeros(len(data), dtype=bool)
     weights, _ = importance(data, unmarked, fold, smooth.concepts, smooth.embeddings, 0)
     raw, weighted = data.failed.mean(), np.average(data.failed, weights=weights)
     assert abs(weighted - smooth.truth.mean()) < 0.5 * abs(raw - smooth.truth.mean())
@@ -173,7 +173,7 @@ def test_sharp_planted_regions_are_estimated():
 
 def test_the_estimator_is_the_one_of_the_lowest_log_loss_held_out(both):
     losses = both[1].diagnostics["log_losses"]
-    assert len(losses) == 4
+    assert len(losses) == 5, "three, the mean of two, and the constant"
     assert both[1].diagnostics["name"] == min(losses, key=losses.get)
     assert both[1].diagnostics["log_loss"] == min(losses.values())
 
@@ -200,7 +200,7 @@ def test_margins_of_the_grid_are_those_of_its_probes(kind):
     rng = np.random.default_rng(0)
     embeddings, items, cells = rng.normal(size=(6, 3)), rng.integers(0, 6, 200), space.sample(200, rng)
     margin = np.tanh(0.5 * cells[:, 0] - 2.6 + embeddings[items, 0] * (cells[:, 1] == 2))
-    data, fold = kernel.Data(items, cells, margin, margin > 0), folds_of(cells, space, 0)
+    data, (fold, _) = kernel.Data(items, cells, margin, margin > 0), folds_of(cells, space, 0)
     if kind is Process:
         hyper = kernel.Hyper(scales=(0.5, 1.0))
         fitted = Process(kernel.Features(space, embeddings, hyper, 40), hyper, data, fold, 0)
@@ -225,6 +225,108 @@ def test_an_enumerated_grid_is_exact():
     assert landscape.mean_rate().high - landscape.mean_rate().low > 0.2, "six items are six items"
     missing = estimate(every.iloc[:-1], ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
     assert not missing.exact
+
+
+def test_an_enumerated_grid_is_exact_however_large(monkeypatch):
+    monkeypatch.setattr(sys.modules["stages.landscape.estimate"], "MAX_CELLS", 50)
+    task = planted(items=3, levels=3)
+    cells = task.concepts.cells()
+    every = ask(task, np.repeat(np.arange(3), 81), np.tile(cells, (3, 1)), "control")
+    ids = task.items.table["id"].tolist()
+    landscape = estimate(every, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
+    assert (landscape.exact, landscape.sampled) == (True, False)
+    np.testing.assert_allclose(landscape.rates, truth(task))
+    known = estimate(every.iloc[:-1], ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, spread=False)
+    assert (known.exact, known.sampled) == (False, True)
+    # all pairs of the cells in the sample, but not of the others, are no enumeration either
+    some = every.merge(known.table[task.concepts.names])
+    again = estimate(some, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, spread=False)
+    assert (again.exact, again.sampled) == (False, True)
+
+
+def coin(space: ConceptSpace, rates: np.ndarray, n: int, items: int, seed: int) -> tuple[pd.DataFrame, list[str]]:
+    """Uniform probes of a model that fails by chance, with a rate that each cell has, and the items."""
+    rng, ids = np.random.default_rng(seed), [f"i{k}" for k in range(items)]
+    pairs = rng.choice(items * space.n_cells, n, replace=False)
+    failed = rng.random(n) < rates[pairs % space.n_cells]
+    table = pd.DataFrame(space.cells(pairs % space.n_cells), columns=space.names)
+    margin = np.where(failed, 1, -1) * rng.uniform(0.1, 0.5, n)
+    item = [ids[k] for k in pairs // space.n_cells]
+    return table.assign(role="control", item=item, repeat=0, discrepancy=margin, failed=failed), ids
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_few_cells_are_judged_by_probes_of_all_of_them(seed):
+    """With two levels, a fold of whole cells asks for the rate of a level no other probe has."""
+    space, rates = ConceptSpace((Concept("fog", ("none", "dense")),)), np.array([0.02, 0.91])
+    probes, ids = coin(space, rates, 100, 100, seed)
+    embeddings = np.random.default_rng(seed).normal(size=(100, 4))
+    landscape = estimate(probes, ids, embeddings, space, threshold=0.0, seed=0)
+    table, scores = landscape.table, landscape.diagnostics
+    assert scores["log_loss"] < 0.6 * scores["log_loss_constant"]
+    assert scores["held_out_together"].startswith("single probes")
+    np.testing.assert_allclose(table["rate"], rates, atol=0.1)
+    assert ((table["low"] <= rates) & (rates <= table["high"])).all()
+
+
+def test_of_many_cells_whole_ones_are_held_out(smooth, both):
+    data = as_data(both[0], smooth.ids, smooth.concepts, 0.0)
+    fold, _ = folds_of(data.cells, smooth.concepts, 0)
+    folds = pd.Series(fold).groupby(smooth.concepts.flat(data.cells)).nunique()
+    assert len(folds) > 150
+    assert (folds == 1).all()
+    assert both[1].diagnostics["held_out_together"] == "whole cells"
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_where_nothing_explains_the_failures_the_constant_is_taken(seed):
+    space = ConceptSpace(tuple(Concept(n, tuple(range(7))) for n in ("fog", "rain")))
+    probes, ids = coin(space, np.full(49, 0.3), 200, 60, seed)
+    arguments = (probes, ids, np.random.default_rng(0).normal(size=(60, 6)), space)
+    landscape = estimate(*arguments, threshold=0.0, seed=0)
+    losses = landscape.diagnostics["log_losses"]
+    assert landscape.diagnostics["name"] == min(losses, key=losses.get) == "constant"
+    assert min(loss for name, loss in losses.items() if name != "constant") > landscape.diagnostics["log_loss_constant"]
+    assert landscape.rates.mean() == pytest.approx(probes["failed"].mean(), abs=0.02)
+    assert (landscape.table["low"] < 0.3).all()
+    assert (landscape.table["high"] > 0.3).all()
+    again = estimate(*arguments, threshold=0.0, seed=0, like=landscape)
+    pd.testing.assert_frame_equal(again.table, landscape.table)
+
+
+def test_only_ordered_levels_have_neighbours():
+    space = ConceptSpace((Concept("fog", tuple(range(4))), Concept("job", ("a", "b", "c", "d"), ordered=False)))
+    blocks = blocks_of(space.cells(), space).reshape(4, 4)
+    assert (blocks[0] == blocks[1]).all()
+    assert len(np.unique(blocks)) == 2 * 4
+
+
+class Recorder:
+    """An estimator whose margin is the first level, and that remembers how many cells it was asked for at once."""
+
+    name, held_out, scale = "recorder", np.empty(0), np.ones(1)
+
+    def __init__(self, items: int) -> None:
+        self.items, self.asked = items, []
+
+    def of_probes(self, items, cells):
+        raise NotImplementedError
+
+    def over_items(self, cells, spread=True):
+        self.asked.append(len(cells))
+        yield from [np.tile(cells[:, 0].astype(float), (self.items, 1))] * 2
+
+
+@pytest.mark.parametrize(("items", "largest"), [(2, 1024), (128, 1024), (129, 1016), (2000, 65)])
+def test_many_items_are_held_with_few_cells_at_once(items, largest):
+    space = ConceptSpace((Concept("a", tuple(range(1500))),))
+    data = kernel.Data(np.array([1]), np.array([[1300]]), np.array([-1.0]), np.array([False]))
+    estimator, seen = Recorder(items), _Seen.of(data, space, np.arange(1500), items)
+    rate, _, _ = _rates(estimator, Link(0.01, -5.0), space.cells(), seen, True)
+    assert max(estimator.asked) == largest
+    expected = 1 / (1 + np.exp(5 - 0.01 * np.arange(1500)))
+    expected[1300] *= (items - 1) / items
+    np.testing.assert_allclose(rate, expected)
 
 
 def test_an_enumerated_grid_without_failures_is_not_certain_to_have_none():

@@ -1,4 +1,4 @@
-"""Microscopic exploration on tasks whose nearest failures are known, and what is made of it."""
+"""Microscopic exploration on tasks whose nearest failures are known."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from pydantic import ValidationError
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
-from stages.concepts import Concept, ConceptSpace, Region
+from stages.concepts import Concept, ConceptSpace
 from stages.errors import InfrastructureError, NoLearningError, UsageError
 from stages.explorers import Prober
 from stages.explorers.prober import torch_threads
-from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
+from stages.landscape.robustness import summarize_robustness
 from stages.ledger import Ledger
 from stages.microscopic import Moves, Robustness, agent_settings, measure_robustness, start_of
 from stages.microscopic.agent import WalkerSettings, train_and_walk
 from stages.microscopic.env import ENV_ID, StepReward, StepsVecEnv, Trail
 from stages.microscopic.walks import Walks, reduce_strongest, try_alone
 from stages.params import DiscoverConfig, MicroscopicConfig
-from stages.report import write_landscape_report
 from stages.tasks.contract import Items, ProbeBatch
 from tests.landscapes import planted
-from tests.report_samples import FOUR, make_inputs
 
 SPACE = ConceptSpace(tuple(Concept(name, tuple(range(6)), neutral=0) for name in ("tilt", "fog", "dust")))
 WEATHER = Concept("weather", ("sun", "rain", "snow"), ordered=False, neutral="sun")
@@ -217,7 +215,41 @@ def test_an_enumerated_grid_costs_nothing_and_is_searched_exactly() -> None:
     config = DiscoverConfig(budget=10**6)
     found = measure_robustness(task, task.items.ids("discover"), config, seed=0, enumerated=True, ledger=ledger)
     assert task.queries == asked and found.metrics["method"] == "exact"
+    assert (found.metrics["budget"], found.metrics["probes"]) == (0, 0)
     np.testing.assert_array_equal(radius_of(found), task.radii())
+
+
+def test_what_was_not_asked_is_not_said_to_hold() -> None:
+    task = Sloped(bears=0.5)  # four steps of any concept are enough
+    found = explore(task, budget=24 + 3 * 10)  # each at the start; by each concept alone only ten of them
+    table = found.table
+    assert table["tried_alone"].sum() == 10 and (table["alone_fog"].notna() == table["tried_alone"]).all()
+    summary = summarize_robustness(table, SPACE, found.metrics)
+    assert summary is not None and {row["alone"]["n"] for row in summary["directions"]} == {10}
+    assert {row["alone"]["value"] for row in summary["directions"]} == {1.0}
+
+
+@pytest.mark.parametrize("method", ["beam", "exact"])
+def test_a_budget_of_one_asks_one_item(method: str) -> None:
+    found = explore(task := Sloped(bears=1.0), method=method, budget=1)
+    assert task.queries == 1 and found.table["status"].tolist() == ["not found"]
+    assert found.table[["searched", "at_least"]].iloc[0].tolist() == [0, 1]
+    summary = summarize_robustness(found.table, SPACE, found.metrics)
+    assert summary is not None and [entry["steps"] for entry in summary["within"]] == [0]
+    assert {row["alone"]["value"] for row in summary["directions"]} == {None}
+
+
+@pytest.mark.parametrize(
+    "concepts",
+    [(GLOW,), (WEATHER,), (WEATHER, Concept("season", ("summer", "winter"), ordered=False)), (GLOW, WEATHER)],
+)
+@pytest.mark.parametrize("method", ["beam", "exact"])
+def test_one_concept_categories_and_two_directions(concepts: tuple[Concept, ...], method: str) -> None:
+    task = Sloped(ConceptSpace(concepts), bears=1.2)
+    found, truth = explore(task, method=method), task.radii()
+    np.testing.assert_array_equal(radius_of(found), truth)
+    summary = summarize_robustness(found.table, task.concepts, found.metrics)
+    assert summary is not None and sum(entry["items"] for entry in summary["together"]) == summary["found"]
 
 
 def test_nothing_is_asked_where_nothing_is_wanted() -> None:
@@ -328,64 +360,12 @@ def test_an_agent_learns_to_walk_the_short_way_and_asks_little() -> None:
 def test_an_agent_without_an_update_is_an_error() -> None:
     with pytest.raises(NoLearningError, match="made no gradient update within"):
         explore(Sloped(), method="rl", items=5, budget=60)
+    with pytest.raises(NoLearningError, match="made no gradient update within 0 probes"):
+        explore(Sloped(bears=2.0), method="rl", items=5, budget=5)  # spent at the starts
     with pytest.raises(NoLearningError, match="fail unchanged"):
         explore(Sloped(bears=-1.0), method="rl", items=5, budget=600)
 
 
-# --- what it says
-
-
-def hand_made() -> pd.DataFrame:
-    """Two items fail by tilt alone, one with fog, one unchanged, one held for four steps."""
-    rows = [
-        ("i0", "found", 2, 3, 2, 0, 0), ("i1", "found", 3, 3, 3, 0, 0), ("i2", "found", 5, 3, 3, 2, 0),
-        ("i3", "fails unchanged", 0, 0, 0, 0, 0), ("i4", "not found", None, 4, None, None, None),
-    ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["item", "status", "radius", "searched", *SPACE.names])
-    table["at_least"] = [2, 1, 1, 0, 2]
-    return table.assign(alone_tilt=[2, 3, None, None, None], alone_fog=None, alone_dust=None).astype(
-        dict.fromkeys(("radius", *SPACE.names, "alone_tilt", "alone_fog", "alone_dust"), "Int64")
-    )
-
-
-def test_shares_go_as_far_as_all_items_were_searched() -> None:
-    summary = summarize_robustness(hand_made(), SPACE, {"method": "beam", "probes": 77})
-    assert summary is not None
-    assert [entry["value"] for entry in summary["within"]] == [0.2, 0.2, 0.4, 0.6, 0.6]  # i4 is unknown from 5 on
-    assert summary["median_radius"] == 3 and summary["proven"] == 1
-    tilt, fog, dust = summary["directions"]
-    assert (tilt["concept"], tilt["used"], tilt["mean_steps"], tilt["alone_median_steps"]) == ("tilt", 3, 8 / 3, 2.5)
-    assert (tilt["alone"]["value"], tilt["alone"]["n"]) == (0.5, 4)  # of those that pass unchanged
-    assert (fog["used"], fog["mean_steps"], dust["used"], dust["mean_steps"]) == (1, 2, 0, None)
-    assert summary["together"] == [{"concepts": ["tilt"], "items": 2}, {"concepts": ["tilt", "fog"], "items": 1}]
-
-
-def test_modes_are_told_what_ends_in_them() -> None:
-    strong = Region({"tilt": (3, 4, 5)})
-    assert reached(hand_made(), SPACE, strong) == {"reached": 2, "of": 3, "median_radius": 4.0}
-    assert reached(hand_made(), SPACE, Region({"dust": (5,)})) == {"reached": 0, "of": 3, "median_radius": None}
-
-
-def test_examples_are_the_nearest_of_different_kinds() -> None:
-    shown = nearest(hand_made(), SPACE, 2)
-    assert shown["item"].tolist() == ["i0", "i2"]  # i1 changes the same concept as i0
-    assert describe_change(SPACE, [3, 2, 0]) == "tilt 3, fog 2"
-
-
-def test_the_report_has_the_section_where_there_is_one(tmp_path) -> None:
-    inputs = make_inputs(*FOUR, images=False)
-    write_landscape_report(tmp_path / "without.html", **inputs)
-    assert 'id="robustness"' not in (tmp_path / "without.html").read_text(encoding="utf-8")
-    summary = summarize_robustness(hand_made(), SPACE, {"method": "beam", "probes": 77})
-    inputs["summary"] |= {"robustness": summary}
-    inputs["summary"]["modes"][0] |= {"minimal": {"reached": 2, "of": 3, "median_radius": 4.0}}
-    shown = inputs["galleries"]["M1"].failing[:2]
-    write_landscape_report(tmp_path / "with.html", **inputs, nearest=shown)
-    page = (tmp_path / "with.html").read_text(encoding="utf-8").split('id="plotly"')[0]
-    section = page.split('<section id="robustness">')[1].split("</section>")[0]
-    assert "Of 5 items drawn at random, 1 fail unchanged, 3 after some steps and for 1 no failure was found" in section
-    assert "Half of all items fail within 3 steps." in section and "beam search with 77 probes" in section
-    assert "tilt (2), tilt × fog (1)" in section
-    assert "The nearest failures" in section and "3 of 3" in section
-    assert "2 of the 3 <a href" in page.split('<section id="modes">')[1].split("</section>")[0]
-    assert "nan" not in section and "None" not in section
+def test_many_items_leave_the_agent_something_to_learn_with() -> None:
+    found = explore(Sloped(items=600), method="rl", items=5, budget=700, settings={"n_envs": 8, "n_steps": 8})
+    assert found.metrics["gradient_updates"] > 0 and found.metrics["probes"] <= 700

@@ -7,12 +7,16 @@ import pandas as pd
 import pytest
 import torch
 from pydantic import ValidationError
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.explorers import Prober, load_policy
-from stages.explorers.model_based import LocalSearch, ModelBased, Pool
+from stages.explorers.acquisition import ENUMERABLE, Acquisition, Weights
+from stages.explorers.model_based import LocalSearch, ModelBased, Pool, _Book
 from stages.explorers.prober import torch_threads
 from stages.explorers.proposer import Autoregressive, Trainer
+from stages.explorers.surrogate import Belief
+from stages.landscape.kernel import Data
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
 
@@ -152,6 +156,77 @@ def test_a_grid_that_is_nearly_used_up_is_used_up() -> None:
     for cls in (ModelBased, Pool, LocalSearch):
         prober, _ = explore(make(cls), task, 88)  # of 90 pairs
         assert prober.spent == 88
+
+
+class ByItem:
+    """A surrogate that expects later items to fail more, whatever the cell."""
+
+    noise = 1.0
+
+    def believe(self, items: np.ndarray, cells: np.ndarray) -> Belief:
+        return Belief(items.astype(float), np.zeros(len(items)))
+
+    def rates(self, cells: np.ndarray, n_items: int) -> np.ndarray:
+        return np.full(len(cells), 0.5)
+
+
+@pytest.mark.parametrize("concepts", ["ab", "abcdefgh"], ids=["small grid", "large grid"])
+def test_a_batch_goes_round_the_cells_until_it_is_full(concepts: str) -> None:
+    space = ConceptSpace(tuple(Concept(name, tuple(range(5))) for name in concepts))
+    rng = np.random.default_rng(0)
+    seen = Data(np.full(30, 9), space.sample(30, rng), rng.normal(size=30), np.zeros(30, bool))
+    worth = Acquisition(ByItem(), seen, space, 10, Weights(0, 1, 1, 0, 0), seed=0)
+    assert (worth.regions is None) == (space.n_cells <= ENUMERABLE)
+    items = np.tile(np.repeat(np.arange(4), 3), 2)  # 4 items under 3 cells, and all of it twice
+    which = np.tile(np.arange(3), 8)
+    chosen = worth.batch(items, space.cells(np.arange(3))[which], 8)
+    assert [sorted(which[chosen[k : k + 3]]) for k in (0, 3)] == [[0, 1, 2]] * 2
+    assert items[chosen].tolist() == [3, 3, 3, 2, 2, 2, 1, 1]  # a cell's best first
+    assert len(worth.batch(items, space.cells(np.arange(3))[which], 50)) == 12  # no pair twice
+    assert len(worth.batch(items, space.cells(np.arange(3))[which], 0)) == 0
+
+
+@pytest.mark.parametrize("cls", [ModelBased, Pool, LocalSearch])
+def test_a_grid_of_few_cells_is_searched_and_not_drawn_at_random(cls) -> None:
+    task = make_task(200, [{"a": [5]}], ConceptSpace((Concept("a", tuple(range(7))),)))
+    _, found = explore(make(cls), task, 100)
+    assert found.details["random_probes"] == 40 + 2 * 6  # its share of two batches of 30
+
+
+def test_batches_grow_no_further_than_there_are_candidates_for() -> None:
+    settings = {"first": 900, "growth": 1.0, "random_share": 0.0, "candidates": 3000, "surrogate": "boosting"}
+    prober, _ = explore(make(Pool, **settings), make_task(), 1800)
+    spent = [n for n, _ in prober.curve if n >= 900]
+    assert spent == [900, 1700, 1800]
+
+
+def test_only_the_policy_that_is_kept_needs_a_last_fit() -> None:
+    fits = [explore(make(cls), make_task(), 70)[1].details["fits"] for cls in (Pool, LocalSearch, ModelBased)]
+    assert fits == [1, 1, 2]  # one for the batch after the first 40 probes
+
+
+def test_a_question_without_news_costs_the_books_nothing() -> None:
+    task = make_task()
+    book = _Book(Prober(task, task.items.ids("discover"), 10), np.random.default_rng(0))
+    book.ask(np.zeros(1, int), np.zeros((1, 5), int))
+    before = book.data
+    book.ask(np.zeros(1, int), np.zeros((1, 5), int))
+    assert book.data is before and len(before) == 1
+
+
+def test_components_of_embeddings_do_not_depend_on_threads(monkeypatch) -> None:
+    threads, svd = [], np.linalg.svd
+
+    def watched(*args, **kwargs):
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return svd(*args, **kwargs)
+
+    monkeypatch.setattr(np.linalg, "svd", watched)
+    task = make_task()
+    monkeypatch.setattr(task, "embed", lambda ids: np.random.default_rng(0).normal(size=(len(ids), 40)))
+    with threadpool_limits(2):
+        explore(make(Pool, surrogate="boosting"), task, 45)
+    assert set(threads) == {1}
 
 
 @pytest.mark.parametrize("budget", [1, 25])

@@ -10,6 +10,7 @@ from scipy import stats
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape import Mode, confirm, estimate, find_regions, name_modes, skipped_combinations
 from stages.landscape.again import found_again, jaccard, name_in_halves, reproducibility
+from stages.landscape.modes import worse_items, worse_probes
 from stages.params import SummarizeConfig
 from tests.landscapes import CORNERS, adaptive, inside, planted, uniform
 
@@ -103,18 +104,39 @@ class Half:
 
 
 def test_modes_of_an_enumerated_grid_rest_on_items_not_on_probes():
-    task = Half(12)
+    task = Half(32)
     mode = next(m for m in task.named() if m.region == task.region)
     assert mode.rate.value == 0.5, "every pair was asked: nothing is left to chance"
-    assert (mode.rate.n, mode.failures) == (120, 60)
-    exact = stats.binomtest(6, 12).proportion_ci(0.95, method="exact")
+    assert (mode.rate.n, mode.failures) == (320, 160)
+    exact = stats.binomtest(16, 32).proportion_ci(0.95, method="exact")
     assert (mode.rate.low, mode.rate.high) == pytest.approx((exact.low, exact.high), abs=0.02)
     assert mode.confirmed
 
 
-def test_two_items_confirm_nothing():
+@pytest.mark.parametrize("items", [4, 12])
+def test_few_items_confirm_nothing(items):
     """Each answers 10 probes of the region alike; independent, these would have been beyond doubt."""
-    assert not any(mode.confirmed for mode in Half(4).named())
+    assert not any(mode.confirmed for mode in Half(items).named())
+
+
+def test_the_rate_of_the_rest_is_not_taken_as_known():
+    """Without any difference, 200 probes may call a region worse in one of twenty cases."""
+    rng = np.random.default_rng(0)
+    p_values = [worse_probes(rng.random(200) < 0.3, rng.random(200) < 0.3) for _ in range(2000)]
+    assert 0.01 < np.mean(np.array(p_values) < 0.05) < 0.055
+    failed, inside = np.arange(20) < 6, np.arange(20) < 5
+    assert worse_probes(failed, inside) == pytest.approx(stats.hypergeom.sf(4, 20, 6, 5))
+    assert worse_probes(failed, np.zeros(20, dtype=bool)) == worse_probes(failed, np.ones(20, dtype=bool)) == 1.0
+
+
+def test_items_are_compared_with_themselves():
+    """Of items that fail anywhere, some more inside and some less: the sign test says how much that is worth."""
+    items, inside = np.repeat(np.arange(8).astype(str), 2), np.tile([True, False], 8)
+    worse = np.ravel([(True, False)] * 5 + [(True, True)] * 3)
+    assert worse_items(worse, inside, items) == pytest.approx(0.5**5, abs=0.012)
+    mixed = np.ravel([(True, False)] * 3 + [(False, True)] * 2 + [(True, True)] * 3)
+    assert worse_items(mixed, inside, items) > 0.3
+    assert worse_items(worse, np.ones(16, dtype=bool), items) == 1.0
 
 
 def test_an_agent_that_asks_the_controls_failures_again_leaves_rates_unbiased():
@@ -173,6 +195,16 @@ def test_categories_are_named_as_sets(categories):
     first = find_regions(space, cells, rates, modes=3, max_conditions=2, min_support=0.02)[0]
     assert first == Region({"profession": (0, 2), "age": (2, 3)})
     assert first.describe(space) == "profession is p0 or p2 and age >= 2"
+
+
+def test_a_concept_of_one_level_takes_no_part():
+    space = ConceptSpace((Concept("lens", ("wide",)), Concept("fog", tuple(range(5)))))
+    cells = space.cells()
+    limits = {"modes": 2, "max_conditions": 2, "min_support": 0.02}
+    assert find_regions(space, cells, np.where(cells[:, 1] >= 3, 0.9, 0.1), **limits) == [Region({"fog": (3, 4)})]
+    assert skipped_combinations(space, 2) == []
+    alone = ConceptSpace((Concept("lens", ("wide",), ordered=False),))
+    assert find_regions(alone, alone.cells(), np.array([0.4]), **limits) == []
 
 
 def test_support_and_number_are_limits():

@@ -61,6 +61,7 @@ def test_the_projects_own_params_are_valid() -> None:
         (with_audit(concepts={}), r"audits\.x\.concepts: .*at least 1"),
         (with_audit(concepts={"a": [1]}), r"concept 'a' needs at least 2 levels, found \[1"),
         (with_audit(concepts={"a": [1, 1]}), r"concept 'a' names a level twice"),
+        (with_audit(concepts={"item": [0, 1]}), r"concept 'item' has the name of a column"),
         (with_audit(compute={"gpus": 0, "device": "gpu"}), r"compute\.device: .*found 'gpu'"),
         (with_audit(compute={}), r"audits\.x\.compute\.gpus: missing"),
         (with_audit(concepts={"a": [0, 2, 1]}), r"levels of concept 'a' go up and down, expected weakest first"),
@@ -136,7 +137,10 @@ def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
             r"audits\.x\.discover\.explorer: no explorer 'pppo', found: auto",
         ),
         ({"discover": {"budget": 9, "settings": {"n_env": 1}}}, r"audits\.x\.discover\.settings\.n_env: unknown key"),
-        ({"discover": {"budget": 9, "settings": {"n_envs": 1}}}, r"n_envs \* n_steps must be at least 2"),
+        (
+            {"discover": {"budget": 9, "explorer": "ppo", "settings": {"n_envs": 1}}},
+            r"n_envs \* n_steps must be at least 2",
+        ),
     ],
 )
 def test_a_bad_task_is_told(tmp_path: Path, changes: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,12 +159,14 @@ def test_a_good_task_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_errors_of_tasks_and_explorers_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
-    data = with_audit(prepare={"itms": 3}, discover={"budget": 9, "explorer": "pppo"})
+    agent = {"method": "rl", "settings": {"walks": 0}}
+    data = with_audit(prepare={"itms": 3}, discover={"budget": 9, "explorer": "pppo", "microscopic": agent})
     data["repairs"] = {"x": {**REPAIR, "restructure": {"method": "planted", "settings": {"speed": 1}}}}
     with pytest.raises(UsageError) as error:
         check_audits(load_params(write(tmp_path, data)), ["x"])
-    assert str(error.value).startswith("3 error(s)")
-    assert all(where in str(error.value) for where in ("pppo", "prepare.itms", "repairs.x.restructure.settings.speed"))
+    assert str(error.value).startswith("4 error(s)")
+    for where in ("pppo", "microscopic.settings.walks", "prepare.itms", "repairs.x.restructure.settings.speed"):
+        assert where in str(error.value)
 
 
 def test_a_module_that_fails_on_import_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def test_auto_draws_at_random_what_is_too_little_to_learn_from():
     prober = Prober(task, ids(task), FEW - 1)
     found = make_explorer("auto", {}).explore(prober, seed=0)
     assert found.details["chosen"] == "random"
-    assert "too small" in found.details["why"]
+    assert "too few" in found.details["why"]
     assert prober.spent == FEW - 1 and prober.table()["uniform"].all()
 
 

@@ -128,6 +128,37 @@ def test_a_control_that_found_more_is_said_to_have(tmp_path: Path) -> None:
     assert "here the control found more" in write(tmp_path, **inputs)
 
 
+def test_a_table_of_the_search_says_what_its_numbers_are(pages: dict[str, Path]) -> None:
+    page = pages["landscape"].read_text(encoding="utf-8")
+    assert cells_of(page, "search", "surrogate model") == ["Gaussian process", "–"]
+    assert cells_of(page, "search", "fits of the surrogate model") == ["14", "–"]
+    assert cells_of(page, "search", "probes drawn uniformly") == ["310", "–"]
+    assert cells_of(page, "search", "entropy of the policy, as a share of a uniform one&#39;s") == ["41.0%", "–"]
+    assert cells_of(page, "trust", "log losses · Gaussian process") == ["0.44"]
+    assert "slope" not in page.split('<section id="trust">')[1].split("</section>")[0]
+
+
+@pytest.mark.parametrize(("why", "said"), [("it found most", "took pool: it found most."), ("", "took pool.")])
+def test_who_chose_the_explorer_is_said(tmp_path: Path, why: str, said: str) -> None:
+    inputs = make_inputs(*FOUR[:2], images=False)
+    inputs["summary"]["search"]["agent"] |= {"chosen": "pool", "why": why}
+    assert f"The explorer was left to auto, which {said}" in write(tmp_path, **inputs)
+
+
+def test_modes_say_whether_they_are_named_again(pages: dict[str, Path], tmp_path: Path) -> None:
+    page = pages["landscape"].read_text(encoding="utf-8")
+    for k, halves in enumerate(("Each half", "One half", "Neither half"), 1):
+        assert f"{halves} of the items names it again." in page.split(f'id="mode-{k}"')[1].split("</div>")[0]
+    assert "of the 3 that one half names, the other names 2 again" in page
+    inputs = make_inputs(*FOUR[:2], images=False)
+    inputs["summary"]["modes_found_again"] |= {"named": 0, "again": 0}
+    assert "one of them names none" in write(tmp_path, **inputs)
+    del inputs["summary"]["modes_found_again"]
+    page = write(tmp_path, **inputs)
+    assert "named again" not in page
+    assert "names it again" not in page
+
+
 def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     inputs = make_inputs(*FOUR[:2])
     full = write(tmp_path, **inputs)
@@ -141,9 +172,10 @@ def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
         "provenance": {},
         "metrics": {},
         "skipped": [],
+        "nearest": [],
     }
     page = write(tmp_path, **bare)
-    for section in ("gates", "effects", "modes", "search", "policy", "skipped", "provenance"):
+    for section in ("gates", "effects", "modes", "robustness", "search", "policy", "skipped", "provenance"):
         assert f'<section id="{section}">' in full
         assert f'<section id="{section}">' not in page
     comparison = make_comparison(*FOUR[:2])

@@ -31,10 +31,10 @@ def test_the_margin_is_over_the_threshold_and_bounded() -> None:
     assert pay(make(0.2), [0, 1, 2], [[0, 0]] * 3, [0.5, 0.1, 7.0]) == pytest.approx([0.3, -0.1, 1.0])
 
 
-def test_a_probe_asked_before_earns_less_than_any_new_one() -> None:
+def test_a_probe_asked_before_earns_no_more_than_the_clearest_new_pass() -> None:
     reward = make(novelty=0.5)
     assert pay(reward, [0, 0], [[0, 0]] * 2, [0.3, 0.3]) == pytest.approx([0.8, -1.0])
-    assert pay(reward, [0, 1], [[0, 0]] * 2, [0.3, -1.0])[0] == -1.0
+    assert pay(reward, [0, 1, 2], [[0, 0]] * 3, [0.3, -1.0, -0.9]) == pytest.approx([-1.0, -1.0, -0.9])
 
 
 def test_what_the_budget_left_unanswered_earns_nothing_and_is_not_remembered() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.landscape import Mode, Rate, estimate
-from stages.summarize import _measured, _read_probes, galleries, policy_view
+from stages.microscopic import measure_robustness
+from stages.params import DiscoverConfig, MicroscopicConfig
+from stages.summarize import _estimator, _measured, _read_probes, galleries, nearest_failures, policy_view
 from tests.landscapes import planted, uniform
 
 REGION = {"tilt": [3, 4], "fog": [3, 4]}
@@ -46,6 +49,32 @@ def test_a_mode_that_was_not_measured_is_not_given_a_number():
 def test_no_examples_if_none_are_asked_for(probed):
     task, probes = probed
     assert galleries(task, [mode()], probes, 0, seed=0)["M1"] == ([], [])
+
+
+def test_the_smallest_changes_are_told_in_steps(probed):
+    task, _ = probed
+    config = DiscoverConfig(budget=10, microscopic=MicroscopicConfig(method="exact", items=3, budget=2000))
+    walked = measure_robustness(task, task.items.table["id"].tolist(), config, seed=0).table
+    shown = nearest_failures(task, walked, 2)
+    assert [said.caption.split(":")[0] for said in shown] == [
+        f"{n} step{'s' if n > 1 else ''}" for n in sorted(walked["radius"].dropna())[:2]
+    ]
+    assert nearest_failures(task, walked.iloc[:0], 2) == nearest_failures(task, walked, 0) == []
+
+
+def test_an_enumerated_grid_is_not_said_to_be_estimated(probed):
+    task, probes = probed
+    ids = task.items.table["id"].tolist()
+    asked = pd.DataFrame(np.tile(task.concepts.cells(), (len(ids), 1)), columns=task.concepts.names)
+    asked["item"] = np.repeat(ids, task.concepts.n_cells)
+    answers = task.probe(asked["item"].tolist(), asked[task.concepts.names].to_numpy())
+    asked = asked.assign(role="control", repeat=0, uniform=True, discrepancy=answers.discrepancy, failed=answers.failed)
+    exact, estimated = (
+        _estimator(estimate(some, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0), some)
+        for some in (asked, probes)
+    )
+    assert (exact["name"], exact["probes_control"]) == ("exact enumeration", len(asked))
+    assert estimated["name"] not in ("exact enumeration", None)
 
 
 class Peaked:

@@ -51,7 +51,11 @@ class Concept:
 
 @dataclass(frozen=True)
 class ConceptSpace:
-    """An ordered tuple of concepts and the grid of cells they span."""
+    """An ordered tuple of concepts and the grid of cells they span.
+
+    Raises:
+        ValueError: without concepts, or for 2^63 cells or more, which int64 cannot number.
+    """
 
     concepts: tuple[Concept, ...]
     _strides: np.ndarray = field(init=False, repr=False, compare=False)
@@ -60,6 +64,12 @@ class ConceptSpace:
         if not self.concepts:
             raise ValueError("a concept space needs at least one concept, found none")
         sizes = [len(c) for c in self.concepts]
+        if prod(sizes) >= 2**63:
+            raise ValueError(
+                f"grid too large: {len(sizes)} concepts of {min(sizes)} to {max(sizes)} levels have"
+                f" 2^{prod(sizes).bit_length() - 1} cells or more, fewer than 2^63 can be numbered:"
+                " take fewer concepts or levels"
+            )
         strides = np.cumprod([1, *sizes[:0:-1]], dtype=np.int64)[::-1]
         object.__setattr__(self, "_strides", strides)
 

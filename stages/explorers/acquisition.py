@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 from sklearn.ensemble import ExtraTreesRegressor
 
@@ -110,9 +111,11 @@ class Acquisition:
         return failing**self.weights.certainty * (1 + bonus)
 
     def batch(self, items: np.ndarray, cells: np.ndarray, n: int) -> np.ndarray:
-        """Choose up to n of the candidates, none asked before and no cell twice: their rows.
+        """Choose up to n of the candidates, none asked before: their rows.
 
-        Each choice counts as a failure in its regions at once, so that a batch spreads as a sequence would.
+        A cell's second best has its turn when all cells have had their first, and so on, so that a batch spreads over
+        a large grid and still fills up on one of few cells. Each choice counts as a failure in its regions at once,
+        so that a batch spreads as a sequence would.
         """
         flat = self.space.flat(cells)
         fresh = np.fromiter(
@@ -120,13 +123,18 @@ class Acquisition:
         )
         worth = np.where(fresh, self._worth(items, cells), -np.inf)
         order = np.argsort(-worth, kind="stable")
-        rows = order[np.sort(np.unique(flat[order], return_index=True)[1])]  # the best of each cell, best first
-        rows = rows[np.isfinite(worth[rows])]
-        if self.regions is None:
+        order = order[np.isfinite(worth[order])]
+        pairs = pd.DataFrame({"item": items[order], "cell": flat[order]}, index=order).drop_duplicates()
+        turns = pairs.groupby("cell").cumcount().sort_values(kind="stable")  # the best of each cell first, best first
+        rows, turn = turns.index.to_numpy(), turns.to_numpy()
+        n = min(n, len(rows))
+        if self.regions is None or n == 0:
             return rows[:n]
+        rows = rows[turn <= turn[n - 1]]  # later turns are not reached
         worth, regions, chosen = worth[rows], self.regions.of(cells[rows]), []
-        for _ in range(min(n, len(rows))):
-            best = int(np.argmax(worth * self.regions.novelty(regions, self.weights.novelty)))
+        for k in range(n):
+            value = worth * self.regions.novelty(regions, self.weights.novelty)
+            best = int(np.argmax(np.where(turn[: len(rows)] == turn[k], value, -np.inf)))
             chosen.append(best)
             self.regions.add(regions[best])
             worth[best] = -np.inf

@@ -32,7 +32,7 @@ PATIENCE = 20  # steps an agent may take per unique probe of its budget before i
 
 
 class _StopWhenSpent(BaseCallback):
-    """Ends the learning when the budget is spent, or when the agent only repeats itself."""
+    """Ends the learning when the budget is spent."""
 
     def __init__(self, prober: Prober) -> None:
         super().__init__()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from stages.explorers.contract import Found
 from stages.explorers.prober import Prober
@@ -17,11 +18,25 @@ class NoSettings(Strict):
     """Takes no settings."""
 
 
+class Proposal(NamedTuple):
+    """The next probes.
+
+    Args:
+        items: (n,) positions in the prober's `item_ids`.
+        cells: (n, d) level indices.
+        uniform: which pairs, all or (n,) bool, were drawn uniformly whatever was known (see `Prober.ask`).
+    """
+
+    items: np.ndarray
+    cells: np.ndarray
+    uniform: bool | np.ndarray = False
+
+
 class Strategy(Protocol):
     """What differs between them. It holds the state of one search, and names batches of any size it likes."""
 
-    def propose(self) -> tuple[np.ndarray, np.ndarray]:
-        """Name the next probes: items (n,) positions in the prober's `item_ids`, cells (n, d) level indices."""
+    def propose(self) -> Proposal:
+        """Name the next probes."""
         ...
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
@@ -59,17 +74,18 @@ class AskTell(Generic[S]):
         strategy = self.start(prober, rng)
         filled = 0
         while prober.left > 0:
-            if _ask(prober, strategy, *strategy.propose()) == 0:
-                filled += _ask(prober, strategy, *uniform(prober, FILL, rng))
+            if _ask(prober, strategy, strategy.propose()) == 0:
+                filled += _ask(prober, strategy, Proposal(*uniform(prober, FILL, rng), uniform=True))
         return Found(details={"filled_at_random": filled})
 
 
 FILL = 64  # uniform draws given to a strategy that repeats itself
 
 
-def _ask(prober: Prober, strategy: Strategy, items: np.ndarray, cells: np.ndarray) -> int:
+def _ask(prober: Prober, strategy: Strategy, proposal: Proposal) -> int:
     """Ask, tell, and count what was new."""
-    answers = prober.ask(items, cells)
+    items, cells, drawn = proposal
+    answers = prober.ask(items, cells, uniform=drawn)
     if prober.left > 0:  # with the last probe the search is over, and some questions may have no answer
         strategy.learn(items, cells, answers.discrepancy - prober.task.threshold, answers.fresh)
     return int(answers.fresh.sum())
@@ -87,6 +103,7 @@ def embedding_order(prober: Prober) -> np.ndarray:
     """
     embedding = prober.task.embed(prober.item_ids).astype(np.float64)
     centred = embedding - embedding.mean(axis=0)
-    axis = np.linalg.svd(centred, full_matrices=False)[2][0]
+    with threadpool_limits(1, user_api="blas"):  # sums depend on the number of threads in their last bits
+        axis = np.linalg.svd(centred, full_matrices=False)[2][0]
     axis = axis * np.sign(axis[np.abs(axis).argmax()])  # the sign of a singular vector is arbitrary
     return np.argsort(centred @ axis, kind="stable")

@@ -1,16 +1,20 @@
-"""`auto`: the explorer the study shows to be best for the size of the grid and the budget (docs/study.md)."""
+"""`auto`: the explorer that the study shows to be best for the size of the grid and the budget (docs/study.md)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from stages.explorers.contract import Found
+from stages.explorers.baselines import Random
+from stages.explorers.contract import Explorer, Found
+from stages.explorers.model_based import LocalSearch, ModelBased, ModelBasedSettings, RivalSettings
 from stages.explorers.prober import Prober
+from stages.explorers.surrogate import PROCESS_CELLS
 from stages.params import Strict
 
-FEW = 200  # probes: fewer than any surrogate learns from
+FEW = 200  # probes; half of them are uniform in any search that learns from its probes
 
 
 class Choice(NamedTuple):
@@ -29,10 +33,16 @@ class AutoSettings(Strict):
 
 
 def choose(n_cells: int, budget: int) -> Choice:
-    """Choose an explorer for a grid of so many cells and so many unique probes."""
+    """Choose an explorer for a grid of so many cells and so many unique probes.
+
+    In the study, local search on the surrogate finds as much as a policy trained inside it wherever cells can all be
+    ranked, for less computing; on larger grids the policy finds more failures.
+    """
     if budget < FEW:
-        return Choice("random", f"a budget of {budget:,} is too small for any explorer to learn from")
-    return Choice("model_based", "")
+        return Choice(Random.name, f"{budget:,} probes are too few to learn from")
+    if n_cells <= PROCESS_CELLS:
+        return Choice(LocalSearch.name, f"on {n_cells:,} cells it finds what a learnt policy finds, for less computing")
+    return Choice(ModelBased.name, f"on {n_cells:,} cells a learnt policy finds more failures than local search")
 
 
 class Auto:
@@ -46,9 +56,12 @@ class Auto:
 
     def explore(self, prober: Prober, seed: int) -> Found:
         """Let the chosen explorer spend the budget; `details` say which and why."""
-        from stages.explorers.registry import make_explorer
-
         choice = choose(prober.space.n_cells, prober.budget)
-        settings = {} if choice.explorer == "random" else {"goal": self.settings.goal}
-        found = make_explorer(choice.explorer, settings).explore(prober, seed)
+        goal = self.settings.goal
+        explorers: dict[str, Callable[[], Explorer]] = {
+            Random.name: Random,
+            LocalSearch.name: lambda: LocalSearch(RivalSettings(goal=goal)),
+            ModelBased.name: lambda: ModelBased(ModelBasedSettings(goal=goal)),
+        }
+        found = explorers[choice.explorer]().explore(prober, seed)
         return Found(found.policy, {"chosen": choice.explorer, "why": choice.why, **found.details})

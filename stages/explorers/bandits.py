@@ -17,9 +17,13 @@ from scipy import sparse
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from threadpoolctl import threadpool_limits
 
-from stages.explorers.ask_tell import AskTell, Strategy, uniform
+from stages.errors import UsageError
+from stages.explorers.ask_tell import AskTell, Proposal, Strategy, uniform
 from stages.explorers.prober import Prober
 from stages.params import Strict
+
+MAX_EFFECTS = 5_000  # their covariance then takes 200 MB, and a draw from it seconds
+BOUND_DRAWS = 50  # posterior draws a standard deviation is estimated from
 
 
 class BanditSettings(Strict):
@@ -50,6 +54,9 @@ class LinearModel:
         sizes: number of levels of each concept.
         pairs: whether pairs of levels have effects of their own.
         noise, prior: standard deviations of the margin given the effects, and by them.
+
+    Raises:
+        UsageError: for more than `MAX_EFFECTS` effects.
     """
 
     def __init__(self, n_items: int, sizes: list[int], pairs: bool, noise: float, prior: float) -> None:
@@ -58,6 +65,12 @@ class LinearModel:
         blocks = [1, n_items, *sizes, *(sizes[i] * sizes[j] for i, j in self._pairs)]
         self._starts = np.cumsum([0, *blocks])
         self.n_effects = int(self._starts[-1])
+        if self.n_effects > MAX_EFFECTS:
+            raise UsageError(
+                f"bandits learn an effect of every item, level and, with pairs: true, pair of levels, here"
+                f" {self.n_effects:,}, more than {MAX_EFFECTS:,}: take model_based, pairs: false,"
+                " or fewer items, concepts or levels"
+            )
         self._noise = noise
         self._precision = np.eye(self.n_effects) * len(blocks) / prior**2  # one effect of each block acts
         self._moment = np.zeros(self.n_effects)
@@ -89,7 +102,7 @@ class _Bandit:
 
     Args:
         optimism: None for Thompson sampling: each probe of the batch is the best in one draw from the posterior.
-            Otherwise the posterior standard deviations (estimated from as many draws) added to the mean.
+            Otherwise the posterior standard deviations (estimated from `BOUND_DRAWS` draws) added to the mean.
     """
 
     def __init__(
@@ -99,20 +112,21 @@ class _Bandit:
         self._model = LinearModel(
             len(prober.item_ids), prober.space.sizes, settings.pairs, settings.noise, settings.prior
         )
-        self._asked: set[int] = set()
+        self._asked: set[tuple[int, int]] = set()  # item, number of the cell
         self._failing = np.zeros((0, 1 + len(prober.space)), np.int64)  # item and cell of each failure
 
-    def propose(self) -> tuple[np.ndarray, np.ndarray]:
+    def propose(self) -> Proposal:
         items, cells = self._candidates()
+        batch = self._settings.batch
         with threadpool_limits(1, user_api="blas"):  # sums depend on the number of threads in their last bits
-            mean, draws = self._model.draw(self._settings.batch, self._rng)
+            mean, draws = self._model.draw(batch if self._optimism is None else BOUND_DRAWS, self._rng)
             design = self._model.design(items, cells)
-            scores = (design @ draws.T).T  # (batch, candidates)
+            scores = (design @ draws.T).T  # (draws, candidates)
             if self._optimism is not None:
                 bound = design @ mean + self._optimism * scores.std(axis=0)
-                scores = np.broadcast_to(bound, scores.shape)
+                scores = np.broadcast_to(bound, (batch, len(bound)))
         chosen = self._best_in_distinct_cells(scores, self._prober.space.flat(cells))
-        return items[chosen], cells[chosen]
+        return Proposal(items[chosen], cells[chosen])
 
     def _candidates(self) -> tuple[np.ndarray, np.ndarray]:
         """Pairs not asked yet: uniform draws, and known failures with another item or one concept changed."""
@@ -124,13 +138,13 @@ class _Bandit:
             rows = np.arange(len(near))
             near[rows, column] = np.column_stack([items, cells])[rows, column]
             items[: len(near)], cells[: len(near)] = near[:, 0], near[:, 1:]
-        number = self._numbers(items, cells)
-        _, first = np.unique(number, return_index=True)
-        new = np.sort([i for i in first.tolist() if int(number[i]) not in self._asked]).astype(np.int64)
+        first = {pair: row for row, pair in reversed(list(enumerate(self._pairs(items, cells))))}
+        new = np.sort([row for pair, row in first.items() if pair not in self._asked]).astype(np.int64)
         return items[new], cells[new]
 
-    def _numbers(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        return items * self._prober.space.n_cells + self._prober.space.flat(cells)
+    def _pairs(self, items: np.ndarray, cells: np.ndarray) -> list[tuple[int, int]]:
+        """Item and number of the cell; one number for both would overflow on grids of 10^18 cells."""
+        return list(zip(items.tolist(), self._prober.space.flat(cells).tolist(), strict=True))
 
     def _best_in_distinct_cells(self, scores: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """For each row of the scores (batch, n) its best candidate whose cell no earlier row has taken."""
@@ -147,7 +161,7 @@ class _Bandit:
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         items, cells, margin = items[fresh], cells[fresh], margin[fresh]
         self._model.update(items, cells, np.minimum(margin, self._settings.ceiling))
-        self._asked.update(self._numbers(items, cells).tolist())
+        self._asked.update(self._pairs(items, cells))
         failing = np.column_stack([items, cells])[margin > 0]
         self._failing = np.concatenate([self._failing, failing])
 

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from scipy.stats import qmc
 
-from stages.explorers.ask_tell import AskTell, NoSettings, Strategy, uniform
+from stages.explorers.ask_tell import AskTell, NoSettings, Proposal, Strategy, uniform
 from stages.explorers.contract import Found
 from stages.explorers.prober import Prober
 from stages.params import Strict
@@ -54,16 +54,19 @@ class Exhaustive:
 
 
 class _Design:
-    """Points of a space-filling design over items and concepts together, cut into batches."""
+    """Points of a space-filling design over items and concepts together, cut into batches.
+
+    Scrambled designs only: each of their points is uniform, they merely depend on each other.
+    """
 
     def __init__(self, prober: Prober, engine: qmc.QMCEngine) -> None:
         self._engine = engine
         self._sizes = np.array([len(prober.item_ids), *prober.space.sizes])
 
-    def propose(self) -> tuple[np.ndarray, np.ndarray]:
+    def propose(self) -> Proposal:
         points = (self._engine.random(BATCH) * self._sizes).astype(np.int64)
         points = np.minimum(points, self._sizes - 1)  # a point may be rounded up to 1
-        return points[:, 0], points[:, 1:]
+        return Proposal(points[:, 0], points[:, 1:], uniform=True)
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         """Nothing: the design is fixed beforehand."""
@@ -120,14 +123,18 @@ class _Arms:
         self._failures, self._probes = np.zeros(0), np.zeros(0)
         self._left: list[np.ndarray] = []  # items not yet asked about in each cell, in random order
 
-    def propose(self) -> tuple[np.ndarray, np.ndarray]:
+    def propose(self) -> Proposal:
         greedy = int((self._rng.random(self._settings.batch) >= self._settings.epsilon).sum())
         open_arms = np.flatnonzero([len(left) > 0 for left in self._left])
         rate = self._failures[open_arms] / self._probes[open_arms]
         best = open_arms[np.lexsort((self._rng.random(len(rate)), -rate))[:greedy]]  # ties in random order
         items, cells = uniform(self._prober, self._settings.batch - len(best), self._rng)
         chosen = np.array([self._left[arm][0] for arm in best], dtype=np.int64)
-        return np.concatenate([chosen, items]), np.vstack([self._prober.space.cells(self._cells[best]), cells])
+        return Proposal(
+            np.concatenate([chosen, items]),
+            np.vstack([self._prober.space.cells(self._cells[best]), cells]),
+            uniform=np.arange(self._settings.batch) >= len(best),
+        )
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         for item, cell, failed in zip(
@@ -172,8 +179,8 @@ class _Lanes:
         self._items = rng.integers(len(prober.item_ids), size=settings.lanes)
         self._passed = np.zeros(settings.lanes, dtype=np.int64)
 
-    def propose(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._items.copy(), self._prober.space.sample(len(self._items), self._rng)
+    def propose(self) -> Proposal:
+        return Proposal(self._items.copy(), self._prober.space.sample(len(self._items), self._rng))
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         if not np.array_equal(items, self._items):

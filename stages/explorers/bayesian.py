@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.errors import UsageError
-from stages.explorers.ask_tell import AskTell, Strategy, embedding_order
+from stages.explorers.ask_tell import AskTell, Proposal, Strategy, embedding_order
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
@@ -24,6 +24,12 @@ class BayesianSettings(Strict):
     max_history: int = Field(
         200, ge=10, description="probes it never forgets; from twice as many the oldest are dropped"
     )
+
+    @model_validator(mode="after")
+    def _remembers_its_startup(self) -> BayesianSettings:
+        if self.startup > self.max_history:  # it would forget back to fewer than it needs, and only draw at random
+            raise ValueError(f"startup must be at most max_history, found {self.startup} > {self.max_history}")
+        return self
 
 
 class Bayesian(AskTell[BayesianSettings]):
@@ -75,10 +81,12 @@ class _Study:
         study.add_trials(trials)
         return study
 
-    def propose(self) -> tuple[np.ndarray, np.ndarray]:
+    def propose(self) -> Proposal:
+        complete = self._study.get_trials(deepcopy=False, states=[self._optuna.trial.TrialState.COMPLETE])
         self._pending = [self._study.ask(self._distributions) for _ in range(self._settings.batch)]
         columns = np.array([[trial.params[name] for name in self._distributions] for trial in self._pending])
-        return self._order[columns[:, 0]], columns[:, 1:]
+        uniform = len(complete) < self._settings.startup  # until then both samplers draw at random
+        return Proposal(self._order[columns[:, 0]], columns[:, 1:], uniform)
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         pending, self._pending = self._pending, []

@@ -21,11 +21,12 @@ from stages.explorers.contract import Found
 from stages.explorers.env import Normaliser
 from stages.explorers.prober import Prober
 from stages.explorers.proposer import Trainer
-from stages.explorers.surrogate import Learner, Surrogate, failure_probability
+from stages.explorers.surrogate import Learner, failure_probability
 from stages.landscape.kernel import Data
 from stages.params import Strict
 
 RANDOM_SHARES = {"landscape": 0.18, "failures": 0.08}
+MAX_GROWN = 800  # probes a batch grows to: a larger one would use up the candidates, of which there are thousands
 
 
 class SearchSettings(Strict):
@@ -37,7 +38,9 @@ class SearchSettings(Strict):
     )
     first: int = Field(100, ge=2, description="probes drawn uniformly before the first fit")
     batch: int = Field(50, ge=1, description="probes asked between two fits")
-    growth: float = Field(0.08, ge=0, le=1, description="a batch is at least this share of the probes so far")
+    growth: float = Field(
+        0.08, ge=0, le=1, description="a batch is at least this share of the probes so far, up to 800"
+    )
     surrogate: Literal["auto", "process", "boosting"] = Field(
         "auto", description="process: Gaussian process; boosting: trees; auto: by the size of the grid"
     )
@@ -78,7 +81,7 @@ class ModelBasedSettings(SearchSettings):
 
 
 class _SurrogateSearch:
-    """The loop: fit, propose, rank, ask. What is asked first does not depend on how much may be asked in all."""
+    """The loop: fit, propose, rank, ask. A longer search begins with the shorter one, but for its last batch."""
 
     name: str
     Settings: type[SearchSettings]
@@ -92,24 +95,29 @@ class _SurrogateSearch:
 
     def _search(
         self, prober: Prober, source: Source, rng: np.random.Generator, seed: int
-    ) -> tuple[Surrogate, dict[str, Any]]:
-        """Spend the budget on candidates of the source; the surrogate of all probes, and numbers for the metrics."""
+    ) -> tuple[Learner, Data, dict[str, Any]]:
+        """Spend the budget on candidates of the source.
+
+        Returns:
+            What fits surrogates, all probes, and numbers for the metrics.
+        """
         s, space, n_items = self.settings, prober.space, len(prober.item_ids)
-        learner = Learner(space, prober.task.embed(prober.item_ids), s.surrogate)
+        embeddings = prober.task.embed(prober.item_ids)
         weights = Weights(s.optimism, s.certainty, s.novelty, s.new_cell, s.failing_cell)
         book, fits = _Book(prober, rng), 0
-        with threadpool_limits(1):  # trees and small matrices: a second thread only waits
+        with threadpool_limits(1):  # trees and small matrices: a second thread only waits, and sums differ by it
+            learner = Learner(space, embeddings, s.surrogate)
             book.draw(min(s.first, prober.left))
             while prober.left > 0:
-                size = min(max(s.batch, int(s.growth * prober.spent)), prober.left)
+                grown = min(int(s.growth * prober.spent), MAX_GROWN)
+                size = min(max(s.batch, grown), prober.left)
                 picks = size - round(s.uniform * size)
                 worth = Acquisition(learner.fit(book.data, seed + fits), book.data, space, n_items, weights, seed)
                 pairs, fits = source.propose(worth), fits + 1
                 chosen = worth.batch(*pairs, picks)
                 book.ask(pairs.items[chosen], pairs.cells[chosen])
                 book.draw(size - len(chosen))  # more than its share where the candidates held too little new
-            surrogate = learner.fit(book.data, seed + fits)
-        return surrogate, {"surrogate": learner.kind, "fits": fits + 1, "random_probes": book.drawn}
+        return learner, book.data, {"surrogate": learner.kind, "fits": fits, "random_probes": book.drawn}
 
 
 class Pool(_SurrogateSearch):
@@ -123,7 +131,7 @@ class Pool(_SurrogateSearch):
         """Spend the prober's budget."""
         rng = np.random.default_rng(seed)
         source = Uniform(prober.space, len(prober.item_ids), self.settings.candidates, rng)
-        return Found(None, self._search(prober, source, rng, seed)[1])
+        return Found(None, self._search(prober, source, rng, seed)[2])
 
 
 class LocalSearch(_SurrogateSearch):
@@ -137,7 +145,7 @@ class LocalSearch(_SurrogateSearch):
         """Spend the prober's budget."""
         rng = np.random.default_rng(seed)
         source = Mutations(prober.space, len(prober.item_ids), self.settings.candidates, rng)
-        return Found(None, self._search(prober, source, rng, seed)[1])
+        return Found(None, self._search(prober, source, rng, seed)[2])
 
 
 class ModelBased(_SurrogateSearch):
@@ -157,7 +165,10 @@ class ModelBased(_SurrogateSearch):
 
         searching = trainer()
         source = Learnt(searching, s.generations, s.entropy)
-        surrogate, details = self._search(prober, source, np.random.default_rng(seed), seed)
+        learner, data, details = self._search(prober, source, np.random.default_rng(seed), seed)
+        with threadpool_limits(1):
+            surrogate = learner.fit(data, seed + details["fits"])
+        details["fits"] += 1
 
         def failing(items: np.ndarray, cells: np.ndarray) -> np.ndarray:
             """Pay for the probability of failure alone, whatever was found before."""
@@ -189,6 +200,8 @@ class _Book:
         """Put probes and write down those that are new."""
         answers = self._prober.ask(items, cells, uniform=uniform)
         new = answers.fresh
+        if not new.any():
+            return
         margin = answers.discrepancy[new].astype(float) - self._prober.task.threshold
         old = self.data
         self.data = Data(

@@ -54,7 +54,7 @@ class Prober:
     Args:
         task: the model under test with its items and concepts.
         item_ids: the items the explorer may use.
-        budget: unique probes it may spend.
+        budget: unique probes it may spend; no more than there are pairs of item and cell.
         ledger: answers already paid for in this run; shared between explorers.
         compute: threads of the model, and probes put to it (and written to the ledger) at once.
         on_progress: called with (unique probes, failures) after every batch.
@@ -69,8 +69,9 @@ class Prober:
         compute: Compute | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.task, self.item_ids, self.budget = task, list(item_ids), budget
+        self.task, self.item_ids = task, list(item_ids)
         self.space: ConceptSpace = task.concepts
+        self.budget = min(budget, len(self.item_ids) * self.space.n_cells)
         self.ledger = ledger if ledger is not None else Ledger()
         self.compute = compute or Compute()
         self._on_progress = on_progress
@@ -94,7 +95,7 @@ class Prober:
         """Failing unique probes found so far."""
         return self._failures
 
-    def ask(self, items: np.ndarray, cells: np.ndarray, *, uniform: bool = False) -> Answers:
+    def ask(self, items: np.ndarray, cells: np.ndarray, *, uniform: bool | np.ndarray = False) -> Answers:
         """Put n probes: items (n,) positions in `item_ids`, cells (n, d) level indices.
 
         A probe asked twice in the same call is paid once; questions past the budget stay unanswered.
@@ -102,18 +103,19 @@ class Prober:
         Args:
             items: (n,) positions in `item_ids`.
             cells: (n, d) level indices.
-            uniform: the pairs were drawn uniformly at random, whatever was known: only on such probes can rates be
-                measured without correction. One that was asked before counts as drawn, too.
+            uniform: which pairs, all or (n,) bool, were drawn uniformly at random, whatever was known: only on such
+                probes can rates be measured without correction. One that was asked before counts as drawn, too.
         """
         keys = [Key(self.item_ids[i], int(c)) for i, c in zip(items, self.space.flat(cells), strict=True)]
         fresh = np.zeros(len(keys), dtype=bool)
         answered = np.zeros(len(keys), dtype=bool)
+        drawn = np.broadcast_to(uniform, len(keys))
         for n, key in enumerate(keys):
             if key not in self._asked and self.left > 0:
                 self._asked[key] = len(self._asked)
                 fresh[n] = True
             answered[n] = key in self._asked
-            if uniform and answered[n]:
+            if drawn[n] and answered[n]:
                 self._uniform.setdefault(key, self.spent)
         self._query([key for key, is_fresh in zip(keys, fresh, strict=True) if is_fresh])
 

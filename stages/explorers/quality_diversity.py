@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.errors import UsageError
-from stages.explorers.ask_tell import AskTell, Strategy, embedding_order, uniform
+from stages.explorers.ask_tell import AskTell, Proposal, Strategy, embedding_order, uniform
 from stages.explorers.prober import Prober
 from stages.params import Strict
 
@@ -79,9 +79,10 @@ class _Archive:
     def _solutions(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
         return np.column_stack([self._place[items], cells]).astype(float)
 
-    def propose(self) -> tuple[np.ndarray, np.ndarray]:
+    def propose(self) -> Proposal:
+        startup = bool(self._archive.empty)  # nothing to mutate: it names the uniform draws it was given
         rounded = np.rint(self._emitter.ask()).astype(np.int64)
-        return self._order[rounded[:, 0]], rounded[:, 1:]
+        return Proposal(self._order[rounded[:, 0]], rounded[:, 1:], uniform=startup)
 
     def learn(self, items: np.ndarray, cells: np.ndarray, margin: np.ndarray, fresh: np.ndarray) -> None:
         self._archive.add(self._solutions(items[fresh], cells[fresh]), margin[fresh], cells[fresh])

@@ -83,9 +83,10 @@ def name_in_halves(
     threshold: float,
     seed: int,
 ) -> tuple[list[Region], list[Region]]:
-    """Regions named from each of two disjoint halves of the items, with half of the probes and nothing in common.
+    """Regions named from each of two disjoint halves of the items, each with its half of the probes.
 
-    Arguments are those of `name_modes`; estimator and hyperparameters are the landscape's.
+    Arguments are those of `name_modes`. Both take estimator, hyperparameters and links from the landscape, so from all
+    probes: no item or probe is in common, but what was learnt from them on how to estimate is.
     """
     order = np.random.default_rng(seed).permutation(len(item_ids))
     halves: list[list[Region]] = []

@@ -12,11 +12,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import brier_score_loss, log_loss
 
 from stages.concepts import ConceptSpace
-from stages.landscape.estimators import FOLDS, Average, Doubted, Estimator, Inputs, Logistic, Process, Trees
+from stages.landscape.estimators import FOLDS, Average, Constant, Doubted, Estimator, Inputs, Logistic, Process, Trees
 from stages.landscape.kernel import Data, Features, Hyper, choose_hyper
 
 RANK, SEARCH_RANK, SEARCH_PROBES = 900, 300, 2000
 ENOUGH = 50  # marked uniform probes needed to judge by them
+MANY_CELLS = 10 * FOLDS  # from which whole cells can be held out: of fewer, each is unlike those that are left
 LARGEST_WEIGHT = 10.0  # of a probe, where the average is 1: less bias is not worth more variance
 # On three enumerated truths (MNIST, 2,401 cells x 200 items) errors of .017 to .03 in standard deviation were left with
 # 8,000 probes; this covers them. Held-out probes can show a larger one, but are too few to show one this small.
@@ -27,7 +28,7 @@ SLOPE_SPREAD, INTERCEPT_SPREAD = 0.5, 0.3  # how far calibration is expected to 
 
 @dataclass(frozen=True)
 class Link:
-    """From margins to the probability of failure, calibrated on probes of cells the estimator had not seen.
+    """From margins to the probability of failure, calibrated on probes the estimator had not seen.
 
     Args:
         slope, intercept: of a logistic regression of failed on the margin.
@@ -79,11 +80,17 @@ class Recipe:
         return (self.links[self.rival].logit(margin) - self.link.intercept) / self.link.slope
 
 
-def folds_of(cells: np.ndarray, space: ConceptSpace, seed: int) -> np.ndarray:
-    """Number of the fold of each probe (n,), whole cells together."""
+def folds_of(cells: np.ndarray, space: ConceptSpace, seed: int) -> tuple[np.ndarray, str]:
+    """Number of the fold of each probe (n,), and in words what is held out together.
+
+    Whole cells are, as most cells of a large grid have no probe. With few cells this would judge and calibrate by
+    levels never seen, which no estimate is asked for there: all cells have probes, so single probes are held out.
+    """
+    rng = np.random.default_rng(seed)
     cell, fold_of = np.unique(space.flat(cells), return_inverse=True)
-    fold = np.arange(len(cell)) % FOLDS
-    return np.asarray(np.random.default_rng(seed).permutation(fold)[fold_of])
+    if len(cell) < MANY_CELLS:
+        return np.asarray(rng.permutation(np.arange(len(cells)) % FOLDS)), "single probes, as few cells were asked"
+    return np.asarray(rng.permutation(np.arange(len(cell)) % FOLDS)[fold_of]), "whole cells"
 
 
 def importance(
@@ -119,6 +126,8 @@ def choose(
 ) -> tuple[Estimator, Recipe, dict[str, object]]:
     """Fit every estimator, and the mean of the two best; take the one of the lowest log loss held out.
 
+    Where none beats the constant, that is taken: the overall rate everywhere, doubted by the best of the others.
+
     Args:
         data: n probes.
         weights: (n,) under which they stand for uniform ones.
@@ -130,7 +139,8 @@ def choose(
     Returns:
         The estimator, its recipe, and the scores of all: `log_losses` of each, and for the chosen one its log loss,
         Brier score and expected calibration error beside those of the constant that predicts the overall rate. All are
-        cross-fitted: neither the estimate nor its calibration has seen the probe.
+        cross-fitted: neither the estimate nor its calibration has seen the probe, but for two things that all probes
+        decide once: hyperparameters of the process, and the links by which a mean of two adds up log odds.
     """
     rng = np.random.default_rng(seed)
     some = data.take(np.sort(rng.choice(len(data), min(len(data), SEARCH_PROBES), replace=False)))
@@ -147,10 +157,14 @@ def choose(
     pair = tuple(name for name in made if name in links)  # in an order that does not depend on who leads
     both = Average([made[name] for name in pair], [links[name].logit for name in pair])
     judged[both.name] = _Judged.of(both, data, weights, fold)
+    made[Constant.name] = constant = Constant(embeddings, data, fold, weights)
+    judged[constant.name] = _Judged.of(constant, data, weights, fold)
     best = min(judged.values(), key=lambda j: j.log_loss)
-    link = replace(best.link, misfit=_misfit(best, data, weights))
-    names = pair if best.estimator is both else (first,)
-    recipe = Recipe(names, second, hyper, links, link)
+    link = replace(best.link, misfit=_misfit(best, data, weights, space))
+    names, rival = (pair, second) if best.estimator is both else ((first,), second)
+    if best.estimator is constant:
+        names, rival, links = (constant.name,), first, links | {constant.name: best.link}
+    recipe = Recipe(names, rival, hyper, links, link)
     diagnostics: dict[str, object] = {
         "name": best.estimator.name,
         **_scores(data.failed, best.predicted, weights),
@@ -179,6 +193,8 @@ def rebuild(
             made[name] = _process(data, None, space, embeddings, recipe.hyper, seed)
         elif name == Trees.name:
             made[name] = Trees(space, embeddings, data, fold, seed)
+        elif name == Constant.name:
+            made[name] = Constant(embeddings, data, fold, weights)
         else:
             made[name] = Logistic(space, embeddings, data, fold, weights)
     return recipe.assemble(made, spread)
@@ -202,6 +218,9 @@ class _Judged:
     @classmethod
     def of(cls, estimator: Estimator, data: Data, weights: np.ndarray, fold: np.ndarray) -> _Judged:
         margin = estimator.held_out
+        if isinstance(estimator, Constant):  # the rate that was seen: nothing to calibrate
+            predicted = expit(margin)
+            return cls(estimator, Link(1.0, 0.0), predicted, _log_loss(data.failed, predicted, weights))
         noise = max(float(np.sqrt(np.average((margin - data.margin) ** 2, weights=weights))), 1e-6)
         if not isinstance(estimator, Process | Trees):
             noise = PROBIT  # these speak in log odds already
@@ -238,7 +257,7 @@ def _calibrate(margin: np.ndarray, failed: np.ndarray, weights: np.ndarray, nois
     return Link(float(found.x[0] * PROBIT / noise), float(found.x[1]))
 
 
-def _misfit(best: _Judged, data: Data, weights: np.ndarray) -> float:
+def _misfit(best: _Judged, data: Data, weights: np.ndarray, space: ConceptSpace) -> float:
     """How far held-out rates are off beyond what the estimator's spread says, as a share of rate * (1 - rate).
 
     Two probes of neighbouring cells err together only as far as the rate there is wrong, so the mean product of their
@@ -251,17 +270,17 @@ def _misfit(best: _Judged, data: Data, weights: np.ndarray) -> float:
     residual = weight * (data.failed[rows] - expected)
     members = best.link.probability(best.estimator.of_probes(items, cells))
     said = weight[:, None] * ((members - members.mean(axis=0)).T * best.estimator.scale)
-    observed, pairs = _pair_product(residual[:, None], cells)
-    claimed, _ = _pair_product(said, cells)
+    blocks = blocks_of(cells, space)
+    observed, pairs = _pair_product(residual[:, None], blocks)
+    claimed, _ = _pair_product(said, blocks)
     error = float((residual**2).mean()) / np.sqrt(max(1, pairs))
     excess = float(observed[0]) - 2 * error - float(claimed.sum())
     spread = float(np.average(expected * (1 - expected), weights=weight**2))
     return float(np.clip(excess / max(spread, 1e-6), MISFIT, 1.0))
 
 
-def _pair_product(values: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, int]:
-    """Mean product of two rows in one block of neighbouring cells, by column (n, k) -> (k,), and the pairs."""
-    blocks = blocks_of(cells)
+def _pair_product(values: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, int]:
+    """Mean product of two rows in one block (n,) of neighbouring cells, by column (n, k) -> (k,), and the pairs."""
     sums = np.zeros((blocks.max() + 1, values.shape[1]))
     np.add.at(sums, blocks, values)
     counts = np.bincount(blocks)
@@ -269,9 +288,10 @@ def _pair_product(values: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, in
     return ((sums**2).sum(axis=0) - (values**2).sum(axis=0)) / max(1, 2 * pairs), pairs
 
 
-def blocks_of(cells: np.ndarray) -> np.ndarray:
-    """Number of the block of neighbouring levels each cell lies in: (n,)."""
-    return np.asarray(np.unique(cells // 2, axis=0, return_inverse=True)[1]).ravel()
+def blocks_of(cells: np.ndarray, space: ConceptSpace) -> np.ndarray:
+    """Number of the block of neighbouring levels each cell lies in: (n,). Categories have no neighbours."""
+    width = np.array([2 if concept.ordered else 1 for concept in space.concepts])
+    return np.asarray(np.unique(cells // width, axis=0, return_inverse=True)[1]).ravel()
 
 
 def _log_loss(failed: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> float:

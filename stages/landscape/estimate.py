@@ -27,7 +27,7 @@ from stages.landscape.intervals import LEVEL, SHARE, Rate, Resampler, wilson
 from stages.landscape.kernel import Data
 
 MAX_CELLS = 20_000  # larger grids are sampled
-CHUNK = 1024
+CHUNK, CHUNK_PAIRS = 1024, 2**17  # cells, and (item, cell) pairs, of which all members are held at once
 RESAMPLES = 2000  # of the items of an enumerated grid
 CERTAIN_WIDTH = 0.2
 
@@ -44,7 +44,7 @@ class Landscape:
             other items like them.
         draws: (draws, cells) float32 rates that could also be true, errors of neighbouring cells going together.
         exact: every (item, cell) pair was asked; nothing is estimated.
-        sampled: the grid is too large, the cells are a seeded sample of it.
+        sampled: the grid is too large to estimate it all, the cells are a seeded sample of it.
         recipe: what the estimate was made with, to estimate another landscape alike.
         diagnostics: which estimator was chosen and how well it and the others predict probes held out; see `choose`.
         answers: (items, cells) share of repeats that failed, of an enumerated landscape; it needs no draws.
@@ -150,20 +150,21 @@ def _estimate(
     probes = _unique(probes, space)
     data = as_data(probes, item_ids, space, threshold)
     rng = np.random.default_rng(seed)
-    sampled = space.n_cells > MAX_CELLS
+    enumerated = len(probes.drop_duplicates(["item", *space.names])) == space.n_cells * len(item_ids)
+    sampled = space.n_cells > MAX_CELLS and not enumerated
     numbers = np.sort(rng.choice(space.n_cells, MAX_CELLS, replace=False)) if sampled else np.arange(space.n_cells)
     cells = space.cells(numbers)
     seen = _Seen.of(data, space, numbers, len(item_ids))
-    if seen.complete:
+    if enumerated:
         return _exact(cells, space, seen)
-    fold = folds_of(data.cells, space, seed)
+    fold, held_out = folds_of(data.cells, space, seed)
     weights, judged_on = importance(data, drawn_uniformly(probes), fold, space, embeddings, seed)
     if like is not None and like.recipe is not None:
         recipe, diagnostics = like.recipe, like.diagnostics
         estimator = rebuild(recipe, data, weights, fold, space, embeddings, seed, spread)
     else:
         estimator, recipe, diagnostics = choose(data, weights, fold, space, embeddings, seed)
-        diagnostics |= {"judged_on": judged_on}
+        diagnostics |= {"judged_on": judged_on, "held_out_together": held_out}
     link = recipe.link
     rate, chance, members = _rates(estimator, link, cells, seen, spread)
     if not spread:
@@ -178,7 +179,7 @@ def _estimate(
     alone = ~_supported(cells, data.cells, space)
     bounds = np.quantile(rate, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     low[alone], high[alone] = np.minimum(low[alone], bounds[0]), np.maximum(high[alone], bounds[1])
-    blocks = blocks_of(cells)
+    blocks = blocks_of(cells, space)
     together = rng.standard_normal((DRAWS, len(members))) @ members
     shared = rng.standard_normal((DRAWS, blocks.max() + 1))[:, blocks] * np.sqrt(misfit)
     chances = rng.standard_normal(together.shape) * np.sqrt(chance)
@@ -238,10 +239,6 @@ class _Seen:
         failures = np.bincount(row, weights=failed, minlength=len(numbers)).astype(np.int64)
         return cls(items[first], row[first], cells[first], outcome, count, failures, n_items)
 
-    @property
-    def complete(self) -> bool:
-        return len(self.rows) == len(self.probes) * self.n_items
-
 
 def _rates(
     estimator: Estimator, link: Link, cells: np.ndarray, seen: _Seen, spread: bool
@@ -253,10 +250,11 @@ def _rates(
     """
     rate, chance = np.empty(len(cells)), np.empty(len(cells))
     members = np.empty((len(estimator.scale) if spread else 0, len(cells)))
+    size = min(CHUNK, max(16, CHUNK_PAIRS // seen.n_items))
     order = np.argsort(seen.rows, kind="stable")
-    bounds = np.searchsorted(seen.rows[order], np.arange(0, len(cells) + CHUNK, CHUNK))
-    for k, start in enumerate(range(0, len(cells), CHUNK)):
-        chunk = slice(start, start + CHUNK)
+    bounds = np.searchsorted(seen.rows[order], np.arange(0, len(cells) + size, size))
+    for k, start in enumerate(range(0, len(cells), size)):
+        chunk = slice(start, start + size)
         asked = order[bounds[k] : bounds[k + 1]]
         at = (seen.items[asked], seen.rows[asked] - start)
         for m, margin in enumerate(estimator.over_items(cells[chunk], spread)):

@@ -1,11 +1,11 @@
-"""Three ways to estimate the margin of any item under any cell, behind one interface.
+"""Three ways to estimate the margin of any item under any cell, and the constant they have to beat.
 
 A Gaussian process knows smoothness, boosted trees know boxes and sharp edges, logistic regression knows little
 and needs little. Which of them suits a model is seen on probes held out, see `stages.landscape.calibrate`. All of them
 describe the margin *given* item and cell, so a search that drew most probes where it expected failures misleads them
 little.
 
-Each is fitted without each fold of the cells in turn, which gives every probe a prediction that has not seen its cell.
+Each is fitted without each fold in turn, which gives every probe a prediction that has not seen it.
 The spread of an estimate comes from the process's posterior, or from the fits without one fold each (the delete-a-group
 jackknife: Kott 2001, "The delete-a-group jackknife").
 """
@@ -47,7 +47,7 @@ class Estimator(Protocol):
 
     Args:
         name: what reports call it.
-        held_out: (n,) the probes' margins, each predicted by a fit that has not seen the fold of its cell.
+        held_out: (n,) the probes' margins, each predicted by a fit that has not seen its fold.
         scale: (m,) weights of the members: the variance of anything computed from the margins is the sum over members
             of (scale * (its value for the member - its value for the mean))^2.
     """
@@ -178,6 +178,34 @@ class Logistic(FoldEnsemble):
         of_cells = ((x @ form[n:, n:]) * x).sum(axis=1)
         both = np.column_stack([np.ones(len(items)), items]) @ form[:n, n:]
         return of_items[:, None] + of_cells + both @ x.T
+
+
+class Constant(FoldEnsemble):
+    """The log odds of the overall rate for every item under every cell: what the others have to beat."""
+
+    name = "constant"
+
+    def __init__(self, embeddings: np.ndarray, data: Data, fold: np.ndarray, weights: np.ndarray) -> None:
+        """Count without each of the folds (n,), weighing the probes by `weights` (n,)."""
+        self._n_items = len(embeddings)
+        self._logits, held_out = _without_each_fold(
+            lambda rows: _log_odds(data.failed[rows], weights[rows]),
+            lambda logit, rows: np.full(rows.sum(), logit),
+            fold,
+        )
+        super().__init__(held_out, len(self._logits))
+
+    def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """See Estimator."""
+        return np.tile(np.array(self._logits)[:, None], len(items))
+
+    def _member(self, k: int, cells: np.ndarray) -> np.ndarray:
+        return np.full((self._n_items, len(cells)), self._logits[k])
+
+
+def _log_odds(failed: np.ndarray, weights: np.ndarray) -> float:
+    """Log odds of the weighted rate, half a probe added to both sides so that they are finite (Haldane 1956)."""
+    return float(np.log((weights[failed].sum() + 0.5) / (weights[~failed].sum() + 0.5)))
 
 
 def _quadratic_form(x: np.ndarray, failed: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Failure modes: regions a person can read, "rotation >= 30° and blur >= 2", in which the model fails unusually often.
 
 The search looks at estimated rates of *cells*, which are uniform over the grid however the probes were drawn, and tries
-every conjunction of ranges exactly: sums over a table of rates by two or three concepts give all boxes at once. What it
-names is then tested on uniform probes it has not seen.
+every conjunction of ranges: sums over a table of rates by two or three concepts give all boxes at once. Only of many
+categories it does not try all sets (see `_selectors`). What it names is then tested on uniform probes it has not seen.
 
 Libraries that do alike know no limit to the overlap of regions, so that the first six of pysubgroup or sliceline name
 the same place six times: `benchmarks/modes_libraries.py` compares them.
@@ -22,7 +22,7 @@ from scipy import stats
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.estimate import RESAMPLES, Landscape
-from stages.landscape.intervals import SHARE, Rate, Resampler, holm, wilson
+from stages.landscape.intervals import CHANGE, Rate, Resampler, holm, wilson
 
 MAX_BOXES = 4_000_000  # boxes held at once for one combination of concepts
 MAX_OVERLAP = 0.5
@@ -176,19 +176,16 @@ def confirm(
     probed = unseen[space.names].to_numpy(dtype=np.int64)
     failed = unseen["failed"].to_numpy(dtype=bool)
     overall = float(failed.mean()) if len(failed) else float(rates.mean())
-    resampler = Resampler(unseen["item"].to_numpy(dtype=str), RESAMPLES, 0)
+    items = unseen["item"].to_numpy(dtype=str)
     found = []
     for region in regions:
         inside = region.contains(space, probed)
         n, k = int(inside.sum()), int(failed[inside].sum())
-        # The rest of the grid is what chance is judged by: the region is part of the overall rate.
-        rest = float(failed[~inside].mean()) if n < len(failed) else overall
         if exact is None:
-            rate = wilson(k, n)
-            p_value = stats.binomtest(k, n, max(rest, 1e-9), alternative="greater").pvalue if n else 1.0
+            rate, p_value = wilson(k, n), worse_probes(failed, inside)
         else:
             rate, k = _known(exact, region.contains(space, exact.cells(space)))
-            p_value = resampler.p_value(failed, inside.astype(float), above=rest, lowest=SHARE[0])
+            p_value = worse_items(failed, inside, items)
         found.append((region, rate, k, float(rates[region.contains(space, cells)].mean()), p_value))
     overall = overall if exact is None else float(exact.rates.mean())
     adjusted = holm(np.array([p for *_, p in found]))
@@ -200,6 +197,27 @@ def confirm(
         modes.append(Mode("", region, rate, k, estimate, value / max(overall, 1e-9), share, confirmed))
     modes.sort(key=lambda m: (-m.confirmed, -(m.lift - 1) * m.share))
     return [Mode(**{**vars(m), "id": f"M{i}"}) for i, m in enumerate(modes, start=1)]
+
+
+def worse_probes(failed: np.ndarray, inside: np.ndarray) -> float:
+    """One-sided p-value of a region that fails no more often than the rest, both seen by draws alone (Fisher 1935).
+
+    Args:
+        failed: (n,) of independent uniform probes.
+        inside: (n,) which of them fell into the region.
+    """
+    counts = [[int((failed & side).sum()), int((~failed & side).sum())] for side in (inside, ~inside)]
+    return float(stats.fisher_exact(counts, alternative="greater").pvalue)
+
+
+def worse_items(failed: np.ndarray, inside: np.ndarray, items: np.ndarray) -> float:
+    """The same for other items like these, from (n,) all probes of some: by each one's rate inside minus outside."""
+    by_item = pd.Series(failed.astype(float)).groupby([items, inside]).mean().unstack()
+    if by_item.shape[1] < 2:
+        return 1.0  # nothing inside or nothing outside
+    change = (by_item[True] - by_item[False]).to_numpy()
+    resampler = Resampler(by_item.index.to_numpy(dtype=str), RESAMPLES, 0)
+    return resampler.p_value(change, np.ones(len(change)), above=0.0, lowest=CHANGE[0])
 
 
 def _known(exact: Landscape, inside: np.ndarray) -> tuple[Rate, int]:
@@ -239,8 +257,8 @@ def _best_region(
     for size in range(1, min(max_conditions, len(space)) + 1):
         for concepts in combinations(range(len(space)), size):
             chosen = [selectors[j] for j in concepts]
-            if prod(len(s) for s in chosen) > MAX_BOXES:
-                continue  # `skipped_combinations` tells which
+            if not 0 < prod(len(s) for s in chosen) <= MAX_BOXES:
+                continue  # a concept of one level has no condition; `skipped_combinations` tells which are too many
             new_cells, gain = _box_sums(space, cells, weights, concepts, chosen)
             shares = [s.mean(axis=1) for s in chosen]  # cells are all of the grid or uniform, so boxes have their share
             all_cells = len(cells) * reduce(np.multiply.outer, shares)
@@ -270,8 +288,9 @@ def _box_sums(
 def _selectors(concept: Concept, excess: np.ndarray) -> np.ndarray:
     """Sets of levels a condition may allow, as rows (sets, levels) of 0 and 1; all levels is no condition.
 
-    Ordered concepts: all ranges. Categories: all sets of a few; of many, those that take the worst first, which
-    hold the best set for any quality that grows with the rate when the other conditions are fixed.
+    Ordered concepts: all ranges. Categories: all sets of a few; of many, prefixes of the marginal order, worst first,
+    and each alone. A prefix is the best set where the other conditions leave that order as it is; where they change it,
+    a better set can be missed.
     """
     n = len(concept)
     if concept.ordered:
@@ -281,4 +300,4 @@ def _selectors(concept: Concept, excess: np.ndarray) -> np.ndarray:
     else:
         worst = np.argsort(-excess, kind="stable")
         rows = [np.isin(np.arange(n), worst[:k]) for k in range(1, n)] + [np.arange(n) == k for k in range(n)]
-    return np.unique(np.array(rows, dtype=np.float32), axis=0)
+    return np.unique(np.array(rows, dtype=np.float32).reshape(-1, n), axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,20 +94,20 @@ def _concepts_changed(changed: pd.DataFrame, space: ConceptSpace, start: np.ndar
 def _directions(table: pd.DataFrame, changed: pd.DataFrame, space: ConceptSpace, moves: Moves) -> list[dict[str, Any]]:
     """Each concept: in how many of the smallest changes it is, and how far it alone has to go. Most used first."""
     cells = changed[space.names].to_numpy(dtype=np.int64)
-    passing = table[table["status"] != UNCHANGED]
+    tried = table[table["tried_alone"] & (table["status"] != UNCHANGED)]  # a small budget does not get to all
     entries = []
     for j, concept in enumerate(space.concepts):
         only = np.where(np.arange(len(space)) == j, cells, moves.start)
         steps = moves.steps(only)
         used = steps > 0
-        alone = passing[f"alone_{concept.name}"].dropna()
+        alone = tried[f"alone_{concept.name}"].dropna()
         entries.append(
             {
                 "concept": concept.name,
                 "used": int(used.sum()),
                 "share": float(used.mean()) if len(used) else None,
                 "mean_steps": float(steps[used].mean()) if used.any() else None,
-                "alone": wilson(len(alone), len(passing)).to_json(),
+                "alone": wilson(len(alone), len(tried)).to_json(),
                 "alone_median_steps": float(alone.median()) if len(alone) else None,
             }
         )
@@ -114,7 +115,6 @@ def _directions(table: pd.DataFrame, changed: pd.DataFrame, space: ConceptSpace,
 
 
 def _together(changed: pd.DataFrame, space: ConceptSpace, moves: Moves) -> list[dict[str, Any]]:
-    sets = pd.Series(_concepts_changed(changed, space, moves.start), dtype=object)
-    counts = sets.value_counts()
+    counts = Counter(_concepts_changed(changed, space, moves.start))
     order = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    return [{"concepts": list(names), "items": int(n)} for names, n in order[:COMBINATIONS]]
+    return [{"concepts": list(names), "items": n} for names, n in order[:COMBINATIONS]]

@@ -1,7 +1,8 @@
 """An agent that learns to walk to the nearest failure: PPO with masked actions on the small-step environment.
 
-It is trained on other items than those it is asked about. What it has to offer is few queries: it asks only where it
-steps, while a search asks about every neighbour. For that it needs thousands of probes of training.
+It is trained on other items than those it is asked about, where there are any. What it has to offer is few queries:
+it asks only where it steps, while a search asks about every neighbour. For that it needs thousands of probes of
+training.
 """
 
 from __future__ import annotations
@@ -70,10 +71,20 @@ def train_and_walk(walks: Walks, settings: WalkerSettings, seed: int) -> dict[st
     learning = np.arange(walking, len(prober.item_ids)) if len(prober.item_ids) > walking else np.arange(walking)
     before = prober.spent
     spend = int(settings.training * prober.left)
+    too_little = NoLearningError(
+        f"microscopic exploration by rl made no gradient update within {spend} probes: raise"
+        " discover.microscopic.budget, or lower n_envs or n_steps in its settings; method beam needs no training"
+    )
+    # Every item costs a probe at its start: no more of them than leave most of the training for steps.
+    most = max(settings.n_envs, spend // 10)
+    if len(learning) > most:
+        learning = np.sort(np.random.default_rng(seed).choice(learning, most, replace=False))
     _, failed, answered = trail.margins(learning, np.tile(moves.start, (len(learning), 1)))
-    env = StepsVecEnv(trail, learning[answered & ~failed], settings.n_envs, walks.limit, seed)
-    if not (answered & ~failed).any():
+    if not answered.any():
+        raise too_little
+    if failed[answered].all():
         raise NoLearningError("microscopic exploration by rl: all items it could learn from fail unchanged")
+    env = StepsVecEnv(trail, learning[answered & ~failed], settings.n_envs, walks.limit, seed)
     model = MaskablePPO(
         "MlpPolicy",
         env,
@@ -89,10 +100,7 @@ def train_and_walk(walks: Walks, settings: WalkerSettings, seed: int) -> dict[st
     )
     model.learn(total_timesteps=PATIENCE * spend, callback=_StopWhenSpent(prober, before + spend))
     if model._n_updates == 0:
-        raise NoLearningError(
-            f"microscopic exploration by rl made no gradient update within {spend} probes: raise"
-            " discover.microscopic.budget, or lower n_envs or n_steps in its settings; method beam needs no training"
-        )
+        raise too_little
     details = {"gradient_updates": int(model._n_updates), "training_probes": prober.spent - before}
     for walk in range(settings.walks):
         _walk(walks, trail, model, deterministic=walk == 0)

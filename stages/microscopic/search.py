@@ -33,7 +33,7 @@ class Robustness:
 
     Args:
         table: one row an item, as robustness.parquet in docs/files.md.
-        metrics: method, budget, probes and counts, for metrics.json.
+        metrics: method, budget and probes of its own (0 where the grid was enumerated), counts, for metrics.json.
     """
 
     table: pd.DataFrame
@@ -78,7 +78,7 @@ def measure_robustness(
     moves = Moves(task.concepts, start_of(task.concepts))
     if steps.method == "none":
         nobody = Walks(Prober(task, [], 0), moves, 0)
-        return Robustness(_table(task.concepts, nobody, []), {"method": "none", "items": 0})
+        return Robustness(_table(task.concepts, nobody, [], np.zeros(0, dtype=bool)), {"method": "none", "items": 0})
     method, budget, wanted = steps.method, config.microscopic_budget, steps.items
     if enumerated:
         method, budget, wanted = "exact", len(item_ids) * task.concepts.n_cells, len(item_ids)
@@ -107,12 +107,12 @@ def measure_robustness(
         else:
             details = train_and_walk(walks, agent_settings(steps), int(rng.integers(2**31)))
             walk_back(walks)
-    table = _table(task.concepts, walks, walking)
+    table = _table(task.concepts, walks, walking, np.isfinite(harm).all(axis=1))
     counts = table["status"].value_counts()
     metrics = {
         "method": method,
-        "budget": prober.budget,
-        "probes": prober.spent,
+        "budget": 0 if enumerated else prober.budget,
+        "probes": 0 if enumerated else prober.spent,
         "items": len(walking),
         "fail_unchanged": int(counts.get(UNCHANGED, 0)),
         "found": int(counts.get(FOUND, 0)),
@@ -140,7 +140,7 @@ def _tell(tell: Any, spent: int, failures: int) -> None:
     tell(spent, f"{failures:,} failures")
 
 
-def _table(space: ConceptSpace, walks: Walks, item_ids: Sequence[str]) -> pd.DataFrame:
+def _table(space: ConceptSpace, walks: Walks, item_ids: Sequence[str], tried_alone: np.ndarray) -> pd.DataFrame:
     found = walks.radius < NEVER
     status = np.select([walks.radius == 0, found], [UNCHANGED, FOUND], NOT_FOUND)
     alone = walks.alone.T
@@ -153,6 +153,7 @@ def _table(space: ConceptSpace, walks: Walks, item_ids: Sequence[str]) -> pd.Dat
             "searched": walks.searched,
             "queries": walks.queries,
             **{name: _nullable(levels, found) for name, levels in zip(space.names, walks.failing.T, strict=True)},
+            "tried_alone": tried_alone,
             **{
                 f"alone_{name}": _nullable(steps, steps < NEVER) for name, steps in zip(space.names, alone, strict=True)
             },

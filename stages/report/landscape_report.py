@@ -32,6 +32,8 @@ LIMITS = (
     "The agent looks for failures on purpose: the share of its probes that fail is no estimate of the failure rate.",
 )
 
+_INNER = ("hyperparameters", "calibration")  # of the estimator: for landscape.json, not for people
+
 
 def write_landscape_report(
     out: Path,
@@ -63,7 +65,7 @@ def write_landscape_report(
     space = ConceptSpace.from_json(summary["concepts"])
     names = shown_concepts(landscape, space)
     top = top_rate(landscape, space, names)
-    modes = summary.get("modes")
+    modes, again = summary.get("modes"), summary.get("modes_found_again")
     search = search_view(probes, summary.get("search") or {})
     shown = [e for gallery in galleries.values() for e in (*gallery.failing, *gallery.passing)]
     shrinker = Shrinker([*shown, *nearest])
@@ -72,9 +74,9 @@ def write_landscape_report(
         "landscape": landscape_part(landscape, space, names, top),
         "pairs": pair_part(landscape, space, names, top),
         "effects": _effects(space, summary.get("effects") or [], top),
-        "modes": None if modes is None else _modes(modes, galleries, shrinker),
-        "robustness": robustness_view(summary.get("robustness")),
-        "found_again": summary.get("modes_found_again"),
+        "modes": None if modes is None else _modes(modes, galleries, shrinker, again),
+        "robustness": robustness_view(summary),
+        "again": _again(again),
         "search": search,
         "trust": _trust(landscape, space, probes, summary),
         "policy": _policy(landscape, space, names),
@@ -137,17 +139,39 @@ def _effects(space: ConceptSpace, effects: Iterable[Mapping[str, Any]], top: flo
 
 
 def _modes(
-    modes: Sequence[Mapping[str, Any]], galleries: Mapping[str, Gallery], shrinker: Shrinker
+    modes: Sequence[Mapping[str, Any]],
+    galleries: Mapping[str, Gallery],
+    shrinker: Shrinker,
+    again: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
+    halves = ("Neither half", "One half", "Each half")
     chosen = {mode["id"]: galleries.get(mode["id"], Gallery([], [])) for mode in modes}
     return [
         {
             **mode,
+            "again": f"{halves[again['in_halves'][mode['id']]]} of the items names it again." if again else "",
             "failing": shrinker.show_all(chosen[mode["id"]].failing),
             "passing": shrinker.show_all(chosen[mode["id"]].passing),
         }
         for mode in modes
     ]
+
+
+def _again(again: Mapping[str, Any] | None) -> str:
+    """Whether other items would tell the same story about modes."""
+    if not again:
+        return ""
+    named = number(again["named"])
+    between = (
+        f"of the {named} that one half names, the other names {number(again['again'])} again"
+        if again["named"]
+        else "one of them names none"
+    )
+    return (
+        "Would other items tell the same story? Modes were also named from each of two halves of the items, by the same"
+        f" estimator but half of the probes, which understates it: {between}. A mode counts as named again where half"
+        " of the cells that it or the other holds are in both."
+    )
 
 
 def _trust(
@@ -181,7 +205,7 @@ def _trust(
             "not that it predicts."
         )
     scores = summary.get("estimator") or {}
-    estimator = list(flatten(scores))
+    estimator = list(flatten({key: value for key, value in scores.items() if key not in _INNER}))
     if is_number(scores.get("log_loss")) and is_number(scores.get("log_loss_constant")):
         better = scores["log_loss"] < scores["log_loss_constant"]
         sentences.append(

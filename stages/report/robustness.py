@@ -12,21 +12,22 @@ from stages.report import figures
 from stages.report.page import Picture
 from stages.report.words import interval, number, percent
 
-METHODS = {"beam": "beam search", "exact": "breadth-first search", "rl": "an agent trained on other items"}
+METHODS = {"beam": "beam search", "exact": "breadth-first search", "rl": "a trained agent"}
 
 
-def robustness_view(robustness: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def robustness_view(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """The section on the smallest failing changes; None where none were sought.
 
     Args:
-        robustness: as in landscape.json.
+        summary: as in landscape.json.
     """
+    robustness = summary.get("robustness")
     if not robustness:
         return None
     return {
-        "sentence": _finding(robustness),
+        "sentence": _finding(robustness, robustness["items"] == summary.get("items")),
         "caveat": _caveat(robustness),
-        "picture": _picture(robustness["within"]),
+        "picture": _picture(robustness["within"]) if len(robustness["within"]) > 1 else None,
         "directions": robustness["directions"],
         "together": ", ".join(
             f"{' × '.join(entry['concepts'])} ({number(entry['items'])})" for entry in robustness["together"]
@@ -35,32 +36,44 @@ def robustness_view(robustness: Mapping[str, Any] | None) -> dict[str, Any] | No
     }
 
 
-def _finding(robustness: Mapping[str, Any]) -> str:
+def _finding(robustness: Mapping[str, Any], everyone: bool) -> str:
     items, unchanged, found, held = (robustness[key] for key in ("items", "fail_unchanged", "found", "not_found"))
-    said = [f"{number(unchanged)} fail unchanged", f"{number(found)} after some steps"]
+    whom = _count(items, "item") if everyone else f"{_count(items, 'item')} drawn at random"
+    if unchanged == items:
+        return f"Of {whom}, all fail unchanged: no step is needed."
+    said = [f"{number(unchanged)} fail{'s' if unchanged == 1 else ''} unchanged", f"{number(found)} after some steps"]
     if held:
-        said.append(f"for {number(held)} no failure was found within {number(robustness['searched'])} steps")
-    text = f"Of {number(items)} items drawn at random, {', '.join(said[:-1])} and {said[-1]}."
+        deep = robustness["searched"]
+        within = f"within {_count(deep, 'step')}" if deep else "before the budget was spent"
+        said.append(f"for {number(held)} no failure was found {within}")
+    text = f"Of {whom}, {', '.join(said[:-1])} and {said[-1]}."
     median = robustness["median_radius"]
-    return text if median is None else f"{text} Half of all items fail within {number(median)} steps."
+    return f"{text} At least half of them fail within {_count(median, 'step')}." if median else text
 
 
 def _caveat(robustness: Mapping[str, Any]) -> str:
     """How far to trust it: who searched, what that proves, and where the steps start."""
-    method, probes = METHODS.get(robustness["method"], robustness["method"]), number(robustness["probes"])
-    said = [f"Found by {method} with {probes} probes of its own."]
-    if robustness["proven"] == robustness["found"]:
-        said.append("All smaller changes were asked and pass, so these are the smallest.")
-    else:
+    method, probes = METHODS.get(robustness["method"], robustness["method"]), robustness["probes"]
+    own = f"with {_count(probes, 'probe')} of its own" if probes else "among the answers to the whole grid"
+    said = [f"Sought by {method} {own}."]
+    found, proven = robustness["found"], robustness["proven"]
+    if found and proven == found:
+        said.append("All smaller changes were asked and pass, so what was found is the smallest.")
+    elif found:
         said.append(
-            f"What was found does fail, but a smaller change may have been missed: {number(robustness['proven'])} of"
-            f" {number(robustness['found'])} are known to be the smallest. The shares are lower bounds: the model is no"
-            " more robust than this."
+            f"What was found does fail, but a smaller change may have been missed: {number(proven)} of {number(found)}"
+            " are known to be the smallest. The shares are lower bounds: the model is no more robust than this."
         )
+    if robustness["not_found"] and robustness["method"] != "exact":
+        said.append("That nothing was found for an item does not prove that there is nothing.")
     if robustness["not_neutral"]:
         lacking = ", ".join(robustness["not_neutral"])
         said.append(f"Steps start from {robustness['start']}: no level that changes nothing is known of {lacking}.")
     return " ".join(said)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{number(n)} {noun}{'' if n == 1 else 's'}"
 
 
 def _picture(within: list[dict[str, Any]]) -> Picture:

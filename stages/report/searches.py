@@ -14,6 +14,7 @@ from stages.report.scales import AFTER, AGENT, BEFORE, CONTROL
 from stages.report.words import is_number, number, percent
 
 _IN_WORDS = ("explorer", "chosen", "why")  # said in titles and sentences, not in the table
+_SURROGATES = {"process": "Gaussian process", "boosting": "boosted trees"}
 
 
 class Run(NamedTuple):
@@ -95,13 +96,18 @@ def _body(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _cell(key: str, value: Any) -> str:
-    return percent(value) if key.endswith("rate") and is_number(value) and 0 <= value <= 1 else number(value)
+    if key.endswith(("rate", "entropy")) and is_number(value) and 0 <= value <= 1:
+        return percent(value)
+    return number(_SURROGATES.get(value, value) if key == "surrogate" else value)
 
 
 def _who_chose(search: Mapping[str, Any]) -> str:
     """Which explorer `auto` took and why; nothing where the user named one."""
     agent = search.get("agent") or {}
-    return f" The explorer was chosen automatically: {agent['chosen']}, {agent['why']}." if "chosen" in agent else ""
+    if "chosen" not in agent:
+        return ""
+    why = f": {agent['why']}" if agent.get("why") else ""
+    return f" The explorer was left to auto, which took {agent['chosen']}{why}."
 
 
 def _who_found_more(runs: Sequence[Run]) -> str:

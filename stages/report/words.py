@@ -7,6 +7,23 @@ from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+_SAID = {  # keys of metrics that do not explain themselves
+    "failing_cells": "distinct failing cells",
+    "steps": "steps taken, repeats among them",
+    "filled_at_random": "probes filled in at random",
+    "surrogate": "surrogate model",
+    "fits": "fits of the surrogate model",
+    "random_probes": "probes drawn uniformly",
+    "policy_entropy": "entropy of the policy, as a share of a uniform one's",
+    "name": "estimator",
+    "probes_agent": "probes of the agent",
+    "probes_control": "probes of the control",
+    "log_loss_constant": "log loss of always guessing the overall rate",
+    "brier": "Brier score",
+    "brier_constant": "Brier score of always guessing the overall rate",
+    "calibration_error": "expected calibration error",
+}
+
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number, numpy's included (booleans are not)."""
@@ -61,7 +78,7 @@ def number(value: Any) -> str:
 
 def words(key: str) -> str:
     """A key as a person would say it: "failure_rate" -> "failure rate"."""
-    return key.replace("_", " ").replace(".", " · ")
+    return _SAID.get(key) or key.replace("_", " ").replace(".", " · ")
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

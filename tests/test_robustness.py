@@ -1,0 +1,102 @@
+"""What is said of the smallest failing changes: shares, directions, and the report's section."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from stages.concepts import Region
+from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
+from stages.report import write_landscape_report
+from stages.report.robustness import robustness_view
+from tests.report_samples import FOUR, make_inputs
+from tests.test_microscopic import SPACE
+
+
+def hand_made() -> pd.DataFrame:
+    """Two items fail by tilt alone, one with fog, one unchanged, one held for four steps."""
+    rows = [
+        ("i0", "found", 2, 3, 2, 0, 0), ("i1", "found", 3, 3, 3, 0, 0), ("i2", "found", 5, 3, 3, 2, 0),
+        ("i3", "fails unchanged", 0, 0, 0, 0, 0), ("i4", "not found", None, 4, None, None, None),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["item", "status", "radius", "searched", *SPACE.names])
+    table["at_least"] = [2, 1, 1, 0, 2]
+    table["tried_alone"] = [True, True, True, False, True]
+    return table.assign(alone_tilt=[2, 3, None, None, None], alone_fog=None, alone_dust=None).astype(
+        dict.fromkeys(("radius", *SPACE.names, "alone_tilt", "alone_fog", "alone_dust"), "Int64")
+    )
+
+
+def test_shares_go_as_far_as_all_items_were_searched() -> None:
+    summary = summarize_robustness(hand_made(), SPACE, {"method": "beam", "probes": 77})
+    assert summary is not None
+    assert [entry["value"] for entry in summary["within"]] == [0.2, 0.2, 0.4, 0.6, 0.6]  # i4 is unknown from 5 on
+    assert summary["median_radius"] == 3 and summary["proven"] == 1
+    tilt, fog, dust = summary["directions"]
+    assert (tilt["concept"], tilt["used"], tilt["mean_steps"], tilt["alone_median_steps"]) == ("tilt", 3, 8 / 3, 2.5)
+    assert (tilt["alone"]["value"], tilt["alone"]["n"]) == (0.5, 4)  # of those that pass unchanged
+    assert (fog["used"], fog["mean_steps"], dust["used"], dust["mean_steps"]) == (1, 2, 0, None)
+    assert summary["together"] == [{"concepts": ["tilt"], "items": 2}, {"concepts": ["tilt", "fog"], "items": 1}]
+
+
+def test_modes_are_told_what_ends_in_them() -> None:
+    strong = Region({"tilt": (3, 4, 5)})
+    assert reached(hand_made(), SPACE, strong) == {"reached": 2, "of": 3, "median_radius": 4.0}
+    assert reached(hand_made(), SPACE, Region({"dust": (5,)})) == {"reached": 0, "of": 3, "median_radius": None}
+
+
+def test_examples_are_the_nearest_of_different_kinds() -> None:
+    shown = nearest(hand_made(), SPACE, 2)
+    assert shown["item"].tolist() == ["i0", "i2"]  # i1 changes the same concept as i0
+    assert describe_change(SPACE, [3, 2, 0]) == "tilt 3, fog 2"
+
+
+def test_the_report_has_the_section_where_there_is_one(tmp_path) -> None:
+    inputs = make_inputs(*FOUR, images=False)
+    write_landscape_report(tmp_path / "without.html", **inputs | {"summary": inputs["summary"] | {"robustness": None}})
+    assert 'id="robustness"' not in (tmp_path / "without.html").read_text(encoding="utf-8")
+    summary = summarize_robustness(hand_made(), SPACE, {"method": "beam", "probes": 77})
+    inputs["summary"] |= {"robustness": summary}
+    inputs["summary"]["modes"][0] |= {"minimal": {"reached": 2, "of": 3, "median_radius": 4.0}}
+    write_landscape_report(tmp_path / "with.html", **inputs)
+    page = (tmp_path / "with.html").read_text(encoding="utf-8").split('id="plotly"')[0]
+    section = page.split('<section id="robustness">')[1].split("</section>")[0]
+    assert "Of 5 items drawn at random, 1 fails unchanged, 3 after some steps and for 1 no failure was found" in section
+    assert "At least half of them fail within 3 steps." in section and "beam search with 77 probes" in section
+    assert "tilt (2), tilt × fog (1)" in section
+    assert "The nearest failures" in section and "3 of 3" in section
+    assert "2 of the 3 <a href" in page.split('<section id="modes">')[1].split("</section>")[0]
+    assert "nan" not in section and "None" not in section
+
+
+def said(table: pd.DataFrame, items: int = 99, **metrics: object) -> str:
+    summary = summarize_robustness(table, SPACE, {"method": "beam", "probes": 77, **metrics})
+    view = robustness_view({"robustness": summary, "items": items})
+    assert view is not None
+    return f"{view['sentence']} {view['caveat']}"
+
+
+def test_what_is_said_fits_what_was_found() -> None:
+    table = hand_made()
+    assert "1 of 3 are known to be the smallest" in said(table) and "does not prove that there is nothing" in said(
+        table
+    )
+    unchanged = table[table["status"] == "fails unchanged"]
+    assert said(unchanged).startswith("Of 1 item drawn at random, all fail unchanged: no step is needed. Sought by")
+    assert "smaller" not in said(unchanged)
+    held = said(table[table["status"] == "not found"], method="exact")
+    assert "for 1 no failure was found within 4 steps." in held
+    assert "smallest" not in held and "prove" not in held and "half" not in held
+    spent = table[table["status"] == "not found"].assign(searched=0)
+    assert "for 1 no failure was found before the budget was spent" in said(spent)
+    first = table.iloc[:1]
+    assert "All smaller changes were asked and pass" in said(first)
+    enumerated = said(table, items=5, method="exact", probes=0)
+    assert (
+        "drawn at random" not in enumerated and "by breadth-first search among the answers to the whole" in enumerated
+    )
+
+
+def test_one_point_is_no_curve() -> None:
+    summary = summarize_robustness(hand_made().iloc[3:4], SPACE, {"method": "beam", "probes": 1})
+    view = robustness_view({"robustness": summary})
+    assert view is not None and view["picture"] is None
