@@ -203,7 +203,11 @@ def test_the_command_runs_what_is_stale_and_writes_the_page(tmp_path, enumerated
         shutil.copy(tmp_path / "t.safetensors", there / "study" / "truths" / f"{name}.safetensors")
     params = {
         "truths": {},
-        "study": {"seeds": [100, 101], "landscapes": {"planted5": PLAN}, "explorers": {"random": {}, "ppo": {}}},
+        "study": {
+            "seeds": [100, 101],
+            "landscapes": {"planted5": {"budgets": [500], "short": 500, "estimate_at": []}},
+            "explorers": {"random": {}, "ppo": {}},
+        },
     }
     (there / "study" / "params.yaml").write_text(yaml.safe_dump(params))
     (workspace.path / "docs" / "study.md").write_text(f"# Mine\n\nWords.\n\n{report.MARKER}\n\nlast week's\n")
