@@ -180,9 +180,8 @@ def targets(results: pd.DataFrame, explorer: str) -> str:
             met = reached >= column.target if column.better == "high" else reached <= column.target
             sign = ">=" if column.better == "high" else "<="
             aim = f"{sign} {column.target:{column.form}}"
-            lines.append(
-                f"| {landscape} | {column.title} | {aim} | {reached:{column.form}} | {'met' if met else '**missed**'} |"
-            )
+            exact = f"{reached:,.0f}" if column.form == ",.0f" else f"{reached:.3f}"  # a miss by a little shows
+            lines.append(f"| {landscape} | {column.title} | {aim} | {exact} | {'met' if met else '**missed**'} |")
     return "\n".join(lines)
 
 

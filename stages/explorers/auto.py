@@ -1,4 +1,4 @@
-"""`auto`: the explorer that the study shows to be best for the size of the grid and the budget (docs/study.md)."""
+"""`auto`: random draws, local search or a learnt policy, by what the study shows for grid and budget (docs/study.md)."""
 
 from __future__ import annotations
 
