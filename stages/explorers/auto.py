@@ -1,4 +1,4 @@
-"""`auto`: random draws, local search or a learnt policy, by what the study shows for grid and budget (docs/study.md)."""
+"""`auto`: random draws, local search or a learnt policy, by what the study shows for grid and budget."""
 
 from __future__ import annotations
 
