@@ -41,8 +41,9 @@ format: .venv/.dev ## Format, and mend what can be mended
 	@$(BIN)/ruff check --fix --exit-zero --quiet .
 	@$(BIN)/ruff format .
 
-benchmark: .venv/.audit $(ALL_PACKAGES) ## Measure what the README quotes (some minutes)
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit; done
+benchmark: .venv/.dev $(ALL_PACKAGES) ## Measure what the README and docs quote (half an hour)
+	@for name in $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py)); do \
+		echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit; done
 
 study: .venv/.dev $(ALL_PACKAGES) ## Compare all explorers on known truths, write docs/study.md (an hour or two)
 	@$(BIN)/faded study
