@@ -8,7 +8,7 @@ an amortised proposer for items never seen.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -120,32 +120,32 @@ class _SurrogateSearch:
         return learner, book.data, {"surrogate": learner.kind, "fits": fits, "random_probes": book.drawn}
 
 
-class Pool(_SurrogateSearch):
+class _Rival(_SurrogateSearch):
+    """Candidates from a source that learns nothing of its own."""
+
+    Settings = RivalSettings
+    settings: RivalSettings
+    source: ClassVar[type[Uniform] | type[Mutations]]
+
+    def explore(self, prober: Prober, seed: int) -> Found:
+        """Spend the prober's budget."""
+        rng = np.random.default_rng(seed)
+        source = self.source(prober.space, len(prober.item_ids), self.settings.candidates, rng)
+        return Found(None, self._search(prober, source, rng, seed)[2])
+
+
+class Pool(_Rival):
     """Candidates drawn uniformly."""
 
     name = "pool"
-    Settings = RivalSettings
-    settings: RivalSettings
-
-    def explore(self, prober: Prober, seed: int) -> Found:
-        """Spend the prober's budget."""
-        rng = np.random.default_rng(seed)
-        source = Uniform(prober.space, len(prober.item_ids), self.settings.candidates, rng)
-        return Found(None, self._search(prober, source, rng, seed)[2])
+    source = Uniform
 
 
-class LocalSearch(_SurrogateSearch):
+class LocalSearch(_Rival):
     """Candidates drawn uniformly and mutations of the best of them."""
 
     name = "local_search"
-    Settings = RivalSettings
-    settings: RivalSettings
-
-    def explore(self, prober: Prober, seed: int) -> Found:
-        """Spend the prober's budget."""
-        rng = np.random.default_rng(seed)
-        source = Mutations(prober.space, len(prober.item_ids), self.settings.candidates, rng)
-        return Found(None, self._search(prober, source, rng, seed)[2])
+    source = Mutations
 
 
 class ModelBased(_SurrogateSearch):
