@@ -18,7 +18,7 @@ import numpy as np
 
 from stages.errors import InfrastructureError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Answer(NamedTuple):
@@ -27,6 +27,7 @@ class Answer(NamedTuple):
     discrepancy: float
     failed: bool
     output: str
+    valid: bool = True
 
 
 class Key(NamedTuple):
@@ -76,9 +77,9 @@ class Ledger:
         self._file = path.open("a", encoding="utf-8")
 
     def _remember(self, record: dict[str, Any]) -> None:
-        columns = (record[name] for name in ("items", "cells", "repeats", "discrepancy", "failed", "outputs"))
-        for item, cell, repeat, discrepancy, failed, output in zip(*columns, strict=True):
-            self._answers[Key(item, cell, repeat)] = Answer(discrepancy, failed, output)
+        names = ("items", "cells", "repeats", "discrepancy", "failed", "outputs", "valid")
+        for item, cell, repeat, *answer in zip(*(record[name] for name in names), strict=True):
+            self._answers[Key(item, cell, repeat)] = Answer(*answer)
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -89,9 +90,18 @@ class Ledger:
     def __getitem__(self, key: Key) -> Answer:
         return self._answers[key]
 
-    def append(self, keys: Sequence[Key], discrepancy: np.ndarray, failed: np.ndarray, outputs: Sequence[str]) -> None:
-        """Record a batch of answers; on disk when this returns."""
-        lengths = {len(keys), len(discrepancy), len(failed), len(outputs)}
+    def append(
+        self,
+        keys: Sequence[Key],
+        discrepancy: np.ndarray,
+        failed: np.ndarray,
+        outputs: Sequence[str],
+        valid: np.ndarray | None = None,
+    ) -> None:
+        """Record a batch of answers; on disk when this returns. `valid` None: all are."""
+        if valid is None:
+            valid = np.ones(len(keys), dtype=bool)
+        lengths = {len(keys), len(discrepancy), len(failed), len(outputs), len(valid)}
         if len(lengths) > 1:  # checked before it is written: a line that cannot be read would stay for ever
             raise ValueError(f"a batch of {len(keys)} probes was answered by columns of lengths {sorted(lengths)}")
         record = {
@@ -102,6 +112,7 @@ class Ledger:
             "discrepancy": [float(x) for x in discrepancy],
             "failed": [bool(x) for x in failed],
             "outputs": list(outputs),
+            "valid": [bool(x) for x in valid],
         }
         if self._file is not None:
             self._file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")

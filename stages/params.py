@@ -43,6 +43,7 @@ COLUMNS = frozenset(
             "uniform",
             "discrepancy",
             "failed",
+            "valid",
             "output",
         ),
         *("status", "radius", "at_least", "searched", "queries", "tried_alone"),
@@ -163,7 +164,9 @@ class RestructureConfig(Strict):
     """The repair. What `settings` may hold is the task's own."""
 
     method: str
-    control: Literal["uniform", "none"] = Field("none", description="also repair a copy on uniformly drawn cells")
+    control: Literal["uniform", "clean", "none"] = Field(
+        "none", description="also repair a copy on uniformly drawn cells, or on unchanged inputs, with as many steps"
+    )
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("settings")

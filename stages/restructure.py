@@ -34,12 +34,12 @@ def main(name: str) -> None:
     with scratch(name, "restructure", key) as work:
         with publishing(stage_dir(name, "restructure")) as out:
             records: dict[str, RepairRecord] = {}
-            for copy in ("repaired", "control") if config.control == "uniform" else ("repaired",):
+            for copy in ("repaired",) if config.control == "none" else ("repaired", "control"):
                 plan = RepairPlan(
                     targets=targets,
                     settings={"method": config.method, **config.settings},
                     seed=audit.seed,
-                    uniform=copy == "control",
+                    control=config.control if copy == "control" and config.control != "none" else None,
                     decision={k: decision.get(k) for k in ("decided_by", "reviewer", "reason", "landscape")},
                     scratch=work / copy,
                 )

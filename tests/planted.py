@@ -111,7 +111,7 @@ class PlantedTask:
         kept = [
             region.to_json()
             for region in self._regions
-            if plan.uniform
+            if plan.control
             or not any(
                 (region.contains(self.concepts, cells) & target.region.contains(self.concepts, cells)).any()
                 for target in plan.targets

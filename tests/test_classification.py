@@ -134,10 +134,10 @@ def test_exhibits_are_pictures_people_can_see(task):
 
 
 def fix(task, out, **settings):
-    uniform = settings.pop("uniform", False)
+    control = settings.pop("control", None)
     scratch = settings.pop("scratch", None)
     settings = {"method": "risk-weighted", "epochs": 3, "batch_size": 30, "replay": 0.5, **settings}
-    return task.repair(RepairPlan([TARGET], settings, seed=1, uniform=uniform, scratch=scratch), out)
+    return task.repair(RepairPlan([TARGET], settings, seed=1, control=control, scratch=scratch), out)
 
 
 def target_failures(home, model):
@@ -174,7 +174,7 @@ def test_repair_leaves_the_model_under_test(home, task, tmp_path):
 
 
 def test_control_has_as_many_steps_and_other_cells(task, tmp_path):
-    repaired, control = fix(task, tmp_path / "a", epochs=1), fix(task, tmp_path / "b", epochs=1, uniform=True)
+    repaired, control = fix(task, tmp_path / "a", epochs=1), fix(task, tmp_path / "b", epochs=1, control="uniform")
     assert repaired.steps == control.steps
     assert control.details["failures_before"] < repaired.details["failures_before"]
     assert "control" in (tmp_path / "b" / "README.md").read_text()

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from stages.errors import UsageError
+
 Level = float | str
 
 
@@ -109,6 +111,17 @@ class ConceptSpace:
         """The cell that changes nothing (d,), or None if some concept has no neutral level."""
         indices = [c.levels.index(c.neutral) if c.neutral in c.levels else -1 for c in self.concepts]
         return None if -1 in indices else np.array(indices)
+
+    def neutral_region(self) -> Region:
+        """The region of the neutral cell alone.
+
+        Raises:
+            UsageError: naming the concepts that have no neutral level.
+        """
+        if self.neutral is None:
+            without = [c.name for c in self.concepts if c.neutral not in c.levels]
+            raise UsageError(f"no cell of the grid leaves an input unchanged: {', '.join(without)} always changes it")
+        return Region({name: (int(level),) for name, level in zip(self.names, self.neutral, strict=True)})
 
     def coordinates(self, cells: np.ndarray) -> np.ndarray:
         """Cells (n, d) -> points (n, k) float64 whose Euclidean distances mean concept distances.

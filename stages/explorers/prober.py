@@ -141,7 +141,7 @@ class Prober:
             with torch_threads(self.compute.threads):
                 answer = self.task.probe([key.item for key in batch], cells)
             self._check(answer, len(batch))
-            self.ledger.append(batch, answer.discrepancy, answer.failed, answer.outputs)
+            self.ledger.append(batch, answer.discrepancy, answer.failed, answer.outputs, answer.valid)
 
     def _check(self, answer: ProbeBatch, n: int) -> None:
         """Refuse answers that would count as passing by accident: nan is not above any threshold."""
@@ -149,6 +149,8 @@ class Prober:
         shapes = (np.shape(answer.discrepancy), np.shape(answer.failed), (len(answer.outputs),))
         if shapes != ((n,),) * 3:
             raise UsageError(f"{where} was asked {n} probes and answered with shapes {shapes} instead of ({n},) each")
+        if answer.valid is not None and (np.shape(answer.valid) != (n,) or (answer.failed & ~answer.valid).any()):
+            raise UsageError(f"{where} must call valid or not each of {n} probes, and none failed that is not valid")
         if not np.isfinite(answer.discrepancy).all():
             raise UsageError(f"{where} answered a discrepancy that is not finite: the model's output cannot be judged")
         if not np.array_equal(answer.failed, answer.discrepancy > self.task.threshold):
@@ -175,6 +177,7 @@ class Prober:
                 "uniform": np.array([self._uniform.get(key, np.inf) <= until for key in keys], dtype=bool),
                 "discrepancy": np.array([a.discrepancy for a in answers], dtype=np.float32),
                 "failed": np.array([a.failed for a in answers], dtype=bool),
+                "valid": np.array([a.valid for a in answers], dtype=bool),
                 "output": pd.Series([a.output for a in answers], dtype="str"),
             }
         )

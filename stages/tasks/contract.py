@@ -92,20 +92,33 @@ class ProbeBatch:
             bounded, and a probe fails where it is above the task's threshold.
         failed: (n,) bool.
         outputs: n short strings people can read (a predicted class, a summary).
+        valid: (n,) bool, False where the change left nothing a model could be blamed for (an article without its
+            content). Such a probe has not failed, whatever the output; reports count these apart. None: all are valid.
     """
 
     discrepancy: np.ndarray
     failed: np.ndarray
     outputs: list[str]
+    valid: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """What a person is shown of one probe: an image (PNG bytes) or a text, with a caption."""
+    """What a person is shown of one probe: an image (PNG bytes) or a text, with a caption.
+
+    Args:
+        caption: one line: what was expected, what came out.
+        image: PNG bytes.
+        text: the changed text the model was given.
+        original: the text before the change; reports mark what differs.
+        answers: what the model said, by what it was asked ("summary of the original", "summary of the changed text").
+    """
 
     caption: str
     image: bytes | None = None
     text: str | None = None
+    original: str | None = None
+    answers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,24 +146,61 @@ class TargetMode:
 
 
 @dataclass(frozen=True)
+class RatedExample:
+    """What a person said of one shown example of a failure mode.
+
+    Args:
+        mode: id of the mode it was shown for.
+        item: id of the item.
+        cell: (concepts,) level indices.
+        output: what the model had answered.
+        rating: quality of that answer, 1 (useless) to 10 (perfect); None if it was not rated.
+        corrected: the answer the person would have wanted; None if none was given.
+    """
+
+    mode: str
+    item: str
+    cell: Sequence[int]
+    output: str
+    rating: int | None = None
+    corrected: str | None = None
+
+
+@dataclass(frozen=True)
 class RepairPlan:
-    """What a repair is to do: the target modes, or uniformly drawn cells for the control.
+    """What a repair is to do: the target modes, or what the control trains on, with the same number of steps.
 
     Args:
         targets: failure modes to repair.
         settings: `method` and the method's settings, for the task to validate.
         seed: all randomness of the repair derives from it.
-        uniform: draw cells from the whole grid instead, with the same number of steps.
+        control: "uniform" draws cells from the whole grid instead, "clean" leaves the inputs unchanged.
         decision: decided_by, reviewer, reason and landscape of the plan, for the model card.
+        examples: what people said of examples, for tasks that learn from it (`Task.check_repair` says if not).
         scratch: where unfinished work may be kept, so that a killed repair resumes; None keeps nothing.
     """
 
     targets: Sequence[TargetMode]
     settings: Mapping[str, Any]
     seed: int
-    uniform: bool = False
+    control: Literal["uniform", "clean"] | None = None
     decision: Mapping[str, Any] = field(default_factory=dict)
+    examples: Sequence[RatedExample] = ()
     scratch: Path | None = None
+
+    def regions(self, space: ConceptSpace) -> list[TargetMode]:
+        """Where cells are drawn from: the targets, or the control's.
+
+        Raises:
+            UsageError: when there is no target, or the control wants clean inputs and the grid has none.
+        """
+        if not self.targets:
+            raise UsageError("the plan names no failure mode to repair")
+        if self.control == "uniform":
+            return [TargetMode("uniform", Region({}))]
+        if self.control == "clean":
+            return [TargetMode("clean", space.neutral_region())]
+        return list(self.targets)
 
 
 @dataclass(frozen=True)
@@ -216,4 +266,24 @@ class Task(Probed, Protocol):
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         """Fine-tune a copy on repair items and write a model that `load` reads."""
+        ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """What a task may have beside the contract: further measures of its answers, and a noise floor.
+
+    Re-evaluate shows them beside the failure rates; no gate looks at them.
+    """
+
+    def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
+        """Measure n answered probes: one float column per measure, named as people should read it; nan is "none"."""
+        ...
+
+    def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:
+        """Answers no model is needed for (the first words of the article), by name: n each, measured likewise."""
+        ...
+
+    def again(self) -> Task:
+        """The same model asked in a way nobody would notice (a space more); what differs from it is noise."""
         ...

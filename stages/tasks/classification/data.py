@@ -18,8 +18,8 @@ from pydantic import Field, field_validator
 
 from stages.errors import UsageError
 from stages.params import Strict
-from stages.tasks.classification.config import ItemCounts, local_file, package_folder
 from stages.tasks.contract import SPLITS
+from stages.tasks.sources import ItemCounts, local_file, package_folder
 
 
 @dataclass(frozen=True)

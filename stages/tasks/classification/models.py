@@ -25,8 +25,8 @@ from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.params import Strict, validation_lines
 from stages.progress import progress
-from stages.tasks.classification.config import package_file
 from stages.tasks.classification.data import Pool
+from stages.tasks.sources import package_file
 
 PER_CHANNEL = float | list[float]
 POSITIVE = PositiveFloat | list[PositiveFloat]

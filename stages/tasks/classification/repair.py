@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from stages.concepts import ConceptSpace, Region
+from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.params import validation_lines
 from stages.progress import progress
@@ -87,14 +87,12 @@ def repair(task: ImageClassification, plan: RepairPlan, out_dir: Path) -> Repair
     items = np.array(task.items.ids("repair"))
     if len(items) == 0:
         raise UsageError("prepare.items.repair: a repair needs items to learn from, found 0")
-    targets = [TargetMode("uniform", Region({}))] if plan.uniform else list(plan.targets)
-    if not targets:
-        raise UsageError("the plan names no failure mode to repair")
+    targets = plan.regions(task.concepts)
     rng = np.random.default_rng([plan.seed, 4])
     cells = CellSampler(task.concepts, targets).draw(RISK_PROBES, rng)
     asked = rng.choice(items, RISK_PROBES).tolist()
     failed = task.probe(asked, cells).failed
-    weighted = settings.method == "risk-weighted" and not plan.uniform
+    weighted = settings.method == "risk-weighted" and plan.control is None
     sampler = CellSampler(task.concepts, targets, _risk(task.concepts, cells, failed) if weighted else None)
 
     before = task.clean_quality("repair").values.mean()
@@ -141,7 +139,7 @@ class FineTuning:
     ) -> None:
         self.task, self.model, self.teacher = task, model, teacher
         self.sampler, self.settings, self.seed = sampler, settings, plan.seed
-        self.what = "control" if plan.uniform else "repair"
+        self.what = "control" if plan.control else "repair"
         self.items = np.array(task.items.ids("repair"))
         self.changed = max(1, round(settings.batch_size * (1 - settings.replay)))
         self.steps = -(-len(self.items) // self.changed)  # every item is seen changed once in an epoch
@@ -267,7 +265,7 @@ def _card(
         base=task.model_hash,
         form=task.model.form,
         settings=settings.model_dump(),
-        uniform=plan.uniform,
+        control=plan.control,
         seed=plan.seed,
         steps=steps,
         decision=decision,

@@ -25,7 +25,7 @@ from stages.concepts.images import (
 from stages.errors import UsageError
 from stages.files import content_hash
 from stages.params import validation_lines
-from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings, parse_source
+from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings
 from stages.tasks.classification.data import DATA_LOADERS, DataSource, choose_items
 from stages.tasks.classification.models import MODEL_LOADERS, Classifier, ModelSource, load_model, save_model
 from stages.tasks.contract import (
@@ -39,6 +39,7 @@ from stages.tasks.contract import (
     Split,
     TaskContext,
 )
+from stages.tasks.sources import parse_source, source_errors
 
 EMBEDDING = 64  # dimensions an explorer sees; more cost it time and tell it little
 EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
@@ -86,8 +87,8 @@ class ImageClassification:
         except ValidationError as error:
             errors += validation_lines(error, PrepareConfig, "prepare")
         else:
-            errors += _source_errors(config.data, DATA_LOADERS, "prepare.data", context.inputs)
-            errors += _source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
+            errors += source_errors(config.data, DATA_LOADERS, "prepare.data", context.inputs)
+            errors += source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
         try:
             DiscrepancyConfig.model_validate(dict(context.discrepancy))
         except ValidationError as error:
@@ -261,14 +262,6 @@ class ImageClassification:
         from stages.tasks.classification.repair import repair
 
         return repair(self, plan, out_dir)
-
-
-def _source_errors(raw: Mapping[str, Any], loaders: Mapping[str, Any], where: str, inputs: Path) -> list[str]:
-    try:
-        errors: list[str] = parse_source(raw, loaders, where).errors(inputs)
-    except UsageError as error:
-        return str(error).splitlines()
-    return errors
 
 
 def _item_number(item: str) -> int:
