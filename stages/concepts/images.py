@@ -16,7 +16,6 @@ A concept of your own is an `ImageConcept` in the `catalogue` of a subclass of t
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.concepts.space import Concept, ConceptSpace
+from stages.concepts.catalogue import Change, check_levels, span
+from stages.concepts.space import ConceptSpace
 
 Apply = Callable[[Tensor, Tensor, np.ndarray], Tensor]
 """(images (n, c, h, w) float in [0, 1], levels (n, 1, 1, 1), chance (n,) uint64) -> changed images, values unclipped.
@@ -40,25 +40,15 @@ Matrix = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class ImageConcept:
+class ImageConcept(Change):
     """One thing to change about a picture; exactly one of `apply` and `matrix` says how.
 
     Args:
-        name: key in params.yaml.
-        doc: one line for people.
-        low, high: valid range of a level, both included.
-        neutral: the level that changes nothing.
-        unit: printed behind a level.
         apply: changes pixels.
         matrix: moves pixels; all of these are composed into one resampling.
     """
 
-    name: str
-    doc: str
-    low: float
-    high: float
-    neutral: float
-    unit: str = ""
+    neutral: float = 0
     apply: Apply | None = None
     matrix: Matrix | None = None
 
@@ -173,32 +163,12 @@ CATALOGUE: Mapping[str, ImageConcept] = {
 
 def check_concepts(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, ImageConcept] = CATALOGUE) -> list[str]:
     """Say what is wrong with the `concepts:` of an audit, one line each; empty if nothing is."""
-    errors = []
-    for name, values in levels.items():
-        concept = catalogue.get(name)
-        if concept is None:
-            close = difflib.get_close_matches(name, catalogue, n=1)
-            hint = f", did you mean {close[0]!r}?" if close else ""
-            errors.append(f"concepts.{name}: unknown concept{hint}; known: {', '.join(catalogue)}")
-            continue
-        unit = f" {concept.unit}" if concept.unit else ""
-        for value in values:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                errors.append(f"concepts.{name}: level {value!r} is not a number")
-            elif not concept.low <= value <= concept.high:
-                errors.append(f"concepts.{name}: level {value:g} is outside {concept.low:g}..{concept.high:g}{unit}")
-    return errors
+    return check_levels(levels, catalogue)
 
 
 def image_space(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, ImageConcept] = CATALOGUE) -> ConceptSpace:
     """The grid spanned by `concepts:` of an audit that `check_concepts` found right."""
-    concepts = []
-    for name, values in levels.items():
-        known = catalogue[name]
-        floats = tuple(float(v) for v in values)
-        neutral = known.neutral if known.neutral in floats else None
-        concepts.append(Concept(name, floats, known.unit, neutral=neutral))
-    return ConceptSpace(tuple(concepts))
+    return span(levels, catalogue)
 
 
 class ImageTransforms:

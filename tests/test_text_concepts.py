@@ -1,0 +1,427 @@
+"""Text concepts do what their names say, word by word, and nothing at their neutral level."""
+
+import re
+import subprocess
+import sys
+from difflib import SequenceMatcher
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.concepts.texts import (
+    CATALOGUE,
+    TextConcept,
+    TextTransforms,
+    check_text_concepts,
+    edit_letters,
+    lexicon,
+    reword,
+    sentences,
+    text_space,
+)
+from stages.concepts.texts.document import parse
+from stages.errors import UsageError
+
+ARTICLE = (
+    "Hundreds of people have been forced to vacate their homes in the Southern Highlands of New South Wales as strong"
+    " winds today pushed a huge bushfire towards the town of Hill Top. The police officers found three dogs (and a"
+    ' small cat), which were not afraid. "The falls have been quite isolated in those areas," Mr. Smith said.\n\n'
+    "As more than 100 blazes burn on New Year's Eve, fire crews have been called to a new fire at 4:00pm. It began"
+    " near Goulburn, south-west of Sydney, and it doesn't threaten the U.S. embassy.  Rain has fallen in some parts of"
+    " the north coast; however, the bureau wants more information.\n"
+)
+ODD = [
+    "", " ", "\n\n", "a", "Rain", "Rain.", "?!...", ", , ,", "((()))[]\"\"", " leading", "trailing \n", "a\tb\r\nc",
+    "\x00\u200b\ufeff", "😀 👨‍👩‍👧 ok", "日本語の文章です。次の文。", "नमस्ते दुनिया",
+    "Straße ÄÖÜ ﬁ İstanbul", "x" * 20_000,
+    "http://a.b/c?d=e&f=g", "don't 'tis rock'n'roll O'Neil's", "1,000 4:00pm $5 50% 72nd", "U.S. J. K. Rowling Mr. X.",
+    "“Quoted,” he said — twice… and/or not", "Hunde bellen. Der Hund wurde gesehen.", "not not no never cannot can't",
+]  # fmt: skip
+STRONG = dict.fromkeys(CATALOGUE, 1.0) | {"letter_case": "upper", "word_order": 5.0}
+MIDDLE = dict.fromkeys(CATALOGUE, 0.5) | {"letter_case": "title", "word_order": 2.0}
+WEAK = dict.fromkeys(CATALOGUE, 0.2) | {"letter_case": "lower", "word_order": 1.0}
+
+
+def change(text: str, seed: int = 0, item: str = "a1", repeat: int = 0, **levels: float | str) -> str:
+    space = text_space({name: [CATALOGUE[name].neutral, level] for name, level in levels.items()})
+    return TextTransforms(space, seed)(text, item, np.ones(len(levels), dtype=int), repeat)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+(?:[-'.:,][^\W_]+)*", text)
+
+
+def differing(text: str, changed: str) -> set[int]:
+    """Which words of a text are written otherwise in one that has as many."""
+    assert len(words(text)) == len(words(changed))
+    return {i for i, (a, b) in enumerate(zip(words(text), words(changed), strict=True)) if a != b}
+
+
+def is_subsequence(part: list[str], whole: list[str]) -> bool:
+    rest = iter(whole)
+    return all(word in rest for word in part)
+
+
+# The grid
+
+
+def test_the_space_has_the_names_levels_and_neutral_cell_of_the_audit():
+    space = text_space({"letter_case": ["as_is", "upper"], "typos": [0, 0.1], "word_order": [0, 3]})
+    assert space.names == ["letter_case", "typos", "word_order"]
+    assert [c.ordered for c in space.concepts] == [False, True, True]
+    assert [c.levels for c in space.concepts] == [("as_is", "upper"), (0.0, 0.1), (0.0, 3.0)]
+    np.testing.assert_array_equal(space.neutral, [0, 0, 0])
+    assert space.describe([1, 1, 1]) == "letter_case upper, typos 0.1, word_order 3 words"
+    assert text_space({"typos": [0.1, 0.2]}).neutral is None
+
+
+def test_the_catalogue_holds_all_concepts_of_the_paper_in_their_order():
+    assert list(CATALOGUE) == [
+        *("shuffle_sentences", "negate", "tense", "number", "synonyms", "word_order"),
+        *("drop_stop_words", "drop_adjectives", "drop_verbs", "drop_nouns", "delete_words", "repeat_words"),
+        *("misspellings", "typos", "swap_characters", "delete_characters", "insert_characters", "repeat_characters"),
+        *("remove_punctuation", "letter_case", "lost_spaces"),
+    ]
+    assert all(name == concept.name and concept.doc for name, concept in CATALOGUE.items())
+    assert check_text_concepts({name: [CATALOGUE[name].neutral, STRONG[name]] for name in CATALOGUE}) == []
+
+
+def test_wrong_concepts_and_levels_are_named_with_what_was_meant():
+    errors = check_text_concepts(
+        {
+            "tipos": [0],
+            "typos": [0, 2, "much", True, float("nan")],
+            "letter_case": ["as_is", "uper"],
+            "word_order": [-1],
+        }
+    )
+    assert errors == [
+        "concepts.tipos: unknown concept, did you mean 'typos'?; known: " + ", ".join(CATALOGUE),
+        "concepts.typos: level 2 is outside 0..1",
+        "concepts.typos: level 'much' is not a number",
+        "concepts.typos: level True is not a number",
+        "concepts.typos: level nan is not a number",
+        "concepts.letter_case: level 'uper' is not one of as_is, lower, title, upper, random, did you mean 'upper'?",
+        "concepts.word_order: level -1 is outside 0..100 words",
+    ]
+
+
+def test_libraries_that_are_not_installed_are_named_beforehand(monkeypatch):
+    monkeypatch.setattr(lexicon, "LIBRARIES", {"codespell": "no_such_module"})
+    assert check_text_concepts({"typos": [0, 1]}) == [
+        "concepts: the library codespell is not installed: pip install 'faded[text]'"
+    ]
+    lexicon._misspellings.cache_clear()
+    with pytest.raises(UsageError, match="misspellings needs the library codespell"):
+        change("Nobody believes it.", misspellings=1)
+
+
+# What holds for every concept
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_neutral_leaves_every_bit_and_a_strong_level_does_not(name):
+    transforms = TextTransforms(text_space({name: [CATALOGUE[name].neutral, STRONG[name]]}), seed=0)
+    assert transforms(ARTICLE, "a1", np.array([0])) == ARTICLE
+    assert transforms(ARTICLE, "a1", np.array([1])) != ARTICLE
+
+
+@pytest.mark.parametrize("text", [ARTICLE, *ODD])
+def test_an_article_is_its_tokens_and_no_level_of_any_concept_crashes(text):
+    document = parse(text)
+    assert document.join(document.tokens) == text
+    for level in (WEAK, MIDDLE, STRONG):
+        for name in CATALOGUE:
+            assert isinstance(change(text, **{name: level[name]}), str)
+        assert isinstance(change(text, **level), str)
+    assert " ".join(sentences(text)).split() == text.split()
+
+
+def test_answers_are_the_same_in_a_fresh_process_and_whatever_was_asked_before():
+    code = (
+        "from tests.test_text_concepts import ARTICLE, MIDDLE, change\n"
+        "import sys; sys.stdout.buffer.write(change(ARTICLE, **MIDDLE).encode())"
+    )
+    fresh = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, env={"PYTHONHASHSEED": "7", "PYTHONPATH": "."}
+    )
+    for other in ODD:
+        change(other, **MIDDLE)
+    assert fresh.stdout.decode() == change(ARTICLE, **MIDDLE)
+
+
+@pytest.mark.parametrize("name", sorted(set(CATALOGUE) - {"letter_case", "negate", "shuffle_sentences", "synonyms"}))
+def test_draws_follow_from_seed_item_and_repeat(name):
+    usual = change(ARTICLE, **{name: MIDDLE[name]})
+    assert usual == change(ARTICLE, **{name: MIDDLE[name]})
+    others = [
+        change(ARTICLE, **{name: MIDDLE[name]}, **other) for other in ({"seed": 1}, {"item": "a2"}, {"repeat": 1})
+    ]
+    assert len({usual, *others}) == 4
+
+
+REWRITING = ["number", "synonyms", "misspellings", "typos", "swap_characters", "insert_characters", "repeat_characters"]
+
+
+@pytest.mark.parametrize("name", [*REWRITING, "tense"])
+def test_a_stronger_level_rewrites_the_words_of_a_weaker_one_and_more(name):
+    touched = [differing(ARTICLE, change(ARTICLE, **{name: level})) for level in (0.05, 0.2, 0.5, 0.8, 1)]
+    assert all(weak <= strong for weak, strong in pairwise(touched))
+    assert len(touched[0]) < len(touched[-1])
+
+
+LEAVING_OUT = ["drop_stop_words", "drop_adjectives", "drop_verbs", "drop_nouns", "delete_words", "delete_characters"]
+
+
+@pytest.mark.parametrize("name", LEAVING_OUT)
+def test_a_stronger_level_leaves_out_what_a_weaker_one_does_and_more(name):
+    unit = list if name == "delete_characters" else words
+    left = [unit(change(ARTICLE, **{name: level})) for level in (0.0, 0.05, 0.2, 0.5, 0.8, 1)]
+    assert all(is_subsequence(strong, weak) for weak, strong in pairwise(left))
+    assert len(left[-1]) < len(left[2]) < len(left[0])
+
+
+def test_a_word_meets_the_same_typo_whatever_other_concepts_do_around_it():
+    typed = change(ARTICLE, typos=1)
+    rest = words(change(ARTICLE, typos=1, drop_nouns=0.3, shuffle_sentences=1))
+    assert set(rest) <= set(words(typed))
+    assert len(rest) < len(words(typed))
+
+
+def test_concepts_apply_in_the_order_of_the_catalogue_not_of_the_audit():
+    text = "The dog barked at a cat."
+    first = change(text, letter_case="upper", tense=1, lost_spaces=1)
+    assert first == change(text, lost_spaces=1, tense=1, letter_case="upper") == "THEDOGBARKSATACAT."
+
+
+@pytest.mark.parametrize("name", ["delete_words", "drop_nouns", "drop_verbs", "drop_adjectives", "drop_stop_words"])
+def test_what_is_left_out_leaves_no_double_spaces_and_no_hanging_marks(name):
+    for repeat in range(20):
+        text = change(ARTICLE.replace("  ", " "), repeat=repeat, **{name: 0.6})
+        assert not re.search(r"  | [,.;:!?)]|\( |,[,.;]|\(\)|^[,.;]|[.!?] [,;]", text), text
+
+
+# What each of them does
+
+POLICE = "The two police officers quickly found three dogs, and they were not afraid. Mr Smith said it's a large house!"
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        ({"negate": 1}, "The two police officers did not quickly find three dogs, and they were not afraid. Mr Smith"
+         " did not say it's a large house!"),
+        ({"tense": 1}, "The two police officers quickly find three dogs, and they are not afraid. Mr Smith says it's a"
+         " large house!"),
+        ({"number": 1}, "The two police officer quickly found three dog, and they were not afraid. Mr Smith said it's"
+         " a large houses!"),
+        ({"synonyms": 1}, "The two police officers rapidly found three dogs, and they were not afraid. Mr Smith stated"
+         " it's a big house!"),
+        ({"drop_stop_words": 1}, "two police officers quickly found three dogs, not afraid. Mr Smith said it's large"
+         " house!"),
+        ({"drop_adjectives": 1}, "The two police officers quickly found three dogs, and they were not. Mr Smith said"
+         " it's a house!"),
+        ({"drop_verbs": 1}, "The two police officers quickly three dogs, and they not afraid. Mr Smith it's a large"
+         " house!"),
+        ({"drop_nouns": 1}, "The two quickly found three, and they were not afraid. said it's a large!"),
+        ({"delete_words": 1}, "two three."),
+        ({"repeat_words": 1}, "The The two police police officers officers quickly quickly found found three dogs dogs,"
+         " and and they they were were not not afraid afraid. Mr Mr Smith Smith said said it's it's a a large large"
+         " house house!"),
+        ({"delete_characters": 1}, "two three,. '!"),
+        ({"repeat_characters": 1, "drop_nouns": 1}, "TThhee two qquuiicckkllyy ffoouunndd three, aanndd tthheeyy"
+         " wweerree nnoott aaffrraaiidd. ssaaiidd iitt'ss aa llaarrggee!"),
+        ({"remove_punctuation": 1}, "The two police officers quickly found three dogs and they were not afraid Mr Smith"
+         " said it's a large house"),
+        ({"letter_case": "lower"}, POLICE.lower()),
+        ({"letter_case": "upper"}, POLICE.upper()),
+        ({"letter_case": "title"}, "The Two Police Officers Quickly Found Three Dogs, And They Were Not Afraid. Mr"
+         " Smith Said It's A Large House!"),
+        ({"lost_spaces": 1}, POLICE.replace(" ", "")),
+        ({"shuffle_sentences": 1}, "Mr Smith said it's a large house! The two police officers quickly found three dogs,"
+         " and they were not afraid."),
+    ],
+)  # fmt: skip
+def test_what_a_concept_does_to_two_sentences(levels, expected):
+    assert change(POLICE, **levels) == expected
+
+
+@pytest.mark.parametrize(
+    ("sentence", "negated"),
+    [
+        ("In May he may have been ill.", "In May he may not have been ill."),
+        ("He doesn't know.", "He does know."),
+        ("I won't stay, he said.", "I will stay, he said."),
+        ("They've probably hampered the efforts.", "They've not probably hampered the efforts."),
+        ("She cannot go.", "She can go."),
+        ("He has three children.", "He does not have three children."),
+        ("He has left.", "He has not left."),
+        ("He did the work.", "He did not do the work."),
+        ("He does not go.", "He does go."),
+        ("The man who died was old.", "The man who died was not old."),
+        ("After the raid began, police found two men.", "After the raid began, police did not find two men."),
+        ("There were no fires.", "There were fires."),
+        ("He is no longer there.", "He is there."),
+        ("He said no one came.", "He did not say no one came."),
+        ("Isn't he here?", "Is he here?"),
+        ("A loud noise.", "A loud noise."),
+    ],
+)
+def test_negation_finds_the_main_verb_and_takes_a_negation_away(sentence, negated):
+    assert change(sentence, negate=1) == negated
+
+
+@pytest.mark.parametrize(
+    ("sentence", "other"),
+    [
+        ("The police said the fire began in the city.", "The police say the fire begins in the city."),
+        ("Firefighters in the city said it was over.", "Firefighters in the city say it is over."),
+        ("The men who died were old.", "The men who die are old."),
+        ("In May he may have been ill.", "In May he might have been ill."),
+        ("She had already left.", "She has already left."),
+        ("A stunned nation wants peace.", "A stunned nation wanted peace."),
+    ],
+)
+def test_tense_changes_finite_verbs_and_agrees_with_the_subject(sentence, other):
+    assert change(sentence, tense=1) == other
+
+
+def test_numbers_and_names_are_protected_where_the_concept_says_so():
+    text = "Six dogs met 1,000 Australians on the 72nd day at 4:00pm."
+    for name in ("typos", "swap_characters", "insert_characters", "repeat_characters", "delete_words", "repeat_words"):
+        assert {"Six", "1,000", "72nd", "4:00pm"} <= set(words(change(text, **{name: 1})))
+    for name in ("misspellings", "synonyms", "number"):
+        assert "Australians" in change(text, **{name: 1})
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9, 1])
+def test_the_share_of_touched_words_is_the_level(share):
+    text = "strong winds pushed huge flames through seven small towns while many people left their homes behind"
+    plain = [word for word in text.split() if word != "seven"]
+    assert len(differing(text, change(text, typos=share))) == round(share * len(plain))
+    assert len(text.split()) - len(change(text, delete_words=share).split()) == round(share * len(plain))
+    assert len(change(text, repeat_words=share).split()) - len(text.split()) == round(share * len(plain))
+    spaces = text.count(" ")
+    assert spaces - change(text, lost_spaces=share).count(" ") == round(share * spaces)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 1])
+def test_the_share_of_touched_letters_is_the_level(share):
+    text = "strong winds pushed huge flames through small towns"
+    letters = sum(c.isalpha() for c in text)
+    assert letters - sum(c.isalpha() for c in change(text, delete_characters=share)) == round(share * letters)
+    for name in ("insert_characters", "repeat_characters"):
+        assert len(change(text, **{name: share})) - len(text) == round(share * letters)
+    assert sorted(change(text, swap_characters=share)) == sorted(text)
+
+
+def test_typos_hit_a_key_beside_the_right_one():
+    beside = {"a": "qwsz", "g": "rtfhvbcy", "p": "ol", "m": "njk"}
+    for letter, keys in beside.items():
+        for repeat in range(20):
+            slip = change(letter * 3, typos=1, repeat=repeat)
+            assert [a == b for a, b in zip(slip, letter * 3, strict=True)].count(False) == 1
+            assert set(slip) - {letter} <= set(keys)
+    assert change("Xx Yy ab", typos=1) == "Xx Yy ab"  # words of one or two letters
+
+
+def test_misspellings_are_those_that_people_make():
+    assert change("We believe that people definitely tried their best.", misspellings=1) != (
+        "We believe that people definitely tried their best."
+    )
+    codespell = (line.split("->") for line in _codespell().splitlines())
+    known = {wrong: right.rstrip(",").strip() for wrong, right in codespell}
+    before, after = words(ARTICLE), words(change(ARTICLE, misspellings=1))
+    changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    assert len(changed) > 20
+    assert all(known[b] == a and a.islower() and len(a) >= 4 for a, b in changed)
+
+
+def _codespell() -> str:
+    from importlib.resources import files
+
+    return (files("codespell_lib") / "data" / "dictionary.txt").read_text("utf-8")
+
+
+@pytest.mark.parametrize("reach", [1, 2, 4])
+def test_words_move_no_further_than_word_order_says_and_marks_stay(reach):
+    text = "one1 " + " ".join(f"word{chr(97 + i)}" for i in range(20)) + ", then he left."
+    changed = change(text, word_order=reach)
+    before, after = words(text), words(changed)
+    assert sorted(before) == sorted(after)
+    assert before != after
+    assert all(abs(before.index(w) - after.index(w)) <= reach for w in before)
+    assert [i for i, c in enumerate(changed.split()) if c.endswith(",")] == [20]
+
+
+def test_word_order_inverts_what_a_smaller_reach_inverts_and_more():
+    text = " ".join(f"w{chr(97 + i)}" for i in range(20))
+
+    def inversions(reach: float) -> set[tuple[str, str]]:
+        order = change(text, word_order=reach).split()
+        return {(b, a) for i, b in enumerate(order) for a in order[i + 1 :] if a < b}
+
+    sets = [inversions(reach) for reach in (1, 2, 4, 8)]
+    assert all(small < large for small, large in pairwise(sets))
+
+
+def test_sentences_are_cut_where_people_would():
+    text = 'Mr. Smith of the U.S. left at 4.30. "Why?" he asked. J. K. Rowling stayed... and slept! The end\n\nNew part'
+    assert sentences(text) == [
+        "Mr. Smith of the U.S. left at 4.30.",
+        '"Why?" he asked.',
+        "J. K. Rowling stayed... and slept!",
+        "The end",
+        "New part",
+    ]
+    assert sentences(" \n") == []
+
+
+def test_all_sentences_move_at_the_strongest_level_and_paragraphs_stay_apart():
+    changed = change(ARTICLE, shuffle_sentences=1)
+    assert sorted(sentences(changed)) == sorted(sentences(ARTICLE))
+    assert all(a != b for a, b in zip(sentences(changed), sentences(ARTICLE), strict=True))
+    assert changed.count("\n\n") == 1
+    weak = change(ARTICLE, shuffle_sentences=0.01)
+    assert sum(a != b for a, b in zip(sentences(weak), sentences(ARTICLE), strict=True)) == 2
+
+
+def test_random_case_changes_nothing_but_the_case():
+    changed = change(ARTICLE, letter_case="random")
+    assert changed.lower() == ARTICLE.lower()
+    assert 0.3 < sum(c.isupper() for c in changed) / sum(c.isalpha() for c in changed) < 0.7
+
+
+def test_an_own_concept_is_a_rule_on_a_token():
+    def initials(token):
+        return [token.text[0] + "."] if token.tag == "NNP" else []
+
+    catalogue = {
+        **CATALOGUE,
+        "initials": TextConcept("initials", "names cut short", apply=reword(initials)),
+        "leet": TextConcept(
+            "leet", "letters as digits", apply=edit_letters(lambda c, chance, place: c.replace("o", "0"))
+        ),
+    }
+    levels = {"initials": [0, 1], "leet": [0, 1]}
+    assert check_text_concepts(levels, catalogue) == []
+    transforms = TextTransforms(text_space(levels, catalogue), seed=0, catalogue=catalogue)
+    assert transforms("Dogs met John Smith too.", "a1", np.array([1, 1])) == "D0gs met J. S. t00."
+
+
+def test_a_weak_cell_of_several_concepts_leaves_most_of_an_article():
+    changed = change(ARTICLE, typos=0.1, misspellings=0.1, drop_stop_words=0.2)
+    assert 0.8 < SequenceMatcher(None, ARTICLE, changed, autojunk=False).ratio() < 1
+
+
+def test_the_examples_for_users_are_what_the_concepts_do():
+    page = Path("docs/text-concepts.md").read_text("utf-8")
+    text = re.search(r"The examples change this text: (.*)", page)[1]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| `(\w+)` \| `(\S+)`: (.*) \|$", page, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(CATALOGUE)
+    for name, neutral, level, example in rows:
+        assert neutral == str(CATALOGUE[name].neutral)
+        changed = change(text, **{name: level if CATALOGUE[name].choices else float(level)})
+        assert changed == example or (name == "misspellings" and changed != text)  # codespell's list grows
