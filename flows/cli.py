@@ -38,6 +38,10 @@ Audit = Annotated[
     Optional[str],  # noqa: UP045
     typer.Argument(metavar="[AUDIT]", help="A name under audits: in params.yaml; the first one by default."),
 ]
+Preset = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="NAME", help="A variant of the audit: the audit AUDIT-NAME of params.yaml, say news-quick."),
+]
 
 
 def main() -> None:
@@ -69,10 +73,14 @@ def faded(
     """Find the workspace upward from here; see the commands below."""
 
 
-@app.command(epilog="Examples:  [cyan]faded audit[/]   [cyan]faded audit imagenet[/]   [cyan]faded audit --all[/]")
+@app.command(
+    epilog="Examples:  [cyan]faded audit[/]   [cyan]faded audit imagenet[/]   [cyan]faded audit --all[/]"
+    "   [cyan]faded audit news --preset quick[/]"
+)
 def audit(
     audits: Audits = None,
     all_: All = False,
+    preset: Preset = None,
     runner: Annotated[
         str, typer.Option("--runner", envvar="FADED_RUNNER", help="Where stages run: threads (of this machine).")
     ] = "threads",
@@ -84,7 +92,7 @@ def audit(
     """
     from flows.run import run_audits
 
-    params, names = _open(audits, all_)
+    params, names = _open(audits, all_, preset)
     try:
         code = run_audits(params, names, runner, console)
     except KeyboardInterrupt:
@@ -94,7 +102,7 @@ def audit(
 
 
 @app.command(epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
-def plan(audits: Audits = None, all_: All = False) -> None:
+def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> None:
     """Say what an audit would run, why, and what it would cost, before anything runs."""
     from flows.estimate import estimate
     from flows.graph import read_graph
@@ -102,7 +110,7 @@ def plan(audits: Audits = None, all_: All = False) -> None:
     from flows.views import show_last_screening, show_plan
     from stages.check import check_audits
 
-    params, names = _open(audits, all_)
+    params, names = _open(audits, all_, preset)
     with _working("checking params.yaml and asking DVC what is stale"):
         check_audits(params, names)
         graph = read_graph()
@@ -151,20 +159,21 @@ def status(audits: Audits = None) -> None:
 
 
 @app.command(epilog="Example:  [cyan]faded review mnist[/]")
-def review(audit: Audit = None) -> None:
+def review(audit: Audit = None, preset: Preset = None) -> None:
     """Ask which failure modes to repair, and write the decision file on which the repair depends.
 
     The decision is bound to the landscape that is shown; it is written to data/AUDIT/decisions, which belongs in git.
     """
     from flows.review import review_landscape
 
-    params, [name] = _open([audit] if audit else None, False)
+    params, [name] = _open([audit] if audit else None, False, preset)
     review_landscape(params, name, console)
 
 
 @app.command(epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]")
 def report(
     audit: Audit = None,
+    preset: Preset = None,
     open_: Annotated[
         bool, typer.Option("--open/--no-open", help="Open it in the browser, or only print its path.")
     ] = True,
@@ -173,7 +182,7 @@ def report(
     from flows.results import read_verdict
     from stages.errors import UsageError
 
-    params, [name] = _open([audit] if audit else None, False)
+    params, [name] = _open([audit] if audit else None, False, preset)
     path = read_verdict(params, name).report
     if path is None:
         raise UsageError(f"audit {name!r} has no report yet: run `faded audit {name}`")
@@ -219,17 +228,35 @@ def study(
         raise typer.Exit(130) from None
 
 
-def _open(audits: list[str] | None, all_: bool) -> tuple[Params, list[str]]:
-    """Enter the workspace, check params.yaml and the names of audits."""
+def _open(audits: list[str] | None, all_: bool, preset: str | None = None) -> tuple[Params, list[str]]:
+    """Enter the workspace, check params.yaml and the names of audits; each becomes that of its preset if one is named.
+
+    Raises:
+        UsageError: when there is no such audit or preset, or a preset is wanted of all audits.
+    """
     from flows.workspace import enter_workspace
+    from stages.errors import UsageError
     from stages.params import load_params
 
     enter_workspace()
     params = load_params(Path("params.yaml"))
+    if all_ and preset is not None:
+        raise UsageError("--all takes every audit of params.yaml, presets among them: name audits for --preset")
     names = list(params.audits) if all_ else list(dict.fromkeys(audits or list(params.audits)[:1]))
     for name in names:
         params.audit(name)
-    return params, names
+    return params, names if preset is None else [_preset(params, name, preset) for name in names]
+
+
+def _preset(params: Params, name: str, preset: str) -> str:
+    """The audit that is this preset of another."""
+    from stages.errors import UsageError
+
+    if (wanted := f"{name}-{preset}") not in params.audits:
+        known = [other.removeprefix(f"{name}-") for other in params.audits if other.startswith(f"{name}-")]
+        found = ", ".join(known) or "none"
+        raise UsageError(f"audit {name!r} has no preset {preset!r} ({wanted} in params.yaml), found: {found}")
+    return wanted
 
 
 @contextlib.contextmanager

@@ -7,11 +7,20 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Literal
 
 from flows.approval import GATED, needs_decision, waits_for_person
 from flows.graph import Graph, Stage
 from flows.results import REFERENCE, TIMINGS, read_timings
+from stages.files import probe_seconds
 from stages.params import Params
+
+Source = Literal["here", "probes", "reference"]
+SAID: dict[Source, str] = {
+    "here": "by the last run here",
+    "probes": "by what a probe took in prepare",
+    "reference": "as measured on 2 cores",
+}
 
 
 @dataclass(frozen=True)
@@ -22,8 +31,9 @@ class StageEstimate:
         stage: the stage, with the reasons why it is stale (none if it only depends on a stale one).
         probes: unique probes at most; None for a stage that probes nothing.
         calls: batched model calls for them.
-        seconds: what it took when it last ran here, else on the machine of the benchmarks; None if it ran on neither.
-        here: whether `seconds` was measured here.
+        seconds: how long it would take, None if nothing tells.
+        source: what tells: what it took when it last ran here, else the probes at what `prepare` measured of one, else
+            what it took on the machine of the benchmarks.
         size: bytes of its outputs when it last ran, None if it never did.
         waits: it needs a person's decision first.
     """
@@ -32,7 +42,7 @@ class StageEstimate:
     probes: int | None
     calls: int | None
     seconds: float | None
-    here: bool
+    source: Source | None
     size: int | None
     waits: bool
 
@@ -54,11 +64,13 @@ class Estimate:
         """How long it would take, and how that is known."""
         known = [e for e in self.stages if e.seconds is not None]
         if not known:
-            return f"time unknown, {len(self.stages)} stage(s) never ran here"
+            before = " before prepare ran" if any(e.stage.kind == "prepare" for e in self.stages) else ""
+            return f"time unknown{before}, {len(self.stages)} stage(s) never ran here"
         unknown = len(self.stages) - len(known)
-        source = "by the last run here" if all(e.here for e in known) else "as measured on 2 cores"
+        sources = {e.source for e in known}
+        source = ", ".join(said for name, said in SAID.items() if name in sources)
         more = f"; {unknown} stage(s) never ran here" if unknown else ""
-        return f"about {duration(sum(e.seconds or 0 for e in known))} {source}{more}"
+        return f"about {duration(sum(e.seconds or 0 for e in known))} ({source}){more}"
 
 
 def duration(seconds: float) -> str:
@@ -80,8 +92,16 @@ def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
         # A stale landscape may yet become another one, on which nobody has decided.
         undecided = needs_decision(params, stage.audit) is not None or f"summarize@{stage.audit}" in stale
         waits = stage.kind == GATED and waits_for_person(params, stage.audit) and undecided
-        seconds = timings.get(stage.name, reference.get(stage.name))
-        stages.append(StageEstimate(stage, probes, calls, seconds, stage.name in timings, stage.size, waits))
+        # What prepare measured is of another model if prepare is stale.
+        each = None if f"prepare@{stage.audit}" in stale else probe_seconds(stage.audit)
+        told: dict[Source, float | None] = {
+            "here": timings.get(stage.name),
+            "probes": probes * each if probes and each else None,
+            "reference": reference.get(stage.name),
+        }
+        source = next((name for name, seconds in told.items() if seconds is not None), None)
+        seconds = told[source] if source else None
+        stages.append(StageEstimate(stage, probes, calls, seconds, source, stage.size, waits))
     return Estimate(stages, shutil.disk_usage(Path()).free)
 
 

@@ -1,4 +1,7 @@
-"""`faded review`: show a landscape in the terminal, ask what to do about each failure mode, write the decision."""
+"""`faded review`: show a landscape in the terminal, ask what to do about each failure mode, write the decision.
+
+Where the landscape lists examples, those that fail may be rated too, and corrected if the repair learns from that.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,19 @@ from stages.collect_feedback import (
     SEVERITIES,
     Action,
     Decision,
+    ExampleRating,
     ModeDecision,
     decision_path,
     landscape_hash,
     write_decision,
 )
+from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.files import read_json, stage_dir
-from stages.params import Params
+from stages.params import Params, task_class
+from stages.restructure import learns_from_examples
+
+RATINGS = [str(rating) for rating in range(1, 11)]
 
 
 def review_landscape(params: Params, audit: str, console: Console) -> None:
@@ -44,7 +52,7 @@ def review_landscape(params: Params, audit: str, console: Console) -> None:
         if path.exists() and not Confirm.ask(f"{path} exists already. Decide again?", default=False, console=console):
             console.print("kept as it is")
             return
-        decision = _dialogue(landscape, summary["modes"], console)
+        decision = _dialogue(landscape, summary, _learns(params, audit, summary["modes"]), console)
         if not Confirm.ask("Write this decision?", default=True, console=console):
             console.print("nothing written")
             return
@@ -54,21 +62,29 @@ def review_landscape(params: Params, audit: str, console: Console) -> None:
     console.print(f"written to {written}: commit it, then run `faded audit {audit}`", highlight=False, soft_wrap=True)
 
 
-def _dialogue(landscape: str, modes: list[dict[str, Any]], console: Console) -> Decision:
+def _learns(params: Params, audit: str, modes: list[dict[str, Any]]) -> bool:
+    """Whether the audit's repair learns from examples; the task is not imported where there are none to ask about."""
+    shown = any(mode.get("examples") for mode in modes)
+    method = params.repair(audit).restructure.method
+    return shown and learns_from_examples(task_class(audit, params.audit(audit)), method)
+
+
+def _dialogue(landscape: str, summary: dict[str, Any], learns: bool, console: Console) -> Decision:
     def choose(question: str, choices: list[str], default: str) -> str:
         return Prompt.ask(question, choices=choices, default=default, console=console)
 
     def text(question: str, default: str = "") -> str:
-        return Prompt.ask(question, default=default, show_default=bool(default), console=console).strip()
+        return _text(console, question, default)
 
-    decided = []
-    for mode in modes:
+    decided, rated = [], []
+    for mode in summary["modes"]:
         console.print(f"\n[bold]{escape(mode['id'])}[/]  {escape(mode['text'])}", highlight=False)
         default = "repair" if mode.get("confirmed") else "ignore"  # Enter never repairs what may be chance
         action = cast(Action, choose("  what is to happen with it?", list(get_args(Action)), default))
         severity = choose("  how severe is it?", list(SEVERITIES), "medium") if action == "repair" else "medium"
         reason = text("  why?")
         decided.append(ModeDecision(id=mode["id"], action=action, severity=SEVERITIES[severity], reason=reason))
+        rated += _rate_examples(mode, summary["concepts"], learns and action == "repair", console)
     console.print()
     reviewer = text("Reviewer", _git_user())
     if not reviewer:
@@ -79,7 +95,54 @@ def _dialogue(landscape: str, modes: list[dict[str, Any]], console: Console) -> 
         reason=text("Reason for the whole decision"),
         approve=Confirm.ask("Approve the repair? (no ends the audit here)", default=True, console=console),
         modes=decided,
+        examples=rated,
     )
+
+
+def _text(console: Console, question: str, default: str = "") -> str:
+    return Prompt.ask(question, default=default, show_default=bool(default), console=console).strip()
+
+
+def _rate_examples(
+    mode: dict[str, Any], concepts: list[dict[str, Any]], used: bool, console: Console
+) -> list[ExampleRating]:
+    """Ask about the failing examples of a mode, which an older landscape does not list; Enter says nothing of one.
+
+    Args:
+        mode: as in landscape.json.
+        concepts: as in landscape.json.
+        used: whether the repair will learn from what is said; only then corrections are asked for.
+        console: where to ask.
+    """
+    failing = [example for example in mode.get("examples", ()) if example["failed"]]
+    if not failing or not Confirm.ask("  rate its examples?", default=False, console=console):
+        return []
+    if not used:
+        console.print("  [yellow]note:[/] no repair will learn from these ratings; they are kept with the decision")
+    space, rated = ConceptSpace.from_json(concepts), []
+    for example in failing:
+        asked = f"{_printable(example['item'])}, {escape(space.describe(example['cell']))}"
+        console.print(f"\n  [bold]{escape(example['id'])}[/]  {asked}", highlight=False, soft_wrap=True)
+        console.print(f"  [dim]answer:[/] {_printable(example['output'])}", highlight=False, soft_wrap=True)
+        rating = Prompt.ask(
+            "  rating of the answer, 1 (useless) to 10 (perfect)",
+            choices=RATINGS,
+            show_choices=False,
+            default="",
+            show_default=False,
+            console=console,
+        )
+        corrected = _text(console, "  what should it have been?") if used else ""
+        if rating or corrected:
+            rated.append(
+                ExampleRating(id=example["id"], rating=int(rating) if rating else None, corrected=corrected or None)
+            )
+    return rated
+
+
+def _printable(text: str) -> str:
+    """A model's words for the terminal: no markup, and no control characters, which a terminal would obey."""
+    return escape("".join(c if c.isprintable() else " " for c in text))
 
 
 def _git_user() -> str:

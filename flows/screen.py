@@ -17,7 +17,7 @@ from rich.markup import escape
 
 import stages.screening
 from flows.edit_params import replace_file, with_levels
-from flows.estimate import duration
+from flows.estimate import SAID, duration
 from flows.graph import Graph, read_graph
 from flows.heal import heal
 from flows.processes import stopping_on_signals
@@ -29,7 +29,7 @@ from stages.check import check_audits
 from stages.concepts import Level
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import content_hash, read_json, scratch, stage_dir, write_json
+from stages.files import content_hash, probe_seconds, read_json, scratch, stage_dir, write_json
 from stages.ledger import Ledger
 from stages.params import AuditConfig, Params, load_params, task_class, task_context, validation_lines
 from stages.progress import progress
@@ -148,14 +148,15 @@ def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Co
 
 
 def _time(name: str, audit: AuditConfig, probes: int) -> str:
-    """How long so many probes take, by what discover took."""
-    stage = f"discover@{name}"
-    here = read_timings(TIMINGS).get(stage)
-    seconds = here or read_timings(REFERENCE).get(stage)
-    if seconds is None:
-        return "time unknown, nothing was searched here yet"
-    source = "by the last search here" if here else "as measured on 2 cores"
-    return f"about {duration(seconds * probes / (2 * audit.discover.budget))} {source}"
+    """How long so many probes take, by what discover took or prepare measured."""
+    stage, searched = f"discover@{name}", 2 * audit.discover.budget + audit.discover.microscopic_budget
+    if (seconds := read_timings(TIMINGS).get(stage)) is not None:
+        return f"about {duration(seconds * probes / searched)} by the last search here"
+    if (each := probe_seconds(name)) is not None:
+        return f"about {duration(each * probes)} {SAID['probes']}"
+    if (seconds := read_timings(REFERENCE).get(stage)) is not None:
+        return f"about {duration(seconds * probes / searched)} {SAID['reference']}"
+    return "time unknown, nothing was searched here yet"
 
 
 def _key(name: str, audit: AuditConfig, concepts: Mapping[str, Sequence[Level]]) -> str:

@@ -8,6 +8,7 @@ from stages.errors import UsageError
 from stages.explorers import make_explorer
 from stages.microscopic import agent_settings
 from stages.params import Params, task_class, task_context
+from stages.tasks.contract import Task, TaskContext
 
 
 def check_audits(params: Params, names: Iterable[str]) -> None:
@@ -55,5 +56,20 @@ def _check_task(params: Params, name: str) -> list[str]:
     if name in params.repairs:
         config = params.repairs[name].restructure
         found = task.check_repair(context, {"method": config.method, **config.settings})
+        if config.control == "clean" and (always := _always_changing(task, context)):
+            found.append(
+                "restructure.control: clean needs a level that changes nothing in every concept, found none in "
+                + ", ".join(always)
+            )
         errors += [f"repairs.{name}.{error}" for error in found]
     return errors
+
+
+def _always_changing(task: type[Task], context: TaskContext) -> list[str]:
+    """Concepts none of whose levels leaves an item as it is, as far as the task's `catalogue` tells.
+
+    What no catalogue tells is found when restructure has loaded the task, before it repairs.
+    """
+    catalogue = getattr(task, "catalogue", {})
+    told = {name: entry for name, entry in catalogue.items() if hasattr(entry, "neutral")}
+    return [name for name, levels in context.concepts.items() if name in told and told[name].neutral not in levels]

@@ -1,16 +1,18 @@
 """Turn a person's decision on this landscape into the plan.
 
 A decision is a file in git, data/<audit>/decisions/<landscape hash>.yaml, and counts for the landscape it names and
-no other. With `feedback.policy: top-k` a rule decides, and that is said wherever the plan is shown.
+no other. With `feedback.policy: top-k` a rule decides, and that is said wherever the plan is shown. A person may also
+rate the examples that the report shows of a mode, and write the answer they would have wanted.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -38,6 +40,22 @@ class ModeDecision(Strict):
     reason: str = ""
 
 
+class ExampleRating(Strict):
+    """What a person says of one example that the report shows of a mode."""
+
+    id: str = Field(description="as in the report: M1.1")
+    rating: int | None = Field(None, strict=True, ge=1, le=10, description="of the answer, 1 useless to 10 perfect")
+    corrected: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None = Field(
+        None, description="the answer the person would have wanted"
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ExampleRating:
+        if self.rating is None and self.corrected is None:
+            raise ValueError(f"example {self.id} has neither a rating nor a corrected answer, expected one of them")
+        return self
+
+
 class Decision(Strict):
     """A person's decision on one landscape."""
 
@@ -46,14 +64,15 @@ class Decision(Strict):
     reason: str = ""
     approve: bool
     modes: list[ModeDecision]
+    examples: list[ExampleRating] = Field(default_factory=list)
 
-    @field_validator("modes")
+    @field_validator("modes", "examples")
     @classmethod
-    def _once(cls, modes: list[ModeDecision]) -> list[ModeDecision]:
-        ids = [m.id for m in modes]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"a mode is decided twice: {', '.join(ids)}")
-        return modes
+    def _once(cls, entries: list[Any]) -> list[Any]:
+        ids = [entry.id for entry in entries]
+        if twice := sorted({name for name in ids if ids.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is there twice, expected one word on each")
+        return entries
 
 
 def landscape_hash(audit: str) -> str:
@@ -75,13 +94,13 @@ def write_decision(audit: str, decision: Decision) -> Path:
     """Write a decision; it appears whole or not at all.
 
     Raises:
-        UsageError: when it is for another landscape than the present one, or names modes that landscape lacks.
+        UsageError: when it is for another landscape than the present one, or names modes or examples that it lacks.
     """
     _check(audit, decision, decision_path(audit, decision.landscape))
     path = decision_path(audit, decision.landscape)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    YAML().dump({"schema": 1, **decision.model_dump()}, text)
+    YAML().dump({"schema": 1, **decision.model_dump(exclude_none=True)}, text)
     partial = path.with_suffix(".partial")
     partial.write_text(text.getvalue(), encoding="utf-8")
     partial.replace(path)
@@ -118,12 +137,31 @@ def _check(audit: str, decision: Decision, path: Path) -> None:
             f"{path} decides on landscape {decision.landscape} (by {decision.reviewer}), but the present landscape of"
             f" {audit} is {present}: look at it and decide again, `faded review {audit}`"
         )
-    known = [m["id"] for m in read_json(stage_dir(audit, "summarize") / "landscape.json")["modes"]]
+    modes = read_json(stage_dir(audit, "summarize") / "landscape.json")["modes"]
+    known = [m["id"] for m in modes]
     unknown = [m.id for m in decision.modes if m.id not in known]
     undecided = [m for m in known if m not in {d.id for d in decision.modes}]
     if unknown or undecided:
         what = f"unknown mode(s) {', '.join(unknown)}" if unknown else f"no word on mode(s) {', '.join(undecided)}"
         raise UsageError(f"{path}: {what}; the landscape has {', '.join(known) or 'none'}")
+    shown = shown_examples(modes)
+    if strange := [e.id for e in decision.examples if e.id not in shown]:
+        raise UsageError(f"{path}: unknown example(s) {', '.join(strange)}; the landscape has {_ranges(modes)}")
+
+
+def shown_examples(modes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Examples the report shows, by their id, with the `mode` of each; none where an older version made the landscape.
+
+    Args:
+        modes: as in landscape.json.
+    """
+    return {e["id"]: {"mode": mode["id"], **e} for mode in modes for e in mode.get("examples", ())}
+
+
+def _ranges(modes: Sequence[Mapping[str, Any]]) -> str:
+    """The ids of all examples, which are numbered within their mode: "M1.1 to M1.12, M2.1 to M2.9"."""
+    shown = [mode["examples"] for mode in modes if mode.get("examples")]
+    return ", ".join(f"{examples[0]['id']} to {examples[-1]['id']}" for examples in shown) or "none"
 
 
 def main(audit: str) -> None:
@@ -137,9 +175,11 @@ def main(audit: str) -> None:
         write_json(out / "plan.json", {"landscape": present, **plan})
         actions = [mode["action"] for mode in plan["modes"]]
         counts = {action: actions.count(action) for action in ("repair", "accept", "ignore")}
-        write_json(out / "metrics.json", counts, schema=False)
+        write_json(out / "metrics.json", {**counts, "examples": len(plan["examples"])}, schema=False)
         write_json(out / "provenance.json", provenance(audit, params.audit(audit), None))
-    print(f"{plan['statement']}: " + ", ".join(f"{n} to {action}" for action, n in counts.items()))
+    said = [f"{n} to {action}" for action, n in counts.items()]
+    said += [f"{n} example(s) rated or corrected"] if (n := len(plan["examples"])) else []
+    print(f"{plan['statement']}: {', '.join(said)}")
 
 
 def _by_rule(feedback: FeedbackConfig, summary: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +196,14 @@ def _by_rule(feedback: FeedbackConfig, summary: dict[str, Any]) -> dict[str, Any
         }
         for mode in summary["modes"]
     ]
-    return {"decided_by": "policy", "statement": NO_HUMAN, "reviewer": None, "reason": rule, "modes": modes}
+    return {
+        "decided_by": "policy",
+        "statement": NO_HUMAN,
+        "reviewer": None,
+        "reason": rule,
+        "modes": modes,
+        "examples": [],
+    }
 
 
 def _by_person(audit: str, summary: dict[str, Any]) -> dict[str, Any]:
@@ -174,12 +221,15 @@ def _by_person(audit: str, summary: dict[str, Any]) -> dict[str, Any]:
         )
     decided = {mode.id: mode for mode in decision.modes}
     modes = [{**_identity(mode), **decided[mode["id"]].model_dump()} for mode in summary["modes"]]
+    shown = shown_examples(summary["modes"])
+    answered = ("id", "mode", "item", "cell", "output")
     return {
         "decided_by": "human",
         "statement": f"decided by {decision.reviewer}",
         "reviewer": decision.reviewer,
         "reason": decision.reason,
         "modes": modes,
+        "examples": [{**{key: shown[e.id][key] for key in answered}, **e.model_dump()} for e in decision.examples],
     }
 
 

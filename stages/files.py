@@ -79,6 +79,24 @@ def publishing(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def record_probe_seconds(audit: str, seconds: float) -> None:
+    """Remember what a probe takes on this machine: no output of a stage, for those are the same on every run."""
+    path = WORK / "probe_seconds" / f"{audit}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    write_json(partial, {"seconds": seconds})
+    partial.replace(path)
+
+
+def probe_seconds(audit: str) -> float | None:
+    """What a probe took when `prepare` last ran here; None if its task does not measure that."""
+    try:
+        seconds = read_json(WORK / "probe_seconds" / f"{audit}.json").get("seconds")
+    except UsageError:
+        return None
+    return float(seconds) if isinstance(seconds, int | float) and 0 < seconds < float("inf") else None
+
+
 @contextlib.contextmanager
 def scratch(audit: str, stage: str, key: str) -> Iterator[Path]:
     """Yield the stage's own scratch folder for these inputs, locked against a second process.

@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.command import stage_main
 from stages.errors import UsageError
-from stages.files import content_hash, publishing, stage_dir, write_json
+from stages.files import content_hash, publishing, record_probe_seconds, stage_dir, write_json
 from stages.params import DATA, AuditConfig, load_params, task_class, task_context
 from stages.provenance import provenance
 
@@ -22,6 +22,8 @@ def main(name: str) -> None:
         )
     with publishing(stage_dir(name, "prepare")) as out:
         metrics = task_class(name, audit).prepare(task_context(name, audit), out)
+        if "seconds_per_probe" in metrics:
+            record_probe_seconds(name, metrics.pop("seconds_per_probe"))
         write_json(out / "metrics.json", metrics, schema=False)
         write_json(out / "fingerprint.json", _fingerprint(name, audit))
         write_json(out / "provenance.json", provenance(name, audit, out))

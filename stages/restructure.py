@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from stages.concepts import Region
 from stages.files import content_hash, publishing, read_json, scratch, stage_dir, write_json
 from stages.params import load_params, task_class, task_context
 from stages.provenance import provenance, run_key
-from stages.tasks.contract import RepairPlan, RepairRecord, TargetMode, Task
+from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode, Task
 
 
 def main(name: str) -> None:
@@ -29,27 +30,46 @@ def main(name: str) -> None:
         if mode["action"] == "repair"
     ]
     task = task_class(name, audit).load(task_context(name, audit), prepared)
+    examples = [_example(e) for e in decision.get("examples", ()) if e["mode"] in {target.id for target in targets}]
+    if examples and not learns_from_examples(task, config.method):
+        print(f"note: method {config.method} of this task learns from no examples, so {len(examples)} rated are unused")
+        examples = []
     inputs = [plan_file, prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json"]
     key = run_key(audit, inputs, config.model_dump(mode="json"))
     with scratch(name, "restructure", key) as work:
+        plans = {
+            copy: RepairPlan(
+                targets=targets,
+                settings={"method": config.method, **config.settings},
+                seed=audit.seed,
+                control=config.control if copy == "control" and config.control != "none" else None,
+                decision={k: decision.get(k) for k in ("decided_by", "reviewer", "reason", "landscape")},
+                examples=examples,
+                scratch=work / copy,
+            )
+            for copy in (("repaired",) if config.control == "none" else ("repaired", "control"))
+        }
+        for plan in plans.values() if targets else ():
+            plan.regions(task.concepts)  # a control that cannot be drawn is told before the repair has cost its time
         with publishing(stage_dir(name, "restructure")) as out:
-            records: dict[str, RepairRecord] = {}
-            for copy in ("repaired",) if config.control == "none" else ("repaired", "control"):
-                plan = RepairPlan(
-                    targets=targets,
-                    settings={"method": config.method, **config.settings},
-                    seed=audit.seed,
-                    control=config.control if copy == "control" and config.control != "none" else None,
-                    decision={k: decision.get(k) for k in ("decided_by", "reviewer", "reason", "landscape")},
-                    scratch=work / copy,
-                )
-                records[copy] = _repair(task, plan, prepared / "model", out / "models" / copy)
+            records = {
+                copy: _repair(task, plan, prepared / "model", out / "models" / copy) for copy, plan in plans.items()
+            }
             records["repaired"].curve.to_csv(out / "curve.csv", index=False)
-            write_json(out / "metrics.json", _metrics(records, targets), schema=False)
+            write_json(out / "metrics.json", _metrics(records, targets, examples), schema=False)
             write_json(
                 out / "provenance.json", {**provenance(name, audit, prepared), "plan": content_hash([plan_file])}
             )
         shutil.rmtree(work)  # published: nothing is left to resume
+
+
+def learns_from_examples(task: Task | type[Task], method: str) -> bool:
+    """Whether a repair by this method learns from rated examples: the task names such methods, by default none."""
+    return method in getattr(task, "learns_from_examples", ())
+
+
+def _example(entry: Mapping[str, Any]) -> RatedExample:
+    return RatedExample(**{key: value for key, value in entry.items() if key != "id"})
 
 
 def _repair(task: Task, plan: RepairPlan, model: Path, out: Path) -> RepairRecord:
@@ -61,9 +81,12 @@ def _repair(task: Task, plan: RepairPlan, model: Path, out: Path) -> RepairRecor
     return RepairRecord("none", 0, curve=pd.DataFrame({"step": [], "loss": []}))
 
 
-def _metrics(records: dict[str, RepairRecord], targets: list[TargetMode]) -> dict[str, Any]:
+def _metrics(
+    records: Mapping[str, RepairRecord], targets: Sequence[TargetMode], examples: Sequence[RatedExample]
+) -> dict[str, Any]:
     return {
         "modes": len(targets),
+        "examples": len(examples),  # that the repair was given
         **{copy: {"steps": record.steps, **record.details} for copy, record in records.items()},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,13 @@ import torch
 import yaml
 
 from flows.compare import Run, check_alike, compare_revisions, differences, paired_difference
+from flows.estimate import Estimate, estimate
+from flows.graph import Graph, Stage
+from flows.screen import _time
 from stages.errors import UsageError, run_as_command
-from tests.workspace import Workspace, audit_params, make_workspace, repair_params
+from stages.files import record_probe_seconds
+from stages.params import Params
+from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
 
 QUICK = {"discover": {"explorer": "ppo", "control": "random", "budget": 120}}
 COMMANDS = ("audit", "plan", "screen", "status", "review", "report", "compare", "study")
@@ -183,8 +189,87 @@ def test_a_plan_tells_cost_before_anything_runs(toys):
     assert {"500", "16"} <= set(rows["discover@tiny"])
     assert {"1,200", "38"} <= set(rows["re_evaluate@tiny"])
     assert "1,700 unique probes at most" in done.stdout
-    assert "6 stage(s) never ran here" in done.stdout and "free" in done.stdout
+    assert "time unknown before prepare ran, 6 stage(s) never ran here" in done.stdout and "free" in done.stdout
     assert toys.executed() == []
+
+
+def estimated(*kinds: str) -> Estimate:
+    """What an audit "tiny" would cost of which these stages are stale, in the current folder."""
+    stages = [Stage(f"{kind}@tiny", kind, "tiny", 0, (), None, ("never ran",) * (kind in kinds)) for kind in STAGES]
+    params = {"audits": {"tiny": audit_params()}, "repairs": {"tiny": repair_params()}}
+    return estimate(Params.model_validate(params), Graph({stage.name: stage for stage in stages}), ["tiny"])
+
+
+def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    measured = tmp_path / ".faded/probe_seconds/tiny.json"
+    measured.parent.mkdir(parents=True)
+    params = Params.model_validate({"audits": {"tiny": audit_params()}, "repairs": {}})
+    searching = ("discover", "re_evaluate")
+    for unusable in ({"items": 3}, {"seconds": 0.0}, {"seconds": "slow"}):
+        measured.write_text(json.dumps({"schema": 1, **unusable}))
+        assert estimated(*searching).time == "time unknown, 2 stage(s) never ran here"
+        assert "time unknown" in _time("tiny", params.audits["tiny"], 600)
+
+    record_probe_seconds("tiny", 0.3)
+    found = {e.stage.kind: (e.probes, e.seconds, e.source) for e in estimated(*searching, "summarize").stages}
+    assert found["discover"] == (500, pytest.approx(150), "probes")
+    assert found["re_evaluate"] == (1200, pytest.approx(360), "probes")
+    assert found["summarize"] == (None, None, None)
+    said = "about 8 min 30 s (by what a probe took in prepare); 1 stage(s) never ran here"
+    assert estimated(*searching, "summarize").time == said
+    assert _time("tiny", params.audits["tiny"], 600) == "about 3 min 0 s by what a probe took in prepare"
+
+    # With prepare stale that was another model; what the stage itself took here says more, and last the benchmarks.
+    assert estimated("prepare", *searching).time == "time unknown before prepare ran, 3 stage(s) never ran here"
+    for folder, seconds in ((".faded", 50), ("benchmarks", 70)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "timings.json").write_text(json.dumps({"discover@tiny": {"seconds": seconds}}))
+    said = "about 6 min 50 s (by the last run here, by what a probe took in prepare)"
+    assert estimated(*searching).time == said
+    assert _time("tiny", params.audits["tiny"], 600) == "about 1 min 0 s by the last search here"
+    (tmp_path / ".faded/timings.json").unlink()
+    assert (
+        estimated("prepare", *searching).time == "about 1 min 10 s (as measured on 2 cores); 2 stage(s) never ran here"
+    )
+
+
+@pytest.fixture
+def presets(toys) -> Workspace:
+    """A workspace of toys with an audit "tiny", its preset "quick" and an audit "other"."""
+    names = ("tiny", "tiny-quick", "tiny-slow", "other")
+    for name in names[1:]:
+        (toys.path / "data" / name / "inputs").mkdir(parents=True)
+    toys.write_params({"audits": {name: audit_params() for name in names}, "repairs": {}})
+    return toys
+
+
+def test_a_preset_is_an_audit_beside_the_one_it_belongs_to(presets):
+    planned = presets.faded("plan", "tiny", "--preset", "quick")
+    assert planned.returncode == 0, planned.stdout
+    assert "discover@tiny-quick" in planned.stdout and "discover@tiny " not in planned.stdout
+    report = presets.path / "data/tiny-quick/summarize/report.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("quick")
+    assert presets.faded("report", "--preset", "quick", "--no-open").stdout.strip() == str(report)
+    assert "audit 'tiny-slow' has no entry under repairs" in presets.faded("review", "--preset", "slow").stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("audit", "tiny", "--preset", "qick"), "no preset 'qick' (tiny-qick in params.yaml), found: quick, slow"),
+        (("plan", "tiny", "other", "--preset", "quick"), "audit 'other' has no preset 'quick'"),
+        (("report", "other", "--preset", "quick"), "(other-quick in params.yaml), found: none"),
+        (("review", "tinny", "--preset", "quick"), "did you mean 'tiny'"),
+        (("audit", "--all", "--preset", "quick"), "name audits for --preset"),
+    ],
+)
+def test_a_preset_that_is_not_there_names_those_that_are(presets, command, told):
+    done = presets.faded(*command)
+    assert done.returncode == 2, done.stdout
+    assert told in done.stdout
+    assert presets.executed() == []
 
 
 def test_a_report_that_is_not_there_says_what_to_run(toys):

@@ -13,10 +13,23 @@ from stages.errors import DecisionNeeded, RejectedError, UsageError
 from stages.files import read_json, write_json
 from stages.params import FeedbackConfig
 
+
+def example(name: str, failed: bool = True) -> dict:
+    return {
+        "id": name,
+        "item": f"item of {name}",
+        "cell": [1, 0],
+        "output": "No.",
+        "failed": failed,
+        "discrepancy": 0.5,
+    }
+
+
 MODES = [
-    {"id": "M1", "text": "a >= 1", "region": {"a": [1, 2]}, "confirmed": True},
-    {"id": "M2", "text": "b >= 1", "region": {"b": [1, 2]}, "confirmed": False},
-    {"id": "M3", "text": "c >= 1", "region": {"c": [1, 2]}, "confirmed": True},
+    {"id": "M1", "text": "a >= 1", "region": {"a": [1, 2]}, "confirmed": True}
+    | {"examples": [example("M1.1"), example("M1.2"), example("M1.3", failed=False)]},
+    {"id": "M2", "text": "b >= 1", "region": {"b": [1, 2]}, "confirmed": False, "examples": [example("M2.1")]},
+    {"id": "M3", "text": "c >= 1", "region": {"c": [1, 2]}, "confirmed": True},  # as of an older version
 ]
 
 
@@ -41,7 +54,9 @@ def summary() -> dict:
 
 
 def test_a_decision_comes_back_as_it_was_made(landscape: Path) -> None:
-    made = decision(reason='Ümlaut: and "quotes"\n# no comment')
+    corrected = "It is: a 'long'  answer,\nof two lines # and more. " * 5
+    examples = [{"id": "M2.1", "corrected": corrected}, {"id": "M1.3", "rating": 10}]
+    made = decision(reason='Ümlaut: and "quotes"\n# no comment', examples=examples)
     path = feedback.write_decision("x", made)
     assert path == Path("data/x/decisions") / f"{made.landscape}.yaml"
     assert feedback.read_decision("x") == made
@@ -65,9 +80,46 @@ def test_the_plan_holds_what_was_decided(landscape: Path) -> None:
     assert plan["modes"][1]["region"] == {"b": [1, 2]}
 
 
+def test_the_plan_says_what_was_rated_and_keeps_what_is_not_repaired(landscape: Path) -> None:
+    modes = [{"id": m["id"], "action": "accept"} for m in MODES]
+    examples = [{"id": "M2.1", "rating": 3, "corrected": " Yes. "}, {"id": "M1.3", "rating": 10}]
+    feedback.write_decision("x", decision(modes=modes, examples=examples))
+    answer = {"cell": [1, 0], "output": "No."}
+    assert feedback._by_person("x", summary())["examples"] == [
+        {"id": "M2.1", "mode": "M2", "item": "item of M2.1", **answer, "rating": 3, "corrected": "Yes."},
+        {"id": "M1.3", "mode": "M1", "item": "item of M1.3", **answer, "rating": 10, "corrected": None},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([{"id": "M1.9", "rating": 3}], r"unknown example\(s\) M1.9; the landscape has M1.1 to M1.3, M2.1 to M2.1"),
+        ([{"id": "M1.1", "rating": 3}, {"id": "M1.1", "rating": 4}], "examples: M1.1 is there twice"),
+        ([{"id": "M1.1"}], "examples.0: example M1.1 has neither a rating nor a corrected answer"),
+        ([{"id": "M1.1", "rating": 0}], r"examples.0.rating: .*greater than or equal to 1, found 0"),
+        ([{"id": "M1.1", "rating": 11}], r"examples.0.rating: .*less than or equal to 10, found 11"),
+        ([{"id": "M1.1", "rating": True}], r"examples.0.rating: .*valid integer, found True"),
+        ([{"id": "M1.1", "corrected": "  "}], r"examples.0.corrected: .*at least 1 character"),
+        ([{"id": "M1.1", "ratng": 3}], "examples.0.ratng: unknown key, did you mean 'rating'"),
+    ],
+)
+def test_what_is_said_of_examples_must_fit(landscape: Path, examples: list, message: str) -> None:
+    path = feedback.write_decision("x", decision())
+    path.write_text(path.read_text().replace("examples: []", f"examples: {json.dumps(examples)}"))
+    with pytest.raises(UsageError, match=message):
+        feedback.read_decision("x")
+
+
+def test_a_mode_is_decided_once(landscape: Path) -> None:
+    with pytest.raises(ValueError, match="M1 is there twice"):
+        decision(modes=[{"id": "M1", "action": "repair"}, {"id": "M1", "action": "accept"}])
+
+
 def test_the_rule_takes_confirmed_modes_only_and_says_that_no_human_decided(landscape: Path) -> None:
     plan = feedback._by_rule(FeedbackConfig(policy="top-k", modes=2), summary())
     assert plan["statement"] == "decided by policy, no human" and plan["reviewer"] is None
+    assert plan["examples"] == []
     assert [m["action"] for m in plan["modes"]] == ["repair", "ignore", "repair"]
 
 

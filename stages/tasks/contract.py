@@ -176,7 +176,7 @@ class RepairPlan:
         seed: all randomness of the repair derives from it.
         control: "uniform" draws cells from the whole grid instead, "clean" leaves the inputs unchanged.
         decision: decided_by, reviewer, reason and landscape of the plan, for the model card.
-        examples: what people said of examples, for tasks that learn from it (`Task.check_repair` says if not).
+        examples: what people said of examples, for methods the task's `learns_from_examples` names.
         scratch: where unfinished work may be kept, so that a killed repair resumes; None keeps nothing.
     """
 

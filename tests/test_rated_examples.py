@@ -1,0 +1,227 @@
+"""Rated examples on their way: named in the landscape, asked for in the terminal, given to a repair that learns."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from flows.review import review_landscape
+from stages import collect_feedback, prepare, restructure
+from stages.check import check_audits
+from stages.concepts import Region
+from stages.errors import UsageError
+from stages.files import read_json, write_json
+from stages.landscape import Mode, Rate
+from stages.params import load_params
+from stages.summarize import galleries, pick_examples
+from tests.landscapes import planted, uniform
+from tests.workspace import audit_params, repair_params
+
+TASK = """
+import json
+from types import SimpleNamespace
+
+from stages.concepts import Concept, ConceptSpace
+from tests.planted import PlantedTask
+
+
+class Learner(PlantedTask):
+    learns_from_examples = ("planted",)
+
+    def repair(self, plan, out_dir):
+        record = super().repair(plan, out_dir)
+        (out_dir / "examples.json").write_text(json.dumps([vars(example) for example in plan.examples]))
+        return record
+
+
+class Catalogued(Learner):
+    catalogue = {"tilt": SimpleNamespace(low=0, high=9, neutral=0), "fog": SimpleNamespace(low=0, high=9)}
+
+
+class NeverNeutral(Learner):
+    @classmethod
+    def load(cls, context, prepared, model=None):
+        task = super().load(context, prepared, model)
+        task.concepts = ConceptSpace(tuple(Concept(c.name, c.levels) for c in task.concepts.concepts))
+        return task
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a task that learns from examples, prepared, and a landscape of two modes."""
+    (tmp_path / "rated_task.py").write_text(TASK)
+    (tmp_path / "data/x/inputs").mkdir(parents=True)
+    (tmp_path / "data/x/inputs/regions.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "rated_task", raising=False)
+    write_params()
+    prepare.main("x")
+    (tmp_path / "data/x/summarize").mkdir()
+    pd.DataFrame({"tilt": [0]}).to_parquet(tmp_path / "data/x/summarize/landscape.parquet")
+    example = {"item": "discover-0001", "cell": [2, 3], "discrepancy": 0.5}
+    modes = [
+        {"id": name, "region": {"tilt": [i]}, "text": f"tilt = {i}", "rate": 0.5, "low": 0.4, "high": 0.6}
+        | {"probes": 9, "share": 0.1, "confirmed": True}
+        | {"examples": [{**example, "id": f"{name}.1", "output": "[bold]w\x1b[31mrong", "failed": True}]}
+        for i, name in enumerate(("M1", "M2"))
+    ]
+    modes[0]["examples"] += [{**example, "id": "M1.2", "output": "right", "failed": False}]
+    concepts = planted().concepts.to_json()[:2]
+    write_json(tmp_path / "data/x/summarize/landscape.json", {"modes": modes, "concepts": concepts})
+    return tmp_path
+
+
+def write_params(task: str = "Learner", control: str = "none", method: str = "planted") -> None:
+    audit = audit_params(task=f"rated_task:{task}", code="rated_task.py")
+    repair = repair_params(feedback={"policy": "wait"}, restructure={"method": method, "control": control})
+    Path("params.yaml").write_text(yaml.safe_dump({"audits": {"x": audit}, "repairs": {"x": repair}}, sort_keys=False))
+
+
+def review(monkeypatch: pytest.MonkeyPatch, *answers: str) -> str:
+    """What `faded review` prints when it is answered like this; all answers must be used up."""
+    left = list(answers)
+    out = io.StringIO()
+
+    def answer(*_args: str) -> str:
+        if not left:
+            raise EOFError
+        return left.pop(0)
+
+    monkeypatch.setattr("builtins.input", answer)
+    review_landscape(load_params(), "x", Console(file=out, width=200))
+    assert left == []
+    return out.getvalue()
+
+
+def decided() -> collect_feedback.Decision:
+    decision = collect_feedback.read_decision("x")
+    assert decision is not None
+    return decision
+
+
+END = ("Ada", "", "y", "y")  # reviewer, reason, approve, write
+
+
+def test_the_landscape_names_what_the_report_shows() -> None:
+    task = planted(items=20)
+    probes = uniform(task, 1500)
+    both = pd.concat([probes, probes.assign(role="agent")])  # explorer and control have asked the same
+    region = Region.from_json({"tilt": [2, 3, 4], "fog": [2, 3, 4]})
+    mode = Mode("M7", region, Rate(0.5, 0.4, 0.6, 9), 9, 0.5, 3.0, 0.16, True)
+    rows = pick_examples(task.concepts, mode, both, 4, 0)
+    assert rows["id"].tolist() == [f"M7.{n}" for n in range(1, 9)]
+    assert rows["failed"].tolist() == [True] * 4 + [False] * 4
+    assert rows["item"].nunique() >= 4 and not rows[["item"]].assign(c=rows["cell"].map(tuple)).duplicated().any()
+    for row in rows.itertuples():
+        answer = task.probe([row.item], [row.cell])
+        assert (row.output, row.failed) == (answer.outputs[0], answer.failed[0])
+        assert row.discrepancy == answer.discrepancy[0]
+    blamed = both.assign(valid=~both["item"].isin(rows["item"]))
+    assert not pick_examples(task.concepts, mode, blamed, 4, 0)["item"].isin(rows["item"]).any()
+    gallery = galleries(task, [mode], both, 4, 0)["M7"]
+    shown = [*gallery.failing, *gallery.passing]
+    assert [e.caption for e in shown] == [f"{row.id} - {row.item}" for row in rows.itertuples()]
+    assert [e.text for e in shown] == [task.concepts.describe(cell) for cell in rows["cell"]]
+
+
+def test_a_review_asks_about_failing_examples_if_wanted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = review(
+        monkeypatch, *("repair", "high", "seen", "y", "11", "3", " it is right "), *("accept", "", "y", "7"), *END
+    )
+    assert [(e.id, e.rating, e.corrected) for e in decided().examples] == [
+        ("M1.1", 3, "it is right"),
+        ("M2.1", 7, None),  # accepted: nothing will learn from it, so no correction was asked for
+    ]
+    assert "M1.1  discover-0001, tilt 2, fog 3" in told and "M1.2" not in told
+    assert "[bold]w [31mrong" in told and "\x1b[31m" not in told
+    assert told.count("select one of the available options") == 1
+    assert told.count("no repair will learn from these ratings") == 1
+
+
+def test_enter_all_the_way_rates_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    review(monkeypatch, *[""] * 8, *END)
+    assert decided().examples == []
+    assert [mode.action for mode in decided().modes] == ["repair", "repair"]
+
+
+def test_a_review_of_an_older_landscape_asks_for_no_ratings(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = place / "data/x/summarize/landscape.json"
+    landscape = read_json(path)
+    write_json(path, {**landscape, "modes": [{k: m[k] for k in m if k != "examples"} for m in landscape["modes"]]})
+    (place / "rated_task.py").unlink()  # nor does it need the task
+    review(monkeypatch, *[""] * 6, *END)
+    assert decided().examples == []
+
+
+def test_no_correction_is_asked_for_where_the_method_cannot_learn(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_params(method="other")
+    told = review(monkeypatch, *("", "", "", "y", "3"), *("", "", "", ""), *END)
+    assert [(e.id, e.rating, e.corrected) for e in decided().examples] == [("M1.1", 3, None)]
+    assert "no repair will learn from these ratings" in told
+
+
+def plan_with_examples() -> None:
+    """A plan that repairs M1 and accepts M2, with ratings of both."""
+    decision = {
+        "landscape": collect_feedback.landscape_hash("x"),
+        "reviewer": "Ada",
+        "approve": True,
+        "modes": [{"id": "M1", "action": "repair"}, {"id": "M2", "action": "accept"}],
+        "examples": [{"id": "M1.1", "rating": 2, "corrected": "right"}, {"id": "M2.1", "rating": 9}],
+    }
+    collect_feedback.write_decision("x", collect_feedback.Decision.model_validate(decision))
+    collect_feedback.main("x")
+
+
+def test_a_repair_is_given_the_examples_of_its_modes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_params(control="clean")
+    plan_with_examples()
+    assert "2 example(s) rated or corrected" in capsys.readouterr().out
+    assert read_json(place / "data/x/collect_feedback/metrics.json")["examples"] == 2
+    restructure.main("x")
+    for copy in ("repaired", "control"):
+        given = json.loads((place / "data/x/restructure/models" / copy / "examples.json").read_text())
+        assert given == [
+            {"mode": "M1", "item": "discover-0001", "cell": [2, 3], "output": "[bold]w\x1b[31mrong"}
+            | {"rating": 2, "corrected": "right"}
+        ]
+    assert read_json(place / "data/x/restructure/metrics.json")["examples"] == 1
+
+
+def test_a_method_that_cannot_learn_from_examples_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_params(method="other")
+    plan_with_examples()
+    restructure.main("x")
+    assert "method other of this task learns from no examples, so 1 rated are unused" in capsys.readouterr().out
+    assert json.loads((place / "data/x/restructure/models/repaired/examples.json").read_text()) == []
+    assert read_json(place / "data/x/restructure/metrics.json")["examples"] == 0
+
+
+def test_a_clean_control_needs_a_cell_that_changes_nothing(place: Path) -> None:
+    write_params("Catalogued", control="clean")
+    check_audits(load_params(), ["x"])
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["audits"]["x"]["concepts"] = {"tilt": [1, 2], "fog": [1, 2]}  # of fog the catalogue tells nothing
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    with pytest.raises(UsageError, match=r"repairs\.x\.restructure\.control: clean needs .* found none in tilt$"):
+        check_audits(load_params(), ["x"])
+    params["repairs"]["x"]["restructure"]["control"] = "uniform"
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    check_audits(load_params(), ["x"])
+
+
+def test_without_a_catalogue_a_clean_control_is_refused_before_the_repair(place: Path) -> None:
+    write_params("NeverNeutral", control="clean")
+    plan_with_examples()
+    with pytest.raises(UsageError, match="leaves an input unchanged: none of the levels of tilt, fog does"):
+        restructure.main("x")
+    assert not list(place.rglob("examples.json"))
