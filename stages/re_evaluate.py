@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from stages.command import stage_main
-from stages.concepts import Region
 from stages.errors import UsageError
 from stages.explorers import Prober, search
 from stages.files import content_hash, publishing, scratch, stage_dir, write_json
@@ -20,7 +20,7 @@ from stages.params import AuditConfig, load_params, task_class, task_context
 from stages.progress import progress
 from stages.provenance import provenance, run_key
 from stages.report import write_comparison_report
-from stages.tasks.contract import Compute, Exhibit, Task
+from stages.tasks.contract import Compute, Exhibit, Measured, Task
 
 EXAMPLES = 8
 
@@ -45,16 +45,22 @@ def main(name: str) -> None:
     with scratch(name, "re_evaluate", key) as folder:
         ledgers = {model: Ledger(folder / f"{model}.jsonl") for model in tasks}
         searches = {m: _search(tasks[m], item_ids, audit, ledgers[m], context.compute, m) for m in ("before", "after")}
-        answers = ask_pairs(
-            tasks, item_ids, plan.targets, repair.re_evaluate.paired_probes, audit.seed, ledgers, context.compute
+        pairs = draw_pairs(
+            tasks["before"].concepts, len(item_ids), plan.targets, repair.re_evaluate.paired_probes, audit.seed
         )
+        answers = ask_all(tasks, item_ids, *pairs, ledgers, context.compute)
+        clean = ask_clean(tasks, item_ids, ledgers, context.compute)
         for ledger in ledgers.values():
             ledger.close()
 
-    judged = judge_models(tasks, item_ids, plan, repair, searches, answers, audit)
+    judged = judge_models(tasks, item_ids, plan, repair, searches, answers, audit, clean)
     probes = pd.concat(
         [table.assign(model=model, purpose="search") for model, (table, _) in searches.items()]
-        + [table.assign(model=model, purpose="paired", role="paired") for model, table in answers.items()],
+        + [
+            table.assign(model=model, purpose=purpose, role=purpose)
+            for purpose, tables in (("paired", answers), ("clean", clean))
+            for model, table in tables.items()
+        ],
         ignore_index=True,
     )
     verdict = {"audit": name, **judged.verdict}
@@ -80,7 +86,10 @@ def main(name: str) -> None:
 
 
 def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) -> dict[str, Task]:
-    """The model before, after and, if asked for, the control; without a repaired model, after is before."""
+    """The model before, after and, if asked for, the control; without a repaired model, after is before.
+
+    A task that measures its noise adds the model before, asked again.
+    """
     cls, context = task_class(name, audit), task_context(name, audit)
     folders = {"before": prepared / "model", "after": models / "repaired", "control": models / "control"}
     tasks: dict[str, Task] = {
@@ -89,6 +98,8 @@ def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) ->
     if "before" not in tasks:
         raise UsageError(f"{folders['before']} is missing: run prepare first")
     tasks.setdefault("after", tasks["before"])
+    if isinstance(tasks["before"], Measured):
+        tasks["noise"] = tasks["before"].again()
     return tasks
 
 
@@ -111,23 +122,32 @@ def _search(
     return result.probes, {**result.metrics, "enumerated": result.enumerated}
 
 
-def ask_pairs(
+def ask_all(
     tasks: Mapping[str, Task],
     item_ids: Sequence[str],
-    targets: Sequence[Region],
-    n: int,
-    seed: int,
+    items: np.ndarray,
+    cells: np.ndarray,
     ledgers: Mapping[str, Ledger],
     compute: Compute,
 ) -> dict[str, pd.DataFrame]:
-    """Put the same pairs to every model: model -> answers, row by row the same pairs."""
-    items, cells = draw_pairs(tasks["before"].concepts, len(item_ids), targets, n, seed)
+    """Put the same pairs, items (n,) and cells (n, concepts), to every model: model -> answers, row by row the same."""
     answers = {}
     for model, task in tasks.items():
         prober = Prober(task, item_ids, len(items), ledgers[model], compute)
         prober.ask(items, cells)
         answers[model] = prober.table().assign(explorer="uniform")
     return answers
+
+
+def ask_clean(
+    tasks: Mapping[str, Task], item_ids: Sequence[str], ledgers: Mapping[str, Ledger], compute: Compute
+) -> dict[str, pd.DataFrame]:
+    """Put every item, unchanged, to every model; nothing where the task has no measures, or the grid no such cell."""
+    neutral = tasks["before"].concepts.neutral
+    if neutral is None or not isinstance(tasks["before"], Measured):
+        return {}
+    items = np.arange(len(item_ids))
+    return ask_all(tasks, item_ids, items, np.tile(neutral, (len(items), 1)), ledgers, compute)
 
 
 def _galleries(task: Task, answers: Mapping[str, pd.DataFrame]) -> dict[str, list[tuple[Exhibit, str, str]]]:
@@ -139,9 +159,19 @@ def _galleries(task: Task, answers: Mapping[str, pd.DataFrame]) -> dict[str, lis
         rows = before[mask].drop_duplicates("item").head(EXAMPLES)
         cells = rows[task.concepts.names].to_numpy(dtype=np.int64)
         exhibits = task.exhibit(rows["item"].tolist(), cells) if len(rows) else []
-        outputs = zip(exhibits, rows["output"], after.loc[rows.index, "output"], strict=True)
-        shown[kind] = [(exhibit, str(b), str(a)) for exhibit, b, a in outputs]
+        now = after.loc[rows.index]
+        shown[kind] = [
+            (_with_discrepancy(exhibit, d), str(b), str(a))
+            for exhibit, d, b, a in zip(exhibits, now["discrepancy"], rows["output"], now["output"], strict=True)
+        ]
     return shown
+
+
+def _with_discrepancy(exhibit: Exhibit, after: float) -> Exhibit:
+    """Texts are long: how far the output after the repair is off is said beside that of the output before."""
+    if not exhibit.answers:
+        return exhibit
+    return replace(exhibit, caption=f"{exhibit.caption}; after the repair: discrepancy {after:.2f}")
 
 
 def _metrics(verdict: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +179,12 @@ def _metrics(verdict: Mapping[str, Any]) -> dict[str, Any]:
     numbers: dict[str, Any] = {"passed": verdict["passed"]}
     for measure, entry in verdict["differences"].items():
         numbers |= {f"{measure}_{key}": entry.get(key) for key in ("before", "after", "change", "low", "high")}
+        numbers[f"{measure}_noise"] = entry.get("noise", {}).get("change")
+    for part, found in verdict.get("measures", {}).items():
+        for measure, entry in found["measures"].items():
+            name = f"{part}_{measure.replace(' ', '_')}"
+            numbers |= {f"{name}_{key}": entry[key] for key in ("before", "after", "change", "low", "high")}
+    numbers |= {f"invalid_{part}": rate["value"] for part, rate in verdict["invalid"].items()}
     for model, roles in verdict["search"].items():
         numbers |= {
             f"{model}_{role}_failures": roles[role]["failures"] for role in ("agent", "control") if role in roles

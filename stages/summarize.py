@@ -21,6 +21,8 @@ from stages.landscape import (
     all_passed,
     effects,
     estimate,
+    invalid_probes,
+    invalid_share,
     judge_landscape,
     name_in_halves,
     name_modes,
@@ -59,6 +61,7 @@ def main(name: str) -> None:
     table = landscape.table.assign(
         **policy_view(load_policy(discovered / "policy"), embeddings, landscape, task.concepts)
     )
+    examples = (audit.summarize.examples, audit.seed)
     summary = {
         "audit": name,
         "concepts": task.concepts.to_json(),
@@ -67,8 +70,15 @@ def main(name: str) -> None:
         "overall_estimated": landscape.mean_rate().to_json(),
         "effects": effects(landscape, task.concepts, probes),
         "modes": [
-            mode.to_json(task.concepts) | {"minimal": reached(walked, task.concepts, mode.region)} for mode in modes
+            mode.to_json(task.concepts)
+            | {
+                "minimal": reached(walked, task.concepts, mode.region),
+                "invalid": invalid_share(task.concepts, mode.region, probes),
+                "examples": pick_examples(task.concepts, mode, probes, *examples).to_dict("records"),
+            }
+            for mode in modes
         ],
+        "invalid": invalid_probes(task.concepts, probes),
         "modes_found_again": reproducibility(task.concepts, modes, halves),
         "modes_skipped": skipped_combinations(task.concepts, audit.summarize.max_conditions),
         "estimator": _estimator(landscape, probes),
@@ -92,7 +102,7 @@ def main(name: str) -> None:
             summary=summary,
             verdict=verdict,
             probes=probes,
-            galleries=galleries(task, modes, probes, audit.summarize.examples, audit.seed),
+            galleries=galleries(task, modes, probes, *examples),
             nearest=nearest_failures(task, walked, audit.summarize.examples),
             provenance=record,
             metrics=metrics,
@@ -110,7 +120,7 @@ def _read_table(path: Any) -> pd.DataFrame:
 
 def _read_probes(path: Any, space: ConceptSpace) -> pd.DataFrame:
     probes = _read_table(path)
-    needed = {"role", "item", "repeat", "discrepancy", "failed", *space.names}
+    needed = {"role", "item", "repeat", "discrepancy", "failed", "output", *space.names}
     if missing := sorted(needed - set(probes.columns)):
         raise UsageError(f"{path} lacks the column(s) {', '.join(missing)}, found {', '.join(probes.columns)}")
     if probes.empty:
@@ -136,19 +146,37 @@ def policy_view(
     return {"policy_mean": mean, "policy_std": std}
 
 
+def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, examples: int, seed: int) -> pd.DataFrame:
+    """Probes shown of a mode: so many failing, then so many passing ones, of as many items as there are.
+
+    Drawn at random, the same ones for the same seed. Probes that are not valid are examples of neither.
+
+    Returns:
+        One row a probe: `id` (M1.1, M1.2, ..., as a decision refers to it), `item`, `cell` (level indices), `output`,
+        `failed`, `discrepancy`.
+    """
+    inside = probes[mode.region.contains(space, probes[space.names].to_numpy(dtype=np.int64))]
+    inside = inside.drop_duplicates(["item", *space.names])  # explorer and control may have asked the same
+    inside = inside[inside["valid"]] if "valid" in inside else inside
+    sides = []
+    for failed in (True, False):
+        rows = inside[(inside["failed"] == failed).to_numpy()].sample(frac=1, random_state=seed)
+        sides.append(pd.concat([rows.drop_duplicates("item"), rows[rows.duplicated("item")]]).head(examples))
+    rows = pd.concat(sides)
+    ids = [f"{mode.id}.{n}" for n in range(1, len(rows) + 1)]
+    rows = rows.assign(id=ids, cell=rows[space.names].to_numpy(dtype=np.int64).tolist())
+    return rows[["id", "item", "cell", "output", "failed", "discrepancy"]]
+
+
 def galleries(task: Task, modes: Sequence[Mode], probes: pd.DataFrame, examples: int, seed: int) -> dict[str, Gallery]:
-    """Failing and passing probes of each mode, of as many different items as there are, drawn at random."""
-    cells = probes[task.concepts.names].to_numpy(dtype=np.int64)
+    """The picked examples of each mode as people would see them, each behind its id."""
     shown = {}
     for mode in modes:
-        inside = mode.region.contains(task.concepts, cells)
-        sides = []
-        for failed in (True, False):
-            rows = probes[inside & (probes["failed"] == failed).to_numpy()].sample(frac=1, random_state=seed)
-            rows = pd.concat([rows.drop_duplicates("item"), rows[rows.duplicated("item")]]).head(examples)
-            picked = rows[task.concepts.names].to_numpy(dtype=np.int64)
-            sides.append(task.exhibit(rows["item"].tolist(), picked) if len(rows) else [])
-        shown[mode.id] = Gallery(failing=sides[0], passing=sides[1])
+        rows = pick_examples(task.concepts, mode, probes, examples, seed)
+        exhibits = task.exhibit(rows["item"].tolist(), np.array(rows["cell"].tolist())) if len(rows) else []
+        named = [replace(e, caption=f"{id_} - {e.caption}") for e, id_ in zip(exhibits, rows["id"], strict=True)]
+        failing = int(rows["failed"].sum())
+        shown[mode.id] = Gallery(failing=named[:failing], passing=named[failing:])
     return shown
 
 
@@ -182,6 +210,7 @@ def _metrics(summary: dict[str, Any], passed: bool | None) -> dict[str, Any]:
         "modes": len(summary["modes"]),
         "confirmed_modes": len(confirmed),
         "worst_mode_rate": max((mode["rate"] for mode in confirmed), default=None),
+        "invalid_share": summary["invalid"]["value"],
         "log_loss": summary["estimator"].get("log_loss"),
         "log_loss_constant": summary["estimator"].get("log_loss_constant"),
         "calibration_error": summary["estimator"].get("calibration_error"),

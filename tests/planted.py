@@ -30,8 +30,8 @@ class PlantedTask:
     """Fails where a cell lies in a planted region, and with probability `noise` elsewhere.
 
     `prepare:` takes `items` (a count per split), `regions` (lists of {concept: [level indices]}), `noise`, `file`, a
-    JSON file under data/<audit>/inputs that may hold further regions (to change an input), and `delay`, the seconds a
-    model call takes (to be killed in).
+    JSON file under data/<audit>/inputs that may hold further regions (to change an input), `delay`, the seconds a
+    model call takes (to be killed in), and `invalid`, regions whose probes are not held against the model.
     Repair removes the planted regions that overlap a target mode, so its effect is known too.
     """
 
@@ -42,10 +42,11 @@ class PlantedTask:
         self.queries = 0
         self._rows = {item: i for i, item in enumerate(items.table["id"])}
         self._regions = [Region.from_json(r) for r in model["regions"]]
+        self._invalid = [Region.from_json(r) for r in model.get("invalid", [])]
 
     @classmethod
     def check(cls, context: TaskContext) -> list[str]:
-        known = {"items", "regions", "noise", "file", "delay"}
+        known = {"items", "regions", "noise", "file", "delay", "invalid"}
         return [f"prepare.{key}: unknown key, expected one of {sorted(known)}" for key in set(context.config) - known]
 
     @classmethod
@@ -59,7 +60,7 @@ class PlantedTask:
         if "file" in config:
             regions += json.loads((context.inputs / config["file"]).read_text())
         (out_dir / "model").mkdir()
-        model = {"regions": regions, "noise": config.get("noise", 0.0), "delay": config.get("delay", 0.0)}
+        model = {"noise": 0.0, "delay": 0.0, "invalid": [], **config, "regions": regions}
         (out_dir / "model" / "config.json").write_text(json.dumps(model))
         rows = [
             {"id": f"{split}-{i:04d}", "split": split, "label": str(i % 3)}
@@ -85,16 +86,21 @@ class PlantedTask:
         self.queries += len(item_ids)
         time.sleep(self.model.get("delay", 0.0))
         cells = np.asarray(cells)
-        inside = np.zeros(len(cells), dtype=bool)
-        for region in self._regions:
-            inside |= region.contains(self.concepts, cells)
+        inside, invalid = self._in(self._regions, cells), self._in(self._invalid, cells)
         # A hash of the probe stands in for chance: the same probe has the same answer in any batch.
         rows = np.array([self._rows[i] for i in item_ids], dtype=np.uint64)
         mixed = (rows * np.uint64(1_000_003) + self.concepts.flat(cells).astype(np.uint64)) * np.uint64(2654435761)
         chance = (mixed % np.uint64(10_007)).astype(float) / 10_007
         failed = inside | (chance < self.model["noise"])
+        failed &= ~invalid
         discrepancy = np.where(failed, 0.2 + 0.6 * chance, -0.2 - 0.6 * chance).astype(np.float32)
-        return ProbeBatch(discrepancy, failed, ["wrong" if f else "right" for f in failed])
+        return ProbeBatch(discrepancy, failed, ["wrong" if f else "right" for f in failed], ~invalid)
+
+    def _in(self, regions: Sequence[Region], cells: np.ndarray) -> np.ndarray:
+        inside = np.zeros(len(cells), dtype=bool)
+        for region in regions:
+            inside |= region.contains(self.concepts, cells)
+        return inside
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         return [

@@ -125,27 +125,27 @@ def test_of_many_regions_one_rises_by_chance():
     assert risen(paired, space, regions) == []
 
 
-@pytest.fixture(scope="module")
-def audit_dir(tmp_path_factory):
-    """A workspace after collect_feedback, its stages run in this process: one target mode, one region elsewhere."""
+def audited(path, patch, task, *, concepts=("tilt", "fog", "dust", "rain"), budget=800, control="uniform", **settings):
+    """Make a workspace and run its stages up to collect_feedback in this process."""
     from stages import collect_feedback, discover, prepare
 
-    path = tmp_path_factory.mktemp("audit")
+    module = task.partition(":")[0]
     params = {
         "audits": {
             "tiny": {
                 "seed": 3,
-                "task": "planted:PlantedTask",
-                "code": "planted.py",
+                "task": task,
+                "code": f"{module}.py",
                 "compute": {"device": "cpu", "threads": 1, "batch_size": 512, "gpus": 0},
                 "discrepancy": {},
                 "prepare": {
                     "items": {"discover": 20, "repair": 5, "test": 100},
                     "regions": [TARGET],
                     "noise": 0.03,
+                    **settings,
                 },
-                "concepts": dict.fromkeys(("tilt", "fog", "dust", "rain"), LEVELS),
-                "discover": {"explorer": "random", "budget": 800},
+                "concepts": dict.fromkeys(concepts, LEVELS),
+                "discover": {"explorer": "random", "budget": budget},
                 "summarize": {"modes": 2, "examples": 2},
             }
         },
@@ -153,7 +153,7 @@ def audit_dir(tmp_path_factory):
             "tiny": {
                 "gpus": 0,
                 "feedback": {"policy": "top-k", "modes": 1},
-                "restructure": {"method": "planted"},
+                "restructure": {"method": "planted", "control": control},
                 "re_evaluate": {"paired_probes": 400, "bootstrap": 300},
                 "gates": {
                     "target_failure_rate": {"change_max": -0.3},
@@ -166,14 +166,20 @@ def audit_dir(tmp_path_factory):
     }
     (path / "data" / "tiny" / "inputs").mkdir(parents=True)
     (path / "params.yaml").write_text(yaml.safe_dump(params))
-    (path / "planted.py").write_text((ROOT / "tests" / "planted.py").read_text())
+    (path / f"{module}.py").write_text((ROOT / "tests" / f"{module}.py").read_text())
+    patch.chdir(path)
+    patch.syspath_prepend(str(path))
+    patch.delitem(sys.modules, module, raising=False)
+    for run in (prepare.main, discover.main, summarize.main, collect_feedback.main):
+        run("tiny")
+    return path
+
+
+@pytest.fixture(scope="module")
+def audit_dir(tmp_path_factory):
+    """One target mode, and in the models made by `repaired` one region elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        patch.syspath_prepend(str(path))
-        patch.delitem(sys.modules, "planted", raising=False)
-        for run in (prepare.main, discover.main, summarize.main, collect_feedback.main):
-            run("tiny")
-        yield path
+        yield audited(tmp_path_factory.mktemp("audit"), patch, "planted:PlantedTask")
     sys.modules.pop("planted", None)
 
 
@@ -255,3 +261,17 @@ def test_summarize_names_the_target_and_uses_discover_items_only(audit_dir):
     probes = pd.read_parquet(stage_dir("tiny", "discover") / "probes.parquet")
     assert probes["item"].str.startswith("discover-").all()
     assert read_json(stage_dir("tiny", "summarize") / "verdict.json")["passed"] is None
+
+
+def test_graded_qualities_are_bounded_by_what_was_observed():
+    """A similarity of 50 items that moves by hundredths is not given the interval of 50 answers of yes or no."""
+    rng = np.random.default_rng(0)
+    before = rng.uniform(0.6, 0.8, 50)
+    values = {"before": before, "after": before + rng.normal(0, 0.02, 50)}
+    ids = [str(i) for i in range(50)]
+    change = compare_quality(values, ids, resamples=1000, seed=0)[2]
+    assert -0.02 < change.low < change.value < change.high < 0.02
+    unchanged = compare_quality({"before": before, "after": before}, ids, resamples=1000, seed=0)[2]
+    assert (unchanged.low, unchanged.high) == (0, 0)
+    always_right = {"before": np.ones(50), "after": np.ones(50)}
+    assert compare_quality(always_right, ids, resamples=1000, seed=0)[2].low < -0.05  # the rule of three

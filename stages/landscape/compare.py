@@ -1,8 +1,8 @@
-"""Paired comparison of models on common probes: in the target modes, everywhere else, and against the control."""
+"""Paired comparison of models on common probes: in the target modes, everywhere else, against the control and noise."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from stages.concepts import ConceptSpace, Region
 from stages.landscape.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler, holm
 
 MIN_PAIRS = 20
+OTHERS = ("control", "noise")  # shown beside the repair: the control, and the model before asked again
 
 
 class Paired:
@@ -21,7 +22,7 @@ class Paired:
         cells: (n, concepts).
         inside: (n,) the cell lies in a target region.
         share: share of the grid the target regions cover, to weigh both strata as the grid does.
-        failed: model -> (n,) bool; "before", "after", and "control" if there is one.
+        failed: model -> (n,) bool; "before", "after", and what there is of `OTHERS`.
         resamples, seed: of the bootstrap.
     """
 
@@ -68,14 +69,12 @@ class Paired:
         return self.weight if mask is None else self.weight * mask
 
     def difference(self, mask: np.ndarray | None = None) -> dict[str, Any]:
-        """Before, after, the paired change, and the same for the control, as in verdict.json."""
-        before, after, change = self.rate("before", mask), self.rate("after", mask), self.change(mask)
-        entry = _entry(before, after, change)
-        if "control" in self.failed:
-            value, moved = self.rate("control", mask), self.change(mask, ("before", "control"))
-            against = self.change(mask, ("control", "after"))
-            entry["control"] = _entry(None, value, moved) | {"repair_minus_control": against.to_json()}
-        return entry
+        """Before, after, the paired change, and the same for the control and the noise, as in verdict.json."""
+        return compare_values(self._resampler, self.failed, self._weights(mask), SHARE, CHANGE)
+
+    def share(self, which: np.ndarray, mask: np.ndarray | None = None) -> Rate:
+        """Share of the pairs for which `which` (n,) bool holds, over the grid, or over the cells of the mask."""
+        return self._resampler.mean(which.astype(float), self._weights(mask), SHARE)
 
     def differences(self) -> dict[str, dict[str, Any]]:
         """All measures on probes: in the targets, elsewhere, over the grid, newly failing, fixed."""
@@ -86,9 +85,8 @@ class Paired:
             "failure_rate": self.difference(everywhere),
         }
         for name, measure in (("newly_failing", self.newly_failing), ("fixed", self.fixed)):
-            found[name] = _entry(None, measure(), None)
-            if "control" in self.failed:
-                found[name]["control"] = _entry(None, measure("control"), None)
+            others = {other: _entry(None, measure(other), None) for other in OTHERS if other in self.failed}
+            found[name] = _entry(None, measure(), None) | others
         return found
 
 
@@ -97,22 +95,46 @@ def compare_quality(
 ) -> tuple[dict[str, Any], Rate, Rate]:
     """Paired difference of a quality measured item by item: its entry, the value after, the change.
 
-    Qualities are taken to lie within [0, 1], or, where some do not, within what was observed.
+    What qualities can be is told by `bounds_of`.
     """
     resampler, weights = Resampler(np.asarray(item_ids), resamples, seed), np.ones(len(item_ids))
-    seen = np.concatenate([np.asarray(v, dtype=float) for v in values.values()])
-    bounds = min(0.0, float(seen.min(initial=0.0))), max(1.0, float(seen.max(initial=1.0)))
-    moves = bounds[0] - bounds[1], bounds[1] - bounds[0]
-    before, after = (resampler.mean(values[model], weights, bounds) for model in ("before", "after"))
+    bounds, moves = bounds_of(values.values())
+    after = resampler.mean(values["after"], weights, bounds)
     change = resampler.mean(values["after"] - values["before"], weights, moves)
-    entry = _entry(before, after, change)
-    if "control" in values:
-        moved = resampler.mean(values["control"] - values["before"], weights, moves)
-        entry["control"] = _entry(None, resampler.mean(values["control"], weights, bounds), moved)
-        entry["control"]["repair_minus_control"] = resampler.mean(
-            values["after"] - values["control"], weights, moves
-        ).to_json()
-    return entry, after, change
+    return compare_values(resampler, values, weights, bounds, moves), after, change
+
+
+def bounds_of(values: Iterable[np.ndarray]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """What values (one (n,) array per model, of the same n) and their differences can be.
+
+    Where every value is 0 or 1, that is known. Graded values (a similarity) are taken to lie within what was observed,
+    and to move by no more than the most that any item moved between two models: with their whole scale for bounds the
+    intervals of some dozens of items would be several times as wide as the values' own spread makes them.
+    """
+    seen = np.stack([np.asarray(v, dtype=float) for v in values])  # (models, n)
+    if seen.size == 0 or np.isin(seen, (0.0, 1.0)).all():
+        return SHARE, CHANGE
+    moved = float((seen.max(axis=0) - seen.min(axis=0)).max())
+    return (float(seen.min()), float(seen.max())), (-moved, moved)
+
+
+def compare_values(
+    resampler: Resampler,
+    values: Mapping[str, np.ndarray],
+    weights: np.ndarray,
+    bounds: tuple[float, float],
+    moves: tuple[float, float],
+) -> dict[str, Any]:
+    """The entry of one quantity: before, after, the paired change, and each of `OTHERS` against before and after."""
+    before, after = (resampler.mean(values[model], weights, bounds) for model in ("before", "after"))
+    entry = _entry(before, after, resampler.mean(values["after"] - values["before"], weights, moves))
+    for other in OTHERS:
+        if other in values:
+            value = resampler.mean(values[other], weights, bounds)
+            moved = resampler.mean(values[other] - values["before"], weights, moves)
+            against = resampler.mean(values["after"] - values[other], weights, moves)
+            entry[other] = _entry(None, value, moved) | {f"repair_minus_{other}": against.to_json()}
+    return entry
 
 
 def _entry(before: Rate | None, after: Rate, change: Rate | None) -> dict[str, Any]:
@@ -126,21 +148,56 @@ def _entry(before: Rate | None, after: Rate, change: Rate | None) -> dict[str, A
     return entry | {"low": judged["low"], "high": judged["high"], "pairs": after.n}
 
 
-def targeting(difference: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Whether aiming at the modes helped beyond fine-tuning on uniformly drawn cells; None without a control."""
+def targeting(difference: Mapping[str, Any], control: str = "uniform") -> dict[str, Any] | None:
+    """Whether the target modes gained more than the control; None without one.
+
+    Args:
+        difference: of the failure rate in the target modes.
+        control: what it learnt from, "uniform" cells or "clean" inputs, as in params.yaml.
+    """
     if "control" not in difference:
         return None
     against = difference["control"]["repair_minus_control"]
     if against["value"] is None:
         return None
-    change = f"{100 * against['value']:+.1f} points [{100 * against['low']:+.1f}, {100 * against['high']:+.1f}]"
-    if against["high"] < 0:
-        said = f"aiming at the modes helped: {change} against the control in the target modes"
+    change, helped = _points(against), bool(against["high"] < 0)
+    cause, other = (
+        ("learning from changed inputs", "the same steps on unchanged inputs")
+        if control == "clean"
+        else ("aiming at the modes", "the control")
+    )
+    if helped:
+        said = f"{cause} helped: {change} against {other} in the target modes"
     elif against["low"] > 0:
-        said = f"aiming at the modes did worse than the control there: {change}"
+        said = f"{cause} did worse than {other} there: {change}"
     else:
-        said = f"no better than the control in the target modes ({change}): what improved there improved in general"
-    return {"helped": bool(against["high"] < 0), **against, "statement": said}
+        said = f"no better than {other} in the target modes ({change}): what improved there improved in general"
+    return {"helped": helped, **against, "statement": said}
+
+
+def against_noise(difference: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Whether fewer failures in the target modes are more than the model's own noise; None if it has none.
+
+    An improvement counts only if it is one over both answers of the model before, the first and the one it gives when
+    asked again: either could have been the one the repair is compared with.
+    """
+    if "noise" not in difference:
+        return None
+    against, change = difference["noise"]["repair_minus_noise"], difference["change"]
+    if against["value"] is None:
+        return None
+    beyond = bool(difference["high"] < 0 and against["high"] < 0)
+    moved = _points(difference["noise"] | {"value": difference["noise"]["change"]})
+    said = None
+    if change < 0:
+        where = "beyond the noise" if beyond else "within the noise"
+        said = f"the improvement in the target modes is {where}: the same model asked again differs by {moved}"
+    return {"beyond": beyond, **against, "statement": said}
+
+
+def _points(change: Mapping[str, Any]) -> str:
+    """A change of a share with its interval: "-8.7 points [-12.0, -5.4]"."""
+    return f"{100 * change['value']:+.1f} points [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
 
 
 def reduced_failures(paired: Paired) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.concepts import ConceptSpace
+from stages.concepts import ConceptSpace, Region
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.intervals import Rate, wilson
 from stages.landscape.modes import Mode, confirm, find_regions
@@ -48,6 +49,35 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
                 }
             )
     return rows
+
+
+def invalid_probes(space: ConceptSpace, probes: pd.DataFrame) -> dict[str, Any]:
+    """How many probes changed the input beyond recognition, so that they are not held against the model.
+
+    Their share is that of the control's uniform probes; `levels` says at which levels of which concepts there are any.
+    """
+    control = probes[probes["role"] == "control"]
+    invalid = _invalid(control)
+    levels = []
+    for concept in space.concepts:
+        counts = invalid.groupby(control[concept.name]).agg(["sum", "size"])
+        for level, (found, n) in counts[counts["sum"] > 0].iterrows():
+            where = {"concept": concept.name, "level": int(level), "label": concept.label(int(level))}
+            levels.append({**where, "invalid": int(found), **wilson(int(found), int(n)).to_json()})
+    share = wilson(int(invalid.sum()), len(invalid)).to_json()
+    return {"count": int(_invalid(probes).sum()), "probes": len(probes), **share, "levels": levels}
+
+
+def invalid_share(space: ConceptSpace, region: Region, probes: pd.DataFrame) -> float | None:
+    """The share of the control's uniform probes in a region that are invalid; None if none fell there."""
+    control = probes[probes["role"] == "control"]
+    inside = region.contains(space, control[space.names].to_numpy(dtype=np.int64))
+    return float(_invalid(control)[inside].mean()) if inside.any() else None
+
+
+def _invalid(probes: pd.DataFrame) -> pd.Series:
+    """Which probes are not valid; all are where the table does not say."""
+    return ~probes["valid"].astype(bool) if "valid" in probes else pd.Series(False, index=probes.index)
 
 
 def name_modes(

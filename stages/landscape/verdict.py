@@ -12,14 +12,15 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.files import read_json
-from stages.landscape.compare import Paired, compare_quality, reduced_failures, risen, targeting
+from stages.landscape.compare import Paired, against_noise, compare_quality, reduced_failures, risen, targeting
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.gates import all_passed, judge_repair
+from stages.landscape.measures import compare_measures
 from stages.landscape.modes import find_regions
 from stages.landscape.pairs import covered_share, inside_any
 from stages.landscape.shift import shift
 from stages.params import AuditConfig, RepairConfig
-from stages.tasks.contract import Task
+from stages.tasks.contract import Measured, Task
 
 Search = tuple[pd.DataFrame, dict[str, Any]]  # probes, metrics by role
 SPLITS = 5  # of the items, for the noise floor of the shift
@@ -62,8 +63,20 @@ def judge_models(
     searches: Mapping[str, Search],
     answers: Mapping[str, pd.DataFrame],
     audit: AuditConfig,
+    clean: Mapping[str, pd.DataFrame] | None = None,
 ) -> Judged:
-    """Compare the models and hold what came out against the gates."""
+    """Compare the models and hold what came out against the gates.
+
+    Args:
+        tasks: the models: before, after, and what there is of control and noise (the model before, asked again).
+        item_ids: the test items.
+        plan: what was to be repaired.
+        repair: control, gates and number of resamples.
+        searches: probes and metrics of the searches on the models before and after.
+        answers: model -> its answers to the common pairs.
+        audit: seed and limits of regions.
+        clean: model -> its answers to unchanged items, for measures beside the failure rate.
+    """
     task, resamples, seed = tasks["before"], repair.re_evaluate.bootstrap, audit.seed
     space, targets = task.concepts, plan.targets
     pairs = answers["before"]
@@ -77,6 +90,7 @@ def judge_models(
         resamples=resamples,
         seed=seed,
     )
+    valid = pairs["valid"].to_numpy(dtype=bool)
     differences = paired.differences()
     qualities = {model: task.clean_quality("test") for model, task in tasks.items()}
     differences["clean_quality"], quality, quality_change = compare_quality(
@@ -103,14 +117,17 @@ def judge_models(
 
     before_landscape, after_landscape, splits = _landscapes(task, item_ids, searches, seed)
     moved = risen(paired, space, _rising_regions(space, before_landscape, after_landscape, audit))
-    aimed = targeting(differences["target_failure_rate"])
+    control = repair.restructure.control if "control" in tasks else None
+    aimed = targeting(differences["target_failure_rate"], control or "")
+    noise = against_noise(differences["target_failure_rate"])
     verdict = {
         "passed": passed,
         "gates": gates,
         "decided_by": plan.decided_by,
         "reviewer": plan.reviewer,
         "reason": plan.reason,
-        "statement": _statement(plan, gates, differences, aimed, moved),
+        "statement": _statement(plan, gates, differences, (aimed, noise), moved),
+        "control": control,
         "differences": differences,
         "modes": [
             {
@@ -122,6 +139,10 @@ def judge_models(
             for mode in plan.modes
         ],
         "targeting": aimed,
+        "invalid": {
+            "targets": paired.share(~valid, paired.inside).to_json(),
+            "others": paired.share(~valid, ~paired.inside).to_json(),
+        },
         "failures_moved": {"found": bool(moved), "regions": moved},
         "reduced_failures": reduced_failures(paired),
         "search": {model: numbers for model, (_, numbers) in searches.items()},
@@ -129,6 +150,16 @@ def judge_models(
         "estimator": {"before": before_landscape.diagnostics, "after": after_landscape.diagnostics},
         "items": len(item_ids),
     }
+    measuring = {model: measured for model, measured in tasks.items() if isinstance(measured, Measured)}
+    if measuring:
+        sides = (("targets", paired.inside), ("others", ~paired.inside))
+        asked = {"clean": clean or {}, **{side: {m: t[mask] for m, t in answers.items()} for side, mask in sides}}
+        verdict["noise"] = noise
+        verdict["measures"] = {
+            part: compare_measures(measuring, tables, space.names, resamples=resamples, seed=seed)
+            for part, tables in asked.items()
+            if tables
+        }
     return Judged(verdict, _side_by_side(space, before_landscape, after_landscape))
 
 
@@ -186,7 +217,7 @@ def _statement(
     plan: Plan,
     gates: Sequence[Mapping[str, Any]],
     differences: Mapping[str, Mapping[str, Any]],
-    aimed: Mapping[str, Any] | None,
+    compared: Sequence[Mapping[str, Any] | None],
     moved: Sequence[Mapping[str, Any]],
 ) -> str:
     """The verdict in a few sentences; that a rule decided comes first, and an unjudged gate is never passed over."""
@@ -203,8 +234,9 @@ def _statement(
     else:
         d = differences["target_failure_rate"]
         said.append(f"In the target modes failures went from {d['before']:.1%} to {d['after']:.1%}.")
-    if aimed is not None:
-        said.append(f"{aimed['statement'][0].upper()}{aimed['statement'][1:]}.")
+    for statement in (entry["statement"] for entry in compared if entry):
+        if statement:
+            said.append(f"{statement[0].upper()}{statement[1:]}.")
     if moved:
         said.append("Failures rose elsewhere: " + "; ".join(str(region["text"]) for region in moved) + ".")
     return " ".join(said)

@@ -17,7 +17,7 @@ from stages.report.parts import label_of, landscape_part, space_of, top_rate
 from stages.report.scales import nice_ceiling
 from stages.report.searches import compare_searches
 from stages.report.verdicts import verdict_view
-from stages.report.words import flatten, is_number, number, percent, points, points_interval
+from stages.report.words import flatten, interval, is_number, number, percent, points, points_interval, score
 from stages.tasks.contract import Exhibit
 
 LIMITS = (
@@ -35,6 +35,12 @@ _NAMES = {
     "fixed": "fixed: failed before, passes now",
     "newly_failing": "newly failing: passed before, fails now",
 }
+_CONTROLS = {
+    "uniform": "Control: a copy fine-tuned on uniformly drawn cells instead of the chosen modes.",
+    "clean": "Control: a copy fine-tuned with as many steps on unchanged inputs.",
+}
+_PARTS = {"clean": "Unchanged inputs", "targets": "In the target modes", "others": "Everywhere else"}
+_OTHERS = {"control": "control", "noise": "asked again"}
 _EXAMPLES = {
     "fixed": ("Fixed: failed before, passes now", "passing"),
     "newly_failing": ("Newly failing: passed before, fails now", "failing"),
@@ -76,6 +82,7 @@ def write_comparison_report(
     parts = {
         "verdict": verdict_view(verdict),
         "differences": differences,
+        "measures": _measures(verdict.get("measures") or {}),
         "sides": sides,
         "changes": _changes(landscapes, space, names),
         "modes": modes,
@@ -88,6 +95,7 @@ def write_comparison_report(
     }
     titles = {
         "differences": "Before and after",
+        "measures": "Measures",
         "sides": "Landscapes",
         "changes": "Change",
         "modes": "Modes",
@@ -103,6 +111,8 @@ def write_comparison_report(
         audit=str(verdict.get("audit") or provenance.get("audit") or "Before and after the repair"),
         finding=_finding(verdict, differences),
         decision=_decision(verdict),
+        control=_CONTROLS[verdict.get("control") or "uniform"],
+        invalid=_invalid(verdict.get("invalid") or {}),
         contents=[(key, title) for key, title in titles.items() if parts[key] or (key == "moved" and moved)],
         skipped=[(entry["file"], entry["reason"]) for entry in skipped],
         provenance=list(flatten(provenance)),
@@ -114,7 +124,7 @@ def write_comparison_report(
 
 def _row(entry: Mapping[str, Any], key: str) -> dict[str, Any]:
     """A paired difference as the table shows it; shares that no model had before (newly failing) have no change."""
-    control, text = entry.get("control", {}), entry.get("text")
+    control, noise, text = entry.get("control", {}), entry.get("noise", {}), entry.get("text")
     changed = "change" in control
     return {
         "key": key,
@@ -124,6 +134,8 @@ def _row(entry: Mapping[str, Any], key: str) -> dict[str, Any]:
         "control_change": control.get("change"),
         "control_low": control.get("low") if changed else None,
         "control_high": control.get("high") if changed else None,
+        "noise": noise.get("after"),
+        **{f"noise_{name}": noise.get(name) for name in ("change", "low", "high")},
     }
 
 
@@ -138,13 +150,60 @@ def _finding(verdict: Mapping[str, Any], differences: Sequence[Mapping[str, Any]
                 f"{what} failures went from {percent(row['before'])} to {percent(row['after'])} "
                 f"({points(row['change'])} points, 95% interval {points_interval(row['low'], row['high'])})."
             )
-    statement = (verdict.get("targeting") or {}).get("statement")
-    if statement:
-        said.append(f"{statement[0].upper()}{statement[1:]}.")
+    for statement in ((verdict.get(key) or {}).get("statement") for key in ("targeting", "noise")):
+        if statement:
+            said.append(f"{statement[0].upper()}{statement[1:]}.")
     newly = by_key.get("newly_failing", {})
     if is_number(newly.get("after")):
         said.append(f"{percent(newly['after'])} of what passed before now fails.")
     return said
+
+
+def _invalid(invalid: Mapping[str, Any]) -> str:
+    """How many common probes left nothing a model could be blamed for; empty if none did."""
+    shares = {_PARTS[part].lower(): rate for part, rate in invalid.items() if rate["value"]}
+    if not shares:
+        return ""
+    where = " and ".join(
+        f"{part} {percent(rate['value'])} [{interval(rate['low'], rate['high'])}]" for part, rate in shares.items()
+    )
+    return f"Changed beyond recognition, and so counted as passed for every model: {where} of the common probes."
+
+
+def _measures(measures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The task's own measures on unchanged inputs, in the target modes and elsewhere."""
+    parts = []
+    for key, title in _PARTS.items():
+        entries = (measures.get(key) or {}).get("measures")
+        if not entries:
+            continue
+        first = next(iter(entries.values()))
+        others, baselines = [other for other in _OTHERS if other in first], list(first["baselines"])
+        n = measures[key]["pairs"]
+        rows = [_measure(name, entry, n, others, baselines) for name, entry in entries.items()]
+        heading = f"{title}: {number(n)} answers to {number(measures[key]['items'])} items"
+        parts.append({"title": heading, "rows": rows, "others": [_OTHERS[o] for o in others], "baselines": baselines})
+    return parts
+
+
+def _measure(
+    name: str, entry: Mapping[str, Any], n: int, others: Sequence[str], baselines: Sequence[str]
+) -> dict[str, Any]:
+    """One measure as the table shows it, all its numbers with as many digits as its scale asks for."""
+    digits = 1 if any(is_number(entry[model]) and abs(entry[model]) >= 10 for model in ("before", "after")) else 3
+
+    def moved(change: Mapping[str, Any]) -> list[str]:
+        value, low, high = (score(change[key], digits, "+") for key in ("change", "low", "high"))
+        return [value, f"{low} to {high}" if change["low"] is not None else ""]
+
+    return {
+        "name": name if entry["pairs"] == n else f"{name} ({number(entry['pairs'])} of {number(n)})",
+        "before": score(entry["before"], digits),
+        "after": score(entry["after"], digits),
+        "change": moved(entry),
+        "others": [[score(entry[other]["after"], digits), *moved(entry[other])] for other in others],
+        "baselines": [score(entry["baselines"][baseline], digits) for baseline in baselines],
+    }
 
 
 def _decision(verdict: Mapping[str, Any]) -> dict[str, str] | None:

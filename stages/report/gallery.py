@@ -1,4 +1,4 @@
-"""Examples of probes: images as data URIs, small enough that the whole report can be sent by mail."""
+"""Examples of probes: images as data URIs, texts with their changes marked, all small enough to be sent by mail."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from stages.report.texts import Folded, fold, mark_changes, plain
 from stages.tasks.contract import Exhibit
 
 IMAGE_BYTES = 600_000  # of all images of a report together, before base64
-MAX_TEXT = 2_000
+TEXT_CHARS = 500_000  # of all texts of a report together; each is shown up to three times: marked, as it was, answered
+MAX_TEXT = 6_000  # of one text
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -23,45 +25,78 @@ class Gallery(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """An exhibit ready for the page. `width` is in pixels of the page; 0 if there is no image."""
+    """An exhibit ready for the page.
+
+    Args:
+        caption: what was expected, what came out.
+        src: the image as data URI; empty if there is none.
+        width: of the image, in pixels of the page.
+        pixelated: the image is so small that its pixels are to be seen.
+        text: the changed text, with marks where the original is known.
+        original: the text before the change, where it differs.
+        note: what the marks leave unsaid.
+        beside: too much changed for marks, so both texts are shown.
+        answers: what the model said, by what it was asked.
+        missing: why there is no image.
+    """
 
     caption: str
     src: str = ""
     width: int = 0
     pixelated: bool = False
-    text: str = ""
-    before: str = ""
-    after: str = ""
+    text: Folded | None = None
+    original: Folded | None = None
+    note: str = ""
+    beside: bool = False
+    answers: Sequence[tuple[str, Folded]] = ()
     missing: str = ""
 
 
 class Shrinker:
-    """Turns exhibits into what a page can hold, sharing IMAGE_BYTES among all images.
+    """Turns exhibits into what a page can hold, sharing IMAGE_BYTES among all images and TEXT_CHARS among all texts.
 
     Args:
-        exhibits: everything the page will show; decides how many bytes each image may take.
+        exhibits: everything the page will show; decides how large each image and each text may be.
     """
 
     def __init__(self, exhibits: Iterable[Exhibit]) -> None:
+        exhibits = list(exhibits)
         images = [e.image for e in exhibits if e.image is not None]
         self._share = IMAGE_BYTES // max(1, len(images))
         self._whole = sum(map(len, images)) <= IMAGE_BYTES
+        self._limit = min(MAX_TEXT, TEXT_CHARS // max(1, len(exhibits)))
 
-    def show(self, exhibit: Exhibit, before: str = "", after: str = "") -> Shown:
+    def show(self, exhibit: Exhibit, before: str | None = None, after: str | None = None) -> Shown:
         """One exhibit for the page, with the model's outputs before and after a repair if there are any."""
-        caption = exhibit.caption
-        if exhibit.image is not None:
-            small = exhibit.image if self._whole else _shrink(exhibit.image, self._share)
-            if small is None:
-                return Shown(caption, missing="image left out to keep the file small", before=before, after=after)
-            width = _width(exhibit.image)
-            kind = "png" if small.startswith(_PNG) else "jpeg"
-            src = f"data:image/{kind};base64,{base64.b64encode(small).decode('ascii')}"
-            return Shown(caption, src, max(96, min(width or 160, 160)), 0 < width <= 96, before=before, after=after)
-        text = exhibit.text or ""
-        if len(text) > MAX_TEXT:
-            text = f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
-        return Shown(caption, text=text, before=before, after=after)
+        answers = dict(exhibit.answers)
+        if before is not None and after is not None:
+            # The exhibit was made with the model before the repair: what it says of the changed input is `before`.
+            answers = {asked: answer for asked, answer in answers.items() if answer != before}
+            answers |= {"before the repair": before, "after the repair": after}
+        said = [(asked, plain(answer, self._limit)) for asked, answer in answers.items()]
+        shown = Shown(exhibit.caption, answers=said)
+        return self._text(shown, exhibit) if exhibit.image is None else self._image(shown, exhibit.image)
+
+    def _text(self, shown: Shown, exhibit: Exhibit) -> Shown:
+        text, original = exhibit.text or "", exhibit.original
+        if original is None:
+            return shown._replace(text=plain(text, self._limit))
+        marked = mark_changes(original, text)
+        return shown._replace(
+            text=fold(marked.pieces, self._limit),
+            original=plain(original, self._limit) if original != text else None,
+            note=marked.note,
+            beside=marked.beside,
+        )
+
+    def _image(self, shown: Shown, image: bytes) -> Shown:
+        small = image if self._whole else _shrink(image, self._share)
+        if small is None:
+            return shown._replace(missing="image left out to keep the file small")
+        width = _width(image)
+        kind = "png" if small.startswith(_PNG) else "jpeg"
+        src = f"data:image/{kind};base64,{base64.b64encode(small).decode('ascii')}"
+        return shown._replace(src=src, width=max(96, min(width or 160, 160)), pixelated=0 < width <= 96)
 
     def show_all(self, exhibits: Sequence[Exhibit]) -> list[Shown]:
         """Several exhibits for the page."""

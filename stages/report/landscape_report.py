@@ -32,6 +32,7 @@ LIMITS = (
     "The agent looks for failures on purpose: the share of its probes that fail is no estimate of the failure rate.",
 )
 
+INVALID_ROWS = 8
 _INNER = ("hyperparameters", "calibration")  # of the estimator: for landscape.json, not for people
 
 
@@ -75,6 +76,7 @@ def write_landscape_report(
         "pairs": pair_part(landscape, space, names, top),
         "effects": _effects(space, summary.get("effects") or [], top),
         "modes": None if modes is None else _modes(modes, galleries, shrinker, again),
+        "invalid": _invalid(summary.get("invalid")),
         "robustness": robustness_view(summary),
         "again": _again(again),
         "search": search,
@@ -86,6 +88,7 @@ def write_landscape_report(
         "pairs": "Pairs",
         "effects": "Single concepts",
         "modes": "Failure modes",
+        "invalid": "Beyond recognition",
         "robustness": "Small steps",
         "search": "Search",
         "trust": "Trust",
@@ -172,6 +175,23 @@ def _again(again: Mapping[str, Any] | None) -> str:
         f" estimator but half of the probes, which understates it: {between}. A mode counts as named again where half"
         " of the cells that it or the other holds are in both."
     )
+
+
+def _invalid(invalid: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How many probes left nothing a model could be blamed for, and where; None if there are none."""
+    if not invalid or not invalid["count"]:
+        return None
+    said = (
+        f"{number(invalid['count'])} of all {number(invalid['probes'])} probes changed the input so much that no model "
+        "could be blamed. They are not held against this one: whatever it answered, they count as passed."
+    )
+    if is_number(invalid["value"]):
+        said += (
+            f" Of the control's {number(invalid['n'])} uniform probes these are {percent(invalid['value'])} "
+            f"[{interval(invalid['low'], invalid['high'])}]."
+        )
+    more = [row for row in invalid["levels"] if row["value"] > invalid["value"]]
+    return {"sentence": said, "rows": sorted(more, key=lambda row: -row["value"])[:INVALID_ROWS]}
 
 
 def _trust(

@@ -58,6 +58,12 @@ def points_interval(low: Any, high: Any) -> str:
     return f"{points(low)} to {points(high)}" if is_number(low) and is_number(high) else "–"
 
 
+def score(value: Any, digits: int, sign: str = "") -> str:
+    """A value of a measure with so many digits: "0.712", with the sign "+" a change: "+0.020"; a dash without one."""
+    # "z": no sign before a zero that was negative
+    return f"{value:{sign}z.{digits}f}".replace("-", "−") if is_number(value) else "–"
+
+
 def times(value: Any) -> str:
     """A ratio: "3.1×"."""
     return f"{value:.2g}×" if is_number(value) and value < 10 else f"{value:.0f}×" if is_number(value) else "–"

@@ -1,0 +1,145 @@
+"""Texts as a page shows them: what a change did to a text is marked, and what is long is folded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
+from typing import Literal, NamedTuple
+
+HEAD = 500  # characters of a text shown before it is folded
+MAX_TOKENS = 2_000  # of a text that are compared
+MAX_WORD = 40  # characters a text may be longer for not being cut within a word
+BESIDE = 0.35  # share of words struck out or put in above which both texts are easier to read than marks
+MANY_CASES = 0.25  # share of words in another case above which each mark says nothing
+
+_TOKEN = re.compile(r"(\w+(?:['’-]\w+)*|[^\w\s])(\s*)")
+
+Kind = Literal["same", "case", "cut", "new"]
+
+
+class Piece(NamedTuple):
+    """A stretch of text: as it was, in another letter case, struck out, or put in."""
+
+    kind: Kind
+    text: str
+
+
+class Folded(NamedTuple):
+    """A text cut in two, what is shown at once and what on request; `left_out` characters are not in the page."""
+
+    head: list[Piece]
+    tail: list[Piece]
+    left_out: int = 0
+
+    @property
+    def blank(self) -> bool:
+        """Whether there is nothing to read."""
+        return not any(piece.text.strip() for piece in self.head)
+
+    @property
+    def hidden(self) -> int:
+        """Characters on request."""
+        return sum(len(piece.text) for piece in self.tail)
+
+
+class Marked(NamedTuple):
+    """A changed text with its changes marked. `beside`: so much changed that the original belongs beside it."""
+
+    pieces: list[Piece]
+    note: str = ""
+    beside: bool = False
+
+
+def mark_changes(original: str, changed: str) -> Marked:
+    """Compare two texts word by word, letter case aside."""
+    old, new = (_TOKEN.findall(text) for text in (original, changed))
+    if original == changed or not (old and new):
+        return Marked([Piece("same", changed)], "unchanged" if original == changed else "")
+    long = max(len(old), len(new)) > MAX_TOKENS
+    blocks = _blocks(old[:MAX_TOKENS], new[:MAX_TOKENS])
+    if long and len(blocks) > 1 and blocks[-1][0] != "equal":
+        blocks.pop()  # where both were cut says nothing of the change
+    same = [pair for block in blocks if block[0] == "equal" for pair in _pairs(block)]
+    touched = 1 - 2 * len(same) / sum(i2 - i1 + j2 - j1 for _, i1, i2, j1, j2 in blocks)
+    if touched > BESIDE:
+        return Marked([Piece("same", changed)], "too much changed to mark it", beside=True)
+    words = [pair for pair in same if new[pair[1]][0][0].isalnum()]
+    cased = sum(old[i][0] != new[j][0] for i, j in words)
+    many = cased > MANY_CASES * len(words)
+    note = f"letter case differs in {cased:,} of {len(words):,} words" if many else ""
+    rest = Piece("same", "".join(map("".join, new[blocks[-1][-1] :])))
+    return Marked(_merged([*_pieces(old, new, blocks, not many), rest]), note)
+
+
+def fold(pieces: Iterable[Piece], limit: int) -> Folded:
+    """Cut a text where a word ends, once for the fold and once for good after `limit` characters."""
+    pieces = list(pieces)
+    if sum(len(piece.text) for piece in pieces) <= 1.2 * min(HEAD, limit):
+        return Folded(pieces, [])
+    head, tail = _split(pieces, min(HEAD, limit))
+    kept, dropped = _split(tail, max(0, limit - HEAD))
+    return Folded(head, kept, sum(len(piece.text) for piece in dropped))
+
+
+def plain(text: str, limit: int) -> Folded:
+    """A text without marks, folded."""
+    return fold([Piece("same", text)], limit)
+
+
+Block = tuple[str, int, int, int, int]
+Token = tuple[str, str]  # a word or mark, and the space behind it
+
+
+def _pairs(block: Block) -> Iterator[tuple[int, int]]:
+    _, i1, i2, j1, j2 = block
+    return zip(range(i1, i2), range(j1, j2), strict=True)
+
+
+def _blocks(old: Sequence[Token], new: Sequence[Token]) -> list[Block]:
+    before, after = ([word.casefold() for word, _ in tokens] for tokens in (old, new))
+    return list(SequenceMatcher(None, before, after, autojunk=False).get_opcodes())
+
+
+def _pieces(old: Sequence[Token], new: Sequence[Token], blocks: Sequence[Block], case: bool) -> Iterator[Piece]:
+    """The changed text, with what was struck out where it stood; spaces carry no marks."""
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        tag, i1, i2, j1, j2 = block
+        if tag == "equal":
+            cut_next = following is not None and following[2] > following[1]
+            for i, j in _pairs(block):
+                yield Piece("case" if case and old[i][0] != new[j][0] else "same", new[j][0])
+                # Before something struck out, the space is the one it had: "word,", not "word ,".
+                yield Piece("same", old[i][1] if cut_next and i == i2 - 1 else new[j][1])
+            continue
+        if i2 > i1:
+            yield Piece("cut", "".join(map("".join, old[i1:i2])).rstrip())
+            yield Piece("same", old[i2 - 1][1] or (" " if j2 > j1 else ""))
+        if j2 > j1:
+            yield Piece("new", "".join(map("".join, new[j1:j2])).rstrip())
+            yield Piece("same", new[j2 - 1][1])
+
+
+def _merged(pieces: Iterable[Piece]) -> list[Piece]:
+    merged: list[Piece] = []
+    for piece in pieces:
+        if not piece.text:
+            continue
+        if merged and merged[-1].kind == piece.kind:
+            merged[-1] = Piece(piece.kind, merged[-1].text + piece.text)
+        else:
+            merged.append(piece)
+    return merged
+
+
+def _split(pieces: Sequence[Piece], at: int) -> tuple[list[Piece], list[Piece]]:
+    """Cut after `at` characters or, inside a word, behind it (if it is one: not all scripts have spaces)."""
+    head: list[Piece] = []
+    for n, (kind, text) in enumerate(pieces):
+        if len(text) <= at:
+            head.append(Piece(kind, text))
+            at -= len(text)
+            continue
+        cut = at + min(MAX_WORD, len(re.split(r"\s", text[at:], maxsplit=1)[0]))
+        return _merged([*head, Piece(kind, text[:cut])]), _merged([Piece(kind, text[cut:]), *pieces[n + 1 :]])
+    return head, []

@@ -1,0 +1,209 @@
+"""What re-evaluate shows beside failure rates: the model asked again, the task's own measures, what was not judged."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import re_evaluate
+from stages.concepts import Region
+from stages.errors import UsageError
+from stages.files import read_json, stage_dir
+from stages.landscape import Paired, against_noise, compare_measures, invalid_probes, invalid_share, targeting
+from stages.tasks.contract import Items, Measured
+from tests.landscapes import planted, uniform
+from tests.planted_texts import PlantedTexts
+from tests.test_re_evaluate import TARGET, audited, repaired
+
+MEASURES = {"words", "in the article"}
+
+
+def difference(before: np.ndarray, after: np.ndarray, **others: np.ndarray) -> dict:
+    n = len(before)
+    failed = {"before": before, "after": after, **others}
+    everywhere = np.ones(n, dtype=bool)
+    return Paired(np.arange(n) % 30, np.zeros((n, 1)), everywhere, 1.0, failed, resamples=300, seed=0).difference()
+
+
+def test_an_improvement_has_to_be_one_over_both_answers_of_the_model_before():
+    rng = np.random.default_rng(0)
+    before = rng.random(600) < 0.7
+    half = before & (rng.random(600) < 0.5)
+    flipped = before ^ (rng.random(600) < 0.02)
+    beyond = against_noise(difference(before, half, noise=flipped))
+    assert beyond["beyond"]
+    assert "is beyond the noise: the same model asked again differs by" in beyond["statement"]
+    within = against_noise(difference(before, half, noise=before & (rng.random(600) < 0.5)))
+    assert not within["beyond"]
+    assert "is within the noise" in within["statement"]
+    worse = against_noise(difference(half, before, noise=half))
+    assert (worse["beyond"], worse["statement"]) == (False, None), "where nothing improved, nothing is claimed"
+    assert against_noise(difference(before, half)) is None
+
+
+def test_a_row_holds_the_noise_as_it_holds_the_control():
+    before, after, again = (np.arange(600) % k == 0 for k in (2, 4, 3))
+    entry = difference(before, after, control=before, noise=again)
+    assert entry["noise"]["change"] == pytest.approx(1 / 3 - 1 / 2)
+    assert entry["noise"]["low"] < entry["noise"]["change"] < entry["noise"]["high"]
+    assert entry["noise"]["repair_minus_noise"]["value"] == pytest.approx(1 / 4 - 1 / 3)
+    assert set(entry["control"]) - {"repair_minus_control"} == set(entry["noise"]) - {"repair_minus_noise"}
+
+
+def test_the_control_is_called_what_it_was():
+    fails = np.arange(600) % 2 == 0
+    nothing = np.zeros(600, dtype=bool)
+    helped = targeting(difference(fails, nothing, control=fails), "clean")["statement"]
+    assert helped.startswith("learning from changed inputs helped: -50.0 points [")
+    assert "against the same steps on unchanged inputs" in helped
+    same = targeting(difference(fails, nothing, control=nothing), "clean")["statement"]
+    assert same.startswith("no better than the same steps on unchanged inputs")
+    assert targeting(difference(fails, nothing, control=fails))["statement"].startswith("aiming at the modes helped")
+
+
+def texts(n: int = 12) -> tuple[PlantedTexts, pd.DataFrame]:
+    """A planted summarizer, and its answers to every item, unchanged."""
+    model = planted(items=n)
+    items = Items(model.items.table.assign(split="test"))
+    task = PlantedTexts(items, model.concepts, {"regions": [], "noise": 0.0}, seed=0)
+    ids = items.table["id"].tolist()
+    cells = np.zeros((n, len(task.concepts)), dtype=int)
+    table = pd.DataFrame(cells, columns=task.concepts.names)
+    return task, table.assign(item=ids, valid=True, output=task.probe(ids, cells).outputs)
+
+
+def measures(task: PlantedTexts, **answers: pd.DataFrame) -> dict:
+    return compare_measures(dict.fromkeys(answers, task), answers, task.concepts.names, resamples=200, seed=0)
+
+
+def test_measures_are_means_over_the_same_valid_pairs():
+    task, before = texts()
+    assert isinstance(task, Measured)
+    assert not isinstance(planted(), Measured)
+    before.loc[0, "valid"] = False
+    after = before.assign(output="the river")
+    found = measures(task, before=before, after=after, noise=before)
+    assert (found["pairs"], found["items"], found["invalid"]) == (11, 11, 1)
+    words = found["measures"]["words"]
+    assert (words["before"], words["after"], words["change"], words["pairs"]) == (8.0, 2.0, -6.0, 11)
+    assert words["low"] < -6.0 < words["high"]
+    assert words["noise"]["change"] == 0.0
+    assert words["baselines"] == {"first two words": 2.0}
+    referenced = found["measures"]["in the article"]
+    assert referenced["pairs"] == 5, "an item without a value is left out of all means"
+    assert referenced["before"] == referenced["baselines"]["first two words"] == 1.0
+
+
+def test_a_measure_without_any_value_has_no_mean():
+    task, before = texts(2)
+    odd = before.iloc[1:]
+    found = measures(task, before=odd, after=odd)
+    entry = found["measures"]["in the article"]
+    assert (entry["before"], entry["change"], entry["baselines"]) == (None, None, {"first two words": None})
+    nothing = before.iloc[:0]
+    assert measures(task, before=nothing, after=nothing) == {"pairs": 0, "items": 0, "invalid": 0, "measures": {}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"), [([1.0], "answered with 1 rows"), ([1.0, np.inf, 1.0], "answered a value that is infinite")]
+)
+def test_a_measure_that_cannot_be_averaged_is_refused(answer, said, monkeypatch):
+    task, before = texts(3)
+    monkeypatch.setattr(PlantedTexts, "measure", lambda *_: pd.DataFrame({"m": answer}))
+    with pytest.raises(UsageError, match=f"PlantedTexts.measure .*{said}"):
+        measures(task, before=before, after=before)
+
+
+def test_invalid_probes_are_counted_where_they_occur():
+    task = planted(items=20)
+    task._invalid = [Region({"rain": (4,)})]
+    probes = uniform(task, 900)
+    assert invalid_probes(task.concepts, probes)["count"] == 0, "a table that does not say so has none"
+    probes["valid"] = probes["rain"] != 4
+    agent = probes[probes["rain"] == 4].assign(role="agent")
+    found = invalid_probes(task.concepts, pd.concat([probes, agent], ignore_index=True))
+    assert found["count"] == 2 * len(agent)
+    assert found["value"] == pytest.approx(len(agent) / len(probes))
+    assert found["low"] < found["value"] < found["high"]
+    worst = max(found["levels"], key=lambda row: row["value"])
+    assert (worst["concept"], worst["label"], worst["value"], worst["n"]) == ("rain", "4", 1.0, len(agent))
+    assert not [row for row in found["levels"] if row["concept"] == "rain" and row["level"] < 4]
+    assert invalid_share(task.concepts, Region({"rain": (3, 4)}), probes) == pytest.approx(0.5, abs=0.1)
+    assert invalid_share(task.concepts, Region({"rain": (4,)}), probes.iloc[:0]) is None
+
+
+@pytest.fixture(scope="module")
+def verdict(tmp_path_factory):
+    """A planted summarizer repaired: asked again it fails less often, and half of the noisy cells cannot be judged."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("texts")
+        settings = {"again": 0.3, "noise": 0.03, "invalid": [{"tilt": [1], "fog": [0, 1]}]}
+        settings["items"] = {"discover": 12, "repair": 4, "test": 40}
+        task = "planted_texts:PlantedTexts"
+        audited(path, patch, task, concepts=("tilt", "fog"), budget=150, control="clean", **settings)
+        yield repaired([], control=[TARGET])
+    sys.modules.pop("planted_texts", None)
+
+
+def test_the_summary_counts_what_was_not_judged(verdict):
+    summary = read_json(stage_dir("tiny", "summarize") / "landscape.json")
+    assert summary["invalid"]["value"] == pytest.approx(2 / 25, abs=0.06)
+    assert {row["label"] for row in summary["invalid"]["levels"] if row["concept"] == "tilt"} == {"1"}
+    assert summary["modes"][0]["invalid"] == 0.0
+    assert read_json(stage_dir("tiny", "summarize") / "metrics.json")["invalid_share"] == summary["invalid"]["value"]
+    page = (stage_dir("tiny", "summarize") / "report.html").read_text()
+    assert "Changed beyond recognition" in page
+
+
+def test_the_verdict_tells_of_noise_measures_and_the_control(verdict):
+    rows = verdict["differences"]
+    assert rows["target_failure_rate"]["noise"]["change"] == 0.0, "planted failures stay when asked again"
+    assert rows["other_failure_rate"]["noise"]["change"] == pytest.approx(0.25, abs=0.05)
+    assert rows["newly_failing"]["noise"]["after"] == pytest.approx(0.25, abs=0.06)
+    assert rows["clean_quality"]["noise"]["change"] < 0
+    assert verdict["noise"]["beyond"]
+    assert verdict["control"] == "clean"
+    assert "Learning from changed inputs helped" in verdict["statement"]
+    assert "The improvement in the target modes is beyond the noise" in verdict["statement"]
+    assert set(verdict["measures"]) == {"clean", "targets", "others"}
+    assert all(set(part["measures"]) == MEASURES for part in verdict["measures"].values())
+    assert verdict["measures"]["clean"]["pairs"] == 40
+    words = verdict["measures"]["targets"]["measures"]["words"]
+    assert (words["before"], words["baselines"]["first two words"]) == (1.0, 2.0)
+    assert words["after"] > 7
+    assert set(words) >= {"control", "noise", "low", "high"}
+    assert verdict["invalid"]["targets"]["value"] == 0.0
+    assert verdict["invalid"]["others"]["value"] == pytest.approx(2 / 21, abs=0.03)
+
+
+def test_all_answers_are_kept(verdict):
+    out = stage_dir("tiny", "re_evaluate")
+    probes = pd.read_parquet(out / "probes.parquet")
+    asked = probes.groupby("purpose")["model"].agg(set).to_dict()
+    assert asked["paired"] == asked["clean"] == {"before", "after", "control", "noise"}
+    assert asked["search"] == {"before", "after"}
+    metrics = read_json(out / "metrics.json")
+    assert metrics["targets_words_change"] == verdict["measures"]["targets"]["measures"]["words"]["change"]
+    assert metrics["invalid_others"] > 0
+    page = (out / "report.html").read_text()
+    for said in (
+        "Beside the failure rate",
+        "no model: first two words",
+        "Asked again:",
+        "on unchanged inputs",
+        "after the repair: discrepancy -",
+    ):
+        assert said in page
+
+
+def test_a_run_that_was_killed_asks_no_model_again(verdict, monkeypatch):
+    """The ledgers outlive a run; what it asked of any model, of the one asked again too, is read from there."""
+    asked = []
+    monkeypatch.setattr(sys.modules["planted_texts"].PlantedTexts, "probe", lambda *_: asked.append(1))
+    monkeypatch.setattr(re_evaluate, "judge_models", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        re_evaluate.main("tiny")
+    assert asked == []

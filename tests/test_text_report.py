@@ -1,0 +1,227 @@
+"""Texts in both reports: what changed is marked, long texts are folded, and nothing a model said is run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from stages.report import Gallery, texts, write_comparison_report, write_landscape_report
+from stages.report.gallery import MAX_TEXT, TEXT_CHARS, Shrinker
+from stages.report.texts import Folded, Marked, fold, mark_changes
+from stages.report.words import score
+from stages.tasks.contract import Exhibit
+from tests.report_samples import FOUR, HOSTILE, make_comparison, make_inputs
+from tests.test_report import CHROMIUM, CHROMIUM_ARGS, cells_of
+from tests.text_samples import ARTICLES, SUMMARIES, make_text_comparison, make_text_inputs
+
+ARTICLE = ARTICLES[0]
+
+
+def drawn(marked: Marked) -> str:
+    """Marks as plain text: [-out-], [+in+], _case_."""
+    shapes = {"same": "{}", "case": "_{}_", "cut": "[-{}-]", "new": "[+{}+]"}
+    return "".join(shapes[kind].format(text) for kind, text in marked.pieces)
+
+
+@pytest.mark.parametrize(
+    ("original", "changed", "said"),
+    [
+        ("The river rose two metres.", "The rivre rose two.", "The [-river-] [+rivre+] rose two [-metres-]."),
+        ("Wait, he said, not now or ever.", "Wait he said, not now or ever.", "Wait[-,-] he said, not now or ever."),
+        ("So he said yes to it all.", "So he never said yes to it all.", "So he [+never+] said yes to it all."),
+        ("It rained on the town today.", "It rained onthe town today.", "It rained [-on the-] [+onthe+] town today."),
+        ("It rained in Sydney for a week.", "It rained in SYDNEY for a week.", "It rained in _SYDNEY_ for a week."),
+        ("One line.\n\nAnother line of it.", "One line.\n\nAnother of it.", "One line.\n\nAnother [-line-] of it."),
+    ],
+)  # fmt: skip
+def test_changes_are_marked_word_by_word(original: str, changed: str, said: str) -> None:
+    marked = mark_changes(original, changed)
+    assert drawn(marked) == said
+    assert (marked.note, marked.beside) == ("", False)
+
+
+def test_what_is_not_marked_is_the_changed_text() -> None:
+    words = ARTICLE.split()
+    changed = " ".join(w[::-1] if k % 9 == 4 else w for k, w in enumerate(words) if k % 11)
+    kept = "".join(text for kind, text in mark_changes(ARTICLE, changed).pieces if kind != "cut")
+    assert kept.split() == changed.split()
+
+
+def test_a_text_in_upper_case_is_no_wall_of_marks() -> None:
+    marked = mark_changes(ARTICLE, ARTICLE.upper())
+    assert marked.pieces == [("same", ARTICLE.upper())]
+    found = re.fullmatch(r"letter case differs in (\d+) of (\d+) words", marked.note)
+    assert found is not None
+    assert 0.9 * int(found[2]) < int(found[1]) < int(found[2]), "numbers have no case"
+
+
+def test_where_too_much_changed_both_texts_are_shown() -> None:
+    shuffled = ". ".join(ARTICLE.split(". ")[::-1])
+    marked = mark_changes(ARTICLE, shuffled)
+    assert (marked.pieces, marked.beside) == ([("same", shuffled)], True)
+    shown = Shrinker([]).show(Exhibit("shuffled", text=shuffled, original=ARTICLE))
+    assert shown.beside
+    assert shown.original is not None
+
+
+def test_texts_that_cannot_be_compared() -> None:
+    assert mark_changes("the same", "the same") == ([("same", "the same")], "unchanged", False)
+    assert mark_changes("something", "").pieces == [("same", "")]
+    assert mark_changes("", "something").pieces == [("same", "something")]
+
+
+def test_a_very_long_text_is_compared_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "MAX_TOKENS", 20)
+    words = [f"w{k}" for k in range(50)]
+    marked = drawn(mark_changes(" ".join(words), " ".join(words[:3] + words[5:])))
+    assert marked == " ".join([*words[:3], "[-w3", "w4-]", *words[5:]]), "what is beyond is there, without marks"
+    assert drawn(mark_changes(" ".join(words[:30]), "x " * 30)) == "x " * 30
+
+
+def joined(folded: Folded) -> tuple[str, str]:
+    head, tail = ("".join(text for _, text in part) for part in (folded.head, folded.tail))
+    return head, tail
+
+
+def test_a_long_text_is_folded_between_words() -> None:
+    text = " ".join(f"word{k}" for k in range(1000))
+    folded = texts.plain(text, 3000)
+    head, tail = joined(folded)
+    assert text.startswith(head + tail)
+    assert text[len(head)] == " "
+    assert len(head) < texts.HEAD + 10
+    assert len(head) + folded.hidden + folded.left_out == len(text)
+    assert fold([texts.Piece("same", "short")], 3000) == ([("same", "short")], [], 0)
+    assert texts.plain(text, 100).tail == [], "where little room is left, nothing is folded away"
+    assert len(joined(texts.plain("字" * 9000, 3000))[0]) < texts.HEAD + 50
+
+
+def test_texts_share_what_a_page_may_hold() -> None:
+    long = "word " * 4000
+    few = Shrinker([Exhibit("", text=long)] * 3).show(Exhibit("", text=long))
+    many = Shrinker([Exhibit("", text=long)] * 1000).show(Exhibit("", text=long))
+    for shown, limit in ((few, MAX_TEXT), (many, TEXT_CHARS // 1000)):
+        assert shown.text is not None
+        assert sum(map(len, joined(shown.text))) == pytest.approx(limit, abs=10)
+        assert shown.text.left_out > 10_000
+
+
+def test_a_report_of_many_long_texts_stays_small(tmp_path: Path) -> None:
+    inputs = make_text_inputs()
+    article = " ".join(ARTICLES * 20)
+    shown = [Exhibit("long", text=article.replace("e ", "x "), original=article, answers={"summary": article})] * 10
+    inputs["galleries"] = {f"M{k}": Gallery(shown, shown) for k in (1, 2, 3)}
+    write_landscape_report(tmp_path / "report.html", **inputs)
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
+
+
+def test_the_answer_to_the_changed_text_is_shown_before_and_after() -> None:
+    exhibit = Exhibit("", text="a", original="b", answers={"of the original": "one", "of the changed text": "two"})
+    shown = Shrinker([]).show(exhibit, "two", "")
+    assert [asked for asked, _ in shown.answers] == ["of the original", "before the repair", "after the repair"]
+    assert shown.answers[2][1].blank
+    assert [asked for asked, _ in Shrinker([]).show(exhibit).answers] == ["of the original", "of the changed text"]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("reports")
+    write_landscape_report(folder / "landscape.html", **make_text_inputs())
+    write_comparison_report(folder / "comparison.html", **make_text_comparison())
+    return {name: (folder / f"{name}.html").read_text(encoding="utf-8") for name in ("landscape", "comparison")}
+
+
+def test_examples_of_a_mode_show_texts_and_answers(pages: dict[str, str]) -> None:
+    mode = pages["landscape"].split('id="mode-1"')[1].split('id="mode-2"')[0]
+    assert mode.count("<h4>summary of the original</h4>") == mode.count("<h4>summary of the changed text</h4>") == 12
+    assert mode.count("<details><summary>the original</summary>") == 8, "not where nothing changed, nor beside"
+    assert mode.count("<h4>the original</h4>") == 2
+    assert mode.count("given to the model <span") == 6, "upper case, too much changed, unchanged: twice each"
+    assert "<del>" in mode
+    assert "<ins>" in mode
+    assert '<span class="case">' in mode
+    assert "faithfulness to the original falls by 0.11" in mode
+    assert [f"{n} more</summary>" in mode for n in (5, 3)] == [True, True], "of seven and five, two are shown at once"
+
+
+def test_changes_beyond_recognition_are_counted_apart(pages: dict[str, str]) -> None:
+    page = pages["landscape"]
+    section = page.split('<section id="invalid">')[1].split("</section>")[0]
+    assert "130 of all 2,400 probes changed the input so much" in section
+    assert "uniform probes these are 5.2% [4.1–6.6%]" in section
+    assert cells_of(page, "invalid", "nouns dropped") == ["100%", "20.0%", "", "15.9–24.9%", "60 / 300"]
+    assert ">50%<" not in section, "a level at which it is rarer than over the grid is not where it happens"
+    assert "11.8% of the uniform probes here" in page.split('id="mode-1"')[1].split('id="mode-2"')[0]
+    assert "beyond recognition" not in page.split('id="mode-2"')[1].split('id="mode-3"')[0]
+
+
+def test_a_comparison_shows_noise_measures_and_what_the_control_was(pages: dict[str, str]) -> None:
+    page = pages["comparison"]
+    assert cells_of(page, "differences", "target modes: failure rate")[-2:] == ["−0.8  −3.1 to +1.5", "3,000"]
+    assert cells_of(page, "differences", "newly failing: passed before, fails now")[-2] == "4.0%  3.1–5.2%"
+    assert "The improvement in the target modes is beyond the noise." in page
+    assert "a copy fine-tuned with as many steps on unchanged inputs" in page
+    assert "uniformly drawn cells instead" not in page
+    assert "counted as passed for every model: in the target modes 9.0% [7.4–10.9%] of the common probes." in page
+    assert cells_of(page, "measures", "faithfulness to the original") == [
+        "0.590", "0.655", "+0.065 +0.021 to +0.110",
+        "0.700 +0.004  −0.020 to +0.030", "0.700 +0.004  −0.020 to +0.030", "0.810", "0.790",
+    ]  # fmt: skip
+    assert cells_of(page, "measures", "words")[:4] == ["22.4", "28.0", "+5.6 +4.1 to +7.2", "22.5 +0.1  +0.0 to +0.3"]
+    assert cells_of(page, "measures", r"copied from the lead \(640 of 1,000\)")[-2:] == ["1.000", "–"]
+    assert "that measure alone proves nothing" in page
+    assert page.count("<h4>before the repair</h4>") == page.count("<h4>after the repair</h4>") == 12
+
+
+def test_a_classifier_has_none_of_this(tmp_path: Path) -> None:
+    write_landscape_report(tmp_path / "landscape.html", **make_inputs(*FOUR[:2]))
+    write_comparison_report(tmp_path / "comparison.html", **make_comparison(*FOUR[:2]))
+    for name in ("landscape", "comparison"):
+        page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+        for word in ("beyond recognition", "asked again", "Asked again", "no model:", 'id="measures"', "noise, and a"):
+            assert word not in page
+    assert "uniformly drawn cells instead of the chosen modes" in page
+
+
+def test_hostile_texts_are_shown_as_text(tmp_path: Path) -> None:
+    write_landscape_report(tmp_path / "landscape.html", **make_text_inputs(hostile=True))
+    write_comparison_report(tmp_path / "comparison.html", **make_text_comparison(hostile=True))
+    for name in ("landscape", "comparison"):
+        page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+        assert "<script>alert" not in page
+        assert HOSTILE.replace("<", "&lt;").replace(">", "&gt;") in page
+        assert len(re.findall("<script", page)) == len(re.findall("</script>", page))
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "sign", "said"),
+    [(0.7123, 3, "", "0.712"),
+     (0.02, 3, "+", "+0.020"), (-2, 1, "+", "−2.0"), (-0.004, 1, "", "0.0"), (None, 3, "", "–")],
+)  # fmt: skip
+def test_measures_are_written_by_their_scale(value: float | None, digits: int, sign: str, said: str) -> None:
+    assert score(value, digits, sign) == said
+
+
+def test_texts_fit_a_phone_and_fold_out(tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    inputs = make_text_inputs(hostile=True)
+    long = Exhibit("no spaces", text="x" * 900, original="y", answers={"summary of the original": SUMMARIES[0]})
+    inputs["galleries"]["M1"].failing.insert(0, long)
+    write_landscape_report(tmp_path / "report.html", **inputs)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+        page.goto((tmp_path / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        more = page.locator("#mode-1 > details summary").first
+        hidden = page.locator("#mode-1 > details .exhibit").first
+        assert not hidden.is_visible()
+        more.click()
+        assert hidden.is_visible()
+        assert HOSTILE in hidden.inner_text()
+        browser.close()
