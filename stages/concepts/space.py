@@ -120,7 +120,9 @@ class ConceptSpace:
         """
         if self.neutral is None:
             without = [c.name for c in self.concepts if c.neutral not in c.levels]
-            raise UsageError(f"no cell of the grid leaves an input unchanged: none of the levels of {', '.join(without)} does")
+            raise UsageError(
+                f"no cell of the grid leaves an input unchanged: none of the levels of {', '.join(without)} does"
+            )
         return Region({name: (int(level),) for name, level in zip(self.names, self.neutral, strict=True)})
 
     def coordinates(self, cells: np.ndarray) -> np.ndarray:

@@ -39,9 +39,9 @@ from stages.tasks.contract import (
     Split,
     TaskContext,
 )
+from stages.tasks.features import PrincipalAxes
 from stages.tasks.sources import parse_source, source_errors
 
-EMBEDDING = 64  # dimensions an explorer sees; more cost it time and tell it little
 EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
 
 
@@ -70,7 +70,7 @@ class ImageClassification:
         self._targets = torch.tensor(items["target"].to_numpy(np.int64), device=device)
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._numbers = np.array([_item_number(item) for item in items["id"]], dtype=np.uint64)
-        self._basis: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._axes: PrincipalAxes | None = None
         self._features: dict[int, np.ndarray] = {}
         # Convolutions of colour pictures are faster when the channels of a pixel lie together.
         self._format = torch.channels_last if model.form.shape[0] > 1 else torch.contiguous_format
@@ -230,10 +230,9 @@ class ImageClassification:
 
         The axes are those of the discover items, so that vectors of any split can be compared.
         """
-        if self._basis is None:
-            self._basis = _principal_axes(self._raw_features(self.items.ids("discover")))
-        mean, std, axes = self._basis
-        return ((self._raw_features(item_ids) - mean) / std @ axes).astype(np.float32)
+        if self._axes is None:
+            self._axes = PrincipalAxes.of(self._raw_features(self.items.ids("discover")))
+        return self._axes(self._raw_features(item_ids))
 
     @torch.inference_mode()
     def _raw_features(self, item_ids: Sequence[str]) -> np.ndarray:
@@ -266,21 +265,6 @@ class ImageClassification:
 
 def _item_number(item: str) -> int:
     return int.from_bytes(hashlib.sha256(item.encode()).digest()[:8], "little")
-
-
-def _principal_axes(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean (d,), standard deviation (d,) and at most EMBEDDING axes (d, k), scaled to unit variance on average."""
-    mean, std = features.mean(0), features.std(0)
-    std = np.where(std > 1e-6, std, 1.0)  # a dead feature stays at 0
-    scaled = (features - mean) / std
-    if scaled.shape[1] <= EMBEDDING:
-        return mean, std, np.eye(scaled.shape[1])
-    _, _, axes = np.linalg.svd(scaled, full_matrices=False)
-    axes = axes[:EMBEDDING]
-    # An axis has no direction of its own; fix it, or the same model could give mirrored vectors.
-    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
-    spread = (scaled @ axes.T).std() or 1.0
-    return mean, std, axes.T / spread
 
 
 def _png(image: np.ndarray) -> bytes:

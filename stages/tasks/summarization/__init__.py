@@ -1,0 +1,5 @@
+"""The built-in text summarization task."""
+
+from stages.tasks.summarization.task import Summarization
+
+__all__ = ["Summarization"]

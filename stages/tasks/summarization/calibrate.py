@@ -1,0 +1,190 @@
+"""When has a summary changed enough to count? Measured on changes that nobody would hold against the model.
+
+Summaries move even if only a space is added, so a threshold of 0 would call noise a failure. `prepare` summarizes
+articles again after a benign edit and keeps every discrepancy; from these a threshold follows, for any measure and any
+rate of false alarms, without asking the model again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from stages.errors import UsageError
+from stages.progress import progress
+from stages.tasks.summarization.generate import Summarizer
+from stages.tasks.summarization.measures import (
+    DISCREPANCIES,
+    NEEDS_REFERENCE,
+    Case,
+    Embedder,
+    degenerate,
+    discrepancy,
+    unfinished,
+    weighted,
+)
+
+BENIGN, NO_OP = "benign", "no_op"
+SPACE = " "  # what the no-op puts at the end of an article: nobody would notice
+QUOTED = 0.05  # rate of false alarms that metrics quote thresholds for; an audit sets its own under discrepancy:
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Discrepancies of the model under test where nothing that matters changed.
+
+    Args:
+        records: one entry for each (condition, split, item): its condition, `BENIGN` or `NO_OP`, split, item, why the
+            summary is degenerate ("" if it is not), and each measure by its name.
+    """
+
+    records: pd.DataFrame
+
+    @classmethod
+    def from_list(cls, records: list[dict[str, Any]]) -> Calibration:
+        """Read what `to_list` gave."""
+        return cls(pd.DataFrame(records))
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Plain data, for the attributes of a table."""
+        plain: list[dict[str, Any]] = self.records.to_dict("records")
+        return plain
+
+    def discrepancies(self, condition: str, split: str, weights: Mapping[str, float]) -> np.ndarray:
+        """(n,) of the articles of a split under a condition; a degenerate summary has 1, as in a probe."""
+        rows = self.records[(self.records["condition"] == condition) & (self.records["split"] == split)]
+        return np.array(
+            [1.0 if row["degenerate"] else weighted(row, weights) for row in rows.to_dict("records")], dtype=np.float32
+        )
+
+    def threshold(self, weights: Mapping[str, float], false_alarms: float) -> float:
+        """What the benign edit alone exceeds in `false_alarms` of the articles at most.
+
+        The order statistic of split conformal prediction (Vovk et al. 2005; Angelopoulos and Bates 2021, section 1):
+        for articles like those of discover the rate of false alarms is no higher on average. It is 0 at least, so that
+        an unchanged summary passes.
+
+        Raises:
+            UsageError: when there are too few articles for so low a rate, or more of their summaries are degenerate.
+        """
+        values = np.sort(self.discrepancies(BENIGN, "discover", weights))
+        rank = int(np.ceil((len(values) + 1) * (1 - false_alarms) - 1e-9))
+        if rank > len(values):
+            raise UsageError(
+                f"discrepancy.false_alarms: {false_alarms:g} needs {int(np.ceil(1 / false_alarms - 1e-9)) - 1} articles"
+                f" to calibrate on, discover has {len(values)}; raise it, take more articles (prepare.items.discover,"
+                " prepare.calibrate.articles) or set discrepancy.threshold"
+            )
+        found = float(values[rank - 1])
+        if found >= 1:
+            share = float((values >= 1).mean())
+            raise UsageError(
+                f"discrepancy.threshold: after a benign edit {share:.0%} of the summaries are degenerate, more than"
+                f" false_alarms, {false_alarms:g}: no threshold can reach it; raise prepare.generation.max_new_tokens"
+                " if they are cut, take another model, or set discrepancy.threshold to a number"
+            )
+        return max(found, 0.0)
+
+    def false_alarms(self, weights: Mapping[str, float], threshold: float) -> dict[str, dict[str, Any]]:
+        """How often each condition exceeds a threshold, where possible on articles that did not set it.
+
+        Returns:
+            Condition -> rate with its 95% interval (Wilson) as low and high, number of articles, and whether they were
+            held out.
+        """
+        return {
+            condition: asdict(rate)
+            for condition in (BENIGN, NO_OP)
+            if (rate := self._rate(condition, weights, threshold)) is not None
+        }
+
+    def quoted(self) -> dict[str, Any]:
+        """For metrics: each measure's threshold at 5% false alarms, and how often it is exceeded.
+
+        What cannot be calibrated is left out: too few articles, no references, too many degenerate summaries.
+        """
+        quoted = {}
+        for name in DISCREPANCIES.keys() & self.records.columns:
+            with contextlib.suppress(UsageError):
+                threshold = self.threshold({name: 1.0}, QUOTED)
+                quoted[name] = {"threshold": threshold, **self.false_alarms({name: 1.0}, threshold)}
+        return dict(sorted(quoted.items()))
+
+    def _rate(self, condition: str, weights: Mapping[str, float], threshold: float) -> Rate | None:
+        for split in ("repair", "discover"):
+            values = self.discrepancies(condition, split, weights)
+            if len(values):
+                above, n = int((values > threshold).sum()), len(values)
+                low, high = binomtest(above, n).proportion_ci(method="wilson")
+                return Rate(above / n, float(low), float(high), n, split == "repair")
+        return None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of articles with its 95% interval; held out are articles that did not set the threshold."""
+
+    rate: float
+    low: float
+    high: float
+    articles: int
+    held_out: bool
+
+
+def measure_noise(
+    items: pd.DataFrame,
+    summarizer: Summarizer,
+    embedder: Embedder,
+    benign: Callable[[str, str], str],
+    articles: int,
+) -> tuple[pd.DataFrame, Calibration]:
+    """Summarize all articles, and some of them again after changes that should not matter.
+
+    Args:
+        items: columns id, split, article, reference.
+        summarizer: the model under test.
+        embedder: what similarity is measured by.
+        benign: (article, item) -> the article after the benign edit.
+        articles: of discover and of repair that are summarized again, at most.
+
+    Returns:
+        The items with their summary and its faithfulness, and the calibration.
+    """
+    some = {split: items[items["split"] == split].head(articles) for split in ("discover", "repair")}
+    held_out = "repair" if len(some["repair"]) else "discover"
+    asked = [
+        (condition, split, row, benign(row.article, row.id) if condition == BENIGN else row.article + SPACE)
+        for condition, split in ((BENIGN, "discover"), (BENIGN, "repair"), (NO_OP, held_out))
+        for row in some[split].itertuples()
+    ]
+    answers = _summarize(summarizer, [*items["article"], *(text for *_, text in asked)])
+    clean = dict(zip(items["id"], answers, strict=False))
+    records = []
+    for (condition, split, row, _), answer in zip(asked, answers[len(items) :], strict=True):
+        case = Case(row.article, clean[row.id], answer, row.reference)
+        names = [name for name in DISCREPANCIES if case.reference or name not in NEEDS_REFERENCE]
+        values = {name: discrepancy(case, {name: 1.0}, embedder) for name in names}
+        reason = degenerate(answer, unfinished(summarizer, answer))
+        records.append({"condition": condition, "split": split, "item": row.id, "degenerate": reason, **values})
+    faithfulness = [embedder.cosine(clean[row.id], row.article) for row in items.itertuples()]
+    return items.assign(summary=list(clean.values()), faithfulness=faithfulness), Calibration.from_list(records)
+
+
+def _summarize(summarizer: Summarizer, texts: Sequence[str]) -> list[str]:
+    """Summaries of n texts, with a bar; texts of like length go together, so that little is spent on padding."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    size = summarizer.compute.batch_size
+    answers = [""] * len(texts)
+    with progress("summaries", len(texts)) as tell:
+        for start in range(0, len(texts), size):
+            part = order[start : start + size]
+            for i, answer in zip(part, summarizer.summarize([texts[i] for i in part]), strict=True):
+                answers[i] = answer
+            tell(start + len(part), "")
+    return answers

