@@ -66,6 +66,7 @@ def main(name: str) -> None:
         "audit": name,
         "concepts": task.concepts.to_json(),
         "threshold": float(task.threshold),
+        "false_alarms": getattr(task, "false_alarms", {}),
         "overall": overall.to_json(),
         "overall_estimated": landscape.mean_rate().to_json(),
         "effects": effects(landscape, task.concepts, probes),

@@ -300,8 +300,11 @@ def test_the_threshold_is_what_a_benign_edit_exceeds_as_often_as_asked(lead):
         records[(records["condition"] == "benign") & (records["split"] == "discover")]["faithfulness_loss"]
     )
     assert task.threshold == pytest.approx(max(values[8], 0))  # the 9th of 10: ceil(11 * .8)
-    assert {name: told["articles"] for name, told in task.false_alarms.items()} == {"benign": 6, "no_op": 6}
-    assert task.false_alarms["no_op"]["rate"] == 0
+    assert {name: told["articles"] for name, told in task.false_alarms.items()} == {
+        "typos 0.05": 6,
+        "a space at the end": 6,
+    }
+    assert task.false_alarms["a space at the end"]["rate"] == 0
 
 
 def test_a_benign_edit_of_ones_own(home, lead):

@@ -15,7 +15,7 @@ from tests.tiny_models import TEXT, tiny_causal, tiny_seq2seq
 
 peft = pytest.importorskip("peft")
 
-SHORT = GenerationConfig(max_new_tokens=10)
+SHORT = GenerationConfig(max_new_tokens=10, dtype="bfloat16")
 ARTICLES = [" ".join(TEXT.split()[start : start + 20]) for start in range(6)]
 
 

@@ -25,7 +25,7 @@ KINDS = {
     "bart": tiny_seq2seq,
     "t5": lambda folder: tiny_seq2seq(folder, family="t5"),
 }
-SHORT = GenerationConfig(max_new_tokens=10)
+SHORT = GenerationConfig(max_new_tokens=10, dtype="bfloat16")
 SENTENCES = TEXT.split(". ")
 # 14 articles of 4 to 300 tokens, none of them twice
 ARTICLES = [". ".join(SENTENCES[i : i + 1 + i % 4]) * (1 + i % 3) + f" Item {i}." for i in range(5)] + [

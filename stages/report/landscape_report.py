@@ -224,6 +224,7 @@ def _trust(
             "intervals; on the dotted line both agree. The estimator has seen these probes: this shows that it fits, "
             "not that it predicts."
         )
+    sentences += _false_alarms(summary)
     scores = summary.get("estimator") or {}
     estimator = list(flatten({key: value for key, value in scores.items() if key not in _INNER}))
     if is_number(scores.get("log_loss")) and is_number(scores.get("log_loss_constant")):
@@ -236,6 +237,19 @@ def _trust(
     if not (sentences or certain is not None or picture or estimator):
         return None
     return {"sentences": sentences, "certain": certain, "picture": picture, "caption": caption, "estimator": estimator}
+
+
+def _false_alarms(summary: Mapping[str, Any]) -> list[str]:
+    """How often a calibrated threshold calls a failure what is none."""
+    said = []
+    for change, alarm in (summary.get("false_alarms") or {}).items():
+        of = "inputs that did not set the threshold" if alarm["held_out"] else "the inputs that set the threshold"
+        said.append(
+            f"False alarms: with {change}, which nobody would hold against the model, {percent(alarm['rate'])} "
+            f"[{interval(alarm['low'], alarm['high'])}] of {number(alarm['articles'])} {of} are called failures "
+            f"(discrepancy above {number(summary['threshold'])})."
+        )
+    return said
 
 
 def _calibration_bins(landscape: pd.DataFrame, space: ConceptSpace, probes: pd.DataFrame) -> pd.DataFrame | None:

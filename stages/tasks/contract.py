@@ -273,11 +273,13 @@ class Task(Probed, Protocol):
 class Measured(Protocol):
     """What a task may have beside the contract: further measures of its answers, and a noise floor.
 
-    Re-evaluate shows them beside the failure rates; no gate looks at them.
+    Re-evaluate shows them beside the failure rates; no gate looks at them. A task whose threshold was calibrated may
+    also say, as `false_alarms`, how often what is no failure is called one: {what was changed: {rate, low, high,
+    articles, held_out}}. The report on the landscape shows it.
     """
 
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
-        """Measure n answered probes: one float column per measure, named as people should read it; nan is "none"."""
+        """Measure n answers of this model: one float column per measure, named as people should read it; nan is "none"."""
         ...
 
     def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:

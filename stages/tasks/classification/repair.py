@@ -36,45 +36,15 @@ from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.params import validation_lines
 from stages.progress import progress
+from stages.tasks.cells import CellSampler
 from stages.tasks.classification.config import RepairSettings
 from stages.tasks.classification.models import Classifier, clone, save_model, seeded
-from stages.tasks.contract import RepairPlan, RepairRecord, TargetMode
+from stages.tasks.contract import RepairPlan, RepairRecord
 
 if TYPE_CHECKING:
     from stages.tasks.classification.task import ImageClassification
 
 RISK_PROBES = 2000  # enough for a logistic model of a handful of concepts
-CANDIDATES = 8  # cells drawn for each one that is trained on
-
-
-class CellSampler:
-    """Draws the cells to train on.
-
-    Args:
-        space: the grid.
-        targets: where to draw, each in proportion to its severity.
-        risk: cells (n, d) -> (n,) failure risk to weight cells by; None weights all alike.
-    """
-
-    def __init__(
-        self, space: ConceptSpace, targets: list[TargetMode], risk: Callable[[np.ndarray], np.ndarray] | None = None
-    ) -> None:
-        self.space, self.targets, self.risk = space, targets, risk
-        severity = np.array([t.severity for t in targets], dtype=float)
-        self._share = severity / severity.sum()
-
-    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw n cells: (n, d) int64."""
-        if self.risk is None:
-            return self._draw(n, rng)
-        candidates = self._draw(CANDIDATES * n, rng)
-        weights = self.risk(candidates)
-        return candidates[rng.choice(len(candidates), size=n, replace=False, p=weights / weights.sum())]
-
-    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        counts = rng.multinomial(n, self._share)
-        drawn = [t.region.sample(self.space, c, rng) for t, c in zip(self.targets, counts, strict=True)]
-        return rng.permutation(np.concatenate(drawn))
 
 
 def repair(task: ImageClassification, plan: RepairPlan, out_dir: Path) -> RepairRecord:

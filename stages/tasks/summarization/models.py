@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -291,7 +292,9 @@ def _readable(where: str) -> Iterator[None]:
 
     logging.disable_progress_bar()
     try:
-        yield
+        # The bar of the GGUF conversion cannot be switched off; whatever is worth telling comes as an exception.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     except UsageError as error:
         told = str(error)
         raise UsageError(told if told.startswith("prepare.") else f"{where}: {told}") from None

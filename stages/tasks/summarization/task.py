@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -28,7 +29,7 @@ from stages.tasks.contract import (
 )
 from stages.tasks.features import PrincipalAxes
 from stages.tasks.sources import parse_source, source_errors
-from stages.tasks.summarization.calibrate import SPACE, Calibration, measure_noise
+from stages.tasks.summarization.calibrate import BENIGN, NO_OP, SPACE, Calibration, measure_noise
 from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig
 from stages.tasks.summarization.data import DATA_LOADERS, DataSource, choose_items
 from stages.tasks.summarization.generate import Summarizer
@@ -57,6 +58,7 @@ class Summarization:
     """
 
     catalogue: ClassVar[Mapping[str, TextConcept]] = CATALOGUE
+    learns_from_examples: ClassVar[frozenset[str]] = frozenset({"lora"})
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Summarization:
         self.concepts = text_space(context.concepts, self.catalogue)
         self.calibration = Calibration.from_list(items.attrs["calibration"])
         self.threshold = self._threshold()
-        self.false_alarms = self.calibration.false_alarms(self.settings.weights, self.threshold)
+        self.false_alarms = self._false_alarms()
         self._transforms = TextTransforms(self.concepts, context.seed, self.catalogue)
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._articles, self._clean, self._references = (
@@ -110,6 +112,14 @@ class Summarization:
         if settings.threshold == "auto":
             return self.calibration.threshold(settings.weights, settings.false_alarms)
         return float(settings.threshold)
+
+    def _false_alarms(self) -> dict[str, dict[str, Any]]:
+        """See Measured: by what was changed, in words."""
+        benign = PrepareConfig.model_validate(dict(self.context.config)).calibrate.benign
+        no_op = "a space at the end"
+        said = {BENIGN: ", ".join(f"{name} {level}" for name, level in benign.items()) or no_op, NO_OP: no_op}
+        alarms = self.calibration.false_alarms(self.settings.weights, self.threshold)
+        return {said[condition]: alarm for condition, alarm in alarms.items()}
 
     # Configuration
 
@@ -175,7 +185,9 @@ class Summarization:
         source.build(context.inputs, out_dir / "model", config.generation)
         summarizer = load_summarizer(out_dir / "model", context.compute)
         benign = cls._benign(context, config.calibrate)
+        started = time.monotonic()
         items, calibration = measure_noise(items, summarizer, embedder, benign, config.calibrate.articles)
+        took = (time.monotonic() - started) / (len(items) + len(calibration.records))
         items.attrs["skipped"] = skipped  # kept in the file, so that the report can list them
         items.attrs["calibration"] = calibration.to_list()
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
@@ -190,6 +202,7 @@ class Summarization:
             "calibration": calibration.quoted(),
             "parameters": summarizer.form.parameters,
             "skipped": len(skipped),
+            "seconds_per_probe": took,
         }
 
     @classmethod

@@ -1,0 +1,157 @@
+"""Repair without weights: undo what a change did to a text before the summarizer reads it.
+
+What a text shows of a change is all a normalisation goes by, so that it may stand before any model in production. Each
+leaves a text alone that does not show its change.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from string import ascii_lowercase
+
+from stages.errors import UsageError
+
+MOSTLY = 0.6  # share of words with odd capitals above which all of a text is said to have them
+LETTERS = 40  # fewer letters say nothing about a text's case
+ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "ers")  # of forms that word lists lack
+
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+_REPEATED = re.compile(r"\b(\w+(?:['\u2019]\w+)*)(?:\s+\1\b)+", re.IGNORECASE)
+_STRETCHED = re.compile(r"([^\W\d_])\1{2,}")
+_GLUED = re.compile(r"(?<=[a-z]{2}[.!?])(?=[A-Z][a-z])|(?<=[a-z]{2}[,;:])(?=[^\W\d_])")
+_PLAIN_WORD = re.compile(r"(?<![\w'\u2019-])[a-z]{2,}(?![\w'\u2019])")
+_SENTENCE_START = re.compile(r"(?:^|[.!?]\W*\s)\W*\w")
+
+
+def letter_case(text: str) -> str:
+    """Give a text its usual capitals back when it is all but wholly in capitals, in lower or in random case.
+
+    Words that the lexicon of textblob holds with capitals only (Sydney, Australian) are written as it writes them; all
+    others in lower case, but for the first of a sentence.
+    """
+    if not _lost_its_case(text):
+        return text
+    names = _names()
+    lowered = _WORD.sub(lambda found: _cased(found[0].lower(), names), text)
+    return _SENTENCE_START.sub(lambda found: found[0][:-1] + found[0][-1].upper(), lowered)
+
+
+def _lost_its_case(text: str) -> bool:
+    words = _WORD.findall(text)
+    letters = sum(map(len, words))
+    if letters < LETTERS or not any(c.upper() != c.lower() for c in text):
+        return False
+    # Capitals behind the first letter: all words of a text in capitals have them, and most of one in random case.
+    odd = sum(len(word) > 1 and any(c.isupper() for c in word[1:]) for word in words)
+    countable = sum(len(word) > 1 for word in words)
+    return not any(c.isupper() for c in text) or odd > MOSTLY * countable
+
+
+def _cased(word: str, names: Mapping[str, str]) -> str:
+    stem, mark, ending = word.partition("'" if "'" in word else "\u2019")
+    return names.get(stem, "I" if stem == "i" else stem) + mark + ending
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Words that are always written with capitals, as they are written, by their lower case."""
+    names: dict[str, str] = {}
+    common: set[str] = set()
+    for word, _ in _table("en-lexicon.txt"):
+        if word.islower():
+            common.add(word)
+        elif word.isalpha():
+            names[word.lower()] = word  # of "BUSH" and "Bush" the later: the lexicon sorts capitals first
+    return {lower: word for lower, word in names.items() if lower not in common}
+
+
+def spelling(text: str) -> str:
+    """Replace lower-case words that no word list holds by the most frequent word one edit away, if there is one.
+
+    An edit leaves out, adds, replaces or swaps letters (Norvig, "How to write a spelling corrector", 2007; the word
+    counts are his, as textblob ships them). Names are left alone: a list cannot tell a rare one from a misspelt one.
+    """
+    return _PLAIN_WORD.sub(lambda found: _corrected(found[0]), text)
+
+
+@lru_cache(maxsize=65536)
+def _corrected(word: str) -> str:
+    counts = _counts()
+    stems = [word.removesuffix(ending) for ending in ENDINGS]
+    if word in counts or any(len(stem) > 3 and stem in counts for stem in stems):
+        return word
+    cuts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
+    edits = {a + b[1:] for a, b in cuts if b} | {a + b[1] + b[0] + b[2:] for a, b in cuts if len(b) > 1}
+    edits |= {a + letter + rest for a, b in cuts for letter in ascii_lowercase for rest in {b, b[1:]}}
+    return max((edit for edit in edits if edit in counts), key=lambda edit: (counts[edit], edit), default=word)
+
+
+@cache
+def _counts() -> dict[str, int]:
+    """How often words occur in a corpus; 0 for those that a lexicon alone holds."""
+    listed = {word: 0 for word, _ in _table("en-lexicon.txt") if word.islower()}
+    return listed | {word: int(count) for word, count in _table("en-spelling.txt")}
+
+
+def _table(name: str) -> Iterator[tuple[str, str]]:
+    """The entries of a word list that ships with textblob: the word, and what is said of it."""
+    spec = importlib.util.find_spec("textblob")
+    if spec is None or spec.origin is None:
+        raise UsageError("restructure.settings.normalise needs the library textblob: pip install 'faded[text]'")
+    for line in (Path(spec.origin).parent / "en" / name).read_text(encoding="utf-8").splitlines():
+        word, _, rest = line.partition(" ")
+        if rest and not line.startswith(";;;"):  # a comment
+            yield word, rest
+
+
+def repeated_words(text: str) -> str:
+    """Write a word once that stands twice or more in a row."""
+    return _REPEATED.sub(r"\1", text)
+
+
+def repeated_characters(text: str) -> str:
+    """Write a letter twice that stands three times or more in a row; no English word has three."""
+    return _STRETCHED.sub(r"\1\1", text)
+
+
+def spacing(text: str) -> str:
+    """Set one space between words and one behind a sentence or comma that lost it; no odd white space."""
+    return " ".join(_GLUED.sub(" ", text).split())
+
+
+def characters(text: str) -> str:
+    """Write look-alikes of Latin letters, digits and quotation marks as what they look like (Unicode NFKC)."""
+    return unicodedata.normalize("NFKC", text)
+
+
+NORMALISATIONS: Mapping[str, Callable[[str], str]] = {
+    "characters": characters,
+    "spacing": spacing,
+    "repeated_characters": repeated_characters,
+    "repeated_words": repeated_words,
+    "letter_case": letter_case,
+    "spelling": spelling,  # behind letter_case: it leaves capitals alone
+}
+
+
+def normaliser(names: Sequence[str]) -> Callable[[str], str]:
+    """Put normalisations behind each other, in the order of NORMALISATIONS.
+
+    Raises:
+        UsageError: naming those that are unknown.
+    """
+    if unknown := [name for name in names if name not in NORMALISATIONS]:
+        raise UsageError(f"normalise: {', '.join(unknown)} is unknown, expected some of {', '.join(NORMALISATIONS)}")
+    chosen = [change for name, change in NORMALISATIONS.items() if name in names]
+
+    def normalise(text: str) -> str:
+        for change in chosen:
+            text = change(text)
+        return text
+
+    return normalise

@@ -1,0 +1,180 @@
+"""Repairing a summarizer in chosen failure modes.
+
+Two methods:
+
+- lora: a low-rank adapter (Hu et al. 2022) learns to give the same good summary of an article however the target modes
+  change it. By default it is the model's own of the unchanged article, so that nothing else is to be learnt: a control
+  that trains on the same summaries of unchanged articles has nothing to gain.
+- normalise: nothing is trained; what a text shows of a change is undone before the model reads it. An adapter can be
+  trained behind it as well. A control undoes nothing: it has all that the repair has but what knows of the changes.
+
+A repaired model is a folder beside the base, not in place of it: what was trained, and faded.json, which names the base
+by its content hash.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from stages.errors import UsageError
+from stages.params import validation_lines
+from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord
+from stages.tasks.summarization.form import Form, save_form
+from stages.tasks.summarization.generate import Summarizer
+from stages.tasks.summarization.normalise import normaliser
+from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, Pair, build_pairs, save_pairs
+from stages.tasks.summarization.repair_config import RepairSettings
+from stages.tasks.summarization.training import AdapterTraining
+from stages.tasks.summarization.verify import verify
+
+if TYPE_CHECKING:
+    from stages.tasks.summarization.task import Summarization
+
+TRIED = 50  # articles of each target mode a normalisation is tried on
+COMPARED = 3  # lessons the written model and the one in memory are compared on
+
+
+def repair(task: Summarization, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+    """Make a repaired copy of the task's model and write it with its card; see the module for the methods.
+
+    Raises:
+        UsageError: when the settings are wrong, there is nothing to repair or to learn from, or nothing was learnt.
+    """
+    settings = _settings(plan)
+    plan.regions(task.concepts)
+    if settings.method == "normalise":
+        numbers, curve = _normalise(task, plan, settings, out_dir), pd.DataFrame({"step": [], "loss": []})
+    else:
+        numbers, curve = _train(task, plan, settings, out_dir)
+    card = _card(task, plan, settings, numbers, len(curve))
+    (out_dir / "README.md").write_text(card, encoding="utf-8")
+    return RepairRecord(settings.method, len(curve), numbers, curve)
+
+
+def _normalise(task: Summarization, plan: RepairPlan, settings: RepairSettings, out_dir: Path) -> dict[str, Any]:
+    """Write which changes are undone; say how often that changes repair articles.
+
+    Raises:
+        UsageError: when it changes no article of any target mode.
+    """
+    undo = normaliser(settings.normalise)
+    items = task.items.ids("repair")
+    if not items:
+        raise UsageError(NO_ITEMS)
+    rng = np.random.default_rng([plan.seed, 7])
+    undone = {}
+    for target in plan.targets:
+        asked, cells = rng.choice(items, TRIED).tolist(), target.region.sample(task.concepts, TRIED, rng)
+        undone[target.id] = float(np.mean([undo(text) != text for text in task.changed(asked, cells)]))
+    if not any(undone.values()):
+        modes = " or of ".join(f"{target.id} ({target.region.describe(task.concepts)})" for target in plan.targets)
+        raise UsageError(
+            f"restructure.settings.normalise: {', '.join(settings.normalise)} changes none of {TRIED} articles of"
+            f" {modes}; choose others, or method lora"
+        )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    save_form(_form(task.summarizer, plan, settings), out_dir)
+    articles = task.items.table["article"].iloc[task.rows(items)].tolist()
+    return {
+        "items": len(items),
+        "undone": undone,
+        "clean_articles_changed": sum(undo(article) != article for article in articles),
+    }
+
+
+def _train(
+    task: Summarization, plan: RepairPlan, settings: RepairSettings, out_dir: Path
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Train an adapter, write it and check what was written; return numbers for the card, and the learning curve."""
+    pairs = build_pairs(task, plan, settings)
+    lessons = Lessons(task, plan, settings, pairs)
+    learner = _learner(task.summarizer, _form(task.summarizer, plan, settings))
+    checkpoint = plan.scratch / "adapter.safetensors" if plan.scratch else None
+    training = AdapterTraining(learner, lessons, settings, plan.seed, checkpoint)
+    curve = training.run("control, lora" if plan.control else "repair, lora")
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    training.adapted.save_pretrained(out_dir, save_embedding_layers=False)
+    save_form(learner.form, out_dir)
+    save_pairs(pairs, out_dir / "pairs.jsonl")
+    learner.model = training.adapted.merge_and_unload()
+    base = Path(task.summarizer.model.name_or_path)
+    verify(out_dir, base, task.summarizer, learner, lessons(0)[:COMPARED])
+    if settings.merged:
+        learner.model.save_pretrained(out_dir / "merged")
+        learner.tokenizer.save_pretrained(out_dir / "merged")
+        save_form(learner.form.model_copy(update={"base": None}), out_dir / "merged")
+    return _numbers(task, plan, pairs, curve, training), curve
+
+
+def _form(under_test: Summarizer, plan: RepairPlan, settings: RepairSettings) -> Form:
+    """How the repaired model is asked: as the model under test, behind the normalisations if it is no control."""
+    names = () if plan.control else settings.normalise
+    return under_test.form.model_copy(update={"base": under_test.hash, "normalise": names})
+
+
+def _learner(under_test: Summarizer, form: Form) -> Summarizer:
+    """A copy of the model under test, to be trained."""
+    undo = normaliser(form.normalise) if form.normalise else None
+    model = copy.deepcopy(under_test.model)
+    return Summarizer(model, under_test.tokenizer, form, under_test.compute, under_test.hash, undo)
+
+
+def _numbers(
+    task: Summarization, plan: RepairPlan, pairs: Sequence[Pair], curve: pd.DataFrame, training: AdapterTraining
+) -> dict[str, Any]:
+    some = max(1, len(curve) // 10)
+    own = [pair for pair in pairs if pair.cell is None]
+    return {
+        "items": len(task.items.ids("repair")),
+        "pairs": len(own),
+        "target_faithfulness": float(np.mean([pair.faithfulness for pair in pairs])),
+        "examples": _told(plan.examples),
+        "trained_parameters": sum(tensor.numel() for tensor in training.trained.values()),
+        "loss_first": float(curve["loss"].head(some).mean()),
+        "loss_last": float(curve["loss"].tail(some).mean()),
+    }
+
+
+def _told(examples: Sequence[RatedExample]) -> dict[str, int]:
+    """How many examples taught what."""
+    corrected = sum(e.corrected is not None for e in examples)
+    praised = sum(e.corrected is None and e.rating is not None and e.rating >= GOOD for e in examples)
+    return {"corrected": corrected, "praised": praised, "not_learnt": len(examples) - corrected - praised}
+
+
+def _settings(plan: RepairPlan) -> RepairSettings:
+    try:
+        return RepairSettings.model_validate(dict(plan.settings))
+    except ValidationError as error:
+        raise UsageError("\n".join(validation_lines(error, RepairSettings, "restructure.settings"))) from None
+
+
+def _card(
+    task: Summarization, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int
+) -> str:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    template = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    decision = dict.fromkeys(("decided_by", "reviewer", "reason", "landscape")) | dict(plan.decision)
+    return template.get_template("model_card.md").render(
+        base=task.summarizer.hash,
+        form=task.summarizer.form,
+        settings=settings,
+        control=plan.control,
+        seed=plan.seed,
+        steps=steps,
+        decision=decision,
+        targets=plan.targets,
+        examples=plan.examples,
+        good=GOOD,
+        space=task.concepts,
+        numbers=numbers,
+    )

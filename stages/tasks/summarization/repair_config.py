@@ -1,0 +1,72 @@
+"""What the repair `settings:` of a text summarization audit may hold."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stages.params import Strict
+from stages.tasks.summarization.normalise import NORMALISATIONS
+
+_OF_TRAINING = (
+    *("targets", "samples", "temperature", "min_faithfulness", "steps", "batch_size", "learning_rate"),
+    *("replay", "rank", "merged"),
+)
+
+
+class RepairSettings(Strict):
+    """How a summarizer is repaired. A step of `lora` sees `batch_size` articles, of which `replay` are unchanged."""
+
+    method: Literal["lora", "normalise"] = Field(description="see repair.py")
+    normalise: tuple[str, ...] = Field((), description="changes to undo before the model reads, see normalise.py")
+    targets: Literal["own", "best-of", "reference"] = Field(
+        "own",
+        description="summaries to learn: the model's own of the unchanged article, the best of several, a person's",
+    )
+    samples: int = Field(4, ge=2, description="best-of: summaries drawn of each article, beside the model's own")
+    temperature: float = Field(0.7, gt=0, description="best-of: at which they are drawn")
+    min_faithfulness: float = Field(
+        0.5, ge=-1, le=1, description="summaries less similar to their article are not learnt"
+    )
+    steps: int = Field(60, ge=1, description="of training; with 200 articles more hardly help on unseen ones")
+    batch_size: int = Field(8, ge=2, description="articles of a step")
+    learning_rate: float = Field(1e-3, gt=0, lt=1, description="peak rate of AdamW")
+    replay: float = Field(0.25, ge=0, lt=1, description="share of unchanged articles; higher forgets less")
+    rank: int = Field(16, ge=1, description="of the low-rank changes")
+    merged: bool = Field(False, description="write the whole repaired model as well, under merged/")
+
+    @field_validator("normalise")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in names if name not in NORMALISATIONS]:
+            raise ValueError(f"expected some of {', '.join(NORMALISATIONS)}; found {', '.join(unknown)}")
+        return names
+
+    @model_validator(mode="after")
+    def _settings_have_effect(self) -> RepairSettings:
+        given = self.model_fields_set
+        if self.method == "normalise":
+            if not self.normalise:
+                raise ValueError(f"method normalise needs normalise: some of {', '.join(NORMALISATIONS)}")
+            if idle := [name for name in _OF_TRAINING if name in given]:
+                raise ValueError(f"{', '.join(idle)}: no effect with method normalise, which trains nothing")
+        if self.targets != "best-of" and (idle := sorted({"samples", "temperature"} & given)):
+            raise ValueError(f"{', '.join(idle)}: an effect with targets best-of only, found targets {self.targets}")
+        if round(self.batch_size * (1 - self.replay)) < 1:
+            raise ValueError(f"replay {self.replay} of batch_size {self.batch_size} leaves no changed article")
+        return self
+
+    @property
+    def replayed(self) -> int:
+        """Unchanged articles of a step."""
+        return round(self.batch_size * self.replay)
+
+    def used(self) -> dict[str, Any]:
+        """The settings that have an effect, for people."""
+        idle: set[str] = {"method"}
+        if self.method == "normalise":
+            idle |= set(_OF_TRAINING)
+        if self.targets != "best-of":
+            idle |= {"samples", "temperature"}
+        return self.model_dump(exclude=idle)

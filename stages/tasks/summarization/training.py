@@ -1,0 +1,194 @@
+"""Training an adapter: low-rank changes to a copy of a summarizer (LoRA, Hu et al. 2022), step by step, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from stages.progress import progress
+from stages.tasks.summarization.generate import IGNORED, Summarizer
+from stages.tasks.summarization.repair_config import RepairSettings
+
+MICRO_BATCH = 4  # texts that go through the model at once: more are padded more, as their lengths differ more
+SAVE_EVERY = 20  # steps a kill costs at most
+WARM_UP = 0.1  # share of the steps
+CLIP = 1.0  # norm of the gradient at most
+
+Lesson = tuple[str, str]  # an article, and the summary to give of it
+
+
+class AdapterTraining:
+    """One run of training. Step by step it depends on nothing but the seed and the state, so it can be resumed.
+
+    Args:
+        learner: the summarizer to adapt, of which the model is the caller's own copy: it is changed in place.
+        lessons: step -> the lessons of that step.
+        settings: see RepairSettings.
+        seed: of the adapter's first weights.
+        checkpoint: file for unfinished work; None keeps none.
+    """
+
+    def __init__(
+        self,
+        learner: Summarizer,
+        lessons: Callable[[int], Sequence[Lesson]],
+        settings: RepairSettings,
+        seed: int,
+        checkpoint: Path | None = None,
+    ) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        self.learner, self.lessons, self.settings, self.checkpoint = learner, lessons, settings, checkpoint
+        causal = learner.form.kind == "causal"
+        # Dropout draws random numbers, which a resumed run would draw anew; the few steps hardly need it.
+        config = LoraConfig(
+            task_type="CAUSAL_LM" if causal else "SEQ_2_SEQ_LM",
+            r=settings.rank,
+            lora_alpha=2 * settings.rank,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.adapted: Any = get_peft_model(learner.model, config)
+        # No dropout of the base either: what is learnt is how it answers when it is deployed.
+        self.adapted.eval()
+        self.trained: dict[str, Tensor] = {n: p for n, p in self.adapted.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
+        self.losses: list[float] = []
+
+    def run(self, what: str) -> pd.DataFrame:
+        """Train to the end.
+
+        Args:
+            what: said on the progress bar.
+
+        Returns:
+            One row a step: step, and loss in nats a token of the summary.
+        """
+        done, steps = self._resume(), self.settings.steps
+        with progress(what, steps) as tell, quick(self.adapted):
+            for step in range(done, steps):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self._rate(step)
+                self.optimizer.zero_grad()
+                self.losses.append(self._backward(self.lessons(step)))
+                torch.nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
+                self.optimizer.step()
+                tell(step + 1, f"loss {np.mean(self.losses[-10:]):.3f}")
+                if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+                    self._save(step + 1)
+        return pd.DataFrame({"step": np.arange(1, len(self.losses) + 1), "loss": self.losses})
+
+    def _backward(self, lessons: Sequence[Lesson]) -> float:
+        """Add up the gradients of one step; return its loss."""
+        tokens = self.learner.tokenizer
+        ordered = sorted(lessons, key=lambda lesson: len(tokens(lesson[0])["input_ids"]))
+        parts = [ordered[i : i + MICRO_BATCH] for i in range(0, len(ordered), MICRO_BATCH)]
+        batches = [self.learner.training_batch(*map(list, zip(*part, strict=True))) for part in parts]
+        total = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+        loss = 0.0
+        for batch in batches:
+            logits, wanted = told_and_wanted(self.adapted, self.learner.form.kind, batch)
+            part_loss = functional.cross_entropy(logits, wanted, reduction="sum") / total
+            part_loss.backward()  # type: ignore[no-untyped-call]
+            loss += float(part_loss.detach())
+        return loss
+
+    def _rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine to 0."""
+        peak, steps = self.settings.learning_rate, self.settings.steps
+        warm = max(1, round(WARM_UP * steps))
+        if step < warm:
+            return peak * (step + 1) / warm
+        return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    def _save(self, done: int) -> None:
+        if self.checkpoint is None:
+            return
+        tensors = {f"model.{n}": p.detach() for n, p in self.trained.items()}
+        for name, parameter in self.trained.items():
+            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
+        part = self.checkpoint.with_suffix(".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        state = json.dumps({"done": done, "losses": self.losses})
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, metadata={"state": state})
+        part.replace(self.checkpoint)
+
+    def _resume(self) -> int:
+        """Go back to the last step that was kept; return how many are done."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return 0
+        with safe_open(self.checkpoint, framework="pt", device=self.learner.compute.device) as file:
+            state: Mapping[str, Any] = json.loads(file.metadata()["state"])
+            for name, parameter in self.trained.items():
+                parameter.data.copy_(file.get_tensor(f"model.{name}"))
+                self.optimizer.state[parameter] = {
+                    # AdamW counts its steps on the CPU.
+                    key: tensor.cpu() if key == "step" else tensor
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    for tensor in [file.get_tensor(f"{key}.{name}")]
+                }
+        self.losses = list(state["losses"])
+        return int(state["done"])
+
+
+@contextlib.contextmanager
+def quick(adapted: Any) -> Iterator[None]:
+    """Let an adapted model compute, inside the block, as training is quickest; its weights are the same afterwards.
+
+    The backward pass of "eager" attention is the quickest on a CPU, and the same each time on a GPU. A CPU without AMX
+    multiplies matrices of bfloat16 at half the speed of float32.
+    """
+    attention = adapted.config._attn_implementation
+    frozen = [weights for weights in adapted.parameters() if not weights.requires_grad]
+    dtypes = [weights.dtype for weights in frozen]
+    adapted.set_attn_implementation("eager")
+    of_cpu: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if adapted.device.type == "cpu" and not of_cpu.get("amx_bf16"):
+        for weights in frozen:
+            weights.data = weights.data.float()  # exact, and so is the way back
+    try:
+        yield
+    finally:
+        for weights, dtype in zip(frozen, dtypes, strict=True):
+            weights.data = weights.data.to(dtype)
+        adapted.set_attn_implementation(attention)
+
+
+def told_and_wanted(model: Any, kind: str, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What a model says where a summary is to be, and the summary.
+
+    Of a decoder-only model the output layer, as wide as the vocabulary, is computed for the summaries only.
+
+    Args:
+        model: a model of transformers, or of peft around one.
+        kind: "causal" or "seq2seq".
+        batch: as `Summarizer.training_batch` gives it.
+
+    Returns:
+        Logits (k, vocabulary) float32 and token ids (k,) of the k tokens of all summaries.
+    """
+    labels = batch["labels"]
+    if kind == "seq2seq":
+        logits = model(**batch).logits
+    else:
+        first = int((labels != IGNORED).any(0).nonzero()[0])
+        labels = labels[:, first:]
+        keep = labels.shape[1] + 1  # a token is told by the position before it
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, -keep:-1]
+    counted = labels != IGNORED
+    return logits[counted].float(), labels[counted]

@@ -1,0 +1,99 @@
+"""Is a repair what it says it is? Its folder is read by a fresh process and asked beside the model in memory.
+
+A repair that was written wrongly would be judged by `re_evaluate` as if it were none. So it is read as any user reads
+it: `load_summarizer` refuses missing and unexpected keys, and here its logits have to be those of the model in memory
+and not those of the base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stages.errors import BugError, UsageError, run_as_command
+from stages.tasks.contract import Compute
+from stages.tasks.summarization.generate import Summarizer
+from stages.tasks.summarization.models import load_summarizer
+from stages.tasks.summarization.training import Lesson, told_and_wanted
+
+# Logits read back may differ in their last bits (threads, kernels), by far less than the repair changed them.
+TOLERANCE = 0.02
+
+
+def verify(folder: Path, base: Path, before: Summarizer, after: Summarizer, lessons: Sequence[Lesson]) -> None:
+    """Read a repaired model in a fresh process and compare it with the one in memory.
+
+    Args:
+        folder: what was written, see `load_summarizer`.
+        base: the model folder it was made for.
+        before: the model under test.
+        after: the repaired model in memory.
+        lessons: a few articles with summaries, to compare logits on.
+
+    Raises:
+        UsageError: when the repaired model answers as its base does, to the last bit.
+        BugError: when what was written is not what is in memory, or cannot be read.
+    """
+    known = {"before": answers(before, lessons), "after": answers(after, lessons)}
+    if torch.equal(known["before"], known["after"]):
+        raise UsageError(
+            "restructure: the repaired model answers exactly as before, so training changed less than its weights can"
+            " hold; raise restructure.settings.learning_rate or steps"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        tensors, asked = Path(scratch) / "logits.safetensors", Path(scratch) / "lessons.json"
+        save_file(known, tensors)
+        asked.write_text(
+            json.dumps({"lessons": list(lessons), "compute": asdict(after.compute)}, ensure_ascii=False),
+            encoding="utf-8",
+        )
+        command = [sys.executable, "-m", "stages.tasks.summarization.verify", folder, base, tensors, asked]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = done.stderr.rpartition("error: ")[2].strip()  # libraries warn before it
+        raise BugError(f"the repaired model could not be read back from {folder}: {told}")
+
+
+def answers(summarizer: Summarizer, lessons: Sequence[Lesson]) -> Tensor:
+    """Logits (k, vocabulary) float32 at the tokens of all summaries."""
+    articles, summaries = map(list, zip(*lessons, strict=True))
+    with torch.inference_mode():
+        batch = summarizer.training_batch(articles, summaries)
+        return told_and_wanted(summarizer.model, summarizer.form.kind, batch)[0].cpu()
+
+
+def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
+    """Compare the model in a folder with the logits it has to give.
+
+    Raises:
+        BugError: when they differ from those after the repair by more than a small part of what the repair changed.
+    """
+    told = json.loads(asked.read_text(encoding="utf-8"))
+    compute = Compute(**told["compute"])
+    torch.set_num_threads(compute.threads)
+    known = load_file(tensors)
+    found = answers(load_summarizer(folder, compute, base), told["lessons"])
+    changed = float((known["after"] - known["before"]).norm())
+    off = float((found - known["after"]).norm())
+    if not off <= TOLERANCE * changed:
+        raise BugError(
+            f"its logits differ by {off:.3g} from those in memory, where the repair changed them by {changed:.3g}"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("folder", "base", "tensors", "asked"):
+        parser.add_argument(name, type=Path)
+    arguments = parser.parse_args()
+    run_as_command(lambda: main(**vars(arguments)))

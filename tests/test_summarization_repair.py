@@ -1,0 +1,465 @@
+"""Repairs of a summarizer: an adapter that learns, resumes and reads back, and normalisation without any training."""
+
+import copy
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.concepts import Region
+from stages.errors import BugError, UsageError
+from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode, TaskContext
+from tests.tiny_models import tiny_causal, tiny_embedder, tiny_seq2seq
+
+pytest.importorskip("peft")
+
+from stages.tasks.summarization import Summarization
+from stages.tasks.summarization import repair as repair_module
+from stages.tasks.summarization import training as training_module
+from stages.tasks.summarization.form import load_form
+from stages.tasks.summarization.models import load_summarizer
+from stages.tasks.summarization.normalise import NORMALISATIONS, normaliser
+from stages.tasks.summarization.pairs import Lessons, build_pairs, whole_sentences
+from stages.tasks.summarization.repair import repair
+from stages.tasks.summarization.repair_config import RepairSettings
+from stages.tasks.summarization.training import quick
+from stages.tasks.summarization.verify import answers, verify
+
+UPPER = TargetMode("M1", Region({"letter_case": (1,)}))
+SHUFFLED = TargetMode("M2", Region({"letter_case": (0,), "word_order": (1,)}), severity=3.0)
+QUICK = {"method": "lora", "targets": "reference", "min_faithfulness": -1.0, "steps": 8, "batch_size": 4, "rank": 2}
+PLACES = ("Perth", "Hobart", "Darwin", "Cairns", "Geelong", "Ballarat", "Bendigo", "Mackay", "Broome", "Albany")
+THINGS = ("bridge", "library", "market", "railway", "hospital", "harbour", "theatre", "museum", "school", "stadium")
+
+
+def context(inputs, concepts=None):
+    """An audit of a tiny chat model on articles that all look alike."""
+    inputs.mkdir(parents=True, exist_ok=True)
+    if not (inputs / "model").exists():
+        tiny_causal(inputs / "model")
+        tiny_embedder(inputs / "embedder")
+        lines = [
+            {
+                "text": f"The council of {place} said on Monday that the new {thing} will open in March. Police"
+                f" arrested two men after a fire in the old {other}. The minister said in {place} that talks failed.",
+                "summary": f"A new {thing} opens in {place}.",
+            }
+            for i, place in enumerate(PLACES)
+            for thing, other in [(THINGS[i], THINGS[i - 3])]
+        ]
+        (inputs / "articles.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return TaskContext(
+        audit="tiny",
+        seed=7,
+        config={
+            "model": {"transformers": "model"},
+            "data": {"jsonl": "articles.jsonl", "text": "text", "summary": "summary", "min_words": 20},
+            "items": {"discover": 2, "repair": 6, "test": 2},
+            "generation": {"max_new_tokens": 6, "dtype": "float32"},
+            "embedder": {"transformers": "embedder"},
+        },
+        concepts=concepts or {"letter_case": ["as_is", "upper"], "word_order": [0, 4]},
+        discrepancy={"threshold": 0.1, "validity": -1.0},
+        inputs=inputs,
+        compute=Compute(threads=1, batch_size=4),
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("tiny")
+    (home / "prepare").mkdir()
+    Summarization.prepare(context(home / "inputs"), home / "prepare")
+    return home
+
+
+@pytest.fixture
+def task(home):
+    return Summarization.load(context(home / "inputs"), home / "prepare")
+
+
+def plan(modes=(UPPER,), control=None, examples=(), scratch=None, seed=7, **settings):
+    return RepairPlan(list(modes), {**QUICK, **settings}, seed, control, examples=examples, scratch=scratch)
+
+
+def lessons(task, asked, steps=6):
+    settings = RepairSettings.model_validate(dict(asked.settings))
+    give = Lessons(task, asked, settings, build_pairs(task, asked, settings))
+    return [lesson for step in range(steps) for lesson in give(step)]
+
+
+def example(task, cell=(1, 1), **said):
+    return RatedExample("M1", task.items.ids("discover")[0], cell, "The bridge opens. It", **said)
+
+
+# The adapter
+
+
+@pytest.fixture(scope="module")
+def repaired(home, tmp_path_factory):
+    """A repair, what it says of itself, and the task it was made with."""
+    task, out = Summarization.load(context(home / "inputs"), home / "prepare"), tmp_path_factory.mktemp("repaired")
+    before = {name: tensor.clone() for name, tensor in task.summarizer.model.state_dict().items()}
+    record = task.repair(plan(steps=40, learning_rate=5e-3, merged=True), out)
+    return task, out, record, before
+
+
+def test_the_loss_falls(repaired):
+    _, _, record, _ = repaired
+    assert record.method == "lora"
+    assert record.steps == 40
+    assert list(record.curve["step"]) == list(range(1, 41))
+    assert record.details["loss_last"] < 0.8 * record.details["loss_first"]
+
+
+def test_the_model_under_test_stays_as_it_was(repaired):
+    task, _, _, before = repaired
+    after = task.summarizer.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_the_adapter_reads_back_and_differs_from_its_base(repaired, home):
+    task, out, _, _ = repaired
+    loaded = Summarization.load(task.context, home / "prepare", out)
+    asked = lessons(task, plan(), steps=1)
+    assert loaded.summarizer.hash != task.summarizer.hash
+    assert load_form(out).base == task.summarizer.hash
+    assert not torch.allclose(answers(loaded.summarizer, asked), answers(task.summarizer, asked), atol=0.05)
+    whole = load_summarizer(out / "merged", task.context.compute)
+    assert torch.allclose(answers(whole, asked), answers(loaded.summarizer, asked), atol=1e-5)
+
+
+def test_the_card_says_what_was_done(repaired):
+    task, out, record, _ = repaired
+    card = (out / "README.md").read_text()
+    for part in (task.summarizer.hash, "letter_case is upper", "learning_rate 0.005", "targets: reference", "M1"):
+        assert part in card
+    assert f"{record.details['trained_parameters']:,}" in card
+    assert "samples" not in card  # without effect on references
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """Skips the fresh process, which takes seconds."""
+    monkeypatch.setattr(repair_module, "verify", lambda *_: None)
+
+
+def test_a_killed_repair_resumes_to_the_same_adapter(task, tmp_path, monkeypatch, unread):
+    monkeypatch.setattr(training_module, "SAVE_EVERY", 2)
+    task.repair(plan(), tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    backward, steps = training_module.AdapterTraining._backward, []
+
+    def dies(self, given):
+        steps.append(given)
+        if len(steps) == 6:
+            raise Killed
+        return backward(self, given)
+
+    monkeypatch.setattr(training_module.AdapterTraining, "_backward", dies)
+    with pytest.raises(Killed):
+        task.repair(plan(scratch=tmp_path / "scratch"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    steps.clear()
+    monkeypatch.setattr(training_module.AdapterTraining, "_backward", lambda s, g: steps.append(g) or backward(s, g))
+    record = task.repair(plan(scratch=tmp_path / "scratch"), tmp_path / "out")
+    assert len(steps) == 4  # of 8; 4 were kept, the fifth was lost
+    assert record.steps == 8
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_was_written_wrongly_is_found(repaired, home, tmp_path):
+    task, out, _, _ = repaired
+    damaged, base = tmp_path / "damaged", home / "prepare" / "model"
+    shutil.copytree(out, damaged)
+    state = load_file(out / "adapter_model.safetensors")
+    save_file({name: tensor * 0.5 for name, tensor in state.items()}, damaged / "adapter_model.safetensors")
+    memory = load_summarizer(out, task.context.compute, base)
+    with pytest.raises(BugError, match=r"could not be read back from .*damaged: its logits differ"):
+        verify(damaged, base, task.summarizer, memory, lessons(task, plan(), steps=1))
+
+
+def test_a_repair_that_changes_nothing_is_no_repair(task, tmp_path):
+    with pytest.raises(UsageError, match=r"answers exactly as before.*learning_rate"):
+        task.repair(plan(steps=1, learning_rate=1e-30), tmp_path)
+
+
+def test_weights_of_bfloat16_train_in_what_the_machine_is_quick_at_and_stay_as_they_were(task):
+    model = copy.deepcopy(task.summarizer.model).to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    attention = model.config._attn_implementation
+    amx = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16")
+    model.requires_grad_(False)
+    with quick(model):
+        assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16 if amx else torch.float32}
+        assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == attention
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+
+
+def test_an_encoder_decoder_learns_too(tmp_path):
+    inputs = tmp_path / "inputs"
+    base = context(inputs)
+    shutil.rmtree(inputs / "model")
+    tiny_seq2seq(inputs / "model")
+    (tmp_path / "prepare").mkdir()
+    Summarization.prepare(base, tmp_path / "prepare")
+    task = Summarization.load(base, tmp_path / "prepare")
+    record = task.repair(plan(steps=20, learning_rate=5e-3), tmp_path / "out")
+    assert record.details["loss_last"] < record.details["loss_first"]
+    assert Summarization.load(base, tmp_path / "prepare", tmp_path / "out").summarizer.hash != task.summarizer.hash
+
+
+# What is learnt
+
+
+def test_lessons_are_changed_by_the_target_modes_and_partly_replayed(task):
+    given = lessons(task, plan(replay=0.25), steps=6)
+    originals = set(task.items.table["article"])
+    assert sum(article in originals for article, _ in given) == 6  # one of four
+    changed = [article for article, _ in given if article not in originals]
+    assert all(article == article.upper() for article in changed)
+    wanted = dict(zip(task.items.table["article"].str.upper(), task.items.table["reference"], strict=True))
+    assert [summary for article, summary in given if article in wanted] == [wanted[a] for a, _ in given if a in wanted]
+    assert lessons(task, plan(replay=0.25), steps=6) == given
+
+
+def test_modes_are_drawn_by_severity(task):
+    given = lessons(task, plan((UPPER, SHUFFLED), replay=0.0), steps=60)
+    share = np.mean([article == article.upper() for article, _ in given])
+    assert abs(share - 0.25) < 0.1
+
+
+def test_the_clean_control_learns_the_same_of_unchanged_articles(task):
+    given = lessons(task, plan(replay=0.25, examples=[example(task, corrected="A bridge opens.")]))
+    clean = lessons(task, plan(replay=0.25, control="clean", examples=[example(task, corrected="A bridge opens.")]))
+    assert [summary for _, summary in clean] == [summary for _, summary in given]
+    assert {article for article, _ in clean} <= set(task.items.table["article"])
+
+
+def test_what_a_change_leaves_nothing_of_is_replayed_unchanged(task):
+    task.settings = task.settings.model_copy(update={"validity": 1.0})
+    given = lessons(task, plan(replay=0.0))
+    assert {article for article, _ in given} <= set(task.items.table["article"])
+
+
+def test_people_teach_corrected_and_praised_answers(task):
+    said = [
+        example(task, corrected="A bridge opens in March."),
+        example(task, rating=8),
+        example(task, rating=7),
+        example(task, rating=None),
+    ]
+    asked = plan(examples=said, replay=0.0)
+    pairs = build_pairs(task, asked, RepairSettings.model_validate(dict(asked.settings)))
+    taught = [pair.summary for pair in pairs if pair.cell is not None]
+    assert taught == ["A bridge opens in March.", "The bridge opens."]
+    article = task.changed([said[0].item], np.array([[1, 1]]))[0]
+    given = [a for a, summary in lessons(task, asked, steps=4) if summary == taught[0]]
+    assert given
+    assert all(a.isupper() and sorted(a) == sorted(article) for a in given)
+
+
+def test_examples_are_told_in_the_card(task, tmp_path, unread):
+    said = [example(task, corrected="A bridge opens."), example(task, rating=3)]
+    record = task.repair(plan(examples=said, steps=2), tmp_path)
+    assert record.details["examples"] == {"corrected": 1, "praised": 0, "not_learnt": 1}
+    card = (tmp_path / "README.md").read_text()
+    assert "| M1 | " + said[0].item + " | none | the corrected answer |" in card
+    assert "| M1 | " + said[1].item + " | 3 | nothing |" in card
+
+
+def own_summaries(task, texts):
+    """As if these were what the model under test said of the repair items."""
+    rows = task.rows(task.items.ids("repair"))
+    task.items.table.loc[task.items.table.index[rows], "summary"] = texts
+
+
+def test_own_summaries_are_trimmed_and_filtered(task):
+    own_summaries(
+        task,
+        [
+            "The bridge opens in March. It was",
+            "A fire broke out in the",
+            "Yes.",
+            "",
+            "The men were the men were the men were the men were.",
+            "Talks have failed.",
+        ],
+    )
+    asked = plan(targets="own")
+    pairs = build_pairs(task, asked, RepairSettings.model_validate(dict(asked.settings)))
+    assert [pair.summary for pair in pairs] == ["The bridge opens in March.", "Talks have failed."]
+    strict = plan(targets="own", min_faithfulness=min(p.faithfulness for p in pairs) + 1e-6)
+    assert len(build_pairs(task, strict, RepairSettings.model_validate(dict(strict.settings)))) == 1
+    with pytest.raises(UsageError, match="of 6 repair items none has a usable summary"):
+        impossible = plan(targets="own", min_faithfulness=1.0)
+        build_pairs(task, impossible, RepairSettings.model_validate(dict(impossible.settings)))
+
+
+def test_the_best_of_several_is_drawn_once(task, tmp_path, monkeypatch):
+    own_summaries(task, ["Talks have failed."] * 6)
+    drawn = []
+
+    def summarize(articles, *, samples, temperature, seed):
+        drawn.append((len(articles), seed))
+        return ["Police arrested two men.", "Never", "No."] * len(articles)
+
+    monkeypatch.setattr(task.summarizer, "summarize", summarize)
+    asked = plan(targets="best-of", samples=3, scratch=tmp_path)
+    settings = RepairSettings.model_validate(dict(asked.settings))
+    pairs = build_pairs(task, asked, settings)
+    assert drawn == [(4, 7), (2, 11)]
+    for pair in pairs:
+        article = task.items.table.set_index("id").loc[pair.item, "article"]
+        usable = ("Talks have failed.", "Police arrested two men.")
+        assert pair.summary == max(usable, key=lambda text: task.embedder.cosine(text, article))
+    # A kill in the middle of the second batch: what it wrote last is half a line.
+    lines = (tmp_path / "drawn.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "drawn.jsonl").write_text("".join(lines[:4]) + lines[4][:9])
+    assert build_pairs(task, asked, settings) == pairs
+    assert drawn[2:] == [(2, 11)]
+    assert build_pairs(task, asked, settings) == pairs
+    assert len(drawn) == 3
+
+
+@pytest.mark.parametrize(
+    ("summary", "kept"),
+    [
+        ("One. Two", "One."),
+        ("It rose by 2.5 per cent", ""),
+        ('He said: "No." And', 'He said: "No."'),
+        ("Mr. Smith left", ""),
+        ("All good!", "All good!"),
+        ("", ""),
+    ],
+)
+def test_whole_sentences(summary, kept):
+    assert whole_sentences(summary) == kept
+
+
+# What cannot be repaired
+
+
+def test_a_repair_needs_items(task, tmp_path):
+    table = task.items.table
+    task.items = dataclasses.replace(task.items, table=table[table["split"] != "repair"])
+    with pytest.raises(UsageError, match=r"prepare\.items\.repair: a repair needs items to learn from, found 0"):
+        task.repair(plan(), tmp_path)
+    with pytest.raises(UsageError, match="found 0"):
+        task.repair(RepairPlan([UPPER], {"method": "normalise", "normalise": ["letter_case"]}, 7), tmp_path)
+
+
+def test_references_must_be_there(task, tmp_path):
+    task.items = dataclasses.replace(task.items, table=task.items.table.assign(reference=""))
+    with pytest.raises(UsageError, match="6 of 6 repair items have no reference"):
+        task.repair(plan(), tmp_path)
+
+
+def test_a_plan_without_modes_is_refused(task, tmp_path):
+    with pytest.raises(UsageError, match="no failure mode"):
+        task.repair(plan(()), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"method": "dpo"}, "lora"),
+        ({"method": "lora", "samples": 8}, "targets best-of only, found targets own"),
+        ({"method": "lora", "replay": 0.9, "batch_size": 4}, "leaves no changed article"),
+        ({"method": "lora", "normalise": ["typos"]}, "spelling; found typos"),
+        ({"method": "normalise"}, "needs normalise"),
+        ({"method": "normalise", "normalise": ["spacing"], "steps": 3, "rank": 4}, "steps, rank: no effect"),
+    ],
+)
+def test_settings_without_effect_are_errors(task, settings, complaint, tmp_path):
+    with pytest.raises(UsageError, match=complaint):
+        repair(task, RepairPlan([UPPER], settings, 7), tmp_path)
+    assert any(complaint in line for line in Summarization.check_repair(task.context, settings))
+
+
+# Normalisation
+
+
+def test_normalise_repairs_upper_case_without_training(task, home, tmp_path):
+    asked = RepairPlan([UPPER], {"method": "normalise", "normalise": ["letter_case"]}, 7)
+    record = task.repair(asked, tmp_path / "out")
+    assert record.steps == 0
+    assert record.details == {"items": 6, "undone": {"M1": 1.0}, "clean_articles_changed": 0}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "faded.json"]
+    loaded = Summarization.load(task.context, home / "prepare", tmp_path / "out")
+    ids = task.items.ids("test")
+    shout = task.changed(ids, np.tile([1, 0], (2, 1)))
+    assert loaded.summaries(shout) == task.summarizer.summarize([normaliser(["letter_case"])(text) for text in shout])
+    assert loaded.summaries(shout) != task.summaries(shout)
+    assert "letter_case" in (tmp_path / "out" / "README.md").read_text()
+    task.repair(dataclasses.replace(asked, control="clean"), tmp_path / "control")
+    control = Summarization.load(task.context, home / "prepare", tmp_path / "control")
+    assert control.summaries(shout) == task.summaries(shout)
+
+
+def test_a_normalisation_that_undoes_nothing_is_no_repair(task, tmp_path):
+    asked = RepairPlan([SHUFFLED], {"method": "normalise", "normalise": ["letter_case", "spacing"]}, 7)
+    with pytest.raises(UsageError, match=r"letter_case, spacing changes none of 50 articles of M2 \(letter_"):
+        task.repair(asked, tmp_path)
+
+
+def test_an_adapter_can_learn_behind_a_normalisation(task, home, tmp_path, unread):
+    task.repair(plan(normalise=["letter_case"], steps=4), tmp_path)
+    assert load_form(tmp_path).normalise == ("letter_case",)
+    loaded = Summarization.load(task.context, home / "prepare", tmp_path)
+    shout = str(task.items.table["article"].iloc[0]).upper()
+    assert loaded.summarizer.inputs(shout) == task.summarizer.inputs(normaliser(["letter_case"])(shout))
+    task.repair(plan(control="clean", normalise=["letter_case"], steps=4), tmp_path / "control")
+    assert load_form(tmp_path / "control").normalise == ()
+
+
+CLEAN = "Police in Perth said on Monday that two men had left. I'm told Mr Howard met Senator Hill at 4:00pm in Sydney."
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "undone"),
+    [
+        ("letter_case", CLEAN.upper(), None),
+        ("letter_case", CLEAN.lower(), None),
+        ("letter_case", "".join(c.upper() if i % 2 else c.lower() for i, c in enumerate(CLEAN)), None),
+        ("letter_case", "CASA AND QANTAS", "CASA AND QANTAS"),  # too short to tell
+        ("repeated_words", "He said said that The the men, men left left left.", "He said that The men, men left."),
+        ("repeated_characters", "Pooolice balloon", "Poolice balloon"),
+        ("spacing", "It rained.Then\u00a0 it stopped,they said 4.25", "It rained. Then it stopped, they said 4.25"),
+        ("spelling", "Polixe srrested yhe men in Sydbey tofay", "Polixe arrested the men in Sydbey today"),
+        ("spelling", "the brigde opned; they don't re-open", "the bridge opened; they don't re-open"),
+        ("characters", "\uff30olice \ufb01re", "Police fire"),
+    ],
+)  # fmt: skip
+def test_each_normalisation_undoes_its_change(name, changed, undone):
+    found = normaliser([name])(changed)
+    if undone is not None:
+        assert found == undone
+        return
+    words, wanted = found.split(), CLEAN.split()
+    assert np.mean([a == b for a, b in zip(words, wanted, strict=True)]) >= 0.85
+    assert words[0] == "Police"
+    assert "I'm" in words
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+def test_normalisations_leave_clean_articles_alone(name, task):
+    undo = normaliser([name])
+    for text in (CLEAN, "", "x", *task.items.table["article"]):
+        assert undo(text) == text
+        assert undo(undo(text.upper())) == undo(text.upper())
+
+
+def test_unknown_normalisations_are_named():
+    with pytest.raises(UsageError, match="normalise: typos is unknown, expected some of characters"):
+        normaliser(["spacing", "typos"])
