@@ -13,7 +13,8 @@ from flows.approval import GATED, needs_decision, waits_for_person
 from flows.graph import Graph, Stage
 from flows.results import REFERENCE, TIMINGS, read_timings
 from stages.files import probe_seconds
-from stages.params import Params
+from stages.params import Params, task_class
+from stages.tasks.contract import Measured
 
 Source = Literal["here", "probes", "reference"]
 SAID: dict[Source, str] = {
@@ -116,6 +117,10 @@ def probes_of(params: Params, stage: Stage) -> int | None:
     if stage.kind == "re_evaluate" and stage.audit in params.repairs:
         repair = params.repairs[stage.audit]
         models = 2 if repair.restructure.control == "none" else 3
+        pairs, clean = 2 * repair.re_evaluate.paired_probes, 0
+        if issubclass(task_class(stage.audit, audit), Measured):
+            models += 1  # the one before, asked again
+            clean = int(audit.prepare.get("items", {}).get("test", 0))
         # Before and after are both searched; every model answers the pairs inside and outside the target modes.
-        return 2 * search + models * 2 * repair.re_evaluate.paired_probes
+        return 2 * search + models * (pairs + clean)
     return None

@@ -19,6 +19,8 @@ from flows.screen import _time
 from stages.errors import UsageError, run_as_command
 from stages.files import record_probe_seconds
 from stages.params import Params
+from tests.planted import PlantedTask
+from tests.planted_texts import PlantedTexts
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
 
 QUICK = {"discover": {"explorer": "ppo", "control": "random", "budget": 120}}
@@ -202,6 +204,7 @@ def estimated(*kinds: str) -> Estimate:
 
 def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flows.estimate.task_class", lambda *_: PlantedTask)
     measured = tmp_path / ".faded/probe_seconds/tiny.json"
     measured.parent.mkdir(parents=True)
     params = Params.model_validate({"audits": {"tiny": audit_params()}, "repairs": {}})
@@ -216,6 +219,10 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     assert found["discover"] == (500, pytest.approx(150), "probes")
     assert found["re_evaluate"] == (1200, pytest.approx(360), "probes")
     assert found["summarize"] == (None, None, None)
+    with monkeypatch.context() as patch:  # a model that is measured further is asked again, and unchanged items too
+        patch.setattr("flows.estimate.task_class", lambda *_: PlantedTexts)
+        items = audit_params()["prepare"]["items"]["test"]
+        assert [e.probes for e in estimated("re_evaluate").stages] == [1200 + 200 + 3 * items]
     said = "about 8 min 30 s (by what a probe took in prepare); 1 stage(s) never ran here"
     assert estimated(*searching, "summarize").time == said
     assert _time("tiny", params.audits["tiny"], 600) == "about 3 min 0 s by what a probe took in prepare"

@@ -162,7 +162,7 @@ def targeting(difference: Mapping[str, Any], control: str = "uniform") -> dict[s
         return None
     change, helped = _points(against), bool(against["high"] < 0)
     cause, other = (
-        ("learning from changed inputs", "the same steps on unchanged inputs")
+        ("what the repair knows of the changes", "the same steps on unchanged inputs")
         if control == "clean"
         else ("aiming at the modes", "the control")
     )
