@@ -120,7 +120,8 @@ def probes_of(params: Params, stage: Stage) -> int | None:
         pairs, clean = 2 * repair.re_evaluate.paired_probes, 0
         if issubclass(task_class(stage.audit, audit), Measured):
             models += 1  # the one before, asked again
-            clean = int(audit.prepare.get("items", {}).get("test", 0))
+            items = audit.prepare.get("items")  # the task's own: it need not be counts by split
+            clean = items["test"] if isinstance(items, dict) and isinstance(items.get("test"), int) else 0
         # Before and after are both searched; every model answers the pairs inside and outside the target modes.
         return 2 * search + models * (pairs + clean)
     return None

@@ -36,6 +36,7 @@ from stages.provenance import provenance
 from stages.report import Gallery, write_landscape_report
 from stages.tasks.contract import Exhibit, Task
 
+MOST_EXAMPLES = 24  # of each kind, as summarize.examples allows
 POLICY_CELLS = 4096  # cells whose policy probabilities are held at once, for all items
 
 
@@ -61,7 +62,6 @@ def main(name: str) -> None:
     table = landscape.table.assign(
         **policy_view(load_policy(discovered / "policy"), embeddings, landscape, task.concepts)
     )
-    examples = (audit.summarize.examples, audit.seed)
     summary = {
         "audit": name,
         "concepts": task.concepts.to_json(),
@@ -75,7 +75,7 @@ def main(name: str) -> None:
             | {
                 "minimal": reached(walked, task.concepts, mode.region),
                 "invalid": invalid_share(task.concepts, mode.region, probes),
-                "examples": pick_examples(task.concepts, mode, probes, *examples).to_dict("records"),
+                "examples": pick_examples(task.concepts, mode, probes, audit.seed).to_dict("records"),
             }
             for mode in modes
         ],
@@ -103,7 +103,7 @@ def main(name: str) -> None:
             summary=summary,
             verdict=verdict,
             probes=probes,
-            galleries=galleries(task, modes, probes, *examples),
+            galleries=galleries(task, modes, probes, audit.summarize.examples, audit.seed),
             nearest=nearest_failures(task, walked, audit.summarize.examples),
             provenance=record,
             metrics=metrics,
@@ -147,10 +147,11 @@ def policy_view(
     return {"policy_mean": mean, "policy_std": std}
 
 
-def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, examples: int, seed: int) -> pd.DataFrame:
-    """Probes shown of a mode: so many failing, then so many passing ones, of as many items as there are.
+def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Probes that may be shown of a mode: failing ones, then passing ones, of as many items as there are.
 
-    Drawn at random, the same ones for the same seed. Probes that are not valid are examples of neither.
+    Drawn at random, the same ones for the same seed. Probes that are not valid are examples of neither. The landscape
+    names as many as any report may show, so that showing more of them makes no decision on it stale.
 
     Returns:
         One row a probe: `id` (M1.1, M1.2, ..., as a decision refers to it), `item`, `cell` (level indices), `output`,
@@ -162,7 +163,7 @@ def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, example
     sides = []
     for failed in (True, False):
         rows = inside[(inside["failed"] == failed).to_numpy()].sample(frac=1, random_state=seed)
-        sides.append(pd.concat([rows.drop_duplicates("item"), rows[rows.duplicated("item")]]).head(examples))
+        sides.append(pd.concat([rows.drop_duplicates("item"), rows[rows.duplicated("item")]]).head(MOST_EXAMPLES))
     rows = pd.concat(sides)
     ids = [f"{mode.id}.{n}" for n in range(1, len(rows) + 1)]
     rows = rows.assign(id=ids, cell=rows[space.names].to_numpy(dtype=np.int64).tolist())
@@ -170,10 +171,10 @@ def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, example
 
 
 def galleries(task: Task, modes: Sequence[Mode], probes: pd.DataFrame, examples: int, seed: int) -> dict[str, Gallery]:
-    """The picked examples of each mode as people would see them, each behind its id."""
+    """So many failing and passing examples of each mode as people would see them, each behind its id."""
     shown = {}
     for mode in modes:
-        rows = pick_examples(task.concepts, mode, probes, examples, seed)
+        rows = pick_examples(task.concepts, mode, probes, seed).groupby("failed", sort=False).head(examples)
         exhibits = task.exhibit(rows["item"].tolist(), np.array(rows["cell"].tolist())) if len(rows) else []
         named = [replace(e, caption=f"{id_} - {e.caption}") for e, id_ in zip(exhibits, rows["id"], strict=True)]
         failing = int(rows["failed"].sum())

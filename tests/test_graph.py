@@ -136,7 +136,7 @@ def test_only_the_stages_of_an_audit_are_its_own(inside):
     ("keys", "value", "stale"),
     [
         (("repairs", "tiny", "gates", "target_failure_rate", "change_max"), -0.2, {"re_evaluate@tiny"}),
-        (("repairs", "tiny", "restructure", "method"), "another", {"restructure@tiny"}),
+        (("repairs", "tiny", "restructure", "method"), "another", {"restructure@tiny", "re_evaluate@tiny"}),
         (("repairs", "tiny", "feedback", "modes"), 2, {"collect_feedback@tiny"}),
         (("audits", "tiny", "prepare", "noise"), 0.05, {"prepare@tiny"}),
         (("audits", "other", "summarize", "modes"), 3, {"summarize@other"}),

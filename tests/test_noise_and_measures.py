@@ -166,7 +166,7 @@ def test_the_verdict_tells_of_noise_measures_and_the_control(verdict):
     assert rows["clean_quality"]["noise"]["change"] < 0
     assert verdict["noise"]["beyond"]
     assert verdict["control"] == "clean"
-    assert "Learning from changed inputs helped" in verdict["statement"]
+    assert "What the repair knows of the changes helped" in verdict["statement"]
     assert "The improvement in the target modes is beyond the noise" in verdict["statement"]
     assert set(verdict["measures"]) == {"clean", "targets", "others"}
     assert all(set(part["measures"]) == MEASURES for part in verdict["measures"].values())

@@ -20,7 +20,7 @@ from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.landscape import Mode, Rate
 from stages.params import load_params
-from stages.summarize import galleries, pick_examples
+from stages.summarize import MOST_EXAMPLES, galleries, pick_examples
 from tests.landscapes import planted, uniform
 from tests.workspace import audit_params, repair_params
 
@@ -117,18 +117,21 @@ def test_the_landscape_names_what_the_report_shows() -> None:
     both = pd.concat([probes, probes.assign(role="agent")])  # explorer and control have asked the same
     region = Region.from_json({"tilt": [2, 3, 4], "fog": [2, 3, 4]})
     mode = Mode("M7", region, Rate(0.5, 0.4, 0.6, 9), 9, 0.5, 3.0, 0.16, True)
-    rows = pick_examples(task.concepts, mode, both, 4, 0)
-    assert rows["id"].tolist() == [f"M7.{n}" for n in range(1, 9)]
-    assert rows["failed"].tolist() == [True] * 4 + [False] * 4
+    rows = pick_examples(task.concepts, mode, both, 0)
+    failing = int(rows["failed"].sum())
+    assert rows["id"].tolist() == [f"M7.{n}" for n in range(1, len(rows) + 1)]
+    assert rows["failed"].tolist() == [True] * failing + [False] * (len(rows) - failing)
+    assert 4 < failing <= MOST_EXAMPLES and len(rows) - failing >= 4
     assert rows["item"].nunique() >= 4 and not rows[["item"]].assign(c=rows["cell"].map(tuple)).duplicated().any()
     for row in rows.itertuples():
         answer = task.probe([row.item], [row.cell])
         assert (row.output, row.failed) == (answer.outputs[0], answer.failed[0])
         assert row.discrepancy == answer.discrepancy[0]
     blamed = both.assign(valid=~both["item"].isin(rows["item"]))
-    assert not pick_examples(task.concepts, mode, blamed, 4, 0)["item"].isin(rows["item"]).any()
-    gallery = galleries(task, [mode], both, 4, 0)["M7"]
-    shown = [*gallery.failing, *gallery.passing]
+    assert not pick_examples(task.concepts, mode, blamed, 0)["item"].isin(rows["item"]).any()
+    gallery = galleries(task, [mode], both, 4, 0)["M7"]  # how many are shown changes no id
+    assert (len(gallery.failing), len(gallery.passing)) == (4, 4)
+    shown, rows = [*gallery.failing, *gallery.passing], rows.groupby("failed", sort=False).head(4)
     assert [e.caption for e in shown] == [f"{row.id} - {row.item}" for row in rows.itertuples()]
     assert [e.text for e in shown] == [task.concepts.describe(cell) for cell in rows["cell"]]
 

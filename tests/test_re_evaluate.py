@@ -272,6 +272,8 @@ def test_graded_qualities_are_bounded_by_what_was_observed():
     change = compare_quality(values, ids, resamples=1000, seed=0)[2]
     assert -0.02 < change.low < change.value < change.high < 0.02
     unchanged = compare_quality({"before": before, "after": before}, ids, resamples=1000, seed=0)[2]
-    assert (unchanged.low, unchanged.high) == (0, 0)
+    assert -0.01 < unchanged.low < 0 < unchanged.high < 0.01  # what did not move has not been shown not to
+    other = {"before": before, "after": before, "control": np.where(np.arange(50) == 7, 0.0, before)}
+    assert compare_quality(other, ids, resamples=1000, seed=0)[2] == unchanged  # a control that broke is none of it
     always_right = {"before": np.ones(50), "after": np.ones(50)}
     assert compare_quality(always_right, ids, resamples=1000, seed=0)[2].low < -0.05  # the rule of three

@@ -9,7 +9,7 @@ import pytest
 
 from stages.errors import UsageError
 from stages.tasks.sources import ItemCounts, parse_source, source_errors
-from stages.tasks.summarization.data import DATA_LOADERS, Article, choose_items, english, trim
+from stages.tasks.summarization.data import DATA_LOADERS, Article, _copied, choose_items, english, trim
 from tests.news import articles
 
 GERMAN = (
@@ -66,8 +66,9 @@ def test_json_lines_with_references_and_splits(tmp_path):
         (PLAIN, "21 words, min_words is 30"),
         ("the of and to " * 40, "its first sentence has more than 100 words"),
         (PLAIN + " " + PLAIN[:-1] * 6, "the whole sentences within 100 words have 21, min_words is 30"),
-        (f"\x00{PLAIN} {PLAIN}", "holds control characters, so it is no plain text"),
-        (f"{PLAIN} \ufffd {PLAIN}", "holds control characters, so it is no plain text"),
+        (f"\x00{PLAIN} {PLAIN}", "holds U+0000, so it is no plain text"),
+        (f"{PLAIN} \ufffd {PLAIN}", "holds U+FFFD, so it is no plain text"),
+        (f"{PLAIN} {PLAIN} \ud83d", "holds U+D83D, so it is no plain text"),
         (f"{GERMAN} {GERMAN}", "not English: 0% of its words are English stop words, expected 10% or more"),
         (articles(1)[0].upper(), "repeats news-1"),
         (articles(1)[0] + " And there was one sentence more at its end.", "repeats news-1"),
@@ -75,6 +76,14 @@ def test_json_lines_with_references_and_splits(tmp_path):
 )
 def test_why_an_article_is_left_out(tmp_path, text, reason):
     assert reasons(tmp_path, text) == [reason]
+
+
+def test_a_reference_that_no_file_can_be_written_of_leaves_its_article_out(tmp_path):
+    first, second = articles(2)
+    lines = [{"body": first, "gist": "A gist.\n"}, {"body": second, "gist": "A gist \ud83d."}]
+    taken, skipped = load_lines(tmp_path, lines, summary="gist", max_excluded=1)
+    assert [a.id for a in taken] == ["news-1"]
+    assert [s["reason"] for s in skipped] == ["its reference holds U+D83D, so it is no plain text"]
 
 
 def test_lines_that_hold_no_article_are_told_by_their_number(tmp_path):
@@ -139,6 +148,22 @@ def test_articles_are_cut_to_whole_sentences():
     assert trim(text, 2) == ""
 
 
+def test_it_is_told_which_articles_were_cut(tmp_path):
+    whole, long = articles(2)
+    taken, _ = load_lines(tmp_path, [{"body": f" {whole}\n"}, {"body": f"{long} {long}"}])
+    assert [a.cut for a in taken] == [False, True]
+    items = choose_items(taken, ItemCounts(discover=2), 0).set_index("id")
+    assert items["cut"].to_dict() == {"news-1": False, "news-2": True}
+
+
+def test_of_an_article_little_is_remembered():
+    seen = {}
+    assert _copied("a", articles(1)[0], seen) == ""
+    words = len(articles(1)[0].split())
+    assert {len(run) for run in seen} == {8}
+    assert words - 10 < len(seen) <= words - 4  # runs of five words, few of them twice
+
+
 def test_english_is_told_from_its_neighbours():
     assert english(PLAIN) > 0.3
     assert min(english(text) for text in articles(20)) > 0.2
@@ -164,11 +189,18 @@ def test_articles_of_a_package(package, tmp_path):
     assert both.errors(tmp_path) == []
     taken, skipped = both.load(tmp_path)
     assert skipped == []
-    assert [a.id for a in taken] == ["few-1", "few-2", "few-3", *(f"many-{i}" for i in range(1, 7))]
+    assert [a.id for a in taken] == [*(f"test-few-{i}" for i in (1, 2, 3)), *(f"many-{i}" for i in range(1, 7))]
     assert {a.pool for a in taken[:3]} == {"test"}
     assert taken[0].text.endswith("It cost £5.")
     items = choose_items(taken, ItemCounts(discover=3, repair=3, test=3), seed=1)
-    assert set(items.loc[items["split"] == "test", "id"]) == {"few-1", "few-2", "few-3"}
+    assert set(items.loc[items["split"] == "test", "id"]) == {"test-few-1", "test-few-2", "test-few-3"}
+
+
+def test_two_files_of_one_name(package, tmp_path):
+    (package / "held_out").mkdir()
+    (package / "few.cor").rename(package / "held_out" / "many.cor")
+    taken, _ = source(package="toy_news", file="many.cor", test="held_out/many.cor").load(tmp_path)
+    assert len({a.id for a in taken}) == len(taken) == 9
 
 
 def test_a_data_set_in_a_folder(tmp_path, monkeypatch):
@@ -183,13 +215,18 @@ def test_a_data_set_in_a_folder(tmp_path, monkeypatch):
     taken, skipped = source(**block).load(tmp_path)
     assert skipped == []
     assert [(a.id, a.pool) for a in taken] == [
-        ("test-0", "test"),
-        ("test-1", "test"),
+        ("test-test-0", "test"),
+        ("test-test-1", "test"),
         ("train-0", ""),
         ("train-1", ""),
         ("train-2", ""),
     ]
     assert {a.reference for a in taken} == {"A gist."}
+    slices, _ = source(**{**block, "split": "train[:2]", "test": "train[2:4]"}).load(tmp_path)
+    assert [(a.id, a.text) for a in slices] == [
+        (name, rows[row]["document"])
+        for name, row in (("test-train-0", 2), ("test-train-1", 3), ("train-0", 0), ("train-1", 1))
+    ]
     with pytest.raises(UsageError, match=r"prepare\.data\.datasets: corpus, split dev, cannot be read"):
         source(**{**block, "split": "dev"}).load(tmp_path)
 
@@ -207,12 +244,15 @@ def test_a_data_set_that_is_nowhere(tmp_path, monkeypatch):
         ({}, "expected exactly one of the keys package, jsonl, datasets; found nothing"),
         ({"jsonl": "a.jsonl", "text": "body"}, "prepare.data.jsonl: no "),
         ({"jsonl": "../a.jsonl", "text": "body"}, "put the file or a link to it there"),
+        ({"jsonl": "there", "text": "body"}, "there is a folder, expected a file with one JSON object a line"),
+        ({"jsonl": "", "text": "body"}, "is a folder, expected a file with one JSON object a line"),
         ({"jsonl": "there.jsonl"}, "prepare.data.text: missing"),
         ({"jsonl": "there.jsonl", "txt": "b", "text": "a"}, "unknown key, did you mean 'text'?"),
         ({"jsonl": "there.jsonl", "text": "b", "min_words": 200}, "min_words is 200, above max_words, 100"),
         ({"package": "no_such_package", "file": "x"}, "pip install no_such_package"),
         ({"package": "torch", "file": "no.txt"}, "prepare.data.file: package torch has no file no.txt"),
         ({"datasets": "./corpus", "split": "a", "text": "b"}, "prepare.data.datasets: no "),
+        ({"datasets": "there.jsonl", "split": "a", "text": "b"}, "there.jsonl is a file, expected a folder"),
         ({"datasets": "there", "split": "a", "text": "b", "revision": "main"}, "only data sets of the hub have one"),
     ],
 )
@@ -232,7 +272,7 @@ def test_the_seed_draws_the_items():
     assert not one.equals(other)
     assert one["id"].is_unique
     assert one["split"].value_counts().to_dict() == {"discover": 8, "repair": 6, "test": 5}
-    assert list(one.columns) == ["id", "split", "label", "article", "reference"]
+    assert list(one.columns) == ["id", "split", "label", "article", "reference", "cut"]
     assert one["label"][0] == one["article"][0].split(". ")[0] + "."
 
 

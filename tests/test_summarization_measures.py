@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 
 from stages.errors import UsageError
 from stages.tasks.sources import parse_source, source_errors
@@ -31,6 +32,7 @@ ARTICLE = (
     " into hiding to escape a round-up by Zimbabwean police, a senior Bush administration official called Mr Mugabe's"
     " rule illegitimate and irrational and said that his re-election as president in March was won through fraud."
 )
+MADE = {"format": "pt"}
 GOOD = "Washington wants Robert Mugabe removed from power and is working with Zimbabwe's opposition to that end."
 OTHER = "The bank will buy back shares worth 400 million after its profits fell in the last half of the year."
 
@@ -47,6 +49,35 @@ def minilm():
 def tiny(tmp_path):
     tiny_embedder(tmp_path / "embedder")
     return parse_source({"transformers": "embedder"}, EMBEDDER_LOADERS, "prepare.embedder").load(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("damage", ["weights missing", "cut short", "another size"])
+def test_a_damaged_encoder_is_told(tmp_path, damage):
+    weights = tiny_embedder(tmp_path / "embedder") / "model.safetensors"
+    state = load_file(weights)
+    if damage == "weights missing":
+        save_file({key: t for key, t in state.items() if "layer.0.output" not in key}, weights, metadata=MADE)
+    elif damage == "another size":
+        save_file({key: t[:-1] if "word_emb" in key else t for key, t in state.items()}, weights, metadata=MADE)
+    else:
+        weights.write_bytes(weights.read_bytes()[:-100])
+    source = parse_source({"transformers": "embedder"}, EMBEDDER_LOADERS, "prepare.embedder")
+    with pytest.raises(UsageError, match=r"^prepare\.embedder: .*embedder") as told:
+        source.load(tmp_path, "cpu")
+    assert "\n" not in str(told.value)
+
+
+def test_an_encoder_needs_no_pooler(tmp_path):
+    weights = tiny_embedder(tmp_path / "embedder") / "model.safetensors"
+    state = load_file(weights)
+    source = parse_source({"transformers": "embedder"}, EMBEDDER_LOADERS, "prepare.embedder")
+    whole = source.load(tmp_path, "cpu")([GOOD])
+    (tmp_path / "embedder").rename(tmp_path / "less")
+    left = {key: t for key, t in state.items() if "pooler" not in key}
+    assert len(left) < len(state)
+    save_file(left, tmp_path / "less" / "model.safetensors", metadata=MADE)
+    less = parse_source({"transformers": "less"}, EMBEDDER_LOADERS, "prepare.embedder").load(tmp_path, "cpu")
+    assert np.array_equal(less([GOOD]), whole)
 
 
 # What a person would say

@@ -141,6 +141,7 @@ def test_the_card_says_what_was_done(repaired):
         assert part in card
     assert f"{record.details['trained_parameters']:,}" in card
     assert "samples" not in card  # without effect on references
+    assert "its reference may tell what the model cannot see" in card
 
 
 @pytest.fixture
@@ -330,6 +331,12 @@ def test_the_best_of_several_is_drawn_once(task, tmp_path, monkeypatch):
     assert drawn[2:] == [(2, 11)]
     assert build_pairs(task, asked, settings) == pairs
     assert len(drawn) == 3
+    # A kill between two lines of a batch: all of it is drawn again, with the seed it had.
+    for whole, again in ((5, [(2, 11)]), (3, [(4, 7), (2, 11)])):
+        drawn.clear()
+        (tmp_path / "drawn.jsonl").write_text("".join(lines[:whole]))
+        assert build_pairs(task, asked, settings) == pairs
+        assert drawn == again
 
 
 @pytest.mark.parametrize(
@@ -438,7 +445,8 @@ CLEAN = "Police in Perth said on Monday that two men had left. I'm told Mr Howar
         ("spacing", "It rained.Then\u00a0 it stopped,they said 4.25", "It rained. Then it stopped, they said 4.25"),
         ("spelling", "Polixe srrested yhe men in Sydbey tofay", "Polixe arrested the men in Sydbey today"),
         ("spelling", "the brigde opned; they don't re-open", "the bridge opened; they don't re-open"),
-        ("characters", "\uff30olice \ufb01re", "Police fire"),
+        ("characters", "\uff30olice \ufb01re \U0001d7d3\uff01", "Police fire 5!"),
+        ("spacing", "see example.com,they said", "see example.com, they said"),
     ],
 )  # fmt: skip
 def test_each_normalisation_undoes_its_change(name, changed, undone):
@@ -450,6 +458,19 @@ def test_each_normalisation_undoes_its_change(name, changed, undone):
     assert np.mean([a == b for a, b in zip(words, wanted, strict=True)]) >= 0.85
     assert words[0] == "Police"
     assert "I'm" in words
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("characters", "1\u00bd hours, 10\u00b2 m, H\u2082O, \u201cno\u201d\u2026 caf\u00e9\u2122"),
+        ("repeated_words", "Flight 20 20 left at 5 5; of those he had had, that that man gave her her own"),
+        ("repeated_words", "Boutros Boutros-Ghali spoke"),
+        ("spacing", "on example.com:port or http://a.org/bc,d see www.abc.Example.com"),
+    ],
+)
+def test_what_only_looks_like_a_change_is_left_alone(name, text):
+    assert normaliser([name])(text) == text
 
 
 @pytest.mark.parametrize("name", NORMALISATIONS)

@@ -1,6 +1,7 @@
 """The summarization task as the stages meet it: with random weights, a model that is known, and a real one."""
 
 import dataclasses
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from stages.ledger import Ledger
 from stages.tasks.contract import Compute, Measured, Task, TaskContext
 from stages.tasks.summarization import Summarization
 from stages.tasks.summarization import task as module
+from stages.tasks.summarization.calibrate import space_doubled
 from stages.tasks.summarization.form import GenerationConfig
 from tests.news import news_context, write_news
 from tests.tiny_models import tiny_causal, tiny_seq2seq, tiny_tokenizer
@@ -42,7 +44,7 @@ def tiny(home, prepared):
 
 
 class LeadModel:
-    """A summarizer that gives the first sentence, refuses articles in capitals and counts what it is asked."""
+    """A summarizer that gives the first sentence, with single spaces, refuses capitals and counts what it is asked."""
 
     def __init__(self):
         self.asked = []
@@ -51,9 +53,12 @@ class LeadModel:
         self.compute = Compute(batch_size=8)
         self.hash = "lead"
 
+    def inputs(self, article):
+        return self.tokenizer(article)["input_ids"]
+
     def summarize(self, articles):
         self.asked += articles
-        return ["I cannot read this." if text.isupper() else sentences(text)[0] for text in articles]
+        return ["I cannot read this." if text.isupper() else " ".join(sentences(text)[0].split()) for text in articles]
 
 
 @pytest.fixture
@@ -89,10 +94,11 @@ def test_what_prepare_writes(home, prepared):
     out, metrics = prepared
     assert metrics["items"] == SPLIT_SIZES
     assert metrics["skipped"] == 0
+    assert metrics["cut"] == 0
     assert metrics["parameters"] > 0
     assert set(metrics["clean_faithfulness"]) == set(SPLIT_SIZES)
     items = pd.read_parquet(out / "items.parquet")
-    assert list(items.columns) == ["id", "split", "label", "article", "reference", "summary", "faithfulness"]
+    assert list(items.columns) == ["id", "split", "label", "article", "reference", "cut", "summary", "faithfulness"]
     assert items["split"].value_counts().to_dict() == SPLIT_SIZES
     assert (out / "model" / "model.safetensors").exists()
     records = pd.DataFrame(items.attrs["calibration"]).groupby(["condition", "split"]).size()
@@ -261,22 +267,25 @@ def test_the_baseline_takes_as_many_words_as_a_summary_has(lead):
     assert answers[1].isupper()
 
 
-def test_asking_again_adds_a_space_and_shares_no_answers(lead):
+def test_asking_again_doubles_a_space_and_shares_no_answers(lead):
     task = lead()
     again = task.again()
     ids = task.items.ids("test")[:1]
-    assert again.changed(ids, cell(task)) == [task.changed(ids, cell(task))[0] + " "]
-    again.probe(ids, cell(task))
-    assert again.summarizer.asked == again.changed(ids, cell(task))
+    (article,) = task.changed(ids, cell(task))
+    assert again.changed(ids, cell(task)) == [article.replace(" ", "  ", 1)]
+    again.measure(ids, cell(task), again.probe(ids, cell(task)).outputs)
+    again.clean_quality("test")
+    doubled = [again.changed([item], cell(task))[0] for item in task.items.ids("test")]
+    assert again.summarizer.asked == doubled  # the article as it was is not asked about
     assert again.items is task.items
-    assert task.changed(ids, cell(task))[0].endswith(".")
+    assert "  " not in task.changed(ids, cell(task))[0]
 
 
 def test_references_are_used_where_there_are_any(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_summarizer", lambda *_, **__: LeadModel())
     inputs = write_news(tmp_path / "inputs", references=True)
     context = news_context(inputs, discrepancy={"measure": "reference_loss", "threshold": 0.2})
-    with pytest.raises(UsageError, match=r"reference_loss needs reference summaries, 21 of 21 items have none"):
+    with pytest.raises(UsageError, match=r"reference_loss needs reference summaries, .* prepare\.data\.summary"):
         Summarization.prepare(context, tmp_path)
     data = {**context.config["data"], "summary": "summary"}
     context = dataclasses.replace(context, config={**context.config, "data": data})
@@ -288,6 +297,41 @@ def test_references_are_used_where_there_are_any(tmp_path, monkeypatch):
     assert found["BLEU with the reference"][0] == pytest.approx(1)
     assert task.items.table["label"].equals(task.items.table["reference"])
     assert metrics["clean_degenerate"] == 0
+
+
+def test_references_that_some_articles_lack(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_summarizer", lambda *_, **__: LeadModel())
+    inputs = write_news(tmp_path / "inputs", references=True)
+    rows = [json.loads(line) for line in (inputs / "news.jsonl").read_text().splitlines()]
+    for row in rows[::2]:
+        row["summary"] = ""
+    (inputs / "news.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    context = news_context(inputs)
+    config = {**context.config, "data": {**context.config["data"], "summary": "summary"}}
+    context = dataclasses.replace(context, config={**config, "items": {"discover": 30, "repair": 6}})
+    metrics = Summarization.prepare(context, tmp_path)
+    assert set(metrics["calibration"]) == {"faithfulness_loss", "unfaithfulness", "instability", "instability_rouge"}
+    json.dumps(metrics, allow_nan=False)
+    compared = dataclasses.replace(context, discrepancy={"measure": "reference_loss", "threshold": 0.2})
+    with pytest.raises(UsageError, match=r"reference_loss needs reference summaries, \d+ of 36 items have none"):
+        Summarization.load(compared, tmp_path)
+
+
+def test_articles_that_were_cut_are_counted(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_summarizer", lambda *_, **__: LeadModel())
+    context = news_context(home / "inputs")
+    data = {**context.config["data"], "max_words": 60}  # of some 80
+    metrics = Summarization.prepare(dataclasses.replace(context, config={**context.config, "data": data}), tmp_path)
+    assert metrics["cut"] == 21
+    assert pd.read_parquet(tmp_path / "items.parquet")["cut"].all()
+
+
+def test_items_that_are_told_apart_by_nothing_are_refused_before_they_are_summarized(home, tmp_path, monkeypatch):
+    chosen = module.choose_items
+    monkeypatch.setattr(module, "choose_items", lambda *given: chosen(*given).assign(id="news-1"))
+    monkeypatch.setattr(module, "load_summarizer", lambda *_, **__: pytest.fail("went on to summarize"))
+    with pytest.raises(UsageError, match=r"item ids must be unique, found 'news-1'"):
+        Summarization.prepare(news_context(home / "inputs"), tmp_path)
 
 
 # The threshold
@@ -302,9 +346,9 @@ def test_the_threshold_is_what_a_benign_edit_exceeds_as_often_as_asked(lead):
     assert task.threshold == pytest.approx(max(values[8], 0))  # the 9th of 10: ceil(11 * .8)
     assert {name: told["articles"] for name, told in task.false_alarms.items()} == {
         "typos 0.05": 6,
-        "a space at the end": 6,
+        "a space doubled": 6,
     }
-    assert task.false_alarms["a space at the end"]["rate"] == 0
+    assert task.false_alarms["a space doubled"]["rate"] == 0
 
 
 def test_a_benign_edit_of_ones_own(home, lead):
@@ -315,6 +359,19 @@ def test_a_benign_edit_of_ones_own(home, lead):
     assert records["no_op", "repair"] == [""] * 4
     space = lead(config={**context.config, "calibrate": {"benign": {}}})
     assert (space.calibration.records["faithfulness_loss"] == 0).all()
+
+
+def test_a_benign_edit_that_the_model_cannot_see_measures_nothing(home, lead, monkeypatch):
+    config = {**news_context(home / "inputs").config, "calibrate": {"benign": {}}}
+    tokens = LeadModel.inputs
+    monkeypatch.setattr(LeadModel, "inputs", lambda model, text: tokens(model, " ".join(text.split())))
+    with pytest.raises(UsageError, match=r"prepare\.calibrate\.benign: it changes nothing of what this model is given"):
+        lead(config=config)
+
+
+def test_the_space_that_is_doubled_reaches_a_model_that_reads_the_beginning():
+    assert space_doubled(" The fire\nbegan early today. ") == " The  fire\nbegan early today. "
+    assert space_doubled("Fire.\n") == "Fire.\n"
 
 
 def test_a_model_that_only_stammers_cannot_be_calibrated(home, tmp_path):
@@ -364,6 +421,13 @@ def test_all_errors_are_told_at_once(home):
         ({"discrepancy": {"threshold": "automatic"}}, "discrepancy.threshold"),
         ({"discrepancy": {"false_alarms": 0}}, "discrepancy.false_alarms"),
         ({"discrepancy": {"validity": 1}}, "discrepancy.validity"),
+        ({"discrepancy": {}}, "0.05 needs 19 articles to calibrate on, discover has 10"),
+        ({"discrepancy": {"false_alarms": 0.01}}, "0.01 needs 99 articles to calibrate on, discover has 10"),
+        (
+            {"discrepancy": {"false_alarms": 0.1}, "config": {"calibrate": {"articles": 8}}},
+            "0.1 needs 9 articles to calibrate on, discover has 8",
+        ),
+        ({"discrepancy": {"measure": {"reference_loss": 1}}}, "reference_loss needs reference summaries"),
         ({"discrepancy": {"treshold": 0.1}}, "did you mean 'threshold'?"),
         ({"config": {"generation": {"prompt": "Go!"}}}, "expected {article} exactly once"),
         ({"config": {"items": {"discover": 1}}}, "prepare.items.discover"),
@@ -386,6 +450,17 @@ def test_a_repair_needs_items(home):
         f"restructure: a repair needs items of the split {split}" for split in ("repair", "test")
     ]
     assert any("restructure.settings.method" in e for e in Summarization.check_repair(context, {"method": "prayer"}))
+
+
+def test_references_to_learn_have_to_be_named(home):
+    context = news_context(home / "inputs")
+    settings = {"method": "lora", "targets": "reference"}
+    (error,) = Summarization.check_repair(context, settings)
+    assert error.startswith("restructure.settings.targets: reference needs reference summaries")
+    data = {**context.config["data"], "summary": "summary"}
+    named = dataclasses.replace(context, config={**context.config, "data": data})
+    assert Summarization.check_repair(named, settings) == []
+    assert Summarization.check_repair(context, {"method": "lora"}) == []
 
 
 def test_nothing_was_prepared(home, tmp_path):

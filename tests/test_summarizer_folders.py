@@ -56,6 +56,18 @@ def test_a_template_that_refuses_the_system_message_is_named(home, tmp_path):
     TransformersModel(transformers="gemma").build(tmp_path / "inputs", tmp_path / "model", without)
 
 
+def test_prompts_do_not_depend_on_the_day_nor_ask_to_think(tmp_path):
+    folder = tiny_causal(tmp_path / "inputs" / "dated")
+    template = (
+        "{% if strftime_now is defined %}\n{% set today = strftime_now('%d %b %Y') %}\n{% endif %}\n"
+        "Today is {{ today }}.{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text("\n" + template)
+    TransformersModel(transformers="dated").build(tmp_path / "inputs", tmp_path / "model", SHORT)
+    summarizer = load_summarizer(tmp_path / "model", Compute())
+    assert summarizer.tokenizer.decode(summarizer.inputs("News.")) == "\nToday is 01 Jan 2026."
+
+
 def test_pickled_weights_are_refused_before_anything_runs(tmp_path):
     folder = tiny_causal(tmp_path / "inputs" / "old")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -90,9 +102,41 @@ def test_a_model_the_hub_does_not_give_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     source = TransformersModel(transformers="nobody/no-such-model", revision="0" * 40)
     assert source.errors(tmp_path) == []  # the hub is not asked before the audit runs
-    with pytest.raises(UsageError, match=r"nobody/no-such-model.*hf download nobody/no-such-model") as told:
+    with pytest.raises(UsageError, match=r"nobody/no-such-model.*HF_HUB_OFFLINE=0.*or put the model") as told:
         source.build(tmp_path, tmp_path / "model", SHORT)
     assert "\n" not in str(told.value)
+
+
+def test_a_model_that_the_cache_holds_in_part_is_completed(home, tmp_path, monkeypatch):
+    """Even one that a commit names, for which the cache alone would do if it were complete."""
+    import huggingface_hub
+
+    cached = tmp_path / ("0" * 40)
+    cached.mkdir()
+    shutil.copy(home / "inputs" / "causal" / "config.json", cached)
+
+    def fetch(name, *, local_files_only=False, **_):
+        if not local_files_only:
+            shutil.copytree(home / "inputs" / "causal", cached, dirs_exist_ok=True)
+        return str(cached)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    source = TransformersModel(transformers="some/model", revision=cached.name)
+    source.build(tmp_path, tmp_path / "model", SHORT)
+    assert load_summarizer(tmp_path / "model", Compute()).form.revision == cached.name
+
+
+def test_offline_a_part_of_a_model_is_told(home, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "models--some--model" / "snapshots" / ("0" * 40)
+    cached.mkdir(parents=True)
+    shutil.copy(home / "inputs" / "causal" / "config.json", cached)
+    source = TransformersModel(transformers="some/model", revision=cached.name)
+    with pytest.raises(UsageError, match=r"has no weights.*a part of the model only.*HF_HUB_OFFLINE=0"):
+        source.build(tmp_path, tmp_path / "model", SHORT)
 
 
 def test_code_of_the_repository_does_not_run(tmp_path):

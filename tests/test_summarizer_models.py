@@ -11,6 +11,7 @@ from stages.files import read_json, write_json
 from stages.tasks.contract import Compute
 from stages.tasks.sources import parse_source
 from stages.tasks.summarization.form import GenerationConfig
+from stages.tasks.summarization.generate import _room
 from stages.tasks.summarization.models import (
     MODEL_LOADERS,
     TransformersModel,
@@ -227,6 +228,52 @@ def test_a_context_beyond_the_model_is_an_error(home, tmp_path):
     assert build(home, tmp_path / "model", GenerationConfig(context=most))
     with pytest.raises(UsageError, match=f"at most {most}"):
         build(home, tmp_path / "other", GenerationConfig(context=most + 1))
+
+
+@pytest.fixture
+def small(home, tmp_path):
+    """inputs/ with the tiny BART, whose encoder and decoder have room for 100 tokens each."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(home / "inputs" / "bart", tmp_path / "inputs" / "small")
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "max_position_embeddings": 100}, schema=False)
+    state = load_file(folder / "model.safetensors")  # BART keeps two rows for itself
+    state = {key: weight[:102].clone() if "positions" in key else weight for key, weight in state.items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path
+
+
+def test_an_encoder_has_room_for_the_padding_too(small):
+    asked = {"max_new_tokens": 9, "prefix": "Sum up: "}
+    with pytest.raises(UsageError, match=r"prepare\.generation\.context: 96 .*room for 100: at most \d+") as told:
+        build(small, small / "model", GenerationConfig(context=96, **asked), "small")
+    most = int(str(told.value).rsplit(" ", 1)[1])
+    assert 80 <= most < 96
+    fits = build(small, small / "model", GenerationConfig(context=most, **asked), "small")
+    assert len(fits.summarize(["and the river rose " * 50, TEXT])) == 2
+    with pytest.raises(UsageError, match=f"at most {most}"):
+        build(small, small / "other", GenerationConfig(context=most + 1, **asked), "small")
+
+
+def test_a_decoder_has_room_for_the_summary(small):
+    asked = {"context": 60, "min_new_tokens": 90}
+    with pytest.raises(UsageError, match=r"prepare\.generation\.max_new_tokens: 100; .*room for 100: at most 99"):
+        build(small, small / "model", GenerationConfig(max_new_tokens=100, **asked), "small")
+    assert build(small, small / "model", GenerationConfig(max_new_tokens=99, **asked), "small").summarize([TEXT])
+
+
+def test_room_is_found_where_each_make_of_model_states_it():
+    from transformers import BertConfig, EncoderDecoderConfig, Gemma3Config, GPT2Config, LEDConfig, T5Config
+
+    pair = EncoderDecoderConfig.from_encoder_decoder_configs(
+        BertConfig(max_position_embeddings=64), GPT2Config(n_positions=32)
+    )
+    led = LEDConfig(max_encoder_position_embeddings=128, max_decoder_position_embeddings=16)
+    gemma = Gemma3Config(text_config={"max_position_embeddings": 256})
+    assert [(_room(c, "encoder"), _room(c, "decoder")) for c in (pair, led)] == [(64, 32), (128, 16)]
+    assert _room(gemma, "decoder") == 256
+    assert _room(T5Config(), "encoder") is None
 
 
 # Training batches

@@ -38,6 +38,7 @@ ODD = [
     "Straße ÄÖÜ ﬁ İstanbul", "x" * 20_000,
     "http://a.b/c?d=e&f=g", "don't 'tis rock'n'roll O'Neil's", "1,000 4:00pm $5 50% 72nd", "U.S. J. K. Rowling Mr. X.",
     "“Quoted,” he said — twice… and/or not", "Hunde bellen. Der Hund wurde gesehen.", "not not no never cannot can't",
+    "N'T said he.", "n't", "Police sai n't know it .", "They ca n\u2019t",
 ]  # fmt: skip
 STRONG = dict.fromkeys(CATALOGUE, 1.0) | {"letter_case": "upper", "word_order": 5.0}
 MIDDLE = dict.fromkeys(CATALOGUE, 0.5) | {"letter_case": "title", "word_order": 2.0}
@@ -266,6 +267,11 @@ def test_what_a_concept_does_to_two_sentences(levels, expected):
         ("He is no longer there.", "He is there."),
         ("He said no one came.", "He did not say no one came."),
         ("Isn't he here?", "Is he here?"),
+        ("WON'T he stay?", "Will he stay?"),
+        ("They do n't know it .", "They do know it ."),  # as the Penn Treebank cuts words
+        ("Wo n\u2019t they stay ?", "Will they stay ?"),
+        ("She ca n't go .", "She can go ."),
+        ("N'T said he.", "said he."),
         ("A loud noise.", "A loud noise."),
     ],
 )

@@ -149,8 +149,12 @@ class Prober:
         shapes = (np.shape(answer.discrepancy), np.shape(answer.failed), (len(answer.outputs),))
         if shapes != ((n,),) * 3:
             raise UsageError(f"{where} was asked {n} probes and answered with shapes {shapes} instead of ({n},) each")
-        if answer.valid is not None and (np.shape(answer.valid) != (n,) or (answer.failed & ~answer.valid).any()):
-            raise UsageError(f"{where} must call valid or not each of {n} probes, and none failed that is not valid")
+        valid = np.ones(n, dtype=bool) if answer.valid is None else np.asarray(answer.valid, dtype=bool)
+        if valid.shape != (n,) or (np.asarray(answer.failed, dtype=bool) & ~valid).any():
+            raise UsageError(
+                f"{where} must call each of {n} probes valid or not, and none failed that is not valid: answer a"
+                " discrepancy of at most the threshold for those"
+            )
         if not np.isfinite(answer.discrepancy).all():
             raise UsageError(f"{where} answered a discrepancy that is not finite: the model's output cannot be judged")
         if not np.array_equal(answer.failed, answer.discrepancy > self.task.threshold):

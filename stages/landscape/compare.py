@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class Paired:
 
     def difference(self, mask: np.ndarray | None = None) -> dict[str, Any]:
         """Before, after, the paired change, and the same for the control and the noise, as in verdict.json."""
-        return compare_values(self._resampler, self.failed, self._weights(mask), SHARE, CHANGE)
+        return compare_values(self._resampler, self.failed, self._weights(mask))
 
     def share(self, which: np.ndarray, mask: np.ndarray | None = None) -> Rate:
         """Share of the pairs for which `which` (n,) bool holds, over the grid, or over the cells of the mask."""
@@ -93,47 +93,48 @@ class Paired:
 def compare_quality(
     values: Mapping[str, np.ndarray], item_ids: Sequence[str], *, resamples: int, seed: int
 ) -> tuple[dict[str, Any], Rate, Rate]:
-    """Paired difference of a quality measured item by item: its entry, the value after, the change.
-
-    What qualities can be is told by `bounds_of`.
-    """
+    """Paired difference of a quality measured item by item: its entry, the value after, the change."""
     resampler, weights = Resampler(np.asarray(item_ids), resamples, seed), np.ones(len(item_ids))
-    bounds, moves = bounds_of(values.values())
+    bounds, moves = _bounds(values["before"], values["after"])
     after = resampler.mean(values["after"], weights, bounds)
     change = resampler.mean(values["after"] - values["before"], weights, moves)
-    return compare_values(resampler, values, weights, bounds, moves), after, change
+    return compare_values(resampler, values, weights), after, change
 
 
-def bounds_of(values: Iterable[np.ndarray]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """What values (one (n,) array per model, of the same n) and their differences can be.
+def _bounds(one: np.ndarray, other: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
+    """What the values (n,) of two models, and their differences, can be.
 
-    Where every value is 0 or 1, that is known. Graded values (a similarity) are taken to lie within what was observed,
-    and to move by no more than the most that any item moved between two models: with their whole scale for bounds the
-    intervals of some dozens of items would be several times as wide as the values' own spread makes them.
+    Where every value is 0 or 1, that is known. Graded values (a similarity) are taken to lie within what was observed:
+    with the whole scale for bounds the intervals of some dozens of items would be several times as wide as the values'
+    own spread makes them. An item that was not seen may move by the most that one moved between the two, and by as much
+    as items differ (their standard deviation) if none moved so far: what did not move has not been shown not to.
     """
-    seen = np.stack([np.asarray(v, dtype=float) for v in values])  # (models, n)
+    seen = np.concatenate([one, other]).astype(float)
     if seen.size == 0 or np.isin(seen, (0.0, 1.0)).all():
         return SHARE, CHANGE
-    moved = float((seen.max(axis=0) - seen.min(axis=0)).max())
+    moved = max(float(np.abs(other.astype(float) - one).max()), float(seen.std()))
     return (float(seen.min()), float(seen.max())), (-moved, moved)
 
 
-def compare_values(
-    resampler: Resampler,
-    values: Mapping[str, np.ndarray],
-    weights: np.ndarray,
-    bounds: tuple[float, float],
-    moves: tuple[float, float],
-) -> dict[str, Any]:
-    """The entry of one quantity: before, after, the paired change, and each of `OTHERS` against before and after."""
-    before, after = (resampler.mean(values[model], weights, bounds) for model in ("before", "after"))
-    entry = _entry(before, after, resampler.mean(values["after"] - values["before"], weights, moves))
-    for other in OTHERS:
-        if other in values:
-            value = resampler.mean(values[other], weights, bounds)
-            moved = resampler.mean(values[other] - values["before"], weights, moves)
-            against = resampler.mean(values["after"] - values[other], weights, moves)
-            entry[other] = _entry(None, value, moved) | {f"repair_minus_{other}": against.to_json()}
+def compare_values(resampler: Resampler, values: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, Any]:
+    """The entry of one quantity: before, after, the paired change, and each of `OTHERS` against before and after.
+
+    Each interval is bounded by the two models it is about, so that none depends on which others were asked.
+    """
+    counted = weights > 0
+
+    def mean(model: str) -> Rate:
+        return resampler.mean(values[model], weights, _bounds(values["before"][counted], values[model][counted])[0])
+
+    def moved(one: str, other: str) -> Rate:
+        differences = values[other].astype(float) - values[one]
+        return resampler.mean(differences, weights, _bounds(values[one][counted], values[other][counted])[1])
+
+    entry = _entry(mean("before"), mean("after"), moved("before", "after"))
+    for name in OTHERS:
+        if name in values:
+            against = {f"repair_minus_{name}": moved(name, "after").to_json()}
+            entry[name] = _entry(None, mean(name), moved("before", name)) | against
     return entry
 
 
@@ -191,6 +192,8 @@ def against_noise(difference: Mapping[str, Any]) -> dict[str, Any] | None:
     said = None
     if change < 0:
         where = "beyond the noise" if beyond else "within the noise"
+        if difference["high"] >= 0:
+            where = "not beyond chance, which is no matter of noise but of too few pairs"
         said = f"the improvement in the target modes is {where}: the same model asked again differs by {moved}"
     return {"beyond": beyond, **against, "statement": said}
 

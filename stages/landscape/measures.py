@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stages.errors import UsageError
-from stages.landscape.compare import bounds_of, compare_values
+from stages.landscape.compare import compare_values
 from stages.landscape.intervals import Resampler
 from stages.tasks.contract import Measured
 
@@ -25,7 +25,7 @@ def compare_measures(
     """Means of each measure for all models, the paired changes, and the means of the baselines, as in verdict.json.
 
     All means of one measure are over the same pairs: those that are valid, and for which it has a value for every
-    model. Intervals are over resampled items.
+    model and baseline. Intervals are over resampled items.
 
     Args:
         tasks: the models; each measures its own answers, as a measure may compare an answer with another of the model.
@@ -51,12 +51,13 @@ def compare_measures(
     entries = {}
     for name in models["before"].columns:
         values = {model: table[name].to_numpy(dtype=float) for model, table in models.items()}
-        known = ~np.isnan(list(values.values())).any(axis=0)
+        without_model = {b: table[name].to_numpy(dtype=float) for b, table in baselines.items()}
+        known = ~np.isnan([*values.values(), *without_model.values()]).any(axis=0)
         values = {model: np.where(known, column, 0.0) for model, column in values.items()}
-        means = {b: table.loc[known, name].mean() for b, table in baselines.items()}
+        means = {b: float(column[known].mean()) if known.any() else None for b, column in without_model.items()}
         entries[name] = {
-            **compare_values(resampler, values, known.astype(float), *bounds_of(v[known] for v in values.values())),
-            "baselines": {b: None if np.isnan(mean) else float(mean) for b, mean in means.items()},
+            **compare_values(resampler, values, known.astype(float)),
+            "baselines": means,
         }
     return {**found, "measures": entries}
 

@@ -71,7 +71,8 @@ class Shrinker:
         answers = dict(exhibit.answers)
         if before is not None and after is not None:
             # The exhibit was made with the model before the repair: what it says of the changed input is `before`.
-            answers = {asked: answer for asked, answer in answers.items() if answer != before}
+            if answers and [*answers.values()][-1] == before:
+                del answers[[*answers][-1]]
             answers |= {"before the repair": before, "after the repair": after}
         said = [(asked, plain(answer, self._limit)) for asked, answer in answers.items()]
         shown = Shown(exhibit.caption, answers=said)

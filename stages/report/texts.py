@@ -68,6 +68,8 @@ def mark_changes(original: str, changed: str) -> Marked:
     cased = sum(old[i][0] != new[j][0] for i, j in words)
     many = cased > MANY_CASES * len(words)
     note = f"letter case differs in {cased:,} of {len(words):,} words" if many else ""
+    if not touched and not cased:
+        note = "only white space differs"
     rest = Piece("same", "".join(map("".join, new[blocks[-1][-1] :])))
     return Marked(_merged([*_pieces(old, new, blocks, not many), rest]), note)
 

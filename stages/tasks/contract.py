@@ -279,7 +279,7 @@ class Measured(Protocol):
     """
 
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
-        """Measure n answers of this model: one float column per measure, named as people should read it; nan is "none"."""
+        """Measure n answers of this model: one float column per measure, named as people read it; nan is "none"."""
         ...
 
     def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:
@@ -287,5 +287,5 @@ class Measured(Protocol):
         ...
 
     def again(self) -> Task:
-        """The same model asked in a way nobody would notice (a space more); what differs from it is noise."""
+        """The same model asked in a way nobody would notice (a space doubled); what differs from it is noise."""
         ...

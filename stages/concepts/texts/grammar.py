@@ -19,6 +19,7 @@ _BEFORE_NOUNS = ("DT", "IN", "JJ", "PRP$", "TO")
 _ARTICLES = word_set("a an the")
 _RELATIVE = word_set("who whom which that whose")
 _SUBORDINATORS = word_set("as while if when after before because since although though until unless once where whether")
+_STEMS = {"ca": "can", "wo": "will", "sha": "shall"}  # of "can't", "won't", "shan't"
 _SUPPORT = {"VBD": "did", "VBZ": "does", "VBP": "do"}
 _PLURAL_SUBJECTS = word_set("i you we they these those people police")
 _TENSES = {
@@ -86,15 +87,25 @@ def _has_participle(sentence: Sequence[Token], i: int) -> bool:
     return is_participle(next(later, sentence[i]).lower)
 
 
+def _affirmed(verb: Token) -> Token:
+    """What is left of "can't" without "n't", written out."""
+    whole = _STEMS.get(verb.lower)
+    if whole is None:
+        return verb
+    return replace(verb, text=whole if verb.text[0].islower() else whole.capitalize())
+
+
 def _negated(sentence: list[Token], i: int) -> list[Token]:
     """The sentence with the negation at its verb put in, or taken out where there is one."""
+    for k in (i, i + 1):
+        if k < len(sentence) and _straight(sentence[k]) == "n't":  # cut off, as in the Penn Treebank: "ca n't"
+            return remove([_affirmed(token) if j == k - 1 else token for j, token in enumerate(sentence)], {k})
     verb, word = sentence[i], _straight(sentence[i])
     before, after = sentence[:i], sentence[i + 1 :]
     if word == "cannot":
         return [*before, replace(verb, text=verb.text[:3]), *after]
     if word.endswith("n't"):
-        stem = {"can't": "can", "won't": "will", "shan't": "shall"}.get(word, word[:-3])
-        return [*before, replace(verb, text=stem if verb.text[0].islower() else stem.capitalize()), *after]
+        return [*before, _affirmed(replace(verb, text=verb.text[:-3])), *after]
     negations = ("not", "never", "no") if _is_auxiliary(verb) else ("not", "never")  # "said no one" negates no saying
     for k, token in enumerate(sentence[i + 1 : i + 4], start=i + 1):
         if token.lower in negations:

@@ -8,6 +8,7 @@ rate of false alarms, without asking the model again.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from scipy.stats import binomtest
 
 from stages.errors import UsageError
 from stages.progress import progress
+from stages.tasks.summarization.config import too_few
 from stages.tasks.summarization.generate import Summarizer
 from stages.tasks.summarization.measures import (
     DISCREPANCIES,
@@ -31,8 +33,15 @@ from stages.tasks.summarization.measures import (
 )
 
 BENIGN, NO_OP = "benign", "no_op"
-SPACE = " "  # what the no-op puts at the end of an article: nobody would notice
 QUOTED = 0.05  # rate of false alarms that metrics quote thresholds for; an audit sets its own under discrepancy:
+
+
+def space_doubled(article: str) -> str:
+    """The no-op: the first space between two words twice, which nobody would notice.
+
+    A space behind the last word would not reach the model where an article is cut or its template trims it.
+    """
+    return re.sub(r"(?<=\S) (?=\S)", "  ", article, count=1)
 
 
 @dataclass(frozen=True)
@@ -74,13 +83,9 @@ class Calibration:
             UsageError: when there are too few articles for so low a rate, or more of their summaries are degenerate.
         """
         values = np.sort(self.discrepancies(BENIGN, "discover", weights))
+        if error := too_few(len(values), false_alarms):
+            raise UsageError(error)
         rank = int(np.ceil((len(values) + 1) * (1 - false_alarms) - 1e-9))
-        if rank > len(values):
-            raise UsageError(
-                f"discrepancy.false_alarms: {false_alarms:g} needs {int(np.ceil(1 / false_alarms - 1e-9)) - 1} articles"
-                f" to calibrate on, discover has {len(values)}; raise it, take more articles (prepare.items.discover,"
-                " prepare.calibrate.articles) or set discrepancy.threshold"
-            )
         found = float(values[rank - 1])
         if found >= 1:
             share = float((values >= 1).mean())
@@ -107,10 +112,11 @@ class Calibration:
     def quoted(self) -> dict[str, Any]:
         """For metrics: each measure's threshold at 5% false alarms, and how often it is exceeded.
 
-        What cannot be calibrated is left out: too few articles, no references, too many degenerate summaries.
+        What cannot be calibrated is left out: too few articles, articles without reference, too many degenerate
+        summaries.
         """
         quoted = {}
-        for name in DISCREPANCIES.keys() & self.records.columns:
+        for name in DISCREPANCIES.keys() & self.records.dropna(axis="columns").columns:
             with contextlib.suppress(UsageError):
                 threshold = self.threshold({name: 1.0}, QUOTED)
                 quoted[name] = {"threshold": threshold, **self.false_alarms({name: 1.0}, threshold)}
@@ -155,14 +161,23 @@ def measure_noise(
 
     Returns:
         The items with their summary and its faithfulness, and the calibration.
+
+    Raises:
+        UsageError: when the model cannot see the benign edit in any article.
     """
     some = {split: items[items["split"] == split].head(articles) for split in ("discover", "repair")}
     held_out = "repair" if len(some["repair"]) else "discover"
     asked = [
-        (condition, split, row, benign(row.article, row.id) if condition == BENIGN else row.article + SPACE)
+        (condition, split, row, benign(row.article, row.id) if condition == BENIGN else space_doubled(row.article))
         for condition, split in ((BENIGN, "discover"), (BENIGN, "repair"), (NO_OP, held_out))
         for row in some[split].itertuples()
     ]
+    edited = ((row.article, text) for condition, _, row, text in asked if condition == BENIGN)
+    if all(summarizer.inputs(article) == summarizer.inputs(text) for article, text in edited):
+        raise UsageError(
+            "prepare.calibrate.benign: it changes nothing of what this model is given, so it says nothing about noise"
+            " (some tokenizers drop double spaces); name a change it can see, such as {typos: 0.05}"
+        )
     answers = _summarize(summarizer, [*items["article"], *(text for *_, text in asked)])
     clean = dict(zip(items["id"], answers, strict=False))
     records = []

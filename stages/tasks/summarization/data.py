@@ -11,6 +11,7 @@ import unicodedata
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from stages.tasks.sources import ItemCounts, local_file, package_file
 
 RUN = 5  # words that two articles share in a row only by copying
 NAMED = 5  # exclusions an error names
+NO_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, and halves of characters, which UTF-8 cannot hold
 ENGLISH = 0.1  # share of stop words: English news has 20% or more in 99 of 100 articles, other languages less than 3%
 # These of scikit-learn's English stop words are also words of other European languages.
 FOREIGN = re.compile("am|an|as|be|de|do|for|had|he|her|here|in|me|no|on|or|over|per|re|so|ten|then|un|under|us|was|we")
@@ -33,12 +35,16 @@ FOREIGN = re.compile("am|an|as|be|de|do|for|had|he|her|here|in|me|no|on|or|over|
 
 @dataclass(frozen=True)
 class Article:
-    """One article as its source gives it; `pool` is the split it is meant for, or "" if the audit may draw it."""
+    """One article as its source gives it; `pool` is the split it is meant for, or "" if the audit may draw it.
+
+    `cut` tells that the text is not all there was, while the reference is of all.
+    """
 
     id: str
     text: str
     reference: str = ""
     pool: str = ""
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ class Unreadable:
 class DataSource(Strict):
     """Base of the data loaders: how articles are cut, and how many may be left out."""
 
-    max_words: int = Field(100, ge=10, description="articles are cut to whole sentences of so many words in all")
+    max_words: int = Field(
+        100, ge=10, description="articles are cut to whole sentences of so many words in all; references are not cut"
+    )
     min_words: int = Field(30, ge=2, description="shorter ones are left out: there is nothing to summarize")
     max_excluded: float = Field(0.2, ge=0, le=1, description="share of articles that may be left out; more is an error")
 
@@ -92,7 +100,7 @@ class DataSource(Strict):
     def _select(self, found: Iterable[Article | Unreadable]) -> tuple[list[Article], list[dict[str, str]]]:
         articles: list[Article] = []
         skipped: list[dict[str, str]] = []
-        seen: dict[tuple[str, ...], str] = {}
+        seen: dict[bytes, str] = {}
         # Articles meant for one split come first, so that a copy is left out where there are more of them.
         for entry in sorted(found, key=lambda e: not (isinstance(e, Article) and e.pool)):
             if isinstance(entry, Unreadable):
@@ -104,7 +112,8 @@ class DataSource(Strict):
             if reason:
                 skipped.append({"file": entry.id, "reason": reason})
             else:
-                articles.append(Article(entry.id, kept, " ".join(entry.reference.split()), entry.pool))
+                reference = " ".join(entry.reference.split())
+                articles.append(Article(entry.id, kept, reference, entry.pool, cut=len(kept) < len(text)))
         return articles, skipped
 
     def _objections(self, article: Article, text: str, kept: str) -> Iterator[str]:
@@ -114,8 +123,9 @@ class DataSource(Strict):
             yield f"its split is {article.pool!r}, expected one of {', '.join(SPLITS)}"
         if words == 0:
             yield "empty"
-        if any(unicodedata.category(c) == "Cc" or c == "\ufffd" for c in text):
-            yield "holds control characters, so it is no plain text"
+        for holder, content in (("", text), ("its reference ", " ".join(article.reference.split()))):
+            if odd := next((c for c in content if unicodedata.category(c) in NO_TEXT or c == "\ufffd"), ""):
+                yield f"{holder}holds U+{ord(odd):04X}, so it is no plain text"
         if words < self.min_words:
             yield f"{words} word{'s' * (words > 1)}, min_words is {self.min_words}"
         if not kept:
@@ -150,10 +160,14 @@ def trim(text: str, max_words: int) -> str:
     return " ".join(kept)
 
 
-def _copied(name: str, text: str, seen: dict[tuple[str, ...], str]) -> str:
-    """Say of which earlier article this one is a copy: more than half of its runs of words were in one before."""
+def _copied(name: str, text: str, seen: dict[bytes, str]) -> str:
+    """Say of which earlier article this one is a copy: more than half of its runs of words were in one before.
+
+    Runs are kept as hashes of 8 bytes, because a large source has millions of them.
+    """
     words = re.findall(r"\w+", text.lower())
-    runs = [tuple(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))]
+    joined = [" ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))]
+    runs = [blake2b(run.encode(), digest_size=8).digest() for run in joined]
     owners = [seen[run] for run in runs if run in seen]
     if len(owners) > len(runs) / 2:
         return f"repeats {max(set(owners), key=owners.count)}"
@@ -194,7 +208,7 @@ class PackageArticles(DataSource):
                 text = content.decode("latin-1")
             for number, line in enumerate(text.split("\n"), start=1):
                 if line.strip():
-                    yield Article(f"{path.stem}-{number}", line, pool=pool)
+                    yield Article(_id(path.stem, number, pool), line, pool=pool)
 
 
 class JsonLines(DataSource):
@@ -210,14 +224,20 @@ class JsonLines(DataSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See DataSource."""
-        return _collect(lambda: local_file(inputs, self.jsonl, "prepare.data.jsonl"))
+        return _collect(lambda: self._file(inputs))
+
+    def _file(self, inputs: Path) -> Path:
+        path = local_file(inputs, self.jsonl, "prepare.data.jsonl")
+        if not path.is_file():
+            raise UsageError(f"prepare.data.jsonl: {path} is a folder, expected a file with one JSON object a line")
+        return path
 
     def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
         """See DataSource."""
-        path = local_file(inputs, self.jsonl, "prepare.data.jsonl")
+        path = self._file(inputs)
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                name = f"{path.stem}-{number}"
+                name = _id(path.stem, number)
                 try:
                     row = json.loads(line) if line.strip() else {}
                 except ValueError as error:  # also bytes that are not UTF-8
@@ -231,7 +251,10 @@ class HubDataset(DataSource):
     """{datasets: ID_OR_FOLDER, split: SPLIT, text: FIELD, summary: FIELD}: what the `datasets` library reads.
 
     A folder under the audit's inputs, or an ID of the Hugging Face hub. `split` and `test` take the library's slices
-    ("train[:2000]"); without `test` all splits are drawn from `split`. No code is run.
+    ("train[:5000]"); without `test` all splits are drawn from `split`. No code is run.
+
+    All rows are read and compared before some are drawn, so name a slice of a large split: 100,000 articles take a
+    minute or two, and 1 GB of memory beside their texts.
     """
 
     datasets: str
@@ -244,7 +267,12 @@ class HubDataset(DataSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See DataSource."""
-        local = (inputs / self.datasets).exists()
+        path = inputs / self.datasets
+        local = path.exists()
+        if path.is_file():
+            return [
+                f"prepare.data.datasets: {path} is a file, expected a folder that holds such files, or an ID of the hub"
+            ]
         if local and self.revision is not None:
             return [f"prepare.data.revision: {self.datasets} is a folder, only data sets of the hub have one"]
         if local or self.datasets.count("/") > 1 or self.datasets.startswith("."):
@@ -257,7 +285,8 @@ class HubDataset(DataSource):
             if split is not None:
                 stem = split.split("[")[0]
                 for number, row in enumerate(self._rows(inputs, split)):
-                    yield _article(f"{stem}-{number}", row, self.text, self.summary, None, f"row {number}", pool)
+                    name = _id(stem, number, pool)
+                    yield _article(name, row, self.text, self.summary, None, f"row {number}", pool)
 
     def _rows(self, inputs: Path, split: str) -> Iterable[dict[str, Any]]:
         try:
@@ -284,6 +313,11 @@ DATA_LOADERS: Mapping[str, type[DataSource]] = {
 }
 
 
+def _id(stem: str, number: int, pool: str = "") -> str:
+    """Id of an article: two pools may come from one split or from files of one name, so theirs are told apart."""
+    return f"{pool}-{stem}-{number}" if pool else f"{stem}-{number}"
+
+
 def _article(
     name: str, row: Any, text: str, summary: str | None, split: str | None, where: str, pool: str = ""
 ) -> Article | Unreadable:
@@ -302,7 +336,7 @@ def choose_items(articles: list[Article], counts: ItemCounts, seed: int) -> pd.D
     """Draw the items of each split, in an order that the seed decides: from its own pool if it has one.
 
     Returns:
-        Columns id, split, label (the reference, else the lead sentence), article, reference ("" for none).
+        Columns id, split, label (the reference, else the lead sentence), article, reference ("" for none) and cut.
 
     Raises:
         UsageError: when there are too few articles.
@@ -317,10 +351,11 @@ def choose_items(articles: list[Article], counts: ItemCounts, seed: int) -> pd.D
         pool = own or free
         if len(pool) < wanted:
             raise UsageError(f"prepare.items.{split}: {wanted} items wanted, the data has {len(pool)} left")
-        rows += [(a.id, split, a.reference or sentences(a.text)[0], a.text, a.reference) for a in pool[:wanted]]
+        for a in pool[:wanted]:
+            rows.append((a.id, split, a.reference or sentences(a.text)[0], a.text, a.reference, a.cut))
         if not own:
             free = free[wanted:]
-    return pd.DataFrame(rows, columns=["id", "split", "label", "article", "reference"])
+    return pd.DataFrame(rows, columns=["id", "split", "label", "article", "reference", "cut"])
 
 
 def _collect(check: Callable[[], Any]) -> list[str]:

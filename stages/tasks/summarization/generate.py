@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,16 +68,22 @@ class Summarizer:
         model.generation_config = _special_tokens(model, tokenizer)
 
     def _check_room(self) -> None:
-        room = getattr(self.model.config, "max_position_embeddings", None)
-        if room is None:  # relative positions, as in T5
-            return
-        form, asked = self.form, self.form.generation
+        asked, causal = self.form.generation, self.form.kind == "causal"
         frame = len(self._encode(self.prompt("")))
-        needed = asked.context + frame + (asked.max_new_tokens if form.kind == "causal" else 0)
-        if needed > room:
+        if room := _room(self.model.config, "decoder" if causal else "encoder"):
+            # Decoder-only models count positions without the padding, encoders with it.
+            most = room - frame - asked.max_new_tokens if causal else room // STRIDE * STRIDE - frame
+            if asked.context > most:
+                raise UsageError(
+                    f"prepare.generation.context: {asked.context} tokens of the article and {frame} around them"
+                    f"{f', with a summary of {asked.max_new_tokens},' if causal else ''} do not fit; the model has room"
+                    f" for {room}: at most {max(most, 0)}"
+                )
+        said = None if causal else _room(self.model.config, "decoder")
+        if said and asked.max_new_tokens >= said:  # one position is that of the token a summary starts with
             raise UsageError(
-                f"prepare.generation.context: {asked.context} tokens of the article, with prompt and summary {needed};"
-                f" the model has room for {room}: at most {max(room - needed + asked.context, 0)}"
+                f"prepare.generation.max_new_tokens: {asked.max_new_tokens}; the decoder has room for {said}: at most"
+                f" {said - 1}"
             )
 
     def prompt(self, article: str) -> str:
@@ -212,7 +218,10 @@ def render_prompt(tokenizer: Any, form: Form, article: str) -> str:
     messages = [{"role": "system", "content": asked.system}] if asked.system else []
     messages.append({"role": "user", "content": said})
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        # Models that may think first would spend the tokens of the summary on it; other templates ignore the word.
+        text: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
     except TemplateError as error:
         raise UsageError(
             f"prepare.model: its chat template refuses the prompt: {error}; if it knows no system message, set"
@@ -238,6 +247,14 @@ def _pad(rows: Sequence[Sequence[int]], value: int, width: int = 0, *, left: boo
         ids[i, at] = torch.tensor(row, dtype=torch.int64)
         mask[i, at] = 1
     return ids, mask
+
+
+def _room(config: Any, part: Literal["encoder", "decoder"]) -> int | None:
+    """Positions of a part of a model; None where they are relative and have no end, as in T5."""
+    own = getattr(config, part, None)  # where each part has a config of its own, as in EncoderDecoderConfig
+    text = (config if own is None else own).get_text_config()
+    room: int | None = getattr(text, f"max_{part}_position_embeddings", None)  # LED
+    return room or getattr(text, "max_position_embeddings", None)
 
 
 def _padded(length: int) -> int:

@@ -85,15 +85,25 @@ class Embedder:
     """
 
     def __init__(self, folder: Path, device: str) -> None:
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(f"prepare.embedder: {folder} cannot be loaded: {error}") from None
+            model, told = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            why = " ".join(str(error).split())[:400]
+            raise UsageError(f"prepare.embedder: {folder} cannot be loaded: {why}") from None
+        # transformers fills what is missing with random numbers and only warns; a pooler is not used here.
+        if lost := sorted(key for key in told["missing_keys"] if not key.startswith("pooler.")):
+            raise UsageError(
+                f"prepare.embedder: {folder}/model.safetensors does not fit config.json: {len(lost)} weights are"
+                f" missing, {lost[0]} among them"
+            )
         self._model = model.eval().to(device)
         self._device = device
         self._window = min(WINDOW, self._tokenizer.model_max_length, model.config.max_position_embeddings)

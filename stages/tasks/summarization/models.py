@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -31,7 +30,9 @@ from stages.tasks.summarization.generate import Summarizer, render_prompt
 ADAPTER = "adapter_config.json"
 # Of a hub repository these are fetched: no pickles, no code, no weights for other libraries.
 _WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Some chat templates tell the model today's date (Llama 3.2), and tomorrow's audit would not ask as today's did. What a
+# template defines comes before what transformers offers it; the + keeps white space that follows.
+_FIXED_DATE = "{% macro strftime_now(format) %}01 Jan 2026{% endmacro +%}"
 
 
 class ModelSource(Strict):
@@ -113,7 +114,6 @@ class TransformersModel(ModelSource):
         else:
             folder = _snapshot(self.transformers, self.revision, inputs)
             origin, revision = f"{self.transformers} of the Hugging Face hub", folder.name
-            _check_files(folder)
         with _readable(f"prepare.model.transformers: {folder}"):
             _convert(folder, out_dir, generation, origin, revision, {"trust_remote_code": False}, {})
 
@@ -176,6 +176,8 @@ def _convert(
     config = AutoConfig.from_pretrained(source, local_files_only=True, **options)
     kind: Kind = "seq2seq" if config.is_encoder_decoder else "causal"
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, **options)
+    if generation.chat and tokenizer.chat_template and "strftime_now" in (template := tokenizer.get_chat_template()):
+        tokenizer.chat_template = _FIXED_DATE + template
     form = Form(kind=kind, generation=generation, origin=origin, revision=revision, parameters=1)
     render_prompt(tokenizer, form, "")
     model = _weights(source, kind, generation, {"local_files_only": True, **options, **weights})
@@ -259,26 +261,33 @@ def _snapshot(name: str, revision: str | None, inputs: Path) -> Path:
     """The files of a hub repository in the local cache; the name of the folder is the commit.
 
     Raises:
-        UsageError: when the hub has no such model or cannot be reached, with what to do.
+        UsageError: when the hub has no such model, cannot be reached, or is not to be asked and the cache holds a part
+            of the model at most, with what to do.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     fetch: Callable[..., str] = snapshot_download
-    options = {"revision": revision, "allow_patterns": list(_WANTED), "ignore_patterns": ["*/*"]}
-    with contextlib.suppress(LocalEntryNotFoundError, HFValidationError):
-        if revision and _COMMIT.fullmatch(revision):  # it cannot have changed, so the network is not asked
-            return Path(fetch(name, local_files_only=True, **options))
+    offline = " with HF_HUB_OFFLINE=0, which lets prepare fetch it," if constants.HF_HUB_OFFLINE else ""
+    remedy = f"Run faded again{offline} where there is a network, or put the model's folder into {inputs}"
     try:
-        return Path(fetch(name, etag_timeout=5, **options))
+        folder = Path(
+            fetch(name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=["*/*"], etag_timeout=5)
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         there = sorted(p.name for p in inputs.iterdir() if p.is_dir()) if inputs.is_dir() else []
         raise UsageError(
             f"prepare.model.transformers: {name}{f' at {revision}' if revision else ''} is no folder in {inputs}"
             f" (found there: {', '.join(there) or 'nothing'}), and the Hugging Face hub did not give it:"
-            f" {str(error).splitlines()[0]} Put the model's folder into {inputs}, or run `hf download {name}` where"
-            " there is a network"
+            f" {str(error).splitlines()[0]} {remedy}"
         ) from None
+    try:
+        _check_files(folder)
+    except UsageError as error:
+        if not constants.HF_HUB_OFFLINE:
+            raise
+        raise UsageError(f"{error}. The cache may hold a part of the model only. {remedy}") from None
+    return folder
 
 
 @contextlib.contextmanager

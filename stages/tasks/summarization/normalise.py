@@ -21,9 +21,16 @@ LETTERS = 40  # fewer letters say nothing about a text's case
 ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "ers")  # of forms that word lists lack
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
-_REPEATED = re.compile(r"\b(\w+(?:['\u2019]\w+)*)(?:\s+\1\b)+", re.IGNORECASE)
+# Not numbers ("Flight 20 20 times"), nor words that English writes twice at times ("those he had had"), nor the first
+# part of a double name ("Boutros Boutros-Ghali").
+_REPEATED = re.compile(r"\b(?!(?:had|her|that)\s)([^\W\d_]+(?:['\u2019][^\W\d_]+)*)(?:\s+\1\b(?!-))+", re.IGNORECASE)
 _STRETCHED = re.compile(r"([^\W\d_])\1{2,}")
-_GLUED = re.compile(r"(?<=[a-z]{2}[.!?])(?=[A-Z][a-z])|(?<=[a-z]{2}[,;:])(?=[^\W\d_])")
+_GLUED = re.compile(
+    r"(?P<address>\b(?:\w+://|www\.)\S+|\b(?:[a-z0-9-]+\.)+[a-z]{2,}:\w+)"  # example.com:port
+    r"|(?<=[a-z]{2}[.!?])(?=[A-Z][a-z])|(?<=[a-z]{2}[,;:])(?=[^\W\d_])"
+)
+_FOREIGN = re.compile(r"[^\x00-\x7f]")
+_NOT_ALIKE = ("<super>", "<sub>", "<fraction>")  # compatible by Unicode: 10\u00b2 is not 102, 1\u00bd not 11/2
 _PLAIN_WORD = re.compile(r"(?<![\w'\u2019-])[a-z]{2,}(?![\w'\u2019])")
 _SENTENCE_START = re.compile(r"(?:^|[.!?]\W*\s)\W*\w")
 
@@ -110,7 +117,7 @@ def _table(name: str) -> Iterator[tuple[str, str]]:
 
 
 def repeated_words(text: str) -> str:
-    """Write a word once that stands twice or more in a row."""
+    """Write a word once that stands twice or more in a row; numbers, and words that English doubles, are left alone."""
     return _REPEATED.sub(r"\1", text)
 
 
@@ -121,12 +128,23 @@ def repeated_characters(text: str) -> str:
 
 def spacing(text: str) -> str:
     """Set one space between words and one behind a sentence or comma that lost it; no odd white space."""
-    return " ".join(_GLUED.sub(" ", text).split())
+    return " ".join(_GLUED.sub(lambda found: found["address"] or " ", text).split())
 
 
 def characters(text: str) -> str:
-    """Write look-alikes of Latin letters, digits and quotation marks as what they look like (Unicode NFKC)."""
-    return unicodedata.normalize("NFKC", text)
+    """Write look-alikes of ASCII letters, digits and marks, and ligatures, as what they look like.
+
+    They are what Unicode calls compatible (NFKC), less raised and lowered characters and fractions. Typographic marks,
+    such as curly quotes, are no look-alikes and stay.
+    """
+    return _FOREIGN.sub(lambda found: _ascii_alike(found[0]), text)
+
+
+@cache
+def _ascii_alike(character: str) -> str:
+    alike = unicodedata.normalize("NFKC", character)
+    usable = alike.isascii() and (len(alike) == 1 or alike.isalpha())
+    return alike if usable and not unicodedata.decomposition(character).startswith(_NOT_ALIKE) else character
 
 
 NORMALISATIONS: Mapping[str, Callable[[str], str]] = {

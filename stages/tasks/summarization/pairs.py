@@ -106,14 +106,16 @@ def _draw(
     task: Summarization, plan: RepairPlan, settings: RepairSettings, articles: Mapping[str, str]
 ) -> dict[str, list[str]]:
     """Summaries drawn of each article; those that an earlier run drew are taken from scratch."""
+    size = task.summarizer.compute.batch_size
     kept = plan.scratch / "drawn.jsonl" if plan.scratch else None
     drawn: dict[str, list[str]] = {}
     if kept is not None and kept.exists():
-        lines = kept.read_text(encoding="utf-8").split("\n")[:-1]  # what a kill left of a last line is drawn again
+        lines = kept.read_text(encoding="utf-8").split("\n")[:-1]
+        if len(lines) < len(articles):  # what a kill left of a last batch is drawn again, with the seed of that batch
+            lines = lines[: len(lines) // size * size]
         drawn = dict(json.loads(line) for line in lines)
         kept.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     open_items = [item for item in articles if item not in drawn]
-    size = task.summarizer.compute.batch_size
     with progress("repair, drawing summaries", len(articles)) as tell:
         for start in range(0, len(open_items), size):
             part = open_items[start : start + size]

@@ -3,10 +3,10 @@
 Two methods:
 
 - lora: a low-rank adapter (Hu et al. 2022) learns to give the same good summary of an article however the target modes
-  change it. By default it is the model's own of the unchanged article, so that nothing else is to be learnt: a control
-  that trains on the same summaries of unchanged articles has nothing to gain.
+  change it, by default the model's own of the unchanged article. A clean control trains on the same summaries of
+  unchanged articles: such training alone moves a model, and only what the repair gains beyond it is owed to the pairs.
 - normalise: nothing is trained; what a text shows of a change is undone before the model reads it. An adapter can be
-  trained behind it as well. A control undoes nothing: it has all that the repair has but what knows of the changes.
+  trained behind it as well. A clean control undoes nothing: it has all of the repair but what knows of the changes.
 
 A repaired model is a folder beside the base, not in place of it: what was trained, and faded.json, which names the base
 by its content hash.
@@ -116,8 +116,8 @@ def _train(
 
 
 def _form(under_test: Summarizer, plan: RepairPlan, settings: RepairSettings) -> Form:
-    """How the repaired model is asked: as the model under test, behind the normalisations if it is no control."""
-    names = () if plan.control else settings.normalise
+    """How the repaired model is asked: as the model under test, behind the normalisations; a clean control is not."""
+    names = () if plan.control == "clean" else settings.normalise
     return under_test.form.model_copy(update={"base": under_test.hash, "normalise": names})
 
 

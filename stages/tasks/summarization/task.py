@@ -29,8 +29,8 @@ from stages.tasks.contract import (
 )
 from stages.tasks.features import PrincipalAxes
 from stages.tasks.sources import parse_source, source_errors
-from stages.tasks.summarization.calibrate import BENIGN, NO_OP, SPACE, Calibration, measure_noise
-from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig
+from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration, measure_noise, space_doubled
+from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig, conflicts
 from stages.tasks.summarization.data import DATA_LOADERS, DataSource, choose_items
 from stages.tasks.summarization.generate import Summarizer
 from stages.tasks.summarization.measures import (
@@ -95,7 +95,7 @@ class Summarization:
             items[column].tolist() for column in ("article", "summary", "reference")
         )
         self._axes: PrincipalAxes | None = None
-        self._ending = ""  # put at the end of every article, see `again`
+        self._asked_again = False  # see `again`
         self._changed: dict[tuple[str, int, int], str] = {}
         # Of article as the model is given it: many cells give the same one, and the neutral cell the clean one.
         self._answers = dict(zip(self._articles, self._clean, strict=True)) if under_test else {}
@@ -116,7 +116,7 @@ class Summarization:
     def _false_alarms(self) -> dict[str, dict[str, Any]]:
         """See Measured: by what was changed, in words."""
         benign = PrepareConfig.model_validate(dict(self.context.config)).calibrate.benign
-        no_op = "a space at the end"
+        no_op = "a space doubled"
         said = {BENIGN: ", ".join(f"{name} {level}" for name, level in benign.items()) or no_op, NO_OP: no_op}
         alarms = self.calibration.false_alarms(self.settings.weights, self.threshold)
         return {said[condition]: alarm for condition, alarm in alarms.items()}
@@ -127,6 +127,7 @@ class Summarization:
     def check(cls, context: TaskContext) -> list[str]:
         """See Task: all errors of prepare:, concepts: and discrepancy:, without loading data or a model."""
         errors = check_text_concepts(context.concepts, cls.catalogue)
+        config = None
         try:
             config = PrepareConfig.model_validate(dict(context.config))
         except ValidationError as error:
@@ -141,9 +142,11 @@ class Summarization:
                 for line in check_text_concepts(benign, cls.catalogue)
             ]
         try:
-            DiscrepancyConfig.model_validate(dict(context.discrepancy))
+            settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
         except ValidationError as error:
             errors += validation_lines(error, DiscrepancyConfig, "discrepancy")
+        else:
+            errors += conflicts(config, settings) if config else []
         return errors
 
     @classmethod
@@ -158,9 +161,16 @@ class Summarization:
             if isinstance(items, Mapping) and not items.get(split)
         ]
         try:
-            RepairSettings.model_validate(dict(settings))
+            asked = RepairSettings.model_validate(dict(settings))
         except ValidationError as error:
             errors += validation_lines(error, RepairSettings, "restructure.settings")
+        else:
+            data = context.config.get("data", {})
+            if asked.targets == "reference" and isinstance(data, Mapping) and data.get("summary") is None:
+                errors.append(
+                    "restructure.settings.targets: reference needs reference summaries, their field is named by"
+                    " prepare.data.summary, found none"
+                )
         return errors
 
     # Preparation
@@ -181,6 +191,7 @@ class Summarization:
         source: ModelSource = parse_source(config.model, MODEL_LOADERS, "prepare.model")
         articles, skipped = data.load(context.inputs)
         items = choose_items(articles, config.items, context.seed)
+        Items(items)  # now, not after all are summarized: are they fit to be items?
         embedder = _embedder(context)
         source.build(context.inputs, out_dir / "model", config.generation)
         summarizer = load_summarizer(out_dir / "model", context.compute)
@@ -202,6 +213,7 @@ class Summarization:
             "calibration": calibration.quoted(),
             "parameters": summarizer.form.parameters,
             "skipped": len(skipped),
+            "cut": int(items["cut"].sum()),
             "seconds_per_probe": took,
         }
 
@@ -209,7 +221,7 @@ class Summarization:
     def _benign(cls, context: TaskContext, config: CalibrationConfig) -> Callable[[str, str], str]:
         """What is done to (article, item) that nobody would hold against a model."""
         if not config.benign:
-            return lambda article, item: article + SPACE
+            return lambda article, item: space_doubled(article)
         space = text_space({name: [level] for name, level in config.benign.items()}, cls.catalogue)
         transforms = TextTransforms(space, context.seed, cls.catalogue)
         cell = np.zeros(len(space), dtype=np.int64)
@@ -243,8 +255,11 @@ class Summarization:
             if key not in self._changed:
                 article = self._articles[self._rows[item]]
                 self._changed[key] = self._transforms(article, item, cell, int(repeat))
-            texts.append(self._changed[key] + self._ending)
+            texts.append(self._given(self._changed[key]))
         return texts
+
+    def _given(self, article: str) -> str:
+        return space_doubled(article) if self._asked_again else article
 
     def summaries(self, articles: Sequence[str]) -> list[str]:
         """What the model answers to n articles; what it was asked before is known."""
@@ -288,7 +303,7 @@ class Summarization:
         """See Task: similarity of this model's summary of the unchanged article with the article."""
         ids = self.items.ids(split)
         articles = [self._articles[row] for row in self.rows(ids)]
-        outputs = self.summaries([article + self._ending for article in articles])
+        outputs = self.summaries([self._given(article) for article in articles])
         values = [self.embedder.cosine(o, a) for o, a in zip(outputs, articles, strict=True)]
         return Quality("faithfulness of clean summaries", np.array(values, dtype=np.float64), ids)
 
@@ -332,7 +347,7 @@ class Summarization:
         """See Measured: what `discrepancy` does not say, for any answers to these probes."""
         rows = self.rows(item_ids).tolist()
         changed = self.changed(item_ids, cells)
-        own = self.summaries([self._articles[row] + self._ending for row in rows])
+        own = self.summaries([self._given(self._articles[row]) for row in rows])
         return pd.DataFrame(
             [
                 self._measures(self._articles[row], article, clean, output, self._references[row])
@@ -362,9 +377,9 @@ class Summarization:
         return {f"first {words} words of the changed article": first}
 
     def again(self) -> Self:
-        """See Measured: the same model with one space more at the end of each article."""
+        """See Measured: the same model with a space doubled in each article."""
         other = copy.copy(self)
-        other._ending = self._ending + SPACE
+        other._asked_again = True
         other._answers = {}
         return other
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ class AdapterTraining:
             lora_dropout=0.0,
             target_modules="all-linear",
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that will change
             torch.manual_seed(seed)
             self.adapted: Any = get_peft_model(learner.model, config)
         # No dropout of the base either: what is learnt is how it answers when it is deployed.
