@@ -43,7 +43,14 @@ def with_audit(**changes: object) -> dict:
 
 def test_the_projects_own_params_are_valid() -> None:
     params = load_params(Path(__file__).parents[1] / "params.yaml")
-    assert list(params.audits) == ["mnist", "imagenet"] and list(params.repairs) == ["mnist"]
+    assert list(params.audits) == ["mnist", "imagenet", "news", "news-quick"]
+    assert list(params.repairs) == ["mnist", "news"]
+    news, quick = params.audits["news"], params.audits["news-quick"]
+    assert (quick.seed, quick.prepare["model"], quick.discrepancy) == (
+        news.seed,
+        news.prepare["model"],
+        news.discrepancy,
+    )
 
 
 @pytest.mark.parametrize(
