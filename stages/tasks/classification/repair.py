@@ -16,19 +16,14 @@ of such a mixture would shift the model's answers to clean images.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 import torch
 from pydantic import ValidationError
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -40,6 +35,7 @@ from stages.tasks.cells import CellSampler
 from stages.tasks.classification.config import RepairSettings
 from stages.tasks.classification.models import Classifier, clone, save_model, seeded
 from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.training import rate, render_card, resume, save_checkpoint
 
 if TYPE_CHECKING:
     from stages.tasks.classification.task import ImageClassification
@@ -127,12 +123,13 @@ class FineTuning:
 
     def run(self) -> pd.DataFrame:
         """Train to the end; return the loss of each step."""
-        done, epochs = self._resume(), self.settings.epochs
+        device, epochs = self.task.context.compute.device, self.settings.epochs
+        done, self.losses = resume(self.checkpoint, self.trained, self.optimizer, device)
         with progress(f"{self.what}, {self.settings.method}", epochs * self.steps) as tell:
             for epoch in range(done, epochs):
                 for loss in self._epoch(epoch):
                     tell(len(self.losses), f"epoch {epoch + 1} of {epochs}, loss {loss:.3f}")
-                self._save(epoch + 1)
+                save_checkpoint(self.checkpoint, self.trained, self.optimizer, epoch + 1, self.losses)
         return pd.DataFrame({"step": np.arange(1, len(self.losses) + 1), "loss": self.losses})
 
     def _epoch(self, epoch: int) -> Iterator[float]:
@@ -148,7 +145,9 @@ class FineTuning:
             changed = self.task.inputs(items[part].tolist(), cells[part], np.full(self.changed, epoch))
             loss = self._loss(changed, self.task.rows(items[part].tolist()), self.task.rows(replayed[step].tolist()))
             for group in self.optimizer.param_groups:
-                group["lr"] = self._rate(epoch * self.steps + step)
+                group["lr"] = rate(
+                    epoch * self.steps + step, self.settings.epochs * self.steps, self.settings.learning_rate
+                )
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -168,44 +167,6 @@ class FineTuning:
             told = functional.log_softmax(logits[labelled:] / soft, 1)
             loss = loss + functional.kl_div(told, wanted, reduction="sum", log_target=True) * soft**2
         return loss / len(both)
-
-    def _rate(self, step: int) -> float:
-        """Linear warm-up over the first tenth of the steps, then a cosine to 0."""
-        total = self.settings.epochs * self.steps
-        warm = max(1, total // 10)
-        if step < warm:
-            return self.settings.learning_rate * (step + 1) / warm
-        return self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-    def _save(self, done: int) -> None:
-        if self.checkpoint is None:
-            return
-        tensors = {f"model.{n}": p.detach() for n, p in self.trained.items()}
-        for name, parameter in self.trained.items():
-            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
-        part = self.checkpoint.with_suffix(".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        state = json.dumps({"done": done, "losses": self.losses})
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, metadata={"state": state})
-        part.replace(self.checkpoint)
-
-    def _resume(self) -> int:
-        """Go back to the last whole epoch; return how many are done."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return 0
-        device = self.task.context.compute.device
-        with safe_open(self.checkpoint, framework="pt", device=device) as file:
-            state: Mapping[str, Any] = json.loads(file.metadata()["state"])
-            for name, parameter in self.trained.items():
-                parameter.data.copy_(file.get_tensor(f"model.{name}"))
-                self.optimizer.state[parameter] = {
-                    # AdamW counts its steps on the CPU.
-                    key: tensor.cpu() if key == "step" else tensor
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    for tensor in [file.get_tensor(f"{key}.{name}")]
-                }
-        self.losses = list(state["losses"])
-        return int(state["done"])
 
 
 def _risk(space: ConceptSpace, cells: np.ndarray, failed: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -228,18 +189,13 @@ def _settings(plan: RepairPlan) -> RepairSettings:
 def _card(
     task: ImageClassification, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int
 ) -> str:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    template = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    decision = dict.fromkeys(("decided_by", "reviewer", "reason", "landscape")) | dict(plan.decision)
-    return template.get_template("model_card.md").render(
+    return render_card(
+        Path(__file__).parent / "templates",
+        plan,
         base=task.model_hash,
         form=task.model.form,
         settings=settings.model_dump(),
-        control=plan.control,
-        seed=plan.seed,
         steps=steps,
-        decision=decision,
-        targets=plan.targets,
         space=task.concepts,
         numbers=numbers,
     )

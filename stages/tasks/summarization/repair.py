@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from pydantic import ValidationError
@@ -34,6 +33,7 @@ from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, Pair, buil
 from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.training import AdapterTraining
 from stages.tasks.summarization.verify import verify
+from stages.tasks.training import render_card
 
 if TYPE_CHECKING:
     from stages.tasks.summarization.task import Summarization
@@ -161,18 +161,13 @@ def _settings(plan: RepairPlan) -> RepairSettings:
 def _card(
     task: Summarization, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int
 ) -> str:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    template = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    decision = dict.fromkeys(("decided_by", "reviewer", "reason", "landscape")) | dict(plan.decision)
-    return template.get_template("model_card.md").render(
+    return render_card(
+        Path(__file__).parent / "templates",
+        plan,
         base=task.summarizer.hash,
         form=task.summarizer.form,
         settings=settings,
-        control=plan.control,
-        seed=plan.seed,
         steps=steps,
-        decision=decision,
-        targets=plan.targets,
         examples=plan.examples,
         good=GOOD,
         space=task.concepts,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,18 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from stages.progress import progress
 from stages.tasks.summarization.generate import IGNORED, Summarizer
 from stages.tasks.summarization.repair_config import RepairSettings
+from stages.tasks.training import rate, resume, save_checkpoint
 
 MICRO_BATCH = 4  # texts that go through the model at once: more are padded more, as their lengths differ more
 SAVE_EVERY = 20  # steps a kill costs at most
-WARM_UP = 0.1  # share of the steps
 CLIP = 1.0  # norm of the gradient at most
 
 Lesson = tuple[str, str]  # an article, and the summary to give of it
@@ -80,18 +76,19 @@ class AdapterTraining:
         Returns:
             One row a step: step, and loss in nats a token of the summary.
         """
-        done, steps = self._resume(), self.settings.steps
+        device, steps = self.learner.compute.device, self.settings.steps
+        done, self.losses = resume(self.checkpoint, self.trained, self.optimizer, device)
         with progress(what, steps) as tell, quick(self.adapted):
             for step in range(done, steps):
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self._rate(step)
+                    group["lr"] = rate(step, steps, self.settings.learning_rate)
                 self.optimizer.zero_grad()
                 self.losses.append(self._backward(self.lessons(step)))
                 torch.nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
                 self.optimizer.step()
                 tell(step + 1, f"loss {np.mean(self.losses[-10:]):.3f}")
                 if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-                    self._save(step + 1)
+                    save_checkpoint(self.checkpoint, self.trained, self.optimizer, step + 1, self.losses)
         return pd.DataFrame({"step": np.arange(1, len(self.losses) + 1), "loss": self.losses})
 
     def _backward(self, lessons: Sequence[Lesson]) -> float:
@@ -108,43 +105,6 @@ class AdapterTraining:
             part_loss.backward()  # type: ignore[no-untyped-call]
             loss += float(part_loss.detach())
         return loss
-
-    def _rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine to 0."""
-        peak, steps = self.settings.learning_rate, self.settings.steps
-        warm = max(1, round(WARM_UP * steps))
-        if step < warm:
-            return peak * (step + 1) / warm
-        return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    def _save(self, done: int) -> None:
-        if self.checkpoint is None:
-            return
-        tensors = {f"model.{n}": p.detach() for n, p in self.trained.items()}
-        for name, parameter in self.trained.items():
-            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
-        part = self.checkpoint.with_suffix(".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        state = json.dumps({"done": done, "losses": self.losses})
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, metadata={"state": state})
-        part.replace(self.checkpoint)
-
-    def _resume(self) -> int:
-        """Go back to the last step that was kept; return how many are done."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return 0
-        with safe_open(self.checkpoint, framework="pt", device=self.learner.compute.device) as file:
-            state: Mapping[str, Any] = json.loads(file.metadata()["state"])
-            for name, parameter in self.trained.items():
-                parameter.data.copy_(file.get_tensor(f"model.{name}"))
-                self.optimizer.state[parameter] = {
-                    # AdamW counts its steps on the CPU.
-                    key: tensor.cpu() if key == "step" else tensor
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    for tensor in [file.get_tensor(f"{key}.{name}")]
-                }
-        self.losses = list(state["losses"])
-        return int(state["done"])
 
 
 @contextlib.contextmanager

@@ -1,0 +1,78 @@
+"""What all repairs by training share: a schedule, a checkpoint from which a killed run goes on, and the model card."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stages.tasks.contract import RepairPlan
+
+
+def rate(step: int, steps: int, peak: float) -> float:
+    """Learning rate of a step: linear warm-up over the first tenth of the steps, then a cosine to 0."""
+    warm = max(1, steps // 10)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def save_checkpoint(
+    path: Path | None, trained: Mapping[str, Tensor], optimizer: torch.optim.AdamW, done: int, losses: list[float]
+) -> None:
+    """Write what a run needs to go on; it appears whole or not at all. Without a path nothing is kept.
+
+    Args:
+        path: a safetensors file.
+        trained: the parameters that change, by name.
+        optimizer: of these parameters.
+        done: how far the run is, in its own units.
+        losses: of the steps so far.
+    """
+    if path is None:
+        return
+    tensors = {f"model.{n}": p.detach() for n, p in trained.items()}
+    for name, parameter in trained.items():
+        tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    part = path.with_suffix(".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    state = json.dumps({"done": done, "losses": losses})
+    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, metadata={"state": state})
+    part.replace(path)
+
+
+def resume(
+    path: Path | None, trained: Mapping[str, Tensor], optimizer: torch.optim.AdamW, device: str
+) -> tuple[int, list[float]]:
+    """Go back to what `save_checkpoint` kept; return how far that was and the losses until then."""
+    if path is None or not path.exists():
+        return 0, []
+    with safe_open(path, framework="pt", device=device) as file:
+        state: Mapping[str, Any] = json.loads(file.metadata()["state"])
+        for name, parameter in trained.items():
+            parameter.data.copy_(file.get_tensor(f"model.{name}"))
+            optimizer.state[parameter] = {
+                # AdamW counts its steps on the CPU.
+                key: tensor.cpu() if key == "step" else tensor
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                for tensor in [file.get_tensor(f"{key}.{name}")]
+            }
+    return int(state["done"]), list(state["losses"])
+
+
+def render_card(templates: Path, plan: RepairPlan, **values: Any) -> str:
+    """The model card of a repair: the template model_card.md of a task, with what the plan says and `values`."""
+    loader = jinja2.FileSystemLoader(templates)
+    template = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    decision = dict.fromkeys(("decided_by", "reviewer", "reason", "landscape")) | dict(plan.decision)
+    return template.get_template("model_card.md").render(
+        control=plan.control, seed=plan.seed, decision=decision, targets=plan.targets, **values
+    )
