@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from stages.errors import UsageError
 from stages.params import Strict, validation_lines
+from stages.tasks.contract import TaskContext
 
 Source = TypeVar("Source", bound=Strict)
 
@@ -53,6 +54,16 @@ def source_errors(raw: Mapping[str, Any], loaders: Mapping[str, Any], where: str
     except UsageError as error:
         return str(error).splitlines()
     return errors
+
+
+def missing_splits(context: TaskContext) -> list[str]:
+    """Say which splits a repair needs and `prepare.items` does not count; empty if it counts them."""
+    items = context.config.get("items", {})
+    return [
+        f"restructure: a repair needs items of the split {split}; set audits.{context.audit}.prepare.items.{split}"
+        for split in ("repair", "test")
+        if isinstance(items, Mapping) and not items.get(split)
+    ]
 
 
 def local_file(inputs: Path, name: str, where: str) -> Path:

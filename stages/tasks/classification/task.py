@@ -40,7 +40,7 @@ from stages.tasks.contract import (
     TaskContext,
 )
 from stages.tasks.features import PrincipalAxes
-from stages.tasks.sources import parse_source, source_errors
+from stages.tasks.sources import missing_splits, parse_source, source_errors
 
 EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
 
@@ -98,12 +98,7 @@ class ImageClassification:
     @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
         """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
-        items = context.config.get("items", {})
-        errors = [
-            f"restructure: a repair needs items of the split {split}; set audits.{context.audit}.prepare.items.{split}"
-            for split in ("repair", "test")
-            if isinstance(items, Mapping) and not items.get(split)
-        ]
+        errors = missing_splits(context)
         try:
             RepairSettings.model_validate(dict(settings))
         except ValidationError as error:

@@ -28,7 +28,7 @@ from stages.tasks.contract import (
     TaskContext,
 )
 from stages.tasks.features import PrincipalAxes
-from stages.tasks.sources import parse_source, source_errors
+from stages.tasks.sources import missing_splits, parse_source, source_errors
 from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration, measure_noise, space_doubled
 from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig, conflicts
 from stages.tasks.summarization.data import DATA_LOADERS, DataSource, choose_items
@@ -154,12 +154,7 @@ class Summarization:
         """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
         from stages.tasks.summarization.repair_config import RepairSettings
 
-        items = context.config.get("items", {})
-        errors = [
-            f"restructure: a repair needs items of the split {split}; set audits.{context.audit}.prepare.items.{split}"
-            for split in ("repair", "test")
-            if isinstance(items, Mapping) and not items.get(split)
-        ]
+        errors = missing_splits(context)
         try:
             asked = RepairSettings.model_validate(dict(settings))
         except ValidationError as error:
