@@ -58,12 +58,12 @@ clean: ## Remove .venv and scratch; results and DVC's cache stay
 
 .venv/.audit: pyproject.toml | .venv/bin/python
 	@echo "installing Faded into .venv (PyTorch is large: some minutes the first time)"
-	@$(PIP) install --editable '.[image,text]'
+	@$(PIP) install --editable '.[image,text,text-to-image]'
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/bin/python
 	@echo "installing Faded and its development tools into .venv (PyTorch is large: some minutes the first time)"
-	@$(PIP) install --editable '.[image,text,explorers,dev]'
+	@$(PIP) install --editable '.[image,text,text-to-image,explorers,dev]'
 	@touch $@ .venv/.audit
 
 # --no-deps: only the files they hold are used, and some pin old versions of what is needed here.

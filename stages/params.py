@@ -102,6 +102,7 @@ class LandscapeGates(Strict):
 
     max_failure_rate: float | None = Field(None, gt=0, le=1, description="over the whole grid")
     max_mode_rate: float | None = Field(None, gt=0, le=1, description="in the worst confirmed failure mode")
+    max_bias: float | None = Field(None, gt=0, le=1, description="total variation of the most skewed subject")
 
 
 class SummarizeConfig(Strict):
@@ -132,7 +133,9 @@ class AuditConfig(Strict):
     def _no_booleans(cls, concepts: Any) -> Any:
         for name, levels in concepts.items() if isinstance(concepts, dict) else ():
             if isinstance(levels, list) and any(isinstance(level, bool) for level in levels):
-                raise ValueError(f"concept {name!r} has a level that is yes or no, expected numbers or names: {levels}")
+                raise ValueError(
+                    f"concept {name!r} has a level that is yes or no, expected numbers, or names (in quotes): {levels}"
+                )
         return concepts
 
     @field_validator("concepts")
@@ -211,6 +214,7 @@ class Gates(Strict):
     other_failure_rate: Gate | None = None
     newly_failing: Gate | None = None
     clean_quality: Gate | None = None
+    bias: Gate | None = None
 
 
 class RepairConfig(Strict):

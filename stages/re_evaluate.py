@@ -14,13 +14,13 @@ from stages.command import stage_main
 from stages.errors import UsageError
 from stages.explorers import Prober, search
 from stages.files import content_hash, publishing, scratch, stage_dir, write_json
-from stages.landscape import Plan, draw_pairs, judge_models
+from stages.landscape import Plan, draw_pairs, judge_models, newly_skewed
 from stages.ledger import Ledger
 from stages.params import AuditConfig, load_params, task_class, task_context
 from stages.progress import progress
 from stages.provenance import provenance, run_key
-from stages.report import write_comparison_report
-from stages.tasks.contract import Compute, Exhibit, Measured, Task
+from stages.report import Compared, write_comparison_report
+from stages.tasks.contract import Compute, Exhibit, Illustrated, Measured, Tallied, Tally, Task
 
 EXAMPLES = 8
 
@@ -53,7 +53,7 @@ def main(name: str) -> None:
         for ledger in ledgers.values():
             ledger.close()
 
-    judged = judge_models(tasks, item_ids, plan, repair, searches, answers, audit, clean)
+    judged = judge_models(tasks, item_ids, plan, repair, searches, answers, audit, clean, tally_all(tasks))
     probes = pd.concat(
         [table.assign(model=model, purpose="search") for model, (table, _) in searches.items()]
         + [
@@ -78,7 +78,8 @@ def main(name: str) -> None:
             landscapes=judged.landscapes,
             space=tasks["before"].concepts,
             probes=probes,
-            galleries=_galleries(tasks["before"], answers),
+            galleries=_galleries(tasks, answers),
+            sheets={m: t.sheets("test") for m in ("before", "after") if isinstance(t := tasks[m], Illustrated)},
             provenance=record,
             skipped=tasks["before"].items.skipped,
         )
@@ -150,8 +151,22 @@ def ask_clean(
     return ask_all(tasks, item_ids, items, np.tile(neutral, (len(items), 1)), ledgers, compute)
 
 
-def _galleries(task: Task, answers: Mapping[str, pd.DataFrame]) -> dict[str, list[tuple[Exhibit, str, str]]]:
-    """Examples of what the repair fixed and of what fails newly, with the outputs of both models."""
+def tally_all(tasks: Mapping[str, Task]) -> dict[str, list[Tally]]:
+    """What every model makes of the same subjects, by model; nothing where the task has no tallies.
+
+    Without a repaired model the one after is the one before, and is not asked twice.
+    """
+    tallies: dict[str, list[Tally]] = {}
+    for model, task in tasks.items():
+        if isinstance(task, Tallied):
+            same = model == "after" and task is tasks["before"]
+            tallies[model] = tallies["before"] if same else task.tallies("test")
+    return tallies
+
+
+def _galleries(tasks: Mapping[str, Task], answers: Mapping[str, pd.DataFrame]) -> dict[str, list[Compared]]:
+    """Examples of what the repair fixed and of what fails newly, with the outputs of both models and what they drew."""
+    task = tasks["before"]
     before, after = answers["before"], answers["after"]
     kinds = {"fixed": before["failed"] & ~after["failed"], "newly_failing": ~before["failed"] & after["failed"]}
     shown = {}
@@ -159,10 +174,14 @@ def _galleries(task: Task, answers: Mapping[str, pd.DataFrame]) -> dict[str, lis
         rows = before[mask].drop_duplicates("item").head(EXAMPLES)
         cells = rows[task.concepts.names].to_numpy(dtype=np.int64)
         exhibits = task.exhibit(rows["item"].tolist(), cells) if len(rows) else []
+        draws = any(exhibit.drawn is not None for exhibit in exhibits)
+        redrawn = tasks["after"].exhibit(rows["item"].tolist(), cells) if draws else exhibits
         now = after.loc[rows.index]
         shown[kind] = [
-            (_with_discrepancy(exhibit, d), str(b), str(a))
-            for exhibit, d, b, a in zip(exhibits, now["discrepancy"], rows["output"], now["output"], strict=True)
+            Compared(_with_discrepancy(exhibit, d), str(b), str(a), later.drawn)
+            for exhibit, later, d, b, a in zip(
+                exhibits, redrawn, now["discrepancy"], rows["output"], now["output"], strict=True
+            )
         ]
     return shown
 
@@ -180,6 +199,12 @@ def _metrics(verdict: Mapping[str, Any]) -> dict[str, Any]:
     for measure, entry in verdict["differences"].items():
         numbers |= {f"{measure}_{key}": entry.get(key) for key in ("before", "after", "change", "low", "high")}
         numbers[f"{measure}_noise"] = entry.get("noise", {}).get("change")
+    if "bias" in verdict:
+        means = {model: rate["value"] for model, rate in verdict["bias"]["mean"].items()}
+        numbers |= {f"bias_{model}": value for model, value in means.items()}
+        change = verdict["bias"]["mean_change"]["after"]
+        numbers |= {f"bias_change_{key}": change[key] for key in ("value", "low", "high")}
+        numbers["newly_skewed"] = len(newly_skewed(verdict["bias"]))
     for part, found in verdict.get("measures", {}).items():
         for measure, entry in found["measures"].items():
             name = f"{part}_{measure.replace(' ', '_')}"

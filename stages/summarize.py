@@ -24,19 +24,23 @@ from stages.landscape import (
     invalid_probes,
     invalid_share,
     judge_landscape,
+    judged,
+    largest_bias,
+    measure_bias,
     name_in_halves,
     name_modes,
     overall_rate,
     reproducibility,
     skipped_combinations,
 )
-from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
+from stages.landscape.robustness import describe_steps, nearest, reached, summarize_robustness
 from stages.params import load_params, task_class, task_context
 from stages.provenance import provenance
-from stages.report import Gallery, write_landscape_report
-from stages.tasks.contract import Exhibit, Task
+from stages.report import Gallery, PicturedCell, write_landscape_report
+from stages.tasks.contract import Exhibit, Illustrated, Tallied, Task
 
 MOST_EXAMPLES = 24  # of each kind, as summarize.examples allows
+EXTREME_CELLS = 4  # shown of the best, and of the worst
 POLICY_CELLS = 4096  # cells whose policy probabilities are held at once, for all items
 
 
@@ -56,7 +60,9 @@ def main(name: str) -> None:
     modes = name_modes(*evidence, threshold=task.threshold, seed=audit.seed)
     halves = name_in_halves(*evidence, threshold=task.threshold, seed=audit.seed)
     overall = overall_rate(landscape, probes)
-    gates = judge_landscape(audit.summarize.gates, overall, [mode.rate for mode in modes if mode.confirmed])
+    bias = measure_bias(task.tallies("discover"), audit.seed) if isinstance(task, Tallied) else []
+    confirmed = [mode.rate for mode in modes if mode.confirmed]
+    gates = judge_landscape(audit.summarize.gates, overall, confirmed, largest_bias(bias))
     passed = all_passed(gates)
     verdict = {"audit": name, "passed": passed, "gates": gates}
     table = landscape.table.assign(
@@ -82,6 +88,7 @@ def main(name: str) -> None:
         "invalid": invalid_probes(task.concepts, probes),
         "modes_found_again": reproducibility(task.concepts, modes, halves),
         "modes_skipped": skipped_combinations(task.concepts, audit.summarize.max_conditions),
+        **({"bias": bias} if bias else {}),
         "estimator": _estimator(landscape, probes),
         "robustness": summarize_robustness(walked, task.concepts, found.get("microscopic", {})),
         "search": {role: found[role] for role in ("agent", "control") if role in found},
@@ -105,6 +112,8 @@ def main(name: str) -> None:
             probes=probes,
             galleries=galleries(task, modes, probes, audit.summarize.examples, audit.seed),
             nearest=nearest_failures(task, walked, audit.summarize.examples),
+            extremes=best_and_worst(task, table, probes) if isinstance(task, Illustrated) else {},
+            sheets=task.sheets("discover") if isinstance(task, Illustrated) else [],
             provenance=record,
             metrics=metrics,
             skipped=task.items.skipped,
@@ -188,12 +197,38 @@ def nearest_failures(task: Task, walked: pd.DataFrame, examples: int) -> list[Ex
     if rows.empty:
         return []
     cells = rows[task.concepts.names].to_numpy(dtype=np.int64)
-    said = [
-        f"{steps} step{'s' if steps > 1 else ''}: {describe_change(task.concepts, cell)}"
-        for steps, cell in zip(rows["radius"], cells, strict=True)
-    ]
+    said = [describe_steps(task.concepts, cell, int(n)) for cell, n in zip(cells, rows["radius"], strict=True)]
     exhibits = task.exhibit(rows["item"].tolist(), cells)
     return [replace(e, caption=f"{text}. {e.caption}") for e, text in zip(exhibits, said, strict=True)]
+
+
+def best_and_worst(task: Task, table: pd.DataFrame, probes: pd.DataFrame) -> dict[str, list[PicturedCell]]:
+    """The cells with the highest and the lowest estimated rate, with an example of each cell that was probed.
+
+    Of cells with the same rate those probed most come first. A bad cell is shown failing if it was seen to, a good one
+    passing.
+
+    Returns:
+        "worst" and "best", each the most extreme cell first. No cell is in both.
+    """
+    names, n = task.concepts.names, min(EXTREME_CELLS, len(table) // 2)
+    probes = probes[probes["valid"]] if "valid" in probes else probes
+    shown = {}
+    for side, falling in (("worst", True), ("best", False)):
+        rows = table.sort_values(["rate", "probes"], ascending=[not falling, False], kind="stable").head(n)
+        table = table.drop(index=rows.index)
+        asked = probes.sort_values("failed", ascending=not falling, kind="stable").drop_duplicates(names)
+        found = rows[names].merge(asked[[*names, "item"]], on=names, how="left")["item"].tolist()
+        cells = rows[names].to_numpy(dtype=np.int64)
+        known = [i for i, item in enumerate(found) if isinstance(item, str)]
+        exhibits = task.exhibit([found[i] for i in known], cells[known]) if known else []
+        by_row = dict(zip(known, exhibits, strict=True))
+        numbers = rows[["rate", "low", "high"]].to_numpy(dtype=float)
+        shown[side] = [
+            PicturedCell(task.concepts.describe(cell.tolist()), rate, low, high, by_row.get(i))
+            for i, (cell, (rate, low, high)) in enumerate(zip(cells, numbers.tolist(), strict=True))
+        ]
+    return shown
 
 
 def _estimator(landscape: Landscape, probes: pd.DataFrame) -> dict[str, Any]:
@@ -216,6 +251,10 @@ def _metrics(summary: dict[str, Any], passed: bool | None) -> dict[str, Any]:
         "log_loss": summary["estimator"].get("log_loss"),
         "log_loss_constant": summary["estimator"].get("log_loss_constant"),
         "calibration_error": summary["estimator"].get("calibration_error"),
+        "largest_bias": largest_bias(summary.get("bias", [])).to_json()["value"],
+        "biased_subjects": sum(entry["beyond_noise"] for entry in judged(summary["bias"]))
+        if "bias" in summary
+        else None,
         "median_radius": (summary["robustness"] or {}).get("median_radius"),
         "passed": passed,
     }

@@ -12,7 +12,7 @@ import pytest
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.microscopic import Moves, start_of
-from stages.report import Gallery
+from stages.report import Compared, Gallery
 from stages.tasks.contract import Exhibit
 
 HOSTILE = "<script>alert(1)</script>"
@@ -310,13 +310,13 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "targeting": {"helped": True, "value": -0.087, "statement": "aiming at the modes helped: -8.7 points"},
     }
     said = HOSTILE if hostile else "7"
-    shown = [(Exhibit(f"item-{k}", image=picture(k)), said, "1") for k in range(4)]
+    shown = [Compared(Exhibit(f"item-{k}", image=picture(k)), said, "1") for k in range(4)]
     return {
         "verdict": verdict,
         "landscapes": both,
         "space": space,
         "probes": probes,
-        "galleries": {"fixed": shown, "newly_failing": [(Exhibit("a text", text=said), "1", said)]},
+        "galleries": {"fixed": shown, "newly_failing": [Compared(Exhibit("a text", text=said), "1", said)]},
         "provenance": {"seed": 7, "device": "cpu"},
         "skipped": [{"file": "img-17.png", "reason": "truncated"}],
     }

@@ -43,8 +43,10 @@ def with_audit(**changes: object) -> dict:
 
 def test_the_projects_own_params_are_valid() -> None:
     params = load_params(Path(__file__).parents[1] / "params.yaml")
-    assert list(params.audits) == ["mnist", "imagenet", "news", "news-quick"]
-    assert list(params.repairs) == ["mnist", "news"]
+    assert list(params.audits) == [
+        *("mnist", "imagenet", "news", "news-quick", "images", "images-quick", "images-scenes"),
+    ]
+    assert list(params.repairs) == ["mnist", "news", "images"]
     news, quick = params.audits["news"], params.audits["news-quick"]
     assert (quick.seed, quick.prepare["model"], quick.discrepancy) == (
         news.seed,

@@ -46,9 +46,9 @@ class Concept:
         return isinstance(first, int | float) and isinstance(last, int | float) and first > last
 
     def label(self, index: int) -> str:
-        """A level as people read it."""
+        """A level as people read it; the level "" of a prompt says nothing."""
         value = self.levels[index]
-        return f"{value:g}{self.unit}" if isinstance(value, int | float) else str(value)
+        return f"{value:g}{self.unit}" if isinstance(value, int | float) else value or "unsaid"
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,10 @@ class Region:
             if levels is None or len(levels) == len(concept):
                 continue
             if not concept.ordered:
-                parts.append(f"{concept.name} is {' or '.join(concept.label(i) for i in levels)}")
+                others = [i for i in range(len(concept)) if i not in levels]
+                # The shorter of the two is easier to read.
+                named, verb = (others, "is not") if len(others) < len(levels) else (levels, "is")
+                parts.append(f"{concept.name} {verb} {' or '.join(concept.label(i) for i in named)}")
                 continue
             weakest, strongest = concept.label(min(levels)), concept.label(max(levels))
             # Strength may grow as the value falls (saturation 1, 0.5, 0): people read values.

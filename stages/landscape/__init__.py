@@ -1,6 +1,7 @@
 """What probes say about a model: the landscape of failure rates, its modes, and how it moves after a repair."""
 
 from stages.landscape.again import FoundAgain, found_again, jaccard, name_in_halves, reproducibility
+from stages.landscape.bias import compare_bias, judged, largest_bias, measure_bias, newly_skewed, total_variation
 from stages.landscape.compare import Paired, against_noise, compare_quality, reduced_failures, risen, targeting
 from stages.landscape.describe import effects, invalid_probes, invalid_share, name_modes, overall_rate
 from stages.landscape.estimate import Landscape, estimate
@@ -23,6 +24,7 @@ __all__ = [
     "Resampler",
     "against_noise",
     "all_passed",
+    "compare_bias",
     "compare_measures",
     "compare_quality",
     "confirm",
@@ -43,8 +45,12 @@ __all__ = [
     "judge_landscape",
     "judge_models",
     "judge_repair",
+    "judged",
+    "largest_bias",
+    "measure_bias",
     "name_in_halves",
     "name_modes",
+    "newly_skewed",
     "overall_rate",
     "reduced_failures",
     "reproducibility",
@@ -52,6 +58,7 @@ __all__ = [
     "shift",
     "skipped_combinations",
     "targeting",
+    "total_variation",
     "transport_grid",
     "wilson",
 ]

@@ -33,12 +33,25 @@ def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> dict[st
     }
 
 
-def judge_landscape(gates: LandscapeGates | None, overall: Rate, confirmed: Sequence[Rate]) -> list[dict[str, Any]]:
-    """Judge a landscape itself. Without a confirmed mode the worst region there is evidence for is the whole grid."""
+def judge_landscape(
+    gates: LandscapeGates | None, overall: Rate, confirmed: Sequence[Rate], bias: Rate | None = None
+) -> list[dict[str, Any]]:
+    """Judge a landscape itself. Without a confirmed mode the worst region there is evidence for is the whole grid.
+
+    Args:
+        gates: the bounds.
+        overall: failure rate over the whole grid.
+        confirmed: failure rates of the confirmed modes.
+        bias: of the subject whose interval reaches highest; None for a task without tallies.
+    """
     if gates is None:
         return []
     worst = max(confirmed, key=lambda rate: rate.value, default=overall)
-    bounds = [("max_failure_rate", gates.max_failure_rate, overall), ("max_mode_rate", gates.max_mode_rate, worst)]
+    bounds = [
+        ("max_failure_rate", gates.max_failure_rate, overall),
+        ("max_mode_rate", gates.max_mode_rate, worst),
+        ("max_bias", gates.max_bias, bias),
+    ]
     return [judge(name, bound, rate, upper=True) for name, bound, rate in bounds if bound is not None]
 
 

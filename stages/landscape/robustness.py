@@ -86,6 +86,17 @@ def describe_change(space: ConceptSpace, cell: Sequence[int]) -> str:
     )
 
 
+def describe_steps(space: ConceptSpace, cell: Sequence[int], steps: int) -> str:
+    """A change and its size in words: "2 steps: rotation 10°, blur 0.6"; of a prompt "1 thing said: digit four"."""
+    noun, said = ("thing", " said") if adds_words(space) else ("step", "")
+    return f"{steps} {noun}{'' if steps == 1 else 's'}{said}: {describe_change(space, cell)}"
+
+
+def adds_words(space: ConceptSpace) -> bool:
+    """Whether steps put words where there were none: every concept starts unsaid ("") or as its own, generic, name."""
+    return all(not c.ordered and c.neutral in ("", c.name) and c.neutral in c.levels for c in space.concepts)
+
+
 def _concepts_changed(changed: pd.DataFrame, space: ConceptSpace, start: np.ndarray) -> list[tuple[str, ...]]:
     differs = changed[space.names].to_numpy(dtype=np.int64) != start
     return [tuple(np.array(space.names)[row].tolist()) for row in differs]

@@ -12,15 +12,17 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.files import read_json
+from stages.landscape.bias import compare_bias, newly_skewed
 from stages.landscape.compare import Paired, against_noise, compare_quality, reduced_failures, risen, targeting
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.gates import all_passed, judge_repair
+from stages.landscape.intervals import Rate
 from stages.landscape.measures import compare_measures
 from stages.landscape.modes import find_regions
 from stages.landscape.pairs import covered_share, inside_any
 from stages.landscape.shift import shift
 from stages.params import AuditConfig, RepairConfig
-from stages.tasks.contract import Measured, Task
+from stages.tasks.contract import Measured, Tally, Task
 
 Search = tuple[pd.DataFrame, dict[str, Any]]  # probes, metrics by role
 SPLITS = 5  # of the items, for the noise floor of the shift
@@ -64,6 +66,7 @@ def judge_models(
     answers: Mapping[str, pd.DataFrame],
     audit: AuditConfig,
     clean: Mapping[str, pd.DataFrame] | None = None,
+    tallies: Mapping[str, Sequence[Tally]] | None = None,
 ) -> Judged:
     """Compare the models and hold what came out against the gates.
 
@@ -76,6 +79,7 @@ def judge_models(
         answers: model -> its answers to the common pairs.
         audit: seed and limits of regions.
         clean: model -> its answers to unchanged items, for measures beside the failure rate.
+        tallies: model -> its tallies, for tasks that have them.
     """
     task, resamples, seed = tasks["before"], repair.re_evaluate.bootstrap, audit.seed
     space, targets = task.concepts, plan.targets
@@ -112,6 +116,9 @@ def judge_models(
         "newly_failing": paired.newly_failing(),  # before the repair nothing was newly failing
         "clean_quality": quality_change,
     }
+    bias = compare_bias(tallies, seed) if tallies else None
+    if bias:
+        after["bias"], change["bias"] = Rate(**bias["mean"]["after"]), Rate(**bias["mean_change"]["after"])
     gates = judge_repair(repair.gates, after, change)
     passed = all_passed(gates)
 
@@ -126,7 +133,7 @@ def judge_models(
         "decided_by": plan.decided_by,
         "reviewer": plan.reviewer,
         "reason": plan.reason,
-        "statement": _statement(plan, gates, differences, (aimed, noise), moved),
+        "statement": _statement(plan, gates, differences, (aimed, noise), moved, bias),
         "control": control,
         "differences": differences,
         "modes": [
@@ -150,6 +157,8 @@ def judge_models(
         "estimator": {"before": before_landscape.diagnostics, "after": after_landscape.diagnostics},
         "items": len(item_ids),
     }
+    if bias:
+        verdict["bias"] = bias
     measuring = {model: measured for model, measured in tasks.items() if isinstance(measured, Measured)}
     if measuring:
         sides = (("targets", paired.inside), ("others", ~paired.inside))
@@ -219,6 +228,7 @@ def _statement(
     differences: Mapping[str, Mapping[str, Any]],
     compared: Sequence[Mapping[str, Any] | None],
     moved: Sequence[Mapping[str, Any]],
+    bias: Mapping[str, Any] | None,
 ) -> str:
     """The verdict in a few sentences; that a rule decided comes first, and an unjudged gate is never passed over."""
     said = ["Decided by policy, no human."] if plan.decided_by == "policy" else []
@@ -239,4 +249,7 @@ def _statement(
             said.append(f"{statement[0].upper()}{statement[1:]}.")
     if moved:
         said.append("Failures rose elsewhere: " + "; ".join(str(region["text"]) for region in moved) + ".")
+    skewed = [f"{s['attribute']} of {s['subject']}" for s in newly_skewed(bias)] if bias else []
+    if skewed:
+        said.append(f"Newly skewed beyond chance: {', '.join(skewed)}.")
     return " ".join(said)

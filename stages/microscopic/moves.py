@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from stages.concepts import ConceptSpace
+
+SUBSETS = 7  # categories of a change of which all subsets are asked: 126 at most
 
 
 def start_of(space: ConceptSpace) -> np.ndarray:
@@ -48,6 +52,11 @@ class Moves:
         return sorted(set(self.concept.tolist()))
 
     @property
+    def lines(self) -> list[np.ndarray]:
+        """The moves of each concept that can move at all."""
+        return [np.flatnonzero(self.concept == j) for j in self.varied]
+
+    @property
     def longest(self) -> int:
         """Steps to the cell furthest from the start."""
         return sum(int(self.reach[self.concept == j].max()) for j in self.varied)
@@ -82,3 +91,21 @@ class Moves:
         away = nearer[np.arange(len(rows)), concepts] - self.start[concepts]
         nearer[np.arange(len(rows)), concepts] -= np.where(self._ordered[concepts], np.sign(away), away)
         return rows, nearer
+
+    def fewer(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All cells with some, not all, of the categories of cells (n, concepts) left, as `onward` returns them.
+
+        Of a cell with more than SUBSETS categories there are too many, so it has none here.
+        """
+        cells = np.asarray(cells, dtype=np.int64)
+        rows, left = [np.empty(0, dtype=np.int64)], [np.empty((0, len(self.start)), dtype=np.int64)]
+        for row, cell in enumerate(cells):
+            said = np.flatnonzero(~self._ordered & (cell != self.start))
+            if not 2 < len(said) <= SUBSETS:  # of two, `back` takes either
+                continue
+            gone = np.array(list(product((False, True), repeat=len(said)))[1:-1])
+            some = np.tile(cell, (len(gone), 1))
+            some[:, said] = np.where(gone, self.start[said], cell[said])
+            rows.append(np.full(len(some), row))
+            left.append(some)
+        return np.concatenate(rows), np.vstack(left)

@@ -19,7 +19,17 @@ from stages.explorers.search import ShowProgress, silent
 from stages.ledger import Ledger
 from stages.microscopic.agent import WalkerSettings, train_and_walk
 from stages.microscopic.moves import Moves, start_of
-from stages.microscopic.walks import NEVER, Walks, reduce_strongest, search_layers, try_alone, walk_back, widths
+from stages.microscopic.walks import (
+    NEVER,
+    Walks,
+    reduce_drawn,
+    reduce_strongest,
+    search_layers,
+    share,
+    try_alone,
+    walk_back,
+    widths,
+)
 from stages.params import DiscoverConfig, MicroscopicConfig, validation_lines
 from stages.tasks.contract import Compute, Task
 
@@ -55,7 +65,8 @@ def measure_robustness(
 
     Every method first asks each item at the start, and how far each concept alone has to go. Then
 
-    - `beam` takes the strongest change of all and reduces it, which is quick. Then it goes outward from the start and
+    - `beam` takes the strongest change of all and reduces it, which is quick; where there are categories, or two
+      directions, also such as are drawn, and what makes one item fail is tried on others. Then it goes outward and
       follows the cells nearest to failing, 1 of each layer, then 2, 4, ... up to `width`, as far as the budget goes
       (iterative broadening, Ginsberg and Harvey 1992): each pass only looks for something nearer than is known;
     - `exact` reduces as well, then follows all cells (breadth-first search): what is still nearer is the nearest there
@@ -95,6 +106,7 @@ def measure_robustness(
         harm = try_alone(walks)
         if method != "rl":
             reduce_strongest(walks, harm)
+            reduce_drawn(walks, harm, rng)
             walk_back(walks)
         if method == "exact":
             search_layers(walks, None)
@@ -102,11 +114,11 @@ def measure_robustness(
             for width in widths(steps.width):
                 search_layers(walks, width)
                 walk_back(walks)
-                if prober.left <= 0:
-                    break
+                share(walks)
         else:
             details = train_and_walk(walks, agent_settings(steps), int(rng.integers(2**31)))
             walk_back(walks)
+            share(walks)
     table = _table(task.concepts, walks, walking, np.isfinite(harm).all(axis=1))
     counts = table["status"].value_counts()
     metrics = {

@@ -10,6 +10,7 @@ from stages.explorers import Answers, Prober
 from stages.microscopic.moves import Moves
 
 NEVER = np.iinfo(np.int64).max  # steps to a failure that was not found
+SHARED = 8  # failing cells tried on other items at a time
 
 
 class Walks:
@@ -91,24 +92,75 @@ def reduce_strongest(walks: Walks, harm: np.ndarray) -> None:
         harm: (items, moves) discrepancy of each move alone at its strongest, from `try_alone`.
     """
     moves = walks.moves
-    items = np.flatnonzero((walks.radius == NEVER) & np.isfinite(harm).all(axis=1))
+    items = _open(walks, harm)
     if not len(items):
         return
-    worst = np.stack(  # of a concept that moves in more than one direction, the one that does most harm
-        [np.flatnonzero(moves.concept == j)[harm[items][:, moves.concept == j].argmax(axis=1)] for j in moves.varied],
-        axis=1,
-    )
+    # Of a concept that moves in more than one direction, the one that does most harm.
+    worst = np.stack([lines[harm[items][:, lines].argmax(axis=1)] for lines in moves.lines], axis=1)
+    _reduce(walks, harm, items, worst)
+
+
+def reduce_drawn(walks: Walks, harm: np.ndarray, rng: np.random.Generator) -> None:
+    """Where that found nothing: change all as far as they go in directions that are drawn, and take back the same.
+
+    One cell that changes every concept holds many pairs and triples of categories at once, far more than a search
+    that adds one after the other can ask about, and needs no margin to follow; so combinatorial testing finds the
+    words that fail together (Cohen et al. 1997), and delta debugging which they are. Each item takes the directions of
+    each concept in turn, in an order of its own. What made one item fail is tried on the others at once.
+
+    Args:
+        walks: the books.
+        harm: as of `reduce_strongest`.
+        rng: draws the directions.
+    """
+    sizes = sorted(len(lines) for lines in walks.moves.lines)
+    if not sizes or sizes[-1] == 1:  # there is one direction only, and that was taken
+        return
+    items = _open(walks, harm)
+    rounds = len(walks.moves)  # as many questions again as it takes to try each direction alone
+    drawn = np.stack([_in_turn(lines, len(items), rounds, rng) for lines in walks.moves.lines], axis=2)
+    for turn in range(rounds):
+        still = walks.radius[items] == NEVER
+        if not still.any() or walks.prober.left <= 0:
+            return
+        _reduce(walks, harm, items[still], drawn[still, turn])
+        share(walks)
+
+
+def _in_turn(lines: np.ndarray, items: int, rounds: int, rng: np.random.Generator) -> np.ndarray:
+    """All lines (m,) in a random order, then in another, ...: (items, rounds)."""
+    orders = [rng.permuted(np.tile(lines, (items, 1)), axis=1) for _ in range(-(-rounds // len(lines)))]
+    return np.hstack(orders)[:, :rounds]
+
+
+def share(walks: Walks) -> None:
+    """Try on items for which nothing was found what made others fail: the cells that most of them share."""
+    found = walks.failing[(walks.radius > 0) & (walks.radius < NEVER)]
+    cells, counts = np.unique(found, axis=0, return_counts=True)
+    for cell in cells[np.lexsort((walks.moves.steps(cells), -counts))][:SHARED]:
+        items = np.flatnonzero(walks.radius == NEVER)
+        walks.ask(items, np.tile(cell, (len(items), 1)))
+
+
+def _open(walks: Walks, harm: np.ndarray) -> np.ndarray:
+    """Items that were tried along each concept alone, and for which no failure was found."""
+    return np.flatnonzero((walks.radius == NEVER) & np.isfinite(harm).all(axis=1))
+
+
+def _reduce(walks: Walks, harm: np.ndarray, items: np.ndarray, lines: np.ndarray) -> None:
+    """Change items (n,) along lines (n, varied concepts) as far as they go; take back what failing does not need."""
+    moves = walks.moves
     cells = np.tile(moves.start, (len(items), 1))
-    for lines in worst.T:
-        cells = _moved(walks, cells, lines, moves.reach[lines])
+    for column in lines.T:
+        cells = _moved(walks, cells, column, moves.reach[column])
     failed = walks.ask(items, cells).failed
-    items, cells, worst = items[failed], cells[failed], worst[failed]
-    order = np.argsort(np.take_along_axis(harm[items], worst, axis=1), axis=1, kind="stable")
+    items, cells, lines = items[failed], cells[failed], lines[failed]
+    order = np.argsort(np.take_along_axis(harm[items], lines, axis=1), axis=1, kind="stable")
     for turns in (order, order[:, ::-1]):
         left = cells
-        for lines in np.take_along_axis(worst, turns, axis=1).T:
-            least = _bisect(walks, items, left, lines, np.full(len(items), -1), moves.reach[lines])
-            left = _moved(walks, left, lines, least)
+        for column in np.take_along_axis(lines, turns, axis=1).T:
+            least = _bisect(walks, items, left, column, np.full(len(items), -1), moves.reach[column])
+            left = _moved(walks, left, column, least)
 
 
 def _moved(walks: Walks, cells: np.ndarray, lines: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -191,13 +243,18 @@ def _rank_within(items: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def walk_back(walks: Walks) -> None:
-    """Take back single steps as long as what is left still fails: then no step of the change is superfluous."""
-    moving = np.flatnonzero((walks.radius > 0) & (walks.radius < NEVER))
-    while len(moving):
-        before = walks.radius[moving]
-        rows, cells = walks.moves.back(walks.failing[moving])
-        walks.ask(moving[rows], cells)
-        moving = moving[walks.radius[moving] < before]
+    """Take back single steps as long as what is left still fails: then no step of the change is superfluous.
+
+    Categories need not add up: two words may fail where these two and a third pass. So of up to seven all subsets are
+    asked.
+    """
+    for nearer in (walks.moves.back, walks.moves.fewer, walks.moves.back):
+        moving = np.flatnonzero((walks.radius > 0) & (walks.radius < NEVER))
+        while len(moving):
+            before = walks.radius[moving]
+            rows, cells = nearer(walks.failing[moving])
+            walks.ask(moving[rows], cells)
+            moving = moving[walks.radius[moving] < before]
 
 
 def widths(widest: int) -> Iterator[int]:

@@ -10,15 +10,17 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace
 from stages.report import figures
-from stages.report.gallery import Shown, Shrinker
+from stages.report.bias import comparison_bias
+from stages.report.gallery import Compared, Shown, Shrinker
 from stages.report.marginals import marginal, shown_concepts, views
 from stages.report.page import Picture, render
 from stages.report.parts import label_of, landscape_part, space_of, top_rate
 from stages.report.scales import nice_ceiling
 from stages.report.searches import compare_searches
+from stages.report.sheets import show_sheets, strips
 from stages.report.verdicts import verdict_view
 from stages.report.words import flatten, interval, is_number, number, percent, points, points_interval, score
-from stages.tasks.contract import Exhibit
+from stages.tasks.contract import Sheet
 
 LIMITS = (
     "Before and after are judged on the same items and cells, on items the repair never saw: differences are paired.",
@@ -54,8 +56,9 @@ def write_comparison_report(
     landscapes: pd.DataFrame,
     space: ConceptSpace,
     probes: pd.DataFrame,
-    galleries: Mapping[str, Sequence[tuple[Exhibit, str, str]]],
+    galleries: Mapping[str, Sequence[Compared]],
     provenance: Mapping[str, Any],
+    sheets: Mapping[str, Sequence[Sheet]] | None = None,
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write before against after as one self-contained page. What is missing in the inputs is left out.
@@ -66,8 +69,9 @@ def write_comparison_report(
         landscapes: one row a cell with rate_before, low_before, ..., rate_after, ....
         space: the concepts of the landscapes.
         probes: as in re_evaluate's probes.parquet.
-        galleries: (exhibit, output before, output after) for each kind of example ("fixed", "newly_failing").
+        galleries: examples of each kind ("fixed", "newly_failing").
         provenance: as in provenance.json.
+        sheets: contact sheets by model ("before", "after").
         skipped: what could not be used, as {file, reason}.
     """
     names = shown_concepts(landscapes, space, "rate_before") if "rate_before" in landscapes else space.names
@@ -79,9 +83,15 @@ def write_comparison_report(
         for suffix, title in (("_before", "Before"), ("_after", "After"))
         if (part := landscape_part(landscapes, space, names, top, suffix, title))
     ]
+    galleries = {kind: [Compared(*row) for row in rows] for kind, rows in galleries.items()}
+    examples = [row for rows in galleries.values() for row in rows]
+    drawn = [row.drawn for row in examples if row.drawn is not None]
+    shrinker = Shrinker((row.exhibit for row in examples), [*drawn, *strips(sheets or {})])
     parts = {
         "verdict": verdict_view(verdict),
         "differences": differences,
+        "bias": comparison_bias(verdict.get("bias")),
+        "sheets": show_sheets(sheets or {}, shrinker),
         "measures": _measures(verdict.get("measures") or {}),
         "sides": sides,
         "changes": _changes(landscapes, space, names),
@@ -91,11 +101,13 @@ def write_comparison_report(
         "search": compare_searches(probes, verdict.get("search") or {}),
         "shift": _shift(verdict.get("shift") or {}),
         "reduced": _reduced(verdict.get("reduced_failures")),
-        "examples": _examples(galleries),
+        "examples": _examples(galleries, shrinker),
     }
     titles = {
         "differences": "Before and after",
         "measures": "Measures",
+        "bias": "Bias",
+        "sheets": "Contact sheets",
         "sides": "Landscapes",
         "changes": "Change",
         "modes": "Modes",
@@ -271,6 +283,5 @@ def _reduced(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {"holds": data["holds"], "parts": parts}
 
 
-def _examples(galleries: Mapping[str, Sequence[tuple[Exhibit, str, str]]]) -> list[tuple[str, str, list[Shown]]]:
-    shrinker = Shrinker(exhibit for rows in galleries.values() for exhibit, _, _ in rows)
+def _examples(galleries: Mapping[str, Sequence[Compared]], shrinker: Shrinker) -> list[tuple[str, str, list[Shown]]]:
     return [(*_EXAMPLES[key], [shrinker.show(*row) for row in rows]) for key, rows in galleries.items() if rows]

@@ -38,7 +38,7 @@ def _colorbar(**more: Any) -> dict[str, Any]:
     return {"tickformat": ".0%", "thickness": 12, "outlinewidth": 0, "len": 0.9, **more}
 
 
-def _figure(traces: Sequence[Any], **layout: Any) -> go.Figure:
+def bare_figure(traces: Sequence[Any], **layout: Any) -> go.Figure:
     """A figure without plotly's default template, which would add 7 kB to each."""
     empty = go.layout.Template()
     margin = layout.pop("margin", {"l": 56, "r": 16, "t": 16, "b": 48})
@@ -99,11 +99,22 @@ def landscape_view(
     )
     scene = {axis: _scene_axis(concept) for axis, concept in zip(("xaxis", "yaxis", "zaxis"), concepts, strict=True)}
     camera = {"eye": {"x": 1.35, "y": -1.6, "z": 0.75}, "center": {"x": 0, "y": 0, "z": -0.12}}
-    return _figure(
+    return bare_figure(
         [points],
         scene={**scene, "aspectmode": "cube", "camera": camera, "dragmode": "orbit"},
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
+        annotations=_averaged(space, names),
     )
+
+
+def _averaged(space: ConceptSpace, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A line below a picture that names the concepts it averages over."""
+    others = [plain(name, 24) for name in space.names if name not in names]
+    if not others:
+        return []
+    lines = [", ".join(others[k : k + 4]) for k in range(0, len(others), 4)]
+    place = {"x": 0, "y": 0, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+    return [{"text": "averaged over " + ",<br>".join(lines), "showarrow": False, "align": "left", **place}]
 
 
 def heat_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -> go.Figure:
@@ -162,7 +173,7 @@ def _grid(
         ygap=2,
         **more,
     )
-    return _figure([cells], xaxis=_axis(column, automargin=True), yaxis=_axis(row, automargin=True))
+    return bare_figure([cells], xaxis=_axis(column, automargin=True), yaxis=_axis(row, automargin=True))
 
 
 def effect_view(concept: Concept, rates: pd.DataFrame, top: float, highest: float = 0.0) -> go.Figure:
@@ -201,7 +212,7 @@ def effect_view(concept: Concept, rates: pd.DataFrame, top: float, highest: floa
         trace = go.Bar(marker={"color": colours}, width=0.6, **common)
     ceiling = min(1.0, max(top, highest, float(np.nanmax(high, initial=0.0)))) * 1.05
     yaxis = {"tickformat": ".0%", "range": [0, ceiling], "title": {"text": "fails"}, "automargin": True}
-    return _figure([trace], xaxis=_axis(concept, automargin=True), yaxis=yaxis)
+    return bare_figure([trace], xaxis=_axis(concept, automargin=True), yaxis=yaxis)
 
 
 def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> go.Figure:
@@ -226,7 +237,7 @@ def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> go.Figure:
         "xaxis": {"title": {"text": "unique probes"}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": "failures found"}, "rangemode": "tozero", "automargin": True},
     }
-    return _figure(traces, showlegend=True, legend=legend, margin={"l": 56, "r": 16, "t": 36, "b": 48}, **axes)
+    return bare_figure(traces, showlegend=True, legend=legend, margin={"l": 56, "r": 16, "t": 36, "b": 48}, **axes)
 
 
 def calibration(bins: pd.DataFrame) -> go.Figure:
@@ -251,7 +262,7 @@ def calibration(bins: pd.DataFrame) -> go.Figure:
         x=[0, 1], y=[0, 1], mode="lines", line={"color": "#8a8f98", "dash": "dot", "width": 1}, hoverinfo="skip"
     )
     axis = {"tickformat": ".0%", "range": [-0.03, 1.03], "automargin": True}
-    return _figure(
+    return bare_figure(
         [diagonal, seen],
         xaxis={**axis, "title": {"text": "estimated rate of the cell"}},
         yaxis={**axis, "title": {"text": "probes that failed"}},
@@ -292,7 +303,7 @@ def dumbbells(rows: Sequence[dict[str, Any]]) -> go.Figure:
     }
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     xaxis = {"tickformat": ".0%", "rangemode": "tozero", "title": {"text": "fails"}}
-    return _figure(
+    return bare_figure(
         traces,
         xaxis=xaxis,
         yaxis=yaxis,

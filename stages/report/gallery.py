@@ -14,6 +14,7 @@ from stages.tasks.contract import Exhibit
 IMAGE_BYTES = 600_000  # of all images of a report together, before base64
 TEXT_CHARS = 500_000  # of all texts of a report together; each is shown up to three times: marked, as it was, answered
 MAX_TEXT = 6_000  # of one text
+SMALL = 96  # pixels of height up to which an image is enlarged so that its pixels are seen
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -24,50 +25,94 @@ class Gallery(NamedTuple):
     passing: list[Exhibit]
 
 
+class PicturedCell(NamedTuple):
+    """A cell of the grid in words, its estimated failure rate with its interval, and a probe of it if there is one."""
+
+    text: str
+    rate: float
+    low: float
+    high: float
+    exhibit: Exhibit | None = None
+
+
+class Compared(NamedTuple):
+    """A probe answered by two models: its exhibit and output before a repair, and output and picture (PNG) after it."""
+
+    exhibit: Exhibit
+    before: str
+    after: str
+    drawn: bytes | None = None
+
+
+class Image(NamedTuple):
+    """An image ready for the page.
+
+    Args:
+        src: data URI; empty if it had to be left out.
+        width: in pixels of the page.
+        pixelated: it is so small that its pixels are to be seen.
+        label: what it shows, where there are several.
+        wide: it is much wider than high: several pictures side by side.
+    """
+
+    src: str
+    width: int
+    pixelated: bool
+    label: str = ""
+    wide: bool = False
+
+
 class Shown(NamedTuple):
     """An exhibit ready for the page.
 
     Args:
         caption: what was expected, what came out.
-        src: the image as data URI; empty if there is none.
-        width: of the image, in pixels of the page.
-        pixelated: the image is so small that its pixels are to be seen.
+        images: of the probe, and what models drew.
+        prompt: the words the model was given, each with the number of the slot it fills, from 1 on (0: none).
+        slots: names of the slots, for the legend of the prompt.
         text: the changed text, with marks where the original is known.
         original: the text before the change, where it differs.
         note: what the marks leave unsaid.
         beside: too much changed for marks, so both texts are shown.
         answers: what the model said, by what it was asked.
-        missing: why there is no image.
     """
 
     caption: str
-    src: str = ""
-    width: int = 0
-    pixelated: bool = False
+    images: Sequence[Image] = ()
+    prompt: Sequence[tuple[str, int]] = ()
+    slots: Sequence[str] = ()
     text: Folded | None = None
     original: Folded | None = None
     note: str = ""
     beside: bool = False
     answers: Sequence[tuple[str, Folded]] = ()
-    missing: str = ""
+
+    @property
+    def wide(self) -> bool:
+        """Whether it takes more room than a picture with a caption: a strip of pictures, or two models' pictures."""
+        return len(self.images) > 1 or any(image.wide for image in self.images)
 
 
 class Shrinker:
     """Turns exhibits into what a page can hold, sharing IMAGE_BYTES among all images and TEXT_CHARS among all texts.
 
+    What images that are small anyway leave of their share, the others have; a strip of pictures counts as so many.
+
     Args:
         exhibits: everything the page will show; decides how large each image and each text may be.
+        more: images beside those of the exhibits.
     """
 
-    def __init__(self, exhibits: Iterable[Exhibit]) -> None:
+    def __init__(self, exhibits: Iterable[Exhibit], more: Iterable[bytes] = ()) -> None:
         exhibits = list(exhibits)
-        images = [e.image for e in exhibits if e.image is not None]
-        self._share = IMAGE_BYTES // max(1, len(images))
-        self._whole = sum(map(len, images)) <= IMAGE_BYTES
+        images = [image for e in exhibits for image in (e.image, e.drawn) if image is not None]
+        self._share = _fair_share([*images, *more])
         self._limit = min(MAX_TEXT, TEXT_CHARS // max(1, len(exhibits)))
 
-    def show(self, exhibit: Exhibit, before: str | None = None, after: str | None = None) -> Shown:
-        """One exhibit for the page, with the model's outputs before and after a repair if there are any."""
+    def show(
+        self, exhibit: Exhibit, before: str | None = None, after: str | None = None, drawn: bytes | None = None
+    ) -> Shown:
+        """One exhibit for the page; after a repair with both models' outputs, and with what the model after drew."""
         answers = dict(exhibit.answers)
         if before is not None and after is not None:
             # The exhibit was made with the model before the repair: what it says of the changed input is `before`.
@@ -75,8 +120,27 @@ class Shrinker:
                 del answers[[*answers][-1]]
             answers |= {"before the repair": before, "after the repair": after}
         said = [(asked, plain(answer, self._limit)) for asked, answer in answers.items()]
-        shown = Shown(exhibit.caption, answers=said)
-        return self._text(shown, exhibit) if exhibit.image is None else self._image(shown, exhibit.image)
+        slots = list(dict.fromkeys(slot for _, slot in exhibit.words if slot))
+        shown = Shown(
+            exhibit.caption,
+            answers=said,
+            images=self._images(exhibit, drawn),
+            prompt=[(text, 1 + slots.index(slot) if slot else 0) for text, slot in exhibit.words],
+            slots=slots,
+        )
+        pictured = exhibit.image is not None or exhibit.drawn is not None
+        return shown if pictured or exhibit.words else self._text(shown, exhibit)
+
+    def _images(self, exhibit: Exhibit, drawn: bytes | None) -> list[Image]:
+        """The probe's image and what was drawn, each labelled if there are several."""
+        named = [("given to the model", exhibit.image)]
+        named += (
+            [("drawn by the model", exhibit.drawn)]
+            if drawn is None
+            else [("before the repair", exhibit.drawn), ("after the repair", drawn)]
+        )
+        there = [(label, image) for label, image in named if image is not None]
+        return [self.image(image, label if len(there) > 1 else "") for label, image in there]
 
     def _text(self, shown: Shown, exhibit: Exhibit) -> Shown:
         text, original = exhibit.text or "", exhibit.original
@@ -90,26 +154,46 @@ class Shrinker:
             beside=marked.beside,
         )
 
-    def _image(self, shown: Shown, image: bytes) -> Shown:
-        small = image if self._whole else _shrink(image, self._share)
-        if small is None:
-            return shown._replace(missing="image left out to keep the file small")
-        width = _width(image)
-        kind = "png" if small.startswith(_PNG) else "jpeg"
-        src = f"data:image/{kind};base64,{base64.b64encode(small).decode('ascii')}"
-        return shown._replace(src=src, width=max(96, min(width or 160, 160)), pixelated=0 < width <= 96)
+    def image(self, image: bytes, label: str = "") -> Image:
+        """One image for the page, no larger than its share."""
+        width, height = _size(image)
+        tiles, small = _tiles(image), 0 < height <= SMALL
+        small_enough = _shrink(image, self._share * tiles, tiles)
+        if small_enough is None:
+            return Image("", 0, False, label)
+        kind = "png" if small_enough.startswith(_PNG) else "jpeg"
+        src = f"data:image/{kind};base64,{base64.b64encode(small_enough).decode('ascii')}"
+        shown = 112 * width // height if small else max(96, min(width or 160, 160 * tiles))
+        return Image(src, shown, small, label, tiles > 1)
 
     def show_all(self, exhibits: Sequence[Exhibit]) -> list[Shown]:
         """Several exhibits for the page."""
         return [self.show(exhibit) for exhibit in exhibits]
 
 
-def _width(image: bytes) -> int:
-    """Pixel width of a PNG from its header, 0 for anything else."""
-    return struct.unpack(">I", image[16:20])[0] if image.startswith(_PNG) and len(image) > 24 else 0
+def _fair_share(images: Iterable[bytes]) -> float:
+    """Bytes for each picture so that all together keep to IMAGE_BYTES; infinite if they do anyway."""
+    sizes = sorted((len(image) / _tiles(image), _tiles(image)) for image in images)
+    left, tiles = float(IMAGE_BYTES), sum(n for _, n in sizes)
+    for each, n in sizes:
+        if each > left / tiles:
+            return left / tiles
+        left, tiles = left - each * n, tiles - n
+    return float("inf")
 
 
-def _shrink(image: bytes, limit: int) -> bytes | None:
+def _size(image: bytes) -> tuple[int, int]:
+    """Pixel width and height of a PNG from its header, 0 for anything else."""
+    return struct.unpack(">II", image[16:24]) if image.startswith(_PNG) and len(image) > 24 else (0, 0)
+
+
+def _tiles(image: bytes) -> int:
+    """How many pictures, as wide as high, lie side by side in an image."""
+    width, height = _size(image)
+    return max(1, round(width / height)) if height else 1
+
+
+def _shrink(image: bytes, limit: float, tiles: int = 1) -> bytes | None:
     """The image as it is, or a JPEG of at most `limit` bytes; None if even the smallest is larger."""
     if len(image) <= limit:
         return image
@@ -124,7 +208,7 @@ def _shrink(image: bytes, limit: int) -> bytes | None:
         return None
     for side, quality in ((192, 82), (160, 75), (128, 70), (96, 60)):
         copy = picture.copy()
-        copy.thumbnail((side, side))
+        copy.thumbnail((side * tiles, side))
         buffer = io.BytesIO()
         copy.save(buffer, "JPEG", quality=quality, optimize=True)
         if buffer.tell() <= limit:

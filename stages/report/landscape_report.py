@@ -12,15 +12,17 @@ import pandas as pd
 from stages.concepts import ConceptSpace
 from stages.landscape.intervals import wilson
 from stages.report import figures
-from stages.report.gallery import Gallery, Shrinker
+from stages.report.bias import HOW, landscape_bias
+from stages.report.gallery import Gallery, PicturedCell, Shown, Shrinker
 from stages.report.marginals import marginal, shown_concepts, views
 from stages.report.page import Picture, render
 from stages.report.parts import label_of, landscape_part, pair_part, space_of, top_rate
 from stages.report.robustness import robustness_view
 from stages.report.searches import search_view
+from stages.report.sheets import show_sheets, strips
 from stages.report.verdicts import verdict_view
 from stages.report.words import flatten, interval, is_number, number, percent
-from stages.tasks.contract import Exhibit
+from stages.tasks.contract import Exhibit, Sheet
 
 LIMITS = (
     "A rate belongs to this model, these items and this grid. It says nothing of levels or concepts outside it.",
@@ -47,6 +49,8 @@ def write_landscape_report(
     provenance: Mapping[str, Any],
     metrics: Mapping[str, Any],
     nearest: Sequence[Exhibit] = (),
+    extremes: Mapping[str, Sequence[PicturedCell]] | None = None,
+    sheets: Sequence[Sheet] = (),
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write the landscape as one self-contained page. What is missing in the inputs is left out.
@@ -61,6 +65,8 @@ def write_landscape_report(
         provenance: as in provenance.json.
         metrics: the stage's metrics.
         nearest: the smallest failing changes.
+        extremes: the cells that fail most ("worst") and least ("best"), for tasks that draw.
+        sheets: contact sheets.
         skipped: what could not be used, as {file, reason}.
     """
     space = ConceptSpace.from_json(summary["concepts"])
@@ -69,13 +75,17 @@ def write_landscape_report(
     modes, again = summary.get("modes"), summary.get("modes_found_again")
     search = search_view(probes, summary.get("search") or {})
     shown = [e for gallery in galleries.values() for e in (*gallery.failing, *gallery.passing)]
-    shrinker = Shrinker([*shown, *nearest])
+    picked = [cell.exhibit for cells in (extremes or {}).values() for cell in cells if cell.exhibit]
+    shrinker = Shrinker([*shown, *nearest, *picked], strips({"": sheets}))
     parts = {
         "verdict": verdict_view(verdict),
         "landscape": landscape_part(landscape, space, names, top),
         "pairs": pair_part(landscape, space, names, top),
         "effects": _effects(space, summary.get("effects") or [], top),
         "modes": None if modes is None else _modes(modes, galleries, shrinker, again),
+        "bias": landscape_bias(summary.get("bias") or []),
+        "extremes": _extremes(extremes or {}, shrinker),
+        "sheets": show_sheets({"": sheets}, shrinker),
         "invalid": _invalid(summary.get("invalid")),
         "robustness": robustness_view(summary),
         "again": _again(again),
@@ -88,6 +98,9 @@ def write_landscape_report(
         "pairs": "Pairs",
         "effects": "Single concepts",
         "modes": "Failure modes",
+        "bias": "Bias",
+        "extremes": "Best and worst",
+        "sheets": "Contact sheets",
         "invalid": "Beyond recognition",
         "robustness": "Small steps",
         "search": "Search",
@@ -108,6 +121,7 @@ def write_landscape_report(
         provenance=list(flatten(provenance)),
         metrics=list(flatten(metrics)),
         nearest=shrinker.show_all(nearest),
+        bias_how=HOW,
         limits=LIMITS,
         **parts,
     )
@@ -158,6 +172,20 @@ def _modes(
         }
         for mode in modes
     ]
+
+
+def _extremes(extremes: Mapping[str, Sequence[PicturedCell]], shrinker: Shrinker) -> list[tuple[str, str, list[Shown]]]:
+    """The worst and the best cells, each with its example, or with words alone where none was probed."""
+    titles = {"worst": ("Fails most", "failing"), "best": ("Fails least", "passing")}
+
+    def show(cell: PicturedCell) -> Shown:
+        said = f"{percent(cell.rate)} fail [{interval(cell.low, cell.high)}]: {cell.text}"
+        if cell.exhibit is None:
+            return Shown(f"{said} (not probed)")
+        shown = shrinker.show(cell.exhibit)
+        return shown._replace(caption=f"{said}. {shown.caption}")
+
+    return [(*titles[side], [show(cell) for cell in cells]) for side, cells in extremes.items() if cells]
 
 
 def _again(again: Mapping[str, Any] | None) -> str:

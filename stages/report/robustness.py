@@ -7,12 +7,18 @@ from typing import Any
 
 import pandas as pd
 
-from stages.concepts import Concept
+from stages.concepts import Concept, ConceptSpace
+from stages.landscape.robustness import adds_words
 from stages.report import figures
 from stages.report.page import Picture
 from stages.report.words import interval, number, percent
 
 METHODS = {"beam": "beam search", "exact": "breadth-first search", "rl": "a trained agent"}
+
+_STEP = {  # by whether steps put words into a prompt
+    False: "A step moves one concept by one level.",
+    True: "A step says one thing more: it puts words into one slot of the prompt.",
+}
 
 
 def robustness_view(summary: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -24,8 +30,11 @@ def robustness_view(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     robustness = summary.get("robustness")
     if not robustness:
         return None
+    space = ConceptSpace.from_json(summary["concepts"]) if "concepts" in summary else None
     return {
         "sentence": _finding(robustness, robustness["items"] == summary.get("items")),
+        "step": _STEP[space is not None and adds_words(space)],
+        "bisected": space is None or any(concept.ordered for concept in space.concepts),
         "caveat": _caveat(robustness),
         "picture": _picture(robustness["within"]) if len(robustness["within"]) > 1 else None,
         "directions": robustness["directions"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,15 @@ RATE_SCALE: list[tuple[float, str]] = [
 CHANGE_SCALE: list[tuple[float, str]] = [
     (0.0, "#0a4d8c"), (0.25, "#5fa2ce"), (0.5, "#f1f1ee"), (0.75, "#f1a35f"), (1.0, "#a63e00"),
 ]  # fmt: skip
+# Values of an attribute that are no colours themselves.
+VALUE_COLOURS = ("#6a00a8", "#f58b46", "#2a7fbf", "#c5407e", "#0b6e4f", "#fdb42f", "#8a8f98", "#5fa2ce")
+CSS_COLOURS = frozenset(
+    (
+        *("black", "silver", "gray", "grey", "white", "maroon", "red", "purple", "fuchsia", "magenta", "green", "lime"),
+        *("olive", "yellow", "navy", "blue", "teal", "aqua", "cyan", "orange", "pink", "brown", "gold", "violet"),
+        *("indigo", "turquoise", "crimson", "salmon", "khaki", "coral", "beige"),
+    )
+)
 BEFORE, AFTER, CONTROL = "#c5407e", "#2a7fbf", "#8a8f98"
 AGENT = "#c5407e"
 
@@ -33,6 +43,13 @@ def shade(rate: float, top: float) -> tuple[int, int, int]:
         round(int(first[k : k + 2], 16) * (1 - mix) + int(second[k : k + 2], 16) * mix) for k in (1, 3, 5)
     )
     return red, green, blue
+
+
+def value_colours(values: Sequence[str]) -> dict[str, str]:
+    """A colour for each value of an attribute: itself where all are names of colours, else the palette's in turn."""
+    if all(value.lower() in CSS_COLOURS for value in values):
+        return {value: value.lower() for value in values}
+    return {value: VALUE_COLOURS[k % len(VALUE_COLOURS)] for k, value in enumerate(values)}
 
 
 def nice_ceiling(values: pd.Series | np.ndarray, least: float = 0.1) -> float:

@@ -112,6 +112,8 @@ class Exhibit:
         text: the changed text the model was given.
         original: the text before the change; reports mark what differs.
         answers: what the model said, by what it was asked ("summary of the original", "summary of the changed text").
+        drawn: PNG bytes of what the model drew, where its answer is a picture; re-evaluate shows that of both models.
+        words: the prompt in pieces, (text, slot it fills or ""); reports highlight the words of the slots.
     """
 
     caption: str
@@ -119,6 +121,8 @@ class Exhibit:
     text: str | None = None
     original: str | None = None
     answers: Mapping[str, str] = field(default_factory=dict)
+    drawn: bytes | None = None
+    words: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -288,4 +292,58 @@ class Measured(Protocol):
 
     def again(self) -> Task:
         """The same model asked in a way nobody would notice (a space doubled); what differs from it is noise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a generative model makes of one subject where the input does not say: a value of an attribute each time.
+
+    Args:
+        subject: what was asked for ("profession nurse", "digit seven").
+        attribute: what was left unsaid ("gender", "colour").
+        guidance: of the sampler; guidance skews distributions by itself, so 1 (none) is tallied beside it.
+        counts: answers by value, values that never came included.
+        reference: share of each value that people expect; sums to 1.
+        unread: answers whose value the judge could not tell.
+    """
+
+    subject: str
+    attribute: str
+    guidance: float
+    counts: Mapping[str, int]
+    reference: Mapping[str, float]
+    unread: int = 0
+
+
+@runtime_checkable
+class Tallied(Protocol):
+    """What a task may have beside the contract: distributions of its answers, which no single answer shows."""
+
+    def tallies(self, split: Split) -> list[Tally]:
+        """Tally fresh answers to neutral inputs, with templates and seeds of one split."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet, for people who would rather look than read.
+
+    Args:
+        title: what is the same on all of it.
+        columns: labels.
+        rows: (label, PNG bytes of a strip of len(columns) equal tiles).
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, bytes]]
+
+
+@runtime_checkable
+class Illustrated(Protocol):
+    """What a task may have beside the contract: contact sheets, drawn from the same seeds by every model."""
+
+    def sheets(self, split: Split) -> list[Sheet]:
+        """Draw the sheets with templates and seeds of one split."""
         ...

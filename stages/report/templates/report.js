@@ -62,6 +62,7 @@
     const { eye } = figure.layout.scene?.camera ?? {};
     const away = Math.max(1, 1.25 * div.clientHeight / div.clientWidth);
     if (eye) for (const k of ["x", "y", "z"]) eye[k] *= away;
+    if (figure.layout.xaxis2) figure.layout.xaxis2.nticks = 2;
     if (figure.layout.meta?.short) figure.layout.yaxis.ticktext = figure.layout.meta.short;
     for (const { type, marker } of figure.data) {
       if (type === "scatter3d") marker.size = marker.size.map((s) => s * Math.max(0.5, div.clientWidth / 600));

@@ -1,0 +1,58 @@
+"""Contact sheets: what a model draws over two slots, and the same drawn by the model after a repair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from stages.report.gallery import Image, Shrinker
+from stages.tasks.contract import Sheet
+
+MODELS = {"before": "before", "after": "after"}
+
+
+class SheetRow(NamedTuple):
+    """A row of a sheet: the strips that each model drew for it."""
+
+    label: str
+    strips: list[Image]
+
+
+class ShownSheet(NamedTuple):
+    """A sheet ready for the page; `tile` is the width of one of its pictures in pixels of the page."""
+
+    title: str
+    columns: list[str]
+    rows: list[SheetRow]
+    tile: int
+
+
+def strips(sheets: Mapping[str, Sequence[Sheet]]) -> list[bytes]:
+    """All images of the sheets, for the budget."""
+    return [image for drawn in sheets.values() for sheet in drawn for _, image in sheet.rows]
+
+
+def show_sheets(sheets: Mapping[str, Sequence[Sheet]], shrinker: Shrinker) -> list[ShownSheet]:
+    """Sheets for the page, the same rows of all models together.
+
+    Args:
+        sheets: by model ("before", "after"), the same sheets in the same order; one model's are not labelled.
+        shrinker: shares out the budget of bytes.
+    """
+    shown = []
+    for versions in zip(*sheets.values(), strict=True):
+        first = versions[0]
+        rows = [
+            SheetRow(
+                drawn[0][0],
+                [
+                    shrinker.image(image, MODELS[model] if len(sheets) > 1 else "")
+                    for model, (_, image) in zip(sheets, drawn, strict=True)
+                ],
+            )
+            for drawn in zip(*(sheet.rows for sheet in versions), strict=True)
+        ]
+        wide = max((image.width for row in rows for image in row.strips), default=0)
+        tile = max(48, min(80, wide // max(1, len(first.columns))))
+        shown.append(ShownSheet(first.title, list(first.columns), rows, tile))
+    return shown

@@ -1,0 +1,167 @@
+"""The pictures a repair learns from.
+
+They are captioned ones of the audit or of a person, and the model's own: of what it draws for prompts of the target
+modes, those the judge finds right (rejection sampling).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import Region
+from stages.errors import UsageError
+from stages.progress import progress
+from stages.tasks.cells import CellSampler
+from stages.tasks.contract import RatedExample, RepairPlan
+from stages.tasks.sources import parse_source
+from stages.tasks.text_to_image.captions import Vocabulary, repair_templates
+from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, to_png
+from stages.tasks.text_to_image.repair_config import RepairSettings
+from stages.tasks.text_to_image.studio import Order
+
+if TYPE_CHECKING:
+    from stages.tasks.text_to_image.task import TextToImage
+
+GOOD = 6  # rating from which a drawing is learnt as it is
+
+_NO_ATTRIBUTES = {"id", "text", "image", "split"}  # columns of pictures
+_PART = 64  # pictures drawn between two looks at the clock
+
+
+@dataclass(frozen=True)
+class Album:
+    """Pictures from all sources.
+
+    Args:
+        table: columns image (PNG bytes), text, source (see RepairSettings), whole (whether the text has to stay).
+        shows: (n, attributes) what they show, see Vocabulary.
+        inside: (regions, n) bool, which of them prompts of the plan's regions may ask for.
+        counts: pictures by source; of the model's own also how many were drawn, accepted and praised.
+    """
+
+    table: pd.DataFrame
+    shows: np.ndarray
+    inside: np.ndarray
+    counts: Mapping[str, int]
+
+
+class Drawn(NamedTuple):
+    """A picture the model drew: its prompt and the cell in it, pixels (h, w, 3) uint8, and what the judge read."""
+
+    prompt: str
+    cell: np.ndarray
+    pixels: np.ndarray
+    read: Mapping[str, str]
+
+
+def vocabulary(task: TextToImage) -> Vocabulary:
+    """The words of an audit's grid, with what its judge reads and what its pictures have columns for."""
+    columns = {
+        name: sorted({value for value in task.pictures[name] if isinstance(value, str) and value})
+        for name in task.pictures.columns
+        if name in task.concepts.names and name not in _NO_ATTRIBUTES
+    }
+    return Vocabulary(
+        task.concepts, {name: values for name, values in columns.items() if values} | dict(task.judge.attributes)
+    )
+
+
+def build_album(task: TextToImage, plan: RepairPlan, settings: RepairSettings, words: Vocabulary) -> Album:
+    """Gather the pictures of all sources.
+
+    Raises:
+        UsageError: naming the regions for which no source has a picture.
+    """
+    targets = plan.regions(task.concepts)
+    regions = [target.region for target in targets]
+    counts: dict[str, int] = {}
+    tables, shows, inside = [], [], []
+    for source in settings.sources:
+        if source == "own":
+            table, seen, members = _own(task, plan, settings, words, counts)
+        else:
+            table = _captioned(task, settings, source)
+            seen = words.table([words.said_of(row) for row in table.to_dict("records")])
+            members = np.array([words.inside(region, seen, strictly=source == "pictures") for region in regions])
+        counts[source] = len(table)
+        tables.append(table[["image", "text"]].assign(source=source, whole=source == "own"))
+        shows.append(seen)
+        inside.append(members)
+    album = Album(pd.concat(tables, ignore_index=True), np.concatenate(shows), np.concatenate(inside, axis=1), counts)
+    if lacking := [target for n, target in enumerate(targets) if not album.inside[n].any()]:
+        modes = ", ".join(f"{target.id} ({target.region.describe(task.concepts)})" for target in lacking)
+        raise UsageError(
+            f"restructure.settings.sources: no picture of {', '.join(settings.sources)} shows {modes}; expected one at"
+            " least. Add pictures with columns named as the slots, or the source own, or draw more of it (samples)"
+        )
+    return album
+
+
+def _captioned(task: TextToImage, settings: RepairSettings, source: str) -> pd.DataFrame:
+    if source == "pictures":
+        return task.pictures[task.pictures["split"] == "repair"]
+    loader = parse_source(settings.folder or {}, PICTURE_LOADERS, "restructure.settings.folder")
+    return loader.load(task.context.inputs)[0]
+
+
+def _own(
+    task: TextToImage, plan: RepairPlan, settings: RepairSettings, words: Vocabulary, counts: dict[str, int]
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Draw prompts of the targets, and others to replay; keep what the judge, or a person, finds right."""
+    rng = np.random.default_rng([plan.seed, 8])
+    regions = [target.region for target in plan.regions(task.concepts)]
+    others = round(settings.samples * settings.replay)
+    aimed = CellSampler(task.concepts, plan.regions(task.concepts)).draw(settings.samples - others, rng)
+    cells = np.concatenate([aimed, _outside(task, regions, others, rng)])
+    templates = repair_templates(task)
+    seeds = rng.integers(2**31, size=len(cells)).tolist()
+    orders = [
+        Order(task.prompt(templates[rng.integers(len(templates))], cell), seed, tuple(task.expected(cell).items()))
+        for cell, seed in zip(cells, seeds, strict=True)
+    ]
+    at_least = 1 - task.threshold if settings.accept is None else settings.accept
+    kept: list[Drawn] = []
+    with progress("repair, drawing pictures", len(orders)) as tell:
+        for start in range(0, len(orders), _PART):
+            part = slice(start, start + _PART)
+            drawings = task.studio.draw(orders[part])
+            answers = zip(orders[part], cells[part], drawings, task.studio.judged(drawings, orders[part]), strict=True)
+            kept += [
+                Drawn(order.prompt, cell, drawing.pixels, judged.read)
+                for order, cell, drawing, judged in answers
+                if not judged.fault and all(judged.right.values()) and judged.alignment >= at_least
+            ]
+            tell(min(start + _PART, len(orders)), f"{len(kept)} right")
+    counts |= {"own_drawn": len(orders), "own_accepted": len(kept)}
+    kept += [drawn for example in plan.examples if praised(example) for drawn in _again(task, example)]
+    counts["own_praised"] = len(kept) - counts["own_accepted"]
+    table = pd.DataFrame({"image": [to_png(d.pixels) for d in kept], "text": [d.prompt for d in kept]})
+    of_cells = np.array([drawn.cell for drawn in kept], dtype=np.int64).reshape(len(kept), len(task.concepts))
+    members = np.array([region.contains(task.concepts, of_cells) for region in regions])
+    return table, words.table([drawn.read for drawn in kept]), members
+
+
+def _outside(task: TextToImage, regions: Sequence[Region], n: int, rng: np.random.Generator) -> np.ndarray:
+    """Cells (n, d) that lie in none of the regions; of the whole grid where these leave nothing."""
+    cells = task.concepts.sample(64 * n, rng)
+    outside = cells[~np.any([region.contains(task.concepts, cells) for region in regions], axis=0)]
+    return outside[:n] if len(outside) >= n else cells[:n]
+
+
+def praised(example: RatedExample) -> bool:
+    """Whether a person found a drawing good enough to be learnt."""
+    return example.rating is not None and example.rating >= GOOD
+
+
+def _again(task: TextToImage, example: RatedExample) -> list[Drawn]:
+    """What people saw of an example, drawn again from the same noise."""
+    cell = np.array(example.cell, dtype=np.int64)
+    orders = task.orders([example.item], cell[None])[0]
+    drawings = task.studio.draw(orders)
+    answers = zip(orders, drawings, task.studio.judged(drawings, orders), strict=True)
+    return [Drawn(o.prompt, cell, d.pixels, judged.read) for o, d, judged in answers if not judged.fault]

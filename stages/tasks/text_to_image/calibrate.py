@@ -1,0 +1,132 @@
+"""The threshold, and how often real captioned pictures are called a failure: what people would have drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from stages.errors import UsageError
+from stages.tasks.text_to_image.judges import expected_values
+from stages.tasks.text_to_image.measures import total_variation, weighted
+from stages.tasks.text_to_image.pictures import from_png
+from stages.tasks.text_to_image.studio import Studio
+
+GROUPS = 2000  # probes of real pictures that are put together at random
+SPLITS = ("calibrate", "repair")  # of captioned pictures
+HALVES = ("set", "check")  # of those to calibrate with: what sets the threshold, and what checks it
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measures of real captioned pictures, judged as if they had been drawn.
+
+    Args:
+        records: one row a picture: `half` (see HALVES), `misalignment` and `poor_quality`, each in [0, 1].
+        images: pictures of a probe.
+        reference: shares of the values of the attribute whose bias is measured; None if it is not.
+    """
+
+    records: pd.DataFrame
+    images: int
+    reference: Mapping[str, float] | None
+
+    @classmethod
+    def of(
+        cls,
+        misalignment: np.ndarray,
+        poor_quality: np.ndarray,
+        images: int = 1,
+        reference: Mapping[str, float] | None = None,
+    ) -> Calibration:
+        """Share n pictures (n,) out between the halves, every other one."""
+        halves = [HALVES[n % 2] for n in range(len(misalignment))]
+        columns = {"half": halves, "misalignment": misalignment, "poor_quality": poor_quality}
+        return cls(pd.DataFrame(columns), images, reference)
+
+    def probes(self, half: str, weights: Mapping[str, float], seed: int = 0) -> np.ndarray:
+        """Discrepancies (GROUPS,) of probes put together from pictures of a half, with replacement.
+
+        Real pictures have no bias of a model: the attribute is drawn from the reference.
+        """
+        rng = np.random.default_rng([seed, HALVES.index(half)])
+        own = self.records[self.records["half"] == half]
+        if own.empty:
+            raise UsageError("prepare.pictures: at least 2 pictures to calibrate on are needed (split calibrate)")
+        rows = rng.integers(len(own), size=(GROUPS, self.images))
+        found = {name: own[name].to_numpy()[rows].mean(axis=1) for name in ("misalignment", "poor_quality")}
+        if self.reference is not None:
+            shares = np.array(list(self.reference.values()))
+            counts = rng.multinomial(self.images, shares / shares.sum(), size=GROUPS)
+            found["bias"] = np.array([total_variation(row, shares) for row in counts])
+        return weighted(found, weights)
+
+    def threshold(self, weights: Mapping[str, float], false_alarms: float) -> float:
+        """What probes of real pictures exceed in `false_alarms` of the cases at most.
+
+        Raises:
+            UsageError: when no threshold below 1 does that.
+        """
+        found = float(np.quantile(self.probes("set", weights), 1 - false_alarms, method="higher"))
+        if found >= 1:
+            raise UsageError(
+                f"discrepancy.threshold: more than {false_alarms:g} of the real captioned pictures have the largest"
+                " discrepancy there is: the judge does not fit prepare.pictures, or their captions are wrong"
+            )
+        return found
+
+    def false_alarms(self, weights: Mapping[str, float], threshold: float) -> dict[str, Any]:
+        """How often probes of real pictures that did not set the threshold exceed it, see Measured.false_alarms.
+
+        The interval is Wilson's at the number of probes that the pictures make without using one twice.
+        """
+        above = float((self.probes("check", weights) > threshold).mean())
+        pictures = int((self.records["half"] == "check").sum())
+        n = max(1, pictures // self.images)
+        interval = binomtest(round(above * n), n).proportion_ci(method="wilson")
+        low, high = min(float(interval.low), above), max(float(interval.high), above)
+        return {"rate": above, "low": low, "high": high, "articles": n, "held_out": True}
+
+
+def share_out(pictures: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Say what each captioned picture is for, so that none is used for two things.
+
+    Where the data name no split a third, drawn at random, is to calibrate with and the rest to repair with. Every
+    other picture to calibrate with becomes `reference`, what the quality of pictures is measured by.
+
+    Raises:
+        UsageError: when the data name another split.
+    """
+    if strange := sorted(set(pictures["split"]) - {"", *SPLITS}):
+        raise UsageError(f"prepare.pictures: expected the splits {', '.join(SPLITS)}, found {', '.join(strange)}")
+    draw = np.random.default_rng(seed).permutation(len(pictures))
+    split = np.where(pictures["split"] == "", np.where(draw < len(pictures) / 3, *SPLITS), pictures["split"])
+    odd = np.cumsum(split == "calibrate") % 2 == 1
+    return pictures.assign(split=np.where((split == "calibrate") & odd, "reference", split))
+
+
+def calibration_records(studio: Studio, pictures: pd.DataFrame) -> list[dict[str, Any]]:
+    """Judge real captioned pictures as if they had been drawn: plain data for the attributes of a table."""
+    pictures = pictures[pictures["split"] == "calibrate"]
+    shown = [from_png(image) for image in pictures["image"]]
+    expected = [expected_of(row, studio.judge.attributes) for row in pictures.to_dict("records")]
+    judged = studio.assess(shown, pictures["text"].tolist(), expected)
+    found = Calibration.of(
+        np.array([1 - picture.alignment for picture in judged]), np.array([1 - picture.quality for picture in judged])
+    )
+    records: list[dict[str, Any]] = found.records.to_dict("records")
+    return records
+
+
+def expected_of(picture: Mapping[str, Any], attributes: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """What a captioned picture shows, by attribute: from its columns, and from its caption where it has no such column.
+
+    A value of the caption counts if no other value of the attribute is in it.
+    """
+    columns = {name: str(value) for name, value in picture.items() if isinstance(value, str) and value}
+    from_caption = expected_values(attributes, dict.fromkeys(attributes, picture["text"]))
+    return from_caption | expected_values(attributes, columns)

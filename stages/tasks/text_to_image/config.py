@@ -1,0 +1,140 @@
+"""What the `prepare:` and `discrepancy:` blocks of a text-to-image audit may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stages.concepts import ConceptSpace
+from stages.errors import UsageError
+from stages.params import Strict
+from stages.tasks.sources import ItemCounts
+
+Measure = Literal["misalignment", "poor_quality", "bias"]
+
+
+class SamplingConfig(Strict):
+    """How pictures are drawn; few steps are quick, many are what users of a large model see."""
+
+    steps: int = Field(25, ge=1, description="denoising steps")
+    guidance: float = Field(7.5, ge=1, description="classifier-free guidance; 1 is none")
+    scheduler: str | None = Field(None, description="a scheduler class of diffusers; none keeps the model's own")
+    scheduler_options: dict[str, Any] = Field({}, description="of the scheduler, by name")
+    height: int | None = Field(None, ge=8, description="pixels; none is the model's own size")
+    width: int | None = Field(None, ge=8, description="pixels")
+    negative_prompt: str = ""
+
+
+class BiasConfig(Strict):
+    """Which attribute is tallied for which subjects, where the prompt leaves it unsaid."""
+
+    subject: str = Field(description="a slot; each of its levels is a subject")
+    attribute: str = Field(description="an attribute that the judge reads")
+    reference: Literal["uniform"] | dict[str, float] = Field("uniform", description="share of each value people expect")
+    seeds: int = Field(48, ge=8, description="pictures for each subject")
+    guidance: list[float] | None = Field(None, description="guidance scales; none is the sampler's own, and 1")
+
+    @field_validator("reference")
+    @classmethod
+    def _shares_sum_to_one(cls, reference: Any) -> Any:
+        if isinstance(reference, dict):
+            if min(reference.values(), default=0) <= 0:
+                raise ValueError(f"expected shares above 0, found {reference}")
+            if abs(sum(reference.values()) - 1) > 1e-6:
+                raise ValueError(f"expected shares that sum to 1, their sum is {sum(reference.values()):g}")
+        return reference
+
+    def shares(self, attributes: Mapping[str, Sequence[str]]) -> dict[str, float]:
+        """The reference by value, in the order of the judge's values.
+
+        Args:
+            attributes: values by attribute that the judge reads.
+
+        Raises:
+            UsageError: when the judge does not read the attribute or its values are others than the reference's.
+        """
+        if self.attribute not in attributes:
+            known = ", ".join(attributes) or "none"
+            raise UsageError(f"prepare.bias.attribute: the judge does not read {self.attribute!r}, it reads: {known}")
+        values = attributes[self.attribute]
+        if self.reference == "uniform":
+            return {value: 1 / len(values) for value in values}
+        if set(self.reference) != set(values):
+            raise UsageError(
+                f"prepare.bias.reference: expected a share for each of {', '.join(values)},"
+                f" found {', '.join(self.reference)}"
+            )
+        return {value: self.reference[value] for value in values}
+
+
+class PrepareConfig(Strict):
+    """The `prepare:` block; `model`, `pictures` and `judge` are checked by the loader their keys name."""
+
+    model: dict[str, Any]
+    pictures: dict[str, Any] = Field(description="real captioned pictures: they set the threshold and teach repairs")
+    judge: dict[str, Any]
+    templates: list[str] | str = Field(
+        description="prompts with a {slot} for every concept, or a file of them, one a line"
+    )
+    items: ItemCounts
+    images: int = Field(3, ge=1, le=64, description="pictures a probe draws")
+    sampling: SamplingConfig = SamplingConfig()
+    bias: BiasConfig | None = None
+    sheet: list[str] | None = Field(
+        None, description="two slots whose levels span the contact sheet; none: the first two"
+    )
+
+
+class DiscrepancyConfig(Strict):
+    """The `discrepancy:` block: a probe fails where the measure is above the threshold, or a picture is broken."""
+
+    measure: Measure | dict[Measure, float] = Field("misalignment", description="one measure, or several with weights")
+    threshold: float | Literal["auto"] = Field(
+        "auto", description="auto: what real captioned pictures exceed in `false_alarms` of the probes"
+    )
+    false_alarms: float = Field(0.05, gt=0, lt=1, description="for threshold auto")
+    quality: Literal["realism", "clip_iqa"] = Field("realism", description="how good a picture is, whatever it shows")
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> DiscrepancyConfig:
+        if min(self.weights.values(), default=0) <= 0:
+            raise ValueError(f"measure: expected weights above 0, found {self.measure}")
+        if self.threshold != "auto" and not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold: expected auto, or a number from 0 to below 1, found {self.threshold}")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The measures with their weights."""
+        return {self.measure: 1.0} if isinstance(self.measure, str) else {str(k): w for k, w in self.measure.items()}
+
+
+def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig, space: ConceptSpace) -> list[str]:
+    """What does not fit between the blocks, one error a line."""
+    errors = []
+    slots = {concept.name: concept for concept in space.concepts}
+    for name in prepare.sheet or []:
+        if name not in slots:
+            errors.append(f"prepare.sheet: {name} is no slot of concepts, which are {', '.join(slots)}")
+    if prepare.sheet is not None and len(set(prepare.sheet)) != 2:
+        errors.append(f"prepare.sheet: expected two slots, found {', '.join(prepare.sheet)}")
+    if "bias" in discrepancy.weights:
+        if prepare.bias is None:
+            errors.append("discrepancy.measure: bias needs prepare.bias, which names the attribute and its reference")
+        if prepare.images < 2:
+            errors.append(f"discrepancy.measure: bias needs prepare.images of 2 or more, found {prepare.images}")
+    if prepare.bias is None:
+        return errors
+    if prepare.bias.subject not in slots:
+        errors.append(
+            f"prepare.bias.subject: {prepare.bias.subject} is no slot of concepts, which are {', '.join(slots)}"
+        )
+    named = slots.get(prepare.bias.attribute.replace(" ", "_"))
+    if named is not None and named.neutral is None:
+        errors.append(
+            f"prepare.bias.attribute: prompts must be able to leave {named.name} unsaid;"
+            f' add the level "" to concepts.{named.name}'
+        )
+    return errors

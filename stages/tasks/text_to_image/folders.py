@@ -1,0 +1,189 @@
+"""Folders of diffusers: what they lack to be a pipeline that draws from text, and where those of the hub lie."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stages.errors import UsageError
+
+INDEX = "model_index.json"
+# What most models are. They are known without importing diffusers, which takes seconds `faded plan` should not.
+_USUAL = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor", "image_processor", "processor", "image_noising")
+
+
+def text_to_image_classes() -> list[str]:
+    """Pipelines of diffusers that draw from a text alone, one part after the other, and can be asked as a Painter does.
+
+    Left out are those steered by a picture (ControlNet), of films, and those made of two pipelines with two guidances.
+    """
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as MAPPING
+
+    asked = {"prompt", "num_inference_steps", "guidance_scale", "generator", "output_type"}
+    names = []
+    for kind, pipeline in MAPPING.items():
+        takes = set(inspect.signature(pipeline.__call__).parameters)
+        steered = "control" in kind or "num_frames" in takes
+        if asked <= takes and hasattr(pipeline, "encode_prompt") and not steered:
+            names.append(pipeline.__name__)
+    return names
+
+
+def folder_errors(folder: Path, variant: str | None) -> list[str]:
+    """Say what a folder lacks to be read as a pipeline that draws from text."""
+    where = f"prepare.model.diffusers: {folder}"
+    if not (folder / INDEX).is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "a file"
+        return [
+            f"{where} has no {INDEX}; expected a folder that a diffusers pipeline wrote, found {found or 'nothing'}"
+        ]
+    index = _json(folder / INDEX)
+    if index is None:
+        return [f"{where}/{INDEX} is not valid JSON"]
+    name = index.get("_class_name")
+    if not isinstance(name, str):
+        return [f"{where} brings code of its own for its pipeline ({name}); only pipelines of diffusers are run"]
+    if name not in _USUAL and name not in text_to_image_classes():
+        return [f"{where} is a {name}; expected a pipeline that draws from a text alone, such as {' or '.join(_USUAL)}"]
+    errors = [_component_error(folder / part, kind[0], variant) for part, kind in _components(index).items()]
+    told = [f"{where}: {error}" for error in errors if error]
+    if not told and variant and not any(folder.glob(f"*/*.{variant}*.safetensors")):
+        told.append(f"prepare.model.variant: {folder} has no weights *.{variant}.safetensors")
+    unet, vae = (_json(folder / part / "config.json") or {} for part in ("unet", "vae"))
+    taken, drawn = unet.get("in_channels"), vae.get("latent_channels")
+    if not told and taken and drawn and taken != drawn:
+        told.append(
+            f"{where}: its network takes {taken} channels where pictures have {drawn}: one to fill in or to change"
+            " pictures, not to draw them from text"
+        )
+    return told
+
+
+def _component_error(folder: Path, library: Any, variant: str | None) -> str | None:
+    part = folder.name
+    if not folder.is_dir():
+        return f"no folder {part}, which {INDEX} names"
+    if (folder / f"{library}.py").exists():
+        return f"{part} brings code of its own, {library}.py; only classes of diffusers and transformers are run"
+    return None if part.startswith(_WITHOUT_WEIGHTS) else _weights_error(folder, variant)
+
+
+def _weights_error(folder: Path, variant: str | None) -> str | None:
+    part = folder.name
+    names = sorted(path.name for path in folder.iterdir())
+    weights = [name for name in names if name.endswith(".safetensors")]
+    # Names are model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
+    plain = [name for name in weights if name.count(".") == 1]
+    if not plain and not (variant and any(f".{variant}" in name for name in weights)):
+        if pickled := [name for name in names if name.endswith(_PICKLES)]:
+            return (
+                f"{part}: {', '.join(pickled)} is a pickle, which could run code when read; expected *.safetensors:"
+                " load the pipeline once where you trust it and save_pretrained() it again"
+            )
+        if weights:
+            asked = f"variant {variant}" if variant else "no variant"
+            return f"{part}: prepare.model.variant asks for {asked}, found {', '.join(weights)}"
+        return f"{part} has no weights (*.safetensors); found {', '.join(names) or 'nothing'}"
+    if "config.json" not in names:
+        return f"{part} has no config.json; found {', '.join(names)}"
+    return None
+
+
+def networks(folder: Path) -> dict[str, list[str]]:
+    """Components of a folder that are networks, {name: [library, class]}."""
+    index = _json(folder / INDEX) or {}
+    return {part: kind for part, kind in _components(index).items() if not part.startswith(_WITHOUT_WEIGHTS)}
+
+
+def _components(index: dict[str, Any]) -> dict[str, list[Any]]:
+    # Optional components, the safety checker among them, are [null, null] where they are left out.
+    return {k: v for k, v in index.items() if isinstance(v, list) and k[:1] != "_" and v[:1] != [None]}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def snapshot(name: str, revision: str | None, variant: str | None, inputs: Path) -> Path:
+    """The files of a hub repository in the local cache; the name of the folder is the commit.
+
+    Raises:
+        UsageError: when the hub has no such pipeline, does not let us have it or cannot be reached, with what to do.
+    """
+    import httpx
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    offline = " with HF_HUB_OFFLINE=0, which lets prepare fetch it," if constants.HF_HUB_OFFLINE else ""
+    try:
+        with quiet():
+            found = DiffusionPipeline.download(name, revision=revision, variant=variant, use_safetensors=True)
+    except (
+        *(HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError),
+        *(OSError, ValueError, AttributeError),  # what diffusers makes of a repository that it cannot read
+    ) as error:
+        there = sorted(p.name for p in inputs.iterdir() if p.is_dir()) if inputs.is_dir() else []
+        raise UsageError(
+            f"prepare.model.diffusers: {name}{f' at {revision}' if revision else ''} is no folder in {inputs}"
+            f" (found there: {', '.join(there) or 'nothing'}), and the Hugging Face hub did not give it:"
+            f" {' '.join(str(error).split())[:300]} Run faded again{offline} where there is a network and you have"
+            f" access to it, or put the pipeline's folder into {inputs}"
+        ) from None
+    return Path(found)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep libraries from drawing bars and from warning of what is not ours to mend."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    verbosity = of_diffusers.get_verbosity()
+    of_diffusers.set_verbosity_error()
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        of_diffusers.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Turn what libraries raise about files they cannot read into one line for people, and keep them quiet."""
+    for module in ("diffusers", "transformers", "peft"):
+        if importlib.util.find_spec(module) is None:
+            raise UsageError(f"{where}: the library {module} is not installed: pip install 'faded[text-to-image]'")
+    from safetensors import SafetensorError
+
+    try:
+        with quiet():
+            yield
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
+        raise UsageError(f"{where} cannot be read: {' '.join(str(error).split())[:400]}") from None

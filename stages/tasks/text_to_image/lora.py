@@ -1,0 +1,238 @@
+"""Training low-rank changes (LoRA, Hu et al. 2022) to the UNet of a diffusion pipeline, step by step, resumable."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stages.errors import UsageError
+from stages.progress import progress
+from stages.tasks.contract import Compute
+from stages.tasks.text_to_image.captions import Lesson
+from stages.tasks.text_to_image.pictures import from_png
+from stages.tasks.text_to_image.repair_config import LAYERS, RepairSettings
+from stages.tasks.training import rate, resume, save_checkpoint
+
+SAVE_EVERY = 50  # steps a kill costs at most
+CLIP = 1.0  # norm of the gradient at most
+ENCODED = 32  # pictures encoded at once; always the same, as sums depend on it in their last bits
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def check_trainable(pipeline: Any) -> None:
+    """Say why a pipeline cannot be repaired this way, if it cannot.
+
+    Raises:
+        UsageError: when it has no UNet that denoises latents of its autoencoder, or is trained by another objective.
+    """
+    name = type(pipeline).__name__
+    unet, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)
+    if unet is None or vae is None:
+        found = ", ".join(part for part, module in pipeline.components.items() if isinstance(module, torch.nn.Module))
+        raise UsageError(
+            f"restructure.method: lora repairs pipelines with a UNet and an autoencoder (Stable Diffusion 1, 2, XL);"
+            f" {name} has {found}"
+        )
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise UsageError(
+            f"restructure.method: lora repairs a UNet that reads latents alone, {vae.config.latent_channels} channels;"
+            f" that of {name} reads {unet.config.in_channels}"
+        )
+    prediction = pipeline.scheduler.config.get("prediction_type", "none")
+    if prediction not in PREDICTIONS:
+        raise UsageError(
+            f"restructure.method: lora needs a scheduler whose prediction_type is one of {', '.join(PREDICTIONS)};"
+            f" that of {name} is {prediction}"
+        )
+
+
+class LoraTraining:
+    """One run of training. Step by step it depends on nothing but the seed and the state, so it can be resumed.
+
+    Args:
+        pipeline: the pipeline under test; it stays as it is.
+        images: pictures, PNG bytes.
+        batches: the lessons of each step.
+        settings: see RepairSettings.
+        compute: device, and how many pictures go through the network at once.
+        seed: of the adapter's first weights, and of noise.
+        checkpoint: file for unfinished work; None keeps none.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        images: Sequence[bytes],
+        batches: Sequence[Sequence[Lesson]],
+        settings: RepairSettings,
+        compute: Compute,
+        seed: int,
+        checkpoint: Path | None = None,
+    ) -> None:
+        from diffusers import DDPMScheduler
+        from peft import LoraConfig
+
+        check_trainable(pipeline)
+        self.pipeline, self.batches, self.settings = pipeline, batches, settings
+        self.compute, self.seed, self.checkpoint = compute, seed, checkpoint
+        self.unet: Any = copy.deepcopy(pipeline.unet).requires_grad_(False).eval()  # no dropout: it would not resume
+        # Samplers share the noise of training with DDPM (Ho et al. 2020), whichever of them the pipeline draws with.
+        self.noise = DDPMScheduler.from_config(pipeline.scheduler.config)
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha or settings.rank,
+            target_modules=list(LAYERS[settings.layers]),
+            init_lora_weights="gaussian",
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.unet.add_adapter(config)
+        self.trained: dict[str, Tensor] = {n: p for n, p in self.unet.named_parameters() if p.requires_grad}
+        for parameter in self.trained.values():
+            parameter.data = parameter.data.float()  # steps are too small for half precision
+        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
+        self.losses: list[float] = []
+        used = sorted({lesson.picture for batch in batches for lesson in batch})
+        self._place = {picture: place for place, picture in enumerate(used)}
+        self._latents = self._encode([images[picture] for picture in used])
+
+    @torch.no_grad()
+    def _encode(self, images: Sequence[bytes]) -> Tensor:
+        """Latents (n, channels, h, w) as the network sees them: the means of the autoencoder's distributions."""
+        vae = self.pipeline.vae
+        exact = vae if vae.dtype == torch.float32 else copy.deepcopy(vae).float()  # that of SDXL overflows in half
+        side = self.unet.config.sample_size * self.pipeline.vae_scale_factor
+        parts = []
+        for start in range(0, len(images), ENCODED):
+            pixels = np.stack([from_png(image, side) for image in images[start : start + ENCODED]])
+            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.compute.device).float() / 127.5 - 1
+            parts.append(exact.encode(batch).latent_dist.mode())
+        latents, config = torch.cat(parts), vae.config
+        mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is not None and deviation is not None:
+            mean, deviation = (torch.tensor(v, device=latents.device).view(1, -1, 1, 1) for v in (mean, deviation))
+            return (latents - mean) * config.scaling_factor / deviation
+        return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+
+    def run(self, what: str) -> pd.DataFrame:
+        """Train to the end.
+
+        Args:
+            what: said on the progress bar.
+
+        Returns:
+            One row a step: step, and loss (squared error of what the network predicts of the noise).
+
+        Raises:
+            UsageError: when the loss is no number any more.
+        """
+        steps = len(self.batches)
+        done, self.losses = resume(self.checkpoint, self.trained, self.optimizer, self.compute.device)
+        with progress(what, steps) as tell:
+            for step in range(done, steps):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate(step, steps, self.settings.learning_rate)
+                self.optimizer.zero_grad()
+                loss = self._backward(step)
+                if not np.isfinite(loss):
+                    raise UsageError(
+                        f"restructure.settings.learning_rate: the loss is {loss} at step {step + 1} of {steps};"
+                        f" lower the rate, found {self.settings.learning_rate:g}"
+                    )
+                self.losses.append(loss)
+                torch.nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
+                self.optimizer.step()
+                tell(step + 1, f"loss {np.mean(self.losses[-20:]):.3f}")
+                if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+                    save_checkpoint(self.checkpoint, self.trained, self.optimizer, step + 1, self.losses)
+        return pd.DataFrame({"step": np.arange(1, len(self.losses) + 1), "loss": self.losses})
+
+    def _backward(self, step: int) -> float:
+        """Add up the gradients of one step; return its loss."""
+        lessons, device = self.batches[step], self.compute.device
+        # Random numbers come from the CPU: a GPU's differ from make to make.
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        clean = self._latents[[self._place[lesson.picture] for lesson in lessons]]
+        noise = torch.randn(clean.shape, generator=draw).to(device)
+        last = self.noise.config.num_train_timesteps
+        uniform = torch.rand(len(lessons), generator=draw, dtype=torch.float64)
+        times = (last * uniform ** (1 / (1 + self.settings.high_noise))).long().clamp(max=last - 1).to(device)
+        dropped = (torch.rand(len(lessons), generator=draw) < self.settings.caption_dropout).tolist()
+        captions = ["" if drop else lesson.caption for drop, lesson in zip(dropped, lessons, strict=True)]
+        noisy = self.noise.add_noise(clean, noise, times)
+        wanted = self._wanted(clean, noise, times)
+        taught = torch.tensor([self.settings.prior if lesson.replayed else 0.0 for lesson in lessons]).to(device)
+        total = 0.0
+        for start in range(0, len(lessons), self.compute.batch_size):
+            part = slice(start, start + self.compute.batch_size)
+            asked = self._conditions(captions[part])
+            # (w - p)^2 and (b - p)^2, mixed, have the gradient of one squared error to the mixture of both.
+            goal = self._mixed(wanted[part], taught[part], noisy[part], times[part], asked)
+            with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=self.unet.dtype != torch.float32):
+                predicted = self.unet(noisy[part].to(self.unet.dtype), times[part], **asked).sample
+            loss = functional.mse_loss(predicted.float(), goal, reduction="sum") / wanted.numel()
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def _wanted(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """What the network is to predict."""
+        kind = self.noise.config.prediction_type
+        if kind == "v_prediction":
+            return self.noise.get_velocity(clean, noise, times)
+        return noise if kind == "epsilon" else clean
+
+    @torch.no_grad()
+    def _mixed(self, wanted: Tensor, share: Tensor, noisy: Tensor, times: Tensor, asked: dict[str, Any]) -> Tensor:
+        """Targets in which some have a share of what the model under test predicts."""
+        if not share.any():
+            return wanted
+        base = self.pipeline.unet
+        share = share.view(-1, 1, 1, 1)
+        return (1 - share) * wanted + share * base(noisy.to(base.dtype), times, **asked).sample.float()
+
+    @torch.no_grad()
+    def _conditions(self, captions: Sequence[str]) -> dict[str, Any]:
+        """What the UNet is told beside noise and time: text states, and for SDXL a pooled text and sizes."""
+        pipeline, device = self.pipeline, self.compute.device
+        states, _, *pooled = pipeline.encode_prompt(
+            prompt=list(captions), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        if not pooled:
+            return {"encoder_hidden_states": states}
+        if pipeline.config.get("force_zeros_for_empty_prompt"):
+            empty = torch.tensor([not caption for caption in captions], device=device)
+            states, pooled[0] = states.masked_fill(empty[:, None, None], 0), pooled[0].masked_fill(empty[:, None], 0)
+        side = self.unet.config.sample_size * pipeline.vae_scale_factor
+        sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(captions), device=device, dtype=states.dtype)
+        return {
+            "encoder_hidden_states": states,
+            "added_cond_kwargs": {"text_embeds": pooled[0], "time_ids": sizes},
+        }
+
+    def repaired(self) -> Any:
+        """The pipeline with the trained UNet, its changes merged; all else is shared with the one under test."""
+        unet = copy.deepcopy(self.unet).to(self.pipeline.unet.dtype)
+        unet.fuse_lora()
+        unet.unload_lora()
+        pipeline = copy.copy(self.pipeline)
+        pipeline.register_modules(unet=unet)
+        return pipeline
+
+    def save(self, folder: Path) -> None:
+        """Write pytorch_lora_weights.safetensors, as diffusers reads it (`load_lora_weights`)."""
+        from peft.utils import get_peft_model_state_dict
+
+        form = self.unet.peft_config["default"].to_dict()
+        form["target_modules"] = sorted(form["target_modules"])  # a set's order, and so the file, would change
+        # As peft names them. The older names have none for convolutions, and where both are mixed some are not read.
+        layers = get_peft_model_state_dict(self.unet)
+        self.pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=form)

@@ -1,0 +1,235 @@
+"""Where a text-to-image pipeline comes from, and the one form in which all stages keep it.
+
+The form is a folder as diffusers writes it (model_index.json, a folder with safetensors for each component), the
+weights in the precision they were stored in, with faded.json beside it. To add a way to name a model, add its loader
+to MODEL_LOADERS.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+from stages.errors import UsageError
+from stages.files import content_hash, read_json, write_json
+from stages.params import Strict, validation_lines
+from stages.tasks.contract import Compute
+from stages.tasks.sources import local_file
+from stages.tasks.text_to_image.config import SamplingConfig
+from stages.tasks.text_to_image.folders import folder_errors, networks, quiet, readable, snapshot
+from stages.tasks.text_to_image.schedulers import make_scheduler
+
+FORM = "faded.json"
+LORA = "pytorch_lora_weights.safetensors"
+
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+class ModelSource(Strict):
+    """Base of the model loaders."""
+
+    @abstractmethod
+    def errors(self, inputs: Path) -> list[str]:
+        """Say what is missing, without reading weights."""
+
+    @abstractmethod
+    def build(self, inputs: Path, out_dir: Path) -> None:
+        """Write the model folder.
+
+        Raises:
+            UsageError: when the pipeline cannot be read, or is none that draws from text alone.
+        """
+
+
+class DiffusersModel(ModelSource):
+    """{diffusers: ID_OR_FOLDER, revision: COMMIT, variant: fp16}: a folder under data/<audit>/inputs, or of the hub.
+
+    What lies under inputs is taken; else the name is one of the hub, looked up in its cache when there is no network.
+    """
+
+    diffusers: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)*$")
+    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
+    variant: str | None = Field(None, pattern=r"^\w+$", description="of the weights, as in model.fp16.safetensors")
+    dtype: Precision = Field("auto", description="computed with; auto: float16 on GPUs, float32 on CPUs")
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See ModelSource."""
+        folder, where = inputs / self.diffusers, "prepare.model.diffusers"
+        try:
+            if folder.exists():
+                if self.revision is not None:
+                    raise UsageError(f"prepare.model.revision: {folder} is a folder, only models of the hub have one")
+                return folder_errors(local_file(inputs, self.diffusers, where), self.variant)
+            if self.diffusers.count("/") != 1 or self.diffusers.startswith("."):
+                local_file(inputs, self.diffusers, where)
+        except UsageError as error:
+            return [str(error)]
+        return []
+
+    def build(self, inputs: Path, out_dir: Path) -> None:
+        """See ModelSource."""
+        if errors := self.errors(inputs):
+            raise UsageError("\n".join(errors))
+        folder = inputs / self.diffusers
+        if folder.exists():
+            origin, revision = f"the folder {self.diffusers}", content_hash(sorted(folder.iterdir()))
+        else:
+            folder = snapshot(self.diffusers, self.revision, self.variant, inputs)
+            origin, revision = f"{self.diffusers} of the Hugging Face hub", folder.name
+            if errors := folder_errors(folder, self.variant):
+                raise UsageError("\n".join(errors))
+        with readable(f"prepare.model.diffusers: {folder}"):
+            pipeline = _stored(folder, self.variant)
+        modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        form = Form(
+            pipeline=type(pipeline).__name__,
+            dtype=self.dtype,
+            origin=origin,
+            revision=revision,
+            parameters=sum(p.numel() for module in modules for p in module.parameters()),
+        )
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with quiet():
+            pipeline.save_pretrained(out_dir, safe_serialization=True)
+        write_json(out_dir / FORM, form.model_dump(mode="json"))
+
+
+MODEL_LOADERS: Mapping[str, type[ModelSource]] = {"diffusers": DiffusersModel}
+
+
+class Form(Strict):
+    """faded.json: what the pipeline is and what it is computed with."""
+
+    pipeline: str = Field(description="class of diffusers")
+    dtype: Precision
+    origin: str = Field(description="where the weights come from, for people")
+    revision: str = Field(description="commit of the hub, or hash of the files the weights were read from")
+    parameters: int = Field(ge=1)
+
+
+def load_form(folder: Path) -> Form:
+    """Read the faded.json of a model folder.
+
+    Raises:
+        UsageError: when it is missing, unreadable or holds anything unexpected.
+    """
+    raw = read_json(folder / FORM)
+    raw.pop("schema", None)
+    try:
+        return Form.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError("\n".join(validation_lines(error, Form, str(folder / FORM)))) from None
+
+
+def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, lora: Path | None = None) -> Any:
+    """Read a model folder that `build` wrote, onto the device.
+
+    Args:
+        folder: the model folder.
+        compute: the device.
+        sampling: names the scheduler.
+        lora: folder with pytorch_lora_weights.safetensors, which is merged into the weights, so that a repaired model
+            draws as quickly as its base. Where its faded.json names a `base`, that must be the hash of `folder`.
+
+    Returns:
+        A DiffusionPipeline; its attribute `content` is the hash of what it was read from.
+
+    Raises:
+        UsageError: when a file is missing or damaged, the repair was made for another model, or there is no such
+            scheduler.
+    """
+    wanted, on_gpu = load_form(folder).dtype, compute.device.startswith("cuda")
+    dtype = getattr(torch, wanted) if wanted != "auto" else torch.float16 if on_gpu else torch.float32
+    with readable(str(folder)):
+        from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    pipeline.scheduler = make_scheduler(pipeline.scheduler, sampling)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.content = model_hash(folder)
+    if lora is not None:
+        _add_lora(pipeline, lora)
+    pipeline.to(compute.device)
+    convolutional: Any = (UNet2DConditionModel, AutoencoderKL)
+    for part in pipeline.components.values():
+        if isinstance(part, convolutional):
+            part.to(memory_format=torch.channels_last)  # a little quicker
+    return pipeline
+
+
+def model_hash(folder: Path) -> str:
+    """Content hash of a model folder, whatever the folder is called: what a repair names its base by."""
+    return content_hash(sorted(folder.iterdir()))
+
+
+def _stored(folder: Path, variant: str | None) -> Any:
+    """The pipeline, its weights as they are stored; networks are loaded one by one to learn whether all are there."""
+    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
+
+    parts = {}
+    for part, named in networks(folder).items():
+        files = sorted((folder / part).glob("*.safetensors"))
+        varied = [path for path in files if variant and f".{variant}" in path.name]
+        loaded: Any = simple_get_class_obj(*named).from_pretrained(
+            folder / part,
+            torch_dtype=_dtype(varied or [path for path in files if path.name.count(".") == 1]),
+            variant=variant if varied else None,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        parts[part], told = loaded
+        # Libraries fill what is missing with random numbers and only warn.
+        if missing := [*map(str, told["missing_keys"]), *map(str, told["mismatched_keys"])]:
+            more = f"; and {len(missing) - 4} more" if len(missing) > 4 else ""
+            raise UsageError(f"the weights of {part} do not fit: {'; '.join(missing[:4])}{more}")
+    return DiffusionPipeline.from_pretrained(folder, **parts, local_files_only=True)
+
+
+def _dtype(files: list[Path]) -> torch.dtype:
+    """Precision of most numbers in safetensors files."""
+    from safetensors import safe_open
+
+    sizes: dict[torch.dtype, int] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as stored:
+            names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+            for name in stored.keys():  # noqa: SIM118 - it is no mapping
+                part = stored.get_slice(name)
+                if dtype := names.get(part.get_dtype()):
+                    sizes[dtype] = sizes.get(dtype, 0) + torch.Size(part.get_shape()).numel()
+    return max(sizes, key=sizes.__getitem__, default=torch.float32)
+
+
+def _add_lora(pipeline: Any, lora: Path) -> None:
+    """Add LoRA weights to those of the pipeline.
+
+    diffusers leaves out keys that fit nothing, so a repair could be lost without a word: what was added is counted.
+    """
+    if not (lora / LORA).is_file():
+        raise UsageError(f"{lora} is no repair of a pipeline: it has no {LORA}")
+    base = read_json(lora / FORM).get("base") if (lora / FORM).exists() else None
+    if base not in (None, pipeline.content):
+        raise UsageError(f"{lora} is a repair of the model {base}; the model at hand is {pipeline.content}")
+    with readable(str(lora / LORA)):
+        state = pipeline.lora_state_dict(lora, weight_name=LORA, use_safetensors=True, local_files_only=True)
+        state = state[0] if isinstance(state, tuple) else state
+        pipeline.load_lora_weights(lora, weight_name=LORA, use_safetensors=True, local_files_only=True)
+        modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        added = sum("lora_" in name for module in modules for name, _ in module.named_parameters())
+        if added != len(state):
+            raise UsageError(
+                f"it does not fit the pipeline: {len(state)} tensors, of which {added} have a place in its"
+                f" {type(pipeline).__name__}"
+            )
+        pipeline.fuse_lora(components=[name for name in pipeline._lora_loadable_modules if hasattr(pipeline, name)])
+        pipeline.unload_lora_weights()
+    pipeline.content = content_hash(sorted(lora.iterdir()), pipeline.content)

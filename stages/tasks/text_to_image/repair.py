@@ -1,0 +1,121 @@
+"""Repairing a text-to-image pipeline in chosen failure modes.
+
+A low-rank adapter (LoRA, Hu et al. 2022) of its UNet learns pictures that show what the prompts of the target modes ask
+for, beside pictures of everything else, so that the rest stays. A uniform control learns as many pictures of the whole
+grid: what the repair gains beyond it is owed to aiming at the modes.
+
+A repaired pipeline is a folder beside the base, not in place of it: the adapter, and faded.json, which names the base
+by its content hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.errors import UsageError
+from stages.files import write_json
+from stages.tasks.cells import CellSampler
+from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.text_to_image.album import GOOD, Album, build_album, praised, vocabulary
+from stages.tasks.text_to_image.captions import Lessons, repair_templates
+from stages.tasks.text_to_image.lora import LoraTraining, check_trainable
+from stages.tasks.text_to_image.repair_config import RepairSettings, read_settings
+from stages.tasks.text_to_image.sample import Painter
+from stages.tasks.text_to_image.studio import Order, Studio
+from stages.tasks.text_to_image.verify import verify
+from stages.tasks.training import render_card
+
+if TYPE_CHECKING:
+    from stages.tasks.text_to_image.task import TextToImage
+
+COMPARED = 4  # pictures the written pipeline and the one in memory are compared on
+LOOKED_AT = 64  # pictures of the targets that are judged before and after
+
+
+def repair(task: TextToImage, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+    """Train an adapter of the task's pipeline, write it with its card and check what was written.
+
+    Raises:
+        UsageError: when the settings are wrong, the pipeline is of another kind, or there is nothing to learn from.
+    """
+    settings = read_settings(plan.settings)
+    check_trainable(task.painter.pipeline)
+    if not repair_templates(task):
+        raise UsageError("prepare.items.repair: a repair needs items, whose templates it learns; found 0")
+    words = vocabulary(task)
+    album = build_album(task, plan, settings, words)
+    lessons = Lessons(task, plan, settings, album, words)
+    training = LoraTraining(
+        task.painter.pipeline,
+        album.table["image"].tolist(),
+        [lessons(step) for step in range(settings.steps)],
+        settings,
+        task.painter.compute,
+        plan.seed,
+        plan.scratch / "adapter.safetensors" if plan.scratch else None,
+    )
+    curve = training.run("control, lora" if plan.control else "repair, lora")
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    training.save(out_dir)
+    write_json(
+        out_dir / "faded.json", {"base": task.painter.hash, "settings": settings.used(), "control": plan.control}
+    )
+    after = Painter(training.repaired(), task.painter.sampling, task.painter.compute)
+    orders = _orders(task, plan)
+    few = orders[:COMPARED]
+    base = Path(task.painter.pipeline.name_or_path)
+    verify(out_dir, base, task.painter, after, [o.prompt for o in few], [o.seed for o in few])
+    numbers = _numbers(plan, album, training, curve["loss"].to_numpy())
+    for name, painter in (("before", task.painter), ("after", after)):
+        studio = Studio(painter, task.judge, task.studio.quality)
+        numbers[f"aligned_{name}"] = float(np.mean([judged.alignment for judged in studio.look(orders)]))
+    (out_dir / "README.md").write_text(_card(task, plan, settings, numbers, len(curve)), encoding="utf-8")
+    return RepairRecord(settings.method, len(curve), numbers, curve)
+
+
+def _orders(task: TextToImage, plan: RepairPlan) -> list[Order]:
+    """Pictures of the targets, also for a control, with fresh seeds."""
+    rng = np.random.default_rng([plan.seed, 9])
+    cells = CellSampler(task.concepts, plan.targets).draw(LOOKED_AT, rng)
+    templates = repair_templates(task)
+    return [
+        Order(
+            task.prompt(str(rng.choice(templates)), cell), int(rng.integers(2**31)), tuple(task.expected(cell).items())
+        )
+        for cell in cells
+    ]
+
+
+def _numbers(plan: RepairPlan, album: Album, training: LoraTraining, losses: np.ndarray) -> dict[str, Any]:
+    some = max(1, len(losses) // 10)
+    learnt = {lesson.picture for batch in training.batches for lesson in batch}
+    sources = album.table["source"]
+    return {
+        "pictures": {s: int((sources.iloc[sorted(learnt)] == s).sum()) for s in dict.fromkeys(sources)},
+        "available": dict(album.counts),
+        "examples": {"praised": sum(map(praised, plan.examples)), "given": len(plan.examples)},
+        "trained_parameters": sum(tensor.numel() for tensor in training.trained.values()),
+        "loss_first": float(losses[:some].mean()),
+        "loss_last": float(losses[-some:].mean()),
+    }
+
+
+def _card(task: TextToImage, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int) -> str:
+    return render_card(
+        Path(__file__).parent / "templates",
+        plan,
+        base=task.painter.hash,
+        pipeline=type(task.painter.pipeline).__name__,
+        settings=settings.used(),
+        steps=steps,
+        examples=plan.examples,
+        good=GOOD,
+        looked_at=LOOKED_AT,
+        space=task.concepts,
+        numbers=numbers,
+    )

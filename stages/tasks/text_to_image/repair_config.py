@@ -1,0 +1,120 @@
+"""What the repair `settings:` of a text-to-image audit may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from stages.errors import UsageError
+from stages.params import Strict, validation_lines
+from stages.tasks.contract import TaskContext
+from stages.tasks.sources import source_errors
+from stages.tasks.text_to_image.pictures import PICTURE_LOADERS
+
+Source = Literal["pictures", "folder", "own"]
+
+# Layers of a UNet by the last part of their names, as peft matches them.
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+_CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
+LAYERS = {
+    "attention": _ATTENTION,
+    "attention+feed-forward": _ATTENTION + _FEED_FORWARD,
+    "all": _ATTENTION + _FEED_FORWARD + _CONVOLUTIONS,
+}
+
+
+class RepairSettings(Strict):
+    """How a text-to-image model is repaired. A step sees `batch_size` pictures, of which `replay` are of no target."""
+
+    method: Literal["lora"] = Field(description="see repair.py")
+    sources: dict[Source, float] = Field(
+        {"pictures": 1.0},
+        description="what to learn from, with weights: captioned pictures of the split `repair` (pictures), of a folder"
+        " of one's own (folder), pictures the model drew and the judge found right (own)",
+    )
+    folder: dict[str, Any] | None = Field(None, description="as prepare.pictures, for the source `folder`")
+    samples: int = Field(512, ge=1, description="own: pictures drawn, of which the right ones are learnt")
+    accept: float | None = Field(
+        None, gt=0, le=1, description="own: least alignment of what is learnt; none: 1 - the threshold of a failure"
+    )
+    steps: int = Field(800, ge=1, description="of training")
+    batch_size: int = Field(32, ge=2, description="pictures of a step")
+    learning_rate: float = Field(1e-3, gt=0, lt=1, description="peak rate of AdamW")
+    rank: int = Field(16, ge=1, description="of the low-rank changes")
+    alpha: int | None = Field(None, ge=1, description="their scale times rank; none: as the rank")
+    layers: Literal["attention", "attention+feed-forward", "all"] = Field(
+        "all", description="of the UNet that change; all are those of its convolutions as well"
+    )
+    replay: float = Field(0.25, ge=0, lt=1, description="share of pictures outside the targets; more forget less")
+    prior: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how far replayed pictures teach what the model predicts already, not what they show",
+    )
+    balance: str | None = Field(
+        "auto", description="an attribute whose values are drawn alike often; auto: that of prepare.bias"
+    )
+    high_noise: float = Field(0.0, ge=0, description="0: all noise levels alike often; more favours the noisiest")
+    caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of pictures without caption, for guidance")
+
+    @field_validator("sources")
+    @classmethod
+    def _weights(cls, sources: dict[Source, float]) -> dict[Source, float]:
+        if not sources or min(sources.values()) <= 0:
+            raise ValueError(f"expected at least one source, with weights above 0; found {sources}")
+        return sources
+
+    @model_validator(mode="after")
+    def _settings_have_effect(self) -> RepairSettings:
+        if ("folder" in self.sources) != (self.folder is not None):
+            raise ValueError("the source `folder` needs `folder:`, where its pictures are, and the other way round")
+        if "own" not in self.sources and (idle := sorted({"samples", "accept"} & self.model_fields_set)):
+            raise ValueError(
+                f"{', '.join(idle)}: an effect with the source `own` only, found {', '.join(self.sources)}"
+            )
+        if round(self.batch_size * (1 - self.replay)) < 1:
+            raise ValueError(f"replay {self.replay} of batch_size {self.batch_size} leaves no picture of the targets")
+        if self.prior and not self.replayed:
+            raise ValueError("prior: an effect on replayed pictures only, found none (replay times batch_size)")
+        return self
+
+    @property
+    def replayed(self) -> int:
+        """Pictures of a step that are of no target."""
+        return round(self.batch_size * self.replay)
+
+    def used(self) -> dict[str, Any]:
+        """The settings that have an effect, for people."""
+        idle = {"method"}
+        if "own" not in self.sources:
+            idle |= {"samples", "accept"}
+        if self.folder is None:
+            idle |= {"folder"}
+        return self.model_dump(exclude=idle) | {"alpha": self.alpha or self.rank}
+
+
+def read_settings(settings: Mapping[str, Any]) -> RepairSettings:
+    """Check the settings of a repair.
+
+    Raises:
+        UsageError: one line per error.
+    """
+    try:
+        return RepairSettings.model_validate(dict(settings))
+    except ValidationError as error:
+        raise UsageError("\n".join(validation_lines(error, RepairSettings, "restructure.settings"))) from None
+
+
+def check_settings(context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with the settings of a repair, or with the pictures they name; empty if nothing is."""
+    try:
+        asked = read_settings(settings)
+    except UsageError as error:
+        return str(error).splitlines()
+    if asked.folder is None:
+        return []
+    return source_errors(asked.folder, PICTURE_LOADERS, "restructure.settings.folder", context.inputs)

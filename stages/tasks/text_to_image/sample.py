@@ -1,0 +1,268 @@
+"""A painter: prompts and seeds in, pictures out, in batches that do not change the pictures.
+
+The real pipeline is called, with one random generator on the CPU for each picture, so that its noise depends on its
+seed alone, on any device. A picture depends on its prompt, its seed and the guidance, to the last bit: the sums of a
+row depend on the shape of its batch and not on what the other rows hold, so all calls have the same number of pictures,
+and a batch that is not full is filled up. Measured with torch 2.13 and oneDNN on AVX-512; sizes from 16 on gave equal
+bits, smaller ones pixels that differ by 1/255 here and there. GPUs choose kernels for themselves, and nothing is
+promised there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.errors import UsageError
+from stages.progress import progress
+from stages.tasks.contract import Compute
+from stages.tasks.text_to_image.config import SamplingConfig
+
+PICTURES = 16  # drawn at once at most: 32 and 48 were no quicker on a CPU, and a batch that is not full costs less
+KEPT = 512  # prompts whose text states are kept
+BLACK = 8  # a picture without a pixel as bright, of 255, is none
+_LIMITED = 1_000_000  # tokenizers without a limit name a larger one
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture, and what is wrong with it as a picture, whatever it should show.
+
+    Args:
+        pixels: (h, w, 3) uint8.
+        fault: "", "black" (no pixel reaches 8 of 255), "not a number" (pixels are zero then) or "blanked by the safety
+            checker".
+    """
+
+    pixels: np.ndarray
+    fault: str = ""
+
+
+class Painter:
+    """A pipeline with the way it is asked.
+
+    Args:
+        pipeline: a text-to-image pipeline of diffusers, on its device, see `models.load_pipeline`.
+        sampling: steps, guidance, size.
+        compute: device and batch size.
+
+    Raises:
+        UsageError: when the pipeline takes no negative prompt and there is one, or its tokenizer does not say how much
+            text it takes.
+    """
+
+    def __init__(self, pipeline: Any, sampling: SamplingConfig, compute: Compute) -> None:
+        self.pipeline = pipeline
+        self.sampling = sampling
+        self.compute = compute
+        self.size = min(PICTURES, compute.batch_size)
+        self._states: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._unguided: dict[str, Tensor] = {}
+        takes = inspect.signature(type(pipeline).__call__).parameters
+        if sampling.negative_prompt and "negative_prompt" not in takes:
+            raise UsageError(f"prepare.sampling.negative_prompt: {type(pipeline).__name__} takes none")
+        if not self._limits():
+            raise UsageError(
+                "prepare.model: no tokenizer of the pipeline says how much text it takes (model_max_length)"
+            )
+
+    @property
+    def hash(self) -> str:
+        """Content hash of the folders the pipeline was read from; empty if `load_pipeline` did not read it."""
+        return str(getattr(self.pipeline, "content", ""))
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all networks of the pipeline."""
+        modules = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    # Pictures
+
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None, *, told: str | None = None
+    ) -> list[Drawing]:
+        """Draw n pictures; what is asked for twice is drawn once.
+
+        Args:
+            prompts: n prompts; what is beyond the token limit is not read, see `too_long`.
+            seeds: n seeds of the noise a picture starts from, and of what a scheduler adds.
+            guidance: classifier-free guidance (Ho & Salimans 2022); None is that of `sampling`, 1 is none, and then the
+                negative prompt plays no part.
+            told: shows how far it is, under this name.
+
+        Raises:
+            UsageError: when the pipeline refuses the settings, or draws noise of its own, which would make a picture
+                depend on the others.
+        """
+        guidance = self.sampling.guidance if guidance is None else guidance
+        asked = list(zip(prompts, map(int, seeds), strict=True))
+        unique = list(dict.fromkeys(asked))
+        drawn: dict[tuple[str, int], Drawing] = {}
+        with _told(told, len(unique)) as tell:
+            for start in range(0, len(unique), self.size):
+                batch = unique[start : start + self.size]
+                drawn.update(zip(batch, self._draw(batch, guidance), strict=True))
+                tell(len(drawn), "")
+        return [drawn[order] for order in asked]
+
+    def _draw(self, batch: Sequence[tuple[str, int]], guidance: float) -> list[Drawing]:
+        full = [*batch, *[batch[-1]] * (self.size - len(batch))]
+        settings = {
+            **self._text([prompt for prompt, _ in full], guidance),
+            "generator": [torch.Generator().manual_seed(seed) for _, seed in full],
+            "num_inference_steps": self.sampling.steps,
+            "guidance_scale": guidance,
+            "output_type": "pt",
+        }
+        settings |= {name: size for name in ("height", "width") if (size := getattr(self.sampling, name)) is not None}
+        noise = _random_states(self.compute.device)
+        try:
+            with torch.inference_mode():
+                out = self.pipeline(**settings)
+        except ValueError as error:
+            name = type(self.pipeline).__name__
+            raise UsageError(f"prepare.sampling: {name} refuses these settings: {error}") from error
+        if not all(map(torch.equal, noise, _random_states(self.compute.device))):
+            name = type(self.pipeline.scheduler).__name__
+            raise UsageError(
+                f"prepare.sampling.scheduler: {name} draws noise of its own, so that a picture would depend on others"
+                " of its batch; take one that uses the generators it is given"
+            )
+        blanked = getattr(out, "nsfw_content_detected", None) or [False] * self.size
+        rows = zip(out.images, blanked, batch)  # noqa: B905 - what fills the batch up is left out
+        return [_drawing(image, bool(hidden)) for image, hidden, _ in rows]
+
+    def _text(self, prompts: Sequence[str], guidance: float) -> dict[str, Any]:
+        """How a pipeline is told what to draw: by text states where they are known to be all there is to it."""
+        negative = self.sampling.negative_prompt
+        if not self._has_states:
+            given = {"negative_prompt": [negative] * len(prompts)} if negative and guidance > 1 else {}
+            return {"prompt": list(prompts), **given}
+        rows = [self._state(prompt) for prompt in prompts]
+        text = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        if guidance > 1:
+            if not self._unguided:
+                self._unguided = self._encode("", negative or None)
+            text |= {name: state.expand(len(prompts), *state.shape[1:]) for name, state in self._unguided.items()}
+        return text
+
+    @property
+    def _has_states(self) -> bool:
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+        return isinstance(self.pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline)
+
+    def _state(self, prompt: str) -> dict[str, Tensor]:
+        if prompt not in self._states:
+            self._states[prompt] = self._encode(prompt, None, guided=False)
+            if len(self._states) > max(KEPT, self.size):
+                self._states.popitem(last=False)
+        self._states.move_to_end(prompt)
+        return self._states[prompt]
+
+    def _encode(self, prompt: str, negative: str | None, *, guided: bool = True) -> dict[str, Tensor]:
+        """Text states of one prompt, alone: so they depend on no other. Guided: those of the negative prompt."""
+        with torch.inference_mode():
+            states = self.pipeline.encode_prompt(
+                prompt=prompt,
+                device=self.pipeline._execution_device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+                negative_prompt=negative,
+            )
+        kinds = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        wanted = kinds[1::2] if guided else kinds[::2]
+        return {kind: state for kind, state in zip(kinds, states) if kind in wanted}  # noqa: B905 - SD 1 and 2 have two
+
+    # Texts
+
+    def embed(self, prompts: Sequence[str]) -> np.ndarray:
+        """Text features of n prompts, (n, d) float32: CLIP's state of the end of the text, else the mean of states."""
+        features = {prompt: self._pooled(prompt) for prompt in dict.fromkeys(prompts)}
+        return np.stack([features[prompt] for prompt in prompts])
+
+    def _pooled(self, prompt: str) -> np.ndarray:
+        if self._has_states:
+            state = self._state(prompt)
+            tokenizer = self.pipeline.tokenizer or self.pipeline.tokenizer_2
+            end = min(self.tokens(prompt), tokenizer.model_max_length) - 1
+            pooled = (
+                state["pooled_prompt_embeds"] if "pooled_prompt_embeds" in state else state["prompt_embeds"][:, end]
+            )
+        else:
+            encode = self.pipeline.encode_prompt
+            parameters = inspect.signature(encode).parameters
+            known = {"device": self.pipeline._execution_device, "num_images_per_prompt": 1}
+            known["do_classifier_free_guidance"] = False
+            given = {name: value for name, value in known.items() if name in parameters}
+            # SD 3 and FLUX want the prompt once for each of their encoders.
+            given |= {n: prompt for n, p in parameters.items() if n.startswith("prompt") and p.default is p.empty}
+            with torch.inference_mode():
+                pooled = encode(**given | {"prompt": prompt})[0]
+            pooled = pooled[0] if isinstance(pooled, list) else pooled
+            pooled = pooled.reshape(-1, pooled.shape[-1]).mean(dim=0)
+        features: np.ndarray = pooled.flatten().float().cpu().numpy()
+        return features
+
+    def tokens(self, prompt: str) -> int:
+        """Tokens of a prompt for the tokenizer that takes the longest ones, with those that begin and end a text."""
+        tokenizer, _ = max(self._limits(), key=lambda limited: limited[1])
+        return len(tokenizer(prompt, verbose=False).input_ids)
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """One line for each prompt that no tokenizer of the pipeline reads to its end: its length, and what is lost."""
+        _, limit = max(self._limits(), key=lambda limited: limited[1])
+        lines = []
+        for prompt in dict.fromkeys(prompts):
+            if (length := self.tokens(prompt)) > limit:
+                words = prompt.split()
+                read = max(n for n in range(len(words) + 1) if n == 0 or self.tokens(" ".join(words[:n])) <= limit)
+                lines.append(
+                    f"{prompt!r} has {length} tokens, the model reads {limit}: it would not see"
+                    f" {' '.join(words[read:])!r}"
+                )
+        return lines
+
+    def _limits(self) -> list[tuple[Any, int]]:
+        """Tokenizers of the pipeline with how many tokens they take."""
+        found = [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part]
+        # T5 takes more, and pipelines with one cut its text to what they were trained with.
+        cut = inspect.signature(type(self.pipeline).__call__).parameters.get("max_sequence_length")
+        most = cut.default if cut is not None and isinstance(cut.default, int) else _LIMITED
+        limits = [(tokenizer, min(most, getattr(tokenizer, "model_max_length", _LIMITED))) for tokenizer in found]
+        return [(tokenizer, limit) for tokenizer, limit in limits if limit < _LIMITED]
+
+
+def _drawing(image: Tensor, blanked: bool) -> Drawing:
+    """A picture (3, h, w) in [0, 1] as one for people."""
+    image = image.float()
+    broken = not torch.isfinite(image).all()
+    pixels = (image.nan_to_num(0, 0, 0) * (0 if broken else 255)).clamp(0, 255).round().to(torch.uint8)
+    array = np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+    if blanked:
+        return Drawing(array, "blanked by the safety checker")
+    if broken:
+        return Drawing(array, "not a number")
+    return Drawing(array, "black" if array.max() < BLACK else "")
+
+
+def _random_states(device: str) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.startswith("cuda") else [])]
+
+
+@contextlib.contextmanager
+def _told(told: str | None, total: int) -> Iterator[Callable[[int, str], None]]:
+    if told is None:
+        yield lambda completed, note: None
+    else:
+        with progress(told, total) as tell:
+            yield tell

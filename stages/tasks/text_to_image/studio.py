@@ -1,0 +1,87 @@
+"""The model and those who look at its pictures: drawn, judged and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.tasks.text_to_image.judges import Judge, told
+from stages.tasks.text_to_image.measures import Judged
+from stages.tasks.text_to_image.quality import Quality
+from stages.tasks.text_to_image.sample import Drawing, Painter
+
+
+class Order(NamedTuple):
+    """One picture to draw.
+
+    Args:
+        prompt: the whole of it.
+        seed: of its start noise.
+        expected: (attribute, value) pairs that the prompt names and the judge can check.
+        guidance: another scale than the sampler's; None is the sampler's.
+    """
+
+    prompt: str
+    seed: int
+    expected: tuple[tuple[str, str], ...] = ()
+    guidance: float | None = None
+
+
+@dataclass
+class Studio:
+    """Draws and judges pictures. What was judged before is not drawn again; pixels are not kept, they can be redrawn.
+
+    Args:
+        painter: draws.
+        judge: reads attributes and alignment.
+        quality: how good a picture is by what the judge sees of it, whatever it shows.
+    """
+
+    painter: Painter
+    judge: Judge
+    quality: Quality
+
+    def __post_init__(self) -> None:
+        self._known: dict[Order, Judged] = {}
+
+    def look(self, orders: Sequence[Order]) -> list[Judged]:
+        """What is to be said of n pictures."""
+        unknown = [order for order in dict.fromkeys(orders) if order not in self._known]
+        for guidance in dict.fromkeys(order.guidance for order in unknown):
+            alike = [order for order in unknown if order.guidance == guidance]
+            self._known.update(zip(alike, self.judged(self.draw(alike), alike), strict=True))
+        return [self._known[order] for order in orders]
+
+    def draw(self, orders: Sequence[Order]) -> list[Drawing]:
+        """Draw n pictures of one guidance scale."""
+        if not orders:
+            return []
+        prompts, seeds = [order.prompt for order in orders], [order.seed for order in orders]
+        return self.painter.draw(prompts, seeds, orders[0].guidance)
+
+    def judged(self, drawings: Sequence[Drawing], orders: Sequence[Order]) -> list[Judged]:
+        """Look at n pictures drawn to order."""
+        pixels = [drawing.pixels for drawing in drawings]
+        found = self.assess(pixels, [order.prompt for order in orders], [dict(order.expected) for order in orders])
+        return [
+            judged if not drawing.fault else Judged(0.0, 0.0, {}, dict.fromkeys(judged.right, False), drawing.fault)
+            for judged, drawing in zip(found, drawings, strict=True)
+        ]
+
+    def assess(
+        self, pixels: Sequence[np.ndarray], prompts: Sequence[str], expected: Sequence[Mapping[str, str]]
+    ) -> list[Judged]:
+        """Look at any n pictures (h, w, 3) with what was asked for."""
+        reading = self.judge.read(pixels)
+        aligned = self.judge.aligned(reading, prompts, expected)
+        quality = self.quality(reading.features)
+        values = {attribute: told(self.judge, reading, attribute) for attribute in self.judge.attributes}
+        judged = []
+        for n, wanted in enumerate(expected):
+            read = {attribute: named[n] for attribute, named in values.items() if named[n]}
+            right = {attribute: read.get(attribute) == value for attribute, value in wanted.items()}
+            judged.append(Judged(float(aligned[n]), float(quality[n]), read, right))
+        return judged

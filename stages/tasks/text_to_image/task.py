@@ -1,0 +1,352 @@
+"""Text-to-image generation as a task: what a probe is, what counts as a failure, and how a copy is repaired."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import ValidationError
+
+from stages.concepts.prompts import check_slots, check_templates, fill, pieces, prompt_space, read_templates
+from stages.errors import UsageError
+from stages.microscopic.moves import start_of
+from stages.params import validation_lines
+from stages.tasks.contract import (
+    SPLITS,
+    Exhibit,
+    Items,
+    ProbeBatch,
+    Quality,
+    RepairPlan,
+    RepairRecord,
+    Sheet,
+    Split,
+    Tally,
+    TaskContext,
+)
+from stages.tasks.features import PrincipalAxes
+from stages.tasks.sources import missing_splits, parse_source, source_errors
+from stages.tasks.text_to_image.calibrate import Calibration, calibration_records, share_out
+from stages.tasks.text_to_image.config import DiscrepancyConfig, PrepareConfig, conflicts
+from stages.tasks.text_to_image.items import choose_items, noise_seed
+from stages.tasks.text_to_image.judges import JUDGE_LOADERS, expected_values, load_judge
+from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of, said
+from stages.tasks.text_to_image.models import MODEL_LOADERS, load_pipeline
+from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, from_png, strip
+from stages.tasks.text_to_image.quality import load_quality, quality_errors
+from stages.tasks.text_to_image.sample import Drawing, Painter
+from stages.tasks.text_to_image.studio import Order, Studio
+from stages.tasks.text_to_image.views import sheets, tallies
+
+ASKED_AGAIN = 1  # salt of the noise seeds of `again`
+TIMED = 8  # probes whose time `prepare` measures
+
+
+class TextToImage:
+    """A text-to-image pipeline under test with its prompts.
+
+    A probe fills an item's template with one level of each slot and draws a few pictures; a judge says how well they
+    show what was asked for (see `measures`).
+    """
+
+    learns_from_examples: ClassVar[frozenset[str]] = frozenset({"lora"})
+
+    def __init__(self, context: TaskContext, items: pd.DataFrame, studio: Studio, pictures: pd.DataFrame) -> None:
+        """See Task.load.
+
+        Args:
+            context: the audit's settings.
+            items: the table that `prepare` writes.
+            studio: the model, with what judges its pictures.
+            pictures: real captioned pictures that repairs may learn from, see `pictures.PICTURE_LOADERS`.
+        """
+        torch.set_num_threads(context.compute.threads)
+        self.context, self.studio, self.pictures = context, studio, pictures
+        self.painter, self.judge, self.model_hash = studio.painter, studio.judge, studio.painter.hash
+        self.config = PrepareConfig.model_validate(dict(context.config))
+        self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        self.items = Items(items)
+        self.concepts = prompt_space(context.concepts)
+        self.reference = self.config.bias.shares(self.judge.attributes) if self.config.bias else None
+        records = pd.DataFrame(items.attrs["calibration"])
+        self.calibration = Calibration(records, self.config.images, self.reference)
+        self.threshold = self._threshold()
+        self.false_alarms = {
+            "real captioned pictures": self.calibration.false_alarms(self.settings.weights, self.threshold)
+        }
+        self._rows = {item: row for row, item in enumerate(items["id"])}
+        self._templates, self._seeds = items["template"].tolist(), items["seed"].tolist()
+        self._axes: PrincipalAxes | None = None
+        self.salt = 0  # see `again`
+
+    def _threshold(self) -> float:
+        settings = self.settings
+        if settings.threshold == "auto":
+            return self.calibration.threshold(settings.weights, settings.false_alarms)
+        return float(settings.threshold)
+
+    # Configuration
+
+    @classmethod
+    def check(cls, context: TaskContext) -> list[str]:
+        """See Task: all errors of prepare:, concepts: and discrepancy:, without loading a model."""
+        slots = check_slots(context.concepts)
+        errors = list(slots)
+        config = settings = None
+        try:
+            config = PrepareConfig.model_validate(dict(context.config))
+        except ValidationError as error:
+            errors += validation_lines(error, PrepareConfig, "prepare")
+        else:
+            errors += source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
+            errors += source_errors(config.pictures, PICTURE_LOADERS, "prepare.pictures", context.inputs)
+            errors += source_errors(config.judge, JUDGE_LOADERS, "prepare.judge", context.inputs)
+            errors += _template_errors(config, context)
+        try:
+            settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        except ValidationError as error:
+            errors += validation_lines(error, DiscrepancyConfig, "discrepancy")
+        if config and settings and not slots:
+            errors += conflicts(config, settings, prompt_space(context.concepts))
+            errors += quality_errors(settings.quality, config.judge)
+        return errors
+
+    @classmethod
+    def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
+        """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
+        from stages.tasks.text_to_image.repair_config import RepairSettings
+
+        errors = missing_splits(context)
+        try:
+            RepairSettings.model_validate(dict(settings))
+        except ValidationError as error:
+            errors += validation_lines(error, RepairSettings, "restructure.settings")
+        return errors
+
+    # Preparation
+
+    @classmethod
+    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
+        """See Task: writes model/, judge/, quality/, pictures.parquet and items.parquet.
+
+        Raises:
+            UsageError: when something is missing, unreadable or does not fit, or prompts are beyond the token limit.
+        """
+        if errors := cls.check(context):
+            raise UsageError("\n".join(errors))
+        torch.set_num_threads(context.compute.threads)
+        config = PrepareConfig.model_validate(dict(context.config))
+        templates = read_templates(config.templates, context.inputs)
+        items = choose_items(templates, config.items, context.seed)
+        pictures, skipped = parse_source(config.pictures, PICTURE_LOADERS, "prepare.pictures").load(context.inputs)
+        pictures = share_out(pictures, context.seed)
+        parse_source(config.model, MODEL_LOADERS, "prepare.model").build(context.inputs, out_dir / "model")
+        parse_source(config.judge, JUDGE_LOADERS, "prepare.judge").build(context.inputs, out_dir / "judge")
+        studio = cls._studio(context, pictures, out_dir)
+        items.attrs["skipped"] = skipped  # kept in the file, so that the report can list them
+        items.attrs["calibration"] = calibration_records(studio, pictures)
+        items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
+        pictures.to_parquet(out_dir / "pictures.parquet", compression="zstd", index=False)
+        task = cls(context, items, studio, pictures)
+        if too_long := studio.painter.too_long(task.longest_prompts()):
+            raise UsageError("\n".join(f"concepts, prepare.templates: {line}" for line in too_long))
+        return task._numbers(len(skipped))
+
+    def _numbers(self, skipped: int) -> dict[str, Any]:
+        """What `prepare` says of the audit."""
+        ids = self.items.ids("discover")[:TIMED]
+        rng = np.random.default_rng(self.context.seed)
+        started = time.monotonic()
+        self.probe(ids, self.concepts.sample(len(ids), rng))
+        by_split = self.items.table["split"].value_counts()
+        real = self.calibration.records
+        return {
+            "items": {split: int(by_split[split]) for split in SPLITS if split in by_split},
+            "templates": {s: int(part["template"].nunique()) for s, part in self.items.table.groupby("split")},
+            "pictures": {str(split): int(n) for split, n in self.pictures["split"].value_counts().items()},
+            "threshold": self.threshold,
+            "false_alarms": next(iter(self.false_alarms.values())),
+            "real_pictures": {name: float(real[name].mean()) for name in ("misalignment", "poor_quality")},
+            "judge": dict(self.judge.note),
+            "parameters": self.painter.parameters,
+            "skipped": skipped,
+            "seconds_per_probe": (time.monotonic() - started) / len(ids),
+        }
+
+    @classmethod
+    def _studio(cls, context: TaskContext, pictures: pd.DataFrame, prepared: Path, model: Path | None = None) -> Studio:
+        sampling = PrepareConfig.model_validate(dict(context.config)).sampling
+        base = prepared / "model"
+        whole = model is None or (model / "model_index.json").exists()
+        pipeline = load_pipeline(
+            (model or base) if whole else base, context.compute, sampling, lora=None if whole else model
+        )
+        judge = load_judge(prepared / "judge", context.compute.device)
+        quality = DiscrepancyConfig.model_validate(dict(context.discrepancy)).quality
+        real = [from_png(image) for image in pictures.loc[pictures["split"] == "reference", "image"]]
+        return Studio(Painter(pipeline, sampling, context.compute), judge, load_quality(quality, judge, real))
+
+    @classmethod
+    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
+        """See Task; `model` may be a pipeline, or LoRA weights for the model under test."""
+        path = prepared / "items.parquet"
+        if not path.exists():
+            raise UsageError(f"{path} is missing: run prepare first")
+        pictures = pd.read_parquet(prepared / "pictures.parquet")
+        return cls(context, pd.read_parquet(path), cls._studio(context, pictures, prepared, model), pictures)
+
+    # Prompts
+
+    def words(self, cell: np.ndarray) -> dict[str, str]:
+        """The phrase that a cell gives each slot."""
+        return {c.name: str(c.levels[int(level)]) for c, level in zip(self.concepts.concepts, cell, strict=True)}
+
+    def prompt(self, template: str, cell: np.ndarray) -> str:
+        """A template filled with the phrases of a cell."""
+        return fill(template, self.words(cell))
+
+    def expected(self, cell: np.ndarray) -> dict[str, str]:
+        """What a cell lets people expect of a picture, by attribute of the judge."""
+        return expected_values(self.judge.attributes, self.words(cell))
+
+    def longest_prompts(self) -> list[str]:
+        """Every template with the phrases of most words: if these fit the text encoder, all prompts do."""
+        longest = {c.name: max(map(str, c.levels), key=self.painter.tokens) for c in self.concepts.concepts}
+        return [fill(template, longest) for template in dict.fromkeys(self._templates)]
+
+    def orders(
+        self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None
+    ) -> list[list[Order]]:
+        """The pictures that each of n probes draws."""
+        repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
+        asked = []
+        for item, cell, repeat in zip(item_ids, np.asarray(cells), repeats.tolist(), strict=True):
+            row = self._rows[item]
+            prompt, expected = self.prompt(self._templates[row], cell), tuple(self.expected(cell).items())
+            seeds = [
+                noise_seed(self.context.seed, self._seeds[row], repeat, n, self.salt) for n in range(self.config.images)
+            ]
+            asked.append([Order(prompt, seed, expected) for seed in seeds])
+        return asked
+
+    # Probing
+
+    def judged(
+        self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None
+    ) -> list[list[Judged]]:
+        """What is to be said of the pictures of each of n probes."""
+        asked = self.orders(item_ids, cells, repeats)
+        found = iter(self.studio.look([order for orders in asked for order in orders]))
+        return [[next(found) for _ in orders] for orders in asked]
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """See Task. Outputs say what was read of the pictures.
+
+        Pictures that the pipeline's safety checker blanked do not count; a probe without any other is not valid.
+        """
+        probes = self.judged(item_ids, cells, repeats)
+        seen = [[picture for picture in pictures if not picture.blanked] for pictures in probes]
+        found = np.array([self._discrepancy(pictures) for pictures in seen], dtype=np.float32)
+        outputs = [said(pictures, attributes=bool(self.judge.attributes)) for pictures in probes]
+        valid = np.array([bool(pictures) for pictures in seen], dtype=bool)
+        found = np.where(valid, found, np.minimum(found, np.float32(self.threshold)))
+        return ProbeBatch(found, found > self.threshold, outputs, valid)
+
+    def _discrepancy(self, pictures: Sequence[Judged]) -> float:
+        if not pictures:
+            return 0.0
+        attribute = self.config.bias.attribute if self.config.bias else ""
+        return discrepancy(pictures, self.settings.weights, attribute, self.reference)
+
+    def clean_quality(self, split: Split) -> Quality:
+        """See Task: how good pictures look, whatever they show, for one cell of each item, the same for every model."""
+        ids = self.items.ids(split)
+        cells = self.concepts.sample(len(ids), np.random.default_rng([self.context.seed, len(ids)]))
+        quality = [
+            np.mean([p.quality for p in pictures if not p.blanked] or [0.0]) for pictures in self.judged(ids, cells)
+        ]
+        return Quality(f"{self.settings.quality} of the pictures", np.array(quality, dtype=np.float64), ids)
+
+    # What explorers and people see
+
+    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
+        """See Task: text features of the neutral prompts, on the axes of the discover items; seeds are not seen."""
+        if self._axes is None:
+            self._axes = PrincipalAxes.of(self._features(self.items.ids("discover")))
+        return self._axes(self._features(item_ids))
+
+    def _features(self, item_ids: Sequence[str]) -> np.ndarray:
+        start = start_of(self.concepts)
+        prompts = [self.prompt(self._templates[self._rows[item]], start) for item in item_ids]
+        return self.painter.embed(prompts).astype(np.float64)
+
+    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
+        """See Task: the prompt with its slots' words, and the pictures."""
+        asked = self.orders(item_ids, cells)
+        answer = self.probe(item_ids, cells)
+        assert answer.valid is not None
+        drawings = iter(self.studio.draw([order for orders in asked for order in orders]))
+        shown = []
+        for n, (item, cell) in enumerate(zip(item_ids, np.asarray(cells), strict=True)):
+            caption = (
+                f"{answer.outputs[n]} (discrepancy {answer.discrepancy[n]:.2f}, a failure above {self.threshold:.2f})"
+            )
+            if not answer.valid[n]:
+                caption = f"{answer.outputs[n]}: not held against the model"
+            words = pieces(self._templates[self._rows[item]], self.words(cell))
+            drawn = strip([next(drawings).pixels for _ in asked[n]])
+            shown.append(Exhibit(caption, drawn=drawn, words=words))
+        return shown
+
+    def alignment(
+        self, drawings: Sequence[Drawing], prompts: Sequence[str], expected: Sequence[Mapping[str, str]]
+    ) -> np.ndarray:
+        """How well n drawings show their prompts and what is expected of them: (n,) in [0, 1]."""
+        orders = [Order(p, 0, tuple(e.items())) for p, e in zip(prompts, expected, strict=True)]
+        return np.array([judged.alignment for judged in self.studio.judged(drawings, orders)])
+
+    # Beside the contract, see Measured, Tallied and Illustrated
+
+    def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
+        """See Measured: shares of the pictures of each probe; nan where the prompt leaves an attribute unsaid."""
+        return measures_of(self.judged(item_ids, cells), tuple(self.judge.attributes), self.settings.quality)
+
+    def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:
+        """See Measured: there is no way to draw without a model."""
+        return {}
+
+    def again(self) -> Self:
+        """See Measured: the same model with other start noise."""
+        other = copy.copy(self)
+        other.salt = ASKED_AGAIN
+        return other
+
+    def tallies(self, split: Split) -> list[Tally]:
+        """See Tallied."""
+        return tallies(self, split)
+
+    def sheets(self, split: Split) -> list[Sheet]:
+        """See Illustrated."""
+        return sheets(self, split)
+
+    # Repair
+
+    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+        """See Task; the methods are those of `stages.tasks.text_to_image.repair`."""
+        from stages.tasks.text_to_image.repair import repair
+
+        return repair(self, plan, out_dir)
+
+
+def _template_errors(config: PrepareConfig, context: TaskContext) -> list[str]:
+    try:
+        templates = read_templates(config.templates, context.inputs)
+    except UsageError as error:
+        return str(error).splitlines()
+    return check_templates(templates, list(context.concepts), "prepare.templates")

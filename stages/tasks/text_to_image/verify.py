@@ -1,0 +1,103 @@
+"""Is a repair what it says it is? A fresh process reads its folder and draws beside the pipeline in memory.
+
+A repair that was written wrongly would be judged by `re_evaluate` as if it were none. So it is read as any user reads
+it, and the pictures it draws have to be those of the pipeline in memory and not those of the base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from stages.errors import BugError, UsageError, run_as_command
+from stages.tasks.contract import Compute
+from stages.tasks.text_to_image.config import SamplingConfig
+from stages.tasks.text_to_image.models import load_pipeline
+from stages.tasks.text_to_image.sample import Painter
+
+# Another process may compute the last bits otherwise (threads, kernels): far less than the repair changed.
+TOLERANCE = 0.02
+
+
+def verify(
+    folder: Path, base: Path, before: Painter, after: Painter, prompts: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """Read a repaired pipeline in a fresh process and compare what it draws with what the one in memory draws.
+
+    Args:
+        folder: what was written, see `load_pipeline`.
+        base: the pipeline's folder it was made for.
+        before: draws as the pipeline under test.
+        after: draws as the repaired one in memory.
+        prompts: a few, to compare pictures of.
+        seeds: of their noise.
+
+    Raises:
+        UsageError: when the repaired pipeline draws as its base does, to the last pixel.
+        BugError: when what was written is not what is in memory, or cannot be read.
+    """
+    known = {"before": pixels(before, prompts, seeds), "after": pixels(after, prompts, seeds)}
+    if np.array_equal(known["before"], known["after"]):
+        raise UsageError(
+            "restructure: the repaired model draws exactly as before, so training changed less than a pixel can show;"
+            " raise restructure.settings.learning_rate or steps"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        tensors, asked = Path(scratch) / "pixels.safetensors", Path(scratch) / "asked.json"
+        save_file(known, tensors)
+        question: Mapping[str, Any] = {
+            "prompts": list(prompts),
+            "seeds": [int(seed) for seed in seeds],
+            "compute": asdict(after.compute),
+            "sampling": after.sampling.model_dump(mode="json"),
+        }
+        asked.write_text(json.dumps(question, ensure_ascii=False), encoding="utf-8")
+        command = [sys.executable, "-m", "stages.tasks.text_to_image.verify", folder, base, tensors, asked]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = done.stderr.rpartition("error: ")[2].strip()  # libraries warn before it
+        raise BugError(f"the repaired model could not be read back from {folder}: {told}")
+
+
+def pixels(painter: Painter, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    """What is drawn for n prompts: (n, h, w, 3) uint8."""
+    return np.stack([drawing.pixels for drawing in painter.draw(prompts, seeds)])
+
+
+def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
+    """Compare what a folder's pipeline draws with the pictures it has to draw.
+
+    Raises:
+        BugError: when they differ from those after the repair by more than a small part of what the repair changed.
+    """
+    told = json.loads(asked.read_text(encoding="utf-8"))
+    compute, sampling = Compute(**told["compute"]), SamplingConfig.model_validate(told["sampling"])
+    torch.set_num_threads(compute.threads)
+    known = {name: pictures.astype(float) for name, pictures in load_file(tensors).items()}
+    painter = Painter(load_pipeline(base, compute, sampling, lora=folder), sampling, compute)
+    found = pixels(painter, told["prompts"], told["seeds"]).astype(float)
+    changed = float(np.abs(known["after"] - known["before"]).mean())
+    off = float(np.abs(found - known["after"]).mean())
+    if not off <= TOLERANCE * changed:
+        raise BugError(
+            f"its pixels differ by {off:.3g} from those in memory, where the repair changed them by {changed:.3g}"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("folder", "base", "tensors", "asked"):
+        parser.add_argument(name, type=Path)
+    arguments = parser.parse_args()
+    run_as_command(lambda: main(**vars(arguments)))

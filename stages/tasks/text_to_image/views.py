@@ -1,0 +1,85 @@
+"""What no single picture shows: whom the model draws where the prompt does not say, and contact sheets of the grid."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from stages.concepts.prompts import fill
+from stages.concepts.space import Concept
+from stages.microscopic.moves import start_of
+from stages.tasks.contract import SPLITS, Sheet, Split, Tally
+from stages.tasks.text_to_image.items import noise_seed
+from stages.tasks.text_to_image.pictures import strip
+from stages.tasks.text_to_image.studio import Order
+
+if TYPE_CHECKING:
+    from stages.tasks.text_to_image.task import TextToImage
+
+TALLY, SHEET = 1_000_000, 2_000_000  # item numbers of noise seeds that no item has
+SHEETS = 2  # of the same words, from other noise
+NO_GUIDANCE = 1.0
+
+
+def tallies(task: TextToImage, split: Split) -> list[Tally]:
+    """Tally an attribute for each subject, in prompts of the split's templates that leave all else unsaid.
+
+    Every subject is drawn from the same start noise. Broken and blanked pictures count as unread.
+    """
+    bias = task.config.bias
+    if bias is None or task.reference is None:
+        return []
+    own = task.config.sampling.guidance
+    scales = list(dict.fromkeys(bias.guidance or [own, NO_GUIDANCE]))
+    templates = _templates(task, split)
+    offset = TALLY + SPLITS.index(split)
+    found = []
+    for subject, words in _levels(task, bias.subject):
+        prompts = [fill(templates[n % len(templates)], words) for n in range(bias.seeds)]
+        seeds = [noise_seed(task.context.seed, offset, 0, n, task.salt) for n in range(bias.seeds)]
+        for scale in scales:
+            orders = [Order(p, s, (), None if scale == own else scale) for p, s in zip(prompts, seeds, strict=True)]
+            read = Counter(judged.read.get(bias.attribute, "") for judged in task.studio.look(orders))
+            counts = {value: read[value] for value in task.reference}
+            found.append(Tally(f"{bias.subject} {subject}", bias.attribute, scale, counts, task.reference, read[""]))
+    return found
+
+
+def sheets(task: TextToImage, split: Split) -> list[Sheet]:
+    """Every level of one slot by every level of another, from the same start noise; all else is left unsaid."""
+    names = task.config.sheet or task.concepts.names[:2]
+    if len(names) < 2:
+        return []
+    templates = _templates(task, split)
+    drawn = []
+    for n in range(SHEETS):
+        template, seed = templates[n % len(templates)], noise_seed(task.context.seed, SHEET, 0, n, task.salt)
+        rows, columns = list(_levels(task, names[0])), list(_levels(task, names[1]))
+        orders = [
+            Order(fill(template, words | {names[1]: other[names[1]]}), seed)
+            for _, words in rows
+            for _, other in columns
+        ]
+        tiles = iter(task.studio.draw(orders))
+        strips = [(label, strip([next(tiles).pixels for _ in columns])) for label, _ in rows]
+        unsaid = fill(template, {name: f"[{name}]" if name in names else word for name, word in _start(task).items()})
+        drawn.append(Sheet(unsaid, [label for label, _ in columns], strips))
+    return drawn
+
+
+def _templates(task: TextToImage, split: Split) -> list[str]:
+    table = task.items.table
+    return list(dict.fromkeys(table.loc[table["split"] == split, "template"]))
+
+
+def _start(task: TextToImage) -> dict[str, str]:
+    return task.words(start_of(task.concepts))
+
+
+def _levels(task: TextToImage, slot: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each level of a slot that says something, with the words of a prompt that says nothing else."""
+    concept: Concept = task.concepts.concepts[task.concepts.names.index(slot)]
+    for level in concept.levels:
+        if level != concept.neutral:
+            yield str(level), _start(task) | {slot: str(level)}

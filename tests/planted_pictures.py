@@ -1,0 +1,51 @@
+"""The planted task as one that draws: with tallies, contact sheets, and exhibits that show what was drawn.
+
+What it makes of the colour of each subject, where nobody says, is part of its model: `shares`, {subject: share of red}.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from stages.tasks.contract import Exhibit, Sheet, Tally
+from tests.planted import PlantedTask
+
+DRAWN = 120  # answers tallied of each subject
+
+
+def png(red: int, width: int = 1) -> bytes:
+    """A picture of one grey level, `width` pixels wide and one high, without a library."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, 1, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + bytes([red] * width))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+class PlantedPictures(PlantedTask):
+    """Draws one grey level: as light as the number of its planted regions says, so that a repair is seen."""
+
+    @property
+    def shade(self) -> int:
+        return 10 + len(self._regions)
+
+    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
+        shown = super().exhibit(item_ids, cells)
+        words = [("a ", ""), ("very tilted", "tilt"), (" thing", "")]
+        return [replace(e, text=None, drawn=png(self.shade), words=words) for e in shown]
+
+    def tallies(self, split: str) -> list[Tally]:
+        shares = self.model.get("shares", {"cat": 0.9, "dog": 0.5})
+        reds = {subject: round(DRAWN * share) for subject, share in shares.items()}
+        reference = {"red": 0.5, "blue": 0.5}
+        return [Tally(s, "colour", 7.5, {"red": red, "blue": DRAWN - red}, reference) for s, red in reds.items()]
+
+    def sheets(self, split: str) -> list[Sheet]:
+        return [Sheet(f"things of the split {split}", ("one", "two"), [("row", png(self.shade, 2))])]

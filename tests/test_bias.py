@@ -1,0 +1,192 @@
+"""The statistics of tallies: what chance alone gives, intervals that hold, tests, gates."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from stages.errors import UsageError
+from stages.landscape import (
+    compare_bias,
+    judge_landscape,
+    judged,
+    largest_bias,
+    measure_bias,
+    newly_skewed,
+    total_variation,
+)
+from stages.landscape.bias import Skew, mean_change
+from stages.params import LandscapeGates
+from stages.tasks.contract import Tally
+
+
+def tally(counts, reference=None, *, subject="nurse", guidance=7.5, unread=0):
+    values = "abcdefgh"[: len(counts)]
+    shares = reference or [1 / len(counts)] * len(counts)
+    return Tally(
+        subject,
+        "gender",
+        guidance,
+        dict(zip(values, counts, strict=True)),
+        dict(zip(values, shares, strict=True)),
+        unread,
+    )
+
+
+def all_counts(n, k):
+    return np.array([counts for counts in product(range(n + 1), repeat=k) if sum(counts) == n])
+
+
+def test_total_variation_is_the_share_that_would_have_to_change():
+    assert total_variation(np.array([[3, 1], [2, 2]]), np.array([0.5, 0.5])).tolist() == [0.25, 0.0]
+
+
+@pytest.mark.parametrize("reference", [[0.5, 0.5], [0.2, 0.3, 0.5]])
+def test_what_chance_gives_is_as_enumeration_says(reference):
+    n, reference = 9, np.array(reference)
+    counts = all_counts(n, len(reference))
+    chance = stats.multinomial(n, reference).pmf(counts)
+    distances = total_variation(counts, reference)
+    seen = counts[np.argmax(counts[:, 0] == 7)]
+    entry = measure_bias([tally(seen.tolist(), reference.tolist())], seed=1)[0]
+    assert entry["chance"]["mean"] == pytest.approx(distances @ chance, abs=0.01)
+    assert entry["p"] == pytest.approx(chance[distances >= total_variation(seen, reference) - 1e-9].sum(), abs=0.015)
+    assert entry["excess"] == pytest.approx(entry["counted"] - entry["chance"]["mean"])
+    below = chance[distances < entry["chance"]["high"] - 1e-9].sum()
+    assert below < 0.96
+    assert chance[distances <= entry["chance"]["high"] + 1e-9].sum() > 0.94
+
+
+def test_two_values_have_the_interval_of_a_proportion():
+    """With two values the total variation is |share - 1/2|: where that is large, it is a proportion's interval."""
+    rate = Skew(tally([45, 5]), [1]).rate
+    exact = stats.binomtest(45, 50).proportion_ci(method="exact")
+    assert rate.value == pytest.approx(0.4, abs=0.01)
+    assert (rate.low, rate.high) == pytest.approx((exact.low - 0.5, exact.high - 0.5), abs=0.015)
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.65, 0.35], [1 / 3] * 3, [0.6, 0.25, 0.15]])
+def test_the_interval_holds_the_truth(shares):
+    rng, truth = np.random.default_rng(5), np.abs(np.array(shares) - 1 / len(shares)).sum() / 2
+    rates = [Skew(tally(rng.multinomial(48, shares).tolist()), [i]).rate for i in range(30)]
+    held = sum(rate.low - 1e-6 <= truth <= rate.high + 1e-6 for rate in rates)
+    assert held >= 26, "of 30 that hold in 95% fewer than 26 come once in 60 times"
+    assert np.mean([rate.high - rate.low for rate in rates]) < 0.3
+
+
+def test_a_plain_count_is_corrected_for_chance():
+    rng = np.random.default_rng(2)
+    fair = [measure_bias([tally(rng.multinomial(48, [0.25] * 4).tolist())], seed=i)[0] for i in range(30)]
+    assert np.mean([entry["counted"] for entry in fair]) > 0.08
+    assert abs(np.mean([entry["excess"] for entry in fair])) < 0.025
+
+
+def test_a_mean_change_holds_the_truth_both_ways():
+    rng, fair, skewed = np.random.default_rng(3), [0.5, 0.5], [0.8, 0.2]
+    held = {"better": 0, "worse": 0}
+    for i in range(12):
+        a, b = (
+            [Skew(tally(rng.multinomial(48, p).tolist()), [i, k, s]) for s in range(4)]
+            for k, p in enumerate((fair, skewed))
+        )
+        better, worse = mean_change(b, a), mean_change(a, b)
+        held["better"] += better.low <= -0.3 <= better.high
+        held["worse"] += worse.low <= 0.3 <= worse.high
+    assert min(held.values()) >= 9, held
+
+
+def test_that_nothing_else_came_does_not_prove_that_nothing_else_can():
+    alike = [Skew(tally([48, 0]), [k]) for k in range(2)]
+    assert alike[0].rate.low < 0.45
+    change = mean_change(alike[:1], alike[1:])
+    assert change.low < -0.03
+    assert change.high > 0.03
+
+
+def test_of_many_fair_subjects_none_is_called_biased():
+    fair = [tally([32, 16] if i == 7 else [25, 23], subject=f"s{i}") for i in range(30)]
+    entries = measure_bias(fair, seed=0)
+    assert min(entry["p"] for entry in entries) < 0.05, "one is beyond its own 95% point"
+    assert not any(entry["beyond_noise"] for entry in entries)
+    assert measure_bias([*fair, tally([46, 2])], seed=0)[-1]["beyond_noise"]
+
+
+def test_guidance_1_is_shown_but_not_judged():
+    entries = measure_bias([tally([25, 23]), tally([48, 0], guidance=1.0)], seed=0)
+    assert [entry["guidance"] for entry in judged(entries)] == [7.5]
+    assert largest_bias(entries).value < 0.1
+
+
+def test_answers_nobody_could_read_count_for_nothing():
+    entries = measure_bias([tally([0, 0], unread=48), tally([30, 18], unread=3)], seed=0)
+    assert (entries[0]["n"], entries[0]["p"], entries[0]["bias"]["value"]) == (0, None, None)
+    assert not entries[0]["beyond_noise"]
+    assert (entries[1]["n"], entries[1]["unread"]) == (48, 3)
+    assert largest_bias(entries).n == 48
+
+
+def test_a_value_nobody_expects_is_a_bias():
+    entry = measure_bias([tally([20, 20, 8], [0.5, 0.5, 0.0])], seed=0)[0]
+    assert entry["counted"] == pytest.approx(8 / 48)
+    assert entry["p"] < 0.05
+    assert entry["bias"]["high"] > 8 / 48
+
+
+@pytest.mark.parametrize(
+    ("counts", "reference", "said"),
+    [
+        ({"a": 1}, {"a": 0.5, "b": 0.5}, "counts a, but its reference is of a, b"),
+        ({"a": 1, "b": 2}, {"a": 0.5, "b": 0.6}, "expected shares from 0 on that sum to 1"),
+    ],
+)
+def test_a_tally_that_does_not_fit_its_reference_is_told(counts, reference, said):
+    with pytest.raises(UsageError, match=said):
+        measure_bias([Tally("nurse", "gender", 1.0, counts, reference)], seed=0)
+
+
+def models(before, after, **others):
+    named = {"before": before, "after": after, **others}
+    return {m: [tally(c, subject=s) for s, c in counts.items()] for m, counts in named.items()}
+
+
+def test_a_change_is_tested_by_permuting_the_models():
+    """With two values and n answers each the permutations are hypergeometric: the exact chance is known."""
+    found = compare_bias(models({"x": [15, 5]}, {"x": [10, 10]}), seed=1)
+    after = np.arange(5, 21)
+    chance = stats.hypergeom(40, 25, 20).pmf(after)
+    change = np.abs(after / 20 - 0.5) - np.abs((25 - after) / 20 - 0.5)
+    tails = chance[change <= -0.25 + 1e-9].sum(), chance[change >= -0.25 - 1e-9].sum()
+    assert found["subjects"][0]["changes"]["after"]["p"] == pytest.approx(2 * min(tails), abs=0.03)
+
+
+def test_what_a_repair_skews_is_named_and_what_it_mends_is_not():
+    before = {"nurse": [46, 2], "clerk": [25, 23], "cook": [24, 24]}
+    after = {"nurse": [25, 23], "clerk": [45, 3], "cook": [26, 22]}
+    bias = compare_bias(models(before, after, control=before), seed=1)
+    assert [subject["subject"] for subject in newly_skewed(bias)] == ["clerk"]
+    changes = {s["subject"]: s["changes"] for s in bias["subjects"]}
+    assert changes["nurse"]["after"]["high"] < 0 < changes["clerk"]["after"]["low"]
+    assert changes["nurse"]["control"]["low"] < 0 < changes["nurse"]["control"]["high"]
+    assert bias["mean_change"]["after"]["low"] < 0 < bias["mean_change"]["after"]["high"]
+
+
+def test_models_are_compared_on_the_same_subjects():
+    assert compare_bias({"before": [], "after": []}, seed=0) is None
+    with pytest.raises(UsageError, match="'after' are not of the same subjects"):
+        compare_bias({"before": [tally([1, 2])], "after": [tally([1, 2], subject="clerk")]}, seed=0)
+
+
+def test_the_gate_judges_the_subject_whose_interval_reaches_highest():
+    gates, overall = LandscapeGates(max_bias=0.3), largest_bias([])
+
+    def gate(*tallies):
+        return judge_landscape(gates, overall, [], largest_bias(measure_bias(list(tallies), seed=0)))[0]
+
+    assert gate(tally([25, 23]), tally([60, 40], subject="clerk"))["passed"]
+    assert gate(tally([25, 23]), tally([48, 0], subject="clerk"))["passed"] is False
+    assert gate(tally([3, 2]))["passed"] is False, "too little evidence passes no gate"
+    assert gate()["passed"] is None
+    assert gate(tally([0, 0], unread=9))["passed"] is None

@@ -1,0 +1,166 @@
+"""Microscopic exploration of prompts: the fewest words that make a model fail, on tasks where these are planted."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.concepts import Concept, ConceptSpace
+from stages.concepts.prompts import prompt_space
+from stages.explorers import Prober
+from stages.microscopic import Moves, Robustness, measure_robustness, start_of
+from stages.microscopic.moves import SUBSETS
+from stages.microscopic.walks import Walks, reduce_drawn, share, try_alone, walk_back
+from stages.params import DiscoverConfig, MicroscopicConfig
+from stages.tasks.contract import Items, ProbeBatch
+from tests.landscapes import planted
+from tests.planted import PlantedTask
+
+SPACE = prompt_space(
+    {
+        "digit": ["digit", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+        "colour": ["", "red", "green", "blue", "yellow", "purple", "orange"],
+        "size": ["", "small", "large"],
+        "background": ["", *(f"on a {name} background" for name in ("black", "white", "gray", "pink"))],
+    }
+)
+Words = dict[str, str]
+FOUR_ON_BLACK: Words = {"digit": "four", "background": "on a black background"}
+SMALL_THREE: Words = {"size": "small", "digit": "three"}
+
+
+def cell(words: Words, space: ConceptSpace = SPACE) -> list[int]:
+    return [c.levels.index(words.get(c.name, c.neutral)) for c in space.concepts]
+
+
+def said(row: pd.Series) -> Words:
+    return {c.name: str(c.levels[row[c.name]]) for c in SPACE.concepts if row[c.name] != c.levels.index(c.neutral)}
+
+
+class Wordy(PlantedTask):
+    """Fails where a prompt says all words of one of the sets of its item; margins tell nothing of which words do it."""
+
+    def __init__(self, sets: list[Words] | list[list[Words]], items: int = 25, space: ConceptSpace = SPACE) -> None:
+        table = pd.DataFrame({"id": [f"i{k:03d}" for k in range(items)], "split": "discover", "label": "0"})
+        super().__init__(Items(table), space, {"regions": [], "noise": 0.0}, seed=0)
+        self._sets = sets if isinstance(sets[0], list) else [sets] * items
+
+    def probe(self, item_ids: list[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        margins = np.abs(super().probe(item_ids, cells, repeats).discrepancy)
+        failed = np.array([self._fails(self._rows[i], c) for i, c in zip(item_ids, np.asarray(cells), strict=True)])
+        return ProbeBatch(np.where(failed, margins, -margins), failed, [""] * len(failed))
+
+    def _fails(self, item: int, levels: np.ndarray) -> bool:
+        prompt = {c.name: c.levels[int(level)] for c, level in zip(self.concepts.concepts, levels, strict=True)}
+        return any(words.items() <= prompt.items() for words in self._sets[item])
+
+
+def explore(task: Wordy, each: int, method: str = "beam", seed: int = 0, **settings: object) -> Robustness:
+    items = task.items.ids("discover")
+    steps = MicroscopicConfig.model_validate({"method": method, "items": 25, "budget": each * 25, **settings})
+    return measure_robustness(task, items, DiscoverConfig(budget=10, microscopic=steps), seed=seed)
+
+
+def assert_minimal(task: Wordy, table: pd.DataFrame) -> None:
+    """What is reported fails, and every strict subset of its words passes."""
+    for _, row in table[table["status"] == "found"].iterrows():
+        words = said(row)
+        assert row["radius"] == len(words) and task.probe([row["item"]], np.array([cell(words)])).failed.all()
+        fewer = [cell(dict(part)) for n in range(len(words)) for part in combinations(words.items(), n)]
+        assert not task.probe([row["item"]] * len(fewer), np.array(fewer)).failed.any(), words
+
+
+@pytest.mark.parametrize(("method", "each"), [("beam", 30), ("exact", 30), ("rl", 120)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_planted_pairs_of_words_are_found_exactly(method: str, each: int, seed: int) -> None:
+    task = Wordy([FOUR_ON_BLACK, SMALL_THREE], items=40 if method == "rl" else 25)
+    found = explore(task, each, method, seed)
+    assert (found.table["status"] == "found").all() and found.metrics["probes"] <= 25 * each
+    assert all(said(row) in (FOUR_ON_BLACK, SMALL_THREE) for _, row in found.table.iterrows())
+    assert_minimal(task, found.table)
+
+
+def test_three_words_that_fail_only_together_are_found() -> None:
+    task = Wordy([FOUR_ON_BLACK | {"colour": "red"}])
+    found = explore(task, 60)
+    assert (found.table["radius"] == 3).all()
+    assert_minimal(task, found.table)
+
+
+def test_a_single_word_is_found_alone_even_where_pairs_fail_too() -> None:
+    found = explore(Wordy([FOUR_ON_BLACK, {"colour": "purple"}]), 30).table
+    assert (found["radius"] == 1).all() and (found["alone_colour"] == 1).all()
+    assert all(said(row) == {"colour": "purple"} for _, row in found.iterrows())
+
+
+def test_items_that_each_fail_on_other_words_are_found_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    own = []
+    for _ in range(25):
+        two = rng.choice(4, 2, replace=False)
+        own.append([{SPACE.names[j]: str(SPACE.concepts[j].levels[rng.integers(1, SPACE.sizes[j])]) for j in two}])
+    task = Wordy(own)
+    found = explore(task, 100).table
+    assert (found["status"] == "found").mean() > 0.9
+    assert_minimal(task, found)
+    assert all(said(row) in own[task._rows[row["item"]]] for _, row in found[found["status"] == "found"].iterrows())
+
+
+@pytest.mark.parametrize("method", ["beam", "exact"])
+def test_items_that_fail_before_a_word_is_added_are_told_apart(method: str) -> None:
+    nothing: Words = {}
+    task = Wordy([[nothing] if n % 5 == 0 else [SMALL_THREE] for n in range(25)])
+    table = explore(task, 40, method).table.set_index("item")
+    bad = [f"i{n:03d}" for n in range(0, 25, 5)]
+    assert (table.loc[bad, "status"] == "fails unchanged").all() and (table.loc[bad, "radius"] == 0).all()
+    assert (table.loc[bad, "queries"] == 1).all()  # nothing more is asked of them
+    assert (table.drop(index=bad)["radius"] == 2).all()
+
+
+def test_two_words_are_found_within_four_though_every_three_of_them_pass() -> None:
+    four = FOUR_ON_BLACK | {"size": "small", "colour": "red"}
+    plain = {c.name: str(c.neutral) for c in SPACE.concepts}
+    task = Wordy([four, plain | SMALL_THREE | {"digit": "four"}], items=3)  # the pair fails only without further words
+    walks = Walks(Prober(task, task.items.ids("discover"), 100), Moves(SPACE, start_of(SPACE)), 3)
+    walks.ask(np.arange(3), np.tile(cell(four), (3, 1)))
+    assert (walks.radius == 4).all()
+    walk_back(walks)
+    assert (walks.failing == cell({"digit": "four", "size": "small"})).all() and (walks.queries == 1 + 1 + 14).all()
+
+
+def test_all_subsets_of_the_categories_are_gone_through_and_ordered_levels_stay() -> None:
+    names = [Concept(f"w{n}", ("", "x"), ordered=False, neutral="") for n in range(SUBSETS + 1)]
+    moves = Moves(space := ConceptSpace((Concept("blur", (0, 1, 2), neutral=0), *names)), start_of(space))
+    some = np.array([[2, 1, 1, 1, *[0] * (SUBSETS - 2)], [2, *[1] * (SUBSETS + 1)], [0, 1, 1, *[0] * (SUBSETS - 1)]])
+    rows, cells = moves.fewer(some)
+    assert rows.tolist() == [0] * 6 and (cells[:, 0] == 2).all() and not cells[:, 4:].any()
+    assert sorted(map(tuple, cells[:, 1:4].tolist())) == sorted(
+        part for part in np.ndindex(2, 2, 2) if 0 < sum(part) < 3
+    )
+
+
+def test_what_made_one_item_fail_is_tried_on_the_others() -> None:
+    task = Wordy([SMALL_THREE], items=12)
+    walks = Walks(Prober(task, task.items.ids("discover"), 24), Moves(SPACE, start_of(SPACE)), 12)
+    walks.ask(np.array([4]), np.array([cell(SMALL_THREE)]))
+    share(walks)
+    assert (walks.radius == 2).all() and (walks.failing == cell(SMALL_THREE)).all()
+    assert (walks.queries == 2).all()  # at the start, and the words of the other
+
+
+def test_nothing_is_drawn_where_every_concept_has_one_direction() -> None:
+    task = planted([], noise=0.0, items=4)
+    walks = Walks(Prober(task, task.items.ids("discover"), 999), Moves(task.concepts, start_of(task.concepts)), 4)
+    harm = try_alone(walks)
+    before = walks.prober.spent
+    reduce_drawn(walks, harm, np.random.default_rng(0))
+    assert walks.prober.spent == before and (walks.radius > 99).all()
+
+
+def test_an_item_that_bears_all_words_is_not_said_to_fail() -> None:
+    task = Wordy([{"digit": "never said"}], space=prompt_space({"digit": ["", "one"], "size": ["", "small"]}))
+    table = explore(task, 50).table
+    assert (table["status"] == "not found").all() and (table["at_least"] == 3).all()  # the whole grid was asked

@@ -1,0 +1,261 @@
+"""Reports on models that draw: bias bars, contact sheets, prompts, pictures of two models, the best and worst cells."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import re_evaluate
+from stages.concepts import Concept, ConceptSpace
+from stages.files import read_json, stage_dir
+from stages.landscape import measure_bias
+from stages.landscape.robustness import describe_steps
+from stages.report import write_comparison_report, write_landscape_report
+from stages.report.gallery import IMAGE_BYTES, Shrinker
+from stages.report.scales import value_colours
+from stages.summarize import best_and_worst
+from stages.tasks.contract import Exhibit, Sheet
+from tests.landscapes import planted, uniform
+from tests.picture_samples import SLOTS, picture_comparison, picture_landscape, png, tally
+from tests.planted_pictures import png as grey
+from tests.report_samples import FOUR, HOSTILE, make_comparison, make_inputs, picture
+from tests.test_re_evaluate import audited
+from tests.test_report import CHROMIUM, browser  # noqa: F401 (a fixture)
+
+
+@pytest.fixture(scope="module")
+def landscape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "landscape.html"
+    write_landscape_report(path, **picture_landscape())
+    return path
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "comparison.html"
+    write_comparison_report(path, **picture_comparison())
+    return path
+
+
+def section(page: str | Path, name: str) -> str:
+    text = page if isinstance(page, str) else page.read_text(encoding="utf-8")
+    return text.split(f'<section id="{name}">')[1].split("</section>")[0]
+
+
+def figure(part: str, name: str) -> dict[str, Any]:
+    found = re.search(rf'id="{name}-data">(.*?)</script>', part, re.S)
+    assert found is not None
+    return json.loads(found.group(1))[0]
+
+
+def write(tmp_path: Path, **inputs: Any) -> str:
+    write_landscape_report(tmp_path / "report.html", **inputs)
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_who_is_skewed_is_said_in_a_sentence(landscape: Path) -> None:
+    part = section(landscape, "bias")
+    assert "1 of 4 subjects are further from the reference than chance explains at guidance 7.5" in part
+    assert "Most of all digit seven: red in 82.6%" in part
+    assert "8 of 198 answers the value could not be told" in part
+
+
+def test_bars_are_painted_in_their_colour_and_ordered_by_bias(landscape: Path) -> None:
+    drawn = figure(section(landscape, "bias"), "bias-1")
+    bars = {trace["name"]: trace for trace in drawn["data"] if trace["type"] == "bar" and "name" in trace}
+    assert {name: bar["marker"]["color"] for name, bar in bars.items()} == {c: c for c in ("red", "green", "blue")}
+    names = drawn["layout"]["yaxis"]["ticktext"]
+    assert names[0] == "digit seven, guidance 7.5 ✱"
+    assert names[1] == "guidance 1"
+    assert sum("✱" in name for name in names) == 1
+    assert bars["red"]["x"][:2] == [pytest.approx(38 / 46, abs=1e-4), pytest.approx(17 / 48, abs=1e-4)]
+
+
+def test_values_that_are_no_colours_have_the_palettes() -> None:
+    assert value_colours(["red", "woman"]) != {"red": "red", "woman": "woman"}
+    assert len(set(value_colours(["woman", "man", "other"]).values())) == 3
+
+
+def test_a_table_holds_every_number_of_a_tally(landscape: Path) -> None:
+    entry = picture_landscape()["summary"]["bias"][4]
+    row = next(r for r in re.findall(r"<tr>.*?</tr>", section(landscape, "bias"), re.S) if "digit seven" in r)
+    assert entry["subject"] == "digit seven"
+    for shown in (entry["counted"], entry["chance"]["mean"], entry["chance"]["high"], entry["bias"]["value"]):
+        assert f"{shown:.1%}" in row
+    assert "red 82.6% [" in row
+    assert "beyond chance" in row
+    assert "2 unread" in row
+
+
+def test_without_tallies_and_sheets_nothing_is_shown_of_them(tmp_path: Path) -> None:
+    page = write(tmp_path, **make_inputs(*FOUR[:2], images=False))
+    write_comparison_report(tmp_path / "other.html", **make_comparison(*FOUR[:2]))
+    for text in (page, (tmp_path / "other.html").read_text(encoding="utf-8")):
+        assert not re.findall('id="(?:bias|sheets|extremes)"', text)
+
+
+def test_one_subject_whose_answers_nobody_could_read(tmp_path: Path) -> None:
+    inputs = picture_landscape()
+    inputs["summary"]["bias"] = measure_bias([tally("digit one", (0, 0, 0), unread=48)], seed=0)
+    part = section(write(tmp_path, **inputs), "bias")
+    assert "0 of 0 subjects" in part
+    assert "48 of 48 answers the value could not be told" in part
+    assert 'id="bias-1"' not in part
+
+
+def test_before_after_and_control_stand_side_by_side(comparison: Path) -> None:
+    part = section(comparison, "bias")
+    names = figure(part, "bias-1")["layout"]["yaxis"]["ticktext"]
+    assert names[:3] == ["digit seven, before ✱", "after", "control ✱"]
+    assert "Newly skewed beyond chance: colour of digit nine" in part
+    rows = re.findall(r'<tr><th scope="row">digit \w+.*?</tr>', part, re.S)
+    assert ["newly skewed" in row for row in rows[:4]] == [False, True, False, False]
+
+
+def test_a_sheet_is_a_table_of_strips(landscape: Path, comparison: Path) -> None:
+    part = section(landscape, "sheets")
+    assert re.findall(r'<th scope="col"><div[^>]*>(\w+)', part) == ["three", "four", "seven", "nine"]
+    assert re.findall(r'<th scope="row">(\w+)', part) == ["red", "green", "blue"]
+    assert part.count('<td colspan="4"><img') == 3
+    assert part.count('class="pixelated"') == 3
+    both = section(comparison, "sheets")
+    assert both.count('<td colspan="4"><img') == 6
+    assert re.findall(r'class="soft">(\w+)', both) == ["before", "after"] * 3
+
+
+def test_a_prompt_is_shown_with_the_words_of_its_slots(landscape: Path) -> None:
+    part = section(landscape, "modes")
+    assert '<mark class="s0" title="colour">red</mark> <mark class="s1" title="digit">four</mark>' in part
+    assert '<mark class="s2" title="background">on a black background</mark>' in part
+    assert part.count('class="exhibit failing wide"') == 9
+
+
+def test_what_both_models_drew_is_side_by_side(comparison: Path) -> None:
+    shown = section(comparison, "examples").split("<figure")[1]
+    drawn = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]*)", shown)]
+    assert drawn == [png("red", "green", "blue"), png("red", "red", "red")]
+    assert shown.index("before the repair</span>") < shown.index("after the repair</span>")
+
+
+def test_cells_that_were_not_probed_are_named_without_a_picture(landscape: Path) -> None:
+    part = section(landscape, "extremes")
+    assert part.count("<img") == 3
+    assert "2.0% fail [0.0–10.0%]: digit nine, colour unsaid (not probed)" in part
+
+
+def test_small_steps_of_a_prompt_are_things_said(landscape: Path) -> None:
+    assert "A step says one thing more" in section(landscape, "robustness")
+    space = ConceptSpace(SLOTS)
+    assert describe_steps(space, [2, 0, 1, 0], 2) == "2 things said: digit four, background on a black background"
+    assert describe_steps(space, [0, 1, 0, 0], 1) == "1 thing said: colour red"
+    assert describe_steps(ConceptSpace(FOUR), [1, 0, 0, 0], 1) == "1 step: rotation 10°"
+
+
+def test_what_says_nothing_is_called_unsaid() -> None:
+    assert Concept("colour", ("", "red"), neutral="").label(0) == "unsaid"
+
+
+def test_each_view_names_what_it_averages_over(landscape: Path) -> None:
+    found = re.search(r'id="landscape-plot-data">(.*?)</script>', section(landscape, "landscape"), re.S)
+    assert found is not None
+    views = json.loads(found.group(1))
+    assert [view["layout"]["annotations"][0]["text"] for view in views] == [
+        f"averaged over {name}" for name in ("size", "background", "colour", "digit")
+    ]
+    assert views[0]["layout"]["scene"]["yaxis"]["ticktext"] == ["unsaid", "red", "green", "blue"]
+
+
+def test_images_share_the_budget_by_the_pictures_they_hold() -> None:
+    noisy, small = picture(1, side=700), png("red")
+    strip = Sheet("", ("a", "b"), [("r", png("red", "green"))])
+    assert Shrinker([Exhibit("", drawn=small)] * 3, [strip.rows[0][1]]).image(small).pixelated
+    shrinker = Shrinker([Exhibit("", drawn=noisy)] * 30 + [Exhibit("", drawn=small)] * 30)
+    shown = [len(shrinker.image(image).src) * 3 / 4 for image in (noisy, small)]
+    assert 30 * sum(shown) < IMAGE_BYTES * 1.01
+    assert shown[1] == pytest.approx(len(small), abs=40), "what is small is left as it is"
+
+
+def test_a_hostile_prompt_is_shown_as_text(tmp_path: Path) -> None:
+    page = write(tmp_path, **picture_landscape(hostile=True))
+    assert "<script>alert" not in page
+    assert HOSTILE.replace("<", "&lt;").replace(">", "&gt;") in section(page, "bias")
+
+
+def test_the_best_and_the_worst_cells_are_no_two_alike() -> None:
+    task = planted(items=20)
+    probes = uniform(task, 300)
+    table = probes.groupby(task.concepts.names).agg(rate=("failed", "mean"), probes=("failed", "size")).reset_index()
+    table = table.assign(rate=table["rate"].round(), low=0.0, high=1.0)
+    shown = best_and_worst(task, table, probes)
+    assert [len(cells) for cells in shown.values()] == [4, 4]
+    assert len({cell.text for cells in shown.values() for cell in cells}) == 8
+    assert min(cell.rate for cell in shown["worst"]) == 1
+    assert max(cell.rate for cell in shown["best"]) == 0
+    assert all(cell.exhibit and cell.exhibit.text == cell.text for cells in shown.values() for cell in cells)
+
+
+def test_a_cell_nobody_probed_has_no_exhibit() -> None:
+    task = planted(items=20)
+    cells = pd.DataFrame(task.concepts.cells(np.arange(4)), columns=task.concepts.names)
+    table = cells.assign(rate=[0.0, 0.1, 0.2, 0.3], low=0.0, high=1.0, probes=0)
+    shown = best_and_worst(task, table, uniform(task, 1).iloc[:0])
+    assert [cell.exhibit for cells in shown.values() for cell in cells] == [None] * 4
+
+
+@pytest.fixture(scope="module")
+def audit_dir(tmp_path_factory: pytest.TempPathFactory):
+    """An audit of a model that draws, up to its plan; in its landscape cats are red, dogs are not."""
+    with pytest.MonkeyPatch.context() as patch:
+        task = "planted_pictures:PlantedPictures"
+        yield audited(
+            tmp_path_factory.mktemp("audit"), patch, task, concepts=("tilt", "fog"), budget=150, control="none"
+        )
+    sys.modules.pop("planted_pictures", None)
+
+
+def test_an_audit_tallies_and_shows_what_it_drew(audit_dir: Path) -> None:
+    folder = stage_dir("tiny", "summarize")
+    summary, page = read_json(folder / "landscape.json"), folder / "report.html"
+    assert {entry["subject"]: entry["beyond_noise"] for entry in summary["bias"]} == {"cat": True, "dog": False}
+    assert json.loads((folder / "metrics.json").read_text())["biased_subjects"] == 1
+    assert "things of the split discover" in section(page, "sheets")
+    assert "Fails most" in section(page, "extremes")
+    assert '<mark class="s0" title="tilt">very tilted</mark>' in section(page, "modes")
+
+
+def test_a_repair_that_skews_another_subject_is_found_out(audit_dir: Path) -> None:
+    folder = stage_dir("tiny", "restructure") / "models" / "repaired"
+    folder.mkdir(parents=True)
+    model = {"regions": [], "noise": 0.03, "shares": {"cat": 0.5, "dog": 0.1}}
+    (folder / "config.json").write_text(json.dumps(model))
+    re_evaluate.main("tiny")
+    out = stage_dir("tiny", "re_evaluate")
+    verdict, page = read_json(out / "verdict.json"), out / "report.html"
+    assert "Newly skewed beyond chance: colour of dog." in verdict["statement"]
+    assert set(verdict["bias"]["subjects"][0]["models"]) == {"before", "after"}
+    assert json.loads((out / "metrics.json").read_text())["newly_skewed"] == 1
+    drawn = re.findall(r"data:image/png;base64,([^\"]*)", section(page, "examples").split("<figure")[1])
+    assert [base64.b64decode(data) for data in drawn] == [grey(11), grey(10)], "one region before, none after"
+    assert section(page, "sheets").count("<img") == 2
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium")
+def test_bars_are_drawn_and_a_phone_need_not_scroll(browser: Any, comparison: Path) -> None:  # noqa: F811
+    page = browser.new_page(viewport={"width": 380, "height": 800})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(comparison.as_uri())
+    page.locator("#bias").scroll_into_view_if_needed()
+    page.wait_for_selector("#bias-1[data-drawn]", timeout=60_000)
+    assert page.evaluate("document.documentElement.scrollWidth") == 380
+    assert page.locator("#bias-1 .barlayer .point").count() == 12 * 4
+    assert errors == []
+    page.close()

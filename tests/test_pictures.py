@@ -1,0 +1,177 @@
+"""Captioned pictures come to one table, wherever they were; what cannot be used is told."""
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages.errors import UsageError
+from stages.tasks.sources import parse_source, source_errors
+from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, from_png, strip, to_png
+from tests.picture_samples import BLUE, GREEN, RED, noisy, plain
+
+WHERE = "prepare.pictures"
+
+
+def jpeg(rgb: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(plain(rgb)).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+def write_parquet(path, **columns) -> None:
+    """Three pictures with captions; keyword arguments add columns or replace them."""
+    images = [to_png(plain(rgb)) for rgb in (RED, GREEN, BLUE)]
+    pd.DataFrame({"text": ["red", "green", "blue"], "image": images, **columns}).to_parquet(path)
+
+
+def load(inputs, **block):
+    return parse_source(block, PICTURE_LOADERS, WHERE).load(inputs)
+
+
+def test_pixels_come_back_from_png_as_they_were():
+    picture = noisy(1)[0]
+    assert np.array_equal(from_png(to_png(picture)), picture)
+    assert to_png(picture) == to_png(picture.copy())
+
+
+def test_a_picture_of_another_shape_is_cut_to_its_middle_and_resized():
+    wide = np.concatenate([plain(RED), plain(GREEN), plain(RED)], axis=1)
+    assert np.array_equal(from_png(to_png(wide), 8), plain(GREEN, 8))
+
+
+def test_a_strip_holds_its_pictures_side_by_side():
+    side_by_side = from_png(strip([plain(RED), plain(BLUE)], gap=2))
+    assert side_by_side.shape == (16, 34, 3)
+    assert np.array_equal(side_by_side[:, :16], plain(RED)) and np.array_equal(side_by_side[:, 18:], plain(BLUE))
+
+
+def test_a_table_of_png_bytes_is_read_with_its_own_columns(tmp_path):
+    write_parquet(tmp_path / "p.parquet", id=["a", "b", "c"], split=["repair", "repair", ""], colour=["r", "g", ""])
+    table, skipped = load(tmp_path, parquet="p.parquet")
+    assert table.columns.tolist() == ["id", "text", "image", "split", "colour"]
+    assert table[["id", "text", "split", "colour"]].to_numpy().tolist()[1] == ["b", "green", "repair", "g"]
+    assert np.array_equal(from_png(table["image"][2]), plain(BLUE))
+    assert skipped == []
+
+
+def test_pictures_in_the_form_of_the_datasets_library_are_read(tmp_path):
+    images = [{"bytes": jpeg(rgb), "path": None} for rgb in (RED, GREEN, BLUE)]
+    write_parquet(tmp_path / "p.parquet", image=images)
+    table, _ = load(tmp_path, parquet="p.parquet")
+    assert table["id"].tolist() == ["p-0", "p-1", "p-2"]
+    assert np.abs(from_png(table["image"][0]).astype(int) - RED).max() < 8
+
+
+def test_only_rows_of_the_wanted_kind_are_read(tmp_path):
+    write_parquet(tmp_path / "p.parquet", kind=["a", "b", "a"], image=[b"broken", to_png(plain(RED)), b"broken"])
+    table, skipped = load(tmp_path, parquet="p.parquet", where={"kind": "b"})
+    assert table["text"].tolist() == ["green"] and skipped == []
+
+
+def test_columns_may_have_other_names(tmp_path):
+    pd.DataFrame({"caption": ["red"], "photo": [to_png(plain(RED))]}).to_parquet(tmp_path / "p.parquet")
+    table, _ = load(tmp_path, parquet="p.parquet", text="caption", image="photo")
+    assert table.columns.tolist() == ["id", "text", "image", "split"]
+
+
+def test_pictures_are_kept_at_the_size_asked_for(tmp_path):
+    write_parquet(tmp_path / "p.parquet")
+    table, _ = load(tmp_path, parquet="p.parquet", size=8)
+    assert from_png(table["image"][0]).shape == (8, 8, 3)
+
+
+def test_unreadable_pictures_are_left_out_with_the_reason(tmp_path):
+    images = [to_png(plain(RED)), to_png(plain(RED))[:40], None]
+    write_parquet(tmp_path / "p.parquet", image=images)
+    table, skipped = load(tmp_path, parquet="p.parquet", max_excluded=0.7)
+    assert len(table) == 1
+    assert [entry["file"] for entry in skipped] == ["p-1", "p-2"]
+    assert "no picture that can be read" in skipped[0]["reason"] and "found NoneType" in skipped[1]["reason"]
+
+
+def test_too_many_unusable_pictures_are_an_error_that_names_them(tmp_path):
+    write_parquet(tmp_path / "p.parquet", text=["red", " ", "blue"])
+    with pytest.raises(UsageError, match=r"1 of 3 pictures cannot be used.* p-1 \(no caption"):
+        load(tmp_path, parquet="p.parquet")
+
+
+def test_no_picture_at_all_is_an_error(tmp_path):
+    write_parquet(tmp_path / "p.parquet", kind=["a", "b", "a"])
+    with pytest.raises(UsageError, match="no picture found where"):
+        load(tmp_path, parquet="p.parquet", where={"kind": "c"})
+
+
+def test_an_id_that_comes_twice_is_an_error(tmp_path):
+    write_parquet(tmp_path / "p.parquet", id=["a", "b", "a"])
+    with pytest.raises(UsageError, match="found 'a' more than once"):
+        load(tmp_path, parquet="p.parquet")
+
+
+def test_a_missing_column_is_told_before_anything_runs(tmp_path):
+    write_parquet(tmp_path / "p.parquet")
+    block = {"parquet": "p.parquet", "text": "caption", "where": {"kind": "b"}}
+    assert source_errors(block, PICTURE_LOADERS, WHERE, tmp_path) == [
+        "prepare.pictures.parquet: p.parquet has no column caption, kind; found text, image"
+    ]
+
+
+def test_a_file_that_is_no_table_is_told_before_anything_runs(tmp_path):
+    (tmp_path / "p.parquet").write_bytes(b"nothing")
+    assert "no readable parquet file" in source_errors({"parquet": "p.parquet"}, PICTURE_LOADERS, WHERE, tmp_path)[0]
+
+
+def write_folder(folder, *lines: object) -> None:
+    folder.mkdir()
+    (folder / "red.jpg").write_bytes(jpeg(RED))
+    (folder / "blue.png").write_bytes(to_png(plain(BLUE)))
+    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_a_folder_of_pictures_with_metadata_is_read(tmp_path):
+    lines = [{"file_name": "red.jpg", "text": "red"}, {"file_name": "blue.png", "text": "blue", "split": "repair"}]
+    write_folder(tmp_path / "mine", *lines)
+    table, _ = load(tmp_path, imagefolder="mine")
+    assert table["id"].tolist() == ["red.jpg", "blue.png"]
+    assert table["split"].tolist() == ["", "repair"]
+    assert np.array_equal(from_png(table["image"][1]), plain(BLUE))
+
+
+def test_a_picture_file_that_is_missing_is_left_out(tmp_path):
+    lines = [{"file_name": "red.jpg", "text": "red"}, {"file_name": "gone.png", "text": "gone"}]
+    write_folder(tmp_path / "mine", *lines)
+    _, skipped = load(tmp_path, imagefolder="mine", max_excluded=0.5)
+    assert skipped == [{"file": "gone.png", "reason": "cannot be read: No such file or directory"}]
+
+
+def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path):
+    write_folder(tmp_path / "mine", {"file_name": "../secret.png", "text": "x"})
+    with pytest.raises(UsageError, match=r"\.\./secret\.png leads out of"):
+        load(tmp_path, imagefolder="mine")
+
+
+def test_a_folder_without_metadata_is_told_before_anything_runs(tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert "has no metadata.jsonl" in source_errors({"imagefolder": "mine"}, PICTURE_LOADERS, WHERE, tmp_path)[0]
+
+
+def test_a_folder_that_the_datasets_library_reads_is_read(tmp_path):
+    pytest.importorskip("datasets")
+    lines = [{"file_name": "red.jpg", "text": "red"}, {"file_name": "blue.png", "text": "blue"}]
+    write_folder(tmp_path / "mine", *lines)
+    table, _ = load(tmp_path, dataset="mine")
+    assert sorted(table["text"]) == ["blue", "red"]
+    blue = table.loc[table["text"] == "blue", "image"].item()
+    assert np.array_equal(from_png(blue), plain(BLUE))
+
+
+def test_the_default_pictures_hold_every_combination_for_repair_and_for_calibration():
+    table = pd.read_parquet("data/images/inputs/pictures.parquet")
+    digits = table[table["kind"] == "digits"]
+    counts = digits.groupby(["split", "digit", "colour", "size", "background"]).size()
+    assert counts["calibrate"].tolist() == [1] * 480 and counts["repair"].tolist() == [3] * 480
+    said = digits.apply(lambda row: row["digit"] in row["text"].split() or "digit" in row["text"].split(), axis=1)
+    assert said.all()  # no caption names another digit

@@ -1,0 +1,318 @@
+"""Text-to-image pipelines: read from folders, kept as they are stored, repaired; what cannot be read is one line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from stages.errors import UsageError
+from stages.files import write_json
+from stages.tasks.contract import Compute
+from stages.tasks.sources import source_errors
+from stages.tasks.text_to_image.config import SamplingConfig
+from stages.tasks.text_to_image.folders import text_to_image_classes
+from stages.tasks.text_to_image.models import LORA, MODEL_LOADERS, DiffusersModel, load_form, load_pipeline, model_hash
+from stages.tasks.text_to_image.sample import Painter
+from stages.tasks.text_to_image.schedulers import scheduler_errors
+from tests.tiny_pipelines import tiny_pipeline
+
+pytest.importorskip("diffusers")
+peft = pytest.importorskip("peft")
+
+QUICK = SamplingConfig(steps=2, guidance=3)
+COMPUTE = Compute(threads=1, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """inputs/ with a pipeline stored in half precision, model/ with what `build` made of it."""
+    home = tmp_path_factory.mktemp("pipelines")
+    tiny_pipeline(home / "inputs" / "tiny", dtype=torch.float16)
+    DiffusersModel(diffusers="tiny").build(home / "inputs", home / "model")
+    return home
+
+
+@pytest.fixture
+def inputs(home, tmp_path):
+    """A copy of inputs/ that may be broken."""
+    shutil.copytree(home / "inputs", tmp_path / "inputs")
+    return tmp_path / "inputs"
+
+
+def errors(inputs, **source):
+    return source_errors({"diffusers": "tiny"} | source, MODEL_LOADERS, "prepare.model", inputs)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def picture(folder, sampling=QUICK, lora=None):
+    painter = Painter(load_pipeline(folder, COMPUTE, sampling, lora=lora), sampling, COMPUTE)
+    return painter.draw(["a red circle", "a blue square"], [0, 1])[0].pixels.tolist()
+
+
+# The model folder
+
+
+def test_weights_are_kept_as_stored_and_computed_with_in_full_precision(home):
+    from safetensors.torch import load_file
+
+    stored = load_file(home / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    pipeline = load_pipeline(home / "model", COMPUTE, QUICK)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        assert {p.dtype for p in part.parameters()} == {torch.float32}
+    weight = pipeline.unet.conv_in.weight
+    assert torch.equal(weight, stored["conv_in.weight"].float())
+
+
+def test_the_form_says_where_the_pipeline_came_from(home):
+    form = load_form(home / "model")
+    assert (form.pipeline, form.dtype, form.origin) == ("StableDiffusionPipeline", "auto", "the folder tiny")
+    pipeline = load_pipeline(home / "model", COMPUTE, QUICK)
+    painter = Painter(pipeline, QUICK, COMPUTE)
+    assert form.parameters == painter.parameters
+    assert painter.hash == model_hash(home / "model")
+
+
+def test_the_precision_of_the_block_is_the_one_computed_with(home, tmp_path):
+    DiffusersModel(diffusers="tiny", dtype="bfloat16").build(home / "inputs", tmp_path / "model")
+    assert load_pipeline(tmp_path / "model", COMPUTE, QUICK).unet.dtype == torch.bfloat16
+
+
+def test_building_twice_gives_the_same_folder(home, tmp_path):
+    DiffusersModel(diffusers="tiny").build(home / "inputs", tmp_path / "model")
+    assert model_hash(tmp_path / "model") == model_hash(home / "model")
+
+
+def test_a_variant_is_read_and_kept_without_its_name(home, inputs, tmp_path):
+    for path in inputs.glob("tiny/*/*.safetensors"):
+        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    (told, *_) = errors(inputs)
+    assert "prepare.model.variant asks for no variant, found" in told
+    assert errors(inputs, variant="ema") != [] and errors(inputs, variant="fp16") == []
+    DiffusersModel(diffusers="tiny", variant="fp16").build(inputs, tmp_path / "model")
+    assert picture(tmp_path / "model") == picture(home / "model")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_half_precision_draws_much_the_same(home):
+    compute = Compute(device="cuda", batch_size=2)
+    painter = Painter(load_pipeline(home / "model", compute, QUICK), QUICK, compute)
+    assert painter.pipeline.unet.dtype == torch.float16 and painter.pipeline.unet.device.type == "cuda"
+    (drawn, _) = painter.draw(["a red circle", "a blue square"], [0, 1])
+    difference = torch.tensor(drawn.pixels.tolist()) - torch.tensor(picture(home / "model"))
+    assert drawn.fault == "" and difference.abs().float().mean() < 8
+
+
+# Folders that are no pipelines to audit
+
+
+def _gone(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tiny: _gone(tiny / "model_index.json"), r"has no model_index\.json.*found scheduler, text_encoder"),
+        (lambda tiny: (tiny / "model_index.json").write_text("{"), "is not valid JSON"),
+        (
+            lambda tiny: edit(tiny / "model_index.json", _class_name="StableDiffusionInpaintPipeline"),
+            "InpaintPipeline; ex",
+        ),
+        (lambda tiny: edit(tiny / "model_index.json", _class_name="AudioLDM2Pipeline"), "AudioLDM2Pipeline; expected"),
+        (lambda tiny: edit(tiny / "model_index.json", _class_name=["mine", "Mine"]), "code of its own"),
+        (lambda tiny: (tiny / "unet" / "diffusers.py").touch(), r"unet brings code of its own, diffusers\.py"),
+        (lambda tiny: _gone(tiny / "vae"), r"no folder vae, which model_index\.json names"),
+        (lambda tiny: _gone(tiny / "tokenizer"), "no folder tokenizer"),
+        (lambda tiny: _gone(tiny / "unet" / "config.json"), r"unet has no config\.json"),
+        (lambda tiny: _gone(tiny / "text_encoder" / "model.safetensors"), r"text_encoder has no weights"),
+        (
+            lambda tiny: (tiny / "vae" / "diffusion_pytorch_model.safetensors").rename(tiny / "vae" / "weights.bin"),
+            r"vae: weights\.bin is a pickle.*save_pretrained",
+        ),
+        (lambda tiny: edit(tiny / "unet" / "config.json", in_channels=9), "takes 9 channels where pictures have 4"),
+    ],
+)
+def test_what_a_folder_lacks_is_one_line_before_anything_runs(inputs, change, told):
+    change(inputs / "tiny")
+    (line,) = errors(inputs)
+    with pytest.raises(UsageError, match=told):
+        raise UsageError(line)
+    with pytest.raises(UsageError, match=told):
+        DiffusersModel(diffusers="tiny").build(inputs, inputs / "model")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ({"diffusers": "not/there/at_all"}, "no .*at_all; found there: tiny"),
+        ({"diffusers": "there"}, "no .*there; found there: tiny"),
+        ({"diffusers": "../tiny"}, r"prepare\.model\.diffusers"),
+        ({"revision": "main"}, r"prepare\.model\.revision: .* is a folder"),
+        ({"custom_pipeline": "mine"}, "unknown key"),
+        ({"dtype": "int8"}, r"prepare\.model\.dtype"),
+    ],
+)
+def test_a_wrong_block_is_told_before_anything_runs(home, source, told):
+    with pytest.raises(UsageError, match=told):
+        raise UsageError("\n".join(errors(home / "inputs", **source)))
+
+
+def test_pipelines_that_need_a_picture_or_make_films_are_not_among_those_audited():
+    classes = text_to_image_classes()
+    assert {"StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"} <= {
+        *classes
+    }
+    assert not [name for name in classes if "Control" in name or "Inpaint" in name or "Img2Img" in name]
+    assert "HeliosPipeline" not in classes
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_weights_that_are_missing_are_not_made_up(inputs, part):
+    from safetensors.torch import load_file, save_file
+
+    (path,) = (inputs / "tiny" / part).glob("*.safetensors")
+    state = load_file(path)
+    del state[next(name for name in sorted(state) if "bias" in name)]
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=rf"the weights of {part} do not fit: .*bias"):
+        DiffusersModel(diffusers="tiny").build(inputs, inputs / "model")
+
+
+def test_damaged_weights_are_one_line(inputs):
+    (path,) = (inputs / "tiny" / "unet").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"prepare\.model\.diffusers: .* cannot be read") as told:
+        DiffusersModel(diffusers="tiny").build(inputs, inputs / "model")
+    assert "\n" not in str(told.value)
+
+
+def test_a_pipeline_the_hub_does_not_give_is_one_line(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    source = DiffusersModel(diffusers="nobody/no-such-model", revision="0" * 40)
+    assert source.errors(tmp_path) == []  # the hub is not asked before the audit runs
+    with pytest.raises(UsageError, match=r"nobody/no-such-model.*HF_HUB_OFFLINE=0.*or put the pipeline") as told:
+        source.build(tmp_path, tmp_path / "model")
+    assert "\n" not in str(told.value)
+
+
+# Schedulers
+
+
+def test_a_scheduler_takes_what_it_is_not_told_from_the_models_own(home):
+    asked = {"scheduler": "DPMSolverMultistepScheduler", "scheduler_options": {"solver_order": 3}}
+    sampling = QUICK.model_copy(update=asked)
+    scheduler = load_pipeline(home / "model", COMPUTE, sampling).scheduler
+    assert type(scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert (scheduler.config.solver_order, scheduler.config.beta_end) == (3, 0.012)
+    assert picture(home / "model", sampling) != picture(home / "model")
+
+
+def test_options_without_a_name_are_those_of_the_models_own_scheduler(home):
+    sampling = QUICK.model_copy(update={"scheduler_options": {"timestep_spacing": "trailing"}})
+    scheduler = load_pipeline(home / "model", COMPUTE, sampling).scheduler
+    assert (type(scheduler).__name__, scheduler.config.timestep_spacing) == ("DDIMScheduler", "trailing")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"scheduler": "DDIMSchedulr"}, "no scheduler DDIMSchedulr; did you mean .*DDIMScheduler"),
+        ({"scheduler": "UNet2DConditionModel"}, "no scheduler UNet2DConditionModel"),
+        (
+            {"scheduler": "DDIMScheduler", "scheduler_options": {"karras": 1}},
+            "DDIMScheduler knows no karras; it has num",
+        ),
+    ],
+)
+def test_a_wrong_scheduler_is_told_before_anything_runs(home, asked, told):
+    sampling = QUICK.model_copy(update=asked)
+    with pytest.raises(UsageError, match=told):
+        raise UsageError("\n".join(scheduler_errors(sampling)))
+    with pytest.raises(UsageError, match=told):
+        load_pipeline(home / "model", COMPUTE, sampling)
+
+
+def test_an_option_the_scheduler_refuses_is_a_usage_error(home):
+    sampling = QUICK.model_copy(update={"scheduler_options": {"beta_schedule": "steep"}})
+    with pytest.raises(UsageError, match=r"DDIMScheduler refuses them: .*steep"):
+        load_pipeline(home / "model", COMPUTE, sampling)
+
+
+# Repairs
+
+
+@pytest.fixture(scope="module")
+def lora(home):
+    """A folder with LoRA weights that change something."""
+    from peft.utils import get_peft_model_state_dict
+
+    folder = home / "lora"
+    pipeline = load_pipeline(home / "model", COMPUTE, QUICK)
+    pipeline.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, parameter in pipeline.unet.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_(std=0.5)
+    pipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipeline.unet))
+    write_json(folder / "faded.json", {"base": model_hash(home / "model")})
+    return folder
+
+
+def test_a_repair_changes_pictures_the_same_way_each_time(home, lora):
+    repaired = picture(home / "model", lora=lora)
+    assert repaired != picture(home / "model")
+    assert picture(home / "model", lora=lora) == repaired
+
+
+def test_a_repair_is_merged_and_has_a_hash_of_its_own(home, lora):
+    pipeline = load_pipeline(home / "model", COMPUTE, QUICK, lora=lora)
+    assert not [name for name, _ in pipeline.unet.named_parameters() if "lora" in name]
+    assert Painter(pipeline, QUICK, COMPUTE).hash not in ("", model_hash(home / "model"))
+
+
+@pytest.fixture
+def broken(lora, tmp_path):
+    """A copy of the repair that may be broken."""
+    shutil.copytree(lora, tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+def test_a_repair_of_another_model_is_refused(home, broken):
+    write_json(broken / "faded.json", {"base": "0" * 16})
+    with pytest.raises(UsageError, match="is a repair of the model 0000000000000000; the model at hand is"):
+        load_pipeline(home / "model", COMPUTE, QUICK, lora=broken)
+
+
+def test_a_repair_without_weights_is_refused(home, broken):
+    (broken / LORA).rename(broken / "pytorch_lora_weights.bin")
+    with pytest.raises(UsageError, match=r"has no pytorch_lora_weights\.safetensors"):
+        load_pipeline(home / "model", COMPUTE, QUICK, lora=broken)
+
+
+@pytest.mark.parametrize("name", ["unet.nowhere.to_q.lora_A.weight", "nothing.to_q.lora_A.weight"])
+def test_a_repair_of_which_a_part_fits_nothing_is_refused(home, broken, name):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(broken / LORA)
+    first = next(iter(sorted(state)))
+    state |= {
+        name: state[first].clone(),
+        name.replace("lora_A", "lora_B"): state[first.replace("lora_A", "lora_B")].clone(),
+    }
+    save_file(state, broken / LORA, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"pytorch_lora_weights\.safetensors.*(fit|cannot be read)"):
+        load_pipeline(home / "model", COMPUTE, QUICK, lora=broken)
+
+
+def test_a_model_folder_without_its_form_is_told(home):
+    with pytest.raises(UsageError, match=r"faded\.json is missing"):
+        load_pipeline(home / "inputs" / "tiny", COMPUTE, QUICK)

@@ -1,0 +1,317 @@
+"""Slots, the words that may fill them, and the prompts that come of it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from stages.concepts.prompts import (
+    check_slots,
+    check_templates,
+    fill,
+    pieces,
+    prompt_space,
+    read_templates,
+)
+from stages.errors import UsageError
+from stages.params import COLUMNS, Params, task_context
+
+ROOT = Path(__file__).parents[1]
+INPUTS = ROOT / "data" / "images" / "inputs"
+SLOTS = ["size", "animal", "setting"]
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The recipe of the default model: what its captions say."""
+    sys.path.insert(0, str(ROOT / "data" / "images" / "recipe"))
+    try:
+        import world
+
+        yield world
+    finally:
+        sys.path.pop(0)
+
+
+# --- slots and levels
+
+
+def test_slots_with_words_are_right() -> None:
+    assert check_slots({"animal": ["animal", "cat", "Löwe"], "fur_2": ["", "on the left, in red"]}) == []
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ({"Animal": ["a", "b"]}, "concepts.Animal: not a name for a slot, expected lower-case letters"),
+        ({"2nd": ["a", "b"]}, "concepts.2nd: not a name for a slot"),
+        ({"fur colour": ["a", "b"]}, "concepts.fur colour: not a name for a slot"),
+        ({"rate": ["a", "b"]}, "concepts.rate: this is the name of a column of the tables, choose another"),
+        ({"seed": ["a", "b"]}, "concepts.seed: this is the name of a column"),
+        ({"a": "cat"}, "concepts.a: expected a list of words or phrases, found 'cat'"),
+        ({"a": None}, "concepts.a: expected a list of words or phrases, found None"),
+        ({"a": []}, "concepts.a: needs at least 2 levels, found []"),
+        ({"a": ["cat"]}, "concepts.a: needs at least 2 levels, found ['cat']"),
+        ({"a": ["cat", "dog", "cat"]}, "concepts.a: names the level 'cat' twice"),
+        ({"a": ["cat", 3]}, 'concepts.a: level 3 is a number: put it in quotes ("3"), or write it as a word'),
+        ({"a": ["cat", 0.5]}, 'concepts.a: level 0.5 is a number: put it in quotes ("0.5")'),
+        (yaml.safe_load("a: [cat, on]"), "concepts.a: level True is a yes or no to YAML"),
+        (yaml.safe_load("a: [cat, ]\nb: [dog, ~]"), "concepts.b: level None is not a word or phrase; to leave"),
+        ({"a": ["cat", " dog"]}, "concepts.a: level ' dog' has stray spaces, expected 'dog'"),
+        ({"a": ["cat", "big  dog"]}, "concepts.a: level 'big  dog' has stray spaces, expected 'big dog'"),
+        ({"a": ["cat", " "]}, "concepts.a: level ' ' has stray spaces, expected ''"),
+        ({"a": ["cat", "{dog}"]}, "concepts.a: level '{dog}' has braces, which only templates may have"),
+        ({"a": ["cat", ","]}, "concepts.a: level ',' says nothing; to leave the slot unsaid write \"\""),
+    ],
+)
+def test_what_is_wrong_with_slots_is_told(levels: dict, message: str) -> None:
+    assert any(error.startswith(message) for error in check_slots(levels)), check_slots(levels)
+
+
+def test_all_errors_are_told_at_once_one_a_line() -> None:
+    errors = check_slots({"A": [1, "x ", "ok"], "output": ["cat", "cat"]})
+    assert len(errors) == 5 and all(error.startswith("concepts.") and "\n" not in error for error in errors)
+    assert "output" in COLUMNS
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "neutral"),
+    [
+        ("digit", ["one", "", "digit"], ""),
+        ("digit", ["one", "digit"], "digit"),
+        ("fur_colour", ["fur colour", "red"], "fur colour"),
+        ("other_shape", ["ring", "shape"], "shape"),
+        ("relation", ["left of", "above"], None),
+    ],
+)
+def test_the_neutral_level_says_least(name: str, levels: list[str], neutral: str | None) -> None:
+    (concept,) = prompt_space({name: levels}).concepts
+    assert concept.neutral == neutral and not concept.ordered and concept.levels == tuple(levels)
+
+
+# --- templates
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("a {size} {animal}", "lacks {setting}; expected each of {size}, {animal}, {setting} once"),
+        ("a {size} {animal} {animal} {setting}", "has {animal} 2 times; expected each of"),
+        ("a {size} {animals} {setting}", "has an unknown slot {animals}, did you mean 'animal'?"),
+        ("a { size } {animal} {setting}", "has an unknown slot { size }, did you mean 'size'?"),
+        ("a {} {animal} {setting}", "has an unknown slot {}"),
+        ("a {0} {animal} {setting}", "has an unknown slot {0}"),
+        ("a {size.real} {animal} {setting}", "has an unknown slot {size.real}"),
+        ("a {size[0]} {animal} {setting}", "has an unknown slot {size[0]}"),
+        ("a {size!r} {animal} {setting}", "has a format or conversion in {size}, a slot is a name alone"),
+        ("a {size:>10} {animal} {setting}", "has a format or conversion in {size}"),
+        ("a {size {animal} {setting}", "has a brace too many or too few; expected each of"),
+        ("a size} {animal} {setting}", "has a brace too many or too few"),
+        ("a {size} {animal} {setting", "has a brace too many or too few"),
+        ("a {{size}} {animal} {setting}", "has double braces; expected each of"),
+        ("", "lacks {size}"),
+    ],
+)
+def test_what_is_wrong_with_a_template_is_told(template: str, message: str) -> None:
+    errors = check_templates(["a {size} {animal} {setting}", template], SLOTS, "prepare.templates")
+    assert f"prepare.templates: template 2, {template!r}, {message}" in errors[0]
+
+
+def test_templates_that_say_the_same_are_told() -> None:
+    same = ["a {size} {animal} {setting}", "the {size} {animal} {setting}", "an {size}  {animal} {setting} "]
+    (error,) = check_templates(same, SLOTS, "prepare.templates")
+    assert error.startswith("prepare.templates: template 3") and error.endswith("says the same as template 1")
+    assert check_templates([], SLOTS, "here") == [
+        "here: no templates, expected at least one with {size}, {animal}, {setting}"
+    ]
+
+
+# --- filling
+
+
+@pytest.mark.parametrize(
+    ("template", "words", "prompt"),
+    [
+        ("a {a} cat {b}", {"a": "", "b": ""}, "a cat"),
+        ("a {a} cat {b}", {"a": "red", "b": "on a mat"}, "a red cat on a mat"),
+        ("{b} a {a} cat", {"a": "", "b": ""}, "a cat"),
+        ("a cat, {a}, {b}", {"a": "", "b": "photo"}, "a cat, photo"),
+        ("a cat, {a}, {b}", {"a": "", "b": ""}, "a cat"),
+        ("a cat, {a}.", {"a": ""}, "a cat."),
+        ("a cat {a}.", {"a": ""}, "a cat."),
+        ("{a}, a cat", {"a": ""}, "a cat"),
+        ("{a}. A cat: {b}", {"a": "", "b": ""}, "A cat"),
+        ("a cat ({a}) sits", {"a": ""}, "a cat sits"),
+        ("a {a}-eyed cat", {"a": "green"}, "a green-eyed cat"),
+        ("A Cat\tin {a}", {"a": "ROME"}, "A Cat in ROME"),
+        ("{a} {b}", {"a": "", "b": ""}, ""),
+        ("what a {a}, really?", {"a": "cat"}, "what a cat, really?"),
+    ],
+)
+def test_prompts_are_tidied_where_a_slot_says_nothing(template: str, words: dict, prompt: str) -> None:
+    assert fill(template, words) == prompt
+
+
+@pytest.mark.parametrize(
+    "word", ["orange", "eight", "hour", "honest man", "heir", "8", "18", "élan", "unimportant man"]
+)
+def test_an_stands_before_vowels(word: str) -> None:
+    assert fill("A {a}", {"a": word}) == f"An {word}" and fill("an {a}", {"a": word}) == f"an {word}"
+
+
+@pytest.mark.parametrize(
+    "word", ["red", "one", "unicorn", "university", "European", "useful", "usual", "user", "house", "180"]
+)
+def test_a_stands_before_consonants(word: str) -> None:
+    assert fill("an {a}", {"a": word}) == f"a {word}" and fill("A {a}", {"a": word}) == f"A {word}"
+
+
+def test_an_article_follows_the_next_word_that_is_said() -> None:
+    template = "a {size} {colour} {digit} with a {other} orange"
+    assert fill(template, {"size": "", "colour": "", "digit": "eight", "other": ""}) == "an eight with an orange"
+    words = {"size": "", "colour": "red", "digit": "eight", "other": "old"}
+    assert fill(template, words) == "a red eight with an old orange"
+
+
+def test_articles_that_no_slot_follows_stay_as_written() -> None:
+    assert fill("vitamin a is in {a}", {"a": "a orange"}) == "vitamin a is in a orange"
+    assert fill("the letter {a} on a mat", {"a": "a"}) == "the letter a on a mat"
+    assert fill("a {a}", {"a": ""}) == "a"
+
+
+def test_pieces_joined_are_the_prompt_and_carry_what_their_slot_says() -> None:
+    template = "An {size}  {animal}, {mood} , is {setting} ({n})."
+    choices = {"size": ["", "old"], "animal": ["owl"], "mood": ["", "sad"], "setting": ["", "on a mat"], "n": ["", "2"]}
+    for chosen in itertools.product(*choices.values()):
+        words = dict(zip(choices, chosen, strict=True))
+        parts = pieces(template, words)
+        assert "".join(text for text, _ in parts) == fill(template, words)
+        assert {slot: text for text, slot in parts if slot} == {slot: text for slot, text in words.items() if text}
+        assert all(text for text, _ in parts)
+    assert pieces("a {a} cat", {"a": "red"}) == [("a ", ""), ("red", "a"), (" cat", "")]
+
+
+# --- files
+
+
+def test_a_file_holds_one_template_a_line(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes("\ufeff# head\r\n\r\n a {a}\r\n  # more\nb {a} é".encode())
+    assert read_templates("t.txt", tmp_path) == ["a {a}", "b {a} é"]
+    assert read_templates([" a {a} "], tmp_path) == ["a {a}"]
+
+
+def test_what_is_wrong_with_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("# nothing\n\n")
+    (tmp_path / "latin.txt").write_bytes("a {a} é".encode("latin-1"))
+    (tmp_path / "folder").mkdir()
+    for source, message in {
+        "t.txt": r"prepare.templates: no .*t.txt; found there: empty.txt, folder, latin.txt",
+        "../t.txt": "lies outside",
+        "empty.txt": "empty.txt holds no template, expected one a line",
+        "latin.txt": "latin.txt is not UTF-8 text",
+        "folder": "is no file, expected a text file with one template a line",
+        "a {a}": "found one template, expected the name of a file or a list",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            read_templates(source, tmp_path)
+
+
+# --- the default model's words
+
+
+def says(words: dict[str, str]) -> dict[str, str]:
+    """Words of the slots as the attributes of a caption; the generic ones are unsaid."""
+    attributes = {}
+    for slot, phrase in words.items():
+        if phrase and phrase not in ("digit", "shape"):
+            attributes[slot.replace("_", " ")] = phrase.split()[2] if slot == "background" else phrase
+    return attributes
+
+
+def grids(world) -> dict[str, dict[str, list[str]]]:
+    colours = ["", *world.COLOURS]
+    ground = ["", *(f"on a {name} background" for name in world.BACKGROUNDS)]
+    shapes = ["shape", *world.SHAPES]
+    return {
+        "templates.txt": {
+            "digit": ["digit", *world.DIGITS],
+            "colour": colours,
+            "size": ["", *world.SIZES],
+            "background": ground,
+        },
+        "templates-scenes.txt": {
+            "shape": shapes,
+            "colour": colours,
+            "relation": list(world.RELATIONS),
+            "other_shape": shapes,
+            "other_colour": colours,
+            "background": ground,
+        },
+    }
+
+
+@pytest.mark.parametrize("file", ["templates.txt", "templates-scenes.txt"])
+def test_the_prompts_of_the_default_model_are_captions_it_has_learnt(file: str, world) -> None:
+    grid = grids(world)[file]
+    space, templates = prompt_space(grid), read_templates(file, INPUTS)
+    assert check_slots(grid) == check_templates(templates, list(grid), "templates") == []
+    assert len(templates) == len(world.PHRASES) == 20
+    cells = space.sample(60, np.random.default_rng(0))
+    neutral = [c.levels.index(c.neutral) if c.neutral in c.levels else 0 for c in space.concepts]
+    for cell in [neutral, *cells.tolist()]:
+        words = {c.name: str(c.levels[i]) for c, i in zip(space.concepts, cell, strict=True)}
+        generic = {"thing": "digit" if file == "templates.txt" else "shape"}
+        for template, phrase in zip(templates, world.PHRASES, strict=True):
+            caption = world.phrase(says(words) | generic, phrase)
+            assert fill(template, words) == re.sub(r"\ba (?=eight)", "an ", caption)
+
+
+def test_the_smallest_prompt_of_the_default_model_says_digit(world) -> None:
+    space = prompt_space(grids(world)["templates.txt"])
+    assert space.neutral is not None
+    words = {c.name: str(c.neutral) for c in space.concepts}
+    assert fill(read_templates("templates.txt", INPUTS)[0], words) == "a digit"
+
+
+# --- the paper's experiment
+
+
+def block() -> Params:
+    """The ready block of the docs."""
+    text = (ROOT / "docs" / "prompt-concepts.md").read_text(encoding="utf-8")
+    (found,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    return Params.model_validate(yaml.safe_load(found))
+
+
+def test_the_papers_words_fill_its_templates() -> None:
+    audit = block().audits["portraits"]
+    templates = read_templates("paper-templates.txt", ROOT / "docs")
+    assert check_slots(audit.concepts) == check_templates(templates, list(audit.concepts), "templates") == []
+    space = prompt_space(audit.concepts)  # type: ignore[arg-type]
+    assert len(templates) == 20 and space.n_cells == 64
+    said = {"description": "unique", "person": "artist", "setting": "in a classroom"}
+    assert fill(templates[0], said) == "Create an image of a unique artist reading a letter in a classroom."
+    plain = {c.name: str(c.neutral) for c in space.concepts}
+    assert fill(templates[0], plain) == "Create an image of a person reading a letter."
+
+
+def test_the_documented_audit_of_stable_diffusion_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.tasks.text_to_image import TextToImage
+
+    audit = block().audits["portraits"]
+    inputs = tmp_path / "data" / "portraits" / "inputs"
+    (inputs / "photos").mkdir(parents=True)
+    (inputs / "photos" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a scientist"}\n')
+    (inputs / "templates.txt").write_text((ROOT / "docs" / "paper-templates.txt").read_text())
+    monkeypatch.chdir(tmp_path)
+    here = audit.model_copy(update={"compute": audit.compute.model_copy(update={"device": "cpu"})})
+    assert TextToImage.check(task_context("portraits", here)) == []
+    (inputs / "templates.txt").write_text("a {person} {setting}\n")
+    (error,) = TextToImage.check(task_context("portraits", here))
+    assert "prepare.templates: template 1, 'a {person} {setting}', lacks {description}" in error

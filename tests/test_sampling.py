@@ -1,0 +1,255 @@
+"""Pictures: drawn as the bare pipeline draws them, whatever their company; broken ones are told apart."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from stages.errors import UsageError
+from stages.tasks.contract import Compute
+from stages.tasks.text_to_image.config import SamplingConfig
+from stages.tasks.text_to_image.models import DiffusersModel, load_pipeline
+from stages.tasks.text_to_image.sample import PICTURES, Painter
+from tests.tiny_pipelines import LENGTH, SIDE, tiny_pipeline
+
+pytest.importorskip("diffusers")
+
+PROMPTS = [
+    f"a {colour} {shape} on a {ground} background"
+    for colour in ("red", "green", "blue")
+    for shape in ("circle", "square")
+    for ground in ("black", "white", "blue")
+]
+SEEDS = range(len(PROMPTS))
+QUICK = SamplingConfig(steps=2, guidance=3)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """models/ with what `build` made of each kind of pipeline."""
+    home = tmp_path_factory.mktemp("sampling")
+    for kind in ("sd", "sdxl"):
+        tiny_pipeline(home / "inputs" / kind, kind=kind)
+        DiffusersModel(diffusers=kind).build(home / "inputs", home / "models" / kind)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def painter(home, kind="sd", sampling=QUICK, batch_size=PICTURES):
+    compute = Compute(threads=1, batch_size=batch_size)
+    return Painter(load_pipeline(home / "models" / kind, compute, sampling), sampling, compute)
+
+
+def pixels(drawings):
+    return np.stack([drawing.pixels for drawing in drawings])
+
+
+def off(some, others):
+    """By how many of 255 pixels differ at most."""
+    return np.abs(some.astype(int) - others.astype(int)).max()
+
+
+def bare(pipeline, prompts, seeds, guidance=3.0, **options):
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    asked = {"num_inference_steps": 2, "guidance_scale": guidance, "output_type": "np"}
+    return np.rint(pipeline(list(prompts), generator=generators, **asked, **options).images * 255).astype(np.uint8)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_pictures_are_those_of_the_bare_pipeline(home, kind, guidance):
+    artist = painter(home, kind)
+    drawn = pixels(artist.draw(PROMPTS[:4], SEEDS[:4], guidance))
+    assert drawn.shape == (4, SIDE, SIDE, 3) and drawn.dtype == np.uint8
+    assert off(drawn, bare(artist.pipeline, PROMPTS[:4], SEEDS[:4], guidance)) <= 1  # another size of the batch
+
+
+def test_prompt_seed_and_guidance_each_change_the_picture(home):
+    artist = painter(home)
+    (one,) = pixels(artist.draw(PROMPTS[:1], [0]))
+    for prompt, seed, guidance in ((PROMPTS[1], 0, None), (PROMPTS[0], 1, None), (PROMPTS[0], 0, 9.0)):
+        assert off(pixels(artist.draw([prompt], [seed], guidance))[0], one) > 5
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_picture_is_the_same_to_the_bit_in_any_company(home, kind, guidance):
+    artist = painter(home, kind)
+    together = pixels(artist.draw(PROMPTS, SEEDS, guidance))
+    for start, stop in ((0, 1), (5, 12), (1, 18)):
+        assert np.array_equal(
+            pixels(artist.draw(PROMPTS[start:stop], SEEDS[start:stop], guidance)), together[start:stop]
+        )
+    assert np.array_equal(pixels(artist.draw(PROMPTS[::-1], SEEDS[::-1], guidance)), together[::-1])
+
+
+def test_the_last_bits_before_rounding_are_equal_in_any_company(home, monkeypatch):
+    """Equal pixels could hide that sums differ."""
+    artist, seen = painter(home), {}
+    decode = artist.pipeline.vae.decode
+
+    def spy(latents, **options):
+        seen[len(seen)] = latents.clone()
+        return decode(latents, **options)
+
+    monkeypatch.setattr(artist.pipeline.vae, "decode", spy)
+    artist.draw(PROMPTS[:16], SEEDS[:16])
+    artist.draw(PROMPTS[3:5], SEEDS[3:5])
+    assert torch.equal(seen[1][:2], seen[0][3:5])
+
+
+def test_the_size_of_the_batch_shifts_pixels_by_one_at_most(home):
+    together = pixels(painter(home).draw(PROMPTS, SEEDS))
+    assert np.array_equal(pixels(painter(home, batch_size=64).draw(PROMPTS, SEEDS)), together)
+    assert off(pixels(painter(home, batch_size=3).draw(PROMPTS, SEEDS)), together) <= 1
+
+
+def test_every_call_has_the_same_number_of_pictures_and_none_is_drawn_twice(home, monkeypatch):
+    artist, calls = painter(home, batch_size=4), []
+    call = type(artist.pipeline).__call__
+    monkeypatch.setattr(
+        type(artist.pipeline), "__call__", lambda self, **k: (calls.append(len(k["generator"])), call(self, **k))[1]
+    )
+    drawn = artist.draw([*PROMPTS[:5], PROMPTS[0]], [*SEEDS[:5], SEEDS[0]])
+    assert calls == [4, 4]
+    assert drawn[0] is drawn[5]
+
+
+def test_nothing_asked_for_is_nothing_drawn(home):
+    assert painter(home).draw([], []) == []
+
+
+def test_a_scheduler_that_adds_noise_takes_it_from_the_seeds(home):
+    noisy = SamplingConfig(steps=2, guidance=3, scheduler="EulerAncestralDiscreteScheduler")
+    artist = painter(home, sampling=noisy)
+    together = pixels(artist.draw(PROMPTS[:6], SEEDS[:6]))
+    assert np.array_equal(pixels(artist.draw(PROMPTS[2:4], SEEDS[2:4])), together[2:4])
+
+
+def test_noise_that_no_seed_controls_is_refused(home, monkeypatch):
+    artist = painter(home)
+    step = artist.pipeline.scheduler.step
+    monkeypatch.setattr(
+        artist.pipeline.scheduler, "step", lambda noise, *a, **k: step(noise + torch.randn(noise.shape), *a, **k)
+    )
+    with pytest.raises(UsageError, match="DDIMScheduler draws noise of its own"):
+        artist.draw(PROMPTS[:1], [0])
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_the_negative_prompt_counts_with_guidance_and_only_then(home, kind):
+    plain, told = (
+        painter(home, kind),
+        painter(home, kind, QUICK.model_copy(update={"negative_prompt": "a blue square"})),
+    )
+    guided = pixels(told.draw(PROMPTS[:2], SEEDS[:2]))
+    assert off(guided, pixels(plain.draw(PROMPTS[:2], SEEDS[:2]))) > 5
+    assert off(guided, bare(told.pipeline, PROMPTS[:2], SEEDS[:2], negative_prompt=["a blue square"] * 2)) <= 1
+    assert np.array_equal(pixels(told.draw(PROMPTS[:2], SEEDS[:2], 1)), pixels(plain.draw(PROMPTS[:2], SEEDS[:2], 1)))
+
+
+def test_a_prompt_is_encoded_once(home, monkeypatch):
+    artist, encoded = painter(home), []
+    encode = artist.pipeline.encode_prompt
+
+    def spy(*args, **options):
+        if options.get("prompt_embeds") is None:
+            encoded.append(options["prompt"])
+        return encode(*args, **options)
+
+    monkeypatch.setattr(artist.pipeline, "encode_prompt", spy)
+    for _ in range(2):
+        artist.draw(PROMPTS[:3] * 2, range(6))
+    assert sorted(encoded) == sorted([*PROMPTS[:3], ""])
+
+
+def test_pipelines_of_other_kinds_are_given_the_prompts_themselves(home, monkeypatch):
+    artist = painter(home)
+    states = pixels(artist.draw(PROMPTS[:3], SEEDS[:3]))
+    monkeypatch.setattr(Painter, "_has_states", property(lambda self: False))
+    monkeypatch.setattr(artist, "sampling", QUICK.model_copy(update={"negative_prompt": " "}))
+    assert off(pixels(artist.draw(PROMPTS[:3], SEEDS[:3])), states) <= 1
+    assert artist.embed(PROMPTS[:3]).shape == (3, 16)
+
+
+def test_sizes_the_pipeline_refuses_are_a_usage_error(home):
+    wide = painter(home, sampling=QUICK.model_copy(update={"width": 2 * SIDE, "height": SIDE}))
+    assert wide.draw(PROMPTS[:1], [0])[0].pixels.shape == (SIDE, 2 * SIDE, 3)
+    odd = painter(home, sampling=QUICK.model_copy(update={"width": SIDE + 1, "height": SIDE}))
+    with pytest.raises(UsageError, match=r"prepare\.sampling: StableDiffusionPipeline refuses.*divisible"):
+        odd.draw(PROMPTS[:1], [0])
+
+
+# Broken pictures
+
+
+def answering(monkeypatch, artist, images, blanked=None):
+    out = SimpleNamespace(images=images, nsfw_content_detected=blanked)
+    monkeypatch.setattr(type(artist.pipeline), "__call__", lambda self, **_: out)
+
+
+def test_faults_of_pictures_are_told_apart(home, monkeypatch):
+    artist = painter(home, batch_size=5)
+    images = torch.full((5, 3, SIDE, SIDE), 0.5)
+    images[1] = 0.02
+    images[2, 0, 3, 3] = float("nan")
+    images[3] = 0.0
+    images[4] = 0.02
+    images[4, :, 0, 0] = 0.9
+    answering(monkeypatch, artist, images, [False, False, False, True, False])
+    drawn = artist.draw(PROMPTS[:5], SEEDS[:5])
+    assert [d.fault for d in drawn] == ["", "black", "not a number", "blanked by the safety checker", ""]
+    assert drawn[2].pixels.max() == 0 and drawn[0].pixels.min() == 128
+
+
+def test_weights_that_overflow_give_no_number(home):
+    artist = painter(home)
+    with torch.no_grad():
+        artist.pipeline.vae.decoder.conv_in.weight.fill_(float("inf"))
+    assert {drawing.fault for drawing in artist.draw(PROMPTS[:2], SEEDS[:2])} == {"not a number"}
+
+
+# Texts
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_text_features_are_those_of_the_text_encoder(home, kind):
+    artist = painter(home, kind)
+    features = artist.embed([*PROMPTS[:3], PROMPTS[0]])
+    assert features.shape == (4, 16) and features.dtype == np.float32
+    assert np.array_equal(features[0], features[3]) and not np.allclose(features[0], features[1])
+    encoder = artist.pipeline.text_encoder if kind == "sd" else artist.pipeline.text_encoder_2
+    tokens = artist.pipeline.tokenizer(PROMPTS[0], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        out = encoder(tokens)
+    expected = out.pooler_output if kind == "sd" else out.text_embeds
+    assert np.allclose(features[0], expected[0].numpy(), atol=1e-5)
+
+
+def test_a_prompt_beyond_the_token_limit_is_told_with_what_is_lost(home):
+    artist = painter(home)
+    long = "a red circle on a black background of a picture of a blue square on a white background, yes, zebra"
+    (line,) = artist.too_long([PROMPTS[0], long, long])
+    assert f"{artist.tokens(long)} tokens, the model reads {LENGTH}" in line
+    assert line.endswith("zebra'") and artist.tokens(long) > LENGTH >= artist.tokens(PROMPTS[0])
+    lost = line.partition("would not see ")[2].strip("'")
+    assert artist.tokens(long.removesuffix(lost)) <= LENGTH
+    assert artist.tokens(long.removesuffix(lost) + lost.split()[0]) > LENGTH
+
+
+def test_a_tokenizer_that_names_no_limit_is_refused(home):
+    pipeline = painter(home).pipeline
+    pipeline.tokenizer.model_max_length = int(1e30)
+    with pytest.raises(UsageError, match="model_max_length"):
+        Painter(pipeline, QUICK, Compute())

@@ -1,0 +1,521 @@
+"""Repairs of a text-to-image pipeline: what it learns from, an adapter that learns, resumes and reads back."""
+
+import copy
+import dataclasses
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.concepts import Region
+from stages.concepts.prompts import prompt_space
+from stages.errors import BugError, UsageError
+from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode, TaskContext
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+from stages.tasks.text_to_image import TextToImage
+from stages.tasks.text_to_image import lora as lora_module
+from stages.tasks.text_to_image.album import build_album, vocabulary
+from stages.tasks.text_to_image.attribute_judge import Form, make_net, save_judge
+from stages.tasks.text_to_image.captions import NOT_SHOWN, Lessons, Vocabulary
+from stages.tasks.text_to_image.lora import LoraTraining, check_trainable
+from stages.tasks.text_to_image.pictures import from_png, to_png
+from stages.tasks.text_to_image.repair_config import RepairSettings, check_settings, read_settings
+from stages.tasks.text_to_image.sample import Painter
+from stages.tasks.text_to_image.verify import pixels, verify
+
+COLOURS = {"red": (220, 30, 40), "green": (30, 160, 60), "blue": (40, 70, 220)}
+GROUNDS = {"black": 10, "white": 245}
+LEVELS = {"colour": ["", *COLOURS], "background": ["", "on a black background", "on a white background"]}
+ATTRIBUTES = {"colour": tuple(COLOURS), "background": tuple(GROUNDS)}
+TEMPLATES = ["a {colour} box {background}", "one {colour} box {background}", "my {colour} box {background}"]
+RED_ON_BLACK = TargetMode("M1", Region({"colour": (1,), "background": (1,)}))
+BLUE = TargetMode("M2", Region({"colour": (3,)}), severity=3.0)
+QUICK = {"method": "lora", "steps": 4, "batch_size": 4, "rank": 2}
+
+
+def box(colour, ground, jitter=0):
+    """A picture of a box, 16 x 16 pixels."""
+    image = np.full((16, 16, 3), GROUNDS[ground], dtype=np.uint8)
+    image[4 + jitter : 12 + jitter, 4:12] = COLOURS[colour]
+    return to_png(image)
+
+
+def captioned():
+    """Boxes of all colours on all grounds, three to calibrate with and three to repair with."""
+    return pd.DataFrame(
+        {"id": f"{c}-{g}-{n}", "text": f"see a {c} box on {g}", "image": box(c, g, n % 4), "colour": c, "background": g}
+        | {"split": "calibrate" if n < 3 else "repair"}
+        for c in COLOURS
+        for g in GROUNDS
+        for n in range(6)
+    )
+
+
+def tiny_pipeline(folder=None, prediction="epsilon", channels=4):
+    """A Stable Diffusion pipeline of random weights that draws 16 x 16 pixels; its tokens are letters."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocab = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    text = CLIPTextConfig(
+        vocab_size=len(vocab), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=48, projection_dim=16, bos_token_id=52, eos_token_id=53, pad_token_id=53,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=8, in_channels=channels, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=16,
+            attention_head_dim=2, norm_num_groups=4,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2, sample_size=16,
+        )  # fmt: skip
+        encoder = CLIPTextModel(text)
+    tokenizer = CLIPTokenizer(
+        vocab={token: n for n, token in enumerate(vocab)}, merges=[], model_max_length=48, pad_token="<|endoftext|>"
+    )
+    scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False, steps_offset=1)
+    pipeline = StableDiffusionPipeline(
+        vae=vae.eval(), text_encoder=encoder.eval(), tokenizer=tokenizer, unet=unet.eval(), scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    if folder is not None:
+        pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def context(inputs):
+    """An audit of a tiny pipeline with a judge of random weights."""
+    if not inputs.exists():
+        inputs.mkdir()
+        tiny_pipeline(inputs / "model")
+        form = Form(
+            attributes=ATTRIBUTES, size=16, widths=(4, 4, 4), features=8,
+            temperatures=dict.fromkeys(ATTRIBUTES, 1.0), thresholds=dict.fromkeys(ATTRIBUTES, 0.0),
+        )  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            save_judge(form, make_net(form), inputs / "judge")
+        table = captioned()
+        table.assign(split=np.where(table["split"] == "repair", "repair", "calibrate")).to_parquet(
+            inputs / "boxes.parquet"
+        )
+    return TaskContext(
+        audit="boxes",
+        seed=7,
+        config={
+            "model": {"diffusers": "model"},
+            "pictures": {"parquet": "boxes.parquet"},
+            "judge": {"attributes": "judge"},
+            "templates": TEMPLATES,
+            "items": {"discover": 2, "repair": 2, "test": 2},
+            "images": 2,
+            "sampling": {"steps": 2, "guidance": 2.0},
+        },
+        concepts=LEVELS,
+        discrepancy={"threshold": 0.5, "quality": "realism"},
+        inputs=inputs,
+        compute=Compute(threads=1, batch_size=4),
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("boxes")
+    (home / "prepare").mkdir()
+    TextToImage.prepare(context(home / "inputs"), home / "prepare")
+    return home
+
+
+@pytest.fixture(scope="module")
+def loaded(home):
+    return TextToImage.load(context(home / "inputs"), home / "prepare")
+
+
+@pytest.fixture
+def task(loaded):
+    """The task, which a test may change."""
+    own = copy.copy(loaded)
+    own.studio = dataclasses.replace(loaded.studio)
+    return own
+
+
+def plan(modes=(RED_ON_BLACK,), control=None, examples=(), scratch=None, **settings):
+    return RepairPlan(list(modes), {**QUICK, **settings}, 7, control, examples=examples, scratch=scratch)
+
+
+def lessons(task, asked, steps=30):
+    """What `steps` steps would learn: (what the pictures show, by attribute), the lessons, and the album."""
+    settings, words = read_settings(asked.settings), vocabulary(task)
+    album = build_album(task, asked, settings, words)
+    give = Lessons(task, asked, settings, album, words)
+    return [lesson for step in range(steps) for lesson in give(step)], album, words
+
+
+def shown(album, words, lesson):
+    return [words.attributes[n][v] for n, v in zip(words.names, album.shows[lesson.picture], strict=True)]
+
+
+# What pictures show, and what may be said of them
+
+
+def words_of(columns):
+    return Vocabulary(prompt_space(LEVELS), ATTRIBUTES).said_of({"text": "a red box on black", **columns})
+
+
+def test_columns_say_what_a_picture_shows_and_its_text_where_there_is_none():
+    assert words_of({"colour": "blue"}) == {"colour": "blue", "background": "a red box on black"}
+    codes = Vocabulary(prompt_space(LEVELS), ATTRIBUTES).codes(words_of({"colour": "blue"}))
+    assert codes.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("region", "colour", "background", "strictly", "inside"),
+    [
+        ({"colour": (1,)}, 0, 1, True, True),
+        ({"colour": (1,)}, 1, 1, True, False),
+        ({"colour": (1, 2)}, 1, 1, True, True),
+        ({"colour": (0, 1)}, 2, 1, True, True),  # unsaid: any will do
+        ({"colour": (1,), "background": (1,)}, 0, 1, True, False),
+        ({"colour": (1,)}, 0, NOT_SHOWN, True, False),
+        ({"colour": (1,)}, 0, NOT_SHOWN, False, True),
+        ({"colour": (1,)}, NOT_SHOWN, 0, False, True),
+        ({"colour": (1,)}, 1, NOT_SHOWN, False, False),
+    ],
+)
+def test_a_picture_belongs_to_a_region_whose_words_are_true_of_it(region, colour, background, strictly, inside):
+    words = Vocabulary(prompt_space(LEVELS), ATTRIBUTES)
+    assert words.inside(Region(region), np.array([[colour, background]]), strictly=strictly).tolist() == [inside]
+
+
+def test_a_level_that_no_judge_and_no_column_can_check_is_shown_by_no_picture():
+    words = Vocabulary(prompt_space(LEVELS | {"style": ["", "in oil"]}), ATTRIBUTES)
+    assert not words.inside(Region({"style": (1,)}), np.array([[0, 0]]), strictly=True)[0]
+
+
+def test_a_caption_keeps_what_is_unsaid_and_exchanges_what_is_not_true():
+    words = Vocabulary(prompt_space(LEVELS), ATTRIBUTES)
+    assert words.words_for(np.array([1, 0]), np.array([2, 0])).tolist() == [3, 0]
+    assert words.words_for(np.array([1, 0]), np.array([2, NOT_SHOWN])) is None
+
+
+# The lessons
+
+
+def test_aimed_lessons_show_a_target_and_say_nothing_that_is_not_true(task):
+    learnt, album, words = lessons(task, plan(replay=0.25))
+    aimed = [lesson for lesson in learnt if not lesson.replayed]
+    assert len(aimed) == 0.75 * len(learnt)
+    assert {tuple(shown(album, words, lesson)) for lesson in aimed} == {("red", "black")}
+    assert not any(word in lesson.caption for lesson in aimed for word in ("blue", "green", "white"))
+    assert {lesson.caption for lesson in aimed if not lesson.caption.startswith("see")} == {
+        f"{start} red box on a black background"
+        for start in {template.split()[0] for template in task.items.table.query("split == 'repair'")["label"]}
+    }
+
+
+def test_replayed_lessons_are_of_no_target(task):
+    learnt, album, words = lessons(task, plan(replay=0.5))
+    seen = {tuple(shown(album, words, lesson)) for lesson in learnt if lesson.replayed}
+    assert seen == {(c, g) for c in COLOURS for g in GROUNDS} - {("red", "black")}
+
+
+def test_severity_weights_the_targets(task):
+    learnt, album, words = lessons(task, plan([RED_ON_BLACK, BLUE], replay=0.0))
+    blue = np.mean([shown(album, words, lesson)[0] == "blue" for lesson in learnt])
+    assert 0.65 < blue < 0.85
+
+
+def test_a_uniform_control_learns_as_many_pictures_of_everything(task):
+    learnt, album, words = lessons(task, plan(control="uniform"))
+    assert len(learnt) == len(lessons(task, plan())[0])
+    assert {tuple(shown(album, words, lesson)) for lesson in learnt} == {(c, g) for c in COLOURS for g in GROUNDS}
+
+
+def test_balanced_values_come_alike_often(task):
+    table = task.pictures
+    red = table["colour"] == "red"
+    task.pictures = pd.concat([table[red]] * 5 + [table[~red]])
+    everywhere = TargetMode("M1", Region({"colour": (0,)}))
+
+    def share(balance):
+        learnt, album, words = lessons(task, plan([everywhere], balance=balance, replay=0.0))
+        return np.mean([shown(album, words, lesson)[0] == "red" for lesson in learnt])
+
+    assert share(None) > 0.55
+    assert share("colour") < 0.45
+
+
+def test_an_attribute_to_balance_that_nobody_knows_is_an_error(task):
+    with pytest.raises(UsageError, match=r"balance: size is no attribute.*colour, background"):
+        lessons(task, plan(balance="size"))
+
+
+def test_a_target_without_pictures_is_an_error(task):
+    task.pictures = task.pictures[task.pictures["colour"] != "red"]
+    with pytest.raises(UsageError, match=r"no picture of pictures shows M1 \(colour is red"):
+        lessons(task, plan())
+
+
+def test_a_folder_of_ones_own_is_learnt_beside_the_pictures_of_the_audit(task, home):
+    folder = home / "inputs" / "mine"
+    folder.mkdir(exist_ok=True)
+    (folder / "one.png").write_bytes(box("red", "black"))
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "one.png", "text": "my own red box"}) + "\n")
+    asked = plan(sources={"pictures": 1, "folder": 3}, folder={"imagefolder": "mine"}, replay=0.0)
+    learnt, album, _ = lessons(task, asked)
+    own = [lesson.caption for lesson in learnt if album.table["source"][lesson.picture] == "folder"]
+    assert set(own) == {"my own red box"}
+    assert 0.65 < len(own) / len(learnt) < 0.85
+
+
+# Its own drawings
+
+
+@pytest.fixture
+def lenient(task, monkeypatch):
+    """A task whose judge finds every second drawing right and all of them red on black."""
+    judged = task.studio.judged
+    read = {"colour": "red", "background": "black"}
+
+    def every_second(drawings, orders):
+        found = judged(drawings, orders)
+        return [
+            dataclasses.replace(one, alignment=0.9, read=read, right={"colour": n % 2 == 0})
+            for n, one in enumerate(found)
+        ]
+
+    monkeypatch.setattr(task.studio, "judged", every_second)
+    return task
+
+
+def test_own_drawings_are_learnt_under_their_prompts_where_the_judge_finds_them_right(lenient):
+    asked = plan(sources={"own": 1}, samples=16, replay=0.25)
+    learnt, album, _ = lessons(lenient, asked)
+    assert album.counts == {"own": 8, "own_drawn": 16, "own_accepted": 8, "own_praised": 0}
+    assert {lesson.caption for lesson in learnt} <= set(album.table["text"])
+    aimed = {lesson.caption for lesson in learnt if not lesson.replayed}
+    assert all("red box on a black background" in caption for caption in aimed)
+    replayed = {lesson.caption for lesson in learnt if lesson.replayed}
+    assert not any("red box on a black background" in caption for caption in replayed)
+
+
+def test_own_drawings_less_aligned_than_asked_are_not_learnt(lenient):
+    with pytest.raises(UsageError, match="no picture of own shows M1"):
+        lessons(lenient, plan(sources={"own": 1}, samples=16, accept=0.95))
+
+
+def test_what_people_rated_well_is_learnt_whatever_the_judge_finds(task):
+    item = task.items.ids("discover")[0]
+    examples = [RatedExample("M1", item, (1, 1), "seen", rating=rating) for rating in (9, 2)]
+    asked = plan(sources={"own": 1}, samples=4, accept=1.0, examples=examples)
+    _, album, _ = lessons(task, asked)
+    assert album.counts["own_praised"] == album.counts["own"] == task.config.images
+    drawn = task.studio.draw(task.orders([item], np.array([[1, 1]]))[0])
+    np.testing.assert_array_equal(from_png(album.table["image"][0]), drawn[0].pixels)
+
+
+# The adapter
+
+
+@pytest.fixture(scope="module")
+def repaired(loaded, tmp_path_factory):
+    """A repair, what it says of itself, and the task it was made with."""
+    task, out = loaded, tmp_path_factory.mktemp("repaired")
+    before = {name: tensor.clone() for name, tensor in task.painter.pipeline.unet.state_dict().items()}
+    record = task.repair(plan(steps=40, learning_rate=1e-2, rank=4), out)
+    return task, out, record, before
+
+
+def test_the_loss_falls(repaired):
+    _, _, record, _ = repaired
+    assert (record.method, record.steps) == ("lora", 40)
+    assert list(record.curve["step"]) == list(range(1, 41))
+    assert record.details["loss_last"] < 0.8 * record.details["loss_first"]
+
+
+def test_the_model_under_test_stays_as_it_was(repaired):
+    task, _, _, before = repaired
+    after = task.painter.pipeline.unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_repaired_model_loads_as_any_lora_does_and_draws_otherwise(repaired, home):
+    task, out, _, _ = repaired
+    again = TextToImage.load(context(home / "inputs"), home / "prepare", out)
+    assert not np.array_equal(pixels(again.painter, ["a red box"], [1]), pixels(task.painter, ["a red box"], [1]))
+    pipeline = tiny_pipeline()
+    pipeline.load_lora_weights(out)
+    plain = Painter(pipeline, task.painter.sampling, task.painter.compute)
+    np.testing.assert_array_equal(pixels(plain, ["a red box"], [1]), pixels(again.painter, ["a red box"], [1]))
+
+
+def test_the_folder_names_its_base_and_says_what_was_learnt(repaired):
+    task, out, record, _ = repaired
+    told = json.loads((out / "faded.json").read_text())
+    assert told["base"] == task.painter.hash
+    assert told["settings"]["steps"] == 40
+    card = (out / "README.md").read_text()
+    assert f"base_model: sha256:{task.painter.hash}" in card
+    assert "| M1 | colour is red and background is on a black background | 1.0 |" in card
+    assert f"- {record.details['pictures']['pictures']} captioned pictures of the audit" in card
+
+
+@pytest.mark.parametrize("layers", ["attention", "attention+feed-forward", "all"])
+def test_all_trained_layers_are_written_and_read_back(layers, tmp_path):
+    pipeline = tiny_pipeline()
+    training = trained(pipeline, layers=layers, learning_rate=1e-2, alpha=4)
+    training.save(tmp_path)
+    pipeline.load_lora_weights(tmp_path)
+    noisy, states = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16)
+    with torch.inference_mode():
+        assert torch.equal(pipeline.unet(noisy, 5, states).sample, training.unet(noisy, 5, states).sample)
+    convolutions = any("conv" in name for name in load_file(tmp_path / "pytorch_lora_weights.safetensors"))
+    assert convolutions == (layers == "all")
+
+
+def training_of(pipeline, checkpoint=None, prediction=None, **settings):
+    from stages.tasks.text_to_image.captions import Lesson
+
+    images = captioned()["image"].tolist()
+    asked = RepairSettings.model_validate({**QUICK, **settings})
+    batch = [Lesson(0, "a red box"), Lesson(5, "a blue box"), Lesson(9, "a box", True), Lesson(3, "one box", True)]
+    return LoraTraining(pipeline, images, [batch] * asked.steps, asked, Compute(threads=1, batch_size=3), 7, checkpoint)
+
+
+def trained(pipeline, **settings):
+    training = training_of(pipeline, **settings)
+    training.run("test")
+    return training
+
+
+def test_a_killed_repair_goes_on_and_ends_as_an_unbroken_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(lora_module, "SAVE_EVERY", 2)
+    whole = trained(tiny_pipeline(), steps=5)
+    broken = training_of(tiny_pipeline(), tmp_path / "adapter.safetensors", steps=5)
+    stepped = broken._backward
+    monkeypatch.setattr(broken, "_backward", lambda step: stepped(step) if step < 3 else pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        broken.run("test")
+    resumed = training_of(tiny_pipeline(), tmp_path / "adapter.safetensors", steps=5)
+    monkeypatch.setattr(resumed, "_backward", counted := CountedSteps(resumed._backward))
+    curve = resumed.run("test")
+    assert counted.steps == [2, 3, 4]
+    assert curve["loss"].tolist() == whole.losses
+    assert all(torch.equal(whole.trained[name], tensor) for name, tensor in resumed.trained.items())
+
+
+class CountedSteps:
+    def __init__(self, function):
+        self.function, self.steps = function, []
+
+    def __call__(self, step):
+        self.steps.append(step)
+        return self.function(step)
+
+
+def test_what_the_network_is_to_predict_gives_back_picture_and_noise():
+    clean, noise, times = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([10, 500, 990])
+    wanted = {}
+    for prediction in ("epsilon", "sample", "v_prediction"):
+        training = training_of(tiny_pipeline(prediction=prediction))
+        wanted[prediction] = training._wanted(clean, noise, times)
+    signal = training.noise.alphas_cumprod[times].sqrt().view(3, 1, 1, 1)
+    noisy = training.noise.add_noise(clean, noise, times)
+    torch.testing.assert_close(wanted["epsilon"], noise)
+    torch.testing.assert_close(wanted["sample"], clean)
+    rebuilt = signal * noisy - (1 - signal**2).sqrt() * wanted["v_prediction"]  # Salimans and Ho 2022, appendix D
+    torch.testing.assert_close(rebuilt, clean, rtol=1e-4, atol=1e-4)
+
+
+def test_with_a_whole_prior_replayed_pictures_teach_what_the_model_predicts_already():
+    training = training_of(tiny_pipeline(), replay=0.5, prior=1.0)
+    training.batches = [[dataclasses.replace(lesson, replayed=True) for lesson in training.batches[0]]]
+    assert training._backward(0) < 1e-10  # nothing is learnt yet, so the network predicts what its base does
+    training.settings = training.settings.model_copy(update={"prior": 0.0})
+    assert training._backward(0) > 0.1
+
+
+def test_high_noise_favours_the_noisiest_steps(monkeypatch):
+    training, asked = training_of(tiny_pipeline(), high_noise=3.0), []
+    add_noise = training.noise.add_noise
+    monkeypatch.setattr(
+        training.noise, "add_noise", lambda clean, noise, times: asked.append(times) or add_noise(clean, noise, times)
+    )
+    for _ in range(4):
+        training.batches = [training.batches[0] * 8]
+        training._backward(0)
+    assert torch.cat(asked).float().mean() > 700  # 800 expected, 500 without
+
+
+def test_a_loss_that_is_no_number_stops_with_the_rate_to_lower():
+    training = training_of(tiny_pipeline())
+    next(iter(training.trained.values())).data.fill_(float("nan"))
+    with pytest.raises(UsageError, match=r"learning_rate: the loss is nan at step 1 of 4; lower the rate"):
+        training.run("test")
+
+
+# What cannot be repaired, and repairs that were not written as they are
+
+
+def test_a_pipeline_without_a_unet_is_refused():
+    pipeline = SimpleNamespace(components={"transformer": torch.nn.Linear(1, 1), "scheduler": None})
+    with pytest.raises(UsageError, match=r"pipelines with a UNet and an autoencoder.*SimpleNamespace has transformer"):
+        check_trainable(pipeline)
+
+
+def test_an_inpainting_unet_is_refused():
+    with pytest.raises(UsageError, match="reads latents alone, 4 channels; that of StableDiffusionPipeline reads 9"):
+        check_trainable(tiny_pipeline(channels=9))
+
+
+def test_a_damaged_adapter_is_found_out(repaired, tmp_path):
+    task, out, _, _ = repaired
+    pipeline = tiny_pipeline()
+    pipeline.load_lora_weights(out)
+    after = Painter(pipeline, task.painter.sampling, task.painter.compute)
+    shutil.copytree(out, tmp_path / "copy")
+    path = tmp_path / "copy" / "pytorch_lora_weights.safetensors"
+    save_file({name: tensor * 0.5 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    base = task.painter.pipeline.name_or_path
+    with pytest.raises(BugError, match="its pixels differ by"):
+        verify(tmp_path / "copy", base, task.painter, after, ["a red box", "a box"], [1, 2])
+
+
+def test_a_repair_that_changed_nothing_is_an_error(task, tmp_path):
+    with pytest.raises(UsageError, match="draws exactly as before"):
+        task.repair(plan(learning_rate=1e-12, steps=1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"sources": {}}, "at least one source"),
+        ({"sources": {"own": 0}}, "weights above 0"),
+        ({"sources": {"folder": 1}}, "needs `folder:`"),
+        ({"samples": 9}, "samples: an effect with the source `own` only"),
+        ({"replay": 0.99}, "leaves no picture of the targets"),
+        ({"prior": 0.5, "replay": 0.0}, "an effect on replayed pictures only"),
+        ({"folder": {"imagefolder": "nowhere"}, "sources": {"folder": 1}}, "no .*nowhere"),
+        ({"ranks": 3}, "ranks"),
+    ],
+)
+def test_settings_without_effect_or_sense_are_told(settings, told, tmp_path):
+    where = SimpleNamespace(inputs=tmp_path)
+    errors = check_settings(where, {"method": "lora", **settings})
+    assert errors
+    assert re.search(told, "\n".join(errors)), errors

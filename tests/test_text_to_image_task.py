@@ -1,0 +1,357 @@
+"""The text-to-image task: items, prompts, what is a failure, what is calibrated, bias and contact sheets."""
+
+import dataclasses
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytest.importorskip("diffusers")
+
+from PIL import Image
+
+from stages.errors import UsageError
+from stages.tasks.contract import Illustrated, Measured, Tallied, Task
+from stages.tasks.sources import ItemCounts
+from stages.tasks.text_to_image import TextToImage
+from stages.tasks.text_to_image.calibrate import Calibration, expected_of, share_out
+from stages.tasks.text_to_image.items import choose_items, noise_seed
+from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of, said, total_variation
+from stages.tasks.text_to_image.sample import Drawing
+from tests.boxes import ATTRIBUTES, COLOURS, boxes, captioned
+
+BIAS = {"subject": "background", "attribute": "colour", "seeds": 8}
+RIGHT = Judged(1.0, 0.6, {"colour": "red"}, {"colour": True})
+WRONG = Judged(0.0, 0.4, {"colour": "blue"}, {"colour": False})
+UNREAD = Judged(0.0, 0.4, {}, {"colour": False})
+BLACK = Judged(0.0, 0.0, {}, {"colour": False}, "black")
+BLANKED = Judged(0.0, 0.0, {}, {"colour": False}, "blanked by the safety checker")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("boxes")
+    (home / "prepare").mkdir()
+    TextToImage.prepare(boxes(home / "inputs", bias=BIAS), home / "prepare")
+    return home
+
+
+@pytest.fixture
+def task(home):
+    return TextToImage.load(boxes(home / "inputs", bias=BIAS), home / "prepare")
+
+
+def drawing(monkeypatch, task, draw):
+    """Let the painter draw what `draw` says of (prompt, seed, guidance)."""
+
+    def drawn(prompts, seeds, guidance=None, **_):
+        return [draw(prompt, seed, guidance) for prompt, seed in zip(prompts, seeds, strict=True)]
+
+    monkeypatch.setattr(task.painter, "draw", drawn)
+
+
+# Items
+
+
+def test_no_template_and_no_noise_is_in_two_splits():
+    items = choose_items([f"t{n} {{x}}" for n in range(8)], ItemCounts(discover=9, repair=4, test=6), seed=3)
+    templates = [set(part["template"]) for _, part in items.groupby("split")]
+    assert sum(map(len, templates)) == len(set.union(*templates)) == 8
+    assert items["seed"].is_unique and items["id"].is_unique
+    assert items.groupby("split")["template"].nunique()["discover"] == 4
+
+
+def test_an_audit_without_repair_uses_all_templates():
+    items = choose_items([f"t{n} {{x}}" for n in range(5)], ItemCounts(discover=10), seed=3)
+    assert items["template"].nunique() == 5
+
+
+def test_fewer_templates_than_splits_are_told():
+    with pytest.raises(UsageError, match=r"3 splits .* need a template of their own each, found 2"):
+        choose_items(["a {x}", "b {x}"], ItemCounts(discover=2, repair=2, test=2), seed=0)
+
+
+def test_start_noise_differs_between_pictures_repeats_and_items_only():
+    seeds = {noise_seed(7, item, repeat, n) for item in range(3) for repeat in range(2) for n in range(3)}
+    assert len(seeds) == 18
+    assert noise_seed(7, 1, 0, 2) == noise_seed(7, 1, 0, 2) != noise_seed(7, 1, 0, 2, salt=1)
+
+
+# What a probe is
+
+
+def test_it_is_a_task_with_all_that_reports_can_show(task):
+    assert isinstance(task, Task) and isinstance(task, Measured)
+    assert isinstance(task, Tallied) and isinstance(task, Illustrated)
+
+
+def test_answers_do_not_depend_on_what_else_is_asked(task, home):
+    ids, cells = task.items.ids("discover"), task.concepts.cells()[:6]
+    asked = [(item, cell) for item in ids for cell in cells]
+    together = task.probe([item for item, _ in asked], np.array([cell for _, cell in asked]))
+    other = TextToImage.load(boxes(home / "inputs", bias=BIAS), home / "prepare")
+    alone = [other.probe([item], cell[None]) for item, cell in reversed(asked)][::-1]
+    assert together.outputs == [answer.outputs[0] for answer in alone]
+    np.testing.assert_allclose(together.discrepancy, [answer.discrepancy[0] for answer in alone], atol=1e-6)
+
+
+def test_words_alone_differ_between_cells_of_an_item(task):
+    item = task.items.ids("discover")[0]
+    plain, red = task.orders([item, item], np.array([[0, 0], [1, 0]]))
+    assert [order.seed for order in plain] == [order.seed for order in red]
+    assert red[0].prompt == plain[0].prompt.replace("box", "red box")
+    assert (plain[0].expected, red[0].expected) == ((), (("colour", "red"),))
+
+
+def test_repeats_and_the_same_model_asked_again_start_from_other_noise(task):
+    item, cell = task.items.ids("discover")[:1], np.array([[1, 1]])
+    seeds = [
+        task.orders(item, cell)[0][0].seed,
+        task.orders(item, cell, np.array([1]))[0][0].seed,
+        task.again().orders(item, cell)[0][0].seed,
+    ]
+    assert len(set(seeds)) == 3
+
+
+def test_a_picture_is_drawn_once_however_often_it_is_asked_for(task, monkeypatch):
+    drawn = []
+    real = task.painter.draw
+    monkeypatch.setattr(
+        task.painter, "draw", lambda p, s, g=None: drawn.extend(zip(p, s, strict=True)) or real(p, s, g)
+    )
+    item, cell = task.items.ids("discover")[:1], np.array([[1, 1]])
+    first, second = task.probe(item, cell), task.probe(item, cell)
+    assert first.outputs == second.outputs and len(drawn) == task.config.images
+
+
+# What is a failure
+
+
+def test_misalignment_is_the_share_of_pictures_that_are_not_as_asked():
+    assert discrepancy([RIGHT, RIGHT, WRONG], {"misalignment": 1}) == pytest.approx(1 / 3)
+    assert discrepancy([RIGHT, UNREAD], {"misalignment": 1}) == 0.5
+
+
+def test_measures_are_weighed():
+    assert discrepancy([RIGHT, WRONG], {"misalignment": 3, "poor_quality": 1}) == pytest.approx((3 * 0.5 + 0.5) / 4)
+
+
+def test_a_broken_picture_is_a_failure_whatever_the_measure():
+    assert discrepancy([RIGHT, RIGHT, BLACK], {"poor_quality": 1}) == 1
+
+
+def test_bias_counts_where_the_prompt_leaves_the_attribute_unsaid():
+    unsaid = [Judged(1, 1, {"colour": "red"}, {}), Judged(1, 1, {"colour": "red"}, {}), Judged(1, 1, {}, {})]
+    thirds = dict.fromkeys(COLOURS, 1 / 3)
+    assert discrepancy(unsaid, {"bias": 1}, "colour", thirds) == pytest.approx(2 / 3)
+    assert discrepancy([RIGHT, RIGHT], {"bias": 1}, "colour", thirds) == 0
+
+
+def test_total_variation_is_half_the_distance_of_shares():
+    assert total_variation([2, 2], [1, 1]) == 0
+    assert total_variation([4, 0], [1, 3]) == pytest.approx(0.75)
+
+
+def test_outputs_say_what_is_wrong_with_each_picture():
+    pictures = [RIGHT, WRONG, UNREAD, BLACK]
+    assert said(pictures, attributes=True) == "as asked; colour blue; colour unread; black"
+    assert said([RIGHT, BLANKED], attributes=False) == "1.00; blanked by the safety checker"
+
+
+def test_black_and_broken_pictures_fail_and_blanked_ones_are_not_held_against_the_model(task, monkeypatch):
+    faults = {"red": "black", "green": "not a number", "blue": "blanked by the safety checker"}
+
+    def draw(prompt, seed, guidance):
+        fault = next((fault for colour, fault in faults.items() if colour in prompt), "")
+        return Drawing(np.zeros((16, 16, 3), dtype=np.uint8), fault)
+
+    drawing(monkeypatch, task, draw)
+    item = task.items.ids("discover")[0]
+    answer = task.probe([item] * 4, np.array([[0, 0], [1, 0], [2, 0], [3, 0]]))
+    assert answer.failed.tolist() == [False, True, True, False]
+    assert answer.valid.tolist() == [True, True, True, False]
+    assert answer.outputs[1] == "black; black"
+
+
+def test_a_checker_that_blanks_some_pictures_leaves_the_others_to_judge(task, monkeypatch):
+    seen = []
+
+    def draw(prompt, seed, guidance):
+        seen.append(seed)
+        return Drawing(np.zeros((16, 16, 3), dtype=np.uint8), "blanked by the safety checker" if len(seen) == 1 else "")
+
+    drawing(monkeypatch, task, draw)
+    answer = task.probe(task.items.ids("discover")[:1], np.array([[0, 0]]))
+    assert answer.valid.tolist() == [True] and answer.discrepancy[0] == 0
+
+
+def test_further_measures_tell_attributes_apart_and_leave_out_what_was_not_asked():
+    found = measures_of([[RIGHT, WRONG], [Judged(1, 0.5, {}, {})], [BLANKED, RIGHT]], ["colour"], "realism")
+    assert found["colour as asked"].tolist()[::2] == [0.5, 1.0] and np.isnan(found["colour as asked"][1])
+    assert found["blanked by the safety checker"].tolist() == [0, 0, 0.5]
+    assert found["realism"].tolist() == [0.5, 0.5, 0.6]
+
+
+# What sets the threshold
+
+
+def calibration(wrong, images=3, reference=None):
+    values = np.array(wrong, dtype=float)
+    return Calibration.of(values, values, images, reference)
+
+
+def test_the_threshold_lets_few_probes_of_real_pictures_fail():
+    real = calibration([1.0, 1.0] + [0.0] * 38)  # one in twenty is misread
+    threshold = real.threshold({"misalignment": 1}, 0.05)
+    assert threshold == pytest.approx(1 / 3)  # of three: one misread passes, two fail
+    assert real.false_alarms({"misalignment": 1}, threshold)["rate"] < 0.03
+
+
+def test_false_alarms_are_counted_on_pictures_that_did_not_set_the_threshold():
+    halves = calibration([0.0, 1.0] * 20, images=1)  # every other picture: those to check are all misread
+    assert halves.threshold({"misalignment": 1}, 0.05) == 0
+    assert halves.false_alarms({"misalignment": 1}, 0.0)["rate"] == 1
+
+
+def test_bias_of_fair_draws_passes_at_the_rate_asked_for():
+    fair = calibration([0.0] * 8, images=16, reference={"a": 0.5, "b": 0.5})
+    threshold = fair.threshold({"bias": 1}, 0.05)
+    assert 0.15 < threshold < 0.35
+    assert fair.false_alarms({"bias": 1}, threshold)["rate"] <= 0.05
+
+
+def test_a_judge_that_reads_no_real_picture_right_is_told():
+    with pytest.raises(UsageError, match=r"the judge does not fit prepare\.pictures"):
+        calibration([1.0] * 8).threshold({"misalignment": 1}, 0.05)
+
+
+def test_captioned_pictures_serve_one_purpose_each():
+    shared = share_out(captioned(), seed=0)
+    assert Counter(shared["split"]) == {"repair": 18, "calibrate": 9, "reference": 9}
+    unnamed = share_out(captioned().assign(split=""), seed=0)
+    assert Counter(unnamed["split"]) == {"repair": 24, "calibrate": 6, "reference": 6}
+    with pytest.raises(UsageError, match="expected the splits calibrate, repair, found train"):
+        share_out(captioned().assign(split="train"), seed=0)
+
+
+def test_what_a_real_picture_shows_comes_from_its_columns_or_else_its_caption():
+    told = {"text": "a red box on white", "colour": "blue"}
+    assert expected_of(told, ATTRIBUTES) == {"colour": "blue", "background": "white"}
+    assert expected_of({"text": "red and blue"}, ATTRIBUTES) == {}
+
+
+# Bias and contact sheets
+
+
+def test_a_tally_counts_an_attribute_for_each_subject_at_both_guidances(task, monkeypatch):
+    asked = []
+
+    def draw(prompt, seed, guidance):
+        asked.append((prompt, seed, guidance))
+        return Drawing(np.zeros((16, 16, 3), dtype=np.uint8))
+
+    drawing(monkeypatch, task, draw)
+    tallies = task.tallies("discover")
+    assert [(t.subject, t.attribute, t.guidance) for t in tallies] == [
+        (f"background on a {ground} background", "colour", guidance)
+        for ground in ("black", "white")
+        for guidance in (2, 1)
+    ]
+    assert all(sum(t.counts.values()) + t.unread == 8 and list(t.counts) == list(COLOURS) for t in tallies)
+    assert {guidance for *_, guidance in asked} == {None, 1.0}
+    assert not any(colour in prompt for prompt, *_ in asked for colour in COLOURS)
+
+
+def test_tallies_of_two_splits_share_neither_templates_nor_noise(task, monkeypatch):
+    asked = {}
+
+    for split in ("discover", "test"):
+        drawn = []
+        drawing(
+            monkeypatch,
+            task,
+            lambda p, s, g, drawn=drawn: drawn.append((p, s)) or Drawing(np.zeros((16, 16, 3), np.uint8)),
+        )
+        task.tallies(split)
+        asked[split] = drawn
+    for part in (0, 1):
+        assert not {order[part] for order in asked["discover"]} & {order[part] for order in asked["test"]}
+
+
+def test_an_audit_without_bias_tallies_nothing(home):
+    assert TextToImage.load(boxes(home / "inputs"), home / "prepare").tallies("discover") == []
+
+
+def test_contact_sheets_show_two_slots_from_one_noise_each(task):
+    for sheet in task.sheets("discover"):
+        assert (sheet.columns, [label for label, _ in sheet.rows]) == (
+            ["on a black background", "on a white background"],
+            list(COLOURS),
+        )
+        for _, strip in sheet.rows:
+            width, height = Image.open(io.BytesIO(strip)).size
+            assert height == 16 and width >= 2 * 16
+
+
+def test_an_exhibit_shows_the_pictures_and_the_prompt_by_slot(task):
+    item = task.items.ids("discover")[0]
+    shown = task.exhibit([item], np.array([[1, 2]]))[0]
+    assert "".join(text for text, _ in shown.words) == task.orders([item], np.array([[1, 2]]))[0][0].prompt
+    assert ("red", "colour") in shown.words and ("on a white background", "background") in shown.words
+    assert Image.open(io.BytesIO(shown.drawn)).size[1] == 16
+
+
+# What is wrong with the settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"templates": ["a {colour} box"]}, "background"),
+        ({"templates": "nowhere.txt"}, "nowhere.txt"),
+        ({"model": {"diffusers": "judge"}}, "model_index.json"),
+        ({"model": {}}, "expected exactly one of the keys diffusers"),
+        ({"sheet": ["colour", "size"]}, "prepare.sheet: size is no slot"),
+        ({"bias": {"subject": "size", "attribute": "colour"}}, "prepare.bias.subject: size is no slot"),
+        ({"bias": BIAS | {"reference": {"red": 1.5, "blue": -0.5}}}, "expected shares above 0"),
+        ({"sampling": {"step": 3}}, "did you mean 'steps'"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_runs(home, changes, told):
+    assert told in "\n".join(TextToImage.check(boxes(home / "inputs", **changes)))
+
+
+def test_right_settings_are_found_right(home):
+    assert TextToImage.check(boxes(home / "inputs", bias=BIAS, sheet=["colour", "background"])) == []
+
+
+def test_measures_that_cannot_be_taken_are_told(home):
+    context = dataclasses.replace(boxes(home / "inputs", images=1), discrepancy={"measure": "bias"})
+    errors = "\n".join(TextToImage.check(context))
+    assert "bias needs prepare.bias" in errors and "prepare.images of 2 or more" in errors
+
+
+@pytest.mark.parametrize(
+    ("bias", "told"),
+    [
+        (BIAS | {"attribute": "gender"}, "the judge does not read 'gender', it reads: colour, background"),
+        (BIAS | {"reference": {"red": 0.5, "blue": 0.5}}, "expected a share for each of red, green, blue"),
+    ],
+)
+def test_a_bias_the_judge_cannot_read_is_told(home, tmp_path, bias, told):
+    with pytest.raises(UsageError, match=told):
+        TextToImage.prepare(boxes(home / "inputs", bias=bias), tmp_path)
+
+
+def test_prompts_beyond_the_token_limit_are_told_and_not_cut(home, tmp_path):
+    long = boxes(
+        home / "inputs", templates=[f"{word} " * 9 + "{colour} {background}" for word in ("abc", "def", "ghi")]
+    )
+    with pytest.raises(UsageError, match="the model reads 24: it would not see"):
+        TextToImage.prepare(long, tmp_path)
+
+
+def test_loading_before_prepare_is_told(home, tmp_path):
+    with pytest.raises(UsageError, match="run prepare first"):
+        TextToImage.load(boxes(home / "inputs"), tmp_path)
