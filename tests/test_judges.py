@@ -14,7 +14,7 @@ from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.text_to_image.attribute_judge import AttributeJudge, load_form, make_net
 from stages.tasks.text_to_image.judges import JUDGE_LOADERS, Reading, expected_values, load_judge, told
 from stages.tasks.text_to_image.quality import ClipIqa, Realism, load_quality, quality_errors
-from tests.picture_samples import ATTRIBUTES, BLUE, GREEN, RED, noisy, plain, tiny_clip, tiny_judge
+from tests.tiny_judges import ATTRIBUTES, BLUE, GREEN, RED, noisy, plain, tiny_clip, tiny_judge
 
 GENDER = {"gender": {"woman": "a photo of a woman", "man": "a photo of a man"}}
 
@@ -129,10 +129,10 @@ def test_a_temperature_above_one_makes_a_judge_less_sure(tmp_path):
     assert np.array_equal(cool.probabilities["other_shape"], warm.probabilities["other_shape"])
 
 
-def test_alignment_is_the_product_over_what_is_expected(judge):
+def test_a_picture_is_aligned_if_all_that_is_expected_is_read(judge):
     read = reading([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.2, 0.5, 0.3]])
-    expected = [{"colour": "red", "other_shape": "none"}, {"colour": "green"}, {}]
-    assert judge.aligned(read, ["", "", ""], expected) == pytest.approx([0.8, 0.5, 1.0])
+    expected = [{"colour": "red", "other_shape": "none"}, {"colour": "red"}, {}]
+    assert judge.aligned(read, ["", "", ""], expected).tolist() == [1, 0, 1]
 
 
 def test_a_picture_that_cannot_be_read_is_not_aligned(judge):

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +25,7 @@ pytest.importorskip("peft")
 
 from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image import lora as lora_module
+from stages.tasks.text_to_image import verify as verify_module
 from stages.tasks.text_to_image.album import build_album, vocabulary
 from stages.tasks.text_to_image.attribute_judge import Form, make_net, save_judge
 from stages.tasks.text_to_image.captions import NOT_SHOWN, Lessons, Vocabulary
@@ -450,15 +453,47 @@ def test_with_a_whole_prior_replayed_pictures_teach_what_the_model_predicts_alre
     assert training._backward(0) > 0.1
 
 
+def tiny_xl():
+    """A Stable Diffusion XL pipeline around the parts of the tiny one."""
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection
+
+    parts = tiny_pipeline()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel.from_config(
+            parts.unet.config, cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 16,
+        )  # fmt: skip
+        second = CLIPTextModelWithProjection(parts.text_encoder.config)
+    return StableDiffusionXLPipeline(
+        vae=parts.vae, text_encoder=parts.text_encoder, text_encoder_2=second.eval(), tokenizer=parts.tokenizer,
+        tokenizer_2=parts.tokenizer, unet=unet.eval(), scheduler=parts.scheduler, add_watermarker=False,
+    )  # fmt: skip
+
+
+def test_an_xl_pipeline_is_told_pooled_texts_and_sizes_and_reads_its_adapter_back(tmp_path):
+    pipeline = tiny_xl()
+    training = trained(pipeline, learning_rate=1e-2)
+    asked = training._conditions(["a red box", ""])
+    assert asked["added_cond_kwargs"]["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 2
+    assert asked["encoder_hidden_states"][1].abs().max() == 0  # as SDXL is asked without a prompt
+    assert asked["added_cond_kwargs"]["text_embeds"].abs().amax(1).gt(0).tolist() == [True, False]
+    training.save(tmp_path)
+    pipeline.load_lora_weights(tmp_path)
+    noisy = torch.randn(2, 4, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(pipeline.unet(noisy, 5, **asked).sample, training.unet(noisy, 5, **asked).sample)
+
+
 def test_high_noise_favours_the_noisiest_steps(monkeypatch):
     training, asked = training_of(tiny_pipeline(), high_noise=3.0), []
     add_noise = training.noise.add_noise
     monkeypatch.setattr(
         training.noise, "add_noise", lambda clean, noise, times: asked.append(times) or add_noise(clean, noise, times)
     )
-    for _ in range(4):
-        training.batches = [training.batches[0] * 8]
-        training._backward(0)
+    training.batches = [training.batches[0] * 24]
+    training._backward(0)
     assert torch.cat(asked).float().mean() > 700  # 800 expected, 500 without
 
 
@@ -483,7 +518,17 @@ def test_an_inpainting_unet_is_refused():
         check_trainable(tiny_pipeline(channels=9))
 
 
-def test_a_damaged_adapter_is_found_out(repaired, tmp_path):
+def in_this_process(command, **_):
+    """What a fresh process would say, without the seconds it takes to start."""
+    try:
+        verify_module.main(*map(Path, command[3:]))
+    except BugError as error:
+        return subprocess.CompletedProcess(command, 70, "", f"error: {error}")
+    return subprocess.CompletedProcess(command, 0, "", "")
+
+
+def test_a_damaged_adapter_is_found_out(repaired, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify_module.subprocess, "run", in_this_process)
     task, out, _, _ = repaired
     pipeline = tiny_pipeline()
     pipeline.load_lora_weights(out)

@@ -117,9 +117,12 @@ def test_repeats_and_the_same_model_asked_again_start_from_other_noise(task):
 def test_a_picture_is_drawn_once_however_often_it_is_asked_for(task, monkeypatch):
     drawn = []
     real = task.painter.draw
-    monkeypatch.setattr(
-        task.painter, "draw", lambda p, s, g=None: drawn.extend(zip(p, s, strict=True)) or real(p, s, g)
-    )
+
+    def draw(prompts, seeds, *more, **named):
+        drawn.extend(seeds)
+        return real(prompts, seeds, *more, **named)
+
+    monkeypatch.setattr(task.painter, "draw", draw)
     item, cell = task.items.ids("discover")[:1], np.array([[1, 1]])
     first, second = task.probe(item, cell), task.probe(item, cell)
     assert first.outputs == second.outputs and len(drawn) == task.config.images
@@ -255,8 +258,8 @@ def test_a_tally_counts_an_attribute_for_each_subject_at_both_guidances(task, mo
     tallies = task.tallies("discover")
     assert [(t.subject, t.attribute, t.guidance) for t in tallies] == [
         (f"background on a {ground} background", "colour", guidance)
-        for ground in ("black", "white")
         for guidance in (2, 1)
+        for ground in ("black", "white")
     ]
     assert all(sum(t.counts.values()) + t.unread == 8 and list(t.counts) == list(COLOURS) for t in tallies)
     assert {guidance for *_, guidance in asked} == {None, 1.0}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from stages.report.texts import Folded, fold, mark_changes, plain
@@ -68,8 +69,8 @@ class Shown(NamedTuple):
     Args:
         caption: what was expected, what came out.
         images: of the probe, and what models drew.
-        prompt: the words the model was given, each with the number of the slot it fills, from 1 on (0: none).
-        slots: names of the slots, for the legend of the prompt.
+        prompt: the words the model was given in pieces, each with the slot it fills or "".
+        slots: the slots of the prompt with their numbers, for its legend; the same on the whole page.
         text: the changed text, with marks where the original is known.
         original: the text before the change, where it differs.
         note: what the marks leave unsaid.
@@ -79,8 +80,8 @@ class Shown(NamedTuple):
 
     caption: str
     images: Sequence[Image] = ()
-    prompt: Sequence[tuple[str, int]] = ()
-    slots: Sequence[str] = ()
+    prompt: Sequence[tuple[str, str]] = ()
+    slots: Mapping[str, int] = MappingProxyType({})
     text: Folded | None = None
     original: Folded | None = None
     note: str = ""
@@ -107,6 +108,7 @@ class Shrinker:
         exhibits = list(exhibits)
         images = [image for e in exhibits for image in (e.image, e.drawn) if image is not None]
         self._share = _fair_share([*images, *more])
+        self._slots = list(dict.fromkeys(slot for e in exhibits for _, slot in e.words if slot))  # one colour each
         self._limit = min(MAX_TEXT, TEXT_CHARS // max(1, len(exhibits)))
 
     def show(
@@ -120,12 +122,12 @@ class Shrinker:
                 del answers[[*answers][-1]]
             answers |= {"before the repair": before, "after the repair": after}
         said = [(asked, plain(answer, self._limit)) for asked, answer in answers.items()]
-        slots = list(dict.fromkeys(slot for _, slot in exhibit.words if slot))
+        slots = {slot: 1 + self._slots.index(slot) for _, slot in exhibit.words if slot}
         shown = Shown(
             exhibit.caption,
             answers=said,
             images=self._images(exhibit, drawn),
-            prompt=[(text, 1 + slots.index(slot) if slot else 0) for text, slot in exhibit.words],
+            prompt=exhibit.words,
             slots=slots,
         )
         pictured = exhibit.image is not None or exhibit.drawn is not None

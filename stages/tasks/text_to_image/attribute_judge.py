@@ -21,7 +21,7 @@ from torch.nn import functional
 from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.params import Strict, validation_lines
-from stages.tasks.text_to_image.judges import Reading, Values
+from stages.tasks.text_to_image.judges import Reading, Values, told
 
 # A batch is always this large, filled up with black: sums differ in their last bits between shapes, and what is read
 # of a picture must not depend on how many others there are.
@@ -124,17 +124,14 @@ class AttributeJudge:
             yield features[: len(part)].cpu(), {name: head[: len(part)].cpu() for name, head in heads.items()}
 
     def aligned(self, reading: Reading, prompts: Sequence[str], expected: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """See Judge: the product of the expected values' probabilities; 0 where it abstains on one of these attributes.
+        """See Judge: 1 where all that is expected is read, else 0; what the judge cannot tell is not shown.
 
-        What is not expected does not count, so a picture of which nothing is expected has 1. Prompts are not read.
+        Yes or no, so that the mean over pictures is a share people can count, and a threshold lies between counts.
+        What is not expected does not count. Prompts are not read.
         """
-        return np.array([self._shown(reading, n, wanted) for n, wanted in enumerate(expected)], dtype=np.float32)
-
-    def _shown(self, reading: Reading, n: int, wanted: Mapping[str, str]) -> float:
-        if any(reading.abstained[attribute][n] for attribute in wanted):
-            return 0.0
-        values = ((attribute, self.attributes[attribute].index(value)) for attribute, value in wanted.items())
-        return float(np.prod([reading.probabilities[attribute][n, value] for attribute, value in values]))
+        read = {attribute: told(self, reading, attribute) for attribute in self.attributes}
+        shown = [all(read[name][n] == value for name, value in wanted.items()) for n, wanted in enumerate(expected)]
+        return np.array(shown, dtype=np.float32)
 
 
 def resized(picture: np.ndarray, size: int) -> Tensor:

@@ -220,7 +220,9 @@ class LoraTraining:
 
     def repaired(self) -> Any:
         """The pipeline with the trained UNet, its changes merged; all else is shared with the one under test."""
-        unet = copy.deepcopy(self.unet).to(self.pipeline.unet.dtype)
+        unet = copy.deepcopy(self.unet)
+        for parameter in unet.parameters():
+            parameter.data = parameter.data.to(self.pipeline.unet.dtype)
         unet.fuse_lora()
         unet.unload_lora()
         pipeline = copy.copy(self.pipeline)

@@ -41,14 +41,14 @@ class RepairSettings(Strict):
         None, gt=0, le=1, description="own: least alignment of what is learnt; none: 1 - the threshold of a failure"
     )
     steps: int = Field(800, ge=1, description="of training")
-    batch_size: int = Field(32, ge=2, description="pictures of a step")
-    learning_rate: float = Field(1e-3, gt=0, lt=1, description="peak rate of AdamW")
+    batch_size: int = Field(16, ge=2, description="pictures of a step")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak rate of AdamW")
     rank: int = Field(16, ge=1, description="of the low-rank changes")
     alpha: int | None = Field(None, ge=1, description="their scale times rank; none: as the rank")
     layers: Literal["attention", "attention+feed-forward", "all"] = Field(
         "all", description="of the UNet that change; all are those of its convolutions as well"
     )
-    replay: float = Field(0.25, ge=0, lt=1, description="share of pictures outside the targets; more forget less")
+    replay: float = Field(0.5, ge=0, lt=1, description="share of pictures outside the targets; more forget less")
     prior: float = Field(
         0.0,
         ge=0,
@@ -58,7 +58,7 @@ class RepairSettings(Strict):
     balance: str | None = Field(
         "auto", description="an attribute whose values are drawn alike often; auto: that of prepare.bias"
     )
-    high_noise: float = Field(0.0, ge=0, description="0: all noise levels alike often; more favours the noisiest")
+    high_noise: float = Field(1.0, ge=0, description="0: all noise levels alike often; more favours the noisiest")
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of pictures without caption, for guidance")
 
     @field_validator("sources")

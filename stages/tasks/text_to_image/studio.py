@@ -47,20 +47,20 @@ class Studio:
     def __post_init__(self) -> None:
         self._known: dict[Order, Judged] = {}
 
-    def look(self, orders: Sequence[Order]) -> list[Judged]:
-        """What is to be said of n pictures."""
+    def look(self, orders: Sequence[Order], told: str | None = None) -> list[Judged]:
+        """What is to be said of n pictures; `told` names the progress bar, None shows none."""
         unknown = [order for order in dict.fromkeys(orders) if order not in self._known]
         for guidance in dict.fromkeys(order.guidance for order in unknown):
             alike = [order for order in unknown if order.guidance == guidance]
-            self._known.update(zip(alike, self.judged(self.draw(alike), alike), strict=True))
+            self._known.update(zip(alike, self.judged(self.draw(alike, told), alike), strict=True))
         return [self._known[order] for order in orders]
 
-    def draw(self, orders: Sequence[Order]) -> list[Drawing]:
+    def draw(self, orders: Sequence[Order], told: str | None = None) -> list[Drawing]:
         """Draw n pictures of one guidance scale."""
         if not orders:
             return []
         prompts, seeds = [order.prompt for order in orders], [order.seed for order in orders]
-        return self.painter.draw(prompts, seeds, orders[0].guidance)
+        return self.painter.draw(prompts, seeds, orders[0].guidance, told=told)
 
     def judged(self, drawings: Sequence[Drawing], orders: Sequence[Order]) -> list[Judged]:
         """Look at n pictures drawn to order."""

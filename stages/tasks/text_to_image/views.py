@@ -34,15 +34,20 @@ def tallies(task: TextToImage, split: Split) -> list[Tally]:
     scales = list(dict.fromkeys(bias.guidance or [own, NO_GUIDANCE]))
     templates = _templates(task, split)
     offset = TALLY + SPLITS.index(split)
+    seeds = [noise_seed(task.context.seed, offset, 0, n, task.salt) for n in range(bias.seeds)]
+    subjects = dict(_levels(task, bias.subject))
     found = []
-    for subject, words in _levels(task, bias.subject):
-        prompts = [fill(templates[n % len(templates)], words) for n in range(bias.seeds)]
-        seeds = [noise_seed(task.context.seed, offset, 0, n, task.salt) for n in range(bias.seeds)]
-        for scale in scales:
-            orders = [Order(p, s, (), None if scale == own else scale) for p, s in zip(prompts, seeds, strict=True)]
-            read = Counter(judged.read.get(bias.attribute, "") for judged in task.studio.look(orders))
-            counts = {value: read[value] for value in task.reference}
-            found.append(Tally(f"{bias.subject} {subject}", bias.attribute, scale, counts, task.reference, read[""]))
+    for scale in scales:
+        orders = [
+            Order(fill(templates[n % len(templates)], words), seed, guidance=None if scale == own else scale)
+            for words in subjects.values()
+            for n, seed in enumerate(seeds)
+        ]
+        read = [judged.read.get(bias.attribute, "") for judged in task.studio.look(orders, f"bias, guidance {scale:g}")]
+        for k, subject in enumerate(subjects):
+            counted = Counter(read[k * bias.seeds : (k + 1) * bias.seeds])
+            counts = {value: counted[value] for value in task.reference}
+            found.append(Tally(f"{bias.subject} {subject}", bias.attribute, scale, counts, task.reference, counted[""]))
     return found
 
 

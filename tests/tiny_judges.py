@@ -1,0 +1,74 @@
+"""Small pictures, and judges of them: no network, no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import processors
+
+from stages.tasks.text_to_image.attribute_judge import Form, make_net, save_judge
+from tests.tiny_models import tiny_tokenizer
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {"colour": ("red", "green", "blue"), "other_shape": ("none", "circle")}
+RED, GREEN, BLUE = (210, 40, 40), (40, 210, 40), (40, 40, 210)
+
+
+def plain(rgb: tuple[int, int, int], side: int = 16) -> np.ndarray:
+    """A picture of one colour."""
+    return np.full((side, side, 3), rgb, dtype=np.uint8)
+
+
+def noisy(count: int, side: int = 16, seed: int = 0) -> list[np.ndarray]:
+    """Pictures that have nothing in common."""
+    return list(np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+
+
+def tiny_judge(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """A judge of `ATTRIBUTES` with random weights; keyword arguments replace parts of its form."""
+    parts: dict[str, Any] = {
+        "attributes": ATTRIBUTES,
+        "size": 16,
+        "widths": (4, 4, 4),
+        "features": 8,
+        "temperatures": dict.fromkeys(ATTRIBUTES, 1.0),
+        "thresholds": dict.fromkeys(ATTRIBUTES, 0.0),
+        "note": {"pictures": 12},
+    }
+    form = Form(**(parts | changes))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_judge(form, make_net(form), folder)
+    return folder
+
+
+def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
+    """A CLIP model of 32 x 32 pixels with random weights, as transformers writes it."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    tokenizer = tiny_tokenizer(chat=False)
+    # A text is embedded where it ends; id 2, the end in this tokenizer, has a meaning of its own to transformers.
+    tokenizer.add_special_tokens({"eos_token": "<|stop|>"})
+    stop = ("<|stop|>", tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|stop|>", special_tokens=[stop]
+    )
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    # Wider weights than usual, or all texts and all pictures would be much the same.
+    parts = {**layers, "initializer_factor": 20.0}
+    config = CLIPConfig(
+        text_config={**parts, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 24},
+        vision_config={**parts, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+        initializer_factor=20.0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CLIPModel(config).eval()
+    model.save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
