@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from stages.concepts import Region
 from stages.concepts.prompts import prompt_space
 from stages.errors import BugError, UsageError
-from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode, TaskContext
+from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
@@ -27,125 +28,43 @@ from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image import lora as lora_module
 from stages.tasks.text_to_image import verify as verify_module
 from stages.tasks.text_to_image.album import build_album, vocabulary
-from stages.tasks.text_to_image.attribute_judge import Form, make_net, save_judge
 from stages.tasks.text_to_image.captions import NOT_SHOWN, Lessons, Vocabulary
 from stages.tasks.text_to_image.lora import LoraTraining, check_trainable
-from stages.tasks.text_to_image.pictures import from_png, to_png
+from stages.tasks.text_to_image.pictures import from_png
 from stages.tasks.text_to_image.repair_config import RepairSettings, check_settings, read_settings
 from stages.tasks.text_to_image.sample import Painter
 from stages.tasks.text_to_image.verify import pixels, verify
+from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, LEVELS, box, boxes, captioned
+from tests.tiny_pipelines import tiny_pipeline
 
-COLOURS = {"red": (220, 30, 40), "green": (30, 160, 60), "blue": (40, 70, 220)}
-GROUNDS = {"black": 10, "white": 245}
-LEVELS = {"colour": ["", *COLOURS], "background": ["", "on a black background", "on a white background"]}
-ATTRIBUTES = {"colour": tuple(COLOURS), "background": tuple(GROUNDS)}
-TEMPLATES = ["a {colour} box {background}", "one {colour} box {background}", "my {colour} box {background}"]
 RED_ON_BLACK = TargetMode("M1", Region({"colour": (1,), "background": (1,)}))
 BLUE = TargetMode("M2", Region({"colour": (3,)}), severity=3.0)
 QUICK = {"method": "lora", "steps": 4, "batch_size": 4, "rank": 2}
 
 
-def box(colour, ground, jitter=0):
-    """A picture of a box, 16 x 16 pixels."""
-    image = np.full((16, 16, 3), GROUNDS[ground], dtype=np.uint8)
-    image[4 + jitter : 12 + jitter, 4:12] = COLOURS[colour]
-    return to_png(image)
+def tiny(prediction="epsilon", channels=4):
+    """The pipeline of the boxes, of another objective or with a UNet of so many channels."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-
-def captioned():
-    """Boxes of all colours on all grounds, three to calibrate with and three to repair with."""
-    return pd.DataFrame(
-        {"id": f"{c}-{g}-{n}", "text": f"see a {c} box on {g}", "image": box(c, g, n % 4), "colour": c, "background": g}
-        | {"split": "calibrate" if n < 3 else "repair"}
-        for c in COLOURS
-        for g in GROUNDS
-        for n in range(6)
-    )
-
-
-def tiny_pipeline(folder=None, prediction="epsilon", channels=4):
-    """A Stable Diffusion pipeline of random weights that draws 16 x 16 pixels; its tokens are letters."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    vocab = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    text = CLIPTextConfig(
-        vocab_size=len(vocab), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=48, projection_dim=16, bos_token_id=52, eos_token_id=53, pad_token_id=53,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=8, in_channels=channels, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=16,
-            attention_head_dim=2, norm_num_groups=4,
-        )  # fmt: skip
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2, sample_size=16,
-        )  # fmt: skip
-        encoder = CLIPTextModel(text)
-    tokenizer = CLIPTokenizer(
-        vocab={token: n for n, token in enumerate(vocab)}, merges=[], model_max_length=48, pad_token="<|endoftext|>"
-    )
-    scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False, steps_offset=1)
-    pipeline = StableDiffusionPipeline(
-        vae=vae.eval(), text_encoder=encoder.eval(), tokenizer=tokenizer, unet=unet.eval(), scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    if folder is not None:
-        pipeline.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline(Path(folder) / "model"), safety_checker=None)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, prediction_type=prediction)
+    if channels != pipeline.unet.config.in_channels:
+        pipeline.register_modules(unet=UNet2DConditionModel.from_config(pipeline.unet.config, in_channels=channels))
     return pipeline
-
-
-def context(inputs):
-    """An audit of a tiny pipeline with a judge of random weights."""
-    if not inputs.exists():
-        inputs.mkdir()
-        tiny_pipeline(inputs / "model")
-        form = Form(
-            attributes=ATTRIBUTES, size=16, widths=(4, 4, 4), features=8,
-            temperatures=dict.fromkeys(ATTRIBUTES, 1.0), thresholds=dict.fromkeys(ATTRIBUTES, 0.0),
-        )  # fmt: skip
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            save_judge(form, make_net(form), inputs / "judge")
-        table = captioned()
-        table.assign(split=np.where(table["split"] == "repair", "repair", "calibrate")).to_parquet(
-            inputs / "boxes.parquet"
-        )
-    return TaskContext(
-        audit="boxes",
-        seed=7,
-        config={
-            "model": {"diffusers": "model"},
-            "pictures": {"parquet": "boxes.parquet"},
-            "judge": {"attributes": "judge"},
-            "templates": TEMPLATES,
-            "items": {"discover": 2, "repair": 2, "test": 2},
-            "images": 2,
-            "sampling": {"steps": 2, "guidance": 2.0},
-        },
-        concepts=LEVELS,
-        discrepancy={"threshold": 0.5, "quality": "realism"},
-        inputs=inputs,
-        compute=Compute(threads=1, batch_size=4),
-    )
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("boxes")
     (home / "prepare").mkdir()
-    TextToImage.prepare(context(home / "inputs"), home / "prepare")
+    TextToImage.prepare(boxes(home / "inputs"), home / "prepare")
     return home
 
 
 @pytest.fixture(scope="module")
 def loaded(home):
-    return TextToImage.load(context(home / "inputs"), home / "prepare")
+    return TextToImage.load(boxes(home / "inputs"), home / "prepare")
 
 
 @pytest.fixture
@@ -339,14 +258,14 @@ def repaired(loaded, tmp_path_factory):
     """A repair, what it says of itself, and the task it was made with."""
     task, out = loaded, tmp_path_factory.mktemp("repaired")
     before = {name: tensor.clone() for name, tensor in task.painter.pipeline.unet.state_dict().items()}
-    record = task.repair(plan(steps=40, learning_rate=1e-2, rank=4), out)
+    record = task.repair(plan(steps=60, learning_rate=3e-2, rank=8), out)
     return task, out, record, before
 
 
 def test_the_loss_falls(repaired):
     _, _, record, _ = repaired
-    assert (record.method, record.steps) == ("lora", 40)
-    assert list(record.curve["step"]) == list(range(1, 41))
+    assert (record.method, record.steps) == ("lora", 60)
+    assert list(record.curve["step"]) == list(range(1, 61))
     assert record.details["loss_last"] < 0.8 * record.details["loss_first"]
 
 
@@ -359,12 +278,15 @@ def test_the_model_under_test_stays_as_it_was(repaired):
 
 def test_a_repaired_model_loads_as_any_lora_does_and_draws_otherwise(repaired, home):
     task, out, _, _ = repaired
-    again = TextToImage.load(context(home / "inputs"), home / "prepare", out)
+    again = TextToImage.load(boxes(home / "inputs"), home / "prepare", out)
     assert not np.array_equal(pixels(again.painter, ["a red box"], [1]), pixels(task.painter, ["a red box"], [1]))
-    pipeline = tiny_pipeline()
+    pipeline = tiny()
     pipeline.load_lora_weights(out)
     plain = Painter(pipeline, task.painter.sampling, task.painter.compute)
-    np.testing.assert_array_equal(pixels(plain, ["a red box"], [1]), pixels(again.painter, ["a red box"], [1]))
+    drawn = [pixels(painter, ["a red box"], [1]).astype(int) for painter in (plain, again.painter)]
+    np.testing.assert_allclose(
+        *drawn, atol=1
+    )  # merged into the weights or beside them: the last bit may round otherwise
 
 
 def test_the_folder_names_its_base_and_says_what_was_learnt(repaired):
@@ -380,7 +302,7 @@ def test_the_folder_names_its_base_and_says_what_was_learnt(repaired):
 
 @pytest.mark.parametrize("layers", ["attention", "attention+feed-forward", "all"])
 def test_all_trained_layers_are_written_and_read_back(layers, tmp_path):
-    pipeline = tiny_pipeline()
+    pipeline = tiny()
     training = trained(pipeline, layers=layers, learning_rate=1e-2, alpha=4)
     training.save(tmp_path)
     pipeline.load_lora_weights(tmp_path)
@@ -408,13 +330,13 @@ def trained(pipeline, **settings):
 
 def test_a_killed_repair_goes_on_and_ends_as_an_unbroken_one(tmp_path, monkeypatch):
     monkeypatch.setattr(lora_module, "SAVE_EVERY", 2)
-    whole = trained(tiny_pipeline(), steps=5)
-    broken = training_of(tiny_pipeline(), tmp_path / "adapter.safetensors", steps=5)
+    whole = trained(tiny(), steps=5)
+    broken = training_of(tiny(), tmp_path / "adapter.safetensors", steps=5)
     stepped = broken._backward
     monkeypatch.setattr(broken, "_backward", lambda step: stepped(step) if step < 3 else pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception, match="killed"):
         broken.run("test")
-    resumed = training_of(tiny_pipeline(), tmp_path / "adapter.safetensors", steps=5)
+    resumed = training_of(tiny(), tmp_path / "adapter.safetensors", steps=5)
     monkeypatch.setattr(resumed, "_backward", counted := CountedSteps(resumed._backward))
     curve = resumed.run("test")
     assert counted.steps == [2, 3, 4]
@@ -435,7 +357,7 @@ def test_what_the_network_is_to_predict_gives_back_picture_and_noise():
     clean, noise, times = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([10, 500, 990])
     wanted = {}
     for prediction in ("epsilon", "sample", "v_prediction"):
-        training = training_of(tiny_pipeline(prediction=prediction))
+        training = training_of(tiny(prediction=prediction))
         wanted[prediction] = training._wanted(clean, noise, times)
     signal = training.noise.alphas_cumprod[times].sqrt().view(3, 1, 1, 1)
     noisy = training.noise.add_noise(clean, noise, times)
@@ -446,7 +368,7 @@ def test_what_the_network_is_to_predict_gives_back_picture_and_noise():
 
 
 def test_with_a_whole_prior_replayed_pictures_teach_what_the_model_predicts_already():
-    training = training_of(tiny_pipeline(), replay=0.5, prior=1.0)
+    training = training_of(tiny(), replay=0.5, prior=1.0)
     training.batches = [[dataclasses.replace(lesson, replayed=True) for lesson in training.batches[0]]]
     assert training._backward(0) < 1e-10  # nothing is learnt yet, so the network predicts what its base does
     training.settings = training.settings.model_copy(update={"prior": 0.0})
@@ -458,7 +380,7 @@ def tiny_xl():
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModelWithProjection
 
-    parts = tiny_pipeline()
+    parts = tiny()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel.from_config(
@@ -487,7 +409,7 @@ def test_an_xl_pipeline_is_told_pooled_texts_and_sizes_and_reads_its_adapter_bac
 
 
 def test_high_noise_favours_the_noisiest_steps(monkeypatch):
-    training, asked = training_of(tiny_pipeline(), high_noise=3.0), []
+    training, asked = training_of(tiny(), high_noise=3.0), []
     add_noise = training.noise.add_noise
     monkeypatch.setattr(
         training.noise, "add_noise", lambda clean, noise, times: asked.append(times) or add_noise(clean, noise, times)
@@ -498,7 +420,7 @@ def test_high_noise_favours_the_noisiest_steps(monkeypatch):
 
 
 def test_a_loss_that_is_no_number_stops_with_the_rate_to_lower():
-    training = training_of(tiny_pipeline())
+    training = training_of(tiny())
     next(iter(training.trained.values())).data.fill_(float("nan"))
     with pytest.raises(UsageError, match=r"learning_rate: the loss is nan at step 1 of 4; lower the rate"):
         training.run("test")
@@ -515,7 +437,7 @@ def test_a_pipeline_without_a_unet_is_refused():
 
 def test_an_inpainting_unet_is_refused():
     with pytest.raises(UsageError, match="reads latents alone, 4 channels; that of StableDiffusionPipeline reads 9"):
-        check_trainable(tiny_pipeline(channels=9))
+        check_trainable(tiny(channels=9))
 
 
 def in_this_process(command, **_):
@@ -530,7 +452,7 @@ def in_this_process(command, **_):
 def test_a_damaged_adapter_is_found_out(repaired, tmp_path, monkeypatch):
     monkeypatch.setattr(verify_module.subprocess, "run", in_this_process)
     task, out, _, _ = repaired
-    pipeline = tiny_pipeline()
+    pipeline = tiny()
     pipeline.load_lora_weights(out)
     after = Painter(pipeline, task.painter.sampling, task.painter.compute)
     shutil.copytree(out, tmp_path / "copy")
