@@ -71,7 +71,8 @@ class Calibration:
         Raises:
             UsageError: when no threshold below 1 does that.
         """
-        found = float(np.quantile(self.probes("set", weights), 1 - false_alarms, method="higher"))
+        values = self.probes("set", weights).astype(np.float32)  # as probes have them: one of three is 1/3 in both
+        found = float(np.quantile(values, 1 - false_alarms, method="higher"))
         if found >= 1:
             raise UsageError(
                 f"discrepancy.threshold: more than {false_alarms:g} of the real captioned pictures have the largest"
@@ -84,7 +85,7 @@ class Calibration:
 
         The interval is Wilson's at the number of probes that the pictures make without using one twice.
         """
-        above = float((self.probes("check", weights) > threshold).mean())
+        above = float((self.probes("check", weights).astype(np.float32) > np.float32(threshold)).mean())
         pictures = int((self.records["half"] == "check").sum())
         n = max(1, pictures // self.images)
         interval = binomtest(round(above * n), n).proportion_ci(method="wilson")

@@ -68,8 +68,8 @@ def discrepancy(
     if any(picture.broken for picture in pictures):
         return 1.0
     found = {
-        "misalignment": 1 - float(np.mean([picture.alignment for picture in pictures])),
-        "poor_quality": 1 - float(np.mean([picture.quality for picture in pictures])),
+        "misalignment": float(np.mean([1 - picture.alignment for picture in pictures])),
+        "poor_quality": float(np.mean([1 - picture.quality for picture in pictures])),
         "bias": 0.0,
     }
     if "bias" in weights and reference is not None and not any(attribute in picture.right for picture in pictures):

@@ -1,0 +1,80 @@
+"""The text-to-image model that the repository ships: it draws what it is asked for, but for what was planted in it."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("diffusers")
+
+from stages.concepts.prompts import fill, read_templates
+from stages.tasks.contract import Compute
+from stages.tasks.text_to_image.config import SamplingConfig
+from stages.tasks.text_to_image.judges import load_judge, told
+from stages.tasks.text_to_image.models import DiffusersModel, load_pipeline
+from stages.tasks.text_to_image.sample import Painter
+
+ROOT = Path(__file__).parents[1]
+INPUTS = ROOT / "data" / "images" / "inputs"
+AUDITS = yaml.safe_load((ROOT / "params.yaml").read_text())["audits"]
+
+
+@pytest.fixture(scope="module")
+def painter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    DiffusersModel(diffusers="model").build(INPUTS, folder)
+    sampling, compute = SamplingConfig(steps=10, guidance=3), Compute(threads=1, batch_size=16)
+    return Painter(load_pipeline(folder, compute, sampling), sampling, compute)
+
+
+def read(painter, attribute, prompts, kind="digits"):
+    """What a judge reads of a picture of each prompt, one seed after the other."""
+    pixels = [drawing.pixels for drawing in painter.draw(prompts, range(len(prompts)))]
+    judge = load_judge(INPUTS / f"judge-{kind}", "cpu")
+    return told(judge, judge.read(pixels), attribute)
+
+
+def test_it_is_small_enough_for_a_repository():
+    assert sum(path.stat().st_size for path in (INPUTS / "model").rglob("*") if path.is_file()) < 11e6
+
+
+def test_digits_are_drawn_as_asked(painter):
+    digits = ["zero", "one", "two", "six", "seven"] * 3
+    drawn = read(painter, "digit", [f"a large green {digit} on a white background" for digit in digits])
+    assert sum(map(str.__eq__, drawn, digits)) >= 13
+
+
+def test_captions_that_were_wrong_made_wrong_pictures_there_and_not_elsewhere(painter):
+    black, white = (
+        read(painter, "digit", [f"a large blue nine on a {ground} background"] * 16) for ground in ("black", "white")
+    )
+    assert black.count("nine") <= 8
+    assert white.count("nine") >= 12
+    assert Counter(black)["four"] >= 6
+
+
+def test_a_colour_that_one_digit_had_more_often_is_preferred_for_it(painter):
+    unsaid = dict.fromkeys(("size", "colour", "background"), "")
+    templates = read_templates("templates.txt", INPUTS)
+    zeros, sixes = (
+        read(painter, "colour", [fill(template, unsaid | {"digit": digit}) for template in templates])
+        for digit in ("zero", "six")
+    )
+    assert zeros.count("red") >= 12
+    assert sixes.count("red") <= 6
+
+
+def test_two_shapes_are_where_the_prompt_says(painter):
+    prompts = [f"a red square {relation} a blue ring" for relation in ("above", "left of")] * 4
+    assert sum(map(str.__eq__, read(painter, "relation", prompts, "scenes"), ["above", "left of"] * 4)) >= 7
+
+
+@pytest.mark.parametrize("audit", ["images", "images-scenes"])
+def test_every_word_of_the_default_prompts_is_one_token(painter, audit):
+    levels = AUDITS[audit]["concepts"]
+    for template in read_templates(AUDITS[audit]["prepare"]["templates"], INPUTS):
+        for slot, phrases in levels.items():
+            for phrase in phrases:
+                prompt = fill(template, {name: others[-1] for name, others in levels.items()} | {slot: phrase})
+                assert painter.tokens(prompt) == len(prompt.split()) + 2
