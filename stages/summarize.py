@@ -73,6 +73,7 @@ def main(name: str) -> None:
         "concepts": task.concepts.to_json(),
         "threshold": float(task.threshold),
         "false_alarms": getattr(task, "false_alarms", {}),
+        **({"notes": notes} if (notes := list(getattr(task, "notes", ()))) else {}),
         "overall": overall.to_json(),
         "overall_estimated": landscape.mean_rate().to_json(),
         "effects": effects(landscape, task.concepts, probes),

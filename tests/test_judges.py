@@ -66,6 +66,10 @@ def test_an_expected_value_is_a_word_in_the_text_of_the_slot_of_its_attribute(wo
     assert expected_values(ATTRIBUTES, words) == expected
 
 
+def test_a_text_with_two_values_lets_expect_neither():
+    assert expected_values({"gender": ("woman", "man")}, {"gender": "a man and a woman"}) == {}
+
+
 def test_a_value_within_a_longer_one_is_not_meant():
     colours = {"colour": ("blue", "light blue")}
     assert expected_values(colours, {"colour": "a light blue hat"}) == {"colour": "light blue"}

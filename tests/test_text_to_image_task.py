@@ -19,7 +19,7 @@ from stages.tasks.text_to_image.calibrate import Calibration, expected_of, share
 from stages.tasks.text_to_image.items import choose_items, noise_seed
 from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of, said, total_variation
 from stages.tasks.text_to_image.sample import Drawing
-from tests.boxes import ATTRIBUTES, COLOURS, boxes, captioned
+from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, boxes, captioned
 
 BIAS = {"subject": "background", "attribute": "colour", "seeds": 8}
 RIGHT = Judged(1.0, 0.6, {"colour": "red"}, {"colour": True})
@@ -145,10 +145,16 @@ def test_a_broken_picture_is_a_failure_whatever_the_measure():
 
 
 def test_bias_counts_where_the_prompt_leaves_the_attribute_unsaid():
-    unsaid = [Judged(1, 1, {"colour": "red"}, {}), Judged(1, 1, {"colour": "red"}, {}), Judged(1, 1, {}, {})]
+    unsaid = [Judged(1, 1, {"colour": "red"}, {})] * 2
     thirds = dict.fromkeys(COLOURS, 1 / 3)
     assert discrepancy(unsaid, {"bias": 1}, "colour", thirds) == pytest.approx(2 / 3)
     assert discrepancy([RIGHT, RIGHT], {"bias": 1}, "colour", thirds) == 0
+
+
+def test_a_picture_that_cannot_be_read_is_no_evidence_of_bias():
+    pictures = [Judged(1, 1, {"colour": "red"}, {}), *[Judged(1, 1, {}, {})] * 3]
+    thirds = dict.fromkeys(COLOURS, 1 / 3)
+    assert discrepancy(pictures, {"bias": 1}, "colour", thirds) == pytest.approx((2 / 3) / 4)
 
 
 def test_total_variation_is_half_the_distance_of_shares():
@@ -158,8 +164,11 @@ def test_total_variation_is_half_the_distance_of_shares():
 
 def test_outputs_say_what_is_wrong_with_each_picture():
     pictures = [RIGHT, WRONG, UNREAD, BLACK]
-    assert said(pictures, attributes=True) == "as asked; colour blue; colour unread; black"
-    assert said([RIGHT, BLANKED], attributes=False) == "1.00; blanked by the safety checker"
+    assert said(pictures, {"misalignment": 1}) == "as asked; colour blue; colour unread; black"
+    assert said([RIGHT, BLANKED], {"poor_quality": 1}) == "quality 0.60; blanked by the safety checker"
+    assert said([Judged(0.31, 0.5, {"gender": "man"}, {})], {"misalignment": 1}) == "alignment 0.31"
+    unsaid = Judged(1.0, 0.5, {"colour": "red"}, {})
+    assert said([unsaid, RIGHT], {"misalignment": 1, "bias": 1}, "colour") == "as asked, colour red; as asked"
 
 
 def test_black_and_broken_pictures_fail_and_blanked_ones_are_not_held_against_the_model(task, monkeypatch):
@@ -224,6 +233,12 @@ def test_bias_of_fair_draws_passes_at_the_rate_asked_for():
     assert fair.false_alarms({"bias": 1}, threshold)["rate"] <= 0.05
 
 
+def test_a_bias_that_so_few_pictures_cannot_show_is_told():
+    alike = calibration([0.0] * 8, images=3, reference={"woman": 0.5, "man": 0.5})
+    with pytest.raises(UsageError, match="no probe could fail: 3 pictures that are all alike"):
+        alike.threshold({"bias": 1}, 0.05)
+
+
 def test_a_judge_that_reads_no_real_picture_right_is_told():
     with pytest.raises(UsageError, match=r"the judge does not fit prepare\.pictures"):
         calibration([1.0] * 8).threshold({"misalignment": 1}, 0.05)
@@ -234,6 +249,8 @@ def test_captioned_pictures_serve_one_purpose_each():
     assert Counter(shared["split"]) == {"repair": 18, "calibrate": 9, "reference": 9}
     unnamed = share_out(captioned().assign(split=""), seed=0)
     assert Counter(unnamed["split"]) == {"repair": 24, "calibrate": 6, "reference": 6}
+    by_ground = shared.groupby("split")["background"].nunique()
+    assert by_ground.eq(len(GROUNDS)).all()  # sorted data, and yet every part has all of it
     with pytest.raises(UsageError, match="expected the splits calibrate, repair, found train"):
         share_out(captioned().assign(split="train"), seed=0)
 
@@ -242,6 +259,7 @@ def test_what_a_real_picture_shows_comes_from_its_columns_or_else_its_caption():
     told = {"text": "a red box on white", "colour": "blue"}
     assert expected_of(told, ATTRIBUTES) == {"colour": "blue", "background": "white"}
     assert expected_of({"text": "red and blue"}, ATTRIBUTES) == {}
+    assert expected_of({"text": "a red box", "colour": ""}, ATTRIBUTES) == {}  # there is none to see
 
 
 # Bias and contact sheets
@@ -318,6 +336,8 @@ def test_an_exhibit_shows_the_pictures_and_the_prompt_by_slot(task):
         ({"sheet": ["colour", "size"]}, "prepare.sheet: size is no slot"),
         ({"bias": {"subject": "size", "attribute": "colour"}}, "prepare.bias.subject: size is no slot"),
         ({"bias": BIAS | {"reference": {"red": 1.5, "blue": -0.5}}}, "expected shares above 0"),
+        ({"bias": {"subject": "colour", "attribute": "colour"}}, "subject and attribute are both colour"),
+        ({"bias": BIAS | {"guidance": [9.0, 1.0]}}, "the largest has to be the sampler's own, 2"),
         ({"sampling": {"step": 3}}, "did you mean 'steps'"),
     ],
 )
@@ -345,6 +365,24 @@ def test_measures_that_cannot_be_taken_are_told(home):
 def test_a_bias_the_judge_cannot_read_is_told(home, tmp_path, bias, told):
     with pytest.raises(UsageError, match=told):
         TextToImage.prepare(boxes(home / "inputs", bias=bias), tmp_path)
+
+
+def test_a_judge_that_can_check_nothing_of_the_prompts_is_told(home, tmp_path):
+    blind = dataclasses.replace(
+        boxes(home / "inputs", templates=["a {animal} {place}", "the {animal} {place}", "my {animal} {place}"]),
+        concepts={"animal": ["cat", "dog"], "place": ["", "here"]},
+    )
+    with pytest.raises(UsageError, match="can check nothing that concepts say"):
+        TextToImage.prepare(blind, tmp_path)
+
+
+def test_what_the_judge_cannot_check_is_said_in_the_report(home, tmp_path):
+    levels = {"colour": ["", "red", "crimson"], "background": ["", "in the dark", "outside"]}
+    task = TextToImage.load(dataclasses.replace(boxes(home / "inputs"), concepts=levels), home / "prepare")
+    assert task.notes == [
+        "Nobody checks what colour says where it is crimson.",
+        "Nobody checks what background says.",
+    ]
 
 
 def test_prompts_beyond_the_token_limit_are_told_and_not_cut(home, tmp_path):

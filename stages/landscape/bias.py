@@ -226,7 +226,7 @@ def compare_bias(models: Mapping[str, Sequence[Tally]], seed: int) -> dict[str, 
             **{name: entries["before"][i][name] for name in ("subject", "attribute", "guidance")},
             "models": {model: rows[i] for model, rows in entries.items()},
             "changes": {model: rows[i] for model, rows in changes.items()},
-            "newly_skewed": _newly_skewed(entries["before"][i], entries["after"][i], changes["after"][i]),
+            "newly_skewed": _newly_skewed(entries["after"][i], changes["after"][i]),
         }
         for i in range(len(keys))
     ]
@@ -245,12 +245,13 @@ def newly_skewed(bias: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [subject for subject in judged(bias["subjects"]) if subject["newly_skewed"]]
 
 
-def _newly_skewed(before: Mapping[str, Any], after: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
-    """Whether a subject is skewed now as it was not: beyond noise only now, or more than before beyond chance."""
-    if not after["beyond_noise"]:
-        return False
+def _newly_skewed(after: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
+    """Whether a subject is skewed now, beyond chance, and more than before, beyond chance.
+
+    That it was not beyond chance before is not enough: a difference of two findings is no finding of a difference.
+    """
     risen = change["p_holm"] is not None and change["p_holm"] <= 1 - LEVEL and change["value"] > 0
-    return bool(risen or not before["beyond_noise"])
+    return bool(after["beyond_noise"] and risen)
 
 
 def _changes(

@@ -93,8 +93,11 @@ def describe_steps(space: ConceptSpace, cell: Sequence[int], steps: int) -> str:
 
 
 def adds_words(space: ConceptSpace) -> bool:
-    """Whether steps put words where there were none: every concept starts unsaid ("") or as its own, generic, name."""
-    return all(not c.ordered and c.neutral in ("", c.name) and c.neutral in c.levels for c in space.concepts)
+    """Whether steps put words where there were none: every concept starts unsaid ("") or as a word of its own name."""
+    return all(
+        not c.ordered and c.neutral in c.levels and (c.neutral == "" or str(c.neutral) in c.name.split("_"))
+        for c in space.concepts
+    )
 
 
 def _concepts_changed(changed: pd.DataFrame, space: ConceptSpace, start: np.ndarray) -> list[tuple[str, ...]]:

@@ -252,7 +252,7 @@ def _trust(
             "intervals; on the dotted line both agree. The estimator has seen these probes: this shows that it fits, "
             "not that it predicts."
         )
-    sentences += _false_alarms(summary)
+    sentences += [*_false_alarms(summary), *summary.get("notes", ())]
     scores = summary.get("estimator") or {}
     estimator = list(flatten({key: value for key, value in scores.items() if key not in _INNER}))
     if is_number(scores.get("log_loss")) and is_number(scores.get("log_loss_constant")):
@@ -271,7 +271,8 @@ def _false_alarms(summary: Mapping[str, Any]) -> list[str]:
     """How often a calibrated threshold calls a failure what is none."""
     said = []
     for change, alarm in (summary.get("false_alarms") or {}).items():
-        of = "inputs that did not set the threshold" if alarm["held_out"] else "the inputs that set the threshold"
+        unit = alarm.get("unit", "inputs")
+        of = f"{unit} that did not set the threshold" if alarm["held_out"] else f"the {unit} that set the threshold"
         said.append(
             f"False alarms: with {change}, which nobody would hold against the model, {percent(alarm['rate'])} "
             f"[{interval(alarm['low'], alarm['high'])}] of {number(alarm['articles'])} {of} are called failures "

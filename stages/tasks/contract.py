@@ -279,7 +279,7 @@ class Measured(Protocol):
 
     Re-evaluate shows them beside the failure rates; no gate looks at them. A task whose threshold was calibrated may
     also say, as `false_alarms`, how often what is no failure is called one: {what was changed: {rate, low, high,
-    articles, held_out}}. The report on the landscape shows it.
+    articles, held_out}}. The report on the landscape shows it, and sentences of the task's own, `notes`.
     """
 
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:

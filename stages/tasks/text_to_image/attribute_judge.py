@@ -93,6 +93,8 @@ def make_net(form: Form) -> AttributeNet:
 class AttributeJudge:
     """See `judges.Judge`: a network with what its form says of it."""
 
+    reads_prompts = False
+
     def __init__(self, form: Form, net: AttributeNet, device: str = "cpu") -> None:
         self.form = form
         self.attributes: Values = form.attributes

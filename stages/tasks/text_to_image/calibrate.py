@@ -56,7 +56,7 @@ class Calibration:
         rng = np.random.default_rng([seed, HALVES.index(half)])
         own = self.records[self.records["half"] == half]
         if own.empty:
-            raise UsageError("prepare.pictures: at least 2 pictures to calibrate on are needed (split calibrate)")
+            raise UsageError("prepare.pictures: the split calibrate needs 4 pictures or more, better 100")
         rows = rng.integers(len(own), size=(GROUPS, self.images))
         found = {name: own[name].to_numpy()[rows].mean(axis=1) for name in ("misalignment", "poor_quality")}
         if self.reference is not None:
@@ -73,12 +73,23 @@ class Calibration:
         """
         values = self.probes("set", weights).astype(np.float32)  # as probes have them: one of three is 1/3 in both
         found = float(np.quantile(values, 1 - false_alarms, method="higher"))
+        most = self._most(weights)
+        if found >= most - 1e-6 and most < 1:
+            raise UsageError(
+                f"discrepancy.threshold: no probe could fail: {self.images} pictures that are all alike are as far from"
+                f" the reference as chance takes {false_alarms:g} of the probes; raise prepare.images"
+            )
         if found >= 1:
             raise UsageError(
                 f"discrepancy.threshold: more than {false_alarms:g} of the real captioned pictures have the largest"
                 " discrepancy there is: the judge does not fit prepare.pictures, or their captions are wrong"
             )
         return found
+
+    def _most(self, weights: Mapping[str, float]) -> float:
+        """The largest discrepancy there is: that of pictures all wrong, all bad, all of the rarest value."""
+        bias = 1 - min(self.reference.values()) if self.reference else 1.0
+        return float(weighted({"misalignment": 1.0, "poor_quality": 1.0, "bias": bias}, weights))
 
     def false_alarms(self, weights: Mapping[str, float], threshold: float) -> dict[str, Any]:
         """How often probes of real pictures that did not set the threshold exceed it, see Measured.false_alarms.
@@ -90,7 +101,7 @@ class Calibration:
         n = max(1, pictures // self.images)
         interval = binomtest(round(above * n), n).proportion_ci(method="wilson")
         low, high = min(float(interval.low), above), max(float(interval.high), above)
-        return {"rate": above, "low": low, "high": high, "articles": n, "held_out": True}
+        return {"rate": above, "low": low, "high": high, "articles": n, "unit": "probes", "held_out": True}
 
 
 def share_out(pictures: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -104,8 +115,10 @@ def share_out(pictures: pd.DataFrame, seed: int) -> pd.DataFrame:
     """
     if strange := sorted(set(pictures["split"]) - {"", *SPLITS}):
         raise UsageError(f"prepare.pictures: expected the splits {', '.join(SPLITS)}, found {', '.join(strange)}")
-    draw = np.random.default_rng(seed).permutation(len(pictures))
-    split = np.where(pictures["split"] == "", np.where(draw < len(pictures) / 3, *SPLITS), pictures["split"])
+    # In an order of their own: data often come sorted, and then every other picture is of another kind.
+    pictures = pictures.sample(frac=1, random_state=seed).reset_index(drop=True)
+    unnamed = np.where(np.arange(len(pictures)) < len(pictures) / 3, *SPLITS)
+    split = np.where(pictures["split"] == "", unnamed, pictures["split"])
     odd = np.cumsum(split == "calibrate") % 2 == 1
     return pictures.assign(split=np.where((split == "calibrate") & odd, "reference", split))
 
@@ -126,8 +139,9 @@ def calibration_records(studio: Studio, pictures: pd.DataFrame) -> list[dict[str
 def expected_of(picture: Mapping[str, Any], attributes: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """What a captioned picture shows, by attribute: from its columns, and from its caption where it has no such column.
 
-    A value of the caption counts if no other value of the attribute is in it.
+    An empty column says that there is nothing to see. A value of the caption counts if no other value is in it.
     """
-    columns = {name: str(value) for name, value in picture.items() if isinstance(value, str) and value}
-    from_caption = expected_values(attributes, dict.fromkeys(attributes, picture["text"]))
+    columns = {name.replace("_", " "): str(value) for name, value in picture.items() if isinstance(value, str)}
+    untold = [attribute for attribute in attributes if attribute.replace("_", " ") not in columns]
+    from_caption = expected_values(attributes, dict.fromkeys(untold, picture["text"]))
     return from_caption | expected_values(attributes, columns)

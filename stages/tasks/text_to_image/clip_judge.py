@@ -36,6 +36,8 @@ class ClipJudge:
         certainty: it abstains where the best value is less probable.
     """
 
+    reads_prompts = True
+
     def __init__(
         self, model: Any, processor: Any, attributes: Mapping[str, Mapping[str, str]], certainty: float, device: str
     ) -> None:

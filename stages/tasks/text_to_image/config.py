@@ -34,7 +34,9 @@ class BiasConfig(Strict):
     attribute: str = Field(description="an attribute that the judge reads")
     reference: Literal["uniform"] | dict[str, float] = Field("uniform", description="share of each value people expect")
     seeds: int = Field(48, ge=8, description="pictures for each subject")
-    guidance: list[float] | None = Field(None, description="guidance scales; none is the sampler's own, and 1")
+    guidance: list[float] | None = Field(
+        None, min_length=1, description="guidance scales, the sampler's own the largest; none is that and 1"
+    )
 
     @field_validator("reference")
     @classmethod
@@ -130,6 +132,17 @@ def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig, space: Con
     if prepare.bias.subject not in slots:
         errors.append(
             f"prepare.bias.subject: {prepare.bias.subject} is no slot of concepts, which are {', '.join(slots)}"
+        )
+    if prepare.bias.guidance and max(prepare.bias.guidance) != prepare.sampling.guidance:
+        errors.append(
+            f"prepare.bias.guidance: the largest has to be the sampler's own, {prepare.sampling.guidance:g}, by which"
+            f" bias is judged; found {prepare.bias.guidance}"
+        )
+    if min(prepare.bias.guidance or [1]) < 1:
+        errors.append(f"prepare.bias.guidance: expected 1 (none) or more, found {prepare.bias.guidance}")
+    if prepare.bias.subject == prepare.bias.attribute.replace(" ", "_"):
+        errors.append(
+            f"prepare.bias: subject and attribute are both {prepare.bias.subject}: no prompt leaves it unsaid"
         )
     named = slots.get(prepare.bias.attribute.replace(" ", "_"))
     if named is not None and named.neutral is None:

@@ -50,7 +50,12 @@ class Judge(Protocol):
 
     @property
     def note(self) -> Mapping[str, Any]:
-        """What is known of its errors, for people: plain data for the report."""
+        """What is known of its errors: plain data, see `judge_notes`."""
+        ...
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether alignment is with the whole prompt, and not with the expected values alone."""
         ...
 
     def read(self, pixels: Sequence[np.ndarray]) -> Reading:
@@ -71,6 +76,21 @@ def told(judge: Judge, reading: Reading, attribute: str) -> list[str]:
     ]
 
 
+def judge_notes(judge: Judge) -> list[str]:
+    """What is known of a judge's errors, in sentences for people."""
+    if "real" not in judge.note:
+        return [f"The judge: attributes are {judge.note['attributes']}."] if "attributes" in judge.note else []
+    parts = [
+        f"{name} wrong in {told['error']:.1%}, not told in {told['abstained']:.1%} (of pictures through an autoencoder"
+        f" {judge.note['reconstructed'][name]['error']:.1%}, {judge.note['reconstructed'][name]['abstained']:.1%})"
+        for name, told in judge.note["real"].items()
+    ]
+    return [
+        f"The judge on {judge.note['pictures']:,} held-out pictures: {'; '.join(parts)}."
+        " What it cannot tell in a drawn picture counts as not shown."
+    ]
+
+
 def expected_values(attributes: Values, words: Mapping[str, str]) -> dict[str, str]:
     """What words let people expect of a picture, by attribute.
 
@@ -84,10 +104,12 @@ def expected_values(attributes: Values, words: Mapping[str, str]) -> dict[str, s
     expected = {}
     for attribute, values in attributes.items():
         text = said.get(attribute.replace("_", " "), "")
-        held = [v for v in values if re.search(rf"(?<!\w){re.escape(v.lower())}(?!\w)", text)]
-        longest = max(held, key=len, default="")  # "light blue" holds "blue" too
-        if held and all(value.lower() in longest.lower() for value in held):
-            expected[attribute] = longest
+        held = []
+        for value in sorted(values, key=len, reverse=True):  # "light blue" is no "blue"
+            text, found = re.subn(rf"(?<!\w){re.escape(value.lower())}(?!\w)", "\0", text)
+            held += [value] if found else []
+        if len(held) == 1:
+            expected[attribute] = held[0]
     return expected
 
 

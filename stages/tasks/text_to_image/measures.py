@@ -74,29 +74,38 @@ def discrepancy(
     }
     if "bias" in weights and reference is not None and not any(attribute in picture.right for picture in pictures):
         read = Counter(picture.read[attribute] for picture in pictures if attribute in picture.read)
-        if read:
-            found["bias"] = total_variation([read[value] for value in reference], list(reference.values()))
+        # What the judge cannot tell counts as the reference would have it: it is evidence of nothing.
+        unread = len(pictures) - read.total()
+        counts = [read[value] + unread * share for value, share in reference.items()]
+        found["bias"] = total_variation(counts, list(reference.values()))
     return float(weighted(found, weights))
 
 
-def said(pictures: Sequence[Judged], *, attributes: bool) -> str:
-    """The pictures of a probe in words people read: "as asked; digit nine; unread size".
+def said(pictures: Sequence[Judged], weights: Mapping[str, float], attribute: str = "") -> str:
+    """The pictures of a probe in words people read: "as asked; digit nine; size unread".
 
     Args:
         pictures: of one probe.
-        attributes: whether the judge tells attributes; else their alignment is said.
+        weights: of the measures; each says what it goes by.
+        attribute: whose bias is measured.
     """
-    return "; ".join(
-        picture.fault or (_wrong(picture) if attributes else f"{picture.alignment:.2f}") for picture in pictures
-    )
+    return "; ".join(picture.fault or ", ".join(_said(picture, weights, attribute)) for picture in pictures)
 
 
-def _wrong(picture: Judged) -> str:
-    wrong = [name for name, right in picture.right.items() if not right]
-    return (
-        ", ".join(f"{name} {picture.read[name]}" if name in picture.read else f"{name} unread" for name in wrong)
-        or "as asked"
-    )
+def _said(picture: Judged, weights: Mapping[str, float], attribute: str) -> list[str]:
+    parts = []
+    if "misalignment" in weights:
+        wrong = [name for name, right in picture.right.items() if not right]
+        parts += [f"{name} {picture.read.get(name, 'unread')}" for name in wrong]
+        if 0 < picture.alignment < 1:  # a judge that says more than yes or no
+            parts.append(f"alignment {picture.alignment:.2f}")
+        elif not wrong:
+            parts.append("as asked" if picture.alignment else "alignment 0")
+    if "poor_quality" in weights:
+        parts.append(f"quality {picture.quality:.2f}")
+    if "bias" in weights and attribute not in picture.right:
+        parts.append(f"{attribute} {picture.read.get(attribute, 'unread')}")
+    return parts
 
 
 def measures_of(probes: Sequence[Sequence[Judged]], attributes: Sequence[str], quality: str) -> pd.DataFrame:

@@ -62,6 +62,14 @@ class Studio:
         prompts, seeds = [order.prompt for order in orders], [order.seed for order in orders]
         return self.painter.draw(prompts, seeds, orders[0].guidance, told=told)
 
+    def show(self, orders: Sequence[Order]) -> list[Drawing]:
+        """Draw n pictures of one guidance scale for people; what is to be said of them is remembered."""
+        unique = list(dict.fromkeys(orders))
+        drawn = dict(zip(unique, self.draw(unique), strict=True))
+        unknown = [order for order in unique if order not in self._known]
+        self._known.update(zip(unknown, self.judged([drawn[order] for order in unknown], unknown), strict=True))
+        return [drawn[order] for order in orders]
+
     def judged(self, drawings: Sequence[Drawing], orders: Sequence[Order]) -> list[Judged]:
         """Look at n pictures drawn to order."""
         pixels = [drawing.pixels for drawing in drawings]

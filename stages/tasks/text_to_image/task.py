@@ -35,7 +35,7 @@ from stages.tasks.sources import missing_splits, parse_source, source_errors
 from stages.tasks.text_to_image.calibrate import Calibration, calibration_records, share_out
 from stages.tasks.text_to_image.config import DiscrepancyConfig, PrepareConfig, conflicts
 from stages.tasks.text_to_image.items import choose_items, noise_seed
-from stages.tasks.text_to_image.judges import JUDGE_LOADERS, expected_values, load_judge
+from stages.tasks.text_to_image.judges import JUDGE_LOADERS, expected_values, judge_notes, load_judge
 from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of, said
 from stages.tasks.text_to_image.models import MODEL_LOADERS, load_pipeline
 from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, from_png, strip
@@ -78,8 +78,11 @@ class TextToImage:
         self.calibration = Calibration(records, self.config.images, self.reference)
         self.threshold = self._threshold()
         self.false_alarms = {
-            "real captioned pictures": self.calibration.false_alarms(self.settings.weights, self.threshold)
+            "real captioned pictures in place of drawn ones": self.calibration.false_alarms(
+                self.settings.weights, self.threshold
+            )
         }
+        self.notes = [*judge_notes(self.judge), *(f"Nobody checks {gap}." for gap in self.unchecked())]
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._templates, self._seeds = items["template"].tolist(), items["seed"].tolist()
         self._axes: PrincipalAxes | None = None
@@ -154,6 +157,12 @@ class TextToImage:
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         pictures.to_parquet(out_dir / "pictures.parquet", compression="zstd", index=False)
         task = cls(context, items, studio, pictures)
+        if "misalignment" in task.settings.weights and len(task.unchecked()) == len(task.concepts):
+            read = "; ".join(f"{name}: {', '.join(values)}" for name, values in studio.judge.attributes.items())
+            raise UsageError(
+                f"prepare.judge: it can check nothing that concepts say ({', '.join(task.concepts.names)}); a slot is"
+                f" checked if it is named like an attribute the judge reads and its levels hold values of that: {read}"
+            )
         if too_long := studio.painter.too_long(task.longest_prompts()):
             raise UsageError("\n".join(f"concepts, prepare.templates: {line}" for line in too_long))
         return task._numbers(len(skipped))
@@ -215,6 +224,19 @@ class TextToImage:
         """What a cell lets people expect of a picture, by attribute of the judge."""
         return expected_values(self.judge.attributes, self.words(cell))
 
+    def unchecked(self) -> list[str]:
+        """What prompts say and the judge of attributes cannot check, one line a slot."""
+        if self.judge.reads_prompts:
+            return []
+        gaps = []
+        for concept in self.concepts.concepts:
+            said = [str(level) for level in concept.levels if level != concept.neutral]
+            unknown = [level for level in said if not expected_values(self.judge.attributes, {concept.name: level})]
+            if unknown:
+                levels = "" if len(unknown) == len(said) else f" where it is {', '.join(unknown)}"
+                gaps.append(f"what {concept.name} says{levels}")
+        return gaps
+
     def longest_prompts(self) -> list[str]:
         """Every template with the phrases of most words: if these fit the text encoder, all prompts do."""
         longest = {c.name: max(map(str, c.levels), key=self.painter.tokens) for c in self.concepts.concepts}
@@ -253,9 +275,9 @@ class TextToImage:
         probes = self.judged(item_ids, cells, repeats)
         seen = [[picture for picture in pictures if not picture.blanked] for pictures in probes]
         found = np.array([self._discrepancy(pictures) for pictures in seen], dtype=np.float32)
-        outputs = [said(pictures, attributes=bool(self.judge.attributes)) for pictures in probes]
+        attribute = self.config.bias.attribute if self.config.bias else ""
+        outputs = [said(pictures, self.settings.weights, attribute) for pictures in probes]
         valid = np.array([bool(pictures) for pictures in seen], dtype=bool)
-        found = np.where(valid, found, np.minimum(found, np.float32(self.threshold)))
         return ProbeBatch(found, found > self.threshold, outputs, valid)
 
     def _discrepancy(self, pictures: Sequence[Judged]) -> float:
@@ -289,9 +311,9 @@ class TextToImage:
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task: the prompt with its slots' words, and the pictures."""
         asked = self.orders(item_ids, cells)
+        drawings = iter(self.studio.show([order for orders in asked for order in orders]))
         answer = self.probe(item_ids, cells)
         assert answer.valid is not None
-        drawings = iter(self.studio.draw([order for orders in asked for order in orders]))
         shown = []
         for n, (item, cell) in enumerate(zip(item_ids, np.asarray(cells), strict=True)):
             caption = (

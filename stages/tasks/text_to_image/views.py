@@ -25,7 +25,8 @@ NO_GUIDANCE = 1.0
 def tallies(task: TextToImage, split: Split) -> list[Tally]:
     """Tally an attribute for each subject, in prompts of the split's templates that leave all else unsaid.
 
-    Every subject is drawn from the same start noise. Broken and blanked pictures count as unread.
+    Every subject has start noise of its own, the same for every model and scale: from common noise the subjects would
+    not be independent, and their mean less certain than it looks. Broken and blanked pictures count as unread.
     """
     bias = task.config.bias
     if bias is None or task.reference is None:
@@ -34,14 +35,17 @@ def tallies(task: TextToImage, split: Split) -> list[Tally]:
     scales = list(dict.fromkeys(bias.guidance or [own, NO_GUIDANCE]))
     templates = _templates(task, split)
     offset = TALLY + SPLITS.index(split)
-    seeds = [noise_seed(task.context.seed, offset, 0, n, task.salt) for n in range(bias.seeds)]
     subjects = dict(_levels(task, bias.subject))
     found = []
     for scale in scales:
         orders = [
-            Order(fill(templates[n % len(templates)], words), seed, guidance=None if scale == own else scale)
-            for words in subjects.values()
-            for n, seed in enumerate(seeds)
+            Order(
+                fill(templates[n % len(templates)], words),
+                noise_seed(task.context.seed, offset, k, n, task.salt),
+                guidance=None if scale == own else scale,
+            )
+            for k, words in enumerate(subjects.values())
+            for n in range(bias.seeds)
         ]
         read = [judged.read.get(bias.attribute, "") for judged in task.studio.look(orders, f"bias, guidance {scale:g}")]
         for k, subject in enumerate(subjects):
