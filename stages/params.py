@@ -26,7 +26,7 @@ DATA = Path("data")
 class Strict(BaseModel):
     """Base of all configuration models: an unknown key is an error, not a silent default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # Columns of the tables that stages write, beside one for each concept.

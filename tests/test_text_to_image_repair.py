@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from stages.concepts import Region
@@ -269,6 +270,17 @@ def test_the_loss_falls(repaired):
     assert record.details["loss_last"] < 0.8 * record.details["loss_first"]
 
 
+def test_the_same_adapter_is_the_same_bytes(tmp_path):
+    training = training_of(tiny())
+    written = set()
+    for n in range(8):  # the library orders what it says of the file by chance
+        training.save(tmp_path / str(n))
+        written.add((tmp_path / str(n) / "pytorch_lora_weights.safetensors").read_bytes())
+    assert len(written) == 1
+    with safe_open(tmp_path / "0" / "pytorch_lora_weights.safetensors", framework="pt") as file:
+        assert {"format", "lora_adapter_metadata"} <= set(file.metadata())
+
+
 def test_the_model_under_test_stays_as_it_was(repaired):
     task, _, _, before = repaired
     after = task.painter.pipeline.unet.state_dict()
@@ -293,7 +305,7 @@ def test_the_folder_names_its_base_and_says_what_was_learnt(repaired):
     task, out, record, _ = repaired
     told = json.loads((out / "faded.json").read_text())
     assert told["base"] == task.painter.hash
-    assert told["settings"]["steps"] == 40
+    assert told["settings"]["steps"] == 60
     card = (out / "README.md").read_text()
     assert f"base_model: sha256:{task.painter.hash}" in card
     assert "| M1 | colour is red and background is on a black background | 1.0 |" in card

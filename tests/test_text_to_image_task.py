@@ -18,7 +18,7 @@ from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image.calibrate import Calibration, expected_of, share_out
 from stages.tasks.text_to_image.items import choose_items, noise_seed
 from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of, said, total_variation
-from stages.tasks.text_to_image.sample import Drawing
+from stages.tasks.text_to_image.sample import Drawing, Painter
 from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, boxes, captioned
 
 BIAS = {"subject": "background", "attribute": "colour", "seeds": 8}
@@ -391,6 +391,24 @@ def test_prompts_beyond_the_token_limit_are_told_and_not_cut(home, tmp_path):
     )
     with pytest.raises(UsageError, match="the model reads 24: it would not see"):
         TextToImage.prepare(long, tmp_path)
+
+
+def test_a_negative_prompt_beyond_the_token_limit_is_told(home, tmp_path):
+    long = boxes(home / "inputs", sampling={"steps": 2, "guidance": 2.0, "negative_prompt": "ugly words " * 9})
+    with pytest.raises(UsageError, match=r"prepare\.sampling\.negative_prompt: .* the model reads 24"):
+        TextToImage.prepare(long, tmp_path)
+
+
+def test_a_model_that_draws_nothing_but_black_is_told(home, tmp_path, monkeypatch):
+    black = [Drawing(np.zeros((16, 16, 3), dtype=np.uint8), "black")]
+    monkeypatch.setattr(Painter, "draw", lambda self, prompts, *_, **__: black * len(prompts))
+    with pytest.raises(UsageError, match="all 4 pictures it drew are black"):
+        TextToImage.prepare(boxes(home / "inputs"), tmp_path)
+
+
+def test_a_repairs_own_pictures_are_looked_for_before_anything_runs(home):
+    settings = {"method": "lora", "sources": {"folder": 1}, "folder": {"imagefolder": "nowhere"}}
+    assert "nowhere" in "\n".join(TextToImage.check_repair(boxes(home / "inputs"), settings))
 
 
 def test_loading_before_prepare_is_told(home, tmp_path):

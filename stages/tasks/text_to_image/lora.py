@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from stages.errors import UsageError
 from stages.progress import progress
 from stages.tasks.contract import Compute
 from stages.tasks.text_to_image.captions import Lesson
+from stages.tasks.text_to_image.models import LORA
 from stages.tasks.text_to_image.pictures import from_png
 from stages.tasks.text_to_image.repair_config import LAYERS, RepairSettings
 from stages.tasks.training import rate, resume, save_checkpoint
 
 SAVE_EVERY = 50  # steps a kill costs at most
 CLIP = 1.0  # norm of the gradient at most
-ENCODED = 32  # pictures encoded at once; always the same, as sums depend on it in their last bits
+ENCODED = 32 * 64 * 64  # pixels encoded at once; always the same, as sums depend on it in their last bits
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -110,9 +112,9 @@ class LoraTraining:
         vae = self.pipeline.vae
         exact = vae if vae.dtype == torch.float32 else copy.deepcopy(vae).float()  # that of SDXL overflows in half
         side = self.unet.config.sample_size * self.pipeline.vae_scale_factor
-        parts = []
-        for start in range(0, len(images), ENCODED):
-            pixels = np.stack([from_png(image, side) for image in images[start : start + ENCODED]])
+        parts, size = [], max(1, min(32, ENCODED // side**2))
+        for start in range(0, len(images), size):
+            pixels = np.stack([from_png(image, side) for image in images[start : start + size]])
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.compute.device).float() / 127.5 - 1
             parts.append(exact.encode(batch).latent_dist.mode())
         latents, config = torch.cat(parts), vae.config
@@ -238,3 +240,21 @@ class LoraTraining:
         # As peft names them. The older names have none for convolutions, and where both are mixed some are not read.
         layers = get_peft_model_state_dict(self.unet)
         self.pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=form)
+        sort_header(folder / LORA)
+
+
+def sort_header(path: Path) -> None:
+    """Put the header of a safetensors file into alphabetical order: the library writes its entries as they come.
+
+    The same tensors then give the same bytes, and DVC sees that nothing changed. The format: the header's length as
+    eight bytes, the header as JSON filled up with spaces, the tensors.
+    """
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    part = path.with_suffix(".part")
+    part.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+    part.replace(path)

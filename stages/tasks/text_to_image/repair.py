@@ -71,9 +71,10 @@ def repair(task: TextToImage, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     base = Path(task.painter.pipeline.name_or_path)
     verify(out_dir, base, task.painter, after, [o.prompt for o in few], [o.seed for o in few])
     numbers = _numbers(plan, album, training, curve["loss"].to_numpy())
-    for name, painter in (("before", task.painter), ("after", after)):
-        studio = Studio(painter, task.judge, task.studio.quality)
-        numbers[f"aligned_{name}"] = float(np.mean([judged.alignment for judged in studio.look(orders)]))
+    for name, studio in (("before", task.studio), ("after", Studio(after, task.judge, task.studio.quality))):
+        numbers[f"aligned_{name}"] = float(
+            np.mean([judged.alignment for judged in studio.look(orders, f"{name} the repair")])
+        )
     (out_dir / "README.md").write_text(_card(task, plan, settings, numbers, len(curve)), encoding="utf-8")
     return RepairRecord(settings.method, len(curve), numbers, curve)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from stages.progress import progress
 from stages.tasks.text_to_image.judges import Judge, told
 from stages.tasks.text_to_image.measures import Judged
 from stages.tasks.text_to_image.quality import Quality
 from stages.tasks.text_to_image.sample import Drawing, Painter
+
+AT_ONCE = 64  # pictures that are held before they are judged
 
 
 class Order(NamedTuple):
@@ -50,9 +54,17 @@ class Studio:
     def look(self, orders: Sequence[Order], told: str | None = None) -> list[Judged]:
         """What is to be said of n pictures; `told` names the progress bar, None shows none."""
         unknown = [order for order in dict.fromkeys(orders) if order not in self._known]
-        for guidance in dict.fromkeys(order.guidance for order in unknown):
-            alike = [order for order in unknown if order.guidance == guidance]
-            self._known.update(zip(alike, self.judged(self.draw(alike, told), alike), strict=True))
+        with (
+            progress(told, len(unknown))
+            if told and unknown
+            else contextlib.nullcontext(lambda done, note: None) as tell
+        ):
+            for guidance in dict.fromkeys(order.guidance for order in unknown):
+                alike = [order for order in unknown if order.guidance == guidance]
+                for start in range(0, len(alike), AT_ONCE):
+                    part = alike[start : start + AT_ONCE]
+                    self._known.update(zip(part, self.judged(self.draw(part), part), strict=True))
+                    tell(sum(order in self._known for order in unknown), "")
         return [self._known[order] for order in orders]
 
     def draw(self, orders: Sequence[Order], told: str | None = None) -> list[Drawing]:
@@ -62,10 +74,10 @@ class Studio:
         prompts, seeds = [order.prompt for order in orders], [order.seed for order in orders]
         return self.painter.draw(prompts, seeds, orders[0].guidance, told=told)
 
-    def show(self, orders: Sequence[Order]) -> list[Drawing]:
+    def show(self, orders: Sequence[Order], told: str | None = None) -> list[Drawing]:
         """Draw n pictures of one guidance scale for people; what is to be said of them is remembered."""
         unique = list(dict.fromkeys(orders))
-        drawn = dict(zip(unique, self.draw(unique), strict=True))
+        drawn = dict(zip(unique, self.draw(unique, told), strict=True))
         unknown = [order for order in unique if order not in self._known]
         self._known.update(zip(unknown, self.judged([drawn[order] for order in unknown], unknown), strict=True))
         return [drawn[order] for order in orders]

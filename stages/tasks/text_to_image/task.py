@@ -34,6 +34,7 @@ from stages.tasks.features import PrincipalAxes
 from stages.tasks.sources import missing_splits, parse_source, source_errors
 from stages.tasks.text_to_image.calibrate import Calibration, calibration_records, share_out
 from stages.tasks.text_to_image.config import DiscrepancyConfig, PrepareConfig, conflicts
+from stages.tasks.text_to_image.fit import misfits, unchecked
 from stages.tasks.text_to_image.items import choose_items, noise_seed
 from stages.tasks.text_to_image.judges import JUDGE_LOADERS, expected_values, judge_notes, load_judge
 from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of, said
@@ -82,7 +83,10 @@ class TextToImage:
                 self.settings.weights, self.threshold
             )
         }
-        self.notes = [*judge_notes(self.judge), *(f"Nobody checks {gap}." for gap in self.unchecked())]
+        self.notes = [
+            *judge_notes(self.judge),
+            *(f"Nobody checks {gap}." for gap in unchecked(self.concepts, self.judge)),
+        ]
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._templates, self._seeds = items["template"].tolist(), items["seed"].tolist()
         self._axes: PrincipalAxes | None = None
@@ -123,20 +127,15 @@ class TextToImage:
     @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
         """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
-        from stages.tasks.text_to_image.repair_config import RepairSettings
+        from stages.tasks.text_to_image.repair_config import check_settings
 
-        errors = missing_splits(context)
-        try:
-            RepairSettings.model_validate(dict(settings))
-        except ValidationError as error:
-            errors += validation_lines(error, RepairSettings, "restructure.settings")
-        return errors
+        return missing_splits(context) + check_settings(context, settings)
 
     # Preparation
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
-        """See Task: writes model/, judge/, quality/, pictures.parquet and items.parquet.
+        """See Task: writes model/, judge/, pictures.parquet and items.parquet.
 
         Raises:
             UsageError: when something is missing, unreadable or does not fit, or prompts are beyond the token limit.
@@ -152,19 +151,13 @@ class TextToImage:
         parse_source(config.model, MODEL_LOADERS, "prepare.model").build(context.inputs, out_dir / "model")
         parse_source(config.judge, JUDGE_LOADERS, "prepare.judge").build(context.inputs, out_dir / "judge")
         studio = cls._studio(context, pictures, out_dir)
+        if lines := misfits(prompt_space(context.concepts), templates, studio.painter, studio.judge):
+            raise UsageError("\n".join(lines))
         items.attrs["skipped"] = skipped  # kept in the file, so that the report can list them
         items.attrs["calibration"] = calibration_records(studio, pictures)
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         pictures.to_parquet(out_dir / "pictures.parquet", compression="zstd", index=False)
         task = cls(context, items, studio, pictures)
-        if "misalignment" in task.settings.weights and len(task.unchecked()) == len(task.concepts):
-            read = "; ".join(f"{name}: {', '.join(values)}" for name, values in studio.judge.attributes.items())
-            raise UsageError(
-                f"prepare.judge: it can check nothing that concepts say ({', '.join(task.concepts.names)}); a slot is"
-                f" checked if it is named like an attribute the judge reads and its levels hold values of that: {read}"
-            )
-        if too_long := studio.painter.too_long(task.longest_prompts()):
-            raise UsageError("\n".join(f"concepts, prepare.templates: {line}" for line in too_long))
         return task._numbers(len(skipped))
 
     def _numbers(self, skipped: int) -> dict[str, Any]:
@@ -172,7 +165,12 @@ class TextToImage:
         ids = self.items.ids("discover")[:TIMED]
         rng = np.random.default_rng(self.context.seed)
         started = time.monotonic()
-        self.probe(ids, self.concepts.sample(len(ids), rng))
+        drawn = self.judged(ids, self.concepts.sample(len(ids), rng))
+        took = time.monotonic() - started
+        if all(picture.broken for pictures in drawn for picture in pictures):
+            raise UsageError(
+                f"prepare.model: all {len(ids) * self.config.images} pictures it drew are {drawn[0][0].fault}"
+            )
         by_split = self.items.table["split"].value_counts()
         real = self.calibration.records
         return {
@@ -185,7 +183,7 @@ class TextToImage:
             "judge": dict(self.judge.note),
             "parameters": self.painter.parameters,
             "skipped": skipped,
-            "seconds_per_probe": (time.monotonic() - started) / len(ids),
+            "seconds_per_probe": took / len(ids),
         }
 
     @classmethod
@@ -224,24 +222,6 @@ class TextToImage:
         """What a cell lets people expect of a picture, by attribute of the judge."""
         return expected_values(self.judge.attributes, self.words(cell))
 
-    def unchecked(self) -> list[str]:
-        """What prompts say and the judge of attributes cannot check, one line a slot."""
-        if self.judge.reads_prompts:
-            return []
-        gaps = []
-        for concept in self.concepts.concepts:
-            said = [str(level) for level in concept.levels if level != concept.neutral]
-            unknown = [level for level in said if not expected_values(self.judge.attributes, {concept.name: level})]
-            if unknown:
-                levels = "" if len(unknown) == len(said) else f" where it is {', '.join(unknown)}"
-                gaps.append(f"what {concept.name} says{levels}")
-        return gaps
-
-    def longest_prompts(self) -> list[str]:
-        """Every template with the phrases of most words: if these fit the text encoder, all prompts do."""
-        longest = {c.name: max(map(str, c.levels), key=self.painter.tokens) for c in self.concepts.concepts}
-        return [fill(template, longest) for template in dict.fromkeys(self._templates)]
-
     def orders(
         self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None
     ) -> list[list[Order]]:
@@ -260,11 +240,15 @@ class TextToImage:
     # Probing
 
     def judged(
-        self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None
+        self,
+        item_ids: Sequence[str],
+        cells: np.ndarray,
+        repeats: np.ndarray | None = None,
+        told: str | None = None,
     ) -> list[list[Judged]]:
-        """What is to be said of the pictures of each of n probes."""
+        """What is to be said of the pictures of each of n probes; `told` names a progress bar."""
         asked = self.orders(item_ids, cells, repeats)
-        found = iter(self.studio.look([order for orders in asked for order in orders]))
+        found = iter(self.studio.look([order for orders in asked for order in orders], told))
         return [[next(found) for _ in orders] for orders in asked]
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
@@ -291,7 +275,8 @@ class TextToImage:
         ids = self.items.ids(split)
         cells = self.concepts.sample(len(ids), np.random.default_rng([self.context.seed, len(ids)]))
         quality = [
-            np.mean([p.quality for p in pictures if not p.blanked] or [0.0]) for pictures in self.judged(ids, cells)
+            np.mean([p.quality for p in pictures if not p.blanked] or [0.0])
+            for pictures in self.judged(ids, cells, told="quality")
         ]
         return Quality(f"{self.settings.quality} of the pictures", np.array(quality, dtype=np.float64), ids)
 
@@ -311,7 +296,7 @@ class TextToImage:
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task: the prompt with its slots' words, and the pictures."""
         asked = self.orders(item_ids, cells)
-        drawings = iter(self.studio.show([order for orders in asked for order in orders]))
+        drawings = iter(self.studio.show([order for orders in asked for order in orders], "examples"))
         answer = self.probe(item_ids, cells)
         assert answer.valid is not None
         shown = []
@@ -337,7 +322,9 @@ class TextToImage:
 
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
         """See Measured: shares of the pictures of each probe; nan where the prompt leaves an attribute unsaid."""
-        return measures_of(self.judged(item_ids, cells), tuple(self.judge.attributes), self.settings.quality)
+        return measures_of(
+            self.judged(item_ids, cells, told="measures"), tuple(self.judge.attributes), self.settings.quality
+        )
 
     def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:
         """See Measured: there is no way to draw without a model."""

@@ -70,7 +70,7 @@ def sheets(task: TextToImage, split: Split) -> list[Sheet]:
             for _, words in rows
             for _, other in columns
         ]
-        tiles = iter(task.studio.draw(orders))
+        tiles = iter(task.studio.draw(orders, "contact sheet"))
         strips = [(label, strip([next(tiles).pixels for _ in columns])) for label, _ in rows]
         unsaid = fill(template, {name: f"[{name}]" if name in names else word for name, word in _start(task).items()})
         drawn.append(Sheet(unsaid, [label for label, _ in columns], strips))
