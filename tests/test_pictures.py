@@ -124,6 +124,91 @@ def test_a_file_that_is_no_table_is_told_before_anything_runs(tmp_path):
     assert "no readable parquet file" in source_errors({"parquet": "p.parquet"}, PICTURE_LOADERS, WHERE, tmp_path)[0]
 
 
+def test_a_table_with_a_damaged_page_is_told(tmp_path):
+    pd.DataFrame({"text": ["red"] * 500, "image": [noisy(1)[0].tobytes()] * 500}).to_parquet(
+        tmp_path / "p.parquet", compression="gzip"
+    )
+    content = bytearray((tmp_path / "p.parquet").read_bytes())
+    content[4:300] = b"\xff" * 296
+    (tmp_path / "p.parquet").write_bytes(content)
+    assert source_errors({"parquet": "p.parquet"}, PICTURE_LOADERS, WHERE, tmp_path) == []
+    with pytest.raises(UsageError, match=r"p\.parquet is damaged after row 0"):
+        load(tmp_path, parquet="p.parquet")
+
+
+@pytest.mark.parametrize("path", ["{outside}", "../secret.png", "in/../../secret.png"])
+def test_a_table_chooses_no_files_beyond_the_inputs(tmp_path, path):
+    inputs = tmp_path / "inputs"
+    (inputs / "in").mkdir(parents=True)
+    for place in (tmp_path / "secret.png", inputs / "in" / "own.png"):
+        place.write_bytes(to_png(plain(RED)))
+    paths = ["in/own.png", path.format(outside=tmp_path / "secret.png")]
+    cells = [{"bytes": None, "path": path} for path in paths]
+    pd.DataFrame({"text": ["a", "b"], "image": cells}).to_parquet(inputs / "p.parquet")
+    table, skipped = load(inputs, parquet="p.parquet", max_excluded=0.5)
+    assert table["id"].tolist() == ["p-0"]
+    assert skipped[0]["file"] == "p-1" and "is not relative to the audit's inputs" in skipped[0]["reason"]
+
+
+def test_a_data_set_chooses_no_files_beyond_its_folder(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "secret.png").write_bytes(to_png(plain(RED)))
+    own = tmp_path / "inputs" / "mine"
+    own.mkdir(parents=True)
+    (own / "own.png").write_bytes(to_png(plain(BLUE)))
+    cells = [{"bytes": None, "path": str(path)} for path in (own / "own.png", tmp_path / "secret.png")]
+    pd.DataFrame({"text": ["a", "b"], "image": cells}).to_parquet(own / "p.parquet")
+    (own / "own.png").rename(own / "own.data")  # else the folder is read as one of pictures
+    (own / "own.png").symlink_to(own / "own.data")
+    table, skipped = load(tmp_path / "inputs", dataset="mine", max_excluded=0.5)
+    assert table["text"].tolist() == ["a"] and "lies outside the data set's folder" in skipped[0]["reason"]
+
+
+@pytest.mark.parametrize("name", ["../mine", "{tmp}/mine"])
+def test_a_data_set_outside_the_inputs_is_refused(tmp_path, name):
+    write_folder(tmp_path / "mine", {"file_name": "red.jpg", "text": "red"})
+    (tmp_path / "inputs").mkdir()
+    block = {"dataset": name.format(tmp=tmp_path)}
+    assert "lies outside" in source_errors(block, PICTURE_LOADERS, WHERE, tmp_path / "inputs")[0]
+
+
+def test_further_columns_are_text_and_those_that_cannot_be_are_left_out(tmp_path):
+    lines = [
+        {"file_name": "red.jpg", "text": "red", "n": 1, "seen": True, "tags": ["a"], "mixed": {}},
+        {"file_name": "blue.png", "text": "blue", "n": "two", "tags": "b", "mixed": 1, "late": 0.5},
+    ]
+    write_folder(tmp_path / "mine", *lines)
+    table, _ = load(tmp_path, imagefolder="mine")
+    more = table[["n", "seen", "late"]]
+    assert more.to_numpy().tolist() == [["1", "True", ""], ["two", "", "0.5"]]
+    assert table.columns.tolist() == ["id", "text", "image", "split", "file_name", "n", "seen", "late"]
+    table.to_parquet(tmp_path / "table.parquet")
+
+
+def test_a_photograph_is_turned_upright():
+    picture = Image.fromarray(np.concatenate([plain(RED), plain(BLUE)], axis=1))
+    exif = picture.getexif()
+    exif[0x0112] = 3  # upside down
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", exif=exif)
+    assert np.array_equal(from_png(buffer.getvalue())[:, :16], plain(BLUE))
+
+
+def test_what_is_transparent_lies_on_white():
+    pixels = np.concatenate([plain(RED), np.full((16, 16, 1), 255, np.uint8)], axis=2)
+    pixels[:, :8, 3] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    read = from_png(buffer.getvalue())
+    assert (read[:, :8] == 255).all() and np.array_equal(read[:, 8:], plain(RED)[:, 8:])
+
+
+def test_reasons_are_the_same_on_each_run():
+    with pytest.raises(UsageError) as told:
+        from_png(b"nothing")
+    assert str(told.value) == "no picture that can be read: cannot identify image file"
+
+
 def write_folder(folder, *lines: object) -> None:
     folder.mkdir()
     (folder / "red.jpg").write_bytes(jpeg(RED))
@@ -150,6 +235,38 @@ def test_a_picture_file_that_is_missing_is_left_out(tmp_path):
 def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path):
     write_folder(tmp_path / "mine", {"file_name": "../secret.png", "text": "x"})
     with pytest.raises(UsageError, match=r"\.\./secret\.png leads out of"):
+        load(tmp_path, imagefolder="mine")
+
+
+def test_a_picture_in_the_folder_may_be_a_link(tmp_path):
+    (tmp_path / "inputs").mkdir()
+    write_folder(tmp_path / "inputs" / "mine", {"file_name": "link.png", "text": "x"})
+    (tmp_path / "elsewhere.png").write_bytes(to_png(plain(GREEN)))
+    (tmp_path / "inputs" / "mine" / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    table, _ = load(tmp_path / "inputs", imagefolder="mine")
+    assert np.array_equal(from_png(table["image"][0]), plain(GREEN))
+
+
+def test_only_new_lines_end_a_line_of_metadata(tmp_path):
+    write_folder(tmp_path / "mine")
+    lines = [{"file_name": "red.jpg", "text": "red\u2028dot\x85"}, {"file_name": "blue.png", "text": "blue"}]
+    text = "\ufeff" + "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "mine" / "metadata.jsonl").write_bytes(text.encode())
+    assert load(tmp_path, imagefolder="mine")[0]["text"].tolist() == ["red dot", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"file_name": "red.jpg", "text": "\xe9"}', r"metadata\.jsonl is not UTF-8"),
+        (b'{"file_name": "red.jpg", "text": "\\ud800"}', "line 1 is not JSON: .*surrogates not allowed"),
+        (b'{"file_name": "a\\u0000", "text": "x"}', r"1 of 1 pictures cannot be used.*cannot be read: embedded null"),
+    ],
+)
+def test_metadata_that_is_no_text_is_told(tmp_path, content, told):
+    write_folder(tmp_path / "mine")
+    (tmp_path / "mine" / "metadata.jsonl").write_bytes(content)
+    with pytest.raises(UsageError, match=told):
         load(tmp_path, imagefolder="mine")
 
 

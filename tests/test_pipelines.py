@@ -135,6 +135,12 @@ def _gone(path):
             lambda tiny: (tiny / "vae" / "diffusion_pytorch_model.safetensors").rename(tiny / "vae" / "weights.bin"),
             r"vae: weights\.bin is a pickle.*save_pretrained",
         ),
+        (
+            lambda tiny: (tiny / "tokenizer" / "pytorch_model.bin").touch(),
+            r"tokenizer: pytorch_model\.bin is a pickle",
+        ),
+        (lambda tiny: edit(tiny / "model_index.json", unet=[]), r"says unet is \[\]; expected \[library, class\]"),
+        (lambda tiny: edit(tiny / "model_index.json", unet=["os", "path"]), "unet is of the library os; only"),
         (lambda tiny: edit(tiny / "unet" / "config.json", in_channels=9), "takes 9 channels where pictures have 4"),
     ],
 )
@@ -172,6 +178,27 @@ def test_pipelines_that_need_a_picture_or_make_films_are_not_among_those_audited
     assert "HeliosPipeline" not in classes
 
 
+def test_no_component_is_read_from_a_pickle_whatever_its_name(inputs, monkeypatch):
+    """Beside safetensors in another place, torch.load would read what is called a feature extractor."""
+    part = inputs / "tiny" / "feature_extractor"
+    shutil.copytree(inputs / "tiny" / "text_encoder", part)
+    (part / "model.safetensors").rename(part / "other.safetensors")
+    torch.save({}, part / "pytorch_model.bin")
+    edit(inputs / "tiny" / "model_index.json", feature_extractor=["transformers", "CLIPTextModel"])
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+    with pytest.raises(UsageError, match=r"cannot be read: .*model\.safetensors"):
+        DiffusersModel(diffusers="tiny").build(inputs, inputs / "model")
+
+
+def test_classes_of_pipelines_of_diffusers_may_be_components(inputs):
+    (inputs / "tiny" / "safety_checker").mkdir()
+    edit(
+        inputs / "tiny" / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+    )
+    assert "safety_checker has no weights" in errors(inputs)[0]
+
+
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_weights_that_are_missing_are_not_made_up(inputs, part):
     from safetensors.torch import load_file, save_file
@@ -204,6 +231,33 @@ def test_a_pipeline_the_hub_does_not_give_is_one_line(tmp_path, monkeypatch):
 
 
 # Schedulers
+
+
+def test_a_scheduler_that_diffusers_does_not_list_for_the_models_own_is_refused(home):
+    for name in ("DDIMInverseScheduler", "FlowMatchEulerDiscreteScheduler", "RePaintScheduler"):
+        with pytest.raises(UsageError, match=rf"{name} does not fit the model, whose own is DDIMScheduler"):
+            load_pipeline(home / "model", COMPUTE, QUICK.model_copy(update={"scheduler": name}))
+
+
+def test_a_scheduler_whose_library_is_missing_is_told_with_its_name(monkeypatch):
+    import diffusers
+    from diffusers.utils.dummy_torch_and_torchsde_objects import DPMSolverSDEScheduler
+
+    monkeypatch.setattr(diffusers, "DPMSolverSDEScheduler", DPMSolverSDEScheduler)
+    (line,) = scheduler_errors(QUICK.model_copy(update={"scheduler": "DPMSolverSDEScheduler"}))
+    assert "DPMSolverSDEScheduler needs " in line and "torchsde" in line and "did you mean" not in line
+
+
+def test_values_of_the_wrong_kind_are_told_before_anything_runs():
+    asked = {"scheduler": "DDIMScheduler", "scheduler_options": {"steps_offset": "a"}}
+    (line,) = scheduler_errors(QUICK.model_copy(update=asked))
+    assert "DDIMScheduler refuses them: steps_offset: 'a': Input should be a valid integer" in line
+
+
+def test_values_a_scheduler_cannot_compute_with_are_a_usage_error(home):
+    sampling = QUICK.model_copy(update={"scheduler_options": {"num_train_timesteps": -5}})
+    with pytest.raises(UsageError, match=r"DDIMScheduler refuses them: .*non-negative"):
+        load_pipeline(home / "model", COMPUTE, sampling)
 
 
 def test_a_scheduler_takes_what_it_is_not_told_from_the_models_own(home):
@@ -310,6 +364,24 @@ def test_a_repair_of_which_a_part_fits_nothing_is_refused(home, broken, name):
     }
     save_file(state, broken / LORA, metadata={"format": "pt"})
     with pytest.raises(UsageError, match=r"pytorch_lora_weights\.safetensors.*(fit|cannot be read)"):
+        load_pipeline(home / "model", COMPUTE, QUICK, lora=broken)
+
+
+def test_a_repair_of_no_tensors_is_refused(home, broken):
+    from safetensors.torch import save_file
+
+    save_file({}, broken / LORA, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="it holds no tensors"):
+        load_pipeline(home / "model", COMPUTE, QUICK, lora=broken)
+
+
+def test_a_repair_with_values_that_are_not_finite_is_refused(home, broken):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(broken / LORA)
+    next(iter(state.values()))[0, 0] = float("nan")
+    save_file(state, broken / LORA, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="1 of its tensors hold values that are not finite"):
         load_pipeline(home / "model", COMPUTE, QUICK, lora=broken)
 
 

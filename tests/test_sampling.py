@@ -191,6 +191,18 @@ def test_sizes_the_pipeline_refuses_are_a_usage_error(home):
         odd.draw(PROMPTS[:1], [0])
 
 
+@pytest.mark.parametrize("error", [TypeError, AttributeError, NotImplementedError, KeyError])
+def test_a_scheduler_that_fails_is_a_usage_error_that_names_it(home, monkeypatch, error):
+    artist = painter(home)
+
+    def fail(*_, **__):
+        raise error("no such thing")
+
+    monkeypatch.setattr(artist.pipeline.scheduler, "step", fail)
+    with pytest.raises(UsageError, match=r"refuses these settings with DDIMScheduler: .*no such thing"):
+        artist.draw(PROMPTS[:1], [0])
+
+
 # Broken pictures
 
 

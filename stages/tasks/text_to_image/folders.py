@@ -53,7 +53,7 @@ def folder_errors(folder: Path, variant: str | None) -> list[str]:
         return [f"{where} brings code of its own for its pipeline ({name}); only pipelines of diffusers are run"]
     if name not in _USUAL and name not in text_to_image_classes():
         return [f"{where} is a {name}; expected a pipeline that draws from a text alone, such as {' or '.join(_USUAL)}"]
-    errors = [_component_error(folder / part, kind[0], variant) for part, kind in _components(index).items()]
+    errors = [_component_error(folder / part, kind, variant) for part, kind in _components(index).items()]
     told = [f"{where}: {error}" for error in errors if error]
     if not told and variant and not any(folder.glob(f"*/*.{variant}*.safetensors")):
         told.append(f"prepare.model.variant: {folder} has no weights *.{variant}.safetensors")
@@ -67,13 +67,39 @@ def folder_errors(folder: Path, variant: str | None) -> list[str]:
     return told
 
 
-def _component_error(folder: Path, library: Any, variant: str | None) -> str | None:
+def _component_error(folder: Path, kind: list[Any], variant: str | None) -> str | None:
     part = folder.name
+    if len(kind) != 2 or not all(isinstance(name, str) for name in kind):
+        return f"{INDEX} says {part} is {json.dumps(kind)}; expected [library, class]"
+    library = kind[0]
     if not folder.is_dir():
         return f"no folder {part}, which {INDEX} names"
     if (folder / f"{library}.py").exists():
         return f"{part} brings code of its own, {library}.py; only classes of diffusers and transformers are run"
-    return None if part.startswith(_WITHOUT_WEIGHTS) else _weights_error(folder, variant)
+    if library not in ("diffusers", "transformers") and not _is_pipeline_module(library):
+        return f"{part} is of the library {library}; only classes of diffusers and transformers are run"
+    if part.startswith(_WITHOUT_WEIGHTS):
+        # By its class it may be a network all the same, whatever it is called.
+        names = sorted(path.name for path in folder.iterdir())
+        return None if any(name.endswith(".safetensors") for name in names) else _pickle_error(part, names)
+    return _weights_error(folder, variant)
+
+
+def _is_pipeline_module(name: str) -> bool:
+    """Whether diffusers has such a folder of pipelines (stable_diffusion has a safety checker); imports nothing."""
+    spec = importlib.util.find_spec("diffusers")
+    roots = (spec.submodule_search_locations if spec else None) or []
+    return name.isidentifier() and any((Path(root) / "pipelines" / name / "__init__.py").is_file() for root in roots)
+
+
+def _pickle_error(part: str, names: list[str]) -> str | None:
+    pickled = [name for name in names if name.endswith(_PICKLES)]
+    if not pickled:
+        return None
+    return (
+        f"{part}: {', '.join(pickled)} is a pickle, which could run code when read; expected *.safetensors:"
+        " load the pipeline once where you trust it and save_pretrained() it again"
+    )
 
 
 def _weights_error(folder: Path, variant: str | None) -> str | None:
@@ -83,11 +109,8 @@ def _weights_error(folder: Path, variant: str | None) -> str | None:
     # Names are model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
     plain = [name for name in weights if name.count(".") == 1]
     if not plain and not (variant and any(f".{variant}" in name for name in weights)):
-        if pickled := [name for name in names if name.endswith(_PICKLES)]:
-            return (
-                f"{part}: {', '.join(pickled)} is a pickle, which could run code when read; expected *.safetensors:"
-                " load the pipeline once where you trust it and save_pretrained() it again"
-            )
+        if pickled := _pickle_error(part, names):
+            return pickled
         if weights:
             asked = f"variant {variant}" if variant else "no variant"
             return f"{part}: prepare.model.variant asks for {asked}, found {', '.join(weights)}"

@@ -191,7 +191,7 @@ def _stored(folder: Path, variant: str | None) -> Any:
         if missing := [*map(str, told["missing_keys"]), *map(str, told["mismatched_keys"])]:
             more = f"; and {len(missing) - 4} more" if len(missing) > 4 else ""
             raise UsageError(f"the weights of {part} do not fit: {'; '.join(missing[:4])}{more}")
-    return DiffusionPipeline.from_pretrained(folder, **parts, local_files_only=True)
+    return DiffusionPipeline.from_pretrained(folder, **parts, use_safetensors=True, local_files_only=True)
 
 
 def _dtype(files: list[Path]) -> torch.dtype:
@@ -222,6 +222,10 @@ def _add_lora(pipeline: Any, lora: Path) -> None:
     with readable(str(lora / LORA)):
         state = pipeline.lora_state_dict(lora, weight_name=LORA, use_safetensors=True, local_files_only=True)
         state = state[0] if isinstance(state, tuple) else state
+        if not state:
+            raise UsageError("it holds no tensors, so it would change nothing")
+        if broken := [name for name, tensor in sorted(state.items()) if not torch.isfinite(tensor).all()]:
+            raise UsageError(f"{len(broken)} of its tensors hold values that are not finite, such as {broken[0]}")
         pipeline.load_lora_weights(lora, weight_name=LORA, use_safetensors=True, local_files_only=True)
         modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
         added = sum("lora_" in name for module in modules for name, _ in module.named_parameters())

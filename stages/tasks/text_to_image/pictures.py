@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import struct
+import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pydantic import Field
 
 from stages.errors import UsageError
@@ -26,6 +29,12 @@ from stages.tasks.sources import local_file
 NAMED = 5  # exclusions an error names
 OWN = ("id", "text", "image", "split")  # columns of the table; others are the source's own
 Row = tuple[str, dict[str, Any]]
+_SCALAR = (str, int, float, bool, type(None))
+# What Pillow raises of files that are damaged, or were made to be.
+_DAMAGED = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError),
+    *(Image.DecompressionBombError, struct.error, zlib.error),
+)
 
 
 def to_png(pixels: np.ndarray) -> bytes:
@@ -38,16 +47,22 @@ def to_png(pixels: np.ndarray) -> bytes:
 def from_png(image: bytes, size: int | None = None) -> np.ndarray:
     """A picture (h, w, 3) uint8, of `size` x `size` pixels if asked: the middle square, averaged where it shrinks.
 
-    Reads any format that Pillow does.
+    Reads any format that Pillow does, turned upright as its EXIF data says; what is transparent lies on white.
 
     Raises:
         UsageError: when it is no picture.
     """
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            picture = opened.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"no picture that can be read: {error}".replace("<_io.BytesIO object at", "<")) from None
+            picture = ImageOps.exif_transpose(opened)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            picture = picture.convert("RGB")
+    except _DAMAGED as error:
+        # Addresses in memory differ from run to run, and the reason is stored.
+        reason = re.sub(r"\s*<[^<>]*0x[0-9a-f]+>", "", str(error))
+        raise UsageError(f"no picture that can be read: {reason}") from None
     if size is not None and picture.size != (size, size):
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
@@ -86,8 +101,8 @@ class PictureSource(Strict):
         """Read all pictures.
 
         Returns:
-            A table with the columns id, text, image (PNG bytes), split ("" where the source names none) and the
-            source's own, and what was left out as {file, reason}.
+            A table with the columns id, text, image (PNG bytes), split ("" where the source names none) and those of
+            the source's own that hold plain values, as text ("" where missing); what was left out as {file, reason}.
 
         Raises:
             UsageError: when there are none, or more were left out than `max_excluded` allows.
@@ -115,7 +130,7 @@ class PictureSource(Strict):
                 f"prepare.pictures: {len(skipped)} of {total} pictures cannot be used,"
                 f" max_excluded allows {self.max_excluded:.0%}: {named}{more}"
             )
-        frame = pd.DataFrame(table)
+        frame = pd.DataFrame(_plain(table))
         if frame["id"].duplicated().any():
             twice = frame.loc[frame["id"].duplicated(), "id"].iloc[0]
             raise UsageError(f"prepare.pictures: ids must be unique, found {twice!r} more than once")
@@ -126,10 +141,32 @@ class PictureSource(Strict):
         text = row[self.text]
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"no caption: {text!r}")
-        pixels = from_png(_bytes(row.get(self.image)), self.size)
+        pixels = from_png(self._bytes(row.get(self.image), inputs), self.size)
         more = {name: value for name, value in row.items() if name not in (*OWN, self.text, self.image)}
         entry = {"id": str(row.get("id") or place), "text": " ".join(text.split()), "image": to_png(pixels)}
         return {**entry, "split": str(row.get("split") or ""), **more}
+
+    def _bytes(self, image: Any, inputs: Path) -> bytes:
+        """The file's bytes, of bytes or of {bytes, path} with one of the two."""
+        if isinstance(image, Mapping):
+            if isinstance(image.get("bytes"), bytes):
+                image = image["bytes"]
+            elif isinstance(image.get("path"), str):
+                try:
+                    image = self._path(image["path"], inputs).read_bytes()
+                except OSError as error:
+                    raise UsageError(f"cannot be read: {error.strerror}") from None
+                except ValueError as error:  # a NUL in its name
+                    raise UsageError(f"cannot be read: {error}") from None
+        if not isinstance(image, bytes):
+            raise UsageError(f"no picture: expected bytes, or {{bytes, path}}; found {type(image).__name__}")
+        return image
+
+    def _path(self, name: str, inputs: Path) -> Path:
+        """Where a picture lies that the data name: data of others must not choose files beyond the audit's inputs."""
+        if _leads_out(name):
+            raise UsageError(f"its path {name} is not relative to the audit's inputs, or leads out of them")
+        return inputs / name
 
 
 class ImageFolder(PictureSource):
@@ -160,17 +197,23 @@ class ImageFolder(PictureSource):
     def rows(self, inputs: Path) -> Iterator[Row]:
         """See PictureSource."""
         path = self._metadata(inputs)
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"prepare.pictures.imagefolder: {path} is not UTF-8: {error}") from None
+        # Strings in JSON may hold other ends of lines (U+2028, U+0085), at which str.splitlines would cut.
+        for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+                json.dumps(row, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+            except (ValueError, RecursionError) as error:
                 raise UsageError(f"prepare.pictures.imagefolder: {path}, line {number} is not JSON: {error}") from None
             name = row.get("file_name") if isinstance(row, dict) else None
             if not isinstance(name, str):
                 raise UsageError(f"prepare.pictures.imagefolder: {path}, line {number} names no file_name: {line[:80]}")
-            yield name, row | {self.image: {"bytes": None, "path": local_picture(path.parent, name)}}
+            yield name, row | {self.image: {"bytes": None, "path": local_picture(self.imagefolder, name)}}
 
 
 class ParquetPictures(PictureSource):
@@ -203,8 +246,17 @@ class ParquetPictures(PictureSource):
         if errors := self.errors(inputs):
             raise UsageError("\n".join(errors))
         stem, number = Path(self.parquet).stem, 0
-        for batch in self._open(inputs).iter_batches():
-            for row in batch.to_pylist():
+        batches = self._open(inputs).iter_batches()
+        while True:
+            try:
+                rows = next(batches).to_pylist()
+            except StopIteration:
+                return
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise UsageError(
+                    f"prepare.pictures.parquet: {inputs / self.parquet} is damaged after row {number}: {error}"
+                ) from None
+            for row in rows:
                 yield f"{stem}-{number}", row
                 number += 1
 
@@ -227,7 +279,7 @@ class HubPictures(PictureSource):
             return [f"prepare.pictures.dataset: {path} is a file, expected a folder of such files, or an ID of the hub"]
         if path.exists() and self.revision is not None:
             return [f"prepare.pictures.revision: {self.dataset} is a folder, only data sets of the hub have one"]
-        if not path.exists() and (self.dataset.count("/") > 1 or self.dataset.startswith(".")):
+        if path.exists() or self.dataset.count("/") > 1 or self.dataset.startswith("."):
             try:
                 local_file(inputs, self.dataset, "prepare.pictures.dataset")
             except UsageError as error:
@@ -261,6 +313,20 @@ class HubPictures(PictureSource):
             # A column `split` would speak of the library's splits, which are not an audit's.
             yield f"{stem}-{number}", {name: value for name, value in row.items() if name != "split"}
 
+    def _path(self, name: str, inputs: Path) -> Path:
+        """See PictureSource: here the library names files by where they lie, in the folder read or in its cache."""
+        import datasets
+        from huggingface_hub import constants
+
+        local, cached = inputs / self.dataset, f"datasets--{self.dataset.replace('/', '--')}"
+        own = (datasets.config.HF_DATASETS_CACHE, Path(constants.HF_HUB_CACHE) / cached)
+        roots = [Path(root).absolute() for root in own] + (
+            [local.absolute(), local.resolve()] if local.is_dir() else []
+        )
+        if ".." in PurePosixPath(name).parts or not any(Path(name).is_relative_to(root) for root in roots):
+            raise UsageError(f"its path {name} lies outside the data set's folder and the library's cache")
+        return Path(name)
+
 
 PICTURE_LOADERS: Mapping[str, type[PictureSource]] = {
     "imagefolder": ImageFolder,
@@ -269,24 +335,24 @@ PICTURE_LOADERS: Mapping[str, type[PictureSource]] = {
 }
 
 
-def local_picture(folder: Path, name: str) -> str:
-    """Path of a picture within a folder; a name that leads out of it is an error."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+def local_picture(folder: str, name: str) -> str:
+    """Path of a picture within a folder; a name that leads out of it is an error. Links in it are the user's own."""
+    if _leads_out(name):
         raise UsageError(f"prepare.pictures.imagefolder: file_name {name} leads out of {folder}")
-    return str(path)
+    return str(PurePosixPath(folder) / name)
 
 
-def _bytes(image: Any) -> bytes:
-    """The file's bytes, of bytes or of {bytes, path} with one of the two."""
-    if isinstance(image, Mapping):
-        if isinstance(image.get("bytes"), bytes):
-            image = image["bytes"]
-        elif isinstance(image.get("path"), str):
-            try:
-                image = Path(image["path"]).read_bytes()
-            except OSError as error:
-                raise UsageError(f"cannot be read: {error.strerror}") from None
-    if not isinstance(image, bytes):
-        raise UsageError(f"no picture: expected bytes, or {{bytes, path}}; found {type(image).__name__}")
-    return image
+def _leads_out(name: str) -> bool:
+    return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+
+
+def _plain(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, their further columns as text; columns with lists and the like are left out: not all can be stored."""
+    further = dict.fromkeys(name for row in table for name in row if name not in OWN)
+    kept = [name for name in further if all(isinstance(row.get(name), _SCALAR) for row in table)]
+    own = [{name: row[name] for name in OWN} for row in table]
+    return [row | {name: _said(given.get(name)) for name in kept} for row, given in zip(own, table, strict=True)]
+
+
+def _said(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)

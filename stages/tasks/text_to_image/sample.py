@@ -128,9 +128,11 @@ class Painter:
         try:
             with torch.inference_mode():
                 out = self.pipeline(**settings)
-        except ValueError as error:
-            name = type(self.pipeline).__name__
-            raise UsageError(f"prepare.sampling: {name} refuses these settings: {error}") from error
+        except (ValueError, TypeError, AttributeError, NotImplementedError, LookupError, ArithmeticError) as error:
+            names = (
+                f"{type(self.pipeline).__name__} refuses these settings with {type(self.pipeline.scheduler).__name__}"
+            )
+            raise UsageError(f"prepare.sampling: {names}: {' '.join(str(error).split())[:300]}") from error
         if not all(map(torch.equal, noise, _random_states(self.compute.device))):
             name = type(self.pipeline.scheduler).__name__
             raise UsageError(

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
+import typing
 from typing import Any
+
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from stages.errors import UsageError
 from stages.tasks.text_to_image.config import SamplingConfig
 from stages.tasks.text_to_image.folders import quiet
+
+DISTILLED = ("LCMScheduler", "TCDScheduler")  # for models made to draw in few steps; diffusers lists them with none
 
 
 def scheduler_errors(sampling: SamplingConfig) -> list[str]:
@@ -26,17 +32,25 @@ def make_scheduler(own: Any, sampling: SamplingConfig) -> Any:
     """The scheduler `sampling` asks for, with what it does not say taken from the model's own.
 
     Raises:
-        UsageError: when diffusers has no such scheduler, or it knows no such option.
+        UsageError: when diffusers has no such scheduler, it is none for this model, or it refuses an option.
     """
     if sampling.scheduler is None and not sampling.scheduler_options:
         return own
     made = type(own) if sampling.scheduler is None else _scheduler_class(sampling.scheduler)
     _check_options(made, sampling)
+    # Those that diffusers lists go by the same noise; others (inverse, for filling in) fail or draw something else.
+    listed = sorted(known.__name__ for known in getattr(own, "compatibles", None) or [])
+    if listed and made.__name__ not in (type(own).__name__, *listed, *DISTILLED):
+        raise UsageError(
+            f"prepare.sampling.scheduler: {made.__name__} does not fit the model, whose own is {type(own).__name__};"
+            f" diffusers lists {', '.join(listed)}"
+        )
     try:
         with quiet():
             return made.from_config(own.config, **sampling.scheduler_options)
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        raise UsageError(f"prepare.sampling.scheduler_options: {made.__name__} refuses them: {error}") from None
+    except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AttributeError, ImportError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise UsageError(f"prepare.sampling.scheduler_options: {made.__name__} refuses them: {told}") from None
 
 
 def _scheduler_class(name: str) -> Any:
@@ -46,6 +60,11 @@ def _scheduler_class(name: str) -> Any:
     # Names are looked up one by one: dir() holds all, and getattr imports what it is asked for.
     found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not (inspect.isclass(found) and issubclass(found, SchedulerMixin)):
+        if missing := getattr(found, "_backends", None):  # what diffusers puts in the place of those it cannot import
+            lacking = [library for library in missing if importlib.util.find_spec(library) is None] or missing
+            raise UsageError(
+                f"prepare.sampling.scheduler: {name} needs {' and '.join(lacking)}, which cannot be imported here"
+            )
         names = [known for known in dir(diffusers) if known.endswith("Scheduler") and not known.startswith("Flax")]
         close = difflib.get_close_matches(name, names, 3, 0.5)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
@@ -54,9 +73,28 @@ def _scheduler_class(name: str) -> Any:
 
 
 def _check_options(scheduler: Any, sampling: SamplingConfig) -> None:
-    known = [name for name in inspect.signature(scheduler.__init__).parameters if name != "self"]
-    for name in sampling.scheduler_options:
+    parameters = inspect.signature(scheduler.__init__).parameters
+    known = [name for name in parameters if name != "self"]
+    hints = typing.get_type_hints(inspect.unwrap(scheduler.__init__))
+    for name, value in sampling.scheduler_options.items():
         if name not in known:
             raise UsageError(
                 f"prepare.sampling.scheduler_options: {scheduler.__name__} knows no {name}; it has {', '.join(known)}"
             )
+        # diffusers takes values of any kind, and fails when it first computes with them.
+        if value != parameters[name].default and (told := _value_error(hints.get(name, Any), value)):
+            raise UsageError(
+                f"prepare.sampling.scheduler_options: {scheduler.__name__} refuses them: {name}: {value!r}: {told}"
+            )
+
+
+def _value_error(hint: Any, value: Any) -> str:
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
+    except PydanticSchemaGenerationError:
+        return ""
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        return "; ".join(dict.fromkeys(part["msg"] for part in error.errors()))
+    return ""
