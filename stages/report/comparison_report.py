@@ -192,7 +192,8 @@ def _measures(measures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]
         first = next(iter(entries.values()))
         others, baselines = [other for other in _OTHERS if other in first], list(first["baselines"])
         n = measures[key]["pairs"]
-        rows = [_measure(name, entry, n, others, baselines) for name, entry in entries.items()]
+        known = {name: entry for name, entry in entries.items() if entry["pairs"]}
+        rows = [_measure(name, entry, n, others, baselines) for name, entry in known.items()]
         heading = f"{title}: {number(n)} answers to {number(measures[key]['items'])} items"
         parts.append({"title": heading, "rows": rows, "others": [_OTHERS[o] for o in others], "baselines": baselines})
     return parts

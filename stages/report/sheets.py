@@ -53,6 +53,6 @@ def show_sheets(sheets: Mapping[str, Sequence[Sheet]], shrinker: Shrinker) -> li
             for drawn in zip(*(sheet.rows for sheet in versions), strict=True)
         ]
         wide = max((image.width for row in rows for image in row.strips), default=0)
-        tile = max(48, min(80, wide // max(1, len(first.columns))))
+        tile = max(68, min(88, wide // max(1, len(first.columns))))
         shown.append(ShownSheet(first.title, list(first.columns), rows, tile))
     return shown
