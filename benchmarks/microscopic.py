@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.study.landscapes import Enumerated
 from stages.explorers import Prober
-from stages.microscopic import Moves, start_of
+from stages.microscopic import Moves
 from stages.microscopic.agent import WalkerSettings, train_and_walk
 from stages.microscopic.walks import NEVER, Walks, reduce_strongest, search_layers, try_alone, walk_back, widths
 
@@ -57,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(1)
     task = Enumerated(TRUTH)
     walking, others = task.items.ids("discover"), task.items.ids("test")
-    moves = Moves(task.concepts, start_of(task.concepts))
+    moves = Moves(task.concepts, task.concepts.start)
     cells = task.concepts.cells()
     truth = np.where(task.failed(walking, cells), moves.steps(cells), NEVER).min(axis=1)
     print(f"{'method':34}{'found':>7}{'steps':>7}{'smallest':>10}{'one more':>10}{'queries':>9}   (items, means)")

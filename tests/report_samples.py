@@ -11,7 +11,7 @@ import pytest
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.robustness import reached, summarize_robustness
-from stages.microscopic import Moves, start_of
+from stages.microscopic import Moves
 from stages.report import Compared, Gallery
 from stages.tasks.contract import Exhibit
 
@@ -69,7 +69,7 @@ def make_probes(space: ConceptSpace, landscape: pd.DataFrame, rng: np.random.Gen
 
 def make_walked(space: ConceptSpace, rng: np.random.Generator, n: int = 25) -> pd.DataFrame:
     """Smallest failing changes as in robustness.parquet: some items fail unchanged, for two none was found."""
-    moves = Moves(space, start_of(space))
+    moves = Moves(space, space.start)
     cells = space.cells(rng.choice(np.arange(1, space.n_cells), n))
     cells = np.where(rng.random(cells.shape) < 0.6, cells, moves.start)
     cells[0] = moves.start

@@ -17,7 +17,7 @@ from stages.explorers import Prober
 from stages.explorers.prober import torch_threads
 from stages.landscape.robustness import summarize_robustness
 from stages.ledger import Ledger
-from stages.microscopic import Moves, Robustness, agent_settings, measure_robustness, start_of
+from stages.microscopic import Moves, Robustness, agent_settings, measure_robustness
 from stages.microscopic.agent import WalkerSettings, train_and_walk
 from stages.microscopic.env import ENV_ID, StepReward, StepsVecEnv, Trail
 from stages.microscopic.walks import Walks, reduce_strongest, try_alone
@@ -54,7 +54,7 @@ class Sloped:
     def probe(self, item_ids: list[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         self.queries += len(item_ids)
         rows = np.array([int(i[1:]) for i in item_ids])
-        away = np.abs(np.asarray(cells) - start_of(self.concepts))
+        away = np.abs(np.asarray(cells) - self.concepts.start)
         harm = (self._weights[rows] * away).sum(axis=1) + 0.15 * away[:, 0] * away[:, -1]
         margin = np.tanh((harm - self._bears[rows]) / 4).astype(np.float32)
         return ProbeBatch(margin, margin > 0, [""] * len(rows))
@@ -62,7 +62,7 @@ class Sloped:
     def radii(self) -> np.ndarray:
         """By asking everything: steps to the nearest failure, inf where there is none."""
         cells = self.concepts.cells()
-        steps = Moves(self.concepts, start_of(self.concepts)).steps(cells).astype(float)
+        steps = Moves(self.concepts, self.concepts.start).steps(cells).astype(float)
         ids = self.items.table["id"]
         return np.array([np.where(self.probe([i] * len(cells), cells).failed, steps, np.inf).min() for i in ids])
 
@@ -82,7 +82,7 @@ def radius_of(found: Robustness) -> np.ndarray:
 
 def test_steps_lead_away_from_the_start_one_at_a_time() -> None:
     space = ConceptSpace((GLOW, WEATHER, Concept("fog", (0, 1, 2), neutral=0)))
-    moves = Moves(space, start_of(space))
+    moves = Moves(space, space.start)
     assert moves.start.tolist() == [2, 0, 0]
     assert (len(moves), moves.longest) == (5, 5)  # glow up and down, two other weathers, fog up
     reached_cells, cells = {tuple(moves.start)}, moves.start[None]
@@ -122,7 +122,7 @@ def test_a_beam_comes_close_for_less_and_what_it_finds_is_irreducible() -> None:
     assert (excess >= 0).all() and (excess <= 1).all() and (excess == 0).mean() > 0.8
     assert np.isinf(radius_of(found)[np.isinf(truth)]).all()
     assert found.metrics["probes"] < explore(task, method="exact").metrics["probes"] / 2
-    moves = Moves(task.concepts, start_of(task.concepts))
+    moves = Moves(task.concepts, task.concepts.start)
     changed = found.table[found.table["status"] == "found"]
     rows, nearer = moves.back(changed[task.concepts.names].to_numpy(dtype=int))
     assert not task.probe(changed["item"].iloc[rows].tolist(), nearer).failed.any()
@@ -137,7 +137,7 @@ def test_a_wider_beam_finds_nothing_farther() -> None:
 def test_a_conjunction_is_reduced_to_what_it_needs_where_margins_tell_nothing() -> None:
     task = planted([{"tilt": [3, 4], "dust": [2, 3, 4]}], noise=0.0)  # its margins are noise: a beam has no direction
     items = task.items.ids("discover")
-    walks = Walks(Prober(task, items, 10_000), Moves(task.concepts, start_of(task.concepts)), len(items))
+    walks = Walks(Prober(task, items, 10_000), Moves(task.concepts, task.concepts.start), len(items))
     reduce_strongest(walks, try_alone(walks))
     assert (walks.radius == 5).all() and (walks.failing == [3, 0, 2, 0]).all()
     assert walks.queries.mean() < 25
@@ -317,7 +317,7 @@ def test_an_episode_ends_at_the_failure_and_a_step_earns_its_change() -> None:
 def test_the_vectorised_environment_masks_and_plays_like_the_single_one() -> None:
     task = Sloped(bears=3.0)
     prober = Prober(task, task.items.ids("discover"), 10_000)
-    moves = Moves(SPACE, start_of(SPACE))
+    moves = Moves(SPACE, SPACE.start)
     trail = Trail(prober, moves, StepReward())
     many = StepsVecEnv(trail, np.array([7]), num_envs=3, max_steps=15, seed=0)
     single = gym.make(ENV_ID, prober=prober).unwrapped
@@ -350,7 +350,7 @@ def test_an_agent_learns_to_walk_the_short_way_and_asks_little() -> None:
     truth = task.radii()[0]
     settings = WalkerSettings(training=0.9, walks=1, n_envs=16, n_steps=16)
     prober = Prober(task, task.items.ids("discover"), 1500)
-    walks = Walks(prober, Moves(space, start_of(space)), 12)
+    walks = Walks(prober, Moves(space, space.start), 12)
     with torch_threads(1):
         details = train_and_walk(walks, settings, seed=0)
     assert details["gradient_updates"] > 0 and details["training_probes"] + walks.queries.sum() == prober.spent

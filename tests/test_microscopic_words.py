@@ -11,7 +11,7 @@ import pytest
 from stages.concepts import Concept, ConceptSpace
 from stages.concepts.prompts import prompt_space
 from stages.explorers import Prober
-from stages.microscopic import Moves, Robustness, measure_robustness, start_of
+from stages.microscopic import Moves, Robustness, measure_robustness
 from stages.microscopic.moves import SUBSETS
 from stages.microscopic.walks import Walks, reduce_drawn, share, try_alone, walk_back
 from stages.params import DiscoverConfig, MicroscopicConfig
@@ -124,7 +124,7 @@ def test_two_words_are_found_within_four_though_every_three_of_them_pass() -> No
     four = FOUR_ON_BLACK | {"size": "small", "colour": "red"}
     plain = {c.name: str(c.neutral) for c in SPACE.concepts}
     task = Wordy([four, plain | SMALL_THREE | {"digit": "four"}], items=3)  # the pair fails only without further words
-    walks = Walks(Prober(task, task.items.ids("discover"), 100), Moves(SPACE, start_of(SPACE)), 3)
+    walks = Walks(Prober(task, task.items.ids("discover"), 100), Moves(SPACE, SPACE.start), 3)
     walks.ask(np.arange(3), np.tile(cell(four), (3, 1)))
     assert (walks.radius == 4).all()
     walk_back(walks)
@@ -133,7 +133,7 @@ def test_two_words_are_found_within_four_though_every_three_of_them_pass() -> No
 
 def test_all_subsets_of_the_categories_are_gone_through_and_ordered_levels_stay() -> None:
     names = [Concept(f"w{n}", ("", "x"), ordered=False, neutral="") for n in range(SUBSETS + 1)]
-    moves = Moves(space := ConceptSpace((Concept("blur", (0, 1, 2), neutral=0), *names)), start_of(space))
+    moves = Moves(space := ConceptSpace((Concept("blur", (0, 1, 2), neutral=0), *names)), space.start)
     some = np.array([[2, 1, 1, 1, *[0] * (SUBSETS - 2)], [2, *[1] * (SUBSETS + 1)], [0, 1, 1, *[0] * (SUBSETS - 1)]])
     rows, cells = moves.fewer(some)
     assert rows.tolist() == [0] * 6 and (cells[:, 0] == 2).all() and not cells[:, 4:].any()
@@ -144,7 +144,7 @@ def test_all_subsets_of_the_categories_are_gone_through_and_ordered_levels_stay(
 
 def test_what_made_one_item_fail_is_tried_on_the_others() -> None:
     task = Wordy([SMALL_THREE], items=12)
-    walks = Walks(Prober(task, task.items.ids("discover"), 24), Moves(SPACE, start_of(SPACE)), 12)
+    walks = Walks(Prober(task, task.items.ids("discover"), 24), Moves(SPACE, SPACE.start), 12)
     walks.ask(np.array([4]), np.array([cell(SMALL_THREE)]))
     share(walks)
     assert (walks.radius == 2).all() and (walks.failing == cell(SMALL_THREE)).all()
@@ -153,7 +153,7 @@ def test_what_made_one_item_fail_is_tried_on_the_others() -> None:
 
 def test_nothing_is_drawn_where_every_concept_has_one_direction() -> None:
     task = planted([], noise=0.0, items=4)
-    walks = Walks(Prober(task, task.items.ids("discover"), 999), Moves(task.concepts, start_of(task.concepts)), 4)
+    walks = Walks(Prober(task, task.items.ids("discover"), 999), Moves(task.concepts, task.concepts.start), 4)
     harm = try_alone(walks)
     before = walks.prober.spent
     reduce_drawn(walks, harm, np.random.default_rng(0))

@@ -112,6 +112,23 @@ class ConceptSpace:
         indices = [c.levels.index(c.neutral) if c.neutral in c.levels else -1 for c in self.concepts]
         return None if -1 in indices else np.array(indices)
 
+    @property
+    def start(self) -> np.ndarray:
+        """Where small steps start (concepts,): the neutral level of each concept, its first where none is neutral.
+
+        If every concept has a neutral level this is the unchanged item.
+        """
+        indices = [c.levels.index(c.neutral) if c.neutral in c.levels else 0 for c in self.concepts]
+        return np.array(indices, dtype=np.int64)
+
+    @property
+    def adds_words(self) -> bool:
+        """Whether steps say more: every concept starts unsaid ("") or as a word of its own name."""
+        return all(
+            not c.ordered and c.neutral in c.levels and (c.neutral == "" or str(c.neutral) in c.name.split("_"))
+            for c in self.concepts
+        )
+
     def neutral_region(self) -> Region:
         """The region of the neutral cell alone.
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.landscape.intervals import wilson
-from stages.microscopic.moves import Moves, start_of
+from stages.microscopic.moves import Moves
 from stages.microscopic.search import FOUND, NOT_FOUND, UNCHANGED
 
 COMBINATIONS = 5  # sets of concepts named at most
@@ -34,7 +34,7 @@ def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, metrics: Mapp
     """
     if table.empty:
         return None
-    moves = Moves(space, start_of(space))
+    moves = Moves(space, space.start)
     radius = table["radius"].astype("Float64").fillna(np.inf).to_numpy(dtype=float)
     changed = table[table["status"] == FOUND]
     censored = table.loc[table["status"] == NOT_FOUND, "searched"]
@@ -73,14 +73,14 @@ def reached(table: pd.DataFrame, space: ConceptSpace, region: Region) -> dict[st
 def nearest(table: pd.DataFrame, space: ConceptSpace, n: int) -> pd.DataFrame:
     """The n smallest failing changes to show, of as many different sets of concepts as there are."""
     changed = table[table["status"] == FOUND].sort_values("radius", kind="stable")
-    sets = pd.Series(_concepts_changed(changed, space, start_of(space)), index=changed.index, dtype=object)
+    sets = pd.Series(_concepts_changed(changed, space, space.start), index=changed.index, dtype=object)
     again = sets.duplicated()
     return pd.concat([changed[~again], changed[again]]).head(n).sort_values("radius", kind="stable")
 
 
 def describe_change(space: ConceptSpace, cell: Sequence[int]) -> str:
     """What differs from the start in a cell (concepts,), in words: "rotation 10°, blur 0.6"."""
-    start = start_of(space)
+    start = space.start
     return ", ".join(
         f"{c.name} {c.label(int(i))}" for c, i, at in zip(space.concepts, cell, start, strict=True) if i != at
     )
@@ -88,16 +88,8 @@ def describe_change(space: ConceptSpace, cell: Sequence[int]) -> str:
 
 def describe_steps(space: ConceptSpace, cell: Sequence[int], steps: int) -> str:
     """A change and its size in words: "2 steps: rotation 10°, blur 0.6"; of a prompt "1 thing said: digit four"."""
-    noun, said = ("thing", " said") if adds_words(space) else ("step", "")
+    noun, said = ("thing", " said") if space.adds_words else ("step", "")
     return f"{steps} {noun}{'' if steps == 1 else 's'}{said}: {describe_change(space, cell)}"
-
-
-def adds_words(space: ConceptSpace) -> bool:
-    """Whether steps put words where there were none: every concept starts unsaid ("") or as a word of its own name."""
-    return all(
-        not c.ordered and c.neutral in c.levels and (c.neutral == "" or str(c.neutral) in c.name.split("_"))
-        for c in space.concepts
-    )
 
 
 def _concepts_changed(changed: pd.DataFrame, space: ConceptSpace, start: np.ndarray) -> list[tuple[str, ...]]:

@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from stages.explorers import ConceptVecEnv, Prober
 from stages.explorers.env import OBSERVATION_BOUND, Normaliser
-from stages.microscopic.moves import Moves, start_of
+from stages.microscopic.moves import Moves
 
 ENV_ID = "Faded/Steps-v0"
 
@@ -95,7 +95,7 @@ class StepsEnv(gym.Env[np.ndarray, np.int64]):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own convention
 
     def __init__(self, prober: Prober, reward: StepReward | None = None, max_steps: int | None = None) -> None:
-        self.moves = Moves(prober.space, start_of(prober.space))
+        self.moves = Moves(prober.space, prober.space.start)
         self.trail = Trail(prober, self.moves, reward or StepReward())
         self.observation_space, self.action_space = self.trail.observation_space, self.trail.action_space
         self.max_steps = max_steps or self.moves.longest

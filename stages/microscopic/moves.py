@@ -11,14 +11,6 @@ from stages.concepts import ConceptSpace
 SUBSETS = 7  # categories of a change of which all subsets are asked: 126 at most
 
 
-def start_of(space: ConceptSpace) -> np.ndarray:
-    """Where steps start (concepts,): the neutral level of each concept, its first (weakest) one where none is neutral.
-
-    If every concept has a neutral level this is the unchanged item.
-    """
-    return np.array([c.levels.index(c.neutral) if c.neutral in c.levels else 0 for c in space.concepts], dtype=np.int64)
-
-
 class Moves:
     """The moves of microscopic exploration, numbered; each is one step in one direction of one concept.
 

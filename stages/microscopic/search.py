@@ -18,7 +18,7 @@ from stages.explorers.prober import torch_threads
 from stages.explorers.search import ShowProgress, silent
 from stages.ledger import Ledger
 from stages.microscopic.agent import WalkerSettings, train_and_walk
-from stages.microscopic.moves import Moves, start_of
+from stages.microscopic.moves import Moves
 from stages.microscopic.walks import (
     NEVER,
     Walks,
@@ -86,7 +86,7 @@ def measure_robustness(
         show: displays the progress.
     """
     steps = config.microscopic
-    moves = Moves(task.concepts, start_of(task.concepts))
+    moves = Moves(task.concepts, task.concepts.start)
     if steps.method == "none":
         nobody = Walks(Prober(task, [], 0), moves, 0)
         return Robustness(_table(task.concepts, nobody, [], np.zeros(0, dtype=bool)), {"method": "none", "items": 0})

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace
-from stages.landscape.robustness import adds_words
 from stages.report import figures
 from stages.report.page import Picture
 from stages.report.words import interval, number, percent
@@ -33,7 +32,7 @@ def robustness_view(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     space = ConceptSpace.from_json(summary["concepts"]) if "concepts" in summary else None
     return {
         "sentence": _finding(robustness, robustness["items"] == summary.get("items")),
-        "step": _STEP[space is not None and adds_words(space)],
+        "step": _STEP[space is not None and space.adds_words],
         "bisected": space is None or any(concept.ordered for concept in space.concepts),
         "caveat": _caveat(robustness),
         "picture": _picture(robustness["within"]) if len(robustness["within"]) > 1 else None,

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from stages.concepts.prompts import check_slots, check_templates, fill, pieces, prompt_space, read_templates
 from stages.errors import UsageError
-from stages.microscopic.moves import start_of
 from stages.params import validation_lines
 from stages.tasks.contract import (
     SPLITS,
@@ -289,7 +288,7 @@ class TextToImage:
         return self._axes(self._features(item_ids))
 
     def _features(self, item_ids: Sequence[str]) -> np.ndarray:
-        start = start_of(self.concepts)
+        start = self.concepts.start
         prompts = [self.prompt(self._templates[self._rows[item]], start) for item in item_ids]
         return self.painter.embed(prompts).astype(np.float64)
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from stages.concepts.prompts import fill
 from stages.concepts.space import Concept
-from stages.microscopic.moves import start_of
 from stages.tasks.contract import SPLITS, Sheet, Split, Tally
 from stages.tasks.text_to_image.items import noise_seed
 from stages.tasks.text_to_image.pictures import strip
@@ -83,7 +82,7 @@ def _templates(task: TextToImage, split: Split) -> list[str]:
 
 
 def _start(task: TextToImage) -> dict[str, str]:
-    return task.words(start_of(task.concepts))
+    return task.words(task.concepts.start)
 
 
 def _levels(task: TextToImage, slot: str) -> Iterator[tuple[str, dict[str, str]]]:
