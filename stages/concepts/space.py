@@ -210,8 +210,8 @@ class Region:
                 continue
             if not concept.ordered:
                 others = [i for i in range(len(concept)) if i not in levels]
-                # The shorter of the two is easier to read.
-                named, verb = (others, "is not") if len(others) < len(levels) else (levels, "is")
+                # Of a long list the rest is easier to read.
+                named, verb = (others, "is not") if len(levels) > max(3, len(others)) else (levels, "is")
                 parts.append(f"{concept.name} {verb} {' or '.join(concept.label(i) for i in named)}")
                 continue
             weakest, strongest = concept.label(min(levels)), concept.label(max(levels))
