@@ -339,6 +339,7 @@ def test_an_exhibit_shows_the_pictures_and_the_prompt_by_slot(task):
         ({"bias": {"subject": "colour", "attribute": "colour"}}, "subject and attribute are both colour"),
         ({"bias": BIAS | {"guidance": [9.0, 1.0]}}, "the largest has to be the sampler's own, 2"),
         ({"sampling": {"step": 3}}, "did you mean 'steps'"),
+        ({"sampling": {"scheduler": "DDIMSheduler"}}, "did you mean DDIMScheduler"),
     ],
 )
 def test_wrong_settings_are_told_before_anything_runs(home, changes, told):

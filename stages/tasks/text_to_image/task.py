@@ -41,6 +41,7 @@ from stages.tasks.text_to_image.models import MODEL_LOADERS, load_pipeline
 from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, from_png, strip
 from stages.tasks.text_to_image.quality import load_quality, quality_errors
 from stages.tasks.text_to_image.sample import Drawing, Painter
+from stages.tasks.text_to_image.schedulers import scheduler_errors
 from stages.tasks.text_to_image.studio import Order, Studio
 from stages.tasks.text_to_image.views import sheets, tallies
 
@@ -113,6 +114,7 @@ class TextToImage:
             errors += source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
             errors += source_errors(config.pictures, PICTURE_LOADERS, "prepare.pictures", context.inputs)
             errors += source_errors(config.judge, JUDGE_LOADERS, "prepare.judge", context.inputs)
+            errors += scheduler_errors(config.sampling)
             errors += _template_errors(config, context)
         try:
             settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
