@@ -25,6 +25,7 @@ from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from stages.tasks import read_back
 from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image import lora as lora_module
 from stages.tasks.text_to_image import verify as verify_module
@@ -462,7 +463,7 @@ def in_this_process(command, **_):
 
 
 def test_a_damaged_adapter_is_found_out(repaired, tmp_path, monkeypatch):
-    monkeypatch.setattr(verify_module.subprocess, "run", in_this_process)
+    monkeypatch.setattr(read_back.subprocess, "run", in_this_process)
     task, out, _, _ = repaired
     pipeline = tiny()
     pipeline.load_lora_weights(out)

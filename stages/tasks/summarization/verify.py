@@ -7,27 +7,21 @@ and not those of the base.
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.errors import BugError, UsageError, run_as_command
+from stages.errors import UsageError
 from stages.tasks.contract import Compute
+from stages.tasks.read_back import command_line, compare, compare_in_fresh_process
 from stages.tasks.summarization.generate import Summarizer
 from stages.tasks.summarization.models import load_summarizer
 from stages.tasks.summarization.training import Lesson, told_and_wanted
-
-# Logits read back may differ in their last bits (threads, kernels), by far less than the repair changed them.
-TOLERANCE = 0.02
 
 
 def verify(folder: Path, base: Path, before: Summarizer, after: Summarizer, lessons: Sequence[Lesson]) -> None:
@@ -50,18 +44,8 @@ def verify(folder: Path, base: Path, before: Summarizer, after: Summarizer, less
             "restructure: the repaired model answers exactly as before, so training changed less than its weights can"
             " hold; raise restructure.settings.learning_rate or steps"
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        tensors, asked = Path(scratch) / "logits.safetensors", Path(scratch) / "lessons.json"
-        save_file(known, tensors)
-        asked.write_text(
-            json.dumps({"lessons": list(lessons), "compute": asdict(after.compute)}, ensure_ascii=False),
-            encoding="utf-8",
-        )
-        command = [sys.executable, "-m", "stages.tasks.summarization.verify", folder, base, tensors, asked]
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        told = done.stderr.rpartition("error: ")[2].strip()  # libraries warn before it
-        raise BugError(f"the repaired model could not be read back from {folder}: {told}")
+    question = {"lessons": list(lessons), "compute": asdict(after.compute)}
+    compare_in_fresh_process(__name__, folder, base, known, question)
 
 
 def answers(summarizer: Summarizer, lessons: Sequence[Lesson]) -> Tensor:
@@ -81,19 +65,8 @@ def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
     told = json.loads(asked.read_text(encoding="utf-8"))
     compute = Compute(**told["compute"])
     torch.set_num_threads(compute.threads)
-    known = load_file(tensors)
-    found = answers(load_summarizer(folder, compute, base), told["lessons"])
-    changed = float((known["after"] - known["before"]).norm())
-    off = float((found - known["after"]).norm())
-    if not off <= TOLERANCE * changed:
-        raise BugError(
-            f"its logits differ by {off:.3g} from those in memory, where the repair changed them by {changed:.3g}"
-        )
+    compare("logits", answers(load_summarizer(folder, compute, base), told["lessons"]), load_file(tensors))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("folder", "base", "tensors", "asked"):
-        parser.add_argument(name, type=Path)
-    arguments = parser.parse_args()
-    run_as_command(lambda: main(**vars(arguments)))
+    command_line(__doc__, main)

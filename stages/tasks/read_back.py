@@ -1,0 +1,73 @@
+"""A repair is read back by a fresh process, as any user reads it, and compared with the model in memory.
+
+What was written wrongly would be judged by `re_evaluate` as if it were the repair. A task has a module with a `main`
+that reads a folder, asks it what `compare_in_fresh_process` was given, and ends in `compare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stages.errors import BugError, run_as_command
+
+# Another process may compute the last bits otherwise (threads, kernels): far less than the repair changed.
+TOLERANCE = 0.02
+
+
+def compare_in_fresh_process(
+    module: str, folder: Path, base: Path, known: Mapping[str, Tensor], question: Mapping[str, Any]
+) -> None:
+    """Run a task's module, which compares what the repair in a folder answers with what is known.
+
+    Args:
+        module: run as `python -m module FOLDER BASE TENSORS ASKED`, see `command_line`.
+        folder: the repair.
+        base: the model folder it was made for.
+        known: answers before and after the repair, of the models in memory.
+        question: plain data, what to ask.
+
+    Raises:
+        BugError: when the module ends with an error.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        tensors, asked = Path(scratch) / "known.safetensors", Path(scratch) / "asked.json"
+        save_file(dict(known), tensors)
+        asked.write_text(json.dumps(question, ensure_ascii=False), encoding="utf-8")
+        command = [sys.executable, "-m", module, folder, base, tensors, asked]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = done.stderr.rpartition("error: ")[2].strip()  # libraries warn before it
+        raise BugError(f"the repaired model could not be read back from {folder}: {told}")
+
+
+def compare(what: str, found: Tensor, known: Mapping[str, Tensor]) -> None:
+    """Compare answers read back with those `before` and `after` the repair.
+
+    Raises:
+        BugError: when they differ from those after by more than a small part of what the repair changed.
+    """
+    before, after = known["before"].float(), known["after"].float()
+    changed, off = float((after - before).norm()), float((found.float() - after).norm())
+    if not off <= TOLERANCE * changed:
+        raise BugError(
+            f"its {what} differ by {off:.3g} from those in memory, where the repair changed them by {changed:.3g}"
+        )
+
+
+def command_line(doc: str | None, main: Callable[[Path, Path, Path, Path], None]) -> None:
+    """Run a module's `main` with the four paths of its command."""
+    parser = argparse.ArgumentParser(description=doc)
+    for name in ("folder", "base", "tensors", "asked"):
+        parser.add_argument(name, type=Path)
+    arguments = parser.parse_args()
+    run_as_command(lambda: main(arguments.folder, arguments.base, arguments.tensors, arguments.asked))
