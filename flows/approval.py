@@ -26,10 +26,10 @@ def needs_decision(params: Params, audit: str) -> str | None:
     """
     if not waits_for_person(params, audit) or not (stage_dir(audit, "summarize") / "landscape.json").exists():
         return None
-    from stages.collect_feedback import decision_path, landscape_hash
+    from stages.decisions import standing
 
-    landscape = landscape_hash(audit)
-    return None if decision_path(audit, landscape).exists() else landscape
+    now = standing(params, audit)
+    return None if now.complete else now.landscape
 
 
 def how_to_decide(audit: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.run_stage import StageResult
-from stages.collect_feedback import NO_HUMAN
+from stages.decisions import NO_HUMAN
 from stages.environment import WORK
 from stages.files import read_json, stage_dir
 from stages.params import Params

@@ -161,6 +161,16 @@ class FeedbackConfig(Strict):
 
     policy: Literal["top-k", "wait"] = Field(description="top-k decides by rule, without a human; wait asks a person")
     modes: int = Field(3, ge=1, description="top-k: how many modes to repair, worst first")
+    reviewers: int = Field(1, ge=1, description="wait: how many people have to decide")
+    timeout_hours: float | None = Field(
+        None, gt=0, description="wait: hours after which no decision is recorded as a rejection; by default none"
+    )
+
+    @model_validator(mode="after")
+    def _rules_ask_nobody(self) -> FeedbackConfig:
+        if self.policy == "top-k" and (self.reviewers > 1 or self.timeout_hours is not None):
+            raise ValueError("policy top-k asks nobody, so reviewers and timeout_hours need policy wait")
+        return self
 
 
 class RestructureConfig(Strict):

@@ -36,7 +36,7 @@ from stages.landscape import (
 from stages.landscape.robustness import describe_steps, nearest, reached, summarize_robustness
 from stages.params import load_params, task_class, task_context
 from stages.provenance import provenance
-from stages.report import Gallery, PicturedCell, write_landscape_report
+from stages.report import Gallery, PicturedCell, write_exhibits, write_landscape_report
 from stages.tasks.contract import Exhibit, Illustrated, Tallied, Task
 
 MOST_EXAMPLES = 24  # of each kind, as summarize.examples allows
@@ -98,9 +98,11 @@ def main(name: str) -> None:
         "items": len(item_ids),
     }
     metrics = _metrics(summary, passed)
+    shown = galleries(task, modes, probes, audit.summarize.examples, audit.seed)
     with publishing(stage_dir(name, "summarize")) as out:
         table.to_parquet(out / "landscape.parquet", index=False)
         write_json(out / "landscape.json", summary)
+        write_exhibits(out / "exhibits.parquet", shown)
         write_json(out / "verdict.json", verdict)
         write_json(out / "metrics.json", metrics, schema=False)
         record = provenance(name, audit, prepared)
@@ -111,7 +113,7 @@ def main(name: str) -> None:
             summary=summary,
             verdict=verdict,
             probes=probes,
-            galleries=galleries(task, modes, probes, audit.summarize.examples, audit.seed),
+            galleries=shown,
             nearest=nearest_failures(task, walked, audit.summarize.examples),
             extremes=best_and_worst(task, table, probes) if isinstance(task, Illustrated) else {},
             sheets=task.sheets("discover") if isinstance(task, Illustrated) else [],
@@ -188,7 +190,7 @@ def galleries(task: Task, modes: Sequence[Mode], probes: pd.DataFrame, examples:
         exhibits = task.exhibit(rows["item"].tolist(), np.array(rows["cell"].tolist())) if len(rows) else []
         named = [replace(e, caption=f"{id_} - {e.caption}") for e, id_ in zip(exhibits, rows["id"], strict=True)]
         failing = int(rows["failed"].sum())
-        shown[mode.id] = Gallery(failing=named[:failing], passing=named[failing:])
+        shown[mode.id] = Gallery(failing=named[:failing], passing=named[failing:], ids=rows["id"].tolist())
     return shown
 
 

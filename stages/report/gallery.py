@@ -20,10 +20,14 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Gallery(NamedTuple):
-    """Examples of one failure mode: probes the model fails on and, from the same region, probes it passes."""
+    """Examples of one failure mode: probes the model fails on and, from the same region, probes it passes.
+
+    `ids` are those by which a decision refers to them, in the same order.
+    """
 
     failing: list[Exhibit]
     passing: list[Exhibit]
+    ids: Sequence[str] = ()
 
 
 class PicturedCell(NamedTuple):

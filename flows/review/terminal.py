@@ -15,18 +15,18 @@ from rich.markup import escape
 from rich.prompt import Confirm, Prompt
 from rich.table import Table
 
-from stages.collect_feedback import (
+from stages.concepts import ConceptSpace
+from stages.decisions import (
     SEVERITIES,
     Action,
     Decision,
     ExampleRating,
     ModeDecision,
-    decision_path,
     landscape_hash,
-    write_decision,
+    record_decision,
+    standing,
 )
-from stages.concepts import ConceptSpace
-from stages.errors import UsageError
+from stages.errors import AlreadyDecided, UsageError
 from stages.files import read_json, stage_dir
 from stages.params import Params, task_class
 from stages.restructure import learns_from_examples
@@ -34,8 +34,14 @@ from stages.restructure import learns_from_examples
 RATINGS = [str(rating) for rating in range(1, 11)]
 
 
-def review_landscape(params: Params, audit: str, console: Console) -> None:
+def review_landscape(params: Params, audit: str, console: Console, revise: bool = False) -> None:
     """Ask for a decision on the audit's present landscape and write it; Enter takes the default of a question.
+
+    Args:
+        params: the workspace's.
+        audit: whose landscape.
+        console: where to ask.
+        revise: decide again, in the place of an earlier decision.
 
     Raises:
         UsageError: when there is no landscape, nothing to decide, or the answers end before the questions do.
@@ -47,19 +53,23 @@ def review_landscape(params: Params, audit: str, console: Console) -> None:
     if params.repairs[audit].feedback.policy != "wait":
         note = f"repairs.{audit}.feedback.policy is top-k, so a rule decides; set it to wait to decide yourself"
         console.print(f"[yellow]note:[/] {note}", highlight=False)
-    path = decision_path(audit, landscape)
+    now = standing(params, audit)
+    if now.complete and not revise:
+        raise AlreadyDecided(
+            f"{', '.join(d.reviewer for d in now.decisions)} decided on landscape {landscape} of {audit} already;"
+            f" to decide again on purpose: `faded review {audit} --revise`"
+        )
     try:
-        if path.exists() and not Confirm.ask(f"{path} exists already. Decide again?", default=False, console=console):
-            console.print("kept as it is")
-            return
         decision = _dialogue(landscape, summary, _learns(params, audit, summary["modes"]), console)
         if not Confirm.ask("Write this decision?", default=True, console=console):
             console.print("nothing written")
             return
     except EOFError:
         raise UsageError("the review was broken off; no decision was written") from None
-    written = write_decision(audit, decision)
-    console.print(f"written to {written}: commit it, then run `faded audit {audit}`", highlight=False, soft_wrap=True)
+    written = record_decision(params, audit, decision, "terminal", revise=revise)
+    console.print(
+        f"written to {written.path}: commit it, then run `faded audit {audit}`", highlight=False, soft_wrap=True
+    )
 
 
 def _learns(params: Params, audit: str, modes: list[dict[str, Any]]) -> bool:

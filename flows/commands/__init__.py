@@ -1,0 +1,81 @@
+"""The commands of `faded`, one module for each thing people come for.
+
+They only wire, and import what they need when they run, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from stages.params import Params
+
+app = typer.Typer(
+    name="faded",
+    help="Audit a pre-trained model before deployment: find its failures, show them, repair it, prove the repair.",
+    epilog="Exit codes: 0 pass, 1 a gate failed, 2 bad input, 3 infrastructure (a retry may help).",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Audits = Annotated[
+    Optional[list[str]],  # noqa: UP045  # typer reads this at run time
+    typer.Argument(metavar="[AUDIT]...", help="Names under audits: in params.yaml; the first one by default."),
+]
+All = Annotated[bool, typer.Option("--all", help="All audits of params.yaml.")]
+Audit = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(metavar="[AUDIT]", help="A name under audits: in params.yaml; the first one by default."),
+]
+Preset = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="NAME", help="A variant of the audit: the audit AUDIT-NAME of params.yaml, say news-quick."),
+]
+
+
+def open_workspace(audits: list[str] | None, all_: bool, preset: str | None = None) -> tuple[Params, list[str]]:
+    """Enter the workspace, check params.yaml and the names of audits; each becomes that of its preset if one is named.
+
+    Raises:
+        UsageError: when there is no such audit or preset, or a preset is wanted of all audits.
+    """
+    from flows.workspace import enter_workspace
+    from stages.errors import UsageError
+    from stages.params import load_params
+
+    enter_workspace()
+    params = load_params(Path("params.yaml"))
+    if all_ and preset is not None:
+        raise UsageError("--all takes every audit of params.yaml, presets among them: name audits for --preset")
+    names = list(params.audits) if all_ else list(dict.fromkeys(audits or list(params.audits)[:1]))
+    for name in names:
+        params.audit(name)
+    return params, names if preset is None else [_preset(params, name, preset) for name in names]
+
+
+def _preset(params: Params, name: str, preset: str) -> str:
+    """The audit that is this preset of another."""
+    from stages.errors import UsageError
+
+    if (wanted := f"{name}-{preset}") not in params.audits:
+        known = [other.removeprefix(f"{name}-") for other in params.audits if other.startswith(f"{name}-")]
+        found = ", ".join(known) or "none"
+        raise UsageError(f"audit {name!r} has no preset {preset!r} ({wanted} in params.yaml), found: {found}")
+    return wanted
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say what is being waited for, as long as the block takes."""
+    with console.status(f"{what} ..."):
+        yield

@@ -1,0 +1,152 @@
+"""Run audits, and look at what came out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from flows.commands import All, Audit, Audits, Preset, app, console, errors, open_workspace, working
+
+
+@app.command(
+    epilog="Examples:  [cyan]faded audit[/]   [cyan]faded audit imagenet[/]   [cyan]faded audit --all[/]"
+    "   [cyan]faded audit news --preset quick[/]"
+)
+def audit(
+    audits: Audits = None,
+    all_: All = False,
+    preset: Preset = None,
+    runner: Annotated[
+        str, typer.Option("--runner", envvar="FADED_RUNNER", help="Where stages run: threads (of this machine).")
+    ] = "threads",
+) -> None:
+    """Run what is stale of an audit, and end with its verdict and the path of its report.
+
+    Whatever was interrupted goes on where it was; what did not change is not run again. A Prefect server is used
+    when PREFECT_API_URL names one, else a local one lives as long as the command.
+    """
+    from flows.run import run_audits
+
+    params, names = open_workspace(audits, all_, preset)
+    try:
+        code = run_audits(params, names, runner, console)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    raise typer.Exit(int(code))
+
+
+@app.command(epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
+def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> None:
+    """Say what an audit would run, why, and what it would cost, before anything runs."""
+    from flows.estimate import estimate
+    from flows.graph import read_graph
+    from flows.screen import read_screening
+    from flows.views import show_last_screening, show_plan
+    from stages.check import check_audits
+
+    params, names = open_workspace(audits, all_, preset)
+    with working("checking params.yaml and asking DVC what is stale"):
+        check_audits(params, names)
+        graph = read_graph()
+    show_plan(console, estimate(params, graph, names))
+    for name in names:
+        if (last := read_screening(params, graph, name)) is not None:
+            show_last_screening(console, name, *last)
+
+
+@app.command(epilog="Examples:  [cyan]faded screen mnist[/]   [cyan]faded screen mnist --probes 1000 --write[/]")
+def screen(
+    audit: Audit = None,
+    probes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--probes", help="Unique probes to spend at most.", show_default="600"),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the proposed levels to params.yaml.")] = False,
+) -> None:
+    """Say in a few hundred probes which concepts show no effect, and with which levels 15 to 30% of probes fail.
+
+    Only the levels of the audit's concepts are ever written, and only with --write. The same command again, or after
+    a kill, is answered from what was asked before.
+    """
+    from flows.screen import screen_audit
+
+    params, [name] = open_workspace([audit] if audit else None, False)
+    try:
+        screen_audit(params, name, probes, write, console)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+
+
+@app.command(epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist[/]")
+def status(audits: Audits = None) -> None:
+    """Say of every stage whether it is fresh, and of every audit what its last verdict was."""
+    from flows.graph import read_graph
+    from flows.results import read_verdict
+    from flows.views import show_status
+    from flows.workspace import running_audit
+
+    params, names = open_workspace(audits, not audits)
+    with working("asking DVC what is stale"):
+        graph = read_graph()
+    show_status(console, graph.of(names), [read_verdict(params, name) for name in names], running_audit())
+
+
+@app.command(epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]")
+def report(
+    audit: Audit = None,
+    preset: Preset = None,
+    open_: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open it in the browser, or only print its path.")
+    ] = True,
+) -> None:
+    """Open the report of an audit."""
+    from flows.results import read_verdict
+    from stages.errors import UsageError
+
+    params, [name] = open_workspace([audit] if audit else None, False, preset)
+    path = read_verdict(params, name).report
+    if path is None:
+        raise UsageError(f"audit {name!r} has no report yet: run `faded audit {name}`")
+    console.print(str(path.resolve()), soft_wrap=True, highlight=False)
+    if open_:
+        typer.launch(path.resolve().as_uri())
+
+
+@app.command(epilog="Examples:  [cyan]faded compare HEAD~1 HEAD[/]   [cyan]faded compare v1 workspace imagenet[/]")
+def compare(
+    rev_a: Annotated[str, typer.Argument(metavar="REV_A", help="A git revision, or `workspace`.")],
+    rev_b: Annotated[str, typer.Argument(metavar="REV_B", help="Another one.")],
+    audit: Audit = None,
+) -> None:
+    """Compare the landscapes of two revisions; refuses runs that are not alike, and says in what they differ."""
+    from flows.compare import compare_revisions
+    from flows.views import show_comparison
+
+    _params, [name] = open_workspace([audit] if audit else None, False)
+    show_comparison(console, compare_revisions(rev_a, rev_b, name))
+
+
+@app.command(epilog="Examples:  [cyan]faded study[/]   [cyan]faded study ppo model_based[/]")
+def study(
+    explorers: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="[EXPLORER]...", help="Only these, where they are stale; all by default."),
+    ] = None,
+) -> None:
+    """Compare all explorers on landscapes whose truth is known, and write docs/study.md.
+
+    Every explorer gets the same budgets and seeds. Results are DVC's (benchmarks/study/dvc.yaml): only what is stale
+    runs, and a run that was stopped goes on.
+    """
+    from flows.study import run_study
+    from flows.workspace import enter_workspace
+
+    enter_workspace()
+    try:
+        run_study(explorers or [], console)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None

@@ -1,0 +1,1 @@
+"""Where people look at a landscape and decide: in the terminal, and on a page."""

@@ -1,0 +1,50 @@
+"""What people decide on a landscape: what a decision says, the files it is kept in, and how several become one plan."""
+
+from stages.decisions.files import (
+    Standing,
+    check_fits,
+    decisions_dir,
+    landscape_hash,
+    read_chain,
+    read_draft,
+    record_decision,
+    shown_examples,
+    standing,
+)
+from stages.decisions.merge import RULE, merge
+from stages.decisions.model import (
+    NO_HUMAN,
+    SEVERITIES,
+    Action,
+    Decision,
+    ExampleRating,
+    ModeDecision,
+    RatedProbe,
+    Recorded,
+    Via,
+    proposal,
+)
+
+__all__ = [
+    "NO_HUMAN",
+    "RULE",
+    "SEVERITIES",
+    "Action",
+    "Decision",
+    "ExampleRating",
+    "ModeDecision",
+    "RatedProbe",
+    "Recorded",
+    "Standing",
+    "Via",
+    "check_fits",
+    "decisions_dir",
+    "landscape_hash",
+    "merge",
+    "proposal",
+    "read_chain",
+    "read_draft",
+    "record_decision",
+    "shown_examples",
+    "standing",
+]

@@ -1,0 +1,110 @@
+"""What a person says of a landscape, and what is recorded of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from stages.params import Strict
+
+Action = Literal["repair", "accept", "ignore"]
+# How a decision came in: the review page, the terminal, `faded approve` or `reject`, Prefect's own page, a file
+# written by hand, or nobody in time.
+Via = Literal["page", "terminal", "command", "prefect", "file", "time-out"]
+NO_HUMAN = "decided by policy, no human"
+SEVERITIES = {"low": 0.5, "medium": 1.0, "high": 2.0}
+
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+_Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ModeDecision(Strict):
+    """What is to happen with one failure mode.
+
+    `accept` is a failure people can live with, `ignore` one that does not matter to them; neither is repaired, and
+    both are watched by re-evaluate.
+    """
+
+    id: str
+    action: Action
+    severity: float = Field(1.0, gt=0, le=10, description="weight of the mode in the repair")
+    reason: str = ""
+
+
+class ExampleRating(Strict):
+    """What a person says of one example that the report shows of a mode; the scales are the paper's."""
+
+    id: str = Field(description="as in the report: M1.1")
+    rating: int | None = Field(None, strict=True, ge=1, le=10, description="of the answer, 1 useless to 10 perfect")
+    bias: int | None = Field(None, strict=True, ge=1, le=10, description="of the answer, 1 not biased to 10 wholly")
+    corrected: _Text | None = Field(None, description="the answer the person would have wanted")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.rating is None and self.bias is None and self.corrected is None:
+            raise ValueError(
+                f"example {self.id} has neither a rating nor a bias nor a corrected answer, expected one of them"
+            )
+        return self
+
+
+class RatedProbe(ExampleRating):
+    """A rated example with the probe it is about, so that it can be learnt from when the landscape is gone."""
+
+    mode: str
+    item: str
+    cell: list[int] = Field(description="level indices")
+    output: str
+    discrepancy: float
+
+
+class Decision(Strict):
+    """A person's decision on one landscape."""
+
+    landscape: str = Field(pattern=r"^[0-9a-f]{16}$", description="hash of the landscape it was made on")
+    reviewer: _Text
+    reason: str = ""
+    approve: bool
+    modes: list[ModeDecision]
+    examples: Sequence[ExampleRating] = Field(default_factory=list)
+
+    @field_validator("modes", "examples")
+    @classmethod
+    def _once(cls, entries: list[Any]) -> list[Any]:
+        ids = [entry.id for entry in entries]
+        if twice := sorted({name for name in ids if ids.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is there twice, expected one word on each")
+        return entries
+
+
+class Recorded(Decision):
+    """A decision as its file keeps it.
+
+    Args:
+        time: when it was recorded, UTC (ISO 8601).
+        tool: name and version of what recorded it.
+        via: how it came in.
+        scale: hash of what defines the discrepancies of the landscape: ratings of two scales are not one data set.
+        previous: SHA-256 of the decision files of this audit that nothing followed before; so an edit of an earlier
+            one shows. More than one after branches were merged.
+        revises: SHA-256 of the files whose place it takes.
+    """
+
+    time: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+    tool: str
+    via: Via
+    scale: str
+    previous: list[_Hash]
+    revises: list[_Hash] = Field(default_factory=list)
+    examples: Sequence[RatedProbe] = Field(default_factory=list)
+
+
+def proposal(modes: Sequence[Mapping[str, Any]]) -> list[ModeDecision]:
+    """What is proposed where a person says nothing of a mode: repair what is confirmed, never what may be chance.
+
+    Args:
+        modes: as in landscape.json.
+    """
+    return [ModeDecision(id=m["id"], action="repair" if m.get("confirmed") else "ignore") for m in modes]
