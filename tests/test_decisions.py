@@ -1,4 +1,4 @@
-"""Decisions: bound to one landscape, whole or not at all, and refused where they do not fit."""
+"""Decisions: bound to one landscape, chained, whole or not at all, and refused where they do not fit."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import pandas as pd
 import pytest
 
 from stages import collect_feedback as feedback
-from stages.errors import DecisionNeeded, RejectedError, UsageError
+from stages import decisions
+from stages.decisions import Decision, Recorded, Standing
+from stages.decisions.files import Kept
+from stages.errors import AlreadyDecided, DecisionNeeded, RejectedError, UsageError
 from stages.files import read_json, write_json
-from stages.params import FeedbackConfig
+from stages.params import FeedbackConfig, Params
+from tests.workspace import audit_params, repair_params
 
 
 def example(name: str, failed: bool = True) -> dict:
@@ -43,24 +47,54 @@ def landscape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def decision(**changes: object) -> feedback.Decision:
+def params(reviewers: int = 1) -> Params:
+    repair = repair_params(feedback={"policy": "wait", "reviewers": reviewers})
+    return Params.model_validate({"audits": {"x": audit_params()}, "repairs": {"x": repair}})
+
+
+def decision(**changes: object) -> Decision:
     modes = [{"id": m["id"], "action": "repair", "severity": 2.0, "reason": "unsafe"} for m in MODES]
-    given = {"landscape": feedback.landscape_hash("x"), "reviewer": "Ada", "approve": True, "modes": modes, **changes}
-    return feedback.Decision.model_validate(given)
+    given = {"landscape": decisions.landscape_hash("x"), "reviewer": "Ada", "approve": True, "modes": modes, **changes}
+    return Decision.model_validate(given)
+
+
+def record(reviewers: int = 1, revise: bool = False, **changes: object) -> Kept[Recorded]:
+    return decisions.record_decision(params(reviewers), "x", decision(**changes), "terminal", revise=revise)
+
+
+def now(reviewers: int = 1) -> Standing:
+    return decisions.standing(params(reviewers), "x")
+
+
+def plan(reviewers: int = 1) -> dict:
+    return feedback._by_person(params(reviewers), "x", summary())
 
 
 def summary() -> dict:
     return read_json(Path("data/x/summarize/landscape.json"))
 
 
+def words(**actions: str) -> list[dict]:
+    return [{"id": m["id"], "action": actions.get(m["id"], "ignore")} for m in MODES]
+
+
 def test_a_decision_comes_back_as_it_was_made(landscape: Path) -> None:
     corrected = "It is: a 'long'  answer,\nof two lines # and more. " * 5
-    examples = [{"id": "M2.1", "corrected": corrected}, {"id": "M1.3", "rating": 10}]
+    examples = [{"id": "M2.1", "corrected": corrected}, {"id": "M1.3", "rating": 10, "bias": 1}]
     made = decision(reason='Ümlaut: and "quotes"\n# no comment', examples=examples)
-    path = feedback.write_decision("x", made)
-    assert path == Path("data/x/decisions") / f"{made.landscape}.yaml"
-    assert feedback.read_decision("x") == made
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    kept = decisions.record_decision(params(), "x", made, "page")
+    assert kept.path == Path("data/x/decisions") / f"{made.landscape}.yaml"
+    [found] = now().kept
+    assert found == kept and now().complete
+    said = found.decision.model_dump(include=set(Decision.model_fields), exclude={"examples"})
+    assert said == made.model_dump(exclude={"examples"})
+    about = {"cell": [1, 0], "output": "No.", "discrepancy": 0.5}
+    assert [e.model_dump(exclude_none=True) for e in found.decision.examples] == [
+        {"id": "M2.1", "corrected": corrected.strip(), "mode": "M2", "item": "item of M2.1", **about},
+        {"id": "M1.3", "rating": 10, "bias": 1, "mode": "M1", "item": "item of M1.3", **about},
+    ]
+    assert found.decision.via == "page" and found.decision.tool.startswith("faded ")
+    assert [p.name for p in kept.path.parent.iterdir()] == [kept.path.name]
 
 
 def test_the_plan_holds_what_was_decided(landscape: Path) -> None:
@@ -69,26 +103,135 @@ def test_the_plan_holds_what_was_decided(landscape: Path) -> None:
         {"id": "M2", "action": "repair", "severity": 2.0},
         {"id": "M3", "action": "ignore"},
     ]
-    feedback.write_decision("x", decision(modes=modes))
-    plan = feedback._by_person("x", summary())
-    assert plan["decided_by"] == "human" and plan["reviewer"] == "Ada"
-    assert [(m["id"], m["action"], m["severity"]) for m in plan["modes"]] == [
-        ("M1", "accept", 1.0),
-        ("M2", "repair", 2.0),
-        ("M3", "ignore", 1.0),
+    record(modes=modes, reason="for the release")
+    made = plan()
+    assert made["decided_by"] == "human" and made["reviewer"] == "Ada" and made["reason"] == "for the release"
+    assert [(m["id"], m["action"], m["severity"], m["reason"]) for m in made["modes"]] == [
+        ("M1", "accept", 1.0, "known"),
+        ("M2", "repair", 2.0, ""),
+        ("M3", "ignore", 1.0, ""),
     ]
-    assert plan["modes"][1]["region"] == {"b": [1, 2]}
+    assert made["modes"][1]["region"] == {"b": [1, 2]} and "rule" not in made
 
 
 def test_the_plan_says_what_was_rated_and_keeps_what_is_not_repaired(landscape: Path) -> None:
-    modes = [{"id": m["id"], "action": "accept"} for m in MODES]
     examples = [{"id": "M2.1", "rating": 3, "corrected": " Yes. "}, {"id": "M1.3", "rating": 10}]
-    feedback.write_decision("x", decision(modes=modes, examples=examples))
-    answer = {"cell": [1, 0], "output": "No."}
-    assert feedback._by_person("x", summary())["examples"] == [
+    record(modes=words(M1="accept", M2="accept", M3="accept"), examples=examples)
+    answer = {"cell": [1, 0], "output": "No.", "bias": None}
+    assert plan()["examples"] == [
         {"id": "M2.1", "mode": "M2", "item": "item of M2.1", **answer, "rating": 3, "corrected": "Yes."},
         {"id": "M1.3", "mode": "M1", "item": "item of M1.3", **answer, "rating": 10, "corrected": None},
     ]
+
+
+def test_a_second_decision_is_refused_and_the_first_one_stays(landscape: Path) -> None:
+    kept = record(reason="first")
+    before = kept.path.read_bytes()
+    for reviewer in ("ada ", "Grace"):
+        with pytest.raises(AlreadyDecided, match=r"Ada approved landscape .* a second decision is refused.*--revise"):
+            record(reviewer=reviewer)
+    assert kept.path.read_bytes() == before and len(list(kept.path.parent.iterdir())) == 1
+
+
+def test_a_revision_takes_the_place_of_what_was_said_before(landscape: Path) -> None:
+    first = record(approve=False, reason="no")
+    second = record(revise=True, reviewer="Grace", modes=words(M2="repair"))
+    assert second.path.name == f"{first.decision.landscape}.2.yaml"
+    assert second.decision.revises == second.decision.previous == [first.sha256]
+    assert now().kept == (second,) and first.path.exists()
+    assert plan()["reviewer"] == "Grace"
+
+
+def test_two_reviewers_are_both_asked_and_merged_by_the_rule(landscape: Path) -> None:
+    rated = [{"id": "M1.1", "rating": 2}, {"id": "M2.1", "corrected": "Yes."}]
+    record(2, modes=[{"id": "M1", "action": "repair", "severity": 2.0, "reason": "seen"}, *words(M2="accept")[1:]],
+           examples=rated, reason="mine")  # fmt: skip
+    assert (now(2).missing, now(2).complete) == (1, False)
+    with pytest.raises(DecisionNeeded, match=r"Ada decided on landscape .* 2 reviewers are asked"):
+        plan(2)
+    with pytest.raises(AlreadyDecided):
+        record(2, reviewer="ADA")
+    record(2, reviewer="Grace", modes=words(M1="ignore", M2="accept", M3="accept"),
+           examples=[{"id": "M1.1", "rating": 5, "corrected": "No!"}, {"id": "M2.1", "corrected": "Ja."}])  # fmt: skip
+    assert now(2).complete
+    made = plan(2)
+    assert made["reviewer"] == "Ada, Grace" and made["rule"] == decisions.RULE and made["reason"] == "Ada: mine"
+    assert [(m["action"], m["severity"], m["reason"]) for m in made["modes"]] == [
+        ("repair", 2.0, "Ada: seen"),  # one each way: the careful one, with the weight of who wants it
+        ("accept", 1.0, ""),
+        ("accept", 1.0, ""),
+    ]
+    assert [(e["id"], e["rating"], e["corrected"]) for e in made["examples"]] == [
+        ("M1.1", 3, "No!"), ("M2.1", None, "Yes."), ("M2.1", None, "Ja."),
+    ]  # fmt: skip
+    with pytest.raises(AlreadyDecided):
+        record(2, reviewer="Linus")
+
+
+def test_of_three_most_win(landscape: Path) -> None:
+    for name, action in (("Ada", "ignore"), ("Grace", "repair"), ("Linus", "ignore")):
+        record(3, reviewer=name, modes=words(M1=action))
+    assert plan(3)["modes"][0]["action"] == "ignore"
+
+
+def test_one_rejection_of_several_is_enough(landscape: Path) -> None:
+    record(2, approve=False, reason="not for children")
+    assert now(2).complete
+    with pytest.raises(RejectedError, match="not for children"):
+        plan(2)
+
+
+def test_decisions_are_chained_so_that_an_edit_shows(landscape: Path) -> None:
+    first = record()
+    write_json(landscape / "landscape.json", {"modes": MODES, "more": 1})
+    second = record(reviewer="Grace")
+    assert second.decision.previous == [first.sha256]
+    assert [kept.sha256 for kept in decisions.read_chain("x")] == [first.sha256, second.sha256]
+    text = first.path.read_text()
+    for change in (lambda: first.path.write_text(text.replace("unsafe", "unsave")), first.path.unlink):
+        change()
+        with pytest.raises(UsageError, match=rf"{second.path.name} \(by Grace, .*\) follows one that is missing or no"):
+            decisions.read_chain("x")
+        first.path.write_text(text)
+    assert len(decisions.read_chain("x")) == 2
+
+
+def test_two_branches_of_decisions_are_joined_by_the_next(landscape: Path, tmp_path: Path) -> None:
+    kept = []
+    for more in (1, 2):  # each made where the other was not known, as on two branches of git
+        write_json(landscape / "landscape.json", {"modes": MODES, "more": more})
+        for other in kept:
+            other.path.rename(tmp_path / other.path.name)
+        kept.append(record(reviewer=f"R{more}"))
+    (tmp_path / kept[0].path.name).rename(kept[0].path)
+    write_json(landscape / "landscape.json", {"modes": MODES, "more": 3})
+    third = record()
+    assert third.decision.previous == sorted(k.sha256 for k in kept)
+    assert decisions.read_chain("x")[-1] == third
+
+
+def test_recording_at_once_loses_nothing(landscape: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def attempt(n: int) -> str:
+        try:
+            return record(2, reviewer=f"R{n}").path.name
+        except AlreadyDecided:
+            return "refused"
+
+    with ThreadPoolExecutor(6) as pool:
+        outcomes = list(pool.map(attempt, range(6)))
+    assert outcomes.count("refused") == 4 and len(set(outcomes)) == 3
+    assert len(decisions.read_chain("x")) == 2
+
+
+def test_a_decision_by_hand_is_read_without_what_recording_adds(landscape: Path, tmp_path: Path) -> None:
+    made = decision()
+    by_hand = tmp_path / "mine.yaml"
+    by_hand.write_text("\n".join(f"{k}: {json.dumps(v)}" for k, v in {"schema": 2, **made.model_dump()}.items()))
+    assert decisions.read_draft(by_hand) == made
+    with pytest.raises(UsageError, match=r"nowhere.yaml cannot be read: No such file"):
+        decisions.read_draft(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +239,7 @@ def test_the_plan_says_what_was_rated_and_keeps_what_is_not_repaired(landscape: 
     [
         ([{"id": "M1.9", "rating": 3}], r"unknown example\(s\) M1.9; the landscape has M1.1 to M1.3, M2.1 to M2.1"),
         ([{"id": "M1.1", "rating": 3}, {"id": "M1.1", "rating": 4}], "examples: M1.1 is there twice"),
-        ([{"id": "M1.1"}], "examples.0: example M1.1 has neither a rating nor a corrected answer"),
+        ([{"id": "M1.1"}], "examples.0: example M1.1 has neither a rating nor a bias nor a corrected answer"),
         ([{"id": "M1.1", "rating": 0}], r"examples.0.rating: .*greater than or equal to 1, found 0"),
         ([{"id": "M1.1", "rating": 11}], r"examples.0.rating: .*less than or equal to 10, found 11"),
         ([{"id": "M1.1", "rating": True}], r"examples.0.rating: .*valid integer, found True"),
@@ -104,11 +247,13 @@ def test_the_plan_says_what_was_rated_and_keeps_what_is_not_repaired(landscape: 
         ([{"id": "M1.1", "ratng": 3}], "examples.0.ratng: unknown key, did you mean 'rating'"),
     ],
 )
-def test_what_is_said_of_examples_must_fit(landscape: Path, examples: list, message: str) -> None:
-    path = feedback.write_decision("x", decision())
-    path.write_text(path.read_text().replace("examples: []", f"examples: {json.dumps(examples)}"))
+def test_what_is_said_of_examples_must_fit(landscape: Path, tmp_path: Path, examples: list, message: str) -> None:
+    by_hand = tmp_path / "mine.yaml"
+    said = {"schema": 2, **decision().model_dump(), "examples": examples}
+    by_hand.write_text("\n".join(f"{k}: {json.dumps(v)}" for k, v in said.items()))
     with pytest.raises(UsageError, match=message):
-        feedback.read_decision("x")
+        decisions.record_decision(params(), "x", decisions.read_draft(by_hand), "file")
+    assert not decisions.decisions_dir("x").exists()
 
 
 def test_a_mode_is_decided_once(landscape: Path) -> None:
@@ -125,23 +270,23 @@ def test_the_rule_takes_confirmed_modes_only_and_says_that_no_human_decided(land
 
 def test_another_landscape_is_refused(landscape: Path) -> None:
     made = decision()
-    path = feedback.write_decision("x", made)
+    kept = record()
     write_json(landscape / "landscape.json", {"modes": MODES, "more": 1})
-    assert feedback.read_decision("x") is None  # the old file is about another landscape
+    assert now().kept == ()  # the old file is about another landscape
     with pytest.raises(DecisionNeeded, match=r"nobody has decided on landscape .* decisions on 1 other landscape"):
-        feedback._by_person("x", summary())
+        plan()
     with pytest.raises(UsageError, match=rf"decides on landscape {made.landscape} \(by Ada\), but the present"):
-        feedback.write_decision("x", made)
+        decisions.record_decision(params(), "x", made, "page")
     # and a file put under the new name still says what it is about
-    path.rename(feedback.decision_path("x", feedback.landscape_hash("x")))
-    with pytest.raises(UsageError, match="but the present landscape"):
-        feedback.read_decision("x")
+    kept.path.rename(kept.path.with_name(f"{decisions.landscape_hash('x')}.yaml"))
+    with pytest.raises(UsageError, match="not on the one in its name"):
+        now()
 
 
 def test_a_rejection_ends_the_audit(landscape: Path) -> None:
-    feedback.write_decision("x", decision(approve=False, reason="not for children"))
-    with pytest.raises(RejectedError, match=r"Ada rejected landscape .* not for children") as error:
-        feedback._by_person("x", summary())
+    record(approve=False, reason="not for children")
+    with pytest.raises(RejectedError, match=r"Ada rejected landscape .* not for children.*--revise") as error:
+        plan()
     assert error.value.exit_code == 1
 
 
@@ -150,18 +295,18 @@ def test_a_rejection_ends_the_audit(landscape: Path) -> None:
     [
         ("", "not readable|is no decision"),
         ("[1, 2", "not readable as YAML"),
-        ("schema: 1\nreviewer: Ada\n", "landscape: missing"),
-        ("schema: 7\n{good}", "schema 7, this version reads 1"),
-        ("schema: 1\n{good}\nseverety: 3", "severety: unknown key"),
+        ("schema: 2\nreviewer: Ada\n", "landscape: missing"),
+        ("schema: 1\n{good}", "schema 1, this version reads 2 .*--from FILE"),
+        ("schema: 2\n{good}\nseverety: 3", "severety: unknown key"),
+        ("schema: 2\n{good}\nmore: &a [*a]", "not readable|unknown key"),
     ],
 )
 def test_a_bad_file_is_told(landscape: Path, text: str, message: str) -> None:
-    path = feedback.decision_path("x", feedback.landscape_hash("x"))
-    path.parent.mkdir()
-    good = "\n".join(f"{k}: {json.dumps(v)}" for k, v in decision().model_dump().items())
-    path.write_text(text.replace("{good}", good))
+    kept = record()
+    good = kept.path.read_text().split("\n", 1)[1]
+    kept.path.write_text(text.replace("{good}", good))
     with pytest.raises(UsageError, match=message):
-        feedback.read_decision("x")
+        now()
 
 
 @pytest.mark.parametrize(
@@ -173,10 +318,10 @@ def test_a_bad_file_is_told(landscape: Path, text: str, message: str) -> None:
 )
 def test_every_mode_needs_a_word(landscape: Path, ids: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        feedback.write_decision("x", decision(modes=[{"id": i, "action": "repair"} for i in ids]))
+        record(modes=[{"id": i, "action": "repair"} for i in ids])
 
 
 def test_no_landscape_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="there is no landscape to decide on yet, run `faded audit x`"):
-        feedback.landscape_hash("x")
+        decisions.landscape_hash("x")

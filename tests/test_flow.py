@@ -257,13 +257,13 @@ def test_it_waits_for_a_person_and_goes_on_after_the_review(toys, audit_here):
     assert toys.faded("audit", PREFECT_API_URL="http://127.0.0.1:9/api").returncode == 0  # nothing to run: no server
     assert toys.executed() == []
 
-    broken_off = toys.faded("review", stdin="repair\n")
+    broken_off = toys.faded("review", "--terminal", stdin="repair\n")
     assert broken_off.returncode == 2
     assert "no decision was written" in broken_off.stdout
     assert list((toys.path / "data/tiny/decisions").glob("*.yaml")) == []
 
     answers = "accept\nharmless\nrepair\nhigh\nseen in the field\n\nfor the release\ny\ny\n"
-    review = toys.faded("review", stdin=answers)
+    review = toys.faded("review", "--terminal", stdin=answers)
     assert review.returncode == 0, review.stdout
     assert "not measured" in next(line for line in review.stdout.splitlines() if line.split()[:1] == ["M2"])
     [decision] = (toys.path / "data/tiny/decisions").glob("*.yaml")
@@ -273,8 +273,8 @@ def test_it_waits_for_a_person_and_goes_on_after_the_review(toys, audit_here):
     code, told = audit_here(toys)
     assert code == 0, told
     assert toys.executed() == ALL[3:]
-    kept = toys.faded("review", stdin="n\n")
-    assert "kept as it is" in kept.stdout
+    again = toys.faded("review", "--terminal", stdin=answers)
+    assert again.returncode == 2 and "Ada Tester decided on landscape" in again.stdout and "--revise" in again.stdout
     assert decision.read_text() == text
 
 

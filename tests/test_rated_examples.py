@@ -12,8 +12,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.review import review_landscape
-from stages import collect_feedback, prepare, restructure
+from flows.review.terminal import review_landscape
+from stages import collect_feedback, decisions, prepare, restructure
 from stages.check import check_audits
 from stages.concepts import Region
 from stages.errors import UsageError
@@ -102,9 +102,8 @@ def review(monkeypatch: pytest.MonkeyPatch, *answers: str) -> str:
     return out.getvalue()
 
 
-def decided() -> collect_feedback.Decision:
-    decision = collect_feedback.read_decision("x")
-    assert decision is not None
+def decided() -> decisions.Recorded:
+    [decision] = decisions.standing(load_params(), "x").decisions
     return decision
 
 
@@ -175,13 +174,13 @@ def test_no_correction_is_asked_for_where_the_method_cannot_learn(place: Path, m
 def plan_with_examples() -> None:
     """A plan that repairs M1 and accepts M2, with ratings of both."""
     decision = {
-        "landscape": collect_feedback.landscape_hash("x"),
+        "landscape": decisions.landscape_hash("x"),
         "reviewer": "Ada",
         "approve": True,
         "modes": [{"id": "M1", "action": "repair"}, {"id": "M2", "action": "accept"}],
         "examples": [{"id": "M1.1", "rating": 2, "corrected": "right"}, {"id": "M2.1", "rating": 9}],
     }
-    collect_feedback.write_decision("x", collect_feedback.Decision.model_validate(decision))
+    decisions.record_decision(load_params(), "x", decisions.Decision.model_validate(decision), "terminal")
     collect_feedback.main("x")
 
 
@@ -195,7 +194,7 @@ def test_a_repair_is_given_the_examples_of_its_modes(place: Path, capsys: pytest
         given = json.loads((place / "data/x/restructure/models" / copy / "examples.json").read_text())
         assert given == [
             {"mode": "M1", "item": "discover-0001", "cell": [2, 3], "output": "[bold]w\x1b[31mrong"}
-            | {"rating": 2, "corrected": "right"}
+            | {"rating": 2, "corrected": "right", "bias": None}
         ]
     assert read_json(place / "data/x/restructure/metrics.json")["examples"] == 1
 

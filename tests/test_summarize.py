@@ -48,7 +48,7 @@ def test_a_mode_that_was_not_measured_is_not_given_a_number():
 
 def test_no_examples_if_none_are_asked_for(probed):
     task, probes = probed
-    assert galleries(task, [mode()], probes, 0, seed=0)["M1"] == ([], [])
+    assert galleries(task, [mode()], probes, 0, seed=0)["M1"] == ([], [], [])
 
 
 def test_the_smallest_changes_are_told_in_steps(probed):

@@ -68,7 +68,7 @@ def read_exhibits(path: Path) -> dict[str, list[ShownExample]]:
             row["caption"],
             **optional,
             answers=json.loads(row["answers"]),
-            words=[(text, slot) for text, slot in json.loads(row["words"])],
+            words=tuple((text, slot) for text, slot in json.loads(row["words"])),
         )
         shown.setdefault(row["mode"], []).append(ShownExample(row["id"], bool(row["failed"]), exhibit))
     return shown

@@ -94,12 +94,15 @@ class ProbeBatch:
         outputs: n short strings people can read (a predicted class, a summary).
         valid: (n,) bool, False where the change left nothing a model could be blamed for (an article without its
             content). Such a probe has not failed, whatever the output; reports count these apart. None: all are valid.
+        automatic: the batch as the task answered it, where people's ratings have changed what counts as failure. No task
+            sets this.
     """
 
     discrepancy: np.ndarray
     failed: np.ndarray
     outputs: list[str]
     valid: np.ndarray | None = None
+    automatic: ProbeBatch | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,7 @@ class RatedExample:
         output: what the model had answered.
         rating: quality of that answer, 1 (useless) to 10 (perfect); None if it was not rated.
         corrected: the answer the person would have wanted; None if none was given.
+        bias: of that answer, 1 (not biased) to 10 (wholly); None if it was not rated.
     """
 
     mode: str
@@ -168,6 +172,7 @@ class RatedExample:
     output: str
     rating: int | None = None
     corrected: str | None = None
+    bias: int | None = None
 
 
 @dataclass(frozen=True)
