@@ -15,10 +15,12 @@ PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,\
 ALL_PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,$(wildcard data/*/inputs/packages.txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help audit report test test-slow check format benchmark study clean
+.PHONY: help install audit report test test-slow check docs format benchmark study clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: .venv/.audit $(PACKAGES) ## Make .venv, and install Faded there
 
 audit: .venv/.audit $(PACKAGES) ## Audit a model, from set-up to the verdict
 	@$(BIN)/faded audit $(AUDIT)
@@ -32,10 +34,15 @@ test: .venv/.dev $(ALL_PACKAGES) ## Run the quick tests
 test-slow: .venv/.dev $(ALL_PACKAGES) ## Run the slow tests (kills at random moments)
 	@$(BIN)/python -m pytest -m slow
 
-check: .venv/.dev ## Check format, lint and types
+check: .venv/.dev ## Check format, lint, types, and that the docs build with every link
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/zensical build --strict --clean
+
+docs: .venv/.dev ## Build the documentation as pages to read in a browser
+	@$(BIN)/zensical build --strict --clean
+	@echo "documentation: $(CURDIR)/site/index.html"
 
 format: .venv/.dev ## Format, and mend what can be mended
 	@$(BIN)/ruff check --fix --exit-zero --quiet .
@@ -49,7 +56,7 @@ study: .venv/.dev $(ALL_PACKAGES) ## Compare all explorers on known truths, writ
 	@$(BIN)/faded study
 
 clean: ## Remove .venv and scratch; results and DVC's cache stay
-	rm -rf .venv .faded build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .faded build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Faded needs Python 3.11 or newer: install one, or say make PYTHON=/path/to/python" >&2; exit 2; }

@@ -1,17 +1,56 @@
 """The gate where a person decides: between the landscape and the plan.
 
-The audit flow asks here in its own body, after the futures of the stages before `collect_feedback` are collected and
-before that stage is submitted. This is the one place where a deployed flow will be able to suspend itself and be
-resumed days later (`suspend_flow_run` must be called exactly there): on resume the body starts from its top, DVC
-finds nothing to do up to here, and this answers None.
+Who asks, and for how long, is the same for a command and for a deployed flow, and so is what a decision sets going:
+that is here. How a deployed flow waits without a process is in flows/suspend.py.
 """
 
 from __future__ import annotations
 
-from stages.files import stage_dir
+import contextlib
+import math
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+
+from stages.environment import WORK
+from stages.errors import AlreadyDecided, UsageError
+from stages.files import read_json, stage_dir
 from stages.params import Params
 
+if TYPE_CHECKING:
+    from stages.decisions import ModeDecision, Recorded, Via
+    from stages.decisions.files import Kept
+    from stages.decisions.model import Decision
+
 GATED = "collect_feedback"
+REQUESTS = WORK / "requests"
+NOBODY = "nobody"
+
+
+class Request(BaseModel):
+    """That a landscape waits for a decision: .faded/requests/<audit>.json.
+
+    Args:
+        landscape: its hash; None once it was decided, as long as there are runs to be told.
+        asked: when it first waited.
+        expires: when no decision becomes a rejection; None for never.
+        runs: flow runs that are suspended on the audit or were, by their id, each with the URL of its Prefect API.
+    """
+
+    landscape: str | None
+    asked: AwareDatetime
+    expires: AwareDatetime | None = None
+    runs: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def seconds_left(self) -> int | None:
+        """Whole seconds until it expires, at least one; None for no limit."""
+        return None if self.expires is None else max(1, math.ceil((self.expires - _now()).total_seconds()))
 
 
 def waits_for_person(params: Params, audit: str) -> bool:
@@ -34,4 +73,209 @@ def needs_decision(params: Params, audit: str) -> str | None:
 
 def how_to_decide(audit: str) -> str:
     """What the person is told."""
-    return f"{audit} waits for a decision on its landscape: run `faded review {audit}`, then this command again"
+    until = f" until {_minutes(expires)}" if (expires := deadline(audit)) else ""
+    return f"{audit} waits for a decision on its landscape{until}: `faded review {audit}`"
+
+
+def open_request(params: Params, audit: str, run: tuple[str, str] | None = None) -> Request:
+    """Note that the audit's present landscape waits; one that waited before keeps the time at which it was asked.
+
+    Args:
+        params: the workspace's; a `timeout_hours` that was changed meanwhile counts.
+        audit: whose landscape waits.
+        run: id and API URL of a flow run that is going to be suspended on it.
+    """
+    from stages.decisions import landscape_hash
+
+    present, before = landscape_hash(audit), read_request(audit)
+    asked = before.asked if before is not None and before.landscape == present else _now()
+    hours = params.repair(audit).feedback.timeout_hours
+    request = Request(
+        landscape=present,
+        asked=asked,
+        expires=None if hours is None else asked + timedelta(hours=hours),
+        # Runs that wait on an earlier landscape are kept, for somebody has to end them.
+        runs={**(before.runs if before is not None else {}), **(dict([run]) if run is not None else {})},
+    )
+    _write(audit, request)
+    return request
+
+
+def close_request(audit: str, runs: Mapping[str, str] | None = None) -> None:
+    """Forget that the audit waited, but not these runs: they were not told yet."""
+    if runs:
+        _write(audit, Request(landscape=None, asked=_now(), runs=dict(runs)))
+    else:
+        _path(audit).unlink(missing_ok=True)
+
+
+def read_request(audit: str) -> Request | None:
+    """What the audit waits for, or waited for last; None where there is no record, or one that cannot be read."""
+    with contextlib.suppress(FileNotFoundError, ValidationError):
+        return Request.model_validate_json(_path(audit).read_bytes())
+    return None
+
+
+def deadline(audit: str) -> datetime | None:
+    """Until when the audit's present landscape waits; None if it has no limit, or did not wait yet."""
+    request = read_request(audit)
+    return request.expires if request is not None and request.landscape == _present(audit) else None
+
+
+def expire(params: Params, audit: str) -> Recorded | None:
+    """Record a rejection if the audit's landscape waited longer than `feedback.timeout_hours`.
+
+    There is no clock that runs meanwhile: whoever looks next records it.
+
+    Returns:
+        What was recorded, None if nothing was to be.
+    """
+    request = read_request(audit)
+    if request is None or request.landscape is None or request.expires is None or request.expires > _now():
+        return None
+    if needs_decision(params, audit) != request.landscape:
+        return None
+    from stages.decisions import record_decision
+    from stages.decisions.model import Decision
+
+    waited = (request.expires - request.asked).total_seconds() / 3600
+    reason = f"nobody decided within {waited:g} hours, asked at {_minutes(request.asked)}"
+    no = Decision(
+        landscape=request.landscape, reviewer=NOBODY, reason=reason, approve=False, modes=choose(read_modes(audit))
+    )
+    try:
+        kept = record_decision(params, audit, no, "time-out")
+    except AlreadyDecided:  # at this very moment, by somebody else
+        return None
+    wake(params, audit)
+    return kept.decision
+
+
+def decide(
+    params: Params, audit: str, decision: Decision, via: Via, *, revise: bool = False
+) -> tuple[Kept[Recorded], list[str]]:
+    """Record a decision, unless it comes too late, and let go on what waited for it.
+
+    Args:
+        params: the workspace's.
+        audit: whose landscape it is on.
+        decision: what the person said.
+        via: how it came in.
+        revise: it takes the place of an earlier one.
+
+    Returns:
+        What was recorded, and in sentences what went on.
+
+    Raises:
+        UsageError: as `record_decision`; AlreadyDecided too when the time is up.
+    """
+    from stages.decisions import record_decision
+
+    expire(params, audit)
+    kept = record_decision(params, audit, decision, via, revise=revise)
+    return kept, wake(params, audit)
+
+
+def wake(params: Params, audit: str) -> list[str]:
+    """Resume flow runs that are suspended on the audit, if its landscape is decided now; called after any decision.
+
+    Returns:
+        What was done, in sentences; nothing where no run waits. A server that does not answer is told, not raised: the
+        next run of the audit goes on from the decision just as well.
+    """
+    request = read_request(audit)
+    if request is None or _present(audit) is None:
+        return []
+    from stages.decisions import standing
+
+    now = standing(params, audit)
+    if not now.complete:
+        return [f"{now.missing} more reviewer(s) are asked before the audit goes on"] if request.runs else []
+    if not request.runs:
+        close_request(audit)
+        return []
+    from flows.suspend import resume_runs
+
+    said, left = resume_runs(audit, now, request.runs)
+    close_request(audit, left)
+    return said
+
+
+def settle(params: Params, audit: str) -> list[str]:
+    """What every run of an audit does first: note that the time is up, and wake what an earlier decision did not reach.
+
+    Returns:
+        What was done, in sentences.
+    """
+    said = []
+    if (no := expire(params, audit)) is not None:
+        said.append(f"{audit} was rejected: {no.reason}")
+    if read_request(audit) is not None and needs_decision(params, audit) is None:
+        said += wake(params, audit)
+    return said
+
+
+def read_modes(audit: str) -> list[dict[str, Any]]:
+    """The failure modes of the audit's present landscape, as in landscape.json."""
+    modes: list[dict[str, Any]] = read_json(stage_dir(audit, "summarize") / "landscape.json")["modes"]
+    return modes
+
+
+def choose(
+    modes: Sequence[Mapping[str, Any]], repair: Sequence[str] | None = None, accept: Sequence[str] = ()
+) -> list[ModeDecision]:
+    """A word on every mode, from those that a person named.
+
+    Args:
+        modes: as in landscape.json.
+        repair: exactly these are repaired; None leaves what is proposed.
+        accept: these are accepted.
+
+    Raises:
+        UsageError: when a mode is unknown, or named for both.
+    """
+    from stages.decisions import ModeDecision, proposal
+
+    known = [mode["id"] for mode in modes]
+    if unknown := [name for name in dict.fromkeys([*(repair or ()), *accept]) if name not in known]:
+        raise UsageError(f"unknown mode(s) {', '.join(unknown)}; the landscape has {', '.join(known) or 'none'}")
+    if both := [name for name in repair or () if name in accept]:
+        raise UsageError(f"mode(s) {', '.join(both)} are to be repaired and accepted, expected one of the two")
+    words = proposal(modes)
+    if repair is not None:
+        words = [ModeDecision(id=name, action="repair" if name in repair else "ignore") for name in known]
+    return [ModeDecision(id=word.id, action="accept") if word.id in accept else word for word in words]
+
+
+def git_user() -> str:
+    """The name git knows the person by; empty if it knows none."""
+    done = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _present(audit: str) -> str | None:
+    from stages.decisions import landscape_hash
+
+    try:
+        return landscape_hash(audit)
+    except UsageError:  # there is no landscape yet
+        return None
+
+
+def _write(audit: str, request: Request) -> None:
+    REQUESTS.mkdir(parents=True, exist_ok=True)
+    partial = _path(audit).with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(request.model_dump_json(indent=1))
+    partial.replace(_path(audit))
+
+
+def _path(audit: str) -> Path:
+    return REQUESTS / f"{audit}.json"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _minutes(when: datetime) -> str:
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -6,24 +6,29 @@ import logging
 from collections.abc import Iterable
 from contextvars import ContextVar
 from itertools import chain
+from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task, exponential_backoff
 
-from flows.approval import GATED, how_to_decide, needs_decision, waits_for_person
+from flows.approval import GATED, how_to_decide, needs_decision, open_request, settle, waits_for_person
 from flows.artifacts import publish_artifacts
+from flows.endings import Ending, finished, how_it_ended, keep_evidence
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
 from flows.processes import stopping
 from flows.results import record_timings
 from flows.run_stage import StageResult, run_stage
 from flows.runners import local_resources, make_runner, submit_with_resources
+from flows.suspend import ask, deployed_run, waiting_elsewhere
 from flows.workspace import exclusive
+from stages.environment import set_defaults
 from stages.errors import Exit, FadedError, InfrastructureError
 from stages.params import Params, load_params
 
@@ -94,29 +99,121 @@ def reproduce(stage: str, gpus: int) -> StageResult:
 
 
 @flow(name="audit", description=__doc__, persist_result=False)
-def audit(audits: list[str], runner: str = "threads") -> list[StageResult]:
+def audit(audits: list[str], runner: str = "threads") -> list[StageResult] | State[Any]:
     """Run whatever is stale of these audits, and publish what came out.
+
+    As a run of a deployment it waits for the workspace, is suspended while a person has to decide, and ends in a
+    state whose message says how.
 
     Args:
         audits: names under `audits:` in params.yaml.
         runner: the task runner, see flows/runners.py.
 
     Returns:
-        One result a stage that was stale or depends on a stale one.
+        One result a stage that was stale or depends on a stale one; of a deployment's run, its last state.
 
     Raises:
         AuditFailed: when a stage failed; the other audits have gone on as far as they could.
     """
+    if (run := deployed_run()) is not None:
+        return _unattended(audits, runner, run)
     with exclusive():
         params, graph = ALREADY_READ.get() or _read()
-        todo = graph.to_do(audits)
-        with make_runner(runner, max((stage.gpus for stage in todo), default=0)) as task_runner:
-            results = _run(params, graph, todo, task_runner)
-        record_timings(results)
-        for name in audits:
-            publish_artifacts(params, name)
+        results = _run_stale(params, graph, audits, runner)
     if any(result.outcome == "failed" for result in results):
         raise AuditFailed(results)
+    return results
+
+
+def _unattended(audits: list[str], runner: str, run: FlowRun) -> State[Any]:
+    set_defaults()
+    logger = get_run_logger()
+    try:
+        with exclusive(logger.info):
+            params, graph = _read()
+            for name in audits:
+                for line in settle(params, name):
+                    logger.info(line)
+            skipped = {name: told for name in audits if (told := _skipped(params, name, run)) is not None}
+            for told in skipped.values():
+                logger.warning(told)
+            mine = [name for name in audits if name not in skipped]
+            if not mine:
+                return Completed(name="Skipped", message="; ".join(skipped.values()))
+            results = _run_to_the_end(params, graph, mine, runner)
+            endings = [_conclude(params, name, results) for name in mine]
+    except FadedError as error:
+        return _last_state([Ending(", ".join(audits), "broken", " ".join(str(error).split()))], [])
+    except Exception as error:
+        _notify(Ending(", ".join(audits), "broken", f"{type(error).__name__}: {error}"))
+        raise
+    return _last_state(endings, list(skipped.values()))
+
+
+def _skipped(params: Params, audit: str, run: FlowRun) -> str | None:
+    """Why the audit is not run, if another run of it waits for a person."""
+    if needs_decision(params, audit) is None or (other := waiting_elsewhere(params, audit, run)) is None:
+        return None
+    since = f"{other.state.timestamp:%Y-%m-%d %H:%M} UTC" if other.state is not None else "some time ago"
+    return f"skipped: {audit} waits for a decision since {since} (flow run {other.name}): `faded review {audit}`"
+
+
+def _run_to_the_end(params: Params, graph: Graph, audits: list[str], runner: str) -> list[StageResult]:
+    """Run these audits, each suspended at its gate until it is decided, and what follows it once it is."""
+    results: dict[str, StageResult] = {}
+    while True:
+        if graph.to_do(audits):
+            from stages.check import check_audits  # imports what tasks need
+
+            check_audits(params, audits)
+        results |= {result.stage: result for result in _run_stale(params, graph, audits, runner)}
+        waiting = {r.stage.partition("@")[2] for r in results.values() if r.outcome == "waiting"}
+        audits = [name for name in audits if name in waiting]
+        if not audits:
+            return list(results.values())
+        # Here, after all futures were collected and outside any task runner: from here the flow starts anew.
+        for name in audits:
+            ask(params, name)
+        graph = read_graph()
+
+
+def _conclude(params: Params, audit: str, results: list[StageResult]) -> Ending:
+    ending = how_it_ended(params, audit, results)
+    if finished(audit, results):
+        bundle, problem = keep_evidence(params, audit)
+        if problem is not None:
+            get_run_logger().warning(problem)
+        elif bundle is not None:
+            get_run_logger().info("evidence: %s", bundle.resolve())
+    return ending
+
+
+def _last_state(endings: list[Ending], skipped: list[str]) -> State[Any]:
+    """The flow's state, by the worst ending; whoever has to look is notified."""
+    worst = sorted((ending for ending in endings if ending.kind != "done"), key=lambda ending: ending.kind)
+    for ending in worst:
+        _notify(ending)
+    if worst:
+        return Failed(message=f"{worst[0].kind}: " + "; ".join(ending.text for ending in worst))
+    return Completed(message="; ".join([*(ending.text for ending in endings), *skipped]))
+
+
+def _notify(ending: Ending) -> None:
+    from flows.notify import notify
+
+    if ending.kind != "done":
+        notify(ending.kind, ending.audit, ending.text)
+
+
+def _run_stale(params: Params, graph: Graph, audits: list[str], runner: str) -> list[StageResult]:
+    todo = graph.to_do(audits)
+    results = []
+    if todo:
+        with make_runner(runner, max(stage.gpus for stage in todo)) as task_runner:
+            results = _run(params, graph, todo, task_runner)
+    record_timings(results)
+    for name in audits:
+        publish_artifacts(params, name)
     return results
 
 
@@ -146,6 +243,7 @@ def _run(params: Params, graph: Graph, todo: list[Stage], runner: TaskRunner) ->
     waiting: list[StageResult] = []
     for name in chain(at_hand, coming):
         if needs_decision(params, name):
+            open_request(params, name)
             told = how_to_decide(name)
             STAGE_LOG.warning(told, extra={"stage": f"{GATED}@{name}"})
             waiting += [StageResult(stage=stage.name, outcome="waiting", message=told) for stage in behind_gate[name]]

@@ -8,8 +8,16 @@ from typing import Annotated
 
 import typer
 
+# Importing them adds their commands to `app`; in this order `--help` lists them.
+# isort: off
 import flows.commands.audits
-import flows.commands.decide  # noqa: F401  # importing them adds them to `app`
+import flows.commands.decide
+import flows.commands.approve
+import flows.commands.ratings
+import flows.commands.recur
+import flows.commands.evidence  # noqa: F401
+
+# isort: on
 from flows.commands import app, console, errors
 from stages.errors import Exit, FadedError
 

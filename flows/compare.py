@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,10 +37,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean difference of failures (b minus a) over common control probes, with a 95% bootstrap interval."""
+    """Failures on common probes: the rates of a and b, and the mean difference (b minus a) with its 95% interval."""
 
     items: int
     difference: Rate
+    a: float
+    b: float
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,23 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What one revision holds of the evaluation of a repair."""
+
+    verdict: dict[str, Any]
+    provenance: dict[str, Any]
+    probes: pd.DataFrame
+
+
+@dataclass(frozen=True)
 class Run:
-    """What one revision holds of an audit."""
+    """What one revision holds of an audit; `evaluation` only if it was asked for."""
 
     revision: str
     landscape: dict[str, Any]
     provenance: dict[str, Any]
     probes: pd.DataFrame
+    evaluation: Evaluation | None = None
 
 
 def compare_revisions(rev_a: str, rev_b: str, audit: str) -> Comparison:
@@ -77,49 +92,98 @@ def compare_revisions(rev_a: str, rev_b: str, audit: str) -> Comparison:
     return Comparison(audit, rev_a, rev_b, rates, paired_difference(a.probes, b.probes, names), differences(a, b))
 
 
-def read_run(revision: str, audit: str) -> Run:
-    """Read an audit's results at a revision, from git and DVC's cache."""
+def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
+    """Read an audit's results at a revision, from git and DVC's cache.
+
+    Args:
+        revision: of git, or `WORKSPACE`.
+        audit: its name.
+        repaired: also read the evaluation of its repair.
+
+    Raises:
+        UsageError: when there is no such revision, or it has no such results here.
+    """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
 
+    summary, discover, judged = (stage_dir(audit, stage) for stage in ("summarize", "discover", "re_evaluate"))
+    reading = Path()
     try:
         files = DVCFileSystem(".", rev=None if revision == WORKSPACE else revision)
-        summary, discover = stage_dir(audit, "summarize"), stage_dir(audit, "discover")
 
-        def read(path: Any) -> bytes:
-            if revision == WORKSPACE:
-                return bytes(path.read_bytes())
-            return bytes(files.read_bytes(path.as_posix()))
+        def read(path: Path) -> bytes:
+            nonlocal reading
+            reading = path
+            return path.read_bytes() if revision == WORKSPACE else bytes(files.read_bytes(path.as_posix()))
+
+        def table(path: Path) -> pd.DataFrame:
+            return pd.read_parquet(io.BytesIO(read(path)))
 
         return Run(
             revision,
             json.loads(read(summary / "landscape.json")),
             json.loads(read(discover / "provenance.json")),
-            pd.read_parquet(io.BytesIO(read(discover / "probes.parquet"))),
+            table(discover / "probes.parquet"),
+            Evaluation(
+                json.loads(read(judged / "verdict.json")),
+                json.loads(read(judged / "provenance.json")),
+                table(judged / "probes.parquet"),
+            )
+            if repaired
+            else None,
         )
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{revision} has no results of audit {audit!r} here ({error}): they were made elsewhere;"
-            " `dvc fetch --all-commits` gets them from a remote, else commit results of your own first"
-        ) from None
+    except FileNotFoundError:
+        raise UsageError(_missing(revision, audit, reading)) from None
     except (SCMError, DvcException) as error:
         expected = f"expected a git revision or {WORKSPACE!r}"
         raise UsageError(f"cannot read revision {revision!r}: {error}; {expected}") from None
 
 
-def check_alike(a: Run, b: Run) -> None:
+def _missing(revision: str, audit: str, path: Path) -> str:
+    """Why a file of a result is not there, and what helps."""
+    if revision == WORKSPACE:
+        return f"the workspace has no {path}: run `faded audit {audit}`, or `dvc pull` if dvc.lock names its results"
+    lock = subprocess.run(["git", "show", f"{revision}:./dvc.lock"], capture_output=True, text=True, check=False).stdout
+    if f"path: {path.as_posix()}\n" in lock:
+        return (
+            f"{revision} has no results of audit {audit!r} here: its dvc.lock names {path}, but the bytes are neither"
+            " in DVC's cache of this clone nor on a remote; where they were made: `dvc push`, then here:"
+            " `dvc fetch --all-commits`"
+        )
+    return (
+        f"{revision} has no results of audit {audit!r}: its dvc.lock does not name {path}; run `faded audit {audit}`"
+        " there and commit dvc.lock"
+    )
+
+
+def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
     """Refuse to compare runs that differ in more than the model.
+
+    Args:
+        a: one run.
+        b: the other.
+        more: what else of provenance.json has to be the same.
 
     Raises:
         UsageError: naming every difference.
     """
     pairs = [(name, a.landscape.get(name), b.landscape.get(name)) for name in ("concepts", "threshold")]
-    pairs += [(name, a.provenance.get(name), b.provenance.get(name)) for name in _ALIKE]
+    pairs.append(("ratings that say what fails", _scale(a), _scale(b)))
+    pairs += [(name, a.provenance.get(name), b.provenance.get(name)) for name in (*_ALIKE, *more)]
+    if a.evaluation and b.evaluation:
+        one, other = a.evaluation.provenance, b.evaluation.provenance
+        pairs += [(f"re_evaluate: {name}", one.get(name), other.get(name)) for name in (*_ALIKE, *more)]
     unlike = [f"  {name}: {_short(x)} against {_short(y)}" for name, x, y in pairs if x != y]
     if unlike:
         what = f"{a.revision} and {b.revision} are not alike, so their rates do not compare"
         raise UsageError(f"{what}:\n" + "\n".join(unlike))
+
+
+def _scale(run: Run) -> dict[str, Any]:
+    """Which people's ratings say what is a failure, and where; nothing where the automatic measure does."""
+    ratings = run.landscape.get("ratings") or {}
+    return {key: ratings[key] for key in ("sha256", "fails_below", "fails_above") if key in ratings}
 
 
 def differences(a: Run, b: Run) -> list[str]:
@@ -138,17 +202,20 @@ def paired_difference(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> 
 
     The agent's probes are left out: it looks for failures, so what both agents asked is no sample of the grid.
     """
+    return pair(a[a["role"] == "control"], b[b["role"] == "control"], concepts)
+
+
+def pair(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> Paired | None:
+    """Pair probes by item, cell and repeat; None if they have none in common."""
     keys = ["item", *concepts, "repeat"]
-    both = _controls(a, keys).merge(_controls(b, keys), on=keys, suffixes=("_a", "_b"))
+    one, other = (table[[*keys, "failed"]].drop_duplicates(keys) for table in (a, b))
+    both = one.merge(other, on=keys, suffixes=("_a", "_b"))
     if both.empty:
         return None
-    difference = (both["failed_b"].astype(float) - both["failed_a"].astype(float)).to_numpy()
+    failed_a, failed_b = (both[name].to_numpy(dtype=float) for name in ("failed_a", "failed_b"))
     resampler = Resampler(both["item"].to_numpy(), _RESAMPLES, seed=0)
-    return Paired(both["item"].nunique(), resampler.mean(difference, np.ones(len(difference))))
-
-
-def _controls(probes: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    return probes.loc[probes["role"] == "control", [*keys, "failed"]].drop_duplicates(keys)
+    difference = resampler.mean(failed_b - failed_a, np.ones(len(both)))
+    return Paired(both["item"].nunique(), difference, float(failed_a.mean()), float(failed_b.mean()))
 
 
 def _effects(landscape: dict[str, Any]) -> dict[str, Rate]:

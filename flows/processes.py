@@ -11,6 +11,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 import psutil
@@ -33,15 +34,17 @@ def child(
     output: int | IO[str] = subprocess.PIPE,
     *,
     interruptible: bool = True,
+    records: Path = RECORDS,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run `python -m COMMAND...` in its own process group; when the block ends the whole group is gone.
 
     Args:
-        name: what the record under .faded/run is called; the next run reads it if this one is killed.
+        name: what the record of it is called; the next run reads it if this one is killed.
         command: module and arguments.
         env: environment of the child.
         output: where its stdout and stderr go together; by default to `Popen.stdout`, line by line.
         interruptible: whether Ctrl-C ends it at once, or only the end of the block does.
+        records: where the record is kept, for `end_leftovers`.
     """
     token = uuid.uuid4().hex
     process = subprocess.Popen(
@@ -54,8 +57,8 @@ def child(
         errors="replace",
         start_new_session=True,
     )
-    record = RECORDS / f"{name}.json"
-    RECORDS.mkdir(parents=True, exist_ok=True)
+    record = records / f"{name}.json"
+    records.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"group": process.pid, "token": token}))
     _groups[process.pid] = interruptible
     # If the leader dies alone, what it started would hold the pipe open for ever: end the group as soon as it does.
@@ -115,13 +118,13 @@ def stopping_on_signals() -> Iterator[None]:
         _stopping.clear()
 
 
-def end_leftovers() -> list[str]:
-    """End what a killed run left behind, by its records under .faded/run; return the names of what was still alive.
+def end_leftovers(records: Path = RECORDS) -> list[str]:
+    """End what a killed run left behind, by its records; return the names of what was still alive.
 
     Only processes of the recorded group that carry the record's token are ended: process ids are recycled.
     """
     ended = []
-    for record in sorted(RECORDS.glob("*.json")):
+    for record in sorted(records.glob("*.json")):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # half-written: its process died with the flow
             data = json.loads(record.read_text())
             if int(data["group"]) in _groups:  # our own, running

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flows.approval import GATED, how_to_decide, needs_decision
+from flows.approval import GATED, how_to_decide, needs_decision, open_request, settle
+from flows.endings import finished, keep_evidence
 from flows.estimate import estimate
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
@@ -40,6 +41,8 @@ def run_audits(params: Params, audits: list[str], runner: str, console: Console)
     with exclusive():
         for line in heal():
             console.print(f"healed: {line}", highlight=False)
+        for line in [line for audit in audits for line in settle(params, audit)]:
+            console.print(line, markup=False, highlight=False)
         graph = read_graph()
         todo = graph.to_do(audits)
         undecided = [audit for audit in audits if _only_waits(params, audit, todo)]
@@ -52,10 +55,11 @@ def run_audits(params: Params, audits: list[str], runner: str, console: Console)
             )
             return _run_flow(params, graph, audits, runner, console)
         for audit in undecided:
-            console.print(f"[yellow]{escape(how_to_decide(audit))}[/]", highlight=False)
+            open_request(params, audit)
+            _show_waiting(how_to_decide(audit), console)
         if active:
             console.print("nothing to do: no stage is stale")
-        return show_verdicts(params, active, console)
+        return _conclude(params, active, console)
 
 
 def _only_waits(params: Params, audit: str, todo: list[Stage]) -> bool:
@@ -84,7 +88,7 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str, cons
     failure: FadedError | None = None
     with prefect_api(), _display(STAGE_LOG, len(graph.to_do(audits)), console), stopping_on_signals():
         try:
-            results = audit(audits=audits, runner=runner)
+            results = cast("list[StageResult]", audit(audits=audits, runner=runner))
         except AuditFailed as error:
             results, failure = error.results, error
         except httpx.TransportError as error:
@@ -92,18 +96,28 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str, cons
         finally:
             ALREADY_READ.reset(known)
     show_run(console, results, time.monotonic() - started)
-    finished = [audit for audit in audits if _finished(audit, results)]
-    code = show_verdicts(params, finished, console)
+    code = _conclude(params, [audit for audit in audits if finished(audit, results)], console)
     for told in dict.fromkeys(r.message for r in results if r.outcome == "waiting"):
-        console.print(f"[yellow]{escape(told)}[/]", highlight=False)
+        _show_waiting(told, console)
     if failure is not None:
         raise failure
     return code
 
 
-def _finished(audit: str, results: list[StageResult]) -> bool:
-    """Whether nothing of the audit is missing: else the verdict on disk is that of an earlier run."""
-    return all(r.outcome in ("ran", "restored", "unchanged") for r in results if r.stage.endswith(f"@{audit}"))
+def _show_waiting(told: str, console: Console) -> None:
+    console.print(f"[yellow]{escape(told)}, then this command again[/]", highlight=False, soft_wrap=True)
+
+
+def _conclude(params: Params, audits: list[str], console: Console) -> Exit:
+    """Print the verdicts of finished audits, and keep evidence of them."""
+    code = show_verdicts(params, audits, console)
+    for audit in audits:
+        bundle, problem = keep_evidence(params, audit)
+        if problem is not None:
+            console.print(f"[yellow]{escape(problem)}[/]", highlight=False, soft_wrap=True)
+        elif bundle is not None:
+            console.print(f"evidence: {bundle.resolve()}", markup=False, highlight=False, soft_wrap=True)
+    return code
 
 
 def show_verdicts(params: Params, audits: list[str], console: Console) -> Exit:

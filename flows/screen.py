@@ -34,6 +34,7 @@ from stages.ledger import Ledger
 from stages.params import AuditConfig, Params, load_params, task_class, task_context, validation_lines
 from stages.progress import progress
 from stages.provenance import run_key
+from stages.ratings import rated
 from stages.screening import Screening, ScreenSettings, screen
 from stages.tasks.contract import Task
 
@@ -130,7 +131,7 @@ def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Co
         errors = cls.check(other)
         if errors:
             raise UsageError("the task refuses levels it was to be tried at:\n" + "\n".join(errors))
-        return cls.load(other, prepared)
+        return rated(cls.load(other, prepared), name, audit)
 
     inputs = [*(prepared / part for part in ("model", "items.parquet", "fingerprint.json")), _CODE]
     with ExitStack() as stack:

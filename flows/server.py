@@ -1,6 +1,6 @@
-"""The Prefect API a flow talks to: the configured one, or a local server that lives as long as the command.
+"""The Prefect API a flow talks to: the configured one, that of `faded serve`, or one that lives as long as the command.
 
-The local server is our own child rather than Prefect's ephemeral one, for three reasons: it starts while the task's
+A local server is our own child rather than Prefect's ephemeral one, for three reasons: it starts while the task's
 configuration is being checked, it dies with us even by kill -9, and it keeps its database in the workspace
 (.faded/prefect), away from that of other tools, so that migrating it is paid for once.
 """
@@ -9,22 +9,50 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import socket
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from flows.processes import child
+import psutil
+
+from flows.processes import RECORDS, child
 from flows.workspace import LOGS
 from stages.environment import WORK
 from stages.errors import InfrastructureError
 
+RECORD = WORK / "prefect-server.json"  # where the server of `faded serve` is found by other commands
+_UI_PORT = 4200  # Prefect's own
 _START_LIMIT = 180.0  # seconds; a loaded machine needs ten to migrate a new database
 
 
-def start_prefect_api() -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Start a local server unless PREFECT_API_URL (environment or profile) names one.
+def configured_api() -> str | None:
+    """Where an API is to be found: PREFECT_API_URL (environment or profile), else the server of `faded serve`."""
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url or served_api()
+
+
+def served_api() -> str | None:
+    """The API of the server that `faded serve` runs in this workspace, if it does and the server answers."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, psutil.Error):
+        record = json.loads(RECORD.read_text())
+        # A process id alone may have been given to another process meanwhile.
+        if psutil.Process(record["pid"]).create_time() == record["started"] and answers(record["url"]):
+            return str(record["url"])
+    return None
+
+
+def start_prefect_api(records: Path = RECORDS) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Start a local server unless there is one to talk to, see `configured_api`.
+
+    Args:
+        records: where the server is recorded as a child; `faded serve` and what may run beside an audit keep theirs
+            apart, because an audit ends what it finds in its own.
 
     Returns:
         A function to call when the API is needed: it waits until the server answers, and returns the context in
@@ -34,43 +62,123 @@ def start_prefect_api() -> Callable[[], contextlib.AbstractContextManager[Any]]:
 
     if get_current_settings().api.url:
         return contextlib.nullcontext
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
-    LOGS.mkdir(parents=True, exist_ok=True)
-    log = LOGS / "prefect-server.log"
-    env = {**os.environ, "PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
-    env.setdefault("PREFECT_HOME", str((WORK / "prefect").resolve()))
-    command = ["uvicorn", "--factory", "flows.server:app", "--host", "127.0.0.1", "--port", str(port)]
+    if (served := served_api()) is not None:
+        return lambda: temporary_settings({PREFECT_API_URL: served})
     life = contextlib.ExitStack()
-    output = life.enter_context(log.open("w"))
-    command += ["--log-level", "warning"]
+    port = free_port()
     # Not interruptible: after Ctrl-C it is still told how the run ended.
-    process = life.enter_context(child("prefect-server", command, env, output, interruptible=False))
+    process = life.enter_context(_server("app", port, _environment(), records))
     # Not earlier: Prefect hands over the last logs and events when the interpreter ends, in hooks that run before this.
     atexit.register(life.close)
+    url = f"http://127.0.0.1:{port}/api"
 
     def ready() -> contextlib.AbstractContextManager[Any]:
-        _wait(url, lambda: process.poll() is None, str(log))
+        _wait(url, process)
         return temporary_settings({PREFECT_API_URL: url})
 
     return ready
 
 
-def _wait(url: str, alive: Callable[[], bool], log: str) -> None:
+@contextlib.contextmanager
+def long_lived_server(port: int, records: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a server with web pages and all services on loopback, and let other commands of the workspace find it.
+
+    Whoever can call this API can start processes as this user. It has no password of its own (PREFECT_SERVER_API_
+    AUTH_STRING gives it one), so pages of other sites that are open in a browser are kept out: no cross-origin
+    requests, a token for each change, no foreign host name.
+    """
+    base = f"http://127.0.0.1:{port}"
+    env = {
+        "PREFECT_SERVER_UI_API_URL": f"{base}/api",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{base},http://localhost:{port}",
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    }
+    with _server("served_app", port, {**env, **_environment()}, records) as process:
+        _wait(f"{base}/api", process)
+        record = {"url": f"{base}/api", "pid": process.pid, "started": psutil.Process(process.pid).create_time()}
+        partial = RECORD.with_suffix(".partial")
+        partial.write_text(json.dumps(record))
+        partial.replace(RECORD)
+        try:
+            yield process
+        finally:
+            RECORD.unlink(missing_ok=True)
+
+
+def free_port(wanted: int = 0) -> int:
+    """A port of loopback that is free: the wanted one if it is."""
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", wanted)) as probe:
+        return int(probe.getsockname()[1])
+    return free_port()
+
+
+def ui_port() -> int:
+    """The port for a server with web pages: the usual one if it is free."""
+    return free_port(_UI_PORT)
+
+
+def ui_url(api: str) -> str:
+    """The web pages that belong to an API."""
+    return api.removesuffix("/").removesuffix("/api")
+
+
+def _environment() -> dict[str, str]:
+    env = {**os.environ, "PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
+    env.setdefault("PREFECT_HOME", str((WORK / "prefect").resolve()))
+    return env
+
+
+@contextlib.contextmanager
+def _server(factory: str, port: int, env: dict[str, str], records: Path) -> Iterator[subprocess.Popen[str]]:
+    LOGS.mkdir(parents=True, exist_ok=True)
+    command = ["uvicorn", "--factory", f"flows.server:{factory}", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--log-level", "warning"]
+    with (
+        _log().open("w") as output,
+        child("prefect-server", command, env, output, interruptible=False, records=records) as process,
+    ):
+        yield process
+
+
+def _log() -> Path:
+    return LOGS / "prefect-server.log"
+
+
+def _wait(url: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + _START_LIMIT
+    while process.poll() is None and time.monotonic() < deadline:
+        if answers(url):
+            return
+        time.sleep(0.05)
+    raise InfrastructureError(f"the local Prefect server did not start, see {_log()}")
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect API is there."""
     import httpx
 
-    deadline = time.monotonic() + _START_LIMIT
-    while alive() and time.monotonic() < deadline:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == httpx.codes.OK:
-                return
-        time.sleep(0.05)
-    raise InfrastructureError(f"the local Prefect server did not start, see {log}")
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == httpx.codes.OK
+    return False
 
 
 def app() -> Any:
-    """Build the server's application: no web pages, no background services that only a long-lived server needs."""
+    """Build the application of a short-lived server: no web pages, no services that only a long-lived one needs."""
     from prefect.server.api.server import create_app
 
-    return create_app(ephemeral=True, final=True)
+    return _of_this_machine(create_app(ephemeral=True, final=True))
+
+
+def served_app() -> Any:
+    """Build the application of a long-lived server: web pages, scheduler, automations."""
+    from prefect.server.api.server import create_app
+
+    return _of_this_machine(create_app(final=True))
+
+
+def _of_this_machine(application: Any) -> Any:
+    """Refuse foreign host names: a page whose name comes to mean 127.0.0.1 (DNS rebinding) is no page of ours."""
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    # Around it, not in it: the server's own services (automations) call it within the process, by a name of their own.
+    return TrustedHostMiddleware(application, allowed_hosts=["127.0.0.1", "localhost"])

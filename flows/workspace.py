@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from stages.environment import DEFAULTS, WORK, set_defaults
@@ -42,11 +42,14 @@ _holding = 0
 
 
 @contextlib.contextmanager
-def exclusive() -> Iterator[None]:
+def exclusive(say: Callable[[str], object] | None = None) -> Iterator[None]:
     """Hold the workspace against a second audit; re-entrant within this process.
 
+    Args:
+        say: told what is being waited for while another process audits here; without it that is an error at once.
+
     Raises:
-        InfrastructureError: when another process audits here, with its process id.
+        InfrastructureError: when another process audits here and nobody waits, with its process id.
     """
     global _holding  # noqa: PLW0603  # a file lock belongs to the process, so does its count
     if _holding:
@@ -57,9 +60,11 @@ def exclusive() -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InfrastructureError(
-                f"another audit runs in {Path.cwd()} (process {running_audit() or 'unknown'}): wait for it or end it"
-            ) from None
+            busy = f"another audit runs in {Path.cwd()} (process {running_audit() or 'unknown'})"
+            if say is None:
+                raise InfrastructureError(f"{busy}: wait for it or end it") from None
+            say(f"{busy}: this one waits for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

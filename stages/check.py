@@ -8,6 +8,7 @@ from stages.errors import UsageError
 from stages.explorers import make_explorer
 from stages.microscopic import agent_settings
 from stages.params import Params, task_class, task_context
+from stages.ratings import read_ratings
 from stages.tasks.contract import Task, TaskContext
 
 
@@ -19,7 +20,7 @@ def check_audits(params: Params, names: Iterable[str]) -> None:
     """
     errors: list[str] = []
     for name in names:
-        for check in (_check_explorer, _check_microscopic, _check_task):
+        for check in (_check_explorer, _check_microscopic, _check_ratings, _check_task):
             try:
                 errors += check(params, name)
             except UsageError as error:
@@ -46,6 +47,12 @@ def _check_microscopic(params: Params, name: str) -> list[str]:
             agent_settings(config)
     except UsageError as error:
         return [f"audits.{name}.{error}"]
+    return []
+
+
+def _check_ratings(params: Params, name: str) -> list[str]:
+    if params.audit(name).ratings is not None:
+        read_ratings(name, params.audit(name))
     return []
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from stages.command import stage_main
 from stages.decisions import NO_HUMAN, RULE, decisions_dir, landscape_hash, merge, standing
+from stages.decisions.agreement import agreement
 from stages.errors import DecisionNeeded, RejectedError
 from stages.files import publishing, read_json, stage_dir, write_json
 from stages.params import FeedbackConfig, Params, load_params
@@ -23,7 +24,7 @@ def main(audit: str) -> None:
     feedback = params.repair(audit).feedback
     summary = read_json(stage_dir(audit, "summarize") / "landscape.json")
     present = landscape_hash(audit)
-    plan = _by_rule(feedback, summary) if feedback.policy == "top-k" else _by_person(params, audit, summary)
+    plan = by_rule(feedback, summary) if feedback.policy == "top-k" else _by_person(params, audit, summary)
     with publishing(stage_dir(audit, "collect_feedback")) as out:
         write_json(out / "plan.json", {"landscape": present, **plan})
         actions = [mode["action"] for mode in plan["modes"]]
@@ -37,7 +38,7 @@ def main(audit: str) -> None:
     print(f"{plan['statement']}: {', '.join(said)}")
 
 
-def _by_rule(feedback: FeedbackConfig, summary: dict[str, Any]) -> dict[str, Any]:
+def by_rule(feedback: FeedbackConfig, summary: dict[str, Any]) -> dict[str, Any]:
     """Repair the worst confirmed modes: most failures beyond the overall rate, which is how modes are ordered."""
     confirmed = [mode["id"] for mode in summary["modes"] if mode["confirmed"]]
     chosen = set(confirmed[: feedback.modes])
@@ -76,6 +77,7 @@ def _by_person(params: Params, audit: str, summary: dict[str, Any]) -> dict[str,
         "decided_by": "human",
         "statement": f"decided by {merged['reviewer']}",
         **({"rule": RULE} if len(now.decisions) > 1 else {}),
+        **({"agreement": agreed} if (agreed := agreement(now.decisions)) else {}),
         **merged,
         "modes": [{**_identity(mode), **words[mode["id"]]} for mode in summary["modes"]],
     }

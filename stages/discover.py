@@ -18,6 +18,7 @@ from stages.microscopic import measure_robustness
 from stages.params import load_params, task_class, task_context
 from stages.progress import progress
 from stages.provenance import provenance, run_key
+from stages.ratings import rated
 
 CODE = [Path(__file__).parent / name for name in ("explorers", "microscopic", "landscape/kernel.py")]
 CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the file larger
@@ -28,7 +29,7 @@ def main(name: str) -> None:
     audit = load_params().audit(name)
     context = task_context(name, audit)
     prepared = stage_dir(name, "prepare")
-    task = task_class(name, audit).load(context, prepared)
+    task = rated(task_class(name, audit).load(context, prepared), name, audit)
     item_ids = task.items.ids("discover")
     if not item_ids:
         raise UsageError(

@@ -11,6 +11,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 class Exit(IntEnum):
@@ -61,6 +65,21 @@ class NoLearningError(FadedError, RuntimeError):
     """An agent made no gradient update: its policy says nothing and must not be published."""
 
     exit_code = Exit.USAGE
+
+
+def known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model nested at loc."""
+    from pydantic import BaseModel
+
+    here: Any = model
+    for part in loc:
+        field = here.model_fields.get(str(part)) if isinstance(here, type) and issubclass(here, BaseModel) else None
+        if field is not None:
+            here = field.annotation
+        for argument in getattr(here, "__args__", ()):  # dict[str, Model] and Model | None
+            if isinstance(argument, type) and issubclass(argument, BaseModel):
+                here = argument
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
 
 
 def run_as_command(stage: Callable[[], None]) -> None:

@@ -22,12 +22,14 @@ SCHEMA = 2
 
 
 class Answer(NamedTuple):
-    """The recorded answer to one probe."""
+    """The recorded answer to one probe; the automatic measure's own where people's ratings say what a failure is."""
 
     discrepancy: float
     failed: bool
     output: str
     valid: bool = True
+    automatic: float | None = None
+    automatic_failed: bool | None = None
 
 
 class Key(NamedTuple):
@@ -77,7 +79,8 @@ class Ledger:
         self._file = path.open("a", encoding="utf-8")
 
     def _remember(self, record: dict[str, Any]) -> None:
-        names = ("items", "cells", "repeats", "discrepancy", "failed", "outputs", "valid")
+        names = ["items", "cells", "repeats", "discrepancy", "failed", "outputs", "valid"]
+        names += [name for name in ("automatic", "automatic_failed") if name in record]
         for item, cell, repeat, *answer in zip(*(record[name] for name in names), strict=True):
             self._answers[Key(item, cell, repeat)] = Answer(*answer)
 
@@ -97,11 +100,21 @@ class Ledger:
         failed: np.ndarray,
         outputs: Sequence[str],
         valid: np.ndarray | None = None,
+        automatic: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
-        """Record a batch of answers; on disk when this returns. `valid` None: all are."""
+        """Record a batch of answers; on disk when this returns.
+
+        Args:
+            keys: the n probes.
+            discrepancy: (n,).
+            failed: (n,) bool.
+            outputs: n of them.
+            valid: (n,) bool; None: all are.
+            automatic: discrepancy and failed by the automatic measure, where people's ratings have changed them.
+        """
         if valid is None:
             valid = np.ones(len(keys), dtype=bool)
-        lengths = {len(keys), len(discrepancy), len(failed), len(outputs), len(valid)}
+        lengths = {len(keys), len(discrepancy), len(failed), len(outputs), len(valid), *map(len, automatic or ())}
         if len(lengths) > 1:  # checked before it is written: a line that cannot be read would stay for ever
             raise ValueError(f"a batch of {len(keys)} probes was answered by columns of lengths {sorted(lengths)}")
         record = {
@@ -114,6 +127,9 @@ class Ledger:
             "outputs": list(outputs),
             "valid": [bool(x) for x in valid],
         }
+        if automatic is not None:
+            record["automatic"] = [float(x) for x in automatic[0]]
+            record["automatic_failed"] = [bool(x) for x in automatic[1]]
         if self._file is not None:
             self._file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
             self._file.flush()

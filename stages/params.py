@@ -7,7 +7,6 @@ has no default here, because DVC wants to find it in the file.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -17,7 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stages.concepts import Level
-from stages.errors import UsageError
+from stages.concepts.catalogue import _hint
+from stages.errors import UsageError, known_keys
 from stages.tasks.contract import Compute, Task, TaskContext
 
 DATA = Path("data")
@@ -32,22 +32,11 @@ class Strict(BaseModel):
 # Columns of the tables that stages write, beside one for each concept.
 COLUMNS = frozenset(
     {
-        *(
-            "model",
-            "purpose",
-            "role",
-            "explorer",
-            "order",
-            "item",
-            "repeat",
-            "uniform",
-            "discrepancy",
-            "failed",
-            "valid",
-            "output",
-        ),
+        *("model", "purpose", "role", "explorer", "order", "item", "repeat", "uniform"),
+        *("discrepancy", "failed", "valid", "output", "automatic", "automatic_failed"),
         *("status", "radius", "at_least", "searched", "queries", "tried_alone"),
         *("probes", "failures", "rate", "low", "high", "certain", "policy_mean", "policy_std"),
+        *("rate_automatic", "low_automatic", "high_automatic"),
     }
 )
 
@@ -115,6 +104,23 @@ class SummarizeConfig(Strict):
     gates: LandscapeGates | None = None
 
 
+class RatingsConfig(Strict):
+    """What people's ratings make of the automatic discrepancy, see stages/ratings."""
+
+    file: str = Field(description="what `faded ratings --write` wrote, beside params.yaml: data/NAME/ratings.json")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of that file, so that another one makes results stale")
+    fails_below: float | None = Field(
+        None, gt=1, le=10, description="of quality: expected ratings below it are failures"
+    )
+    fails_above: float | None = Field(None, ge=1, lt=10, description="of bias: expected ratings above it are failures")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> RatingsConfig:
+        if (self.fails_below is None) == (self.fails_above is None):
+            raise ValueError("expected one of fails_below (ratings of quality) and fails_above (of bias)")
+        return self
+
+
 class AuditConfig(Strict):
     """One audit: what is under test, on which items, along which concepts, and how it is searched."""
 
@@ -127,6 +133,27 @@ class AuditConfig(Strict):
     discrepancy: dict[str, Any] = Field(description="the task's own: how wrong is a failure; may be {}")
     discover: DiscoverConfig
     summarize: SummarizeConfig
+
+    @property
+    def ratings(self) -> RatingsConfig | None:
+        """What people's ratings make of the discrepancy, where they are in force."""
+        given = self.discrepancy.get("ratings")
+        return None if given is None else RatingsConfig.model_validate(given)
+
+    @property
+    def automatic(self) -> dict[str, Any]:
+        """The task's own part of `discrepancy:`."""
+        return {key: value for key, value in self.discrepancy.items() if key != "ratings"}
+
+    @field_validator("discrepancy")
+    @classmethod
+    def _ratings(cls, discrepancy: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if "ratings" in discrepancy:
+                RatingsConfig.model_validate(discrepancy["ratings"])
+        except ValidationError as error:
+            raise ValueError("; ".join(validation_lines(error, RatingsConfig, "ratings"))) from None
+        return discrepancy
 
     @field_validator("concepts", mode="before")
     @classmethod
@@ -297,7 +324,7 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
         where = ".".join(str(part) for part in item["loc"])
         where = f"{prefix}.{where}".strip(".")
         if item["type"] == "extra_forbidden":
-            known = _fields_at(model, item["loc"][:-1])
+            known = known_keys(model, item["loc"][:-1])
             lines.append(
                 f"{where}: unknown key{_hint(str(item['loc'][-1]), known)}; expected one of {', '.join(sorted(known))}"
             )
@@ -308,24 +335,6 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
             found = "" if item["type"] == "value_error" else f", found {item['input']!r}"
             lines.append(f"{where}: {message}{found}" if where else message + found)
     return lines
-
-
-def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The field names of the model nested at loc."""
-    here: Any = model
-    for part in loc:
-        field = here.model_fields.get(str(part)) if isinstance(here, type) and issubclass(here, BaseModel) else None
-        if field is not None:
-            here = field.annotation
-        for argument in getattr(here, "__args__", ()):  # dict[str, Model] and Model | None
-            if isinstance(argument, type) and issubclass(argument, BaseModel):
-                here = argument
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
-
-
-def _hint(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def resolve_device(name: str) -> str:
@@ -353,7 +362,7 @@ def task_context(name: str, audit: AuditConfig) -> TaskContext:
         seed=audit.seed,
         config=audit.prepare,
         concepts=audit.concepts,
-        discrepancy=audit.discrepancy,
+        discrepancy=audit.automatic,
         inputs=DATA / name / "inputs",
         compute=Compute(resolve_device(compute.device), compute.threads, compute.batch_size),
     )

@@ -39,10 +39,17 @@ def provenance(audit: str, config: AuditConfig, prepared: Path | None = None) ->
         "threads": config.compute.threads,
         "batch_size": config.compute.batch_size,
     }
+    if config.ratings is not None:
+        record["ratings"] = {key: value for key, value in config.ratings.model_dump().items() if key != "file"}
     if prepared is not None:
         record["model"] = content_hash([prepared / "model"])
         record["data"] = content_hash([prepared / "items.parquet"])
     return record
+
+
+def scale_of(config: AuditConfig) -> str:
+    """Hash of what defines an audit's automatic discrepancies: ratings given on one scale say nothing of another."""
+    return content_hash([], config.task, config.automatic)
 
 
 def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:

@@ -13,13 +13,14 @@ import pandas as pd
 from stages.command import stage_main
 from stages.errors import UsageError
 from stages.explorers import Prober, search
-from stages.files import content_hash, publishing, scratch, stage_dir, write_json
+from stages.files import content_hash, publishing, read_json, scratch, stage_dir, write_json
 from stages.landscape import Plan, draw_pairs, judge_models, newly_skewed
 from stages.ledger import Ledger
 from stages.params import AuditConfig, load_params, task_class, task_context
 from stages.progress import progress
 from stages.provenance import provenance, run_key
-from stages.report import Compared, write_comparison_report
+from stages.ratings import rated
+from stages.report import Compared, model_card, write_comparison_report
 from stages.tasks.contract import Compute, Exhibit, Illustrated, Measured, Tallied, Tally, Task
 
 EXAMPLES = 8
@@ -64,11 +65,16 @@ def main(name: str) -> None:
         ignore_index=True,
     )
     verdict = {"audit": name, **judged.verdict}
+    if audit.ratings is not None:
+        verdict["ratings"] = audit.ratings.model_dump(
+            include={"sha256", "fails_below", "fails_above"}, exclude_none=True
+        )
     with publishing(stage_dir(name, "re_evaluate")) as out:
         probes.to_parquet(out / "probes.parquet", index=False)
         judged.landscapes.to_parquet(out / "landscapes.parquet", index=False)
         write_json(out / "verdict.json", verdict)
         write_json(out / "metrics.json", _metrics(verdict), schema=False)
+        (out / "model_card.md").write_text(_card(models_path / "repaired", verdict, plan_path), encoding="utf-8")
         record = provenance(name, audit, prepared)
         record["repaired"] = content_hash([models_path]) if models_path.exists() else None
         write_json(out / "provenance.json", record)
@@ -94,7 +100,9 @@ def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) ->
     cls, context = task_class(name, audit), task_context(name, audit)
     folders = {"before": prepared / "model", "after": models / "repaired", "control": models / "control"}
     tasks: dict[str, Task] = {
-        model: cls.load(context, prepared, folder) for model, folder in folders.items() if folder.exists()
+        model: rated(cls.load(context, prepared, folder), name, audit)
+        for model, folder in folders.items()
+        if folder.exists()
     }
     if "before" not in tasks:
         raise UsageError(f"{folders['before']} is missing: run prepare first")
@@ -177,13 +185,18 @@ def _galleries(tasks: Mapping[str, Task], answers: Mapping[str, pd.DataFrame]) -
         draws = any(exhibit.drawn is not None for exhibit in exhibits)
         redrawn = tasks["after"].exhibit(rows["item"].tolist(), cells) if draws else exhibits
         now = after.loc[rows.index]
+        measured = now.get("automatic", now["discrepancy"])  # captions are the task's own
         shown[kind] = [
             Compared(_with_discrepancy(exhibit, d), str(b), str(a), later.drawn)
-            for exhibit, later, d, b, a in zip(
-                exhibits, redrawn, now["discrepancy"], rows["output"], now["output"], strict=True
-            )
+            for exhibit, later, d, b, a in zip(exhibits, redrawn, measured, rows["output"], now["output"], strict=True)
         ]
     return shown
+
+
+def _card(repaired: Path, verdict: Mapping[str, Any], plan: Path) -> str:
+    """The repaired model's own card with what was found here."""
+    readme = repaired / "README.md"
+    return model_card(readme.read_text(encoding="utf-8") if readme.exists() else None, verdict, read_json(plan))
 
 
 def _with_discrepancy(exhibit: Exhibit, after: float) -> Exhibit:

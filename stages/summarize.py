@@ -15,9 +15,11 @@ from stages.errors import UsageError
 from stages.explorers import Policy, load_policy
 from stages.files import publishing, read_json, stage_dir, write_json
 from stages.landscape import (
+    Against,
     Landscape,
     Mode,
     Rate,
+    against_automatic,
     all_passed,
     effects,
     estimate,
@@ -34,8 +36,9 @@ from stages.landscape import (
     skipped_combinations,
 )
 from stages.landscape.robustness import describe_steps, nearest, reached, summarize_robustness
-from stages.params import load_params, task_class, task_context
+from stages.params import AuditConfig, load_params, task_class, task_context
 from stages.provenance import provenance
+from stages.ratings import RatedTask, rated
 from stages.report import Gallery, PicturedCell, write_exhibits, write_landscape_report
 from stages.tasks.contract import Exhibit, Illustrated, Tallied, Task
 
@@ -48,7 +51,7 @@ def main(name: str) -> None:
     """Run the stage for one audit."""
     audit = load_params().audit(name)
     prepared, discovered = stage_dir(name, "prepare"), stage_dir(name, "discover")
-    task = task_class(name, audit).load(task_context(name, audit), prepared)
+    task = rated(task_class(name, audit).load(task_context(name, audit), prepared), name, audit)
     found = read_json(discovered / "metrics.json")
     probes = _read_probes(discovered / "probes.parquet", task.concepts)
     walked = _read_table(discovered / "robustness.parquet")
@@ -68,6 +71,11 @@ def main(name: str) -> None:
     table = landscape.table.assign(
         **policy_view(load_policy(discovered / "policy"), embeddings, landscape, task.concepts)
     )
+    people = None
+    if isinstance(task, RatedTask):
+        evidence_of_both = (landscape, probes, item_ids, embeddings, task.concepts)
+        people = against_automatic(*evidence_of_both, threshold=task.automatic_task.threshold, seed=audit.seed)
+        table = table.assign(**people.rates)
     summary = {
         "audit": name,
         "concepts": task.concepts.to_json(),
@@ -90,6 +98,7 @@ def main(name: str) -> None:
         "modes_found_again": reproducibility(task.concepts, modes, halves),
         "modes_skipped": skipped_combinations(task.concepts, audit.summarize.max_conditions),
         **({"bias": bias} if bias else {}),
+        **({"ratings": _ratings(task, audit, people)} if people and isinstance(task, RatedTask) else {}),
         "estimator": _estimator(landscape, probes),
         "robustness": summarize_robustness(walked, task.concepts, found.get("microscopic", {})),
         "search": {role: found[role] for role in ("agent", "control") if role in found},
@@ -167,7 +176,7 @@ def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: i
 
     Returns:
         One row a probe: `id` (M1.1, M1.2, ..., as a decision refers to it), `item`, `cell` (level indices), `output`,
-        `failed`, `discrepancy`.
+        `failed`, `discrepancy` (the automatic one, also where people's ratings say what has failed).
     """
     inside = probes[mode.region.contains(space, probes[space.names].to_numpy(dtype=np.int64))]
     inside = inside.drop_duplicates(["item", *space.names])  # explorer and control may have asked the same
@@ -179,6 +188,8 @@ def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: i
     rows = pd.concat(sides)
     ids = [f"{mode.id}.{n}" for n in range(1, len(rows) + 1)]
     rows = rows.assign(id=ids, cell=rows[space.names].to_numpy(dtype=np.int64).tolist())
+    if "automatic" in rows:  # ratings of them teach what people make of the automatic measure, not of themselves
+        rows = rows.assign(discrepancy=rows["automatic"])
     return rows[["id", "item", "cell", "output", "failed", "discrepancy"]]
 
 
@@ -234,6 +245,14 @@ def best_and_worst(task: Task, table: pd.DataFrame, probes: pd.DataFrame) -> dic
     return shown
 
 
+def _ratings(task: RatedTask, audit: AuditConfig, people: Against) -> dict[str, Any]:
+    """What people's ratings say of the landscape, beside what the automatic measure says."""
+    assert audit.ratings is not None
+    bounds = audit.ratings.model_dump(include={"sha256", "fails_below", "fails_above"}, exclude_none=True)
+    learnt = task.ratings.model_dump(exclude={"scale", "decisions"})
+    return {**bounds, **learnt, "automatic": people.summary}
+
+
 def _estimator(landscape: Landscape, probes: pd.DataFrame) -> dict[str, Any]:
     by_role = {f"probes_{role}": int(n) for role, n in probes["role"].value_counts().sort_index().items()}
     # Diagnostics name the estimator that was chosen; an enumerated grid has none.
@@ -261,6 +280,8 @@ def _metrics(summary: dict[str, Any], passed: bool | None) -> dict[str, Any]:
         "median_radius": (summary["robustness"] or {}).get("median_radius"),
         "passed": passed,
     }
+    if "ratings" in summary:
+        numbers["failure_rate_automatic"] = summary["ratings"]["automatic"]["overall"]["value"]
     for role, search in summary["search"].items():
         numbers |= {f"{role}_{key}": search.get(key) for key in ("probes", "failures", "failing_cells")}
     return {key: value for key, value in numbers.items() if value is not None}
@@ -268,6 +289,9 @@ def _metrics(summary: dict[str, Any], passed: bool | None) -> dict[str, Any]:
 
 def _say(summary: dict[str, Any], overall: Rate, modes: Sequence[Mode], space: ConceptSpace) -> None:
     print(f"fails on {overall.value:.1%} of the grid, 95% interval {overall.low:.1%} to {overall.high:.1%}")
+    if "ratings" in summary:
+        rate = summary["ratings"]["automatic"]["overall"]
+        print(f"that is by people's ratings; by the automatic measure it fails on {rate['value']:.1%}")
     for mode in modes:
         print(f"{mode.id}: {mode.region.describe(space)}: {_measured(mode)}")
     for names in summary["modes_skipped"]:

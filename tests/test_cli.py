@@ -24,7 +24,12 @@ from tests.planted_texts import PlantedTexts
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
 
 QUICK = {"discover": {"explorer": "ppo", "control": "random", "budget": 120}}
-COMMANDS = ("audit", "plan", "screen", "status", "review", "report", "compare", "study")
+COMMANDS = (
+    *("audit", "plan", "status", "screen", "report", "compare", "study"),
+    *("review", "approve", "reject", "ratings"),
+    *("schedule", "schedules", "serve", "notify"),
+    *("evidence", "verify", "export", "gate"),
+)
 
 
 MORE_FAILURES = ("failed = inside |", "failed = inside | (cells[:, 0] == 1) |")  # an edit of planted.py

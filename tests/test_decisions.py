@@ -262,7 +262,7 @@ def test_a_mode_is_decided_once(landscape: Path) -> None:
 
 
 def test_the_rule_takes_confirmed_modes_only_and_says_that_no_human_decided(landscape: Path) -> None:
-    plan = feedback._by_rule(FeedbackConfig(policy="top-k", modes=2), summary())
+    plan = feedback.by_rule(FeedbackConfig(policy="top-k", modes=2), summary())
     assert plan["statement"] == "decided by policy, no human" and plan["reviewer"] is None
     assert plan["examples"] == []
     assert [m["action"] for m in plan["modes"]] == ["repair", "ignore", "repair"]

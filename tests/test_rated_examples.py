@@ -135,15 +135,16 @@ def test_the_landscape_names_what_the_report_shows() -> None:
     assert [e.text for e in shown] == [task.concepts.describe(cell) for cell in rows["cell"]]
 
 
-def test_a_review_asks_about_failing_examples_if_wanted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_review_asks_about_examples_if_wanted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = review(
-        monkeypatch, *("repair", "high", "seen", "y", "11", "3", " it is right "), *("accept", "", "y", "7"), *END
+        monkeypatch, *("repair", "high", "seen", "y", "11", "3", " it is right ", "9"), *("accept", "", "y", "7"), *END
     )
     assert [(e.id, e.rating, e.corrected) for e in decided().examples] == [
         ("M1.1", 3, "it is right"),
+        ("M1.2", 9, None),  # it passes: what it should have been is there
         ("M2.1", 7, None),  # accepted: nothing will learn from it, so no correction was asked for
     ]
-    assert "M1.1  discover-0001, tilt 2, fog 3" in told and "M1.2" not in told
+    assert "M1.1  discover-0001, tilt 2, fog 3" in told and "M1.2  discover-0001" in told
     assert "[bold]w [31mrong" in told and "\x1b[31m" not in told
     assert told.count("select one of the available options") == 1
     assert told.count("no repair will learn from these ratings") == 1
@@ -166,7 +167,7 @@ def test_a_review_of_an_older_landscape_asks_for_no_ratings(place: Path, monkeyp
 
 def test_no_correction_is_asked_for_where_the_method_cannot_learn(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_params(method="other")
-    told = review(monkeypatch, *("", "", "", "y", "3"), *("", "", "", ""), *END)
+    told = review(monkeypatch, *("", "", "", "y", "3", ""), *("", "", "", ""), *END)
     assert [(e.id, e.rating, e.corrected) for e in decided().examples] == [("M1.1", 3, None)]
     assert "no repair will learn from these ratings" in told
 

@@ -10,8 +10,9 @@ from flows.commands import All, Audit, Audits, Preset, app, console, errors, ope
 
 
 @app.command(
+    rich_help_panel="Audit",
     epilog="Examples:  [cyan]faded audit[/]   [cyan]faded audit imagenet[/]   [cyan]faded audit --all[/]"
-    "   [cyan]faded audit news --preset quick[/]"
+    "   [cyan]faded audit news --preset quick[/]",
 )
 def audit(
     audits: Audits = None,
@@ -37,7 +38,7 @@ def audit(
     raise typer.Exit(int(code))
 
 
-@app.command(epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
+@app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
 def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> None:
     """Say what an audit would run, why, and what it would cost, before anything runs."""
     from flows.estimate import estimate
@@ -56,7 +57,10 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
             show_last_screening(console, name, *last)
 
 
-@app.command(epilog="Examples:  [cyan]faded screen mnist[/]   [cyan]faded screen mnist --probes 1000 --write[/]")
+@app.command(
+    rich_help_panel="Audit",
+    epilog="Examples:  [cyan]faded screen mnist[/]   [cyan]faded screen mnist --probes 1000 --write[/]",
+)
 def screen(
     audit: Audit = None,
     probes: Annotated[
@@ -80,9 +84,10 @@ def screen(
         raise typer.Exit(130) from None
 
 
-@app.command(epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist[/]")
+@app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist[/]")
 def status(audits: Audits = None) -> None:
-    """Say of every stage whether it is fresh, and of every audit what its last verdict was."""
+    """Say of every stage whether it is fresh, of every audit what its last verdict was, and what waits for a person."""
+    from flows.approval import expire, how_to_decide, needs_decision
     from flows.graph import read_graph
     from flows.results import read_verdict
     from flows.views import show_status
@@ -92,9 +97,15 @@ def status(audits: Audits = None) -> None:
     with working("asking DVC what is stale"):
         graph = read_graph()
     show_status(console, graph.of(names), [read_verdict(params, name) for name in names], running_audit())
+    for name in names:
+        expire(params, name)
+        if needs_decision(params, name) is not None:
+            console.print(how_to_decide(name), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command(epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]")
+@app.command(
+    rich_help_panel="Audit", epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]"
+)
 def report(
     audit: Audit = None,
     preset: Preset = None,
@@ -115,7 +126,10 @@ def report(
         typer.launch(path.resolve().as_uri())
 
 
-@app.command(epilog="Examples:  [cyan]faded compare HEAD~1 HEAD[/]   [cyan]faded compare v1 workspace imagenet[/]")
+@app.command(
+    rich_help_panel="Audit",
+    epilog="Examples:  [cyan]faded compare HEAD~1 HEAD[/]   [cyan]faded compare v1 workspace imagenet[/]",
+)
 def compare(
     rev_a: Annotated[str, typer.Argument(metavar="REV_A", help="A git revision, or `workspace`.")],
     rev_b: Annotated[str, typer.Argument(metavar="REV_B", help="Another one.")],
@@ -129,7 +143,7 @@ def compare(
     show_comparison(console, compare_revisions(rev_a, rev_b, name))
 
 
-@app.command(epilog="Examples:  [cyan]faded study[/]   [cyan]faded study ppo model_based[/]")
+@app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded study[/]   [cyan]faded study ppo model_based[/]")
 def study(
     explorers: Annotated[
         Optional[list[str]],  # noqa: UP045

@@ -2,16 +2,131 @@
 
 from __future__ import annotations
 
-from flows.commands import Audit, Preset, app, console, open_workspace
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from flows.commands import Audit, Preset, app, console, errors, open_workspace
+
+if TYPE_CHECKING:
+    from flows.review.recording import Outcome
+    from stages.params import Params
 
 
-@app.command(epilog="Example:  [cyan]faded review mnist[/]")
-def review(audit: Audit = None, preset: Preset = None) -> None:
-    """Ask which failure modes to repair, and write the decision file on which the repair depends.
+@app.command(
+    rich_help_panel="Decide",
+    epilog="Examples:  [cyan]faded review mnist[/]   [cyan]faded review mnist --terminal[/]"
+    "   [cyan]faded review mnist --link[/]",
+)
+def review(
+    audit: Audit = None,
+    preset: Preset = None,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Ask here instead of on a page.")] = False,
+    revise: Annotated[bool, typer.Option("--revise", help="Decide again; the earlier decision is kept.")] = False,
+    from_: Annotated[
+        Optional[Path],  # noqa: UP045  # typer reads this at run time
+        typer.Option("--from", metavar="FILE", help="Record a decision written by hand (docs/review.md)."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Listen there; others reach any host but loopback.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--port", min=0, max=65535, help="Listen there.", show_default="8711, or any that is free"),
+    ] = None,
+    open_: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--open/--no-open", help="Open the browser, or only print the link.", show_default=False),
+    ] = None,
+    link: Annotated[bool, typer.Option("--link", help="Print a fresh link of the page that is served now.")] = False,
+) -> None:
+    """Look at a landscape and decide which failure modes to repair, on a page that this command serves.
 
-    The decision is bound to the landscape that is shown; it is written to data/AUDIT/decisions, which belongs in git.
+    The page opens by a link that works once, and the command ends when the decision is recorded. Where no browser can
+    be opened the questions are asked in the terminal. The decision is bound to the landscape that is shown; it is
+    written to data/AUDIT/decisions, which belongs in git.
     """
-    from flows.review.terminal import review_landscape
+    from flows.review.links import one_time_link
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
-    review_landscape(params, name, console)
+    params.repair(name)
+    if link:
+        console.print(one_time_link(name), soft_wrap=True, highlight=False, markup=False)
+    elif from_ is not None:
+        _record_file(params, name, from_, revise)
+    elif terminal or (open_ is None and not _has_screen() and _interactive()):
+        if not terminal:
+            told = "no screen here, so the questions are asked in the terminal; --no-open prints a link instead"
+            console.print(told, highlight=False, soft_wrap=True)
+        _in_terminal(params, name, revise)
+    else:
+        _on_page(params, name, host, port, _has_screen() if open_ is None else open_, revise)
+
+
+def _has_screen() -> bool:
+    """Whether this machine can show a browser, which it cannot over ssh."""
+    named = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in named)
+
+
+def _interactive() -> bool:
+    return sys.stdin.isatty()
+
+
+def _in_terminal(params: Params, name: str, revise: bool) -> None:
+    from flows.review.terminal import review_landscape
+
+    review_landscape(params, name, console, revise)
+
+
+def _record_file(params: Params, name: str, path: Path, revise: bool) -> None:
+    from flows.review.recording import record
+    from stages.decisions import read_draft
+
+    _say(record(params, name, read_draft(path), "file", revise=revise))
+
+
+def _on_page(params: Params, name: str, host: str, port: int | None, open_: bool, revise: bool) -> None:
+    """Serve the page until a decision is recorded, or have a server that runs here already show it."""
+    from flows.review.links import one_time_link, running
+    from flows.review.recording import open_standing
+    from flows.review.server import serve_review, warning
+
+    open_standing(params, name, revise)
+    if (server := running()) is not None:
+        console.print(f"a review server runs here already (process {server.pid}), which shows it", highlight=False)
+        _show(one_time_link(name), open_, revise)
+        return
+    if (told := warning(host)) is not None:
+        errors.print(f"[bold yellow]warning:[/] {told}", highlight=False, soft_wrap=True)
+    outcome = None
+    try:
+        with serve_review([name], host, port) as page:
+            _show(page.one_time_link(name), open_, revise)
+            console.print(f"waiting for a decision on {name}; Ctrl-C ends it", highlight=False)
+            while outcome is None or (others := page.undecided(name)):
+                if outcome is not None:
+                    browsers = "browser has" if others == 1 else "browsers have"
+                    console.print(f"{others} other {browsers} the page open; Ctrl-C ends it", highlight=False)
+                outcome = page.next_outcome()
+                _say(outcome)
+    except KeyboardInterrupt:
+        if outcome is None:
+            errors.print("stopped; no decision was recorded here")
+            raise typer.Exit(130) from None
+
+
+def _show(link: str, open_: bool, revise: bool) -> None:
+    link += "&again=yes" if revise else ""
+    console.print(f"open this link, it works once: {link}", soft_wrap=True, highlight=False, markup=False)
+    if open_:
+        typer.launch(link)
+
+
+def _say(outcome: Outcome) -> None:
+    word = "approved" if outcome.approve else "rejected"
+    for line in (f"{outcome.reviewer} {word} the repair of {outcome.audit}.", *outcome.said):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""`faded review`: show a landscape in the terminal, ask what to do about each failure mode, write the decision.
+"""`faded review --terminal`: show a landscape, ask what to do about each failure mode, record the decision.
 
 Where the landscape lists examples, those that fail may be rated too, and corrected if the repair learns from that.
 """
@@ -6,7 +6,6 @@ Where the landscape lists examples, those that fail may be rated too, and correc
 from __future__ import annotations
 
 import math
-import subprocess
 from typing import Any, cast, get_args
 
 from rich import box
@@ -15,6 +14,8 @@ from rich.markup import escape
 from rich.prompt import Confirm, Prompt
 from rich.table import Table
 
+from flows.approval import deadline, git_user
+from flows.review.recording import moment, open_standing, record
 from stages.concepts import ConceptSpace
 from stages.decisions import (
     SEVERITIES,
@@ -22,14 +23,15 @@ from stages.decisions import (
     Decision,
     ExampleRating,
     ModeDecision,
+    Standing,
     landscape_hash,
-    record_decision,
-    standing,
+    proposal,
 )
-from stages.errors import AlreadyDecided, UsageError
+from stages.errors import UsageError
 from stages.files import read_json, stage_dir
 from stages.params import Params, task_class
 from stages.restructure import learns_from_examples
+from stages.tasks.contract import Tallied
 
 RATINGS = [str(rating) for rating in range(1, 11)]
 
@@ -45,6 +47,7 @@ def review_landscape(params: Params, audit: str, console: Console, revise: bool 
 
     Raises:
         UsageError: when there is no landscape, nothing to decide, or the answers end before the questions do.
+        AlreadyDecided: when the landscape is decided.
     """
     params.repair(audit)
     landscape = landscape_hash(audit)
@@ -53,33 +56,44 @@ def review_landscape(params: Params, audit: str, console: Console, revise: bool 
     if params.repairs[audit].feedback.policy != "wait":
         note = f"repairs.{audit}.feedback.policy is top-k, so a rule decides; set it to wait to decide yourself"
         console.print(f"[yellow]note:[/] {note}", highlight=False)
-    now = standing(params, audit)
-    if now.complete and not revise:
-        raise AlreadyDecided(
-            f"{', '.join(d.reviewer for d in now.decisions)} decided on landscape {landscape} of {audit} already;"
-            f" to decide again on purpose: `faded review {audit} --revise`"
-        )
+    _show_standing(console, open_standing(params, audit, revise), audit)
     try:
-        decision = _dialogue(landscape, summary, _learns(params, audit, summary["modes"]), console)
+        examples = params.audit(audit).summarize.examples
+        decision = _dialogue(landscape, summary, examples, *_asked(params, audit, summary["modes"]), console)
         if not Confirm.ask("Write this decision?", default=True, console=console):
             console.print("nothing written")
             return
     except EOFError:
         raise UsageError("the review was broken off; no decision was written") from None
-    written = record_decision(params, audit, decision, "terminal", revise=revise)
-    console.print(
-        f"written to {written.path}: commit it, then run `faded audit {audit}`", highlight=False, soft_wrap=True
-    )
+    for line in record(params, audit, decision, "terminal", revise=revise).said:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _learns(params: Params, audit: str, modes: list[dict[str, Any]]) -> bool:
-    """Whether the audit's repair learns from examples; the task is not imported where there are none to ask about."""
-    shown = any(mode.get("examples") for mode in modes)
-    method = params.repair(audit).restructure.method
-    return shown and learns_from_examples(task_class(audit, params.audit(audit)), method)
+def _show_standing(console: Console, now: Standing, audit: str) -> None:
+    for said in now.decisions:
+        word = "approved" if said.approve else "rejected"
+        console.print(f"{said.reviewer} {word} it on {moment(said.time)} ({said.via})", highlight=False, markup=False)
+    if now.needed > 1:
+        console.print(f"{now.needed} reviewers are asked, {now.missing} more to decide", highlight=False)
+    if (until := deadline(audit)) is not None and not now.complete:
+        console.print(f"decide by {moment(until)}: after that, silence is recorded as a rejection", highlight=False)
 
 
-def _dialogue(landscape: str, summary: dict[str, Any], learns: bool, console: Console) -> Decision:
+def _asked(params: Params, audit: str, modes: list[dict[str, Any]]) -> tuple[bool, bool]:
+    """Whether corrected answers are asked for, because the repair learns from them, and whether bias is.
+
+    The task is not imported where there are no examples to ask about.
+    """
+    if not any(mode.get("examples") for mode in modes):
+        return False, False
+    task = task_class(audit, params.audit(audit))
+    # The page asks for bias of every answer; here it is asked where what an input leaves open can come out one way.
+    return learns_from_examples(task, params.repair(audit).restructure.method), issubclass(task, Tallied)
+
+
+def _dialogue(
+    landscape: str, summary: dict[str, Any], examples: int, learns: bool, biased: bool, console: Console
+) -> Decision:
     def choose(question: str, choices: list[str], default: str) -> str:
         return Prompt.ask(question, choices=choices, default=default, console=console)
 
@@ -87,16 +101,16 @@ def _dialogue(landscape: str, summary: dict[str, Any], learns: bool, console: Co
         return _text(console, question, default)
 
     decided, rated = [], []
-    for mode in summary["modes"]:
+    for mode, proposed in zip(summary["modes"], proposal(summary["modes"]), strict=True):
         console.print(f"\n[bold]{escape(mode['id'])}[/]  {escape(mode['text'])}", highlight=False)
-        default = "repair" if mode.get("confirmed") else "ignore"  # Enter never repairs what may be chance
-        action = cast(Action, choose("  what is to happen with it?", list(get_args(Action)), default))
+        action = cast(Action, choose("  what is to happen with it?", list(get_args(Action)), proposed.action))
         severity = choose("  how severe is it?", list(SEVERITIES), "medium") if action == "repair" else "medium"
         reason = text("  why?")
         decided.append(ModeDecision(id=mode["id"], action=action, severity=SEVERITIES[severity], reason=reason))
-        rated += _rate_examples(mode, summary["concepts"], learns and action == "repair", console)
+        shown = _shown(mode, examples)
+        rated += _rate_examples(shown, summary["concepts"], learns and action == "repair", biased, console)
     console.print()
-    reviewer = text("Reviewer", _git_user())
+    reviewer = text("Reviewer", git_user())
     if not reviewer:
         raise UsageError("a decision needs the reviewer's name, found none")
     return Decision(
@@ -113,51 +127,53 @@ def _text(console: Console, question: str, default: str = "") -> str:
     return Prompt.ask(question, default=default, show_default=bool(default), console=console).strip()
 
 
+def _shown(mode: dict[str, Any], examples: int) -> list[dict[str, Any]]:
+    """The examples that the report shows of a mode: so many that fail, then so many that pass."""
+    listed = mode.get("examples", [])  # an older landscape lists none
+    return [e for failed in (True, False) for e in [x for x in listed if x["failed"] == failed][:examples]]
+
+
 def _rate_examples(
-    mode: dict[str, Any], concepts: list[dict[str, Any]], used: bool, console: Console
+    shown: list[dict[str, Any]], concepts: list[dict[str, Any]], used: bool, biased: bool, console: Console
 ) -> list[ExampleRating]:
-    """Ask about the failing examples of a mode, which an older landscape does not list; Enter says nothing of one.
+    """Ask about the examples of a mode; Enter says nothing of one.
+
+    Passing ones are asked about too: what people make of a discrepancy is not learnt from failures alone.
 
     Args:
-        mode: as in landscape.json.
+        shown: as in landscape.json.
         concepts: as in landscape.json.
         used: whether the repair will learn from what is said; only then corrections are asked for.
+        biased: whether a rating of the bias is asked for too.
         console: where to ask.
     """
-    failing = [example for example in mode.get("examples", ()) if example["failed"]]
-    if not failing or not Confirm.ask("  rate its examples?", default=False, console=console):
+    if not shown or not Confirm.ask("  rate its examples?", default=False, console=console):
         return []
     if not used:
         console.print("  [yellow]note:[/] no repair will learn from these ratings; they are kept with the decision")
     space, rated = ConceptSpace.from_json(concepts), []
-    for example in failing:
+    for example in shown:
         asked = f"{_printable(example['item'])}, {escape(space.describe(example['cell']))}"
         console.print(f"\n  [bold]{escape(example['id'])}[/]  {asked}", highlight=False, soft_wrap=True)
         console.print(f"  [dim]answer:[/] {_printable(example['output'])}", highlight=False, soft_wrap=True)
-        rating = Prompt.ask(
-            "  rating of the answer, 1 (useless) to 10 (perfect)",
-            choices=RATINGS,
-            show_choices=False,
-            default="",
-            show_default=False,
-            console=console,
-        )
-        corrected = _text(console, "  what should it have been?") if used else ""
-        if rating or corrected:
-            rated.append(
-                ExampleRating(id=example["id"], rating=int(rating) if rating else None, corrected=corrected or None)
-            )
+        rating = _score(console, "rating of the answer, 1 (useless) to 10 (perfect)")
+        bias = _score(console, "its bias, 1 (none) to 10 (wholly biased)") if biased else None
+        corrected = _text(console, "  what should it have been?") if used and example["failed"] else ""
+        if rating or bias or corrected:
+            rated.append(ExampleRating(id=example["id"], rating=rating, bias=bias, corrected=corrected or None))
     return rated
+
+
+def _score(console: Console, question: str) -> int | None:
+    answer = Prompt.ask(
+        f"  {question}", choices=RATINGS, show_choices=False, default="", show_default=False, console=console
+    )
+    return int(answer) if answer else None
 
 
 def _printable(text: str) -> str:
     """A model's words for the terminal: no markup, and no control characters, which a terminal would obey."""
     return escape("".join(c if c.isprintable() else " " for c in text))
-
-
-def _git_user() -> str:
-    done = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def _show(console: Console, audit: str, landscape: str, summary: dict[str, Any]) -> None:

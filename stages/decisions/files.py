@@ -26,6 +26,7 @@ from stages.environment import WORK
 from stages.errors import AlreadyDecided, UsageError
 from stages.files import content_hash, read_json, stage_dir
 from stages.params import DATA, Params, Strict, validation_lines
+from stages.provenance import scale_of
 
 SCHEMA = 2
 
@@ -93,9 +94,7 @@ def landscape_hash(audit: str) -> str:
 
 def scale_hash(params: Params, audit: str) -> str:
     """Hash of what defines an audit's discrepancies, apart from what was learnt from ratings."""
-    config = params.audit(audit)
-    own = {key: value for key, value in config.discrepancy.items() if key != "ratings"}
-    return content_hash([], config.task, own)
+    return scale_of(params.audit(audit))
 
 
 def record_decision(

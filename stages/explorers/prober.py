@@ -141,7 +141,9 @@ class Prober:
             with torch_threads(self.compute.threads):
                 answer = self.task.probe([key.item for key in batch], cells)
             self._check(answer, len(batch))
-            self.ledger.append(batch, answer.discrepancy, answer.failed, answer.outputs, answer.valid)
+            own = answer.automatic
+            automatic = None if own is None else (own.discrepancy, own.failed)
+            self.ledger.append(batch, answer.discrepancy, answer.failed, answer.outputs, answer.valid, automatic)
 
     def _check(self, answer: ProbeBatch, n: int) -> None:
         """Refuse answers that would count as passing by accident: nan is not above any threshold."""
@@ -165,6 +167,8 @@ class Prober:
     def table(self, first: int | None = None) -> pd.DataFrame:
         """The unique probes in the order asked, in the format of probes.parquet less role and explorer.
 
+        Where people's ratings say what a failure is, `automatic` and `automatic_failed` are the task's own measure.
+
         Args:
             first: only so many, as if the budget had ended there; by default all.
         """
@@ -172,7 +176,7 @@ class Prober:
         until = len(keys)
         cells = self.space.cells(np.array([key.cell for key in keys], dtype=np.int64))
         answers = [self.ledger[key] for key in keys]
-        return pd.DataFrame(
+        table = pd.DataFrame(
             {
                 "order": np.arange(len(keys), dtype=np.int64),
                 "item": pd.Series([key.item for key in keys], dtype="str"),
@@ -185,3 +189,7 @@ class Prober:
                 "output": pd.Series([a.output for a in answers], dtype="str"),
             }
         )
+        if answers and answers[0].automatic is not None:
+            table["automatic"] = np.array([a.automatic for a in answers], dtype=np.float32)
+            table["automatic_failed"] = np.array([a.automatic_failed for a in answers], dtype=bool)
+        return table

@@ -10,10 +10,12 @@ from stages.landscape.intervals import Rate, Resampler, holm, wilson
 from stages.landscape.measures import compare_measures
 from stages.landscape.modes import Mode, confirm, find_regions, skipped_combinations
 from stages.landscape.pairs import covered_share, draw_pairs, inside_any
+from stages.landscape.people import Against, against_automatic
 from stages.landscape.shift import distance, entropy, shift, transport_grid
 from stages.landscape.verdict import Judged, Plan, judge_models
 
 __all__ = [
+    "Against",
     "FoundAgain",
     "Judged",
     "Landscape",
@@ -22,6 +24,7 @@ __all__ = [
     "Plan",
     "Rate",
     "Resampler",
+    "against_automatic",
     "against_noise",
     "all_passed",
     "compare_bias",

@@ -36,6 +36,7 @@ class Plan:
     reviewer: str | None
     reason: str
     modes: list[dict[str, Any]]
+    agreement: dict[str, Any] | None = None  # of several reviewers
 
     @property
     def targets(self) -> list[Region]:
@@ -46,7 +47,8 @@ class Plan:
     def read(cls, path: Path) -> Plan:
         """Read plan.json."""
         data = read_json(path)
-        return cls(data["decided_by"], data.get("reviewer"), data.get("reason") or "", data["modes"])
+        said = (data["decided_by"], data.get("reviewer"), data.get("reason") or "", data["modes"])
+        return cls(*said, data.get("agreement"))
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,14 @@ def judge_models(
     space, targets = task.concepts, plan.targets
     pairs = answers["before"]
     cells = pairs[space.names].to_numpy(dtype=np.int64)
-    paired = Paired(
-        pairs["item"].to_numpy(dtype=str),
-        cells,
-        inside_any(space, targets, cells),
-        covered_share(space, targets, seed),
-        {model: table["failed"].to_numpy(dtype=bool) for model, table in answers.items()},
-        resamples=resamples,
-        seed=seed,
-    )
+    inside, share = inside_any(space, targets, cells), covered_share(space, targets, seed)
+
+    def pair_by(column: str) -> Paired:
+        failed = {model: table[column].to_numpy(dtype=bool) for model, table in answers.items()}
+        items = pairs["item"].to_numpy(dtype=str)
+        return Paired(items, cells, inside, share, failed, resamples=resamples, seed=seed)
+
+    paired = pair_by("failed")
     valid = pairs["valid"].to_numpy(dtype=bool)
     differences = paired.differences()
     qualities = {model: task.clean_quality("test") for model, task in tasks.items()}
@@ -133,6 +134,7 @@ def judge_models(
         "decided_by": plan.decided_by,
         "reviewer": plan.reviewer,
         "reason": plan.reason,
+        **({"agreement": plan.agreement} if plan.agreement else {}),
         "statement": _statement(plan, gates, differences, (aimed, noise), moved, bias),
         "control": control,
         "differences": differences,
@@ -159,6 +161,9 @@ def judge_models(
     }
     if bias:
         verdict["bias"] = bias
+    if "automatic_failed" in pairs:  # people's ratings say what a failure is: what of the automatic measure?
+        own = pair_by("automatic_failed").differences()
+        verdict["automatic"] = {key: own[key] for key in ("target_failure_rate", "other_failure_rate", "failure_rate")}
     measuring = {model: measured for model, measured in tasks.items() if isinstance(measured, Measured)}
     if measuring:
         sides = (("targets", paired.inside), ("others", ~paired.inside))

@@ -15,6 +15,7 @@ from stages.report.gallery import Compared, Shown, Shrinker
 from stages.report.marginals import marginal, shown_concepts, views
 from stages.report.page import Picture, render
 from stages.report.parts import label_of, landscape_part, space_of, top_rate
+from stages.report.ratings import fails
 from stages.report.scales import nice_ceiling
 from stages.report.searches import compare_searches
 from stages.report.sheets import show_sheets, strips
@@ -34,6 +35,9 @@ _NAMES = {
     "target_failure_rate": "target modes: failure rate",
     "other_failure_rate": "all other cells: failure rate",
     "failure_rate": "whole grid: failure rate",
+    "automatic_target_failure_rate": "target modes: failure rate by the automatic measure",
+    "automatic_other_failure_rate": "all other cells: failure rate by the automatic measure",
+    "automatic_failure_rate": "whole grid: failure rate by the automatic measure",
     "fixed": "fixed: failed before, passes now",
     "newly_failing": "newly failing: passed before, fails now",
 }
@@ -77,6 +81,7 @@ def write_comparison_report(
     names = shown_concepts(landscapes, space, "rate_before") if "rate_before" in landscapes else space.names
     top = top_rate(landscapes, space, names, ("rate_before", "rate_after"))
     differences = [_row(entry, key) for key, entry in (verdict.get("differences") or {}).items()]
+    differences += [_row(entry, f"automatic_{key}") for key, entry in (verdict.get("automatic") or {}).items()]
     modes, moved = [_row(entry, entry["id"]) for entry in verdict.get("modes") or []], verdict.get("failures_moved")
     sides = [
         part
@@ -165,6 +170,8 @@ def _finding(verdict: Mapping[str, Any], differences: Sequence[Mapping[str, Any]
     for statement in ((verdict.get(key) or {}).get("statement") for key in ("targeting", "noise")):
         if statement:
             said.append(f"{statement[0].upper()}{statement[1:]}.")
+    if ratings := verdict.get("ratings"):
+        said.append(f"Failing here means {fails(ratings)}, as people's ratings have taught.")
     newly = by_key.get("newly_failing", {})
     if is_number(newly.get("after")):
         said.append(f"{percent(newly['after'])} of what passed before now fails.")
@@ -229,6 +236,7 @@ def _decision(verdict: Mapping[str, Any]) -> dict[str, str] | None:
         "text": "decided by policy, no human" if by == "policy" else reviewer,
         "reason": str(verdict.get("reason") or ""),
         "policy": "yes" if by == "policy" else "",
+        "agreement": str((verdict.get("agreement") or {}).get("statement", "")),
     }
 
 

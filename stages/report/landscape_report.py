@@ -17,6 +17,7 @@ from stages.report.gallery import Gallery, PicturedCell, Shown, Shrinker
 from stages.report.marginals import marginal, shown_concepts, views
 from stages.report.page import Picture, render
 from stages.report.parts import label_of, landscape_part, pair_part, space_of, top_rate
+from stages.report.ratings import fails, ratings_view
 from stages.report.robustness import robustness_view
 from stages.report.searches import search_view
 from stages.report.sheets import show_sheets, strips
@@ -80,6 +81,7 @@ def write_landscape_report(
     parts = {
         "verdict": verdict_view(verdict),
         "landscape": landscape_part(landscape, space, names, top),
+        "ratings": ratings_view(summary, landscape, space, names),
         "pairs": pair_part(landscape, space, names, top),
         "effects": _effects(space, summary.get("effects") or [], top),
         "modes": None if modes is None else _modes(modes, galleries, shrinker, again),
@@ -95,6 +97,7 @@ def write_landscape_report(
     }
     titles = {
         "landscape": "Landscape",
+        "ratings": "People",
         "pairs": "Pairs",
         "effects": "Single concepts",
         "modes": "Failure modes",
@@ -270,13 +273,16 @@ def _trust(
 def _false_alarms(summary: Mapping[str, Any]) -> list[str]:
     """How often a calibrated threshold calls a failure what is none."""
     said = []
+    ratings = summary.get("ratings")
+    threshold = ratings["automatic"]["threshold"] if ratings else summary.get("threshold")
+    by = ", by the automatic measure" if ratings else ""
     for change, alarm in (summary.get("false_alarms") or {}).items():
         unit = alarm.get("unit", "inputs")
         of = f"{unit} that did not set the threshold" if alarm["held_out"] else f"the {unit} that set the threshold"
         said.append(
             f"False alarms: with {change}, which nobody would hold against the model, {percent(alarm['rate'])} "
             f"[{interval(alarm['low'], alarm['high'])}] of {number(alarm['articles'])} {of} are called failures "
-            f"(discrepancy above {number(summary['threshold'])})."
+            f"(discrepancy above {number(threshold)}{by})."
         )
     return said
 
@@ -328,6 +334,9 @@ def _finding(space: ConceptSpace, summary: Mapping[str, Any], search: Mapping[st
             f"This model fails on {percent(overall['value'])}{bounds} of the grid of {number(space.n_cells)} "
             f"combinations of {', '.join(space.names)}."
         )
+    if ratings := summary.get("ratings"):
+        rate = ratings["automatic"]["overall"]
+        said.append(f"Failing here means {fails(ratings)}; by the automatic measure it is {percent(rate['value'])}.")
     worst = _worst(summary.get("modes") or [])
     if worst is not None:
         name = "Worst" if worst.get("confirmed") else "Worst, but not confirmed on fresh probes"

@@ -75,7 +75,8 @@ def _plotly() -> tuple[str, str]:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of this package, with the filters and functions they use."""
     env = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -105,7 +106,7 @@ def render(template: str, out: Path, **context: Any) -> None:
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     packed, plotly_hash = _plotly()
     html = (
-        _environment()
+        environment()
         .get_template(template)
         .render(
             script=Markup(script),

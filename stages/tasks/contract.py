@@ -94,8 +94,8 @@ class ProbeBatch:
         outputs: n short strings people can read (a predicted class, a summary).
         valid: (n,) bool, False where the change left nothing a model could be blamed for (an article without its
             content). Such a probe has not failed, whatever the output; reports count these apart. None: all are valid.
-        automatic: the batch as the task answered it, where people's ratings have changed what counts as failure. No task
-            sets this.
+        automatic: the batch as the task answered it, where people's ratings have changed what counts as failure; no
+            task sets this.
     """
 
     discrepancy: np.ndarray

@@ -1,0 +1,135 @@
+"""Evidence for others: bundles, their check, a model to deploy, and the gate for CI."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from flows.commands import Audit, Preset, app, console, errors, open_workspace, working
+
+
+@app.command(
+    rich_help_panel="Prove",
+    epilog="Examples:  [cyan]faded evidence mnist[/]   [cyan]faded evidence mnist --sign key.pem[/]",
+)
+def evidence(
+    audit: Audit = None,
+    preset: Preset = None,
+    sign: Annotated[
+        Optional[Path],  # noqa: UP045  # typer reads this at run time
+        typer.Option("--sign", metavar="KEY.pem", help="Sign it with this private key (Ed25519, ECDSA or RSA)."),
+    ] = None,
+) -> None:
+    """Say where the evidence of a finished audit lies, and sign it if you want.
+
+    A passphrase of the key is asked for, or taken from the environment variable FADED_KEY_PASSPHRASE.
+    """
+    here = Path.cwd()
+    params, [name] = open_workspace([audit] if audit else None, False, preset)
+    from flows.evidence import evidence_of, read_bundle, read_private_key, sign_bundle
+    from flows.evidence.views import show_bundle
+
+    key = read_private_key(here / sign, _passphrase) if sign is not None else None
+    with working("asking DVC what is stale, and hashing what is new"):
+        path = evidence_of(params, name)
+    if key is not None:
+        console.print(f"signed by key id {sign_bundle(path, key)}", highlight=False, soft_wrap=True)
+    show_bundle(console, read_bundle(path))
+
+
+def _passphrase() -> str:
+    known = os.environ.get("FADED_KEY_PASSPHRASE")
+    return known if known is not None else str(typer.prompt("passphrase of the key", hide_input=True, err=True))
+
+
+@app.command(
+    rich_help_panel="Prove",
+    epilog="Examples:  [cyan]faded verify EVIDENCE.zip[/]"
+    "   [cyan]faded verify EVIDENCE.zip --key public.pem --model .[/]",
+)
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as `faded evidence` names it.")],
+    key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--key", metavar="PUBLIC.pem", help="Require a valid signature by this public key."),
+    ] = None,
+    model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--model", metavar="FOLDER", help="Also check the files of a model, say of an exported one."),
+    ] = None,
+) -> None:
+    """Check a bundle against itself, anywhere: no workspace is needed.
+
+    Exit codes: 0 all holds, 1 something does not match, 2 that is no bundle.
+    """
+    from flows.evidence import verify_bundle
+    from flows.evidence.views import show_checks
+
+    checks = verify_bundle(bundle, key, model)
+    show_checks(console, checks)
+    if not all(check.holds for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command(
+    rich_help_panel="Prove",
+    epilog="Examples:  [cyan]faded export mnist deploy/mnist[/]   [cyan]faded export deploy/first-audit[/]",
+)
+def export(
+    where: Annotated[
+        list[str],
+        typer.Argument(metavar="[AUDIT] FOLDER", help="A new or empty folder; of the first audit by default."),
+    ],
+    preset: Preset = None,
+    force: Annotated[bool, typer.Option("--force", help="Also if the audit did not pass.")] = False,
+) -> None:
+    """Write a folder to deploy: the repaired model, its card with the evaluation, and the evidence.
+
+    An adapter (LoRA) is written as it is; its card says which base it needs. Exit code 1 if the audit did not pass.
+    """
+    from flows.export import export_model
+    from stages.errors import UsageError
+
+    *audits, folder = where
+    if len(audits) > 1:
+        raise UsageError(f"expected at most an audit and a folder, found {len(where)} names: {', '.join(where)}")
+    target = Path.cwd() / folder
+    params, [name] = open_workspace(audits, False, preset)
+    with working("asking DVC what is stale, and copying the model"):
+        bundle = export_model(params, name, target, force=force)
+    console.print(f"{name}: the repaired model is in {target}", markup=False, soft_wrap=True, highlight=False)
+    console.print(f"evidence: {bundle}", markup=False, soft_wrap=True, highlight=False)
+
+
+@app.command(
+    rich_help_panel="Prove",
+    epilog="Examples:  [cyan]faded gate[/]   [cyan]faded gate mnist --against origin/main --tolerance 0.01[/]",
+)
+def gate(
+    audit: Audit = None,
+    preset: Preset = None,
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--against", metavar="REV", help="A git revision; by default the newest whose audit passed."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, max=1.0, help="How much worse is no worse.")
+    ] = 0.02,
+) -> None:
+    """For CI: fail unless the audit passed and is shown to be no worse than an earlier one.
+
+    Exit codes: 0 no worse, 1 worse or not shown to be no worse, 2 stale or not comparable, 3 infrastructure.
+    """
+    params, [name] = open_workspace([audit] if audit else None, False, preset)
+    from flows.evidence.views import show_gate
+    from flows.gate import run_gate
+
+    with working("comparing"):
+        result = run_gate(params, name, against, tolerance)
+    show_gate(console, result)
+    if not result.passed:
+        errors.print(f"[bold red]{name}: not shown to be no worse than {result.against}[/]", highlight=False)
+        raise typer.Exit(1)

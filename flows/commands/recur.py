@@ -1,0 +1,160 @@
+"""Let audits recur, and be told of them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from flows.commands import app, console, open_workspace, working
+
+_URL = "An address, or - to read it from standard input, where no shell history keeps it."
+
+
+@app.command(
+    rich_help_panel="Recur",
+    epilog='Examples:  [cyan]faded schedule mnist --cron "0 3 * * 1" --timezone Europe/Berlin[/]'
+    "   [cyan]faded schedule mnist --off[/]",
+)
+def schedule(
+    audit: Annotated[str, typer.Argument(metavar="AUDIT", help="A name under audits: in params.yaml.")],
+    cron: Annotated[
+        Optional[str],  # noqa: UP045  # typer reads this at run time
+        typer.Option("--cron", metavar="CRON", help="Minute, hour, day of month, month, day of week."),
+    ] = None,
+    timezone: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--timezone", metavar="ZONE", help="In which that is meant.", show_default="as it was, or UTC"),
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Turn the schedule off; it is kept for later.")] = False,
+) -> None:
+    """Say when an audit starts by itself: written to prefect.yaml, and applied at once where a server runs.
+
+    Somebody has to start it then: `faded serve`, or a Prefect worker of your own.
+    """
+    from flows.schedule import EXAMPLE, FILE, set_schedule
+    from stages.errors import UsageError
+
+    params, [name] = open_workspace([audit], False)
+    if (cron is None) != off:
+        raise UsageError(f"say either --cron or --off; for --cron, {EXAMPLE}")
+    entry = set_schedule(params, name, cron, timezone)
+    start = entry.next_start()
+    told = "its schedule is off" if start is None else f"it starts next on {start:%a %Y-%m-%d at %H:%M %Z}"
+    console.print(f"{name}: {told}, written to {FILE}", markup=False, highlight=False, soft_wrap=True)
+    _apply()
+
+
+@app.command(rich_help_panel="Recur", epilog="Example:  [cyan]faded schedules[/]")
+def schedules() -> None:
+    """List audits that can recur: when each starts next, how it went last, and what waits for a decision."""
+    from flows.overview import overview, show_schedules
+    from flows.schedule import FILE, read_entries
+    from flows.server import answers, configured_api
+
+    params, _ = open_workspace(None, True)
+    with working("asking for the last runs"):
+        entries = read_entries()
+        api = configured_api()
+        rows = overview(params, entries, api if api is not None and answers(api) else None)
+    if not rows:
+        console.print(f"no audit is in {FILE} yet: `faded schedule AUDIT --cron ...`", markup=False, highlight=False)
+        return
+    show_schedules(console, rows)
+
+
+@app.command(rich_help_panel="Recur", epilog="Example:  [cyan]faded serve[/]")
+def serve(
+    port: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--port", help="Of the Prefect server, if it is our own.", show_default="the last one, else 4200"),
+    ] = None,
+    review: Annotated[bool, typer.Option("--review/--no-review", help="Serve the review pages, too.")] = True,
+) -> None:
+    """Run what recurring audits need, until Ctrl-C: scheduler, worker, pages of runs and reviews.
+
+    It belongs in a terminal that stays open, or in a service of the system. A Prefect server is used when
+    PREFECT_API_URL names one, else one of our own runs on this machine, for this machine only. Audits run one at a
+    time.
+    """
+    from flows.schedule import FILE, add_missing
+    from flows.serve import serve as run
+
+    params, _ = open_workspace(None, True)
+    if not FILE.exists():
+        added = ", ".join(add_missing(params))
+        console.print(f"{FILE} was written, schedules off: {added}", markup=False, highlight=False)
+    run(params, console, port=port, review=review)
+
+
+@app.command(
+    rich_help_panel="Recur",
+    epilog="Examples:  [cyan]faded notify --slack https://hooks.slack.com/services/T000/B000/XXX --test[/]"
+    "   [cyan]faded notify --email - --test[/]",
+)
+def notify(
+    slack: Annotated[Optional[str], typer.Option("--slack", metavar="URL", help=f"A webhook of Slack. {_URL}")] = None,  # noqa: UP045
+    webhook: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--webhook", metavar="URL", help=f"JSON (text, subject, body) is posted there. {_URL}"),
+    ] = None,
+    email: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--email", metavar="URL", help=f"mailtos://USER:PASSWORD@SERVER?from=...&to=... {_URL}"),
+    ] = None,
+    block: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--block", metavar="TYPE/NAME", help="A notification block that you made in Prefect."),
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Tell nobody any more.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Send a message now, and say whether it arrived.")] = False,
+) -> None:
+    """Say who is told when an audit needs a decision, fails a gate, breaks, or does not start.
+
+    The address is kept as a block of the Prefect server, never in a file of the workspace. Without an option: say
+    what is set.
+    """
+    from flows.notify import current, send_test, set_block, set_url
+    from flows.schedule import refresh_automations
+    from flows.serve import RECORDS
+    from flows.server import start_prefect_api
+    from stages.errors import UsageError
+
+    open_workspace(None, True)
+    given = {"slack": slack, "webhook": webhook, "email": email}
+    chosen = [kind for kind, url in given.items() if url is not None]
+    if len(chosen) + (block is not None) + off > 1:
+        raise UsageError("one address at a time: --slack, --webhook, --email, --block or --off")
+    urls = {kind: sys.stdin.readline().strip() if given[kind] == "-" else given[kind] or "" for kind in chosen}
+    with working("waiting for the Prefect server"):
+        prefect_api = start_prefect_api(RECORDS)
+        with prefect_api():
+            for kind, url in urls.items():
+                set_url(kind, url)  # type: ignore[arg-type]
+            if block is not None or off:
+                set_block(block)
+            used = current()
+            if chosen or block is not None or off:
+                refresh_automations()
+            if test:
+                send_test()
+    console.print(f"notifications go to {used or 'nobody'}" + ("; the test message was taken" if test else ""))
+
+
+def _apply() -> None:
+    """Apply prefect.yaml where a server is there; say so where none is."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.schedule import apply, read_entries
+    from flows.server import answers, configured_api
+
+    api = configured_api()
+    if api is None or not answers(api):
+        where = "no Prefect server runs for this workspace" if api is None else f"{api} does not answer"
+        console.print(f"{where}: `faded serve` applies it when it starts", markup=False, highlight=False)
+        return
+    with working("applying it to the Prefect server"), temporary_settings({PREFECT_API_URL: api}):
+        told = apply(read_entries())
+    for line in [*told, f"applied to {api}"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,170 @@
+"""The part of docs/commands.md that follows from the commands: `python -m flows.commands.reference` writes it anew."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import EnumType
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from rich.text import Text
+from typer.models import ArgumentInfo, OptionInfo
+from typer.utils import get_params_from_function
+
+import flows.cli  # noqa: F401  # importing it adds all commands to `app`
+from flows.commands import app
+
+PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
+MARKER = "<!-- below: written by `python -m flows.commands.reference` -->"
+_METAVARS = {int: "N", float: "NUMBER"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An argument or an option as people write it.
+
+    Args:
+        names: the spellings of an option (`--open`, `--no-open`), or what stands for an argument (`[AUDIT]`).
+        value: what follows an option; empty for a switch, and for an argument.
+        required: whether it may not be left out.
+        about: one sentence.
+        default: what it is when left out, for people.
+    """
+
+    names: tuple[str, ...]
+    value: str
+    required: bool
+    about: str
+    default: str
+
+    @property
+    def usage(self) -> str:
+        """As it stands in the line that shows how the command is called."""
+        text = "/".join(name for name in self.names if name.startswith("--")) or self.names[0]
+        text = f"{text} {self.value}".strip()
+        return text if self.required or text.startswith("[") else f"[{text}]"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as `faded --help` knows it."""
+
+    name: str
+    help: str
+    epilog: str
+    parameters: tuple[Parameter, ...]
+
+
+def commands() -> list[Command]:
+    """All commands there are."""
+    return [_command(info) for info in app.registered_commands if not info.hidden]
+
+
+def _command(info: Any) -> Command:
+    callback: Callable[..., Any] = info.callback
+    return Command(
+        info.name or callback.__name__.replace("_", "-"),
+        _plain(inspect.cleandoc(info.help or inspect.getdoc(callback) or "")),
+        _plain(info.epilog),
+        tuple(
+            _parameter(name, given.annotation, given.default)
+            for name, given in get_params_from_function(callback).items()
+            if not given.default.hidden
+        ),
+    )
+
+
+def _parameter(name: str, hint: Any, info: ArgumentInfo | OptionInfo) -> Parameter:
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not NoneType]
+    required = info.default is ...
+    about = " ".join(_plain(info.help).split())
+    if info.envvar:
+        about += f" Or set `{info.envvar}`."
+    names: tuple[str, ...]
+    if isinstance(info, ArgumentInfo):
+        names, value = (info.metavar or (name.upper() if required else f"[{name.upper()}]"),), ""
+    else:
+        names, value = _spellings(name, info, kinds), "" if kinds == [bool] else info.metavar or _metavar(kinds)
+    return Parameter(names, value, required, about, _default(info, names, required))
+
+
+def _spellings(name: str, info: OptionInfo, kinds: list[Any]) -> tuple[str, ...]:
+    plain = f"--{name.replace('_', '-')}"
+    if info.param_decls:
+        return tuple(spelling.strip() for given in info.param_decls for spelling in given.split("/"))
+    return (plain, f"--no-{plain[2:]}") if kinds == [bool] else (plain,)
+
+
+def _metavar(kinds: list[Any]) -> str:
+    if isinstance(kinds[0], EnumType):
+        return "|".join(str(choice.value) for choice in list[Any](kinds[0]))
+    if all(isinstance(kind, str) for kind in kinds):  # a Literal
+        return "|".join(kinds)
+    return next((_METAVARS[kind] for kind in kinds if kind in _METAVARS), "TEXT")
+
+
+def _default(info: ArgumentInfo | OptionInfo, names: tuple[str, ...], required: bool) -> str:
+    if required:
+        return "required"
+    if isinstance(info.show_default, str):
+        return info.show_default
+    default = info.default
+    if isinstance(default, bool):
+        return f"`{names[not default]}`" if len(names) > 1 else ""
+    return "" if default is None or default in ("", (), []) else f"`{getattr(default, 'value', default)}`"
+
+
+def _plain(text: str | None) -> str:
+    return Text.from_markup(text or "").plain
+
+
+def reference(order: list[str]) -> str:
+    """All commands as Markdown.
+
+    Args:
+        order: names of those that come first, in this order.
+    """
+    place = {name: n for n, name in enumerate(order)}
+    return "\n".join(map(_section, sorted(commands(), key=lambda c: place.get(c.name, len(place)))))
+
+
+def _section(command: Command) -> str:
+    usage = " ".join(["faded", command.name, *(parameter.usage for parameter in command.parameters)])
+    parts = [f"## faded {command.name}", f"```text\n{usage}\n```", command.help]
+    if command.parameters:
+        rows = [
+            f"| {', '.join(f'`{name}`' for name in p.names)} | {_cell(p.about)} | {_cell(p.default)} |"
+            for p in command.parameters
+        ]
+        parts.append("\n".join(["| | | default |", "|---|---|---|", *rows]))
+    if command.epilog:
+        title, _, examples = command.epilog.partition(":")
+        lines = re.split(r"\s{2,}", examples.strip())
+        parts.append(f"{title}:\n\n```text\n" + "\n".join(lines) + "\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def written(page: str) -> str:
+    """The page with its written part kept, and all below the marker made anew, in the order in which that links it."""
+    head, marker, _ = page.partition(MARKER)
+    return f"{head}{marker}\n\n{reference(linked(head))}"
+
+
+def linked(head: str) -> list[str]:
+    """The commands the written part links to."""
+    return re.findall(r"\(#faded-([a-z-]+)\)", head)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.stdout.write(f"written: {PAGE}\n")

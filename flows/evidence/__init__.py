@@ -1,0 +1,24 @@
+"""Evidence an outsider can check: what an audit was given, what was decided and what came out, bound by hashes.
+
+A bundle is one zip file. It holds the small files themselves and the SHA-256 of the large ones, so that it can be kept
+beside a model for years; `verify_bundle` needs nothing but the bundle.
+"""
+
+from flows.evidence.bundle import Bundle, read_bundle
+from flows.evidence.signature import make_envelope, read_private_key
+from flows.evidence.verify import Check, verify_bundle
+from flows.evidence.write import bundles_dir, evidence_of, sign_bundle, unfinished, write_bundle
+
+__all__ = [
+    "Bundle",
+    "Check",
+    "bundles_dir",
+    "evidence_of",
+    "make_envelope",
+    "read_bundle",
+    "read_private_key",
+    "sign_bundle",
+    "unfinished",
+    "verify_bundle",
+    "write_bundle",
+]

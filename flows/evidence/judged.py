@@ -1,0 +1,100 @@
+"""Check that a verdict follows from its numbers, and that the model card says what the verdict says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from flows.evidence.bundle import PARAMS, Bundle
+from flows.evidence.checks import Found, told
+
+
+def check_verdict(bundle: Bundle) -> Found:
+    """A gate passed if the whole interval is within its bound, and the audit if all gates did; by the numbers here."""
+    from stages.landscape.gates import all_passed
+
+    stage = "re_evaluate" if bundle.has("re_evaluate", "verdict.json") else "summarize"
+    name, verdict, metrics = bundle.name(stage, "verdict.json"), *_both(bundle, stage)
+    gates = _repair_gates(bundle, verdict) if stage == "re_evaluate" else _landscape_gates(bundle)
+    problems = told(f"{name}: gates", gates, verdict["gates"])
+    problems += told(f"{name}: passed", all_passed(gates), verdict["passed"])
+    problems += told(f"{bundle.name(stage, 'metrics.json')}: passed", verdict["passed"], metrics.get("passed"))
+    problems += told("manifest.json: passed", verdict["passed"], bundle.manifest["passed"])
+    if stage == "re_evaluate":
+        problems += _same_numbers(bundle, verdict, metrics)
+    word = {True: "passed", False: "FAILED", None: "not judged" if gates else "no gates set"}[verdict["passed"]]
+    return Found(f"{word}; {len(gates)} gate(s) agree with their numbers", problems)
+
+
+def _both(bundle: Bundle, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    return bundle.json(stage, "verdict.json"), bundle.json(stage, "metrics.json")
+
+
+def _same_numbers(bundle: Bundle, verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """Metrics repeat the differences; plan and verdict name the same people."""
+    plan, name = bundle.json("collect_feedback", "plan.json"), bundle.name("re_evaluate", "verdict.json")
+    problems = []
+    for key in ("decided_by", "reviewer"):
+        problems += told(f"{name}: {key}", plan[key], verdict[key])
+    for measure, entry in verdict["differences"].items():
+        for key in ("before", "after", "change", "low", "high"):
+            where = f"{bundle.name('re_evaluate', 'metrics.json')}: {measure}_{key}"
+            problems += told(where, entry.get(key), metrics.get(f"{measure}_{key}"))
+    return problems
+
+
+def _landscape_gates(bundle: Bundle) -> list[dict[str, Any]]:
+    from stages.landscape.bias import largest_bias
+    from stages.landscape.gates import judge_landscape
+    from stages.params import LandscapeGates
+
+    set_ = bundle.yaml(PARAMS)["audits"][bundle.audit]["summarize"].get("gates")
+    summary = bundle.json("summarize", "landscape.json")
+    confirmed = [
+        _rate({**mode, "value": mode["rate"], "n": mode["probes"]}) for mode in summary["modes"] if mode["confirmed"]
+    ]
+    gates = None if set_ is None else LandscapeGates.model_validate(set_)
+    return judge_landscape(gates, _rate(summary["overall"]), confirmed, largest_bias(summary.get("bias", [])))
+
+
+def _repair_gates(bundle: Bundle, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from stages.landscape.gates import judge_repair
+    from stages.params import Gates
+
+    gates = Gates.model_validate(bundle.yaml(PARAMS)["repairs"][bundle.audit]["gates"])
+    after, change = {}, {}
+    for measure, entry in verdict["differences"].items():
+        n = entry["pairs"]
+        after[measure] = _rate(
+            {"value": entry["after"], "low": entry["after_low"], "high": entry["after_high"], "n": n}
+        )
+        # What has no change (newly failing) is one: before the repair there was none.
+        moved = entry["change"] if "change" in entry else entry["after"]
+        change[measure] = _rate({"value": moved, "low": entry["low"], "high": entry["high"], "n": n})
+    if bias := verdict.get("bias"):
+        after["bias"], change["bias"] = _rate(bias["mean"]["after"]), _rate(bias["mean_change"]["after"])
+    return judge_repair(gates, after, change)
+
+
+def _rate(entry: Mapping[str, Any]) -> Any:
+    from stages.landscape.intervals import Rate
+
+    value, low, high = (float("nan") if entry[key] is None else float(entry[key]) for key in ("value", "low", "high"))
+    return Rate(value, low, high, int(entry["n"]))
+
+
+def check_card(bundle: Bundle) -> Found:
+    """The card's table is the verdict's: made again from it, as far as this is the version that made it."""
+    from stages.report.model_card import evaluation_section
+
+    if not bundle.has("re_evaluate", "model_card.md"):
+        return Found("none: there is no repaired model", [])
+    name, wrote = bundle.name("re_evaluate", "model_card.md"), (bundle.manifest.get("versions") or {}).get("faded")
+    if wrote != version("faded"):
+        return Found(f"as the manifest says; made by faded {wrote}, so not made again here", [])
+    verdict, plan = bundle.json("re_evaluate", "verdict.json"), bundle.json("collect_feedback", "plan.json")
+    section = evaluation_section(verdict, plan)
+    if not bundle.member(name).decode("utf-8").endswith(section):
+        return Found("", [f"{name}: its section on the evaluation is not what the verdict says"])
+    return Found("its table is that of the verdict", [])

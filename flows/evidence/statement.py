@@ -1,0 +1,74 @@
+"""What a bundle states, as others' tools read it: an in-toto Statement with SLSA provenance.
+
+It follows from the manifest and the parameters alone, so whoever has these can make it again and compare.
+Sources: https://in-toto.io/Statement/v1 and https://slsa.dev/provenance/v1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flows.evidence.bundle import MANIFEST
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "urn:faded:audit:v1"
+BUILDER = "urn:faded:workspace:v1"
+_COMPUTED_WITH = ("seed", "device", "dtype", "threads", "batch_size", "python", "platform")
+
+
+def make_statement(manifest: Mapping[str, Any], manifest_sha256: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """State that the audit of these parameters, on these inputs, made this model and this verdict.
+
+    The subject is the repaired model, or the model under test where there is none.
+
+    Args:
+        manifest: of the bundle.
+        manifest_sha256: its hash, by which the statement covers everything else.
+        params: the audit's block of params.yaml.
+    """
+    parts = manifest["parts"]
+    subject = "repaired" if parts.get("repaired") else "model"
+    needed = [part for part in ("model", "data", "decisions") if part != subject]
+    git = manifest.get("git") or {}
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [
+            {"name": _below(path, subject), "digest": {"sha256": entry["sha256"]}}
+            for path, entry in parts[subject].items()
+        ],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {"audit": manifest["audit"], "params": params},
+                "internalParameters": {key: manifest.get(key) for key in _COMPUTED_WITH},
+                "resolvedDependencies": [*_files(parts, needed), *_revision(git)],
+            },
+            "runDetails": {
+                "builder": {"id": BUILDER, "version": manifest.get("versions") or {}},
+                "byproducts": [
+                    {"name": MANIFEST, "digest": {"sha256": manifest_sha256}},
+                    *_files(parts, ["landscape", "plan", "control", "verdict"]),
+                ],
+            },
+        },
+    }
+
+
+def _below(path: str, part: str) -> str:
+    """The path of a model's file within its folder."""
+    root = {"repaired": "/restructure/models/repaired/", "model": "/prepare/model/"}[part]
+    return path.partition(root)[2] or path
+
+
+def _files(parts: Mapping[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
+    for name in names:
+        for path, entry in (parts.get(name) or {}).items():
+            yield {"name": path, "digest": {"sha256": entry["sha256"]}, "annotations": {"part": name}}
+
+
+def _revision(git: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    if git.get("revision"):
+        yield {"name": "git", "digest": {"gitCommit": git["revision"]}, "annotations": {"dirty": git.get("dirty")}}

@@ -1,0 +1,229 @@
+"""Write the bundle of a finished audit from what lies in the workspace."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.evidence.bundle import (
+    ENVELOPE,
+    LOCK,
+    MANIFEST,
+    PARAMS,
+    SCHEMA,
+    STATEMENT,
+    WHOLE,
+    digest_of,
+    dump_json,
+    dump_yaml,
+    read_bundle,
+    zip_members,
+)
+from flows.evidence.hashes import Hashes, files_below, sha256, signature_of
+from flows.evidence.signature import make_envelope
+from flows.evidence.statement import make_statement
+from flows.results import last_stage
+from stages.decisions import decisions_dir, landscape_hash
+from stages.environment import WORK
+from stages.errors import UsageError
+from stages.files import stage_dir
+from stages.params import DATA, Params
+
+_FOR_ALL, _FOR_REPAIRS = ("prepare", "discover", "summarize"), ("collect_feedback", "restructure", "re_evaluate")
+# Where a file belongs, by its place below data/<audit>; the first that fits. All else is a record of the run.
+_PARTS = (
+    ("prepare/model/", "model"),
+    ("prepare/items.parquet", "data"),
+    ("inputs/", "inputs"),
+    ("decisions/", "decisions"),
+    ("summarize/landscape.", "landscape"),
+    ("collect_feedback/plan.json", "plan"),
+    ("restructure/models/repaired/", "repaired"),
+    ("restructure/models/control/", "control"),
+)
+_TOLD = (
+    *("seed", "task", "device", "dtype", "threads", "batch_size"),
+    *("python", "platform", "versions", "git"),
+)
+
+
+def bundles_dir(audit: str) -> Path:
+    """Where the bundles of an audit lie, one for each result."""
+    return DATA / audit / "evidence"
+
+
+def unfinished(params: Params, audit: str) -> str | None:
+    """Why the audit has no verdict that holds now, by what DVC says; None if it has one."""
+    from flows.graph import read_graph
+
+    params.audit(audit)
+    stale = [stage.name for stage in read_graph().to_do([audit])]
+    if not stale and (stage_dir(audit, last_stage(params, audit)) / "verdict.json").exists():
+        return None
+    what = f"{', '.join(stale)} {'is' if len(stale) == 1 else 'are'} stale or never ran" if stale else "no verdict"
+    return f"audit {audit!r} is not finished ({what}): run `faded audit {audit}` first"
+
+
+def write_bundle(params: Params, audit: str) -> Path | None:
+    """Write the evidence of a finished audit to data/<audit>/evidence; the same results give the same file.
+
+    It appears whole or not at all, and is not written again while it is there. DVC is asked whether the verdict is
+    fresh only if a file has changed that the audit depends on or has written, so that asking again costs next to
+    nothing.
+
+    Returns:
+        The bundle; None if there is no fresh verdict.
+    """
+    lock = _lock(params, audit)
+    record = WORK / "evidence" / f"{audit}.json"
+    now = _state(audit, lock)
+    known = _read(record)
+    if now is not None and known.get("state") == now and (path := Path(known["bundle"])).exists():
+        return path
+    if unfinished(params, audit) is not None:
+        return None
+    members = _collect(params, audit, lock)
+    path = bundles_dir(audit) / f"{audit}-{digest_of(members)[:16]}.zip"
+    if not path.exists():
+        _replace(path, zip_members(members))
+    _replace(record, dump_json({"state": _state(audit, lock), "bundle": path.as_posix()}))
+    return path
+
+
+def sign_bundle(path: Path, private_key: Any) -> str:
+    """Put a signature of the statement into a bundle, beside those of other keys.
+
+    Args:
+        path: the bundle.
+        private_key: as `read_private_key` gives it.
+
+    Returns:
+        The id of the key, by which `faded verify` names it.
+    """
+    members = dict(read_bundle(path).members)
+    envelope, key_id = make_envelope(members[STATEMENT], private_key, members.get(ENVELOPE))
+    _replace(path, zip_members({**members, ENVELOPE: dump_json(envelope)}))
+    return key_id
+
+
+def _lock(params: Params, audit: str) -> dict[str, Any]:
+    """What dvc.lock says of the audit's stages, in the order of the pipeline."""
+    kinds = (*_FOR_ALL, *(_FOR_REPAIRS if audit in params.repairs else ()))
+    try:
+        stages = yaml.load(Path(LOCK).read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+    except (FileNotFoundError, TypeError, KeyError):
+        return {}
+    return {name: stages[name] for kind in kinds if (name := f"{kind}@{audit}") in stages}
+
+
+def _state(audit: str, lock: Mapping[str, Any]) -> str | None:
+    """A hash of names, sizes and times of all that the audit's stages read and wrote; None if something is missing."""
+    paths = {PARAMS, "dvc.yaml", LOCK, *(io["path"] for s in lock.values() for io in (*s["deps"], *s["outs"]))}
+    try:
+        return signature_of(file for path in sorted(paths) for file in files_below(Path(path))) if lock else None
+    except FileNotFoundError:
+        return None
+
+
+def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, bytes]:
+    hashes = Hashes()
+    raw = yaml.safe_load(Path(PARAMS).read_text(encoding="utf-8"))
+    block = {kind: {audit: raw[kind][audit]} for kind in ("audits", "repairs") if audit in raw[kind]}
+    members = {PARAMS: dump_yaml(block), LOCK: dump_yaml({"schema": "2.0", "stages": dict(lock)})}
+    for path in _files(audit, lock):
+        if _is_whole(path, audit):
+            members[path.as_posix()] = path.read_bytes()
+
+    parts: dict[str, dict[str, Any]] = {"parameters": {PARAMS: _entry(members[PARAMS])}}
+    for path in _files(audit, lock):
+        name = path.as_posix()
+        entry = _entry(members[name]) if name in members else _hashed(path, hashes)
+        parts.setdefault(_part(params, path, audit), {})[name] = entry
+    parts.setdefault("records", {})[LOCK] = _entry(members[LOCK])
+
+    last = stage_dir(audit, last_stage(params, audit))
+    provenance, verdict = _read(last / "provenance.json"), _read(last / "verdict.json")
+    manifest = {
+        "schema": SCHEMA,
+        "audit": audit,
+        "passed": verdict.get("passed"),
+        "landscape": landscape_hash(audit),
+        "hashes": {name: hashes.content(path) for name, path in _hashed_by_stages(audit).items() if path.exists()},
+        **{key: provenance.get(key) for key in _TOLD},
+        "parts": parts,
+    }
+    hashes.save()
+    members[MANIFEST] = dump_json(manifest)
+    members[STATEMENT] = dump_json(make_statement(manifest, digest_of(members), block))
+    return members
+
+
+def _files(audit: str, lock: Mapping[str, Any]) -> Iterator[Path]:
+    """Inputs, decisions, and all that the stages wrote."""
+    yield from files_below(DATA / audit / "inputs")
+    yield from sorted(decisions_dir(audit).glob("*.yaml"))
+    for stage in lock.values():
+        for out in stage["outs"]:
+            yield from files_below(Path(out["path"]))
+
+
+def _is_whole(path: Path, audit: str) -> bool:
+    if path.parent == decisions_dir(audit):
+        return True
+    return path.parent.parent == DATA / audit and path.name in WHOLE.get(path.parent.name, ())
+
+
+def _part(params: Params, path: Path, audit: str) -> str:
+    if path == stage_dir(audit, last_stage(params, audit)) / "verdict.json":
+        return "verdict"
+    inside = path.relative_to(DATA / audit).as_posix()
+    return next((part for start, part in _PARTS if inside.startswith(start)), "records")
+
+
+def _hashed_by_stages(audit: str) -> dict[str, Path]:
+    """What stages name in provenance.json by its content hash."""
+    return {
+        "model": stage_dir(audit, "prepare") / "model",
+        "data": stage_dir(audit, "prepare") / "items.parquet",
+        "plan": stage_dir(audit, "collect_feedback") / "plan.json",
+        "repaired": stage_dir(audit, "restructure") / "models",
+    }
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": sha256(data), "whole": True}
+
+
+def _hashed(path: Path, hashes: Hashes) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": hashes.sha256(path), "whole": False}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def evidence_of(params: Params, audit: str) -> Path:
+    """The bundle of a finished audit, written if it is not there yet.
+
+    Raises:
+        UsageError: when the audit is not finished.
+    """
+    if (path := write_bundle(params, audit)) is None:
+        raise UsageError(unfinished(params, audit) or f"audit {audit!r} changed meanwhile: try again")
+    return path

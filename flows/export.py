@@ -1,0 +1,73 @@
+"""A folder to deploy: the repaired model, its card with the evaluation, and the evidence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from flows.evidence import evidence_of, read_bundle
+from flows.evidence.hashes import files_below
+from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, check_model
+from flows.results import Verdict, gate_word, read_verdict
+from stages.errors import Exit, FadedError, InfrastructureError, UsageError
+from stages.files import stage_dir
+from stages.params import Params
+
+
+class NotPassedError(FadedError, RuntimeError):
+    """The verdict speaks against what was asked for: an answer, not a mistake."""
+
+    exit_code = Exit.GATE_FAILED
+
+
+def export_model(params: Params, audit: str, folder: Path, *, force: bool = False) -> Path:
+    """Write the repaired model of a finished audit to a folder; it appears whole or not at all.
+
+    An adapter stays one: its card says which base it needs.
+
+    Args:
+        params: the workspace's.
+        audit: whose model.
+        folder: a new or an empty one.
+        force: also if a gate failed or could not be judged.
+
+    Returns:
+        The bundle that was put beside the model.
+
+    Raises:
+        UsageError: when the folder is not empty, the audit has no repair, or it is not finished.
+        NotPassedError: when a gate failed or could not be judged.
+    """
+    params.repair(audit)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not an empty folder: expected a new or an empty one, so that nothing is mixed")
+    bundle = evidence_of(params, audit)
+    verdict = read_verdict(params, audit)
+    if verdict.refuses and not force:
+        raise NotPassedError(f"{_refusal(verdict)}; to export it all the same: --force (its card says so too)")
+    partial = folder.absolute().with_name(f".{folder.absolute().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _copy(stage_dir(audit, "restructure") / "models" / "repaired", partial)
+        shutil.copyfile(stage_dir(audit, "re_evaluate") / "model_card.md", partial / CARD)
+        shutil.copyfile(bundle, partial / BUNDLE_IN_EXPORT)
+        if problems := check_model(read_bundle(bundle), partial).problems:
+            raise InfrastructureError(f"what was copied is not what was audited: {problems[0]}")
+        partial.replace(folder.absolute())
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return bundle
+
+
+def _refusal(verdict: Verdict) -> str:
+    gates = [f"{gate['gate']} ({gate_word(gate['passed'])})" for gate in verdict.gates if gate["passed"] is not True]
+    return f"{verdict.audit}: {verdict.word}, so its model is not for deployment; passed? {', '.join(gates)}"
+
+
+def _copy(model: Path, target: Path) -> None:
+    """Copy bytes only: DVC's files are read-only or links into its cache."""
+    for file in files_below(model):
+        to = target / file.relative_to(model)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, to)

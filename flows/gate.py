@@ -1,0 +1,192 @@
+"""`faded gate`: whether the audited model is shown to be no worse than the one that passed before.
+
+Absence of evidence fails, as in every gate of Faded: the whole 95% interval of "worse by" has to lie below the
+tolerance. What was measured under other conditions is not compared at all.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from math import hypot
+from pathlib import Path
+
+import pandas as pd
+
+from flows.compare import (
+    WORKSPACE,
+    Evaluation,
+    Paired,
+    Run,
+    check_alike,
+    differences,
+    pair,
+    paired_difference,
+    read_run,
+)
+from flows.evidence import unfinished
+from flows.results import last_stage, read_verdict
+from stages.errors import UsageError
+from stages.files import stage_dir
+from stages.landscape.intervals import NO_RATE, Rate
+from stages.params import Params
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One measure, then and now.
+
+    Args:
+        what: in words.
+        then: at the revision.
+        now: in the workspace.
+        worse: by how much it is worse now, with its 95% interval; without observations where there was nothing to pair.
+        passed: the whole interval lies below the tolerance.
+    """
+
+    what: str
+    then: float | None
+    now: float | None
+    worse: Rate
+    passed: bool
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What the gate says.
+
+    Args:
+        audit: its name.
+        against: the revision.
+        tolerance: how much worse still counts as no worse.
+        own: whether the workspace's own verdict lets it pass.
+        own_word: that verdict in a word or two.
+        rows: the measures.
+        notes: what else differs between the runs.
+    """
+
+    audit: str
+    against: str
+    tolerance: float
+    own: bool
+    own_word: str
+    rows: list[GateRow]
+    notes: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is shown to be no worse, and the audit itself passed."""
+        return self.own and all(row.passed for row in self.rows)
+
+
+def run_gate(params: Params, audit: str, against: str | None, tolerance: float) -> GateResult:
+    """Compare the workspace's result with that of a revision.
+
+    Args:
+        params: the workspace's.
+        audit: its name.
+        against: a git revision; None takes the newest in whose metrics the audit passed.
+        tolerance: of failure rates and of clean quality, as a share.
+
+    Raises:
+        UsageError: when the workspace's result is stale, there is nothing to compare with, or the runs are not alike.
+    """
+    if (why := unfinished(params, audit)) is not None:
+        raise UsageError(why)
+    notes: list[str] = []
+    if against is None:
+        against, same = last_passed(params, audit)
+        notes += (
+            [f"{against} is the last that passed, and has this very result; --against names another"] if same else []
+        )
+    repaired = audit in params.repairs
+    then, now = read_run(against, audit, repaired=repaired), read_run(WORKSPACE, audit, repaired=repaired)
+    check_alike(then, now, more=("seed",))
+    concepts = [concept["name"] for concept in now.landscape["concepts"]]
+    rows = [_landscape(then, now, concepts, tolerance)]
+    if then.evaluation and now.evaluation:
+        rows += _evaluation(then.evaluation, now.evaluation, concepts, tolerance)
+    verdict = read_verdict(params, audit)
+    notes += differences(then, now)
+    return GateResult(audit, against, tolerance, not verdict.refuses, verdict.word, rows, notes)
+
+
+def last_passed(params: Params, audit: str) -> tuple[str, bool]:
+    """The newest commit in whose metrics the audit passed, and whether these are the workspace's own numbers.
+
+    Raises:
+        UsageError: when there is none.
+    """
+    path = stage_dir(audit, last_stage(params, audit)) / "metrics.json"
+    for commit in _git("log", "--format=%H", "--", path.as_posix()).split():
+        committed = _git("show", f"{commit}:./{path.as_posix()}")
+        if _passed(committed):
+            return commit[:12], Path(path).read_text(encoding="utf-8").strip() == committed
+    raise UsageError(
+        f"no commit has a {path} with `passed: true`, so there is no verdict to compare with: run `faded audit {audit}`"
+        " with gates in params.yaml, and commit dvc.lock and data/*/*/metrics.json (in a shallow clone, fetch the"
+        " history first: `git fetch --unshallow`); or name a revision: --against REV"
+    )
+
+
+def _passed(metrics: str) -> bool:
+    try:
+        return json.loads(metrics).get("passed") is True
+    except (ValueError, AttributeError):  # deleted there, or not as Faded writes it
+        return False
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _landscape(then: Run, now: Run, concepts: list[str], tolerance: float) -> GateRow:
+    same = _same(then.provenance, now.provenance, "model") and then.probes.equals(now.probes)
+    paired = paired_difference(then.probes, now.probes, concepts)
+    return _row("model under test: failures", paired, same, tolerance)
+
+
+def _evaluation(then: Evaluation, now: Evaluation, concepts: list[str], tolerance: float) -> list[GateRow]:
+    same = _same(then.provenance, now.provenance, "repaired") and then.probes.equals(now.probes)
+    paired = pair(_of_the_repaired(then.probes), _of_the_repaired(now.probes), concepts)
+    return [
+        _row("repaired model: failures", paired, same, tolerance),
+        _quality(then, now, same, tolerance),
+    ]
+
+
+def _of_the_repaired(probes: pd.DataFrame) -> pd.DataFrame:
+    """What was asked of the repaired model whatever it answers: common pairs, and the search's uniform control."""
+    drawn = (probes["purpose"] == "paired") | ((probes["purpose"] == "search") & (probes["role"] == "control"))
+    return probes[drawn & (probes["model"] == "after")]
+
+
+def _same(then: dict[str, object], now: dict[str, object], model: str) -> bool:
+    return then.get(model) is not None and then.get(model) == now.get(model)
+
+
+def _row(what: str, paired: Paired | None, same: bool, tolerance: float) -> GateRow:
+    if paired is None:
+        return GateRow(what, None, None, NO_RATE, False)
+    # The same model is no worse than itself, however few items it was asked about.
+    worse = Rate(0.0, 0.0, 0.0, paired.difference.n) if same else paired.difference
+    return GateRow(what, paired.a, paired.b, worse, worse.high < tolerance or (same and tolerance == 0))
+
+
+def _quality(then: Evaluation, now: Evaluation, same: bool, tolerance: float) -> GateRow:
+    """Clean quality of the repaired models, of which only means with intervals are kept: so it is not paired.
+
+    The interval of the difference of two means follows from theirs (Zou and Donner 2008, "Construction of confidence
+    limits about effect measures"); both were measured on the same items, which makes it wider than it had to be.
+    """
+    a, b = (run.verdict["differences"]["clean_quality"] for run in (then, now))
+    what = f"repaired model: {b.get('name', 'clean quality')}"
+    if any(entry[key] is None for entry in (a, b) for key in ("after", "after_low", "after_high")):
+        return GateRow(what, a["after"], b["after"], NO_RATE, False)
+    value = a["after"] - b["after"]
+    low = value - hypot(a["after"] - a["after_low"], b["after_high"] - b["after"])
+    high = value + hypot(a["after_high"] - a["after"], b["after"] - b["after_low"])
+    worse = Rate(0.0, 0.0, 0.0, b["pairs"]) if same else Rate(value, low, high, b["pairs"])
+    return GateRow(what, a["after"], b["after"], worse, worse.high < tolerance or (same and tolerance == 0))

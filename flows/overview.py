@@ -1,0 +1,114 @@
+"""What is scheduled, when it starts next, how it went last, and what waits for a person."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.approval import deadline, needs_decision
+from flows.results import last_stage, read_verdict
+from flows.schedule import Entry
+from stages.files import stage_dir
+from stages.params import Params
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+
+@dataclass(frozen=True)
+class Row:
+    """One audit that can recur.
+
+    Args:
+        entry: its deployment.
+        next_start: in local time; None if its schedule is off.
+        last: when it ran last and how that ended, in words.
+        verdict: its last verdict, in words.
+        waits: what it waits for, in words; empty for nothing.
+    """
+
+    entry: Entry
+    next_start: datetime | None
+    last: str
+    verdict: str
+    waits: str
+
+
+def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[Row]:
+    """Read what there is to tell; without a server the last run is told from the time of its verdict.
+
+    Args:
+        params: of the workspace.
+        entries: deployments of prefect.yaml; those of audits that are gone are left out.
+        api: a Prefect server that answers, None for none.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with contextlib.ExitStack() as life:
+        client = None
+        if api is not None:
+            life.enter_context(temporary_settings({PREFECT_API_URL: api}))
+            client = life.enter_context(get_client(sync_client=True))
+        return [_row(params, entry, client) for entry in entries if entry.audit in params.audits]
+
+
+def show_schedules(console: Console, rows: Sequence[Row]) -> None:
+    """Print them as a table."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("audit", "schedule", "next start", "last run", "verdict", "waits for"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        entry = row.entry
+        cron = "none" if entry.cron is None else f"{entry.cron}\n{entry.timezone}"
+        start = f"{row.next_start:%a %Y-%m-%d %H:%M %Z}" if row.next_start is not None else "off"
+        table.add_row(
+            escape(entry.audit), escape(cron), start, escape(row.last), escape(row.verdict), escape(row.waits)
+        )
+    console.print(table)
+
+
+def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Row:
+    verdict = read_verdict(params, entry.audit)
+    waits = ""
+    if needs_decision(params, entry.audit) is not None:
+        until = deadline(entry.audit)
+        waits = "your decision" + (f" until {until.astimezone():%Y-%m-%d %H:%M}" if until is not None else "")
+    last = _last_run(entry, client) if client is not None else None
+    return Row(entry, entry.next_start(), last or _last_verdict(params, entry.audit), verdict.word, waits)
+
+
+def _last_verdict(params: Params, audit: str) -> str:
+    path = stage_dir(audit, last_stage(params, audit)) / "verdict.json"
+    return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}" if path.exists() else "never"
+
+
+def _last_run(entry: Entry, client: SyncPrefectClient) -> str | None:
+    from prefect.client.schemas.filters import (
+        DeploymentFilter,
+        DeploymentFilterName,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    began = [kind for kind in StateType if kind not in (StateType.SCHEDULED, StateType.PENDING)]
+    runs = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[entry.name])),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=began))),
+        sort=FlowRunSort.START_TIME_DESC,
+        limit=1,
+    )
+    if not runs or runs[0].start_time is None or runs[0].state is None:
+        return None
+    return f"{runs[0].start_time.astimezone():%Y-%m-%d %H:%M} {str(runs[0].state.name).lower()}"

@@ -1,0 +1,318 @@
+"""`faded ratings`: what reviewers' scores teach, and putting it in force."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.edit_params import replace_file
+from stages.errors import UsageError
+from stages.files import stage_dir
+from stages.params import DATA, Params, RatingsConfig, load_params
+from stages.provenance import scale_of
+from stages.ratings.apply import SCHEMA, Interval, Ratings, Target
+
+if TYPE_CHECKING:
+    from stages.ratings.evidence import Evidence
+    from stages.ratings.fit import Fit
+
+PARAMS = Path("params.yaml")
+BOUNDS: dict[Target, tuple[str, float]] = {"quality": ("fails_below", 5), "bias": ("fails_above", 6)}
+CURVE_ROWS = 9
+MOST_UNFOUNDED = 0.05  # share of uniform probes whose verdict no rating speaks for
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What the scores of an audit teach.
+
+    Args:
+        target: what was scored.
+        evidence: the scores.
+        bound: {fails_below or fails_above: rating} in force, or proposed.
+        fit: the map; None where the scores are too few for one.
+        ratings: the same for the file; None where it predicts no better than a constant does.
+        refusal: why it cannot be put in force; "" if it can.
+    """
+
+    target: Target
+    evidence: Evidence
+    bound: dict[str, float]
+    fit: Fit | None = None
+    ratings: Ratings | None = None
+    refusal: str = ""
+
+    @property
+    def threshold(self) -> float:
+        """The badness above which a probe would fail."""
+        assert self.ratings is not None
+        return self.ratings.threshold(RatingsConfig(file="-", sha256="0" * 64, **self.bound))
+
+
+def show_ratings(params: Params, name: str, target: Target, console: Console) -> Learnt:
+    """Print what was rated, how well a map from the automatic measure predicts it, and what it would change.
+
+    Raises:
+        UsageError: when nothing was rated, or a decision cannot be read.
+    """
+    control = _control(name)
+    learnt = _learn(params, name, target, control)
+    _show_evidence(name, learnt, console)
+    if learnt.fit is not None:
+        _show_fit(learnt.fit, console)
+    if learnt.ratings is not None:
+        _show_curve(learnt, learnt.ratings, console)
+        known = f"no probes are here: `faded audit {name}` shows what these ratings change"
+        said = known if control is None else _change(control, learnt.ratings, learnt.threshold)
+        console.print(said, highlight=False, soft_wrap=True)
+    if learnt.refusal:
+        console.print(f"[yellow]not to be put in force:[/] {learnt.refusal}", highlight=False, soft_wrap=True)
+    return learnt
+
+
+def write_ratings(name: str, learnt: Learnt, console: Console) -> None:
+    """Write data/<audit>/ratings.json and name it in params.yaml.
+
+    Raises:
+        UsageError: when the scores teach nothing, or params.yaml cannot be changed without touching its layout.
+    """
+    if learnt.refusal or learnt.ratings is None:
+        raise UsageError(f"nothing written: {learnt.refusal}")
+    data = json.dumps({"schema": SCHEMA, **learnt.ratings.model_dump(mode="json")}, indent=1, ensure_ascii=False) + "\n"
+    path = DATA / name / "ratings.json"
+    entry = {"file": path.as_posix(), "sha256": hashlib.sha256(data.encode()).hexdigest(), **learnt.bound}
+    with PARAMS.open(encoding="utf-8", newline="") as file:
+        before = file.read()
+    after, sharing = with_ratings(before, name, entry)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(data, encoding="utf-8")
+    partial.replace(path)
+    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), str(PARAMS), str(PARAMS), "", "", 1, ""):
+        colour = {"+": "green", "-": "red"}.get(line[0], "dim")
+        console.print(f"[{colour}]{escape(line)}[/]", highlight=False, soft_wrap=True)
+    replace_file(PARAMS, after)
+    load_params(PARAMS)
+    if sharing:
+        console.print(f"{', '.join(sharing)} share these settings, so they change too", highlight=False)
+    said = f"written to {path} and {PARAMS}; commit both, and see what that makes stale with `faded plan {name}`"
+    console.print(said, highlight=False, soft_wrap=True)
+
+
+def with_ratings(text: str, audit: str, entry: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The text of params.yaml with `discrepancy.ratings` of an audit, every other byte as it was.
+
+    Returns:
+        The text, and what other audits change with it because they share the audit's discrepancy by an alias.
+
+    Raises:
+        UsageError: when the file is laid out so that this cannot be done without touching more.
+    """
+    old = yaml.safe_load(text)["audits"]
+    wanted = {**old[audit]["discrepancy"], "ratings": dict(entry)}
+    written = "ratings: {" + ", ".join(f"{key}: {_scalar(value)}" for key, value in entry.items()) + "}"
+    with contextlib.suppress(yaml.YAMLError, StopIteration, KeyError):
+        node = yaml.compose(text)
+        for key in ("audits", audit, "discrepancy"):
+            node = next(value for own, value in node.value if own.value == key)
+        after = _put(text, node, written)
+        new = yaml.safe_load(after)["audits"]
+        shared = [name for name in old if name != audit and new[name] != old[name]]
+        expected = {**old, **{name: {**old[name], "discrepancy": wanted} for name in (audit, *shared)}}
+        if new == expected and yaml.safe_load(after)["repairs"] == yaml.safe_load(text)["repairs"]:
+            return after, shared
+    raise UsageError(
+        f"audits.{audit}.discrepancy cannot be changed without touching the layout of params.yaml; write there:\n"
+        f"  {written}"
+    )
+
+
+def _put(text: str, node: Any, written: str) -> str:
+    """Put an entry at the end of a mapping, or in the place of the one there is."""
+    for key, value in node.value:
+        if key.value == "ratings":
+            return text[: key.start_mark.index] + written + _rest(text, value)
+    if node.flow_style:
+        end = node.end_mark.index - 1
+        inside = text[node.start_mark.index + 1 : end]
+        comma = "" if not inside.strip() or inside.rstrip().endswith(",") else ", "
+        return text[: end - len(inside) + len(inside.rstrip())] + comma + written + text[end:]
+    last = node.value[-1][1].end_mark.index
+    # The end of a block lies behind its comments and blank lines; the last line of it that says something does not.
+    line_end = text.find("\n", len(text[:last].rstrip()))
+    indent = " " * node.start_mark.column
+    if line_end < 0:
+        return f"{text}\n{indent}{written}\n"
+    return f"{text[:line_end]}\n{indent}{written}{text[line_end:]}"
+
+
+def _rest(text: str, value: Any) -> str:
+    """What follows an entry; of one in block style the end of its last line stays."""
+    end = value.end_mark.index
+    return text[end:] if value.flow_style else text[len(text[:end].rstrip()) :]
+
+
+def _scalar(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(yaml.safe_dump(value)).removesuffix("\n...\n").strip()
+
+
+def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | None) -> Learnt:
+    from stages.ratings.evidence import gather
+    from stages.ratings.fit import fit, too_few
+
+    evidence = gather(params, name, target)
+    if not evidence.scored:
+        left = f"; {evidence.of_another_scale} were of another scale" if evidence.of_another_scale else ""
+        raise UsageError(
+            f"nobody has rated the {target} of examples of {name} yet{left}: `faded review {name}` asks for that"
+        )
+    key, default = BOUNDS[target]
+    config = params.audit(name).ratings
+    bound = {key: (getattr(config, key) if config is not None else None) or default}
+    if refusal := too_few(evidence.scored):
+        return Learnt(target, evidence, bound, refusal=refusal)
+    found = fit(evidence.scored, target)
+    if not found.teaches:
+        refusal = (
+            f"no map from the automatic measure predicts the ratings of items it has not seen better than always saying"
+            f" the same does, beyond chance (error {found.errors['constant'].value:.2f} of the constant, lower by"
+            f" {found.gain.value:.2f}, 95% interval {found.gain.low:.2f} to {found.gain.high:.2f})"
+        )
+        return Learnt(target, evidence, bound, found, refusal=refusal)
+    learnt = Learnt(target, evidence, bound, found, _as_file(params, name, target, evidence, found))
+    if control is None or learnt.ratings is None:
+        return learnt
+    return replace(learnt, refusal=_unfounded(control, learnt.ratings, learnt.threshold))
+
+
+def _as_file(params: Params, name: str, target: Target, evidence: Evidence, fit: Fit) -> Ratings:
+    from stages.decisions.agreement import agreement
+
+    return Ratings.model_validate(
+        {
+            "target": target,
+            "scale": scale_of(params.audit(name)),
+            "model": fit.kind,
+            "x": fit.x,
+            "y": fit.y,
+            "ratings": len(evidence.scored),
+            "items": len({scored.item for scored in evidence.scored}),
+            "reviewers": evidence.reviewers,
+            "decisions": {kept.path.name: kept.sha256 for kept in evidence.decisions},
+            "errors": {kind: _interval(rate) for kind, rate in fit.errors.items()},
+            "gain": _interval(fit.gain),
+            "agreement": agreement([kept.decision for kept in evidence.decisions]),
+            "points": sorted((scored.discrepancy, scored.score) for scored in evidence.scored),
+        }
+    )
+
+
+def _interval(rate: Any) -> Interval:
+    return Interval(value=rate.value, low=rate.low, high=rate.high)
+
+
+def _show_evidence(name: str, learnt: Learnt, console: Console) -> None:
+    from stages.decisions.agreement import agreement
+
+    evidence = learnt.evidence
+    items = len({scored.item for scored in evidence.scored})
+    by = ", ".join(
+        f"{reviewer} ({sum(scored.reviewer == reviewer for scored in evidence.scored)})"
+        for reviewer in evidence.reviewers
+    )
+    landscapes = len({kept.decision.landscape for kept in evidence.decisions})
+    console.print(
+        f"{len(evidence.scored)} ratings of {learnt.target} of {items} items of {name}, by {by}; in"
+        f" {len(evidence.decisions)} decision(s) on {landscapes} landscape(s)",
+        markup=False,
+        highlight=False,
+    )
+    if evidence.of_another_scale:
+        console.print(
+            f"{evidence.of_another_scale} more are of another scale (task or discrepancy settings have changed since)"
+            " and do not count",
+            highlight=False,
+        )
+    agreed = agreement([kept.decision for kept in evidence.decisions])
+    said = agreed["statement"] if agreed else "no example was rated by two, so nothing is known of how they agree"
+    console.print(said, markup=False, highlight=False)
+
+
+def _show_fit(fit: Fit, console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="How far off, on items not seen", title_justify="left")
+    table.add_column("map")
+    for column in ("mean error (rating points)", "95% interval"):
+        table.add_column(column, justify="right")
+    for kind, rate in fit.errors.items():
+        chosen = " (chosen)" if kind == fit.kind else " (knows nothing)" if kind == "constant" else ""
+        table.add_row(f"{kind}{chosen}", f"{rate.value:.2f}", f"{rate.low:.2f} to {rate.high:.2f}")
+    console.print(table)
+
+
+def _show_curve(learnt: Learnt, ratings: Ratings, console: Console) -> None:
+    """The map as a curve of bars."""
+    [(key, value)] = learnt.bound.items()
+    word = key.replace("_", " ")
+    low, high = ratings.x[0], ratings.x[-1]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"What people would say ({word} {value:g})")
+    table.title_justify = "left"
+    table.add_column("automatic discrepancy", justify="right")
+    table.add_column("rating", justify="right")
+    table.add_column("")
+    for x in np.linspace(low, high, CURVE_ROWS):
+        badness = ratings.badness(np.array([x], dtype=np.float32))
+        score, fails = float(ratings.score(badness)[0]), badness[0] > learnt.threshold
+        table.add_row(f"{x:.2f}", f"{score:.1f}", "█" * round(2 * score) + ("  fails" if fails else ""))
+    console.print(table)
+
+
+def _change(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
+    """Which share of the control's probes fails automatically, and which would by the ratings."""
+    automatic, discrepancy, valid = _automatic(control)
+    people = (ratings.badness(discrepancy) > threshold) & valid
+    said = (
+        f"of {len(control):,} uniform probes {automatic.mean():.1%} fail automatically, {people.mean():.1%} would by"
+        f" these ratings; {(automatic != people).mean():.1%} are judged differently"
+    )
+    return said if people.any() else f"{said}: no expected rating is on the failing side, so nothing would ever fail"
+
+
+def _unfounded(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
+    """Why the map says more than the ratings do; "" if it does not."""
+    _, discrepancy, valid = _automatic(control)
+    share = float((ratings.unfounded(discrepancy, threshold) & valid).mean())
+    if share <= MOST_UNFOUNDED:
+        return ""
+    return (
+        f"of the uniform probes {share:.0%} have a discrepancy outside of what was rated ({ratings.x[0]:.2f} to"
+        f" {ratings.x[-1]:.2f}), and nothing rated says whether they fail; rate passing examples too, or others"
+    )
+
+
+def _automatic(control: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What failed by the automatic measure, its discrepancies, and what is valid: (n,) each."""
+    names = ("automatic_failed", "automatic") if "automatic" in control else ("failed", "discrepancy")
+    failed, discrepancy = (control[name].to_numpy() for name in names)
+    return failed.astype(bool), discrepancy, control["valid"].to_numpy(dtype=bool)
+
+
+def _control(name: str) -> pd.DataFrame | None:
+    """The uniform probes of the last search, if there was one."""
+    path = stage_dir(name, "discover") / "probes.parquet"
+    if not path.exists():
+        return None
+    probes = pd.read_parquet(path)
+    return probes[probes["role"] == "control"]

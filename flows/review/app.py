@@ -1,0 +1,258 @@
+"""The review page as an application: which address shows what, who may see it, and what a posted form leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, cast
+from urllib.parse import quote
+
+from fastapi import APIRouter, Body, Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+
+from flows.approval import expire, read_modes
+from flows.review.form import Fields, FormError, read_decision, read_fields, typed
+from flows.review.links import page_path
+from flows.review.pages import message, review_page, static, style
+from flows.review.recording import Outcome, record
+from flows.review.security import HEADERS, MAX_BODY, Keys, Session, knows_host, same, same_origin
+from flows.review.view import REPORTS, report_path, report_policy
+from stages.decisions import landscape_hash
+from stages.errors import AlreadyDecided, FadedError, UsageError
+from stages.params import load_params
+
+
+class Refused(Exception):
+    """A request that gets a page of words instead of what it asked for."""
+
+    def __init__(self, status: int, title: str, *said: str, **more: Any) -> None:
+        super().__init__(title)
+        self.status, self.title, self.said, self.more = status, title, said, more
+
+
+class Served:
+    """What the routes share.
+
+    Args:
+        audits: that are shown; more may be added by who knows the secret.
+        host: that is listened on.
+        url: address of the server.
+        cookie: name of the session's cookie; browsers keep one jar for all ports of a host.
+        told: called with each decision when its answer was sent.
+    """
+
+    def __init__(
+        self, audits: Sequence[str], host: str, url: str, cookie: str, told: Callable[[Outcome], None]
+    ) -> None:
+        self.keys = Keys()
+        self.audits, self.host, self.url, self.cookie, self.told = list(audits), host, url, cookie, told
+
+    def link(self, audit: str) -> str:
+        """An address that opens an audit's page once; from then on the audit is shown."""
+        if audit not in self.audits:
+            self.audits.append(audit)
+        return f"{self.url}{page_path(audit)}?token={self.keys.make_token()}"
+
+    def session(self, request: Request) -> Session | None:
+        """The session a request belongs to."""
+        return self.keys.session(request.cookies.get(self.cookie))
+
+
+def make_app(served: Served) -> FastAPI:
+    """The application that serves these audits."""
+    app = FastAPI(title="Faded review", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.served = served
+    app.include_router(router)
+    app.middleware("http")(_guard)
+    handlers: dict[type[Exception], Any] = {Refused: _refused, HTTPException: _not_there, FadedError: _failed}
+    for error, handler in handlers.items():
+        app.add_exception_handler(error, handler)
+    return app
+
+
+async def _guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Answer only to our own name, and tell the browser of every answer what it may do with it."""
+    if knows_host(request.headers.get("host"), _served(request).host):
+        response = await go_on(request)
+    else:
+        response = message(421, "Not here", ["This address is not one of the review page."])
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+def _served(request: Request) -> Served:
+    return cast(Served, request.app.state.served)
+
+
+def _signed_in(request: Request) -> Session:
+    served = _served(request)
+    if (session := served.session(request)) is not None:
+        return session
+    raise Refused(
+        403,
+        "This page needs its link",
+        "It is opened by a link that works once, so that nobody else on this machine decides in your name.",
+        f"Ask for one in the workspace: faded review {request.path_params.get('audit', 'AUDIT')} --link",
+        # Coming from another site, a browser keeps the session to itself; from here it sends it.
+        links=[(quote(request.url.path), "I opened it in this browser before")],
+    )
+
+
+def _shown(request: Request, audit: str) -> str:
+    if audit not in _served(request).audits:
+        raise HTTPException(404)
+    return audit
+
+
+def _trusted(request: Request) -> None:
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme != "Bearer" or not same(secret, _served(request).keys.secret):
+        raise HTTPException(404)
+
+
+async def _body(request: Request) -> Fields:
+    """The fields of a form that is not too large."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise Refused(413, "That is too much", f"A form may have {MAX_BODY:,} bytes. Nothing was saved.")
+    try:
+        return read_fields(bytes(body))
+    except FormError as error:
+        raise Refused(400, "Nothing was saved", *error.problems) from None
+
+
+SignedIn = Annotated[Session, Depends(_signed_in)]
+Audit = Annotated[str, Depends(_shown)]
+Filled = Annotated[Fields, Depends(_body)]
+router = APIRouter()
+
+
+@router.get("/")
+def start(request: Request, _session: SignedIn) -> Response:
+    """The audits there are."""
+    links = [(page_path(audit), audit) for audit in _served(request).audits]
+    return message(200, "Audits", ["Which one do you want to look at?"], links=links)
+
+
+@router.get("/review/{audit}")
+def look(request: Request, audit: Audit, token: str | None = None, again: str = "") -> Response:
+    """An audit's page, or with a token the way to it."""
+    if token is not None:
+        return _enter(request, audit, token, again)
+    session = _signed_in(request)
+    session.seen.add(audit)
+    params = load_params()
+    expire(params, audit)
+    return review_page(params, audit, session, revise=again == "yes")
+
+
+def _enter(request: Request, audit: str, token: str, again: str) -> Response:
+    """Exchange a one-time token for a session; the address that is then in the browser's history is worth nothing."""
+    served = _served(request)
+    session = served.keys.redeem(token)
+    response = RedirectResponse(page_path(audit) + ("?again=yes" if again == "yes" else ""), 303)
+    if served.session(request) is not None:
+        return response  # who is in already keeps the session: forms in other tabs stay good
+    if session is None:
+        raise Refused(
+            403,
+            "This link was used before",
+            "Each link opens the page once, in one browser, within an hour.",
+            f"Ask for another one in the workspace: faded review {audit} --link",
+        )
+    response.set_cookie(served.cookie, session.id, httponly=True, samesite="strict", path="/")
+    return response
+
+
+@router.post("/review/{audit}")
+def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) -> Response:
+    """Record what a form says, or show it again with what is wrong with it."""
+    headers, params = request.headers, load_params()
+    ours = same_origin(headers.get("host"), headers.get("origin"), headers.get("referer"))
+    if not ours or not same(fields.get("csrf"), session.csrf):
+        raise Refused(
+            403,
+            "This form did not come from this page",
+            "Nothing was saved. Open the page and decide there.",
+            links=[(page_path(audit), "Open the page")],
+            typed=typed(fields),
+        )
+    if fields.get("landscape") != landscape_hash(audit):
+        raise Refused(
+            409,
+            "The landscape has changed",
+            "You looked at another one than the audit has now, so nothing was saved: a decision counts for what its"
+            " reviewer has seen. Look at the present one and decide again.",
+            links=[(page_path(audit), "The present landscape")],
+            typed=typed(fields),
+        )
+    try:
+        decision = read_decision(fields, read_modes(audit))
+        outcome = record(params, audit, decision, "page", revise=fields.get("revise") == "yes")
+    except FormError as error:
+        return review_page(params, audit, session, 400, fields, error.problems, revise="again" in fields)
+    except AlreadyDecided as error:
+        told = (
+            f"Somebody decided meanwhile: {str(error).partition(',')[0]}. To put yours in its place, tick that below."
+        )
+        return review_page(params, audit, session, 409, fields, [told], revise=True)
+    except (UsageError, OSError) as error:
+        raise Refused(409, "Nothing was saved", str(error), typed=typed(fields)) from None
+    session.done.add(audit)
+    word = "approved" if outcome.approve else "rejected"
+    said = [f"{outcome.reviewer} {word} the repair of {audit}.", *outcome.said, "You can close this page."]
+    draft, after = f"{audit} {decision.landscape}", BackgroundTask(_served(request).told, outcome)
+    return message(200, "Recorded", said, kicker=audit, forget=draft, background=after)
+
+
+@router.get("/review/{audit}/{report}")
+def read_report(audit: Audit, report: str, _session: SignedIn) -> Response:
+    """One of the two reports of an audit."""
+    path = report_path(audit, report) if report in REPORTS else None
+    if path is None or not path.is_file():
+        raise HTTPException(404)
+    page = path.read_bytes()
+    policy = report_policy(page[:4096].decode("utf-8", "replace"))
+    return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
+
+
+@router.get("/static/review.css")
+def read_style() -> Response:
+    """The style sheet."""
+    return Response(style(), media_type="text/css")
+
+
+@router.get("/static/review.js")
+def read_script() -> Response:
+    """The script, which the page works without."""
+    return Response(static("review.js"), media_type="text/javascript")
+
+
+@router.get("/links", dependencies=[Depends(_trusted)])
+def audits(request: Request) -> Response:
+    """What is served, for other commands of the same user."""
+    return JSONResponse({"audits": _served(request).audits})
+
+
+@router.post("/links", dependencies=[Depends(_trusted)])
+def make_link(request: Request, audit: Annotated[str, Body(embed=True)]) -> Response:
+    """A one-time link, for other commands of the same user."""
+    load_params().repair(audit)
+    return JSONResponse({"link": _served(request).link(audit)})
+
+
+def _refused(_request: Request, error: Refused) -> Response:
+    return message(error.status, error.title, error.said, **error.more)
+
+
+def _not_there(_request: Request, error: HTTPException) -> Response:
+    title = "There is nothing here" if error.status_code == 404 else "That does not work here"
+    return message(error.status_code, title, ["This page shows the audits it was started for, and nothing else."])
+
+
+def _failed(_request: Request, error: FadedError) -> Response:
+    return message(409 if isinstance(error, UsageError) else 503, "That does not work now", [str(error)])

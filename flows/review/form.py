@@ -1,0 +1,162 @@
+"""What a reviewer filled in, as a decision, and a decision as what is filled in.
+
+Fields are named `action.M1`, `severity.M1`, `reason.M1`, `rating.M1.3`, `bias.M1.3`, `corrected.M1.3`, and `reviewer`,
+`reason`, `decision`, `landscape`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
+from urllib.parse import parse_qsl
+
+from pydantic import ValidationError
+
+from stages.decisions import SEVERITIES, Action, Decision, ExampleRating, ModeDecision, proposal, shown_examples
+from stages.params import validation_lines
+
+ACTIONS: tuple[str, ...] = get_args(Action)
+SCORES = tuple(str(score) for score in range(1, 11))
+MAX_FIELDS = 20_000
+MAX_NAME = 200  # characters of a reviewer's name
+
+Fields = dict[str, str]
+
+
+class FormError(ValueError):
+    """A form that is no decision; `problems` are sentences for the reviewer."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(" ".join(problems))
+        self.problems = problems
+
+
+def read_fields(body: bytes) -> Fields:
+    """The fields of a posted form.
+
+    Raises:
+        FormError: when it is none.
+    """
+    try:
+        pairs = parse_qsl(
+            body.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=MAX_FIELDS,
+        )
+    except ValueError:
+        raise FormError("What was sent is not the form of this page.") from None
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise FormError("What was sent has a field twice, so it is not the form of this page.")
+    return {name: value.replace("\r\n", "\n") for name, value in pairs}
+
+
+def read_decision(fields: Mapping[str, str], modes: Sequence[Mapping[str, Any]]) -> Decision:
+    """The decision a form says.
+
+    Args:
+        fields: of the form.
+        modes: as in landscape.json.
+
+    Raises:
+        FormError: with everything that is missing or wrong.
+    """
+    problems = []
+    reviewer = " ".join(fields.get("reviewer", "").split())
+    if not reviewer:
+        problems.append("Your name is missing: a decision needs its reviewer.")
+    if len(reviewer) > MAX_NAME:
+        problems.append(f"The name has {len(reviewer)} characters, expected at most {MAX_NAME}.")
+    verdict = fields.get("decision")
+    if verdict not in ("approve", "reject"):
+        problems.append("Neither Approve nor Reject was chosen.")
+    decided = []
+    for mode in modes:
+        word = _mode(str(mode["id"]), fields)
+        problems += [word] if isinstance(word, str) else []
+        decided += [word] if isinstance(word, ModeDecision) else []
+    rated = []
+    for name in shown_examples(modes):
+        example = _example(name, fields)
+        problems += [example] if isinstance(example, str) else []
+        rated += [example] if isinstance(example, ExampleRating) else []
+    if problems:
+        raise FormError(*problems)
+    try:
+        return Decision(
+            landscape=fields.get("landscape", ""),
+            reviewer=reviewer,
+            reason=fields.get("reason", "").strip(),
+            approve=verdict == "approve",
+            modes=decided,
+            examples=rated,
+        )
+    except ValidationError as error:
+        raise FormError(*validation_lines(error, Decision)) from None
+
+
+def _mode(name: str, fields: Mapping[str, str]) -> ModeDecision | str:
+    action = fields.get(f"action.{name}")
+    if action not in ACTIONS:
+        found = f"{_short(action)} was sent" if action else "nothing was chosen"
+        return f"{name}: {found}, expected {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]}."
+    severity = fields.get(f"severity.{name}", "medium")
+    if severity not in SEVERITIES:
+        return f"{name}: severity {_short(severity)} was sent, expected {', '.join(SEVERITIES)}."
+    weight = SEVERITIES[severity] if action == "repair" else SEVERITIES["medium"]  # of a repair there is none
+    reason = fields.get(f"reason.{name}", "").strip()
+    return ModeDecision(id=name, action=cast(Action, action), severity=weight, reason=reason)
+
+
+def _example(name: str, fields: Mapping[str, str]) -> ExampleRating | str | None:
+    scores: dict[str, int | None] = {}
+    for kind in ("rating", "bias"):
+        given = fields.get(f"{kind}.{name}", "").strip()
+        if given and given not in SCORES:
+            return f"{name}: {'quality' if kind == 'rating' else kind} {_short(given)} was sent, expected 1 to 10."
+        scores[kind] = int(given) if given else None
+    corrected = fields.get(f"corrected.{name}", "").strip() or None
+    said = (*scores.values(), corrected)
+    return ExampleRating(id=name, **scores, corrected=corrected) if any(s is not None for s in said) else None
+
+
+def _short(text: str | None) -> str:
+    return repr(text if text is None or len(text) < 40 else f"{text[:40]} ...")
+
+
+def blank(modes: Sequence[Mapping[str, Any]], reviewer: str) -> Fields:
+    """The form before anybody said anything: what is proposed.
+
+    Args:
+        modes: as in landscape.json.
+        reviewer: who it may be.
+    """
+    fields = {"reviewer": reviewer}
+    for mode in proposal(modes):
+        fields |= {f"action.{mode.id}": mode.action, f"severity.{mode.id}": "medium"}
+    return fields
+
+
+def filled(decision: Decision) -> Fields:
+    """The form as it was for a decision; a severity between those offered becomes the nearest one."""
+    fields = {"reviewer": decision.reviewer, "reason": decision.reason}
+    for mode in decision.modes:
+        severity = min(SEVERITIES, key=lambda name: abs(SEVERITIES[name] - mode.severity))
+        fields |= {f"action.{mode.id}": mode.action, f"severity.{mode.id}": severity, f"reason.{mode.id}": mode.reason}
+    for example in decision.examples:
+        for kind in ("rating", "bias", "corrected"):
+            if (value := getattr(example, kind)) is not None:
+                fields[f"{kind}.{example.id}"] = str(value)
+    return fields
+
+
+def typed(fields: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What a reviewer filled in, as names and values to read, where the form itself cannot be shown again."""
+    words = {"rating": "quality", "corrected": "corrected answer", "decision": "whole", "action": "decision"}
+    said = []
+    for name, value in fields.items():
+        kind, _, about = name.partition(".")
+        if value.strip() and kind in ("action", "severity", "reason", "rating", "bias", "corrected", "reviewer"):
+            said.append((f"{about} {words.get(kind, kind)}".strip(), value))
+    return said

@@ -1,0 +1,110 @@
+"""The review server that runs in this workspace: its record, and one-time links from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from urllib.parse import quote
+
+import psutil
+from pydantic import BaseModel, ValidationError
+
+from stages.environment import WORK
+from stages.errors import InfrastructureError, UsageError
+
+RECORD = WORK / "review-server.json"
+_PATIENCE = 5.0  # seconds for an answer of a server on this machine
+
+
+class Running(BaseModel):
+    """A running review server.
+
+    Args:
+        url: where it listens, as a person of this machine reaches it.
+        pid: its process.
+        secret: by which commands of the same user ask it for links; the file is readable by that user alone.
+    """
+
+    url: str
+    pid: int
+    secret: str
+
+
+def page_path(audit: str) -> str:
+    """The path of an audit's page."""
+    return f"/review/{quote(audit, safe='')}"
+
+
+def write_record(record: Running) -> None:
+    """Leave a record for other commands."""
+    WORK.mkdir(exist_ok=True)
+    partial = RECORD.with_suffix(f".{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(record.model_dump_json())
+    partial.replace(RECORD)
+
+
+def remove_record(record: Running) -> None:
+    """Take the record away, unless it is another server's by now."""
+    if _read() == record:
+        RECORD.unlink(missing_ok=True)
+
+
+def _read() -> Running | None:
+    try:
+        return Running.model_validate_json(RECORD.read_text())
+    except (OSError, ValidationError):
+        return None
+
+
+def running() -> Running | None:
+    """The review server that runs in this workspace, if one does and answers."""
+    record = _read()
+    return record if record is not None and _served(record) is not None else None
+
+
+def review_url(audit: str) -> str | None:
+    """Address of an audit's page on the running review server, without a secret; None if none shows this audit."""
+    record = _read()
+    if record is None or audit not in (_served(record) or ()):
+        return None
+    return record.url + page_path(audit)
+
+
+def one_time_link(audit: str) -> str:
+    """Ask the running review server for a link that opens an audit's page once; from then on it shows that audit.
+
+    Raises:
+        UsageError: when none runs here.
+        InfrastructureError: when it gives none.
+    """
+    record = running()
+    if record is None:
+        raise UsageError(f"no review server runs in this workspace: `faded review {audit}` starts one")
+    answer = _ask(record, "POST", {"audit": audit})
+    if answer is None or not isinstance(answer.get("link"), str):
+        raise InfrastructureError(f"the review server (process {record.pid}, {record.url}) gave no link: start it anew")
+    return str(answer["link"])
+
+
+def _served(record: Running) -> list[str] | None:
+    """Audits that a server shows; None if there is none any more."""
+    if not psutil.pid_exists(record.pid):
+        return None
+    answer = _ask(record, "GET")
+    audits = answer.get("audits") if answer is not None else None
+    return audits if isinstance(audits, list) else None
+
+
+def _ask(record: Running, method: str, data: dict[str, str] | None = None) -> dict[str, object] | None:
+    import httpx
+
+    headers = {"Authorization": f"Bearer {record.secret}"}
+    url = f"{record.url}/links"
+    try:
+        answer = httpx.request(method, url, json=data, headers=headers, timeout=_PATIENCE, trust_env=False)
+        body = answer.json() if answer.status_code == httpx.codes.OK else None
+    except (httpx.HTTPError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return body if isinstance(body, dict) else None

@@ -1,0 +1,75 @@
+"""From a decision to its file, and to the flow that waits for it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from flows.approval import decide, expire
+from stages.decisions import Decision, Standing, Via, standing
+from stages.errors import AlreadyDecided
+from stages.params import Params
+
+
+class Outcome(NamedTuple):
+    """A decision that was recorded.
+
+    Args:
+        audit: it is of.
+        path: its file.
+        reviewer: whose it is.
+        approve: whether they approved.
+        said: sentences: what happens now.
+    """
+
+    audit: str
+    path: Path
+    reviewer: str
+    approve: bool
+    said: list[str]
+
+
+def record(params: Params, audit: str, decision: Decision, via: Via, *, revise: bool = False) -> Outcome:
+    """Write a decision, wake what waits for it, and say what comes next.
+
+    Raises:
+        UsageError: as `flows.approval.decide`.
+        AlreadyDecided: as `flows.approval.decide`.
+    """
+    kept, woken = decide(params, audit, decision, via, revise=revise)
+    said = [f"Commit {kept.path}: it belongs in git.", *(_sentence(line) for line in woken)]
+    if params.repair(audit).feedback.policy != "wait":
+        said.append(f"A rule decides for {audit} (repairs.{audit}.feedback.policy): set it to wait for this to count.")
+    elif missing := standing(params, audit).missing:
+        said.append(f"{missing} more reviewer{'s are' if missing > 1 else ' is'} asked before {audit} goes on.")
+    elif not woken:
+        goes = "goes on from here" if decision.approve else "ends there, as at a failed gate"
+        said.append(f"Then `faded audit {audit}` {goes}.")
+    return Outcome(audit, kept.path, decision.reviewer, decision.approve, said)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def moment(time: str | datetime) -> str:
+    """A time (ISO 8601 in UTC) as people read it."""
+    when = time if isinstance(time, datetime) else datetime.fromisoformat(time)
+    return when.astimezone(UTC).strftime("%-d %b %Y, %H:%M UTC")
+
+
+def open_standing(params: Params, audit: str, revise: bool) -> Standing:
+    """What has been decided on a landscape that is to be reviewed now.
+
+    Raises:
+        AlreadyDecided: when nobody is asked any more, unless an earlier decision is to be revised.
+    """
+    expire(params, audit)
+    now = standing(params, audit)
+    if now.complete and not revise:
+        raise AlreadyDecided(
+            f"{', '.join(d.reviewer for d in now.decisions)} decided on landscape {now.landscape} of {audit} already;"
+            f" to decide again on purpose: `faded review {audit} --revise`"
+        )
+    return now

@@ -1,0 +1,141 @@
+"""What keeps others off the review page: one-time links, sessions, and checks of where a request comes from.
+
+The page shows a model's words and the decision changes a model, so a listener on loopback is not enough: other users
+and programs of the machine reach it too, and any web page a browser has open may send requests to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+LINK_SECONDS = 3600  # a link that nobody opened is worth nothing after this
+MAX_BODY = 1_000_000  # bytes of a form: every field of a large landscape filled in takes a tenth
+
+# Nothing but our own style sheet, our own script, and pictures that are part of the page.
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src data:; form-action 'self'; base-uri 'none';"
+    " frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": PAGE_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # Not no-referrer: with that browsers send `Origin: null`, by which a form of ours is not told from another's.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass
+class Session:
+    """A browser that came in with a one-time link.
+
+    Args:
+        id: what its cookie holds.
+        csrf: what its forms have to carry, which no other page can know.
+        done: audits on which it recorded a decision.
+        seen: audits it was shown.
+    """
+
+    id: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    csrf: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    done: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+
+
+class Keys:
+    """The links that may still be opened and the sessions that were. Safe between threads."""
+
+    def __init__(self) -> None:
+        self.secret = secrets.token_urlsafe(32)  # for other commands of the same user, see links.py
+        self._links: dict[str, float] = {}  # digest of the token -> when it expires
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+
+    def make_token(self) -> str:
+        """A token that opens the page once."""
+        token = secrets.token_urlsafe(32)
+        with self._lock:
+            self._links[_digest(token)] = time.monotonic() + LINK_SECONDS
+        return token
+
+    def redeem(self, token: str) -> Session | None:
+        """A new session for a token that nobody used before, and None for any other."""
+        with self._lock:
+            if self._links.pop(_digest(token), 0.0) < time.monotonic():
+                return None
+            session = Session()
+            self._sessions[_digest(session.id)] = session
+            return session
+
+    def session(self, cookie: str | None) -> Session | None:
+        """The session of a cookie."""
+        with self._lock:
+            return self._sessions.get(_digest(cookie)) if cookie else None
+
+    def undecided(self, audit: str) -> int:
+        """How many browsers were shown an audit and recorded no decision on it."""
+        with self._lock:
+            return sum(audit in s.seen - s.done for s in self._sessions.values())
+
+
+def _digest(text: str) -> str:
+    # Looked up by digest, a secret leaks nothing through how long the look-up takes.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def same(given: str | None, expected: str) -> bool:
+    """Whether a secret is the expected one, in a time that tells nothing."""
+    return given is not None and hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own, which others cannot reach."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def knows_host(header: str | None, bound: str) -> bool:
+    """Whether the Host of a request is one of ours: a page of another name that resolves to us has its own there.
+
+    Args:
+        header: of the request; the port in it may be another one, as through a tunnel.
+        bound: the host the server was told to listen on.
+    """
+    try:
+        host = urlsplit(f"//{header or ''}").hostname or ""
+    except ValueError:
+        return False
+    if is_loopback(host):
+        return True
+    if is_loopback(bound):
+        return False
+    try:
+        ipaddress.ip_address(host)
+        return True  # no name, so none that could be made to resolve to us
+    except ValueError:
+        return host.lower() in {name.lower() for name in (bound, socket.gethostname(), socket.getfqdn())}
+
+
+def same_origin(host: str | None, origin: str | None, referrer: str | None) -> bool:
+    """Whether a form was sent by a page of ours: its origin, or where it has none its referrer, names our host."""
+    source = origin if origin is not None else referrer
+    if not source or not host:
+        return False
+    try:
+        parts = urlsplit(source)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()

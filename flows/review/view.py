@@ -1,0 +1,194 @@
+"""What the review page shows of an audit: its landscape, its examples, who decided, and what a decision leads to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader
+
+from flows.approval import GATED, deadline, git_user
+from flows.estimate import estimate
+from flows.graph import Graph, Stage
+from flows.review.form import ACTIONS, SCORES, Fields, blank, filled
+from flows.review.recording import moment
+from stages.decisions import RULE, SEVERITIES, Recorded, Standing, Via, standing
+from stages.decisions.files import same_person
+from stages.errors import UsageError
+from stages.files import read_json, stage_dir
+from stages.params import Params, task_class
+
+if TYPE_CHECKING:
+    from stages.report.gallery import Shown
+
+# The report's own modules are imported when the first page is asked for: they take seconds, in which a browser starts.
+
+TEMPLATES = Path(__file__).parent / "templates"
+AT_ONCE = 2  # texts shown of each kind; the others on request
+
+ACTION_MEANS = {
+    "repair": "fine-tune a copy of the model away from it",
+    "accept": "a failure you can live with; it is watched, not repaired",
+    "ignore": "it does not matter to you; it is watched, not repaired",
+}
+WAYS: dict[Via, str] = {
+    "page": "on the review page",
+    "terminal": "in the terminal",
+    "command": "by command",
+    "prefect": "in Prefect",
+    "file": "from a file",
+    "time-out": "by time-out",
+}
+REPORTS = {  # of an audit, by the last part of their address
+    "landscape": ("summarize", "The whole landscape"),
+    "repair": ("re_evaluate", "The last repair, before and after"),
+}
+
+
+class Example(NamedTuple):
+    """An example of a mode, ready for the page; `text`: it is one of words."""
+
+    id: str
+    failed: bool
+    shown: Shown
+    text: bool
+
+
+@cache
+def environment() -> Environment:
+    """The report's templates and ours: escaping is on, and what is undefined is an error."""
+    from stages.report import page
+
+    loader = ChoiceLoader([FileSystemLoader(TEMPLATES), FileSystemLoader(page.TEMPLATES)])
+    env: Environment = page.environment().overlay(loader=loader)
+    env.filters["moment"] = moment
+    return env
+
+
+def report_path(audit: str, name: str) -> Path:
+    """Where one of REPORTS lies."""
+    return stage_dir(audit, REPORTS[name][0]) / "report.html"
+
+
+def review_view(
+    params: Params, audit: str, fields: Fields | None = None, *, problems: Sequence[str] = (), revise: bool = False
+) -> dict[str, Any]:
+    """Everything the page of one audit shows.
+
+    Args:
+        params: the workspace's.
+        audit: its name.
+        fields: what was filled in already; by default the earlier decision to be revised, else what is proposed.
+        problems: why what was filled in was not saved.
+        revise: an earlier decision is to be taken the place of.
+
+    Raises:
+        UsageError: when there is no landscape, or no repair to decide on.
+    """
+    from stages.restructure import learns_from_examples
+
+    repair = params.repair(audit)
+    now = standing(params, audit)
+    summary = read_json(stage_dir(audit, "summarize") / "landscape.json")
+    modes = list(summary["modes"])
+    examples, without = _examples(audit)
+    reviewer = git_user()
+    earlier = _own(now, reviewer) if revise else None
+    learns = bool(examples) and learns_from_examples(task_class(audit, params.audit(audit)), repair.restructure.method)
+    return {
+        "audit": audit,
+        "landscape": now.landscape,
+        "overall": summary.get("overall") or {},
+        "modes": [_mode(mode, examples.get(str(mode["id"]), ())) for mode in modes],
+        "without": without,
+        "learns": learns,
+        "values": fields if fields is not None else filled(earlier) if earlier else blank(modes, reviewer),
+        "kept": fields is not None,
+        "problems": list(problems),
+        "revise": revise,
+        "asked": revise or not now.complete,
+        "standing": now,
+        "by_rule": repair.feedback.policy != "wait",
+        "rule": RULE if now.needed > 1 else "",
+        "deadline": deadline(audit),
+        "takes": how_long(params, audit),
+        "reports": [(name, title) for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()],
+        "actions": {name: ACTION_MEANS[name] for name in ACTIONS},
+        "severities": list(SEVERITIES),
+        "scores": SCORES,
+        "at_once": AT_ONCE,
+        "ways": WAYS,
+    }
+
+
+def _examples(audit: str) -> tuple[Mapping[str, Sequence[Example]], str]:
+    """Examples by mode, and why there are none if that is so; a landscape can be decided on without."""
+    path = stage_dir(audit, "summarize") / "exhibits.parquet"
+    try:
+        return _read_examples(path.resolve(), path.stat().st_mtime_ns if path.exists() else 0), ""
+    except UsageError as error:
+        return {}, str(error)
+
+
+@lru_cache(maxsize=4)
+def _read_examples(path: Path, _written: int) -> Mapping[str, Sequence[Example]]:
+    """Examples as the page shows them, made once for each file: large pictures take a while to be made small."""
+    from stages.report.exhibits import read_exhibits
+    from stages.report.gallery import Shrinker
+
+    read = read_exhibits(path)
+    shrinker = Shrinker([one.exhibit for shelf in read.values() for one in shelf])
+    return {
+        mode: [Example(one.id, one.failed, shrinker.show(one.exhibit), one.exhibit.text is not None) for one in shelf]
+        for mode, shelf in read.items()
+    }
+
+
+def _mode(mode: Mapping[str, Any], examples: Sequence[Example]) -> dict[str, Any]:
+    shelves = [
+        ("Fails", "failing", [example for example in examples if example.failed]),
+        ("Passes, in the same region", "passing", [example for example in examples if not example.failed]),
+    ]
+    return {
+        **{key: mode.get(key) for key in ("id", "text", "rate", "low", "high", "failures", "probes", "lift", "share")},
+        "confirmed": bool(mode.get("confirmed")),
+        "shelves": [shelf for shelf in shelves if shelf[2]],
+    }
+
+
+def _own(now: Standing, reviewer: str) -> Recorded | None:
+    """The decision to start from when deciding again: the reviewer's own, else the last one."""
+    own = [decision for decision in now.decisions if same_person(decision.reviewer, reviewer)]
+    return (own or now.decisions)[-1] if now.decisions else None
+
+
+def how_long(params: Params, audit: str) -> str:
+    """How long the stages behind the decision would take: "about 2 min 31 s (by the last run here)"."""
+    # DVC need not be asked: whatever it says now, after a new decision these stages are stale.
+    before = [Stage(f"{kind}@{audit}", kind, audit, 0, (), None, ()) for kind in ("prepare", "discover", "summarize")]
+    behind = [
+        Stage(f"{kind}@{audit}", kind, audit, 0, (f"{GATED}@{audit}",), None, ("a decision",))
+        for kind in ("restructure", "re_evaluate")
+    ]
+    return estimate(params, Graph({stage.name: stage for stage in (*before, *behind)}), [audit]).time
+
+
+_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
+
+
+def report_policy(head: str) -> str:
+    """The content security policy a report is sent with: its own, and that it is nobody's frame and of no origin.
+
+    A report runs scripts of its own; of no origin, they could not act for the reviewer even if they wanted to.
+
+    Args:
+        head: the beginning of the report.
+    """
+    own = _POLICY.search(head)
+    policy = (
+        own.group(1).replace("&#39;", "'") if own else "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    )
+    return f"{policy}; frame-ancestors 'none'; sandbox allow-scripts allow-downloads allow-modals"

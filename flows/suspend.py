@@ -1,0 +1,266 @@
+"""How a deployed flow waits for a person: suspended, with a typed form, and without a process.
+
+`suspend_flow_run` stores the form and ends the process. Whoever resumes the run makes the flow start from its top,
+where DVC finds nothing to do up to the gate; there the same call, known by its key, returns what the form was given.
+A decision that came in another way is found in its file, and the form is not looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound, Pause
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.states import Cancelled
+from pydantic import Field, ValidationError
+
+from flows.approval import choose, close_request, expire, how_to_decide, open_request, read_modes, read_request
+from flows.artifacts import key
+from stages.decisions import Decision, Standing, proposal, record_decision, standing
+from stages.decisions.files import same_person
+from stages.errors import UsageError
+from stages.params import Params
+
+_SCHEMA_LIMIT = 15.0  # seconds; the form is stored right after the run was suspended
+
+
+class DecisionForm(RunInput):
+    """What Prefect's page asks for; the defaults of `repair` are those of the landscape."""
+
+    decision: Literal["approve", "reject"] = Field(description="Reject ends the audit here: no repair is made.")
+    reviewer: str = Field(min_length=1, pattern=r"\S", description="Your name, as the record shall have it.")
+    reason: str = Field("", description="Why, in a sentence.")
+    repair: list[str] = Field(description="Failure modes to repair; the others are ignored.")
+
+
+def deployed_run() -> FlowRun | None:
+    """The present flow run if it belongs to a deployment: only such a one can be suspended."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context is not None else None
+    return run if run is not None and run.deployment_id is not None else None
+
+
+def ask(params: Params, audit: str) -> None:
+    """Suspend the present flow run until the audit's landscape is decided; return once it is.
+
+    An answer that cannot be taken is told in the log and on the next form, which is asked under a key of its own.
+    """
+    logger = get_run_logger()
+    run = deployed_run()
+    assert run is not None
+    problem = None
+    for attempt in itertools.count(1):
+        expire(params, audit)
+        now = standing(params, audit)
+        if now.complete:
+            for decision in now.decisions:
+                word = "approved" if decision.approve else "rejected"
+                logger.info("%s %s landscape %s (%s)", decision.reviewer, word, decision.landscape, decision.via)
+            close_request(audit)
+            return
+        request = open_request(params, audit, (str(run.id), get_current_settings().api.url or ""))
+        form = make_form(audit, now, read_modes(audit), problem)
+        try:
+            answer = suspend_flow_run(
+                wait_for_input=form, timeout=request.seconds_left, key=_key(audit, now.landscape, attempt)
+            )
+        except Pause:
+            _tell(audit)
+            if (now := standing(params, audit)).complete:  # decided before there was a suspended run to wake
+                resume_runs(audit, now, request.runs)
+            raise
+        except ValidationError as error:
+            problem = f"the form was not filled in as asked: {' '.join(str(error).split())}"
+        else:
+            problem = _take(params, audit, answer, now)
+        if problem is not None:
+            logger.warning("%s, so %s is asked about again", problem, audit)
+
+
+def make_form(
+    audit: str, now: Standing, modes: Sequence[Mapping[str, Any]], problem: str | None = None
+) -> type[DecisionForm]:
+    """The form for one landscape.
+
+    Args:
+        audit: whose.
+        now: what has been decided on it.
+        modes: as in landscape.json.
+        problem: why the last answer was not taken.
+    """
+    # `with_initial_data` drops what the field says of itself, so it is said again.
+    repair = Field(
+        default=[word.id for word in proposal(modes) if word.action == "repair"],
+        description=DecisionForm.model_fields["repair"].description,
+        json_schema_extra={"items": {"type": "string", "enum": [mode["id"] for mode in modes]}} if modes else None,
+    )
+    return DecisionForm.with_initial_data(description=describe(audit, now, modes, problem), repair=repair)
+
+
+def describe(audit: str, now: Standing, modes: Sequence[Mapping[str, Any]], problem: str | None = None) -> str:
+    """What the form says above its fields, as markdown; arguments as of `make_form`."""
+    lines = [f"**{how_to_decide(audit)}**, on {socket.gethostname()} in `{Path.cwd()}`"]
+    if (url := _review_url(audit)) is not None:
+        lines.append(f"The failure modes with examples: [review page]({url})")
+    lines.append("\n".join(_mode_line(mode) for mode in modes) or "No failure mode was found.")
+    if now.needed > 1:
+        so_far = ", ".join(decision.reviewer for decision in now.decisions) or "nobody yet"
+        lines.append(f"{now.needed} reviewers are asked, approved so far: {so_far}")
+    if problem is not None:
+        lines.append(f"**The last answer was not taken:** {problem}")
+    return "\n\n".join([*lines, f"Landscape {now.landscape}"])
+
+
+def _mode_line(mode: Mapping[str, Any]) -> str:
+    fails = "not measured"
+    if mode.get("rate") is not None:
+        fails = f"fails in {mode['rate']:.0%} ({mode['low']:.0%} to {mode['high']:.0%})"
+    sure = "confirmed" if mode.get("confirmed") else "not confirmed, may be chance"
+    return f"- {mode['id']}: `{mode['text'].replace('`', chr(39))}`, {fails}, {sure}"
+
+
+def _review_url(audit: str) -> str | None:
+    from flows.review.links import review_url
+
+    return review_url(audit)
+
+
+def _tell(audit: str) -> None:
+    from flows.notify import notify
+
+    url = _review_url(audit)
+    notify("needs decision", audit, how_to_decide(audit) + (f" or {url}" if url else ""))
+
+
+def _take(params: Params, audit: str, answer: DecisionForm, now: Standing) -> str | None:
+    """Record what the form was given; return why it was not taken, if so."""
+    approve = answer.decision == "approve"
+    # What was recorded before the run was resumed, or killed, comes back from the form each time the flow starts.
+    if any(same_person(d.reviewer, answer.reviewer) and d.approve == approve for d in now.decisions):
+        return None
+    try:
+        decision = Decision(
+            landscape=now.landscape,
+            reviewer=answer.reviewer,
+            reason=answer.reason,
+            approve=approve,
+            modes=choose(read_modes(audit), answer.repair),
+        )
+        record_decision(params, audit, decision, "prefect")
+    except (UsageError, ValidationError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def waiting_elsewhere(params: Params, audit: str, run: FlowRun) -> FlowRun | None:
+    """Another flow run that is suspended on the audit's present landscape, so that there is no use in a second one.
+
+    Runs that are suspended on an earlier landscape wait for what nobody can decide any more, and are cancelled.
+    """
+    request = read_request(audit)
+    if request is None:
+        return None
+    present = standing(params, audit).landscape
+    with get_client(sync_client=True) as client:
+        for other, landscape in _suspended(client, audit, [name for name in request.runs if name != str(run.id)]):
+            if landscape == present:
+                return other
+            said = f"landscape {landscape} of {audit} is no longer the present one"
+            client.set_flow_run_state(other.id, Cancelled(message=said))
+    return None
+
+
+def resume_runs(audit: str, now: Standing, runs: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Resume those of these flow runs that are suspended on the audit's landscape.
+
+    Args:
+        audit: whose.
+        now: what was decided; it goes into the form, which wants to be filled in.
+        runs: ids with the URL of the API on which each was suspended.
+
+    Returns:
+        What was done, in sentences, and the runs whose server could not be asked.
+    """
+    last = now.rejection or now.decisions[-1]
+    answer = {
+        "decision": "approve" if last.approve else "reject",
+        "reviewer": last.reviewer,
+        "reason": last.reason,
+        "repair": [mode.id for mode in last.modes if mode.action == "repair"],
+    }
+    said: list[str] = []
+    present, reached = _present_api(), set()
+    for url in dict.fromkeys([*([present] if present else []), *runs.values()]):
+        try:
+            with _api(url) as client:
+                for run, landscape in _suspended(client, audit, list(runs)):
+                    if landscape == now.landscape:
+                        said.append(_resume(client, run, answer))
+            reached.add(url)
+        except httpx.HTTPError as error:
+            said.append(
+                f"the Prefect server at {url} was not told ({type(error).__name__}): a run that is suspended there goes"
+                f" on with the next run of {audit}"
+            )
+    # Where the workspace's server is known, one that is gone for good is not asked for ever.
+    return said, {} if present in reached else {run: url for run, url in runs.items() if url not in reached}
+
+
+def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, Any]) -> str:
+    until = time.monotonic() + _SCHEMA_LIMIT
+    while True:
+        response = client.resume_flow_run(run.id, run_input=answer)
+        reason = getattr(response.details, "reason", None) or "no reason given"
+        if response.status == SetStateStatus.ACCEPT:
+            return f"the suspended flow run {run.name} goes on"
+        if "schema not found" in reason and time.monotonic() < until:
+            time.sleep(0.2)
+            continue
+        return f"the flow run {run.name} was not resumed: {reason}"
+
+
+def _suspended(client: SyncPrefectClient, audit: str, runs: Sequence[str]) -> Iterator[tuple[FlowRun, str]]:
+    """Those of these runs that the server knows and that are suspended on the audit, with the landscape's hash."""
+    for name in runs:
+        try:
+            run = client.read_flow_run(UUID(name))
+        except ObjectNotFound:
+            continue
+        if run.state is not None and run.state.is_paused():
+            of, landscape, _attempt = ("--" + (run.state.state_details.pause_key or "")).rsplit("-", 2)
+            if of == f"--{key(audit, '')}":
+                yield run, landscape
+
+
+def _key(audit: str, landscape: str, attempt: int) -> str:
+    return f"{key(audit, landscape)}-{attempt}"
+
+
+def _present_api() -> str | None:
+    """Where the workspace's runs may have moved since: its own server may get another port when it starts again."""
+    from flows.server import configured_api
+
+    return configured_api()
+
+
+@contextmanager
+def _api(url: str) -> Iterator[SyncPrefectClient]:
+    # Whoever decided does not want to wait for a server that is gone.
+    patience = {"timeout": httpx.Timeout(20, connect=5)}
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True, httpx_settings=patience) as client:
+        yield client

@@ -1,0 +1,122 @@
+"""How much reviewers agree: on what to do about failure modes, and on the scores of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
+from itertools import combinations
+from statistics import mean
+from typing import Any, Literal
+
+import numpy as np
+
+from stages.decisions.model import Recorded
+
+Metric = Literal["nominal", "ordinal", "interval"]
+
+
+def krippendorff_alpha(units: Iterable[Sequence[Any]], metric: Metric) -> float | None:
+    """Krippendorff's alpha: 1 where all agree, 0 where they agree as often as by chance, below 0 less than that.
+
+    Any number of reviewers, and not everyone need have judged everything (Krippendorff 2011, "Computing Krippendorff's
+    Alpha-Reliability").
+
+    Args:
+        units: for each thing judged the values given; those with fewer than two do not count.
+        metric: how far two values are from another: different or not, by ranks, or by their difference.
+
+    Returns:
+        None where no unit has two values, or all values are the same one: then nothing can be told from chance.
+    """
+    paired = [list(unit) for unit in units if len(unit) > 1]
+    values = sorted({value for unit in paired for value in unit})
+    if len(values) < 2:
+        return None
+    number = {value: i for i, value in enumerate(values)}
+    together = np.zeros((len(values), len(values)))  # the coincidence matrix
+    for unit in paired:
+        counts = np.bincount([number[value] for value in unit], minlength=len(values)).astype(float)
+        together += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
+    margin = together.sum(axis=1)
+    apart = _distances(values, margin, metric)
+    expected = (np.outer(margin, margin) * apart).sum() / (margin.sum() - 1)
+    return float(1 - (together * apart).sum() / expected)
+
+
+def _distances(values: Sequence[Any], margin: np.ndarray, metric: Metric) -> np.ndarray:
+    if metric == "nominal":
+        return 1.0 - np.eye(len(values))
+    middle = np.cumsum(margin) - margin / 2  # of a value's ranks
+    place = middle if metric == "ordinal" else np.array(values, dtype=float)
+    return np.asarray((place[:, None] - place[None, :]) ** 2)
+
+
+def agreement(decisions: Sequence[Recorded]) -> dict[str, Any] | None:
+    """How much the reviewers of decisions agree, over whatever landscapes they are on.
+
+    Returns:
+        `reviewers`; `actions` (`alpha`, `share` of pairs of words on a mode that are the same, `modes`); `rating` and
+        `bias` (`alpha`, `difference`: mean absolute difference in rating points, `examples`); `statement`, which says
+        so. A part is None where nothing was judged by two, and all of it where every part would be.
+    """
+    actions = _units(decisions, lambda d: [(mode.id, mode.action) for mode in d.modes])
+    parts: dict[str, Any] = {"actions": None, "rating": None, "bias": None}
+    if actions:
+        same = [mean(a == b for a, b in combinations(unit, 2)) for unit in actions]
+        parts["actions"] = {
+            "alpha": krippendorff_alpha(actions, "nominal"),
+            "share": float(mean(same)),
+            "modes": len(actions),
+        }
+    for key in ("rating", "bias"):
+        given = _units(decisions, partial(_scores, key))
+        if given:
+            apart = [mean(abs(a - b) for a, b in combinations(unit, 2)) for unit in given]
+            parts[key] = {
+                "alpha": krippendorff_alpha(given, "interval"),
+                "difference": float(mean(apart)),
+                "examples": len(given),
+            }
+    if not any(parts.values()):
+        return None
+    reviewers = sorted({decision.reviewer for decision in decisions})
+    return {"reviewers": reviewers, **parts, "statement": _said(len(reviewers), parts)}
+
+
+def _scores(key: str, decision: Recorded) -> list[tuple[Hashable, int | None]]:
+    return [(example.id, getattr(example, key)) for example in decision.examples]
+
+
+def _units(
+    decisions: Sequence[Recorded], said: Callable[[Recorded], Iterable[tuple[Hashable, Any]]]
+) -> list[list[Any]]:
+    """What was said of each mode or example that at least two said something of."""
+    units: dict[Hashable, list[Any]] = {}
+    for decision in decisions:
+        for key, value in said(decision):
+            if value is not None:
+                units.setdefault((decision.landscape, key), []).append(value)
+    return [unit for unit in units.values() if len(unit) > 1]
+
+
+def _said(reviewers: int, parts: dict[str, Any]) -> str:
+    """The same in words."""
+    said = []
+    if (actions := parts["actions"]) is not None:
+        on = f"what to do about {_count(actions['modes'], 'failure mode')}"
+        said.append(f"agree in {actions['share']:.0%} of their words on {on}{_alpha(actions['alpha'])}")
+    for key, what in (("rating", "ratings"), ("bias", "ratings of bias")):
+        if (part := parts[key]) is not None:
+            differ = f"differ by {part['difference']:.1f} points on average"
+            said.append(f"their {what} of {_count(part['examples'], 'example')} {differ}{_alpha(part['alpha'])}")
+    if parts["actions"] is None:
+        return f"Of {reviewers} reviewers, {'; '.join(said)}."
+    return f"{reviewers} reviewers {'; '.join(said)}."
+
+
+def _alpha(alpha: float | None) -> str:
+    return "" if alpha is None else f" (Krippendorff's alpha {alpha:.2f})"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

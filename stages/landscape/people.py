@@ -1,0 +1,102 @@
+"""People against the automatic measure: the same probes judged by both, where ratings say what a failure is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from stages.concepts import ConceptSpace
+from stages.landscape.describe import effects, overall_rate
+from stages.landscape.estimate import RESAMPLES, Landscape, estimate
+from stages.landscape.intervals import LEVEL, SHARE, Rate, Resampler, wilson
+
+ITEM_RESAMPLES = 200  # of an enumerated grid, for the rank correlation
+
+
+@dataclass(frozen=True)
+class Against:
+    """What the automatic measure says.
+
+    Args:
+        summary: `threshold`, `overall`, `effects` as of the landscape itself; of the control's probes the share that
+            both measures judge alike (`agree`), and that fail by one alone (`only_people`, `only_automatic`); and
+            `rank_correlation` of the cells' rates (Spearman), null where a measure has the same rate everywhere.
+        rates: columns for landscape.parquet, (cells,) each.
+    """
+
+    summary: dict[str, Any]
+    rates: dict[str, np.ndarray]
+
+
+def against_automatic(
+    people: Landscape,
+    probes: pd.DataFrame,
+    item_ids: Sequence[str],
+    embeddings: np.ndarray,
+    space: ConceptSpace,
+    *,
+    threshold: float,
+    seed: int,
+) -> Against:
+    """Estimate the automatic measure's landscape from the same probes, and compare.
+
+    Args:
+        people: the landscape by people's ratings.
+        probes: as in probes.parquet, with `automatic` and `automatic_failed`.
+        item_ids: the items rates are averaged over.
+        embeddings: (items, d), in the order of `item_ids`.
+        space: the grid.
+        threshold: of the automatic measure.
+        seed: of the estimate.
+    """
+    own = probes.assign(discrepancy=probes["automatic"], failed=probes["automatic_failed"])
+    automatic = estimate(own, item_ids, embeddings, space, threshold=threshold, seed=seed)
+    control = probes[probes["role"] == "control"]
+    failed, failed_too = (control[c].to_numpy(dtype=bool) for c in ("failed", "automatic_failed"))
+
+    def share(which: np.ndarray) -> dict[str, Any]:
+        if not people.exact:
+            return wilson(int(which.sum()), len(which)).to_json()
+        resampler = Resampler(control["item"].to_numpy(), RESAMPLES, seed)
+        return resampler.mean(which.astype(float), np.ones(len(which)), SHARE).to_json()
+
+    summary = {
+        "threshold": float(threshold),
+        "overall": overall_rate(automatic, own).to_json(),
+        "effects": effects(automatic, space, own),
+        "agree": share(failed == failed_too),
+        "only_people": share(failed & ~failed_too),
+        "only_automatic": share(~failed & failed_too),
+        "rank_correlation": rank_correlation(people, automatic, seed),
+    }
+    rates = {f"{name}_automatic": automatic.table[name].to_numpy() for name in ("rate", "low", "high")}
+    return Against(summary, rates)
+
+
+def rank_correlation(a: Landscape, b: Landscape, seed: int) -> dict[str, Any] | None:
+    """Spearman's correlation of the rates of all cells; None where all cells of one have the same rate.
+
+    Of an enumerated grid with an interval over resampled items. Estimates have none: draws from them carry noise that
+    the estimates do not, so their correlations lie below it.
+    """
+    value = _spearman(a.rates, b.rates)
+    if value is None:
+        return None
+    if a.answers is None or b.answers is None:
+        return Rate(value, np.nan, np.nan, len(a.rates)).to_json()
+    rng, n = np.random.default_rng(seed), len(a.answers)
+    drawn = [rng.multinomial(n, np.full(n, 1 / n)) for _ in range(ITEM_RESAMPLES)]
+    found = [_spearman(weights @ a.answers, weights @ b.answers) for weights in drawn]
+    low, high = np.quantile([value if x is None else x for x in found], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Rate(value, min(float(low), value), max(float(high), value), len(a.rates)).to_json()
+
+
+def _spearman(one: np.ndarray, other: np.ndarray) -> float | None:
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    return float(stats.spearmanr(one, other).statistic)

@@ -1,0 +1,218 @@
+"""A task whose failures are what people would call so, by a map from its automatic discrepancy to their ratings.
+
+The map knows nothing but the automatic discrepancy, and never falls: of two probes both measures find the same one
+worse. What people change is where failing begins, and how far apart answers are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from stages.errors import UsageError
+from stages.params import AuditConfig, RatingsConfig, Strict, validation_lines
+from stages.provenance import scale_of
+from stages.tasks.contract import ProbeBatch, Task
+
+SCHEMA = 1
+BEST, WORST = 10, 1  # of quality; of bias it is the other way round
+Target = Literal["quality", "bias"]
+
+
+class Interval(Strict):
+    """A mean in rating points with its 95% interval over items."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Ratings(Strict):
+    """What was learnt from people's scores of examples: data/<audit>/ratings.json.
+
+    Args:
+        target: what they scored.
+        scale: of the discrepancies, see `stages.provenance.scale_of`.
+        model: the kind of map that predicted scores best on items it had not seen.
+        x: knots of the map, automatic discrepancies; between them it is linear, beyond them flat.
+        y: badness there, 0 (the best score) to 1 (the worst).
+        ratings: how many scores.
+        items: of how many items.
+        reviewers: by whom.
+        decisions: SHA-256 of the decision files they stand in, by name.
+        errors: cross-validated mean absolute error of each kind of map; "constant" knows nothing.
+        gain: the error of the constant less that of the map.
+        agreement: of the reviewers, see `stages.decisions.agreement`; None with one alone.
+        points: what was learnt from, (automatic discrepancy, score) each.
+    """
+
+    target: Target
+    scale: str
+    model: Literal["linear", "isotonic"]
+    x: list[float] = Field(min_length=2)
+    y: list[float] = Field(min_length=2)
+    ratings: int
+    items: int
+    reviewers: list[str]
+    decisions: dict[str, str]
+    errors: dict[str, Interval]
+    gain: Interval
+    agreement: dict[str, Any] | None = None
+    points: list[tuple[float, int]]
+
+    @model_validator(mode="after")
+    def _monotone(self) -> Self:
+        x, y = np.array(self.x), np.array(self.y)
+        if len(x) != len(y) or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any() or y[0] < 0 or y[-1] > 1:
+            raise ValueError("expected as many x as y, x rising, y never falling and from 0 to 1")
+        return self
+
+    def badness(self, discrepancy: np.ndarray) -> np.ndarray:
+        """What people would make of automatic discrepancies (n,): 0 the best score, 1 the worst."""
+        return np.interp(np.asarray(discrepancy, dtype=float), self.x, self.y)
+
+    def score(self, badness: np.ndarray) -> np.ndarray:
+        """The same as people say it: 1 to 10."""
+        return scores(badness, self.target)
+
+    def threshold(self, config: RatingsConfig) -> float:
+        """The badness above which a probe fails."""
+        bound = config.fails_below if self.target == "quality" else config.fails_above
+        assert bound is not None
+        # Tables keep single precision: a threshold that is one of its numbers compares the same everywhere.
+        return float(np.float32(badness_of(np.array(bound), self.target)))
+
+    def unfounded(self, discrepancy: np.ndarray, threshold: float) -> np.ndarray:
+        """Which verdicts (n,) no rating speaks for.
+
+        Below what was rated, passing follows from the lowest rated discrepancy that passes, as the map never falls;
+        failing follows from nothing. Above it is the other way round.
+        """
+        failed = self.badness(discrepancy) > threshold
+        return np.where(failed, discrepancy < self.x[0], discrepancy > self.x[-1])
+
+
+def badness_of(score: np.ndarray, target: Target) -> np.ndarray:
+    """Scores, 1 to 10, as badness: 0 the best, 1 the worst."""
+    return (BEST - score) / (BEST - WORST) if target == "quality" else (score - WORST) / (BEST - WORST)
+
+
+def scores(badness: np.ndarray, target: Target) -> np.ndarray:
+    """The inverse of `badness_of`."""
+    return BEST - (BEST - WORST) * badness if target == "quality" else WORST + (BEST - WORST) * badness
+
+
+def read_ratings(name: str, audit: AuditConfig) -> Ratings:
+    """Read and check the file that an audit's `discrepancy.ratings` names.
+
+    Raises:
+        UsageError: when it is missing, another one, of another scale, or of a target that the bound is not for.
+    """
+    config = audit.ratings
+    assert config is not None
+    where, path = f"audits.{name}.discrepancy.ratings", Path(config.file)
+    again = f"`faded ratings {name} --write` writes both"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{where}.file: {path} cannot be read ({error.strerror}): restore it from git") from None
+    if (found := hashlib.sha256(data).hexdigest()) != config.sha256:
+        raise UsageError(f"{where}: {path} has sha256 {found[:12]}…, params.yaml names {config.sha256[:12]}…; {again}")
+    ratings = parse_ratings(data, path)
+    if ratings.scale != scale_of(audit):
+        raise UsageError(
+            f"{where}: {path} was learnt on another scale: audits.{name}.task or its discrepancy settings have changed"
+            " since; take `ratings` out of them, audit, and rate examples of the new landscape"
+        )
+    key = "fails_below" if ratings.target == "quality" else "fails_above"
+    if getattr(config, key) is None:
+        raise UsageError(f"{where}: {path} predicts ratings of {ratings.target}, for which the bound is {key}")
+    return ratings
+
+
+def parse_ratings(data: bytes, path: Path) -> Ratings:
+    """Read the bytes of a ratings file; `path` is for messages.
+
+    Raises:
+        UsageError: when they are none.
+    """
+    try:
+        raw = dict(json.loads(data))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from None
+    if (schema := raw.pop("schema", None)) != SCHEMA:
+        raise UsageError(f"{path} has schema {schema}, this version reads {SCHEMA}")
+    try:
+        return Ratings.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(f"{path}: " + "; ".join(validation_lines(error, Ratings))) from None
+
+
+class RatedTask:
+    """A task as people would judge it; all but what counts as failure is the task's own.
+
+    Repairs and captions know the automatic measure only. Whatever optional part of the contract the task has, this has
+    too: see `_wrapped`.
+
+    Args:
+        task: the task.
+        ratings: what people's scores have taught.
+        threshold: the badness above which a probe fails.
+    """
+
+    def __init__(self, task: Task, ratings: Ratings, threshold: float) -> None:
+        self.automatic_task, self.ratings, self._threshold = task, ratings, threshold
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "automatic_task":  # asked by copy before there is a task
+            raise AttributeError(name)
+        return getattr(self.automatic_task, name)
+
+    @property
+    def threshold(self) -> float:
+        """See Probed: of badness."""
+        return self._threshold
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """See Probed: discrepancies are badness, the task's own are in `automatic`."""
+        own = self.automatic_task.probe(item_ids, cells, repeats)
+        badness = self.ratings.badness(own.discrepancy).astype(np.float32)
+        if own.valid is not None:  # the model cannot be blamed for those, whatever came out
+            badness = np.where(own.valid, badness, np.minimum(badness, np.float32(self.threshold)))
+        return ProbeBatch(badness, badness > self.threshold, own.outputs, own.valid, own)
+
+
+def rated(task: Task, name: str, audit: AuditConfig) -> Task:
+    """The task as people would judge it where the audit's `discrepancy.ratings` says so, else the task itself.
+
+    Raises:
+        UsageError: see `read_ratings`.
+    """
+    if audit.ratings is None:
+        return task
+    ratings = read_ratings(name, audit)
+    return _wrapped(task, ratings, ratings.threshold(audit.ratings))
+
+
+def _wrapped(task: Task, ratings: Ratings, threshold: float) -> Task:
+    """A RatedTask of a class that has all public names of the task's.
+
+    Optional parts of the contract are looked for on the class, without `__getattr__`, by Python 3.12 and later.
+    """
+
+    def handed_on(name: str) -> property:
+        return property(lambda self: getattr(self.automatic_task, name))
+
+    cls = type(task)
+    names = [name for name in dir(cls) if not name.startswith("_") and not hasattr(RatedTask, name)]
+    members: dict[str, Any] = {name: handed_on(name) for name in names}
+    if "again" in members:
+        members["again"] = lambda self: _wrapped(self.automatic_task.again(), ratings, threshold)
+    made = type(f"Rated{cls.__name__}", (RatedTask,), members)(task, ratings, threshold)
+    return cast(Task, made)

@@ -1,0 +1,66 @@
+"""What people's decisions say of examples, gathered over all landscapes of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stages.decisions import read_chain
+from stages.decisions.files import Kept, scale_hash
+from stages.decisions.model import Recorded
+from stages.params import Params
+from stages.ratings.apply import Target
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One person's score of one example, 1 to 10, with its automatic discrepancy."""
+
+    discrepancy: float
+    score: int
+    item: str
+    reviewer: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All scores of one target that count.
+
+    Args:
+        scored: the scores.
+        decisions: the decisions they stand in.
+        of_another_scale: scores left out because the task or its discrepancy settings have changed since.
+    """
+
+    scored: Sequence[Scored]
+    decisions: Sequence[Kept[Recorded]]
+    of_another_scale: int
+
+    @property
+    def reviewers(self) -> list[str]:
+        """Who gave them."""
+        return sorted({scored.reviewer for scored in self.scored})
+
+
+def gather(params: Params, audit: str, target: Target) -> Evidence:
+    """The scores of an audit's decisions, rejections among them, but for those that were revised.
+
+    Raises:
+        UsageError: when a decision cannot be read, or was changed.
+    """
+    chain = read_chain(audit)
+    revised = {sha for kept in chain for sha in kept.decision.revises}
+    scale, scored, used, others = scale_hash(params, audit), [], [], 0
+    for kept in (kept for kept in chain if kept.sha256 not in revised):
+        decision = kept.decision
+        found = [
+            Scored(example.discrepancy, score, example.item, decision.reviewer)
+            for example in decision.examples
+            if (score := example.rating if target == "quality" else example.bias) is not None
+        ]
+        if decision.scale != scale:
+            others += len(found)
+        elif found:
+            scored += found
+            used.append(kept)
+    return Evidence(scored, used, others)

@@ -1,0 +1,125 @@
+"""The card of a repaired model: what its repair wrote, and below it how it did, before and after."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from stages.report.verdicts import verdict_view
+from stages.report.words import number, percent, points, points_interval
+
+_NAMES = {
+    "target_failure_rate": "failures in the target modes",
+    "other_failure_rate": "failures in all other cells",
+    "failure_rate": "failures over the whole grid",
+    "newly_failing": "newly failing (passed before, fails now)",
+    "fixed": "fixed (failed before, passes now)",
+}
+_CONTROLS = {
+    "uniform": "the control is a copy trained for as many steps on uniformly drawn cells",
+    "clean": "the control is a copy trained for as many steps on unchanged inputs",
+}
+_LIMITS = (
+    "Measured on items that neither the search nor the repair has seen; on items unlike them nothing is known.",
+    "Measured within the ranges of the audited concepts; beyond them nothing is known.",
+    "Intervals are 95% intervals over resampled items. A gate passes only if the whole interval is within its bound.",
+)
+
+
+def model_card(readme: str | None, verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    """The whole card.
+
+    Args:
+        readme: what the repair wrote of its model, of an adapter also which base it needs; None if it wrote nothing.
+        verdict: as in verdict.json of re_evaluate.
+        plan: as in plan.json.
+    """
+    text = readme.rstrip() if readme else f"# Repaired model of the audit {verdict['audit']}"
+    return f"{text}\n\n{evaluation_section(verdict, plan)}"
+
+
+def evaluation_section(verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    """Before against after as Markdown: the table, the gates, who decided on which landscape, and the limits."""
+    others = [name for name in ("control", "noise") if any(name in e for e in verdict["differences"].values())]
+    titles = {"control": "control", "noise": "asked again (noise)"}
+    lines = [
+        "## Evaluation before and after",
+        "",
+        _line(verdict["statement"]),
+        "",
+        *_table(
+            ["measure", "before", "after", "change (95% interval)", *(titles[name] for name in others)],
+            [_row(key, entry, others) for key, entry in verdict["differences"].items()],
+        ),
+        "",
+        *_notes(verdict, others),
+        *_gates(verdict_view(verdict)["gates"]),
+        *_table(
+            ["", ""],
+            [
+                ["items", f"{number(verdict['items'])} held-out ones"],
+                ["decided by", _decided(plan)],
+                *([["reason", _line(plan["reason"])]] if plan.get("reason") else []),
+                ["landscape decided on", f"`{plan['landscape']}`"],
+            ],
+        ),
+        "",
+        "### Limits of this evaluation",
+        "",
+        *(f"- {limit}" for limit in _LIMITS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(key: str, entry: Mapping[str, Any], others: list[str]) -> list[str]:
+    changed = "change" in entry
+    spread = f" ({percent(entry['after_low'])} to {percent(entry['after_high'])})"
+    change = f"{points(entry['change'])} points ({points_interval(entry['low'], entry['high'])})" if changed else ""
+    return [
+        _line(_NAMES.get(key) or entry.get("name") or key),
+        percent(entry["before"]) if "before" in entry else "",
+        percent(entry["after"]) + ("" if changed else spread),
+        change if entry.get("change") is not None else "",
+        *(percent(entry.get(name, {}).get("after")) for name in others),
+    ]
+
+
+def _notes(verdict: Mapping[str, Any], others: list[str]) -> list[str]:
+    """What the columns are, and how far the landscape moved beside how far it moves by chance."""
+    said = []
+    if "control" in others and verdict.get("control") in _CONTROLS:
+        said.append(f"{_CONTROLS[verdict['control']]}")
+    if "noise" in others:
+        said.append("the noise floor is the model before, asked again")
+    shift = verdict.get("shift") or {}
+    floor = shift.get("noise_floor", {}).get("normalised", {})
+    if shift.get("normalised") is not None and floor.get("max") is not None:
+        said.append(
+            f"the landscape's shape moved by {number(shift['normalised'])}, where the same model on two halves of the"
+            f" items differs by {number(floor['mean'])} on average and by {number(floor['max'])} at most"
+        )
+    return [f"{text[0].upper()}{text[1:]}." for text in said] + ([""] if said else [])
+
+
+def _gates(gates: list[dict[str, Any]]) -> list[str]:
+    if not gates:
+        return []
+    word = {True: "yes", False: "no", None: "not judged"}
+    rows = [[_line(g["name"]), g["bound"], g["value"], g["interval"], word[g["passed"]]] for g in gates]
+    return [*_table(["gate", "bound", "value", "95% interval", "passed"], rows), ""]
+
+
+def _decided(plan: Mapping[str, Any]) -> str:
+    by = "a rule, no human" if plan["decided_by"] == "policy" else plan.get("reviewer") or "a person without a name"
+    return _line(by)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _line(text: str) -> str:
+    """What people typed, on one line of a table and as text only: neither Markdown nor HTML of theirs is shown."""
+    plain = " ".join(str(text).split()).replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|`\[\]*_])", r"\\\1", plain)

@@ -1,0 +1,166 @@
+"""People against the automatic measure, as the report shows it where ratings say what a failure is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from stages.concepts import ConceptSpace
+from stages.report.figures import bare_figure
+from stages.report.page import Picture
+from stages.report.parts import landscape_part, top_rate
+from stages.report.scales import AFTER, BEFORE, rounded
+from stages.report.words import interval, is_number, number, percent, score
+
+SELECTOR = "people-view"
+_SCALES = {"quality": "1 useless to 10 perfect", "bias": "1 not biased to 10 wholly"}
+
+
+def ratings_view(
+    summary: Mapping[str, Any], landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str]
+) -> dict[str, Any] | None:
+    """The section on people's ratings; None where they are not in force.
+
+    Args:
+        summary: as in landscape.json.
+        landscape: one row a cell, with `rate_automatic` and its bounds.
+        space: the concepts of the table.
+        names: the concepts offered.
+    """
+    ratings = summary.get("ratings")
+    if not ratings:
+        return None
+    automatic = ratings["automatic"]
+    both = landscape.rename(columns={name: f"{name}_people" for name in ("rate", "low", "high")})
+    top = top_rate(both, space, names, ("rate_people", "rate_automatic"))
+    sides = []
+    for suffix, title in (("_people", "By people's ratings"), ("_automatic", "By the automatic measure")):
+        part = landscape_part(both, space, names, top, suffix, title)
+        if part is not None:
+            part["picture"] = part["picture"]._replace(selector=SELECTOR)
+            sides.append(part)
+    return {
+        "selector": SELECTOR,
+        "sentences": [_learnt(ratings), _error(ratings), *_agreed(ratings)],
+        "compared": _compared(summary["overall"], automatic),
+        "sides": sides,
+        "rows": _rows(summary.get("effects") or [], automatic["effects"]),
+        "picture": _picture(ratings),
+    }
+
+
+def fails(ratings: Mapping[str, Any]) -> str:
+    """What a failure is, by the ratings in force: "an expected rating below 5"."""
+    if "fails_below" in ratings:
+        return f"an expected rating below {number(float(ratings['fails_below']))}"
+    return f"an expected rating of bias above {number(float(ratings['fails_above']))}"
+
+
+def _learnt(ratings: Mapping[str, Any]) -> str:
+    who = ", ".join(ratings["reviewers"])
+    return (
+        f"A failure is {fails(ratings)} ({_SCALES[ratings['target']]}). What rating to expect was learnt from "
+        f"{number(ratings['ratings'])} ratings of {number(ratings['items'])} items by {who}. The map knows the "
+        "automatic discrepancy and nothing else, and never falls: of two answers both measures find the same one "
+        "worse, but they need not agree where failing begins."
+    )
+
+
+def _error(ratings: Mapping[str, Any]) -> str:
+    chosen, constant = ratings["errors"][ratings["model"]], ratings["errors"]["constant"]
+    return (
+        f"On items it had not seen the map ({ratings['model']}) was off by {_points(chosen)} rating points on average; "
+        f"always saying the same by {_points(constant)}."
+    )
+
+
+def _agreed(ratings: Mapping[str, Any]) -> list[str]:
+    agreement = ratings.get("agreement") or {}
+    if "statement" in agreement:
+        return [agreement["statement"]]
+    return ["No example was rated by two reviewers: how far they agree with each other is not known."]
+
+
+def _points(error: Mapping[str, float]) -> str:
+    return f"{error['value']:.1f} [{error['low']:.1f}–{error['high']:.1f}]"
+
+
+def _compared(overall: Mapping[str, Any], automatic: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Numbers side by side: (what, value, 95% interval)."""
+    rows = [
+        ("fail by people's ratings", overall),
+        ("fail by the automatic measure", automatic["overall"]),
+        ("judged alike by both", automatic["agree"]),
+        ("fail by people's ratings alone", automatic["only_people"]),
+        ("fail by the automatic measure alone", automatic["only_automatic"]),
+    ]
+    shown = [(what, percent(rate["value"]), interval(rate["low"], rate["high"])) for what, rate in rows]
+    ranks = automatic["rank_correlation"]
+    if ranks is not None:
+        spread = f"{score(ranks['low'], 2)} to {score(ranks['high'], 2)}" if is_number(ranks["low"]) else "–"
+        shown.append(("rank correlation of the cells' rates", score(ranks["value"], 2), spread))
+    return shown
+
+
+def _rows(people: Sequence[Mapping[str, Any]], automatic: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each level of each concept by both measures."""
+    other = {(row["concept"], row["level"]): row for row in automatic}
+    return [
+        {**row, "automatic": other[row["concept"], row["level"]]}
+        for row in people
+        if (row["concept"], row["level"]) in other and is_number(row["rate"])
+    ]
+
+
+def _picture(ratings: Mapping[str, Any]) -> Picture:
+    """What was rated, the map learnt from it, and where failing begins by both measures."""
+    x, scored = zip(*ratings["points"], strict=True)
+    knots, badness = np.array(ratings["x"]), np.array(ratings["y"])
+    quality = ratings["target"] == "quality"
+    expected = 10 - 9 * badness if quality else 1 + 9 * badness
+    bound = ratings["fails_below"] if quality else ratings["fails_above"]
+    threshold = ratings["automatic"]["threshold"]
+    # Points that lie on each other are counted, and drawn as large as they are many.
+    points = pd.DataFrame({"x": rounded(x), "score": scored}).value_counts(sort=False).reset_index()
+    seen = go.Scatter(
+        x=points["x"].tolist(),
+        y=points["score"].tolist(),
+        mode="markers",
+        marker={"size": rounded(8 * np.sqrt(points["count"]), 1), "color": AFTER, "opacity": 0.6},
+        customdata=points["count"].tolist(),
+        hovertemplate="<b>rated %{y}</b><br>discrepancy %{x:.3f}<br>%{customdata} rating(s)<extra></extra>",
+    )
+    curve = go.Scatter(
+        x=rounded(knots),
+        y=rounded(expected),
+        mode="lines",
+        line={"color": BEFORE, "width": 2.5},
+        hovertemplate="<b>%{y:.1f} expected</b><br>discrepancy %{x:.3f}<extra></extra>",
+    )
+    dotted = {"color": "#8a8f98", "dash": "dot", "width": 1.5}
+    lines = [
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": bound, "y1": bound, "line": dotted},
+        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": threshold, "x1": threshold, "line": dotted},
+    ]
+    said = f"fails {'below' if quality else 'above'} {bound:g}"
+    notes = [
+        {"xref": "paper", "x": 1, "xanchor": "right", "y": bound, "text": said},
+        {"yref": "paper", "y": 1, "yanchor": "bottom", "x": threshold, "text": "automatic threshold"},
+    ]
+    figure = bare_figure(
+        [seen, curve],
+        xaxis={"title": {"text": "automatic discrepancy"}, "automargin": True},
+        yaxis={"title": {"text": "rating"}, "range": [0.5, 10.5], "automargin": True},
+        shapes=lines,
+        annotations=[{"showarrow": False, "yanchor": "bottom", **note} for note in notes],
+        margin={"l": 56, "r": 16, "t": 28, "b": 48},
+    )
+    alt = (
+        f"Expected rating against the automatic discrepancy: {expected[0]:.1f} at {number(float(knots[0]))}, "
+        f"{expected[-1]:.1f} at {number(float(knots[-1]))}, learnt from {number(ratings['ratings'])} ratings."
+    )
+    return Picture(alt, [("", figure)], 380, "From discrepancies to ratings")

@@ -1,0 +1,67 @@
+"""Bundles for tests: read, changed, and sealed again as a careful forger would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.evidence import verify_bundle, write_bundle
+from flows.evidence.bundle import MANIFEST, PARAMS, STATEMENT, dump_json, zip_members
+from flows.evidence.hashes import sha256
+from flows.evidence.statement import make_statement
+from stages.params import load_params
+from tests.finished import inside
+from tests.workspace import Workspace
+
+Members = dict[str, bytes]
+DATA = "data/tiny"
+VERDICT, PLAN = f"{DATA}/re_evaluate/verdict.json", f"{DATA}/collect_feedback/plan.json"
+
+
+def bundle_of(workspace: Workspace, audit: str = "tiny") -> Path:
+    with inside(workspace):
+        path = write_bundle(load_params(), audit)
+        assert path is not None
+        return path.resolve()
+
+
+def problems(path: Path, **more: Any) -> dict[str, str]:
+    """What does not match, by the name of the check."""
+    return {check.name: "\n".join(check.problems) for check in verify_bundle(path, **more) if not check.holds}
+
+
+def found(path: Path, name: str, **more: Any) -> str:
+    return next(check.found for check in verify_bundle(path, **more) if check.name == name)
+
+
+def written(path: Path, members: Members) -> Path:
+    path.write_bytes(zip_members(members))
+    return path
+
+
+def resealed(path: Path, members: Members) -> Path:
+    """A bundle whose manifest and statement were made to fit, as a careful forger would: only the contents can tell."""
+    manifest = json.loads(members[MANIFEST])
+    for part in manifest["parts"].values():
+        for name in list(part):
+            if part[name]["whole"] and name not in members:
+                del part[name]
+            elif name in members:
+                part[name] = {"size": len(members[name]), "sha256": sha256(members[name]), "whole": True}
+    members[MANIFEST] = dump_json(manifest)
+    follows = make_statement(manifest, sha256(members[MANIFEST]), yaml.safe_load(members[PARAMS]))
+    return written(path, {**members, STATEMENT: dump_json(follows)})
+
+
+def edited(data: bytes, change: Callable[[Any], None]) -> bytes:
+    content = json.loads(data)
+    change(content)
+    return dump_json(content)
+
+
+def decisions_of(members: Members) -> list[str]:
+    return sorted((name for name in members if "/decisions/" in name), key=lambda n: (len(n), n))

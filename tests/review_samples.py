@@ -1,0 +1,172 @@
+"""Workspaces with a landscape to be reviewed, without running an audit: digits, texts, or pictures drawn by a model."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import pytest
+import yaml
+from fastapi.testclient import TestClient
+
+from flows.review.app import Served, make_app
+from flows.review.recording import Outcome
+from stages.files import stage_dir, write_json
+from stages.report import Gallery, write_exhibits
+from stages.tasks.contract import Exhibit
+from tests.picture_samples import exhibit as drawn
+from tests.report_samples import HOSTILE, picture
+from tests.text_samples import text_exhibits
+from tests.workspace import audit_params, repair_params
+
+URL = "http://127.0.0.1:8711"
+TASK = """
+from tests.planted import PlantedTask
+
+
+class Learner(PlantedTask):
+    learns_from_examples = ("planted",)
+"""
+REPORT = """<!doctype html>
+<meta http-equiv="Content-Security-Policy" content="default-src &#39;none&#39;; style-src 'unsafe-inline'">
+<title>report</title><p>the whole landscape</p>"""
+TEXTS = ("typos >= 15%", "letter case = upper and nouns dropped >= 50%", "nouns dropped = 100%")
+
+
+def exhibits(kind: str, hostile: bool = False) -> list[Exhibit]:
+    """Twelve examples: "digits", "texts" or "pictures"."""
+    said = HOSTILE if hostile else "label 3, predicted 8 (71%)"
+    if kind == "texts":
+        return text_exhibits(hostile)
+    if kind == "pictures":
+        return [drawn(k, said) for k in range(12)]
+    return [Exhibit(said, image=picture(k)) for k in range(12)]
+
+
+def make_review(
+    path: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "digits", *, hostile: bool = False, **feedback: Any
+) -> Path:
+    """Make `path` the current workspace, with an audit "x" of three modes: the last one is not confirmed."""
+    (path / "review_task.py").write_text(TASK)
+    monkeypatch.chdir(path)
+    monkeypatch.syspath_prepend(path)
+    monkeypatch.delitem(sys.modules, "review_task", raising=False)
+    monkeypatch.setattr("flows.review.view.git_user", lambda: "Ada Lovelace")
+    audit = audit_params(task="review_task:Learner", code="review_task.py")
+    repair = repair_params(feedback={"policy": "wait", **feedback})
+    params = {"audits": {"x": audit, "other": audit}, "repairs": {"x": repair, "other": repair}}
+    (path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (path / "dvc.yaml").write_text("stages: {}\n")
+    folder = stage_dir("x", "summarize")
+    folder.mkdir(parents=True)
+    pd.DataFrame({"tilt": [0]}).to_parquet(folder / "landscape.parquet")
+    shown = exhibits(kind, hostile)
+    galleries, modes = {}, []
+    for n, text in enumerate(TEXTS, 1):
+        ids = [f"M{n}.{k}" for k in range(1, len(shown) + 1)]
+        named = [
+            replace(e, caption=f"{i} - {e.caption.partition(' - ')[2] or e.caption}")
+            for i, e in zip(ids, shown, strict=True)
+        ]
+        galleries[f"M{n}"] = Gallery(named[:7], named[7:], ids)
+        examples = [
+            {
+                "id": i,
+                "item": "discover-0001",
+                "cell": [n, k % 4],
+                "failed": k < 7,
+                "discrepancy": 0.5,
+                "output": "said",
+            }
+            for k, i in enumerate(ids)
+        ]
+        rate = {"rate": 0.7 - 0.15 * n, "low": 0.6 - 0.15 * n, "high": 0.8 - 0.15 * n}
+        counts = {"probes": 200, "failures": round(200 * rate["rate"]), "lift": 2.0, "share": 0.1, "confirmed": n < 3}
+        region = {"tilt": [n]}
+        modes.append(
+            {
+                "id": f"M{n}",
+                "text": HOSTILE if hostile else text,
+                "region": region,
+                **rate,
+                **counts,
+                "examples": examples,
+            }
+        )
+    write_exhibits(folder / "exhibits.parquet", galleries)
+    overall = {"value": 0.254, "low": 0.241, "high": 0.268}
+    write_json(folder / "landscape.json", {"audit": "x", "modes": modes, "overall": overall})
+    (folder / "report.html").write_text(REPORT)
+    return path
+
+
+def change_landscape() -> None:
+    """Let the audit find another landscape."""
+    pd.DataFrame({"tilt": [1]}).to_parquet(stage_dir("x", "summarize") / "landscape.parquet")
+
+
+class _Form(HTMLParser):
+    """The fields of the form of a page with the values a browser would send."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fields: dict[str, str] = {}
+        self._name, self._text, self._chosen = "", "", False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {key: value or "" for key, value in attrs}
+        if tag == "input" and (given.get("type") not in ("radio", "checkbox") or "checked" in given):
+            self.fields[given["name"]] = given.get("value", "")
+        elif tag in ("select", "textarea"):
+            self._name, self._text = given["name"], ""
+            self.fields[self._name] = ""
+        elif tag == "option":
+            self._text, self._chosen = "", "selected" in given
+
+    def handle_data(self, data: str) -> None:
+        self._text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "textarea":
+            self.fields[self._name] = self._text
+        elif tag == "option" and self._chosen:
+            self.fields[self._name], self._chosen = self._text, False
+
+
+def form_of(html: str) -> dict[str, str]:
+    """What a browser would send if the form of a page were submitted as it is, but for the button."""
+    parser = _Form()
+    parser.feed(html)
+    return parser.fields
+
+
+@dataclass
+class Reviewer:
+    """A browser without a screen, and what the server told of decisions."""
+
+    client: TestClient
+    told: list[Outcome]
+    served: Served
+
+    def enter(self) -> str:
+        """Open the page by a fresh link."""
+        answer = self.client.get(self.served.link("x"), follow_redirects=True)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def send(self, fields: dict[str, str], **headers: str) -> httpx.Response:
+        """Press a button of the page."""
+        return self.client.post("/review/x", data=fields, headers={"Origin": URL, **headers})
+
+
+def reviewers(n: int = 1, **more: Any) -> list[Reviewer]:
+    """Browsers that share one server."""
+    told: list[Outcome] = []
+    served = Served(["x"], "127.0.0.1", URL, "faded-review-8711", told.append)
+    app = make_app(served)
+    return [Reviewer(TestClient(app, base_url=URL, follow_redirects=False, **more), told, served) for _ in range(n)]

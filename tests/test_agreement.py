@@ -1,0 +1,101 @@
+"""How much reviewers agree: Krippendorff's own worked examples, and what the plan and its report say of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.decisions import Recorded
+from stages.decisions.agreement import agreement, krippendorff_alpha
+from stages.landscape import Plan
+from stages.report.comparison_report import _decision
+
+# Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": examples A, B and C.
+MEG_OWEN = ("0100000010", "1110010000")
+BEN_GERRY = ("aabbdcccedda", "babbbccceddd")
+WITH_GAPS = (
+    "1 2 3 3 2 1 4 1 2 . . .",
+    "1 2 3 3 2 2 4 1 2 5 . 3",
+    ". 3 3 3 2 3 4 2 2 5 1 .",
+    "1 2 3 3 2 4 4 1 2 5 1 .",
+)
+
+
+def gaps() -> list[list[int]]:
+    rows = [row.split() for row in WITH_GAPS]
+    return [[int(value) for value in unit if value != "."] for unit in zip(*rows, strict=True)]
+
+
+def test_two_observers_of_two_values_as_published() -> None:
+    assert krippendorff_alpha(list(zip(*MEG_OWEN, strict=True)), "nominal") == pytest.approx(0.095, abs=5e-4)
+
+
+def test_two_observers_of_many_values_as_published() -> None:
+    assert krippendorff_alpha(list(zip(*BEN_GERRY, strict=True)), "nominal") == pytest.approx(0.692, abs=5e-4)
+
+
+@pytest.mark.parametrize(("metric", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
+def test_four_observers_with_gaps_as_published(metric, alpha: float) -> None:
+    assert krippendorff_alpha(gaps(), metric) == pytest.approx(alpha, abs=5e-4)
+
+
+def test_nothing_is_said_where_nothing_can_be_told() -> None:
+    assert krippendorff_alpha([[1], [2], []], "interval") is None  # nobody judged what another did
+    assert krippendorff_alpha([["a", "a"], ["a", "a"]], "nominal") is None  # no variation to agree on
+    assert krippendorff_alpha([[1, 1], [9, 9]], "interval") == 1.0
+    assert krippendorff_alpha([[1, 9], [9, 1]], "interval") < 0
+
+
+def decided(reviewer: str, actions: str, ratings: dict[str, int], landscape: str = "0" * 16, **more) -> Recorded:
+    names = {"r": "repair", "a": "accept", "i": "ignore"}
+    probe = {"mode": "M1", "item": "x", "cell": [0], "output": "o", "discrepancy": 0.1}
+    return Recorded.model_validate(
+        {
+            "landscape": landscape,
+            "reviewer": reviewer,
+            "approve": True,
+            "modes": [{"id": f"M{i}", "action": names[a]} for i, a in enumerate(actions, 1)],
+            "examples": [{"id": key, "rating": value, **probe, **more} for key, value in ratings.items()],
+            "time": "2026-01-01T00:00:00Z",
+            "tool": "faded",
+            "via": "page",
+            "scale": "s",
+            "previous": [],
+        }
+    )
+
+
+def test_what_two_reviewers_say_is_counted_by_hand() -> None:
+    ada = decided("Ada", "rra", {"M1.1": 2, "M1.2": 9, "M1.3": 4})
+    ben = decided("Ben", "rai", {"M1.1": 3, "M1.2": 6, "M1.9": 1})
+    found = agreement([ada, ben])
+    assert found is not None and found["reviewers"] == ["Ada", "Ben"]
+    assert found["actions"]["share"] == pytest.approx(1 / 3) and found["actions"]["modes"] == 3
+    assert found["rating"]["difference"] == pytest.approx((1 + 3) / 2) and found["rating"]["examples"] == 2
+    # observed: mean of 1 and 9; expected: mean of the squared differences of 2, 3, 9, 6 in pairs
+    assert found["rating"]["alpha"] == pytest.approx(1 - 5 / ((1 + 49 + 16 + 36 + 9 + 9) / 6))
+    # observed: 4 of 6 values are paired with another one; expected: 22 of 30 pairs of values are
+    assert found["actions"]["alpha"] == pytest.approx(1 - (4 / 6) / (22 / 30))
+    assert found["bias"] is None
+    assert found["statement"] == (
+        "2 reviewers agree in 33% of their words on what to do about 3 failure modes (Krippendorff's alpha 0.09);"
+        " their ratings of 2 examples differ by 2.0 points on average (Krippendorff's alpha 0.75)."
+    )
+
+
+def test_examples_of_two_landscapes_are_two_things() -> None:
+    here, there = decided("Ada", "r", {"M1.1": 2}), decided("Ben", "r", {"M1.1": 9}, landscape="1" * 16)
+    assert agreement([here, there]) is None
+    assert agreement([here]) is None
+
+
+def test_the_verdict_and_its_report_repeat_what_the_plan_says(tmp_path) -> None:
+    from stages.files import write_json
+
+    said = agreement([decided("Ada", "ra", {}), decided("Ben", "ra", {})])
+    plan = {"decided_by": "human", "reviewer": "Ada, Ben", "reason": "", "modes": [], "agreement": said}
+    write_json(tmp_path / "plan.json", plan)
+    assert Plan.read(tmp_path / "plan.json").agreement == said
+    view = _decision({"decided_by": "human", "reviewer": "Ada, Ben", "agreement": said})
+    assert view is not None
+    assert view["agreement"].startswith("2 reviewers agree in 100% of their words on what to do about 2 failure modes")
+    assert (_decision({"decided_by": "human"}) or {})["agreement"] == ""

@@ -1,0 +1,276 @@
+"""The gate for people: what is asked and until when, how a decision is made without the page, and who may audit now."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from flows.approval import (
+    REQUESTS,
+    choose,
+    deadline,
+    decide,
+    expire,
+    how_to_decide,
+    open_request,
+    read_request,
+    settle,
+    wake,
+)
+from flows.endings import how_it_ended, keep_evidence
+from flows.run_stage import StageResult
+from flows.workspace import exclusive
+from stages.decisions import Decision, landscape_hash, read_chain, record_decision, standing
+from stages.errors import AlreadyDecided, Exit, InfrastructureError, UsageError
+from stages.params import Params, load_params
+from tests.workspace import Workspace, audit_params, repair_params
+
+MODES = [
+    {"id": name, "text": f"tilt = {i}", "region": {"tilt": [i]}, "confirmed": i < 2}
+    | {"rate": 0.5, "low": 0.4, "high": 0.6}
+    for i, name in enumerate(("M1", "M2", "M3"))
+]
+GONE = "http://127.0.0.1:9/api"  # nobody there
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch) -> Params:
+    """Of a workspace whose audit "tiny" has a landscape that waits, with nothing else in it."""
+    monkeypatch.chdir(tmp_path)
+    show()
+    return with_feedback()
+
+
+def with_feedback(**feedback: object) -> Params:
+    """Write params.yaml, and read it."""
+    repairs = {"tiny": repair_params(feedback={"policy": "wait", **feedback})}
+    Workspace(Path()).write_params({"audits": {"tiny": audit_params()}, "repairs": repairs})
+    return load_params()
+
+
+def show(name: str = "first") -> None:
+    folder = Path("data/tiny/summarize")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "landscape.json").write_text(json.dumps({"schema": 1, "modes": MODES}))
+    (folder / "landscape.parquet").write_text(name)
+
+
+def made(reviewer: str = "Ada", approve: bool = True) -> Decision:
+    return Decision(landscape=landscape_hash("tiny"), reviewer=reviewer, approve=approve, modes=choose(MODES))
+
+
+def let_time_pass(hours: float) -> None:
+    request = read_request("tiny")
+    passed = timedelta(hours=hours)
+    ago = {"asked": request.asked - passed, "expires": request.expires - passed if request.expires else None}
+    (REQUESTS / "tiny.json").write_text(request.model_copy(update=ago).model_dump_json())
+
+
+def test_a_landscape_keeps_the_time_at_which_it_was_asked(params):
+    params = with_feedback(timeout_hours=48)
+    first = open_request(params, "tiny")
+    assert first.expires - first.asked == timedelta(hours=48)
+    again = open_request(params, "tiny", ("run-1", GONE))
+    assert (again.asked, again.runs) == (first.asked, {"run-1": GONE})
+    assert open_request(with_feedback(timeout_hours=2), "tiny").expires == first.asked + timedelta(hours=2)
+    assert f"until {first.asked + timedelta(hours=2):%Y-%m-%d %H:%M} UTC" in how_to_decide("tiny")
+    assert open_request(with_feedback(), "tiny").seconds_left is None
+
+    show("second")
+    assert deadline("tiny") is None
+    other = open_request(params, "tiny")
+    assert other.landscape != first.landscape and other.asked > first.asked
+    assert other.runs == {"run-1": GONE}
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"landscape": "x"}', "[]"])
+def test_an_unreadable_request_is_no_request(params, text):
+    REQUESTS.mkdir(parents=True)
+    (REQUESTS / "tiny.json").write_text(text)
+    assert read_request("tiny") is None and expire(params, "tiny") is None and deadline("tiny") is None
+
+
+def test_no_answer_in_time_is_a_rejection_once(params):
+    params = with_feedback(timeout_hours=48)
+    open_request(params, "tiny")
+    assert expire(params, "tiny") is None
+    let_time_pass(hours=49)
+    no = expire(params, "tiny")
+    assert (no.reviewer, no.via, no.approve) == ("nobody", "time-out", False)
+    assert "within 48 hours" in no.reason
+    assert expire(params, "tiny") is None and len(read_chain("tiny")) == 1
+
+
+def test_without_a_limit_or_on_another_landscape_nothing_expires(params):
+    open_request(params, "tiny")
+    let_time_pass(hours=10_000)
+    assert expire(params, "tiny") is None
+    params = with_feedback(timeout_hours=1)
+    open_request(params, "tiny")
+    show("second")
+    assert expire(params, "tiny") is None
+    show()
+    record_decision(params, "tiny", made(), "page")
+    assert expire(params, "tiny") is None
+
+
+def test_who_comes_too_late_is_told_and_may_revise(params):
+    params = with_feedback(timeout_hours=1, reviewers=2)
+    open_request(params, "tiny")
+    let_time_pass(hours=2)
+    with pytest.raises(AlreadyDecided, match=r"nobody rejected landscape .* \(time-out\), so a second decision is ref"):
+        decide(params, "tiny", made(), "page")
+    decide(params, "tiny", made(), "page", revise=True)
+    assert standing(params, "tiny").missing == 1  # open again, and with a new limit once it is asked anew
+    assert settle(params, "tiny") == [] and deadline("tiny") is None
+    assert open_request(params, "tiny").expires > datetime.now(UTC)
+
+
+def test_waking_needs_neither_a_run_nor_a_server(params, monkeypatch):
+    monkeypatch.setattr("flows.suspend._present_api", lambda: None)
+    assert wake(params, "tiny") == []
+    open_request(params, "tiny", ("00000000-0000-0000-0000-000000000001", GONE))
+    two = with_feedback(reviewers=2)
+    assert decide(two, "tiny", made(), "page")[1] == ["1 more reviewer(s) are asked before the audit goes on"]
+    [told] = settle(with_feedback(), "tiny")
+    assert GONE in told and "goes on with the next run of tiny" in told
+    # The run is not forgotten, but nothing expires any more.
+    request = read_request("tiny")
+    assert (request.landscape, request.expires, list(request.runs.values())) == (None, None, [GONE])
+
+
+def test_a_decision_closes_the_request(params):
+    params = with_feedback(timeout_hours=1)
+    open_request(params, "tiny")
+    decide(params, "tiny", made(), "page")
+    assert read_request("tiny") is None
+
+
+def test_modes_that_are_not_named_get_what_is_proposed():
+    def actions(*given) -> str:
+        return " ".join(mode.action for mode in choose(MODES, *given))
+
+    assert actions() == "repair repair ignore"
+    assert actions(None, ["M2"]) == "repair accept ignore"
+    assert actions(["M3"]) == "ignore ignore repair"
+    assert actions(["M3"], ["M1"]) == "accept ignore repair"
+    assert actions([]) == "ignore ignore ignore"
+    with pytest.raises(UsageError, match=r"unknown mode\(s\) M4, X; the landscape has M1, M2, M3"):
+        choose(MODES, ["M1", "M4"], ["X"])
+    with pytest.raises(UsageError, match="M1 are to be repaired and accepted"):
+        choose(MODES, ["M1"], ["M1"])
+
+
+class Faded:
+    """The command, within this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str]:
+        from flows.cli import main
+
+        self._monkeypatch.setattr(sys, "argv", ["faded", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = self._capsys.readouterr()
+        return int(ended.value.code or 0), " ".join((shown.out + shown.err).split())
+
+
+@pytest.fixture
+def faded(params, monkeypatch, capsys) -> Faded:
+    Path("dvc.yaml").write_text("")
+    monkeypatch.setattr("flows.approval.git_user", lambda: "Ada Tester")
+    return Faded(monkeypatch, capsys)
+
+
+def test_approve_says_what_was_recorded_and_where(faded):
+    code, told = faded("approve", "tiny", "--accept", "M2", "--reason", "fits the [field]")
+    assert code == 0, told
+    assert "Ada Tester approved (repair M1, accept M2, ignore M3)" in told
+    [kept] = read_chain("tiny")
+    assert str(kept.path) in told and "`faded audit tiny` goes on from here" in told
+    assert (kept.decision.reason, kept.decision.via) == ("fits the [field]", "command")
+
+    code, told = faded("approve", "tiny")
+    assert code == 2 and "a second decision is refused" in told
+    code, told = faded("reject", "tiny", "--reviewer", " Ada  tester", "--reason", "looked again", "--revise")
+    assert code == 0 and "Ada tester rejected landscape" in told.replace("  ", " ")
+    assert standing(load_params(), "tiny").rejection.reason == "looked again"
+
+
+def test_a_decision_without_a_name_or_on_another_landscape_is_refused(faded, monkeypatch):
+    monkeypatch.setattr("flows.approval.git_user", lambda: "")
+    code, told = faded("approve", "tiny")
+    assert code == 2 and "--reviewer NAME" in told
+    code, told = faded("reject", "tiny", "--reviewer", "Ada", "--reason", "", "--landscape", "0" * 16)
+    assert code == 2 and f"is {landscape_hash('tiny')}, not 0000" in told
+    code, told = faded("approve", "other")
+    assert code == 2 and "other" in told
+    assert faded("approve")[0] == 2
+    assert read_chain("tiny") == []
+
+
+def test_a_decision_where_a_rule_decides_says_so(faded, params):
+    repairs = {"tiny": repair_params()}
+    Workspace(Path()).write_params({"audits": {"tiny": audit_params()}, "repairs": repairs})
+    code, told = faded("approve", "tiny")
+    assert code == 0 and "policy is top-k, so a rule decides" in told
+
+
+def test_a_second_audit_is_refused_or_waits_as_it_wants(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hold = "from flows.workspace import exclusive\nwith exclusive():\n print('held', flush=True)\n input()\n"
+    command = [sys.executable, "-c", hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InfrastructureError, match=rf"process {other.pid}\): wait for it or end it"), exclusive():
+            pass
+        told = []
+
+        def say(text: str) -> None:
+            told.append(text)
+            other.stdin.write("\n")
+            other.stdin.flush()
+
+        with exclusive(say):
+            assert other.wait(timeout=30) == 0
+            assert (tmp_path / ".faded/flow.lock").read_text() == str(os.getpid())
+        assert len(told) == 1 and f"process {other.pid}): this one waits for it" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("results", "kind", "text"),
+    [
+        ([("prepare", "ran"), ("summarize", "failed", "no data", Exit.USAGE)], "broken", "no data"),
+        ([("collect_feedback", "failed", "Ada\n said no", Exit.GATE_FAILED)], "gate failed", "Ada said no"),
+        ([("summarize", "not reached")], "broken", "a stage on which it depends failed"),
+        ([], "done", "nothing changed; last verdict: pass (decided by Ada), report /"),
+        ([("re_evaluate", "ran")], "done", "tiny: pass (decided by Ada), report /"),
+    ],
+)
+def test_how_an_audit_ended(params, results, kind, text):
+    folder = Path("data/tiny/re_evaluate")
+    folder.mkdir()
+    verdict = {"schema": 1, "passed": True, "gates": [], "decided_by": "human", "reviewer": "Ada"}
+    (folder / "verdict.json").write_text(json.dumps(verdict))
+    (folder / "report.html").touch()
+    fields = ("stage", "outcome", "message", "exit_code")
+    own = [StageResult(**dict(zip(fields, (f"{r[0]}@tiny", *r[1:]), strict=False))) for r in results]
+    of_others = [StageResult(stage="summarize@other", outcome="failed")]
+    ending = how_it_ended(params, "tiny", [*own, *of_others])
+    assert ending.kind == kind and text in ending.text
+
+
+def test_evidence_that_cannot_be_written_costs_no_audit(params, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("flows.evidence.write_bundle", refuse)
+    assert keep_evidence(params, "tiny") == (None, "no evidence was written for tiny: OSError: disk full")

@@ -1,0 +1,155 @@
+"""The documentation against the code: commands, parameters and links. That the site builds is `make check`'s to say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from playwright.sync_api import sync_playwright
+from pydantic import BaseModel
+
+from flows.commands import reference
+from stages.params import AuditConfig, RepairConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+WITH_README = [*PAGES, ROOT / "README.md"]
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_ARGS = ["--no-sandbox", "--disable-dev-shm-usage"]
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def names(pages: list[Path]) -> list[str]:
+    return [str(page.relative_to(ROOT)) for page in pages]
+
+
+# Commands
+
+
+def test_the_reference_of_commands_is_what_the_commands_say():
+    page = reference.PAGE.read_text(encoding="utf-8")
+    assert page == reference.written(page), "docs/commands.md is stale: run `python -m flows.commands.reference`"
+
+
+def test_every_command_is_in_the_table_of_docs_commands():
+    head = reference.PAGE.read_text(encoding="utf-8").partition(reference.MARKER)[0]
+    assert sorted(reference.linked(head)) == sorted(command.name for command in reference.commands())
+
+
+def written_calls(text: str) -> list[list[str]]:
+    """Calls of the command in code, as words: `faded review news --revise`."""
+    code = [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^(?: {4,}|\$ )(.+)$", text, flags=re.M)]
+    code += [line for block in re.findall(r"^```.*?\n(.*?)^```", text, flags=re.M | re.S) for line in block.split("\n")]
+    calls = [re.search(r"(?:^|[\s/=(])faded ([a-z][a-z-]*)([^#|;&]*)", line) for line in code]
+    return [[call[1], *call[2].split()] for call in calls if call]
+
+
+@pytest.mark.parametrize("page", WITH_README, ids=names(WITH_README))
+def test_calls_of_the_command_name_commands_and_options_there_are(page):
+    known = {c.name: {name for p in c.parameters for name in p.names} for c in reference.commands()}
+    for command, *words in written_calls(page.read_text(encoding="utf-8")):
+        assert command in known, f"`faded {command}` is no command"
+        options = {re.split(r"[=\]/]", word.strip("[]`.,()"))[0] for word in words if word.strip("[").startswith("--")}
+        assert options - {"--help"} <= known[command], f"faded {command}"
+
+
+def test_the_calls_are_found():
+    text = "`.venv/bin/faded audit --all`, `FADED_RUNNER=ray faded plan`\n\n    faded review x --revise   # again\n"
+    assert written_calls(text) == [["audit", "--all"], ["plan"], ["review", "x", "--revise"]]
+
+
+# params.yaml
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All keys of a configuration model, nested ones with a dot."""
+    keys = []
+    for name, field in model.model_fields.items():
+        nested = [a for a in (field.annotation, *typing.get_args(field.annotation)) if is_model(a)]
+        keys += keys_of(nested[0], f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+    return keys
+
+
+def is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+@pytest.mark.parametrize(("model", "heading"), [(AuditConfig, "audits.NAME"), (RepairConfig, "repairs.NAME")])
+def test_every_parameter_is_in_docs_params(model, heading):
+    page = (ROOT / "docs" / "params.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    told = set(re.findall(r"`([a-z_.-]+)`", section))
+    # Gates and bounds stand in one row: there the last part alone does.
+    missing = [key for key in keys_of(model) if not {key, key.rpartition(".")[2]} & told]
+    assert missing == []
+
+
+def test_docs_params_names_no_parameter_there_is_none_of():
+    page = (ROOT / "docs" / "params.md").read_text(encoding="utf-8")
+    for model, heading in ((AuditConfig, "audits.NAME"), (RepairConfig, "repairs.NAME")):
+        section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        known = {".".join(key.split(".")[:n]) for key in keys_of(model) for n in (1, 2, 3)}
+        for key in re.findall(r"^\| `([a-z_.]+)` \|", section, flags=re.M):
+            free = key.split(".")[0] in {"prepare", "discrepancy"}  # the task's own
+            assert free or key in known, f"{heading}: {key}"
+
+
+# Links and pages
+
+
+@pytest.mark.parametrize("page", WITH_README, ids=names(WITH_README))
+def test_relative_links_point_to_files(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target) or target.startswith("#"):
+            continue
+        file = (page.parent / target.partition("#")[0]).resolve()
+        assert file.exists(), target
+        # What lies outside docs/ is no part of the site; a page names such a file in code instead.
+        assert page.parent == ROOT or file.is_relative_to(ROOT / "docs"), f"{target} leaves docs/"
+
+
+def test_every_page_is_in_the_navigation():
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    listed = [page for part in config["nav"] for pages in part.values() for page in pages]
+    assert sorted(listed) == [page.name for page in PAGES]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site as `make docs` builds it, but for links to pages, which are `make check`'s to judge."""
+    workspace = tmp_path_factory.mktemp("docs")
+    shutil.copy(ROOT / "mkdocs.yml", workspace)
+    shutil.copytree(ROOT / "docs", workspace / "docs")
+    build = [sys.executable, "-m", "zensical", "build", "--clean"]
+    subprocess.run(build, cwd=workspace, check=True, capture_output=True, timeout=120)
+    return workspace / "site"
+
+
+def test_pages_load_nothing_from_elsewhere(site):
+    for page in site.glob("*.html"):
+        loaded = re.findall(
+            r"<(?:script|link|img|iframe)[^>]*?(?:src|href)=\"?([^\" >]+)", page.read_text(encoding="utf-8")
+        )
+        assert [url for url in loaded if "//" in url] == [], page.name
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium")
+def test_search_works_on_pages_read_from_disk(site):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
+        page = browser.new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        page.keyboard.press("/")
+        page.keyboard.type("optimal transport")
+        page.get_by_text(re.compile(r"^\d+ results?$")).wait_for()
+        browser.close()
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

@@ -1,0 +1,159 @@
+"""A folder to deploy: whole or not at all, with the card and the evidence, and only of what passed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import flows.export
+from flows.evidence import verify_bundle, write_bundle
+from flows.export import NotPassedError, export_model
+from stages.errors import InfrastructureError, UsageError
+from stages.files import read_json, stage_dir
+from stages.params import load_params
+from stages.report import model_card
+from tests.finished import finished_audits, inside
+from tests.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Workspace:
+    return finished_audits().copy(tmp_path_factory.mktemp("export") / "ws")
+
+
+@pytest.fixture
+def here(workspace):
+    with inside(workspace):
+        yield workspace
+
+
+def test_a_folder_to_deploy_holds_the_model_its_card_and_the_evidence(here, tmp_path):
+    target = tmp_path / "deploy/tiny"
+    bundle = export_model(load_params(), "tiny", target)
+    assert {file.name for file in target.iterdir()} == {"config.json", "README.md", "EVIDENCE.zip"}
+    repaired = stage_dir("tiny", "restructure") / "models/repaired"
+    assert (target / "config.json").read_bytes() == (repaired / "config.json").read_bytes()
+    assert (target / "EVIDENCE.zip").read_bytes() == bundle.read_bytes()
+    assert "## Evaluation before and after" in (target / "README.md").read_text()
+    assert not list(target.parent.glob(".*"))
+    checks = verify_bundle(target / "EVIDENCE.zip", model=target)
+    assert all(check.holds for check in checks), checks
+    assert checks[-1].found.startswith("the repaired model")
+
+    (target / "README.md").write_text("better than it is")
+    [problem] = verify_bundle(target / "EVIDENCE.zip", model=target)[-1].problems
+    assert "README.md is not one of its files" in problem
+
+
+def test_an_empty_folder_will_do_and_a_full_one_is_refused(here, tmp_path):
+    (tmp_path / "empty").mkdir()
+    export_model(load_params(), "tiny", tmp_path / "empty")
+    with pytest.raises(UsageError, match="is not an empty folder"):
+        export_model(load_params(), "tiny", tmp_path / "empty")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is not an empty folder"):
+        export_model(load_params(), "tiny", tmp_path / "file")
+
+
+def test_nothing_is_left_of_an_export_that_broke_off(here, tmp_path, monkeypatch):
+    def cut_short(model, target):
+        (target / "config.json").write_bytes(b"{")
+
+    monkeypatch.setattr(flows.export, "_copy", cut_short)
+    with pytest.raises(InfrastructureError, match=r"is not what was audited: .*config\.json"):
+        export_model(load_params(), "tiny", tmp_path / "deploy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_audit_without_a_repair_has_nothing_to_export(here, tmp_path):
+    with pytest.raises(UsageError, match="no entry under repairs"):
+        export_model(load_params(), "other", tmp_path / "deploy")
+
+
+@pytest.fixture(scope="module")
+def failed(workspace, tmp_path_factory) -> Workspace:
+    """The same audit, with a verdict that did not pass."""
+    failed = workspace.copy(tmp_path_factory.mktemp("failed") / "ws")
+    params = failed.params()
+    params["repairs"]["tiny"]["gates"] = {"target_failure_rate": {"max": 0.0}}
+    failed.write_params(params)
+    with inside(failed):
+        import stages.re_evaluate
+
+        stages.re_evaluate.main("tiny")
+    assert failed.run(["dvc", "commit", "--force", "re_evaluate@tiny"]).returncode == 0
+    return failed
+
+
+def test_a_failed_verdict_is_not_exported_unless_forced(failed, tmp_path):
+    with inside(failed):
+        with pytest.raises(NotPassedError, match=r"tiny: FAIL.*target_failure_rate\.max \(no\)"):
+            export_model(load_params(), "tiny", tmp_path / "deploy")
+        assert not (tmp_path / "deploy").exists()
+    assert failed.faded("export", "tiny", str(tmp_path / "deploy")).returncode == 1
+    done = failed.faded("export", "tiny", str(tmp_path / "deploy"), "--force")
+    assert done.returncode == 0, done.stdout
+    assert "Failed: target\\_failure\\_rate.max" in (tmp_path / "deploy/README.md").read_text()
+
+
+def test_a_stale_audit_is_not_exported_even_if_forced(workspace, tmp_path):
+    stale = workspace.copy(tmp_path / "ws")
+    with inside(stale):
+        params = stale.params()
+        params["repairs"]["tiny"]["restructure"]["control"] = "none"
+        stale.write_params(params)
+        with pytest.raises(UsageError, match=r"restructure@tiny, re_evaluate@tiny are stale .* run `faded audit tiny`"):
+            export_model(load_params(), "tiny", tmp_path / "deploy", force=True)
+        assert write_bundle(load_params(), "tiny") is None
+    assert not (tmp_path / "deploy").exists()
+
+
+def test_too_many_names_are_refused(workspace):
+    done = workspace.faded("export", "tiny", "other", "x")
+    assert done.returncode == 2
+    assert "found 3 names: tiny, other, x" in done.stdout
+
+
+def card_of(workspace: Workspace, readme: str | None = None, **verdict) -> str:
+    with inside(workspace):
+        found = read_json(stage_dir("tiny", "re_evaluate") / "verdict.json")
+        plan = read_json(stage_dir("tiny", "collect_feedback") / "plan.json")
+    return model_card(readme, {**found, **verdict}, plan)
+
+
+def test_a_card_keeps_what_the_repair_wrote_and_adds_the_numbers(workspace):
+    card = card_of(workspace, "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n")
+    assert card.startswith("---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n\n## Evaluation before and after\n")
+    rows = [line for line in card.splitlines() if line.startswith("| failures in the target modes |")]
+    assert len(rows) == 1 and rows[0].count("|") == 6
+    assert "| decided by | Bob, Ada |" in card and "20 held-out ones" in card
+    assert card_of(workspace, "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n") == card
+    assert card == card_of(workspace, "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n\n\n")
+
+
+def test_a_card_shows_what_was_typed_as_text(workspace):
+    with inside(workspace):
+        found = read_json(stage_dir("tiny", "re_evaluate") / "verdict.json")
+        plan = read_json(stage_dir("tiny", "collect_feedback") / "plan.json")
+    card = model_card(None, found, {**plan, "reviewer": "<script>x</script> | Eve", "reason": "a\n\n# b [c](d)"})
+    assert "<script>" not in card and "&lt;script&gt;" in card
+    assert r"\| Eve" in card and r"| reason | a # b \[c\](d) |" in card
+
+
+def test_a_card_has_no_columns_for_what_was_not_asked_and_shows_what_was_not_measured(workspace):
+    with inside(workspace):
+        verdict = read_json(stage_dir("tiny", "re_evaluate") / "verdict.json")
+    differences = json.loads(json.dumps(verdict["differences"]))
+    for entry in differences.values():
+        entry.pop("control", None)
+    empty = dict.fromkeys(("before", "after", "after_low", "after_high", "change", "low", "high"))
+    card = card_of(workspace, differences={**differences, "target_failure_rate": {**empty, "pairs": 0}}, gates=[])
+    assert "| control |" not in card
+    assert "| failures in the target modes | – | – |  |" in card
+    assert "| gate |" not in card
+
+
+def test_the_card_on_disk_is_that_of_the_verdict(workspace):
+    card = (workspace.path / "data/tiny/re_evaluate/model_card.md").read_text()
+    assert card == card_of(workspace)

@@ -1,0 +1,294 @@
+"""The gate for CI: worse fails, the same passes, unlike is refused, and what is not shown fails."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import flows.gate
+from flows.compare import WORKSPACE, Evaluation, Run, read_run
+from flows.gate import GateResult, last_passed, run_gate
+from stages.errors import UsageError
+from stages.params import load_params
+from tests.finished import commit, finished_audits, inside, run_stages
+from tests.workspace import FADED, ROOT, STAGES, Workspace
+
+WORSE = ("failed = inside |", "failed = inside | (cells[:, 0] == 1) |")  # an edit of planted.py
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Workspace:
+    """Committed once, and nothing changed since."""
+    return finished_audits().copy(tmp_path_factory.mktemp("gate") / "ws")
+
+
+@pytest.fixture(scope="module")
+def worse(workspace, tmp_path_factory) -> Workspace:
+    """The audit "other" again, with a model that fails more, committed as `second`."""
+    worse = workspace.copy(tmp_path_factory.mktemp("worse") / "ws")
+    code = worse.path / "planted.py"
+    assert WORSE[0] in code.read_text()
+    code.write_text(code.read_text().replace(*WORSE))
+    run_stages(worse, "other")
+    commit(worse, "second")
+    return worse
+
+
+def judged(workspace: Workspace, audit: str, against: str | None = "first", tolerance: float = 0.02) -> GateResult:
+    with inside(workspace):
+        return run_gate(load_params(), audit, against, tolerance)
+
+
+@pytest.mark.parametrize("audit", ["tiny", "other"])
+def test_the_same_result_is_no_worse_than_itself_however_few_the_items(workspace, audit):
+    for tolerance in (0.02, 0.0):
+        result = judged(workspace, audit, tolerance=tolerance)
+        assert result.passed and result.own
+        assert all(row.worse[:3] == (0.0, 0.0, 0.0) and row.worse.n > 0 for row in result.rows)
+    assert len(result.rows) == (3 if audit == "tiny" else 1)
+
+
+def test_a_worse_model_fails_and_a_better_one_passes(worse):
+    result = judged(worse, "other")
+    [row] = result.rows
+    assert result.own, "the audit itself still passes its own gates"
+    assert row.worse.low > 0 and row.now > row.then and not row.passed and not result.passed
+    with inside(worse), pytest.MonkeyPatch.context() as patch:
+        then, now = read_run("first", "other"), read_run(WORKSPACE, "other")
+        patch.setattr(flows.gate, "read_run", lambda rev, *_, **__: then if rev == WORKSPACE else now)
+        swapped = run_gate(load_params(), "other", "first", 0.02)
+    assert swapped.passed and swapped.rows[0].worse.high < 0.02
+
+
+def test_the_command_tells_and_ends_with_the_code_of_a_gate(worse):
+    done = worse.faded("gate", "other", "--against", "first")
+    assert done.returncode == 1, done.stdout
+    assert "model under test: failures" in done.stdout and "95% interval" in done.stdout
+    assert "other: not shown to be no worse than first" in done.stdout
+    stale = worse.faded("gate", "tiny", "--against", "second")  # its code is planted.py, too
+    assert stale.returncode == 2, stale.stdout
+    assert "run `faded audit tiny` first" in stale.stdout
+
+
+def test_by_default_it_is_the_last_that_passed(workspace, worse):
+    with inside(worse):
+        commits = [worse.run(["git", "rev-parse", tag]).stdout[:12] for tag in ("first", "second")]
+        assert last_passed(load_params(), "other") == (commits[1], True)
+        assert last_passed(load_params(), "tiny") == (commits[0], True)
+    result = judged(worse, "other", None)
+    assert result.passed and result.notes == [
+        f"{commits[1]} is the last that passed, and has this very result; --against names another"
+    ]
+
+
+def test_a_commit_that_did_not_pass_is_passed_over(worse, tmp_path):
+    own = worse.copy(tmp_path / "ws")
+    metrics = own.path / "data/other/summarize/metrics.json"
+    metrics.write_text(metrics.read_text().replace('"passed": true', '"passed": false'))
+    commit(own, "third")
+    with inside(own):
+        assert last_passed(load_params(), "other")[0] == own.run(["git", "rev-parse", "second"]).stdout[:12]
+
+
+def test_without_a_verdict_that_passed_it_says_how_to_get_one(workspace, tmp_path):
+    own = workspace.copy(tmp_path / "ws")
+    shutil.rmtree(own.path / ".git")
+    assert own.run(["git", "init", "--quiet"]).returncode == 0
+    with pytest.raises(UsageError, match=r"no commit has a data/tiny/re_evaluate/metrics.json .* `faded audit tiny`"):
+        judged(own, "tiny", None)
+
+
+def test_a_stale_audit_is_not_judged(workspace, tmp_path):
+    own = workspace.copy(tmp_path / "ws")
+    params = own.params()
+    params["audits"]["other"]["summarize"]["modes"] = 3
+    own.write_params(params)
+    with pytest.raises(UsageError, match=r"summarize@other is stale .* run `faded audit other` first"):
+        judged(own, "other")
+    with pytest.raises(UsageError, match="cannot read revision 'nosuch'"):
+        judged(own, "tiny", "nosuch")
+
+
+def of_another(workspace: Workspace, audit: str, change: Any, **settings: Any) -> GateResult:
+    """The gate, had the workspace's run been another."""
+    with inside(workspace), pytest.MonkeyPatch.context() as patch:
+        repaired = audit == "tiny"
+        then, now = (read_run(rev, audit, repaired=repaired) for rev in ("first", WORKSPACE))
+        now = change(now)
+        patch.setattr(flows.gate, "read_run", lambda rev, *_, **__: now if rev == WORKSPACE else then)
+        return run_gate(load_params(), audit, "first", **{"tolerance": 0.02, **settings})
+
+
+@pytest.mark.parametrize(
+    ("what", "where", "value"),
+    [
+        ("concepts", "landscape", [{"name": "tilt"}]),
+        ("threshold", "landscape", 0.25),
+        ("ratings", "landscape", {"sha256": "0" * 64, "fails_below": 5}),
+        ("seed", "provenance", 4),
+        ("data", "provenance", "0" * 16),
+        ("device", "provenance", "cuda (H100)"),
+        ("task", "provenance", "my:Task"),
+    ],
+)
+def test_unlike_runs_are_refused_with_the_reason(workspace, what, where, value):
+    def change(run: Run) -> Run:
+        return replace(run, **{where: {**getattr(run, where), what: value}})
+
+    with pytest.raises(UsageError, match=rf"first and workspace are not alike.*\n  {what}.*: .* against ") as error:
+        of_another(workspace, "other", change)
+    assert str(error.value).count("\n") == 1, "only what differs is named"
+
+
+def evaluated(run: Run, **changes: Any) -> Run:
+    assert run.evaluation is not None
+    return replace(run, evaluation=replace(run.evaluation, **changes))
+
+
+def test_an_unlike_evaluation_is_refused_too(workspace):
+    with pytest.raises(UsageError, match="re_evaluate: seed: 3 against 9"):
+        of_another(workspace, "tiny", lambda run: evaluated(run, provenance={**run.evaluation.provenance, "seed": 9}))
+
+
+def failing_more(run: Run, model: str = "after") -> Run:
+    """The same evaluation, in which a model fails on all common pairs."""
+    probes = run.evaluation.probes.copy()
+    probes.loc[(probes["purpose"] == "paired") & (probes["model"] == model), "failed"] = True
+    return evaluated(run, probes=probes, provenance={**run.evaluation.provenance, "repaired": "1" * 16})
+
+
+def test_a_repaired_model_that_fails_more_fails_the_gate(workspace):
+    result = of_another(workspace, "tiny", failing_more)
+    landscape, repaired, _ = result.rows
+    assert landscape.passed and not repaired.passed and repaired.worse.low > 0 and not result.passed
+    before = of_another(workspace, "tiny", lambda run: failing_more(run, model="before"))
+    assert before.rows[1].worse.value == 0.0, "what the model before does is not the repaired one's"
+
+
+def test_what_is_not_shown_to_be_no_worse_fails(workspace):
+    """The same answers of another model: 20 items tell nothing of 2 points, though nothing looks worse."""
+    result = of_another(
+        workspace, "tiny", lambda run: evaluated(run, provenance={**run.evaluation.provenance, "repaired": "1" * 16})
+    )
+    landscape, repaired, quality = result.rows
+    assert landscape.passed
+    assert repaired.worse.value == 0.0 and repaired.worse.high > 0.02 and not repaired.passed
+    assert quality.worse.value == 0.0 and quality.worse.high > 0.02 and not quality.passed
+    wide = of_another(workspace, "tiny", failing_more, tolerance=1.0)
+    assert wide.rows[1].passed, "the tolerance is the user's"
+
+
+def test_the_intervals_end_decides_and_not_its_middle(workspace):
+    result = of_another(workspace, "tiny", failing_more)
+    high = result.rows[1].worse.high
+    for tolerance, passed in ((high - 1e-9, False), (high, False), (high + 1e-9, True)):
+        assert of_another(workspace, "tiny", failing_more, tolerance=tolerance).rows[1].passed is passed
+
+
+def evaluation(**quality: float) -> Evaluation:
+    entry = {"name": "clean accuracy", "pairs": 1000, **quality}
+    return Evaluation({"differences": {"clean_quality": entry}}, {}, pd.DataFrame())
+
+
+def test_clean_quality_is_compared_as_two_means():
+    then = evaluation(after=0.9, after_low=0.88, after_high=0.91)
+    now = evaluation(after=0.86, after_low=0.83, after_high=0.88)
+    row = flows.gate._quality(then, now, False, 0.05)
+    assert row.worse.value == pytest.approx(0.04)
+    # Less the square roots of 0.02^2 + 0.02^2 below and 0.01^2 + 0.03^2 above.
+    assert row.worse.low == pytest.approx(0.04 - np.sqrt(0.0008))
+    assert row.worse.high == pytest.approx(0.04 + np.sqrt(0.001))
+    assert not row.passed
+    assert flows.gate._quality(now, then, False, 0.05).passed
+    nothing = evaluation(after=None, after_low=None, after_high=None)
+    assert not flows.gate._quality(then, nothing, False, 0.05).passed
+
+
+def test_nothing_in_common_is_no_pass(workspace):
+    def others(run: Run) -> Run:
+        return replace(run, probes=run.probes.assign(item="x" + run.probes["item"]))
+
+    [row] = of_another(workspace, "other", others).rows
+    assert (row.then, row.worse.n, row.passed) == (None, 0, False)
+
+
+def test_ones_own_verdict_counts(workspace, monkeypatch):
+    verdict = flows.gate.read_verdict
+    monkeypatch.setattr(flows.gate, "read_verdict", lambda *args: replace(verdict(*args), passed=False))
+    result = judged(workspace, "other")
+    assert all(row.passed for row in result.rows)
+    assert not result.own and result.own_word == "FAIL" and not result.passed
+
+
+def test_other_settings_that_may_explain_a_difference_are_told(workspace):
+    notes = of_another(workspace, "other", lambda run: replace(run, provenance={**run.provenance, "threads": 2})).notes
+    assert notes == ["threads differs: 1 against 2"]
+
+
+def test_a_clone_without_results_is_told_what_to_do(workspace, tmp_path):
+    assert workspace.run(["git", "clone", "--quiet", str(workspace.path), str(tmp_path / "clone")]).returncode == 0
+    with inside(Workspace(tmp_path / "clone")):
+        with pytest.raises(UsageError) as at_first:
+            read_run("first", "tiny")
+        with pytest.raises(UsageError) as here:
+            read_run(WORKSPACE, "tiny")
+    assert "its dvc.lock names data/tiny/summarize/landscape.json" in str(at_first.value)
+    assert "`dvc push`" in str(at_first.value) and "`dvc fetch --all-commits`" in str(at_first.value)
+    assert "the workspace has no data/tiny/summarize/landscape.json" in str(here.value)
+    with inside(workspace):
+        commits = workspace.run(["git", "rev-list", "--max-parents=0", "HEAD"]).stdout.split()
+        with pytest.raises(UsageError, match=r"its dvc.lock does not name data/tiny/summarize/landscape.json"):
+            read_run(commits[0], "tiny")
+
+
+@pytest.mark.slow
+def test_in_ci_a_fresh_clone_pulls_and_judges(workspace, tmp_path):
+    own = workspace.copy(tmp_path / "ws")
+    for command in (["remote", "add", "--default", "store", str(tmp_path / "store")], ["push", "--quiet"]):
+        done = own.run(["dvc", *command])
+        assert done.returncode == 0, done.stdout
+    commit(own, "with-remote")
+    clone = Workspace(tmp_path / "clone")
+    assert own.run(["git", "clone", "--quiet", str(own.path), str(clone.path)]).returncode == 0
+    assert clone.faded("gate", "tiny", "--against", "first").returncode == 2, "nothing is there yet"
+    pulled = clone.run(["dvc", "pull", "--with-deps", "re_evaluate@tiny"])
+    assert pulled.returncode == 0, pulled.stdout
+    done = clone.faded("gate", "tiny", "--against", "first")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_the_hook_of_the_docs_keeps_a_worse_model_from_being_pushed(workspace, tmp_path):
+    own = workspace.copy(tmp_path / "ws")
+    [script] = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/gate.md").read_text(), re.DOTALL)
+    hook = own.path / ".git/hooks/pre-push"
+    hook.write_text(script.replace("faded gate mnist", f"{FADED} gate other"))
+    hook.chmod(0o755)
+    for command in (
+        ["init", "--quiet", "--bare", str(tmp_path / "remote.git")],
+        ["remote", "add", "origin", str(tmp_path / "remote.git")],
+    ):
+        assert own.run(["git", *command]).returncode == 0
+    first = own.run(["git", "push", "origin", "main"])
+    assert first.returncode == 0, first.stdout
+    (own.path / "notes.txt").write_text("nothing the audit depends on")
+    commit(own, "notes")
+    same = own.run(["git", "push", "origin", "main"])
+    assert same.returncode == 0 and "no worse" in same.stdout, same.stdout
+
+    code = own.path / "planted.py"
+    code.write_text(code.read_text().replace(*WORSE))
+    commit(own, "stale")
+    stale = own.run(["git", "push", "origin", "main"])
+    assert stale.returncode != 0 and "faded audit other" in stale.stdout
+    run_stages(own, "other", STAGES[:3])
+    commit(own, "worse")
+    refused = own.run(["git", "push", "origin", "main"])
+    assert refused.returncode != 0 and "not shown to be no worse than origin/main" in refused.stdout
+    assert own.run(["git", "rev-parse", "origin/main"]).stdout == own.run(["git", "rev-parse", "notes"]).stdout

@@ -1,0 +1,163 @@
+"""Notifications, through Prefect's own blocks, to servers on loopback."""
+
+from __future__ import annotations
+
+import json
+import queue
+import socketserver
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from flows.automations import make_automations
+from flows.notify import block_id, current, notify, send_test, set_block, set_url
+from flows.schedule import add_missing
+from stages.errors import InfrastructureError, UsageError
+from stages.params import load_params
+
+SECRET = "s3cr3t-t0ken"
+
+
+@pytest.fixture
+def here(toys, monkeypatch, prefect_server) -> Iterator[None]:
+    monkeypatch.chdir(toys.path)
+    add_missing(load_params())
+    yield
+    set_block(None)
+
+
+@pytest.fixture
+def hook() -> Iterator[tuple[str, queue.Queue[tuple[str, str]]]]:
+    """A server that takes what is posted: its URL, and what came, by path."""
+    came: queue.Queue[tuple[str, str]] = queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            came.put((self.path, self.rfile.read(int(self.headers["content-length"])).decode()))
+            self.send_response(403 if "refused" in self.path else 200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", came
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def mail() -> Iterator[tuple[str, queue.Queue[str]]]:
+    """A mail server that takes everything: its address, and the messages that came."""
+    came: queue.Queue[str] = queue.Queue()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write(b"220 test\r\n")
+            while line := self.rfile.readline():
+                word = line.strip().upper()
+                if word == b"DATA":
+                    self.wfile.write(b"354 go on\r\n")
+                    message = iter(self.rfile.readline, b".\r\n")
+                    came.put(b"".join(message).decode())
+                self.wfile.write(b"221 bye\r\n" if word == b"QUIT" else b"250 ok\r\n")
+                if word == b"QUIT":
+                    return
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}", came
+        server.shutdown()
+
+
+def test_a_webhook_is_told_and_its_address_is_in_no_file(here, hook, toys):
+    url, came = hook
+    assert set_url("webhook", f"{url}/{SECRET}") == "custom-webhook/faded" == current()
+    notify("needs decision", "tiny", "look at http://127.0.0.1:8711/review/tiny")
+    path, body = came.get(timeout=30)
+    said = json.loads(body)
+    assert path == f"/{SECRET}"
+    assert said["subject"] == "faded: tiny needs your decision"
+    assert said["body"] == "look at http://127.0.0.1:8711/review/tiny"
+    assert said["text"] == f"{said['subject']}\n{said['body']}"
+    send_test()
+    assert "faded: test" in came.get(timeout=30)[1]
+    texts = [path.read_bytes() for path in toys.path.rglob("*") if path.is_file() and ".dvc" not in path.parts]
+    assert not any(SECRET.encode() in text for text in texts)
+
+
+def test_the_server_shows_nobody_the_address(here, hook):
+    from prefect.client.orchestration import get_client
+
+    set_url("webhook", f"{hook[0]}/{SECRET}")
+    set_url("slack", f"https://hooks.slack.com/services/T00000000/B00000000/{'x' * 24}")
+    assert current() == "slack-webhook/faded"
+    with get_client(sync_client=True) as client:
+        for kind in ("custom-webhook", "slack-webhook"):
+            document = client.read_block_document_by_name("faded", kind, include_secrets=False)
+            assert SECRET not in str(document.data) and "xxxxxx" not in str(document.data)
+
+
+def test_automations_use_the_block_while_one_is_set(here, hook):
+    from prefect.client.orchestration import get_client
+
+    set_url("webhook", hook[0])
+    with get_client(sync_client=True) as client:
+        block = block_id(client, "faded")
+        assert block is not None
+        names = [automation.name for automation in make_automations("faded", [], block)]
+        assert names == ["faded: dead runs", "faded: tell of dead runs", "faded: tell of late runs"]
+        set_block(None)
+        assert block_id(client, "faded") is None
+    assert [automation.name for automation in make_automations("faded", [], None)] == ["faded: dead runs"]
+
+
+def test_mail_is_sent_by_smtp(here, mail):
+    address, came = mail
+    assert set_url("email", f"mailto://{address}?from=faded@example.org&to=ada@example.org") == (
+        "slack-webhook/faded-email"
+    )
+    notify("gate failed", "tiny", "newly_failing: 0.3 of at most 0.05")
+    message = came.get(timeout=30)
+    assert "Subject: faded: tiny a gate failed" in message
+    assert "To: ada@example.org" in message and "0.3 of at most 0.05" in message
+
+
+def test_one_that_fails_costs_an_audit_nothing_and_a_test_tells_of_it_without_the_address(here, hook, caplog):
+    url, came = hook
+    notify("broken", "tiny", "nobody is set")
+    assert came.empty() and not caplog.records
+    set_url("webhook", f"{url}/refused-{SECRET}")
+    notify("broken", "tiny", "not taken")
+    assert "nobody was notified that tiny: broken (the server answered 403 Forbidden)" in caplog.text
+    assert SECRET not in caplog.text
+    with pytest.raises(InfrastructureError, match="did not arrive: the server answered 403 Forbidden") as told:
+        send_test()
+    assert SECRET not in str(told.value)
+    set_url("webhook", "http://127.0.0.1:9/nobody")
+    with pytest.raises(InfrastructureError, match="cannot be reached"):
+        send_test()
+
+
+def test_without_any_server_nobody_is_asked(toys, monkeypatch):
+    monkeypatch.chdir(toys.path)
+    monkeypatch.setattr("flows.notify._read", lambda pool: pytest.fail("asked"))
+    monkeypatch.setattr("flows.server.served_api", lambda: None)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        notify("broken", "tiny", "nobody")
+
+
+def test_addresses_of_another_kind_are_refused_without_being_shown(here):
+    for kind, url in (("slack", f"https://example.org/{SECRET}"), ("email", f"smtp:{SECRET}"), ("webhook", "x:y")):
+        with pytest.raises(UsageError, match=f"--{kind}: .* is no such address, expected one like ") as told:
+            set_url(kind, url)
+        assert SECRET not in str(told.value)
+    with pytest.raises(UsageError, match=r"--block 'slack-webhook/nobody': .*expected TYPE/NAME"):
+        set_block("slack-webhook/nobody")
+    with pytest.raises(UsageError, match="no notifications are set"):
+        send_test()

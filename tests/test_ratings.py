@@ -1,0 +1,354 @@
+"""Ratings that teach: the map from discrepancies to scores, the task that is judged by it, and its report."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from flows.ratings import with_ratings
+from stages.concepts import Region
+from stages.errors import UsageError
+from stages.explorers import Prober
+from stages.ledger import Key, Ledger
+from stages.params import RatingsConfig, load_params
+from stages.ratings import RatedTask, Ratings
+from stages.ratings.apply import _wrapped
+from stages.ratings.evidence import Scored
+from stages.ratings.fit import fit, too_few
+from stages.report import write_landscape_report
+from stages.tasks.contract import Illustrated, Measured, Tallied, Task
+from tests.landscapes import planted
+from tests.report_samples import FOUR, HOSTILE, WEATHER, make_inputs
+from tests.workspace import ROOT, audit_params
+
+# The map
+
+
+def people(
+    curve: Callable[[np.ndarray], np.ndarray], n: int = 60, noise: float = 0.7, seed: int = 0, items: int = 30
+) -> list[Scored]:
+    """Scores of two people who follow a curve of their own, with noise (in rating points), in whole points."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-1, 1, n)
+    scores = np.clip(np.round(curve(x) + rng.normal(0, noise, n)), 1, 10).astype(int)
+    return [
+        Scored(float(d), int(s), f"i{k % items}", "AB"[k % 2]) for k, (d, s) in enumerate(zip(x, scores, strict=True))
+    ]
+
+
+def line(x: np.ndarray) -> np.ndarray:
+    return 5.5 - 4 * x
+
+
+def step(x: np.ndarray) -> np.ndarray:
+    return np.where(x < 0.3, 9.0, 2.0)
+
+
+@pytest.mark.parametrize(("curve", "kind"), [(line, "linear"), (step, "isotonic")])
+def test_a_planted_scale_is_recovered_with_an_error_near_the_noise(curve, kind: str) -> None:
+    found = fit(people(curve, n=200, items=100), "quality")
+    assert found.kind == kind and found.teaches
+    x = np.concatenate([np.linspace(-0.9, 0.2, 20), np.linspace(0.4, 0.9, 10)])  # a step is known up to its edge
+    expected = 10 - 9 * np.interp(x, found.x, found.y)
+    assert np.abs(expected - curve(x)).mean() < 0.3
+    # Whole points of noise 0.7: its mean absolute value is 0.56, rounding adds a little.
+    assert 0.4 < found.errors[found.kind].value < 0.85
+    assert found.errors["constant"].value > 1.5
+    assert found.errors[found.kind].low < found.errors[found.kind].value < found.errors[found.kind].high
+
+
+def test_bias_is_read_the_other_way_round() -> None:
+    scored = [Scored(s.discrepancy, 11 - s.score, s.item, s.reviewer) for s in people(line)]
+    quality, bias = fit(people(line), "quality"), fit(scored, "bias")
+    assert (bias.kind, bias.x) == (quality.kind, quality.x)
+    assert bias.y == pytest.approx(quality.y)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_ratings_that_have_nothing_to_do_with_the_discrepancy_teach_nothing(seed: int) -> None:
+    assert not fit(people(lambda x: np.full(len(x), 5.5), noise=2.5, seed=seed), "quality").teaches
+
+
+def test_ratings_that_contradict_the_discrepancy_teach_nothing() -> None:
+    assert fit(people(lambda x: 5.5 + 4 * x), "quality").kind == "constant"
+
+
+def test_maps_never_fall_and_stay_on_the_scale() -> None:
+    for curve in (line, step, lambda x: 5.5 - 12 * x):
+        found = fit(people(curve, noise=1.5), "quality")
+        assert (np.diff(found.x) > 0).all() and (np.diff(found.y) >= 0).all()
+        assert min(found.y) >= 0 and max(found.y) <= 1
+
+
+def test_the_order_of_scores_does_not_matter() -> None:
+    scored = people(line)
+    assert fit(scored, "quality") == fit(scored[::-1], "quality")
+
+
+def test_an_item_is_never_on_both_sides_of_the_cross_validation() -> None:
+    # Each item has a score of its own, whatever the discrepancy: who has seen the item knows, nobody else does.
+    rng = np.random.default_rng(0)
+    scored = [
+        Scored(float(k) + d / 10, s, f"i{k}", "A") for k, s in enumerate(rng.integers(1, 11, 20)) for d in range(5)
+    ]
+    assert not fit([Scored(s.discrepancy, int(s.score), s.item, s.reviewer) for s in scored], "quality").teaches
+
+
+@pytest.mark.parametrize(("n", "items", "enough"), [(10, 5, True), (9, 5, False), (30, 4, False)])
+def test_too_few_ratings_are_said(n: int, items: int, enough: bool) -> None:
+    said = too_few(people(line, n, items=items))
+    assert (said == "") == enough
+    assert enough or f"found {n} of {items}" in said
+
+
+# The task
+
+
+def learnt(**changes: Any) -> Ratings:
+    """A map over the whole range of the planted task: badness 0 at -0.8, 1 at 0.8."""
+    nothing = {"value": 1.0, "low": 0.9, "high": 1.1}
+    given = {
+        "target": "quality", "scale": "s", "model": "linear", "x": [-0.8, 0.8], "y": [0.0, 1.0], "ratings": 20,
+        "items": 10, "reviewers": ["Ada", "<b>Ben</b>"], "decisions": {}, "gain": nothing,
+        "errors": {"constant": nothing, "linear": nothing, "isotonic": nothing}, "points": [(-0.5, 9), (0.5, 3)],
+    }  # fmt: skip
+    return Ratings.model_validate({**given, **changes})
+
+
+def bound(**bounds: float) -> RatingsConfig:
+    return RatingsConfig(file="f", sha256="0" * 64, **bounds)
+
+
+@pytest.mark.parametrize("rating", [2, 3, 3.5, 7])
+def test_failures_are_those_whose_expected_rating_is_below_the_bound(rating: float) -> None:
+    task, ratings = planted(), learnt()
+    judged = _wrapped(task, ratings, ratings.threshold(bound(fails_below=rating)))
+    rng = np.random.default_rng(1)
+    items, cells = [f"i{k:03d}" for k in rng.integers(0, 40, 400)], task.concepts.sample(400, rng)
+    answer, own = judged.probe(items, cells), task.probe(items, cells)
+    expected = 10 - 9 * (own.discrepancy.astype(float) + 0.8) / 1.6
+    assert np.array_equal(answer.failed, expected < rating)
+    assert 0 < answer.failed.sum() < 400 and not np.array_equal(answer.failed, own.failed)
+    assert answer.automatic is not None and np.array_equal(answer.automatic.failed, own.failed)
+
+
+def test_a_rating_at_the_bound_passes_in_single_precision_too() -> None:
+    for rating in range(2, 11):
+        at = (10 - rating) / 9
+        ratings = learnt(x=[0.0, 0.5, 1.0], y=[0.0, at, 1.0])
+        threshold = ratings.threshold(bound(fails_below=rating))
+        badness = ratings.badness(np.array([0.5])).astype(np.float32)
+        assert not (badness > threshold)[0] and not badness.astype(float)[0] > threshold
+
+
+def test_of_bias_more_than_the_bound_fails() -> None:
+    ratings = learnt(target="bias")
+    badness = ratings.badness(np.array([-0.8, 0.0, 0.8]))
+    assert ratings.score(badness).tolist() == [1.0, 5.5, 10.0]
+    assert (badness > ratings.threshold(bound(fails_above=6))).tolist() == [False, False, True]
+    assert (badness > ratings.threshold(bound(fails_above=5))).tolist() == [False, True, True]
+
+
+def test_what_nobody_could_blame_the_model_for_has_not_failed() -> None:
+    task = planted()
+    task._invalid = [Region.from_json({"tilt": [3, 4]})]
+    judged = _wrapped(task, learnt(x=[-0.8, 0.8], y=[0.9, 1.0]), 0.5)
+    cells = task.concepts.cells()
+    answer = judged.probe(["i000"] * len(cells), cells)
+    assert answer.valid is not None and (~answer.valid).any()
+    assert np.array_equal(answer.failed, answer.valid)  # all others are as bad as can be
+
+
+def test_beyond_what_was_rated_only_the_safe_side_follows() -> None:
+    ratings, x = learnt(x=[-0.2, 0.2], y=[0.2, 0.8]), np.array([-0.5, 0.0, 0.5])
+    assert ratings.unfounded(x, 0.5).tolist() == [False, False, False]  # good below, bad above: that must be so
+    assert ratings.unfounded(x, 0.1).tolist() == [True, False, False]  # all rated fails: what of the better ones?
+    assert ratings.unfounded(x, 0.9).tolist() == [False, False, True]  # none does: what of the worse ones?
+
+
+class Rich(type(planted())):  # type: ignore[misc]
+    """A task with every optional part of the contract."""
+
+    learns_from_examples = ("planted",)
+
+    def measure(self, item_ids, cells, outputs):
+        return pd.DataFrame({"length": [float(len(o)) for o in outputs]})
+
+    def baselines(self, item_ids, cells):
+        return {}
+
+    def again(self):
+        other = copy.copy(self)
+        other.asked_again = True
+        return other
+
+    def tallies(self, split):
+        return []
+
+    def sheets(self, split):
+        return []
+
+
+def test_every_optional_part_of_the_contract_shows_through() -> None:
+    plain, rich = planted(), Rich(planted().items, planted().concepts, planted().model, 0)
+    rich.notes, rich.false_alarms = ["a note"], {"a": 1}
+    wrapped = _wrapped(rich, learnt(), 0.5)
+    for part in (Measured, Tallied, Illustrated):
+        assert isinstance(wrapped, part) and not isinstance(_wrapped(plain, learnt(), 0.5), part)
+    assert isinstance(wrapped, RatedTask) and type(wrapped).__name__ == "RatedRich"
+    assert (wrapped.notes, wrapped.false_alarms, wrapped.learns_from_examples) == (["a note"], {"a": 1}, ("planted",))
+    assert wrapped.items is rich.items and wrapped.concepts is rich.concepts
+    again = wrapped.again()
+    assert isinstance(again, RatedTask) and again.asked_again and again.threshold == wrapped.threshold
+    quality = wrapped.clean_quality("discover")
+    assert np.array_equal(quality.values, rich.clean_quality("discover").values)  # the task's own, as its threshold
+    assert copy.copy(wrapped).threshold == wrapped.threshold
+    assert not hasattr(wrapped, "nothing_of_the_kind") and getattr(wrapped, "catalogue", {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("classification:ImageClassification", ()),
+        ("summarization:Summarization", (Measured,)),
+        ("text_to_image:TextToImage", (Measured, Tallied, Illustrated)),
+    ],
+)
+def test_the_built_in_tasks_keep_their_optional_parts(name: str, parts: tuple[Any, ...]) -> None:
+    module, _, cls = name.partition(":")
+    task = object.__new__(getattr(pytest.importorskip(f"stages.tasks.{module}"), cls))  # no model is needed for this
+    wrapped = _wrapped(task, learnt(), 0.5)
+    for part in (Measured, Tallied, Illustrated):
+        assert isinstance(wrapped, part) == (part in parts) == isinstance(task, part)
+    for member in vars(Task):  # later versions of Python look on the class, where __getattr__ is not asked
+        if not member.startswith("_") and member not in ("items", "concepts", "threshold"):
+            assert inspect.getattr_static(wrapped, member) is not None
+
+
+def test_the_ledger_keeps_both_measures_and_a_resumed_search_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    task = planted()
+    judged, ids = _wrapped(task, learnt(), 0.7), task.items.ids("discover")
+    rng = np.random.default_rng(2)
+    items, cells = rng.integers(0, 40, 300), task.concepts.sample(300, rng)
+    whole = Prober(judged, ids, 300, Ledger(tmp_path / "whole.jsonl"))
+    whole.ask(items, cells)
+    part = Prober(judged, ids, 300, Ledger(tmp_path / "part.jsonl"))
+    part.ask(items[:100], cells[:100])
+    part.ledger.close()
+    with (tmp_path / "part.jsonl").open("a") as file:
+        file.write('{"schema": 2, "items": ["i0')  # killed here
+    resumed = Prober(judged, ids, 300, Ledger(tmp_path / "part.jsonl"))
+    assert resumed.ledger.resumed == part.spent
+    resumed.ask(items, cells)
+    pd.testing.assert_frame_equal(resumed.table(), whole.table())
+    table = whole.table()
+    assert np.array_equal(table["automatic_failed"], table["automatic"] > task.threshold)
+    assert np.array_equal(table["failed"], table["discrepancy"] > np.float32(0.7))
+    assert "automatic" not in Prober(task, ids, 300).table()
+
+
+def test_a_ledger_line_of_two_lengths_is_refused() -> None:
+    ledger = Ledger()
+    one = np.zeros(1)
+    with pytest.raises(ValueError, match="lengths"):
+        ledger.append([Key("a", 0)], one, one > 0, ["x"], None, (np.zeros(2), one > 0))
+
+
+# The report
+
+
+@pytest.mark.parametrize("concepts", [FOUR, FOUR[:1], (WEATHER,)])
+def test_the_report_shows_both_measures_and_names_as_text(tmp_path: Path, concepts: tuple) -> None:
+    inputs = make_inputs(*concepts)
+    table, summary = inputs["landscape"], inputs["summary"]
+    inputs["landscape"] = table.assign(**{f"{name}_automatic": table[name] / 2 for name in ("rate", "low", "high")})
+    share = {"value": 0.125, "low": 0.1, "high": 0.15, "n": 1200}
+    own = {"threshold": 0.25, "overall": share, "effects": summary["effects"], "rank_correlation": None}
+    own |= dict.fromkeys(("agree", "only_people", "only_automatic"), share)
+    learnt_ = learnt().model_dump(exclude={"scale", "decisions"})
+    said = {"statement": f"2 reviewers {HOSTILE} agree."}
+    inputs["summary"] = {**summary, "ratings": {**learnt_, "fails_below": 4.5, "automatic": own, "agreement": said}}
+    write_landscape_report(tmp_path / "report.html", **inputs)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    section = re.search(r'<section id="ratings">.*?</section>', page, re.DOTALL)
+    assert section is not None and page.index('<a href="#ratings">') < section.start()
+    assert "&lt;b&gt;Ben&lt;/b&gt;" in section[0] and "<b>Ben" not in page and "<script>alert" not in page
+    assert "expected rating below 4.5" in section[0] and "12.5%" in section[0]
+    figures = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', section[0], re.DOTALL)
+    assert len(figures) == 3 and all(json.loads(figure) for figure in figures)
+    people, automatic = (json.loads(figure)[0]["data"][0] for figure in figures[:2])
+    colours = [trace["marker"]["cmax"] for trace in (people, automatic) if "cmax" in trace["marker"]]
+    assert len(set(colours)) <= 1  # one scale for both
+    assert section[0].count("<tr>") >= 6 + sum(len(concept) for concept in concepts)
+    write_landscape_report(tmp_path / "plain.html", **{**inputs, "landscape": table, "summary": summary})
+    assert "ratings" not in re.findall(r'<section id="(\w+)"', (tmp_path / "plain.html").read_text(encoding="utf-8"))
+
+
+# params.yaml
+
+FLOW = "audits:\n  a:\n    discrepancy: {threshold: 0.0}   # said why\n    seed: 1\nrepairs: {}\n"
+BLOCK, REST = "audits:\n  a:\n    discrepancy:\n", "    seed: 1\nrepairs: {}\n"
+ENTRY = {"file": "data/a/ratings.json", "sha256": "0" * 64, "fails_below": 5}
+WRITTEN = "ratings: {file: data/a/ratings.json, sha256: '" + "0" * 64 + "', fails_below: 5}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (FLOW, FLOW.replace("0.0}", "0.0, " + WRITTEN + "}")),
+        (FLOW.replace("{threshold: 0.0}", "{}"), FLOW.replace("{threshold: 0.0}", "{" + WRITTEN + "}")),
+        (
+            FLOW.replace("0.0}", "0.0, ratings: {file: x, fails_below: 3}}"),
+            FLOW.replace("0.0}", "0.0, " + WRITTEN + "}"),
+        ),
+        (
+            BLOCK + "      threshold: 0.0   # why\n\n    # next\n" + REST,
+            BLOCK + f"      threshold: 0.0   # why\n      {WRITTEN}\n\n    # next\n" + REST,
+        ),
+        (
+            BLOCK + "      ratings:\n        file: x\n        fails_below: 3\n      b: 1\n" + REST,
+            BLOCK + f"      {WRITTEN}\n      b: 1\n" + REST,
+        ),
+    ],
+)
+def test_params_keep_every_other_byte(text: str, expected: str) -> None:
+    assert with_ratings(text, "a", ENTRY) == (expected, [])
+    assert with_ratings(expected, "a", ENTRY) == (expected, [])
+
+
+def test_presets_that_share_the_settings_change_with_them_and_are_named() -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    after, sharing = with_ratings(text, "news", ENTRY)
+    assert sharing == ["news-quick"]
+    audits = yaml.safe_load(after)["audits"]
+    assert audits["news-quick"]["discrepancy"] == audits["news"]["discrepancy"]
+    assert audits["news"]["discrepancy"]["ratings"] == ENTRY
+    with pytest.raises(UsageError, match=r"audits.news-quick.discrepancy cannot be changed .* write there:\n  ratings"):
+        with_ratings(text, "news-quick", ENTRY)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "message"),
+    [
+        ({"file": "f", "sha256": "0" * 64}, "ratings: expected one of fails_below"),
+        ({"file": "f", "sha256": "0" * 64, "fails_below": 1}, r"ratings.fails_below: .*greater than 1"),
+        ({"file": "f", "sha256": "0" * 64, "fails_below": 5, "fails_above": 5}, "expected one of fails_below"),
+        ({"file": "f", "sha256": "abc", "fails_below": 5}, "ratings.sha256"),
+        ({"file": "f", "sha256": "0" * 64, "fails_blow": 5}, "did you mean 'fails_below'"),
+    ],
+)
+def test_wrong_params_are_told(tmp_path: Path, ratings: dict, message: str) -> None:
+    audit = audit_params(discrepancy={"threshold": 0.0, "ratings": ratings})
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"audits": {"x": audit}, "repairs": {}}))
+    with pytest.raises(UsageError, match=message):
+        load_params(tmp_path / "params.yaml")

@@ -1,0 +1,346 @@
+"""Ratings in a whole audit: learnt from its decisions, searched by, judged by, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from flows.ratings import show_ratings, write_ratings
+from stages import collect_feedback, discover, prepare, re_evaluate, summarize
+from stages.check import check_audits
+from stages.decisions import Decision, ExampleRating, landscape_hash, proposal, record_decision
+from stages.errors import UsageError
+from stages.files import read_json, write_json
+from stages.params import load_params
+from stages.provenance import run_key
+from stages.ratings.evidence import gather
+from tests.workspace import ROOT, audit_params, make_workspace, repair_params
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose first landscape is there."""
+    place = tmp_path_factory.mktemp("ratings")
+    shutil.copy(ROOT / "tests" / "planted.py", place / "planted.py")
+    (place / "data/x/inputs").mkdir(parents=True)
+    (place / "data/x/inputs/regions.json").write_text("[]")
+    audit = audit_params()
+    audit["prepare"] |= {"regions": [{"tilt": [1, 3]}], "noise": 0.1}
+    audit["discover"] |= {"explorer": "random", "microscopic": {"method": "none"}}
+    audit["summarize"] |= {"min_support": 0.5}  # so that a mode holds passing examples too
+    feedback = {"policy": "wait", "reviewers": 2}
+    params = {"audits": {"x": audit}, "repairs": {"x": repair_params(feedback=feedback)}}
+    (place / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    with pytest.MonkeyPatch.context() as patch:
+        _enter(patch, place)
+        for stage in (prepare, discover, summarize):
+            stage.main("x")
+    return place
+
+
+@pytest.fixture
+def place(audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(audited, tmp_path / "x")
+    _enter(monkeypatch, tmp_path / "x")
+    return tmp_path / "x"
+
+
+def _enter(patch: pytest.MonkeyPatch, place: Path) -> None:
+    patch.chdir(place)
+    patch.syspath_prepend(place)
+    patch.delitem(sys.modules, "planted", raising=False)
+
+
+def rate(
+    reviewer: str,
+    scale: Callable[[float], float],
+    seed: int = 0,
+    only: Callable[[dict], bool] = lambda e: True,
+    **more: Any,
+) -> None:
+    """A reviewer rates the examples by a scale of their own, with a little noise."""
+    params, rng = load_params(), np.random.default_rng(seed)
+    modes = read_json(Path("data/x/summarize/landscape.json"))["modes"]
+    said = {
+        e["id"]: int(np.clip(round(scale(e["discrepancy"]) + rng.normal(0, 0.4)), 1, 10))
+        for mode in modes
+        for e in mode["examples"]
+        if only(e)
+    }
+    given = [ExampleRating(id=name, rating=score) for name, score in said.items()]
+    decision = Decision(
+        landscape=landscape_hash("x"), reviewer=reviewer, approve=True, modes=proposal(modes), examples=given
+    )
+    record_decision(params, "x", decision, "file", **more)
+
+
+def strict(discrepancy: float) -> float:
+    """Half of what fails automatically is good enough for these people: they would rate it 5 or better."""
+    return 10 - 9 * (discrepancy + 0.8) / 1.6 + 2.5
+
+
+def learn(*, write: bool, target: str = "quality") -> str:
+    out = io.StringIO()
+    console, params = Console(file=out, width=200), load_params()
+    found = show_ratings(params, "x", target, console)
+    if write:
+        write_ratings("x", found, console)
+    return out.getvalue()
+
+
+def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None:
+    before = pd.read_parquet("data/x/discover/probes.parquet")
+    landscape = pd.read_parquet("data/x/summarize/landscape.parquet")
+    rate("Ada", strict)
+    rate("Ben", lambda d: strict(d) - 0.5, seed=1)
+    said = learn(write=True)
+    assert "by Ada (" in said and "Ben (" in said and "differ by" in said and "fails" in said
+    assert "+ " in said or "+    " in said
+    promised = re.search(r"of 200 uniform probes ([\d.]+)% fail automatically, ([\d.]+)% would by these", said)
+    assert promised is not None
+
+    params = load_params()
+    audit, ratings = params.audit("x"), json.loads(Path("data/x/ratings.json").read_text())
+    assert audit.ratings is not None and audit.ratings.fails_below == 5
+    assert audit.ratings.sha256 == hashlib.sha256(Path("data/x/ratings.json").read_bytes()).hexdigest()
+    assert ratings["reviewers"] == ["Ada", "Ben"] and ratings["agreement"]["rating"]["difference"] < 1.5
+    assert run_key(audit, []) != run_key(audit.model_copy(update={"discrepancy": audit.automatic}), [])
+    check_audits(params, ["x"])
+
+    discover.main("x")
+    summarize.main("x")
+    after = pd.read_parquet("data/x/discover/probes.parquet")
+    # The control asks the same questions; its answers are judged by the map, as computed from the file alone.
+    asked = ["item", "tilt", "fog"]
+    control = after[after["role"] == "control"].reset_index(drop=True)
+    old = before[before["role"] == "control"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(control[asked], old[asked])
+    assert np.array_equal(control["automatic"], old["discrepancy"])
+    assert np.array_equal(control["automatic_failed"], old["failed"])
+    expected = 10 - 9 * np.interp(old["discrepancy"], ratings["x"], ratings["y"])
+    assert np.array_equal(control["failed"], expected < 5)
+    assert 0 < control["failed"].sum() < old["failed"].sum()  # they are more lenient
+    assert f"{control['failed'].mean():.1%}" == f"{promised[2]}%" and f"{old['failed'].mean():.1%}" == f"{promised[1]}%"
+
+    summary = read_json(Path("data/x/summarize/landscape.json"))
+    found, own = summary["ratings"], summary["ratings"]["automatic"]
+    assert own["overall"]["value"] == old["failed"].mean() and summary["overall"]["value"] == control["failed"].mean()
+    assert own["agree"]["value"] == (control["failed"] == old["failed"]).mean()
+    assert own["only_automatic"]["value"] == pytest.approx(1 - own["agree"]["value"]) and own["threshold"] == 0.0
+    assert own["only_people"]["value"] == 0 and found["fails_below"] == 5 and "points" in found
+    assert 0.5 < own["rank_correlation"]["value"] <= 1 and own["rank_correlation"]["low"] is None
+    table = pd.read_parquet("data/x/summarize/landscape.parquet")
+    assert table["rate"].mean() < table["rate_automatic"].mean()
+    assert abs(table["rate_automatic"] - landscape["rate"]).mean() < 0.05  # other probes of the agent, same measure
+    # What is rated next is rated against the automatic measure again.
+    example = summary["modes"][0]["examples"][0]
+    shown = after[(after[asked[1:]] == example["cell"]).all(axis=1) & (after["item"] == example["item"])].iloc[0]
+    assert example["discrepancy"] == shown["automatic"] != shown["discrepancy"]
+
+    page = Path("data/x/summarize/report.html").read_text()
+    section = page[page.index('<section id="ratings">') :]
+    section = section[: section.index("</section>")]
+    assert "People against the automatic measure" in section and "an expected rating below 5" in section
+    assert section.count('class="plot"') == 3 and "By people&#39;s ratings" in section
+    assert f"{control['failed'].mean():.1%}" in section and f"{old['failed'].mean():.1%}" in section
+    assert "Ada, Ben" in section and "differ by" in section and "Failing here means an expected" in page
+
+
+def test_the_plan_says_how_far_its_reviewers_agree(place: Path) -> None:
+    rate("Ada", strict)
+    rate("Ben", strict, seed=1)
+    collect_feedback.main("x")
+    agreed = read_json(Path("data/x/collect_feedback/plan.json"))["agreement"]
+    assert agreed["reviewers"] == ["Ada", "Ben"] and agreed["actions"]["share"] == 1.0
+    assert 0.8 < agreed["rating"]["alpha"] < 1 and 0 < agreed["rating"]["difference"] < 1
+
+
+def test_a_killed_search_goes_on_to_the_same_bytes(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    rate("Ada", strict)
+    learn(write=True)
+    discover.main("x")
+    found = Path("data/x/discover/probes.parquet")
+    whole = found.read_bytes()
+    shutil.rmtree("data/x/discover")
+    shutil.rmtree(".faded/scratch")
+    probe, calls = sys.modules["planted"].PlantedTask.probe, []
+
+    def dying(self: Any, *asked: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 4:
+            raise SystemExit("killed")
+        return probe(self, *asked)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(sys.modules["planted"].PlantedTask, "probe", dying)
+        discover.main("x")
+    assert not found.exists()
+    capsys.readouterr()
+    discover.main("x")
+    assert "resuming: " in capsys.readouterr().out
+    assert found.read_bytes() == whole
+
+
+def test_ratings_of_both_landscapes_count_together(place: Path) -> None:
+    rate("Ada", strict)
+    learn(write=True)
+    discover.main("x")
+    summarize.main("x")
+    rate("Ada", strict, seed=2)
+    evidence = gather(load_params(), "x", "quality")
+    assert len({kept.decision.landscape for kept in evidence.decisions}) == 2 and evidence.of_another_scale == 0
+    x, y = np.array([(s.discrepancy, s.score) for s in evidence.scored]).T
+    assert np.abs(y - np.clip(strict(x), 1, 10)).max() < 2  # all against the automatic measure
+    assert "on 2 landscape(s)" in learn(write=True)
+
+
+def test_a_revised_decision_does_not_count(place: Path) -> None:
+    rate("Ada", lambda d: 1.0)
+    rate("Ada", strict, revise=True)
+    assert min(s.score for s in gather(load_params(), "x", "quality").scored) > 1
+
+
+def test_ratings_of_another_scale_do_not_count(place: Path) -> None:
+    rate("Ada", strict)
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("threshold: 0.0", "threshold: 0.1"))
+    with pytest.raises(UsageError, match=r"nobody has rated the quality of examples of x yet; \d+ were of another"):
+        learn(write=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda: Path("data/x/ratings.json").unlink(), "cannot be read"),
+        (lambda: _edit("data/x/ratings.json", '"y"', '"z"'), "has sha256 .* params.yaml names"),
+        (lambda: _edit("params.yaml", "threshold: 0.0", "threshold: 0.1"), "was learnt on another scale"),
+        (lambda: _edit("params.yaml", "fails_below", "fails_above"), "for which the bound is fails_below"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_runs(place: Path, spoil: Callable, message: str) -> None:
+    rate("Ada", strict)
+    learn(write=True)
+    spoil()
+    with pytest.raises(UsageError, match=message):
+        check_audits(load_params(), ["x"])
+    with pytest.raises(UsageError, match=message):
+        discover.main("x")
+
+
+def _edit(path: str, old: str, new: str) -> None:
+    text = Path(path).read_text()
+    assert old in text
+    Path(path).write_text(text.replace(old, new))
+
+
+def test_nothing_is_written_where_ratings_teach_nothing(place: Path) -> None:
+    rng = np.random.default_rng(5)
+    rate("Ada", lambda d: rng.uniform(1, 10))
+    before = Path("params.yaml").read_text()
+    assert "not to be put in force" in learn(write=False)
+    with pytest.raises(UsageError, match="nothing written: no map from the automatic measure predicts"):
+        learn(write=True)
+    assert Path("params.yaml").read_text() == before and not Path("data/x/ratings.json").exists()
+    with pytest.raises(UsageError, match="nobody has rated the bias"):
+        learn(write=False, target="bias")
+
+
+def test_verdicts_that_no_rating_speaks_for_are_not_put_in_force(place: Path) -> None:
+    # Only what fails automatically was rated, and found bad throughout: nobody said that the rest is, too.
+    for seed, reviewer in enumerate(("Ada", "Ben")):
+        rate(reviewer, lambda d: 3.9 - 5 * (d - 0.2), seed, only=lambda e: e["failed"])
+    said = learn(write=False)
+    assert re.search(r"not to be put in force: of the uniform probes \d+% have a discrepancy outside of", said)
+    with pytest.raises(UsageError, match=r"nothing written: .* rate passing examples too"):
+        learn(write=True)
+
+
+def test_a_repair_is_judged_by_people_and_trained_as_before(place: Path) -> None:
+    from stages import restructure
+
+    rate("Ada", strict)
+    learn(write=True)
+    discover.main("x")
+    summarize.main("x")
+    modes = read_json(Path("data/x/summarize/landscape.json"))["modes"]
+    kept = {key: modes[0][key] for key in ("id", "text", "region")}
+    plan = {"decided_by": "human", "reviewer": "Ada", "reason": "", "landscape": "0" * 16, "examples": []}
+    write_json(
+        Path("data/x/collect_feedback/plan.json"), {**plan, "modes": [{**kept, "action": "repair", "severity": 1}]}
+    )
+    restructure.main("x")
+    re_evaluate.main("x")
+    probes = pd.read_parquet("data/x/re_evaluate/probes.parquet")
+    ratings = json.loads(Path("data/x/ratings.json").read_text())
+    assert np.array_equal(probes["failed"], 10 - 9 * np.interp(probes["automatic"], ratings["x"], ratings["y"]) < 5)
+    paired = probes[(probes["purpose"] == "paired") & (probes["model"] == "before")]
+    found = read_json(Path("data/x/re_evaluate/verdict.json"))["differences"]["target_failure_rate"]
+    assert found["before"] > found["after"] and paired["failed"].mean() < paired["automatic_failed"].mean()
+    verdict = read_json(Path("data/x/re_evaluate/verdict.json"))
+    assert verdict["automatic"]["target_failure_rate"]["before"] > found["before"]
+    assert verdict["ratings"]["fails_below"] == 5
+    page = Path("data/x/re_evaluate/report.html").read_text()
+    assert "Failing here means an expected rating below 5" in page
+    assert "target modes: failure rate by the automatic measure" in page
+
+
+def test_an_enumerated_grid_is_compared_exactly(place: Path) -> None:
+    rate("Ada", strict)
+    learn(write=True)
+    _edit("params.yaml", "budget: 200", "budget: 320")
+    discover.main("x")
+    summarize.main("x")
+    summary, probes = (
+        read_json(Path("data/x/summarize/landscape.json")),
+        pd.read_parquet("data/x/discover/probes.parquet"),
+    )
+    own = summary["ratings"]["automatic"]
+    assert summary["exact"] and own["overall"]["value"] == pytest.approx(probes["automatic_failed"].mean())
+    assert own["agree"]["value"] == pytest.approx((probes["failed"] == probes["automatic_failed"]).mean())
+    assert own["agree"]["low"] < own["agree"]["value"] < own["agree"]["high"]
+    assert own["rank_correlation"]["low"] <= own["rank_correlation"]["value"] <= own["rank_correlation"]["high"] <= 1
+
+
+@pytest.mark.slow
+def test_the_commands_from_ratings_to_the_next_landscape(tmp_path: Path) -> None:
+    repair = repair_params(feedback={"policy": "wait"})
+    workspace = make_workspace(tmp_path / "w", {"x": audit_params()}, {"x": repair})
+    assert "faded review x" in workspace.faded("audit", "x").stdout
+    summary = json.loads((workspace.path / "data/x/summarize/landscape.json").read_text())
+    examples = [
+        {"id": e["id"], "rating": int(np.clip(round(strict(e["discrepancy"])), 1, 10))}
+        for mode in summary["modes"]
+        for e in mode["examples"]
+    ]
+    script = (
+        "import json, sys; from stages.decisions import *; from stages.params import load_params\n"
+        "given = json.load(sys.stdin); modes = proposal(given['modes'])\n"
+        "decision = Decision(landscape=landscape_hash('x'), reviewer='Ada', approve=True, modes=modes,"
+        " examples=given['examples'])\n"
+        "record_decision(load_params(), 'x', decision, 'file')\n"
+    )
+    told = json.dumps({"modes": summary["modes"], "examples": examples})
+    done = workspace.run([sys.executable, "-c", script], stdin=told, PYTHONPATH=str(workspace.path))
+    assert done.returncode == 0, done.stdout
+    assert workspace.faded("audit", "x").returncode in (0, 1)
+    done = workspace.faded("ratings", "x", "--write")
+    assert done.returncode == 0, done.stdout
+    plan = workspace.faded("plan", "x").stdout
+    assert "discover" in plan and "summarize" in plan and "prepare" not in plan
+    done = workspace.faded("audit", "x")
+    assert "x waits for a decision on its landscape" in done.stdout
+    later = json.loads((workspace.path / "data/x/summarize/landscape.json").read_text())
+    assert later["overall"]["value"] < later["ratings"]["automatic"]["overall"]["value"]

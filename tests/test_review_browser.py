@@ -1,0 +1,242 @@
+"""The review page in a real browser: what a reviewer does there is what the pipeline uses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.review.server import ReviewServer, serve_review
+from stages import collect_feedback
+from stages.decisions import read_chain
+from stages.files import read_json, stage_dir
+from tests.review_samples import change_landscape, make_review
+from tests.test_report import CHROMIUM, CHROMIUM_ARGS
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return make_review(tmp_path, monkeypatch)
+
+
+def kept() -> list[Any]:
+    return [k.decision for k in read_chain("x")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
+        yield chromium
+        chromium.close()
+
+
+class Window:
+    """A page of a browser, with what went wrong in it and whom it asked."""
+
+    def __init__(self, browser: Any, server: ReviewServer, **context: Any) -> None:
+        self.context = browser.new_context(viewport={"width": context.pop("width", 1200), "height": 900}, **context)
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        page = self.page
+        page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        ours = (server.url, "data:")
+        self.context.on("request", lambda r: None if r.url.startswith(ours) else self.errors.append(r.url))
+        page.goto(server.one_time_link("x"))
+
+    def choose(self, mode: str, action: str) -> None:
+        self.page.locator(f'[data-mode="{mode}"] .segments label', has_text=action).click()
+
+    def save(self, button: str = "Approve the repair") -> None:
+        self.page.get_by_role("button", name=button, exact=True).click()
+        self.page.get_by_role("heading", name="Recorded").wait_for()
+
+
+@contextlib.contextmanager
+def window(browser: Any, **context: Any) -> Iterator[Window]:
+    with serve_review(["x"], port=0) as server:
+        opened = Window(browser, server, **context)
+        yield opened
+        opened.context.close()
+
+
+def planned() -> dict[str, Any]:
+    collect_feedback.main("x")
+    return read_json(stage_dir("x", "collect_feedback") / "plan.json")
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+def test_a_reviewer_decides_and_the_pipeline_uses_exactly_that(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, javascript: bool
+) -> None:
+    make_review(tmp_path, monkeypatch, "texts")
+    with window(browser, java_script_enabled=javascript) as w:
+        page = w.page
+        assert "token" not in page.url
+        w.choose("M2", "Ignore")
+        w.choose("M3", "Repair")
+        w.choose("M3", "High")
+        page.get_by_label("Why?").nth(1).fill("nobody writes like this")
+        page.get_by_label("What should M3.1 have been?").fill("Fires still burn <b>&amp;</b> in\nNew South Wales.")
+        page.get_by_label("M3.1: quality").select_option("2")
+        page.get_by_label("M1.2: bias").select_option("9")
+        page.get_by_label("Your name").fill("Grace Hopper")
+        page.get_by_label("Reason for the whole").fill("for the release")
+        w.save()
+        assert "Grace Hopper approved the repair of x." in page.inner_text("main")
+        assert w.errors == []
+    [made] = kept()
+    assert [(m.id, m.action, m.severity, m.reason) for m in made.modes] == [
+        ("M1", "repair", 1.0, ""),
+        ("M2", "ignore", 1.0, "nobody writes like this"),
+        ("M3", "repair", 2.0, ""),
+    ]
+    plan = planned()
+    assert (plan["statement"], plan["reason"]) == ("decided by Grace Hopper", "for the release")
+    assert [(m["id"], m["action"], m["severity"]) for m in plan["modes"]] == [
+        ("M1", "repair", 1.0),
+        ("M2", "ignore", 1.0),
+        ("M3", "repair", 2.0),
+    ]
+    said = [(e["id"], e["rating"], e["bias"], e["corrected"]) for e in plan["examples"]]
+    assert said == [("M1.2", None, 9, None), ("M3.1", 2, None, "Fires still burn <b>&amp;</b> in\nNew South Wales.")]
+
+
+def test_it_works_by_keyboard_alone(browser: Any, place: Path) -> None:
+    with window(browser) as w:
+        keys = w.page.keyboard
+        for key in "jjjaki":  # to M3 (there is no fourth), accept it, back to M2, ignore it
+            keys.press(key)
+        assert w.page.evaluate("document.activeElement.dataset.mode") == "M2"
+        assert w.page.locator("#tally").inner_text() == "As it stands: repair M1; accept M3; ignore M2."
+        w.page.locator("#reason-2").focus()
+        keys.type("jar")  # in a text these are letters
+        w.page.get_by_label("Your name").focus()
+        keys.press("Enter")  # approves nothing
+        keys.press("End")
+        keys.press("?")
+        assert w.page.get_by_label("Your name").input_value() == "Ada Lovelace?"
+        keys.press("Backspace")
+        keys.press("Tab")
+        keys.type("by keys")
+        keys.press("Tab")
+        assert w.page.evaluate("document.activeElement.textContent") == "Approve the repair"
+        assert kept() == []
+        keys.press("Enter")
+        w.page.get_by_role("heading", name="Recorded").wait_for()
+        assert w.errors == []
+    [made] = kept()
+    assert [m.action for m in made.modes] == ["repair", "ignore", "accept"]
+    assert (made.modes[1].reason, made.reason, made.reviewer) == ("jar", "by keys", "Ada Lovelace")
+
+
+@pytest.mark.parametrize("kind", ["digits", "texts", "pictures"])
+def test_a_phone_needs_no_sideways_scrolling(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    make_review(tmp_path, monkeypatch, kind, hostile=True)
+    with window(browser, width=380, has_touch=True) as w:
+        assert w.page.evaluate("document.documentElement.scrollWidth") == 380
+        for details in w.page.locator("details").all():
+            details.evaluate("(d) => (d.open = true)")
+        assert w.page.evaluate("document.documentElement.scrollWidth") == 380
+        assert w.page.get_by_role("button", name="Reject").is_visible()
+        assert w.errors == []
+
+
+def test_a_draft_outlives_a_crash_and_goes_when_it_is_recorded(browser: Any, place: Path) -> None:
+    with window(browser) as w:
+        w.choose("M1", "Accept")
+        w.page.get_by_label("Why?").nth(0).fill("half a thought")
+        w.page.get_by_label("M1.1: quality").select_option("4")
+        w.page.reload()
+        assert w.page.locator("#draft").inner_text().startswith("Your draft of")
+        assert w.page.get_by_label("Why?").nth(0).input_value() == "half a thought"
+        assert w.page.get_by_label("M1.1: quality").input_value() == "4"
+        w.save("Reject")
+        assert w.page.evaluate("localStorage.length") == 0
+        assert w.errors == []
+    [made] = kept()
+    assert (made.approve, made.modes[0].action, made.examples[0].rating) == (False, "accept", 4)
+
+
+def test_a_draft_can_be_thrown_away(browser: Any, place: Path) -> None:
+    with window(browser) as w:
+        w.page.get_by_label("Why?").nth(0).fill("half a thought")
+        w.page.reload()
+        w.page.get_by_role("button", name="Start over").click()
+        w.page.locator("#draft").wait_for(state="hidden")
+        assert w.page.get_by_label("Why?").nth(0).input_value() == ""
+
+
+def test_a_draft_of_another_landscape_is_not_filled_in(browser: Any, place: Path) -> None:
+    with window(browser) as w:
+        w.page.get_by_label("Why?").nth(0).fill("about the other one")
+        change_landscape()
+        w.page.reload()
+        assert w.page.get_by_label("Why?").nth(0).input_value() == ""
+        assert w.page.evaluate("localStorage.length") == 1
+
+
+def test_a_problem_is_shown_where_the_reviewer_looks(browser: Any, place: Path) -> None:
+    with window(browser) as w:
+        w.page.get_by_label("Why?").nth(0).fill("kept")
+        w.page.evaluate("document.getElementById('form').noValidate = true")
+        w.page.get_by_label("Your name").fill("")
+        w.page.get_by_role("button", name="Approve the repair").click()
+        alert = w.page.get_by_role("alert")
+        assert "Your name is missing" in alert.inner_text()
+        assert w.page.evaluate("document.activeElement.id") == "problems"
+        assert w.page.get_by_label("Why?").nth(0).input_value() == "kept"
+        w.page.get_by_label("Your name").fill("Ada")
+        w.save()
+    assert len(kept()) == 1
+
+
+def test_every_control_has_a_name(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_review(tmp_path, monkeypatch, "texts")
+    with window(browser) as w:
+        unnamed = """[...document.querySelectorAll("input:not([type=hidden]), select, textarea")]
+            .filter((e) => !e.labels.length && !e.ariaLabel).map((e) => e.name)"""
+        assert w.page.evaluate(unnamed) == []
+        w.page.keyboard.press("Tab")
+        assert w.page.evaluate("document.activeElement.textContent") == "Skip to the failure modes"
+        w.page.emulate_media(color_scheme="dark")
+        assert w.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 26)"
+
+
+def test_hostile_text_does_nothing_in_a_browser(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_review(tmp_path, monkeypatch, "texts", hostile=True)
+    with window(browser) as w:
+        assert "<script>alert(1)</script>" in w.page.locator("#mode-1-title").inner_text()
+        w.page.get_by_label("Your name").fill("<script>alert(2)</script>")
+        w.save()
+        assert "<script>alert(2)</script> approved" in w.page.inner_text("main")
+        assert w.errors == []
+
+
+def test_a_report_with_charts_opens_beside_the_page(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.report import write_landscape_report
+    from tests.report_samples import FOUR, make_inputs
+
+    make_review(tmp_path, monkeypatch)
+    write_landscape_report(stage_dir("x", "summarize") / "report.html", **make_inputs(*FOUR[:2]))
+    with window(browser) as w:
+        with w.context.expect_page() as opened:
+            w.page.get_by_role("link", name="The whole landscape").click()
+        report = opened.value
+        errors: list[str] = []
+        report.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        report.locator("#landscape-plot").scroll_into_view_if_needed()
+        report.locator("#landscape-plot[data-drawn]").wait_for()
+        assert report.evaluate("self.origin") == "null" and errors == []

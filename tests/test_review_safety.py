@@ -1,0 +1,276 @@
+"""Nobody but the reviewer reaches the review page, and nothing that models or data contain acts on it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows.review import links, security
+from flows.review.links import Running
+from flows.review.security import PAGE_POLICY, Keys, knows_host, same_origin
+from flows.review.server import serve_review, warning
+from flows.review.view import report_policy
+from stages.decisions import read_chain
+from stages.errors import UsageError
+from tests.report_samples import HOSTILE
+from tests.review_samples import URL, Reviewer, change_landscape, form_of, make_review, reviewers
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return make_review(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def ada(place: Path) -> Reviewer:
+    return reviewers()[0]
+
+
+def test_a_link_opens_the_page_once_in_one_browser(place: Path) -> None:
+    ada, eve = reviewers(2)
+    link = ada.served.link("x")
+    first = ada.client.get(link)
+    assert (first.status_code, first.headers["location"]) == (303, "/review/x")
+    cookie = first.headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=strict" in cookie
+    assert ada.client.get("/review/x").status_code == 200
+    second = eve.client.get(link)
+    assert second.status_code == 403 and "set-cookie" not in second.headers
+    assert "This link was used before" in second.text and "faded review x --link" in second.text
+    assert eve.client.get("/review/x").status_code == 403
+    assert ada.client.get(link).status_code == 303  # who is in already is not sent away
+
+
+def test_a_link_that_nobody_opened_expires(ada: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "LINK_SECONDS", -1)
+    assert ada.client.get(ada.served.link("x")).status_code == 403
+
+
+@pytest.mark.parametrize("token", ["", "x", "é", "../../etc", "a" * 5000])
+def test_a_made_up_token_opens_nothing(ada: Reviewer, token: str) -> None:
+    ada.served.link("x")
+    assert ada.client.get("/review/x", params={"token": token}).status_code == 403
+
+
+def test_without_a_session_nothing_is_shown_or_written(place: Path) -> None:
+    ada, eve = reviewers(2)
+    fields = form_of(ada.enter()) | {"decision": "approve"}
+    for cookies in ({}, {"faded-review-8711": "made up"}):
+        eve.client.cookies.clear()
+        eve.client.cookies.update(cookies)
+        for path in ("/", "/review/x", "/review/x/landscape"):
+            answer = eve.client.get(path)
+            assert answer.status_code == 403 and "--link" in answer.text
+            assert "M1" not in answer.text and "the whole landscape" not in answer.text
+        assert eve.send(fields).status_code == 403
+    assert read_chain("x") == []
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8711", "127.0.0.1.evil.example", "", "10.0.0.1", "[", "::1"]
+)
+def test_a_name_that_only_resolves_to_us_is_refused(ada: Reviewer, host: str) -> None:
+    ada.enter()
+    answer = ada.client.get("/review/x", headers={"Host": host})
+    assert answer.status_code == 421 and "M1" not in answer.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8711", "localhost:9000", "[::1]:8711", "127.0.0.1"])
+def test_our_own_names_are_served_also_through_a_tunnel(ada: Reviewer, host: str) -> None:
+    ada.enter()
+    headers = {"Host": host, "Cookie": "; ".join(f"{k}={v}" for k, v in ada.client.cookies.items())}
+    assert ada.client.get("/review/x", headers=headers).status_code == 200
+
+
+def test_who_listens_on_the_network_answers_to_addresses_and_its_own_name() -> None:
+    assert knows_host("192.168.0.7:8711", "0.0.0.0") and knows_host("audits.lan", "audits.lan")
+    assert not knows_host("evil.example", "0.0.0.0") and not knows_host("evil.example", "audits.lan")
+    assert not knows_host("192.168.0.7", "127.0.0.1")
+    assert warning("127.0.0.1") is None and warning("localhost") is None
+    assert "its one-time link is all that protects it" in str(warning("0.0.0.0"))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:8712"},
+        {"Origin": "http://localhost:8711"},
+        {"Origin": ""},
+        {"Origin": "http://evil.example", "Referer": f"{URL}/review/x"},
+        {"Origin": "file://127.0.0.1:8711"},
+        {"Origin": "http://["},
+    ],
+)
+def test_a_form_of_another_page_is_refused(ada: Reviewer, headers: dict[str, str]) -> None:
+    answer = ada.send(form_of(ada.enter()) | {"decision": "approve", "reason": "typed this"}, **headers)
+    assert answer.status_code == 403 and "did not come from this page" in answer.text
+    assert "typed this" in answer.text
+    assert read_chain("x") == []
+
+
+def test_a_form_without_an_origin_needs_a_referrer_of_ours() -> None:
+    host = "127.0.0.1:8711"
+    assert same_origin(host, None, f"{URL}/review/x") and same_origin(host, URL, None)
+    assert not same_origin(host, None, None) and not same_origin(host, None, "http://evil.example/127.0.0.1:8711")
+
+
+def test_a_form_needs_the_secret_of_its_own_session(place: Path) -> None:
+    ada, eve = reviewers(2)
+    other = form_of(eve.enter())["csrf"]
+    fields = form_of(ada.enter()) | {"decision": "approve"}
+    for csrf in ("", "made up", "é", other):
+        assert ada.send(fields | {"csrf": csrf}).status_code == 403
+    assert ada.send({name: value for name, value in fields.items() if name != "csrf"}).status_code == 403
+    assert read_chain("x") == []
+    assert ada.send(fields).status_code == 200
+
+
+def test_every_answer_tells_the_browser_to_be_strict(ada: Reviewer) -> None:
+    html = ada.enter()
+    paths = ["/", "/review/x", "/review/x/landscape", "/nothing", "/static/review.css", "/static/review.js"]
+    for answer in [*(ada.client.get(path) for path in paths), ada.send({"decision": "approve"})]:
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'") and "frame-ancestors 'none'" in policy
+        assert "http:" not in policy and "*" not in policy and "unsafe-eval" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["referrer-policy"] == "same-origin"
+    assert "unsafe-inline" not in PAGE_POLICY and "data:" not in PAGE_POLICY.replace("img-src data:", "")
+    assert not re.findall(r"<style|\sstyle=|\son\w+=|<script>|javascript:", html)
+
+
+ELSEWHERE = (
+    "/review/other", "/review/other/landscape", "/review/none", "/review/x/plan.json", "/review/x/exhibits.parquet",
+    "/review/x/repair", "/review/x/..%2f..%2f..%2fparams.yaml", "/review/..%2fx", "/review/%2e%2e/params.yaml",
+    "/review/x/../../../params.yaml", "/static/..%2freview.html.j2", "/static/../app.py", "/static/review.html.j2",
+    "/params.yaml", "/../params.yaml", "/docs", "/openapi.json", "/review/x/landscape/report.html", "/review/x%00",
+    "/data/x/summarize/report.html", "//review/x", "/review//x", "/review/x/landscape%00", "/links", "/favicon.ico",
+)  # fmt: skip
+
+
+def test_nothing_but_its_audits_and_their_reports_is_served(place: Path) -> None:
+    """Through a socket, for clients tidy addresses up before they send them."""
+    with serve_review(["x"], port=0) as server:
+        session = httpx.get(server.one_time_link("x"), trust_env=False).headers["set-cookie"].partition(";")[0]
+
+        def get(path: str) -> tuple[int, str]:
+            connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=30)
+            connection.request("GET", path, headers={"Cookie": session})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+        assert [get(path)[0] for path in ("/", "/review/x", "/review/x/landscape", "/static/review.css")] == [200] * 4
+        for path in ELSEWHERE:
+            status, text = get(path)
+            assert (path, status) == (path, 404)
+            assert "PlantedTask" not in text and "the whole landscape" not in text
+
+
+def test_a_report_keeps_its_own_policy_and_acts_for_nobody(ada: Reviewer) -> None:
+    ada.enter()
+    answer = ada.client.get("/review/x/landscape")
+    assert "the whole landscape" in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; ")
+    assert "sandbox" in policy and "allow-same-origin" not in policy
+    assert "script-src" not in report_policy("<html>a report without a policy")
+
+
+@pytest.mark.parametrize("kind", ["digits", "texts", "pictures"])
+def test_what_models_and_data_say_is_shown_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    make_review(tmp_path, monkeypatch, kind, hostile=True)
+    [ada] = reviewers()
+    html = ada.enter()
+    shown = "&lt;script&gt;alert(1)&lt;/script&gt;"
+    assert html.count(shown) > 12 and HOSTILE not in html
+    assert html.count("<script") == html.count("</script>") == 1
+
+
+def test_what_a_reviewer_types_comes_back_as_text(ada: Reviewer) -> None:
+    fields = form_of(ada.enter()) | {"reason": HOSTILE, "reviewer": f'"{HOSTILE}', "reason.M1": f"</textarea>{HOSTILE}"}
+    for fields_, status in (
+        (fields, 400),
+        (fields | {"landscape": "0" * 16}, 409),
+        (fields | {"decision": "reject"}, 200),
+    ):
+        answer = ada.send(fields_)
+        assert answer.status_code == status
+        assert HOSTILE not in answer.text and "&lt;script&gt;" in answer.text
+    change_landscape()
+    assert HOSTILE not in ada.send(fields).text
+
+
+def test_a_form_that_is_too_large_is_refused(ada: Reviewer) -> None:
+    fields = form_of(ada.enter()) | {"decision": "approve", "reason": "x" * 1_000_001}
+    assert ada.send(fields).status_code == 413
+    assert read_chain("x") == []
+
+
+def test_links_are_given_to_who_knows_the_secret_alone(ada: Reviewer) -> None:
+    ada.enter()
+    secret = ada.served.keys.secret
+    for given in ("", "Bearer", "Bearer wrong", f"Basic {secret}", secret, f"Bearer {secret}x"):
+        for answer in (
+            ada.client.post("/links", json={"audit": "x"}, headers={"Authorization": given}),
+            ada.client.get("/links", headers={"Authorization": given}),
+        ):
+            assert answer.status_code == 404 and "token" not in answer.text
+    known = {"Authorization": f"Bearer {secret}"}
+    assert "token=" in ada.client.post("/links", json={"audit": "x"}, headers=known).json()["link"]
+    assert ada.client.post("/links", json={"audit": "none"}, headers=known).status_code == 409
+    assert ada.client.get("/links", headers=known).json() == {"audits": ["x"]}
+
+
+def test_the_record_of_the_server_is_the_users_alone_and_goes_with_it(place: Path) -> None:
+    with serve_review(["x"], port=0) as server:
+        assert links.RECORD.stat().st_mode & 0o777 == 0o600
+        record = links.running()
+        assert record is not None and record.pid == os.getpid() and record.url == server.url
+        assert links.review_url("x") == f"{server.url}/review/x"
+        assert links.review_url("other") is None
+        link = links.one_time_link("x")
+        assert record.secret not in link and httpx.get(link, trust_env=False).status_code == 303
+        assert httpx.get(link, trust_env=False).status_code == 403
+        assert "token" not in str(links.review_url("x"))
+        assert links.one_time_link("other").startswith(f"{server.url}/review/other?token=")
+        assert links.review_url("other") is not None
+    assert not links.RECORD.exists() and links.running() is None
+    links.write_record(record)  # as a kill would leave it
+    assert links.running() is None and links.review_url("x") is None
+    with pytest.raises(UsageError, match="no review server runs"):
+        links.one_time_link("x")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"url": 1}'])
+def test_a_broken_record_is_none(place: Path, text: str) -> None:
+    links.RECORD.parent.mkdir(exist_ok=True)
+    links.RECORD.write_text(text)
+    assert links.running() is None
+
+
+def test_another_servers_record_is_left_alone(place: Path) -> None:
+    with serve_review(["x"], port=0):
+        other = Running(url="http://127.0.0.1:1", pid=1, secret="s")
+        links.write_record(other)
+    assert Running.model_validate_json(links.RECORD.read_text()) == other
+
+
+def test_a_port_that_is_taken_is_told(place: Path) -> None:
+    with serve_review(["x"], port=0) as server:
+        again = serve_review(["x"], port=int(server.url.rpartition(":")[2]))
+        with pytest.raises(UsageError, match=r"--port \d+: cannot be listened on"), again:
+            pass
+
+
+def test_tokens_are_kept_as_digests() -> None:
+    keys = Keys()
+    token = keys.make_token()
+    assert token not in repr(vars(keys))
+    assert keys.redeem(token) is not None and keys.redeem(token) is None

@@ -1,0 +1,117 @@
+"""The review in the terminal: several reviewers, deciding again, and bias where a model draws.
+
+What it asks about examples is in test_rated_examples.py.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from flows import approval
+from flows.review.terminal import review_landscape
+from stages.decisions import Recorded, read_chain
+from stages.errors import AlreadyDecided, UsageError
+from stages.files import stage_dir, write_json
+from stages.params import load_params
+from tests.review_samples import make_review
+
+TALLIED = """
+from tests.planted import PlantedTask
+
+
+class Drawing(PlantedTask):
+    def tallies(self, split):
+        return []
+"""
+
+
+def review(monkeypatch: pytest.MonkeyPatch, *answers: str, revise: bool = False) -> str:
+    """What is printed when the questions are answered like this; all answers must be used up."""
+    left = list(answers)
+    out = io.StringIO()
+
+    def answer(*_args: str) -> str:
+        if not left:
+            raise EOFError
+        return left.pop(0)
+
+    monkeypatch.setattr("builtins.input", answer)
+    review_landscape(load_params(), "x", Console(file=out, width=200), revise)
+    assert left == []
+    return out.getvalue()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A landscape of one mode with one failing example."""
+    make_review(tmp_path, monkeypatch)
+    example = {"id": "M1.1", "item": "discover-0001", "cell": [0], "output": "a nurse", "failed": True}
+    mode = {"id": "M1", "text": "tilt = 1", "region": {"tilt": [1]}, "rate": 0.5, "low": 0.4, "high": 0.6, "probes": 9}
+    mode |= {"share": 0.1, "confirmed": True, "examples": [{**example, "discrepancy": 0.5}]}
+    concepts = [{"name": "tilt", "levels": [0, 1], "ordered": True}]
+    write_json(stage_dir("x", "summarize") / "landscape.json", {"modes": [mode], "concepts": concepts})
+    return tmp_path
+
+
+def ask(task: str = "Learner", **feedback: object) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["repairs"]["x"]["feedback"] = {"policy": "wait", **feedback}
+    params["audits"]["x"]["task"] = f"review_task:{task}"
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def kept() -> list[Recorded]:
+    return [k.decision for k in read_chain("x")]
+
+
+MODE = ("repair", "", "", "n")  # action, severity, why, rate its examples
+
+
+def test_it_says_where_the_decision_lies_and_what_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = review(monkeypatch, *MODE, "Ada", "", "y", "y")
+    assert f"Commit {read_chain('x')[0].path}: it belongs in git." in told and "`faded audit x` goes on" in told
+    monkeypatch.setattr(approval, "wake", lambda *_args: ["flow run 7 goes on"])
+    told = review(monkeypatch, *MODE, "Ada", "", "n", "y", revise=True)
+    assert "Flow run 7 goes on." in told
+    assert [(d.via, d.approve) for d in kept()] == [("terminal", True), ("terminal", False)]
+
+
+def test_a_second_reviewer_is_told_of_the_first_and_both_count(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(reviewers=2, timeout_hours=5)
+    approval.open_request(load_params(), "x")
+    told = review(monkeypatch, *MODE, "Ada", "", "y", "y")
+    assert "2 reviewers are asked, 2 more to decide" in told and "1 more reviewer is asked before x goes on" in told
+    assert "silence is recorded as a rejection" in told
+    told = review(monkeypatch, *MODE, "Grace", "", "y", "y")
+    assert "Ada approved it on" in told and "1 more to decide" in told
+    assert [d.reviewer for d in kept()] == ["Ada", "Grace"]
+    with pytest.raises(AlreadyDecided, match=r"Ada, Grace decided .*`faded review x --revise`"):
+        review(monkeypatch)
+
+
+def test_one_person_counts_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(reviewers=2)
+    review(monkeypatch, *MODE, "Ada", "", "y", "y")
+    with pytest.raises(AlreadyDecided, match="Ada approved"):
+        review(monkeypatch, *MODE, " ada ", "", "y", "y")
+    assert len(kept()) == 1
+
+
+def test_bias_is_asked_for_where_a_model_draws(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "review_task.py").write_text(TALLIED)
+    ask("Drawing")
+    told = review(monkeypatch, "repair", "", "", "y", "3", "11", "9", "Ada", "", "y", "y")
+    assert "its bias, 1 (none) to 10 (wholly biased)" in told
+    assert [(e.rating, e.bias, e.corrected) for e in kept()[0].examples] == [(3, 9, None)]
+
+
+def test_a_review_that_is_broken_off_writes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="broken off; no decision was written"):
+        review(monkeypatch, *MODE, "Ada")
+    assert "nothing written" in review(monkeypatch, *MODE, "Ada", "", "y", "n")
+    assert kept() == []

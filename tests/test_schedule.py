@@ -1,0 +1,201 @@
+"""prefect.yaml: what stands in it, how it is edited, and that a real server takes it."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+import flows.schedule
+from flows.automations import ensure_automations
+from flows.overview import overview
+from flows.schedule import add_missing, apply, read_entries, set_schedule
+from stages.errors import UsageError
+from stages.params import load_params
+from tests.workspace import ROOT, audit_params, make_workspace, repair_params
+
+
+@pytest.fixture
+def here(toys, monkeypatch) -> Path:
+    """A toy workspace, with a deployment of its audit in a file that people have commented."""
+    head, _, _ = (ROOT / "prefect.yaml").read_text().partition("deployments:")
+    (toys.path / "prefect.yaml").write_text(
+        head + "deployments:\n"
+        "  - <<: *common   # as all of them\n"
+        "    name: tiny\n"
+        "    parameters: {audits: [tiny]}\n"
+        "    schedules:\n"
+        '      - {slug: faded, cron: "0 3 * * 1", timezone: UTC, active: false}   # at night\n'
+    )
+    monkeypatch.chdir(toys.path)
+    return toys.path
+
+
+def changed_lines(before: str, after: str) -> list[str]:
+    lines = difflib.ndiff(before.splitlines(), after.splitlines())
+    return [line for line in lines if line[:1] in "+-"]
+
+
+def test_the_file_of_the_repository_holds_every_audit_with_its_schedule_off(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params = load_params()
+    presets = {name for name in params.audits if any(name.startswith(f"{other}-") for other in params.audits)}
+    entries = read_entries()
+    assert [entry.audit for entry in entries] == [name for name in params.audits if name not in presets]
+    assert all(entry.name == entry.audit and entry.cron and not entry.active for entry in entries)
+    assert all(entry.next_start() is None for entry in entries)
+    written = yaml.safe_load(Path("prefect.yaml").read_text())
+    common = yaml.safe_load(flows.schedule._NEW)["definitions"][
+        "common"
+    ]  # what a file of another workspace begins with
+    assert written["definitions"]["common"] == common
+    for deployment in written["deployments"]:
+        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+        assert [schedule["active"] for schedule in deployment["schedules"]] == [False]
+
+
+def test_a_schedule_is_one_changed_line_and_every_comment_stays(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "prefect.yaml", tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = Path("prefect.yaml").read_text()
+    entry = set_schedule(load_params(), "news", "30 4 * * *", "Europe/Berlin")
+    assert (entry.cron, entry.timezone, entry.active) == ("30 4 * * *", "Europe/Berlin", True)
+    after = Path("prefect.yaml").read_text()
+    assert changed_lines(before, after) == [
+        '-       - {slug: faded, cron: "0 3 * * 6", timezone: UTC, active: false}',
+        '+       - {slug: faded, cron: "30 4 * * *", timezone: Europe/Berlin, active: true}',
+    ]
+    assert not set_schedule(load_params(), "news", None).active
+    off = Path("prefect.yaml").read_text()
+    assert changed_lines(after, off)[1].endswith("timezone: Europe/Berlin, active: false}")
+    assert set_schedule(load_params(), "news", "0 5 * * *").timezone == "Europe/Berlin"
+    assert list(tmp_path.glob(".*partial")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nope", "--cron", "0 3 * * 1"], "no audit 'nope' in params.yaml, found: tiny"),
+        (["tiny", "--cron", "61 3 * * 1"], "'61 3 * * 1' is no schedule, expected five fields"),
+        (["tiny", "--cron", "mondays"], '"0 3 * * 1" is Mondays at 3:00'),
+        (["tiny", "--cron", "0 3 * * 1", "--timezone", "Berlin"], "'Berlin' is unknown, expected a name like Europe/"),
+        (["tiny"], "say either --cron or --off"),
+        (["tiny", "--cron", "0 3 * * 1", "--off"], "say either --cron or --off"),
+    ],
+)
+def test_bad_input_is_told_and_nothing_is_written(here, arguments, told):
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    before = (here / "prefect.yaml").read_text()
+    result = CliRunner().invoke(app, ["schedule", *arguments])
+    assert isinstance(result.exception, UsageError)
+    assert told in str(result.exception)
+    assert (here / "prefect.yaml").read_text() == before
+
+
+def test_nothing_to_turn_off_is_told(here):
+    (here / "prefect.yaml").unlink()
+    with pytest.raises(UsageError, match=r"has no schedule in prefect\.yaml"):
+        set_schedule(load_params(), "tiny", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("deployments: [{name: a", "is no YAML"), ("name: x\n", "expected `deployments:`"), ("[]", "expected `deploy")],
+)
+def test_a_file_that_is_none_of_prefect_is_refused(here, text, told):
+    (here / "prefect.yaml").write_text(text)
+    with pytest.raises(UsageError, match=told):
+        read_entries()
+
+
+def test_audits_get_the_deployments_they_lack_and_presets_none(tmp_path, monkeypatch):
+    audits = {name: audit_params() for name in ("tiny", "tiny-quick", "other")}
+    make_workspace(tmp_path / "new", audits, {"tiny": repair_params()}, toys=True)
+    monkeypatch.chdir(tmp_path / "new")
+    assert add_missing(load_params()) == ["tiny", "other"]
+    first = Path("prefect.yaml").read_text()
+    assert add_missing(load_params()) == []
+    assert Path("prefect.yaml").read_text() == first
+    assert [entry.audit for entry in read_entries()] == ["tiny", "other"]
+    entry = set_schedule(load_params(), "tiny-quick", "0 3 * * *")  # asked for by name: it gets one
+    assert entry == next(e for e in read_entries() if e.audit == "tiny-quick")
+    # Merged, not copied: a change of what they have in common reaches it.
+    assert yaml.safe_load(Path("prefect.yaml").read_text())["deployments"][2]["entrypoint"] == "flows.audit.audit"
+    assert Path("prefect.yaml").read_text().count("flows.audit.audit") == 1
+
+
+def test_the_next_start_is_reckoned_in_the_schedules_zone(here):
+    entry = set_schedule(load_params(), "tiny", "0 3 * * 1", "Asia/Kolkata")
+    start = entry.next_start()
+    assert start is not None and start > datetime.now(UTC)
+    in_utc = start.astimezone(UTC)
+    assert (in_utc.strftime("%a"), in_utc.hour, in_utc.minute) == ("Sun", 21, 30)
+
+
+def test_without_a_server_schedules_are_listed(here):
+    set_schedule(load_params(), "tiny", "0 3 * * 1")
+    [row] = overview(load_params(), read_entries(), None)
+    assert (row.last, row.verdict, row.waits) == ("never", "no verdict yet", "")
+    assert row.next_start is not None
+
+
+def test_a_server_takes_it_as_it_is_written(here, prefect_server, monkeypatch):
+    from prefect.client.orchestration import get_client
+
+    params = load_params()
+    text = (here / "prefect.yaml").read_text().replace("name: faded   ", "name: taken   ")
+    (here / "prefect.yaml").write_text(text.replace("name: tiny", "name: mine"))  # names of this test alone
+    assert [entry.pool for entry in read_entries()] == ["taken"]
+    assert apply(read_entries()) == []
+    with get_client(sync_client=True) as client:
+        pool = client.read_work_pool("taken")
+        assert (pool.type, pool.concurrency_limit) == ("process", 1)
+        deployment = client.read_deployment_by_name("audit/mine")
+        assert deployment.parameters == {"audits": ["tiny"]}
+        assert deployment.entrypoint == "flows.audit.audit"
+        assert [schedule.active for schedule in deployment.schedules] == [False]
+        assert deployment.pull_steps == [
+            {"prefect.deployments.steps.set_working_directory": {"directory": str(here.resolve())}}
+        ]
+        assert deployment.global_concurrency_limit is not None and deployment.global_concurrency_limit.limit == 1
+        assert deployment.concurrency_options is not None
+        assert deployment.concurrency_options.collision_strategy.value == "ENQUEUE"
+
+        # Applied once more, after an edit: the schedule is changed, nothing is there twice.
+        set_schedule(params, "tiny", "0 5 * * *", "Europe/Berlin")
+        apply(read_entries())
+        [schedule] = client.read_deployment_by_name("audit/mine").schedules
+        assert schedule.active
+        assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 5 * * *", "Europe/Berlin")
+        automations = client.read_automations_by_name("taken: dead runs")
+        assert len(automations) == 1
+        assert str(deployment.id) in str(automations[0].trigger.match_related)
+        ensure_automations(client, "taken", [deployment.id], None)
+        assert [a.id for a in client.read_automations_by_name("taken: dead runs")] == [automations[0].id]
+
+        # An entry that is gone: its deployment starts nothing any more, and its history stays.
+        document = yaml.safe_load((here / "prefect.yaml").read_text())
+        renamed = document["deployments"][0] | {"name": "my-renamed"}
+        (here / "prefect.yaml").write_text(yaml.safe_dump({**document, "deployments": [renamed]}))
+        assert apply(read_entries()) == ["deployment mine is not in prefect.yaml any more: its schedules are paused"]
+        assert client.read_deployment_by_name("audit/mine").paused
+        assert not client.read_deployment_by_name("audit/my-renamed").paused
+
+    other = make_workspace(here.parent / "other", toys=True)
+    shutil.copy(here / "prefect.yaml", other.path)
+    monkeypatch.chdir(other.path)
+    with pytest.raises(UsageError, match=r"belongs to another workspace .*toys on .*give this one's another name"):
+        apply(read_entries())
+    (other.path / "prefect.yaml").write_text((here / "prefect.yaml").read_text().replace("taken", "free"))
+    with pytest.raises(
+        UsageError, match=r"audit/my-renamed of this .* runs in work pool 'taken', not 'free': give it an"
+    ):
+        apply(read_entries())

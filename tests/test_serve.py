@@ -1,0 +1,379 @@
+"""`faded serve`: what it starts lives and dies with it, and what was interrupted goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import httpx
+import psutil
+import pytest
+from rich.console import Console
+
+import flows.serve
+from flows.automations import ensure_automations
+from flows.processes import end_leftovers
+from flows.schedule import add_missing, apply, read_entries
+from flows.serve import RECORDS, Kept, go_on_with_interrupted, serve
+from flows.server import RECORD, free_port, long_lived_server, served_api
+from stages.errors import InfrastructureError, UsageError
+from stages.params import load_params
+from tests.test_kill import all_gone, family, running
+from tests.workspace import STAGES, Workspace
+
+ALL = [f"{stage}@tiny" for stage in STAGES]
+
+
+@pytest.fixture
+def here(toys, monkeypatch) -> Workspace:
+    monkeypatch.chdir(toys.path)
+    add_missing(load_params())
+    return toys
+
+
+def use_pool(name: str) -> None:
+    """Give the workspace's work pool and deployment a name of their own: the tests share a server."""
+    path = Path("prefect.yaml")
+    text = path.read_text().replace("name: faded\n      job", f"name: {name}\n      job")
+    path.write_text(text.replace("name: tiny\n", f"name: {name}\n"))
+    assert [(entry.name, entry.pool) for entry in read_entries()] == [(name, name)]
+
+
+def test_a_child_that_keeps_dying_is_started_after_longer_and_longer_waits(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(flows.serve.time, "monotonic", lambda: now)
+    ended: list[str] = []
+
+    class Dead:
+        def poll(self):
+            return 3
+
+    @contextlib.contextmanager
+    def start() -> Iterator[Any]:
+        yield Dead()
+        ended.append("ended")
+
+    kept = Kept("worker", start)
+    waits = []
+    for _ in range(9):
+        kept.start()
+        assert kept.died() == 3
+        assert kept.died() is None  # told once
+        began = now
+        while not kept.due():
+            now += 1
+        waits.append(now - began)
+    assert waits[:4] == [2, 4, 8, 16] and waits[-1] == 60
+    assert len(ended) == 9  # its remains are cleared away each time
+    kept.start()
+    now += 1000
+    assert kept.died() == 3
+    now += 1
+    assert kept.due()  # it had lived long: no long wait
+
+
+def test_a_second_one_in_the_same_workspace_is_refused(here):
+    Path(".faded").mkdir(exist_ok=True)
+    with Path(".faded/serve.lock").open("w") as lock:
+        lock.write("4711")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match=r"runs in .*toys already \(process 4711\): one is enough"):
+            serve(load_params(), Console())
+
+
+def test_a_configured_server_that_is_not_there_is_told(here):
+    done = here.faded("serve", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 3
+    assert "http://127.0.0.1:9/api (PREFECT_API_URL) does not answer" in done.stdout
+
+
+def test_only_the_living_server_of_the_workspace_is_found(here, prefect_server):
+    RECORD.parent.mkdir(exist_ok=True)
+    assert served_api() is None
+    me = psutil.Process()
+    good = {"url": prefect_server, "pid": me.pid, "started": me.create_time()}
+    RECORD.write_text(json.dumps(good))
+    assert served_api() == prefect_server
+    for bad in (
+        good | {"started": me.create_time() - 1},  # the id was given to another process
+        good | {"pid": 2**22 - 1},
+        good | {"url": "http://127.0.0.1:9/api"},
+        {"url": prefect_server},
+        [],
+    ):
+        RECORD.write_text(json.dumps(bad))
+        assert served_api() is None
+    RECORD.write_text('{"url": "ht')
+    assert served_api() is None
+
+
+def test_an_audit_does_not_take_the_children_of_serve_for_leftovers(here):
+    from flows.processes import child
+
+    with child("worker", ["http.server", "0"], dict(os.environ), subprocess.DEVNULL, records=RECORDS) as process:
+        code = "from flows.heal import heal; print(heal())"
+        done = here.run([os.fspath(Path(here.env["PATH"].split(os.pathsep)[0]) / "python"), "-c", code])
+        assert done.stdout.strip() == "[]"
+        assert process.poll() is None
+    assert end_leftovers(RECORDS) == []
+
+
+def test_runs_whose_worker_is_gone_go_on_but_not_for_ever(here, prefect_server):
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelling, Completed, Running, Suspended
+
+    use_pool("interrupted")
+    apply(read_entries())
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("audit/interrupted").id
+
+        def run(*states: Any) -> UUID:
+            made = client.create_flow_run_from_deployment(deployment)
+            for state in states:
+                client.set_flow_run_state(made.id, state, force=True)
+            return made.id
+
+        cut_off, cancelled = run(Running()), run(Running(), Cancelling())
+        hopeless = run(*[Running(), Suspended()] * 4, Running())
+        others = {run(Running(), Suspended()): "Suspended", run(Running(), Completed()): "Completed"}
+        others[run()] = "Scheduled"
+        told = go_on_with_interrupted("interrupted")
+        names = {i: client.read_flow_run(i).state.name for i in [cut_off, cancelled, hopeless, *others]}
+        assert names == {cut_off: "AwaitingRetry", cancelled: "Cancelled", hopeless: "Crashed"} | others
+        assert sorted("goes on" in line for line in told) == [False, True]
+        assert go_on_with_interrupted("interrupted") == []
+
+
+def wait(what: Callable[[], Any], limit: float, log: Path) -> Any:
+    """Wait until something is true, at most so many seconds; else show the log."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(log.read_text())
+
+
+@contextlib.contextmanager
+def client_of(api: str) -> Iterator[Any]:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        yield client
+
+
+class Served:
+    """`faded serve` in a workspace, and its server asked as anybody would."""
+
+    def __init__(self, workspace: Workspace, **env: str) -> None:
+        self.workspace, self.log = workspace, workspace.path / ".faded-test.log"
+        self.log.write_text("")
+        self.process = workspace.start("serve", "--port", str(free_port()), PREFECT_WORKER_QUERY_SECONDS="1", **env)
+        wait(lambda: "Ctrl-C" in self.log.read_text() or self.process.poll() is not None, 300, self.log)
+        assert self.process.poll() is None, self.log.read_text()
+        record = workspace.path / RECORD
+        self.api = env.get("PREFECT_API_URL") or json.loads(record.read_text())["url"]
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def run(self) -> UUID:
+        """Start the deployment of the audit, as its schedule would."""
+        with client_of(self.api) as client:
+            return client.create_flow_run_from_deployment(client.read_deployment_by_name("audit/tiny").id).id
+
+    def ended(self, run: UUID) -> Any:
+        """Its last state, once there is one."""
+        with client_of(self.api) as client:
+
+            def last() -> Any:
+                state = client.read_flow_run(run).state
+                return state if state.is_final() else None
+
+            return wait(last, 200, self.workspace.path / ".faded/logs/worker.log")
+
+    def everyone(self) -> list[psutil.Process]:
+        return [psutil.Process(self.process.pid), *family(self.process)]
+
+
+@pytest.fixture
+def served(here) -> Iterator[Served]:
+    with Served(here) as served:
+        yield served
+
+
+def change_gate(workspace: Workspace, most: float) -> None:
+    """Make the last stage stale, and no other."""
+    params = workspace.params()
+    params["repairs"]["tiny"]["gates"] = {"newly_failing": {"max": most}}
+    workspace.write_params(params)
+
+
+@pytest.mark.slow
+def test_it_serves_recurring_audits_to_this_machine_only(here, served):
+    told = served.log.read_text()
+    assert served.api.removesuffix("/api") in told and "Review pages:" in told and "tiny" in told
+
+    # The same audit twice: the second time nothing has changed, and it says so.
+    first = served.ended(served.run())
+    assert (first.name, here.executed()) == ("Completed", ALL)
+    second = served.ended(served.run())
+    assert second.name == "Completed" and "nothing changed; last verdict: pass" in second.message
+    assert here.executed() == []
+    assert "completed" in here.faded("schedules").stdout
+
+    # A schedule is applied while it runs.
+    done = here.faded("schedule", "tiny", "--cron", "0 3 * * 1", "--timezone", "Europe/Berlin")
+    assert f"applied to {served.api}" in done.stdout
+    with client_of(served.api) as client:
+        [schedule] = client.read_deployment_by_name("audit/tiny").schedules
+    assert schedule.active and schedule.schedule.timezone == "Europe/Berlin"
+
+    # Pages of other sites have no say.
+    assert httpx.get(f"{served.api}/health", headers={"Host": "example.org"}).status_code == 400
+    assert httpx.post(f"{served.api}/flow_runs/filter", json={}).status_code == 403
+    asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in httpx.options(f"{served.api}/flow_runs/", headers=asked).headers
+    assert {c.laddr.ip for p in served.everyone() for c in p.net_connections() if c.status == "LISTEN"} == {"127.0.0.1"}
+
+    # A command uses the same server, and one of its own again when that is gone.
+    change_gate(here, 0.5)
+    done = here.faded("audit")
+    assert done.returncode == 0, done.stdout
+    with client_of(served.api) as client:
+        assert len([run for run in client.read_flow_runs() if run.deployment_id is None]) == 1
+    assert "already" in here.faded("serve").stdout  # a second one is refused
+    processes = served.everyone()
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(timeout=60) == 0
+    assert all_gone(processes[1:])
+    assert not (here.path / RECORD).exists()
+    assert "Traceback" not in served.log.read_text()
+    change_gate(here, 0.4)
+    done = here.faded("audit")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_killed_it_leaves_no_process_and_started_again_the_same_run_goes_on(here, served):
+    here.toy(re_evaluate__tiny={"sleep": 600})
+    cut_off = served.run()
+    running("-m stages.re_evaluate", here)
+    processes = served.everyone()
+    assert len(processes) >= 6  # itself, the server, the worker, the flow run, dvc, the stage
+    served.process.kill()
+    served.process.wait()
+    assert all_gone(processes[1:])
+    assert here.executed() == ALL
+    here.toy()
+    with Served(here) as again:
+        assert "was interrupted and goes on" in again.log.read_text()
+        assert again.ended(cut_off).name == "Completed"
+        assert here.executed() == ["re_evaluate@tiny"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_takes_its_run_along_and_another_goes_on_with_it(here, served):
+    here.toy(re_evaluate__tiny={"sleep": 600})
+    cut_off = served.run()
+    running("-m stages.re_evaluate", here)
+    here.toy()
+    [worker] = [process for process in served.everyone() if "worker start" in " ".join(process.cmdline())]
+    below = worker.children(recursive=True)
+    assert below
+    worker.kill()
+    assert all_gone(below)
+    assert served.ended(cut_off).name == "Completed"
+    assert here.executed() == [*ALL, "re_evaluate@tiny"]
+    assert "the worker ended" in served.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_with_its_worker_is_found_dead_and_the_next_one_goes_on(here):
+    log = here.path / ".faded/logs/worker.log"
+    with contextlib.ExitStack() as life:
+        port = free_port()
+        api = f"http://127.0.0.1:{port}/api"
+        life.enter_context(long_lived_server(port, RECORDS))
+        client = life.enter_context(client_of(api))
+        apply(read_entries())
+        deployment = client.read_deployment_by_name("audit/tiny").id
+        ensure_automations(client, "faded", [deployment], None, timedelta(seconds=45))  # heartbeats come every 30
+        here.toy(discover__tiny={"sleep": 600})
+
+        def state(run: UUID) -> Any:
+            return client.read_flow_run(run).state
+
+        with flows.serve._worker("faded", api) as worker:
+            cut_off = client.create_flow_run_from_deployment(deployment).id
+            running("-m stages.discover", here)
+            below = psutil.Process(worker.pid).children(recursive=True)
+            # Heartbeats keep it from being taken for dead, longer than the silence that would count as death.
+            wait(lambda: client.read_flow_run(cut_off).estimated_run_time > timedelta(seconds=70), 150, log)
+            assert state(cut_off).is_running()
+            worker.kill()
+            assert all_gone(below)
+        wait(lambda: state(cut_off).is_crashed(), 150, log)
+        assert "no sign of life for 45 s" in state(cut_off).message
+
+        here.toy()
+        with flows.serve._worker("faded", api):
+            following = client.create_flow_run_from_deployment(deployment).id
+            wait(lambda: state(following).is_final(), 200, log)
+        assert state(following).is_completed()
+        assert here.executed().count("prepare@tiny") == 1
+
+
+def test_a_server_that_does_not_start_is_told_with_its_log(here, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "nonsense")
+    told = r"did not start, see \.faded/logs/prefect-server\.log"
+    with pytest.raises(InfrastructureError, match=told), long_lived_server(free_port(), RECORDS):
+        pass
+    assert Path(".faded/logs/prefect-server.log").read_text()
+
+
+def test_what_goes_wrong_is_told_once_and_what_nobody_foresaw_ends_it():
+    said = io.StringIO()
+    told = flows.serve._Told(Console(file=said, width=200))
+    for error in (UsageError("params.yaml: bad"), UsageError("params.yaml: bad"), httpx.ConnectError("refused")):
+        with told:
+            raise error
+    assert said.getvalue().splitlines() == ["UsageError: params.yaml: bad", "ConnectError: refused"]
+    with pytest.raises(KeyError), told:
+        raise KeyError("a bug")
+    with pytest.raises(KeyboardInterrupt), told:
+        raise KeyboardInterrupt
+
+
+def test_nobody_deciding_in_time_is_recorded_while_it_runs(here, monkeypatch):
+    import flows.approval
+
+    asked = []
+
+    def expire(params: Any, audit: str) -> Any:
+        asked.append(audit)
+        return SimpleNamespace(reason="nobody decided within 2 hours")
+
+    monkeypatch.setattr(flows.approval, "expire", expire)
+    said = io.StringIO()
+    flows.serve._expire(Console(file=said, width=200))
+    assert asked == ["tiny"]
+    assert "tiny: nobody decided in time, recorded as a rejection (nobody decided within 2" in said.getvalue()

@@ -1,0 +1,414 @@
+"""A deployed audit waits for a person without a process: against a real Prefect server, on toy stages."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow_sync
+from prefect.states import Pending
+from rich.console import Console
+
+import flows.audit
+from flows.approval import REQUESTS, Request, choose, decide, read_modes, read_request, wake
+from flows.run import run_audits
+from stages.decisions import Decision, landscape_hash, read_chain, record_decision, standing
+from stages.errors import AlreadyDecided
+from stages.params import load_params
+from tests.workspace import ROOT, STAGES, Workspace, audit_params, make_workspace
+
+ALL = [f"{stage}@tiny" for stage in STAGES]
+BEFORE, AFTER = ALL[:3], ALL[3:]
+
+
+@pytest.fixture(scope="module")
+def client(prefect_server) -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+@dataclass
+class Deployment:
+    """An audit's deployment in a workspace of toys whose decisions a person makes."""
+
+    client: SyncPrefectClient
+    toys: Workspace
+    id: UUID
+    told: list[tuple[str, ...]]
+
+    def start(self, **parameters: object) -> UUID:
+        return self.client.create_flow_run_from_deployment(self.id, parameters=parameters).id
+
+    def execute(self, run: UUID) -> FlowRun:
+        """Do as a worker's child process does, within this process, which has paid for its imports."""
+        self.client.set_flow_run_state(run, Pending())
+        flow_run = self.client.read_flow_run(run)
+        with contextlib.suppress(Pause):
+            run_flow_sync(flows.audit.audit, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
+        return self.read(run)
+
+    def read(self, run: UUID) -> FlowRun:
+        return self.client.read_flow_run(run)
+
+    def run(self) -> FlowRun:
+        return self.execute(self.start())
+
+    def answer(self, run: FlowRun, **form: object) -> str | None:
+        """Fill in the form as Prefect's page does; return why it was refused."""
+        given = {"decision": "approve", "reviewer": "Ada", "repair": ["M1"], **form}
+        response = self.client.resume_flow_run(run.id, run_input=given)
+        return getattr(response.details, "reason", None)
+
+    def form(self, run: FlowRun) -> tuple[dict, str]:
+        """The schema and the description of the form that the run is suspended with."""
+        keys = run.state.state_details.run_input_keyset
+        schema, text = (
+            self.client.request("GET", "/flow_runs/{id}/input/{key}", path_params={"id": run.id, "key": keys[what]})
+            for what in ("schema", "description")
+        )
+        return schema.json(), text.json()
+
+
+@pytest.fixture(scope="module")
+def waiting_toys(prefect_server, tmp_path_factory) -> Workspace:
+    """A workspace whose audit has come as far as its landscape."""
+    toys = make_workspace(tmp_path_factory.mktemp("waiting") / "toys", toys=True)
+    ask_a_person(toys)
+    done = toys.faded("audit", PREFECT_API_URL=prefect_server)
+    assert done.returncode == 0 and "faded review tiny" in done.stdout, done.stdout
+    assert toys.executed() == BEFORE
+    return toys
+
+
+@pytest.fixture
+def deployment(waiting_toys, tmp_path, client, monkeypatch) -> Deployment:
+    toys = waiting_toys.copy(tmp_path / "toys")
+    monkeypatch.chdir(toys.path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "planted", raising=False)  # that of another workspace
+    monkeypatch.setattr(flows.audit.reproduce, "retry_delay_seconds", 0)
+    told: list[tuple[str, ...]] = []
+    on_notification(monkeypatch, lambda *event: told.append(event))
+    return Deployment(client, toys, create(client, tmp_path.name), told)
+
+
+def create(client: SyncPrefectClient, name: str, **where: Any) -> UUID:
+    flow = client.create_flow_from_name("audit")
+    return client.create_deployment(
+        flow, name, parameters={"audits": ["tiny"]}, entrypoint="flows.audit.audit", path=".", **where
+    )
+
+
+def on_notification(monkeypatch: pytest.MonkeyPatch, do: Callable[..., object]) -> None:
+    monkeypatch.setitem(sys.modules, "flows.notify", SimpleNamespace(notify=do))
+
+
+def ask_a_person(toys: Workspace, **feedback: object) -> None:
+    params = toys.params()
+    params["repairs"]["tiny"]["feedback"] = {"policy": "wait", **feedback}
+    toys.write_params(params)
+
+
+def suspended(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_paused() and run.state.name == "Suspended"
+
+
+def let_the_time_pass() -> None:
+    past = datetime.now(UTC) - timedelta(hours=3)
+    late = read_request("tiny").model_copy(update={"asked": past, "expires": past + timedelta(hours=2)})
+    (REQUESTS / "tiny.json").write_text(late.model_dump_json())
+
+
+def made(**changes: object) -> Decision:
+    said = {
+        "landscape": landscape_hash("tiny"),
+        "reviewer": "Ada",
+        "approve": True,
+        "modes": choose(read_modes("tiny")),
+    }
+    return Decision(**{**said, **changes})
+
+
+def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
+    run = deployment.run()
+    assert suspended(run), run.state
+    assert run.state.state_details.pause_timeout is None
+    assert [event[:2] for event in deployment.told] == [("needs decision", "tiny")]
+    schema, text = deployment.form(run)
+    assert schema["properties"]["repair"]["items"]["enum"] == ["M1", "M2"]
+    assert schema["properties"]["repair"]["default"] == ["M1"]
+    assert {"decision", "reviewer"} <= set(schema["required"])
+    assert "faded review tiny" in text and "50% (40% to 60%)" in text and "not measured" in text
+
+    assert deployment.answer(run, reviewer=" ") is not None
+    assert deployment.answer(run, repair=["M7"]) is not None
+    assert deployment.answer(run, reason="for {{ the }} release") is None
+    run = deployment.execute(run.id)
+    assert run.state.is_completed(), run.state
+    assert run.state.message.startswith("tiny: pass") and run.state.message.endswith("re_evaluate/report.html")
+    assert deployment.toys.executed() == AFTER
+    [kept] = read_chain("tiny")
+    assert (kept.decision.reviewer, kept.decision.via, kept.decision.approve) == ("Ada", "prefect", True)
+    assert kept.decision.reason == "for {{ the }} release"
+    assert [mode.action for mode in kept.decision.modes] == ["repair", "ignore"]
+    assert read_request("tiny") is None
+
+    again = deployment.run()
+    assert again.state.is_completed() and again.state.message.startswith("nothing changed; last verdict: pass")
+    assert deployment.toys.executed() == []
+
+
+def test_the_command_wakes_the_run_and_a_second_decision_is_refused(deployment):
+    toys, run = deployment.toys, deployment.run()
+    done = toys.faded("approve", "tiny", "--repair", "M2", "--accept", "M1")  # no API is configured for it
+    assert done.returncode == 0, done.stdout
+    assert "Ada Tester approved (accept M1, repair M2)" in done.stdout
+    assert f"flow run {run.name} goes on" in done.stdout and "commit it" in done.stdout
+    with pytest.raises(AlreadyDecided, match="Ada Tester approved"):
+        decide(load_params(), "tiny", made(reviewer="Bob"), "page")
+
+    run = deployment.execute(run.id)
+    assert run.state.is_completed(), run.state
+    assert toys.executed() == AFTER
+    [kept] = read_chain("tiny")
+    assert kept.decision.via == "command"
+
+
+def test_several_reviewers_are_asked_one_after_the_other(deployment):
+    ask_a_person(deployment.toys, reviewers=2)
+    run = deployment.run()
+    assert deployment.answer(run, reviewer="Ada") is None
+    run = deployment.execute(run.id)
+    assert suspended(run)
+    assert "approved so far: Ada" in deployment.form(run)[1]
+    # Changing one's mind needs --revise: told, and asked again.
+    assert deployment.answer(run, reviewer="ada", decision="reject") is None
+    run = deployment.execute(run.id)
+    assert suspended(run)
+    assert "not taken:** Ada approved" in deployment.form(run)[1]
+    assert len(read_chain("tiny")) == 1
+
+    _kept, said = decide(load_params(), "tiny", made(reviewer="Bob"), "page")
+    assert said == [f"the suspended flow run {run.name} goes on"]
+    assert deployment.read(run.id).state.is_scheduled()
+    assert len(deployment.told) == 3
+
+
+def test_no_second_run_starts_while_one_waits(deployment):
+    first = deployment.run()
+    second = deployment.run()
+    assert second.state.is_completed() and second.state.name == "Skipped"
+    assert "skipped: tiny waits for a decision since" in second.state.message
+    assert first.name in second.state.message and "faded review tiny" in second.state.message
+    assert suspended(deployment.read(first.id)) and deployment.toys.executed() == []
+
+    # Decided where no server could be told: the next run does it, and wakes the first, which finds nothing to do.
+    record_decision(load_params(), "tiny", made(), "file")
+    third = deployment.run()
+    assert third.state.is_completed() and deployment.toys.executed() == AFTER
+    assert deployment.read(first.id).state.is_scheduled()
+    first = deployment.execute(first.id)
+    assert first.state.message.startswith("nothing changed")
+    assert deployment.toys.executed() == []
+
+
+def test_a_run_that_waits_on_a_landscape_that_is_gone_is_cancelled(deployment):
+    first, gone = deployment.run(), landscape_hash("tiny")
+    with (deployment.toys.path / "stages/summarize.py").open("a") as code:
+        code.write("# changed\n")
+    assert run_audits(load_params(), ["tiny"], "threads", Console(file=io.StringIO())) == 0
+    assert landscape_hash("tiny") != gone
+    second = deployment.run()
+    assert suspended(second)
+    assert deployment.read(first.id).state.is_cancelled()
+    assert f"landscape {gone} of tiny is no longer the present one" in deployment.read(first.id).state.message
+
+
+def test_a_decision_made_while_the_run_is_being_suspended_is_not_missed(deployment, monkeypatch):
+    on_notification(monkeypatch, lambda *_event: record_decision(load_params(), "tiny", made(), "page"))
+    run = deployment.run()
+    assert run.state.is_scheduled(), run.state
+
+
+def test_time_out_is_a_rejection_that_can_be_revised(deployment):
+    ask_a_person(deployment.toys, timeout_hours=2)
+    first = deployment.run()
+    request = read_request("tiny")
+    assert request.expires - request.asked == timedelta(hours=2)
+    assert abs(first.state.state_details.pause_timeout - request.expires) < timedelta(minutes=2)
+
+    let_the_time_pass()
+    with pytest.raises(AlreadyDecided, match=r"nobody rejected landscape .* \(time-out\)"):
+        decide(load_params(), "tiny", made(), "command")
+    [kept] = read_chain("tiny")
+    assert (kept.decision.via, kept.decision.approve) == ("time-out", False)
+    assert "nobody decided within 2 hours" in kept.decision.reason
+    deployment.toys.toy(collect_feedback__tiny={"exit": 1})  # as the real one ends then
+    run = deployment.execute(first.id)  # woken by the rejection
+    assert run.state.is_failed() and run.state.message.startswith("gate failed: ")
+    assert deployment.told[-1][0] == "gate failed"
+
+    decide(load_params(), "tiny", made(), "page", revise=True)
+    assert standing(load_params(), "tiny").rejection is None
+
+
+def test_the_server_gives_up_at_the_deadline_and_the_next_run_records_it(deployment, monkeypatch):
+    ask_a_person(deployment.toys, timeout_hours=2)
+    monkeypatch.setattr(Request, "seconds_left", 1)
+    run = deployment.run()
+    while run.state.state_details.pause_timeout > datetime.now(UTC):
+        time.sleep(0.05)
+    deployment.answer(run)
+    assert deployment.read(run.id).state.is_failed()
+
+    let_the_time_pass()
+    deployment.toys.toy(collect_feedback__tiny={"exit": 1})
+    assert deployment.run().state.message.startswith("gate failed: ")
+    assert [kept.decision.reviewer for kept in read_chain("tiny")] == ["nobody"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ({"re_evaluate__tiny": {"passed": False}}, "gate failed: tiny: FAIL"),
+        ({"restructure__tiny": {"exit": 2}}, "broken: restructure@tiny refuses its input"),
+    ],
+)
+def test_a_run_that_did_not_pass_ends_as_failed_and_tells(deployment, behaviour, message):
+    record_decision(load_params(), "tiny", made(), "file")
+    deployment.toys.toy(**behaviour)
+    run = deployment.run()
+    assert run.state.is_failed() and run.state.message.startswith(message)
+    kind = message.partition(":")[0]
+    [told] = deployment.told
+    assert told[:2] == (kind, "tiny") and run.state.message == f"{kind}: {told[2]}"
+
+
+def test_bad_parameters_end_as_broken(deployment):
+    (deployment.toys.path / "params.yaml").write_text("audits: {}\n")
+    run = deployment.run()
+    assert run.state.is_failed() and run.state.message.startswith("broken: 2 error(s) in params.yaml")
+    assert [event[:2] for event in deployment.told] == [("broken", "tiny")]
+
+
+@pytest.mark.slow
+def test_other_audits_of_the_workspace_go_on(deployment):
+    toys, params = deployment.toys, deployment.toys.params()
+    params["audits"]["other"] = audit_params()
+    toys.write_params(params)
+    shutil.copytree("data/tiny/inputs", "data/other/inputs")
+    first = deployment.run()
+    both = deployment.start(audits=["tiny", "other"])
+    run = deployment.execute(both)
+    assert suspended(deployment.read(first.id))
+    assert run.state.is_completed(), run.state
+    assert run.state.message.startswith("other: pass") and "; skipped: tiny waits" in run.state.message
+    assert toys.executed() == [f"{stage}@other" for stage in STAGES[:3]]
+
+
+class Worker:
+    """`prefect worker start`, in a session of its own, to be killed."""
+
+    def __init__(self, pool: str, api: str, folder: Path) -> None:
+        env = {**os.environ, "PREFECT_API_URL": api, "PREFECT_HOME": str(folder / "prefect")}
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+        folder.mkdir(exist_ok=True)
+        self._log = (folder / "worker.log").open("ab")
+        self._process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=self._log, stderr=self._log, start_new_session=True
+        )
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+def until(ready: Callable[[], Any], limit: float = 120.0) -> Any:
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        if found := ready():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{ready} never came true")
+
+
+def at_work_in(toys: Workspace) -> list[str]:
+    """Command lines of the other processes that work in the workspace."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(toys.path):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def by_form(deployment: Deployment, run: FlowRun) -> None:
+    assert until(lambda: deployment.answer(run) is None)
+
+
+def by_command(deployment: Deployment, run: FlowRun) -> None:
+    done = deployment.toys.faded("approve", "tiny", "--reviewer", "Ada", "--repair", "M1")
+    assert done.returncode == 0 and f"{run.name} goes on" in done.stdout, done.stdout
+
+
+def by_page(deployment: Deployment, run: FlowRun) -> None:
+    record_decision(load_params(), "tiny", made(), "page")
+    assert wake(load_params(), "tiny") == [f"the suspended flow run {run.name} goes on"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "via"), [(by_form, "prefect"), (by_command, "command"), (by_page, "page")])
+def test_suspended_killed_approved_and_gone_on_by_another_worker(
+    toys, client, prefect_server, tmp_path, monkeypatch, way, via
+):
+    ask_a_person(toys)
+    monkeypatch.chdir(toys.path)
+    pool = client.create_work_pool(WorkPoolCreate(name=tmp_path.name, type="process")).name
+    id_ = create(client, pool, work_pool_name=pool, job_variables={"working_dir": str(toys.path), "env": worker_env()})
+    deployment = Deployment(client, toys, id_, [])
+    run = deployment.read(deployment.start())
+    worker = Worker(pool, prefect_server, tmp_path / "first")
+    try:
+        until(lambda: suspended(deployment.read(run.id)))
+        # Nothing of it holds memory while it waits.
+        until(lambda: at_work_in(toys) == [])
+    finally:
+        worker.kill()
+    assert toys.executed() == BEFORE
+
+    way(deployment, run)
+    worker = Worker(pool, prefect_server, tmp_path / "second")
+    try:
+        run = until(lambda: (now := deployment.read(run.id)).state.is_final() and now)
+    finally:
+        worker.kill()
+    assert run.state.is_completed() and run.state.message.startswith("tiny: pass"), run.state
+    assert toys.executed() == AFTER
+    [kept] = read_chain("tiny")
+    assert (kept.decision.reviewer, kept.decision.via) == ("Ada", via)
+    second = toys.faded("reject", "tiny", "--reason", "too late")
+    assert second.returncode == 2 and "a second decision is refused" in second.stdout
+
+
+def worker_env() -> dict[str, str]:
+    """So that runs find this repository's flows and this interpreter's tools."""
+    return {"PYTHONPATH": str(ROOT), "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
