@@ -7,9 +7,10 @@ Every class is also a builtin error, so that library users need not know Faded t
 
 from __future__ import annotations
 
+import difflib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,12 @@ class NoLearningError(FadedError, RuntimeError):
     """An agent made no gradient update: its policy says nothing and must not be published."""
 
     exit_code = Exit.USAGE
+
+
+def did_you_mean(word: Any, known: Iterable[Any]) -> str:
+    """The end of a message about an unknown word: the known one that looks like it, if one does."""
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

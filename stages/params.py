@@ -16,8 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stages.concepts import Level
-from stages.concepts.catalogue import _hint
-from stages.errors import UsageError, known_keys
+from stages.errors import UsageError, did_you_mean, known_keys
 from stages.tasks.contract import Compute, Task, TaskContext
 
 DATA = Path("data")
@@ -284,7 +283,7 @@ class Params(Strict):
         """One audit by name; a UsageError names the ones there are."""
         if name not in self.audits:
             raise UsageError(
-                f"no audit {name!r} in params.yaml, found: {', '.join(self.audits)}{_hint(name, self.audits)}"
+                f"no audit {name!r} in params.yaml, found: {', '.join(self.audits)}{did_you_mean(name, self.audits)}"
             )
         return self.audits[name]
 
@@ -325,9 +324,8 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
         where = f"{prefix}.{where}".strip(".")
         if item["type"] == "extra_forbidden":
             known = known_keys(model, item["loc"][:-1])
-            lines.append(
-                f"{where}: unknown key{_hint(str(item['loc'][-1]), known)}; expected one of {', '.join(sorted(known))}"
-            )
+            hint = did_you_mean(item["loc"][-1], known)
+            lines.append(f"{where}: unknown key{hint}; expected one of {', '.join(sorted(known))}")
         elif item["type"] == "missing":
             lines.append(f"{where}: missing")
         else:

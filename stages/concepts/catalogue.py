@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stages.concepts.space import Concept, ConceptSpace, Level
+from stages.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Change:
         """What is wrong with a level, or None."""
         if self.choices:
             known = f"not one of {', '.join(self.choices)}"
-            return None if level in self.choices else f"level {level!r} is {known}{_hint(level, self.choices)}"
+            return None if level in self.choices else f"level {level!r} is {known}{did_you_mean(level, self.choices)}"
         if isinstance(level, bool) or not isinstance(level, int | float) or not math.isfinite(level):
             return f"level {level!r} is not a number"
         if not self.low <= level <= self.high:
@@ -45,17 +45,12 @@ class Change:
         return None
 
 
-def _hint(found: Any, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(found), list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
 def check_levels(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, Change]) -> list[str]:
     """Say what is wrong with the `concepts:` of an audit, one line each; empty if nothing is."""
     errors = []
     for name, values in levels.items():
         if name not in catalogue:
-            hint = _hint(name, catalogue)
+            hint = did_you_mean(name, catalogue)
             errors.append(f"concepts.{name}: unknown concept{hint}; known: {', '.join(catalogue)}")
             continue
         errors += [f"concepts.{name}: {error}" for value in values if (error := catalogue[name].error(value))]

@@ -19,9 +19,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from stages.concepts.catalogue import _hint
 from stages.concepts.space import Concept, ConceptSpace
-from stages.errors import UsageError
+from stages.errors import UsageError, did_you_mean
 from stages.params import COLUMNS
 from stages.tasks.sources import local_file
 
@@ -165,7 +164,7 @@ def _template_errors(template: str, slots: Sequence[str]) -> Iterator[str]:
         if form or conversion:
             yield f"has a format or conversion in {{{name}}}, a slot is a name alone"
         elif name not in slots:
-            yield f"has an unknown slot {{{name}}}{_hint(name.strip(), slots)}; {expected}"
+            yield f"has an unknown slot {{{name}}}{did_you_mean(name.strip(), slots)}; {expected}"
     yield from (f"has {{{slot}}} {names.count(slot)} times; {expected}" for slot in slots if names.count(slot) > 1)
     yield from (f"lacks {{{slot}}}; {expected}" for slot in slots if slot not in names)
 
