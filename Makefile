@@ -2,8 +2,10 @@
 #
 #   AUDIT="mnist imagenet"   which audits (default: the first of params.yaml)
 #   PYTHON=python3.12        which Python to make .venv with (3.11 or newer)
+#   JOBS=8                   tests at once (default: 2)
 
 AUDIT ?=
+JOBS ?= 2
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
@@ -29,7 +31,7 @@ report: .venv/.audit ## Open the report of the last audit
 	@$(BIN)/faded report $(firstword $(AUDIT))
 
 test: .venv/.dev $(ALL_PACKAGES) ## Run the quick tests
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses $(JOBS) --dist loadfile
 
 test-slow: .venv/.dev $(ALL_PACKAGES) ## Run the slow tests (kills at random moments)
 	@$(BIN)/python -m pytest -m slow

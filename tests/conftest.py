@@ -9,6 +9,8 @@ import pytest
 
 from tests.workspace import Workspace, make_workspace
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # two tests at once with two threads each keep each other waiting
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
