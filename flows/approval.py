@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from stages.environment import WORK
-from stages.errors import AlreadyDecided, UsageError
+from stages.errors import UsageError
 from stages.files import read_json, stage_dir
 from stages.params import Params
 
@@ -86,18 +87,21 @@ def open_request(params: Params, audit: str, run: tuple[str, str] | None = None)
         run: id and API URL of a flow run that is going to be suspended on it.
     """
     from stages.decisions import landscape_hash
+    from stages.decisions.files import recording
 
-    present, before = landscape_hash(audit), read_request(audit)
-    asked = before.asked if before is not None and before.landscape == present else _now()
-    hours = params.repair(audit).feedback.timeout_hours
-    request = Request(
-        landscape=present,
-        asked=asked,
-        expires=None if hours is None else asked + timedelta(hours=hours),
-        # Runs that wait on an earlier landscape are kept, for somebody has to end them.
-        runs={**(before.runs if before is not None else {}), **(dict([run]) if run is not None else {})},
-    )
-    _write(audit, request)
+    with recording(audit):  # a run may be added and the time be looked at by two processes at once
+        present, before = landscape_hash(audit), read_request(audit)
+        asked = before.asked if before is not None and before.landscape == present else _now()
+        hours = params.repair(audit).feedback.timeout_hours
+        request = Request(
+            landscape=present,
+            asked=asked,
+            expires=None if hours is None else asked + timedelta(hours=hours),
+            # Runs that wait on an earlier landscape are kept, for somebody has to end them.
+            runs={**(before.runs if before is not None else {}), **(dict([run]) if run is not None else {})},
+        )
+        if request != before:
+            _write(audit, request)
     return request
 
 
@@ -125,34 +129,42 @@ def deadline(audit: str) -> datetime | None:
 def expire(params: Params, audit: str) -> Recorded | None:
     """Record a rejection if the audit's landscape waited longer than `feedback.timeout_hours`.
 
-    There is no clock that runs meanwhile: whoever looks next records it.
+    There is no clock that runs meanwhile: whoever looks next records it, and notifies whoever is to be told.
 
     Returns:
         What was recorded, None if nothing was to be.
     """
     request = read_request(audit)
-    if request is None or request.landscape is None or request.expires is None or request.expires > _now():
+    if request is None or request.landscape is None:
         return None
-    if needs_decision(params, audit) != request.landscape:
+    landscape = needs_decision(params, audit)
+    if landscape is None or landscape != request.landscape:
         return None
-    from stages.decisions import record_decision
-    from stages.decisions.model import Decision
+    request = open_request(params, audit)  # with the limit of now
+    if request.expires is None or request.expires > _now():
+        return None
+    from stages.decisions import AlreadyDecided, Decision, record_decision
 
     waited = (request.expires - request.asked).total_seconds() / 3600
     reason = f"nobody decided within {waited:g} hours, asked at {_minutes(request.asked)}"
-    no = Decision(
-        landscape=request.landscape, reviewer=NOBODY, reason=reason, approve=False, modes=choose(read_modes(audit))
-    )
+    no = Decision(landscape=landscape, reviewer=NOBODY, reason=reason, approve=False, modes=choose(read_modes(audit)))
     try:
         kept = record_decision(params, audit, no, "time-out")
     except AlreadyDecided:  # at this very moment, by somebody else
         return None
+    _notify(audit, f"{audit} was rejected: {reason}; to decide after all: `faded review {audit} --revise`")
     wake(params, audit)
     return kept.decision
 
 
 def decide(
-    params: Params, audit: str, decision: Decision, via: Via, *, revise: bool = False
+    params: Params,
+    audit: str,
+    decision: Decision,
+    via: Via,
+    *,
+    revise: bool = False,
+    seen: Sequence[str] | None = None,
 ) -> tuple[Kept[Recorded], list[str]]:
     """Record a decision, unless it comes too late, and let go on what waited for it.
 
@@ -162,6 +174,7 @@ def decide(
         decision: what the person said.
         via: how it came in.
         revise: it takes the place of an earlier one.
+        seen: SHA-256 of the decisions that the person was shown, if they were shown any; see `record_decision`.
 
     Returns:
         What was recorded, and in sentences what went on.
@@ -172,31 +185,42 @@ def decide(
     from stages.decisions import record_decision
 
     expire(params, audit)
-    kept = record_decision(params, audit, decision, via, revise=revise)
+    kept = record_decision(params, audit, decision, via, revise=revise, seen=seen)
     return kept, wake(params, audit)
 
 
 def wake(params: Params, audit: str) -> list[str]:
     """Resume flow runs that are suspended on the audit, if its landscape is decided now; called after any decision.
 
+    Runs that are suspended on an earlier landscape, or on an audit that asks nobody any more, are cancelled.
+
     Returns:
-        What was done, in sentences; nothing where no run waits. A server that does not answer is told, not raised: the
-        next run of the audit goes on from the decision just as well.
+        What was done, in sentences; nothing where no run waits. What goes wrong is told, not raised: the decision is
+        recorded, and the next run of the audit goes on from it just as well.
     """
+    try:
+        return _wake(params, audit)
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        return [f"what waits for {audit} was not told ({why}): it goes on with the next run of {audit}"]
+
+
+def _wake(params: Params, audit: str) -> list[str]:
     request = read_request(audit)
-    if request is None or _present(audit) is None:
+    if request is None:
         return []
-    from stages.decisions import standing
+    now = None
+    if waits_for_person(params, audit):
+        from stages.decisions import standing
 
-    now = standing(params, audit)
-    if not now.complete:
-        return [f"{now.missing} more reviewer(s) are asked before the audit goes on"] if request.runs else []
-    if not request.runs:
-        close_request(audit)
-        return []
-    from flows.suspend import resume_runs
+        if _present(audit) is None or not (now := standing(params, audit)).complete:
+            return []
+    said: list[str] = []
+    left: dict[str, str] = {}
+    if request.runs:
+        from flows.suspend import end_wait
 
-    said, left = resume_runs(audit, now, request.runs)
+        said, left = end_wait(audit, now, request.runs)
     close_request(audit, left)
     return said
 
@@ -213,6 +237,14 @@ def settle(params: Params, audit: str) -> list[str]:
     if read_request(audit) is not None and needs_decision(params, audit) is None:
         said += wake(params, audit)
     return said
+
+
+def _notify(audit: str, text: str) -> None:
+    from flows.notify import notify
+    from flows.suspend import deployed_run
+
+    if deployed_run() is None:  # which tells by itself how it ends
+        notify("gate failed", audit, text)
 
 
 def read_modes(audit: str) -> list[dict[str, Any]]:
@@ -264,7 +296,7 @@ def _present(audit: str) -> str | None:
 
 def _write(audit: str, request: Request) -> None:
     REQUESTS.mkdir(parents=True, exist_ok=True)
-    partial = _path(audit).with_suffix(f".{os.getpid()}.partial")
+    partial = _path(audit).with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
     partial.write_text(request.model_dump_json(indent=1))
     partial.replace(_path(audit))
 

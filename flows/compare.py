@@ -68,10 +68,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """What one revision holds of an audit; `evaluation` only if it was asked for."""
+    """What one revision holds of an audit: `verdict` on its landscape; `evaluation` only if it was asked for."""
 
     revision: str
     landscape: dict[str, Any]
+    verdict: dict[str, Any]
     provenance: dict[str, Any]
     probes: pd.DataFrame
     evaluation: Evaluation | None = None
@@ -123,6 +124,7 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
         return Run(
             revision,
             json.loads(read(summary / "landscape.json")),
+            json.loads(read(summary / "verdict.json")),
             json.loads(read(discover / "provenance.json")),
             table(discover / "probes.parquet"),
             Evaluation(

@@ -8,7 +8,7 @@ from pathlib import Path
 from flows.evidence import evidence_of, read_bundle
 from flows.evidence.hashes import files_below
 from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, check_model
-from flows.results import Verdict, gate_word, read_verdict
+from flows.results import NO_GATES, Verdict, gate_word, read_verdict
 from stages.errors import Exit, FadedError, InfrastructureError, UsageError
 from stages.files import stage_dir
 from stages.params import Params
@@ -29,22 +29,22 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
         params: the workspace's.
         audit: whose model.
         folder: a new or an empty one.
-        force: also if a gate failed or could not be judged.
+        force: also if it did not pass: a gate failed or could not be judged, or none is set.
 
     Returns:
         The bundle that was put beside the model.
 
     Raises:
         UsageError: when the folder is not empty, the audit has no repair, or it is not finished.
-        NotPassedError: when a gate failed or could not be judged.
+        NotPassedError: when it did not pass.
     """
     params.repair(audit)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder: expected a new or an empty one, so that nothing is mixed")
     bundle = evidence_of(params, audit)
     verdict = read_verdict(params, audit)
-    if verdict.refuses and not force:
-        raise NotPassedError(f"{_refusal(verdict)}; to export it all the same: --force (its card says so too)")
+    if verdict.passed is not True and not force:
+        raise NotPassedError(f"{_refusal(verdict)}; to export it all the same: --force")
     partial = folder.absolute().with_name(f".{folder.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -61,8 +61,13 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
 
 
 def _refusal(verdict: Verdict) -> str:
+    if verdict.word == NO_GATES:
+        return (
+            f"{verdict.audit}: {NO_GATES}, so nothing says that its model is good enough:"
+            f" set repairs.{verdict.audit}.gates in params.yaml"
+        )
     gates = [f"{gate['gate']} ({gate_word(gate['passed'])})" for gate in verdict.gates if gate["passed"] is not True]
-    return f"{verdict.audit}: {verdict.word}, so its model is not for deployment; passed? {', '.join(gates)}"
+    return f"{verdict.audit}: {verdict.word}, so its model is not for deployment, as its card says too; passed? {', '.join(gates)}"
 
 
 def _copy(model: Path, target: Path) -> None:

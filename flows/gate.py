@@ -21,12 +21,11 @@ from flows.compare import (
     Run,
     check_alike,
     differences,
-    pair,
     paired_difference,
     read_run,
 )
 from flows.evidence import unfinished
-from flows.results import last_stage, read_verdict
+from flows.results import NO_GATES, Verdict, last_stage, verdict_of
 from stages.errors import UsageError
 from stages.files import stage_dir
 from stages.landscape.intervals import NO_RATE, Rate
@@ -60,8 +59,8 @@ class GateResult:
         audit: its name.
         against: the revision.
         tolerance: how much worse still counts as no worse.
-        own: whether the workspace's own verdict lets it pass.
-        own_word: that verdict in a word or two.
+        then: the revision's own verdict.
+        now: the workspace's own verdict.
         rows: the measures.
         notes: what else differs between the runs.
     """
@@ -69,10 +68,15 @@ class GateResult:
     audit: str
     against: str
     tolerance: float
-    own: bool
-    own_word: str
+    then: Verdict
+    now: Verdict
     rows: list[GateRow]
     notes: list[str]
+
+    @property
+    def own(self) -> bool:
+        """Whether the workspace's own verdict lets it pass: its gates passed, or neither of the two has any."""
+        return self.now.passed is True or self.now.word == self.then.word == NO_GATES
 
     @property
     def passed(self) -> bool:
@@ -86,11 +90,13 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
     Args:
         params: the workspace's.
         audit: its name.
-        against: a git revision; None takes the newest in whose metrics the audit passed.
+        against: a git revision, at which the audit must not have failed; None takes the newest in whose metrics it
+            passed, whoever decided there.
         tolerance: of failure rates and of clean quality, as a share.
 
     Raises:
-        UsageError: when the workspace's result is stale, there is nothing to compare with, or the runs are not alike.
+        UsageError: when the workspace's result is stale, there is nothing to compare with or it did not pass, or the
+            runs are not alike.
     """
     if (why := unfinished(params, audit)) is not None:
         raise UsageError(why)
@@ -102,24 +108,50 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
         )
     repaired = audit in params.repairs
     then, now = read_run(against, audit, repaired=repaired), read_run(WORKSPACE, audit, repaired=repaired)
+    first, own = (verdict_of(audit, (run.evaluation or run).verdict) for run in (then, now))
+    if first.refuses:
+        raise UsageError(_no_baseline(params, audit, against, first))
+    if NO_GATES in (first.word, own.word):
+        notes.append(_without_gates(against, first, own))
     check_alike(then, now, more=("seed",))
     concepts = [concept["name"] for concept in now.landscape["concepts"]]
     rows = [_landscape(then, now, concepts, tolerance)]
     if then.evaluation and now.evaluation:
         rows += _evaluation(then.evaluation, now.evaluation, concepts, tolerance)
-    verdict = read_verdict(params, audit)
     notes += differences(then, now)
-    return GateResult(audit, against, tolerance, not verdict.refuses, verdict.word, rows, notes)
+    return GateResult(audit, against, tolerance, first, own, rows, notes)
 
 
-def last_passed(params: Params, audit: str) -> tuple[str, bool]:
+def _no_baseline(params: Params, audit: str, against: str, verdict: Verdict) -> str:
+    """Why a revision is nothing to compare with, and which one is."""
+    what = f"audit {audit!r} did not pass at {against} ({verdict.word}), and to be no worse than that is worth nothing"
+    try:
+        return f"{what}: the last before it that passed is --against {last_passed(params, audit, against)[0]}"
+    except UsageError:
+        return f"{what}: no commit before it passed either, so name another one: --against REV"
+
+
+def _without_gates(against: str, then: Verdict, now: Verdict) -> str:
+    if now.word != NO_GATES:
+        return f"{against} sets no gates, so nothing says that what is compared with was good enough"
+    if then.word != NO_GATES:
+        return f"the workspace sets no gates, {against} did: what passed there has to pass here"
+    return "neither sets gates, so nothing says that either is good enough: only whether it is no worse was judged"
+
+
+def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, bool]:
     """The newest commit in whose metrics the audit passed, and whether these are the workspace's own numbers.
+
+    Args:
+        params: the workspace's.
+        audit: its name.
+        start: the revision in whose history it is looked for.
 
     Raises:
         UsageError: when there is none.
     """
     path = stage_dir(audit, last_stage(params, audit)) / "metrics.json"
-    for commit in _git("log", "--format=%H", "--", path.as_posix()).split():
+    for commit in _git("log", "--format=%H", start, "--", path.as_posix()).split():
         committed = _git("show", f"{commit}:./{path.as_posix()}")
         if _passed(committed):
             return commit[:12], Path(path).read_text(encoding="utf-8").strip() == committed
@@ -150,17 +182,19 @@ def _landscape(then: Run, now: Run, concepts: list[str], tolerance: float) -> Ga
 
 def _evaluation(then: Evaluation, now: Evaluation, concepts: list[str], tolerance: float) -> list[GateRow]:
     same = _same(then.provenance, now.provenance, "repaired") and then.probes.equals(now.probes)
-    paired = pair(_of_the_repaired(then.probes), _of_the_repaired(now.probes), concepts)
+    paired = paired_difference(_search_of_the_repaired(then), _search_of_the_repaired(now), concepts)
     return [
         _row("repaired model: failures", paired, same, tolerance),
         _quality(then, now, same, tolerance),
     ]
 
 
-def _of_the_repaired(probes: pd.DataFrame) -> pd.DataFrame:
-    """What was asked of the repaired model whatever it answers: common pairs, and the search's uniform control."""
-    drawn = (probes["purpose"] == "paired") | ((probes["purpose"] == "search") & (probes["role"] == "control"))
-    return probes[drawn & (probes["model"] == "after")]
+def _search_of_the_repaired(run: Evaluation) -> pd.DataFrame:
+    """What the search of the model after the repair asked; its control is uniform, so its mean is a rate of the grid.
+
+    The common pairs are not: half of them are drawn inside the targets, and other plans have other targets.
+    """
+    return run.probes[(run.probes["purpose"] == "search") & (run.probes["model"] == "after")]
 
 
 def _same(then: dict[str, object], now: dict[str, object], model: str) -> bool:

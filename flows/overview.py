@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -14,13 +14,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.approval import deadline, needs_decision
+from flows.automations import LATE
 from flows.results import last_stage, read_verdict
 from flows.schedule import Entry
+from stages.errors import FadedError
 from stages.files import stage_dir
 from stages.params import Params
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.objects import FlowRun
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Row:
         next_start: in local time; None if its schedule is off.
         last: when it ran last and how that ended, in words.
         verdict: its last verdict, in words.
-        waits: what it waits for, in words; empty for nothing.
+        waits: what it waits for, or what is wrong with its decisions, in words; empty for nothing.
     """
 
     entry: Entry
@@ -76,14 +80,78 @@ def show_schedules(console: Console, rows: Sequence[Row]) -> None:
     console.print(table)
 
 
+def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
+    """What a person should know of the runs of a work pool on the server of the current settings.
+
+    Args:
+        pool: the workspace's.
+        since: runs that crashed earlier are old news.
+        late: how long a run may wait for its start.
+
+    Returns:
+        A sentence for each run that crashed or did not start.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    told = []
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+            flow_run_filter=_in_state("Crashed", "Late"),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        )
+        for run in runs:
+            due = run.expected_start_time
+            if run.state is not None and run.state.is_crashed() and run.state.timestamp >= since:
+                told.append(f"{named(run)} crashed: {run.state.message}")
+            elif run.state is not None and run.state.is_scheduled() and due and datetime.now(UTC) - due > late:
+                told.append(
+                    f"{named(run)} should have started on {due.astimezone():%a %Y-%m-%d at %H:%M %Z}: no worker runs, "
+                    "or another audit does"
+                )
+    return told
+
+
+def named(run: FlowRun) -> str:
+    """A flow run as people know it."""
+    audits = ", ".join(run.parameters.get("audits", []))
+    return f"the audit of {audits} (flow run {run.name})"
+
+
 def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Row:
     verdict = read_verdict(params, entry.audit)
-    waits = ""
-    if needs_decision(params, entry.audit) is not None:
-        until = deadline(entry.audit)
-        waits = "your decision" + (f" until {until.astimezone():%Y-%m-%d %H:%M}" if until is not None else "")
+    waits = []
+    try:
+        if needs_decision(params, entry.audit) is not None:
+            until = deadline(entry.audit)
+            waits.append("your decision" + (f" until {until.astimezone():%Y-%m-%d %H:%M}" if until is not None else ""))
+    except FadedError as error:  # a decision file is broken: the others are still to be seen
+        waits.append(str(error))
+    if client is not None and (due := _late_since(entry, client)) is not None:
+        waits.append(f"a worker or its turn, since {due.astimezone():%Y-%m-%d %H:%M}")
     last = _last_run(entry, client) if client is not None else None
-    return Row(entry, entry.next_start(), last or _last_verdict(params, entry.audit), verdict.word, waits)
+    return Row(entry, entry.next_start(), last or _last_verdict(params, entry.audit), verdict.word, "; ".join(waits))
+
+
+def _late_since(entry: Entry, client: SyncPrefectClient) -> datetime | None:
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    runs = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[entry.name])),
+        flow_run_filter=_in_state("Late"),
+        sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+        limit=1,
+    )
+    return runs[0].expected_start_time if runs else None
+
+
+def _in_state(*names: str) -> FlowRunFilter:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
+
+    return FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=list(names))))
 
 
 def _last_verdict(params: Params, audit: str) -> str:
@@ -102,13 +170,14 @@ def _last_run(entry: Entry, client: SyncPrefectClient) -> str | None:
     from prefect.client.schemas.objects import StateType
     from prefect.client.schemas.sorting import FlowRunSort
 
-    began = [kind for kind in StateType if kind not in (StateType.SCHEDULED, StateType.PENDING)]
+    started = [kind for kind in StateType if kind not in (StateType.SCHEDULED, StateType.PENDING)]
     runs = client.read_flow_runs(
         deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[entry.name])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=began))),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=started))),
         sort=FlowRunSort.START_TIME_DESC,
         limit=1,
     )
-    if not runs or runs[0].start_time is None or runs[0].state is None:
+    # One whose process died before it said that it runs has no time of its start.
+    if not runs or (began := runs[0].start_time or runs[0].expected_start_time) is None or runs[0].state is None:
         return None
-    return f"{runs[0].start_time.astimezone():%Y-%m-%d %H:%M} {str(runs[0].state.name).lower()}"
+    return f"{began.astimezone():%Y-%m-%d %H:%M} {str(runs[0].state.name).lower()}"

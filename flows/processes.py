@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +19,7 @@ import psutil
 from stages.environment import WORK
 
 RECORDS = WORK / "run"
-_TOKEN = "FADED_CHILD"  # in the environment of a child and of all it starts: tells ours from a recycled process id
+TOKEN = "FADED_CHILD"  # in the environment of a child and of all it starts: tells ours from a recycled process id
 _GRACE = 5.0  # seconds a stage has to end by itself after Ctrl-C
 
 _groups: dict[int, bool] = {}  # process group -> whether Ctrl-C ends it
@@ -35,6 +35,7 @@ def child(
     *,
     interruptible: bool = True,
     records: Path = RECORDS,
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """Run `python -m COMMAND...` in its own process group; when the block ends the whole group is gone.
 
@@ -45,17 +46,19 @@ def child(
         output: where its stdout and stderr go together; by default to `Popen.stdout`, line by line.
         interruptible: whether Ctrl-C ends it at once, or only the end of the block does.
         records: where the record is kept, for `end_leftovers`.
+        pass_fds: open files that the child gets, under the same numbers.
     """
     token = uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.child", str(os.getpid()), *command],
-        env={**env, _TOKEN: token},
+        env={**env, TOKEN: token},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         start_new_session=True,
+        pass_fds=pass_fds,
     )
     record = records / f"{name}.json"
     records.mkdir(parents=True, exist_ok=True)
@@ -139,7 +142,7 @@ def _end_group(group: int, token: str) -> bool:
     members = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
-            if os.getpgid(process.pid) == group and process.environ().get(_TOKEN) == token:
+            if os.getpgid(process.pid) == group and process.environ().get(TOKEN) == token:
                 process.kill()
                 members.append(process)
     psutil.wait_procs(members, timeout=10)

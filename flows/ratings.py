@@ -24,7 +24,7 @@ from stages.errors import UsageError
 from stages.files import stage_dir
 from stages.params import DATA, Params, RatingsConfig, load_params
 from stages.provenance import scale_of
-from stages.ratings.apply import SCHEMA, Interval, Ratings, Target
+from stages.ratings.apply import MOST_UNFOUNDED, SCHEMA, Interval, Ratings, Target
 
 if TYPE_CHECKING:
     from stages.ratings.evidence import Evidence
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 PARAMS = Path("params.yaml")
 BOUNDS: dict[Target, tuple[str, float]] = {"quality": ("fails_below", 5), "bias": ("fails_above", 6)}
 CURVE_ROWS = 9
-MOST_UNFOUNDED = 0.05  # share of uniform probes whose verdict no rating speaks for
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,12 @@ def write_ratings(name: str, learnt: Learnt, console: Console) -> None:
         colour = {"+": "green", "-": "red"}.get(line[0], "dim")
         console.print(f"[{colour}]{escape(line)}[/]", highlight=False, soft_wrap=True)
     replace_file(PARAMS, after)
-    load_params(PARAMS)
+    audits = load_params(PARAMS).audits
     if sharing:
         console.print(f"{', '.join(sharing)} share these settings, so they change too", highlight=False)
+    if others := [other for other in sharing if scale_of(audits[other]) != learnt.ratings.scale]:
+        said = f"{', '.join(others)}: measured on another scale, so these ratings are refused there; give each of them"
+        console.print(f"[yellow]{said} a discrepancy of its own[/]", highlight=False, soft_wrap=True)
     said = f"written to {path} and {PARAMS}; commit both, and see what that makes stale with `faded plan {name}`"
     console.print(said, highlight=False, soft_wrap=True)
 
@@ -153,7 +155,7 @@ def _put(text: str, node: Any, written: str) -> str:
     last = node.value[-1][1].end_mark.index
     # The end of a block lies behind its comments and blank lines; the last line of it that says something does not.
     line_end = text.find("\n", len(text[:last].rstrip()))
-    indent = " " * node.start_mark.column
+    indent = " " * node.value[-1][0].start_mark.column  # the node itself begins at its anchor, if it has one
     if line_end < 0:
         return f"{text}\n{indent}{written}\n"
     return f"{text[:line_end]}\n{indent}{written}{text[line_end:]}"
@@ -188,7 +190,7 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
     if not found.teaches:
         refusal = (
             f"no map from the automatic measure predicts the ratings of items it has not seen better than always saying"
-            f" the same does, beyond chance (error {found.errors['constant'].value:.2f} of the constant, lower by"
+            f" the same does, beyond chance (error {found.constant.value:.2f} of the constant, lower by"
             f" {found.gain.value:.2f}, 95% interval {found.gain.low:.2f} to {found.gain.high:.2f})"
         )
         return Learnt(target, evidence, bound, found, refusal=refusal)
@@ -212,7 +214,8 @@ def _as_file(params: Params, name: str, target: Target, evidence: Evidence, fit:
             "items": len({scored.item for scored in evidence.scored}),
             "reviewers": evidence.reviewers,
             "decisions": {kept.path.name: kept.sha256 for kept in evidence.decisions},
-            "errors": {kind: _interval(rate) for kind, rate in fit.errors.items()},
+            "error": _interval(fit.error),
+            "constant": _interval(fit.constant),
             "gain": _interval(fit.gain),
             "agreement": agreement([kept.decision for kept in evidence.decisions]),
             "points": sorted((scored.discrepancy, scored.score) for scored in evidence.scored),
@@ -229,10 +232,7 @@ def _show_evidence(name: str, learnt: Learnt, console: Console) -> None:
 
     evidence = learnt.evidence
     items = len({scored.item for scored in evidence.scored})
-    by = ", ".join(
-        f"{reviewer} ({sum(scored.reviewer == reviewer for scored in evidence.scored)})"
-        for reviewer in evidence.reviewers
-    )
+    by = ", ".join(f"{reviewer} ({given})" for reviewer, given in evidence.reviewers.items())
     landscapes = len({kept.decision.landscape for kept in evidence.decisions})
     console.print(
         f"{len(evidence.scored)} ratings of {learnt.target} of {items} items of {name}, by {by}; in"
@@ -242,7 +242,7 @@ def _show_evidence(name: str, learnt: Learnt, console: Console) -> None:
     )
     if evidence.of_another_scale:
         console.print(
-            f"{evidence.of_another_scale} more are of another scale (task or discrepancy settings have changed since)"
+            f"{evidence.of_another_scale} more are of another scale (task, discrepancy or prepare have changed since)"
             " and do not count",
             highlight=False,
         )
@@ -253,12 +253,12 @@ def _show_evidence(name: str, learnt: Learnt, console: Console) -> None:
 
 def _show_fit(fit: Fit, console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="How far off, on items not seen", title_justify="left")
-    table.add_column("map")
+    table.add_column("")
     for column in ("mean error (rating points)", "95% interval"):
         table.add_column(column, justify="right")
-    for kind, rate in fit.errors.items():
-        chosen = " (chosen)" if kind == fit.kind else " (knows nothing)" if kind == "constant" else ""
-        table.add_row(f"{kind}{chosen}", f"{rate.value:.2f}", f"{rate.low:.2f} to {rate.high:.2f}")
+    rows = (("always the same", fit.constant), (f"the best map ({fit.kind})", fit.error), ("lower by", fit.gain))
+    for what, rate in rows:
+        table.add_row(what, f"{rate.value:.2f}", f"{rate.low:.2f} to {rate.high:.2f}")
     console.print(table)
 
 
@@ -273,7 +273,7 @@ def _show_curve(learnt: Learnt, ratings: Ratings, console: Console) -> None:
     table.add_column("rating", justify="right")
     table.add_column("")
     for x in np.linspace(low, high, CURVE_ROWS):
-        badness = ratings.badness(np.array([x], dtype=np.float32))
+        badness = ratings.badness(np.array([x]))
         score, fails = float(ratings.score(badness)[0]), badness[0] > learnt.threshold
         table.add_row(f"{x:.2f}", f"{score:.1f}", "█" * round(2 * score) + ("  fails" if fails else ""))
     console.print(table)
@@ -293,7 +293,8 @@ def _change(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
 def _unfounded(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str:
     """Why the map says more than the ratings do; "" if it does not."""
     _, discrepancy, valid = _automatic(control)
-    share = float((ratings.unfounded(discrepancy, threshold) & valid).mean())
+    failed = ratings.badness(discrepancy) > threshold
+    share = float((ratings.unfounded(discrepancy, failed) & valid).mean())
     if share <= MOST_UNFOUNDED:
         return ""
     return (

@@ -15,6 +15,7 @@ from stages.environment import WORK
 from stages.files import read_json, stage_dir
 from stages.params import Params
 
+NO_GATES = "no gates set"
 TIMINGS = WORK / "timings.json"
 REFERENCE = Path("benchmarks/timings.json")  # of the default audits, written by benchmarks/audit_time.py
 
@@ -46,7 +47,7 @@ class Verdict:
         """The verdict in a word or two."""
         if not self.found:
             return "no verdict yet"
-        return {True: "pass", False: "FAIL", None: "not judged" if self.gates else "no gates set"}[self.passed]
+        return {True: "pass", False: "FAIL", None: "not judged" if self.gates else NO_GATES}[self.passed]
 
     @property
     def refuses(self) -> bool:
@@ -67,7 +68,11 @@ def read_verdict(params: Params, audit: str) -> Verdict:
     path = folder / "verdict.json"
     if not path.exists():
         return Verdict(audit, None, [], report, found=False)
-    data = read_json(path)
+    return verdict_of(audit, read_json(path), report)
+
+
+def verdict_of(audit: str, data: Mapping[str, Any], report: Path | None = None) -> Verdict:
+    """The verdict that a verdict.json holds."""
     return Verdict(
         audit,
         data.get("passed"),

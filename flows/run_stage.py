@@ -6,6 +6,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Literal
 
 from pydantic import BaseModel
@@ -69,7 +70,7 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     env = {**stage_environment(), **(extra_env or {})}
     # --wait-for-lock: stages that run side by side commit one after the other instead of giving up.
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    with path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
+    with _undisturbed(stage), path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
         assert process.stdout is not None
         lines = _stream(process.stdout, log, say)
         code = process.wait()
@@ -89,6 +90,16 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
         raise BugError(f"{stage} has a bug, or the code of its task has, full log in {path}:\n{told}")
     how = f"stage exited with {stage_code}" if stage_code is not None else f"DVC exited with {code}"
     raise InfrastructureError(f"{stage} failed ({how}), full log in {path}:\n{told}")
+
+
+def _undisturbed(stage: str) -> AbstractContextManager[None]:
+    """DVC hashes what a stage read when the stage has ended: a decision recorded meanwhile would count as used."""
+    kind, _, audit = stage.partition("@")
+    if kind != GATED:
+        return nullcontext()
+    from stages.decisions.files import recording
+
+    return recording(audit)
 
 
 def _stream(output: IO[str], log: IO[str], say: Callable[[str], None]) -> deque[str]:

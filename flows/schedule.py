@@ -135,7 +135,7 @@ def set_schedule(params: Params, audit: str, cron: str | None, timezone: str | N
         schedule["active"] = False
     else:
         zone = timezone or (str(schedule["timezone"]) if schedule and schedule.get("timezone") else "UTC")
-        _check(cron, zone)
+        _check(cron, zone, "--")
         data = _add(document, audit) if data is None else data
         if schedule is None:
             schedule = _flow_map({"slug": _SLUG})
@@ -255,7 +255,7 @@ def _deployments(client: SyncPrefectClient, pool: str) -> dict[str, Any]:
     return {deployment.name: deployment.id for deployment in found}
 
 
-def _check(cron: str, timezone: str) -> None:
+def _check(cron: str, timezone: str, where: str) -> None:
     from prefect.client.schemas.schedules import CronSchedule
     from pydantic import ValidationError
 
@@ -263,13 +263,15 @@ def _check(cron: str, timezone: str) -> None:
         CronSchedule(cron=cron)
     except ValidationError:
         raise UsageError(
-            f"--cron {cron!r} is no schedule, expected five fields (minute, hour, day of month, month, day of week): "
-            f"{EXAMPLE}"
+            f"{where}cron {cron!r} is no schedule, expected five fields (minute, hour, day of month, month, day of "
+            f"week): {EXAMPLE}"
         ) from None
     try:
         CronSchedule(cron=cron, timezone=timezone)
     except ValidationError:
-        raise UsageError(f"--timezone {timezone!r} is unknown, expected a name like Europe/Berlin or UTC") from None
+        raise UsageError(
+            f"{where}timezone {timezone!r} is unknown, expected a name like Europe/Berlin or UTC"
+        ) from None
 
 
 def _is_preset(params: Params, name: str) -> bool:
@@ -297,7 +299,24 @@ def _read(yaml: YAML) -> Any:
     listed = document.get("deployments") if isinstance(document, dict) else None
     if not isinstance(listed, list) or not all(isinstance(data, dict) and data.get("name") for data in listed):
         raise UsageError(f"{FILE}: expected `deployments:` with a list of named deployments, found {listed!r:.80}")
+    for data in listed:
+        _check_shape(data)
     return document
+
+
+def _check_shape(data: Any) -> None:
+    """Refuse what people get wrong by hand; the rest of Prefect's format is Prefect's to check."""
+    schedules = data.get("schedules")
+    listed = schedules if isinstance(schedules, list) else []
+    for key, found, fits, expected in (
+        ("parameters", data.get("parameters"), dict, "a mapping like {audits: [NAME]}"),
+        ("work_pool", data.get("work_pool"), dict, "a mapping like {name: faded}"),
+        ("schedules", schedules, list, "a list"),
+        *(("schedules", one, dict, 'mappings like {cron: "0 3 * * 1", timezone: UTC}') for one in listed),
+        *(("active", one.get("active"), bool, "true or false") for one in listed if isinstance(one, dict)),
+    ):
+        if found is not None and not isinstance(found, fits):
+            raise UsageError(f"{FILE}, deployment {data['name']!r}, {key}: expected {expected}, found {found!r:.80}")
 
 
 def _write(yaml: YAML, document: Any) -> None:
@@ -321,8 +340,11 @@ def _schedule(data: Any) -> Any:
 
 def _entry(data: Any, audit: str) -> Entry:
     schedule = _schedule(data) or {}
+    name = str(data["name"])
+    if "cron" in schedule:
+        _check(str(schedule["cron"]), str(schedule.get("timezone") or "UTC"), f"{FILE}, deployment {name!r}, ")
     return Entry(
-        name=str(data["name"]),
+        name=name,
         audit=audit,
         pool=str((data.get("work_pool") or {}).get("name") or "faded"),
         cron=str(schedule["cron"]) if "cron" in schedule else None,

@@ -16,31 +16,32 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
+from flows.overview import named, overview, show_schedules, troubles
 from flows.processes import child, end_leftovers
 from flows.schedule import Entry, apply, read_entries, work_pool
-from flows.server import free_port, long_lived_server, ui_url
+from flows.server import HOME, free_port, long_lived_server, ui_url
 from flows.workspace import LOGS, stage_environment
 from stages.environment import WORK
 from stages.errors import FadedError, InfrastructureError, UsageError
 from stages.params import Params, load_params
 
-if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun
-
 # Apart from .faded/run: an audit, which may be our own grandchild, ends whatever it finds recorded there.
 RECORDS = WORK / "serve"
 LOCK = WORK / "serve.lock"
-_PORT = WORK / "prefect" / "port"  # of our own server: links that were sent to people keep working
+_PORT = HOME / "port"  # of our own server: links that were sent to people keep working
 _UI_PORT = 4200  # Prefect's own
 _STEP = 1.0  # seconds between looks at the children
-_EXPIRY = 30.0  # seconds between looks at decisions that wait
+_LOOK = 30.0  # seconds between looks at what waits for a decision, and at runs that do not go as they should
 _LONGEST_WAIT = 60.0  # seconds before a child that keeps dying is started again
-_STARTS = 5  # of one run; one that takes its machine down each time must not do so for ever
+_DEATHS = 5  # of one run; one that takes its machine down each time must not do so for ever
+_DIED = "its process died; it goes on where it was"
+_STOPPED = "`faded serve` was stopped; it goes on where it was"
 
 
 def serve(params: Params, console: Console, *, port: int | None = None, review: bool = True) -> None:
@@ -69,8 +70,12 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
         worker.start()
         pages = life.enter_context(_review_pages(list(params.audits))) if review else None
         _show(params, console, api, pages, entries, told)
+        told_once = _Told(console)
         with contextlib.suppress(KeyboardInterrupt):
-            _watch(console, [server, worker] if server is not None else [worker], work_pool(entries))
+            _watch(console, told_once, [server, worker] if server is not None else [worker], work_pool(entries))
+        worker.end()
+        with told_once("stop"):
+            go_on_with_interrupted(work_pool(entries), _STOPPED)
         console.print("stopped; what was interrupted goes on at the next `faded serve`")
 
 
@@ -115,17 +120,23 @@ class Kept:
         self._process = None
 
 
-def go_on_with_interrupted(pool: str) -> list[str]:
-    """Schedule anew what ran when its worker was killed; DVC goes on where it was.
+def go_on_with_interrupted(pool: str, why: str = _DIED) -> list[str]:
+    """Schedule anew what ran when its worker ended; DVC goes on where it was. A run that keeps dying is given up.
 
     Called while no worker of this workspace runs. Where another one polls the same pool its runs cannot be told from
     dead ones: then the automation on heartbeats finds those.
+
+    Args:
+        pool: the workspace's work pool.
+        why: what their states say.
 
     Returns:
         What was done, in sentences.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus, WorkPoolFilter, WorkPoolFilterName
+    from prefect.client.schemas.objects import State
+    from prefect.exceptions import ObjectNotFound
     from prefect.states import AwaitingRetry, Cancelled, Crashed
 
     told = []
@@ -135,15 +146,19 @@ def go_on_with_interrupted(pool: str) -> list[str]:
             return []
         ours = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
         for run in client.read_flow_runs(work_pool_filter=ours, flow_run_filter=_busy()):
+            # By what was written at each death: a run also starts anew after each decision and each Ctrl-C.
+            earlier = sum(state.message == _DIED for state in client.read_flow_run_states(run.id))
+            state: State[Any]
             if run.state is not None and run.state.is_cancelling():
-                state: Any = Cancelled(message="its process is gone")
-            elif run.run_count >= _STARTS:
-                state = Crashed(message=f"started {run.run_count} times, and its process died each time")
-                told.append(f"{_named(run)} was started {run.run_count} times and died each time: given up")
+                state, line = Cancelled(message="its process is gone"), ""
+            elif why == _DIED and earlier + 1 >= _DEATHS:
+                state = Crashed(message=f"its process died {_DEATHS} times")
+                line = f"{named(run)} died {_DEATHS} times: given up"
             else:
-                state = AwaitingRetry(message="its process ended with `faded serve`; it goes on where it was")
-                told.append(f"{_named(run)} was interrupted and goes on")
-            client.set_flow_run_state(run.id, state, force=True)
+                state, line = AwaitingRetry(message=why), f"{named(run)} was interrupted and goes on"
+            with contextlib.suppress(ObjectNotFound):  # somebody deleted it meanwhile
+                client.set_flow_run_state(run.id, state, force=True)
+                told += [line] if line else []
     return told
 
 
@@ -153,11 +168,6 @@ def _busy() -> Any:
 
     types = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)))
-
-
-def _named(run: FlowRun) -> str:
-    audits = ", ".join(run.parameters.get("audits", []))
-    return f"the audit of {audits} (flow run {run.name})"
 
 
 @contextlib.contextmanager
@@ -199,18 +209,27 @@ def _api(life: ExitStack, port: int | None) -> tuple[str, Kept | None]:
                 "PREFECT_API_URL and `faded serve` runs its own"
             )
         return configured, None
-    last = int(_PORT.read_text()) if _PORT.exists() else _UI_PORT
-    if port is not None and port != free_port(port):
-        raise UsageError(f"--port {port}: something else listens there")
-    taken = free_port(port or last)
+    if port is not None:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            raise UsageError(f"--port {port} cannot be used: {os.strerror(error.errno or 0)}") from None
+    taken = free_port(port or _last_port())
     server = Kept("Prefect server", lambda: long_lived_server(taken, RECORDS))
     life.callback(server.end)
     server.start()
-    _PORT.parent.mkdir(parents=True, exist_ok=True)
-    _PORT.write_text(str(taken))
+    partial = _PORT.with_suffix(".partial")
+    partial.write_text(str(taken))
+    partial.replace(_PORT)
     api = f"http://127.0.0.1:{taken}/api"
     life.enter_context(temporary_settings({PREFECT_API_URL: api}))
     return api, server
+
+
+def _last_port() -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(_PORT.read_text())
+    return _UI_PORT
 
 
 def _worker_name() -> str:
@@ -244,7 +263,6 @@ def _review_pages(audits: list[str]) -> Iterator[str]:
 
 def _show(params: Params, console: Console, api: str, pages: str | None, entries: list[Entry], told: list[str]) -> None:
     from flows.notify import current
-    from flows.overview import overview, show_schedules
 
     for line in told:
         console.print(line, markup=False, highlight=False)
@@ -257,50 +275,61 @@ def _show(params: Params, console: Console, api: str, pages: str | None, entries
     console.print("Ctrl-C ends it all; what was interrupted goes on at the next `faded serve`.")
 
 
-def _watch(console: Console, kept: list[Kept], pool: str) -> None:
-    told = _Told(console)
-    expiry = 0.0
+def _watch(console: Console, told: _Told, kept: list[Kept], pool: str) -> None:
+    began, look = datetime.now(UTC), 0.0
     while True:
         for one in kept:
             if (code := one.died()) is not None:
                 console.print(f"[yellow]the {one.name} ended (exit code {code}): it is started again[/]")
             elif one.due():
-                with told:
+                with told(one.name):
                     for line in go_on_with_interrupted(pool) if one.name == "worker" else []:
                         console.print(line, markup=False, highlight=False)
                     one.start()
-        if time.monotonic() >= expiry:
-            expiry = time.monotonic() + _EXPIRY
-            with told:
-                _expire(console)
+        if time.monotonic() >= look:
+            look = time.monotonic() + _LOOK
+            _settle(told)
+            with told("runs") as lines:
+                lines.extend(troubles(pool, began))
         time.sleep(_STEP)
 
 
 class _Told:
-    """What goes wrong once may go well the next time: it is told, not over and over, and nothing ends."""
+    """Tells people of what is looked at again and again: what has not changed is told once, and nothing ends it.
+
+    What goes wrong once may go well the next time, and whoever comes back in a week finds it still running.
+    """
 
     def __init__(self, console: Console) -> None:
-        self._console, self._last = console, ""
+        self._console = console
+        self._last: dict[str, list[str]] = {}
 
-    def __enter__(self) -> None:
-        pass
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[list[str]]:
+        """Print the lines that the block adds to what it is given, or its error, unless they were the last ones, too.
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
-        import httpx
+        Args:
+            what: they are about.
+        """
+        lines: list[str] = []
+        try:
+            yield lines
+        except Exception as error:
+            lines.append(str(error) if isinstance(error, FadedError) else f"{what}: {type(error).__name__}: {error}")
+        for line in lines:
+            if line not in self._last.get(what, []):
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._last[what] = lines
 
-        if not isinstance(error, (FadedError, httpx.HTTPError, OSError)):
-            return False
-        if (text := f"{type(error).__name__}: {error}") != self._last:
-            self._last = text
-            self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-        return True
 
+def _settle(told: _Told) -> None:
+    """Reject what nobody decided in time, and wake what was decided without us: while we were off, or by `git pull`."""
+    from flows.approval import settle
 
-def _expire(console: Console) -> None:
-    from flows.approval import expire
-
-    params = load_params()  # each time: people edit it meanwhile
-    for audit in params.audits:
-        if (recorded := expire(params, audit)) is not None:
-            told = f"{audit}: nobody decided in time, recorded as a rejection ({recorded.reason})"
-            console.print(told, markup=False, highlight=False, soft_wrap=True)
+    audits: list[str] = []
+    with told("params.yaml"):
+        params = load_params()  # each time: people edit it meanwhile
+        audits += params.audits
+    for audit in audits:
+        with told(audit) as lines:
+            lines.extend(settle(params, audit))

@@ -25,8 +25,8 @@ from flows.workspace import LOGS
 from stages.environment import WORK
 from stages.errors import InfrastructureError
 
+HOME = WORK / "prefect"  # its database
 RECORD = WORK / "prefect-server.json"  # where the server of `faded serve` is found by other commands
-_UI_PORT = 4200  # Prefect's own
 _START_LIMIT = 180.0  # seconds; a loaded machine needs ten to migrate a new database
 
 
@@ -65,36 +65,23 @@ def start_prefect_api(records: Path = RECORDS) -> Callable[[], contextlib.Abstra
     if (served := served_api()) is not None:
         return lambda: temporary_settings({PREFECT_API_URL: served})
     life = contextlib.ExitStack()
-    port = free_port()
     # Not interruptible: after Ctrl-C it is still told how the run ended.
-    process = life.enter_context(_server("app", port, _environment(), records))
+    base, process = life.enter_context(_server("app", 0, records))
     # Not earlier: Prefect hands over the last logs and events when the interpreter ends, in hooks that run before this.
     atexit.register(life.close)
-    url = f"http://127.0.0.1:{port}/api"
 
     def ready() -> contextlib.AbstractContextManager[Any]:
-        _wait(url, process)
-        return temporary_settings({PREFECT_API_URL: url})
+        _wait(base, process)
+        return temporary_settings({PREFECT_API_URL: f"{base}/api"})
 
     return ready
 
 
 @contextlib.contextmanager
 def long_lived_server(port: int, records: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a server with web pages and all services on loopback, and let other commands of the workspace find it.
-
-    Whoever can call this API can start processes as this user. It has no password of its own (PREFECT_SERVER_API_
-    AUTH_STRING gives it one), so pages of other sites that are open in a browser are kept out: no cross-origin
-    requests, a token for each change, no foreign host name.
-    """
-    base = f"http://127.0.0.1:{port}"
-    env = {
-        "PREFECT_SERVER_UI_API_URL": f"{base}/api",
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{base},http://localhost:{port}",
-        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
-    }
-    with _server("served_app", port, {**env, **_environment()}, records) as process:
-        _wait(f"{base}/api", process)
+    """Run a server with web pages and all services on loopback, and let other commands of the workspace find it."""
+    with _server("served_app", port, records) as (base, process):
+        _wait(base, process)
         record = {"url": f"{base}/api", "pid": process.pid, "started": psutil.Process(process.pid).create_time()}
         partial = RECORD.with_suffix(".partial")
         partial.write_text(json.dumps(record))
@@ -107,14 +94,9 @@ def long_lived_server(port: int, records: Path) -> Iterator[subprocess.Popen[str
 
 def free_port(wanted: int = 0) -> int:
     """A port of loopback that is free: the wanted one if it is."""
-    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", wanted)) as probe:
+    with contextlib.suppress(OSError, OverflowError), socket.create_server(("127.0.0.1", wanted)) as probe:
         return int(probe.getsockname()[1])
     return free_port()
-
-
-def ui_port() -> int:
-    """The port for a server with web pages: the usual one if it is free."""
-    return free_port(_UI_PORT)
 
 
 def ui_url(api: str) -> str:
@@ -122,32 +104,60 @@ def ui_url(api: str) -> str:
     return api.removesuffix("/").removesuffix("/api")
 
 
-def _environment() -> dict[str, str]:
-    env = {**os.environ, "PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
-    env.setdefault("PREFECT_HOME", str((WORK / "prefect").resolve()))
-    return env
+def _environment(port: int) -> dict[str, str]:
+    """Settings of a server, wherever the user has not set something else.
+
+    Whoever can call its API can start processes as this user, now or, as the database is shared, once `faded serve`
+    runs. It has no password of its own (PREFECT_SERVER_API_AUTH_STRING gives it one), so pages of other sites that are
+    open in a browser are kept out: no cross-origin requests, a token for each change, no foreign host name.
+    """
+    base = f"http://127.0.0.1:{port}"
+    env = {
+        "PREFECT_SERVER_UI_API_URL": f"{base}/api",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{base},http://localhost:{port}",
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_HOME": str(HOME.resolve()),
+        **os.environ,
+    }
+    return env | {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
 
 
 @contextlib.contextmanager
-def _server(factory: str, port: int, env: dict[str, str], records: Path) -> Iterator[subprocess.Popen[str]]:
+def _server(factory: str, port: int, records: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Start one on a port of loopback, 0 for any; gives its address, which answers once `_wait` is done."""
     LOGS.mkdir(parents=True, exist_ok=True)
-    command = ["uvicorn", "--factory", f"flows.server:{factory}", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--log-level", "warning"]
-    with (
-        _log().open("w") as output,
-        child("prefect-server", command, env, output, interruptible=False, records=records) as process,
-    ):
-        yield process
+    HOME.mkdir(parents=True, exist_ok=True)
+    HOME.chmod(0o700)  # Prefect encrypts secrets with a key that lies beside them
+    with contextlib.ExitStack() as life:
+        # The server is given the socket, not the port: it takes seconds to start, and meanwhile somebody else might
+        # take the port, answer in its place, and end in the middle of our run.
+        with socket.create_server(("127.0.0.1", port)) as listening:
+            port = int(listening.getsockname()[1])
+            fd = listening.fileno()
+            command = ["uvicorn", "--factory", f"flows.server:{factory}", "--fd", str(fd), "--log-level", "warning"]
+            # Appended to: one that was started again must not wipe out why the last one ended.
+            output = life.enter_context(_log().open("a"))
+            running = child(
+                "prefect-server",
+                command,
+                _environment(port),
+                output,
+                interruptible=False,
+                records=records,
+                pass_fds=[fd],
+            )
+            process = life.enter_context(running)
+        yield f"http://127.0.0.1:{port}", process
 
 
 def _log() -> Path:
     return LOGS / "prefect-server.log"
 
 
-def _wait(url: str, process: subprocess.Popen[str]) -> None:
+def _wait(base: str, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + _START_LIMIT
     while process.poll() is None and time.monotonic() < deadline:
-        if answers(url):
+        if answers(f"{base}/api"):
             return
         time.sleep(0.05)
     raise InfrastructureError(f"the local Prefect server did not start, see {_log()}")

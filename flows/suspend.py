@@ -7,11 +7,11 @@ A decision that came in another way is found in its file, and the form is not lo
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
@@ -21,12 +21,12 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectNotFound, Pause
+from prefect.exceptions import ObjectNotFound, Pause, PrefectException
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Scheduled
 from pydantic import Field, ValidationError
 
 from flows.approval import choose, close_request, expire, how_to_decide, open_request, read_modes, read_request
@@ -75,14 +75,15 @@ def ask(params: Params, audit: str) -> None:
             return
         request = open_request(params, audit, (str(run.id), get_current_settings().api.url or ""))
         form = make_form(audit, now, read_modes(audit), problem)
-        try:
-            answer = suspend_flow_run(
-                wait_for_input=form, timeout=request.seconds_left, key=_key(audit, now.landscape, attempt)
-            )
-        except Pause:
+        this = _key(audit, now.landscape, attempt)
+        # Before, because the process may be killed at any moment: rather told twice than never.
+        if this not in (run.empirical_policy.pause_keys or ()):
             _tell(audit)
+        try:
+            answer = suspend_flow_run(wait_for_input=form, timeout=request.seconds_left, key=this)
+        except Pause:
             if (now := standing(params, audit)).complete:  # decided before there was a suspended run to wake
-                resume_runs(audit, now, request.runs)
+                end_wait(audit, now, request.runs)
             raise
         except ValidationError as error:
             problem = f"the form was not filled in as asked: {' '.join(str(error).split())}"
@@ -151,8 +152,10 @@ def _take(params: Params, audit: str, answer: DecisionForm, now: Standing) -> st
     """Record what the form was given; return why it was not taken, if so."""
     approve = answer.decision == "approve"
     # What was recorded before the run was resumed, or killed, comes back from the form each time the flow starts.
-    if any(same_person(d.reviewer, answer.reviewer) and d.approve == approve for d in now.decisions):
-        return None
+    for said in now.decisions:
+        same = said.approve == approve and _repaired(said) == set(answer.repair)
+        if same and same_person(said.reviewer, answer.reviewer):
+            return None
     try:
         decision = Decision(
             landscape=now.landscape,
@@ -167,6 +170,10 @@ def _take(params: Params, audit: str, answer: DecisionForm, now: Standing) -> st
     return None
 
 
+def _repaired(decision: Decision) -> set[str]:
+    return {mode.id for mode in decision.modes if mode.action == "repair"}
+
+
 def waiting_elsewhere(params: Params, audit: str, run: FlowRun) -> FlowRun | None:
     """Another flow run that is suspended on the audit's present landscape, so that there is no use in a second one.
 
@@ -177,48 +184,71 @@ def waiting_elsewhere(params: Params, audit: str, run: FlowRun) -> FlowRun | Non
         return None
     present = standing(params, audit).landscape
     with get_client(sync_client=True) as client:
-        for other, landscape in _suspended(client, audit, [name for name in request.runs if name != str(run.id)]):
+        for other in _known(client, [name for name in request.runs if name != str(run.id)]):
+            landscape = _asks_about(audit, other)
             if landscape == present:
                 return other
-            said = f"landscape {landscape} of {audit} is no longer the present one"
-            client.set_flow_run_state(other.id, Cancelled(message=said))
+            if landscape is not None:
+                _cancel(client, other, _outdated(audit, landscape))
     return None
 
 
-def resume_runs(audit: str, now: Standing, runs: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Resume those of these flow runs that are suspended on the audit's landscape.
+def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Resume those of these flow runs that are suspended on the audit's landscape, and cancel those on another one.
 
     Args:
         audit: whose.
-        now: what was decided; it goes into the form, which wants to be filled in.
+        now: what was decided; it goes into the form, which wants to be filled in. None where nobody is asked any more:
+            then all are cancelled.
         runs: ids with the URL of the API on which each was suspended.
 
     Returns:
         What was done, in sentences, and the runs whose server could not be asked.
     """
-    last = now.rejection or now.decisions[-1]
-    answer = {
-        "decision": "approve" if last.approve else "reject",
-        "reviewer": last.reviewer,
-        "reason": last.reason,
-        "repair": [mode.id for mode in last.modes if mode.action == "repair"],
-    }
     said: list[str] = []
-    present, reached = _present_api(), set()
+    present, left = _present_api(), dict(runs)
     for url in dict.fromkeys([*([present] if present else []), *runs.values()]):
         try:
             with _api(url) as client:
-                for run, landscape in _suspended(client, audit, list(runs)):
-                    if landscape == now.landscape:
-                        said.append(_resume(client, run, answer))
-            reached.add(url)
-        except httpx.HTTPError as error:
+                for run in _known(client, list(left)):
+                    if (landscape := _asks_about(audit, run)) is not None:
+                        said.append(_end(client, audit, now, run, landscape))
+                    del left[str(run.id)]
+            left = {run: there for run, there in left.items() if there != url}
+        # Whatever listens there now need not be Prefect: then its client finds no JSON, or not the one it expects.
+        except (httpx.HTTPError, PrefectException, ValueError, RuntimeError) as error:
             said.append(
                 f"the Prefect server at {url} was not told ({type(error).__name__}): a run that is suspended there goes"
                 f" on with the next run of {audit}"
             )
-    # Where the workspace's server is known, one that is gone for good is not asked for ever.
-    return said, {} if present in reached else {run: url for run, url in runs.items() if url not in reached}
+    return said, left
+
+
+def _end(client: SyncPrefectClient, audit: str, now: Standing | None, run: FlowRun, landscape: str) -> str:
+    if now is None:
+        return _cancel(client, run, f"{audit} asks nobody any more, a rule decides")
+    if landscape != now.landscape:
+        return _cancel(client, run, _outdated(audit, landscape))
+    return _resume(client, run, _answer(now))
+
+
+def _outdated(audit: str, landscape: str) -> str:
+    return f"landscape {landscape} of {audit} is no longer the present one"
+
+
+def _cancel(client: SyncPrefectClient, run: FlowRun, why: str) -> str:
+    client.set_flow_run_state(run.id, Cancelled(message=why))
+    return f"the suspended flow run {run.name} was cancelled: {why}"
+
+
+def _answer(now: Standing) -> dict[str, Any]:
+    last = now.rejection or now.decisions[-1]
+    return {
+        "decision": "approve" if last.approve else "reject",
+        "reviewer": last.reviewer,
+        "reason": last.reason,
+        "repair": sorted(_repaired(last)),
+    }
 
 
 def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, Any]) -> str:
@@ -228,23 +258,30 @@ def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, Any]) -> 
         reason = getattr(response.details, "reason", None) or "no reason given"
         if response.status == SetStateStatus.ACCEPT:
             return f"the suspended flow run {run.name} goes on"
-        if "schema not found" in reason and time.monotonic() < until:
-            time.sleep(0.2)
-            continue
+        if "schema not found" in reason:
+            if time.monotonic() < until:
+                time.sleep(0.2)
+                continue
+            # Its process was killed before it stored the form. At the top of the flow the decision is found anyway.
+            client.set_flow_run_state(run.id, Scheduled(), force=True)
+            return f"the suspended flow run {run.name} goes on"
         return f"the flow run {run.name} was not resumed: {reason}"
 
 
-def _suspended(client: SyncPrefectClient, audit: str, runs: Sequence[str]) -> Iterator[tuple[FlowRun, str]]:
-    """Those of these runs that the server knows and that are suspended on the audit, with the landscape's hash."""
+def _known(client: SyncPrefectClient, runs: Sequence[str]) -> Iterator[FlowRun]:
+    """Those of these runs that the server knows."""
     for name in runs:
-        try:
-            run = client.read_flow_run(UUID(name))
-        except ObjectNotFound:
-            continue
-        if run.state is not None and run.state.is_paused():
-            of, landscape, _attempt = ("--" + (run.state.state_details.pause_key or "")).rsplit("-", 2)
-            if of == f"--{key(audit, '')}":
-                yield run, landscape
+        with contextlib.suppress(ObjectNotFound):
+            yield client.read_flow_run(UUID(name))
+
+
+def _asks_about(audit: str, run: FlowRun) -> str | None:
+    """The hash of the landscape on which a run is suspended, if it is, and the landscape one of the audit's."""
+    if run.state is None or not run.state.is_paused():
+        return None
+    asked = (run.state.state_details.pause_key or "").rpartition("-")[0]
+    landscape = asked.rpartition("-")[2]
+    return landscape if landscape and asked == key(audit, landscape) else None
 
 
 def _key(audit: str, landscape: str, attempt: int) -> str:
@@ -258,7 +295,7 @@ def _present_api() -> str | None:
     return configured_api()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _api(url: str) -> Iterator[SyncPrefectClient]:
     # Whoever decided does not want to wait for a server that is gone.
     patience = {"timeout": httpx.Timeout(20, connect=5)}

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from stages.command import stage_main
-from stages.decisions import NO_HUMAN, RULE, decisions_dir, landscape_hash, merge, standing
+from stages.decisions import NO_HUMAN, RULE, Standing, decisions_dir, landscape_hash, merge, standing
 from stages.decisions.agreement import agreement
 from stages.errors import DecisionNeeded, RejectedError
 from stages.files import publishing, read_json, stage_dir, write_json
-from stages.params import FeedbackConfig, Params, load_params
+from stages.params import FeedbackConfig, load_params
 from stages.provenance import provenance
 
 
@@ -24,15 +24,17 @@ def main(audit: str) -> None:
     feedback = params.repair(audit).feedback
     summary = read_json(stage_dir(audit, "summarize") / "landscape.json")
     present = landscape_hash(audit)
-    plan = by_rule(feedback, summary) if feedback.policy == "top-k" else _by_person(params, audit, summary)
+    # Read once, so that the plan names the decisions it was made from.
+    now = standing(params, audit) if feedback.policy == "wait" else None
+    plan = by_rule(feedback, summary) if now is None else by_person(audit, now, summary)
     with publishing(stage_dir(audit, "collect_feedback")) as out:
         write_json(out / "plan.json", {"landscape": present, **plan})
         actions = [mode["action"] for mode in plan["modes"]]
         counts = {action: actions.count(action) for action in ("repair", "accept", "ignore")}
         write_json(out / "metrics.json", {**counts, "examples": len(plan["examples"])}, schema=False)
         record = provenance(audit, params.audit(audit), None)
-        decided = standing(params, audit).kept if feedback.policy == "wait" else ()
-        write_json(out / "provenance.json", {**record, "decisions": {k.path.name: k.sha256 for k in decided}})
+        decided = {} if now is None else {kept.path.name: kept.sha256 for kept in now.kept}
+        write_json(out / "provenance.json", {**record, "decisions": decided})
     said = [f"{n} to {action}" for action, n in counts.items()]
     said += [f"{n} example(s) rated or corrected"] if (n := len(plan["examples"])) else []
     print(f"{plan['statement']}: {', '.join(said)}")
@@ -62,8 +64,13 @@ def by_rule(feedback: FeedbackConfig, summary: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _by_person(params: Params, audit: str, summary: dict[str, Any]) -> dict[str, Any]:
-    now = standing(params, audit)
+def by_person(audit: str, now: Standing, summary: dict[str, Any]) -> dict[str, Any]:
+    """What people decided so far, as a plan.
+
+    Raises:
+        RejectedError: when one of them said no.
+        DecisionNeeded: when more of them are asked.
+    """
     if (no := now.rejection) is not None:
         raise RejectedError(
             f"{no.reviewer} rejected landscape {no.landscape} of {audit}, so no repair is made"

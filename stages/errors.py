@@ -44,10 +44,6 @@ class DecisionNeeded(UsageError):
     """A person has to decide before the pipeline can go on."""
 
 
-class AlreadyDecided(UsageError):
-    """A second decision on the same landscape: nobody's word is overwritten silently."""
-
-
 class RejectedError(FadedError, RuntimeError):
     """A person looked and said no: the audit ends there, as at a failed gate."""
 

@@ -47,9 +47,15 @@ def provenance(audit: str, config: AuditConfig, prepared: Path | None = None) ->
     return record
 
 
+# Of `discrepancy:` and `prepare:`, what leaves the discrepancy of an answer as it is: where failing begins, what that
+# is learnt from, and how many items are asked.
+NOT_OF_SCALE = frozenset({"threshold", "false_alarms", "calibrate", "items"})
+
+
 def scale_of(config: AuditConfig) -> str:
     """Hash of what defines an audit's automatic discrepancies: ratings given on one scale say nothing of another."""
-    return content_hash([], config.task, config.automatic)
+    measured = ({k: v for k, v in part.items() if k not in NOT_OF_SCALE} for part in (config.automatic, config.prepare))
+    return content_hash([], config.task, *measured)
 
 
 def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:

@@ -74,7 +74,8 @@ def main(name: str) -> None:
     people = None
     if isinstance(task, RatedTask):
         evidence_of_both = (landscape, probes, item_ids, embeddings, task.concepts)
-        people = against_automatic(*evidence_of_both, threshold=task.automatic_task.threshold, seed=audit.seed)
+        own = task.automatic_task.threshold
+        people = against_automatic(*evidence_of_both, threshold=own, seed=audit.seed, ratings=task.ratings)
         table = table.assign(**people.rates)
     summary = {
         "audit": name,

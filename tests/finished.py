@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,19 @@ from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+from dvc.repo import Repo
+from typer.testing import CliRunner
 
-from stages.decisions import Decision, landscape_hash, record_decision, standing
+import flows.cli
+from flows.commands import console, errors
+from flows.evidence import write_bundle
+from flows.evidence.hashes import sha256
+from stages.decisions import Decision, decisions_dir, landscape_hash, record_decision, standing
+from stages.errors import FadedError
 from stages.files import read_json, stage_dir
-from stages.params import load_params
+from stages.params import DATA, load_params
+from stages.provenance import scale_of
+from stages.ratings.apply import SCHEMA, Interval, Ratings
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
 
 SEARCH = {"explorer": "random", "control": "random", "budget": 160, "microscopic": {"method": "none"}}
@@ -47,6 +57,18 @@ def inside(workspace: Workspace) -> Iterator[None]:
     sys.modules.pop("planted", None)
 
 
+def faded(workspace: Workspace, *arguments: object, **env: str) -> tuple[int, str]:
+    """Run `faded ARGUMENTS...` in this process, as a fresh one takes seconds to start; its exit code and output."""
+    with inside(workspace), pytest.MonkeyPatch.context() as patch:
+        for one in (console, errors):
+            patch.setattr(one, "width", 160)
+        done = CliRunner().invoke(flows.cli.app, [str(argument) for argument in arguments], env=env)
+    if isinstance(done.exception, FadedError):
+        return int(done.exception.exit_code), f"{done.output}{done.exception}"
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    return done.exit_code, done.output
+
+
 def decide(audit: str, reviewer: str, *, approve: bool = True, revise: bool = False, severity: float = 1.0) -> None:
     """Record a decision that repairs the first mode."""
     modes = [mode["id"] for mode in read_json(stage_dir(audit, "summarize") / "landscape.json")["modes"]]
@@ -72,8 +94,17 @@ def run_stages(workspace: Workspace, audit: str, kinds: Sequence[str] = STAGES) 
             if kind == "collect_feedback" and params.repairs[audit].feedback.policy == "wait":
                 decide_first(audit)
             importlib.import_module(f"stages.{kind}").main(audit)
-    done = workspace.run(["dvc", "commit", "--force", *(f"{kind}@{audit}" for kind in kinds)])
-    assert done.returncode == 0, done.stdout
+        dvc_commit([f"{kind}@{audit}" for kind in kinds])
+
+
+def dvc_commit(names: Sequence[str]) -> None:
+    """`dvc commit --force`, that reads and writes dvc.lock once."""
+    with Repo() as repo, repo.lock:
+        stages = [stage for name in names for stage in repo.stage.collect(name)]
+        for stage in stages:
+            stage.save()
+            stage.commit()
+        stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
 
 
 def decide_first(audit: str) -> None:
@@ -95,7 +126,7 @@ def commit(workspace: Workspace, message: str) -> None:
 def finished_audits() -> Workspace:
     """One workspace for the whole session, to be copied: "tiny" with its repair, "other" that ends with its landscape.
 
-    Committed as `first`.
+    Committed as `first`, and with their evidence.
     """
     gated = {"modes": 2, "examples": 1, "gates": {"max_failure_rate": 0.9}}
     audits = {"tiny": quick_audit(), "other": quick_audit(summarize=gated)}
@@ -105,4 +136,36 @@ def finished_audits() -> Workspace:
     for audit in audits:
         run_stages(workspace, audit)
     commit(workspace, "first")
+    with inside(workspace):
+        for audit in audits:
+            assert write_bundle(load_params(), audit) is not None
     return workspace
+
+
+def put_ratings_in_force(workspace: Workspace, audit: str) -> None:
+    """Have its decisions on the landscape there say what is a failure, and audit again by that."""
+    with inside(workspace):
+        config = load_params().audit(audit)
+        zero = Interval(value=0.0, low=0.0, high=0.0)
+        ratings = Ratings(
+            target="quality",
+            scale=scale_of(config),
+            model="isotonic",
+            x=[-1.0, 0.0, 1.0],
+            y=[0.0, 0.5, 1.0],
+            ratings=2,
+            items=2,
+            reviewers={"Ada": 1, "Bob": 1},
+            decisions={p.name: sha256(p.read_bytes()) for p in sorted(decisions_dir(audit).glob("*.yaml"))},
+            error=zero,
+            constant=zero,
+            gain=zero,
+            points=[(-1.0, 10), (1.0, 1)],
+        )
+        path = DATA / audit / "ratings.json"
+        path.write_text(json.dumps({"schema": SCHEMA, **ratings.model_dump(mode="json")}))
+        params = workspace.params()
+        named = {"file": path.as_posix(), "sha256": sha256(path.read_bytes()), "fails_below": 5}
+        params["audits"][audit]["discrepancy"]["ratings"] = named
+        workspace.write_params(params)
+    run_stages(workspace, audit, STAGES[1:])

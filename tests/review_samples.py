@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
@@ -105,6 +106,11 @@ def make_review(
     return path
 
 
+def also_review(audit: str = "other") -> None:
+    """Let another audit have the same landscape."""
+    shutil.copytree(stage_dir("x", "summarize"), stage_dir(audit, "summarize"))
+
+
 def change_landscape() -> None:
     """Let the audit find another landscape."""
     pd.DataFrame({"tilt": [1]}).to_parquet(stage_dir("x", "summarize") / "landscape.parquet")
@@ -153,15 +159,19 @@ class Reviewer:
     told: list[Outcome]
     served: Served
 
-    def enter(self) -> str:
+    def enter(self, audit: str = "x", again: str = "") -> str:
         """Open the page by a fresh link."""
-        answer = self.client.get(self.served.link("x"), follow_redirects=True)
+        answer = self.client.get(self.served.link(audit) + again, follow_redirects=True)
         assert answer.status_code == 200, answer.text
         return answer.text
 
-    def send(self, fields: dict[str, str], **headers: str) -> httpx.Response:
+    def revise(self) -> str:
+        """Open the page to decide again."""
+        return self.enter(again="&again=yes")
+
+    def send(self, fields: dict[str, str], audit: str = "x", **headers: str) -> httpx.Response:
         """Press a button of the page."""
-        return self.client.post("/review/x", data=fields, headers={"Origin": URL, **headers})
+        return self.client.post(f"/review/{audit}", data=fields, headers={"Origin": URL, **headers})
 
 
 def reviewers(n: int = 1, **more: Any) -> list[Reviewer]:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import io
 import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Suspended
 
 from flows.approval import (
     REQUESTS,
     choose,
+    close_request,
     deadline,
     decide,
     expire,
@@ -24,10 +36,11 @@ from flows.approval import (
     wake,
 )
 from flows.endings import how_it_ended, keep_evidence
-from flows.run_stage import StageResult
+from flows.run_stage import StageResult, run_stage
+from flows.suspend import _asks_about, _key
 from flows.workspace import exclusive
-from stages.decisions import Decision, landscape_hash, read_chain, record_decision, standing
-from stages.errors import AlreadyDecided, Exit, InfrastructureError, UsageError
+from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
+from stages.errors import Exit, InfrastructureError, UsageError
 from stages.params import Params, load_params
 from tests.workspace import Workspace, audit_params, repair_params
 
@@ -65,6 +78,12 @@ def made(reviewer: str = "Ada", approve: bool = True) -> Decision:
     return Decision(landscape=landscape_hash("tiny"), reviewer=reviewer, approve=approve, modes=choose(MODES))
 
 
+def notified(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr("flows.notify.notify", lambda *event: told.append(event))
+    return told
+
+
 def let_time_pass(hours: float) -> None:
     request = read_request("tiny")
     passed = timedelta(hours=hours)
@@ -96,7 +115,8 @@ def test_an_unreadable_request_is_no_request(params, text):
     assert read_request("tiny") is None and expire(params, "tiny") is None and deadline("tiny") is None
 
 
-def test_no_answer_in_time_is_a_rejection_once(params):
+def test_no_answer_in_time_is_a_rejection_once_and_tells(params, monkeypatch):
+    told = notified(monkeypatch)
     params = with_feedback(timeout_hours=48)
     open_request(params, "tiny")
     assert expire(params, "tiny") is None
@@ -105,6 +125,18 @@ def test_no_answer_in_time_is_a_rejection_once(params):
     assert (no.reviewer, no.via, no.approve) == ("nobody", "time-out", False)
     assert "within 48 hours" in no.reason
     assert expire(params, "tiny") is None and len(read_chain("tiny")) == 1
+    [(event, audit, text)] = told
+    assert (event, audit) == ("gate failed", "tiny") and "within 48 hours" in text and "--revise" in text
+
+
+def test_a_limit_that_was_changed_while_it_waits_counts(params):
+    open_request(with_feedback(timeout_hours=4), "tiny", ("run-1", GONE))
+    let_time_pass(hours=5)
+    assert expire(with_feedback(), "tiny") is None and deadline("tiny") is None
+    assert expire(with_feedback(timeout_hours=48), "tiny") is None
+    request = read_request("tiny")
+    assert deadline("tiny") == request.asked + timedelta(hours=48) and request.runs == {"run-1": GONE}
+    assert "within 1 hours" in expire(with_feedback(timeout_hours=1), "tiny").reason
 
 
 def test_without_a_limit_or_on_another_landscape_nothing_expires(params):
@@ -137,7 +169,7 @@ def test_waking_needs_neither_a_run_nor_a_server(params, monkeypatch):
     assert wake(params, "tiny") == []
     open_request(params, "tiny", ("00000000-0000-0000-0000-000000000001", GONE))
     two = with_feedback(reviewers=2)
-    assert decide(two, "tiny", made(), "page")[1] == ["1 more reviewer(s) are asked before the audit goes on"]
+    assert decide(two, "tiny", made(), "page")[1] == [] and read_request("tiny").landscape is not None
     [told] = settle(with_feedback(), "tiny")
     assert GONE in told and "goes on with the next run of tiny" in told
     # The run is not forgotten, but nothing expires any more.
@@ -150,6 +182,104 @@ def test_a_decision_closes_the_request(params):
     open_request(params, "tiny")
     decide(params, "tiny", made(), "page")
     assert read_request("tiny") is None
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """The API's URL where another program listens, which answers everything with a page."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>Hello</html>")
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/api"
+        server.shutdown()
+
+
+def test_another_program_where_the_server_was_is_told_not_raised(params, stranger, monkeypatch):
+    monkeypatch.setattr("flows.suspend._present_api", lambda: None)
+    open_request(params, "tiny", ("00000000-0000-0000-0000-000000000001", stranger))
+    for said in (decide(params, "tiny", made(), "page")[1], settle(params, "tiny")):
+        assert len(said) == 1 and f"{stranger} was not told" in said[0]
+    assert list(read_request("tiny").runs.values()) == [stranger]
+
+
+def test_a_recorded_decision_is_not_denied_because_of_what_comes_after(params, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    open_request(params, "tiny")
+    monkeypatch.setattr("flows.approval.close_request", full)
+    kept, [said] = decide(params, "tiny", made(), "page")
+    assert "tiny was not told" in said and "No space left" in said
+    assert kept.path.exists() and standing(params, "tiny").complete
+
+
+def test_requests_are_written_by_threads_at_once(params):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: close_request("tiny", {str(n): GONE}), range(400)))
+    assert len(read_request("tiny").runs) == 1
+
+
+def test_a_run_added_while_the_limit_changes_is_kept(params):
+    limits = [with_feedback(timeout_hours=hours) for hours in range(1, 25)]
+
+    def look(n: int) -> None:
+        open_request(params, "tiny", (f"run-{n}", GONE))
+        expire(limits[n], "tiny")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(look, range(24)))
+    assert len(read_request("tiny").runs) == 24
+
+
+def test_where_a_rule_decides_now_nothing_waits_any_more(params):
+    open_request(params, "tiny")
+    repairs = {"tiny": repair_params(feedback={"policy": "top-k"})}
+    Workspace(Path()).write_params({"audits": {"tiny": audit_params()}, "repairs": repairs})
+    assert settle(load_params(), "tiny") == [] and read_request("tiny") is None
+
+
+@pytest.mark.parametrize("name", ["tiny", "数字", "_", "a--b", "Ä-1"])
+def test_a_run_is_known_by_the_landscape_it_is_suspended_on(name):
+    landscape = "0123456789abcdef"
+
+    def run(key: str) -> FlowRun:
+        return FlowRun(flow_id=uuid4(), state=Suspended(pause_key=key))
+
+    assert _asks_about(name, run(_key(name, landscape, 12))) == landscape
+    for other in (_key("other", landscape, 1), "", "1", str(uuid4())):
+        assert _asks_about(name, run(other)) is None
+
+
+@pytest.mark.parametrize(("stage", "held"), [("collect_feedback@tiny", True), ("summarize@tiny", False)])
+def test_no_decision_is_recorded_while_a_plan_is_made_of_them(params, monkeypatch, stage, held):
+    """DVC hashes them when the stage has ended: one that came meanwhile would count as used."""
+    found = []
+
+    @contextlib.contextmanager
+    def stage_process(*_: object) -> Iterator[SimpleNamespace]:
+        with Path(".faded/decisions-tiny.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append(True)
+            else:
+                found.append(False)
+        yield SimpleNamespace(stdout=io.StringIO("done\n"), wait=lambda: 0)
+
+    monkeypatch.setattr("flows.run_stage.child", stage_process)
+    run_stage(stage, print)
+    assert found == [held]
+    record_decision(params, "tiny", made(), "page")  # and may be afterwards
 
 
 def test_modes_that_are_not_named_get_what_is_proposed():
@@ -221,7 +351,15 @@ def test_a_decision_where_a_rule_decides_says_so(faded, params):
     repairs = {"tiny": repair_params()}
     Workspace(Path()).write_params({"audits": {"tiny": audit_params()}, "repairs": repairs})
     code, told = faded("approve", "tiny")
-    assert code == 0 and "policy is top-k, so a rule decides" in told
+    assert code == 0 and "A rule decides for tiny (repairs.tiny.feedback.policy)" in told
+
+
+def test_what_comes_next_is_said_as_it_is(faded):
+    with_feedback(reviewers=2)
+    _code, told = faded("approve", "tiny")
+    assert "1 more reviewer is asked before tiny goes on." in told and "goes on from here" not in told
+    _code, told = faded("reject", "tiny", "--reviewer", "Bob", "--reason", "no")
+    assert "Then `faded audit tiny` ends there, as at a failed gate." in told and "goes on from here" not in told
 
 
 def test_a_second_audit_is_refused_or_waits_as_it_wants(tmp_path, monkeypatch):

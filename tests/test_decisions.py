@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from stages import collect_feedback as feedback
 from stages import decisions
-from stages.decisions import Decision, Recorded, Standing
+from stages.decisions import AlreadyDecided, Decision, Recorded, Standing, Via
 from stages.decisions.files import Kept
-from stages.errors import AlreadyDecided, DecisionNeeded, RejectedError, UsageError
+from stages.errors import DecisionNeeded, RejectedError, UsageError
 from stages.files import read_json, write_json
 from stages.params import FeedbackConfig, Params
 from tests.workspace import audit_params, repair_params
@@ -59,7 +62,13 @@ def decision(**changes: object) -> Decision:
 
 
 def record(reviewers: int = 1, revise: bool = False, **changes: object) -> Kept[Recorded]:
-    return decisions.record_decision(params(reviewers), "x", decision(**changes), "terminal", revise=revise)
+    return record_via("terminal", reviewers, revise=revise, **changes)
+
+
+def record_via(
+    via: Via, reviewers: int = 1, *, revise: bool = False, seen: Sequence[str] | None = None, **changes: object
+) -> Kept[Recorded]:
+    return decisions.record_decision(params(reviewers), "x", decision(**changes), via, revise=revise, seen=seen)
 
 
 def now(reviewers: int = 1) -> Standing:
@@ -67,7 +76,7 @@ def now(reviewers: int = 1) -> Standing:
 
 
 def plan(reviewers: int = 1) -> dict:
-    return feedback._by_person(params(reviewers), "x", summary())
+    return feedback.by_person("x", now(reviewers), summary())
 
 
 def summary() -> dict:
@@ -128,8 +137,9 @@ def test_a_second_decision_is_refused_and_the_first_one_stays(landscape: Path) -
     kept = record(reason="first")
     before = kept.path.read_bytes()
     for reviewer in ("ada ", "Grace"):
-        with pytest.raises(AlreadyDecided, match=r"Ada approved landscape .* a second decision is refused.*--revise"):
+        with pytest.raises(AlreadyDecided, match=r"Ada approved .* a second decision is refused.*--revise") as refused:
             record(reviewer=reviewer)
+        assert refused.value.said == kept.decision
     assert kept.path.read_bytes() == before and len(list(kept.path.parent.iterdir())) == 1
 
 
@@ -140,6 +150,70 @@ def test_a_revision_takes_the_place_of_what_was_said_before(landscape: Path) -> 
     assert second.decision.revises == second.decision.previous == [first.sha256]
     assert now().kept == (second,) and first.path.exists()
     assert plan()["reviewer"] == "Grace"
+
+
+def test_a_revision_takes_no_place_that_its_reviewer_was_not_shown(landscape: Path) -> None:
+    ada = record()
+    cy = record(revise=True, reviewer="Cy, of York", approve=False)
+    for shown in ([ada.sha256], []):
+        with pytest.raises(AlreadyDecided, match=r"Cy, of York rejected .* which you were not shown") as refused:
+            record_via("page", revise=True, seen=shown, reviewer="Bob")
+        assert refused.value.said == cy.decision
+    assert now().kept == (cy,)
+    bob = record_via("page", revise=True, seen=[cy.sha256], reviewer="Bob")
+    assert now().kept == (bob,)
+
+
+def test_what_others_decide_meanwhile_does_not_hinder_a_revision_of_ones_own(landscape: Path) -> None:
+    ada = record(2)
+    bob = record(2, reviewer="Bob")
+    again = record_via("page", 2, revise=True, seen=[ada.sha256], modes=words(M1="accept"))
+    assert now(2).kept == (bob, again)
+
+
+@pytest.mark.parametrize(("reviewer", "stand", "missing"), [("bob", ["bob"], 1), ("Ada", ["Bob", "Ada"], 0)])
+def test_a_time_out_is_lifted_by_whoever_decides_after_all(
+    landscape: Path, reviewer: str, stand: list[str], missing: int
+) -> None:
+    record(2, reviewer="Bob")
+    record_via("time-out", 2, reviewer="nobody", approve=False)
+    assert now(2).rejection is not None
+    record(2, revise=True, reviewer=reviewer)
+    assert ([d.reviewer for d in now(2).decisions], now(2).missing) == (stand, missing)
+
+
+def test_nobody_counts_twice(landscape: Path, tmp_path: Path) -> None:
+    first = record(2)
+    copied = first.path.with_suffix(".2.yaml")
+    shutil.copy(first.path, copied)
+    assert (now(2).missing, [d.reviewer for d in now(2).decisions]) == (1, ["Ada"])
+    copied.unlink()
+
+    first.path.rename(tmp_path / "kept")  # as on another branch of git
+    second = record(2, reviewer=" ADA", modes=words(M1="accept"))
+    second.path.rename(copied)
+    (tmp_path / "kept").rename(first.path)
+    assert now(2).missing == 1 and len(now(2).kept) == 1
+    # Whoever takes the place of the one that counts does not bring the other one back.
+    record(2, revise=True, reviewer="Bob")
+    assert [d.reviewer for d in now(2).decisions] == ["Bob"]
+
+
+def test_the_plan_names_the_decisions_it_was_made_from(landscape: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = record()
+    merge = feedback.merge
+
+    def meanwhile(*given: Any) -> dict:
+        record(revise=True, reviewer="Grace")
+        return merge(*given)
+
+    monkeypatch.setattr(feedback, "load_params", params)
+    monkeypatch.setattr(feedback, "provenance", lambda *_: {})
+    monkeypatch.setattr(feedback, "merge", meanwhile)
+    feedback.main("x")
+    assert read_json(Path("data/x/collect_feedback/plan.json"))["reviewer"] == "Ada"
+    used = read_json(Path("data/x/collect_feedback/provenance.json"))["decisions"]
+    assert used == {first.path.name: first.sha256} and now().decisions[0].reviewer == "Grace"
 
 
 def test_two_reviewers_are_both_asked_and_merged_by_the_rule(landscape: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -13,8 +14,8 @@ from stages.errors import InfrastructureError, UsageError
 from stages.files import read_json, stage_dir
 from stages.params import load_params
 from stages.report import model_card
-from tests.finished import finished_audits, inside
-from tests.workspace import Workspace
+from tests.finished import faded, finished_audits, inside, run_stages
+from tests.workspace import STAGES, Workspace
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +79,7 @@ def failed(workspace, tmp_path_factory) -> Workspace:
     params = failed.params()
     params["repairs"]["tiny"]["gates"] = {"target_failure_rate": {"max": 0.0}}
     failed.write_params(params)
-    with inside(failed):
-        import stages.re_evaluate
-
-        stages.re_evaluate.main("tiny")
-    assert failed.run(["dvc", "commit", "--force", "re_evaluate@tiny"]).returncode == 0
+    run_stages(failed, "tiny", STAGES[5:])
     return failed
 
 
@@ -91,10 +88,21 @@ def test_a_failed_verdict_is_not_exported_unless_forced(failed, tmp_path):
         with pytest.raises(NotPassedError, match=r"tiny: FAIL.*target_failure_rate\.max \(no\)"):
             export_model(load_params(), "tiny", tmp_path / "deploy")
         assert not (tmp_path / "deploy").exists()
-    assert failed.faded("export", "tiny", str(tmp_path / "deploy")).returncode == 1
-    done = failed.faded("export", "tiny", str(tmp_path / "deploy"), "--force")
-    assert done.returncode == 0, done.stdout
+    assert faded(failed, "export", "tiny", tmp_path / "deploy")[0] == 1
+    code, told = faded(failed, "export", "tiny", tmp_path / "deploy", "--force")
+    assert code == 0, told
     assert "Failed: target\\_failure\\_rate.max" in (tmp_path / "deploy/README.md").read_text()
+
+
+def test_what_no_gate_has_judged_is_not_exported_unless_forced(here, tmp_path, monkeypatch):
+    verdict = flows.export.read_verdict
+    monkeypatch.setattr(flows.export, "read_verdict", lambda *a: replace(verdict(*a), passed=None, gates=[]))
+    with pytest.raises(
+        NotPassedError, match=r"tiny: no gates set, .* set repairs\.tiny\.gates in params\.yaml; .* --force"
+    ):
+        export_model(load_params(), "tiny", tmp_path / "deploy")
+    assert not (tmp_path / "deploy").exists()
+    export_model(load_params(), "tiny", tmp_path / "deploy", force=True)
 
 
 def test_a_stale_audit_is_not_exported_even_if_forced(workspace, tmp_path):
@@ -110,9 +118,8 @@ def test_a_stale_audit_is_not_exported_even_if_forced(workspace, tmp_path):
 
 
 def test_too_many_names_are_refused(workspace):
-    done = workspace.faded("export", "tiny", "other", "x")
-    assert done.returncode == 2
-    assert "found 3 names: tiny, other, x" in done.stdout
+    code, told = faded(workspace, "export", "tiny", "other", "x")
+    assert code == 2 and "found 3 names: tiny, other, x" in told
 
 
 def card_of(workspace: Workspace, readme: str | None = None, **verdict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from dataclasses import replace
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 import flows.gate
 from flows.compare import WORKSPACE, Evaluation, Run, read_run
+from flows.evidence.views import show_gate
 from flows.gate import GateResult, last_passed, run_gate
 from stages.errors import UsageError
 from stages.params import load_params
-from tests.finished import commit, finished_audits, inside, run_stages
+from tests.finished import commit, faded, finished_audits, inside, run_stages
 from tests.workspace import FADED, ROOT, STAGES, Workspace
 
 WORSE = ("failed = inside |", "failed = inside | (cells[:, 0] == 1) |")  # an edit of planted.py
@@ -47,8 +50,10 @@ def judged(workspace: Workspace, audit: str, against: str | None = "first", tole
 
 @pytest.mark.parametrize("audit", ["tiny", "other"])
 def test_the_same_result_is_no_worse_than_itself_however_few_the_items(workspace, audit):
-    for tolerance in (0.02, 0.0):
-        result = judged(workspace, audit, tolerance=tolerance)
+    for result in (
+        judged(workspace, audit),
+        of_another(workspace, audit, lambda run: run, tolerance=0.0),
+    ):
         assert result.passed and result.own
         assert all(row.worse[:3] == (0.0, 0.0, 0.0) and row.worse.n > 0 for row in result.rows)
     assert len(result.rows) == (3 if audit == "tiny" else 1)
@@ -62,18 +67,78 @@ def test_a_worse_model_fails_and_a_better_one_passes(worse):
     with inside(worse), pytest.MonkeyPatch.context() as patch:
         then, now = read_run("first", "other"), read_run(WORKSPACE, "other")
         patch.setattr(flows.gate, "read_run", lambda rev, *_, **__: then if rev == WORKSPACE else now)
+        patch.setattr(flows.gate, "unfinished", lambda *_: None)
         swapped = run_gate(load_params(), "other", "first", 0.02)
     assert swapped.passed and swapped.rows[0].worse.high < 0.02
 
 
 def test_the_command_tells_and_ends_with_the_code_of_a_gate(worse):
-    done = worse.faded("gate", "other", "--against", "first")
-    assert done.returncode == 1, done.stdout
-    assert "model under test: failures" in done.stdout and "95% interval" in done.stdout
-    assert "other: not shown to be no worse than first" in done.stdout
-    stale = worse.faded("gate", "tiny", "--against", "second")  # its code is planted.py, too
-    assert stale.returncode == 2, stale.stdout
-    assert "run `faded audit tiny` first" in stale.stdout
+    code, told = faded(worse, "gate", "other", "--against", "first")
+    assert code == 1, told
+    assert "model under test: failures" in told and "95% interval" in told
+    assert "first's own verdict: pass; nobody had to decide: it ends with its landscape" in told
+    code, told = faded(worse, "gate", "tiny", "--against", "second")  # its code is planted.py, too
+    assert code == 2 and "run `faded audit tiny` first" in told
+
+
+def test_it_is_said_who_decided_what_is_compared_with(workspace):
+    code, told = faded(workspace, "gate", "tiny", "--against", "first")
+    assert code == 0, told
+    assert "first's own verdict: pass; decided by Bob, Ada" in told
+    by_rule = of_another(workspace, "tiny", lambda run: judged_as(run, decided_by="policy"))
+    assert by_rule.now.decided == "decided by policy, no human"
+
+
+def judged_as(run: Run, **verdict: Any) -> Run:
+    """The same run with another verdict."""
+    if run.evaluation is None:
+        return replace(run, verdict={**run.verdict, **verdict})
+    return evaluated(run, verdict={**run.evaluation.verdict, **verdict})
+
+
+FAILED = {"passed": False, "gates": [{"gate": "x.max", "passed": False}]}
+NOT_JUDGED = {"passed": None, "gates": [{"gate": "x.max", "passed": None}]}
+WITHOUT_GATES = {"passed": None, "gates": []}
+
+
+@pytest.mark.parametrize(("audit", "verdict"), [("tiny", FAILED), ("other", FAILED), ("other", NOT_JUDGED)])
+def test_a_revision_that_did_not_pass_is_nothing_to_compare_with(worse, workspace, audit, verdict):
+    head = workspace.run(["git", "rev-parse", "first"]).stdout[:12]
+    with pytest.raises(UsageError, match=rf"'{audit}' did not pass at first .* that passed is --against {head}"):
+        of_another(workspace, audit, lambda run: run, before=lambda run: judged_as(run, **verdict))
+
+
+@pytest.mark.slow
+def test_a_revision_that_failed_and_was_committed_is_refused(worse, tmp_path):
+    own = worse.copy(tmp_path / "ws")
+    params = own.params()
+    bound = params["audits"]["other"]["summarize"]["gates"]["max_failure_rate"]
+    for gate, name in ((0.01, "failed"), (bound, "mended")):
+        params["audits"]["other"]["summarize"]["gates"]["max_failure_rate"] = gate
+        own.write_params(params)
+        run_stages(own, "other", STAGES[:3])
+        commit(own, name)
+    code, told = faded(own, "gate", "other", "--against", "failed")
+    second = own.run(["git", "rev-parse", "second"]).stdout[:12]
+    assert code == 2 and "did not pass at failed (FAIL)" in told and f"--against {second}" in told
+    assert faded(own, "gate", "other", "--against", second)[0] == 0
+
+
+@pytest.mark.parametrize("audit", ["tiny", "other"])
+def test_without_gates_the_comparison_counts_only_where_there_never_were_any(workspace, audit):
+    def without(run: Run) -> Run:
+        return judged_as(run, **WITHOUT_GATES)
+
+    neither = of_another(workspace, audit, without, before=without)
+    assert neither.passed and any("only whether it is no worse was judged" in note for note in neither.notes)
+    out = io.StringIO()
+    show_gate(Console(file=out, width=160), neither)
+    assert "the workspace's own verdict: no gates set; " in out.getvalue() and "pass;" not in out.getvalue()
+    dropped = of_another(workspace, audit, without)
+    assert all(row.passed for row in dropped.rows) and not dropped.own and not dropped.passed
+    assert any("what passed there has to pass here" in note for note in dropped.notes)
+    new = of_another(workspace, audit, lambda run: run, before=without)
+    assert new.passed and any("first sets no gates" in note for note in new.notes)
 
 
 def test_by_default_it_is_the_last_that_passed(workspace, worse):
@@ -115,14 +180,16 @@ def test_a_stale_audit_is_not_judged(workspace, tmp_path):
         judged(own, "tiny", "nosuch")
 
 
-def of_another(workspace: Workspace, audit: str, change: Any, **settings: Any) -> GateResult:
-    """The gate, had the workspace's run been another."""
+def of_another(
+    workspace: Workspace, audit: str, change: Any, *, before: Any = lambda run: run, tolerance: float = 0.02
+) -> GateResult:
+    """The gate, had the workspace's run been another (and that of the revision)."""
     with inside(workspace), pytest.MonkeyPatch.context() as patch:
-        repaired = audit == "tiny"
-        then, now = (read_run(rev, audit, repaired=repaired) for rev in ("first", WORKSPACE))
-        now = change(now)
+        now = read_run(WORKSPACE, audit, repaired=audit == "tiny")  # as it was committed
+        then, now = before(replace(now, revision="first")), change(now)
         patch.setattr(flows.gate, "read_run", lambda rev, *_, **__: now if rev == WORKSPACE else then)
-        return run_gate(load_params(), audit, "first", **{"tolerance": 0.02, **settings})
+        patch.setattr(flows.gate, "unfinished", lambda *_: None)  # DVC takes half a second
+        return run_gate(load_params(), audit, "first", tolerance)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +224,10 @@ def test_an_unlike_evaluation_is_refused_too(workspace):
 
 
 def failing_more(run: Run, model: str = "after") -> Run:
-    """The same evaluation, in which a model fails on all common pairs."""
+    """The same evaluation, in which a model fails on all that the uniform control of its search asked."""
     probes = run.evaluation.probes.copy()
-    probes.loc[(probes["purpose"] == "paired") & (probes["model"] == model), "failed"] = True
+    asked = (probes["purpose"] == "search") & (probes["role"] == "control")
+    probes.loc[asked & (probes["model"] == model), "failed"] = True
     return evaluated(run, probes=probes, provenance={**run.evaluation.provenance, "repaired": "1" * 16})
 
 
@@ -169,6 +237,23 @@ def test_a_repaired_model_that_fails_more_fails_the_gate(workspace):
     assert landscape.passed and not repaired.passed and repaired.worse.low > 0 and not result.passed
     before = of_another(workspace, "tiny", lambda run: failing_more(run, model="before"))
     assert before.rows[1].worse.value == 0.0, "what the model before does is not the repaired one's"
+
+
+def test_what_is_no_sample_of_the_grid_does_not_count(workspace):
+    """Half of the common pairs lie in the targets, and an agent looks for failures: a worse model stays one."""
+
+    def better_there(run: Run, failed: bool) -> Run:
+        run = failing_more(run)
+        probes = run.evaluation.probes.copy()
+        probes.loc[(probes["purpose"] != "search") | (probes["role"] == "agent"), "failed"] = failed
+        return evaluated(run, probes=probes)
+
+    one, other = (of_another(workspace, "tiny", lambda run, f=failed: better_there(run, f)) for failed in (True, False))
+    assert one.rows[1] == other.rows[1] and not one.rows[1].passed
+    with inside(workspace):
+        probes = read_run(WORKSPACE, "tiny", repaired=True).evaluation.probes
+    asked = probes[(probes["purpose"] == "search") & (probes["role"] == "control") & (probes["model"] == "after")]
+    assert one.rows[1].then == asked["failed"].mean() and one.rows[1].worse.n == len(asked) == 160
 
 
 def test_what_is_not_shown_to_be_no_worse_fails(workspace):
@@ -218,12 +303,11 @@ def test_nothing_in_common_is_no_pass(workspace):
     assert (row.then, row.worse.n, row.passed) == (None, 0, False)
 
 
-def test_ones_own_verdict_counts(workspace, monkeypatch):
-    verdict = flows.gate.read_verdict
-    monkeypatch.setattr(flows.gate, "read_verdict", lambda *args: replace(verdict(*args), passed=False))
-    result = judged(workspace, "other")
+@pytest.mark.parametrize("verdict", [FAILED, NOT_JUDGED])
+def test_ones_own_verdict_counts(workspace, verdict):
+    result = of_another(workspace, "other", lambda run: judged_as(run, **verdict))
     assert all(row.passed for row in result.rows)
-    assert not result.own and result.own_word == "FAIL" and not result.passed
+    assert not result.own and result.now.word in ("FAIL", "not judged") and not result.passed
 
 
 def test_other_settings_that_may_explain_a_difference_are_told(workspace):

@@ -9,11 +9,14 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import httpx
 import pytest
 
 from flows.automations import make_automations
 from flows.notify import block_id, current, notify, send_test, set_block, set_url
 from flows.schedule import add_missing
+from flows.serve import RECORDS
+from flows.server import HOME, _server, _wait, free_port
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
 
@@ -73,7 +76,7 @@ def mail() -> Iterator[tuple[str, queue.Queue[str]]]:
         server.shutdown()
 
 
-def test_a_webhook_is_told_and_its_address_is_in_no_file(here, hook, toys):
+def test_a_webhook_is_told(here, hook):
     url, came = hook
     assert set_url("webhook", f"{url}/{SECRET}") == "custom-webhook/faded" == current()
     notify("needs decision", "tiny", "look at http://127.0.0.1:8711/review/tiny")
@@ -85,8 +88,31 @@ def test_a_webhook_is_told_and_its_address_is_in_no_file(here, hook, toys):
     assert said["text"] == f"{said['subject']}\n{said['body']}"
     send_test()
     assert "faded: test" in came.get(timeout=30)[1]
-    texts = [path.read_bytes() for path in toys.path.rglob("*") if path.is_file() and ".dvc" not in path.parts]
-    assert not any(SECRET.encode() in text for text in texts)
+
+
+def test_the_server_of_a_command_keeps_addresses_from_files_and_other_sites_from_its_api(toys, hook, monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.chdir(toys.path)
+    add_missing(load_params())
+    url, came = hook
+    with _server("app", 0, RECORDS) as (base, process):
+        port = int(base.rpartition(":")[2])
+        assert free_port(port) != port  # held from the first moment, not once the server has started
+        _wait(base, process)
+        with temporary_settings({PREFECT_API_URL: f"{base}/api"}):
+            set_url("webhook", f"{url}/{SECRET}")
+            notify("needs decision", "tiny", "look")
+        assert came.get(timeout=30)[0] == f"/{SECRET}"  # so it is kept somewhere
+
+        asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+        assert "access-control-allow-origin" not in httpx.options(f"{base}/api/flow_runs/", headers=asked).headers
+        assert httpx.post(f"{base}/api/flow_runs/filter", json={}).status_code == 403
+        assert httpx.get(f"{base}/api/health", headers={"Host": "example.org"}).status_code == 400
+    files = [path for path in toys.path.rglob("*") if path.is_file()]
+    assert HOME / "prefect.db" in [path.relative_to(toys.path) for path in files]
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    assert HOME.stat().st_mode & 0o077 == 0  # what the address is encrypted with lies beside it
 
 
 def test_the_server_shows_nobody_the_address(here, hook):

@@ -1,4 +1,4 @@
-"""Ratings that teach: the map from discrepancies to scores, the task that is judged by it, and its report."""
+"""Ratings in force: the task that is judged by them, its ledger and landscape, the report, and params.yaml."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,97 +18,16 @@ from flows.ratings import with_ratings
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.explorers import Prober
+from stages.landscape import against_automatic, estimate
 from stages.ledger import Key, Ledger
 from stages.params import RatingsConfig, load_params
 from stages.ratings import RatedTask, Ratings
 from stages.ratings.apply import _wrapped
-from stages.ratings.evidence import Scored
-from stages.ratings.fit import fit, too_few
 from stages.report import write_landscape_report
 from stages.tasks.contract import Illustrated, Measured, Tallied, Task
 from tests.landscapes import planted
 from tests.report_samples import FOUR, HOSTILE, WEATHER, make_inputs
 from tests.workspace import ROOT, audit_params
-
-# The map
-
-
-def people(
-    curve: Callable[[np.ndarray], np.ndarray], n: int = 60, noise: float = 0.7, seed: int = 0, items: int = 30
-) -> list[Scored]:
-    """Scores of two people who follow a curve of their own, with noise (in rating points), in whole points."""
-    rng = np.random.default_rng(seed)
-    x = rng.uniform(-1, 1, n)
-    scores = np.clip(np.round(curve(x) + rng.normal(0, noise, n)), 1, 10).astype(int)
-    return [
-        Scored(float(d), int(s), f"i{k % items}", "AB"[k % 2]) for k, (d, s) in enumerate(zip(x, scores, strict=True))
-    ]
-
-
-def line(x: np.ndarray) -> np.ndarray:
-    return 5.5 - 4 * x
-
-
-def step(x: np.ndarray) -> np.ndarray:
-    return np.where(x < 0.3, 9.0, 2.0)
-
-
-@pytest.mark.parametrize(("curve", "kind"), [(line, "linear"), (step, "isotonic")])
-def test_a_planted_scale_is_recovered_with_an_error_near_the_noise(curve, kind: str) -> None:
-    found = fit(people(curve, n=200, items=100), "quality")
-    assert found.kind == kind and found.teaches
-    x = np.concatenate([np.linspace(-0.9, 0.2, 20), np.linspace(0.4, 0.9, 10)])  # a step is known up to its edge
-    expected = 10 - 9 * np.interp(x, found.x, found.y)
-    assert np.abs(expected - curve(x)).mean() < 0.3
-    # Whole points of noise 0.7: its mean absolute value is 0.56, rounding adds a little.
-    assert 0.4 < found.errors[found.kind].value < 0.85
-    assert found.errors["constant"].value > 1.5
-    assert found.errors[found.kind].low < found.errors[found.kind].value < found.errors[found.kind].high
-
-
-def test_bias_is_read_the_other_way_round() -> None:
-    scored = [Scored(s.discrepancy, 11 - s.score, s.item, s.reviewer) for s in people(line)]
-    quality, bias = fit(people(line), "quality"), fit(scored, "bias")
-    assert (bias.kind, bias.x) == (quality.kind, quality.x)
-    assert bias.y == pytest.approx(quality.y)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_ratings_that_have_nothing_to_do_with_the_discrepancy_teach_nothing(seed: int) -> None:
-    assert not fit(people(lambda x: np.full(len(x), 5.5), noise=2.5, seed=seed), "quality").teaches
-
-
-def test_ratings_that_contradict_the_discrepancy_teach_nothing() -> None:
-    assert fit(people(lambda x: 5.5 + 4 * x), "quality").kind == "constant"
-
-
-def test_maps_never_fall_and_stay_on_the_scale() -> None:
-    for curve in (line, step, lambda x: 5.5 - 12 * x):
-        found = fit(people(curve, noise=1.5), "quality")
-        assert (np.diff(found.x) > 0).all() and (np.diff(found.y) >= 0).all()
-        assert min(found.y) >= 0 and max(found.y) <= 1
-
-
-def test_the_order_of_scores_does_not_matter() -> None:
-    scored = people(line)
-    assert fit(scored, "quality") == fit(scored[::-1], "quality")
-
-
-def test_an_item_is_never_on_both_sides_of_the_cross_validation() -> None:
-    # Each item has a score of its own, whatever the discrepancy: who has seen the item knows, nobody else does.
-    rng = np.random.default_rng(0)
-    scored = [
-        Scored(float(k) + d / 10, s, f"i{k}", "A") for k, s in enumerate(rng.integers(1, 11, 20)) for d in range(5)
-    ]
-    assert not fit([Scored(s.discrepancy, int(s.score), s.item, s.reviewer) for s in scored], "quality").teaches
-
-
-@pytest.mark.parametrize(("n", "items", "enough"), [(10, 5, True), (9, 5, False), (30, 4, False)])
-def test_too_few_ratings_are_said(n: int, items: int, enough: bool) -> None:
-    said = too_few(people(line, n, items=items))
-    assert (said == "") == enough
-    assert enough or f"found {n} of {items}" in said
-
 
 # The task
 
@@ -119,8 +37,8 @@ def learnt(**changes: Any) -> Ratings:
     nothing = {"value": 1.0, "low": 0.9, "high": 1.1}
     given = {
         "target": "quality", "scale": "s", "model": "linear", "x": [-0.8, 0.8], "y": [0.0, 1.0], "ratings": 20,
-        "items": 10, "reviewers": ["Ada", "<b>Ben</b>"], "decisions": {}, "gain": nothing,
-        "errors": {"constant": nothing, "linear": nothing, "isotonic": nothing}, "points": [(-0.5, 9), (0.5, 3)],
+        "items": 10, "reviewers": {"Ada": 12, "<b>Ben</b>": 8}, "decisions": {}, "gain": nothing,
+        "error": nothing, "constant": nothing, "points": [(-0.5, 9), (0.5, 3)],
     }  # fmt: skip
     return Ratings.model_validate({**given, **changes})
 
@@ -143,11 +61,11 @@ def test_failures_are_those_whose_expected_rating_is_below_the_bound(rating: flo
 
 
 def test_a_rating_at_the_bound_passes_in_single_precision_too() -> None:
-    for rating in range(2, 11):
+    for rating in np.arange(1.1, 10, 0.1):
         at = (10 - rating) / 9
         ratings = learnt(x=[0.0, 0.5, 1.0], y=[0.0, at, 1.0])
         threshold = ratings.threshold(bound(fails_below=rating))
-        badness = ratings.badness(np.array([0.5])).astype(np.float32)
+        badness = ratings.badness(np.array([0.5]))
         assert not (badness > threshold)[0] and not badness.astype(float)[0] > threshold
 
 
@@ -170,10 +88,15 @@ def test_what_nobody_could_blame_the_model_for_has_not_failed() -> None:
 
 
 def test_beyond_what_was_rated_only_the_safe_side_follows() -> None:
-    ratings, x = learnt(x=[-0.2, 0.2], y=[0.2, 0.8]), np.array([-0.5, 0.0, 0.5])
-    assert ratings.unfounded(x, 0.5).tolist() == [False, False, False]  # good below, bad above: that must be so
-    assert ratings.unfounded(x, 0.1).tolist() == [True, False, False]  # all rated fails: what of the better ones?
-    assert ratings.unfounded(x, 0.9).tolist() == [False, False, True]  # none does: what of the worse ones?
+    ratings, x = learnt(x=[-0.2, 0.2], y=[0.2, 0.8]), np.array([-0.5, -0.2, 0.0, 0.5])
+    assert ratings.outside(x).tolist() == [True, False, False, True]
+
+    def unfounded(threshold: float) -> list[bool]:
+        return ratings.unfounded(x, ratings.badness(x) > threshold).tolist()
+
+    assert unfounded(0.5) == [False, False, False, False]  # good below, bad above: that must be so
+    assert unfounded(0.1) == [True, False, False, False]  # all rated fails: what of the better ones?
+    assert unfounded(0.9) == [False, False, False, True]  # none does: what of the worse ones?
 
 
 class Rich(type(planted())):  # type: ignore[misc]
@@ -264,6 +187,21 @@ def test_a_ledger_line_of_two_lengths_is_refused() -> None:
         ledger.append([Key("a", 0)], one, one > 0, ["x"], None, (np.zeros(2), one > 0))
 
 
+def test_a_landscape_says_how_much_of_it_lies_outside_of_what_was_rated() -> None:
+    task = planted()
+    ratings, ids, rng = learnt(x=[-0.3, 0.1], y=[0.6, 0.9]), task.items.ids("discover"), np.random.default_rng(4)
+    prober = Prober(_wrapped(task, ratings, 0.5), ids, 200)
+    prober.ask(rng.integers(0, 40, 200), task.concepts.sample(200, rng))
+    probes = prober.table().assign(role="control")
+    embeddings, asked = task.embed(ids), {"threshold": 0.0, "seed": 1}
+    landscape = estimate(probes, ids, embeddings, task.concepts, threshold=0.5, seed=1)
+    found = against_automatic(landscape, probes, ids, embeddings, task.concepts, ratings=ratings, **asked).summary
+    below, above = (probes["automatic"] < -0.3).mean(), (probes["automatic"] > 0.1).mean()
+    assert below > 0 and above > 0 and found["outside"]["value"] == pytest.approx(below + above)
+    assert found["unfounded"]["value"] == pytest.approx(below)  # all that was rated fails: what of the better ones?
+    assert found["unfounded"]["low"] < found["unfounded"]["value"] < found["unfounded"]["high"]
+
+
 # The report
 
 
@@ -274,7 +212,7 @@ def test_the_report_shows_both_measures_and_names_as_text(tmp_path: Path, concep
     inputs["landscape"] = table.assign(**{f"{name}_automatic": table[name] / 2 for name in ("rate", "low", "high")})
     share = {"value": 0.125, "low": 0.1, "high": 0.15, "n": 1200}
     own = {"threshold": 0.25, "overall": share, "effects": summary["effects"], "rank_correlation": None}
-    own |= dict.fromkeys(("agree", "only_people", "only_automatic"), share)
+    own |= dict.fromkeys(("agree", "only_people", "only_automatic", "outside", "unfounded"), share)
     learnt_ = learnt().model_dump(exclude={"scale", "decisions"})
     said = {"statement": f"2 reviewers {HOSTILE} agree."}
     inputs["summary"] = {**summary, "ratings": {**learnt_, "fails_below": 4.5, "automatic": own, "agreement": said}}
@@ -284,6 +222,8 @@ def test_the_report_shows_both_measures_and_names_as_text(tmp_path: Path, concep
     assert section is not None and page.index('<a href="#ratings">') < section.start()
     assert "&lt;b&gt;Ben&lt;/b&gt;" in section[0] and "<b>Ben" not in page and "<script>alert" not in page
     assert "expected rating below 4.5" in section[0] and "12.5%" in section[0]
+    assert "by Ada (12), &lt;b&gt;Ben" in section[0]
+    assert "outside of what was rated" in section[0] and "Of the uniform probes 12.5% have a verdict that" in section[0]
     figures = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', section[0], re.DOTALL)
     assert len(figures) == 3 and all(json.loads(figure) for figure in figures)
     people, automatic = (json.loads(figure)[0]["data"][0] for figure in figures[:2])
@@ -314,6 +254,10 @@ WRITTEN = "ratings: {file: data/a/ratings.json, sha256: '" + "0" * 64 + "', fail
         (
             BLOCK + "      threshold: 0.0   # why\n\n    # next\n" + REST,
             BLOCK + f"      threshold: 0.0   # why\n      {WRITTEN}\n\n    # next\n" + REST,
+        ),
+        (
+            (BLOCK + "      threshold: 0.0\n" + REST).replace("discrepancy:", "discrepancy: &shared"),
+            (BLOCK + f"      threshold: 0.0\n      {WRITTEN}\n" + REST).replace("discrepancy:", "discrepancy: &shared"),
         ),
         (
             BLOCK + "      ratings:\n        file: x\n        fails_below: 3\n      b: 1\n" + REST,

@@ -26,7 +26,7 @@ from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.params import load_params
 from stages.provenance import run_key
-from stages.ratings.evidence import gather
+from stages.ratings.evidence import Evidence, Scored, gather
 from tests.workspace import ROOT, audit_params, make_workspace, repair_params
 
 
@@ -108,7 +108,6 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     rate("Ben", lambda d: strict(d) - 0.5, seed=1)
     said = learn(write=True)
     assert "by Ada (" in said and "Ben (" in said and "differ by" in said and "fails" in said
-    assert "+ " in said or "+    " in said
     promised = re.search(r"of 200 uniform probes ([\d.]+)% fail automatically, ([\d.]+)% would by these", said)
     assert promised is not None
 
@@ -116,7 +115,8 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     audit, ratings = params.audit("x"), json.loads(Path("data/x/ratings.json").read_text())
     assert audit.ratings is not None and audit.ratings.fails_below == 5
     assert audit.ratings.sha256 == hashlib.sha256(Path("data/x/ratings.json").read_bytes()).hexdigest()
-    assert ratings["reviewers"] == ["Ada", "Ben"] and ratings["agreement"]["rating"]["difference"] < 1.5
+    assert list(ratings["reviewers"]) == ["Ada", "Ben"] and sum(ratings["reviewers"].values()) == ratings["ratings"]
+    assert ratings["agreement"]["rating"]["difference"] < 1.5
     assert run_key(audit, []) != run_key(audit.model_copy(update={"discrepancy": audit.automatic}), [])
     check_audits(params, ["x"])
 
@@ -156,7 +156,8 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     assert "People against the automatic measure" in section and "an expected rating below 5" in section
     assert section.count('class="plot"') == 3 and "By people&#39;s ratings" in section
     assert f"{control['failed'].mean():.1%}" in section and f"{old['failed'].mean():.1%}" in section
-    assert "Ada, Ben" in section and "differ by" in section and "Failing here means an expected" in page
+    assert f"Ada ({ratings['reviewers']['Ada']}), Ben (" in section and "differ by" in section
+    assert "Failing here means an expected" in page
 
 
 def test_the_plan_says_how_far_its_reviewers_agree(place: Path) -> None:
@@ -215,8 +216,9 @@ def test_a_revised_decision_does_not_count(place: Path) -> None:
 
 def test_ratings_of_another_scale_do_not_count(place: Path) -> None:
     rate("Ada", strict)
-    text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("threshold: 0.0", "threshold: 0.1"))
+    _edit("params.yaml", "threshold: 0.0", "threshold: 0.1")  # where failing begins is not how an answer is measured
+    assert gather(load_params(), "x", "quality").of_another_scale == 0
+    _edit("params.yaml", "noise: 0.1", "noise: 0.2")
     with pytest.raises(UsageError, match=r"nobody has rated the quality of examples of x yet; \d+ were of another"):
         learn(write=True)
 
@@ -226,7 +228,7 @@ def test_ratings_of_another_scale_do_not_count(place: Path) -> None:
     [
         (lambda: Path("data/x/ratings.json").unlink(), "cannot be read"),
         (lambda: _edit("data/x/ratings.json", '"y"', '"z"'), "has sha256 .* params.yaml names"),
-        (lambda: _edit("params.yaml", "threshold: 0.0", "threshold: 0.1"), "was learnt on another scale"),
+        (lambda: _edit("params.yaml", "noise: 0.1", "noise: 0.2"), "was learnt on another scale"),
         (lambda: _edit("params.yaml", "fails_below", "fails_above"), "for which the bound is fails_below"),
     ],
 )
@@ -244,6 +246,27 @@ def _edit(path: str, old: str, new: str) -> None:
     text = Path(path).read_text()
     assert old in text
     Path(path).write_text(text.replace(old, new))
+
+
+def test_audits_that_share_the_settings_and_measure_otherwise_are_named(place: Path) -> None:
+    rate("Ada", strict)
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    audit = params["audits"]["x"]
+    params["audits"]["fewer"] = {**audit, "prepare": {**audit["prepare"], "items": {"discover": 5}}}
+    params["audits"]["noisy"] = {**audit, "prepare": {**audit["prepare"], "noise": 0.3}}
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))  # with an alias
+    said = learn(write=True)
+    assert "fewer, noisy share these settings" in said and "noisy: measured on another scale" in said
+    check_audits(load_params(), ["x", "fewer"])
+    with pytest.raises(UsageError, match=r"another scale: audits\.noisy has another"):
+        check_audits(load_params(), ["noisy"])
+
+
+def test_examples_that_all_have_one_discrepancy_teach_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = [Scored(1.0, score, f"i{n}", "Ada") for n, score in enumerate([2, 9] * 12)]
+    monkeypatch.setattr("stages.ratings.evidence.gather", lambda *asked: Evidence(scored, [], 0))
+    with pytest.raises(UsageError, match="nothing written: all examples rated have the same automatic discrepancy, 1"):
+        learn(write=True)
 
 
 def test_nothing_is_written_where_ratings_teach_nothing(place: Path) -> None:

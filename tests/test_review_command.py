@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +18,11 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from flows.review.links import RECORD
-from flows.review.recording import Outcome
+from flows.review.links import RECORD, one_time_link, running
 from flows.review.server import ReviewServer, serve_review
-from stages.decisions import Decision, landscape_hash, read_chain
-from stages.errors import AlreadyDecided, UsageError
-from tests.review_samples import form_of, make_review, reviewers
+from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain
+from stages.errors import UsageError
+from tests.review_samples import also_review, form_of, make_review
 from tests.workspace import FADED, ROOT, Workspace
 
 
@@ -36,6 +40,7 @@ def faded(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["review", "x", *arguments])
 
 
+@pytest.mark.slow
 def test_the_command_ends_when_the_decision_is_recorded(place: Path) -> None:
     env = Workspace(place).env | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "400"}
     command = [FADED, "review", "x", "--no-open", "--port", "0"]
@@ -64,26 +69,82 @@ def test_the_command_ends_when_the_decision_is_recorded(place: Path) -> None:
     assert not RECORD.exists()
 
 
-def test_it_stays_while_another_browser_has_the_page_open(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = iter((1, 0))
-    monkeypatch.setattr(ReviewServer, "undecided", lambda _self, _audit: next(left))
-    outcomes = iter([Outcome("x", Path("1.yaml"), "Ada", True, []), Outcome("x", Path("2.yaml"), "Bo", False, [])])
-    monkeypatch.setattr(ReviewServer, "next_outcome", lambda _self: next(outcomes))
-    told = faded("--no-open", "--port", "0")
+@contextlib.contextmanager
+def serving(*arguments: str) -> Iterator[Future[Result]]:
+    """`faded review x` in a thread, which has to end with the block."""
+    with ThreadPoolExecutor(1) as pool:
+        it = pool.submit(faded, "--no-open", "--port", "0", *arguments)
+        while running() is None and not it.done():
+            time.sleep(0.05)
+        yield it
+        it.result(timeout=60)
+
+
+class Browser:
+    """One that came in by a link."""
+
+    def __init__(self, link: str) -> None:
+        base, _, rest = link.partition("/review/")
+        self.path = f"/review/{rest.partition('?')[0]}"
+        self.client = httpx.Client(trust_env=False, base_url=base, follow_redirects=True, timeout=60)
+        self.fields = form_of(self.client.get(link).text)
+
+    def decide(self, **said: str) -> None:
+        answer = self.client.post(
+            self.path, data=self.fields | said, headers={"Origin": str(self.client.base_url).rstrip("/")}
+        )
+        assert answer.status_code == 200 and "Recorded" in answer.text
+
+
+def test_it_stays_while_another_browser_has_the_page_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_review(tmp_path, monkeypatch, reviewers=2)
+    with serving() as it:
+        ada, bo = Browser(one_time_link("x")), Browser(one_time_link("x"))
+        ada.decide(reviewer="Ada", decision="approve")
+        assert running() is not None and not it.done()
+        bo.decide(reviewer="Bo", decision="reject")
+    told = it.result()
     assert told.exit_code == 0
-    assert re.search("Ada approved.*1 other browser has the page open.*Bo rejected", told.stdout, re.S)
+    assert re.search("Ada approved.*1 other browser has a page open.*Bo rejected", told.stdout, re.S)
 
 
-def test_browsers_that_were_answered_do_not_count_as_open(place: Path) -> None:
-    ada, grace = reviewers(2)
-    keys = ada.served.keys
-    ada.served.link("x")
-    assert keys.undecided("x") == 0
-    fields = form_of(ada.enter()) | {"decision": "approve"}
-    grace.enter()
-    assert keys.undecided("x") == 2
-    ada.send(fields)
-    assert keys.undecided("x") == 1
+def test_it_ends_by_a_decision_on_its_own_audit(place: Path) -> None:
+    also_review()
+    with serving() as it:
+        Browser(one_time_link("other")).decide(decision="approve")
+        Browser(one_time_link("x")).decide(decision="approve")
+    assert re.search("repair of other.*repair of x", it.result().stdout, re.S)
+
+
+def test_it_cuts_off_nobody_who_decides_on_another_audit(place: Path) -> None:
+    also_review()
+    with serving() as it:
+        x, other = Browser(one_time_link("x")), Browser(one_time_link("other"))
+        x.decide(decision="approve")
+        assert running() is not None and not it.done()
+        other.decide(decision="reject")
+    assert re.search("repair of x.*1 other browser has a page open.*repair of other", it.result().stdout, re.S)
+
+
+def test_a_link_is_no_argument_of_a_browser(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("subprocess.Popen", lambda command, **_more: opened.append(str(command)))
+    with serve_review(["x"], port=0) as server:
+        told = faded("--open", "--revise")
+    [uri] = opened
+    assert uri == (place / ".faded/review-x.html").resolve().as_uri()
+    link = re.search(r"http://\S+", told.stdout).group(0)
+    assert link.startswith(f"{server.url}/review/x?token=") and link.endswith("&again=yes")
+    assert link in unescape((place / ".faded/review-x.html").read_text())
+
+
+def test_a_host_that_does_not_count_is_told(place: Path) -> None:
+    with serve_review(["x"], port=0) as server:
+        for arguments in (("--host", "0.0.0.0"), ("--port", "1")):
+            done = faded("--no-open", *arguments)
+            assert f"it listens at {server.url}: --host and --port do not change that" in done.output
+        assert "--host" not in faded("--no-open").output
 
 
 def test_ctrl_c_ends_the_command_and_writes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +154,7 @@ def test_ctrl_c_ends_the_command_and_writes_nothing(place: Path, monkeypatch: py
 
     monkeypatch.setattr(ReviewServer, "next_outcome", interrupted)
     done = faded("--no-open", "--port", "0")
-    assert done.exit_code == 130 and "no decision was recorded" in done.output
+    assert done.exit_code == 130 and "no decision on x was recorded" in done.output
     assert kept() == [] and not RECORD.exists()
 
 

@@ -40,6 +40,12 @@ def change_params(**feedback: Any) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
+def let_it_expire() -> None:
+    long_ago = datetime(2001, 1, 1, tzinfo=UTC)
+    request = approval.open_request(load_params(), "x").model_copy(update={"expires": long_ago, "asked": long_ago})
+    approval._path("x").write_text(request.model_dump_json())
+
+
 def test_it_proposes_to_repair_what_is_confirmed(ada: Reviewer) -> None:
     fields = form_of(ada.enter())
     assert [fields[f"action.M{n}"] for n in (1, 2, 3)] == ["repair", "repair", "ignore"]
@@ -127,7 +133,7 @@ def test_two_reviewers_at_once_do_not_overwrite_each_other(place: Path) -> None:
     assert ada.send(form_of(ada.enter()) | {"decision": "approve"}).status_code == 200
     answer = grace.send(hers | {"decision": "reject"})
     assert answer.status_code == 409
-    assert "Somebody decided meanwhile: Ada Lovelace approved landscape" in answer.text
+    assert "Somebody decided meanwhile: Ada Lovelace approved this on" in answer.text
     again = form_of(answer.text)
     assert (again["reviewer"], again["reason.M1"], again["rating.M1.2"]) == ("Grace Hopper", "mine", "7")
     assert len(kept()) == 1
@@ -137,6 +143,56 @@ def test_two_reviewers_at_once_do_not_overwrite_each_other(place: Path) -> None:
     assert (first.reviewer, second.reviewer, second.approve) == ("Ada Lovelace", "Grace Hopper", False)
     assert len(second.revises) == 1 and second.modes[0].reason == "mine"
     assert [outcome.reviewer for outcome in ada.told] == ["Ada Lovelace", "Grace Hopper"]
+
+
+def test_a_name_may_have_a_comma(place: Path) -> None:
+    ada, grace = reviewers(2)
+    fields = form_of(grace.enter()) | {"decision": "approve", "reviewer": "Grace"}
+    ada.send(form_of(ada.enter()) | {"decision": "reject", "reviewer": "Lovelace, Ada"})
+    assert "meanwhile: Lovelace, Ada rejected this on" in grace.send(fields).text
+
+
+def test_a_revision_takes_the_place_of_what_its_reviewer_saw_alone(place: Path) -> None:
+    bob, cy = reviewers(2)
+    late = form_of(bob.enter()) | {"decision": "reject", "reviewer": "Bob", "reason": "mine"}
+    cy.send(form_of(cy.enter()) | {"decision": "approve", "reviewer": "Ada"})
+    offered = form_of(bob.send(late).text) | {"decision": "reject", "revise": "yes"}
+    assert cy.send(form_of(cy.revise()) | {"decision": "approve", "reviewer": "Cy", "revise": "yes"}).status_code == 200
+    for unseen in (offered, {name: value for name, value in offered.items() if name != "seen"}):
+        answer = bob.send(unseen)
+        assert answer.status_code == 409 and "meanwhile: Cy approved this on" in answer.text
+        assert len(kept()) == 2
+    again = form_of(answer.text) | {"decision": "reject", "revise": "yes"}
+    assert again["reason"] == "mine" and bob.send(again).status_code == 200
+    chain = read_chain("x")
+    assert [(k.decision.reviewer, k.decision.revises) for k in chain] == [
+        ("Ada", []), ("Cy", [chain[0].sha256]), ("Bob", [chain[1].sha256]),
+    ]  # fmt: skip
+
+
+def test_nobody_starts_from_anothers_words(place: Path) -> None:
+    bob, ada = reviewers(2)
+    said = {"reviewer": "Bob", "reason": "for Bob", "action.M1": "ignore", "reason.M1": "why not"}
+    bob.send(form_of(bob.enter()) | said | {"decision": "approve"})
+    html = ada.revise()
+    fields = form_of(html)
+    assert (fields["reviewer"], fields["reason"], fields["reason.M1"]) == ("Ada Lovelace", "", "")
+    assert fields["action.M1"] == "repair"
+    assert "takes the place of Bob’s" in html and "why not" in html
+    own = form_of(bob.revise())  # in the browser where it was made
+    assert (own["reviewer"], own["reason"], own["action.M1"]) == ("Bob", "for Bob", "ignore")
+
+
+def test_after_a_time_out_the_form_is_nobodys(ada: Reviewer) -> None:
+    change_params(policy="wait", timeout_hours=2)
+    let_it_expire()
+    assert "Rejected</strong>" in ada.enter()
+    html = ada.revise()
+    assert "takes the place of the rejection by time-out" in html
+    fields = form_of(html)
+    assert (fields["reviewer"], fields["reason"]) == ("Ada Lovelace", "")
+    assert ada.send(fields | {"decision": "approve", "revise": "yes"}).status_code == 200
+    assert [(d.reviewer, d.via) for d in kept()] == [("nobody", "time-out"), ("Ada Lovelace", "page")]
 
 
 def test_of_many_at_the_same_moment_one_is_recorded(place: Path) -> None:
@@ -160,8 +216,16 @@ def test_two_reviewers_are_both_recorded_if_two_are_asked(tmp_path: Path, monkey
     seen = grace.enter()
     assert "Ada Lovelace</strong> approved" in seen and "1 more has to decide" in seen
     assert "only Ada says so" not in seen  # who decides next does so unswayed
+    html = grace.revise()
+    assert "only Ada says so" not in html and form_of(html)["reason.M1"] == ""
+    twice = form_of(html) | {"decision": "approve"}  # under Ada's name, which git knows here
+    answer = grace.send(twice | {"revise": "yes", "seen": ""})
+    assert answer.status_code == 409 and "only Ada says so" not in answer.text
+    answer = grace.send(twice)
+    assert answer.status_code == 409 and "You approved this on" in answer.text and "only Ada" not in answer.text
+    assert form_of(ada.revise())["reason.M1"] == "only Ada says so"  # her own, in her browser
     assert ada.send(form_of(ada.enter()) | {"decision": "approve"}).status_code == 409  # not twice by one person
-    assert grace.send(form_of(html) | {"reviewer": "Grace", "decision": "approve"}).status_code == 200
+    assert grace.send(form_of(seen) | {"reviewer": "Grace", "decision": "approve"}).status_code == 200
     assert [(d.reviewer, len(d.previous), d.revises) for d in kept()] == [("Ada Lovelace", 0, []), ("Grace", 1, [])]
 
 
@@ -248,13 +312,10 @@ def test_the_deadline_is_shown_and_kept(ada: Reviewer) -> None:
     change_params(policy="wait", timeout_hours=2)
     request = approval.open_request(load_params(), "x")
     assert f'Decide by <time datetime="{request.expires.isoformat()}"' in ada.enter()
-    late = request.model_copy(
-        update={"expires": datetime(2001, 1, 1, tzinfo=UTC), "asked": datetime(2001, 1, 1, tzinfo=UTC)}
-    )
     fields = form_of(ada.enter())
-    approval._path("x").write_text(late.model_dump_json())
+    let_it_expire()
     answer = ada.send(fields | {"decision": "approve", "reason.M1": "too late"})
-    assert answer.status_code == 409 and "nobody rejected landscape" in answer.text
+    assert answer.status_code == 409 and "The time was up, which counts as a rejection." in answer.text
     assert form_of(answer.text)["reason.M1"] == "too late"
     assert [d.via for d in kept()] == ["time-out"]
     assert "<form" not in ada.enter()
@@ -298,4 +359,19 @@ def test_a_file_that_cannot_be_written_loses_nothing(ada: Reviewer, monkeypatch:
 
     monkeypatch.setattr("flows.review.app.record", full)
     answer = ada.send(form_of(ada.enter()) | {"decision": "approve", "reason.M1": "kept this"})
-    assert answer.status_code == 409 and "No space left" in answer.text and "kept this" in answer.text
+    assert answer.status_code == 503 and "No space left" in answer.text and "kept this" in answer.text
+    assert "Nothing was saved" not in answer.text and "Whether your decision was recorded, the page says" in answer.text
+
+
+def test_what_fails_after_it_is_recorded_does_not_make_it_unsaved(
+    ada: Reviewer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    fields = form_of(ada.enter()) | {"decision": "approve"}
+    approval.open_request(load_params(), "x")
+    monkeypatch.setattr(approval, "close_request", full)
+    answer = ada.send(fields)
+    assert answer.status_code == 200 and "Recorded" in answer.text and "No space left" in answer.text
+    assert len(kept()) == len(ada.told) == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import socket
+import time
 from pathlib import Path
 
 import httpx
@@ -18,7 +20,7 @@ from flows.review.view import report_policy
 from stages.decisions import read_chain
 from stages.errors import UsageError
 from tests.report_samples import HOSTILE
-from tests.review_samples import URL, Reviewer, change_landscape, form_of, make_review, reviewers
+from tests.review_samples import URL, Reviewer, also_review, change_landscape, form_of, make_review, reviewers
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_a_link_opens_the_page_once_in_one_browser(place: Path) -> None:
     first = ada.client.get(link)
     assert (first.status_code, first.headers["location"]) == (303, "/review/x")
     cookie = first.headers["set-cookie"]
-    assert "HttpOnly" in cookie and "SameSite=strict" in cookie
+    assert "HttpOnly" in cookie and "SameSite=lax" in cookie
     assert ada.client.get("/review/x").status_code == 200
     second = eve.client.get(link)
     assert second.status_code == 403 and "set-cookie" not in second.headers
@@ -49,6 +51,32 @@ def test_a_link_opens_the_page_once_in_one_browser(place: Path) -> None:
 def test_a_link_that_nobody_opened_expires(ada: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(security, "LINK_SECONDS", -1)
     assert ada.client.get(ada.served.link("x")).status_code == 403
+
+
+def test_a_browser_sees_the_audits_of_its_links_alone(ada: Reviewer) -> None:
+    also_review()
+    fields = form_of(ada.enter()) | {"decision": "approve"}
+    ada.served.link("other")
+    for answer in (ada.client.get("/review/other"), ada.client.get("/review/other/landscape"),
+                   ada.send(fields, "other")):  # fmt: skip
+        assert answer.status_code == 403 and "faded review other --link" in answer.text
+    token = ada.served.link("x").partition("token=")[2]
+    assert ada.client.get("/review/other", params={"token": token}).status_code == 403
+    assert "other" not in ada.client.get("/").text and read_chain("other") == []
+    assert form_of(ada.enter("other"))["csrf"] == fields["csrf"]  # the form that is open stays good
+    assert "/review/other" in ada.client.get("/").text and ada.client.get("/review/x").status_code == 200
+
+
+def test_a_browser_that_asked_for_nothing_has_to_come_in_anew(ada: Reviewer) -> None:
+    fields = form_of(ada.enter()) | {"decision": "approve"}
+    [session] = ada.served.keys._sessions.values()
+    for _ in range(2):
+        session.used = time.monotonic() - security.IDLE_SECONDS + 60
+        assert ada.client.get("/review/x").status_code == 200
+    session.used = time.monotonic() - security.IDLE_SECONDS
+    assert ada.send(fields).status_code == ada.client.get("/review/x").status_code == 403
+    assert ada.served.keys.undecided() == 0 and read_chain("x") == []
+    assert form_of(ada.enter())["csrf"] != fields["csrf"]
 
 
 @pytest.mark.parametrize("token", ["", "x", "é", "../../etc", "a" * 5000])
@@ -218,14 +246,31 @@ def test_links_are_given_to_who_knows_the_secret_alone(ada: Reviewer) -> None:
     secret = ada.served.keys.secret
     for given in ("", "Bearer", "Bearer wrong", f"Basic {secret}", secret, f"Bearer {secret}x"):
         for answer in (
-            ada.client.post("/links", json={"audit": "x"}, headers={"Authorization": given}),
+            ada.client.post("/links?audit=x", headers={"Authorization": given}),
             ada.client.get("/links", headers={"Authorization": given}),
         ):
             assert answer.status_code == 404 and "token" not in answer.text
     known = {"Authorization": f"Bearer {secret}"}
-    assert "token=" in ada.client.post("/links", json={"audit": "x"}, headers=known).json()["link"]
-    assert ada.client.post("/links", json={"audit": "none"}, headers=known).status_code == 409
+    assert "token=" in ada.client.post("/links?audit=x", headers=known).json()["link"]
+    assert ada.client.post("/links?audit=none", headers=known).status_code == 409
     assert ada.client.get("/links", headers=known).json() == {"audits": ["x"]}
+
+
+@pytest.mark.parametrize(("path", "status"), [("/links?audit=x", 404), ("/review/x", 403)])
+def test_who_may_not_is_told_so_before_anything_is_read(place: Path, path: str, status: int) -> None:
+    with serve_review(["x"], port=0) as server:
+        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=30) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: 300000000\r\n\r\n".encode())
+            assert connection.recv(12) == b"HTTP/1.1 %d" % status
+
+
+def test_a_file_that_leads_to_a_link_is_the_users_alone(place: Path) -> None:
+    for link in (f"{URL}/review/x?token=a&again=yes", f"{URL}/review/x?token=b"):
+        path = links.write_way_in("x", link)
+        assert path.stat().st_mode & 0o777 == 0o600 and link.replace("&", "&amp;") in path.read_text()
+    assert [p.name for p in path.parent.iterdir()] == ["review-x.html"]
 
 
 def test_the_record_of_the_server_is_the_users_alone_and_goes_with_it(place: Path) -> None:
@@ -271,6 +316,6 @@ def test_a_port_that_is_taken_is_told(place: Path) -> None:
 
 def test_tokens_are_kept_as_digests() -> None:
     keys = Keys()
-    token = keys.make_token()
+    token = keys.make_token("x")
     assert token not in repr(vars(keys))
-    assert keys.redeem(token) is not None and keys.redeem(token) is None
+    assert keys.redeem(token, "x") is not None and keys.redeem(token, "x") is None

@@ -13,12 +13,13 @@ import yaml
 from rich.console import Console
 
 from flows import approval
+from flows.review import terminal
 from flows.review.terminal import review_landscape
-from stages.decisions import Recorded, read_chain
-from stages.errors import AlreadyDecided, UsageError
+from stages.decisions import AlreadyDecided, Recorded, read_chain, read_draft
+from stages.errors import UsageError
 from stages.files import stage_dir, write_json
 from stages.params import load_params
-from tests.review_samples import make_review
+from tests.review_samples import change_landscape, make_review
 
 TALLIED = """
 from tests.planted import PlantedTask
@@ -100,6 +101,60 @@ def test_one_person_counts_once(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(AlreadyDecided, match="Ada approved"):
         review(monkeypatch, *MODE, " ada ", "", "y", "y")
     assert len(kept()) == 1
+
+
+def test_answers_outlive_somebody_who_was_quicker(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = terminal.record
+
+    def late(*args: object, **more: object) -> object:
+        monkeypatch.setattr(terminal, "record", real)
+        review(monkeypatch, *MODE, "Grace", "", "y", "y")
+        monkeypatch.setattr("builtins.input", lambda *_args: "")
+        return real(*args, **more)
+
+    monkeypatch.setattr(terminal, "record", late)
+    out = io.StringIO()
+    answers = iter(("accept", "seen in the field", "n", "Ada", "mine", "y", "y"))
+    monkeypatch.setattr("builtins.input", lambda *_args: next(answers))
+    with pytest.raises(AlreadyDecided, match="Grace approved"):
+        review_landscape(load_params(), "x", Console(file=out, width=200))
+    assert "`faded review x --from .faded/draft-x.yaml --revise` records them all the same" in out.getvalue()
+    draft = read_draft(Path(".faded/draft-x.yaml"))
+    assert (draft.reviewer, draft.reason, draft.modes[0].action) == ("Ada", "mine", "accept")
+    terminal.record(load_params(), "x", draft, "file", revise=True)
+    assert [d.reviewer for d in kept()] == ["Grace", "Ada"]
+
+
+def test_answers_outlive_a_landscape_that_changed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(("accept", "seen in the field", "n", "Ada", "mine", "y", "y"))
+
+    def answer(*_args: str) -> str:
+        if (said := next(answers)) == "mine":
+            change_landscape()
+        return said
+
+    out = io.StringIO()
+    monkeypatch.setattr("builtins.input", answer)
+    with pytest.raises(UsageError, match="the present landscape"):
+        review_landscape(load_params(), "x", Console(file=out, width=200))
+    assert "your answers are kept in .faded/draft-x.yaml\n" in out.getvalue()
+    assert read_draft(Path(".faded/draft-x.yaml")).modes[0].reason == "seen in the field"
+    assert kept() == []
+
+
+def test_a_revision_takes_the_place_of_what_was_shown_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = terminal.record
+
+    def late(*args: object, **more: object) -> object:
+        monkeypatch.setattr(terminal, "record", real)
+        review(monkeypatch, *MODE, "Cy", "", "n", "y", revise=True)
+        return real(*args, **more)
+
+    review(monkeypatch, *MODE, "Ada", "", "y", "y")
+    monkeypatch.setattr(terminal, "record", late)
+    with pytest.raises(AlreadyDecided, match="Cy rejected"):
+        review(monkeypatch, *MODE, "Bob", "", "y", "y", revise=True)
+    assert [d.reviewer for d in kept()] == ["Ada", "Cy"]
 
 
 def test_bias_is_asked_for_where_a_model_draws(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,10 @@ import flows.schedule
 from flows.automations import ensure_automations
 from flows.overview import overview
 from flows.schedule import add_missing, apply, read_entries, set_schedule
+from stages.decisions import landscape_hash
 from stages.errors import UsageError
 from stages.params import load_params
+from tests.test_approval import show
 from tests.workspace import ROOT, audit_params, make_workspace, repair_params
 
 
@@ -116,6 +118,26 @@ def test_a_file_that_is_none_of_prefect_is_refused(here, text, told):
         read_entries()
 
 
+@pytest.mark.parametrize(
+    ("deployment", "told"),
+    [
+        ("work_pool: faded", "work_pool: expected a mapping like {name: faded}, found 'faded'"),
+        ("parameters: [1]", r"parameters: expected a mapping like {audits: \[NAME\]}, found \[1\]"),
+        ("schedules: {cron: x}", "schedules: expected a list, found {'cron': 'x'}"),
+        ("schedules: [x]", "schedules: expected mappings like {cron: "),
+        ("schedules: [{cron: nonsense}]", "cron 'nonsense' is no schedule, expected five fields"),
+        ('schedules: [{cron: "0 3 * * *", timezone: Berlin}]', "timezone 'Berlin' is unknown, expected a name like"),
+        # Prefect reads YAML 1.1, where this is false; here it would be a text, and true.
+        ('schedules: [{cron: "0 3 * * *", active: no}]', "active: expected true or false, found 'no'"),
+    ],
+)
+def test_what_people_get_wrong_by_hand_is_told_with_the_deployment(here, deployment, told):
+    given = f"name: a, {deployment}" + ("" if "parameters" in deployment else ", parameters: {audits: [tiny]}")
+    (here / "prefect.yaml").write_text(f"deployments: [{{{given}}}]")
+    with pytest.raises(UsageError, match=rf"prefect\.yaml, deployment 'a', {told}"):
+        read_entries()
+
+
 def test_audits_get_the_deployments_they_lack_and_presets_none(tmp_path, monkeypatch):
     audits = {name: audit_params() for name in ("tiny", "tiny-quick", "other")}
     make_workspace(tmp_path / "new", audits, {"tiny": repair_params()}, toys=True)
@@ -145,6 +167,21 @@ def test_without_a_server_schedules_are_listed(here):
     [row] = overview(load_params(), read_entries(), None)
     assert (row.last, row.verdict, row.waits) == ("never", "no verdict yet", "")
     assert row.next_start is not None
+
+
+def test_a_broken_decision_file_costs_the_others_nothing(tmp_path, monkeypatch):
+    audits = {name: audit_params() for name in ("tiny", "other")}
+    repairs = {"tiny": repair_params(feedback={"policy": "wait"})}
+    make_workspace(tmp_path / "new", audits, repairs, toys=True)
+    monkeypatch.chdir(tmp_path / "new")
+    add_missing(load_params())
+    show()
+    broken = Path(f"data/tiny/decisions/{landscape_hash('tiny')}.yaml")
+    broken.parent.mkdir(parents=True, exist_ok=True)
+    broken.write_text("approve: [")
+    tiny, other = overview(load_params(), read_entries(), None)
+    assert str(broken) in tiny.waits
+    assert (other.entry.audit, other.waits) == ("other", "")
 
 
 def test_a_server_takes_it_as_it_is_written(here, prefect_server, monkeypatch):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -23,10 +23,11 @@ import pytest
 from rich.console import Console
 
 import flows.serve
+import flows.suspend
 from flows.automations import ensure_automations
 from flows.processes import end_leftovers
 from flows.schedule import add_missing, apply, read_entries
-from flows.serve import RECORDS, Kept, go_on_with_interrupted, serve
+from flows.serve import RECORDS, Kept, serve
 from flows.server import RECORD, free_port, long_lived_server, served_api
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
@@ -41,14 +42,6 @@ def here(toys, monkeypatch) -> Workspace:
     monkeypatch.chdir(toys.path)
     add_missing(load_params())
     return toys
-
-
-def use_pool(name: str) -> None:
-    """Give the workspace's work pool and deployment a name of their own: the tests share a server."""
-    path = Path("prefect.yaml")
-    text = path.read_text().replace("name: faded\n      job", f"name: {name}\n      job")
-    path.write_text(text.replace("name: tiny\n", f"name: {name}\n"))
-    assert [(entry.name, entry.pool) for entry in read_entries()] == [(name, name)]
 
 
 def test_a_child_that_keeps_dying_is_started_after_longer_and_longer_waits(monkeypatch):
@@ -129,32 +122,6 @@ def test_an_audit_does_not_take_the_children_of_serve_for_leftovers(here):
         assert done.stdout.strip() == "[]"
         assert process.poll() is None
     assert end_leftovers(RECORDS) == []
-
-
-def test_runs_whose_worker_is_gone_go_on_but_not_for_ever(here, prefect_server):
-    from prefect.client.orchestration import get_client
-    from prefect.states import Cancelling, Completed, Running, Suspended
-
-    use_pool("interrupted")
-    apply(read_entries())
-    with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name("audit/interrupted").id
-
-        def run(*states: Any) -> UUID:
-            made = client.create_flow_run_from_deployment(deployment)
-            for state in states:
-                client.set_flow_run_state(made.id, state, force=True)
-            return made.id
-
-        cut_off, cancelled = run(Running()), run(Running(), Cancelling())
-        hopeless = run(*[Running(), Suspended()] * 4, Running())
-        others = {run(Running(), Suspended()): "Suspended", run(Running(), Completed()): "Completed"}
-        others[run()] = "Scheduled"
-        told = go_on_with_interrupted("interrupted")
-        names = {i: client.read_flow_run(i).state.name for i in [cut_off, cancelled, hopeless, *others]}
-        assert names == {cut_off: "AwaitingRetry", cancelled: "Cancelled", hopeless: "Crashed"} | others
-        assert sorted("goes on" in line for line in told) == [False, True]
-        assert go_on_with_interrupted("interrupted") == []
 
 
 def wait(what: Callable[[], Any], limit: float, log: Path) -> Any:
@@ -283,11 +250,19 @@ def test_killed_it_leaves_no_process_and_started_again_the_same_run_goes_on(here
     served.process.wait()
     assert all_gone(processes[1:])
     assert here.executed() == ALL
-    here.toy()
     with Served(here) as again:
         assert "was interrupted and goes on" in again.log.read_text()
+        running("-m stages.re_evaluate", here)
+        again.process.terminate()
+        assert again.process.wait(timeout=60) == 0
+        assert here.executed() == ["re_evaluate@tiny"]
+    here.toy()
+    with Served(here) as again:
         assert again.ended(cut_off).name == "Completed"
         assert here.executed() == ["re_evaluate@tiny"]
+        with client_of(again.api) as client:
+            why = [state.message for state in client.read_flow_run_states(cut_off) if state.name == "AwaitingRetry"]
+        assert why == [flows.serve._DIED, flows.serve._STOPPED]
 
 
 @pytest.mark.slow
@@ -350,30 +325,32 @@ def test_a_server_that_does_not_start_is_told_with_its_log(here, monkeypatch):
     assert Path(".faded/logs/prefect-server.log").read_text()
 
 
-def test_what_goes_wrong_is_told_once_and_what_nobody_foresaw_ends_it():
-    said = io.StringIO()
-    told = flows.serve._Told(Console(file=said, width=200))
-    for error in (UsageError("params.yaml: bad"), UsageError("params.yaml: bad"), httpx.ConnectError("refused")):
-        with told:
-            raise error
-    assert said.getvalue().splitlines() == ["UsageError: params.yaml: bad", "ConnectError: refused"]
-    with pytest.raises(KeyError), told:
-        raise KeyError("a bug")
-    with pytest.raises(KeyboardInterrupt), told:
-        raise KeyboardInterrupt
+def test_the_port_of_the_last_time_is_kept_if_it_can_be_read(here):
+    port = flows.serve._PORT
+    port.parent.mkdir(parents=True)
+    assert flows.serve._last_port() == 4200
+    for text, last in (("8765", 8765), ("", 4200), ("87\0", 4200)):
+        port.write_text(text)
+        assert flows.serve._last_port() == last
+    assert 0 < free_port(99999999) < 65536
 
 
-def test_nobody_deciding_in_time_is_recorded_while_it_runs(here, monkeypatch):
-    import flows.approval
+def test_a_port_that_cannot_be_used_is_told(here, monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from typer.testing import CliRunner
 
-    asked = []
+    from flows.cli import app
 
-    def expire(params: Any, audit: str) -> Any:
-        asked.append(audit)
-        return SimpleNamespace(reason="nobody decided within 2 hours")
+    for port in ("0", "-1", "70000"):
+        result = CliRunner().invoke(app, ["serve", "--port", port])
+        assert result.exit_code == 2 and "Invalid value for '--port'" in result.output
+    monkeypatch.setattr(flows.serve, "Kept", lambda *_: pytest.fail("started"))
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"--port {port} cannot be used: Address already in use"):
+            flows.serve._api(contextlib.ExitStack(), port)
 
-    monkeypatch.setattr(flows.approval, "expire", expire)
-    said = io.StringIO()
-    flows.serve._expire(Console(file=said, width=200))
-    assert asked == ["tiny"]
-    assert "tiny: nobody decided in time, recorded as a rejection (nobody decided within 2" in said.getvalue()
+
+def test_a_flow_run_whose_worker_is_gone_when_it_starts_does_not_start(here):
+    done = here.run([sys.executable, "-m", "flows.engine"], FADED_CHILD="of a worker that is no parent of this")
+    assert (done.returncode, done.stdout.strip()) == (1, "the worker is gone")

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psutil
 import pytest
@@ -28,12 +29,12 @@ from prefect.states import Pending
 from rich.console import Console
 
 import flows.audit
-from flows.approval import REQUESTS, Request, choose, decide, read_modes, read_request, wake
+from flows.approval import REQUESTS, Request, choose, decide, read_modes, read_request, settle, wake
 from flows.run import run_audits
-from stages.decisions import Decision, landscape_hash, read_chain, record_decision, standing
-from stages.errors import AlreadyDecided
+from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
+from stages.files import stage_dir
 from stages.params import load_params
-from tests.workspace import ROOT, STAGES, Workspace, audit_params, make_workspace
+from tests.workspace import ROOT, STAGES, Workspace, audit_params
 
 ALL = [f"{stage}@tiny" for stage in STAGES]
 BEFORE, AFTER = ALL[:3], ALL[3:]
@@ -88,13 +89,13 @@ class Deployment:
 
 
 @pytest.fixture(scope="module")
-def waiting_toys(prefect_server, tmp_path_factory) -> Workspace:
+def waiting_toys(prefect_server, _new_toys, tmp_path_factory) -> Workspace:
     """A workspace whose audit has come as far as its landscape."""
-    toys = make_workspace(tmp_path_factory.mktemp("waiting") / "toys", toys=True)
+    toys, told = _new_toys.copy(tmp_path_factory.mktemp("waiting") / "toys"), io.StringIO()
     ask_a_person(toys)
-    done = toys.faded("audit", PREFECT_API_URL=prefect_server)
-    assert done.returncode == 0 and "faded review tiny" in done.stdout, done.stdout
-    assert toys.executed() == BEFORE
+    with contextlib.chdir(toys.path):
+        assert run_audits(load_params(), ["tiny"], "threads", Console(file=told, width=160)) == 0
+    assert "faded review tiny" in told.getvalue() and toys.executed() == BEFORE
     return toys
 
 
@@ -176,12 +177,13 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     assert deployment.toys.executed() == []
 
 
+@pytest.mark.slow
 def test_the_command_wakes_the_run_and_a_second_decision_is_refused(deployment):
     toys, run = deployment.toys, deployment.run()
     done = toys.faded("approve", "tiny", "--repair", "M2", "--accept", "M1")  # no API is configured for it
     assert done.returncode == 0, done.stdout
     assert "Ada Tester approved (accept M1, repair M2)" in done.stdout
-    assert f"flow run {run.name} goes on" in done.stdout and "commit it" in done.stdout
+    assert f"flow run {run.name} goes on" in done.stdout and "Commit data/tiny" in done.stdout
     with pytest.raises(AlreadyDecided, match="Ada Tester approved"):
         decide(load_params(), "tiny", made(reviewer="Bob"), "page")
 
@@ -212,6 +214,7 @@ def test_several_reviewers_are_asked_one_after_the_other(deployment):
     assert len(deployment.told) == 3
 
 
+@pytest.mark.slow
 def test_no_second_run_starts_while_one_waits(deployment):
     first = deployment.run()
     second = deployment.run()
@@ -230,6 +233,96 @@ def test_no_second_run_starts_while_one_waits(deployment):
     assert deployment.toys.executed() == []
 
 
+def another_landscape() -> None:
+    """As `faded audit` at a terminal leaves it."""
+    path = stage_dir("tiny", "summarize") / "landscape.json"
+    text = path.read_text()
+    path.unlink()  # it may be linked to DVC's cache
+    path.write_text(text + " ")
+
+
+def test_a_run_on_an_earlier_landscape_is_cancelled_by_the_decision_on_a_later_one(deployment):
+    run, gone = deployment.run(), landscape_hash("tiny")
+    another_landscape()
+    _kept, [said] = decide(load_params(), "tiny", made(), "page")
+    assert f"flow run {run.name} was cancelled: landscape {gone} of tiny is no longer the present one" in said
+    assert deployment.read(run.id).state.is_cancelled() and read_request("tiny") is None
+
+
+def test_a_run_whose_audit_asks_nobody_any_more_is_cancelled(deployment):
+    run = deployment.run()
+    ask_a_person(deployment.toys, policy="top-k")
+    [said] = settle(load_params(), "tiny")
+    assert f"{run.name} was cancelled" in said and "a rule decides" in said
+    assert deployment.read(run.id).state.is_cancelled() and read_request("tiny") is None
+
+
+def test_a_run_whose_form_was_never_stored_goes_on_all_the_same(deployment, monkeypatch):
+    run = deployment.run()
+    keys = run.state.state_details.run_input_keyset
+    for what in ("schema", "description"):  # as if its process was killed before it stored them
+        deployment.client.delete_flow_run_input(run.id, keys[what])
+    monkeypatch.setattr("flows.suspend._SCHEMA_LIMIT", 0.0)
+    assert decide(load_params(), "tiny", made(), "page")[1] == [f"the suspended flow run {run.name} goes on"]
+    assert deployment.read(run.id).state.is_scheduled()
+
+
+def test_who_is_to_be_told_is_told_though_the_process_dies_while_it_suspends(deployment, monkeypatch):
+    def die(**_: object) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr("flows.suspend.suspend_flow_run", die)
+    deployment.run()
+    assert [event[:2] for event in deployment.told] == [("needs decision", "tiny"), ("broken", "tiny")]
+
+
+def test_other_modes_on_the_form_than_the_reviewer_decided_before_are_not_dropped(deployment):
+    ask_a_person(deployment.toys, reviewers=2)
+    run = deployment.run()
+    decide(load_params(), "tiny", made(), "page")
+    assert deployment.answer(run, repair=["M2"]) is None
+    run = deployment.execute(run.id)
+    assert suspended(run) and "not taken:** Ada approved" in deployment.form(run)[1]
+    assert len(read_chain("tiny")) == 1
+
+
+def test_a_run_on_a_server_that_is_not_there_now_is_not_forgotten(deployment, prefect_server, monkeypatch):
+    gone = "http://127.0.0.1:9/api"  # nobody there
+    monkeypatch.setattr("flows.suspend._present_api", lambda: prefect_server)
+    run = deployment.run()
+    moved = {str(run.id): gone}  # the workspace's own server has another port than before
+    elsewhere = {str(uuid4()): gone}
+    REQUESTS.joinpath("tiny.json").write_text(
+        read_request("tiny").model_copy(update={"runs": moved | elsewhere}).model_dump_json()
+    )
+    _kept, said = decide(load_params(), "tiny", made(), "page")
+    assert said[0] == f"the suspended flow run {run.name} goes on" and f"{gone} was not told" in said[1]
+    assert read_request("tiny").runs == elsewhere
+
+
+@pytest.mark.slow
+def test_a_decision_revised_while_the_plan_is_made_counts_for_the_next_run(deployment):
+    toys = deployment.toys
+    decide(load_params(), "tiny", made(), "page")
+    toys.toy(collect_feedback__tiny={"sleep": 2})
+    revised = threading.Thread(target=lambda: (until(plan_is_made), revise()))
+
+    def plan_is_made() -> bool:
+        return "collect_feedback@tiny" in (toys.path / "executed.txt").read_text().split()
+
+    def revise() -> None:
+        decide(load_params(), "tiny", made(reviewer="Bob"), "page", revise=True)
+
+    (toys.path / "executed.txt").touch()
+    revised.start()
+    deployment.run()
+    revised.join()
+    toys.executed()
+    deployment.run()
+    assert toys.executed()[0] == "collect_feedback@tiny"
+
+
+@pytest.mark.slow
 def test_a_run_that_waits_on_a_landscape_that_is_gone_is_cancelled(deployment):
     first, gone = deployment.run(), landscape_hash("tiny")
     with (deployment.toys.path / "stages/summarize.py").open("a") as code:
@@ -270,6 +363,7 @@ def test_time_out_is_a_rejection_that_can_be_revised(deployment):
     assert standing(load_params(), "tiny").rejection is None
 
 
+@pytest.mark.slow
 def test_the_server_gives_up_at_the_deadline_and_the_next_run_records_it(deployment, monkeypatch):
     ask_a_person(deployment.toys, timeout_hours=2)
     monkeypatch.setattr(Request, "seconds_left", 1)
@@ -292,6 +386,7 @@ def test_the_server_gives_up_at_the_deadline_and_the_next_run_records_it(deploym
         ({"restructure__tiny": {"exit": 2}}, "broken: restructure@tiny refuses its input"),
     ],
 )
+@pytest.mark.slow
 def test_a_run_that_did_not_pass_ends_as_failed_and_tells(deployment, behaviour, message):
     record_decision(load_params(), "tiny", made(), "file")
     deployment.toys.toy(**behaviour)

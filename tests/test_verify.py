@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import shutil
 import zipfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
-from flows.evidence import read_bundle, verify_bundle
-from flows.evidence.bundle import LOCK, MANIFEST, PARAMS, STATEMENT, dump_json, dump_yaml
+from flows.evidence import Bundle, Check, read_bundle, verify_bundle
+from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, STATEMENT, dump_json, dump_yaml
 from flows.evidence.hashes import sha256
+from flows.evidence.views import show_bundle, show_checks
 from stages.errors import UsageError
 from tests.bundles import (
     DATA,
     PLAN,
     VERDICT,
+    broken_seals,
     bundle_of,
     decisions_of,
     edited,
@@ -41,15 +47,14 @@ def bundle(workspace) -> Path:
     return bundle_of(workspace)
 
 
-def test_a_flipped_byte_in_any_member_is_told_by_its_name(bundle, tmp_path):
+def test_a_flipped_byte_in_any_member_is_told_by_its_name(bundle):
     members = read_bundle(bundle).members
     assert len(members) > 20
     for name, data in members.items():
         middle = len(data) // 2
         flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-        path = written(tmp_path / "flipped.zip", {**members, name: flipped})
         try:
-            told = "\n".join(problems(path).values())
+            told = broken_seals({**members, name: flipped})
         except UsageError as error:
             assert name == MANIFEST  # without one there is nothing to check
             told = str(error)
@@ -60,10 +65,13 @@ def test_a_missing_member_and_a_strange_one_are_told_by_name(bundle, tmp_path):
     members = read_bundle(bundle).members
     for name in members.keys() - {MANIFEST}:
         left = {other: data for other, data in members.items() if other != name}
-        assert name in "\n".join(problems(written(tmp_path / "missing.zip", left)).values())
+        assert name in broken_seals(left)
     strange = f"{DATA}/decisions/{'0' * 16}.yaml"
     more = written(tmp_path / "more.zip", {**members, strange: members[PARAMS]})
     assert f"{strange} is in the bundle, but the manifest does not name it" in problems(more)["files"]
+    for name in (PARAMS, LOCK, PLAN, VERDICT):
+        left = {other: data for other, data in members.items() if other != name}
+        assert name in problems(written(tmp_path / "missing.zip", left))["files"]
 
 
 def test_what_was_changed_in_the_zip_itself_is_damage(bundle, tmp_path):
@@ -244,6 +252,58 @@ def test_the_model_at_hand_is_named_or_refused(bundle, workspace, tmp_path):
         verify_bundle(bundle, model=tmp_path / "nowhere")
 
 
+def test_a_folder_with_anything_more_is_not_the_model(bundle, workspace, tmp_path):
+    home = tmp_path / "my__pycache__dir"
+    shutil.copytree(workspace.path / DATA / "restructure/models/repaired", home)
+    assert found(bundle, "model", model=home) == "the repaired model: 1 file(s) match"
+    (home / "__pycache__").mkdir()
+    (home / "__pycache__/evil.pyc").write_bytes(b"x")
+    assert "__pycache__/evil.pyc is not one of its files" in problems(bundle, model=home)["model"]
+    shutil.rmtree(home / "__pycache__")
+
+    evidence = home / "EVIDENCE.zip"
+    evidence.write_bytes(b"junk")
+    assert "EVIDENCE.zip is not one of its files" in problems(bundle, model=home)["model"]
+    members = dict(read_bundle(bundle).members)
+    written(evidence, {**members, VERDICT: members[VERDICT] + b" "})
+    assert "EVIDENCE.zip is not one of its files" in problems(bundle, model=home)["model"]
+    written(evidence, {**members, ENVELOPE: b"signed by somebody else meanwhile"})
+    assert "model" not in problems(bundle, model=home)
+
+
+def test_what_a_bundle_says_does_not_control_the_terminal(bundle, tmp_path):
+    members = dict(read_bundle(bundle).members)
+    versions = {"faded": "\x1b[2J[red]9\x1b[1A"}
+    members[MANIFEST] = edited(members[MANIFEST], lambda manifest: manifest.update(versions=versions))
+    told = verify_bundle(resealed(tmp_path / "x.zip", members))
+    assert any("\x1b[2J" in check.found for check in told), "it comes as far as the table"
+    strange = Check("plan", "", ("bad\x1b[1A\x1b[2Kall holds\r\x07",))
+    read = read_bundle(bundle)
+    other = Bundle(bundle, read.members, {**read.manifest, "audit": "\x1b]0;title\x07", "landscape": "\x9b2J"})
+    out = io.StringIO()
+    console = Console(file=out, width=160)
+    show_checks(console, [*told, strange])
+    show_bundle(console, other)
+    assert {c for c in out.getvalue() if not c.isprintable()} == {"\n"}
+    assert r"\x1b[2J[red]9\x1b[1A" in out.getvalue() and r"\x1b[2Kall holds\r\x07" in out.getvalue()
+
+
+def test_a_card_by_another_version_is_said_not_to_be_checked(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.evidence.judged.version", lambda _: "0.0.1")
+    [card] = [check for check in verify_bundle(bundle) if check.name == "model card"]
+    assert card.holds and not card.checked and "this is 0.0.1" in card.found
+
+    def not_installed(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("flows.evidence.judged.version", not_installed)
+    checks = verify_bundle(bundle)
+    assert all(check.holds for check in checks)
+    out = io.StringIO()
+    show_checks(Console(file=out, width=160), checks)
+    assert out.getvalue().count("not checked") == 2 and "all holds; not checked: model card" in out.getvalue()
+
+
 def raw_zip(path: Path, *entries: tuple[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, data in entries:
@@ -269,6 +329,18 @@ def test_a_zip_that_no_bundle_is_like_is_refused(tmp_path, names, told):
     with pytest.raises(UsageError, match="is no evidence bundle") as error:
         verify_bundle(path)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_damaged_member_of_another_compression_is_refused(bundle, tmp_path, kind):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", kind) as file:
+        file.writestr(MANIFEST, read_bundle(bundle).members[MANIFEST])
+    raw = bytearray(path.read_bytes())
+    raw[30 + len(MANIFEST) + 4 : 30 + len(MANIFEST) + 40] = bytes(36)
+    path.write_bytes(raw)
+    with pytest.raises(UsageError, match=rf"compressed by zip's method {kind}, expected 0 \(stored\) or 8"):
+        read_bundle(path)
 
 
 def test_a_zip_bomb_is_refused_by_what_comes_out(tmp_path, monkeypatch):
@@ -312,9 +384,8 @@ def test_a_manifest_of_another_form_is_refused_or_told_but_breaks_nothing(bundle
             verify_bundle(written(tmp_path / "x.zip", {**members, MANIFEST: dump_json({**manifest, **change})}))
     values = itertools.cycle([None, 7, "x", [], {}])
     for key in sorted(set(manifest) - {"schema", "parts"}):
-        path = written(tmp_path / "x.zip", {**members, MANIFEST: dump_json({**manifest, key: next(values)})})
-        assert MANIFEST in problems(path)["manifest"]
+        assert MANIFEST in broken_seals({**members, MANIFEST: dump_json({**manifest, key: next(values)})})
     entries = itertools.cycle([7, {"a": 7}, {"a": {}}])
-    for part in manifest["parts"]:
+    for part in list(manifest["parts"])[::3]:
         parts = {**manifest["parts"], part: next(entries)}
         assert problems(written(tmp_path / "x.zip", {**members, MANIFEST: dump_json({**manifest, "parts": parts})}))

@@ -71,7 +71,8 @@ def _decide(
     accept: list[str] | None = None,
     revise: bool,
 ) -> None:
-    from flows.approval import choose, decide, git_user, read_modes, waits_for_person
+    from flows.approval import choose, git_user, read_modes
+    from flows.review.recording import record
     from stages.decisions import Decision, landscape_hash
     from stages.errors import UsageError
 
@@ -86,17 +87,12 @@ def _decide(
         raise UsageError("a decision needs the reviewer's name, found none: say --reviewer NAME")
     words = choose(read_modes(name), repair, accept or [])
     decision = Decision(landscape=present, reviewer=by, reason=reason, approve=approve, modes=words)
-    kept, woken = decide(params, name, decision, "command", revise=revise)
+    outcome = record(params, name, decision, "command", revise=revise)
 
-    said = ", ".join(f"{word.action} {word.id}" for word in kept.decision.modes) or "no modes"
+    said = ", ".join(f"{word.action} {word.id}" for word in words) or "no modes"
     word = f"approved ({said})" if approve else "rejected"
-    console.print(f"{by} {word} landscape {present} of {name}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"recorded in {kept.path}: commit it", markup=False, highlight=False, soft_wrap=True)
-    for line in woken or [f"nothing waits for it in a flow: `faded audit {name}` goes on from here"]:
+    for line in (f"{by} {word} landscape {present} of {name}.", *outcome.said):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if not waits_for_person(params, name):
-        note = f"repairs.{name}.feedback.policy is top-k, so a rule decides; set it to wait for people to decide"
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _names(text: str) -> list[str]:

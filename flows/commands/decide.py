@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -31,8 +32,9 @@ def review(
         typer.Option("--from", metavar="FILE", help="Record a decision written by hand (docs/review.md)."),
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", help="Listen there; others reach any host but loopback.")
-    ] = "127.0.0.1",
+        Optional[str],  # noqa: UP045
+        typer.Option("--host", help="Listen there; others reach any host but loopback.", show_default="127.0.0.1"),
+    ] = None,
     port: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--port", min=0, max=65535, help="Listen there.", show_default="8711, or any that is free"),
@@ -89,41 +91,52 @@ def _record_file(params: Params, name: str, path: Path, revise: bool) -> None:
     _say(record(params, name, read_draft(path), "file", revise=revise))
 
 
-def _on_page(params: Params, name: str, host: str, port: int | None, open_: bool, revise: bool) -> None:
+def _on_page(params: Params, name: str, host: str | None, port: int | None, open_: bool, revise: bool) -> None:
     """Serve the page until a decision is recorded, or have a server that runs here already show it."""
     from flows.review.links import one_time_link, running
     from flows.review.recording import open_standing
-    from flows.review.server import serve_review, warning
+    from flows.review.server import HOST, serve_review, warning
 
     open_standing(params, name, revise)
     if (server := running()) is not None:
         console.print(f"a review server runs here already (process {server.pid}), which shows it", highlight=False)
-        _show(one_time_link(name), open_, revise)
+        if host is not None or port is not None:
+            _warn(f"it listens at {server.url}: --host and --port do not change that")
+        _show(name, one_time_link(name), open_, revise)
         return
+    host = host or HOST
     if (told := warning(host)) is not None:
-        errors.print(f"[bold yellow]warning:[/] {told}", highlight=False, soft_wrap=True)
-    outcome = None
+        _warn(told)
+    decided = False
     try:
         with serve_review([name], host, port) as page:
-            _show(page.one_time_link(name), open_, revise)
+            _show(name, page.one_time_link(name), open_, revise)
             console.print(f"waiting for a decision on {name}; Ctrl-C ends it", highlight=False)
-            while outcome is None or (others := page.undecided(name)):
-                if outcome is not None:
+            # Other commands may have had their audits shown here: their reviewers are not cut off.
+            while not decided or (others := page.undecided()):
+                if decided:
                     browsers = "browser has" if others == 1 else "browsers have"
-                    console.print(f"{others} other {browsers} the page open; Ctrl-C ends it", highlight=False)
+                    console.print(f"{others} other {browsers} a page open; Ctrl-C ends it", highlight=False)
                 outcome = page.next_outcome()
                 _say(outcome)
+                decided = decided or outcome.audit == name
     except KeyboardInterrupt:
-        if outcome is None:
-            errors.print("stopped; no decision was recorded here")
+        if not decided:
+            errors.print(f"stopped; no decision on {name} was recorded here")
             raise typer.Exit(130) from None
 
 
-def _show(link: str, open_: bool, revise: bool) -> None:
+def _warn(text: str) -> None:
+    errors.print(f"[bold yellow]warning:[/] {text}", highlight=False, soft_wrap=True)
+
+
+def _show(name: str, link: str, open_: bool, revise: bool) -> None:
+    from flows.review.links import write_way_in
+
     link += "&again=yes" if revise else ""
     console.print(f"open this link, it works once: {link}", soft_wrap=True, highlight=False, markup=False)
     if open_:
-        typer.launch(link)
+        webbrowser.open(write_way_in(name, link).as_uri())
 
 
 def _say(outcome: Outcome) -> None:

@@ -31,13 +31,15 @@ def evidence(
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     from flows.evidence import evidence_of, read_bundle, read_private_key, sign_bundle
     from flows.evidence.views import show_bundle
+    from flows.workspace import exclusive
 
     key = read_private_key(here / sign, _passphrase) if sign is not None else None
-    with working("asking DVC what is stale, and hashing what is new"):
-        path = evidence_of(params, name)
-    if key is not None:
-        console.print(f"signed by key id {sign_bundle(path, key)}", highlight=False, soft_wrap=True)
-    show_bundle(console, read_bundle(path))
+    with exclusive():
+        with working("asking DVC what is stale, and hashing what is new"):
+            path = evidence_of(params, name)
+        if key is not None:
+            console.print(f"signed by key id {sign_bundle(path, key)}", highlight=False, soft_wrap=True)
+        show_bundle(console, read_bundle(path))
 
 
 def _passphrase() -> str:
@@ -88,9 +90,11 @@ def export(
 ) -> None:
     """Write a folder to deploy: the repaired model, its card with the evaluation, and the evidence.
 
-    An adapter (LoRA) is written as it is; its card says which base it needs. Exit code 1 if the audit did not pass.
+    An adapter (LoRA) is written as it is; its card says which base it needs. Exit code 1 if the audit did not pass; an
+    audit without gates did not.
     """
     from flows.export import export_model
+    from flows.workspace import exclusive
     from stages.errors import UsageError
 
     *audits, folder = where
@@ -98,7 +102,7 @@ def export(
         raise UsageError(f"expected at most an audit and a folder, found {len(where)} names: {', '.join(where)}")
     target = Path.cwd() / folder
     params, [name] = open_workspace(audits, False, preset)
-    with working("asking DVC what is stale, and copying the model"):
+    with exclusive(), working("asking DVC what is stale, and copying the model"):
         bundle = export_model(params, name, target, force=force)
     console.print(f"{name}: the repaired model is in {target}", markup=False, soft_wrap=True, highlight=False)
     console.print(f"evidence: {bundle}", markup=False, soft_wrap=True, highlight=False)
@@ -119,7 +123,9 @@ def gate(
         float, typer.Option("--tolerance", min=0.0, max=1.0, help="How much worse is no worse.")
     ] = 0.02,
 ) -> None:
-    """For CI: fail unless the audit passed and is shown to be no worse than an earlier one.
+    """For CI: fail unless the audit passed and is shown to be no worse than an earlier one that passed.
+
+    Where neither of them sets gates, only the comparison is judged, and it is said so.
 
     Exit codes: 0 no worse, 1 worse or not shown to be no worse, 2 stale or not comparable, 3 infrastructure.
     """

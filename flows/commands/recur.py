@@ -48,7 +48,7 @@ def schedule(
 
 @app.command(rich_help_panel="Recur", epilog="Example:  [cyan]faded schedules[/]")
 def schedules() -> None:
-    """List audits that can recur: when each starts next, how it went last, and what waits for a decision."""
+    """List audits that can recur: when each starts next, how it went last, and what it waits for."""
     from flows.overview import overview, show_schedules
     from flows.schedule import FILE, read_entries
     from flows.server import answers, configured_api
@@ -68,7 +68,13 @@ def schedules() -> None:
 def serve(
     port: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--port", help="Of the Prefect server, if it is our own.", show_default="the last one, else 4200"),
+        typer.Option(
+            "--port",
+            min=1,
+            max=65535,
+            help="Of the Prefect server, if it is our own.",
+            show_default="the last one, else 4200",
+        ),
     ] = None,
     review: Annotated[bool, typer.Option("--review/--no-review", help="Serve the review pages, too.")] = True,
 ) -> None:

@@ -8,17 +8,21 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from flows.evidence.hashes import sha256
+from stages.decisions import files as decision_files
+from stages.decisions.model import Recorded
 from stages.errors import UsageError
 
 SCHEMA = 1
 MANIFEST, STATEMENT, ENVELOPE = "manifest.json", "statement.json", "statement.dsse.json"
 PARAMS, LOCK = "params.yaml", "dvc.lock"
+RATINGS = "ratings.json"  # those in force, whatever the name of their file in params.yaml
 SEALS = (MANIFEST, STATEMENT, ENVELOPE)  # what no manifest can name
 
 # What is put in as a whole, by stage; of all other outputs only the hash.
@@ -36,8 +40,10 @@ WHOLE = {
 _WHOLE = "|".join(rf"{stage}/(?:{'|'.join(map(re.escape, names))})" for stage, names in WHOLE.items())
 _MEMBER = re.compile(
     rf"(?:{'|'.join(map(re.escape, (*SEALS, PARAMS, LOCK)))})"
-    rf"|data/[\w-]+/(?:{_WHOLE}|decisions/[0-9a-f]{{16}}(?:\.\d+)?\.yaml)"
+    rf"|data/[\w-]+/(?:{_WHOLE}|{re.escape(RATINGS)}|decisions/[0-9a-f]{{16}}(?:\.\d+)?\.yaml)"
 )
+# No bundle needs others, each of which is damaged in its own way.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 LARGEST, LARGEST_SUM, MOST_MEMBERS = 256 * 2**20, 512 * 2**20, 4096  # bytes, bytes, members
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where there is one
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can tell
@@ -87,10 +93,37 @@ class Bundle:
         return self._parsed[name]
 
     @property
+    def ratings(self) -> str:
+        """The member that the ratings in force are."""
+        return ratings_member(self.audit)
+
+    @property
     def decisions(self) -> dict[str, bytes]:
         """The decision files, by the name of the member."""
         folder = f"data/{self.audit}/decisions/"
         return {name: data for name, data in self.members.items() if name.startswith(folder)}
+
+    @cached_property
+    def chain(self) -> list[decision_files.Kept[Recorded]]:
+        """All decisions in their order.
+
+        Raises:
+            UsageError: when one is none, or the chain is broken.
+        """
+        kept = []
+        for name, data in self.decisions.items():
+            self.yaml(name)  # refuses aliases
+            path = PurePosixPath(name)
+            decision = decision_files.parse_decision(data, path, Recorded)  # type: ignore[arg-type]  # for messages
+            if path.name.partition(".")[0] != decision.landscape:
+                raise UsageError(f"{name} decides on landscape {decision.landscape}, not on the one in its name")
+            kept.append(decision_files.Kept(path, sha256(data), decision))  # type: ignore[arg-type]
+        return decision_files.order_chain(kept)
+
+
+def ratings_member(audit: str) -> str:
+    """The member that the ratings in force are; several audits can share a file, which lies with one of them."""
+    return f"data/{audit}/{RATINGS}"
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
@@ -191,6 +224,9 @@ def _read_members(path: Path, file: zipfile.ZipFile) -> dict[str, bytes]:
             raise UsageError(f"{path} is no evidence bundle: it has {entry.filename} twice")
         if entry.flag_bits & 1:
             raise UsageError(f"{path} is no evidence bundle: {entry.filename} is encrypted")
+        if entry.compress_type not in _COMPRESSIONS:
+            method = f"is compressed by zip's method {entry.compress_type}, expected 0 (stored) or 8 (deflated)"
+            raise UsageError(f"{path} is no evidence bundle: {entry.filename} {method}")
         limit = min(LARGEST, left)
         with file.open(entry) as stream:  # a header may say less than there is: what counts is what comes out
             data = _read(stream, limit + 1, f"{path}: {entry.filename}")

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 from flows.evidence.bundle import LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, Bundle, dump_json, parse_json
 from flows.evidence.hashes import content_hash_of, sha256
 from flows.evidence.statement import make_statement
-from stages.decisions import files as decision_files
+from stages.decisions.files import counting
 from stages.decisions.merge import merge
-from stages.decisions.model import Recorded
-from stages.errors import UsageError
 from stages.params import FeedbackConfig
 
 MOST_TOLD = 5  # of the places in which two documents differ
@@ -25,10 +23,12 @@ class Found(NamedTuple):
     Args:
         text: in a few words, if all holds.
         problems: what does not match, each with what was expected and found.
+        checked: whether anything was; else the text says why not.
     """
 
     text: str
     problems: list[str]
+    checked: bool = True
 
 
 def check_files(bundle: Bundle) -> Found:
@@ -94,7 +94,7 @@ def check_lock(bundle: Bundle) -> Found:
     problems, n = [], 0
     for name, data in bundle.members.items():
         if name not in outs:
-            if name.startswith("data/") and name not in bundle.decisions:
+            if name.startswith("data/") and name not in {*bundle.decisions, bundle.ratings}:
                 problems.append(f"{name}: no stage in {LOCK} wrote it")
         else:
             n += 1
@@ -129,26 +129,9 @@ def landscape_of(bundle: Bundle) -> str:
     return content_hash_of((name, bundle.member(bundle.name("summarize", name))) for name in names)
 
 
-def chain_of(bundle: Bundle) -> list[decision_files.Kept[Recorded]]:
-    """All decisions in their order.
-
-    Raises:
-        UsageError: when one is none, or the chain is broken.
-    """
-    kept = []
-    for name, data in bundle.decisions.items():
-        bundle.yaml(name)  # refuses aliases
-        path = PurePosixPath(name)
-        decision = decision_files.parse_decision(data, path, Recorded)  # type: ignore[arg-type]  # only for messages
-        if path.name.partition(".")[0] != decision.landscape:
-            raise UsageError(f"{name} decides on landscape {decision.landscape}, not on the one in its name")
-        kept.append(decision_files.Kept(path, sha256(data), decision))  # type: ignore[arg-type]
-    return decision_files.order_chain(kept)
-
-
 def check_decisions(bundle: Bundle) -> Found:
     """Each decision follows the ones before it as they are, and those that made the plan are the ones here."""
-    chain = chain_of(bundle)
+    chain = bundle.chain
     used = _used(bundle)
     here = {kept.path.name: kept.sha256 for kept in chain}
     problems = [
@@ -180,24 +163,21 @@ def check_plan(bundle: Bundle) -> Found:
     if feedback.policy == "top-k":
         return Found(f"by the rule: {plan['reason']}", told(name, by_rule(feedback, summary), plan, also="landscape"))
 
-    chain, present = chain_of(bundle), landscape_of(bundle)
-    revised = {sha for kept in chain for sha in kept.decision.revises}
-    kept = [k for k in chain if k.decision.landscape == present and k.sha256 not in revised]
-    counting = [k.decision for k in kept]
-    if len(counting) < feedback.reviewers or not all(decision.approve for decision in counting):
-        said = (
-            ", ".join(f"{d.reviewer} {'approved' if d.approve else 'rejected'}" for d in counting) or "nobody decided"
-        )
+    chain, present = bundle.chain, landscape_of(bundle)
+    kept = [k for k in counting(chain) if k.decision.landscape == present]
+    decided = [k.decision for k in kept]
+    if len(decided) < feedback.reviewers or not all(decision.approve for decision in decided):
+        said = ", ".join(f"{d.reviewer} {'approved' if d.approve else 'rejected'}" for d in decided) or "nobody decided"
         wanted = f"expected {feedback.reviewers} approval(s) and no rejection"
         return Found("", [f"{name}: {wanted} of landscape {present}, found: {said}"])
-    merged = merge(counting, summary["modes"])
+    merged = merge(decided, summary["modes"])
     words = {mode["id"]: mode for mode in merged["modes"]}
     about = [{key: mode[key] for key in ("id", "text", "region")} | words[mode["id"]] for mode in summary["modes"]]
     follows = {"decided_by": "human", **merged, "modes": about}
     problems = told(name, follows, {key: plan.get(key) for key in follows})
     record = bundle.name("collect_feedback", "provenance.json")
     problems += told(f"{record}: decisions", {k.path.name: k.sha256 for k in kept}, _used(bundle))
-    return Found(f"follows from {len(counting)} decision(s), by {plan['reviewer']}", problems)
+    return Found(f"follows from {len(decided)} decision(s), by {plan['reviewer']}", problems)
 
 
 def check_provenance(bundle: Bundle) -> Found:

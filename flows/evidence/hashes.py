@@ -31,8 +31,7 @@ def files_below(folder: Path) -> list[Path]:
     """All files in a folder and below, sorted, links followed as DVC does; the folder itself if it is a file."""
     if folder.is_file():
         return [folder]
-    walk = os.walk(folder, followlinks=True)
-    return sorted(Path(here) / name for here, _, names in walk if "__pycache__" not in here for name in names)
+    return sorted(Path(here) / name for here, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 def signature_of(paths: Iterable[Path]) -> str:

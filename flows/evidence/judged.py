@@ -1,13 +1,50 @@
-"""Check that a verdict follows from its numbers, and that the model card says what the verdict says."""
+"""Check what says what a failure is, that a verdict follows from its numbers, and that the model card says the same."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from flows.evidence.bundle import PARAMS, Bundle
 from flows.evidence.checks import Found, told
+from flows.evidence.hashes import sha256
+
+
+def check_ratings(bundle: Bundle) -> Found:
+    """Where people's ratings say what a failure is, they are those of the parameters, and the results say the same."""
+    from stages.params import RatingsConfig
+    from stages.ratings.apply import parse_ratings
+
+    in_force = bundle.yaml(PARAMS)["audits"][bundle.audit]["discrepancy"].get("ratings")
+    if in_force is None:
+        strange = [f"{bundle.ratings} is there, but {PARAMS} names none"] if bundle.ratings in bundle.members else []
+        return Found("none in force: the automatic measure says what a failure is", strange)
+    config, data = RatingsConfig.model_validate(in_force), bundle.member(bundle.ratings)
+    problems = told(f"{PARAMS}: discrepancy.ratings.sha256", sha256(data), config.sha256)
+    ratings = parse_ratings(data, Path(bundle.ratings))
+
+    bound = config.model_dump(include={"sha256", "fails_below", "fails_above"}, exclude_none=True)
+    learnt = ratings.model_dump(mode="json", exclude={"scale", "decisions"})
+    name, landscape = bundle.name("summarize", "landscape.json"), bundle.json("summarize", "landscape.json")
+    problems += _said(f"{name}: ratings", {**bound, **learnt}, landscape)
+    problems += told(f"{name}: threshold", ratings.threshold(config), landscape["threshold"])
+    if bundle.has("re_evaluate", "verdict.json"):
+        where = f"{bundle.name('re_evaluate', 'verdict.json')}: ratings"
+        problems += _said(where, bound, bundle.json("re_evaluate", "verdict.json"))
+    if config.file == bundle.ratings:  # else another audit's decisions taught them
+        here = {kept.path.name: kept.sha256 for kept in bundle.chain}
+        of_these = {name: here[name] for name in ratings.decisions if name in here}
+        problems += told(f"{bundle.ratings}: decisions", of_these, ratings.decisions)
+    who = ", ".join(ratings.reviewers)
+    return Found(f"{ratings.ratings} by {who}, as {PARAMS} and the results say", problems)
+
+
+def _said(where: str, expected: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
+    """What results say of the ratings, among more that they have measured by them."""
+    said = results.get("ratings", {})
+    return told(where, expected, {key: said[key] for key in expected if key in said})
 
 
 def check_verdict(bundle: Bundle) -> Found:
@@ -84,6 +121,14 @@ def _rate(entry: Mapping[str, Any]) -> Any:
     return Rate(value, low, high, int(entry["n"]))
 
 
+def _installed() -> str | None:
+    """The version of Faded that runs here; None from a tree that is not installed, as stages record it."""
+    try:
+        return version("faded")
+    except PackageNotFoundError:
+        return None
+
+
 def check_card(bundle: Bundle) -> Found:
     """The card's table is the verdict's: made again from it, as far as this is the version that made it."""
     from stages.report.model_card import evaluation_section
@@ -91,8 +136,8 @@ def check_card(bundle: Bundle) -> Found:
     if not bundle.has("re_evaluate", "model_card.md"):
         return Found("none: there is no repaired model", [])
     name, wrote = bundle.name("re_evaluate", "model_card.md"), (bundle.manifest.get("versions") or {}).get("faded")
-    if wrote != version("faded"):
-        return Found(f"as the manifest says; made by faded {wrote}, so not made again here", [])
+    if wrote != (here := _installed()):
+        return Found(f"not made again: it is by faded {wrote}, this is {here}", [], checked=False)
     verdict, plan = bundle.json("re_evaluate", "verdict.json"), bundle.json("collect_feedback", "plan.json")
     section = evaluation_section(verdict, plan)
     if not bundle.member(name).decode("utf-8").endswith(section):

@@ -30,7 +30,7 @@ def make_statement(manifest: Mapping[str, Any], manifest_sha256: str, params: Ma
     """
     parts = manifest["parts"]
     subject = "repaired" if parts.get("repaired") else "model"
-    needed = [part for part in ("model", "data", "decisions") if part != subject]
+    needed = [part for part in ("model", "data", "ratings", "decisions") if part != subject]
     git = manifest.get("git") or {}
     return {
         "_type": STATEMENT_TYPE,

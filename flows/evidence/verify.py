@@ -11,18 +11,22 @@ from flows.evidence import checks
 from flows.evidence.bundle import ENVELOPE, STATEMENT, Bundle, read_bundle
 from flows.evidence.checks import Found
 from flows.evidence.hashes import files_below, sha256, sha256_file
-from flows.evidence.judged import check_card, check_verdict
+from flows.evidence.judged import check_card, check_ratings, check_verdict
 from flows.evidence.signature import is_signed_by, read_envelope, read_public_key
 from stages.environment import set_defaults
 from stages.errors import UsageError
 
-_CHECKS: dict[str, Callable[[Bundle], Found]] = {
+# Whether the bundle is as it was written; what it holds is another matter.
+_SEALS: dict[str, Callable[[Bundle], Found]] = {
     "files": checks.check_files,
     "manifest": checks.check_manifest,
     "statement": checks.check_statement,
+}
+_CONTENTS: dict[str, Callable[[Bundle], Found]] = {
     "parameters": checks.check_parameters,
     "dvc.lock": checks.check_lock,
     "landscape": checks.check_landscape,
+    "ratings": check_ratings,
     "decisions": checks.check_decisions,
     "plan": checks.check_plan,
     "verdict": check_verdict,
@@ -46,11 +50,13 @@ class Check:
         name: what was checked.
         found: what was found, in a few words.
         problems: what does not match, each with what was expected and what was found; empty if all holds.
+        checked: whether anything was; else `found` says why not.
     """
 
     name: str
     found: str
     problems: tuple[str, ...] = ()
+    checked: bool = True
 
     @property
     def holds(self) -> bool:
@@ -74,11 +80,16 @@ def verify_bundle(path: Path, key: Path | None = None, model: Path | None = None
     if model is not None and not model.is_dir():
         raise UsageError(f"{model} is no folder, expected one that holds a model")
     bundle = read_bundle(path)
-    results = [_run(name, partial(check, bundle)) for name, check in _CHECKS.items()]
-    results.insert(3, _run("signature", lambda: _signature(bundle, public, key)))
+    results = [*check_seals(bundle, public, key), *(_run(n, partial(c, bundle)) for n, c in _CONTENTS.items())]
     if model is not None:
         results.append(_run("model", lambda: check_model(bundle, model)))
     return results
+
+
+def check_seals(bundle: Bundle, public: object | None = None, key: Path | None = None) -> list[Check]:
+    """Whether a bundle is as it was written, and signed by a public key if one is given; `key` is for messages."""
+    sealed = [_run(name, partial(check, bundle)) for name, check in _SEALS.items()]
+    return [*sealed, _run("signature", lambda: _signature(bundle, public, key))]
 
 
 def _run(name: str, check: Callable[[], Found]) -> Check:
@@ -90,7 +101,7 @@ def _run(name: str, check: Callable[[], Found]) -> Check:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         told = f"cannot be checked, for a file is not of the form that Faded writes ({type(error).__name__}: {error})"
         return Check(name, "", (told,))
-    return Check(name, found.text if not found.problems else "", tuple(found.problems))
+    return Check(name, found.text if not found.problems else "", tuple(found.problems), found.checked)
 
 
 def _signature(bundle: Bundle, public: object | None, key: Path | None) -> Found:
@@ -100,9 +111,11 @@ def _signature(bundle: Bundle, public: object | None, key: Path | None) -> Found
     envelope = read_envelope(bundle.members[ENVELOPE])
     if envelope.payload != bundle.members[STATEMENT]:
         return Found("", [f"{ENVELOPE}: what is signed is not {STATEMENT} of this bundle"])
+    if not envelope.signatures:
+        return Found("", [f"{ENVELOPE}: it has no signature, expected at least one"])
     ids = ", ".join(f"{key_id[:16]}..." for key_id in envelope.signatures)
     if public is None:
-        return Found(f"signed by key id {ids}; not checked, as no --key was given", [])
+        return Found(f"signed by key id {ids}; not checked, as no --key was given", [], checked=False)
     if not is_signed_by(envelope, public):
         wanted = str(getattr(public, "keyid", ""))[:16]
         return Found("", [f"{ENVELOPE}: no valid signature by {key} (key id {wanted}...), found one by key id {ids}"])
@@ -115,6 +128,8 @@ def check_model(bundle: Bundle, folder: Path) -> Found:
     An exported one has the model card in the place of its README, and the bundle beside it.
     """
     found = {file.relative_to(folder).as_posix(): sha256_file(file) for file in files_below(folder)}
+    if BUNDLE_IN_EXPORT in found and _same_evidence(bundle, folder / BUNDLE_IN_EXPORT):
+        del found[BUNDLE_IN_EXPORT]
     parts = bundle.manifest["parts"]
     differences = {part: _unlike(bundle, parts[part], root, found) for part, root in _ROOTS.items() if parts.get(part)}
     best = min(differences, key=lambda part: len(differences[part]))
@@ -137,7 +152,17 @@ def _unlike(bundle: Bundle, part: dict[str, dict[str, str]], root: str, found: d
             lines.append(f"{name} is missing")
         elif found[name] != digest and not (name == CARD and card is not None and found[name] == sha256(card)):
             lines.append(f"{name}: expected SHA-256 {digest}, found {found[name]}")
-    exported = {BUNDLE_IN_EXPORT} | ({CARD} if card is not None and found.get(CARD) == sha256(card) else set())
+    exported = {CARD} if card is not None and found.get(CARD) == sha256(card) else set()
     return lines + [
         f"{name} is not one of its files" for name in found if name not in expected and name not in exported
     ]
+
+
+def _same_evidence(bundle: Bundle, path: Path) -> bool:
+    """Whether a file is this bundle; one of them may have been signed later."""
+    try:
+        members = read_bundle(path).members
+    except UsageError:
+        return False
+    one, other = ({name: m[name] for name in m if name != ENVELOPE} for m in (bundle.members, members))
+    return one == other

@@ -10,9 +10,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.results import NO_GATES
+
 if TYPE_CHECKING:
     from flows.evidence import Bundle, Check
     from flows.gate import GateResult
+
+UNDECIDED = "nobody had to decide: it ends with its landscape"
+
+
+def _plain(text: str) -> str:
+    """Text of somebody else's without what would control a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shown(text: str) -> str:
+    """The same where rich would read markup."""
+    return escape(_plain(text))
 
 
 def show_bundle(console: Console, bundle: Bundle) -> None:
@@ -22,35 +36,36 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     for part, files in bundle.manifest["parts"].items():
         total = sum(entry["size"] for entry in files.values())
         one = next(iter(files.values()))["sha256"][:16] + "..." if len(files) == 1 else ""
-        table.add_row(escape(part), f"{len(files):,}", f"{total:,}", one)
+        table.add_row(_shown(part), f"{len(files):,}", f"{total:,}", one)
     console.print(table)
     word = {True: "pass", False: "FAIL", None: "no verdict of gates"}[bundle.manifest["passed"]]
     signed = "signed" if "statement.dsse.json" in bundle.members else "not signed (--sign KEY.pem signs it)"
     told = f"{bundle.audit}: {word}, landscape {bundle.manifest['landscape']}, {signed}"
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    console.print(_plain(told), markup=False, highlight=False, soft_wrap=True)
     console.print(f"evidence: {bundle.path.resolve()}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"check it anywhere: faded verify {bundle.path.name}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_checks(console: Console, checks: Sequence[Check]) -> None:
-    """Each check with what was found, and below them everything that does not match."""
+    """Each check with what was found, and below them everything that does not match or was not checked."""
     table = Table("check", "holds", "found", box=box.SIMPLE_HEAD, pad_edge=False)
     for check in checks:
-        holds = "[green]yes[/]" if check.holds else "[red]NO[/]"
-        table.add_row(escape(check.name), holds, escape(check.found or f"{len(check.problems)} problem(s), see below"))
+        holds = "[red]NO[/]" if not check.holds else "[green]yes[/]" if check.checked else "[yellow]not checked[/]"
+        table.add_row(_shown(check.name), holds, _shown(check.found or f"{len(check.problems)} problem(s), see below"))
     console.print(table)
     problems = [(check.name, problem) for check in checks for problem in check.problems]
     for name, problem in problems:
-        console.print(f"[red]{escape(name)}:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+        console.print(f"[red]{_shown(name)}:[/] {_shown(problem)}", highlight=False, soft_wrap=True)
+    unchecked = [check.name for check in checks if not check.checked]
     if not problems:
-        console.print("[bold green]all holds[/]")
+        console.print("[bold green]all holds[/]" + (f"; not checked: {', '.join(unchecked)}" if unchecked else ""))
     else:
         console.print(f"[bold red]{len(problems)} thing(s) do not match[/]")
 
 
 def show_gate(console: Console, result: GateResult) -> None:
     """Each measure then and now, and whether it is shown to be no worse."""
-    title = f"{result.audit}: the workspace against {result.against}"
+    title = _shown(f"{result.audit}: the workspace against {result.against}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("measure", "then", "now", "worse by", "95% interval", "n", "no worse"):
         table.add_column(
@@ -60,7 +75,7 @@ def show_gate(console: Console, result: GateResult) -> None:
         worse, style = row.worse, "green" if row.passed else "red"
         known = worse is not None and worse.n > 0
         table.add_row(
-            escape(row.what),
+            _shown(row.what),
             *("" if value is None else f"{value:.1%}" for value in (row.then, row.now)),
             f"{100 * worse.value:+.2f}" if worse is not None and known else "",
             f"{100 * worse.low:+.2f} to {100 * worse.high:+.2f}" if worse is not None and known else "",
@@ -72,7 +87,11 @@ def show_gate(console: Console, result: GateResult) -> None:
         f"worse by: points; the whole interval has to lie below the tolerance of {100 * result.tolerance:g}",
         highlight=False,
     )
-    own = "[green]passed[/]" if result.own else f"[red]{escape(result.own_word)}[/]"
-    console.print(f"the workspace's own verdict: {own}", highlight=False)
+    for whose, verdict in (("the workspace's", result.now), (f"{result.against}'s", result.then)):
+        style = {True: "green", None: "yellow", False: "red"}[
+            None if verdict.word == NO_GATES else verdict.passed is True
+        ]
+        told = f"{_shown(whose)} own verdict: [{style}]{verdict.word}[/]; {_shown(verdict.decided or UNDECIDED)}"
+        console.print(told, highlight=False, soft_wrap=True)
     for note in result.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]note:[/] {_shown(note)}", highlight=False, soft_wrap=True)

@@ -21,18 +21,21 @@ from flows.evidence.bundle import (
     digest_of,
     dump_json,
     dump_yaml,
+    ratings_member,
     read_bundle,
     zip_members,
 )
 from flows.evidence.hashes import Hashes, files_below, sha256, signature_of
 from flows.evidence.signature import make_envelope
 from flows.evidence.statement import make_statement
+from flows.evidence.verify import check_seals, verify_bundle
 from flows.results import last_stage
 from stages.decisions import decisions_dir, landscape_hash
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import stage_dir
 from stages.params import DATA, Params
+from stages.ratings import read_ratings
 
 _FOR_ALL, _FOR_REPAIRS = ("prepare", "discover", "summarize"), ("collect_feedback", "restructure", "re_evaluate")
 # Where a file belongs, by its place below data/<audit>; the first that fits. All else is a record of the run.
@@ -72,27 +75,41 @@ def unfinished(params: Params, audit: str) -> str | None:
 def write_bundle(params: Params, audit: str) -> Path | None:
     """Write the evidence of a finished audit to data/<audit>/evidence; the same results give the same file.
 
-    It appears whole or not at all, and is not written again while it is there. DVC is asked whether the verdict is
-    fresh only if a file has changed that the audit depends on or has written, so that asking again costs next to
-    nothing.
+    It appears whole or not at all, and is not written again while it is there as it was written. DVC is asked whether
+    the verdict is fresh only if a file has changed that the audit depends on or has written, so that asking again costs
+    next to nothing.
 
     Returns:
-        The bundle; None if there is no fresh verdict.
+        The bundle; None if there is no fresh verdict, or something changed meanwhile.
+
+    Raises:
+        UsageError: when the file of the ratings in force is not the one that params.yaml names.
     """
     lock = _lock(params, audit)
     record = WORK / "evidence" / f"{audit}.json"
-    now = _state(audit, lock)
-    known = _read(record)
-    if now is not None and known.get("state") == now and (path := Path(known["bundle"])).exists():
+    before, known = _state(params, audit, lock), _read(record)
+    if before is not None and known.get("state") == before and _is_intact(path := Path(known["bundle"])):
         return path
     if unfinished(params, audit) is not None:
         return None
     members = _collect(params, audit, lock)
+    if before is None or _state(params, audit, _lock(params, audit)) != before:
+        return None
     path = bundles_dir(audit) / f"{audit}-{digest_of(members)[:16]}.zip"
-    if not path.exists():
+    if not _is_intact(path):
         _replace(path, zip_members(members))
-    _replace(record, dump_json({"state": _state(audit, lock), "bundle": path.as_posix()}))
+    _replace(record, dump_json({"state": before, "bundle": path.as_posix()}))
     return path
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a bundle is there, and is the one its name says: that hash covers the manifest, which covers all else."""
+    try:
+        bundle = read_bundle(path)
+    except UsageError:
+        return False
+    named = path.stem.endswith(digest_of(bundle.members)[:16])
+    return named and all(check.holds for check in check_seals(bundle))
 
 
 def sign_bundle(path: Path, private_key: Any) -> str:
@@ -104,7 +121,13 @@ def sign_bundle(path: Path, private_key: Any) -> str:
 
     Returns:
         The id of the key, by which `faded verify` names it.
+
+    Raises:
+        UsageError: when the bundle does not hold: nobody should stand for that.
     """
+    if problems := [f"{check.name}: {problem}" for check in verify_bundle(path) for problem in check.problems]:
+        more = f" (and {len(problems) - 1} more: `faded verify {path}`)" if problems[1:] else ""
+        raise UsageError(f"{path} is not signed, for it does not hold: {problems[0]}{more}")
     members = dict(read_bundle(path).members)
     envelope, key_id = make_envelope(members[STATEMENT], private_key, members.get(ENVELOPE))
     _replace(path, zip_members({**members, ENVELOPE: dump_json(envelope)}))
@@ -121,12 +144,19 @@ def _lock(params: Params, audit: str) -> dict[str, Any]:
     return {name: stages[name] for kind in kinds if (name := f"{kind}@{audit}") in stages}
 
 
-def _state(audit: str, lock: Mapping[str, Any]) -> str | None:
+def _state(params: Params, audit: str, lock: Mapping[str, Any]) -> str | None:
     """A hash of names, sizes and times of all that the audit's stages read and wrote; None if something is missing."""
-    paths = {PARAMS, "dvc.yaml", LOCK, *(io["path"] for s in lock.values() for io in (*s["deps"], *s["outs"]))}
+    names = {PARAMS, "dvc.yaml", LOCK, *(io["path"] for s in lock.values() for io in (*s["deps"], *s["outs"]))}
+    if (ratings := params.audit(audit).ratings) is not None:
+        names.add(ratings.file)
+    paths = [Path(name) for name in sorted(names)]
+    if not lock or not all(path.exists() for path in paths):
+        return None
+    files = (file for path in paths for file in files_below(path))
     try:
-        return signature_of(file for path in sorted(paths) for file in files_below(Path(path))) if lock else None
-    except FileNotFoundError:
+        # Importing the code that stages depend on writes there, too.
+        return signature_of(file for file in files if "__pycache__" not in file.parts)
+    except FileNotFoundError:  # gone since it was listed
         return None
 
 
@@ -135,11 +165,16 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
     raw = yaml.safe_load(Path(PARAMS).read_text(encoding="utf-8"))
     block = {kind: {audit: raw[kind][audit]} for kind in ("audits", "repairs") if audit in raw[kind]}
     members = {PARAMS: dump_yaml(block), LOCK: dump_yaml({"schema": "2.0", "stages": dict(lock)})}
+    if (ratings := params.audit(audit).ratings) is not None:
+        read_ratings(audit, params.audit(audit))  # DVC does not know the file, only its hash in the parameters
+        members[ratings_member(audit)] = Path(ratings.file).read_bytes()
     for path in _files(audit, lock):
         if _is_whole(path, audit):
             members[path.as_posix()] = path.read_bytes()
 
     parts: dict[str, dict[str, Any]] = {"parameters": {PARAMS: _entry(members[PARAMS])}}
+    if (name := ratings_member(audit)) in members:
+        parts["ratings"] = {name: _entry(members[name])}
     for path in _files(audit, lock):
         name = path.as_posix()
         entry = _entry(members[name]) if name in members else _hashed(path, hashes)

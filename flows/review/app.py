@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, cast
-from urllib.parse import quote
 
-from fastapi import APIRouter, Body, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -15,11 +14,12 @@ from flows.approval import expire, read_modes
 from flows.review.form import Fields, FormError, read_decision, read_fields, typed
 from flows.review.links import page_path
 from flows.review.pages import message, review_page, static, style
-from flows.review.recording import Outcome, record
+from flows.review.recording import Outcome, moment, record
 from flows.review.security import HEADERS, MAX_BODY, Keys, Session, knows_host, same, same_origin
 from flows.review.view import REPORTS, report_path, report_policy
-from stages.decisions import landscape_hash
-from stages.errors import AlreadyDecided, FadedError, UsageError
+from stages.decisions import AlreadyDecided, Recorded, landscape_hash
+from stages.decisions.files import same_person
+from stages.errors import FadedError, UsageError
 from stages.params import load_params
 
 
@@ -52,7 +52,7 @@ class Served:
         """An address that opens an audit's page once; from then on the audit is shown."""
         if audit not in self.audits:
             self.audits.append(audit)
-        return f"{self.url}{page_path(audit)}?token={self.keys.make_token()}"
+        return f"{self.url}{page_path(audit)}?token={self.keys.make_token(audit)}"
 
     def session(self, request: Request) -> Session | None:
         """The session a request belongs to."""
@@ -87,16 +87,14 @@ def _served(request: Request) -> Served:
 
 
 def _signed_in(request: Request) -> Session:
-    served = _served(request)
-    if (session := served.session(request)) is not None:
+    audit, session = request.path_params.get("audit"), _served(request).session(request)
+    if session is not None and (audit is None or audit in session.audits):
         return session
     raise Refused(
         403,
         "This page needs its link",
         "It is opened by a link that works once, so that nobody else on this machine decides in your name.",
-        f"Ask for one in the workspace: faded review {request.path_params.get('audit', 'AUDIT')} --link",
-        # Coming from another site, a browser keeps the session to itself; from here it sends it.
-        links=[(quote(request.url.path), "I opened it in this browser before")],
+        f"Ask for one in the workspace: faded review {audit or 'AUDIT'} --link",
     )
 
 
@@ -132,9 +130,9 @@ router = APIRouter()
 
 
 @router.get("/")
-def start(request: Request, _session: SignedIn) -> Response:
-    """The audits there are."""
-    links = [(page_path(audit), audit) for audit in _served(request).audits]
+def start(session: SignedIn) -> Response:
+    """The audits whose links this browser opened."""
+    links = [(page_path(audit), audit) for audit in sorted(session.audits)]
     return message(200, "Audits", ["Which one do you want to look at?"], links=links)
 
 
@@ -153,18 +151,19 @@ def look(request: Request, audit: Audit, token: str | None = None, again: str = 
 def _enter(request: Request, audit: str, token: str, again: str) -> Response:
     """Exchange a one-time token for a session; the address that is then in the browser's history is worth nothing."""
     served = _served(request)
-    session = served.keys.redeem(token)
-    response = RedirectResponse(page_path(audit) + ("?again=yes" if again == "yes" else ""), 303)
-    if served.session(request) is not None:
-        return response  # who is in already keeps the session: forms in other tabs stay good
-    if session is None:
+    # Who is in already keeps the session: forms in other tabs stay good.
+    session = served.keys.redeem(token, audit, request.cookies.get(served.cookie)) or served.session(request)
+    if session is None or audit not in session.audits:
         raise Refused(
             403,
             "This link was used before",
             "Each link opens the page once, in one browser, within an hour.",
             f"Ask for another one in the workspace: faded review {audit} --link",
         )
-    response.set_cookie(served.cookie, session.id, httponly=True, samesite="strict", path="/")
+    response = RedirectResponse(page_path(audit) + ("?again=yes" if again == "yes" else ""), 303)
+    # Not strict: the file that leads here, or a link in a message, is of another site. Looking changes nothing, and
+    # forms are checked on their own.
+    response.set_cookie(served.cookie, session.id, httponly=True, samesite="lax", path="/")
     return response
 
 
@@ -192,21 +191,42 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
         )
     try:
         decision = read_decision(fields, read_modes(audit))
-        outcome = record(params, audit, decision, "page", revise=fields.get("revise") == "yes")
+        seen, revise = fields.get("seen", "").split(), fields.get("revise") == "yes"
+        outcome = record(params, audit, decision, "page", revise=revise, seen=seen)
     except FormError as error:
         return review_page(params, audit, session, 400, fields, error.problems, revise="again" in fields)
     except AlreadyDecided as error:
-        told = (
-            f"Somebody decided meanwhile: {str(error).partition(',')[0]}. To put yours in its place, tick that below."
-        )
-        return review_page(params, audit, session, 409, fields, [told], revise=True)
-    except (UsageError, OSError) as error:
+        return review_page(params, audit, session, 409, fields, _already(error.said, decision.reviewer), revise=True)
+    except UsageError as error:
         raise Refused(409, "Nothing was saved", str(error), typed=typed(fields)) from None
-    session.done.add(audit)
+    except OSError as error:
+        raise Refused(
+            503,
+            "That did not work now",
+            f"{error}. Whether your decision was recorded, the page says.",
+            links=[(page_path(audit), "Open the page")],
+            typed=typed(fields),
+        ) from None
+    session.reviewer = outcome.reviewer
     word = "approved" if outcome.approve else "rejected"
     said = [f"{outcome.reviewer} {word} the repair of {audit}.", *outcome.said, "You can close this page."]
-    draft, after = f"{audit} {decision.landscape}", BackgroundTask(_served(request).told, outcome)
-    return message(200, "Recorded", said, kicker=audit, forget=draft, background=after)
+
+    def answered() -> None:
+        _served(request).told(outcome)
+        session.done.add(audit)  # not before it is told: a server that nobody else needs ends
+
+    draft = f"{audit} {decision.landscape}"
+    return message(200, "Recorded", said, kicker=audit, forget=draft, background=BackgroundTask(answered))
+
+
+def _already(said: Recorded, reviewer: str) -> list[str]:
+    """What a reviewer is told of a decision that theirs may not simply follow."""
+    if said.via == "time-out":
+        what = "The time was up, which counts as a rejection"
+    else:
+        who = "You" if same_person(said.reviewer, reviewer) else f"Somebody decided meanwhile: {said.reviewer}"
+        what = f"{who} {'approved' if said.approve else 'rejected'} this on {moment(said.time)}"
+    return [f"{what}.", "To decide in spite of that, tick the box above the buttons."]
 
 
 @router.get("/review/{audit}/{report}")
@@ -239,7 +259,7 @@ def audits(request: Request) -> Response:
 
 
 @router.post("/links", dependencies=[Depends(_trusted)])
-def make_link(request: Request, audit: Annotated[str, Body(embed=True)]) -> Response:
+def make_link(request: Request, audit: str) -> Response:
     """A one-time link, for other commands of the same user."""
     load_params().repair(audit)
     return JSONResponse({"link": _served(request).link(audit)})

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from html import escape
+from pathlib import Path
 from urllib.parse import quote
 
 import psutil
@@ -37,18 +40,31 @@ def page_path(audit: str) -> str:
 
 def write_record(record: Running) -> None:
     """Leave a record for other commands."""
-    WORK.mkdir(exist_ok=True)
-    partial = RECORD.with_suffix(f".{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(record.model_dump_json())
-    partial.replace(RECORD)
+    _write_private(RECORD, record.model_dump_json())
 
 
 def remove_record(record: Running) -> None:
     """Take the record away, unless it is another server's by now."""
     if _read() == record:
         RECORD.unlink(missing_ok=True)
+
+
+def write_way_in(audit: str, link: str) -> Path:
+    """A file that leads a browser to a link: the arguments of a browser can be read by every user of the machine.
+
+    It is the user's alone, and worth nothing once the link was opened.
+    """
+    path, to = WORK / f"review-{audit}.html", escape(link)
+    _write_private(path, f'<!doctype html><meta http-equiv="refresh" content="0; url={to}"><a href="{to}">Review</a>\n')
+    return path.resolve()
+
+
+def _write_private(path: Path, text: str) -> None:
+    WORK.mkdir(exist_ok=True)
+    number, partial = tempfile.mkstemp(dir=WORK, prefix=path.name, suffix=".partial")  # with mode 0600
+    with os.fdopen(number, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(partial).replace(path)
 
 
 def _read() -> Running | None:
@@ -82,7 +98,7 @@ def one_time_link(audit: str) -> str:
     record = running()
     if record is None:
         raise UsageError(f"no review server runs in this workspace: `faded review {audit}` starts one")
-    answer = _ask(record, "POST", {"audit": audit})
+    answer = _ask(record, "POST", audit=audit)
     if answer is None or not isinstance(answer.get("link"), str):
         raise InfrastructureError(f"the review server (process {record.pid}, {record.url}) gave no link: start it anew")
     return str(answer["link"])
@@ -97,13 +113,13 @@ def _served(record: Running) -> list[str] | None:
     return audits if isinstance(audits, list) else None
 
 
-def _ask(record: Running, method: str, data: dict[str, str] | None = None) -> dict[str, object] | None:
+def _ask(record: Running, method: str, **query: str) -> dict[str, object] | None:
     import httpx
 
     headers = {"Authorization": f"Bearer {record.secret}"}
     url = f"{record.url}/links"
     try:
-        answer = httpx.request(method, url, json=data, headers=headers, timeout=_PATIENCE, trust_env=False)
+        answer = httpx.request(method, url, params=query, headers=headers, timeout=_PATIENCE, trust_env=False)
         body = answer.json() if answer.status_code == httpx.codes.OK else None
     except (httpx.HTTPError, json.JSONDecodeError, UnicodeDecodeError):
         return None

@@ -29,7 +29,7 @@ def review_page(
     revise: bool = False,
 ) -> Response:
     """The page on which an audit is decided; with what was filled in, and why it was not saved."""
-    view = review_view(params, audit, fields, problems=problems, revise=revise)
+    view = review_view(params, audit, fields, problems=problems, revise=revise, known=session.reviewer)
     html = environment().get_template("review.html.j2").render(**view, path=page_path(audit), csrf=session.csrf)
     return HTMLResponse(html, status)
 

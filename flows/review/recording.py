@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from flows.approval import decide, expire
-from stages.decisions import Decision, Standing, Via, standing
-from stages.errors import AlreadyDecided
+from stages.decisions import AlreadyDecided, Decision, Standing, Via, standing
 from stages.params import Params
 
 
@@ -30,14 +30,22 @@ class Outcome(NamedTuple):
     said: list[str]
 
 
-def record(params: Params, audit: str, decision: Decision, via: Via, *, revise: bool = False) -> Outcome:
-    """Write a decision, wake what waits for it, and say what comes next.
+def record(
+    params: Params,
+    audit: str,
+    decision: Decision,
+    via: Via,
+    *,
+    revise: bool = False,
+    seen: Sequence[str] | None = None,
+) -> Outcome:
+    """Write a decision, wake what waits for it, and say what comes next; arguments as of `flows.approval.decide`.
 
     Raises:
         UsageError: as `flows.approval.decide`.
         AlreadyDecided: as `flows.approval.decide`.
     """
-    kept, woken = decide(params, audit, decision, via, revise=revise)
+    kept, woken = decide(params, audit, decision, via, revise=revise, seen=seen)
     said = [f"Commit {kept.path}: it belongs in git.", *(_sentence(line) for line in woken)]
     if params.repair(audit).feedback.policy != "wait":
         said.append(f"A rule decides for {audit} (repairs.{audit}.feedback.policy): set it to wait for this to count.")
@@ -70,6 +78,7 @@ def open_standing(params: Params, audit: str, revise: bool) -> Standing:
     if now.complete and not revise:
         raise AlreadyDecided(
             f"{', '.join(d.reviewer for d in now.decisions)} decided on landscape {now.landscape} of {audit} already;"
-            f" to decide again on purpose: `faded review {audit} --revise`"
+            f" to decide again on purpose: `faded review {audit} --revise`",
+            now.rejection or now.decisions[-1],
         )
     return now

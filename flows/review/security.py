@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 LINK_SECONDS = 3600  # a link that nobody opened is worth nothing after this
+IDLE_SECONDS = 12 * 3600  # so is a session that asked for nothing; a server may run for months
 MAX_BODY = 1_000_000  # bytes of a form: every field of a large landscape filled in takes a tenth
 
 # Nothing but our own style sheet, our own script, and pictures that are part of the page.
@@ -43,14 +44,20 @@ class Session:
     Args:
         id: what its cookie holds.
         csrf: what its forms have to carry, which no other page can know.
-        done: audits on which it recorded a decision.
+        audits: that its links were for; it sees no others.
         seen: audits it was shown.
+        done: audits on which it recorded a decision.
+        reviewer: the name under which it did so last; empty before.
+        used: when it last asked for anything, by the monotonic clock.
     """
 
     id: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(32))
-    done: set[str] = field(default_factory=set)
+    audits: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
+    done: set[str] = field(default_factory=set)
+    reviewer: str = ""
+    used: float = field(default_factory=time.monotonic)
 
 
 class Keys:
@@ -58,35 +65,52 @@ class Keys:
 
     def __init__(self) -> None:
         self.secret = secrets.token_urlsafe(32)  # for other commands of the same user, see links.py
-        self._links: dict[str, float] = {}  # digest of the token -> when it expires
+        self._links: dict[str, tuple[str, float]] = {}  # digest of the token -> its audit, and when it expires
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
-    def make_token(self) -> str:
-        """A token that opens the page once."""
+    def make_token(self, audit: str) -> str:
+        """A token that opens an audit's page once."""
         token = secrets.token_urlsafe(32)
         with self._lock:
-            self._links[_digest(token)] = time.monotonic() + LINK_SECONDS
+            self._links[_digest(token)] = audit, time.monotonic() + LINK_SECONDS
         return token
 
-    def redeem(self, token: str) -> Session | None:
-        """A new session for a token that nobody used before, and None for any other."""
+    def redeem(self, token: str, audit: str, cookie: str | None = None) -> Session | None:
+        """The session that a token opens: that of the cookie, or a new one; it may see the audit from now on.
+
+        Returns:
+            None if the token was used before, is too old, or is not one of this audit.
+        """
         with self._lock:
-            if self._links.pop(_digest(token), 0.0) < time.monotonic():
+            of, expires = self._links.pop(_digest(token), ("", 0.0))
+            if of != audit or expires < time.monotonic():
                 return None
-            session = Session()
+            session = self._live(cookie) or Session()
+            session.audits.add(audit)
             self._sessions[_digest(session.id)] = session
             return session
 
     def session(self, cookie: str | None) -> Session | None:
         """The session of a cookie."""
         with self._lock:
-            return self._sessions.get(_digest(cookie)) if cookie else None
+            if (session := self._live(cookie)) is not None:
+                session.used = time.monotonic()
+            return session
 
-    def undecided(self, audit: str) -> int:
+    def undecided(self) -> int:
         """How many browsers were shown an audit and recorded no decision on it."""
         with self._lock:
-            return sum(audit in s.seen - s.done for s in self._sessions.values())
+            self._forget()
+            return sum(bool(s.seen - s.done) for s in self._sessions.values())
+
+    def _live(self, cookie: str | None) -> Session | None:
+        self._forget()
+        return self._sessions.get(_digest(cookie)) if cookie else None
+
+    def _forget(self) -> None:
+        oldest = time.monotonic() - IDLE_SECONDS
+        self._sessions = {digest: session for digest, session in self._sessions.items() if session.used > oldest}
 
 
 def _digest(text: str) -> str:

@@ -43,9 +43,9 @@ class ReviewServer:
         """Wait for the next decision; its reviewer has been answered by then."""
         return self._outcomes.get()
 
-    def undecided(self, audit: str) -> int:
-        """How many browsers have an audit's page open and recorded no decision."""
-        return self._served.keys.undecided(audit)
+    def undecided(self) -> int:
+        """How many browsers were shown an audit and recorded no decision on it, or one that is to be told here yet."""
+        return self._served.keys.undecided() or self._outcomes.qsize()
 
 
 @contextlib.contextmanager

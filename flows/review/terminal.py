@@ -5,7 +5,9 @@ Where the landscape lists examples, those that fail may be rated too, and correc
 
 from __future__ import annotations
 
+import io
 import math
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from rich import box
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm, Prompt
 from rich.table import Table
+from ruamel.yaml import YAML
 
 from flows.approval import deadline, git_user
 from flows.review.recording import moment, open_standing, record
@@ -20,6 +23,7 @@ from stages.concepts import ConceptSpace
 from stages.decisions import (
     SEVERITIES,
     Action,
+    AlreadyDecided,
     Decision,
     ExampleRating,
     ModeDecision,
@@ -27,6 +31,8 @@ from stages.decisions import (
     landscape_hash,
     proposal,
 )
+from stages.decisions.files import SCHEMA
+from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import read_json, stage_dir
 from stages.params import Params, task_class
@@ -56,7 +62,8 @@ def review_landscape(params: Params, audit: str, console: Console, revise: bool 
     if params.repairs[audit].feedback.policy != "wait":
         note = f"repairs.{audit}.feedback.policy is top-k, so a rule decides; set it to wait to decide yourself"
         console.print(f"[yellow]note:[/] {note}", highlight=False)
-    _show_standing(console, open_standing(params, audit, revise), audit)
+    now = open_standing(params, audit, revise)
+    _show_standing(console, now, audit)
     try:
         examples = params.audit(audit).summarize.examples
         decision = _dialogue(landscape, summary, examples, *_asked(params, audit, summary["modes"]), console)
@@ -65,8 +72,25 @@ def review_landscape(params: Params, audit: str, console: Console, revise: bool 
             return
     except EOFError:
         raise UsageError("the review was broken off; no decision was written") from None
-    for line in record(params, audit, decision, "terminal", revise=revise).said:
+    try:
+        outcome = record(params, audit, decision, "terminal", revise=revise, seen=[kept.sha256 for kept in now.kept])
+    except UsageError as error:  # somebody was quicker, or the landscape is another one by now
+        path = _keep_draft(audit, decision)
+        again = f"; `faded review {audit} --from {path} --revise` records them all the same"
+        told = f"your answers are kept in {path}{again if isinstance(error, AlreadyDecided) else ''}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        raise
+    for line in outcome.said:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _keep_draft(audit: str, decision: Decision) -> Path:
+    text = io.StringIO()
+    YAML().dump({"schema": SCHEMA, **decision.model_dump(exclude_none=True)}, text)
+    WORK.mkdir(exist_ok=True)
+    path = WORK / f"draft-{audit}.yaml"
+    path.write_text(text.getvalue(), encoding="utf-8")
+    return path
 
 
 def _show_standing(console: Console, now: Standing, audit: str) -> None:

@@ -74,16 +74,23 @@ def report_path(audit: str, name: str) -> Path:
 
 
 def review_view(
-    params: Params, audit: str, fields: Fields | None = None, *, problems: Sequence[str] = (), revise: bool = False
+    params: Params,
+    audit: str,
+    fields: Fields | None = None,
+    *,
+    problems: Sequence[str] = (),
+    revise: bool = False,
+    known: str = "",
 ) -> dict[str, Any]:
     """Everything the page of one audit shows.
 
     Args:
         params: the workspace's.
         audit: its name.
-        fields: what was filled in already; by default the earlier decision to be revised, else what is proposed.
+        fields: what was filled in already; by default the reviewer's own decision to be revised, else what is proposed.
         problems: why what was filled in was not saved.
         revise: an earlier decision is to be taken the place of.
+        known: the name under which this browser decided before; empty if it did not.
 
     Raises:
         UsageError: when there is no landscape, or no repair to decide on.
@@ -95,8 +102,9 @@ def review_view(
     summary = read_json(stage_dir(audit, "summarize") / "landscape.json")
     modes = list(summary["modes"])
     examples, without = _examples(audit)
-    reviewer = git_user()
-    earlier = _own(now, reviewer) if revise else None
+    reviewer = known or git_user()
+    # While others are still to judge by themselves, git's name is no proof of who looks: the server may be shared.
+    earlier = _own(now, reviewer) if revise and (known or now.complete) else None
     learns = bool(examples) and learns_from_examples(task_class(audit, params.audit(audit)), repair.restructure.method)
     return {
         "audit": audit,
@@ -111,6 +119,8 @@ def review_view(
         "revise": revise,
         "asked": revise or not now.complete,
         "standing": now,
+        "replaces": _replaces(now.decisions),
+        "seen": " ".join(kept.sha256 for kept in now.kept),
         "by_rule": repair.feedback.policy != "wait",
         "rule": RULE if now.needed > 1 else "",
         "deadline": deadline(audit),
@@ -160,9 +170,18 @@ def _mode(mode: Mapping[str, Any], examples: Sequence[Example]) -> dict[str, Any
 
 
 def _own(now: Standing, reviewer: str) -> Recorded | None:
-    """The decision to start from when deciding again: the reviewer's own, else the last one."""
-    own = [decision for decision in now.decisions if same_person(decision.reviewer, reviewer)]
-    return (own or now.decisions)[-1] if now.decisions else None
+    """The reviewer's own decision; nobody starts from another's words, or from the time-out's."""
+    own = [d for d in now.decisions if same_person(d.reviewer, reviewer) and d.via != "time-out"]
+    return own[-1] if own else None
+
+
+def _replaces(decisions: Sequence[Recorded]) -> str:
+    """What a revision takes the place of, before it is known whose it is; as `record_decision`."""
+    if any(decision.via == "time-out" for decision in decisions):
+        return "the rejection by time-out, and of my earlier one if I made one"
+    if len(decisions) == 1:
+        return f"{decisions[0].reviewer}’s"  # noqa: RUF001
+    return "my earlier one, or of all that were made if I made none"
 
 
 def how_long(params: Params, audit: str) -> str:

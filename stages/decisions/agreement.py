@@ -12,7 +12,7 @@ import numpy as np
 
 from stages.decisions.model import Recorded
 
-Metric = Literal["nominal", "ordinal", "interval"]
+Metric = Literal["nominal", "interval"]
 
 
 def krippendorff_alpha(units: Iterable[Sequence[Any]], metric: Metric) -> float | None:
@@ -23,7 +23,7 @@ def krippendorff_alpha(units: Iterable[Sequence[Any]], metric: Metric) -> float 
 
     Args:
         units: for each thing judged the values given; those with fewer than two do not count.
-        metric: how far two values are from another: different or not, by ranks, or by their difference.
+        metric: how far two values are from another: different or not, or by their difference.
 
     Returns:
         None where no unit has two values, or all values are the same one: then nothing can be told from chance.
@@ -38,16 +38,15 @@ def krippendorff_alpha(units: Iterable[Sequence[Any]], metric: Metric) -> float 
         counts = np.bincount([number[value] for value in unit], minlength=len(values)).astype(float)
         together += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
     margin = together.sum(axis=1)
-    apart = _distances(values, margin, metric)
+    apart = _distances(values, metric)
     expected = (np.outer(margin, margin) * apart).sum() / (margin.sum() - 1)
     return float(1 - (together * apart).sum() / expected)
 
 
-def _distances(values: Sequence[Any], margin: np.ndarray, metric: Metric) -> np.ndarray:
+def _distances(values: Sequence[Any], metric: Metric) -> np.ndarray:
     if metric == "nominal":
         return 1.0 - np.eye(len(values))
-    middle = np.cumsum(margin) - margin / 2  # of a value's ranks
-    place = middle if metric == "ordinal" else np.array(values, dtype=float)
+    place = np.array(values, dtype=float)
     return np.asarray((place[:, None] - place[None, :]) ** 2)
 
 
@@ -55,13 +54,15 @@ def agreement(decisions: Sequence[Recorded]) -> dict[str, Any] | None:
     """How much the reviewers of decisions agree, over whatever landscapes they are on.
 
     Returns:
-        `reviewers`; `actions` (`alpha`, `share` of pairs of words on a mode that are the same, `modes`); `rating` and
-        `bias` (`alpha`, `difference`: mean absolute difference in rating points, `examples`); `statement`, which says
-        so. A part is None where nothing was judged by two, and all of it where every part would be.
+        `reviewers`, those who judged something that another did; `actions` (`alpha`, `share` of pairs of words on a
+        mode that are the same, `modes`); `rating` and `bias` (`alpha`, `difference`: mean absolute difference in rating
+        points, `examples`); `statement`, which says so. A part is None where nothing was judged by two, and all of it
+        where every part would be.
     """
-    actions = _units(decisions, lambda d: [(mode.id, mode.action) for mode in d.modes])
+    words = _shared(decisions, lambda d: [(mode.id, mode.action) for mode in d.modes])
+    reviewers = {name for unit in words for name in unit}
     parts: dict[str, Any] = {"actions": None, "rating": None, "bias": None}
-    if actions:
+    if actions := [list(unit.values()) for unit in words]:
         same = [mean(a == b for a, b in combinations(unit, 2)) for unit in actions]
         parts["actions"] = {
             "alpha": krippendorff_alpha(actions, "nominal"),
@@ -69,8 +70,9 @@ def agreement(decisions: Sequence[Recorded]) -> dict[str, Any] | None:
             "modes": len(actions),
         }
     for key in ("rating", "bias"):
-        given = _units(decisions, partial(_scores, key))
-        if given:
+        scored = _shared(decisions, partial(_scores, key))
+        reviewers |= {name for unit in scored for name in unit}
+        if given := [list(unit.values()) for unit in scored]:
             apart = [mean(abs(a - b) for a, b in combinations(unit, 2)) for unit in given]
             parts[key] = {
                 "alpha": krippendorff_alpha(given, "interval"),
@@ -79,23 +81,22 @@ def agreement(decisions: Sequence[Recorded]) -> dict[str, Any] | None:
             }
     if not any(parts.values()):
         return None
-    reviewers = sorted({decision.reviewer for decision in decisions})
-    return {"reviewers": reviewers, **parts, "statement": _said(len(reviewers), parts)}
+    return {"reviewers": sorted(reviewers), **parts, "statement": _said(len(reviewers), parts)}
 
 
 def _scores(key: str, decision: Recorded) -> list[tuple[Hashable, int | None]]:
     return [(example.id, getattr(example, key)) for example in decision.examples]
 
 
-def _units(
+def _shared(
     decisions: Sequence[Recorded], said: Callable[[Recorded], Iterable[tuple[Hashable, Any]]]
-) -> list[list[Any]]:
-    """What was said of each mode or example that at least two said something of."""
-    units: dict[Hashable, list[Any]] = {}
+) -> list[dict[str, Any]]:
+    """What each reviewer said of a mode or example, for all that at least two said something of."""
+    units: dict[Hashable, dict[str, Any]] = {}
     for decision in decisions:
         for key, value in said(decision):
             if value is not None:
-                units.setdefault((decision.landscape, key), []).append(value)
+                units.setdefault((decision.landscape, key), {})[decision.reviewer] = value
     return [unit for unit in units.values() if len(unit) > 1]
 
 

@@ -1,6 +1,7 @@
 """Decision files: data/<audit>/decisions/<landscape hash>.yaml, and .2.yaml, .3.yaml for further ones on it.
 
-They belong in git. Each names the hashes of those before it, so that none can be changed or taken away unseen.
+They belong in git. Each names the hashes of those before it, so that none but the newest can be changed or taken away
+unseen; the newest is pinned by git, and by the evidence of an audit (`faded evidence`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import fcntl
 import hashlib
 import io
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +23,9 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.decisions.model import Decision, Recorded, Via
+from stages.decisions.model import AlreadyDecided, Decision, Recorded, Via
 from stages.environment import WORK
-from stages.errors import AlreadyDecided, UsageError
+from stages.errors import UsageError
 from stages.files import content_hash, read_json, stage_dir
 from stages.params import DATA, Params, Strict, validation_lines
 from stages.provenance import scale_of
@@ -48,7 +50,7 @@ class Standing:
 
     Args:
         landscape: its hash.
-        kept: the decisions that count, in the order they were made; those that another one revised do not.
+        kept: the decisions that count, in the order they were made, see `counting`.
         needed: how many reviewers have to approve (`feedback.reviewers`).
     """
 
@@ -98,7 +100,13 @@ def scale_hash(params: Params, audit: str) -> str:
 
 
 def record_decision(
-    params: Params, audit: str, decision: Decision, via: Via, *, revise: bool = False
+    params: Params,
+    audit: str,
+    decision: Decision,
+    via: Via,
+    *,
+    revise: bool = False,
+    seen: Sequence[str] | None = None,
 ) -> Kept[Recorded]:
     """Write a decision; it appears whole or not at all, and never in the place of another one.
 
@@ -107,18 +115,23 @@ def record_decision(
         audit: whose landscape it is on.
         decision: what the person said.
         via: how it came in.
-        revise: it takes the place of the reviewer's own decision on this landscape, or of all on it if they made none.
+        revise: it takes the place of the reviewer's own decision on this landscape and of a time-out, or of all on it
+            if there is neither.
+        seen: SHA-256 of the decisions on it that the reviewer was shown; a revision takes the place of no other.
 
     Raises:
         UsageError: when it is for another landscape than the present one, or names modes or examples that it lacks.
-        AlreadyDecided: when the landscape needs no further decision, or the reviewer has made one.
+        AlreadyDecided: when the landscape needs no further decision, the reviewer has made one, or a revision would
+            take the place of one that was not `seen`.
     """
     check_fits(audit, decision)
-    with _locked():
+    with recording(audit):
         now = standing(params, audit)
         replaced = _replaced(now, decision.reviewer) if revise else ()
         if not revise:
             _refuse_second(audit, now, decision.reviewer)
+        elif seen is not None and (unseen := [kept.decision for kept in replaced if kept.sha256 not in seen]):
+            raise AlreadyDecided(f"{_said(audit, unseen[-1])}, which you were not shown: look at it first", unseen[-1])
         chain = read_chain(audit)
         followed = {sha for kept in chain for sha in kept.decision.previous}
         shown = shown_examples(read_json(stage_dir(audit, "summarize") / "landscape.json")["modes"])
@@ -142,16 +155,22 @@ def _refuse_second(audit: str, now: Standing, reviewer: str) -> None:
     if not (own or now.complete):
         return
     said = (own or [now.rejection or now.decisions[-1]])[0]
-    word = "approved" if said.approve else "rejected"
     raise AlreadyDecided(
-        f"{said.reviewer} {word} landscape {now.landscape} of {audit} at {said.time} ({said.via}), so a second decision"
-        " is refused; to decide again on purpose say --revise, the first one stays in the record"
+        f"{_said(audit, said)}, so a second decision is refused; to decide again on purpose say --revise, the first one"
+        " stays in the record",
+        said,
     )
 
 
+def _said(audit: str, decision: Recorded) -> str:
+    word = "approved" if decision.approve else "rejected"
+    return f"{decision.reviewer} {word} landscape {decision.landscape} of {audit} at {decision.time} ({decision.via})"
+
+
 def _replaced(now: Standing, reviewer: str) -> tuple[Kept[Recorded], ...]:
-    own = tuple(kept for kept in now.kept if same_person(kept.decision.reviewer, reviewer))
-    return own or now.kept
+    # Behind a time-out stands nobody, so whoever decides after all lifts it.
+    own = (k for k in now.kept if k.decision.via == "time-out" or same_person(k.decision.reviewer, reviewer))
+    return tuple(own) or now.kept
 
 
 def same_person(a: str, b: str) -> bool:
@@ -167,7 +186,7 @@ def _write(audit: str, recorded: Recorded) -> Kept[Recorded]:
     yaml.width = 120
     yaml.dump({"schema": SCHEMA, **recorded.model_dump(exclude_none=True)}, text)
     data = text.getvalue().encode("utf-8")
-    partial = folder / f".{recorded.landscape}.{os.getpid()}.partial"
+    partial = folder / f".{recorded.landscape}.{os.getpid()}-{threading.get_ident()}.partial"
     partial.write_bytes(data)
     try:
         path, number = folder / f"{recorded.landscape}.yaml", 1
@@ -184,9 +203,10 @@ def _write(audit: str, recorded: Recorded) -> Kept[Recorded]:
 
 
 @contextmanager
-def _locked() -> Iterator[None]:
+def recording(audit: str) -> Iterator[None]:
+    """Keep every other process and thread of the workspace from recording a decision on an audit."""
     WORK.mkdir(exist_ok=True)
-    with (WORK / "decisions.lock").open("a") as lock:
+    with (WORK / f"decisions-{audit}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -199,17 +219,34 @@ def standing(params: Params, audit: str) -> Standing:
     """
     present = landscape_hash(audit)
     chain = read_chain(audit)
-    revised = {sha for kept in chain for sha in kept.decision.revises}
     for kept in chain:
         if kept.path.name.partition(".")[0] != kept.decision.landscape:
             raise UsageError(
                 f"{kept.path} decides on landscape {kept.decision.landscape} (by {kept.decision.reviewer}), not on the"
                 f" one in its name: look at the present one and decide again, `faded review {audit}`"
             )
-    own = tuple(kept for kept in chain if kept.decision.landscape == present and kept.sha256 not in revised)
+    own = tuple(kept for kept in counting(chain) if kept.decision.landscape == present)
     for kept in own:
         check_fits(audit, kept.decision, kept.path)
     return Standing(present, own, params.repair(audit).feedback.reviewers)
+
+
+def counting(chain: Sequence[Kept[Recorded]]) -> list[Kept[Recorded]]:
+    """Those of a chain that count: the last one of each person on a landscape, unless another one revised it.
+
+    One person may have two where files were copied, or branches of git were merged.
+    """
+    revised = {sha for kept in chain for sha in kept.decision.revises}
+    last = [
+        kept
+        for i, kept in enumerate(chain)
+        if not any(
+            later.decision.landscape == kept.decision.landscape
+            and same_person(later.decision.reviewer, kept.decision.reviewer)
+            for later in chain[i + 1 :]
+        )
+    ]
+    return [kept for kept in last if kept.sha256 not in revised]
 
 
 def read_chain(audit: str) -> list[Kept[Recorded]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from stages.errors import UsageError
 from stages.params import Strict
 
 Action = Literal["repair", "accept", "ignore"]
@@ -99,6 +100,19 @@ class Recorded(Decision):
     previous: list[_Hash]
     revises: list[_Hash] = Field(default_factory=list)
     examples: Sequence[RatedProbe] = Field(default_factory=list)
+
+
+class AlreadyDecided(UsageError):
+    """A second decision on the same landscape: nobody's word is overwritten silently.
+
+    Args:
+        message: for people.
+        said: the decision that stands in the way.
+    """
+
+    def __init__(self, message: str, said: Recorded) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 def proposal(modes: Sequence[Mapping[str, Any]]) -> list[ModeDecision]:

@@ -14,6 +14,7 @@ from stages.concepts import ConceptSpace
 from stages.landscape.describe import effects, overall_rate
 from stages.landscape.estimate import RESAMPLES, Landscape, estimate
 from stages.landscape.intervals import LEVEL, SHARE, Rate, Resampler, wilson
+from stages.ratings.apply import Ratings
 
 ITEM_RESAMPLES = 200  # of an enumerated grid, for the rank correlation
 
@@ -24,7 +25,8 @@ class Against:
 
     Args:
         summary: `threshold`, `overall`, `effects` as of the landscape itself; of the control's probes the share that
-            both measures judge alike (`agree`), and that fail by one alone (`only_people`, `only_automatic`); and
+            both measures judge alike (`agree`), that fail by one alone (`only_people`, `only_automatic`), that lie
+            outside of what was rated (`outside`), and whose verdict no rating speaks for (`unfounded`); and
             `rank_correlation` of the cells' rates (Spearman), null where a measure has the same rate everywhere.
         rates: columns for landscape.parquet, (cells,) each.
     """
@@ -42,6 +44,7 @@ def against_automatic(
     *,
     threshold: float,
     seed: int,
+    ratings: Ratings | None = None,
 ) -> Against:
     """Estimate the automatic measure's landscape from the same probes, and compare.
 
@@ -53,6 +56,7 @@ def against_automatic(
         space: the grid.
         threshold: of the automatic measure.
         seed: of the estimate.
+        ratings: those in force; without them nothing is said of `outside` and `unfounded`.
     """
     own = probes.assign(discrepancy=probes["automatic"], failed=probes["automatic_failed"])
     automatic = estimate(own, item_ids, embeddings, space, threshold=threshold, seed=seed)
@@ -74,6 +78,10 @@ def against_automatic(
         "only_automatic": share(~failed & failed_too),
         "rank_correlation": rank_correlation(people, automatic, seed),
     }
+    if ratings is not None:
+        found, valid = control["automatic"].to_numpy(), control["valid"].to_numpy(dtype=bool)
+        summary["outside"] = share(ratings.outside(found) & valid)
+        summary["unfounded"] = share(ratings.unfounded(found, failed) & valid)
     rates = {f"{name}_automatic": automatic.table[name].to_numpy() for name in ("rate", "low", "high")}
     return Against(summary, rates)
 

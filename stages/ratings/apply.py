@@ -22,6 +22,7 @@ from stages.tasks.contract import ProbeBatch, Task
 
 SCHEMA = 1
 BEST, WORST = 10, 1  # of quality; of bias it is the other way round
+MOST_UNFOUNDED = 0.05  # share of uniform probes whose verdict no rating speaks for
 Target = Literal["quality", "bias"]
 
 
@@ -44,10 +45,9 @@ class Ratings(Strict):
         y: badness there, 0 (the best score) to 1 (the worst).
         ratings: how many scores.
         items: of how many items.
-        reviewers: by whom.
+        reviewers: how many by whom.
         decisions: SHA-256 of the decision files they stand in, by name.
-        errors: cross-validated mean absolute error of each kind of map; "constant" knows nothing.
-        gain: the error of the constant less that of the map.
+        error, constant, gain: how far off the map is on items it has not seen, see `stages.ratings.fit.Fit`.
         agreement: of the reviewers, see `stages.decisions.agreement`; None with one alone.
         points: what was learnt from, (automatic discrepancy, score) each.
     """
@@ -59,9 +59,10 @@ class Ratings(Strict):
     y: list[float] = Field(min_length=2)
     ratings: int
     items: int
-    reviewers: list[str]
+    reviewers: dict[str, int]
     decisions: dict[str, str]
-    errors: dict[str, Interval]
+    error: Interval
+    constant: Interval
     gain: Interval
     agreement: dict[str, Any] | None = None
     points: list[tuple[float, int]]
@@ -74,8 +75,11 @@ class Ratings(Strict):
         return self
 
     def badness(self, discrepancy: np.ndarray) -> np.ndarray:
-        """What people would make of automatic discrepancies (n,): 0 the best score, 1 the worst."""
-        return np.interp(np.asarray(discrepancy, dtype=float), self.x, self.y)
+        """What people would make of automatic discrepancies (n,): 0 the best score, 1 the worst.
+
+        In single precision, as tables keep it: a rating at the bound is told alike wherever one asks.
+        """
+        return np.interp(np.asarray(discrepancy, dtype=float), self.x, self.y).astype(np.float32)
 
     def score(self, badness: np.ndarray) -> np.ndarray:
         """The same as people say it: 1 to 10."""
@@ -85,16 +89,18 @@ class Ratings(Strict):
         """The badness above which a probe fails."""
         bound = config.fails_below if self.target == "quality" else config.fails_above
         assert bound is not None
-        # Tables keep single precision: a threshold that is one of its numbers compares the same everywhere.
         return float(np.float32(badness_of(np.array(bound), self.target)))
 
-    def unfounded(self, discrepancy: np.ndarray, threshold: float) -> np.ndarray:
-        """Which verdicts (n,) no rating speaks for.
+    def outside(self, discrepancy: np.ndarray) -> np.ndarray:
+        """Which (n,) lie outside of what was rated."""
+        return (discrepancy < self.x[0]) | (discrepancy > self.x[-1])
+
+    def unfounded(self, discrepancy: np.ndarray, failed: np.ndarray) -> np.ndarray:
+        """Which verdicts (n,) by this map no rating speaks for.
 
         Below what was rated, passing follows from the lowest rated discrepancy that passes, as the map never falls;
         failing follows from nothing. Above it is the other way round.
         """
-        failed = self.badness(discrepancy) > threshold
         return np.where(failed, discrepancy < self.x[0], discrepancy > self.x[-1])
 
 
@@ -127,8 +133,8 @@ def read_ratings(name: str, audit: AuditConfig) -> Ratings:
     ratings = parse_ratings(data, path)
     if ratings.scale != scale_of(audit):
         raise UsageError(
-            f"{where}: {path} was learnt on another scale: audits.{name}.task or its discrepancy settings have changed"
-            " since; take `ratings` out of them, audit, and rate examples of the new landscape"
+            f"{where}: {path} was learnt on another scale: audits.{name} has another task, discrepancy or prepare;"
+            " take `ratings` out of its discrepancy, audit, and rate examples of that landscape"
         )
     key = "fails_below" if ratings.target == "quality" else "fails_above"
     if getattr(config, key) is None:
@@ -182,7 +188,7 @@ class RatedTask:
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See Probed: discrepancies are badness, the task's own are in `automatic`."""
         own = self.automatic_task.probe(item_ids, cells, repeats)
-        badness = self.ratings.badness(own.discrepancy).astype(np.float32)
+        badness = self.ratings.badness(own.discrepancy)
         if own.valid is not None:  # the model cannot be blamed for those, whatever came out
             badness = np.where(own.valid, badness, np.minimum(badness, np.float32(self.threshold)))
         return ProbeBatch(badness, badness > self.threshold, own.outputs, own.valid, own)

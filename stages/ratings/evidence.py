@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.decisions import read_chain
+from stages.decisions import counting, read_chain
 from stages.decisions.files import Kept, scale_hash
 from stages.decisions.model import Recorded
 from stages.params import Params
@@ -29,7 +30,7 @@ class Evidence:
     Args:
         scored: the scores.
         decisions: the decisions they stand in.
-        of_another_scale: scores left out because the task or its discrepancy settings have changed since.
+        of_another_scale: scores left out because what they were given on was measured otherwise.
     """
 
     scored: Sequence[Scored]
@@ -37,9 +38,9 @@ class Evidence:
     of_another_scale: int
 
     @property
-    def reviewers(self) -> list[str]:
-        """Who gave them."""
-        return sorted({scored.reviewer for scored in self.scored})
+    def reviewers(self) -> dict[str, int]:
+        """Who gave how many of them."""
+        return dict(sorted(Counter(scored.reviewer for scored in self.scored).items()))
 
 
 def gather(params: Params, audit: str, target: Target) -> Evidence:
@@ -48,10 +49,8 @@ def gather(params: Params, audit: str, target: Target) -> Evidence:
     Raises:
         UsageError: when a decision cannot be read, or was changed.
     """
-    chain = read_chain(audit)
-    revised = {sha for kept in chain for sha in kept.decision.revises}
     scale, scored, used, others = scale_hash(params, audit), [], [], 0
-    for kept in (kept for kept in chain if kept.sha256 not in revised):
+    for kept in counting(read_chain(audit)):
         decision = kept.decision
         found = [
             Scored(example.discrepancy, score, example.item, decision.reviewer)

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from stages.concepts import ConceptSpace
+from stages.ratings.apply import MOST_UNFOUNDED
 from stages.report.figures import bare_figure
 from stages.report.page import Picture
 from stages.report.parts import landscape_part, top_rate
@@ -45,7 +46,7 @@ def ratings_view(
             sides.append(part)
     return {
         "selector": SELECTOR,
-        "sentences": [_learnt(ratings), _error(ratings), *_agreed(ratings)],
+        "sentences": [_learnt(ratings), _error(ratings), *_agreed(ratings), *_beyond(ratings)],
         "compared": _compared(summary["overall"], automatic),
         "sides": sides,
         "rows": _rows(summary.get("effects") or [], automatic["effects"]),
@@ -61,7 +62,7 @@ def fails(ratings: Mapping[str, Any]) -> str:
 
 
 def _learnt(ratings: Mapping[str, Any]) -> str:
-    who = ", ".join(ratings["reviewers"])
+    who = ", ".join(f"{name} ({number(given)})" for name, given in ratings["reviewers"].items())
     return (
         f"A failure is {fails(ratings)} ({_SCALES[ratings['target']]}). What rating to expect was learnt from "
         f"{number(ratings['ratings'])} ratings of {number(ratings['items'])} items by {who}. The map knows the "
@@ -71,10 +72,9 @@ def _learnt(ratings: Mapping[str, Any]) -> str:
 
 
 def _error(ratings: Mapping[str, Any]) -> str:
-    chosen, constant = ratings["errors"][ratings["model"]], ratings["errors"]["constant"]
     return (
-        f"On items it had not seen the map ({ratings['model']}) was off by {_points(chosen)} rating points on average; "
-        f"always saying the same by {_points(constant)}."
+        f"On items it had not seen the map ({ratings['model']}) was off by {_points(ratings['error'])} rating points"
+        f" on average; always saying the same by {_points(ratings['constant'])}."
     )
 
 
@@ -83,6 +83,17 @@ def _agreed(ratings: Mapping[str, Any]) -> list[str]:
     if "statement" in agreement:
         return [agreement["statement"]]
     return ["No example was rated by two reviewers: how far they agree with each other is not known."]
+
+
+def _beyond(ratings: Mapping[str, Any]) -> list[str]:
+    """A warning where what was rated does not reach: `--write` has looked at the landscape before this one only."""
+    unfounded = ratings["automatic"].get("unfounded")
+    if unfounded is None or unfounded["value"] <= MOST_UNFOUNDED:
+        return []
+    return [
+        f"Of the uniform probes {percent(unfounded['value'])} have a verdict that no rating speaks for: it is that of"
+        " the nearest discrepancy that was rated. Rate examples of this landscape, and learn again."
+    ]
 
 
 def _points(error: Mapping[str, float]) -> str:
@@ -98,6 +109,8 @@ def _compared(overall: Mapping[str, Any], automatic: Mapping[str, Any]) -> list[
         ("fail by people's ratings alone", automatic["only_people"]),
         ("fail by the automatic measure alone", automatic["only_automatic"]),
     ]
+    beyond = {"outside": "outside of what was rated", "unfounded": "with a verdict that no rating speaks for"}
+    rows += [(what, automatic[key]) for key, what in beyond.items() if key in automatic]
     shown = [(what, percent(rate["value"]), interval(rate["low"], rate["high"])) for what, rate in rows]
     ranks = automatic["rank_correlation"]
     if ranks is not None:

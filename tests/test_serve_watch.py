@@ -1,0 +1,189 @@
+"""What `faded serve` looks at again and again: runs that died, wait, crash or do not start, and decisions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from rich.console import Console
+
+import flows.serve
+import flows.suspend
+from flows.approval import open_request, read_request
+from flows.overview import overview, troubles
+from flows.schedule import Entry
+from flows.serve import go_on_with_interrupted
+from stages.decisions import landscape_hash, read_chain, record_decision
+from stages.errors import UsageError
+from stages.params import load_params
+from tests.test_approval import let_time_pass, made, show, with_feedback
+from tests.test_serve import client_of
+
+
+class Pool:
+    """A work pool of its own on the server that the tests share, with the deployment of an audit in it."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        from prefect.client.schemas.actions import WorkPoolCreate
+
+        self.client, self.name = client, name
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        flow = client.create_flow_from_name("audit")
+        of: dict[str, Any] = {"parameters": {"audits": ["tiny"]}, "entrypoint": "flows.audit.audit", "path": "."}
+        self.deployment = client.create_deployment(flow, name, work_pool_name=name, **of)
+
+    def run(self, *states: Any) -> UUID:
+        """A flow run that went through these states."""
+        made = self.client.create_flow_run_from_deployment(self.deployment)
+        self.put(made.id, *states)
+        return made.id
+
+    def put(self, run: UUID, *states: Any) -> None:
+        for state in states:
+            self.client.set_flow_run_state(run, state, force=True)
+
+    def state(self, run: UUID) -> str:
+        return str(self.client.read_flow_run(run).state.name)
+
+
+@pytest.fixture
+def pool(toys, prefect_server, request, monkeypatch) -> Iterator[Pool]:
+    monkeypatch.chdir(toys.path)
+    with client_of(prefect_server) as client:
+        yield Pool(client, request.node.name)
+
+
+def test_runs_whose_worker_is_gone_go_on(pool):
+    from prefect.states import Cancelling, Completed, Running, Suspended
+
+    cut_off, cancelled = pool.run(Running()), pool.run(Running(), Cancelling())
+    others = {pool.run(Running(), Suspended()): "Suspended", pool.run(Running(), Completed()): "Completed"}
+    others[pool.run()] = "Scheduled"
+    [told] = go_on_with_interrupted(pool.name)
+    names = {run: pool.state(run) for run in [cut_off, cancelled, *others]}
+    assert names == {cut_off: "AwaitingRetry", cancelled: "Cancelled"} | others
+    assert told.startswith("the audit of tiny (flow run ") and told.endswith("was interrupted and goes on")
+    assert go_on_with_interrupted(pool.name) == []
+
+
+def test_a_run_that_keeps_dying_is_given_up_but_not_one_that_starts_often(pool):
+    from prefect.states import Running, Suspended
+
+    # It waited for people again and again, and `faded serve` was stopped with Ctrl-C.
+    patient = pool.run(*[Running(), Suspended()] * 6)
+    for _ in range(6):
+        pool.put(patient, Running())
+        go_on_with_interrupted(pool.name, flows.serve._STOPPED)
+    hopeless = pool.run()
+    for death in range(1, 6):
+        assert pool.state(hopeless) == ("Scheduled" if death == 1 else "AwaitingRetry")
+        pool.put(hopeless, Running())
+        told = go_on_with_interrupted(pool.name)
+    assert pool.state(hopeless) == "Crashed"
+    assert told == [line for line in told if line.endswith("died 5 times: given up")] != []
+    pool.put(patient, Running())
+    go_on_with_interrupted(pool.name)
+    assert pool.state(patient) == "AwaitingRetry"
+
+
+def test_what_does_not_change_is_told_once_and_nothing_ends_it():
+    said = io.StringIO()
+    told = flows.serve._Told(Console(file=said, width=200))
+
+    def look(*errors: Exception) -> list[str]:
+        for error in errors:
+            with told("tiny"):
+                raise error
+        lines = said.getvalue().splitlines()
+        said.seek(0)
+        said.truncate()
+        return lines
+
+    assert look(UsageError("params.yaml: bad"), UsageError("params.yaml: bad")) == ["params.yaml: bad"]
+    assert look(httpx.ConnectError("refused"), KeyError("x")) == ["tiny: ConnectError: refused", "tiny: KeyError: 'x'"]
+    with told("tiny"):
+        pass
+    assert look(KeyError("x")) == ["tiny: KeyError: 'x'"]  # it was well in between
+    for lines in (["r1 is late"], ["r1 is late", "r2 is late"], ["r2 is late"]):
+        with told("runs") as given:
+            given.extend(lines)
+    assert look() == ["r1 is late", "r2 is late"]
+    with pytest.raises(KeyboardInterrupt), told("tiny"):
+        raise KeyboardInterrupt
+
+
+def one_look(monkeypatch, pool: str) -> str:
+    """What `faded serve` prints when it looks at everything once."""
+
+    def stop(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(flows.serve.time, "sleep", stop)
+        flows.serve._watch(console, flows.serve._Told(console), [], pool)
+    return said.getvalue()
+
+
+@pytest.fixture
+def suspended(pool, prefect_server, monkeypatch) -> UUID:
+    """A flow run that waits until the landscape of "tiny" is decided."""
+    from prefect.states import Running, Suspended
+
+    show()
+    open_request(params := with_feedback(timeout_hours=2), "tiny")
+    key = flows.suspend._key("tiny", landscape_hash("tiny"), 1)
+    run = pool.run(Running(), Suspended(pause_key=key, timeout_seconds=10_000))
+    open_request(params, "tiny", (str(run), prefect_server))
+    return run
+
+
+def test_a_run_is_woken_whose_decision_came_while_nobody_could_be_told(pool, suspended, monkeypatch):
+    assert "goes on" not in one_look(monkeypatch, pool.name)
+    assert pool.state(suspended) == "Suspended"
+    record_decision(load_params(), "tiny", made("Ada"), "page")  # as if pulled, or recorded while no server ran
+    assert "the suspended flow run" in (said := one_look(monkeypatch, pool.name)) and "goes on" in said
+    assert pool.client.read_flow_run(suspended).state.is_scheduled()
+    assert read_request("tiny") is None
+    assert one_look(monkeypatch, pool.name) == ""
+
+
+def test_nobody_deciding_in_time_is_recorded_while_it_runs(pool, suspended, monkeypatch):
+    assert one_look(monkeypatch, pool.name) == ""
+    assert read_chain("tiny") == []
+    let_time_pass(3)
+    assert "tiny was rejected: nobody decided within 2 hours" in one_look(monkeypatch, pool.name)
+    [kept] = read_chain("tiny")
+    assert (kept.decision.reviewer, kept.decision.approve) == ("nobody", False)
+    assert pool.client.read_flow_run(suspended).state.is_scheduled()  # it goes on to say so
+
+
+def test_runs_that_crash_or_do_not_start_are_told_without_any_notification(pool, prefect_server, monkeypatch):
+    from prefect.states import Crashed, Late, Running, Scheduled
+
+    def due(**ago: float) -> UUID:
+        when = datetime.now(UTC) - timedelta(**ago)
+        run = pool.client.create_flow_run_from_deployment(pool.deployment, state=Scheduled(scheduled_time=when)).id
+        pool.put(run, Late(scheduled_time=when))
+        return run
+
+    entry = Entry(name=pool.name, audit="tiny", pool=pool.name, cron=None, timezone="UTC", active=False)
+    late, crashed = due(hours=2), pool.run(Running())
+    due(minutes=5)
+    before = datetime.now(UTC)
+    pool.put(crashed, Crashed(message="no sign of life for 120 s"))
+    told = troubles(pool.name, before)
+    when = pool.client.read_flow_run(late).expected_start_time.astimezone()
+    waits = f" should have started on {when:%a %Y-%m-%d at %H:%M %Z}: no worker runs, or another audit does"
+    assert sorted(line.partition(")")[2] for line in told) == [" crashed: no sign of life for 120 s", waits]
+    assert [line for line in troubles(pool.name, datetime.now(UTC)) if "crashed" in line] == []  # old news
+    assert one_look(monkeypatch, pool.name).strip() == next(line for line in told if line.endswith(waits))
+    [row] = overview(load_params(), [entry], prefect_server)
+    assert row.last.endswith(" crashed")
+    assert row.waits.startswith("a worker or its turn, since ")
