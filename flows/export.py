@@ -67,7 +67,8 @@ def _refusal(verdict: Verdict) -> str:
             f" set repairs.{verdict.audit}.gates in params.yaml"
         )
     gates = [f"{gate['gate']} ({gate_word(gate['passed'])})" for gate in verdict.gates if gate["passed"] is not True]
-    return f"{verdict.audit}: {verdict.word}, so its model is not for deployment, as its card says too; passed? {', '.join(gates)}"
+    what = f"{verdict.audit}: {verdict.word}, so its model is not for deployment, as its card says too"
+    return f"{what}; passed? {', '.join(gates)}"
 
 
 def _copy(model: Path, target: Path) -> None:
