@@ -229,14 +229,14 @@ def settle(params: Params, audit: str) -> list[str]:
     """What every run of an audit does first: note that the time is up, and wake what an earlier decision did not reach.
 
     Returns:
-        What was done, in sentences.
+        What was done, in sentences that name the audit: people read them among those of others.
     """
     said = []
     if (no := expire(params, audit)) is not None:
-        said.append(f"{audit} was rejected: {no.reason}")
+        said.append(f"rejected: {no.reason}")
     if read_request(audit) is not None and needs_decision(params, audit) is None:
         said += wake(params, audit)
-    return said
+    return [f"{audit}: {line}" for line in said]
 
 
 def _notify(audit: str, text: str) -> None:

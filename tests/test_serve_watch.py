@@ -158,7 +158,7 @@ def test_nobody_deciding_in_time_is_recorded_while_it_runs(pool, suspended, monk
     assert one_look(monkeypatch, pool.name) == ""
     assert read_chain("tiny") == []
     let_time_pass(3)
-    assert "tiny was rejected: nobody decided within 2 hours" in one_look(monkeypatch, pool.name)
+    assert "tiny: rejected: nobody decided within 2 hours" in one_look(monkeypatch, pool.name)
     [kept] = read_chain("tiny")
     assert (kept.decision.reviewer, kept.decision.approve) == ("nobody", False)
     assert pool.client.read_flow_run(suspended).state.is_scheduled()  # it goes on to say so
