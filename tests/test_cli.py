@@ -324,8 +324,8 @@ def test_a_revision_that_is_not_there_is_refused(finished, monkeypatch):
 
 def test_unlike_runs_are_refused_with_every_difference():
     empty = pd.DataFrame()
-    a = Run("a", {"concepts": [1], "threshold": 0.0}, {"device": "cpu", "dtype": "float32", "data": "x"}, empty)
-    b = Run("b", {"concepts": [2], "threshold": 0.0}, {"device": "cuda", "dtype": "float32", "data": "y"}, empty)
+    a = Run("a", {"concepts": [1], "threshold": 0.0}, {}, {"device": "cpu", "dtype": "float32", "data": "x"}, empty)
+    b = Run("b", {"concepts": [2], "threshold": 0.0}, {}, {"device": "cuda", "dtype": "float32", "data": "y"}, empty)
     with pytest.raises(UsageError) as error:
         check_alike(a, b)
     told = str(error.value)
@@ -336,8 +336,12 @@ def test_unlike_runs_are_refused_with_every_difference():
 
 def test_what_may_explain_a_difference_is_told():
     empty = pd.DataFrame()
-    a = Run("a", {}, {"seed": 1, "threads": 2, "batch_size": 8, "versions": {"torch": "2.1", "numpy": "2.0"}}, empty)
-    b = Run("b", {}, {"seed": 2, "threads": 2, "batch_size": 16, "versions": {"torch": "2.2", "numpy": "2.0"}}, empty)
+    a = Run(
+        "a", {}, {}, {"seed": 1, "threads": 2, "batch_size": 8, "versions": {"torch": "2.1", "numpy": "2.0"}}, empty
+    )
+    b = Run(
+        "b", {}, {}, {"seed": 2, "threads": 2, "batch_size": 16, "versions": {"torch": "2.2", "numpy": "2.0"}}, empty
+    )
     check_alike(a, b)
     assert differences(a, a) == []
     assert differences(a, b) == [
