@@ -99,6 +99,14 @@ def test_nothing_is_stale_after_a_run(inside):
     assert all(stage.size for stage in graph)
 
 
+def test_what_python_compiles_makes_nothing_stale(ran, tmp_path, monkeypatch):
+    workspace = ran.copy(tmp_path / "compiled")
+    compiled = workspace.run([sys.executable, "-m", "compileall", "-q", "stages"])
+    assert compiled.returncode == 0 and list(workspace.path.glob("stages/concepts/__pycache__/*.pyc"))
+    monkeypatch.chdir(workspace.path)
+    assert [stage.name for stage in read_graph() if stage.stale] == []
+
+
 def test_an_upstream_stage_comes_first(inside):
     order = [stage.name for stage in read_graph()]
     for stage in read_graph():

@@ -23,7 +23,10 @@ ROOT = Path(__file__).parents[1]
 FADED = str(Path(sys.executable).parent / "faded")
 STAGES = ("prepare", "discover", "summarize", "collect_feedback", "restructure", "re_evaluate")
 # What no one's own settings may reach into: a configured server, a proxy, another home of Prefect.
-_FOREIGN = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "DVC_STAGE", "DVC_ROOT", "FADED_RUNNER")
+_FOREIGN = (
+    *("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "DVC_STAGE", "DVC_ROOT", "FADED_RUNNER"),
+    "PYTHONDONTWRITEBYTECODE",  # people's Python compiles what it imports, among what stages depend on
+)
 
 
 def audit_params(**changes: Any) -> dict[str, Any]:
