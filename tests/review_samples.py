@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -14,10 +15,13 @@ import pandas as pd
 import pytest
 import yaml
 from fastapi.testclient import TestClient
+from rich.console import Console
 
 from flows.review.app import Served, make_app
 from flows.review.recording import Outcome
+from flows.review.terminal import review_landscape
 from stages.files import stage_dir, write_json
+from stages.params import load_params
 from stages.report import Gallery, write_exhibits
 from stages.tasks.contract import Exhibit
 from tests.picture_samples import exhibit as drawn
@@ -180,3 +184,19 @@ def reviewers(n: int = 1, **more: Any) -> list[Reviewer]:
     served = Served(["x"], "127.0.0.1", URL, "faded-review-8711", told.append)
     app = make_app(served)
     return [Reviewer(TestClient(app, base_url=URL, follow_redirects=False, **more), told, served) for _ in range(n)]
+
+
+def review(monkeypatch: pytest.MonkeyPatch, *answers: str, revise: bool = False) -> str:
+    """What is printed when the questions are answered like this; all answers must be used up."""
+    left = list(answers)
+    out = io.StringIO()
+
+    def answer(*_args: str) -> str:
+        if not left:
+            raise EOFError
+        return left.pop(0)
+
+    monkeypatch.setattr("builtins.input", answer)
+    review_landscape(load_params(), "x", Console(file=out, width=200), revise)
+    assert left == []
+    return out.getvalue()

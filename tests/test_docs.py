@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from playwright.sync_api import sync_playwright
 from pydantic import BaseModel
 
 from flows.commands import reference
@@ -21,8 +20,6 @@ from stages.params import AuditConfig, RepairConfig
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 WITH_README = [*PAGES, ROOT / "README.md"]
-CHROMIUM = Path("/usr/bin/chromium")
-CHROMIUM_ARGS = ["--no-sandbox", "--disable-dev-shm-usage"]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -140,16 +137,12 @@ def test_pages_load_nothing_from_elsewhere(site):
         assert [url for url in loaded if "//" in url] == [], page.name
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium")
-def test_search_works_on_pages_read_from_disk(site):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
-        page = browser.new_page()
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((site / "index.html").as_uri())
-        page.keyboard.press("/")
-        page.keyboard.type("optimal transport")
-        page.get_by_text(re.compile(r"^\d+ results?$")).wait_for()
-        browser.close()
+def test_search_works_on_pages_read_from_disk(site, browser):
+    page = browser.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((site / "index.html").as_uri())
+    page.keyboard.press("/")
+    page.keyboard.type("optimal transport")
+    page.get_by_text(re.compile(r"^\d+ results?$")).wait_for()
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

@@ -28,7 +28,6 @@ from tests.picture_samples import SLOTS, picture_comparison, picture_landscape, 
 from tests.planted_pictures import png as grey
 from tests.report_samples import FOUR, HOSTILE, make_comparison, make_inputs, picture
 from tests.test_re_evaluate import audited
-from tests.test_report import CHROMIUM, browser  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(scope="module")
@@ -247,8 +246,7 @@ def test_a_repair_that_skews_another_subject_is_found_out(audit_dir: Path) -> No
     assert section(page, "sheets").count("<img") == 2
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium")
-def test_bars_are_drawn_and_a_phone_need_not_scroll(browser: Any, comparison: Path) -> None:  # noqa: F811
+def test_bars_are_drawn_and_a_phone_need_not_scroll(browser: Any, comparison: Path) -> None:
     page = browser.new_page(viewport={"width": 380, "height": 800})
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -10,9 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from rich.console import Console
 
-from flows.review.terminal import review_landscape
 from stages import collect_feedback, decisions, prepare, restructure
 from stages.check import check_audits
 from stages.concepts import Region
@@ -22,6 +19,7 @@ from stages.landscape import Mode, Rate
 from stages.params import load_params
 from stages.summarize import MOST_EXAMPLES, galleries, pick_examples
 from tests.landscapes import planted, uniform
+from tests.review_samples import review
 from tests.workspace import audit_params, repair_params
 
 TASK = """
@@ -84,22 +82,6 @@ def write_params(task: str = "Learner", control: str = "none", method: str = "pl
     audit = audit_params(task=f"rated_task:{task}", code="rated_task.py")
     repair = repair_params(feedback={"policy": "wait"}, restructure={"method": method, "control": control})
     Path("params.yaml").write_text(yaml.safe_dump({"audits": {"x": audit}, "repairs": {"x": repair}}, sort_keys=False))
-
-
-def review(monkeypatch: pytest.MonkeyPatch, *answers: str) -> str:
-    """What `faded review` prints when it is answered like this; all answers must be used up."""
-    left = list(answers)
-    out = io.StringIO()
-
-    def answer(*_args: str) -> str:
-        if not left:
-            raise EOFError
-        return left.pop(0)
-
-    monkeypatch.setattr("builtins.input", answer)
-    review_landscape(load_params(), "x", Console(file=out, width=200))
-    assert left == []
-    return out.getvalue()
 
 
 def decided() -> decisions.Recorded:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +17,6 @@ from stages.report.verdicts import verdict_view
 from stages.report.words import points, whole_points
 from stages.tasks.contract import Exhibit
 from tests.report_samples import FOUR, HOSTILE, WEATHER, make_comparison, make_inputs, picture
-
-CHROMIUM = Path("/usr/bin/chromium")
-CHROMIUM_ARGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--use-gl=angle", "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-]  # fmt: skip
 
 
 def write(tmp_path: Path, name: str = "report.html", **inputs: Any) -> str:
@@ -281,17 +273,6 @@ def test_marginals_average_rates_and_add_counts() -> None:
 class Opened(NamedTuple):
     page: Any
     errors: list[str]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
-        yield chromium
-        chromium.close()
 
 
 def opened(browser: Any, path: Path) -> Opened:

@@ -15,7 +15,6 @@ from stages import collect_feedback
 from stages.decisions import read_chain
 from stages.files import read_json, stage_dir
 from tests.review_samples import also_review, change_landscape, make_review
-from tests.test_report import CHROMIUM, CHROMIUM_ARGS
 
 
 @pytest.fixture
@@ -25,17 +24,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kept() -> list[Any]:
     return [k.decision for k in read_chain("x")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
-        yield chromium
-        chromium.close()
 
 
 class Window:

@@ -19,7 +19,7 @@ from stages.decisions import AlreadyDecided, Recorded, read_chain, read_draft
 from stages.errors import UsageError
 from stages.files import stage_dir, write_json
 from stages.params import load_params
-from tests.review_samples import change_landscape, make_review
+from tests.review_samples import change_landscape, make_review, review
 
 TALLIED = """
 from tests.planted import PlantedTask
@@ -29,22 +29,6 @@ class Drawing(PlantedTask):
     def tallies(self, split):
         return []
 """
-
-
-def review(monkeypatch: pytest.MonkeyPatch, *answers: str, revise: bool = False) -> str:
-    """What is printed when the questions are answered like this; all answers must be used up."""
-    left = list(answers)
-    out = io.StringIO()
-
-    def answer(*_args: str) -> str:
-        if not left:
-            raise EOFError
-        return left.pop(0)
-
-    monkeypatch.setattr("builtins.input", answer)
-    review_landscape(load_params(), "x", Console(file=out, width=200), revise)
-    assert left == []
-    return out.getvalue()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from stages.report.texts import Folded, Marked, fold, mark_changes
 from stages.report.words import score
 from stages.tasks.contract import Exhibit
 from tests.report_samples import FOUR, HOSTILE, make_comparison, make_inputs
-from tests.test_report import CHROMIUM, CHROMIUM_ARGS, cells_of
+from tests.test_report import cells_of
 from tests.text_samples import ARTICLES, SUMMARIES, make_text_comparison, make_text_inputs
 
 ARTICLE = ARTICLES[0]
@@ -204,24 +205,18 @@ def test_measures_are_written_by_their_scale(value: float | None, digits: int, s
     assert score(value, digits, sign) == said
 
 
-def test_texts_fit_a_phone_and_fold_out(tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}")
+def test_texts_fit_a_phone_and_fold_out(tmp_path: Path, browser: Any) -> None:
     inputs = make_text_inputs(hostile=True)
     long = Exhibit("no spaces", text="x" * 900, original="y", answers={"summary of the original": SUMMARIES[0]})
     inputs["galleries"]["M1"].failing.insert(0, long)
     write_landscape_report(tmp_path / "report.html", **inputs)
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        page.on("dialog", lambda dialog: pytest.fail(dialog.message))
-        page.goto((tmp_path / "report.html").as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        more = page.locator("#mode-1 > details summary").first
-        hidden = page.locator("#mode-1 > details .exhibit").first
-        assert not hidden.is_visible()
-        more.click()
-        assert hidden.is_visible()
-        assert HOSTILE in hidden.inner_text()
-        browser.close()
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    more = page.locator("#mode-1 > details summary").first
+    hidden = page.locator("#mode-1 > details .exhibit").first
+    assert not hidden.is_visible()
+    more.click()
+    assert hidden.is_visible()
+    assert HOSTILE in hidden.inner_text()
