@@ -135,7 +135,7 @@ def test_what_a_task_refuses_is_told_before_anything_runs(toys):
 
 def test_a_name_for_the_shell_is_refused_and_nothing_runs(toys):
     name = "x;touch y"
-    toys.write_params({"audits": {name: audit_params(), "tiny": audit_params()}, "repairs": {}})
+    toys.write_params({"audits": {name: audit_params(), "tiny": audit_params()}, "repairs": {}, "shards": {}})
     for command in (["audit"], ["audit", name], ["audit", "tiny"]):
         done = toys.faded(*command)
         assert done.returncode == 2, done.stdout
@@ -212,7 +212,7 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     monkeypatch.setattr("flows.estimate.task_class", lambda *_: PlantedTask)
     measured = tmp_path / ".faded/probe_seconds/tiny.json"
     measured.parent.mkdir(parents=True)
-    params = Params.model_validate({"audits": {"tiny": audit_params()}, "repairs": {}})
+    params = Params.model_validate({"audits": {"tiny": audit_params()}, "repairs": {}, "shards": {}})
     searching = ("discover", "re_evaluate")
     for unusable in ({"items": 3}, {"seconds": 0.0}, {"seconds": "slow"}):
         measured.write_text(json.dumps({"schema": 1, **unusable}))
@@ -252,7 +252,7 @@ def presets(toys) -> Workspace:
     names = ("tiny", "tiny-quick", "tiny-slow", "other")
     for name in names[1:]:
         (toys.path / "data" / name / "inputs").mkdir(parents=True)
-    toys.write_params({"audits": {name: audit_params() for name in names}, "repairs": {}})
+    toys.write_params({"audits": {name: audit_params() for name in names}, "repairs": {}, "shards": {}})
     return toys
 
 

@@ -38,7 +38,7 @@ def write(tmp_path: Path, data: object) -> Path:
 
 
 def with_audit(**changes: object) -> dict:
-    return {"audits": {"x": {**AUDIT, **changes}}, "repairs": {}}
+    return {"audits": {"x": {**AUDIT, **changes}}, "repairs": {}, "shards": {}}
 
 
 def test_the_projects_own_params_are_valid() -> None:
@@ -88,8 +88,8 @@ def test_the_projects_own_params_are_valid() -> None:
             },
             r"named by restructure\.method, not in its settings",
         ),
-        ({"audits": {}, "repairs": {}}, r"audits: .*at least 1"),
-        ({"audits": {"a/b": AUDIT}, "repairs": {}}, r"audits\.a/b: expected a name of letters"),
+        ({"audits": {}, "repairs": {}, "shards": {}}, r"audits: .*at least 1"),
+        ({"audits": {"a/b": AUDIT}, "repairs": {}, "shards": {}}, r"audits\.a/b: expected a name of letters"),
         (
             {"audits": {"x": AUDIT}, "repairs": {"y": REPAIR}},
             r"repairs\.y: there is no audit of that name, found \['x'\]",
@@ -126,7 +126,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 
 def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
-    params = load_params(write(tmp_path, {"audits": {"mnist": AUDIT}, "repairs": {}}))
+    params = load_params(write(tmp_path, {"audits": {"mnist": AUDIT}, "repairs": {}, "shards": {}}))
     with pytest.raises(UsageError, match=r"no audit 'minst' in params.yaml, found: mnist, did you mean 'mnist'"):
         params.audit("minst")
     with pytest.raises(UsageError, match="no entry under repairs"):

@@ -114,7 +114,7 @@ class Workspace:
         return yaml.safe_load((self.path / "params.yaml").read_text())
 
     def write_params(self, params: dict[str, Any]) -> None:
-        (self.path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        (self.path / "params.yaml").write_text(yaml.safe_dump({"shards": {}, **params}, sort_keys=False))
 
     def toy(self, **behaviour: Any) -> None:
         """Tell toy stages what to do, with __ for the @ of a stage's name: discover__tiny={"exit": 2}."""
@@ -154,6 +154,9 @@ def make_workspace(
         inputs = path / "data" / audit / "inputs"
         inputs.mkdir(parents=True)
         (inputs / "regions.json").write_text("[]")
+        shards = path / "data" / audit / "shards"
+        shards.mkdir()
+        (shards / ".gitignore").write_text("*\n!.gitignore\n")
         decisions = path / "data" / audit / "decisions"
         decisions.mkdir()
         (decisions / "README.md").write_text("Decisions on landscapes, one file each.\n")

@@ -1,0 +1,48 @@
+"""params.yaml, read and checked: every configuration error is found before anything runs, and all are told at once.
+
+`audits:` says what is searched, `repairs:` what is done about it (an audit without an entry there ends after its
+landscape), `shards:` which searches are divided among workers, `runner:` where stages run. Each stage depends on its
+own groups only (see dvc.yaml); what dvc.yaml names has no default here, because DVC wants to find it in the file.
+"""
+
+from stages.params.audit import (
+    COLUMNS,
+    AuditConfig,
+    ComputeConfig,
+    DiscoverConfig,
+    LandscapeGates,
+    MicroscopicConfig,
+    RatingsConfig,
+    SummarizeConfig,
+)
+from stages.params.file import DATA, Params, RunnerConfig, ShardConfig, load_params
+from stages.params.repair import FeedbackConfig, Gate, Gates, ReEvaluateConfig, RepairConfig, RestructureConfig
+from stages.params.strict import Strict, validation_lines
+from stages.params.tasks import resolve_device, task_class, task_context
+
+__all__ = [
+    "COLUMNS",
+    "DATA",
+    "AuditConfig",
+    "ComputeConfig",
+    "DiscoverConfig",
+    "FeedbackConfig",
+    "Gate",
+    "Gates",
+    "LandscapeGates",
+    "MicroscopicConfig",
+    "Params",
+    "RatingsConfig",
+    "ReEvaluateConfig",
+    "RepairConfig",
+    "RestructureConfig",
+    "RunnerConfig",
+    "ShardConfig",
+    "Strict",
+    "SummarizeConfig",
+    "load_params",
+    "resolve_device",
+    "task_class",
+    "task_context",
+    "validation_lines",
+]

@@ -1,0 +1,168 @@
+"""One audit, a block under `audits:`: what is under test, on which items, along which concepts, how it is searched."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from stages.concepts import Level
+from stages.params.strict import Strict, validation_lines
+
+# Columns of the tables that stages write, beside one for each concept.
+COLUMNS = frozenset(
+    {
+        *("model", "purpose", "role", "explorer", "order", "item", "repeat", "uniform"),
+        *("discrepancy", "failed", "valid", "output", "automatic", "automatic_failed"),
+        *("status", "radius", "at_least", "searched", "queries", "tried_alone"),
+        *("probes", "failures", "rate", "low", "high", "certain", "policy_mean", "policy_std"),
+        *("rate_automatic", "low_automatic", "high_automatic"),
+    }
+)
+
+
+class ComputeConfig(Strict):
+    """Where the model under test computes; recorded with every result."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU if there is one")
+    threads: int = Field(2, ge=1, description="CPU threads; fixed, because sums depend on it in their last bits")
+    batch_size: int = Field(64, ge=1, description="probes answered at once")
+    gpus: int = Field(ge=0, description="GPUs prepare and discover ask the task runner for")
+    backend: Literal["eager", "compile", "openvino"] = Field(
+        "eager", description="what runs the network, where the task has a choice; `faded tune` measures which is faster"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the network's weights and sums")
+
+
+class MicroscopicConfig(Strict):
+    """Microscopic exploration: the smallest change, step by step, that makes the model fail on an item."""
+
+    method: Literal["beam", "exact", "rl", "none"] = Field(
+        "beam", description="beam search, breadth-first search for small grids, an agent that learns, or not at all"
+    )
+    items: int = Field(25, ge=1, description="items it is done for, drawn at random")
+    budget: int | None = Field(None, ge=1, description="unique probes of its own; by default half of discover.budget")
+    width: int = Field(8, ge=1, description="beam: cells of each step that are followed at most, if the budget allows")
+    max_steps: int | None = Field(None, ge=1, description="steps after which an item counts as holding")
+    settings: dict[str, Any] = Field(default_factory=dict, description="rl: settings of the agent")
+
+    @model_validator(mode="after")
+    def _only_agents_take_settings(self) -> MicroscopicConfig:
+        if self.settings and self.method != "rl":
+            raise ValueError(f"only method rl takes settings, found {', '.join(self.settings)} for {self.method}")
+        return self
+
+
+class DiscoverConfig(Strict):
+    """The search for failures."""
+
+    explorer: str = Field("auto", description="what chooses the probes, see docs/explorers.md")
+    control: Literal["random"] = Field("random", description="the uniform baseline, on which all rates are calibrated")
+    budget: int = Field(ge=1, description="unique probes for each of the two")
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of the explorer")
+    shards: int = Field(1, ge=1, le=10_000, description="independent searches the budget is divided among, see shards:")
+    microscopic: MicroscopicConfig = Field(default_factory=MicroscopicConfig)
+
+    @property
+    def microscopic_budget(self) -> int:
+        """Unique probes microscopic exploration may spend."""
+        if self.microscopic.method == "none":
+            return 0
+        return self.microscopic.budget or max(1, self.budget // 2)
+
+
+class LandscapeGates(Strict):
+    """Gates on the landscape itself, for audits that end there."""
+
+    max_failure_rate: float | None = Field(None, gt=0, le=1, description="over the whole grid")
+    max_mode_rate: float | None = Field(None, gt=0, le=1, description="in the worst confirmed failure mode")
+    max_bias: float | None = Field(None, gt=0, le=1, description="total variation of the most skewed subject")
+
+
+class SummarizeConfig(Strict):
+    """The landscape and its report."""
+
+    modes: int = Field(6, ge=1, le=50, description="failure modes to name at most")
+    max_conditions: int = Field(3, ge=1, le=5, description="concepts a mode may constrain; fewer read better")
+    min_support: float = Field(0.02, gt=0, lt=1, description="share of the grid a mode covers at least")
+    examples: int = Field(6, ge=0, le=24, description="failing and passing examples shown of each mode")
+    gates: LandscapeGates | None = None
+
+
+class RatingsConfig(Strict):
+    """What people's ratings make of the automatic discrepancy, see stages/ratings."""
+
+    file: str = Field(description="what `faded ratings --write` wrote, beside params.yaml: data/NAME/ratings.json")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of that file, so that another one makes results stale")
+    fails_below: float | None = Field(
+        None, gt=1, le=10, description="of quality: expected ratings below it are failures"
+    )
+    fails_above: float | None = Field(None, ge=1, lt=10, description="of bias: expected ratings above it are failures")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> RatingsConfig:
+        if (self.fails_below is None) == (self.fails_above is None):
+            raise ValueError("expected one of fails_below (ratings of quality) and fails_above (of bias)")
+        return self
+
+
+class AuditConfig(Strict):
+    """One audit: what is under test, on which items, along which concepts, and how it is searched."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    task: str = Field(pattern=r"^\w+(\.\w+)*:\w+$", description="package.module:Class, see stages/tasks/contract.py")
+    code: str = Field(description="the task's own module or folder, a dependency of every stage that uses it")
+    compute: ComputeConfig
+    prepare: dict[str, Any] = Field(description="the task's own: model, data, items")
+    concepts: dict[str, list[Level]] = Field(min_length=1, description="levels of each concept, weakest first")
+    discrepancy: dict[str, Any] = Field(description="the task's own: how wrong is a failure; may be {}")
+    discover: DiscoverConfig
+    summarize: SummarizeConfig
+
+    @property
+    def ratings(self) -> RatingsConfig | None:
+        """What people's ratings make of the discrepancy, where they are in force."""
+        given = self.discrepancy.get("ratings")
+        return None if given is None else RatingsConfig.model_validate(given)
+
+    @property
+    def automatic(self) -> dict[str, Any]:
+        """The task's own part of `discrepancy:`."""
+        return {key: value for key, value in self.discrepancy.items() if key != "ratings"}
+
+    @field_validator("discrepancy")
+    @classmethod
+    def _ratings(cls, discrepancy: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if "ratings" in discrepancy:
+                RatingsConfig.model_validate(discrepancy["ratings"])
+        except ValidationError as error:
+            raise ValueError("; ".join(validation_lines(error, RatingsConfig, "ratings"))) from None
+        return discrepancy
+
+    @field_validator("concepts", mode="before")
+    @classmethod
+    def _no_booleans(cls, concepts: Any) -> Any:
+        for name, levels in concepts.items() if isinstance(concepts, dict) else ():
+            if isinstance(levels, list) and any(isinstance(level, bool) for level in levels):
+                raise ValueError(
+                    f"concept {name!r} has a level that is yes or no, expected numbers, or names (in quotes): {levels}"
+                )
+        return concepts
+
+    @field_validator("concepts")
+    @classmethod
+    def _levels(cls, concepts: dict[str, list[Level]]) -> dict[str, list[Level]]:
+        for name, levels in concepts.items():
+            numbers = [level for level in levels if not isinstance(level, str)]
+            if 0 < len(numbers) < len(levels):
+                raise ValueError(f"concept {name!r} mixes numbers and names: {levels}")
+            if numbers and numbers not in (sorted(numbers), sorted(numbers, reverse=True)):
+                raise ValueError(f"levels of concept {name!r} go up and down, expected weakest first: {levels}")
+            if name in COLUMNS:
+                raise ValueError(f"concept {name!r} has the name of a column of the tables, choose another")
+            if len(levels) < 2:
+                raise ValueError(f"concept {name!r} needs at least 2 levels, found {levels}")
+            if len(set(levels)) < len(levels):
+                raise ValueError(f"concept {name!r} names a level twice: {levels}")
+        return concepts

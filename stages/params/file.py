@@ -1,0 +1,112 @@
+"""The whole of params.yaml, and how it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from stages.errors import UsageError, did_you_mean
+from stages.params.audit import AuditConfig
+from stages.params.repair import RepairConfig
+from stages.params.strict import Strict, validation_lines
+
+DATA = Path("data")
+
+
+class ShardConfig(Strict):
+    """One share of the search of a large audit, a stage of its own: any worker may run it."""
+
+    audit: str = Field(description="a name under audits:, whose discover.shards counts the shares")
+    part: int = Field(ge=1, description="which share this is, from 1")
+    gpus: int = Field(ge=0, description="GPUs it asks the task runner for")
+
+
+class RunnerConfig(Strict):
+    """Where stages run; `runner: dask` is short for `runner: {kind: dask}`."""
+
+    kind: Literal["threads", "dask", "ray"] = "threads"
+    address: str | None = Field(None, description="of a running scheduler or cluster; by default one is started here")
+    workspace: str | None = Field(
+        None, description="folder of the worker's own clone, where workers do not see the driver's files"
+    )
+    remote: str | None = Field(None, description="DVC remote through which outputs travel then; by default DVC's own")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class Params(Strict):
+    """The whole of params.yaml."""
+
+    audits: dict[str, AuditConfig] = Field(min_length=1)
+    repairs: dict[str, RepairConfig] = Field(description="by the name of their audit; may be {}")
+    shards: dict[str, ShardConfig] = Field(description="AUDIT-1, AUDIT-2, ... of audits that are sharded; may be {}")
+    runner: RunnerConfig = Field(default_factory=RunnerConfig, description="where stages run")
+
+    @model_validator(mode="after")
+    def _repairs_have_audits(self) -> Params:
+        for name in self.repairs:
+            if name not in self.audits:
+                raise ValueError(f"repairs.{name}: there is no audit of that name, found {sorted(self.audits)}")
+        for name in self.audits:
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"audits.{name}: expected a name of letters, digits, - and _")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_are_complete(self) -> Params:
+        for name, shard in self.shards.items():
+            if shard.audit not in self.audits:
+                raise ValueError(f"shards.{name}.audit: there is no audit {shard.audit!r}, found {sorted(self.audits)}")
+            if name != f"{shard.audit}-{shard.part}":
+                raise ValueError(f"shards.{name}: expected the name {shard.audit}-{shard.part}")
+        for name, audit in self.audits.items():
+            parts = sorted(shard.part for shard in self.shards.values() if shard.audit == name)
+            wanted = list(range(1, audit.discover.shards + 1)) if audit.discover.shards > 1 else []
+            if parts != wanted:
+                raise ValueError(
+                    f"audits.{name}.discover.shards is {audit.discover.shards}, but shards: has the parts {parts} of"
+                    f" it: `faded shard {name} {audit.discover.shards}` writes them"
+                )
+        return self
+
+    def audit(self, name: str) -> AuditConfig:
+        """One audit by name; a UsageError names the ones there are."""
+        if name not in self.audits:
+            raise UsageError(
+                f"no audit {name!r} in params.yaml, found: {', '.join(self.audits)}{did_you_mean(name, self.audits)}"
+            )
+        return self.audits[name]
+
+    def repair(self, name: str) -> RepairConfig:
+        """The repair of an audit by its name."""
+        self.audit(name)
+        if name not in self.repairs:
+            raise UsageError(f"audit {name!r} has no entry under repairs: in params.yaml, so it ends after summarize")
+        return self.repairs[name]
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        UsageError: with one line per error, each with where, what was found and what was expected.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no {path.name} in {path.parent.resolve()}: run this in the folder that holds it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path}: expected a mapping with the keys audits and repairs, found {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        lines = validation_lines(error, Params)
+        raise UsageError(f"{len(lines)} error(s) in {path}:\n" + "\n".join(f"  {line}" for line in lines)) from None

@@ -1,0 +1,90 @@
+"""The block of one audit under `repairs:`: who decides, how the model is repaired, and what the repair has to reach."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stages.params.strict import Strict
+
+
+class FeedbackConfig(Strict):
+    """Who decides which failures matter."""
+
+    policy: Literal["top-k", "wait"] = Field(description="top-k decides by rule, without a human; wait asks a person")
+    modes: int = Field(3, ge=1, description="top-k: how many modes to repair, worst first")
+    reviewers: int = Field(1, ge=1, description="wait: how many people have to decide")
+    timeout_hours: float | None = Field(
+        None, gt=0, description="wait: hours after which no decision is recorded as a rejection; by default none"
+    )
+
+    @model_validator(mode="after")
+    def _rules_ask_nobody(self) -> FeedbackConfig:
+        if self.policy == "top-k" and (self.reviewers > 1 or self.timeout_hours is not None):
+            raise ValueError("policy top-k asks nobody, so reviewers and timeout_hours need policy wait")
+        return self
+
+
+class RestructureConfig(Strict):
+    """The repair. What `settings` may hold is the task's own."""
+
+    method: str
+    control: Literal["uniform", "clean", "none"] = Field(
+        "none", description="also repair a copy on uniformly drawn cells, or on unchanged inputs, with as many steps"
+    )
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("settings")
+    @classmethod
+    def _method_has_its_key(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        if "method" in settings:
+            raise ValueError("the method is named by restructure.method, not in its settings")
+        return settings
+
+
+class ReEvaluateConfig(Strict):
+    """How the repair is judged, on test items only."""
+
+    paired_probes: int = Field(
+        2000, ge=100, description="common (item, cell) pairs inside, and as many outside, the target modes"
+    )
+    bootstrap: int = Field(1000, ge=200, description="resamples of items for the intervals")
+
+
+class Gate(Strict):
+    """One bound. `max`/`min` judge the value after the repair, `change_max`/`change_min` after minus before.
+
+    A gate passes only if the whole 95% interval is on the right side of the bound: absence of evidence fails it.
+    """
+
+    max: float | None = None
+    min: float | None = None
+    change_max: float | None = None
+    change_min: float | None = None
+
+    @model_validator(mode="after")
+    def _some_bound(self) -> Gate:
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            raise ValueError("expected at least one of max, min, change_max, change_min; found none")
+        return self
+
+
+class Gates(Strict):
+    """What the repaired model has to reach."""
+
+    target_failure_rate: Gate | None = None
+    other_failure_rate: Gate | None = None
+    newly_failing: Gate | None = None
+    clean_quality: Gate | None = None
+    bias: Gate | None = None
+
+
+class RepairConfig(Strict):
+    """What is done about the failures of an audit, and what counts as good enough."""
+
+    gpus: int = Field(ge=0, description="GPUs restructure and re_evaluate ask the task runner for")
+    feedback: FeedbackConfig
+    restructure: RestructureConfig
+    re_evaluate: ReEvaluateConfig
+    gates: Gates
