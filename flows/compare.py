@@ -21,8 +21,9 @@ from stages.landscape.intervals import Rate, Resampler
 WORKSPACE = "workspace"
 _RESAMPLES = 2000
 # Of provenance.json. Runs that differ in the first are not alike; of the others it is said, for they may explain some.
-_ALIKE = ("data", "device", "dtype", "task")
+_ALIKE = ("data", "device", "backend", "dtype", "task")
 _TOLD = ("seed", "threads", "batch_size")
+_BEFORE = {"backend": "eager"}  # of runs from before it was recorded
 _PACKAGES = ("torch", "numpy")
 
 
@@ -111,12 +112,14 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
     summary, discover, judged = (stage_dir(audit, stage) for stage in ("summarize", "discover", "re_evaluate"))
     reading = Path()
     try:
-        files = DVCFileSystem(".", rev=None if revision == WORKSPACE else revision)
+        # In a revision DVC names files from git's root, below which .dvc may lie.
+        files = DVCFileSystem(".", rev=None if revision == WORKSPACE else revision, subrepos=True)
+        here = Path.cwd().relative_to(Path(files.repo.scm.root_dir).resolve())
 
         def read(path: Path) -> bytes:
             nonlocal reading
             reading = path
-            return path.read_bytes() if revision == WORKSPACE else bytes(files.read_bytes(path.as_posix()))
+            return path.read_bytes() if revision == WORKSPACE else bytes(files.read_bytes((here / path).as_posix()))
 
         def table(path: Path) -> pd.DataFrame:
             return pd.read_parquet(io.BytesIO(read(path)))
@@ -172,14 +175,18 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
     """
     pairs = [(name, a.landscape.get(name), b.landscape.get(name)) for name in ("concepts", "threshold")]
     pairs.append(("ratings that say what fails", _scale(a), _scale(b)))
-    pairs += [(name, a.provenance.get(name), b.provenance.get(name)) for name in (*_ALIKE, *more)]
+    pairs += [(name, _made(a.provenance, name), _made(b.provenance, name)) for name in (*_ALIKE, *more)]
     if a.evaluation and b.evaluation:
         one, other = a.evaluation.provenance, b.evaluation.provenance
-        pairs += [(f"re_evaluate: {name}", one.get(name), other.get(name)) for name in (*_ALIKE, *more)]
+        pairs += [(f"re_evaluate: {name}", _made(one, name), _made(other, name)) for name in (*_ALIKE, *more)]
     unlike = [f"  {name}: {_short(x)} against {_short(y)}" for name, x, y in pairs if x != y]
     if unlike:
         what = f"{a.revision} and {b.revision} are not alike, so their rates do not compare"
         raise UsageError(f"{what}:\n" + "\n".join(unlike))
+
+
+def _made(provenance: dict[str, Any], name: str) -> Any:
+    return provenance.get(name, _BEFORE.get(name))
 
 
 def _scale(run: Run) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.pipeline import is_own
 from stages.errors import InfrastructureError, UsageError
 
 FIRST_STAGES = ("prepare", "discover", "summarize")  # an audit has at least these
+SHARE = "explore"  # a stage of it is named by audit and part: explore@mnist-2
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Stage:
     Args:
         name: "discover@mnist".
         kind: "discover", the module under stages/.
-        audit: "mnist"; empty for a stage of the user's own that belongs to no audit.
+        audit: "mnist", also of its share "explore@mnist-2"; empty for a stage that belongs to no audit.
         gpus: what it asks the task runner for (`meta: {gpus: ...}`).
         upstream: names of the stages it depends on directly.
         size: bytes of its outputs when it last ran, None if it never did.
@@ -103,49 +105,55 @@ def read_graph(root: Path = Path()) -> Graph:
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
         with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
-            return _snapshot(repo)
+            return _snapshot(repo, root)
     except LockError as error:
         raise InfrastructureError(f"DVC: {error}") from None
     except DvcException as error:
         raise UsageError(f"DVC cannot read the graph in {root.resolve()}: {_causes(error)}") from None
 
 
-def _snapshot(repo: Any) -> Graph:
+def _snapshot(repo: Any, root: Path) -> Graph:
     import networkx
 
+    ours = (root.resolve() / "dvc.yaml").relative_to(repo.root_dir).as_posix()
     graph = repo.index.graph  # edges: stage -> what it depends on
-    # A repository may hold other pipelines (benchmarks/study does): only what audits depend on matters here.
-    audits = [stage for stage in graph if _audit(stage)]
-    graph = graph.subgraph({*audits, *(needed for stage in audits for needed in networkx.descendants(graph, stage))})
+    # A repository may hold other pipelines: in a clone (benchmarks/study is one) what audits depend on matters, and in
+    # a workspace of one's own nothing, because what was there before is the user's to run.
+    wanted = {stage for stage in graph if _audit(stage, ours)}
+    if not is_own(root):
+        wanted |= {needed for stage in wanted for needed in networkx.descendants(graph, stage)}
+    graph = graph.subgraph(wanted)
     position = {stage: i for i, stage in enumerate(repo.index.stages)}
     ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
     stages = {}
     for stage in ordered:
-        name = _name(stage)
+        name = _name(stage, ours)
         sizes = [out.meta.size for out in stage.outs if out.meta and out.meta.size is not None]
         stages[name] = Stage(
             name=name,
             kind=name.partition("@")[0],
-            audit=_audit(stage),
+            audit=_audit(stage, ours),
             gpus=int((stage.meta or {}).get("gpus", 0)),
-            upstream=tuple(sorted(_name(upstream) for upstream in graph.successors(stage))),
+            upstream=tuple(sorted(_name(upstream, ours) for upstream in graph.successors(stage))),
             size=sum(sizes) if sizes else None,
             reasons=_reasons(stage),
         )
     return Graph(stages)
 
 
-def _audit(stage: Any) -> str:
-    """The audit a stage of the root's dvc.yaml belongs to; empty for other pipelines and files tracked by `dvc add`."""
-    ours = stage.path_in_repo == "dvc.yaml"
-    return str(stage.name).partition("@")[2] if ours else ""
+def _audit(stage: Any, ours: str) -> str:
+    """The audit a stage of the workspace's dvc.yaml belongs to; empty for other pipelines and files of `dvc add`."""
+    if stage.path_in_repo != ours:
+        return ""
+    kind, _, audit = str(stage.name).partition("@")
+    return audit.rpartition("-")[0] if kind == SHARE else audit
 
 
-def _name(stage: Any) -> str:
+def _name(stage: Any, ours: str) -> str:
     # Not `stage.addressing`, which changes with the current folder. Files tracked by `dvc add` have no name.
     name = getattr(stage, "name", None)
     where = str(stage.path_in_repo)
-    return str(name) if name and where == "dvc.yaml" else f"{where}:{name}" if name else where
+    return str(name) if name and where == ours else f"{where}:{name}" if name else where
 
 
 def _reasons(stage: Any) -> tuple[str, ...]:

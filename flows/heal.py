@@ -1,4 +1,4 @@
-"""Heals what a crash left in a workspace, so that the same command simply goes on.
+"""Heals what a crash or an upgrade left in a workspace, so that the same command simply goes on.
 
 Called while the workspace is held (`flows.workspace.exclusive`), before DVC is asked anything.
 """
@@ -14,18 +14,23 @@ from typing import Any
 
 import psutil
 
+from flows.pipeline import bring_up_to_date, is_own
 from flows.processes import end_leftovers
+from flows.workspace import dvc_root
 from stages.environment import WORK
 
-# A broken lock file of any pipeline keeps DVC from reading the others, too.
-LOCKS = (Path("dvc.lock"), Path("benchmarks/study/dvc.lock"))
-RWLOCK = Path(".dvc/tmp/rwlock")
+LOCK = Path("dvc.lock")
+# In the clone a broken lock file of its other pipeline keeps DVC from reading this one, too. Elsewhere other pipelines
+# are the user's own.
+STUDY_LOCK = Path("benchmarks/study/dvc.lock")
 
 
 def heal() -> list[str]:
     """Heal the workspace; return one line for each thing that was wrong."""
     healed = [f"ended {name}, left over by a run that was killed" for name in end_leftovers()]
-    return [*healed, *(line for lock in LOCKS for line in _heal_lock_file(lock)), *_heal_rwlock()]
+    locks = [LOCK] if is_own() else [LOCK, STUDY_LOCK]
+    healed += [line for lock in locks for line in _heal_lock_file(lock)]
+    return [*healed, *_heal_rwlock(dvc_root() / ".dvc" / "tmp" / "rwlock"), *bring_up_to_date()]
 
 
 def _heal_lock_file(path: Path) -> list[str]:
@@ -64,15 +69,15 @@ def _is_readable(lock: Path) -> bool:
     return lock.read_bytes().endswith(b"\n")
 
 
-def _heal_rwlock() -> list[str]:
+def _heal_rwlock(path: Path) -> list[str]:
     """DVC drops lock entries of dead processes itself, but one whose process id was given anew blocks for ever."""
     try:
-        written = RWLOCK.stat().st_mtime
-        locks: dict[str, Any] = json.loads(RWLOCK.read_text())
+        written = path.stat().st_mtime
+        locks: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         return []
     except ValueError:
-        RWLOCK.unlink()
+        path.unlink()
         return ["DVC's list of locked files was cut short by a crash: removed"]
 
     writers = {path: info for path, info in locks.get("write", {}).items() if _holds(info, written)}
@@ -80,9 +85,9 @@ def _heal_rwlock() -> list[str]:
     healthy = {"write": writers, "read": {path: infos for path, infos in readers.items() if infos}}
     if healthy == {"write": locks.get("write", {}), "read": locks.get("read", {})}:
         return []
-    partial = RWLOCK.with_suffix(".partial")
+    partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(healthy))
-    partial.replace(RWLOCK)
+    partial.replace(path)
     return ["files were locked by a DVC process that is gone: unlocked"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,19 +17,49 @@ LOGS = WORK / "logs"
 
 
 def enter_workspace() -> Path:
-    """Make the workspace at or above the current folder the current one.
+    """Make the workspace at or above the current folder the current one, and bring it up to date with the package.
+
+    Folders with pipelines of a user's own, which have a params.yaml and a dvc.yaml too, are passed over.
 
     Raises:
         UsageError: when there is none.
+        InfrastructureError: when it has to be brought up to date while another process audits there.
     """
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
-            os.chdir(folder)
-            # Prefect's own console output is off because `faded` prints the same lines itself.
-            set_defaults(PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL")
-            return folder
-    raise UsageError(f"no params.yaml and dvc.yaml in {here} or above: run faded inside a workspace")
+    both = [f for f in (here, *here.parents) if (f / "params.yaml").is_file() and (f / "dvc.yaml").is_file()]
+    folder = next((f for f in both if has_audits(f)), both[0] if both else None)
+    if folder is None:
+        raise UsageError(
+            f"no params.yaml and dvc.yaml in {here} or above: run faded inside a workspace; `faded init` makes one"
+        )
+    os.chdir(folder)
+    # Prefect's own console output is off because `faded` prints the same lines itself.
+    set_defaults(PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL")
+    _bring_up_to_date()
+    return folder
+
+
+def has_audits(folder: Path) -> bool:
+    """Whether the params.yaml of a folder is one of Faded's."""
+    try:
+        return re.search(r"^audits:", (folder / "params.yaml").read_text(encoding="utf-8"), re.MULTILINE) is not None
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def _bring_up_to_date() -> None:
+    from flows.pipeline import bring_up_to_date, outdated
+
+    if outdated():
+        with exclusive():
+            for line in bring_up_to_date():
+                print(line, file=sys.stderr)  # what a command prints is for whoever reads its output
+
+
+def dvc_root() -> Path:
+    """The folder of .dvc: the workspace, or one above it in a repository that has pipelines of its own."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
 
 
 def stage_environment() -> dict[str, str]:

@@ -6,19 +6,29 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from stages.code import check_installed, read_stages
 from stages.environment import die_with_parent, set_defaults
 from stages.errors import Exit, run_as_command
 
 
-def stage_main(run: Callable[[str], None]) -> None:
-    """Run a stage for the audit named on the command line, and end with one of the exit codes of `stages.errors`.
+def stage_main(run: Callable[..., None], *words: str) -> None:
+    """Run a stage with the words of its command line, and end with one of the exit codes of `stages.errors`.
 
     Args:
-        run: the stage; it is given the audit's name.
+        run: the stage; by default it is given the audit's name.
+        words: what else it is given, as the usage names them: all of them, the audit first.
     """
     set_defaults()
     die_with_parent()
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        print(f"usage: python -m stages.{Path(sys.argv[0]).stem} AUDIT", file=sys.stderr)
+    words = words or ("AUDIT",)
+    stage, given = Path(sys.argv[0]).stem, sys.argv[1:]
+    if len(given) != len(words) or any(word.startswith("-") for word in given):
+        print(f"usage: python -m stages.{stage} {' '.join(words)}", file=sys.stderr)
         raise SystemExit(int(Exit.USAGE))
-    run_as_command(lambda: run(sys.argv[1]))
+
+    def checked() -> None:
+        if stage in read_stages():
+            check_installed(stage)
+        run(*given)
+
+    run_as_command(checked)

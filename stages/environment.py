@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 WORK = Path(".faded")  # scratch, logs and records of a workspace
@@ -28,6 +29,23 @@ def set_defaults(**more: str) -> None:
     """Put `DEFAULTS` and more into this process's environment, wherever the user has not set something else."""
     for name, value in {**DEFAULTS, **more}.items():
         os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Give torch so many threads inside the block.
+
+    Agents are so small that a second thread only waits for the first (10 CPU-seconds instead of 3, measured),
+    while the model under test wants all it was given.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def die_with_parent(parent: int | None = None) -> None:

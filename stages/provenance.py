@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from stages.code import is_own_workspace
 from stages.files import content_hash
 from stages.params import AuditConfig, resolve_device
+from stages.plugins import distributions
 
 PACKAGES = (
     "faded", "torch", "numpy", "pandas", "scipy", "scikit-learn", "stable-baselines3", "gymnasium", "pot",
-    "timm", "torchvision", "dvc", "prefect",
+    "timm", "torchvision", "transformers", "datasets", "pillow", "onnxruntime", "openvino", "dvc", "prefect",
 )  # fmt: skip
 
 
@@ -35,10 +37,13 @@ def provenance(audit: str, config: AuditConfig, prepared: Path | None = None) ->
         "versions": versions(),
         "git": git_state(Path(config.code)),
         "device": device_name(config.compute.device),
-        "dtype": "float32",
+        "backend": config.compute.backend,
+        "dtype": _dtype(config),
         "threads": config.compute.threads,
         "batch_size": config.compute.batch_size,
     }
+    if plugins := distributions():
+        record["plugins"] = plugins
     if config.ratings is not None:
         record["ratings"] = {key: value for key, value in config.ratings.model_dump().items() if key != "file"}
     if prepared is not None:
@@ -47,15 +52,36 @@ def provenance(audit: str, config: AuditConfig, prepared: Path | None = None) ->
     return record
 
 
+def _dtype(config: AuditConfig) -> str:
+    """What the model computes with. Tasks that leave no choice under `compute:` are told under `prepare:`."""
+    parts = [part for part in config.prepare.values() if isinstance(part, dict)]
+    own: str = next((part["dtype"] for part in parts if "dtype" in part), config.compute.dtype)
+    if own == "auto":
+        return "float32" if resolve_device(config.compute.device) == "cpu" else "float16"
+    return own
+
+
 # Of `discrepancy:` and `prepare:`, what leaves the discrepancy of an answer as it is: where failing begins, what that
 # is learnt from, and how many items are asked.
 NOT_OF_SCALE = frozenset({"threshold", "false_alarms", "calibrate", "items"})
 
+# Of `prepare.model`: how fast and how patiently a model behind HTTP is asked. Who lowers a rate goes on where he was.
+NOT_OF_ANSWERS = frozenset({"batch_size", "concurrency", "rate", "timeout", "retries", "key_env"})
+
 
 def scale_of(config: AuditConfig) -> str:
     """Hash of what defines an audit's automatic discrepancies: ratings given on one scale say nothing of another."""
-    measured = ({k: v for k, v in part.items() if k not in NOT_OF_SCALE} for part in (config.automatic, config.prepare))
+    parts = (config.automatic, _of_answers(config.prepare))
+    measured = ({k: v for k, v in part.items() if k not in NOT_OF_SCALE} for part in parts)
     return content_hash([], config.task, *measured)
+
+
+def _of_answers(prepare: Mapping[str, Any]) -> dict[str, Any]:
+    """The `prepare:` block without what changes no answer."""
+    model = prepare.get("model")
+    if not isinstance(model, Mapping) or "endpoint" not in model:
+        return dict(prepare)
+    return {**prepare, "model": {name: value for name, value in model.items() if name not in NOT_OF_ANSWERS}}
 
 
 def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:
@@ -69,7 +95,8 @@ def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:
         more: settings the run depends on beside the audit's own.
     """
     settings = config.model_dump(mode="json", exclude={"summarize"})
-    return content_hash(inputs, settings, device_name(config.compute.device), versions(), *more)
+    settings["prepare"] = _of_answers(settings["prepare"])
+    return content_hash(inputs, settings, device_name(config.compute.device), versions(), distributions(), *more)
 
 
 def versions() -> dict[str, str]:
@@ -88,9 +115,9 @@ def git_state(code: Path) -> dict[str, Any]:
     revision = _git("rev-parse", "HEAD")
     if revision is None:
         return {"revision": None, "dirty": None}
-    watched = [
-        p for p in ("stages", "flows", "params.yaml", "dvc.yaml", "pyproject.toml", str(code)) if Path(p).exists()
-    ]
+    # In a workspace of one's own folders of these names are the user's.
+    cloned = () if is_own_workspace() else ("stages", "flows", "pyproject.toml")
+    watched = [p for p in ("params.yaml", "dvc.yaml", "faded.json", *cloned, str(code)) if Path(p).exists()]
     return {"revision": revision, "dirty": bool(_git("status", "--porcelain", "--", *watched))}
 
 

@@ -198,7 +198,7 @@ def check_provenance(bundle: Bundle) -> Found:
         problems += told(f"{MANIFEST}: hashes.plan", plan, manifest["hashes"].get("plan"))
     last = "re_evaluate" if bundle.has("re_evaluate", "provenance.json") else "summarize"
     record = bundle.json(last, "provenance.json")
-    for key in ("device", "dtype", "threads", "batch_size", "versions", "git", "python", "platform"):
+    for key in ("device", "backend", "dtype", "threads", "batch_size", "versions", "git", "python", "platform"):
         problems += told(f"{MANIFEST}: {key}", record.get(key), manifest.get(key))
     return Found(f"{len(stages)} stages name the same model and data", problems)
 

@@ -15,7 +15,7 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:faded:audit:v1"
 BUILDER = "urn:faded:workspace:v1"
-_COMPUTED_WITH = ("seed", "device", "dtype", "threads", "batch_size", "python", "platform")
+_COMPUTED_WITH = ("seed", "device", "backend", "dtype", "threads", "batch_size", "python", "platform")
 
 
 def make_statement(manifest: Mapping[str, Any], manifest_sha256: str, params: Mapping[str, Any]) -> dict[str, Any]:

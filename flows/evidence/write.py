@@ -30,6 +30,7 @@ from flows.evidence.signature import make_envelope
 from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals, verify_bundle
 from flows.results import last_stage
+from stages.code import RECORD
 from stages.decisions import decisions_dir, landscape_hash
 from stages.environment import WORK
 from stages.errors import UsageError
@@ -50,7 +51,7 @@ _PARTS = (
     ("restructure/models/control/", "control"),
 )
 _TOLD = (
-    *("seed", "task", "device", "dtype", "threads", "batch_size"),
+    *("seed", "task", "device", "backend", "dtype", "threads", "batch_size"),
     *("python", "platform", "versions", "git"),
 )
 
@@ -146,7 +147,8 @@ def _lock(params: Params, audit: str) -> dict[str, Any]:
 
 def _state(params: Params, audit: str, lock: Mapping[str, Any]) -> str | None:
     """A hash of names, sizes and times of all that the audit's stages read and wrote; None if something is missing."""
-    names = {PARAMS, "dvc.yaml", LOCK, *(io["path"] for s in lock.values() for io in (*s["deps"], *s["outs"]))}
+    known = {str(RECORD)} if RECORD.exists() else set()
+    names = {PARAMS, "dvc.yaml", LOCK, *known, *(io["path"] for s in lock.values() for io in (*s["deps"], *s["outs"]))}
     if (ratings := params.audit(audit).ratings) is not None:
         names.add(ratings.file)
     paths = [Path(name) for name in sorted(names)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from stages import plugins
 from stages.concepts.space import Concept, ConceptSpace, Level
-from stages.errors import did_you_mean
+from stages.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,34 @@ class Change:
             unit = f" {self.unit.strip()}" if self.unit else ""
             return f"level {level:g} is outside {self.low:g}..{self.high:g}{unit}"
         return None
+
+
+Kind = TypeVar("Kind", bound=Change)
+
+
+def with_plugins(built_in: Mapping[str, Kind], kind: type[Kind]) -> dict[str, Kind]:
+    """The built-in concepts of a modality, and after them those that other distributions add by entry points.
+
+    Args:
+        built_in: by name, in the order in which they are applied.
+        kind: the modality's own subclass of `Change`; concepts of other modalities are left out.
+
+    Raises:
+        UsageError: when an entry point names no concept, one under another name, or one that is built in.
+    """
+    catalogue = dict(built_in)
+    for name, entry in sorted(plugins.load(plugins.CONCEPTS).items()):
+        where = f"the entry point {name} = {entry.value} of {plugins.CONCEPTS}"
+        found = plugins.imported(entry)
+        if not isinstance(found, Change):
+            raise UsageError(f"{where} is no concept but of type {type(found).__name__}")
+        if not isinstance(found, kind):
+            continue
+        if found.name != name or name in built_in:
+            told = f"{name!r} is built in" if name in built_in else f"the concept has another name, {found.name!r}"
+            raise UsageError(f"{where}: {told}")
+        catalogue[name] = found
+    return catalogue
 
 
 def check_levels(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, Change]) -> list[str]:

@@ -5,13 +5,8 @@ light (darkening, brightness, contrast, saturation), the lens (blur), the sensor
 Rotation, translation and scale are composed into one affine resampling, so that a picture is interpolated once. A
 sample at the neutral level of a concept is not touched by it: the neutral cell leaves every bit as it was.
 
-A concept of your own is an `ImageConcept` in the `catalogue` of a subclass of the classification task:
-
-    def fog(images, levels, chance):
-        return torch.lerp(images, torch.ones_like(images), levels)
-
-    class Mine(ImageClassification):
-        catalogue = {**CATALOGUE, "fog": ImageConcept("fog", "white veil over the picture", 0, 1, 0, apply=fog)}
+A concept of your own is an `ImageConcept` in the `catalogue` of a subclass of the classification task, see
+docs/own-concept.md.
 """
 
 from __future__ import annotations

@@ -110,7 +110,10 @@ class AuditConfig(Strict):
     """One audit: what is under test, on which items, along which concepts, and how it is searched."""
 
     seed: int = Field(ge=0, lt=2**32)
-    task: str = Field(pattern=r"^\w+(\.\w+)*:\w+$", description="package.module:Class, see stages/tasks/contract.py")
+    task: str = Field(
+        pattern=r"^(\w+(\.\w+)*:\w+|\w[\w.-]*)$",
+        description="package.module:Class, see stages/tasks/contract.py, or the name of an installed task",
+    )
     code: str = Field(description="the task's own module or folder, a dependency of every stage that uses it")
     compute: ComputeConfig
     prepare: dict[str, Any] = Field(description="the task's own: model, data, items")

@@ -29,6 +29,12 @@ class RunnerConfig(Strict):
 
     kind: Literal["threads", "dask", "ray"] = "threads"
     address: str | None = Field(None, description="of a running scheduler or cluster; by default one is started here")
+    workers: int | None = Field(
+        None, ge=1, description="stages without GPUs at once, where none is at an address; by default half the cores"
+    )
+    gpus: int | None = Field(
+        None, ge=0, description="GPUs of this machine to use, where none is at an address; by default all there are"
+    )
     workspace: str | None = Field(
         None, description="folder of the worker's own clone, where workers do not see the driver's files"
     )
@@ -38,6 +44,16 @@ class RunnerConfig(Strict):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _either_here_or_there(self) -> RunnerConfig:
+        if self.address is not None:
+            if self.kind == "threads":
+                raise ValueError(f"threads have no address, found {self.address!r}: dask and ray take one")
+            given = [name for name in ("workers", "gpus") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"{' and '.join(given)}: a cluster at an address says itself what it has")
+        return self
 
 
 class Params(Strict):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from stages.errors import UsageError
+from stages import plugins
+from stages.code import PACKAGE, is_own_workspace
+from stages.errors import UsageError, did_you_mean
 from stages.params.audit import AuditConfig
 from stages.params.file import DATA
 from stages.tasks.contract import Compute, Task, TaskContext
@@ -40,25 +42,28 @@ def task_context(name: str, audit: AuditConfig) -> TaskContext:
         concepts=audit.concepts,
         discrepancy=audit.automatic,
         inputs=DATA / name / "inputs",
-        compute=Compute(resolve_device(compute.device), compute.threads, compute.batch_size),
+        compute=Compute(
+            resolve_device(compute.device), compute.threads, compute.batch_size, compute.backend, compute.dtype
+        ),
     )
 
 
 def task_class(name: str, audit: AuditConfig) -> type[Task]:
-    """Import the class named by `task:`.
+    """Import the class named by `task:`: a module and its class, or the name of an entry point.
 
     Raises:
-        UsageError: when it cannot be imported, is no task, or lies outside `code:` (then DVC would miss its changes).
+        UsageError: when it cannot be imported, is no task, or lies where DVC would miss its changes.
     """
-    module_name, _, class_name = audit.task.partition(":")
     where = f"audits.{name}.task: {audit.task}"
-    if str(Path.cwd()) not in sys.path:  # a user's own module lies beside params.yaml
-        sys.path.insert(0, str(Path.cwd()))
+    module_name, class_name = _target(where, audit.task)
+    _find_modules_of_users()
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may fail in any way
         raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {error}") from None
-    cls = getattr(module, class_name, None)
+    cls: Any = module
+    for part in class_name.split("."):
+        cls = getattr(cls, part, None)
     lacking = [
         m
         for m in ("check", "check_repair", "prepare", "load", "embed", "probe", "exhibit", "clean_quality", "repair")
@@ -67,9 +72,37 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
     if cls is None or lacking:
         what = f"lacks {', '.join(lacking)}" if cls is not None else f"is not in {module.__file__}"
         raise UsageError(f"{where} is no task: it {what}; see stages/tasks/contract.py")
+    if is_own_workspace() and not Path(audit.code).exists():
+        raise UsageError(
+            f"audits.{name}.code: there is no {audit.code} in {Path.cwd()}; where the task is installed,"
+            f" {(DATA / name / 'inputs').as_posix()} will do"
+        )
     source, code = Path(cast(str, module.__file__)).resolve(), Path(audit.code).resolve()
-    if not source.is_relative_to(code):
+    # The tasks of this package and of plugins are dependencies of every stage as it is.
+    watched = source.is_relative_to(code) or source.is_relative_to(PACKAGE.resolve() / "tasks") or plugins.holds(source)
+    if not watched:
         raise UsageError(
             f"audits.{name}.code: {audit.code} does not hold the task's module {source}; DVC would not see its changes"
         )
     return cast(type[Task], cls)
+
+
+def _target(where: str, task: str) -> tuple[str, str]:
+    """Module and class of a task."""
+    if ":" in task:
+        module, _, name = task.partition(":")
+        return module, name
+    known = plugins.load(plugins.TASKS)
+    if task not in known:
+        raise UsageError(
+            f"{where} is the name of no installed task, found: {', '.join(sorted(known))}{did_you_mean(task, known)}; a"
+            " class of your own is named as package.module:Class"
+        )
+    return known[task].module, known[task].attr
+
+
+def _find_modules_of_users() -> None:
+    """Have modules beside params.yaml found: in a workspace of one's own behind all that is installed."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(len(sys.path) if is_own_workspace() else 0, here)

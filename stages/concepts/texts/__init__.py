@@ -8,14 +8,8 @@ Random draws follow from the seed, the item, the concept and the repeat alone, a
 article: a stronger level touches what a weaker one does and more, and a word meets the same typo whatever other
 concepts do around it.
 
-A concept of your own is a `TextConcept` in the `catalogue` of a subclass of the summarization task. `reword`,
-`leave_out` and `edit_letters` make its `apply` from one rule on a token:
-
-    def initials(token):
-        return [token.text[0] + "."] if token.tag == "NNP" else []
-
-    class Mine(Summarization):
-        catalogue = {**CATALOGUE, "initials": TextConcept("initials", "share of names cut", apply=reword(initials))}
+A concept of your own is a `TextConcept` in the `catalogue` of a subclass of the summarization task, see
+docs/own-concept.md. `reword`, `leave_out` and `edit_letters` make its `apply` from one rule on a token.
 """
 
 from stages.concepts.texts.chance import Chance

@@ -1,0 +1,173 @@
+"""Makes a folder of any git repository a workspace of one's own, and adds audits to it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.pipeline import DVC_YAML, PARAMS, folders_of, is_own, pipeline, put, record, text_of, with_lines
+from stages.code import RECORD, read_record
+from stages.environment import WORK
+from stages.errors import UsageError
+from stages.params import DATA
+
+_NO_AUDITS = """\
+# What is audited (audits:) and what is done about it (repairs:). An audit without an entry under repairs: ends after
+# its landscape. `faded init` adds audits, `faded plan` checks them.
+
+audits: {}
+
+repairs: {}
+
+# Searches divided among workers, one entry a share; `faded shard AUDIT N` writes them.
+shards: {}
+
+# Where stages run: threads of this machine, or dask or ray, here or at an address. `--runner` says otherwise for once.
+runner: threads
+"""
+
+
+def write_workspace(folder: Path) -> list[Path]:
+    """Make a folder of a git repository a workspace of one's own, yet without audits.
+
+    What makes it one, dvc.yaml, is written last: a kill leaves nothing that DVC reads, and the same call goes on.
+    Nothing of a clone of Faded's repository is changed, and other pipelines of the repository stay as they are.
+
+    Args:
+        folder: in a git repository; it is made if it is missing.
+
+    Returns:
+        What was written; nothing where it is a workspace already.
+
+    Raises:
+        UsageError: when it is in no git repository, holds a pipeline of the user's own, or git ignores its data.
+    """
+    from flows.init.files import git_root
+
+    folder.mkdir(parents=True, exist_ok=True)
+    root = git_root(folder.resolve())
+    if RECORD.name in text_of(folder / DVC_YAML) and not is_own(folder):
+        return []  # a clone
+    _refuse_foreign(folder)
+    written = [path for path in (folder / ".gitignore", folder / ".dvcignore") if _put_lines(path, folder, root)]
+    above = [here for here in (folder.resolve(), *folder.resolve().parents) if here.is_relative_to(root)]
+    if not any((here / ".dvc").is_dir() for here in above):
+        _make_dvc(folder)
+        written.append(folder / ".dvc")
+    for path, text in (
+        (folder / PARAMS, _NO_AUDITS),
+        (folder / RECORD, record(own=True)),
+        (folder / DVC_YAML, pipeline()),
+    ):
+        if not path.exists():
+            put(path, text)
+            written.append(path)
+    return written
+
+
+def add_folders(folder: Path, name: str, *, repair: bool) -> None:
+    """Make the folders of an audit, with what keeps them in git and its outputs out of it.
+
+    Args:
+        folder: the workspace.
+        name: of the audit.
+        repair: whether its failures are repaired, on which people may decide.
+    """
+    for path, text in folders_of(folder, name, repair=repair).items():
+        put(path, text)
+
+
+def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping[str, Any] | None = None) -> None:
+    """Add an audit to a workspace: its folders and, whole or not at all, its blocks in params.yaml.
+
+    Args:
+        folder: the workspace.
+        name: of the audit.
+        audit: its block, as in `AuditConfig`.
+        repair: that of its repair, as in `RepairConfig`; None for no repair.
+
+    Raises:
+        UsageError: when there is one of that name, its blocks are wrong, or params.yaml cannot hold them.
+    """
+    from flows.init.block import Draft, with_blocks
+    from stages.params import load_params
+
+    path, partial = folder / PARAMS, folder / f".{PARAMS}.new"
+    text = text_of(path)
+    if name in (yaml.safe_load(text).get("audits") or {}):
+        raise UsageError(f"audits.{name}: {path} has an audit of that name already")
+    text = with_blocks(text, None, Draft(name, audit, repair))
+    try:
+        put(partial, text)
+        load_params(partial)
+    finally:
+        partial.unlink(missing_ok=True)
+    add_folders(folder, name, repair=repair is not None)
+    put(path, text)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """What is not of Faded is not written over."""
+    params = text_of(folder / PARAMS)
+    foreign = {
+        DVC_YAML: (folder / DVC_YAML).exists() and not is_own(folder),
+        PARAMS: (folder / PARAMS).exists() and not any(line.startswith("audits:") for line in params.splitlines()),
+        RECORD: (folder / RECORD).exists() and not read_record(folder),
+    }
+    if names := [str(name) for name, there in foreign.items() if there]:
+        raise UsageError(
+            f"{' and '.join(names)} in {folder.resolve()} {'is' if len(names) == 1 else 'are'} not Faded's, and stay"
+            f"{'s' if len(names) == 1 else ''} as it is: make a folder for audits beside it, `mkdir {folder / 'audit'}"
+            f" && faded init {folder / 'audit'}`"
+        )
+
+
+def _put_lines(path: Path, folder: Path, root: Path) -> bool:
+    """Append to .gitignore or .dvcignore what is missing there; whether anything was."""
+    lines = [f"/{WORK}/"] if path.name == ".gitignore" else [f"/{WORK}"]
+    if path.name == ".gitignore":
+        # DVC refuses pipelines that git ignores, and git is where results are told.
+        names = [str(PARAMS), str(DVC_YAML), "dvc.lock", str(RECORD)]
+        lines += [f"!/{name}" for name in names if _ignored(folder, name)]
+        if _ignored(folder, f"{DATA}/audit/decisions"):
+            if folder.resolve() == root or (folder / DATA).exists():
+                raise UsageError(
+                    f"git ignores {folder / DATA} (`git check-ignore -v {folder / DATA}/audit` says why), where Faded"
+                    " keeps decisions and metrics for git: make another folder for audits, `mkdir audit && faded init"
+                    " audit`"
+                )
+            lines.append(f"!/{DATA}/")
+    before = text_of(path)
+    after = with_lines(before, lines, "What `faded` keeps for itself, and what it keeps in git.")
+    if after != before:
+        put(path, after)
+    return after != before
+
+
+def _ignored(folder: Path, name: str) -> bool:
+    command = ["git", "-C", str(folder), "check-ignore", "--quiet", "--no-index", name]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _make_dvc(folder: Path) -> None:
+    """As `dvc init --subdir` makes it, but at once, without analytics, and leaving git's index alone."""
+    from dvc.config import Config
+    from dvc.repo import Repo
+
+    home = folder / WORK / "dvc-init"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    subprocess.run(["git", "init", "--quiet", str(home)], check=True, capture_output=True)
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # it would say what people are told otherwise
+    Repo.init(str(home)).close()
+    with Config(str(home / ".dvc")).edit("repo") as config:
+        config["core"]["analytics"] = "false"  # as `dvc config` writes it
+    shutil.rmtree(home / ".dvc" / "tmp", ignore_errors=True)
+    (home / ".dvc").replace(folder / ".dvc")
+    shutil.rmtree(home)

@@ -1,0 +1,197 @@
+"""The pipeline of a workspace of one's own, made from the one graph: its code is the installed package's.
+
+What other distributions add is a dependency in a clone, too; so there faded.json is kept up to date by the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.code import RECORD, installed, is_code, read_record, read_stages
+from stages.params import DATA
+
+DVC_YAML, PARAMS = Path("dvc.yaml"), Path("params.yaml")
+HEADER = """\
+# Written by `faded`, which writes it anew where another version of it is installed: change nothing here.
+# What is audited is in params.yaml; which code the stages run is in faded.json.
+"""
+# Of an audit's folder: DVC keeps the bytes of outputs, git keeps dvc.lock, metrics and decisions.
+_GIT_IGNORES = """\
+/*/*
+!/inputs/*
+!/decisions/*
+!/shards/.gitignore
+/decisions/.*.partial
+!/*/metrics.json
+"""
+# A decision that is being written, and what keeps the folder of shards in git: no stage depends on either.
+_DVC_IGNORES = """\
+/decisions/.*.partial
+/shards/.gitignore
+"""
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_WIDTH = 1000  # longer than any line: YAML folds none
+
+
+def pipeline() -> str:
+    """The dvc.yaml of a workspace of one's own.
+
+    Stages run the installed package whatever folders lie beside them (`python -P`), and depend on what faded.json says
+    of its code in place of the code's files.
+    """
+    stages = read_stages()
+    for name, stage in stages.items():
+        body = stage["do"]
+        body["cmd"] = body["cmd"].replace("exec python -m ", "exec python -P -m ")
+        body["deps"] = [dep for dep in body["deps"] if not is_code(dep)]
+        named = [key for param in body["params"] if isinstance(param, dict) for key in param.get(RECORD.name, ())]
+        others = [param for param in body["params"] if not isinstance(param, dict)]
+        body["params"] = [{RECORD.name: [f"code.{name}", *named]}, *others]
+    text = yaml.dump({"stages": stages}, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    return HEADER + str(text)
+
+
+def is_own(folder: Path = Path()) -> bool:
+    """Whether `faded` wrote the dvc.yaml of a workspace, so that its stages run from the installed package."""
+    return text_of(folder / DVC_YAML).startswith(HEADER.partition("\n")[0])
+
+
+def outdated(folder: Path = Path()) -> bool:
+    """Whether faded.json, or the dvc.yaml of a workspace of one's own, is not that of the installed package."""
+    return bool(_wanted(folder))
+
+
+def bring_up_to_date(folder: Path = Path()) -> list[str]:
+    """Write faded.json and dvc.yaml anew where they are outdated; the workspace has to be held.
+
+    Returns:
+        What changed, in one line for people; nothing if nothing did.
+    """
+    wanted = _wanted(folder)
+    if not wanted:
+        return []
+    before = read_record(folder)
+    # faded.json last: until it is written stages refuse to run, whatever dvc.yaml says already.
+    for path, text in wanted.items():
+        put(path, text)
+    return [_told(before, read_record(folder), [path.relative_to(folder) for path in wanted])]
+
+
+def put(path: Path, text: str) -> None:
+    """Give a file, or what it links to, a text: whole or not at all, whether it is there or not."""
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(text.encode("utf-8", "surrogateescape"))
+    if path.exists():
+        shutil.copymode(path, partial)
+    partial.replace(path)
+
+
+def folders_of(folder: Path, name: str, *, repair: bool) -> dict[Path, str]:
+    """Files that keep the folders of an audit in git and its outputs out of it, those that are missing.
+
+    Args:
+        folder: the workspace.
+        name: of the audit.
+        repair: whether its failures are repaired, on which people may decide.
+
+    Returns:
+        Their texts.
+    """
+    home = folder / DATA / name
+    files = {
+        home / ".gitignore": _GIT_IGNORES,
+        home / ".dvcignore": _DVC_IGNORES,
+        home / "shards" / ".gitignore": "*\n!.gitignore\n",
+    }
+    keeps = ["inputs", *(["decisions"] if repair else [])]
+    files |= {home / kind / ".gitkeep": "" for kind in keeps if not (home / kind).is_dir()}
+    return {path: text for path, text in files.items() if not path.exists()}
+
+
+def record(*, own: bool) -> str:
+    """The faded.json of the installed package.
+
+    Args:
+        own: whether it is that of a workspace of one's own.
+    """
+    return json.dumps(installed(own=own), indent=1) + "\n"
+
+
+def with_lines(text: str, lines: Iterable[str], why: str) -> str:
+    """The text of a file of ignores with what it lacks of these lines at its end.
+
+    Args:
+        text: as it is.
+        lines: what it has to have.
+        why: the comment before them.
+    """
+    missing = [line for line in lines if line not in text.splitlines()]
+    gap = "\n" if text and not text.endswith("\n") else ""
+    return text + gap + "\n".join([f"# {why}", *missing, ""]) if missing else text
+
+
+def text_of(path: Path) -> str:
+    """The text of a file, "" if it is missing; whatever it holds, `put` gives the same bytes back."""
+    try:
+        return path.read_bytes().decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return ""
+
+
+def _wanted(folder: Path) -> dict[Path, str]:
+    """Files that are not as they should be, with what should be in them; faded.json last."""
+    own = is_own(folder)
+    if not own and RECORD.name not in text_of(folder / DVC_YAML):
+        return {}  # nothing there depends on it
+    files = {**_for_audits(folder), folder / DVC_YAML: pipeline()} if own else {}
+    files[folder / RECORD] = record(own=own)
+    return {path: text for path, text in files.items() if text_of(path) != text or not path.exists()}
+
+
+def _for_audits(folder: Path) -> dict[Path, str]:
+    """What audits need that were written to params.yaml by hand."""
+    try:
+        raw = yaml.load(text_of(folder / PARAMS), Loader=_LOADER)
+        audits = {str(name): block for name, block in raw["audits"].items() if re.fullmatch(r"[\w-]+", str(name))}
+        codes = {str(block["code"]) for block in audits.values()}
+        repairs = set(raw["repairs"])
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return {}  # whoever reads it tells what is wrong
+    files: dict[Path, str] = {}
+    for name in audits:
+        files |= folders_of(folder, name, repair=name in repairs)
+    # What Python compiles there says when and where it was compiled: it must not make a stage stale.
+    lines = [f"/{code}/**/__pycache__/" for code in sorted(codes) if _is_code_folder(folder, code)]
+    ignores = folder / ".dvcignore"
+    text = with_lines(text_of(ignores), lines, "Code of audits, without what Python compiles.")
+    return {**files, ignores: text} if lines else files
+
+
+def _is_code_folder(folder: Path, code: str) -> bool:
+    path = Path(code)
+    return (folder / path).is_dir() and not path.is_absolute() and path.parts[:1] not in ((), ("..",), (str(DATA),))
+
+
+def _told(before: Mapping[str, Any], now: Mapping[str, Any], written: Iterable[Path]) -> str:
+    parts = []
+    old, new = before.get("faded"), now.get("faded")
+    codes = [record["code"] if isinstance(record.get("code"), dict) else {} for record in (before, now)]
+    changed = [stage for stage, digest in codes[1].items() if codes[0].get(stage) != digest]
+    if old != new or changed:
+        versions = f"faded {new}" if old in (new, None) else f"faded {old} -> {new}"
+        parts.append(f"{versions}: {', '.join(changed) or 'no stage'} changed")
+    was, are = (record["plugins"] if isinstance(record.get("plugins"), dict) else {} for record in (before, now))
+    for name in sorted({*was, *are}):
+        if was.get(name) != are.get(name):
+            parts.append(f"plugin {name}: {was.get(name, 'none')} -> {are.get(name, 'none')}")
+    return "; ".join(parts) or f"faded wrote {', '.join(map(str, written))}"

@@ -1,0 +1,238 @@
+"""Tasks, concepts and explorers of others: what the documentation shows is run, and packages are found by name."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from stages.errors import UsageError
+from stages.tasks.contract import Compute, RepairPlan, TargetMode, Task, TaskContext
+from tests.images import image_context, write_images
+from tests.workspace import ROOT, Workspace, make_workspace
+
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.M | re.S)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Blocks of code of a page of the documentation."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return [code for name, code in FENCE.findall(text) if name == language]
+
+
+def run(name: str, code: str) -> ModuleType:
+    module = ModuleType(name)
+    exec(compile(code, f"{name}.py", "exec"), module.__dict__)
+    return module
+
+
+# The task of docs/own-task.md
+
+
+def digits_context(tmp_path: Path) -> TaskContext:
+    audit = yaml.safe_load(blocks("own-task.md", "yaml")[0])["audits"]["mine"]
+    return TaskContext(
+        audit="mine",
+        seed=audit["seed"],
+        config=audit["prepare"],
+        concepts=audit["concepts"],
+        discrepancy=audit["discrepancy"],
+        inputs=tmp_path,
+        compute=Compute(),
+    )
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> tuple[Any, TaskContext]:
+    cls = run("my_task", blocks("own-task.md", "python")[0]).Digits
+    context = digits_context(tmp_path)
+    cls.prepare(context, tmp_path)
+    return cls.load(context, tmp_path), context
+
+
+def test_the_task_of_the_docs_fulfils_the_contract(digits: tuple[Any, TaskContext]) -> None:
+    task, context = digits
+    assert isinstance(task, Task)
+    assert type(task).check(context) == []
+    ids = task.items.ids("discover")
+    cells = task.concepts.sample(len(ids), np.random.default_rng(0))
+    whole = task.probe(ids, cells)
+    alone = [task.probe([item], cell[None]).discrepancy[0] for item, cell in zip(ids, cells, strict=True)]
+    np.testing.assert_allclose(whole.discrepancy, alone, rtol=1e-5)
+    assert task.clean_quality("test").values.mean() > 0.9
+    assert 0.1 < whole.failed.mean() < 0.9
+    assert len(task.exhibit(ids[:2], cells[:2])[0].text.splitlines()) == 8
+
+
+def test_the_repair_of_the_docs_mends_what_it_aims_at(digits: tuple[Any, TaskContext], tmp_path: Path) -> None:
+    task, context = digits
+    shifted = task.concepts.neutral_region()
+    shifted = type(shifted)({"shift": (1, 2)})
+    plan = RepairPlan([TargetMode("M1", shifted)], {"method": "retrain"}, seed=1)
+    assert type(task).check_repair(context, plan.settings) == []
+    task.repair(plan, tmp_path / "repaired")
+    repaired = type(task).load(context, tmp_path, tmp_path / "repaired")
+    ids = task.items.ids("test")
+    cells = shifted.sample(task.concepts, len(ids), np.random.default_rng(2))
+    assert repaired.probe(ids, cells).failed.mean() < task.probe(ids, cells).failed.mean() - 0.2
+
+
+def test_the_parameters_of_the_docs_are_accepted_with_their_task(tmp_path: Path) -> None:
+    workspace = workspace_of_the_docs(tmp_path)
+    told = workspace.faded("plan", "mine")
+    assert told.returncode == 0, told.stdout
+    assert "discover@mine" in told.stdout
+
+
+@pytest.mark.slow
+def test_the_audit_of_the_docs_comes_to_a_verdict(tmp_path: Path) -> None:
+    told = workspace_of_the_docs(tmp_path).faded("audit", "mine")
+    assert told.returncode == 0, told.stdout
+    assert "mine: pass" in told.stdout
+
+
+def workspace_of_the_docs(path: Path) -> Workspace:
+    params = yaml.safe_load(blocks("own-task.md", "yaml")[0])
+    workspace = make_workspace(path, params["audits"], params["repairs"])
+    (path / "my_task.py").write_text(blocks("own-task.md", "python")[0])
+    return workspace
+
+
+# The concepts of docs/own-concept.md
+
+
+def test_the_concept_of_the_docs_changes_pictures_and_nothing_at_its_neutral_level(tmp_path: Path) -> None:
+    cls = run("my_concepts", blocks("own-concept.md", "python")[0]).Mine
+    write_images(tmp_path / "images.parquet")
+    concepts = yaml.safe_load(blocks("own-concept.md", "yaml")[0])["concepts"]
+    context = image_context(
+        tmp_path,
+        concepts=concepts,
+        config={
+            "model": {"train": "small_cnn", "epochs": 1},
+            "data": {"parquet": "images.parquet"},
+            "items": {"discover": 6},
+        },
+    )
+    assert cls.check(context) == []
+    cls.prepare(context, tmp_path)
+    task = cls.load(context, tmp_path)
+    ids = task.items.ids("discover")[:2]
+    clear, veiled = (task.inputs(ids, np.array([[level, 0]] * 2)).numpy() for level in (0, 2))
+    np.testing.assert_allclose(veiled, clear + 0.6 * (1 - clear), atol=1e-5)
+    np.testing.assert_array_equal(clear, task.clean(task.rows(ids)).numpy())
+
+
+def test_the_text_concept_of_the_docs_cuts_names() -> None:
+    from stages.concepts.texts import TextTransforms, text_space
+
+    cls = run("my_concepts", blocks("own-concept.md", "python")[1]).Mine
+    space = text_space({"initials": [0, 1]}, cls.catalogue)
+    change = TextTransforms(space, 1, cls.catalogue)
+    article = "The minister met Angela Merkel in Berlin."
+    assert change(article, "a", np.array([0])) == article
+    changed = change(article, "a", np.array([1]))
+    assert "Merkel" not in changed and "M." in changed and "minister" in changed
+
+
+# Packages
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A distribution with a concept, an explorer and a task, as an installer would leave it."""
+    home = tmp_path / "site"
+    info = home / "fog_pack-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fog-pack\nVersion: 1.0\n")
+    (info / "RECORD").write_text("fog_pack.py,,\nfog_pack-1.0.dist-info/METADATA,,\n")
+    entry_points(home, "fog_pack:FOG")
+    (home / "fog_pack.py").write_text(
+        "import torch\n"
+        "from stages.concepts.images import ImageConcept\n"
+        "from stages.explorers.baselines import Random\n"
+        "from planted import PlantedTask as Planted\n"
+        "def veil(images, levels, chance):\n"
+        "    return torch.lerp(images, torch.ones_like(images), levels)\n"
+        "FOG = ImageConcept('fog', 'white veil', 0, 1, 0, apply=veil)\n"
+        "WRONG = ImageConcept('mist', 'white veil', 0, 1, 0, apply=veil)\n"
+        "class Dice(Random):\n"
+        "    name = 'dice'\n"
+    )
+    monkeypatch.syspath_prepend(str(home))
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    yield home
+    sys.modules.pop("fog_pack", None)
+    sys.modules.pop("planted", None)
+
+
+def entry_points(home: Path, concept: str) -> None:
+    (home / "fog_pack-1.0.dist-info" / "entry_points.txt").write_text(
+        f"[faded.concepts]\nfog = {concept}\n"
+        "[faded.explorers]\ndice = fog_pack:Dice\nbroken = fog_pack:FOG\n"
+        "[faded.tasks]\nplanted = fog_pack:Planted\n"
+    )
+
+
+def test_a_concept_of_a_package_is_in_the_catalogue_of_its_kind(package: Path) -> None:
+    from stages.concepts.catalogue import with_plugins
+    from stages.concepts.images import CATALOGUE, ImageConcept
+    from stages.concepts.texts import CATALOGUE as TEXTS
+    from stages.concepts.texts import TextConcept
+
+    assert list(with_plugins(CATALOGUE, ImageConcept)) == [*CATALOGUE, "fog"]
+    assert list(with_plugins(TEXTS, TextConcept)) == list(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("fog_pack:WRONG", r"fog = fog_pack:WRONG .*another name, 'mist'"),
+        ("fog_pack:Dice", r"fog = fog_pack:Dice .*is no concept"),
+        ("fog_pack:Nothing", r"fog-pack \(fog_pack:Nothing\).*cannot be imported: AttributeError"),
+    ],
+)
+def test_an_entry_point_that_is_no_concept_is_told(package: Path, target: str, message: str) -> None:
+    from stages.concepts.catalogue import with_plugins
+    from stages.concepts.images import CATALOGUE, ImageConcept
+
+    entry_points(package, target)
+    with pytest.raises(UsageError, match=message):
+        with_plugins(CATALOGUE, ImageConcept)
+
+
+def test_an_explorer_of_a_package_is_found_by_its_name(package: Path) -> None:
+    from stages.explorers import make_explorer
+
+    assert make_explorer("dice", {}).name == "dice"
+    with pytest.raises(UsageError, match=r"no explorer 'dise', found: .*dice, .*did you mean 'dice'"):
+        make_explorer("dise", {})
+    with pytest.raises(UsageError, match=r"broken \(fog_pack:FOG\) is no explorer, it lacks Settings, explore"):
+        make_explorer("broken", {})
+
+
+def test_an_audit_runs_with_a_task_and_an_explorer_of_a_package_and_its_upgrade_makes_it_stale(
+    package: Path, tmp_path: Path
+) -> None:
+    workspace = make_workspace(tmp_path / "workspace", repairs={})
+    params = workspace.params()
+    audit = params["audits"]["tiny"]
+    audit["task"], audit["code"] = "planted", "data/tiny/inputs"
+    audit["discover"]["explorer"] = "dice"
+    workspace.write_params(params)
+    found = {"PYTHONPATH": f"{package}:{workspace.path}"}
+    told = workspace.faded("audit", "tiny", **found)
+    assert told.returncode == 0, told.stdout
+    assert "agent (dice)" in told.stdout
+    assert "nothing to do" in workspace.faded("audit", "tiny", **found).stdout
+    with (package / "fog_pack.py").open("a") as file:
+        file.write("# another version\n")
+    told = workspace.faded("plan", "tiny", **found).stdout
+    assert re.search(r"discover@tiny +plugins", told), told

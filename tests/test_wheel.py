@@ -1,0 +1,137 @@
+"""The wheel, installed into an environment that knows nothing of this repository."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from stages.code import code_hashes
+from tests.test_workspaces import git
+from tests.workspace import ROOT, audit_params, repair_params
+
+pytestmark = pytest.mark.slow
+
+SEARCH = {"explorer": "random", "control": "random", "budget": 160, "microscopic": {"method": "none"}}
+MAKE = """
+import json, sys
+from pathlib import Path
+from flows.new_workspace import add_audit, write_workspace
+
+write_workspace(Path())
+add_audit(Path(), "tiny", *json.loads(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """What the wheel is built of, without what an earlier build left, which would find its way into this one."""
+    source = tmp_path_factory.mktemp("source") / "faded"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml"):
+        shutil.copy(ROOT / name, source / name)
+    for name in ("flows", "stages"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("tests", "benchmarks"):  # that must not be in it
+        (source / name).mkdir()
+        (source / name / "__init__.py").touch()
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory) -> Path:
+    """The wheel as a release makes it: by way of the source distribution, in an environment of its own."""
+    out = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--outdir", str(out), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory) -> Path:
+    """A fresh environment with the wheel and what image classifiers need."""
+    path = tmp_path_factory.mktemp("fresh") / "env"
+    for command in (
+        [sys.executable, "-m", "venv", str(path)],
+        [str(path / "bin" / "python"), "-m", "pip", "install", "--quiet", f"{wheel}[image]"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return path
+
+
+def run(environment: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of the environment, which is all that the PATH has beside the system's own."""
+    env = {
+        "PATH": f"{environment / 'bin'}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(folder.parent),
+        "COLUMNS": "160",
+        "NO_COLOR": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    program = str(environment / "bin" / command[0])
+    return subprocess.run(
+        [program, *command[1:]],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+
+
+def test_the_wheel_holds_all_of_the_package_and_nothing_else(source, wheel):
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    files = [path for name in ("flows", "stages") for path in (source / name).rglob("*") if path.is_file()]
+    assert inside == {str(path.relative_to(source)) for path in files}
+    assert {"flows/py.typed", "stages/py.typed", "stages/templates/pipeline.yaml"} <= inside
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("stages/templates/pipeline.yaml") == (source / "dvc.yaml").read_bytes()
+
+
+def test_an_audit_runs_in_any_git_repository_from_the_installed_wheel(source, environment, tmp_path):
+    repository = tmp_path / "repository"
+    workspace = repository / "audit"
+    workspace.mkdir(parents=True)
+    for name in ("stages", "flows"):
+        (workspace / name).mkdir()
+        (workspace / name / "__init__.py").write_text("raise SystemExit('not the package')\n")
+    shutil.copy(ROOT / "tests" / "planted.py", workspace / "my_task.py")
+    git(repository, "init", "--quiet", "--initial-branch=main")
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", "start")  # DVCLive wants one
+    audit = audit_params(task="my_task:PlantedTask", code="my_task.py", discover=SEARCH)
+    made = run(environment, workspace, "python", "-P", "-c", MAKE, json.dumps([audit, repair_params()]))
+    assert made.returncode == 0, made.stdout
+    (workspace / "data/tiny/inputs/regions.json").write_text("[]")
+    for command in ("plan", "audit", "status"):
+        done = run(environment, workspace, "faded", command)
+        assert done.returncode == 0, done.stdout
+    assert "pass" in done.stdout and "stale" not in done.stdout, done.stdout
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", "done")
+    done = run(environment, workspace, "faded", "compare", "HEAD", "workspace")
+    assert done.returncode == 0 and "no difference shown" in done.stdout, done.stdout
+
+    # The stages ran the very code that was built.
+    assert json.loads((workspace / "faded.json").read_text())["code"] == code_hashes(package=source / "stages")
+    where = run(environment, workspace, "python", "-P", "-c", "import stages; print(stages.__file__)")
+    assert where.stdout.strip().startswith(str(environment)), where.stdout
+
+    done = run(environment, workspace, "faded", "study")
+    assert done.returncode == 2 and "clone of Faded's repository" in done.stdout, done.stdout
+
+
+def test_a_built_in_task_is_found_by_its_name(environment, tmp_path):
+    show = "from stages import plugins; print(*sorted(plugins.load(plugins.TASKS)), plugins.distributions())"
+    done = run(environment, tmp_path, "python", "-P", "-c", show)
+    assert done.stdout.split() == ["image-classification", "summarization", "text-to-image", "{}"], done.stdout
