@@ -244,7 +244,7 @@ def check(inputs, **config):
     [
         (
             {"model": {"trian": "small_cnn"}},
-            "prepare.model: expected exactly one of the keys train, package; found trian",
+            "prepare.model: expected exactly one of the keys train, package, timm, ",
         ),
         ({"model": {"train": "small_cnn", "epoch": 2}}, "did you mean 'epochs'?"),
         ({"model": {"train": "small_cnn", "epochs": 0}}, "prepare.model.epochs"),

@@ -2,7 +2,6 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,8 +9,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from stages.errors import UsageError
+from stages.tasks.contract import Compute
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration
+from stages.tasks.summarization.form import GenerationConfig
 from stages.tasks.summarization.measures import (
     DISCREPANCIES,
     EMBEDDER_LOADERS,
@@ -21,10 +22,10 @@ from stages.tasks.summarization.measures import (
     degenerate,
     discrepancy,
     rouge_l,
-    unfinished,
     unsupported,
 )
-from tests.tiny_models import tiny_embedder, tiny_tokenizer
+from stages.tasks.summarization.models import TransformersModel, load_summarizer
+from tests.tiny_models import tiny_causal, tiny_embedder
 
 ARTICLE = (
     "The United States government has said it wants to see President Robert Mugabe removed from power and that it is"
@@ -171,12 +172,14 @@ def test_cut_before_the_first_sentence_ended():
     assert degenerate("The government said that the") == ""  # the model meant to end there
 
 
-def test_the_limit_on_tokens_is_seen():
-    limit = SimpleNamespace(generation=SimpleNamespace(max_new_tokens=12))
-    summarizer = SimpleNamespace(tokenizer=tiny_tokenizer(), form=limit)
+def test_the_limit_on_tokens_is_seen(tmp_path):
+    tiny_causal(tmp_path / "inputs" / "tiny")
+    settings = GenerationConfig(max_new_tokens=12)
+    TransformersModel(transformers="tiny").build(tmp_path / "inputs", tmp_path / "model", settings)
+    summarizer = load_summarizer(tmp_path / "model", Compute())
     tokens = summarizer.tokenizer("The council said on Monday that the new bridge will open.")["input_ids"]
-    assert not unfinished(summarizer, summarizer.tokenizer.decode(tokens[:10]))
-    assert unfinished(summarizer, summarizer.tokenizer.decode(tokens[:12]))
+    assert not summarizer.unfinished(summarizer.tokenizer.decode(tokens[:10]))
+    assert summarizer.unfinished(summarizer.tokenizer.decode(tokens[:12]))
 
 
 # Numbers

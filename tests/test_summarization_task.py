@@ -15,7 +15,7 @@ from stages.errors import UsageError
 from stages.explorers import Prober
 from stages.ledger import Ledger
 from stages.tasks.contract import Compute, Measured, Task, TaskContext
-from stages.tasks.summarization import Summarization
+from stages.tasks.summarization import Summarization, models
 from stages.tasks.summarization import task as module
 from stages.tasks.summarization.calibrate import space_doubled
 from stages.tasks.summarization.form import GenerationConfig
@@ -49,12 +49,15 @@ class LeadModel:
     def __init__(self):
         self.asked = []
         self.tokenizer = tiny_tokenizer()
-        self.form = SimpleNamespace(generation=GenerationConfig(max_new_tokens=200), parameters=1)
+        self.form = SimpleNamespace(generation=GenerationConfig(max_new_tokens=200), parameters=1, origin="nobody")
         self.compute = Compute(batch_size=8)
         self.hash = "lead"
 
     def inputs(self, article):
         return self.tokenizer(article)["input_ids"]
+
+    def unfinished(self, summary):
+        return len(self.inputs(summary)) >= 199
 
     def summarize(self, articles):
         self.asked += articles
@@ -64,7 +67,7 @@ class LeadModel:
 @pytest.fixture
 def lead(home, tmp_path, monkeypatch):
     """Prepare and load an audit of `LeadModel`; keyword arguments replace parts of its context."""
-    monkeypatch.setattr(module, "load_summarizer", lambda *_, **__: LeadModel())
+    monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: LeadModel())
 
     def make(**changes):
         context = news_context(home / "inputs", **changes)
@@ -282,7 +285,7 @@ def test_asking_again_doubles_a_space_and_shares_no_answers(lead):
 
 
 def test_references_are_used_where_there_are_any(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_summarizer", lambda *_, **__: LeadModel())
+    monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: LeadModel())
     inputs = write_news(tmp_path / "inputs", references=True)
     context = news_context(inputs, discrepancy={"measure": "reference_loss", "threshold": 0.2})
     with pytest.raises(UsageError, match=r"reference_loss needs reference summaries, .* prepare\.data\.summary"):
@@ -300,7 +303,7 @@ def test_references_are_used_where_there_are_any(tmp_path, monkeypatch):
 
 
 def test_references_that_some_articles_lack(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_summarizer", lambda *_, **__: LeadModel())
+    monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: LeadModel())
     inputs = write_news(tmp_path / "inputs", references=True)
     rows = [json.loads(line) for line in (inputs / "news.jsonl").read_text().splitlines()]
     for row in rows[::2]:
@@ -318,7 +321,7 @@ def test_references_that_some_articles_lack(tmp_path, monkeypatch):
 
 
 def test_articles_that_were_cut_are_counted(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_summarizer", lambda *_, **__: LeadModel())
+    monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: LeadModel())
     context = news_context(home / "inputs")
     data = {**context.config["data"], "max_words": 60}  # of some 80
     metrics = Summarization.prepare(dataclasses.replace(context, config={**context.config, "data": data}), tmp_path)
@@ -329,7 +332,7 @@ def test_articles_that_were_cut_are_counted(home, tmp_path, monkeypatch):
 def test_items_that_are_told_apart_by_nothing_are_refused_before_they_are_summarized(home, tmp_path, monkeypatch):
     chosen = module.choose_items
     monkeypatch.setattr(module, "choose_items", lambda *given: chosen(*given).assign(id="news-1"))
-    monkeypatch.setattr(module, "load_summarizer", lambda *_, **__: pytest.fail("went on to summarize"))
+    monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: pytest.fail("went on to summarize"))
     with pytest.raises(UsageError, match=r"item ids must be unique, found 'news-1'"):
         Summarization.prepare(news_context(home / "inputs"), tmp_path)
 

@@ -11,6 +11,7 @@ from stages.tasks.contract import Compute
 from stages.tasks.sources import source_errors
 from stages.tasks.summarization.form import FORM, GenerationConfig
 from stages.tasks.summarization.models import MODEL_LOADERS, TransformersModel, load_summarizer, model_hash
+from tests.hubs import in_cache
 from tests.tiny_models import TEXT, tiny_causal, tiny_seq2seq
 
 peft = pytest.importorskip("peft")
@@ -96,47 +97,21 @@ def test_a_wrong_source_is_told_before_anything_runs(tmp_path, source, told):
         raise UsageError("\n".join(source_errors(source, MODEL_LOADERS, "prepare.model", tmp_path)))
 
 
-def test_a_model_the_hub_does_not_give_is_one_line(tmp_path, monkeypatch):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_a_model_the_cache_does_not_hold_is_one_line(tmp_path):
     source = TransformersModel(transformers="nobody/no-such-model", revision="0" * 40)
-    assert source.errors(tmp_path) == []  # the hub is not asked before the audit runs
-    with pytest.raises(UsageError, match=r"nobody/no-such-model.*HF_HUB_OFFLINE=0.*or put the model") as told:
+    assert source.errors(tmp_path) == []  # the cache is not asked before the audit runs
+    with pytest.raises(UsageError, match=r"nobody/no-such-model at 0+ .*Run `faded prefetch .*` where") as told:
         source.build(tmp_path, tmp_path / "model", SHORT)
     assert "\n" not in str(told.value)
 
 
-def test_a_model_that_the_cache_holds_in_part_is_completed(home, tmp_path, monkeypatch):
-    """Even one that a commit names, for which the cache alone would do if it were complete."""
-    import huggingface_hub
-
-    cached = tmp_path / ("0" * 40)
-    cached.mkdir()
-    shutil.copy(home / "inputs" / "causal" / "config.json", cached)
-
-    def fetch(name, *, local_files_only=False, **_):
-        if not local_files_only:
-            shutil.copytree(home / "inputs" / "causal", cached, dirs_exist_ok=True)
-        return str(cached)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    source = TransformersModel(transformers="some/model", revision=cached.name)
-    source.build(tmp_path, tmp_path / "model", SHORT)
-    assert load_summarizer(tmp_path / "model", Compute()).form.revision == cached.name
-
-
-def test_offline_a_part_of_a_model_is_told(home, tmp_path, monkeypatch):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    cached = tmp_path / "hub" / "models--some--model" / "snapshots" / ("0" * 40)
-    cached.mkdir(parents=True)
-    shutil.copy(home / "inputs" / "causal" / "config.json", cached)
-    source = TransformersModel(transformers="some/model", revision=cached.name)
-    with pytest.raises(UsageError, match=r"has no weights.*a part of the model only.*HF_HUB_OFFLINE=0"):
-        source.build(tmp_path, tmp_path / "model", SHORT)
+def test_a_part_of_a_model_in_the_cache_is_told(home, tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    made.mkdir()
+    shutil.copy(home / "inputs" / "causal" / "config.json", made)
+    in_cache(monkeypatch, tmp_path / "hub", "some/model", made)
+    with pytest.raises(UsageError, match=r"has no weights.*a part of the model only.*faded prefetch"):
+        TransformersModel(transformers="some/model").build(tmp_path, tmp_path / "model", SHORT)
 
 
 def test_code_of_the_repository_does_not_run(tmp_path):

@@ -27,13 +27,18 @@ class Compute:
 
     Args:
         device: "cpu", "cuda" or "cuda:1"; "auto" was resolved before a task sees it.
-        threads: CPU threads torch may use; fixed, because sums depend on it in their last bits.
+        threads: CPU threads the model may use; fixed, because sums depend on it in their last bits.
         batch_size: probes the model answers at once.
+        backend: what runs the network: "eager" (torch as it is), "compile" (torch.compile) or "openvino".
+        dtype: what it computes with: "float32" or "bfloat16". A task that leaves no choice in these two refuses others
+            in `check` (`stages.tasks.compute`), for they are recorded with every result.
     """
 
     device: str = "cpu"
     threads: int = 2
     batch_size: int = 64
+    backend: str = "eager"
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class TaskContext:
         concepts: {name: levels} as in params.yaml, for the task to validate.
         discrepancy: the audit's `discrepancy:` block.
         inputs: folder of the user's own files, data/<audit>/inputs: every local path is relative to it.
-        compute: device, threads, batch size.
+        compute: device, threads, batch size, backend, dtype.
     """
 
     audit: str

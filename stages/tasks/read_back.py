@@ -43,7 +43,8 @@ def compare_in_fresh_process(
         tensors, asked = Path(scratch) / "known.safetensors", Path(scratch) / "asked.json"
         save_file(dict(known), tensors)
         asked.write_text(json.dumps(question, ensure_ascii=False), encoding="utf-8")
-        command = [sys.executable, "-m", module, folder, base, tensors, asked]
+        safe = ["-P"] if sys.flags.safe_path else []  # as this stage was started
+        command = [sys.executable, *safe, "-m", module, folder, base, tensors, asked]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
         told = done.stderr.rpartition("error: ")[2].strip()  # libraries warn before it

@@ -36,10 +36,12 @@ def parse_source(raw: Mapping[str, Any], loaders: Mapping[str, type[Source]], wh
     Raises:
         UsageError: one line per error.
     """
-    named = [name for name in loaders if name in raw]
+    found = [name for name in loaders if name in raw]
+    # A key may name one loader and be a setting of another: {package: ..., timm: ...} is of the loader `package`.
+    named = [name for name in found if not any(name in loaders[other].model_fields for other in found if other != name)]
     if len(named) != 1:
-        found = ", ".join(map(str, raw)) or "nothing"
-        raise UsageError(f"{where}: expected exactly one of the keys {', '.join(loaders)}; found {found}")
+        given = ", ".join(map(str, raw)) or "nothing"
+        raise UsageError(f"{where}: expected exactly one of the keys {', '.join(loaders)}; found {given}")
     loader = loaders[named[0]]
     try:
         return loader.model_validate(dict(raw))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from stages.params import Strict
 from stages.tasks.sources import ItemCounts
+
+
+def spelled(name: Any) -> Any:
+    """YAML reads a class named 7 as a number."""
+    return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+
+
+Label = Annotated[str, BeforeValidator(spelled)]
 
 
 class PrepareConfig(Strict):

@@ -1,75 +1,23 @@
-"""Data loaders: each turns one way to name images into a `Pool`. To add one, add its key to DATA_LOADERS."""
+"""Data loaders: each turns one way to name pictures into a `Pool`. To add one, add its key to DATA_LOADERS."""
 
 from __future__ import annotations
 
 import json
 import re
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from stages.errors import UsageError
-from stages.params import Strict
-from stages.tasks.contract import SPLITS
-from stages.tasks.sources import ItemCounts, local_file, package_folder
-
-
-@dataclass(frozen=True)
-class Pool:
-    """All images a data source offers.
-
-    Args:
-        images: (n, c, h, w) uint8.
-        targets: (n,) class indices.
-        ids: n unique names.
-        groups: n names of what images must not be torn into two splits (crops of one photo).
-        splits: n names of ready-made pools ("train", "discover", ...), or None: the audit draws the splits.
-        classes: names of the classes, or None if the model knows them.
-        skipped: corrupt files and why they were skipped.
-    """
-
-    images: np.ndarray
-    targets: np.ndarray
-    ids: list[str]
-    groups: list[str]
-    splits: list[str] | None = None
-    classes: list[str] | None = None
-    skipped: list[dict[str, str]] = field(default_factory=list)
-
-    def rows(self, split: str) -> np.ndarray:
-        """Rows of a ready-made pool, in its order."""
-        return np.flatnonzero(np.array(self.splits or []) == split)
-
-
-class DataSource(Strict):
-    """Base of the data loaders."""
-
-    max_corrupt: float = Field(0.05, ge=0, le=1, description="share of unreadable images to skip; more is an error")
-
-    @abstractmethod
-    def errors(self, inputs: Path) -> list[str]:
-        """Say what is missing, without reading images."""
-
-    @abstractmethod
-    def load(self, inputs: Path) -> Pool:
-        """Read all images."""
-
-    def _tolerate(self, skipped: list[dict[str, str]], total: int) -> None:
-        if len(skipped) > self.max_corrupt * total:
-            named = "; ".join(f"{s['file']} ({s['reason']})" for s in skipped[:5])
-            more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-            raise UsageError(
-                f"prepare.data: {len(skipped)} of {total} images are corrupt, "
-                f"max_corrupt allows {self.max_corrupt:.0%}: {named}{more}"
-            )
+from stages.tasks.classification.data_source import DataSource, collect
+from stages.tasks.classification.own_data import HubDataset, ImageFolder, JsonLines
+from stages.tasks.classification.pool import Decoded, Pool, tolerate
+from stages.tasks.sources import local_file, package_folder
 
 
 class ParquetImages(DataSource):
@@ -82,7 +30,11 @@ class ParquetImages(DataSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See DataSource."""
-        return _collect(lambda: local_file(inputs, self.parquet, "prepare.data.parquet"))
+        return collect(lambda: local_file(inputs, self.parquet, "prepare.data.parquet"))
+
+    def origin(self, inputs: Path) -> str:
+        """See DataSource."""
+        return self.parquet
 
     def load(self, inputs: Path) -> Pool:
         """See DataSource."""
@@ -119,16 +71,17 @@ class ParquetImages(DataSource):
             {"file": f"{path.name}: {i}", "reason": f"{len(b or b'')} bytes, expected {size}"}
             for i, b in zip(bad["id"], bad["image"], strict=True)
         ]
-        self._tolerate(skipped, len(frame))
+        tolerate(skipped, len(frame), self.max_corrupt)
         frame = frame[whole]
         return Pool(
-            images=np.frombuffer(b"".join(frame["image"]), np.uint8).reshape(-1, *shape),
-            targets=frame["label"].map({name: i for i, name in enumerate(classes)}).to_numpy(np.int64),
+            pictures=Decoded(np.frombuffer(b"".join(frame["image"]), np.uint8).reshape(-1, *shape)),
+            labels=frame["label"].map({name: i for i, name in enumerate(classes)}).to_numpy(np.int64),
             ids=frame["id"].astype(str).tolist(),
             groups=frame["id"].tolist(),
             splits=frame["split"].tolist(),
             classes=classes,
             skipped=skipped,
+            in_order=True,
         )
 
 
@@ -158,10 +111,14 @@ class PackageImages(DataSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See DataSource."""
-        lines = _collect(lambda: self._paths(inputs))
+        lines = collect(lambda: self._paths(inputs))
         if self.size > self.resize:
             lines.append(f"prepare.data.size: {self.size} is larger than resize, {self.resize}")
         return lines
+
+    def origin(self, inputs: Path) -> str:
+        """See DataSource."""
+        return f"{self.files} of the package {self.package}"
 
     def _paths(self, inputs: Path) -> list[Path]:
         folder = package_folder(inputs, self.package, "prepare.data.package")
@@ -195,10 +152,10 @@ class PackageImages(DataSource):
                 targets.append(int(match[1]))
                 ids.append(f"{path.stem}-{crop}")
                 groups.append(path.stem)
-        self._tolerate(skipped, len(paths))
+        tolerate(skipped, len(paths), self.max_corrupt)
         if not images:
             raise UsageError(f"prepare.data: none of the {len(paths)} images can be read")
-        return Pool(np.stack(images), np.array(targets), ids, groups, skipped=skipped)
+        return Pool(Decoded(np.stack(images)), np.array(targets), ids, groups, skipped=skipped)
 
     def _squares(self, photo: Any) -> Iterator[np.ndarray]:
         from PIL import Image
@@ -212,58 +169,10 @@ class PackageImages(DataSource):
             yield pixels[top : top + self.size, left : left + self.size].transpose(2, 0, 1)
 
 
-DATA_LOADERS: Mapping[str, type[DataSource]] = {"parquet": ParquetImages, "package": PackageImages}
-
-
-def choose_items(pool: Pool, counts: ItemCounts, classes: list[str], seed: int) -> pd.DataFrame:
-    """Pick the items of each split: the first of a ready-made pool, or whole groups in an order drawn by the seed.
-
-    Returns:
-        Columns id, split, label (class name), target (class index), image (raw uint8 pixels).
-
-    Raises:
-        UsageError: when there are too few images.
-    """
-    wanted: dict[str, int] = {split: getattr(counts, split) for split in SPLITS}
-    if pool.splits is not None:
-        rows = {split: pool.rows(split) for split in wanted}
-    else:
-        rows = _draw_groups(pool, wanted, seed)
-    tables = []
-    for split, n in wanted.items():
-        if len(rows[split]) < n:
-            left = "" if pool.splits is not None else " left (crops of a photo stay in one split)"
-            raise UsageError(f"prepare.items.{split}: {n} items wanted, the data has {len(rows[split])}{left}")
-        chosen = rows[split][:n]
-        tables.append(
-            pd.DataFrame(
-                {
-                    "id": [pool.ids[i] for i in chosen],
-                    "split": split,
-                    "label": [classes[t] for t in pool.targets[chosen]],
-                    "target": pool.targets[chosen],
-                    "image": [pool.images[i].tobytes() for i in chosen],
-                }
-            )
-        )
-    return pd.concat([t for t in tables if len(t)], ignore_index=True)
-
-
-def _draw_groups(pool: Pool, wanted: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
-    by_group = pd.Series(range(len(pool.ids))).groupby(pool.groups).apply(list)
-    groups = list(np.random.default_rng([seed, 1]).permutation(len(by_group)))
-    rows: dict[str, np.ndarray] = {}
-    for split, n in wanted.items():
-        taken: list[int] = []
-        while groups and len(taken) < n:
-            taken += by_group.iloc[groups.pop(0)]
-        rows[split] = np.array(taken, dtype=np.int64)
-    return rows
-
-
-def _collect(check: Any) -> list[str]:
-    try:
-        check()
-    except UsageError as error:
-        return [str(error)]
-    return []
+DATA_LOADERS: Mapping[str, type[DataSource]] = {
+    "parquet": ParquetImages,
+    "package": PackageImages,
+    "imagefolder": ImageFolder,
+    "jsonl": JsonLines,
+    "datasets": HubDataset,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from stages.concepts.catalogue import with_plugins
 from stages.concepts.images import (
     CATALOGUE,
     ImageConcept,
@@ -25,9 +27,15 @@ from stages.concepts.images import (
 from stages.errors import UsageError
 from stages.files import content_hash
 from stages.params import validation_lines
+from stages.tasks.classification.backends import BACKENDS, Backend, compute_errors
+from stages.tasks.classification.black_boxes import BLACK_BOXES
 from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings
-from stages.tasks.classification.data import DATA_LOADERS, DataSource, choose_items
-from stages.tasks.classification.models import MODEL_LOADERS, Classifier, ModelSource, load_model, save_model
+from stages.tasks.classification.data import DATA_LOADERS
+from stages.tasks.classification.data_source import DataSource
+from stages.tasks.classification.loaders import MODEL_LOADERS
+from stages.tasks.classification.models import Classifier, load_model, save_model
+from stages.tasks.classification.pool import choose_items
+from stages.tasks.classification.sources import ModelSource
 from stages.tasks.contract import (
     SPLITS,
     Exhibit,
@@ -52,7 +60,9 @@ class ImageClassification:
     Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.images`.
     """
 
-    catalogue: ClassVar[Mapping[str, ImageConcept]] = CATALOGUE
+    catalogue: ClassVar[Mapping[str, ImageConcept]] = with_plugins(CATALOGUE, ImageConcept)
+
+    backends: ClassVar[Sequence[str]] = BACKENDS
 
     def __init__(self, context: TaskContext, items: pd.DataFrame, model: Classifier, model_hash: str) -> None:
         torch.set_num_threads(context.compute.threads)
@@ -75,6 +85,14 @@ class ImageClassification:
         # Convolutions of colour pictures are faster when the channels of a pixel lie together.
         self._format = torch.channels_last if model.form.shape[0] > 1 else torch.contiguous_format
         self.model.to(memory_format=self._format)  # type: ignore[call-overload]
+        self._backend: Backend | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """What answers for the model; another model in its place gets another one."""
+        if self._backend is None or self._backend.model is not self.model:
+            self._backend = Backend(self.model, self.context.compute)
+        return self._backend
 
     # Configuration
 
@@ -89,6 +107,9 @@ class ImageClassification:
         else:
             errors += source_errors(config.data, DATA_LOADERS, "prepare.data", context.inputs)
             errors += source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
+            errors += compute_errors(
+                context.compute, next((kind for kind in BLACK_BOXES if kind in config.model), None)
+            )
         try:
             DiscrepancyConfig.model_validate(dict(context.discrepancy))
         except ValidationError as error:
@@ -99,6 +120,10 @@ class ImageClassification:
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
         """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
         errors = missing_splits(context)
+        model = context.config.get("model")
+        if isinstance(model, Mapping):
+            with contextlib.suppress(UsageError):  # `check` tells what is wrong with it
+                errors += parse_source(model, MODEL_LOADERS, "prepare.model").repair_errors()
         try:
             RepairSettings.model_validate(dict(settings))
         except ValidationError as error:
@@ -124,13 +149,7 @@ class ImageClassification:
         pool = data.load(context.inputs)
         model = source.build(context.inputs, pool, context.seed, context.compute.device)
         classes = model.form.classes
-        if pool.targets.min() < 0 or pool.targets.max() >= len(classes):
-            raise UsageError(
-                f"prepare: the model has {len(classes)} classes, so labels are 0..{len(classes) - 1}; "
-                f"the data has labels {pool.targets.min()}..{pool.targets.max()}"
-            )
-        items = choose_items(pool, config.items, classes, context.seed)
-        items.attrs["skipped"] = pool.skipped  # kept in the file, so that the report can list them
+        items = choose_items(pool, config.items, classes, context.seed, model.form.shape, model.form.view)
         save_model(model, out_dir / "model")
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         task = cls.load(context, out_dir)
@@ -140,8 +159,29 @@ class ImageClassification:
             "clean_accuracy": {split: float(task.clean_quality(split).values.mean()) for split in present},
             "classes": len(classes),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "skipped": len(pool.skipped),
+            "skipped": len(items.attrs["skipped"]),
+            "origin": {"model": model.form.origin, "data": data.origin(context.inputs)},
         }
+
+    @classmethod
+    def prefetch(cls, context: TaskContext) -> list[str]:
+        """Fetch what model and data name on a hub into the local cache, so that `prepare` needs no network.
+
+        Returns:
+            A line for people for each repository: what it is, at which commit, how large.
+
+        Raises:
+            UsageError: when the configuration is wrong, or HF_HUB_OFFLINE forbids to fetch.
+            InfrastructureError: when the hub cannot be reached.
+        """
+        if errors := cls.check(context):
+            raise UsageError("\n".join(errors))
+        config = PrepareConfig.model_validate(dict(context.config))
+        sources: list[DataSource | ModelSource] = [
+            parse_source(config.model, MODEL_LOADERS, "prepare.model"),
+            parse_source(config.data, DATA_LOADERS, "prepare.data"),
+        ]
+        return [line for source in sources for line in source.prefetch(context.inputs)]
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
@@ -151,7 +191,8 @@ class ImageClassification:
             raise UsageError(f"{path} is missing: run prepare first")
         items = pd.read_parquet(path)
         folder = model or prepared / "model"
-        loaded = load_model(folder)
+        named = context.config.get("model")
+        loaded = load_model(folder, named if isinstance(named, Mapping) else None)
         expected = int(np.prod(loaded.form.shape))
         if len(items["image"].iloc[0]) != expected:
             raise UsageError(
@@ -190,9 +231,10 @@ class ImageClassification:
     def logits(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> Tensor:
         """Answers of the model to n probes: (n, classes) float32 on the CPU."""
         answers = []
-        for batch in self._batches(len(item_ids)):
-            pixels = self.inputs(item_ids[batch], cells[batch], None if repeats is None else repeats[batch])
-            answers.append(self.model(pixels).float().cpu())
+        with self.backend.threads():
+            for batch in self._batches(len(item_ids)):
+                pixels = self.inputs(item_ids[batch], cells[batch], None if repeats is None else repeats[batch])
+                answers.append(self.backend(pixels))
         return torch.cat(answers) if answers else torch.empty(0, len(self.model.form.classes))
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
@@ -211,11 +253,12 @@ class ImageClassification:
         """See Task: 1 where the unchanged image is classified right."""
         ids = self.items.ids(split)
         rows = self.rows(ids)
-        with torch.inference_mode():
+        with torch.inference_mode(), self.backend.threads():
             right = [
-                self.model(self.clean(rows[b])).argmax(1) == self.targets(rows[b]) for b in self._batches(len(rows))
+                self.backend(self.clean(rows[b])).argmax(1) == self.targets(rows[b]).cpu()
+                for b in self._batches(len(rows))
             ]
-        values = torch.cat(right).cpu().numpy().astype(np.float64) if right else np.empty(0)
+        values = torch.cat(right).numpy().astype(np.float64) if right else np.empty(0)
         return Quality("clean accuracy", values, ids)
 
     # What explorers and people see

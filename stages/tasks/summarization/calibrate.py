@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from stages.errors import UsageError
 from stages.progress import progress
 from stages.tasks.summarization.config import too_few
-from stages.tasks.summarization.generate import Summarizer
+from stages.tasks.summarization.generate import Summarizes
 from stages.tasks.summarization.measures import (
     DISCREPANCIES,
     NEEDS_REFERENCE,
@@ -28,7 +28,6 @@ from stages.tasks.summarization.measures import (
     Embedder,
     degenerate,
     discrepancy,
-    unfinished,
     weighted,
 )
 
@@ -145,7 +144,7 @@ class Rate:
 
 def measure_noise(
     items: pd.DataFrame,
-    summarizer: Summarizer,
+    summarizer: Summarizes,
     embedder: Embedder,
     benign: Callable[[str, str], str],
     articles: int,
@@ -185,13 +184,13 @@ def measure_noise(
         case = Case(row.article, clean[row.id], answer, row.reference)
         names = [name for name in DISCREPANCIES if case.reference or name not in NEEDS_REFERENCE]
         values = {name: discrepancy(case, {name: 1.0}, embedder) for name in names}
-        reason = degenerate(answer, unfinished(summarizer, answer))
+        reason = degenerate(answer, summarizer.unfinished(answer))
         records.append({"condition": condition, "split": split, "item": row.id, "degenerate": reason, **values})
     faithfulness = [embedder.cosine(clean[row.id], row.article) for row in items.itertuples()]
     return items.assign(summary=list(clean.values()), faithfulness=faithfulness), Calibration.from_list(records)
 
 
-def _summarize(summarizer: Summarizer, texts: Sequence[str]) -> list[str]:
+def _summarize(summarizer: Summarizes, texts: Sequence[str]) -> list[str]:
     """Summaries of n texts, with a bar; texts of like length go together, so that little is spent on padding."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     size = summarizer.compute.batch_size

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from stages.concepts import Level
 from stages.params import Strict
 from stages.tasks.sources import ItemCounts
-from stages.tasks.summarization.form import GenerationConfig
+from stages.tasks.summarization.form import SENT, GenerationConfig
 from stages.tasks.summarization.measures import NEEDS_REFERENCE
 
 Measure = Literal["faithfulness_loss", "unfaithfulness", "instability", "instability_rouge", "reference_loss"]
@@ -93,6 +93,12 @@ def too_few(articles: int, false_alarms: float) -> str:
 def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig) -> list[str]:
     """What `discrepancy` asks for and `prepare` cannot give, one error a line."""
     errors = []
+    idle = sorted(prepare.generation.model_fields_set - SENT) if "endpoint" in prepare.model else []
+    if idle:
+        errors.append(
+            f"prepare.generation: {', '.join(idle)} has no effect on a model behind HTTP, which is sent"
+            f" {', '.join(sorted(SENT))} alone; what it should be sent beside is named by prepare.model.settings"
+        )
     compared = sorted(NEEDS_REFERENCE & discrepancy.weights.keys())
     if compared and not prepare.references:
         errors.append(

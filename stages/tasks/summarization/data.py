@@ -1,19 +1,17 @@
-"""Where articles come from, and which of them an audit can use. To add a source, add its key to DATA_LOADERS.
+"""Which articles an audit can use. All sources lead to one list of articles with what was left out and why.
 
-All sources lead to one list of articles with what was left out and why; `choose_items` draws the splits from it.
+`choose_items` draws the splits from it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -21,9 +19,9 @@ from pydantic import Field, model_validator
 
 from stages.concepts.texts import sentences
 from stages.errors import UsageError
-from stages.params import Strict
 from stages.tasks.contract import SPLITS
-from stages.tasks.sources import ItemCounts, local_file, package_file
+from stages.tasks.source import Source
+from stages.tasks.sources import ItemCounts
 
 RUN = 5  # words that two articles share in a row only by copying
 NAMED = 5  # exclusions an error names
@@ -55,7 +53,7 @@ class Unreadable:
     reason: str
 
 
-class DataSource(Strict):
+class DataSource(Source):
     """Base of the data loaders: how articles are cut, and how many may be left out."""
 
     max_words: int = Field(
@@ -69,10 +67,6 @@ class DataSource(Strict):
         if self.min_words > self.max_words:
             raise ValueError(f"min_words is {self.min_words}, above max_words, {self.max_words}")
         return self
-
-    @abstractmethod
-    def errors(self, inputs: Path) -> list[str]:
-        """Say what is missing, without reading articles."""
 
     @abstractmethod
     def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
@@ -176,162 +170,6 @@ def _copied(name: str, text: str, seen: dict[bytes, str]) -> str:
     return ""
 
 
-class PackageArticles(DataSource):
-    """{package: NAME, file: FILE, test: FILE}: text files in an installed package, one article a line.
-
-    Articles of `test` are the test split; without it, all splits are drawn from `file`.
-    """
-
-    package: str = Field(pattern=r"^\w+$")
-    file: str
-    test: str | None = None
-
-    def errors(self, inputs: Path) -> list[str]:
-        """See DataSource."""
-        return _collect(lambda: self._files(inputs))
-
-    def _files(self, inputs: Path) -> dict[str, Path]:
-        named = {"": self.file, "test": self.test}
-        return {
-            pool: package_file(inputs, self.package, name, f"prepare.data.{pool or 'file'}")
-            for pool, name in named.items()
-            if name is not None
-        }
-
-    def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
-        """See DataSource; files that are not UTF-8 are read as Latin-1, as older corpora are."""
-        for pool, path in self._files(inputs).items():
-            content = path.read_bytes()
-            try:
-                text = content.decode()
-            except UnicodeDecodeError:
-                text = content.decode("latin-1")
-            for number, line in enumerate(text.split("\n"), start=1):
-                if line.strip():
-                    yield Article(_id(path.stem, number, pool), line, pool=pool)
-
-
-class JsonLines(DataSource):
-    """{jsonl: FILE, text: FIELD, summary: FIELD, split: FIELD}: one JSON object a line, under the audit's inputs.
-
-    `summary` names the reference summary and `split` the split a line is meant for, where there are any.
-    """
-
-    jsonl: str
-    text: str
-    summary: str | None = None
-    split: str | None = None
-
-    def errors(self, inputs: Path) -> list[str]:
-        """See DataSource."""
-        return _collect(lambda: self._file(inputs))
-
-    def _file(self, inputs: Path) -> Path:
-        path = local_file(inputs, self.jsonl, "prepare.data.jsonl")
-        if not path.is_file():
-            raise UsageError(f"prepare.data.jsonl: {path} is a folder, expected a file with one JSON object a line")
-        return path
-
-    def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
-        """See DataSource."""
-        path = self._file(inputs)
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                name = _id(path.stem, number)
-                try:
-                    row = json.loads(line) if line.strip() else {}
-                except ValueError as error:  # also bytes that are not UTF-8
-                    yield Unreadable(name, f"line {number} is not JSON: {error}")
-                    continue
-                if line.strip():
-                    yield _article(name, row, self.text, self.summary, self.split, f"line {number}")
-
-
-class HubDataset(DataSource):
-    """{datasets: ID_OR_FOLDER, split: SPLIT, text: FIELD, summary: FIELD}: what the `datasets` library reads.
-
-    A folder under the audit's inputs, or an ID of the Hugging Face hub. `split` and `test` take the library's slices
-    ("train[:5000]"); without `test` all splits are drawn from `split`. No code is run.
-
-    All rows are read and compared before some are drawn, so name a slice of a large split: 100,000 articles take a
-    minute or two, and 1 GB of memory beside their texts.
-    """
-
-    datasets: str
-    split: str
-    text: str
-    summary: str | None = None
-    test: str | None = None
-    name: str | None = Field(None, description="the configuration, where a data set has several")
-    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
-
-    def errors(self, inputs: Path) -> list[str]:
-        """See DataSource."""
-        path = inputs / self.datasets
-        local = path.exists()
-        if path.is_file():
-            return [
-                f"prepare.data.datasets: {path} is a file, expected a folder that holds such files, or an ID of the hub"
-            ]
-        if local and self.revision is not None:
-            return [f"prepare.data.revision: {self.datasets} is a folder, only data sets of the hub have one"]
-        if local or self.datasets.count("/") > 1 or self.datasets.startswith("."):
-            return _collect(lambda: local_file(inputs, self.datasets, "prepare.data.datasets"))
-        return []
-
-    def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
-        """See DataSource."""
-        for pool, split in (("", self.split), ("test", self.test)):
-            if split is not None:
-                stem = split.split("[")[0]
-                for number, row in enumerate(self._rows(inputs, split)):
-                    name = _id(stem, number, pool)
-                    yield _article(name, row, self.text, self.summary, None, f"row {number}", pool)
-
-    def _rows(self, inputs: Path, split: str) -> Iterable[dict[str, Any]]:
-        try:
-            import datasets
-        except ImportError:
-            raise UsageError("prepare.data.datasets: needs the library datasets: pip install 'faded[text]'") from None
-        datasets.disable_progress_bars()
-        local = (inputs / self.datasets).is_dir()
-        source = str(inputs / self.datasets) if local else self.datasets
-        try:
-            rows = datasets.load_dataset(source, self.name, split=split, revision=self.revision)
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            offline = "" if local else "; where it is not in the cache, HF_HUB_OFFLINE=0 lets prepare fetch it"
-            raise UsageError(
-                f"prepare.data.datasets: {self.datasets}, split {split}, cannot be read: {error}{offline}"
-            ) from None
-        return cast(Iterable[dict[str, Any]], rows)
-
-
-DATA_LOADERS: Mapping[str, type[DataSource]] = {
-    "package": PackageArticles,
-    "jsonl": JsonLines,
-    "datasets": HubDataset,
-}
-
-
-def _id(stem: str, number: int, pool: str = "") -> str:
-    """Id of an article: two pools may come from one split or from files of one name, so theirs are told apart."""
-    return f"{pool}-{stem}-{number}" if pool else f"{stem}-{number}"
-
-
-def _article(
-    name: str, row: Any, text: str, summary: str | None, split: str | None, where: str, pool: str = ""
-) -> Article | Unreadable:
-    """One row as an article; fields that are named but missing make it unreadable."""
-    if not isinstance(row, dict):
-        return Unreadable(name, f"{where} holds {type(row).__name__}, expected an object with the field {text!r}")
-    fields = [field for field in (text, summary, split) if field is not None]
-    for field in fields:
-        if not isinstance(row.get(field), str):
-            found = f"it has {type(row[field]).__name__}" if field in row else f"found {', '.join(row) or 'none'}"
-            return Unreadable(name, f"{where} has no text in the field {field!r}, {found}")
-    return Article(name, row[text], row[summary] if summary else "", row[split] if split else pool)
-
-
 def choose_items(articles: list[Article], counts: ItemCounts, seed: int) -> pd.DataFrame:
     """Draw the items of each split, in an order that the seed decides: from its own pool if it has one.
 
@@ -356,11 +194,3 @@ def choose_items(articles: list[Article], counts: ItemCounts, seed: int) -> pd.D
         if not own:
             free = free[wanted:]
     return pd.DataFrame(rows, columns=["id", "split", "label", "article", "reference", "cut"])
-
-
-def _collect(check: Callable[[], Any]) -> list[str]:
-    try:
-        check()
-    except UsageError as error:
-        return [str(error)]
-    return []

@@ -11,13 +11,15 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from stages.errors import UsageError
-from stages.files import read_json, write_json
+from stages.files import content_hash, read_json, write_json
 from stages.params import Strict, validation_lines
 
 FORM = "faded.json"
+ADAPTER = "adapter_config.json"
 ARTICLE = "{article}"
+SENT = frozenset({"max_new_tokens"})  # of the generation settings: what a model behind HTTP is sent
 
-Kind = Literal["causal", "seq2seq"]
+Kind = Literal["causal", "seq2seq", "endpoint"]
 
 
 class GenerationConfig(Strict):
@@ -71,7 +73,7 @@ class Form(Strict):
     generation: GenerationConfig
     origin: str = Field(description="where the weights come from, for people")
     revision: str = Field("", description="commit of the hub, or hash of the files the weights were read from")
-    parameters: int = Field(ge=1)
+    parameters: int | None = Field(ge=1, description="none where nobody sees the weights")
     normalise: tuple[str, ...] = Field((), description="changes made to every article before it is summarized")
     base: str | None = Field(None, description="repairs: content hash of the model folder they belong to")
 
@@ -94,3 +96,34 @@ def load_form(folder: Path) -> Form:
         return Form.model_validate(raw)
     except ValidationError as error:
         raise UsageError("\n".join(validation_lines(error, Form, str(path)))) from None
+
+
+def model_hash(folder: Path) -> str:
+    """Content hash of a model folder, whatever the folder is called: what a repair names its base by."""
+    return content_hash(sorted(folder.iterdir()))
+
+
+def read_folder(folder: Path, base: Path | None) -> tuple[Form, Path, str]:
+    """Read how a model folder, or a repair of one, is asked, and check that a repair has the base it was made for.
+
+    Args:
+        folder: the model folder, or a repair: its faded.json names its base.
+        base: the model folder a repair belongs to.
+
+    Returns:
+        The form, where the weights lie, and the content hash of both folders.
+
+    Raises:
+        UsageError: when a file is missing or damaged, or the repair was made for another model.
+    """
+    form = load_form(folder)
+    if form.base is None:
+        if (folder / ADAPTER).exists():
+            raise UsageError(f"{folder} holds an adapter, and its {FORM} does not say for which model")
+        return form, folder, model_hash(folder)
+    if base is None:
+        raise UsageError(f"{folder} is a repair of the model {form.base}: it needs that model's folder, none was given")
+    content = model_hash(base)
+    if form.base != content:
+        raise UsageError(f"{folder} is a repair of the model {form.base}; {base} holds {content}")
+    return form, base, content_hash(sorted(folder.iterdir()), content)

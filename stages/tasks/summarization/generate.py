@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,29 @@ from stages.tasks.summarization.form import ARTICLE, Form
 STRIDE = 32  # tokens; 16 was enough with AVX-512, wider registers may need more
 SPLIT = 384  # tokens of prompt and summary, from which on the last bits were seen to depend on padding again
 IGNORED = -100  # a label the loss does not count, in torch and transformers
+
+
+class Summarizes(Protocol):
+    """A summarizer as the task asks it, whether its weights are here or not.
+
+    `form` says how it is asked, `hash` which model it is: it is that of the folders it was read from.
+    """
+
+    form: Form
+    compute: Compute
+    hash: str
+
+    def inputs(self, article: str) -> object:
+        """What the model is given for an article: equal where it cannot tell two articles apart."""
+        ...
+
+    def summarize(self, articles: Sequence[str]) -> list[str]:
+        """Summaries of n articles, without white space around them; each depends on its article alone."""
+        ...
+
+    def unfinished(self, summary: str) -> bool:
+        """Whether the limit on its length, and not the model, ended a summary."""
+        ...
 
 
 class Summarizer:
@@ -173,6 +196,10 @@ class Summarizer:
         texts = self.tokenizer.batch_decode(out[:, width:] if causal else out, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
+    def unfinished(self, summary: str) -> bool:
+        """See Summarizes; one token less than the limit counts too, as the last may have been white space."""
+        return self._tokens(summary) >= self.form.generation.max_new_tokens - 1
+
     def training_batch(self, articles: Sequence[str], summaries: Sequence[str]) -> dict[str, Tensor]:
         """What a training step takes, on the model's device, padded on the right.
 
@@ -194,6 +221,26 @@ class Summarizer:
         ids, mask = _pad(rows, pad)
         tensors = {"input_ids": ids, "attention_mask": mask, "labels": _pad(labels, IGNORED)[0]}
         return {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+
+
+def with_weights(summarizer: Summarizes) -> Summarizer:
+    """The summarizer as one whose weights can be trained.
+
+    Raises:
+        UsageError: when it shows none.
+    """
+    if not isinstance(summarizer, Summarizer):
+        raise UsageError(f"restructure.method: lora trains weights, and {summarizer.form.origin} shows none")
+    return summarizer
+
+
+def with_normalisations(form: Form) -> Callable[[str], str] | None:
+    """What is done to every article before the model reads it; None where nothing is."""
+    if not form.normalise:
+        return None
+    from stages.tasks.summarization.normalise import normaliser
+
+    return normaliser(form.normalise)
 
 
 def render_prompt(tokenizer: Any, form: Form, article: str) -> str:

@@ -20,36 +20,48 @@ from pydantic import Field
 
 from stages.concepts.texts import sentences
 from stages.errors import UsageError
-from stages.params import Strict
+from stages.tasks.hub import NAME, Repository, local_folder
+from stages.tasks.source import Source
 from stages.tasks.sources import local_file, package_folder
-from stages.tasks.summarization.generate import Summarizer
 
+WHERE = "prepare.embedder"
 WINDOW = 256  # tokens MiniLM was trained to embed at once
 LEAD = 50  # words from the front that count as an article's lead
 
 
-class EmbedderSource(Strict):
+class EmbedderSource(Source):
     """Base of the loaders of sentence encoders."""
 
     @abstractmethod
-    def folder(self, inputs: Path) -> Path:
-        """Where the encoder lies, in the format of transformers; a UsageError says what is missing."""
+    def folder(self, inputs: Path) -> tuple[Path, str]:
+        """Where the encoder lies, in the format of transformers, and where it comes from, for people and the record.
+
+        Raises:
+            UsageError: with what is missing.
+        """
 
     def errors(self, inputs: Path) -> list[str]:
         """Say what is missing, without loading anything."""
         try:
-            folder = self.folder(inputs)
+            return _lacking(self.folder(inputs)[0])
         except UsageError as error:
             return [str(error)]
-        lacking = [n for n in ("config.json", "tokenizer.json", "model.safetensors") if not (folder / n).is_file()]
-        return [f"prepare.embedder: {folder} has no {', '.join(lacking)}"] if lacking else []
+
+    def origin(self, inputs: Path) -> str:
+        """See Source."""
+        return self.folder(inputs)[1]
 
     def load(self, inputs: Path, device: str) -> Embedder:
         """Load the encoder; the models of one process share it with what it has embedded."""
-        errors = self.errors(inputs)
-        if errors:
+        folder, _ = self.folder(inputs)
+        if errors := _lacking(folder):
             raise UsageError("\n".join(errors))
-        return _shared(self.folder(inputs).resolve(), device)
+        return _shared(folder.resolve(), device)
+
+
+def _lacking(folder: Path) -> list[str]:
+    lacking = [n for n in ("config.json", "tokenizer.json", "model.safetensors") if not (folder / n).is_file()]
+    return [f"prepare.embedder: {folder} has no {', '.join(lacking)}"] if lacking else []
 
 
 class PackageEmbedder(EmbedderSource):
@@ -58,22 +70,51 @@ class PackageEmbedder(EmbedderSource):
     package: str = Field(pattern=r"^\w+$")
     subfolder: str = Field("model", description="where in the package it lies")
 
-    def folder(self, inputs: Path) -> Path:
+    def folder(self, inputs: Path) -> tuple[Path, str]:
         """See EmbedderSource."""
-        return package_folder(inputs, self.package, "prepare.embedder") / self.subfolder
+        return package_folder(inputs, self.package, WHERE) / self.subfolder, f"the package {self.package}"
 
 
-class LocalEmbedder(EmbedderSource):
-    """{transformers: FOLDER}: an encoder under the audit's inputs."""
+class TransformersEmbedder(EmbedderSource):
+    """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or an encoder of the hub."""
 
-    transformers: str
+    transformers: str = Field(pattern=NAME)
+    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
 
-    def folder(self, inputs: Path) -> Path:
+    def _local(self, inputs: Path) -> Path | None:
+        where = f"{WHERE}.transformers"
+        if "/" not in self.transformers:  # a sentence encoder of the hub is some organisation's
+            local_file(inputs, self.transformers, where)
+        return local_folder(inputs, self.transformers, self.revision, where)
+
+    @property
+    def _repository(self) -> Repository:
+        wanted = ("*.json", "*.txt", "model.safetensors")
+        return Repository(self.transformers, self.revision, wanted, ignored=("*/*",))
+
+    def folder(self, inputs: Path) -> tuple[Path, str]:
         """See EmbedderSource."""
-        return local_file(inputs, self.transformers, "prepare.embedder.transformers")
+        if (local := self._local(inputs)) is not None:
+            return local, f"the folder {self.transformers}"
+        found = self._repository.cached(inputs, f"{WHERE}.transformers")
+        return found.folder, found.origin
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See EmbedderSource; the cache of the hub is not asked before the audit runs."""
+        try:
+            return [] if self._local(inputs) is None else super().errors(inputs)
+        except UsageError as error:
+            return [str(error)]
+
+    def prefetch(self, inputs: Path) -> list[str]:
+        """See EmbedderSource."""
+        return [] if self._local(inputs) is not None else [self._repository.fetch(f"{WHERE}.transformers")]
 
 
-EMBEDDER_LOADERS: Mapping[str, type[EmbedderSource]] = {"package": PackageEmbedder, "transformers": LocalEmbedder}
+EMBEDDER_LOADERS: Mapping[str, type[EmbedderSource]] = {
+    "package": PackageEmbedder,
+    "transformers": TransformersEmbedder,
+}
 
 
 class Embedder:
@@ -167,12 +208,6 @@ def degenerate(summary: str, unfinished: bool = False) -> str:
     if unfinished and len(sentences(summary)) == 1 and not _SENTENCE_END.search(summary):
         return "cut before the end of a sentence"
     return ""
-
-
-def unfinished(summarizer: Summarizer, output: str) -> bool:
-    """Whether the limit on tokens ended an output; one token less counts too, as the last may have been white space."""
-    tokens = summarizer.tokenizer(output, add_special_tokens=False)["input_ids"]
-    return len(tokens) >= summarizer.form.generation.max_new_tokens - 1
 
 
 DISTINCT = 0.7  # share of different runs of three words: of 320 summaries of news 317 have .79 or more, 3 at most .56

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,15 @@ from torch import Tensor
 
 from stages.errors import UsageError
 from stages.files import content_hash
-from stages.params import Strict
 from stages.tasks.contract import Compute
-from stages.tasks.sources import local_file, package_file
-from stages.tasks.summarization.form import FORM, Form, GenerationConfig, Kind, load_form, save_form
-from stages.tasks.summarization.generate import Summarizer, render_prompt
+from stages.tasks.hub import NAME, Repository, local_folder, remedy
+from stages.tasks.sources import package_file
+from stages.tasks.summarization.form import ADAPTER, Form, GenerationConfig, Kind, model_hash, read_folder, save_form
+from stages.tasks.summarization.generate import Summarizer, render_prompt, with_normalisations
+from stages.tasks.summarization.remote import EndpointModel
+from stages.tasks.summarization.source import ModelSource
 
-ADAPTER = "adapter_config.json"
+WHERE = "prepare.model"
 # Of a hub repository these are fetched: no pickles, no code, no weights for other libraries.
 _WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
 # Some chat templates tell the model today's date (Llama 3.2), and tomorrow's audit would not ask as today's did. What a
@@ -35,23 +36,15 @@ _WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "model.safetensors", "model-
 _FIXED_DATE = "{% macro strftime_now(format) %}01 Jan 2026{% endmacro +%}"
 
 
-class ModelSource(Strict):
-    """Base of the model loaders."""
+class WeightsModel(ModelSource):
+    """Base of the loaders of models whose weights are here."""
 
-    @abstractmethod
-    def errors(self, inputs: Path) -> list[str]:
-        """Say what is missing, without reading weights."""
-
-    @abstractmethod
-    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig) -> None:
-        """Write the model folder.
-
-        Raises:
-            UsageError: when the model cannot be read, or cannot be asked as `generation` says.
-        """
+    def load(self, folder: Path, compute: Compute, base: Path | None = None) -> Summarizer:
+        """See ModelSource."""
+        return load_summarizer(folder, compute, base)
 
 
-class PackageModel(ModelSource):
+class PackageModel(WeightsModel):
     """{package: NAME, file: X.gguf}: a decoder-only model in a GGUF file that ships in an installed package.
 
     Its quantised weights are turned into `generation.dtype` once: transformers computes with that anyway, and the
@@ -69,6 +62,10 @@ class PackageModel(ModelSource):
             return [str(error)]
         return []
 
+    def origin(self, inputs: Path) -> str:
+        """See Source."""
+        return f"{self.file} of the package {self.package} {_version(self.package)}".strip()
+
     def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig) -> None:
         """See ModelSource."""
         path = package_file(inputs, self.package, self.file, "prepare.model")
@@ -77,48 +74,67 @@ class PackageModel(ModelSource):
 
             options = {"gguf_file": path.name}
             weights = {"quantization_config": GgufConfig(dequantize=True)}
-            origin = f"{self.file} of the package {self.package} {_version(self.package)}".strip()
-            _convert(path.parent, out_dir, generation, origin, content_hash([path]), options, weights)
+            _convert(path.parent, out_dir, generation, self.origin(inputs), content_hash([path]), options, weights)
 
 
-class TransformersModel(ModelSource):
+class TransformersModel(WeightsModel):
     """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or a model of the hub.
 
-    What lies under inputs is taken; else the name is one of the hub, looked up in its cache when there is no network.
+    What lies under inputs is taken; else the name is one of the Hugging Face hub, looked up in its cache.
     """
 
-    transformers: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)*$")
+    transformers: str = Field(pattern=NAME)
     revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
+
+    def _folder(self, inputs: Path) -> Path | None:
+        return local_folder(inputs, self.transformers, self.revision, f"{WHERE}.transformers")
+
+    @property
+    def _repository(self) -> Repository:
+        return Repository(self.transformers, self.revision, _WANTED, ignored=("*/*",))
 
     def errors(self, inputs: Path) -> list[str]:
         """See ModelSource."""
-        folder = inputs / self.transformers
         try:
-            if folder.exists():
-                if self.revision is not None:
-                    raise UsageError(f"prepare.model.revision: {folder} is a folder, only models of the hub have one")
-                _check_files(local_file(inputs, self.transformers, "prepare.model.transformers"))
-            elif self.transformers.count("/") > 1 or self.transformers.startswith("."):
-                local_file(inputs, self.transformers, "prepare.model.transformers")
+            if (folder := self._folder(inputs)) is not None:
+                _check_files(folder)
         except UsageError as error:
             return [str(error)]
         return []
+
+    def origin(self, inputs: Path) -> str:
+        """See Source."""
+        if self._folder(inputs) is not None:
+            return f"the folder {self.transformers}"
+        return self._repository.cached(inputs, f"{WHERE}.transformers").origin
 
     def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig) -> None:
         """See ModelSource."""
         if errors := self.errors(inputs):
             raise UsageError("\n".join(errors))
-        folder = inputs / self.transformers
-        if folder.exists():
-            origin, revision = f"the folder {self.transformers}", content_hash(sorted(folder.iterdir()))
+        folder = self._folder(inputs)
+        if folder is not None:
+            revision = model_hash(folder)
         else:
-            folder = _snapshot(self.transformers, self.revision, inputs)
-            origin, revision = f"{self.transformers} of the Hugging Face hub", folder.name
-        with _readable(f"prepare.model.transformers: {folder}"):
-            _convert(folder, out_dir, generation, origin, revision, {"trust_remote_code": False}, {})
+            found = self._repository.cached(inputs, f"{WHERE}.transformers")
+            folder, revision = found.folder, found.commit
+            try:
+                _check_files(folder)
+            except UsageError as error:
+                raise UsageError(f"{error}. The cache may hold a part of the model only. {remedy(inputs)}") from None
+        with _readable(f"{WHERE}.transformers: {folder}"):
+            _convert(folder, out_dir, generation, self.origin(inputs), revision, {"trust_remote_code": False}, {})
+
+    def prefetch(self, inputs: Path) -> list[str]:
+        """See ModelSource."""
+        return [] if self._folder(inputs) is not None else [self._repository.fetch(f"{WHERE}.transformers")]
 
 
-MODEL_LOADERS: Mapping[str, type[ModelSource]] = {"package": PackageModel, "transformers": TransformersModel}
+MODEL_LOADERS: Mapping[str, type[ModelSource]] = {
+    "package": PackageModel,
+    "transformers": TransformersModel,
+    "endpoint": EndpointModel,
+}
 
 
 def load_summarizer(folder: Path, compute: Compute, base: Path | None = None) -> Summarizer:
@@ -130,35 +146,15 @@ def load_summarizer(folder: Path, compute: Compute, base: Path | None = None) ->
     Raises:
         UsageError: when a file is missing or damaged, or the repair was made for another model.
     """
-    form, has_adapter = load_form(folder), (folder / ADAPTER).exists()
-    if has_adapter and form.base is None:
-        raise UsageError(f"{folder} holds an adapter, and its {FORM} does not say for which model")
-    if form.base is not None and base is None:
-        raise UsageError(f"{folder} is a repair of the model {form.base}: it needs that model's folder, none was given")
-    weights = folder if form.base is None or base is None else base
-    content = model_hash(weights)
-    if form.base not in (None, content):
-        raise UsageError(f"{folder} is a repair of the model {form.base}; {weights} holds {content}")
+    form, weights, content = read_folder(folder, base)
     with _readable(str(weights)):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(weights, local_files_only=True, trust_remote_code=False)
         model = _weights(weights, form.kind, form.generation, {"local_files_only": True, "trust_remote_code": False})
-    if has_adapter:
+    if (folder / ADAPTER).exists():
         model = _merged(model, folder)
-    if form.base is not None:
-        content = content_hash(sorted(folder.iterdir()), content)
-    preprocess = None
-    if form.normalise:
-        from stages.tasks.summarization.normalise import normaliser
-
-        preprocess = normaliser(form.normalise)
-    return Summarizer(model.to(compute.device).eval(), tokenizer, form, compute, content, preprocess)
-
-
-def model_hash(folder: Path) -> str:
-    """Content hash of a model folder, whatever the folder is called: what a repair names its base by."""
-    return content_hash(sorted(folder.iterdir()))
+    return Summarizer(model.to(compute.device).eval(), tokenizer, form, compute, content, with_normalisations(form))
 
 
 def _convert(
@@ -255,39 +251,6 @@ def _check_files(folder: Path) -> None:
         )
     if "config.json" not in found:
         raise UsageError(f"{where} has no config.json; found {', '.join(found)}")
-
-
-def _snapshot(name: str, revision: str | None, inputs: Path) -> Path:
-    """The files of a hub repository in the local cache; the name of the folder is the commit.
-
-    Raises:
-        UsageError: when the hub has no such model, cannot be reached, or is not to be asked and the cache holds a part
-            of the model at most, with what to do.
-    """
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    fetch: Callable[..., str] = snapshot_download
-    offline = " with HF_HUB_OFFLINE=0, which lets prepare fetch it," if constants.HF_HUB_OFFLINE else ""
-    remedy = f"Run faded again{offline} where there is a network, or put the model's folder into {inputs}"
-    try:
-        folder = Path(
-            fetch(name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=["*/*"], etag_timeout=5)
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        there = sorted(p.name for p in inputs.iterdir() if p.is_dir()) if inputs.is_dir() else []
-        raise UsageError(
-            f"prepare.model.transformers: {name}{f' at {revision}' if revision else ''} is no folder in {inputs}"
-            f" (found there: {', '.join(there) or 'nothing'}), and the Hugging Face hub did not give it:"
-            f" {str(error).splitlines()[0]} {remedy}"
-        ) from None
-    try:
-        _check_files(folder)
-    except UsageError as error:
-        if not constants.HF_HUB_OFFLINE:
-            raise
-        raise UsageError(f"{error}. The cache may hold a part of the model only. {remedy}") from None
-    return folder
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from stages.errors import UsageError
 from stages.progress import progress
 from stages.tasks.cells import CellSampler
 from stages.tasks.contract import RatedExample, RepairPlan
+from stages.tasks.summarization.generate import with_weights
 from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.training import Lesson
 
@@ -120,7 +121,7 @@ def _draw(
         for start in range(0, len(open_items), size):
             part = open_items[start : start + size]
             # Seeded by where the batch begins among all items, so that a resumed run draws what an unbroken one does.
-            answers = task.summarizer.summarize(
+            answers = with_weights(task.summarizer).summarize(
                 [articles[item] for item in part],
                 samples=settings.samples,
                 temperature=settings.temperature,

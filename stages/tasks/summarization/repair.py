@@ -27,7 +27,7 @@ from stages.errors import UsageError
 from stages.params import validation_lines
 from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord
 from stages.tasks.summarization.form import Form, save_form
-from stages.tasks.summarization.generate import Summarizer
+from stages.tasks.summarization.generate import Summarizer, Summarizes, with_weights
 from stages.tasks.summarization.normalise import normaliser
 from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, Pair, build_pairs, save_pairs
 from stages.tasks.summarization.repair_config import RepairSettings
@@ -94,9 +94,10 @@ def _train(
     task: Summarization, plan: RepairPlan, settings: RepairSettings, out_dir: Path
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train an adapter, write it and check what was written; return numbers for the card, and the learning curve."""
+    under_test = with_weights(task.summarizer)
     pairs = build_pairs(task, plan, settings)
     lessons = Lessons(task, plan, settings, pairs)
-    learner = _learner(task.summarizer, _form(task.summarizer, plan, settings))
+    learner = _learner(under_test, _form(under_test, plan, settings))
     checkpoint = plan.scratch / "adapter.safetensors" if plan.scratch else None
     training = AdapterTraining(learner, lessons, settings, plan.seed, checkpoint)
     curve = training.run("control, lora" if plan.control else "repair, lora")
@@ -106,8 +107,8 @@ def _train(
     save_form(learner.form, out_dir)
     save_pairs(pairs, out_dir / "pairs.jsonl")
     learner.model = training.adapted.merge_and_unload()
-    base = Path(task.summarizer.model.name_or_path)
-    verify(out_dir, base, task.summarizer, learner, lessons(0)[:COMPARED])
+    base = Path(under_test.model.name_or_path)
+    verify(out_dir, base, under_test, learner, lessons(0)[:COMPARED])
     if settings.merged:
         learner.model.save_pretrained(out_dir / "merged")
         learner.tokenizer.save_pretrained(out_dir / "merged")
@@ -115,7 +116,7 @@ def _train(
     return _numbers(task, plan, pairs, curve, training), curve
 
 
-def _form(under_test: Summarizer, plan: RepairPlan, settings: RepairSettings) -> Form:
+def _form(under_test: Summarizes, plan: RepairPlan, settings: RepairSettings) -> Form:
     """How the repaired model is asked: as the model under test, behind the normalisations; a clean control is not."""
     names = () if plan.control == "clean" else settings.normalise
     return under_test.form.model_copy(update={"base": under_test.hash, "normalise": names})

@@ -13,9 +13,11 @@ import pandas as pd
 import torch
 from pydantic import ValidationError
 
+from stages.concepts.catalogue import with_plugins
 from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
 from stages.errors import UsageError
 from stages.params import validation_lines
+from stages.tasks.compute import no_choice
 from stages.tasks.contract import (
     SPLITS,
     Exhibit,
@@ -28,11 +30,13 @@ from stages.tasks.contract import (
     TaskContext,
 )
 from stages.tasks.features import PrincipalAxes
+from stages.tasks.source import Source
 from stages.tasks.sources import missing_splits, parse_source, source_errors
 from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration, measure_noise, space_doubled
 from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig, conflicts
-from stages.tasks.summarization.data import DATA_LOADERS, DataSource, choose_items
-from stages.tasks.summarization.generate import Summarizer
+from stages.tasks.summarization.data import DataSource, choose_items
+from stages.tasks.summarization.data_sources import DATA_LOADERS
+from stages.tasks.summarization.generate import Summarizes
 from stages.tasks.summarization.measures import (
     EMBEDDER_LOADERS,
     NEEDS_REFERENCE,
@@ -44,10 +48,10 @@ from stages.tasks.summarization.measures import (
     degenerate,
     discrepancy,
     rouge_l,
-    unfinished,
     unsupported,
 )
-from stages.tasks.summarization.models import MODEL_LOADERS, ModelSource, load_summarizer
+from stages.tasks.summarization.models import MODEL_LOADERS
+from stages.tasks.summarization.source import ModelSource
 
 
 class Summarization:
@@ -57,14 +61,14 @@ class Summarization:
     Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.texts`.
     """
 
-    catalogue: ClassVar[Mapping[str, TextConcept]] = CATALOGUE
+    catalogue: ClassVar[Mapping[str, TextConcept]] = with_plugins(CATALOGUE, TextConcept)
     learns_from_examples: ClassVar[frozenset[str]] = frozenset({"lora"})
 
     def __init__(
         self,
         context: TaskContext,
         items: pd.DataFrame,
-        summarizer: Summarizer,
+        summarizer: Summarizes,
         embedder: Embedder,
         *,
         under_test: bool = True,
@@ -127,6 +131,7 @@ class Summarization:
     def check(cls, context: TaskContext) -> list[str]:
         """See Task: all errors of prepare:, concepts: and discrepancy:, without loading data or a model."""
         errors = check_text_concepts(context.concepts, cls.catalogue)
+        errors += no_choice(context.compute, "prepare.generation.dtype")
         config = None
         try:
             config = PrepareConfig.model_validate(dict(context.config))
@@ -160,7 +165,12 @@ class Summarization:
         except ValidationError as error:
             errors += validation_lines(error, RepairSettings, "restructure.settings")
         else:
-            data = context.config.get("data", {})
+            model, data = (context.config.get(part, {}) for part in ("model", "data"))
+            if asked.method == "lora" and isinstance(model, Mapping) and "endpoint" in model:
+                errors.append(
+                    "restructure.method: lora trains weights, and a model behind HTTP shows none; take method"
+                    f" normalise, which changes what it is sent, or leave {context.audit} out of repairs:"
+                )
             if asked.targets == "reference" and isinstance(data, Mapping) and data.get("summary") is None:
                 errors.append(
                     "restructure.settings.targets: reference needs reference summaries, their field is named by"
@@ -169,6 +179,19 @@ class Summarization:
         return errors
 
     # Preparation
+
+    @classmethod
+    def prefetch(cls, context: TaskContext) -> list[str]:
+        """Fetch what `prepare` needs of the Hugging Face hub; one line for each thing that was fetched.
+
+        Raises:
+            UsageError: when the configuration is wrong, or the hub has no such thing for us.
+            InfrastructureError: when the hub cannot be reached.
+        """
+        if errors := cls.check(context):
+            raise UsageError("\n".join(errors))
+        config = PrepareConfig.model_validate(dict(context.config))
+        return [line for source in _sources(config).values() for line in source.prefetch(context.inputs)]
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
@@ -189,7 +212,7 @@ class Summarization:
         Items(items)  # now, not after all are summarized: are they fit to be items?
         embedder = _embedder(context)
         source.build(context.inputs, out_dir / "model", config.generation)
-        summarizer = load_summarizer(out_dir / "model", context.compute)
+        summarizer = source.load(out_dir / "model", context.compute)
         benign = cls._benign(context, config.calibrate)
         started = time.monotonic()
         items, calibration = measure_noise(items, summarizer, embedder, benign, config.calibrate.articles)
@@ -199,7 +222,7 @@ class Summarization:
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         cls(context, items, summarizer, embedder)  # now, not stages later: can the threshold be set as asked?
         by_split = items.groupby("split")
-        broken = [bool(degenerate(s, unfinished(summarizer, s))) for s in items["summary"]]
+        broken = [bool(degenerate(s, summarizer.unfinished(s))) for s in items["summary"]]
         return {
             "items": {split: int((items["split"] == split).sum()) for split in SPLITS if split in by_split.groups},
             "clean_faithfulness": {s: float(v) for s, v in by_split["faithfulness"].mean().items()},
@@ -207,6 +230,7 @@ class Summarization:
             "clean_words": float(items["summary"].str.split().str.len().mean()),
             "calibration": calibration.quoted(),
             "parameters": summarizer.form.parameters,
+            "origin": {part: source.origin(context.inputs) for part, source in _sources(config).items()},
             "skipped": len(skipped),
             "cut": int(items["cut"].sum()),
             "seconds_per_probe": took,
@@ -230,7 +254,9 @@ class Summarization:
             raise UsageError(f"{path} is missing: run prepare first")
         items = pd.read_parquet(path)
         folder = model or base
-        summarizer = load_summarizer(folder, context.compute, base=base)
+        config = PrepareConfig.model_validate(dict(context.config))
+        source: ModelSource = parse_source(config.model, MODEL_LOADERS, "prepare.model")
+        summarizer = source.load(folder, context.compute, base)
         under_test = folder.resolve() == base.resolve()
         return cls(context, items, summarizer, _embedder(context), under_test=under_test)
 
@@ -292,7 +318,7 @@ class Summarization:
 
     def broken(self, output: str) -> str:
         """Why nobody could use an output; "" if it can be used."""
-        return degenerate(output, unfinished(self.summarizer, output))
+        return degenerate(output, self.summarizer.unfinished(output))
 
     def clean_quality(self, split: Split) -> Quality:
         """See Task: similarity of this model's summary of the unchanged article with the article."""
@@ -385,6 +411,15 @@ class Summarization:
         from stages.tasks.summarization.repair import repair
 
         return repair(self, plan, out_dir)
+
+
+def _sources(config: PrepareConfig) -> dict[str, Source]:
+    loaders: dict[str, Mapping[str, type[Source]]] = {
+        "model": MODEL_LOADERS,
+        "data": DATA_LOADERS,
+        "embedder": EMBEDDER_LOADERS,
+    }
+    return {part: parse_source(getattr(config, part), of_it, f"prepare.{part}") for part, of_it in loaders.items()}
 
 
 def _embedder(context: TaskContext) -> Embedder:

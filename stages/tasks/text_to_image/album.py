@@ -20,7 +20,8 @@ from stages.tasks.cells import CellSampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.sources import parse_source
 from stages.tasks.text_to_image.captions import Vocabulary, repair_templates
-from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, to_png
+from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
+from stages.tasks.text_to_image.pictures import to_png
 from stages.tasks.text_to_image.repair_config import RepairSettings
 from stages.tasks.text_to_image.studio import Order
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from stages.errors import UsageError
 from stages.files import read_json, write_json
-from stages.tasks.text_to_image.judges import CLIP_FORM, Reading, Values
+from stages.tasks.text_to_image.judges import CLIP, CLIP_FORM, Reading, Values
 
 BATCH = 8  # pictures at once, always, filled up with black: an answer must not depend on how many others there are
 SCALE = 2.5  # of CLIPScore: cosines of pictures and what they show are seldom above .4
@@ -98,23 +98,19 @@ def _unit(vectors: Tensor) -> np.ndarray:
 
 
 def save_clip_judge(
-    source: str | Path,
-    revision: str | None,
-    attributes: Mapping[str, Mapping[str, str]],
-    certainty: float,
-    out_dir: Path,
+    source: Path, origin: str, attributes: Mapping[str, Mapping[str, str]], certainty: float, out_dir: Path
 ) -> None:
-    """Write a CLIP model (a folder, or an ID of the hub) with what it is asked, as `load_clip_judge` reads it.
+    """Write a CLIP model with what it is asked and where it comes from, as `load_clip_judge` reads it.
 
     Raises:
         UsageError: when it cannot be read.
     """
-    model, processor = _load(source, revision)
+    model, processor = _load(source)
     out_dir.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out_dir)
     processor.save_pretrained(out_dir)
     asked = {name: dict(prompts) for name, prompts in attributes.items()}
-    write_json(out_dir / CLIP_FORM, {"attributes": asked, "certainty": certainty})
+    write_json(out_dir / CLIP_FORM, {"attributes": asked, "certainty": certainty, "origin": origin})
 
 
 def load_clip_judge(folder: Path, device: str) -> ClipJudge:
@@ -126,39 +122,35 @@ def load_clip_judge(folder: Path, device: str) -> ClipJudge:
     asked = read_json(folder / CLIP_FORM)
     if not {"attributes", "certainty"} <= set(asked):
         raise UsageError(f"{folder / CLIP_FORM}: expected the keys attributes, certainty; found {', '.join(asked)}")
-    model, processor = _load(folder, None)
+    model, processor = _load(folder)
     return ClipJudge(model, processor, asked["attributes"], asked["certainty"], device)
 
 
-def _load(source: str | Path, revision: str | None) -> tuple[Any, Any]:
+def _load(source: Path) -> tuple[Any, Any]:
     with _readable(source):
         from transformers import CLIPModel, CLIPProcessor
 
-        options: dict[str, Any] = {"local_files_only": True} if isinstance(source, Path) else {"revision": revision}
         loaded: Any = CLIPModel.from_pretrained(
-            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+            source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
         model, told = loaded
         # transformers fills what is missing with random numbers and only warns.
         if lost := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
             raise ValueError(f"the weights do not fit config.json: {len(lost)} are missing, {lost[0]} among them")
-        return model, CLIPProcessor.from_pretrained(source, **options)
+        return model, CLIPProcessor.from_pretrained(source, local_files_only=True)
 
 
 @contextlib.contextmanager
-def _readable(source: str | Path) -> Iterator[None]:
+def _readable(source: Path) -> Iterator[None]:
     """Turn what transformers raises about a model it cannot read into one line for people, and keep it quiet."""
     try:
         from safetensors import SafetensorError
         from transformers.utils import logging
     except ImportError:
-        raise UsageError(
-            "prepare.judge.clip: needs the library transformers: pip install 'faded[text-to-image]'"
-        ) from None
+        raise UsageError(f"{CLIP}: needs the library transformers: pip install 'faded[text-to-image]'") from None
     logging.disable_progress_bar()
-    hint = "" if isinstance(source, Path) else "; where it is not in the cache, HF_HUB_OFFLINE=0 lets prepare fetch it"
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         why = " ".join(str(error).split())[:400]
-        raise UsageError(f"prepare.judge.clip: {source} is no CLIP model that can be read: {why}{hint}") from None
+        raise UsageError(f"{CLIP}: {source} is no CLIP model that can be read: {why}") from None

@@ -115,7 +115,7 @@ class DiscrepancyConfig(Strict):
 
 def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig, space: ConceptSpace) -> list[str]:
     """What does not fit between the blocks, one error a line."""
-    errors = []
+    errors = _without_effect(prepare)
     slots = {concept.name: concept for concept in space.concepts}
     for name in prepare.sheet or []:
         if name not in slots:
@@ -151,3 +151,10 @@ def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig, space: Con
             f' add the level "" to concepts.{named.name}'
         )
     return errors
+
+
+def _without_effect(prepare: PrepareConfig) -> list[str]:
+    idle = sorted({"scheduler", "scheduler_options"} & prepare.sampling.model_fields_set)
+    if "endpoint" not in prepare.model or not idle:
+        return []
+    return [f"prepare.sampling: {', '.join(idle)} has no effect on a model behind HTTP, which has its own"]

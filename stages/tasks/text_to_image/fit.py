@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stages.concepts import ConceptSpace
 from stages.concepts.prompts import fill
 from stages.tasks.text_to_image.judges import Judge, expected_values
-from stages.tasks.text_to_image.sample import Painter
+from stages.tasks.text_to_image.sample import Paints
 
 
 def unchecked(space: ConceptSpace, judge: Judge) -> list[str]:
@@ -24,7 +24,7 @@ def unchecked(space: ConceptSpace, judge: Judge) -> list[str]:
     return gaps
 
 
-def misfits(space: ConceptSpace, templates: Sequence[str], painter: Painter, judge: Judge) -> list[str]:
+def misfits(space: ConceptSpace, templates: Sequence[str], painter: Paints, judge: Judge) -> list[str]:
     """Say which prompts the model would not read to their end, and whether the judge can check anything."""
     longest = {c.name: max(map(str, c.levels), key=painter.tokens) for c in space.concepts}
     # Every template with the phrases of most tokens: if these fit, all prompts do.

@@ -1,4 +1,4 @@
-"""Folders of diffusers: what they lack to be a pipeline that draws from text, and where those of the hub lie."""
+"""Folders of diffusers: what they lack to be a pipeline that draws from text, and how they are read without noise."""
 
 from __future__ import annotations
 
@@ -137,35 +137,6 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None
-
-
-def snapshot(name: str, revision: str | None, variant: str | None, inputs: Path) -> Path:
-    """The files of a hub repository in the local cache; the name of the folder is the commit.
-
-    Raises:
-        UsageError: when the hub has no such pipeline, does not let us have it or cannot be reached, with what to do.
-    """
-    import httpx
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    offline = " with HF_HUB_OFFLINE=0, which lets prepare fetch it," if constants.HF_HUB_OFFLINE else ""
-    try:
-        with quiet():
-            found = DiffusionPipeline.download(name, revision=revision, variant=variant, use_safetensors=True)
-    except (
-        *(HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError),
-        *(OSError, ValueError, AttributeError),  # what diffusers makes of a repository that it cannot read
-    ) as error:
-        there = sorted(p.name for p in inputs.iterdir() if p.is_dir()) if inputs.is_dir() else []
-        raise UsageError(
-            f"prepare.model.diffusers: {name}{f' at {revision}' if revision else ''} is no folder in {inputs}"
-            f" (found there: {', '.join(there) or 'nothing'}), and the Hugging Face hub did not give it:"
-            f" {' '.join(str(error).split())[:300]} Run faded again{offline} where there is a network and you have"
-            f" access to it, or put the pipeline's folder into {inputs}"
-        ) from None
-    return Path(found)
 
 
 @contextlib.contextmanager

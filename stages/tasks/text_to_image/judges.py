@@ -18,9 +18,11 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from stages.errors import UsageError
-from stages.params import Strict
+from stages.tasks.hub import NAME, Repository, local_folder
+from stages.tasks.source import Source
 from stages.tasks.sources import local_file
 
+CLIP = "prepare.judge.clip"
 CLIP_FORM = "judge.json"  # beside the files of a CLIP model: what it is asked
 Values = Mapping[str, tuple[str, ...]]
 
@@ -113,12 +115,8 @@ def expected_values(attributes: Values, words: Mapping[str, str]) -> dict[str, s
     return expected
 
 
-class JudgeSource(Strict):
+class JudgeSource(Source):
     """Base of the judge loaders."""
-
-    @abstractmethod
-    def errors(self, inputs: Path) -> list[str]:
-        """Say what is missing, without reading weights."""
 
     @abstractmethod
     def build(self, inputs: Path, out_dir: Path) -> None:
@@ -133,6 +131,10 @@ class AttributeJudgeSource(JudgeSource):
     """{attributes: FOLDER}: a small network trained to name attributes, as `attribute_judge.save_judge` writes it."""
 
     attributes: str = Field(description="a folder under the audit's inputs: config.json, model.safetensors")
+
+    def origin(self, inputs: Path) -> str:
+        """See JudgeSource."""
+        return f"the folder {self.attributes}"
 
     def errors(self, inputs: Path) -> list[str]:
         """See JudgeSource."""
@@ -162,10 +164,11 @@ class AttributeJudgeSource(JudgeSource):
 class ClipJudgeSource(JudgeSource):
     """{clip: ID_OR_FOLDER, prompts: {NAME: {VALUE: PROMPT}}}: any CLIP model, told by prompts what to tell apart.
 
-    What lies under the audit's inputs is taken; else the name is one of the Hugging Face hub.
+    What lies under the audit's inputs is taken; else the name is one of the Hugging Face hub, looked up in
+    its cache.
     """
 
-    clip: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)*$")
+    clip: str = Field(pattern=NAME)
     revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
     prompts: dict[str, dict[str, str]] = Field(
         {}, description='attributes and values, e.g. {gender: {woman: "a photo of a woman", man: "a photo of a man"}}'
@@ -180,16 +183,19 @@ class ClipJudgeSource(JudgeSource):
                 raise ValueError(f"{name}: expected two values or more, each with a prompt of its own, found {values}")
         return prompts
 
+    def _folder(self, inputs: Path) -> Path | None:
+        return local_folder(inputs, self.clip, self.revision, CLIP)
+
+    @property
+    def _repository(self) -> Repository:
+        wanted = ("*.json", "*.txt", "model.safetensors", "model-*-of-*.safetensors")
+        return Repository(self.clip, self.revision, wanted, ignored=("*/*",))
+
     def errors(self, inputs: Path) -> list[str]:
         """See JudgeSource."""
-        folder, where = inputs / self.clip, "prepare.judge.clip"
         try:
-            if folder.exists():
-                if self.revision is not None:
-                    raise UsageError(f"prepare.judge.revision: {folder} is a folder, only models of the hub have one")
-                _need(folder, ("config.json", "model.safetensors"), where)
-            elif self.clip.count("/") > 1 or self.clip.startswith("."):
-                local_file(inputs, self.clip, where)
+            if (folder := self._folder(inputs)) is not None:
+                _need(folder, ("config.json", "model.safetensors"), CLIP)
         except UsageError as error:
             return [str(error)]
         return []
@@ -200,10 +206,22 @@ class ClipJudgeSource(JudgeSource):
             raise UsageError("\n".join(errors))
         from stages.tasks.text_to_image.clip_judge import save_clip_judge
 
-        local = (inputs / self.clip).exists()
-        save_clip_judge(
-            inputs / self.clip if local else self.clip, self.revision, self.prompts, self.certainty, out_dir
-        )
+        folder, origin = self._found(inputs)
+        save_clip_judge(folder, origin, self.prompts, self.certainty, out_dir)
+
+    def _found(self, inputs: Path) -> tuple[Path, str]:
+        if (folder := self._folder(inputs)) is not None:
+            return folder, f"the folder {self.clip}"
+        found = self._repository.cached(inputs, CLIP)
+        return found.folder, found.origin
+
+    def origin(self, inputs: Path) -> str:
+        """See JudgeSource."""
+        return self._found(inputs)[1]
+
+    def prefetch(self, inputs: Path) -> list[str]:
+        """See JudgeSource."""
+        return [] if self._folder(inputs) is not None else [self._repository.fetch(CLIP)]
 
 
 JUDGE_LOADERS: Mapping[str, type[JudgeSource]] = {"clip": ClipJudgeSource, "attributes": AttributeJudgeSource}

@@ -7,7 +7,6 @@ to MODEL_LOADERS.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,77 +18,76 @@ from stages.errors import UsageError
 from stages.files import content_hash, read_json, write_json
 from stages.params import Strict, validation_lines
 from stages.tasks.contract import Compute
+from stages.tasks.hub import NAME, Repository, local_folder, remedy
 from stages.tasks.sources import local_file
 from stages.tasks.text_to_image.config import SamplingConfig
-from stages.tasks.text_to_image.folders import folder_errors, networks, quiet, readable, snapshot
+from stages.tasks.text_to_image.folders import INDEX, folder_errors, networks, quiet, readable
+from stages.tasks.text_to_image.remote import EndpointModel
+from stages.tasks.text_to_image.sample import Painter
 from stages.tasks.text_to_image.schedulers import make_scheduler
+from stages.tasks.text_to_image.source import ModelSource
 
 FORM = "faded.json"
+WHERE = "prepare.model.diffusers"
 LORA = "pytorch_lora_weights.safetensors"
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 
 
-class ModelSource(Strict):
-    """Base of the model loaders."""
-
-    @abstractmethod
-    def errors(self, inputs: Path) -> list[str]:
-        """Say what is missing, without reading weights."""
-
-    @abstractmethod
-    def build(self, inputs: Path, out_dir: Path) -> None:
-        """Write the model folder.
-
-        Raises:
-            UsageError: when the pipeline cannot be read, or is none that draws from text alone.
-        """
-
-
 class DiffusersModel(ModelSource):
     """{diffusers: ID_OR_FOLDER, revision: COMMIT, variant: fp16}: a folder under data/<audit>/inputs, or of the hub.
 
-    What lies under inputs is taken; else the name is one of the hub, looked up in its cache when there is no network.
+    What lies under inputs is taken; else the name is one of the Hugging Face hub, looked up in its cache.
     """
 
-    diffusers: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)*$")
+    diffusers: str = Field(pattern=NAME)
     revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
     variant: str | None = Field(None, pattern=r"^\w+$", description="of the weights, as in model.fp16.safetensors")
     dtype: Precision = Field("auto", description="computed with; auto: float16 on GPUs, float32 on CPUs")
 
+    def _folder(self, inputs: Path) -> Path | None:
+        if "/" not in self.diffusers:  # a pipeline of the hub is some organisation's
+            local_file(inputs, self.diffusers, WHERE)
+        return local_folder(inputs, self.diffusers, self.revision, WHERE)
+
+    def _repository(self, weights: str, revision: str | None = None) -> Repository:
+        """What of the hub's files is wanted beside `weights`; what lies in no folder is no part of the pipeline."""
+        wanted = (*("model_index.json", "*/*.json", "*/*.txt", "*/*.model"), weights)
+        ignored = () if f".{self.variant}" in weights else ("*/*.*.safetensors",)  # of other variants
+        return Repository(self.diffusers, revision or self.revision, wanted, ignored)
+
+    @property
+    def _weights(self) -> str:
+        return f"*/*.{self.variant}*.safetensors" if self.variant else "*/*.safetensors"
+
     def errors(self, inputs: Path) -> list[str]:
         """See ModelSource."""
-        folder, where = inputs / self.diffusers, "prepare.model.diffusers"
         try:
-            if folder.exists():
-                if self.revision is not None:
-                    raise UsageError(f"prepare.model.revision: {folder} is a folder, only models of the hub have one")
-                return folder_errors(local_file(inputs, self.diffusers, where), self.variant)
-            if self.diffusers.count("/") != 1 or self.diffusers.startswith("."):
-                local_file(inputs, self.diffusers, where)
+            folder = self._folder(inputs)
         except UsageError as error:
             return [str(error)]
-        return []
+        return folder_errors(folder, self.variant) if folder is not None else []
 
-    def build(self, inputs: Path, out_dir: Path) -> None:
+    def build(self, inputs: Path, out_dir: Path, sampling: SamplingConfig | None = None) -> None:
         """See ModelSource."""
         if errors := self.errors(inputs):
             raise UsageError("\n".join(errors))
-        folder = inputs / self.diffusers
-        if folder.exists():
-            origin, revision = f"the folder {self.diffusers}", content_hash(sorted(folder.iterdir()))
+        folder = self._folder(inputs)
+        if folder is not None:
+            revision = model_hash(folder)
         else:
-            folder = snapshot(self.diffusers, self.revision, self.variant, inputs)
-            origin, revision = f"{self.diffusers} of the Hugging Face hub", folder.name
+            found = self._repository(self._weights).cached(inputs, WHERE)
+            folder, revision = found.folder, found.commit
             if errors := folder_errors(folder, self.variant):
-                raise UsageError("\n".join(errors))
-        with readable(f"prepare.model.diffusers: {folder}"):
+                part = f"The cache may hold a part of the model only. {remedy(inputs)}"
+                raise UsageError("\n".join([*errors, part]))
+        with readable(f"{WHERE}: {folder}"):
             pipeline = _stored(folder, self.variant)
         modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
         form = Form(
             pipeline=type(pipeline).__name__,
             dtype=self.dtype,
-            origin=origin,
+            origin=self.origin(inputs),
             revision=revision,
             parameters=sum(p.numel() for module in modules for p in module.parameters()),
         )
@@ -98,8 +96,31 @@ class DiffusersModel(ModelSource):
             pipeline.save_pretrained(out_dir, safe_serialization=True)
         write_json(out_dir / FORM, form.model_dump(mode="json"))
 
+    def origin(self, inputs: Path) -> str:
+        """See ModelSource."""
+        if self._folder(inputs) is not None:
+            return f"the folder {self.diffusers}"
+        return self._repository(self._weights).cached(inputs, WHERE).origin
 
-MODEL_LOADERS: Mapping[str, type[ModelSource]] = {"diffusers": DiffusersModel}
+    def load(self, folder: Path, compute: Compute, sampling: SamplingConfig, repaired: Path | None = None) -> Painter:
+        """See ModelSource."""
+        if repaired is not None and (repaired / INDEX).exists():
+            folder, repaired = repaired, None
+        return Painter(load_pipeline(folder, compute, sampling, lora=repaired), sampling, compute)
+
+    def prefetch(self, inputs: Path) -> list[str]:
+        """See ModelSource. Of a variant, parts that do not come in it are fetched as they are."""
+        if self._folder(inputs) is not None:
+            return []
+        told = [self._repository(self._weights).fetch(WHERE)]
+        if self.variant:
+            found = self._repository(self._weights).cached(inputs, WHERE)
+            plain = [part for part in networks(found.folder) if not any((found.folder / part).glob("*.safetensors"))]
+            told += [self._repository(f"{part}/*.safetensors", found.commit).fetch(WHERE) for part in plain]
+        return told[-1:]  # the last one counts all
+
+
+MODEL_LOADERS: Mapping[str, type[ModelSource]] = {"diffusers": DiffusersModel, "endpoint": EndpointModel}
 
 
 class Form(Strict):

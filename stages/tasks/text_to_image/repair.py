@@ -24,7 +24,7 @@ from stages.tasks.text_to_image.album import GOOD, Album, build_album, praised, 
 from stages.tasks.text_to_image.captions import Lessons, repair_templates
 from stages.tasks.text_to_image.lora import LoraTraining, check_trainable
 from stages.tasks.text_to_image.repair_config import RepairSettings, read_settings
-from stages.tasks.text_to_image.sample import Painter
+from stages.tasks.text_to_image.sample import Painter, with_pipeline
 from stages.tasks.text_to_image.studio import Order, Studio
 from stages.tasks.text_to_image.verify import verify
 from stages.tasks.training import render_card
@@ -43,18 +43,19 @@ def repair(task: TextToImage, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         UsageError: when the settings are wrong, the pipeline is of another kind, or there is nothing to learn from.
     """
     settings = read_settings(plan.settings)
-    check_trainable(task.painter.pipeline)
+    painter = with_pipeline(task.painter)
+    check_trainable(painter.pipeline)
     if not repair_templates(task):
         raise UsageError("prepare.items.repair: a repair needs items, whose templates it learns; found 0")
     words = vocabulary(task)
     album = build_album(task, plan, settings, words)
     lessons = Lessons(task, plan, settings, album, words)
     training = LoraTraining(
-        task.painter.pipeline,
+        painter.pipeline,
         album.table["image"].tolist(),
         [lessons(step) for step in range(settings.steps)],
         settings,
-        task.painter.compute,
+        painter.compute,
         plan.seed,
         plan.scratch / "adapter.safetensors" if plan.scratch else None,
     )
@@ -62,20 +63,19 @@ def repair(task: TextToImage, plan: RepairPlan, out_dir: Path) -> RepairRecord:
 
     out_dir.mkdir(parents=True, exist_ok=True)
     training.save(out_dir)
-    write_json(
-        out_dir / "faded.json", {"base": task.painter.hash, "settings": settings.used(), "control": plan.control}
-    )
-    after = Painter(training.repaired(), task.painter.sampling, task.painter.compute)
+    write_json(out_dir / "faded.json", {"base": painter.hash, "settings": settings.used(), "control": plan.control})
+    after = Painter(training.repaired(), painter.sampling, painter.compute)
     orders = _orders(task, plan)
     few = orders[:COMPARED]
-    base = Path(task.painter.pipeline.name_or_path)
-    verify(out_dir, base, task.painter, after, [o.prompt for o in few], [o.seed for o in few])
+    base = Path(painter.pipeline.name_or_path)
+    verify(out_dir, base, painter, after, [o.prompt for o in few], [o.seed for o in few])
     numbers = _numbers(plan, album, training, curve["loss"].to_numpy())
     for name, studio in (("before", task.studio), ("after", Studio(after, task.judge, task.studio.quality))):
         numbers[f"aligned_{name}"] = float(
             np.mean([judged.alignment for judged in studio.look(orders, f"{name} the repair")])
         )
-    (out_dir / "README.md").write_text(_card(task, plan, settings, numbers, len(curve)), encoding="utf-8")
+    card = _card(task, type(painter.pipeline).__name__, plan, settings, numbers, len(curve))
+    (out_dir / "README.md").write_text(card, encoding="utf-8")
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 
@@ -106,12 +106,19 @@ def _numbers(plan: RepairPlan, album: Album, training: LoraTraining, losses: np.
     }
 
 
-def _card(task: TextToImage, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int) -> str:
+def _card(
+    task: TextToImage,
+    pipeline: str,
+    plan: RepairPlan,
+    settings: RepairSettings,
+    numbers: Mapping[str, Any],
+    steps: int,
+) -> str:
     return render_card(
         Path(__file__).parent / "templates",
         plan,
         base=task.painter.hash,
-        pipeline=type(task.painter.pipeline).__name__,
+        pipeline=pipeline,
         settings=settings.used(),
         steps=steps,
         examples=plan.examples,

@@ -11,7 +11,7 @@ from stages.errors import UsageError
 from stages.params import Strict, validation_lines
 from stages.tasks.contract import TaskContext
 from stages.tasks.sources import source_errors
-from stages.tasks.text_to_image.pictures import PICTURE_LOADERS
+from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
 
 Source = Literal["pictures", "folder", "own"]
 

@@ -15,7 +15,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from stages.tasks.text_to_image.config import SamplingConfig
 PICTURES = 16  # drawn at once at most: 32 and 48 were no quicker on a CPU, and a batch that is not full costs less
 KEPT = 512  # prompts whose text states are kept
 BLACK = 8  # a picture without a pixel as bright, of 255, is none
+BLANKED = "blanked by the safety checker"
 _LIMITED = 1_000_000  # tokenizers without a limit name a larger one
 
 
@@ -44,6 +45,44 @@ class Drawing:
 
     pixels: np.ndarray
     fault: str = ""
+
+
+class Paints(Protocol):
+    """A text-to-image model as the task asks it, whether its weights are here or not.
+
+    `hash` says which model it is: it is that of the folders it was read from.
+    """
+
+    sampling: SamplingConfig
+    compute: Compute
+
+    @property
+    def hash(self) -> str:
+        """Content hash of the folders the model was read from."""
+        ...
+
+    @property
+    def parameters(self) -> int | None:
+        """Parameters of all its networks; None where nobody sees them."""
+        ...
+
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None, *, told: str | None = None
+    ) -> list[Drawing]:
+        """Draw n pictures, each of which depends on its prompt, its seed and the guidance alone."""
+        ...
+
+    def embed(self, prompts: Sequence[str]) -> np.ndarray:
+        """Features of n prompts, (n, d) float32: what an explorer sees of an item."""
+        ...
+
+    def tokens(self, prompt: str) -> int:
+        """How long a prompt is for the model."""
+        ...
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """One line for each prompt that the model does not read to its end."""
+        ...
 
 
 class Painter:
@@ -107,7 +146,7 @@ class Painter:
         asked = list(zip(prompts, map(int, seeds), strict=True))
         unique = list(dict.fromkeys(asked))
         drawn: dict[tuple[str, int], Drawing] = {}
-        with _told(told, len(unique)) as tell:
+        with telling(told, len(unique)) as tell:
             for start in range(0, len(unique), self.size):
                 batch = unique[start : start + self.size]
                 drawn.update(zip(batch, self._draw(batch, guidance), strict=True))
@@ -244,6 +283,17 @@ class Painter:
         return [(tokenizer, limit) for tokenizer, limit in limits if limit < _LIMITED]
 
 
+def with_pipeline(painter: Paints) -> Painter:
+    """The painter as one whose weights can be trained.
+
+    Raises:
+        UsageError: when it shows none.
+    """
+    if not isinstance(painter, Painter):
+        raise UsageError("restructure: a repair trains weights, and a model behind HTTP shows none")
+    return painter
+
+
 def _drawing(image: Tensor, blanked: bool) -> Drawing:
     """A picture (3, h, w) in [0, 1] as one for people."""
     image = image.float()
@@ -251,7 +301,7 @@ def _drawing(image: Tensor, blanked: bool) -> Drawing:
     pixels = (image.nan_to_num(0, 0, 0) * (0 if broken else 255)).clamp(0, 255).round().to(torch.uint8)
     array = np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
     if blanked:
-        return Drawing(array, "blanked by the safety checker")
+        return Drawing(array, BLANKED)
     if broken:
         return Drawing(array, "not a number")
     return Drawing(array, "black" if array.max() < BLACK else "")
@@ -262,7 +312,8 @@ def _random_states(device: str) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _told(told: str | None, total: int) -> Iterator[Callable[[int, str], None]]:
+def telling(told: str | None, total: int) -> Iterator[Callable[[int, str], None]]:
+    """`progress` under the name `told`; None shows nothing."""
     if told is None:
         yield lambda completed, note: None
     else:

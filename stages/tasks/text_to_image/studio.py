@@ -13,7 +13,7 @@ from stages.progress import progress
 from stages.tasks.text_to_image.judges import Judge, told
 from stages.tasks.text_to_image.measures import Judged
 from stages.tasks.text_to_image.quality import Quality
-from stages.tasks.text_to_image.sample import Drawing, Painter
+from stages.tasks.text_to_image.sample import Drawing, Paints
 
 AT_ONCE = 64  # pictures that are held before they are judged
 
@@ -44,7 +44,7 @@ class Studio:
         quality: how good a picture is by what the judge sees of it, whatever it shows.
     """
 
-    painter: Painter
+    painter: Paints
     judge: Judge
     quality: Quality
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from stages.concepts.prompts import check_slots, check_templates, fill, pieces, prompt_space, read_templates
 from stages.errors import UsageError
 from stages.params import validation_lines
+from stages.tasks.compute import no_choice
 from stages.tasks.contract import (
     SPLITS,
     Exhibit,
@@ -30,22 +31,26 @@ from stages.tasks.contract import (
     TaskContext,
 )
 from stages.tasks.features import PrincipalAxes
+from stages.tasks.source import Source
 from stages.tasks.sources import missing_splits, parse_source, source_errors
 from stages.tasks.text_to_image.calibrate import Calibration, calibration_records, share_out
 from stages.tasks.text_to_image.config import DiscrepancyConfig, PrepareConfig, conflicts
 from stages.tasks.text_to_image.fit import misfits, unchecked
 from stages.tasks.text_to_image.items import choose_items, noise_seed
-from stages.tasks.text_to_image.judges import JUDGE_LOADERS, expected_values, judge_notes, load_judge
+from stages.tasks.text_to_image.judges import JUDGE_LOADERS, JudgeSource, expected_values, judge_notes, load_judge
 from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of, said
-from stages.tasks.text_to_image.models import MODEL_LOADERS, load_pipeline
-from stages.tasks.text_to_image.pictures import PICTURE_LOADERS, from_png, strip
+from stages.tasks.text_to_image.models import MODEL_LOADERS
+from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
+from stages.tasks.text_to_image.pictures import PictureSource, from_png, strip
 from stages.tasks.text_to_image.quality import load_quality, quality_errors
-from stages.tasks.text_to_image.sample import Drawing, Painter
+from stages.tasks.text_to_image.sample import Drawing
 from stages.tasks.text_to_image.schedulers import scheduler_errors
+from stages.tasks.text_to_image.source import ModelSource
 from stages.tasks.text_to_image.studio import Order, Studio
 from stages.tasks.text_to_image.views import sheets, tallies
 
 ASKED_AGAIN = 1  # salt of the noise seeds of `again`
+SOURCES = ("model", "pictures", "judge")
 TIMED = 8  # probes whose time `prepare` measures
 
 
@@ -104,7 +109,7 @@ class TextToImage:
     def check(cls, context: TaskContext) -> list[str]:
         """See Task: all errors of prepare:, concepts: and discrepancy:, without loading a model."""
         slots = check_slots(context.concepts)
-        errors = list(slots)
+        errors = [*slots, *no_choice(context.compute, "prepare.model.dtype")]
         config = settings = None
         try:
             config = PrepareConfig.model_validate(dict(context.config))
@@ -130,9 +135,29 @@ class TextToImage:
         """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
         from stages.tasks.text_to_image.repair_config import check_settings
 
+        model = context.config.get("model")
+        if isinstance(model, Mapping) and "endpoint" in model:
+            return [
+                "restructure: a repair trains weights, and a model behind HTTP shows none: it can be searched and"
+                f" judged; leave {context.audit} out of repairs:"
+            ]
         return missing_splits(context) + check_settings(context, settings)
 
     # Preparation
+
+    @classmethod
+    def prefetch(cls, context: TaskContext) -> list[str]:
+        """Fetch what `prepare` needs of the Hugging Face hub; one line for each thing that was fetched.
+
+        Raises:
+            UsageError: when the configuration is wrong, or the hub has no such thing for us.
+            InfrastructureError: when the hub cannot be reached.
+        """
+        if errors := cls.check(context):
+            raise UsageError("\n".join(errors))
+        config = PrepareConfig.model_validate(dict(context.config))
+        named: Sequence[Source] = cls._sources(config)
+        return [line for source in named for line in source.prefetch(context.inputs)]
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
@@ -147,10 +172,11 @@ class TextToImage:
         config = PrepareConfig.model_validate(dict(context.config))
         templates = read_templates(config.templates, context.inputs)
         items = choose_items(templates, config.items, context.seed)
-        pictures, skipped = parse_source(config.pictures, PICTURE_LOADERS, "prepare.pictures").load(context.inputs)
+        model, shown, judge = cls._sources(config)
+        pictures, skipped = shown.load(context.inputs)
         pictures = share_out(pictures, context.seed)
-        parse_source(config.model, MODEL_LOADERS, "prepare.model").build(context.inputs, out_dir / "model")
-        parse_source(config.judge, JUDGE_LOADERS, "prepare.judge").build(context.inputs, out_dir / "judge")
+        model.build(context.inputs, out_dir / "model", config.sampling)
+        judge.build(context.inputs, out_dir / "judge")
         studio = cls._studio(context, pictures, out_dir)
         if lines := misfits(prompt_space(context.concepts), templates, studio.painter, studio.judge):
             raise UsageError("\n".join(lines))
@@ -159,7 +185,17 @@ class TextToImage:
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         pictures.to_parquet(out_dir / "pictures.parquet", compression="zstd", index=False)
         task = cls(context, items, studio, pictures)
-        return task._numbers(len(skipped))
+        named: Sequence[Source] = (model, shown, judge)
+        origin = {part: source.origin(context.inputs) for part, source in zip(SOURCES, named, strict=True)}
+        return {**task._numbers(len(skipped)), "origin": origin}
+
+    @classmethod
+    def _sources(cls, config: PrepareConfig) -> tuple[ModelSource, PictureSource, JudgeSource]:
+        return (
+            parse_source(config.model, MODEL_LOADERS, "prepare.model"),
+            parse_source(config.pictures, PICTURE_LOADERS, "prepare.pictures"),
+            parse_source(config.judge, JUDGE_LOADERS, "prepare.judge"),
+        )
 
     def _numbers(self, skipped: int) -> dict[str, Any]:
         """What `prepare` says of the audit."""
@@ -189,16 +225,13 @@ class TextToImage:
 
     @classmethod
     def _studio(cls, context: TaskContext, pictures: pd.DataFrame, prepared: Path, model: Path | None = None) -> Studio:
-        sampling = PrepareConfig.model_validate(dict(context.config)).sampling
-        base = prepared / "model"
-        whole = model is None or (model / "model_index.json").exists()
-        pipeline = load_pipeline(
-            (model or base) if whole else base, context.compute, sampling, lora=None if whole else model
-        )
+        config = PrepareConfig.model_validate(dict(context.config))
+        source: ModelSource = parse_source(config.model, MODEL_LOADERS, "prepare.model")
+        painter = source.load(prepared / "model", context.compute, config.sampling, model)
         judge = load_judge(prepared / "judge", context.compute.device)
         quality = DiscrepancyConfig.model_validate(dict(context.discrepancy)).quality
         real = [from_png(image) for image in pictures.loc[pictures["split"] == "reference", "image"]]
-        return Studio(Painter(pipeline, sampling, context.compute), judge, load_quality(quality, judge, real))
+        return Studio(painter, judge, load_quality(quality, judge, real))
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:

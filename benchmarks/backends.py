@@ -1,0 +1,108 @@
+"""Probes per second of each backend and dtype, and of the network alone, in one run.
+
+    .venv/bin/python -m benchmarks.backends [imagenet] [--batch-size 32] [--threads 1] [--rounds 5]
+
+Prepares the audit's model and items in a temporary folder. *network* is the network alone on a batch that lies ready in
+memory, *probes* is `task.probe`: transforms, network, judging. All are measured in turns, round by round; CPU time as
+well, because cores are shared. *off by* is the largest difference of the logits from those of eager float32, as a share
+of the largest of these. docs/speed.md has what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from stages.errors import UsageError
+from stages.params import load_params, task_class, task_context
+from stages.tasks.contract import Compute
+
+KINDS = [(backend, dtype) for backend in ("eager", "compile", "openvino") for dtype in ("float32", "bfloat16")]
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds and CPU-seconds of all threads that something takes."""
+    start, used = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - used
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("audit", nargs="?", default="imagenet")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=1, help="in each pass")
+    args = parser.parse_args()
+
+    audit = load_params().audit(args.audit)
+    cls = task_class(args.audit, audit)
+    plain = replace(task_context(args.audit, audit), compute=Compute("cpu", args.threads, args.batch_size))
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        cls.prepare(plain, Path(folder))
+        tasks, opening, impossible = {}, {}, {}
+        for backend, dtype in KINDS:
+            compute = replace(plain.compute, backend=backend, dtype=dtype)
+            try:
+                if errors := cls.check(replace(plain, compute=compute)):
+                    raise UsageError("; ".join(errors))
+                task = cls.load(replace(plain, compute=compute), Path(folder))
+                opening[backend, dtype], _ = timed(lambda: task.backend)  # noqa: B023
+            except UsageError as error:
+                impossible[f"{backend} {dtype}"] = str(error)
+                continue
+            tasks[backend, dtype] = task
+
+        first = tasks["eager", "float32"]
+        rng = np.random.default_rng(0)
+        items = rng.choice(first.items.ids("discover"), args.batch_size).tolist()
+        cells = first.concepts.sample(args.batch_size, rng)
+        pixels, wanted = first.inputs(items, cells), first.logits(items, cells)
+
+        def network(task) -> None:
+            with torch.inference_mode(), task.backend.threads():
+                for _ in range(args.batches):
+                    task.backend(pixels)
+
+        def probes(task) -> None:
+            for _ in range(args.batches):
+                task.probe(items, cells)
+
+        taken: dict = {(kind, what): [] for kind in tasks for what in ("network", "probes")}
+        for round_ in range(args.rounds + 1):
+            for kind, task in tasks.items():
+                for work in (network, probes):
+                    one = timed(lambda: work(task))  # noqa: B023
+                    if round_:  # the first warms up
+                        taken[kind, work.__name__].append(one)
+        far = {k: float((t.logits(items, cells) - wanted).abs().max() / wanted.abs().max()) for k, t in tasks.items()}
+
+    n = args.batch_size * args.batches
+    rows = {}
+    for kind in tasks:
+        row = {"opened_in_seconds": round(opening[kind], 1), "off_by": float(f"{far[kind]:.1e}")}
+        for what in ("network", "probes"):
+            for j, unit in enumerate(("second", "cpu_second")):
+                rate = n / median(one[j] for one in taken[kind, what])
+                base = n / median(one[j] for one in taken[("eager", "float32"), what])
+                row[f"{what}_per_{unit}"] = round(rate, 1)
+                row[f"{what}_per_{unit}_ratio"] = round(rate / base, 2)
+        rows[" ".join(kind)] = row
+    told = {"audit": args.audit, "threads": args.threads, "batch_size": args.batch_size, "rounds": args.rounds}
+    print(json.dumps({**told, "torch": torch.__version__, "rows": rows, "impossible": impossible}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Fetch what audits take from the Hugging Face hub, for machines that have no network when they audit."""
+
+from __future__ import annotations
+
+import os
+
+from flows.commands import All, Audits, app, console, open_workspace
+
+
+@app.command(
+    rich_help_panel="Audit",
+    epilog="Examples:  [cyan]faded prefetch news[/]   [cyan]HF_TOKEN=... faded prefetch --all[/]",
+)
+def prefetch(audits: Audits = None, all_: All = False) -> None:
+    """Fetch the models and data sets that audits name on the Hugging Face hub into its local cache.
+
+    Nothing else ever fetches: audits read the cache. Says at which commit each thing is, how large it is, and how to
+    name that commit in params.yaml. What the cache holds already is not fetched again.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "0"  # of this process alone, and before a library is imported that reads it once
+    from stages.params import task_class, task_context
+
+    params, names = open_workspace(audits, all_)
+    for name in names:
+        audit = params.audit(name)
+        fetch = getattr(task_class(name, audit), "prefetch", None)
+        if fetch is None:
+            console.print(f"{name}: {audit.task} has no way to fetch beforehand", highlight=False, markup=False)
+            continue
+        # A machine that fetches need not have the GPU of one that audits.
+        here = audit.model_copy(update={"compute": audit.compute.model_copy(update={"device": "cpu"})})
+        lines = fetch(task_context(name, here)) or ["nothing to fetch: all it needs is on this machine"]
+        for line in lines:
+            console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)

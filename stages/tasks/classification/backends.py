@@ -1,0 +1,202 @@
+"""What runs a classifier: torch as it is, torch compiled, or OpenVINO. In float32 all give the same logits.
+
+Where answers would depend on what else is in a batch, or on how many that is, every batch is filled up to one size:
+compiled code is made for one shape, and bfloat16 shows what float32 hides, the order in which sums were taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from stages.environment import WORK, torch_threads
+from stages.errors import UsageError
+from stages.tasks.classification.models import Classifier
+from stages.tasks.contract import Compute
+
+BACKENDS = ("eager", "compile", "openvino")
+_Run = Callable[[Tensor], Tensor]  # (n, c, h, w) float32 on the device -> (n, classes) float32 on the CPU
+
+# Largest difference from torch in float32, as a share of the largest logit, that is taken for rounding. Measured are
+# 3e-6 and less; a network that was converted wrongly is off by all of it.
+_ROUNDING = 1e-3
+_NO_OPENVINO = "compute.backend: openvino is not installed: pip install 'faded[openvino]'"
+
+
+def compute_errors(compute: Compute, black_box: str | None = None) -> list[str]:
+    """Say what cannot run here, without running it.
+
+    Args:
+        compute: what is asked for.
+        black_box: the kind of model ("onnx", "endpoint"), if it runs by itself.
+    """
+    backend, dtype, gpu = compute.backend, compute.dtype, compute.device != "cpu"
+    errors = []
+    if black_box is not None:
+        for name, value, expected in (("backend", backend, "eager"), ("dtype", dtype, "float32")):
+            if value != expected:
+                errors.append(
+                    f"compute.{name}: {value} is not for a model that runs by itself (prepare.model.{black_box});"
+                    f" expected {expected}"
+                )
+        return errors
+    if backend == "openvino" and gpu:
+        errors.append(
+            f"compute.backend: openvino computes on the CPU, found compute.device {compute.device}; expected device"
+            " cpu, or backend eager or compile"
+        )
+    elif backend == "openvino" and importlib.util.find_spec("openvino") is None:
+        errors.append(_NO_OPENVINO)
+    if backend == "compile":
+        errors += _compiler_errors(gpu)
+    if dtype == "bfloat16" and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        errors.append(f"compute.dtype: {compute.device} does not compute in bfloat16; expected float32")
+    return errors
+
+
+class Backend:
+    """Runs one classifier.
+
+    Args:
+        model: the classifier; trained further it needs a new backend.
+        compute: backend, dtype, device, threads and batch size.
+
+    Raises:
+        UsageError: when the backend is not there, or cannot run this network.
+    """
+
+    def __init__(self, model: Classifier, compute: Compute) -> None:
+        self.model, self.compute = model, compute
+        # OpenVINO has threads of its own; torch's wait for work by spinning, which takes the cores from them.
+        self.torch_threads = 1 if compute.backend == "openvino" else compute.threads
+        self._fill = compute.backend == "compile" or compute.dtype == "bfloat16"
+        with torch.inference_mode():
+            self._run = {"eager": _eager, "compile": _compiled, "openvino": _openvino}[compute.backend](model, compute)
+            if compute.backend != "eager":
+                self._check()
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Answer to pictures.
+
+        Args:
+            pixels: (n, c, h, w) float32 in [0, 1] on the device, n at most the batch size.
+
+        Returns:
+            Logits, (n, classes) float32 on the CPU.
+        """
+        n, size = len(pixels), self.compute.batch_size
+        if self._fill and 0 < n < size:
+            pixels = torch.cat([pixels, pixels[-1:].expand(size - n, -1, -1, -1)])
+        return self._run(pixels)[:n]
+
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[None]:
+        """Give torch as many threads as are good for it beside this backend, inside the block."""
+        with torch_threads(self.torch_threads):
+            yield
+
+    def _check(self) -> None:
+        """Ask it what torch answers to: a network that was converted wrongly would be found wanting for nothing."""
+        n = min(3, self.compute.batch_size)
+        draw = torch.Generator().manual_seed(0)
+        pixels = torch.rand(n, *self.model.form.shape, generator=draw).to(self.compute.device)
+        with self.threads():
+            own, wanted = self(pixels), self.model(pixels).float().cpu()
+        far = float((own - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+        if self.compute.dtype == "float32" and not far < _ROUNDING:
+            raise UsageError(
+                f"compute.backend: {self.compute.backend} does not run {self.model.form.architecture} as torch does:"
+                f" its logits are off by {far:.1e} of the largest, expected less than {_ROUNDING}; say eager"
+            )
+
+
+def _eager(model: Classifier, compute: Compute) -> _Run:
+    kind, half = compute.device.partition(":")[0], compute.dtype == "bfloat16"
+
+    def run(pixels: Tensor) -> Tensor:
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
+            return model(pixels).float().cpu()
+
+    return run
+
+
+def _compiled(model: Classifier, compute: Compute) -> _Run:
+    # By default compiled code lies where other people of this machine can have put it before.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((WORK / "compiled").resolve()))
+    kind, half = compute.device.partition(":")[0], compute.dtype == "bfloat16"
+    if errors := _compiler_errors(kind != "cpu"):
+        raise UsageError("\n".join(errors))
+    network = torch.compile(model, dynamic=False)
+
+    def run(pixels: Tensor) -> Tensor:
+        try:
+            with torch.autocast(kind, torch.bfloat16, enabled=half):
+                return network(pixels).float().cpu()
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise UsageError(
+                f"compute.backend: torch.compile cannot compile {model.form.architecture} here: {_line(error)}"
+            ) from None
+
+    return run
+
+
+def _openvino(model: Classifier, compute: Compute) -> _Run:
+    # Its converter tells its makers of every use, unless this package of theirs cannot be imported.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+        from openvino import properties
+        from openvino.properties import hint
+    except ImportError:
+        raise UsageError(_NO_OPENVINO) from None
+    wanted = openvino.Type.bf16 if compute.dtype == "bfloat16" else openvino.Type.f32
+    settings = {
+        hint.inference_precision: wanted,
+        properties.inference_num_threads: compute.threads,
+        properties.num_streams: 1,
+        hint.enable_cpu_pinning: False,  # stages that run side by side would be pinned to the same cores
+    }
+    try:
+        # Two pictures, as some networks forget that their number may vary if they are traced with one.
+        example = torch.zeros(2, *model.form.shape)
+        converted = openvino.convert_model(model, example_input=example, input=[-1, *model.form.shape])
+        compiled = openvino.Core().compile_model(converted, "CPU", settings)
+    except Exception as error:  # whatever its tracing of a network comes upon
+        raise UsageError(
+            f"compute.backend: openvino cannot run {model.form.architecture}: {_line(error)}; say eager"
+        ) from None
+    if (found := compiled.get_property(hint.inference_precision)) != wanted:
+        raise UsageError(f"compute.dtype: OpenVINO computes in {found} on this CPU, expected {wanted}; say float32")
+    request = compiled.create_infer_request()
+
+    def run(pixels: Tensor) -> Tensor:
+        answer = request.infer(pixels.contiguous().numpy(), share_inputs=True, share_outputs=False)[0]
+        return torch.from_numpy(answer).float()
+
+    return run
+
+
+def _compiler_errors(gpu: bool) -> list[str]:
+    """What `torch.compile` lacks: it writes C++ or Triton, and has that compiled."""
+    if gpu:
+        found = importlib.util.find_spec("triton") is not None
+        return [] if found else ["compute.backend: compile needs the package triton on a GPU, found none; say eager"]
+    default = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", default)
+    if shutil.which(compiler) is not None:
+        return []
+    return [
+        f"compute.backend: compile needs a C++ compiler, and there is no {compiler}; install one (Debian: apt install"
+        " g++), name it in CXX, or say eager"
+    ]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

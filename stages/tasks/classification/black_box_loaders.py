@@ -1,0 +1,106 @@
+"""Loaders of classifiers that only answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from stages.errors import UsageError
+from stages.files import content_hash
+from stages.tasks.classification.black_boxes import EndpointNet, OnnxNet
+from stages.tasks.classification.config import Label
+from stages.tasks.classification.data_source import collect
+from stages.tasks.classification.models import PER_CHANNEL, POSITIVE, Classifier, Form
+from stages.tasks.classification.pictures import Shape
+from stages.tasks.classification.pool import Pool
+from stages.tasks.classification.sources import Labelled, ModelSource, check_answers, check_channels
+from stages.tasks.endpoint import Endpoint, EndpointConfig
+from stages.tasks.sources import local_file
+
+_NO_REPAIR = "which only answers: there is nothing to train. Take it out of repairs: and it ends with the landscape"
+
+
+class OnnxModel(Labelled):
+    """{onnx: FILE, outputs: logits}: a network in a file of ONNX, run by ONNX Runtime."""
+
+    onnx: str = Field(pattern=r"\.onnx$")
+    outputs: Literal["logits", "probabilities"]
+    output: str | None = Field(None, description="name of the output with the scores, where there are several")
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    size: int | None = Field(None, ge=8, description="side of its pictures, where the file does not say")
+    mean: PER_CHANNEL = Field(0.0, description="subtracted from pixels in [0, 1]")
+    std: POSITIVE = Field(1.0, description="what is left is divided by this")
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See ModelSource."""
+        return collect(lambda: local_file(inputs, self.onnx, "prepare.model.onnx"))
+
+    def repair_errors(self) -> list[str]:
+        """See ModelSource."""
+        return [f"restructure: the model under test is a network in ONNX, {_NO_REPAIR}"]
+
+    def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
+        """See ModelSource."""
+        path = local_file(inputs, self.onnx, "prepare.model.onnx")
+        net = OnnxNet(path, self.outputs, self.layout, self.output)
+        shape = self._shape(net, pool)
+        check_channels(self.mean, self.std, shape)
+        try:
+            n = net.scores(np.zeros((1, *shape), np.float32)).shape[1]
+        except UsageError as error:
+            raise UsageError(f"prepare.model.onnx: {error}") from None
+        settings = {"outputs": self.outputs, "layout": self.layout, "output": net.output}
+        form = Form(
+            family="onnx",
+            architecture=Path(self.onnx).name,
+            classes=self.names(n, None, pool),
+            shape=shape,
+            mean=self.mean,
+            std=self.std,
+            origin=f"{self.onnx}, content {content_hash([path])}",
+            settings=settings,
+        )
+        return check_answers(Classifier(form, net), "prepare.model.onnx")
+
+    def _shape(self, net: OnnxNet, pool: Pool) -> Shape:
+        """What the file says; what it leaves open is the user's, then the data's."""
+        channels, height, width = net.shape
+        height, width = height or self.size, width or self.size
+        own: Shape | None = (channels or 3, height, width) if height and width else None
+        shape = pool.pictures.shape(own)
+        if any(fixed is not None and fixed != given for fixed, given in zip(net.shape, shape, strict=True)):
+            raise UsageError(f"prepare.model.onnx: {self.onnx} takes {net.shape}, the data are asked for as {shape}")
+        return shape
+
+
+class EndpointModel(EndpointConfig, ModelSource):
+    """{endpoint: URL, classes: [...], size: 224}: a classifier behind HTTP."""
+
+    classes: list[Label] = Field(min_length=2, description="names of the classes, in the order of the answer")
+    size: int | None = Field(None, ge=8, description="side of the pictures it is sent, where the data do not say")
+    channels: Literal[1, 3] = 3
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See ModelSource."""
+        return self.problems("prepare.model")
+
+    def repair_errors(self) -> list[str]:
+        """See ModelSource."""
+        return [f"restructure: the model under test is one behind HTTP, {_NO_REPAIR}"]
+
+    def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
+        """See ModelSource."""
+        own: Shape | None = (self.channels, self.size, self.size) if self.size else None
+        shape = pool.pictures.shape(own)
+        endpoint = Endpoint(self)
+        form = Form(
+            family="endpoint",
+            architecture="behind HTTP",
+            classes=self.classes,
+            shape=shape,
+            origin=endpoint.name,
+        )
+        return check_answers(Classifier(form, EndpointNet(endpoint, self.classes, shape)), "prepare.model.endpoint")

@@ -1,0 +1,106 @@
+"""Families of networks: how each is built again from what config.json says of it, without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from stages.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from stages.tasks.classification.models import Form
+
+
+def _small_cnn(form: Form) -> nn.Module:
+    """Two convolutions and two linear layers: what a tutorial trains, with the brittleness of one."""
+    channels, height, width = form.shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), 64), nn.ReLU(),
+        nn.Linear(64, len(form.classes)),
+    )  # fmt: skip
+
+
+def _timm(form: Form) -> nn.Module:
+    import timm
+
+    check_timm(form.architecture)
+    arguments = (form.settings or {}).get("args", {})
+    return timm.create_model(
+        form.architecture, pretrained=False, num_classes=len(form.classes), in_chans=form.shape[0], **arguments
+    )
+
+
+def _torchvision(form: Form) -> nn.Module:
+    models = torchvision_models()
+    names = models.list_models(module=models)
+    if form.architecture not in names:
+        raise UsageError(
+            f"prepare.model.torchvision: no classifier {form.architecture!r}"
+            f"{did_you_mean(form.architecture, names)}; there are {', '.join(names)}"
+        )
+    net: nn.Module = models.get_model(form.architecture, weights=None, num_classes=len(form.classes))
+    return net
+
+
+def _transformers(form: Form) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    settings = dict((form.settings or {}).get("config", {}))
+    kind = settings.pop("model_type", None)
+    try:
+        config = AutoConfig.for_model(kind, **settings, num_labels=len(form.classes))
+        return Logits(AutoModelForImageClassification.from_config(config))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"transformers builds no image classifier of the kind {kind!r}: {error}") from None
+
+
+class Logits(nn.Module):
+    """A model of transformers as a network: (n, c, h, w) -> (n, classes)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels -> logits."""
+        logits: Tensor = self.model(pixel_values=pixels).logits
+        return logits
+
+
+FAMILIES: Mapping[str, Callable[[Form], nn.Module]] = {
+    "small_cnn": _small_cnn,
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "transformers": _transformers,
+}
+
+
+def check_timm(architecture: str) -> None:
+    """Say what is wrong with the name of an architecture of timm; it may bear a tag (resnet50.a1_in1k).
+
+    Raises:
+        UsageError: when timm has none of that name.
+    """
+    import timm
+
+    name = architecture.split(".", maxsplit=1)[0]
+    if not timm.is_model(name):
+        raise UsageError(f"timm knows no architecture {name!r}{did_you_mean(name, timm.list_models())}")
+
+
+def torchvision_models() -> Any:
+    """The classifiers of torchvision.
+
+    Raises:
+        UsageError: when it is not installed.
+    """
+    try:
+        from torchvision import models
+    except ImportError:
+        raise UsageError("prepare.model.torchvision: it is not installed: pip install 'faded[image]'") from None
+    return models

@@ -1,0 +1,35 @@
+"""The thousand classes of ImageNet, as people call them and as its folders are called."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+ALIKE = 0.9  # share of names that must agree; who names them shortens and spells a few otherwise
+
+
+def class_names() -> list[str]:
+    """Their names in the order of their indices, each the first of its synonyms."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo()
+    return [_first(info.index_to_description(i)) for i in range(info.num_classes())]
+
+
+def wordnet_ids(classes: Sequence[str]) -> dict[str, int]:
+    """{"n01440764": 0, ...} if these are the classes of ImageNet in their order, else nothing."""
+    if importlib.util.find_spec("timm") is None:
+        return {}
+    from timm.data.imagenet_info import ImageNetInfo
+
+    names = class_names()
+    if len(classes) != len(names):
+        return {}
+    alike = sum(_first(one).lower() == other.lower() for one, other in zip(classes, names, strict=True))
+    if alike < ALIKE * len(names):
+        return {}
+    return {wordnet_id: index for index, wordnet_id in enumerate(ImageNetInfo().label_names())}
+
+
+def _first(description: str) -> str:
+    return description.split(",", maxsplit=1)[0]

@@ -1,0 +1,144 @@
+"""Model loaders: each turns one way to name a classifier into a `Classifier`. To add one, add it to MODEL_LOADERS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from stages.errors import UsageError
+from stages.progress import progress
+from stages.tasks.classification.black_box_loaders import EndpointModel, OnnxModel
+from stages.tasks.classification.families import FAMILIES
+from stages.tasks.classification.imagenet import class_names
+from stages.tasks.classification.models import PER_CHANNEL, POSITIVE, Classifier, Form, fit_weights, seeded
+from stages.tasks.classification.pool import Pool, tolerate
+from stages.tasks.classification.pretrained import TorchvisionModel, TransformersModel
+from stages.tasks.classification.sources import ModelSource, check_channels, read_weights
+from stages.tasks.classification.timm_models import TimmModel
+from stages.tasks.sources import package_file
+
+
+class TrainedHere(ModelSource):
+    """{train: small_cnn}: a small network trained on the pool named train, for audits that must run anywhere."""
+
+    train: Literal["small_cnn"]
+    epochs: int = Field(4, ge=1)
+    batch_size: int = Field(128, ge=2)
+    learning_rate: float = Field(2e-3, gt=0, lt=1)
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See ModelSource."""
+        return []
+
+    def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
+        """See ModelSource."""
+        rows = pool.rows("train")
+        if len(rows) < 2 or pool.classes is None:
+            raise UsageError(
+                f"prepare.model.train: the data has no pool named train, found {sorted(set(pool.splits or []))}"
+            )
+        shape = pool.pictures.shape(None)
+        unreadable: list[dict[str, str]] = []
+        read = list(pool.read(rows, shape, None, unreadable))
+        tolerate(unreadable, len(rows), pool.max_corrupt)
+        pixels = torch.from_numpy(np.stack([picture for _, picture in read])).float() / 255
+        targets = torch.from_numpy(pool.targets(pool.classes)[[row for row, _ in read]])
+        form = Form(
+            family="small_cnn",
+            architecture=self.train,
+            classes=pool.classes,
+            shape=shape,
+            mean=round(float(pixels.mean()), 4),
+            std=round(max(float(pixels.std()), 1e-3), 4),
+            origin=f"trained by Faded on {len(read)} images for {self.epochs} epochs",
+        )
+        with seeded(seed):
+            model = Classifier(form, FAMILIES[form.family](form)).to(device)
+            self._fit(model, pixels.to(device), targets.to(device), seed)
+        return model.eval()
+
+    def _fit(self, model: Classifier, pixels: Tensor, targets: Tensor, seed: int) -> None:
+        steps = max(1, len(pixels) // self.batch_size)
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * steps)
+        rng = np.random.default_rng([seed, 2])
+        order = np.concatenate([rng.permutation(len(pixels))[: steps * self.batch_size] for _ in range(self.epochs)])
+        with progress("training the model under test", self.epochs * steps) as tell:
+            for step, batch in enumerate(np.array_split(order, self.epochs * steps)):
+                rows = torch.from_numpy(batch).to(pixels.device)
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(pixels[rows]), targets[rows]).backward()
+                optimizer.step()
+                schedule.step()
+                tell(step + 1, f"epoch {step // steps + 1} of {self.epochs}")
+
+
+class PackageWeights(ModelSource):
+    """{package: NAME, file: PATH, timm: ARCHITECTURE}: weights that ship in an installed package.
+
+    `match: order` is for a port of the same network whose layers bear other names: entries are paired one to one in
+    their order, and every shape must agree.
+    """
+
+    package: str = Field(pattern=r"^\w+$")
+    file: str
+    timm: str
+    match: Literal["name", "order"] = "name"
+    mean: PER_CHANNEL = 0.0
+    std: POSITIVE = 1.0
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See ModelSource."""
+        try:
+            package_file(inputs, self.package, self.file, "prepare.model")
+        except UsageError as error:
+            return [str(error)]
+        return []
+
+    def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
+        """See ModelSource."""
+        state = read_weights(package_file(inputs, self.package, self.file, "prepare.model"), "prepare.model.file")
+        heads = [v for v in state.values() if v.ndim == 2]
+        if not heads:
+            raise UsageError(
+                f"prepare.model.file: {self.file} has no linear layer, so its number of classes is unknown"
+            )
+        shape = pool.pictures.shape(None)
+        check_channels(self.mean, self.std, shape)
+        form = Form(
+            family="timm",
+            architecture=self.timm,
+            classes=pool.classes or _class_names(len(heads[-1])),
+            shape=shape,
+            mean=self.mean,
+            std=self.std,
+            origin=f"{self.file} of the package {self.package}",
+        )
+        if len(form.classes) != len(heads[-1]):
+            raise UsageError(f"prepare.model: the weights have {len(heads[-1])} classes, the data {len(form.classes)}")
+        model = Classifier(form, FAMILIES["timm"](form))
+        if self.match == "order" and len(state) == len(model.net.state_dict()):
+            state = dict(zip(model.net.state_dict(), state.values(), strict=True))
+        fit_weights(model.net, state, "prepare.model.file")
+        return model.eval().to(device)
+
+
+def _class_names(n: int) -> list[str]:
+    return class_names() if n == 1000 else [str(i) for i in range(n)]
+
+
+MODEL_LOADERS: Mapping[str, type[ModelSource]] = {
+    "train": TrainedHere,
+    "package": PackageWeights,
+    "timm": TimmModel,
+    "torchvision": TorchvisionModel,
+    "transformers": TransformersModel,
+    "onnx": OnnxModel,
+    "endpoint": EndpointModel,
+}

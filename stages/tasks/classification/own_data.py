@@ -1,0 +1,344 @@
+"""Pictures of the user's own: folders, lists and data sets of the datasets library."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from stages.errors import UsageError, did_you_mean
+from stages.tasks.classification.config import Label, spelled
+from stages.tasks.classification.data_source import DataSource, collect
+from stages.tasks.classification.pictures import SUFFIXES
+from stages.tasks.classification.pool import NAMED, Encoded, Pool, Sources, tolerate
+from stages.tasks.contract import SPLITS
+from stages.tasks.hub import NAME
+from stages.tasks.hub_data import HubData, check_columns
+from stages.tasks.sources import local_file
+
+# Names others give their splits, and what an audit makes of them: failures are searched on pictures the model has not
+# learnt from, and a repair learns from those it has.
+FOREIGN = {"train": "repair", "val": "discover", "valid": "discover", "validation": "discover", "test": "test"}
+OWN = (*SPLITS, "train")
+
+
+class OwnPictures(DataSource):
+    """What all sources of own pictures share: how labels are read and how pictures are shown to the model."""
+
+    labels: dict[Label, Label] = Field({}, description="{their label: the model's class}, where these differ")
+    resize: int | None = Field(None, ge=8, description="the shorter side becomes this; default: as the model has it")
+    size: int | None = Field(None, ge=8, description="side of the square cut out of the middle; default: the model's")
+    channels: int | None = Field(None, description="1: grey, 3: colour; default: what the model takes")
+
+    @model_validator(mode="after")
+    def _is_a_view(self) -> OwnPictures:
+        if self.size and self.resize and self.size > self.resize:
+            raise ValueError(f"size is {self.size}, larger than resize, {self.resize}")
+        if self.channels not in (None, 1, 3):
+            raise ValueError(f"channels is {self.channels}, expected 1 or 3")
+        return self
+
+    def _pool(
+        self,
+        sources: Sources,
+        labels: Sequence[str] | Sequence[int],
+        ids: list[str],
+        *,
+        groups: list[str] | None = None,
+        splits: list[str] | None = None,
+        classes: list[str] | None = None,
+        skipped: list[dict[str, str]] | None = None,
+    ) -> Pool:
+        twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
+        if twice:
+            raise UsageError(f"prepare.data: ids must be unique, found {', '.join(twice[:NAMED])} more than once")
+        named = self._translated(labels)
+        if self.labels and classes is not None:
+            classes = None  # the data's own order is of names the model does not have
+        return Pool(
+            pictures=Encoded(sources, self.resize, self.size, self.channels),
+            labels=np.array(named),
+            ids=ids,
+            groups=groups or ids,
+            splits=splits,
+            classes=classes,
+            skipped=skipped or [],
+            max_corrupt=self.max_corrupt,
+        )
+
+    def _translated(self, labels: Sequence[str] | Sequence[int]) -> Sequence[str] | Sequence[int]:
+        if not self.labels:
+            return labels
+        found = {str(label) for label in labels}
+        if unknown := sorted(set(self.labels) - found):
+            named = "; ".join(f"{name!r}{did_you_mean(name, found)}" for name in unknown[:NAMED])
+            raise UsageError(f"prepare.data.labels: the data have no label {named}; they have {_some(sorted(found))}")
+        return [self.labels.get(str(label), str(label)) for label in labels]
+
+
+class ImageFolder(OwnPictures):
+    """{imagefolder: FOLDER}: a folder of each class, as torchvision and timm read them; or such a folder of each split.
+
+    Splits are `discover`, `repair`, `test` (and `train`, for a model that is trained here), or others' `train`, `val`
+    and `test`, which become `repair`, `discover` and `test`.
+    """
+
+    imagefolder: str
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See DataSource."""
+        return collect(lambda: self._folders(inputs))
+
+    def origin(self, inputs: Path) -> str:
+        """See DataSource."""
+        return f"the folder {self.imagefolder}"
+
+    def _folders(self, inputs: Path) -> dict[str, Path]:
+        """{split, or "": folder of classes}."""
+        where = "prepare.data.imagefolder"
+        root = local_file(inputs, self.imagefolder, where)
+        if not root.is_dir():
+            raise UsageError(f"{where}: {root} is a file, expected a folder that holds a folder of each class")
+        folders = _subfolders(root)
+        if not folders:
+            raise UsageError(f"{where}: {root} holds no folders, expected one of each class")
+        splits = ready_splits([folder.name for folder in folders])
+        # A class may well be called train: then its folder holds pictures, not folders.
+        if splits is None or not all(_subfolders(folder) for folder in folders):
+            return {"": root}
+        return {splits[folder.name]: folder for folder in folders}
+
+    def load(self, inputs: Path) -> Pool:
+        """See DataSource."""
+        root = local_file(inputs, self.imagefolder, "prepare.data.imagefolder")
+        folders = self._folders(inputs)
+        paths: list[Path] = []
+        labels: list[str] = []
+        splits: list[str] = []
+        for split, folder in folders.items():
+            for kind in _subfolders(folder):
+                found = _pictures(kind)
+                paths += found
+                labels += [kind.name] * len(found)
+                splits += [split] * len(found)
+        if not paths:
+            kinds = " ".join(sorted(SUFFIXES))
+            raise UsageError(f"prepare.data.imagefolder: no picture below {root}; looked for {kinds}")
+        ids = [path.relative_to(root).as_posix() for path in paths]
+        classes = sorted(set(labels))
+        return self._pool(paths, labels, ids, splits=None if "" in folders else splits, classes=classes)
+
+
+class JsonLines(OwnPictures):
+    """{jsonl: FILE}: a line {"image": PATH, "label": NAME} for each picture, the path relative to the file.
+
+    A line may also have `id`, `split` (in all lines or none) and `group`: pictures of a group stay in one split.
+    """
+
+    jsonl: str
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See DataSource."""
+        return collect(lambda: local_file(inputs, self.jsonl, "prepare.data.jsonl"))
+
+    def origin(self, inputs: Path) -> str:
+        """See DataSource."""
+        return self.jsonl
+
+    def load(self, inputs: Path) -> Pool:
+        """See DataSource."""
+        path = local_file(inputs, self.jsonl, "prepare.data.jsonl")
+        rows: list[dict[str, str]] = []
+        skipped: list[dict[str, str]] = []
+        try:
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise UsageError(f"prepare.data.jsonl: {path} is no readable text: {error}") from None
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(_row(line))
+            except ValueError as error:
+                skipped.append({"file": f"{path.name}, line {number}", "reason": str(error)})
+        tolerate(skipped, len(lines), self.max_corrupt)
+        if not rows:
+            raise UsageError(f"prepare.data.jsonl: {path} holds no pictures")
+        given = [row.get("split", "") for row in rows]
+        splits = None
+        if any(given):
+            found = sorted(set(given))
+            known = ready_splits(found)
+            if known is None:
+                raise UsageError(
+                    f"prepare.data.jsonl: {path} has the splits {', '.join(map(repr, found))}; expected some of"
+                    f" {', '.join(OWN)} or of {', '.join(FOREIGN)}, in all lines or none"
+                )
+            splits = [known[split] for split in given]
+        return self._pool(
+            [path.parent / row["image"] for row in rows],
+            [row["label"] for row in rows],
+            [row.get("id", row["image"]) for row in rows],
+            groups=[row.get("group", row.get("id", row["image"])) for row in rows],
+            splits=splits,
+            skipped=skipped,
+        )
+
+
+class HubDataset(OwnPictures):
+    """{datasets: ID_OR_FOLDER, split: NAME}: a data set of the datasets library, under inputs or of the hub.
+
+    What lies under inputs is taken; else the name is one of the hub, looked up in the cache. No code of it is run.
+    """
+
+    datasets: str = Field(pattern=NAME)
+    split: str | dict[str, str] = Field(description="their split; or theirs for each of ours: {discover: validation}")
+    image: str = "image"
+    label: str = "label"
+    name: str | None = Field(None, description="of the configuration, where there are several")
+    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
+    files: list[str] = Field([], description="hub: patterns of the files to fetch; default: all that hold data")
+
+    @model_validator(mode="after")
+    def _splits_are_ours(self) -> HubDataset:
+        for ours in self.split if isinstance(self.split, dict) else ():
+            if ours not in OWN:
+                raise ValueError(f"split: {ours!r} is none of an audit's{did_you_mean(ours, OWN)}: {', '.join(OWN)}")
+        return self
+
+    @property
+    def _data(self) -> HubData:
+        where = "prepare.data.datasets"
+        return HubData(self.datasets, where, "image", self.name, self.revision, tuple(self.files))
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See DataSource."""
+        code = sorted(path.name for path in (inputs / self.datasets).glob("*.py"))
+        if code:
+            return [f"prepare.data.datasets: {self.datasets} brings code of its own, {code[0]}, which is not run"]
+        return self._data.errors(inputs)
+
+    def origin(self, inputs: Path) -> str:
+        """See DataSource."""
+        return self._data.folder(inputs)[1]
+
+    def prefetch(self, inputs: Path) -> list[str]:
+        """See DataSource."""
+        return self._data.prefetch(inputs)
+
+    def load(self, inputs: Path) -> Pool:
+        """See DataSource."""
+        if errors := self.errors(inputs):
+            raise UsageError("\n".join(errors))
+        named = self.split if isinstance(self.split, dict) else {"": self.split}
+        parts = {ours: self._read(inputs, theirs) for ours, theirs in named.items()}
+        names = [_class_names(part, self.label) for part in parts.values()]
+        if any(one != names[0] for one in names):
+            raise UsageError(f"prepare.data.label: the classes of {', '.join(named.values())} differ")
+        labels: list[Any] = []
+        ids: list[str] = []
+        splits: list[str] = []
+        for (ours, part), theirs in zip(parts.items(), named.values(), strict=True):
+            column = part.select_columns([self.label])[:][self.label]
+            labels += column
+            ids += [f"{theirs.split('[')[0]}-{row}" for row in range(len(column))]
+            splits += [ours] * len(column)
+        if None in labels or not labels:
+            raise UsageError(f"prepare.data.label: {self.datasets} has {labels.count(None)} pictures without a label")
+        if names[0] is not None:
+            if min(labels) < 0:  # how the datasets library says "unknown", as in many a test split
+                raise UsageError(f"prepare.data.label: the labels of {', '.join(named.values())} are not published")
+            labels = [names[0][label] for label in labels]
+        return self._pool(
+            _Contents([part.select_columns([self.image]) for part in parts.values()], self.image),
+            labels,
+            ids,
+            splits=None if "" in parts else splits,
+            classes=names[0],
+        )
+
+    def _read(self, inputs: Path, split: str) -> Any:
+        read = self._data.rows(inputs, split)
+        check_columns(read.column_names, {"image": self.image, "label": self.label}, "prepare.data", self.datasets)
+        import datasets
+
+        try:
+            return read.cast_column(self.image, datasets.Image(decode=False))
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise UsageError(f"prepare.data.image: column {self.image!r} holds no pictures: {error}") from None
+
+
+class _Contents:
+    """Contents of picture files in tables of the datasets library, read when they are asked for."""
+
+    def __init__(self, parts: Sequence[Any], column: str) -> None:
+        self.parts, self.column = parts, column
+
+    def __getitem__(self, row: int, /) -> Path | bytes:
+        for part in self.parts:
+            if row < len(part):
+                held = part[row][self.column] or {}
+                return cast("Path | bytes", held.get("bytes") or Path(held.get("path") or "no picture"))
+            row -= len(part)
+        raise IndexError(row)
+
+
+def ready_splits(names: Iterable[str]) -> Mapping[str, str] | None:
+    """{name of a ready-made pool: the audit's split}, None where some name is none of a pool."""
+    named = set(names)
+    if named <= set(OWN) and named & {"discover", "repair"}:
+        return {name: name for name in named}
+    return {name: FOREIGN[name] for name in named} if named <= set(FOREIGN) else None
+
+
+def _row(line: str) -> dict[str, str]:
+    """One line of a list.
+
+    Raises:
+        ValueError: when it is no picture with its label.
+    """
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise ValueError("no JSON") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{type(row).__name__}, expected an object with image and label")
+    row = {key: spelled(row[key]) for key in ("image", "label", "id", "split", "group") if row.get(key) is not None}
+    for key in ("image", "label"):
+        if key not in row:
+            raise ValueError(f"it has no {key}")
+    if odd := [key for key, value in row.items() if not isinstance(value, str)]:
+        raise ValueError(f"{odd[0]} is no text")
+    path = PurePosixPath(row["image"])
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{row['image']} leads out of the folder of the list")
+    return cast(dict[str, str], row)
+
+
+def _class_names(part: Any, label: str) -> list[str] | None:
+    names = getattr(part.features[label], "names", None)
+    return None if names is None else list(names)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return [Path(entry) for entry in sorted(entries, key=lambda e: e.name) if _shown(entry)]
+
+
+def _shown(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir() and not entry.name.startswith((".", "__"))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """All pictures below a folder, links followed."""
+    found = []
+    for here, _, names in os.walk(folder, followlinks=True):
+        found += [Path(here, name) for name in names if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
+    return sorted(found)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f", ... ({len(names)} in all)" if len(names) > NAMED else "")

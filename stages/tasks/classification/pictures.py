@@ -1,0 +1,102 @@
+"""From a picture file to what a model is shown: decoded, upright, resized and cut, in the model's channels."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from stages.params import Strict
+
+Shape = tuple[int, int, int]  # channels, height, width
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+_MODES = {1: "L", 3: "RGB"}
+_NUMBERS = ("I", "F")  # modes whose values have no known range
+
+
+class UnreadablePicture(Exception):
+    """A file that holds no picture we can show a model; the message says why, and names no folder."""
+
+
+class View(Strict):
+    """How a picture becomes a square of pixels, before the centre is cut out of it.
+
+    Args:
+        resize: the shorter side, or (height, width) whatever the picture's proportions.
+        interpolation: a filter of pillow.
+    """
+
+    resize: int | tuple[int, int] = Field(description="the shorter side, or height and width")
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"
+
+    def at(self, own: Shape, shape: Shape) -> View:
+        """The same made for inputs of another shape than `own`: nothing of the shorter side is cut off then."""
+        return self if own == shape else View(resize=max(shape[1:]), interpolation=self.interpolation)
+
+
+def decode(source: Path | bytes, shape: Shape, view: View) -> np.ndarray:
+    """Read one picture.
+
+    Args:
+        source: a file, or its content.
+        shape: of the result: 1 channel is grey, 3 are red, green and blue.
+        view: how it is resized; then the centre is cut out.
+
+    Returns:
+        (channels, height, width) uint8.
+
+    Raises:
+        UnreadablePicture: when it is damaged, no picture, or too large to be one.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    name = source.name if isinstance(source, Path) else "the picture"
+    try:
+        # pillow warns of pictures of more than 89 million pixels and refuses those of twice as many.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as opened:
+                photo = _upright(ImageOps.exif_transpose(opened), _MODES[shape[0]])
+    except UnidentifiedImageError:
+        raise UnreadablePicture(f"{name} is no picture") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadablePicture(f"{name} is too large: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
+        # The message may name the path of this machine, which must not get into the outputs.
+        raise UnreadablePicture(
+            str(error).replace(str(source), name) if isinstance(source, Path) else str(error)
+        ) from None
+    return _cut(photo, shape, view)
+
+
+def _upright(photo: Any, mode: str) -> Any:
+    from PIL import Image
+
+    if photo.mode.startswith("I;16"):  # pillow would clip 16 bits instead of scaling them
+        return Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8)).convert(mode)
+    if photo.mode in _NUMBERS:
+        raise ValueError(f"its pixels are of mode {photo.mode}, expected 8 or 16 bits a channel")
+    return photo.convert(mode)
+
+
+def _cut(photo: Any, shape: Shape, view: View) -> np.ndarray:
+    from PIL import Image
+
+    channels, height, width = shape
+    if isinstance(view.resize, int):
+        scale = view.resize / min(photo.size)
+        size = [max(view.resize, round(side * scale)) for side in photo.size]
+    else:
+        size = [view.resize[1], view.resize[0]]
+    # What is cut out must fit in.
+    grow = max(1.0, width / size[0], height / size[1])
+    wide, high = (math.ceil(side * grow) for side in size)
+    photo = photo.resize((wide, high), Image.Resampling[view.interpolation.upper()])
+    left, top = (wide - width) // 2, (high - height) // 2
+    pixels = np.asarray(photo)[top : top + height, left : left + width]
+    return np.ascontiguousarray(pixels.reshape(height, width, channels).transpose(2, 0, 1))

@@ -1,0 +1,269 @@
+"""All pictures a source offers, and the choice of those an audit uses.
+
+A pool lists pictures and reads none: of a folder of 100,000 only the chosen few are decoded, and as many more as turn
+out to be damaged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from stages.errors import UsageError, did_you_mean
+from stages.tasks.classification.pictures import Shape, UnreadablePicture, View, decode
+from stages.tasks.contract import SPLITS
+from stages.tasks.sources import ItemCounts
+
+NAMED = 5  # files or labels an error names
+
+
+class Sources(Protocol):
+    """Files of pictures, or their contents, by row."""
+
+    def __getitem__(self, row: int, /) -> Path | bytes: ...
+
+
+class Pictures(Protocol):
+    """Pictures by their row in a pool."""
+
+    def shape(self, own: Shape | None) -> Shape:
+        """What a model is shown: of the pictures' own shape, else of the model's, changed where the data ask for it.
+
+        Raises:
+            UsageError: when neither says.
+        """
+        ...
+
+    def read(self, row: int, shape: Shape, view: View | None) -> np.ndarray:
+        """One picture of that shape, (c, h, w) uint8.
+
+        Raises:
+            UnreadablePicture: when there is none.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pictures in memory, all of one shape: (n, c, h, w) uint8."""
+
+    images: np.ndarray
+
+    def shape(self, own: Shape | None) -> Shape:
+        """See Pictures."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def read(self, row: int, shape: Shape, view: View | None) -> np.ndarray:
+        """See Pictures."""
+        pixels: np.ndarray = self.images[row]
+        return pixels
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Pictures in files or as the content of files, decoded when they are asked for.
+
+    Args:
+        sources: n paths, or contents.
+        resize: the shorter side; None: as the model's view says.
+        size: side of the square cut out of the middle; None: as the model takes.
+        channels: 1 or 3; None: as the model takes.
+    """
+
+    sources: Sources
+    resize: int | None = None
+    size: int | None = None
+    channels: int | None = None
+
+    def shape(self, own: Shape | None) -> Shape:
+        """See Pictures."""
+        if own is None and self.size is None:
+            raise UsageError("prepare.data.size: missing; neither model nor data say how large the pictures are")
+        channels, height, width = own or (3, 0, 0)
+        if channels not in (1, 3):
+            raise UsageError(f"prepare.model: it takes pictures of {channels} channels, expected 1 or 3")
+        return self.channels or channels, self.size or height, self.size or width
+
+    def read(self, row: int, shape: Shape, view: View | None) -> np.ndarray:
+        """See Pictures."""
+        view = view or View(resize=max(shape[1:]))
+        return decode(
+            self.sources[row], shape, view if self.resize is None else view.model_copy(update={"resize": self.resize})
+        )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All pictures a data source offers.
+
+    Args:
+        pictures: n pictures.
+        labels: (n,) names of classes, or indices of the model's classes.
+        ids: n unique names.
+        groups: n names of what pictures must not be torn into two splits (crops of one photo).
+        splits: n names of ready-made pools ("train", "discover", ...), or None: the audit draws the splits.
+        classes: names of the classes in the order of their indices, or None if the data have no such order.
+        skipped: corrupt files and why they were skipped.
+        in_order: of a ready-made pool the first items are taken; else they are drawn.
+        max_corrupt: share of unreadable pictures that may be skipped.
+    """
+
+    pictures: Pictures
+    labels: np.ndarray
+    ids: list[str]
+    groups: list[str]
+    splits: list[str] | None = None
+    classes: list[str] | None = None
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    in_order: bool = False
+    max_corrupt: float = 0.0
+
+    def rows(self, split: str) -> np.ndarray:
+        """Rows of a ready-made pool, in its order."""
+        return np.flatnonzero(np.array(self.splits or []) == split)
+
+    def targets(self, classes: Sequence[str]) -> np.ndarray:
+        """Class indices of all pictures: (n,) int64.
+
+        Raises:
+            UsageError: naming labels that are none of the classes.
+        """
+        if self.labels.dtype.kind in "iu":
+            if self.labels.min() < 0 or self.labels.max() >= len(classes):
+                raise UsageError(
+                    f"prepare: the model has {len(classes)} classes, so labels are 0..{len(classes) - 1}; "
+                    f"the data has labels {self.labels.min()}..{self.labels.max()}"
+                )
+            return self.labels.astype(np.int64)
+        known = class_indices(classes)
+        names, inverse = np.unique(self.labels, return_inverse=True)
+        if unknown := [str(name) for name in names if name not in known]:
+            raise UsageError(_unknown_labels(unknown, classes))
+        return np.array([known[str(name)] for name in names], dtype=np.int64)[inverse]
+
+    def read(
+        self, rows: Sequence[int] | np.ndarray, shape: Shape, view: View | None, skipped: list[dict[str, str]]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode some pictures: yields (row, (c, h, w) uint8); unreadable ones go to `skipped` instead."""
+        for row in rows:
+            try:
+                pixels = self.pictures.read(int(row), shape, view)
+            except UnreadablePicture as error:
+                skipped.append({"file": self.ids[row], "reason": str(error)})
+            else:
+                yield int(row), pixels
+
+
+def class_indices(classes: Sequence[str]) -> dict[str, int]:
+    """{label: index of the class}; classes of ImageNet are also known by their WordNet IDs.
+
+    A name that two classes bear is left out, for it says nothing.
+    """
+    borne = Counter(classes)
+    known = {name: index for index, name in enumerate(classes) if borne[name] == 1}
+    if len(classes) == 1000:
+        from stages.tasks.classification.imagenet import wordnet_ids
+
+        known |= wordnet_ids(classes)
+    return known
+
+
+def _unknown_labels(unknown: Sequence[str], classes: Sequence[str]) -> str:
+    named = "; ".join(f"{name!r}{did_you_mean(name, classes)}" for name in unknown[:NAMED])
+    more = f"; and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+    some = ", ".join(classes[:NAMED]) + (f", ... ({len(classes)} in all)" if len(classes) > NAMED else "")
+    return (
+        f"prepare.data: the model has no class for {len(unknown)} label(s) of the data: {named}{more}; its classes are"
+        f" {some}. Say which is which: prepare.data.labels: {{their label: the model's class}}"
+    )
+
+
+def tolerate(skipped: Sequence[Mapping[str, str]], total: int, max_corrupt: float) -> None:
+    """Let few unreadable pictures pass.
+
+    Raises:
+        UsageError: when they are more than a share `max_corrupt` of `total`.
+    """
+    if len(skipped) > max_corrupt * total:
+        named = "; ".join(f"{s['file']} ({s['reason']})" for s in skipped[:NAMED])
+        more = f"; and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+        raise UsageError(
+            f"prepare.data: {len(skipped)} of {total} images are corrupt, "
+            f"max_corrupt allows {max_corrupt:.0%}: {named}{more}"
+        )
+
+
+def choose_items(
+    pool: Pool, counts: ItemCounts, classes: list[str], seed: int, shape: Shape, view: View | None = None
+) -> pd.DataFrame:
+    """Pick the items of each split: of a ready-made pool, or whole groups in an order drawn by the seed.
+
+    Returns:
+        Columns id, split, label (class name), target (class index), image (raw uint8 pixels); `attrs["skipped"]` lists
+        what was left out.
+
+    Raises:
+        UsageError: when there are too few pictures, too many are corrupt, or the model does not know their labels.
+    """
+    targets = pool.targets(classes)
+    corrupt: list[dict[str, str]] = []
+    seen = 0
+    tables = []
+    for split, queue in _queues(pool, seed).items():
+        wanted: int = getattr(counts, split)
+        taken: list[tuple[int, np.ndarray]] = []
+        while len(taken) < wanted and (group := next(queue, None)) is not None:
+            seen += len(group)
+            taken += pool.read(group, shape, view, corrupt)
+            if len(corrupt) > pool.max_corrupt * len(pool.ids):  # whatever the others are
+                tolerate(corrupt, seen, pool.max_corrupt)
+        if len(taken) < wanted:
+            raise UsageError(_too_few(pool, split, wanted, len(taken), corrupt))
+        tables.append(_table(pool, split, taken[:wanted], targets, classes))
+    tolerate(corrupt, seen, pool.max_corrupt)
+    items = pd.concat([t for t in tables if len(t)], ignore_index=True)
+    items.attrs["skipped"] = pool.skipped + corrupt
+    return items
+
+
+def _queues(pool: Pool, seed: int) -> dict[str, Iterator[list[int]]]:
+    """For each split the groups of rows it takes items from, one after the other; without pools all share one queue."""
+    rng = np.random.default_rng([seed, 1])
+    if pool.splits is None:
+        by_group = pd.Series(range(len(pool.ids))).groupby(pool.groups).apply(list)
+        shared = iter([by_group.iloc[i] for i in rng.permutation(len(by_group))])
+        return dict.fromkeys(SPLITS, shared)
+    ready = {split: pool.rows(split) for split in SPLITS}
+    return {
+        split: iter([[int(row)] for row in (rows if pool.in_order else rng.permutation(rows))])
+        for split, rows in ready.items()
+    }
+
+
+def _too_few(pool: Pool, split: str, wanted: int, found: int, corrupt: Sequence[object]) -> str:
+    left = "" if pool.splits is not None else " left (crops of a photo stay in one split)"
+    unread = f", and {len(corrupt)} that cannot be read" if corrupt else ""
+    pools = sorted(set(pool.splits or []) - {""})
+    hint = f"; its pools are {', '.join(pools)}" if pools and split not in pools else ""
+    return f"prepare.items.{split}: {wanted} items wanted, the data has {found}{left}{unread}{hint}"
+
+
+def _table(
+    pool: Pool, split: str, taken: Sequence[tuple[int, np.ndarray]], targets: np.ndarray, classes: Sequence[str]
+) -> pd.DataFrame:
+    rows = [row for row, _ in taken]
+    columns: dict[str, Any] = {
+        "id": [pool.ids[i] for i in rows],
+        "split": split,
+        "label": [classes[t] for t in targets[rows]],
+        "target": targets[rows],
+        "image": [pixels.tobytes() for _, pixels in taken],
+    }
+    return pd.DataFrame(columns)

@@ -1,0 +1,178 @@
+"""What loaders of classifiers share: labels, normalisation, weights in files."""
+
+from __future__ import annotations
+
+import pickle
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages.errors import UsageError
+from stages.params import Strict
+from stages.tasks.classification.config import Label
+from stages.tasks.classification.imagenet import class_names
+from stages.tasks.classification.models import PER_CHANNEL, POSITIVE, Classifier
+from stages.tasks.classification.pictures import Shape
+from stages.tasks.classification.pool import Pool
+from stages.tasks.sources import local_file
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+_NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights among other things
+_PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before names
+
+
+class ModelSource(Strict):
+    """Base of the model loaders."""
+
+    @abstractmethod
+    def errors(self, inputs: Path) -> list[str]:
+        """Say what is missing, without reading weights."""
+
+    @abstractmethod
+    def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
+        """Make the model for these pictures.
+
+        Raises:
+            UsageError: when it cannot be read, is no classifier, or does not fit the pictures.
+        """
+
+    def prefetch(self, inputs: Path) -> list[str]:
+        """Fetch what it names on a hub into the local cache; a line for people each."""
+        return []
+
+    def repair_errors(self) -> list[str]:
+        """Say why it cannot be repaired; empty if it can."""
+        return []
+
+
+class Labelled(ModelSource):
+    """A model of which the user may say what its classes are called."""
+
+    classes: list[Label] | None = Field(None, min_length=2, description="names of the classes, in their order")
+
+    def names(self, n: int, own: Sequence[str] | None, pool: Pool) -> list[str]:
+        """Names of the model's n classes: the user's, its own, ImageNet's, or those of as many classes of the data.
+
+        Raises:
+            UsageError: when the user names another number, or nothing names them.
+        """
+        if self.classes is not None:
+            if len(self.classes) != n:
+                raise UsageError(f"prepare.model.classes: {len(self.classes)} names, the model has {n} classes")
+            return self.classes
+        if own is not None and len(own) == n:
+            return list(own)
+        if n == 1000:
+            return class_names()
+        if pool.classes is not None and len(pool.classes) == n:
+            return pool.classes
+        found = f"the data have {len(pool.classes)}" if pool.classes is not None else "the data give no order"
+        raise UsageError(f"prepare.model.classes: missing; the model has {n} classes and nothing names them ({found})")
+
+
+class Normalised(Labelled):
+    """A network whose normalisation is known, unless the user says otherwise."""
+
+    mean: PER_CHANNEL | None = Field(None, description="subtracted from pixels in [0, 1]; default: the model's own")
+    std: POSITIVE | None = Field(None, description="what is left is divided by this; default: the model's own")
+
+    def _says(self, library: str) -> str:
+        """Where the normalisation comes from, for people."""
+        own = [key for key in ("mean", "std") if getattr(self, key) is None]
+        return f"{' and '.join(own)} as {library} has them" if own else "mean and std as params.yaml has them"
+
+    def normalisation(self, mean: Sequence[float], std: Sequence[float], shape: Shape) -> dict[str, Any]:
+        """Fields `mean` and `std` of the form."""
+        own = {"mean": [float(v) for v in mean], "std": [float(v) for v in std]}
+        for key, given in (("mean", self.mean), ("std", self.std)):
+            if given is None and len(own[key]) not in (1, shape[0]):
+                raise UsageError(
+                    f"prepare.model.{key}: missing; the model has {shape[0]} channel(s) and its library's {key} is for"
+                    f" {len(own[key])}: {own[key]}"
+                )
+        chosen = {
+            "mean": own["mean"] if self.mean is None else self.mean,
+            "std": own["std"] if self.std is None else self.std,
+        }
+        check_channels(chosen["mean"], chosen["std"], shape)
+        return chosen
+
+
+def check_channels(mean: PER_CHANNEL, std: POSITIVE, shape: Shape) -> None:
+    """Whether there is one number for all channels or one for each.
+
+    Raises:
+        UsageError: when there is not.
+    """
+    for key, values in (("mean", mean), ("std", std)):
+        if isinstance(values, list) and len(values) not in (1, shape[0]):
+            raise UsageError(f"prepare.model.{key}: {len(values)} values, the images have {shape[0]} channel(s)")
+
+
+def check_weights(inputs: Path, name: str, where: str) -> Path:
+    """The file of weights under data/<audit>/inputs.
+
+    Raises:
+        UsageError: when it is not there, or of a kind that is not read.
+    """
+    path = local_file(inputs, name, where)
+    if not path.is_file() or path.suffix not in WEIGHTS:
+        raise UsageError(f"{where}: {path} is no file of weights; expected one of {', '.join(WEIGHTS)}")
+    return path
+
+
+def read_weights(path: Path, where: str) -> dict[str, Tensor]:
+    """Tensors of a file by their names; of a checkpoint of a training script the weights alone.
+
+    Raises:
+        UsageError: when it holds anything else.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{where}: {path.name} is no readable safetensors file: {error}") from None
+    try:
+        # A .pth is a pickle. weights_only reads it with an unpickler that can build tensors and plain containers
+        # and nothing else, so no code of the file runs; it is read this once and kept as safetensors.
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UsageError(f"{where}: {path.name} is no readable file of tensors: {error}") from None
+    for key in _NESTED:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UsageError(f"{where}: {path.name} holds no mapping of names to tensors")
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return dict(state)
+
+
+def check_answers(model: Classifier, where: str) -> Classifier:
+    """Ask the model once: whether it takes its pictures and scores its classes.
+
+    Raises:
+        UsageError: when it does not.
+    """
+    wanted = (2, len(model.form.classes))
+    try:
+        with torch.inference_mode():
+            answer = model.eval()(torch.full((2, *model.form.shape), 0.5))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        raise UsageError(
+            f"{where}: it takes no pictures of shape {model.form.shape}: {' '.join(str(error).split())[:300]}"
+        ) from None
+    if not isinstance(answer, Tensor) or tuple(answer.shape) != wanted:
+        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise UsageError(f"{where}: it answers with {found} to two pictures, expected {wanted}")
+    return model

@@ -1,0 +1,313 @@
+"""A model behind HTTP: inputs are posted in batches, answers come back in order. It shows no weights.
+
+    POST {"inputs": [{...}, ...]}  ->  {"outputs": [{...}, ...]}, one object for each input
+
+What the objects hold is the task's to say. Whether it is still the model that was prepared: `known_answers`.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import ipaddress
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pydantic import Field, field_validator, model_validator
+
+from stages.errors import InfrastructureError, UsageError
+from stages.params import Strict
+
+if TYPE_CHECKING:
+    import httpx
+
+LARGEST = 256 * 2**20  # bytes of one response; a thousand pictures of 256 KB
+PATIENCE = 600.0  # seconds a server may ask to wait
+FIRST_PAUSE, SLOWEST = 0.5, 60.0  # seconds between two tries, where the server does not say: ever longer
+QUOTED = 200  # characters of what a server says
+_SECRET = re.compile(r"authorization|cookie|key|token|secret|password", re.IGNORECASE)
+_TRY_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+
+
+class EndpointConfig(Strict):
+    """Where a model answers and how it is asked. The key is in the environment, never in a file."""
+
+    endpoint: str = Field(description="URL: https, or plain http, which must not carry a key to another machine")
+    key_env: str | None = Field(None, description="environment variable with the key")
+    key_header: str = Field(
+        "Authorization", pattern=r"^[\w-]+$", description="that carries the key; Authorization says Bearer before it"
+    )
+    headers: dict[str, str] = Field({}, description="further headers, which are no secrets")
+    batch_size: int = Field(16, ge=1, le=4096, description="inputs of a request")
+    concurrency: int = Field(2, ge=1, le=64, description="requests on their way at once")
+    rate: float | None = Field(None, gt=0, description="requests a second at most")
+    timeout: float = Field(60.0, gt=0, description="seconds for one request")
+    retries: int = Field(6, ge=0, le=20, description="after the first try, ever longer apart; 6 take half a minute")
+    deterministic: bool = Field(True, description="false: the same input may be answered otherwise tomorrow")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_a_url(cls, endpoint: str) -> str:
+        import httpx
+
+        try:
+            url = httpx.URL(endpoint)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"expected a URL, found {endpoint!r}: {error}") from None
+        if url.userinfo:  # not quoted: it may be a secret
+            raise ValueError("the URL holds a user name or a password; put the key into an environment variable and")
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError(f"expected a URL that begins with https:// or http://, found {endpoint!r}")
+        return endpoint
+
+    @field_validator("key_env")
+    @classmethod
+    def _is_a_name(cls, key_env: str | None) -> str | None:
+        if key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", key_env):  # not quoted: it may be the key
+            raise ValueError("expected the name of an environment variable in capitals (MY_MODEL_KEY), not the key")
+        return key_env
+
+    @field_validator("headers")
+    @classmethod
+    def _hold_no_secret(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name in headers:
+            if _SECRET.search(name):
+                raise ValueError(f"{name} looks like a key, which belongs into the variable that key_env names")
+        return headers
+
+    @model_validator(mode="after")
+    def _key_is_not_overheard(self) -> EndpointConfig:
+        if self.key_env and self.endpoint.lower().startswith("http://") and not self.local:
+            raise ValueError("a key must not travel over plain http to another machine: expected https in endpoint")
+        return self
+
+    @property
+    def local(self) -> bool:
+        """Whether it is this machine."""
+        import httpx
+
+        host = httpx.URL(self.endpoint).host
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def told(self) -> str:
+        """What people are told of it: where it answers, without what a query may hold."""
+        import httpx
+
+        return f"the model behind {httpx.URL(self.endpoint).copy_with(query=None, fragment=None)}"
+
+    def problems(self, where: str) -> list[str]:
+        """Say what is missing on this machine, without asking the model; empty if nothing is."""
+        if self.key_env is None or os.environ.get(self.key_env):
+            return []
+        return [f"{where}.key_env: the environment variable {self.key_env} is not set; it holds the model's key"]
+
+
+class Endpoint:
+    """A model behind HTTP. It may be shared by threads.
+
+    Args:
+        config: where it answers and how it is asked.
+
+    Raises:
+        UsageError: when the key is not in the environment.
+    """
+
+    def __init__(self, config: EndpointConfig) -> None:
+        import httpx
+
+        if problems := config.problems("prepare.model"):
+            raise UsageError("\n".join(problems))
+        self.config = config
+        self.name = config.told
+        self._key = os.environ.get(config.key_env, "") if config.key_env else ""
+        bearer = "Bearer " if config.key_header.lower() == "authorization" else ""
+        try:
+            self._client = httpx.Client(
+                headers={**config.headers, **({config.key_header: bearer + self._key} if self._key else {})},
+                timeout=config.timeout,
+                limits=httpx.Limits(max_connections=config.concurrency),
+                follow_redirects=False,
+                trust_env=not config.local,  # a proxy knows no way back to this machine
+            )
+        except (UnicodeEncodeError, ValueError):
+            raise UsageError(f"{self.name}: a header holds characters that HTTP does not allow") from None
+        self._pace = _Pace(config.rate)
+
+    def ask(self, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Ask n inputs; what is refused for the moment is asked again.
+
+        Args:
+            inputs: n objects of plain data. An answer is taken to depend on its input alone.
+
+        Returns:
+            n objects, in order.
+
+        Raises:
+            UsageError: when the model refuses the request, or its answer is none.
+            InfrastructureError: when it cannot be reached, or fails again and again.
+        """
+        size = self.config.batch_size
+        batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+        stop = threading.Event()
+        with ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="endpoint") as pool:
+            asked = [pool.submit(self._answer, batch, stop) for batch in batches]
+            try:
+                done, _ = wait(asked, return_when=FIRST_EXCEPTION)
+                for finished in done:
+                    finished.result()  # an error here ends the others
+                return [answer for finished in asked for answer in finished.result()]
+            finally:
+                stop.set()
+                for waiting in asked:
+                    waiting.cancel()
+
+    def _answer(self, batch: Sequence[Mapping[str, Any]], stop: threading.Event) -> list[dict[str, Any]]:
+        import httpx
+
+        body = json.dumps({"inputs": [dict(one) for one in batch]}, ensure_ascii=False, allow_nan=False).encode()
+        reason = ""
+        for tried in range(self.config.retries + 1):
+            self._pace.wait(stop)
+            if stop.is_set():
+                return []
+            try:
+                status, headers, content = self._post(body)
+            except httpx.TransportError as error:
+                reason, pause = f"{type(error).__name__} {error}".strip(), None
+            else:
+                if status == HTTPStatus.OK:
+                    return self._read(content, len(batch))
+                if status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _TRY_AGAIN:
+                    self._refused(status, headers, content)
+                reason, pause = f"it answers {self._said(status, content)}", _retry_after(headers)
+                if pause is not None and pause > PATIENCE:
+                    raise InfrastructureError(
+                        f"{self.name} asks to come back in {pause:.0f} s ({reason}); run the stage again then"
+                    )
+            if tried == self.config.retries:
+                break
+            if pause:
+                self._pace.hold(pause)  # all requests, not this one alone
+            else:
+                # Some of it at random, or those that failed together would come back together.
+                stop.wait(min(SLOWEST, FIRST_PAUSE * 2**tried) * random.uniform(0.5, 1))
+        raise InfrastructureError(
+            f"{self.name} cannot be used: {reason}, {self.config.retries + 1} time(s) in a row. What it answered so far"
+            " is kept: run the stage again when it is back"
+            + ("" if self.config.rate else "; if it was asked too often, set rate")
+        )
+
+    def _post(self, body: bytes) -> tuple[int, httpx.Headers, bytes]:
+        """One request.
+
+        Raises:
+            httpx.TransportError: when there is no whole response in time.
+            UsageError: when it is larger than anything that is expected.
+        """
+        import httpx
+
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        content = bytearray()
+        began = time.monotonic()
+        try:
+            with self._client.stream("POST", self.config.endpoint, content=body, headers=headers) as response:
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if len(content) > LARGEST:
+                        raise UsageError(f"{self.name}: a response has more than {LARGEST:,} bytes; lower batch_size")
+                    if time.monotonic() - began > self.config.timeout:  # httpx counts from byte to byte
+                        raise httpx.ReadTimeout(f"no whole response in {self.config.timeout:g} s")
+                return response.status_code, response.headers, bytes(content)
+        except httpx.DecodingError as error:
+            raise UsageError(f"{self.name}: its response cannot be decompressed: {error}") from None
+
+    def _read(self, content: bytes, n: int) -> list[dict[str, Any]]:
+        try:
+            answer = json.loads(content, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            self._wrong(f"no JSON ({error}): {self.quoted(content)}")
+        if not isinstance(answer, dict) or not isinstance(answer.get("outputs"), list):
+            found = f"the keys {', '.join(answer) or 'none'}" if isinstance(answer, dict) else type(answer).__name__
+            self._wrong(self.quoted(found))
+        outputs: list[Any] = answer["outputs"]
+        if len(outputs) != n:
+            self._wrong(f"{len(outputs)} output(s) for {n} input(s)")
+        if odd := next((type(one).__name__ for one in outputs if not isinstance(one, dict)), ""):
+            self._wrong(f"outputs that are {odd}")
+        return outputs
+
+    def _wrong(self, found: str) -> NoReturn:
+        raise UsageError(f'{self.name}: expected {{"outputs": [{{...}}, ...]}}, one for each input; found {found}')
+
+    def _refused(self, status: int, headers: httpx.Headers, content: bytes) -> NoReturn:
+        said = self._said(status, content)
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            key = self.config.key_env
+            hint = f"it refuses the key in {key}" if key else "name the environment variable with the key: key_env"
+            raise UsageError(f"{self.name} answers {said}: {hint}")
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            raise UsageError(f"{self.name} answers {said}: lower batch_size, {self.config.batch_size}")
+        if target := headers.get("location"):
+            where = self.quoted(target.partition("?")[0])
+            raise UsageError(f"{self.name} sends on to {where}; nobody is followed: name that URL, if you trust it")
+        raise UsageError(f"{self.name} refuses the request: {said}")
+
+    def _said(self, status: int, content: bytes) -> str:
+        import httpx
+
+        quoted = self.quoted(content)
+        return f"{status} {httpx.codes.get_reason_phrase(status)}".strip() + (f" ({quoted})" if quoted else "")
+
+    def quoted(self, said: str | bytes) -> str:
+        """The beginning of what it said in one printable line; a server may send the key back."""
+        text = said if isinstance(said, str) else said.decode(errors="replace")
+        text = text.replace(self._key, "***") if self._key else text
+        line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * QUOTED]).split())
+        return line[:QUOTED] + ("..." if len(line) > QUOTED else "")
+
+
+class _Pace:
+    """Lets requests of all threads begin one after the other, `rate` a second."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._gap = 1 / rate if rate else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self, stop: threading.Event) -> None:
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._next)
+            self._next = start + self._gap if self._gap else self._next
+        if start > now:
+            stop.wait(start - now)
+
+    def hold(self, seconds: float) -> None:
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds a server asks to wait: it says a number of them, or a date."""
+    said = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", said):
+        return float(said)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")

@@ -1,0 +1,178 @@
+"""Models and data sets of the Hugging Face hub: a folder or an ID, which commit, what may be fetched and when.
+
+Stages read the local cache and nothing else, so an audit needs no network and asks nobody. `faded prefetch AUDIT`
+fills that cache beforehand. Nothing that could run code when read is ever fetched: no pickles, no Python files.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stages.errors import InfrastructureError, UsageError
+from stages.tasks.sources import local_file
+
+NAME = r"^[\w.-]+(/[\w.-]+)*$"  # what a folder under inputs, or an ID of the hub, is made of
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+PICTURE_FILES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.bmp")
+DATASET_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.txt", "README.md", *PICTURE_FILES)
+_SAFE = {*MODEL_FILES, *DATASET_FILES}
+
+
+def local_folder(inputs: Path, name: str, revision: str | None, where: str) -> Path | None:
+    """The folder `name` under data/<audit>/inputs; None where the name is an ID of the hub.
+
+    What lies under inputs is taken; a name that cannot be an ID of the hub has to lie there.
+
+    Args:
+        inputs: data/<audit>/inputs.
+        name: as in params.yaml.
+        revision: as in params.yaml; a folder has none.
+        where: key of params.yaml, for messages.
+
+    Raises:
+        UsageError: when the name leads out of inputs, is a file, can be neither, or a folder is given a revision.
+    """
+    path = inputs / name
+    if not path.exists() and name.count("/") <= 1 and not name.startswith("."):
+        return None
+    folder = local_file(inputs, name, where)
+    if not folder.is_dir():
+        raise UsageError(f"{where}: {folder} is a file, expected a folder, or an ID of the Hugging Face hub")
+    if revision is not None:
+        parent = where.rpartition(".")[0]
+        raise UsageError(f"{parent}.revision: {folder} is a folder, only what is on the hub has a revision")
+    return folder
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What of which repository is wanted; the same files are looked up in the cache as were fetched.
+
+    Args:
+        name: ID, "ORG/NAME".
+        revision: commit, tag or branch; None is the hub's default branch.
+        wanted: patterns of files, each ending in a suffix of MODEL_FILES or DATASET_FILES.
+        ignored: patterns of files left out of these ("*/*" leaves out what lies in folders).
+        kind: what it holds.
+    """
+
+    name: str
+    revision: str | None = None
+    wanted: tuple[str, ...] = MODEL_FILES
+    ignored: tuple[str, ...] = ()
+    kind: Literal["model", "dataset"] = "model"
+
+    def __post_init__(self) -> None:
+        unsafe = [w for w in self.wanted if not any(fnmatch.fnmatch(w, pattern) for pattern in _SAFE)]
+        if unsafe:
+            raise ValueError(f"not fetched from a hub: {', '.join(unsafe)}; expected {', '.join(sorted(_SAFE))}")
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.revision}" if self.revision else self.name
+
+    def cached(self, inputs: Path, where: str) -> Snapshot:
+        """Find it in the local cache; no network is asked.
+
+        Raises:
+            UsageError: when it is not there, or a part of it only, with the command that fetches it.
+        """
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+
+        find: Callable[..., str] = snapshot_download
+        try:
+            folder = find(
+                self.name,
+                revision=self.revision,
+                repo_type=self.kind,
+                allow_patterns=list(self.wanted),
+                ignore_patterns=list(self.ignored),
+                local_files_only=True,
+            )
+        except HFValidationError as error:
+            raise UsageError(f"{where}: {self.name} is no ID of the Hugging Face hub: {_first_line(error)}") from None
+        except OSError as error:  # LocalEntryNotFoundError is one, and says how to call the library
+            there = sorted(p.name for p in inputs.iterdir() if p.is_dir()) if inputs.is_dir() else []
+            held = "a part of it only" if type(error).__name__ == "IncompleteSnapshotError" else "nothing of it"
+            raise UsageError(
+                f"{where}: {self} is no folder in {inputs} (found there: {', '.join(there) or 'nothing'}), and the"
+                f" local cache of the Hugging Face hub holds {held}. {remedy(inputs)}"
+            ) from None
+        return Snapshot(Path(folder), self.name)
+
+    def fetch(self, where: str) -> str:
+        """Fetch it into the local cache.
+
+        Returns:
+            A line for people: what, at which commit, how large.
+
+        Raises:
+            UsageError: when HF_HUB_OFFLINE forbids it, there is no such repository or revision, or it is not ours.
+            InfrastructureError: when the hub cannot be reached.
+        """
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import (
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        if constants.HF_HUB_OFFLINE:
+            raise UsageError(
+                f"{where}: {self} has to be fetched, and HF_HUB_OFFLINE=1 forbids it: set HF_HUB_OFFLINE=0"
+            )
+        get: Callable[..., str] = snapshot_download
+        try:
+            folder = Path(
+                get(
+                    self.name,
+                    revision=self.revision,
+                    repo_type=self.kind,
+                    allow_patterns=list(self.wanted),
+                    ignore_patterns=list(self.ignored),
+                )
+            )
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+            raise UsageError(f"{where}: the Hugging Face hub has no {self} for us: {_first_line(error)}") from None
+        except Exception as error:  # the library's HTTP client, of which versions differ, raises its own
+            raise InfrastructureError(f"{where}: {self} could not be fetched: {_first_line(error)}") from None
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        told = f"{self.kind} {self.name} at {folder.name}: {size / 1e6:.1f} MB"
+        return told if self.revision == folder.name else f"{told}; to pin it: revision: {folder.name}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository of the hub in the local cache.
+
+    Args:
+        folder: where its files lie.
+        name: ID of the repository.
+    """
+
+    folder: Path
+    name: str
+
+    @property
+    def commit(self) -> str:
+        """Hash of the commit, which is the name the cache gives the folder."""
+        return self.folder.name
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, for people and for the record: a branch moves, a commit does not."""
+        return f"{self.name} of the Hugging Face hub at {self.commit}"
+
+
+def remedy(inputs: Path) -> str:
+    """What to do about a repository that is not in the cache; `inputs` is data/<audit>/inputs."""
+    return f"Run `faded prefetch {inputs.parent.name}` where there is a network, or put the folder into {inputs}"
+
+
+def _first_line(error: Exception) -> str:
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
+    return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -1,0 +1,83 @@
+"""Whether the model behind an endpoint is still the one that was prepared.
+
+Nobody sees its weights, so a prepared model is what it answered to a few fixed inputs, which every later stage asks
+again. How fast and how patiently it is asked changes no answer, so that is in params.yaml alone: a rate that turned out
+too high can be lowered, and a search goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.errors import UsageError
+from stages.files import content_hash, read_json, write_json
+from stages.tasks.endpoint import Endpoint
+
+ANSWERS = "answers.json"
+CLOSE = 1e-3  # numbers that differ by less are one answer: sums on a GPU depend on the batch in their last bits
+LONG = 200  # characters; longer texts (pictures) are kept as a hash
+
+
+def keep_answers(endpoint: Endpoint, inputs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Ask a few fixed inputs and write answers.json: by these the model is known again.
+
+    Args:
+        endpoint: the model under test.
+        inputs: few, for every later stage asks them again.
+        folder: of the prepared model.
+    """
+    config = endpoint.config
+    kept = {
+        "endpoint": config.endpoint,
+        "headers": config.headers,
+        "inputs": [dict(one) for one in inputs],
+        "outputs": [_short(answer) for answer in endpoint.ask(inputs)],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / ANSWERS, kept)
+
+
+def check_answers(endpoint: Endpoint, folder: Path) -> None:
+    """Ask again what `keep_answers` asked, unless the model is said not to be deterministic.
+
+    Raises:
+        UsageError: when the model, or params.yaml, names another one than was prepared.
+    """
+    kept, config = read_json(folder / ANSWERS), endpoint.config
+    if (kept["endpoint"], kept["headers"]) != (config.endpoint, config.headers):
+        raise UsageError(
+            f"{folder} was prepared for {kept['endpoint']}, params.yaml names {config.endpoint}: run prepare"
+        )
+    if not config.deterministic:
+        return
+    now = [_short(answer) for answer in endpoint.ask(kept["inputs"])]
+    for number, (before, after) in enumerate(zip(kept["outputs"], now, strict=True), start=1):
+        if not _alike(before, after):
+            then, today = (endpoint.quoted(json.dumps(one, ensure_ascii=False)) for one in (before, after))
+            raise UsageError(
+                f"{endpoint.name} answers otherwise than when it was prepared: to input {number} of {folder / ANSWERS}"
+                f" {then} then, {today} now. If it was changed, run prepare again (faded audit --force); if it never"
+                " answers the same twice, set deterministic: false"
+            )
+
+
+def _short(value: Any) -> Any:
+    """An answer as it is kept: long texts by their hash."""
+    if isinstance(value, str) and len(value) > LONG:
+        return f"{len(value):,} characters, {content_hash([], value)}"
+    if isinstance(value, dict):
+        return {key: _short(one) for key, one in value.items()}
+    return [_short(one) for one in value] if isinstance(value, list) else value
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return abs(one - other) <= CLOSE * max(1.0, abs(one))
+    return bool(one == other)

@@ -1,0 +1,186 @@
+"""Where articles come from. To add a source, add its key to DATA_LOADERS."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from stages.errors import UsageError
+from stages.tasks.hub_data import HubData, check_columns
+from stages.tasks.sources import local_file, package_file
+from stages.tasks.summarization.data import Article, DataSource, Unreadable
+
+
+class PackageArticles(DataSource):
+    """{package: NAME, file: FILE, test: FILE}: text files in an installed package, one article a line.
+
+    Articles of `test` are the test split; without it, all splits are drawn from `file`.
+    """
+
+    package: str = Field(pattern=r"^\w+$")
+    file: str
+    test: str | None = None
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See DataSource."""
+        return _collect(lambda: self._files(inputs))
+
+    def _files(self, inputs: Path) -> dict[str, Path]:
+        named = {"": self.file, "test": self.test}
+        return {
+            pool: package_file(inputs, self.package, name, f"prepare.data.{pool or 'file'}")
+            for pool, name in named.items()
+            if name is not None
+        }
+
+    def origin(self, inputs: Path) -> str:
+        """See DataSource."""
+        return f"{self.file} of the package {self.package}"
+
+    def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
+        """See DataSource; files that are not UTF-8 are read as Latin-1, as older corpora are."""
+        for pool, path in self._files(inputs).items():
+            content = path.read_bytes()
+            try:
+                text = content.decode()
+            except UnicodeDecodeError:
+                text = content.decode("latin-1")
+            for number, line in enumerate(text.split("\n"), start=1):
+                if line.strip():
+                    yield Article(_id(path.stem, number, pool), line, pool=pool)
+
+
+class JsonLines(DataSource):
+    """{jsonl: FILE, text: FIELD, summary: FIELD, split: FIELD}: one JSON object a line, under the audit's inputs.
+
+    `summary` names the reference summary and `split` the split a line is meant for, where there are any.
+    """
+
+    jsonl: str
+    text: str
+    summary: str | None = None
+    split: str | None = None
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See DataSource."""
+        return _collect(lambda: self._check_fields(self._file(inputs)))
+
+    def _check_fields(self, path: Path) -> None:
+        """A name that the first line does not know is mistyped, most likely: one error, not one for each line."""
+        with path.open("rb") as lines:
+            first = next((line for line in lines if line.strip()), b"")
+        try:
+            row = json.loads(first)
+        except ValueError:
+            return  # `read` says which lines are none
+        if isinstance(row, dict):
+            named = {"text": self.text, "summary": self.summary, "split": self.split}
+            check_columns(list(row), named, "prepare.data", f"{self.jsonl}, line 1,")
+
+    def origin(self, inputs: Path) -> str:
+        """See DataSource."""
+        return f"the file {self.jsonl}"
+
+    def _file(self, inputs: Path) -> Path:
+        path = local_file(inputs, self.jsonl, "prepare.data.jsonl")
+        if not path.is_file():
+            raise UsageError(f"prepare.data.jsonl: {path} is a folder, expected a file with one JSON object a line")
+        return path
+
+    def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
+        """See DataSource."""
+        path = self._file(inputs)
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                name = _id(path.stem, number)
+                try:
+                    row = json.loads(line) if line.strip() else {}
+                except ValueError as error:  # also bytes that are not UTF-8
+                    yield Unreadable(name, f"line {number} is not JSON: {error}")
+                    continue
+                if line.strip():
+                    yield _article(name, row, self.text, self.summary, self.split, f"line {number}")
+
+
+class HubDataset(DataSource):
+    """{datasets: ID_OR_FOLDER, split: SPLIT, text: FIELD, summary: FIELD}: what the `datasets` library reads.
+
+    A folder under the audit's inputs, or an ID of the Hugging Face hub. `split` and `test` take the library's slices
+    ("train[:5000]"); without `test` all splits are drawn from `split`. No code is run.
+
+    All rows are read and compared before some are drawn, so name a slice of a large split: 100,000 articles take a
+    minute or two, and 1 GB of memory beside their texts.
+    """
+
+    datasets: str
+    split: str
+    text: str
+    summary: str | None = None
+    test: str | None = None
+    name: str | None = Field(None, description="the configuration, where a data set has several")
+    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
+    files: tuple[str, ...] = Field((), description="hub: patterns of files to fetch; all that hold data by default")
+
+    @property
+    def _data(self) -> HubData:
+        return HubData(self.datasets, "prepare.data.datasets", "text", self.name, self.revision, self.files)
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See DataSource."""
+        return self._data.errors(inputs)
+
+    def origin(self, inputs: Path) -> str:
+        """See DataSource."""
+        return self._data.folder(inputs)[1]
+
+    def prefetch(self, inputs: Path) -> list[str]:
+        """See DataSource."""
+        return self._data.prefetch(inputs)
+
+    def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
+        """See DataSource."""
+        for pool, split in (("", self.split), ("test", self.test)):
+            if split is not None:
+                stem, rows = split.split("[")[0], self._data.rows(inputs, split)
+                named = {"text": self.text, "summary": self.summary}
+                check_columns(rows.column_names, named, "prepare.data", f"{self.datasets}, split {split},")
+                for number, row in enumerate(rows):
+                    yield _article(_id(stem, number, pool), row, self.text, self.summary, None, f"row {number}", pool)
+
+
+DATA_LOADERS: Mapping[str, type[DataSource]] = {
+    "package": PackageArticles,
+    "jsonl": JsonLines,
+    "datasets": HubDataset,
+}
+
+
+def _id(stem: str, number: int, pool: str = "") -> str:
+    """Id of an article: two pools may come from one split or from files of one name, so theirs are told apart."""
+    return f"{pool}-{stem}-{number}" if pool else f"{stem}-{number}"
+
+
+def _article(
+    name: str, row: Any, text: str, summary: str | None, split: str | None, where: str, pool: str = ""
+) -> Article | Unreadable:
+    """One row as an article; fields that are named but missing make it unreadable."""
+    if not isinstance(row, dict):
+        return Unreadable(name, f"{where} holds {type(row).__name__}, expected an object with the field {text!r}")
+    fields = [field for field in (text, summary, split) if field is not None]
+    for field in fields:
+        if not isinstance(row.get(field), str):
+            found = f"it has {type(row[field]).__name__}" if field in row else f"found {', '.join(row) or 'none'}"
+            return Unreadable(name, f"{where} has no text in the field {field!r}, {found}")
+    return Article(name, row[text], row[summary] if summary else "", row[split] if split else pool)
+
+
+def _collect(check: Callable[[], Any]) -> list[str]:
+    try:
+        check()
+    except UsageError as error:
+        return [str(error)]
+    return []

@@ -1,0 +1,132 @@
+"""A summarizer behind HTTP: articles are posted, summaries come back.
+
+    {"text": ARTICLE, "max_new_tokens": 64, ...settings}  ->  {"summary": SUMMARY}
+
+How it is prompted is its own affair, and nobody sees its weights: it can be searched, and repaired by what is done to
+an article before it is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from stages.errors import UsageError
+from stages.tasks.contract import Compute
+from stages.tasks.endpoint import Endpoint, EndpointConfig
+from stages.tasks.known_answers import check_answers, keep_answers
+from stages.tasks.summarization.form import SENT, Form, GenerationConfig, read_folder, save_form
+from stages.tasks.summarization.generate import with_normalisations
+from stages.tasks.summarization.source import ModelSource
+
+# What the model is known again by: three articles that no data set holds.
+KNOWN = (
+    "The town council of Harrow Bay voted on Tuesday to close the old ferry pier. Repairs would have cost two million"
+    " dollars, the mayor said. Fishermen who use the pier had asked for another year.",
+    "A storm cut the power of 4,000 homes in the north on Friday night. Crews restored most lines by noon. Nobody was"
+    " hurt, but two schools stay closed until Monday.",
+    "Researchers have found a beetle on an island where it was thought to have died out in 1931. They counted eleven of"
+    " them under one fallen tree. The tree will stay where it is.",
+)
+
+
+class EndpointModel(ModelSource, EndpointConfig):
+    """{endpoint: URL, key_env: VARIABLE, settings: {...}}: a summarizer behind HTTP."""
+
+    settings: dict[str, Any] = Field({}, description="sent with every article as they are, {temperature: 0} say")
+
+    @field_validator("settings")
+    @classmethod
+    def _leave_the_article_alone(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"text", *SENT} & settings.keys()):
+            raise ValueError(f"{', '.join(taken)} is set by Faded (max_new_tokens is prepare.generation's)")
+        return settings
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See ModelSource. The key is asked for when the model is: another machine may hold it."""
+        return []
+
+    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig) -> None:
+        """See ModelSource.
+
+        Raises:
+            InfrastructureError: when the model cannot be reached.
+        """
+        endpoint = Endpoint(self)
+        form = Form(kind="endpoint", generation=generation, origin=endpoint.name, parameters=None)
+        asked = RemoteSummarizer(endpoint, self.settings, form, Compute(), "")
+        asked.summarize(KNOWN)  # first: whether an answer is a summary is told before any is kept
+        keep_answers(endpoint, [asked.inputs(article) for article in KNOWN], out_dir)
+        save_form(form, out_dir)
+
+    def origin(self, inputs: Path) -> str:
+        """See Source."""
+        return self.told
+
+    def load(self, folder: Path, compute: Compute, base: Path | None = None) -> RemoteSummarizer:
+        """See ModelSource.
+
+        Raises:
+            UsageError: also when the model answers otherwise than when it was prepared.
+            InfrastructureError: when it cannot be reached.
+        """
+        form, prepared, content = read_folder(folder, base)
+        endpoint = Endpoint(self)
+        check_answers(endpoint, prepared)
+        return RemoteSummarizer(endpoint, self.settings, form, compute, content, with_normalisations(form))
+
+
+class RemoteSummarizer:
+    """See `generate.Summarizes`.
+
+    Args:
+        endpoint: the model.
+        settings: sent with every article.
+        form: how it is asked.
+        compute: batch size of the task; the endpoint has one of its own.
+        content: content hash of the folders it was read from.
+        preprocess: applied to every article before it is sent.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        settings: dict[str, Any],
+        form: Form,
+        compute: Compute,
+        content: str,
+        preprocess: Callable[[str], str] | None = None,
+    ) -> None:
+        self.endpoint, self.settings, self.form, self.compute, self.hash = endpoint, settings, form, compute, content
+        self.preprocess = preprocess
+
+    def inputs(self, article: str) -> dict[str, Any]:
+        """See Summarizes: what is posted."""
+        text = self.preprocess(article) if self.preprocess else article
+        return {**self.settings, "text": text, **self.form.generation.model_dump(include=set(SENT))}
+
+    def summarize(self, articles: Sequence[str]) -> list[str]:
+        """See Summarizes; what is asked twice is sent once.
+
+        Raises:
+            UsageError: when an answer is no summary.
+            InfrastructureError: when the model cannot be reached.
+        """
+        unique = {article: self.inputs(article) for article in articles}
+        answers = self.endpoint.ask(list(unique.values()))
+        found = dict(zip(unique, map(self._summary, answers), strict=True))
+        return [found[article] for article in articles]
+
+    def _summary(self, answer: dict[str, Any]) -> str:
+        summary = answer.get("summary")
+        if not isinstance(summary, str):
+            keys = self.endpoint.quoted(", ".join(answer)) or "none"
+            raise UsageError(f'{self.endpoint.name}: expected {{"summary": TEXT}}, found the keys {keys}')
+        return summary.encode(errors="replace").decode().strip()  # halves of surrogate pairs are no text
+
+    def unfinished(self, summary: str) -> bool:
+        """See Summarizes; nobody says."""
+        return False

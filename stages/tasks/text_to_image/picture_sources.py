@@ -1,0 +1,237 @@
+"""Where real captioned pictures come from. To add a source, add it to PICTURE_LOADERS."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from stages.errors import UsageError
+from stages.tasks.hub_data import HubData, check_columns
+from stages.tasks.sources import local_file
+from stages.tasks.text_to_image.pictures import PictureSource, Row, leads_out
+
+
+class ImageFolder(PictureSource):
+    """{imagefolder: FOLDER}: picture files with a metadata.jsonl, as `datasets` has them, under the audit's inputs.
+
+    Each line is a JSON object with file_name, the caption, and more columns if wanted.
+    """
+
+    imagefolder: str
+
+    def origin(self, inputs: Path) -> str:
+        """See PictureSource."""
+        return f"the folder {self.imagefolder}"
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See PictureSource."""
+        try:
+            self._metadata(inputs)
+        except UsageError as error:
+            return [str(error)]
+        return []
+
+    def _metadata(self, inputs: Path) -> Path:
+        folder = local_file(inputs, self.imagefolder, "prepare.pictures.imagefolder")
+        if not (folder / "metadata.jsonl").is_file():
+            raise UsageError(
+                f"prepare.pictures.imagefolder: {folder} has no metadata.jsonl, one JSON object a line with the keys"
+                f" file_name and {self.text}"
+            )
+        return folder / "metadata.jsonl"
+
+    def rows(self, inputs: Path) -> Iterator[Row]:
+        """See PictureSource."""
+        path = self._metadata(inputs)
+        yield from _named_pictures(path, self.imagefolder, "file_name", self.image, "prepare.pictures.imagefolder")
+
+
+class JsonLinesPictures(PictureSource):
+    """{jsonl: FILE, image: FIELD, text: FIELD}: one JSON object a line, under the audit's inputs.
+
+    `image` names the path of a picture file, relative to the folder in which the JSON lines lie.
+    """
+
+    jsonl: str
+
+    def origin(self, inputs: Path) -> str:
+        """See PictureSource."""
+        return f"the file {self.jsonl}"
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See PictureSource."""
+        try:
+            path = self._file(inputs)
+            with path.open("rb") as lines:
+                first = next((line for line in lines if line.strip()), b"")
+            row = json.loads(first)
+            if isinstance(row, dict):
+                named = {"image": self.image, "text": self.text, **{f"where.{name}": name for name in self.where}}
+                check_columns(list(row), named, "prepare.pictures", f"{self.jsonl}, line 1,")
+        except UsageError as error:
+            return str(error).splitlines()
+        except ValueError:
+            pass  # `rows` says which line is none
+        return []
+
+    def _file(self, inputs: Path) -> Path:
+        path = local_file(inputs, self.jsonl, "prepare.pictures.jsonl")
+        if not path.is_file():
+            raise UsageError(f"prepare.pictures.jsonl: {path} is a folder, expected a file with one JSON object a line")
+        return path
+
+    def rows(self, inputs: Path) -> Iterator[Row]:
+        """See PictureSource."""
+        folder = str(PurePosixPath(self.jsonl).parent)
+        yield from _named_pictures(self._file(inputs), folder, self.image, self.image, "prepare.pictures.jsonl")
+
+
+class ParquetPictures(PictureSource):
+    """{parquet: FILE}: one table with a column of pictures, PNG bytes or {bytes, path} as `datasets` writes them."""
+
+    parquet: str
+
+    def origin(self, inputs: Path) -> str:
+        """See PictureSource."""
+        return f"the file {self.parquet}"
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See PictureSource."""
+        try:
+            names = self._open(inputs).schema_arrow.names
+            if missing := [name for name in (self.image, self.text, *self.where) if name not in names]:
+                raise UsageError(
+                    f"prepare.pictures.parquet: {self.parquet} has no column {', '.join(missing)};"
+                    f" found {', '.join(names)}"
+                )
+        except UsageError as error:
+            return [str(error)]
+        return []
+
+    def _open(self, inputs: Path) -> pq.ParquetFile:
+        path = local_file(inputs, self.parquet, "prepare.pictures.parquet")
+        try:
+            return pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"prepare.pictures.parquet: {path} is no readable parquet file: {error}") from None
+
+    def rows(self, inputs: Path) -> Iterator[Row]:
+        """See PictureSource."""
+        if errors := self.errors(inputs):
+            raise UsageError("\n".join(errors))
+        stem, number = Path(self.parquet).stem, 0
+        batches = self._open(inputs).iter_batches()
+        while True:
+            try:
+                rows = next(batches).to_pylist()
+            except StopIteration:
+                return
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise UsageError(
+                    f"prepare.pictures.parquet: {inputs / self.parquet} is damaged after row {number}: {error}"
+                ) from None
+            for row in rows:
+                yield f"{stem}-{number}", row
+                number += 1
+
+
+class HubPictures(PictureSource):
+    """{dataset: ID_OR_FOLDER, split: SPLIT}: what the `datasets` library reads, of the inputs or the Hugging Face hub.
+
+    `split` takes the library's slices ("train[:2000]"). No code is run.
+    """
+
+    dataset: str
+    split: str = "train"
+    name: str | None = Field(None, description="the configuration, where a data set has several")
+    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
+    files: tuple[str, ...] = Field((), description="hub: patterns of files to fetch; all that hold data by default")
+
+    @property
+    def _data(self) -> HubData:
+        where = "prepare.pictures.dataset"
+        return HubData(self.dataset, where, "text-to-image", self.name, self.revision, self.files)
+
+    def origin(self, inputs: Path) -> str:
+        """See PictureSource."""
+        return self._data.folder(inputs)[1]
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See PictureSource."""
+        return self._data.errors(inputs)
+
+    def prefetch(self, inputs: Path) -> list[str]:
+        """See PictureSource."""
+        return self._data.prefetch(inputs)
+
+    def rows(self, inputs: Path) -> Iterator[Row]:
+        """See PictureSource."""
+        if errors := self.errors(inputs):
+            raise UsageError("\n".join(errors))
+        found = self._data.rows(inputs, self.split)
+        import datasets
+
+        if isinstance(found.features.get(self.image), datasets.Image):
+            found = found.cast_column(self.image, datasets.Image(decode=False))
+        stem = self.split.split("[")[0]
+        for number, row in enumerate(found):
+            # A column `split` would speak of the library's splits, which are not an audit's.
+            yield f"{stem}-{number}", {name: value for name, value in row.items() if name != "split"}
+
+    def _path(self, name: str, inputs: Path) -> Path:
+        """See PictureSource: here the library names files by where they lie, in the folder read or in its cache."""
+        import datasets
+
+        folder, _ = self._data.folder(inputs)
+        roots = [Path(root).absolute() for root in (folder, folder.resolve(), datasets.config.HF_DATASETS_CACHE)]
+        if ".." in PurePosixPath(name).parts or not any(Path(name).is_relative_to(root) for root in roots):
+            raise UsageError(f"its path {name} lies outside the data set's folder and the library's cache")
+        return Path(name)
+
+
+PICTURE_LOADERS: Mapping[str, type[PictureSource]] = {
+    "imagefolder": ImageFolder,
+    "jsonl": JsonLinesPictures,
+    "parquet": ParquetPictures,
+    "dataset": HubPictures,
+}
+
+
+def _named_pictures(path: Path, folder: str, key: str, column: str, where: str) -> Iterator[Row]:
+    """Lines of JSON that name picture files, each with its file in place.
+
+    Args:
+        path: the lines.
+        folder: in which the files are looked for, relative to the audit's inputs.
+        key: of a line, the path of its file.
+        column: in which the picture is given.
+        where: key of params.yaml, for messages.
+
+    Raises:
+        UsageError: when a line is no JSON, or names no file of the folder. Links in it are the user's own.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: {path} is not UTF-8: {error}") from None
+    # Strings in JSON may hold other ends of lines (U+2028, U+0085), at which str.splitlines would cut.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row: Any = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: {path}, line {number} is not JSON: {error}") from None
+        name = row.get(key) if isinstance(row, dict) else None
+        if not isinstance(name, str):
+            raise UsageError(f"{where}: {path}, line {number} names no {key}: {line[:80]}")
+        if leads_out(name):
+            raise UsageError(f"{where}: {key} {name} leads out of {folder}")
+        yield name, row | {column: {"bytes": None, "path": str(PurePosixPath(folder) / name)}}

@@ -1,0 +1,178 @@
+"""A text-to-image model behind HTTP: prompts and seeds are posted, pictures come back.
+
+    {"prompt": TEXT, "seed": 7, "steps": 25, "guidance": 7.5, ...}  ->  {"image": PNG in base64}
+
+Nobody sees its weights: it can be searched and judged, not repaired.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from stages.errors import UsageError
+from stages.files import content_hash
+from stages.tasks.contract import Compute
+from stages.tasks.endpoint import Endpoint, EndpointConfig
+from stages.tasks.known_answers import check_answers, keep_answers
+from stages.tasks.text_to_image.config import SamplingConfig
+from stages.tasks.text_to_image.pictures import from_png
+from stages.tasks.text_to_image.sample import BLACK, BLANKED, Drawing, telling
+from stages.tasks.text_to_image.source import ModelSource
+
+SEEDS = 2**31  # many services take no larger ones, and some languages lose digits of them
+FEATURES = 256  # of a prompt's words
+KNOWN = (("a red circle on a white background", 1), ("a photo of a dog on a beach", 2))  # what it is known again by
+
+
+class EndpointModel(ModelSource, EndpointConfig):
+    """{endpoint: URL, key_env: VARIABLE, settings: {...}}: a text-to-image model behind HTTP."""
+
+    batch_size: int = Field(4, ge=1, le=4096, description="pictures of a request")
+    timeout: float = Field(300.0, gt=0, description="seconds for one request")
+    settings: dict[str, Any] = Field({}, description="sent with every prompt as they are, {model: small} say")
+
+    @field_validator("settings")
+    @classmethod
+    def _leave_the_rest_alone(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        own = {"prompt", "seed", "negative_prompt", "steps", "guidance", "width", "height"}
+        if taken := sorted(own & settings.keys()):
+            raise ValueError(f"{', '.join(taken)} is set by Faded (steps, guidance and size are prepare.sampling's)")
+        return settings
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See ModelSource. The key is asked for when the model is: another machine may hold it."""
+        return []
+
+    def build(self, inputs: Path, out_dir: Path, sampling: SamplingConfig | None = None) -> None:
+        """See ModelSource.
+
+        Raises:
+            InfrastructureError: when the model cannot be reached.
+        """
+        painter = RemotePainter(Endpoint(self), self.settings, sampling or SamplingConfig(), Compute(), "")
+        prompts, seeds = [prompt for prompt, _ in KNOWN], [seed for _, seed in KNOWN]
+        painter.draw(prompts, seeds)  # first: whether an answer is a picture is told before any is kept
+        keep_answers(painter.endpoint, [painter.order(prompt, seed) for prompt, seed in KNOWN], out_dir)
+
+    def origin(self, inputs: Path) -> str:
+        """See ModelSource."""
+        return self.told
+
+    def load(
+        self, folder: Path, compute: Compute, sampling: SamplingConfig, repaired: Path | None = None
+    ) -> RemotePainter:
+        """See ModelSource.
+
+        Raises:
+            UsageError: also when the model answers otherwise than when it was prepared.
+            InfrastructureError: when it cannot be reached.
+        """
+        endpoint = Endpoint(self)
+        if repaired is not None:
+            raise UsageError(f"{repaired} is the repair of a pipeline; {endpoint.name} shows no weights to put it in")
+        check_answers(endpoint, folder)
+        return RemotePainter(endpoint, self.settings, sampling, compute, content_hash(sorted(folder.iterdir())))
+
+
+class RemotePainter:
+    """See `sample.Paints`.
+
+    Args:
+        endpoint: the model.
+        settings: sent with every prompt.
+        sampling: steps, guidance, size; it has no scheduler.
+        compute: of the task; the endpoint has a batch size of its own.
+        content: content hash of the folder it was read from.
+    """
+
+    parameters = None  # nobody sees them
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        settings: Mapping[str, Any],
+        sampling: SamplingConfig,
+        compute: Compute,
+        content: str,
+    ) -> None:
+        self.endpoint, self.settings, self.hash = endpoint, settings, content
+        self.sampling, self.compute = sampling, compute
+        self._shape: tuple[int, ...] | None = None
+
+    def order(self, prompt: str, seed: int, guidance: float | None = None) -> dict[str, Any]:
+        """What is posted for one picture."""
+        asked = self.sampling
+        sized = {name: size for name in ("width", "height") if (size := getattr(asked, name)) is not None}
+        negative = {"negative_prompt": asked.negative_prompt} if asked.negative_prompt else {}
+        scale = asked.guidance if guidance is None else guidance
+        return {
+            **self.settings,
+            **{"prompt": prompt, "seed": int(seed) % SEEDS, "steps": asked.steps, "guidance": scale},
+            **negative,
+            **sized,
+        }
+
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None, *, told: str | None = None
+    ) -> list[Drawing]:
+        """See Paints.
+
+        Raises:
+            UsageError: when an answer is no picture, or not of the size of the others.
+            InfrastructureError: when the model cannot be reached.
+        """
+        asked = list(zip(prompts, map(int, seeds), strict=True))
+        unique = list(dict.fromkeys(asked))
+        at_once = self.endpoint.config.batch_size * self.endpoint.config.concurrency
+        drawn: dict[tuple[str, int], Drawing] = {}
+        with telling(told, len(unique)) as tell:
+            for start in range(0, len(unique), at_once):
+                part = unique[start : start + at_once]
+                answers = self.endpoint.ask([self.order(prompt, seed, guidance) for prompt, seed in part])
+                drawn.update(zip(part, map(self._drawing, answers), strict=True))
+                tell(len(drawn), "")
+        return [drawn[order] for order in asked]
+
+    def _drawing(self, answer: Mapping[str, Any]) -> Drawing:
+        image = answer.get("image")
+        if not isinstance(image, str):
+            keys = self.endpoint.quoted(", ".join(answer)) or "none"
+            raise UsageError(f'{self.endpoint.name}: expected {{"image": PNG in base64}}, found the keys {keys}')
+        try:
+            pixels = from_png(base64.b64decode(image, validate=True))
+        except (binascii.Error, UsageError) as error:
+            raise UsageError(f"{self.endpoint.name}: its image is no PNG in base64: {error}") from None
+        wanted = (self.sampling.height or pixels.shape[0], self.sampling.width or pixels.shape[1], 3)
+        expected = self._shape = self._shape or wanted
+        if pixels.shape != expected:
+            found = " x ".join(map(str, pixels.shape[1::-1]))
+            raise UsageError(
+                f"{self.endpoint.name}: its pictures differ in size: {found} pixels, expected"
+                f" {' x '.join(map(str, expected[1::-1]))}; set prepare.sampling.width and height"
+            )
+        if answer.get("blanked") is True:
+            return Drawing(pixels, BLANKED)
+        return Drawing(pixels, "black" if pixels.max() < BLACK else "")
+
+    def embed(self, prompts: Sequence[str]) -> np.ndarray:
+        """See Paints: which words a prompt has, for nobody sees what the model makes of them."""
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        hashed = HashingVectorizer(n_features=FEATURES, ngram_range=(1, 2)).transform(prompts)
+        features: np.ndarray = hashed.toarray().astype(np.float32)
+        return features
+
+    def tokens(self, prompt: str) -> int:
+        """See Paints: words, for nobody sees its tokens."""
+        return len(prompt.split())
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """See Paints: nobody says how much it reads."""
+        return []

@@ -1,0 +1,85 @@
+"""A model behind HTTP on this machine, which answers as a test wants it and says what it was asked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = tuple[int, Mapping[str, str], bytes]
+
+
+def said(content: Any, status: int = 200, **headers: str) -> Answer:
+    """A response: plain data as JSON, or bytes as they are."""
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return status, {name.replace("_", "-"): value for name, value in headers.items()}, body
+
+
+@dataclass
+class Served:
+    """What a served model was asked.
+
+    Args:
+        url: where it answers.
+        requests: bodies of all requests, in the order they came.
+        headers: of all requests.
+    """
+
+    url: str
+    requests: list[Any] = field(default_factory=list)
+    headers: list[Mapping[str, str]] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> list[Any]:
+        return [one for request in self.requests for one in request["inputs"]]
+
+
+@contextlib.contextmanager
+def served(
+    answer: Callable[[dict[str, Any]], Any], before: Callable[[int], Answer | None] = lambda request: None
+) -> Iterator[Served]:
+    """Serve a model on a free port of this machine.
+
+    Args:
+        answer: of an input, its output.
+        before: of the number of a request, from 0, what is answered in place of outputs; None answers them.
+    """
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                number = len(model.requests)
+                model.requests.append(body)
+                model.headers.append(dict(self.headers.items()))
+            given = before(number) or said({"outputs": [answer(one) for one in body["inputs"]]})
+            status, headers, content = given
+            if status == 0:  # it dies
+                self.close_connection = True
+                return
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    model = Served(f"http://127.0.0.1:{server.server_port}/answer")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield model
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

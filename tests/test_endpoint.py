@@ -1,0 +1,277 @@
+"""A model behind HTTP: batches, patience, refusals, and whether it is still the model that was prepared."""
+
+import logging
+import threading
+import time
+
+import pytest
+from pydantic import ValidationError
+
+from stages.errors import InfrastructureError, UsageError
+from stages.files import read_json
+from stages.params import validation_lines
+from stages.tasks import endpoint as module
+from stages.tasks.endpoint import Endpoint, EndpointConfig
+from stages.tasks.known_answers import ANSWERS, check_answers, keep_answers
+from tests.endpoints import said, served
+
+NUMBERS = [{"n": n} for n in range(10)]
+
+
+def doubled(one):
+    return {"n": 2 * one["n"]}
+
+
+def endpoint(url, **changes):
+    return Endpoint(EndpointConfig(endpoint=url, **{"timeout": 5, "retries": 2, **changes}))
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """Between tries a hundredth of the time passes."""
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
+
+
+def errors(**block):
+    with pytest.raises(ValidationError) as told:
+        EndpointConfig.model_validate(block)
+    return validation_lines(told.value, EndpointConfig, "prepare.model")
+
+
+# Asking
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_inputs_are_posted_in_batches_and_answers_come_in_their_order(concurrency):
+    def slow_for_small(request):
+        time.sleep(0.05 if request == 0 else 0)
+
+    with served(doubled, slow_for_small) as model:
+        answers = endpoint(model.url, batch_size=3, concurrency=concurrency).ask(NUMBERS)
+    assert answers == [{"n": 2 * n} for n in range(10)]
+    assert sorted(len(request["inputs"]) for request in model.requests) == [1, 3, 3, 3]
+    assert sorted(one["n"] for one in model.inputs) == list(range(10))
+
+
+def test_nothing_is_asked_of_no_inputs():
+    with served(doubled) as model:
+        assert endpoint(model.url).ask([]) == []
+    assert model.requests == []
+
+
+def test_no_more_requests_are_on_their_way_than_were_asked_for():
+    now, most, lock = 0, 0, threading.Lock()
+
+    def counted(one):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return one
+
+    with served(counted) as model:
+        endpoint(model.url, batch_size=1, concurrency=3).ask(NUMBERS)
+    assert 1 < most <= 3
+
+
+def test_requests_begin_no_faster_than_the_rate(monkeypatch):
+    waited = []
+    monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: waited.append(seconds))
+    pace, stop = module._Pace(rate=4), threading.Event()
+    monkeypatch.setattr(module.time, "monotonic", lambda: 100.0)
+    for _ in range(3):
+        pace.wait(stop)
+    assert waited == [0.25, 0.5]  # the first begins at once
+
+
+def test_what_fails_for_the_moment_is_asked_again():
+    def twice(request):
+        return (said({}, 503), said({}, 429, Retry_After="0"))[request] if request < 2 else None
+
+    with served(doubled, twice) as model:
+        assert endpoint(model.url).ask(NUMBERS[:2]) == [{"n": 0}, {"n": 2}]
+    assert len(model.requests) == 3 and model.requests[0] == model.requests[2]
+
+
+def test_a_connection_that_breaks_is_tried_again():
+    with served(doubled, lambda request: (0, {}, b"") if request == 0 else None) as model:
+        assert endpoint(model.url).ask(NUMBERS[:1]) == [{"n": 0}]
+    assert len(model.requests) == 2
+
+
+@pytest.mark.parametrize("wanted", ["7", "Thu, 26 Nov 2026 00:00:07 GMT"])
+def test_a_server_that_says_how_long_is_waited_for(wanted, monkeypatch):
+    monkeypatch.setattr(module.time, "time", lambda: 1795651200.0)  # that midnight
+    held = []
+    monkeypatch.setattr(module._Pace, "hold", lambda self, seconds: held.append(seconds))
+    with served(doubled, lambda request: said({}, 429, Retry_After=wanted) if request == 0 else None) as model:
+        assert endpoint(model.url).ask(NUMBERS[:1]) == [{"n": 0}]
+    assert held == [7.0]
+
+
+def test_a_server_that_wants_to_be_left_alone_for_long_ends_the_stage():
+    with (
+        served(doubled, lambda request: said({}, 429, Retry_After="7200")) as model,
+        pytest.raises(InfrastructureError, match=r"come back in 7200 s .*429 Too Many Requests"),
+    ):
+        endpoint(model.url).ask(NUMBERS)
+
+
+def test_a_server_that_stays_broken_is_infrastructure():
+    with (
+        served(doubled, lambda request: said(b"<h1>full</h1>", 502)) as model,
+        pytest.raises(InfrastructureError, match=r"502 Bad Gateway \(<h1>full</h1>\), 3 time\(s\) in a row.*set rate"),
+    ):
+        endpoint(model.url).ask(NUMBERS[:1])
+    assert len(model.requests) == 3
+
+
+def test_nobody_there_is_infrastructure():
+    with served(doubled) as model:
+        pass
+    with pytest.raises(InfrastructureError, match=r"the model behind http://127\.0\.0\.1.*ConnectError"):
+        endpoint(model.url).ask(NUMBERS)
+
+
+def test_an_answer_that_takes_too_long_is_infrastructure():
+    with (
+        served(doubled, lambda request: time.sleep(0.3)) as model,
+        pytest.raises(InfrastructureError, match="ReadTimeout"),
+    ):
+        endpoint(model.url, timeout=0.05, retries=0).ask(NUMBERS[:1])
+
+
+def test_one_refusal_ends_all_requests():
+    with served(doubled, lambda request: said({"detail": "no"}, 422)) as model, pytest.raises(UsageError, match="422"):
+        endpoint(model.url, batch_size=1, concurrency=1).ask(NUMBERS)
+    assert len(model.requests) < len(NUMBERS)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (said({"detail": "no text"}, 422), r'refuses the request: 422 Unprocessable Entity \({"detail": "no text"}\)'),
+        (said(b"", 401), r"401 Unauthorized: name the environment variable with the key: key_env"),
+        (said(b"", 413), r"413 .*: lower batch_size, 16"),
+        (
+            said(b"", 307, Location="https://elsewhere.example/v2?key=x"),
+            r"on to https://elsewhere.example/v2; nob",
+        ),
+        (said(b"<html>"), r"no JSON .*<html>"),
+        (said(b'{"outputs": [{"n": NaN}]}'), "NaN is no number"),
+        (said([1]), "found list"),
+        (said({"output": []}), "found the keys output"),
+        (said({"outputs": [{}, {}]}), r"found 2 output\(s\) for 1 input\(s\)"),
+        (said({"outputs": ["a"]}), "outputs that are str"),
+        (said(b"\x1f\x8bno", Content_Encoding="gzip"), "cannot be decompressed"),
+    ],
+)
+def test_what_is_no_answer_is_told_and_not_asked_again(answer, told):
+    with served(doubled, lambda request: answer) as model, pytest.raises(UsageError, match=told):
+        endpoint(model.url).ask(NUMBERS[:1])
+    assert len(model.requests) == 1
+
+
+def test_a_response_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "LARGEST", 1000)
+    with served(lambda one: {"n": "x" * 2000}) as model, pytest.raises(UsageError, match="more than 1,000 bytes"):
+        endpoint(model.url).ask(NUMBERS[:1])
+
+
+# The key
+
+
+def test_the_key_is_sent_and_never_told(monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("TINY_KEY", "s3cr3t-value")
+    caplog.set_level(logging.DEBUG)
+    with served(doubled, lambda request: said(b"bad key s3cr3t-value", 403) if request else None) as model:
+        asked = endpoint(model.url, key_env="TINY_KEY")
+        keep_answers(asked, NUMBERS[:1], tmp_path)
+        with pytest.raises(UsageError, match=r"403 Forbidden \(bad key \*\*\*\): .*the key in TINY_KEY") as told:
+            asked.ask(NUMBERS[:1])
+    assert model.headers[0]["Authorization"] == "Bearer s3cr3t-value"
+    everything = f"{told.value!r} {caplog.text} {(tmp_path / ANSWERS).read_text()} {asked.config!r}"
+    assert "s3cr3t" not in everything
+
+
+def test_a_key_goes_into_the_header_it_is_wanted_in(monkeypatch):
+    monkeypatch.setenv("TINY_KEY", "abc")
+    with served(doubled) as model:
+        headers = {"X-Model-Version": "7"}
+        endpoint(model.url, key_env="TINY_KEY", key_header="X-API-Key", headers=headers).ask(NUMBERS[:1])
+    sent = {name.lower(): value for name, value in model.headers[0].items()}
+    assert (sent["x-api-key"], sent["x-model-version"], "authorization" in sent) == ("abc", "7", False)
+
+
+def test_a_key_that_is_not_set_is_told(monkeypatch):
+    monkeypatch.delenv("TINY_KEY", raising=False)
+    with pytest.raises(UsageError, match=r"prepare\.model\.key_env: the environment variable TINY_KEY is not set"):
+        endpoint("http://127.0.0.1:1/", key_env="TINY_KEY")
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({"endpoint": "models.example/v1"}, "expected a URL that begins with https:// or http://"),
+        ({"endpoint": "ftp://models.example"}, "expected a URL that begins with"),
+        ({"endpoint": "https://ada:hunter2@models.example"}, "holds a user name or a password"),
+        ({"endpoint": "https://m.example", "key_env": "sk-hunter2"}, "name of an environment variable"),
+        ({"endpoint": "https://m.example", "headers": {"X-Api-Key": "hunter2"}}, "X-Api-Key looks like a key"),
+        ({"endpoint": "http://m.example", "key_env": "KEY"}, "must not travel over plain http"),
+        ({"endpoint": "https://m.example", "rates": 3}, "unknown key, did you mean 'rate'?"),
+    ],
+)
+def test_a_wrong_block_is_told_without_its_secrets(block, told):
+    (line,) = errors(**block)
+    assert told in line and "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:80/a", "http://127.0.0.1/a", "http://[::1]:8000/", "https://m.example"]
+)
+def test_a_key_may_go_to_this_machine_or_over_https(url):
+    assert EndpointConfig(endpoint=url, key_env="KEY").key_env == "KEY"
+
+
+# Is it still the model that was prepared?
+
+
+def test_a_model_that_answers_as_before_is_known_again(tmp_path):
+    wobble = 0.0
+
+    def answer(one):
+        return {"scores": {"cat": 0.75 + wobble}, "image": "x" * 500}
+
+    with served(answer) as model:
+        asked = endpoint(model.url)
+        keep_answers(asked, NUMBERS[:2], tmp_path)
+        wobble = 1e-5  # sums in another order
+        check_answers(asked, tmp_path)
+        check_answers(endpoint(model.url, rate=100, timeout=7), tmp_path)  # how it is asked changes no answer
+    kept = read_json(tmp_path / ANSWERS)
+    assert kept["inputs"] == NUMBERS[:2]
+    assert kept["outputs"][0]["image"].startswith("500 characters, ")  # by its hash
+    assert set(kept) == {"schema", "endpoint", "headers", "inputs", "outputs"}
+
+
+def test_a_model_that_became_another_one_is_refused(tmp_path):
+    words = "yes"
+    with served(lambda one: {"summary": words}) as model:
+        keep_answers(endpoint(model.url), NUMBERS[:2], tmp_path)
+        words = "no"
+        with pytest.raises(UsageError, match=r'"yes"} then, {"summary": "no"} now.*run prepare again'):
+            check_answers(endpoint(model.url), tmp_path)
+        check_answers(endpoint(model.url, deterministic=False), tmp_path)
+
+
+def test_another_address_is_another_model(tmp_path):
+    with served(doubled) as model:
+        keep_answers(endpoint(model.url), NUMBERS[:2], tmp_path)
+        with pytest.raises(UsageError, match=r"was prepared for .*/answer, params\.yaml names .*/other: run prepare"):
+            check_answers(endpoint(model.url.replace("answer", "other")), tmp_path)

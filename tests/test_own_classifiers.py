@@ -1,0 +1,387 @@
+"""Classifiers of a user's own without code: of timm, torchvision and transformers."""
+
+import json
+import re
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from stages.concepts import Region
+from stages.errors import InfrastructureError, UsageError
+from stages.tasks.classification import ImageClassification
+from stages.tasks.classification.config import PrepareConfig
+from stages.tasks.classification.data import DATA_LOADERS
+from stages.tasks.classification.loaders import MODEL_LOADERS
+from stages.tasks.contract import RepairPlan, TargetMode
+from stages.tasks.sources import parse_source
+from tests.images import CLASSES
+from tests.own_pictures import (
+    FOLDER,
+    answers,
+    check_search,
+    fails,
+    normalised,
+    own_context,
+    prepared,
+    timm_folder,
+    timm_weights,
+    tiny_vit,
+    write_folder,
+)
+from tests.workspace import ROOT, Workspace, audit_params
+
+METHOD = {"method": "risk-weighted", "epochs": 1, "batch_size": 4}
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """data/own/inputs with nine pictures of each of three classes."""
+    folder = tmp_path / "own" / "inputs"
+    folder.mkdir(parents=True)
+    write_folder(folder / "photos", 9)
+    return folder
+
+
+# timm
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "checkpoint.pth"])
+def test_weights_of_ones_own_for_timm(inputs, file):
+    net = timm_weights(inputs / file)
+    task = prepared(inputs, {"timm": "resnet10t", "weights": file, "classes": CLASSES})
+    form = task.model.form
+    assert (form.shape, form.mean, form.std) == ((3, 32, 32), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert f"{file}, content " in form.origin
+    assert "mean and std as timm has them" in form.origin
+    pixels, logits = answers(task)
+    with torch.inference_mode():
+        assert torch.allclose(net(normalised(pixels, form.mean, form.std)), logits, atol=1e-4)
+    check_search(task)
+
+
+def test_size_and_cut_are_those_of_the_architecture(inputs):
+    timm_weights(inputs / "w.safetensors")
+    form = prepared(inputs, {"timm": "resnet10t", "weights": "w.safetensors"}, FOLDER).model.form
+    assert form.shape == (3, 176, 176)  # as timm trained it
+    assert form.view.resize == 201  # 176 / 0.875
+    assert form.classes == sorted(CLASSES)  # as many folders, in the order in which libraries number them
+
+
+def test_a_grey_network_of_timm(inputs):
+    timm_weights(inputs / "w.safetensors", channels=1)
+    named = {"timm": "resnet10t", "weights": "w.safetensors", "channels": 1}
+    fails(inputs, named, r"prepare\.model\.mean: missing; the model has 1 channel\(s\) and its library's mean is for 3")
+    task = prepared(inputs, {**named, "mean": 0.5, "std": 0.25, "classes": CLASSES})
+    assert task.model.form.shape == (1, 32, 32)
+    assert task.model.form.mean == 0.5
+
+
+def test_a_folder_as_timm_writes_it(inputs):
+    own = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "input_size": [3, 40, 40]}
+    net = timm_folder(inputs / "mine", labels=CLASSES, **own)
+    task = prepared(inputs, {"timm": "mine"}, FOLDER)
+    form = task.model.form
+    assert (form.classes, form.shape, form.mean) == (CLASSES, (3, 40, 40), [0.1, 0.2, 0.3])
+    pixels, logits = answers(task)
+    with torch.inference_mode():
+        assert torch.allclose(net(normalised(pixels, form.mean, form.std)), logits, atol=1e-4)
+
+
+def test_names_that_timm_itself_translates(inputs):
+    """Repositories of timm may hold the names of the first authors, here of ConvNeXt's."""
+    from safetensors.torch import load_file, save_file
+
+    net = timm_folder(inputs / "mine", "convnext_atto", labels=CLASSES)
+    path = inputs / "mine" / "model.safetensors"
+    state = load_file(path)
+    theirs = (
+        *((r"^stem\.", "downsample_layers.0."), (r"^stages\.(\d+)\.downsample", r"downsample_layers.\1")),
+        *((r"\.blocks\.", "."), ("conv_dw", "dwconv"), (r"mlp\.fc", "pwconv")),
+        *((r"^head\.norm\.", "norm."), (r"^head\.fc\.", "head.")),
+    )
+    renamed = {}
+    for name, tensor in state.items():
+        their_name = name
+        for ours, their in theirs:
+            their_name = re.sub(ours, their, their_name)
+        renamed[their_name] = tensor
+    assert not set(renamed) & {name for name in state if name.startswith(("stem", "head"))}
+    save_file(renamed, path)
+    task = prepared(inputs, {"timm": "mine"})
+    kept = task.model.net.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in net.state_dict().items())
+    save_file({f"mine.{name}": tensor for name, tensor in state.items()}, path)
+    fails(inputs, {"timm": "mine"}, "the weights do not fit")
+
+
+def test_a_repository_of_the_hub_is_read_from_the_cache_alone(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    fails(inputs, {"timm": "ada/mine"}, r"holds nothing of it\. Run `faded prefetch own` where there is a network")
+    fails(inputs, {"timm": "resnet10t"}, r"timm/resnet10t\.c3_in1k is no folder .* Run `faded prefetch own`")
+
+    repository = tmp_path / "hub" / "models--ada--mine"
+    timm_folder(repository / "snapshots" / commit, labels=CLASSES)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for name in ("ada/mine", "hf-hub:ada/mine"):
+        task = prepared(inputs, {"timm": name})
+        assert f"ada/mine of the Hugging Face hub at {commit}" in task.model.form.origin
+    fails(inputs, {"timm": "ada/mine", "revision": "v2"}, "ada/mine at v2 is no folder")
+
+
+def test_prefetch_fetches_what_the_audit_names(inputs, monkeypatch):
+    context = own_context(inputs, {"timm": "ada/mine"}, {"datasets": "ada/bars", "split": "train", "revision": "v1"})
+    with pytest.raises(UsageError, match=r"prepare\.model\.timm: ada/mine has to be fetched, and HF_HUB_OFFLINE=1"):
+        ImageClassification.prefetch(context)
+
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options["revision"], options["repo_type"], options["allow_patterns"]))
+        folder = inputs.parent / "hub" / "0a1b2c"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").write_bytes(bytes(3_000_000))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    lines = ImageClassification.prefetch(context)
+    assert [line.split(";")[0] for line in lines] == [
+        "model ada/mine at 0a1b2c: 3.0 MB", "dataset ada/bars at 0a1b2c: 3.0 MB",
+    ]  # fmt: skip
+    assert [one[:3] for one in asked] == [("ada/mine", None, "model"), ("ada/bars", "v1", "dataset")]
+    unsafe = (".bin", ".pt", ".pth", ".pkl", ".py", ".ckpt", ".npz", "*")
+    assert not [pattern for one in asked for pattern in one[3] if pattern.endswith(unsafe)]
+
+    def lost(name, **options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lost)
+    with pytest.raises(InfrastructureError, match="ada/mine could not be fetched: no route"):
+        ImageClassification.prefetch(context)
+
+    local = own_context(inputs, {"timm": "resnet10t", "weights": "w.safetensors"}, FOLDER)
+    timm_weights(inputs / "w.safetensors")
+    assert ImageClassification.prefetch(local) == []
+
+
+# torchvision
+
+
+def test_weights_of_ones_own_for_torchvision(inputs):
+    from torchvision import models
+
+    net = models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=3).eval()
+    torch.save(net.state_dict(), inputs / "w.pth")
+    task = prepared(inputs, {"torchvision": "shufflenet_v2_x0_5", "weights": "w.pth", "classes": CLASSES})
+    form = task.model.form
+    assert "mean and std as torchvision has them" in form.origin
+    pixels, logits = answers(task)
+    with torch.inference_mode():
+        assert torch.allclose(net(normalised(pixels, form.mean, form.std)), logits, atol=1e-4)
+    plain = prepared(inputs, {"torchvision": "shufflenet_v2_x0_5", "weights": "w.pth"}, FOLDER).model.form
+    assert (plain.shape, plain.view.resize, plain.view.interpolation) == ((3, 224, 224), 256, "bilinear")
+
+
+def test_a_network_without_a_last_linear_layer_is_searched_by_its_pictures(inputs):
+    from torchvision import models
+
+    torch.save(models.get_model("squeezenet1_1", weights=None, num_classes=3).state_dict(), inputs / "w.pth")
+    check_search(prepared(inputs, {"torchvision": "squeezenet1_1", "weights": "w.pth"}))
+
+
+# transformers
+
+
+def test_a_folder_of_transformers(inputs):
+    net = tiny_vit(inputs / "vit")
+    task = prepared(inputs, {"transformers": "vit"}, FOLDER)
+    form = task.model.form
+    assert (form.classes, form.shape, form.mean, form.std) == (CLASSES, (3, 32, 32), [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    assert (form.view.resize, form.view.interpolation) == ((32, 32), "bicubic")
+    assert str(inputs) not in (inputs.parent / "prepare" / "model" / "config.json").read_text()
+    pixels, logits = answers(task)
+    with torch.inference_mode():
+        assert torch.allclose(net(pixel_values=normalised(pixels, form.mean, form.std)).logits, logits, atol=1e-5)
+    check_search(task)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "side"),
+    [
+        ("ViTImageProcessor", {"size": {"height": 24, "width": 24}}, (24, 24)),
+        ("ViTImageProcessor", {"size": {"height": 24, "width": 24}, "do_normalize": False}, (24, 24)),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 28}, "crop_pct": 0.875}, (28, 28)),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}, (384, 384)),
+        ("MobileNetV2ImageProcessor", {"size": {"shortest_edge": 32}, "crop_size": 28}, (28, 28)),
+        ("EfficientNetImageProcessor", {"size": {"height": 30, "width": 30}, "include_top": True}, (30, 30)),
+        ("EfficientNetImageProcessor", {"size": {"height": 30, "width": 30}, "rescale_factor": 1 / 127.5,
+                                        "rescale_offset": True, "include_top": False}, (30, 30)),
+    ],
+)  # fmt: skip
+def test_a_preprocessor_is_read_without_running_it(tmp_path, kind, settings, side):
+    import transformers
+
+    from stages.tasks.classification.pictures import decode
+    from stages.tasks.classification.preprocessor import Preprocessor
+    from tests.own_pictures import striped
+
+    processor = getattr(transformers, kind)(**settings)
+    processor.save_pretrained(tmp_path)
+    seen = Preprocessor.of(json.loads((tmp_path / "preprocessor_config.json").read_text()), {}, "here")
+    assert seen.shape == (3, *side)
+    photo = striped(2, np.random.default_rng(0), width=90, height=70)
+    photo.save(tmp_path / "a.png")
+    ours = torch.from_numpy(decode(tmp_path / "a.png", seen.shape, seen.view)).float()[None] / 255
+    theirs = torch.as_tensor(processor(photo, return_tensors="pt")["pixel_values"])
+    spread = theirs.max() - theirs.min()
+    # Filters of two libraries differ in a few of 256 levels, another crop or normalisation in far more.
+    assert (normalised(ours, seen.mean, seen.std) - theirs).abs().mean() < 0.02 * spread
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", None, "has no config.json"),
+        ("config.json", {"auto_map": {"AutoConfig": "evil.C"}, "model_type": "evil"}, "cannot be read"),
+        ("config.json", {"num_hidden_layers": 2}, "the weights do not fit: vit"),
+        ("preprocessor_config.json", None, "nobody knows its normalisation"),
+        ("preprocessor_config.json", {"size": {"longest": 3}}, "is not understood"),
+        ("model.safetensors", "pytorch_model.bin", "could run code when read"),
+        ("model.safetensors", b"junk", "cannot be read"),
+    ],
+)
+def test_a_folder_of_transformers_that_cannot_be_used(inputs, file, change, message):
+    tiny_vit(inputs / "vit")
+    (inputs / "vit" / "evil.py").write_text(f"open({str(inputs / 'ran')!r}, 'w')\nclass C: pass")
+    path = inputs / "vit" / file
+    if change is None:
+        path.unlink()
+    elif isinstance(change, str):
+        path.rename(path.with_name(change))
+    elif isinstance(change, bytes):
+        path.write_bytes(change)
+    else:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    fails(inputs, {"transformers": "vit"}, message)
+    assert not (inputs / "ran").exists()
+
+
+# What all have in common
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"timm": "resnet10t", "weights": "no.pth"}, "prepare.model.weights: no"),
+        ({"timm": "resnet10t", "weights": "photos"}, "is no file of weights; expected one of .safetensors"),
+        ({"timm": "resnet10t", "weights": "../w.pth"}, "put the file or a link to it there"),
+        ({"timm": "a/b", "weights": "w.pth"}, "timm is the name of an architecture alone"),
+        ({"timm": "resnet10t", "weights": "w.pth", "args": {"checkpoint_path": "x"}}, "checkpoint_path cannot be set"),
+        ({"timm": "photos"}, "has no config.json; expected what timm's save_for_hf writes"),
+        ({"torchvision": "resnet18"}, "prepare.model.weights: missing"),
+        ({"transformers": "photos"}, "has no config.json"),
+        ({"transformers": "photos", "revision": "v1"}, "only what is on the hub has a revision"),
+        ({"onnx": "no.onnx", "outputs": "logits"}, "prepare.model.onnx: no"),
+        ({"onnx": "no.onnx"}, "prepare.model.outputs: missing"),
+        ({"endpoint": "ftp://x", "classes": ["a", "b"]}, "begins with https:// or http://"),
+        ({"endpoint": "https://x", "classes": ["a", "b"], "key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
+    ],
+)  # fmt: skip
+def test_a_bad_model_is_told_before_anything_runs(inputs, model, message):
+    errors = ImageClassification.check(own_context(inputs, model, FOLDER))
+    assert [message in error for error in errors] == [True], errors
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"timm": "resnet10x"}, r"timm knows no architecture 'resnet10x', did you mean"),
+        ({"timm": "resnet14t"}, r"w.safetensors has no|weights do not fit: missing"),
+        ({"torchvision": "resnet81"}, r"no classifier 'resnet81', did you mean 'resnet18'\?"),
+        ({"torchvision": "resnet18"}, r"prepare.model.weights: the weights do not fit: missing"),
+        ({"timm": "resnet10t", "classes": ["a", "b"]}, "2 names, the model has 3 classes"),
+        ({"timm": "resnet10t", "mean": [0.1, 0.2]}, r"prepare\.model\.mean: 2 values, the images have 3 channel"),
+    ],
+)
+def test_weights_and_architecture_that_do_not_fit(inputs, model, message):
+    timm_weights(inputs / "w.safetensors")
+    fails(inputs, {**model, "weights": "w.safetensors"}, message)
+
+
+def test_a_model_whose_classes_nothing_names_is_an_error(inputs):
+    timm_weights(inputs / "w.safetensors")
+    rows = [{"image": f"photos/flat/00{i}.png", "label": "flat"} for i in range(9)]
+    (inputs / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fails(
+        inputs,
+        {"timm": "resnet10t", "weights": "w.safetensors"},
+        r"prepare\.model\.classes: missing; the model has 3 classes and nothing names them",
+        {"jsonl": "all.jsonl", "size": 32},
+    )
+
+
+def test_a_network_of_ones_own_is_repaired(inputs):
+    tiny_vit(inputs / "vit")
+    counts = {"discover": 9, "repair": 9, "test": 9}
+    context = own_context(inputs, {"transformers": "vit"}, FOLDER)
+    task = prepared(inputs, {"transformers": "vit"}, FOLDER, config={**context.config, "items": counts})
+    out = inputs.parent / "repaired"
+    record = task.repair(RepairPlan([TargetMode("M1", Region({"rotation": (2,)}))], METHOD, seed=1), out)
+    assert record.steps > 0
+    repaired = ImageClassification.load(task.context, inputs.parent / "prepare", out)
+    assert not torch.equal(answers(repaired)[1], answers(task)[1])
+    assert repaired.model.form == task.model.form
+
+
+def test_an_audit_of_ones_own_through_the_stages(tmp_path):
+    audit = audit_params(
+        task="stages.tasks.classification:ImageClassification",
+        code="stages/tasks/classification",
+        prepare={
+            "model": {"timm": "resnet10t", "weights": "w.safetensors", "classes": CLASSES},
+            "data": {"imagefolder": "photos", "size": 32},
+            "items": {"discover": 12},
+        },
+        concepts={"rotation": [0, 30], "darkening": [0, 0.4, 0.8]},
+        discover={"explorer": "random", "control": "random", "budget": 60, "microscopic": {"method": "none"}},
+    )
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"audits": {"own": audit}, "repairs": {}, "shards": {}}))
+    (tmp_path / "stages").symlink_to(ROOT / "stages")
+    inputs = tmp_path / "data" / "own" / "inputs"
+    inputs.mkdir(parents=True)
+    write_folder(inputs / "photos", 9)
+    timm_weights(inputs / "w.safetensors")
+    out = tmp_path / "data" / "own"
+    for stage in ("prepare", "discover"):
+        done = Workspace(tmp_path).run([sys.executable, "-m", f"stages.{stage}", "own"])
+        assert done.returncode == 0, done.stdout
+    assert json.loads((out / "prepare" / "metrics.json").read_text())["items"] == {"discover": 12}
+    probes = pd.read_parquet(out / "discover" / "probes.parquet")
+    assert set(probes["item"]) <= set(pd.read_parquet(out / "prepare" / "items.parquet")["id"])
+    assert len(probes) >= 60
+
+
+def blocks_of_the_documentation():
+    """All `prepare:` blocks of the part of docs/own-model.md on image classifiers."""
+    page = (ROOT / "docs" / "own-model.md").read_text()
+    part = page.partition("## Image classifiers")[2].partition("## Summarizers")[0]
+    found = re.findall(r"^( *)prepare:\n((?:\1 +\S.*\n)+)", part, re.MULTILINE)
+    return [yaml.safe_load(textwrap.dedent(block)) for _, block in found]
+
+
+def test_every_block_of_the_documentation_is_one():
+    blocks = blocks_of_the_documentation()
+    named = set()
+    for block in blocks:
+        config = PrepareConfig.model_validate(block)
+        sources = ((config.model, MODEL_LOADERS), (config.data, DATA_LOADERS))
+        named |= {type(parse_source(part, loaders, "docs")) for part, loaders in sources}
+    shipped = {MODEL_LOADERS["package"], DATA_LOADERS["package"], DATA_LOADERS["parquet"]}
+    assert named == {*MODEL_LOADERS.values(), *DATA_LOADERS.values()} - shipped

@@ -1,0 +1,230 @@
+"""A text-to-image model and pictures of one's own: behind HTTP, of the hub's cache, in files of one's own."""
+
+import base64
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+pytest.importorskip("diffusers")
+
+from stages.errors import UsageError
+from stages.files import read_json
+from stages.tasks import hub as hub_module
+from stages.tasks.sources import parse_source, source_errors
+from stages.tasks.text_to_image import TextToImage
+from stages.tasks.text_to_image.judges import CLIP_FORM, JUDGE_LOADERS
+from stages.tasks.text_to_image.models import MODEL_LOADERS, load_form
+from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
+from stages.tasks.text_to_image.pictures import from_png, to_png
+from tests.boxes import COLOURS, box_pixels, boxes
+from tests.endpoints import served
+from tests.hubs import commit_of, in_cache
+from tests.tiny_judges import BLUE, RED, plain, tiny_clip
+from tests.tiny_pipelines import tiny_pipeline
+
+
+def drawn(one):
+    """A model that draws what it is asked for, and everything red if no colour is named; dogs it refuses to show."""
+    colour = next((name for name in COLOURS if name in one["prompt"].split()), "red")
+    ground = "white" if "white" in one["prompt"] else "black"
+    pixels = box_pixels(colour, ground, jitter=one["seed"] % 4)
+    blanked = {"blanked": True} if "dog" in one["prompt"] else {}
+    return {"image": base64.b64encode(to_png(pixels)).decode(), **blanked}
+
+
+def remote(inputs, url, **config):
+    model = {"endpoint": url, "timeout": 10, "retries": 0, "batch_size": 3}
+    return boxes(inputs, **{"model": model, **config})
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    boxes(tmp_path / "inputs")
+    return tmp_path / "inputs"
+
+
+# A model behind HTTP
+
+
+def test_a_model_behind_http_is_a_peer_of_a_pipeline(inputs, tmp_path):
+    bias = {"subject": "background", "attribute": "colour", "seeds": 8}
+    with served(drawn) as model:
+        context = remote(
+            inputs, model.url, bias=bias, sampling={"steps": 3, "guidance": 2.0, "negative_prompt": "blur"}
+        )
+        (tmp_path / "prepare").mkdir()
+        numbers = TextToImage.prepare(context, tmp_path / "prepare")
+        task = TextToImage.load(context, tmp_path / "prepare")
+        items, cells = task.items.ids("discover"), np.array([[3, 1], [0, 2]])
+        batch = task.probe(items, cells)
+        assert np.array_equal(batch.discrepancy, task.again().probe(items, cells).discrepancy)
+        assert all(task.exhibit(items, cells)[n].drawn for n in range(2)) and len(task.sheets("test")) > 0
+        assert {tally.guidance for tally in task.tallies("discover")} == {1.0, 2.0}
+        vectors = task.embed(task.items.ids("test"))
+        assert len(task.clean_quality("test").values) == 2 and np.isfinite(vectors).all()
+    assert numbers["origin"]["model"] == f"the model behind {model.url}"
+    assert (
+        numbers["origin"]["pictures"] == "the file boxes.parquet" and numbers["origin"]["judge"] == "the folder judge"
+    )
+    assert numbers["parameters"] is None and len(task.model_hash) == 16
+    one = model.inputs[-1]
+    assert set(one) == {"prompt", "seed", "steps", "guidance", "negative_prompt"} and one["steps"] == 3
+    assert all(len(request["inputs"]) <= 3 for request in model.requests)
+    asked = [json.dumps(one) for one in model.inputs if "box" in one["prompt"]]
+    assert len(asked) > 20
+
+
+def test_a_picture_the_service_blanked_is_not_held_against_it(inputs, tmp_path):
+    with served(drawn) as model:
+        (tmp_path / "prepare").mkdir()
+        TextToImage.prepare(remote(inputs, model.url), tmp_path / "prepare")
+        task = TextToImage.load(remote(inputs, model.url), tmp_path / "prepare")
+        task._templates = ["a dog {colour} {background}"] * len(task._templates)
+        batch = task.probe(task.items.ids("discover"), np.zeros((2, 2), dtype=int))
+    assert not batch.valid.any() and not batch.failed.any()
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"picture": "x"}, r'expected {"image": PNG in base64}, found the keys picture'),
+        ({"image": "no base64!"}, "its image is no PNG in base64"),
+        ({"image": base64.b64encode(b"no picture").decode()}, "no picture that can be read"),
+    ],
+)
+def test_what_is_no_picture_is_told(inputs, tmp_path, answer, told):
+    with served(lambda one: answer) as model, pytest.raises(UsageError, match=told):
+        TextToImage.prepare(remote(inputs, model.url), tmp_path)
+
+
+def test_pictures_of_two_sizes_are_told(inputs, tmp_path):
+    def grows(one):
+        return {"image": base64.b64encode(to_png(plain(RED, side=16 + one["seed"]))).decode()}
+
+    with (
+        served(grows) as model,
+        pytest.raises(UsageError, match="differ in size: 18 x 18 pixels, expected 17"),
+    ):
+        TextToImage.prepare(remote(inputs, model.url), tmp_path)
+
+
+def test_a_repair_needs_weights_and_says_so_before_anything_runs(inputs, tmp_path):
+    context = remote(inputs, "https://m.example/")
+    assert TextToImage.check(context) == []
+    (line,) = TextToImage.check_repair(context, {"method": "lora"})
+    assert "a model behind HTTP shows none: it can be searched and judged; leave boxes out of repairs:" in line
+    (line,) = TextToImage.check(remote(inputs, "https://m.example/", sampling={"scheduler": "DDIMScheduler"}))
+    assert line == "prepare.sampling: scheduler has no effect on a model behind HTTP, which has its own"
+
+
+def test_settings_faded_sets_itself_are_refused(inputs):
+    block = {"endpoint": "https://m.example/", "settings": {"seed": 1, "model": "small"}}
+    (line,) = source_errors(block, MODEL_LOADERS, "prepare.model", inputs)
+    assert "seed is set by Faded" in line
+
+
+# Models of the hub's cache
+
+
+def test_a_pipeline_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkeypatch):
+    commit = in_cache(monkeypatch, tmp_path / "hub", "org/tiny", tiny_pipeline(tmp_path / "made"))
+    source = parse_source({"diffusers": "org/tiny"}, MODEL_LOADERS, "prepare.model")
+    assert source.errors(inputs) == []
+    source.build(inputs, tmp_path / "model")
+    form = load_form(tmp_path / "model")
+    assert (form.revision, form.origin) == (commit, f"org/tiny of the Hugging Face hub at {commit}")
+    with pytest.raises(UsageError, match=r"org/none is no folder in .*faded prefetch"):
+        parse_source({"diffusers": "org/none"}, MODEL_LOADERS, "prepare.model").build(inputs, tmp_path / "none")
+
+
+def test_a_judge_of_the_hub_is_read_from_the_cache_and_says_its_commit(inputs, tmp_path, monkeypatch):
+    commit = in_cache(monkeypatch, tmp_path / "hub", "org/clip", tiny_clip(tmp_path / "made"))
+    block = {"clip": "org/clip", "prompts": {"colour": {"red": "a red thing", "blue": "a blue thing"}}}
+    parse_source(block, JUDGE_LOADERS, "prepare.judge").build(inputs, tmp_path / "judge")
+    assert read_json(tmp_path / "judge" / CLIP_FORM)["origin"] == f"org/clip of the Hugging Face hub at {commit}"
+    (line,) = source_errors({**block, "clip": "model", "revision": "main"}, JUDGE_LOADERS, "prepare.judge", inputs)
+    assert line.startswith("prepare.judge.revision: ")
+
+
+def test_of_a_variant_only_what_has_none_is_fetched_as_it_is(inputs, tmp_path, monkeypatch):
+    """Of a model in float16 no float32 weights are fetched but those of parts that come in no other way."""
+    made = tiny_pipeline(tmp_path / "made")
+    weights = made / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    cache, fetched = tmp_path / "hub" / commit_of("org/tiny"), []
+
+    def fetch(self, where):
+        names = [str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()]
+        from huggingface_hub.utils import filter_repo_objects
+
+        wanted = filter_repo_objects(names, allow_patterns=list(self.wanted), ignore_patterns=list(self.ignored))
+        for name in wanted:
+            (cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(made / name, cache / name)
+            fetched.append(name)
+        return "told"
+
+    monkeypatch.setattr(hub_module.Repository, "fetch", fetch)
+    monkeypatch.setattr(hub_module.Repository, "cached", lambda self, *_: hub_module.Snapshot(cache, self.name))
+    source = parse_source({"diffusers": "org/tiny", "variant": "fp16"}, MODEL_LOADERS, "prepare.model")
+    assert source.prefetch(inputs) == ["told"]
+    taken = sorted({name for name in fetched if name.endswith(".safetensors")})
+    assert taken == [
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    source.build(inputs, tmp_path / "model")
+    plain_source = parse_source({"diffusers": "org/tiny"}, MODEL_LOADERS, "prepare.model")
+    fetched.clear()
+    plain_source.prefetch(inputs)
+    assert not [name for name in fetched if "fp16" in name]
+
+
+# Pictures in files of one's own
+
+
+def lines_of(folder, *lines):
+    folder.mkdir(parents=True)
+    (folder / "a").mkdir()
+    (folder / "a" / "red.png").write_bytes(to_png(plain(RED)))
+    (folder / "blue.png").write_bytes(to_png(plain(BLUE)))
+    (folder / "all.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_lines_of_json_name_picture_files(tmp_path):
+    rows = [
+        {"file": "a/red.png", "said": "red", "colour": "red"},
+        {"file": "blue.png", "said": "blue", "colour": "blue"},
+    ]
+    lines_of(tmp_path / "mine", *rows)
+    block = {"jsonl": "mine/all.jsonl", "image": "file", "text": "said"}
+    assert source_errors(block, PICTURE_LOADERS, "prepare.pictures", tmp_path) == []
+    table, skipped = parse_source(block, PICTURE_LOADERS, "prepare.pictures").load(tmp_path)
+    assert table["text"].tolist() == ["red", "blue"] and skipped == []
+    assert np.array_equal(from_png(table["image"][0]), plain(RED)) and table["colour"].tolist() == ["red", "blue"]
+
+
+@pytest.mark.parametrize(
+    ("line", "block", "told"),
+    [
+        (
+            {"file": "blue.png", "said": "x"},
+            {"image": "fil"},
+            r"image: mine/all\.jsonl, line 1, has no 'fil', did",
+        ),
+        ({"file": "blue.png", "said": "x"}, {"where": {"kind": 1}}, r"pictures\.where\.kind: .* has no 'kind'"),
+        ({"file": "../blue.png", "said": "x"}, {}, r"file \.\./blue\.png leads out of mine"),
+        ({"file": "gone.png", "said": "x"}, {}, r"cannot be read: No such file"),
+        ({"file": 3, "said": "x"}, {}, r"line 1 names no file: "),
+    ],
+)
+def test_wrong_lines_are_told(tmp_path, line, block, told):
+    lines_of(tmp_path / "mine", line)
+    block = {"jsonl": "mine/all.jsonl", "image": "file", "text": "said", **block}
+    with pytest.raises(UsageError, match=told):
+        if errors := source_errors(block, PICTURE_LOADERS, "prepare.pictures", tmp_path):
+            raise UsageError("\n".join(errors))
+        parse_source(block, PICTURE_LOADERS, "prepare.pictures").load(tmp_path)

@@ -1,0 +1,272 @@
+"""A summarizer and articles of one's own: behind HTTP, in a folder, of the hub's cache, in files of one's own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+pytest.importorskip("transformers")
+
+import stages.discover
+import stages.prepare
+import stages.summarize
+from stages.concepts import Region
+from stages.errors import InfrastructureError, UsageError
+from stages.files import read_json
+from stages.tasks import endpoint as module
+from stages.tasks.contract import RepairPlan, TargetMode
+from stages.tasks.endpoint import EndpointConfig
+from stages.tasks.known_answers import ANSWERS
+from stages.tasks.sources import parse_source, source_errors
+from stages.tasks.summarization import Summarization
+from stages.tasks.summarization.data_sources import DATA_LOADERS
+from stages.tasks.summarization.measures import EMBEDDER_LOADERS
+from stages.tasks.summarization.models import MODEL_LOADERS, load_summarizer
+from tests.endpoints import said, served
+from tests.hubs import in_cache
+from tests.news import articles, news_context, write_news
+from tests.tiny_models import tiny_causal, tiny_embedder
+from tests.workspace import ROOT, audit_params
+
+KEY = "TINY_SUMMARIZER_KEY"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_news(tmp_path_factory.mktemp("texts") / "inputs", references=True)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
+
+
+def first_sentence(one):
+    """A summarizer that cannot read capitals."""
+    text = one["text"]
+    return {"summary": "No." if text.isupper() else text.split(". ")[0] + "."}
+
+
+def remote(url, **changes):
+    return {"endpoint": url, "timeout": 10, "retries": 2, **changes}
+
+
+def context_of(inputs, url, **changes):
+    context = news_context(inputs)
+    config = {**context.config, "model": remote(url), "generation": {"max_new_tokens": 30}, **changes}
+    return news_context(inputs, config=config)
+
+
+# A summarizer behind HTTP
+
+
+@pytest.fixture
+def workspace(inputs, tmp_path, monkeypatch):
+    """A workspace with one audit of a summarizer behind HTTP, for stages run in this process."""
+    shutil.copytree(inputs, tmp_path / "data" / "remote" / "inputs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(KEY, "s3cr3t")
+
+    def write(url, **model):
+        context = context_of(inputs, url, model=remote(url, key_env=KEY, batch_size=4, **model))
+        audit = audit_params(
+            task="stages.tasks.summarization:Summarization",
+            code=str(ROOT / "stages" / "tasks" / "summarization"),
+            compute={"device": "cpu", "threads": 1, "batch_size": 6, "gpus": 0},
+            prepare=dict(context.config),
+            concepts=dict(context.concepts),
+            discrepancy=dict(context.discrepancy),
+            discover={
+                "explorer": "random",
+                "control": "random",
+                "budget": 30,
+                "microscopic": {"items": 2, "budget": 10},
+            },
+        )
+        params = {"audits": {"remote": audit}, "repairs": {}, "shards": {}}
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+
+    return write
+
+
+def test_an_audit_of_a_summarizer_behind_http_from_prepare_to_landscape(workspace, capsys):
+    with served(first_sentence, lambda request: said({}, 503) if request in (1, 2) else None) as model:
+        workspace(model.url)
+        for stage in (stages.prepare, stages.discover, stages.summarize):
+            stage.main("remote")
+    probes = pd.read_parquet("data/remote/discover/probes.parquet")
+    upper = probes["letter_case"] == 1
+    assert probes.loc[upper, "failed"].all() and not probes.loc[~upper & (probes["typos"] == 0), "failed"].any()
+    (mode,) = read_json(Path("data/remote/summarize/landscape.json"))["modes"]
+    assert "letter_case" in json.dumps(mode)
+    metrics = json.loads(Path("data/remote/prepare/metrics.json").read_text())
+    assert metrics["origin"]["model"] == f"the model behind {model.url}" and metrics["parameters"] is None
+    # The key went with every request and lies in no file.
+    assert {sent["Authorization"] for sent in model.headers} == {"Bearer s3cr3t"}
+    written = [path for path in Path().rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()]
+    assert written == [] and "s3cr3t" not in capsys.readouterr().out
+    assert {frozenset(one) for one in model.inputs} == {frozenset({"text", "max_new_tokens"})}
+    assert all(len(request["inputs"]) <= 4 for request in model.requests)
+
+
+def test_a_search_whose_model_died_goes_on_where_it_was(workspace, tmp_path):
+    dead = False
+    with served(first_sentence, lambda request: (0, {}, b"") if dead and request > alive else None) as model:
+        workspace(model.url)
+        stages.prepare.main("remote")
+        dead, alive = True, len(model.requests) + 3
+        with pytest.raises(InfrastructureError, match=r"cannot be used: RemoteProtocolError .*3 time\(s\) in a row"):
+            stages.discover.main("remote")
+        assert not Path("data/remote/discover").exists()
+        (ledger,) = ledgers()
+        known = ledger.read_text()
+        dead = False
+        workspace(model.url, rate=200, concurrency=1)  # asked more gently, it is the same run
+        stages.discover.main("remote")
+    assert known and ledgers() == [ledger] and ledger.read_text().startswith(known)
+
+
+def ledgers():
+    return list(Path(".faded/scratch/remote/discover").glob("*/ledger.jsonl"))
+
+
+def test_a_model_that_became_another_one_stops_the_next_stage(workspace):
+    words = 12
+    with served(lambda one: {"summary": " ".join(one["text"].split()[:words])}) as model:
+        workspace(model.url)
+        stages.prepare.main("remote")
+        words = 11
+        with pytest.raises(UsageError, match="answers otherwise than when it was prepared"):
+            stages.discover.main("remote")
+
+
+def test_what_is_no_summary_is_told_before_anything_is_kept(inputs, tmp_path):
+    with served(lambda one: {"text": "A gist."}) as model, pytest.raises(UsageError, match="found the keys text"):
+        Summarization.prepare(context_of(inputs, model.url), tmp_path)
+    assert not (tmp_path / "model" / ANSWERS).exists()
+
+
+def test_settings_are_sent_and_nothing_of_faded_is_overwritten(inputs, tmp_path):
+    with served(first_sentence) as model:
+        source = parse_source(remote(model.url, settings={"temperature": 0}), MODEL_LOADERS, "prepare.model")
+        source.build(inputs, tmp_path, context_generation(inputs, model.url))
+    assert model.inputs[0]["temperature"] == 0 and model.inputs[0]["max_new_tokens"] == 30
+    (line,) = source_errors(remote(model.url, settings={"text": "x"}), MODEL_LOADERS, "prepare.model", inputs)
+    assert "text is set by Faded" in line
+
+
+def context_generation(inputs, url):
+    from stages.tasks.summarization.config import PrepareConfig
+
+    return PrepareConfig.model_validate(dict(context_of(inputs, url).config)).generation
+
+
+def test_settings_without_effect_on_a_remote_model_are_errors(inputs):
+    changed = context_of(inputs, "https://m.example/", generation={"num_beams": 4, "max_new_tokens": 30})
+    (line,) = Summarization.check(changed)
+    assert line.startswith("prepare.generation: num_beams has no effect on a model behind HTTP")
+
+
+def test_lora_needs_weights_and_says_so_before_anything_runs(inputs):
+    context = context_of(inputs, "https://m.example/")
+    (line,) = Summarization.check_repair(context, {"method": "lora"})
+    assert "lora trains weights, and a model behind HTTP shows none; take method normalise" in line
+    assert Summarization.check_repair(context, {"method": "normalise", "normalise": ["letter_case"]}) == []
+
+
+def test_what_is_sent_can_be_repaired(inputs, tmp_path):
+    plan = RepairPlan(
+        [TargetMode("M1", Region({"letter_case": (1,)}))], {"method": "normalise", "normalise": ["letter_case"]}, seed=3
+    )
+    with served(first_sentence) as model:
+        context = context_of(inputs, model.url)
+        (tmp_path / "prepare").mkdir()
+        Summarization.prepare(context, tmp_path / "prepare")
+        task = Summarization.load(context, tmp_path / "prepare")
+        task.repair(plan, tmp_path / "repaired")
+        repaired = Summarization.load(context, tmp_path / "prepare", tmp_path / "repaired")
+        items, cell = task.items.ids("test"), [[0, 1]] * len(task.items.ids("test"))
+        assert task.probe(items, cell).failed.all() and not repaired.probe(items, cell).failed.any()
+        with pytest.raises(UsageError, match="lora trains weights, and the model behind"):
+            task.repair(RepairPlan(plan.targets, {"method": "lora"}, seed=3), tmp_path / "lora")
+
+
+# A model, an encoder and data of the hub's cache
+
+
+def test_a_summarizer_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkeypatch):
+    commit = in_cache(monkeypatch, tmp_path / "hub", "org/tiny", tiny_causal(tmp_path / "made"))
+    source = parse_source({"transformers": "org/tiny"}, MODEL_LOADERS, "prepare.model")
+    assert source.errors(inputs) == []
+    generation = context_generation(inputs, "https://m.example/")
+    source.build(inputs, tmp_path / "model", generation)
+    form = load_summarizer(tmp_path / "model", news_context(inputs).compute).form
+    assert (form.revision, form.origin) == (commit, f"org/tiny of the Hugging Face hub at {commit}")
+
+
+def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(inputs, tmp_path, monkeypatch):
+    in_cache(monkeypatch, tmp_path / "hub", "org/tiny", tiny_causal(tmp_path / "made"))
+    blocks = (
+        ({"transformers": "org/other"}, MODEL_LOADERS, lambda s: s.build(inputs, tmp_path / "m", None)),
+        ({"transformers": "org/other"}, EMBEDDER_LOADERS, lambda s: s.load(inputs, "cpu")),
+        ({"datasets": "org/other", "split": "train", "text": "body"}, DATA_LOADERS, lambda s: s.load(inputs)),
+    )
+    for block, loaders, use in blocks:
+        with pytest.raises(UsageError, match=r"org/other is no folder in .*Run `faded prefetch texts0`"):
+            use(parse_source(block, loaders, "prepare"))
+
+
+def test_an_encoder_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkeypatch):
+    commit = in_cache(monkeypatch, tmp_path / "hub", "org/encoder", tiny_embedder(tmp_path / "made"))
+    source = parse_source({"transformers": "org/encoder"}, EMBEDDER_LOADERS, "prepare.embedder")
+    assert source.errors(inputs) == [] and source.folder(inputs)[1].endswith(commit)
+    own = parse_source({"transformers": "embedder"}, EMBEDDER_LOADERS, "prepare.embedder")
+    text = [articles(1)[0]]
+    assert (source.load(inputs, "cpu")(text) == own.load(inputs, "cpu")(text)).all()  # made from the same seed
+
+
+def test_articles_of_the_hub_are_read_from_the_cache(inputs, tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    made = tmp_path / "made"
+    made.mkdir()
+    shutil.copy(inputs / "news.jsonl", made / "train.jsonl")
+    commit = in_cache(monkeypatch, tmp_path / "hub", "org/news", made, kind="dataset")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    block = {"datasets": "org/news", "split": "train", "text": "body", "summary": "summary"}
+    source = parse_source(block, DATA_LOADERS, "prepare.data")
+    taken, _ = source.load(inputs)
+    assert len(taken) == 40 and source.origin(inputs).endswith(commit)
+    with pytest.raises(UsageError, match=r"data\.text: org/news, split train, has no 'bdy', did you mean 'body'"):
+        parse_source({**block, "text": "bdy"}, DATA_LOADERS, "prepare.data").load(inputs)
+
+
+# Files of one's own
+
+
+def test_a_mistyped_field_is_one_error_and_names_those_there_are(inputs):
+    block = {"jsonl": "news.jsonl", "text": "bodi", "summary": "gist"}
+    assert source_errors(block, DATA_LOADERS, "prepare.data", inputs) == [
+        "prepare.data.text: news.jsonl, line 1, has no 'bodi', did you mean 'body'?; found body, summary\n"
+        "prepare.data.summary: news.jsonl, line 1, has no 'gist'; found body, summary"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({"files": ["*.py"]}, r"prepare\.data\.files: not fetched from a hub: \*\.py"),
+        ({"datasets": "../news"}, "datasets"),
+        ({"datasets": "embedder", "files": ["*.json"]}, "embedder is a folder, of which nothing is fetched"),
+    ],
+)
+def test_wrong_files_of_a_data_set_are_told(inputs, block, told):
+    block = {"datasets": "org/news", "split": "train", "text": "body", **block}
+    with pytest.raises(UsageError, match=told):
+        raise UsageError("\n".join(source_errors(block, DATA_LOADERS, "prepare.data", inputs)))
+
+
+def test_a_remote_model_takes_the_settings_of_an_endpoint():
+    assert set(EndpointConfig.model_fields) < set(MODEL_LOADERS["endpoint"].model_fields)

@@ -1,0 +1,162 @@
+"""`faded tune`: what it measures and recommends, and that it writes nothing but what it recommends."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from flows.edit_params import with_compute
+from flows.tune import Choice, Settings, Tuning, _Bench, tune
+from stages.errors import UsageError
+from stages.params import AuditConfig, load_params
+from stages.tasks.classification import ImageClassification
+from stages.tasks.contract import Compute
+from tests.finished import faded, inside, quick_audit
+from tests.images import image_context, write_images
+from tests.workspace import audit_params, make_workspace
+
+QUICK = Settings(rounds=1, seconds=0.001)
+
+
+def choice(speed, backend="eager", dtype="float32", batch_size=32):
+    return Choice(Compute("cpu", 1, batch_size, backend, dtype), [(round(100 * speed), 100.0, 50.0)])
+
+
+@pytest.mark.parametrize(
+    ("others", "allow", "expected"),
+    [
+        ([], False, 0),
+        ([choice(10.4, "compile")], False, 0),  # within 5% of the present one
+        ([choice(30, "openvino"), choice(20, "compile")], False, 1),
+        ([choice(30, "openvino"), choice(60, "openvino", "bfloat16")], False, 1),
+        ([choice(30, "openvino"), choice(60, "openvino", "bfloat16")], True, 2),
+    ],
+)
+def test_the_fastest_that_may_be_taken_is_recommended(others, allow, expected):
+    tuning = Tuning([choice(10), *others], {}, 100)
+    assert tuning.best(allow) is tuning.choices[expected]
+
+
+TEXT = """# head
+audits:
+  one:
+    compute: {device: cpu, threads: 1, batch_size: 8, gpus: 0}   # said of it
+    seed: 1
+  two:
+    compute:
+      device: cpu   # here
+      batch_size: 8
+    seed: 2
+  base: &base
+    compute: {batch_size: 8}
+    seed: 3
+  preset:
+    <<: *base
+"""
+
+
+def test_every_other_byte_of_params_stays():
+    changes = {"backend": "openvino", "batch_size": 64}
+    one = with_compute(TEXT, "one", changes)
+    assert one == TEXT.replace(
+        "{device: cpu, threads: 1, batch_size: 8, gpus: 0}",
+        "{device: cpu, threads: 1, batch_size: 64, gpus: 0, backend: openvino}",
+    )
+    two = with_compute(TEXT, "two", changes)
+    assert two == TEXT.replace("      batch_size: 8\n", "      batch_size: 64\n      backend: openvino\n")
+    assert with_compute(TEXT.replace("\n", "\r\n"), "two", changes) == two.replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize("audit", ["base", "preset"])
+def test_what_other_audits_share_is_not_changed(audit):
+    with pytest.raises(UsageError, match=rf"audits\.{audit}\.compute cannot be changed .* write there: batch_size: 64"):
+        with_compute(TEXT, audit, {"batch_size": 64})
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory):
+    """A folder with a prepared classifier, and the block of its audit."""
+    home = tmp_path_factory.mktemp("tune")
+    inputs, prepared = home / "data/stripes/inputs", home / "data/stripes/prepare"
+    write_images(inputs / "images.parquet")
+    prepared.mkdir(parents=True)
+    context = image_context(inputs)
+    ImageClassification.prepare(context, prepared)
+    audit = audit_params(
+        task="stages.tasks.classification:ImageClassification",
+        code="stages",
+        prepare=dict(context.config),
+        concepts=dict(context.concepts),
+        discrepancy={},
+    )
+    (home / "stages").symlink_to(stages_folder())
+    return home, AuditConfig.model_validate(audit)
+
+
+def stages_folder():
+    from tests.workspace import ROOT
+
+    return ROOT / "stages"
+
+
+def test_every_backend_and_dtype_is_measured_in_one_run(stripes, monkeypatch):
+    home, audit = stripes
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(ImageClassification, "backends", ("eager", "openvino"))
+    monkeypatch.setattr("flows.tune.MOST", 16)
+    told = []
+    tuning = tune("stripes", audit, QUICK, told.append)
+    names = {c.name for c in tuning.choices}
+    assert {"eager float32", "eager bfloat16"} <= names
+    assert len(names) + len(tuning.impossible) == 4
+    by_name = {c.name: c for c in tuning.choices}
+    assert by_name["eager float32"].far < 1e-5 and by_name["eager float32"].changed == 0
+    assert 1e-4 < by_name["eager bfloat16"].far < 1
+    assert all(len(c.passes) == 1 and c.memory > 0 for c in tuning.choices)
+    assert all(set(c.tried) == {8, 16} for c in tuning.choices if c.tried)
+
+
+def test_what_cannot_run_is_told_and_the_rest_is_measured(stripes, monkeypatch):
+    home, audit = stripes
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(ImageClassification, "backends", ("eager", "compile"))
+    monkeypatch.setattr("flows.tune.MOST", 16)
+    tuning = tune("stripes", audit, QUICK, lambda _: None)
+    assert set(tuning.impossible) == {"compile float32", "compile bfloat16"}
+    assert all("no-such-compiler" in why for why in tuning.impossible.values())
+
+
+def test_no_batch_is_tried_that_would_not_fit(stripes, monkeypatch):
+    home, audit = stripes
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(ImageClassification, "backends", ("eager",))
+    opened = []
+    monkeypatch.setattr(_Bench, "open", _noting(_Bench.open, opened))
+    tune("stripes", audit, Settings(memory=1e-9, rounds=1, seconds=0.001), lambda _: None)
+    assert {c.compute.batch_size for c in opened} == {8, audit.compute.batch_size}
+
+
+def _noting(opening, opened):
+    def open_(self, choice):
+        opened.append(choice)
+        return opening(self, choice)
+
+    return open_
+
+
+def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
+    workspace = make_workspace(tmp_path / "ws", {"tiny": quick_audit()}, {})
+    monkeypatch.setattr("flows.tune.ROUNDS", 1)
+    monkeypatch.setattr("flows.tune.GROWTH", 0.0)  # a planted task is as fast in any batch: then the largest is taken
+    monkeypatch.setattr("flows.tune.MOST", 64)
+    with inside(workspace):
+        before = load_params().audit("tiny").compute
+    code, said = faded(workspace, "tune", "tiny", "--write")
+    assert code == 0, said
+    assert "prepare@tiny is not up to date, so it runs first" in said
+    assert "eager float32 (now)" in said
+    after = yaml.safe_load((workspace.path / "params.yaml").read_text())["audits"]["tiny"]["compute"]
+    assert set(after) == {"device", "threads", "batch_size", "gpus"}
+    assert after["batch_size"] != before.batch_size
+    assert "written to params.yaml" in said
