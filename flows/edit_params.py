@@ -1,4 +1,4 @@
-"""Changes levels in params.yaml and nothing else: every other byte, comments and layout with it, stays as it was.
+"""Changes levels, shares or compute in params.yaml and nothing else: every other byte, comments included, stays.
 
 PyYAML, which reads the file for Faded, says where each node begins and ends; the new text takes the place of the old
 in between. What cannot be changed in that way (an anchor, say) is refused.
@@ -51,6 +51,78 @@ def with_levels(text: str, audit: str, levels: Mapping[str, Sequence[Level]]) ->
     )
 
 
+def with_shards(text: str, audit: str, shards: int, gpus: int) -> str:
+    """The text of params.yaml with the search of an audit divided among so many shares; 1 leaves it whole.
+
+    Args:
+        text: the text as it is.
+        audit: a name under audits:.
+        shards: `discover.shards` of it, and entries under shards:.
+        gpus: what each share asks the task runner for.
+
+    Raises:
+        UsageError: when the file is laid out so that this cannot be done without touching more.
+    """
+    whole = yaml.safe_load(text)
+    block = whole["audits"][audit]
+    discover = {**block["discover"], "shards": shards}
+    entries = {f"{audit}-{n}": {"audit": audit, "part": n, "gpus": gpus} for n in range(1, shards + 1)}
+    if shards == 1:
+        del discover["shards"]
+        entries = {}
+    others = {name: entry for name, entry in whole["shards"].items() if entry["audit"] != audit}
+    expected = {
+        **whole,
+        "audits": {**whole["audits"], audit: {**block, "discover": discover}},
+        "shards": {**others, **entries},
+    }
+    lines = [f"{name}: {{audit: {audit}, part: {n}, gpus: {gpus}}}" for n, name in enumerate(entries, start=1)]
+    with contextlib.suppress(yaml.YAMLError, StopIteration):
+        root = yaml.compose(text)
+        edits = _new_count(text, _child(_child(_child(root, "audits"), audit), "discover"), shards)
+        edits += _new_entries(text, root, others, lines)
+        for start, end, other in sorted(edits, reverse=True):
+            text = text[:start] + other + text[end:]
+        if yaml.safe_load(text) == expected:
+            return text
+    wanted = "\n".join(f"  {line}" for line in lines)
+    raise UsageError(
+        f"the shares of {audit} cannot be changed without touching the layout of params.yaml; write audits.{audit}."
+        f"discover.shards: {shards}"
+        + (f" there, and under shards:\n{wanted}" if lines else f" there, and nothing of {audit} under shards:")
+    )
+
+
+def with_compute(text: str, audit: str, changes: Mapping[str, str | int]) -> str:
+    """The text of params.yaml with other values in the `compute:` of an audit; keys that are not there are added.
+
+    Raises:
+        UsageError: when the file is laid out so that this cannot be done without touching more.
+    """
+    whole = yaml.safe_load(text)
+    audits = whole["audits"]
+    compute = {**audits[audit]["compute"], **changes}
+    expected = {**whole, "audits": {**audits, audit: {**audits[audit], "compute": compute}}}
+    with contextlib.suppress(yaml.YAMLError, StopIteration):
+        block = _child(_child(_child(yaml.compose(text), "audits"), audit), "compute")
+        there = {key.value: value for key, value in block.value}
+        edits = [
+            (there[name].start_mark.index, there[name].end_mark.index, str(value))
+            for name, value in changes.items()
+            if name in there
+        ]
+        edits += _added(text, block, [f"{name}: {value}" for name, value in changes.items() if name not in there])
+        for start, end, other in sorted(edits, reverse=True):
+            text = text[:start] + other + text[end:]
+        if yaml.safe_load(text) == expected:
+            return text
+    wanted = ", ".join(f"{name}: {value}" for name, value in changes.items())
+    raise UsageError(
+        f"audits.{audit}.compute cannot be changed without touching the layout of params.yaml, or other audits that"
+        f" share it; write there: {wanted}"
+    )
+
+
 def replace_file(path: Path, text: str) -> None:
     """Give a file, or what it links to, a new text: whole or not at all."""
     path = path.resolve()
@@ -78,15 +150,71 @@ def _new_levels(text: str, node: Any, levels: Sequence[Level]) -> list[_Edit]:
 
 
 def _removal(text: str, block: Any, i: int) -> _Edit:
-    """The edit that removes the i-th concept: its lines, or in a flow mapping the part up to the next one."""
+    """The edit that removes the i-th entry: its lines, or in a flow mapping the part up to the next one."""
     key, value = block.value[i]
-    last = value.value[-1].end_mark.index
     if not block.flow_style:
-        return _line_start(text, key.start_mark.index), _line_end(text, last), ""
+        return _line_start(text, key.start_mark.index), _line_end(text, _end(value)), ""
     if i + 1 < len(block.value):
         return key.start_mark.index, block.value[i + 1][0].start_mark.index, ""
     before = block.value[i - 1][1].end_mark.index if i else key.start_mark.index
     return before, value.end_mark.index, ""
+
+
+def _new_count(text: str, discover: Any, shards: int) -> list[_Edit]:
+    """The edit of `discover.shards`: a new number, the key behind the last one, or the key taken away."""
+    at = [i for i, (key, _) in enumerate(discover.value) if key.value == "shards"]
+    if at and shards > 1:
+        value = discover.value[at[0]][1]
+        return [(value.start_mark.index, value.end_mark.index, str(shards))]
+    if at:
+        return [_removal(text, discover, at[0])]
+    if shards == 1:
+        return []
+    return _added(text, discover, [f"shards: {shards}"])
+
+
+def _added(text: str, block: Any, entries: Sequence[str]) -> list[_Edit]:
+    """The edit that adds entries, "key: value", behind the last one of a mapping."""
+    if not entries:
+        return []
+    key, value = block.value[-1]
+    if block.flow_style:
+        return [(value.end_mark.index, value.end_mark.index, "".join(f", {entry}" for entry in entries))]
+    return [_lines_behind(text, _end(value), key.start_mark.column, entries)]
+
+
+def _new_entries(text: str, root: Any, others: Mapping[str, Any], lines: Sequence[str]) -> list[_Edit]:
+    """The edits of the top-level `shards:`; lines are the new entries of one audit, others those that stay."""
+    key, block = next((key, value) for key, value in root.value if key.value == "shards")
+    if block.flow_style:
+        kept = [text[k.start_mark.index : v.end_mark.index] for k, v in block.value if k.value in others]
+        if kept:
+            return [(block.start_mark.index, block.end_mark.index, "{" + ", ".join([*kept, *lines]) + "}")]
+        if not lines:
+            return [(block.start_mark.index, block.end_mark.index, "{}")]
+        # As a block of lines below the key; what is said behind the key stays there.
+        below = _lines_behind(text, block.end_mark.index, 2, lines)
+        return [(key.end_mark.index + 1, block.end_mark.index, ""), below]
+    edits = [_removal(text, block, i) for i, (k, _) in enumerate(block.value) if k.value not in others]
+    if not lines:
+        return edits if others else [*edits, (key.end_mark.index + 1, key.end_mark.index + 1, " {}")]
+    last = next((v for k, v in reversed(block.value) if k.value in others), key)
+    return [*edits, _lines_behind(text, _end(last), block.value[0][0].start_mark.column, lines)]
+
+
+def _lines_behind(text: str, index: int, column: int, lines: Sequence[str]) -> _Edit:
+    """The edit that puts lines, indented to a column, below the line of a character."""
+    at, newline = _line_end(text, index), "\r\n" if "\r\n" in text else "\n"
+    gap = "" if text[:at].endswith("\n") else newline
+    return at, at, gap + "".join(f"{' ' * column}{line}{newline}" for line in lines)
+
+
+def _end(node: Any) -> int:
+    """Behind the last character of a node: of a block, whose own mark is behind what follows it, that of its last."""
+    if isinstance(node, yaml.ScalarNode) or node.flow_style:
+        return int(node.end_mark.index)
+    last = node.value[-1]
+    return _end(last[1] if isinstance(node, yaml.MappingNode) else last)
 
 
 def _line_start(text: str, index: int) -> int:

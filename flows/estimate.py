@@ -64,14 +64,16 @@ class Estimate:
     def time(self) -> str:
         """How long it would take, and how that is known."""
         known = [e for e in self.stages if e.seconds is not None]
+        count = sum(e.stage.kind == "explore" for e in self.stages)
+        shares = f"; the {count} shares may run side by side" if count else ""
         if not known:
             before = " before prepare ran" if any(e.stage.kind == "prepare" for e in self.stages) else ""
-            return f"time unknown{before}, {len(self.stages)} stage(s) never ran here"
+            return f"time unknown{before}, {len(self.stages)} stage(s) never ran here{shares}"
         unknown = len(self.stages) - len(known)
         sources = {e.source for e in known}
         source = ", ".join(said for name, said in SAID.items() if name in sources)
         more = f"; {unknown} stage(s) never ran here" if unknown else ""
-        return f"about {duration(sum(e.seconds or 0 for e in known))} ({source}){more}"
+        return f"about {duration(sum(e.seconds or 0 for e in known))} ({source}){more}{shares}"
 
 
 def duration(seconds: float) -> str:
@@ -98,12 +100,18 @@ def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
         told: dict[Source, float | None] = {
             "here": timings.get(stage.name),
             "probes": probes * each if probes and each else None,
-            "reference": reference.get(stage.name),
+            # Of a search that was not divided: what puts shares together takes less.
+            "reference": None if divided(params, stage) else reference.get(stage.name),
         }
         source = next((name for name, seconds in told.items() if seconds is not None), None)
         seconds = told[source] if source else None
         stages.append(StageEstimate(stage, probes, calls, seconds, source, stage.size, waits))
     return Estimate(stages, shutil.disk_usage(Path()).free)
+
+
+def divided(params: Params, stage: Stage) -> bool:
+    """Whether the stage puts the shares of a search together instead of searching."""
+    return stage.kind == "discover" and params.audits[stage.audit].discover.shards > 1
 
 
 def probes_of(params: Params, stage: Stage) -> int | None:
@@ -112,8 +120,12 @@ def probes_of(params: Params, stage: Stage) -> int | None:
         return None
     audit = params.audits[stage.audit]
     search = 2 * audit.discover.budget  # the explorer and its control
+    shards = audit.discover.shards
+    if stage.kind == "explore":
+        part = int(stage.name.rpartition("-")[2])  # items are divided as evenly, so this is right but for a few probes
+        return 2 * (audit.discover.budget * part // shards - audit.discover.budget * (part - 1) // shards)
     if stage.kind == "discover":
-        return search + audit.discover.microscopic_budget
+        return (0 if divided(params, stage) else search) + audit.discover.microscopic_budget
     if stage.kind == "re_evaluate" and stage.audit in params.repairs:
         repair = params.repairs[stage.audit]
         models = 2 if repair.restructure.control == "none" else 3

@@ -1,17 +1,19 @@
 """Search for failures: the explorer and its control spend the same budget on the discover items.
 
-Then, on a budget of its own: how little has to change, step by step, until the model fails.
+Where the search is divided (`discover.shards`), the stage explore has done it share by share, and this one puts the
+shares together. Then, on a budget of its own: how little has to change, step by step, until the model fails.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dvclive.live import Live
+import pandas as pd
 
 from stages.command import stage_main
 from stages.errors import UsageError
 from stages.explorers import SearchResult, save_policy, search
+from stages.explorers.merge import answers, merge, origin, read_parts, remove_undeclared
 from stages.files import publishing, scratch, stage_dir, write_json
 from stages.ledger import Ledger
 from stages.microscopic import measure_robustness
@@ -35,15 +37,23 @@ def main(name: str) -> None:
         raise UsageError(
             f"{prepared / 'items.parquet'} has no items of the split discover: there is nothing to search on"
         )
+    shards, shares = audit.discover.shards, stage_dir(name, "shards")
+    if removed := remove_undeclared(shares, shards):
+        print(f"removed {', '.join(removed)} from {shares}: shares of an earlier division of the search")
+    parts = read_parts(shares, shards, origin(audit, prepared), task.concepts) if shards > 1 else []
     inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json", *CODE]
-    key = run_key(audit, inputs)
+    key = run_key(audit, [*inputs, *([shares] if parts else [])])
     with scratch(name, "discover", key) as folder:
         ledger = Ledger(folder / "ledger.jsonl")
         if len(ledger):
             print(f"resuming: {len(ledger):,} probes are in the ledger already")
-        result = search(
-            task, item_ids, audit.discover, seed=audit.seed, ledger=ledger, compute=context.compute, show=progress
-        )
+        if parts:
+            result = merge(parts, task.concepts)
+            ledger.know(answers(result.probes, task.concepts))
+        else:
+            result = search(
+                task, item_ids, audit.discover, seed=audit.seed, ledger=ledger, compute=context.compute, show=progress
+            )
         robustness = measure_robustness(
             task,
             item_ids,
@@ -66,12 +76,18 @@ def main(name: str) -> None:
         _write_curves(out / "live", result)
         metrics = {**result.metrics, "microscopic": robustness.metrics, "enumerated": result.enumerated}
         write_json(out / "metrics.json", metrics, schema=False)
-        write_json(out / "provenance.json", provenance(name, audit, prepared))
+        record = provenance(name, audit, prepared)
+        if parts:
+            record["shards"] = [{key: part.provenance[key] for key in ("part", "git", "device")} for part in parts]
+        write_json(out / "provenance.json", record)
     for role, numbers in result.metrics.items():
         print(
             f"{role} ({numbers['explorer']}): {numbers['failures']:,} failures in {numbers['probes']:,} unique probes,"
             f" in {numbers['failing_cells']:,} distinct cells"
         )
+        if parts:
+            found = numbers["shard_failures"]
+            print(f"{role}: {min(found):,} to {max(found):,} failures in each of {shards:,} shares")
     if len(robustness.table):
         numbers = robustness.metrics
         print(
@@ -82,18 +98,14 @@ def main(name: str) -> None:
 
 
 def _write_curves(folder: Path, result: SearchResult) -> None:
-    """Failures against unique probes as DVCLive metrics, so that `dvc plots` and DVC's extensions show them."""
-    with Live(str(folder), dvcyaml=None, save_dvc_exp=False, report=None) as live:
-        for role, curve in result.curves.items():
-            every = max(1, len(curve) // CURVE_POINTS)
-            for spent, failures in [*curve[:-1:every], curve[-1]]:
-                live.step = spent
-                live.log_metric(f"{role}/failures", failures)
-    (folder / "metrics.json").unlink()  # the last point of the curves again
-    if "agent" not in result.curves:  # an enumerated grid has no agent; DVC still expects its curve
-        path = folder / "plots" / "metrics" / "agent" / "failures.tsv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("step\tfailures\n")
+    """Failures against unique probes, one table a role, in the form of DVCLive, so that `dvc plots` shows them."""
+    for role in ("agent", "control"):  # an enumerated grid has no agent; DVC still expects its curve
+        curve = result.curves.get(role, [])
+        every = max(1, len(curve) // CURVE_POINTS)
+        points = pd.DataFrame([*curve[:-1:every], *curve[-1:]], columns=["step", "failures"])
+        path = folder / "plots" / "metrics" / role / "failures.tsv"
+        path.parent.mkdir(parents=True)
+        points.to_csv(path, sep="\t", index=False)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -135,6 +135,10 @@ class Ledger:
             self._file.flush()
             os.fsync(self._file.fileno())
         self._remember(record)
+
+    def know(self, answers: Iterable[tuple[Key, Answer]]) -> None:
+        """Answer from what lies in other files, too: nothing of it is written here."""
+        self._answers.update(answers)
 
     def close(self) -> None:
         """Close the file; the answers stay readable."""

@@ -35,6 +35,7 @@ from stages.landscape import (
     reproducibility,
     skipped_combinations,
 )
+from stages.landscape.kernel import landmarks
 from stages.landscape.robustness import describe_steps, nearest, reached, summarize_robustness
 from stages.params import AuditConfig, load_params, task_class, task_context
 from stages.provenance import provenance
@@ -106,6 +107,7 @@ def main(name: str) -> None:
         "exact": landscape.exact,
         "sampled": landscape.sampled,
         "items": len(item_ids),
+        **({"items_averaged": n} if (n := landscape.averaged or len(item_ids)) < len(item_ids) else {}),
     }
     metrics = _metrics(summary, passed)
     shown = galleries(task, modes, probes, audit.summarize.examples, audit.seed)
@@ -156,9 +158,11 @@ def policy_view(
 ) -> dict[str, np.ndarray]:
     """The paper's second view: mean and standard deviation over items of the policy's probability of each cell.
 
+    Over the items the rates are averaged over, too: a sample where they are very many.
+
     NaN where no policy was learnt. It says where the agent looks, not how often the model fails.
     """
-    cells = landscape.cells(space)
+    cells, embeddings = landscape.cells(space), embeddings[landmarks(len(embeddings))]
     mean = np.full(len(cells), np.nan)
     std = mean.copy()
     for start in range(0, len(cells) if policy is not None else 0, POLICY_CELLS):

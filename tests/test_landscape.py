@@ -321,7 +321,7 @@ class Recorder:
 def test_many_items_are_held_with_few_cells_at_once(items, largest):
     space = ConceptSpace((Concept("a", tuple(range(1500))),))
     data = kernel.Data(np.array([1]), np.array([[1300]]), np.array([-1.0]), np.array([False]))
-    estimator, seen = Recorder(items), _Seen.of(data, space, np.arange(1500), items)
+    estimator, seen = Recorder(items), _Seen.of(data, space, np.arange(1500), np.arange(items), items)
     rate, _, _ = _rates(estimator, Link(0.01, -5.0), space.cells(), seen, True)
     assert max(estimator.asked) == largest
     expected = 1 / (1 + np.exp(5 - 0.01 * np.arange(1500)))
@@ -376,7 +376,8 @@ def test_features_reproduce_the_kernel_at_full_rank():
     ours = (phi * features.prior) @ phi.T
     x = task.concepts.coordinates(cells) / np.array(hyper.scales)
     direct = np.exp(-0.5 * ((x[:, None] - x[None]) ** 2).sum(-1))
-    direct *= kernel._item_kernel(task.embed(task.items.table["id"].tolist()), hyper)[np.ix_(items, items)]
+    points = kernel.standardised(task.embed(task.items.table["id"].tolist()))
+    direct *= kernel._item_kernel(points, hyper)[0][np.ix_(items, items)]
     np.testing.assert_allclose(ours / ours[0, 0], direct / direct[0, 0], atol=1e-6)
 
 

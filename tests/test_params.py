@@ -41,6 +41,11 @@ def with_audit(**changes: object) -> dict:
     return {"audits": {"x": {**AUDIT, **changes}}, "repairs": {}, "shards": {}}
 
 
+def with_shards(*entries: tuple[str, int], shards: int = 1) -> dict:
+    written = {f"{audit}-{part}": {"audit": audit, "part": part, "gpus": 0} for audit, part in entries}
+    return {**with_audit(discover={"budget": 10, "shards": shards}), "shards": written}
+
+
 def test_the_projects_own_params_are_valid() -> None:
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     assert list(params.audits) == [
@@ -91,7 +96,7 @@ def test_the_projects_own_params_are_valid() -> None:
         ({"audits": {}, "repairs": {}, "shards": {}}, r"audits: .*at least 1"),
         ({"audits": {"a/b": AUDIT}, "repairs": {}, "shards": {}}, r"audits\.a/b: expected a name of letters"),
         (
-            {"audits": {"x": AUDIT}, "repairs": {"y": REPAIR}},
+            {"audits": {"x": AUDIT}, "repairs": {"y": REPAIR}, "shards": {}},
             r"repairs\.y: there is no audit of that name, found \['x'\]",
         ),
         (
@@ -101,6 +106,18 @@ def test_the_projects_own_params_are_valid() -> None:
         (
             {"audits": {"x": AUDIT}, "repairs": {"x": {**REPAIR, "feedback": {"policy": "never"}}}},
             r"feedback\.policy: .*'top-k' or 'wait'.*found 'never'",
+        ),
+        ({"audits": {"x": AUDIT}, "repairs": {}}, r"shards: missing"),
+        (
+            with_audit(discover={"budget": 10, "shards": 2}),
+            r"audits\.x\.discover\.shards is 2, but shards: has the parts \[\] of it: `faded shard x 2` writes them",
+        ),
+        (with_shards(("x", 1)), r"discover\.shards is 1, but shards: has the parts \[1\]"),
+        (with_shards(("x", 1), ("x", 3), shards=2), r"discover\.shards is 2, but shards: has the parts \[1, 3\]"),
+        (with_shards(("y", 1)), r"shards\.y-1\.audit: there is no audit 'y', found \['x'\]"),
+        (
+            {**with_audit(), "shards": {"mine": {"audit": "x", "part": 1, "gpus": 0}}},
+            r"shards\.mine: expected the name x-1",
         ),
         ("audits: [", r"is not valid YAML"),
         ("- a\n- b\n", r"expected a mapping with the keys audits and repairs, found list"),

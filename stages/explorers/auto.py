@@ -46,17 +46,22 @@ def choose(n_cells: int, budget: int) -> Choice:
 
 
 class Auto:
-    """Chooses by `choose` and lets the chosen one explore."""
+    """Chooses by `choose` and lets the chosen one explore.
+
+    Args:
+        settings: what the search is for.
+        budget: unique probes to choose by; the prober's own by default. Shares of one search choose by that of all.
+    """
 
     name = "auto"
     Settings = AutoSettings
 
-    def __init__(self, settings: AutoSettings | None = None) -> None:
-        self.settings = settings or AutoSettings()
+    def __init__(self, settings: AutoSettings | None = None, budget: int | None = None) -> None:
+        self.settings, self.budget = settings or AutoSettings(), budget
 
     def explore(self, prober: Prober, seed: int) -> Found:
         """Let the chosen explorer spend the budget; `details` say which and why."""
-        choice = choose(prober.space.n_cells, prober.budget)
+        choice = choose(prober.space.n_cells, self.budget or prober.budget)
         goal = self.settings.goal
         explorers: dict[str, Callable[[], Explorer]] = {
             Random.name: Random,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -25,6 +25,7 @@ from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.explorers.env import OBSERVATION_BOUND, Normaliser
 
+MIXTURE = "mixture"
 CHUNK = 256  # items whose probabilities over all cells are held at once
 
 
@@ -99,9 +100,12 @@ class Policy(ABC):
         k = min(k, self.space.n_cells)
         return self._in_parts(embedding, lambda part: self._best(part, k))
 
+    def _observations(self, embedding: np.ndarray) -> np.ndarray:
+        return self.normaliser(embedding)
+
     def _in_parts(self, embedding: np.ndarray, ask: Any) -> np.ndarray:
         device = next(self.network.parameters()).device
-        observations = torch.from_numpy(self.normaliser(embedding)).to(device)
+        observations = torch.from_numpy(self._observations(embedding)).to(device)
         with torch.no_grad():
             return torch.cat([ask(part) for part in observations.split(CHUNK)]).cpu().numpy()
 
@@ -195,6 +199,59 @@ class ValuePolicy(Policy):
         return torch.from_numpy(self.space.cells(flat.flatten().numpy())).reshape(*flat.shape, len(self.space))
 
 
+class Mixture(Policy):
+    """Several policies of which each cell is drawn from any, all alike: what the shares of a divided search learnt.
+
+    Args:
+        members: at least one, all on the same concept space.
+    """
+
+    algorithms = ()  # made of others, never learnt by an explorer
+
+    def __init__(self, members: Sequence[Policy]) -> None:
+        first = members[0]
+        networks = torch.nn.ModuleList(member.network for member in members)
+        super().__init__(MIXTURE, networks, first.normaliser, first.space, {})
+        self.members = list(members)
+
+    @classmethod
+    def build(cls, algorithm: str, features: int, space: ConceptSpace, architecture: Mapping[str, Any]) -> Any:
+        """See Policy; a mixture has no network of its own."""
+        raise NotImplementedError
+
+    def _observations(self, embedding: np.ndarray) -> np.ndarray:
+        """Each member's own observations, side by side: shares have different items, so they scale differently."""
+        return np.concatenate([member.normaliser(embedding) for member in self.members], axis=1)
+
+    def _each(self, observations: Tensor) -> Iterator[tuple[Policy, Tensor]]:
+        yield from zip(self.members, observations.chunk(len(self.members), dim=1), strict=True)
+
+    def _log_probabilities(self, observations: Tensor, cells: Tensor) -> Tensor:
+        total = torch.full((len(observations), len(cells)), -torch.inf)  # one after the other: there may be many
+        for member, own in self._each(observations):
+            total = total.logaddexp(member._log_probabilities(own, cells))
+        return total - float(np.log(len(self.members)))
+
+    def _draw(self, observations: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        drawn = torch.stack([member._draw(own, k, generator).cpu() for member, own in self._each(observations)])
+        whose = torch.randint(len(self.members), (1, *drawn.shape[1:3], 1), generator=generator)
+        return drawn.gather(0, whose.expand(1, *drawn.shape[1:]))[0]
+
+    def _best(self, observations: Tensor, k: int) -> Tensor:
+        # Of the cells that some member finds likeliest for some item: those that all like a little are not looked for.
+        found = [member._best(own, k).flatten(0, 1) for member, own in self._each(observations)]
+        cells = torch.cat(found).unique(dim=0)
+        return cells[self._log_probabilities(observations, cells).topk(k, dim=1).indices]
+
+    def save(self, folder: Path) -> None:
+        """Write policy.json, and a folder for each member."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for n, member in enumerate(self.members, start=1):
+            member.save(folder / str(n))
+        description = {"schema": 1, "algorithm": MIXTURE, "members": len(self.members)}
+        (folder / "policy.json").write_text(json.dumps(description) + "\n")
+
+
 def save_policy(policy: Policy | None, folder: Path) -> None:
     """Write the policy, or a note that the explorer learns none, so that the folder always exists."""
     if policy is not None:
@@ -219,6 +276,9 @@ def load_policy(folder: Path) -> Policy | None:
     algorithm = description["algorithm"]
     if algorithm is None:
         return None
+    if algorithm == MIXTURE:
+        members = [load_policy(folder / str(n)) for n in range(1, description["members"] + 1)]
+        return Mixture([member for member in members if member is not None])
     kinds = {name: kind for kind in Policy.__subclasses__() for name in kind.algorithms}
     if algorithm not in kinds:
         raise UsageError(f"{folder} holds a policy learnt by {algorithm!r}, this version reads {', '.join(kinds)}")

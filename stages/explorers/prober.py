@@ -7,33 +7,17 @@ the model again. So every explorer pays the same price for the same knowledge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from stages.concepts import ConceptSpace
+from stages.environment import torch_threads
 from stages.errors import UsageError
 from stages.ledger import Key, Ledger
 from stages.tasks.contract import Compute, ProbeBatch, Probed
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Give torch so many threads inside the block.
-
-    Agents are so small that a second thread only waits for the first (10 CPU-seconds instead of 3, measured),
-    while the model under test wants all it was given.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Answers(NamedTuple):

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.environment import torch_threads
 from stages.explorers.baselines import Exhaustive
 from stages.explorers.contract import Explorer, Found
 from stages.explorers.policy import Policy
-from stages.explorers.prober import Prober, torch_threads
+from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.ledger import Ledger
 from stages.params import DiscoverConfig
@@ -75,18 +76,45 @@ def search(
         show: displays the progress of each role.
         label: said before the role there.
     """
-    ledger = ledger if ledger is not None else Ledger()
     pairs = len(item_ids) * task.concepts.n_cells
-    enumerated = config.budget >= pairs
-    roles: dict[str, Explorer]
-    if enumerated:
-        roles = {"control": Exhaustive()}
-    else:
-        roles = {
-            "agent": make_explorer(config.explorer, config.settings),
-            "control": make_explorer(config.control, {}),
-        }
+    roles = roles_of(config, enumerated=config.budget >= pairs)
     budget = min(config.budget, pairs)
+    return spend(task, item_ids, roles, budget, seed=seed, ledger=ledger, compute=compute, show=show, label=label)
+
+
+def roles_of(config: DiscoverConfig, *, enumerated: bool) -> dict[str, Explorer]:
+    """Who searches, by role: the agent and then its control; where all pairs can be asked, one who does that."""
+    if enumerated:
+        return {"control": Exhaustive()}
+    return {"agent": make_explorer(config.explorer, config.settings), "control": make_explorer(config.control, {})}
+
+
+def spend(
+    task: Task,
+    item_ids: Sequence[str],
+    roles: Mapping[str, Explorer],
+    budget: int,
+    *,
+    seed: int,
+    ledger: Ledger | None = None,
+    compute: Compute | None = None,
+    show: ShowProgress = silent,
+    label: str = "",
+) -> SearchResult:
+    """Let each role spend the budget, one after the other.
+
+    Args:
+        task: the model under test.
+        item_ids: the items to search on.
+        roles: as `roles_of` gives them.
+        budget: unique probes for each role, no more than there are pairs of item and cell.
+        seed: of all randomness here; the roles use different streams of it.
+        ledger: answers so far; with a file behind it the search can be resumed.
+        compute: threads and batch size of the model.
+        show: displays the progress of each role.
+        label: said before the role there.
+    """
+    ledger = ledger if ledger is not None else Ledger()
     tables, curves, metrics, policy = [], {}, {}, None
     for role, explorer in roles.items():
         with show(f"{label}{role} ({explorer.name})", budget) as tell, torch_threads(1):
@@ -100,6 +128,7 @@ def search(
         metrics[role] = _metrics(name, prober, table, found)
     probes = pd.concat(tables, ignore_index=True)
     first = ["role", "explorer"]
+    enumerated = "agent" not in roles
     return SearchResult(probes[first + [c for c in probes if c not in first]], policy, curves, metrics, enumerated)
 
 

@@ -25,6 +25,7 @@ ITEM_FEATURES = 16  # principal components of the embeddings the trees see
 MEMBERS = 3
 WIDEN = 2.5  # members share half of their probes and so agree more than their errors allow; measured on planted modes
 RATE_ITEMS = 16  # items a cell's rate is predicted from by trees
+LEARNT = 50_000  # probes a surrogate learns from; of more a sample, or a long search would fit trees most of the time
 FEW = 20  # probes: with fewer the trees have nothing to split
 
 
@@ -141,6 +142,8 @@ class Learner:
 
     def fit(self, data: Data, seed: int) -> Surrogate:
         """Fit to the probes so far."""
+        if len(data) > LEARNT:
+            data = data.take(np.sort(np.random.default_rng(seed).choice(len(data), LEARNT, replace=False)))
         if self.kind == "process" or len(data) < FEW:
             return self._process(data)
         return self._boosting(data, seed)

@@ -24,9 +24,10 @@ from stages.concepts import ConceptSpace
 from stages.landscape.calibrate import Link, Recipe, blocks_of, choose, folds_of, importance, rebuild
 from stages.landscape.estimators import DRAWS, Estimator
 from stages.landscape.intervals import LEVEL, SHARE, Rate, Resampler, wilson
-from stages.landscape.kernel import Data
+from stages.landscape.kernel import Data, landmarks
 
 MAX_CELLS = 20_000  # larger grids are sampled
+MAX_PROBES = 100_000  # that estimators learn from; of more a sample, which leaves them next to nothing to learn
 CHUNK, CHUNK_PAIRS = 1024, 2**17  # cells, and (item, cell) pairs, of which all members are held at once
 RESAMPLES = 2000  # of the items of an enumerated grid
 CERTAIN_WIDTH = 0.2
@@ -45,6 +46,7 @@ class Landscape:
         draws: (draws, cells) float32 rates that could also be true, errors of neighbouring cells going together.
         exact: every (item, cell) pair was asked; nothing is estimated.
         sampled: the grid is too large to estimate it all, the cells are a seeded sample of it.
+        averaged: items the estimated rates are averaged over, a sample of the audit's where these are very many.
         recipe: what the estimate was made with, to estimate another landscape alike.
         diagnostics: which estimator was chosen and how well it and the others predict probes held out; see `choose`.
         answers: (items, cells) share of repeats that failed, of an enumerated landscape; it needs no draws.
@@ -57,6 +59,7 @@ class Landscape:
     recipe: Recipe | None
     diagnostics: dict[str, object]
     answers: np.ndarray | None = None
+    averaged: int | None = None
 
     def cells(self, space: ConceptSpace) -> np.ndarray:
         """The cells of the rows, (cells, concepts) level indices."""
@@ -154,9 +157,14 @@ def _estimate(
     sampled = space.n_cells > MAX_CELLS and not enumerated
     numbers = np.sort(rng.choice(space.n_cells, MAX_CELLS, replace=False)) if sampled else np.arange(space.n_cells)
     cells = space.cells(numbers)
-    seen = _Seen.of(data, space, numbers, len(item_ids))
     if enumerated:
-        return _exact(cells, space, seen)
+        return _exact(cells, space, _Seen.of(data, space, numbers, np.arange(len(item_ids)), len(item_ids)))
+    averaged = landmarks(len(item_ids))
+    seen = _Seen.of(data, space, numbers, averaged, len(item_ids))
+    probed = data.cells
+    if len(data) > MAX_PROBES:
+        kept = np.sort(rng.choice(len(data), MAX_PROBES, replace=False))
+        data, probes = data.take(kept), probes.iloc[kept]
     fold, held_out = folds_of(data.cells, space, seed)
     weights, judged_on = importance(data, drawn_uniformly(probes), fold, space, embeddings, seed)
     if like is not None and like.recipe is not None:
@@ -170,13 +178,14 @@ def _estimate(
     if not spread:
         unknown = np.full(len(cells), np.nan)
         none = np.empty((0, len(cells)), dtype=np.float32)
-        return Landscape(_table(cells, space, seen, rate, unknown, unknown), none, False, sampled, recipe, {})
+        table = _table(cells, space, seen, rate, unknown, unknown)
+        return Landscape(table, none, False, sampled, recipe, {}, averaged=len(averaged))
     misfit = link.misfit * rate * (1 - rate)
     low, high = _beta_interval(rate, (members**2).sum(axis=0) + misfit + chance)
-    step = 0.5 / len(item_ids)  # the true rate is a share of so many items: a continuity correction
+    step = 0.5 / len(averaged)  # the true rate is a share of so many items: a continuity correction
     low, high = np.maximum(0.0, low - step), np.minimum(1.0, high + step)
     # Where no probe has two of the cell's levels together, or nearly, it may be like any other cell of the grid.
-    alone = ~_supported(cells, data.cells, space)
+    alone = ~_supported(cells, probed, space)
     bounds = np.quantile(rate, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     low[alone], high[alone] = np.minimum(low[alone], bounds[0]), np.maximum(high[alone], bounds[1])
     blocks = blocks_of(cells, space)
@@ -185,7 +194,7 @@ def _estimate(
     chances = rng.standard_normal(together.shape) * np.sqrt(chance)
     draws = np.clip(rate + together + shared + chances, 0, 1).astype(np.float32)
     table = _table(cells, space, seen, rate, low, high)
-    return Landscape(table, draws, False, sampled, recipe, diagnostics)
+    return Landscape(table, draws, False, sampled, recipe, diagnostics, averaged=len(averaged))
 
 
 def _supported(cells: np.ndarray, probed: np.ndarray, space: ConceptSpace) -> np.ndarray:
@@ -216,28 +225,37 @@ def _unique(probes: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was asked of each cell: answered (item, cell) pairs, with repeats averaged into one outcome."""
+    """What was asked of each cell: answered (item, cell) pairs, with repeats averaged into one outcome.
 
-    items: np.ndarray  # (pairs,) item number
+    Pairs are of the items averaged over alone; `probes` and `failures` count those of all items.
+    """
+
+    items: np.ndarray  # (pairs,) number among the items averaged over
     rows: np.ndarray  # (pairs,) row of the landscape
     cells: np.ndarray  # (pairs, concepts)
     outcome: np.ndarray  # (pairs,) share of repeats that failed
     probes: np.ndarray  # (cells,)
     failures: np.ndarray  # (cells,)
-    n_items: int
+    n_items: int  # averaged over
+    left_out: float  # share of the audit's items that are not
 
     @classmethod
-    def of(cls, data: Data, space: ConceptSpace, numbers: np.ndarray, n_items: int) -> _Seen:
+    def of(cls, data: Data, space: ConceptSpace, numbers: np.ndarray, averaged: np.ndarray, total: int) -> _Seen:
         flat = space.flat(data.cells)
         row = np.searchsorted(numbers, flat)
         row = np.where(row < len(numbers), row, 0)
         known = numbers[row] == flat  # on a sampled grid most probes lie elsewhere
         row, items, failed, cells = row[known], data.items[known], data.failed[known], data.cells[known]
-        pair, first, inverse = np.unique(row * n_items + items, return_index=True, return_inverse=True)
-        outcome = np.bincount(inverse, weights=failed, minlength=len(pair)) / np.bincount(inverse, minlength=len(pair))
         count = np.bincount(row, minlength=len(numbers))
         failures = np.bincount(row, weights=failed, minlength=len(numbers)).astype(np.int64)
-        return cls(items[first], row[first], cells[first], outcome, count, failures, n_items)
+        place = np.searchsorted(averaged, items)
+        place = np.where(place < len(averaged), place, 0)
+        among = averaged[place] == items
+        row, items, failed, cells = row[among], place[among], failed[among], cells[among]
+        pair, first, inverse = np.unique(row * len(averaged) + items, return_index=True, return_inverse=True)
+        outcome = np.bincount(inverse, weights=failed, minlength=len(pair)) / np.bincount(inverse, minlength=len(pair))
+        left_out = 1 - len(averaged) / total
+        return cls(items[first], row[first], cells[first], outcome, count, failures, len(averaged), left_out)
 
 
 def _rates(
@@ -265,6 +283,8 @@ def _rates(
                 unknown = p * (1 - p)
                 unknown[at] = 0.0
                 chance[chunk] = unknown.sum(axis=0) / seen.n_items**2
+                if seen.left_out:  # the others would not have the same rate (Cochran 1977, section 2.6)
+                    chance[chunk] += seen.left_out * p.var(axis=0, ddof=1) / seen.n_items
             else:
                 members[m - 1, chunk] = estimator.scale[m - 1] * (p.mean(axis=0) - rate[chunk])
     return rate, chance, members

@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from stages.concepts import ConceptSpace
-from stages.landscape.kernel import Data, Features, Hyper, Posterior, fit
+from stages.landscape.kernel import Data, Features, Hyper, Posterior, fit, landmarks
 
 DRAWS = 32  # posterior draws behind every spread; even, as they come in pairs
 FOLDS = 5
@@ -60,7 +60,10 @@ class Estimator(Protocol):
         """Members' margins of n probes, given item numbers (n,) and cells (n, concepts): (m, n)."""
 
     def over_items(self, cells: np.ndarray, spread: bool = True) -> Iterator[np.ndarray]:
-        """Margins of all items under some cells: the mean (items, cells), then, with `spread`, those of each member."""
+        """Margins of the items averaged over (`kernel.landmarks`) under some cells: (items, cells).
+
+        The mean first, then, with `spread`, those of each member.
+        """
 
 
 class Process:
@@ -106,7 +109,7 @@ class FoldEnsemble:
         self.scale = np.full(members, np.sqrt((members - 1) / members))  # the jackknife's factor
 
     def _member(self, k: int, cells: np.ndarray) -> np.ndarray:
-        """Margins of all items by one member: (items, cells)."""
+        """Margins of the items averaged over by one member: (items, cells)."""
         raise NotImplementedError
 
     def over_items(self, cells: np.ndarray, spread: bool = True) -> Iterator[np.ndarray]:
@@ -171,7 +174,7 @@ class Logistic(FoldEnsemble):
         return np.stack([_evaluate(form, x) for form in self._forms])
 
     def _member(self, k: int, cells: np.ndarray) -> np.ndarray:
-        items, form = self._inputs.items, self._forms[k]
+        items, form = self._inputs.averaged, self._forms[k]
         x = self._inputs.of_cells(cells)
         n = 1 + items.shape[1]
         of_items = _evaluate(form[:n, :n], items)
@@ -187,7 +190,7 @@ class Constant(FoldEnsemble):
 
     def __init__(self, embeddings: np.ndarray, data: Data, fold: np.ndarray, weights: np.ndarray) -> None:
         """Count without each of the folds (n,), weighing the probes by `weights` (n,)."""
-        self._n_items = len(embeddings)
+        self._n_items = len(landmarks(len(embeddings)))
         self._logits, held_out = _without_each_fold(
             lambda rows: _log_odds(data.failed[rows], weights[rows]),
             lambda logit, rows: np.full(rows.sum(), logit),
@@ -312,6 +315,7 @@ class Inputs:
         size = min(ITEM_FEATURES, *np.shape(embeddings))
         components = PCA(size, svd_solver="full").fit_transform(embeddings)
         self.items = components / max(float(components.std(axis=0).max()), 1e-9)
+        self.averaged = self.items[landmarks(len(embeddings))]
         self.levels = [
             ConceptSpace((concept,)).coordinates(np.arange(len(concept))[:, None]) for concept in space.concepts
         ]
@@ -334,7 +338,7 @@ class Leaves:
 
     Args:
         offset: what the trees start from.
-        items: (items, leaves) float32, the leaf's value where it holds the item, else 0.
+        items: (items averaged over, leaves) float32, the leaf's value where it holds the item, else 0.
         levels: per concept (levels, leaves) bool, whether the leaf holds the level.
     """
 
@@ -372,11 +376,11 @@ class Leaves:
 
         starts = np.cumsum([inputs.items.shape[1], *(table.shape[1] for table in inputs.levels)])
         levels = [holds(table, start) for table, start in zip(inputs.levels, starts[:-1], strict=True)]
-        items = (holds(inputs.items, 0) * np.array(values)).astype(np.float32)
+        items = (holds(inputs.averaged, 0) * np.array(values)).astype(np.float32)
         return cls(float(model._baseline_prediction.item()), items, levels)
 
     def over_items(self, cells: np.ndarray) -> np.ndarray:
-        """Margins of all items under cells (n, concepts): (items, n)."""
+        """Margins of the items averaged over under cells (n, concepts): (items, n)."""
         inside = self.levels[0][cells[:, 0]]
         for j, table in enumerate(self.levels[1:], start=1):
             inside &= table[cells[:, j]]

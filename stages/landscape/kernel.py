@@ -17,6 +17,16 @@ from scipy.spatial.distance import cdist
 
 from stages.concepts import ConceptSpace
 
+LANDMARKS = 2000  # items up to which all of them are decomposed and averaged over; the cost grows with their cube
+CHUNK = 8192  # items at once whose likeness to the landmarks is held
+
+
+def landmarks(n_items: int) -> np.ndarray:
+    """Numbers of the items that stand for all where they are many: all up to `LANDMARKS`, else a fixed sample."""
+    if n_items <= LANDMARKS:
+        return np.arange(n_items)
+    return np.sort(np.random.default_rng(n_items).choice(n_items, LANDMARKS, replace=False))
+
 
 @dataclass(frozen=True)
 class Hyper:
@@ -36,12 +46,19 @@ class Hyper:
 
 
 class Features:
-    """The leading eigenfunctions of the kernel, and their variances under the prior."""
+    """The leading eigenfunctions of the kernel, and their variances under the prior.
+
+    Of more items than `LANDMARKS` some are decomposed, and the others take their place between them (Williams and
+    Seeger 2001, "Using the Nyström Method to Speed Up Kernel Machines").
+    """
 
     def __init__(self, space: ConceptSpace, embeddings: np.ndarray, hyper: Hyper, rank: int) -> None:
         """Decompose the factors. `embeddings` (items, d) float; `rank` eigenfunctions are kept."""
-        n = len(embeddings)
-        item_values, item_vectors = _eigen(_item_kernel(embeddings, hyper))
+        self.averaged = landmarks(len(embeddings))
+        n = len(self.averaged)
+        points = standardised(embeddings)
+        kernel, median = _item_kernel(points[self.averaged], hyper)
+        item_values, item_vectors = _eigen(kernel)
         levels = [_eigen(_concept_kernel(space, j, scale)) for j, scale in enumerate(hyper.scales)]
         # Which level eigenvectors the leading cell features multiply, found concept by concept: a product is never
         # larger than its factors, so what falls off early can never come back, and no more than `rank` can stay.
@@ -57,6 +74,9 @@ class Features:
         self.which = which[: self.cell_index.max() + 1]
         self.prior = joint[top] / joint[top].sum()
         self._items = item_vectors
+        if n < len(embeddings):
+            used = int(self.item_index.max()) + 1
+            self._items = _extended(points, self.averaged, item_values[:used], item_vectors[:, :used], hyper, median)
         self._levels = [vectors for _, vectors in levels]
 
     def of_cells(self, cells: np.ndarray) -> np.ndarray:
@@ -71,10 +91,11 @@ class Features:
         return self._items[items][:, self.item_index] * self.of_cells(cells)[:, self.cell_index]
 
     def over_items(self, weights: np.ndarray, cell_features: np.ndarray) -> np.ndarray:
-        """Value of the weighted sum of features (rank,) for all items at some cells: (items, cells)."""
-        table = np.zeros((len(self._items), len(self.which)))
+        """Value of the weighted sum of features (rank,) for the items averaged over at some cells: (items, cells)."""
+        items = self._items if len(self.averaged) == len(self._items) else self._items[self.averaged]
+        table = np.zeros((items.shape[1], len(self.which)))
         table[self.item_index, self.cell_index] = weights
-        return self._items @ (table @ cell_features.T)
+        return items @ (table @ cell_features.T)
 
 
 @dataclass(frozen=True)
@@ -185,13 +206,33 @@ def _scaled(hyper: Hyper, name: int | str, factor: float) -> Hyper | None:
     return replace(hyper, **{name: value}) if low < value < high else None
 
 
-def _item_kernel(embeddings: np.ndarray, hyper: Hyper) -> np.ndarray:
-    """What all items share, what alike items share (RBF at the median distance), and what each has for itself."""
-    n = len(embeddings)
-    points = (embeddings - embeddings.mean(axis=0)) / (embeddings.std(axis=0) + 1e-9)
+def standardised(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings (n, d) with mean 0 and standard deviation 1 in each column."""
+    return np.asarray((embeddings - embeddings.mean(axis=0)) / (embeddings.std(axis=0) + 1e-9))
+
+
+def _item_kernel(points: np.ndarray, hyper: Hyper) -> tuple[np.ndarray, float]:
+    """What all items share, what alike items share (RBF at the median distance), and what each has for itself.
+
+    Returns:
+        The kernel (n, n) of standardised points (n, d), and the median of the squared distances.
+    """
     distances = cdist(points, points, "sqeuclidean")
-    median = np.median(distances[distances > 0]) if (distances > 0).any() else 1.0
-    return 1.0 + hyper.alike * np.exp(-0.5 * distances / median) + hyper.own * np.eye(n)
+    median = float(np.median(distances[distances > 0])) if (distances > 0).any() else 1.0
+    return 1.0 + hyper.alike * np.exp(-0.5 * distances / median) + hyper.own * np.eye(len(points)), median
+
+
+def _extended(
+    points: np.ndarray, some: np.ndarray, values: np.ndarray, vectors: np.ndarray, hyper: Hyper, median: float
+) -> np.ndarray:
+    """The eigenvectors (some, k) at all items (n, k): what is like a landmark has its value."""
+    weights = vectors / (values * len(some))
+    out = np.empty((len(points), vectors.shape[1]))
+    for start in range(0, len(points), CHUNK):
+        distances = cdist(points[start : start + CHUNK], points[some], "sqeuclidean")
+        out[start : start + CHUNK] = (1.0 + hyper.alike * np.exp(-0.5 * distances / median)) @ weights
+    out[some] = vectors
+    return out
 
 
 def _concept_kernel(space: ConceptSpace, j: int, scale: float) -> np.ndarray:

@@ -12,9 +12,9 @@ import pandas as pd
 from pydantic import ValidationError
 
 from stages.concepts import ConceptSpace
+from stages.environment import torch_threads
 from stages.errors import UsageError
 from stages.explorers import Prober
-from stages.explorers.prober import torch_threads
 from stages.explorers.search import ShowProgress, silent
 from stages.ledger import Ledger
 from stages.microscopic.agent import WalkerSettings, train_and_walk

@@ -235,6 +235,11 @@ def _trust(
         sentences.append(
             f"Of the {number(space.n_cells)} cells of the grid a uniform sample of {number(len(landscape))} is shown."
         )
+    if "items_averaged" in summary:
+        sentences.append(
+            f"Rates of cells are averaged over a sample of {number(summary['items_averaged'])} of the"
+            f" {number(summary['items'])} items; their intervals allow for it."
+        )
     if "probes" in landscape and len(landscape):
         asked, each = float((landscape["probes"] > 0).mean()), landscape["probes"].mean()
         sentences.append(

@@ -1,0 +1,121 @@
+"""How memory, time and files grow with items, cells and budget, up to a million probes and a hundred thousand items.
+
+`python -m benchmarks.growth` runs the real stages prepare, discover and summarize on a synthetic model that costs next
+to nothing (benchmarks/growth_task.py), one of the three growing at a time and then all at once. Prints a Markdown
+table: CPU-seconds and peak memory of each stage, sizes of what it leaves. `--quick` leaves out the largest. Half an
+hour.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+NAME = "grown"
+MIB = 2**20
+
+
+class Case(NamedTuple):
+    """One audit: items, concepts of seven levels, probes of agent and control together, and the agent."""
+
+    items: int
+    concepts: int
+    probes: int
+    explorer: str = "random"
+
+
+CASES = (
+    Case(1_000, 4, 10_000),
+    Case(10_000, 4, 10_000),
+    Case(100_000, 4, 10_000),
+    Case(1_000, 8, 10_000),
+    Case(1_000, 20, 10_000),
+    Case(1_000, 4, 100_000),
+    Case(1_000, 4, 1_000_000),
+    Case(1_000, 4, 10_000, "auto"),
+    Case(100_000, 4, 10_000, "auto"),
+    Case(1_000, 8, 10_000, "auto"),
+    Case(1_000, 8, 100_000, "auto"),
+    Case(100_000, 8, 1_000_000),
+)
+QUICK = 200_000  # probes above which --quick leaves a case out
+
+
+class Cost(NamedTuple):
+    """Of one process: CPU-seconds, peak resident memory in bytes."""
+
+    seconds: float
+    memory: int
+
+
+def main() -> None:
+    """Print the table."""
+    print("| items | cells | probes | explorer | discover: CPU-s, GiB | summarize: CPU-s, GiB |"
+          " ledger | probes.parquet | report |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    for case in CASES:
+        if "--quick" in sys.argv and case.probes > QUICK:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            print(row(case, Path(folder)), flush=True)
+
+
+def row(case: Case, folder: Path) -> str:
+    """Run one audit and tell what it cost."""
+    write_workspace(case, folder)
+    run("prepare", folder)
+    costs = [run(stage, folder) for stage in ("discover", "summarize")]
+    ledger = sum(path.stat().st_size for path in (folder / ".faded").rglob("ledger.jsonl"))
+    sizes = [folder / "data" / NAME / path for path in ("discover/probes.parquet", "summarize/report.html")]
+    cells = f"7^{case.concepts}"
+    told = [f"{case.items:,}", cells, f"{case.probes:,}", f"`{case.explorer}`"]
+    told += [f"{cost.seconds:,.0f}, {cost.memory / 2**30:.2f}" for cost in costs]
+    told += [f"{size / MIB:.1f} MiB" for size in (ledger, *(path.stat().st_size for path in sizes))]
+    return f"| {' | '.join(told)} |"
+
+
+def write_workspace(case: Case, folder: Path) -> None:
+    """Write params.yaml and the folders stages expect."""
+    audit: dict[str, Any] = {
+        "seed": 1,
+        "task": "benchmarks.growth_task:Synthetic",
+        "code": str(ROOT / "benchmarks" / "growth_task.py"),
+        "compute": {"device": "cpu", "threads": 1, "batch_size": 1024, "gpus": 0},
+        "prepare": {"items": case.items},
+        "concepts": {f"concept_{j}": list(range(7)) for j in range(case.concepts)},
+        "discrepancy": {},
+        "discover": {"explorer": case.explorer, "budget": case.probes // 2, "microscopic": {"method": "none"}},
+        "summarize": {},
+    }
+    (folder / "data" / NAME / "inputs").mkdir(parents=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump({"audits": {NAME: audit}, "repairs": {}, "shards": {}}))
+
+
+def run(stage: str, folder: Path) -> Cost:
+    """Run a stage as DVC would, and say what it cost.
+
+    Raises:
+        RuntimeError: with what the stage said, if it fails.
+    """
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    log = folder / f"{stage}.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"stages.{stage}", NAME], cwd=folder, env=env, stdout=out, stderr=out
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{stage} ended with {process.returncode}:\n{log.read_text()}")
+    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+if __name__ == "__main__":
+    main()

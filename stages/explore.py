@@ -1,0 +1,50 @@
+"""Do one share of a large search: an explorer and its control on some of the items, with a part of the budget.
+
+Shares know nothing of each other and may run anywhere; discover puts them together.
+"""
+
+from __future__ import annotations
+
+from stages.command import stage_main
+from stages.errors import UsageError
+from stages.explorers.merge import CODE, origin, write_part
+from stages.explorers.shards import divide, search_share
+from stages.files import publishing, scratch, stage_dir
+from stages.ledger import Ledger
+from stages.params import load_params, task_class, task_context
+from stages.progress import progress
+from stages.provenance import provenance, run_key
+from stages.ratings import rated
+
+
+def main(name: str, number: str) -> None:
+    """Run the stage for one share of an audit, 1 for the first."""
+    audit = load_params().audit(name)
+    shards = audit.discover.shards
+    if not (shards > 1 and number.isdecimal() and 1 <= int(number) <= shards):
+        raise UsageError(f"audit {name!r} has no share {number}: audits.{name}.discover.shards is {shards}")
+    part = int(number)
+    context = task_context(name, audit)
+    prepared = stage_dir(name, "prepare")
+    task = rated(task_class(name, audit).load(context, prepared), name, audit)
+    item_ids = task.items.ids("discover")
+    share = divide(item_ids, task.concepts.n_cells, audit.discover.budget, shards, audit.seed)[part - 1]
+    print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")
+    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json", *CODE]
+    with scratch(name, f"explore-{part}", run_key(audit, inputs, part)) as folder:
+        ledger = Ledger(folder / "ledger.jsonl")
+        if len(ledger):
+            print(f"resuming: {len(ledger):,} probes are in the ledger already")
+        result = search_share(task, share, audit.discover, ledger=ledger, compute=context.compute, show=progress)
+        ledger.close()
+    record = provenance(name, audit, prepared) | {"origin": origin(audit, prepared)}
+    with publishing(stage_dir(name, "shards") / str(part)) as out:
+        write_part(out, part, result, record)
+    for role, numbers in result.metrics.items():
+        print(
+            f"{role} ({numbers['explorer']}): {numbers['failures']:,} failures in {numbers['probes']:,} unique probes"
+        )
+
+
+if __name__ == "__main__":
+    stage_main(main, "AUDIT", "PART")

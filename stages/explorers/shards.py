@@ -1,0 +1,96 @@
+"""One search divided among independent explorers: each has items, a budget and a seed of its own.
+
+Items are divided, so no two shares can ask the same probe, and each share's budget is proportional to its items. Every
+pair of item and cell is then as likely to be among the control's draws as in a search that is not divided: within a
+share each is drawn with probability budget / (items * cells), which is the same number in all of them but for the
+remainder of less than one probe. Such a stratified sample says at least as much of the whole as one drawn at
+random (Cochran 1977, Sampling Techniques, 5.6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.errors import UsageError
+from stages.explorers.auto import Auto
+from stages.explorers.search import SearchResult, ShowProgress, roles_of, silent, spend
+from stages.ledger import Ledger
+from stages.params import DiscoverConfig
+from stages.tasks.contract import Compute, Task
+
+STREAM = b"shards"  # sets the random draws here apart from those of a search that is not divided
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several independent explorers is given.
+
+    Args:
+        part: which share, from 1.
+        item_ids: its items, in the order of the whole; no other share has any of them.
+        budget: unique probes for its agent, and as many for its control.
+        whole: unique probes of all shares for each role. `auto` chooses by it, so all shares choose alike; what it
+            takes finds more than random draws with fewer probes, too (docs/shards.md).
+        enumerated: the budget of the whole covers all pairs, and so does that of each share.
+        seed: of all randomness in this share.
+    """
+
+    part: int
+    item_ids: list[str]
+    budget: int
+    whole: int
+    enumerated: bool
+    seed: int
+
+
+def divide(item_ids: Sequence[str], n_cells: int, budget: int, shards: int, seed: int) -> list[Share]:
+    """Divide items and budget among so many shares: sizes differ by one item, budgets by that item's part and a probe.
+
+    Args:
+        item_ids: the items of the whole search.
+        n_cells: cells of the grid.
+        budget: unique probes of the whole, for each role.
+        shards: how many shares.
+        seed: of the draw; another seed divides the items otherwise.
+
+    Raises:
+        UsageError: when there are fewer items or probes than shares.
+    """
+    n, total = len(item_ids), min(budget, len(item_ids) * n_cells)
+    for what, count in (("items of the split discover", n), ("probes of discover.budget", total)):
+        if count < shards:
+            raise UsageError(f"discover.shards is {shards:,}, but there are {count:,} {what}: each share needs one")
+    drawn = np.random.default_rng([seed, *STREAM]).permutation(n)
+    ends = [n * part // shards for part in range(shards + 1)]
+    spent = [total * end // n for end in ends]
+    budgets = np.diff(spent).tolist()
+    return [
+        Share(
+            part=part,
+            item_ids=[item_ids[i] for i in sorted(drawn[ends[part - 1] : ends[part]].tolist())],
+            budget=budgets[part - 1],
+            whole=total,
+            enumerated=budget >= n * n_cells,
+            seed=int(np.random.SeedSequence([seed, *STREAM, part]).generate_state(1)[0] % (2**31)),
+        )
+        for part in range(1, shards + 1)
+    ]
+
+
+def search_share(
+    task: Task,
+    share: Share,
+    config: DiscoverConfig,
+    *,
+    ledger: Ledger | None = None,
+    compute: Compute | None = None,
+    show: ShowProgress = silent,
+) -> SearchResult:
+    """Search one share as a whole search would be, agent and control, knowing nothing of the other shares."""
+    roles = roles_of(config, enumerated=share.enumerated)
+    if isinstance(auto := roles.get("agent"), Auto):
+        roles["agent"] = Auto(auto.settings, budget=share.whole)
+    return spend(task, share.item_ids, roles, share.budget, seed=share.seed, ledger=ledger, compute=compute, show=show)

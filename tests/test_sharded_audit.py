@@ -1,0 +1,286 @@
+"""An audit whose search is divided: `faded shard`, the stages, what DVC makes of them, and a share that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from flows.edit_params import with_shards
+from flows.estimate import estimate
+from flows.graph import read_graph
+from stages import discover, explore
+from stages.concepts import Concept, ConceptSpace
+from stages.errors import UsageError
+from stages.explorers.merge import answers, origin
+from stages.ledger import Ledger
+from stages.params import load_params
+from tests.finished import dvc_commit, faded, inside, quick_audit, run_stages
+from tests.test_graph import STAGE_GRAPH, imports_of
+from tests.workspace import ROOT, Workspace, audit_params, make_workspace
+
+# --- params.yaml
+
+
+LAYOUT = """# head
+audits:
+  a:
+    discover: {explorer: auto, budget: 10}   # flow
+    compute: {gpus: 1}
+  b: &b
+    discover:
+      budget: 20     # block
+      microscopic:
+        items: 3
+
+    summarize: {}
+  c:
+    <<: *b
+
+# why
+shards: {}   # none yet
+runner: threads
+"""
+
+
+def test_shares_are_written_and_every_other_byte_stays() -> None:
+    one = with_shards(LAYOUT, "a", 2, 1)
+    assert one == LAYOUT.replace("budget: 10}", "budget: 10, shards: 2}").replace(
+        "shards: {}   # none yet\n",
+        "shards:   # none yet\n  a-1: {audit: a, part: 1, gpus: 1}\n  a-2: {audit: a, part: 2, gpus: 1}\n",
+    )
+    alone = LAYOUT.replace("  c:\n    <<: *b\n", "")
+    both = with_shards(with_shards(alone, "a", 2, 1), "b", 1000, 0)
+    assert "        items: 3\n      shards: 1000\n\n    summarize" in both
+    assert len(yaml.safe_load(both)["shards"]) == 1002 and both.count("part: 1000, gpus: 0}") == 1
+    fewer = with_shards(both, "b", 3, 2)
+    assert yaml.safe_load(fewer)["shards"]["b-3"] == {"audit": "b", "part": 3, "gpus": 2}
+    assert with_shards(fewer, "b", 1, 0) == with_shards(alone, "a", 2, 1)
+    assert yaml.safe_load(with_shards(one, "a", 1, 0)) == yaml.safe_load(LAYOUT)
+    commented = one.replace("  a-2:", "  # the second\n  a-2:")
+    assert with_shards(commented, "a", 3, 1).count("# the second") == 1
+    crlf = with_shards(LAYOUT.replace("\n", "\r\n"), "a", 2, 1)
+    assert crlf == one.replace("\n", "\r\n")
+    flow = LAYOUT.replace("shards: {}", "shards: {b-1: {audit: b, part: 1,  gpus: 0}}")
+    assert "shards: {b-1: {audit: b, part: 1,  gpus: 0}, a-1: {audit: a" in with_shards(flow, "a", 2, 1)
+    last = with_shards(LAYOUT.replace("\nrunner: threads\n", ""), "a", 2, 1)
+    assert last.endswith("# none yet\n  a-1: {audit: a, part: 1, gpus: 1}\n  a-2: {audit: a, part: 2, gpus: 1}\n")
+
+
+def test_shares_that_another_audit_would_get_too_are_not_written() -> None:
+    with pytest.raises(UsageError, match=r"write audits\.b\.discover\.shards: 2 there, and under shards:\n  b-1: {"):
+        with_shards(LAYOUT, "b", 2, 0)
+    with pytest.raises(UsageError, match=r"write audits\.c\.discover\.shards: 2 there"):
+        with_shards(LAYOUT, "c", 2, 0)
+
+
+# --- the stages
+
+
+def test_what_explore_imports_lies_under_its_deps() -> None:
+    deps = [ROOT / dep for dep in STAGE_GRAPH["explore"]["do"]["deps"] if dep.startswith("stages")]
+    imported = {path for path in imports_of(ROOT / "stages" / "explore.py") if path.name != "__init__.py"}
+    assert {str(p.relative_to(ROOT)) for p in imported if not any(p.is_relative_to(dep) for dep in deps)} == set()
+
+
+SEARCH = {"explorer": "ppo", "control": "random", "budget": 301, "microscopic": {"items": 5}}
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory) -> Workspace:
+    """A workspace whose audit was divided by `faded shard`, and ran to its landscape."""
+    workspace = make_workspace(tmp_path_factory.mktemp("shards"), {"tiny": quick_audit(discover=SEARCH)}, {})
+    code, told = faded(workspace, "shard", "tiny", "2")
+    assert code == 0 and "tiny is searched in 2 shares" in told and "150 probes: with fewer than 200" in told
+    run_stages(workspace, "tiny", ["prepare"])
+    run_divided(workspace, 2, "summarize")
+    return workspace
+
+
+def run_divided(workspace: Workspace, shards: int, *behind: str) -> None:
+    with inside(workspace):
+        for part in range(1, shards + 1):
+            explore.main("tiny", str(part))
+        dvc_commit([f"explore@tiny-{part}" for part in range(1, shards + 1)])
+    run_stages(workspace, "tiny", ["discover", *behind])
+
+
+def stale(workspace: Workspace) -> dict[str, tuple[str, ...]]:
+    """Stale stages, and why."""
+    with inside(workspace):
+        return {stage.name: stage.reasons for stage in read_graph() if stage.stale}
+
+
+def test_a_divided_search_ends_in_one_landscape(halves) -> None:
+    data = halves.path / "data" / "tiny"
+    probes = pd.read_parquet(data / "discover" / "probes.parquet")
+    assert probes["role"].value_counts().to_dict() == {"agent": 301, "control": 301}
+    shares = [pd.read_parquet(data / "shards" / str(n) / "probes.parquet") for n in (1, 2)]
+    assert not set(shares[0]["item"]) & set(shares[1]["item"])
+    assert sum(map(len, shares)) == 602
+    found = json.loads((data / "discover" / "metrics.json").read_text())
+    assert found["agent"]["shards"] == 2 and found["microscopic"]["probes"] > 0
+    record = json.loads((data / "discover" / "provenance.json").read_text())
+    assert [entry["part"] for entry in record["shards"]] == [1, 2]
+    landscape = pd.read_parquet(data / "summarize" / "landscape.parquet")
+    assert landscape["policy_mean"].sum() == pytest.approx(1, abs=1e-3)  # the shares' policies, mixed
+    for role in ("agent", "control"):
+        curve = pd.read_csv(data / f"discover/live/plots/metrics/{role}/failures.tsv", sep="\t")
+        assert curve["step"].iloc[-1] == 301 and curve["failures"].iloc[-1] == found[role]["failures"]
+    assert stale(halves) == {}
+
+
+def test_small_steps_are_answered_from_the_shares_first(halves, tmp_path) -> None:
+    workspace = halves.copy(tmp_path / "again")
+    with inside(workspace):
+        shutil.rmtree(".faded")
+        discover.main("tiny")
+        [path] = Path(".faded/scratch/tiny/discover").glob("*/ledger.jsonl")
+        ledger = Ledger(path)
+        merged = pd.read_parquet("data/tiny/discover/probes.parquet")
+        table = pd.read_parquet("data/tiny/discover/robustness.parquet")
+        space = ConceptSpace((Concept("tilt", (0, 1, 2, 3)), Concept("fog", (0, 1, 2, 3))))
+        known = {key for key, _ in answers(merged, space)}
+    assert 0 < len(ledger) < table["queries"].sum()
+    assert not [key for key in known if key in ledger]
+
+
+def test_the_plan_counts_each_probe_once(halves, tmp_path) -> None:
+    workspace = halves.copy(tmp_path / "plan")
+    whole = halves.path / "params.yaml"
+    assert faded(workspace, "shard", "tiny", "3")[0] == 0
+    with inside(workspace):
+        cost = estimate(load_params(), read_graph(), ["tiny"])
+        by_stage = {e.stage.name: e.probes for e in cost.stages}
+    assert by_stage == {
+        "explore@tiny-1": 200,
+        "explore@tiny-2": 200,
+        "explore@tiny-3": 202,
+        "discover@tiny": 150,
+        "summarize@tiny": None,
+    }
+    assert cost.probes == 2 * 301 + 150
+    code, told = faded(workspace, "plan", "tiny")
+    assert code == 0 and "explore@tiny-3" in told and "752 unique probes at most" in told
+    assert "the 3 shares may run side by side" in told
+    assert faded(workspace, "shard", "tiny", "2")[0] == 0
+    assert yaml.safe_load((workspace.path / "params.yaml").read_text()) == yaml.safe_load(whole.read_text())
+    assert "nothing to write" in faded(workspace, "shard", "tiny", "2")[1]
+
+
+def test_another_division_runs_again_and_leaves_nothing_of_the_old(halves, tmp_path, capsys) -> None:
+    workspace = halves.copy(tmp_path / "other")
+    assert faded(workspace, "shard", "tiny", "3")[0] == 0
+    assert list(stale(workspace)) == [*(f"explore@tiny-{n}" for n in (1, 2, 3)), "discover@tiny"]
+    with inside(workspace), pytest.raises(UsageError, match=r"/1 is of another search: its parameters differ"):
+        discover.main("tiny")
+    run_divided(workspace, 3)
+    assert list(stale(workspace)) == ["summarize@tiny"]
+
+    assert faded(workspace, "shard", "tiny", "2")[0] == 0
+    shutil.copytree(workspace.path / "data/tiny/shards/1", workspace.path / "data/tiny/shards/.4.partial")
+    run_divided(workspace, 2)
+    assert "removed .4.partial, 3 from data/tiny/shards" in capsys.readouterr().out
+    assert stale(workspace) == {}
+    first, again = (
+        w.digests("tiny/discover/probes.parquet", "tiny/shards/*/probes.parquet") for w in (halves, workspace)
+    )
+    assert first == again and len(first) == 3
+
+    assert faded(workspace, "shard", "tiny", "1")[0] == 0
+    run_stages(workspace, "tiny", ["discover"])
+    assert [path.name for path in (workspace.path / "data/tiny/shards").iterdir()] == [".gitignore"]
+    assert list(stale(workspace)) == ["summarize@tiny"]
+
+
+def test_a_share_there_is_not_is_refused(halves) -> None:
+    for number in ("0", "3", "one"):
+        with inside(halves), pytest.raises(UsageError, match=rf"has no share {number}: .*discover\.shards is 2"):
+            explore.main("tiny", number)
+
+
+def test_too_small_a_budget_and_unknown_audits_are_refused(halves) -> None:
+    before = (halves.path / "params.yaml").read_bytes()
+    code, told = faded(halves, "shard", "tiny", "302")
+    assert code == 2 and "the budget of 301 probes" in told
+    code, told = faded(halves, "shard", "tini", "2")
+    assert code == 2 and "did you mean 'tiny'" in told
+    assert (halves.path / "params.yaml").read_bytes() == before
+
+
+def test_shares_are_of_this_search_only_while_nothing_they_depend_on_changes(halves, tmp_path) -> None:
+    workspace = halves.copy(tmp_path / "origin")
+    with inside(workspace):
+        prepared = Path("data/tiny/prepare")
+        before = origin(load_params().audit("tiny"), prepared)
+        params = workspace.params()
+        params["audits"]["tiny"]["summarize"]["modes"] = 3
+        params["audits"]["tiny"]["seed"] += 1
+        workspace.write_params(params)
+        after = origin(load_params().audit("tiny"), prepared)
+        assert {what for what in before if before[what] != after[what]} == {"parameters"}
+        (prepared / "model" / "config.json").write_text("{}")
+        assert origin(load_params().audit("tiny"), prepared)["model"] != after["model"]
+
+
+@pytest.mark.slow
+def test_a_divided_audit_goes_on_after_a_share_was_killed_and_ends_alike(tmp_path, prefect_server) -> None:
+    server = {"PREFECT_API_URL": prefect_server}
+    audit = audit_params(discover=SEARCH)
+    audit["prepare"]["delay"] = 0.15  # seconds a model call takes, so that there is a search to be killed in
+    undisturbed = make_workspace(tmp_path / "undisturbed", {"tiny": audit}, {})
+    assert undisturbed.faded("shard", "tiny", "2").returncode == 0
+    disturbed = undisturbed.copy(tmp_path / "disturbed")
+
+    done = undisturbed.faded("audit", **server)
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    began = [n for n, line in enumerate(lines) if "unique probes a search" in line]
+    ended = [n for n, line in enumerate(lines) if "explore@tiny-" in line and "ran in" in line]
+    assert len(began) == 2 and max(began) < min(ended)  # side by side
+    assert "nothing to do" in undisturbed.faded("audit", **server).stdout
+
+    process = disturbed.start("audit", **server)
+    ledger = wait_for(disturbed.path / ".faded/scratch/tiny/explore-1", "*/ledger.jsonl")
+    stage = next(p for p in psutil.process_iter(["cmdline", "cwd"]) if is_share(p, disturbed))
+    deadline = time.monotonic() + 60
+    while not ledger.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGSTOP)  # the flow does not retry before it is killed itself
+    os.kill(stage.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    assert 0 < len(Ledger(ledger)) < 300
+    last = disturbed.faded("audit", **server)
+    assert last.returncode == 0, last.stdout
+    assert "resuming:" in last.stdout
+    results = (
+        "tiny/shards/*/probes.parquet",
+        "tiny/discover/*.parquet",
+        "tiny/discover/policy/**/*",
+        "*/*/landscape.*",
+    )
+    assert disturbed.digests(*results) == undisturbed.digests(*results)
+    assert len(undisturbed.digests(*results)) == 11
+
+
+def is_share(process: psutil.Process, workspace: Workspace) -> bool:
+    command = " ".join(process.info["cmdline"] or [])
+    return "-m stages.explore tiny 1" in command and process.info["cwd"] == str(workspace.path)
+
+
+def wait_for(folder: Path, pattern: str, limit: float = 120.0) -> Path:
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        if found := list(folder.glob(pattern)):
+            return found[0]
+        time.sleep(0.02)
+    raise AssertionError(f"{folder} never held {pattern}")

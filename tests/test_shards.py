@@ -1,0 +1,302 @@
+"""A search divided among workers: who gets what, and that the whole is the sum of its shares."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stages.concepts import Concept, ConceptSpace
+from stages.errors import UsageError
+from stages.explorers import load_policy
+from stages.explorers.env import Normaliser
+from stages.explorers.merge import Part, answers, merge, read_parts, write_part
+from stages.explorers.policy import FactoredPolicy, Mixture, ValuePolicy
+from stages.explorers.search import search
+from stages.explorers.shards import divide, search_share
+from stages.ledger import Key, Ledger
+from stages.params import DiscoverConfig
+from tests.test_explorers import ids, make_task
+
+SPACE = ConceptSpace((Concept("a", (0, 1, 2)), Concept("b", ("x", "y"), ordered=False)))
+
+
+# --- who gets what
+
+
+@pytest.mark.parametrize(
+    ("items", "cells", "budget", "shards"),
+    [(200, 2401, 4000, 4), (7, 6, 20, 3), (10, 4, 39, 3), (10, 4, 40, 3), (10, 4, 900, 7), (5, 100, 5, 5)],
+)
+def test_shares_divide_items_and_budget_without_rest(items: int, cells: int, budget: int, shards: int) -> None:
+    names = [f"i{n}" for n in range(items)]
+    shares = divide(names, cells, budget, shards, seed=3)
+    given = [item for share in shares for item in share.item_ids]
+    assert sorted(given) == sorted(names) and len(shares) == shards
+    assert sum(share.budget for share in shares) == min(budget, items * cells)
+    sizes = [len(share.item_ids) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    for share in shares:
+        assert abs(share.budget - min(budget, items * cells) * len(share.item_ids) / items) < 1
+        assert 0 < share.budget <= len(share.item_ids) * cells  # no share can be asked more than it has
+        assert share.enumerated == (budget >= items * cells)
+        assert share.whole == min(budget, items * cells)
+        assert share.item_ids == [item for item in names if item in set(share.item_ids)]
+    assert len({share.seed for share in shares}) == shards
+    assert divide(names, cells, budget, shards, seed=3) == shares
+    if items > shards:
+        assert divide(names, cells, budget, shards, seed=4) != shares
+
+
+def test_more_shares_than_items_or_probes_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"discover\.shards is 5, but there are 4 items of the split discover"):
+        divide(list("abcd"), 10, 40, 5, seed=0)
+    with pytest.raises(UsageError, match=r"discover\.shards is 4, but there are 3 probes of discover\.budget"):
+        divide(list("abcd"), 10, 3, 4, seed=0)
+
+
+def test_every_pair_is_as_likely_in_the_merged_control_as_in_one_of_the_whole() -> None:
+    task = make_task(levels=2, concepts="ab", items=7)  # 7 items in 3 shares: 2, 2 and 3 of them
+    shares = divide(ids(task), 4, budget=14, shards=3, seed=0)
+    assert {len(share.item_ids) for share in shares} == {2, 3}
+    config, runs = DiscoverConfig(explorer="random", budget=14, shards=3), 100
+    drawn = np.zeros((7, 4))
+    for run in range(runs):
+        for share in shares:
+            probes = search_share(task, replace(share, seed=1000 * run + share.part), config).probes
+            control = probes[probes["role"] == "control"]
+            rows = control["item"].str.removeprefix("i").astype(int).to_numpy()
+            np.add.at(drawn, (rows, task.concepts.flat(control[["a", "b"]].to_numpy())), 1)
+            assert control["uniform"].all()
+    chance = 14 / (7 * 4)
+    error = np.sqrt(chance * (1 - chance) / runs)
+    assert np.abs(drawn / runs - chance).max() < 4.5 * error
+    for share in shares:  # two probes an item in each
+        assert drawn[[int(item[1:]) for item in share.item_ids]].sum() == 2 * len(share.item_ids) * runs
+
+
+def test_auto_chooses_for_the_whole_and_explores_as_what_it_chose() -> None:
+    task = make_task()
+    config = DiscoverConfig(explorer="auto", budget=600, shards=4)
+    for share in divide(ids(task), task.concepts.n_cells, 600, 4, seed=0):
+        assert share.budget < 200 < share.whole
+        found = search_share(task, share, config)
+        assert found.metrics["agent"]["chosen"] == "local_search"
+        named = search_share(task, share, DiscoverConfig(explorer="local_search", budget=600, shards=4))
+        pd.testing.assert_frame_equal(found.probes, named.probes)
+
+
+# --- the whole is the sum of its shares
+
+
+def found_by(task, config: DiscoverConfig, ledgers: Path | None = None) -> list[Part]:
+    parts = []
+    for share in divide(ids(task), task.concepts.n_cells, config.budget, config.shards, seed=3):
+        ledger = Ledger(None if ledgers is None else ledgers / f"{share.part}.jsonl")
+        result = search_share(task, share, config, ledger=ledger)
+        parts.append(Part(share.part, result.probes, result.metrics, result.policy, {}))
+    return parts
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[Part]:
+    return found_by(make_task(), DiscoverConfig(explorer="local_search", budget=601, shards=3))
+
+
+def test_the_order_of_merging_changes_no_byte(parts, tmp_path) -> None:
+    space, written = make_task().concepts, set()
+    for n, order in enumerate(itertools.permutations(parts)):
+        result = merge(order, space)
+        result.probes.to_parquet(tmp_path / f"{n}.parquet", index=False)
+        written.add(((tmp_path / f"{n}.parquet").read_bytes(), json.dumps(result.metrics), str(result.curves)))
+    assert len(written) == 1 and n == 5
+
+
+def test_what_is_merged_is_what_was_found(parts) -> None:
+    space = make_task().concepts
+    result = merge(parts, space)
+    whole = search(make_task(), ids(make_task()), DiscoverConfig(explorer="local_search", budget=601), seed=3)
+    assert list(result.probes) == list(whole.probes) and result.probes.dtypes.equals(whole.probes.dtypes)
+    for role, numbers in result.metrics.items():
+        mine = result.probes[result.probes["role"] == role]
+        assert numbers["budget"] == numbers["probes"] == len(mine) == 601
+        assert mine["order"].tolist() == list(range(601))
+        assert not mine.duplicated(["item", *space.names]).any()
+        assert numbers["failures"] == mine["failed"].sum() == sum(numbers["shard_failures"])
+        assert numbers["failing_cells"] == len(mine.loc[mine["failed"], space.names].drop_duplicates())
+        assert sum(numbers["shard_probes"]) == 601 and numbers["shards"] == 3
+        assert result.curves[role][0] == (0, 0) and result.curves[role][-1] == (601, numbers["failures"])
+        # Side by side: of the first probes a third is each share's.
+        firsts = mine.head(30)["item"]
+        shares = [set(part.probes["item"]) for part in parts]
+        assert [int(firsts.isin(share).sum()) for share in shares] == [10, 10, 10]
+    assert "random_probes" in whole.metrics["agent"] and result.metrics["agent"]["surrogate"] == "process"
+    everything = pd.concat([part.probes for part in parts])
+    key = ["role", "item", *space.names, "discrepancy"]
+    pd.testing.assert_frame_equal(
+        everything[key].sort_values(key).reset_index(drop=True),
+        result.probes[key].sort_values(key).reset_index(drop=True),
+    )
+
+
+def test_a_probe_in_two_shares_counts_once(parts) -> None:
+    space = make_task().concepts
+    twice = replace(parts[0], probes=pd.concat([parts[0].probes, parts[1].probes.head(5)], ignore_index=True))
+    result = merge([twice, *parts[1:]], space)
+    assert len(result.probes) == 1202
+    assert sum(result.metrics["agent"]["shard_probes"]) == 601
+    other = parts[1].probes.head(1).assign(discrepancy=np.float32(0.123))
+    lying = replace(parts[0], probes=pd.concat([parts[0].probes, other], ignore_index=True))
+    with pytest.raises(UsageError, match="two shares answer the same probe of item 'i"):
+        merge([lying, *parts[1:]], space)
+
+
+def test_an_enumerated_grid_is_enumerated_in_shares() -> None:
+    task = make_task(levels=3, concepts="ab", items=7)
+    result = merge(found_by(task, DiscoverConfig(budget=70, shards=3)), task.concepts)
+    assert result.enumerated and list(result.metrics) == ["control"]
+    assert len(result.probes.drop_duplicates(["item", "a", "b"])) == 63 == len(result.probes)
+
+
+def test_a_share_that_was_killed_ends_as_it_would_have(tmp_path) -> None:
+    config = DiscoverConfig(explorer="ppo", budget=900, shards=2)
+    task = make_task()
+    whole = merge(found_by(task, config), task.concepts).probes
+    first = divide(ids(task), task.concepts.n_cells, 900, 2, seed=3)[0]
+
+    class Killed(type(task)):
+        def probe(self, *arguments, **more):
+            if self.queries > 300:
+                raise KeyboardInterrupt
+            return super().probe(*arguments, **more)
+
+    killed = Killed(task.items, task.concepts, task.model, 0)
+    with pytest.raises(KeyboardInterrupt):
+        search_share(killed, first, config, ledger=Ledger(tmp_path / "1.jsonl"))
+    known = len(Ledger(tmp_path / "1.jsonl"))
+    assert 0 < known < first.budget
+    again = make_task()
+    pd.testing.assert_frame_equal(merge(found_by(again, config, tmp_path), task.concepts).probes, whole)
+    asked_once = {Key(*key) for key, _ in answers(whole, task.concepts)}
+    assert again.queries == len(asked_once) - known
+
+
+def test_what_was_merged_is_known_and_not_written_again(parts, tmp_path) -> None:
+    space = make_task().concepts
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.know(answers(merge(parts, space).probes, space))
+    row = parts[1].probes.iloc[7]
+    answer = ledger[Key(row["item"], int(space.flat(row[space.names].to_numpy(dtype=int)[None])[0]))]
+    assert (answer.discrepancy, answer.failed, answer.output) == (row["discrepancy"], row["failed"], row["output"])
+    assert (tmp_path / "ledger.jsonl").read_text() == ""
+
+
+# --- what shares learnt
+
+
+@pytest.fixture
+def mixture() -> Mixture:
+    members = []
+    for seed, (kind, name) in enumerate(((FactoredPolicy, "ppo"), (FactoredPolicy, "ppo"), (ValuePolicy, "dqn"))):
+        torch.manual_seed(seed)
+        network = kind.build(name, 4, SPACE, {"net_arch": [8]})
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.8)
+        scale = Normaliser(np.full(4, float(seed)), np.full(4, 1.0 + seed))
+        members.append(kind(name, network, scale, SPACE, {"net_arch": [8]}))
+    return Mixture(members)
+
+
+def test_a_mixture_likes_what_its_members_like_on_average(mixture, tmp_path) -> None:
+    embedding = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    cells = SPACE.cells()
+    probabilities = mixture.cell_probabilities(embedding, cells)
+    each = [member.cell_probabilities(embedding, cells) for member in mixture.members]
+    np.testing.assert_allclose(probabilities, np.mean(each, axis=0), rtol=1e-5)
+    drawn = mixture.sample(embedding, 4000, seed=1)
+    for row in range(5):
+        share = np.bincount(SPACE.flat(drawn[row]), minlength=6) / 4000
+        assert np.abs(share - probabilities[row]).max() < 0.04  # five standard errors at most
+    picks = mixture.propose(embedding, 2)
+    assert picks.shape == (5, 2, 2)
+    flat = np.stack([SPACE.flat(rows) for rows in picks])
+    np.testing.assert_array_equal(flat, np.argsort(-probabilities, axis=1)[:, :2])
+    mixture.save(tmp_path)
+    again = load_policy(tmp_path)
+    assert isinstance(again, Mixture) and len(again.members) == 3
+    np.testing.assert_array_equal(again.cell_probabilities(embedding, cells), probabilities)
+
+
+# --- parts on disk
+
+
+@pytest.fixture
+def written(parts, tmp_path) -> Path:
+    for part in parts:
+        folder = tmp_path / str(part.part)
+        folder.mkdir()
+        result = merge([part], make_task().concepts)
+        record = {"origin": {"model": "m", "items": "i"}, "device": "cpu", "versions": {"torch": "2"}}
+        write_part(folder, part.part, replace(result, probes=part.probes, policy=None), record)
+    return tmp_path
+
+
+def read(folder: Path) -> list[Part]:
+    return read_parts(folder, 3, {"model": "m", "items": "i"}, make_task().concepts)
+
+
+def change(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_parts_are_read_as_they_were_written(written, parts) -> None:
+    for was, now in zip(parts, read(written), strict=True):
+        pd.testing.assert_frame_equal(was.probes, now.probes)
+        assert now.part == was.part and now.policy is None
+    shutil.copytree(written / "1", written / "4")  # of another division: not declared, so not read
+    assert len(read(written)) == 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (shutil.rmtree, r"2/provenance\.json is missing: run the stage that writes it"),
+        (
+            lambda at: change(at / "provenance.json", origin={"model": "m", "items": "j"}),
+            r"/2 is of another search: its items differ",
+        ),
+        (lambda at: change(at / "provenance.json", origin={}), r"its model and items differ"),
+        (lambda at: change(at / "provenance.json", part=1), r"/2 holds share 1, expected 2: it was moved or copied"),
+        (
+            lambda at: change(at / "provenance.json", device="cuda (NVIDIA H100)"),
+            r"share 1 was searched with device cpu, share 2 with cuda \(NVIDIA H100\)",
+        ),
+        (
+            lambda at: change(at / "provenance.json", versions={"torch": "3"}),
+            r"with versions \{'torch': '2'\}, share 2",
+        ),
+        (lambda at: (at / "probes.parquet").unlink(), r"2/probes\.parquet cannot be read"),
+        (lambda at: (at / "probes.parquet").write_bytes(b"cut"), r"2/probes\.parquet cannot be read"),
+        (lambda at: rewrite(at, lambda t: t.drop(columns="valid")), r"expected the columns a, b, c, .*found a, b, c"),
+        (lambda at: rewrite(at, lambda t: t.assign(b=t["b"] + 3)), r"levels that are not on the grid of 5 x 5 x 5"),
+        (
+            lambda at: rewrite(at, lambda t: t.assign(role="judge")),
+            r"has the role\(s\) judge, expected agent and contr",
+        ),
+    ],
+)
+def test_a_part_that_does_not_belong_is_refused(written, spoil, message: str) -> None:
+    spoil(written / "2")
+    with pytest.raises(UsageError, match=message):
+        read(written)
+
+
+def rewrite(folder: Path, how) -> None:
+    how(pd.read_parquet(folder / "probes.parquet")).to_parquet(folder / "probes.parquet", index=False)
