@@ -10,7 +10,11 @@ import typer
 
 # Importing them adds their commands to `app`; in this order `--help` lists them.
 # isort: off
+import flows.commands.init
 import flows.commands.audits
+import flows.commands.tune
+import flows.commands.prefetch
+import flows.commands.shard
 import flows.commands.decide
 import flows.commands.approve
 import flows.commands.ratings

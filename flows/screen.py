@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from math import ceil
@@ -66,20 +66,45 @@ def screen_audit(params: Params, name: str, probes: int | None, write: bool, con
         UsageError: when a setting is wrong, or nothing can be written because the proposal does not hold.
         FadedError: when the model under test cannot be prepared.
     """
-    settings = _settings(probes)
-    audit = params.audit(name)
     with exclusive():
-        for line in heal():
-            console.print(f"healed: {line}", highlight=False)
-        check_audits(params, [name])
-        with stopping_on_signals():
-            _bring_up_to_date(read_graph(), f"prepare@{name}", console)
-            screening = _screen(name, audit, settings, console)
-        screened, proposed = _key(name, audit, audit.concepts), _key(name, audit, screening.grid)
-        _write_record(name, Record(screened=screened, proposed=proposed, when=time.time(), screening=screening))
+        screening = measure_concepts(params, name, probes, console)
         show_screening(console, name, screening)
         if write:
-            _write_levels(name, audit, screening, console)
+            _write_levels(name, params.audit(name), screening, console)
+
+
+def measure_concepts(
+    params: Params,
+    name: str,
+    probes: int | None,
+    console: Console,
+    prepared: Callable[[], object] = lambda: None,
+) -> Screening:
+    """Screen the concepts of an audit and record what was found; the workspace has to be held.
+
+    Args:
+        params: params.yaml.
+        name: of the audit.
+        probes: unique probes at most; None for the default.
+        console: where it is told how far it is.
+        prepared: called when the model and its items are prepared, before anything is asked of it.
+
+    Raises:
+        UsageError: when a setting is wrong.
+        FadedError: when the model under test cannot be prepared.
+    """
+    settings = _settings(probes)
+    audit = params.audit(name)
+    for line in heal():
+        console.print(f"healed: {line}", highlight=False)
+    check_audits(params, [name])
+    with stopping_on_signals():
+        bring_up_to_date(read_graph(), f"prepare@{name}", console)
+        prepared()
+        screening = _screen(name, audit, settings, console)
+    screened, proposed = _key(name, audit, audit.concepts), _key(name, audit, screening.grid)
+    _write_record(name, Record(screened=screened, proposed=proposed, when=time.time(), screening=screening))
+    return screening
 
 
 def read_screening(params: Params, graph: Graph, name: str) -> tuple[Record, bool] | None:
@@ -107,7 +132,7 @@ def _settings(probes: int | None) -> ScreenSettings:
         raise UsageError("; ".join(f"--{line}" for line in validation_lines(error, ScreenSettings))) from None
 
 
-def _bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
+def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
     """Run a stage, and what it depends on, where DVC says that they are stale."""
     if name not in graph.stages:
         raise UsageError(f"dvc.yaml has no stage {name}")
@@ -188,11 +213,16 @@ def _write_levels(name: str, audit: AuditConfig, screening: Screening, console: 
         raise UsageError(
             f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
         )
-    with PARAMS.open(encoding="utf-8", newline="") as file:
+    write_shown(PARAMS, lambda text: with_levels(text, name, screening.grid), console)
+    console.print(f"written to {PARAMS}; see what that makes stale with `faded plan {name}`", highlight=False)
+
+
+def write_shown(path: Path, change: Callable[[str], str], console: Console) -> None:
+    """Change the text of a file, and show in which lines."""
+    with path.open(encoding="utf-8", newline="") as file:
         before = file.read()
-    after = with_levels(before, name, screening.grid)
-    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), str(PARAMS), str(PARAMS), "", "", 1, ""):
+    after = change(before)
+    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), str(path), str(path), "", "", 1, ""):
         colour = {"+": "green", "-": "red"}.get(line[0], "dim")
         console.print(f"[{colour}]{escape(line)}[/]", highlight=False, soft_wrap=True)
-    replace_file(PARAMS, after)
-    console.print(f"written to {PARAMS}; see what that makes stale with `faded plan {name}`", highlight=False)
+    replace_file(path, after)

@@ -1,0 +1,276 @@
+"""The questions in their order, what is looked at in between, and what comes of it: all that an audit is made from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.init.classifier import IMAGENET, ask_classifier, ask_view, usual_pictures
+from flows.init.data import Data, existing, look_at_articles, look_at_captions, look_at_pictures
+from flows.init.files import Placed, place_name
+from flows.init.labels import match_labels, read_labels
+from flows.init.model import KINDS, Kind, Model, Shape, cached, hub_key, look_at_model
+from flows.init.prompts import Prompts, ask_prompts
+from flows.init.propose import FEWEST, Wanted
+from flows.init.questions import Check, Questions
+from stages.errors import UsageError, did_you_mean
+from stages.params import DATA
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an audit is made from.
+
+    Args:
+        wanted: what was asked for.
+        model: the model, as it was recognised.
+        data: the data, as they were recognised.
+        placed: what has to lie under inputs.
+        said: what was seen, a line each.
+    """
+
+    wanted: Wanted
+    model: Model
+    data: Data
+    placed: Sequence[Placed]
+    said: Sequence[str]
+
+
+def ask(
+    questions: Questions,
+    workspace: Path,
+    audits: Sequence[str],
+    *,
+    labels: Sequence[str],
+    words: Sequence[str],
+    budget: int | None,
+) -> Answers:
+    """Ask what is not said, and look at the model and the data.
+
+    Args:
+        questions: asks, or takes options.
+        workspace: where the audit will be.
+        audits: names that are taken.
+        labels: LABEL=CLASS of the command line.
+        words: SLOT=WORD,WORD of it.
+        budget: of the search, if it was given.
+
+    Raises:
+        UsageError: when an answer is missing, or will not do.
+    """
+    model = _model(questions)
+    kind = _kind(questions, model)
+    data = _data(questions, kind)
+    said = [f"model: {model.said}", f"data:  {data.said}"]
+    prompts = ask_prompts(questions, data, words) if kind == "text-to-image" else None
+    mapping = _labels(questions, model, data, labels, said) if kind == "image-classification" else {}
+    name = questions.text("name", "Name of the audit", _guess_name(model, data, audits), _name_check(audits))
+    repair = _repair(questions, kind, model, data, said)
+    files = _Files(workspace, name)
+    source = model.named(files.add(model.path, model.root))
+    if model.absent:
+        given = str(questions.answers["model"])
+        source = {hub_key(kind, given): given}
+    block = data.named(files.add(data.path, data.root))
+    if kind == "image-classification":
+        source |= ask_classifier(questions, model, data)
+        block |= ask_view(questions, model, data)
+    if mapping:
+        block["labels"] = mapping
+    wanted = Wanted(
+        name, kind, source, block, repair, budget, data.items, data.pools, *_more(kind, source, prompts, files)
+    )
+    return Answers(wanted, model, data, files.placed, said)
+
+
+def _model(questions: Questions) -> Model:
+    seen: dict[str, Model] = {}
+
+    def architecture(guess: str | None, check: Check) -> str:
+        return questions.text(
+            "architecture", "Which architecture are these weights of (timm, torchvision)", guess, check
+        )
+
+    def look(answer: str) -> None:
+        seen[answer] = look_at_model(answer, architecture)
+
+    answer = questions.text(
+        "model", "The model: a file, a folder, ORG/NAME of the Hugging Face hub, or a URL", None, look
+    )
+    return seen[answer]
+
+
+def _kind(questions: Questions, model: Model) -> Kind:
+    if model.kind is not None and questions.said("kind") is None:
+        return model.kind
+    answer = questions.choice("kind", "What does it do", KINDS)
+    kind = next(kind for kind in KINDS if kind == answer)
+    if model.kind is not None and kind != model.kind:
+        raise UsageError(f"--kind {kind}: the model is {model.said}, which is for {model.kind}")
+    return kind
+
+
+_WHAT: Mapping[Kind, str] = {
+    "image-classification": "Pictures with labels: a folder of each class, a .jsonl or .parquet file",
+    "summarization": "Articles: a .jsonl file, or a folder of a data set",
+    "text-to-image": "Real captioned pictures: a folder with metadata.jsonl, or a .parquet file",
+}
+
+
+def _data(questions: Questions, kind: Kind) -> Data:
+    seen: dict[str, Data] = {}
+    looks = {
+        "image-classification": look_at_pictures,
+        "summarization": look_at_articles,
+        "text-to-image": look_at_captions,
+    }
+
+    def look(answer: str) -> None:
+        path = existing(answer, "--data")
+        seen[answer] = _of_the_hub(questions, kind, answer) if path is None else looks[kind](path, answer)
+
+    return seen[questions.text("data", _WHAT[kind], None, look)]
+
+
+def _of_the_hub(questions: Questions, kind: Kind, name: str) -> Data:
+    """A data set of the hub, of which nothing is known before it is fetched."""
+    said, absent = f"{name} of the Hugging Face hub", cached(name, "dataset") is None
+    said += ", not fetched yet" if absent else ""
+    if kind == "text-to-image":
+        split = questions.text("split", "Which split of it", "train")
+        return Data(said, {"dataset": name, "split": split}, absent=absent)
+    split = questions.text("split", "Which split of it", "validation")
+    block: dict[str, Any] = {"datasets": name, "split": split}
+    if kind == "summarization":
+        block["text"] = questions.text("text", "Which column holds the articles", "article")
+    return Data(said, block, absent=absent)
+
+
+def _labels(questions: Questions, model: Model, data: Data, given: Sequence[str], said: list[str]) -> dict[str, str]:
+    """Which class of the model a label of the data is, where they differ; nothing where they are the same.
+
+    Raises:
+        UsageError: when a label is like no class, and nobody says which it is.
+    """
+    classes = list(model.classes)
+    if not classes and model.n_classes == IMAGENET:
+        from stages.tasks.classification.imagenet import class_names
+
+        classes = class_names()
+    told = read_labels(given, data.labels, classes)
+    if not classes or not data.labels:
+        return told
+    from stages.tasks.classification.pool import class_indices
+
+    known = class_indices(classes)
+    matched = match_labels([label for label in data.labels if label not in known and label not in told], classes)
+    for label, name in matched.guessed.items():
+        told[label] = questions.text(f"label {label}=", f"Which class is the label {label!r}", name, _one_of(classes))
+    for label in matched.unknown:
+        told[label] = questions.text(f"label {label}=", f"Which class is the label {label!r}", None, _one_of(classes))
+    pairs = {**matched.sure, **told}
+    if pairs:
+        some = ", ".join(f"{label} is {name}" for label, name in list(pairs.items())[:3])
+        said.append(
+            f"labels: {len(pairs)} are written otherwise than the model's classes ({some}{', ...' * (len(pairs) > 3)})"
+        )
+    return pairs
+
+
+def _one_of(classes: Sequence[str]) -> Check:
+    def check(answer: str) -> None:
+        if answer not in classes:
+            some = ", ".join(classes[:10]) + (f", ... ({len(classes):,} in all)" if len(classes) > 10 else "")
+            raise UsageError(f"the model has no class {answer!r}{did_you_mean(answer, classes)}; it has {some}")
+
+    return check
+
+
+def _guess_name(model: Model, data: Data, audits: Sequence[str]) -> str:
+    path = data.path or model.path
+    stem = re.sub(r"[^a-z0-9_]+", "-", path.stem.lower()).strip("-_") if path else "audit"
+    name, n = stem or "audit", 1
+    while name in audits:
+        n += 1
+        name = f"{stem}-{n}"
+    return name
+
+
+def _name_check(audits: Sequence[str]) -> Check:
+    def check(name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"--name {name}: expected letters, digits, - and _")
+        if name in audits:
+            raise UsageError(f"--name {name}: params.yaml has an audit of that name already; choose another")
+
+    return check
+
+
+def _repair(questions: Questions, kind: Kind, model: Model, data: Data, said: list[str]) -> bool:
+    """Whether a repair is to follow; where none is possible, why."""
+    why = None
+    if model.black_box:
+        why = "a model whose weights are not seen cannot be repaired"
+    elif data.items is not None and kind != "text-to-image" and not _enough(data):
+        why = f"a repair needs {FEWEST} items for each of discover, repair and test"
+    if why is None:
+        return questions.confirm("repair", "Repair the model as well, and compare", True)
+    if questions.said("repair") is True:
+        raise UsageError(f"--repair: {why}")
+    said.append(f"repair: none, {why}; the audit ends with the failure landscape")
+    return False
+
+
+def _enough(data: Data) -> bool:
+    if data.pools:
+        return all(data.pools.get(split, 0) >= FEWEST for split in ("discover", "repair", "test"))
+    return (data.items or 0) >= 3 * FEWEST
+
+
+class _Files:
+    """Gives files of a person their names under the audit's inputs."""
+
+    def __init__(self, workspace: Path, audit: str) -> None:
+        self._inputs = workspace / DATA / audit / "inputs"
+        self.placed: list[Placed] = []
+
+    def add(self, path: Path | None, root: Path | None = None) -> str | None:
+        """The name of a file; of one that needs what lies beside it, the folder `root` is placed."""
+        if path is None:
+            return None
+        path, root = path.resolve(), (root or path).resolve()
+        if path.is_relative_to(self._inputs.resolve()):
+            return path.relative_to(self._inputs.resolve()).as_posix()
+        known = next((one.name for one in self.placed if one.source == root), None)
+        name = known or place_name(root, [one.name for one in self.placed])
+        if known is None:
+            self.placed.append(Placed(name, root))
+        return name if root == path else f"{name}/{path.relative_to(root).as_posix()}"
+
+
+def _more(
+    kind: Kind, source: Mapping[str, Any], prompts: Prompts | None, files: _Files
+) -> tuple[dict[str, Any], Mapping[str, Sequence[float | str]]]:
+    """Further keys of `prepare`, and levels of concepts, that only some kinds have."""
+    if prompts is None:
+        return {}, {}
+    judge = {prompts.judge_key: files.add(prompts.judge) or prompts.judge_name}
+    prepare = {"judge": judge, "templates": files.add(prompts.templates)}
+    return prepare, {slot: list(words) for slot, words in prompts.words.items()}
+
+
+def shape_shown(answers: Answers) -> Shape:
+    """Channels, height, width of the pictures a model is shown: its own, where they are known, else the data's."""
+    model, data, asked = answers.model, answers.data, answers.wanted
+    side = asked.data.get("size") or asked.model.get("size")
+    if side is None and model.key == "weights":
+        side = usual_pictures(model).side
+    height, width = (side, side) if side else model.shape[1:] if model.shape[1] else data.shape[1:]
+    # A network for colour is shown grey pictures as they are: there is no colour to take away.
+    channels = 1 if 1 in (model.shape[0], data.shape[0]) else model.shape[0] or data.shape[0]
+    return channels, height, width

@@ -1,0 +1,157 @@
+"""The short calibration of an audit that was just written: how often the model fails, and with which levels."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+
+from flows.estimate import duration
+from flows.init.block import Draft
+from flows.init.propose import PROBES_OF_SEARCH, pairs, search_budget
+from flows.screen import measure_concepts
+from stages.concepts import Level
+from stages.files import probe_seconds, read_json, record_probe_seconds, stage_dir
+from stages.landscape.intervals import Rate
+from stages.params import Params, task_class, task_context
+from stages.screening import Screening
+
+_WARM, _TIMED = 1, 2  # batches
+_COMMENT = 110  # columns of a comment
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration found.
+
+    Args:
+        screening: all that was measured.
+        levels: of each concept that stays, those that come nearest to the range.
+        rate: at which the model fails with them.
+        seconds: a probe takes.
+        clean: share of unchanged items on which the model is right, as `prepare` measured it; None if it did not.
+    """
+
+    screening: Screening
+    levels: Mapping[str, Sequence[Level]]
+    rate: Rate
+    seconds: float
+    clean: float | None = None
+
+    @property
+    def statement(self) -> str:
+        """Whether the range was reached, in plain words."""
+        s, rate = self.screening.settings, self.rate
+        band = f"{s.lowest_rate:.0%} to {s.highest_rate:.0%}"
+        measured = f"{rate.value:.0%} of {rate.n} probes fail with these levels ({rate.low:.0%} to {rate.high:.0%})"
+        if s.holds(rate.value):
+            return f"{measured}; {band} are wanted"
+        wrong = self.screening.clean.value if self.clean is None else 1 - self.clean
+        if wrong > s.highest_rate:
+            return (
+                f"{measured}, more than the {band} wanted: it fails on {wrong:.0%} of unchanged items already, which"
+                " no levels mend; are the labels, the order of the classes, the size and the normalisation right?"
+            )
+        far = "more" if rate.value > s.highest_rate else "fewer"
+        near = " by chance, perhaps" if rate.low <= s.highest_rate and rate.high >= s.lowest_rate else ""
+        return f"{measured}, {far} than the {band} wanted{near}: the nearest that was found is kept"
+
+
+def calibrate(params: Params, draft: Draft, probes: int, console: Console) -> Calibration:
+    """Prepare the model and its items, and screen the concepts of the audit; the workspace has to be held.
+
+    Args:
+        params: params.yaml, which has the audit.
+        draft: what was written of it.
+        probes: unique probes at most.
+        console: where it is told how far it is.
+
+    Raises:
+        FadedError: when the model or the data cannot be prepared.
+    """
+    seconds = 0.0
+
+    def prepared() -> None:
+        nonlocal seconds
+        seconds = _probe_seconds(params, draft.name)
+        console.print(
+            f"a probe takes {_said(seconds)}, so the calibration about {duration(probes * seconds)}", highlight=False
+        )
+
+    screening = measure_concepts(params, draft.name, probes, console, prepared)
+    measured = read_json(stage_dir(draft.name, "prepare") / "metrics.json").get("clean_accuracy")
+    clean = measured.get("discover") if isinstance(measured, Mapping) else None
+    return Calibration(screening, *nearest(screening), seconds, clean)
+
+
+def nearest(screening: Screening) -> tuple[dict[str, list[Level]], Rate]:
+    """The levels, of those proposed and those there were, whose failure rate is nearest to the range; and that rate."""
+    settings = screening.settings
+
+    def miss(rate: Rate) -> float:
+        return max(settings.lowest_rate - rate.value, rate.value - settings.highest_rate, 0.0)
+
+    if miss(screening.rate) <= miss(screening.now):
+        return screening.grid, screening.rate
+    return {concept.name: concept.levels for concept in screening.concepts}, screening.now
+
+
+def calibrated(draft: Draft, found: Calibration, *, budget: int | None) -> Draft:
+    """The audit with the levels that were found, and a budget that fits the model.
+
+    Args:
+        draft: as it was written.
+        found: what calibration found.
+        budget: that a person asked for; None: what a probe takes decides.
+    """
+    seconds = found.seconds
+    spend = budget or search_budget(seconds)
+    takes = f"about {duration(PROBES_OF_SEARCH * spend * seconds)}, as a probe takes {_said(seconds)}"
+    audit = {
+        "concepts": {name: list(levels) for name, levels in found.levels.items()},
+        "discover": {**draft.audit["discover"], "budget": spend},
+    }
+    notes = {
+        "concepts": _head(found),
+        "discover": takes,
+    }
+    changed = draft.changed(audit, notes)
+    if changed.repair is None:
+        return changed
+    return changed.repaired({**changed.repair, "re_evaluate": {"paired_probes": pairs(spend)}})
+
+
+def _head(found: Calibration) -> str:
+    asked = f"{found.screening.probes:,} probes on {found.screening.items:,} items"
+    dropped = [concept.name for concept in found.screening.concepts if concept.name not in found.levels]
+    gone = f"\nLeft out, because no effect was seen: {', '.join(dropped)}." if dropped else ""
+    told = textwrap.wrap(f"Weakest level first. Calibrated by {asked}: {found.statement}.", _COMMENT)
+    return "\n".join(told) + gone
+
+
+def _said(seconds: float) -> str:
+    return f"{1000 * seconds:.2g} ms" if seconds < 0.1 else f"{seconds:.2g} s"
+
+
+def _probe_seconds(params: Params, name: str) -> float:
+    """What a probe takes in whole batches; measured here where `prepare` did not."""
+    if (known := probe_seconds(name)) is not None:
+        return known
+    audit = params.audit(name)
+    context = task_context(name, audit)
+    task = task_class(name, audit).load(context, stage_dir(name, "prepare"))
+    ids, rng = task.items.ids("discover"), np.random.default_rng(audit.seed)
+    size = context.compute.batch_size
+    began = time.perf_counter()
+    for batch in range(_WARM + _TIMED):
+        if batch == _WARM:
+            began = time.perf_counter()
+        chosen = [ids[i] for i in rng.integers(len(ids), size=size)]
+        task.probe(chosen, task.concepts.sample(size, rng))
+    seconds = (time.perf_counter() - began) / (_TIMED * size)
+    record_probe_seconds(name, seconds)
+    return seconds

@@ -1,0 +1,279 @@
+"""What a person's model is: recognised by its files, without running anything of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from flows.init.architectures import Shapes, guess_architecture, library_of
+from stages.errors import UsageError, did_you_mean
+
+Kind = Literal["image-classification", "summarization", "text-to-image"]
+KINDS: tuple[Kind, ...] = ("image-classification", "summarization", "text-to-image")
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+Shape = tuple[int | None, int | None, int | None]  # channels, height, width; None where unknown
+_UNKNOWN: Shape = (None, None, None)
+_HUB = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+")
+_GENERATES = ("ForCausalLM", "ForConditionalGeneration", "ForSeq2SeqLM", "LMHeadModel")
+
+
+def hub_key(kind: Kind, name: str) -> str:
+    """Which library reads a model of the hub: the key of `prepare.model`."""
+    if kind == "text-to-image":
+        return "diffusers"
+    return "timm" if kind == "image-classification" and name.startswith(("timm/", "hf-hub:")) else "transformers"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as it was recognised.
+
+    Args:
+        kind: what it does; None where its files do not tell.
+        said: what it is, for people.
+        block: `prepare.model` of params.yaml, but for its files.
+        path: its file or folder, which the audit looks for under its inputs; None for one of a hub or behind a URL.
+        root: the folder that has to lie there with it, because the file needs what lies beside it; None: it alone.
+        key: of `prepare.model`, which names that file or folder.
+        classes: names of what a classifier tells apart, where its files say them.
+        n_classes: how many these are; None where unknown.
+        shape: channels, height, width of its pictures, each None where unknown.
+        black_box: it shows no weights that a repair could change.
+        absent: it is one of a hub, which has to be fetched before anything is known of it.
+    """
+
+    kind: Kind | None
+    said: str
+    block: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    root: Path | None = None
+    key: str = ""
+    classes: Sequence[str] = ()
+    n_classes: int | None = None
+    shape: Shape = _UNKNOWN
+    black_box: bool = False
+    absent: bool = False
+
+    def named(self, name: str | None) -> dict[str, Any]:
+        """`prepare.model` of params.yaml, with its file or folder by the name it has under inputs."""
+        file = {self.key: name} if name else {}
+        return {**self.block, **file} if self.key == "weights" else {**file, **self.block}
+
+
+def look_at_model(given: str, architecture: Callable[[str | None, Callable[[str], None]], str]) -> Model:
+    """Recognise a model.
+
+    Args:
+        given: a file, a folder, ORG/NAME of a hub, or a URL.
+        architecture: asks for the name of an architecture; it is given a guess, and a check of what was answered.
+
+    Raises:
+        UsageError: when there is nothing of that name, or it is no model Faded reads.
+    """
+    if re.match(r"https?://", given):
+        return Model(None, f"a model behind {given}", {"endpoint": given}, black_box=True)
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        if path.suffix == ".onnx":
+            return _onnx(path)
+        if path.suffix in WEIGHTS:
+            return _weights(path, architecture)
+        raise UsageError(
+            f"--model {given}: expected a file that ends in .onnx, {', '.join(WEIGHTS)}, a folder, ORG/NAME of the"
+            f" Hugging Face hub, or a URL"
+        )
+    if _HUB.fullmatch(given) and not Path(given.split("/", maxsplit=1)[0]).exists():
+        return _of_the_hub(given)
+    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise UsageError(
+        f"--model {given}: there is no such file or folder, and it is neither ORG/NAME of the Hugging Face hub nor a"
+        f" URL{did_you_mean(path.name, there)}"
+    )
+
+
+def _of_the_hub(name: str) -> Model:
+    """A model of the hub, of which more is known if it was fetched before."""
+    folder = cached(name)
+    if folder is None:
+        return Model(None, f"{name} of the Hugging Face hub, not fetched yet", absent=True)
+    seen = _folder(folder)
+    return replace(seen, said=f"{name} of the Hugging Face hub, {seen.said}", path=None, key="", block={seen.key: name})
+
+
+def cached(name: str, kind: Literal["model", "dataset"] = "model") -> Path | None:
+    """Where the local cache has something of the hub; None where it has not."""
+    from stages.tasks.hub import DATASET_FILES, MODEL_FILES, Repository
+
+    wanted = MODEL_FILES if kind == "model" else DATASET_FILES
+    try:
+        return Repository(name.removeprefix("hf-hub:"), wanted=wanted, kind=kind).cached(Path(), "").folder
+    except UsageError:
+        return None
+
+
+def _folder(path: Path) -> Model:
+    index, config = _json(path / "model_index.json"), _json(path / "config.json")
+    if index is not None:
+        name = index.get("_class_name", "pipeline")
+        unet = _json(path / "unet" / "config.json") or {}
+        side = f", {unet['sample_size']} latent pixels" if isinstance(unet.get("sample_size"), int) else ""
+        return Model("text-to-image", f"{name} of diffusers{side}", path=path, key="diffusers")
+    if config is None:
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
+        raise UsageError(
+            f"--model {path}: expected a folder with config.json (of transformers or timm) or model_index.json (of"
+            f" diffusers), found {found}"
+        )
+    if "architecture" in config and "num_classes" in config:
+        return _timm_folder(path, config)
+    names = [str(name) for name in config.get("architectures") or []]
+    if any(name.endswith("ForImageClassification") for name in names):
+        return _image_classifier(path, names[0], config)
+    if config.get("is_encoder_decoder") or any(name.endswith(_GENERATES) for name in names):
+        size = _parameters(path)
+        return Model(
+            "summarization", f"{names[0] if names else 'a model'} of transformers{size}", path=path, key="transformers"
+        )
+    raise UsageError(
+        f"--model {path}: its config.json says {', '.join(names) or 'no architecture'}; expected an image classifier"
+        " (...ForImageClassification) or a model that writes text (...ForCausalLM, ...ForConditionalGeneration)"
+    )
+
+
+def _timm_folder(path: Path, config: Mapping[str, Any]) -> Model:
+    """A folder as timm saves it for a hub."""
+    wanted = (config.get("pretrained_cfg") or {}).get("input_size")
+    shape: Shape = (wanted[0], wanted[1], wanted[2]) if isinstance(wanted, list) and len(wanted) == 3 else _UNKNOWN
+    n, names = int(config["num_classes"]), tuple(str(name) for name in config.get("label_names") or ())
+    said = f"{config['architecture']} of timm, {described(n, shape)}"
+    return Model("image-classification", said, path=path, key="timm", classes=names, n_classes=n, shape=shape)
+
+
+def _image_classifier(path: Path, name: str, config: Mapping[str, Any]) -> Model:
+    labels = config.get("id2label") or {}
+    classes = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    processor = _json(path / "preprocessor_config.json") or {}
+    size = processor.get("crop_size") if processor.get("do_center_crop") else None
+    size = size or processor.get("size") or config.get("image_size")
+    side = size if isinstance(size, int) else None
+    if isinstance(size, Mapping):
+        side = size.get("height") or size.get("shortest_edge")
+    shape = (int(config.get("num_channels", 3)), side, side)
+    said = f"{name} of transformers, {described(len(classes), shape)}"
+    return Model(
+        "image-classification",
+        said,
+        path=path,
+        key="transformers",
+        classes=classes,
+        n_classes=len(classes) or None,
+        shape=shape,
+    )
+
+
+def _onnx(path: Path) -> Model:
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        raise UsageError(f"--model {path}: reading it needs the package onnx: pip install 'faded[onnx]'") from None
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except (DecodeError, OSError, ValueError) as error:
+        raise UsageError(f"--model {path} is no ONNX file that can be read: {error}") from None
+    held = {tensor.name for tensor in graph.initializer}
+    sizes = [
+        tuple(d.dim_value or None for d in value.type.tensor_type.shape.dim)
+        for value in (*(i for i in graph.input if i.name not in held), *graph.output[:1])
+    ]
+    takes, gives = sizes[0], sizes[-1]
+    if len(takes) != 4 or len(gives) != 2:
+        raise UsageError(
+            f"--model {path}: expected a classifier of pictures, (n, channels, height, width) to (n, classes); found"
+            f" {takes} to {gives}"
+        )
+    last = takes[3] in (1, 3) and takes[1] not in (1, 3)
+    shape = (takes[3], takes[1], takes[2]) if last else takes[1:]
+    ends = {name: node.op_type for node in graph.node for name in node.output}[graph.output[0].name]
+    block = {"outputs": "probabilities" if ends == "Softmax" else "logits", **({"layout": "nhwc"} if last else {})}
+    apart = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer)
+    return Model(
+        "image-classification",
+        f"an ONNX network that answers {block['outputs']}, {described(gives[1], shape)}",
+        block,
+        path,
+        root=path.parent if apart else None,
+        key="onnx",
+        n_classes=gives[1],
+        shape=shape,
+        black_box=True,
+    )
+
+
+def _weights(path: Path, architecture: Callable[[str | None, Callable[[str], None]], str]) -> Model:
+    shapes = weight_shapes(path)
+    name = architecture(guess_architecture(path.stem, shapes), _known)
+    library, _ = library_of(name)
+    heads = [shape for shape in shapes.values() if len(shape) == 2]
+    filters = [shape for shape in shapes.values() if len(shape) == 4]
+    n = heads[-1][0] if heads else None
+    shape = (filters[0][1] if filters else None, None, None)
+    said = f"{name} of {library}, {described(n, shape)}"
+    return Model("image-classification", said, {library: name}, path, key="weights", n_classes=n, shape=shape)
+
+
+def _known(name: str) -> None:
+    library_of(name)
+
+
+def weight_shapes(path: Path) -> Shapes:
+    """Shapes of the tensors of a file, by name; of a .safetensors only its head is read.
+
+    Raises:
+        UsageError: when it cannot be read as tensors alone.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from stages.tasks.classification.sources import read_weights
+
+    if path.suffix != ".safetensors":
+        return {name: tuple(value.shape) for name, value in read_weights(path, "--model").items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"--model {path} is no readable safetensors file: {error}") from None
+
+
+def described(classes: int | None, shape: Sequence[int | None]) -> str:
+    """How many classes, and what pictures: "1000 classes, 224x224, 3 channels"."""
+    parts = [f"{classes:,} classes"] if classes else []
+    if len(shape) == 3 and shape[1] and shape[2]:
+        parts.append(f"{shape[2]}x{shape[1]}")
+    if shape and shape[0]:
+        parts.append(f"{shape[0]} channel{'s' * (shape[0] > 1)}")
+    return ", ".join(parts) or "of unknown size"
+
+
+def _parameters(folder: Path) -> str:
+    """How many parameters its safetensors hold, by their heads alone: the end of a sentence."""
+    files = sorted(folder.glob("*.safetensors"))
+    n = sum(prod(shape) for file in files for shape in weight_shapes(file).values())
+    return f", {n / 1e6:,.1f} million parameters" if n else ""
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {path} is not valid JSON: {error}") from None
+    return data if isinstance(data, dict) else None

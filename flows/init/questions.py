@@ -1,0 +1,131 @@
+"""Answers of a person: each is an option, or asked on a terminal, where a guess is offered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.console import Console
+from rich.prompt import Confirm, Prompt
+
+from stages.errors import UsageError, did_you_mean
+
+Check = Callable[[str], None]
+"""Raises a UsageError where an answer will not do."""
+
+
+class Questions:
+    """What a person is asked, and what they answered.
+
+    An answer is, in this order: the option; what is typed, where there is a terminal; the guess, with `--yes`.
+
+    Args:
+        console: where to ask.
+        options: answers given on the command line, by name; None where there is none.
+        asks: whether there is a terminal to ask on.
+        yes: guesses are taken without asking.
+        before: answers of a run that did not finish; they take the place of guesses.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        options: Mapping[str, str | bool | None],
+        *,
+        asks: bool,
+        yes: bool,
+        before: Mapping[str, str | bool] | None = None,
+    ) -> None:
+        self._console, self._options, self._asks, self._yes = console, options, asks and not yes, yes
+        self._before = before or {}
+        self.answers: dict[str, str | bool] = {}
+
+    def text(self, name: str, question: str, guess: str | None = None, check: Check = lambda _answer: None) -> str:
+        """Ask for a text; on a terminal it is asked again until it will do.
+
+        Args:
+            name: of the option.
+            question: as a person reads it.
+            guess: the default.
+            check: raises a UsageError where an answer will not do.
+
+        Raises:
+            UsageError: when there is no answer, or an option will not do.
+        """
+        earlier = self._before.get(name)
+        guess = earlier if isinstance(earlier, str) else guess
+        given = self._options.get(name)
+        if given is None and self._asks:
+            return self._typed(name, question, guess, check)
+        answer = self._unasked(name, given, guess, f"--{name}", question)
+        check(str(answer))
+        return self._keep(name, str(answer))
+
+    def choice(self, name: str, question: str, choices: Sequence[str], guess: str | None = None) -> str:
+        """Ask for one of some words.
+
+        Raises:
+            UsageError: when there is no answer, or it is none of them.
+        """
+
+        def check(answer: str) -> None:
+            if answer not in choices:
+                raise UsageError(
+                    f"--{name} {answer}: expected one of {', '.join(choices)}{did_you_mean(answer, choices)}"
+                )
+
+        return self.text(name, f"{question} ({', '.join(choices)})", guess, check)
+
+    def confirm(self, name: str, question: str, guess: bool) -> bool:
+        """Ask for yes or no.
+
+        Raises:
+            UsageError: when there is no answer.
+        """
+        earlier = self._before.get(name)
+        guess = earlier if isinstance(earlier, bool) else guess
+        given = self._options.get(name)
+        if given is None and self._asks:
+            answer = Confirm.ask(question, console=self._console, default=guess)
+        else:
+            answer = bool(self._unasked(name, given, guess, f"--{name} or --no-{name}", question))
+        self.answers[name] = answer
+        return answer
+
+    def said(self, name: str) -> str | bool | None:
+        """What the command line says; None for nothing."""
+        return self._options.get(name)
+
+    def go_on(self, question: str) -> bool:
+        """Whether to go on, where somebody can be asked; else yes."""
+        return Confirm.ask(question, console=self._console, default=True) if self._asks else True
+
+    def _typed(self, name: str, question: str, guess: str | None, check: Check) -> str:
+        while True:
+            typed = Prompt.ask(question, console=self._console, default=guess)
+            if typed is None or not typed.strip():
+                self._console.print("an answer is needed", style="yellow")
+                continue
+            try:
+                check(typed.strip())
+            except UsageError as error:
+                self._console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
+                continue
+            return self._keep(name, typed.strip())
+
+    def _unasked(
+        self, name: str, given: str | bool | None, guess: str | bool | None, options: str, question: str
+    ) -> str | bool:
+        if given is not None:
+            return given
+        if guess is None:
+            raise UsageError(f"{question}? There is no terminal to ask on: say {options}")
+        if not self._yes:
+            shown = guess if isinstance(guess, str) else "yes" if guess else "no"
+            raise UsageError(
+                f"{question}? There is no terminal to ask on: say {options}, or --yes to take what was guessed: {shown}"
+            )
+        return guess
+
+    def _keep(self, name: str, answer: str) -> str:
+        self.answers[name] = answer
+        return answer

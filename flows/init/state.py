@@ -1,0 +1,63 @@
+"""What is kept of an `init` that did not finish, so that the next one goes on or starts anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from stages.environment import WORK
+from stages.errors import UsageError
+from stages.files import read_json, write_json
+
+Written = tuple[str, str]  # the lines of an audit under `audits:` and under `repairs:`, "" for no repair
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An audit that was written and is not calibrated yet.
+
+    Args:
+        name: of the audit.
+        answers: what the person answered.
+        written: what params.yaml holds of it: one of these, for a kill may have come before or after the last change.
+    """
+
+    name: str
+    answers: dict[str, str | bool] = field(default_factory=dict)
+    written: tuple[Written, ...] = ()
+
+    def found_in(self, params: str) -> Written | None:
+        """What of it is in the text of params.yaml; None where nothing is, or somebody has changed it."""
+        return next((one for one in self.written if one[0] in params and one[1] in params), None)
+
+
+def remember(workspace: Path, unfinished: Unfinished) -> None:
+    """Keep it, whole or not at all."""
+    path = _path(workspace, unfinished.name)
+    partial = path.with_suffix(".partial")
+    write_json(partial, asdict(unfinished))
+    partial.replace(path)
+
+
+def forget(workspace: Path, name: str) -> None:
+    """It is finished."""
+    _path(workspace, name).unlink(missing_ok=True)
+
+
+def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
+    """Those that the text of params.yaml still holds, the last one first."""
+    folder = workspace / WORK / "init"
+    for path in sorted(folder.glob("*.json"), key=lambda path: -path.stat().st_mtime) if folder.is_dir() else []:
+        try:
+            raw = read_json(path)
+            written = tuple((str(audit), str(repair)) for audit, repair in raw["written"])
+            one = Unfinished(str(raw["name"]), dict(raw["answers"]), written)
+        except (UsageError, KeyError, TypeError, ValueError):  # of another version
+            continue
+        if one.found_in(params) is not None:
+            yield one
+
+
+def _path(workspace: Path, name: str) -> Path:
+    return workspace / WORK / "init" / f"{name}.json"

@@ -1,0 +1,81 @@
+"""What people see of `faded init`: it prints and computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.estimate import duration
+from flows.init.block import Draft, flow
+from flows.init.calibrate import Calibration
+from flows.init.propose import BUDGETS, SEARCH_SECONDS
+from stages.landscape.intervals import Rate
+
+
+def show_seen(console: Console, said: Sequence[str], draft: Draft, workspace: Path) -> None:
+    """What was seen of the model and the data, and what the audit will take of them."""
+    for line in said:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    items = ", ".join(f"{n:,} {split}" for split, n in draft.audit["prepare"]["items"].items())
+    console.print(f"items: {items}", highlight=False)
+    console.print(f"audit: {draft.name}, in {workspace}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_calibration(console: Console, draft: Draft, found: Calibration, *, aimed: bool) -> None:
+    """Each concept with its levels and what it does, whether the range was reached, and what the search will spend.
+
+    Args:
+        console: where to print.
+        draft: as it was written.
+        found: what calibration found.
+        aimed: the budget follows from what a probe takes.
+    """
+    shown = Table(title=f"Concepts of {draft.name}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("concept", "levels", "alone, so many more fail", "verdict"):
+        shown.add_column(column, overflow="fold")
+    for concept in found.screening.concepts:
+        levels = found.levels.get(concept.name)
+        told = "[dim]left out: no effect seen[/]" if levels is None else escape(flow(list(levels)) + concept.unit)
+        effect = f"{_points(concept.alone_fails)} at {concept.alone_at}"
+        shown.add_row(escape(concept.name), told, escape(effect), concept.verdict)
+    console.print(shown)
+    style = "green" if found.screening.settings.holds(found.rate.value) else "yellow"
+    console.print(found.statement, style=style, markup=False, highlight=False, soft_wrap=True)
+    budget, low, high = draft.audit["discover"]["budget"], *BUDGETS
+    aim = f"as many as take about {duration(SEARCH_SECONDS)}, from {low:,} to {high:,}" if aimed else "as you said"
+    console.print(
+        f"search: {budget:,} probes for each explorer ({aim}): {draft.notes['discover']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_absent(console: Console, name: str) -> None:
+    """That nothing can be measured before models or data of a hub are here."""
+    console.print(
+        f"{name} is written to params.yaml, but not calibrated: not everything it needs is here", style="yellow"
+    )
+    console.print(f"next: [bold]faded prefetch {name}[/]   fetch it, where there is a network", highlight=False)
+    console.print("      then the same command as now, which goes on with the calibration", highlight=False)
+
+
+def show_next(console: Console, draft: Draft, *, commits: bool) -> None:
+    """What to do next; without a commit in the repository that comes first, for DVC's curves name one."""
+    name = draft.name
+    keep = "git add --all && git commit"
+    if not commits:
+        console.print(f"\nthis repository has no commit yet, and an audit needs one: {keep}", style="yellow")
+    console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long", highlight=False)
+    console.print(f"      [bold]faded audit {name}[/]   run it", highlight=False)
+    if commits:
+        console.print(f"      {keep}   keep what was written", style="dim", highlight=False)
+
+
+def _points(change: Rate) -> str:
+    value, low, high = (f"{100 * x:+z.0f}" for x in change[:3])
+    return f"{value} points ({low} to {high})"
