@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from itertools import chain
 from typing import Any
@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
-from prefect.task_runners import TaskRunner
+from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
 from flows.approval import GATED, how_to_decide, needs_decision, open_request, settle, waits_for_person
@@ -24,13 +24,14 @@ from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
 from flows.processes import stopping
 from flows.results import record_timings
-from flows.run_stage import StageResult, run_stage
-from flows.runners import local_resources, make_runner, submit_with_resources
+from flows.run_stage import StageResult
+from flows.runners import Job, Runner, chosen, job, open_runner
 from flows.suspend import ask, deployed_run, waiting_elsewhere
 from flows.workspace import exclusive
 from stages.environment import set_defaults
 from stages.errors import Exit, FadedError, InfrastructureError
 from stages.params import Params, load_params
+from stages.params.file import RunnerConfig
 
 # What stages print, for whoever shows it: records carry the stage's name as `stage`.
 STAGE_LOG = logging.getLogger("faded.stages")
@@ -41,6 +42,7 @@ STAGE_LOG.propagate = False
 ALREADY_READ: ContextVar[tuple[Params, Graph] | None] = ContextVar("already_read", default=None)
 
 Futures = dict[str, PrefectFuture[StageResult]]
+Submit = Callable[[Stage, list[PrefectFuture[StageResult]]], PrefectFuture[StageResult]]
 
 
 class AuditFailed(FadedError):
@@ -71,12 +73,13 @@ def _worth_a_retry(_task: Task[..., StageResult], _run: TaskRun, state: State[St
     cache_policy=NO_CACHE,  # DVC owns the cache
     persist_result=False,
 )
-def reproduce(stage: str, gpus: int) -> StageResult:
+def reproduce(stage: str, what: Job, runner: Runner) -> StageResult:
     """Bring one stage up to date.
 
     Args:
         stage: its name in dvc.yaml.
-        gpus: how many it holds meanwhile.
+        what: it, and what it needs.
+        runner: where it runs.
     """
     logger = get_run_logger()
 
@@ -85,21 +88,18 @@ def reproduce(stage: str, gpus: int) -> StageResult:
         if not stopping():  # after Ctrl-C nobody wants to read how stages take it; the log file has it
             STAGE_LOG.info(line, extra={"stage": stage})
 
-    with local_resources(gpus) as env:
-        if stopping():
-            raise InfrastructureError(f"{stage} was not started: the run is being stopped")
-        try:
-            result = run_stage(stage, say, env)
-        except InfrastructureError as error:
-            if not stopping():
-                STAGE_LOG.warning(str(error).splitlines()[0], extra={"stage": stage})
-            raise
-        STAGE_LOG.info(f"{result.outcome} in {result.seconds:.1f} s", extra={"stage": stage, "result": result})
-        return result
+    try:
+        result = runner.run(what, say)
+    except InfrastructureError as error:
+        if not stopping():
+            STAGE_LOG.warning(str(error).splitlines()[0], extra={"stage": stage})
+        raise
+    STAGE_LOG.info(f"{result.outcome} in {result.seconds:.1f} s", extra={"stage": stage, "result": result})
+    return result
 
 
 @flow(name="audit", description=__doc__, persist_result=False)
-def audit(audits: list[str], runner: str = "threads") -> list[StageResult] | State[Any]:
+def audit(audits: list[str], runner: str | None = None) -> list[StageResult] | State[Any]:
     """Run whatever is stale of these audits, and publish what came out.
 
     As a run of a deployment it waits for the workspace, is suspended while a person has to decide, and ends in a
@@ -107,7 +107,7 @@ def audit(audits: list[str], runner: str = "threads") -> list[StageResult] | Sta
 
     Args:
         audits: names under `audits:` in params.yaml.
-        runner: the task runner, see flows/runners.py.
+        runner: where stages run, NAME or NAME=ADDRESS; by default as params.yaml says.
 
     Returns:
         One result a stage that was stale or depends on a stale one; of a deployment's run, its last state.
@@ -119,13 +119,13 @@ def audit(audits: list[str], runner: str = "threads") -> list[StageResult] | Sta
         return _unattended(audits, runner, run)
     with exclusive():
         params, graph = ALREADY_READ.get() or _read()
-        results = _run_stale(params, graph, audits, runner)
+        results = _run_stale(params, graph, audits, chosen(params, runner))
     if any(result.outcome == "failed" for result in results):
         raise AuditFailed(results)
     return results
 
 
-def _unattended(audits: list[str], runner: str, run: FlowRun) -> State[Any]:
+def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[Any]:
     set_defaults()
     logger = get_run_logger()
     try:
@@ -140,7 +140,7 @@ def _unattended(audits: list[str], runner: str, run: FlowRun) -> State[Any]:
             mine = [name for name in audits if name not in skipped]
             if not mine:
                 return Completed(name="Skipped", message="; ".join(skipped.values()))
-            results = _run_to_the_end(params, graph, mine, runner)
+            results = _run_to_the_end(params, graph, mine, chosen(params, runner))
             endings = [_conclude(params, name, results) for name in mine]
     except FadedError as error:
         return _last_state([Ending(", ".join(audits), "broken", " ".join(str(error).split()))], [])
@@ -158,7 +158,7 @@ def _skipped(params: Params, audit: str, run: FlowRun) -> str | None:
     return f"skipped: {audit} waits for a decision since {since} (flow run {other.name}): `faded review {audit}`"
 
 
-def _run_to_the_end(params: Params, graph: Graph, audits: list[str], runner: str) -> list[StageResult]:
+def _run_to_the_end(params: Params, graph: Graph, audits: list[str], runner: RunnerConfig) -> list[StageResult]:
     """Run these audits, each suspended at its gate until it is decided, and what follows it once it is."""
     results: dict[str, StageResult] = {}
     while True:
@@ -205,16 +205,26 @@ def _notify(ending: Ending) -> None:
         notify(ending.kind, ending.audit, ending.text)
 
 
-def _run_stale(params: Params, graph: Graph, audits: list[str], runner: str) -> list[StageResult]:
+def _run_stale(params: Params, graph: Graph, audits: list[str], runner: RunnerConfig) -> list[StageResult]:
     todo = graph.to_do(audits)
     results = []
     if todo:
-        with make_runner(runner, max(stage.gpus for stage in todo)) as task_runner:
-            results = _run(params, graph, todo, task_runner)
+        with open_runner(runner, max(stage.gpus for stage in todo)) as place, _threads() as threads:
+
+            def submit(stage: Stage, wait_for: list[PrefectFuture[StageResult]]) -> PrefectFuture[StageResult]:
+                what = job(runner, stage.name, stage.gpus)
+                return threads.submit(reproduce, {"stage": stage.name, "what": what, "runner": place}, wait_for)
+
+            results = _run(params, graph, todo, submit)
     record_timings(results)
     for name in audits:
         publish_artifacts(params, name)
     return results
+
+
+def _threads() -> ThreadPoolTaskRunner[Any]:
+    """Threads without limit: they only wait, for what is upstream or for the end of their stage."""
+    return ThreadPoolTaskRunner()
 
 
 def _read() -> tuple[Params, Graph]:
@@ -230,11 +240,11 @@ def gated(params: Params, graph: Graph, todo: Iterable[Stage]) -> dict[str, list
     return {gate.audit: graph.downstream([gate.name]).among(todo) for gate in gates}
 
 
-def _run(params: Params, graph: Graph, todo: list[Stage], runner: TaskRunner) -> list[StageResult]:
+def _run(params: Params, graph: Graph, todo: list[Stage], submit: Submit) -> list[StageResult]:
     behind_gate = gated(params, graph, todo)
     held = {stage.name for stages in behind_gate.values() for stage in stages}
     futures: Futures = {}
-    _submit(runner, (stage for stage in todo if stage.name not in held), futures)
+    _submit(submit, (stage for stage in todo if stage.name not in held), futures)
 
     # An audit whose landscape is still to come is asked when it is there, whichever comes first.
     landscapes = {futures[name]: audit for audit in behind_gate if (name := f"summarize@{audit}") in futures}
@@ -248,7 +258,7 @@ def _run(params: Params, graph: Graph, todo: list[Stage], runner: TaskRunner) ->
             STAGE_LOG.warning(told, extra={"stage": f"{GATED}@{name}"})
             waiting += [StageResult(stage=stage.name, outcome="waiting", message=told) for stage in behind_gate[name]]
         else:
-            _submit(runner, behind_gate[name], futures)
+            _submit(submit, behind_gate[name], futures)
     results = {result.stage: result for result in [*_collect(futures), *waiting]}
     return [results.get(stage.name, StageResult(stage=stage.name, outcome="not reached")) for stage in todo]
 
@@ -258,15 +268,9 @@ def _is_complete(future: PrefectFuture[StageResult]) -> bool:
     return future.state.is_completed()
 
 
-def _submit(runner: TaskRunner, stages: Iterable[Stage], futures: Futures) -> None:
+def _submit(submit: Submit, stages: Iterable[Stage], futures: Futures) -> None:
     for stage in stages:
-        futures[stage.name] = submit_with_resources(
-            runner,
-            reproduce,
-            gpus=stage.gpus,
-            parameters={"stage": stage.name},
-            wait_for=[futures[name] for name in stage.upstream if name in futures],
-        )
+        futures[stage.name] = submit(stage, [futures[name] for name in stage.upstream if name in futures])
 
 
 def _collect(futures: Futures) -> list[StageResult]:

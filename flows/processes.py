@@ -23,6 +23,7 @@ TOKEN = "FADED_CHILD"  # in the environment of a child and of all it starts: tel
 _GRACE = 5.0  # seconds a stage has to end by itself after Ctrl-C
 
 _groups: dict[int, bool] = {}  # process group -> whether Ctrl-C ends it
+_names: dict[int, str] = {}  # process group -> what its record is called
 _stopping = threading.Event()
 
 
@@ -37,7 +38,9 @@ def child(
     records: Path = RECORDS,
     pass_fds: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run `python -m COMMAND...` in its own process group; when the block ends the whole group is gone.
+    """Run `python -P -m COMMAND...` in its own process group; when the block ends the whole group is gone.
+
+    -P, because a folder `flows` of a user's own must not take the place of this package.
 
     Args:
         name: what the record of it is called; the next run reads it if this one is killed.
@@ -50,7 +53,7 @@ def child(
     """
     token = uuid.uuid4().hex
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.child", str(os.getpid()), *command],
+        [sys.executable, "-P", "-m", "flows.child", str(os.getpid()), *command],
         env={**env, TOKEN: token},
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -63,7 +66,7 @@ def child(
     record = records / f"{name}.json"
     records.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"group": process.pid, "token": token}))
-    _groups[process.pid] = interruptible
+    _groups[process.pid], _names[process.pid] = interruptible, name
     # If the leader dies alone, what it started would hold the pipe open for ever: end the group as soon as it does.
     watcher = threading.Thread(target=_end_with_leader, args=(process.pid,), daemon=True)
     watcher.start()
@@ -74,6 +77,7 @@ def child(
         watcher.join()
         process.wait()
         _groups.pop(process.pid, None)
+        _names.pop(process.pid, None)
         record.unlink(missing_ok=True)
 
 
@@ -91,6 +95,12 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 def _interrupt(number: signal.Signals) -> None:
     for group in [group for group, interruptible in list(_groups.items()) if interruptible]:
         _signal_group(group, number)
+
+
+def end_child(name: str) -> None:
+    """End a child of this process, if it has one of that name."""
+    for group in [group for group, named in list(_names.items()) if named == name]:
+        _signal_group(group, signal.SIGKILL)
 
 
 def stopping() -> bool:

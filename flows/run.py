@@ -18,6 +18,7 @@ from flows.estimate import estimate
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
 from flows.results import read_verdict
+from flows.runners import chosen
 from flows.views import show_run, show_verdict
 from flows.workspace import exclusive
 from stages.errors import Exit, FadedError, InfrastructureError
@@ -29,8 +30,14 @@ if TYPE_CHECKING:
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")
 
 
-def run_audits(params: Params, audits: list[str], runner: str, console: Console) -> Exit:
+def run_audits(params: Params, audits: list[str], runner: str | None, console: Console) -> Exit:
     """Bring audits up to date and print how they ended.
+
+    Args:
+        params: of the workspace.
+        audits: names of audits.
+        runner: where stages run, NAME or NAME=ADDRESS; by default as params.yaml says.
+        console: where it is told.
 
     Returns:
         PASS, or GATE_FAILED when a gate of any audit failed or could not be judged.
@@ -38,6 +45,7 @@ def run_audits(params: Params, audits: list[str], runner: str, console: Console)
     Raises:
         FadedError: when a stage failed, after the summary was printed.
     """
+    chosen(params, runner)  # a wrong one is told at once, not when something is stale
     with exclusive():
         for line in heal():
             console.print(f"healed: {line}", highlight=False)
@@ -68,7 +76,7 @@ def _only_waits(params: Params, audit: str, todo: list[Stage]) -> bool:
     return own[:1] == [GATED] and needs_decision(params, audit) is not None
 
 
-def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str, console: Console) -> Exit:
+def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | None, console: Console) -> Exit:
     import httpx
 
     from flows.server import start_prefect_api
@@ -78,10 +86,8 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str, cons
     # While the server starts:
     from flows.audit import ALREADY_READ, STAGE_LOG, AuditFailed, audit
     from flows.processes import stopping_on_signals
-    from flows.runners import check_runner
     from stages.check import check_audits
 
-    check_runner(runner)
     check_audits(params, audits)
 
     known = ALREADY_READ.set((params, graph))

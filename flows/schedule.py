@@ -41,7 +41,7 @@ definitions:
     concurrency_limit: {limit: 1, collision_strategy: ENQUEUE}
     work_pool:
       name: faded
-      job_variables: {command: python -m flows.engine, env: {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: "30"}}
+      job_variables: {command: python -P -m flows.engine, env: {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: "30"}}
 
 deployments: []
 """
@@ -235,7 +235,7 @@ def _deploy(names: Sequence[str]) -> None:
     """As a person who knows Prefect would: the file is read by Prefect itself."""
     from prefect.settings import get_current_settings
 
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy"]
+    command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy"]
     for name in names:
         command += ["--name", name]
     env = {**stage_environment(), "PREFECT_API_URL": get_current_settings().api.url or "", "COLUMNS": "200"}

@@ -16,7 +16,7 @@ from flows.artifacts import key, verdict_markdown
 from flows.results import read_verdict
 from flows.run import run_audits, show_verdicts
 from flows.run_stage import run_stage
-from flows.runners import Slots, make_runner
+from flows.runners.devices import Slots
 from stages.errors import BugError, Exit, FadedError, InfrastructureError, RejectedError, UsageError
 from stages.params import load_params
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
@@ -316,12 +316,10 @@ def test_a_gpu_is_given_to_one_stage_at_a_time():
     assert max(at_once) == 2
 
 
-def test_unknown_runners_and_missing_gpus_are_refused(monkeypatch):
-    with pytest.raises(UsageError, match="no runner 'slurm', found: threads"):
-        make_runner("slurm")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(UsageError, match="asks for 2 GPU"):
-        make_runner("threads", gpus=2)
+def test_an_unknown_runner_is_refused_even_when_nothing_is_stale(first, monkeypatch):
+    monkeypatch.chdir(first[0].path)
+    with pytest.raises(UsageError, match="no runner 'slurm', found: threads, dask, ray"):
+        run_audits(load_params(), ["tiny"], "slurm", Console(file=io.StringIO()))
 
 
 def test_artifact_keys_are_as_prefect_wants_them():

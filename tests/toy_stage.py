@@ -1,9 +1,11 @@
 """A stage that stands in for a real one: it writes every output dvc.yaml declares, from a digest of what it read.
 
 What it does beside that is told by toy.json in the workspace, which is no dependency: {"discover@tiny": {"exit": 2,
-"sleep": 1.0, "kill_first": 1, "passed": false}}. Every execution is recorded in executed.txt.
+"sleep": 1.0, "until": "a file is there", "kill_first": 1, "passed": false}}. Every execution is recorded in
+executed.txt, those that come to an end also in spans.jsonl, with the times and the GPUs they were given.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -36,13 +38,22 @@ def content(path: Path) -> bytes:
     return b"".join(p.read_bytes() for p in files if "__pycache__" not in p.parts)
 
 
+def record_span(begin: float) -> None:
+    span = {"stage": f"{KIND}@{AUDIT}", "begin": begin, "end": time.time()}
+    with Path("spans.jsonl").open("a") as spans:
+        spans.write(json.dumps(span | {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}) + "\n")
+
+
 def main() -> None:
     die_with_parent()
+    atexit.register(record_span, time.time())
     with Path("executed.txt").open("a") as record:
         record.write(f"{KIND}@{AUDIT}\n")
     told = json.loads(Path("toy.json").read_text()).get(f"{KIND}@{AUDIT}", {}) if Path("toy.json").exists() else {}
     print(f"toy {KIND} of {AUDIT} at work", flush=True)
     time.sleep(told.get("sleep", 0))
+    while "until" in told and not Path(told["until"]).exists():
+        time.sleep(0.05)
     attempts = Path(f".faded/attempts-{KIND}-{AUDIT}")
     attempts.parent.mkdir(exist_ok=True)
     tried = int(attempts.read_text()) if attempts.exists() else 0

@@ -17,10 +17,9 @@ import yaml
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
 from benchmarks.study.measure import Clock, Truth, landscape_quality, search_quality, unseen_quality
 from stages.command import stage_main
-from stages.environment import die_with_parent, set_defaults
+from stages.environment import die_with_parent, set_defaults, torch_threads
 from stages.errors import UsageError
 from stages.explorers import Prober, make_explorer
-from stages.explorers.prober import torch_threads
 from stages.files import content_hash, scratch
 from stages.progress import progress
 from stages.provenance import versions

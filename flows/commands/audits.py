@@ -19,8 +19,15 @@ def audit(
     all_: All = False,
     preset: Preset = None,
     runner: Annotated[
-        str, typer.Option("--runner", envvar="FADED_RUNNER", help="Where stages run: threads (of this machine).")
-    ] = "threads",
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--runner",
+            envvar="FADED_RUNNER",
+            metavar="NAME[=ADDRESS]",
+            help="Where stages run: threads, dask or ray, or one of the latter at an address.",
+            show_default="runner: of params.yaml",
+        ),
+    ] = None,
 ) -> None:
     """Run what is stale of an audit, and end with its verdict and the path of its report.
 

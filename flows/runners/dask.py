@@ -1,0 +1,207 @@
+"""Stages on a Dask cluster: GPUs are a resource `GPU` that workers declare; which devices, each worker says itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from tempfile import mkdtemp
+from typing import Any
+
+import dask
+import distributed
+from distributed import Client, Nanny, Scheduler, SpecCluster, get_worker
+from distributed.security import Security
+
+from flows.processes import end_child, stopping
+from flows.run_stage import StageResult, child_name
+from flows.runners import POLL, Job, Say, too_few
+from flows.runners.devices import MASK, Slots, visible_gpus
+from flows.runners.reaper import reaped
+from flows.runners.threads import stages_at_once
+from flows.runners.work import work
+from stages.errors import FadedError, InfrastructureError
+from stages.params.file import RunnerConfig
+
+GPU = "GPU"  # the resource, as in Dask's own documents
+# No dashboard; what is served in its place (health, metrics) would listen on all interfaces.
+_LOOPBACK = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+_SETTINGS = {
+    # One attempt a submission: what is tried again, how often and when, Prefect says, and tells people.
+    "distributed.scheduler.allowed-failures": 0,
+    # A nanny's default is one thread for OpenMP and BLAS, which the stages would inherit.
+    "distributed.nanny.pre-spawn-environ": {},
+    "distributed.logging": {"distributed": "critical"},
+    "distributed.comm.timeouts.connect": "10s",
+}
+
+
+class Dask:
+    """Sends stages to a cluster."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def run(self, job: Job, say: Say) -> StageResult:
+        """Submit the stage, pass on what it says, and wait for its end."""
+        name = f"{job.stage}-{uuid.uuid4().hex}"
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._client.subscribe_topic(name, lambda event: lines.put(event[1]))
+        future = self._client.submit(
+            _on_worker,
+            job,
+            name,
+            key=name,
+            resources={GPU: job.gpus} if job.gpus else None,
+            # A stage without GPUs leaves the workers with GPUs to the others, as long as there are such without.
+            workers=None if job.gpus else (self._without_gpus() or None),
+            allow_other_workers=not job.gpus and bool(self._without_gpus()),
+        )
+        future.add_done_callback(lambda _: lines.put(None))
+        try:
+            for line in self._until_done(lines, job):
+                say(line)
+            ended = future.result()
+        except FadedError:
+            raise
+        except distributed.KilledWorker:
+            raise InfrastructureError(f"{job.stage}: the worker that ran it died") from None
+        except Exception as error:  # the scheduler died, or the worker's Faded is another one
+            raise InfrastructureError(f"{job.stage}: Dask: {type(error).__name__}: {error}") from error
+        finally:
+            with contextlib.suppress(Exception):  # a scheduler that is gone needs not be told
+                future.cancel()
+                self._client.unsubscribe_topic(name)
+        if isinstance(ended, FadedError):
+            raise ended
+        return ended
+
+    def _until_done(self, lines: queue.SimpleQueue[str | None], job: Job) -> Iterator[str]:
+        while True:
+            try:
+                line = lines.get(timeout=POLL)
+            except queue.Empty:
+                if stopping():
+                    raise InfrastructureError(f"{job.stage} was ended: the run is being stopped") from None
+                if self._client.status in ("closed", "closing"):
+                    raise InfrastructureError(f"{job.stage}: the Dask scheduler is gone") from None
+                continue
+            if line is None:
+                return
+            yield line
+
+    def _without_gpus(self) -> list[str]:
+        return [address for address, worker in _workers(self._client).items() if not worker["resources"].get(GPU)]
+
+
+def _workers(client: Client) -> dict[str, Any]:
+    return client.scheduler_info(n_workers=-1)["workers"]
+
+
+@contextlib.contextmanager
+def opened(config: RunnerConfig, gpus: int) -> Iterator[Dask]:
+    """See `flows.runners.open_runner`."""
+    with contextlib.ExitStack() as life:
+        life.enter_context(dask.config.set(_SETTINGS))
+        where = config.address or life.enter_context(_local(config, gpus))
+        try:
+            client = life.enter_context(Client(where, set_as_default=False, timeout=10))
+        except (OSError, TimeoutError, ValueError) as error:
+            raise InfrastructureError(f"no Dask scheduler answers at {where}: {error}") from None
+        if config.address is None:
+            client.register_plugin(_LeavesSignalsToTheRun())
+        found = {address: int(worker["resources"].get(GPU, 0)) for address, worker in _workers(client).items()}
+        if not found:
+            raise InfrastructureError(f"the Dask scheduler at {where} has no workers")
+        if gpus > max(found.values()):
+            declared = ", ".join(f"{address}: {n}" for address, n in found.items())
+            raise too_few(gpus, f"Dask's workers declare ({declared}); `dask worker --resources GPU=1` declares one")
+        yield Dask(client)
+
+
+class _LeavesSignalsToTheRun(distributed.WorkerPlugin):
+    """Ctrl-C in a terminal reaches workers of this machine, too; it is for the run to end them."""
+
+    def setup(self, worker: distributed.Worker) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _local(config: RunnerConfig, most: int) -> Iterator[SpecCluster]:
+    """A cluster of this machine: a process for each stage that may run at once, on loopback, behind its own keys.
+
+    GPUs are divided among workers of their own, as many to each as the largest stage asks for.
+    """
+    ids = visible_gpus(config.gpus) if most or config.gpus else []
+    if most > len(ids):
+        raise too_few(most, f"this machine has {len(ids)}")
+    security = Security.temporary()
+    common = {"nthreads": 1, "memory_limit": 0, "security": security, **_LOOPBACK}
+    common["silence_logs"] = logging.CRITICAL
+    shares = [ids[i : i + max(1, most)] for i in range(0, len(ids), max(1, most))]
+    scratch = mkdtemp(prefix="faded-dask-")
+    with reaped(scratch):
+        common["local_directory"] = scratch
+        workers: dict[str, Any] = {f"cpu-{i}": common for i in range(config.workers or stages_at_once())}
+        for i, share in enumerate(shares):
+            own = {"nthreads": len(share), "resources": {GPU: len(share)}, "env": {MASK: ",".join(share)}}
+            workers[f"gpu-{i}"] = {**common, **own}
+        cluster = SpecCluster(
+            workers={name: {"cls": Nanny, "options": options} for name, options in workers.items()},
+            scheduler={
+                "cls": Scheduler,
+                "options": {"port": 0, "security": security, **_LOOPBACK},
+            },
+            security=security,
+            silence_logs=False,
+        )
+        with cluster:
+            yield cluster
+
+
+_slots: Slots | None = None
+_making = threading.Lock()
+
+
+def _own_slots(worker: distributed.Worker) -> Slots:
+    """The devices of this worker process, for its threads to share."""
+    global _slots  # noqa: PLW0603
+    with _making:
+        if _slots is None:
+            _slots = Slots(worker.state.nthreads, visible_gpus(int(worker.state.total_resources.get(GPU, 0))))
+        return _slots
+
+
+def _on_worker(job: Job, topic: str) -> StageResult | FadedError:
+    worker = get_worker()
+    slots = _own_slots(worker)
+    if job.gpus > len(slots.gpus):
+        return InfrastructureError(
+            f"{job.stage}: worker {worker.address} declares more GPUs than its {MASK} names ({', '.join(slots.gpus)})"
+        )
+    with slots.hold(job.gpus) as devices, _ended_when_unwanted(worker, topic, job):
+        return work(job, devices, lambda line: worker.log_event(topic, line))
+
+
+@contextlib.contextmanager
+def _ended_when_unwanted(worker: distributed.Worker, key: str, job: Job) -> Iterator[None]:
+    """End the stage when nobody waits for it any more: the run was stopped or killed. Dask lets its thread go on."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(POLL):
+            task = worker.state.tasks.get(key)
+            if task is None or task.state in ("cancelled", "released", "forgotten"):
+                end_child(child_name(job.stage))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()

@@ -1,0 +1,164 @@
+"""Stages on a Ray cluster: Ray gives out GPUs by `num_gpus` and says which."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from tempfile import mkdtemp
+from typing import Any
+
+from flows.processes import stopping
+from flows.run_stage import StageResult
+from flows.runners import POLL, Job, Say, too_few
+from flows.runners.devices import visible_gpus
+from flows.runners.reaper import reaped
+from flows.runners.threads import stages_at_once
+from flows.runners.work import work
+from stages.errors import FadedError, InfrastructureError, UsageError
+from stages.params.file import RunnerConfig
+
+_STORE = 100_000_000  # bytes of shared memory: only lines travel through it
+_SETTINGS = {  # read by Ray when it is imported
+    "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what a stage without GPUs sees, `work` says
+}
+
+
+class Ray:
+    """Sends stages to a cluster."""
+
+    def run(self, job: Job, say: Say) -> StageResult:
+        """Submit the stage, pass on what it says, and wait for its end."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        # Prefect retries, and tells people; Ray would do so in silence.
+        on_worker = ray.remote(num_returns="streaming", max_retries=0)(_on_worker)
+        stream: Any = on_worker.options(
+            name=job.stage,
+            num_gpus=job.gpus,
+            # A stage with GPUs takes no place of those without, so both go on side by side.
+            num_cpus=0 if job.gpus else 1,
+        ).remote(job)
+        try:
+            for item in self._items(stream, job):
+                if isinstance(item, str):
+                    say(item)
+                elif isinstance(item, FadedError):
+                    raise item
+                else:
+                    return item
+        except RayTaskError as error:
+            raise InfrastructureError(f"{job.stage}: Ray: {error.cause}") from error
+        except RayError as error:
+            why = " ".join(str(error).split())[:300]
+            raise InfrastructureError(f"{job.stage}: the worker that ran it died ({why})") from None
+        raise InfrastructureError(f"{job.stage}: its worker did not say how it ended")
+
+    def _items(self, stream: Any, job: Job) -> Iterator[Any]:
+        import ray
+
+        while True:
+            ready, _ = ray.wait([stream], timeout=POLL)
+            if ready:
+                try:
+                    reference = next(stream)
+                except StopIteration:
+                    return
+                yield ray.get(reference)
+            elif stopping():
+                ray.cancel(stream, force=True)  # ends the worker, with which the stage ends
+                raise InfrastructureError(f"{job.stage} was ended: the run is being stopped")
+
+
+def _on_worker(job: Job) -> Iterator[Any]:
+    """Yield the lines of the stage, then how it ended."""
+    import ray
+
+    items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    devices = [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
+    # The stage's parent is this thread, not the main one: it goes on while the generator is asked for its next item.
+    thread = threading.Thread(target=lambda: items.put(work(job, devices, items.put)), daemon=True)
+    thread.start()
+    while isinstance(item := items.get(), str):
+        yield item
+    yield item
+
+
+@contextlib.contextmanager
+def opened(config: RunnerConfig, gpus: int) -> Iterator[Ray]:
+    """See `flows.runners.open_runner`."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if config.address is None:
+        # Whoever reaches a cluster runs code as this user: not without this token.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    with contextlib.ExitStack() as life:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+        try:
+            with _own_signals():
+                if config.address is None:
+                    _init_local(config, gpus, quiet, life)
+                else:
+                    _init_at(config.address, quiet)
+        except FadedError:
+            raise
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InfrastructureError(f"Ray did not start: {error}") from error
+        life.callback(ray.shutdown)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        found = {node["NodeManagerAddress"]: int(node["Resources"].get("GPU", 0)) for node in nodes}
+        if gpus > max(found.values()):
+            raise too_few(gpus, "Ray's nodes have " + ", ".join(f"{node}: {n}" for node, n in found.items()))
+        yield Ray()
+
+
+def _init_local(config: RunnerConfig, most: int, quiet: dict[str, Any], life: contextlib.ExitStack) -> None:
+    ids = visible_gpus(config.gpus) if most or config.gpus else []
+    if most > len(ids):
+        raise too_few(most, f"this machine has {len(ids)}")
+    scratch = mkdtemp(prefix="faded-ray-")
+    life.enter_context(reaped(scratch))
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=config.workers or stages_at_once(),
+        num_gpus=len(ids),
+        object_store_memory=_STORE,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=scratch,
+        **quiet,
+    )
+
+
+def _init_at(address: str, quiet: dict[str, Any]) -> None:
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"runner ray: expected HOST:PORT of a cluster's head (often port 6379), run on one of its nodes; found "
+            f"{address!r}, the address of Ray Client, which cannot pass on what stages say"
+        )
+    import ray
+
+    ray.init(address=address, **quiet)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep Ray from replacing what SIGTERM does: it would end the process before its stages."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,49 @@
+"""Ends what is left of a cluster when the run that started it is killed: `python -m flows.runners.reaper FOLDER`.
+
+Ray's own agents outlive it then. They change what their command lines and environments look like, but all of a
+cluster's processes hold log files in its folder open, whose name is random.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psutil
+
+
+@contextlib.contextmanager
+def reaped(folder: str) -> Iterator[None]:
+    """End the processes that hold files in a folder open, and remove it: after the block, or when this process dies."""
+    command = [sys.executable, "-m", "flows.runners.reaper", folder]
+    # In a session of its own: Ctrl-C is not for it. The kernel closes its stdin when this process is gone.
+    reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        reaper.communicate()
+
+
+def main() -> None:
+    """Wait for the end of stdin, then do it."""
+    folder = sys.argv[1]
+    sys.stdin.read()
+    while found := [process for process in psutil.process_iter() if _holds(process, folder)]:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=10)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _holds(process: psutil.Process, folder: str) -> bool:
+    with contextlib.suppress(psutil.Error, OSError):
+        return any(file.path.startswith(f"{folder}/") for file in process.open_files())
+    return False
+
+
+if __name__ == "__main__":
+    main()

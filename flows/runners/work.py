@@ -1,0 +1,61 @@
+"""What a worker of a cluster does with a stage."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flows.machines import run_there
+from flows.run_stage import StageResult, run_stage
+from flows.runners import Job, Say
+from flows.runners.devices import MASK
+from stages.environment import set_defaults
+from stages.errors import FadedError, InfrastructureError
+
+_threads = 0  # of this process that run stages
+_changed = threading.Condition()
+
+
+def work(job: Job, devices: Sequence[str], say: Say) -> StageResult | FadedError:
+    """Run a stage in its workspace.
+
+    Args:
+        job: the stage.
+        devices: ids of the GPUs it is given. Without any it sees none: those of a cluster are somebody else's.
+        say: called with each line it prints.
+
+    Returns:
+        How it ended; an error that people are to read as a value, for the libraries wrap and print what is raised.
+    """
+    set_defaults()
+    try:
+        if job.shipment is not None:
+            return run_there(job.shipment, say, {MASK: ",".join(devices)})
+        with _inside(job.workspace):
+            return run_stage(job.stage, say, {MASK: ",".join(devices)})
+    except FadedError as error:
+        return error
+
+
+@contextlib.contextmanager
+def _inside(workspace: str) -> Iterator[None]:
+    """Be in the workspace: the current folder belongs to the process, so threads for another workspace wait."""
+    global _threads  # noqa: PLW0603
+    if not Path(workspace, "dvc.yaml").is_file():
+        raise InfrastructureError(
+            f"worker on {os.uname().nodename} sees no workspace {workspace}: `runner: {{workspace: ...}}` in "
+            "params.yaml says where its own is, if it does not share this machine's files"
+        )
+    with _changed:
+        _changed.wait_for(lambda: _threads == 0 or str(Path.cwd()) == workspace)
+        os.chdir(workspace)
+        _threads += 1
+    try:
+        yield
+    finally:
+        with _changed:
+            _threads -= 1
+            _changed.notify_all()

@@ -1,0 +1,307 @@
+"""Stages on Dask and Ray, with GPUs that are only declared: who runs when, on which device, and what a kill does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pydantic import ValidationError
+
+import flows.runners
+from flows.runners import Job, Runner, chosen, open_runner
+from flows.runners.devices import visible_gpus
+from stages.errors import InfrastructureError, UsageError
+from stages.params import load_params
+from stages.params.file import RunnerConfig
+from tests.test_kill import all_gone, family, running
+from tests.workspace import Workspace, audit_params, make_workspace
+
+MASK = ("4", "GPU-ab12cd")  # of the process that starts the cluster: stages get these and no others
+AUDITS = ("a", "b", "c", "d", "e", "f")
+KINDS = [
+    pytest.param(kind, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed"))
+    for kind, package in (("dask", "distributed"), ("ray", "ray"))
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def place(request) -> Iterator[Runner]:
+    """A cluster of this machine with two GPUs and places for two stages without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", ",".join(MASK))
+        with open_runner(RunnerConfig(kind=request.param, workers=2, gpus=2), gpus=1) as runner:
+            yield runner
+
+
+@pytest.fixture(scope="module")
+def _many(tmp_path_factory) -> Workspace:
+    return make_workspace(
+        tmp_path_factory.mktemp("many") / "toys", dict.fromkeys(AUDITS, audit_params()), {}, toys=True
+    )
+
+
+@pytest.fixture
+def many(_many, tmp_path) -> Workspace:
+    return _many.copy(tmp_path / "toys")
+
+
+def spans(toys: Workspace) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (toys.path / "spans.jsonl").read_text().splitlines()]
+
+
+def together(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one["begin"] < other["end"] and other["begin"] < one["end"]
+
+
+def at_most_at_once(those: list[dict[str, Any]]) -> int:
+    return max(sum(other["begin"] <= span["begin"] < other["end"] for other in those) for span in those)
+
+
+def assert_gpus_are_shared_out(recorded: list[dict[str, Any]], devices: tuple[str, ...]) -> None:
+    """Never two stages on a device, and stages without one beside those with."""
+    with_gpu = [span for span in recorded if span["gpus"]]
+    without = [span for span in recorded if not span["gpus"]]
+    assert {span["gpus"] for span in with_gpu} == set(devices)
+    assert at_most_at_once(with_gpu) == len(devices)
+    for device in devices:
+        assert at_most_at_once([span for span in with_gpu if span["gpus"] == device]) == 1
+    assert {span["gpus"] for span in without} == {""}  # they see no GPU at all
+    assert any(together(span, other) for span in without for other in with_gpu)
+
+
+def wait_for_toys(toys: Workspace, number: int) -> set[str]:
+    """Wait until so many stages have begun, and say which."""
+    deadline, record = time.monotonic() + 60, toys.path / "executed.txt"
+    while len(begun := set(record.read_text().split() if record.exists() else [])) < number:
+        assert time.monotonic() < deadline, begun
+        time.sleep(0.05)
+    return begun
+
+
+def test_stages_get_the_gpus_they_ask_for_and_others_go_on_beside_them(place, many):
+    many.toy(**{f"prepare__{audit}": {"until": "go"} for audit in AUDITS})
+    said: dict[str, list[str]] = {audit: [] for audit in AUDITS}
+
+    def run(audit: str) -> str:
+        me = threading.get_ident()
+
+        def say(line: str) -> None:
+            assert threading.get_ident() == me
+            said[audit].append(line)
+
+        return place.run(Job(f"prepare@{audit}", int(audit in "abcd"), str(many.path)), say).outcome
+
+    with ThreadPoolExecutor(len(AUDITS)) as threads:
+        ended = threads.map(run, AUDITS)
+        at_work = wait_for_toys(many, 4)
+        time.sleep(1)  # for whoever comes in spite of all
+        assert at_work == set((many.path / "executed.txt").read_text().split())
+        assert {"prepare@e", "prepare@f"} < at_work
+        (many.path / "go").touch()
+        assert list(ended) == ["ran"] * len(AUDITS)
+    assert said == {audit: [f"toy prepare of {audit} at work"] for audit in AUDITS}
+    recorded = spans(many)
+    assert {span["stage"] for span in recorded if span["gpus"]} == {f"prepare@{audit}" for audit in "abcd"}
+    assert_gpus_are_shared_out(recorded, MASK)
+
+
+def test_what_a_stage_says_of_its_input_comes_back_as_itself(place, toys):
+    toys.toy(prepare__tiny={"exit": 2})
+    with pytest.raises(UsageError, match="prepare was told to exit with 2"):
+        place.run(Job("prepare@tiny", 1, str(toys.path)), lambda line: None)
+
+
+def test_a_workspace_the_worker_does_not_see_is_told(place, tmp_path):
+    with pytest.raises(InfrastructureError, match="sees no workspace"):
+        place.run(Job("prepare@tiny", 0, str(tmp_path)), lambda line: None)
+
+
+def worker_of(stage: psutil.Process) -> psutil.Process:
+    """The worker process that runs a stage: the parent of the first one that is ours."""
+    ours = [process for process in stage.parents() if "flows.child" in " ".join(process.cmdline())]
+    return ours[-1].parent()
+
+
+def test_when_its_worker_is_killed_the_stage_ends_and_runs_again_elsewhere(place, toys):
+    toys.toy(prepare__tiny={"sleep": 600})
+    job = Job("prepare@tiny", 1, str(toys.path))
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(place.run, job, lambda line: None)
+        stage = running("-m stages.prepare", toys)
+        worker_of(stage).kill()
+        with pytest.raises(InfrastructureError, match="the worker that ran it died"):
+            future.result(timeout=60)
+    assert all_gone([stage])
+    toys.toy()
+    assert place.run(job, lambda line: None).outcome == "ran"
+    assert toys.executed() == ["prepare@tiny"] * 2
+
+
+def test_a_mask_is_kept_to(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-ab12cd,-1")
+    assert visible_gpus() == ["4", "GPU-ab12cd"]
+    assert visible_gpus(1) == ["4"]
+    assert visible_gpus(3) == ["4", "GPU-ab12cd"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus(2) == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus(2) == ["0", "1"]
+
+
+def test_the_option_comes_before_the_environment_and_that_before_params(toys, monkeypatch):
+    toys.write_params({**toys.params(), "runner": {"kind": "dask", "gpus": 2, "remote": "store"}})
+    params = load_params(toys.path / "params.yaml")
+    monkeypatch.delenv("FADED_RUNNER", raising=False)
+    assert chosen(params, None) == params.runner
+    assert chosen(params, "dask") == params.runner  # what is said of it beside its kind holds
+    assert chosen(params, "threads") == RunnerConfig(kind="threads")
+    there = chosen(params, "dask=tcp://127.0.0.1:8786")
+    assert (there.address, there.gpus, there.remote) == ("tcp://127.0.0.1:8786", None, "store")
+    monkeypatch.setenv("FADED_RUNNER", "ray")
+    assert chosen(params, None).kind == "ray"
+    assert chosen(params, "threads").kind == "threads"
+
+
+def test_a_wrong_runner_is_refused_with_what_there_is(toys, monkeypatch):
+    params = load_params(toys.path / "params.yaml")
+    with pytest.raises(UsageError, match="no runner 'rya', found: threads, dask, ray, did you mean 'ray'"):
+        chosen(params, "rya")
+    with pytest.raises(UsageError, match="threads have no address"):
+        chosen(params, "threads=127.0.0.1:1")
+    with pytest.raises(ValidationError, match="gpus: a cluster at an address says itself what it has"):
+        RunnerConfig.model_validate({"kind": "ray", "address": "127.0.0.1:6379", "gpus": 1})
+    monkeypatch.setattr(flows.runners, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'faded\[dask\]'"):
+        chosen(params, "dask")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_address_where_nobody_answers_is_told_at_once(kind):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with (
+        pytest.raises(InfrastructureError, match=f"nobody answers at 127.0.0.1:{port}"),
+        open_runner(RunnerConfig(kind=kind, address=f"127.0.0.1:{port}")),
+    ):
+        pass
+    with pytest.raises(UsageError, match="HOST:PORT"), open_runner(RunnerConfig(kind=kind, address="somewhere")):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["threads", *KINDS])
+def test_more_gpus_than_there_are_is_refused(kind, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(UsageError, match=r"asks for 2 GPU.*has 1"), open_runner(RunnerConfig(kind=kind), gpus=2):
+        pass
+
+
+# The whole command
+
+
+@pytest.fixture
+def server(prefect_server):
+    return {"PREFECT_API_URL": prefect_server}
+
+
+def on_gpus(path: Path, kind: str, names: str) -> Workspace:
+    compute = {"device": "cpu", "threads": 1, "batch_size": 32, "gpus": 1}
+    toys = make_workspace(path, {name: audit_params(compute=compute) for name in names}, {}, toys=True)
+    toys.write_params({**toys.params(), "runner": {"kind": kind, "workers": 2, "gpus": 2}})
+    return toys
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_four_audits_share_two_gpus_and_a_killed_worker_changes_nothing(kind, tmp_path, server):
+    toys = on_gpus(tmp_path / "toys", kind, "abcd")
+    toys.toy(
+        **{f"{stage}__{audit}": {"sleep": 1} for stage in ("prepare", "discover", "summarize") for audit in "abcd"}
+    )
+    process = toys.start("audit", "--all", **server)
+    worker_of(running("-m stages.discover", toys)).kill()
+    told = toys.path / ".faded-test.log"
+    assert process.wait(timeout=400) == 0, told.read_text()
+    assert "the worker that ran it died" in told.read_text()
+    executed = toys.executed()
+    assert len(executed) == 13 and len(set(executed)) == 12  # one of them twice
+    for stage in set(executed):
+        name, _, audit = stage.partition("@")
+        assert f"{stage} | toy {name} of {audit} at work" in told.read_text()
+    assert_gpus_are_shared_out(spans(toys), ("0", "1"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ending", ["ctrl-c", "kill"])
+def test_stopped_or_killed_nothing_is_left_and_the_same_command_goes_on(kind, ending, tmp_path):
+    toys = on_gpus(tmp_path / "toys", kind, "a")
+    toys.toy(discover__a={"sleep": 600})
+    process = toys.start("audit")
+    running("-m stages.discover", toys)
+    relatives = family(process)
+    if ending == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(timeout=120) == 130
+    else:
+        process.kill()
+        process.wait()
+    assert all_gone(relatives)
+    assert "Traceback" not in (toys.path / ".faded-test.log").read_text()
+    toys.toy()
+    done = toys.faded("audit")
+    assert done.returncode == 0, done.stdout
+    assert toys.executed().count("prepare@a") == 1
+
+
+@pytest.fixture
+def dask_at(tmp_path) -> Iterator[str]:
+    """A scheduler with a worker that has a GPU and one that has none; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    common = ["--no-dashboard", "--host", "127.0.0.1"]
+    worker = [address, *common, "--nthreads", "1", "--local-directory", str(tmp_path / "dask")]
+    commands: list[tuple[list[str], dict[str, str]]] = [
+        (["dask_scheduler", *common, "--port", address.rpartition(":")[2]], {}),
+        (["dask_worker", *worker, "--resources", "GPU=1"], {"CUDA_VISIBLE_DEVICES": "7"}),
+        (["dask_worker", *worker], {}),
+    ]
+    started = []
+    with (tmp_path / "dask.log").open("w") as log:
+        for (module, *arguments), env in commands:
+            command = [sys.executable, "-m", f"distributed.cli.{module}", *arguments]
+            started.append(subprocess.Popen(command, env=os.environ | env, stdout=log, stderr=log))
+        yield f"tcp://{address}"
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait(timeout=30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
+def test_a_cluster_at_an_address_ends_the_stages_of_a_run_that_was_killed(dask_at, tmp_path, server):
+    toys = on_gpus(tmp_path / "toys", "threads", "a")
+    toys.toy(discover__a={"sleep": 600})
+    process = toys.start("audit", "--runner", f"dask={dask_at}", **server)
+    stage = running("-m stages.discover", toys)
+    process.kill()
+    process.wait()
+    assert all_gone([stage])  # its worker lives on
+    toys.toy()
+    time.sleep(1)
+    done = toys.faded("audit", "--runner", f"dask={dask_at}", **server)
+    assert done.returncode == 0, done.stdout
+    assert {span["gpus"] for span in spans(toys)} == {"7", ""}
