@@ -203,7 +203,7 @@ def test_a_plan_tells_cost_before_anything_runs(toys):
 def estimated(*kinds: str) -> Estimate:
     """What an audit "tiny" would cost of which these stages are stale, in the current folder."""
     stages = [Stage(f"{kind}@tiny", kind, "tiny", 0, (), None, ("never ran",) * (kind in kinds)) for kind in STAGES]
-    params = {"audits": {"tiny": audit_params()}, "repairs": {"tiny": repair_params()}}
+    params = {"audits": {"tiny": audit_params()}, "repairs": {"tiny": repair_params()}, "shards": {}}
     return estimate(Params.model_validate(params), Graph({stage.name: stage for stage in stages}), ["tiny"])
 
 

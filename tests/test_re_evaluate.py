@@ -149,6 +149,7 @@ def audited(path, patch, task, *, concepts=("tilt", "fog", "dust", "rain"), budg
                 "summarize": {"modes": 2, "examples": 2},
             }
         },
+        "shards": {},
         "repairs": {
             "tiny": {
                 "gpus": 0,

@@ -174,14 +174,14 @@ def _estimate(
         estimator, recipe, diagnostics = choose(data, weights, fold, space, embeddings, seed)
         diagnostics |= {"judged_on": judged_on, "held_out_together": held_out}
     link = recipe.link
-    rate, chance, members = _rates(estimator, link, cells, seen, spread)
+    rate, chance, members, sampling = _rates(estimator, link, cells, seen, spread, seed)
     if not spread:
         unknown = np.full(len(cells), np.nan)
         none = np.empty((0, len(cells)), dtype=np.float32)
         table = _table(cells, space, seen, rate, unknown, unknown)
         return Landscape(table, none, False, sampled, recipe, {}, averaged=len(averaged))
     misfit = link.misfit * rate * (1 - rate)
-    low, high = _beta_interval(rate, (members**2).sum(axis=0) + misfit + chance)
+    low, high = _beta_interval(rate, (members**2).sum(axis=0) + misfit + chance + (sampling**2).mean(axis=0))
     step = 0.5 / len(averaged)  # the true rate is a share of so many items: a continuity correction
     low, high = np.maximum(0.0, low - step), np.minimum(1.0, high + step)
     # Where no probe has two of the cell's levels together, or nearly, it may be like any other cell of the grid.
@@ -189,7 +189,7 @@ def _estimate(
     bounds = np.quantile(rate, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     low[alone], high[alone] = np.minimum(low[alone], bounds[0]), np.maximum(high[alone], bounds[1])
     blocks = blocks_of(cells, space)
-    together = rng.standard_normal((DRAWS, len(members))) @ members
+    together = rng.standard_normal((DRAWS, len(members))) @ members + sampling
     shared = rng.standard_normal((DRAWS, blocks.max() + 1))[:, blocks] * np.sqrt(misfit)
     chances = rng.standard_normal(together.shape) * np.sqrt(chance)
     draws = np.clip(rate + together + shared + chances, 0, 1).astype(np.float32)
@@ -237,7 +237,7 @@ class _Seen:
     probes: np.ndarray  # (cells,)
     failures: np.ndarray  # (cells,)
     n_items: int  # averaged over
-    left_out: float  # share of the audit's items that are not
+    total: int  # of the audit
 
     @classmethod
     def of(cls, data: Data, space: ConceptSpace, numbers: np.ndarray, averaged: np.ndarray, total: int) -> _Seen:
@@ -254,20 +254,28 @@ class _Seen:
         row, items, failed, cells = row[among], place[among], failed[among], cells[among]
         pair, first, inverse = np.unique(row * len(averaged) + items, return_index=True, return_inverse=True)
         outcome = np.bincount(inverse, weights=failed, minlength=len(pair)) / np.bincount(inverse, minlength=len(pair))
-        left_out = 1 - len(averaged) / total
-        return cls(items[first], row[first], cells[first], outcome, count, failures, len(averaged), left_out)
+        return cls(items[first], row[first], cells[first], outcome, count, failures, len(averaged), total)
 
 
 def _rates(
-    estimator: Estimator, link: Link, cells: np.ndarray, seen: _Seen, spread: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rate of each cell over the items, the variance chance adds to it, and the members' deviations (m, cells).
+    estimator: Estimator, link: Link, cells: np.ndarray, seen: _Seen, spread: bool, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rates over the items, the variance chance adds to each, the members' deviations, and those of other samples.
+
+    Rates and variances are (cells,), the members' deviations (m, cells). Where the items averaged over are a sample,
+    (DRAWS, cells) say how far another sample would be off, by a Bayesian bootstrap (Rubin 1981): the sample is the same
+    for all cells, so these errors go together. Of all items they are 0.
 
     Where a pair was asked, its answer takes the place of the prediction: with ever more probes the estimate becomes
     the enumeration. The squared deviations add up to the variance of the estimate.
     """
     rate, chance = np.empty(len(cells)), np.empty(len(cells))
     members = np.empty((len(estimator.scale) if spread else 0, len(cells)))
+    sampling = np.zeros((DRAWS, len(cells)))
+    left_out = 1 - seen.n_items / seen.total
+    if left_out:
+        drawn = np.random.default_rng(seed).dirichlet(np.ones(seen.n_items), DRAWS)
+        others = np.sqrt(left_out) * (drawn - 1 / seen.n_items)  # the sample's own share of the items is known
     size = min(CHUNK, max(16, CHUNK_PAIRS // seen.n_items))
     order = np.argsort(seen.rows, kind="stable")
     bounds = np.searchsorted(seen.rows[order], np.arange(0, len(cells) + size, size))
@@ -282,12 +290,12 @@ def _rates(
                 rate[chunk] = p.mean(axis=0)
                 unknown = p * (1 - p)
                 unknown[at] = 0.0
-                chance[chunk] = unknown.sum(axis=0) / seen.n_items**2
-                if seen.left_out:  # the others would not have the same rate (Cochran 1977, section 2.6)
-                    chance[chunk] += seen.left_out * p.var(axis=0, ddof=1) / seen.n_items
+                chance[chunk] = unknown.sum(axis=0) / (seen.n_items * seen.total)
+                if left_out:
+                    sampling[:, chunk] = others @ p
             else:
                 members[m - 1, chunk] = estimator.scale[m - 1] * (p.mean(axis=0) - rate[chunk])
-    return rate, chance, members
+    return rate, chance, members, sampling
 
 
 def _exact(cells: np.ndarray, space: ConceptSpace, seen: _Seen) -> Landscape:

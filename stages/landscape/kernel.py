@@ -49,7 +49,8 @@ class Features:
     """The leading eigenfunctions of the kernel, and their variances under the prior.
 
     Of more items than `LANDMARKS` some are decomposed, and the others take their place between them (Williams and
-    Seeger 2001, "Using the Nyström Method to Speed Up Kernel Machines").
+    Seeger 2001, "Using the Nyström Method to Speed Up Kernel Machines"). What such an item has for itself is left
+    out, so that the process is a little too sure of it.
     """
 
     def __init__(self, space: ConceptSpace, embeddings: np.ndarray, hyper: Hyper, rank: int) -> None:

@@ -1,0 +1,108 @@
+"""Very many items and probes: what is sampled then, and that intervals allow for it. Limits are lowered to be quick."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from stages.explorers import surrogate
+from stages.explorers.surrogate import Learner
+from stages.landscape import kernel
+from stages.landscape.estimate import as_data
+from stages.report.landscape_report import _trust
+from tests.test_landscape import Smooth
+
+MANY, SOME = 600, 60
+
+
+@pytest.fixture
+def few_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "LANDMARKS", SOME)
+
+
+def test_few_items_all_count_and_of_many_a_fixed_sample(few_landmarks: None) -> None:
+    np.testing.assert_array_equal(kernel.landmarks(SOME), np.arange(SOME))
+    some = kernel.landmarks(MANY)
+    assert len(set(some.tolist())) == SOME and some.max() < MANY
+    np.testing.assert_array_equal(some, kernel.landmarks(MANY))
+
+
+def test_the_kernel_between_landmarks_and_other_items_is_kept(few_landmarks: None) -> None:
+    """At full rank what Nyström's method gives between a landmark and any item is the kernel itself."""
+    model = Smooth(items=MANY)
+    hyper = kernel.Hyper(scales=(0.7, 0.7, 0.7), own=0.5)
+    features = kernel.Features(model.concepts, model.embeddings, hyper, rank=SOME * 216)
+    some, cell = features.averaged, np.zeros((1, 3), dtype=np.int64)
+    others = np.setdiff1d(np.arange(MANY), some)[:20]
+    phi_some = features.of_probes(some, cell.repeat(len(some), 0))
+    phi_others = features.of_probes(others, cell.repeat(len(others), 0))
+    ours = (phi_others * features.prior) @ phi_some.T
+    points = kernel.standardised(model.embeddings)
+    _, median = kernel._item_kernel(points[some], hyper)
+    apart = ((points[others][:, None] - points[some][None]) ** 2).sum(-1)
+    direct = 1 + hyper.alike * np.exp(-0.5 * apart / median)
+    np.testing.assert_allclose(ours / ours[0, 0], direct / direct[0, 0], rtol=1e-6)
+
+
+def test_a_landscape_of_many_items_is_averaged_over_some_and_near_the_truth(few_landmarks: None) -> None:
+    model = Smooth(items=MANY)
+    probes = model.probes(1500, greedy=False)
+    landscape = model.landscape(probes)
+    assert landscape.averaged == SOME
+    assert np.abs(landscape.rates - model.truth).mean() < 0.06
+    covered = (landscape.table["low"] <= model.truth) & (model.truth <= landscape.table["high"])
+    assert covered.mean() > 0.9
+    assert landscape.table["probes"].sum() == len(probes), "probes of all items are counted"
+
+
+def test_the_mean_over_cells_allows_for_the_sample_of_items(few_landmarks: None) -> None:
+    """All cells share the sample, so its error does not average out over them: the interval has to hold it."""
+    held = []
+    for seed in range(8):
+        model = Smooth(items=MANY)
+        order = np.random.default_rng(seed).permutation(MANY)  # other items are landmarks
+        model.hard, model.margin, model.embeddings = model.hard[order], model.margin[order], model.embeddings[order]
+        landscape = model.landscape(model.probes(1200, greedy=False, seed=seed))
+        mean = landscape.mean_rate()
+        held.append(mean.low <= model.truth.mean() <= mean.high)
+    assert sum(held) >= 7
+
+
+def test_of_very_many_probes_a_sample_is_learnt_from_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The package names its function as the module.
+    monkeypatch.setattr(import_module("stages.landscape.estimate"), "MAX_PROBES", 800)
+    model = Smooth()
+    probes = model.probes(3000, greedy=False)
+    landscape = model.landscape(probes)
+    assert landscape.diagnostics["held_out_probes"] == 800
+    assert landscape.table["probes"].sum() == len(probes)
+    assert np.abs(landscape.rates - model.truth).mean() < 0.05
+
+
+def test_a_surrogate_learns_from_a_sample_of_a_long_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surrogate, "LEARNT", 300)
+    fitted: list[int] = []
+
+    def recorded(features: kernel.Features, data: kernel.Data, noise: float) -> kernel.Posterior:
+        fitted.append(len(data))
+        return kernel.fit(features, data, noise)
+
+    monkeypatch.setattr(surrogate, "fit", recorded)
+    model = Smooth()
+    data = as_data(model.probes(1000, greedy=False), model.ids, model.concepts, 0.0)
+    belief = Learner(model.concepts, model.embeddings, "process").fit(data, seed=1)
+    assert fitted[-1] == 300
+    rates = belief.rates(model.concepts.cells(), len(model.ids))
+    assert np.corrcoef(rates, model.truth)[0, 1] > 0.9
+
+
+def test_the_report_says_that_items_were_sampled(few_landmarks: None) -> None:
+    model = Smooth(items=MANY)
+    probes = model.probes(800, greedy=False)
+    landscape = model.landscape(probes)
+    summary = {"items": MANY, "items_averaged": SOME, "sampled": False, "exact": False}
+    told = _trust(landscape.table, model.concepts, probes, summary)
+    assert told is not None
+    assert any(f"over a sample of {SOME} of the {MANY} items" in sentence for sentence in told["sentences"])
