@@ -9,7 +9,7 @@ from stages.command import stage_main
 from stages.errors import UsageError
 from stages.files import content_hash, publishing, record_probe_seconds, stage_dir, write_json
 from stages.params import DATA, AuditConfig, load_params, task_class, task_context
-from stages.provenance import provenance
+from stages.provenance import of_answers, provenance
 
 
 def main(name: str) -> None:
@@ -35,7 +35,7 @@ def _fingerprint(name: str, audit: AuditConfig) -> dict[str, Any]:
     return {
         "code": content_hash([Path(audit.code), here / "tasks", here / "concepts"]),
         "inputs": content_hash([DATA / name / "inputs"]),
-        "prepare": content_hash([], audit.prepare),
+        "prepare": content_hash([], of_answers(audit.prepare)),
     }
 
 

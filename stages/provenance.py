@@ -20,13 +20,16 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def provenance(audit: str, config: AuditConfig, prepared: Path | None = None) -> dict[str, Any]:
+def provenance(
+    audit: str, config: AuditConfig, prepared: Path | None = None, *, computes: bool = True
+) -> dict[str, Any]:
     """Collect seed, versions, git revision, hashes, device and batch size.
 
     Args:
         audit: the audit's name.
         config: its block of params.yaml.
         prepared: data/<audit>/prepare, to hash the model under test and its items; None before they exist.
+        computes: whether the stage runs the model. One that does not, has no device and needs none.
     """
     record: dict[str, Any] = {
         "audit": audit,
@@ -36,12 +39,15 @@ def provenance(audit: str, config: AuditConfig, prepared: Path | None = None) ->
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
         "git": git_state(Path(config.code)),
-        "device": device_name(config.compute.device),
-        "backend": config.compute.backend,
-        "dtype": _dtype(config),
-        "threads": config.compute.threads,
-        "batch_size": config.compute.batch_size,
     }
+    if computes:
+        record |= {
+            "device": device_name(config.compute.device),
+            "backend": config.compute.backend,
+            "dtype": _dtype(config),
+            "threads": config.compute.threads,
+            "batch_size": config.compute.batch_size,
+        }
     if plugins := distributions():
         record["plugins"] = plugins
     if config.ratings is not None:
@@ -71,12 +77,12 @@ NOT_OF_ANSWERS = frozenset({"batch_size", "concurrency", "rate", "timeout", "ret
 
 def scale_of(config: AuditConfig) -> str:
     """Hash of what defines an audit's automatic discrepancies: ratings given on one scale say nothing of another."""
-    parts = (config.automatic, _of_answers(config.prepare))
+    parts = (config.automatic, of_answers(config.prepare))
     measured = ({k: v for k, v in part.items() if k not in NOT_OF_SCALE} for part in parts)
     return content_hash([], config.task, *measured)
 
 
-def _of_answers(prepare: Mapping[str, Any]) -> dict[str, Any]:
+def of_answers(prepare: Mapping[str, Any]) -> dict[str, Any]:
     """The `prepare:` block without what changes no answer."""
     model = prepare.get("model")
     if not isinstance(model, Mapping) or "endpoint" not in model:
@@ -95,7 +101,7 @@ def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:
         more: settings the run depends on beside the audit's own.
     """
     settings = config.model_dump(mode="json", exclude={"summarize"})
-    settings["prepare"] = _of_answers(settings["prepare"])
+    settings["prepare"] = of_answers(settings["prepare"])
     return content_hash(inputs, settings, device_name(config.compute.device), versions(), distributions(), *more)
 
 

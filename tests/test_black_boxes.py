@@ -155,6 +155,14 @@ def test_a_classifier_behind_http(inputs, server, form):
         ImageClassification.load(task.context, inputs.parent / "prepare")
 
 
+def test_a_key_is_asked_for_where_the_model_is_asked(inputs, server, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    named = {"endpoint": server.url, "classes": CLASSES, "size": 20, "key_env": "NO_SUCH_KEY"}
+    context = own_context(inputs, named, FOLDER)
+    assert ImageClassification.check(context) == [] and ImageClassification.prefetch(context) == []
+    fails(inputs, named, "NO_SUCH_KEY is not set", FOLDER)
+
+
 def test_an_endpoint_that_answers_something_else(inputs, server):
     named = {"endpoint": server.url, "classes": CLASSES, "size": 20}
     server.handler.form = "strange"

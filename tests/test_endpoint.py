@@ -1,9 +1,12 @@
 """A model behind HTTP: batches, patience, refusals, and whether it is still the model that was prepared."""
 
+import contextlib
 import logging
+import socket
 import threading
 import time
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
@@ -144,6 +147,36 @@ def test_an_answer_that_takes_too_long_is_infrastructure():
         endpoint(model.url, timeout=0.05, retries=0).ask(NUMBERS[:1])
 
 
+@contextlib.contextmanager
+def trickling(start):
+    """A server that answers one byte at a time, and would go on for ten seconds."""
+    stop = threading.Event()
+
+    def answer():
+        with contextlib.suppress(OSError), listening.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(start)
+            for _ in range(1000):
+                if stop.wait(0.01):
+                    return
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            stop.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nServer: x", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
+def test_a_server_that_trickles_is_left_after_the_time_for_one_request(start):
+    with trickling(start) as url, pytest.raises(InfrastructureError, match=r"ReadTimeout no whole response in 0\.3 s"):
+        endpoint(url, timeout=0.3, retries=0).ask(NUMBERS[:1])
+
+
 def test_one_refusal_ends_all_requests():
     with served(doubled, lambda request: said({"detail": "no"}, 422)) as model, pytest.raises(UsageError, match="422"):
         endpoint(model.url, batch_size=1, concurrency=1).ask(NUMBERS)
@@ -215,12 +248,40 @@ def test_a_key_that_is_not_set_is_told(monkeypatch):
         endpoint("http://127.0.0.1:1/", key_env="TINY_KEY")
 
 
+@pytest.mark.parametrize("key", ["s3cr3t\n", "s3cr3t\r", " s3cr3t", "s3c\tr3t", "s3cr3t\u2019", "\n"])
+def test_a_key_that_no_header_can_hold_is_told_without_being_told(key, monkeypatch):
+    monkeypatch.setenv("TINY_KEY", key)
+    with served(doubled) as model, pytest.raises(UsageError, match="TINY_KEY holds a line end") as told:
+        endpoint(model.url, key_env="TINY_KEY").ask(NUMBERS[:1])
+    assert "s3c" not in str(told.value) and model.requests == []
+
+
+def test_a_connection_that_breaks_does_not_tell_the_key_either(monkeypatch):
+    monkeypatch.setenv("TINY_KEY", "s3cr3t-value")
+
+    def breaks(self, *request, **named):
+        raise httpx.LocalProtocolError(f"Illegal header value {self.headers['authorization']}")
+
+    monkeypatch.setattr(httpx.AsyncClient, "stream", breaks)
+    with pytest.raises(InfrastructureError, match=r"LocalProtocolError Illegal header value Bearer \*\*\*"):
+        endpoint("http://127.0.0.1:1/", key_env="TINY_KEY", retries=0).ask(NUMBERS[:1])
+
+
 @pytest.mark.parametrize(
     ("block", "told"),
     [
         ({"endpoint": "models.example/v1"}, "expected a URL that begins with https:// or http://"),
         ({"endpoint": "ftp://models.example"}, "expected a URL that begins with"),
         ({"endpoint": "https://ada:hunter2@models.example"}, "holds a user name or a password"),
+        ({"endpoint": "ada:hunter2@models.example/v1"}, "expected a URL that begins with https:// or http://"),
+        ({"endpoint": "https://ada:hunter2@m.example:port"}, "expected a URL, found one that is not shown"),
+        ({"endpoint": "https://ada:hun/ter2#hunter2@m.example"}, "expected a URL, found one that is not shown"),
+        ({"endpoint": "m.example/v1?key=hunter2"}, "found 'm.example/v1'"),
+        (
+            {"endpoint": "https://m.example/v1?a=1&api_key=hunter2"},
+            "api_key in the query of https://m.example/v1 looks",
+        ),
+        ({"endpoint": "https://m.example", "headers": {"X-Version": "7\n"}}, "'X-Version' or its value holds"),
         ({"endpoint": "https://m.example", "key_env": "sk-hunter2"}, "name of an environment variable"),
         ({"endpoint": "https://m.example", "headers": {"X-Api-Key": "hunter2"}}, "X-Api-Key looks like a key"),
         ({"endpoint": "http://m.example", "key_env": "KEY"}, "must not travel over plain http"),
@@ -251,8 +312,11 @@ def test_a_model_that_answers_as_before_is_known_again(tmp_path):
     with served(answer) as model:
         asked = endpoint(model.url)
         keep_answers(asked, NUMBERS[:2], tmp_path)
+        before = (tmp_path / ANSWERS).read_bytes()
         wobble = 1e-5  # sums in another order
         check_answers(asked, tmp_path)
+        keep_answers(asked, NUMBERS[:2], tmp_path)
+        assert (tmp_path / ANSWERS).read_bytes() == before  # prepared again it is the same model
         check_answers(endpoint(model.url, rate=100, timeout=7), tmp_path)  # how it is asked changes no answer
     kept = read_json(tmp_path / ANSWERS)
     assert kept["inputs"] == NUMBERS[:2]
@@ -270,8 +334,37 @@ def test_a_model_that_became_another_one_is_refused(tmp_path):
         check_answers(endpoint(model.url, deterministic=False), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "same"), [(0.994999, 0.995001, True), (0.5, 0.507, False), (1234.4, 1249, False)]
+)
+def test_numbers_are_compared_as_finely_as_they_are_kept(before, after, same, tmp_path):
+    score = before
+    with served(lambda one: {"scores": [score, 1 - score]}) as model:
+        keep_answers(endpoint(model.url), NUMBERS[:1], tmp_path)
+        check_answers(endpoint(model.url), tmp_path)
+        score = after
+        with contextlib.nullcontext() if same else pytest.raises(UsageError, match="answers otherwise"):
+            check_answers(endpoint(model.url), tmp_path)
+
+
+def test_a_model_that_never_answers_twice_alike_is_its_address(tmp_path):
+    asked = iter(range(100))
+    with served(lambda one: {"summary": str(next(asked))}) as model:
+        loose = endpoint(model.url, deterministic=False)
+        keep_answers(loose, NUMBERS[:2], tmp_path)
+        before = (tmp_path / ANSWERS).read_bytes()
+        keep_answers(loose, NUMBERS[:2], tmp_path)
+        assert (tmp_path / ANSWERS).read_bytes() == before
+        check_answers(loose, tmp_path)
+        with pytest.raises(UsageError, match=r"with deterministic: false, params\.yaml says true: run prepare"):
+            check_answers(endpoint(model.url), tmp_path)
+
+
 def test_another_address_is_another_model(tmp_path):
     with served(doubled) as model:
         keep_answers(endpoint(model.url), NUMBERS[:2], tmp_path)
         with pytest.raises(UsageError, match=r"was prepared for .*/answer, params\.yaml names .*/other: run prepare"):
             check_answers(endpoint(model.url.replace("answer", "other")), tmp_path)
+        with pytest.raises(UsageError, match=r"names .*/answer, with another query or other headers: run") as told:
+            check_answers(endpoint(f"{model.url}?user=ada"), tmp_path)
+        assert "ada" not in str(told.value)

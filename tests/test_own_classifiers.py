@@ -16,7 +16,9 @@ from stages.errors import InfrastructureError, UsageError
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.config import PrepareConfig
 from stages.tasks.classification.data import DATA_LOADERS
+from stages.tasks.classification.imagenet import class_names, wordnet_ids
 from stages.tasks.classification.loaders import MODEL_LOADERS
+from stages.tasks.classification.pool import Decoded, Pool
 from stages.tasks.contract import RepairPlan, TargetMode
 from stages.tasks.sources import parse_source
 from tests.images import CLASSES
@@ -189,6 +191,35 @@ def test_weights_of_ones_own_for_torchvision(inputs):
     assert (plain.shape, plain.view.resize, plain.view.interpolation) == ((3, 224, 224), 256, "bilinear")
 
 
+@pytest.mark.parametrize("name", ["googlenet", pytest.param("inception_v3", marks=pytest.mark.slow)])
+def test_an_inception_is_built_as_torchvision_builds_it_for_its_own_weights(inputs, name):
+    from torchvision import models
+
+    plain = {"weights": None, "num_classes": 3, "init_weights": False}
+    theirs = models.get_model(name, **plain, transform_input=True).eval()
+    for layer in theirs.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)  # else nothing of the input gets through so many layers
+    # As torchvision leaves them when it has read its own: googlenet without the heads for training, inception_v3 with.
+    torch.save({k: v for k, v in theirs.state_dict().items() if not k.startswith("aux")}, inputs / "w.pth")
+    data = {**FOLDER, "size": 96}
+    task = prepared(inputs, {"torchvision": name, "weights": "w.pth"}, data)
+    pixels, logits = answers(task)
+    shown = normalised(pixels, task.model.form.mean, task.model.form.std)
+    with torch.inference_mode():
+        assert torch.allclose(theirs(shown), logits, atol=1e-4)
+        theirs.transform_input = False
+        other = theirs(shown)
+        assert not torch.allclose(other, logits, atol=1e-4)
+        told = prepared(inputs, {"torchvision": name, "weights": "w.pth", "transform_input": False}, data)
+        assert torch.allclose(other, answers(told)[1], atol=1e-4)
+
+
+def test_what_only_an_inception_has_is_refused_elsewhere(inputs):
+    named = {"torchvision": "resnet18", "weights": "w.pth", "transform_input": True}
+    fails(inputs, named, "transform_input is for inception_v3 and googlenet, not for resnet18")
+
+
 def test_a_network_without_a_last_linear_layer_is_searched_by_its_pictures(inputs):
     from torchvision import models
 
@@ -212,37 +243,17 @@ def test_a_folder_of_transformers(inputs):
     check_search(task)
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "side"),
-    [
-        ("ViTImageProcessor", {"size": {"height": 24, "width": 24}}, (24, 24)),
-        ("ViTImageProcessor", {"size": {"height": 24, "width": 24}, "do_normalize": False}, (24, 24)),
-        ("ConvNextImageProcessor", {"size": {"shortest_edge": 28}, "crop_pct": 0.875}, (28, 28)),
-        ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}, (384, 384)),
-        ("MobileNetV2ImageProcessor", {"size": {"shortest_edge": 32}, "crop_size": 28}, (28, 28)),
-        ("EfficientNetImageProcessor", {"size": {"height": 30, "width": 30}, "include_top": True}, (30, 30)),
-        ("EfficientNetImageProcessor", {"size": {"height": 30, "width": 30}, "rescale_factor": 1 / 127.5,
-                                        "rescale_offset": True, "include_top": False}, (30, 30)),
-    ],
-)  # fmt: skip
-def test_a_preprocessor_is_read_without_running_it(tmp_path, kind, settings, side):
-    import transformers
+def test_a_model_that_takes_blue_first(inputs):
+    from transformers import AutoImageProcessor
 
-    from stages.tasks.classification.pictures import decode
-    from stages.tasks.classification.preprocessor import Preprocessor
-    from tests.own_pictures import striped
-
-    processor = getattr(transformers, kind)(**settings)
-    processor.save_pretrained(tmp_path)
-    seen = Preprocessor.of(json.loads((tmp_path / "preprocessor_config.json").read_text()), {}, "here")
-    assert seen.shape == (3, *side)
-    photo = striped(2, np.random.default_rng(0), width=90, height=70)
-    photo.save(tmp_path / "a.png")
-    ours = torch.from_numpy(decode(tmp_path / "a.png", seen.shape, seen.view)).float()[None] / 255
-    theirs = torch.as_tensor(processor(photo, return_tensors="pt")["pixel_values"])
-    spread = theirs.max() - theirs.min()
-    # Filters of two libraries differ in a few of 256 levels, another crop or normalisation in far more.
-    assert (normalised(ours, seen.mean, seen.std) - theirs).abs().mean() < 0.02 * spread
+    mobile = {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 32}, "crop_size": 32}
+    net = tiny_vit(inputs / "vit", **mobile, do_flip_channel_order=True, do_center_crop=True)
+    task = prepared(inputs, {"transformers": "vit"}, FOLDER)
+    pixels, logits = answers(task)
+    assert task.model.form.settings["bgr"] is True
+    shown = AutoImageProcessor.from_pretrained(inputs / "vit")(pixels, do_rescale=False, return_tensors="pt")
+    with torch.inference_mode():
+        assert torch.allclose(net(**shown).logits, logits, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +302,6 @@ def test_a_folder_of_transformers_that_cannot_be_used(inputs, file, change, mess
         ({"onnx": "no.onnx", "outputs": "logits"}, "prepare.model.onnx: no"),
         ({"onnx": "no.onnx"}, "prepare.model.outputs: missing"),
         ({"endpoint": "ftp://x", "classes": ["a", "b"]}, "begins with https:// or http://"),
-        ({"endpoint": "https://x", "classes": ["a", "b"], "key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
     ],
 )  # fmt: skip
 def test_a_bad_model_is_told_before_anything_runs(inputs, model, message):
@@ -325,6 +335,32 @@ def test_a_model_whose_classes_nothing_names_is_an_error(inputs):
         r"prepare\.model\.classes: missing; the model has 3 classes and nothing names them",
         {"jsonl": "all.jsonl", "size": 32},
     )
+
+
+def test_folders_that_libraries_number_differently_want_the_classes_named(tmp_path):
+    inputs = tmp_path / "own" / "inputs"
+    numbers = [str(i) for i in range(12)]
+    write_folder(inputs / "photos", 1, classes=numbers)
+    timm_weights(inputs / "w.safetensors", n=12)
+    named = {"timm": "resnet10t", "weights": "w.safetensors"}
+    fails(inputs, named, r"prepare\.model\.classes: missing; .*otherwise than timm: class 2 is 10 or 2\)")
+    task = prepared(inputs, {**named, "classes": numbers})
+    assert task.model.form.classes == numbers
+
+
+@pytest.mark.parametrize(
+    ("classes", "own"),
+    [
+        ([f"kind-{i:04d}" for i in range(1000)], True),
+        (sorted(wordnet_ids(class_names())), False),
+        (None, False),
+    ],
+)
+def test_a_thousand_classes_are_those_of_the_data_or_of_imagenet(classes, own):
+    pool = Pool(Decoded(np.zeros((1, 3, 8, 8), np.uint8)), np.array(["kind-0000"]), ["a"], ["a"], classes=classes)
+    model = MODEL_LOADERS["timm"](timm="resnet10t", weights="w.pth")
+    assert model.names(1000, None, pool) == (classes if own else class_names())
+    assert model.names(1000, ["x"] * 1000, pool) == ["x"] * 1000
 
 
 def test_a_network_of_ones_own_is_repaired(inputs):

@@ -218,6 +218,7 @@ def test_an_explorer_of_a_package_is_found_by_its_name(package: Path) -> None:
         make_explorer("broken", {})
 
 
+@pytest.mark.slow
 def test_an_audit_runs_with_a_task_and_an_explorer_of_a_package_and_its_upgrade_makes_it_stale(
     package: Path, tmp_path: Path
 ) -> None:

@@ -73,6 +73,39 @@ def test_a_class_may_be_called_train(tmp_path):
     assert set(items["label"]) == {"train", "test"}
 
 
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    for name in ("train", "val", "valid"):
+        write_folder(tmp_path / "photos" / name, 2)
+    with pytest.raises(UsageError, match="has the folders val and valid, which are all discover to an audit"):
+        chosen(tmp_path, imagefolder="photos")
+    rows = [{"image": "photos/val/flat/000.png", "label": "flat", "split": name} for name in ("val", "validation")]
+    write_list(tmp_path / "all.jsonl", [{**row, "id": row["split"]} for row in rows])
+    with pytest.raises(UsageError, match="has the splits val and validation, which are all discover"):
+        chosen(tmp_path, jsonl="all.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["a", "b10", "b20"], ["a", "b10", "b20"]),
+        ([str(i) for i in range(10)], [str(i) for i in range(10)]),
+        ([str(i) for i in range(11)], None),
+        (["Zebra", "ant"], None),
+        (["n01440764", "n01443537"], ["n01440764", "n01443537"]),
+    ],
+)
+def test_folders_have_an_order_where_torchvision_and_timm_agree(tmp_path, names, order):
+    from timm.data.readers.reader_image_folder import find_images_and_targets
+    from torchvision.datasets import ImageFolder
+
+    write_folder(tmp_path / "photos", 1, classes=names)
+    pool = source(imagefolder="photos").load(tmp_path)
+    assert pool.classes == order
+    theirs = find_images_and_targets(str(tmp_path / "photos"))[1]
+    assert (theirs == ImageFolder(str(tmp_path / "photos")).class_to_idx) == (order is not None)
+    assert order or pool.unordered.startswith("torchvision sorts their folders otherwise than timm: class ")
+
+
 def test_only_pictures_that_are_wanted_are_read(tmp_path, monkeypatch):
     write_folder(tmp_path / "photos", 100)
     opened = []
@@ -211,6 +244,13 @@ def test_a_picture_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch)
             decode(tmp_path / "a.png", SHAPE, View(resize=16))
 
 
+def test_a_strip_that_would_fill_the_memory_is_not_enlarged(tmp_path):
+    Image.new("L", (200_000, 1)).save(tmp_path / "a.png")
+    with pytest.raises(UnreadablePicture, match=r"a\.png is too large: 200000 x 1 pixels would become 51200000 x 256"):
+        decode(tmp_path / "a.png", (3, 224, 224), View(resize=256))
+    assert decode(tmp_path / "a.png", (3, 224, 224), View(resize=(224, 224))).shape == (3, 224, 224)
+
+
 # Lists
 
 
@@ -236,6 +276,22 @@ def test_a_list_of_pictures(tmp_path):
     items = chosen(tmp_path, jsonl="set/all.jsonl", counts={"discover": 6, "repair": 6, "test": 6})
     number = {row["id"]: i for i, row in enumerate(rows)}
     assert all(pools[number[name] % 3] == split for name, split in zip(items["id"], items["split"], strict=True))
+
+
+def test_a_group_in_two_splits_is_refused(tmp_path):
+    write_folder(tmp_path / "photos", 2)
+    rows = [
+        {"image": f"photos/{name}/00{i}.png", "label": name, "group": f"g{i}", "split": split}
+        for name, split in (("flat", "discover"), ("upright", "test"))
+        for i in range(2)
+    ]
+    rows[3]["group"] = "mine"
+    write_list(tmp_path / "all.jsonl", rows)
+    with pytest.raises(UsageError, match="the group 'g0' lies in the splits discover and test"):
+        chosen(tmp_path, jsonl="all.jsonl", counts={"discover": 2, "test": 2})
+    rows[2]["group"] = "yours"
+    write_list(tmp_path / "all.jsonl", rows)
+    assert len(chosen(tmp_path, jsonl="all.jsonl", counts={"discover": 2, "test": 2})) == 4
 
 
 def test_lines_that_are_none_are_skipped_and_listed(tmp_path):
@@ -300,6 +356,23 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
         chosen(tmp_path, **block, split="train")
 
 
+def test_slices_of_one_split_are_two_splits_of_an_audit(tmp_path):
+    hub_folder(tmp_path / "bars")
+    block = {"datasets": "bars", "image": "picture", "label": "kind"}
+    theirs = {"discover": "train[:50%]", "repair": "train[50%:]"}
+    items = chosen(tmp_path, **block, split=theirs, counts={"discover": 15, "repair": 15})
+    rows = items.groupby("split")["id"].agg(lambda ids: sorted(int(name.removeprefix("train-")) for name in ids))
+    assert rows.to_dict() == {"discover": list(range(15)), "repair": list(range(15, 30))}
+    first = items[items["split"] == "repair"].iloc[0]
+    assert np.array_equal(
+        np.frombuffer(first["image"], np.uint8).reshape(SHAPE), striped_of(tmp_path / "bars", first["id"])
+    )
+    theirs = {"discover": "train[:18]", "test": "train[-15:]"}
+    shared = r"'train\[:18\]' and 'train\[-15:\]' share 3 rows \(train-15, train-16, train-17\)"
+    with pytest.raises(UsageError, match=shared):
+        chosen(tmp_path, **block, split=theirs)
+
+
 def test_a_data_set_of_the_hub_is_read_from_the_cache_and_its_commit_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -332,6 +405,17 @@ def test_a_data_set_that_is_not_there_names_the_command_that_fetches_it(tmp_path
 
 
 # From a folder to a model
+
+
+def test_a_small_network_is_trained_on_folders_without_one_order(tmp_path):
+    numbers = [str(i) for i in range(11)]
+    for seed, name in enumerate(("train", "discover")):
+        write_folder(tmp_path / "photos" / name, 2, classes=numbers, seed=seed)
+    data = {"imagefolder": "photos", "size": 16, "channels": 1}
+    config = {"model": TRAINED, "data": data, "items": {"discover": 4}}
+    ImageClassification.prepare(own_context(tmp_path, TRAINED, data, config=config), tmp_path / "out")
+    form = ImageClassification.load(own_context(tmp_path, TRAINED, data), tmp_path / "out").model.form
+    assert form.classes == sorted(numbers)
 
 
 def test_a_small_network_is_trained_on_a_folder(tmp_path):

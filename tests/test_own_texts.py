@@ -125,6 +125,7 @@ def test_a_search_whose_model_died_goes_on_where_it_was(workspace, tmp_path):
         known = ledger.read_text()
         dead = False
         workspace(model.url, rate=200, concurrency=1)  # asked more gently, it is the same run
+        stages.prepare.main("remote")  # for its parameters changed
         stages.discover.main("remote")
     assert known and ledgers() == [ledger] and ledger.read_text().startswith(known)
 
@@ -246,11 +247,11 @@ def test_articles_of_the_hub_are_read_from_the_cache(inputs, tmp_path, monkeypat
 # Files of one's own
 
 
-def test_a_mistyped_field_is_one_error_and_names_those_there_are(inputs):
+def test_a_mistyped_field_is_one_error_for_all_lines_and_names_those_there_are(inputs):
     block = {"jsonl": "news.jsonl", "text": "bodi", "summary": "gist"}
     assert source_errors(block, DATA_LOADERS, "prepare.data", inputs) == [
-        "prepare.data.text: news.jsonl, line 1, has no 'bodi', did you mean 'body'?; found body, summary\n"
-        "prepare.data.summary: news.jsonl, line 1, has no 'gist'; found body, summary"
+        "prepare.data.text: news.jsonl, line 1, has no 'bodi', did you mean 'body'?; found body, summary",
+        "prepare.data.summary: news.jsonl, line 1, has no 'gist'; found body, summary",
     ]
 
 

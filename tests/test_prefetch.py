@@ -60,6 +60,7 @@ def workspace(made, tmp_path_factory):
         "planted": audit_params(),
         "local": text_audit(made, **local, data={"jsonl": "own.jsonl", "text": "body"}),
     }
+    audits["local"]["compute"]["backend"] = "openvino"  # where one fetches nothing computes, so nobody minds
     workspace = make_workspace(home, audits, {})
     inputs = home / "data" / "local" / "inputs"
     shutil.copytree(made / "encoder", inputs / "own")

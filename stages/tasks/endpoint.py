@@ -7,7 +7,9 @@ What the objects hold is the task's to say. Whether it is still the model that w
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
+import functools
 import ipaddress
 import json
 import os
@@ -32,6 +34,7 @@ LARGEST = 256 * 2**20  # bytes of one response; a thousand pictures of 256 KB
 PATIENCE = 600.0  # seconds a server may ask to wait
 FIRST_PAUSE, SLOWEST = 0.5, 60.0  # seconds between two tries, where the server does not say: ever longer
 QUOTED = 200  # characters of what a server says
+_TEXT = re.compile(r"[!-~]([ -~]*[!-~])?")  # what HTTP lets a header hold and nobody reads otherwise
 _SECRET = re.compile(r"authorization|cookie|key|token|secret|password", re.IGNORECASE)
 _TRY_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
@@ -59,12 +62,18 @@ class EndpointConfig(Strict):
 
         try:
             url = httpx.URL(endpoint)
-        except httpx.InvalidURL as error:
-            raise ValueError(f"expected a URL, found {endpoint!r}: {error}") from None
+        except httpx.InvalidURL:
+            raise ValueError(f"expected a URL, found {_found(endpoint)}") from None
         if url.userinfo:  # not quoted: it may be a secret
-            raise ValueError("the URL holds a user name or a password; put the key into an environment variable and")
+            raise ValueError("the URL holds a user name or a password, and a key belongs into the variable of key_env")
         if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError(f"expected a URL that begins with https:// or http://, found {endpoint!r}")
+            raise ValueError(f"expected a URL that begins with https:// or http://, found {_found(endpoint)}")
+        for name in url.params:
+            if _SECRET.search(name):
+                raise ValueError(
+                    f"{name} in the query of {shown(endpoint)} looks like a key, which belongs into the variable that"
+                    " key_env names"
+                )
         return endpoint
 
     @field_validator("key_env")
@@ -77,9 +86,11 @@ class EndpointConfig(Strict):
     @field_validator("headers")
     @classmethod
     def _hold_no_secret(cls, headers: dict[str, str]) -> dict[str, str]:
-        for name in headers:
+        for name, value in headers.items():
             if _SECRET.search(name):
                 raise ValueError(f"{name} looks like a key, which belongs into the variable that key_env names")
+            if not re.fullmatch(r"[\w-]+", name, re.ASCII) or not _TEXT.fullmatch(value):
+                raise ValueError(f"{name!r} or its value holds characters that HTTP does not allow")
         return headers
 
     @model_validator(mode="after")
@@ -101,16 +112,38 @@ class EndpointConfig(Strict):
 
     @property
     def told(self) -> str:
-        """What people are told of it: where it answers, without what a query may hold."""
-        import httpx
+        """What people are told of it: where it answers."""
+        return f"the model behind {shown(self.endpoint)}"
 
-        return f"the model behind {httpx.URL(self.endpoint).copy_with(query=None, fragment=None)}"
+    def key(self) -> str:
+        """What the environment holds as the key, "" if none is sent. It is asked for where the model is asked.
 
-    def problems(self, where: str) -> list[str]:
-        """Say what is missing on this machine, without asking the model; empty if nothing is."""
-        if self.key_env is None or os.environ.get(self.key_env):
-            return []
-        return [f"{where}.key_env: the environment variable {self.key_env} is not set; it holds the model's key"]
+        Raises:
+            UsageError: when there is none, or it holds what no header can.
+        """
+        if self.key_env is None:
+            return ""
+        key = os.environ.get(self.key_env)
+        if not key:
+            raise UsageError(
+                f"prepare.model.key_env: the environment variable {self.key_env} is not set; it holds the model's key"
+            )
+        if not _TEXT.fullmatch(key):  # not quoted, nor tried: the error of whoever sends it would quote it
+            raise UsageError(
+                f"prepare.model.key_env: the environment variable {self.key_env} holds a line end, a space at an end or"
+                " another character that a key in a header cannot have; set it to the key alone"
+            )
+        return key
+
+
+def shown(endpoint: str) -> str:
+    """A URL as people are told of it: without query and fragment, which may hold a secret."""
+    return re.split(r"[?#]", endpoint, maxsplit=1)[0]
+
+
+def _found(endpoint: str) -> str:
+    """What is no URL, as people are told of it."""
+    return "one that is not shown, for it may hold a password" if "@" in endpoint else repr(shown(endpoint))
 
 
 class Endpoint:
@@ -120,28 +153,24 @@ class Endpoint:
         config: where it answers and how it is asked.
 
     Raises:
-        UsageError: when the key is not in the environment.
+        UsageError: when the key is not in the environment, or is none.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
         import httpx
 
-        if problems := config.problems("prepare.model"):
-            raise UsageError("\n".join(problems))
         self.config = config
         self.name = config.told
-        self._key = os.environ.get(config.key_env, "") if config.key_env else ""
+        self._key = config.key()
         bearer = "Bearer " if config.key_header.lower() == "authorization" else ""
-        try:
-            self._client = httpx.Client(
-                headers={**config.headers, **({config.key_header: bearer + self._key} if self._key else {})},
-                timeout=config.timeout,
-                limits=httpx.Limits(max_connections=config.concurrency),
-                follow_redirects=False,
-                trust_env=not config.local,  # a proxy knows no way back to this machine
-            )
-        except (UnicodeEncodeError, ValueError):
-            raise UsageError(f"{self.name}: a header holds characters that HTTP does not allow") from None
+        self._loop = _loop()
+        self._client = httpx.AsyncClient(
+            headers={**config.headers, **({config.key_header: bearer + self._key} if self._key else {})},
+            timeout=config.timeout,
+            limits=httpx.Limits(max_connections=config.concurrency),
+            follow_redirects=False,
+            trust_env=not config.local,  # a proxy knows no way back to this machine
+        )
         self._pace = _Pace(config.rate)
 
     def ask(self, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -182,9 +211,9 @@ class Endpoint:
             if stop.is_set():
                 return []
             try:
-                status, headers, content = self._post(body)
+                status, headers, content = asyncio.run_coroutine_threadsafe(self._post(body), self._loop).result()
             except httpx.TransportError as error:
-                reason, pause = f"{type(error).__name__} {error}".strip(), None
+                reason, pause = self.quoted(f"{type(error).__name__} {error}"), None
             else:
                 if status == HTTPStatus.OK:
                     return self._read(content, len(batch))
@@ -208,8 +237,8 @@ class Endpoint:
             + ("" if self.config.rate else "; if it was asked too often, set rate")
         )
 
-    def _post(self, body: bytes) -> tuple[int, httpx.Headers, bytes]:
-        """One request.
+    async def _post(self, body: bytes) -> tuple[int, httpx.Headers, bytes]:
+        """One request, ended after `timeout` whatever it is at: httpx alone counts anew with every byte that comes.
 
         Raises:
             httpx.TransportError: when there is no whole response in time.
@@ -219,18 +248,20 @@ class Endpoint:
 
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         content = bytearray()
-        began = time.monotonic()
         try:
-            with self._client.stream("POST", self.config.endpoint, content=body, headers=headers) as response:
-                for chunk in response.iter_bytes():
+            async with (
+                asyncio.timeout(self.config.timeout),
+                self._client.stream("POST", self.config.endpoint, content=body, headers=headers) as response,
+            ):
+                async for chunk in response.aiter_bytes():
                     content += chunk
                     if len(content) > LARGEST:
                         raise UsageError(f"{self.name}: a response has more than {LARGEST:,} bytes; lower batch_size")
-                    if time.monotonic() - began > self.config.timeout:  # httpx counts from byte to byte
-                        raise httpx.ReadTimeout(f"no whole response in {self.config.timeout:g} s")
                 return response.status_code, response.headers, bytes(content)
+        except TimeoutError:
+            raise httpx.ReadTimeout(f"no whole response in {self.config.timeout:g} s") from None
         except httpx.DecodingError as error:
-            raise UsageError(f"{self.name}: its response cannot be decompressed: {error}") from None
+            raise UsageError(f"{self.name}: its response cannot be decompressed: {self.quoted(str(error))}") from None
 
     def _read(self, content: bytes, n: int) -> list[dict[str, Any]]:
         try:
@@ -275,6 +306,14 @@ class Endpoint:
         text = text.replace(self._key, "***") if self._key else text
         line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * QUOTED]).split())
         return line[:QUOTED] + ("..." if len(line) > QUOTED else "")
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """Where requests of all models wait, in a thread of its own: only there can one be ended at any moment."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="endpoint", daemon=True).start()
+    return loop
 
 
 class _Pace:

@@ -5,12 +5,14 @@ No code of a data set is run: of a repository only files that hold data are fetc
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.errors import UsageError, did_you_mean
+from stages.files import content_hash
 from stages.tasks.hub import DATASET_FILES, Repository, local_folder, remedy
 
 
@@ -76,21 +78,67 @@ class HubData:
             A `datasets.Dataset`.
 
         Raises:
-            UsageError: when the library is missing, or there is no such split, configuration or data set.
+            UsageError: when the library is missing, there is no such split, configuration or data set, or its README.md
+                names files elsewhere.
         """
         try:
             import datasets
         except ImportError:
             raise UsageError(f"{self.where}: needs the library datasets: pip install 'faded[{self.extra}]'") from None
         folder, _ = self.folder(inputs)
+        local = local_folder(inputs, self.name, self.revision, self.where) is not None
         datasets.disable_progress_bars()
         try:
-            return datasets.load_dataset(str(folder), self.config, split=split)
+            cache = str(Path(datasets.config.HF_DATASETS_CACHE) / _stamp(folder)) if local else None
+            builder = datasets.load_dataset_builder(str(folder), self.config, cache_dir=cache)
+            self._check_files(folder, builder.config.data_files or {})
+            builder.download_and_prepare()
+            return builder.as_dataset(split=split)
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            local = local_folder(inputs, self.name, self.revision, self.where) is not None
             hint = "" if local else f" The cache may hold a part of it only. {remedy(inputs)}"
             why = " ".join(str(error).replace(str(folder), self.name).split())[:400]
             raise UsageError(f"{self.where}: {self.name}, split {split}, cannot be read: {why}{hint}") from None
+
+    def _check_files(self, folder: Path, named: Mapping[str, Sequence[str]]) -> None:
+        for file in (file for files in named.values() for file in files):
+            if not _lies_in(file, folder, folder.resolve()):
+                raise UsageError(f"{self.where}: {self.name} names the file {file}, which lies outside it")
+
+
+def row_file(folder: Path, name: str) -> Path:
+    """Where a file lies that a row names: data of others must not choose files beyond their own.
+
+    The library names files by where they lie. Links in the folder are the user's own, and the hub's cache is made of
+    them.
+
+    Args:
+        folder: that of the data set.
+        name: the path.
+
+    Raises:
+        UsageError: when it lies neither there nor in what the library has unpacked.
+    """
+    import datasets
+
+    if not _lies_in(name, folder, folder.resolve(), Path(datasets.config.HF_DATASETS_CACHE)):
+        raise UsageError(
+            f"a row names the file {name}, which lies outside the data set's folder and the library's cache"
+        )
+    return Path(name)
+
+
+def _stamp(folder: Path) -> str:
+    """Hash of which files a folder holds, and since when.
+
+    Of a folder whose README.md names the files the library would take what it cached for fresh, whatever changed.
+    """
+    files = sorted(Path(here, name) for here, _, names in os.walk(folder, followlinks=True) for name in names)
+    return content_hash([], [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+
+
+def _lies_in(name: str, *folders: Path) -> bool:
+    path = Path(os.path.normpath(name))
+    return any(path.is_relative_to(folder.absolute()) for folder in folders)
 
 
 def check_columns(found: Sequence[str], named: Mapping[str, str | None], where: str, what: str) -> None:

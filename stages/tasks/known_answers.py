@@ -14,15 +14,21 @@ from typing import Any
 
 from stages.errors import UsageError
 from stages.files import content_hash, read_json, write_json
-from stages.tasks.endpoint import Endpoint
+from stages.tasks.endpoint import Endpoint, shown
 
 ANSWERS = "answers.json"
-CLOSE = 1e-3  # numbers that differ by less are one answer: sums on a GPU depend on the batch in their last bits
+DECIMALS = 2  # of numbers below 10; of larger ones three digits are kept
+# As a share of numbers above 1: what was kept is off by half a unit of its last digit, and sums on a GPU depend on the
+# batch in their last bits.
+CLOSE = 0.5 * 10**-DECIMALS + 1e-3
+EXACT = 1e15  # floats hold whole numbers up to it; larger ones are names rather
 LONG = 200  # characters; longer texts (pictures) are kept as a hash
 
 
 def keep_answers(endpoint: Endpoint, inputs: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Ask a few fixed inputs and write answers.json: by these the model is known again.
+
+    Of a model that is said not to be deterministic the address alone is kept.
 
     Args:
         endpoint: the model under test.
@@ -34,7 +40,7 @@ def keep_answers(endpoint: Endpoint, inputs: Sequence[Mapping[str, Any]], folder
         "endpoint": config.endpoint,
         "headers": config.headers,
         "inputs": [dict(one) for one in inputs],
-        "outputs": [_short(answer) for answer in endpoint.ask(inputs)],
+        "outputs": [_short(answer, coarse=True) for answer in endpoint.ask(inputs)] if config.deterministic else [],
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / ANSWERS, kept)
@@ -48,11 +54,16 @@ def check_answers(endpoint: Endpoint, folder: Path) -> None:
     """
     kept, config = read_json(folder / ANSWERS), endpoint.config
     if (kept["endpoint"], kept["headers"]) != (config.endpoint, config.headers):
+        then, today = shown(kept["endpoint"]), shown(config.endpoint)
         raise UsageError(
-            f"{folder} was prepared for {kept['endpoint']}, params.yaml names {config.endpoint}: run prepare"
+            f"{folder} was prepared for {then}, params.yaml names {today}"
+            + (", with another query or other headers" if then == today else "")
+            + ": run prepare"
         )
     if not config.deterministic:
         return
+    if not kept["outputs"]:
+        raise UsageError(f"{folder} was prepared with deterministic: false, params.yaml says true: run prepare")
     now = [_short(answer) for answer in endpoint.ask(kept["inputs"])]
     for number, (before, after) in enumerate(zip(kept["outputs"], now, strict=True), start=1):
         if not _alike(before, after):
@@ -64,13 +75,24 @@ def check_answers(endpoint: Endpoint, folder: Path) -> None:
             )
 
 
-def _short(value: Any) -> Any:
-    """An answer as it is kept: long texts by their hash."""
+def _short(value: Any, coarse: bool = False) -> Any:
+    """An answer as it is kept: long texts by their hash, keys in order.
+
+    Args:
+        value: the answer.
+        coarse: whether numbers are rounded: a model that differs in their last bits leaves the same file, and all that
+            depends on it stays fresh, whenever it is prepared.
+    """
     if isinstance(value, str) and len(value) > LONG:
         return f"{len(value):,} characters, {content_hash([], value)}"
     if isinstance(value, dict):
-        return {key: _short(one) for key, one in value.items()}
-    return [_short(one) for one in value] if isinstance(value, list) else value
+        return {key: _short(value[key], coarse) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_short(one, coarse) for one in value]
+    if coarse and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < EXACT:
+        rounded = round(float(value), DECIMALS) if abs(value) < 10 else float(f"{value:.{DECIMALS}e}")
+        return rounded + 0.0  # no -0.0
+    return value
 
 
 def _alike(one: Any, other: Any) -> bool:

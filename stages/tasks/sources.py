@@ -19,7 +19,7 @@ from stages.errors import UsageError
 from stages.params import Strict, validation_lines
 from stages.tasks.contract import TaskContext
 
-Source = TypeVar("Source", bound=Strict)
+Loader = TypeVar("Loader", bound=Strict)
 
 
 class ItemCounts(Strict):
@@ -30,7 +30,7 @@ class ItemCounts(Strict):
     test: int = Field(0, ge=0, description="items claims about the repair are made on")
 
 
-def parse_source(raw: Mapping[str, Any], loaders: Mapping[str, type[Source]], where: str) -> Source:
+def parse_source(raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], where: str) -> Loader:
     """Pick the loader whose name is a key of the block, and let it check the block.
 
     Raises:

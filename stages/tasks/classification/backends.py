@@ -56,7 +56,8 @@ def compute_errors(compute: Compute, black_box: str | None = None) -> list[str]:
         errors.append(_NO_OPENVINO)
     if backend == "compile":
         errors += _compiler_errors(gpu)
-    if dtype == "bfloat16" and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+    here = gpu and torch.cuda.is_available()  # else it is another machine's
+    if dtype == "bfloat16" and here and not torch.cuda.is_bf16_supported(including_emulation=False):
         errors.append(f"compute.dtype: {compute.device} does not compute in bfloat16; expected float32")
     return errors
 

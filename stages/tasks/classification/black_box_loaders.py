@@ -12,12 +12,12 @@ from stages.errors import UsageError
 from stages.files import content_hash
 from stages.tasks.classification.black_boxes import EndpointNet, OnnxNet
 from stages.tasks.classification.config import Label
-from stages.tasks.classification.data_source import collect
 from stages.tasks.classification.models import PER_CHANNEL, POSITIVE, Classifier, Form
 from stages.tasks.classification.pictures import Shape
 from stages.tasks.classification.pool import Pool
 from stages.tasks.classification.sources import Labelled, ModelSource, check_answers, check_channels
 from stages.tasks.endpoint import Endpoint, EndpointConfig
+from stages.tasks.source import collect
 from stages.tasks.sources import local_file
 
 _NO_REPAIR = "which only answers: there is nothing to train. Take it out of repairs: and it ends with the landscape"
@@ -84,8 +84,8 @@ class EndpointModel(EndpointConfig, ModelSource):
     channels: Literal[1, 3] = 3
 
     def errors(self, inputs: Path) -> list[str]:
-        """See ModelSource."""
-        return self.problems("prepare.model")
+        """See Named."""
+        return []
 
     def repair_errors(self) -> list[str]:
         """See ModelSource."""

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from stages.errors import UsageError
-from stages.tasks.classification.data_source import DataSource, collect
+from stages.tasks.classification.data_source import DataSource
 from stages.tasks.classification.own_data import HubDataset, ImageFolder, JsonLines
 from stages.tasks.classification.pool import Decoded, Pool, tolerate
+from stages.tasks.source import collect
 from stages.tasks.sources import local_file, package_folder
 
 

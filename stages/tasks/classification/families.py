@@ -12,6 +12,9 @@ from stages.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from stages.tasks.classification.models import Form
 
+# Of torchvision. Its own weights want transform_input, and heads that help in training only.
+INCEPTIONS = ("inception_v3", "googlenet")
+
 
 def _small_cnn(form: Form) -> nn.Module:
     """Two convolutions and two linear layers: what a tutorial trains, with the brittleness of one."""
@@ -43,32 +46,41 @@ def _torchvision(form: Form) -> nn.Module:
             f"prepare.model.torchvision: no classifier {form.architecture!r}"
             f"{did_you_mean(form.architecture, names)}; there are {', '.join(names)}"
         )
-    net: nn.Module = models.get_model(form.architecture, weights=None, num_classes=len(form.classes))
+    arguments = dict((form.settings or {}).get("args", {}))
+    if form.architecture in INCEPTIONS:
+        arguments["init_weights"] = False  # slow, and all weights are replaced
+    net: nn.Module = models.get_model(form.architecture, weights=None, num_classes=len(form.classes), **arguments)
     return net
 
 
 def _transformers(form: Form) -> nn.Module:
     from transformers import AutoConfig, AutoModelForImageClassification
 
-    settings = dict((form.settings or {}).get("config", {}))
+    told = form.settings or {}
+    settings = dict(told.get("config", {}))
     kind = settings.pop("model_type", None)
     try:
         config = AutoConfig.for_model(kind, **settings, num_labels=len(form.classes))
-        return Logits(AutoModelForImageClassification.from_config(config))
+        return Logits(AutoModelForImageClassification.from_config(config), bgr=bool(told.get("bgr")))
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"transformers builds no image classifier of the kind {kind!r}: {error}") from None
 
 
 class Logits(nn.Module):
-    """A model of transformers as a network: (n, c, h, w) -> (n, classes)."""
+    """A model of transformers as a network: (n, c, h, w) -> (n, classes).
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: of transformers.
+        bgr: whether it takes blue first; pictures here have red first.
+    """
+
+    def __init__(self, model: Any, *, bgr: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.bgr = model, bgr
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels -> logits."""
-        logits: Tensor = self.model(pixel_values=pixels).logits
+        logits: Tensor = self.model(pixel_values=pixels.flip(1) if self.bgr else pixels).logits
         return logits
 
 

@@ -39,20 +39,21 @@ class TrainedHere(ModelSource):
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
         """See ModelSource."""
         rows = pool.rows("train")
-        if len(rows) < 2 or pool.classes is None:
+        if len(rows) < 2:
             raise UsageError(
                 f"prepare.model.train: the data has no pool named train, found {sorted(set(pool.splits or []))}"
             )
+        classes = pool.classes or sorted(set(map(str, pool.labels)))  # whose order is that of what is trained
         shape = pool.pictures.shape(None)
         unreadable: list[dict[str, str]] = []
         read = list(pool.read(rows, shape, None, unreadable))
         tolerate(unreadable, len(rows), pool.max_corrupt)
         pixels = torch.from_numpy(np.stack([picture for _, picture in read])).float() / 255
-        targets = torch.from_numpy(pool.targets(pool.classes)[[row for row, _ in read]])
+        targets = torch.from_numpy(pool.targets(classes)[[row for row, _ in read]])
         form = Form(
             family="small_cnn",
             architecture=self.train,
-            classes=pool.classes,
+            classes=classes,
             shape=shape,
             mean=round(float(pixels.mean()), 4),
             std=round(max(float(pixels.std()), 1e-3), 4),

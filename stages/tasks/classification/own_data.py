@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -13,18 +14,14 @@ from pydantic import Field, model_validator
 
 from stages.errors import UsageError, did_you_mean
 from stages.tasks.classification.config import Label, spelled
-from stages.tasks.classification.data_source import DataSource, collect
+from stages.tasks.classification.conventions import FOREIGN, OWN, check_apart, folder_order, ready_splits
+from stages.tasks.classification.data_source import DataSource
 from stages.tasks.classification.pictures import SUFFIXES
 from stages.tasks.classification.pool import NAMED, Encoded, Pool, Sources, tolerate
-from stages.tasks.contract import SPLITS
 from stages.tasks.hub import NAME
-from stages.tasks.hub_data import HubData, check_columns
+from stages.tasks.hub_data import HubData, check_columns, row_file
+from stages.tasks.source import collect
 from stages.tasks.sources import local_file
-
-# Names others give their splits, and what an audit makes of them: failures are searched on pictures the model has not
-# learnt from, and a repair learns from those it has.
-FOREIGN = {"train": "repair", "val": "discover", "valid": "discover", "validation": "discover", "test": "test"}
-OWN = (*SPLITS, "train")
 
 
 class OwnPictures(DataSource):
@@ -52,14 +49,14 @@ class OwnPictures(DataSource):
         groups: list[str] | None = None,
         splits: list[str] | None = None,
         classes: list[str] | None = None,
+        unordered: str = "the data give no order",
         skipped: list[dict[str, str]] | None = None,
     ) -> Pool:
-        twice = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
-        if twice:
+        if twice := sorted(name for name, n in Counter(ids).items() if n > 1):
             raise UsageError(f"prepare.data: ids must be unique, found {', '.join(twice[:NAMED])} more than once")
         named = self._translated(labels)
-        if self.labels and classes is not None:
-            classes = None  # the data's own order is of names the model does not have
+        if self.labels:  # the data's own order is of names the model does not have
+            classes, unordered = None, "prepare.data.labels renames those of the data"
         return Pool(
             pictures=Encoded(sources, self.resize, self.size, self.channels),
             labels=np.array(named),
@@ -67,6 +64,7 @@ class OwnPictures(DataSource):
             groups=groups or ids,
             splits=splits,
             classes=classes,
+            unordered=unordered,
             skipped=skipped or [],
             max_corrupt=self.max_corrupt,
         )
@@ -111,6 +109,7 @@ class ImageFolder(OwnPictures):
         # A class may well be called train: then its folder holds pictures, not folders.
         if splits is None or not all(_subfolders(folder) for folder in folders):
             return {"": root}
+        check_apart(splits, f"{where}: {root} has the folders")
         return {splits[folder.name]: folder for folder in folders}
 
     def load(self, inputs: Path) -> Pool:
@@ -130,8 +129,9 @@ class ImageFolder(OwnPictures):
             kinds = " ".join(sorted(SUFFIXES))
             raise UsageError(f"prepare.data.imagefolder: no picture below {root}; looked for {kinds}")
         ids = [path.relative_to(root).as_posix() for path in paths]
-        classes = sorted(set(labels))
-        return self._pool(paths, labels, ids, splits=None if "" in folders else splits, classes=classes)
+        classes, unordered = folder_order(set(labels))
+        ready = None if "" in folders else splits
+        return self._pool(paths, labels, ids, splits=ready, classes=classes, unordered=unordered)
 
 
 class JsonLines(OwnPictures):
@@ -156,7 +156,7 @@ class JsonLines(OwnPictures):
         rows: list[dict[str, str]] = []
         skipped: list[dict[str, str]] = []
         try:
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         except (OSError, ValueError) as error:
             raise UsageError(f"prepare.data.jsonl: {path} is no readable text: {error}") from None
         for number, line in enumerate(lines, start=1):
@@ -177,6 +177,7 @@ class JsonLines(OwnPictures):
                     f"prepare.data.jsonl: {path} has the splits {', '.join(map(repr, found))}; expected some of"
                     f" {', '.join(OWN)} or of {', '.join(FOREIGN)}, in all lines or none"
                 )
+            check_apart(known, f"prepare.data.jsonl: {path} has the splits")
             splits = [known[split] for split in given]
         return self._pool(
             [path.parent / row["image"] for row in rows],
@@ -244,8 +245,13 @@ class HubDataset(OwnPictures):
         for (ours, part), theirs in zip(parts.items(), named.values(), strict=True):
             column = part.select_columns([self.label])[:][self.label]
             labels += column
-            ids += [f"{theirs.split('[')[0]}-{row}" for row in range(len(column))]
+            ids += _rows(part, theirs)
             splits += [ours] * len(column)
+        if shared := [name for name, n in Counter(ids).items() if n > 1]:
+            raise UsageError(
+                f"prepare.data.split: {' and '.join(map(repr, named.values()))} share {len(shared)} rows"
+                f" ({_some(shared)}); a picture belongs to one split"
+            )
         if None in labels or not labels:
             raise UsageError(f"prepare.data.label: {self.datasets} has {labels.count(None)} pictures without a label")
         if names[0] is not None:
@@ -253,7 +259,11 @@ class HubDataset(OwnPictures):
                 raise UsageError(f"prepare.data.label: the labels of {', '.join(named.values())} are not published")
             labels = [names[0][label] for label in labels]
         return self._pool(
-            _Contents([part.select_columns([self.image]) for part in parts.values()], self.image),
+            _Contents(
+                [part.select_columns([self.image]) for part in parts.values()],
+                self.image,
+                self._data.folder(inputs)[0],
+            ),
             labels,
             ids,
             splits=None if "" in parts else splits,
@@ -274,24 +284,27 @@ class HubDataset(OwnPictures):
 class _Contents:
     """Contents of picture files in tables of the datasets library, read when they are asked for."""
 
-    def __init__(self, parts: Sequence[Any], column: str) -> None:
-        self.parts, self.column = parts, column
+    def __init__(self, parts: Sequence[Any], column: str, folder: Path) -> None:
+        self.parts, self.column, self.folder = parts, column, folder
 
     def __getitem__(self, row: int, /) -> Path | bytes:
         for part in self.parts:
             if row < len(part):
                 held = part[row][self.column] or {}
-                return cast("Path | bytes", held.get("bytes") or Path(held.get("path") or "no picture"))
+                if held.get("bytes") or not held.get("path"):
+                    return cast("Path | bytes", held.get("bytes") or Path("no picture"))
+                return row_file(self.folder, held["path"])
             row -= len(part)
         raise IndexError(row)
 
 
-def ready_splits(names: Iterable[str]) -> Mapping[str, str] | None:
-    """{name of a ready-made pool: the audit's split}, None where some name is none of a pool."""
-    named = set(names)
-    if named <= set(OWN) and named & {"discover", "repair"}:
-        return {name: name for name in named}
-    return {name: FOREIGN[name] for name in named} if named <= set(FOREIGN) else None
+def _rows(part: Any, split: str) -> list[str]:
+    """Names of the rows of a data set, by their place in the whole split, of which it may be a slice."""
+    import datasets
+
+    whole = {name: info.num_examples for name, info in part.info.splits.items()}
+    slices = datasets.ReadInstruction.from_spec(split).to_absolute(whole)
+    return [f"{one.splitname}-{row}" for one in slices for row in range(one.from_, one.to)]
 
 
 def _row(line: str) -> dict[str, str]:

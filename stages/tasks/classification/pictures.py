@@ -71,7 +71,7 @@ def decode(source: Path | bytes, shape: Shape, view: View) -> np.ndarray:
         raise UnreadablePicture(
             str(error).replace(str(source), name) if isinstance(source, Path) else str(error)
         ) from None
-    return _cut(photo, shape, view)
+    return _cut(photo, shape, view, name)
 
 
 def _upright(photo: Any, mode: str) -> Any:
@@ -84,7 +84,7 @@ def _upright(photo: Any, mode: str) -> Any:
     return photo.convert(mode)
 
 
-def _cut(photo: Any, shape: Shape, view: View) -> np.ndarray:
+def _cut(photo: Any, shape: Shape, view: View, name: str) -> np.ndarray:
     from PIL import Image
 
     channels, height, width = shape
@@ -96,6 +96,12 @@ def _cut(photo: Any, shape: Shape, view: View) -> np.ndarray:
     # What is cut out must fit in.
     grow = max(1.0, width / size[0], height / size[1])
     wide, high = (math.ceil(side * grow) for side in size)
+    # A strip of a few bytes becomes billions of pixels when its shorter side is enlarged.
+    if Image.MAX_IMAGE_PIXELS is not None and wide * high > Image.MAX_IMAGE_PIXELS:
+        raise UnreadablePicture(
+            f"{name} is too large: {photo.width} x {photo.height} pixels would become {wide} x {high}, more than"
+            f" {Image.MAX_IMAGE_PIXELS} pixels"
+        )
     photo = photo.resize((wide, high), Image.Resampling[view.interpolation.upper()])
     left, top = (wide - width) // 2, (high - height) // 2
     pixels = np.asarray(photo)[top : top + height, left : left + width]

@@ -110,6 +110,7 @@ class Pool:
         groups: n names of what pictures must not be torn into two splits (crops of one photo).
         splits: n names of ready-made pools ("train", "discover", ...), or None: the audit draws the splits.
         classes: names of the classes in the order of their indices, or None if the data have no such order.
+        unordered: why the data have none, for people.
         skipped: corrupt files and why they were skipped.
         in_order: of a ready-made pool the first items are taken; else they are drawn.
         max_corrupt: share of unreadable pictures that may be skipped.
@@ -121,6 +122,7 @@ class Pool:
     groups: list[str]
     splits: list[str] | None = None
     classes: list[str] | None = None
+    unordered: str = "the data give no order"
     skipped: list[dict[str, str]] = field(default_factory=list)
     in_order: bool = False
     max_corrupt: float = 0.0
@@ -181,7 +183,8 @@ def _unknown_labels(unknown: Sequence[str], classes: Sequence[str]) -> str:
     some = ", ".join(classes[:NAMED]) + (f", ... ({len(classes)} in all)" if len(classes) > NAMED else "")
     return (
         f"prepare.data: the model has no class for {len(unknown)} label(s) of the data: {named}{more}; its classes are"
-        f" {some}. Say which is which: prepare.data.labels: {{their label: the model's class}}"
+        f" {some}. Say which is which: prepare.data.labels: {{their label: the model's class}}; or what the model's are"
+        " called: prepare.model.classes"
     )
 
 
@@ -240,11 +243,27 @@ def _queues(pool: Pool, seed: int) -> dict[str, Iterator[list[int]]]:
         by_group = pd.Series(range(len(pool.ids))).groupby(pool.groups).apply(list)
         shared = iter([by_group.iloc[i] for i in rng.permutation(len(by_group))])
         return dict.fromkeys(SPLITS, shared)
+    _check_groups(pool)
     ready = {split: pool.rows(split) for split in SPLITS}
     return {
         split: iter([[int(row)] for row in (rows if pool.in_order else rng.permutation(rows))])
         for split, rows in ready.items()
     }
+
+
+def _check_groups(pool: Pool) -> None:
+    """Whether each group lies in one ready-made pool.
+
+    Raises:
+        UsageError: naming one that does not.
+    """
+    found: dict[str, str] = {}
+    for group, split in zip(pool.groups, pool.splits or [], strict=True):
+        if (first := found.setdefault(group, split)) != split:
+            raise UsageError(
+                f"prepare.data: the group {group!r} lies in the splits {first} and {split}; pictures of a group belong"
+                " to one split, or the model is judged by what it has learnt from"
+            )
 
 
 def _too_few(pool: Pool, split: str, wanted: int, found: int, corrupt: Sequence[object]) -> str:

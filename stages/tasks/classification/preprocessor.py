@@ -1,15 +1,30 @@
-"""What a preprocessor_config.json of transformers says of pictures, read as the plain data it is."""
+"""What a preprocessor_config.json of transformers says of pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from stages.errors import UsageError
+from stages.errors import UsageError, did_you_mean
 from stages.tasks.classification.pictures import Shape, View
 
+PREPROCESSOR = "preprocessor_config.json"
+SUPPORTED = (
+    *("BeitImageProcessor", "BitImageProcessor", "CLIPImageProcessor", "ConvNextImageProcessor", "DeiTImageProcessor"),
+    *("EfficientNetImageProcessor", "LevitImageProcessor", "MobileNetV1ImageProcessor", "MobileNetV2ImageProcessor"),
+    *("MobileViTImageProcessor", "PerceiverImageProcessor", "PoolFormerImageProcessor", "PvtImageProcessor"),
+    *("SegformerImageProcessor", "SiglipImageProcessor", "ViTImageProcessor"),
+)
+# do_resize_and_center_crop is an old name of what PoolFormer does anyway; labels are those of segmentation maps.
+_UNDERSTOOD = {
+    *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_flip_channel_order"),
+    *("do_resize_and_center_crop", "do_reduce_labels"),
+}
+_WAY_OUT = "export the model to ONNX and name it as `onnx`, where mean and std, size and resize can be said"
 SMALL = 384  # ConvNext: smaller pictures are cut out of larger ones, others are squeezed into the square
+_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # as pillow numbers them
 
 
 @dataclass(frozen=True)
@@ -21,70 +36,120 @@ class Preprocessor:
         view: how a picture is resized before the centre is cut out.
         mean: one number for each channel, or for all, of pixels in [0, 1].
         std: likewise.
+        bgr: whether blue comes first.
     """
 
     shape: Shape
     view: View
     mean: list[float]
     std: list[float]
+    bgr: bool = False
 
     @classmethod
-    def of(cls, told: Mapping[str, Any] | None, config: Mapping[str, Any], where: str) -> Preprocessor:
-        """Read it; `config` is the model's own, which knows channels and size where the file does not.
+    def of(cls, folder: Path, told: Mapping[str, Any] | None, config: Mapping[str, Any], where: str) -> Preprocessor:
+        """Read it as transformers does, which fills in what old files leave out.
+
+        Args:
+            folder: of the model.
+            told: the file in it; None: there is none.
+            config: the model's own, which knows its channels.
+            where: for messages.
 
         Raises:
             UsageError: when there is no file, or it says something this does not understand.
         """
         if told is None:
-            raise UsageError(f"{where}: the model has no preprocessor_config.json, so nobody knows its normalisation")
+            raise UsageError(f"{where}: the model has no {PREPROCESSOR}, so nobody knows its normalisation")
         try:
-            shape, view = _geometry(told, config)
-            mean, std = _normalisation(told)
+            processor = _processor(folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+            raise UsageError(f"{where}: its {PREPROCESSOR} is not understood: {error!r}") from None
+        kind = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
+        if kind not in SUPPORTED:
+            raise UsageError(
+                f"{where}: its {PREPROCESSOR} is of {kind}{did_you_mean(kind, SUPPORTED)}; understood are"
+                f" {', '.join(SUPPORTED)}. Else {_WAY_OUT}"
+            )
+        flags = {**told, **vars(processor)}
+        if odd := sorted(key for key in flags if key.startswith("do_") and flags[key] and key not in _UNDERSTOOD):
+            raise UsageError(f"{where}: {PREPROCESSOR} has {', '.join(odd)}, which is not understood; {_WAY_OUT}")
+        try:
+            shape, view = _geometry(kind, processor, int(config.get("num_channels") or 3))
+            mean, std = _normalisation(kind, processor)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise UsageError(f"{where}: its preprocessor_config.json is not understood: {error!r}") from None
-        return cls(shape, view, mean, std)
+            raise UsageError(f"{where}: its {PREPROCESSOR} is not understood: {error}; {_WAY_OUT}") from None
+        return cls(shape, view, mean, std, kind == "MobileViTImageProcessor" and bool(processor.do_flip_channel_order))
 
 
-def _normalisation(told: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+def _processor(folder: Path) -> Any:
+    """The class of transformers with what the file says of it; no code of the folder is run."""
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
+
+
+def _normalisation(kind: str, processor: Any) -> tuple[list[float], list[float]]:
     """Mean and deviation of pixels in [0, 1].
 
-    The processor has pixels in [0, 255], times `rescale_factor`, less 1 with `rescale_offset`, less `image_mean`, by
-    `image_std`; EfficientNets divide by `image_std` twice.
+    The processor has pixels in [0, 255], times `rescale_factor`, less `image_mean`, by `image_std`. An EfficientNet's
+    takes 1 off before with `rescale_offset`, and divides by `image_std` once more with `include_top`.
     """
     mean, std = [0.0], [1.0]
-    if told.get("do_normalize", True):
-        twice = 2 if told.get("include_top") else 1
-        mean, std = [float(v) for v in told["image_mean"]], [float(v) ** twice for v in told["image_std"]]
-    scale = 255.0 * float(told.get("rescale_factor", 1 / 255)) if told.get("do_rescale", True) else 255.0
-    offset = 1.0 if told.get("do_rescale", True) and told.get("rescale_offset") else 0.0
+    efficient = kind == "EfficientNetImageProcessor"
+    if processor.do_normalize and kind != "MobileViTImageProcessor":  # which has the flag and heeds it not
+        mean, std = _numbers(processor.image_mean), _numbers(processor.image_std)
+    if efficient and processor.include_top:
+        again = _numbers(processor.image_std)
+        std = [one * other for one, other in zip(std * len(again) if len(std) == 1 else std, again, strict=True)]
+    scale = 255.0 * float(processor.rescale_factor) if processor.do_rescale else 255.0
+    offset = 1.0 if efficient and processor.do_rescale and processor.rescale_offset else 0.0
     return [(v + offset) / scale for v in mean], [v / scale for v in std]
 
 
-def _geometry(told: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Shape, View]:
-    channels = int(config.get("num_channels") or 3)
-    size = told.get("size") or config.get("image_size")
-    resize: int | tuple[int, int]
-    if isinstance(size, Mapping) and "shortest_edge" in size:
-        edge = int(size["shortest_edge"])
-        share = told.get("crop_pct")
-        resize = edge
-        cut = (edge, edge)
-        if share:
-            resize = int(edge / float(share)) if edge < SMALL else (edge, edge)
-    else:
-        resize = cut = _pair(size)
-    if told.get("do_center_crop") and told.get("crop_size"):
-        cut = _pair(told["crop_size"])
-    resample = int(told.get("resample", 2))
-    filters = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # as pillow numbers them
-    view = View.model_validate({"resize": resize, "interpolation": filters[resample]})
+def _geometry(kind: str, processor: Any, channels: int) -> tuple[Shape, View]:
+    if not processor.do_resize:
+        raise ValueError("do_resize is false, so it takes pictures of any size")
+    resize = _size(processor.size, "size")
+    cut = _size(processor.crop_size, "crop_size") if processor.do_center_crop else None
+    if kind == "ConvNextImageProcessor":
+        edge = _edge(resize)
+        resize = int(edge / processor.crop_pct) if edge < SMALL else (edge, edge)
+        cut = cut or (edge, edge)
+    elif kind == "PoolFormerImageProcessor":
+        resize = int(_edge(resize) / processor.crop_pct)
+    elif kind == "LevitImageProcessor" and isinstance(resize, int):
+        resize = int(256 / 224 * resize)
+    elif kind == "PerceiverImageProcessor" and cut is not None:
+        # It cuts first, size / crop_size of the shorter side, and makes that `size`.
+        resize, cut = _edge(cut), (_edge(resize), _edge(resize))
+    cut = resize if cut is None else cut
+    if isinstance(cut, int):
+        raise ValueError("only the shorter side is resized and nothing is cut out, so it takes pictures of any size")
+    height, width = (resize, resize) if isinstance(resize, int) else resize
+    if cut[0] > height or cut[1] > width:
+        raise ValueError(f"{cut} is cut out of pictures resized to {resize}, which would get a black frame")
+    view = View(resize=resize, interpolation=_FILTERS[int(processor.resample)])
     return (channels, *cut), view
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    """(height, width) of {height, width}, [height, width] or the side of a square."""
-    if isinstance(size, Mapping):
-        return int(size["height"]), int(size["width"])
-    if isinstance(size, list | tuple):
-        return int(size[0]), int(size[-1])
-    return int(size), int(size)
+def _size(told: Any, name: str) -> int | tuple[int, int]:
+    """The shorter side, or (height, width)."""
+    given = {key: int(value) for key, value in dict(told or {}).items() if value is not None}
+    if set(given) == {"shortest_edge"}:
+        return given["shortest_edge"]
+    if set(given) == {"height", "width"}:
+        return given["height"], given["width"]
+    raise ValueError(f"{name} is {given}, expected shortest_edge, or height and width")
+
+
+def _edge(size: int | tuple[int, int]) -> int:
+    """The side of a square, or the shorter side."""
+    if isinstance(size, int):
+        return size
+    if size[0] != size[1]:
+        raise ValueError(f"{size} is no square")
+    return size[0]
+
+
+def _numbers(told: Any) -> list[float]:
+    return [float(v) for v in told] if isinstance(told, list | tuple) else [float(told)]

@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from stages.errors import UsageError
 from stages.files import content_hash
-from stages.tasks.classification.data_source import collect
-from stages.tasks.classification.families import Logits, torchvision_models
+from stages.tasks.classification.families import INCEPTIONS, Logits, torchvision_models
 from stages.tasks.classification.model_folders import CONFIG, built, check_folder, found_folder, read_object
 from stages.tasks.classification.models import Classifier, Form, fit_weights
 from stages.tasks.classification.pictures import Shape, View
 from stages.tasks.classification.pool import Pool
-from stages.tasks.classification.preprocessor import Preprocessor
+from stages.tasks.classification.preprocessor import PREPROCESSOR, Preprocessor
 from stages.tasks.classification.sources import Normalised, check_answers, check_weights, read_weights
 from stages.tasks.hub import NAME, Repository, local_folder
+from stages.tasks.source import collect
 
-PREPROCESSOR = "preprocessor_config.json"
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of INCEPTIONS
 _LEFT_OUT = (
     "_name_or_path",
     "transformers_version",
@@ -38,6 +38,15 @@ class TorchvisionModel(Normalised):
 
     torchvision: str = Field(pattern=r"^\w+$")
     weights: str = Field(description="file under inputs")
+    transform_input: bool | None = Field(
+        None, description="of inception_v3, googlenet; default: true, as torchvision has it for its own weights"
+    )
+
+    @model_validator(mode="after")
+    def _transforms_what_can(self) -> TorchvisionModel:
+        if self.transform_input is not None and self.torchvision not in INCEPTIONS:
+            raise ValueError(f"transform_input is for {' and '.join(INCEPTIONS)}, not for {self.torchvision}")
+        return self
 
     def errors(self, inputs: Path) -> list[str]:
         """See ModelSource."""
@@ -48,9 +57,19 @@ class TorchvisionModel(Normalised):
         where = "prepare.model.weights"
         path = check_weights(inputs, self.weights, where)
         models = torchvision_models()
-        form = Form(family="torchvision", architecture=self.torchvision, classes=["0", "1"], shape=(3, 8, 8), origin="")
+        settings = self._settings()
+        form = Form(
+            family="torchvision",
+            architecture=self.torchvision,
+            classes=["0", "1"],
+            shape=(3, 8, 8),
+            origin="",
+            settings=settings,
+        )
         head = _last_layer(built(form, where).net)
         state = read_weights(path, where)
+        if settings:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(_AUXILIARY)}
         if f"{head}.weight" not in state:
             raise UsageError(f"{where}: {path.name} has no {head}.weight, the last layer of {self.torchvision}")
         best = models.get_model_weights(self.torchvision).DEFAULT
@@ -61,15 +80,22 @@ class TorchvisionModel(Normalised):
         form = Form(
             family="torchvision",
             architecture=self.torchvision,
-            classes=self.names(len(state[f"{head}.weight"]), best.meta["categories"], pool),
+            classes=self.names(len(state[f"{head}.weight"]), None, pool, best.meta["categories"]),
             shape=shape,
             **self.normalisation(usual.mean, usual.std, shape),
             origin=f"{origin}; {self._says('torchvision')}",
             view=View(resize=usual.resize_size[0], interpolation=usual.interpolation.value).at(own, shape),
+            settings=settings,
         )
         model = built(form, where)
         fit_weights(model.net, state, where)
         return check_answers(model, where).to(device)
+
+    def _settings(self) -> dict[str, Any] | None:
+        """What the network is built with beside its classes."""
+        if self.torchvision not in INCEPTIONS:
+            return None
+        return {"args": {"transform_input": self.transform_input is not False, "aux_logits": False}}
 
 
 class TransformersModel(Normalised):
@@ -103,7 +129,8 @@ class TransformersModel(Normalised):
         model = _transformers(folder, where)
         config = model.config.to_dict()
         processor = folder / PREPROCESSOR
-        seen = Preprocessor.of(read_object(processor, where) if processor.exists() else None, config, where)
+        told = read_object(processor, where) if processor.exists() else None
+        seen = Preprocessor.of(folder, told, config, where)
         own = seen.shape
         shape = pool.pictures.shape(own)
         labels = model.config.id2label
@@ -115,7 +142,10 @@ class TransformersModel(Normalised):
             **self.normalisation(seen.mean, seen.std, shape),
             origin=f"{origin}; {self._says(PREPROCESSOR)}",
             view=seen.view.at(own, shape),
-            settings={"config": {k: v for k, v in config.items() if k not in _LEFT_OUT and v is not None}},
+            settings={
+                "config": {k: v for k, v in config.items() if k not in _LEFT_OUT and v is not None},
+                **({"bgr": True} if seen.bgr else {}),
+            },
         )
         network = built(form, where)
         fit_weights(network.net, {k: v.float() for k, v in Logits(model).state_dict().items()}, where)

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.errors import UsageError
-from stages.params import Strict
 from stages.tasks.classification.config import Label
 from stages.tasks.classification.imagenet import class_names
 from stages.tasks.classification.models import PER_CHANNEL, POSITIVE, Classifier
 from stages.tasks.classification.pictures import Shape
-from stages.tasks.classification.pool import Pool
+from stages.tasks.classification.pool import Pool, class_indices
+from stages.tasks.source import Named
 from stages.tasks.sources import local_file
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
@@ -28,12 +28,8 @@ _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts 
 _PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before names
 
 
-class ModelSource(Strict):
-    """Base of the model loaders."""
-
-    @abstractmethod
-    def errors(self, inputs: Path) -> list[str]:
-        """Say what is missing, without reading weights."""
+class ModelSource(Named):
+    """Base of the model loaders. Where the model comes from is in the form of what they build."""
 
     @abstractmethod
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
@@ -42,10 +38,6 @@ class ModelSource(Strict):
         Raises:
             UsageError: when it cannot be read, is no classifier, or does not fit the pictures.
         """
-
-    def prefetch(self, inputs: Path) -> list[str]:
-        """Fetch what it names on a hub into the local cache; a line for people each."""
-        return []
 
     def repair_errors(self) -> list[str]:
         """Say why it cannot be repaired; empty if it can."""
@@ -57,8 +49,14 @@ class Labelled(ModelSource):
 
     classes: list[Label] | None = Field(None, min_length=2, description="names of the classes, in their order")
 
-    def names(self, n: int, own: Sequence[str] | None, pool: Pool) -> list[str]:
-        """Names of the model's n classes: the user's, its own, ImageNet's, or those of as many classes of the data.
+    def names(self, n: int, own: Sequence[str] | None, pool: Pool, published: Sequence[str] | None = None) -> list[str]:
+        """Names of the model's n classes: the user's, its own, those of as many classes of the data, or ImageNet's.
+
+        Args:
+            n: how many there are.
+            own: names that come with the weights.
+            pool: the data; those that name ImageNet's classes say nothing of their order.
+            published: names that come with other weights of the architecture; default: ImageNet's.
 
         Raises:
             UsageError: when the user names another number, or nothing names them.
@@ -69,11 +67,12 @@ class Labelled(ModelSource):
             return self.classes
         if own is not None and len(own) == n:
             return list(own)
-        if n == 1000:
-            return class_names()
-        if pool.classes is not None and len(pool.classes) == n:
+        usual = list(published or class_names()) if n == 1000 else []
+        if pool.classes is not None and len(pool.classes) == n and not set(pool.classes) <= set(class_indices(usual)):
             return pool.classes
-        found = f"the data have {len(pool.classes)}" if pool.classes is not None else "the data give no order"
+        if usual:
+            return usual
+        found = f"the data have {len(pool.classes)}" if pool.classes is not None else pool.unordered
         raise UsageError(f"prepare.model.classes: missing; the model has {n} classes and nothing names them ({found})")
 
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from stages.errors import UsageError
 from stages.files import content_hash
-from stages.tasks.classification.data_source import collect
 from stages.tasks.classification.families import check_timm
 from stages.tasks.classification.model_folders import CONFIG, built, check_folder, found_folder, read_object
 from stages.tasks.classification.models import Classifier, Form, fit_weights
@@ -20,6 +19,7 @@ from stages.tasks.classification.pictures import Shape, View
 from stages.tasks.classification.pool import Pool
 from stages.tasks.classification.sources import Normalised, check_answers, check_weights, read_weights
 from stages.tasks.hub import Repository, local_folder
+from stages.tasks.source import collect
 
 HUB = "hf-hub:"
 # What create_model could be told to read elsewhere; a repository's config.json must not say that.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from stages.errors import UsageError
 from stages.tasks.hub_data import HubData, check_columns
+from stages.tasks.source import collect
 from stages.tasks.sources import local_file, package_file
 from stages.tasks.summarization.data import Article, DataSource, Unreadable
 
@@ -27,7 +28,7 @@ class PackageArticles(DataSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See DataSource."""
-        return _collect(lambda: self._files(inputs))
+        return collect(lambda: self._files(inputs))
 
     def _files(self, inputs: Path) -> dict[str, Path]:
         named = {"": self.file, "test": self.test}
@@ -67,7 +68,7 @@ class JsonLines(DataSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See DataSource."""
-        return _collect(lambda: self._check_fields(self._file(inputs)))
+        return collect(lambda: self._check_fields(self._file(inputs)))
 
     def _check_fields(self, path: Path) -> None:
         """A name that the first line does not know is mistyped, most likely: one error, not one for each line."""
@@ -176,11 +177,3 @@ def _article(
             found = f"it has {type(row[field]).__name__}" if field in row else f"found {', '.join(row) or 'none'}"
             return Unreadable(name, f"{where} has no text in the field {field!r}, {found}")
     return Article(name, row[text], row[summary] if summary else "", row[split] if split else pool)
-
-
-def _collect(check: Callable[[], Any]) -> list[str]:
-    try:
-        check()
-    except UsageError as error:
-        return [str(error)]
-    return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from stages.errors import UsageError
-from stages.tasks.hub_data import HubData, check_columns
+from stages.tasks.hub_data import HubData, check_columns, row_file
+from stages.tasks.source import collect
 from stages.tasks.sources import local_file
 from stages.tasks.text_to_image.pictures import PictureSource, Row, leads_out
 
@@ -31,11 +32,7 @@ class ImageFolder(PictureSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See PictureSource."""
-        try:
-            self._metadata(inputs)
-        except UsageError as error:
-            return [str(error)]
-        return []
+        return collect(lambda: self._metadata(inputs))
 
     def _metadata(self, inputs: Path) -> Path:
         folder = local_file(inputs, self.imagefolder, "prepare.pictures.imagefolder")
@@ -66,19 +63,18 @@ class JsonLinesPictures(PictureSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See PictureSource."""
+        return collect(lambda: self._check_fields(self._file(inputs)))
+
+    def _check_fields(self, path: Path) -> None:
+        with path.open("rb") as lines:
+            first = next((line for line in lines if line.strip()), b"")
         try:
-            path = self._file(inputs)
-            with path.open("rb") as lines:
-                first = next((line for line in lines if line.strip()), b"")
             row = json.loads(first)
-            if isinstance(row, dict):
-                named = {"image": self.image, "text": self.text, **{f"where.{name}": name for name in self.where}}
-                check_columns(list(row), named, "prepare.pictures", f"{self.jsonl}, line 1,")
-        except UsageError as error:
-            return str(error).splitlines()
         except ValueError:
-            pass  # `rows` says which line is none
-        return []
+            return  # `rows` says which line is none
+        if isinstance(row, dict):
+            named = {"image": self.image, "text": self.text, **{f"where.{name}": name for name in self.where}}
+            check_columns(list(row), named, "prepare.pictures", f"{self.jsonl}, line 1,")
 
     def _file(self, inputs: Path) -> Path:
         path = local_file(inputs, self.jsonl, "prepare.pictures.jsonl")
@@ -103,16 +99,13 @@ class ParquetPictures(PictureSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See PictureSource."""
-        try:
-            names = self._open(inputs).schema_arrow.names
-            if missing := [name for name in (self.image, self.text, *self.where) if name not in names]:
-                raise UsageError(
-                    f"prepare.pictures.parquet: {self.parquet} has no column {', '.join(missing)};"
-                    f" found {', '.join(names)}"
-                )
-        except UsageError as error:
-            return [str(error)]
-        return []
+        return collect(lambda: self._check_names(self._open(inputs).schema_arrow.names))
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        if missing := [name for name in (self.image, self.text, *self.where) if name not in names]:
+            raise UsageError(
+                f"prepare.pictures.parquet: {self.parquet} has no column {', '.join(missing)}; found {', '.join(names)}"
+            )
 
     def _open(self, inputs: Path) -> pq.ParquetFile:
         path = local_file(inputs, self.parquet, "prepare.pictures.parquet")
@@ -186,13 +179,7 @@ class HubPictures(PictureSource):
 
     def _path(self, name: str, inputs: Path) -> Path:
         """See PictureSource: here the library names files by where they lie, in the folder read or in its cache."""
-        import datasets
-
-        folder, _ = self._data.folder(inputs)
-        roots = [Path(root).absolute() for root in (folder, folder.resolve(), datasets.config.HF_DATASETS_CACHE)]
-        if ".." in PurePosixPath(name).parts or not any(Path(name).is_relative_to(root) for root in roots):
-            raise UsageError(f"its path {name} lies outside the data set's folder and the library's cache")
-        return Path(name)
+        return row_file(self._data.folder(inputs)[0], name)
 
 
 PICTURE_LOADERS: Mapping[str, type[PictureSource]] = {

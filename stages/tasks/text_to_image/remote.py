@@ -47,7 +47,7 @@ class EndpointModel(ModelSource, EndpointConfig):
         return settings
 
     def errors(self, inputs: Path) -> list[str]:
-        """See ModelSource. The key is asked for when the model is: another machine may hold it."""
+        """See Named."""
         return []
 
     def build(self, inputs: Path, out_dir: Path, sampling: SamplingConfig | None = None) -> None:
