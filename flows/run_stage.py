@@ -12,6 +12,7 @@ from typing import IO, Literal
 from pydantic import BaseModel
 
 from flows.approval import GATED
+from flows.machines.shipment import Made
 from flows.processes import child
 from flows.workspace import LOGS, stage_environment
 from stages.errors import BugError, Exit, InfrastructureError, RejectedError, UsageError
@@ -24,7 +25,7 @@ _EXITED = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _REFUSED = re.compile(r"missing data 'source'|are missing from '.*'|ERROR: dependency .* does not exist")
 # What DVC says for itself. It stays in the log file; people watching want the stage's own words.
 _DVC = re.compile(
-    r"^(Running stage '|> exec python -m |Stage '|'.*didn't change|Updating lock file|Generating lock file|"
+    r"^(Running stage '|> exec python (?:-P )?-m |Stage '|'.*didn't change|Updating lock file|Generating lock file|"
     r"To track the changes|To enable auto staging|\tgit add |\tdvc config|Use `dvc push`|"
     r"Data and pipelines are up to date|\s*$)"
 )
@@ -40,6 +41,7 @@ class StageResult(BaseModel):
         seconds: wall time, 0 if it did not start.
         message: why it failed, or what it waits for.
         exit_code: what that means for the whole command.
+        made: what a worker in a clone of its own made of it; None where it ran here.
     """
 
     stage: str
@@ -47,6 +49,7 @@ class StageResult(BaseModel):
     seconds: float = 0.0
     message: str = ""
     exit_code: Exit = Exit.PASS
+    made: Made | None = None
 
 
 def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, str] | None = None) -> StageResult:
@@ -65,7 +68,7 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     """
     started = time.monotonic()
     LOGS.mkdir(parents=True, exist_ok=True)
-    name = stage.replace("/", ".")  # stages of other pipelines are named by their file
+    name = child_name(stage)
     path = LOGS / f"{name}.log"
     env = {**stage_environment(), **(extra_env or {})}
     # --wait-for-lock: stages that run side by side commit one after the other instead of giving up.
@@ -90,6 +93,11 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
         raise BugError(f"{stage} has a bug, or the code of its task has, full log in {path}:\n{told}")
     how = f"stage exited with {stage_code}" if stage_code is not None else f"DVC exited with {code}"
     raise InfrastructureError(f"{stage} failed ({how}), full log in {path}:\n{told}")
+
+
+def child_name(stage: str) -> str:
+    """What the process of a stage is called, see `flows.processes.child`."""
+    return stage.replace("/", ".")  # stages of other pipelines are named by their file
 
 
 def _undisturbed(stage: str) -> AbstractContextManager[None]:

@@ -1,0 +1,144 @@
+"""The process in a worker's clone: `python -m flows.machines.clone WORKSPACE SHIPMENT ANSWER`."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from flows.heal import heal
+from flows.machines.driver import hashes, other_bytes
+from flows.machines.shipment import Entry, Made, Shipment
+from flows.machines.store import Store, opened
+from flows.machines.worker import Failure, here
+from flows.run_stage import StageResult, run_stage
+from flows.workspace import exclusive, running_audit
+from stages.environment import WORK
+from stages.errors import FadedError, InfrastructureError, UsageError
+
+LOCK = WORK / "machines.lock"
+BROUGHT = WORK / "machines.json"  # outputs that shipments left here, by path
+
+
+def main() -> int:
+    """Answer a shipment; lines go to stdout, the answer into its file."""
+    workspace, order, answer = (Path(argument) for argument in sys.argv[1:4])
+    shipment = Shipment.model_validate_json(order.read_text(encoding="utf-8"))
+    os.chdir(workspace)
+    host = here(workspace)
+    try:
+        with _one_at_a_time(LOCK, lambda: print(f"waits for another stage in {host}")), _nobodys_else(host):
+            result = bring_up_to_date(shipment, host)
+    except FadedError as error:
+        answer.write_text(Failure(error=type(error).__name__, message=str(error)).model_dump_json(), encoding="utf-8")
+        return int(error.exit_code)
+    answer.write_text(result.model_dump_json(), encoding="utf-8")
+    return 0
+
+
+def bring_up_to_date(shipment: Shipment, host: str) -> StageResult:
+    """Bring the current clone's stage up to date and put what it made into the remote."""
+    for line in heal():
+        print(f"healed: {line}")
+    _write_texts(shipment)
+    with opened(shipment.remote) as store:
+        _bring_inputs(store, shipment, host)
+        stage = store.stage(shipment.stage)
+        mine = hashes(stage)
+        for path in sorted(shipment.hashes):
+            if mine.get(path) != shipment.hashes[path]:
+                raise other_bytes(shipment, host, path)
+        known = store.recall(stage)
+        if not known and shipment.lock is not None and not stage.cmd_changed:
+            store.pull(shipment.lock.get("outs", []))  # DVC asks dvc.lock too, before it runs a stage
+        _note(out.def_path for out in stage.outs)
+    result = run_stage(shipment.stage, print)
+    with opened(shipment.remote) as store:
+        lock = _lock(shipment.stage)
+        store.push(lock["outs"])
+        store.remember(store.stage(shipment.stage))
+    return result.model_copy(update={"made": Made(host=host, lock=lock)})
+
+
+def _write_texts(shipment: Shipment) -> None:
+    import yaml
+
+    stages = {shipment.stage: shipment.lock} if shipment.lock else {}
+    texts = {**shipment.files, "dvc.lock": yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False)}
+    for name, text in texts.items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+
+
+def _bring_inputs(store: Store, shipment: Shipment, host: str) -> None:
+    """Put outputs of other stages into this clone, and take away those of earlier shipments that are none now."""
+    if missing := store.pull(shipment.inputs):
+        raise InfrastructureError(f"{host}: the DVC remote {store.name} lacks {', '.join(missing)}")
+    wanted = {entry["path"] for entry in shipment.inputs}
+    folders = [Path(path) for path in shipment.hashes]
+    for path in _brought() - wanted:
+        if any(folder in Path(path).parents for folder in folders):  # a folder that several stages fill
+            _remove(Path(path))
+    _note(wanted)
+    store.checkout(shipment.inputs)
+
+
+def _brought() -> set[str]:
+    try:
+        return set(json.loads(BROUGHT.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return set()
+
+
+def _note(paths: Iterable[str]) -> None:
+    partial = BROUGHT.with_suffix(".partial")
+    partial.write_text(json.dumps(sorted(_brought() | set(paths))), encoding="utf-8")
+    partial.replace(BROUGHT)
+
+
+def _lock(stage: str) -> Entry:
+    import yaml
+
+    return dict(yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"][stage])
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
+    """Hold a clone for one stage; call `waiting` first if another stage holds it."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _nobodys_else(host: str) -> Iterator[None]:
+    """Hold the clone against audits that are typed there, and refuse the driver's own workspace: it would be healed."""
+    if (process := running_audit()) is not None:
+        raise UsageError(f"an audit runs in {host} (process {process}): expected a clone that is the worker's own")
+    with exclusive():
+        yield
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The driver's side: what a worker is sent, and how what it made becomes the driver's own."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.approval import GATED
+from flows.machines.shipment import Entry, Made, Shipment
+from flows.machines.store import Store, entry_of, opened
+from stages.errors import InfrastructureError, UsageError
+from stages.params import Params, RunnerConfig, load_params
+
+if TYPE_CHECKING:
+    from dvc.stage import PipelineStage
+
+_TEXTS = ("params.yaml", "dvc.yaml", "faded.json")
+
+
+def check_machines(config: RunnerConfig) -> None:
+    """Refuse, before anything runs, what would leave workers in clones of their own without outputs to work on.
+
+    Raises:
+        UsageError: when no DVC remote is configured, or not the one that is named, or one that cannot be shared.
+        InfrastructureError: when it does not answer.
+    """
+    if config.workspace is None:
+        return
+    if config.kind == "threads":
+        raise UsageError(
+            "runner.workspace is for workers on other machines: expected runner.kind dask or ray, found threads"
+        )
+    with opened(config.remote) as store:
+        store.check()
+
+
+def travels(stage: str) -> bool:
+    """Whether a stage may run in a worker's clone.
+
+    A person's decision lies with the driver, and so does `collect_feedback`; stages of other pipelines and files
+    tracked by `dvc add` are the driver's own affair.
+    """
+    return ":" not in stage and not stage.endswith(".dvc") and stage.partition("@")[0] != GATED
+
+
+def pack(stage: str, config: RunnerConfig) -> Shipment | None:
+    """Put what a stage reads into the remote, and tell a worker all else it needs.
+
+    Everything it depends on is up to date in this workspace.
+
+    Args:
+        stage: its name in dvc.yaml.
+        config: with `workspace` set.
+
+    Returns:
+        None when this clone knows the outputs already: then DVC has nothing to execute here.
+
+    Raises:
+        InfrastructureError: when the remote fails, or an input is missing.
+    """
+    assert config.workspace is not None
+    with opened(config.remote) as store:
+        with _locked(store):
+            if not store.repo.stage.collect(stage)[0].status():
+                return None
+            reads = store.stage(stage)
+            if store.recall(reads, here_only=True):
+                return None
+            inputs = _inputs(store, reads)
+            lock = _lock_entry(store, stage)
+            files = {path: Path(path).read_text(encoding="utf-8") for path in _texts(load_params())}
+        store.push(inputs)
+    return Shipment(
+        stage=stage,
+        files=files,
+        lock=lock,
+        inputs=inputs,
+        hashes=hashes(reads),
+        revision=_revision(),
+        workspace=config.workspace,
+        remote=config.remote,
+    )
+
+
+def take_back(shipment: Shipment, made: Made) -> None:
+    """Bring what a worker made into this workspace, as if the stage had run here.
+
+    Raises:
+        InfrastructureError: when it was made of other inputs than were sent, is not in the remote, or the workspace
+            changed meanwhile.
+    """
+    with opened(shipment.remote) as store:
+        stage = store.repo.stage.collect(shipment.stage)[0]
+        outs = _checked(shipment, made, stage)
+        if missing := store.pull(outs):
+            raise InfrastructureError(
+                f"{shipment.stage} ran on {made.host}, but the DVC remote {store.name} lacks {', '.join(missing)}"
+            )
+        with _locked(store):
+            from dvc.stage.loader import StageLoader
+
+            plain = [out.def_path for out in stage.outs if not out.use_cache]
+            store.checkout(outs, plain)
+            StageLoader.fill_from_lock(stage, made.lock)
+            stage.dump(update_pipeline=False)
+            store.repo.stage_cache.save(stage)
+            if stale := store.repo.stage.collect(shipment.stage)[0].status():
+                raise InfrastructureError(
+                    f"{shipment.stage} ran on {made.host}, but this workspace changed meanwhile: {_told(stale)}"
+                )
+
+
+def hashes(stage: PipelineStage) -> dict[str, str]:
+    """MD5 of each file and folder a stage reads, by path, those that are there; parameters travel as files."""
+    from dvc.dependency import ParamsDependency
+
+    read = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+    return {dep.def_path: str(dep.hash_info.value) for dep in read if dep.hash_info}
+
+
+def _checked(shipment: Shipment, made: Made, stage: PipelineStage) -> list[Entry]:
+    """The outputs a worker made, if it is this stage's and made of what it was sent."""
+    from dvc.schema import COMPILED_LOCK_FILE_STAGE_SCHEMA
+    from voluptuous import Invalid
+
+    try:
+        lock = COMPILED_LOCK_FILE_STAGE_SCHEMA(made.lock)
+    except Invalid as error:
+        raise InfrastructureError(f"{made.host} sent no record of {shipment.stage}: {error}") from None
+    outs: list[Entry] = list(lock.get("outs", []))
+    read = {dep["path"]: dep.get("md5") for dep in lock.get("deps", [])}
+    for path in sorted(shipment.hashes.keys() | read.keys()):
+        if read.get(path) != shipment.hashes.get(path):
+            raise other_bytes(shipment, made.host, path)
+    if lock["cmd"] != stage.cmd or {out["path"] for out in outs} != {out.def_path for out in stage.outs}:
+        raise InfrastructureError(f"{made.host} has another dvc.yaml than the driver: {shipment.stage} is not the same")
+    return outs
+
+
+def other_bytes(shipment: Shipment, host: str, path: str) -> InfrastructureError:
+    """The error when a worker's clone has something else at a path that the stage reads."""
+    where = (
+        f"bring its clone to commit {shipment.revision}"
+        if shipment.revision
+        else "bring its clone to the driver's state"
+    )
+    return InfrastructureError(f"worker {host} has other bytes under {path} than the driver: {where}")
+
+
+def _inputs(store: Store, stage: PipelineStage) -> list[Entry]:
+    """Outputs of other stages, and files tracked by `dvc add`, that lie under what a stage reads, or around it."""
+    here = Path.cwd()
+    paths = [Path(dep.fs_path) for dep in stage.deps]
+    outs = {}
+    for out in store.repo.index.outs:
+        path = Path(out.fs_path)
+        related = any(path == p or path in p.parents or p in path.parents for p in paths)
+        if related and out.hash_info and here in path.parents:
+            outs[path] = entry_of(out)
+    return list(outs.values())
+
+
+def _lock_entry(store: Store, stage: str) -> Entry | None:
+    found: Entry = store.repo.stage.collect(stage)[0].dvcfile.lockfile_contents.get("stages", {})
+    return found.get(stage)
+
+
+def _texts(params: Params) -> list[str]:
+    ratings = [audit.ratings.file for audit in params.audits.values() if audit.ratings is not None]
+    return [path for path in dict.fromkeys([*_TEXTS, *ratings]) if Path(path).is_file()]
+
+
+def _locked(store: Store) -> Any:
+    from dvc.repo import lock_repo
+
+    return lock_repo(store.repo)
+
+
+def _revision() -> str | None:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _told(status: dict[str, list[Any]]) -> str:
+    changes = [entry for entries in status.values() for entry in entries]
+    paths = [path for entry in changes if isinstance(entry, dict) for group in entry.values() for path in group]
+    return ", ".join(paths) or str(changes)

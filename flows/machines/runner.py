@@ -1,0 +1,35 @@
+"""A runner for stages whose workers do not see this workspace: what travels goes through another runner."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flows.machines.driver import pack, take_back, travels
+from flows.run_stage import StageResult, run_stage
+from flows.runners import Job, Runner, Say
+from stages.errors import InfrastructureError
+from stages.params.file import RunnerConfig
+
+
+class Apart:
+    """Has stages run in workers' clones, and their outputs brought here.
+
+    Args:
+        runner: of the cluster.
+        config: with `workspace` set.
+    """
+
+    def __init__(self, runner: Runner, config: RunnerConfig) -> None:
+        self._runner, self._config = runner, config
+
+    def run(self, job: Job, say: Say) -> StageResult:
+        """Run a stage in a worker's clone, or here: a person's decision lies here, and so may what it would make."""
+        shipment = pack(job.stage, self._config) if travels(job.stage) else None
+        if shipment is None:
+            return run_stage(job.stage, say)
+        result = self._runner.run(replace(job, shipment=shipment), say)
+        if result.made is None:
+            raise InfrastructureError(f"{job.stage}: the worker did not say what it made")
+        take_back(shipment, result.made)
+        say(f"from {result.made.host}")
+        return result

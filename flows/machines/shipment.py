@@ -1,0 +1,57 @@
+"""What travels between the driver and a worker beside the remote: small, plain and free of secrets."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel
+
+# An output or a stage as dvc.lock has it: {"path": ..., "hash": "md5", "md5": ..., "size": ...}.
+Entry = dict[str, Any]
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or pure.parts[:1] in ((".git",), (".dvc",), ()):
+        raise ValueError(f"{path!r} is no path within a workspace")
+    return path
+
+
+InWorkspace = Annotated[str, AfterValidator(_inside)]
+
+
+class Shipment(BaseModel):
+    """What a worker needs to bring one stage up to date in its own clone.
+
+    Args:
+        stage: its name in dvc.yaml.
+        files: small texts that no remote holds, by path: params.yaml, dvc.yaml, ratings.
+        lock: what the driver's dvc.lock says of the stage, None if it never ran.
+        inputs: outputs of other stages that this one reads, by content.
+        hashes: MD5 of everything the stage reads, by path, as the driver has it.
+        revision: the commit of the driver's clone, to be named when a worker's differs.
+        workspace: folder of the worker's clone; FADED_WORKSPACE in the worker's environment says otherwise.
+        remote: name of the DVC remote; None for the default of the worker's clone.
+    """
+
+    stage: str
+    files: dict[InWorkspace, str]
+    lock: Entry | None
+    inputs: list[Entry]
+    hashes: dict[str, str]
+    revision: str | None
+    workspace: str
+    remote: str | None
+
+
+class Made(BaseModel):
+    """What a worker made of a shipment; the bytes are in the remote.
+
+    Args:
+        host: the worker's machine and clone, "node3:/srv/faded".
+        lock: what dvc.lock of its clone says of the stage.
+    """
+
+    host: str
+    lock: Entry

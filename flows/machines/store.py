@@ -1,0 +1,269 @@
+"""The DVC remote that machines share: outputs by content, and DVC's record of the runs that made them.
+
+DVC's own commands move either too little (`pull` leaves out metrics that git is to keep) or too much (`--run-cache`
+moves the record of every run that ever was). So outputs are moved by their hashes, and of the run-cache the one folder
+that belongs to a stage and its inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.machines.shipment import Entry
+from stages.errors import FadedError, InfrastructureError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from dvc.output import Output
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+# Seconds and attempts until a remote that does not answer counts as gone; a user's own settings win.
+_S3_TIMEOUTS = {"connect_timeout": 10, "read_timeout": 30}
+_S3_ATTEMPTS = {"AWS_MAX_ATTEMPTS": "2"}
+
+
+class Store:
+    """One clone's view of the remote; open it with `opened`.
+
+    Args:
+        repo: the clone.
+        remote: name of the remote, None for DVC's default.
+    """
+
+    def __init__(self, repo: Repo, remote: str | None) -> None:
+        self.repo, self.remote = repo, remote
+
+    @property
+    def name(self) -> str:
+        """The remote's name."""
+        return self.remote or str(self.repo.config["core"].get("remote"))
+
+    def check(self) -> None:
+        """Refuse a remote that cannot be shared, or has no bucket.
+
+        Raises:
+            UsageError: naming the remotes there are.
+        """
+        named = sorted(self.repo.config["remote"])
+        if self.remote is not None and self.remote not in named:
+            raise UsageError(
+                f"runner.remote: no DVC remote {self.remote!r}, found: {', '.join(named) or 'none'}"
+                f"{did_you_mean(self.remote, named)}"
+            )
+        odb = self.repo.cloud.get_remote_odb(self.remote, "push")  # refuses remotes that keep versions of files
+        if odb.fs.protocol != "s3":
+            odb.fs.exists(odb.path)
+            return
+        bucket = odb.fs.parts(odb.path)[0]
+        with contextlib.suppress(PermissionError):  # to look at the whole bucket
+            try:
+                odb.fs.info(bucket)
+            except FileNotFoundError:
+                raise UsageError(f"DVC remote {self.name}: there is no bucket {bucket!r}") from None
+
+    def stage(self, name: str) -> PipelineStage:
+        """A stage of dvc.yaml with the hashes of what it would read now; nothing for what is missing."""
+        from dvc_data.hashfile.hash_info import HashInfo
+
+        stage = self.repo.stage.collect(name)[0]
+        for dep in stage.deps:
+            if dep.exists:
+                dep.save()
+            else:
+                dep.hash_info = HashInfo()
+        return stage
+
+    def outputs(self, entries: Sequence[Entry]) -> list[Output]:
+        """Outputs by content. DVC keeps all of these in its cache, also those that a stage leaves to git."""
+        from dvc.stage import PipelineStage, create_stage
+        from dvc.stage.loader import StageLoader
+
+        holder = create_stage(
+            PipelineStage, self.repo, "dvc.yaml", cmd="true", outs=[entry["path"] for entry in entries]
+        )
+        StageLoader.fill_from_lock(holder, {"outs": list(entries)})
+        return list(holder.outs)
+
+    def push(self, entries: Sequence[Entry]) -> None:
+        """Put outputs into the remote, those it lacks.
+
+        Raises:
+            InfrastructureError: when one is neither here nor there, or the remote does not take it.
+        """
+        outputs = self.outputs(entries)
+        for out in outputs:
+            # A metric that git brought into this clone, or the user's own `dvc repro --no-commit`.
+            if out.changed_cache() and out.exists and not out.changed_checksum():
+                out.commit(relink=False)
+        failed = self._each(outputs, lambda objects: self.repo.cloud.push(objects, remote=self.remote).failed)
+        if failed:
+            raise InfrastructureError(f"the DVC remote {self.name} did not take {', '.join(failed)}")
+
+    def pull(self, entries: Sequence[Entry]) -> list[str]:
+        """Bring outputs into this clone's cache; returns the paths of those that neither cache nor remote has whole."""
+        outputs = [out for out in self.outputs(entries) if out.changed_cache()]
+        self._each(outputs, lambda objects: self.repo.cloud.pull(objects, remote=self.remote).failed)
+        return [out.def_path for out in outputs if out.changed_cache()]
+
+    def _each(self, outputs: Sequence[Output], transfer: Callable[[Any], Any]) -> list[str]:
+        failed = []
+        for out in outputs:
+            # `force`: a folder of which nobody has the list of files is told by whoever asks next, not by a prompt.
+            used = out.get_used_objs(remote=self.remote, force=True)
+            if not used or any(transfer(objects) for objects in used.values()):
+                failed.append(out.def_path)
+        return failed
+
+    def checkout(self, entries: Sequence[Entry], plain: Sequence[str] = ()) -> None:
+        """Put outputs from the cache into the workspace.
+
+        Args:
+            entries: the outputs.
+            plain: paths of those that git tracks, which must be no links into the cache.
+        """
+        for out in self.outputs(entries):
+            with self._copying() if out.def_path in plain else contextlib.nullcontext():
+                out.checkout(force=True)
+
+    @contextlib.contextmanager
+    def _copying(self) -> Iterator[None]:
+        caches = (self.repo.cache.local, self.repo.cache.legacy)
+        types = [cache.cache_types for cache in caches]
+        for cache in caches:
+            cache.cache_types = ["copy"]
+        try:
+            yield
+        finally:
+            for cache, before in zip(caches, types, strict=True):
+                cache.cache_types = before
+
+    def recall(self, stage: PipelineStage, *, here_only: bool = False) -> bool:
+        """Bring the outputs of an earlier run on the same inputs into the cache, so that DVC need not run the stage.
+
+        Args:
+            stage: with the hashes of its inputs, as from `stage`.
+            here_only: ask this clone alone, not the remote.
+        """
+        if (folder := self._runs(stage)) is None:
+            return False
+        if not here_only:
+            self._pull_runs(folder)
+        for path in sorted(folder.glob("*"), key=lambda p: p.stat().st_mtime, reverse=True):
+            entries = _read_run(path)
+            if entries is None:
+                continue
+            whole = (
+                not any(out.changed_cache() for out in self.outputs(entries)) if here_only else not self.pull(entries)
+            )
+            if whole:
+                os.utime(path)  # of several runs on the same inputs DVC takes the newest record
+                return True
+        return False
+
+    def remember(self, stage: PipelineStage) -> None:
+        """Put DVC's record of the run that made a stage's present outputs into the remote, after the outputs."""
+        from dvc.stage.cache import _get_cache_hash
+        from dvc.stage.serialize import to_single_stage_lockfile
+        from dvc_objects.fs.utils import as_atomic
+
+        if (folder := self._runs(stage)) is None or (there := self._runs_there(folder)) is None:
+            return
+        fs, target = there
+        record = folder / _get_cache_hash(to_single_stage_lockfile(stage))
+        target = fs.join(target, record.name)
+        if record.exists() and not fs.exists(target):
+            with as_atomic(fs, target, create_parents=True) as partial:
+                fs.put_file(str(record), partial)
+
+    def _runs(self, stage: PipelineStage) -> Path | None:
+        """Where DVC keeps its records of runs of a stage on the same inputs; None if it keeps none of it."""
+        from dvc.stage.cache import _can_hash, _get_stage_hash
+
+        if not _can_hash(stage):
+            return None
+        key = _get_stage_hash(stage)
+        return Path(self.repo.stage_cache.cache_dir, key[:2], key)
+
+    def _runs_there(self, folder: Path) -> tuple[Any, str] | None:
+        """The same folder in the remote, with its file system; None where DVC keeps no records there (HTTP)."""
+        from dvc.fs import HTTPFileSystem
+
+        odb = self.repo.cloud.get_remote_odb(self.remote, "fetch --run-cache", hash_name="md5-dos2unix")
+        if isinstance(odb.fs, HTTPFileSystem):
+            return None
+        return odb.fs, odb.fs.join(odb.path, "runs", *folder.parts[-2:])
+
+    def _pull_runs(self, folder: Path) -> None:
+        if (there := self._runs_there(folder)) is None:
+            return
+        fs, source = there
+        for path in fs.find(source) if fs.exists(source) else []:
+            target = folder / fs.name(path)
+            if not target.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f".{target.name}.partial")
+                fs.get_file(path, str(partial))
+                partial.replace(target)
+
+
+def _read_run(path: Path) -> list[Entry] | None:
+    from dvc.schema import COMPILED_LOCK_FILE_STAGE_SCHEMA
+    from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml
+    from voluptuous import Invalid
+
+    try:
+        return list(COMPILED_LOCK_FILE_STAGE_SCHEMA(load_yaml(str(path)))["outs"])
+    except (YAMLFileCorruptedError, Invalid, KeyError, OSError):
+        return None
+
+
+def entry_of(out: Output) -> Entry:
+    """An output as dvc.lock has it, its path from the workspace, which is the current folder."""
+    meta = {key: value for key, value in out.meta.to_dict().items() if key != "isdir"} if out.meta else {}
+    modern = {} if out.hash_name == "md5-dos2unix" else {"hash": "md5"}
+    path = Path(out.fs_path).relative_to(Path.cwd()).as_posix()
+    return {"path": path, **modern, "md5": out.hash_info.value, **meta}
+
+
+@contextlib.contextmanager
+def opened(remote: str | None) -> Iterator[Store]:
+    """Open the DVC repository of the current folder, and have what goes wrong with its remote told as people need it.
+
+    Raises:
+        UsageError: when there is no such remote, or the package that reaches it is missing.
+        InfrastructureError: when the remote does not answer, or DVC fails otherwise.
+    """
+    from dvc.config import ConfigError
+    from dvc.repo import Repo
+
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    for name, value in _S3_ATTEMPTS.items():
+        os.environ.setdefault(name, value)
+    told = remote or "(default)"
+    try:
+        with Repo(_wait_for_lock=True) as repo:
+            told = remote or str(repo.config["core"].get("remote"))
+            settings = repo.config["remote"].get(told, {})
+            if str(settings.get("url", "")).startswith("s3://"):
+                repo.config["remote"][told] = {**_S3_TIMEOUTS, **settings}
+            yield Store(repo, remote)
+    except (ConfigError, ImportError) as error:
+        raise UsageError(
+            f"workers in clones of their own (runner.workspace) share a DVC remote with the driver: {_line(error)}"
+        ) from None
+    except FadedError:
+        raise
+    except Exception as error:
+        # DVC's own, the system's, and those of whatever library reaches the remote; any other is a bug of ours.
+        if not isinstance(error, OSError) and type(error).__module__ == "builtins":
+            raise
+        raise InfrastructureError(f"DVC remote {told}: {_line(error)}") from None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

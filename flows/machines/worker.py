@@ -1,0 +1,96 @@
+"""The worker's side: a process in the worker's clone brings the stage up to date, watched from the task that asked."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from flows.machines.shipment import Shipment
+from flows.processes import child
+from stages.environment import DEFAULTS
+from stages.errors import BugError, FadedError, InfrastructureError, RejectedError, UsageError
+
+if TYPE_CHECKING:
+    from flows.run_stage import StageResult
+
+WORKSPACE = "FADED_WORKSPACE"
+_ERRORS = {error.__name__: error for error in (UsageError, RejectedError, BugError, InfrastructureError)}
+
+
+class Failure(BaseModel):
+    """An error of the process in the clone."""
+
+    error: str
+    message: str
+
+
+def run_there(shipment: Shipment, say: Callable[[str], None], env: Mapping[str, str] | None = None) -> StageResult:
+    """Bring one stage up to date in this worker's clone, and put what it made into the remote.
+
+    It runs in a process of its own, because a worker's threads share one current folder; that process ends with the
+    worker, even by kill -9.
+
+    Args:
+        shipment: what the driver sent.
+        say: called with each line.
+        env: what the task runner adds to the stage's environment.
+
+    Returns:
+        With `made`, from which the driver takes the outputs.
+
+    Raises:
+        UsageError: when there is no clone here, or the stage refuses its input.
+        BugError: when the stage breaks in a way nobody foresaw.
+        InfrastructureError: when the clone differs from the driver's, the remote fails, or the process is killed.
+    """
+    from flows.run_stage import StageResult, child_name
+
+    workspace = find_clone(shipment)
+    with tempfile.TemporaryDirectory(prefix="faded-") as folder:
+        order, answer = Path(folder, "shipment.json"), Path(folder, "answer.json")
+        order.write_text(shipment.model_dump_json(), encoding="utf-8")
+        command = ["flows.machines.clone", str(workspace), str(order), str(answer)]
+        environment = {**DEFAULTS, **os.environ, **(env or {}), "PYTHONUNBUFFERED": "1"}
+        last = ""
+        with child(child_name(shipment.stage), command, environment, records=Path(folder)) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                last = line.rstrip() or last
+                say(line.rstrip())
+            code = process.wait()
+        told = answer.read_text(encoding="utf-8") if answer.exists() else ""
+    if code == 0 and told:
+        return StageResult.model_validate_json(told)
+    if code > 0 and told:  # one that was killed may have left half of it
+        failure = Failure.model_validate_json(told)
+        error: type[FadedError] = _ERRORS.get(failure.error, BugError)
+        raise error(failure.message)
+    raise InfrastructureError(f"{here(workspace)}: {shipment.stage} ended with {code} without an answer: {last}")
+
+
+def find_clone(shipment: Shipment) -> Path:
+    """The clone of this worker.
+
+    Raises:
+        UsageError: when there is none where it is said to be.
+    """
+    told = os.environ.get(WORKSPACE)
+    workspace = Path(told or shipment.workspace).expanduser().absolute()
+    below_dvc = any((folder / ".dvc").is_dir() for folder in (workspace, *workspace.parents))
+    if not below_dvc or not (workspace / "dvc.yaml").is_file():
+        raise UsageError(
+            f"worker {socket.gethostname()} has no clone at {workspace} (from"
+            f" {WORKSPACE if told else 'runner.workspace'}): expected a folder with dvc.yaml in a DVC repository"
+        )
+    return workspace
+
+
+def here(workspace: Path) -> str:
+    """The machine and the clone, for people."""
+    return f"{socket.gethostname()}:{workspace}"

@@ -1,0 +1,132 @@
+"""Machines for tests: clones of a workspace, an S3-compatible server, and clusters whose workers are these clones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import psutil
+import yaml
+
+from tests.workspace import Workspace
+
+_DASK = ("--no-dashboard", "--host", "127.0.0.1")
+DASK_HEAD = ("distributed.cli.dask_scheduler", "--port", "{port}", *_DASK)
+DASK_WORKER = (
+    *("distributed.cli.dask_worker", "{address}", "--no-nanny", "--nthreads", "1"),
+    *("--local-directory", "{scratch}", *_DASK),
+)
+_RAY = ("--node-ip-address", "127.0.0.1", "--object-store-memory", "100000000", "--block")
+RAY_HEAD = (
+    *("ray.scripts.scripts", "start", "--head", "--port", "{port}", "--num-cpus", "0"),
+    *("--include-dashboard", "false", "--temp-dir", "{scratch}", *_RAY),
+)
+RAY_WORKER = ("ray.scripts.scripts", "start", "--address", "{address}", "--num-cpus", "1", *_RAY)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def run(workspace: Workspace, *command: str) -> str:
+    done = workspace.run(list(command))
+    assert done.returncode == 0, f"{command}: {done.stdout}"
+    return done.stdout
+
+
+def dvc(workspace: Workspace, *arguments: str) -> str:
+    return run(workspace, sys.executable, "-m", "dvc", *arguments)
+
+
+def clone(workspace: Workspace, path: Path) -> Workspace:
+    """What another machine has: the commit, and nothing that DVC keeps."""
+    run(workspace, "git", "clone", "--quiet", str(workspace.path), str(path))
+    return Workspace(path)
+
+
+def lock(workspace: Workspace) -> dict[str, Any]:
+    return yaml.safe_load((workspace.path / "dvc.lock").read_text())["stages"]
+
+
+def s3_remote(workspace: Workspace, url: str) -> None:
+    dvc(workspace, "remote", "add", "--default", "--force", "store", "s3://bucket/audits")
+    dvc(workspace, "remote", "modify", "store", "endpointurl", url)
+
+
+def until(condition: Callable[[], bool], limit: float = 120.0) -> None:
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Cluster:
+    """Workers of one kind, each started in a folder where it finds nothing, and told where its own clone is."""
+
+    def __init__(self, kind: str, home: Path) -> None:
+        self.kind, self.home, port = kind, home, free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._log = (home / "cluster.log").open("ab")
+        self._scratch = Path(mkdtemp(prefix="faded-"))  # Ray's sockets need a short path
+        self._head = self._start(*(DASK_HEAD if kind == "dask" else RAY_HEAD), port=str(port))
+        until(lambda: answers(port))
+
+    def _start(self, *command: str, port: str = "", **env: str) -> subprocess.Popen[bytes]:
+        words = [word.format(port=port, address=self.address, scratch=self._scratch) for word in command]
+        return subprocess.Popen(
+            [sys.executable, "-m", *words],
+            cwd=self.home,
+            env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"} | env,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+
+    def add(self, clone: Workspace) -> None:
+        """A machine whose clone this is."""
+        command = DASK_WORKER if self.kind == "dask" else RAY_WORKER
+        self.workers.append(self._start(*command, FADED_WORKSPACE=str(clone.path)))
+
+    def lose(self, which: int) -> None:
+        """A machine goes off."""
+        end(self.workers[which])
+
+    def end(self) -> None:
+        """All of them go off."""
+        for process in [*self.workers, self._head]:
+            end(process)
+        self._log.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all it started, but for stages: those have to end by themselves."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        leader = psutil.Process(process.pid)
+        for one in [leader, *(child for child in leader.children(recursive=True) if not is_stage(child))]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.wait()
+
+
+def is_stage(process: psutil.Process) -> bool:
+    """Whether a process belongs to a stage."""
+    with contextlib.suppress(psutil.Error):
+        return any(word.startswith(("flows.", "stages.", "dvc")) for word in process.cmdline())
+    return False

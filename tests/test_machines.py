@@ -1,0 +1,273 @@
+"""Workers that do not see the driver's files: clones that share a DVC remote, and nothing else."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+import socket
+import subprocess
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from flows.graph import read_graph
+from flows.machines import Made, Shipment, check_machines, pack, run_there, take_back
+from flows.run_stage import StageResult
+from flows.workspace import exclusive
+from stages.errors import InfrastructureError, UsageError
+from stages.params.file import RunnerConfig
+from tests.clusters import clone, dvc, free_port, lock, run, s3_remote, until
+from tests.finished import inside
+from tests.workspace import ROOT, Workspace, make_workspace
+
+KINDS = ("prepare", "discover", "summarize")
+
+
+def there(worker: Workspace, **changes: Any) -> RunnerConfig:
+    return RunnerConfig(kind="dask", workspace=str(worker.path), **changes)
+
+
+def ship(driver: Workspace, worker: Workspace, *stages: str) -> list[tuple[Shipment, StageResult]]:
+    """Bring stages up to date in a worker's clone and take them back, as a run does."""
+    shipped = []
+    with inside(driver):
+        for stage in stages:
+            shipment = pack(stage, there(worker))
+            assert shipment is not None
+            result = run_there(shipment, lambda line: None)
+            assert result.made is not None
+            take_back(shipment, result.made)
+            shipped.append((shipment, result))
+    return shipped
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory) -> Workspace:
+    """A committed workspace of toys with a folder as its remote, from which machines are cloned."""
+    home = tmp_path_factory.mktemp("machines")
+    toys = make_workspace(home / "origin", toys=True)
+    dvc(toys, "remote", "add", "--default", "shared", str(home / "remote"))
+    run(toys, "git", "commit", "--quiet", "--all", "--message", "a remote")
+    return toys
+
+
+@pytest.fixture(scope="module")
+def made(origin, tmp_path_factory) -> tuple[Workspace, Workspace, list[tuple[Shipment, StageResult]]]:
+    """A driver, a worker, and what came of three stages."""
+    home = tmp_path_factory.mktemp("made")
+    driver, worker = clone(origin, home / "driver"), clone(origin, home / "worker")
+    keys = "['remote \"keys\"']\n    url = s3://bucket\n    secret_access_key = s3cret\n"
+    (driver.path / ".dvc" / "config.local").write_text(keys)
+    # Where the cache may be linked to, git's own files must still be files.
+    dvc(driver, "config", "--local", "cache.type", "symlink")
+    return driver, worker, ship(driver, worker, "prepare@tiny", "discover@tiny", "summarize@tiny")
+
+
+def test_a_stage_runs_in_the_clone_and_is_the_drivers_as_if_it_had_run_there(made):
+    driver, worker, shipped = made
+    assert (worker.path / "executed.txt").read_text().split() == ["prepare@tiny", "discover@tiny", "summarize@tiny"]
+    assert not (driver.path / "executed.txt").exists()
+    assert [result.outcome for _, result in shipped] == ["ran"] * 3
+    with inside(driver):
+        fresh = [stage.name for stage in read_graph() if not stage.stale]
+    assert fresh == ["prepare@tiny", "discover@tiny", "summarize@tiny"]
+    outputs = ("tiny/prepare/**/*", "tiny/discover/**/*", "tiny/summarize/**/*")
+    assert driver.digests(*outputs) == worker.digests(*outputs) != {}
+    assert [path.is_symlink() for path in driver.path.glob("data/tiny/*/metrics.json")] == [False] * 3
+    assert (driver.path / "data/tiny/summarize/landscape.json").is_symlink()
+
+
+def test_nothing_of_the_clone_is_changed_but_what_stages_make(made):
+    _, worker, _ = made
+    changed = {line[3:] for line in run(worker, "git", "status", "--porcelain").splitlines()}
+    records_of_toys = {"executed.txt", "spans.jsonl"}
+    assert changed - records_of_toys == {*(f"data/tiny/{name}/" for name in KINDS), "dvc.lock"}
+
+
+def test_what_travels_beside_the_remote_is_small_and_holds_no_secret(made):
+    _, _, shipped = made
+    for shipment, result in shipped:
+        text = shipment.model_dump_json() + result.model_dump_json()
+        assert "s3cret" not in text
+        assert set(shipment.files) == {"params.yaml", "dvc.yaml", "faded.json"}
+        assert len(text) < 50_000
+    assert [entry["path"] for entry in shipped[2][0].inputs if "discover" in entry["path"]] == [
+        f"data/tiny/discover/{name}" for name in ("probes.parquet", "robustness.parquet", "policy", "metrics.json")
+    ]
+
+
+def test_what_one_machine_pushed_no_other_computes(made, origin, tmp_path):
+    driver, second = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "second")
+    records = Path(origin.path.parent / "remote" / "runs")
+    for i in range(20):  # of other audits and years: they stay where they are
+        (records / f"{i:02x}" / f"{i:064x}").mkdir(parents=True)
+        (records / f"{i:02x}" / f"{i:064x}" / "0").write_text("")
+    stages = ("prepare@tiny", "discover@tiny")
+    shipped = ship(driver, second, *stages)
+    assert [result.outcome for _, result in shipped] == ["restored", "restored"]
+    assert not (second.path / "executed.txt").exists()
+    assert {name: lock(driver)[name] for name in stages} == {name: lock(made[0])[name] for name in stages}
+    assert len([path for path in (second.path / ".dvc/cache/runs").rglob("*") if path.is_file()]) == len(stages)
+
+
+def test_what_the_driver_has_already_goes_nowhere(made, tmp_path):
+    driver, worker, _ = made
+    driver = driver.copy(tmp_path / "driver")
+    with inside(driver):
+        assert pack("discover@tiny", there(worker)) is None  # it is up to date
+        shutil.rmtree("data/tiny/discover")
+        assert pack("discover@tiny", there(worker)) is None  # DVC's run-cache knows it
+        shutil.rmtree(".dvc/cache/runs")
+        assert pack("discover@tiny", there(worker)) is not None
+
+
+def test_a_clone_with_other_code_or_inputs_is_refused_before_anything_runs(made, origin, tmp_path):
+    driver, worker = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "worker")
+    revision = run(driver, "git", "rev-parse", "--short", "HEAD").strip()
+    (worker.path / "data/tiny/inputs/regions.json").write_text("[ ]")
+    told = (
+        rf"{worker.path} has other bytes under data/tiny/inputs than the driver: bring its clone to commit {revision}"
+    )
+    with pytest.raises(InfrastructureError, match=told):
+        ship(driver, worker, "prepare@tiny")
+    shutil.rmtree(worker.path / "data/tiny/inputs")
+    with pytest.raises(InfrastructureError, match=r"has other bytes under data/tiny/inputs"):
+        ship(driver, worker, "prepare@tiny")
+    assert not (worker.path / "executed.txt").exists()
+
+
+def test_what_the_stage_says_of_its_input_comes_back_as_itself(origin, tmp_path):
+    driver, worker = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "worker")
+    params = driver.params()
+    params["audits"]["tiny"]["seed"] = 99  # that nobody has computed
+    driver.write_params(params)
+    worker.toy(prepare__tiny={"exit": 2})
+    with pytest.raises(UsageError, match="prepare was told to exit with 2"):
+        ship(driver, worker, "prepare@tiny")
+
+
+def test_a_share_of_an_earlier_search_is_taken_away(made, tmp_path):
+    driver, worker, _ = made
+    driver, worker = driver.copy(tmp_path / "driver"), worker.copy(tmp_path / "worker")
+    share = worker.path / "data/tiny/shards/3"
+    share.mkdir()
+    (share / "probes.parquet").write_text("of a search in three shares")
+    brought = worker.path / ".faded/machines.json"
+    brought.write_text(json.dumps([*json.loads(brought.read_text()), "data/tiny/shards/3"]))
+    params = driver.params()
+    params["audits"]["tiny"]["discover"]["budget"] = 333
+    driver.write_params(params)
+    [(_, result)] = ship(driver, worker, "discover@tiny")
+    assert result.outcome == "ran"
+    assert not share.exists()
+
+
+def test_a_clone_runs_one_stage_at_a_time(made, origin, tmp_path):
+    driver, worker = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "worker")
+    said: list[str] = []
+    (worker.path / ".faded").mkdir()
+    with inside(driver), ThreadPoolExecutor(1) as threads, (worker.path / ".faded/machines.lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        shipment = pack("prepare@tiny", there(worker))
+        assert shipment is not None
+        future = threads.submit(run_there, shipment, said.append)
+        until(lambda: bool(said))
+        assert said == [f"waits for another stage in {socket.gethostname()}:{worker.path}"]
+        assert not future.done()
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert future.result(timeout=60).outcome == "restored"
+
+
+def test_the_drivers_own_workspace_is_no_workers(made):
+    driver, _, shipped = made
+    before = (driver.path / "dvc.lock").read_bytes()
+    shipment = shipped[0][0].model_copy(update={"workspace": str(driver.path)})
+    with inside(driver), exclusive(), pytest.raises(UsageError, match="expected a clone that is the worker's own"):
+        run_there(shipment, lambda line: None)
+    assert (driver.path / "dvc.lock").read_bytes() == before
+
+
+def test_where_its_clone_is_a_worker_may_say_itself(made, monkeypatch, tmp_path):
+    _, worker, shipped = made
+    shipment = shipped[0][0].model_copy(update={"workspace": "/nowhere"})
+    with pytest.raises(UsageError, match=r"has no clone at /nowhere \(from runner.workspace\)"):
+        run_there(shipment, lambda line: None)
+    monkeypatch.setenv("FADED_WORKSPACE", str(tmp_path))
+    with pytest.raises(UsageError, match=rf"has no clone at {tmp_path} \(from FADED_WORKSPACE\)"):
+        run_there(shipment, lambda line: None)
+    monkeypatch.setenv("FADED_WORKSPACE", str(worker.path))
+    assert run_there(shipment, lambda line: None).made.host == f"{socket.gethostname()}:{worker.path}"
+
+
+def test_what_was_not_asked_for_is_not_taken(made, tmp_path):
+    driver, _, shipped = made
+    shipment, result = shipped[1]
+    assert result.made is not None
+    honest = result.made.lock
+
+    def refused(match: str, **changes: Any) -> None:
+        with inside(driver), pytest.raises(InfrastructureError, match=match):
+            take_back(shipment, Made(host="node3:/srv", lock={**honest, **changes}))
+
+    other = [{**dep, "md5": "0" * 32} if dep["path"].endswith("items.parquet") else dep for dep in honest["deps"]]
+    refused("node3:/srv has other bytes under data/tiny/prepare/items.parquet than the driver", deps=other)
+    refused("another dvc.yaml", cmd="exec python -m something")
+    refused("another dvc.yaml", outs=[*honest["outs"], {"path": "params.yaml", "hash": "md5", "md5": "0" * 32}])
+    refused("no record of discover@tiny", outs=[{"name": "no path"}])
+    lost = [{**out, "md5": "1" * 32} if out["path"].endswith("probes.parquet") else out for out in honest["outs"]]
+    refused("ran on node3:/srv, but the DVC remote shared lacks data/tiny/discover/probes.parquet", outs=lost)
+    assert lock(driver)["discover@tiny"] == honest
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "data/../../up", ".git/hooks/post-checkout", ".dvc/config"])
+def test_a_shipment_writes_within_the_workspace_only(made, path):
+    shipment = made[2][0][0]
+    with pytest.raises(ValidationError, match="no path within a workspace"):
+        Shipment.model_validate({**shipment.model_dump(), "files": {path: "x"}})
+
+
+def test_a_remote_is_needed_and_an_unknown_one_told(origin, tmp_path):
+    driver = clone(origin, tmp_path / "driver")
+    with inside(driver):
+        check_machines(there(driver))
+        with pytest.raises(UsageError, match="no DVC remote 'sharde', found: shared, did you mean 'shared'"):
+            check_machines(there(driver, remote="sharde"))
+        with pytest.raises(UsageError, match=r"expected runner\.kind dask or ray, found threads"):
+            check_machines(RunnerConfig(kind="threads", workspace="/srv/faded"))
+        dvc(driver, "remote", "remove", "shared")
+        with pytest.raises(UsageError, match=r"runner\.workspace.*share a DVC remote.*no remote specified"):
+            check_machines(there(driver))
+
+
+@pytest.mark.skipif(find_spec("s3fs") is None, reason="dvc[s3] is not installed")
+def test_a_remote_that_is_gone_is_told_soon_and_worth_a_retry(origin, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    driver = clone(origin, tmp_path / "driver")
+    s3_remote(driver, f"http://127.0.0.1:{free_port()}")
+    with inside(driver), pytest.raises(InfrastructureError, match="DVC remote store: Could not connect"):
+        check_machines(there(driver, remote="store"))
+
+
+def test_the_container_file_copies_what_there_is_and_the_examples_can_be_read():
+    text = (ROOT / "Containerfile").read_text()
+    ignored = (ROOT / ".containerignore").read_text().split()
+    copied = [name for words in re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.M) for name in words.split()]
+    assert copied and all((ROOT / name).exists() and f"!{name}" in ignored for name in copied)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"^ARG EXTRAS=(.+)$", text, flags=re.M)[0].split(",")) < set(extras)
+    page = (ROOT / "docs/machines.md").read_text()
+    kinds = [one["kind"] for one in yaml.safe_load_all(re.findall(r"```yaml\n(.*?)```", page, flags=re.S)[0])]
+    assert kinds == ["Secret", "Service", "Deployment", "Deployment"]
+    script = re.findall(r"```bash\n(.*?)```", page, flags=re.S)[0]
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    for runner in re.findall(r"^    runner: (.+)$", page, flags=re.M):
+        assert RunnerConfig.model_validate(yaml.safe_load(runner)).workspace
