@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows.approval import GATED, needs_decision, waits_for_person
-from flows.graph import Graph, Stage
+from flows.graph import SHARE, Graph, Stage
 from flows.results import REFERENCE, TIMINGS, read_timings
 from stages.files import probe_seconds
 from stages.params import Params, task_class
@@ -64,7 +64,7 @@ class Estimate:
     def time(self) -> str:
         """How long it would take, and how that is known."""
         known = [e for e in self.stages if e.seconds is not None]
-        count = sum(e.stage.kind == "explore" for e in self.stages)
+        count = sum(e.stage.kind == SHARE for e in self.stages)
         shares = f"; the {count} shares may run side by side" if count else ""
         if not known:
             before = " before prepare ran" if any(e.stage.kind == "prepare" for e in self.stages) else ""
@@ -84,10 +84,20 @@ def duration(seconds: float) -> str:
 
 
 def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
-    """Estimate what running these audits now would cost."""
+    """Estimate what running these audits now would cost.
+
+    Raises:
+        UsageError: when a search is to be divided among more shares than its items or probes allow.
+    """
     timings, reference = read_timings(TIMINGS), read_timings(REFERENCE)
     todo = graph.to_do(audits)
     stale = {stage.name for stage in todo}
+    for audit in sorted({stage.audit for stage in todo if stage.kind == SHARE}):
+        if f"prepare@{audit}" not in stale:  # else its items may yet be others
+            from flows.shard import check_division  # which loads torch
+
+            config = params.audits[audit]
+            check_division(audit, config, config.discover.shards)
     stages = []
     for stage in todo:
         probes = probes_of(params, stage)
@@ -121,7 +131,7 @@ def probes_of(params: Params, stage: Stage) -> int | None:
     audit = params.audits[stage.audit]
     search = 2 * audit.discover.budget  # the explorer and its control
     shards = audit.discover.shards
-    if stage.kind == "explore":
+    if stage.kind == SHARE:
         part = int(stage.name.rpartition("-")[2])  # items are divided as evenly, so this is right but for a few probes
         return 2 * (audit.discover.budget * part // shards - audit.discover.budget * (part - 1) // shards)
     if stage.kind == "discover":

@@ -106,6 +106,8 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
     try:
         put(partial, text)
         load_params(partial)
+    except UsageError as error:
+        raise UsageError(str(error).replace(str(partial), str(path))) from None
     finally:
         partial.unlink(missing_ok=True)
     add_folders(folder, name, repair=repair is not None)

@@ -5,16 +5,19 @@ What other distributions add is a dependency in a clone, too; so there faded.jso
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from stages.code import RECORD, installed, is_code, read_record, read_stages
+from stages.environment import WORK
 from stages.params import DATA
 
 DVC_YAML, PARAMS = Path("dvc.yaml"), Path("params.yaml")
@@ -69,20 +72,45 @@ def outdated(folder: Path = Path()) -> bool:
     return bool(_wanted(folder))
 
 
-def bring_up_to_date(folder: Path = Path()) -> list[str]:
-    """Write faded.json and dvc.yaml anew where they are outdated; the workspace has to be held.
+def make_folders(folder: Path = Path()) -> list[str]:
+    """Make what audits lack that were written to params.yaml by hand; an audit that runs is not disturbed by it.
 
     Returns:
-        What changed, in one line for people; nothing if nothing did.
+        What was written, in one line for people; nothing if nothing was.
     """
+    if not is_own(folder) or not _for_audits(folder):
+        return []
+    with _alone(folder):
+        missing = _for_audits(folder)
+        for path, text in missing.items():
+            put(path, text)
+    return [_wrote(path.relative_to(folder) for path in missing)] if missing else []
+
+
+def bring_up_to_date(folder: Path = Path()) -> list[str]:
+    """Write faded.json and dvc.yaml anew where they are outdated, and make folders; the workspace has to be held.
+
+    Returns:
+        What changed, in a line or two for people; nothing if nothing did.
+    """
+    made = make_folders(folder)
     wanted = _wanted(folder)
     if not wanted:
-        return []
+        return made
     before = read_record(folder)
     # faded.json last: until it is written stages refuse to run, whatever dvc.yaml says already.
     for path, text in wanted.items():
         put(path, text)
-    return [_told(before, read_record(folder), [path.relative_to(folder) for path in wanted])]
+    return [*made, _told(before, read_record(folder), [path.relative_to(folder) for path in wanted])]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one command at a time make folders; it takes a moment."""
+    (folder / WORK).mkdir(exist_ok=True)
+    with (folder / WORK / "folders.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def put(path: Path, text: str) -> None:
@@ -153,13 +181,13 @@ def _wanted(folder: Path) -> dict[Path, str]:
     own = is_own(folder)
     if not own and RECORD.name not in text_of(folder / DVC_YAML):
         return {}  # nothing there depends on it
-    files = {**_for_audits(folder), folder / DVC_YAML: pipeline()} if own else {}
+    files = {folder / DVC_YAML: pipeline()} if own else {}
     files[folder / RECORD] = record(own=own)
     return {path: text for path, text in files.items() if text_of(path) != text or not path.exists()}
 
 
 def _for_audits(folder: Path) -> dict[Path, str]:
-    """What audits need that were written to params.yaml by hand."""
+    """What audits lack that were written to params.yaml by hand."""
     try:
         raw = yaml.load(text_of(folder / PARAMS), Loader=_LOADER)
         audits = {str(name): block for name, block in raw["audits"].items() if re.fullmatch(r"[\w-]+", str(name))}
@@ -173,8 +201,9 @@ def _for_audits(folder: Path) -> dict[Path, str]:
     # What Python compiles there says when and where it was compiled: it must not make a stage stale.
     lines = [f"/{code}/**/__pycache__/" for code in sorted(codes) if _is_code_folder(folder, code)]
     ignores = folder / ".dvcignore"
-    text = with_lines(text_of(ignores), lines, "Code of audits, without what Python compiles.")
-    return {**files, ignores: text} if lines else files
+    before = text_of(ignores)
+    text = with_lines(before, lines, "Code of audits, without what Python compiles.")
+    return files if text == before else {**files, ignores: text}
 
 
 def _is_code_folder(folder: Path, code: str) -> bool:
@@ -194,4 +223,8 @@ def _told(before: Mapping[str, Any], now: Mapping[str, Any], written: Iterable[P
     for name in sorted({*was, *are}):
         if was.get(name) != are.get(name):
             parts.append(f"plugin {name}: {was.get(name, 'none')} -> {are.get(name, 'none')}")
-    return "; ".join(parts) or f"faded wrote {', '.join(map(str, written))}"
+    return "; ".join(parts) or _wrote(written)
+
+
+def _wrote(paths: Iterable[Path]) -> str:
+    return f"faded wrote {', '.join(map(str, paths))}"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 from rich.console import Console
 
 from flows.edit_params import replace_file, with_shards
+from flows.graph import read_graph
 from stages.errors import UsageError
 from stages.explorers.auto import FEW
-from stages.params import Params, load_params
+from stages.explorers.shards import divide
+from stages.files import stage_dir
+from stages.params import AuditConfig, Params, load_params
+from stages.tasks.contract import Items
 
 PARAMS = Path("params.yaml")
 
@@ -25,12 +30,15 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
         console: what was done, and what it means, goes there.
 
     Raises:
-        UsageError: when a share would have no probe, or params.yaml is laid out so that it cannot be edited.
+        UsageError: when a share would have no probe, or no item where prepare has said which there are, or params.yaml
+            is laid out so that it cannot be edited.
     """
     audit = params.audit(name)
     budget = audit.discover.budget
     if shards > budget:
         raise UsageError(f"the budget of {budget:,} probes (audits.{name}.discover) is too small for {shards:,} shares")
+    if shards > 1 and _is_prepared(name):
+        check_division(name, audit, shards)
     with PARAMS.open(encoding="utf-8", newline="") as file:
         before = file.read()
     after = with_shards(before, name, shards, audit.compute.gpus if gpus is None else gpus)
@@ -47,6 +55,28 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
             highlight=False,
             soft_wrap=True,
         )
+
+
+def check_division(name: str, audit: AuditConfig, shards: int) -> None:
+    """Divide the items that prepare has written, as each share would only when it runs.
+
+    Raises:
+        UsageError: when a share would have no item or no probe.
+    """
+    import pandas as pd
+
+    items = Items(pd.read_parquet(_items(name)))
+    cells = prod(len(levels) for levels in audit.concepts.values())
+    divide(items.ids("discover"), cells, audit.discover.budget, shards, audit.seed)
+
+
+def _items(name: str) -> Path:
+    return stage_dir(name, "prepare") / "items.parquet"
+
+
+def _is_prepared(name: str) -> bool:
+    """Whether the items of an audit are known."""
+    return _items(name).exists() and any(stage.name == f"prepare@{name}" and not stage.stale for stage in read_graph())
 
 
 def _words(shards: int) -> str:

@@ -48,8 +48,10 @@ def has_audits(folder: Path) -> bool:
 
 
 def _bring_up_to_date() -> None:
-    from flows.pipeline import bring_up_to_date, outdated
+    from flows.pipeline import bring_up_to_date, make_folders, outdated
 
+    for line in make_folders():
+        print(line, file=sys.stderr)
     if outdated():
         with exclusive():
             for line in bring_up_to_date():

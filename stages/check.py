@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 
 from stages.errors import UsageError
 from stages.explorers import make_explorer
 from stages.microscopic import agent_settings
-from stages.params import Params, task_class, task_context
+from stages.params import AuditConfig, Params, task_class, task_context
 from stages.ratings import read_ratings
 from stages.tasks.contract import Task, TaskContext
 
 
-def check_audits(params: Params, names: Iterable[str]) -> None:
+def check_audits(params: Params, names: Iterable[str], *, elsewhere: bool = False) -> None:
     """Check explorers, tasks and repairs of the named audits; params.yaml itself was checked when it was read.
+
+    Args:
+        params: of the workspace.
+        names: of audits.
+        elsewhere: whether stages run on other machines: then a GPU that this one lacks is no error.
 
     Raises:
         UsageError: with one line per error.
     """
     errors: list[str] = []
     for name in names:
-        for check in (_check_explorer, _check_microscopic, _check_ratings, _check_task):
+        for check in (_check_explorer, _check_microscopic, _check_ratings, partial(_check_task, elsewhere=elsewhere)):
             try:
                 errors += check(params, name)
             except UsageError as error:
@@ -56,9 +63,10 @@ def _check_ratings(params: Params, name: str) -> list[str]:
     return []
 
 
-def _check_task(params: Params, name: str) -> list[str]:
+def _check_task(params: Params, name: str, *, elsewhere: bool) -> list[str]:
     audit = params.audit(name)
-    task, context = task_class(name, audit), task_context(name, audit)
+    task = task_class(name, audit)
+    context = _context_elsewhere(name, audit) if elsewhere else task_context(name, audit)
     errors = [f"audits.{name}.{error}" for error in task.check(context)]
     if name in params.repairs:
         config = params.repairs[name].restructure
@@ -70,6 +78,14 @@ def _check_task(params: Params, name: str) -> list[str]:
             )
         errors += [f"repairs.{name}.{error}" for error in found]
     return errors
+
+
+def _context_elsewhere(name: str, audit: AuditConfig) -> TaskContext:
+    """What the task is given on a machine that has the device `compute.device` names."""
+    named = audit.compute.device
+    anywhere = audit.model_copy(update={"compute": audit.compute.model_copy(update={"device": "auto"})})
+    context = task_context(name, anywhere)
+    return context if named == "auto" else replace(context, compute=replace(context.compute, device=named))
 
 
 def _always_changing(task: type[Task], context: TaskContext) -> list[str]:

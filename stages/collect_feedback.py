@@ -32,7 +32,7 @@ def main(audit: str) -> None:
         actions = [mode["action"] for mode in plan["modes"]]
         counts = {action: actions.count(action) for action in ("repair", "accept", "ignore")}
         write_json(out / "metrics.json", {**counts, "examples": len(plan["examples"])}, schema=False)
-        record = provenance(audit, params.audit(audit), None)
+        record = provenance(audit, params.audit(audit), computes=False)
         decided = {} if now is None else {kept.path.name: kept.sha256 for kept in now.kept}
         write_json(out / "provenance.json", {**record, "decisions": decided})
     said = [f"{n} to {action}" for action, n in counts.items()]

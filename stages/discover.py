@@ -76,10 +76,7 @@ def main(name: str) -> None:
         _write_curves(out / "live", result)
         metrics = {**result.metrics, "microscopic": robustness.metrics, "enumerated": result.enumerated}
         write_json(out / "metrics.json", metrics, schema=False)
-        record = provenance(name, audit, prepared)
-        if parts:
-            record["shards"] = [{key: part.provenance[key] for key in ("part", "git", "device")} for part in parts]
-        write_json(out / "provenance.json", record)
+        write_json(out / "provenance.json", provenance(name, audit, prepared))
     for role, numbers in result.metrics.items():
         print(
             f"{role} ({numbers['explorer']}): {numbers['failures']:,} failures in {numbers['probes']:,} unique probes,"

@@ -11,7 +11,8 @@ from stages.explorers.merge import CODE, origin, write_part
 from stages.explorers.shards import divide, search_share
 from stages.files import publishing, scratch, stage_dir
 from stages.ledger import Ledger
-from stages.params import load_params, task_class, task_context
+from stages.params import AuditConfig, load_params, task_class, task_context
+from stages.params.audit import MicroscopicConfig
 from stages.progress import progress
 from stages.provenance import provenance, run_key
 from stages.ratings import rated
@@ -31,7 +32,7 @@ def main(name: str, number: str) -> None:
     share = divide(item_ids, task.concepts.n_cells, audit.discover.budget, shards, audit.seed)[part - 1]
     print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")
     inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json", *CODE]
-    with scratch(name, f"explore-{part}", run_key(audit, inputs, part)) as folder:
+    with scratch(name, f"explore-{part}", run_key(_of_shares(audit), inputs, part)) as folder:
         ledger = Ledger(folder / "ledger.jsonl")
         if len(ledger):
             print(f"resuming: {len(ledger):,} probes are in the ledger already")
@@ -44,6 +45,11 @@ def main(name: str, number: str) -> None:
         print(
             f"{role} ({numbers['explorer']}): {numbers['failures']:,} failures in {numbers['probes']:,} unique probes"
         )
+
+
+def _of_shares(audit: AuditConfig) -> AuditConfig:
+    """The audit without small steps, which are discover's: after a change of theirs the ledger answers all."""
+    return audit.model_copy(update={"discover": audit.discover.model_copy(update={"microscopic": MicroscopicConfig()})})
 
 
 if __name__ == "__main__":

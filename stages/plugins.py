@@ -102,5 +102,6 @@ def _is_own(parts: tuple[str, ...]) -> bool:
 def _digest(files: dict[str, Path]) -> str:
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
-        digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        # Of a file that is listed and was deleted there is the name alone.
+        digest.update(name.encode() + b"\0" + (hashlib.sha256(path.read_bytes()).digest() if path.exists() else b""))
     return digest.hexdigest()[:16]

@@ -129,7 +129,7 @@ def test_a_divided_search_ends_in_one_landscape(halves) -> None:
     found = json.loads((data / "discover" / "metrics.json").read_text())
     assert found["agent"]["shards"] == 2 and found["microscopic"]["probes"] > 0
     record = json.loads((data / "discover" / "provenance.json").read_text())
-    assert [entry["part"] for entry in record["shards"]] == [1, 2]
+    assert record["git"]["revision"] is not None
     landscape = pd.read_parquet(data / "summarize" / "landscape.parquet")
     assert landscape["policy_mean"].sum() == pytest.approx(1, abs=1e-3)  # the shares' policies, mixed
     for role in ("agent", "control"):
@@ -207,6 +207,45 @@ def test_a_share_there_is_not_is_refused(halves) -> None:
             explore.main("tiny", number)
 
 
+def test_more_shares_than_items_are_refused_as_soon_as_the_items_are_known(halves, tmp_path) -> None:
+    before = (halves.path / "params.yaml").read_text()
+    told = "discover.shards is 21, but there are 20 items of the split discover"
+    code, output = faded(halves, "shard", "tiny", "21")
+    assert code == 2 and told in output
+    assert (halves.path / "params.yaml").read_text() == before
+    workspace = halves.copy(tmp_path / "by hand")
+    by_hand = workspace.path / "params.yaml"
+    by_hand.write_text(with_shards(before, "tiny", 21, 0))
+    code, output = faded(workspace, "plan", "tiny")
+    assert code == 2 and told in output
+    by_hand.write_text(by_hand.read_text().replace("discover: 20", "discover: 21"))
+    code, output = faded(workspace, "plan", "tiny")
+    assert code == 0 and "explore@tiny-21" in output  # prepare has yet to make the items
+
+
+def test_other_small_steps_cost_a_share_no_probe_and_the_same_share_again_leaves_discover_fresh(
+    halves, tmp_path, capsys
+) -> None:
+    workspace = halves.copy(tmp_path / "steps")
+    files = "tiny/shards/*/*"
+    first = workspace.digests(files)
+    assert (workspace.run(["git", "commit", "--allow-empty", "--quiet", "--message", "another"])).returncode == 0
+    with inside(workspace):
+        explore.main("tiny", "1")
+    assert workspace.digests(files) == first and stale(workspace) == {}
+    params = workspace.params()
+    params["audits"]["tiny"]["discover"]["microscopic"]["items"] = 6
+    workspace.write_params(params)
+    capsys.readouterr()
+    ledgers = [path.read_bytes() for path in workspace.path.glob(".faded/scratch/tiny/explore-*/*/ledger.jsonl")]
+    run_divided(workspace, 2)
+    assert capsys.readouterr().out.count("resuming: ") == 2
+    after = [path.read_bytes() for path in workspace.path.glob(".faded/scratch/tiny/explore-*/*/ledger.jsonl")]
+    assert after == ledgers and len(ledgers) == 2  # nothing was asked anew
+    record = {name: digest for name, digest in workspace.digests(files).items() if first.get(name) != digest}
+    assert record == {}
+
+
 def test_too_small_a_budget_and_unknown_audits_are_refused(halves) -> None:
     before = (halves.path / "params.yaml").read_bytes()
     code, told = faded(halves, "shard", "tiny", "302")
@@ -227,6 +266,9 @@ def test_shares_are_of_this_search_only_while_nothing_they_depend_on_changes(hal
         workspace.write_params(params)
         after = origin(load_params().audit("tiny"), prepared)
         assert {what for what in before if before[what] != after[what]} == {"parameters"}
+        params["audits"]["tiny"]["discover"]["microscopic"]["items"] += 1
+        workspace.write_params(params)
+        assert origin(load_params().audit("tiny"), prepared) == after
         (prepared / "model" / "config.json").write_text("{}")
         assert origin(load_params().audit("tiny"), prepared)["model"] != after["model"]
 

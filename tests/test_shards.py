@@ -60,6 +60,11 @@ def test_more_shares_than_items_or_probes_are_refused() -> None:
         divide(list("abcd"), 10, 40, 5, seed=0)
     with pytest.raises(UsageError, match=r"discover\.shards is 4, but there are 3 probes of discover\.budget"):
         divide(list("abcd"), 10, 3, 4, seed=0)
+    # One item less than the last share has would get none of the four probes.
+    with pytest.raises(
+        UsageError, match=r"shards is 4: of 5 items and .*budget of 4 probes a share would get no probe"
+    ):
+        divide(list("abcde"), 100, 4, 4, seed=0)
 
 
 def test_every_pair_is_as_likely_in_the_merged_control_as_in_one_of_the_whole() -> None:
@@ -240,12 +245,12 @@ def test_a_mixture_likes_what_its_members_like_on_average(mixture, tmp_path) -> 
 @pytest.fixture
 def written(parts, tmp_path) -> Path:
     for part in parts:
-        folder = tmp_path / str(part.part)
-        folder.mkdir()
+        folder = tmp_path / "tiny" / "shards" / str(part.part)
+        folder.mkdir(parents=True)
         result = merge([part], make_task().concepts)
-        record = {"origin": {"model": "m", "items": "i"}, "device": "cpu", "versions": {"torch": "2"}}
+        record = {"origin": {"model": "m", "items": "i"}, "device": "cpu", "versions": {"torch": "2", "numpy": "1"}}
         write_part(folder, part.part, replace(result, probes=part.probes, policy=None), record)
-    return tmp_path
+    return folder.parent
 
 
 def read(folder: Path) -> list[Part]:
@@ -267,20 +272,20 @@ def test_parts_are_read_as_they_were_written(written, parts) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (shutil.rmtree, r"2/provenance\.json is missing: run the stage that writes it"),
+        (shutil.rmtree, r"2/share\.json is missing: run the stage that writes it"),
         (
-            lambda at: change(at / "provenance.json", origin={"model": "m", "items": "j"}),
+            lambda at: change(at / "share.json", origin={"model": "m", "items": "j"}),
             r"/2 is of another search: its items differ",
         ),
-        (lambda at: change(at / "provenance.json", origin={}), r"its model and items differ"),
-        (lambda at: change(at / "provenance.json", part=1), r"/2 holds share 1, expected 2: it was moved or copied"),
+        (lambda at: change(at / "share.json", origin={}), r"its model and items differ"),
+        (lambda at: change(at / "share.json", part=1), r"/2 holds share 1, expected 2: it was moved or copied"),
         (
-            lambda at: change(at / "provenance.json", device="cuda (NVIDIA H100)"),
-            r"share 1 was searched with device cpu, share 2 with cuda \(NVIDIA H100\)",
+            lambda at: change(at / "share.json", device="cuda (NVIDIA H100)"),
+            r"with device cpu \(shares 1, 3\) and with device cuda \(NVIDIA H100\) \(share 2\), which do not go",
         ),
         (
-            lambda at: change(at / "provenance.json", versions={"torch": "3"}),
-            r"with versions \{'torch': '2'\}, share 2",
+            lambda at: change(at / "share.json", versions={"torch": "3"}),
+            r"numpy 1, torch 2 \(.*numpy none, torch 3 \(share 2\).*`dvc repro --force --single-item explore@tiny-N`",
         ),
         (lambda at: (at / "probes.parquet").unlink(), r"2/probes\.parquet cannot be read"),
         (lambda at: (at / "probes.parquet").write_bytes(b"cut"), r"2/probes\.parquet cannot be read"),
@@ -296,6 +301,17 @@ def test_a_part_that_does_not_belong_is_refused(written, spoil, message: str) ->
     spoil(written / "2")
     with pytest.raises(UsageError, match=message):
         read(written)
+
+
+def test_what_no_answer_depends_on_is_no_part_of_a_share(written, tmp_path) -> None:
+    [part, *_] = read(written)
+    result = merge([part], make_task().concepts)
+    versions = {**part.record["versions"], "prefect": "4", "dvc": "4", "faded": "0.2", "datasets": "5"}
+    (tmp_path / "again").mkdir()
+    write_part(
+        tmp_path / "again", 1, result, {**part.record, "versions": versions, "git": {"revision": "f", "dirty": True}}
+    )
+    assert (tmp_path / "again" / "share.json").read_bytes() == (written / "1" / "share.json").read_bytes()
 
 
 def rewrite(folder: Path, how) -> None:

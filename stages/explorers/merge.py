@@ -6,6 +6,7 @@ by side at the same speed would have asked them.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ ROLES = ("agent", "control")
 COLUMNS = ("role", "explorer", "order", "item", "repeat", "uniform", "discrepancy", "failed", "valid", "output")
 RATED = ("automatic", "automatic_failed")  # where people's ratings say what a failure is
 CURVE_POINTS = 1000  # of a merged curve, at most
+SHOWN = 10  # shares named in a message, at most
+# Packages whose versions change no answer: of Faded's own code and of the items `origin` tells.
+NOT_OF_ANSWERS = frozenset({"faded", "dvc", "prefect", "datasets"})
 CODE = [Path(__file__).parent, Path(__file__).parents[1] / "landscape" / "kernel.py"]
 
 
@@ -39,24 +43,25 @@ class Part:
         probes: in the format of probes.parquet.
         metrics: role -> numbers, as of a search.
         policy: what its agent has learnt, if it learns.
-        provenance: of the stage, with `origin`.
+        record: where it comes from, as `write_part` was given it.
     """
 
     part: int
     probes: pd.DataFrame
     metrics: Mapping[str, Any]
     policy: Policy | None
-    provenance: Mapping[str, Any]
+    record: Mapping[str, Any]
 
 
 def origin(audit: AuditConfig, prepared: Path) -> dict[str, str]:
     """What all shares of one search have alike, each as a hash: shares that differ in any are not put together.
 
     Args:
-        audit: its block of params.yaml; of that only what a search depends on counts.
+        audit: its block of params.yaml; of that only what a share depends on counts.
         prepared: data/<audit>/prepare.
     """
-    settings = audit.model_dump(mode="json", include={"seed", "task", "compute", "concepts", "discrepancy", "discover"})
+    of_search = {"seed", "task", "compute", "concepts", "discrepancy", "discover"}
+    settings = audit.model_dump(mode="json", include=of_search, exclude={"discover": {"microscopic"}})
     return {
         "model": content_hash([prepared / "model"]),
         "items": content_hash([prepared / "items.parquet"]),
@@ -66,12 +71,22 @@ def origin(audit: AuditConfig, prepared: Path) -> dict[str, str]:
     }
 
 
-def write_part(folder: Path, part: int, result: SearchResult, provenance: Mapping[str, Any]) -> None:
-    """Write what a share found into an empty folder; `provenance` holds `origin`."""
+def write_part(folder: Path, part: int, result: SearchResult, record: Mapping[str, Any]) -> None:
+    """Write what a share found into an empty folder, all of which discover depends on.
+
+    Args:
+        folder: where to.
+        part: which share, from 1.
+        result: what it found.
+        record: its provenance with `origin`. What no answer depends on, the commit say, is left out: the same share
+            done again is the same files.
+    """
     result.probes.to_parquet(folder / "probes.parquet", index=False)
     save_policy(result.policy, folder / "policy")
     write_json(folder / "metrics.json", dict(result.metrics), schema=False)
-    write_json(folder / "provenance.json", {**provenance, "part": part})
+    versions = {name: told for name, told in record["versions"].items() if name not in NOT_OF_ANSWERS}
+    told = {key: value for key, value in record.items() if key != "git"}
+    write_json(folder / "share.json", {**told, "versions": versions, "part": part})
 
 
 def read_parts(folder: Path, shards: int, expected: Mapping[str, str], space: ConceptSpace) -> list[Part]:
@@ -84,37 +99,57 @@ def read_parts(folder: Path, shards: int, expected: Mapping[str, str], space: Co
         space: the concept space.
 
     Raises:
-        UsageError: when one is missing, of another search, of another machine than the first, or not in order.
+        UsageError: when one is missing, of another search, of another machine than others, or not in order.
     """
     parts = [_read(folder, part, expected, space) for part in range(1, shards + 1)]
-    first = parts[0].provenance
-    for other in parts[1:]:
-        for what in ("device", "versions"):
-            if (theirs := other.provenance.get(what)) != first.get(what):
-                raise UsageError(
-                    f"{folder}: share 1 was searched with {what} {first.get(what)}, share {other.part} with {theirs};"
-                    " answers of both do not go into one landscape: run them on machines that are alike"
-                )
+    alike: dict[str, list[int]] = {}
+    for part in parts:
+        alike.setdefault(json.dumps(_machine(part.record), sort_keys=True), []).append(part.part)
+    if len(alike) > 1:
+        raise UsageError(_unlike(folder, alike))
     return parts
+
+
+def _machine(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a share was searched with: the device, and versions of all that answers depend on."""
+    return {"device": str(record.get("device")), **record.get("versions", {})}
+
+
+def _unlike(folder: Path, alike: Mapping[str, Sequence[int]]) -> str:
+    """What two kinds of machines differ in, which shares they searched, and the way out."""
+    (one, ours), (other, theirs) = list(alike.items())[:2]
+    kinds = [json.loads(kind) for kind in (one, other)]
+    names = [name for name in {**kinds[0], **kinds[1]} if kinds[0].get(name) != kinds[1].get(name)]
+    withs = [", ".join(f"{name} {kind.get(name, 'none')}" for name in names) for kind in kinds]
+    return (
+        f"{folder} has answers with {withs[0]} ({_shares(ours)}) and with {withs[1]} ({_shares(theirs)}), which do not"
+        " go into one landscape: do the ones again where the others can be done, with `dvc repro --force --single-item"
+        f" explore@{folder.parent.name}-N` for each such share N"
+    )
+
+
+def _shares(parts: Sequence[int]) -> str:
+    shown = ", ".join(map(str, parts[:SHOWN])) + (f" and {len(parts) - SHOWN:,} more" if len(parts) > SHOWN else "")
+    return f"share {shown}" if len(parts) == 1 else f"shares {shown}"
 
 
 def _read(folder: Path, part: int, expected: Mapping[str, str], space: ConceptSpace) -> Part:
     here = folder / str(part)
-    provenance = read_json(here / "provenance.json")
-    found = provenance.get("origin", {})
+    record = read_json(here / "share.json")
+    found = record.get("origin", {})
     if differing := [what for what in expected if found.get(what) != expected[what]]:
         raise UsageError(
             f"{here} is of another search: its {' and '.join(differing)} differ(s) from what there is now;"
             " run that share again (`faded audit` does)"
         )
-    if provenance.get("part") != part:
-        raise UsageError(f"{here} holds share {provenance.get('part')}, expected {part}: it was moved or copied")
+    if record.get("part") != part:
+        raise UsageError(f"{here} holds share {record.get('part')}, expected {part}: it was moved or copied")
     try:
         probes = pd.read_parquet(here / "probes.parquet")
     except (OSError, ValueError) as error:
         raise UsageError(f"{here / 'probes.parquet'} cannot be read: {error}") from None
     _check(here / "probes.parquet", probes, space)
-    return Part(part, probes, read_json(here / "metrics.json"), load_policy(here / "policy"), provenance)
+    return Part(part, probes, read_json(here / "metrics.json"), load_policy(here / "policy"), record)
 
 
 def _check(path: Path, probes: pd.DataFrame, space: ConceptSpace) -> None:

@@ -57,7 +57,7 @@ def divide(item_ids: Sequence[str], n_cells: int, budget: int, shards: int, seed
         seed: of the draw; another seed divides the items otherwise.
 
     Raises:
-        UsageError: when there are fewer items or probes than shares.
+        UsageError: when there are fewer items or probes than shares, or too few probes for the smallest of them.
     """
     n, total = len(item_ids), min(budget, len(item_ids) * n_cells)
     for what, count in (("items of the split discover", n), ("probes of discover.budget", total)):
@@ -67,6 +67,11 @@ def divide(item_ids: Sequence[str], n_cells: int, budget: int, shards: int, seed
     ends = [n * part // shards for part in range(shards + 1)]
     spent = [total * end // n for end in ends]
     budgets = np.diff(spent).tolist()
+    if min(budgets) == 0:
+        raise UsageError(
+            f"discover.shards is {shards:,}: of {n:,} items and a discover.budget of {total:,} probes a share would get"
+            " no probe, and each needs one"
+        )
     return [
         Share(
             part=part,

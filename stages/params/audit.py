@@ -27,7 +27,7 @@ class ComputeConfig(Strict):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU if there is one")
     threads: int = Field(2, ge=1, description="CPU threads; fixed, because sums depend on it in their last bits")
     batch_size: int = Field(64, ge=1, description="probes answered at once")
-    gpus: int = Field(ge=0, description="GPUs prepare and discover ask the task runner for")
+    gpus: int = Field(ge=0, description="GPUs prepare, discover and summarize ask the task runner for")
     backend: Literal["eager", "compile", "openvino"] = Field(
         "eager", description="what runs the network, where the task has a choice; `faded tune` measures which is faster"
     )
