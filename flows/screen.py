@@ -18,7 +18,7 @@ from rich.markup import escape
 import stages.screening
 from flows.edit_params import replace_file, with_levels
 from flows.estimate import SAID, duration
-from flows.graph import Graph, read_graph
+from flows.graph import SHARE, Graph, read_graph
 from flows.heal import heal
 from flows.processes import stopping_on_signals
 from flows.results import REFERENCE, TIMINGS, read_timings, record_timings
@@ -174,15 +174,24 @@ def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Co
 
 
 def _time(name: str, audit: AuditConfig, probes: int) -> str:
-    """How long so many probes take, by what discover took or prepare measured."""
-    stage, searched = f"discover@{name}", 2 * audit.discover.budget + audit.discover.microscopic_budget
-    if (seconds := read_timings(TIMINGS).get(stage)) is not None:
+    """How long so many probes take, by what the search took or prepare measured."""
+    searched = 2 * audit.discover.budget + audit.discover.microscopic_budget
+    if (seconds := _search_seconds(TIMINGS, name, audit)) is not None:
         return f"about {duration(seconds * probes / searched)} by the last search here"
     if (each := probe_seconds(name)) is not None:
         return f"about {duration(each * probes)} {SAID['probes']}"
-    if (seconds := read_timings(REFERENCE).get(stage)) is not None:
+    if (seconds := _search_seconds(REFERENCE, name, audit)) is not None:
         return f"about {duration(seconds * probes / searched)} {SAID['reference']}"
     return "time unknown, nothing was searched here yet"
+
+
+def _search_seconds(path: Path, name: str, audit: AuditConfig) -> float | None:
+    """What a search took with all its shares; None where one of them is not known."""
+    timings, shards = read_timings(path), audit.discover.shards
+    shares = [f"{SHARE}@{name}-{part}" for part in range(1, shards + 1)] if shards > 1 else []
+    taken = [timings.get(stage) for stage in (f"discover@{name}", *shares)]
+    known = [seconds for seconds in taken if seconds is not None]
+    return sum(known) if len(known) == len(taken) else None
 
 
 def _key(name: str, audit: AuditConfig, concepts: Mapping[str, Sequence[Level]]) -> str:

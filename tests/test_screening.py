@@ -13,13 +13,14 @@ from rich.console import Console
 
 from flows.edit_params import with_levels
 from flows.graph import read_graph
-from flows.screen import _key, read_screening, screen_audit
+from flows.screen import _key, _time, read_screening, screen_audit
 from flows.views import show_screening
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
+from stages.files import write_json
 from stages.landscape.intervals import wilson
 from stages.ledger import Ledger
-from stages.params import load_params
+from stages.params import AuditConfig, load_params
 from stages.screening import Axis, Screening, ScreenSettings, fit_surface, screen
 from stages.screening.probes import Probes
 from stages.tasks.contract import Items, ProbeBatch
@@ -380,3 +381,18 @@ def test_a_setting_that_is_wrong_is_named(workspace):
     params = load_params(workspace.path / "params.yaml")
     with pytest.raises(UsageError, match=r"--probes: Input should be greater than or equal to 100, found 5"):
         screen_audit(params, "tiny", 5, False, Console())
+
+
+def test_the_time_of_a_divided_search_is_that_of_all_its_shares(tmp_path, monkeypatch):
+    """What puts the shares together searches nothing: its time alone would promise a screening in no time."""
+    timings = {"discover@tiny": 10, "explore@tiny-1": 40, "explore@tiny-2": 50}
+    audit = AuditConfig.model_validate(
+        audit_params(discover={"explorer": "ppo", "control": "random", "budget": 200, "shards": 2})
+    )
+    searched = 2 * 200 + audit.discover.microscopic_budget
+    for known, said in ((timings, "about 50 s by the last search here"), ({"discover@tiny": 10}, "time unknown")):
+        told = {stage: {"seconds": seconds} for stage, seconds in known.items()}
+        write_json(tmp_path / "timings.json", told, schema=False)
+        monkeypatch.setattr("flows.screen.TIMINGS", tmp_path / "timings.json")
+        monkeypatch.chdir(tmp_path)
+        assert _time("tiny", audit, searched // 2).startswith(said)

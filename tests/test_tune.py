@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import yaml
+from rich.console import Console
 
 from flows.edit_params import with_compute
-from flows.tune import Choice, Settings, Tuning, _Bench, tune
+from flows.tune.bench import Bench
+from flows.tune.choices import Choice, Settings, Tuning
+from flows.tune.measure import tune
+from flows.tune.views import show_tuning
 from stages.errors import UsageError
 from stages.params import AuditConfig, load_params
 from stages.tasks.classification import ImageClassification
@@ -35,6 +41,38 @@ def choice(speed, backend="eager", dtype="float32", batch_size=32):
 def test_the_fastest_that_may_be_taken_is_recommended(others, allow, expected):
     tuning = Tuning([choice(10), *others], {}, 100)
     assert tuning.best(allow) is tuning.choices[expected]
+
+
+@pytest.mark.parametrize(
+    ("others", "allow", "expected"),
+    [
+        ([choice(60, "openvino", "bfloat16")], False, 0),  # its answers are others than those of eager in bfloat16
+        ([choice(60, "openvino", "bfloat16")], True, 1),
+        ([choice(30, "eager", "bfloat16", 64), choice(60, "openvino", "bfloat16")], False, 1),
+        ([choice(30, "eager", "bfloat16", 64), choice(60, "openvino")], False, 2),
+    ],
+)
+def test_where_bfloat16_is_in_force_another_backend_in_it_is_not_taken_unasked(others, allow, expected):
+    tuning = Tuning([choice(10, "eager", "bfloat16"), *others], {}, 100)
+    assert tuning.best(allow) is tuning.choices[expected]
+
+
+def test_a_dtype_that_changes_answers_is_told():
+    now, best = choice(10, "eager", "bfloat16"), choice(30, "openvino")
+    for one, changed in ((now, 0), (best, 9)):
+        one.far, one.changed = 0.1, changed
+    out = io.StringIO()
+    show_tuning(Console(file=out, width=200), "a", Tuning([now, best], {}, 100), Settings())
+    assert "its dtype changes answers: 9 of 100 probes fail or pass otherwise than now" in out.getvalue()
+
+
+def test_a_model_behind_http_is_not_asked_thousands_of_times(tmp_path):
+    audit = quick_audit()
+    audit["prepare"] = {**audit["prepare"], "model": {"endpoint": "http://127.0.0.1:1/"}}
+    workspace = make_workspace(tmp_path / "ws", {"tiny": audit}, {})
+    code, said = faded(workspace, "tune", "tiny")
+    assert code == 2, said
+    assert "audits.tiny is of a model behind HTTP" in said
 
 
 TEXT = """# head
@@ -103,7 +141,7 @@ def test_every_backend_and_dtype_is_measured_in_one_run(stripes, monkeypatch):
     home, audit = stripes
     monkeypatch.chdir(home)
     monkeypatch.setattr(ImageClassification, "backends", ("eager", "openvino"))
-    monkeypatch.setattr("flows.tune.MOST", 16)
+    monkeypatch.setattr("flows.tune.measure.MOST", 16)
     told = []
     tuning = tune("stripes", audit, QUICK, told.append)
     names = {c.name for c in tuning.choices}
@@ -121,7 +159,7 @@ def test_what_cannot_run_is_told_and_the_rest_is_measured(stripes, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(ImageClassification, "backends", ("eager", "compile"))
-    monkeypatch.setattr("flows.tune.MOST", 16)
+    monkeypatch.setattr("flows.tune.measure.MOST", 16)
     tuning = tune("stripes", audit, QUICK, lambda _: None)
     assert set(tuning.impossible) == {"compile float32", "compile bfloat16"}
     assert all("no-such-compiler" in why for why in tuning.impossible.values())
@@ -132,7 +170,7 @@ def test_no_batch_is_tried_that_would_not_fit(stripes, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setattr(ImageClassification, "backends", ("eager",))
     opened = []
-    monkeypatch.setattr(_Bench, "open", _noting(_Bench.open, opened))
+    monkeypatch.setattr(Bench, "open", _noting(Bench.open, opened))
     tune("stripes", audit, Settings(memory=1e-9, rounds=1, seconds=0.001), lambda _: None)
     assert {c.compute.batch_size for c in opened} == {8, audit.compute.batch_size}
 
@@ -147,9 +185,10 @@ def _noting(opening, opened):
 
 def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
     workspace = make_workspace(tmp_path / "ws", {"tiny": quick_audit()}, {})
-    monkeypatch.setattr("flows.tune.ROUNDS", 1)
-    monkeypatch.setattr("flows.tune.GROWTH", 0.0)  # a planted task is as fast in any batch: then the largest is taken
-    monkeypatch.setattr("flows.tune.MOST", 64)
+    monkeypatch.setattr(
+        "flows.tune.measure.GROWTH", 0.0
+    )  # a planted task is as fast in any batch: then the largest is taken
+    monkeypatch.setattr("flows.tune.measure.MOST", 64)
     with inside(workspace):
         before = load_params().audit("tiny").compute
     code, said = faded(workspace, "tune", "tiny", "--write")

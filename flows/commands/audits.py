@@ -50,13 +50,14 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
     """Say what an audit would run, why, and what it would cost, before anything runs."""
     from flows.estimate import estimate
     from flows.graph import read_graph
+    from flows.runners import chosen
     from flows.screen import read_screening
     from flows.views import show_last_screening, show_plan
     from stages.check import check_audits
 
     params, names = open_workspace(audits, all_, preset)
     with working("checking params.yaml and asking DVC what is stale"):
-        check_audits(params, names)
+        check_audits(params, names, elsewhere=chosen(params, None).kind != "threads")
         graph = read_graph()
     show_plan(console, estimate(params, graph, names))
     for name in names:

@@ -46,7 +46,11 @@ def init(
     ] = None,
     label: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--label", metavar="LABEL=CLASS", help="A label of the data and the model's class; repeatable."),
+        typer.Option(
+            "--label",
+            metavar="LABEL=CLASS",
+            help="A label of the data and the model's class; repeatable, never guessed.",
+        ),
     ] = None,
     classes: Annotated[
         Optional[str],  # noqa: UP045
@@ -59,6 +63,14 @@ def init(
     normalise: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--normalise", help="Of pixels from 0 to 1: imagenet, half or none; its library's by default."),
+    ] = None,
+    outputs: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--outputs", help="Of an ONNX network: its scores are logits or probabilities; guessed."),
+    ] = None,
+    key_env: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--key-env", metavar="NAME", help="Environment variable with the key of a model behind a URL."),
     ] = None,
     templates: Annotated[
         Optional[str],  # noqa: UP045
@@ -107,6 +119,8 @@ def init(
         "classes": classes,
         "size": size,
         "normalise": normalise,
+        "outputs": outputs,
+        "key-env": key_env,
         "templates": templates,
         "judge": judge,
         "split": split,

@@ -30,7 +30,8 @@ def tune(
     The model that `prepare` left is asked real probes (prepare runs first if it is stale). All choices are measured in
     turns, in one run. Only compute.backend, dtype and batch_size are ever written, and only with --write.
     """
-    from flows.tune import Settings, tune_audit
+    from flows.tune.choices import Settings
+    from flows.tune.run import tune_audit
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     try:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from flows.init.classifier import IMAGENET, ask_classifier, ask_view, usual_pictures
-from flows.init.data import Data, existing, look_at_articles, look_at_captions, look_at_pictures
+from flows.init.data import SPLIT_FOLDERS, Data, existing, look_at_articles, look_at_captions, look_at_pictures
 from flows.init.files import Placed, place_name
-from flows.init.labels import match_labels, read_labels
+from flows.init.key import ask_key
+from flows.init.labels import match_labels, read_labels, refuse_unsaid, some
 from flows.init.model import KINDS, Kind, Model, Shape, cached, hub_key, look_at_model
 from flows.init.prompts import Prompts, ask_prompts
 from flows.init.propose import FEWEST, Wanted
@@ -72,11 +75,15 @@ def ask(
     name = questions.text("name", "Name of the audit", _guess_name(model, data, audits), _name_check(audits))
     repair = _repair(questions, kind, model, data, said)
     files = _Files(workspace, name)
-    source = model.named(files.add(model.path, model.root))
+    source = model.named(files.add(model.path, "--model", model.beside))
     if model.absent:
         given = str(questions.answers["model"])
         source = {hub_key(kind, given): given}
-    block = data.named(files.add(data.path, data.root))
+    block = data.named(files.add(data.path, "--data", data.beside))
+    if "endpoint" in source:
+        source |= ask_key(questions, model)
+    elif questions.said("key-env") is not None:
+        raise UsageError(f"--key-env is of a model behind a URL; found {model.said}")
     if kind == "image-classification":
         source |= ask_classifier(questions, model, data)
         block |= ask_view(questions, model, data)
@@ -85,6 +92,9 @@ def ask(
     wanted = Wanted(
         name, kind, source, block, repair, budget, data.items, data.pools, *_more(kind, source, prompts, files)
     )
+    if questions.unasked:
+        taken = ", ".join(f"{name}: {answer}" for name, answer in questions.unasked.items())
+        said.append(f"guessed: {taken}; options say otherwise")
     return Answers(wanted, model, data, files.placed, said)
 
 
@@ -168,33 +178,42 @@ def _labels(questions: Questions, model: Model, data: Data, given: Sequence[str]
     from stages.tasks.classification.pool import class_indices
 
     known = class_indices(classes)
-    matched = match_labels([label for label in data.labels if label not in known and label not in told], classes)
-    for label, name in matched.guessed.items():
-        told[label] = questions.text(f"label {label}=", f"Which class is the label {label!r}", name, _one_of(classes))
-    for label in matched.unknown:
-        told[label] = questions.text(f"label {label}=", f"Which class is the label {label!r}", None, _one_of(classes))
+    asked = [label for label in data.labels if label not in known and label not in told]
+    taken = [*told.values(), *(classes[known[label]] for label in data.labels if label in known and label not in told)]
+    matched = match_labels(asked, classes, taken)
+    refuse_unsaid({label: near for label, near in matched.open.items() if not questions.asked(_key(label))}, classes)
+    for label, near in matched.open.items():
+        told[label] = questions.text(_key(label), f"Which class is the label {label!r}", near, _one_of(classes))
     pairs = {**matched.sure, **told}
     if pairs:
-        some = ", ".join(f"{label} is {name}" for label, name in list(pairs.items())[:3])
         said.append(
-            f"labels: {len(pairs)} are written otherwise than the model's classes ({some}{', ...' * (len(pairs) > 3)})"
+            f"labels: {len(pairs)} are written otherwise than the model's classes: "
+            + ", ".join(f"{label} is {name}" for label, name in pairs.items())
         )
     return pairs
+
+
+def _key(label: str) -> str:
+    return f"label {label}="
 
 
 def _one_of(classes: Sequence[str]) -> Check:
     def check(answer: str) -> None:
         if answer not in classes:
-            some = ", ".join(classes[:10]) + (f", ... ({len(classes):,} in all)" if len(classes) > 10 else "")
-            raise UsageError(f"the model has no class {answer!r}{did_you_mean(answer, classes)}; it has {some}")
+            raise UsageError(
+                f"the model has no class {answer!r}{did_you_mean(answer, classes)}; it has {some(classes)}"
+            )
 
     return check
 
 
 def _guess_name(model: Model, data: Data, audits: Sequence[str]) -> str:
     path = data.path or model.path
-    stem = re.sub(r"[^a-z0-9_]+", "-", path.stem.lower()).strip("-_") if path else "audit"
-    name, n = stem or "audit", 1
+    if path is not None and path.name in SPLIT_FOLDERS:  # of a set, whose folder has the better name
+        path = path.resolve().parent
+    stem = (re.sub(r"[^a-z0-9_]+", "-", path.stem.lower()).strip("-_") if path else "") or "audit"
+    stem = stem if _is_text(stem) else f"audit-{stem}"
+    name, n = stem, 1
     while name in audits:
         n += 1
         name = f"{stem}-{n}"
@@ -205,10 +224,17 @@ def _name_check(audits: Sequence[str]) -> Check:
     def check(name: str) -> None:
         if not _NAME.fullmatch(name):
             raise UsageError(f"--name {name}: expected letters, digits, - and _")
+        if not _is_text(name):
+            raise UsageError(f"--name {name}: YAML does not read that as text but as {yaml.safe_load(name)!r}")
         if name in audits:
             raise UsageError(f"--name {name}: params.yaml has an audit of that name already; choose another")
 
     return check
+
+
+def _is_text(name: str) -> bool:
+    """Whether params.yaml can name an audit so without quotes."""
+    return isinstance(yaml.safe_load(name), str)
 
 
 def _repair(questions: Questions, kind: Kind, model: Model, data: Data, said: list[str]) -> bool:
@@ -236,21 +262,31 @@ class _Files:
     """Gives files of a person their names under the audit's inputs."""
 
     def __init__(self, workspace: Path, audit: str) -> None:
-        self._inputs = workspace / DATA / audit / "inputs"
+        self._inputs = (workspace / DATA / audit / "inputs").resolve()
         self.placed: list[Placed] = []
 
-    def add(self, path: Path | None, root: Path | None = None) -> str | None:
-        """The name of a file; of one that needs what lies beside it, the folder `root` is placed."""
+    def add(self, path: Path | None, option: str = "", beside: Sequence[str] | None = None) -> str | None:
+        """The name of a file or folder; one that names others `beside` it gets a folder, in which they lie, too.
+
+        Raises:
+            UsageError: when it is a folder that holds the workspace, or somebody's home.
+        """
         if path is None:
             return None
-        path, root = path.resolve(), (root or path).resolve()
-        if path.is_relative_to(self._inputs.resolve()):
-            return path.relative_to(self._inputs.resolve()).as_posix()
-        known = next((one.name for one in self.placed if one.source == root), None)
-        name = known or place_name(root, [one.name for one in self.placed])
+        if path.resolve().is_relative_to(self._inputs):
+            return path.resolve().relative_to(self._inputs).as_posix()
+        path = path.absolute() if beside else path.resolve()
+        inside = self._inputs.is_relative_to(path)
+        if path.is_dir() and (inside or Path.home().resolve().is_relative_to(path)):
+            raise UsageError(
+                f"{option} {path}: this folder holds {'the inputs of the audit itself' if inside else 'a home'}, and"
+                " all of it would be linked or copied; put what the audit is to read into a folder of its own"
+            )
+        known = next((one.name for one in self.placed if one.source == path), None)
+        name = known or place_name(path.with_suffix("") if beside else path, [one.name for one in self.placed])
         if known is None:
-            self.placed.append(Placed(name, root))
-        return name if root == path else f"{name}/{path.relative_to(root).as_posix()}"
+            self.placed.append(Placed(name, path, tuple(beside or ())))
+        return f"{name}/{path.name}" if beside else name
 
 
 def _more(
@@ -259,8 +295,8 @@ def _more(
     """Further keys of `prepare`, and levels of concepts, that only some kinds have."""
     if prompts is None:
         return {}, {}
-    judge = {prompts.judge_key: files.add(prompts.judge) or prompts.judge_name}
-    prepare = {"judge": judge, "templates": files.add(prompts.templates)}
+    judge = {prompts.judge_key: files.add(prompts.judge, "--judge") or prompts.judge_name}
+    prepare = {"judge": judge, "templates": files.add(prompts.templates, "--templates")}
     return prepare, {slot: list(words) for slot, words in prompts.words.items()}
 
 

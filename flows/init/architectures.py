@@ -70,6 +70,32 @@ def guess_architecture(stem: str, shapes: Shapes) -> str | None:
     return None
 
 
+def ends_of(name: str) -> tuple[str | None, str | None]:
+    """Names of an architecture's first convolution and of the layer that tells classes apart; None where not known.
+
+    A file's order says nothing of it: .safetensors are sorted by name.
+    """
+    import torch
+
+    library, name = library_of(name)
+    if library == "timm":
+        import timm
+
+        if (cfg := timm.get_pretrained_cfg(name)) is not None and cfg.classifier and cfg.first_conv:
+            return _one(cfg.first_conv), _one(cfg.classifier)
+    with contextlib.suppress(Exception), torch.device("meta"):
+        layers = list(_build(library, name).named_modules())
+        convolutions = [at for at, layer in layers if isinstance(layer, torch.nn.Conv2d)]
+        linear = [at for at, layer in layers if isinstance(layer, torch.nn.Linear)]
+        return next(iter(convolutions), None), next(reversed(linear or convolutions), None)
+    return None, None
+
+
+def _one(names: str | tuple[str, ...]) -> str:
+    """Some networks have two heads, with as many classes each."""
+    return names if isinstance(names, str) else names[0]
+
+
 def _fits(library: str, name: str, shapes: Shapes) -> bool:
     return any(_alike(own, shapes) for own in _shapes(library, name))
 

@@ -13,6 +13,7 @@ from stages.errors import UsageError
 
 IMAGENET = 1000  # classes that need no names
 _PHOTO = 96  # pixels from which pictures are photos rather than icons
+_OUTPUTS = ("logits", "probabilities")
 _NORMALISED: Mapping[str, Mapping[str, Any]] = {
     "imagenet": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     "half": {"mean": 0.5, "std": 0.5},
@@ -34,6 +35,10 @@ def ask_classifier(questions: Questions, model: Model, data: Data) -> dict[str, 
     if url or (model.black_box and not model.shape[1]):
         side = str(min(side for side in data.shape[1:] if side)) if data.shape[1] else None
         told["size"] = int(questions.text("size", "Side of the square pictures it is shown, in pixels", side, _number))
+    if model.key == "onnx":
+        told["outputs"] = questions.choice("outputs", "What are its scores", _OUTPUTS, model.outputs)
+    elif questions.said("outputs") is not None:
+        raise UsageError(f"--outputs is of an ONNX network; found {model.said}")
     if model.key == "onnx" or questions.said("normalise") is not None:
         photos = model.shape[0] == 3 and (model.shape[1] or _PHOTO) >= _PHOTO
         guess = "imagenet" if photos else "none"

@@ -7,7 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ _OPENED = 2000  # pictures that are opened at most; of more a sample
 _ROWS = 200  # lines of a table that tell its columns
 _FEW = 30  # values that a column of words may have
 _NAMED = 3
+SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test", "discover", "repair")
 _GREY = ("1", "L", "I", "I;16", "F")
 _TEXT = ("article", "text", "document", "dialogue", "content", "body")
 _SUMMARY = ("summary", "highlights", "abstract", "headline", "reference")
@@ -37,7 +38,7 @@ class Data:
         said: what they are, for people.
         block: the block of params.yaml, but for the file or folder.
         path: of the file or folder; None for a data set of a hub.
-        root: the folder that has to lie under inputs instead, because a list names pictures beside it; None: none.
+        beside: files that a list names, relative to its folder, which have to lie under inputs with it.
         key: which names it in the block.
         items: how many can be used; None where that is not known before they are fetched.
         pools: how many of these are meant for which split; {} where the audit draws them.
@@ -51,7 +52,7 @@ class Data:
     said: str
     block: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
-    root: Path | None = None
+    beside: Sequence[str] = ()
     key: str = ""
     items: int | None = None
     pools: Mapping[str, int] = field(default_factory=dict)
@@ -103,7 +104,19 @@ def look_at_pictures(path: Path, given: str) -> Data:
         pool = parse_source({key: path.name}, DATA_LOADERS, "--data").load(path.parent)
     except UsageError as error:
         raise UsageError(f"--data {given}: {error}") from None
+    if key == "imagefolder" and (path / "train").is_dir() and set(pool.splits or ()) == {"repair", "test"}:
+        # Nothing is meant to be searched: the model has learnt from `train`, and all splits are drawn from `test`.
+        seen = look_at_pictures(path / "test", given)
+        return replace(seen, said=f"{seen.said}, all of them of {path / 'test'}: there is no folder `val` to search")
     return _pictures(pool, key, path, given)
+
+
+def _named_beside(pool: Pool, path: Path) -> list[str]:
+    from stages.tasks.classification.pool import Encoded
+
+    assert isinstance(pool.pictures, Encoded)
+    sources = (pool.pictures.sources[row] for row in range(len(pool.ids)))
+    return [source.relative_to(path.parent).as_posix() for source in sources if isinstance(source, Path)]
 
 
 def _pictures(pool: Pool, key: str, path: Path, given: str) -> Data:
@@ -122,7 +135,7 @@ def _pictures(pool: Pool, key: str, path: Path, given: str) -> Data:
     return Data(
         ", ".join(parts),
         path=path,
-        root=path.resolve().parent if key == "jsonl" else None,
+        beside=_named_beside(pool, path) if key == "jsonl" else (),
         key=key,
         items=int(total * kept),
         pools={split: int(n * kept) for split, n in pools.items()},

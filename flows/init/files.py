@@ -21,10 +21,12 @@ class Placed:
     Args:
         name: under data/AUDIT/inputs, where params.yaml names it.
         source: where it is.
+        beside: files that it names, relative to its folder: then `name` is a folder, in which it and these lie.
     """
 
     name: str
     source: Path
+    beside: Sequence[str] = ()
 
 
 def git_root(folder: Path) -> Path:
@@ -47,12 +49,6 @@ def git_root(folder: Path) -> Path:
             f" there, or name another folder"
         )
     return Path(done.stdout.strip()).resolve()
-
-
-def has_commits(folder: Path) -> bool:
-    """Whether anything was committed yet in the git repository a folder is in."""
-    command = ["git", "-C", str(folder), "rev-parse", "--quiet", "--verify", "HEAD"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def place_name(source: Path, taken: Sequence[str] = ()) -> str:
@@ -86,6 +82,8 @@ def place(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) 
 
 
 def _place(workspace: Path, inputs: Path, one: Placed, *, copy: bool) -> str:
+    if one.beside:
+        return _place_with_others(workspace, inputs, one, copy=copy)
     target, shown = inputs / one.name, (inputs / one.name).relative_to(workspace)
     source = one.source.resolve()
     if target.exists() and target.resolve() == source:
@@ -96,17 +94,73 @@ def _place(workspace: Path, inputs: Path, one: Placed, *, copy: bool) -> str:
         return f"{shown} is there already and stays"
     partial = inputs / f".{one.name}.partial"
     _remove(partial)
-    if copy:
-        shutil.copytree(source, partial) if source.is_dir() else shutil.copy2(source, partial)
-        told = f"{shown} is a copy of {_near(source, workspace)}"
-    else:
-        inside = source.is_relative_to(git_root(workspace))
-        partial.symlink_to(os.path.relpath(source, inputs.resolve()) if inside else source)
-        told = f"{shown} links to {_near(source, workspace)}"
-        if not inside:
-            told += ", outside the repository: so the link is good on this machine only (--copy takes a copy)"
+    root = git_root(inputs)
+    _copy(source, partial) if copy else _link(source, partial, inputs, root)
     partial.replace(target)
-    return told
+    told = f"{shown} {'is a copy of' if copy else 'links to'} {_near(source, workspace)}"
+    return told if copy else told + _far(source, root)
+
+
+def _place_with_others(workspace: Path, inputs: Path, one: Placed, *, copy: bool) -> str:
+    """Place a file and those it names, and nothing else that lies in its folder."""
+    target, shown = inputs / one.name, (inputs / one.name).relative_to(workspace)
+    folder = one.source.parent
+    # What links to others is refused by ONNX: its parts are copied.
+    copy = copy or one.source.suffix == ".onnx"
+    names = list(one.beside) if copy else _to_link(folder, one.beside, inputs.resolve())
+    names = [one.source.name, *(name for name in names if (folder / name).exists())]
+    if target.is_symlink() or target.exists():
+        own = target / one.source.name
+        links = not target.is_symlink() and all(p.is_symlink() or p.is_dir() for p in target.rglob("*"))
+        if not own.is_file() or not (copy or (links and own.resolve() == one.source.resolve())):
+            raise UsageError(f"{shown} is something else than {one.source}: remove it, or choose another --name")
+        if copy:
+            return f"{shown} is there already and stays"
+    partial, root = inputs / f".{one.name}.partial", git_root(inputs)
+    _remove(partial)
+    for name in names:
+        source, to = (folder / name).resolve(), partial / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        _copy(source, to) if copy else _link(source, to, target / Path(name).parent, root)
+    _remove(target)  # links of an earlier run, whose list may have grown since
+    partial.replace(target)
+    files = sum((folder / name).is_file() for name in names) - 1
+    folders = len(names) - 1 - files
+    counted = " and ".join(f"{n:,} {what}(s)" for n, what in ((folders, "folder"), (files, "file")) if n)
+    told = f"{shown} {'holds copies of' if copy else 'links to'} {_near(one.source, workspace)}"
+    told += f", and {'of' if copy else 'to'} {counted} it names" if counted else ""
+    return told if copy else told + _far(one.source.resolve(), root)
+
+
+def _to_link(folder: Path, names: Sequence[str], inputs: Path) -> list[str]:
+    """Folders that hold what is named, each once; single files where a folder would bring more than what is meant."""
+    home = Path.home().resolve()
+    linked: dict[Path, bool] = {}  # folder -> whether it may be linked as a whole
+    chosen: dict[str, None] = {}
+    parents = sorted({Path(name).parent for name in names}, key=lambda path: len(path.parts))
+    for parent in parents:
+        real = (folder / parent).resolve()
+        small = parent != Path() and not any(one.is_relative_to(real) for one in (inputs, home, folder.resolve()))
+        inside = any(linked.get(above, False) for above in parent.parents)
+        linked[parent] = small or inside
+        if small and not inside:
+            chosen[parent.as_posix()] = None
+    return [*chosen, *dict.fromkeys(name for name in names if not linked[Path(name).parent])]
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
+
+
+def _link(source: Path, target: Path, folder: Path, root: Path) -> None:
+    """Link to a source from what is going to lie in `folder`; relative in the git repository at `root`."""
+    target.symlink_to(os.path.relpath(source, folder.resolve()) if source.is_relative_to(root) else source)
+
+
+def _far(source: Path, root: Path) -> str:
+    if source.is_relative_to(root):
+        return ""
+    return ", outside the repository: so the link is good on this machine only (--copy takes a copy)"
 
 
 def _remove(path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.errors import UsageError, did_you_mean
 
 _ALIKE = 0.8  # of difflib; below it a guess is none
+_NAMED = 10  # labels or classes that a message names
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Matched:
 
     Args:
         sure: label to class, where they differ in capitals, spaces or marks alone, or a class has several names.
-        guessed: label to class, where they only look alike.
+        guessed: label to class, where they only look alike: a person has to say so.
         unknown: labels like no class.
     """
 
@@ -25,30 +28,64 @@ class Matched:
     guessed: Mapping[str, str]
     unknown: Sequence[str]
 
+    @property
+    def open(self) -> dict[str, str | None]:
+        """What a person has to say, each with the guess."""
+        return {**self.guessed, **dict.fromkeys(self.unknown)}
 
-def match_labels(labels: Iterable[str], classes: Sequence[str]) -> Matched:
+
+def match_labels(labels: Iterable[str], classes: Sequence[str], taken: Iterable[str] = ()) -> Matched:
     """Match labels with classes; those that are the same need no entry.
 
-    >>> match_labels(["cat", "Dog", "hrse"], ["cat", "dog, hound", "horse"])
-    Matched(sure={'Dog': 'dog, hound'}, guessed={'hrse': 'horse'}, unknown=[])
+    A class that one label is written like is never guessed for another: "female" looks like "male", and is not.
+
+    Args:
+        labels: of the data.
+        classes: of the model.
+        taken: classes that other labels have.
+
+    >>> match_labels(["cat", "Dog", "hrse", "grade 1"], ["cat", "dog, hound", "horse", "grade 2"])
+    Matched(sure={'Dog': 'dog, hound'}, guessed={'hrse': 'horse'}, unknown=['grade 1'])
     """
-    plain: dict[str, str] = {}
+    spelled: dict[str, set[str]] = defaultdict(set)
     for name in classes:
         for spelling in (name, *name.split(",")):  # ImageNet's classes have several names each
-            plain.setdefault(_plain(spelling), name)
-    sure: dict[str, str] = {}
-    guessed: dict[str, str] = {}
-    unknown: list[str] = []
-    for label in labels:
-        if label in classes:
-            continue
-        if _plain(label) in plain:
-            sure[label] = plain[_plain(label)]
-        elif close := difflib.get_close_matches(_plain(label), plain, n=1, cutoff=_ALIKE):
-            guessed[label] = plain[close[0]]
-        else:
-            unknown.append(label)
-    return Matched(sure, guessed, unknown)
+            spelled[_plain(spelling)].add(name)
+    plain = {spelling: names.pop() for spelling, names in spelled.items() if len(names) == 1}  # others say nothing
+    given = list(labels)
+    sure = {label: plain[_plain(label)] for label in given if label not in classes and _plain(label) in plain}
+    held = {*taken, *sure.values(), *given}
+    free = [spelling for spelling, name in plain.items() if name not in held]
+    others = [label for label in given if label not in classes and label not in sure]
+    looks = {label: plain[near] for label in others if (near := _nearest(_plain(label), free)) is not None}
+    offered = Counter(looks.values())
+    guessed = {label: name for label, name in looks.items() if offered[name] == 1}
+    return Matched(sure, guessed, [label for label in others if label not in guessed])
+
+
+def refuse_unsaid(unsaid: Mapping[str, str | None], classes: Sequence[str]) -> None:
+    """Have a person say which class a label is, where nobody can be asked.
+
+    Args:
+        unsaid: labels, each with what it looks like.
+        classes: of the model.
+
+    Raises:
+        UsageError: when there is one.
+    """
+    if not unsaid:
+        return
+    named = ", ".join(f"{label!r}{f' ({guess!r}?)' if guess else ''}" for label, guess in list(unsaid.items())[:_NAMED])
+    more = f" and {len(unsaid) - _NAMED:,} more" if len(unsaid) > _NAMED else ""
+    raise UsageError(
+        f"{len(unsaid):,} labels of the data are no class of the model: {named}{more}; it has {some(classes)}. Which"
+        f" is which nobody guesses: say it for each, --label {next(iter(unsaid))!r}=CLASS"
+    )
+
+
+def some(classes: Sequence[str]) -> str:
+    """The first of them, and how many there are."""
+    return ", ".join(classes[:_NAMED]) + (f", ... ({len(classes):,} in all)" if len(classes) > _NAMED else "")
 
 
 def read_labels(given: Sequence[str], labels: Iterable[str], classes: Sequence[str]) -> dict[str, str]:
@@ -68,6 +105,12 @@ def read_labels(given: Sequence[str], labels: Iterable[str], classes: Sequence[s
             raise UsageError(f"--label {one}: the model has no class {name!r}{did_you_mean(name, classes)}")
         pairs[label] = name
     return pairs
+
+
+def _nearest(label: str, spellings: Iterable[str]) -> str | None:
+    """What it looks like, of those with the same digits: "grade 1" is not meant where "grade 2" is written."""
+    alike = [spelling for spelling in spellings if re.findall(r"\d+", spelling) == re.findall(r"\d+", label)]
+    return next(iter(difflib.get_close_matches(label, alike, n=1, cutoff=_ALIKE)), None)
 
 
 def _plain(name: str) -> str:

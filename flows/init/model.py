@@ -10,8 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.init.architectures import Shapes, guess_architecture, library_of
+from pydantic import ValidationError
+
+from flows.init.architectures import Shapes, ends_of, guess_architecture, library_of
 from stages.errors import UsageError, did_you_mean
+from stages.params import validation_lines
 
 Kind = Literal["image-classification", "summarization", "text-to-image"]
 KINDS: tuple[Kind, ...] = ("image-classification", "summarization", "text-to-image")
@@ -19,6 +22,7 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 Shape = tuple[int | None, int | None, int | None]  # channels, height, width; None where unknown
 _UNKNOWN: Shape = (None, None, None)
 _HUB = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+")
+_SAME = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")  # of ONNX
 _GENERATES = ("ForCausalLM", "ForConditionalGeneration", "ForSeq2SeqLM", "LMHeadModel")
 
 
@@ -38,11 +42,12 @@ class Model:
         said: what it is, for people.
         block: `prepare.model` of params.yaml, but for its files.
         path: its file or folder, which the audit looks for under its inputs; None for one of a hub or behind a URL.
-        root: the folder that has to lie there with it, because the file needs what lies beside it; None: it alone.
+        beside: files that it names, relative to its folder, and that have to lie there with it.
         key: of `prepare.model`, which names that file or folder.
         classes: names of what a classifier tells apart, where its files say them.
         n_classes: how many these are; None where unknown.
         shape: channels, height, width of its pictures, each None where unknown.
+        outputs: of an ONNX network what its scores look like, logits or probabilities: a guess.
         black_box: it shows no weights that a repair could change.
         absent: it is one of a hub, which has to be fetched before anything is known of it.
     """
@@ -51,11 +56,12 @@ class Model:
     said: str
     block: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
-    root: Path | None = None
+    beside: Sequence[str] = ()
     key: str = ""
     classes: Sequence[str] = ()
     n_classes: int | None = None
     shape: Shape = _UNKNOWN
+    outputs: str = ""
     black_box: bool = False
     absent: bool = False
 
@@ -76,7 +82,7 @@ def look_at_model(given: str, architecture: Callable[[str | None, Callable[[str]
         UsageError: when there is nothing of that name, or it is no model Faded reads.
     """
     if re.match(r"https?://", given):
-        return Model(None, f"a model behind {given}", {"endpoint": given}, black_box=True)
+        return _behind(given)
     path = Path(given).expanduser()
     if path.is_dir():
         return _folder(path)
@@ -96,6 +102,17 @@ def look_at_model(given: str, architecture: Callable[[str | None, Callable[[str]
         f"--model {given}: there is no such file or folder, and it is neither ORG/NAME of the Hugging Face hub nor a"
         f" URL{did_you_mean(path.name, there)}"
     )
+
+
+def _behind(url: str) -> Model:
+    """A model behind HTTP; a URL that holds a secret is refused before it is written anywhere."""
+    from stages.tasks.endpoint import EndpointConfig
+
+    try:
+        config = EndpointConfig(endpoint=url)
+    except ValidationError as error:
+        raise UsageError(f"--model: {'; '.join(validation_lines(error, EndpointConfig))}") from None
+    return Model(None, config.told, {"endpoint": url}, black_box=True)
 
 
 def _of_the_hub(name: str) -> Model:
@@ -201,30 +218,45 @@ def _onnx(path: Path) -> Model:
         )
     last = takes[3] in (1, 3) and takes[1] not in (1, 3)
     shape = (takes[3], takes[1], takes[2]) if last else takes[1:]
-    ends = {name: node.op_type for node in graph.node for name in node.output}[graph.output[0].name]
-    block = {"outputs": "probabilities" if ends == "Softmax" else "logits", **({"layout": "nhwc"} if last else {})}
-    apart = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer)
+    outputs = "probabilities" if _ends_in_softmax(graph) else "logits"
+    apart = {
+        entry.value
+        for tensor in graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
     return Model(
         "image-classification",
-        f"an ONNX network that answers {block['outputs']}, {described(gives[1], shape)}",
-        block,
+        f"an ONNX network whose scores look like {outputs}, {described(gives[1], shape)}",
+        {"layout": "nhwc"} if last else {},
         path,
-        root=path.parent if apart else None,
+        beside=sorted(apart),
         key="onnx",
         n_classes=gives[1],
         shape=shape,
+        outputs=outputs,
         black_box=True,
     )
+
+
+def _ends_in_softmax(graph: Any) -> bool:
+    """Whether the first output is one of Softmax, but for what changes no number."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    node = made_by.get(graph.output[0].name)
+    while node is not None and node.op_type in _SAME:
+        node = made_by.get(node.input[0])
+    return node is not None and node.op_type == "Softmax"
 
 
 def _weights(path: Path, architecture: Callable[[str | None, Callable[[str], None]], str]) -> Model:
     shapes = weight_shapes(path)
     name = architecture(guess_architecture(path.stem, shapes), _known)
     library, _ = library_of(name)
-    heads = [shape for shape in shapes.values() if len(shape) == 2]
-    filters = [shape for shape in shapes.values() if len(shape) == 4]
-    n = heads[-1][0] if heads else None
-    shape = (filters[0][1] if filters else None, None, None)
+    stem, head = ends_of(name)
+    first, final = shapes.get(f"{stem}.weight", ()), shapes.get(f"{head}.weight", ())
+    n = final[0] if final else None
+    shape = (first[1] if len(first) == 4 else None, None, None)
     said = f"{name} of {library}, {described(n, shape)}"
     return Model("image-classification", said, {library: name}, path, key="weights", n_classes=n, shape=shape)
 

@@ -178,6 +178,8 @@ def count_items(wanted: Wanted) -> dict[str, int]:
         left -= counts[split]
     if few := [f"{n:,} for {split}" for split, n in counts.items() if n < FEWEST]:
         ready = f"; its own splits are {', '.join(wanted.pools)}" if wanted.pools else ""
+        if wanted.pools and not wanted.pools.get("discover"):
+            ready += ", none of them (discover, or val) to search for failures"
         without = ", or --no-repair" if wanted.repair and counts["discover"] >= FEWEST else ""
         raise UsageError(
             f"--data: too few items, {', '.join(few)}, where {FEWEST} are the least for each of {', '.join(splits)}"

@@ -38,6 +38,7 @@ class Questions:
         self._console, self._options, self._asks, self._yes = console, options, asks and not yes, yes
         self._before = before or {}
         self.answers: dict[str, str | bool] = {}
+        self.unasked: dict[str, str] = {}  # guesses that were taken, for people to read
 
     def text(self, name: str, question: str, guess: str | None = None, check: Check = lambda _answer: None) -> str:
         """Ask for a text; on a terminal it is asked again until it will do.
@@ -95,6 +96,10 @@ class Questions:
         """What the command line says; None for nothing."""
         return self._options.get(name)
 
+    def asked(self, name: str) -> bool:
+        """Whether a person can be asked, or has answered in a run that did not finish."""
+        return self._asks or name in self._before
+
     def go_on(self, question: str) -> bool:
         """Whether to go on, where somebody can be asked; else yes."""
         return Confirm.ask(question, console=self._console, default=True) if self._asks else True
@@ -124,6 +129,7 @@ class Questions:
             raise UsageError(
                 f"{question}? There is no terminal to ask on: say {options}, or --yes to take what was guessed: {shown}"
             )
+        self.unasked[name] = guess if isinstance(guess, str) else "yes" if guess else "no"
         return guess
 
     def _keep(self, name: str, answer: str) -> str:

@@ -20,7 +20,7 @@ from flows.edit_params import replace_file
 from flows.init.answers import Answers, ask, shape_shown
 from flows.init.block import Draft, with_blocks, without
 from flows.init.calibrate import calibrate, calibrated
-from flows.init.files import git_root, has_commits, place
+from flows.init.files import git_root, place
 from flows.init.propose import propose
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished
@@ -118,7 +118,7 @@ def _write_and_calibrate(
     replace_file(PARAMS, with_blocks(text, written, final))
     forget(here, name)
     show_calibration(console, final, found, aimed=options.budget is None)
-    show_next(console, final, commits=has_commits(here))
+    show_next(console, final)
 
 
 @contextmanager

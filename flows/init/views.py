@@ -64,16 +64,12 @@ def show_absent(console: Console, name: str) -> None:
     console.print("      then the same command as now, which goes on with the calibration", highlight=False)
 
 
-def show_next(console: Console, draft: Draft, *, commits: bool) -> None:
-    """What to do next; without a commit in the repository that comes first, for DVC's curves name one."""
+def show_next(console: Console, draft: Draft) -> None:
+    """What to do next."""
     name = draft.name
-    keep = "git add --all && git commit"
-    if not commits:
-        console.print(f"\nthis repository has no commit yet, and an audit needs one: {keep}", style="yellow")
     console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long", highlight=False)
     console.print(f"      [bold]faded audit {name}[/]   run it", highlight=False)
-    if commits:
-        console.print(f"      {keep}   keep what was written", style="dim", highlight=False)
+    console.print("      git add --all && git commit   keep what was written", style="dim", highlight=False)
 
 
 def _points(change: Rate) -> str:

@@ -1,0 +1,66 @@
+"""The command itself: measure, show, and on request write."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from flows.edit_params import with_compute
+from flows.graph import read_graph
+from flows.heal import heal
+from flows.processes import stopping_on_signals
+from flows.screen import PARAMS, bring_up_to_date, write_shown
+from flows.tune.choices import Settings
+from flows.tune.measure import tune
+from flows.tune.views import show_tuning
+from flows.workspace import exclusive
+from stages.check import check_audits
+from stages.errors import UsageError
+from stages.params import AuditConfig, Params, load_params
+from stages.tasks.contract import Compute
+
+
+def tune_audit(params: Params, name: str, settings: Settings, write: bool, console: Console) -> None:
+    """Measure, show and on request write what is fastest for the model of an audit.
+
+    Raises:
+        UsageError: when params.yaml is wrong or cannot be edited, or the model is one behind HTTP.
+        FadedError: when the model under test cannot be prepared.
+    """
+    audit = params.audit(name)
+    _refuse_endpoint(name, audit)
+    with exclusive():
+        for line in heal():
+            console.print(f"healed: {line}", highlight=False)
+        check_audits(params, [name])
+        with stopping_on_signals():
+            bring_up_to_date(read_graph(), f"prepare@{name}", console)
+            tuning = tune(name, audit, settings, lambda line: console.print(line, highlight=False, markup=False))
+        show_tuning(console, name, tuning, settings)
+        best = tuning.best(settings.allow_bfloat16)
+        if write:
+            _write(name, audit, best.compute, console)
+
+
+def _refuse_endpoint(name: str, audit: AuditConfig) -> None:
+    """Thousands of requests somebody may have to pay for would tell nothing of this machine."""
+    model = audit.prepare.get("model")
+    if isinstance(model, dict) and "endpoint" in model:
+        raise UsageError(
+            f"audits.{name} is of a model behind HTTP, which tune would send thousands of requests; compute.backend and"
+            " dtype are not its own, and batch_size hardly matters: what does is prepare.model.batch_size, concurrency"
+            " and rate"
+        )
+
+
+def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> None:
+    keys = ("backend", "dtype", "batch_size")
+    changed = {key: getattr(best, key) for key in keys if getattr(best, key) != getattr(audit.compute, key)}
+    if not changed:
+        console.print("nothing to write: it is in force already", highlight=False)
+        return
+    if load_params(PARAMS).audit(name) != audit:
+        raise UsageError(
+            f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
+        )
+    write_shown(PARAMS, lambda text: with_compute(text, name, changed), console)
+    console.print(f"written to {PARAMS}; see what that makes stale with `faded plan {name}`", highlight=False)

@@ -1,0 +1,88 @@
+"""A model and pictures of a person's own, and `faded init` called on them in this process."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from flows.init.questions import Questions
+from flows.init.run import Options, init_audit
+from stages.landscape.intervals import Rate
+from stages.screening import ConceptScreening, Screening, ScreenSettings
+from tests.images import draw
+
+CLASSES = {"flat": 0, "slanted": 2, "upright": 1}  # as `draw` numbers them
+SIDE = 32
+WEIGHTS = "test_resnet-shapes.safetensors"
+
+
+def picture(kind: int, rng: np.random.Generator) -> np.ndarray:
+    """A coloured bar: (32, 32, 3) uint8."""
+    grey = draw(kind, rng).repeat(2, 0).repeat(2, 1).astype(float)
+    return (grey[..., None] * rng.uniform(0.6, 1, 3)).clip(0, 255).astype(np.uint8)
+
+
+def write_pictures(folder: Path, n: int, *, broken: int = 0) -> Path:
+    """Pictures in a folder of each class; the last ones are no pictures."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        name, kind = list(CLASSES.items())[i % 3]
+        path = folder / name / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(kind, rng)).save(path)
+        if i >= n - broken:
+            path.write_bytes(b"no picture")
+    return folder
+
+
+def options(**changes: Any) -> Options:
+    """A command line that says what cannot be guessed."""
+    answers = {"model": WEIGHTS, "data": "shapes", **changes.pop("answers", {})}
+    return Options(answers, **{"yes": True, "probes": 150, **changes})
+
+
+def init(folder: Path = Path(), given: Options | None = None) -> str:
+    """Run it in this process; what it printed."""
+    out = io.StringIO()
+    init_audit(folder, given or options(), Console(file=out, width=200), asks=False)
+    return out.getvalue()
+
+
+def screening(now: float, proposed: float | None, levels: list[float], clean: float = 0.0) -> Screening:
+    """One of a single concept, in which so many fail with the levels there were, and with those proposed."""
+    no = Rate(0.0, -0.1, 0.1, 20)
+    concept = ConceptScreening(
+        name="rotation",
+        unit="°",
+        alone_at="20°",
+        alone=no,
+        alone_fails=no,
+        share=no,
+        verdict="effect",
+        levels=[0.0, 5.0, 10.0, 20.0],
+        proposed=levels,
+        change="kept" if proposed is None else "widened",
+    )
+
+    def rate(value: float) -> Rate:
+        return Rate(value, max(0.0, value - 0.05), min(1.0, value + 0.05), 100)
+
+    return Screening(
+        settings=ScreenSettings(),
+        probes=150,
+        items=20,
+        clean=rate(clean),
+        now=rate(now),
+        proposed=None if proposed is None else rate(proposed),
+        concepts=[concept],
+    )
+
+
+def questions(given: dict[str, Any], **how: Any) -> Questions:
+    """Questions on no terminal."""
+    return Questions(Console(file=io.StringIO()), given, **{"asks": False, "yes": False, **how})

@@ -1,0 +1,87 @@
+"""Fixtures: a repository of a person's own with a model and pictures, and what calibration finds there.
+
+Test modules name it as a plugin.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+import flows.init.calibrate
+from stages.files import stage_dir, write_json
+from stages.screening import Screening
+from tests.own_model import CLASSES, WEIGHTS, picture, screening, write_pictures
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A folder with 60 pictures and a small network of timm that tells them apart."""
+    import timm
+
+    home = tmp_path_factory.mktemp("own")
+    write_pictures(home / "shapes", 60)
+    rng = np.random.default_rng(1)
+    kinds = np.arange(240) % 3
+    pixels = np.stack([picture(list(CLASSES.values())[k], rng) for k in kinds])
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a network is far slower on two threads that are not alone
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = timm.create_model("test_resnet", num_classes=3)
+        mean, std = (torch.tensor(net.default_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        inputs = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
+        for _ in range(6):
+            for rows in torch.randperm(240).split(48):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(net(inputs[rows]), torch.from_numpy(kinds)[rows]).backward()
+                optimizer.step()
+    torch.set_num_threads(before)
+    assert (net.eval()(inputs).argmax(1).numpy() == kinds).mean() > 0.9
+    save_file(net.state_dict(), home / WEIGHTS)
+    return home
+
+
+@pytest.fixture
+def repository(shapes, tmp_path, monkeypatch) -> Path:
+    """A git repository with that model and these pictures, and the current folder."""
+    home = tmp_path / "mine"
+    shutil.copytree(shapes, home)
+    for command in (
+        ["git", "init", "--quiet", "--initial-branch=main"],
+        ["git", "config", "user.name", "Ada"],
+        ["git", "config", "user.email", "ada@example.org"],
+        ["git", "commit", "--quiet", "--allow-empty", "--message", "start"],
+    ):
+        subprocess.run(command, cwd=home, check=True)
+    monkeypatch.chdir(home)
+    return home
+
+
+@pytest.fixture
+def measured(monkeypatch) -> Callable[[Screening | Exception], None]:
+    """Has calibration find this, or fail so, without a model being asked."""
+
+    def set_to(found: Screening | BaseException) -> None:
+        def measure(_params: Any, name: str, _probes: int, _console: Console, prepared: Callable[[], object]) -> Any:
+            if isinstance(found, BaseException):
+                raise found
+            write_json(stage_dir(name, "prepare") / "metrics.json", {"clean_accuracy": {"discover": 0.95}})
+            prepared()
+            return found
+
+        monkeypatch.setattr(flows.init.calibrate, "measure_concepts", measure)
+        monkeypatch.setattr(flows.init.calibrate, "_probe_seconds", lambda _params, _name: 0.05)
+
+    set_to(screening(0.02, 0.2, [0.0, 20.0, 40.0, 80.0]))
+    return set_to

@@ -1,0 +1,188 @@
+"""`faded init`: what it asks, what it proposes, and that what comes of it is an audit `faded plan` accepts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.prompt import Confirm, Prompt
+
+import flows.init.calibrate
+from flows.init.answers import Answers, ask, shape_shown
+from flows.init.propose import Wanted, count_items, image_concepts, search_budget
+from stages.check import check_audits
+from stages.errors import InfrastructureError, UsageError
+from stages.params import load_params
+from stages.screening import Screening
+from tests.news import articles
+from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, questions
+from tests.tiny_models import tiny_causal
+from tests.workspace import ROOT
+
+pytest_plugins = ("tests.own_repository",)
+
+
+# Proposals
+
+
+def wanted(**changes: Any) -> Wanted:
+    given = {"name": "a", "kind": "image-classification", "model": {}, "data": {}, "repair": True, "budget": None}
+    return Wanted(**{**given, "items": 60, **changes})
+
+
+def test_grey_pictures_have_no_colour_to_lose():
+    assert "saturation" in image_concepts((3, 32, 32))
+    assert "saturation" not in image_concepts((1, 32, 32))
+
+
+def test_items_follow_from_how_many_there_are():
+    assert count_items(wanted(items=60)) == {"discover": 20, "repair": 20, "test": 20}
+    assert count_items(wanted(items=10_000)) == {"discover": 200, "repair": 2000, "test": 1000}
+    assert count_items(wanted(items=60, repair=False)) == {"discover": 60}
+    assert count_items(wanted(items=60, pools={"discover": 12, "repair": 30, "test": 18}))["discover"] == 12
+    with pytest.raises(UsageError, match="--no-repair"):
+        count_items(wanted(items=60, pools={"discover": 50, "repair": 10}))
+    with pytest.raises(UsageError, match=r"none of them \(discover, or val\) to search"):
+        count_items(wanted(items=60, pools={"repair": 30, "test": 30}, repair=False))
+    with pytest.raises(UsageError, match="too few items"):
+        count_items(wanted(items=5, repair=False))
+
+
+def test_the_budget_fits_what_a_probe_takes():
+    assert search_budget(0.0001) == 4000
+    assert search_budget(0.2) == 1200
+    assert search_budget(100) == 200
+
+
+@pytest.fixture
+def checked(monkeypatch) -> None:
+    """Has calibration only check what was written, as `faded plan` does, and find that it will do."""
+
+    def measure(params: Any, name: str, *_more: object) -> Screening:
+        check_audits(params, [name])
+        raise InfrastructureError("checked")
+
+    monkeypatch.setattr(flows.init.calibrate, "measure_concepts", measure)
+
+
+def test_an_audit_of_a_summarizer_is_accepted(repository, checked):
+    tiny_causal(repository / "chat")
+    rows = [{"article": text, "summary": "A summary."} for text in articles(40)]
+    (repository / "news.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InfrastructureError, match="checked"):
+        init(given=options(answers={"model": "chat", "data": "news.jsonl"}))
+    audit = load_params(repository / "params.yaml").audit("news")
+    assert audit.prepare["data"] == {"jsonl": "news.jsonl", "text": "article", "summary": "summary"}
+    assert audit.prepare["items"] == {"discover": 13, "repair": 13, "test": 14}
+
+
+def test_an_audit_of_a_text_to_image_model_is_accepted(repository, checked):
+    images = ROOT / "data/images/inputs"
+    (repository / "prompts.txt").write_text(
+        "a {size} {colour} {digit}\n{digit}, {size} and {colour}\nthe {digit} {size} {colour}\n"
+    )
+    answers = {
+        "model": str(images / "model"),
+        "data": str(images / "pictures.parquet"),
+        "templates": "prompts.txt",
+        "judge": str(images / "judge-digits"),
+        "name": "digits",
+    }
+    with pytest.raises(InfrastructureError, match="checked"):
+        init(given=options(answers=answers, words=["size=small,large", "digit=two, three"]))
+    audit = load_params(repository / "params.yaml").audit("digits")
+    assert audit.prepare["judge"] == {"attributes": "judge-digits"}
+    assert audit.concepts["size"] == ["", "small", "large"]
+    assert "red" in audit.concepts["colour"]  # as the table of the pictures names them
+
+
+# Questions
+
+
+def test_without_a_terminal_a_missing_answer_names_its_option():
+    with pytest.raises(UsageError, match="--model"):
+        questions({}).text("model", "The model")
+    with pytest.raises(UsageError, match="--name, or --yes to take what was guessed: pets"):
+        questions({}).text("name", "Name", "pets")
+    with pytest.raises(UsageError, match="--repair or --no-repair"):
+        questions({}).confirm("repair", "Repair", True)
+    assert questions({}, yes=True).text("name", "Name", "pets") == "pets"
+    with pytest.raises(UsageError, match="did you mean 'summarization'"):
+        questions({"kind": "sumarization"}).choice("kind", "Kind", ["summarization", "text-to-image"])
+
+
+def test_on_a_terminal_it_asks_again_until_the_answer_will_do(monkeypatch):
+    typed = iter(["", "nothing", "pets"])
+    monkeypatch.setattr(Prompt, "ask", lambda *_a, **_k: next(typed))
+
+    def check(answer: str) -> None:
+        if answer == "nothing":
+            raise UsageError("there is no such file")
+
+    assert questions({}, asks=True).text("data", "Data", check=check) == "pets"
+    monkeypatch.setattr(Confirm, "ask", lambda *_a, **_k: False)
+    assert questions({}, asks=True).confirm("repair", "Repair", True) is False
+
+
+def asked(repository: Path, **given: Any) -> Answers:
+    answers = {"model": WEIGHTS, "data": "shapes", **given}
+    return ask(questions(answers, yes=True), repository, [], labels=[], words=[], budget=None)
+
+
+def test_small_pictures_are_shown_as_they_are_and_black_boxes_are_not_repaired(repository):
+    found = asked(repository)
+    assert found.wanted.data == {"imagefolder": "shapes", "size": SIDE}
+    assert shape_shown(found) == (3, SIDE, SIDE)
+    url = asked(repository, model="http://127.0.0.1:1/", kind="image-classification")
+    assert url.wanted.model == {"endpoint": "http://127.0.0.1:1/", "classes": list(CLASSES), "size": SIDE}
+    assert not url.wanted.repair
+    assert any("cannot be repaired" in line for line in url.said)
+    with pytest.raises(UsageError, match="--repair"):
+        asked(repository, model="http://127.0.0.1:1/", kind="image-classification", repair=True)
+    with pytest.raises(UsageError, match="for image-classification"):
+        asked(repository, kind="summarization")
+
+
+def test_the_key_of_a_model_behind_a_url_is_named_and_never_written(repository, monkeypatch):
+    url = {"kind": "image-classification", "model": "https://models.example.com/classify"}
+    monkeypatch.setenv("MY_KEY", "secret")
+    found = asked(repository, **url, **{"key-env": "MY_KEY"})
+    assert found.wanted.model["key_env"] == "MY_KEY"
+    assert "key_env" not in asked(repository, **url).wanted.model
+    for given, said in (
+        ({**url, "key-env": "NO_SUCH_KEY"}, "--key-env: the environment variable NO_SUCH_KEY is not set"),
+        ({**url, "key-env": "sk-secret"}, "expected the name of an environment variable"),
+        ({**url, "model": "http://models.example.com/", "key-env": "MY_KEY"}, "plain http"),
+        ({"key-env": "MY_KEY"}, "behind a URL"),
+        ({**url, "model": "https://ada:secret@models.example.com/"}, "--model: .*holds a user name or a password"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            asked(repository, **given)
+
+
+def test_what_an_onnx_network_gives_is_a_question_and_guesses_are_told(repository):
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    takes = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 224, 224])
+    gives = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [takes], [gives])), "m.onnx")
+    found = asked(repository, model="m.onnx")
+    assert found.wanted.model["outputs"] == "logits"
+    assert found.said[-1] == "guessed: name: shapes, outputs: logits, normalise: imagenet; options say otherwise"
+    told = asked(repository, model="m.onnx", outputs="probabilities", normalise="none", name="a")
+    assert told.wanted.model["outputs"] == "probabilities"
+    assert not any(line.startswith("guessed") for line in told.said)
+    with pytest.raises(UsageError, match="of an ONNX network"):
+        asked(repository, outputs="logits")
+
+
+def test_help_needs_no_heavy_library():
+    """People see it at once: nothing of torch, transformers or onnx is imported for it."""
+    code = "import sys, flows.cli; print([m for m in ('torch', 'transformers', 'timm', 'onnx') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

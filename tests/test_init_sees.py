@@ -1,0 +1,301 @@
+"""`faded init`: what it recognises of models, data and labels, and which files it puts under an audit's inputs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flows.init.architectures import guess_architecture
+from flows.init.data import look_at_articles, look_at_captions, look_at_pictures
+from flows.init.files import Placed, place
+from flows.init.labels import match_labels, read_labels
+from flows.init.model import look_at_model
+from stages.errors import UsageError
+from stages.files import content_hash
+from stages.params import load_params
+from tests.news import articles
+from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, write_pictures
+from tests.tiny_models import tiny_causal
+from tests.workspace import ROOT
+
+pytest_plugins = ("tests.own_repository",)
+
+
+# Files
+
+
+def test_files_outside_the_repository_are_linked_for_this_machine_and_said_so(repository, tmp_path):
+    (tmp_path / "far.pth").write_bytes(b"x")
+    near, far = Placed("near", repository / "shapes"), Placed("far", tmp_path / "far.pth")
+    lines = place(repository, "a", [near, far], copy=False)
+    inputs = repository / "data/a/inputs"
+    assert (inputs / "near").readlink() == Path("../../../shapes")
+    assert (inputs / "far").readlink() == tmp_path / "far.pth"
+    assert "on this machine only" in lines[1]
+    assert place(repository, "a", [near, far], copy=False)  # again is no error
+    with pytest.raises(UsageError, match="something else"):
+        place(repository, "a", [Placed("near", tmp_path / "far.pth")], copy=False)
+
+
+def test_copies_are_taken_where_they_are_wanted(repository):
+    place(repository, "a", [Placed("shapes", repository / "shapes")], copy=True)
+    copied = repository / "data/a/inputs/shapes"
+    assert not copied.is_symlink()
+    assert len(list(copied.rglob("*.png"))) == 60
+
+
+def write_list(path: Path, names: list[str]) -> Path:
+    path.write_text("\n".join(json.dumps({"image": name, "label": name.split("/")[-2]}) for name in names))
+    return path
+
+
+def names_of(folder: Path, below: str) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in (folder / below).rglob("*.png"))
+
+
+def test_of_a_list_only_what_it_names_is_linked_and_never_the_repository_it_lies_in(repository, measured):
+    write_list(repository / "all.jsonl", names_of(repository, "shapes"))
+    told = init(given=options(answers={"data": "all.jsonl", "repair": False, "classes": ",".join(CLASSES)}))
+    assert "data/all/inputs/all links to all.jsonl, and to 3 folder(s) it names" in told
+    inputs = repository / "data/all/inputs/all"
+    assert sorted(path.relative_to(inputs).as_posix() for path in inputs.rglob("*")) == [
+        "all.jsonl", "shapes", *(f"shapes/{name}" for name in sorted(CLASSES))
+    ]  # fmt: skip
+    assert (inputs / "shapes/flat").readlink() == Path("../../../../../shapes/flat")
+    assert load_params(repository / "params.yaml").audit("all").prepare["data"]["jsonl"] == "all/all.jsonl"
+    assert look_at_pictures(inputs / "all.jsonl", "all.jsonl").items == 60
+    content_hash([repository / "data/all/inputs"])  # no link leads back
+
+
+def test_pictures_beside_a_list_are_linked_one_by_one_and_copies_are_of_these_alone(repository):
+    names = [f"{i}.png" for i in range(3)]
+    for name in names:
+        shutil.copy(repository / "shapes/flat/000.png", repository / name)
+    (repository / "all.jsonl").write_text("")
+    (repository / "below").mkdir()
+    for copy in (False, True):
+        audit = f"a{copy}"
+        [line] = place(repository, audit, [Placed("all", repository / "all.jsonl", [*names, "gone.png"])], copy=copy)
+        inputs = repository / "data" / audit / "inputs/all"
+        assert "3 file(s) it names" in line
+        assert sorted(path.name for path in inputs.iterdir()) == ["0.png", "1.png", "2.png", "all.jsonl"]
+        assert all(path.is_symlink() is not copy and path.is_file() for path in inputs.iterdir())
+        [again] = place(repository, audit, [Placed("all", repository / "all.jsonl", names)], copy=copy)
+        assert ("stays" in again) is copy
+
+
+def test_a_folder_that_holds_the_inputs_is_not_linked_into_them(repository):
+    (repository / "data").mkdir()
+    shutil.copy(repository / "shapes/flat/000.png", repository / "data/0.png")
+    (repository / "all.jsonl").write_text("")
+    place(repository, "a", [Placed("all", repository / "all.jsonl", ["data/0.png"])], copy=False)
+    placed = repository / "data/a/inputs/all/data"
+    assert not placed.is_symlink()
+    assert (placed / "0.png").readlink() == Path("../../../../0.png")
+
+
+def test_a_folder_that_holds_the_workspace_or_a_home_is_refused(repository, monkeypatch):
+    given = {"data": ".", "repair": False, "model": WEIGHTS}
+    with pytest.raises(UsageError, match="holds the inputs of the audit itself"):
+        init(given=options(answers=given))
+    monkeypatch.setattr(Path, "home", lambda: repository / "shapes")
+    with pytest.raises(UsageError, match="holds a home"):
+        init(given=options(answers={"repair": False}))
+    assert not (repository / "params.yaml").exists()
+
+
+# Models and data
+
+
+def vit(folder: Path, classes: list[str]) -> Path:
+    """A tiny classifier of transformers, which names its classes."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
+    )
+    config.id2label = dict(enumerate(classes))
+    ViTForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+def unasked(_guess: str | None, _check: object) -> str:
+    raise AssertionError("the architecture was asked for")
+
+
+def test_weights_are_known_by_their_names_and_shapes(repository):
+    from torchvision import models
+
+    shapes_of = {k: tuple(v.shape) for k, v in models.resnet18(num_classes=7).state_dict().items()}
+    assert guess_architecture("model", shapes_of) == "resnet18"
+    model = look_at_model(WEIGHTS, lambda guess, _check: guess or "")
+    assert (model.block, model.n_classes, model.shape[0]) == ({"timm": "test_resnet"}, 3, 3)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "swin_tiny_patch4_window7_224", "vit_b_16", "squeezenet1_0"])
+def test_classes_and_channels_are_read_off_the_layers_whatever_their_names_sort_to(tmp_path, monkeypatch, name):
+    import timm
+    from torchvision import models
+
+    make = timm.create_model if timm.is_model(name) else models.get_model
+    with torch.device("meta"):
+        net = make(name, num_classes=7)
+    shapes_of = {key: tuple(value.shape) for key, value in sorted(net.state_dict().items())}
+    monkeypatch.setattr("flows.init.model.weight_shapes", lambda _path: shapes_of)
+    path = tmp_path / f"{name}.safetensors"
+    path.touch()
+    seen = look_at_model(str(path), lambda guess, _check: guess or "")
+    assert (seen.n_classes, seen.shape[0]) == (7, 3)
+
+
+def test_a_folder_of_transformers_is_known_by_its_architecture(tmp_path):
+    from tests.tiny_models import tiny_seq2seq
+    from tests.tiny_pipelines import tiny_pipeline
+
+    vit(tmp_path / "vit", ["cat", "dog"])
+    seen = look_at_model(str(tmp_path / "vit"), unasked)
+    assert (seen.kind, list(seen.classes), seen.shape) == ("image-classification", ["cat", "dog"], (3, 32, 32))
+    for made in (tiny_causal(tmp_path / "chat"), tiny_seq2seq(tmp_path / "bart")):
+        assert look_at_model(str(made), unasked).kind == "summarization"
+    assert look_at_model(str(tiny_pipeline(tmp_path / "sd")), unasked).kind == "text-to-image"
+
+
+def test_an_onnx_network_says_what_it_takes_and_cannot_be_repaired(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    takes = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])
+    gives = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("Softmax", ["f"], ["s"]),
+        helper.make_node("Identity", ["s"], ["y"]),
+    ]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [takes], [gives])), str(tmp_path / "m.onnx"))
+    model = look_at_model(str(tmp_path / "m.onnx"), unasked)
+    assert (model.named("m.onnx"), model.outputs) == ({"onnx": "m.onnx"}, "probabilities")
+    assert (model.n_classes, model.shape, model.black_box) == (5, (3, 32, 32), True)
+
+
+def test_onnx_weights_in_files_of_their_own_are_copied_with_it(tmp_path, repository):
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    takes = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
+    gives = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])
+    weights = numpy_helper.from_array(np.ones((192, 5), np.float32), "w")
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    net = helper.make_model(helper.make_graph(nodes, "g", [takes], [gives], [weights]))
+    onnx.save_model(net, str(tmp_path / "m.onnx"), save_as_external_data=True, location="m.data", size_threshold=0)
+    (tmp_path / "other").write_text("not for it")
+    model = look_at_model(str(tmp_path / "m.onnx"), unasked)
+    assert model.beside == ["m.data"]
+    place(repository, "a", [Placed("m", tmp_path / "m.onnx", model.beside)], copy=False)
+    placed = repository / "data/a/inputs/m"
+    assert sorted(path.name for path in placed.iterdir()) == ["m.data", "m.onnx"]
+    onnx.load(str(placed / "m.onnx"))  # which refuses weights behind links
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("test_resnet-shape.safetensors", "did you mean 'test_resnet-shapes.safetensors'"),
+        ("shapes", "expected a folder with config.json"),
+        ("shapes/flat/000.png", "expected a file that ends in"),
+        ("broken.safetensors", "no readable safetensors"),
+    ],
+)
+def test_what_is_no_model_is_told(repository, given, said):
+    (repository / "broken.safetensors").write_bytes(b"broken")
+    with pytest.raises(UsageError, match=said):
+        look_at_model(given, unasked)
+
+
+def test_pictures_that_cannot_be_read_are_counted(tmp_path):
+    data = look_at_pictures(write_pictures(tmp_path / "pets", 30, broken=3), "pets")
+    assert "30 pictures in 3 classes" in data.said
+    assert "3 unreadable" in data.said
+    assert (data.items, data.shape) == (27, (3, SIDE, SIDE))
+
+
+def test_without_a_folder_to_search_the_pictures_of_test_are_taken(tmp_path):
+    write_pictures(tmp_path / "set/train", 6)
+    write_pictures(tmp_path / "set/test", 30)
+    data = look_at_pictures(tmp_path / "set", "set")
+    assert (data.path, data.items, data.pools) == (tmp_path / "set/test", 30, {})
+    assert "there is no folder `val` to search" in data.said
+    write_pictures(tmp_path / "set/val", 12)
+    assert look_at_pictures(tmp_path / "set", "set").pools == {"discover": 12, "repair": 6, "test": 30}
+
+
+def test_a_folder_without_pictures_is_told(tmp_path):
+    (tmp_path / "empty" / "cats").mkdir(parents=True)
+    with pytest.raises(UsageError, match="no picture"):
+        look_at_pictures(tmp_path / "empty", "empty")
+
+
+def test_columns_of_articles_are_found(tmp_path):
+    rows = [{"document": text, "highlights": "A summary."} for text in articles(12)]
+    (tmp_path / "news.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = look_at_articles(tmp_path / "news.jsonl", "news.jsonl")
+    assert data.block == {"text": "document", "summary": "highlights"}
+    assert data.items == 12
+    (tmp_path / "other.jsonl").write_text('{"words": "x"}\n')
+    with pytest.raises(UsageError, match="found words"):
+        look_at_articles(tmp_path / "other.jsonl", "other.jsonl")
+
+
+def test_words_of_captioned_pictures_are_found():
+    data = look_at_captions(ROOT / "data/images/inputs/pictures.parquet", "pictures.parquet")
+    assert "red" in data.columns["colour"]
+
+
+# Labels
+
+
+def test_labels_are_matched_by_how_they_are_written():
+    matched = match_labels(
+        ["cat", "Sea_Lion", "tabby", "hrse", "zebra"], ["cat", "sea lion", "tabby, tabby cat", "horse"]
+    )
+    assert matched.sure == {"Sea_Lion": "sea lion", "tabby": "tabby, tabby cat"}
+    assert matched.guessed == {"hrse": "horse"}
+    assert matched.unknown == ["zebra"]
+    with pytest.raises(UsageError, match="did you mean 'zebra'"):
+        read_labels(["zebr=horse"], ["zebra"], ["horse"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["grade 0", "grade 1"], ["grade 1", "grade 4"]),  # other digits
+        (["female", "male"], ["male", "woman"]),  # another label's class
+        (["female", "Male"], ["male", "woman"]),
+        (["hrse", "horsee"], ["horse", "cat"]),  # it cannot be both
+        (["CRANE"], ["crane, bird", "crane, machine"]),  # two classes of that name
+    ],
+)
+def test_what_may_be_another_class_is_not_guessed(labels, classes):
+    matched = match_labels(labels, classes)
+    assert matched.guessed == {}
+    assert matched.unknown == [label for label in labels if label not in classes and label not in matched.sure]
+    assert matched.unknown
+
+
+def test_no_label_is_guessed_unasked(repository, measured):
+    """One that looks alike is a guess on a terminal; elsewhere somebody has to say it."""
+    (repository / "shapes/flat").rename(repository / "shapes/flatt")
+    (repository / "shapes/upright").rename(repository / "shapes/Upright")
+    tell = {"model": str(vit(repository / "vit", list(CLASSES))), "repair": False}
+    with pytest.raises(
+        UsageError, match=r"1 labels? .* no class of the model: 'flatt' \('flat'\?\); .* --label 'flatt'="
+    ):
+        init(given=options(answers=tell))
+    told = init(given=options(answers=tell, labels=["flatt=flat"]))
+    assert "2 are written otherwise than the model's classes: Upright is upright, flatt is flat" in told
+    labels = load_params(repository / "params.yaml").audit("shapes").prepare["data"]["labels"]
+    assert labels == {"Upright": "upright", "flatt": "flat"}
