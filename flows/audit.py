@@ -165,7 +165,7 @@ def _run_to_the_end(params: Params, graph: Graph, audits: list[str], runner: Run
         if graph.to_do(audits):
             from stages.check import check_audits  # imports what tasks need
 
-            check_audits(params, audits)
+            check_audits(params, audits, elsewhere=runner.kind != "threads")
         results |= {result.stage: result for result in _run_stale(params, graph, audits, runner)}
         waiting = {r.stage.partition("@")[2] for r in results.values() if r.outcome == "waiting"}
         audits = [name for name in audits if name in waiting]

@@ -88,7 +88,7 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
     from flows.processes import stopping_on_signals
     from stages.check import check_audits
 
-    check_audits(params, audits)
+    check_audits(params, audits, elsewhere=chosen(params, runner).kind != "threads")
 
     known = ALREADY_READ.set((params, graph))
     failure: FadedError | None = None

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 from pydantic import ValidationError
 
 import flows.runners
 from flows.runners import Job, Runner, chosen, open_runner
 from flows.runners.devices import visible_gpus
-from stages.errors import InfrastructureError, UsageError
+from flows.runners.reaper import reaped_folder
+from stages.check import check_audits
+from stages.errors import Exit, InfrastructureError, UsageError
 from stages.params import load_params
 from stages.params.file import RunnerConfig
+from stages.provenance import provenance
 from tests.test_kill import all_gone, family, running
-from tests.workspace import Workspace, audit_params, make_workspace
+from tests.workspace import ROOT, Workspace, audit_params, make_workspace
 
 MASK = ("4", "GPU-ab12cd")  # of the process that starts the cluster: stages get these and no others
 AUDITS = ("a", "b", "c", "d", "e", "f")
@@ -150,6 +157,43 @@ def test_when_its_worker_is_killed_the_stage_ends_and_runs_again_elsewhere(place
     assert toys.executed() == ["prepare@tiny"] * 2
 
 
+def test_a_folder_that_cannot_be_written_is_told_and_nobody_waits(place, toys):
+    shutil.rmtree(toys.path / ".faded", ignore_errors=True)
+    (toys.path / ".faded").touch()
+    with pytest.raises(InfrastructureError, match=r"^prepare@tiny: (FileExists|NotADirectory)Error: .*\.faded"):
+        place.run(Job("prepare@tiny", 0, str(toys.path)), lambda line: None)
+
+
+def test_a_cluster_is_ended_where_the_temporary_folder_is_a_link(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "link"))
+    code = "import sys, time; log = open(sys.argv[1] + '/log', 'w'); print(flush=True); time.sleep(600)"
+    with reaped_folder("faded-") as folder:
+        process = subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE)
+        process.stdout.readline()
+    assert process.wait(timeout=10) == -signal.SIGKILL
+    assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_every_stage_that_runs_the_model_asks_for_its_gpus():
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        computes = any(str(entry).endswith(".compute") for entry in stage["do"]["params"])
+        assert computes == ("gpus" in stage["do"].get("meta", {})), name
+
+
+def test_a_gpu_that_only_the_cluster_has_is_for_its_workers_to_find(toys, monkeypatch):
+    params = toys.params()
+    params["audits"]["tiny"]["compute"]["device"] = "cuda:97"
+    toys.write_params(params)
+    monkeypatch.chdir(toys.path)
+    read = load_params()
+    with pytest.raises(UsageError, match=r"cuda:97.* but this machine has"):
+        check_audits(read, ["tiny"])
+    check_audits(read, ["tiny"], elsewhere=True)
+    assert "device" not in provenance("tiny", read.audit("tiny"), computes=False)  # of collect_feedback
+
+
 def test_a_mask_is_kept_to(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-ab12cd,-1")
     assert visible_gpus() == ["4", "GPU-ab12cd"]
@@ -217,8 +261,10 @@ def server(prefect_server):
 
 
 def on_gpus(path: Path, kind: str, names: str) -> Workspace:
-    compute = {"device": "cpu", "threads": 1, "batch_size": 32, "gpus": 1}
-    toys = make_workspace(path, {name: audit_params(compute=compute) for name in names}, {}, toys=True)
+    """Audits on a GPU that this machine lacks, and "z" without."""
+    compute = {"device": "cuda:97", "threads": 1, "batch_size": 32, "gpus": 1}
+    audits = {name: audit_params(compute=compute) for name in names} | {"z": audit_params()}
+    toys = make_workspace(path, audits, {}, toys=True)
     toys.write_params({**toys.params(), "runner": {"kind": kind, "workers": 2, "gpus": 2}})
     return toys
 
@@ -227,16 +273,15 @@ def on_gpus(path: Path, kind: str, names: str) -> Workspace:
 @pytest.mark.parametrize("kind", KINDS)
 def test_four_audits_share_two_gpus_and_a_killed_worker_changes_nothing(kind, tmp_path, server):
     toys = on_gpus(tmp_path / "toys", kind, "abcd")
-    toys.toy(
-        **{f"{stage}__{audit}": {"sleep": 1} for stage in ("prepare", "discover", "summarize") for audit in "abcd"}
-    )
+    stages = ("prepare", "discover", "summarize")
+    toys.toy(**{f"{stage}__{audit}": {"sleep": 1} for stage in stages for audit in "abcdz"})
     process = toys.start("audit", "--all", **server)
     worker_of(running("-m stages.discover", toys)).kill()
     told = toys.path / ".faded-test.log"
     assert process.wait(timeout=400) == 0, told.read_text()
     assert "the worker that ran it died" in told.read_text()
     executed = toys.executed()
-    assert len(executed) == 13 and len(set(executed)) == 12  # one of them twice
+    assert len(executed) == 16 and len(set(executed)) == 15  # one of them twice
     for stage in set(executed):
         name, _, audit = stage.partition("@")
         assert f"{stage} | toy {name} of {audit} at work" in told.read_text()
@@ -249,7 +294,7 @@ def test_four_audits_share_two_gpus_and_a_killed_worker_changes_nothing(kind, tm
 def test_stopped_or_killed_nothing_is_left_and_the_same_command_goes_on(kind, ending, tmp_path):
     toys = on_gpus(tmp_path / "toys", kind, "a")
     toys.toy(discover__a={"sleep": 600})
-    process = toys.start("audit")
+    process = toys.start("audit", "a")
     running("-m stages.discover", toys)
     relatives = family(process)
     if ending == "ctrl-c":
@@ -261,20 +306,31 @@ def test_stopped_or_killed_nothing_is_left_and_the_same_command_goes_on(kind, en
     assert all_gone(relatives)
     assert "Traceback" not in (toys.path / ".faded-test.log").read_text()
     toys.toy()
-    done = toys.faded("audit")
+    done = toys.faded("audit", "a")
     assert done.returncode == 0, done.stdout
     assert toys.executed().count("prepare@a") == 1
 
 
+@dataclass
+class At:
+    """A cluster that somebody else started."""
+
+    address: str
+    scheduler: subprocess.Popen[bytes]
+
+
 @pytest.fixture
-def dask_at(tmp_path) -> Iterator[str]:
-    """A scheduler with a worker that has a GPU and one that has none; yields its address."""
+def dask_at(tmp_path) -> Iterator[At]:
+    """A scheduler with a worker that has a GPU and one that has none."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
     common = ["--no-dashboard", "--host", "127.0.0.1"]
     worker = [address, *common, "--nthreads", "1", "--local-directory", str(tmp_path / "dask")]
     commands: list[tuple[list[str], dict[str, str]]] = [
-        (["dask_scheduler", *common, "--port", address.rpartition(":")[2]], {}),
+        (
+            ["dask_scheduler", *common, "--port", address.rpartition(":")[2]],
+            {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
+        ),
         (["dask_worker", *worker, "--resources", "GPU=1"], {"CUDA_VISIBLE_DEVICES": "7"}),
         (["dask_worker", *worker], {}),
     ]
@@ -283,7 +339,7 @@ def dask_at(tmp_path) -> Iterator[str]:
         for (module, *arguments), env in commands:
             command = [sys.executable, "-m", f"distributed.cli.{module}", *arguments]
             started.append(subprocess.Popen(command, env=os.environ | env, stdout=log, stderr=log))
-        yield f"tcp://{address}"
+        yield At(f"tcp://{address}", started[0])
         for process in started:
             process.terminate()
         for process in started:
@@ -295,13 +351,48 @@ def dask_at(tmp_path) -> Iterator[str]:
 def test_a_cluster_at_an_address_ends_the_stages_of_a_run_that_was_killed(dask_at, tmp_path, server):
     toys = on_gpus(tmp_path / "toys", "threads", "a")
     toys.toy(discover__a={"sleep": 600})
-    process = toys.start("audit", "--runner", f"dask={dask_at}", **server)
-    stage = running("-m stages.discover", toys)
+    process = toys.start("audit", "--all", "--runner", f"dask={dask_at.address}", **server)
+    stage = running("-m stages.discover a", toys)
     process.kill()
     process.wait()
     assert all_gone([stage])  # its worker lives on
     toys.toy()
-    time.sleep(1)
-    done = toys.faded("audit", "--runner", f"dask={dask_at}", **server)
+    done = toys.faded("audit", "--all", "--runner", f"dask={dask_at.address}", **server)
     assert done.returncode == 0, done.stdout
     assert {span["gpus"] for span in spans(toys)} == {"7", ""}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
+def test_a_scheduler_told_to_allow_no_failures_tells_of_a_killed_worker(dask_at, tmp_path, server):
+    toys = on_gpus(tmp_path / "toys", "threads", "a")
+    toys.toy(discover__a={"sleep": 5})
+    process = toys.start("audit", "a", "--runner", f"dask={dask_at.address}", **server)
+    worker_of(running("-m stages.discover", toys)).kill()
+    told = toys.path / ".faded-test.log"
+    assert process.wait(timeout=300) == 0, told.read_text()
+    assert "discover@a | discover@a: the worker that ran it died" in told.read_text()
+    assert toys.executed().count("discover@a") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_its_scheduler_or_head_a_run_ends_as_infrastructure_and_goes_on_later(kind, request, tmp_path, server):
+    toys = on_gpus(tmp_path / "toys", kind, "a")
+    toys.toy(discover__a={"sleep": 600})
+    runner = [f"--runner=dask={request.getfixturevalue('dask_at').address}"] if kind == "dask" else []
+    process = toys.start("audit", "a", *runner, **server)
+    running("-m stages.discover", toys)
+    relatives = family(process)
+    if kind == "dask":
+        request.getfixturevalue("dask_at").scheduler.kill()
+    else:
+        next(relative for relative in relatives if relative.name() == "gcs_server").kill()
+    told = toys.path / ".faded-test.log"
+    assert process.wait(timeout=200) == Exit.INFRASTRUCTURE, told.read_text()  # Ray itself would end it with 1
+    assert "is gone" in told.read_text() and "Traceback" not in told.read_text()
+    assert all_gone(relatives)
+    toys.toy()
+    done = toys.faded("audit", "a", "--runner", kind, **server)
+    assert done.returncode == 0, done.stdout
+    assert toys.executed().count("prepare@a") == 1

@@ -107,7 +107,7 @@ def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
     """
     check_machines(config)
     if config.address not in (None, "auto"):
-        _reach(config.kind, str(config.address))
+        reach(config.kind, str(config.address))
     opened: Callable[[RunnerConfig, int], contextlib.AbstractContextManager[Runner]]
     opened = import_module(f"flows.runners.{config.kind}").opened  # each imports a library of its own
     with opened(config, gpus) as runner:
@@ -119,8 +119,13 @@ def job(config: RunnerConfig, stage: str, gpus: int) -> Job:
     return Job(stage, gpus, config.workspace or str(Path.cwd()))
 
 
-def _reach(kind: str, address: str) -> None:
-    """Fail in seconds: the libraries themselves try for a minute and more."""
+def reach(kind: str, address: str) -> None:
+    """Fail in seconds where nobody listens: the libraries themselves try for a minute and more.
+
+    Raises:
+        UsageError: when it is no address.
+        InfrastructureError: when nobody answers.
+    """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(f"runner {kind}: expected an address HOST:PORT, found {address!r}")

@@ -9,7 +9,6 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
-from tempfile import mkdtemp
 from typing import Any
 
 import dask
@@ -21,7 +20,7 @@ from flows.processes import end_child, stopping
 from flows.run_stage import StageResult, child_name
 from flows.runners import POLL, Job, Say, too_few
 from flows.runners.devices import MASK, Slots, visible_gpus
-from flows.runners.reaper import reaped
+from flows.runners.reaper import reaped_folder
 from flows.runners.threads import stages_at_once
 from flows.runners.work import work
 from stages.errors import FadedError, InfrastructureError
@@ -50,35 +49,41 @@ class Dask:
         """Submit the stage, pass on what it says, and wait for its end."""
         name = f"{job.stage}-{uuid.uuid4().hex}"
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._client.subscribe_topic(name, lambda event: lines.put(event[1]))
-        future = self._client.submit(
-            _on_worker,
-            job,
-            name,
-            key=name,
-            resources={GPU: job.gpus} if job.gpus else None,
-            # A stage without GPUs leaves the workers with GPUs to the others, as long as there are such without.
-            workers=None if job.gpus else (self._without_gpus() or None),
-            allow_other_workers=not job.gpus and bool(self._without_gpus()),
-        )
-        future.add_done_callback(lambda _: lines.put(None))
         try:
-            for line in self._until_done(lines, job):
-                say(line)
-            ended = future.result()
+            self._check(job)
+            self._client.subscribe_topic(name, lambda event: lines.put(event[1]))
+            future = self._submit(job, name)
+            future.add_done_callback(lambda _: lines.put(None))
+            try:
+                for line in self._until_done(lines, job):
+                    say(line)
+                ended = future.result()
+            finally:
+                with contextlib.suppress(Exception):  # a scheduler that is gone needs not be told
+                    future.cancel()
+                    self._client.unsubscribe_topic(name)
         except FadedError:
             raise
         except distributed.KilledWorker:
             raise InfrastructureError(f"{job.stage}: the worker that ran it died") from None
         except Exception as error:  # the scheduler died, or the worker's Faded is another one
             raise InfrastructureError(f"{job.stage}: Dask: {type(error).__name__}: {error}") from error
-        finally:
-            with contextlib.suppress(Exception):  # a scheduler that is gone needs not be told
-                future.cancel()
-                self._client.unsubscribe_topic(name)
         if isinstance(ended, FadedError):
             raise ended
         return ended
+
+    def _submit(self, job: Job, name: str) -> distributed.Future:
+        # A stage without GPUs leaves the workers with GPUs to the others, as long as there are such without.
+        without = [] if job.gpus else self._without_gpus()
+        return self._client.submit(
+            _on_worker,
+            job,
+            name,
+            key=name,
+            resources={GPU: job.gpus} if job.gpus else None,
+            workers=without or None,
+            allow_other_workers=bool(without),
+        )
 
     def _until_done(self, lines: queue.SimpleQueue[str | None], job: Job) -> Iterator[str]:
         while True:
@@ -87,12 +92,15 @@ class Dask:
             except queue.Empty:
                 if stopping():
                     raise InfrastructureError(f"{job.stage} was ended: the run is being stopped") from None
-                if self._client.status in ("closed", "closing"):
-                    raise InfrastructureError(f"{job.stage}: the Dask scheduler is gone") from None
+                self._check(job)
                 continue
             if line is None:
                 return
             yield line
+
+    def _check(self, job: Job) -> None:
+        if self._client.status in ("closed", "closing"):
+            raise InfrastructureError(f"{job.stage}: the Dask scheduler is gone")
 
     def _without_gpus(self) -> list[str]:
         return [address for address, worker in _workers(self._client).items() if not worker["resources"].get(GPU)]
@@ -143,8 +151,7 @@ def _local(config: RunnerConfig, most: int) -> Iterator[SpecCluster]:
     common = {"nthreads": 1, "memory_limit": 0, "security": security, **_LOOPBACK}
     common["silence_logs"] = logging.CRITICAL
     shares = [ids[i : i + max(1, most)] for i in range(0, len(ids), max(1, most))]
-    scratch = mkdtemp(prefix="faded-dask-")
-    with reaped(scratch):
+    with reaped_folder("faded-dask-") as scratch:
         common["local_directory"] = scratch
         workers: dict[str, Any] = {f"cpu-{i}": common for i in range(config.workers or stages_at_once())}
         for i, share in enumerate(shares):

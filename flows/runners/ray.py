@@ -9,35 +9,72 @@ import queue
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from tempfile import mkdtemp
 from typing import Any
 
 from flows.processes import stopping
 from flows.run_stage import StageResult
-from flows.runners import POLL, Job, Say, too_few
+from flows.runners import POLL, Job, Say, reach, too_few
 from flows.runners.devices import visible_gpus
-from flows.runners.reaper import reaped
+from flows.runners.reaper import reaped_folder
 from flows.runners.threads import stages_at_once
 from flows.runners.work import work
 from stages.errors import FadedError, InfrastructureError, UsageError
 from stages.params.file import RunnerConfig
 
 _STORE = 100_000_000  # bytes of shared memory: only lines travel through it
+_LOOK, _FAILURES = 2.0, 3  # seconds between two looks at the head, and how many in a row say that it is gone
 _SETTINGS = {  # read by Ray when it is imported
     "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what a stage without GPUs sees, `work` says
+    # Without its head Ray ends this process after a minute, with exit code 1. `_Head` is to say so before.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
 }
+
+
+class _Head:
+    """The process that a cluster depends on; its death is not told, calls only wait.
+
+    Args:
+        address: HOST:PORT.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._looking = threading.Lock()
+        self._looked, self._failures = 0.0, 0
+
+    def check(self, job: Job) -> None:
+        """Look whether it is there, not more often than every two seconds for all stages together.
+
+        Raises:
+            InfrastructureError: when it was not, several times in a row.
+        """
+        with self._looking:
+            if time.monotonic() - self._looked > _LOOK:
+                try:
+                    reach("ray", self._address)
+                    self._failures = 0
+                except InfrastructureError:
+                    self._failures += 1
+                self._looked = time.monotonic()
+            if self._failures >= _FAILURES:
+                raise InfrastructureError(f"{job.stage}: the head of the Ray cluster at {self._address} is gone")
 
 
 class Ray:
     """Sends stages to a cluster."""
+
+    def __init__(self, head: _Head) -> None:
+        self._head = head
 
     def run(self, job: Job, say: Say) -> StageResult:
         """Submit the stage, pass on what it says, and wait for its end."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
+        self._head.check(job)
         # Prefect retries, and tells people; Ray would do so in silence.
         on_worker = ray.remote(num_returns="streaming", max_retries=0)(_on_worker)
         stream: Any = on_worker.options(
@@ -75,6 +112,8 @@ class Ray:
             elif stopping():
                 ray.cancel(stream, force=True)  # ends the worker, with which the stage ends
                 raise InfrastructureError(f"{job.stage} was ended: the run is being stopped")
+            else:
+                self._head.check(job)
 
 
 def _on_worker(job: Job) -> Iterator[Any]:
@@ -119,15 +158,14 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Ray]:
         found = {node["NodeManagerAddress"]: int(node["Resources"].get("GPU", 0)) for node in nodes}
         if gpus > max(found.values()):
             raise too_few(gpus, "Ray's nodes have " + ", ".join(f"{node}: {n}" for node, n in found.items()))
-        yield Ray()
+        yield Ray(_Head(ray.get_runtime_context().gcs_address))
 
 
 def _init_local(config: RunnerConfig, most: int, quiet: dict[str, Any], life: contextlib.ExitStack) -> None:
     ids = visible_gpus(config.gpus) if most or config.gpus else []
     if most > len(ids):
         raise too_few(most, f"this machine has {len(ids)}")
-    scratch = mkdtemp(prefix="faded-ray-")
-    life.enter_context(reaped(scratch))
+    scratch = life.enter_context(reaped_folder("faded-ray-"))
     import ray
 
     ray.init(
@@ -136,7 +174,6 @@ def _init_local(config: RunnerConfig, most: int, quiet: dict[str, Any], life: co
         num_gpus=len(ids),
         object_store_memory=_STORE,
         include_dashboard=False,
-        _node_ip_address="127.0.0.1",
         _temp_dir=scratch,
         **quiet,
     )

@@ -7,22 +7,28 @@ cluster's processes hold log files in its folder open, whose name is random.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from tempfile import mkdtemp
 
 import psutil
 
 
 @contextlib.contextmanager
-def reaped(folder: str) -> Iterator[None]:
-    """End the processes that hold files in a folder open, and remove it: after the block, or when this process dies."""
+def reaped_folder(prefix: str) -> Iterator[str]:
+    """Make a temporary folder, and yield it.
+
+    After the block, or when this process dies, whatever holds files in it open is ended, and it is removed.
+    """
+    folder = os.path.realpath(mkdtemp(prefix=prefix))  # open files are known by their real paths
     command = [sys.executable, "-m", "flows.runners.reaper", folder]
     # In a session of its own: Ctrl-C is not for it. The kernel closes its stdin when this process is gone.
     reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
-        yield
+        yield folder
     finally:
         reaper.communicate()
 
@@ -31,7 +37,8 @@ def main() -> None:
     """Wait for the end of stdin, then do it."""
     folder = sys.argv[1]
     sys.stdin.read()
-    while found := [process for process in psutil.process_iter() if _holds(process, folder)]:
+    # The run itself, while it lives, holds the log of its own side of the cluster open.
+    while found := [p for p in psutil.process_iter() if p.pid != os.getppid() and _holds(p, folder)]:
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()

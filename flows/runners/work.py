@@ -38,6 +38,8 @@ def work(job: Job, devices: Sequence[str], say: Say) -> StageResult | FadedError
             return run_stage(job.stage, say, {MASK: ",".join(devices)})
     except FadedError as error:
         return error
+    except Exception as error:  # a full disk, a folder that may not be written; people hear it, and it is retried
+        return InfrastructureError(f"{job.stage}: {type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
