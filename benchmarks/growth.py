@@ -1,7 +1,7 @@
 """How memory, time and files grow with items, cells and budget, up to a million probes and a hundred thousand items.
 
 `python -m benchmarks.growth` runs the real stages prepare, discover and summarize on a synthetic model that costs next
-to nothing (benchmarks/growth_task.py), one of the three growing at a time and then all at once. Prints a Markdown
+to nothing (benchmarks/_growth_task.py), one of the three growing at a time and then all at once. Prints a Markdown
 table: CPU-seconds and peak memory of each stage, sizes of what it leaves. `--quick` leaves out the largest. Half an
 hour.
 """
@@ -85,8 +85,8 @@ def write_workspace(case: Case, folder: Path) -> None:
     """Write params.yaml and the folders stages expect."""
     audit: dict[str, Any] = {
         "seed": 1,
-        "task": "benchmarks.growth_task:Synthetic",
-        "code": str(ROOT / "benchmarks" / "growth_task.py"),
+        "task": "benchmarks._growth_task:Synthetic",
+        "code": str(ROOT / "benchmarks" / "_growth_task.py"),
         "compute": {"device": "cpu", "threads": 1, "batch_size": 1024, "gpus": 0},
         "prepare": {"items": case.items},
         "concepts": {f"concept_{j}": list(range(7)) for j in range(case.concepts)},
