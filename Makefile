@@ -34,7 +34,7 @@ test: .venv/.dev $(ALL_PACKAGES) ## Run the quick tests
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses $(JOBS) --dist loadfile
 
 test-slow: .venv/.dev $(ALL_PACKAGES) ## Run the slow tests (kills at random moments)
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow --numprocesses $(JOBS) --dist load
 
 check: .venv/.dev ## Check format, lint, types, and that the docs build with every link
 	@$(BIN)/ruff format --check .

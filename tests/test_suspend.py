@@ -93,6 +93,7 @@ def waiting_toys(prefect_server, _new_toys, tmp_path_factory) -> Workspace:
     """A workspace whose audit has come as far as its landscape."""
     toys, told = _new_toys.copy(tmp_path_factory.mktemp("waiting") / "toys"), io.StringIO()
     ask_a_person(toys)
+    sys.modules.pop("planted", None)  # that of another workspace
     with contextlib.chdir(toys.path):
         assert run_audits(load_params(), ["tiny"], "threads", Console(file=told, width=160)) == 0
     assert "faded review tiny" in told.getvalue() and toys.executed() == BEFORE
