@@ -410,7 +410,8 @@ def test_other_audits_of_the_workspace_go_on(deployment):
     toys, params = deployment.toys, deployment.toys.params()
     params["audits"]["other"] = audit_params()
     toys.write_params(params)
-    shutil.copytree("data/tiny/inputs", "data/other/inputs")
+    for folder in ("inputs", "shards"):
+        shutil.copytree(f"data/tiny/{folder}", f"data/other/{folder}")
     first = deployment.run()
     both = deployment.start(audits=["tiny", "other"])
     run = deployment.execute(both)
