@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -31,6 +32,7 @@ RAY_HEAD = (
     *("--include-dashboard", "false", "--temp-dir", "{scratch}", *_RAY),
 )
 RAY_WORKER = ("ray.scripts.scripts", "start", "--address", "{address}", "--num-cpus", "1", *_RAY)
+STARTED = ("Scheduler at:", "Registered to:", "Ray runtime started.")  # what head and worker say of themselves
 
 
 def free_port() -> int:
@@ -82,26 +84,32 @@ class Cluster:
         self.kind, self.home, port = kind, home, free_port()
         self.address = f"127.0.0.1:{port}"
         self.workers: list[subprocess.Popen[bytes]] = []
-        self._log = (home / "cluster.log").open("ab")
         self._scratch = Path(mkdtemp(prefix="faded-"))  # Ray's sockets need a short path
-        self._head = self._start(*(DASK_HEAD if kind == "dask" else RAY_HEAD), port=str(port))
-        until(lambda: answers(port))
+        self._head = self._started(*(DASK_HEAD if kind == "dask" else RAY_HEAD), port=str(port))
 
-    def _start(self, *command: str, port: str = "", **env: str) -> subprocess.Popen[bytes]:
+    def _started(self, *command: str, port: str = "", **env: str) -> subprocess.Popen[bytes]:
+        """A process that is there: on a busy machine Ray's give up after 30 seconds, and are started again."""
         words = [word.format(port=port, address=self.address, scratch=self._scratch) for word in command]
-        return subprocess.Popen(
-            [sys.executable, "-m", *words],
-            cwd=self.home,
-            env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"} | env,
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
-        )
+        log = self.home / f"cluster-{len(self.workers)}.log"
+        for _ in range(4):
+            with log.open("wb") as out:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", *words],
+                    cwd=self.home,
+                    env=os.environ | {"PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"} | env,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+            until(partial(_came_up_or_ended, process, log))
+            if process.poll() is None:
+                return process
+        raise AssertionError(log.read_text())
 
     def add(self, clone: Workspace) -> None:
         """A machine whose clone this is."""
         command = DASK_WORKER if self.kind == "dask" else RAY_WORKER
-        self.workers.append(self._start(*command, FADED_WORKSPACE=str(clone.path)))
+        self.workers.append(self._started(*command, FADED_WORKSPACE=str(clone.path)))
 
     def lose(self, which: int) -> None:
         """A machine goes off."""
@@ -111,8 +119,11 @@ class Cluster:
         """All of them go off."""
         for process in [*self.workers, self._head]:
             end(process)
-        self._log.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _came_up_or_ended(process: subprocess.Popen[bytes], log: Path) -> bool:
+    return process.poll() is not None or any(word in log.read_text() for word in STARTED)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

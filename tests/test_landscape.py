@@ -203,7 +203,7 @@ def test_margins_of_the_grid_are_those_of_its_probes(kind):
     data, (fold, _) = kernel.Data(items, cells, margin, margin > 0), folds_of(cells, space, 0)
     if kind is Process:
         hyper = kernel.Hyper(scales=(0.5, 1.0))
-        fitted = Process(kernel.Features(space, embeddings, hyper, 40), hyper, data, fold, 0)
+        fitted = Process(kernel.Features(space, kernel.ItemFactor(embeddings), hyper, 40), hyper, data, fold, 0)
     else:
         fitted = kind(space, embeddings, data, fold, 0 if kind is Trees else np.ones(200))
     mean, *members = fitted.over_items(space.cells())
@@ -369,15 +369,18 @@ def test_features_reproduce_the_kernel_at_full_rank():
     """All eigenfunctions together are the kernel: nothing is lost but what is cut off."""
     task = planted(items=5, levels=2)
     hyper = kernel.Hyper(scales=(0.5, 1.0, 0.7, 2.0))
-    features = kernel.Features(task.concepts, task.embed(task.items.table["id"].tolist()), hyper, rank=5 * 16)
+    embeddings = task.embed(task.items.table["id"].tolist())
+    features = kernel.Features(task.concepts, kernel.ItemFactor(embeddings), hyper, rank=5 * 16)
     rng = np.random.default_rng(0)
     items, cells = rng.integers(0, 5, 30), task.concepts.sample(30, rng)
     phi = features.of_probes(items, cells)
     ours = (phi * features.prior) @ phi.T
     x = task.concepts.coordinates(cells) / np.array(hyper.scales)
     direct = np.exp(-0.5 * ((x[:, None] - x[None]) ** 2).sum(-1))
-    points = kernel.standardised(task.embed(task.items.table["id"].tolist()))
-    direct *= kernel._item_kernel(points, hyper)[0][np.ix_(items, items)]
+    points = kernel.standardised(embeddings)
+    apart = ((points[:, None] - points[None]) ** 2).sum(-1)
+    of_items = 1 + hyper.alike * np.exp(-0.5 * apart / np.median(apart[apart > 0])) + hyper.own * np.eye(5)
+    direct *= of_items[np.ix_(items, items)]
     np.testing.assert_allclose(ours / ours[0, 0], direct / direct[0, 0], atol=1e-6)
 
 

@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from stages.concepts import ConceptSpace
-from stages.landscape.kernel import Data, Features, Hyper, Posterior, choose_hyper, fit
+from stages.landscape.kernel import Data, Features, Hyper, ItemFactor, Posterior, choose_hyper, fit
 
 PROCESS_CELLS = 20_000  # largest grid on which the process is the better of the two
 SEARCH_RANK, RANK = 200, 400
@@ -132,6 +132,7 @@ class Learner:
     embeddings: np.ndarray
     kind: Literal["auto", "process", "boosting"] = "auto"
     _hyper: Hyper | None = field(default=None, init=False)
+    _items: ItemFactor | None = field(default=None, init=False)
     _features: Features | None = field(default=None, init=False)
     _chosen_at: int = field(default=0, init=False)
 
@@ -150,8 +151,9 @@ class Learner:
 
     def _process(self, data: Data) -> Process:
         if self._features is None or len(data) >= 2 * self._chosen_at:  # what is chosen hardly moves between doublings
-            hyper = choose_hyper(self.space, self.embeddings, data, rank=SEARCH_RANK)
-            self._features = Features(self.space, self.embeddings, hyper, RANK)
+            self._items = self._items or ItemFactor(self.embeddings)
+            hyper = choose_hyper(self.space, self._items, data, rank=SEARCH_RANK)
+            self._features = Features(self.space, self._items, hyper, RANK)
             self._hyper, self._chosen_at = hyper, len(data)
         assert self._hyper is not None
         return Process(fit(self._features, data, self._hyper.noise))

@@ -13,7 +13,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from stages.concepts import ConceptSpace
 from stages.landscape.estimators import FOLDS, Average, Constant, Doubted, Estimator, Inputs, Logistic, Process, Trees
-from stages.landscape.kernel import Data, Features, Hyper, choose_hyper
+from stages.landscape.kernel import Data, Features, Hyper, ItemFactor, choose_hyper
 
 RANK, SEARCH_RANK, SEARCH_PROBES = 900, 300, 2000
 ENOUGH = 50  # marked uniform probes needed to judge by them
@@ -144,9 +144,10 @@ def choose(
     """
     rng = np.random.default_rng(seed)
     some = data.take(np.sort(rng.choice(len(data), min(len(data), SEARCH_PROBES), replace=False)))
-    hyper = choose_hyper(space, embeddings, some, rank=SEARCH_RANK)
+    items = ItemFactor(embeddings)
+    hyper = choose_hyper(space, items, some, rank=SEARCH_RANK)
     fitted: list[Estimator] = [
-        _process(data, fold, space, embeddings, hyper, seed),
+        Process(Features(space, items, hyper, RANK), hyper, data, fold, seed),
         Trees(space, embeddings, data, fold, seed),
         Logistic(space, embeddings, data, fold, weights),
     ]
@@ -190,7 +191,8 @@ def rebuild(
     made: dict[str, Estimator] = {}
     for name in {*recipe.names, recipe.rival} if spread else recipe.names:
         if name == Process.name:
-            made[name] = _process(data, None, space, embeddings, recipe.hyper, seed)
+            features = Features(space, ItemFactor(embeddings), recipe.hyper, RANK)
+            made[name] = Process(features, recipe.hyper, data, None, seed)
         elif name == Trees.name:
             made[name] = Trees(space, embeddings, data, fold, seed)
         elif name == Constant.name:
@@ -198,12 +200,6 @@ def rebuild(
         else:
             made[name] = Logistic(space, embeddings, data, fold, weights)
     return recipe.assemble(made, spread)
-
-
-def _process(
-    data: Data, fold: np.ndarray | None, space: ConceptSpace, embeddings: np.ndarray, hyper: Hyper, seed: int
-) -> Process:
-    return Process(Features(space, embeddings, hyper, RANK), hyper, data, fold, seed)
 
 
 @dataclass(frozen=True)

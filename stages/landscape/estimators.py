@@ -77,7 +77,7 @@ class Process:
         if fold is not None:
             _, self.held_out = _without_each_fold(
                 lambda rows: fit(features, data.take(rows), hyper.noise),
-                lambda part, rows: part.offset + features.of_probes(data.items[rows], data.cells[rows]) @ part.weights,
+                lambda part, rows: part.offset + features.at_probes(part.weights, data.items[rows], data.cells[rows]),
                 fold,
             )
         self._posterior: Posterior = fit(features, data, hyper.noise)
@@ -89,7 +89,7 @@ class Process:
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """See Estimator."""
         posterior = self._posterior
-        return posterior.offset + self._weights @ posterior.features.of_probes(items, cells).T
+        return posterior.offset + posterior.features.at_probes(self._weights, items, cells)
 
     def over_items(self, cells: np.ndarray, spread: bool = True) -> Iterator[np.ndarray]:
         """See Estimator."""

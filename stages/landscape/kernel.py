@@ -8,8 +8,9 @@ over all of the grid is two small matrix products, and memory never holds items 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
@@ -18,7 +19,8 @@ from scipy.spatial.distance import cdist
 from stages.concepts import ConceptSpace
 
 LANDMARKS = 2000  # items up to which all of them are decomposed and averaged over; the cost grows with their cube
-CHUNK = 8192  # items at once whose likeness to the landmarks is held
+CHUNK = 8192  # items at once whose likeness to the landmarks is held, and probes of which all features are
+KEPT = 4  # decompositions of the items that a climb may come back to
 
 
 def landmarks(n_items: int) -> np.ndarray:
@@ -45,21 +47,53 @@ class Hyper:
     noise: float = 0.15
 
 
-class Features:
-    """The leading eigenfunctions of the kernel, and their variances under the prior.
+class ItemFactor:
+    """The kernel's factor over items: what all share, what alike ones share (RBF), and what each has for itself.
 
     Of more items than `LANDMARKS` some are decomposed, and the others take their place between them (Williams and
     Seeger 2001, "Using the Nyström Method to Speed Up Kernel Machines"). What such an item has for itself is left
     out, so that the process is a little too sure of it.
+
+    Args:
+        embeddings: (items, d) float.
     """
 
-    def __init__(self, space: ConceptSpace, embeddings: np.ndarray, hyper: Hyper, rank: int) -> None:
-        """Decompose the factors. `embeddings` (items, d) float; `rank` eigenfunctions are kept."""
+    def __init__(self, embeddings: np.ndarray) -> None:
         self.averaged = landmarks(len(embeddings))
-        n = len(self.averaged)
-        points = standardised(embeddings)
-        kernel, median = _item_kernel(points[self.averaged], hyper)
-        item_values, item_vectors = _eigen(kernel)
+        self._points = standardised(embeddings)
+        self._distances = cdist(self._points[self.averaged], self._points[self.averaged], "sqeuclidean")
+        apart = self._distances[self._distances > 0]
+        self._median = float(np.median(apart)) if len(apart) else 1.0
+        # Kernels that differ in their concepts alone share this, by far the largest of the decompositions.
+        self.decomposed = lru_cache(KEPT)(self._decompose)
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def _likeness(self, distances: np.ndarray, alike: float) -> np.ndarray:
+        return np.asarray(1.0 + alike * np.exp(-0.5 * distances / self._median))
+
+    def _decompose(self, alike: float, own: float) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues (n,), largest first, and eigenvectors (n, n) of the landmarks' kernel."""
+        return _eigen(self._likeness(self._distances, alike) + own * np.eye(len(self.averaged)))
+
+    def placed(self, items: np.ndarray, alike: float, values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """The first k eigenvectors (landmarks, k) at other items (n,): what is like a landmark has its value."""
+        weights = vectors / (values * len(self.averaged))
+        out = np.empty((len(items), vectors.shape[1]))
+        for rows in _chunks(len(items)):
+            distances = cdist(self._points[items[rows]], self._points[self.averaged], "sqeuclidean")
+            out[rows] = self._likeness(distances, alike) @ weights
+        return out
+
+
+class Features:
+    """The leading eigenfunctions of the kernel, and their variances under the prior."""
+
+    def __init__(self, space: ConceptSpace, items: ItemFactor, hyper: Hyper, rank: int) -> None:
+        """Decompose the factors; `rank` eigenfunctions are kept."""
+        self.averaged = items.averaged
+        item_values, item_vectors = items.decomposed(hyper.alike, hyper.own)
         levels = [_eigen(_concept_kernel(space, j, scale)) for j, scale in enumerate(hyper.scales)]
         # Which level eigenvectors the leading cell features multiply, found concept by concept: a product is never
         # larger than its factors, so what falls off early can never come back, and no more than `rank` can stay.
@@ -71,14 +105,16 @@ class Features:
             values, which = joint[top], np.column_stack([which[row], column])
         joint = (item_values[:, None] * values[None]).ravel()
         top = np.argsort(-joint, kind="stable")[:rank]
-        self.item_index, self.cell_index = np.unravel_index(top, (n, len(values)))
+        self.item_index, self.cell_index = np.unravel_index(top, (len(item_values), len(values)))
         self.which = which[: self.cell_index.max() + 1]
         self.prior = joint[top] / joint[top].sum()
-        self._items = item_vectors
-        if n < len(embeddings):
-            used = int(self.item_index.max()) + 1
-            self._items = _extended(points, self.averaged, item_values[:used], item_vectors[:, :used], hyper, median)
         self._levels = [vectors for _, vectors in levels]
+        used = int(self.item_index.max()) + 1
+        self._factor, self._alike = items, hyper.alike
+        self._values, self._vectors = item_values[:used], np.ascontiguousarray(item_vectors[:, :used])
+        # Items that are no landmarks are placed when they are asked for: a search asks a few of very many.
+        self._items, self._known = np.empty((len(items), used)), np.zeros(len(items), dtype=bool)
+        self._items[self.averaged], self._known[self.averaged] = self._vectors, True
 
     def of_cells(self, cells: np.ndarray) -> np.ndarray:
         """Cell features of cells (n, concepts): (n, cell features)."""
@@ -89,14 +125,22 @@ class Features:
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """Features of n probes, given item numbers (n,) and cells (n, concepts): (n, rank)."""
+        unknown = np.unique(items[~self._known[items]])
+        if len(unknown):
+            self._items[unknown] = self._factor.placed(unknown, self._alike, self._values, self._vectors)
+            self._known[unknown] = True
         return self._items[items][:, self.item_index] * self.of_cells(cells)[:, self.cell_index]
+
+    def at_probes(self, weights: np.ndarray, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """Values of weighted sums of features (m, rank) or (rank,) at n probes: (m, n) or (n,)."""
+        parts = [weights @ self.of_probes(items[rows], cells[rows]).T for rows in _chunks(len(items))]
+        return np.concatenate(parts, axis=-1)
 
     def over_items(self, weights: np.ndarray, cell_features: np.ndarray) -> np.ndarray:
         """Value of the weighted sum of features (rank,) for the items averaged over at some cells: (items, cells)."""
-        items = self._items if len(self.averaged) == len(self._items) else self._items[self.averaged]
-        table = np.zeros((items.shape[1], len(self.which)))
+        table = np.zeros((self._vectors.shape[1], len(self.which)))
         table[self.item_index, self.cell_index] = weights
-        return items @ (table @ cell_features.T)
+        return self._vectors @ (table @ cell_features.T)
 
 
 @dataclass(frozen=True)
@@ -149,14 +193,16 @@ class Data:
 
 def fit(features: Features, data: Data, noise: float) -> Posterior:
     """Bayesian linear regression of the margins on the features, in closed form."""
-    phi = features.of_probes(data.items, data.cells)
     offset = float(data.margin.mean())
     rest = data.margin - offset
     prior, variance = features.prior * data.scale, noise * data.scale
-    precision = phi.T @ phi / variance
+    precision, projected = np.zeros((len(prior), len(prior))), np.zeros(len(prior))
+    for rows in _chunks(len(data)):
+        phi = features.of_probes(data.items[rows], data.cells[rows])
+        precision += phi.T @ phi / variance
+        projected += phi.T @ rest[rows] / variance
     precision[np.diag_indices_from(precision)] += 1 / prior
     cholesky = np.linalg.cholesky(precision)
-    projected = phi.T @ rest / variance
     weights = cho_solve((cholesky, True), projected)
     evidence = (
         -0.5 * (rest @ rest / variance - projected @ weights)
@@ -167,7 +213,7 @@ def fit(features: Features, data: Data, noise: float) -> Posterior:
     return Posterior(features, offset, weights, cholesky, float(np.sqrt(variance)), float(evidence))
 
 
-def choose_hyper(space: ConceptSpace, embeddings: np.ndarray, data: Data, *, rank: int, sweeps: int = 1) -> Hyper:
+def choose_hyper(space: ConceptSpace, items: ItemFactor, data: Data, *, rank: int, sweeps: int = 1) -> Hyper:
     """Climb the evidence, one hyperparameter at a time in factors of two.
 
     The evidence ranked 27 settings much as the true log loss over all pairs did (MNIST, enumerated), costs no folds,
@@ -177,7 +223,7 @@ def choose_hyper(space: ConceptSpace, embeddings: np.ndarray, data: Data, *, ran
     best = Hyper(scales=(0.7,) * len(space))
 
     def evidence(hyper: Hyper) -> float:
-        return fit(Features(space, embeddings, hyper, rank), data, hyper.noise).evidence
+        return fit(Features(space, items, hyper, rank), data, hyper.noise).evidence
 
     height = evidence(best)
     for _ in range(sweeps):
@@ -212,28 +258,9 @@ def standardised(embeddings: np.ndarray) -> np.ndarray:
     return np.asarray((embeddings - embeddings.mean(axis=0)) / (embeddings.std(axis=0) + 1e-9))
 
 
-def _item_kernel(points: np.ndarray, hyper: Hyper) -> tuple[np.ndarray, float]:
-    """What all items share, what alike items share (RBF at the median distance), and what each has for itself.
-
-    Returns:
-        The kernel (n, n) of standardised points (n, d), and the median of the squared distances.
-    """
-    distances = cdist(points, points, "sqeuclidean")
-    median = float(np.median(distances[distances > 0])) if (distances > 0).any() else 1.0
-    return 1.0 + hyper.alike * np.exp(-0.5 * distances / median) + hyper.own * np.eye(len(points)), median
-
-
-def _extended(
-    points: np.ndarray, some: np.ndarray, values: np.ndarray, vectors: np.ndarray, hyper: Hyper, median: float
-) -> np.ndarray:
-    """The eigenvectors (some, k) at all items (n, k): what is like a landmark has its value."""
-    weights = vectors / (values * len(some))
-    out = np.empty((len(points), vectors.shape[1]))
-    for start in range(0, len(points), CHUNK):
-        distances = cdist(points[start : start + CHUNK], points[some], "sqeuclidean")
-        out[start : start + CHUNK] = (1.0 + hyper.alike * np.exp(-0.5 * distances / median)) @ weights
-    out[some] = vectors
-    return out
+def _chunks(n: int) -> Iterator[slice]:
+    """N rows, some at a time: at least one slice, also of none."""
+    return (slice(start, start + CHUNK) for start in range(0, max(n, 1), CHUNK))
 
 
 def _concept_kernel(space: ConceptSpace, j: int, scale: float) -> np.ndarray:
