@@ -78,7 +78,7 @@ def make_folders(folder: Path = Path()) -> list[str]:
     Returns:
         What was written, in one line for people; nothing if nothing was.
     """
-    if not is_own(folder) or not _for_audits(folder):
+    if not _is_workspace(folder) or not _for_audits(folder):
         return []
     with _alone(folder):
         missing = _for_audits(folder)
@@ -124,23 +124,21 @@ def put(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def folders_of(folder: Path, name: str, *, repair: bool) -> dict[Path, str]:
+def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> dict[Path, str]:
     """Files that keep the folders of an audit in git and its outputs out of it, those that are missing.
 
     Args:
         folder: the workspace.
         name: of the audit.
         repair: whether its failures are repaired, on which people may decide.
+        own: whether it is a workspace of one's own; a clone says at its top what git and DVC ignore.
 
     Returns:
         Their texts.
     """
     home = folder / DATA / name
-    files = {
-        home / ".gitignore": _GIT_IGNORES,
-        home / ".dvcignore": _DVC_IGNORES,
-        home / "shards" / ".gitignore": "*\n!.gitignore\n",
-    }
+    files = {home / ".gitignore": _GIT_IGNORES, home / ".dvcignore": _DVC_IGNORES} if own else {}
+    files[home / "shards" / ".gitignore"] = "*\n!.gitignore\n"
     keeps = ["inputs", *(["decisions"] if repair else [])]
     files |= {home / kind / ".gitkeep": "" for kind in keeps if not (home / kind).is_dir()}
     return {path: text for path, text in files.items() if not path.exists()}
@@ -179,11 +177,16 @@ def text_of(path: Path) -> str:
 def _wanted(folder: Path) -> dict[Path, str]:
     """Files that are not as they should be, with what should be in them; faded.json last."""
     own = is_own(folder)
-    if not own and RECORD.name not in text_of(folder / DVC_YAML):
-        return {}  # nothing there depends on it
+    if not _is_workspace(folder):
+        return {}
     files = {folder / DVC_YAML: pipeline()} if own else {}
     files[folder / RECORD] = record(own=own)
     return {path: text for path, text in files.items() if text_of(path) != text or not path.exists()}
+
+
+def _is_workspace(folder: Path) -> bool:
+    """Whether stages there depend on faded.json: in a workspace of one's own, and in a clone."""
+    return RECORD.name in text_of(folder / DVC_YAML)
 
 
 def _for_audits(folder: Path) -> dict[Path, str]:
@@ -196,8 +199,11 @@ def _for_audits(folder: Path) -> dict[Path, str]:
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         return {}  # whoever reads it tells what is wrong
     files: dict[Path, str] = {}
+    own = is_own(folder)
     for name in audits:
-        files |= folders_of(folder, name, repair=name in repairs)
+        files |= folders_of(folder, name, repair=name in repairs, own=own)
+    if not own:
+        return files
     # What Python compiles there says when and where it was compiled: it must not make a stage stale.
     lines = [f"/{code}/**/__pycache__/" for code in sorted(codes) if _is_code_folder(folder, code)]
     ignores = folder / ".dvcignore"

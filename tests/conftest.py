@@ -66,3 +66,13 @@ def _new_toys(tmp_path_factory) -> Workspace:
 def toys(_new_toys, tmp_path) -> Workspace:
     """A workspace whose stages are toys, with one audit and its repair, "tiny"."""
     return _new_toys.copy(tmp_path / "toys")
+
+
+@pytest.fixture
+def own(tmp_path) -> Workspace:
+    """A workspace of a person's own, committed, whose stages run from the installed package."""
+    from tests.own_workspaces import commit, make_audited, make_repository
+
+    workspace = make_audited(make_repository(tmp_path / "repository"))
+    commit(workspace.path)
+    return workspace

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stages.code import code_hashes
-from tests.test_workspaces import git
+from tests.own_workspaces import git
 from tests.workspace import ROOT, audit_params, repair_params
 
 pytestmark = pytest.mark.slow

@@ -1,21 +1,10 @@
-"""Workspaces of one's own: no clone, stages run from the installed package, and nothing of a user's is touched.
-
-The package is a copy of this repository's, put before it on the path, whose stages are toys; tests/test_wheel.py has
-the real thing.
-"""
+"""Workspaces of one's own: no clone, stages run from the installed package, and nothing of a user's is touched."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import json
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 import yaml
@@ -25,15 +14,13 @@ import flows.pipeline
 from flows.graph import read_graph
 from flows.heal import heal
 from flows.new_workspace import add_audit, add_folders, write_workspace
-from flows.pipeline import bring_up_to_date, is_own, make_folders, outdated, pipeline
-from flows.workspace import enter_workspace, running_audit
-from stages import plugins
-from stages.code import check_installed, code_hashes, read_record, read_stages
-from stages.errors import InfrastructureError, UsageError
+from flows.pipeline import bring_up_to_date, is_own
+from flows.workspace import enter_workspace
+from stages.errors import UsageError
 from stages.params import load_params, task_class
+from tests.own_workspaces import add_shadows, commit, digests, git, make_audited, make_repository, toy_package
 from tests.workspace import ROOT, STAGES, Workspace, audit_params, repair_params
 
-SHADOWS = "raise SystemExit('a folder of the user took the place of the package')\n"
 USERS = {"stages": {"prepare": {"cmd": "echo 1 > made", "params": ["train.lr"], "outs": ["made"]}}}
 USERS["stages"]["train"] = {
     "cmd": "touch ran && exit 3",
@@ -42,61 +29,9 @@ USERS["stages"]["train"] = {
 }
 
 
-@cache
-def toy_package() -> Path:
-    """A folder for PYTHONPATH with a copy of the package, whose stages are toys."""
-    home = Path(mkdtemp(prefix="faded-package-"))
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
-    for name in ("flows", "stages"):
-        shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for stage in STAGES:
-        shutil.copy(ROOT / "tests" / "toy_stage.py", home / "stages" / f"{stage}.py")
-    return home
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=Ada Tester", "-c", "user.email=ada@example.org")
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def commit(folder: Path) -> None:
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "all")
-
-
-def add_shadows(folder: Path) -> None:
-    """Folders of a user that are called like the package's."""
-    for name in ("stages", "flows"):
-        (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text(SHADOWS)
-
-
 @pytest.fixture
 def repository(tmp_path) -> Path:
-    """A git repository of a user, with a task of their own and folders that are called like the package's."""
-    path = tmp_path / "repository"
-    path.mkdir()
-    git(path, "init", "--quiet", "--initial-branch=main")
-    add_shadows(path)
-    shutil.copy(ROOT / "tests" / "planted.py", path / "my_task.py")
-    commit(path)
-    return path
-
-
-def make_audited(folder: Path) -> Workspace:
-    """Make a folder a workspace with one audit and its repair, "tiny"."""
-    write_workspace(folder)
-    add_audit(folder, "tiny", audit_params(task="my_task:PlantedTask", code="my_task.py"), repair_params())
-    (folder / "data/tiny/inputs/regions.json").write_text("[]")
-    return Workspace(folder)
-
-
-@pytest.fixture
-def own(repository) -> Workspace:
-    workspace = make_audited(repository)
-    commit(repository)
-    return workspace
+    return make_repository(tmp_path / "repository")
 
 
 @pytest.fixture
@@ -112,39 +47,6 @@ def with_pipelines(tmp_path) -> Path:
     shutil.copy(ROOT / "tests" / "planted.py", path / "audit" / "my_task.py")
     commit(path)
     return path
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch) -> Iterator[Path]:
-    """A folder that packages are installed to."""
-    path = tmp_path / "site"
-    path.mkdir()
-    monkeypatch.syspath_prepend(path)
-    yield path
-    for name in [name for name in sys.modules if name.startswith("faded_")]:
-        del sys.modules[name]
-
-
-def install(site: Path, name: str, entries: str, group: str = plugins.TASKS, *, listed: bool = True) -> Path:
-    """Install a distribution with one module, as pip does; for development where it lists no files."""
-    module = site / f"{name.replace('-', '_')}.py"
-    module.write_text("from tests.planted import PlantedTask\n\nclass Plugged(PlantedTask):\n    pass\n")
-    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{group}]\n{entries}\n")
-    files = [info / "METADATA", info / "entry_points.txt", *([module] if listed else [])]
-    (info / "RECORD").write_text("".join(f"{file.relative_to(site)},,\n" for file in files))
-    return module
-
-
-def digests(folder: Path) -> dict[str, bytes]:
-    """What the files of a folder hold, without what git, DVC and Faded keep for themselves."""
-    names = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
-    left_out = {".git", "tmp", "cache", ".faded"}
-    found = {"/".join(parts): path.read_bytes() for path, parts in names.items() if not left_out & {*parts}}
-    assert found
-    return found
 
 
 # What is written
@@ -343,142 +245,11 @@ def test_a_share_of_a_search_belongs_to_its_audit(own, monkeypatch):
     ]
 
 
-# What an upgrade does
-
-
-def test_the_pipeline_names_code_by_faded_json_and_is_else_the_one_graph():
-    derived, original = yaml.safe_load(pipeline())["stages"], read_stages()
-    assert list(derived) == list(original)
-    for name, stage in derived.items():
-        body, source = stage["do"], original[name]["do"]
-        assert body["cmd"] == source["cmd"].replace("exec python -m", "exec python -P -m") != source["cmd"]
-        code = [dep for dep in source["deps"] if dep not in body["deps"]]
-        assert code and all(dep.startswith("stages/") and (ROOT / dep).exists() for dep in code)
-        assert f"code.{name}" in body["params"][0]["faded.json"]
-        kept = ("outs", "metrics", "plots", "meta", "desc")
-        assert {key: body.get(key) for key in kept} == {key: source.get(key) for key in kept}
-
-
-@pytest.mark.parametrize(
-    ("file", "stages"),
-    [
-        ("stages/collect_feedback.py", {"collect_feedback"}),
-        ("stages/landscape/new_module.py", {"summarize", "re_evaluate"}),
-        ("stages/tasks/new_module.py", {"prepare"}),
-        ("stages/ledger.py", {"explore", "discover", "summarize", "re_evaluate"}),
-        ("stages/params/file.py", set(read_stages())),
-        ("flows/graph.py", set()),
-        ("stages/concepts/__pycache__/x.pyc", set()),
-    ],
-)
-def test_a_changed_file_of_the_package_changes_what_depends_on_it_and_nothing_else(tmp_path, file, stages):
-    shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-    before = code_hashes(package=tmp_path / "stages")
-    path = tmp_path / file
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as changed:
-        changed.write("\n")
-    after = code_hashes(package=tmp_path / "stages")
-    assert {name for name in after if after[name] != before[name]} == stages
-
-
-def test_after_an_upgrade_the_next_command_says_what_changed_and_only_that_is_stale(own, tmp_path):
-    package = tmp_path / "package"
-    shutil.copytree(toy_package(), package)
-    path = {"PYTHONPATH": str(package)}
-    enter = "from flows.workspace import enter_workspace; enter_workspace()"
-    assert own.run([sys.executable, "-P", "-c", enter], **path).returncode == 0
-    assert own.run(["dvc", "repro", "summarize@tiny"], **path).returncode == 0
-    assert len(own.executed()) == 3
-    with (package / "stages" / "landscape" / "measures.py").open("a") as changed:
-        changed.write("# another\n")
-    done = own.faded("status", **path)
-    assert "faded 0.1.0: summarize, re_evaluate changed" in done.stdout
-    modified = [line.split()[0] for line in done.stdout.splitlines() if " modified" in line]
-    assert modified == ["summarize@tiny"], done.stdout
-
-
-def test_a_stage_refuses_to_run_with_other_code_than_the_workspace_was_written_for(own):
-    record = read_record(own.path)
-    command = [sys.executable, "-P", "-m", "stages.collect_feedback", "tiny"]
-    for changes, told in (
-        ({"faded": "0.0.9"}, "written by faded 0.0.9, installed is"),
-        ({}, "installed is 0.1.0 with other code for collect_feedback"),
-    ):
-        code = {**record["code"], "collect_feedback": "0" * 16}
-        (own.path / "faded.json").write_text(json.dumps({**record, "code": code, **changes}))
-        done = own.run(command)
-        assert done.returncode == 2
-        assert told in done.stdout and "run `faded plan`" in done.stdout, done.stdout
-    assert bring_up_to_date(own.path) == ["faded 0.1.0: collect_feedback changed"]
-    done = own.run(command)  # it now fails for want of a landscape, and not for its code
-    assert "landscape" in done.stdout and "installed" not in done.stdout, done.stdout
-
-
-def test_what_was_changed_by_hand_is_written_anew(own, monkeypatch):
-    monkeypatch.chdir(own.path)
-    assert not outdated()
-    graph, record = Path("dvc.yaml").read_bytes(), Path("faded.json").read_bytes()
-    Path("dvc.yaml").write_bytes(graph + b"# by hand\n")
-    Path("faded.json").write_text("{")
-    assert outdated() and len(bring_up_to_date()) == 1
-    assert (Path("dvc.yaml").read_bytes(), Path("faded.json").read_bytes()) == (graph, record)
-
-
-def test_an_audit_that_was_written_by_hand_gets_its_folders_and_its_code_may_be_compiled(own, monkeypatch):
-    params = own.params()
-    code = own.path / "tasks_of_mine"
-    code.mkdir()
-    (code / "__init__.py").write_text("")
-    shutil.copy(own.path / "my_task.py", code / "task.py")
-    params["audits"]["mine"] = audit_params(task="tasks_of_mine.task:PlantedTask", code="tasks_of_mine")
-    own.write_params(params)
-    monkeypatch.chdir(own.path)
-    assert len(make_folders()) == 1 and make_folders() == [] and not outdated()
-    assert (own.path / "data/mine/inputs").is_dir() and (own.path / "data/mine/shards").is_dir()
-    (own.path / "data/mine/inputs/regions.json").write_text("[]")
-    assert own.run(["dvc", "repro", "prepare@mine"], PYTHONPATH=str(toy_package())).returncode != 2
-    (code / "__pycache__").mkdir()
-    (code / "__pycache__" / "task.pyc").write_bytes(b"compiled")
-    stage = read_graph().stages["prepare@mine"]
-    assert not any("tasks_of_mine" in reason for reason in stage.reasons), stage.reasons
-
-
-HOLD = """
-import sys
-from flows.workspace import exclusive
-
-with exclusive():
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def running(workspace: Workspace) -> Iterator[None]:
-    """Another process audits there."""
-    command = [sys.executable, "-P", "-c", HOLD]
-    with subprocess.Popen(command, cwd=workspace.path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"held\n"
-        yield
-        process.communicate()
-    assert process.returncode == 0
-
-
-def test_while_an_audit_runs_another_may_be_written_by_hand_and_looked_at(own, monkeypatch, capsys):
-    monkeypatch.chdir(own.path)
-    with running(own):
-        params = own.params()
-        params["audits"]["mine"] = params["audits"]["tiny"]
-        own.write_params(params)
-        enter_workspace()
-        assert "faded wrote data/mine/.gitignore" in capsys.readouterr().err
-        assert running_audit() is not None and (own.path / "data/mine/inputs").is_dir()
-        Path("faded.json").write_text("{}")  # as another version has it
-        with pytest.raises(InfrastructureError, match="another audit runs in"):
-            enter_workspace()
-    enter_workspace()
-    assert not outdated()
+def test_folders_are_made_once(own):
+    (own.path / "data/tiny/inputs/.gitkeep").unlink()
+    before = digests(own.path)
+    add_folders(own.path, "tiny", repair=True)
+    assert digests(own.path) == before
 
 
 def test_a_module_of_a_users_does_not_take_the_place_of_an_installed_one(own, monkeypatch):
@@ -487,75 +258,3 @@ def test_a_module_of_a_users_does_not_take_the_place_of_an_installed_one(own, mo
     monkeypatch.delitem(sys.modules, "my_task", raising=False)
     cls = task_class("tiny", load_params().audit("tiny"))
     assert cls.__module__ == "my_task" and sys.path[-1] == str(own.path)
-
-
-# What other distributions add
-
-
-def test_tasks_of_other_distributions_are_found_by_name(site, own, monkeypatch):
-    install(site, "faded-x-ray", "x-ray = faded_x_ray:Plugged")
-    assert {"image-classification", "summarization", "text-to-image", "x-ray"} <= {*plugins.load(plugins.TASKS)}
-    monkeypatch.chdir(own.path)
-    audit = load_params().audit("tiny")
-    # Nothing under `code:` holds it; its distribution is a dependency by itself.
-    assert task_class("tiny", audit.model_copy(update={"task": "x-ray"})).__name__ == "Plugged"
-    with pytest.raises(UsageError, match=r"no installed task, found: .*x-ray.*, did you mean 'x-ray'"):
-        task_class("tiny", audit.model_copy(update={"task": "xray"}))
-
-
-def test_one_name_in_two_distributions_is_an_error_that_names_both(site):
-    install(site, "faded-one", "same = faded_one:Plugged")
-    install(site, "faded-two", "same = faded_two:Plugged")
-    with pytest.raises(UsageError, match=r"'same' .*faded-(one|two) .* and faded-(one|two) .*uninstall one"):
-        plugins.load(plugins.TASKS)
-
-
-@pytest.mark.parametrize("listed", [True, False], ids=["installed", "for development"])
-def test_what_a_distribution_adds_is_known_by_version_and_content(site, listed):
-    module = install(site, "faded-x-ray", "x-ray = faded_x_ray:Plugged", listed=listed)
-    (before,) = plugins.distributions().items()
-    assert before[0] == "faded-x-ray" and before[1].startswith("1.0 ")
-    assert plugins.holds(module.resolve()) and not plugins.holds((ROOT / "tests" / "planted.py").resolve())
-    (site / "__pycache__").mkdir(exist_ok=True)
-    assert plugins.distributions() == dict([before])
-    module.write_text(module.read_text() + "# another\n")
-    (changed,) = plugins.distributions().values()
-    assert changed != before[1]
-    module.unlink()
-    if listed:  # the list of its files outlives them
-        (gone,) = plugins.distributions().values()
-        assert gone not in (before[1], changed)
-
-
-@pytest.fixture(params=["clone", pytest.param("own", marks=pytest.mark.slow)])
-def either(request) -> Iterator[Workspace]:
-    yield request.getfixturevalue("toys" if request.param == "clone" else "own")
-
-
-def test_another_plugin_is_told_and_makes_stages_stale_in_a_clone_too(either, site, monkeypatch):
-    monkeypatch.chdir(either.path)
-    bring_up_to_date()
-    done = either.run(["dvc", "repro", "summarize@tiny"], PYTHONPATH=str(toy_package()))
-    assert done.returncode == 0, done.stdout
-    fresh = {"prepare@tiny", "discover@tiny", "summarize@tiny"}
-    assert not [stage for stage in read_graph() if stage.stale and stage.name in fresh]
-    install(site, "faded-x-ray", "x-ray = faded_x_ray:Plugged", plugins.EXPLORERS)
-    with pytest.raises(UsageError, match=r"names the plugins none, installed are faded-x-ray 1\.0 .*run `faded plan`"):
-        check_installed("discover")
-    (told,) = bring_up_to_date()
-    assert told.startswith("plugin faded-x-ray: none -> 1.0 ")
-    assert {stage.name for stage in read_graph() if stage.stale and "plugins modified" in stage.reasons} == fresh
-    check_installed("discover")
-
-
-def test_the_clone_says_that_it_has_no_plugins():
-    assert json.loads((ROOT / "faded.json").read_text()) == {"schema": 1, "plugins": {}}
-    reads = {name for name, stage in read_stages().items() if {"faded.json": ["plugins"]} in stage["do"]["params"]}
-    assert reads == {"prepare", "explore", "discover", "summarize", "restructure", "re_evaluate"}
-
-
-def test_folders_are_made_once(own):
-    (own.path / "data/tiny/inputs/.gitkeep").unlink()
-    before = digests(own.path)
-    add_folders(own.path, "tiny", repair=True)
-    assert digests(own.path) == before

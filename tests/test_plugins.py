@@ -1,0 +1,105 @@
+"""Tasks, concepts and explorers that other distributions add, and what a change of them makes stale."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.graph import read_graph
+from flows.pipeline import bring_up_to_date
+from stages import plugins
+from stages.code import check_installed, read_stages
+from stages.errors import UsageError
+from stages.params import load_params, task_class
+from tests.own_workspaces import toy_package
+from tests.workspace import ROOT, Workspace
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A folder that packages are installed to."""
+    path = tmp_path / "site"
+    path.mkdir()
+    monkeypatch.syspath_prepend(path)
+    yield path
+    for name in [name for name in sys.modules if name.startswith("faded_")]:
+        del sys.modules[name]
+
+
+def install(site: Path, name: str, entries: str, group: str = plugins.TASKS, *, listed: bool = True) -> Path:
+    """Install a distribution with one module, as pip does; for development where it lists no files."""
+    module = site / f"{name.replace('-', '_')}.py"
+    module.write_text("from tests.planted import PlantedTask\n\nclass Plugged(PlantedTask):\n    pass\n")
+    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entries}\n")
+    files = [info / "METADATA", info / "entry_points.txt", *([module] if listed else [])]
+    (info / "RECORD").write_text("".join(f"{file.relative_to(site)},,\n" for file in files))
+    return module
+
+
+def test_tasks_of_other_distributions_are_found_by_name(site, own, monkeypatch):
+    install(site, "faded-x-ray", "x-ray = faded_x_ray:Plugged")
+    assert {"image-classification", "summarization", "text-to-image", "x-ray"} <= {*plugins.load(plugins.TASKS)}
+    monkeypatch.chdir(own.path)
+    audit = load_params().audit("tiny")
+    # Nothing under `code:` holds it; its distribution is a dependency by itself.
+    assert task_class("tiny", audit.model_copy(update={"task": "x-ray"})).__name__ == "Plugged"
+    with pytest.raises(UsageError, match=r"no installed task, found: .*x-ray.*, did you mean 'x-ray'"):
+        task_class("tiny", audit.model_copy(update={"task": "xray"}))
+
+
+def test_one_name_in_two_distributions_is_an_error_that_names_both(site):
+    install(site, "faded-one", "same = faded_one:Plugged")
+    install(site, "faded-two", "same = faded_two:Plugged")
+    with pytest.raises(UsageError, match=r"'same' .*faded-(one|two) .* and faded-(one|two) .*uninstall one"):
+        plugins.load(plugins.TASKS)
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["installed", "for development"])
+def test_what_a_distribution_adds_is_known_by_version_and_content(site, listed):
+    module = install(site, "faded-x-ray", "x-ray = faded_x_ray:Plugged", listed=listed)
+    (before,) = plugins.distributions().items()
+    assert before[0] == "faded-x-ray" and before[1].startswith("1.0 ")
+    assert plugins.holds(module.resolve()) and not plugins.holds((ROOT / "tests" / "planted.py").resolve())
+    (site / "__pycache__").mkdir(exist_ok=True)
+    assert plugins.distributions() == dict([before])
+    module.write_text(module.read_text() + "# another\n")
+    (changed,) = plugins.distributions().values()
+    assert changed != before[1]
+    module.unlink()
+    if listed:  # the list of its files outlives them
+        (gone,) = plugins.distributions().values()
+        assert gone not in (before[1], changed)
+
+
+@pytest.fixture(params=["clone", pytest.param("own", marks=pytest.mark.slow)])
+def either(request) -> Iterator[Workspace]:
+    yield request.getfixturevalue("toys" if request.param == "clone" else "own")
+
+
+def test_another_plugin_is_told_and_makes_stages_stale_in_a_clone_too(either, site, monkeypatch):
+    monkeypatch.chdir(either.path)
+    bring_up_to_date()
+    done = either.run(["dvc", "repro", "summarize@tiny"], PYTHONPATH=str(toy_package()))
+    assert done.returncode == 0, done.stdout
+    fresh = {"prepare@tiny", "discover@tiny", "summarize@tiny"}
+    assert not [stage for stage in read_graph() if stage.stale and stage.name in fresh]
+    install(site, "faded-x-ray", "x-ray = faded_x_ray:Plugged", plugins.EXPLORERS)
+    with pytest.raises(UsageError, match=r"names the plugins none, installed are faded-x-ray 1\.0 .*run `faded plan`"):
+        check_installed("discover")
+    (told,) = bring_up_to_date()
+    assert told.startswith("plugin faded-x-ray: none -> 1.0 ")
+    assert {stage.name for stage in read_graph() if stage.stale and "plugins modified" in stage.reasons} == fresh
+    check_installed("discover")
+
+
+def test_the_clone_says_that_it_has_no_plugins():
+    assert json.loads((ROOT / "faded.json").read_text()) == {"schema": 1, "plugins": {}}
+    reads = {name for name, stage in read_stages().items() if {"faded.json": ["plugins"]} in stage["do"]["params"]}
+    assert reads == {"prepare", "explore", "discover", "summarize", "restructure", "re_evaluate"}
