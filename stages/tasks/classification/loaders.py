@@ -21,6 +21,7 @@ from stages.tasks.classification.pool import Pool, tolerate
 from stages.tasks.classification.pretrained import TorchvisionModel, TransformersModel
 from stages.tasks.classification.sources import ModelSource, check_channels, read_weights
 from stages.tasks.classification.timm_models import TimmModel
+from stages.tasks.source import collect
 from stages.tasks.sources import package_file
 
 
@@ -96,11 +97,7 @@ class PackageWeights(ModelSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See ModelSource."""
-        try:
-            package_file(inputs, self.package, self.file, "prepare.model")
-        except UsageError as error:
-            return [str(error)]
-        return []
+        return collect(lambda: package_file(inputs, self.package, self.file, "prepare.model"))
 
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
         """See ModelSource."""

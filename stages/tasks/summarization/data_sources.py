@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.errors import UsageError
 from stages.tasks.hub_data import HubData, check_columns
+from stages.tasks.json_lines import check_lines_file, lines_file
 from stages.tasks.source import collect
-from stages.tasks.sources import local_file, package_file
+from stages.tasks.sources import package_file
 from stages.tasks.summarization.data import Article, DataSource, Unreadable
 
 
@@ -68,29 +68,15 @@ class JsonLines(DataSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See DataSource."""
-        return collect(lambda: self._check_fields(self._file(inputs)))
-
-    def _check_fields(self, path: Path) -> None:
-        """A name that the first line does not know is mistyped, most likely: one error, not one for each line."""
-        with path.open("rb") as lines:
-            first = next((line for line in lines if line.strip()), b"")
-        try:
-            row = json.loads(first)
-        except ValueError:
-            return  # `read` says which lines are none
-        if isinstance(row, dict):
-            named = {"text": self.text, "summary": self.summary, "split": self.split}
-            check_columns(list(row), named, "prepare.data", f"{self.jsonl}, line 1,")
+        named = {"text": self.text, "summary": self.summary, "split": self.split}
+        return collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.data"))
 
     def origin(self, inputs: Path) -> str:
         """See DataSource."""
         return f"the file {self.jsonl}"
 
     def _file(self, inputs: Path) -> Path:
-        path = local_file(inputs, self.jsonl, "prepare.data.jsonl")
-        if not path.is_file():
-            raise UsageError(f"prepare.data.jsonl: {path} is a folder, expected a file with one JSON object a line")
-        return path
+        return lines_file(inputs, self.jsonl, "prepare.data")
 
     def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
         """See DataSource."""

@@ -22,6 +22,7 @@ from stages.errors import UsageError
 from stages.files import content_hash
 from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, local_folder, remedy
+from stages.tasks.source import collect
 from stages.tasks.sources import package_file
 from stages.tasks.summarization.form import ADAPTER, Form, GenerationConfig, Kind, model_hash, read_folder, save_form
 from stages.tasks.summarization.generate import Summarizer, render_prompt, with_normalisations
@@ -56,11 +57,7 @@ class PackageModel(WeightsModel):
 
     def errors(self, inputs: Path) -> list[str]:
         """See ModelSource."""
-        try:
-            package_file(inputs, self.package, self.file, "prepare.model")
-        except UsageError as error:
-            return [str(error)]
-        return []
+        return collect(lambda: package_file(inputs, self.package, self.file, "prepare.model"))
 
     def origin(self, inputs: Path) -> str:
         """See Source."""

@@ -11,13 +11,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import ValidationError
 
 from stages.concepts.catalogue import with_plugins
-from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
+from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, text_space
 from stages.errors import UsageError
-from stages.params import validation_lines
-from stages.tasks.compute import no_choice
 from stages.tasks.contract import (
     SPLITS,
     Exhibit,
@@ -31,9 +28,10 @@ from stages.tasks.contract import (
 )
 from stages.tasks.features import PrincipalAxes
 from stages.tasks.source import Source
-from stages.tasks.sources import missing_splits, parse_source, source_errors
+from stages.tasks.sources import parse_source
 from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration, measure_noise, space_doubled
-from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig, conflicts
+from stages.tasks.summarization.checks import audit_errors, repair_errors
+from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig
 from stages.tasks.summarization.data import DataSource, choose_items
 from stages.tasks.summarization.data_sources import DATA_LOADERS
 from stages.tasks.summarization.generate import Summarizes
@@ -130,53 +128,12 @@ class Summarization:
     @classmethod
     def check(cls, context: TaskContext) -> list[str]:
         """See Task: all errors of prepare:, concepts: and discrepancy:, without loading data or a model."""
-        errors = check_text_concepts(context.concepts, cls.catalogue)
-        errors += no_choice(context.compute, "prepare.generation.dtype")
-        config = None
-        try:
-            config = PrepareConfig.model_validate(dict(context.config))
-        except ValidationError as error:
-            errors += validation_lines(error, PrepareConfig, "prepare")
-        else:
-            errors += source_errors(config.data, DATA_LOADERS, "prepare.data", context.inputs)
-            errors += source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
-            errors += source_errors(config.embedder, EMBEDDER_LOADERS, "prepare.embedder", context.inputs)
-            benign = {name: [level] for name, level in config.calibrate.benign.items()}
-            errors += [
-                line.replace("concepts", "prepare.calibrate.benign", 1)
-                for line in check_text_concepts(benign, cls.catalogue)
-            ]
-        try:
-            settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
-        except ValidationError as error:
-            errors += validation_lines(error, DiscrepancyConfig, "discrepancy")
-        else:
-            errors += conflicts(config, settings) if config else []
-        return errors
+        return audit_errors(context, cls.catalogue)
 
     @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
         """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
-        from stages.tasks.summarization.repair_config import RepairSettings
-
-        errors = missing_splits(context)
-        try:
-            asked = RepairSettings.model_validate(dict(settings))
-        except ValidationError as error:
-            errors += validation_lines(error, RepairSettings, "restructure.settings")
-        else:
-            model, data = (context.config.get(part, {}) for part in ("model", "data"))
-            if asked.method == "lora" and isinstance(model, Mapping) and "endpoint" in model:
-                errors.append(
-                    "restructure.method: lora trains weights, and a model behind HTTP shows none; take method"
-                    f" normalise, which changes what it is sent, or leave {context.audit} out of repairs:"
-                )
-            if asked.targets == "reference" and isinstance(data, Mapping) and data.get("summary") is None:
-                errors.append(
-                    "restructure.settings.targets: reference needs reference summaries, their field is named by"
-                    " prepare.data.summary, found none"
-                )
-        return errors
+        return repair_errors(context, settings)
 
     # Preparation
 

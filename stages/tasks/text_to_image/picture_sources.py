@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from stages.errors import UsageError
-from stages.tasks.hub_data import HubData, check_columns, row_file
+from stages.tasks.hub_data import HubData, row_file
+from stages.tasks.json_lines import check_lines_file, lines_file
 from stages.tasks.source import collect
 from stages.tasks.sources import local_file
 from stages.tasks.text_to_image.pictures import PictureSource, Row, leads_out
@@ -63,24 +64,11 @@ class JsonLinesPictures(PictureSource):
 
     def errors(self, inputs: Path) -> list[str]:
         """See PictureSource."""
-        return collect(lambda: self._check_fields(self._file(inputs)))
-
-    def _check_fields(self, path: Path) -> None:
-        with path.open("rb") as lines:
-            first = next((line for line in lines if line.strip()), b"")
-        try:
-            row = json.loads(first)
-        except ValueError:
-            return  # `rows` says which line is none
-        if isinstance(row, dict):
-            named = {"image": self.image, "text": self.text, **{f"where.{name}": name for name in self.where}}
-            check_columns(list(row), named, "prepare.pictures", f"{self.jsonl}, line 1,")
+        named = {"image": self.image, "text": self.text, **{f"where.{name}": name for name in self.where}}
+        return collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.pictures"))
 
     def _file(self, inputs: Path) -> Path:
-        path = local_file(inputs, self.jsonl, "prepare.pictures.jsonl")
-        if not path.is_file():
-            raise UsageError(f"prepare.pictures.jsonl: {path} is a folder, expected a file with one JSON object a line")
-        return path
+        return lines_file(inputs, self.jsonl, "prepare.pictures")
 
     def rows(self, inputs: Path) -> Iterator[Row]:
         """See PictureSource."""

@@ -11,12 +11,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import ValidationError
 
-from stages.concepts.prompts import check_slots, check_templates, fill, pieces, prompt_space, read_templates
+from stages.concepts.prompts import fill, pieces, prompt_space, read_templates
 from stages.errors import UsageError
-from stages.params import validation_lines
-from stages.tasks.compute import no_choice
 from stages.tasks.contract import (
     SPLITS,
     Exhibit,
@@ -32,9 +29,10 @@ from stages.tasks.contract import (
 )
 from stages.tasks.features import PrincipalAxes
 from stages.tasks.source import Source
-from stages.tasks.sources import missing_splits, parse_source, source_errors
+from stages.tasks.sources import parse_source
 from stages.tasks.text_to_image.calibrate import Calibration, calibration_records, share_out
-from stages.tasks.text_to_image.config import DiscrepancyConfig, PrepareConfig, conflicts
+from stages.tasks.text_to_image.checks import audit_errors, repair_errors
+from stages.tasks.text_to_image.config import DiscrepancyConfig, PrepareConfig
 from stages.tasks.text_to_image.fit import misfits, unchecked
 from stages.tasks.text_to_image.items import choose_items, noise_seed
 from stages.tasks.text_to_image.judges import JUDGE_LOADERS, JudgeSource, expected_values, judge_notes, load_judge
@@ -42,9 +40,8 @@ from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of
 from stages.tasks.text_to_image.models import MODEL_LOADERS
 from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
 from stages.tasks.text_to_image.pictures import PictureSource, from_png, strip
-from stages.tasks.text_to_image.quality import load_quality, quality_errors
+from stages.tasks.text_to_image.quality import load_quality
 from stages.tasks.text_to_image.sample import Drawing
-from stages.tasks.text_to_image.schedulers import scheduler_errors
 from stages.tasks.text_to_image.source import ModelSource
 from stages.tasks.text_to_image.studio import Order, Studio
 from stages.tasks.text_to_image.views import sheets, tallies
@@ -108,40 +105,12 @@ class TextToImage:
     @classmethod
     def check(cls, context: TaskContext) -> list[str]:
         """See Task: all errors of prepare:, concepts: and discrepancy:, without loading a model."""
-        slots = check_slots(context.concepts)
-        errors = [*slots, *no_choice(context.compute, "prepare.model.dtype")]
-        config = settings = None
-        try:
-            config = PrepareConfig.model_validate(dict(context.config))
-        except ValidationError as error:
-            errors += validation_lines(error, PrepareConfig, "prepare")
-        else:
-            errors += source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
-            errors += source_errors(config.pictures, PICTURE_LOADERS, "prepare.pictures", context.inputs)
-            errors += source_errors(config.judge, JUDGE_LOADERS, "prepare.judge", context.inputs)
-            errors += scheduler_errors(config.sampling)
-            errors += _template_errors(config, context)
-        try:
-            settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
-        except ValidationError as error:
-            errors += validation_lines(error, DiscrepancyConfig, "discrepancy")
-        if config and settings and not slots:
-            errors += conflicts(config, settings, prompt_space(context.concepts))
-            errors += quality_errors(settings.quality, config.judge)
-        return errors
+        return audit_errors(context)
 
     @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
         """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
-        from stages.tasks.text_to_image.repair_config import check_settings
-
-        model = context.config.get("model")
-        if isinstance(model, Mapping) and "endpoint" in model:
-            return [
-                "restructure: a repair trains weights, and a model behind HTTP shows none: it can be searched and"
-                f" judged; leave {context.audit} out of repairs:"
-            ]
-        return missing_splits(context) + check_settings(context, settings)
+        return repair_errors(context, settings)
 
     # Preparation
 
@@ -385,11 +354,3 @@ class TextToImage:
         from stages.tasks.text_to_image.repair import repair
 
         return repair(self, plan, out_dir)
-
-
-def _template_errors(config: PrepareConfig, context: TaskContext) -> list[str]:
-    try:
-        templates = read_templates(config.templates, context.inputs)
-    except UsageError as error:
-        return str(error).splitlines()
-    return check_templates(templates, list(context.concepts), "prepare.templates")
