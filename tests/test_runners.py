@@ -312,6 +312,22 @@ def test_stopped_or_killed_nothing_is_left_and_the_same_command_goes_on(kind, en
     assert toys.executed().count("prepare@a") == 1
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_a_cluster_that_does_not_come_up_is_infrastructure_and_leaves_nothing(monkeypatch, tmp_path):
+    import ray
+
+    def too_busy(**settings: Any) -> None:
+        assert Path(settings["_temp_dir"]).is_dir()
+        raise Exception("The current node timed out during startup.")  # Ray's own
+
+    monkeypatch.setattr(ray, "init", too_busy)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    started = open_runner(RunnerConfig(kind="ray", workers=1), gpus=0)
+    with pytest.raises(InfrastructureError, match=r"^Ray did not start: The current node timed out"), started:
+        raise AssertionError
+    assert list(tmp_path.iterdir()) == []
+
+
 @dataclass
 class At:
     """A cluster that somebody else started."""

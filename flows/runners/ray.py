@@ -151,7 +151,7 @@ def opened(config: RunnerConfig, gpus: int) -> Iterator[Ray]:
                     _init_at(config.address, quiet)
         except FadedError:
             raise
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # a plain one where a busy machine does not get its node up within 30 seconds
             raise InfrastructureError(f"Ray did not start: {error}") from error
         life.callback(ray.shutdown)
         nodes = [node for node in ray.nodes() if node["Alive"]]
