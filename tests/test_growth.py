@@ -5,13 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stages.explorers import surrogate
 from stages.explorers.surrogate import Learner
 from stages.landscape import kernel
 from stages.landscape.estimate import as_data
-from stages.report.landscape_report import _trust
+from stages.report.landscape_report import _tiles, _trust
 from tests.test_landscape import Smooth
 
 MANY, SOME = 600, 60
@@ -106,3 +107,19 @@ def test_the_report_says_that_items_were_sampled(few_landmarks: None) -> None:
     told = _trust(landscape.table, model.concepts, probes, summary)
     assert told is not None
     assert any(f"over a sample of {SOME} of the {MANY} items" in sentence for sentence in told["sentences"])
+
+
+def test_on_a_sampled_grid_all_probes_are_counted_once_and_the_cells_are_said_to_be_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(import_module("stages.landscape.estimate"), "MAX_CELLS", 20)
+    model = Smooth()
+    probes = pd.concat([model.probes(400, greedy=False), model.probes(400, greedy=False)], ignore_index=True)
+    landscape = model.landscape(probes)
+    summary = {"sampled": landscape.sampled, "exact": False}
+    assert landscape.sampled and landscape.table["probes"].sum() < 400
+    unique = len(probes.drop_duplicates(["item", *model.concepts.names]))
+    assert _tiles(model.concepts, summary, probes) == [(str(unique), "probes over 216 cells")]
+    told = _trust(landscape.table, model.concepts, probes, summary)
+    assert told is not None
+    assert any("of these cells were probed at least once" in sentence for sentence in told["sentences"])

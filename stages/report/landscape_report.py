@@ -115,7 +115,7 @@ def write_landscape_report(
         out,
         audit=summary.get("audit", "audit"),
         finding=_finding(space, summary, search),
-        tiles=_tiles(space, summary, landscape),
+        tiles=_tiles(space, summary, probes),
         contents=[(key, title) for key, title in titles.items() if parts[key]],
         top=top,
         exact=bool(summary.get("exact")),
@@ -242,8 +242,9 @@ def _trust(
         )
     if "probes" in landscape and len(landscape):
         asked, each = float((landscape["probes"] > 0).mean()), landscape["probes"].mean()
+        of_what = "of these cells" if summary.get("sampled") else "of the cells"
         sentences.append(
-            f"{percent(asked)} of the cells were probed at least once; the average cell {each:.1f} times. "
+            f"{percent(asked)} {of_what} were probed at least once; the average cell {each:.1f} times. "
             "Where none was asked, the rate is the estimator's word alone."
         )
     certain = float(landscape["certain"].mean()) if "certain" in landscape and len(landscape) else None
@@ -356,7 +357,7 @@ def _finding(space: ConceptSpace, summary: Mapping[str, Any], search: Mapping[st
     return said
 
 
-def _tiles(space: ConceptSpace, summary: Mapping[str, Any], landscape: pd.DataFrame) -> list[tuple[str, str]]:
+def _tiles(space: ConceptSpace, summary: Mapping[str, Any], probes: pd.DataFrame) -> list[tuple[str, str]]:
     tiles = []
     overall = summary.get("overall") or {}
     if is_number(overall.get("value")):
@@ -371,6 +372,8 @@ def _tiles(space: ConceptSpace, summary: Mapping[str, Any], landscape: pd.DataFr
         tiles.append((percent(worst["rate"]), f"fails in the worst mode, {worst['id']}"))
         confirmed = sum(bool(mode.get("confirmed")) for mode in summary["modes"])
         tiles.append((f"{confirmed} of {len(summary['modes'])}", "failure modes confirmed on fresh probes"))
-    if "probes" in landscape and len(landscape):
-        tiles.append((number(int(landscape["probes"].sum())), f"probes over {number(space.n_cells)} cells"))
+    if len(probes):  # not those of the landscape's cells, which may be a sample of the grid
+        asked = [name for name in ("item", *space.names, "repeat") if name in probes]
+        unique = int((~probes.duplicated(asked)).sum())
+        tiles.append((number(unique), f"probes over {number(space.n_cells)} cells"))
     return tiles
