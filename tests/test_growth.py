@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from stages.explorers import surrogate
 from stages.explorers.surrogate import Learner
 from stages.landscape import kernel
+from stages.landscape.calibrate import choose
 from stages.landscape.estimate import as_data
 from stages.report.landscape_report import _tiles, _trust
 from tests.test_landscape import Smooth
@@ -80,6 +82,29 @@ def test_of_very_many_probes_a_sample_is_learnt_from_and_all_are_counted(monkeyp
     assert landscape.diagnostics["held_out_probes"] == 800
     assert landscape.table["probes"].sum() == len(probes)
     assert np.abs(landscape.rates - model.truth).mean() < 0.05
+
+
+def test_of_very_many_probes_those_of_the_items_averaged_over_are_all_learnt_from(
+    few_landmarks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimation = import_module("stages.landscape.estimate")
+    monkeypatch.setattr(estimation, "MAX_PROBES", 800)
+    learnt: list[kernel.Data] = []
+
+    def recorded(data: kernel.Data, *rest: Any) -> Any:
+        learnt.append(data)
+        return choose(data, *rest)
+
+    monkeypatch.setattr(estimation, "choose", recorded)
+    model = Smooth(items=MANY)
+    probes = model.probes(3000, greedy=False)
+    landscape = model.landscape(probes)
+    some = kernel.landmarks(MANY)
+    (data,) = learnt
+    theirs = as_data(probes, model.ids, model.concepts, 0.0)
+    assert len(data) == 800
+    assert np.isin(data.items, some).sum() == np.isin(theirs.items, some).sum()
+    assert np.abs(landscape.rates - model.truth).mean() < 0.06
 
 
 def test_a_surrogate_learns_from_a_sample_of_a_long_search(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,9 @@ def _estimate(
     seen = _Seen.of(data, space, numbers, averaged, len(item_ids))
     probed = data.cells
     if len(data) > MAX_PROBES:
-        kept = np.sort(rng.choice(len(data), MAX_PROBES, replace=False))
+        # Those of items averaged over first: what an item has for itself its own probes alone can tell.
+        others = ~np.isin(data.items, averaged)
+        kept = np.sort(np.lexsort((rng.random(len(data)), others))[:MAX_PROBES])
         data, probes = data.take(kept), probes.iloc[kept]
     fold, held_out = folds_of(data.cells, space, seed)
     weights, judged_on = importance(data, drawn_uniformly(probes), fold, space, embeddings, seed)
