@@ -21,6 +21,11 @@ DIMENSIONS = 16  # of the embedding
 CHANCE = 0.3  # standard deviation of what neither item nor cell explains
 
 
+def space_of(concepts: Mapping[str, Sequence[Any]]) -> ConceptSpace:
+    """The grid of concepts as params.yaml has them; the first level of each is neutral."""
+    return ConceptSpace(tuple(Concept(name, tuple(levels), neutral=levels[0]) for name, levels in concepts.items()))
+
+
 class Synthetic:
     """The task; `prepare:` takes `items`, how many."""
 
@@ -54,8 +59,7 @@ class Synthetic:
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Synthetic:
         """See Task."""
-        space = ConceptSpace(tuple(Concept(n, tuple(v), neutral=v[0]) for n, v in context.concepts.items()))
-        return cls(pd.read_parquet(prepared / "items.parquet"), space, context.seed)
+        return cls(pd.read_parquet(prepared / "items.parquet"), space_of(context.concepts), context.seed)
 
     def embed(self, item_ids: Sequence[str]) -> np.ndarray:
         """See Task."""
