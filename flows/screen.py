@@ -35,7 +35,7 @@ from stages.params import AuditConfig, Params, load_params, task_class, task_con
 from stages.progress import progress
 from stages.provenance import run_key
 from stages.ratings import rated
-from stages.screening import Screening, ScreenSettings, screen
+from stages.screening import Screening, ScreenSettings, fewest_probes, screen
 from stages.tasks.contract import Task
 
 RECORDS = WORK / "screen"
@@ -79,6 +79,8 @@ def measure_concepts(
     probes: int | None,
     console: Console,
     prepared: Callable[[], object] = lambda: None,
+    *,
+    at_least: bool = False,
 ) -> Screening:
     """Screen the concepts of an audit and record what was found; the workspace has to be held.
 
@@ -88,6 +90,7 @@ def measure_concepts(
         probes: unique probes at most; None for the default.
         console: where it is told how far it is.
         prepared: called when the model and its items are prepared, before anything is asked of it.
+        at_least: more probes are taken where so many are too few for the levels there are.
 
     Raises:
         UsageError: when a setting is wrong.
@@ -101,7 +104,7 @@ def measure_concepts(
     with stopping_on_signals():
         bring_up_to_date(read_graph(), f"prepare@{name}", console)
         prepared()
-        screening = _screen(name, audit, settings, console)
+        screening = _screen(name, audit, settings, console, at_least=at_least or probes is None)
     screened, proposed = _key(name, audit, audit.concepts), _key(name, audit, screening.grid)
     _write_record(name, Record(screened=screened, proposed=proposed, when=time.time(), screening=screening))
     return screening
@@ -142,14 +145,8 @@ def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
         record_timings([run_stage(stage.name, lambda line: console.print(line, markup=False, highlight=False))])
 
 
-def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Console) -> Screening:
+def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Console, *, at_least: bool) -> Screening:
     context, prepared, cls = task_context(name, audit), stage_dir(name, "prepare"), task_class(name, audit)
-    calls = ceil(settings.probes / context.compute.batch_size)
-    console.print(
-        f"screening {name}: {settings.probes:,} unique probes at most ({calls:,} model calls); "
-        f"{_time(name, audit, settings.probes)}",
-        highlight=False,
-    )
 
     def load(levels: Mapping[str, Sequence[Level]]) -> Task:
         other = replace(context, concepts={concept: list(values) for concept, values in levels.items()})
@@ -158,6 +155,15 @@ def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Co
             raise UsageError("the task refuses levels it was to be tried at:\n" + "\n".join(errors))
         return rated(cls.load(other, prepared), name, audit)
 
+    own = load(audit.concepts)
+    if at_least:
+        settings = settings.model_copy(update={"probes": max(settings.probes, fewest_probes(own))})
+    calls = ceil(settings.probes / context.compute.batch_size)
+    console.print(
+        f"screening {name}: {settings.probes:,} unique probes at most ({calls:,} model calls); "
+        f"{_time(name, audit, settings.probes)}",
+        highlight=False,
+    )
     inputs = [*(prepared / part for part in ("model", "items.parquet", "fingerprint.json")), _CODE]
     with ExitStack() as stack:
         folder = stack.enter_context(scratch(name, "screen", run_key(audit, inputs, settings.model_dump())))
@@ -169,7 +175,14 @@ def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Co
             return opened
 
         return screen(
-            load, audit.concepts, settings, seed=audit.seed, ledger=ledger, compute=context.compute, tell=tell
+            lambda levels: own if levels is audit.concepts else load(levels),
+            audit.concepts,
+            settings,
+            seed=audit.seed,
+            ledger=ledger,
+            compute=context.compute,
+            tell=tell,
+            droppable=not getattr(cls, "needs_all_concepts", False),
         )
 
 

@@ -73,7 +73,9 @@ def measured(monkeypatch) -> Callable[[Screening | Exception], None]:
     """Has calibration find this, or fail so, without a model being asked."""
 
     def set_to(found: Screening | BaseException) -> None:
-        def measure(_params: Any, name: str, _probes: int, _console: Console, prepared: Callable[[], object]) -> Any:
+        def measure(
+            _params: Any, name: str, _probes: int, _console: Console, prepared: Callable[[], object], **_: Any
+        ) -> Any:
             if isinstance(found, BaseException):
                 raise found
             write_json(stage_dir(name, "prepare") / "metrics.json", {"clean_accuracy": {"discover": 0.95}})

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.errors import UsageError
+from stages.errors import InfrastructureError, UsageError
 from stages.tasks.classification import ImageClassification
 from stages.tasks.classification.models import load_model
 from tests.images import CLASSES
@@ -153,6 +153,14 @@ def test_a_classifier_behind_http(inputs, server, form):
     server.handler.answer = lambda self, image: {"scores": [0.2, 0.3, 0.5]}
     with pytest.raises(UsageError, match="answers otherwise than when it was prepared"):
         ImageClassification.load(task.context, inputs.parent / "prepare")
+
+
+def test_a_server_that_does_not_answer_is_infrastructure(inputs, server):
+    named = {"endpoint": server.url, "classes": CLASSES, "size": 20, "retries": 0}
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(InfrastructureError, match="ConnectError"):
+        prepared(inputs, named, FOLDER)
 
 
 def test_a_key_is_asked_for_where_the_model_is_asked(inputs, server, monkeypatch):

@@ -190,7 +190,7 @@ def test_one_refusal_ends_all_requests():
     ("answer", "told"),
     [
         (said({"detail": "no text"}, 422), r'refuses the request: 422 Unprocessable Entity \({"detail": "no text"}\)'),
-        (said(b"", 401), r"401 Unauthorized: name the environment variable with the key: key_env"),
+        (said(b"", 401), r"401 Unauthorized: name the environment variable with the key: prepare\.model\.key_env"),
         (said(b"", 413), r"413 .*: lower batch_size, 16"),
         (
             said(b"", 307, Location="https://elsewhere.example/v2?key=x"),

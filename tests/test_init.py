@@ -187,6 +187,14 @@ def test_wrong_input_leaves_params_as_they_were(repository, measured):
     with pytest.raises(UsageError, match="do not fit"):
         init(given=options(answers={"name": "other"}))
     assert (repository / "params.yaml").read_bytes() == before
+    assert list((repository / "data/other/inputs").iterdir()) == []
+    # What was answered is not lost, and other data may have the name.
+    measured(screening(0.02, 0.2, [0.0, 20.0, 40.0, 80.0]))
+    shutil.copytree(repository / "shapes", repository / "better" / "shapes")
+    told = init(given=options(answers={"data": "better/shapes"}))
+    assert "an earlier run for other did not finish; its answers are offered" in told
+    assert (repository / "data/other/inputs/shapes").resolve() == repository / "better" / "shapes"
+    assert list(load_params(repository / "params.yaml").audits) == ["shapes", "other"]
     assert not list((repository / ".faded/init").glob("*.json"))
 
 

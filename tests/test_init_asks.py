@@ -62,7 +62,7 @@ def test_the_budget_fits_what_a_probe_takes():
 def checked(monkeypatch) -> None:
     """Has calibration only check what was written, as `faded plan` does, and find that it will do."""
 
-    def measure(params: Any, name: str, *_more: object) -> Screening:
+    def measure(params: Any, name: str, *_more: object, **_settings: object) -> Screening:
         check_audits(params, [name])
         raise InfrastructureError("checked")
 
@@ -98,6 +98,39 @@ def test_an_audit_of_a_text_to_image_model_is_accepted(repository, checked):
     assert audit.prepare["judge"] == {"attributes": "judge-digits"}
     assert audit.concepts["size"] == ["", "small", "large"]
     assert "red" in audit.concepts["colour"]  # as the table of the pictures names them
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("a {size} {colour}\nthe {size}\n", r"prompts\.txt: template 2, 'the \{size\}', lacks \{colour\}"),
+        ("a {size} {colour}\na {size} {colour}\n", r"prompts\.txt: template 2, .* says the same as template 1"),
+    ],
+)
+def test_templates_are_looked_at_when_they_are_named(repository, lines, message):
+    images = ROOT / "data/images/inputs"
+    (repository / "prompts.txt").write_text(lines)
+    answers = {"model": str(images / "model"), "data": str(images / "pictures.parquet"), "templates": "prompts.txt"}
+    with pytest.raises(UsageError, match=message):
+        init(given=options(answers=answers))
+    assert not (repository / "params.yaml").exists()
+
+
+def test_options_of_another_kind_of_model_are_refused_and_not_passed_over(repository):
+    with pytest.raises(UsageError, match=r"^--text, --judge, --words: not of a model for image-classification$"):
+        init(given=options(answers={"text": "body", "judge": "somebody"}, words=["size=small"]))
+
+
+def test_the_column_of_articles_is_the_one_that_is_named_or_asked_for(repository, checked):
+    tiny_causal(repository / "chat")
+    rows = [{"article": "Short.", "boddy": text} for text in articles(40)]
+    (repository / "news.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = {"model": "chat", "data": "news.jsonl"}
+    with pytest.raises(UsageError, match="--text body: the data have no such column, did you mean 'boddy'"):
+        init(given=options(answers={**given, "text": "body"}))
+    with pytest.raises(InfrastructureError, match="checked"):
+        init(given=options(answers={**given, "text": "boddy"}))
+    assert load_params(repository / "params.yaml").audit("news").prepare["data"]["text"] == "boddy"
 
 
 # Questions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_a_folder_that_holds_the_inputs_is_not_linked_into_them(repository):
 
 
 def test_a_folder_that_holds_the_workspace_or_a_home_is_refused(repository, monkeypatch):
-    given = {"data": ".", "repair": False, "model": WEIGHTS}
+    given = {"data": ".", "repair": False, "model": WEIGHTS, "classes": "shapes,b,c"}
     with pytest.raises(UsageError, match="holds the inputs of the audit itself"):
         init(given=options(answers=given))
     monkeypatch.setattr(Path, "home", lambda: repository / "shapes")
@@ -242,12 +243,18 @@ def test_a_folder_without_pictures_is_told(tmp_path):
 def test_columns_of_articles_are_found(tmp_path):
     rows = [{"document": text, "highlights": "A summary."} for text in articles(12)]
     (tmp_path / "news.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    data = look_at_articles(tmp_path / "news.jsonl", "news.jsonl")
+
+    def named(columns: Sequence[str], likely: str | None) -> str:
+        if likely is None:
+            raise UsageError(f"found {', '.join(columns)}")
+        return likely
+
+    data = look_at_articles(tmp_path / "news.jsonl", "news.jsonl", named)
     assert data.block == {"text": "document", "summary": "highlights"}
     assert data.items == 12
     (tmp_path / "other.jsonl").write_text('{"words": "x"}\n')
     with pytest.raises(UsageError, match="found words"):
-        look_at_articles(tmp_path / "other.jsonl", "other.jsonl")
+        look_at_articles(tmp_path / "other.jsonl", "other.jsonl", named)
 
 
 def test_words_of_captioned_pictures_are_found():

@@ -161,6 +161,28 @@ def test_effects_follow_the_truth(smooth, both):
         assert row.rate == pytest.approx(smooth.truth[levels == row.level].mean(), abs=0.05)
         assert row.low <= row.rate <= row.high
     assert rows.groupby("concept")["probes"].sum().eq(900).all()
+    for row in rows.itertuples():
+        assert (row.rate, row.low, row.high) == tuple(wilson(row.failures, row.probes)[:3])
+
+
+def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
+    space = ConceptSpace((Concept("jump", (0, 1, 2)), Concept("other", (0, 1, 2))))
+    rng = np.random.default_rng(0)
+    cells = space.sample(600, rng)
+    jumped = pd.DataFrame(cells, columns=space.names).assign(
+        item=[f"i{n}" for n in rng.integers(0, 20, 600)], repeat=0, role="control"
+    )
+    jumped["failed"] = (jumped["jump"] == 2) & (rng.random(600) < 0.8)
+    jumped["discrepancy"] = np.where(jumped["failed"], 0.5, -0.5)
+    ids = [f"i{n}" for n in range(20)]
+    smooth = estimate(jumped, ids, rng.normal(size=(20, 3)), space, threshold=0.0, seed=0)
+    rows = effects(smooth, space, jumped)[:3]
+    assert [round(row["rate"], 1) for row in rows] == [0.0, 0.0, 0.8]
+    assert rows[0]["low"] == 0 < rows[0]["high"] < 0.03
+    few = effects(smooth, space, jumped.iloc[:100])[:3]
+    assert [row["rate"] for row in few] == [
+        smooth.mean_rate(smooth.table["jump"].to_numpy() == level).value for level in range(3)
+    ]
 
 
 def test_sharp_planted_regions_are_estimated():

@@ -93,7 +93,7 @@ def test_the_projects_own_params_are_valid() -> None:
             },
             r"named by restructure\.method, not in its settings",
         ),
-        ({"audits": {}, "repairs": {}, "shards": {}}, r"audits: .*at least 1"),
+        ({"audits": {}, "repairs": {}, "shards": {}}, r"audits: .*there is no audit yet; `faded init` writes one"),
         ({"audits": {"a/b": AUDIT}, "repairs": {}, "shards": {}}, r"audits\.a/b: expected a name of letters"),
         (
             {"audits": {"x": AUDIT}, "repairs": {"y": REPAIR}, "shards": {}},

@@ -21,7 +21,7 @@ from stages.files import write_json
 from stages.landscape.intervals import wilson
 from stages.ledger import Ledger
 from stages.params import AuditConfig, load_params
-from stages.screening import Axis, Screening, ScreenSettings, fit_surface, screen
+from stages.screening import Axis, Screening, ScreenSettings, fewest_probes, fit_surface, screen
 from stages.screening.probes import Probes
 from stages.tasks.contract import Items, ProbeBatch
 from tests.workspace import Workspace, audit_params, make_workspace
@@ -116,6 +116,36 @@ def test_a_concept_without_effect_is_dropped_though_chance_changes_its_answers()
     variances = [np.var(np.array(TILT) * 0.014), np.var(np.array(HAZE) * 0.15), 0.1**2 / 12]
     assert tilt.share.value == pytest.approx(variances[0] / sum(variances), abs=0.08)
     assert haze.share.value == pytest.approx(variances[1] / sum(variances), abs=0.08)
+
+
+def test_a_task_that_needs_all_its_concepts_keeps_one_that_does_nothing():
+    levels = {"haze": HAZE, "dull": [0, 1, 2], "tilt": TILT}
+    found = screen(
+        lambda levels: Weighted(levels, {"haze": 0.15, "tilt": 0.014}),
+        levels,
+        ScreenSettings(),
+        seed=1,
+        droppable=False,
+    )
+    assert found.concepts[1].verdict == "no effect seen" and found.concepts[1].change == "kept"
+    assert {*found.grid} == {*levels}
+
+
+def test_beside_a_category_that_is_too_harsh_alone_the_others_keep_levels_that_do_something():
+    levels = {"kind": ["none", "harsh"], "haze": HAZE}
+    found, rate = screened(levels, {"kind=harsh": 3.0, "haze": 0.3})
+    assert rate > 0.5 and not found.reached  # half of the grid fails, whatever the haze
+    haze = Weighted({"haze": found.grid["haze"]}, {"haze": 0.3}).rate()
+    assert 0.1 <= haze <= 0.4
+
+
+def test_the_fewest_probes_are_enough_and_one_less_is_not():
+    levels = {"word": [f"w{n}" for n in range(12)], "haze": HAZE}
+    fewest = fewest_probes(Weighted(levels, {}))
+    assert fewest > 300
+    with pytest.raises(UsageError, match=rf"at least {fewest} \(--probes\)"):
+        screen(lambda levels: Weighted(levels, {}), levels, ScreenSettings(probes=fewest - 1), seed=1)
+    assert screen(lambda levels: Weighted(levels, {}), levels, ScreenSettings(probes=fewest), seed=1).probes <= fewest
 
 
 class Redundant(Weighted):

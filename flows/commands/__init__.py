@@ -25,8 +25,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """End as rich does where nobody reads on, but not with the exit code of a failed gate."""
+        from stages.errors import Exit
+
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(int(Exit.INFRASTRUCTURE)) from None
+
+
+console = _Console()
+errors = _Console(stderr=True)
 
 Audits = Annotated[
     Optional[list[str]],  # noqa: UP045  # typer reads this at run time

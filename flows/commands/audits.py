@@ -73,7 +73,9 @@ def screen(
     audit: Audit = None,
     probes: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--probes", help="Unique probes to spend at most.", show_default="600"),
+        typer.Option(
+            "--probes", help="Unique probes to spend at most.", show_default="600, or more for very many levels"
+        ),
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write the proposed levels to params.yaml.")] = False,
 ) -> None:

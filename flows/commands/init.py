@@ -90,13 +90,21 @@ def init(
     ] = None,
     text: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--text", help="Column with the articles of a data set of the hub."),
+        typer.Option("--text", help="Column with the articles."),
     ] = None,
     budget: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--budget", min=1, help="Unique probes of the search.", show_default="about 10 minutes of them"),
     ] = None,
-    probes: Annotated[int, typer.Option("--probes", min=100, help="Unique probes of the calibration.")] = 300,
+    probes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--probes",
+            min=100,
+            help="Unique probes of the calibration.",
+            show_default="300, or more for very many levels",
+        ),
+    ] = None,
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy model and data into the audit's inputs, link nothing.")
     ] = False,

@@ -116,7 +116,8 @@ def _default(info: ArgumentInfo | OptionInfo, names: tuple[str, ...], required: 
         return info.show_default
     default = info.default
     if isinstance(default, bool):
-        return f"`{names[not default]}`" if len(names) > 1 else ""
+        switches = [name for name in names if name.startswith("--")]  # the second turns off what the first turns on
+        return f"`{switches[not default]}`" if len(switches) > 1 else ""
     return "" if default is None or default in ("", (), []) else f"`{getattr(default, 'value', default)}`"
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from flows.init.classifier import IMAGENET, ask_classifier, ask_view, usual_pictures
+from flows.init.classifier import IMAGENET, ask_classes, ask_classifier, ask_view, usual_pictures
 from flows.init.data import SPLIT_FOLDERS, Data, existing, look_at_articles, look_at_captions, look_at_pictures
 from flows.init.files import Placed, place_name
 from flows.init.key import ask_key
@@ -71,7 +72,10 @@ def ask(
     data = _data(questions, kind)
     said = [f"model: {model.said}", f"data:  {data.said}"]
     prompts = ask_prompts(questions, data, words) if kind == "text-to-image" else None
-    mapping = _labels(questions, model, data, labels, said) if kind == "image-classification" else {}
+    _refuse_idle(questions, kind, words)
+    classifies = kind == "image-classification"
+    classes = ask_classes(questions, model, data) if classifies else []
+    mapping = _labels(questions, model, classes, data, labels, said) if classifies else {}
     name = questions.text("name", "Name of the audit", _guess_name(model, data, audits), _name_check(audits))
     repair = _repair(questions, kind, model, data, said)
     files = _Files(workspace, name)
@@ -84,7 +88,8 @@ def ask(
         source |= ask_key(questions, model)
     elif questions.said("key-env") is not None:
         raise UsageError(f"--key-env is of a model behind a URL; found {model.said}")
-    if kind == "image-classification":
+    if classifies:
+        source |= {"classes": classes} if classes else {}
         source |= ask_classifier(questions, model, data)
         block |= ask_view(questions, model, data)
     if mapping:
@@ -96,6 +101,19 @@ def ask(
         taken = ", ".join(f"{name}: {answer}" for name, answer in questions.unasked.items())
         said.append(f"guessed: {taken}; options say otherwise")
     return Answers(wanted, model, data, files.placed, said)
+
+
+def _refuse_idle(questions: Questions, kind: Kind, words: Sequence[str]) -> None:
+    """Refuse options that are of another kind of model: they would be passed over."""
+    of: Mapping[Kind, Sequence[str]] = {
+        "image-classification": ("classes", "size", "normalise", "outputs"),
+        "summarization": ("text",),
+        "text-to-image": ("templates", "judge"),
+    }
+    idle = [f"--{name}" for other, names in of.items() if other != kind for name in names if questions.said(name)]
+    idle += ["--words"] if words and kind != "text-to-image" else []
+    if idle:
+        raise UsageError(f"{', '.join(idle)}: not of a model for {kind}")
 
 
 def _model(questions: Questions) -> Model:
@@ -134,9 +152,13 @@ _WHAT: Mapping[Kind, str] = {
 
 def _data(questions: Questions, kind: Kind) -> Data:
     seen: dict[str, Data] = {}
-    looks = {
+
+    def articles(path: Path, given: str) -> Data:
+        return look_at_articles(path, given, partial(_column_of_articles, questions))
+
+    looks: Mapping[Kind, Callable[[Path, str], Data]] = {
         "image-classification": look_at_pictures,
-        "summarization": look_at_articles,
+        "summarization": articles,
         "text-to-image": look_at_captions,
     }
 
@@ -145,6 +167,22 @@ def _data(questions: Questions, kind: Kind) -> Data:
         seen[answer] = _of_the_hub(questions, kind, answer) if path is None else looks[kind](path, answer)
 
     return seen[questions.text("data", _WHAT[kind], None, look)]
+
+
+def _column_of_articles(questions: Questions, columns: Sequence[str], likely: str | None) -> str:
+    """The column that an option names, or the likely one; where there is none, the one a person says."""
+    said = questions.said("text")
+    if said is None and likely is not None:
+        return likely
+
+    def check(answer: str) -> None:
+        if answer not in columns:
+            raise UsageError(
+                f"--text {answer}: the data have no such column{did_you_mean(answer, columns)};"
+                f" found {', '.join(columns) or 'none'}"
+            )
+
+    return questions.text("text", f"Which column holds the articles ({', '.join(columns)})", None, check)
 
 
 def _of_the_hub(questions: Questions, kind: Kind, name: str) -> Data:
@@ -161,13 +199,23 @@ def _of_the_hub(questions: Questions, kind: Kind, name: str) -> Data:
     return Data(said, block, absent=absent)
 
 
-def _labels(questions: Questions, model: Model, data: Data, given: Sequence[str], said: list[str]) -> dict[str, str]:
+def _labels(
+    questions: Questions, model: Model, named: Sequence[str], data: Data, given: Sequence[str], said: list[str]
+) -> dict[str, str]:
     """Which class of the model a label of the data is, where they differ; nothing where they are the same.
+
+    Args:
+        questions: asks, or takes options.
+        model: with its classes, if it has names of them.
+        named: classes as a person named them, if one did.
+        data: with their labels.
+        given: LABEL=CLASS of the command line.
+        said: what was seen, to which a line is added.
 
     Raises:
         UsageError: when a label is like no class, and nobody says which it is.
     """
-    classes = list(model.classes)
+    classes = list(named or model.classes)
     if not classes and model.n_classes == IMAGENET:
         from stages.tasks.classification.imagenet import class_names
 

@@ -20,6 +20,7 @@ from stages.landscape.intervals import Rate
 from stages.params import Params, task_class, task_context
 from stages.screening import Screening
 
+PROBES = 300
 _WARM, _TIMED = 1, 2  # batches
 _COMMENT = 110  # columns of a comment
 
@@ -61,13 +62,13 @@ class Calibration:
         return f"{measured}, {far} than the {band} wanted{near}: the nearest that was found is kept"
 
 
-def calibrate(params: Params, draft: Draft, probes: int, console: Console) -> Calibration:
+def calibrate(params: Params, draft: Draft, probes: int | None, console: Console) -> Calibration:
     """Prepare the model and its items, and screen the concepts of the audit; the workspace has to be held.
 
     Args:
         params: params.yaml, which has the audit.
         draft: what was written of it.
-        probes: unique probes at most.
+        probes: unique probes at most; None: `PROBES`, or as many as its levels need.
         console: where it is told how far it is.
 
     Raises:
@@ -79,10 +80,12 @@ def calibrate(params: Params, draft: Draft, probes: int, console: Console) -> Ca
         nonlocal seconds
         seconds = _probe_seconds(params, draft.name)
         console.print(
-            f"a probe takes {_said(seconds)}, so the calibration about {duration(probes * seconds)}", highlight=False
+            f"a probe takes {_said(seconds)}, so {most:,} of the calibration about {duration(most * seconds)}",
+            highlight=False,
         )
 
-    screening = measure_concepts(params, draft.name, probes, console, prepared)
+    most = PROBES if probes is None else probes
+    screening = measure_concepts(params, draft.name, most, console, prepared, at_least=probes is None)
     measured = read_json(stage_dir(draft.name, "prepare") / "metrics.json").get("clean_accuracy")
     clean = measured.get("discover") if isinstance(measured, Mapping) else None
     return Calibration(screening, *nearest(screening), seconds, clean)

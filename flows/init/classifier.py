@@ -21,17 +21,23 @@ _NORMALISED: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def ask_classifier(questions: Questions, model: Model, data: Data) -> dict[str, Any]:
-    """What nothing but a person says of a classifier: names of its classes, size and normalisation of its pictures."""
-    told: dict[str, Any] = {}
+def ask_classes(questions: Questions, model: Model, data: Data) -> list[str]:
+    """Names of the classes in their order, where the model does not have them; none where nobody need say."""
     url = "endpoint" in model.block
     n = model.n_classes
     unnamed = n not in (None, IMAGENET, len(data.classes)) and not model.classes
-    if url or unnamed or questions.said("classes") is not None:
-        guess = ",".join(data.classes) if url and data.classes else None
-        count = f"its {n} classes" if n else "its classes"
-        asked = questions.text("classes", f"Names of {count}, in their order, separated by commas", guess, _count(n))
-        told["classes"] = [name.strip() for name in asked.split(",")]
+    if not url and not unnamed and questions.said("classes") is None:
+        return []
+    guess = ",".join(data.classes) if url and data.classes else None
+    count = f"its {n} classes" if n else "its classes"
+    asked = questions.text("classes", f"Names of {count}, in their order, separated by commas", guess, _count(n))
+    return [name.strip() for name in asked.split(",")]
+
+
+def ask_classifier(questions: Questions, model: Model, data: Data) -> dict[str, Any]:
+    """What nothing but a person says of a classifier beside its classes: size and normalisation of its pictures."""
+    told: dict[str, Any] = {}
+    url = "endpoint" in model.block
     if url or (model.black_box and not model.shape[1]):
         side = str(min(side for side in data.shape[1:] if side)) if data.shape[1] else None
         told["size"] = int(questions.text("size", "Side of the square pictures it is shown, in pixels", side, _number))

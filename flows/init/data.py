@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,9 @@ SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test", "discover", "rep
 _GREY = ("1", "L", "I", "I;16", "F")
 _TEXT = ("article", "text", "document", "dialogue", "content", "body")
 _SUMMARY = ("summary", "highlights", "abstract", "headline", "reference")
+
+Choose = Callable[[Sequence[str], str | None], str]
+"""Says which of some columns it is, given the one that looks like it."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,13 @@ def _shape_of(source: Path | bytes) -> Shape | None:
         return None
 
 
-def look_at_articles(path: Path, given: str) -> Data:
+def look_at_articles(path: Path, given: str, named: Choose) -> Data:
     """Look at articles: a .jsonl file, or a folder that the library `datasets` reads.
+
+    Args:
+        path: of it.
+        given: as a person gave it.
+        named: says which of some columns holds the articles, given the one that looks like it, if one does.
 
     Raises:
         UsageError: when there is no column of texts, or no article can be used.
@@ -188,9 +196,9 @@ def look_at_articles(path: Path, given: str) -> Data:
     from stages.tasks.summarization.data_sources import DATA_LOADERS
 
     if path.is_dir():
-        key, block = "datasets", _of_data_set(path, given)
+        key, block = "datasets", _of_data_set(path, given, named)
     elif path.suffix == ".jsonl":
-        key, block = "jsonl", _text_columns(_rows(path, given), given)
+        key, block = "jsonl", _text_columns(_rows(path, given), named)
     else:
         raise UsageError(f"--data {given}: expected a .jsonl file, one JSON object a line, or a folder of a data set")
     try:
@@ -209,7 +217,7 @@ def look_at_articles(path: Path, given: str) -> Data:
     return Data(said, block, path, key=key, items=len(articles), pools=pools if pools.total() == len(articles) else {})
 
 
-def _of_data_set(path: Path, given: str) -> dict[str, str]:
+def _of_data_set(path: Path, given: str, named: Choose) -> dict[str, str]:
     """The largest split of a folder of the library `datasets`, and its columns."""
     try:
         import datasets
@@ -219,19 +227,15 @@ def _of_data_set(path: Path, given: str) -> dict[str, str]:
     try:
         splits = datasets.load_dataset(str(path))
     except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError) as error:
-        raise UsageError(f"--data {given} is no data set that can be read: {' '.join(str(error).split())}") from None
+        why = " ".join(f"{error} {error.__cause__ or ''}".split())[:400]
+        raise UsageError(f"--data {given} is no data set that can be read: {why}") from None
     name = str(max(splits, key=lambda split: len(splits[split])))
-    return {"split": name, **_text_columns([splits[name][0]], given)}
+    return {"split": name, **_text_columns([splits[name][0]], named)}
 
 
-def _text_columns(rows: Sequence[Mapping[str, Any]], given: str) -> dict[str, str]:
+def _text_columns(rows: Sequence[Mapping[str, Any]], named: Choose) -> dict[str, str]:
     """Which columns hold an article and, where there is one, its summary."""
-    text = _column(rows, _TEXT)
-    if text is None:
-        raise UsageError(
-            f"--data {given}: expected a column with articles ({', '.join(_TEXT)}),"
-            f" found {', '.join(rows[0]) or 'none'}"
-        )
+    text = named(list(rows[0]), _column(rows, _TEXT))
     summary = _column(rows, [name for name in _SUMMARY if name != text])
     return {"text": text, **({"summary": summary} if summary else {})}
 

@@ -81,6 +81,18 @@ def place(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) 
     return [_place(workspace, inputs, one, copy=copy) for one in placed]
 
 
+def not_there(workspace: Path, audit: str, placed: Sequence[Placed]) -> list[Placed]:
+    """What `place` is going to make: nothing has its name, or a link that is no loss."""
+    targets = {one.name: workspace / DATA / audit / "inputs" / one.name for one in placed}
+    return [one for one in placed if targets[one.name].is_symlink() or not targets[one.name].exists()]
+
+
+def take_away(workspace: Path, audit: str, made: Sequence[Placed]) -> None:
+    """Remove what `place` made."""
+    for one in made:
+        _remove(workspace / DATA / audit / "inputs" / one.name)
+
+
 def _place(workspace: Path, inputs: Path, one: Placed, *, copy: bool) -> str:
     if one.beside:
         return _place_with_others(workspace, inputs, one, copy=copy)

@@ -73,9 +73,9 @@ def _slots(path: Path) -> list[str]:
     """Names of the slots of a file of templates.
 
     Raises:
-        UsageError: when there is no such file, or no slot in it.
+        UsageError: when there is no such file, no slot in it, or one that is not in every prompt.
     """
-    from stages.concepts.prompts import check_slots, read_templates
+    from stages.concepts.prompts import check_slots, check_templates, read_templates
 
     if not path.is_file():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -89,6 +89,8 @@ def _slots(path: Path) -> list[str]:
         raise UsageError(f"--templates {path}: no prompt has a slot, as in 'a photo of a {{colour}} {{animal}}'")
     if errors := check_slots({slot: ["", "a word"] for slot in slots}):
         raise UsageError(f"--templates {path}: {'; '.join(errors)}")
+    if errors := check_templates(templates, list(slots), f"--templates {path}"):
+        raise UsageError("\n".join(errors))
     return list(slots)
 
 

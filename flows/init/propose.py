@@ -117,7 +117,7 @@ def propose(wanted: Wanted, model: Model, shape: Sequence[int | None], workspace
     }
     notes = {
         "compute": "auto takes a GPU, if there is one",
-        "prepare.model": f"files lie under data/{wanted.name}/inputs",
+        **({} if "endpoint" in wanted.model else {"prepare.model": f"files lie under data/{wanted.name}/inputs"}),
         "prepare.items": _said_items(wanted),
         "concepts": "Weakest level first. Not calibrated yet: `faded init` was stopped, and goes on when called again.",
         "discrepancy": _MEANT[wanted.kind],
@@ -191,11 +191,16 @@ def count_items(wanted: Wanted) -> dict[str, int]:
 
 
 def compute(kind: Kind, model: Model, shape: Sequence[int | None]) -> dict[str, Any]:
-    """Where and how many at once; more threads than two seldom make small networks faster."""
+    """Where and how many at once; more threads than two seldom make small networks faster.
+
+    Beside a model behind HTTP there is next to nothing to compute, and two threads wait for each other on a busy
+    machine.
+    """
     side = max((n for n in shape[1:] if n), default=224)
     small = kind == "image-classification" and side <= 64
-    size = 16 if model.block.get("endpoint") else 128 if small else 32 if kind == "image-classification" else 48
-    return {"device": "auto", "threads": min(2, os.cpu_count() or 1), "batch_size": size, "gpus": 0}
+    url = "endpoint" in model.block
+    size = 16 if url else 128 if small else 32 if kind == "image-classification" else 48
+    return {"device": "auto", "threads": 1 if url else min(2, os.cpu_count() or 1), "batch_size": size, "gpus": 0}
 
 
 def search_budget(probe_seconds: float) -> int:

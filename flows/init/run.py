@@ -20,7 +20,7 @@ from flows.edit_params import replace_file
 from flows.init.answers import Answers, ask, shape_shown
 from flows.init.block import Draft, with_blocks, without
 from flows.init.calibrate import calibrate, calibrated
-from flows.init.files import git_root, place
+from flows.init.files import Placed, git_root, not_there, place, take_away
 from flows.init.propose import propose
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished
@@ -31,7 +31,6 @@ from stages.errors import UsageError
 from stages.params import load_params
 
 PARAMS = Path("params.yaml")
-PROBES = 300
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Options:
         words: SLOT=WORD,WORD each.
         copy: files are copied and not linked.
         budget: unique probes of the search; None: by what a probe takes.
-        probes: of the calibration.
+        probes: of the calibration; None: `calibrate.PROBES`, or as many as its levels need.
         yes: guesses are taken without asking.
     """
 
@@ -53,7 +52,7 @@ class Options:
     words: Sequence[str] = ()
     copy: bool = False
     budget: int | None = None
-    probes: int = PROBES
+    probes: int | None = None
     yes: bool = False
 
 
@@ -77,7 +76,7 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
     questions = Questions(
         console, options.answers, asks=asks, yes=options.yes, before=offered.answers if offered is not None else {}
     )
-    taken = [name for name in _audits(before) if name not in {one.name for one in earlier}]
+    taken = [name for name in _audits(before) if name not in {one.name for one in earlier if one.written}]
     answers = ask(questions, workspace, taken, labels=options.labels, words=options.words, budget=options.budget)
     draft = propose(answers.wanted, answers.model, shape_shown(answers), workspace)
     show_seen(console, answers.said, draft, workspace)
@@ -88,14 +87,20 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
     os.chdir(workspace)
     enter_workspace()
     with exclusive():
+        made = not_there(Path(), draft.name, answers.placed)
         for line in place(Path(), draft.name, answers.placed, copy=options.copy):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         add_folders(Path(), draft.name, repair=draft.repair is not None)
-        _write_and_calibrate(draft, answers, questions, options, console)
+        _write_and_calibrate(draft, answers, made, questions, options, console)
 
 
 def _write_and_calibrate(
-    draft: Draft, answers: Answers, questions: Questions, options: Options, console: Console
+    draft: Draft,
+    answers: Answers,
+    made: Sequence[Placed],
+    questions: Questions,
+    options: Options,
+    console: Console,
 ) -> None:
     here, name = Path(), draft.name
     text = _text(here)
@@ -109,21 +114,24 @@ def _write_and_calibrate(
     if answers.model.absent or answers.data.absent:
         show_absent(console, name)
         return
-    with _undone_if_wrong(name, console):
+    with _undone_if_wrong(name, questions.answers, made, console):
         found = calibrate(load_params(PARAMS), draft, options.probes, console)
     final = calibrated(draft, found, budget=options.budget)
     text = _text(here)
     if not all(lines in text for lines in written):
         raise UsageError(f"audits.{name} was changed in {PARAMS} meanwhile, so its levels were not written")
     replace_file(PARAMS, with_blocks(text, written, final))
-    forget(here, name)
+    for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:
+        forget(here, one)
     show_calibration(console, final, found, aimed=options.budget is None)
     show_next(console, final)
 
 
 @contextmanager
-def _undone_if_wrong(name: str, console: Console) -> Iterator[None]:
-    """Take an audit out of params.yaml again where its model or data turn out to be wrong."""
+def _undone_if_wrong(
+    name: str, answers: Mapping[str, str | bool], made: Sequence[Placed], console: Console
+) -> Iterator[None]:
+    """Take an audit out of params.yaml again where its model or data turn out to be wrong; answers are kept."""
     try:
         yield
     except UsageError:
@@ -131,7 +139,8 @@ def _undone_if_wrong(name: str, console: Console) -> Iterator[None]:
         same = next((one for one in unfinished(Path(), text) if one.name == name), None)
         if same is not None and (old := same.found_in(text)) is not None:
             replace_file(PARAMS, without(text, old))
-            forget(Path(), name)
+            take_away(Path(), name, made)
+            remember(Path(), Unfinished(name, dict(answers)))
             console.print(f"{PARAMS} is as it was", style="yellow", highlight=False)
         raise
 

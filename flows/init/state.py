@@ -20,7 +20,8 @@ class Unfinished:
     Args:
         name: of the audit.
         answers: what the person answered.
-        written: what params.yaml holds of it: one of these, for a kill may have come before or after the last change.
+        written: what params.yaml holds of it: one of these, for a kill may have come before or after the last change;
+            nothing where it was refused, and taken out again.
     """
 
     name: str
@@ -46,7 +47,7 @@ def forget(workspace: Path, name: str) -> None:
 
 
 def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
-    """Those that the text of params.yaml still holds, the last one first."""
+    """Those that the text of params.yaml still holds, or that were refused, the last one first."""
     folder = workspace / WORK / "init"
     for path in sorted(folder.glob("*.json"), key=lambda path: -path.stat().st_mtime) if folder.is_dir() else []:
         try:
@@ -55,7 +56,7 @@ def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
             one = Unfinished(str(raw["name"]), dict(raw["answers"]), written)
         except (UsageError, KeyError, TypeError, ValueError):  # of another version
             continue
-        if one.found_in(params) is not None:
+        if not one.written or one.found_in(params) is not None:
             yield one
 
 

@@ -14,6 +14,8 @@ from stages.landscape.intervals import Rate, wilson
 from stages.landscape.modes import Mode, confirm, find_regions
 from stages.params import SummarizeConfig
 
+COUNTED = 50  # uniform probes of each level of a concept from which its rates are counted
+
 
 def overall_rate(landscape: Landscape, probes: pd.DataFrame) -> Rate:
     """Failure rate over the whole grid: from the uniform probes alone, without a model; exact if enumerated."""
@@ -26,7 +28,9 @@ def overall_rate(landscape: Landscape, probes: pd.DataFrame) -> Rate:
 def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> list[dict[str, object]]:
     """Failure rate at each level of each concept, averaged over all others.
 
-    Rate and interval are the landscape's; `probes` and `failures` count the control's uniform probes at that level.
+    `probes` and `failures` count the control's uniform probes at that level. Where all levels of a concept have enough
+    of them, rate and interval are of these counts, as the overall rate is: a landscape is smooth, and its interval does
+    not know by how much it smooths a jump from one level to the next. Elsewhere they are the landscape's.
     """
     control = probes[probes["role"] == "control"]
     rows: list[dict[str, object]] = []
@@ -34,8 +38,9 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
         level_of_cell = landscape.table[concept.name].to_numpy()
         failed = control["failed"].groupby(control[concept.name]).agg(["size", "sum"])
         failed = failed.reindex(range(len(concept)), fill_value=0)
-        for level in range(len(concept)):
-            rate = landscape.mean_rate(level_of_cell == level)
+        counted = not landscape.exact and failed["size"].min() >= COUNTED
+        for level, (probed, failing) in enumerate(failed.itertuples(index=False)):
+            rate = wilson(int(failing), int(probed)) if counted else landscape.mean_rate(level_of_cell == level)
             rows.append(
                 {
                     "concept": concept.name,
@@ -44,8 +49,8 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
                     "rate": rate.value,
                     "low": rate.low,
                     "high": rate.high,
-                    "probes": int(failed.loc[level, "size"]),
-                    "failures": int(failed.loc[level, "sum"]),
+                    "probes": int(probed),
+                    "failures": int(failing),
                 }
             )
     return rows

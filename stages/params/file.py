@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stages.errors import UsageError, did_you_mean
 from stages.params.audit import AuditConfig
@@ -59,10 +59,17 @@ class RunnerConfig(Strict):
 class Params(Strict):
     """The whole of params.yaml."""
 
-    audits: dict[str, AuditConfig] = Field(min_length=1)
+    audits: dict[str, AuditConfig]
     repairs: dict[str, RepairConfig] = Field(description="by the name of their audit; may be {}")
     shards: dict[str, ShardConfig] = Field(description="AUDIT-1, AUDIT-2, ... of audits that are sharded; may be {}")
     runner: RunnerConfig = Field(default_factory=RunnerConfig, description="where stages run")
+
+    @field_validator("audits")
+    @classmethod
+    def _one_at_least(cls, audits: dict[str, AuditConfig]) -> dict[str, AuditConfig]:
+        if not audits:
+            raise ValueError("there is no audit yet; `faded init` writes one")
+        return audits
 
     @model_validator(mode="after")
     def _repairs_have_audits(self) -> Params:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace
+from stages.landscape.describe import COUNTED
 from stages.landscape.intervals import wilson
 from stages.report import figures
 from stages.report.bias import HOW, landscape_bias
@@ -119,6 +120,7 @@ def write_landscape_report(
         contents=[(key, title) for key, title in titles.items() if parts[key]],
         top=top,
         exact=bool(summary.get("exact")),
+        counted=COUNTED,
         modes_skipped=[" × ".join(names) for names in summary.get("modes_skipped") or []],
         skipped=[(entry["file"], entry["reason"]) for entry in skipped],
         provenance=list(flatten(provenance)),

@@ -4,7 +4,7 @@ It measures what each concept does, alone and in company, and proposes levels wi
 find. See docs/screening.md.
 """
 
-from stages.screening.first_pass import screen
+from stages.screening.first_pass import fewest_probes, screen
 from stages.screening.ranges import Axis, declared_bounds
 from stages.screening.record import ConceptScreening, Screening, ScreenSettings
 from stages.screening.surface import Surface, fit_surface
@@ -16,6 +16,7 @@ __all__ = [
     "Screening",
     "Surface",
     "declared_bounds",
+    "fewest_probes",
     "fit_surface",
     "screen",
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def screen(
     ledger: Callable[[Levels], Ledger] = lambda _levels: Ledger(),
     compute: Compute | None = None,
     tell: Callable[[int, str], None] = lambda _spent, _note: None,
+    droppable: bool = True,
 ) -> Screening:
     """Screen the concepts of a task on its discover items.
 
@@ -59,19 +61,30 @@ def screen(
         ledger: opens the answers to probes of a grid; with files behind them a screening can be resumed.
         compute: threads and batch size of the model.
         tell: called with (unique probes spent, what they are for).
+        droppable: whether the task can do without some of its concepts.
 
     Raises:
         UsageError: when there are no items to screen on, or too few probes to measure every concept.
     """
     probes = Probes(load, levels, settings.probes, ledger, compute, tell)
-    return _Screen(probes, settings, seed).run()
+    return _Screen(probes, settings, seed, droppable).run()
+
+
+def fewest_probes(task: Task) -> int:
+    """Unique probes from which every concept of a task can be measured alone on enough items."""
+    ends = [len(Axis(concept, None).ends) for concept in task.concepts.concepts]
+    return _fewest(1 + sum(ends))
+
+
+def _fewest(cells: int) -> int:
+    return ceil(_FEWEST_ITEMS * cells / _ALONE)
 
 
 class _Screen:
     """One screening: each method is a part of it, in the order of the head of this module."""
 
-    def __init__(self, probes: Probes, settings: ScreenSettings, seed: int) -> None:
-        self.probes, self.settings, self.seed = probes, settings, seed
+    def __init__(self, probes: Probes, settings: ScreenSettings, seed: int, droppable: bool) -> None:
+        self.probes, self.settings, self.seed, self.droppable = probes, settings, seed, droppable
         self.axes = probes.axes
         self.names = [axis.concept.name for axis in self.axes]
         self.rng = np.random.default_rng(seed)
@@ -91,7 +104,7 @@ class _Screen:
         seen = [self.judge(j, share, spread, now) for j, share in enumerate(surface.shares())]
         together = self.take_out(seen, grid)
         dropped = {concept.name for concept in seen if concept.verdict == "no effect seen"}
-        if len(dropped) == len(seen):  # an audit needs something to search
+        if not self.droppable or len(dropped) == len(seen):  # an audit needs something to search
             dropped = set()
         kept = {name: levels for name, levels in grid.items() if name not in dropped}
         proposed = None if kept == self.own else self.probes.uniform(kept, self.probes.left, self.rng, "check")
@@ -120,9 +133,9 @@ class _Screen:
                 cells[-1][j] = end
         n_items = min(len(self.probes.item_ids), int(_ALONE * self.settings.probes) // len(cells))
         if n_items < min(_FEWEST_ITEMS, len(self.probes.item_ids)):
-            need = round(_FEWEST_ITEMS * len(cells) / _ALONE)
             raise UsageError(
-                f"{self.settings.probes} probes are too few for {len(self.names)} concepts: at least {need}"
+                f"{self.settings.probes} probes are too few for {len(self.names)} concepts with these levels:"
+                f" at least {_fewest(len(cells))} (--probes)"
             )
         items = np.sort(self.rng.choice(len(self.probes.item_ids), n_items, replace=False))
         rows = self.probes.ask(self.own, np.repeat(items, len(cells)), np.tile(cells, (n_items, 1)), ALONE)
@@ -232,23 +245,32 @@ class _Screen:
 
         Too harsh: every concept as far as alone it does no more than a common bound, so that the harshest are drawn in
         first. Too mild: all by the same factor, which keeps the user's proportions; where a bound ends one, others
-        go on.
+        go on. Categories cannot be drawn in: where they alone are too harsh, no levels of the others make up for them,
+        and these are drawn as if the categories were at their base, or they would end where they do nothing.
         """
         aim = self.settings.aim + self.predicted(surface, factors) - rate
         if self.predicted(surface, [1.0] * len(self.axes)) > aim:
             harms = [self._harm(surface, j) for j in range(len(self.axes))]
             worst = max(float(harm.max()) for harm in harms)
-            return self._bisect(surface, partial(self._narrowed, harms), 0.0, worst, aim)
+            path = partial(self._narrowed, harms)
+            reachable = self.predicted(surface, path(0.0)) <= aim
+            return self._bisect(surface, path, 0.0, worst, aim, categories=reachable)
         widest = min(self.settings.widest, _STEP * max(factors))
         return self._bisect(surface, self._widened, 1.0, widest, aim)
 
     def _bisect(
-        self, surface: Surface, factors_at: Callable[[float], list[float]], low: float, high: float, aim: float
+        self,
+        surface: Surface,
+        factors_at: Callable[[float], list[float]],
+        low: float,
+        high: float,
+        aim: float,
+        categories: bool = True,
     ) -> list[float]:
         """Factors where a path on which the failure rate rises comes nearest to the one aimed at."""
 
         def miss(x: float) -> float:
-            return self.predicted(surface, factors_at(x)) - aim
+            return self.predicted(surface, factors_at(x), categories) - aim
 
         if miss(high) <= 0:
             return factors_at(high)
@@ -280,11 +302,13 @@ class _Screen:
     def _widened(self, factor: float) -> list[float]:
         return [min(factor, axis.widest) for axis in self.axes]
 
-    def predicted(self, surface: Surface, factors: Sequence[float]) -> float:
-        """Failure rate over a grid, as the surface predicts it."""
+    def predicted(self, surface: Surface, factors: Sequence[float], categories: bool = True) -> float:
+        """Failure rate over a grid, as the surface predicts it; without `categories` with these at their base."""
         columns = []
         for j, (axis, factor) in enumerate(zip(self.axes, factors, strict=True)):
             strengths = axis.strengths(axis.scaled(factor))
+            if not categories and not axis.numeric:
+                strengths = strengths[[axis.base]]
             columns.append(strengths[(self.points[:, j] * len(strengths)).astype(np.int64)])
         return float(surface.rate(np.stack(columns, axis=1)).mean())
 

@@ -285,7 +285,11 @@ class Endpoint:
         said = self._said(status, content)
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             key = self.config.key_env
-            hint = f"it refuses the key in {key}" if key else "name the environment variable with the key: key_env"
+            hint = (
+                f"it refuses the key in {key}"
+                if key
+                else "name the environment variable with the key: prepare.model.key_env, for `faded init` --key-env"
+            )
             raise UsageError(f"{self.name} answers {said}: {hint}")
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             raise UsageError(f"{self.name} answers {said}: lower batch_size, {self.config.batch_size}")

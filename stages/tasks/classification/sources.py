@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.errors import UsageError
+from stages.errors import FadedError, UsageError
 from stages.tasks.classification.config import Label
 from stages.tasks.classification.imagenet import class_names
 from stages.tasks.classification.models import PER_CHANNEL, POSITIVE, Classifier
@@ -160,6 +160,7 @@ def check_answers(model: Classifier, where: str) -> Classifier:
 
     Raises:
         UsageError: when it does not.
+        InfrastructureError: when one behind HTTP does not answer.
     """
     wanted = (2, len(model.form.classes))
     try:
@@ -167,6 +168,8 @@ def check_answers(model: Classifier, where: str) -> Classifier:
             answer = model.eval()(torch.full((2, *model.form.shape), 0.5))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
+    except FadedError:  # a RuntimeError as well
+        raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise UsageError(
             f"{where}: it takes no pictures of shape {model.form.shape}: {' '.join(str(error).split())[:300]}"
