@@ -16,7 +16,7 @@ from flows.compare import Run, check_alike, compare_revisions, differences, pair
 from flows.estimate import Estimate, estimate
 from flows.graph import Graph, Stage
 from flows.screen import _time
-from stages.errors import UsageError, run_as_command
+from stages.errors import Exit, UsageError, run_as_command
 from stages.files import record_probe_seconds
 from stages.params import Params
 from tests.planted import PlantedTask
@@ -390,3 +390,8 @@ def test_one_audit_at_a_time(tmp_path):
         assert f"process {process.pid}" in workspace.faded("status").stdout
         process.communicate("")
     assert workspace.executed() == []
+
+
+def test_where_nobody_reads_on_the_exit_code_is_not_that_of_a_failed_gate(toys):
+    done = toys.run(["bash", "-c", 'faded status | true; exit "${PIPESTATUS[0]}"'])
+    assert done.returncode == Exit.INFRASTRUCTURE, done.stdout

@@ -114,7 +114,7 @@ def _write_and_calibrate(
     if answers.model.absent or answers.data.absent:
         show_absent(console, name)
         return
-    with _undone_if_wrong(name, questions.answers, made, console):
+    with _undone_if_wrong(name, questions, made, console):
         found = calibrate(load_params(PARAMS), draft, options.probes, console)
     final = calibrated(draft, found, budget=options.budget)
     text = _text(here)
@@ -128,10 +128,11 @@ def _write_and_calibrate(
 
 
 @contextmanager
-def _undone_if_wrong(
-    name: str, answers: Mapping[str, str | bool], made: Sequence[Placed], console: Console
-) -> Iterator[None]:
-    """Take an audit out of params.yaml again where its model or data turn out to be wrong; answers are kept."""
+def _undone_if_wrong(name: str, questions: Questions, made: Sequence[Placed], console: Console) -> Iterator[None]:
+    """Take an audit out of params.yaml again where its model or data turn out to be wrong.
+
+    What a person answered is kept. Guesses are not: another model or other data have others.
+    """
     try:
         yield
     except UsageError:
@@ -140,7 +141,8 @@ def _undone_if_wrong(
         if same is not None and (old := same.found_in(text)) is not None:
             replace_file(PARAMS, without(text, old))
             take_away(Path(), name, made)
-            remember(Path(), Unfinished(name, dict(answers)))
+            given = {key: answer for key, answer in questions.answers.items() if key not in questions.unasked}
+            remember(Path(), Unfinished(name, given))
             console.print(f"{PARAMS} is as it was", style="yellow", highlight=False)
         raise
 
