@@ -3,21 +3,24 @@
     .venv/bin/python -m benchmarks.backends [imagenet] [--batch-size 32] [--threads 1] [--rounds 5]
 
 Prepares the audit's model and items in a temporary folder. *network* is the network alone on a batch that lies ready in
-memory, *probes* is `task.probe`: transforms, network, judging. All are measured in turns, round by round; CPU time as
-well, because cores are shared. *off by* is the largest difference of the logits from those of eager float32, as a share
-of the largest of these. docs/speed.md has what came out.
+memory, *probes* is `task.probe`: transforms, network, judging. All are measured in turns, in another order each
+round; CPU time as well, because cores are shared. *off by* is the largest difference of the logits from those of eager
+float32, as a share of the largest of these. docs/speed.md has what came out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +37,19 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     start, used = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start, time.process_time() - used
+
+
+def in_turns(works: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, list[tuple[float, float]]]:
+    """Time all of some works in each round; what ran before may leave the processor slower, so their order changes."""
+    taken: dict[Any, list[tuple[float, float]]] = {name: [] for name in works}
+    turns = list(works)
+    for turn in range(rounds + 1):
+        random.Random(turn).shuffle(turns)
+        for name in turns:
+            one = timed(works[name])
+            if turn:  # the first warms up
+                taken[name].append(one)
+    return taken
 
 
 def main() -> None:
@@ -80,13 +96,10 @@ def main() -> None:
             for _ in range(args.batches):
                 task.probe(items, cells)
 
-        taken: dict = {(kind, what): [] for kind in tasks for what in ("network", "probes")}
-        for round_ in range(args.rounds + 1):
-            for kind, task in tasks.items():
-                for work in (network, probes):
-                    one = timed(lambda: work(task))  # noqa: B023
-                    if round_:  # the first warms up
-                        taken[kind, work.__name__].append(one)
+        works = {
+            (kind, work.__name__): partial(work, task) for kind, task in tasks.items() for work in (network, probes)
+        }
+        taken = in_turns(works, args.rounds)
         far = {k: float((t.logits(items, cells) - wanted).abs().max() / wanted.abs().max()) for k, t in tasks.items()}
 
     n = args.batch_size * args.batches
