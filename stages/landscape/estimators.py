@@ -89,7 +89,7 @@ class Process:
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """See Estimator."""
         posterior = self._posterior
-        return posterior.offset + posterior.features.at_probes(self._weights, items, cells)
+        return posterior.offset + posterior.features.at_probes(self._weights, items, cells).T
 
     def over_items(self, cells: np.ndarray, spread: bool = True) -> Iterator[np.ndarray]:
         """See Estimator."""

@@ -109,7 +109,9 @@ class Features:
         self.which = which[: self.cell_index.max() + 1]
         self.prior = joint[top] / joint[top].sum()
         self._levels = [vectors for _, vectors in levels]
-        used = int(self.item_index.max()) + 1
+        # Eigenvectors that no feature uses add zeros. Of few items all are kept, as cutting them moves the last digits of
+        # sums, and with them searches and modes: results that were published would be no more reproduced.
+        used = int(self.item_index.max()) + 1 if len(self.averaged) < len(items) else len(items)
         self._factor, self._alike = items, hyper.alike
         self._values, self._vectors = item_values[:used], np.ascontiguousarray(item_vectors[:, :used])
         # Items that are no landmarks are placed when they are asked for: a search asks a few of very many.
@@ -132,9 +134,8 @@ class Features:
         return self._items[items][:, self.item_index] * self.of_cells(cells)[:, self.cell_index]
 
     def at_probes(self, weights: np.ndarray, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Values of weighted sums of features (m, rank) or (rank,) at n probes: (m, n) or (n,)."""
-        parts = [weights @ self.of_probes(items[rows], cells[rows]).T for rows in _chunks(len(items))]
-        return np.concatenate(parts, axis=-1)
+        """Values of weighted sums of features (m, rank) or (rank,) at n probes: (n, m) or (n,)."""
+        return np.concatenate([self.of_probes(items[rows], cells[rows]) @ weights.T for rows in _chunks(len(items))])
 
     def over_items(self, weights: np.ndarray, cell_features: np.ndarray) -> np.ndarray:
         """Value of the weighted sum of features (rank,) for the items averaged over at some cells: (items, cells)."""
