@@ -109,14 +109,17 @@ class Features:
         self.which = which[: self.cell_index.max() + 1]
         self.prior = joint[top] / joint[top].sum()
         self._levels = [vectors for _, vectors in levels]
-        # Eigenvectors that no feature uses add zeros. Of few items all are kept: to cut them moves the last digits of
-        # sums, and with these searches and modes, so that results that were published would not come again.
-        used = int(self.item_index.max()) + 1 if len(self.averaged) < len(items) else len(items)
         self._factor, self._alike = items, hyper.alike
-        self._values, self._vectors = item_values[:used], item_vectors[:, :used]
-        # Items that are no landmarks are placed when they are asked for: a search asks a few of very many.
-        self._items, self._known = np.empty((len(items), used)), np.zeros(len(items), dtype=bool)
-        self._items[self.averaged], self._known[self.averaged] = self._vectors, True
+        self._values, self._vectors = item_values, item_vectors
+        self._items, self._known = item_vectors, np.ones(len(items), dtype=bool)
+        if len(self.averaged) < len(items):
+            # Items that are no landmarks are placed when they are asked for: a search asks a few of very many. What no
+            # feature uses is cut off; of few items it is not, as that would move the last digits of sums, and with
+            # these searches and modes: results that were published would not come again.
+            used = int(self.item_index.max()) + 1
+            self._values, self._vectors = item_values[:used], item_vectors[:, :used]
+            self._items, self._known = np.empty((len(items), used)), np.zeros(len(items), dtype=bool)
+            self._items[self.averaged], self._known[self.averaged] = self._vectors, True
 
     def of_cells(self, cells: np.ndarray) -> np.ndarray:
         """Cell features of cells (n, concepts): (n, cell features)."""
