@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from rich.prompt import Confirm, Prompt
+from rich.text import Text
 
 import flows.init.calibrate
 from flows.init.answers import Answers, ask, shape_shown
@@ -159,6 +160,16 @@ def test_on_a_terminal_it_asks_again_until_the_answer_will_do(monkeypatch):
     assert questions({}, asks=True).text("data", "Data", check=check) == "pets"
     monkeypatch.setattr(Confirm, "ask", lambda *_a, **_k: False)
     assert questions({}, asks=True).confirm("repair", "Repair", True) is False
+
+
+def test_names_in_the_data_are_no_markup_of_a_question(monkeypatch):
+    """A folder or a column may be called so; the terminal has to show it and not to stumble over it."""
+    seen = []
+    for ask_ in (Prompt, Confirm):
+        monkeypatch.setattr(ask_, "ask", lambda question, **_: seen.append(Text.from_markup(question).plain) or "x")
+    questions({}, asks=True).text("text", "Which column ([/bold], [red]a)")
+    questions({}, asks=True).confirm("repair", "Repair [/bold]", True)
+    assert seen == ["Which column ([/bold], [red]a)", "Repair [/bold]"]
 
 
 def asked(repository: Path, **given: Any) -> Answers:

@@ -69,10 +69,10 @@ def ask(
     """
     model = _model(questions)
     kind = _kind(questions, model)
+    _refuse_idle(questions, kind, words)
     data = _data(questions, kind)
     said = [f"model: {model.said}", f"data:  {data.said}"]
     prompts = ask_prompts(questions, data, words) if kind == "text-to-image" else None
-    _refuse_idle(questions, kind, words)
     classifies = kind == "image-classification"
     classes = ask_classes(questions, model, data) if classifies else []
     mapping = _labels(questions, model, classes, data, labels, said) if classifies else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.prompt import Confirm, Prompt
 
 from stages.errors import UsageError, did_you_mean
@@ -86,7 +87,7 @@ class Questions:
         guess = earlier if isinstance(earlier, bool) else guess
         given = self._options.get(name)
         if given is None and self._asks:
-            answer = Confirm.ask(question, console=self._console, default=guess)
+            answer = Confirm.ask(escape(question), console=self._console, default=guess)
         else:
             answer = bool(self._unasked(name, given, guess, f"--{name} or --no-{name}", question))
         self.answers[name] = answer
@@ -102,11 +103,11 @@ class Questions:
 
     def go_on(self, question: str) -> bool:
         """Whether to go on, where somebody can be asked; else yes."""
-        return Confirm.ask(question, console=self._console, default=True) if self._asks else True
+        return Confirm.ask(escape(question), console=self._console, default=True) if self._asks else True
 
     def _typed(self, name: str, question: str, guess: str | None, check: Check) -> str:
         while True:
-            typed = Prompt.ask(question, console=self._console, default=guess)
+            typed = Prompt.ask(escape(question), console=self._console, default=guess)
             if typed is None or not typed.strip():
                 self._console.print("an answer is needed", style="yellow")
                 continue
