@@ -65,10 +65,10 @@ def s3_remote(workspace: Workspace, url: str) -> None:
     dvc(workspace, "remote", "modify", "store", "endpointurl", url)
 
 
-def until(condition: Callable[[], bool], limit: float = 120.0) -> None:
+def until(condition: Callable[[], bool], limit: float = 120.0, log: Path | None = None) -> None:
     deadline = time.monotonic() + limit
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, log.read_text() if log else f"not so after {limit:g} s"
         time.sleep(0.05)
 
 
@@ -85,12 +85,15 @@ class Cluster:
         self.address = f"127.0.0.1:{port}"
         self.workers: list[subprocess.Popen[bytes]] = []
         self._scratch = Path(mkdtemp(prefix="faded-"))  # Ray's sockets need a short path
-        self._head = self._started(*(DASK_HEAD if kind == "dask" else RAY_HEAD), port=str(port))
+        self._head = self._started("head", *(DASK_HEAD if kind == "dask" else RAY_HEAD), port=str(port))
 
-    def _started(self, *command: str, port: str = "", **env: str) -> subprocess.Popen[bytes]:
-        """A process that is there: on a busy machine Ray's give up after 30 seconds, and are started again."""
+    def _started(self, name: str, *command: str, port: str = "", **env: str) -> subprocess.Popen[bytes]:
+        """A process that is there: on a busy machine Ray's give up after 30 seconds, and are started again.
+
+        Each has a log of its own: in one file the head's next line would cover a worker's word that it is there.
+        """
         words = [word.format(port=port, address=self.address, scratch=self._scratch) for word in command]
-        log = self.home / f"cluster-{len(self.workers)}.log"
+        log = self.home / f"cluster-{name}.log"
         for _ in range(4):
             with log.open("wb") as out:
                 process = subprocess.Popen(
@@ -101,7 +104,7 @@ class Cluster:
                     stderr=out,
                     start_new_session=True,
                 )
-            until(partial(_came_up_or_ended, process, log))
+            until(partial(_came_up_or_ended, process, log), log=log)
             if process.poll() is None:
                 return process
         raise AssertionError(log.read_text())
@@ -109,7 +112,7 @@ class Cluster:
     def add(self, clone: Workspace) -> None:
         """A machine whose clone this is."""
         command = DASK_WORKER if self.kind == "dask" else RAY_WORKER
-        self.workers.append(self._started(*command, FADED_WORKSPACE=str(clone.path)))
+        self.workers.append(self._started(f"worker-{len(self.workers)}", *command, FADED_WORKSPACE=str(clone.path)))
 
     def lose(self, which: int) -> None:
         """A machine goes off."""

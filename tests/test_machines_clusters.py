@@ -114,7 +114,7 @@ def test_a_machine_that_is_killed_is_made_up_for_and_nothing_is_computed_again(
         "audit", "--all", "--runner", f"{cluster.kind}={cluster.address}", PREFECT_API_URL=prefect_server
     )
     log = driver.path / ".faded-test.log"
-    until(lambda: any(at_work(worker) for worker in workers) or process.poll() is not None)
+    until(lambda: any(at_work(worker) for worker in workers) or process.poll() is not None, log=log)
     dying = next(i for i, worker in enumerate(workers) if at_work(worker))
     stage = running("-m stages.discover", workers[dying])
     cluster.lose(dying)
