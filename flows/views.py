@@ -137,6 +137,13 @@ def show_status(console: Console, stages: Sequence[Stage], verdicts: Sequence[Ve
         console.print(_verdict_line(verdict) + note, highlight=False)
 
 
+def show_uncalibrated(console: Console, audits: Sequence[str]) -> None:
+    """Audits that `faded init` wrote and did not measure yet."""
+    for name in audits:
+        told = f"{name}: its levels are not calibrated yet; `faded init --name {name}` goes on where it stopped"
+        console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def show_comparison(console: Console, comparison: Comparison) -> None:
     """Two revisions side by side."""
     c = comparison

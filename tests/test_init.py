@@ -15,6 +15,7 @@ from flows.init.block import Draft, with_blocks, without
 from flows.init.calibrate import nearest
 from flows.init.propose import search_budget
 from flows.init.run import Options
+from flows.init.state import uncalibrated
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
 from tests.own_model import SIDE, WEIGHTS, init, options, screening
@@ -143,6 +144,7 @@ def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured
         init()
     between = (repository / "params.yaml").read_text()
     assert "Not calibrated yet" in between
+    assert "shapes: its levels are not calibrated yet" in Workspace(repository).faded("status").stdout
     load_params(repository / "params.yaml").audit("shapes")
     measured(screening(0.02, 0.2, [0.0, 20.0]))
     told = init(given=Options({}, yes=True))  # its answers are remembered
@@ -150,6 +152,7 @@ def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured
     after = (repository / "params.yaml").read_text()
     assert after.count("  shapes:") == 2  # under audits: and repairs:
     assert "rotation: [0, 20]" in after
+    assert uncalibrated(repository) == []
 
 
 def test_other_answers_take_the_place_of_what_was_not_finished(repository, measured):

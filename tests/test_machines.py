@@ -20,10 +20,13 @@ from pydantic import ValidationError
 
 from flows.graph import read_graph
 from flows.machines import Made, Shipment, check_machines, pack, run_there, take_back
+from flows.machines.runner import Apart
 from flows.run_stage import StageResult
+from flows.runners import Job, Say
 from flows.workspace import exclusive
 from stages.errors import InfrastructureError, UsageError
 from stages.params.file import RunnerConfig
+from stages.provenance import versions
 from tests.clusters import clone, dvc, free_port, lock, run, s3_remote, until
 from tests.finished import inside
 from tests.workspace import ROOT, Workspace, make_workspace
@@ -205,6 +208,35 @@ def test_where_its_clone_is_a_worker_may_say_itself(made, monkeypatch, tmp_path)
         run_there(shipment, lambda line: None)
     monkeypatch.setenv("FADED_WORKSPACE", str(worker.path))
     assert run_there(shipment, lambda line: None).made.host == f"{socket.gethostname()}:{worker.path}"
+
+
+@pytest.mark.parametrize("outcome", ["ran", "restored"])
+def test_a_worker_with_other_packages_is_told_once_it_has_computed_something(origin, tmp_path, outcome):
+    driver, worker = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "worker")
+    mine = versions()
+
+    class Older:
+        def run(self, job: Job, say: Say) -> StageResult:
+            assert job.shipment is not None
+            result = run_there(job.shipment, say)
+            assert result.made is not None
+            assert result.made.versions == mine
+            older = {
+                **mine,
+                "numpy": "1.0",
+                "torch": mine["torch"].partition("+")[0] + "+cu1",
+                "dvc": "1.0",
+                "new": "1",
+            }
+            made = result.made.model_copy(update={"versions": older})
+            return result.model_copy(update={"made": made, "outcome": outcome})
+
+    said: list[str] = []
+    with inside(driver):
+        Apart(Older(), there(worker)).run(Job("prepare@tiny", 0, str(driver.path)), said.append)
+    host = f"{socket.gethostname()}:{worker.path}"
+    told = [f"{host} has numpy 1.0 (here {mine['numpy']}): results are of its versions"]
+    assert said[said.index(f"from {host}") + 1 :] == (told if outcome == "ran" else [])
 
 
 def test_what_was_not_asked_for_is_not_taken(made, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -99,14 +100,16 @@ def status(audits: Audits = None) -> None:
     """Say of every stage whether it is fresh, of every audit what its last verdict was, and what waits for a person."""
     from flows.approval import expire, how_to_decide, needs_decision
     from flows.graph import read_graph
+    from flows.init.state import uncalibrated
     from flows.results import read_verdict
-    from flows.views import show_status
+    from flows.views import show_status, show_uncalibrated
     from flows.workspace import running_audit
 
     params, names = open_workspace(audits, not audits)
     with working("asking DVC what is stale"):
         graph = read_graph()
     show_status(console, graph.of(names), [read_verdict(params, name) for name in names], running_audit())
+    show_uncalibrated(console, [name for name in uncalibrated(Path()) if name in names])
     for name in names:
         expire(params, name)
         if needs_decision(params, name) is not None:

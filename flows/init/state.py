@@ -60,5 +60,11 @@ def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
             yield one
 
 
+def uncalibrated(workspace: Path) -> list[str]:
+    """Names of audits that params.yaml holds as an `init` wrote them that did not finish."""
+    text = (workspace / "params.yaml").read_text(encoding="utf-8")
+    return [one.name for one in unfinished(workspace, text) if one.written]
+
+
 def _path(workspace: Path, name: str) -> Path:
     return workspace / WORK / "init" / f"{name}.json"

@@ -20,6 +20,7 @@ from flows.run_stage import StageResult, run_stage
 from flows.workspace import exclusive, running_audit
 from stages.environment import WORK
 from stages.errors import FadedError, InfrastructureError, UsageError
+from stages.provenance import versions
 
 LOCK = WORK / "machines.lock"
 BROUGHT = WORK / "machines.json"  # outputs that shipments left here, by path
@@ -62,7 +63,7 @@ def bring_up_to_date(shipment: Shipment, host: str) -> StageResult:
         lock = _lock(shipment.stage)
         store.push(lock["outs"])
         store.remember(store.stage(shipment.stage))
-    return result.model_copy(update={"made": Made(host=host, lock=lock)})
+    return result.model_copy(update={"made": Made(host=host, lock=lock, versions=versions())})
 
 
 def _write_texts(shipment: Shipment) -> None:

@@ -11,10 +11,12 @@ from flows.machines.shipment import Entry, Made, Shipment
 from flows.machines.store import Store, entry_of, opened
 from stages.errors import InfrastructureError, UsageError
 from stages.params import Params, RunnerConfig, load_params
+from stages.provenance import versions
 
 if TYPE_CHECKING:
     from dvc.stage import PipelineStage
 
+_OF_NO_RESULT = ("faded", "dvc", "prefect")  # the code itself is compared by content
 _TEXTS = ("params.yaml", "dvc.yaml", "faded.json")
 
 
@@ -109,6 +111,21 @@ def take_back(shipment: Shipment, made: Made) -> None:
                 raise InfrastructureError(
                     f"{shipment.stage} ran on {made.host}, but this workspace changed meanwhile: {_told(stale)}"
                 )
+
+
+def other_packages(made: Made) -> str:
+    """Which packages a worker has in other versions than the driver, in words; empty for none.
+
+    DVC compares code and data, not these. What a machine lacks says nothing, nor does a build ("+cu128"): a driver
+    without GPU is one of many.
+    """
+    here = versions()
+    differing = [
+        f"{name} {there} (here {here[name]})"
+        for name, there in made.versions.items()
+        if name in here and name not in _OF_NO_RESULT and there.partition("+")[0] != here[name].partition("+")[0]
+    ]
+    return f"{made.host} has {', '.join(differing)}: results are of its versions" if differing else ""
 
 
 def hashes(stage: PipelineStage) -> dict[str, str]:

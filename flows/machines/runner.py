@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flows.machines.driver import pack, take_back, travels
+from flows.machines.driver import other_packages, pack, take_back, travels
 from flows.run_stage import StageResult, run_stage
 from flows.runners import Job, Runner, Say
 from stages.errors import InfrastructureError
@@ -32,4 +32,6 @@ class Apart:
             raise InfrastructureError(f"{job.stage}: the worker did not say what it made")
         take_back(shipment, result.made)
         say(f"from {result.made.host}")
+        if result.outcome == "ran" and (told := other_packages(result.made)):
+            say(told)
         return result

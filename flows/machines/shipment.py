@@ -51,7 +51,9 @@ class Made(BaseModel):
     Args:
         host: the worker's machine and clone, "node3:/srv/faded".
         lock: what dvc.lock of its clone says of the stage.
+        versions: of the packages there that can change a result.
     """
 
     host: str
     lock: Entry
+    versions: dict[str, str] = {}
