@@ -55,7 +55,7 @@ def running(what: str, workspace: Workspace, limit: float = 120.0) -> psutil.Pro
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
-    _gone, alive = psutil.wait_procs(processes, timeout=20)
+    _gone, alive = psutil.wait_procs(processes, timeout=60)
     return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 

@@ -89,7 +89,7 @@ def assert_gpus_are_shared_out(recorded: list[dict[str, Any]], devices: tuple[st
 
 def wait_for_toys(toys: Workspace, number: int) -> set[str]:
     """Wait until so many stages have begun, and say which."""
-    deadline, record = time.monotonic() + 60, toys.path / "executed.txt"
+    deadline, record = time.monotonic() + 120, toys.path / "executed.txt"
     while len(begun := set(record.read_text().split() if record.exists() else [])) < number:
         assert time.monotonic() < deadline, begun
         time.sleep(0.05)
@@ -173,7 +173,7 @@ def test_a_cluster_is_ended_where_the_temporary_folder_is_a_link(tmp_path, monke
     with reaped_folder("faded-") as folder:
         process = subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE)
         process.stdout.readline()
-    assert process.wait(timeout=10) == -signal.SIGKILL
+    assert process.wait(timeout=60) == -signal.SIGKILL
     assert list((tmp_path / "real").iterdir()) == []
 
 
@@ -360,7 +360,7 @@ def dask_at(tmp_path) -> Iterator[At]:
         for process in started:
             process.terminate()
         for process in started:
-            process.wait(timeout=30)
+            process.wait(timeout=60)
 
 
 @pytest.mark.slow

@@ -293,7 +293,7 @@ def test_a_divided_audit_goes_on_after_a_share_was_killed_and_ends_alike(tmp_pat
     process = disturbed.start("audit", **server)
     ledger = wait_for(disturbed.path / ".faded/scratch/tiny/explore-1", "*/ledger.jsonl")
     stage = next(p for p in psutil.process_iter(["cmdline", "cwd"]) if is_share(p, disturbed))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not ledger.read_bytes() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGSTOP)  # the flow does not retry before it is killed itself
