@@ -65,7 +65,7 @@ class Estimate:
         """How long it would take, and how that is known."""
         known = [e for e in self.stages if e.seconds is not None]
         count = sum(e.stage.kind == SHARE for e in self.stages)
-        shares = f"; the {count} shares may run side by side" if count else ""
+        shares = f"; the {count} shares may run side by side" if count > 1 else ""
         if not known:
             before = " before prepare ran" if any(e.stage.kind == "prepare" for e in self.stages) else ""
             return f"time unknown{before}, {len(self.stages)} stage(s) never ran here{shares}"
@@ -73,6 +73,8 @@ class Estimate:
         sources = {e.source for e in known}
         source = ", ".join(said for name, said in SAID.items() if name in sources)
         more = f"; {unknown} stage(s) never ran here" if unknown else ""
+        if any(e.stage.kind == "restructure" and e.seconds is None for e in self.stages):
+            more += ", the training of the repair among them, which may take longer than all else"
         return f"about {duration(sum(e.seconds or 0 for e in known))} ({source}){more}{shares}"
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.linked import note_linked_folders
 from flows.pipeline import is_own
 from stages.errors import InfrastructureError, UsageError
 
 FIRST_STAGES = ("prepare", "discover", "summarize")  # an audit has at least these
+RUNS_NOW = "runs now"
 SHARE = "explore"  # a stage of it is named by audit and part: explore@mnist-2
 
 
@@ -91,12 +93,16 @@ class Graph:
         return [stage for stage in self if stage.name in names]
 
 
-def read_graph(root: Path = Path()) -> Graph:
+def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     """Ask DVC once for all stages and their state, under its lock: a stage that is being written cannot be read half.
+
+    Args:
+        root: the workspace.
+        looks: nothing will be run, so that a stage which a process is at work on is told as `RUNS_NOW`.
 
     Raises:
         UsageError: when dvc.yaml or .dvc is missing or wrong.
-        InfrastructureError: when another process holds outputs of a stage.
+        InfrastructureError: when another process holds outputs of a stage, unless one only looks.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
@@ -105,14 +111,15 @@ def read_graph(root: Path = Path()) -> Graph:
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
         with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
-            return _snapshot(repo, root)
+            note_linked_folders(repo, root)
+            return _snapshot(repo, root, looks)
     except LockError as error:
         raise InfrastructureError(f"DVC: {error}") from None
     except DvcException as error:
         raise UsageError(f"DVC cannot read the graph in {root.resolve()}: {_causes(error)}") from None
 
 
-def _snapshot(repo: Any, root: Path) -> Graph:
+def _snapshot(repo: Any, root: Path, looks: bool) -> Graph:
     import networkx
 
     ours = (root.resolve() / "dvc.yaml").relative_to(repo.root_dir).as_posix()
@@ -136,7 +143,7 @@ def _snapshot(repo: Any, root: Path) -> Graph:
             gpus=int((stage.meta or {}).get("gpus", 0)),
             upstream=tuple(sorted(_name(upstream, ours) for upstream in graph.successors(stage))),
             size=sum(sizes) if sizes else None,
-            reasons=_reasons(stage),
+            reasons=_reasons(stage, looks),
         )
     return Graph(stages)
 
@@ -156,8 +163,15 @@ def _name(stage: Any, ours: str) -> str:
     return str(name) if name and where == ours else f"{where}:{name}" if name else where
 
 
-def _reasons(stage: Any) -> tuple[str, ...]:
-    status = [entry for entries in stage.status().values() for entry in entries]
+def _reasons(stage: Any, looks: bool) -> tuple[str, ...]:
+    from dvc.lock import LockError
+
+    try:
+        status = [entry for entries in stage.status().values() for entry in entries]
+    except LockError:
+        if looks:
+            return (RUNS_NOW,)
+        raise
     dependencies = {
         k: v for entry in status if isinstance(entry, dict) for k, v in entry.get("changed deps", {}).items()
     }

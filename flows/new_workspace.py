@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -68,6 +69,9 @@ def write_workspace(folder: Path) -> list[Path]:
         if not path.exists():
             put(path, text)
             written.append(path)
+        elif path.name == PARAMS.name and (whole := _with_all_parts(text_of(path))) != text_of(path):
+            put(path, whole)
+            written.append(path)
     return written
 
 
@@ -114,6 +118,12 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
     put(path, text)
 
 
+def _with_all_parts(params: str) -> str:
+    """A params.yaml that was written by hand, with the parts at its end that dvc.yaml needs and nobody thinks of."""
+    missing = [f"{part}: {{}}" for part in ("repairs", "shards") if not re.search(rf"^{part}:", params, re.MULTILINE)]
+    return "\n".join([params.rstrip("\n"), "", *missing, ""]) if missing else params
+
+
 def _refuse_foreign(folder: Path) -> None:
     """What is not of Faded is not written over."""
     params = text_of(folder / PARAMS)
@@ -123,10 +133,10 @@ def _refuse_foreign(folder: Path) -> None:
         RECORD: (folder / RECORD).exists() and not read_record(folder),
     }
     if names := [str(name) for name, there in foreign.items() if there]:
+        are, stay = ("is", "stays as it is") if len(names) == 1 else ("are", "stay as they are")
         raise UsageError(
-            f"{' and '.join(names)} in {folder.resolve()} {'is' if len(names) == 1 else 'are'} not Faded's, and stay"
-            f"{'s' if len(names) == 1 else ''} as it is: make a folder for audits beside it, `mkdir {folder / 'audit'}"
-            f" && faded init {folder / 'audit'}`"
+            f"{' and '.join(names)} in {folder.resolve()} {are} not Faded's, and {stay}: make a folder for audits"
+            f" beside it, `mkdir {folder / 'audit'} && faded init {folder / 'audit'}`"
         )
 
 

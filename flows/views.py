@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.graph import RUNS_NOW
 from flows.results import gate_word
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ def show_status(console: Console, stages: Sequence[Stage], verdicts: Sequence[Ve
             state, why = "[yellow]stale[/]", escape(_shorten(stage.reasons))
             if all(reason.endswith("missing") for reason in stage.reasons):
                 state = "[yellow]missing[/]"
+            elif stage.reasons == (RUNS_NOW,):
+                state, why = f"[cyan]{RUNS_NOW}[/]", ""
         elif behind.intersection(stage.upstream):
             state, why = "[yellow]behind[/]", "depends on a stale stage"
         else:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from stages.code import RECORD
 from stages.environment import DEFAULTS, WORK, set_defaults
 from stages.errors import InfrastructureError, UsageError
 
@@ -31,6 +32,12 @@ def enter_workspace() -> Path:
     if folder is None:
         raise UsageError(
             f"no params.yaml and dvc.yaml in {here} or above: run faded inside a workspace; `faded init` makes one"
+        )
+    if not has_audits(folder) and not (folder / RECORD).is_file():
+        below = sorted(f.name for f in here.iterdir() if (f / RECORD).is_file() and has_audits(f))
+        raise UsageError(
+            f"params.yaml and dvc.yaml in {folder} are not Faded's: run faded inside a workspace"
+            + (f", such as {here / below[0]}" if below else "; `faded init` makes one")
         )
     os.chdir(folder)
     # Prefect's own console output is off because `faded` prints the same lines itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -230,6 +231,9 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
         assert [e.probes for e in estimated("re_evaluate").stages] == [1200 + 200 + 3 * items]
     said = "about 8 min 30 s (by what a probe took in prepare); 1 stage(s) never ran here"
     assert estimated(*searching, "summarize").time == said
+    assert estimated(*searching, "restructure").time == f"{said}, the training of the repair among them, which may" + (
+        " take longer than all else"
+    )
     assert _time("tiny", params.audits["tiny"], 600) == "about 3 min 0 s by what a probe took in prepare"
 
     # With prepare stale that was another model; what the stage itself took here says more, and last the benchmarks.
@@ -390,6 +394,18 @@ def test_one_audit_at_a_time(tmp_path):
         assert f"process {process.pid}" in workspace.faded("status").stdout
         process.communicate("")
     assert workspace.executed() == []
+
+
+def test_a_pipeline_of_somebody_elses_is_told_from_a_workspace(toys, tmp_path):
+    (tmp_path / "params.yaml").write_text("train: {lr: 1}\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    done = Workspace(tmp_path).faded("status")
+    assert done.returncode == 2
+    assert f"in {tmp_path} are not Faded's: run faded inside a workspace, such as {toys.path}" in done.stdout
+    shutil.rmtree(toys.path)
+    assert "are not Faded's: run faded inside a workspace; `faded init` makes one" in (
+        Workspace(tmp_path).faded("status").stdout
+    )
 
 
 def test_where_nobody_reads_on_the_exit_code_is_not_that_of_a_failed_gate(toys):

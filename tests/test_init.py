@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import flows.init.run
 from flows.init.block import Draft, with_blocks, without
 from flows.init.calibrate import nearest
 from flows.init.propose import search_budget
@@ -19,7 +20,7 @@ from flows.init.state import uncalibrated
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
 from tests.own_model import SIDE, WEIGHTS, init, options, screening
-from tests.workspace import ROOT, Workspace, make_workspace
+from tests.workspace import ROOT, Workspace, audit_params, make_workspace
 
 pytest_plugins = ("tests.own_repository",)
 
@@ -147,12 +148,44 @@ def test_what_was_stopped_is_whole_and_goes_on_where_it_was(repository, measured
     assert "shapes: its levels are not calibrated yet" in Workspace(repository).faded("status").stdout
     load_params(repository / "params.yaml").audit("shapes")
     measured(screening(0.02, 0.2, [0.0, 20.0]))
-    told = init(given=Options({}, yes=True))  # its answers are remembered
+    (repository / "elsewhere").mkdir()
+    os.chdir(repository / "elsewhere")
+    told = init(given=Options({}, yes=True))  # its answers are remembered, and paths lead where they led
     assert "did not finish" in told
     after = (repository / "params.yaml").read_text()
     assert after.count("  shapes:") == 2  # under audits: and repairs:
     assert "rotation: [0, 20]" in after
     assert uncalibrated(repository) == []
+
+
+def test_budget_and_probes_are_remembered_too(repository, measured, monkeypatch):
+    measured(InfrastructureError("the disk is full"))
+    with pytest.raises(InfrastructureError):
+        init(given=options(budget=600, probes=170))
+    measured(screening(0.02, 0.2, [0.0, 20.0]))
+    asked = []
+    calibrate = flows.init.run.calibrate
+    monkeypatch.setattr(flows.init.run, "calibrate", lambda *a: asked.append(a[2]) or calibrate(*a))
+    init(given=Options({}, yes=True))
+    assert load_params(repository / "params.yaml").audit("shapes").discover.budget == 600
+    assert asked == [170]
+
+
+def test_a_bare_workspace_is_one_for_an_audit_that_is_written_by_hand(repository):
+    here = Workspace(repository)
+    refused = here.faded("init", "--bare", "--model", WEIGHTS, "--budget", "5")
+    assert refused.returncode == 2
+    assert "--bare makes a workspace without an audit: leave out --model, --budget" in refused.stdout
+    assert not (repository / "dvc.yaml").exists()
+    by_hand = yaml.safe_dump({"audits": {"mine": audit_params()}})
+    (repository / "params.yaml").write_text(by_hand)
+    shutil.copy(ROOT / "tests" / "planted.py", repository)
+    made = here.faded("init", "--bare")
+    assert made.returncode == 0, made.stdout
+    assert (repository / "params.yaml").read_text() == f"{by_hand}\nrepairs: {{}}\nshards: {{}}\n"
+    planned = here.faded("plan", "mine")
+    assert planned.returncode == 0 and "prepare@mine" in planned.stdout, planned.stdout
+    assert "it is a workspace already" in here.faded("init", "--bare").stdout
 
 
 def test_other_answers_take_the_place_of_what_was_not_finished(repository, measured):

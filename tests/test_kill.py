@@ -75,6 +75,19 @@ def test_killing_the_flow_leaves_no_orphan_and_the_next_run_goes_on(toys, server
     assert toys.executed().count("prepare@tiny") == 1  # what was finished is not run again
 
 
+def test_status_and_plan_of_a_stage_that_runs_now(toys, server):
+    toys.toy(prepare__tiny={"until": "go"})
+    process = toys.start("audit", **server)
+    running("-m stages.prepare", toys)
+    for command in ("status", "plan"):
+        done = toys.faded(command)
+        assert done.returncode == 0, done.stdout
+        [line] = [line for line in done.stdout.splitlines() if "prepare@tiny" in line]
+        assert "runs now" in line
+    (toys.path / "go").touch()
+    assert process.wait(timeout=300) == 0
+
+
 def test_killing_dvc_takes_the_stage_along_and_is_retried(toys, server):
     params = toys.params()
     toys.write_params({**params, "repairs": {}})

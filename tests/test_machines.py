@@ -239,6 +239,41 @@ def test_a_worker_with_other_packages_is_told_once_it_has_computed_something(ori
     assert said[said.index(f"from {host}") + 1 :] == (told if outcome == "ran" else [])
 
 
+def test_another_folder_than_the_drivers_workspace_is_refused_and_stays_as_it_is(made, tmp_path, monkeypatch):
+    shipped = made[2]
+    sound = shipped[0][0]
+    assert sound.within == "."
+    below = sound.model_copy(update={"within": "audit"})
+    with pytest.raises(UsageError, match=r"is not what the driver's workspace is: .*, the folder audit of its repos"):
+        run_there(below, lambda line: None)
+    foreign = tmp_path / "foreign"
+    (foreign / ".dvc").mkdir(parents=True)
+    for name in ("params.yaml", "dvc.yaml"):
+        (foreign / name).write_text("{}")
+    monkeypatch.setenv("FADED_WORKSPACE", str(foreign))
+    with pytest.raises(UsageError, match=r"from FADED_WORKSPACE\) is not what .*params.yaml, dvc.yaml and faded.json"):
+        run_there(sound, lambda line: None)
+    assert (foreign / "params.yaml").read_text() == (foreign / "dvc.yaml").read_text() == "{}"
+
+
+def test_a_linked_folder_that_holds_something_else_is_another_input(origin, tmp_path):
+    def pictures(machine: Workspace, text: str) -> None:
+        folder = machine.path / "pictures"
+        folder.mkdir()
+        (folder / "1.png").write_text(text)
+        (machine.path / "data/tiny/inputs/pictures").symlink_to("../../../pictures")
+
+    driver, worker = (clone(origin, tmp_path / name) for name in ("driver", "worker"))
+    pictures(driver, "one")
+    pictures(worker, "two")
+    with inside(driver):
+        read_graph()  # as every run begins
+    with pytest.raises(InfrastructureError, match="other bytes under data/tiny/inputs than the driver"):
+        ship(driver, worker, "prepare@tiny")
+    (worker.path / "pictures/1.png").write_text("one")
+    ship(driver, worker, "prepare@tiny")
+
+
 def test_what_was_not_asked_for_is_not_taken(made, tmp_path):
     driver, _, shipped = made
     shipment, result = shipped[1]

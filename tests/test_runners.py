@@ -226,6 +226,8 @@ def test_a_wrong_runner_is_refused_with_what_there_is(toys, monkeypatch):
         chosen(params, "rya")
     with pytest.raises(UsageError, match="threads have no address"):
         chosen(params, "threads=127.0.0.1:1")
+    with pytest.raises(UsageError, match="dask=: expected an address behind =, or dask alone"):
+        chosen(params, "dask=")
     with pytest.raises(ValidationError, match="gpus: a cluster at an address says itself what it has"):
         RunnerConfig.model_validate({"kind": "ray", "address": "127.0.0.1:6379", "gpus": 1})
     monkeypatch.setattr(flows.runners, "find_spec", lambda name: None)

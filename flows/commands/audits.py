@@ -59,7 +59,7 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
     params, names = open_workspace(audits, all_, preset)
     with working("checking params.yaml and asking DVC what is stale"):
         check_audits(params, names, elsewhere=chosen(params, None).kind != "threads")
-        graph = read_graph()
+        graph = read_graph(looks=True)
     show_plan(console, estimate(params, graph, names))
     for name in names:
         if (last := read_screening(params, graph, name)) is not None:
@@ -107,7 +107,7 @@ def status(audits: Audits = None) -> None:
 
     params, names = open_workspace(audits, not audits)
     with working("asking DVC what is stale"):
-        graph = read_graph()
+        graph = read_graph(looks=True)
     show_status(console, graph.of(names), [read_verdict(params, name) for name in names], running_audit())
     show_uncalibrated(console, [name for name in uncalibrated(Path()) if name in names])
     for name in names:

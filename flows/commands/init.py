@@ -109,13 +109,16 @@ def init(
         bool, typer.Option("--copy", help="Copy model and data into the audit's inputs, link nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Take what is guessed, ask nothing.")] = False,
+    bare: Annotated[
+        bool, typer.Option("--bare", help="A workspace without an audit, which you write by hand; ask nothing.")
+    ] = False,
 ) -> None:
     """Make an audit of your own: look at a model and data, propose concepts, calibrate, and write params.yaml.
 
     Every question is an option, too. Levels are drawn in or out until 15 to 30% of the probes fail, if any levels do
     that. What was stopped goes on with the same command; other pipelines in the repository stay as they are.
     """
-    from flows.init.run import Options, init_audit
+    from flows.init.run import Options, init_audit, init_bare
 
     answers = {
         "model": model,
@@ -135,6 +138,9 @@ def init(
         "text": text,
     }
     options = Options(answers, label or [], words or [], copy=copy, budget=budget, probes=probes, yes=yes)
+    if bare:
+        init_bare(folder, options, console)
+        return
     try:
         init_audit(folder, options, console, asks=sys.stdin.isatty() and console.is_terminal)
     except KeyboardInterrupt:

@@ -221,6 +221,10 @@ def _labels(
 
         classes = class_names()
     told = read_labels(given, data.labels, classes)
+    if not classes and data.classes:
+        said.append(
+            f"classes: {some(data.classes)}: the data's, in their order, for nothing names the model's; see --classes"
+        )
     if not classes or not data.labels:
         return told
     from stages.tasks.classification.pool import class_indices

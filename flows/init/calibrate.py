@@ -132,7 +132,8 @@ def _head(found: Calibration) -> str:
     asked = f"{found.screening.probes:,} probes on {found.screening.items:,} items"
     dropped = [concept.name for concept in found.screening.concepts if concept.name not in found.levels]
     gone = f"\nLeft out, because no effect was seen: {', '.join(dropped)}." if dropped else ""
-    told = textwrap.wrap(f"Weakest level first. Calibrated by {asked}: {found.statement}.", _COMMENT)
+    end = "" if found.statement.endswith("?") else "."
+    told = textwrap.wrap(f"Weakest level first. Calibrated by {asked}: {found.statement}{end}", _COMMENT)
     return "\n".join(told) + gone
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.linked import NOTE
 from stages.errors import UsageError
 from stages.params import DATA
 
@@ -88,9 +89,11 @@ def not_there(workspace: Path, audit: str, placed: Sequence[Placed]) -> list[Pla
 
 
 def take_away(workspace: Path, audit: str, made: Sequence[Placed]) -> None:
-    """Remove what `place` made."""
+    """Remove what `place` made, and the note on what it links to, which is written again where other links are."""
+    inputs = workspace / DATA / audit / "inputs"
     for one in made:
-        _remove(workspace / DATA / audit / "inputs" / one.name)
+        _remove(inputs / one.name)
+    (inputs / NOTE).unlink(missing_ok=True)
 
 
 def _place(workspace: Path, inputs: Path, one: Placed, *, copy: bool) -> str:

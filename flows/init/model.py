@@ -276,7 +276,16 @@ def weight_shapes(path: Path) -> Shapes:
     from stages.tasks.classification.sources import read_weights
 
     if path.suffix != ".safetensors":
-        return {name: tuple(value.shape) for name, value in read_weights(path, "--model").items()}
+        try:
+            return {name: tuple(value.shape) for name, value in read_weights(path, "--model").items()}
+        except UsageError as error:
+            if "weights_only" not in str(error):
+                raise
+            # What PyTorch says of it is how to run the code of the file.
+            raise UsageError(
+                f"--model {path} holds more than tensors, a whole pickled network perhaps, which could run code when"
+                " read: save its weights alone, safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+            ) from None
     try:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

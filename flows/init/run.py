@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -31,6 +31,7 @@ from stages.errors import UsageError
 from stages.params import load_params
 
 PARAMS = Path("params.yaml")
+_PATHS = ("model", "data", "templates", "judge")  # answers that may be paths
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,14 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
     before = _text(workspace)
     earlier = list(unfinished(workspace, before))
     offered = _earlier(earlier, options, console)
+    if offered is not None:
+        options = replace(options, budget=options.budget or offered.budget, probes=options.probes or offered.probes)
     questions = Questions(
         console, options.answers, asks=asks, yes=options.yes, before=offered.answers if offered is not None else {}
     )
     taken = [name for name in _audits(before) if name not in {one.name for one in earlier if one.written}]
     answers = ask(questions, workspace, taken, labels=options.labels, words=options.words, budget=options.budget)
+    questions.answers.update(_from_anywhere(questions.answers))
     draft = propose(answers.wanted, answers.model, shape_shown(answers), workspace)
     show_seen(console, answers.said, draft, workspace)
     if not questions.go_on("Write this audit and calibrate it"):
@@ -94,6 +98,29 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
         _write_and_calibrate(draft, answers, made, questions, options, console)
 
 
+def init_bare(folder: Path, options: Options, console: Console) -> None:
+    """Make a folder a workspace without an audit, for one that is written by hand.
+
+    Args:
+        folder: in a git repository; a params.yaml with audits that lies there stays.
+        options: what the command line says; nothing of an audit may be among it.
+        console: where to tell.
+
+    Raises:
+        UsageError: when an audit is described, or it cannot become a workspace.
+    """
+    given = [f"--{name}" for name, answer in options.answers.items() if answer is not None]
+    given += [f"--{name}" for name in ("budget", "probes", "words") if getattr(options, name)]
+    given += ["--label"] if options.labels else []
+    if given:
+        raise UsageError(f"--bare makes a workspace without an audit: leave out {', '.join(given)}")
+    written = write_workspace(folder)
+    for path in written:
+        console.print(f"wrote {path}", markup=False, highlight=False)
+    told = "an audit is yours to write into" if written else "it is a workspace already; audits are in"
+    console.print(f"{told} {folder / PARAMS}; `faded plan` checks it", markup=False, highlight=False, soft_wrap=True)
+
+
 def _write_and_calibrate(
     draft: Draft,
     answers: Answers,
@@ -108,13 +135,14 @@ def _write_and_calibrate(
     old = same.found_in(text)
     first = with_blocks(text, old, draft)
     written = (draft.audit_text, draft.repair_text)
-    remember(here, Unfinished(name, questions.answers, (*((old,) if old else ()), written)))
+    versions = (*((old,) if old else ()), written)
+    remember(here, Unfinished(name, questions.answers, versions, options.budget, options.probes))
     if first != text:
         replace_file(PARAMS, first)
     if answers.model.absent or answers.data.absent:
         show_absent(console, name)
         return
-    with _undone_if_wrong(name, questions, made, console):
+    with _undone_if_wrong(name, questions, options, made, console):
         found = calibrate(load_params(PARAMS), draft, options.probes, console)
     final = calibrated(draft, found, budget=options.budget)
     text = _text(here)
@@ -128,7 +156,9 @@ def _write_and_calibrate(
 
 
 @contextmanager
-def _undone_if_wrong(name: str, questions: Questions, made: Sequence[Placed], console: Console) -> Iterator[None]:
+def _undone_if_wrong(
+    name: str, questions: Questions, options: Options, made: Sequence[Placed], console: Console
+) -> Iterator[None]:
     """Take an audit out of params.yaml again where its model or data turn out to be wrong.
 
     What a person answered is kept. Guesses are not: another model or other data have others.
@@ -142,9 +172,15 @@ def _undone_if_wrong(name: str, questions: Questions, made: Sequence[Placed], co
             replace_file(PARAMS, without(text, old))
             take_away(Path(), name, made)
             given = {key: answer for key, answer in questions.answers.items() if key not in questions.unasked}
-            remember(Path(), Unfinished(name, given))
+            remember(Path(), Unfinished(name, given, budget=options.budget, probes=options.probes))
             console.print(f"{PARAMS} is as it was", style="yellow", highlight=False)
         raise
+
+
+def _from_anywhere(answers: Mapping[str, str | bool]) -> dict[str, str]:
+    """Answers that are paths, as they are found from any folder: the command that goes on may be typed in another."""
+    paths = {name: Path(str(answers[name])).expanduser() for name in _PATHS if name in answers}
+    return {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
 
 
 def _workspace(folder: Path) -> Path:

@@ -22,11 +22,15 @@ class Unfinished:
         answers: what the person answered.
         written: what params.yaml holds of it: one of these, for a kill may have come before or after the last change;
             nothing where it was refused, and taken out again.
+        budget: of the search, as the command line said; None where it said nothing.
+        probes: of the calibration, likewise.
     """
 
     name: str
     answers: dict[str, str | bool] = field(default_factory=dict)
     written: tuple[Written, ...] = ()
+    budget: int | None = None
+    probes: int | None = None
 
     def found_in(self, params: str) -> Written | None:
         """What of it is in the text of params.yaml; None where nothing is, or somebody has changed it."""
@@ -53,7 +57,7 @@ def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
         try:
             raw = read_json(path)
             written = tuple((str(audit), str(repair)) for audit, repair in raw["written"])
-            one = Unfinished(str(raw["name"]), dict(raw["answers"]), written)
+            one = Unfinished(str(raw["name"]), dict(raw["answers"]), written, raw["budget"], raw["probes"])
         except (UsageError, KeyError, TypeError, ValueError):  # of another version
             continue
         if not one.written or one.found_in(params) is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from flows.heal import heal
+from flows.linked import note_linked_folders
 from flows.machines.driver import hashes, other_bytes
 from flows.machines.shipment import Entry, Made, Shipment
 from flows.machines.store import Store, opened
@@ -49,6 +50,7 @@ def bring_up_to_date(shipment: Shipment, host: str) -> StageResult:
     _write_texts(shipment)
     with opened(shipment.remote) as store:
         _bring_inputs(store, shipment, host)
+        note_linked_folders(store.repo)
         stage = store.stage(shipment.stage)
         mine = hashes(stage)
         for path in sorted(shipment.hashes):

@@ -81,6 +81,7 @@ def pack(stage: str, config: RunnerConfig) -> Shipment | None:
         hashes=hashes(reads),
         revision=_revision(),
         workspace=config.workspace,
+        within=within_repository(Path.cwd()),
         remote=config.remote,
     )
 
@@ -197,6 +198,13 @@ def _locked(store: Store) -> Any:
 def _revision() -> str | None:
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
+
+
+def within_repository(folder: Path) -> str | None:
+    """Where in its git repository a folder lies, "." for its root; None if it is in none."""
+    command = ["git", "-C", str(folder), "rev-parse", "--show-prefix"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip().rstrip("/") or "." if done.returncode == 0 else None
 
 
 def _told(status: dict[str, list[Any]]) -> str:

@@ -32,6 +32,7 @@ class Shipment(BaseModel):
         hashes: MD5 of everything the stage reads, by path, as the driver has it.
         revision: the commit of the driver's clone, to be named when a worker's differs.
         workspace: folder of the worker's clone; FADED_WORKSPACE in the worker's environment says otherwise.
+        within: where in its git repository the driver's workspace lies, "." for its root; None if it is in none.
         remote: name of the DVC remote; None for the default of the worker's clone.
     """
 
@@ -42,6 +43,7 @@ class Shipment(BaseModel):
     hashes: dict[str, str]
     revision: str | None
     workspace: str
+    within: str | None
     remote: str | None
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from flows.machines.driver import within_repository
 from flows.machines.shipment import Shipment
 from flows.processes import child
+from stages.code import RECORD
 from stages.environment import DEFAULTS
 from stages.errors import BugError, FadedError, InfrastructureError, RejectedError, UsageError
 
@@ -78,15 +80,24 @@ def find_clone(shipment: Shipment) -> Path:
     """The clone of this worker.
 
     Raises:
-        UsageError: when there is none where it is said to be.
+        UsageError: when there is none where it is said to be, or it is not the folder that is the driver's workspace:
+            a shipment would write over params.yaml and dvc.yaml of something else.
     """
     told = os.environ.get(WORKSPACE)
     workspace = Path(told or shipment.workspace).expanduser().absolute()
+    source = WORKSPACE if told else "runner.workspace"
     below_dvc = any((folder / ".dvc").is_dir() for folder in (workspace, *workspace.parents))
     if not below_dvc or not (workspace / "dvc.yaml").is_file():
         raise UsageError(
-            f"worker {socket.gethostname()} has no clone at {workspace} (from"
-            f" {WORKSPACE if told else 'runner.workspace'}): expected a folder with dvc.yaml in a DVC repository"
+            f"worker {socket.gethostname()} has no clone at {workspace} (from {source}): expected a folder with"
+            " dvc.yaml in a DVC repository"
+        )
+    within = within_repository(workspace)
+    if not (workspace / RECORD).is_file() or (shipment.within is not None and within not in (None, shipment.within)):
+        expected = f", the folder {shipment.within} of its repository" if shipment.within not in (None, ".") else ""
+        raise UsageError(
+            f"{here(workspace)} (from {source}) is not what the driver's workspace is: expected a folder with"
+            f" params.yaml, dvc.yaml and {RECORD}{expected}"
         )
     return workspace
 

@@ -75,9 +75,11 @@ def chosen(params: Params, told: str | None) -> RunnerConfig:
     told = told or os.environ.get("FADED_RUNNER")
     config = params.runner
     if told:
-        kind, _, address = told.partition("=")
+        kind, equals, address = told.partition("=")
         if kind not in KINDS:
             raise UsageError(f"no runner {kind!r}, found: {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+        if equals and not address:
+            raise UsageError(f"--runner {told}: expected an address behind =, or {kind} alone for this machine")
         same = config.model_dump() if kind == config.kind else {}
         if address:
             # Those describe a cluster that is started here.

@@ -1,0 +1,81 @@
+"""Folders that an audit's inputs link to: DVC hashes what a linked file holds, but passes over a linked folder.
+
+So what such folders hold is noted beside the links, in a file that DVC does hash, before it is asked what is stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.errors import UsageError
+from stages.params import DATA
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+NOTE = "linked-folders.json"
+# What DVC itself never looks into, and what Python writes when it reads a module.
+_PASSED_OVER = {".git", ".hg", ".dvc", "__pycache__"}
+
+
+def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
+    """Bring the notes of all audits up to date.
+
+    Args:
+        repo: DVC's, which remembers the hash of a file that did not change.
+        root: the workspace.
+
+    Raises:
+        UsageError: when a linked folder cannot be read, or its note not be written.
+    """
+    for inputs in sorted(root.resolve().glob(f"{DATA}/*/inputs")):
+        note = inputs / NOTE
+        try:
+            found = {link.relative_to(inputs).as_posix(): _held(link, repo) for link in _linked(inputs)}
+            # No partial file: one cut short by a kill is another text, and is written again.
+            text = json.dumps(found, indent=1) + "\n" if found else ""
+            if text and (not note.exists() or note.read_text(encoding="utf-8") != text):
+                note.write_text(text, encoding="utf-8")
+            elif not text:
+                note.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{inputs} links to a folder, so what that holds has to be read, and noted in {NOTE}: {error};"
+                " copy the folder into it instead, or link its files"
+            ) from None
+
+
+def _linked(inputs: Path) -> list[Path]:
+    """Links to folders, but for those behind another such link."""
+    folders = (Path(here, name) for here, names, _ in os.walk(inputs) for name in names)
+    return sorted(folder for folder in folders if folder.is_symlink())
+
+
+def _held(link: Path, repo: Repo) -> dict[str, int | str]:
+    """How many files a folder holds, and the MD5 of their paths and contents."""
+    from dvc_data.hashfile.hash import hash_file
+    from dvc_objects.fs.local import localfs
+
+    files, digest = 0, hashlib.md5(usedforsecurity=False)
+    for path in _files(link, frozenset()):
+        _, found = hash_file(str(path), localfs, "md5", state=repo.state)
+        digest.update(f"{path.relative_to(link).as_posix()}\0{found.value}\n".encode(errors="surrogateescape"))
+        files += 1
+    return {"files": files, "md5": digest.hexdigest()}
+
+
+def _files(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """All files in a folder and those below and behind it, in order; a link back to where it came from is left out."""
+    real = folder.resolve()
+    if real in above:
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            yield path
+        elif path.is_dir() and path.name not in _PASSED_OVER:
+            yield from _files(path, above | {real})

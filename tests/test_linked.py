@@ -1,0 +1,117 @@
+"""Folders that inputs link to: what they hold counts as much as what is there itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import flows.linked
+from flows.graph import read_graph
+from flows.linked import NOTE
+from stages.errors import UsageError
+from tests.finished import inside
+from tests.workspace import Workspace, make_workspace
+
+Linked = tuple[Workspace, Path]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Workspace:
+    """A workspace of toys whose first stage ran on a linked folder."""
+    home = tmp_path_factory.mktemp("linked")
+    pictures = home / "pictures"
+    (pictures / "cat").mkdir(parents=True)
+    (pictures / "cat" / "1.png").write_text("one")
+    toys = make_workspace(home / "toys", toys=True)
+    (toys.path / "data/tiny/inputs/pictures").symlink_to(pictures)
+    assert stale(toys) == ("never ran",)
+    done = toys.run(["dvc", "repro", "--single-item", "prepare@tiny"])
+    assert done.returncode == 0, done.stdout
+    return toys
+
+
+@pytest.fixture
+def linked(prepared, tmp_path) -> Iterator[Linked]:
+    """A copy of it, with a folder of pictures of its own; nothing is stale yet."""
+    toys = prepared.copy(tmp_path / "toys")
+    link, pictures = toys.path / "data/tiny/inputs/pictures", tmp_path / "pictures"
+    (pictures / "cat").mkdir(parents=True)
+    (pictures / "cat" / "1.png").write_text("one")
+    link.unlink()
+    link.symlink_to(pictures)
+    assert stale(toys) == ()
+    yield toys, pictures
+
+
+def stale(toys: Workspace) -> tuple[str, ...]:
+    with inside(toys):
+        return read_graph().stages["prepare@tiny"].reasons
+
+
+def _other_bytes(pictures: Path) -> None:
+    (pictures / "cat" / "1.png").write_text("two")
+
+
+def _another_file(pictures: Path) -> None:
+    (pictures / "dog").mkdir()
+    (pictures / "dog" / "1.png").write_text("one")
+
+
+def _a_file_less(pictures: Path) -> None:
+    (pictures / "cat" / "1.png").unlink()
+
+
+def _another_name(pictures: Path) -> None:
+    (pictures / "cat").rename(pictures / "dog")
+
+
+def _behind_another_link(pictures: Path) -> None:
+    more = pictures.with_name("more")
+    more.mkdir()
+    (more / "2.png").write_text("three")
+    (pictures / "more").symlink_to(more)
+
+
+@pytest.mark.parametrize(
+    "change", [_other_bytes, _another_file, _a_file_less, _another_name, _behind_another_link], ids=lambda f: f.__name__
+)
+def test_any_change_makes_the_audit_stale(linked, change: Callable[[Path], None]):
+    toys, pictures = linked
+    change(pictures)
+    assert stale(toys) == ("data/tiny/inputs modified",)
+
+
+def test_what_changes_no_content_makes_nothing_stale(linked):
+    toys, pictures = linked
+    os.utime(pictures / "cat" / "1.png", (1, 1))
+    for name in (".git", "__pycache__"):
+        (pictures / name).mkdir()
+        (pictures / name / "index").write_text("x")
+    (pictures / "cat" / "loop").symlink_to(pictures)
+    assert stale(toys) == ()
+
+
+def test_a_note_cut_short_by_a_kill_is_written_again_and_one_of_no_link_is_taken_away(linked):
+    toys, _ = linked
+    note = toys.path / "data/tiny/inputs" / NOTE
+    whole = note.read_text()
+    note.write_text(whole[:20])
+    assert stale(toys) == ()
+    assert note.read_text() == whole
+    (toys.path / "data/tiny/inputs/pictures").unlink()
+    assert stale(toys) == ("data/tiny/inputs modified",)
+    assert not note.exists()
+
+
+def test_a_folder_that_cannot_be_read_is_told(linked, monkeypatch):
+    toys, _ = linked
+
+    def denied(*_arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(flows.linked, "_held", denied)
+    with pytest.raises(UsageError, match=f"data/tiny/inputs links to a folder.*{NOTE}.*Permission denied; copy"):
+        stale(toys)
