@@ -217,6 +217,19 @@ def test_what_is_no_model_is_told(repository, given, said):
         look_at_model(given, unasked)
 
 
+def test_a_whole_pickled_network_is_refused_without_advice_to_run_its_code(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    with pytest.raises(UsageError, match=r"holds more than tensors.*save_file\(model.state_dict") as told:
+        look_at_model(str(tmp_path / "whole.pth"), unasked)
+    assert "weights_only" not in str(told.value)
+
+
+def test_classes_whose_order_nobody_said_are_told(repository, measured):
+    told = init()
+    assert "classes: flat, slanted, upright: the data's, in their order, for nothing names the model's" in told
+    assert "classes: flat" not in init(given=options(answers={"classes": "flat,upright,slanted", "name": "again"}))
+
+
 def test_pictures_that_cannot_be_read_are_counted(tmp_path):
     data = look_at_pictures(write_pictures(tmp_path / "pets", 30, broken=3), "pets")
     assert "30 pictures in 3 classes" in data.said

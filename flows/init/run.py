@@ -161,7 +161,8 @@ def _undone_if_wrong(
 ) -> Iterator[None]:
     """Take an audit out of params.yaml again where its model or data turn out to be wrong.
 
-    What a person answered is kept. Guesses are not: another model or other data have others.
+    What a person answered is kept. Guesses are not: another model or other data have others. Nor is the number of
+    probes: too few may be what is wrong.
     """
     try:
         yield
@@ -172,7 +173,7 @@ def _undone_if_wrong(
             replace_file(PARAMS, without(text, old))
             take_away(Path(), name, made)
             given = {key: answer for key, answer in questions.answers.items() if key not in questions.unasked}
-            remember(Path(), Unfinished(name, given, budget=options.budget, probes=options.probes))
+            remember(Path(), Unfinished(name, given, budget=options.budget))
             console.print(f"{PARAMS} is as it was", style="yellow", highlight=False)
         raise
 
