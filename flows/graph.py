@@ -135,15 +135,19 @@ def _snapshot(repo: Any, root: Path, looks: bool) -> Graph:
     stages = {}
     for stage in ordered:
         name = _name(stage, ours)
+        upstream = tuple(sorted(_name(needed, ours) for needed in graph.successors(stage)))
+        reasons = _reasons(stage, looks)
+        if reasons == (RUNS_NOW,) and any(stages[needed].reasons == reasons for needed in upstream):
+            reasons = ()  # it is not at work itself: what it reads is being written
         sizes = [out.meta.size for out in stage.outs if out.meta and out.meta.size is not None]
         stages[name] = Stage(
             name=name,
             kind=name.partition("@")[0],
             audit=_audit(stage, ours),
             gpus=int((stage.meta or {}).get("gpus", 0)),
-            upstream=tuple(sorted(_name(upstream, ours) for upstream in graph.successors(stage))),
+            upstream=upstream,
             size=sum(sizes) if sizes else None,
-            reasons=_reasons(stage, looks),
+            reasons=reasons,
         )
     return Graph(stages)
 

@@ -84,6 +84,7 @@ def test_status_and_plan_of_a_stage_that_runs_now(toys, server):
         assert done.returncode == 0, done.stdout
         [line] = [line for line in done.stdout.splitlines() if "prepare@tiny" in line]
         assert "runs now" in line
+        assert done.stdout.count("runs now") == 1  # what comes after it waits
     (toys.path / "go").touch()
     assert process.wait(timeout=300) == 0
 
