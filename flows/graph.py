@@ -132,7 +132,7 @@ def _snapshot(repo: Any, root: Path, looks: bool) -> Graph:
     graph = graph.subgraph(wanted)
     position = {stage: i for i, stage in enumerate(repo.index.stages)}
     ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
-    stages = {}
+    stages: dict[str, Stage] = {}
     for stage in ordered:
         name = _name(stage, ours)
         upstream = tuple(sorted(_name(needed, ours) for needed in graph.successors(stage)))
