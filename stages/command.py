@@ -29,6 +29,15 @@ def stage_main(run: Callable[..., None], *words: str) -> None:
     def checked() -> None:
         if stage in read_stages():
             check_installed(stage)
+            _without_network_unless_needed(stage, given[0])
         run(*given)
 
     run_as_command(checked)
+
+
+def _without_network_unless_needed(stage: str, audit: str) -> None:
+    from stages.network import close_network, needs_network  # read_stages is asked before params.yaml is read
+    from stages.params import load_params
+
+    if not needs_network(stage, audit, load_params()):
+        close_network(f"{stage} of {audit} has no network: nothing in params.yaml names an endpoint (docs/security.md)")

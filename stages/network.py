@@ -1,0 +1,100 @@
+"""A stage whose task needs no network has none: what a model, its data or a library does there stays on this machine.
+
+On Linux the kernel refuses internet sockets to the whole process, to native code and to children (seccomp, which takes
+no privilege and cannot be undone). Everywhere Python itself refuses them, with a message that says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import socket
+import struct
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from stages import plugins
+from stages.params import Params
+
+_INTERNET = tuple(int(getattr(socket, name)) for name in ("AF_INET", "AF_INET6", "AF_PACKET") if hasattr(socket, name))
+# By machine: the audit architecture, and the numbers of the system calls socket(2) and seccomp(2).
+_MACHINES = {"x86_64": (0xC000003E, 41, 317), "aarch64": (0xC00000B7, 198, 277)}
+_IO_URING_SETUP = 425  # on every machine; a ring opens sockets without socket(2)
+
+
+def needs_network(stage: str, audit: str, params: Params) -> bool:
+    """Whether a stage of an audit may have to reach another machine.
+
+    It may where a model or judge is served over HTTP (`endpoint:`), where HF_HUB_OFFLINE=0 allows a model hub, and
+    where the task is not one of Faded's own, whose needs nobody knows. A stage that merges decisions never does.
+    """
+    if stage == "collect_feedback":
+        return False
+    block = params.audit(audit)
+    repair = params.repairs.get(audit)
+    named = [block.prepare, block.discrepancy, repair.restructure.settings if repair is not None else {}]
+    allowed = os.environ.get("HF_HUB_OFFLINE") == "0" or not _is_ours(block.task)
+    return allowed or any(_has_endpoint(value) for value in named)
+
+
+def _is_ours(task: str) -> bool:
+    entry = None if ":" in task else plugins.load(plugins.TASKS).get(task)
+    return (entry.module if entry is not None else task).startswith("stages.tasks.")
+
+
+def _has_endpoint(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return "endpoint" in value or any(_has_endpoint(inner) for inner in value.values())
+    return isinstance(value, list) and any(_has_endpoint(inner) for inner in value)
+
+
+def close_network(why: str) -> None:
+    """Refuse internet sockets to this process from now on; pipes and Unix sockets stay.
+
+    Args:
+        why: said to whoever tries to open one.
+    """
+
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.__new__" and arguments[1] in _INTERNET:
+            raise PermissionError(errno.EACCES, why)
+
+    sys.addaudithook(refuse)
+    with contextlib.suppress(OSError, AttributeError):  # another system, or a container that allows no filter
+        _filter_system_calls()
+
+
+def _filter_system_calls() -> None:
+    """Have the kernel answer EACCES to internet sockets, in all threads and children.
+
+    Source: Linux, Documentation/userspace-api/seccomp_filter.rst.
+    """
+    arch, socket_call, seccomp_call = _MACHINES.get(platform.machine(), (0, 0, 0))
+    if not sys.platform.startswith("linux") or not arch:
+        return
+    load, equal, done = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    refuse = (done, 0, 0, 0x00050000 | errno.EACCES)  # SECCOMP_RET_ERRNO
+    allow = (done, 0, 0, 0x7FFF0000)
+    families = len(_INTERNET)
+    program = [
+        (load, 0, 0, 4),  # seccomp_data.arch
+        (equal, 0, families + 4, arch),  # another one is let through: nothing here runs in it
+        (load, 0, 0, 0),  # seccomp_data.nr
+        (equal, families + 3, 0, _IO_URING_SETUP),
+        (equal, 0, families + 1, socket_call),
+        (load, 0, 0, 16),  # its first argument, the address family
+        *((equal, families - n, 0, family) for n, family in enumerate(_INTERNET)),
+        allow,
+        refuse,
+    ]
+    code = b"".join(struct.pack("HBBI", *line) for line in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, without which a filter needs a privilege
+    filter_ = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+    if libc.syscall(seccomp_call, 1, 1, ctypes.create_string_buffer(filter_)):  # SECCOMP_SET_MODE_FILTER, TSYNC
+        raise OSError(ctypes.get_errno(), "seccomp")
