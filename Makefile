@@ -17,7 +17,7 @@ PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,\
 ALL_PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,$(wildcard data/*/inputs/packages.txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help install audit report test test-slow check docs format benchmark study clean
+.PHONY: help install audit report test test-slow test-nightly check docs format benchmark study constraints clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ test: .venv/.dev $(ALL_PACKAGES) ## Run the quick tests
 
 test-slow: .venv/.dev $(ALL_PACKAGES) ## Run the slow tests (kills at random moments)
 	@$(BIN)/python -m pytest -m slow --numprocesses $(JOBS) --dist load
+
+test-nightly: .venv/.dev $(ALL_PACKAGES) ## Run the property tests with 10,000 cases each (hours)
+	@FADED_HYPOTHESIS=nightly $(BIN)/python -m pytest -m hypothesis --numprocesses $(JOBS) --dist load
 
 check: .venv/.dev ## Check format, lint, types, and that the docs build with every link
 	@$(BIN)/ruff format --check .
@@ -56,6 +59,15 @@ benchmark: .venv/.dev $(ALL_PACKAGES) ## Measure what the README and docs quote 
 
 study: .venv/.dev $(ALL_PACKAGES) ## Compare all explorers on known truths, write docs/study.md (an hour or two)
 	@$(BIN)/faded study
+
+# Versions are those of .venv, which the tests ran with. Of PyTorch each machine has its own build, so no hash.
+constraints: .venv/.dev ## Write constraints.txt: the tested version of every package, with hashes
+	@$(PIP) install 'uv>=0.9'
+	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >.venv/frozen.txt
+	@$(BIN)/uv pip compile --quiet --all-extras --generate-hashes --no-header --no-annotate --python-version 3.11.9 \
+		--python-platform x86_64-manylinux_2_28 --constraint .venv/frozen.txt --output-file .venv/compiled.txt pyproject.toml
+	@sed -E -e '/^(nvidia-|cuda-|triton=)/,/[^\\]$$/d' -e '/^torch(vision)?==/,/[^\\]$$/{s/^(torch.*) \\$$/\1/;/^ /d}' \
+		.venv/compiled.txt >constraints.txt
 
 clean: ## Remove .venv and scratch; results and DVC's cache stay
 	rm -rf .venv .faded build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
