@@ -18,6 +18,11 @@ from stages.environment import WORK
 _NAME = re.compile(r"faded-[0-9a-f]{32}\.localhost")
 
 
+def new_host() -> str:
+    """A host name for one server that runs now, never used again: who gets its port later gets nothing with it."""
+    return f"faded-{secrets.token_hex(16)}.localhost"
+
+
 def own_host(server: str) -> str:
     """The host name of a server of this workspace; the same each time, so that links sent to people keep working.
 
@@ -30,7 +35,7 @@ def own_host(server: str) -> str:
             return name
     except (OSError, UnicodeDecodeError):
         pass
-    name = f"faded-{secrets.token_hex(16)}.localhost"
+    name = new_host()
     WORK.mkdir(exist_ok=True)
     number, partial = tempfile.mkstemp(dir=WORK, prefix=path.name, suffix=".partial")  # with mode 0600
     with os.fdopen(number, "w", encoding="ascii") as file:

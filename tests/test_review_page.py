@@ -17,7 +17,7 @@ from flows.review.view import how_long
 from stages.decisions import landscape_hash, read_chain
 from stages.files import stage_dir
 from stages.params import load_params
-from tests.review_samples import Reviewer, change_landscape, form_of, make_review, reviewers
+from tests.review_samples import URL, Reviewer, change_landscape, form_of, make_review, reviewers
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def test_a_form_with_odd_fields_says_so_and_keeps_the_rest(
 )
 def test_what_is_no_form_is_refused(ada: Reviewer, body: bytes) -> None:
     ada.enter()
-    headers = {"Origin": "http://127.0.0.1:8711", "Content-Type": "application/x-www-form-urlencoded"}
+    headers = {"Origin": URL, "Content-Type": "application/x-www-form-urlencoded"}
     answer = ada.client.post("/review/x", content=body, headers=headers)
     assert answer.status_code in (400, 403)
     assert kept() == []

@@ -20,7 +20,17 @@ from flows.review.view import report_policy
 from stages.decisions import read_chain
 from stages.errors import UsageError
 from tests.report_samples import HOSTILE
-from tests.review_samples import URL, Reviewer, also_review, change_landscape, form_of, make_review, reviewers
+from tests.review_samples import (
+    HOST,
+    URL,
+    Loopback,
+    Reviewer,
+    also_review,
+    change_landscape,
+    form_of,
+    make_review,
+    reviewers,
+)
 
 
 @pytest.fixture
@@ -31,6 +41,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def ada(place: Path) -> Reviewer:
     return reviewers()[0]
+
+
+def follow(link: str) -> httpx.Response:
+    """What a link leads to, once."""
+    with httpx.Client(transport=Loopback()) as client:
+        return client.get(link)
 
 
 def test_a_link_opens_the_page_once_in_one_browser(place: Path) -> None:
@@ -109,16 +125,31 @@ def test_a_name_that_only_resolves_to_us_is_refused(ada: Reviewer, host: str) ->
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8711", "localhost:9000", "[::1]:8711", "127.0.0.1"])
-def test_our_own_names_are_served_also_through_a_tunnel(ada: Reviewer, host: str) -> None:
+def test_a_name_that_every_port_shares_shows_nothing_but_how_to_get_a_link(ada: Reviewer, host: str) -> None:
+    fields = form_of(ada.enter()) | {"decision": "approve"}
+    ada.client.headers["Cookie"] = "; ".join(f"{k}={v}" for k, v in ada.client.cookies.items())
+    link = ada.served.link("x").removeprefix(URL)
+    for answer in (
+        *(ada.client.get(path, headers={"Host": host}) for path in ("/", "/review/x", "/static/review.css", link)),
+        ada.send(fields, Host=host, Origin=f"http://{host}"),
+    ):
+        assert answer.status_code == 421 and "faded review AUDIT --link" in answer.text
+        assert "set-cookie" not in answer.headers and HOST not in answer.text + str(answer.headers)
+    assert read_chain("x") == []
+    assert ada.client.get("/links", headers={"Host": host}).status_code == 404
+    assert ada.client.get(link).status_code == 303  # it was not used up
+
+
+def test_the_page_has_its_name_at_any_port_as_through_a_tunnel(ada: Reviewer) -> None:
     ada.enter()
-    headers = {"Host": host, "Cookie": "; ".join(f"{k}={v}" for k, v in ada.client.cookies.items())}
+    headers = {"Host": f"{HOST}:9000", "Cookie": "; ".join(f"{k}={v}" for k, v in ada.client.cookies.items())}
     assert ada.client.get("/review/x", headers=headers).status_code == 200
 
 
 def test_who_listens_on_the_network_answers_to_addresses_and_its_own_name() -> None:
     assert knows_host("192.168.0.7:8711", "0.0.0.0") and knows_host("audits.lan", "audits.lan")
     assert not knows_host("evil.example", "0.0.0.0") and not knows_host("evil.example", "audits.lan")
-    assert not knows_host("192.168.0.7", "127.0.0.1")
+    assert not knows_host("192.168.0.7", HOST) and not knows_host(f"x.{HOST}", HOST)
     assert warning("127.0.0.1") is None and warning("localhost") is None
     assert "its one-time link is all that protects it" in str(warning("0.0.0.0"))
 
@@ -128,11 +159,12 @@ def test_who_listens_on_the_network_answers_to_addresses_and_its_own_name() -> N
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
-        {"Origin": "http://127.0.0.1:8712"},
+        {"Origin": f"http://{HOST}:8712"},
+        {"Origin": "http://127.0.0.1:8711"},
         {"Origin": "http://localhost:8711"},
         {"Origin": ""},
         {"Origin": "http://evil.example", "Referer": f"{URL}/review/x"},
-        {"Origin": "file://127.0.0.1:8711"},
+        {"Origin": f"file://{HOST}:8711"},
         {"Origin": "http://["},
     ],
 )
@@ -144,9 +176,9 @@ def test_a_form_of_another_page_is_refused(ada: Reviewer, headers: dict[str, str
 
 
 def test_a_form_without_an_origin_needs_a_referrer_of_ours() -> None:
-    host = "127.0.0.1:8711"
+    host = f"{HOST}:8711"
     assert same_origin(host, None, f"{URL}/review/x") and same_origin(host, URL, None)
-    assert not same_origin(host, None, None) and not same_origin(host, None, "http://evil.example/127.0.0.1:8711")
+    assert not same_origin(host, None, None) and not same_origin(host, None, f"http://evil.example/{host}")
 
 
 def test_a_form_needs_the_secret_of_its_own_session(place: Path) -> None:
@@ -186,11 +218,12 @@ ELSEWHERE = (
 def test_nothing_but_its_audits_and_their_reports_is_served(place: Path) -> None:
     """Through a socket, for clients tidy addresses up before they send them."""
     with serve_review(["x"], port=0) as server:
-        session = httpx.get(server.one_time_link("x"), trust_env=False).headers["set-cookie"].partition(";")[0]
+        link = httpx.URL(server.one_time_link("x"))
+        session = follow(str(link)).headers["set-cookie"].partition(";")[0]
 
         def get(path: str) -> tuple[int, str]:
-            connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=30)
-            connection.request("GET", path, headers={"Cookie": session})
+            connection = http.client.HTTPConnection("127.0.0.1", link.port, timeout=30)
+            connection.request("GET", path, headers={"Cookie": session, "Host": link.host})
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
 
@@ -259,9 +292,9 @@ def test_links_are_given_to_who_knows_the_secret_alone(ada: Reviewer) -> None:
 @pytest.mark.parametrize(("path", "status"), [("/links?audit=x", 404), ("/review/x", 403)])
 def test_who_may_not_is_told_so_before_anything_is_read(place: Path, path: str, status: int) -> None:
     with serve_review(["x"], port=0) as server:
-        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
-        with socket.create_connection(address, timeout=30) as connection:
-            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        link = httpx.URL(server.one_time_link("x"))
+        with socket.create_connection(("127.0.0.1", link.port), timeout=30) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: {link.host}\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: 300000000\r\n\r\n".encode())
             assert connection.recv(12) == b"HTTP/1.1 %d" % status
 
@@ -281,10 +314,11 @@ def test_the_record_of_the_server_is_the_users_alone_and_goes_with_it(place: Pat
         assert links.review_url("x") == f"{server.url}/review/x"
         assert links.review_url("other") is None
         link = links.one_time_link("x")
-        assert record.secret not in link and httpx.get(link, trust_env=False).status_code == 303
-        assert httpx.get(link, trust_env=False).status_code == 403
-        assert "token" not in str(links.review_url("x"))
-        assert links.one_time_link("other").startswith(f"{server.url}/review/other?token=")
+        assert record.secret not in link and follow(link).status_code == 303
+        assert follow(link).status_code == 403
+        host = httpx.URL(link).host
+        assert "token" not in str(links.review_url("x")) and host not in f"{links.review_url('x')} {record}"
+        assert re.fullmatch(rf"http://{host}:\d+/review/other\?token=\S+", links.one_time_link("other"))
         assert links.review_url("other") is not None
     assert not links.RECORD.exists() and links.running() is None
     links.write_record(record)  # as a kill would leave it

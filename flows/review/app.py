@@ -9,13 +9,24 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from flows.approval import expire, read_modes
 from flows.review.form import Fields, FormError, read_decision, read_fields, typed
 from flows.review.links import page_path
 from flows.review.pages import message, review_page, static, style
 from flows.review.recording import Outcome, moment, record
-from flows.review.security import HEADERS, MAX_BODY, Keys, Session, knows_host, same, same_origin
+from flows.review.security import (
+    HEADERS,
+    MAX_BODY,
+    Keys,
+    Session,
+    host_of,
+    is_loopback,
+    knows_host,
+    same,
+    same_origin,
+)
 from flows.review.view import REPORTS, report_path, report_policy
 from stages.decisions import AlreadyDecided, Recorded, landscape_hash
 from stages.decisions.files import same_person
@@ -36,8 +47,8 @@ class Served:
 
     Args:
         audits: that are shown; more may be added by who knows the secret.
-        host: that is listened on.
-        url: address of the server.
+        host: under which the pages are shown, and no other.
+        url: address of the pages.
         cookie: name of the session's cookie; browsers keep one jar for all ports of a host.
         told: called with each decision when its answer was sent.
     """
@@ -73,8 +84,12 @@ def make_app(served: Served) -> FastAPI:
 
 async def _guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
     """Answer only to our own name, and tell the browser of every answer what it may do with it."""
-    if knows_host(request.headers.get("host"), _served(request).host):
+    host = request.headers.get("host")
+    here = is_loopback(host_of(host))  # a name that every port of this machine shares, and so their cookies
+    if knows_host(host, _served(request).host) or (here and request.scope["path"] == "/links"):
         response = await go_on(request)
+    elif here:
+        response = _refused(request, _needs_link(421, "AUDIT"))
     else:
         response = message(421, "Not here", ["This address is not one of the review page."])
     for name, value in HEADERS.items():
@@ -90,11 +105,15 @@ def _signed_in(request: Request) -> Session:
     audit, session = request.path_params.get("audit"), _served(request).session(request)
     if session is not None and (audit is None or audit in session.audits):
         return session
-    raise Refused(
-        403,
+    raise _needs_link(403, audit or "AUDIT")
+
+
+def _needs_link(status: int, audit: str) -> Refused:
+    return Refused(
+        status,
         "This page needs its link",
         "It is opened by a link that works once, so that nobody else on this machine decides in your name.",
-        f"Ask for one in the workspace: faded review {audit or 'AUDIT'} --link",
+        f"Ask for one in the workspace: faded review {audit} --link",
     )
 
 
@@ -113,12 +132,14 @@ def _trusted(request: Request) -> None:
 async def _body(request: Request) -> Fields:
     """The fields of a form that is not too large."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise Refused(413, "That is too much", f"A form may have {MAX_BODY:,} bytes. Nothing was saved.")
     try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise Refused(413, "That is too much", f"A form may have {MAX_BODY:,} bytes. Nothing was saved.")
         return read_fields(bytes(body))
+    except ClientDisconnect:  # nobody reads the answer
+        raise Refused(400, "Nothing was saved", "The form did not arrive as a whole.") from None
     except FormError as error:
         raise Refused(400, "Nothing was saved", *error.problems) from None
 

@@ -23,7 +23,7 @@ class Running(BaseModel):
     """A running review server.
 
     Args:
-        url: where it listens, as a person of this machine reaches it.
+        url: where commands of this machine reach it. Its pages have another host, which only links tell.
         pid: its process.
         secret: by which commands of the same user ask it for links; the file is readable by that user alone.
     """

@@ -74,6 +74,18 @@ def message(
     return HTMLResponse(html, status, {"Content-Security-Policy": policy}, background=background)
 
 
+def prepare() -> None:
+    """Import all that pages are made of: it takes seconds, in which a server that is running would answer nobody."""
+    import PIL.Image
+    import pyarrow.parquet
+
+    import stages.report.exhibits
+    import stages.report.gallery
+    import stages.restructure  # noqa: F401
+
+    environment()
+
+
 @cache
 def style() -> str:
     """The style sheet: the report's and ours."""

@@ -131,26 +131,31 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def knows_host(header: str | None, bound: str) -> bool:
+def host_of(header: str | None) -> str:
+    """The host that the Host header of a request names, without its port; empty if it names none."""
+    try:
+        return urlsplit(f"//{header or ''}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def knows_host(header: str | None, host: str) -> bool:
     """Whether the Host of a request is one of ours: a page of another name that resolves to us has its own there.
 
     Args:
         header: of the request; the port in it may be another one, as through a tunnel.
-        bound: the host the server was told to listen on.
+        host: of the pages: a name of their own, which nobody else knows, or the host that `--host` made reachable.
     """
-    try:
-        host = urlsplit(f"//{header or ''}").hostname or ""
-    except ValueError:
-        return False
-    if is_loopback(host):
+    named = host_of(header)
+    if host.endswith(".localhost"):
+        return named == host
+    if is_loopback(named):
         return True
-    if is_loopback(bound):
-        return False
     try:
-        ipaddress.ip_address(host)
+        ipaddress.ip_address(named)
         return True  # no name, so none that could be made to resolve to us
     except ValueError:
-        return host.lower() in {name.lower() for name in (bound, socket.gethostname(), socket.getfqdn())}
+        return named in {name.lower() for name in (host, socket.gethostname(), socket.getfqdn())}
 
 
 def same_origin(host: str | None, origin: str | None, referrer: str | None) -> bool:

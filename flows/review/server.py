@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import socket
@@ -12,14 +13,17 @@ from collections.abc import Iterator, Sequence
 
 import uvicorn
 
+from flows.origin import new_host
 from flows.review.app import Served, make_app
+from flows.review.connections import Impatient
 from flows.review.links import Running, remove_record, write_record
+from flows.review.pages import prepare
 from flows.review.recording import Outcome
 from flows.review.security import is_loopback
 from stages.errors import InfrastructureError, UsageError
 
 HOST = "127.0.0.1"
-PORT = 8711  # always the same one if it is free: browsers keep drafts by address
+PORT = 8711  # the same one where it is free, so that it can be forwarded
 _START_LIMIT = 30.0  # seconds
 
 
@@ -27,7 +31,7 @@ class ReviewServer:
     """A running review server.
 
     Args:
-        url: its address, as a person of this machine reaches it.
+        url: its address, as other commands reach it; links have one that is secret.
         served: what it shows, to whom.
         outcomes: decisions that were recorded and answered.
     """
@@ -61,13 +65,18 @@ def serve_review(audits: Sequence[str], host: str = HOST, port: int | None = Non
         UsageError: when host and port cannot be listened on.
         InfrastructureError: when the server does not start.
     """
-    with _listen(host, port) as listener:
-        number = listener.getsockname()[1]
-        url = f"http://{_reached(host)}:{number}"
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in _listen(host, port)]
+        number = listeners[0].getsockname()[1]
+        name = new_host() if is_loopback(host) else _reached(host)
+        url = f"http://{_local(host)}:{number}"
         outcomes: queue.Queue[Outcome] = queue.Queue()
-        served = Served(audits, host, url, f"faded-review-{number}", outcomes.put)
+        served = Served(audits, name, f"http://{name}:{number}", f"faded-review-{number}", outcomes.put)
+        prepare()
         config = uvicorn.Config(
             make_app(served),
+            http=Impatient,
+            backlog=100,
             access_log=False,  # it would hold tokens
             log_config=None,
             lifespan="off",
@@ -77,9 +86,9 @@ def serve_review(audits: Sequence[str], host: str = HOST, port: int | None = Non
             timeout_graceful_shutdown=5,
         )
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="review", daemon=True)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": listeners}, name="review", daemon=True)
         thread.start()
-        record = Running(url=f"http://{_local(host)}:{number}", pid=os.getpid(), secret=served.keys.secret)
+        record = Running(url=url, pid=os.getpid(), secret=served.keys.secret)
         try:
             _wait(server, thread)
             write_record(record)
@@ -90,14 +99,38 @@ def serve_review(audits: Sequence[str], host: str = HOST, port: int | None = Non
             thread.join(10)
 
 
-def _listen(host: str, port: int | None) -> socket.socket:
-    for number in (PORT, 0) if port is None else (port,):
+def _listen(host: str, port: int | None) -> list[socket.socket]:
+    hosts = [host]
+    if is_loopback(host):
+        # Browsers take a name under localhost for both: whoever had the other one would be sent what is meant for us.
+        hosts = [HOST, "::1"]
+        if host not in (*hosts, "localhost"):
+            raise UsageError(f"--host {host}: browsers find the page at {' and '.join(hosts)} alone")
+    for number in [port] if port else [*([PORT] if port is None else []), *[0] * 10]:
         try:
-            family = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0][0]
-            return socket.create_server((host, number), family=family)
+            return _listen_on(hosts, number)
         except (OSError, OverflowError) as error:
             found = error
     raise UsageError(f"--host {host}, --port {port}: cannot be listened on: {found}")
+
+
+def _listen_on(hosts: Sequence[str], number: int) -> list[socket.socket]:
+    """Listen on one port of several hosts; a machine may lack the second and further ones."""
+    listeners: list[socket.socket] = []
+    try:
+        for host in hosts:
+            try:
+                family = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0][0]
+                listeners.append(socket.create_server((host, number), family=family))
+                number = listeners[0].getsockname()[1]
+            except OSError as error:
+                if not listeners or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
 
 
 def _reached(host: str) -> str:
@@ -108,9 +141,9 @@ def _reached(host: str) -> str:
 
 
 def _local(host: str) -> str:
-    if host in ("0.0.0.0", "::", ""):
-        return HOST if host != "::" else "[::1]"
-    return _reached(host)
+    if host == "::":
+        return "[::1]"
+    return HOST if host in ("0.0.0.0", "") or is_loopback(host) else _reached(host)
 
 
 def _wait(server: uvicorn.Server, thread: threading.Thread) -> None:

@@ -1,0 +1,54 @@
+"""Connections that do not wait for ever: uvicorn itself has no limit for how long a request may take to arrive."""
+
+from __future__ import annotations
+
+import asyncio
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+REQUEST_SECONDS = 10.0  # from the connection, or the last answer on it, until a whole request is there
+MAX_WAITING = 200  # connections without one; beyond this the oldest goes, for a process may open about 1000 files
+
+
+class Impatient(H11Protocol):
+    """A connection that is closed when no whole request arrives in time, or when too many others wait as well."""
+
+    _timer: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start waiting for a request, in the place of whoever has waited longest if that is too many."""
+        super().connection_made(transport)
+        self._expect()
+        waiting = [c for c in self.connections if isinstance(c, Impatient) and c.waits()]
+        if len(waiting) > MAX_WAITING:
+            min(waiting, key=lambda c: c._timer.when()).transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Give a request that begins after a pause its whole time."""
+        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self._timer.cancel()
+            self._expect()
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request; also for what is left of one that was answered before it was read."""
+        self._timer.cancel()
+        super().on_response_complete()
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def waits(self) -> bool:
+        """Whether there is no whole request to answer."""
+        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing()
+
+    def _expect(self) -> None:
+        self._timer = self.loop.call_later(REQUEST_SECONDS, self._expire)
+
+    def _expire(self) -> None:
+        if self.waits():
+            self.transport.abort()
