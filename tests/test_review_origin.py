@@ -1,0 +1,146 @@
+"""What a reviewer's browser holds for the review page goes to no other port or program of the machine."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.review.server import PORT, ReviewServer, serve_review
+from stages.decisions import read_chain
+from stages.errors import UsageError
+from tests.firefox import firefox
+from tests.review_samples import make_review
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "place").mkdir()
+    return make_review(tmp_path / "place", monkeypatch)
+
+
+@pytest.fixture(params=["chromium", "firefox", "firefox without JavaScript"])
+def go(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """A browser: opens an address, and says where that led to."""
+    if request.param == "chromium":
+        page = request.getfixturevalue("browser").new_context().new_page()
+
+        def visit(url: str) -> str:
+            page.goto(url)
+            page.wait_for_load_state("networkidle")
+            return str(page.url)
+
+        yield visit
+        page.context.close()
+        return
+    with firefox(tmp_path / "profile", javascript=request.param == "firefox") as fox:
+
+        def go_(url: str) -> str:
+            fox.go(url)
+            return fox.url
+
+        yield go_
+
+
+@contextmanager
+def thief() -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    """A program of somebody else at another port: its port, and the path and headers of what it was sent."""
+    came: list[tuple[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            came.append((self.path, str(self.headers)))
+            port = self.server.server_address[1]
+            there = {"/": f"http://127.0.0.1:{port}/1", "/1": f"http://localhost:{port}/2"}.get(self.path)
+            self.send_response(302 if there else 200)
+            self.send_header("Location" if there else "Content-Type", there or "text/plain")
+            self.end_headers()
+
+        def log_message(self, *_said: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port, came
+        server.shutdown()
+
+
+def test_a_browser_that_is_led_to_another_port_brings_nothing_along(place: Path, go: Callable[[str], str]) -> None:
+    with serve_review(["x"], port=0) as server, thief() as (port, came):
+        link = httpx.URL(server.one_time_link("x"))
+        assert go(str(link)) == f"http://{link.host}:{link.port}/review/x"
+        for host in ("127.0.0.1", "localhost"):
+            assert go(f"http://{host}:{port}/") == f"http://localhost:{port}/2"
+        assert [path for path, _ in came if path != "/favicon.ico"] == ["/", "/1", "/2"] * 2
+        assert [path for path, headers in came if "faded" in headers] == []  # neither cookie nor name
+        assert go(f"http://{link.host}:{link.port}/review/x").endswith("/review/x")
+        assert server.undecided() == 1  # the session lives: it was not just that nobody was signed in
+
+
+def test_a_reviewer_decides_in_firefox_without_javascript(place: Path, tmp_path: Path) -> None:
+    with serve_review(["x"], port=0) as server, firefox(tmp_path / "profile", javascript=False) as fox:
+        fox.go(server.one_time_link("x"))
+        assert "token" not in fox.url
+        for n, action in ((1, "repair"), (2, "ignore"), (3, "accept")):
+            fox.click(f"label[for=action-{n}-{action}]")
+            fox.click(f"#reason-{n}")
+            fox.write(f"seen {n}")
+        fox.click("#reason")
+        fox.write("for the release")
+        fox.click("button[value=approve]")
+        while not fox.find("#recorded"):
+            assert not fox.find("#problems")
+    [made] = read_chain("x")
+    assert [(m.action, m.reason) for m in made.decision.modes] == [
+        ("repair", "seen 1"),
+        ("ignore", "seen 2"),
+        ("accept", "seen 3"),
+    ]
+    assert (made.decision.approve, made.decision.reason) == (True, "for the release")
+
+
+def reached(server: ReviewServer) -> int:
+    return int(server.url.rpartition(":")[2])
+
+
+def test_nobody_else_listens_where_browsers_may_look_for_the_page(place: Path) -> None:
+    """They take a name under localhost for 127.0.0.1 and for ::1, and may try either first."""
+    try:
+        taken = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            pytest.skip("this machine has no IPv6")
+        raise
+    with taken:
+        number = taken.getsockname()[1]
+        with pytest.raises(UsageError, match="cannot be listened on"), serve_review(["x"], port=number):
+            pass
+    with serve_review(["x"], port=0) as server:
+        for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
+            with pytest.raises(OSError, match="in use"):
+                socket.create_server((host, reached(server)), family=family)
+
+
+def test_no_two_servers_have_the_same_name(place: Path) -> None:
+    """Who took the port of one that ended could have left a script in its origin, which browsers would run again."""
+    hosts = set()
+    for _ in range(2):
+        with serve_review(["x"], port=0) as server:
+            hosts.add(httpx.URL(server.one_time_link("x")).host)
+    assert len(hosts) == 2
+
+
+def test_pages_are_shown_on_no_other_loopback_address(place: Path) -> None:
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1 and ::1 alone"), serve_review(["x"], "127.0.0.5"):
+        pass
+    for host in ("localhost", "::1"):
+        with serve_review(["x"], host, 0) as server:
+            assert server.url.startswith("http://127.0.0.1:") and reached(server) != PORT
