@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
 import socket
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from flows.review import links, security
+from flows.review import connections, links, security
 from flows.review.links import Running
 from flows.review.security import PAGE_POLICY, Keys, knows_host, same_origin
 from flows.review.server import serve_review, warning
@@ -31,6 +38,7 @@ from tests.review_samples import (
     make_review,
     reviewers,
 )
+from tests.workspace import ROOT
 
 
 @pytest.fixture
@@ -297,6 +305,106 @@ def test_who_may_not_is_told_so_before_anything_is_read(place: Path, path: str, 
             head = f"POST {path} HTTP/1.1\r\nHost: {link.host}\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: 300000000\r\n\r\n".encode())
             assert connection.recv(12) == b"HTTP/1.1 %d" % status
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "",
+        "POST /rev",
+        "POST /review/x HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n",
+        "POST /review/x HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\nContent-Length: 9000\r\n\r\ncsrf=",
+        "POST /review/x HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9000\r\n\r\ncsrf=",
+    ],
+)
+def test_requests_that_never_become_whole_end_and_keep_nobody_out(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], sent: str
+) -> None:
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "MAX_WAITING", 20)
+    with serve_review(["x"], port=0) as server, contextlib.ExitStack() as stack:
+        link = httpx.URL(server.one_time_link("x"))
+        client = stack.enter_context(httpx.Client(transport=Loopback(), follow_redirects=True, timeout=30))
+        cookie = client.get(link).history[0].headers["set-cookie"].partition(";")[0]
+        half = [stack.enter_context(socket.create_connection(("127.0.0.1", link.port), timeout=30)) for _ in range(60)]
+        for one in half:
+            one.sendall(sent.format(host=link.host, cookie=cookie).encode())
+        page = client.get(link.copy_with(path="/review/x", query=None))
+        answer = client.post(
+            page.url, data=form_of(page.text) | {"decision": "reject"}, headers={"Origin": str(page.url.join("/"))[:-1]}
+        )
+        assert page.status_code == 200 and answer.status_code in (200, 400)
+        for one in half:  # closed: it is not the time-out of this end that ends it
+            with contextlib.suppress(ConnectionResetError):
+                while one.recv(65536):
+                    pass
+    assert capfd.readouterr().err == ""
+
+
+def test_nothing_heavy_is_imported_while_a_browser_waits(place: Path) -> None:
+    """In a process of its own, for this one has imported everything long ago."""
+    asks = """
+        import http.client, sys
+        from urllib.parse import urlsplit
+        from flows.review.server import serve_review
+
+        def get(path, **headers):
+            connection = http.client.HTTPConnection("127.0.0.1", link.port, timeout=60)
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.headers.get("Set-Cookie", "").partition(";")[0], answer.read()
+
+        with serve_review(["x"], port=0) as server:
+            link = urlsplit(server.one_time_link("x"))
+            before = set(sys.modules)
+            assert get("/", Host="evil.example")[0] == get("/", Host="localhost")[0] == 421
+            status, cookie, _ = get(f"{link.path}?{link.query}", Host=link.netloc)
+            assert status == 303
+            for path in ("/", "/review/x", "/review/x/landscape", "/static/review.css"):
+                assert get(path, Host=link.netloc, Cookie=cookie)[0] == 200
+            print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+        """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(asks)], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(place)])},
+    )  # fmt: skip
+    own = {"review_task", "tests"}  # the audit's task, in which anything may be
+    assert not set(ran.stdout.split()) - own - {"anyio", "encodings"}
+
+
+WORDS = st.text(max_size=30) | st.sampled_from(
+    ["x", "M1", "approve", "repair", "review", "landscape", "static", "..", "\0"]
+)
+NAMES = WORDS | st.sampled_from(
+    ["csrf", "landscape", "seen", "decision", "reviewer", "action.M1", "severity.M1", "bias.M1.1"]
+)
+HEADERS = st.sampled_from(
+    ["Host", "Origin", "Referer", "Cookie", "Authorization", "Content-Type", "Content-Length", "X-Forwarded-Host"]
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_request_at_all_brings_an_error_of_the_server(ada: Reviewer, data: st.DataObject) -> None:
+    """As one who is signed in, whose requests get further than those of others."""
+    known = form_of(ada.client.get("/review/x").text) or form_of(ada.enter())
+    path = "/" + "/".join(quote(part, safe="") for part in data.draw(st.lists(WORDS, max_size=4), "path"))
+    path = data.draw(st.sampled_from([path, "/", "/review/x", "/review/x/landscape", "/links", "/static/review.js"]))
+    fields = {name: value for name, value in known.items() if data.draw(st.integers(0, 9)) > 0}
+    fields |= data.draw(st.dictionaries(NAMES, WORDS | st.none().map(lambda _: "9" * 400), max_size=5), "fields")
+    body = data.draw(st.just(urlencode(fields, errors="replace").encode()) | st.binary(max_size=200), "body")
+    headers = {"Origin": URL, "Content-Type": "application/x-www-form-urlencoded"}
+    headers |= data.draw(
+        st.dictionaries(HEADERS, st.binary(max_size=40).map(lambda b: b.decode("latin-1")), max_size=2)
+    )
+    method = data.draw(st.sampled_from(["POST", "GET", "HEAD", "PUT", "OPTIONS", "DELETE"]), "method")
+    query = urlencode(
+        data.draw(st.dictionaries(st.sampled_from(["token", "again", "audit"]), WORDS, max_size=2)), errors="replace"
+    )
+    answer = ada.client.request(
+        method, f"{path}?{query}", content=body, headers={k: v.encode("latin-1") for k, v in headers.items()}
+    )
+    assert answer.status_code < 500
 
 
 def test_a_file_that_leads_to_a_link_is_the_users_alone(place: Path) -> None:

@@ -8,7 +8,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_SECONDS = 10.0  # from the connection, or the last answer on it, until a whole request is there
-MAX_WAITING = 200  # connections without one; beyond this the oldest goes, for a process may open about 1000 files
+MAX_WAITING = 200  # connections without one; beyond this the oldest goes: a process may open about 1000 files
 
 
 class Impatient(H11Protocol):
@@ -17,12 +17,12 @@ class Impatient(H11Protocol):
     _timer: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start waiting for a request, in the place of whoever has waited longest if that is too many."""
+        """Start waiting for a request, in the place of another connection if that is too many."""
         super().connection_made(transport)
         self._expect()
         waiting = [c for c in self.connections if isinstance(c, Impatient) and c.waits()]
         if len(waiting) > MAX_WAITING:
-            min(waiting, key=lambda c: c._timer.when()).transport.abort()
+            min(waiting, key=Impatient._merit).transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Give a request that begins after a pause its whole time."""
@@ -45,6 +45,10 @@ class Impatient(H11Protocol):
     def waits(self) -> bool:
         """Whether there is no whole request to answer."""
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing()
+
+    def _merit(self) -> tuple[bool, float]:
+        # Who was answered and sends nothing now may be a reviewer who reads.
+        return self.conn.their_state is h11.IDLE and self.cycle is not None, self._timer.when()
 
     def _expect(self) -> None:
         self._timer = self.loop.call_later(REQUEST_SECONDS, self._expire)

@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
+from importlib import import_module
 
 from fastapi.responses import HTMLResponse, Response
 from markupsafe import Markup
@@ -76,13 +77,14 @@ def message(
 
 def prepare() -> None:
     """Import all that pages are made of: it takes seconds, in which a server that is running would answer nobody."""
-    import PIL.Image
-    import pyarrow.parquet
-
-    import stages.report.exhibits
-    import stages.report.gallery
-    import stages.restructure  # noqa: F401
-
+    for module in (
+        "PIL.Image",
+        "pyarrow.parquet",
+        "stages.report.exhibits",
+        "stages.report.gallery",
+        "stages.restructure",
+    ):
+        import_module(module)
     environment()
 
 

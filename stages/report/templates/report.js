@@ -77,8 +77,9 @@
     const figure = fitted(div, structuredClone(variants.get(div)[choice(div)]));
     const camera = div._fullLayout?.scene?.camera;
     if (camera && figure.layout.scene) figure.layout.scene.camera = camera;
+    // By default a button uploads the chart ("Share chart...", in plotly.js since version 4).
     const config = { responsive: true, displaylogo: false, displayModeBar: figure.layout.scene ? "hover" : false, scrollZoom: false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+      showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
     await Plotly.react(div, filtered(div, figure.data), themed(figure.layout), config);
     if (!div.dataset.drawn && figure.layout.scene) div.on("plotly_relayout", () => follow(div));
     div.dataset.drawn = String(choice(div));
