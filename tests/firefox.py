@@ -14,7 +14,8 @@ from shutil import which
 from typing import Any
 
 import pytest
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 SECONDS = 60.0  # for an answer
 
@@ -22,7 +23,7 @@ SECONDS = 60.0  # for an answer
 class Firefox:
     """One tab of a headless Firefox."""
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: Connection) -> None:
         self._socket, self._numbers = socket, itertools.count()
         self._call("session.new", capabilities={})
         self.tab = self._call("browsingContext.getTree")["contexts"][0]["context"]

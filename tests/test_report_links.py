@@ -34,11 +34,11 @@ def test_no_control_of_a_report_leads_off_the_page(browser: Any, tmp_path: Path,
     write, inputs = REPORTS[kind]
     write(tmp_path / "report.html", **inputs())
     context = browser.new_context(viewport={"width": 1100, "height": 900})
-    page, left = context.new_page(), []
+    page = context.new_page()
+    left: list[str] = []
     here = (tmp_path / "report.html").as_uri()
     context.on("request", lambda r: None if r.url.startswith((here, "data:", "blob:")) else left.append(r.url))
     context.on("page", lambda opened: left.append(f"a window: {opened.url}"))
-    page.on("dialog", lambda dialog: (left.append(dialog.message), dialog.dismiss()))
     page.on("websocket", lambda socket: left.append(socket.url))
     page.goto(here)
     for plot in page.locator(".plot").all():

@@ -58,7 +58,7 @@ def thief() -> Iterator[tuple[int, list[tuple[str, str]]]]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             came.append((self.path, str(self.headers)))
-            port = self.server.server_address[1]
+            port = server.server_port
             there = {"/": f"http://127.0.0.1:{port}/1", "/1": f"http://localhost:{port}/2"}.get(self.path)
             self.send_response(302 if there else 200)
             self.send_header("Location" if there else "Content-Type", there or "text/plain")

@@ -113,7 +113,7 @@ def _needs_link(status: int, audit: str) -> Refused:
         status,
         "This page needs its link",
         "It is opened by a link that works once, so that nobody else on this machine decides in your name.",
-        f"Ask for one in the workspace: faded review {audit} --link",
+        f"Ask for one in the workspace, and open it as it is printed: faded review {audit} --link",
     )
 
 
