@@ -211,7 +211,7 @@ def test_every_answer_tells_the_browser_to_be_strict(ada: Reviewer) -> None:
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["referrer-policy"] == "same-origin"
     assert "unsafe-inline" not in PAGE_POLICY and "data:" not in PAGE_POLICY.replace("img-src data:", "")
-    assert re.findall(r"""\s(?:href|src|action|formaction)=["']?(?!/|#|data:,|data:image/)\S*""", html) == []
+    assert re.findall(r"""\s(?:href|src|action|formaction)=(?!["'](?:/|#|data:))\S*""", html) == []
     assert HOST not in html  # nor is the name told in any other way: what a page says may be copied
     assert not re.findall(r"<style|\sstyle=|\son\w+=|<script>|javascript:", html)
 
