@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.workspace import Workspace, make_workspace
 
@@ -20,6 +21,11 @@ os.environ |= {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "SHELL": "/bin/sh",  # the plainest one, as under cron and CI, runs what it is told as a child of its own
 }
+
+# Generated cases are the same in every run; FADED_HYPOTHESIS=nightly draws more of them, and others each time.
+settings.register_profile("default", max_examples=100, derandomize=True, deadline=None, database=None)
+settings.register_profile("nightly", max_examples=10_000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("FADED_HYPOTHESIS", "default"))
 
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMIUM_ARGS = [
