@@ -25,7 +25,7 @@ from flows.heal import heal
 from flows.processes import stopping
 from flows.results import record_timings
 from flows.run_stage import StageResult
-from flows.runners import Job, Runner, chosen, job, open_runner
+from flows.runners import Job, Runner, check_stages, chosen, job, open_runner
 from flows.suspend import ask, deployed_run, waiting_elsewhere
 from flows.workspace import exclusive
 from stages.environment import set_defaults
@@ -163,9 +163,7 @@ def _run_to_the_end(params: Params, graph: Graph, audits: list[str], runner: Run
     results: dict[str, StageResult] = {}
     while True:
         if graph.to_do(audits):
-            from stages.check import check_audits  # imports what tasks need
-
-            check_audits(params, audits, elsewhere=runner.kind != "threads")
+            check_stages(params, audits, runner)
         results |= {result.stage: result for result in _run_stale(params, graph, audits, runner)}
         waiting = {r.stage.partition("@")[2] for r in results.values() if r.outcome == "waiting"}
         audits = [name for name in audits if name in waiting]

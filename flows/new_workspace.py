@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flows.pipeline import DVC_YAML, PARAMS, folders_of, is_own, pipeline, put, record, text_of, with_lines
 from stages.code import RECORD, read_record
 from stages.environment import WORK
@@ -100,11 +98,14 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
         UsageError: when there is one of that name, its blocks are wrong, or params.yaml cannot hold them.
     """
     from flows.init.block import Draft, with_blocks
-    from stages.params import load_params
+    from stages.params import load_params, name_error, parse_yaml, read_bytes
 
     path, partial = folder / PARAMS, folder / f".{PARAMS}.new"
     text = text_of(path)
-    if name in (yaml.safe_load(text).get("audits") or {}):
+    if error := name_error(name):
+        raise UsageError(f"audits.{name}: {error}")
+    raw = parse_yaml(read_bytes(path), str(path))
+    if isinstance(raw, dict) and name in (raw.get("audits") or {}):
         raise UsageError(f"audits.{name}: {path} has an audit of that name already")
     text = with_blocks(text, None, Draft(name, audit, repair))
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ import yaml
 
 from stages.code import RECORD, installed, is_code, read_record, read_stages
 from stages.environment import WORK
-from stages.params import DATA
+from stages.errors import UsageError
+from stages.params import DATA, load_params
 
 DVC_YAML, PARAMS = Path("dvc.yaml"), Path("params.yaml")
 HEADER = """\
@@ -39,7 +39,6 @@ _DVC_IGNORES = """\
 /decisions/.*.partial
 /shards/.gitignore
 """
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _WIDTH = 1000  # longer than any line: YAML folds none
 
@@ -167,11 +166,17 @@ def with_lines(text: str, lines: Iterable[str], why: str) -> str:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file, "" if it is missing; whatever it holds, `put` gives the same bytes back."""
+    """The text of a file, "" if it is missing; whatever it holds, `put` gives the same bytes back.
+
+    Raises:
+        UsageError: when it is no file, or may not be read.
+    """
     try:
         return path.read_bytes().decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         return ""
+    except (IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"{path} cannot be read: {str(error.strerror).lower()}") from None
 
 
 def _wanted(folder: Path) -> dict[Path, str]:
@@ -192,20 +197,21 @@ def _is_workspace(folder: Path) -> bool:
 def _for_audits(folder: Path) -> dict[Path, str]:
     """What audits lack that were written to params.yaml by hand."""
     try:
-        raw = yaml.load(text_of(folder / PARAMS), Loader=_LOADER)
-        audits = {str(name): block for name, block in raw["audits"].items() if re.fullmatch(r"[\w-]+", str(name))}
-        codes = {str(block["code"]) for block in audits.values()}
-        repairs = set(raw["repairs"])
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return {}  # whoever reads it tells what is wrong
+        params = load_params(folder / PARAMS)
+    except UsageError:
+        return {}  # whoever reads it tells what is wrong; until then nothing is made
     files: dict[Path, str] = {}
     own = is_own(folder)
-    for name in audits:
-        files |= folders_of(folder, name, repair=name in repairs, own=own)
+    for name in params.audits:
+        files |= folders_of(folder, name, repair=name in params.repairs, own=own)
     if not own:
         return files
     # What Python compiles there says when and where it was compiled: it must not make a stage stale.
-    lines = [f"/{code}/**/__pycache__/" for code in sorted(codes) if _is_code_folder(folder, code)]
+    lines = [
+        f"/{code}/**/__pycache__/"
+        for code in sorted({audit.code for audit in params.audits.values()})
+        if _is_code_folder(folder, code)
+    ]
     ignores = folder / ".dvcignore"
     before = text_of(ignores)
     text = with_lines(before, lines, "Code of audits, without what Python compiles.")

@@ -18,7 +18,7 @@ from flows.estimate import estimate
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
 from flows.results import read_verdict
-from flows.runners import chosen
+from flows.runners import check_stages, chosen
 from flows.views import show_run, show_verdict
 from flows.workspace import exclusive
 from stages.errors import Exit, FadedError, InfrastructureError
@@ -86,9 +86,8 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
     # While the server starts:
     from flows.audit import ALREADY_READ, STAGE_LOG, AuditFailed, audit
     from flows.processes import stopping_on_signals
-    from stages.check import check_audits
 
-    check_audits(params, audits, elsewhere=chosen(params, runner).kind != "threads")
+    check_stages(params, audits, chosen(params, runner))
 
     known = ALREADY_READ.set((params, graph))
     failure: FadedError | None = None

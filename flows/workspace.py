@@ -48,9 +48,11 @@ def enter_workspace() -> Path:
 
 def has_audits(folder: Path) -> bool:
     """Whether the params.yaml of a folder is one of Faded's."""
+    from stages.params import read_bytes
+
     try:
-        return re.search(r"^audits:", (folder / "params.yaml").read_text(encoding="utf-8"), re.MULTILINE) is not None
-    except (FileNotFoundError, UnicodeDecodeError):
+        return re.search(rb"^audits:", read_bytes(folder / "params.yaml"), re.MULTILINE) is not None
+    except (FileNotFoundError, UsageError):
         return False
 
 

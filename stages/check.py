@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
 from stages.errors import UsageError
 from stages.explorers import make_explorer
 from stages.microscopic import agent_settings
-from stages.params import AuditConfig, Params, task_class, task_context
+from stages.params import AuditConfig, Params, errors_in, task_class, task_context
 from stages.ratings import read_ratings
 from stages.tasks.contract import Task, TaskContext
 
 
-def check_audits(params: Params, names: Iterable[str], *, elsewhere: bool = False) -> None:
+def check_audits(
+    params: Params, names: Iterable[str], *, elsewhere: bool = False, gpus: Callable[[], int] | None = None
+) -> None:
     """Check explorers, tasks and repairs of the named audits; params.yaml itself was checked when it was read.
 
     Args:
         params: of the workspace.
         names: of audits.
         elsewhere: whether stages run on other machines: then a GPU that this one lacks is no error.
+        gpus: counts the GPUs of the machine that stages run on, which takes a moment; None: they are not known.
 
     Raises:
         UsageError: with one line per error.
     """
     errors: list[str] = []
+    checks = (
+        *(_check_explorer, _check_microscopic, _check_ratings),
+        partial(_check_task, elsewhere=elsewhere),
+        partial(_check_gpus, count=gpus),
+    )
     for name in names:
-        for check in (_check_explorer, _check_microscopic, _check_ratings, partial(_check_task, elsewhere=elsewhere)):
+        for check in checks:
             try:
                 errors += check(params, name)
             except UsageError as error:
@@ -35,7 +43,7 @@ def check_audits(params: Params, names: Iterable[str], *, elsewhere: bool = Fals
             except Exception as error:  # a user's own class may raise anything
                 errors.append(f"audits.{name}: {type(error).__name__}: {error}")
     if errors:
-        raise UsageError(f"{len(errors)} error(s) in params.yaml:\n" + "\n".join(f"  {e}" for e in errors))
+        raise errors_in("params.yaml", errors)
 
 
 def _check_explorer(params: Params, name: str) -> list[str]:
@@ -78,6 +86,15 @@ def _check_task(params: Params, name: str, *, elsewhere: bool) -> list[str]:
             )
         errors += [f"repairs.{name}.{error}" for error in found]
     return errors
+
+
+def _check_gpus(params: Params, name: str, *, count: Callable[[], int] | None) -> list[str]:
+    asked = {f"audits.{name}.compute.gpus": params.audit(name).compute.gpus}
+    if name in params.repairs:
+        asked[f"repairs.{name}.gpus"] = params.repairs[name].gpus
+    asked |= {f"shards.{share}.gpus": shard.gpus for share, shard in params.shards.items() if shard.audit == name}
+    most = count() if count is not None and any(asked.values()) else max(asked.values())
+    return [f"{where}: {n} GPU(s) asked for, this machine has {most}" for where, n in asked.items() if n > most]
 
 
 def _context_elsewhere(name: str, audit: AuditConfig) -> TaskContext:

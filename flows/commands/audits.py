@@ -51,14 +51,13 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
     """Say what an audit would run, why, and what it would cost, before anything runs."""
     from flows.estimate import estimate
     from flows.graph import read_graph
-    from flows.runners import chosen
+    from flows.runners import check_stages, chosen
     from flows.screen import read_screening
     from flows.views import show_last_screening, show_plan
-    from stages.check import check_audits
 
     params, names = open_workspace(audits, all_, preset)
     with working("checking params.yaml and asking DVC what is stale"):
-        check_audits(params, names, elsewhere=chosen(params, None).kind != "threads")
+        check_stages(params, names, chosen(params, None))
         graph = read_graph(looks=True)
     show_plan(console, estimate(params, graph, names))
     for name in names:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ from typing import Protocol, get_args
 from flows.machines import check_machines
 from flows.machines.shipment import Shipment
 from flows.run_stage import StageResult
+from flows.runners.devices import visible_gpus
 from stages.errors import InfrastructureError, UsageError, did_you_mean
 from stages.params import Params
 from stages.params.file import RunnerConfig
@@ -92,6 +93,20 @@ def chosen(params: Params, told: str | None) -> RunnerConfig:
     if package is not None and find_spec(package) is None:
         raise UsageError(f"runner {config.kind!r} needs a package: pip install 'faded[{config.kind}]'")
     return config
+
+
+def check_stages(params: Params, audits: Iterable[str], config: RunnerConfig) -> None:
+    """Refuse what a stage would refuse later, by params.yaml and what the chosen runner has.
+
+    Raises:
+        UsageError: with one line per error.
+    """
+    from stages.check import check_audits  # imports what tasks need
+
+    if config.kind == "threads":
+        check_audits(params, audits, gpus=lambda: len(visible_gpus(config.gpus)))
+    else:
+        check_audits(params, audits, elsewhere=True)
 
 
 @contextlib.contextmanager

@@ -82,8 +82,24 @@ def check_levels(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, Ch
             hint = did_you_mean(name, catalogue)
             errors.append(f"concepts.{name}: unknown concept{hint}; known: {', '.join(catalogue)}")
             continue
-        errors += [f"concepts.{name}: {error}" for value in values if (error := catalogue[name].error(value))]
+        wrong = [error for value in values if (error := catalogue[name].error(value))]
+        errors += [f"concepts.{name}: {error}" for error in wrong or _order_errors(catalogue[name], values)]
     return errors
+
+
+def _order_errors(known: Change, values: Sequence[Any]) -> list[str]:
+    """What is wrong with the order of levels that are right, each for itself.
+
+    Explorers, modes and reports take the first level for the weakest. Levels to both sides of the unchanged one have no
+    weakest end, and may run either way.
+    """
+    if known.choices or isinstance(known.neutral, str):
+        return []
+    first, last = (value - known.neutral for value in (values[0], values[-1]))
+    if first * last < 0 or abs(first) <= abs(last):
+        return []
+    turned = ", ".join(f"{value:g}" for value in reversed(values))
+    return [f"levels run from the strongest to the weakest ({known.neutral:g} changes nothing), expected [{turned}]"]
 
 
 def span(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, Change]) -> ConceptSpace:

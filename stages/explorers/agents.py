@@ -8,9 +8,9 @@ as in SB3 are handed on to it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from sb3_contrib import QRDQN, TRPO
 from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3 import A2C, DQN, PPO
@@ -45,9 +45,11 @@ class _StopWhenSpent(BaseCallback):
 class AgentSettings(Strict):
     """What all agents share."""
 
-    n_envs: int = Field(64, ge=1, description="items probed in one step")
+    n_envs: int = Field(64, ge=1, le=1_000_000, description="items probed in one step")
     reward: RewardConfig = Field(RewardConfig(), description="what the agent is paid for, see stages/explorers/reward")
-    hidden: list[PositiveInt] = Field(default=[64, 64], description="units of the hidden layers")
+    hidden: list[Annotated[int, Field(ge=1, le=65_536)]] = Field(
+        max_length=8, default=[64, 64], description="units of the hidden layers"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     device: Literal["cpu"] = Field("cpu", description="agents are tiny: a CPU is quicker than moving them")
 
@@ -63,9 +65,9 @@ class AgentSettings(Strict):
 class OnPolicySettings(AgentSettings):
     """Agents that learn from what they have just asked, and forget it."""
 
-    n_envs: int = Field(32, ge=1, description="items probed in one step")
+    n_envs: int = Field(32, ge=1, le=1_000_000, description="items probed in one step")
     learning_rate: float = Field(3e-3, gt=0)
-    n_steps: int = Field(1, ge=1, description="steps of all environments between two updates")
+    n_steps: int = Field(1, ge=1, le=1_000_000, description="steps of all environments between two updates")
 
     @model_validator(mode="after")
     def _enough_to_normalise(self) -> OnPolicySettings:
@@ -84,8 +86,8 @@ class OnPolicySettings(AgentSettings):
 class PPOSettings(OnPolicySettings):
     """PPO (Schulman et al. 2017)."""
 
-    n_epochs: int = Field(10, ge=1, description="passes over the probes of an update")
-    batch_size: int = Field(64, ge=2, description="probes in one gradient step")
+    n_epochs: int = Field(10, ge=1, le=10_000, description="passes over the probes of an update")
+    batch_size: int = Field(64, ge=2, le=1_000_000, description="probes in one gradient step")
     ent_coef: float = Field(0.02, ge=0, description="entropy bonus: higher explores more, finds fewer")
 
 
@@ -99,21 +101,23 @@ class A2CSettings(OnPolicySettings):
 class TRPOSettings(OnPolicySettings):
     """TRPO (Schulman et al. 2015): as far as a bound on the change of the policy allows."""
 
-    batch_size: int = Field(64, ge=2, description="probes in one gradient step of the critic")
+    batch_size: int = Field(64, ge=2, le=1_000_000, description="probes in one gradient step of the critic")
     target_kl: float = Field(0.05, gt=0, description="bound on the Kullback-Leibler divergence of one update")
 
 
 class DQNSettings(AgentSettings):
     """DQN (Mnih et al. 2015), the paper's agent."""
 
-    hidden: list[PositiveInt] = Field(default=[128, 128], description="units of the hidden layers")
-    buffer_size: int = Field(50_000, ge=1)
-    learning_starts: int = Field(
-        256, ge=1, description="probes before the first update; explicit, so that updates happen"
+    hidden: list[Annotated[int, Field(ge=1, le=65_536)]] = Field(
+        max_length=8, default=[128, 128], description="units of the hidden layers"
     )
-    batch_size: int = Field(64, ge=1)
-    gradient_steps: int = Field(16, ge=1, description="updates per step of all environments")
-    target_update_interval: int = Field(512, ge=1)
+    buffer_size: int = Field(50_000, ge=1, le=1_000_000)
+    learning_starts: int = Field(
+        256, ge=1, le=1_000_000, description="probes before the first update; explicit, so that updates happen"
+    )
+    batch_size: int = Field(64, ge=1, le=1_000_000)
+    gradient_steps: int = Field(16, ge=1, le=1_000_000, description="updates per step of all environments")
+    target_update_interval: int = Field(512, ge=1, le=1_000_000)
     exploration_fraction: float = Field(0.5, gt=0, le=1, description="share of the budget over which it explores less")
     exploration_final_eps: float = Field(0.1, ge=0, le=1)
     max_cells: int = Field(20_000, description="largest grid it is used on: one output unit per cell")
@@ -131,8 +135,8 @@ class DQNSettings(AgentSettings):
 class QRDQNSettings(DQNSettings):
     """QR-DQN (Dabney et al. 2018): learns quantiles of the reward instead of its mean."""
 
-    gradient_steps: int = Field(8, ge=1, description="updates per step of all environments")
-    n_quantiles: int = Field(5, ge=1, description="quantiles of each cell, so outputs per cell")
+    gradient_steps: int = Field(8, ge=1, le=1_000_000, description="updates per step of all environments")
+    n_quantiles: int = Field(5, ge=1, le=1_000_000, description="quantiles of each cell, so outputs per cell")
     max_cells: int = Field(5_000, description="largest grid it is used on: n_quantiles output units per cell")
 
     def architecture(self) -> dict[str, Any]:

@@ -29,8 +29,10 @@ BOUND_DRAWS = 50  # posterior draws a standard deviation is estimated from
 class BanditSettings(Strict):
     """What both bandits share."""
 
-    batch: int = Field(50, ge=1, description="probes asked at once, each in another cell")
-    candidates: int = Field(4000, ge=1, description="pairs scored for a batch: half random, half near known failures")
+    batch: int = Field(50, ge=1, le=1_000_000, description="probes asked at once, each in another cell")
+    candidates: int = Field(
+        4000, ge=1, le=1_000_000, description="pairs scored for a batch: half random, half near known failures"
+    )
     pairs: bool = Field(True, description="also an effect for every pair of levels of two concepts")
     ceiling: float = Field(0.2, gt=0, description="margins above it count as it: a failure is one, however clear")
     noise: float = Field(0.3, gt=0, description="standard deviation of the margin around the model")

@@ -96,7 +96,9 @@ class EpsilonGreedySettings(Strict):
     """Settings of the epsilon-greedy search."""
 
     epsilon: float = Field(0.1, ge=0, le=1, description="share of uniform draws")
-    batch: int = Field(16, ge=1, description="probes asked at once, each in another cell unless drawn uniformly")
+    batch: int = Field(
+        16, ge=1, le=1_000_000, description="probes asked at once, each in another cell unless drawn uniformly"
+    )
 
 
 class EpsilonGreedy(AskTell[EpsilonGreedySettings]):
@@ -153,8 +155,8 @@ class _Arms:
 class ThresholdSettings(Strict):
     """Settings of the threshold search."""
 
-    patience: int = Field(5, ge=1, description="probes an item may pass before another takes its place")
-    lanes: int = Field(16, ge=1, description="items searched at once, so probes asked at once")
+    patience: int = Field(5, ge=1, le=1_000_000, description="probes an item may pass before another takes its place")
+    lanes: int = Field(16, ge=1, le=1_000_000, description="items searched at once, so probes asked at once")
 
 
 class ThresholdSearch(AskTell[ThresholdSettings]):

@@ -19,10 +19,12 @@ class BayesianSettings(Strict):
     sampler: Literal["tpe", "gp"] = Field(
         "tpe", description="Parzen estimators, or a Gaussian process (a hundred times slower)"
     )
-    batch: int = Field(16, ge=1, description="probes asked at once; those under way count as poor (constant liar)")
-    startup: int = Field(100, ge=1, description="uniform probes first")
+    batch: int = Field(
+        16, ge=1, le=1_000_000, description="probes asked at once; those under way count as poor (constant liar)"
+    )
+    startup: int = Field(100, ge=1, le=1_000_000, description="uniform probes first")
     max_history: int = Field(
-        200, ge=10, description="probes it never forgets; from twice as many the oldest are dropped"
+        200, ge=10, le=1_000_000, description="probes it never forgets; from twice as many the oldest are dropped"
     )
 
     @model_validator(mode="after")

@@ -36,8 +36,8 @@ class SearchSettings(Strict):
     random_share: float | None = Field(
         None, ge=0, le=1, description="share of probes drawn uniformly, which keep the landscape honest"
     )
-    first: int = Field(100, ge=2, description="probes drawn uniformly before the first fit")
-    batch: int = Field(50, ge=1, description="probes asked between two fits")
+    first: int = Field(100, ge=2, le=1_000_000, description="probes drawn uniformly before the first fit")
+    batch: int = Field(50, ge=1, le=1_000_000, description="probes asked between two fits")
     growth: float = Field(
         0.08, ge=0, le=1, description="a batch is at least this share of the probes so far, up to 800"
     )
@@ -63,7 +63,7 @@ class SearchSettings(Strict):
 class RivalSettings(SearchSettings):
     """Pool and local search."""
 
-    candidates: int = Field(3000, ge=1, description="pairs ranked for each batch")
+    candidates: int = Field(3000, ge=1, le=1_000_000, description="pairs ranked for each batch")
 
 
 class ModelBasedSettings(SearchSettings):
@@ -72,11 +72,13 @@ class ModelBasedSettings(SearchSettings):
     objective: Literal["ppo", "balance"] = Field(
         "ppo", description="ppo: clipped policy gradient; balance: off-policy trajectory balance"
     )
-    hidden: int = Field(64, ge=1, description="units of the policy's hidden layers, one per concept")
+    hidden: int = Field(64, ge=1, le=1_000_000, description="units of the policy's hidden layers, one per concept")
     learning_rate: float = Field(1e-2, gt=0)
-    generations: int = Field(3, ge=1, description="draws of about 1,000 pairs learnt from after every fit")
+    generations: int = Field(
+        3, ge=1, le=1_000_000, description="draws of about 1,000 pairs learnt from after every fit"
+    )
     entropy: float = Field(0.6, gt=0, lt=1, description="entropy held while searching, as a share of the uniform")
-    final_generations: int = Field(60, ge=1, description="draws learnt from for the policy that is kept")
+    final_generations: int = Field(60, ge=1, le=1_000_000, description="draws learnt from for the policy that is kept")
     final_entropy: float = Field(0.4, gt=0, lt=1, description="entropy of the policy that is kept")
 
 

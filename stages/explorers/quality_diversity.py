@@ -17,9 +17,11 @@ from stages.params import Strict
 class MapElitesSettings(Strict):
     """Settings of MAP-Elites."""
 
-    batch: int = Field(50, ge=1, description="probes asked at once")
-    startup: int = Field(100, ge=1, description="uniform probes first")
-    max_niches: int = Field(10_000, ge=1, description="niches of the archive; levels are merged on larger grids")
+    batch: int = Field(50, ge=1, le=1_000_000, description="probes asked at once")
+    startup: int = Field(100, ge=1, le=1_000_000, description="uniform probes first")
+    max_niches: int = Field(
+        10_000, ge=1, le=1_000_000, description="niches of the archive; levels are merged on larger grids"
+    )
     step: float = Field(0.1, gt=0, description="standard deviation of a mutation, as share of the levels of a concept")
     item_step: float = Field(1.0, gt=0, description="the same of the item, in items in the order of their embeddings")
 

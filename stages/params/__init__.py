@@ -15,10 +15,11 @@ from stages.params.audit import (
     RatingsConfig,
     SummarizeConfig,
 )
-from stages.params.file import DATA, Params, RunnerConfig, ShardConfig, load_params
+from stages.params.file import DATA, Params, RunnerConfig, ShardConfig, load_params, name_error
 from stages.params.repair import FeedbackConfig, Gate, Gates, ReEvaluateConfig, RepairConfig, RestructureConfig
-from stages.params.strict import Strict, validation_lines
+from stages.params.strict import Strict, errors_in, validation_lines
 from stages.params.tasks import resolve_device, task_class, task_context
+from stages.params.yaml_file import parse_yaml, read_bytes
 
 __all__ = [
     "COLUMNS",
@@ -40,7 +41,11 @@ __all__ = [
     "ShardConfig",
     "Strict",
     "SummarizeConfig",
+    "errors_in",
     "load_params",
+    "name_error",
+    "parse_yaml",
+    "read_bytes",
     "resolve_device",
     "task_class",
     "task_context",

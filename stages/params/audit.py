@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import prod
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stages.concepts import Level
-from stages.params.strict import Strict, validation_lines
+from stages.params.strict import Strict, shown, validation_lines
 
 # Columns of the tables that stages write, beside one for each concept.
 COLUMNS = frozenset(
@@ -20,14 +23,19 @@ COLUMNS = frozenset(
     }
 )
 
+MAX_NAME = 64  # characters of the name of an audit or a concept
+MAX_LEVELS = 200  # of a concept: each has to be probed to say anything about it
+
 
 class ComputeConfig(Strict):
     """Where the model under test computes; recorded with every result."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU if there is one")
-    threads: int = Field(2, ge=1, description="CPU threads; fixed, because sums depend on it in their last bits")
-    batch_size: int = Field(64, ge=1, description="probes answered at once")
-    gpus: int = Field(ge=0, description="GPUs prepare, discover and summarize ask the task runner for")
+    threads: int = Field(
+        2, ge=1, le=1024, description="CPU threads; fixed, because sums depend on it in their last bits"
+    )
+    batch_size: int = Field(64, ge=1, le=1_000_000, description="probes answered at once")
+    gpus: int = Field(ge=0, le=1024, description="GPUs prepare, discover and summarize ask the task runner for")
     backend: Literal["eager", "compile", "openvino"] = Field(
         "eager", description="what runs the network, where the task has a choice; `faded tune` measures which is faster"
     )
@@ -40,10 +48,14 @@ class MicroscopicConfig(Strict):
     method: Literal["beam", "exact", "rl", "none"] = Field(
         "beam", description="beam search, breadth-first search for small grids, an agent that learns, or not at all"
     )
-    items: int = Field(25, ge=1, description="items it is done for, drawn at random")
-    budget: int | None = Field(None, ge=1, description="unique probes of its own; by default half of discover.budget")
-    width: int = Field(8, ge=1, description="beam: cells of each step that are followed at most, if the budget allows")
-    max_steps: int | None = Field(None, ge=1, description="steps after which an item counts as holding")
+    items: int = Field(25, ge=1, le=1_000_000, description="items it is done for, drawn at random")
+    budget: int | None = Field(
+        None, ge=1, le=100_000_000, description="unique probes of its own; by default half of discover.budget"
+    )
+    width: int = Field(
+        8, ge=1, le=1_000_000, description="beam: cells of each step that are followed at most, if the budget allows"
+    )
+    max_steps: int | None = Field(None, ge=1, le=1_000_000, description="steps after which an item counts as holding")
     settings: dict[str, Any] = Field(default_factory=dict, description="rl: settings of the agent")
 
     @model_validator(mode="after")
@@ -58,7 +70,7 @@ class DiscoverConfig(Strict):
 
     explorer: str = Field("auto", description="what chooses the probes, see docs/explorers.md")
     control: Literal["random"] = Field("random", description="the uniform baseline, on which all rates are calibrated")
-    budget: int = Field(ge=1, description="unique probes for each of the two")
+    budget: int = Field(ge=1, le=100_000_000, description="unique probes for each of the two")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the explorer")
     shards: int = Field(1, ge=1, le=10_000, description="independent searches the budget is divided among, see shards:")
     microscopic: MicroscopicConfig = Field(default_factory=MicroscopicConfig)
@@ -74,9 +86,10 @@ class DiscoverConfig(Strict):
 class LandscapeGates(Strict):
     """Gates on the landscape itself, for audits that end there."""
 
-    max_failure_rate: float | None = Field(None, gt=0, le=1, description="over the whole grid")
-    max_mode_rate: float | None = Field(None, gt=0, le=1, description="in the worst confirmed failure mode")
-    max_bias: float | None = Field(None, gt=0, le=1, description="total variation of the most skewed subject")
+    # A bound of 1 could not fail, and one of 0 hardly be passed by an interval.
+    max_failure_rate: float | None = Field(None, gt=0, lt=1, description="over the whole grid")
+    max_mode_rate: float | None = Field(None, gt=0, lt=1, description="in the worst confirmed failure mode")
+    max_bias: float | None = Field(None, gt=0, lt=1, description="total variation of the most skewed subject")
 
 
 class SummarizeConfig(Strict):
@@ -114,7 +127,9 @@ class AuditConfig(Strict):
         pattern=r"^(\w+(\.\w+)*:\w+|\w[\w.-]*)$",
         description="package.module:Class, see stages/tasks/contract.py, or the name of an installed task",
     )
-    code: str = Field(description="the task's own module or folder, a dependency of every stage that uses it")
+    code: str = Field(
+        min_length=1, description="the task's own module or folder, a dependency of every stage that uses it"
+    )
     compute: ComputeConfig
     prepare: dict[str, Any] = Field(description="the task's own: model, data, items")
     concepts: dict[str, list[Level]] = Field(min_length=1, description="levels of each concept, weakest first")
@@ -149,23 +164,48 @@ class AuditConfig(Strict):
         for name, levels in concepts.items() if isinstance(concepts, dict) else ():
             if isinstance(levels, list) and any(isinstance(level, bool) for level in levels):
                 raise ValueError(
-                    f"concept {name!r} has a level that is yes or no, expected numbers, or names (in quotes): {levels}"
+                    f"concept {name!r} has a level that is yes or no, expected numbers, or names (in quotes):"
+                    f" {shown(levels)}"
                 )
         return concepts
 
     @field_validator("concepts")
     @classmethod
-    def _levels(cls, concepts: dict[str, list[Level]]) -> dict[str, list[Level]]:
+    def _grid(cls, concepts: dict[str, list[Level]]) -> dict[str, list[Level]]:
         for name, levels in concepts.items():
-            numbers = [level for level in levels if not isinstance(level, str)]
-            if 0 < len(numbers) < len(levels):
-                raise ValueError(f"concept {name!r} mixes numbers and names: {levels}")
-            if numbers and numbers not in (sorted(numbers), sorted(numbers, reverse=True)):
-                raise ValueError(f"levels of concept {name!r} go up and down, expected weakest first: {levels}")
             if name in COLUMNS:
                 raise ValueError(f"concept {name!r} has the name of a column of the tables, choose another")
-            if len(levels) < 2:
-                raise ValueError(f"concept {name!r} needs at least 2 levels, found {levels}")
-            if len(set(levels)) < len(levels):
-                raise ValueError(f"concept {name!r} names a level twice: {levels}")
+            if not name.isprintable() or name != name.strip() or not 0 < len(name) <= MAX_NAME:
+                raise ValueError(f"concept {shown(name)}: expected a name of 1 to {MAX_NAME} printable characters")
+            if error := levels_error(levels):
+                raise ValueError(f"concept {name!r} {error}")
+        if prod(map(len, concepts.values())) >= 2**63:
+            raise ValueError("the grid has 2^63 cells or more, which cannot be numbered: take fewer concepts or levels")
         return concepts
+
+
+def levels_error(levels: list[Level]) -> str | None:
+    """What is wrong with the levels of a concept, whatever it is, or None."""
+    numbers = [level for level in levels if not isinstance(level, str)]
+    if not 2 <= len(levels) <= MAX_LEVELS:
+        return f"needs 2 to {MAX_LEVELS} levels, found {shown(levels)}"
+    if 0 < len(numbers) < len(levels):
+        return f"mixes numbers and names: {shown(levels)}"
+    if len(set(levels)) < len(levels):
+        return f"names a level twice: {shown(levels)}"
+    return _numbers_error(numbers) if numbers else None
+
+
+def _numbers_error(numbers: list[float]) -> str | None:
+    if numbers not in (sorted(numbers), sorted(numbers, reverse=True)):
+        return (
+            "has levels that go up and down, expected weakest first (levels without an order are names, in quotes):"
+            f" {shown(numbers)}"
+        )
+    if max(map(abs, numbers)) > np.finfo(np.float32).max:
+        return f"has levels beyond the numbers of 32 bits: {shown(numbers)}"
+    for one, other in pairwise(numbers):
+        # People read six digits, and models compute with 32 bits.
+        if f"{one:g}" == f"{other:g}" or np.float32(one) == np.float32(other):
+            return f"has levels that cannot be told apart: {one!r} and {other!r}"
+    return None

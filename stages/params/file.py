@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stages.errors import UsageError, did_you_mean
-from stages.params.audit import AuditConfig
+from stages.params.audit import MAX_NAME, AuditConfig
 from stages.params.repair import RepairConfig
-from stages.params.strict import Strict, validation_lines
+from stages.params.strict import Strict, errors_in, shown, validation_lines
+from stages.params.yaml_file import parse_yaml, read_bytes
 
 DATA = Path("data")
+# Audits name folders, stages and files, on every system that people share them with.
+_NAME = re.compile(rf"(?!-)[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
+_OF_WINDOWS = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
 
 
 class ShardConfig(Strict):
     """One share of the search of a large audit, a stage of its own: any worker may run it."""
 
     audit: str = Field(description="a name under audits:, whose discover.shards counts the shares")
-    part: int = Field(ge=1, description="which share this is, from 1")
-    gpus: int = Field(ge=0, description="GPUs it asks the task runner for")
+    part: int = Field(ge=1, le=10_000, description="which share this is, from 1")
+    gpus: int = Field(ge=0, le=1024, description="GPUs it asks the task runner for")
 
 
 class RunnerConfig(Strict):
@@ -30,10 +35,16 @@ class RunnerConfig(Strict):
     kind: Literal["threads", "dask", "ray"] = "threads"
     address: str | None = Field(None, description="of a running scheduler or cluster; by default one is started here")
     workers: int | None = Field(
-        None, ge=1, description="stages without GPUs at once, where none is at an address; by default half the cores"
+        None,
+        ge=1,
+        le=1024,
+        description="stages without GPUs at once, where none is at an address; by default half the cores",
     )
     gpus: int | None = Field(
-        None, ge=0, description="GPUs of this machine to use, where none is at an address; by default all there are"
+        None,
+        ge=0,
+        le=1024,
+        description="GPUs of this machine to use, where none is at an address; by default all there are",
     )
     workspace: str | None = Field(
         None, description="folder of the worker's own clone, where workers do not see the driver's files"
@@ -69,6 +80,12 @@ class Params(Strict):
     def _one_at_least(cls, audits: dict[str, AuditConfig]) -> dict[str, AuditConfig]:
         if not audits:
             raise ValueError("there is no audit yet; `faded init` writes one")
+        folders: dict[str, str] = {}
+        for name in audits:
+            if error := name_error(name):
+                raise ValueError(f"{shown(name)}: {error}")
+            if (other := folders.setdefault(name.lower(), name)) != name:
+                raise ValueError(f"{other} and {name} differ in case alone, which some systems do not tell apart")
         return audits
 
     @model_validator(mode="after")
@@ -76,9 +93,6 @@ class Params(Strict):
         for name in self.repairs:
             if name not in self.audits:
                 raise ValueError(f"repairs.{name}: there is no audit of that name, found {sorted(self.audits)}")
-        for name in self.audits:
-            if not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"audits.{name}: expected a name of letters, digits, - and _")
         return self
 
     @model_validator(mode="after")
@@ -121,15 +135,27 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         UsageError: with one line per error, each with where, what was found and what was expected.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_bytes(path)
     except FileNotFoundError:
         raise UsageError(f"no {path.name} in {path.parent.resolve()}: run this in the folder that holds it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return _checked(data, str(path))
+
+
+@lru_cache(maxsize=1)  # a command reads it before it enters the workspace, and again to work with it
+def _checked(data: bytes, name: str) -> Params:
+    raw = parse_yaml(data, name)
     if not isinstance(raw, dict):
-        raise UsageError(f"{path}: expected a mapping with the keys audits and repairs, found {type(raw).__name__}")
+        raise UsageError(f"{name}: expected a mapping with the keys audits and repairs, found {type(raw).__name__}")
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        lines = validation_lines(error, Params)
-        raise UsageError(f"{len(lines)} error(s) in {path}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+        raise errors_in(name, validation_lines(error, Params)) from None
+
+
+def name_error(name: str) -> str | None:
+    """What is wrong with the name of an audit, or None."""
+    if not _NAME.fullmatch(name):
+        return f"expected a name of 1 to {MAX_NAME} letters (a-z, A-Z), digits, - and _, not beginning with -"
+    if _OF_WINDOWS.fullmatch(name):
+        return "no file of Windows may have that name, choose another"
+    return None

@@ -13,10 +13,13 @@ class FeedbackConfig(Strict):
     """Who decides which failures matter."""
 
     policy: Literal["top-k", "wait"] = Field(description="top-k decides by rule, without a human; wait asks a person")
-    modes: int = Field(3, ge=1, description="top-k: how many modes to repair, worst first")
-    reviewers: int = Field(1, ge=1, description="wait: how many people have to decide")
+    modes: int = Field(3, ge=1, le=1_000_000, description="top-k: how many modes to repair, worst first")
+    reviewers: int = Field(1, ge=1, le=100, description="wait: how many people have to decide")
     timeout_hours: float | None = Field(
-        None, gt=0, description="wait: hours after which no decision is recorded as a rejection; by default none"
+        None,
+        gt=0,
+        le=87_600,
+        description="wait: hours after which no decision is recorded as a rejection; by default none",
     )
 
     @model_validator(mode="after")
@@ -47,9 +50,12 @@ class ReEvaluateConfig(Strict):
     """How the repair is judged, on test items only."""
 
     paired_probes: int = Field(
-        2000, ge=100, description="common (item, cell) pairs inside, and as many outside, the target modes"
+        2000,
+        ge=100,
+        le=10_000_000,
+        description="common (item, cell) pairs inside, and as many outside, the target modes",
     )
-    bootstrap: int = Field(1000, ge=200, description="resamples of items for the intervals")
+    bootstrap: int = Field(1000, ge=200, le=100_000, description="resamples of items for the intervals")
 
 
 class Gate(Strict):
@@ -69,6 +75,14 @@ class Gate(Strict):
             raise ValueError("expected at least one of max, min, change_max, change_min; found none")
         return self
 
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> Gate:
+        for low, high in (("min", "max"), ("change_min", "change_max")):
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and least >= most:
+                raise ValueError(f"it cannot pass: {low} is {least:g}, not below {high}, {most:g}")
+        return self
+
 
 class Gates(Strict):
     """What the repaired model has to reach."""
@@ -79,11 +93,23 @@ class Gates(Strict):
     clean_quality: Gate | None = None
     bias: Gate | None = None
 
+    @field_validator("target_failure_rate", "other_failure_rate", "newly_failing", "bias")
+    @classmethod
+    def _of_a_share(cls, gate: Gate | None) -> Gate | None:
+        """What these judge is from 0 to 1, so that some bounds decide nothing."""
+        for key, bound in gate.model_dump(exclude_none=True).items() if gate else ():
+            low, high = (-1, 1) if key.startswith("change") else (0, 1)
+            if bound < low if key.endswith("max") else bound > high:
+                raise ValueError(f"it cannot pass: {key} is {bound:g}, and what it judges is from {low} to {high}")
+            if bound >= high if key.endswith("max") else bound <= low:
+                raise ValueError(f"it cannot fail: {key} is {bound:g}, and what it judges is from {low} to {high}")
+        return gate
+
 
 class RepairConfig(Strict):
     """What is done about the failures of an audit, and what counts as good enough."""
 
-    gpus: int = Field(ge=0, description="GPUs restructure and re_evaluate ask the task runner for")
+    gpus: int = Field(ge=0, le=1024, description="GPUs restructure and re_evaluate ask the task runner for")
     feedback: FeedbackConfig
     restructure: RestructureConfig
     re_evaluate: ReEvaluateConfig

@@ -2,31 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.errors import did_you_mean, known_keys
+from stages.errors import UsageError, did_you_mean, known_keys
+
+_MOST = 2000  # characters of a message: a screen
+_MOST_OF_ONE = 400  # of one error
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxdict, _short.maxlist, _short.maxtuple = 2, 4, 8, 8
+_short.maxstring = _short.maxlong = _short.maxother = 80
 
 
 class Strict(BaseModel):
-    """Base of all configuration models: an unknown key is an error, not a silent default."""
+    """Base of all configuration models: an unknown key is an error, not a silent default, and nothing is converted.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    Yes is no 1, "3" and 3.0 are no whole number; a whole number is a number.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
     """One line per pydantic error: where, what is wrong, what was found, and a suggestion for a mistyped key."""
     lines = []
     for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"])
+        where = ".".join(str(part)[:80] for part in item["loc"])
         where = f"{prefix}.{where}".strip(".")
         if item["type"] == "extra_forbidden":
             known = known_keys(model, item["loc"][:-1])
-            hint = did_you_mean(item["loc"][-1], known)
+            hint = did_you_mean(str(item["loc"][-1])[:80], known)
             lines.append(f"{where}: unknown key{hint}; expected one of {', '.join(sorted(known))}")
         elif item["type"] == "missing":
             lines.append(f"{where}: missing")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            found = "" if item["type"] == "value_error" else f", found {item['input']!r}"
+            found = "" if item["type"] == "value_error" else f", found {shown(item['input'])}"
             lines.append(f"{where}: {message}{found}" if where else message + found)
     return lines
+
+
+def shown(value: Any) -> str:
+    """A value that was found, as messages show it: short whatever it is."""
+    text = _short.repr(value)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            text += f", which YAML reads as text: write {float(value):g} without quotes"
+    return text
+
+
+def errors_in(name: str, lines: Sequence[str]) -> UsageError:
+    """All errors of a file as one error of at most a screen.
+
+    Args:
+        name: of the file.
+        lines: one error each.
+    """
+    told, size = [], 0
+    for line in lines:
+        plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[: _MOST_OF_ONE + 1])
+        told.append(f"  {plain[:_MOST_OF_ONE] + ' ...' if len(plain) > _MOST_OF_ONE else plain}")
+        size += len(told[-1].encode())
+        if size > _MOST - _MOST_OF_ONE and len(told) < len(lines):
+            told.append(f"  and {len(lines) - len(told)} more")
+            break
+    return UsageError(f"{len(lines)} error(s) in {name}:\n" + "\n".join(told))

@@ -72,7 +72,7 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
     if cls is None or lacking:
         what = f"lacks {', '.join(lacking)}" if cls is not None else f"is not in {module.__file__}"
         raise UsageError(f"{where} is no task: it {what}; see stages/tasks/contract.py")
-    if is_own_workspace() and not Path(audit.code).exists():
+    if not Path(audit.code).exists():
         raise UsageError(
             f"audits.{name}.code: there is no {audit.code} in {Path.cwd()}; where the task is installed,"
             f" {(DATA / name / 'inputs').as_posix()} will do"

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -65,7 +65,7 @@ class Ratings(Strict):
     constant: Interval
     gain: Interval
     agreement: dict[str, Any] | None = None
-    points: list[tuple[float, int]]
+    points: list[Annotated[tuple[float, int], Field(strict=False)]]
 
     @model_validator(mode="after")
     def _monotone(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 from stages.errors import UsageError
@@ -50,3 +51,9 @@ def check_lines_file(inputs: Path, name: str, named: Mapping[str, str | None], w
         return
     if isinstance(row, dict):
         check_columns(list(row), named, where, f"{name}, line 1,")
+
+
+def count_lines(path: Path, enough: int) -> int:
+    """Count the lines of a file that are not empty, up to so many."""
+    with path.open("rb") as lines:
+        return sum(1 for _ in islice(filter(bytes.strip, lines), enough))

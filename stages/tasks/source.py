@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stages.errors import UsageError
@@ -31,6 +31,21 @@ class Source(Named):
     @abstractmethod
     def origin(self, inputs: Path) -> str:
         """Where it comes from, for people and for the record: the commit, where it is one of the hub."""
+
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int] | None:
+        """Count the items there are at most, by split ("" for those that are of none), where that is cheap.
+
+        Args:
+            inputs: the folder of the audit's own files.
+            enough: how many are wanted; counting may stop there.
+
+        Returns:
+            None where it is not cheap.
+
+        Raises:
+            UsageError: when what is counted cannot be read.
+        """
+        return None
 
 
 def collect(check: Callable[[], object]) -> list[str]:

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from stages.errors import UsageError
 from stages.params import Strict, validation_lines
 from stages.tasks.contract import TaskContext
+from stages.tasks.source import Source
 
 Loader = TypeVar("Loader", bound=Strict)
 
@@ -25,9 +26,9 @@ Loader = TypeVar("Loader", bound=Strict)
 class ItemCounts(Strict):
     """How many items of each split the audit uses."""
 
-    discover: int = Field(ge=2, description="items failures are searched on")
-    repair: int = Field(0, ge=0, description="items the repair learns from")
-    test: int = Field(0, ge=0, description="items claims about the repair are made on")
+    discover: int = Field(ge=2, le=10_000_000, description="items failures are searched on")
+    repair: int = Field(0, ge=0, le=10_000_000, description="items the repair learns from")
+    test: int = Field(0, ge=0, le=10_000_000, description="items claims about the repair are made on")
 
 
 def parse_source(raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], where: str) -> Loader:
@@ -56,6 +57,31 @@ def source_errors(raw: Mapping[str, Any], loaders: Mapping[str, Any], where: str
     except UsageError as error:
         return str(error).splitlines()
     return errors
+
+
+def data_errors(
+    raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], counts: ItemCounts, inputs: Path
+) -> list[str]:
+    """As `source_errors` of prepare.data; also whether it has the items that are wanted, where that is cheap."""
+    if errors := source_errors(raw, loaders, "prepare.data", inputs):
+        return errors
+    source, wanted = parse_source(raw, loaders, "prepare.data"), counts.model_dump()
+    try:
+        there = source.available(inputs, sum(wanted.values())) if isinstance(source, Source) else None
+    except UsageError as error:
+        return str(error).splitlines()
+    if there is None:
+        return []
+    lines = [
+        f"prepare.items.{split}: {wanted[split]} items wanted, the data have {there[split]}"
+        for split in wanted
+        if split in there and wanted[split] > there[split]
+    ]
+    shared = {split: n for split, n in wanted.items() if n and split not in there}
+    if sum(shared.values()) > (left := there.get("", 0)):
+        asked = " + ".join(f"{n} {split}" for split, n in shared.items())
+        lines.append(f"prepare.items: {asked} items wanted, the data have {left}")
+    return lines
 
 
 def missing_splits(context: TaskContext) -> list[str]:

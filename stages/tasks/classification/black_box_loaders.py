@@ -30,7 +30,7 @@ class OnnxModel(Labelled):
     outputs: Literal["logits", "probabilities"]
     output: str | None = Field(None, description="name of the output with the scores, where there are several")
     layout: Literal["nchw", "nhwc"] = "nchw"
-    size: int | None = Field(None, ge=8, description="side of its pictures, where the file does not say")
+    size: int | None = Field(None, ge=8, le=16_384, description="side of its pictures, where the file does not say")
     mean: PER_CHANNEL = Field(0.0, description="subtracted from pixels in [0, 1]")
     std: POSITIVE = Field(1.0, description="what is left is divided by this")
 
@@ -80,7 +80,9 @@ class EndpointModel(EndpointConfig, ModelSource):
     """{endpoint: URL, classes: [...], size: 224}: a classifier behind HTTP."""
 
     classes: list[Label] = Field(min_length=2, description="names of the classes, in the order of the answer")
-    size: int | None = Field(None, ge=8, description="side of the pictures it is sent, where the data do not say")
+    size: int | None = Field(
+        None, ge=8, le=16_384, description="side of the pictures it is sent, where the data do not say"
+    )
     channels: Literal[1, 3] = 3
 
     def errors(self, inputs: Path) -> list[str]:

@@ -37,12 +37,12 @@ class RepairSettings(Strict):
     """How the copy is fine-tuned. Every step sees `batch_size` images, of which `replay` are clean."""
 
     method: Literal["risk-weighted", "self-distilled", "last-layer"] = Field(description="see repair.py")
-    epochs: int = Field(4, ge=1, description="passes over the repair items")
+    epochs: int = Field(4, ge=1, le=10_000, description="passes over the repair items")
     learning_rate: float = Field(
         1e-3, gt=0, lt=1, description="peak rate of AdamW; higher repairs more and forgets more"
     )
     weight_decay: float = Field(0.01, ge=0)
-    batch_size: int = Field(64, ge=2)
+    batch_size: int = Field(64, ge=2, le=1_000_000)
     replay: float = Field(0.7, ge=0, lt=1, description="share of clean images; higher forgets less and repairs less")
     temperature: float = Field(2.0, gt=0, description="softness of the answers to learn; not for last-layer")
     reinitialise: bool = Field(False, description="last-layer: start from random weights, as the paper does")

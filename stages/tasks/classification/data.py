@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stages.errors import UsageError
 from stages.tasks.classification.data_source import DataSource
 from stages.tasks.classification.own_data import HubDataset, ImageFolder, JsonLines
 from stages.tasks.classification.pool import Decoded, Pool, tolerate
+from stages.tasks.contract import SPLITS
 from stages.tasks.source import collect
 from stages.tasks.sources import local_file, package_folder
 
@@ -37,26 +39,41 @@ class ParquetImages(DataSource):
         """See DataSource."""
         return self.parquet
 
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
+        """See DataSource."""
+        path, _, _ = self._form(inputs)
+        splits = Counter(pq.read_table(path, columns=["split"])["split"].to_pylist())
+        return {split: splits[split] for split in SPLITS}
+
+    def _form(self, inputs: Path) -> tuple[Path, list[int], list[str]]:
+        """The file, by its schema that of a table of images; their shape and classes."""
+        path = local_file(inputs, self.parquet, "prepare.data.parquet")
+        try:
+            file = pq.read_metadata(path)
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"prepare.data.parquet: {path} is no readable parquet file: {error}") from None
+        columns = file.schema.to_arrow_schema().names
+        try:
+            meta = json.loads((file.metadata or {}).get(b"images", b"{}"))
+        except ValueError as error:
+            raise UsageError(f"prepare.data.parquet: {path} has metadata `images` that is not JSON: {error}") from None
+        if not {"id", "split", "label", "image"} <= set(columns) or set(meta) != {"shape", "classes"}:
+            raise UsageError(
+                f"prepare.data.parquet: {path} needs the columns id, split, label, image and shape and classes in its "
+                f"metadata (see data/mnist/build.py); found columns {columns}, metadata {sorted(meta)}"
+            )
+        if file.num_rows == 0:
+            raise UsageError(f"prepare.data.parquet: {path} holds no images")
+        return path, meta["shape"], meta["classes"]
+
     def load(self, inputs: Path) -> Pool:
         """See DataSource."""
-        path = local_file(inputs, self.parquet, "prepare.data.parquet")
+        path, shape, classes = self._form(inputs)
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
             raise UsageError(f"prepare.data.parquet: {path} is no readable parquet file: {error}") from None
-        missing = {"id", "split", "label", "image"} - set(table.column_names)
-        try:
-            meta = json.loads((table.schema.metadata or {}).get(b"images", b"{}"))
-        except ValueError as error:
-            raise UsageError(f"prepare.data.parquet: {path} has metadata `images` that is not JSON: {error}") from None
-        if missing or set(meta) != {"shape", "classes"}:
-            raise UsageError(
-                f"prepare.data.parquet: {path} needs the columns id, split, label, image and shape and classes in its "
-                f"metadata (see data/mnist/build.py); found columns {table.column_names}, metadata {sorted(meta)}"
-            )
-        if table.num_rows == 0:
-            raise UsageError(f"prepare.data.parquet: {path} holds no images")
-        return self._pool(path, table, meta["shape"], meta["classes"])
+        return self._pool(path, table, shape, classes)
 
     def _pool(self, path: Path, table: pa.Table, shape: list[int], classes: list[str]) -> Pool:
         frame = table.to_pandas()
@@ -96,8 +113,8 @@ class PackageImages(DataSource):
     files: str
     label: str = Field(r"_(\d+)\.\w+$", description="regular expression whose first group is the class index")
     crops: int = Field(1, ge=1, le=5)
-    resize: int = Field(256, ge=8)
-    size: int = Field(224, ge=8)
+    resize: int = Field(256, ge=8, le=16_384)
+    size: int = Field(224, ge=8, le=16_384)
 
     @field_validator("label")
     @classmethod
@@ -116,6 +133,10 @@ class PackageImages(DataSource):
         if self.size > self.resize:
             lines.append(f"prepare.data.size: {self.size} is larger than resize, {self.resize}")
         return lines
+
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
+        """See DataSource."""
+        return {"": len(self._paths(inputs)) * self.crops}
 
     def origin(self, inputs: Path) -> str:
         """See DataSource."""

@@ -29,8 +29,8 @@ class TrainedHere(ModelSource):
     """{train: small_cnn}: a small network trained on the pool named train, for audits that must run anywhere."""
 
     train: Literal["small_cnn"]
-    epochs: int = Field(4, ge=1)
-    batch_size: int = Field(128, ge=2)
+    epochs: int = Field(4, ge=1, le=10_000)
+    batch_size: int = Field(128, ge=2, le=1_000_000)
     learning_rate: float = Field(2e-3, gt=0, lt=1)
 
     def errors(self, inputs: Path) -> list[str]:

@@ -37,7 +37,7 @@ class Form(Strict):
     family: str = Field(description="a key of FAMILIES or of BLACK_BOXES")
     architecture: str = Field(description="name within the family")
     classes: list[str] = Field(min_length=2)
-    shape: Shape = Field(description="channels, height, width of the input")
+    shape: Shape = Field(strict=False, description="channels, height, width of the input")
     mean: PER_CHANNEL = Field(0.0, description="subtracted from pixels in [0, 1]")
     std: POSITIVE = Field(1.0, description="what is left is divided by this")
     origin: str = Field(description="where the weights come from, for people")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -18,8 +19,10 @@ from stages.tasks.classification.conventions import FOREIGN, OWN, check_apart, f
 from stages.tasks.classification.data_source import DataSource
 from stages.tasks.classification.pictures import SUFFIXES
 from stages.tasks.classification.pool import NAMED, Encoded, Pool, Sources, tolerate
+from stages.tasks.contract import SPLITS
 from stages.tasks.hub import NAME
 from stages.tasks.hub_data import HubData, check_columns, row_file
+from stages.tasks.json_lines import count_lines
 from stages.tasks.source import collect
 from stages.tasks.sources import local_file
 
@@ -28,8 +31,12 @@ class OwnPictures(DataSource):
     """What all sources of own pictures share: how labels are read and how pictures are shown to the model."""
 
     labels: dict[Label, Label] = Field({}, description="{their label: the model's class}, where these differ")
-    resize: int | None = Field(None, ge=8, description="the shorter side becomes this; default: as the model has it")
-    size: int | None = Field(None, ge=8, description="side of the square cut out of the middle; default: the model's")
+    resize: int | None = Field(
+        None, ge=8, le=16_384, description="the shorter side becomes this; default: as the model has it"
+    )
+    size: int | None = Field(
+        None, ge=8, le=16_384, description="side of the square cut out of the middle; default: the model's"
+    )
     channels: int | None = Field(None, description="1: grey, 3: colour; default: what the model takes")
 
     @model_validator(mode="after")
@@ -92,6 +99,14 @@ class ImageFolder(OwnPictures):
         """See DataSource."""
         return collect(lambda: self._folders(inputs))
 
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
+        """See DataSource."""
+        counts = {
+            split: sum(1 for _ in islice((path for kind in _subfolders(folder) for path in _walk(kind)), enough))
+            for split, folder in self._folders(inputs).items()
+        }
+        return counts if "" in counts else {**dict.fromkeys(SPLITS, 0), **counts}
+
     def origin(self, inputs: Path) -> str:
         """See DataSource."""
         return f"the folder {self.imagefolder}"
@@ -121,7 +136,7 @@ class ImageFolder(OwnPictures):
         splits: list[str] = []
         for split, folder in folders.items():
             for kind in _subfolders(folder):
-                found = _pictures(kind)
+                found = sorted(_walk(kind))
                 paths += found
                 labels += [kind.name] * len(found)
                 splits += [split] * len(found)
@@ -145,6 +160,10 @@ class JsonLines(OwnPictures):
     def errors(self, inputs: Path) -> list[str]:
         """See DataSource."""
         return collect(lambda: local_file(inputs, self.jsonl, "prepare.data.jsonl"))
+
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
+        """See DataSource; which line is of which split is told by reading all of them."""
+        return {"": count_lines(local_file(inputs, self.jsonl, "prepare.data.jsonl"), enough)}
 
     def origin(self, inputs: Path) -> str:
         """See DataSource."""
@@ -345,12 +364,10 @@ def _shown(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir() and not entry.name.startswith((".", "__"))
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _walk(folder: Path) -> Iterator[Path]:
     """All pictures below a folder, links followed."""
-    found = []
     for here, _, names in os.walk(folder, followlinks=True):
-        found += [Path(here, name) for name in names if Path(name).suffix.lower() in SUFFIXES and name[0] != "."]
-    return sorted(found)
+        yield from (Path(here, name) for name in names if Path(name).suffix.lower() in SUFFIXES and name[0] != ".")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import io
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -31,7 +31,9 @@ class View(Strict):
         interpolation: a filter of pillow.
     """
 
-    resize: int | tuple[int, int] = Field(description="the shorter side, or height and width")
+    resize: int | Annotated[tuple[int, int], Field(strict=False)] = Field(
+        description="the shorter side, or height and width"
+    )
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"
 
     def at(self, own: Shape, shape: Shape) -> View:

@@ -128,7 +128,7 @@ def _geometry(kind: str, processor: Any, channels: int) -> tuple[Shape, View]:
     height, width = (resize, resize) if isinstance(resize, int) else resize
     if cut[0] > height or cut[1] > width:
         raise ValueError(f"{cut} is cut out of pictures resized to {resize}, which would get a black frame")
-    view = View(resize=resize, interpolation=_FILTERS[int(processor.resample)])
+    view = View.model_validate({"resize": resize, "interpolation": _FILTERS[int(processor.resample)]})
     return (channels, *cut), view
 
 

@@ -48,7 +48,7 @@ from stages.tasks.contract import (
     TaskContext,
 )
 from stages.tasks.features import PrincipalAxes
-from stages.tasks.sources import missing_splits, parse_source, source_errors
+from stages.tasks.sources import data_errors, missing_splits, parse_source, source_errors
 
 EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
 
@@ -105,7 +105,7 @@ class ImageClassification:
         except ValidationError as error:
             errors += validation_lines(error, PrepareConfig, "prepare")
         else:
-            errors += source_errors(config.data, DATA_LOADERS, "prepare.data", context.inputs)
+            errors += data_errors(config.data, DATA_LOADERS, config.items, context.inputs)
             errors += source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
             errors += compute_errors(
                 context.compute, next((kind for kind in BLACK_BOXES if kind in config.model), None)

@@ -11,7 +11,7 @@ from stages.concepts.texts import TextConcept, check_text_concepts
 from stages.params import validation_lines
 from stages.tasks.compute import no_choice
 from stages.tasks.contract import TaskContext
-from stages.tasks.sources import missing_splits, source_errors
+from stages.tasks.sources import data_errors, missing_splits, source_errors
 from stages.tasks.summarization.config import DiscrepancyConfig, PrepareConfig, conflicts
 from stages.tasks.summarization.data_sources import DATA_LOADERS
 from stages.tasks.summarization.measures import EMBEDDER_LOADERS
@@ -29,7 +29,7 @@ def audit_errors(context: TaskContext, catalogue: Mapping[str, TextConcept]) -> 
     except ValidationError as error:
         errors += validation_lines(error, PrepareConfig, "prepare")
     else:
-        errors += source_errors(config.data, DATA_LOADERS, "prepare.data", context.inputs)
+        errors += data_errors(config.data, DATA_LOADERS, config.items, context.inputs)
         errors += source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
         errors += source_errors(config.embedder, EMBEDDER_LOADERS, "prepare.embedder", context.inputs)
         benign = {name: [level] for name, level in config.calibrate.benign.items()}

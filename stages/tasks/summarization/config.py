@@ -24,7 +24,7 @@ class CalibrationConfig(Strict):
         description="levels of concepts that nobody would hold against a model; {} is a space doubled",
     )
     articles: int = Field(
-        100, ge=1, description="of discover, to set thresholds, and of repair, to check them, at most"
+        100, ge=1, le=1_000_000, description="of discover, to set thresholds, and of repair, to check them, at most"
     )
 
 

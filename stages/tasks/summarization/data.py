@@ -57,9 +57,14 @@ class DataSource(Source):
     """Base of the data loaders: how articles are cut, and how many may be left out."""
 
     max_words: int = Field(
-        100, ge=10, description="articles are cut to whole sentences of so many words in all; references are not cut"
+        100,
+        ge=10,
+        le=1_000_000,
+        description="articles are cut to whole sentences of so many words in all; references are not cut",
     )
-    min_words: int = Field(30, ge=2, description="shorter ones are left out: there is nothing to summarize")
+    min_words: int = Field(
+        30, ge=2, le=1_000_000, description="shorter ones are left out: there is nothing to summarize"
+    )
     max_excluded: float = Field(0.2, ge=0, le=1, description="share of articles that may be left out; more is an error")
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from stages.tasks.hub_data import HubData, check_columns
-from stages.tasks.json_lines import check_lines_file, lines_file
+from stages.tasks.json_lines import check_lines_file, count_lines, lines_file
 from stages.tasks.source import collect
 from stages.tasks.sources import package_file
 from stages.tasks.summarization.data import Article, DataSource, Unreadable
@@ -37,6 +37,10 @@ class PackageArticles(DataSource):
             for pool, name in named.items()
             if name is not None
         }
+
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
+        """See DataSource."""
+        return {pool: count_lines(path, enough) for pool, path in self._files(inputs).items()}
 
     def origin(self, inputs: Path) -> str:
         """See DataSource."""
@@ -70,6 +74,10 @@ class JsonLines(DataSource):
         """See DataSource."""
         named = {"text": self.text, "summary": self.summary, "split": self.split}
         return collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.data"))
+
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int] | None:
+        """See DataSource; which line is of which split is told by reading all of them."""
+        return {"": count_lines(self._file(inputs), enough)} if self.split is None else None
 
     def origin(self, inputs: Path) -> str:
         """See DataSource."""
@@ -110,7 +118,9 @@ class HubDataset(DataSource):
     test: str | None = None
     name: str | None = Field(None, description="the configuration, where a data set has several")
     revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
-    files: tuple[str, ...] = Field((), description="hub: patterns of files to fetch; all that hold data by default")
+    files: tuple[str, ...] = Field(
+        (), strict=False, description="hub: patterns of files to fetch; all that hold data by default"
+    )
 
     @property
     def _data(self) -> HubData:

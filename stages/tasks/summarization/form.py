@@ -37,19 +37,27 @@ class GenerationConfig(Strict):
     )
     chat: bool = Field(True, description="decoder-only models: false sends the prompt as it is, without chat template")
     prefix: str = Field("", description='encoder-decoder models: put before the article, e.g. "summarize: " for T5')
-    context: int = Field(512, ge=16, description="tokens of the article that are kept; whole sentences from the front")
-    max_new_tokens: int = Field(
-        64, ge=1, description="tokens of a summary at most; one that reaches them before a sentence ends counts as cut"
+    context: int = Field(
+        512, ge=16, le=1_000_000, description="tokens of the article that are kept; whole sentences from the front"
     )
-    min_new_tokens: int = Field(0, ge=0, description="tokens of a summary at least")
-    num_beams: int = Field(1, ge=1, description="1 is greedy search, more is beam search")
+    max_new_tokens: int = Field(
+        64,
+        ge=1,
+        le=1_000_000,
+        description="tokens of a summary at most; one that reaches them before a sentence ends counts as cut",
+    )
+    min_new_tokens: int = Field(0, ge=0, le=1_000_000, description="tokens of a summary at least")
+    num_beams: int = Field(1, ge=1, le=1_000_000, description="1 is greedy search, more is beam search")
     length_penalty: float = Field(1.0, description="beam search: above 0 favours long summaries, below 0 short ones")
     no_repeat_ngram_size: int = Field(
-        0, ge=0, description="n-grams of this many tokens occur once; 0 allows repetition"
+        0, ge=0, le=1_000_000, description="n-grams of this many tokens occur once; 0 allows repetition"
     )
     repetition_penalty: float = Field(1.0, gt=0, description="above 1 discourages tokens that have occurred")
     rows: int = Field(
-        16, ge=1, description="summaries generated at once: compute.batch_size probes, sorted by length, are split so"
+        16,
+        ge=1,
+        le=1_000_000,
+        description="summaries generated at once: compute.batch_size probes, sorted by length, are split so",
     )
     dtype: Literal["bfloat16", "float32"] = Field(
         "float32",
@@ -74,7 +82,9 @@ class Form(Strict):
     origin: str = Field(description="where the weights come from, for people")
     revision: str = Field("", description="commit of the hub, or hash of the files the weights were read from")
     parameters: int | None = Field(ge=1, description="none where nobody sees the weights")
-    normalise: tuple[str, ...] = Field((), description="changes made to every article before it is summarized")
+    normalise: tuple[str, ...] = Field(
+        (), strict=False, description="changes made to every article before it is summarized"
+    )
     base: str | None = Field(None, description="repairs: content hash of the model folder they belong to")
 
 

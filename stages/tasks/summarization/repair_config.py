@@ -19,21 +19,27 @@ class RepairSettings(Strict):
     """How a summarizer is repaired. A step of `lora` sees `batch_size` articles, of which `replay` are unchanged."""
 
     method: Literal["lora", "normalise"] = Field(description="see repair.py")
-    normalise: tuple[str, ...] = Field((), description="changes to undo before the model reads, see normalise.py")
+    normalise: tuple[str, ...] = Field(
+        (), strict=False, description="changes to undo before the model reads, see normalise.py"
+    )
     targets: Literal["own", "best-of", "reference"] = Field(
         "own",
         description="summaries to learn: the model's own of the unchanged article, the best of several, a person's",
     )
-    samples: int = Field(4, ge=2, description="best-of: summaries drawn of each article, beside the model's own")
+    samples: int = Field(
+        4, ge=2, le=1_000_000, description="best-of: summaries drawn of each article, beside the model's own"
+    )
     temperature: float = Field(0.7, gt=0, description="best-of: at which they are drawn")
     min_faithfulness: float = Field(
         0.5, ge=-1, le=1, description="summaries less similar to their article are not learnt"
     )
-    steps: int = Field(60, ge=1, description="of training; with 200 articles more hardly help on unseen ones")
-    batch_size: int = Field(8, ge=2, description="articles of a step")
+    steps: int = Field(
+        60, ge=1, le=1_000_000, description="of training; with 200 articles more hardly help on unseen ones"
+    )
+    batch_size: int = Field(8, ge=2, le=1_000_000, description="articles of a step")
     learning_rate: float = Field(1e-3, gt=0, lt=1, description="peak rate of AdamW")
     replay: float = Field(0.25, ge=0, lt=1, description="share of unchanged articles; higher forgets less")
-    rank: int = Field(16, ge=1, description="of the low-rank changes")
+    rank: int = Field(16, ge=1, le=4096, description="of the low-rank changes")
     merged: bool = Field(False, description="write the whole repaired model as well, under merged/")
 
     @field_validator("normalise")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -31,9 +31,13 @@ BATCH = 32
 class Form(Strict):
     """config.json: all that is needed to rebuild the network, feed it and believe it."""
 
-    attributes: dict[str, tuple[str, ...]] = Field(min_length=1, description="the values of each attribute")
+    attributes: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = Field(
+        min_length=1, description="the values of each attribute"
+    )
     size: int = Field(32, ge=8, multiple_of=8, description="pixels a side; pictures are resized to it")
-    widths: tuple[int, int, int] = Field((16, 32, 64), description="channels of the three stages of convolutions")
+    widths: tuple[int, int, int] = Field(
+        (16, 32, 64), strict=False, description="channels of the three stages of convolutions"
+    )
     features: int = Field(128, description="width of the last but one layer")
     temperatures: dict[str, float] = Field(description="logits are divided by this (Guo et al. 2017, section 4.2)")
     thresholds: dict[str, float] = Field(description="the judge abstains where its best value is less probable")

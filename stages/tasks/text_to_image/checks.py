@@ -14,6 +14,7 @@ from stages.tasks.compute import no_choice
 from stages.tasks.contract import TaskContext
 from stages.tasks.sources import missing_splits, source_errors
 from stages.tasks.text_to_image.config import DiscrepancyConfig, PrepareConfig, conflicts
+from stages.tasks.text_to_image.items import used_splits
 from stages.tasks.text_to_image.judges import JUDGE_LOADERS
 from stages.tasks.text_to_image.models import MODEL_LOADERS
 from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
@@ -63,4 +64,9 @@ def _template_errors(config: PrepareConfig, context: TaskContext) -> list[str]:
         templates = read_templates(config.templates, context.inputs)
     except UsageError as error:
         return str(error).splitlines()
-    return check_templates(templates, list(context.concepts), "prepare.templates")
+    errors = check_templates(templates, list(context.concepts), "prepare.templates")
+    try:
+        used_splits(templates, config.items)
+    except UsageError as error:
+        errors.append(str(error))
+    return errors

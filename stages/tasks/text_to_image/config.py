@@ -18,12 +18,12 @@ Measure = Literal["misalignment", "poor_quality", "bias"]
 class SamplingConfig(Strict):
     """How pictures are drawn; few steps are quick, many are what users of a large model see."""
 
-    steps: int = Field(25, ge=1, description="denoising steps")
+    steps: int = Field(25, ge=1, le=1_000_000, description="denoising steps")
     guidance: float = Field(7.5, ge=1, description="classifier-free guidance; 1 is none")
     scheduler: str | None = Field(None, description="a scheduler class of diffusers; none keeps the model's own")
     scheduler_options: dict[str, Any] = Field({}, description="of the scheduler, by name")
-    height: int | None = Field(None, ge=8, description="pixels; none is the model's own size")
-    width: int | None = Field(None, ge=8, description="pixels")
+    height: int | None = Field(None, ge=8, le=16_384, description="pixels; none is the model's own size")
+    width: int | None = Field(None, ge=8, le=16_384, description="pixels")
     negative_prompt: str = ""
 
 
@@ -33,7 +33,7 @@ class BiasConfig(Strict):
     subject: str = Field(description="a slot; each of its levels is a subject")
     attribute: str = Field(description="an attribute that the judge reads")
     reference: Literal["uniform"] | dict[str, float] = Field("uniform", description="share of each value people expect")
-    seeds: int = Field(48, ge=8, description="pictures for each subject")
+    seeds: int = Field(48, ge=8, le=1_000_000, description="pictures for each subject")
     guidance: list[float] | None = Field(
         None, min_length=1, description="guidance scales, the sampler's own the largest; none is that and 1"
     )

@@ -8,8 +8,23 @@ import numpy as np
 import pandas as pd
 
 from stages.errors import UsageError
-from stages.tasks.contract import SPLITS
+from stages.tasks.contract import SPLITS, Split
 from stages.tasks.sources import ItemCounts
+
+
+def used_splits(templates: Sequence[str], counts: ItemCounts) -> dict[Split, int]:
+    """The splits that have items, with how many.
+
+    Raises:
+        UsageError: when there are fewer templates than splits.
+    """
+    wanted = {split: getattr(counts, split) for split in SPLITS if getattr(counts, split)}
+    if len(templates) < len(wanted):
+        raise UsageError(
+            f"prepare.templates: {len(wanted)} splits ({', '.join(wanted)}) need a template of their own each,"
+            f" found {len(templates)}"
+        )
+    return wanted
 
 
 def choose_items(templates: Sequence[str], counts: ItemCounts, seed: int) -> pd.DataFrame:
@@ -29,14 +44,9 @@ def choose_items(templates: Sequence[str], counts: ItemCounts, seed: int) -> pd.
     Raises:
         UsageError: when there are fewer templates than splits.
     """
-    wanted = {split: getattr(counts, split) for split in SPLITS if getattr(counts, split)}
-    if len(templates) < len(wanted):
-        raise UsageError(
-            f"prepare.templates: {len(wanted)} splits ({', '.join(wanted)}) need a template of their own each,"
-            f" found {len(templates)}"
-        )
+    wanted = used_splits(templates, counts)
     order = np.random.default_rng(seed).permutation(len(templates)).tolist()
-    rows: list[tuple[str, str, str, str, int]] = []
+    rows: list[tuple[str, Split, str, str, int]] = []
     for (split, count), own in zip(wanted.items(), _shares(order, len(wanted)), strict=True):
         for n in range(count):
             number, noise = own[n % len(own)], len(rows)

@@ -132,7 +132,9 @@ class HubPictures(PictureSource):
     split: str = "train"
     name: str | None = Field(None, description="the configuration, where a data set has several")
     revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
-    files: tuple[str, ...] = Field((), description="hub: patterns of files to fetch; all that hold data by default")
+    files: tuple[str, ...] = Field(
+        (), strict=False, description="hub: patterns of files to fetch; all that hold data by default"
+    )
 
     @property
     def _data(self) -> HubData:

@@ -77,7 +77,9 @@ class PictureSource(Source):
     text: str = Field("text", description="the column of captions")
     image: str = Field("image", description="the column of pictures")
     where: dict[str, str | int | float | bool] = Field({}, description="column: value; other rows are not read")
-    size: int | None = Field(None, ge=8, description="pixels; the middle square of each picture, resized to it")
+    size: int | None = Field(
+        None, ge=8, le=16_384, description="pixels; the middle square of each picture, resized to it"
+    )
     max_excluded: float = Field(
         0.05, ge=0, le=1, description="share of unusable pictures to leave out; more is an error"
     )

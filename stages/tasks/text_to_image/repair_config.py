@@ -36,15 +36,15 @@ class RepairSettings(Strict):
         " of one's own (folder), pictures the model drew and the judge found right (own)",
     )
     folder: dict[str, Any] | None = Field(None, description="as prepare.pictures, for the source `folder`")
-    samples: int = Field(512, ge=1, description="own: pictures drawn, of which the right ones are learnt")
+    samples: int = Field(512, ge=1, le=1_000_000, description="own: pictures drawn, of which the right ones are learnt")
     accept: float | None = Field(
         None, gt=0, le=1, description="own: least alignment of what is learnt; none: 1 - the threshold of a failure"
     )
-    steps: int = Field(800, ge=1, description="of training")
-    batch_size: int = Field(16, ge=2, description="pictures of a step")
+    steps: int = Field(800, ge=1, le=1_000_000, description="of training")
+    batch_size: int = Field(16, ge=2, le=1_000_000, description="pictures of a step")
     learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak rate of AdamW")
-    rank: int = Field(16, ge=1, description="of the low-rank changes")
-    alpha: int | None = Field(None, ge=1, description="their scale times rank; none: as the rank")
+    rank: int = Field(16, ge=1, le=4096, description="of the low-rank changes")
+    alpha: int | None = Field(None, ge=1, le=1_000_000, description="their scale times rank; none: as the rank")
     layers: Literal["attention", "attention+feed-forward", "all"] = Field(
         "all", description="of the UNet that change; all are those of its convolutions as well"
     )
