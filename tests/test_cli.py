@@ -140,9 +140,36 @@ def test_a_name_for_the_shell_is_refused_and_nothing_runs(toys):
     for command in (["audit"], ["audit", name], ["audit", "tiny"]):
         done = toys.faded(*command)
         assert done.returncode == 2, done.stdout
-        assert f"audits.{name}: expected a name of letters, digits, - and _" in done.stdout
+        assert f"audits: {name!r}: expected a name of 1 to 64 letters" in done.stdout
     assert toys.executed() == []
     assert not (toys.path / "y").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"audits: {}\xff", "params.yaml is not UTF-8 text: byte 11 is 0xFF"),
+        (b"audits: !!float oops", "params.yaml, line 1: 'oops' is no float"),
+    ],
+)
+def test_bytes_that_are_no_parameters_are_told_by_every_command(toys, text, told):
+    (toys.path / "params.yaml").write_bytes(text)
+    for command in (["audit"], ["status"], ["init", "--yes"]):
+        done = toys.faded(*command)
+        assert done.returncode == 2, done.stdout
+        assert told in done.stdout
+        assert "Traceback" not in done.stdout
+
+
+def test_a_refused_audit_leaves_nothing_behind(toys):
+    params = toys.params()
+    params["audits"]["--all"] = params["audits"]["other"] = params["audits"]["tiny"]
+    toys.write_params(params)
+    before = sorted(toys.path.glob("data/*"))
+    done = toys.faded("plan")
+    assert done.returncode == 2, done.stdout
+    assert "audits: '--all': expected a name" in done.stdout
+    assert sorted(toys.path.glob("data/*")) == before
 
 
 def test_params_and_graph_agree_that_repairs_may_be_empty_but_not_absent(toys):

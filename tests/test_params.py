@@ -41,6 +41,14 @@ def with_audit(**changes: object) -> dict:
     return {"audits": {"x": {**AUDIT, **changes}}, "repairs": {}, "shards": {}}
 
 
+def with_gate(measure: str, **bounds: float) -> dict:
+    return {**with_audit(), "repairs": {"x": {**REPAIR, "gates": {measure: bounds}}}}
+
+
+def with_name(name: object) -> dict:
+    return {"audits": {"x": AUDIT, name: AUDIT}, "repairs": {}, "shards": {}}
+
+
 def with_shards(*entries: tuple[str, int], shards: int = 1) -> dict:
     written = {f"{audit}-{part}": {"audit": audit, "part": part, "gpus": 0} for audit, part in entries}
     return {**with_audit(discover={"budget": 10, "shards": shards}), "shards": written}
@@ -93,6 +101,32 @@ def test_the_projects_own_params_are_valid() -> None:
             },
             r"named by restructure\.method, not in its settings",
         ),
+        (with_audit(seed=True), r"audits\.x\.seed: Input should be a valid integer, found True"),
+        (with_audit(seed=3.0), r"audits\.x\.seed: Input should be a valid integer, found 3\.0"),
+        (with_audit(seed="3"), r"audits\.x\.seed: .*found '3', which YAML reads as text: write 3 without quotes"),
+        (with_audit(compute={"gpus": 0, "threads": 10**9}), r"compute\.threads: .*less than or equal to 1024"),
+        (with_audit(code=""), r"audits\.x\.code: "),
+        (with_audit(concepts={"a": [0, 5e-324, 1e-300]}), r"concept 'a' has levels that cannot be told apart: 0"),
+        (with_audit(concepts={"a": [1, 1.0000001]}), r"concept 'a' has levels that cannot be told apart: 1"),
+        (with_audit(concepts={"a": [0, 1e300]}), r"concept 'a' has levels beyond the numbers of 32 bits"),
+        (with_audit(concepts={"a": list(range(201))}), r"concept 'a' needs 2 to 200 levels, found \[0.*\.\.\."),
+        (
+            with_audit(concepts={f"c{n}": list(range(200)) for n in range(9)}),
+            r"the grid has 2\^63 cells or more",
+        ),
+        (with_audit(summarize={"gates": {"max_failure_rate": 1}}), r"max_failure_rate: .*less than 1"),
+        (with_gate("newly_failing", max=5), r"newly_failing: it cannot fail: max is 5, and what it judges is from 0"),
+        (with_gate("newly_failing", max=-0.1), r"newly_failing: it cannot pass: max is -0\.1"),
+        (with_gate("bias", min=0), r"gates\.bias: it cannot fail: min is 0"),
+        (with_gate("other_failure_rate", change_max=1), r"it cannot fail: change_max is 1, .* from -1 to 1"),
+        (with_gate("clean_quality", min=0.9, max=0.1), r"it cannot pass: min is 0\.9, not below max, 0\.1"),
+        (with_name("--all"), r"audits: '--all': expected a name of 1 to 64 letters"),
+        (with_name("a" * 65), r"expected a name of 1 to 64 letters"),
+        (with_name(".hidden"), r"expected a name of 1 to 64 letters"),
+        (with_name("naïve"), r"expected a name of 1 to 64 letters"),
+        (with_name("Con"), r"audits: 'Con': no file of Windows may have that name"),
+        (with_name("X"), r"audits: X and x differ in case alone"),
+        (with_name(7), r"audits\.7.*: Input should be a valid string, found 7"),
         ({"audits": {}, "repairs": {}, "shards": {}}, r"audits: .*there is no audit yet; `faded init` writes one"),
         ({"audits": {"a/b": AUDIT}, "repairs": {}, "shards": {}}, r"audits: 'a/b': expected a name of 1 to 64 letters"),
         (
@@ -202,3 +236,55 @@ def test_a_module_that_fails_on_import_is_told(tmp_path: Path, monkeypatch: pyte
     data = with_audit(task="broken_task:T", code="broken_task.py")
     with pytest.raises(UsageError, match=r"broken_task:T cannot be imported: SyntaxError"):
         check_audits(load_params(write(tmp_path, data)), ["x"])
+
+
+def refused(name: str, audit: dict, *, gpus: int = 0) -> str:
+    """What is said of an audit of the repository's own params.yaml that was changed."""
+    params = load_params()
+    block = params.audits[name].model_dump(exclude_none=True)
+    changed = {key: {**block[key], **value} if isinstance(value, dict) else value for key, value in audit.items()}
+    altered = type(params).model_validate(
+        {"audits": {name: {**block, **changed}}, "repairs": {}, "shards": {}, "runner": "threads"}
+    )
+    with pytest.raises(UsageError) as error:
+        check_audits(altered, [name], gpus=lambda: gpus)
+    return str(error.value)
+
+
+def test_what_a_stage_would_refuse_is_refused_before_and_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    told = refused(
+        "mnist",
+        {
+            "concepts": {"rotation": [40, 20, 0], "blur": [0, 1.0]},
+            "prepare": {"items": {"discover": 1_000_000, "repair": 2000, "test": 1000}},
+            "compute": {"gpus": 8},
+        },
+    )
+    assert told.startswith("3 error(s)")
+    assert "audits.mnist.concepts.rotation: levels run from the strongest to the weakest" in told
+    assert "expected [0, 20, 40]" in told
+    assert "audits.mnist.prepare.items.discover: 1000000 items wanted, the data have 500" in told
+    assert "audits.mnist.compute.gpus: 8 GPU(s) asked for, this machine has 0" in told
+    assert "there is no nowhere/at/all" in refused("mnist", {"code": "nowhere/at/all"})
+
+
+def test_levels_may_run_to_both_sides_of_the_unchanged_one_or_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    levels = {"rotation": [-20, 0, 10], "saturation": [1, 0.5, 0], "scale": [0.5, 1, 2]}
+    told = refused("mnist", {"concepts": {**levels, "noise": [0.2, 0.1]}})
+    assert told.startswith("1 error(s)") and "concepts.noise" in told
+
+
+@pytest.mark.parametrize("audit", ["imagenet", "news"])
+def test_items_are_counted_where_the_data_are_files(audit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    told = refused(audit, {"prepare": {"items": {"discover": 100_000, "test": 100_000}}})
+    assert "items wanted, the data have" in told
+
+
+def test_more_splits_than_templates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    one = "a photo of a {size} {colour} {digit} {background}"
+    told = refused("images", {"prepare": {"templates": [one], "items": {"discover": 9, "test": 9}}})
+    assert "prepare.templates: 2 splits (discover, test) need a template of their own each, found 1" in told

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 from flows.edit_params import replace_file
@@ -28,7 +27,7 @@ from flows.init.views import show_absent, show_calibration, show_next, show_seen
 from flows.new_workspace import add_folders, write_workspace
 from flows.workspace import enter_workspace, exclusive, has_audits
 from stages.errors import UsageError
-from stages.params import load_params
+from stages.params import load_params, parse_yaml, read_bytes
 
 PARAMS = Path("params.yaml")
 _PATHS = ("model", "data", "templates", "judge")  # answers that may be paths
@@ -200,10 +199,11 @@ def _workspace(folder: Path) -> Path:
 
 def _text(workspace: Path) -> str:
     try:
-        with (workspace / PARAMS).open(encoding="utf-8", newline="") as file:
-            return file.read()
+        data = read_bytes(workspace / PARAMS)
     except FileNotFoundError:
         return ""
+    parse_yaml(data, str(workspace / PARAMS))  # what it refuses nobody else has to expect
+    return data.decode()
 
 
 def _audits(text: str) -> list[str]:
@@ -212,10 +212,7 @@ def _audits(text: str) -> list[str]:
     Raises:
         UsageError: when it is no YAML.
     """
-    try:
-        raw = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{PARAMS} is not valid YAML: {' '.join(str(error).split())}") from None
+    raw = parse_yaml(text.encode(), str(PARAMS))
     audits = raw.get("audits") if isinstance(raw, dict) else None
     return list(audits) if isinstance(audits, dict) else []
 

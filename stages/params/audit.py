@@ -202,7 +202,7 @@ def _numbers_error(numbers: list[float]) -> str | None:
             "has levels that go up and down, expected weakest first (levels without an order are names, in quotes):"
             f" {shown(numbers)}"
         )
-    if max(map(abs, numbers)) > np.finfo(np.float32).max:
+    if max(map(abs, numbers)) > float(np.finfo(np.float32).max):
         return f"has levels beyond the numbers of 32 bits: {shown(numbers)}"
     for one, other in pairwise(numbers):
         # People read six digits, and models compute with 32 bits.
