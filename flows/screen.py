@@ -35,7 +35,7 @@ from stages.params import AuditConfig, Params, load_params, task_class, task_con
 from stages.progress import progress
 from stages.provenance import run_key
 from stages.ratings import rated
-from stages.screening import Screening, ScreenSettings, fewest_probes, screen
+from stages.screening import Screening, ScreenSettings, fewest_probes, reach, screen
 from stages.tasks.contract import Task
 
 RECORDS = WORK / "screen"
@@ -81,6 +81,7 @@ def measure_concepts(
     prepared: Callable[[], object] = lambda: None,
     *,
     at_least: bool = False,
+    widen: bool = False,
 ) -> Screening:
     """Screen the concepts of an audit and record what was found; the workspace has to be held.
 
@@ -91,6 +92,7 @@ def measure_concepts(
         console: where it is told how far it is.
         prepared: called when the model and its items are prepared, before anything is asked of it.
         at_least: more probes are taken where so many are too few for the levels there are.
+        widen: ranges in which nothing fails are made wider first, with what probes can be spared for it.
 
     Raises:
         UsageError: when a setting is wrong.
@@ -104,8 +106,9 @@ def measure_concepts(
     with stopping_on_signals():
         bring_up_to_date(read_graph(), f"prepare@{name}", console)
         prepared()
-        screening = _screen(name, audit, settings, console, at_least=at_least or probes is None)
-    screened, proposed = _key(name, audit, audit.concepts), _key(name, audit, screening.grid)
+        screening = _screen(name, audit, settings, console, at_least=at_least or probes is None, widen=widen)
+    concepts = {concept.name: concept.levels for concept in screening.concepts}
+    screened, proposed = _key(name, audit, concepts), _key(name, audit, screening.grid)
     _write_record(name, Record(screened=screened, proposed=proposed, when=time.time(), screening=screening))
     return screening
 
@@ -145,7 +148,9 @@ def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
         record_timings([run_stage(stage.name, lambda line: console.print(line, markup=False, highlight=False))])
 
 
-def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Console, *, at_least: bool) -> Screening:
+def _screen(
+    name: str, audit: AuditConfig, settings: ScreenSettings, console: Console, *, at_least: bool, widen: bool
+) -> Screening:
     context, prepared, cls = task_context(name, audit), stage_dir(name, "prepare"), task_class(name, audit)
 
     def load(levels: Mapping[str, Sequence[Level]]) -> Task:
@@ -155,9 +160,10 @@ def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Co
             raise UsageError("the task refuses levels it was to be tried at:\n" + "\n".join(errors))
         return rated(cls.load(other, prepared), name, audit)
 
-    own = load(audit.concepts)
+    own, concepts = load(audit.concepts), audit.concepts
+    fewest = fewest_probes(own.concepts.concepts)
     if at_least:
-        settings = settings.model_copy(update={"probes": max(settings.probes, fewest_probes(own))})
+        settings = settings.model_copy(update={"probes": max(settings.probes, fewest)})
     calls = ceil(settings.probes / context.compute.batch_size)
     console.print(
         f"screening {name}: {settings.probes:,} unique probes at most ({calls:,} model calls); "
@@ -174,16 +180,23 @@ def _screen(name: str, audit: AuditConfig, settings: ScreenSettings, console: Co
             stack.callback(opened.close)
             return opened
 
-        return screen(
+        widened = 0
+        if widen:
+            found = reach(load, concepts, settings.probes - fewest, ledger=ledger, compute=context.compute, tell=tell)
+            for line in found.said:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            concepts, widened = found.levels, found.probes
+        screening = screen(
             lambda levels: own if levels is audit.concepts else load(levels),
-            audit.concepts,
-            settings,
+            concepts,
+            settings.model_copy(update={"probes": settings.probes - widened}),
             seed=audit.seed,
             ledger=ledger,
             compute=context.compute,
-            tell=tell,
+            tell=lambda spent, note: tell(widened + spent, note),
             droppable=not getattr(cls, "needs_all_concepts", False),
         )
+    return screening.model_copy(update={"settings": settings, "probes": screening.probes + widened})
 
 
 def _time(name: str, audit: AuditConfig, probes: int) -> str:

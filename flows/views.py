@@ -173,11 +173,13 @@ def _rate(rate: Rate) -> str:
     return f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"
 
 
-_VERDICT_STYLE = {"effect": "green", "no effect seen": "yellow", "too mild to tell": "yellow"}
+_VERDICT_STYLE = {"effect": "green", "no larger effect": "yellow"}
 
 
 def show_screening(console: Console, audit: str, screening: Screening) -> None:
     """What each concept does, the levels proposed, and how often the model fails now and with those."""
+    from stages.screening.record import points
+
     s = screening
     columns = ("concept", "alone", "more fail alone", "share of variance", "taken out", "verdict", "levels")
     table = _table(*columns, title=f"Concepts of {audit}")
@@ -187,10 +189,10 @@ def show_screening(console: Console, audit: str, screening: Screening) -> None:
         table.add_row(
             escape(concept.name),
             f"{alone.value:+.2f} ({alone.low:+.2f} to {alone.high:+.2f}) at {escape(concept.alone_at)}",
-            _change(concept.alone_fails),
+            points(concept.alone_fails, s.settings.without),
             f"{concept.share.value:.1%} ({concept.share.low:.1%} to {concept.share.high:.1%})",
-            _change(concept.without) if concept.without else "",
-            f"[{style}]{concept.verdict}[/]",
+            points(concept.without, s.settings.without) if concept.without else "",
+            f"[{style}]{escape(concept.told)}[/]",
             _proposed(concept),
         )
     console.print(table)
@@ -198,24 +200,24 @@ def show_screening(console: Console, audit: str, screening: Screening) -> None:
         f"alone: change of the discrepancy, and of the share that fails, at that level on {alone.n} clean items",
         "share of variance: of the discrepancy within an item over the grid, by the concept alone and with others",
         "taken out: change of the share that fails where probes in company are asked again without the concept",
-        f"no effect seen: less than {s.settings.share:.0%} of the variance, less than {s.settings.effect:g} standard "
-        f"deviations alone, and taking it out changes the share that fails by less than {s.settings.without * 100:g} "
-        "points; smaller effects, and rare ones, are not excluded",
+        "effect: an interval is off zero, or that of the share above 1%",
+        f"no larger effect: less than {s.settings.share:.0%} of the variance, less than {s.settings.effect:g} standard "
+        "deviations alone, and taking it out changes the share that fails by less than "
+        f"{s.settings.without * 100:g} points, by whole intervals; smaller effects, and rare ones, are not excluded",
+        "not known: neither",
     ):
         console.print(f"[dim]{told}[/]", highlight=False, soft_wrap=True)
     console.print(f"clean items: {_rate(s.clean)} of {s.clean.n} fail", highlight=False)
     console.print(f"grid of params.yaml: {_rate(s.now)} of {s.now.n} probes fail", highlight=False)
     if s.together is not None:
-        console.print(f"all that seem to do nothing taken out at once: {_change(s.together)} fail", highlight=False)
+        console.print(
+            f"all that seem to do nothing taken out at once: {points(s.together, s.settings.without)} fail",
+            highlight=False,
+        )
     if s.proposed is not None:
         console.print(f"proposed grid: {_rate(s.proposed)} of {s.proposed.n} probes fail", highlight=False)
     console.print(f"{s.probes:,} of {s.settings.probes:,} unique probes spent, on {s.items:,} items", highlight=False)
     console.print(_screening_line(audit, s), highlight=False, soft_wrap=True)
-
-
-def _change(change: Rate) -> str:
-    value, low, high = (f"{100 * x:+z.0f}" for x in change[:3])
-    return f"{value} points ({low} to {high})"
 
 
 def _screening_line(audit: str, s: Screening) -> str:

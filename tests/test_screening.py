@@ -18,11 +18,12 @@ from flows.views import show_screening
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.files import write_json
-from stages.landscape.intervals import wilson
+from stages.landscape.intervals import Rate, wilson
 from stages.ledger import Ledger
 from stages.params import AuditConfig, load_params
-from stages.screening import Axis, Screening, ScreenSettings, fewest_probes, fit_surface, screen
+from stages.screening import Axis, Screening, ScreenSettings, fewest_probes, fit_surface, reach, screen
 from stages.screening.probes import Probes
+from stages.screening.record import points
 from stages.tasks.contract import Items, ProbeBatch
 from tests.workspace import Workspace, audit_params, make_workspace
 
@@ -108,7 +109,7 @@ def test_a_concept_without_effect_is_dropped_though_chance_changes_its_answers()
     found, rate = screened({"haze": HAZE, "dull": [0, 1, 2], "tilt": TILT}, {"haze": 0.15, "tilt": 0.014})
     assert changes(found) == {"haze": "kept", "dull": "dropped", "tilt": "kept"}
     dull = found.concepts[1]
-    assert dull.verdict == "no effect seen" and dull.share.high < 0.05 and dull.alone.low < 0 < dull.alone.high
+    assert dull.verdict == "no larger effect" and dull.share.high < 0.05 and dull.alone.low < 0 < dull.alone.high
     assert found.proposed is not None and found.proposed.low <= rate <= found.proposed.high
     # Tilt: alone .014 * 40; the variance of uniform levels, over all of it.
     tilt, haze = found.concepts[2], found.concepts[0]
@@ -127,7 +128,7 @@ def test_a_task_that_needs_all_its_concepts_keeps_one_that_does_nothing():
         seed=1,
         droppable=False,
     )
-    assert found.concepts[1].verdict == "no effect seen" and found.concepts[1].change == "kept"
+    assert found.concepts[1].verdict == "no larger effect" and found.concepts[1].change == "kept"
     assert {*found.grid} == {*levels}
 
 
@@ -141,7 +142,7 @@ def test_beside_a_category_that_is_too_harsh_alone_the_others_keep_levels_that_d
 
 def test_the_fewest_probes_are_enough_and_one_less_is_not():
     levels = {"word": [f"w{n}" for n in range(12)], "haze": HAZE}
-    fewest = fewest_probes(Weighted(levels, {}))
+    fewest = fewest_probes(Weighted(levels, {}).concepts.concepts)
     assert fewest > 300
     with pytest.raises(UsageError, match=rf"at least {fewest} \(--probes\)"):
         screen(lambda levels: Weighted(levels, {}), levels, ScreenSettings(probes=fewest - 1), seed=1)
@@ -162,7 +163,7 @@ def test_concepts_that_stand_in_for_each_other_are_not_dropped_together():
     for concept in found.concepts[1:]:  # one at a time nothing is seen
         assert concept.share.high < 0.05 and concept.alone.low < 0 < concept.alone.high
         assert concept.without is not None and concept.without.low > -0.1 and concept.without.high < 0.1
-        assert (concept.verdict, concept.change) == ("not clear", "kept")
+        assert (concept.verdict, concept.change) == ("not known", "kept")
     assert found.together is not None and found.together.value < -0.1 and found.together.high < 0
     assert "taken out at once: -" in shown(found)
     # And not for want of probes: two that do nothing are.
@@ -203,15 +204,60 @@ def test_too_mild_a_range_is_widened_in_the_users_proportions():
     assert changes(found) == {"haze": "widened", "tilt": "widened"}
     assert {name: len(levels) for name, levels in found.grid.items()} == {"haze": 6, "tilt": 5}
     assert found.grid["tilt"][-1] / 40 == pytest.approx(found.grid["haze"][-1] / 5, rel=0.05)
-    assert "no effect seen" not in [concept.verdict for concept in found.concepts]
+    assert "no larger effect" not in [concept.verdict for concept in found.concepts]
 
 
 @pytest.mark.parametrize(("bounds", "why"), [(True, "4 times"), (False, "not declared")])
+class Cliff(Weighted):
+    """Nothing happens up to a tilt of 30, and beyond it everything fails."""
+
+    def beside(self, cells: np.ndarray) -> np.ndarray:
+        names = [concept.name for concept in self.concepts.concepts]
+        tilt = np.array(self.concepts.concepts[names.index("tilt")].levels, dtype=float)[cells[:, names.index("tilt")]]
+        return np.where(tilt > 30, 2.0, 0.0)
+
+
+def test_ranges_are_widened_until_something_fails_or_they_end():
+    levels = {"tilt": [0, 5, 10, 20], "dull": [0, 1, 2, 3], "haze": [0, 1, 2, 3], "word": ["", "x"]}
+    found = reach(lambda levels: Cliff(levels, {"haze": 0.6}), levels, 200)
+    assert found.levels == {"tilt": [0, 10, 20, 40], "dull": [0, 33, 67, 100], "haze": [0, 1, 2, 3], "word": ["", "x"]}
+    assert found.probes <= 200
+    assert list(found.said) == [
+        "tilt: widened to 40, where 6 of 6 items fail; too few did at 20",
+        "dull: reaches its end, 100, where 0 of 6 items fail",
+    ]
+    screened = screen(lambda levels: Cliff(levels, {"haze": 0.6}), found.levels, ScreenSettings(probes=400), seed=1)
+    assert screened.now.value > 0.25  # beyond the cliff lies a quarter of the grid
+    assert screened.concepts[0].verdict == "effect" and screened.concepts[0].change != "dropped"
+
+
+def test_widening_keeps_to_its_budget_and_says_what_it_did_not_see():
+    levels = {"tilt": [0, 5, 10, 20], "dull": [0, 1, 2, 3]}
+    found = reach(lambda levels: Cliff(levels, {}), levels, 30)
+    assert found.levels == levels and found.probes <= 30
+    assert list(found.said) == [
+        f"{name}: no probes were left to see what is stronger than {end}" for name, end in (("tilt", 20), ("dull", 3))
+    ]
+    assert reach(lambda levels: Cliff(levels, {}, bounds=False), levels, 200).levels == levels  # no end is known
+
+
+def test_a_verdict_says_no_more_than_the_intervals_it_rests_on():
+    assert points(Rate(0.0, -0.36, 0.36, 8), 0.1) == "not known (-36 to +36)"
+    assert points(Rate(0.0, -0.04, 0.05, 80), 0.1) == "+0 points (-4 to +5)"
+    assert points(Rate(0.5, 0.2, 0.8, 8), 0.1) == "+50 points (+20 to +80)"
+    found, _rate = screened({"haze": HAZE, "dull": [0, 1, 2], "tilt": TILT}, {"haze": 0.15, "tilt": 0.014})
+    haze, dull, _tilt = found.concepts
+    low, high = haze.alone.low, haze.alone.high
+    assert haze.told == f"effect: alone, discrepancy {haze.alone.value:+.3g} ({low:+.3g} to {high:+.3g})"
+    assert dull.without is not None and -0.1 < dull.without.low <= 0 <= dull.without.high < 0.1
+    assert dull.told == "no larger effect: none over 10 points"
+
+
 def test_what_cannot_be_reached_is_said(bounds, why):
     found, _rate = screened({"haze": HAZE, "dull": [0, 1]}, {"haze": 0.01}, bounds=bounds)
     assert not found.reached and found.at_bounds and why in found.concepts[0].note
     assert "cannot reach a failure rate of 15% to 30%" in shown(found)
-    assert {concept.verdict for concept in found.concepts} <= {"effect", "too mild to tell"}
+    assert {concept.verdict for concept in found.concepts} <= {"effect", "not known"}
     assert all(level <= 20 for level in found.grid["haze"])
 
 
@@ -226,7 +272,7 @@ def test_no_more_is_said_of_a_rate_than_was_measured():
     missed = missed.model_copy(update={"concepts": [changed, found.concepts[1]]})
     assert "the proposed levels miss 15% to 30%" in shown(missed)
     said = "less than 5% of the variance, less than 0.2 standard deviations alone, and taking it out changes the share "
-    assert f"{said}that fails by less than 10 points; smaller effects" in shown(found)
+    assert f"{said}that fails by less than 10 points, by whole intervals; smaller effects" in shown(found)
 
 
 def test_names_are_measured_and_never_re_ranged():
@@ -365,7 +411,7 @@ def test_screen_prepares_measures_is_shown_by_plan_and_writes_only_when_told(wor
     assert "prepare@tiny is not up to date, so it runs first" in done.stdout
     assert "600 unique probes at most" in done.stdout and "proposed grid: " in done.stdout
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
-    assert "no effect seen" in rows["haze"] and "dropped" in rows["haze"] and "kept" in rows["tilt"]
+    assert "no larger effect" in rows["haze"] and "dropped" in rows["haze"] and "kept" in rows["tilt"]
     assert path.read_text() == before
 
     plan = workspace.faded("plan").stdout

@@ -6,6 +6,7 @@ find. See docs/screening.md.
 
 from stages.screening.first_pass import fewest_probes, screen
 from stages.screening.ranges import Axis, declared_bounds
+from stages.screening.reach import reach
 from stages.screening.record import ConceptScreening, Screening, ScreenSettings
 from stages.screening.surface import Surface, fit_surface
 
@@ -18,5 +19,6 @@ __all__ = [
     "declared_bounds",
     "fewest_probes",
     "fit_surface",
+    "reach",
     "screen",
 ]

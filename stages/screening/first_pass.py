@@ -19,13 +19,22 @@ import numpy as np
 from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
-from stages.concepts import Level
+from stages.concepts import Concept, Level
 from stages.errors import UsageError
 from stages.landscape.intervals import LEVEL, NO_RATE, Rate, Resampler, wilson
 from stages.ledger import Ledger
 from stages.screening.probes import Levels, Probes
 from stages.screening.ranges import Axis
-from stages.screening.record import Change, ConceptScreening, Screening, ScreenSettings, Verdict
+from stages.screening.record import (
+    Change,
+    ConceptScreening,
+    Screening,
+    ScreenSettings,
+    Verdict,
+    off_zero,
+    points,
+    within,
+)
 from stages.screening.surface import Surface, fit_surface
 from stages.tasks.contract import Compute, Task
 
@@ -37,6 +46,7 @@ _POINTS = 2048  # of a grid, to predict its failure rate at
 _NARROWEST, _STEP = 0.1, 2.0  # smallest factor of a range, and how much wider than tried it may get at once
 _RESAMPLES, _REFITS = 1000, 200  # of items: for means, and for the surface
 _CHANCE = 0.01  # a share of the variance that bends the surface cannot follow may give to any concept
+_TOO_FEW = "too few probes"
 _STRENGTHS = np.linspace(0, 1, 41)
 
 
@@ -70,10 +80,9 @@ def screen(
     return _Screen(probes, settings, seed, droppable).run()
 
 
-def fewest_probes(task: Task) -> int:
-    """Unique probes from which every concept of a task can be measured alone on enough items."""
-    ends = [len(Axis(concept, None).ends) for concept in task.concepts.concepts]
-    return _fewest(1 + sum(ends))
+def fewest_probes(concepts: Sequence[Concept]) -> int:
+    """Unique probes from which every one of some concepts can be measured alone on enough items."""
+    return _fewest(1 + sum(len(Axis(concept, None).ends) for concept in concepts))
 
 
 def _fewest(cells: int) -> int:
@@ -103,7 +112,7 @@ class _Screen:
         spread = float(np.sqrt(surface.variance))
         seen = [self.judge(j, share, spread, now) for j, share in enumerate(surface.shares())]
         together = self.take_out(seen, grid)
-        dropped = {concept.name for concept in seen if concept.verdict == "no effect seen"}
+        dropped = {concept.name for concept in seen if concept.verdict == "no larger effect"}
         if not self.droppable or len(dropped) == len(seen):  # an audit needs something to search
             dropped = set()
         kept = {name: levels for name, levels in grid.items() if name not in dropped}
@@ -170,16 +179,22 @@ class _Screen:
         """
 
         def idle() -> list[int]:
-            return [j for j, concept in enumerate(seen) if concept.verdict == "no effect seen"]
+            return [j for j, concept in enumerate(seen) if concept.verdict == "no larger effect"]
 
         def change_without(js: Sequence[int], tests: int) -> Rate:
             """The change, and the verdict on these concepts, for an equal share of what so many tests may spend."""
             left = self.probes.left - int(_CHECK * self.settings.probes)
             # On the grid of params.yaml the probes with them were asked before, and cost nothing.
             change = self.without(js, grid, left // (tests * (1 if grid == self.own else 2)))
-            if not -self.settings.without < change.low <= 0 <= change.high < self.settings.without:
-                for j in js:
-                    seen[j].verdict = "not clear"
+            told = points(change, self.settings.without)
+            for j in js:
+                if within(change, self.settings.without) and not off_zero(change):
+                    seen[j].why = f"none over {self.settings.without * 100:g} points"
+                elif off_zero(change) and len(js) == 1:
+                    seen[j].verdict, seen[j].why = "effect", f"taken out, {told} fail"
+                else:
+                    seen[j].verdict = "not known"
+                    seen[j].why = _TOO_FEW if len(js) == 1 else "one may stand in for another"
             return change
 
         first = idle()
@@ -325,15 +340,19 @@ class _Screen:
         # The draws of the bootstrap are the same for all concepts: the same items, resampled.
         draws = np.random.default_rng(self.seed).integers(len(changes[0]), size=(_RESAMPLES, len(changes[0])))
         alone = [_bootstrap(change, draws) for change in changes]
-        most = int(np.argmax([abs(change.value) for change in alone]))
+        most = max(range(len(alone)), key=lambda i: (off_zero(alone[i]), abs(alone[i].value)))
         items = np.arange(len(fails[most]))
         bound = settings.effect * spread
-        small = share.high < settings.share and all(-bound < change.low <= change.high < bound for change in alone)
-        verdict: Verdict = "no effect seen" if small else "not clear"
-        if share.low > _CHANCE or any(change.low > 0 or change.high < 0 for change in alone):
-            verdict = "effect"
+        verdict: Verdict = "not known"
+        why = _TOO_FEW
+        if off_zero(alone[most]):
+            verdict, why = "effect", f"alone, discrepancy {_signed(alone[most])}"
+        elif share.low > _CHANCE:
+            verdict, why = "effect", f"{share.value:.0%} of the variance ({share.low:.0%} to {share.high:.0%})"
         elif now.value < settings.lowest_rate:
-            verdict = "too mild to tell"
+            why = "too few probes fail at these levels"
+        elif share.high < settings.share and all(within(change, bound) for change in alone):
+            verdict, why = "no larger effect", ""
         return ConceptScreening(
             name=axis.concept.name,
             unit=axis.concept.unit,
@@ -342,6 +361,7 @@ class _Screen:
             alone_fails=Resampler(items, _RESAMPLES, self.seed).mean(fails[most], np.ones(len(items))),
             share=share,
             verdict=verdict,
+            why=why,
             levels=list(axis.concept.levels),
             proposed=list(axis.concept.levels),
             change="kept",
@@ -368,6 +388,10 @@ class _Screen:
             ends = factor >= axis.widest
             note = "at the bound of its catalogue" if ends else f"{furthest:g} times as strong, no further is tried"
         return {"proposed": list(levels), "change": change, "at_bound": at_bound, "note": note}
+
+
+def _signed(change: Rate) -> str:
+    return f"{change.value:+.3g} ({change.low:+.3g} to {change.high:+.3g})"
 
 
 def _bootstrap(values: np.ndarray, draws: np.ndarray) -> Rate:

@@ -18,7 +18,7 @@ class ScreenSettings(Strict):
     lowest_rate: float = Field(0.15, gt=0, lt=1, description="failure rate below which a grid is too mild to audit")
     highest_rate: float = Field(0.30, gt=0, lt=1, description="failure rate above which a grid is too harsh")
     share: float = Field(
-        0.05, gt=0, lt=1, description="no effect seen: less of the variance within items than this, in company"
+        0.05, gt=0, lt=1, description="no larger effect: less of the variance within items than this, in company"
     )
     effect: float = Field(
         0.2, gt=0, description="and alone a mean change of less, in standard deviations (Cohen 1988: small)"
@@ -42,7 +42,31 @@ class ScreenSettings(Strict):
         return (self.lowest_rate + self.highest_rate) / 2
 
 
-Verdict = Literal["effect", "no effect seen", "not clear", "too mild to tell"]
+Verdict = Literal["effect", "no larger effect", "not known"]
+
+
+def off_zero(change: Rate) -> bool:
+    """Whether a change is certain: its whole interval is on one side of zero."""
+    return change.low > 0 or change.high < 0
+
+
+def within(change: Rate, bound: float) -> bool:
+    """Whether a change is smaller than a bound by its whole interval."""
+    return -bound < change.low <= change.high < bound
+
+
+def points(change: Rate, bound: float) -> str:
+    """A change of a share in points with its interval; "not known" where that says neither yes nor no.
+
+    Args:
+        change: with its interval.
+        bound: below which a change does not matter.
+    """
+    value, low, high = (f"{100 * x:+z.0f}" for x in change[:3])
+    told = f"{value} points" if off_zero(change) or within(change, bound) else "not known"
+    return f"{told} ({low} to {high})"
+
+
 Change = Literal["kept", "narrowed", "widened", "dropped"]
 
 
@@ -59,7 +83,8 @@ class ConceptScreening(BaseModel):
             index).
         without: how the failure rate of probes in company changes when it is taken out of them; None: not asked,
             because it has an effect anyway.
-        verdict: what that amounts to; "no effect seen" is never "none".
+        verdict: what their intervals amount to; "no larger effect" is never "none".
+        why: what the verdict rests on, in plain words.
         levels: as in params.yaml.
         proposed: levels proposed; none if it is dropped.
         change: how these differ.
@@ -75,11 +100,17 @@ class ConceptScreening(BaseModel):
     share: Rate
     without: Rate | None = None
     verdict: Verdict
+    why: str = ""
     levels: list[Level]
     proposed: list[Level]
     change: Change
     at_bound: bool = False
     note: str = ""
+
+    @property
+    def told(self) -> str:
+        """The verdict with what it rests on."""
+        return f"{self.verdict}: {self.why}" if self.why else self.verdict
 
 
 class Screening(BaseModel):
