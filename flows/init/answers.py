@@ -11,9 +11,11 @@ from typing import Any
 
 import yaml
 
-from flows.init.classifier import IMAGENET, ask_classes, ask_classifier, ask_view, usual_pictures
+from flows.init.architectures import Candidates
+from flows.init.classifier import IMAGENET, ask_classes, ask_classifier, ask_view, counted, usual_pictures
 from flows.init.data import SPLIT_FOLDERS, Data, existing, look_at_articles, look_at_captions, look_at_pictures
 from flows.init.files import Placed, place_name
+from flows.init.formats import notes
 from flows.init.key import ask_key
 from flows.init.labels import match_labels, read_labels, refuse_unsaid, some
 from flows.init.model import KINDS, Kind, Model, Shape, cached, hub_key, look_at_model
@@ -44,6 +46,11 @@ class Answers:
     placed: Sequence[Placed]
     said: Sequence[str]
 
+    @property
+    def searched(self) -> int | None:
+        """Items there are to search; None where nobody knows."""
+        return self.data.pools.get("discover") if self.data.pools else self.data.items
+
 
 def ask(
     questions: Questions,
@@ -72,6 +79,8 @@ def ask(
     _refuse_idle(questions, kind, words)
     data = _data(questions, kind)
     said = [f"model: {model.said}", f"data:  {data.said}"]
+    if data.labels:
+        said.append(f"by class: {counted(data)}")
     prompts = ask_prompts(questions, data, words) if kind == "text-to-image" else None
     classifies = kind == "image-classification"
     classes = ask_classes(questions, model, data) if classifies else []
@@ -97,6 +106,11 @@ def ask(
     wanted = Wanted(
         name, kind, source, block, repair, budget, data.items, data.pools, *_more(kind, source, prompts, files)
     )
+    if data.traits:
+        answers = Answers(wanted, model, data, files.placed, said)
+        said += notes(
+            data.traits, data.sides, model.shape[0], max(filter(None, shape_shown(answers)[1:]), default=None)
+        )
     if questions.unasked:
         taken = ", ".join(f"{name}: {answer}" for name, answer in questions.unasked.items())
         said.append(f"guessed: {taken}; options say otherwise")
@@ -119,10 +133,10 @@ def _refuse_idle(questions: Questions, kind: Kind, words: Sequence[str]) -> None
 def _model(questions: Questions) -> Model:
     seen: dict[str, Model] = {}
 
-    def architecture(guess: str | None, check: Check) -> str:
-        return questions.text(
-            "architecture", "Which architecture are these weights of (timm, torchvision)", guess, check
-        )
+    def architecture(found: Candidates, check: Check) -> str:
+        more = f"; {found.told}" if found.told else ""
+        asked = f"Which architecture are these weights of (timm, torchvision{more})"
+        return questions.text("architecture", asked, found.guess, check)
 
     def look(answer: str) -> None:
         seen[answer] = look_at_model(answer, architecture)
@@ -237,6 +251,10 @@ def _labels(
     for label, near in matched.open.items():
         told[label] = questions.text(_key(label), f"Which class is the label {label!r}", near, _one_of(classes))
     pairs = {**matched.sure, **told}
+    seen = {pairs.get(label) or classes[known[label]] for label in data.labels}
+    if len(seen) < len(classes) != IMAGENET:
+        missing = [name for name in classes if name not in seen]
+        said.append(f"classes: the model has {len(classes):,}, of which the data have no picture of {some(missing)}")
     if pairs:
         said.append(
             f"labels: {len(pairs)} are written otherwise than the model's classes: "

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import importlib.util
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stages.errors import UsageError, did_you_mean
 
@@ -20,6 +28,9 @@ _COMMON = (
     *("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_b_16", "deit_small_patch16_224"),
     *("swin_tiny_patch4_window7_224", "swin_t", "squeezenet1_0", "shufflenet_v2_x1_0"),
 )
+_MODULES, _OF_A_MODULE = 5, 5  # how many modules are looked at, and networks of each to know it by
+_ALIKE = 0.4  # share of the names of layers that a module's network has in common with the weights
+_NAMED = 5
 
 
 def library_of(name: str) -> tuple[str, str]:
@@ -52,22 +63,125 @@ def architectures() -> dict[str, list[str]]:
     return known
 
 
-def guess_architecture(stem: str, shapes: Shapes) -> str | None:
-    """The architecture whose tensors have these names and shapes, but for the last layer's classes; None if none has.
+@dataclass(frozen=True)
+class Candidates:
+    """Which architectures weights may belong to.
+
+    Args:
+        exact: those whose tensors have these names and shapes, but for the last layer's classes; the likeliest first.
+        nearest: where there is none, those most of whose tensors have.
+    """
+
+    exact: Sequence[str] = ()
+    nearest: Sequence[str] = ()
+
+    @property
+    def guess(self) -> str | None:
+        """The likeliest; None where none fits."""
+        return next(iter(self.exact), None)
+
+    @property
+    def told(self) -> str:
+        """All of them, for people; "" for none."""
+        if len(self.exact) > 1:
+            return f"these fit: {', '.join(self.exact)}"
+        return f"none fits, nearest are {', '.join(self.nearest)}" if self.nearest else ""
+
+
+def candidates(stem: str, shapes: Shapes) -> Candidates:
+    """Which architectures have tensors of these names and shapes.
 
     Args:
         stem: of the file's name, which often holds it.
         shapes: of the weights.
     """
+    found = likely_candidates(stem, shapes)
+    return found if found.exact else _searched(shapes)
+
+
+def likely_candidates(stem: str, shapes: Shapes) -> Candidates:
+    """The same among those that the file's name holds and those most weights belong to, which is quick."""
     known = architectures()
-    everything = [name for names in known.values() for name in names]
     plain = stem.lower().replace("-", "_")
-    named = sorted((name for name in everything if name in plain), key=len, reverse=True)
-    for name in dict.fromkeys([*named, *_COMMON]):
-        for library, names in known.items():
-            if name in names and _fits(library, name, shapes):
-                return name
-    return None
+    named = sorted((name for names in known.values() for name in names if name in plain), key=len, reverse=True)
+    likely = list(dict.fromkeys([*named, *_COMMON]))
+    first = next((name for name in likely if _fits(name, shapes, known)), None)
+    if first is None:
+        return Candidates()
+    # Ports of one network have the same tensors and other paddings: tf_efficientnet_b0 is one.
+    ports = (name for name in likely if name != first and (first in name or name in first))
+    return Candidates([first, *(name for name in ports if _fits(name, shapes, known))])
+
+
+def _searched(shapes: Shapes) -> Candidates:
+    """Candidates among all there are: in the modules of code whose networks have layers of such names."""
+    modules = _modules()
+    wanted = _skeleton(shapes)
+    # Its source names a network's parts: that is looked at first, for building one of each module takes long.
+    parts = [re.compile(_in_source(part)) for part in {part for name in shapes for part in name.split(".")}]
+    says = {at: np.array([part.search(_source(at)) is not None for part in parts], dtype=float) for at in modules}
+    rare = 1 / np.maximum(1, sum(says.values()))  # what few say tells most
+    said = {at: float(says[at] @ rare) for at in modules}
+    likely = sorted(modules, key=lambda at: -said[at])[:_MODULES]
+    alike = {at: max(_overlap(wanted, _skeleton(_shapes(at[0], name))) for name in _some(modules[at])) for at in likely}
+    best = sorted((at for at in likely if alike[at] > _ALIKE), key=lambda at: -alike[at])[:2]
+    exact, near = [], []
+    for library, module in best:
+        for name in modules[library, module]:
+            own = _shapes(library, name)
+            if _alike(own, shapes):
+                exact.append(name)
+            near.append((len(own.items() & shapes.items()) / len(own.keys() | shapes.keys()), name))
+        if exact:
+            break
+    near.sort(key=lambda one: (-one[0], one[1]))
+    return Candidates(exact[:_NAMED], [] if exact else [name for share, name in near[:_NAMED] if share > 0])
+
+
+def _modules() -> dict[tuple[str, str], list[str]]:
+    """Architectures by library and the module of its code."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for library, names in architectures().items():
+        for name in names:
+            found.setdefault((library, _builder(library, name).__module__), []).append(name)
+    return found
+
+
+def _builder(library: str, name: str) -> Any:
+    if library == "timm":
+        import timm
+
+        return timm.model_entrypoint(name)
+    from torchvision import models
+
+    return models.get_model_builder(name)
+
+
+def _in_source(part: str) -> str:
+    """How code says the name of a part: as it is, or as "layer{i}" where it is numbered."""
+    stem = part.rstrip("0123456789")
+    return rf"\b{stem}(\d|{{|%)" if stem != part and stem else rf"\b{part}\b"
+
+
+@cache
+def _source(at: tuple[str, str]) -> str:
+    spec = importlib.util.find_spec(at[1])
+    return Path(spec.origin).read_text(encoding="utf-8") if spec is not None and spec.origin else ""
+
+
+def _skeleton(shapes: Shapes) -> set[str]:
+    """Names of tensors without the numbers of layers, in which networks of one module differ."""
+    return {re.sub(r"\d+", "#", name) for name in shapes}
+
+
+def _some(names: Sequence[str]) -> list[str]:
+    """A few of them, from the first to the last."""
+    step = max(1, len(names) // _OF_A_MODULE)
+    return list(names[::step])[:_OF_A_MODULE]
+
+
+def _overlap(one: set[str], other: set[str]) -> float:
+    return len(one & other) / max(1, len(one | other))
 
 
 def ends_of(name: str) -> tuple[str | None, str | None]:
@@ -96,13 +210,13 @@ def _one(names: str | tuple[str, ...]) -> str:
     return names if isinstance(names, str) else names[0]
 
 
-def _fits(library: str, name: str, shapes: Shapes) -> bool:
-    return any(_alike(own, shapes) for own in _shapes(library, name))
+def _fits(name: str, shapes: Shapes, known: Mapping[str, Sequence[str]]) -> bool:
+    return any(name in names and _alike(_shapes(library, name), shapes) for library, names in known.items())
 
 
 def _alike(own: Shapes, shapes: Shapes) -> bool:
     """Whether all names are the same, and all shapes but those of the head and of the first layer's channels."""
-    if own.keys() != shapes.keys():
+    if not own or own.keys() != shapes.keys():
         return False
     differ = [name for name in own if own[name] != shapes[name]]
     return all(own[name][1:] == shapes[name][1:] or _channels_apart(own[name], shapes[name]) for name in differ) and (
@@ -114,11 +228,15 @@ def _channels_apart(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return len(one) == len(other) == 4 and (one[0], *one[2:]) == (other[0], *other[2:])
 
 
-def _shapes(library: str, name: str) -> Iterator[Shapes]:
+@cache
+def _shapes(library: str, name: str) -> Shapes:
+    """Names and shapes of its tensors; {} where it cannot be built on no memory."""
     import torch
 
-    with contextlib.suppress(Exception), torch.device("meta"):  # whatever it raises, it is not that one
-        yield {key: tuple(value.shape) for key, value in _build(library, name).state_dict().items()}
+    with warnings.catch_warnings(), contextlib.suppress(Exception), torch.device("meta"):  # whatever it raises
+        warnings.simplefilter("ignore")
+        return {key: tuple(value.shape) for key, value in _build(library, name).state_dict().items()}
+    return {}
 
 
 def _build(library: str, name: str) -> Any:

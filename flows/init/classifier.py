@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from flows.init.questions import Check, Questions
 from stages.errors import UsageError
 
 IMAGENET = 1000  # classes that need no names
+_NAMED = 20  # classes that a message names
 _PHOTO = 96  # pixels from which pictures are photos rather than icons
 _OUTPUTS = ("logits", "probabilities")
 _NORMALISED: Mapping[str, Mapping[str, Any]] = {
@@ -22,16 +24,65 @@ _NORMALISED: Mapping[str, Mapping[str, Any]] = {
 
 
 def ask_classes(questions: Questions, model: Model, data: Data) -> list[str]:
-    """Names of the classes in their order, where the model does not have them; none where nobody need say."""
+    """Names of the classes in their order, where the model does not have them; none where nobody need say.
+
+    Raises:
+        UsageError: when nobody can be asked: with the classes there are, and what to type.
+    """
     url = "endpoint" in model.block
     n = model.n_classes
-    unnamed = n not in (None, IMAGENET, len(data.classes)) and not model.classes
+    unnamed = not url and not model.classes and n not in (None, IMAGENET, len(data.classes))
     if not url and not unnamed and questions.said("classes") is None:
         return []
+    folders = sorted([*data.labels, *data.empty])
     guess = ",".join(data.classes) if url and data.classes else None
-    count = f"its {n} classes" if n else "its classes"
-    asked = questions.text("classes", f"Names of {count}, in their order, separated by commas", guess, _count(n))
-    return [name.strip() for name in asked.split(",")]
+    asked = f"Names of {f'its {n} classes' if n else 'its classes'}, in their order, separated by commas"
+    if unnamed and n and questions.said("classes") is None:
+        found = f"the model has {n:,} outputs, and the data {counted(data)}"
+        if not questions.asked("classes"):
+            raise UsageError(f"{found}. {_to_type(n, folders, data)}")
+        asked = f"{found}. {asked}"
+        guess = ",".join(folders) if len(folders) == n else None
+    answer = questions.text("classes", asked, guess, _count(n))
+    return [name.strip() for name in answer.split(",")]
+
+
+def counted(data: Data) -> str:
+    """The classes of the data and how many pictures each has: "2 classes: cat (20), dog (3)"."""
+    named = [f"{label} ({count:,})" for label, count in sorted(data.labels.items())]
+    told = f"{len(named):,} classes: {_some(named)}"
+    return f"{told}; without a picture: {_some(data.empty)}" if data.empty else told
+
+
+def _to_type(n: int, folders: Sequence[str], data: Data) -> str:
+    """Which option says what the model's n outputs are, in the order in which it learnt them."""
+    if len(folders) == n:
+        why = "with the empty ones " if data.empty else ""
+        return (
+            f"If it learnt them {why}in that order, say {_option(folders)}; else name them in the order it learnt them"
+        )
+    lacking = n - len(folders)
+    if lacking > 0:
+        names = [*folders, *(f"NAME{i + 1}" for i in range(lacking))]
+        return (
+            f"{lacking} more {'is' if lacking == 1 else 'are'} of the model alone: name all {n:,} in the order it"
+            f" learnt them, such as {_option(names)}"
+        )
+    smallest = sorted(data.labels, key=lambda label: data.labels[label])[:-lacking]
+    others = [label for label in folders if label in data.labels and label not in smallest][:n]
+    return (
+        f"{-lacking} of these cannot be told by it: name its {n:,} in the order it learnt them, such as"
+        f" {_option(others)}, and move pictures of others out of the data, or say which class they are:"
+        f" --label {shlex.quote(f'{smallest[0]}=CLASS')}"
+    )
+
+
+def _option(names: Sequence[str]) -> str:
+    return f"--classes {shlex.quote(','.join(names))}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
 
 
 def ask_classifier(questions: Questions, model: Model, data: Data) -> dict[str, Any]:

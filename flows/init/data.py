@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flows.init.formats import GREY, traits_of
 from flows.init.model import Shape, described
 from stages.errors import UsageError, did_you_mean
 
@@ -25,7 +26,6 @@ _ROWS = 200  # lines of a table that tell its columns
 _FEW = 30  # values that a column of words may have
 _NAMED = 3
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test", "discover", "repair")
-_GREY = ("1", "L", "I", "I;16", "F")
 _TEXT = ("article", "text", "document", "dialogue", "content", "body")
 _SUMMARY = ("summary", "highlights", "abstract", "headline", "reference")
 
@@ -50,6 +50,9 @@ class Data:
         shape: channels, height, width of most pictures, each None where unknown.
         absent: they are of a hub, and have to be fetched before anything is known of them.
         columns: of captioned pictures, what their table says of each beside the caption: its values.
+        empty: folders of classes that hold no picture.
+        traits: how many of the pictures that were opened are stored in which way (`flows.init.formats`).
+        sides: how many of them have which shorter side.
     """
 
     said: str
@@ -64,6 +67,9 @@ class Data:
     shape: Shape = (None, None, None)
     absent: bool = False
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    empty: Sequence[str] = ()
+    traits: Mapping[str, int] = field(default_factory=dict)
+    sides: Mapping[int, int] = field(default_factory=dict)
 
     def named(self, name: str | None) -> dict[str, Any]:
         """The block of params.yaml, with the file or folder by the name it has under inputs."""
@@ -124,7 +130,8 @@ def _named_beside(pool: Pool, path: Path) -> list[str]:
 
 def _pictures(pool: Pool, key: str, path: Path, given: str) -> Data:
     labels = Counter(str(label) for label in pool.labels.tolist())
-    shape, unreadable, opened = _opened(pool, given)
+    seen = _opened(pool, given)
+    shape, unreadable, opened = seen.shape, seen.unreadable, seen.opened
     total = len(pool.ids)
     pools = Counter(pool.splits) if pool.splits is not None else {}
     parts = [f"{total:,} pictures in {len(labels):,} classes", f"most of them {described(None, shape)}"]
@@ -145,38 +152,68 @@ def _pictures(pool: Pool, key: str, path: Path, given: str) -> Data:
         labels=labels,
         classes=pool.classes or (),
         shape=shape,
+        empty=_empty(path, labels, in_splits=bool(pools)) if key == "imagefolder" else (),
+        traits=seen.traits,
+        sides=seen.sides,
     )
 
 
-def _opened(pool: Pool, given: str) -> tuple[Shape, list[str], int]:
-    """The commonest shape, names of those that cannot be read, and how many were opened."""
+def _empty(path: Path, labels: Mapping[str, int], *, in_splits: bool) -> list[str]:
+    """Folders of classes without a picture."""
+    roots = _folders(path) if in_splits else [path]
+    return sorted({folder.name for root in roots for folder in _folders(root)} - set(labels))
+
+
+def _folders(path: Path) -> list[Path]:
+    return [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__"))]
+
+
+@dataclass
+class _Opened:
+    """What pictures turned out to be: the commonest shape, which cannot be read, and how the others are stored."""
+
+    shape: Shape
+    unreadable: list[str]
+    opened: int
+    traits: Counter[str] = field(default_factory=Counter)
+    sides: Counter[int] = field(default_factory=Counter)
+
+
+def _opened(pool: Pool, given: str) -> _Opened:
     from stages.tasks.classification.pool import Encoded
 
     if not isinstance(pool.pictures, Encoded):  # all of one shape, and read already
-        return pool.pictures.shape(None), [entry["file"] for entry in pool.skipped], len(pool.ids)
+        return _Opened(pool.pictures.shape(None), [entry["file"] for entry in pool.skipped], len(pool.ids))
     total = len(pool.ids)
     chosen = np.linspace(0, total - 1, min(total, _OPENED)).round().astype(int).tolist()
     shapes: Counter[Shape] = Counter()
-    unreadable = []
+    found = _Opened((None, None, None), [], len(chosen))
     for row in chosen:
-        shape = _shape_of(pool.pictures.sources[row])
-        if shape is None:
-            unreadable.append(pool.ids[row])
-        else:
-            shapes[shape] += 1
+        seen = _seen(pool.pictures.sources[row])
+        if seen is None:
+            found.unreadable.append(pool.ids[row])
+            continue
+        (channels, height, width), traits = seen
+        shapes[channels, height, width] += 1
+        found.traits.update(traits)
+        found.sides[min(height, width)] += 1
     if not shapes:
-        raise UsageError(f"--data {given}: none of {len(chosen)} pictures can be read, {unreadable[0]} among them")
-    return shapes.most_common(1)[0][0], unreadable, len(chosen)
+        raise UsageError(
+            f"--data {given}: none of {len(chosen)} pictures can be read, {found.unreadable[0]} among them"
+        )
+    found.shape = shapes.most_common(1)[0][0]
+    return found
 
 
-def _shape_of(source: Path | bytes) -> Shape | None:
-    """Channels, height and width of a picture as it lies there; None where it cannot be read."""
+def _seen(source: Path | bytes) -> tuple[tuple[int, int, int], list[str]] | None:
+    """Channels, height and width of a picture as it lies there, and its traits; None where it cannot be read."""
     from PIL import Image
 
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
+            traits = traits_of(picture)
             picture.load()
-            return (1 if picture.mode in _GREY else 3), picture.height, picture.width
+            return (1 if picture.mode in GREY else 3, picture.height, picture.width), traits
     except (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError):
         return None
 

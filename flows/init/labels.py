@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def refuse_unsaid(unsaid: Mapping[str, str | None], classes: Sequence[str]) -> N
     more = f" and {len(unsaid) - _NAMED:,} more" if len(unsaid) > _NAMED else ""
     raise UsageError(
         f"{len(unsaid):,} labels of the data are no class of the model: {named}{more}; it has {some(classes)}. Which"
-        f" is which nobody guesses: say it for each, --label {next(iter(unsaid))!r}=CLASS"
+        f" is which nobody guesses: say it for each, --label {shlex.quote(f'{next(iter(unsaid))}=CLASS')}"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from flows.init.architectures import Shapes, ends_of, guess_architecture, library_of
+from flows.init.architectures import Candidates, Shapes, candidates, ends_of, library_of, likely_candidates
 from stages.errors import UsageError, did_you_mean
 from stages.params import validation_lines
 
@@ -71,12 +71,16 @@ class Model:
         return {**self.block, **file} if self.key == "weights" else {**file, **self.block}
 
 
-def look_at_model(given: str, architecture: Callable[[str | None, Callable[[str], None]], str]) -> Model:
+Architecture = Callable[[Candidates, Callable[[str], None]], str]
+"""Asks for the name of an architecture, given candidates and a check of what was answered."""
+
+
+def look_at_model(given: str, architecture: Architecture) -> Model:
     """Recognise a model.
 
     Args:
         given: a file, a folder, ORG/NAME of a hub, or a URL.
-        architecture: asks for the name of an architecture; it is given a guess, and a check of what was answered.
+        architecture: asks which one weights are of.
 
     Raises:
         UsageError: when there is nothing of that name, or it is no model Faded reads.
@@ -249,9 +253,13 @@ def _ends_in_softmax(graph: Any) -> bool:
     return node is not None and node.op_type == "Softmax"
 
 
-def _weights(path: Path, architecture: Callable[[str | None, Callable[[str], None]], str]) -> Model:
+def _weights(path: Path, architecture: Architecture) -> Model:
     shapes = weight_shapes(path)
-    name = architecture(guess_architecture(path.stem, shapes), _known)
+    _refuse_inner(path, shapes)
+    found = candidates(path.stem, shapes)
+    if not found.exact:
+        _refuse_transformers(path, shapes)
+    name = architecture(found, _known)
     library, _ = library_of(name)
     stem, head = ends_of(name)
     first, final = shapes.get(f"{stem}.weight", ()), shapes.get(f"{head}.weight", ())
@@ -259,6 +267,37 @@ def _weights(path: Path, architecture: Callable[[str | None, Callable[[str], Non
     shape = (first[1] if len(first) == 4 else None, None, None)
     said = f"{name} of {library}, {described(n, shape)}"
     return Model("image-classification", said, {library: name}, path, key="weights", n_classes=n, shape=shape)
+
+
+def _refuse_inner(path: Path, shapes: Shapes) -> None:
+    """Refuse weights of a network inside another one, as training frameworks save them, by their names."""
+    first = {name.split(".")[0] for name in shapes}
+    if len(first) != 1:
+        return
+    within = next(iter(first))
+    inner = {name.removeprefix(f"{within}."): shape for name, shape in shapes.items()}
+    if (guess := likely_candidates(path.stem, inner).guess) is not None:
+        raise UsageError(
+            f"--model {path}: the names of its tensors begin with {within!r}, and without that are those of {guess}:"
+            f" save the network itself, safetensors.torch.save_file(model.{within}.state_dict(), 'model.safetensors')"
+        )
+
+
+def _refuse_transformers(path: Path, shapes: Shapes) -> None:
+    """Refuse weights of transformers, whose architecture only their config.json tells, by their names."""
+    if kinds := sorted({name.split(".")[0] for name in shapes} & _kinds_of_transformers()):
+        raise UsageError(
+            f"--model {path}: its tensors are called as transformers calls those of {kinds[0]!r}: give the folder that"
+            " save_pretrained() wrote, with its config.json"
+        )
+
+
+def _kinds_of_transformers() -> set[str]:
+    try:
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return set()
+    return set(CONFIG_MAPPING.keys())
 
 
 def _known(name: str) -> None:
