@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from stages.code import RECORD, read_record
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.params import DATA
+
+WRITTEN = (".gitignore", ".dvcignore", PARAMS.name, RECORD.name, DVC_YAML.name)
+"""Files of a workspace, beside .dvc and the folders of its audits."""
 
 _NO_AUDITS = """\
 # What is audited (audits:) and what is done about it (repairs:). An audit without an entry under repairs: ends after
@@ -30,6 +34,20 @@ shards: {}
 # Where stages run: threads of this machine, or dask or ray, here or at an address. `--runner` says otherwise for once.
 runner: threads
 """
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse, before anything is written, what `write_workspace` refuses.
+
+    Raises:
+        UsageError: when the folder holds a pipeline of the user's own, or git ignores its data.
+    """
+    from flows.init.files import git_root
+
+    if not folder.is_dir() or (RECORD.name in text_of(folder / DVC_YAML) and not is_own(folder)):
+        return
+    _refuse_foreign(folder)
+    _git_ignores(folder, git_root(folder.resolve()))
 
 
 def write_workspace(folder: Path) -> list[Path]:
@@ -134,33 +152,38 @@ def _refuse_foreign(folder: Path) -> None:
         RECORD: (folder / RECORD).exists() and not read_record(folder),
     }
     if names := [str(name) for name, there in foreign.items() if there]:
+        audit = shlex.quote(str(folder / "audit"))
         are, stay = ("is", "stays as it is") if len(names) == 1 else ("are", "stay as they are")
         raise UsageError(
             f"{' and '.join(names)} in {folder.resolve()} {are} not Faded's, and {stay}: make a folder for audits"
-            f" beside it, `mkdir {folder / 'audit'} && faded init {folder / 'audit'}`"
+            f" beside it, `mkdir {audit} && faded init {audit}`"
         )
 
 
 def _put_lines(path: Path, folder: Path, root: Path) -> bool:
     """Append to .gitignore or .dvcignore what is missing there; whether anything was."""
-    lines = [f"/{WORK}/"] if path.name == ".gitignore" else [f"/{WORK}"]
-    if path.name == ".gitignore":
-        # DVC refuses pipelines that git ignores, and git is where results are told.
-        names = [str(PARAMS), str(DVC_YAML), "dvc.lock", str(RECORD)]
-        lines += [f"!/{name}" for name in names if _ignored(folder, name)]
-        if _ignored(folder, f"{DATA}/audit/decisions"):
-            if folder.resolve() == root or (folder / DATA).exists():
-                raise UsageError(
-                    f"git ignores {folder / DATA} (`git check-ignore -v {folder / DATA}/audit` says why), where Faded"
-                    " keeps decisions and metrics for git: make another folder for audits, `mkdir audit && faded init"
-                    " audit`"
-                )
-            lines.append(f"!/{DATA}/")
+    lines = _git_ignores(folder, root) if path.name == ".gitignore" else [f"/{WORK}"]
     before = text_of(path)
     after = with_lines(before, lines, "What `faded` keeps for itself, and what it keeps in git.")
     if after != before:
         put(path, after)
     return after != before
+
+
+def _git_ignores(folder: Path, root: Path) -> list[str]:
+    """Lines of .gitignore: DVC refuses pipelines that git ignores, and git is where results are told."""
+    names = [str(PARAMS), str(DVC_YAML), "dvc.lock", str(RECORD)]
+    lines = [f"/{WORK}/", *(f"!/{name}" for name in names if _ignored(folder, name))]
+    if _ignored(folder, f"{DATA}/audit/decisions"):
+        if folder.resolve() == root or (folder / DATA).exists():
+            data = folder / DATA
+            raise UsageError(
+                f"git ignores {data} (`git check-ignore -v {shlex.quote(f'{data}/audit')}` says why), where Faded"
+                " keeps decisions and metrics for git: make another folder for audits, `mkdir audit && faded init"
+                " audit`"
+            )
+        lines.append(f"!/{DATA}/")
+    return lines
 
 
 def _ignored(folder: Path, name: str) -> bool:

@@ -94,7 +94,7 @@ def test_an_audit_of_a_text_to_image_model_is_accepted(repository, checked):
         "name": "digits",
     }
     with pytest.raises(InfrastructureError, match="checked"):
-        init(given=options(answers=answers, words=["size=small,large", "digit=two, three"]))
+        init(given=options(answers=answers, words=["size=small,large", "digit=two, three"], probes=None))
     audit = load_params(repository / "params.yaml").audit("digits")
     assert audit.prepare["judge"] == {"attributes": "judge-digits"}
     assert audit.concepts["size"] == ["", "small", "large"]

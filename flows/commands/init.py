@@ -56,6 +56,14 @@ def init(
         Optional[str],  # noqa: UP045
         typer.Option("--classes", metavar="NAME,NAME", help="Of a model whose files do not name them, in order."),
     ] = None,
+    reorder: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(
+            "--reorder/--no-reorder",
+            help="Whether classes take the order of the model's answers, where that is another.",
+            show_default=False,
+        ),
+    ] = None,
     size: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--size", help="Side of the pictures, for a model whose files do not say."),
@@ -102,7 +110,7 @@ def init(
             "--probes",
             min=100,
             help="Unique probes of the calibration.",
-            show_default="300, or more for very many levels",
+            show_default="400, or more for very many levels",
         ),
     ] = None,
     copy: Annotated[
@@ -128,6 +136,7 @@ def init(
         "repair": repair,
         "architecture": architecture,
         "classes": classes,
+        "reorder": reorder,
         "size": size,
         "normalise": normalise,
         "outputs": outputs,

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from flows.estimate import duration
 from flows.init.block import Draft
-from flows.init.propose import PROBES_OF_SEARCH, pairs, search_budget
+from flows.init.propose import PROBES_OF_SEARCH, all_pairs, pairs, search_budget
 from flows.screen import measure_concepts
 from stages.concepts import Level
 from stages.files import probe_seconds, read_json, record_probe_seconds, stage_dir
@@ -20,7 +20,7 @@ from stages.landscape.intervals import Rate
 from stages.params import Params, task_class, task_context
 from stages.screening import Screening
 
-PROBES = 300
+PROBES = 400
 _WARM, _TIMED = 1, 2  # batches
 _COMMENT = 110  # columns of a comment
 
@@ -85,7 +85,7 @@ def calibrate(params: Params, draft: Draft, probes: int | None, console: Console
         )
 
     most = PROBES if probes is None else probes
-    screening = measure_concepts(params, draft.name, most, console, prepared, at_least=probes is None)
+    screening = measure_concepts(params, draft.name, most, console, prepared, at_least=probes is None, widen=True)
     measured = read_json(stage_dir(draft.name, "prepare") / "metrics.json").get("clean_accuracy")
     clean = measured.get("discover") if isinstance(measured, Mapping) else None
     return Calibration(screening, *nearest(screening), seconds, clean)
@@ -112,10 +112,11 @@ def calibrated(draft: Draft, found: Calibration, *, budget: int | None) -> Draft
         budget: that a person asked for; None: what a probe takes decides.
     """
     seconds = found.seconds
-    spend = budget or search_budget(seconds)
+    concepts = {name: list(levels) for name, levels in found.levels.items()}
+    spend = budget or min(search_budget(seconds), all_pairs({**draft.audit, "concepts": concepts}))
     takes = f"about {duration(PROBES_OF_SEARCH * spend * seconds)}, as a probe takes {_said(seconds)}"
     audit = {
-        "concepts": {name: list(levels) for name, levels in found.levels.items()},
+        "concepts": concepts,
         "discover": {**draft.audit["discover"], "budget": spend},
     }
     notes = {

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.linked import NOTE
 from stages.errors import UsageError
 from stages.params import DATA
 
@@ -78,60 +77,81 @@ def place(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) 
         UsageError: when something else has the name.
     """
     inputs = workspace / DATA / audit / "inputs"
+    refuse_taken(workspace, audit, placed, copy=copy)
     inputs.mkdir(parents=True, exist_ok=True)
-    return [_place(workspace, inputs, one, copy=copy) for one in placed]
+    root = git_root(inputs)
+    return [_place(workspace, inputs, one, root, copy=copy) for one in placed]
 
 
-def not_there(workspace: Path, audit: str, placed: Sequence[Placed]) -> list[Placed]:
-    """What `place` is going to make: nothing has its name, or a link that is no loss."""
-    targets = {one.name: workspace / DATA / audit / "inputs" / one.name for one in placed}
-    return [one for one in placed if targets[one.name].is_symlink() or not targets[one.name].exists()]
+def refuse_taken(workspace: Path, audit: str, placed: Sequence[Placed], *, copy: bool) -> None:
+    """Refuse to put files where something else lies.
+
+    Raises:
+        UsageError: when something else has one of their names.
+    """
+    for one in placed:
+        shown = Path(DATA, audit, "inputs", one.name)
+        target = workspace / shown
+        if not (target.is_symlink() or target.exists()):
+            continue
+        source = one.source.resolve()
+        if one.beside:
+            own = target / one.source.name
+            links = not target.is_symlink() and all(p.is_symlink() or p.is_dir() for p in target.rglob("*"))
+            held = own.is_file() and (_copied(one, copy=copy) or (links and own.resolve() == source))
+        else:
+            held = (target.exists() and target.resolve() == source) or (copy and not target.is_symlink())
+        if not held:
+            raise UsageError(f"{shown} is something else than {source}: remove it, or choose another --name")
 
 
-def take_away(workspace: Path, audit: str, made: Sequence[Placed]) -> None:
-    """Remove what `place` made, and the note on what it links to, which is written again where other links are."""
-    inputs = workspace / DATA / audit / "inputs"
-    for one in made:
-        _remove(inputs / one.name)
-    (inputs / NOTE).unlink(missing_ok=True)
+def link_inputs(inputs: Path, others: Path, placed: Sequence[Placed]) -> None:
+    """Have an empty folder hold for a while what an audit will find under its inputs.
+
+    Args:
+        inputs: the folder.
+        others: the audit's own inputs, which hold files already where somebody put them there.
+        placed: what is going to be placed there.
+    """
+    for one in placed:
+        _place(inputs, inputs, one, inputs, copy=False)
+    for path in others.iterdir() if others.is_dir() else []:
+        if not (inputs / path.name).exists():
+            (inputs / path.name).symlink_to(path)
 
 
-def _place(workspace: Path, inputs: Path, one: Placed, *, copy: bool) -> str:
+def _copied(one: Placed, *, copy: bool) -> bool:
+    """What links to others is refused by ONNX: its parts are copied."""
+    return copy or one.source.suffix == ".onnx"
+
+
+def _place(workspace: Path, inputs: Path, one: Placed, root: Path, *, copy: bool) -> str:
     if one.beside:
-        return _place_with_others(workspace, inputs, one, copy=copy)
+        return _place_with_others(workspace, inputs, one, root, copy=copy)
     target, shown = inputs / one.name, (inputs / one.name).relative_to(workspace)
     source = one.source.resolve()
     if target.exists() and target.resolve() == source:
         return f"{shown} is {_near(source, workspace)}"
-    if target.is_symlink() or target.exists():
-        if not copy or target.is_symlink():
-            raise UsageError(f"{shown} is something else than {source}: remove it, or choose another --name")
+    if target.exists():
         return f"{shown} is there already and stays"
     partial = inputs / f".{one.name}.partial"
     _remove(partial)
-    root = git_root(inputs)
     _copy(source, partial) if copy else _link(source, partial, inputs, root)
     partial.replace(target)
     told = f"{shown} {'is a copy of' if copy else 'links to'} {_near(source, workspace)}"
     return told if copy else told + _far(source, root)
 
 
-def _place_with_others(workspace: Path, inputs: Path, one: Placed, *, copy: bool) -> str:
+def _place_with_others(workspace: Path, inputs: Path, one: Placed, root: Path, *, copy: bool) -> str:
     """Place a file and those it names, and nothing else that lies in its folder."""
     target, shown = inputs / one.name, (inputs / one.name).relative_to(workspace)
     folder = one.source.parent
-    # What links to others is refused by ONNX: its parts are copied.
-    copy = copy or one.source.suffix == ".onnx"
+    copy = _copied(one, copy=copy)
     names = list(one.beside) if copy else _to_link(folder, one.beside, inputs.resolve())
     names = [one.source.name, *(name for name in names if (folder / name).exists())]
-    if target.is_symlink() or target.exists():
-        own = target / one.source.name
-        links = not target.is_symlink() and all(p.is_symlink() or p.is_dir() for p in target.rglob("*"))
-        if not own.is_file() or not (copy or (links and own.resolve() == one.source.resolve())):
-            raise UsageError(f"{shown} is something else than {one.source}: remove it, or choose another --name")
-        if copy:
-            return f"{shown} is there already and stays"
-    partial, root = inputs / f".{one.name}.partial", git_root(inputs)
+    if copy and target.exists():
+        return f"{shown} is there already and stays"
+    partial = inputs / f".{one.name}.partial"
     _remove(partial)
     for name in names:
         source, to = (folder / name).resolve(), partial / name

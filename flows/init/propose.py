@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,11 @@ def search_budget(probe_seconds: float) -> int:
     bounded = min(high, max(low, probes))
     digits = 10 ** (len(str(int(bounded))) - 2)
     return int(bounded // digits * digits)
+
+
+def all_pairs(audit: Mapping[str, Any]) -> int:
+    """Pairs of an item to search and a cell of the grid: a search cannot spend more."""
+    return int(audit["prepare"]["items"]["discover"]) * prod(len(levels) for levels in audit["concepts"].values())
 
 
 def repair_block(kind: Kind, items: Mapping[str, int], budget: int) -> dict[str, Any]:

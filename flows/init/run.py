@@ -19,12 +19,14 @@ from flows.edit_params import replace_file
 from flows.init.answers import Answers, ask, shape_shown
 from flows.init.block import Draft, with_blocks, without
 from flows.init.calibrate import calibrate, calibrated
-from flows.init.files import Placed, git_root, not_there, place, take_away
+from flows.init.files import git_root, place, refuse_taken
 from flows.init.propose import propose
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished
-from flows.init.views import show_absent, show_calibration, show_next, show_seen
-from flows.new_workspace import add_folders, write_workspace
+from flows.init.trial import order_of, refuse_idle_numbers, tried
+from flows.init.undo import Before
+from flows.init.views import show_absent, show_calibration, show_next, show_order, show_seen
+from flows.new_workspace import add_folders, check_folder, write_workspace
 from flows.workspace import enter_workspace, exclusive, has_audits
 from stages.errors import UsageError
 from stages.params import load_params, parse_yaml, read_bytes
@@ -70,6 +72,7 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
         FadedError: when the model cannot be prepared for another reason; the same command goes on from there.
     """
     workspace = _workspace(folder)
+    check_folder(workspace)
     before = _text(workspace)
     earlier = list(unfinished(workspace, before))
     offered = _earlier(earlier, options, console)
@@ -81,20 +84,29 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
     taken = [name for name in _audits(before) if name not in {one.name for one in earlier if one.written}]
     answers = ask(questions, workspace, taken, labels=options.labels, words=options.words, budget=options.budget)
     questions.answers.update(_from_anywhere(questions.answers))
-    draft = propose(answers.wanted, answers.model, shape_shown(answers), workspace)
+    draft = _proposed(answers, workspace)
+    refuse_idle_numbers(draft, options.budget, options.probes)
+    refuse_taken(workspace, draft.name, answers.placed, copy=options.copy)
+    same = next((one for one in earlier if one.name == draft.name), Unfinished(draft.name))
+    with_blocks(before, same.found_in(before), draft)  # refuses a layout that it cannot add to
     show_seen(console, answers.said, draft, workspace)
+    if not (answers.model.absent or answers.data.absent):
+        answers = _tried(answers, draft, questions, workspace, console)
+        draft = _proposed(answers, workspace)
     if not questions.go_on("Write this audit and calibrate it"):
         raise UsageError("stopped: nothing was written")
-    for path in write_workspace(workspace):
-        console.print(f"wrote {path}", markup=False, highlight=False)
-    os.chdir(workspace)
-    enter_workspace()
-    with exclusive():
-        made = not_there(Path(), draft.name, answers.placed)
-        for line in place(Path(), draft.name, answers.placed, copy=options.copy):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        add_folders(Path(), draft.name, repair=draft.repair is not None)
-        _write_and_calibrate(draft, answers, made, questions, options, console)
+    undo = Before(workspace, draft.name)
+    with _undone_if_wrong(undo, draft.name, questions, options, console):
+        for path in write_workspace(workspace):
+            console.print(f"wrote {path}", markup=False, highlight=False)
+        undo.made = _text(workspace)
+        os.chdir(workspace)
+        enter_workspace()
+        with exclusive():
+            for line in place(Path(), draft.name, answers.placed, copy=options.copy):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            add_folders(Path(), draft.name, repair=draft.repair is not None)
+            _write_and_calibrate(draft, answers, questions, options, console)
 
 
 def init_bare(folder: Path, options: Options, console: Console) -> None:
@@ -123,7 +135,6 @@ def init_bare(folder: Path, options: Options, console: Console) -> None:
 def _write_and_calibrate(
     draft: Draft,
     answers: Answers,
-    made: Sequence[Placed],
     questions: Questions,
     options: Options,
     console: Console,
@@ -141,12 +152,11 @@ def _write_and_calibrate(
     if answers.model.absent or answers.data.absent:
         show_absent(console, name)
         return
-    with _undone_if_wrong(name, questions, options, made, console):
-        found = calibrate(load_params(PARAMS), draft, options.probes, console)
+    found = calibrate(load_params(PARAMS), draft, options.probes, console)
     final = calibrated(draft, found, budget=options.budget)
     text = _text(here)
     if not all(lines in text for lines in written):
-        raise UsageError(f"audits.{name} was changed in {PARAMS} meanwhile, so its levels were not written")
+        raise _ChangedError(f"audits.{name} was changed in {PARAMS} meanwhile, so its levels were not written")
     replace_file(PARAMS, with_blocks(text, written, final))
     for one in [name, *(one.name for one in unfinished(here, text) if not one.written)]:
         forget(here, one)
@@ -154,27 +164,69 @@ def _write_and_calibrate(
     show_next(console, final)
 
 
+class _ChangedError(UsageError):
+    """Somebody has changed the audit, so that nothing of it is ours to take away."""
+
+
+def _proposed(answers: Answers, workspace: Path) -> Draft:
+    return propose(answers.wanted, answers.model, shape_shown(answers), workspace)
+
+
+def _tried(answers: Answers, draft: Draft, questions: Questions, workspace: Path, console: Console) -> Answers:
+    """Try the audit before anything is written; the answers, with the classes in the order the model has them.
+
+    Raises:
+        UsageError: when it could not run, or the classes are in another order and nobody says what to do about that.
+    """
+    with tried(draft, answers.placed, workspace) as params:
+        if answers.wanted.kind != "image-classification":
+            return answers
+        console.print("trying the model on unchanged pictures", style="dim")
+        order = order_of(params, draft.name, answers.model.n_classes or len(answers.data.labels), answers.searched)
+    show_order(console, order)
+    if not order.likely:
+        return answers
+    if not questions.asked("reorder") and questions.said("reorder") is None:
+        raise UsageError(f"{order.statement}. {order.advice}")
+    console.print(order.statement, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if not order.moved or not questions.confirm("reorder", "Take the classes in that order", order.sure):
+        return answers
+    questions.answers["classes"] = ",".join(order.proposed)
+    return replace(answers, wanted=replace(answers.wanted, model={**answers.wanted.model, "classes": order.proposed}))
+
+
 @contextmanager
 def _undone_if_wrong(
-    name: str, questions: Questions, options: Options, made: Sequence[Placed], console: Console
+    undo: Before, name: str, questions: Questions, options: Options, console: Console
 ) -> Iterator[None]:
-    """Take an audit out of params.yaml again where its model or data turn out to be wrong.
+    """Leave the workspace as it was where its model or data turn out to be wrong.
 
     What a person answered is kept. Guesses are not: another model or other data have others. Nor is the number of
-    probes: too few may be what is wrong.
+    probes: too few may be what is wrong. What somebody else changed in params.yaml meanwhile stays.
     """
     try:
         yield
+    except _ChangedError:
+        raise
     except UsageError:
-        text = _text(Path())
-        same = next((one for one in unfinished(Path(), text) if one.name == name), None)
-        if same is not None and (old := same.found_in(text)) is not None:
-            replace_file(PARAMS, without(text, old))
-            take_away(Path(), name, made)
+        workspace = undo.workspace
+        if _without(workspace, name, _text(workspace)) == _without(workspace, name, undo.made):
+            undo.restore()
+        if workspace.is_dir():
+            text = _text(workspace)
+            if (other := _without(workspace, name, text)) != text:
+                replace_file(workspace / PARAMS, other)
             given = {key: answer for key, answer in questions.answers.items() if key not in questions.unasked}
-            remember(Path(), Unfinished(name, given, budget=options.budget))
+            remember(workspace, Unfinished(name, given, budget=options.budget))
             console.print(f"{PARAMS} is as it was", style="yellow", highlight=False)
         raise
+
+
+def _without(workspace: Path, name: str, text: str) -> str:
+    """The text of params.yaml without what this run, or one before it, wrote of the audit."""
+    same = next((one for one in unfinished(workspace, text) if one.name == name), None)
+    old = same.found_in(text) if same is not None else None
+    return text if old is None else without(text, old)
 
 
 def _from_anywhere(answers: Mapping[str, str | bool]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -13,8 +14,11 @@ from rich.table import Table
 from flows.estimate import duration
 from flows.init.block import Draft, flow
 from flows.init.calibrate import Calibration
+from flows.init.order import Order
 from flows.init.propose import BUDGETS, SEARCH_SECONDS
-from stages.landscape.intervals import Rate
+from stages.screening.record import points
+
+_ROWS = 20  # classes of a table
 
 
 def show_seen(console: Console, said: Sequence[str], draft: Draft, workspace: Path) -> None:
@@ -24,6 +28,26 @@ def show_seen(console: Console, said: Sequence[str], draft: Draft, workspace: Pa
     items = ", ".join(f"{n:,} {split}" for split, n in draft.audit["prepare"]["items"].items())
     console.print(f"items: {items}", highlight=False)
     console.print(f"audit: {draft.name}, in {workspace}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_order(console: Console, order: Order) -> None:
+    """How often unchanged pictures of each class are right, and what the others are taken for; the worst first."""
+    shown = Table(title="Unchanged pictures, by class", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, side in (("class", "left"), ("pictures", "right"), ("right", "right"), ("most are taken for", "left")):
+        shown.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
+    n, right = order.counts.sum(axis=1), order.counts.diagonal()
+    seen = [int(i) for i in np.argsort(right / np.maximum(n, 1), kind="stable") if n[i]]
+    for i in seen[:_ROWS]:
+        most = int(order.counts[i].argmax())
+        taken = f"{escape(order.classes[most])} ({order.counts[i, most]:,})"
+        shown.add_row(escape(order.classes[i]), f"{n[i]:,}", f"{right[i] / n[i]:.0%}", "" if most == i else taken)
+    console.print(shown)
+    if len(seen) > _ROWS:
+        console.print(f"and {len(seen) - _ROWS:,} more classes, of which more is right", style="dim", highlight=False)
+    rate = order.named_rate
+    console.print(
+        f"clean accuracy: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%}) of {rate.n:,} pictures", highlight=False
+    )
 
 
 def show_calibration(console: Console, draft: Draft, found: Calibration, *, aimed: bool) -> None:
@@ -40,9 +64,9 @@ def show_calibration(console: Console, draft: Draft, found: Calibration, *, aime
         shown.add_column(column, overflow="fold")
     for concept in found.screening.concepts:
         levels = found.levels.get(concept.name)
-        told = "[dim]left out: no effect seen[/]" if levels is None else escape(flow(list(levels)) + concept.unit)
-        effect = f"{_points(concept.alone_fails)} at {concept.alone_at}"
-        shown.add_row(escape(concept.name), told, escape(effect), concept.verdict)
+        told = "[dim]left out[/]" if levels is None else escape(flow(list(levels)) + concept.unit)
+        effect = f"{points(concept.alone_fails, found.screening.settings.without)} at {concept.alone_at}"
+        shown.add_row(escape(concept.name), told, escape(effect), escape(concept.told))
     console.print(shown)
     style = "green" if found.screening.settings.holds(found.rate.value) else "yellow"
     console.print(found.statement, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -70,8 +94,3 @@ def show_next(console: Console, draft: Draft) -> None:
     console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long", highlight=False)
     console.print(f"      [bold]faded audit {name}[/]   run it", highlight=False)
     console.print("      git add --all && git commit   keep what was written", style="dim", highlight=False)
-
-
-def _points(change: Rate) -> str:
-    value, low, high = (f"{100 * x:+z.0f}" for x in change[:3])
-    return f"{value} points ({low} to {high})"

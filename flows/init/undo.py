@@ -1,0 +1,72 @@
+"""A refused audit leaves a workspace, or a folder that was to become one, as it was before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from flows.edit_params import replace_file
+from flows.new_workspace import WRITTEN
+from flows.pipeline import PARAMS
+from stages.environment import WORK
+from stages.params import DATA
+
+_REMEMBERED = WORK / "init"  # what was answered, which stays
+_DVC = Path(".dvc")
+
+
+class Before:
+    """What there is before an audit is written.
+
+    Args:
+        workspace: where it will be; it need not exist.
+        name: of the audit.
+
+    Attributes:
+        made: text of params.yaml once the folder is a workspace, before the audit is in it.
+    """
+
+    def __init__(self, workspace: Path, name: str) -> None:
+        self.workspace, self._audit = workspace, workspace / DATA / name
+        self._missing = [here for here in (workspace, *workspace.parents) if not here.exists()]
+        texts = (workspace / file for file in (*WRITTEN, "dvc.lock"))
+        self._texts = {path: _text(path) for path in texts}
+        self.made = self._texts[workspace / PARAMS] or ""
+        self._held = _below(self._audit)
+        self._had = {path: (workspace / path).exists() for path in (_DVC, WORK, DATA)}
+
+    def restore(self) -> None:
+        """Take away what was written since, but for the answers that are remembered."""
+        for path, text in self._texts.items():
+            if text is None:
+                path.unlink(missing_ok=True)
+            elif _text(path) != text:
+                replace_file(path, text)
+        for path in sorted(_below(self._audit) - self._held, reverse=True):  # what lies in a folder before it
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not self._had[_DVC]:
+            shutil.rmtree(self.workspace / _DVC, ignore_errors=True)
+        if not self._had[WORK] and (self.workspace / WORK).is_dir():
+            for path in (self.workspace / WORK).iterdir():
+                if path != self.workspace / _REMEMBERED:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        emptied = [self.workspace / DATA] if not self._had[DATA] else []
+        for path in (*emptied, *self._missing):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def _text(path: Path) -> str | None:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _below(folder: Path) -> set[Path]:
+    """A folder and all in it; links are not followed."""
+    if not folder.is_dir():
+        return set()
+    return {folder, *(Path(here, name) for here, folders, files in os.walk(folder) for name in (*folders, *files))}

@@ -1,0 +1,228 @@
+"""`faded init` decides before it writes: on classes and their order, numbers and names; a refusal leaves nothing."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+from rich.prompt import Confirm
+from safetensors.torch import load_file, save_file
+
+import flows.init.run
+from flows.init.architectures import candidates
+from flows.init.data import look_at_pictures
+from flows.init.formats import notes
+from flows.init.order import Order
+from flows.init.run import init_audit
+from stages.errors import InfrastructureError, UsageError
+from stages.params import load_params
+from tests.own_model import WEIGHTS, init, options, screening
+from tests.workspace import Workspace
+
+pytest_plugins = ("tests.own_repository",)
+
+
+def left(repository: Path) -> set[str]:
+    """Everything there is but git's own and what was answered."""
+    held = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if ".git/" not in str(path)}
+    return {name for name in held if not name.startswith(".faded")}
+
+
+# Order of the classes
+
+
+def order(counts: list[list[int]]) -> Order:
+    return Order([chr(ord("a") + i) for i in range(len(counts))], np.array(counts))
+
+
+@pytest.mark.parametrize(
+    ("counts", "proposed", "sure"),
+    [
+        ([[18, 1, 1], [2, 17, 1], [0, 3, 17]], "abc", False),  # as they are named
+        ([[1, 18, 1], [1, 2, 17], [17, 0, 3]], "cab", True),
+        ([[19, 0, 1], [0, 1, 19], [1, 18, 1]], "acb", True),  # two are swapped
+        ([[0, 2, 0], [0, 0, 2], [2, 0, 0]], "cab", False),  # likely, but of two pictures each
+        ([[0, 20, 0], [0, 20, 0], [0, 0, 20]], "abc", False),  # one class is taken for another: that is a failure
+        ([[10, 10, 0], [10, 9, 1], [0, 0, 20]], "bac", False),  # a model that cannot tell two apart
+        ([[0, 20, 0], [0, 0, 20], [0, 0, 0]], "cab", True),  # of c there are no pictures
+    ],
+)
+def test_the_order_of_outputs_is_read_off_the_answers_and_said_to_be_sure_only_if_it_is(counts, proposed, sure):
+    found = order(counts)
+    assert ("".join(found.proposed), found.sure) == (proposed, sure)
+
+
+def test_a_model_that_always_says_the_same_is_told_and_no_order_proposed():
+    found = order([[20, 0], [20, 0]])
+    assert (found.proposed, found.moved, found.likely) == (["a", "b"], [], True)
+    assert "no more than by guessing" in found.statement
+
+
+def test_classes_in_another_order_are_refused_with_the_order_to_type_before_anything_is_written(repository):
+    before, here = left(repository), Workspace(repository)
+    command = ("init", "--model", WEIGHTS, "--data", "shapes", "--no-repair", "--yes", "--classes")
+    told = here.faded(*command, "upright,flat,slanted")
+    assert told.returncode == 2, told.stdout
+    assert "0% of 60 unchanged pictures are right" in told.stdout
+    assert "Say --classes flat,slanted,upright" in told.stdout
+    assert "faded audit" not in told.stdout
+    assert left(repository) == before
+
+
+def test_two_swapped_classes_are_seen_and_the_right_order_is_offered(repository, measured, monkeypatch):
+    answers = {"classes": "flat,upright,slanted", "repair": False, "name": "a", "size": "32"}
+    given = options(answers={**answers, "architecture": "test_resnet"}, yes=False)
+    asked = []
+    monkeypatch.setattr(Confirm, "ask", lambda question, **_: asked.append(question) or True)
+    out = io.StringIO()
+    init_audit(Path(), given, Console(file=out, width=200), asks=True)
+    assert asked == ["Take the classes in that order", "Write this audit and calibrate it"]
+    assert "upright" in out.getvalue() and "slanted (" in out.getvalue()
+    model = load_params(repository / "params.yaml").audit("a").prepare["model"]
+    assert model["classes"] == ["flat", "slanted", "upright"]
+
+
+# Names and counts of classes
+
+
+def test_a_missing_an_emptied_and_an_extra_class_are_named_with_what_to_type(repository):
+    for picture in (repository / "shapes/slanted").iterdir():
+        picture.unlink()
+    with pytest.raises(UsageError) as told:
+        init(given=options(answers={"repair": False}))
+    assert (
+        "the model has 3 outputs, and the data 2 classes: flat (20), upright (20); without a picture: slanted"
+        in str(told.value)
+    )
+    assert "say --classes flat,slanted,upright" in str(told.value)
+    (repository / "shapes/slanted").rmdir()
+    with pytest.raises(UsageError, match=r"1 more is of the model alone: .* --classes flat,upright,NAME1"):
+        init(given=options(answers={"repair": False}))
+    for name in ("slanted", "won't do"):
+        shutil.copytree(repository / "shapes/flat", repository / "shapes" / name)
+    (repository / "shapes/won't do/000.png").unlink()
+    with pytest.raises(UsageError) as told:
+        init(given=options(answers={"repair": False}))
+    assert "4 classes: flat (20), slanted (20), upright (20), won't do (19)" in str(told.value)
+    assert "--classes flat,slanted,upright" in str(told.value)
+    assert shlex.split(str(told.value).partition("--label ")[2]) == ["won't do=CLASS"]  # as a shell reads it
+    assert not (repository / "params.yaml").exists()
+
+
+# Refusals leave nothing
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"probes": 150}, "--probes 150: too few for 6 concepts with these levels, expected 280 or more"),
+        ({"budget": 10**6}, "--budget 1000000: more than there are pairs"),
+        ({"answers": {"architecture": "resnet18"}}, "weights"),
+    ],
+)
+def test_what_would_be_refused_later_is_refused_before_anything_is_written(repository, given, said):
+    before = left(repository)
+    with pytest.raises(UsageError, match=said):
+        init(given=options(**given))
+    assert left(repository) == before
+
+
+def test_what_turns_out_wrong_later_leaves_the_workspace_as_it_was(repository, measured):
+    (repository / ".gitignore").write_text("*.log\n")
+    before = {path: (repository / path).is_file() and (repository / path).read_bytes() for path in left(repository)}
+    measured(UsageError("the weights do not fit"))
+    with pytest.raises(UsageError, match="do not fit"):
+        init()
+    after = {path: (repository / path).is_file() and (repository / path).read_bytes() for path in left(repository)}
+    assert after == before
+    assert [path.name for path in (repository / ".faded").rglob("*.json")] == ["shapes.json"]  # what was answered
+    measured(screening(0.02, 0.2, [0.0, 20.0]))
+    assert "its answers are offered" in init()
+
+
+def test_what_somebody_else_wrote_meanwhile_stays(repository, measured, monkeypatch):
+    measured(UsageError("the weights do not fit"))
+    calibrate = flows.init.run.calibrate
+
+    def edited(*arguments: Any) -> Any:
+        text = (repository / "params.yaml").read_text()
+        (repository / "params.yaml").write_text(f"# by hand\n{text}")
+        return calibrate(*arguments)
+
+    monkeypatch.setattr(flows.init.run, "calibrate", edited)
+    with pytest.raises(UsageError, match="do not fit"):
+        init()
+    text = (repository / "params.yaml").read_text()
+    assert text.startswith("# by hand\n") and yaml.safe_load(text)["audits"] == {}
+
+
+def test_what_stops_for_another_reason_stays_and_goes_on(repository, measured):
+    measured(InfrastructureError("the disk is full"))
+    with pytest.raises(InfrastructureError):
+        init()
+    assert "shapes" in load_params(repository / "params.yaml").audits
+
+
+# Architectures
+
+
+@pytest.mark.slow  # builds a hundred networks, if on no memory
+def test_weights_that_no_name_tells_get_candidates_by_names_and_shapes():
+    with torch.device("meta"):
+        net = timm.create_model("mixer_s16_224", num_classes=7)
+    shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    found = candidates("model_final", shapes)
+    assert found.guess is not None and "mixer_s16_224" in found.exact
+    assert found.nearest == []
+    shapes["blocks.0.norm1.weight"] = (7,)
+    shapes["more"] = (3,)
+    assert "mixer_s16_224" in candidates("model_final", shapes).nearest
+
+
+def test_weights_of_a_network_within_another_say_how_to_save_it(repository):
+    state = {f"net.{name}": value for name, value in load_file(WEIGHTS).items()}
+    save_file(state, "test_resnet-inner.safetensors")
+    with pytest.raises(UsageError, match=r"begin with 'net', .* those of test_resnet: .*\(model\.net\.state_dict\(\)"):
+        init(given=options(answers={"model": "test_resnet-inner.safetensors"}))
+
+
+# Formats
+
+
+def test_formats_that_cost_accuracy_are_told(tmp_path):
+    kinds = tmp_path / "a", tmp_path / "b"
+    for kind in kinds:
+        kind.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (32, 40, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(kinds[0] / "turned.jpg", exif=turned, quality=95)
+    picture.save(kinds[0] / "coarse.jpg", quality=30)
+    picture.convert("RGBA").save(kinds[0] / "alpha.png")
+    picture.convert("P").save(kinds[1] / "palette.png")
+    picture.convert("L").save(kinds[1] / "grey.png")
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 256).save(kinds[1] / "deep.png")
+    data = look_at_pictures(tmp_path, "pets")
+    told = notes(data.traits, data.sides, 3, 224)
+    assert [line.split(",")[0] for line in told] == [
+        "1 of 6 pictures have 16 bits a channel",
+        "1 of 6 pictures have a palette",
+        "1 of 6 pictures have transparency",
+        "1 of 6 pictures are turned as the camera says (EXIF)",
+        "1 of 6 pictures are JPEGs of low quality (below about 65)",
+        "2 of 6 pictures are grey",
+        "all pictures are smaller than 224 pixels",
+        "they are 4 PNG and 2 JPEG: if classes differ in that",
+    ]
+    assert notes({"format PNG": 3, "grey": 3}, {28: 3}, 1, 28) == []
