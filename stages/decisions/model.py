@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
+from stages.decisions.names import clean_name
 from stages.errors import UsageError
 from stages.params import Strict
 
@@ -18,6 +19,7 @@ NO_HUMAN = "decided by policy, no human"
 SEVERITIES = {"low": 0.5, "medium": 1.0, "high": 2.0}
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+_Name = Annotated[str, AfterValidator(clean_name)]
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -65,7 +67,7 @@ class Decision(Strict):
     """A person's decision on one landscape."""
 
     landscape: str = Field(pattern=r"^[0-9a-f]{16}$", description="hash of the landscape it was made on")
-    reviewer: _Text
+    reviewer: _Name
     reason: str = ""
     approve: bool
     modes: list[ModeDecision]
@@ -80,6 +82,13 @@ class Decision(Strict):
         return entries
 
 
+class Signature(Strict):
+    """What a reviewer's key says of a decision, see `stages.decisions.identity`."""
+
+    key: str = Field(pattern=r"^[0-9a-f]{16}$", description="id of the public key")
+    value: str = Field(pattern=r"^[A-Za-z0-9+/]{86}==$", description="the Ed25519 signature, base64")
+
+
 class Recorded(Decision):
     """A decision as its file keeps it.
 
@@ -91,6 +100,8 @@ class Recorded(Decision):
         previous: SHA-256 of the decision files of this audit that nothing followed before; so an edit of an earlier
             one shows. More than one after branches were merged.
         revises: SHA-256 of the files whose place it takes.
+        audit: whose landscape it is on; None if an older version recorded it.
+        signature: by the reviewer's key; None where the name was typed.
     """
 
     time: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
@@ -100,6 +111,8 @@ class Recorded(Decision):
     previous: list[_Hash]
     revises: list[_Hash] = Field(default_factory=list)
     examples: Sequence[RatedProbe] = Field(default_factory=list)
+    audit: str | None = None
+    signature: Signature | None = None
 
 
 class AlreadyDecided(UsageError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from stages.params.strict import Strict
+
+PUBLIC_KEY = r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}$"  # Ed25519 as one line; `faded reviewers add`
 
 
 class FeedbackConfig(Strict):
@@ -15,6 +17,9 @@ class FeedbackConfig(Strict):
     policy: Literal["top-k", "wait"] = Field(description="top-k decides by rule, without a human; wait asks a person")
     modes: int = Field(3, ge=1, le=1_000_000, description="top-k: how many modes to repair, worst first")
     reviewers: int = Field(1, ge=1, le=100, description="wait: how many people have to decide")
+    keys: dict[str, Annotated[str, Field(pattern=PUBLIC_KEY)]] = Field(
+        default_factory=dict, description="public keys by reviewer; where there are any, only signed decisions count"
+    )
     timeout_hours: float | None = Field(
         None,
         gt=0,

@@ -1,0 +1,188 @@
+"""Who stands behind a decision: a reviewer who signed it with a listed key, or whoever typed the name.
+
+Works on parsed decisions and the keys that params.yaml lists, without a workspace: so that an evidence bundle is judged
+as its workspace was. The keys are `repairs.AUDIT.feedback.keys`: names of reviewers, and the public key of each as one
+line (`ssh-ed25519 AAAA...`). Where any are listed, only decisions with a valid signature by one of them count; where
+none are, a name is as it was typed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stages.decisions.model import Recorded, Signature
+from stages.decisions.names import NOBODY, clean_name, look_alike, same_person
+from stages.errors import UsageError
+
+_DOMAIN = b"faded decision 1\n"  # so that no signature of another kind of text is one of a decision
+NOT_VERIFIED = "name typed, not verified"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a decision is by.
+
+    Args:
+        name: the reviewer's.
+        key_id: of the listed key that signed it; None for a name that was typed.
+        signed: whether the signature holds.
+        problem: why the decision does not count, in a sentence that says what was found and expected; None if it does.
+    """
+
+    name: str
+    key_id: str | None = None
+    signed: bool = False
+    problem: str | None = None
+
+    @property
+    def statement(self) -> str:
+        """For people: "signed by Ada (key 0f3a...)", or that the name was typed."""
+        return f"signed by {self.name} (key {self.key_id})" if self.signed else f"{self.name} ({NOT_VERIFIED})"
+
+
+def identity_of(decision: Recorded, keys: Mapping[str, str], audit: str | None = None) -> Identity:
+    """Who a decision is by, and whether it counts.
+
+    Args:
+        decision: as its file says, see `stages.decisions.files.parse_decision`.
+        keys: the listed ones, by reviewer (`repairs.AUDIT.feedback.keys` of params.yaml); empty where none are.
+        audit: whose decisions it stands among; say it, for a signature holds for one audit.
+    """
+    name, signature = decision.reviewer, decision.signature
+    key_id = signature.key if signature is not None else None
+
+    def refused(why: str) -> Identity:
+        return Identity(name, key_id, problem=f"the decision by {name} ({decision.time}) does not count: {why}")
+
+    if decision.via == "time-out":
+        if name != NOBODY or decision.approve or signature is not None:
+            return refused(f"a time-out is a rejection by {NOBODY!r}, without a signature")
+        return Identity(name)
+    if same_person(name, NOBODY) or look_alike(name, [NOBODY]):
+        return refused(f"{NOBODY!r} is who rejects when the time is up, expected a person")
+    if audit is not None and decision.audit not in (None, audit):
+        return refused(f"it is one of audit {decision.audit!r}, expected one of {audit!r}")
+    if signature is None:
+        if keys:
+            return refused(f"it is not signed, expected a signature by a listed reviewer ({', '.join(keys)})")
+        return Identity(name)
+    line = keys.get(name)
+    if line is None:
+        listed = ", ".join(keys) or "none"
+        return refused(
+            f"it is signed with key {key_id}, and no key of {name} is listed (reviewers with keys: {listed})"
+        )
+    if others := [other for other, key in keys.items() if key == line and other != name]:
+        return refused(f"the key of {name} is listed for {', '.join(others)} too, expected a key for each")
+    if key_id != (expected := key_id_of(line)):
+        return refused(f"it is signed with key {key_id}, expected that of {name}, {expected}")
+    if decision.audit is None:
+        return refused("its signature names no audit")
+    if not _holds(line, signature, decision):
+        return refused(f"the signature by key {key_id} does not hold: the decision was changed after it was signed")
+    return Identity(name, key_id, signed=True)
+
+
+def sign(decision: Recorded, key: Any) -> Recorded:
+    """The decision with a signature over all that it says.
+
+    Args:
+        decision: without one; it names its audit.
+        key: an Ed25519 private key of `cryptography`.
+    """
+    bare = decision.model_copy(update={"signature": None})
+    value = base64.b64encode(key.sign(signed_bytes(bare))).decode("ascii")
+    return bare.model_copy(update={"signature": Signature(key=key_id_of(public_line(key)), value=value)})
+
+
+def signed_bytes(decision: Recorded) -> bytes:
+    """What a signature is over: all that a decision says but the signature, in one spelling."""
+    said = decision.model_dump(mode="json", exclude={"signature"}, exclude_none=True)
+    return _DOMAIN + json.dumps(said, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def _holds(line: str, signature: Signature, decision: Recorded) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        _load(line).verify(base64.b64decode(signature.value), signed_bytes(decision))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def public_line(key: Any) -> str:
+    """The public half of a key of `cryptography` as one line, `ssh-ed25519 AAAA...`."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    public = key.public_key() if hasattr(key, "public_key") else key
+    return str(public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii"))
+
+
+def read_public(text: str) -> str:
+    """A public key as one line, from that line or from PEM.
+
+    Raises:
+        UsageError: when it is no public Ed25519 key.
+    """
+    return public_line(_load(text))
+
+
+def _load(text: str) -> Any:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key, load_ssh_public_key
+
+    data = text.strip().encode("utf-8", "replace")
+    try:
+        key = load_pem_public_key(data) if data.startswith(b"-----BEGIN") else load_ssh_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):
+        raise UsageError(
+            f"{text.strip()[:60]!r} is no public key: expected a line `ssh-ed25519 AAAA...`, or PEM"
+        ) from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise UsageError(f"expected a public Ed25519 key, found {type(key).__name__.removeprefix('_')}")
+    return key
+
+
+def key_id_of(line: str) -> str:
+    """The first 16 digits of the SHA-256 of a public key's 32 bytes: what people compare."""
+    try:
+        return hashlib.sha256(base64.b64decode(line.split()[1])[-32:]).hexdigest()[:16]
+    except (IndexError, ValueError):
+        raise UsageError(f"{line[:60]!r} is no public key: expected a line `ssh-ed25519 AAAA...`") from None
+
+
+def check_keys(keys: Mapping[str, str]) -> None:
+    """Check that listed keys are keys, and that their names are those of different people.
+
+    Raises:
+        UsageError: when they are not.
+    """
+    before: list[str] = []
+    for name, line in keys.items():
+        if name != (clean := clean_name(name)):
+            raise UsageError(f"feedback.keys: expected the name {clean!r}, found {name!r}")
+        alike = look_alike(name, before) or next((other for other in before if same_person(name, other)), None)
+        if alike is not None or same_person(name, NOBODY):
+            raise UsageError(f"feedback.keys: {name!r} cannot be told from {alike or NOBODY!r}, expected another name")
+        if read_public(line) in [read_public(keys[other]) for other in before]:
+            raise UsageError(f"feedback.keys: {name!r} has the same key as another reviewer, expected a key for each")
+        before.append(name)
+
+
+def attributed(record: Mapping[str, Any]) -> str:
+    """The reviewers of a plan or verdict, each with what vouches for the name.
+
+    Args:
+        record: plan.json or verdict.json; one of an older version names its reviewers and nothing else.
+    """
+    reviewers: Sequence[Mapping[str, Any]] = record.get("reviewers") or []
+    if not reviewers:
+        return f"{record.get('reviewer') or 'a person who gave no name'} ({NOT_VERIFIED})"
+    return ", ".join(Identity(r["name"], r.get("key"), bool(r.get("key"))).statement for r in reviewers)
