@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 GATED = "collect_feedback"
 REQUESTS = WORK / "requests"
-NOBODY = "nobody"
 
 
 class Request(BaseModel):
@@ -144,10 +143,11 @@ def expire(params: Params, audit: str) -> Recorded | None:
     if request.expires is None or request.expires > _now():
         return None
     from stages.decisions import AlreadyDecided, Decision, record_decision
+    from stages.decisions.names import NOBODY
 
     waited = (request.expires - request.asked).total_seconds() / 3600
     reason = f"nobody decided within {waited:g} hours, asked at {_minutes(request.asked)}"
-    no = Decision(landscape=landscape, reviewer=NOBODY, reason=reason, approve=False, modes=choose(read_modes(audit)))
+    no = Decision(landscape=landscape, reviewer=NOBODY, reason=reason, approve=False, modes=[])
     try:
         kept = record_decision(params, audit, no, "time-out")
     except AlreadyDecided:  # at this very moment, by somebody else
@@ -166,7 +166,7 @@ def decide(
     revise: bool = False,
     seen: Sequence[str] | None = None,
 ) -> tuple[Kept[Recorded], list[str]]:
-    """Record a decision, unless it comes too late, and let go on what waited for it.
+    """Record a decision, signed where keys are listed and unless it comes too late, and let go on what waited for it.
 
     Args:
         params: the workspace's.
@@ -180,13 +180,29 @@ def decide(
         What was recorded, and in sentences what went on.
 
     Raises:
-        UsageError: as `record_decision`; AlreadyDecided too when the time is up.
+        UsageError: as `record_decision` and `flows.signing.signer`; AlreadyDecided too when the time is up.
     """
+    kept = record(params, audit, decision, via, revise=revise, seen=seen)
+    return kept, wake(params, audit)
+
+
+def record(
+    params: Params,
+    audit: str,
+    decision: Decision,
+    via: Via,
+    *,
+    revise: bool = False,
+    seen: Sequence[str] | None = None,
+) -> Kept[Recorded]:
+    """As `decide`, but what waits for the decision is not told."""
+    from flows.signing import signer
     from stages.decisions import record_decision
 
     expire(params, audit)
-    kept = record_decision(params, audit, decision, via, revise=revise, seen=seen)
-    return kept, wake(params, audit)
+    name, key = signer(params, audit, decision.reviewer)
+    decision = decision.model_copy(update={"reviewer": name})
+    return record_decision(params, audit, decision, via, revise=revise, seen=seen, key=key)
 
 
 def wake(params: Params, audit: str) -> list[str]:
@@ -254,29 +270,58 @@ def read_modes(audit: str) -> list[dict[str, Any]]:
 
 
 def choose(
-    modes: Sequence[Mapping[str, Any]], repair: Sequence[str] | None = None, accept: Sequence[str] = ()
+    modes: Sequence[Mapping[str, Any]],
+    repair: Mapping[str, str] | None = None,
+    accept: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
 ) -> list[ModeDecision]:
     """A word on every mode, from those that a person named.
 
     Args:
         modes: as in landscape.json.
-        repair: exactly these are repaired; None leaves what is proposed.
-        accept: these are accepted.
+        repair: why, of each mode to repair.
+        accept: why, of each mode to accept.
+        ignore: modes to ignore; those that are not confirmed need no naming.
 
     Raises:
-        UsageError: when a mode is unknown, or named for both.
+        UsageError: when a mode is unknown or named for two, or a choice or reason is missing.
     """
-    from stages.decisions import ModeDecision, proposal
+    from stages.decisions import ModeDecision
 
-    known = [mode["id"] for mode in modes]
-    if unknown := [name for name in dict.fromkeys([*(repair or ()), *accept]) if name not in known]:
+    repair, accept = repair or {}, accept or {}
+    undecided, silent = missing(modes, repair, accept, ignore)
+    if undecided:
+        raise UsageError(
+            f"{', '.join(undecided)}: confirmed, but nothing was chosen; expected repair, accept or ignore"
+        )
+    if silent:
+        raise UsageError(f"{', '.join(silent)}: to be repaired or accepted, but no reason was given; expected one")
+    words = {name: ModeDecision(id=name, action="repair", reason=why.strip()) for name, why in repair.items()}
+    words |= {name: ModeDecision(id=name, action="accept", reason=why.strip()) for name, why in accept.items()}
+    return [words.get(mode["id"], ModeDecision(id=mode["id"], action="ignore")) for mode in modes]
+
+
+def missing(
+    modes: Sequence[Mapping[str, Any]], repair: Mapping[str, str], accept: Mapping[str, str], ignore: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Modes that a person has to choose for and did not, and those of which they did not say why.
+
+    Args:
+        modes: as in landscape.json.
+        repair: why, of each mode to repair.
+        accept: why, of each mode to accept.
+        ignore: modes to ignore.
+
+    Raises:
+        UsageError: when a mode is unknown, or named for two.
+    """
+    known, named = [mode["id"] for mode in modes], [*repair, *accept, *ignore]
+    if unknown := [name for name in dict.fromkeys(named) if name not in known]:
         raise UsageError(f"unknown mode(s) {', '.join(unknown)}; the landscape has {', '.join(known) or 'none'}")
-    if both := [name for name in repair or () if name in accept]:
-        raise UsageError(f"mode(s) {', '.join(both)} are to be repaired and accepted, expected one of the two")
-    words = proposal(modes)
-    if repair is not None:
-        words = [ModeDecision(id=name, action="repair" if name in repair else "ignore") for name in known]
-    return [ModeDecision(id=word.id, action="accept") if word.id in accept else word for word in words]
+    if twice := [name for name in known if named.count(name) > 1]:
+        raise UsageError(f"mode(s) {', '.join(twice)} are named twice, expected one of repair, accept and ignore")
+    undecided = [mode["id"] for mode in modes if mode.get("confirmed") and mode["id"] not in named]
+    return undecided, [name for name, why in [*repair.items(), *accept.items()] if not why.strip()]
 
 
 def git_user() -> str:

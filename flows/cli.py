@@ -17,6 +17,7 @@ import flows.commands.prefetch
 import flows.commands.shard
 import flows.commands.decide
 import flows.commands.approve
+import flows.commands.reviewers
 import flows.commands.ratings
 import flows.commands.recur
 import flows.commands.evidence  # noqa: F401

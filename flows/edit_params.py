@@ -1,4 +1,4 @@
-"""Changes levels, shares or compute in params.yaml and nothing else: every other byte, comments included, stays.
+"""Changes levels, shares, compute or keys in params.yaml and nothing else: every other byte, comments included, stays.
 
 PyYAML, which reads the file for Faded, says where each node begins and ends; the new text takes the place of the old
 in between. What cannot be changed in that way (an anchor, say) is refused.
@@ -121,6 +121,65 @@ def with_compute(text: str, audit: str, changes: Mapping[str, str | int]) -> str
         f"audits.{audit}.compute cannot be changed without touching the layout of params.yaml, or other audits that"
         f" share it; write there: {wanted}"
     )
+
+
+def with_keys(text: str, keys: Mapping[str, Mapping[str, str]]) -> str:
+    """The text of params.yaml with other public keys of reviewers.
+
+    Args:
+        text: the text as it is.
+        keys: by the name of an audit, all keys of it by reviewer; they only gain or lose names.
+
+    Raises:
+        UsageError: when the file is laid out so that this cannot be done without touching more.
+    """
+    expected = yaml.safe_load(text)  # aliased parts are one object in it
+    repairs = expected["repairs"] = {name: dict(repair) for name, repair in expected["repairs"].items()}
+    for audit, listed in keys.items():
+        others = {key: value for key, value in repairs[audit]["feedback"].items() if key != "keys"}
+        repairs[audit]["feedback"] = {**others, **({"keys": dict(listed)} if listed else {})}
+    with contextlib.suppress(yaml.YAMLError, StopIteration):
+        root = yaml.compose(text)
+        blocks = {audit: _child(_child(_child(root, "repairs"), audit), "feedback") for audit in keys}
+        edits = {edit for audit, block in blocks.items() for edit in _new_keys(text, block, keys[audit])}
+        for start, end, other in sorted(edits, reverse=True):
+            text = text[:start] + other + text[end:]
+        if yaml.safe_load(text) == expected:
+            return text
+    wanted = "\n".join(f"  repairs.{audit}.feedback.keys: {{{_entries(listed)}}}" for audit, listed in keys.items())
+    raise UsageError(
+        f"the keys cannot be changed without touching the layout of params.yaml, or other audits that share it; write"
+        f" there:\n{wanted}"
+    )
+
+
+def _new_keys(text: str, feedback: Any, keys: Mapping[str, str]) -> list[_Edit]:
+    """The edits of `keys:` in a `feedback:`."""
+    at = [i for i, (key, _) in enumerate(feedback.value) if key.value == "keys"]
+    if not at:
+        lines = [f"keys: {{{_entries(keys)}}}"] if feedback.flow_style else ["keys:", *_lines(keys)]
+        return _added(text, feedback, lines) if keys else []
+    block = feedback.value[at[0]][1]
+    if not keys:
+        return [_removal(text, feedback, at[0])]
+    if block.flow_style or not isinstance(block, yaml.MappingNode):
+        return [(block.start_mark.index, block.end_mark.index, f"{{{_entries(keys)}}}")]
+    there = {key.value for key, _ in block.value}
+    edits = [_removal(text, block, i) for i, (key, _) in enumerate(block.value) if key.value not in keys]
+    new = {name: line for name, line in keys.items() if name not in there}
+    column = block.value[0][0].start_mark.column
+    return edits + ([_lines_behind(text, _end(block), column, [ln.strip() for ln in _lines(new)])] if new else [])
+
+
+def _lines(keys: Mapping[str, str]) -> list[str]:
+    return [f"  {_entries({name: line})}" for name, line in keys.items()]
+
+
+def _entries(keys: Mapping[str, str]) -> str:
+    """As they stand between the braces of a flow mapping; each alone may also stand on a line."""
+    return str(yaml.safe_dump(dict(keys), default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6))[
+        1:-2
+    ]
 
 
 def replace_file(path: Path, text: str) -> None:

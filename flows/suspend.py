@@ -27,25 +27,47 @@ from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.states import Cancelled, Scheduled
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, create_model
 
 from flows.approval import choose, close_request, expire, how_to_decide, open_request, read_modes, read_request
 from flows.artifacts import key
-from stages.decisions import Decision, Standing, proposal, record_decision, standing
-from stages.decisions.files import same_person
+from stages.decisions import Decision, ModeDecision, Standing, listed_keys, record_decision, standing
+from stages.decisions.names import clean_name, same_person
 from stages.errors import UsageError
 from stages.params import Params
 
 _SCHEMA_LIMIT = 15.0  # seconds; the form is stored right after the run was suspended
 
 
+Choice = Literal["undecided", "repair", "accept", "ignore"]
+
+
 class DecisionForm(RunInput):
-    """What Prefect's page asks for; the defaults of `repair` are those of the landscape."""
+    """What Prefect's page asks for; that of a landscape has two more fields for each failure mode, see `make_form`."""
 
     decision: Literal["approve", "reject"] = Field(description="Reject ends the audit here: no repair is made.")
     reviewer: str = Field(min_length=1, pattern=r"\S", description="Your name, as the record shall have it.")
     reason: str = Field("", description="Why, in a sentence.")
-    repair: list[str] = Field(description="Failure modes to repair; the others are ignored.")
+
+    def words(self, modes: Sequence[Mapping[str, Any]]) -> list[ModeDecision]:
+        """What was said of the modes.
+
+        Args:
+            modes: as in landscape.json.
+
+        Raises:
+            UsageError: when the repair is approved, and a choice or its reason is missing.
+        """
+        said = {mode["id"]: getattr(self, mode["id"], "undecided") for mode in modes}
+        why = {name: getattr(self, _why(name), "") for name in said}
+        if self.decision == "reject":
+            return [ModeDecision(id=n, action=a, reason=why[n]) for n, a in said.items() if a != "undecided"]
+        by = {action: {n: why[n] for n, a in said.items() if a == action} for action in ("repair", "accept", "ignore")}
+        return choose(modes, by["repair"], by["accept"], list(by["ignore"]))
+
+
+def _why(mode: str) -> str:
+    return f"{mode}_reason"
 
 
 def deployed_run() -> FlowRun | None:
@@ -104,13 +126,13 @@ def make_form(
         modes: as in landscape.json.
         problem: why the last answer was not taken.
     """
-    # `with_initial_data` drops what the field says of itself, so it is said again.
-    repair = Field(
-        default=[word.id for word in proposal(modes) if word.action == "repair"],
-        description=DecisionForm.model_fields["repair"].description,
-        json_schema_extra={"items": {"type": "string", "enum": [mode["id"] for mode in modes]}} if modes else None,
-    )
-    return DecisionForm.with_initial_data(description=describe(audit, now, modes, problem), repair=repair)
+    fields: dict[str, Any] = {}
+    for mode in modes:
+        name, sure = mode["id"], "needs a choice" if mode.get("confirmed") else "not confirmed, ignored if undecided"
+        fields[name] = (Choice, Field("undecided", title=name, description=f"{mode['text']} ({sure})"))
+        fields[_why(name)] = (str, Field("", title=f"{name}: why", description="For a mode to repair or accept."))
+    form = create_model("DecisionForm", __base__=DecisionForm, **fields)
+    return form.with_initial_data(description=describe(audit, now, modes, problem))
 
 
 def describe(audit: str, now: Standing, modes: Sequence[Mapping[str, Any]], problem: str | None = None) -> str:
@@ -122,6 +144,7 @@ def describe(audit: str, now: Standing, modes: Sequence[Mapping[str, Any]], prob
     if now.needed > 1:
         so_far = ", ".join(decision.reviewer for decision in now.decisions) or "nobody yet"
         lines.append(f"{now.needed} reviewers are asked, approved so far: {so_far}")
+    lines += [f"**Does not count:** {why}" for why in now.problems]
     if problem is not None:
         lines.append(f"**The last answer was not taken:** {problem}")
     return "\n\n".join([*lines, f"Landscape {now.landscape}"])
@@ -151,18 +174,20 @@ def _tell(audit: str) -> None:
 def _take(params: Params, audit: str, answer: DecisionForm, now: Standing) -> str | None:
     """Record what the form was given; return why it was not taken, if so."""
     approve = answer.decision == "approve"
-    # What was recorded before the run was resumed, or killed, comes back from the form each time the flow starts.
-    for said in now.decisions:
-        same = said.approve == approve and _repaired(said) == set(answer.repair)
-        if same and same_person(said.reviewer, answer.reviewer):
-            return None
     try:
+        words, reviewer = answer.words(read_modes(audit)), clean_name(answer.reviewer)
+        # What was recorded before the run was resumed, or killed, comes back from the form each time the flow starts.
+        for said in now.decisions:
+            same = said.approve == approve and _actions(said.modes) == _actions(words)
+            if same and same_person(said.reviewer, reviewer):
+                return None
+        if listed_keys(params, audit):  # whoever sees the form could sign as anybody
+            raise UsageError(
+                f"decisions on {audit} are signed, which this form cannot do: ask where the audit is for a link of your"
+                f" own, `faded review {audit} --link --reviewer NAME`"
+            )
         decision = Decision(
-            landscape=now.landscape,
-            reviewer=answer.reviewer,
-            reason=answer.reason,
-            approve=approve,
-            modes=choose(read_modes(audit), answer.repair),
+            landscape=now.landscape, reviewer=reviewer, reason=answer.reason, approve=approve, modes=words
         )
         record_decision(params, audit, decision, "prefect")
     except (UsageError, ValidationError) as error:
@@ -170,8 +195,8 @@ def _take(params: Params, audit: str, answer: DecisionForm, now: Standing) -> st
     return None
 
 
-def _repaired(decision: Decision) -> set[str]:
-    return {mode.id for mode in decision.modes if mode.action == "repair"}
+def _actions(modes: Sequence[ModeDecision]) -> dict[str, str]:
+    return {mode.id: mode.action for mode in modes}
 
 
 def waiting_elsewhere(params: Params, audit: str, run: FlowRun) -> FlowRun | None:
@@ -247,7 +272,8 @@ def _answer(now: Standing) -> dict[str, Any]:
         "decision": "approve" if last.approve else "reject",
         "reviewer": last.reviewer,
         "reason": last.reason,
-        "repair": sorted(_repaired(last)),
+        **_actions(last.modes),
+        **{_why(mode.id): mode.reason for mode in last.modes},
     }
 
 
@@ -258,8 +284,9 @@ def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, Any]) -> 
         reason = getattr(response.details, "reason", None) or "no reason given"
         if response.status == SetStateStatus.ACCEPT:
             return f"the suspended flow run {run.name} goes on"
-        if "schema not found" in reason:
-            if time.monotonic() < until:
+        # A form of an older version of Faded has other fields.
+        if "schema not found" in reason or reason.startswith("Reason: "):
+            if "schema not found" in reason and time.monotonic() < until:
                 time.sleep(0.2)
                 continue
             # Its process was killed before it stored the form. At the top of the flow the decision is found anyway.

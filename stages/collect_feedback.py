@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from stages.command import stage_main
-from stages.decisions import NO_HUMAN, RULE, Standing, decisions_dir, landscape_hash, merge, standing
+from stages.decisions import NO_HUMAN, RULE, Standing, attributed, decisions_dir, landscape_hash, merge, standing
 from stages.decisions.agreement import agreement
 from stages.errors import DecisionNeeded, RejectedError
 from stages.files import publishing, read_json, stage_dir, write_json
@@ -77,12 +77,12 @@ def by_person(audit: str, now: Standing, summary: dict[str, Any]) -> dict[str, A
             f" (reason: {no.reason or 'none given'}); to decide again: `faded review {audit} --revise`"
         )
     if not now.complete:
-        raise DecisionNeeded(_asked(audit, now.landscape, [d.reviewer for d in now.decisions], now.needed))
+        raise DecisionNeeded("\n".join([_asked(audit, now), *now.problems]))
     merged = merge(now.decisions, summary["modes"])
     words = {mode["id"]: mode for mode in merged["modes"]}
     return {
         "decided_by": "human",
-        "statement": f"decided by {merged['reviewer']}",
+        "statement": f"decided by {attributed(merged)}",
         **({"rule": RULE} if len(now.decisions) > 1 else {}),
         **({"agreement": agreed} if (agreed := agreement(now.decisions)) else {}),
         **merged,
@@ -90,13 +90,13 @@ def by_person(audit: str, now: Standing, summary: dict[str, Any]) -> dict[str, A
     }
 
 
-def _asked(audit: str, landscape: str, so_far: list[str], needed: int) -> str:
-    if so_far:
-        said = f"{', '.join(so_far)} decided on landscape {landscape} of {audit}"
-        return f"{said}, {needed} reviewers are asked: `faded review {audit}`"
-    others = {path.name.partition(".")[0] for path in decisions_dir(audit).glob("*.yaml")}
+def _asked(audit: str, now: Standing) -> str:
+    if now.decisions:
+        said = f"{', '.join(d.reviewer for d in now.decisions)} decided on landscape {now.landscape} of {audit}"
+        return f"{said}, {now.needed} reviewers are asked: `faded review {audit}`"
+    others = {path.name.partition(".")[0] for path in decisions_dir(audit).glob("*.yaml")} - {now.landscape}
     before = f" (there are decisions on {len(others)} other landscape(s), they do not count)" if others else ""
-    return f"nobody has decided on landscape {landscape} of {audit} yet{before}: `faded review {audit}`"
+    return f"nobody has decided on landscape {now.landscape} of {audit} yet{before}: `faded review {audit}`"
 
 
 def _identity(mode: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from flows.commands import app, console, open_workspace
+
+if TYPE_CHECKING:
+    from stages.decisions import ModeDecision
 
 _Audit = Annotated[str, typer.Argument(metavar="AUDIT", help="A name under audits: in params.yaml.")]
 _Reviewer = Annotated[
@@ -22,27 +27,58 @@ _Revise = Annotated[bool, typer.Option("--revise", help="Take the place of an ea
 
 @app.command(
     rich_help_panel="Decide",
-    epilog="Examples:  [cyan]faded approve mnist --reviewer 'Ada L.'[/]"
-    "   [cyan]faded approve mnist --repair M1,M3 --accept M2 --reason 'seen in the field'[/]",
+    epilog="Example:  [cyan]faded approve mnist --repair M1,M3='seen in the field' --accept M2='rare' --ignore M4[/]",
 )
 def approve(
     audit: _Audit,
     reviewer: _Reviewer = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Why, of the whole.")] = "",
     repair: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--repair", metavar="MODES", help="Repair exactly these, as M1,M3.", show_default="the confirmed"),
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--repair", metavar="MODES=WHY", help="Repair these, as M1,M3='seen in the field'."),
     ] = None,
-    accept: Annotated[str, typer.Option("--accept", metavar="MODES", help="Accept these failures, as M2.")] = "",
+    accept: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--accept", metavar="MODES=WHY", help="Accept these failures, as M2='too rare to matter'."),
+    ] = None,
+    ignore: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--ignore", metavar="MODES", help="Ignore these, as M4,M5."),
+    ] = None,
     landscape: _Landscape = None,
     revise: _Revise = False,
 ) -> None:
     """Approve the repair of an audit that waits for a decision; a flow run that is suspended on it goes on.
 
-    Without --repair and --accept the modes that are confirmed are repaired, and the others ignored.
+    Every confirmed mode needs a choice, and a mode to repair or accept a reason; modes that are not confirmed are
+    ignored unless they are named. The three options may be repeated.
     """
-    chosen = None if repair is None else _names(repair)
-    _decide(audit, reviewer, reason, landscape, approve=True, repair=chosen, accept=_names(accept), revise=revise)
+    from flows.approval import choose, missing, read_modes
+    from stages.errors import UsageError
+
+    name, present = _open(audit, landscape)
+    modes, repaired, accepted = read_modes(name), _reasons(repair), _reasons(accept)
+    ignored = [mode for text in ignore or () for mode in _names(text)]
+    undecided, silent = missing(modes, repaired, accepted, ignored)
+    if undecided or silent:
+        told = [f"{', '.join(undecided)}: confirmed, so a choice is needed"] if undecided else []
+        told += [f"{', '.join(silent)}: a reason is needed"] if silent else []
+        words = [
+            f"--repair {mode}={shlex.quote(why)}" for mode, why in {**repaired, **dict.fromkeys(undecided, "")}.items()
+        ]
+        words += [f"--accept {mode}={shlex.quote(why)}" for mode, why in accepted.items()]
+        words += [f"--ignore {','.join(ignored)}"] if ignored else []
+        words += [f"--{key} {shlex.quote(text)}" for key, text in (("reviewer", reviewer), ("reason", reason)) if text]
+        words += [f"--landscape {landscape}"] if landscape else []
+        words += ["--revise"] if revise else []
+        instead = (
+            f", with --accept {undecided[0]}='' or --ignore {undecided[0]} for a mode that stays" if undecided else ""
+        )
+        raise UsageError(
+            f"nothing was recorded. {'; '.join(told)}. Write your reasons between the quotes{instead}:\n"
+            f"  faded approve {name} {' '.join(words)}"
+        )
+    _decide(name, present, reviewer, reason, choose(modes, repaired, accepted, ignored), approve=True, revise=revise)
 
 
 @app.command(
@@ -57,23 +93,13 @@ def reject(
     revise: _Revise = False,
 ) -> None:
     """Reject the landscape of an audit: no repair is made, and the audit ends as at a failed gate."""
-    _decide(audit, reviewer, reason, landscape, approve=False, revise=revise)
+    name, present = _open(audit, landscape)
+    _decide(name, present, reviewer, reason, [], approve=False, revise=revise)
 
 
-def _decide(
-    audit: str,
-    reviewer: str | None,
-    reason: str,
-    landscape: str | None,
-    *,
-    approve: bool,
-    repair: list[str] | None = None,
-    accept: list[str] | None = None,
-    revise: bool,
-) -> None:
-    from flows.approval import choose, git_user, read_modes
-    from flows.review.recording import record
-    from stages.decisions import Decision, landscape_hash
+def _open(audit: str, landscape: str | None) -> tuple[str, str]:
+    """The audit's name, and the hash of its present landscape."""
+    from stages.decisions import landscape_hash
     from stages.errors import UsageError
 
     params, [name] = open_workspace([audit], False)
@@ -83,16 +109,48 @@ def _decide(
         raise UsageError(
             f"the present landscape of {name} is {present}, not {landscape}: look at it (`faded review {name}`)"
         )
-    if not (by := (reviewer if reviewer is not None else git_user()).strip()):
+    return name, present
+
+
+def _decide(
+    name: str,
+    present: str,
+    reviewer: str | None,
+    reason: str,
+    words: Sequence[ModeDecision],
+    *,
+    approve: bool,
+    revise: bool,
+) -> None:
+    from flows.approval import git_user
+    from flows.review.recording import record
+    from stages.decisions import Decision
+    from stages.decisions.names import clean_name
+    from stages.errors import UsageError
+    from stages.params import load_params
+
+    by = reviewer if reviewer is not None else git_user()
+    if not by.strip():
         raise UsageError("a decision needs the reviewer's name, found none: say --reviewer NAME")
-    words = choose(read_modes(name), repair, accept or [])
-    decision = Decision(landscape=present, reviewer=by, reason=reason, approve=approve, modes=words)
-    outcome = record(params, name, decision, "command", revise=revise)
+    decision = Decision(landscape=present, reviewer=clean_name(by), reason=reason, approve=approve, modes=list(words))
+    outcome = record(load_params(), name, decision, "command", revise=revise)
 
     said = ", ".join(f"{word.action} {word.id}" for word in words) or "no modes"
     word = f"approved ({said})" if approve else "rejected"
-    for line in (f"{by} {word} landscape {present} of {name}.", *outcome.said):
+    for line in (f"{outcome.reviewer} {word} landscape {present} of {name}.", *outcome.said):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _reasons(given: Sequence[str] | None) -> Mapping[str, str]:
+    """Why, by mode, of options like `M1,M3=seen in the field`; a reason may be missing, and is asked for then."""
+    from stages.errors import UsageError
+
+    pairs = [
+        (mode, why.strip()) for text in given or () for names, _, why in [text.partition("=")] for mode in _names(names)
+    ]
+    if len(pairs) > len(reasons := dict(pairs)):
+        raise UsageError(f"a mode is named twice in {' '.join(given or ())}, expected each once")
+    return reasons
 
 
 def _names(text: str) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @app.command(
     rich_help_panel="Decide",
     epilog="Examples:  [cyan]faded review mnist[/]   [cyan]faded review mnist --terminal[/]"
-    "   [cyan]faded review mnist --link[/]",
+    "   [cyan]faded review mnist --link --reviewer 'Ada L.'[/]",
 )
 def review(
     audit: Audit = None,
@@ -30,6 +30,10 @@ def review(
     from_: Annotated[
         Optional[Path],  # noqa: UP045  # typer reads this at run time
         typer.Option("--from", metavar="FILE", help="Record a decision written by hand (docs/review.md)."),
+    ] = None,
+    reviewer: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--reviewer", metavar="NAME", help="Who decides: the link is theirs alone."),
     ] = None,
     host: Annotated[
         Optional[str],  # noqa: UP045
@@ -55,17 +59,33 @@ def review(
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     params.repair(name)
+    by = "" if from_ is not None else _who(params, name, reviewer)
     if link:
-        console.print(one_time_link(name), soft_wrap=True, highlight=False, markup=False)
+        console.print(one_time_link(name, by), soft_wrap=True, highlight=False, markup=False)
     elif from_ is not None:
         _record_file(params, name, from_, revise)
     elif terminal or (open_ is None and not _has_screen() and _interactive()):
         if not terminal:
             told = "no screen here, so the questions are asked in the terminal; --no-open prints a link instead"
             console.print(told, highlight=False, soft_wrap=True)
-        _in_terminal(params, name, revise)
+        _in_terminal(params, name, revise, by)
     else:
-        _on_page(params, name, host, port, _has_screen() if open_ is None else open_, revise)
+        _on_page(params, name, by, host, port, _has_screen() if open_ is None else open_, revise)
+
+
+def _who(params: Params, name: str, reviewer: str | None) -> str:
+    """The reviewer whose page or dialogue it is; empty where anybody may say their name in it.
+
+    Raises:
+        UsageError: where decisions are signed, when this machine cannot sign for them.
+    """
+    from flows.approval import git_user
+    from flows.signing import signer
+    from stages.decisions import listed_keys
+
+    if reviewer is None and not listed_keys(params, name):
+        return ""
+    return signer(params, name, git_user() if reviewer is None else reviewer).name
 
 
 def _has_screen() -> bool:
@@ -78,10 +98,10 @@ def _interactive() -> bool:
     return sys.stdin.isatty()
 
 
-def _in_terminal(params: Params, name: str, revise: bool) -> None:
+def _in_terminal(params: Params, name: str, revise: bool, by: str) -> None:
     from flows.review.terminal import review_landscape
 
-    review_landscape(params, name, console, revise)
+    review_landscape(params, name, console, revise, by or None)
 
 
 def _record_file(params: Params, name: str, path: Path, revise: bool) -> None:
@@ -91,7 +111,7 @@ def _record_file(params: Params, name: str, path: Path, revise: bool) -> None:
     _say(record(params, name, read_draft(path), "file", revise=revise))
 
 
-def _on_page(params: Params, name: str, host: str | None, port: int | None, open_: bool, revise: bool) -> None:
+def _on_page(params: Params, name: str, by: str, host: str | None, port: int | None, open_: bool, revise: bool) -> None:
     """Serve the page until a decision is recorded, or have a server that runs here already show it."""
     from flows.review.links import one_time_link, running
     from flows.review.recording import open_standing
@@ -102,7 +122,7 @@ def _on_page(params: Params, name: str, host: str | None, port: int | None, open
         console.print(f"a review server runs here already (process {server.pid}), which shows it", highlight=False)
         if host is not None or port is not None:
             _warn(f"it listens at {server.url}: --host and --port do not change that")
-        _show(name, one_time_link(name), open_, revise)
+        _show(name, one_time_link(name, by), open_, revise)
         return
     host = host or HOST
     if (told := warning(host)) is not None:
@@ -110,7 +130,7 @@ def _on_page(params: Params, name: str, host: str | None, port: int | None, open
     decided = False
     try:
         with serve_review([name], host, port) as page:
-            _show(name, page.one_time_link(name), open_, revise)
+            _show(name, page.one_time_link(name, by), open_, revise)
             console.print(f"waiting for a decision on {name}; Ctrl-C ends it", highlight=False)
             # Other commands may have had their audits shown here: their reviewers are not cut off.
             while not decided or (others := page.undecided()):

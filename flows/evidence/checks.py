@@ -164,7 +164,7 @@ def check_plan(bundle: Bundle) -> Found:
         return Found(f"by the rule: {plan['reason']}", told(name, by_rule(feedback, summary), plan, also="landscape"))
 
     chain, present = bundle.chain, landscape_of(bundle)
-    kept = [k for k in counting(chain) if k.decision.landscape == present]
+    kept = [k for k in counting(chain, feedback.keys, bundle.audit) if k.decision.landscape == present]
     decided = [k.decision for k in kept]
     if len(decided) < feedback.reviewers or not all(decision.approve for decision in decided):
         said = ", ".join(f"{d.reviewer} {'approved' if d.approve else 'rejected'}" for d in decided) or "nobody decided"

@@ -15,7 +15,7 @@ from flows.approval import expire, read_modes
 from flows.review.form import Fields, FormError, read_decision, read_fields, typed
 from flows.review.links import page_path
 from flows.review.pages import message, review_page, static, style
-from flows.review.recording import Outcome, moment, record
+from flows.review.recording import Outcome, in_whose_name, moment, record
 from flows.review.security import (
     HEADERS,
     MAX_BODY,
@@ -29,7 +29,7 @@ from flows.review.security import (
 )
 from flows.review.view import REPORTS, report_path, report_policy
 from stages.decisions import AlreadyDecided, Recorded, landscape_hash
-from stages.decisions.files import same_person
+from stages.decisions.names import same_person
 from stages.errors import FadedError, UsageError
 from stages.params import load_params
 
@@ -59,11 +59,14 @@ class Served:
         self.keys = Keys()
         self.audits, self.host, self.url, self.cookie, self.told = list(audits), host, url, cookie, told
 
-    def link(self, audit: str) -> str:
-        """An address that opens an audit's page once; from then on the audit is shown."""
+    def link(self, audit: str, reviewer: str = "") -> str:
+        """An address that opens an audit's page once, in the name of this reviewer if one is named.
+
+        From then on the audit is shown.
+        """
         if audit not in self.audits:
             self.audits.append(audit)
-        return f"{self.url}{page_path(audit)}?token={self.keys.make_token(audit)}"
+        return f"{self.url}{page_path(audit)}?token={self.keys.make_token(audit, reviewer)}"
 
     def session(self, request: Request) -> Session | None:
         """The session a request belongs to."""
@@ -211,7 +214,7 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
             typed=typed(fields),
         )
     try:
-        decision = read_decision(fields, read_modes(audit))
+        decision = read_decision(in_whose_name(params, audit, session.bound, fields), read_modes(audit))
         seen, revise = fields.get("seen", "").split(), fields.get("revise") == "yes"
         outcome = record(params, audit, decision, "page", revise=revise, seen=seen)
     except FormError as error:
@@ -280,10 +283,10 @@ def audits(request: Request) -> Response:
 
 
 @router.post("/links", dependencies=[Depends(_trusted)])
-def make_link(request: Request, audit: str) -> Response:
+def make_link(request: Request, audit: str, reviewer: str = "") -> Response:
     """A one-time link, for other commands of the same user."""
     load_params().repair(audit)
-    return JSONResponse({"link": _served(request).link(audit)})
+    return JSONResponse({"link": _served(request).link(audit, reviewer)})
 
 
 def _refused(_request: Request, error: Refused) -> Response:

@@ -12,13 +12,14 @@ from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
 
-from stages.decisions import SEVERITIES, Action, Decision, ExampleRating, ModeDecision, proposal, shown_examples
+from stages.decisions import SEVERITIES, Action, Decision, ExampleRating, ModeDecision, shown_examples
+from stages.decisions.names import clean_name
+from stages.errors import UsageError
 from stages.params import validation_lines
 
 ACTIONS: tuple[str, ...] = get_args(Action)
 SCORES = tuple(str(score) for score in range(1, 11))
 MAX_FIELDS = 20_000
-MAX_NAME = 200  # characters of a reviewer's name
 
 Fields = dict[str, str]
 
@@ -62,18 +63,20 @@ def read_decision(fields: Mapping[str, str], modes: Sequence[Mapping[str, Any]])
     Raises:
         FormError: with everything that is missing or wrong.
     """
-    problems = []
-    reviewer = " ".join(fields.get("reviewer", "").split())
-    if not reviewer:
+    problems, reviewer = [], ""
+    if not fields.get("reviewer", "").strip():
         problems.append("Your name is missing: a decision needs its reviewer.")
-    if len(reviewer) > MAX_NAME:
-        problems.append(f"The name has {len(reviewer)} characters, expected at most {MAX_NAME}.")
+    else:
+        try:
+            reviewer = clean_name(fields["reviewer"])
+        except UsageError as error:
+            problems.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
     verdict = fields.get("decision")
     if verdict not in ("approve", "reject"):
         problems.append("Neither Approve nor Reject was chosen.")
     decided = []
     for mode in modes:
-        word = _mode(str(mode["id"]), fields)
+        word = _mode(mode, fields, approve=verdict == "approve")
         problems += [word] if isinstance(word, str) else []
         decided += [word] if isinstance(word, ModeDecision) else []
     rated = []
@@ -96,16 +99,23 @@ def read_decision(fields: Mapping[str, str], modes: Sequence[Mapping[str, Any]])
         raise FormError(*validation_lines(error, Decision)) from None
 
 
-def _mode(name: str, fields: Mapping[str, str]) -> ModeDecision | str:
-    action = fields.get(f"action.{name}")
+def _mode(mode: Mapping[str, Any], fields: Mapping[str, str], *, approve: bool) -> ModeDecision | str | None:
+    """The word on a mode, or what is wrong with it; none where a rejection says nothing of it."""
+    name = str(mode["id"])
+    action, reason = fields.get(f"action.{name}", ""), fields.get(f"reason.{name}", "").strip()
+    if not action and not approve:
+        return None
+    if not action and not mode.get("confirmed"):
+        action = "ignore"
     if action not in ACTIONS:
         found = f"{_short(action)} was sent" if action else "nothing was chosen"
         return f"{name}: {found}, expected {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]}."
+    if approve and action != "ignore" and not reason:
+        return f"{name}: say why it is to be {action}ed, a reason is missing."
     severity = fields.get(f"severity.{name}", "medium")
     if severity not in SEVERITIES:
         return f"{name}: severity {_short(severity)} was sent, expected {', '.join(SEVERITIES)}."
     weight = SEVERITIES[severity] if action == "repair" else SEVERITIES["medium"]  # of a repair there is none
-    reason = fields.get(f"reason.{name}", "").strip()
     return ModeDecision(id=name, action=cast(Action, action), severity=weight, reason=reason)
 
 
@@ -123,19 +133,6 @@ def _example(name: str, fields: Mapping[str, str]) -> ExampleRating | str | None
 
 def _short(text: str | None) -> str:
     return repr(text if text is None or len(text) < 40 else f"{text[:40]} ...")
-
-
-def blank(modes: Sequence[Mapping[str, Any]], reviewer: str) -> Fields:
-    """The form before anybody said anything: what is proposed.
-
-    Args:
-        modes: as in landscape.json.
-        reviewer: who it may be.
-    """
-    fields = {"reviewer": reviewer}
-    for mode in proposal(modes):
-        fields |= {f"action.{mode.id}": mode.action, f"severity.{mode.id}": "medium"}
-    return fields
 
 
 def filled(decision: Decision) -> Fields:

@@ -88,8 +88,12 @@ def review_url(audit: str) -> str | None:
     return record.url + page_path(audit)
 
 
-def one_time_link(audit: str) -> str:
+def one_time_link(audit: str, reviewer: str = "") -> str:
     """Ask the running review server for a link that opens an audit's page once; from then on it shows that audit.
+
+    Args:
+        audit: its name.
+        reviewer: in whose name alone the page can be decided on; empty for whoever says theirs there.
 
     Raises:
         UsageError: when none runs here.
@@ -98,7 +102,7 @@ def one_time_link(audit: str) -> str:
     record = running()
     if record is None:
         raise UsageError(f"no review server runs in this workspace: `faded review {audit}` starts one")
-    answer = _ask(record, "POST", audit=audit)
+    answer = _ask(record, "POST", audit=audit, reviewer=reviewer)
     if answer is None or not isinstance(answer.get("link"), str):
         raise InfrastructureError(f"the review server (process {record.pid}, {record.url}) gave no link: start it anew")
     return str(answer["link"])

@@ -30,7 +30,9 @@ def review_page(
     revise: bool = False,
 ) -> Response:
     """The page on which an audit is decided; with what was filled in, and why it was not saved."""
-    view = review_view(params, audit, fields, problems=problems, revise=revise, known=session.reviewer)
+    view = review_view(
+        params, audit, fields, problems=problems, revise=revise, known=session.reviewer, bound=session.bound
+    )
     html = environment().get_template("review.html.j2").render(**view, path=page_path(audit), csrf=session.csrf)
     return HTMLResponse(html, status)
 

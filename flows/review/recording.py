@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from flows.approval import decide, expire
-from stages.decisions import AlreadyDecided, Decision, Standing, Via, standing
+from flows.review.form import Fields, FormError
+from stages.decisions import AlreadyDecided, Decision, Standing, Via, identity_of, listed_keys, standing
 from stages.params import Params
 
 
@@ -46,7 +47,8 @@ def record(
         AlreadyDecided: as `flows.approval.decide`.
     """
     kept, woken = decide(params, audit, decision, via, revise=revise, seen=seen)
-    said = [f"Commit {kept.path}: it belongs in git.", *(_sentence(line) for line in woken)]
+    by = identity_of(kept.decision, listed_keys(params, audit), audit)
+    said = [_sentence(by.statement), f"Commit {kept.path}: it belongs in git.", *(_sentence(line) for line in woken)]
     if params.repair(audit).feedback.policy != "wait":
         said.append(f"A rule decides for {audit} (repairs.{audit}.feedback.policy): set it to wait for this to count.")
     elif missing := standing(params, audit).missing:
@@ -55,6 +57,36 @@ def record(
         goes = "goes on from here" if decision.approve else "ends there, as at a failed gate"
         said.append(f"Then `faded audit {audit}` {goes}.")
     return Outcome(audit, kept.path, decision.reviewer, decision.approve, said)
+
+
+def in_whose_name(params: Params, audit: str, bound: str, fields: Fields) -> Fields:
+    """The fields of a form in the name of the reviewer whose link opened the page.
+
+    The server has the keys of everybody who decides on its machine, so where decisions are signed it takes them on such
+    pages only.
+
+    Args:
+        params: the workspace's.
+        audit: whose page it is.
+        bound: the reviewer; empty where the link was nobody's own.
+        fields: as they were sent.
+
+    Raises:
+        FormError: when a link of one's own is needed.
+    """
+    if bound:
+        return {**fields, "reviewer": bound}
+    if keys := listed_keys(params, audit):
+        raise FormError(own_link(audit, keys))
+    return fields
+
+
+def own_link(audit: str, keys: Iterable[str]) -> str:
+    """What somebody is told whose link does not say who they are."""
+    return (
+        f"Decisions on {audit} are signed, so each reviewer ({', '.join(keys)}) needs a link of their own:"
+        f" faded review {audit} --link --reviewer NAME"
+    )
 
 
 def _sentence(text: str) -> str:

@@ -48,6 +48,7 @@ class Session:
         seen: audits it was shown.
         done: audits on which it recorded a decision.
         reviewer: the name under which it did so last; empty before.
+        bound: the reviewer whose link opened it, who alone decides in it; empty for a link that is nobody's own.
         used: when it last asked for anything, by the monotonic clock.
     """
 
@@ -57,6 +58,7 @@ class Session:
     seen: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     reviewer: str = ""
+    bound: str = ""
     used: float = field(default_factory=time.monotonic)
 
 
@@ -65,15 +67,16 @@ class Keys:
 
     def __init__(self) -> None:
         self.secret = secrets.token_urlsafe(32)  # for other commands of the same user, see links.py
-        self._links: dict[str, tuple[str, float]] = {}  # digest of the token -> its audit, and when it expires
+        # By the digest of the token: its audit, whose own it is, and when it expires.
+        self._links: dict[str, tuple[str, str, float]] = {}
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
-    def make_token(self, audit: str) -> str:
-        """A token that opens an audit's page once."""
+    def make_token(self, audit: str, reviewer: str = "") -> str:
+        """A token that opens an audit's page once; in the name of this reviewer alone, if one is named."""
         token = secrets.token_urlsafe(32)
         with self._lock:
-            self._links[_digest(token)] = audit, time.monotonic() + LINK_SECONDS
+            self._links[_digest(token)] = audit, reviewer, time.monotonic() + LINK_SECONDS
         return token
 
     def redeem(self, token: str, audit: str, cookie: str | None = None) -> Session | None:
@@ -83,10 +86,12 @@ class Keys:
             None if the token was used before, is too old, or is not one of this audit.
         """
         with self._lock:
-            of, expires = self._links.pop(_digest(token), ("", 0.0))
+            of, reviewer, expires = self._links.pop(_digest(token), ("", "", 0.0))
             if of != audit or expires < time.monotonic():
                 return None
-            session = self._live(cookie) or Session()
+            session = self._live(cookie)
+            if session is None or reviewer not in ("", session.bound):
+                session = Session(bound=reviewer)
             session.audits.add(audit)
             self._sessions[_digest(session.id)] = session
             return session

@@ -39,9 +39,9 @@ class ReviewServer:
     def __init__(self, url: str, served: Served, outcomes: queue.Queue[Outcome]) -> None:
         self.url, self._served, self._outcomes = url, served, outcomes
 
-    def one_time_link(self, audit: str) -> str:
-        """An address that opens an audit's page once, in one browser."""
-        return self._served.link(audit)
+    def one_time_link(self, audit: str, reviewer: str = "") -> str:
+        """An address that opens an audit's page once, in one browser; for this reviewer alone, if one is named."""
+        return self._served.link(audit, reviewer)
 
     def next_outcome(self) -> Outcome:
         """Wait for the next decision; its reviewer has been answered by then."""

@@ -29,9 +29,9 @@ from stages.decisions import (
     ModeDecision,
     Standing,
     landscape_hash,
-    proposal,
 )
 from stages.decisions.files import SCHEMA
+from stages.decisions.names import clean_name
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import read_json, stage_dir
@@ -42,14 +42,17 @@ from stages.tasks.contract import Tallied
 RATINGS = [str(rating) for rating in range(1, 11)]
 
 
-def review_landscape(params: Params, audit: str, console: Console, revise: bool = False) -> None:
-    """Ask for a decision on the audit's present landscape and write it; Enter takes the default of a question.
+def review_landscape(
+    params: Params, audit: str, console: Console, revise: bool = False, reviewer: str | None = None
+) -> None:
+    """Ask for a decision on the audit's present landscape and write it.
 
     Args:
         params: the workspace's.
         audit: whose landscape.
         console: where to ask.
         revise: decide again, in the place of an earlier decision.
+        reviewer: who decides; asked for if it is not said.
 
     Raises:
         UsageError: when there is no landscape, nothing to decide, or the answers end before the questions do.
@@ -66,8 +69,9 @@ def review_landscape(params: Params, audit: str, console: Console, revise: bool 
     _show_standing(console, now, audit)
     try:
         examples = params.audit(audit).summarize.examples
-        decision = _dialogue(landscape, summary, examples, *_asked(params, audit, summary["modes"]), console)
-        if not Confirm.ask("Write this decision?", default=True, console=console):
+        asked = _asked(params, audit, summary["modes"])
+        decision = _dialogue(landscape, summary, examples, *asked, console, reviewer)
+        if not _confirm("Write this decision?", console):
             console.print("nothing written")
             return
     except EOFError:
@@ -94,6 +98,8 @@ def _keep_draft(audit: str, decision: Decision) -> Path:
 
 
 def _show_standing(console: Console, now: Standing, audit: str) -> None:
+    for problem in now.problems:
+        console.print(problem, highlight=False, markup=False)
     for said in now.decisions:
         word = "approved" if said.approve else "rejected"
         console.print(f"{said.reviewer} {word} it on {moment(said.time)} ({said.via})", highlight=False, markup=False)
@@ -116,35 +122,55 @@ def _asked(params: Params, audit: str, modes: list[dict[str, Any]]) -> tuple[boo
 
 
 def _dialogue(
-    landscape: str, summary: dict[str, Any], examples: int, learns: bool, biased: bool, console: Console
+    landscape: str,
+    summary: dict[str, Any],
+    examples: int,
+    learns: bool,
+    biased: bool,
+    console: Console,
+    reviewer: str | None,
 ) -> Decision:
-    def choose(question: str, choices: list[str], default: str) -> str:
-        return Prompt.ask(question, choices=choices, default=default, console=console)
-
     def text(question: str, default: str = "") -> str:
         return _text(console, question, default)
 
     decided, rated = [], []
-    for mode, proposed in zip(summary["modes"], proposal(summary["modes"]), strict=True):
+    for mode in summary["modes"]:
         console.print(f"\n[bold]{escape(mode['id'])}[/]  {escape(mode['text'])}", highlight=False)
-        action = cast(Action, choose("  what is to happen with it?", list(get_args(Action)), proposed.action))
-        severity = choose("  how severe is it?", list(SEVERITIES), "medium") if action == "repair" else "medium"
-        reason = text("  why?")
+        action, severity = _action(mode, console), "medium"
+        if action == "repair":
+            severity = Prompt.ask("  how severe is it?", choices=list(SEVERITIES), default="medium", console=console)
+        while not (reason := text("  why?")) and action != "ignore":
+            console.print(f"  [red]say why it is to be {action}ed[/]", highlight=False)
         decided.append(ModeDecision(id=mode["id"], action=action, severity=SEVERITIES[severity], reason=reason))
         shown = _shown(mode, examples)
         rated += _rate_examples(shown, summary["concepts"], learns and action == "repair", biased, console)
     console.print()
-    reviewer = text("Reviewer", git_user())
-    if not reviewer:
-        raise UsageError("a decision needs the reviewer's name, found none")
+    while reviewer is None:
+        try:
+            reviewer = clean_name(text("Reviewer", git_user()))
+        except UsageError as error:
+            console.print(f"[red]{escape(str(error))}[/]", highlight=False)
     return Decision(
         landscape=landscape,
         reviewer=reviewer,
         reason=text("Reason for the whole decision"),
-        approve=Confirm.ask("Approve the repair? (no ends the audit here)", default=True, console=console),
+        approve=_confirm("Approve the repair? (no ends the audit here)", console),
         modes=decided,
         examples=rated,
     )
+
+
+def _action(mode: dict[str, Any], console: Console) -> Action:
+    """What is to happen with a mode: nothing is chosen for the reviewer, but that what may be chance can be passed."""
+    question, choices = "  what is to happen with it?", list(get_args(Action))
+    if mode.get("confirmed"):
+        return cast(Action, Prompt.ask(question, choices=choices, console=console))
+    return cast(Action, Prompt.ask(question, choices=choices, default="ignore", console=console))
+
+
+def _confirm(question: str, console: Console) -> bool:
+    """Yes or no, which has to be typed."""
+    return Prompt.ask(question, choices=["y", "n"], console=console) == "y"
 
 
 def _text(console: Console, question: str, default: str = "") -> str:

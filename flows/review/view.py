@@ -13,10 +13,11 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 from flows.approval import GATED, deadline, git_user
 from flows.estimate import estimate
 from flows.graph import Graph, Stage
-from flows.review.form import ACTIONS, SCORES, Fields, blank, filled
-from flows.review.recording import moment
-from stages.decisions import RULE, SEVERITIES, Recorded, Standing, Via, standing
-from stages.decisions.files import same_person
+from flows.review.form import ACTIONS, SCORES, Fields, filled
+from flows.review.recording import moment, own_link
+from stages.decisions import RULE, SEVERITIES, Recorded, Standing, Via, listed_keys, standing
+from stages.decisions.identity import NOT_VERIFIED
+from stages.decisions.names import same_person
 from stages.errors import UsageError
 from stages.files import read_json, stage_dir
 from stages.params import Params, task_class
@@ -81,16 +82,18 @@ def review_view(
     problems: Sequence[str] = (),
     revise: bool = False,
     known: str = "",
+    bound: str = "",
 ) -> dict[str, Any]:
     """Everything the page of one audit shows.
 
     Args:
         params: the workspace's.
         audit: its name.
-        fields: what was filled in already; by default the reviewer's own decision to be revised, else what is proposed.
+        fields: what was filled in already; by default the reviewer's own decision to be revised, else nothing.
         problems: why what was filled in was not saved.
         revise: an earlier decision is to be taken the place of.
         known: the name under which this browser decided before; empty if it did not.
+        bound: the reviewer whose own link opened the page, if it was one.
 
     Raises:
         UsageError: when there is no landscape, or no repair to decide on.
@@ -102,7 +105,9 @@ def review_view(
     summary = read_json(stage_dir(audit, "summarize") / "landscape.json")
     modes = list(summary["modes"])
     examples, without = _examples(audit)
+    known = bound or known
     reviewer = known or git_user()
+    keys = listed_keys(params, audit)
     # While others are still to judge by themselves, git's name is no proof of who looks: the server may be shared.
     earlier = _own(now, reviewer) if revise and (known or now.complete) else None
     learns = bool(examples) and learns_from_examples(task_class(audit, params.audit(audit)), repair.restructure.method)
@@ -113,7 +118,10 @@ def review_view(
         "modes": [_mode(mode, examples.get(str(mode["id"]), ())) for mode in modes],
         "without": without,
         "learns": learns,
-        "values": fields if fields is not None else filled(earlier) if earlier else blank(modes, reviewer),
+        "values": fields if fields is not None else filled(earlier) if earlier else {"reviewer": reviewer},
+        "bound": bound,
+        "needs_link": own_link(audit, keys) if keys and not bound else "",
+        "not_verified": NOT_VERIFIED,
         "kept": fields is not None,
         "problems": list(problems),
         "revise": revise,

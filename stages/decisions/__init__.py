@@ -6,12 +6,14 @@ from stages.decisions.files import (
     counting,
     decisions_dir,
     landscape_hash,
+    listed_keys,
     read_chain,
     read_draft,
     record_decision,
     shown_examples,
     standing,
 )
+from stages.decisions.identity import Identity, attributed, identity_of
 from stages.decisions.merge import RULE, merge
 from stages.decisions.model import (
     NO_HUMAN,
@@ -24,7 +26,6 @@ from stages.decisions.model import (
     RatedProbe,
     Recorded,
     Via,
-    proposal,
 )
 
 __all__ = [
@@ -35,17 +36,20 @@ __all__ = [
     "AlreadyDecided",
     "Decision",
     "ExampleRating",
+    "Identity",
     "ModeDecision",
     "RatedProbe",
     "Recorded",
     "Standing",
     "Via",
+    "attributed",
     "check_fits",
     "counting",
     "decisions_dir",
+    "identity_of",
     "landscape_hash",
+    "listed_keys",
     "merge",
-    "proposal",
     "read_chain",
     "read_draft",
     "record_decision",

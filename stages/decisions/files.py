@@ -21,9 +21,13 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
 
+from stages.decisions.identity import check_keys, identity_of, sign
 from stages.decisions.model import AlreadyDecided, Decision, Recorded, Via
+from stages.decisions.names import look_alike, same_person
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import content_hash, read_json, stage_dir
@@ -31,6 +35,7 @@ from stages.params import DATA, Params, Strict, validation_lines
 from stages.provenance import scale_of
 
 SCHEMA = 2
+_MOST = 5_000_000  # bytes of a file; the review page takes a fifth of that
 
 D = TypeVar("D", bound=Strict)
 
@@ -52,11 +57,13 @@ class Standing:
         landscape: its hash.
         kept: the decisions that count, in the order they were made, see `counting`.
         needed: how many reviewers have to approve (`feedback.reviewers`).
+        problems: why other decisions on it do not count, in sentences.
     """
 
     landscape: str
     kept: tuple[Kept[Recorded], ...]
     needed: int
+    problems: tuple[str, ...] = ()
 
     @property
     def decisions(self) -> list[Recorded]:
@@ -77,6 +84,17 @@ class Standing:
     def missing(self) -> int:
         """How many more reviewers are asked."""
         return 0 if self.complete else self.needed - len(self.kept)
+
+
+def listed_keys(params: Params, audit: str) -> Mapping[str, str]:
+    """Public keys of an audit's reviewers by their names; none where a name is as it was typed.
+
+    Raises:
+        UsageError: when params.yaml lists what is none, or people who cannot be told apart.
+    """
+    keys = params.repairs[audit].feedback.keys if audit in params.repairs else {}
+    check_keys(keys)
+    return keys
 
 
 def decisions_dir(audit: str) -> Path:
@@ -107,6 +125,7 @@ def record_decision(
     *,
     revise: bool = False,
     seen: Sequence[str] | None = None,
+    key: Any = None,
 ) -> Kept[Recorded]:
     """Write a decision; it appears whole or not at all, and never in the place of another one.
 
@@ -118,13 +137,17 @@ def record_decision(
         revise: it takes the place of the reviewer's own decision on this landscape and of a time-out, or of all on it
             if there is neither.
         seen: SHA-256 of the decisions on it that the reviewer was shown; a revision takes the place of no other.
+        key: the reviewer's private key, where keys are listed; see `flows.signing`.
 
     Raises:
-        UsageError: when it is for another landscape than the present one, or names modes or examples that it lacks.
+        UsageError: when it is for another landscape than the present one, names modes or examples that it lacks, leaves
+            out what a person has to say, or is by somebody who could be taken for another or signs with no listed key.
         AlreadyDecided: when the landscape needs no further decision, the reviewer has made one, or a revision would
             take the place of one that was not `seen`.
     """
     check_fits(audit, decision)
+    check_said(decision)
+    keys = listed_keys(params, audit)
     with recording(audit):
         now = standing(params, audit)
         replaced = _replaced(now, decision.reviewer) if revise else ()
@@ -133,8 +156,10 @@ def record_decision(
         elif seen is not None and (unseen := [kept.decision for kept in replaced if kept.sha256 not in seen]):
             raise AlreadyDecided(f"{_said(audit, unseen[-1])}, which you were not shown: look at it first", unseen[-1])
         chain = read_chain(audit)
+        if via != "time-out":
+            refuse_alike(decision.reviewer, chain, keys)
         followed = {sha for kept in chain for sha in kept.decision.previous}
-        shown = shown_examples(read_json(stage_dir(audit, "summarize") / "landscape.json")["modes"])
+        shown = shown_examples(_modes(audit))
         about = ("mode", "item", "cell", "output", "discrepancy")
         probes = [{**e.model_dump(), **{key: shown[e.id][key] for key in about}} for e in decision.examples]
         recorded = Recorded(
@@ -145,8 +170,34 @@ def record_decision(
             scale=scale_hash(params, audit),
             previous=sorted(kept.sha256 for kept in chain if kept.sha256 not in followed),
             revises=[kept.sha256 for kept in replaced],
+            audit=audit,
         )
+        if keys and key is not None:
+            recorded = sign(recorded, key)
+        if (why := identity_of(recorded, keys, audit).problem) is not None:
+            raise UsageError(f"nothing was recorded: {why}")
         return _write(audit, recorded)
+
+
+def refuse_alike(reviewer: str, chain: Sequence[Kept[Recorded]], keys: Mapping[str, str]) -> None:
+    """Refuse a name that people could take for another reviewer's.
+
+    Args:
+        reviewer: the name.
+        chain: the audit's decisions so far.
+        keys: listed ones, by reviewer.
+
+    Raises:
+        UsageError: when it is one.
+    """
+    if (other := look_alike(reviewer, keys)) is not None:
+        raise UsageError(f"{reviewer!r} looks like {other!r}, whose key is listed: expected that name")
+    decided = {kept.decision.reviewer: kept.decision for kept in chain}
+    if (other := look_alike(reviewer, decided)) is not None:
+        raise UsageError(
+            f"{reviewer!r} looks like {other!r}, who decided before (landscape {decided[other].landscape},"
+            f" {decided[other].time}): if that is you, write the name as it was then; if not, add what tells you apart"
+        )
 
 
 def _refuse_second(audit: str, now: Standing, reviewer: str) -> None:
@@ -173,11 +224,6 @@ def _replaced(now: Standing, reviewer: str) -> tuple[Kept[Recorded], ...]:
     return tuple(own) or now.kept
 
 
-def same_person(a: str, b: str) -> bool:
-    """Whether two names are one reviewer's: case and spaces do not make another person."""
-    return " ".join(a.split()).casefold() == " ".join(b.split()).casefold()
-
-
 def _write(audit: str, recorded: Recorded) -> Kept[Recorded]:
     folder = decisions_dir(audit)
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,6 +232,8 @@ def _write(audit: str, recorded: Recorded) -> Kept[Recorded]:
     yaml.width = 120
     yaml.dump({"schema": SCHEMA, **recorded.model_dump(exclude_none=True)}, text)
     data = text.getvalue().encode("utf-8")
+    if parse_decision(data, folder, Recorded) != recorded:
+        raise UsageError("the decision has characters that a file cannot keep: take them out of its reasons")
     partial = folder / f".{recorded.landscape}.{os.getpid()}-{threading.get_ident()}.partial"
     partial.write_bytes(data)
     try:
@@ -225,28 +273,54 @@ def standing(params: Params, audit: str) -> Standing:
                 f"{kept.path} decides on landscape {kept.decision.landscape} (by {kept.decision.reviewer}), not on the"
                 f" one in its name: look at the present one and decide again, `faded review {audit}`"
             )
-    own = tuple(kept for kept in counting(chain) if kept.decision.landscape == present)
+    keys = listed_keys(params, audit)
+    own = tuple(kept for kept in counting(chain, keys, audit) if kept.decision.landscape == present)
     for kept in own:
         check_fits(audit, kept.decision, kept.path)
-    return Standing(present, own, params.repair(audit).feedback.reviewers)
+    refused = not_counting(chain, keys, audit)
+    problems = tuple(f"{kept.path}: {why}" for kept, why in refused if kept.decision.landscape == present)
+    return Standing(present, own, params.repair(audit).feedback.reviewers, problems)
 
 
-def counting(chain: Sequence[Kept[Recorded]]) -> list[Kept[Recorded]]:
+def counting(chain: Sequence[Kept[Recorded]], keys: Mapping[str, str], audit: str) -> list[Kept[Recorded]]:
     """Those of a chain that count: the last one of each person on a landscape, unless another one revised it.
 
     One person may have two where files were copied, or branches of git were merged.
+
+    Args:
+        chain: the decisions of one audit in their order.
+        keys: `repairs.AUDIT.feedback.keys`; where there are any, what they did not sign does not count.
+        audit: the audit.
     """
-    revised = {sha for kept in chain for sha in kept.decision.revises}
+    out = {kept.path for kept, _ in not_counting(chain, keys, audit)}
+    valid = [kept for kept in chain if kept.path not in out]
+    revised = {sha for kept in valid for sha in kept.decision.revises}
     last = [
         kept
-        for i, kept in enumerate(chain)
+        for i, kept in enumerate(valid)
         if not any(
             later.decision.landscape == kept.decision.landscape
             and same_person(later.decision.reviewer, kept.decision.reviewer)
-            for later in chain[i + 1 :]
+            for later in valid[i + 1 :]
         )
     ]
     return [kept for kept in last if kept.sha256 not in revised]
+
+
+def not_counting(
+    chain: Sequence[Kept[Recorded]], keys: Mapping[str, str], audit: str
+) -> list[tuple[Kept[Recorded], str]]:
+    """Decisions of a chain that do not count because of who they are by, and why; arguments as of `counting`."""
+    refused, known = [], list(keys)
+    for kept in chain:
+        why, name = identity_of(kept.decision, keys, audit).problem, kept.decision.reviewer
+        if why is None and (other := look_alike(name, known)) is not None:
+            why = f"the decision by {name} does not count: the name looks like {other!r}, who is another reviewer"
+        if why is None:
+            known.append(name)
+        else:
+            refused.append((kept, why))
+    return refused
 
 
 def read_chain(audit: str) -> list[Kept[Recorded]]:
@@ -281,7 +355,7 @@ def order_chain(kept: Sequence[Kept[Recorded]]) -> list[Kept[Recorded]]:
 
 
 def _read(path: Path) -> Kept[Recorded]:
-    data = path.read_bytes()
+    data = _bytes_of(path)
     return Kept(path, hashlib.sha256(data).hexdigest(), parse_decision(data, path, Recorded))
 
 
@@ -291,11 +365,28 @@ def read_draft(path: Path) -> Decision:
     Raises:
         UsageError: when it is none.
     """
+    return parse_decision(_bytes_of(path), path, Decision)
+
+
+def _bytes_of(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MOST + 1)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    return parse_decision(data, path, Decision)
+    if len(data) > _MOST:
+        raise UsageError(f"{path} is no decision: expected at most {_MOST:,} bytes")
+    return data
+
+
+class _WithoutAliases(Composer):
+    """A few aliases of aliases would make gigabytes of a small file."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """As it is, but for aliases."""
+        if self.parser.check_event(AliasEvent):
+            raise ComposerError(None, None, "expected no aliases", self.parser.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 def parse_decision(data: bytes, path: Path, model: type[D]) -> D:
@@ -304,11 +395,18 @@ def parse_decision(data: bytes, path: Path, model: type[D]) -> D:
     Raises:
         UsageError: when they are none.
     """
+    yaml = YAML(typ="safe")
+    yaml.Composer = _WithoutAliases
     try:
-        raw: dict[str, Any] = dict(YAML(typ="safe").load(data.decode("utf-8")))
-        schema = raw.pop("schema", None)
-    except (YAMLError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
+        raw = yaml.load(data.decode("utf-8"))
+    # What a scalar says may be no date or number of Python's, whatever its tag or looks.
+    except (YAMLError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        raise UsageError(f"{path} is not readable as YAML: {' '.join(str(error).split())[:500]}") from None
+    except RecursionError:
+        raise UsageError(f"{path} is not readable as YAML: it is nested too deeply") from None
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise UsageError(f"{path} is no decision: expected a mapping with schema, landscape, reviewer, approve, modes")
+    schema = raw.pop("schema", None)
     if schema != SCHEMA:
         raise UsageError(
             f"{path} has schema {schema}, this version reads {SCHEMA}"
@@ -333,16 +431,34 @@ def check_fits(audit: str, decision: Decision, path: Path | None = None) -> None
             f"{where} decides on landscape {decision.landscape} (by {decision.reviewer}), but the present landscape of"
             f" {audit} is {present}: look at it and decide again, `faded review {audit}`"
         )
-    modes = read_json(stage_dir(audit, "summarize") / "landscape.json")["modes"]
+    modes = _modes(audit)
     known = [m["id"] for m in modes]
     unknown = [m.id for m in decision.modes if m.id not in known]
-    undecided = [m for m in known if m not in {d.id for d in decision.modes}]
+    undecided = [m for m in known if decision.approve and m not in {d.id for d in decision.modes}]
     if unknown or undecided:
         what = f"unknown mode(s) {', '.join(unknown)}" if unknown else f"no word on mode(s) {', '.join(undecided)}"
         raise UsageError(f"{where}: {what}; the landscape has {', '.join(known) or 'none'}")
     shown = shown_examples(modes)
     if strange := [e.id for e in decision.examples if e.id not in shown]:
         raise UsageError(f"{where}: unknown example(s) {', '.join(strange)}; the landscape has {_ranges(modes)}")
+
+
+def check_said(decision: Decision) -> None:
+    """Check that who approves said why, of each mode that is to be repaired or accepted.
+
+    Raises:
+        UsageError: when a reason is missing.
+    """
+    silent = [
+        f"{mode.action} {mode.id}" for mode in decision.modes if mode.action != "ignore" and not mode.reason.strip()
+    ]
+    if decision.approve and silent:
+        raise UsageError(f"a reason is missing for {', '.join(silent)}: who repairs or accepts a mode says why")
+
+
+def _modes(audit: str) -> list[dict[str, Any]]:
+    modes: list[dict[str, Any]] = read_json(stage_dir(audit, "summarize") / "landscape.json")["modes"]
+    return modes
 
 
 def shown_examples(modes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,39 +53,41 @@ def identity_of(decision: Recorded, keys: Mapping[str, str], audit: str | None =
         keys: the listed ones, by reviewer (`repairs.AUDIT.feedback.keys` of params.yaml); empty where none are.
         audit: whose decisions it stands among; say it, for a signature holds for one audit.
     """
-    name, signature = decision.reviewer, decision.signature
-    key_id = signature.key if signature is not None else None
+    why = next(_objections(decision, keys, audit), None)
+    key_id = decision.signature.key if decision.signature is not None else None
+    if why is None:
+        return Identity(decision.reviewer, key_id, signed=key_id is not None)
+    problem = f"the decision by {decision.reviewer} ({decision.time}) does not count: {why}"
+    return Identity(decision.reviewer, key_id, problem=problem)
 
-    def refused(why: str) -> Identity:
-        return Identity(name, key_id, problem=f"the decision by {name} ({decision.time}) does not count: {why}")
 
+def _objections(decision: Recorded, keys: Mapping[str, str], audit: str | None) -> Iterator[str]:
+    """Why a decision does not count; none if it does. Those behind the first one are not to be asked for."""
+    name, signature, line = decision.reviewer, decision.signature, keys.get(decision.reviewer)
     if decision.via == "time-out":
         if name != NOBODY or decision.approve or signature is not None:
-            return refused(f"a time-out is a rejection by {NOBODY!r}, without a signature")
-        return Identity(name)
+            yield f"a time-out is a rejection by {NOBODY!r}, without a signature"
+        return
     if same_person(name, NOBODY) or look_alike(name, [NOBODY]):
-        return refused(f"{NOBODY!r} is who rejects when the time is up, expected a person")
+        yield f"{NOBODY!r} is who rejects when the time is up, expected a person"
     if audit is not None and decision.audit not in (None, audit):
-        return refused(f"it is one of audit {decision.audit!r}, expected one of {audit!r}")
+        yield f"it is one of audit {decision.audit!r}, expected one of {audit!r}"
     if signature is None:
         if keys:
-            return refused(f"it is not signed, expected a signature by a listed reviewer ({', '.join(keys)})")
-        return Identity(name)
-    line = keys.get(name)
+            yield f"it is not signed, expected a signature by a listed reviewer ({', '.join(keys)})"
+        return
     if line is None:
         listed = ", ".join(keys) or "none"
-        return refused(
-            f"it is signed with key {key_id}, and no key of {name} is listed (reviewers with keys: {listed})"
-        )
+        yield f"it is signed with key {signature.key}, and no key of {name} is listed (reviewers with keys: {listed})"
+        return
     if others := [other for other, key in keys.items() if key == line and other != name]:
-        return refused(f"the key of {name} is listed for {', '.join(others)} too, expected a key for each")
-    if key_id != (expected := key_id_of(line)):
-        return refused(f"it is signed with key {key_id}, expected that of {name}, {expected}")
+        yield f"the key of {name} is listed for {', '.join(others)} too, expected a key for each"
+    if signature.key != (expected := key_id_of(line)):
+        yield f"it is signed with key {signature.key}, expected that of {name}, {expected}"
     if decision.audit is None:
-        return refused("its signature names no audit")
+        yield "its signature names no audit"
     if not _holds(line, signature, decision):
-        return refused(f"the signature by key {key_id} does not hold: the decision was changed after it was signed")
-    return Identity(name, key_id, signed=True)
+        yield f"the signature by key {signature.key} does not hold: the decision was changed after it was signed"
 
 
 def sign(decision: Recorded, key: Any) -> Recorded:

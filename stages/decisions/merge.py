@@ -25,10 +25,12 @@ def merge(decisions: Sequence[Recorded], modes: Sequence[Mapping[str, Any]]) -> 
         modes: as in landscape.json.
 
     Returns:
-        `reviewer` (all names), `reason`, `modes` ({id, action, severity, reason} each) and `examples`, as in plan.json.
+        `reviewer` (all names), `reviewers` (name and id of the key that signed, each), `reason`, `modes` ({id, action,
+        severity, reason} each) and `examples`, as in plan.json.
     """
     return {
         "reviewer": ", ".join(decision.reviewer for decision in decisions),
+        "reviewers": [{"name": d.reviewer, "key": d.signature.key if d.signature else None} for d in decisions],
         "reason": _together({d.reviewer: d.reason for d in decisions}),
         "modes": [_mode(mode["id"], decisions) for mode in modes],
         "examples": _examples(decisions),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
@@ -126,12 +126,3 @@ class AlreadyDecided(UsageError):
     def __init__(self, message: str, said: Recorded) -> None:
         super().__init__(message)
         self.said = said
-
-
-def proposal(modes: Sequence[Mapping[str, Any]]) -> list[ModeDecision]:
-    """What is proposed where a person says nothing of a mode: repair what is confirmed, never what may be chance.
-
-    Args:
-        modes: as in landscape.json.
-    """
-    return [ModeDecision(id=m["id"], action="repair" if m.get("confirmed") else "ignore") for m in modes]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stages.decisions import counting, read_chain
+from stages.decisions import counting, listed_keys, read_chain
 from stages.decisions.files import Kept, scale_hash
 from stages.decisions.model import Recorded
 from stages.params import Params
@@ -50,7 +50,7 @@ def gather(params: Params, audit: str, target: Target) -> Evidence:
         UsageError: when a decision cannot be read, or was changed.
     """
     scale, scored, used, others = scale_hash(params, audit), [], [], 0
-    for kept in counting(read_chain(audit)):
+    for kept in counting(read_chain(audit), listed_keys(params, audit), audit):
         decision = kept.decision
         found = [
             Scored(example.discrepancy, score, example.item, decision.reviewer)

@@ -1,0 +1,169 @@
+"""Who may decide: the reviewers whose keys are listed in params.yaml."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from flows.commands import app, console
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stages.params import Params
+
+
+class What(StrEnum):
+    """What `faded reviewers` does."""
+
+    list = "list"
+    add = "add"
+    remove = "remove"
+
+
+@app.command(
+    rich_help_panel="Decide",
+    epilog="Examples:  [cyan]faded reviewers add 'Ada L.'[/]   [cyan]faded reviewers add Bob --public-key bob.pub[/]"
+    "   [cyan]faded reviewers list[/]",
+)
+def reviewers(
+    what: Annotated[What, typer.Argument(metavar="list|add|remove", help="What to do.")],
+    name: Annotated[
+        Optional[str],  # noqa: UP045  # typer reads this at run time
+        typer.Argument(metavar="[NAME]", help="Of the reviewer to add or remove."),
+    ] = None,
+    public_key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--public-key",
+            metavar="FILE|KEY",
+            help="Of somebody whose private key is elsewhere.",
+            show_default="that of a key made here",
+        ),
+    ] = None,
+    audit: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--audit", metavar="AUDIT", help="Only there; may be repeated.", show_default="all people decide on"
+        ),
+    ] = None,
+) -> None:
+    """List who may decide, or change it: once there are keys, only decisions signed with one of them count.
+
+    A key is made for a reviewer who is added, if there is none here yet: it stays with this user on this machine
+    (FADED_KEYS), and decisions in that name are signed with it. The public key goes to repairs.AUDIT.feedback.keys in
+    params.yaml, which belongs in git. A reviewer who decides on another machine adds their name there, and sends the
+    line that `list` shows.
+    """
+    from flows.commands import open_workspace
+    from stages.errors import UsageError
+
+    key = None if public_key is None else _text(public_key)  # before the folder changes
+    params, _ = open_workspace(audit, all_=audit is None)
+    if what is What.list:
+        if name is not None or key is not None:
+            raise UsageError("`faded reviewers list` takes neither a name nor a key")
+        _list(params, audit)
+        return
+    if name is None:
+        raise UsageError(f"`faded reviewers {what}` needs the NAME of a reviewer")
+    audits = audit or [a for a, repair in params.repairs.items() if repair.feedback.policy == "wait"]
+    if not audits:
+        raise UsageError("no audit leaves the decision to people: set repairs.AUDIT.feedback.policy to wait first")
+    for one in audits:
+        params.repair(one)
+    if what is What.add:
+        _add(params, audits, name, key)
+    elif key is not None:
+        raise UsageError("`faded reviewers remove` takes a name and no key")
+    else:
+        _remove(params, audits, name)
+
+
+def _list(params: Params, audits: list[str] | None) -> None:
+    from flows.signing import key_name
+    from stages.decisions import listed_keys
+    from stages.decisions.identity import key_id_of
+    from stages.keys import has_key
+
+    found: dict[tuple[str, str], list[str]] = {}
+    for audit in audits or params.repairs:
+        for name, line in listed_keys(params, audit).items():
+            found.setdefault((name, line), []).append(audit)
+    for (name, line), where in found.items():
+        here = ", private key here" if has_key(key_name(name)) else ""
+        told = f"{name}: key {key_id_of(line)}{here}, {', '.join(where)}\n  {line}"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+    if not found:
+        console.print("no keys are listed: names of reviewers are not verified", highlight=False)
+
+
+def _add(params: Params, audits: list[str], name: str, public_key: str | None) -> None:
+    from flows.signing import key_name
+    from stages.decisions import read_chain
+    from stages.decisions.files import refuse_alike
+    from stages.decisions.identity import check_keys, key_id_of, public_line, read_public
+    from stages.decisions.names import clean_name, same_person
+    from stages.errors import UsageError
+    from stages.keys import key_path, private_key
+
+    name = clean_name(name)
+    before = {audit: params.repairs[audit].feedback.keys for audit in audits}
+    for audit, keys in before.items():
+        refuse_alike(name, read_chain(audit), keys)
+        if known := next((known for known in keys if same_person(known, name)), None):
+            raise UsageError(
+                f"{audit} lists a key of {known!r} already ({key_id_of(keys[known])}): remove it first,"
+                f" `faded reviewers remove '{known}'`"
+            )
+    line = public_line(private_key(key_name(name))) if public_key is None else read_public(public_key)
+    after = {audit: {**keys, name: line} for audit, keys in before.items()}
+    for keys in after.values():
+        check_keys(keys)
+    _write(after)
+    where = f", its private half is {key_path(key_name(name))}" if public_key is None else ""
+    told = [f"{name} decides on {', '.join(audits)} with key {key_id_of(line)}{where}."]
+    told.append("From now on only decisions signed with a listed key count there. Commit params.yaml.")
+    for sentence in told:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _remove(params: Params, audits: list[str], name: str) -> None:
+    from stages.errors import UsageError
+
+    before = {audit: params.repairs[audit].feedback.keys for audit in audits}
+    after = {audit: {n: line for n, line in keys.items() if n != name} for audit, keys in before.items()}
+    changed = {audit: keys for audit, keys in after.items() if keys != before[audit]}
+    if not changed:
+        known = ", ".join(dict.fromkeys(n for keys in before.values() for n in keys)) or "none"
+        raise UsageError(f"no key of {name!r} is listed for {', '.join(audits)}, found: {known}")
+    _write(changed)
+    told = f"{name} no longer decides on {', '.join(changed)}: decisions signed with that key do not count any more."
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    for audit in (audit for audit, keys in changed.items() if not keys):
+        told = f"No key is listed for {audit} any more, so names of its reviewers are not verified."
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def _text(public_key: str) -> str:
+    """What was given, or what is in the file of that name."""
+    from stages.errors import UsageError
+
+    if public_key.startswith(("ssh-", "-----")):
+        return public_key
+    try:
+        return Path(public_key).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--public-key {public_key}: expected a file or a line `ssh-ed25519 AAAA...`: {error}"
+        ) from None
+
+
+def _write(keys: Mapping[str, Mapping[str, str]]) -> None:
+    from flows.edit_params import replace_file, with_keys
+
+    path = Path("params.yaml")
+    replace_file(path, with_keys(path.read_bytes().decode("utf-8"), keys))
