@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from stages.command import stage_main
-from stages.decisions import NO_HUMAN, RULE, Standing, attributed, decisions_dir, landscape_hash, merge, standing
+from stages.decisions import NO_HUMAN, RULE, Standing, decisions_dir, landscape_hash, merge, standing
 from stages.decisions.agreement import agreement
 from stages.errors import DecisionNeeded, RejectedError
 from stages.files import publishing, read_json, stage_dir, write_json
@@ -82,7 +82,7 @@ def by_person(audit: str, now: Standing, summary: dict[str, Any]) -> dict[str, A
     words = {mode["id"]: mode for mode in merged["modes"]}
     return {
         "decided_by": "human",
-        "statement": f"decided by {attributed(merged)}",
+        "statement": f"decided by {merged['by']}",
         **({"rule": RULE} if len(now.decisions) > 1 else {}),
         **({"agreement": agreed} if (agreed := agreement(now.decisions)) else {}),
         **merged,

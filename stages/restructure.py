@@ -43,7 +43,10 @@ def main(name: str) -> None:
                 settings={"method": config.method, **config.settings},
                 seed=audit.seed,
                 control=config.control if copy == "control" and config.control != "none" else None,
-                decision={k: decision.get(k) for k in ("decided_by", "reviewer", "reason", "landscape")},
+                decision={
+                    **{key: decision.get(key) for key in ("decided_by", "reason", "landscape")},
+                    "reviewer": decision.get("by") or decision.get("reviewer"),
+                },
                 examples=examples,
                 scratch=work / copy,
             )

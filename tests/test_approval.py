@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -49,6 +50,7 @@ MODES = [
     | {"rate": 0.5, "low": 0.4, "high": 0.6}
     for i, name in enumerate(("M1", "M2", "M3"))
 ]
+CHOSEN = {"M1": "seen", "M2": "seen"}  # what is confirmed, to be repaired
 GONE = "http://127.0.0.1:9/api"  # nobody there
 
 
@@ -75,7 +77,7 @@ def show(name: str = "first") -> None:
 
 
 def made(reviewer: str = "Ada", approve: bool = True) -> Decision:
-    return Decision(landscape=landscape_hash("tiny"), reviewer=reviewer, approve=approve, modes=choose(MODES))
+    return Decision(landscape=landscape_hash("tiny"), reviewer=reviewer, approve=approve, modes=choose(MODES, CHOSEN))
 
 
 def notified(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
@@ -282,19 +284,22 @@ def test_no_decision_is_recorded_while_a_plan_is_made_of_them(params, monkeypatc
     record_decision(params, "tiny", made(), "page")  # and may be afterwards
 
 
-def test_modes_that_are_not_named_get_what_is_proposed():
+def test_every_confirmed_mode_is_chosen_for_and_has_its_reason():
     def actions(*given) -> str:
         return " ".join(mode.action for mode in choose(MODES, *given))
 
-    assert actions() == "repair repair ignore"
-    assert actions(None, ["M2"]) == "repair accept ignore"
-    assert actions(["M3"]) == "ignore ignore repair"
-    assert actions(["M3"], ["M1"]) == "accept ignore repair"
-    assert actions([]) == "ignore ignore ignore"
+    assert actions({"M1": "seen"}, {"M2": "rare"}) == "repair accept ignore"
+    assert actions({"M3": "seen"}, {}, ["M1", "M2"]) == "ignore ignore repair"
+    with pytest.raises(UsageError, match="M1, M2: confirmed, but nothing was chosen"):
+        choose(MODES)
+    with pytest.raises(UsageError, match="M2: confirmed, but nothing was chosen"):
+        choose(MODES, {"M3": "seen"}, {"M1": "rare"})
+    with pytest.raises(UsageError, match="M1, M2: to be repaired or accepted, but no reason was given"):
+        choose(MODES, {"M1": " "}, {"M2": ""})
     with pytest.raises(UsageError, match=r"unknown mode\(s\) M4, X; the landscape has M1, M2, M3"):
-        choose(MODES, ["M1", "M4"], ["X"])
-    with pytest.raises(UsageError, match="M1 are to be repaired and accepted"):
-        choose(MODES, ["M1"], ["M1"])
+        choose(MODES, {"M1": "seen", "M4": "seen"}, {"X": "rare"})
+    with pytest.raises(UsageError, match="M1 are named twice"):
+        choose(MODES, {"M1": "seen"}, {"M1": "rare"})
 
 
 class Faded:
@@ -320,25 +325,64 @@ def faded(params, monkeypatch, capsys) -> Faded:
     return Faded(monkeypatch, capsys)
 
 
+ALL = ("approve", "tiny", "--repair", "M1,M2=seen")
+
+
 def test_approve_says_what_was_recorded_and_where(faded):
-    code, told = faded("approve", "tiny", "--accept", "M2", "--reason", "fits the [field]")
+    words = ("--repair", "M1=seen in [it]", "--accept", "M2=rare")
+    code, told = faded("approve", "tiny", *words, "--reason", "fits the [field]")
     assert code == 0, told
     assert "Ada Tester approved (repair M1, accept M2, ignore M3)" in told
+    assert "Ada Tester (name typed, not verified)." in told
     [kept] = read_chain("tiny")
     assert str(kept.path) in told and "`faded audit tiny` goes on from here" in told
     assert (kept.decision.reason, kept.decision.via) == ("fits the [field]", "command")
+    assert [mode.reason for mode in kept.decision.modes] == ["seen in [it]", "rare", ""]
 
-    code, told = faded("approve", "tiny")
+    code, told = faded(*ALL)
     assert code == 2 and "a second decision is refused" in told
     code, told = faded("reject", "tiny", "--reviewer", " Ada  tester", "--reason", "looked again", "--revise")
-    assert code == 0 and "Ada tester rejected landscape" in told.replace("  ", " ")
+    assert code == 0 and "Ada tester rejected landscape" in told
     assert standing(load_params(), "tiny").rejection.reason == "looked again"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "M1, M2: confirmed, so a choice is needed"),
+        (["--repair", "M1,M3=seen"], "M2: confirmed, so a choice is needed"),
+        (["--repair", "M1,M2"], "M1, M2: a reason is needed"),
+        (["--accept", "M1=", "--ignore", "M2"], "M1: a reason is needed"),
+        (["--repair", "M1=a", "--repair", "M1=b", "--ignore", "M2"], "a mode is named twice"),
+        (["--repair", "M1=a", "--ignore", "M1,M2"], "M1 are named twice"),
+        (["--repair", "M9=a"], "unknown mode(s) M9"),
+    ],
+)
+def test_an_incomplete_choice_is_no_decision(faded, given, told):
+    code, said = faded("approve", "tiny", *given)
+    assert code == 2 and told in said and read_chain("tiny") == []
+
+
+def test_the_command_that_is_shown_is_complete_but_for_the_reasons(faded):
+    code, told = faded("approve", "tiny", "--accept", "M2=it's rare", "--reviewer", "Ada L.", "--reason", "all in all")
+    assert code == 2 and "with --accept M1='' or --ignore M1" in told
+    command = told[told.index("faded approve tiny") :]
+    assert faded(*shlex.split(command)[1:])[0] == 2  # it is no decision as it stands
+    assert faded(*shlex.split(command.replace("M1=''", "M1='seen'"))[1:])[0] == 0
+    [kept] = read_chain("tiny")
+    assert [(mode.action, mode.reason) for mode in kept.decision.modes][:2] == [
+        ("repair", "seen"),
+        ("accept", "it's rare"),
+    ]
+    assert (kept.decision.reviewer, kept.decision.reason) == ("Ada L.", "all in all")
 
 
 def test_a_decision_without_a_name_or_on_another_landscape_is_refused(faded, monkeypatch):
     monkeypatch.setattr("flows.approval.git_user", lambda: "")
-    code, told = faded("approve", "tiny")
+    code, told = faded(*ALL)
     assert code == 2 and "--reviewer NAME" in told
+    code, told = faded(*ALL, "--reviewer", "Ada\u200b Lovelace")
+    assert code == 2 and "cannot have U+200B ZERO WIDTH SPACE" in told
     code, told = faded("reject", "tiny", "--reviewer", "Ada", "--reason", "", "--landscape", "0" * 16)
     assert code == 2 and f"is {landscape_hash('tiny')}, not 0000" in told
     code, told = faded("approve", "other")
@@ -350,14 +394,16 @@ def test_a_decision_without_a_name_or_on_another_landscape_is_refused(faded, mon
 def test_a_decision_where_a_rule_decides_says_so(faded, params):
     repairs = {"tiny": repair_params()}
     Workspace(Path()).write_params({"audits": {"tiny": audit_params()}, "repairs": repairs})
-    code, told = faded("approve", "tiny")
+    code, told = faded(*ALL)
     assert code == 0 and "A rule decides for tiny (repairs.tiny.feedback.policy)" in told
 
 
 def test_what_comes_next_is_said_as_it_is(faded):
     with_feedback(reviewers=2)
-    _code, told = faded("approve", "tiny")
+    _code, told = faded(*ALL)
     assert "1 more reviewer is asked before tiny goes on." in told and "goes on from here" not in told
+    code, told = faded(*ALL, "--reviewer", "Ada Téster")
+    assert code == 2 and "'Ada Téster' looks like 'Ada Tester', who decided before" in told
     _code, told = faded("reject", "tiny", "--reviewer", "Bob", "--reason", "no")
     assert "Then `faded audit tiny` ends there, as at a failed gate." in told and "goes on from here" not in told
 

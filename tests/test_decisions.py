@@ -84,7 +84,9 @@ def summary() -> dict:
 
 
 def words(**actions: str) -> list[dict]:
-    return [{"id": m["id"], "action": actions.get(m["id"], "ignore")} for m in MODES]
+    """What somebody says of the modes; why, of those that are not ignored."""
+    said = {m["id"]: actions.get(m["id"], "ignore") for m in MODES}
+    return [{"id": m, "action": a, "reason": "" if a == "ignore" else "known"} for m, a in said.items()]
 
 
 def test_a_decision_comes_back_as_it_was_made(landscape: Path) -> None:
@@ -109,7 +111,7 @@ def test_a_decision_comes_back_as_it_was_made(landscape: Path) -> None:
 def test_the_plan_holds_what_was_decided(landscape: Path) -> None:
     modes = [
         {"id": "M1", "action": "accept", "reason": "known"},
-        {"id": "M2", "action": "repair", "severity": 2.0},
+        {"id": "M2", "action": "repair", "severity": 2.0, "reason": "seen"},
         {"id": "M3", "action": "ignore"},
     ]
     record(modes=modes, reason="for the release")
@@ -117,7 +119,7 @@ def test_the_plan_holds_what_was_decided(landscape: Path) -> None:
     assert made["decided_by"] == "human" and made["reviewer"] == "Ada" and made["reason"] == "for the release"
     assert [(m["id"], m["action"], m["severity"], m["reason"]) for m in made["modes"]] == [
         ("M1", "accept", 1.0, "known"),
-        ("M2", "repair", 2.0, ""),
+        ("M2", "repair", 2.0, "seen"),
         ("M3", "ignore", 1.0, ""),
     ]
     assert made["modes"][1]["region"] == {"b": [1, 2]} and "rule" not in made
@@ -232,8 +234,8 @@ def test_two_reviewers_are_both_asked_and_merged_by_the_rule(landscape: Path) ->
     assert made["reviewer"] == "Ada, Grace" and made["rule"] == decisions.RULE and made["reason"] == "Ada: mine"
     assert [(m["action"], m["severity"], m["reason"]) for m in made["modes"]] == [
         ("repair", 2.0, "Ada: seen"),  # one each way: the careful one, with the weight of who wants it
-        ("accept", 1.0, ""),
-        ("accept", 1.0, ""),
+        ("accept", 1.0, "Ada: known; Grace: known"),
+        ("accept", 1.0, "Grace: known"),
     ]
     assert [(e["id"], e["rating"], e["corrected"]) for e in made["examples"]] == [
         ("M1.1", 3, "No!"), ("M2.1", None, "Yes."), ("M2.1", None, "Ja."),

@@ -121,7 +121,10 @@ def test_the_landscape_names_what_the_report_shows() -> None:
 
 def test_a_review_asks_about_examples_if_wanted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = review(
-        monkeypatch, *("repair", "high", "seen", "y", "11", "3", " it is right ", "9"), *("accept", "", "y", "7"), *END
+        monkeypatch,
+        *("repair", "high", "seen", "y", "11", "3", " it is right ", "9"),
+        *("accept", "known", "y", "7"),
+        *END,
     )
     assert [(e.id, e.rating, e.corrected) for e in decided().examples] == [
         ("M1.1", 3, "it is right"),
@@ -134,8 +137,8 @@ def test_a_review_asks_about_examples_if_wanted(place: Path, monkeypatch: pytest
     assert told.count("no repair will learn from these ratings") == 1
 
 
-def test_enter_all_the_way_rates_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    review(monkeypatch, *[""] * 8, *END)
+def test_enter_rates_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    review(monkeypatch, *("repair", "", "seen", "") * 2, *END)
     assert decided().examples == []
     assert [mode.action for mode in decided().modes] == ["repair", "repair"]
 
@@ -145,13 +148,13 @@ def test_a_review_of_an_older_landscape_asks_for_no_ratings(place: Path, monkeyp
     landscape = read_json(path)
     write_json(path, {**landscape, "modes": [{k: m[k] for k in m if k != "examples"} for m in landscape["modes"]]})
     (place / "rated_task.py").unlink()  # nor does it need the task
-    review(monkeypatch, *[""] * 6, *END)
+    review(monkeypatch, *("repair", "", "seen") * 2, *END)
     assert decided().examples == []
 
 
 def test_no_correction_is_asked_for_where_the_method_cannot_learn(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_params(method="other")
-    told = review(monkeypatch, *("", "", "", "y", "3", ""), *("", "", "", ""), *END)
+    told = review(monkeypatch, *("repair", "", "seen", "y", "3", ""), *("repair", "", "seen", ""), *END)
     assert [(e.id, e.rating, e.corrected) for e in decided().examples] == [("M1.1", 3, None)]
     assert "no repair will learn from these ratings" in told
 
@@ -162,7 +165,7 @@ def plan_with_examples() -> None:
         "landscape": decisions.landscape_hash("x"),
         "reviewer": "Ada",
         "approve": True,
-        "modes": [{"id": "M1", "action": "repair"}, {"id": "M2", "action": "accept"}],
+        "modes": [{"id": m, "action": a, "reason": "seen"} for m, a in (("M1", "repair"), ("M2", "accept"))],
         "examples": [{"id": "M1.1", "rating": 2, "corrected": "right"}, {"id": "M2.1", "rating": 9}],
     }
     decisions.record_decision(load_params(), "x", decisions.Decision.model_validate(decision), "terminal")

@@ -21,7 +21,7 @@ from rich.console import Console
 from flows.ratings import show_ratings, write_ratings
 from stages import collect_feedback, discover, prepare, re_evaluate, summarize
 from stages.check import check_audits
-from stages.decisions import Decision, ExampleRating, landscape_hash, proposal, record_decision
+from stages.decisions import Decision, ExampleRating, landscape_hash, record_decision
 from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.params import load_params
@@ -81,9 +81,8 @@ def rate(
         if only(e)
     }
     given = [ExampleRating(id=name, rating=score) for name, score in said.items()]
-    decision = Decision(
-        landscape=landscape_hash("x"), reviewer=reviewer, approve=True, modes=proposal(modes), examples=given
-    )
+    words = [{"id": mode["id"], "action": "ignore"} for mode in modes]
+    decision = Decision(landscape=landscape_hash("x"), reviewer=reviewer, approve=True, modes=words, examples=given)
     record_decision(params, "x", decision, "file", **more)
 
 
@@ -350,7 +349,8 @@ def test_the_commands_from_ratings_to_the_next_landscape(tmp_path: Path) -> None
     ]
     script = (
         "import json, sys; from stages.decisions import *; from stages.params import load_params\n"
-        "given = json.load(sys.stdin); modes = proposal(given['modes'])\n"
+        "given = json.load(sys.stdin)\n"
+        "modes = [{'id': m['id'], 'action': 'repair', 'reason': 'seen'} for m in given['modes']]\n"
         "decision = Decision(landscape=landscape_hash('x'), reviewer='Ada', approve=True, modes=modes,"
         " examples=given['examples'])\n"
         "record_decision(load_params(), 'x', decision, 'file')\n"

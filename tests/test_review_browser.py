@@ -50,7 +50,20 @@ class Window:
     def choose(self, mode: str, action: str) -> None:
         self.page.locator(f'[data-mode="{mode}"] .segments label', has_text=action).click()
 
+    def repair_the_rest(self) -> None:
+        """Choose for the modes that need a choice and have none, and say why where that is needed."""
+        for n, mode in enumerate(("M1", "M2", "M3")):
+            card = self.page.locator(f'[data-mode="{mode}"]')
+            chosen = card.locator('input[name^="action."]:checked')
+            if not chosen.count() and card.locator(".pill.good").count():
+                self.choose(mode, "Repair")
+            why = self.page.get_by_label("Why?").nth(n)
+            if chosen.count() and chosen.input_value() != "ignore" and not why.input_value():
+                why.fill("seen")
+
     def save(self, button: str = "Approve the repair") -> None:
+        if button.startswith("Approve"):
+            self.repair_the_rest()
         self.press(button)
         self.page.get_by_role("heading", name="Recorded").wait_for()
 
@@ -90,12 +103,15 @@ def test_a_reviewer_decides_and_the_pipeline_uses_exactly_that(
         assert w.errors == []
     [made] = kept()
     assert [(m.id, m.action, m.severity, m.reason) for m in made.modes] == [
-        ("M1", "repair", 1.0, ""),
+        ("M1", "repair", 1.0, "seen"),
         ("M2", "ignore", 1.0, "nobody writes like this"),
-        ("M3", "repair", 2.0, ""),
+        ("M3", "repair", 2.0, "seen"),
     ]
     plan = planned()
-    assert (plan["statement"], plan["reason"]) == ("decided by Grace Hopper", "for the release")
+    assert (plan["statement"], plan["reason"]) == (
+        "decided by Grace Hopper (name typed, not verified)",
+        "for the release",
+    )
     assert [(m["id"], m["action"], m["severity"]) for m in plan["modes"]] == [
         ("M1", "repair", 1.0),
         ("M2", "ignore", 1.0),
@@ -157,10 +173,12 @@ def test_a_file_leads_to_the_page_and_leaves_what_is_open_alone(browser: Any, pl
 def test_it_works_by_keyboard_alone(browser: Any, place: Path) -> None:
     with window(browser) as w:
         keys = w.page.keyboard
-        for key in "jjjaki":  # to M3 (there is no fourth), accept it, back to M2, ignore it
+        for key in "jrjjjaki":  # repair M1, to M3 (there is no fourth), accept it, back to M2, ignore it
             keys.press(key)
         assert w.page.evaluate("document.activeElement.dataset.mode") == "M2"
         assert w.page.locator("#tally").inner_text() == "As it stands: repair M1; accept M3; ignore M2."
+        for n in (1, 3):
+            w.page.locator(f"#reason-{n}").fill("seen")
         w.page.locator("#reason-2").focus()
         keys.type("jar")  # in a text these are letters
         w.page.get_by_label("Your name").focus()

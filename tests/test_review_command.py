@@ -160,7 +160,7 @@ def test_ctrl_c_ends_the_command_and_writes_nothing(place: Path, monkeypatch: py
 
 
 def test_a_decision_written_by_hand_is_recorded(place: Path) -> None:
-    modes = [{"id": f"M{n}", "action": "accept"} for n in (1, 2, 3)]
+    modes = [{"id": f"M{n}", "action": "accept", "reason": "known"} for n in (1, 2, 3)]
     draft = Decision(landscape=landscape_hash("x"), reviewer="Ada", approve=True, modes=modes)
     Path("draft.yaml").write_text(yaml.safe_dump({"schema": 2, **draft.model_dump(exclude_none=True)}))
     assert isinstance(faded("--from", "none.yaml").exception, UsageError)

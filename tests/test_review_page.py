@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from flows import approval
-from flows.review.form import FormError, blank, filled, read_decision, read_fields
+from flows.review.form import FormError, filled, read_decision, read_fields
 from flows.review.view import how_long
 from stages.decisions import landscape_hash, read_chain
 from stages.files import stage_dir
 from stages.params import load_params
-from tests.review_samples import URL, Reviewer, change_landscape, form_of, make_review, reviewers
+from tests.review_samples import URL, Reviewer, change_landscape, form_of, make_review, reviewers, untouched
 
 
 @pytest.fixture
@@ -46,10 +46,25 @@ def let_it_expire() -> None:
     approval._path("x").write_text(request.model_dump_json())
 
 
-def test_it_proposes_to_repair_what_is_confirmed(ada: Reviewer) -> None:
-    fields = form_of(ada.enter())
-    assert [fields[f"action.M{n}"] for n in (1, 2, 3)] == ["repair", "repair", "ignore"]
-    assert fields["severity.M1"] == "medium" and fields["reviewer"] == "Ada Lovelace"
+def test_nothing_is_chosen_for_the_reviewer(ada: Reviewer) -> None:
+    html = ada.enter()
+    fields = untouched(html)
+    assert " checked" not in html and not [name for name in fields if name.startswith(("action.", "severity."))]
+    answer = ada.send(fields | {"decision": "approve"})
+    assert answer.status_code == 400 and kept() == []
+    for said in ("M1: nothing was chosen", "M2: nothing was chosen"):
+        assert said in answer.text
+    assert "M3: nothing" not in answer.text  # which is not confirmed
+    silent = fields | {"action.M1": "accept", "action.M2": "repair", "reason.M1": " ", "decision": "approve"}
+    answer = ada.send(silent)
+    assert answer.status_code == 400 and "M1: say why it is to be accepted" in answer.text and kept() == []
+    assert "M2: say why it is to be repaired" in answer.text
+    assert ada.send(fields | {"decision": "reject"}).status_code == 200 and kept()[0].modes == []
+
+
+def test_the_form_of_a_mode_is_whole(ada: Reviewer) -> None:
+    fields = untouched(ada.enter())
+    assert fields["reviewer"] == "Ada Lovelace"
     assert "rating.M1.1" in fields and "bias.M3.12" in fields
     assert "revise" not in fields and "decision" not in fields
 
@@ -75,7 +90,7 @@ def test_what_is_saved_is_what_was_filled_in(ada: Reviewer) -> None:
     [made] = kept()
     assert (made.reviewer, made.reason, made.approve, made.via) == ("Ada Lovelace", "for the release", True, "page")
     assert [(m.id, m.action, m.severity, m.reason) for m in made.modes] == [
-        ("M1", "accept", 1.0, ""),
+        ("M1", "accept", 1.0, "seen"),
         ("M2", "repair", 2.0, "seen in\nthe field"),
         ("M3", "ignore", 1.0, ""),
     ]
@@ -175,9 +190,9 @@ def test_nobody_starts_from_anothers_words(place: Path) -> None:
     said = {"reviewer": "Bob", "reason": "for Bob", "action.M1": "ignore", "reason.M1": "why not"}
     bob.send(form_of(bob.enter()) | said | {"decision": "approve"})
     html = ada.revise()
-    fields = form_of(html)
+    fields = untouched(html)
     assert (fields["reviewer"], fields["reason"], fields["reason.M1"]) == ("Ada Lovelace", "", "")
-    assert fields["action.M1"] == "repair"
+    assert "action.M1" not in fields
     assert "takes the place of Bob’s" in html and "why not" in html
     own = form_of(bob.revise())  # in the browser where it was made
     assert (own["reviewer"], own["reason"], own["action.M1"]) == ("Bob", "for Bob", "ignore")
@@ -217,7 +232,7 @@ def test_two_reviewers_are_both_recorded_if_two_are_asked(tmp_path: Path, monkey
     assert "Ada Lovelace</strong> approved" in seen and "1 more has to decide" in seen
     assert "only Ada says so" not in seen  # who decides next does so unswayed
     html = grace.revise()
-    assert "only Ada says so" not in html and form_of(html)["reason.M1"] == ""
+    assert "only Ada says so" not in html and untouched(html)["reason.M1"] == ""
     twice = form_of(html) | {"decision": "approve"}  # under Ada's name, which git knows here
     answer = grace.send(twice | {"revise": "yes", "seen": ""})
     assert answer.status_code == 409 and "only Ada says so" not in answer.text
@@ -250,7 +265,7 @@ def test_a_decided_landscape_asks_nothing_more(ada: Reviewer) -> None:
     [
         ({"reviewer": "  "}, "Your name is missing"),
         ({"reviewer": None}, "Your name is missing"),
-        ({"reviewer": "a" * 201}, "The name has 201 characters"),
+        ({"reviewer": "a" * 201}, "name has 201 characters"),
         ({"decision": None}, "Neither Approve nor Reject"),
         ({"decision": "maybe"}, "Neither Approve nor Reject"),
         ({"action.M2": None}, "M2: nothing was chosen, expected repair, accept or ignore"),
@@ -284,17 +299,18 @@ def test_what_is_no_form_is_refused(ada: Reviewer, body: bytes) -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    modes = [{"id": "M1", "examples": [{"id": "M1.1"}]}]
+    modes = [{"id": "M1", "confirmed": True, "examples": [{"id": "M1.1"}]}]
     with pytest.raises(FormError) as error:
-        read_decision({"rating.M1.1": "x", "landscape": "0" * 16}, modes)
-    assert len(error.value.problems) == 4
+        read_decision({"rating.M1.1": "x", "landscape": "0" * 16, "decision": "approve"}, modes)
+    assert len(error.value.problems) == 3
     with pytest.raises(FormError, match="landscape"):
-        read_decision(blank(modes, "Ada") | {"decision": "approve", "landscape": "?"}, modes)
+        read_decision({"reviewer": "Ada", "action.M1": "ignore", "decision": "approve", "landscape": "?"}, modes)
 
 
 def test_a_decision_fills_in_the_form_it_came_from() -> None:
     modes = [{"id": "M1", "confirmed": True, "examples": [{"id": "M1.1"}]}, {"id": "M2"}]
-    fields = blank(modes, "Ada") | {"decision": "approve", "landscape": "0" * 16, "severity.M1": "low"}
+    fields = {"reviewer": "Ada", "action.M1": "repair", "reason.M1": "seen", "severity.M1": "low"}
+    fields |= {"decision": "approve", "landscape": "0" * 16}
     fields |= {"corrected.M1.1": "better", "rating.M1.1": "2", "reason": "a\nb", "reason.M2": "c"}
     decision = read_decision(fields, modes)
     assert read_decision(filled(decision) | {"decision": "approve", "landscape": "0" * 16}, modes) == decision

@@ -54,7 +54,7 @@ def kept() -> list[Recorded]:
     return [k.decision for k in read_chain("x")]
 
 
-MODE = ("repair", "", "", "n")  # action, severity, why, rate its examples
+MODE = ("repair", "", "seen", "n")  # action, severity, why, rate its examples
 
 
 def test_it_says_where_the_decision_lies_and_what_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_a_revision_takes_the_place_of_what_was_shown_alone(place: Path, monkeyp
 def test_bias_is_asked_for_where_a_model_draws(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "review_task.py").write_text(TALLIED)
     ask("Drawing")
-    told = review(monkeypatch, "repair", "", "", "y", "3", "11", "9", "Ada", "", "y", "y")
+    told = review(monkeypatch, "repair", "", "seen", "y", "3", "11", "9", "Ada", "", "y", "y")
     assert "its bias, 1 (none) to 10 (wholly biased)" in told
     assert [(e.rating, e.bias, e.corrected) for e in kept()[0].examples] == [(3, 9, None)]
 

@@ -74,7 +74,7 @@ class Deployment:
 
     def answer(self, run: FlowRun, **form: object) -> str | None:
         """Fill in the form as Prefect's page does; return why it was refused."""
-        given = {"decision": "approve", "reviewer": "Ada", "repair": ["M1"], **form}
+        given = {"decision": "approve", "reviewer": "Ada", "M1": "repair", "M1_reason": "seen", **form}
         response = self.client.resume_flow_run(run.id, run_input=given)
         return getattr(response.details, "reason", None)
 
@@ -144,7 +144,7 @@ def made(**changes: object) -> Decision:
         "landscape": landscape_hash("tiny"),
         "reviewer": "Ada",
         "approve": True,
-        "modes": choose(read_modes("tiny")),
+        "modes": choose(read_modes("tiny"), {"M1": "seen"}),
     }
     return Decision(**{**said, **changes})
 
@@ -155,14 +155,15 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     assert run.state.state_details.pause_timeout is None
     assert [event[:2] for event in deployment.told] == [("needs decision", "tiny")]
     schema, text = deployment.form(run)
-    assert schema["properties"]["repair"]["items"]["enum"] == ["M1", "M2"]
-    assert schema["properties"]["repair"]["default"] == ["M1"]
+    for mode in ("M1", "M2"):
+        assert schema["properties"][mode]["enum"] == ["undecided", "repair", "accept", "ignore"]
+        assert schema["properties"][mode]["default"] == "undecided"
     assert {"decision", "reviewer"} <= set(schema["required"])
     assert "faded review tiny" in text and "50% (40% to 60%)" in text and "not measured" in text
 
     assert deployment.answer(run, reviewer=" ") is not None
-    assert deployment.answer(run, repair=["M7"]) is not None
-    assert deployment.answer(run, reason="for {{ the }} release") is None
+    assert deployment.answer(run, M7="repair") is not None
+    assert deployment.answer(run, reason="for {{ the }} release", M2="accept", M2_reason="rare") is None
     run = deployment.execute(run.id)
     assert run.state.is_completed(), run.state
     assert run.state.message.startswith("tiny: pass") and run.state.message.endswith("re_evaluate/report.html")
@@ -170,7 +171,7 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     [kept] = read_chain("tiny")
     assert (kept.decision.reviewer, kept.decision.via, kept.decision.approve) == ("Ada", "prefect", True)
     assert kept.decision.reason == "for {{ the }} release"
-    assert [mode.action for mode in kept.decision.modes] == ["repair", "ignore"]
+    assert [(mode.action, mode.reason) for mode in kept.decision.modes] == [("repair", "seen"), ("accept", "rare")]
     assert read_request("tiny") is None
 
     again = deployment.run()
@@ -181,7 +182,7 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
 @pytest.mark.slow
 def test_the_command_wakes_the_run_and_a_second_decision_is_refused(deployment):
     toys, run = deployment.toys, deployment.run()
-    done = toys.faded("approve", "tiny", "--repair", "M2", "--accept", "M1")  # no API is configured for it
+    done = toys.faded("approve", "tiny", "--repair", "M2=seen", "--accept", "M1=rare")  # no API is configured for it
     assert done.returncode == 0, done.stdout
     assert "Ada Tester approved (accept M1, repair M2)" in done.stdout
     assert f"flow run {run.name} goes on" in done.stdout and "Commit data/tiny" in done.stdout
@@ -193,6 +194,25 @@ def test_the_command_wakes_the_run_and_a_second_decision_is_refused(deployment):
     assert toys.executed() == AFTER
     [kept] = read_chain("tiny")
     assert kept.decision.via == "command"
+
+
+def test_a_form_without_a_choice_or_a_name_that_can_be_seen_is_no_decision(deployment):
+    run = deployment.run()
+    told = {}
+    for problem, form in (
+        ("M1: confirmed, but nothing was chosen", {"M1": "undecided"}),
+        ("M1: to be repaired or accepted, but no reason was given", {"M1_reason": " "}),
+        ("cannot have U+202E RIGHT-TO-LEFT OVERRIDE", {"reviewer": "\u202eAda"}),
+    ):
+        assert deployment.answer(run, **form) is None
+        run = deployment.execute(run.id)
+        told[problem] = suspended(run) and deployment.form(run)[1]
+    assert [
+        problem
+        for problem, text in told.items()
+        if not text or f"not taken:** {problem}" not in text.replace("a reviewer's name ", "")
+    ] == []
+    assert read_chain("tiny") == []
 
 
 def test_several_reviewers_are_asked_one_after_the_other(deployment):
@@ -281,7 +301,7 @@ def test_other_modes_on_the_form_than_the_reviewer_decided_before_are_not_droppe
     ask_a_person(deployment.toys, reviewers=2)
     run = deployment.run()
     decide(load_params(), "tiny", made(), "page")
-    assert deployment.answer(run, repair=["M2"]) is None
+    assert deployment.answer(run, M2="repair", M2_reason="seen") is None
     run = deployment.execute(run.id)
     assert suspended(run) and "not taken:** Ada approved" in deployment.form(run)[1]
     assert len(read_chain("tiny")) == 1
@@ -463,7 +483,7 @@ def by_form(deployment: Deployment, run: FlowRun) -> None:
 
 
 def by_command(deployment: Deployment, run: FlowRun) -> None:
-    done = deployment.toys.faded("approve", "tiny", "--reviewer", "Ada", "--repair", "M1")
+    done = deployment.toys.faded("approve", "tiny", "--reviewer", "Ada", "--repair", "M1=seen")
     assert done.returncode == 0 and f"{run.name} goes on" in done.stdout, done.stdout
 
 

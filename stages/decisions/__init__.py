@@ -13,7 +13,7 @@ from stages.decisions.files import (
     shown_examples,
     standing,
 )
-from stages.decisions.identity import Identity, attributed, identity_of
+from stages.decisions.identity import Identity, identity_of
 from stages.decisions.merge import RULE, merge
 from stages.decisions.model import (
     NO_HUMAN,
@@ -42,7 +42,6 @@ __all__ = [
     "Recorded",
     "Standing",
     "Via",
-    "attributed",
     "check_fits",
     "counting",
     "decisions_dir",

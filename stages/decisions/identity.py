@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,8 @@ class Identity:
 
     @property
     def statement(self) -> str:
-        """For people: "signed by Ada (key 0f3a...)", or that the name was typed."""
-        return f"signed by {self.name} (key {self.key_id})" if self.signed else f"{self.name} ({NOT_VERIFIED})"
+        """For people: "Ada (signed by key 0f3a...)", or "Ada (name typed, not verified)"."""
+        return f"{self.name} ({f'signed by key {self.key_id}' if self.signed else NOT_VERIFIED})"
 
 
 def identity_of(decision: Recorded, keys: Mapping[str, str], audit: str | None = None) -> Identity:
@@ -176,15 +176,3 @@ def check_keys(keys: Mapping[str, str]) -> None:
         if read_public(line) in [read_public(keys[other]) for other in before]:
             raise UsageError(f"feedback.keys: {name!r} has the same key as another reviewer, expected a key for each")
         before.append(name)
-
-
-def attributed(record: Mapping[str, Any]) -> str:
-    """The reviewers of a plan or verdict, each with what vouches for the name.
-
-    Args:
-        record: plan.json or verdict.json; one of an older version names its reviewers and nothing else.
-    """
-    reviewers: Sequence[Mapping[str, Any]] = record.get("reviewers") or []
-    if not reviewers:
-        return f"{record.get('reviewer') or 'a person who gave no name'} ({NOT_VERIFIED})"
-    return ", ".join(Identity(r["name"], r.get("key"), bool(r.get("key"))).statement for r in reviewers)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stages.decisions.identity import Identity
 from stages.decisions.model import Action, Recorded
 
 RULE = (
@@ -21,16 +22,19 @@ def merge(decisions: Sequence[Recorded], modes: Sequence[Mapping[str, Any]]) -> 
     """Merge approving decisions on one landscape.
 
     Args:
-        decisions: at least one; each has a word on every mode.
+        decisions: at least one that counts, so their signatures hold; each has a word on every mode.
         modes: as in landscape.json.
 
     Returns:
-        `reviewer` (all names), `reviewers` (name and id of the key that signed, each), `reason`, `modes` ({id, action,
-        severity, reason} each) and `examples`, as in plan.json.
+        `reviewer` (all names), `reviewers` (name and id of the key that signed, each), `by` (the same in words),
+        `reason`, `modes` ({id, action, severity, reason} each) and `examples`, as in plan.json.
     """
+    signatures = [decision.signature for decision in decisions]
+    by = [Identity(d.reviewer, s and s.key, s is not None) for d, s in zip(decisions, signatures, strict=True)]
     return {
         "reviewer": ", ".join(decision.reviewer for decision in decisions),
-        "reviewers": [{"name": d.reviewer, "key": d.signature.key if d.signature else None} for d in decisions],
+        "reviewers": [{"name": who.name, "key": who.key_id} for who in by],
+        "by": ", ".join(who.statement for who in by),
         "reason": _together({d.reviewer: d.reason for d in decisions}),
         "modes": [_mode(mode["id"], decisions) for mode in modes],
         "examples": _examples(decisions),

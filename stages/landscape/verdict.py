@@ -37,6 +37,7 @@ class Plan:
     reason: str
     modes: list[dict[str, Any]]
     agreement: dict[str, Any] | None = None  # of several reviewers
+    by: str | None = None  # the reviewers, each with what vouches for the name
 
     @property
     def targets(self) -> list[Region]:
@@ -48,7 +49,7 @@ class Plan:
         """Read plan.json."""
         data = read_json(path)
         said = (data["decided_by"], data.get("reviewer"), data.get("reason") or "", data["modes"])
-        return cls(*said, data.get("agreement"))
+        return cls(*said, data.get("agreement"), data.get("by"))
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def judge_models(
         "gates": gates,
         "decided_by": plan.decided_by,
         "reviewer": plan.reviewer,
+        **({"by": plan.by} if plan.by else {}),
         "reason": plan.reason,
         **({"agreement": plan.agreement} if plan.agreement else {}),
         "statement": _statement(plan, gates, differences, (aimed, noise), moved, bias),

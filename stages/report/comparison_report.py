@@ -231,7 +231,7 @@ def _decision(verdict: Mapping[str, Any]) -> dict[str, str] | None:
     by = verdict.get("decided_by")
     if not by:
         return None
-    reviewer = f"decided by {verdict.get('reviewer') or 'a person who gave no name'}"
+    reviewer = f"decided by {verdict.get('by') or verdict.get('reviewer') or 'a person who gave no name'}"
     return {
         "text": "decided by policy, no human" if by == "policy" else reviewer,
         "reason": str(verdict.get("reason") or ""),

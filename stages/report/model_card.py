@@ -111,7 +111,11 @@ def _gates(gates: list[dict[str, Any]]) -> list[str]:
 
 
 def _decided(plan: Mapping[str, Any]) -> str:
-    by = "a rule, no human" if plan["decided_by"] == "policy" else plan.get("reviewer") or "a person without a name"
+    by = (
+        "a rule, no human"
+        if plan["decided_by"] == "policy"
+        else plan.get("by") or plan.get("reviewer") or "a person without a name"
+    )
     return _line(by)
 
 
