@@ -27,7 +27,7 @@ from tests.workspace import STAGES, Workspace, audit_params, make_workspace, rep
 QUICK = {"discover": {"explorer": "ppo", "control": "random", "budget": 120}}
 COMMANDS = (
     *("audit", "plan", "status", "screen", "report", "compare", "study"),
-    *("review", "approve", "reject", "ratings"),
+    *("review", "approve", "reject", "reviewers", "ratings"),
     *("schedule", "schedules", "serve", "notify"),
     *("evidence", "verify", "export", "gate"),
 )

@@ -30,7 +30,7 @@ class What(StrEnum):
     "   [cyan]faded reviewers list[/]",
 )
 def reviewers(
-    what: Annotated[What, typer.Argument(metavar="list|add|remove", help="What to do.")],
+    what: Annotated[What, typer.Argument(metavar="WHAT", help="list, add or remove.")],
     name: Annotated[
         Optional[str],  # noqa: UP045  # typer reads this at run time
         typer.Argument(metavar="[NAME]", help="Of the reviewer to add or remove."),
