@@ -21,7 +21,7 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import read_json, stage_dir
-from stages.params import Params
+from stages.params import Params, load_params
 
 if TYPE_CHECKING:
     from stages.decisions import ModeDecision, Recorded, Via
@@ -72,9 +72,18 @@ def needs_decision(params: Params, audit: str) -> str | None:
 
 
 def how_to_decide(audit: str) -> str:
-    """What the person is told."""
+    """What the person is told, and of decisions that do not count why."""
     until = f" until {_minutes(expires)}" if (expires := deadline(audit)) else ""
-    return f"{audit} waits for a decision on its landscape{until}: `faded review {audit}`"
+    problems = "".join(f" ({why})" for why in _not_counting(audit))
+    return f"{audit} waits for a decision on its landscape{until}{problems}: `faded review {audit}`"
+
+
+def _not_counting(audit: str) -> Sequence[str]:
+    from stages.decisions import standing
+
+    with contextlib.suppress(UsageError):  # whoever asks what is decided is told of that
+        return standing(load_params(), audit).problems
+    return ()
 
 
 def open_request(params: Params, audit: str, run: tuple[str, str] | None = None) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
+from flows.approval import how_to_decide
 from flows.cli import app
 from flows.edit_params import with_keys
 from flows.signing import key_name
@@ -30,6 +32,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "ws"
     folder.mkdir()
     make_review(folder, monkeypatch, reviewers=2)
+    params = json.loads(json.dumps(yaml.safe_load((folder / "params.yaml").read_text())))  # its audits share nothing
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     monkeypatch.setattr("flows.approval.git_user", lambda: "Ada Lovelace")
     return folder
 
@@ -62,6 +66,7 @@ def test_a_reviewer_is_added_listed_and_removed(tmp_path: Path) -> None:
     before = Path("params.yaml").read_bytes()
     code, told = faded("reviewers", "add", " Ada  Lovelace")
     assert code == 0 and "Ada Lovelace decides on x, other with key" in told and "Commit params.yaml" in told
+    assert "x asks 2 reviewers and lists 1 of them: add the others." in told
     assert list(keys()) == list(keys("other")) == ["Ada Lovelace"]
     key = key_path(key_name("Ada Lovelace"))
     assert key.stat().st_mode & 0o777 == 0o600 and str(key) in told and not key.is_relative_to(Path.cwd())
@@ -134,6 +139,7 @@ def test_what_was_typed_before_there_were_keys_no_longer_counts() -> None:
     faded("reviewers", "add", "Ada Lovelace")
     now = standing(load_params(), "x")
     assert now.kept == () and "it is not signed, expected a signature by a listed reviewer" in now.problems[0]
+    assert how_to_decide("x").startswith(f"x waits for a decision on its landscape ({now.problems[0]}): `faded review")
     assert faded("approve", "x", *ALL)[0] == 0
     assert [d.signature is not None for d in standing(load_params(), "x").decisions] == [True]
 

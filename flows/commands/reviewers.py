@@ -127,6 +127,9 @@ def _add(params: Params, audits: list[str], name: str, public_key: str | None) -
     where = f", its private half is {key_path(key_name(name))}" if public_key is None else ""
     told = [f"{name} decides on {', '.join(audits)} with key {key_id_of(line)}{where}."]
     told.append("From now on only decisions signed with a listed key count there. Commit params.yaml.")
+    for audit, keys in after.items():
+        if (asked := params.repairs[audit].feedback.reviewers) > len(keys):
+            told.append(f"{audit} asks {asked} reviewers and lists {len(keys)} of them: add the others.")
     for sentence in told:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
