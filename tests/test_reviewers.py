@@ -18,6 +18,7 @@ from flows.signing import key_name
 from stages.decisions import listed_keys, read_chain, standing
 from stages.decisions.identity import key_id_of, public_line
 from stages.errors import FadedError, UsageError
+from stages.files import read_json, stage_dir, write_json
 from stages.keys import key_path
 from stages.params import load_params
 from tests.review_samples import form_of, make_review, review, reviewers, untouched
@@ -34,6 +35,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_review(folder, monkeypatch, reviewers=2)
     params = json.loads(json.dumps(yaml.safe_load((folder / "params.yaml").read_text())))  # its audits share nothing
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    summary = stage_dir("x", "summarize") / "landscape.json"
+    concepts = [{"name": "tilt", "levels": [0, 1, 2, 3], "ordered": True}]
+    write_json(summary, {**read_json(summary), "concepts": concepts})
     monkeypatch.setattr("flows.approval.git_user", lambda: "Ada Lovelace")
     return folder
 
