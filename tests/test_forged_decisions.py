@@ -180,6 +180,9 @@ def test_a_forged_revision_lifts_no_rejection() -> None:
     del unsigned["signature"]
     path.with_suffix(".2.yaml").write_text(yaml.safe_dump(unsigned))
     assert count()[0] == ["Ada"] and "Ada rejected" in count()[1]
+    late = unsigned | {"approve": False, "reviewer": "nobody", "via": "time-out"}  # which needs no signature
+    path.with_suffix(".2.yaml").write_text(yaml.safe_dump(copy.deepcopy(late)))
+    assert count()[0] == ["Ada"] and "takes nobody's place" in standing(params(), "x").problems[0]
 
 
 def test_one_key_counts_once_and_a_reviewer_who_was_removed_not_at_all() -> None:

@@ -65,8 +65,8 @@ def _objections(decision: Recorded, keys: Mapping[str, str], audit: str | None) 
     """Why a decision does not count; none if it does. Those behind the first one are not to be asked for."""
     name, signature, line = decision.reviewer, decision.signature, keys.get(decision.reviewer)
     if decision.via == "time-out":
-        if name != NOBODY or decision.approve or signature is not None:
-            yield f"a time-out is a rejection by {NOBODY!r}, without a signature"
+        if name != NOBODY or decision.approve or signature is not None or decision.revises:
+            yield f"a time-out is a rejection by {NOBODY!r}, without a signature, that takes nobody's place"
         return
     if same_person(name, NOBODY) or look_alike(name, [NOBODY]):
         yield f"{NOBODY!r} is who rejects when the time is up, expected a person"
