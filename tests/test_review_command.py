@@ -177,7 +177,7 @@ def test_over_ssh_the_questions_are_asked_in_the_terminal(place: Path, monkeypat
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
         monkeypatch.delenv(name, raising=False)
     asked: list[str] = []
-    monkeypatch.setattr("flows.commands.decide._in_terminal", lambda _params, name, _revise: asked.append(name))
+    monkeypatch.setattr("flows.commands.decide._in_terminal", lambda _params, name, *_rest: asked.append(name))
     monkeypatch.setattr("flows.commands.decide._on_page", lambda *_args: asked.append("page"))
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("flows.commands.decide._interactive", lambda: True)

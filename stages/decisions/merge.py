@@ -30,7 +30,7 @@ def merge(decisions: Sequence[Recorded], modes: Sequence[Mapping[str, Any]]) -> 
         `reason`, `modes` ({id, action, severity, reason} each) and `examples`, as in plan.json.
     """
     signatures = [decision.signature for decision in decisions]
-    by = [Identity(d.reviewer, s and s.key, s is not None) for d, s in zip(decisions, signatures, strict=True)]
+    by = [Identity(d.reviewer, s.key if s else None, s is not None) for d, s in zip(decisions, signatures, strict=True)]
     return {
         "reviewer": ", ".join(decision.reviewer for decision in decisions),
         "reviewers": [{"name": who.name, "key": who.key_id} for who in by],
