@@ -58,7 +58,7 @@ class DecisionForm(RunInput):
         Raises:
             UsageError: when the repair is approved, and a choice or its reason is missing.
         """
-        said = {mode["id"]: getattr(self, mode["id"], "undecided") for mode in modes}
+        said: dict[str, Any] = {mode["id"]: getattr(self, mode["id"], "undecided") for mode in modes}
         why = {name: getattr(self, _why(name), "") for name in said}
         if self.decision == "reject":
             return [ModeDecision(id=n, action=a, reason=why[n]) for n, a in said.items() if a != "undecided"]
