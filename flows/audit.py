@@ -22,6 +22,7 @@ from flows.artifacts import publish_artifacts
 from flows.endings import Ending, finished, how_it_ended, keep_evidence
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
+from flows.intact import mend, stages_of
 from flows.processes import stopping
 from flows.results import record_timings
 from flows.run_stage import StageResult
@@ -89,13 +90,29 @@ def reproduce(stage: str, what: Job, runner: Runner) -> StageResult:
             STAGE_LOG.info(line, extra={"stage": stage})
 
     try:
-        result = runner.run(what, say)
+        result = _whole(runner.run(what, say), what, runner, say)
     except InfrastructureError as error:
         if not stopping():
             STAGE_LOG.warning(str(error).splitlines()[0], extra={"stage": stage})
         raise
     STAGE_LOG.info(f"{result.outcome} in {result.seconds:.1f} s", extra={"stage": stage, "result": result})
     return result
+
+
+def _whole(result: StageResult, what: Job, runner: Runner, say: Callable[[str], None]) -> StageResult:
+    """What a stage left, before the next one reads it: DVC restores whatever its cache has under a name.
+
+    Raises:
+        InfrastructureError: when it is damaged again after it was done anew.
+    """
+    if result.outcome == "unchanged" or not (damaged := mend([what.stage])):
+        return result
+    for line in damaged:
+        say(line)
+    again = runner.run(what, say)
+    if damaged := mend([what.stage]):
+        raise InfrastructureError(f"{what.stage} is damaged as soon as it is done: {damaged[0]}")
+    return again
 
 
 @flow(name="audit", description=__doc__, persist_result=False)
@@ -118,7 +135,7 @@ def audit(audits: list[str], runner: str | None = None) -> list[StageResult] | S
     if (run := deployed_run()) is not None:
         return _unattended(audits, runner, run)
     with exclusive():
-        params, graph = ALREADY_READ.get() or _read()
+        params, graph = ALREADY_READ.get() or _read(audits)
         results = _run_stale(params, graph, audits, chosen(params, runner))
     if any(result.outcome == "failed" for result in results):
         raise AuditFailed(results)
@@ -130,7 +147,7 @@ def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[An
     logger = get_run_logger()
     try:
         with exclusive(logger.info):
-            params, graph = _read()
+            params, graph = _read(audits)
             for name in audits:
                 for line in settle(params, name):
                     logger.info(line)
@@ -225,8 +242,8 @@ def _threads() -> ThreadPoolTaskRunner[Any]:
     return ThreadPoolTaskRunner()
 
 
-def _read() -> tuple[Params, Graph]:
-    for line in heal():
+def _read(audits: list[str]) -> tuple[Params, Graph]:
+    for line in [*heal(), *mend(stages_of(audits))]:
         get_run_logger().warning(line)
     return load_params(), read_graph()
 

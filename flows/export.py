@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from flows.evidence import evidence_of, read_bundle
+from flows.evidence import read_bundle
 from flows.evidence.hashes import files_below
+from flows.evidence.proven import proven_evidence
 from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, check_model
 from flows.results import NO_GATES, Verdict, gate_word, read_verdict
 from stages.errors import Exit, FadedError, InfrastructureError, UsageError
@@ -37,11 +38,12 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
     Raises:
         UsageError: when the folder is not empty, the audit has no repair, or it is not finished.
         NotPassedError: when it did not pass.
+        InfrastructureError: when outputs are not what stages wrote, or the evidence does not hold.
     """
     params.repair(audit)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder: expected a new or an empty one, so that nothing is mixed")
-    bundle = evidence_of(params, audit)
+    bundle = proven_evidence(params, audit)
     verdict = read_verdict(params, audit)
     if verdict.passed is not True and not force:
         raise NotPassedError(f"{_refusal(verdict)}; to export it all the same: --force")

@@ -24,7 +24,7 @@ from flows.compare import (
     paired_difference,
     read_run,
 )
-from flows.evidence import unfinished
+from flows.evidence.proven import proven_evidence
 from flows.results import NO_GATES, Verdict, last_stage, verdict_of
 from stages.errors import UsageError
 from stages.files import stage_dir
@@ -97,9 +97,9 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
     Raises:
         UsageError: when the workspace's result is stale, there is nothing to compare with or it did not pass, or the
             runs are not alike.
+        InfrastructureError: when outputs are not what stages wrote, or the evidence does not hold.
     """
-    if (why := unfinished(params, audit)) is not None:
-        raise UsageError(why)
+    proven_evidence(params, audit)
     notes: list[str] = []
     if against is None:
         against, same = last_passed(params, audit)

@@ -6,11 +6,15 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from flows.digests import Hashes
 from flows.linked import note_linked_folders
 from flows.pipeline import is_own
 from stages.errors import InfrastructureError, UsageError
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 FIRST_STAGES = ("prepare", "discover", "summarize")  # an audit has at least these
 RUNS_NOW = "runs now"
@@ -109,14 +113,67 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     from dvc.repo import Repo, lock_repo
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
+    hashes = Hashes(root)
     try:
         with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
+            believe_only_bytes(repo, hashes)
             note_linked_folders(repo, root)
             return _snapshot(repo, root, looks)
     except LockError as error:
         raise InfrastructureError(f"DVC: {error}") from None
     except DvcException as error:
         raise UsageError(f"DVC cannot read the graph in {root.resolve()}: {_causes(error)}") from None
+    finally:
+        hashes.save()
+
+
+def believe_only_bytes(repo: Repo, hashes: Hashes) -> None:
+    """Have DVC take hashes of local files from their bytes, and correct what it remembers of them.
+
+    Args:
+        repo: DVC's, as it was opened.
+        hashes: what was hashed before; to be saved afterwards.
+    """
+    repo.state = _Bytes(repo.state, hashes)
+    for cache in (repo.cache.local, repo.cache.legacy):
+        cache.state = repo.state
+
+
+class _Bytes:
+    """DVC's memory of hashes (`dvc_data.hashfile.state`), but for files' hashes, which are their bytes'.
+
+    DVC remembers by inode, time and size, and takes over the name of an object that it puts into the workspace. Where
+    that differs it is corrected, so that a later `dvc repro` in a process of its own goes by the bytes, too.
+    """
+
+    def __init__(self, remembered: Any, hashes: Hashes) -> None:
+        self._remembered, self._hashes = remembered, hashes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._remembered, name)
+
+    def get(self, path: str, fs: Any, info: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        [(_, meta, found)] = self.get_many([path], fs, {} if info is None else {path: info})
+        return meta, found
+
+    def get_many(self, items: Iterable[str], fs: Any, infos: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_data.hashfile.meta import Meta
+
+        remembered = self._remembered.get_many(items := list(items), fs, infos)
+        if fs.protocol != "local":
+            yield from remembered
+            return
+        self._hashes.learn(Path(path) for path in items)
+        for path, _, before in remembered:
+            if not Path(path).is_file():
+                yield path, None, None
+                continue
+            info = infos.get(path) or fs.info(path)
+            found = HashInfo("md5", self._hashes.md5(Path(path)))
+            if before != found:
+                self._remembered.save(path, fs, found, info)
+            yield path, Meta.from_info(info), found
 
 
 def _snapshot(repo: Any, root: Path, looks: bool) -> Graph:

@@ -17,6 +17,7 @@ from flows.endings import finished, keep_evidence
 from flows.estimate import estimate
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
+from flows.intact import mend, stages_of
 from flows.results import read_verdict
 from flows.runners import check_stages, chosen
 from flows.views import show_run, show_verdict
@@ -47,7 +48,7 @@ def run_audits(params: Params, audits: list[str], runner: str | None, console: C
     """
     chosen(params, runner)  # a wrong one is told at once, not when something is stale
     with exclusive():
-        for line in heal():
+        for line in [*heal(), *mend(stages_of(audits))]:
             console.print(f"healed: {line}", highlight=False)
         for line in [line for audit in audits for line in settle(params, audit)]:
             console.print(line, markup=False, highlight=False)

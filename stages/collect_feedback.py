@@ -15,7 +15,7 @@ from stages.decisions.agreement import agreement
 from stages.errors import DecisionNeeded, RejectedError
 from stages.files import publishing, read_json, stage_dir, write_json
 from stages.params import FeedbackConfig, load_params
-from stages.provenance import provenance
+from stages.provenance import provenance, write_provenance
 
 
 def main(audit: str) -> None:
@@ -34,7 +34,8 @@ def main(audit: str) -> None:
         write_json(out / "metrics.json", {**counts, "examples": len(plan["examples"])}, schema=False)
         record = provenance(audit, params.audit(audit), computes=False)
         decided = {} if now is None else {kept.path.name: kept.sha256 for kept in now.kept}
-        write_json(out / "provenance.json", {**record, "decisions": decided})
+        landscape = [stage_dir(audit, "summarize") / name for name in ("landscape.parquet", "landscape.json")]
+        write_provenance(out, {**record, "decisions": decided}, landscape)
     said = [f"{n} to {action}" for action, n in counts.items()]
     said += [f"{n} example(s) rated or corrected"] if (n := len(plan["examples"])) else []
     print(f"{plan['statement']}: {', '.join(said)}")

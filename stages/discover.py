@@ -19,7 +19,7 @@ from stages.ledger import Ledger
 from stages.microscopic import measure_robustness
 from stages.params import load_params, task_class, task_context
 from stages.progress import progress
-from stages.provenance import provenance, run_key
+from stages.provenance import prepared_files, provenance, run_key, write_provenance
 from stages.ratings import rated
 
 CODE = [Path(__file__).parent / name for name in ("explorers", "microscopic", "landscape/kernel.py")]
@@ -76,7 +76,8 @@ def main(name: str) -> None:
         _write_curves(out / "live", result)
         metrics = {**result.metrics, "microscopic": robustness.metrics, "enumerated": result.enumerated}
         write_json(out / "metrics.json", metrics, schema=False)
-        write_json(out / "provenance.json", provenance(name, audit, prepared))
+        parts_read = [shares / str(part.part) for part in parts]
+        write_provenance(out, provenance(name, audit, prepared), [*prepared_files(prepared), *parts_read])
     for role, numbers in result.metrics.items():
         print(
             f"{role} ({numbers['explorer']}): {numbers['failures']:,} failures in {numbers['probes']:,} unique probes,"

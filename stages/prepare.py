@@ -9,7 +9,7 @@ from stages.command import stage_main
 from stages.errors import UsageError
 from stages.files import content_hash, publishing, record_probe_seconds, stage_dir, write_json
 from stages.params import DATA, AuditConfig, load_params, task_class, task_context
-from stages.provenance import of_answers, provenance
+from stages.provenance import of_answers, provenance, write_provenance
 
 
 def main(name: str) -> None:
@@ -26,7 +26,7 @@ def main(name: str) -> None:
             record_probe_seconds(name, metrics.pop("seconds_per_probe"))
         write_json(out / "metrics.json", metrics, schema=False)
         write_json(out / "fingerprint.json", _fingerprint(name, audit))
-        write_json(out / "provenance.json", provenance(name, audit, out))
+        write_provenance(out, provenance(name, audit, out))
 
 
 def _fingerprint(name: str, audit: AuditConfig) -> dict[str, Any]:

@@ -1,7 +1,12 @@
-"""Where a result comes from, written beside it by every stage: without it two results cannot be compared."""
+"""Where a result comes from, written beside it by every stage: without it two results cannot be compared.
+
+It also names, by SHA-256, what the stage read and what it wrote, so that results can be followed from stage to stage.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -10,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.code import is_own_workspace
-from stages.files import content_hash
+from stages.files import content_hash, write_json
 from stages.params import AuditConfig, resolve_device
 from stages.plugins import distributions
 
@@ -56,6 +61,39 @@ def provenance(
         record["model"] = content_hash([prepared / "model"])
         record["data"] = content_hash([prepared / "items.parquet"])
     return record
+
+
+def write_provenance(out: Path, record: Mapping[str, Any], read: Iterable[Path] = ()) -> None:
+    """Write provenance.json as the last of a stage's outputs.
+
+    Args:
+        out: the folder with all its other outputs.
+        record: as `provenance` gives it, and what the stage adds.
+        read: files and folders beside it that other stages wrote and this one read.
+    """
+    inputs = {path.relative_to(out.parent).as_posix(): sha256_of(path) for path in read}
+    outputs = {path.name: sha256_of(path) for path in sorted(out.iterdir()) if path.name != "provenance.json"}
+    write_json(out / "provenance.json", {**record, "read": inputs, "wrote": outputs})
+
+
+def prepared_files(prepared: Path) -> list[Path]:
+    """What stages read that run a model: data/<audit>/prepare without its numbers."""
+    return [prepared / name for name in ("model", "items.parquet", "fingerprint.json")]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex; of a folder, of what `sha256sum` says of its files, sorted by their paths."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    files = (Path(here) / name for here, _, names in os.walk(path) for name in names)
+    return sha256_of_folder({file.relative_to(path).as_posix(): sha256_of(file) for file in files})
+
+
+def sha256_of_folder(files: Mapping[str, str]) -> str:
+    """SHA-256 of a folder, from that of each of its files, by path."""
+    lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _dtype(config: AuditConfig) -> str:

@@ -18,7 +18,7 @@ from stages.landscape import Plan, draw_pairs, judge_models, newly_skewed
 from stages.ledger import Ledger
 from stages.params import AuditConfig, load_params, task_class, task_context
 from stages.progress import progress
-from stages.provenance import provenance, run_key
+from stages.provenance import prepared_files, provenance, run_key, write_provenance
 from stages.ratings import rated
 from stages.report import Compared, model_card, write_comparison_report
 from stages.tasks.contract import Compute, Exhibit, Illustrated, Measured, Tallied, Tally, Task
@@ -77,7 +77,6 @@ def main(name: str) -> None:
         (out / "model_card.md").write_text(_card(models_path / "repaired", verdict, plan_path), encoding="utf-8")
         record = provenance(name, audit, prepared)
         record["repaired"] = content_hash([models_path]) if models_path.exists() else None
-        write_json(out / "provenance.json", record)
         write_comparison_report(
             out / "report.html",
             verdict=verdict,
@@ -89,6 +88,7 @@ def main(name: str) -> None:
             provenance=record,
             skipped=tasks["before"].items.skipped,
         )
+        write_provenance(out, record, [*prepared_files(prepared), plan_path, models_path])
     print(verdict["statement"])
 
 

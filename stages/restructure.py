@@ -13,7 +13,7 @@ from stages.command import stage_main
 from stages.concepts import Region
 from stages.files import content_hash, publishing, read_json, scratch, stage_dir, write_json
 from stages.params import load_params, task_class, task_context
-from stages.provenance import provenance, run_key
+from stages.provenance import prepared_files, provenance, run_key, write_provenance
 from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode, Task
 
 
@@ -60,9 +60,8 @@ def main(name: str) -> None:
             }
             records["repaired"].curve.to_csv(out / "curve.csv", index=False)
             write_json(out / "metrics.json", _metrics(records, targets, examples), schema=False)
-            write_json(
-                out / "provenance.json", {**provenance(name, audit, prepared), "plan": content_hash([plan_file])}
-            )
+            record = provenance(name, audit, prepared) | {"plan": content_hash([plan_file])}
+            write_provenance(out, record, [*prepared_files(prepared), plan_file])
         shutil.rmtree(work)  # published: nothing is left to resume
 
 

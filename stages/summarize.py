@@ -38,7 +38,7 @@ from stages.landscape import (
 from stages.landscape.kernel import landmarks
 from stages.landscape.robustness import describe_steps, nearest, reached, summarize_robustness
 from stages.params import AuditConfig, load_params, task_class, task_context
-from stages.provenance import provenance
+from stages.provenance import prepared_files, provenance, write_provenance
 from stages.ratings import RatedTask, rated
 from stages.report import Gallery, PicturedCell, write_exhibits, write_landscape_report
 from stages.tasks.contract import Exhibit, Illustrated, Tallied, Task
@@ -118,7 +118,6 @@ def main(name: str) -> None:
         write_json(out / "verdict.json", verdict)
         write_json(out / "metrics.json", metrics, schema=False)
         record = provenance(name, audit, prepared)
-        write_json(out / "provenance.json", record)
         write_landscape_report(
             out / "report.html",
             landscape=table,
@@ -133,6 +132,8 @@ def main(name: str) -> None:
             metrics=metrics,
             skipped=task.items.skipped,
         )
+        read = [discovered / one for one in ("probes.parquet", "robustness.parquet", "policy", "metrics.json")]
+        write_provenance(out, record, [*prepared_files(prepared), *read])
     _say(summary, overall, modes, task.concepts)
 
 

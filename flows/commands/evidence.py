@@ -132,8 +132,9 @@ def gate(
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     from flows.evidence.views import show_gate
     from flows.gate import run_gate
+    from flows.workspace import exclusive
 
-    with working("comparing"):
+    with exclusive(), working("checking every byte, and comparing"):
         result = run_gate(params, name, against, tolerance)
     show_gate(console, result)
     if not result.passed:

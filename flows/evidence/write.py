@@ -29,6 +29,7 @@ from flows.evidence.hashes import Hashes, files_below, sha256, signature_of
 from flows.evidence.signature import make_envelope
 from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals, verify_bundle
+from flows.intact import check_intact
 from flows.results import last_stage
 from stages.code import RECORD
 from stages.decisions import decisions_dir, landscape_hash
@@ -260,7 +261,10 @@ def evidence_of(params: Params, audit: str) -> Path:
 
     Raises:
         UsageError: when the audit is not finished.
+        DamagedError: when outputs are not what its stages wrote.
     """
+    params.audit(audit)
+    check_intact(audit)
     if (path := write_bundle(params, audit)) is None:
         raise UsageError(unfinished(params, audit) or f"audit {audit!r} changed meanwhile: try again")
     return path

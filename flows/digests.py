@@ -1,0 +1,169 @@
+"""What files really hold: MD5 (DVC's hash) and SHA-256, computed from their bytes.
+
+DVC goes by inode, time and size, and in its cache by an object's name, all of which can be forged or simply wrong. Here
+a hash is remembered only while the inode, the size and both times of a file stay the same; the time of its last change
+(ctime) is the system's, and no program can set it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from stages.environment import WORK
+from stages.files import content_hash
+
+CACHE = WORK / "bytes.json"
+# A file that changed less than this before it was hashed may change again within the resolution of its time stamps.
+_SETTLED_NS = 2_000_000_000
+_BLOCK = 1 << 20
+_WORTH_THREADS = 1 << 22  # bytes
+
+
+class Digests(NamedTuple):
+    """Hashes of one file, in hex."""
+
+    md5: str
+    sha256: str
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and below, sorted, links followed as DVC does; the folder itself if it is a file."""
+    if folder.is_file():
+        return [folder]
+    return sorted(Path(here) / name for here, _, names in os.walk(folder, followlinks=True) for name in names)
+
+
+def signature_of(paths: Iterable[Path]) -> str:
+    """A hash of names, inodes, sizes and times of files: while it is the same, so are they."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path}\0{_mark(path.stat())}\n".encode())
+    return digest.hexdigest()
+
+
+def directory_md5(files: Iterable[tuple[str, str]]) -> str:
+    """The hash by which DVC knows a folder, from the path within it and the MD5 of each of its files."""
+    listed = [{"md5": md5, "relpath": path} for path, md5 in sorted(files)]
+    return hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _mark(stat: os.stat_result) -> list[int]:
+    return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+class Hashes:
+    """Hashes of files and folders, with what was computed before kept in `CACHE` below a workspace.
+
+    Args:
+        root: the workspace.
+    """
+
+    def __init__(self, root: Path = Path()) -> None:
+        self._path = root / CACHE
+        self._known = _read(self._path)
+        self._changed = False
+
+    def of(self, path: Path) -> Digests:
+        """The hashes of a file."""
+        name, mark = str(path.absolute()), _mark(path.stat())
+        known = self._known.get(name)
+        if known is not None and known[:-2] == mark:
+            return Digests(str(known[-2]), str(known[-1]))
+        found = _digests(path)
+        self._remember(name, mark, path.stat(), [*mark, *found])
+        return found
+
+    def learn(self, paths: Iterable[Path]) -> None:
+        """Hash all of these that are not known, side by side if they are large."""
+        unknown = {}
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                known = self._known.get(str(path.absolute()))
+                if known is None or known[:-2] != _mark(stat):
+                    unknown[path] = stat.st_size
+        if sum(unknown.values()) > _WORTH_THREADS:
+            with ThreadPoolExecutor() as threads:
+                list(threads.map(self.of, unknown))
+
+    def md5(self, path: Path) -> str:
+        """MD5 of a file."""
+        return self.of(path).md5
+
+    def sha256(self, path: Path) -> str:
+        """SHA-256 of a file."""
+        return self.of(path).sha256
+
+    def content(self, path: Path) -> str:
+        """What `stages.files.content_hash` makes of a file or folder, as stages write it to provenance.json."""
+        files = files_below(path)
+        return self._folder(f"content {path.absolute()}", files, lambda: content_hash([path]))
+
+    def _folder(self, key: str, files: list[Path], compute: Callable[[], str]) -> str:
+        signature = signature_of(files)
+        known = self._known.get(key)
+        if known is not None and known[0] == signature:
+            return str(known[1])
+        value = compute()
+        newest = max((file.stat().st_ctime_ns for file in files), default=0)
+        if signature == signature_of(files) and time.time_ns() - newest > _SETTLED_NS:
+            self._known[key], self._changed = [signature, value], True
+        return value
+
+    def _remember(self, name: str, mark: list[int], after: os.stat_result, entry: list[int | str]) -> None:
+        if mark == _mark(after) and time.time_ns() - max(mark[-2:]) > _SETTLED_NS:
+            self._known[name], self._changed = entry, True
+
+    def save(self) -> None:
+        """Keep what was computed; where that cannot be written, it is computed again."""
+        if not self._changed:
+            return
+        known = {name: entry for name, entry in self._known.items() if Path(name.removeprefix("content ")).exists()}
+        text = json.dumps(known)
+        partial = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "w", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o600)) as stream:
+                stream.write(f"{sha256(text.encode())}\n{text}")
+            partial.replace(self._path)
+            self._changed = False
+
+
+def _read(path: Path) -> dict[str, list[int | str]]:
+    """What was kept; nothing if the file is not, byte for byte, as it was written."""
+    try:
+        seal, _, text = path.read_text(encoding="utf-8").partition("\n")
+    except (OSError, ValueError):
+        return {}
+    known: dict[str, list[int | str]] = json.loads(text) if seal == sha256(text.encode()) else {}
+    return known
+
+
+def _digests(path: Path) -> Digests:
+    md5, sha = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        buffer = memoryview(bytearray(_BLOCK))
+        while n := stream.readinto(buffer):
+            md5.update(buffer[:n])
+            sha.update(buffer[:n])
+    return Digests(md5.hexdigest(), sha.hexdigest())

@@ -1,0 +1,323 @@
+"""Whether an audit's outputs are, byte for byte, what its stages wrote.
+
+DVC believes the name of an object in its cache and what it remembers of a file, and takes for granted what somebody
+commits. So the bytes are hashed here and compared with dvc.lock, and with the SHA-256 that each stage wrote to
+provenance.json of what it read and wrote. Who can rewrite all of these can only be told by a signature.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from flows.digests import Hashes, directory_md5
+from flows.graph import SHARE, believe_only_bytes
+from flows.workspace import dvc_root
+from stages.errors import InfrastructureError
+from stages.params import DATA
+from stages.provenance import sha256_of_folder
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+LOCK = Path("dvc.lock")
+RECORD = "provenance.json"
+_NOT_OF_STAGES = {"inputs", "decisions", "shards"}  # under data/<audit>: people's, and folders that shares fill
+_MOST_TOLD = 5
+_IS_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that is not as its stage left it.
+
+    Args:
+        stage: which stage.
+        path: the file.
+        told: what is wrong with it.
+        where: an output in the workspace, its copy in DVC's cache, or what the stage says itself in provenance.json.
+    """
+
+    stage: str
+    path: Path
+    told: str
+    where: Literal["workspace", "cache", "record"]
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.told}"
+
+
+class DamagedError(InfrastructureError):
+    """Outputs are not what their stages wrote, so nothing is concluded from them."""
+
+
+def check_intact(audit: str) -> None:
+    """Compare all that an audit's stages wrote with what dvc.lock and the stages say; missing files are just stale.
+
+    Raises:
+        DamagedError: naming what differs, and the command that mends it.
+    """
+    if damages := find_damage(stages_of([audit])):
+        lines = [f"  {damage}" for damage in damages[:_MOST_TOLD]]
+        lines += [f"  and {more} more" for more in [len(damages) - _MOST_TOLD] if more > 0]
+        raise DamagedError(
+            f"audit {audit!r} is not what its stages wrote, so nothing is concluded from it:\n"
+            + "\n".join(lines)
+            + f"\n`faded audit {audit}` restores or computes it anew"
+        )
+
+
+def mend(stages: Collection[str]) -> list[str]:
+    """Have DVC see what is damaged of the outputs of stages, so that it restores them or runs the stage.
+
+    Copies in DVC's cache that are not what their names say are removed, and DVC forgets results that contradict what
+    the stage itself recorded.
+
+    Args:
+        stages: names in dvc.lock; others are passed over.
+
+    Returns:
+        One line for each thing that was wrong.
+
+    Raises:
+        InfrastructureError: when the cache cannot be written.
+    """
+    if not find_damage(stages):
+        return []
+    from dvc.repo import Repo, lock_repo
+
+    hashes = Hashes()
+    with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+        believe_only_bytes(repo, hashes)
+        damages = find_damage(stages)  # again, for now no stage is at work on them
+        for damage in damages:
+            if damage.where == "cache":
+                _remove(damage)
+        for name in dict.fromkeys(damage.stage for damage in damages):
+            for stage in repo.stage.collect(name):
+                if any(damage.stage == name and damage.where == "record" for damage in damages):
+                    _forget(repo, stage)
+                    continue
+                for out in stage.outs:
+                    if out.use_cache and out.changed_cache() and out.exists and not out.changed_checksum():
+                        out.commit(relink=False)  # put back into the cache what is right in the workspace
+    hashes.save()
+    return [f"{damage}: {_mended(damage)}" for damage in damages]
+
+
+def _mended(damage: Damage) -> str:
+    if damage.where == "cache":
+        return "removed"
+    return f"{damage.stage} is restored or run again"
+
+
+def _remove(damage: Damage) -> None:
+    try:
+        damage.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InfrastructureError(f"{damage}, and cannot be removed ({error.strerror}): remove it") from None
+
+
+def _forget(repo: Repo, stage: Any) -> None:
+    """Take a result out of dvc.lock and out of DVC's records of runs, from which it would be restored."""
+    from dvc.stage.cache import _get_cache_hash, _get_stage_hash
+    from dvc.stage.serialize import to_single_stage_lockfile
+
+    with contextlib.suppress(FileNotFoundError):  # what the stage reads is missing
+        key = _get_stage_hash(stage)
+        Path(repo.stage_cache.cache_dir, key[:2], key, _get_cache_hash(to_single_stage_lockfile(stage))).unlink()
+    stage.dvcfile._lockfile.remove_stage(stage.name)
+
+
+def stages_of(audits: Collection[str]) -> list[str]:
+    """Names of the stages of audits that dvc.lock knows, shares of a search among them."""
+    return [name for name in _locked() if _audit(name) in audits]
+
+
+def _audit(stage: str) -> str:
+    kind, _, rest = stage.partition("@")
+    return rest.rpartition("-")[0] if kind == SHARE else rest
+
+
+def _locked() -> dict[str, Any]:
+    try:
+        content = yaml.load(LOCK.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (FileNotFoundError, yaml.YAMLError):
+        return {}
+    stages = content.get("stages") if isinstance(content, dict) else None
+    return stages if isinstance(stages, dict) else {}
+
+
+def find_damage(stages: Collection[str]) -> list[Damage]:
+    """What differs of outputs in the workspace, of their copies in DVC's cache, and of what stages recorded.
+
+    Args:
+        stages: names in dvc.lock; others are passed over.
+    """
+    locked = {name: entry for name, entry in _locked().items() if name in stages}
+    hashes, cache = Hashes(), CacheFolder.of_workspace() if locked else None
+    if cache is None:
+        return []
+    outs = [out for entry in locked.values() for out in entry.get("outs", [])]
+    hashes.learn(
+        file
+        for out in outs
+        for file in (*_files(Path(out["path"])), *cache.objects(out["md5"], cache.listed(out["md5"])))
+    )
+    found: list[Damage] = []
+    for name, entry in locked.items():
+        for out in entry.get("outs", []):
+            found += _of_output(name, Path(out["path"]), str(out["md5"]), hashes, cache)
+    known = {damage.path for damage in found}
+    for name, entry in locked.items():
+        found += [damage for damage in _of_record(name, entry, hashes) if damage.path not in known]
+    hashes.save()
+    return found
+
+
+def _of_output(stage: str, path: Path, md5: str, hashes: Hashes, cache: CacheFolder) -> Iterator[Damage]:
+    written = cache.listed(md5) if cache.holds(md5, hashes) else {}
+    if path.exists() and (present := _listed(path, hashes)) is not None:
+        found = directory_md5(present.items()) if path.is_dir() else present["."]
+        if found == md5:
+            written = present
+        elif not _is_as_dvc_hashes(path, md5):
+            for name in _unlike(written, present) if written else ["."]:
+                yield Damage(stage, path / name, f"holds other bytes than {stage} wrote ({LOCK})", "workspace")
+    for file in cache.objects(md5, written):
+        if not cache.is_whole(file, hashes):
+            yield Damage(stage, file, f"(DVC's copy of {path}) holds other bytes than its name says", "cache")
+
+
+def _listed(path: Path, hashes: Hashes) -> dict[str, str] | None:
+    """MD5 of a file, as ".", or of each file of a folder; None if it goes away meanwhile."""
+    try:
+        return {file.relative_to(path).as_posix(): hashes.md5(file) for file in _files(path)}
+    except FileNotFoundError:
+        return None
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or all files of a folder, as DVC finds them; nothing for what is missing."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    return sorted(Path(here) / name for here, _, names in os.walk(path) for name in names)
+
+
+def _unlike(written: Mapping[str, str], present: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in {*written, *present} if written.get(name) != present.get(name))
+
+
+def _is_as_dvc_hashes(path: Path, md5: str) -> bool:
+    """Whether a folder is as it was but for files that .dvcignore names."""
+    if not path.is_dir():
+        return False
+    from dvc.repo import Repo
+    from dvc_data.hashfile.build import build
+    from dvc_objects.fs.local import localfs
+
+    hashes = Hashes()
+    with Repo() as repo:
+        believe_only_bytes(repo, hashes)
+        _, _, found = build(repo.cache.local, str(path.absolute()), localfs, "md5", dry_run=True, ignore=repo.dvcignore)
+    return bool(found.hash_info.value == md5)
+
+
+def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator[Damage]:
+    """Files that are not what the stage says in provenance.json, and those of which it says nothing."""
+    home = DATA / _audit(stage)
+    here = home / stage.partition("@")[0]
+    outs = [PurePosixPath(out["path"]) for out in entry.get("outs", [])]
+    record = here / RECORD
+    if record not in map(Path, outs) or not record.exists():
+        return
+    told = _read_record(record)
+    if told is None:
+        yield Damage(stage, record, "does not say what the stage read and wrote", "record")
+        return
+    read, wrote = told
+    said = {home / name: sha256 for name, sha256 in read.items()} | {here / name: wrote[name] for name in wrote}
+    deps = [Path(dep["path"]) for dep in entry.get("deps", [])]
+    expected = [here / Path(out).relative_to(here).parts[0] for out in outs if here in Path(out).parents]
+    expected += [dep for dep in deps if home in dep.parents and dep.relative_to(home).parts[0] not in _NOT_OF_STAGES]
+    for path in dict.fromkeys(expected):
+        if path not in said and path != record:
+            yield Damage(stage, record, f"does not name {path}, which the stage read or wrote", "record")
+    for path, sha256 in said.items():
+        if path.exists() and _sha256(path, hashes) != sha256:
+            yield Damage(stage, path, f"holds other bytes than {record} names", "record")
+
+
+def _read_record(path: Path) -> tuple[dict[str, str], dict[str, str]] | None:
+    """What a stage read and wrote: SHA-256 by path; None where it does not say so."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    read, wrote = (record.get("read"), record.get("wrote")) if isinstance(record, dict) else (None, None)
+    return (read, wrote) if isinstance(read, dict) and isinstance(wrote, dict) else None
+
+
+def _sha256(path: Path, hashes: Hashes) -> str:
+    if path.is_file():
+        return hashes.sha256(path)
+    return sha256_of_folder({file.relative_to(path).as_posix(): hashes.sha256(file) for file in _files(path)})
+
+
+class CacheFolder:
+    """DVC's cache of outputs: objects that are named by their MD5.
+
+    Args:
+        folder: with objects by the first two digits of their hash.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def of_workspace(cls) -> CacheFolder:
+        """That of the current folder's repository, wherever its settings say it lies."""
+        from dvc.config import Config
+
+        dvc = dvc_root() / ".dvc"
+        settings = Config(str(dvc))["cache"]
+        return cls(Path(settings.get("dir") or dvc / "cache") / "files" / "md5")
+
+    def objects(self, md5: str, files: Mapping[str, str]) -> list[Path]:
+        """Those objects of an output that are there: a file's, or a folder's list and its files.
+
+        Args:
+            md5: of the output.
+            files: MD5 of each of a folder's files.
+        """
+        return [path for name in dict.fromkeys([md5, *files.values()]) if (path := self._object(name)).is_file()]
+
+    def holds(self, md5: str, hashes: Hashes) -> bool:
+        """Whether an object is there, and is what its name says."""
+        path = self._object(md5)
+        return path.is_file() and self.is_whole(path, hashes)
+
+    def is_whole(self, path: Path, hashes: Hashes) -> bool:
+        """Whether an object is what its name says."""
+        return hashes.md5(path) == f"{path.parent.name}{path.name}".removesuffix(".dir")
+
+    def listed(self, md5: str) -> dict[str, str]:
+        """MD5 of a folder's files by path, as DVC's list of them says, if it is there."""
+        if not md5.endswith(".dir"):
+            return {}
+        try:
+            return {str(file["relpath"]): str(file["md5"]) for file in json.loads(self._object(md5).read_bytes())}
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return {}  # not what DVC wrote
+
+    def _object(self, name: str) -> Path:
+        # A list that is not DVC's may name anything, and what is damaged is removed.
+        return self._folder / name[:2] / name[2:] if _IS_MD5.fullmatch(name) else self._folder / "none"
