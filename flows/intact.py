@@ -100,7 +100,7 @@ def mend(stages: Collection[str]) -> list[str]:
         damages = find_damage(stages)  # again, for now no stage is at work on them
         for damage in damages:
             if damage.where == "cache":
-                _remove(damage)
+                remove_damaged(damage.path)
         for name in dict.fromkeys(damage.stage for damage in damages):
             for stage in repo.stage.collect(name):
                 if any(damage.stage == name and damage.where == "record" for damage in damages):
@@ -119,11 +119,18 @@ def _mended(damage: Damage) -> str:
     return f"{damage.stage} is restored or run again"
 
 
-def _remove(damage: Damage) -> None:
+def remove_damaged(path: Path) -> None:
+    """Remove an object of DVC's cache that is not what its name says.
+
+    Raises:
+        InfrastructureError: when the cache cannot be written.
+    """
     try:
-        damage.path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     except OSError as error:
-        raise InfrastructureError(f"{damage}, and cannot be removed ({error.strerror}): remove it") from None
+        raise InfrastructureError(
+            f"{path} is not what its name says, and cannot be removed ({error.strerror}): remove it yourself"
+        ) from None
 
 
 def _forget(repo: Repo, stage: Any) -> None:
@@ -134,7 +141,7 @@ def _forget(repo: Repo, stage: Any) -> None:
     with contextlib.suppress(FileNotFoundError):  # what the stage reads is missing
         key = _get_stage_hash(stage)
         Path(repo.stage_cache.cache_dir, key[:2], key, _get_cache_hash(to_single_stage_lockfile(stage))).unlink()
-    stage.dvcfile._lockfile.remove_stage(stage.name)
+    stage.dvcfile._lockfile.remove_stage(stage)
 
 
 def stages_of(audits: Collection[str]) -> list[str]:
@@ -176,7 +183,8 @@ def find_damage(stages: Collection[str]) -> list[Damage]:
     for name, entry in locked.items():
         for out in entry.get("outs", []):
             found += _of_output(name, Path(out["path"]), str(out["md5"]), hashes, cache)
-    known = {damage.path for damage in found}
+    # What was swapped after it was written is not what stages contradict one another about.
+    known = {path for damage in found for path in (damage.path, *damage.path.parents)}
     for name, entry in locked.items():
         found += [damage for damage in _of_record(name, entry, hashes) if damage.path not in known]
     hashes.save()
@@ -298,26 +306,32 @@ class CacheFolder:
             md5: of the output.
             files: MD5 of each of a folder's files.
         """
-        return [path for name in dict.fromkeys([md5, *files.values()]) if (path := self._object(name)).is_file()]
+        return [path for name in dict.fromkeys([md5, *files.values()]) if (path := self.path(name)).is_file()]
 
     def holds(self, md5: str, hashes: Hashes) -> bool:
         """Whether an object is there, and is what its name says."""
-        path = self._object(md5)
+        path = self.path(md5)
         return path.is_file() and self.is_whole(path, hashes)
 
     def is_whole(self, path: Path, hashes: Hashes) -> bool:
         """Whether an object is what its name says."""
         return hashes.md5(path) == f"{path.parent.name}{path.name}".removesuffix(".dir")
 
+    def damaged(self, md5: str, hashes: Hashes) -> list[Path]:
+        """Objects of an output that are not what their names say; of a folder whose list is, this one alone."""
+        files = self.listed(md5) if self.holds(md5, hashes) else {}
+        return [path for path in self.objects(md5, files) if not self.is_whole(path, hashes)]
+
+    def path(self, name: str) -> Path:
+        """Where an object is kept."""
+        # A list that is not DVC's may name anything, and what is damaged is removed.
+        return self._folder / name[:2] / name[2:] if _IS_MD5.fullmatch(name) else self._folder / "none"
+
     def listed(self, md5: str) -> dict[str, str]:
         """MD5 of a folder's files by path, as DVC's list of them says, if it is there."""
         if not md5.endswith(".dir"):
             return {}
         try:
-            return {str(file["relpath"]): str(file["md5"]) for file in json.loads(self._object(md5).read_bytes())}
+            return {str(file["relpath"]): str(file["md5"]) for file in json.loads(self.path(md5).read_bytes())}
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return {}  # not what DVC wrote
-
-    def _object(self, name: str) -> Path:
-        # A list that is not DVC's may name anything, and what is damaged is removed.
-        return self._folder / name[:2] / name[2:] if _IS_MD5.fullmatch(name) else self._folder / "none"

@@ -67,7 +67,7 @@ def test_a_worse_model_fails_and_a_better_one_passes(worse):
     with inside(worse), pytest.MonkeyPatch.context() as patch:
         then, now = read_run("first", "other"), read_run(WORKSPACE, "other")
         patch.setattr(flows.gate, "read_run", lambda rev, *_, **__: then if rev == WORKSPACE else now)
-        patch.setattr(flows.gate, "unfinished", lambda *_: None)
+        patch.setattr(flows.gate, "proven_evidence", lambda *_: None)
         swapped = run_gate(load_params(), "other", "first", 0.02)
     assert swapped.passed and swapped.rows[0].worse.high < 0.02
 
@@ -188,7 +188,7 @@ def of_another(
         now = read_run(WORKSPACE, audit, repaired=audit == "tiny")  # as it was committed
         then, now = before(replace(now, revision="first")), change(now)
         patch.setattr(flows.gate, "read_run", lambda rev, *_, **__: now if rev == WORKSPACE else then)
-        patch.setattr(flows.gate, "unfinished", lambda *_: None)  # DVC takes half a second
+        patch.setattr(flows.gate, "proven_evidence", lambda *_: None)  # DVC takes half a second
         return run_gate(load_params(), audit, "first", tolerance)
 
 

@@ -38,11 +38,14 @@ def content(path: Path) -> bytes:
     return b"".join(p.read_bytes() for p in files if "__pycache__" not in p.parts)
 
 
-def seal(folder: Path, report: dict) -> None:
-    """Have provenance.json name what the stage wrote, as `stages.provenance.write_provenance` does, without torch."""
+def seal(folder: Path, report: dict, deps: list[Path]) -> None:
+    """Have provenance.json name what was read and written, as `stages.provenance.write_provenance`, without torch."""
+    home = folder.parent
+    inputs = [dep for dep in deps if home in dep.parents and dep.name not in ("inputs", "decisions", "shards")]
+    read = {dep.relative_to(home).as_posix(): sha256_of(dep) for dep in inputs}
     outputs = sorted(path for path in folder.glob("*") if path.name != "provenance.json")
     wrote = {path.name: sha256_of(path) for path in outputs}
-    (folder / "provenance.json").write_text(json.dumps({**report, "read": {}, "wrote": wrote}))
+    (folder / "provenance.json").write_text(json.dumps({**report, "read": read, "wrote": wrote}))
 
 
 def sha256_of(path: Path) -> str:
@@ -89,7 +92,7 @@ def main() -> None:
         path = path if path.suffix else path / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"toy": 1} if path.name == "metrics.json" else report))
-    seal(Path("data", AUDIT, KIND), report)
+    seal(Path("data", AUDIT, KIND), report, [Path(dep) for dep in entries(stage, "deps")])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.digests import Hashes
+from flows.intact import CacheFolder, remove_damaged
 from flows.machines.shipment import Entry
 from stages.errors import FadedError, InfrastructureError, UsageError, did_you_mean
 
@@ -105,10 +107,44 @@ class Store:
             raise InfrastructureError(f"the DVC remote {self.name} did not take {', '.join(failed)}")
 
     def pull(self, entries: Sequence[Entry]) -> list[str]:
-        """Bring outputs into this clone's cache; returns the paths of those that neither cache nor remote has whole."""
+        """Bring outputs into this clone's cache; returns the paths of those that neither cache nor remote has whole.
+
+        Objects that are not what their names say are taken away from both, so that they can be pushed anew.
+        """
+        self._drop_damaged(entries)
         outputs = [out for out in self.outputs(entries) if out.changed_cache()]
         self._each(outputs, lambda objects: self.repo.cloud.pull(objects, remote=self.remote).failed)
-        return [out.def_path for out in outputs if out.changed_cache()]
+        missing = [out for out in outputs if out.changed_cache()]
+        self._drop_damaged_there(missing)
+        return [out.def_path for out in missing]
+
+    def _drop_damaged(self, entries: Sequence[Entry]) -> None:
+        hashes, cache = Hashes(), CacheFolder(Path(self.repo.cache.local.path))
+        for entry in entries:
+            for file in cache.damaged(entry["md5"], hashes):
+                remove_damaged(file)
+                print(f"removed from DVC's cache, for it is not what its name says: {file} (of {entry['path']})")
+        hashes.save()
+
+    def _drop_damaged_there(self, outputs: Sequence[Output]) -> None:
+        """Remove from the remote what it has under the names of objects that did not arrive whole."""
+        from dvc_data.hashfile.db import get_index
+        from dvc_data.hashfile.hash import file_md5
+
+        odb = self.repo.cloud.get_remote_odb(self.remote, "pull")
+        for out in outputs:
+            for oid in self._lacking(out):
+                path = odb.oid_to_path(oid)
+                if odb.fs.exists(path) and file_md5(path, odb.fs) != oid.removesuffix(".dir"):
+                    odb.fs.remove(path)
+                    get_index(odb).clear()  # DVC takes the files of a folder for present while it knows its list
+                    print(f"removed from the DVC remote {self.name}, for it is not what its name says: {path}")
+
+    def _lacking(self, out: Output) -> list[str]:
+        """Objects of an output that this clone's cache lacks."""
+        cache = CacheFolder(Path(self.repo.cache.local.path))
+        names = dict.fromkeys([out.hash_info.value, *cache.listed(out.hash_info.value).values()])
+        return [name for name in names if not cache.path(name).is_file()]
 
     def _each(self, outputs: Sequence[Output], transfer: Callable[[Any], Any]) -> list[str]:
         failed = []
@@ -250,7 +286,9 @@ def opened(remote: str | None) -> Iterator[Store]:
             told = remote or str(repo.config["core"].get("remote"))
             settings = repo.config["remote"].get(told, {})
             if str(settings.get("url", "")).startswith("s3://"):
-                repo.config["remote"][told] = {**_S3_TIMEOUTS, **settings}
+                settings = {**_S3_TIMEOUTS, **settings}
+            if settings:
+                repo.config["remote"][told] = {**settings, "verify": True}  # what is pulled is hashed
             yield Store(repo, remote)
     except (ConfigError, ImportError) as error:
         raise UsageError(

@@ -1,0 +1,276 @@
+"""A poisoner: whichever output of a finished audit holds other bytes, nothing is concluded from it, and it is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from flows.digests import CACHE, Hashes
+from flows.intact import DamagedError, check_intact, find_damage, mend, stages_of
+from stages.errors import Exit
+from tests.finished import dvc_commit, faded, finished_audits, inside
+from tests.workspace import ROOT, STAGES, Workspace, make_workspace
+
+GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+OUTPUTS = [
+    (next(iter(out)) if isinstance(out, dict) else out).replace("${key}", "tiny")
+    for kind in STAGES
+    for group in ("outs", "metrics", "plots")
+    for out in GRAPH[kind]["do"].get(group, [])
+]
+WEIGHTS, VERDICT = "data/tiny/restructure/models", "data/tiny/re_evaluate/verdict.json"
+COMMANDS = (("export", "tiny", "deploy"), ("gate", "tiny", "--against", "first"), ("evidence", "tiny"))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Workspace:
+    """A finished audit and its remote, which holds all of it."""
+    home = tmp_path_factory.mktemp("intact")
+    workspace = finished_audits().copy(home / "ws")
+    with inside(workspace), Repo() as repo, repo.config.edit() as config:
+        config["remote"]["shared"] = {"url": str(home / "remote")}
+        config["core"]["remote"] = "shared"
+    with inside(workspace), Repo() as repo:
+        repo.push()
+        check_intact("tiny")
+    return workspace
+
+
+@pytest.fixture
+def here(workspace) -> Iterator[Workspace]:
+    with inside(workspace):
+        yield workspace
+
+
+def a_file(output: str) -> Path:
+    path = Path(output)
+    return path if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())[0]
+
+
+def object_of(output: str, home: Path = Path(".dvc/cache")) -> Path:
+    """The object of an output, of a folder its list."""
+    stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"].values()
+    [md5] = [out["md5"] for stage in stages for out in stage["outs"] if out["path"] == output]
+    return home / "files/md5" / md5[:2] / md5[2:]
+
+
+def flip(path: Path) -> Callable[[], None]:
+    """Flip one bit, so that size, times and inode are as they were; returns what undoes it."""
+    stat, before = path.stat(), path.read_bytes()
+
+    def write(data: bytes) -> None:
+        path.chmod(0o644)
+        with path.open("r+b") as stream:
+            stream.write(data)
+        path.chmod(stat.st_mode)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    write(before[:-1] + bytes([before[-1] ^ 1]))
+    after = path.stat()
+    assert [after.st_size, after.st_mtime_ns, after.st_ino] == [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    return lambda: write(before)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_swapped_output_is_told_by_its_name_in_the_workspace_and_in_the_cache(here, output):
+    for path in (a_file(output), object_of(output)):
+        undo = flip(path)
+        with pytest.raises(DamagedError, match=r"`faded audit tiny` restores") as raised:
+            check_intact("tiny")
+        assert str(path) in str(raised.value) and output in str(raised.value)
+        undo()
+        check_intact("tiny")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_no_command_concludes_anything_from_a_swapped_output(workspace, command):
+    for output in (WEIGHTS, VERDICT, "data/tiny/discover/probes.parquet"):
+        with inside(workspace):
+            undo = flip(a_file(output))
+        code, told = faded(workspace, *command)
+        with inside(workspace):
+            assert code == Exit.INFRASTRUCTURE and str(a_file(output)) in told, told
+            assert not Path("deploy").exists()
+            undo()
+    assert faded(workspace, *command)[0] == 0
+    shutil.rmtree(workspace.path / "deploy", ignore_errors=True)
+
+
+def pulled(workspace: Workspace, target: Path, output: str) -> tuple[Workspace, Path]:
+    """A copy that has all from its remote, in which one object was swapped; the copy, and the file that holds it."""
+    copy = workspace.copy(target / "ws")
+    shutil.copytree(workspace.path.parent / "remote", target / "remote")
+    with inside(copy):
+        file = a_file(output)
+        with Repo() as repo, repo.config.edit() as config:
+            config["remote"]["shared"]["url"] = str(target / "remote")
+        found = find_object(file, target / "remote")
+        found.chmod(0o644)
+        found.write_bytes(b"\0" + found.read_bytes()[1:])
+        shutil.rmtree(".dvc/cache")
+        for kind in STAGES:
+            for path in Path("data/tiny", kind).glob("*"):
+                if path.name != "metrics.json":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with Repo() as repo:
+            repo.pull([f"{kind}@tiny" for kind in STAGES])
+    return copy, file
+
+
+def find_object(file: Path, remote: Path) -> Path:
+    md5 = Hashes().md5(file)
+    return remote / "files/md5" / md5[:2] / md5[2:]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        pytest.param(one, marks=() if one == WEIGHTS else pytest.mark.slow)
+        for one in OUTPUTS
+        if not one.endswith("metrics.json")  # git's, not the remote's
+    ],
+)
+def test_what_a_remote_holds_under_a_name_is_not_believed(workspace, tmp_path, output):
+    copy, file = pulled(workspace, tmp_path, output)
+    for command in COMMANDS:
+        code, told = faded(copy, *command)
+        assert code == Exit.INFRASTRUCTURE and str(file) in told, told
+    with inside(copy):
+        mended = mend(stages_of(["tiny"]))
+        assert any(
+            line.endswith(": removed") and str(file.parent if file.is_dir() else output) in line for line in mended
+        )
+        assert not [damage for damage in find_damage(stages_of(["tiny"])) if damage.where == "cache"]
+
+
+def test_a_verdict_that_was_edited_and_committed_is_told_and_recomputed(workspace, tmp_path):
+    copy = workspace.copy(tmp_path / "ws")
+    with inside(copy):
+        edited = Path(VERDICT).read_text().replace("target", "TARGET", 1)
+        Path(VERDICT).write_text(edited)
+        dvc_commit(["re_evaluate@tiny"])
+        with pytest.raises(
+            DamagedError, match=rf"{VERDICT} holds other bytes than .*re_evaluate/provenance\.json names"
+        ):
+            check_intact("tiny")
+        [told] = mend(stages_of(["tiny"]))
+        assert told.endswith("re_evaluate@tiny is restored or run again")
+        assert "re_evaluate@tiny" not in stages_of(["tiny"])
+    assert faded(copy, "export", "tiny", "deploy")[0] == Exit.USAGE, "stale"
+
+
+def test_bytes_that_are_not_those_the_next_stage_read_are_told_though_dvc_and_their_own_stage_agree(
+    workspace, tmp_path
+):
+    copy = workspace.copy(tmp_path / "ws")
+    with inside(copy):
+        probes, record = Path("data/tiny/discover/probes.parquet"), Path("data/tiny/discover/provenance.json")
+        flip(probes)
+        text = json.loads(record.read_text())
+        text["wrote"]["probes.parquet"] = Hashes().sha256(probes)
+        record.write_text(json.dumps(text))
+        dvc_commit(["discover@tiny", "summarize@tiny"])
+        [damage] = find_damage(stages_of(["tiny"]))
+        assert (damage.stage, damage.path) == ("summarize@tiny", probes)
+
+
+@pytest.mark.parametrize("key", ["read", "wrote"])
+def test_a_record_that_was_stripped_is_told(workspace, tmp_path, key):
+    copy = workspace.copy(tmp_path / "ws")
+    with inside(copy):
+        record = Path("data/tiny/summarize/provenance.json")
+        record.write_text(json.dumps({**json.loads(record.read_text()), key: {}}))
+        dvc_commit(["summarize@tiny"])
+        with pytest.raises(DamagedError, match=r"summarize/provenance\.json does not name"):
+            check_intact("tiny")
+
+
+def test_every_stage_names_what_it_read_and_wrote(here):
+    for kind in STAGES:
+        record = json.loads(Path("data/tiny", kind, "provenance.json").read_text())
+        deps = [dep.removeprefix("data/${key}/") for dep in GRAPH[kind]["do"]["deps"] if dep.startswith("data/${key}/")]
+        assert set(record["read"]) == {*deps} - {"inputs", "decisions", "shards"}
+        assert set(record["wrote"]) == {p.name for p in Path("data/tiny", kind).iterdir()} - {"provenance.json"}
+
+
+def test_a_list_of_files_that_is_not_dvcs_names_nothing_outside_the_cache(workspace, tmp_path):
+    copy = workspace.copy(tmp_path / "ws")
+    precious = tmp_path / "precious"
+    precious.write_text("x")
+    with inside(copy):
+        listing = object_of(WEIGHTS)
+        listing.chmod(0o644)
+        listing.write_text(
+            json.dumps(
+                [{"md5": f"/{precious}", "relpath": "../../x"}, {"md5": "../../../../params.yaml", "relpath": "y"}]
+            )
+        )
+        mend(stages_of(["tiny"]))
+        assert precious.exists() and Path("params.yaml").exists()
+        check_intact("tiny")
+        assert object_of(WEIGHTS).exists(), "what was right in the workspace was put back into the cache"
+
+
+def test_files_that_dvcignore_names_are_no_damage(workspace, tmp_path):
+    copy = workspace.copy(tmp_path / "ws")
+    with inside(copy):
+        with Path(".dvcignore").open("a") as ignored:
+            ignored.write("\n.DS_Store\n")
+        (Path(WEIGHTS) / ".DS_Store").write_text("")
+        assert not [damage for damage in find_damage(stages_of(["tiny"])) if damage.where != "record"]
+
+
+def test_hashes_are_remembered_until_anything_about_a_file_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "weights"
+    file.write_bytes(b"good")
+    monkeypatch.setattr("flows.digests._SETTLED_NS", 0)
+    good, read = Hashes(), []
+    before = good.of(file)
+    good.save()
+    assert CACHE.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr("flows.digests._digests", lambda path: read.append(path) or before)
+    assert Hashes().of(file) == before and read == []
+    flip(file)
+    Hashes().of(file)
+    assert read == [file]
+    CACHE.write_text(CACHE.read_text().replace(before.md5, "0" * 32))
+    file.touch()
+    assert Hashes().of(file) == before, "a damaged cache is an empty one"
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory) -> Workspace:
+    toys = make_workspace(tmp_path_factory.mktemp("toys") / "ws", toys=True)
+    assert toys.faded("audit").returncode == 0
+    toys.executed()
+    return toys
+
+
+@pytest.mark.parametrize("place", ["workspace", "cache", "both", "committed"])
+def test_an_audit_restores_or_recomputes_what_was_swapped(toys, tmp_path, place):
+    copy = toys.copy(tmp_path / "ws")
+    good = copy.digests("tiny/*/*", "tiny/*/*/*")
+    with inside(copy):
+        if place == "committed":
+            Path(VERDICT).write_text(Path(VERDICT).read_text().replace("said by", "said BY"))
+            dvc_commit(["re_evaluate@tiny"])
+        elif place == "workspace":
+            flip(a_file(VERDICT))
+        else:
+            flip(object_of(VERDICT))
+            if place == "both":  # as after `dvc pull`
+                Path(VERDICT).unlink()
+    done = copy.faded("audit")
+    assert done.returncode == 0, done.stdout
+    assert copy.digests("tiny/*/*", "tiny/*/*/*") == good
+    assert copy.executed() == (["re_evaluate@tiny"] if place == "both" else []), done.stdout
+    with inside(copy):
+        check_intact("tiny")
