@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace
-from stages.errors import UsageError
+from stages.errors import InfrastructureError, UsageError
 from stages.files import stage_dir
 from stages.landscape.intervals import Rate, Resampler
+
+if TYPE_CHECKING:
+    from dvc.api import DVCFileSystem
 
 WORKSPACE = "workspace"
 _RESAMPLES = 2000
@@ -104,6 +108,7 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
 
     Raises:
         UsageError: when there is no such revision, or it has no such results here.
+        InfrastructureError: when what DVC has of them holds other bytes than its dvc.lock says.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -119,7 +124,7 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
         def read(path: Path) -> bytes:
             nonlocal reading
             reading = path
-            return path.read_bytes() if revision == WORKSPACE else bytes(files.read_bytes((here / path).as_posix()))
+            return path.read_bytes() if revision == WORKSPACE else _read_whole(files, here / path, revision)
 
         def table(path: Path) -> pd.DataFrame:
             return pd.read_parquet(io.BytesIO(read(path)))
@@ -143,6 +148,18 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
     except (SCMError, DvcException) as error:
         expected = f"expected a git revision or {WORKSPACE!r}"
         raise UsageError(f"cannot read revision {revision!r}: {error}; {expected}") from None
+
+
+def _read_whole(files: DVCFileSystem, path: Path, revision: str) -> bytes:
+    """Read a file of a revision, which DVC takes from its cache or a remote by its name alone."""
+    data = bytes(files.read_bytes(path.as_posix()))
+    named = files.info(path.as_posix()).get("dvc_info", {}).get("md5")  # nothing of what git keeps
+    if named is not None and named != hashlib.md5(data, usedforsecurity=False).hexdigest():
+        raise InfrastructureError(
+            f"{path} of {revision} holds other bytes than its dvc.lock says: what DVC's cache or remote has as"
+            f" files/md5/{named[:2]}/{named[2:]} was changed; remove that, then `dvc fetch --all-commits`"
+        )
+    return data
 
 
 def _missing(revision: str, audit: str, path: Path) -> str:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
@@ -21,7 +21,7 @@ import yaml
 from flows.digests import Hashes, directory_md5
 from flows.graph import SHARE, believe_only_bytes
 from flows.workspace import dvc_root
-from stages.errors import InfrastructureError
+from stages.errors import InfrastructureError, UsageError
 from stages.params import DATA
 from stages.provenance import sha256_of_folder
 
@@ -92,23 +92,26 @@ def mend(stages: Collection[str]) -> list[str]:
     """
     if not find_damage(stages):
         return []
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo, lock_repo
 
     hashes = Hashes()
-    with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
-        believe_only_bytes(repo, hashes)
-        damages = find_damage(stages)  # again, for now no stage is at work on them
-        for damage in damages:
-            if damage.where == "cache":
-                remove_damaged(damage.path)
-        for name in dict.fromkeys(damage.stage for damage in damages):
-            for stage in repo.stage.collect(name):
-                if any(damage.stage == name and damage.where == "record" for damage in damages):
-                    _forget(repo, stage)
-                    continue
-                for out in stage.outs:
-                    if out.use_cache and out.changed_cache() and out.exists and not out.changed_checksum():
-                        out.commit(relink=False)  # put back into the cache what is right in the workspace
+    try:
+        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+            believe_only_bytes(repo, hashes)
+            damages = find_damage(stages)  # again, for now no stage is at work on them
+            for damage in damages:
+                if damage.where == "cache":
+                    remove_damaged(damage.path)
+            contradicted = {damage.stage for damage in damages if damage.where == "record"}
+            for name in dict.fromkeys(damage.stage for damage in damages):
+                for stage in repo.stage.collect(name):
+                    if name in contradicted:
+                        _forget(repo, stage)
+                    else:
+                        _refill(stage)
+    except DvcException as error:
+        raise InfrastructureError(f"DVC: {error}") from None
     hashes.save()
     return [f"{damage}: {_mended(damage)}" for damage in damages]
 
@@ -131,6 +134,13 @@ def remove_damaged(path: Path) -> None:
         raise InfrastructureError(
             f"{path} is not what its name says, and cannot be removed ({error.strerror}): remove it yourself"
         ) from None
+
+
+def _refill(stage: Any) -> None:
+    """Put into DVC's cache what it lacks and is right in the workspace, or the stage would have to run again."""
+    for out in stage.outs:
+        if out.use_cache and out.changed_cache() and out.exists and not out.changed_checksum():
+            out.commit(relink=False)
 
 
 def _forget(repo: Repo, stage: Any) -> None:
@@ -160,7 +170,8 @@ def _locked() -> dict[str, Any]:
     except (FileNotFoundError, yaml.YAMLError):
         return {}
     stages = content.get("stages") if isinstance(content, dict) else None
-    return stages if isinstance(stages, dict) else {}
+    whole = stages if isinstance(stages, dict) else {}
+    return {str(name): entry for name, entry in whole.items() if isinstance(entry, dict)}
 
 
 def find_damage(stages: Collection[str]) -> list[Damage]:
@@ -173,22 +184,21 @@ def find_damage(stages: Collection[str]) -> list[Damage]:
     hashes, cache = Hashes(), CacheFolder.of_workspace() if locked else None
     if cache is None:
         return []
-    outs = [out for entry in locked.values() for out in entry.get("outs", [])]
-    hashes.learn(
-        file
-        for out in outs
-        for file in (*_files(Path(out["path"])), *cache.objects(out["md5"], cache.listed(out["md5"])))
-    )
-    found: list[Damage] = []
-    for name, entry in locked.items():
-        for out in entry.get("outs", []):
-            found += _of_output(name, Path(out["path"]), str(out["md5"]), hashes, cache)
+    outs = [(name, path, md5) for name, entry in locked.items() for path, md5 in _hashed(entry, "outs").items()]
+    hashes.learn(f for _, path, md5 in outs for f in (*_files(path), *cache.objects(md5, cache.listed(md5))))
+    found = [damage for out in outs for damage in _of_output(*out, hashes, cache)]
     # What was swapped after it was written is not what stages contradict one another about.
     known = {path for damage in found for path in (damage.path, *damage.path.parents)}
     for name, entry in locked.items():
         found += [damage for damage in _of_record(name, entry, hashes) if damage.path not in known]
     hashes.save()
     return found
+
+
+def _hashed(entry: Mapping[str, Any], key: str) -> dict[Path, str]:
+    """What dvc.lock says of a stage's `outs` or `deps`: MD5 by path."""
+    named = [one for one in entry.get(key) or [] if isinstance(one, dict)]
+    return {Path(one["path"]): str(one["md5"]) for one in named if "path" in one and "md5" in one}
 
 
 def _of_output(stage: str, path: Path, md5: str, hashes: Hashes, cache: CacheFolder) -> Iterator[Damage]:
@@ -243,9 +253,8 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
     """Files that are not what the stage says in provenance.json, and those of which it says nothing."""
     home = DATA / _audit(stage)
     here = home / stage.partition("@")[0]
-    outs = [PurePosixPath(out["path"]) for out in entry.get("outs", [])]
-    record = here / RECORD
-    if record not in map(Path, outs) or not record.exists():
+    outs, record = _hashed(entry, "outs"), here / RECORD
+    if record not in outs or not record.exists():
         return
     told = _read_record(record)
     if told is None:
@@ -253,9 +262,9 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
         return
     read, wrote = told
     said = {home / name: sha256 for name, sha256 in read.items()} | {here / name: wrote[name] for name in wrote}
-    deps = [Path(dep["path"]) for dep in entry.get("deps", [])]
-    expected = [here / Path(out).relative_to(here).parts[0] for out in outs if here in Path(out).parents]
-    expected += [dep for dep in deps if home in dep.parents and dep.relative_to(home).parts[0] not in _NOT_OF_STAGES]
+    inside = [dep for dep in _hashed(entry, "deps") if home in dep.parents]
+    expected = [here / out.relative_to(here).parts[0] for out in outs if here in out.parents]
+    expected += [dep for dep in inside if dep.relative_to(home).parts[0] not in _NOT_OF_STAGES]
     for path in dict.fromkeys(expected):
         if path not in said and path != record:
             yield Damage(stage, record, f"does not name {path}, which the stage read or wrote", "record")
@@ -293,10 +302,13 @@ class CacheFolder:
     @classmethod
     def of_workspace(cls) -> CacheFolder:
         """That of the current folder's repository, wherever its settings say it lies."""
-        from dvc.config import Config
+        from dvc.config import Config, ConfigError
 
         dvc = dvc_root() / ".dvc"
-        settings = Config(str(dvc))["cache"]
+        try:
+            settings = Config(str(dvc))["cache"]
+        except ConfigError as error:
+            raise UsageError(f"DVC's configuration cannot be read: {error}") from None
         return cls(Path(settings.get("dir") or dvc / "cache") / "files" / "md5")
 
     def objects(self, md5: str, files: Mapping[str, str]) -> list[Path]:
