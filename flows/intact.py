@@ -2,7 +2,7 @@
 
 DVC believes the name of an object in its cache and what it remembers of a file, and takes for granted what somebody
 commits. So the bytes are hashed here and compared with dvc.lock, and with the SHA-256 that each stage wrote to
-provenance.json of what it read and wrote. Who can rewrite all of these can only be told by a signature.
+provenance.json of what it read and wrote. Against somebody who can rewrite all of these only a signature helps.
 """
 
 from __future__ import annotations
@@ -66,26 +66,29 @@ def check_intact(audit: str) -> None:
         DamagedError: naming what differs, and the command that mends it.
     """
     if damages := find_damage(stages_of([audit])):
-        lines = [f"  {damage}" for damage in damages[:_MOST_TOLD]]
-        lines += [f"  and {more} more" for more in [len(damages) - _MOST_TOLD] if more > 0]
+        told = "\n".join(f"  {line}" for line in _few([str(damage) for damage in damages]))
         raise DamagedError(
-            f"audit {audit!r} is not what its stages wrote, so nothing is concluded from it:\n"
-            + "\n".join(lines)
-            + f"\n`faded audit {audit}` restores or computes it anew"
+            f"audit {audit!r} is not what its stages wrote, so nothing is concluded from it:\n{told}\n"
+            f"`faded audit {audit}` restores or recomputes it"
         )
 
 
+def _few(lines: list[str]) -> list[str]:
+    more = len(lines) - _MOST_TOLD
+    return lines if more <= 0 else [*lines[:_MOST_TOLD], f"and {more} more"]
+
+
 def mend(stages: Collection[str]) -> list[str]:
-    """Have DVC see what is damaged of the outputs of stages, so that it restores them or runs the stage.
+    """Have DVC see which outputs of stages are damaged, so that it restores them or runs the stage again.
 
     Copies in DVC's cache that are not what their names say are removed, and DVC forgets results that contradict what
-    the stage itself recorded.
+    their own stage recorded.
 
     Args:
         stages: names in dvc.lock; others are passed over.
 
     Returns:
-        One line for each thing that was wrong.
+        What was wrong, in a few lines.
 
     Raises:
         InfrastructureError: when the cache cannot be written.
@@ -113,13 +116,9 @@ def mend(stages: Collection[str]) -> list[str]:
     except DvcException as error:
         raise InfrastructureError(f"DVC: {error}") from None
     hashes.save()
-    return [f"{damage}: {_mended(damage)}" for damage in damages]
-
-
-def _mended(damage: Damage) -> str:
-    if damage.where == "cache":
-        return "removed"
-    return f"{damage.stage} is restored or run again"
+    removed = [f"{damage}: removed" for damage in damages if damage.where == "cache"]
+    redone = [f"{damage}: {damage.stage} is restored or run again" for damage in damages if damage.where != "cache"]
+    return [*_few(removed), *_few(redone)]
 
 
 def remove_damaged(path: Path) -> None:
@@ -262,14 +261,16 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
         return
     read, wrote = told
     said = {home / name: sha256 for name, sha256 in read.items()} | {here / name: wrote[name] for name in wrote}
-    inside = [dep for dep in _hashed(entry, "deps") if home in dep.parents]
+    inside = {dep: md5 for dep, md5 in _hashed(entry, "deps").items() if home in dep.parents}
     expected = [here / out.relative_to(here).parts[0] for out in outs if here in out.parents]
     expected += [dep for dep in inside if dep.relative_to(home).parts[0] not in _NOT_OF_STAGES]
     for path in dict.fromkeys(expected):
         if path not in said and path != record:
             yield Damage(stage, record, f"does not name {path}, which the stage read or wrote", "record")
+    # Where DVC itself sees that an input is another one now, the stage is just stale.
+    changed = {dep for dep, md5 in inside.items() if dep.exists() and _md5(dep, hashes) != md5}
     for path, sha256 in said.items():
-        if path.exists() and _sha256(path, hashes) != sha256:
+        if path.exists() and not changed.intersection((path, *path.parents)) and _sha256(path, hashes) != sha256:
             yield Damage(stage, path, f"holds other bytes than {record} names", "record")
 
 
@@ -281,6 +282,12 @@ def _read_record(path: Path) -> tuple[dict[str, str], dict[str, str]] | None:
         return None
     read, wrote = (record.get("read"), record.get("wrote")) if isinstance(record, dict) else (None, None)
     return (read, wrote) if isinstance(read, dict) and isinstance(wrote, dict) else None
+
+
+def _md5(path: Path, hashes: Hashes) -> str | None:
+    if (listed := _listed(path, hashes)) is None:
+        return None
+    return directory_md5(listed.items()) if path.is_dir() else listed["."]
 
 
 def _sha256(path: Path, hashes: Hashes) -> str:

@@ -181,6 +181,20 @@ def test_bytes_that_are_not_those_the_next_stage_read_are_told_though_dvc_and_th
         assert (damage.stage, damage.path) == ("summarize@tiny", probes)
 
 
+def test_a_stage_that_is_stale_contradicts_nobody(workspace, tmp_path):
+    copy = workspace.copy(tmp_path / "ws")
+    with inside(copy):
+        record = Path("data/tiny/discover/provenance.json")
+        probes = Path("data/tiny/discover/probes.parquet")
+        probes.write_bytes(probes.read_bytes() + b" ")  # as after another run of discover
+        text = json.loads(record.read_text())
+        text["wrote"]["probes.parquet"] = Hashes().sha256(probes)
+        record.write_text(json.dumps(text))
+        dvc_commit(["discover@tiny"])
+        check_intact("tiny")
+    assert faded(copy, "gate", "tiny", "--against", "first")[0] == Exit.USAGE, "summarize is stale"
+
+
 @pytest.mark.parametrize("key", ["read", "wrote"])
 def test_a_record_that_was_stripped_is_told(workspace, tmp_path, key):
     copy = workspace.copy(tmp_path / "ws")

@@ -338,3 +338,30 @@ def test_the_container_file_copies_what_there_is_and_the_examples_can_be_read():
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     for runner in re.findall(r"^    runner: (.+)$", page, flags=re.M):
         assert RunnerConfig.model_validate(yaml.safe_load(runner)).workspace
+
+
+def test_what_the_remote_holds_under_a_name_is_hashed_before_it_is_believed(made, origin, tmp_path):
+    remote = Path(shutil.copytree(origin.path.parent / "remote", tmp_path / "remote"))
+    driver, worker = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "worker")
+    for one in (driver, worker):
+        dvc(one, "remote", "modify", "--local", "shared", "url", str(remote))
+    lock_before = lock(made[0])
+    swapped = []
+    for stage, path in (
+        ("prepare@tiny", "data/tiny/prepare/model"),
+        ("discover@tiny", "data/tiny/discover/probes.parquet"),
+    ):
+        [md5] = [out["md5"] for out in lock_before[stage]["outs"] if out["path"] == path]
+        there = remote / "files/md5" / md5[:2] / md5[2:]
+        if md5.endswith(".dir"):
+            [file] = json.loads(there.read_text())
+            there = remote / "files/md5" / file["md5"][:2] / file["md5"][2:]
+        swapped.append((there, there.read_bytes()))
+        there.chmod(0o644)
+        there.write_bytes(there.read_bytes()[:-1] + b"?")
+    shipped = ship(driver, worker, "prepare@tiny", "discover@tiny")
+    assert [result.outcome for _, result in shipped] == ["ran", "ran"], "what was recorded of earlier runs is not there"
+    assert {name: lock(driver)[name] for name in lock_before if name in lock(driver)} == {
+        name: lock_before[name] for name in ("prepare@tiny", "discover@tiny")
+    }
+    assert [there.read_bytes() for there, _ in swapped] == [good for _, good in swapped], "pushed anew"
