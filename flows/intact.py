@@ -116,7 +116,8 @@ def mend(stages: Collection[str]) -> list[str]:
     except DvcException as error:
         raise InfrastructureError(f"DVC: {error}") from None
     hashes.save()
-    removed = [f"{damage}: removed" for damage in damages if damage.where == "cache"]
+    copies = {damage.path: damage for damage in damages if damage.where == "cache"}  # outputs may have the same bytes
+    removed = [f"{damage}: removed" for damage in copies.values()]
     redone = [f"{damage}: {damage.stage} is restored or run again" for damage in damages if damage.where != "cache"]
     return [*_few(removed), *_few(redone)]
 
