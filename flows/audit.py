@@ -198,7 +198,7 @@ def _conclude(params: Params, audit: str, results: list[StageResult]) -> Ending:
         bundle, problem = keep_evidence(params, audit)
         if problem is not None:
             get_run_logger().warning(problem)
-        elif bundle is not None:
+        if bundle is not None:
             get_run_logger().info("evidence: %s", bundle.resolve())
     return ending
 

@@ -60,13 +60,15 @@ def finished(audit: str, results: Sequence[StageResult]) -> bool:
 
 
 def keep_evidence(params: Params, audit: str) -> tuple[Path | None, str | None]:
-    """Write the evidence bundle of a finished audit; return it, or why there is none though there should be.
+    """Write and sign the evidence bundle of a finished audit; return it, and what is missing of it.
 
     Whatever goes wrong with it must not cost the audit, which is done.
     """
     try:
-        from flows.evidence import write_bundle
+        from flows.evidence import sign_by_default, write_bundle
 
-        return write_bundle(params, audit), None
+        bundle = write_bundle(params, audit)
+        unsigned = sign_by_default(bundle) if bundle is not None else None
+        return bundle, f"the evidence of {audit} is not signed: {unsigned}" if unsigned else None
     except Exception as error:
         return None, f"no evidence was written for {audit}: {type(error).__name__}: {error}"

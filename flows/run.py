@@ -121,7 +121,7 @@ def _conclude(params: Params, audits: list[str], console: Console) -> Exit:
         bundle, problem = keep_evidence(params, audit)
         if problem is not None:
             console.print(f"[yellow]{escape(problem)}[/]", highlight=False, soft_wrap=True)
-        elif bundle is not None:
+        if bundle is not None:
             console.print(f"evidence: {bundle.resolve()}", markup=False, highlight=False, soft_wrap=True)
     return code
 

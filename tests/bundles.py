@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from flows.evidence import Bundle, read_bundle, verify_bundle, write_bundle
-from flows.evidence.bundle import MANIFEST, PARAMS, STATEMENT, dump_json, parse_json
+from flows.evidence import Bundle, Demands, read_bundle, verify_bundle, write_bundle
+from flows.evidence.bundle import MANIFEST, PARAMS, STATEMENT, dump_json, md5, parse_json
 from flows.evidence.hashes import sha256
-from flows.evidence.signature import read_public_key
+from flows.evidence.signature import known_keys
 from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals
 from stages.params import load_params
@@ -43,10 +43,10 @@ def broken_seals(members: Members) -> str:
     return "\n".join(problem for check in check_seals(bundle) for problem in check.problems)
 
 
-def signature(path: Path, key: Path | None = None) -> str:
+def signature(path: Path, *keys: Path) -> str:
     """What is wrong with a bundle's signature; "" if it holds."""
-    public = read_public_key(key) if key is not None else None
-    return "\n".join(problem for check in check_seals(read_bundle(path), public, key) for problem in check.problems)
+    checks = check_seals(read_bundle(path), known_keys(keys), Demands(signed=bool(keys)))
+    return "\n".join(problem for check in checks for problem in check.problems)
 
 
 def found(path: Path, name: str, **more: Any) -> str:
@@ -69,7 +69,8 @@ def resealed(path: Path, members: Members) -> Path:
             if part[name]["whole"] and name not in members:
                 del part[name]
             elif name in members:
-                part[name] = {"size": len(members[name]), "sha256": sha256(members[name]), "whole": True}
+                data = members[name]
+                part[name] = {"size": len(data), "md5": md5(data), "sha256": sha256(data), "whole": True}
     members[MANIFEST] = dump_json(manifest)
     follows = make_statement(manifest, sha256(members[MANIFEST]), yaml.safe_load(members[PARAMS]))
     return written(path, {**members, STATEMENT: dump_json(follows)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two tests at once with two threads ea
 os.environ |= {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
+    "FADED_KEYS": mkdtemp(prefix="faded-keys-"),
     "HF_HUB_OFFLINE": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "SHELL": "/bin/sh",  # the plainest one, as under cron and CI, runs what it is told as a child of its own

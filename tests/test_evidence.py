@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import io
 import json
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 import flows.evidence.write
+from flows.endings import keep_evidence
 from flows.evidence import (
     bundles_dir,
     read_bundle,
@@ -27,7 +29,8 @@ from flows.evidence import (
     verify_bundle,
     write_bundle,
 )
-from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json, dump_yaml, zip_members
+from flows.evidence.archive import zip_members
+from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json, dump_yaml
 from flows.evidence.checks import landscape_of
 from flows.evidence.hashes import content_hash_of, sha256
 from stages.errors import UsageError
@@ -142,8 +145,10 @@ def test_the_statement_is_an_in_toto_one_on_the_repaired_model(bundle):
 
 def test_a_bundle_that_nobody_touched_holds(bundle, workspace):
     assert problems(bundle) == {}
-    assert found(bundle, "decisions") == "3 in their order: Ada approved, Bob approved, Ada approved"
-    assert found(bundle, "signature") == "not signed"
+    ada, bob = (f"{name} (name typed, not verified) approved" for name in ("Ada", "Bob"))
+    assert found(bundle, "manifest").startswith("of audit 'tiny', SHA-256 ")
+    assert found(bundle, "decisions") == f"3 in their order: {ada}, {bob}, {ada}"
+    assert found(bundle, "signature") == "by nobody, so anybody can have made it"
     landscape_only = bundle_of(workspace, "other")
     assert problems(landscape_only) == {}
     assert found(landscape_only, "verdict").startswith("passed; 1 gate(s)")
@@ -193,7 +198,7 @@ def test_a_bundle_that_is_no_longer_as_it_was_written_is_written_again(workspace
         forge(path, {**members, report: b"<h1>all is well</h1>"})
         code, told = faded(own, "evidence", "tiny", "--sign", keys["ed25519"])
         assert code == 0, told
-        assert problems(path, key=keys["ed25519.pub"]) == {}
+        assert problems(path, keys=[keys["ed25519.pub"]]) == {}
         assert read_bundle(path).members[report] == members[report]
 
 
@@ -365,7 +370,7 @@ def test_zips_do_not_depend_on_the_order_or_the_time():
     packed = zip_members(members)
     assert packed == zip_members(dict(reversed(members.items())))
     with zipfile.ZipFile(io.BytesIO(packed)) as file:
-        assert file.namelist() == [MANIFEST, "a", "b"]
+        assert file.namelist() == ["a", "b", MANIFEST]
         assert {entry.date_time[0] for entry in file.infolist()} == {1980}
 
 
@@ -373,15 +378,62 @@ def test_zips_do_not_depend_on_the_order_or_the_time():
 def test_signatures_of_each_kind_hold_and_others_do_not(bundle, tmp_path, keys, kind):
     path = written(tmp_path / "signed.zip", dict(read_bundle(bundle).members))
     key_id = sign_bundle(path, private(keys, kind))
-    assert problems(path, key=keys[f"{kind}.pub"]) == {}
+    public, other = keys[f"{kind}.pub"], keys["other.pub"]
+    assert problems(path, keys=[other, public]) == {}
+    assert f"UTC by {public} (key id {key_id[:16]}...)" in found(path, "signature", keys=[public])
     assert signature(path) == ""
-    assert found(path, "signature") == f"signed by key id {key_id[:16]}...; not checked, as no --key was given"
-    assert "no valid signature" in signature(path, keys["other.pub"])
-    assert "not signed" in signature(bundle, keys[f"{kind}.pub"])
+    assert found(path, "signature").endswith(f"by an unknown key (key id {key_id[:16]}...); anybody can make a key")
+    assert "expected a signature by a known key" in signature(path, other)
+    assert "it is not signed, expected" in signature(bundle, public)
 
+    time = told_time(path)
     sign_bundle(path, private(keys, "other"))
-    for name in (kind, "other"):
-        assert signature(path, keys[f"{name}.pub"]) == ""
+    assert told_time(path) == time, "a further signature makes no evidence younger"
+    assert signature(path, public) == signature(path, other) == ""
+
+
+def told_time(path: Path) -> str:
+    payload = json.loads(base64.b64decode(json.loads(read_bundle(path).members[ENVELOPE])["payload"]))
+    return str(payload["predicate"]["runDetails"]["metadata"]["faded_signedOn"])
+
+
+def test_several_keys_can_stand_in_one_file(bundle, tmp_path, keys):
+    path = written(tmp_path / "signed.zip", dict(read_bundle(bundle).members))
+    sign_bundle(path, private(keys, "ed25519"))
+    team = tmp_path / "team.pem"
+    team.write_bytes(keys["rsa.pub"].read_bytes() + keys["ed25519.pub"].read_bytes())
+    assert signature(path, team) == ""
+
+
+def test_bundles_are_signed_by_a_key_of_the_user_made_at_first_use(workspace, tmp_path, monkeypatch):
+    own, home = workspace.copy(tmp_path / "ws"), tmp_path / "keys"
+    monkeypatch.setenv("FADED_KEYS", str(home))
+    code, told = faded(own, "evidence", "tiny", "--no-sign")
+    assert code == 0 and "UNSIGNED" in told and not home.exists()
+    assert faded(own, "evidence", "tiny", FADED_NO_SIGN="1")[1].endswith("not signed: FADED_NO_SIGN is set\n")
+    code, told = faded(own, "evidence", "tiny")
+    assert code == 0 and ", signed" in told
+    [path] = (own.path / DATA / "evidence").glob("*.zip")
+    before = path.read_bytes()
+    assert faded(own, "evidence", "tiny")[0] == 0
+    assert path.read_bytes() == before, "it is not signed again while it is the same"
+    assert "by faded (key id" in found(path, "signature")
+    code, told = faded(own, "verify", path, "--require-signed", "--require-repaired", "--max-age", "1")
+    assert code == 0 and "all holds" in told
+    monkeypatch.setenv("FADED_KEYS", str(tmp_path / "elsewhere"))
+    code, told = faded(own, "verify", path)
+    assert code == 0 and "unknown key" in told and "all holds" not in told
+    assert faded(own, "verify", path, "--require-signed")[0] == 1
+    assert faded(own, "verify", path, "--key", home / "known/faded.pem")[0] == 0
+
+
+def test_where_no_key_can_be_made_the_evidence_is_unsigned_and_says_so(workspace, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FADED_KEYS", str(tmp_path / "file/keys"))
+    with inside(workspace.copy(tmp_path / "ws")):
+        path, why = keep_evidence(load_params(), "tiny")
+        assert path is not None and ENVELOPE not in read_bundle(path).members
+    assert why is not None and why.startswith("the evidence of tiny is not signed: a key cannot be made in ")
 
 
 def test_a_signature_of_something_else_is_no_signature(bundle, tmp_path, keys):
@@ -392,20 +444,22 @@ def test_a_signature_of_something_else_is_no_signature(bundle, tmp_path, keys):
 
     name = f"{DATA}/re_evaluate/metrics.json"
     moved = {**signed, name: edited(signed[name], lambda metrics: metrics.update(passed=False))}
-    assert "is not statement.json of this bundle" in signature(resealed(tmp_path / "a.zip", moved), public)
+    assert "is not the statement of this bundle" in signature(resealed(tmp_path / "a.zip", moved), public)
 
     envelope = json.loads(signed[ENVELOPE])
     for change in (
         lambda e: e["signatures"][0].update(sig=e["signatures"][0]["sig"].translate(str.maketrans("AB", "BA"))),
         lambda e: e["signatures"][0].update(keyid="0" * 64),
+        lambda e: e["signatures"][0].update(publicKey=keys["other.pub"].read_text()),
     ):
         content = json.loads(json.dumps(envelope))
         change(content)
         path = written(tmp_path / "b.zip", {**signed, ENVELOPE: dump_json(content)})
-        assert "no valid signature" in signature(path, public)
+        for trusted in ([], [public]):
+            assert "is not valid" in signature(path, *trusted)
     path = written(tmp_path / "d.zip", {**signed, ENVELOPE: dump_json({**envelope, "signatures": []})})
-    for key in (None, public):
-        assert "it has no signature" in signature(path, key)
+    for trusted in ([], [public]):
+        assert "it has no signature" in signature(path, *trusted)
     for broken in (b"{}", b"[]", b"nothing", dump_json({**envelope, "payloadType": "text/plain"})):
         assert "envelope" in signature(written(tmp_path / "c.zip", {**signed, ENVELOPE: broken}))
 
@@ -419,9 +473,9 @@ def test_keys_that_cannot_be_used_are_refused(bundle, tmp_path, keys):
     with pytest.raises(UsageError, match="no private key that can be read"):
         read_private_key(keys["ed25519.pub"], lambda: "")
     with pytest.raises(UsageError, match="is a private key: give the public one"):
-        verify_bundle(path, keys["ed25519"])
+        verify_bundle(path, [keys["ed25519"]])
     with pytest.raises(UsageError, match="cannot be read"):
-        verify_bundle(path, tmp_path / "none.pem")
+        verify_bundle(path, [tmp_path / "none.pem"])
 
 
 def test_it_is_verified_anywhere_and_without_torch(bundle, tmp_path, keys):
@@ -435,14 +489,14 @@ def test_it_is_verified_anywhere_and_without_torch(bundle, tmp_path, keys):
     )
     done = alone.run([sys.executable, "-c", script])
     assert done.returncode == 0, done.stdout
-    assert "all holds" in done.stdout and "3 in their order" in done.stdout
+    assert "UNSIGNED" in done.stdout and "all holds" not in done.stdout and "3 in their order" in done.stdout
     assert [file.name for file in alone.path.iterdir()] == ["bundle.zip"]
 
     members = dict(read_bundle(bundle).members)
     written(alone.path / "bad.zip", {**members, VERDICT: members[VERDICT].replace(b"true", b"null")})
     code, told = faded(alone, "verify", "bad.zip", "--key", keys["rsa.pub"])
     assert code == 1, told
-    assert f"{VERDICT}: expected SHA-256" in told and "the bundle is not signed" in told
+    assert f"{VERDICT}: SHA-256: expected" in told and "it is not signed" in told
     assert faded(alone, "verify", keys["rsa"])[0] == 2
 
 
@@ -452,7 +506,7 @@ def test_the_command_says_where_it_lies_and_signs_with_a_locked_key(workspace, t
     assert code == 0, told
     [path] = (own.path / DATA / "evidence").glob("*.zip")
     assert str(path) in told and "signed by key id" in told and "secret" not in told
-    assert problems(path, key=keys["locked.pub"]) == {}
+    assert problems(path, keys=[keys["locked.pub"]]) == {}
     signed = path.read_bytes()
     code, told = faded(own, "evidence", "tiny")
     assert code == 0 and ", signed" in told

@@ -20,26 +20,30 @@ def evidence(
     preset: Preset = None,
     sign: Annotated[
         Optional[Path],  # noqa: UP045  # typer reads this at run time
-        typer.Option("--sign", metavar="KEY.pem", help="Sign it with this private key (Ed25519, ECDSA or RSA)."),
+        typer.Option("--sign", metavar="KEY.pem", help="Sign it with this private key (Ed25519, ECDSA or RSA) too."),
     ] = None,
+    no_sign: Annotated[bool, typer.Option("--no-sign", help="Do not sign it with your own key.")] = False,
 ) -> None:
-    """Say where the evidence of a finished audit lies, and sign it if you want.
+    """Say where the evidence of a finished audit lies; it is signed with a key of your own, made at first use.
 
-    A passphrase of the key is asked for, or taken from the environment variable FADED_KEY_PASSPHRASE.
+    A passphrase of another key is asked for, or taken from the environment variable FADED_KEY_PASSPHRASE.
     """
     here = Path.cwd()
     params, [name] = open_workspace([audit] if audit else None, False, preset)
-    from flows.evidence import evidence_of, read_bundle, read_private_key, sign_bundle
+    from flows.evidence import evidence_of, read_bundle, read_private_key, sign_bundle, sign_by_default
     from flows.evidence.views import show_bundle
     from flows.workspace import exclusive
 
     key = read_private_key(here / sign, _passphrase) if sign is not None else None
     with exclusive():
         with working("asking DVC what is stale, and hashing what is new"):
-            path = evidence_of(params, name)
+            path = evidence_of(params, name, sign=False)
+            unsigned = None if no_sign else sign_by_default(path)
         if key is not None:
             console.print(f"signed by key id {sign_bundle(path, key)}", highlight=False, soft_wrap=True)
         show_bundle(console, read_bundle(path))
+    if unsigned is not None and key is None:
+        errors.print(f"not signed: {unsigned}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _passphrase() -> str:
@@ -50,27 +54,40 @@ def _passphrase() -> str:
 @app.command(
     rich_help_panel="Prove",
     epilog="Examples:  [cyan]faded verify EVIDENCE.zip[/]"
-    "   [cyan]faded verify EVIDENCE.zip --key public.pem --model .[/]",
+    "   [cyan]faded verify EVIDENCE.zip --key public.pem --require-repaired --require-passed --model .[/]",
 )
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as `faded evidence` names it.")],
     key: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--key", metavar="PUBLIC.pem", help="Require a valid signature by this public key."),
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option("--key", metavar="PUBLIC.pem", help="Require a signature by one of these public keys."),
     ] = None,
     model: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--model", metavar="FOLDER", help="Also check the files of a model, say of an exported one."),
+        typer.Option("--model", metavar="FOLDER", help="Require that it holds the model the verdict is about."),
+    ] = None,
+    require_signed: Annotated[
+        bool, typer.Option("--require-signed", help="Require a signature by a key that is known here.")
+    ] = False,
+    require_repaired: Annotated[
+        bool, typer.Option("--require-repaired", help="Require that the verdict is about a repaired model.")
+    ] = False,
+    require_passed: Annotated[bool, typer.Option("--require-passed", help="Require a verdict that is a pass.")] = False,
+    max_age: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--max-age", metavar="DAYS", min=0.0, help="Require a signature no older than that."),
     ] = None,
 ) -> None:
     """Check a bundle against itself, anywhere: no workspace is needed.
 
-    Exit codes: 0 all holds, 1 something does not match, 2 that is no bundle.
+    Exit codes: 0 it holds and is all that was required, 1 something does not match or is missing, 2 that is no bundle.
+    Without a requirement an unsigned bundle exits with 0, too: it says what it is.
     """
-    from flows.evidence import verify_bundle
+    from flows.evidence import Demands, verify_bundle
     from flows.evidence.views import show_checks
 
-    checks = verify_bundle(bundle, key, model)
+    demands = Demands(require_signed, require_repaired, require_passed, max_age)
+    checks = verify_bundle(bundle, key or (), model, demands)
     show_checks(console, checks)
     if not all(check.holds for check in checks):
         raise typer.Exit(1)

@@ -6,18 +6,20 @@ beside a model for years; `verify_bundle` needs nothing but the bundle.
 
 from flows.evidence.bundle import Bundle, read_bundle
 from flows.evidence.signature import make_envelope, read_private_key
-from flows.evidence.verify import Check, verify_bundle
-from flows.evidence.write import bundles_dir, evidence_of, sign_bundle, unfinished, write_bundle
+from flows.evidence.verify import Check, Demands, verify_bundle
+from flows.evidence.write import bundles_dir, evidence_of, sign_bundle, sign_by_default, unfinished, write_bundle
 
 __all__ = [
     "Bundle",
     "Check",
+    "Demands",
     "bundles_dir",
     "evidence_of",
     "make_envelope",
     "read_bundle",
     "read_private_key",
     "sign_bundle",
+    "sign_by_default",
     "unfinished",
     "verify_bundle",
     "write_bundle",

@@ -1,11 +1,10 @@
-"""The bundle as a file: what it may hold, deterministic writing, and reading that trusts nothing in it."""
+"""The bundle: what it may hold, and reading that trusts nothing in it."""
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,12 +13,13 @@ from typing import Any
 
 import yaml
 
+from flows.evidence.archive import unzip_members
 from flows.evidence.hashes import sha256
 from stages.decisions import files as decision_files
 from stages.decisions.model import Recorded
 from stages.errors import UsageError
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST, STATEMENT, ENVELOPE = "manifest.json", "statement.json", "statement.dsse.json"
 PARAMS, LOCK = "params.yaml", "dvc.lock"
 RATINGS = "ratings.json"  # those in force, whatever the name of their file in params.yaml
@@ -42,11 +42,18 @@ _MEMBER = re.compile(
     rf"(?:{'|'.join(map(re.escape, (*SEALS, PARAMS, LOCK)))})"
     rf"|data/[\w-]+/(?:{_WHOLE}|{re.escape(RATINGS)}|decisions/[0-9a-f]{{16}}(?:\.\d+)?\.yaml)"
 )
-# No bundle needs others, each of which is damaged in its own way.
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-LARGEST, LARGEST_SUM, MOST_MEMBERS = 256 * 2**20, 512 * 2**20, 4096  # bytes, bytes, members
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where there is one
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can tell
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where there is one
+# Where a file belongs, by its place below data/<audit>; the first that fits. All else is a record of the run.
+_PARTS = (
+    ("prepare/model/", "model"),
+    ("prepare/items.parquet", "data"),
+    ("inputs/", "inputs"),
+    ("decisions/", "decisions"),
+    ("summarize/landscape.", "landscape"),
+    ("collect_feedback/plan.json", "plan"),
+    ("restructure/models/repaired/", "repaired"),
+    ("restructure/models/control/", "control"),
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,32 @@ class Bundle:
             self._parsed[name] = parse_yaml(self.member(name), name)
         return self._parsed[name]
 
+    @cached_property
+    def files(self) -> dict[str, Mapping[str, Any]]:
+        """All files that the manifest names, of every part.
+
+        Raises:
+            UsageError: when it names one twice.
+        """
+        named: dict[str, Mapping[str, Any]] = {}
+        for part in self.manifest["parts"].values():
+            if twice := named.keys() & part.keys():
+                raise UsageError(f"{MANIFEST} names {min(twice)} in two parts")
+            named |= part
+        return named
+
+    def below(self, path: str) -> dict[str, Mapping[str, Any]]:
+        """The files of a folder by their paths in it; or of a file, itself, as ""."""
+        if path in self.files:
+            return {"": self.files[path]}
+        start = f"{path}/"
+        return {name.removeprefix(start): entry for name, entry in self.files.items() if name.startswith(start)}
+
+    @property
+    def last_stage(self) -> str:
+        """The stage whose verdict is the audit's: the last one, if its parameters name a repair."""
+        return "re_evaluate" if "repairs" in self.yaml(PARAMS) else "summarize"
+
     @property
     def ratings(self) -> str:
         """The member that the ratings in force are."""
@@ -121,6 +154,22 @@ class Bundle:
         return decision_files.order_chain(kept)
 
 
+def part_of(name: str, audit: str, last: str) -> str:
+    """The part of a bundle that a file belongs to; `last` is the stage whose verdict is the audit's."""
+    alone = {PARAMS: "parameters", ratings_member(audit): "ratings", f"data/{audit}/{last}/verdict.json": "verdict"}
+    if name in alone:
+        return alone[name]
+    inside = name.removeprefix(f"data/{audit}/")
+    if inside.startswith("decisions/") and not name.endswith(".yaml"):
+        return "records"
+    return next((part for start, part in _PARTS if inside.startswith(start)), "records")
+
+
+def md5(data: bytes) -> str:
+    """The hash by which DVC names a file, in hex."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
 def ratings_member(audit: str) -> str:
     """The member that the ratings in force are; several audits can share a file, which lies with one of them."""
     return f"data/{audit}/{RATINGS}"
@@ -133,12 +182,36 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
         UsageError: when it is none.
     """
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise UsageError(f"{name}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What says a thing twice is read in one way here and in another way elsewhere."""
+    if len(once := dict(pairs)) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"it has the key {twice[:100]!r} twice")
+    return once
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"it has {word}, which is no number of JSON")
+
+
+_LARGEST_YAML = 5_000_000  # bytes; reading takes much longer than its length
+
+
+class _Loader(_Base):  # type: ignore[misc]
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """YAML itself takes the last of two equal keys."""
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            raise yaml.YAMLError(f"it has a key twice, in line {node.start_mark.line + 1} or below")
+        return found
 
 
 def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
@@ -147,6 +220,8 @@ def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
     Raises:
         UsageError: when it is none.
     """
+    if len(data) > _LARGEST_YAML:
+        raise UsageError(f"{name} has {len(data):,} bytes, expected {_LARGEST_YAML:,} at most")
     try:
         text = data.decode("utf-8")
         # A few lines of aliases can stand for gigabytes.
@@ -175,17 +250,6 @@ def dump_yaml(data: Mapping[str, Any]) -> bytes:
     return yaml.dump(dict(data), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120).encode("utf-8")
 
 
-def zip_members(members: Mapping[str, bytes]) -> bytes:
-    """Pack members; the same ones give the same bytes."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as file:
-        for name in sorted(members, key=lambda name: (name not in SEALS, name)):
-            info = zipfile.ZipInfo(name, _EPOCH)
-            info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, 0o644 << 16, 3
-            file.writestr(info, members[name], zipfile.ZIP_DEFLATED, 6)
-    return packed.getvalue()
-
-
 def read_bundle(path: Path) -> Bundle:
     """Read a bundle into memory; nothing is unpacked to disk, and nothing in it is believed.
 
@@ -194,59 +258,19 @@ def read_bundle(path: Path) -> Bundle:
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder, expected the zip file that `faded evidence` names")
-    try:
-        with zipfile.ZipFile(path) as file:
-            members = _read_members(path, file)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise UsageError(f"{path} is no evidence bundle: {error}") from None
+    members = unzip_members(path, _MEMBER.fullmatch)
     if MANIFEST not in members:
         raise UsageError(f"{path} is no evidence bundle: it has no {MANIFEST}")
     manifest = parse_json(members[MANIFEST], f"{MANIFEST} of {path}")
-    if manifest.get("schema") != SCHEMA or not isinstance(manifest.get("parts"), dict):
+    schema = manifest.get("schema")
+    if type(schema) is int and 0 < schema < SCHEMA:
         raise UsageError(
-            f"{path}: {MANIFEST} has schema {manifest.get('schema')!r}, this version reads {SCHEMA} with `parts`"
+            f"{path} is a bundle of schema {schema}, by an older version, which this one cannot check (it reads"
+            f" {SCHEMA}): check it with that version, or have `faded evidence` write it again from the finished audit"
         )
+    if schema != SCHEMA or not isinstance(manifest.get("parts"), dict):
+        raise UsageError(f"{path}: {MANIFEST} has schema {schema!r}, this version reads {SCHEMA} with `parts`")
     return Bundle(path, members, manifest)
-
-
-def _read_members(path: Path, file: zipfile.ZipFile) -> dict[str, bytes]:
-    entries = file.infolist()
-    if len(entries) > MOST_MEMBERS:
-        raise UsageError(f"{path} is no evidence bundle: {len(entries):,} members, expected {MOST_MEMBERS:,} at most")
-    members: dict[str, bytes] = {}
-    left = LARGEST_SUM
-    for entry in entries:
-        if not _MEMBER.fullmatch(entry.filename):
-            raise UsageError(f"{path} is no evidence bundle: it has a member {entry.filename!r}, which no bundle has")
-        if entry.filename in members:
-            raise UsageError(f"{path} is no evidence bundle: it has {entry.filename} twice")
-        if entry.flag_bits & 1:
-            raise UsageError(f"{path} is no evidence bundle: {entry.filename} is encrypted")
-        if entry.compress_type not in _COMPRESSIONS:
-            method = f"is compressed by zip's method {entry.compress_type}, expected 0 (stored) or 8 (deflated)"
-            raise UsageError(f"{path} is no evidence bundle: {entry.filename} {method}")
-        limit = min(LARGEST, left)
-        with file.open(entry) as stream:  # a header may say less than there is: what counts is what comes out
-            data = _read(stream, limit + 1, f"{path}: {entry.filename}")
-        if len(data) > limit:
-            raise UsageError(
-                f"{path} is no evidence bundle: {entry.filename} makes it larger than {LARGEST_SUM >> 20} MiB"
-                f" (or is itself larger than {LARGEST >> 20} MiB)"
-            )
-        left -= len(data)
-        members[entry.filename] = data
-    return members
-
-
-def _read(stream: Any, most: int, what: str) -> bytes:
-    import zlib
-
-    try:
-        return bytes(stream.read(most))
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UsageError(f"{what} is damaged: {error}") from None
 
 
 def digest_of(members: Mapping[str, bytes]) -> str:

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from flows.digests import Hashes, files_below, sha256, sha256_file, signature_of
+from flows.digests import Hashes, directory_md5, files_below, sha256, sha256_file, signature_of
 
-__all__ = ["Hashes", "content_hash_of", "files_below", "sha256", "sha256_file", "signature_of"]
+__all__ = ["Hashes", "content_hash_of", "directory_md5", "files_below", "sha256", "sha256_file", "signature_of"]
 
 
 def content_hash_of(files: Iterable[tuple[str, bytes]]) -> str:

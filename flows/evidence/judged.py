@@ -137,7 +137,7 @@ def check_card(bundle: Bundle) -> Found:
         return Found("none: there is no repaired model", [])
     name, wrote = bundle.name("re_evaluate", "model_card.md"), (bundle.manifest.get("versions") or {}).get("faded")
     if wrote != (here := _installed()):
-        return Found(f"not made again: it is by faded {wrote}, this is {here}", [], checked=False)
+        return Found(f"not made again: it is by faded {wrote}, this is {here}", [], "not checked")
     verdict, plan = bundle.json("re_evaluate", "verdict.json"), bundle.json("collect_feedback", "plan.json")
     section = evaluation_section(verdict, plan)
     if not bundle.member(name).decode("utf-8").endswith(section):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 from flows.evidence import checks
-from flows.evidence.bundle import ENVELOPE, STATEMENT, Bundle, read_bundle
+from flows.evidence.bundle import ENVELOPE, STATEMENT, Bundle, md5, read_bundle
 from flows.evidence.checks import Found
 from flows.evidence.hashes import files_below, sha256, sha256_file
 from flows.evidence.judged import check_card, check_ratings, check_verdict
-from flows.evidence.signature import is_signed_by, read_envelope, read_public_key
+from flows.evidence.signature import check_envelope, known_keys
 from stages.environment import set_defaults
 from stages.errors import UsageError
 
@@ -39,6 +41,7 @@ _ROOTS = {
     "model": "prepare/model/",
     "control": "restructure/models/control/",
 }
+UNSIGNED, UNKNOWN_KEY = "UNSIGNED", "unknown key"
 BUNDLE_IN_EXPORT, CARD = "EVIDENCE.zip", "README.md"
 
 
@@ -50,46 +53,80 @@ class Check:
         name: what was checked.
         found: what was found, in a few words.
         problems: what does not match, each with what was expected and what was found; empty if all holds.
-        checked: whether anything was; else `found` says why not.
+        word: what the table says of it if all holds; another one than "yes" where not all could be checked.
     """
 
     name: str
     found: str
     problems: tuple[str, ...] = ()
-    checked: bool = True
+    word: str = "yes"
 
     @property
     def holds(self) -> bool:
-        """Whether all matches."""
+        """Whether nothing speaks against it."""
         return not self.problems
 
 
-def verify_bundle(path: Path, key: Path | None = None, model: Path | None = None) -> list[Check]:
-    """Check all that a bundle says against itself, and against a key and a model folder if they are at hand.
+@dataclass(frozen=True)
+class Demands:
+    """What a bundle has to be beside consistent.
+
+    Args:
+        signed: by a known key.
+        repaired: about a repaired model.
+        passed: with a verdict that is a pass.
+        max_age: days since a known key signed it.
+    """
+
+    signed: bool = False
+    repaired: bool = False
+    passed: bool = False
+    max_age: float | None = None
+
+
+NOTHING = Demands()
+
+
+def verify_bundle(
+    path: Path, keys: Sequence[Path] = (), model: Path | None = None, demands: Demands = NOTHING
+) -> list[Check]:
+    """Check all that a bundle says against itself, and against keys and a model folder if they are at hand.
 
     Args:
         path: the bundle.
-        key: a public key (PEM); with it, a signature by that key is required.
-        model: a folder with a model, that is told to be the repaired one, the one under test, or neither.
+        keys: files of public keys (PEM); with them, a signature by one of these is required. Without, keys that this
+            user knows are told from others.
+        model: a folder that has to hold the model that the verdict is about.
+        demands: what else is asked of it.
 
     Raises:
         UsageError: when it is no bundle, or key or folder cannot be read.
     """
     set_defaults(POT_BACKEND_DISABLE_PYTORCH="1")  # POT would import torch, which takes seconds and checks nothing
-    public = read_public_key(key) if key is not None else None
     if model is not None and not model.is_dir():
         raise UsageError(f"{model} is no folder, expected one that holds a model")
+    known = known_keys(keys or None)
     bundle = read_bundle(path)
-    results = [*check_seals(bundle, public, key), *(_run(n, partial(c, bundle)) for n, c in _CONTENTS.items())]
+    if keys:
+        demands = replace(demands, signed=True)
+    results = [*check_seals(bundle, known, demands), *(_run(n, partial(c, bundle)) for n, c in _CONTENTS.items())]
+    if demands.repaired or demands.passed:
+        results.append(_run("demands", lambda: _check_demands(bundle, demands)))
     if model is not None:
         results.append(_run("model", lambda: check_model(bundle, model)))
     return results
 
 
-def check_seals(bundle: Bundle, public: object | None = None, key: Path | None = None) -> list[Check]:
-    """Whether a bundle is as it was written, and signed by a public key if one is given; `key` is for messages."""
+def check_seals(bundle: Bundle, known: Mapping[str, str] | None = None, demands: Demands = NOTHING) -> list[Check]:
+    """Whether a bundle is as it was written, and who signed it.
+
+    Args:
+        bundle: as it was read.
+        known: names of keys, by their id.
+        demands: of which those on the signature count.
+    """
     sealed = [_run(name, partial(check, bundle)) for name, check in _SEALS.items()]
-    return [*sealed, _run("signature", lambda: _signature(bundle, public, key))]
+    return [*sealed, _run("signature", lambda: _signature(bundle, known or {}, demands))]
 
 
 def _run(name: str, check: Callable[[], Found]) -> Check:
@@ -97,65 +134,84 @@ def _run(name: str, check: Callable[[], Found]) -> Check:
         found = check()
     except UsageError as error:
         return Check(name, "", (str(error),))
-    # Bytes of somebody else's may break a check in any way, and then they are not what Faded writes.
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        told = f"cannot be checked, for a file is not of the form that Faded writes ({type(error).__name__}: {error})"
+    except Exception as error:  # bytes of somebody else's may break a check in any way: they are not what Faded writes
+        why = f"{type(error).__name__}: {error}"[:500]
+        told = f"cannot be checked, for a file is not of the form that Faded writes ({why})"
         return Check(name, "", (told,))
-    return Check(name, found.text if not found.problems else "", tuple(found.problems), found.checked)
+    return Check(name, found.text if not found.problems else "", tuple(found.problems), found.word)
 
 
-def _signature(bundle: Bundle, public: object | None, key: Path | None) -> Found:
+def _signature(bundle: Bundle, known: Mapping[str, str], demands: Demands) -> Found:
+    if demands.signed or demands.max_age is not None:
+        wanted = f"expected a signature by a known key ({', '.join(sorted(set(known.values()))) or 'there are none'})"
+    else:
+        wanted = ""
     if ENVELOPE not in bundle.members:
-        missing = [f"the bundle is not signed, expected a signature by {key}"] if key is not None else []
-        return Found("not signed", missing)
-    envelope = read_envelope(bundle.members[ENVELOPE])
-    if envelope.payload != bundle.members[STATEMENT]:
-        return Found("", [f"{ENVELOPE}: what is signed is not {STATEMENT} of this bundle"])
-    if not envelope.signatures:
-        return Found("", [f"{ENVELOPE}: it has no signature, expected at least one"])
-    ids = ", ".join(f"{key_id[:16]}..." for key_id in envelope.signatures)
-    if public is None:
-        return Found(f"signed by key id {ids}; not checked, as no --key was given", [], checked=False)
-    if not is_signed_by(envelope, public):
-        wanted = str(getattr(public, "keyid", ""))[:16]
-        return Found("", [f"{ENVELOPE}: no valid signature by {key} (key id {wanted}...), found one by key id {ids}"])
-    return Found(f"signed by {key}", [])
+        missing = [f"it is not signed, {wanted}"] if wanted else []
+        return Found("by nobody, so anybody can have made it", missing, UNSIGNED)
+    signed = check_envelope(bundle.members[ENVELOPE], bundle.members[STATEMENT])
+    by = [f"{known.get(key_id, 'an unknown key')} (key id {key_id[:16]}...)" for key_id in signed.key_ids]
+    told = f"{signed.when:%Y-%m-%d %H:%M} UTC by {', '.join(by)}"
+    if not known.keys() & set(signed.key_ids):
+        return Found(f"{told}; anybody can make a key", [f"{told}; {wanted}"] if wanted else [], UNKNOWN_KEY)
+    days = (datetime.now(UTC) - signed.when) / timedelta(days=1)
+    if demands.max_age is not None and not -1 <= days <= demands.max_age:  # clocks differ
+        return Found("", [f"{told}, {days:,.1f} days ago; expected {demands.max_age:g} at most"])
+    return Found(told, [])
+
+
+def _check_demands(bundle: Bundle, demands: Demands) -> Found:
+    passed, subject = bundle.manifest["passed"], "repaired" if bundle.manifest["parts"].get("repaired") else "model"
+    problems = []
+    if demands.repaired and subject != "repaired":
+        problems.append(f"its verdict is about {_MODELS['model']}, expected one about {_MODELS['repaired']}")
+    if demands.passed and passed is not True:
+        problems.append(f"its verdict is {'FAILED' if passed is False else 'not a pass'}, expected a pass")
+    return Found("all are met", problems)
 
 
 def check_model(bundle: Bundle, folder: Path) -> Found:
-    """Say which of the audit's models a folder holds, file by file.
+    """A folder holds the model that the verdict is about, file by file: the repaired one if there is one.
 
     An exported one has the model card in the place of its README, and the bundle beside it.
     """
-    found = {file.relative_to(folder).as_posix(): sha256_file(file) for file in files_below(folder)}
+    found = {file.relative_to(folder).as_posix(): _digests(file) for file in files_below(folder)}
     if BUNDLE_IN_EXPORT in found and _same_evidence(bundle, folder / BUNDLE_IN_EXPORT):
         del found[BUNDLE_IN_EXPORT]
     parts = bundle.manifest["parts"]
     differences = {part: _unlike(bundle, parts[part], root, found) for part, root in _ROOTS.items() if parts.get(part)}
+    [expected, *_] = differences
+    if not differences[expected]:
+        return Found(f"{_MODELS[expected]}: {len(parts[expected])} file(s) match", [])
     best = min(differences, key=lambda part: len(differences[part]))
-    n = len(parts[best])
-    if not differences[best] and best != "control":
-        note = "" if best == "repaired" or "repaired" not in differences else ", not the repaired one"
-        return Found(f"{_MODELS[best]}{note}: {n} file(s) match", [])
     if not differences[best]:
-        return Found("", [f"{folder} holds {_MODELS['control']}, expected {_MODELS['repaired']}"])
+        return Found("", [f"{folder} holds {_MODELS[best]}, expected {_MODELS[expected]}"])
     first = f"{folder} is none of the audit's models; closest is {_MODELS[best]}"
     return Found("", [f"{first}: {line}" for line in differences[best][: checks.MOST_TOLD]])
 
 
-def _unlike(bundle: Bundle, part: dict[str, dict[str, str]], root: str, found: dict[str, str]) -> list[str]:
-    expected = {path.removeprefix(f"data/{bundle.audit}/{root}"): entry["sha256"] for path, entry in part.items()}
+def _digests(path: Path) -> tuple[str, str]:
+    """SHA-256 and MD5: stages and signatures name the one, dvc.lock the other."""
+    with path.open("rb") as stream:
+        return sha256_file(path), hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _unlike(
+    bundle: Bundle, part: Mapping[str, Mapping[str, str]], root: str, found: Mapping[str, tuple[str, str]]
+) -> list[str]:
+    home = f"data/{bundle.audit}/{root}"
+    expected = {path.removeprefix(home): (entry["sha256"], entry["md5"]) for path, entry in part.items()}
     card = bundle.members.get(bundle.name("re_evaluate", "model_card.md"))
-    lines = []
-    for name, digest in expected.items():
-        if name not in found:
-            lines.append(f"{name} is missing")
-        elif found[name] != digest and not (name == CARD and card is not None and found[name] == sha256(card)):
-            lines.append(f"{name}: expected SHA-256 {digest}, found {found[name]}")
-    exported = {CARD} if card is not None and found.get(CARD) == sha256(card) else set()
-    return lines + [
-        f"{name} is not one of its files" for name in found if name not in expected and name not in exported
-    ]
+    if card is not None and found.get(CARD) == (sha256(card), md5(card)):  # as an exported one has it
+        expected[CARD] = found[CARD]
+    lines = [f"{name} is missing" for name in expected if name not in found]
+    for name, digests in found.items():
+        if name not in expected:
+            lines.append(f"{name} is not one of its files")
+        elif digests != expected[name]:
+            i = 0 if digests[0] != expected[name][0] else 1
+            lines.append(f"{name}: expected {('SHA-256', 'MD5')[i]} {expected[name][i]}, found {digests[i]}")
+    return lines
 
 
 def _same_evidence(bundle: Bundle, path: Path) -> bool:

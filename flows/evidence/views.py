@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.evidence.bundle import ENVELOPE
+from flows.evidence.verify import UNKNOWN_KEY, UNSIGNED
 from flows.results import NO_GATES
 
 if TYPE_CHECKING:
@@ -35,11 +37,11 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     table.columns[1].justify = table.columns[2].justify = "right"
     for part, files in bundle.manifest["parts"].items():
         total = sum(entry["size"] for entry in files.values())
-        one = next(iter(files.values()))["sha256"][:16] + "..." if len(files) == 1 else ""
+        one = next(iter(files.values())).get("sha256", "")[:16] if len(files) == 1 else ""
         table.add_row(_shown(part), f"{len(files):,}", f"{total:,}", one)
     console.print(table)
     word = {True: "pass", False: "FAIL", None: "no verdict of gates"}[bundle.manifest["passed"]]
-    signed = "signed" if "statement.dsse.json" in bundle.members else "not signed (--sign KEY.pem signs it)"
+    signed = "signed" if ENVELOPE in bundle.members else "UNSIGNED"
     told = f"{bundle.audit}: {word}, landscape {bundle.manifest['landscape']}, {signed}"
     console.print(_plain(told), markup=False, highlight=False, soft_wrap=True)
     console.print(f"evidence: {bundle.path.resolve()}", markup=False, highlight=False, soft_wrap=True)
@@ -47,20 +49,38 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
 
 
 def show_checks(console: Console, checks: Sequence[Check]) -> None:
-    """Each check with what was found, and below them everything that does not match or was not checked."""
+    """Each check with what was found, and below them what does not match, or how far one can go by what does."""
     table = Table("check", "holds", "found", box=box.SIMPLE_HEAD, pad_edge=False)
     for check in checks:
-        holds = "[red]NO[/]" if not check.holds else "[green]yes[/]" if check.checked else "[yellow]not checked[/]"
-        table.add_row(_shown(check.name), holds, _shown(check.found or f"{len(check.problems)} problem(s), see below"))
+        style, word = ("red", "NO") if not check.holds else ("green" if check.word == "yes" else "yellow", check.word)
+        found = check.found or f"{len(check.problems)} problem(s), see below"
+        table.add_row(_shown(check.name), f"[{style}]{word}[/]", _shown(found))
     console.print(table)
     problems = [(check.name, problem) for check in checks for problem in check.problems]
     for name, problem in problems:
         console.print(f"[red]{_shown(name)}:[/] {_shown(problem)}", highlight=False, soft_wrap=True)
-    unchecked = [check.name for check in checks if not check.checked]
-    if not problems:
-        console.print("[bold green]all holds[/]" + (f"; not checked: {', '.join(unchecked)}" if unchecked else ""))
-    else:
+    if problems:
         console.print(f"[bold red]{len(problems)} thing(s) do not match[/]")
+        return
+    words = [check.word for check in checks]
+    unchecked = [check.name for check in checks if check.word == "not checked"]
+    told = f"; not checked: {', '.join(unchecked)}" if unchecked else ""
+    console.print(
+        f"[bold yellow]{_UNSIGNED}[/]{told}"
+        if UNSIGNED in words
+        else f"[bold yellow]{_UNKNOWN_KEY}[/]{told}"
+        if UNKNOWN_KEY in words
+        else f"[bold green]all holds[/]{told}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+_UNSIGNED = "UNSIGNED: it does not contradict itself, but anybody can make such a file, with any verdict"
+_UNKNOWN_KEY = (
+    "it does not contradict itself, but none of the keys known here signed it, and anybody can make a key:"
+    " ask the signer for the public key, and check with --key PUBLIC.pem"
+)
 
 
 def show_gate(console: Console, result: GateResult) -> None:

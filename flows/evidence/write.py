@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flows.evidence.archive import LARGEST, zip_members
 from flows.evidence.bundle import (
     ENVELOPE,
     LOCK,
@@ -21,12 +22,13 @@ from flows.evidence.bundle import (
     digest_of,
     dump_json,
     dump_yaml,
+    md5,
+    part_of,
     ratings_member,
     read_bundle,
-    zip_members,
 )
 from flows.evidence.hashes import Hashes, files_below, sha256, signature_of
-from flows.evidence.signature import make_envelope
+from flows.evidence.signature import machine_key, make_envelope
 from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals, verify_bundle
 from flows.intact import check_intact
@@ -34,23 +36,13 @@ from flows.results import last_stage
 from stages.code import RECORD
 from stages.decisions import decisions_dir, landscape_hash
 from stages.environment import WORK
-from stages.errors import UsageError
+from stages.errors import FadedError, UsageError
 from stages.files import stage_dir
 from stages.params import DATA, Params
 from stages.ratings import read_ratings
 
+NO_SIGN = "FADED_NO_SIGN"
 _FOR_ALL, _FOR_REPAIRS = ("prepare", "discover", "summarize"), ("collect_feedback", "restructure", "re_evaluate")
-# Where a file belongs, by its place below data/<audit>; the first that fits. All else is a record of the run.
-_PARTS = (
-    ("prepare/model/", "model"),
-    ("prepare/items.parquet", "data"),
-    ("inputs/", "inputs"),
-    ("decisions/", "decisions"),
-    ("summarize/landscape.", "landscape"),
-    ("collect_feedback/plan.json", "plan"),
-    ("restructure/models/repaired/", "repaired"),
-    ("restructure/models/control/", "control"),
-)
 _TOLD = (
     *("seed", "task", "device", "backend", "dtype", "threads", "batch_size"),
     *("python", "platform", "versions", "git"),
@@ -136,6 +128,27 @@ def sign_bundle(path: Path, private_key: Any) -> str:
     return key_id
 
 
+def sign_by_default(path: Path) -> str | None:
+    """Sign a bundle with this user's own key, unless somebody has signed it or FADED_NO_SIGN is set.
+
+    Returns:
+        Why it is not signed; None if it is.
+
+    Raises:
+        UsageError: when the bundle does not hold.
+    """
+    if ENVELOPE in read_bundle(path).members:
+        return None
+    if os.environ.get(NO_SIGN):
+        return f"{NO_SIGN} is set"
+    try:
+        key = machine_key()
+    except FadedError as error:
+        return str(error)
+    sign_bundle(path, key)
+    return None
+
+
 def _lock(params: Params, audit: str) -> dict[str, Any]:
     """What dvc.lock says of the audit's stages, in the order of the pipeline."""
     kinds = (*_FOR_ALL, *(_FOR_REPAIRS if audit in params.repairs else ()))
@@ -171,21 +184,15 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
     if (ratings := params.audit(audit).ratings) is not None:
         read_ratings(audit, params.audit(audit))  # DVC does not know the file, only its hash in the parameters
         members[ratings_member(audit)] = Path(ratings.file).read_bytes()
-    for path in _files(audit, lock):
-        if _is_whole(path, audit):
-            members[path.as_posix()] = path.read_bytes()
+    files = _files(audit, lock)
+    members |= {name: Path(name).read_bytes() for name in files if _is_whole(Path(name), audit)}
+    last = last_stage(params, audit)
+    parts: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys([*members, *files]):
+        entry = _entry(members[name]) if name in members else _hashed(Path(name), hashes)
+        parts.setdefault(part_of(name, audit, last), {})[name] = entry
 
-    parts: dict[str, dict[str, Any]] = {"parameters": {PARAMS: _entry(members[PARAMS])}}
-    if (name := ratings_member(audit)) in members:
-        parts["ratings"] = {name: _entry(members[name])}
-    for path in _files(audit, lock):
-        name = path.as_posix()
-        entry = _entry(members[name]) if name in members else _hashed(path, hashes)
-        parts.setdefault(_part(params, path, audit), {})[name] = entry
-    parts.setdefault("records", {})[LOCK] = _entry(members[LOCK])
-
-    last = stage_dir(audit, last_stage(params, audit))
-    provenance, verdict = _read(last / "provenance.json"), _read(last / "verdict.json")
+    provenance, verdict = (_read(stage_dir(audit, last) / name) for name in ("provenance.json", "verdict.json"))
     manifest = {
         "schema": SCHEMA,
         "audit": audit,
@@ -201,26 +208,24 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
     return members
 
 
-def _files(audit: str, lock: Mapping[str, Any]) -> Iterator[Path]:
-    """Inputs, decisions, and all that the stages wrote."""
-    yield from files_below(DATA / audit / "inputs")
-    yield from sorted(decisions_dir(audit).glob("*.yaml"))
-    for stage in lock.values():
-        for out in stage["outs"]:
-            yield from files_below(Path(out["path"]))
+def _files(audit: str, lock: Mapping[str, Any]) -> list[str]:
+    """All files that stages read or wrote, and decisions, as DVC finds them."""
+    from dvc.repo import Repo
+    from dvc_objects.fs.local import localfs
+
+    paths = {io["path"] for stage in lock.values() for io in (*stage["deps"], *stage["outs"])}
+    own = {path for path in paths if path.startswith(f"{DATA / audit}/")} | {str(decisions_dir(audit))}
+    with Repo() as repo:
+        tops = [top for path in own if (top := Path(repo.root_dir, path)).exists()]
+        found = [f for top in tops for f in (repo.dvcignore.find(localfs, str(top)) if top.is_dir() else [top])]
+        return sorted({Path(file).relative_to(repo.root_dir).as_posix() for file in found})
 
 
 def _is_whole(path: Path, audit: str) -> bool:
     if path.parent == decisions_dir(audit):
-        return True
-    return path.parent.parent == DATA / audit and path.name in WHOLE.get(path.parent.name, ())
-
-
-def _part(params: Params, path: Path, audit: str) -> str:
-    if path == stage_dir(audit, last_stage(params, audit)) / "verdict.json":
-        return "verdict"
-    inside = path.relative_to(DATA / audit).as_posix()
-    return next((part for start, part in _PARTS if inside.startswith(start)), "records")
+        return path.suffix == ".yaml"
+    whole = path.parent.parent == DATA / audit and path.name in WHOLE.get(path.parent.name, ())
+    return whole and (path.suffix != ".html" or path.stat().st_size <= LARGEST)
 
 
 def _hashed_by_stages(audit: str) -> dict[str, Path]:
@@ -234,11 +239,13 @@ def _hashed_by_stages(audit: str) -> dict[str, Path]:
 
 
 def _entry(data: bytes) -> dict[str, Any]:
-    return {"size": len(data), "sha256": sha256(data), "whole": True}
+    return {"size": len(data), "md5": md5(data), "sha256": sha256(data), "whole": True}
 
 
 def _hashed(path: Path, hashes: Hashes) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": hashes.sha256(path), "whole": False}
+    """Of what no stage names by its SHA-256, only what DVC knows: any other hash could be replaced unseen."""
+    named = {} if path.relative_to(DATA).parts[1] in ("inputs", "decisions") else {"sha256": hashes.sha256(path)}
+    return {"size": path.stat().st_size, "md5": hashes.md5(path), **named, "whole": False}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -256,8 +263,8 @@ def _replace(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
-def evidence_of(params: Params, audit: str) -> Path:
-    """The bundle of a finished audit, written if it is not there yet.
+def evidence_of(params: Params, audit: str, *, sign: bool = True) -> Path:
+    """The bundle of a finished audit, written if it is not there yet, and signed with this user's key where it can be.
 
     Raises:
         UsageError: when the audit is not finished.
@@ -267,4 +274,6 @@ def evidence_of(params: Params, audit: str) -> Path:
     check_intact(audit)
     if (path := write_bundle(params, audit)) is None:
         raise UsageError(unfinished(params, audit) or f"audit {audit!r} changed meanwhile: try again")
+    if sign:
+        sign_by_default(path)
     return path

@@ -1,0 +1,437 @@
+"""What forgers of evidence do: nothing of it passes a careful reader, and what dvc.lock binds shows unsigned, too."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import flows.evidence.signature as signatures
+from flows.evidence import Demands, read_bundle, sign_bundle, verify_bundle
+from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, SEALS, STATEMENT, dump_json, dump_yaml
+from flows.evidence.hashes import sha256
+from flows.evidence.signature import known_keys, make_envelope
+from flows.evidence.statement import make_statement
+from stages.errors import UsageError
+from stages.keys import public_pem
+from tests.bundles import DATA, PLAN, VERDICT, Members, bundle_of, decisions_of, edited, problems, resealed, written
+from tests.finished import faded, finished_audits
+from tests.workspace import Workspace
+
+REPORT = f"{DATA}/re_evaluate/report.html"
+CHECKS = [HealthCheck.function_scoped_fixture]
+OWN_KEY = Ed25519PrivateKey.generate()  # the forger's
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Workspace:
+    return finished_audits().copy(tmp_path_factory.mktemp("evidence") / "ws")
+
+
+@pytest.fixture(scope="module")
+def members(workspace) -> Members:
+    return dict(read_bundle(bundle_of(workspace)).members)
+
+
+@pytest.fixture(scope="module")
+def others(workspace) -> Members:
+    """Those of another audit, that ends with its landscape."""
+    return dict(read_bundle(bundle_of(workspace, "other")).members)
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory) -> tuple[Ed25519PrivateKey, Path]:
+    """The signer's key, and the file of its public half that a careful reader has."""
+    private, public = Ed25519PrivateKey.generate(), tmp_path_factory.mktemp("key") / "public.pem"
+    public.write_text(public_pem(private))
+    return private, public
+
+
+@pytest.fixture(scope="module")
+def signed(members, key, tmp_path_factory) -> Members:
+    path = written(tmp_path_factory.mktemp("signed") / "x.zip", members)
+    sign_bundle(path, key[0])
+    return dict(read_bundle(path).members)
+
+
+def refused(path: Path, public: Path) -> str:
+    """What a careful reader is told; it must be something."""
+    try:
+        checks = verify_bundle(path, [public], None, Demands(repaired=True, passed=True, max_age=30))
+    except UsageError as error:
+        return str(error)
+    told = "\n".join(problem for check in checks for problem in check.problems)
+    assert told, "a forged bundle holds"
+    return told
+
+
+def own_signature(members: Members) -> Members:
+    envelope, _ = make_envelope(members[STATEMENT], OWN_KEY)
+    return {**members, ENVELOPE: dump_json(envelope)}
+
+
+# Of one file changed, with manifest and statement made to fit.
+
+
+def other_gates(m: Members) -> None:
+    params = yaml.safe_load(m[PARAMS])
+    params["repairs"]["tiny"]["gates"]["clean_quality"] = {"change_min": -0.9}
+    m[PARAMS] = dump_yaml(params)
+
+
+def other_gates_in_the_lock(m: Members) -> None:
+    other_gates(m)
+    lock = yaml.safe_load(m[LOCK])
+    gates = lock["stages"]["re_evaluate@tiny"]["params"][PARAMS]
+    gates["repairs.tiny.gates"]["clean_quality"] = {"change_min": -0.9}
+    m[LOCK] = dump_yaml(lock)
+
+
+def no_parameters_in_the_lock(m: Members) -> None:
+    lock = yaml.safe_load(m[LOCK])
+    for entry in lock["stages"].values():
+        entry.pop("params")
+    m[LOCK] = dump_yaml(lock)
+    other_gates(m)
+
+
+def without_the_repaired_model_in_the_graph(m: Members) -> None:
+    lock = yaml.safe_load(m[LOCK])
+    last = lock["stages"]["re_evaluate@tiny"]
+    last["deps"] = [dep for dep in last["deps"] if not dep["path"].endswith("restructure/models")]
+    m[LOCK] = dump_yaml(lock)
+
+
+def stages_in_another_order(m: Members) -> None:
+    lock = yaml.safe_load(m[LOCK])
+    lock["stages"] = dict(reversed(lock["stages"].items()))
+    m[LOCK] = dump_yaml(lock)
+
+
+def better_verdict(m: Members) -> None:
+    m[VERDICT] = edited(m[VERDICT], lambda v: v["gates"][0].update(high=-0.9, low=-1.0))
+
+
+def passed_in_spite_of_gates(m: Members) -> None:
+    m[VERDICT] = edited(m[VERDICT], lambda v: v["gates"].clear())
+
+
+def verdict_with_a_key_twice(m: Members) -> None:
+    m[VERDICT] = m[VERDICT].replace(b'"passed": true', b'"passed": false,\n "passed": true', 1)
+
+
+def other_report(m: Members) -> None:
+    m[REPORT] = m[REPORT].replace(b"</body>", b"<p>all is well</p></body>")
+
+
+def other_landscape(m: Members) -> None:
+    name = f"{DATA}/summarize/landscape.json"
+    m[name] = edited(m[name], lambda landscape: landscape["overall"].update(value=0.0))
+
+
+def other_plan(m: Members) -> None:
+    m[PLAN] = edited(m[PLAN], lambda plan: plan["modes"][0].update(action="accept"))
+
+
+def edited_decision(m: Members) -> None:
+    name = decisions_of(m)[-1]
+    m[name] = m[name].replace(b"reason: seen", b"reason: fine")
+
+
+def look_alike_reviewer(m: Members) -> None:
+    for name in decisions_of(m):
+        m[name] = m[name].replace(b"reviewer: Bob", "reviewer: B\u043eb".encode())
+
+
+def zero_width_reviewer(m: Members) -> None:
+    for name in decisions_of(m):
+        m[name] = m[name].replace(b"reviewer: Bob", b'reviewer: "A\\u200Bda"')
+
+
+def dropped_decision(m: Members) -> None:
+    del m[decisions_of(m)[-1]]
+
+
+def decision_with_a_key_twice(m: Members) -> None:
+    m[decisions_of(m)[-1]] += b"approve: true\n"
+
+
+def other_card(m: Members) -> None:
+    name = f"{DATA}/re_evaluate/model_card.md"
+    m[name] = m[name].replace(b"%", b" %")
+
+
+def other_record(m: Members) -> None:
+    name = f"{DATA}/re_evaluate/provenance.json"
+    m[name] = edited(m[name], lambda p: p["git"].update(dirty=True))
+
+
+def record_of_no_files(m: Members) -> None:
+    for name in [name for name in m if name.endswith("provenance.json")]:
+        m[name] = edited(m[name], lambda p: p.update(read={}, wrote={}))
+
+
+EDITS = [
+    *(other_gates, other_gates_in_the_lock, no_parameters_in_the_lock, without_the_repaired_model_in_the_graph),
+    *(stages_in_another_order, better_verdict, passed_in_spite_of_gates, verdict_with_a_key_twice, other_report),
+    *(other_landscape, other_plan, edited_decision, look_alike_reviewer, zero_width_reviewer, dropped_decision),
+    *(decision_with_a_key_twice, other_card, other_record, record_of_no_files),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_shows_however_it_is_sealed(members, signed, key, tmp_path, edit: Callable[[Members], None]):
+    forged = dict(members)
+    edit(forged)
+    assert forged != members
+    path = resealed(tmp_path / "unsigned.zip", forged)
+    assert problems(path), "unsigned, as anybody reads it"
+    sealed = dict(read_bundle(path).members)
+    assert refused(written(tmp_path / "own.zip", own_signature(sealed)), key[1])
+    assert refused(written(tmp_path / "kept.zip", {**sealed, ENVELOPE: signed[ENVELOPE]}), key[1])
+
+
+# Of what a bundle has by its hash alone.
+
+
+def hashes_of(members: Members) -> list[tuple[str, str, str]]:
+    parts = json.loads(members[MANIFEST])["parts"]
+    return [(p, name, kind) for p in parts for name, e in parts[p].items() for kind in ("sha256", "md5") if kind in e]
+
+
+def with_hash(members: Members, part: str, name: str, kind: str) -> Members:
+    manifest = json.loads(members[MANIFEST])
+    digest = manifest["parts"][part][name][kind]
+    manifest["parts"][part][name][kind] = digest[::-1]
+    changed = {**members, MANIFEST: dump_json(manifest)}
+    follows = make_statement(manifest, sha256(changed[MANIFEST]), yaml.safe_load(members[PARAMS]))
+    return {**changed, STATEMENT: dump_json(follows)}
+
+
+def test_no_hash_of_a_manifest_can_be_replaced(members, tmp_path):
+    """The repaired model, the one under test, the control, items, inputs, the report, and whatever else is named."""
+    hashes = hashes_of(members)
+    assert {"repaired", "model", "control", "data", "inputs", "verdict", "records"} <= {part for part, *_ in hashes}
+    seals = ("files", "dvc.lock", "provenance")
+    for part, name, kind in hashes:
+        told = broken(with_hash(members, part, name, kind), seals)
+        assert told, f"{kind} of {name} can be replaced"
+
+
+def broken(members: Members, names: tuple[str, ...]) -> str:
+    from flows.evidence import Bundle, checks
+
+    bundle = Bundle(Path("x.zip"), members, json.loads(members[MANIFEST]))
+    by_name = {"files": checks.check_files, "dvc.lock": checks.check_lock, "provenance": checks.check_provenance}
+    return "\n".join(problem for name in names for problem in by_name[name](bundle).problems)
+
+
+def test_parts_cannot_be_exchanged(members, tmp_path):
+    manifest = json.loads(members[MANIFEST])
+    parts = manifest["parts"]
+    parts["repaired"], parts["model"] = parts["model"], parts["repaired"]
+    assert "the part of" in problems(resealed(tmp_path / "x.zip", {**members, MANIFEST: dump_json(manifest)}))["files"]
+
+
+# Of signatures.
+
+
+def test_stripping_a_signature_improves_nothing(signed, key, tmp_path):
+    stripped = written(tmp_path / "x.zip", {name: data for name, data in signed.items() if name != ENVELOPE})
+    assert "it is not signed" in refused(stripped, key[1])
+    [row] = [check for check in verify_bundle(stripped) if check.name == "signature"]
+    assert row.word == "UNSIGNED"
+
+
+def test_a_signature_of_the_forger_is_that_of_an_unknown_key(members, key, tmp_path):
+    path = written(tmp_path / "x.zip", own_signature(members))
+    assert "an unknown key" in refused(path, key[1])
+    [row] = [check for check in verify_bundle(path) if check.name == "signature"]
+    assert row.word == "unknown key"
+
+
+def test_an_old_signature_is_old_and_stays_so(members, key, tmp_path, monkeypatch):
+    monkeypatch.setattr(signatures, "_now", lambda: signatures.datetime(2020, 1, 1, tzinfo=signatures.UTC))
+    path = written(tmp_path / "x.zip", members)
+    sign_bundle(path, key[0])
+    monkeypatch.undo()
+    sign_bundle(path, OWN_KEY)
+    assert "expected 30 at most" in refused(path, key[1])
+
+
+def test_a_signature_from_the_future_is_not_young(members, key, tmp_path, monkeypatch):
+    monkeypatch.setattr(signatures, "_now", lambda: signatures.datetime(2999, 1, 1, tzinfo=signatures.UTC))
+    path = written(tmp_path / "x.zip", members)
+    sign_bundle(path, key[0])
+    assert "expected 30 at most" in refused(path, key[1])
+
+
+def test_another_time_under_a_signature_breaks_it(signed, key, tmp_path):
+    envelope = json.loads(signed[ENVELOPE])
+    payload = json.loads(base64.b64decode(envelope["payload"]))
+    payload["predicate"]["runDetails"]["metadata"]["faded_signedOn"] = "2999-01-01T00:00:00Z"
+    envelope["payload"] = base64.b64encode(dump_json(payload)).decode()
+    assert "is not valid" in refused(written(tmp_path / "x.zip", {**signed, ENVELOPE: dump_json(envelope)}), key[1])
+
+
+def test_the_name_of_a_known_key_without_its_signature_is_worth_nothing(members, key, tmp_path):
+    envelope = json.loads(own_signature(members)[ENVELOPE])
+    [known] = known_keys([key[1]])
+    envelope["signatures"][0].update(keyid=known)
+    assert "is not valid" in refused(written(tmp_path / "x.zip", {**members, ENVELOPE: dump_json(envelope)}), key[1])
+
+
+def test_seals_of_another_audit_do_not_fit(signed, others, key, tmp_path):
+    for names in ((STATEMENT,), (STATEMENT, ENVELOPE), (ENVELOPE,), (MANIFEST, STATEMENT, ENVELOPE)):
+        mixed = {**others, **{name: signed[name] for name in names}}
+        assert refused(written(tmp_path / "x.zip", mixed), key[1])
+
+
+def test_a_signed_bundle_about_another_kind_of_model_is_not_what_was_required(others, key, tmp_path):
+    path = written(tmp_path / "x.zip", others)
+    sign_bundle(path, key[0])
+    assert "about the model under test, expected one about the repaired model" in refused(path, key[1])
+
+
+def test_the_unrepaired_model_is_not_what_a_repair_was_judged_by(workspace, signed, key, tmp_path):
+    path = written(tmp_path / "x.zip", signed)
+    for folder, expected in (("restructure/models/repaired", 0), ("prepare/model", 1)):
+        told = faded(workspace, "verify", path, "--key", key[1], "--model", workspace.path / DATA / folder)
+        assert told[0] == expected, told
+    assert "holds the model under test, expected the repaired model" in told[1]
+
+
+def test_another_audit_name_that_looks_alike_shows(members, key, tmp_path):
+    renamed = {
+        name.replace("tiny", "t\u0456ny"): data.replace(b"tiny", "t\u0456ny".encode()) for name, data in members.items()
+    }
+    path = written(tmp_path / "x.zip", renamed)
+    assert refused(path, key[1]) and problems(path)
+
+
+# Of the zip file.
+
+
+def in_front(raw: bytes) -> bytes:
+    return raw + raw
+
+
+def behind(raw: bytes) -> bytes:
+    return raw + b"\0"
+
+
+def commented(raw: bytes) -> bytes:
+    return raw[:-2] + struct.pack("<H", 4) + b"evil"
+
+
+def with_a_gap(raw: bytes) -> bytes:
+    """Some bytes between the members and the directory."""
+    start = struct.unpack("<I", raw[-6:-2])[0]
+    return raw[:start] + b"evil" + raw[start:-6] + struct.pack("<IH", start + 4, 0)
+
+
+def with_another_local_name(raw: bytes) -> bytes:
+    return raw[:30] + b"X" + raw[31:]
+
+
+def with_another_local_size(raw: bytes) -> bytes:
+    return raw[:22] + struct.pack("<I", 1) + raw[26:]
+
+
+def with_fewer_members_told(raw: bytes) -> bytes:
+    return raw[:-14] + struct.pack("<2H", 1, 1) + raw[-10:]
+
+
+def overlapping(raw: bytes) -> bytes:
+    """The second entry of the directory is at the first one's place."""
+    start = struct.unpack("<I", raw[-6:-2])[0]
+    second = raw.index(b"PK\x01\x02", start + 1)
+    return raw[: second + 42] + raw[start + 42 : start + 46] + raw[second + 46 :]
+
+
+ZIPS = [in_front, behind, commented, with_a_gap, with_another_local_name, with_another_local_size]
+
+
+@pytest.mark.parametrize("change", [*ZIPS, with_fewer_members_told, overlapping])
+def test_a_zip_that_can_be_read_in_two_ways_is_refused(signed, key, tmp_path, change: Callable[[bytes], bytes]):
+    path = written(tmp_path / "x.zip", signed)
+    path.write_bytes(change(path.read_bytes()))
+    assert "is no evidence bundle" in refused(path, key[1])
+
+
+def deflated_bomb(path: Path, *, told: int | None = None) -> Path:
+    """600 MB of zeros in a member, that says so or tells another size."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed = b"".join(packer.compress(bytes(2**20)) for _ in range(600)) + packer.flush()
+    size, name = 600 * 2**20 if told is None else told, MANIFEST.encode()
+    common = struct.pack("<5H3I2H", 20, 0, 8, 0, 33, 0, len(packed), size, len(name), 0)
+    local = b"PK\x03\x04" + common + name + packed
+    central = b"PK\x01\x02" + struct.pack("<H", 20) + common + struct.pack("<3H2I", 0, 0, 0, 0, 0) + name
+    path.write_bytes(local + central + b"PK\x05\x06" + struct.pack("<4H2IH", 0, 0, 1, 1, len(central), len(local), 0))
+    return path
+
+
+@pytest.mark.parametrize("told", [None, 1000])
+def test_a_bomb_is_refused_before_it_fills_memory(tmp_path, told):
+    import tracemalloc
+
+    path = deflated_bomb(tmp_path / "bomb.zip", told=told)
+    tracemalloc.start()
+    with pytest.raises(UsageError, match="larger than" if told is None else "is not as long as declared"):
+        read_bundle(path)
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    tracemalloc.stop()
+
+
+# Of anything at all.
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=CHECKS)
+@given(data=st.data())
+def test_a_changed_byte_of_a_bundle_never_holds(signed, key, tmp_path, data):
+    raw = bytearray(written(tmp_path / "whole.zip", signed).read_bytes())
+    # Not those fields of the directory that nobody reads: versions, attributes, and the time of the archive's members.
+    at = data.draw(st.integers(0, struct.unpack("<I", raw[-6:-2])[0] - 1))
+    raw[at] ^= data.draw(st.integers(1, 255))
+    (tmp_path / "x.zip").write_bytes(raw)
+    assert refused(tmp_path / "x.zip", key[1])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=CHECKS)
+@given(st.binary(max_size=400))
+def test_any_bytes_at_all_are_refused(key, tmp_path, content):
+    (tmp_path / "x.zip").write_bytes(content)
+    assert "is no evidence bundle" in refused(tmp_path / "x.zip", key[1])
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+json_values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(), scalars, max_size=3)
+
+
+def places_in(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(found for key, one in inner for found in places_in(one, (*place, key)))]
+
+
+@settings(max_examples=15, phases=[Phase.generate], deadline=None, suppress_health_check=CHECKS)
+@given(data=st.data())
+def test_changed_json_inside_a_bundle_that_was_sealed_again_never_holds(members, tmp_path, data):
+    name = data.draw(st.sampled_from(sorted(n for n in members if n.endswith(".json") and n not in SEALS)))
+    content = json.loads(members[name])
+    *place, last = data.draw(st.sampled_from([place for place in places_in(content) if place]))
+    target = content
+    for key in place:
+        target = target[key]
+    target[last] = data.draw(json_values)
+    if content != json.loads(members[name]):
+        assert problems(resealed(tmp_path / "x.zip", {**members, name: dump_json(content)}))
