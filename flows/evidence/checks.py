@@ -22,6 +22,7 @@ from flows.evidence.bundle import (
 from flows.evidence.hashes import content_hash_of, directory_md5, sha256
 from flows.evidence.statement import make_statement
 from stages.decisions.files import counting
+from stages.decisions.identity import identity_of
 from stages.decisions.merge import merge
 from stages.decisions.model import Recorded
 from stages.params import FeedbackConfig
@@ -187,13 +188,21 @@ def check_decisions(bundle: Bundle) -> Found:
         for name, digest in used.items()
         if here.get(name) != digest
     ]
-    said = [f"{_who(k.decision)} {'approved' if k.decision.approve else 'rejected'}" for k in chain]
+    said = [_said(k.decision, _reviewers(bundle), bundle.audit) for k in chain]
     return Found(f"{len(chain)} in their order: {', '.join(said)}" if said else "none: no human decided", problems)
 
 
-def _who(decision: Recorded) -> str:
-    """Who a decision is by, and what vouches for that."""
-    return f"{decision.reviewer} (name typed, not verified)"
+def _said(decision: Recorded, keys: Mapping[str, str], audit: str) -> str:
+    """Who decided what, and what vouches for that."""
+    who = identity_of(decision, keys, audit)
+    word = "approved" if decision.approve else "rejected"
+    return f"{who.statement} {word}" + (" (does not count)" if who.problem is not None else "")
+
+
+def _reviewers(bundle: Bundle) -> Mapping[str, str]:
+    """The keys that the audit's parameters list, by reviewer."""
+    repair = bundle.yaml(PARAMS).get("repairs", {}).get(bundle.audit)
+    return {} if repair is None else FeedbackConfig.model_validate(repair["feedback"]).keys
 
 
 def _used(bundle: Bundle) -> dict[str, str]:

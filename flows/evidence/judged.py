@@ -72,8 +72,8 @@ def _same_numbers(bundle: Bundle, verdict: Mapping[str, Any], metrics: Mapping[s
     """Metrics repeat the differences; plan and verdict name the same people."""
     plan, name = bundle.json("collect_feedback", "plan.json"), bundle.name("re_evaluate", "verdict.json")
     problems = []
-    for key in ("decided_by", "reviewer"):
-        problems += told(f"{name}: {key}", plan[key], verdict[key])
+    for key in ("decided_by", "reviewer", "by"):
+        problems += told(f"{name}: {key}", plan.get(key), verdict.get(key))
     for measure, entry in verdict["differences"].items():
         for key in ("before", "after", "change", "low", "high"):
             where = f"{bundle.name('re_evaluate', 'metrics.json')}: {measure}_{key}"
