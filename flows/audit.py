@@ -20,6 +20,7 @@ from prefect.tasks import Task, exponential_backoff
 from flows.approval import GATED, how_to_decide, needs_decision, open_request, settle, waits_for_person
 from flows.artifacts import publish_artifacts
 from flows.endings import Ending, finished, how_it_ended, keep_evidence
+from flows.engine import foreign_parameters
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
 from flows.intact import mend, stages_of
@@ -145,6 +146,8 @@ def audit(audits: list[str], runner: str | None = None) -> list[StageResult] | S
 def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[Any]:
     set_defaults()
     logger = get_run_logger()
+    if (why := foreign_parameters(audits=audits, runner=runner)) is not None:
+        return Failed(message=why)
     try:
         with exclusive(logger.info):
             params, graph = _read(audits)

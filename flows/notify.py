@@ -36,14 +36,12 @@ def notify(event: Event, audit: str, text: str) -> None:
 
 
 def _notify(subject: str, text: str) -> None:
-    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+    from flows.server import configured_api, talking_to
 
-    from flows.server import served_api
-
-    url = get_current_settings().api.url or served_api()
+    url = configured_api()
     if url is None:  # then there is no block either, and asking would start a server
         return
-    with temporary_settings({PREFECT_API_URL: url}):
+    with talking_to(url):
         slug = _read(_pool())
         if slug is not None:
             _load(slug).notify(text, subject=subject)

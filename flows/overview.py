@@ -55,12 +55,13 @@ def overview(params: Params, entries: Sequence[Entry], api: str | None) -> list[
         api: a Prefect server that answers, None for none.
     """
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.server import talking_to
 
     with contextlib.ExitStack() as life:
         client = None
         if api is not None:
-            life.enter_context(temporary_settings({PREFECT_API_URL: api}))
+            life.enter_context(talking_to(api))
             client = life.enter_context(get_client(sync_client=True))
         return [_row(params, entry, client) for entry in entries if entry.audit in params.audits]
 

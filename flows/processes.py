@@ -103,6 +103,12 @@ def end_child(name: str) -> None:
         _signal_group(group, signal.SIGKILL)
 
 
+def end_all() -> None:
+    """End all children of this process."""
+    for group in list(_groups):
+        _signal_group(group, signal.SIGKILL)
+
+
 def stopping() -> bool:
     """Whether the user asked to stop: then nothing is retried."""
     return _stopping.is_set()

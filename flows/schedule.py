@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.credential import client_environment
 from flows.edit_params import replace_file
 from flows.workspace import stage_environment
 from stages.errors import InfrastructureError, UsageError
@@ -75,6 +76,51 @@ class Entry:
 
         dates = asyncio.run(CronSchedule(cron=self.cron, timezone=self.timezone).get_dates(1))
         return dates[0].astimezone() if dates else None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What prefect.yaml says of how the runs of a deployment are started.
+
+    Args:
+        entrypoint: of the flow.
+        job_variables: command and environment.
+        pull_steps: as `prefect deploy` hands them to a server.
+        parameters: that a run may have: the deployment's, or those of one of its schedules.
+    """
+
+    entrypoint: str
+    job_variables: dict[str, Any]
+    pull_steps: list[Any]
+    parameters: list[dict[str, Any]]
+
+
+def read_recipes() -> dict[str, Recipe]:
+    """How the audits of prefect.yaml are started, by the names of their deployments.
+
+    Raises:
+        UsageError: when the file is not what Prefect reads.
+    """
+    from ruamel.yaml import YAML
+
+    _read(_yaml())  # tells what is wrong with it
+    document = YAML(typ="safe").load(FILE) if FILE.exists() else {"deployments": []}
+    return {
+        str(data["name"]): _recipe(document, data) for data in document["deployments"] if _audit_of(data) is not None
+    }
+
+
+def _recipe(document: Any, data: Any) -> Recipe:
+    here = {"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}
+    pull = data.get("pull", document.get("pull"))
+    own = data.get("parameters") or {}
+    scheduled = [schedule.get("parameters") or {} for schedule in data.get("schedules") or []]
+    return Recipe(
+        entrypoint=str(data.get("entrypoint")),
+        job_variables=(data.get("work_pool") or {}).get("job_variables") or {},
+        pull_steps=[here] if pull is None else pull,
+        parameters=[own, *({**own, **more} for more in scheduled)],
+    )
 
 
 def read_entries() -> list[Entry]:
@@ -233,12 +279,10 @@ def _refuse_foreign(client: SyncPrefectClient, entry: Entry) -> None:
 
 def _deploy(names: Sequence[str]) -> None:
     """As a person who knows Prefect would: the file is read by Prefect itself."""
-    from prefect.settings import get_current_settings
-
     command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy"]
     for name in names:
         command += ["--name", name]
-    env = {**stage_environment(), "PREFECT_API_URL": get_current_settings().api.url or "", "COLUMNS": "200"}
+    env = {**stage_environment(), **client_environment(), "COLUMNS": "200"}
     done = subprocess.run(
         command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
     )

@@ -22,10 +22,11 @@ from typing import Any
 
 from rich.console import Console
 
+from flows.credential import client_environment
 from flows.overview import named, overview, show_schedules, troubles
 from flows.processes import child, end_leftovers
 from flows.schedule import Entry, apply, read_entries, work_pool
-from flows.server import HOME, free_port, long_lived_server, ui_url
+from flows.server import HOME, OwnServer, answers, ui_url
 from flows.workspace import LOGS, stage_environment
 from stages.environment import WORK
 from stages.errors import FadedError, InfrastructureError, UsageError
@@ -69,7 +70,7 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
         life.callback(worker.end)
         worker.start()
         pages = life.enter_context(_review_pages(list(params.audits))) if review else None
-        _show(params, console, api, pages, entries, told)
+        _show(params, console, api, server is not None, pages, entries, told)
         told_once = _Told(console)
         with contextlib.suppress(KeyboardInterrupt):
             _watch(console, told_once, [server, worker] if server is not None else [worker], work_pool(entries))
@@ -197,10 +198,8 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _api(life: ExitStack, port: int | None) -> tuple[str, Kept | None]:
-    """The API and, where it is our own, its server."""
-    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
-
-    from flows.server import answers
+    """The API, which clients talk to from here on, and, where it is our own, its server."""
+    from prefect.settings import get_current_settings
 
     if (configured := get_current_settings().api.url) is not None:
         if not answers(configured):
@@ -209,21 +208,27 @@ def _api(life: ExitStack, port: int | None) -> tuple[str, Kept | None]:
                 "PREFECT_API_URL and `faded serve` runs its own"
             )
         return configured, None
-    if port is not None:
-        try:
-            socket.create_server(("127.0.0.1", port)).close()
-        except OSError as error:
-            raise UsageError(f"--port {port} cannot be used: {os.strerror(error.errno or 0)}") from None
-    taken = free_port(port or _last_port())
-    server = Kept("Prefect server", lambda: long_lived_server(taken, RECORDS))
+    own = life.enter_context(contextlib.closing(_own_server(port)))
+    server = Kept("Prefect server", own.served)
     life.callback(server.end)
     server.start()
     partial = _PORT.with_suffix(".partial")
-    partial.write_text(str(taken))
+    partial.write_text(str(own.port))
     partial.replace(_PORT)
-    api = f"http://127.0.0.1:{taken}/api"
-    life.enter_context(temporary_settings({PREFECT_API_URL: api}))
-    return api, server
+    life.enter_context(own.clients())
+    return own.api, server
+
+
+def _own_server(port: int | None) -> OwnServer:
+    if port is not None:
+        try:
+            return OwnServer("served_app", port, RECORDS)
+        except OSError as error:
+            raise UsageError(f"--port {port} cannot be used: {os.strerror(error.errno or 0)}") from None
+    try:
+        return OwnServer("served_app", _last_port(), RECORDS)
+    except (OSError, OverflowError):
+        return OwnServer("served_app", 0, RECORDS)
 
 
 def _last_port() -> int:
@@ -238,13 +243,12 @@ def _worker_name() -> str:
 
 @contextlib.contextmanager
 def _worker(pool: str, api: str) -> Iterator[subprocess.Popen[str]]:
-    """A process worker as `prefect worker start` runs it; each flow run is a child of it, see flows/engine.py."""
-    env = {**stage_environment(), "PREFECT_API_URL": api}
+    """A worker of the workspace (flows/worker.py); each flow run is a child of it, see flows/engine.py."""
+    env = {**stage_environment(), **client_environment(), "PREFECT_API_URL": api}
     # What `faded` itself keeps quiet belongs into the worker's log.
     env["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
     env.setdefault("PREFECT_WORKER_QUERY_SECONDS", "5")
-    command = ["prefect", "--no-prompt", "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
-    command += ["--name", _worker_name(), "--install-policy", "never", "--no-create-pool-if-not-found"]
+    command = ["flows.worker", pool, _worker_name()]
     LOGS.mkdir(parents=True, exist_ok=True)
     with (
         (LOGS / "worker.log").open("a") as log,
@@ -261,12 +265,14 @@ def _review_pages(audits: list[str]) -> Iterator[str]:
         yield server.url
 
 
-def _show(params: Params, console: Console, api: str, pages: str | None, entries: list[Entry], told: list[str]) -> None:
+def _show(
+    params: Params, console: Console, api: str, own: bool, pages: str | None, entries: list[Entry], told: list[str]
+) -> None:
     from flows.notify import current
 
     for line in told:
         console.print(line, markup=False, highlight=False)
-    lines = [f"Runs and logs:  {ui_url(api)}"]
+    lines = [f"Runs and logs:  {ui_url(api)}" + ("  (`faded serve --link` gives you a way in)" if own else "")]
     lines += [f"Review pages:   {pages}  (`faded review AUDIT --link` gives you a way in)"] if pages is not None else []
     lines += [f"Notifications:  {current() or 'none, see `faded notify --help`'}"]
     for line in lines:

@@ -3,31 +3,59 @@
 A local server is our own child rather than Prefect's ephemeral one, for three reasons: it starts while the task's
 configuration is being checked, it dies with us even by kill -9, and it keeps its database in the workspace
 (.faded/prefect), away from that of other tools, so that migrating it is paid for once.
+
+It answers to nobody without its credential (flows/guard.py), and should it die it is started again under the same
+address: whoever talks to it waits for a moment, and nothing is lost, as its database is in the workspace.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import socket
 import subprocess
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import BaseModel, ValidationError
 
-from flows.processes import RECORDS, child
+from flows.credential import authorization, client_settings, new_credential
+from flows.origin import own_host
+from flows.processes import RECORDS, child, end_all
 from flows.workspace import LOGS
 from stages.environment import WORK
-from stages.errors import InfrastructureError
+from stages.errors import Exit, InfrastructureError, UsageError
 
 HOME = WORK / "prefect"  # its database
 RECORD = WORK / "prefect-server.json"  # where the server of `faded serve` is found by other commands
 _START_LIMIT = 180.0  # seconds; a loaded machine needs ten to migrate a new database
+_DEATHS = 3  # of the server of one command, each soon after the last, until it is given up
+_SOON = 60.0  # seconds
+_CREDENTIAL = "PREFECT_SERVER_API_AUTH_STRING"  # in the environment of a server: what it demands
+
+
+class Record(BaseModel):
+    """The running server of `faded serve`; the file is readable by its user alone.
+
+    Args:
+        url: of its API.
+        pid: its process.
+        started: when that started, as a process id alone may have been given to another process meanwhile.
+        credential: what it demands.
+    """
+
+    url: str
+    pid: int
+    started: float
+    credential: str
 
 
 def configured_api() -> str | None:
@@ -39,15 +67,59 @@ def configured_api() -> str | None:
 
 def served_api() -> str | None:
     """The API of the server that `faded serve` runs in this workspace, if it does and the server answers."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, psutil.Error):
-        record = json.loads(RECORD.read_text())
-        # A process id alone may have been given to another process meanwhile.
-        if psutil.Process(record["pid"]).create_time() == record["started"] and answers(record["url"]):
-            return str(record["url"])
+    record = _served()
+    return record.url if record is not None and _healthy(record.url, record.credential) else None
+
+
+def answers(api: str) -> bool:
+    """Whether a Prefect API is there."""
+    return _healthy(api, _credential_of(api))
+
+
+def talking_to(api: str) -> AbstractContextManager[Any]:
+    """The context in which Prefect's clients talk to an API; to that of `faded serve` with its credential."""
+    from prefect.settings import temporary_settings
+
+    return temporary_settings(client_settings(api, _credential_of(api)))
+
+
+def one_time_link() -> str:
+    """Ask the server of `faded serve` for a link that opens its pages once, in one browser.
+
+    Raises:
+        UsageError: when none runs here.
+        InfrastructureError: when it gives none.
+    """
+    import httpx
+
+    from flows.guard import LINKS
+
+    if (record := _served()) is None:
+        raise UsageError("no Prefect server of `faded serve` runs in this workspace")
+    headers = {"Authorization": authorization(record.credential)}
+    url = record.url.removesuffix("/api") + LINKS
+    try:
+        return str(httpx.post(url, headers=headers, timeout=30, trust_env=False).raise_for_status().json()["link"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        who = f"the Prefect server (process {record.pid}, {record.url})"
+        raise InfrastructureError(f"{who} gave no link: {error}") from None
+
+
+def _credential_of(api: str) -> str | None:
+    record = _served()
+    return record.credential if record is not None and record.url == api else None
+
+
+def _served() -> Record | None:
+    """The record, if its process lives: then the port is still its own, and nobody else is shown the credential."""
+    with contextlib.suppress(OSError, ValidationError, psutil.Error):
+        record = Record.model_validate_json(RECORD.read_text(encoding="utf-8"))
+        if psutil.Process(record.pid).create_time() == record.started:
+            return record
     return None
 
 
-def start_prefect_api(records: Path = RECORDS) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+def start_prefect_api(records: Path = RECORDS) -> Callable[[], AbstractContextManager[Any]]:
     """Start a local server unless there is one to talk to, see `configured_api`.
 
     Args:
@@ -58,38 +130,148 @@ def start_prefect_api(records: Path = RECORDS) -> Callable[[], contextlib.Abstra
         A function to call when the API is needed: it waits until the server answers, and returns the context in
         which flows find it.
     """
-    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+    from prefect.settings import get_current_settings
 
     if get_current_settings().api.url:
         return contextlib.nullcontext
     if (served := served_api()) is not None:
-        return lambda: temporary_settings({PREFECT_API_URL: served})
-    life = contextlib.ExitStack()
-    # Not interruptible: after Ctrl-C it is still told how the run ended.
-    base, process = life.enter_context(_server("app", 0, records))
+        return lambda: talking_to(served)
+    server = OwnServer("app", 0, records)
+    server.start()
     # Not earlier: Prefect hands over the last logs and events when the interpreter ends, in hooks that run before this.
-    atexit.register(life.close)
+    atexit.register(server.close)
 
-    def ready() -> contextlib.AbstractContextManager[Any]:
-        _wait(base, process)
-        return temporary_settings({PREFECT_API_URL: f"{base}/api"})
+    def ready() -> AbstractContextManager[Any]:
+        server.wait()
+        server.keep()
+        return server.clients()
 
     return ready
 
 
-@contextlib.contextmanager
-def long_lived_server(port: int, records: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a server with web pages and all services on loopback, and let other commands of the workspace find it."""
-    with _server("served_app", port, records) as (base, process):
-        _wait(base, process)
-        record = {"url": f"{base}/api", "pid": process.pid, "started": psutil.Process(process.pid).create_time()}
-        partial = RECORD.with_suffix(".partial")
-        partial.write_text(json.dumps(record))
-        partial.replace(RECORD)
+class OwnServer:
+    """A server on loopback, whose address and credential stay the same when it is started again.
+
+    The port is held here, not by the server: it takes seconds to start, and meanwhile, or when it has died, somebody
+    else might take the port, answer in its place, and be shown the credential.
+
+    Args:
+        factory: of its application, in this module.
+        port: of loopback, 0 for any.
+        records: where it is recorded as a child.
+    """
+
+    def __init__(self, factory: str, port: int, records: Path) -> None:
+        self._listening = socket.create_server(("127.0.0.1", port))
+        self.port = int(self._listening.getsockname()[1])
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self._factory, self._records = factory, records
+        self.credential = new_credential()
+        self._life = ExitStack()
+        self._process: subprocess.Popen[str] | None = None
+        self._closing = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    def clients(self) -> AbstractContextManager[Any]:
+        """The context in which Prefect's clients talk to it."""
+        from prefect.settings import PREFECT_UI_URL, temporary_settings
+
+        return temporary_settings({**client_settings(self.api, self.credential), PREFECT_UI_URL: _pages(self.port)})
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start its process; it answers once `wait` is done."""
+        LOGS.mkdir(parents=True, exist_ok=True)
+        HOME.mkdir(parents=True, exist_ok=True)
+        HOME.chmod(0o700)  # Prefect encrypts secrets with a key that lies beside them
+        fd = self._listening.fileno()
+        command = ["uvicorn", "--factory", f"flows.server:{self._factory}", "--fd", str(fd), "--log-level", "warning"]
+        # Appended to: one that was started again must not wipe out why the last one ended.
+        output = self._life.enter_context(_log().open("a"))
+        running = child(
+            "prefect-server",
+            command,
+            _environment(self.port, self.credential),
+            output,
+            interruptible=False,  # after Ctrl-C it is still told how the run ended
+            records=self._records,
+            pass_fds=[fd],
+        )
+        self._process = self._life.enter_context(running)
+        return self._process
+
+    def wait(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+            InfrastructureError: when it ends before.
+        """
+        assert self._process is not None
+        deadline = time.monotonic() + _START_LIMIT
+        while self._process.poll() is None and time.monotonic() < deadline:
+            # Impatient: what was asked before it died is answered by nobody.
+            if _healthy(self.api, self.credential, patience=1):
+                return
+            time.sleep(0.05)
+        raise InfrastructureError(f"the local Prefect server did not start, see {_log()}")
+
+    @contextlib.contextmanager
+    def served(self) -> Iterator[subprocess.Popen[str]]:
+        """Run it, and let other commands of the workspace find it."""
         try:
+            process = self.start()
+            self.wait()
+            started = psutil.Process(process.pid).create_time()
+            _write_record(Record(url=self.api, pid=process.pid, started=started, credential=self.credential))
             yield process
         finally:
             RECORD.unlink(missing_ok=True)
+            self._life.close()
+
+    def keep(self) -> None:
+        """Start it again whenever it dies, until it is closed."""
+        self._keeper = threading.Thread(target=self._keep, name="prefect-server", daemon=True)
+        self._keeper.start()
+
+    def _keep(self) -> None:
+        deaths, since = 0, time.monotonic()
+        # The next one is started in this thread and dies with it, so it lives as long as the server is wanted.
+        while not self._closing.wait(0.1):
+            if self._process is not None and self._process.poll() is not None:
+                deaths = deaths + 1 if time.monotonic() - since < _SOON else 1
+                if deaths == _DEATHS:
+                    _give_up()
+                since = time.monotonic()
+                self._life.close()
+                self.start()
+
+    def close(self) -> None:
+        """End it for good."""
+        self._closing.set()
+        if self._keeper is not None:
+            self._keeper.join()
+        self._life.close()
+        self._listening.close()
+
+
+def _give_up() -> None:
+    """End the command, by force: without a server Prefect's clients try again for minutes, and say so at length."""
+    end_all()
+    sys.stdout.flush()
+    died = f"the local Prefect server died {_DEATHS} times in a row, see {_log()}"
+    print(f"error: {died}; the same command goes on from here", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(Exit.INFRASTRUCTURE)
+
+
+@contextlib.contextmanager
+def long_lived_server(port: int, records: Path) -> Iterator[OwnServer]:
+    """Run a server with web pages and all services on loopback, and let other commands of the workspace find it."""
+    server = OwnServer("served_app", port, records)
+    try:
+        with server.served():
+            yield server
+    finally:
+        server.close()
 
 
 def free_port(wanted: int = 0) -> int:
@@ -100,95 +282,67 @@ def free_port(wanted: int = 0) -> int:
 
 
 def ui_url(api: str) -> str:
-    """The web pages that belong to an API."""
-    return api.removesuffix("/").removesuffix("/api")
+    """The web pages that belong to an API; those of our own server have a host name of their own."""
+    base = api.removesuffix("/").removesuffix("/api")
+    return base if _credential_of(api) is None else _pages(int(base.rpartition(":")[2]))
 
 
-def _environment(port: int) -> dict[str, str]:
-    """Settings of a server, wherever the user has not set something else.
+def _pages(port: int) -> str:
+    return f"http://{own_host('prefect')}:{port}"
 
-    Whoever can call its API can start processes as this user, now or, as the database is shared, once `faded serve`
-    runs. It has no password of its own (PREFECT_SERVER_API_AUTH_STRING gives it one), so pages of other sites that are
-    open in a browser are kept out: no cross-origin requests, a token for each change, no foreign host name.
-    """
-    base = f"http://127.0.0.1:{port}"
+
+def _environment(port: int, credential: str) -> dict[str, str]:
+    """Settings of a server, wherever the user has not set something else."""
+    pages = _pages(port)
     env = {
-        "PREFECT_SERVER_UI_API_URL": f"{base}/api",
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{base},http://localhost:{port}",
+        "PREFECT_UI_URL": pages,
+        "PREFECT_SERVER_UI_API_URL": f"{pages}/api",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": pages,
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_HOME": str(HOME.resolve()),
         **os.environ,
+        _CREDENTIAL: credential,
     }
     return env | {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
 
 
-@contextlib.contextmanager
-def _server(factory: str, port: int, records: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Start one on a port of loopback, 0 for any; gives its address, which answers once `_wait` is done."""
-    LOGS.mkdir(parents=True, exist_ok=True)
-    HOME.mkdir(parents=True, exist_ok=True)
-    HOME.chmod(0o700)  # Prefect encrypts secrets with a key that lies beside them
-    with contextlib.ExitStack() as life:
-        # The server is given the socket, not the port: it takes seconds to start, and meanwhile somebody else might
-        # take the port, answer in its place, and end in the middle of our run.
-        with socket.create_server(("127.0.0.1", port)) as listening:
-            port = int(listening.getsockname()[1])
-            fd = listening.fileno()
-            command = ["uvicorn", "--factory", f"flows.server:{factory}", "--fd", str(fd), "--log-level", "warning"]
-            # Appended to: one that was started again must not wipe out why the last one ended.
-            output = life.enter_context(_log().open("a"))
-            running = child(
-                "prefect-server",
-                command,
-                _environment(port),
-                output,
-                interruptible=False,
-                records=records,
-                pass_fds=[fd],
-            )
-            process = life.enter_context(running)
-        yield f"http://127.0.0.1:{port}", process
+def _write_record(record: Record) -> None:
+    number, partial = tempfile.mkstemp(dir=WORK, prefix=RECORD.name, suffix=".partial")  # with mode 0600
+    with os.fdopen(number, "w", encoding="utf-8") as file:
+        file.write(record.model_dump_json())
+    Path(partial).replace(RECORD)
 
 
 def _log() -> Path:
     return LOGS / "prefect-server.log"
 
 
-def _wait(base: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + _START_LIMIT
-    while process.poll() is None and time.monotonic() < deadline:
-        if answers(f"{base}/api"):
-            return
-        time.sleep(0.05)
-    raise InfrastructureError(f"the local Prefect server did not start, see {_log()}")
-
-
-def answers(url: str) -> bool:
-    """Whether a Prefect API is there."""
+def _healthy(api: str, credential: str | None, patience: float = 5) -> bool:
     import httpx
 
+    headers = {} if credential is None else {"Authorization": authorization(credential)}
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == httpx.codes.OK
+        answer = httpx.get(f"{api}/health", headers=headers, timeout=patience, trust_env=False)
+        return answer.status_code == httpx.codes.OK
     return False
 
 
 def app() -> Any:
     """Build the application of a short-lived server: no web pages, no services that only a long-lived one needs."""
-    from prefect.server.api.server import create_app
-
-    return _of_this_machine(create_app(ephemeral=True, final=True))
+    return _guarded(None)
 
 
 def served_app() -> Any:
     """Build the application of a long-lived server: web pages, scheduler, automations."""
+    return _guarded(own_host("prefect"))
+
+
+def _guarded(host: str | None) -> Any:
+    from flows.guard import Guard
+
+    # Around it, not in it: the server's own services (automations) call it within the process, without a credential.
+    # Prefect does not learn of it: it would let some routes through, and have its pages ask for a password.
+    credential = os.environ.pop(_CREDENTIAL)
     from prefect.server.api.server import create_app
 
-    return _of_this_machine(create_app(final=True))
-
-
-def _of_this_machine(application: Any) -> Any:
-    """Refuse foreign host names: a page whose name comes to mean 127.0.0.1 (DNS rebinding) is no page of ours."""
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-    # Around it, not in it: the server's own services (automations) call it within the process, by a name of their own.
-    return TrustedHostMiddleware(application, allowed_hosts=["127.0.0.1", "localhost"])
+    return Guard(create_app(ephemeral=host is None, final=True), credential, host)

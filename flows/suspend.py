@@ -25,7 +25,7 @@ from prefect.exceptions import ObjectNotFound, Pause, PrefectException
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
-from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Scheduled
 from pydantic import Field, ValidationError, create_model
 
@@ -324,7 +324,9 @@ def _present_api() -> str | None:
 
 @contextlib.contextmanager
 def _api(url: str) -> Iterator[SyncPrefectClient]:
+    from flows.server import talking_to
+
     # Whoever decided does not want to wait for a server that is gone.
     patience = {"timeout": httpx.Timeout(20, connect=5)}
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True, httpx_settings=patience) as client:
+    with talking_to(url), get_client(sync_client=True, httpx_settings=patience) as client:
         yield client

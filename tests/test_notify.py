@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import socketserver
@@ -13,10 +14,11 @@ import httpx
 import pytest
 
 from flows.automations import make_automations
+from flows.credential import authorization
 from flows.notify import block_id, current, notify, send_test, set_block, set_url
 from flows.schedule import add_missing
 from flows.serve import RECORDS
-from flows.server import HOME, _server, _wait, free_port
+from flows.server import HOME, OwnServer, free_port
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
 
@@ -91,24 +93,24 @@ def test_a_webhook_is_told(here, hook):
 
 
 def test_the_server_of_a_command_keeps_addresses_from_files_and_other_sites_from_its_api(toys, hook, monkeypatch):
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     monkeypatch.chdir(toys.path)
     add_missing(load_params())
     url, came = hook
-    with _server("app", 0, RECORDS) as (base, process):
-        port = int(base.rpartition(":")[2])
-        assert free_port(port) != port  # held from the first moment, not once the server has started
-        _wait(base, process)
-        with temporary_settings({PREFECT_API_URL: f"{base}/api"}):
+    with contextlib.closing(OwnServer("app", 0, RECORDS)) as server:
+        assert free_port(server.port) != server.port  # held from the first moment, not once the server has started
+        server.start()
+        server.wait()
+        with server.clients():
             set_url("webhook", f"{url}/{SECRET}")
             notify("needs decision", "tiny", "look")
         assert came.get(timeout=30)[0] == f"/{SECRET}"  # so it is kept somewhere
 
-        asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
-        assert "access-control-allow-origin" not in httpx.options(f"{base}/api/flow_runs/", headers=asked).headers
-        assert httpx.post(f"{base}/api/flow_runs/filter", json={}).status_code == 403
-        assert httpx.get(f"{base}/api/health", headers={"Host": "example.org"}).status_code == 400
+        assert httpx.get(f"{server.api}/health").status_code == 401
+        shown = {"Authorization": authorization(server.credential)}
+        assert httpx.get(f"{server.api}/health", headers=shown).status_code == 200
+        assert httpx.get(f"{server.api}/health", headers={**shown, "Host": "example.org"}).status_code == 401
+        # And whoever could make a browser show it would lack the token for changes.
+        assert httpx.post(f"{server.api}/flow_runs/filter", json={}, headers=shown).status_code == 403
     files = [path for path in toys.path.rglob("*") if path.is_file()]
     assert HOME / "prefect.db" in [path.relative_to(toys.path) for path in files]
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []

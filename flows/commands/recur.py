@@ -77,6 +77,9 @@ def serve(
         ),
     ] = None,
     review: Annotated[bool, typer.Option("--review/--no-review", help="Serve the review pages, too.")] = True,
+    link: Annotated[
+        bool, typer.Option("--link", help="Print a link that opens the pages of one that runs, once.")
+    ] = False,
 ) -> None:
     """Run what recurring audits need, until Ctrl-C: scheduler, worker, pages of runs and reviews.
 
@@ -86,8 +89,12 @@ def serve(
     """
     from flows.schedule import FILE, add_missing
     from flows.serve import serve as run
+    from flows.server import one_time_link
 
     params, _ = open_workspace(None, True)
+    if link:
+        console.print(one_time_link(), markup=False, highlight=False, soft_wrap=True)
+        return
     if not FILE.exists():
         added = ", ".join(add_missing(params))
         console.print(f"{FILE} was written, schedules off: {added}", markup=False, highlight=False)
@@ -150,17 +157,15 @@ def notify(
 
 def _apply() -> None:
     """Apply prefect.yaml where a server is there; say so where none is."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     from flows.schedule import apply, read_entries
-    from flows.server import answers, configured_api
+    from flows.server import answers, configured_api, talking_to
 
     api = configured_api()
     if api is None or not answers(api):
         where = "no Prefect server runs for this workspace" if api is None else f"{api} does not answer"
         console.print(f"{where}: `faded serve` applies it when it starts", markup=False, highlight=False)
         return
-    with working("applying it to the Prefect server"), temporary_settings({PREFECT_API_URL: api}):
+    with working("applying it to the Prefect server"), talking_to(api):
         told = apply(read_entries())
     for line in [*told, f"applied to {api}"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,321 @@
+"""The Prefect servers that Faded starts: who is let in, what its worker runs, and what their death costs."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from flows.credential import authorization, client_settings, new_credential
+from flows.origin import own_host
+from flows.schedule import add_missing, apply, read_entries
+from flows.serve import RECORDS
+from flows.server import RECORD, OwnServer, answers, long_lived_server, one_time_link, served_api, talking_to
+from stages.params import load_params
+from tests.workspace import Workspace
+
+NOBODY = 65534
+COMMAND = {"command": "touch marker"}
+
+
+@pytest.fixture(scope="module")
+def place(_new_toys, tmp_path_factory) -> Iterator[Workspace]:
+    """A workspace, as the current folder."""
+    toys = _new_toys.copy(tmp_path_factory.mktemp("served") / "toys")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(toys.path)
+        add_missing(load_params())
+        yield toys
+
+
+@pytest.fixture(scope="module")
+def server(place) -> Iterator[OwnServer]:
+    """Its server, as `faded serve` runs it, with its deployments."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), long_lived_server(0, RECORDS) as own, own.clients():
+        apply(read_entries())
+        yield own
+
+
+def as_nobody(ask: list[tuple[str, str, dict[str, str]]], port: int) -> list[int]:
+    """Status of each request (method, path, headers) as another user of this machine gets it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        os.setuid(NOBODY)
+        said = []
+        for method, path, headers in ask:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request(method, path, headers=headers)
+            said.append(connection.getresponse().status)
+            connection.close()
+        os.write(write, json.dumps(said).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answers:
+        text = answers.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return json.loads(text)
+
+
+def test_another_user_gets_no_answer_but_401_from_any_route(server):
+    shown = {"Authorization": authorization(server.credential)}
+    base = server.api.removesuffix("/api")
+    described = httpx.get(f"{server.api}/openapi.json", headers=shown, timeout=60).json()["paths"]
+    routes = [(method.upper(), path) for path, methods in described.items() for method in methods]
+    assert len(routes) > 150
+    pages = httpx.get(base, headers={**shown, "Accept": "text/html"}, follow_redirects=True)
+    assert pages.status_code == 200 and "<script" in pages.text
+    static = [word.strip("\"'") for word in pages.text.replace(">", " ").split() if "/assets/" in word]
+    routes += [("GET", "/" + word.partition("/")[2].strip("\"'")) for word in static]
+    others = ("/", "/docs", "/openapi.json", "/api/docs", "/api/openapi.json", "/api/health", "/api/ready",
+              "/api/csrf-token?client=x", "/ui-settings", "/runs", "/faded/open", "/faded/open?token=x")  # fmt: skip
+    routes += [("GET", path) for path in others] + [("POST", "/faded/links"), ("OPTIONS", "/api/flow_runs/")]
+    sockets = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+               "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol": "prefect"}  # fmt: skip
+    ask: list[tuple[str, str, dict[str, str]]] = [(method, path, {}) for method, path in routes]
+    for path in ("/api/events/in", "/api/events/out", "/api/logs/out", "/api/task_runs/subscriptions/scheduled"):
+        ask.append(("GET", path, sockets))
+    host = f"{own_host('prefect')}:{server.port}"
+    ask += [("GET", "/api/health", headers) for headers in (
+        {"Host": host}, {"Host": "example.org"}, {"Host": host, "Cookie": "faded-prefect=x"},
+        {"Authorization": authorization("faded:x")}, {"Authorization": "Bearer x"}, {"Authorization": ""},
+    )]  # fmt: skip
+    told = as_nobody(ask, server.port)
+    assert {one: code for one, code in zip(map(str, ask), told, strict=True) if code != 401} == {}
+
+
+def test_the_credential_is_in_no_command_line_no_log_and_no_file_that_others_read(server, place):
+    process = psutil.Process(json.loads(RECORD.read_text())["pid"])
+    assert server.credential not in " ".join(process.cmdline())
+    assert RECORD.stat().st_mode & 0o077 == 0
+    holding = [path for path in Path(".faded").rglob("*") if path.is_file() and server.credential in
+               path.read_bytes().decode("latin-1")]  # fmt: skip
+    assert holding == [RECORD]
+
+
+def test_a_credential_of_ours_is_shown_to_its_server_alone(server):
+    from prefect.settings import get_current_settings
+
+    def shown() -> str:
+        return str(get_current_settings().client.custom_headers["Authorization"])
+
+    assert served_api() == server.api and answers(server.api)
+    with talking_to(server.api):
+        assert shown() == authorization(server.credential)
+    with talking_to("http://127.0.0.1:9/api"):  # where a server of this workspace was once, perhaps
+        assert shown() == ""
+
+
+def test_a_credential_of_the_users_own_is_honoured():
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, temporary_settings
+
+    with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: "ada:secret"}):
+        assert new_credential() == "ada:secret"
+    assert new_credential() != new_credential()
+    assert "PREFECT_API_AUTH_STRING" not in map(str, client_settings("http://127.0.0.1:4200/api"))
+
+
+def work_once(kind: Any) -> None:
+    """Let a worker of this class fetch what is due, and run it."""
+    asyncio.run(kind("faded", name="test", create_pool_if_not_found=False).start(run_once=True, printer=lambda _: None))
+
+
+def test_a_worker_refuses_what_is_not_the_deployments_own(server, place):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate
+    from prefect.workers.process import ProcessWorker
+
+    from flows.worker import AuditWorker
+
+    marker = place.path / "marker"
+    with get_client(sync_client=True) as client:
+        for old in client.read_flow_runs():
+            client.delete_flow_run(old.id)
+        deployment = client.read_deployment_by_name("audit/tiny")
+        touch = {"command": f"touch {marker}"}
+        foreign = [
+            client.create_flow_run_from_deployment(deployment.id, job_variables=touch),
+            client.create_flow_run_from_deployment(deployment.id, job_variables={"env": {"PYTHONSTARTUP": "x.py"}}),
+            client.create_flow_run_from_deployment(deployment.id, parameters={"runner": "dask=tcp://127.0.0.1:9"}),
+        ]
+        work_once(AuditWorker)
+        for run in foreign:
+            state = client.read_flow_run(run.id).state
+            assert state.is_failed() and "refused: " in state.message and "prefect.yaml says" in state.message
+        assert not marker.exists()
+
+        # The deployment itself, changed on the server.
+        step = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {marker}"}}
+        for change in ({"job_variables": touch}, {"pull_steps": [step]}, {"entrypoint": "evil.py:flow"}):
+            before = {name: getattr(deployment, name) for name in change}
+            client.update_deployment(deployment.id, DeploymentUpdate(**change))
+            run = client.create_flow_run_from_deployment(deployment.id)
+            work_once(AuditWorker)
+            state = client.read_flow_run(run.id).state
+            assert state.is_failed() and "refused: " in state.message, change
+            assert not marker.exists()
+            client.update_deployment(deployment.id, DeploymentUpdate(**before))
+
+        # What is tried here would have been executed by Prefect's own worker.
+        client.create_flow_run_from_deployment(deployment.id, job_variables=touch)
+        work_once(ProcessWorker)
+        assert marker.exists()
+
+
+def test_how_a_run_is_started_is_not_asked_of_the_server(server, place):
+    from prefect.client.orchestration import get_client
+
+    from flows.worker import AuditJob
+
+    async def job() -> AuditJob:
+        async with get_client() as client:
+            deployment = await client.read_deployment_by_name("audit/tiny")
+            run = await client.create_flow_run_from_deployment(deployment.id, job_variables=COMMAND)
+            pool = await client.read_work_pool("faded")
+            pool.base_job_template["variables"]["properties"]["env"] = {"default": {"LD_PRELOAD": "evil.so"}}
+            pool.base_job_template["variables"]["properties"]["working_dir"] = {"default": "/tmp"}
+            return await AuditJob.resolve_for_flow_run(run, client=client, work_pool=pool, worker_name="test")
+
+    found = asyncio.run(job())
+    assert found.command == "python -P -m flows.engine"
+    assert found.env["PREFECT__FLOW_ENTRYPOINT"] == "flows.audit.audit"
+    assert "LD_PRELOAD" not in found.env and found.working_dir == Path.cwd()
+
+
+def test_parameters_that_were_changed_since_are_refused_by_the_run_itself(monkeypatch):
+    from flows.engine import ALLOWED, foreign_parameters
+
+    assert foreign_parameters(audits=["tiny"], runner="dask=tcp://127.0.0.1:9") is None  # of another worker
+    monkeypatch.setenv(ALLOWED, json.dumps([{"audits": ["tiny"]}]))
+    assert foreign_parameters(audits=["tiny"], runner=None) is None
+    assert "refused" in str(foreign_parameters(audits=["tiny"], runner="dask=tcp://127.0.0.1:9"))
+
+
+def test_a_server_that_dies_is_started_again_under_the_same_address_and_credential(toys, monkeypatch):
+    monkeypatch.chdir(toys.path)
+    server = OwnServer("app", 0, RECORDS)
+    first = server.start()
+    try:
+        server.wait()
+        server.keep()
+        first.kill()
+        shown = {"Authorization": authorization(server.credential)}
+        for _ in range(10):  # what is asked in the moment of its death is lost; what comes after waits
+            try:
+                answer = httpx.get(f"{server.api}/health", headers=shown, timeout=60)
+                break
+            except httpx.TransportError:
+                continue
+        assert answer.status_code == 200
+        assert first.poll() == -signal.SIGKILL
+    finally:
+        server.close()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.api}/health")
+
+
+def kill_server(toys: Workspace, process: subprocess.Popen[bytes]) -> None:
+    for child in psutil.Process(process.pid).children():
+        if "flows.server:app" in child.cmdline():
+            child.kill()
+
+
+@pytest.mark.slow
+def test_an_audit_whose_server_is_killed_goes_on_with_another(toys):
+    from tests.test_kill import running
+
+    toys.toy(discover__tiny={"sleep": 5})
+    process = toys.start("audit")
+    running("-m stages.discover", toys)
+    kill_server(toys, process)
+    assert process.wait(timeout=300) == 0
+    assert toys.executed().count("re_evaluate@tiny") == 1
+    assert "Traceback" not in (toys.path / ".faded-test.log").read_text()
+
+
+@pytest.mark.slow
+def test_an_audit_whose_servers_keep_dying_ends_in_one_line_and_goes_on_later(toys):
+    from tests.test_kill import running
+
+    toys.toy(discover__tiny={"sleep": 600})
+    process = toys.start("audit")
+    running("-m stages.discover", toys)
+    while process.poll() is None:
+        kill_server(toys, process)
+        try:
+            process.wait(0.3)
+        except subprocess.TimeoutExpired:
+            continue
+    assert process.returncode == 3
+    last = (toys.path / ".faded-test.log").read_text().splitlines()[-1]
+    assert last.startswith("error: the local Prefect server died 3 times in a row")
+    toys.toy()
+    done = toys.faded("audit")
+    assert done.returncode == 0, done.stdout
+    assert toys.executed().count("prepare@tiny") == 1
+
+
+# Last: a browser's event loop runs in this thread until the module ends.
+SOCKET = """() => new Promise(done => {
+    const socket = new WebSocket(`ws://${location.host}/api/events/out`, "prefect")
+    socket.onopen = () => socket.send(JSON.stringify({type: "auth", token: null}))
+    socket.onmessage = message => done(message.data)
+    socket.onerror = () => done("refused")
+})"""
+
+
+@pytest.fixture(scope="module")
+def run(server) -> str:
+    """The name of a flow run; made before there is a browser, whose event loop Prefect does not like."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return client.create_flow_run_from_deployment(client.read_deployment_by_name("audit/tiny").id).name
+
+
+def test_pages_open_by_a_link_that_works_once_under_a_name_of_their_own(server, run, browser):
+    base = f"http://{own_host('prefect')}:{server.port}"
+    context = browser.new_context()
+    page = context.new_page()
+    assert page.goto(f"{base}/runs").status == 401
+    assert "faded serve --link" in page.content()
+    link = one_time_link()
+    assert page.evaluate(SOCKET) == "refused"
+    failed: list[str] = []
+    page.on("response", lambda r: failed.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+    page.goto(link)
+    page.goto(f"{base}/runs")
+    page.get_by_text(run).first.wait_for(timeout=60_000)
+    assert page.evaluate(SOCKET) == '{"type":"auth_success"}'
+    assert failed == []
+    [cookie] = context.cookies()
+    assert (cookie["domain"], cookie["httpOnly"], cookie["sameSite"]) == (own_host("prefect"), True, "Lax")
+    # The same from the address: the cookie counts under its own name alone, and not for pages of others.
+    sent = {"Cookie": f"{cookie['name']}={cookie['value']}"}
+    for host, headers, code in (
+        (f"{own_host('prefect')}:{server.port}", {}, 200),
+        (f"127.0.0.1:{server.port}", {}, 401),
+        (f"localhost:{server.port}", {}, 401),
+    ):
+        answer = httpx.get(f"{server.api}/health", headers={**sent, **headers, "Host": host})
+        assert answer.status_code == code, host
+    for origin, code in ((base, 403), (f"{base}9", 401), ("null", 401)):  # 403: Prefect wants its token, too
+        asked = {**sent, "Host": f"{own_host('prefect')}:{server.port}", "Origin": origin}
+        assert httpx.post(f"{server.api}/flow_runs/filter", json={}, headers=asked).status_code == code
+    stranger = browser.new_context().new_page()
+    assert stranger.goto(link).status == 401  # it worked once
+    assert stranger.goto(f"{base}/api/health").status == 401
+    context.close()
