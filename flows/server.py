@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 from pydantic import BaseModel, ValidationError
@@ -239,10 +239,13 @@ class OwnServer:
             if self._process is not None and self._process.poll() is not None:
                 deaths = deaths + 1 if time.monotonic() - since < _SOON else 1
                 if deaths == _DEATHS:
-                    _give_up()
+                    _give_up(f"died {_DEATHS} times in a row, see {_log()}")
                 since = time.monotonic()
                 self._life.close()
-                self.start()
+                try:
+                    self.start()
+                except OSError as error:
+                    _give_up(f"died and cannot be started again: {error}")
 
     def close(self) -> None:
         """End it for good."""
@@ -253,12 +256,11 @@ class OwnServer:
         self._listening.close()
 
 
-def _give_up() -> None:
+def _give_up(why: str) -> NoReturn:
     """End the command, by force: without a server Prefect's clients try again for minutes, and say so at length."""
     end_all()
     sys.stdout.flush()
-    died = f"the local Prefect server died {_DEATHS} times in a row, see {_log()}"
-    print(f"error: {died}; the same command goes on from here", file=sys.stderr)
+    print(f"error: the local Prefect server {why}; the same command goes on from here", file=sys.stderr)
     sys.stderr.flush()
     os._exit(Exit.INFRASTRUCTURE)
 
