@@ -146,13 +146,13 @@ def test_a_worker_refuses_what_is_not_the_deployments_own(server, place):
             client.delete_flow_run(old.id)
         deployment = client.read_deployment_by_name("audit/tiny")
         touch = {"command": f"touch {marker}"}
-        foreign = [
-            client.create_flow_run_from_deployment(deployment.id, job_variables=touch),
-            client.create_flow_run_from_deployment(deployment.id, job_variables={"env": {"PYTHONSTARTUP": "x.py"}}),
-            client.create_flow_run_from_deployment(deployment.id, parameters={"runner": "dask=tcp://127.0.0.1:9"}),
-        ]
-        work_once(AuditWorker)
-        for run in foreign:
+        for change in (
+            {"job_variables": touch},
+            {"job_variables": {"env": {"PYTHONSTARTUP": "x.py"}}},
+            {"parameters": {"runner": "dask=tcp://127.0.0.1:9"}},
+        ):
+            run = client.create_flow_run_from_deployment(deployment.id, **change)
+            work_once(AuditWorker)
             state = client.read_flow_run(run.id).state
             assert state.is_failed() and "refused: " in state.message and "prefect.yaml says" in state.message
         assert not marker.exists()
