@@ -6,21 +6,18 @@ that is here. How a deployed flow waits without a process is in flows/suspend.py
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import subprocess
-import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field
 
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import read_json, stage_dir
+from stages.files import read_json, read_state, stage_dir, write_state
 from stages.params import Params, load_params
 
 if TYPE_CHECKING:
@@ -123,9 +120,7 @@ def close_request(audit: str, runs: Mapping[str, str] | None = None) -> None:
 
 def read_request(audit: str) -> Request | None:
     """What the audit waits for, or waited for last; None where there is no record, or one that cannot be read."""
-    with contextlib.suppress(FileNotFoundError, ValidationError):
-        return Request.model_validate_json(_path(audit).read_bytes())
-    return None
+    return read_state(_path(audit), Request)
 
 
 def deadline(audit: str) -> datetime | None:
@@ -349,10 +344,7 @@ def _present(audit: str) -> str | None:
 
 
 def _write(audit: str, request: Request) -> None:
-    REQUESTS.mkdir(parents=True, exist_ok=True)
-    partial = _path(audit).with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
-    partial.write_text(request.model_dump_json(indent=1))
-    partial.replace(_path(audit))
+    write_state(_path(audit), request)
 
 
 def _path(audit: str) -> Path:

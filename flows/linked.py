@@ -41,8 +41,8 @@ def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
             text = json.dumps(found, indent=1) + "\n" if found else ""
             if text and (not note.exists() or note.read_text(encoding="utf-8") != text):
                 note.write_text(text, encoding="utf-8")
-            elif not text:
-                note.unlink(missing_ok=True)
+            elif not text and note.exists():  # where there is none, inputs need not be writable
+                note.unlink()
         except OSError as error:
             raise UsageError(
                 f"{inputs} links to a folder, so what that holds has to be read, and noted in {NOTE}: {error};"

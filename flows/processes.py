@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -12,15 +11,24 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import psutil
 
 from stages.environment import WORK
+from stages.files import read_state, write_state
 
 RECORDS = WORK / "run"
 TOKEN = "FADED_CHILD"  # in the environment of a child and of all it starts: tells ours from a recycled process id
 _GRACE = 5.0  # seconds a stage has to end by itself after Ctrl-C
+
+
+class _Child(NamedTuple):
+    """What is recorded of one."""
+
+    group: int
+    token: str
+
 
 _groups: dict[int, bool] = {}  # process group -> whether Ctrl-C ends it
 _names: dict[int, str] = {}  # process group -> what its record is called
@@ -65,7 +73,7 @@ def child(
     )
     record = records / f"{name}.json"
     records.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"group": process.pid, "token": token}))
+    write_state(record, _Child(process.pid, token))
     _groups[process.pid], _names[process.pid] = interruptible, name
     # If the leader dies alone, what it started would hold the pipe open for ever: end the group as soon as it does.
     watcher = threading.Thread(target=_end_with_leader, args=(process.pid,), daemon=True)
@@ -144,11 +152,10 @@ def end_leftovers(records: Path = RECORDS) -> list[str]:
     """
     ended = []
     for record in sorted(records.glob("*.json")):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # half-written: its process died with the flow
-            data = json.loads(record.read_text())
-            if int(data["group"]) in _groups:  # our own, running
+        if (known := read_state(record, _Child)) is not None:
+            if known.group in _groups:  # our own, running
                 continue
-            if _end_group(int(data["group"]), str(data["token"])):
+            if _end_group(known.group, known.token):
                 ended.append(record.stem)
         record.unlink(missing_ok=True)
     return ended

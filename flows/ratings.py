@@ -21,7 +21,7 @@ from rich.table import Table
 
 from flows.edit_params import replace_file
 from stages.errors import UsageError
-from stages.files import stage_dir
+from stages.files import read_table, stage_dir
 from stages.params import DATA, Params, RatingsConfig, load_params
 from stages.provenance import scale_of
 from stages.ratings.apply import MOST_UNFOUNDED, SCHEMA, Interval, Ratings, Target
@@ -315,5 +315,5 @@ def _control(name: str) -> pd.DataFrame | None:
     path = stage_dir(name, "discover") / "probes.parquet"
     if not path.exists():
         return None
-    probes = pd.read_parquet(path)
+    probes = read_table(path)
     return probes[probes["role"] == "control"]

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter
+
 from flows.run_stage import StageResult
 from stages.decisions import NO_HUMAN
 from stages.environment import WORK
-from stages.files import read_json, stage_dir
+from stages.files import read_json, read_state, stage_dir, write_state
 from stages.params import Params
 
 NO_GATES = "no gates set"
 TIMINGS = WORK / "timings.json"
 REFERENCE = Path("benchmarks/timings.json")  # of the default audits, written by benchmarks/audit_time.py
+
+
+class Took(BaseModel):
+    """How long a stage took when it last ran, and when that was."""
+
+    seconds: float
+    when: str = ""
+
+
+_TIMINGS = TypeAdapter(dict[str, Took])
 
 
 @dataclass(frozen=True)
@@ -97,22 +108,15 @@ def _decided(verdict: Mapping[str, Any]) -> str | None:
 
 def read_timings(path: Path = TIMINGS) -> dict[str, float]:
     """Seconds each stage took when it last ran in this workspace, or on the machine of the benchmarks."""
-    return {stage: float(entry["seconds"]) for stage, entry in _read(path).items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return data
+    if path == REFERENCE:
+        kept = _TIMINGS.validate_json(path.read_bytes()) if path.exists() else {}
+    else:
+        kept = read_state(path, dict[str, Took]) or {}
+    return {stage: took.seconds for stage, took in kept.items()}
 
 
 def record_timings(results: Iterable[StageResult]) -> None:
     """Remember how long the stages that ran took."""
-    data = _read(TIMINGS)
     when = time.strftime("%Y-%m-%dT%H:%M:%S")
-    data |= {r.stage: {"seconds": round(r.seconds, 2), "when": when} for r in results if r.outcome == "ran"}
-    partial = TIMINGS.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=1))
-    partial.replace(TIMINGS)
+    ran = {r.stage: Took(seconds=round(r.seconds, 2), when=when) for r in results if r.outcome == "ran"}
+    write_state(TIMINGS, (read_state(TIMINGS, dict[str, Took]) or {}) | ran)

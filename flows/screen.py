@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,7 +28,7 @@ from stages.check import check_audits
 from stages.concepts import Level
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import content_hash, probe_seconds, read_json, scratch, stage_dir, write_json
+from stages.files import content_hash, probe_seconds, read_json, read_state, scratch, stage_dir, write_state
 from stages.ledger import Ledger
 from stages.params import AuditConfig, Params, load_params, task_class, task_context, validation_lines
 from stages.progress import progress
@@ -109,7 +108,8 @@ def measure_concepts(
         screening = _screen(name, audit, settings, console, at_least=at_least or probes is None, widen=widen)
     concepts = {concept.name: concept.levels for concept in screening.concepts}
     screened, proposed = _key(name, audit, concepts), _key(name, audit, screening.grid)
-    _write_record(name, Record(screened=screened, proposed=proposed, when=time.time(), screening=screening))
+    record = Record(screened=screened, proposed=proposed, when=time.time(), screening=screening)
+    write_state(RECORDS / f"{name}.json", record)
     return screening
 
 
@@ -119,14 +119,12 @@ def read_screening(params: Params, graph: Graph, name: str) -> tuple[Record, boo
     Returns:
         The record, and whether the present concepts are those it proposed; None where there is none, or it is stale.
     """
-    path = RECORDS / f"{name}.json"
     stage = graph.stages.get(f"prepare@{name}")
-    if stage is None or stage.stale or not path.exists():
+    if stage is None or stage.stale or (record := read_state(RECORDS / f"{name}.json", Record)) is None:
         return None
     try:
-        record = Record.model_validate_json(path.read_text(encoding="utf-8"))
         key = _key(name, params.audit(name), params.audit(name).concepts)
-    except (ValidationError, UsageError):  # of another version, or nothing is prepared
+    except UsageError:  # nothing is prepared
         return None
     return (record, key == record.proposed) if key in (record.screened, record.proposed) else None
 
@@ -226,13 +224,6 @@ def _key(name: str, audit: AuditConfig, concepts: Mapping[str, Sequence[Level]])
     made = read_json(prepared / "provenance.json")
     about = (made.get("model"), made.get("data"), audit.seed, audit.task, audit.discrepancy)
     return content_hash([prepared / "fingerprint.json"], *about, [(c, list(levels)) for c, levels in concepts.items()])
-
-
-def _write_record(name: str, record: Record) -> None:
-    path = RECORDS / f"{name}.json"
-    partial = path.with_suffix(".partial")
-    write_json(partial, json.loads(record.model_dump_json()))
-    partial.replace(path)
 
 
 def _write_levels(name: str, audit: AuditConfig, screening: Screening, console: Console) -> None:

@@ -12,7 +12,7 @@ from flows.graph import read_graph
 from stages.errors import UsageError
 from stages.explorers.auto import FEW
 from stages.explorers.shards import divide
-from stages.files import stage_dir
+from stages.files import read_table, stage_dir
 from stages.params import AuditConfig, Params, load_params
 from stages.tasks.contract import Items
 
@@ -63,9 +63,7 @@ def check_division(name: str, audit: AuditConfig, shards: int) -> None:
     Raises:
         UsageError: when a share would have no item or no probe.
     """
-    import pandas as pd
-
-    items = Items(pd.read_parquet(_items(name)))
+    items = Items(read_table(_items(name)))
     cells = prod(len(levels) for levels in audit.concepts.values())
     divide(items.ids("discover"), cells, audit.discover.budget, shards, audit.seed)
 

@@ -8,17 +8,27 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from stages.environment import WORK
 from stages.errors import InfrastructureError, UsageError
 from stages.params import DATA
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from typing_extensions import Buffer
+
+T = TypeVar("T")
+
 SCHEMA = 1
+_LARGEST_STATE = 64 << 20  # bytes; whatever is larger was not written by us
 
 
 def stage_dir(audit: str, stage: str) -> Path:
@@ -79,22 +89,108 @@ def publishing(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    A kill leaves the old file or the new one. So would a crash of the machine only after an fsync, which what is
+    written here can do without: it is sealed, so a torn file is noticed, and made anew.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def checksum(path: Path, *data: Buffer) -> str:
+    """A checksum (16 hex digits) of data kept in a file, bound to the place of the file in its workspace."""
+    parts = path.absolute().parts
+    inside = parts[len(parts) - parts[::-1].index(WORK.name) :] if WORK.name in parts else parts[-2:]
+    digest = hashlib.blake2b("/".join(inside).encode() + b"\0", digest_size=8)
+    for part in data:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def seal(path: Path, data: bytes) -> bytes:
+    """A line for the file at `path`: data without line breaks, behind their checksum."""
+    return checksum(path, data).encode() + b" " + data + b"\n"
+
+
+def unseal(path: Path, line: bytes) -> bytes | None:
+    """The data of a sealed line; None if that is damaged, or was written to another file."""
+    data = line[17:-1]
+    return data if line == seal(path, data) else None
+
+
+def put_aside(path: Path) -> None:
+    """Move a damaged file out of the way, and say so in a line; it is made anew."""
+    aside = path.with_name(f"{path.name}.damaged")
+    with contextlib.suppress(OSError):  # in a workspace that may only be read it stays
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        path.replace(aside)
+        print(f"{path} was damaged: put aside as {aside.name}, made anew", file=sys.stderr)
+
+
+def write_state(path: Path, state: Any) -> None:
+    """Keep what Faded knows beyond a process, such as how long stages took: sealed, and whole or not at all."""
+    replace_file(path, seal(path, TypeAdapter(type(state)).dump_json(state)))
+
+
+def read_state(path: Path, kind: type[T]) -> T | None:
+    """Read what `write_state` kept; what is damaged, or of another version, is put aside.
+
+    Args:
+        path: the file.
+        kind: what it holds, as pydantic understands it.
+
+    Returns:
+        None where there is nothing to go by.
+    """
+    try:
+        with path.open("rb") as file:
+            data = unseal(path, file.read(_LARGEST_STATE))
+        if data is not None:
+            return TypeAdapter(kind).validate_json(data)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValidationError):
+        pass
+    put_aside(path)
+    return None
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a parquet file that a stage wrote.
+
+    Raises:
+        UsageError: when it is missing, or cannot be read.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing: run the stage that writes it (`faded status` shows which)") from None
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise UsageError(
+            f"{path} cannot be read as a parquet file ({str(error).splitlines()[0][:200]}): run the stage that writes"
+            " it again, or restore it with `dvc checkout`"
+        ) from None
+
+
 def record_probe_seconds(audit: str, seconds: float) -> None:
     """Remember what a probe takes on this machine: no output of a stage, for those are the same on every run."""
-    path = WORK / "probe_seconds" / f"{audit}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    write_json(partial, {"seconds": seconds})
-    partial.replace(path)
+    write_state(WORK / "probe_seconds" / f"{audit}.json", seconds)
 
 
 def probe_seconds(audit: str) -> float | None:
     """What a probe took when `prepare` last ran here; None if its task does not measure that."""
-    try:
-        seconds = read_json(WORK / "probe_seconds" / f"{audit}.json").get("seconds")
-    except UsageError:
-        return None
-    return float(seconds) if isinstance(seconds, int | float) and 0 < seconds < float("inf") else None
+    seconds = read_state(WORK / "probe_seconds" / f"{audit}.json", float)
+    return seconds if seconds is not None and 0 < seconds < float("inf") else None
 
 
 @contextlib.contextmanager

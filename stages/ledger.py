@@ -1,24 +1,25 @@
 """The ledger: the append-only record of all answered probes of a run.
 
-One line of JSON per batch, flushed to disk before the explorer sees the answers. A kill can only cut the last
-line short, and a line that does not parse is dropped on reading: a batch is in the ledger whole or not at all.
-An explorer that starts again with the same seed asks the same questions and is answered from here until the
-ledger ends, so a resumed run equals an uninterrupted one.
+One line per batch, sealed with a checksum and flushed to disk before the explorer sees the answers. A line that was
+cut short, damaged, or belongs to another ledger is put aside on reading: a batch is in the ledger as it was answered
+or not at all. An explorer that starts again with the same seed asks the same questions in the same batches, is
+answered from here where the answer is known, and puts only the others to the model again. So a resumed run equals an
+uninterrupted one, whatever happened to the file.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Annotated, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from stages.errors import InfrastructureError
-
-SCHEMA = 2
+from stages.files import put_aside, replace_file, seal, unseal
 
 
 class Answer(NamedTuple):
@@ -40,6 +41,29 @@ class Key(NamedTuple):
     repeat: int = 0
 
 
+class _Batch(BaseModel):
+    """One line: columns of equal length."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    items: list[str]
+    cells: list[Annotated[int, Field(ge=0)]]
+    repeats: list[Annotated[int, Field(ge=0)]]
+    discrepancy: list[FiniteFloat]
+    failed: list[bool]
+    outputs: list[str]
+    valid: list[bool]
+    automatic: list[FiniteFloat] | None = None
+    automatic_failed: list[bool] | None = None
+
+    def answers(self) -> Iterator[tuple[Key, Answer]]:
+        """Its probes; a ValueError where columns differ in length."""
+        own = (self.automatic, self.automatic_failed) if self.automatic is not None else ()
+        keys = itertools.starmap(Key, zip(self.items, self.cells, self.repeats, strict=True))
+        answers = zip(self.discrepancy, self.failed, self.outputs, self.valid, *own, strict=True)
+        return zip(keys, itertools.starmap(Answer, answers), strict=True)
+
+
 class Ledger:
     """Answered probes in memory, backed by an append-only file.
 
@@ -50,39 +74,46 @@ class Ledger:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._answers: dict[Key, Answer] = {}
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
         self.resumed = 0
         if path is not None:
             self._open(path)
 
     def _open(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        good = 0
-        if path.exists():
-            with path.open("rb") as file:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break  # cut short by a kill
-                    try:
-                        record = json.loads(line)
-                    except ValueError:
-                        break
-                    if record.get("schema") != SCHEMA:
-                        raise InfrastructureError(
-                            f"{path} has ledger schema {record.get('schema')}, this version reads {SCHEMA};"
-                            " delete it to start over"
-                        )
-                    self._remember(record)
-                    good += len(line)
-            os.truncate(path, good)
+        if path.is_file():
+            self._read(path)
+        elif path.exists():
+            put_aside(path)
         self.resumed = len(self._answers)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab")
 
-    def _remember(self, record: dict[str, Any]) -> None:
-        names = ["items", "cells", "repeats", "discrepancy", "failed", "outputs", "valid"]
-        names += [name for name in ("automatic", "automatic_failed") if name in record]
-        for item, cell, repeat, *answer in zip(*(record[name] for name in names), strict=True):
-            self._answers[Key(item, cell, repeat)] = Answer(*answer)
+    def _read(self, path: Path) -> None:
+        good: list[bytes] = []
+        damaged: list[bytes] = []
+        with path.open("rb") as file:
+            for line in file:
+                (good if self._take(path, line) else damaged).append(line)
+        if not damaged:
+            return
+        if damaged[-1].endswith(b"\n") or len(damaged) > 1:  # one cut short by a kill is nothing to tell of
+            aside = path.with_name(f"{path.name}.damaged")
+            with aside.open("ab") as file:
+                file.writelines(damaged)
+            print(f"{path}: {len(damaged):,} damaged line(s) put aside in {aside}, asking again", file=sys.stderr)
+        replace_file(path, b"".join(good))
+
+    def _take(self, path: Path, line: bytes) -> bool:
+        """Remember a line of the file, if it is one that was written to it and says something new."""
+        try:
+            batch = _Batch.model_validate_json(unseal(path, line) or b"")
+            answers = dict(batch.answers())
+        except ValueError:  # pydantic's, or of columns that differ in length
+            return False
+        if len(answers) < len(batch.items) or not self._answers.keys().isdisjoint(answers):
+            return False
+        self._answers.update(answers)
+        return True
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -117,24 +148,23 @@ class Ledger:
         lengths = {len(keys), len(discrepancy), len(failed), len(outputs), len(valid), *map(len, automatic or ())}
         if len(lengths) > 1:  # checked before it is written: a line that cannot be read would stay for ever
             raise ValueError(f"a batch of {len(keys)} probes was answered by columns of lengths {sorted(lengths)}")
-        record = {
-            "schema": SCHEMA,
-            "items": [k.item for k in keys],
-            "cells": [int(k.cell) for k in keys],
-            "repeats": [int(k.repeat) for k in keys],
-            "discrepancy": [float(x) for x in discrepancy],
-            "failed": [bool(x) for x in failed],
-            "outputs": list(outputs),
-            "valid": [bool(x) for x in valid],
-        }
-        if automatic is not None:
-            record["automatic"] = [float(x) for x in automatic[0]]
-            record["automatic_failed"] = [bool(x) for x in automatic[1]]
-        if self._file is not None:
-            self._file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
+        batch = _Batch(
+            items=[k.item for k in keys],
+            cells=[int(k.cell) for k in keys],
+            repeats=[int(k.repeat) for k in keys],
+            discrepancy=[float(x) for x in discrepancy],
+            failed=[bool(x) for x in failed],
+            # An endpoint may answer half a surrogate pair, which no file can hold.
+            outputs=[output.encode("utf-8", "replace").decode() for output in outputs],
+            valid=[bool(x) for x in valid],
+            automatic=None if automatic is None else [float(x) for x in automatic[0]],
+            automatic_failed=None if automatic is None else [bool(x) for x in automatic[1]],
+        )
+        if self._file is not None and self.path is not None:
+            self._file.write(seal(self.path, batch.model_dump_json(exclude_none=True).encode()))
             self._file.flush()
             os.fsync(self._file.fileno())
-        self._remember(record)
+        self._answers.update(batch.answers())
 
     def know(self, answers: Iterable[tuple[Key, Answer]]) -> None:
         """Answer from what lies in other files, too: nothing of it is written here."""

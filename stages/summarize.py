@@ -13,7 +13,7 @@ from stages.command import stage_main
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.explorers import Policy, load_policy
-from stages.files import publishing, read_json, stage_dir, write_json
+from stages.files import publishing, read_json, read_table, stage_dir, write_json
 from stages.landscape import (
     Against,
     Landscape,
@@ -55,7 +55,7 @@ def main(name: str) -> None:
     task = rated(task_class(name, audit).load(task_context(name, audit), prepared), name, audit)
     found = read_json(discovered / "metrics.json")
     probes = _read_probes(discovered / "probes.parquet", task.concepts)
-    walked = _read_table(discovered / "robustness.parquet")
+    walked = read_table(discovered / "robustness.parquet")
     item_ids = task.items.ids("discover")
     embeddings = task.embed(item_ids)
 
@@ -137,15 +137,8 @@ def main(name: str) -> None:
     _say(summary, overall, modes, task.concepts)
 
 
-def _read_table(path: Any) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing: run discover first") from None
-
-
 def _read_probes(path: Any, space: ConceptSpace) -> pd.DataFrame:
-    probes = _read_table(path)
+    probes = read_table(path)
     needed = {"role", "item", "repeat", "discrepancy", "failed", "output", *space.names}
     if missing := sorted(needed - set(probes.columns)):
         raise UsageError(f"{path} lacks the column(s) {', '.join(missing)}, found {', '.join(probes.columns)}")

@@ -16,9 +16,10 @@ import yaml
 from flows.compare import Run, check_alike, compare_revisions, differences, paired_difference
 from flows.estimate import Estimate, estimate
 from flows.graph import Graph, Stage
+from flows.results import TIMINGS
 from flows.screen import _time
 from stages.errors import Exit, UsageError, run_as_command
-from stages.files import record_probe_seconds
+from stages.files import record_probe_seconds, seal
 from stages.params import Params
 from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
@@ -267,7 +268,8 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     assert estimated("prepare", *searching).time == "time unknown before prepare ran, 3 stage(s) never ran here"
     for folder, seconds in ((".faded", 50), ("benchmarks", 70)):
         (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / "timings.json").write_text(json.dumps({"discover@tiny": {"seconds": seconds}}))
+        took = {"discover@tiny": {"seconds": seconds}}
+        (tmp_path / folder / "timings.json").write_bytes(seal(TIMINGS, json.dumps(took).encode()))
     said = "about 6 min 50 s (by the last run here, by what a probe took in prepare)"
     assert estimated(*searching).time == said
     assert _time("tiny", params.audits["tiny"], 600) == "about 1 min 0 s by the last search here"

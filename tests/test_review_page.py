@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from flows import approval
+from flows.results import TIMINGS
 from flows.review.form import FormError, filled, read_decision, read_fields
 from flows.review.view import how_long
 from stages.decisions import landscape_hash, read_chain
-from stages.files import stage_dir
+from stages.files import stage_dir, write_state
 from stages.params import load_params
 from tests.review_samples import URL, Reviewer, change_landscape, form_of, make_review, reviewers, untouched
 
@@ -340,8 +341,8 @@ def test_the_deadline_is_shown_and_kept(ada: Reviewer) -> None:
 def test_how_long_it_takes_is_what_the_last_run_took(place: Path) -> None:
     assert "never ran here" in how_long(load_params(), "x")
     Path(".faded").mkdir(exist_ok=True)
-    took = '{"restructure@x": {"seconds": 20}, "re_evaluate@x": {"seconds": 75}, "discover@x": {"seconds": 900}}'
-    Path(".faded/timings.json").write_text(took)
+    took = {"restructure@x": {"seconds": 20}, "re_evaluate@x": {"seconds": 75}, "discover@x": {"seconds": 900}}
+    write_state(TIMINGS, took)
     assert how_long(load_params(), "x") == "about 1 min 35 s (by the last run here)"
 
 

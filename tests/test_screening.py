@@ -17,7 +17,7 @@ from flows.screen import _key, _time, read_screening, screen_audit
 from flows.views import show_screening
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
-from stages.files import write_json
+from stages.files import write_state
 from stages.landscape.intervals import Rate, wilson
 from stages.ledger import Ledger
 from stages.params import AuditConfig, load_params
@@ -468,7 +468,7 @@ def test_the_time_of_a_divided_search_is_that_of_all_its_shares(tmp_path, monkey
     searched = 2 * 200 + audit.discover.microscopic_budget
     for known, said in ((timings, "about 50 s by the last search here"), ({"discover@tiny": 10}, "time unknown")):
         told = {stage: {"seconds": seconds} for stage, seconds in known.items()}
-        write_json(tmp_path / "timings.json", told, schema=False)
+        write_state(tmp_path / "timings.json", told)
         monkeypatch.setattr("flows.screen.TIMINGS", tmp_path / "timings.json")
         monkeypatch.chdir(tmp_path)
         assert _time("tiny", audit, searched // 2).startswith(said)

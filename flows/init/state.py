@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stages.environment import WORK
-from stages.errors import UsageError
-from stages.files import read_json, write_json
+from stages.files import read_state, write_state
 
 Written = tuple[str, str]  # the lines of an audit under `audits:` and under `repairs:`, "" for no repair
 
@@ -39,10 +38,7 @@ class Unfinished:
 
 def remember(workspace: Path, unfinished: Unfinished) -> None:
     """Keep it, whole or not at all."""
-    path = _path(workspace, unfinished.name)
-    partial = path.with_suffix(".partial")
-    write_json(partial, asdict(unfinished))
-    partial.replace(path)
+    write_state(_path(workspace, unfinished.name), unfinished)
 
 
 def forget(workspace: Path, name: str) -> None:
@@ -54,13 +50,8 @@ def unfinished(workspace: Path, params: str) -> Iterator[Unfinished]:
     """Those that the text of params.yaml still holds, or that were refused, the last one first."""
     folder = workspace / WORK / "init"
     for path in sorted(folder.glob("*.json"), key=lambda path: -path.stat().st_mtime) if folder.is_dir() else []:
-        try:
-            raw = read_json(path)
-            written = tuple((str(audit), str(repair)) for audit, repair in raw["written"])
-            one = Unfinished(str(raw["name"]), dict(raw["answers"]), written, raw["budget"], raw["probes"])
-        except (UsageError, KeyError, TypeError, ValueError):  # of another version
-            continue
-        if not one.written or one.found_in(params) is not None:
+        one = read_state(path, Unfinished)
+        if one is not None and (not one.written or one.found_in(params) is not None):
             yield one
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import sys
@@ -21,6 +20,7 @@ from flows.run_stage import StageResult, run_stage
 from flows.workspace import exclusive, running_audit
 from stages.environment import WORK
 from stages.errors import FadedError, InfrastructureError, UsageError
+from stages.files import read_state, write_state
 from stages.provenance import versions
 
 LOCK = WORK / "machines.lock"
@@ -95,16 +95,11 @@ def _bring_inputs(store: Store, shipment: Shipment, host: str) -> None:
 
 
 def _brought() -> set[str]:
-    try:
-        return set(json.loads(BROUGHT.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return set()
+    return set(read_state(BROUGHT, list[str]) or [])
 
 
 def _note(paths: Iterable[str]) -> None:
-    partial = BROUGHT.with_suffix(".partial")
-    partial.write_text(json.dumps(sorted(_brought() | set(paths))), encoding="utf-8")
-    partial.replace(BROUGHT)
+    write_state(BROUGHT, sorted(_brought() | set(paths)))
 
 
 def _lock(stage: str) -> Entry:

@@ -69,7 +69,7 @@ def _write_private(path: Path, text: str) -> None:
 
 def _read() -> Running | None:
     try:
-        return Running.model_validate_json(RECORD.read_text())
+        return Running.model_validate_json(RECORD.read_bytes())
     except (OSError, ValidationError):
         return None
 

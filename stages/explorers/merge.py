@@ -20,7 +20,7 @@ from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.explorers.policy import Mixture, Policy, load_policy, save_policy
 from stages.explorers.search import SearchResult
-from stages.files import content_hash, read_json, write_json
+from stages.files import content_hash, read_json, read_table, write_json
 from stages.ledger import Answer, Key
 from stages.params import AuditConfig
 
@@ -144,10 +144,7 @@ def _read(folder: Path, part: int, expected: Mapping[str, str], space: ConceptSp
         )
     if record.get("part") != part:
         raise UsageError(f"{here} holds share {record.get('part')}, expected {part}: it was moved or copied")
-    try:
-        probes = pd.read_parquet(here / "probes.parquet")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{here / 'probes.parquet'} cannot be read: {error}") from None
+    probes = read_table(here / "probes.parquet")
     _check(here / "probes.parquet", probes, space)
     return Part(part, probes, read_json(here / "metrics.json"), load_policy(here / "policy"), record)
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from stages.errors import UsageError
+from stages.files import read_table
 from stages.report.gallery import Gallery
 from stages.tasks.contract import Exhibit
 
@@ -53,12 +54,7 @@ def read_exhibits(path: Path) -> dict[str, list[ShownExample]]:
     Raises:
         UsageError: when there is none, or it is no such file.
     """
-    try:
-        table = pd.read_parquet(path)
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing: run summarize first (`faded status` shows what is stale)") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not readable as parquet: {error}") from None
+    table = read_table(path)
     if missing := sorted(set(_COLUMNS) - set(table.columns)):
         raise UsageError(f"{path} lacks the column(s) {', '.join(missing)}, found {', '.join(table.columns)}")
     shown: dict[str, list[ShownExample]] = {}

@@ -6,15 +6,19 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stages.files import checksum, put_aside
 from stages.tasks.contract import RepairPlan
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -44,28 +48,46 @@ def save_checkpoint(
         tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
     part = path.with_suffix(".part")
     part.parent.mkdir(parents=True, exist_ok=True)
+    kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     state = json.dumps({"done": done, "losses": losses})
-    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, metadata={"state": state})
+    save_file(kept, part, metadata={"state": state, "checksum": _checksum(path, state, kept)})
     part.replace(path)
 
 
 def resume(
     path: Path | None, trained: Mapping[str, Tensor], optimizer: torch.optim.AdamW, device: str
 ) -> tuple[int, list[float]]:
-    """Go back to what `save_checkpoint` kept; return how far that was and the losses until then."""
+    """Go back to what `save_checkpoint` kept; return how far that was and the losses until then.
+
+    A damaged checkpoint is put aside, and training starts anew.
+    """
     if path is None or not path.exists():
         return 0, []
-    with safe_open(path, framework="pt", device=device) as file:
-        state: Mapping[str, Any] = json.loads(file.metadata()["state"])
-        for name, parameter in trained.items():
-            parameter.data.copy_(file.get_tensor(f"model.{name}"))
-            optimizer.state[parameter] = {
-                # AdamW counts its steps on the CPU.
-                key: tensor.cpu() if key == "step" else tensor
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                for tensor in [file.get_tensor(f"{key}.{name}")]
-            }
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    except (OSError, SafetensorError):
+        about, kept = {}, {}
+    if about.get("checksum") != _checksum(path, about.get("state", ""), kept):
+        put_aside(path)
+        return 0, []
+    state: Mapping[str, Any] = json.loads(about["state"])
+    for name, parameter in trained.items():
+        parameter.data.copy_(kept[f"model.{name}"])
+        optimizer.state[parameter] = {
+            # AdamW counts its steps on the CPU.
+            key: kept[f"{key}.{name}"].to("cpu" if key == "step" else device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
     return int(state["done"]), list(state["losses"])
+
+
+def _checksum(path: Path, state: str, tensors: Mapping[str, Tensor]) -> str:
+    parts: list[Buffer] = [state.encode()]
+    for name, tensor in sorted(tensors.items()):
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), tensor.reshape(-1).view(torch.uint8).numpy()]
+    return checksum(path, *parts)
 
 
 def render_card(templates: Path, plan: RepairPlan, **values: Any) -> str:

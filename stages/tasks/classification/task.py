@@ -25,7 +25,7 @@ from stages.concepts.images import (
     probe_chance,
 )
 from stages.errors import UsageError
-from stages.files import content_hash
+from stages.files import content_hash, read_table
 from stages.params import validation_lines
 from stages.tasks.classification.backends import BACKENDS, Backend, compute_errors
 from stages.tasks.classification.black_boxes import BLACK_BOXES
@@ -187,9 +187,7 @@ class ImageClassification:
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
         """See Task."""
         path = prepared / "items.parquet"
-        if not path.exists():
-            raise UsageError(f"{path} is missing: run prepare first")
-        items = pd.read_parquet(path)
+        items = read_table(path)
         folder = model or prepared / "model"
         named = context.config.get("model")
         loaded = load_model(folder, named if isinstance(named, Mapping) else None)

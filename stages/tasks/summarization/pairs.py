@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from stages.concepts.texts import sentences
 from stages.errors import UsageError
+from stages.files import put_aside, replace_file, seal, unseal
 from stages.progress import progress
 from stages.tasks.cells import CellSampler
 from stages.tasks.contract import RatedExample, RepairPlan
@@ -111,11 +113,14 @@ def _draw(
     kept = plan.scratch / "drawn.jsonl" if plan.scratch else None
     drawn: dict[str, list[str]] = {}
     if kept is not None and kept.exists():
-        lines = kept.read_text(encoding="utf-8").split("\n")[:-1]
-        if len(lines) < len(articles):  # what a kill left of a last batch is drawn again, with the seed of that batch
-            lines = lines[: len(lines) // size * size]
-        drawn = dict(json.loads(line) for line in lines)
-        kept.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = kept.read_bytes().splitlines(keepends=True)
+        good = list(takewhile(lambda data: data is not None, (unseal(kept, line) for line in lines)))
+        if len(good) < len(lines) and lines[-1].endswith(b"\n"):  # else a kill cut the last one short
+            put_aside(kept)
+        if len(good) < len(articles):  # what a kill left of a last batch is drawn again, with the seed of that batch
+            good = good[: len(good) // size * size]
+        drawn = dict(json.loads(data) for data in good if data is not None)
+        replace_file(kept, b"".join(lines[: len(good)]))
     open_items = [item for item in articles if item not in drawn]
     with progress("repair, drawing summaries", len(articles)) as tell:
         for start in range(0, len(open_items), size):
@@ -131,8 +136,8 @@ def _draw(
             drawn |= new
             if kept is not None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                with kept.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in new.items())
+                with kept.open("ab") as file:
+                    file.writelines(seal(kept, json.dumps(entry).encode()) for entry in new.items())
             tell(len(drawn), "")
     return drawn
 

@@ -15,6 +15,7 @@ import torch
 from stages.concepts.catalogue import with_plugins
 from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, text_space
 from stages.errors import UsageError
+from stages.files import read_table
 from stages.tasks.contract import (
     SPLITS,
     Exhibit,
@@ -206,10 +207,7 @@ class Summarization:
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
         """See Task; `model` may be an adapter to the model under test."""
-        path, base = prepared / "items.parquet", prepared / "model"
-        if not path.exists():
-            raise UsageError(f"{path} is missing: run prepare first")
-        items = pd.read_parquet(path)
+        items, base = read_table(prepared / "items.parquet"), prepared / "model"
         folder = model or base
         config = PrepareConfig.model_validate(dict(context.config))
         source: ModelSource = parse_source(config.model, MODEL_LOADERS, "prepare.model")

@@ -14,6 +14,7 @@ import torch
 
 from stages.concepts.prompts import fill, pieces, prompt_space, read_templates
 from stages.errors import UsageError
+from stages.files import read_table
 from stages.tasks.contract import (
     SPLITS,
     Exhibit,
@@ -207,11 +208,8 @@ class TextToImage:
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
         """See Task; `model` may be a pipeline, or LoRA weights for the model under test."""
-        path = prepared / "items.parquet"
-        if not path.exists():
-            raise UsageError(f"{path} is missing: run prepare first")
-        pictures = pd.read_parquet(prepared / "pictures.parquet")
-        return cls(context, pd.read_parquet(path), cls._studio(context, pictures, prepared, model), pictures)
+        items, pictures = read_table(prepared / "items.parquet"), read_table(prepared / "pictures.parquet")
+        return cls(context, items, cls._studio(context, pictures, prepared, model), pictures)
 
     # Prompts
 

@@ -1,0 +1,237 @@
+"""Whatever happens to the files from which work is resumed: it ends with the same result, or in one clear line."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.init.state import Unfinished
+from flows.results import Took
+from stages.concepts import Concept, ConceptSpace
+from stages.errors import UsageError
+from stages.explorers import Prober
+from stages.files import read_state, read_table, replace_file, seal, unseal, write_state
+from stages.ledger import Key, Ledger
+from stages.tasks.contract import Compute, Items, ProbeBatch
+from stages.tasks.training import resume, save_checkpoint
+from tests.planted import PlantedTask
+
+SPACE = ConceptSpace(tuple(Concept(name, (0, 1, 2, 3)) for name in "ab"))
+ITEMS = pd.DataFrame([{"id": f"i{n}", "split": "discover", "label": "0"} for n in range(6)])
+
+
+class Watched(PlantedTask):
+    """Keeps the batches it was asked."""
+
+    batches: list[tuple[tuple[str, ...], bytes]]
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        self.batches.append((tuple(item_ids), cells.tobytes()))
+        return super().probe(item_ids, cells, repeats)
+
+
+def search(path: Path) -> tuple[pd.DataFrame, list[tuple[tuple[str, ...], bytes]]]:
+    """A small search of three calls on a ledger; what it found, and the batches in which the model was asked."""
+    task = Watched(Items(ITEMS), SPACE, {"regions": [{"a": [2, 3]}], "noise": 0.03}, seed=0)
+    task.batches, rng, ledger = [], np.random.default_rng(1), Ledger(path)
+    prober = Prober(task, list(ITEMS["id"]), 60, ledger, Compute(batch_size=8))
+    for n in (20, 5, 30):
+        prober.ask(rng.integers(len(ITEMS), size=n), rng.integers(4, size=(n, 2)))
+    ledger.close()
+    return prober.table(), task.batches
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ".faded" / "ledger.jsonl"
+        table, batches = search(path)
+        return table, batches, path.read_bytes()
+
+
+def damaged(data: bytes, kind: str, rng: random.Random) -> bytes:
+    """The bytes of a file after something happened to them."""
+    start, length = rng.randrange(len(data)), rng.randrange(1, 200)
+    lines = data.splitlines(keepends=True)
+    one, other = rng.randrange(len(lines)), rng.randrange(len(lines))
+    at = rng.choice([n for n, byte in enumerate(data) if byte in b"0123456789"] or [start])
+    digit = (data[at] - 48 + rng.randrange(1, 10)) % 10
+    return {
+        "cut": data[:start],
+        "emptied": b"",
+        "overwritten": data[:start] + rng.randbytes(length) + data[start + length :],
+        "removed": data[:start] + data[start + length :],
+        "zeros": data[:start] + bytes(len(data) - start),
+        "one bit": data[:start] + bytes([data[start] ^ (1 << rng.randrange(8))]) + data[start + 1 :],
+        "one digit": data[:at] + str(digit).encode() + data[at + 1 :],
+        "a line twice": b"".join([*lines[:one], lines[other], *lines[one:]]),
+        "a line moved": b"".join([*lines[:one], *lines[one + 1 :], lines[one]]),
+        "a line lost": b"".join([*lines[:one], *lines[one + 1 :]]),
+    }[kind]
+
+
+KINDS = "cut, emptied, overwritten, removed, zeros, one bit, one digit, a line twice, a line moved, a line lost"
+DAMAGE = st.sampled_from(KINDS.split(", "))
+
+
+@given(st.lists(DAMAGE, min_size=1, max_size=3), st.integers(0, 2**32))
+def test_a_damaged_ledger_ends_in_the_same_result(undisturbed: Any, kinds: list[str], seed: int) -> None:
+    table, batches, data = undisturbed
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ".faded" / "ledger.jsonl"
+        replace_file(path, data)
+        for kind in kinds:
+            if data := path.read_bytes():
+                path.write_bytes(damaged(data, kind, rng))
+        for _ in range(2):
+            again, asked = search(path)
+            pd.testing.assert_frame_equal(again, table)
+            assert set(asked) <= set(batches)  # in the same batches, on which the last digits of an answer depend
+        assert not asked  # the second time all is known
+
+
+def _changed(change: dict[str, Any]) -> Any:
+    return lambda line: {**line, **change}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: [line],
+        lambda line: None,
+        lambda line: {**line, "failed": line["failed"][1:]},
+        lambda line: {key: value for key, value in line.items() if key != "outputs"},
+        _changed({"discrepancy": [float("nan")] * 8}),
+        _changed({"failed": [1] * 8}),
+        _changed({"cells": [True] * 8}),
+        _changed({"items": ["i0"] * 8, "cells": [0] * 8}),
+        _changed({"more": 1}),
+    ],
+)
+def test_an_impossible_line_is_asked_again(undisturbed: Any, tmp_path: Path, capsys: Any, change: Any) -> None:
+    table, batches, data = undisturbed
+    path = tmp_path / ".faded" / "ledger.jsonl"
+    lines = data.splitlines(keepends=True)
+    impossible = seal(path, json.dumps(change(json.loads(unseal(path, lines[1]) or b""))).encode())
+    replace_file(path, b"".join([lines[0], impossible, *lines[2:]]))
+    again, asked = search(path)
+    pd.testing.assert_frame_equal(again, table)
+    assert asked == [batches[1]]
+    assert "1 damaged line(s) put aside in" in capsys.readouterr().err
+    assert path.with_name("ledger.jsonl.damaged").read_bytes() == impossible
+
+
+def test_lines_of_another_ledger_do_not_fit(undisturbed: Any, tmp_path: Path) -> None:
+    table, batches, data = undisturbed
+    path = tmp_path / ".faded" / "other.jsonl"
+    replace_file(path, data)
+    again, asked = search(path)
+    pd.testing.assert_frame_equal(again, table)
+    assert asked == batches
+
+
+def test_half_a_surrogate_pair_can_be_kept(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([Key("i0", 0)], np.zeros(1), np.zeros(1, bool), ["so \ud83d"])
+    assert Ledger(tmp_path / "ledger.jsonl")[Key("i0", 0)] == ledger[Key("i0", 0)]
+
+
+STATES: list[tuple[Any, Any]] = [
+    ({"discover@tiny": Took(seconds=3.0, when="2026-01-01")}, dict[str, Took]),
+    (0.25, float),
+    (["a", "b"], list[str]),
+    (Unfinished("tiny", {"model": "a.onnx", "yes": True}, (("a", "b"),), None, 150), Unfinished),
+]
+
+
+@pytest.mark.parametrize(("state", "kind"), STATES)
+@given(kinds=st.lists(DAMAGE, min_size=1, max_size=2), seed=st.integers(0, 2**32))
+def test_damaged_state_is_none(state: Any, kind: Any, kinds: list[str], seed: int) -> None:
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ".faded" / "state.json"
+        write_state(path, state)
+        data = path.read_bytes()
+        assert read_state(path, kind) == state
+        for one in kinds:
+            if some := path.read_bytes():
+                path.write_bytes(damaged(some, one, rng))
+        same = path.read_bytes() == data
+        assert read_state(path, kind) == (state if same else None)
+        assert path.exists() is same and path.with_name("state.json.damaged").exists() is not same
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b"[" * 100_000, b"\xff\xfe\0", b'{"a": ' * 5_000, b"0" * (65 << 20)]
+)
+@pytest.mark.parametrize("kind", [dict[str, Took], Unfinished])
+def test_what_is_no_state_at_all_is_put_aside(tmp_path: Path, data: bytes, kind: Any) -> None:
+    path = tmp_path / "state.json"
+    for sealed in (False, True):
+        replace_file(path, seal(path, data) if sealed else data)
+        found = read_state(path, kind)
+        assert found is None or (sealed and found == {})
+
+
+def test_a_folder_in_the_place_of_state_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    for _ in range(2):
+        (path / "more").mkdir(parents=True)
+        assert read_state(path, float) is None
+        write_state(path, 0.5)
+        assert read_state(path, float) == 0.5
+        path.unlink()
+
+
+def _trained(path: Path) -> tuple[dict[str, torch.Tensor], torch.optim.AdamW, int, list[float]]:
+    """Two parameters after three steps of training, the last two from a checkpoint where there is one."""
+    torch.manual_seed(0)
+    trained = {name: torch.nn.Parameter(torch.randn(3)) for name in "ab"}
+    optimizer = torch.optim.AdamW(trained.values(), lr=0.1)
+    done, losses = resume(path, trained, optimizer, "cpu")
+    for step in range(done, 3):
+        optimizer.zero_grad()
+        loss = sum(((parameter - step) ** 2).sum() for parameter in trained.values())
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        if step == 0:
+            save_checkpoint(path, trained, optimizer, 1, losses)
+    return trained, optimizer, done, losses
+
+
+@given(kind=DAMAGE, seed=st.integers(0, 2**32))
+def test_training_from_a_damaged_checkpoint_starts_anew(kind: str, seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "epoch.safetensors"
+        whole = _trained(path)
+        data = path.read_bytes()
+        path.write_bytes(damaged(data, kind, random.Random(seed)))
+        intact = path.read_bytes() == data
+        again = _trained(path)
+    assert again[2] == (1 if intact else 0)
+    assert again[3] == whole[3]
+    assert all(torch.equal(again[0][name], whole[0][name]) for name in "ab")
+
+
+@given(kind=st.sampled_from(["cut", "emptied", "zeros"]), seed=st.integers(0, 2**32))
+def test_a_cut_table_is_one_clear_error(kind: str, seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "items.parquet"
+        pd.DataFrame({"id": ["a", "b"], "n": [1, 2]}).to_parquet(path)
+        path.write_bytes(damaged(path.read_bytes(), kind, random.Random(seed)))
+        with pytest.raises(UsageError, match=r"items\.parquet cannot be read as a parquet file"):
+            read_table(path)
