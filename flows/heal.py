@@ -6,23 +6,38 @@ Called while the workspace is held (`flows.workspace.exclusive`), before DVC is 
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import psutil
+from pydantic import BaseModel, Field, ValidationError
 
 from flows.pipeline import bring_up_to_date, is_own
 from flows.processes import end_leftovers
 from flows.workspace import dvc_root
 from stages.environment import WORK
+from stages.files import put_aside, replace_file
 
 LOCK = Path("dvc.lock")
 # In the clone a broken lock file of its other pipeline keeps DVC from reading this one, too. Elsewhere other pipelines
 # are the user's own.
 STUDY_LOCK = Path("benchmarks/study/dvc.lock")
+
+
+class _Holder(BaseModel):
+    """A process that holds a file, as DVC notes it."""
+
+    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
+    cmd: str
+
+
+class _Locks(BaseModel):
+    """DVC's list of files that are being read and written."""
+
+    write: dict[str, _Holder] = {}
+    read: dict[str, list[_Holder]] = {}
 
 
 def heal() -> list[str]:
@@ -73,29 +88,27 @@ def _heal_rwlock(path: Path) -> list[str]:
     """DVC drops lock entries of dead processes itself, but one whose process id was given anew blocks for ever."""
     try:
         written = path.stat().st_mtime
-        locks: dict[str, Any] = json.loads(path.read_text())
+        locks = _Locks.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return []
-    except ValueError:
-        path.unlink()
-        return ["DVC's list of locked files was cut short by a crash: removed"]
-
-    writers = {path: info for path, info in locks.get("write", {}).items() if _holds(info, written)}
-    readers = {path: [i for i in infos if _holds(i, written)] for path, infos in locks.get("read", {}).items()}
-    healthy = {"write": writers, "read": {path: infos for path, infos in readers.items() if infos}}
-    if healthy == {"write": locks.get("write", {}), "read": locks.get("read", {})}:
+    except (OSError, ValidationError):
+        put_aside(path)
         return []
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(healthy))
-    partial.replace(path)
+
+    writers = {path: holder for path, holder in locks.write.items() if _holds(holder, written)}
+    readers = {path: [one for one in holders if _holds(one, written)] for path, holders in locks.read.items()}
+    healthy = _Locks(write=writers, read={path: holders for path, holders in readers.items() if holders})
+    if healthy == locks:
+        return []
+    replace_file(path, healthy.model_dump_json().encode())
     return ["files were locked by a DVC process that is gone: unlocked"]
 
 
-def _holds(info: dict[str, Any], written: float) -> bool:
+def _holds(holder: _Holder, written: float) -> bool:
     """Whether the process that made a lock entry still lives: same id, older than the entry, same last argument."""
     with contextlib.suppress(psutil.Error):
-        process = psutil.Process(int(info["pid"]))
+        process = psutil.Process(holder.pid)
         command = process.cmdline()
         last = Path(command[-1]).name if command else ""
-        return process.create_time() <= written + 1 and info["cmd"].endswith(last)
+        return process.create_time() <= written + 1 and holder.cmd.endswith(last)
     return False

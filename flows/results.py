@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from flows.run_stage import StageResult
 from stages.decisions import NO_HUMAN
@@ -26,9 +26,6 @@ class Took(BaseModel):
 
     seconds: float
     when: str = ""
-
-
-_TIMINGS = TypeAdapter(dict[str, Took])
 
 
 @dataclass(frozen=True)
@@ -108,11 +105,16 @@ def _decided(verdict: Mapping[str, Any]) -> str | None:
 
 def read_timings(path: Path = TIMINGS) -> dict[str, float]:
     """Seconds each stage took when it last ran in this workspace, or on the machine of the benchmarks."""
-    if path == REFERENCE:
-        kept = _TIMINGS.validate_json(path.read_bytes()) if path.exists() else {}
-    else:
-        kept = read_state(path, dict[str, Took]) or {}
-    return {stage: took.seconds for stage, took in kept.items()}
+    kept = _read_reference() if path == REFERENCE else read_state(path, dict[str, Took])
+    return {stage: took.seconds for stage, took in (kept or {}).items()}
+
+
+def _read_reference() -> dict[str, Took] | None:
+    """What lies in the repository, as anyone may write it, is not sealed."""
+    try:
+        return TypeAdapter(dict[str, Took]).validate_json(REFERENCE.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def record_timings(results: Iterable[StageResult]) -> None:

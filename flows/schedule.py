@@ -335,11 +335,10 @@ def _yaml() -> YAML:
 def _read(yaml: YAML) -> Any:
     from ruamel.yaml.error import YAMLError
 
-    text = FILE.read_text(encoding="utf-8") if FILE.exists() else _NEW
     try:
-        document = yaml.load(text)
-    except YAMLError as error:
-        raise UsageError(f"{FILE} is no YAML: {error}") from None
+        document = yaml.load(FILE.read_text(encoding="utf-8") if FILE.exists() else _NEW)
+    except (YAMLError, OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{FILE} is no YAML: {str(error)[:500]}") from None
     listed = document.get("deployments") if isinstance(document, dict) else None
     if not isinstance(listed, list) or not all(isinstance(data, dict) and data.get("name") for data in listed):
         raise UsageError(f"{FILE}: expected `deployments:` with a list of named deployments, found {listed!r:.80}")

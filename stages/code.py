@@ -65,7 +65,7 @@ def read_record(folder: Path = Path()) -> dict[str, Any]:
     """What the faded.json of a workspace says; nothing if it is missing or none of ours."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError, RecursionError):  # damaged: `faded` writes it anew
         return {}
     return record if isinstance(record, dict) and record.get("schema") == SCHEMA else {}
 

@@ -58,7 +58,7 @@ class _Batch(BaseModel):
 
     def answers(self) -> Iterator[tuple[Key, Answer]]:
         """Its probes; a ValueError where columns differ in length."""
-        own = (self.automatic, self.automatic_failed) if self.automatic is not None else ()
+        own = [column for column in (self.automatic, self.automatic_failed) if column is not None]
         keys = itertools.starmap(Key, zip(self.items, self.cells, self.repeats, strict=True))
         answers = zip(self.discrepancy, self.failed, self.outputs, self.valid, *own, strict=True)
         return zip(keys, itertools.starmap(Answer, answers), strict=True)

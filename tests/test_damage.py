@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import tempfile
@@ -16,8 +17,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.heal import _heal_rwlock, _Locks
 from flows.init.state import Unfinished
 from flows.results import Took
+from flows.schedule import read_entries
+from stages.code import RECORD, read_record
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.explorers import Prober
@@ -235,3 +239,42 @@ def test_a_cut_table_is_one_clear_error(kind: str, seed: int) -> None:
         path.write_bytes(damaged(path.read_bytes(), kind, random.Random(seed)))
         with pytest.raises(UsageError, match=r"items\.parquet cannot be read as a parquet file"):
             read_table(path)
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+VALUES = st.recursive(LEAVES, lambda some: st.lists(some, max_size=3) | st.dictionaries(st.text(max_size=9), some))
+HOLDERS = st.dictionaries(st.sampled_from(["pid", "cmd", "more"]), LEAVES)
+ANY_BYTES = (
+    st.binary(max_size=200)
+    | VALUES.map(lambda value: json.dumps(value).encode())
+    | st.dictionaries(
+        st.sampled_from(["write", "read", "schema", "plugins", "code", "deployments"]),
+        VALUES | st.dictionaries(st.text(max_size=5), HOLDERS | st.lists(HOLDERS, max_size=2)) | st.lists(HOLDERS),
+    ).map(lambda value: json.dumps(value).encode())
+    | st.sampled_from([b"", b"[" * 50_000, b'{"write": ' * 2_000, b"\xff\xfe{\0", b"a: &a [*a]", b"? " * 3_000])
+)
+
+
+@given(data=ANY_BYTES)
+def test_any_bytes_as_the_locks_of_dvc(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rwlock"
+        path.write_bytes(data)
+        _heal_rwlock(path)
+        assert not path.exists() or _Locks.model_validate_json(path.read_bytes())
+        assert _heal_rwlock(path) == []
+
+
+@given(data=ANY_BYTES)
+def test_any_bytes_as_faded_json(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / RECORD).write_bytes(data)
+        assert isinstance(read_record(Path(folder)), dict)
+
+
+@given(data=ANY_BYTES)
+def test_any_bytes_as_prefect_yaml(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("prefect.yaml").write_bytes(data)
+        with contextlib.suppress(UsageError):
+            read_entries()

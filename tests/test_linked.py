@@ -13,7 +13,7 @@ from flows.graph import read_graph
 from flows.linked import NOTE
 from stages.errors import UsageError
 from tests.finished import inside
-from tests.workspace import Workspace, make_workspace
+from tests.workspace import FADED, Workspace, make_workspace
 
 Linked = tuple[Workspace, Path]
 
@@ -115,3 +115,14 @@ def test_a_folder_that_cannot_be_read_is_told(linked, monkeypatch):
     monkeypatch.setattr(flows.linked, "_held", denied)
     with pytest.raises(UsageError, match=f"data/tiny/inputs links to a folder.*{NOTE}.*Permission denied; copy"):
         stale(toys)
+
+
+def test_inputs_that_may_only_be_read(tmp_path):
+    toys = make_workspace(tmp_path / "toys", toys=True)
+    inputs = toys.path / "data/tiny/inputs"
+    mount = f"mount --bind {inputs} {inputs} && mount -o remount,bind,ro {inputs}"
+    if toys.run(["unshare", "--mount", "sh", "-c", mount]).returncode:
+        pytest.skip("nothing can be mounted here")
+    done = toys.run(["unshare", "--mount", "sh", "-c", f"{mount} && exec {FADED} plan"])
+    assert done.returncode == 0, done.stdout
+    assert "prepare@tiny" in done.stdout

@@ -86,7 +86,10 @@ def resume(
 def _checksum(path: Path, state: str, tensors: Mapping[str, Tensor]) -> str:
     parts: list[Buffer] = [state.encode()]
     for name, tensor in sorted(tensors.items()):
-        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), tensor.reshape(-1).view(torch.uint8).numpy()]
+        parts += [
+            f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(),
+            tensor.reshape(-1).view(torch.uint8).numpy().data,
+        ]
     return checksum(path, *parts)
 
 
