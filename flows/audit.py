@@ -11,6 +11,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
@@ -31,7 +32,7 @@ from flows.runners import Job, Runner, check_stages, chosen, job, open_runner
 from flows.suspend import ask, deployed_run, waiting_elsewhere
 from flows.workspace import exclusive
 from stages.environment import set_defaults
-from stages.errors import Exit, FadedError, InfrastructureError
+from stages.errors import Exit, FadedError, InfrastructureError, UnavailableError
 from stages.params import Params, load_params
 from stages.params.file import RunnerConfig
 
@@ -42,6 +43,8 @@ STAGE_LOG.propagate = False
 
 # Set by a caller that holds the workspace, has healed it and knows what is stale; else the flow does so itself.
 ALREADY_READ: ContextVar[tuple[Params, Graph] | None] = ContextVar("already_read", default=None)
+
+RETRIES = 2  # of a stage, after the first try
 
 Futures = dict[str, PrefectFuture[StageResult]]
 Submit = Callable[[Stage, list[PrefectFuture[StageResult]]], PrefectFuture[StageResult]]
@@ -62,13 +65,13 @@ class AuditFailed(FadedError):
 def _worth_a_retry(_task: Task[..., StageResult], _run: TaskRun, state: State[StageResult]) -> bool:
     """Retry what the machine did, never what the input or the user did."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, InfrastructureError) and not stopping()
+    return isinstance(error, InfrastructureError) and not isinstance(error, UnavailableError) and not stopping()
 
 
 @task(
     name="stage",
     task_run_name="{stage}",
-    retries=2,
+    retries=RETRIES,
     retry_delay_seconds=exponential_backoff(backoff_factor=2),
     retry_jitter_factor=0.5,
     retry_condition_fn=_worth_a_retry,
@@ -84,6 +87,9 @@ def reproduce(stage: str, what: Job, runner: Runner) -> StageResult:
         runner: where it runs.
     """
     logger = get_run_logger()
+    context = TaskRunContext.get()
+    if context is not None and (attempt := context.task_run.run_count) > 1:
+        STAGE_LOG.warning(f"attempt {attempt} of {1 + RETRIES}", extra={"stage": stage})
 
     def say(line: str) -> None:
         logger.info(line)

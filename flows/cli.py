@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
 from importlib.metadata import version
 from typing import Annotated
@@ -24,21 +25,40 @@ import flows.commands.evidence  # noqa: F401
 
 # isort: on
 from flows.commands import app, console, errors
-from stages.errors import Exit, FadedError
+from stages.errors import Exit, FadedError, Terminated, machine_failure, stop_code
 
 
 def main() -> None:
     """Run the command and turn what goes wrong into a message and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
+    except KeyboardInterrupt as stop:  # before the command had begun
+        raise SystemExit(stop_code(stop)) from None
     except FadedError as error:
-        errors.print("[bold red]error:[/]", end=" ")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        _tell(str(error))
         raise SystemExit(int(error.exit_code)) from None
-    except Exception:
+    except Exception as error:
+        if (failure := machine_failure(error)) is not None:
+            _tell(failure)
+            raise SystemExit(int(Exit.INFRASTRUCTURE)) from None
         traceback.print_exc()
         errors.print("[bold red]this is a bug in faded[/], please report it with the lines above")
         raise SystemExit(int(Exit.INFRASTRUCTURE)) from None
+    finally:
+        # What libraries do when the interpreter ends, such as sending the last logs, is not worth waiting for; an
+        # exception raised in the middle of it would be their traceback.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise Terminated
+
+
+def _tell(message: str) -> None:
+    errors.print("[bold red]error:[/]", end=" ")
+    errors.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_version(wanted: bool) -> None:

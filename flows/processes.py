@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 import psutil
 
 from stages.environment import WORK
+from stages.errors import Terminated
 from stages.files import read_state, write_state
 
 RECORDS = WORK / "run"
@@ -134,7 +135,7 @@ def stopping_on_signals() -> Iterator[None]:
             timer = threading.Timer(_GRACE, _interrupt, [signal.SIGKILL])
             timer.daemon = True
             timer.start()
-            raise KeyboardInterrupt
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

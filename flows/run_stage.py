@@ -15,7 +15,7 @@ from flows.approval import GATED
 from flows.machines.shipment import Made
 from flows.processes import child
 from flows.workspace import LOGS, stage_environment
-from stages.errors import BugError, Exit, InfrastructureError, RejectedError, UsageError
+from stages.errors import BugError, Exit, InfrastructureError, RejectedError, UnavailableError, UsageError
 
 Outcome = Literal["ran", "restored", "unchanged", "failed", "not reached", "waiting"]
 
@@ -64,6 +64,7 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
         UsageError: when the stage says that its input is bad (exit code 2): running it again would not help.
         RejectedError: when a person rejected the landscape (collect_feedback only, exit code 1).
         BugError: when it breaks in a way nobody foresaw: running it again would not help either.
+        UnavailableError: when a service it needs stayed away: the stage itself has asked again and again.
         InfrastructureError: when it ends in any other way: killed, out of memory, a full disk.
     """
     started = time.monotonic()
@@ -91,6 +92,8 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     # 1 is also what Python itself ends with: a module is missing or does not compile.
     if stage_code in (Exit.BUG, Exit.GATE_FAILED):
         raise BugError(f"{stage} has a bug, or the code of its task has, full log in {path}:\n{told}")
+    if stage_code == Exit.UNAVAILABLE:
+        raise UnavailableError(f"{stage} needs what does not answer, full log in {path}:\n{told}")
     how = f"stage exited with {stage_code}" if stage_code is not None else f"DVC exited with {code}"
     raise InfrastructureError(f"{stage} failed ({how}), full log in {path}:\n{told}")
 

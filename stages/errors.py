@@ -1,21 +1,26 @@
 """The errors people see, and the exit codes they become.
 
-0 pass, 1 gate failed, 2 usage (bad input: fix it and run again), 3 infrastructure (retry may help). A stage also has
-70 for a bug, which no retry mends; `faded` makes 3 of it.
+0 pass, 1 gate failed, 2 usage (bad input: fix it and run again), 3 infrastructure (retry may help); 130 if stopped by
+Ctrl-C. A stage also has 69 for a service that stayed away however often it was asked, which is not retried at once, and
+70 for a bug, which no retry mends; `faded` makes 3 of both.
 Every class is also a builtin error, so that library users need not know Faded to catch it.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from enum import IntEnum
+from errno import EDQUOT, EFBIG, EIO, EMFILE, ENOSPC, EROFS
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+_LONGEST = 500  # letters of a library's message
 
 
 class Exit(IntEnum):
@@ -25,7 +30,8 @@ class Exit(IntEnum):
     GATE_FAILED = 1
     USAGE = 2
     INFRASTRUCTURE = 3
-    BUG = 70  # EX_SOFTWARE of sysexits.h
+    UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
+    BUG = 70  # EX_SOFTWARE
 
 
 class FadedError(Exception):
@@ -52,6 +58,10 @@ class RejectedError(FadedError, RuntimeError):
 
 class InfrastructureError(FadedError, RuntimeError):
     """The machine failed us, not the input: worth a retry."""
+
+
+class UnavailableError(InfrastructureError):
+    """A service did not answer however often it was asked: asking again at once would be no use."""
 
 
 class BugError(FadedError, RuntimeError):
@@ -88,23 +98,57 @@ def known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
 def run_as_command(stage: Callable[[], None]) -> None:
     """Run a stage and turn its errors into the exit codes above.
 
-    Unexpected exceptions keep their traceback. What the machine did (a full disk, no memory) may go well the next
-    time; all others are bugs, and would only happen again.
+    What the machine did (a full disk, no memory) may go well the next time, and is told in a line. All other unexpected
+    exceptions are bugs, which would only happen again, and keep their traceback.
     """
     try:
         stage()
     except FadedError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(int(error.exit_code)) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        away = isinstance(error, UnavailableError)
+        raise SystemExit(int(Exit.UNAVAILABLE if away else error.exit_code)) from None
+    except KeyboardInterrupt as error:
+        raise SystemExit(stop_code(error)) from None
     except Exception as error:
+        if (failure := machine_failure(error)) is not None:
+            print(f"error: {failure}", file=sys.stderr)
+            raise SystemExit(int(Exit.INFRASTRUCTURE)) from None
         traceback.print_exc()
-        raise SystemExit(int(Exit.INFRASTRUCTURE if _of_the_machine(error) else Exit.BUG)) from None
+        raise SystemExit(int(Exit.BUG)) from None
 
 
-def _of_the_machine(error: Exception) -> bool:
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. It unwinds as Ctrl-C does, but nobody stopped us by hand."""
+
+
+def stop_code(stop: KeyboardInterrupt) -> int:
+    """The exit code of what was stopped: 130 by hand, else 3."""
+    return int(Exit.INFRASTRUCTURE) if isinstance(stop, Terminated) else 130
+
+
+# How libraries tell an error of the machine that they do not pass on as it is; SQLite has words of its own.
+_OF_THE_MACHINE = (
+    *(os.strerror(number) for number in (EDQUOT, EFBIG, EIO, EMFILE, ENOSPC, EROFS)),
+    *("disk I/O error", "database or disk is full", "readonly database", "unable to open database file"),
+)
+
+
+def machine_failure(error: BaseException) -> str | None:
+    """What the machine did to us, in a line, if that is behind an error: no space, no memory, a file that is gone."""
     # torch is slow to import, and whoever raised its errors has imported it.
     torch = sys.modules.get("torch")
-    of_torch = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
-    return isinstance(error, (OSError, MemoryError, *of_torch))
+    memory = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
+    if isinstance(error, (MemoryError, *memory)):
+        return f"out of memory: {_line(error) or 'no more could be had'}"
+    if isinstance(error, OSError):
+        return _line(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        if any(words in str(cause) for words in _OF_THE_MACHINE):
+            return f"a file could not be written (is the disk full, or the size of files limited?): {_line(cause)}"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:_LONGEST]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,18 +13,19 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from flows.compare import Run, check_alike, compare_revisions, differences, paired_difference
 from flows.estimate import Estimate, estimate
 from flows.graph import Graph, Stage
 from flows.results import TIMINGS
 from flows.screen import _time
-from stages.errors import Exit, UsageError, run_as_command
+from stages.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
 from stages.files import record_probe_seconds, seal
 from stages.params import Params
 from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
-from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
+from tests.workspace import FADED, STAGES, Workspace, audit_params, make_workspace, repair_params
 
 QUICK = {"discover": {"explorer": "ppo", "control": "random", "budget": 120}}
 COMMANDS = (
@@ -180,7 +182,7 @@ def test_params_and_graph_agree_that_repairs_may_be_empty_but_not_absent(toys):
     assert "repairs: missing" in done.stdout
 
 
-def raising(error: Exception) -> Callable[[], None]:
+def raising(error: BaseException) -> Callable[[], None]:
     def stage() -> None:
         raise error
 
@@ -194,14 +196,22 @@ def raising(error: Exception) -> Callable[[], None]:
         (OSError(28, "No space left on device"), 3),
         (MemoryError(), 3),
         (torch.OutOfMemoryError("CUDA out of memory"), 3),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), 3),
+        (sqlite3.OperationalError("disk I/O error"), 3),
+        (UnavailableError("it does not answer"), 69),
+        (Terminated(), 3),
+        (KeyboardInterrupt(), 130),
         (KeyError("probes"), 70),
         (RuntimeError("shapes do not match"), 70),
     ],
 )
-def test_what_the_machine_did_is_told_from_a_bug(error, code):
+def test_what_the_machine_did_is_told_from_a_bug(error, code, capsys):
     with pytest.raises(SystemExit) as ended:
         run_as_command(raising(error))
     assert ended.value.code == code
+    told = capsys.readouterr().err
+    assert ("Traceback" in told) is (code == 70)
+    assert code == 70 or told.count("\n") <= 1
 
 
 @pytest.mark.parametrize("command", [["audit", "tinny"], ["plan", "tinny"], ["status", "tinny"], ["report", "tinny"]])
@@ -209,6 +219,13 @@ def test_an_unknown_audit_names_the_known_ones(toys, command):
     done = toys.faded(*command)
     assert done.returncode == 2
     assert "found: tiny" in done.stdout and "did you mean 'tiny'" in done.stdout
+
+
+def test_a_limit_on_the_size_of_files_is_told_in_a_line(toys):
+    done = toys.run(["sh", "-c", f"ulimit -f 50; exec {FADED} plan"])  # in it DVC's database does not fit
+    assert done.returncode == 3, done.stdout
+    assert done.stdout.count("error:") == 1 and "the size of files limited" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_an_unknown_runner_is_refused(toys):
@@ -268,8 +285,8 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     assert estimated("prepare", *searching).time == "time unknown before prepare ran, 3 stage(s) never ran here"
     for folder, seconds in ((".faded", 50), ("benchmarks", 70)):
         (tmp_path / folder).mkdir(exist_ok=True)
-        took = {"discover@tiny": {"seconds": seconds}}
-        (tmp_path / folder / "timings.json").write_bytes(seal(TIMINGS, json.dumps(took).encode()))
+        took = json.dumps({"discover@tiny": {"seconds": seconds}}).encode()
+        (tmp_path / folder / "timings.json").write_bytes(seal(TIMINGS, took) if folder == ".faded" else took)
     said = "about 6 min 50 s (by the last run here, by what a probe took in prepare)"
     assert estimated(*searching).time == said
     assert _time("tiny", params.audits["tiny"], 600) == "about 1 min 0 s by the last search here"

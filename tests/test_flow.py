@@ -17,7 +17,7 @@ from flows.results import read_verdict
 from flows.run import run_audits, show_verdicts
 from flows.run_stage import run_stage
 from flows.runners.devices import Slots
-from stages.errors import BugError, Exit, FadedError, InfrastructureError, RejectedError, UsageError
+from stages.errors import BugError, Exit, FadedError, InfrastructureError, RejectedError, UnavailableError, UsageError
 from stages.params import load_params
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
 
@@ -151,7 +151,7 @@ def test_a_killed_stage_is_retried(finished, audit_here):
     code, told = audit_here(finished)
     assert code == 0, told
     assert finished.executed() == ["re_evaluate@tiny"] * 2
-    assert "stage exited with -9" in told
+    assert "stage exited with -9" in told and "attempt 2 of 3" in told and "attempt 3" not in told
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,7 @@ def test_a_killed_stage_is_retried(finished, audit_here):
         ("re_evaluate", 2, UsageError),
         ("re_evaluate", 3, InfrastructureError),
         ("re_evaluate", 137, InfrastructureError),
+        ("re_evaluate", 69, UnavailableError),
         ("re_evaluate", 70, BugError),
         ("re_evaluate", 1, BugError),  # Python's own, for a module that is not there
         ("collect_feedback", 1, RejectedError),
@@ -172,6 +173,14 @@ def test_how_a_stage_ended_is_told_by_its_exit_code(finished, monkeypatch, stage
         (finished.path / "data/tiny/decisions/README.md").write_text("changed\n")
     with pytest.raises(error, match=rf"was told to exit with {code}"):
         run_stage(f"{stage}@tiny", lambda line: None)
+
+
+def test_a_service_that_stays_away_is_not_asked_by_two_layers(finished, audit_here):
+    finished.toy(re_evaluate__tiny={"exit": int(Exit.UNAVAILABLE)})
+    code, told = audit_here(finished)
+    assert code == 3, told
+    assert finished.executed() == ["re_evaluate@tiny"]
+    assert "re_evaluate@tiny needs what does not answer" in told
 
 
 def test_a_bug_is_not_retried(finished, audit_here):

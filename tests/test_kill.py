@@ -102,13 +102,14 @@ def test_killing_dvc_takes_the_stage_along_and_is_retried(toys, server):
     assert toys.executed().count("prepare@tiny") == 2
 
 
-def test_ctrl_c_ends_the_stage_and_exits_130(toys):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)])
+def test_a_signal_ends_the_stage_and_is_told_in_a_line(toys, number, code):
     toys.toy(prepare__tiny={"sleep": 600})
     process = toys.start("audit")
     running("-m stages.prepare", toys)
     relatives = family(process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 130
+    process.send_signal(number)
+    assert process.wait(timeout=120) == code
     assert all_gone(relatives)
     assert toys.executed() == ["prepare@tiny"]  # not retried
     told = (toys.path / ".faded-test.log").read_text()

@@ -8,16 +8,32 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from stages.params import Params
 
+
+class _Group(TyperGroup):
+    """Ends with a line where somebody stops it; click would say "Aborted!", and take the code of a failed gate."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer has click in it, under a name of its own
+        from stages.errors import stop_code
+
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            errors.print("stopped; the same command goes on from here")
+            raise typer.Exit(stop_code(stop)) from None
+
+
 app = typer.Typer(
     name="faded",
+    cls=_Group,
     help="Audit a pre-trained model before deployment: find its failures, show them, repair it, prove the repair.",
     epilog="Exit codes: 0 pass, 1 a gate failed, 2 bad input, 3 infrastructure (a retry may help).",
     no_args_is_help=True,

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from flows.commands import All, Audit, Audits, Preset, app, console, errors, open_workspace, working
+from flows.commands import All, Audit, Audits, Preset, app, console, open_workspace, working
 
 
 @app.command(
@@ -38,12 +38,7 @@ def audit(
     from flows.run import run_audits
 
     params, names = open_workspace(audits, all_, preset)
-    try:
-        code = run_audits(params, names, runner, console)
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
-    raise typer.Exit(int(code))
+    raise typer.Exit(int(run_audits(params, names, runner, console)))
 
 
 @app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
@@ -87,11 +82,7 @@ def screen(
     from flows.screen import screen_audit
 
     params, [name] = open_workspace([audit] if audit else None, False)
-    try:
-        screen_audit(params, name, probes, write, console)
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
+    screen_audit(params, name, probes, write, console)
 
 
 @app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist[/]")
@@ -171,8 +162,4 @@ def study(
     from flows.workspace import enter_workspace
 
     enter_workspace()
-    try:
-        run_study(explorers or [], console)
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
+    run_study(explorers or [], console)

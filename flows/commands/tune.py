@@ -32,10 +32,11 @@ def tune(
     """
     from flows.tune.choices import Settings
     from flows.tune.run import tune_audit
+    from stages.errors import stop_code
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     try:
         tune_audit(params, name, Settings(memory=memory, allow_bfloat16=allow_bfloat16), write, console)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         errors.print("stopped; nothing was written")
-        raise typer.Exit(130) from None
+        raise typer.Exit(stop_code(stop)) from None

@@ -16,13 +16,14 @@ from flows.machines.shipment import Shipment
 from flows.processes import child
 from stages.code import RECORD
 from stages.environment import DEFAULTS
-from stages.errors import BugError, FadedError, InfrastructureError, RejectedError, UsageError
+from stages.errors import BugError, FadedError, InfrastructureError, RejectedError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from flows.run_stage import StageResult
 
 WORKSPACE = "FADED_WORKSPACE"
-_ERRORS = {error.__name__: error for error in (UsageError, RejectedError, BugError, InfrastructureError)}
+_KINDS = (UsageError, RejectedError, BugError, UnavailableError, InfrastructureError)
+_ERRORS = {error.__name__: error for error in _KINDS}
 
 
 class Failure(BaseModel):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.errors import InfrastructureError, UsageError
+from stages.errors import UnavailableError, UsageError
 from stages.params import Strict
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Endpoint:
 
         Raises:
             UsageError: when the model refuses the request, or its answer is none.
-            InfrastructureError: when it cannot be reached, or fails again and again.
+            UnavailableError: when it cannot be reached, or fails again and again.
         """
         size = self.config.batch_size
         batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
@@ -221,7 +221,7 @@ class Endpoint:
                     self._refused(status, headers, content)
                 reason, pause = f"it answers {self._said(status, content)}", _retry_after(headers)
                 if pause is not None and pause > PATIENCE:
-                    raise InfrastructureError(
+                    raise UnavailableError(
                         f"{self.name} asks to come back in {pause:.0f} s ({reason}); run the stage again then"
                     )
             if tried == self.config.retries:
@@ -231,7 +231,7 @@ class Endpoint:
             else:
                 # Some of it at random, or those that failed together would come back together.
                 stop.wait(min(SLOWEST, FIRST_PAUSE * 2**tried) * random.uniform(0.5, 1))
-        raise InfrastructureError(
+        raise UnavailableError(
             f"{self.name} cannot be used: {reason}, {self.config.retries + 1} time(s) in a row. What it answered so far"
             " is kept: run the stage again when it is back"
             + ("" if self.config.rate else "; if it was asked too often, set rate")
