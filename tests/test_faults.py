@@ -1,0 +1,41 @@
+"""A fault wherever a stage, or Faded's own state, changes the disk: the same command then ends as if nothing was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import build
+from tests.finished import SEARCH, quick_audit, quick_repair
+from tests.workspace import ROOT, make_workspace
+
+
+def disturbed(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    """What tests/faults.py tells of a small audit."""
+    if (library := build(folder)) is None:
+        pytest.skip("no C compiler, or not Linux: nothing can be preloaded")
+    repair = quick_repair(feedback={"policy": "top-k", "modes": 1})
+    make_workspace(folder / "ws", {"tiny": quick_audit(discover={**SEARCH, "budget": 100})}, {"tiny": repair})
+    env = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.faults", str(folder / "ws"), *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_after_a_fault_the_same_command_ends_the_same(tmp_path: Path) -> None:
+    told = disturbed(tmp_path, "--cases", "4", "--work", "prepare,discover,collect_feedback,state")
+    assert [one for one in told if "problems" in one] == []
+    assert all(one["points"] > 10 and one["cases"] == 4 for one in told)
+
+
+@pytest.mark.slow
+def test_after_every_fault_the_same_command_ends_the_same(tmp_path: Path) -> None:
+    told = disturbed(tmp_path, "--cases", "all")
+    assert [one for one in told if "problems" in one] == []
