@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: run the stage that writes it (`faded status` shows which)") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(data, dict) or data.get("schema", SCHEMA) != SCHEMA:
         raise UsageError(
