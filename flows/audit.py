@@ -25,7 +25,7 @@ from flows.engine import foreign_parameters
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
 from flows.intact import mend, stages_of
-from flows.processes import stopping
+from flows.processes import stopping, stopping_on_signals
 from flows.results import record_timings
 from flows.run_stage import StageResult
 from flows.runners import Job, Runner, check_stages, chosen, job, open_runner
@@ -141,7 +141,8 @@ def audit(audits: list[str], runner: str | None = None) -> list[StageResult] | S
     """
     if (run := deployed_run()) is not None:
         return _unattended(audits, runner, run)
-    with exclusive():
+    # Within the flow, too: there Prefect has put a handler of its own for SIGTERM, which ends no stage.
+    with exclusive(), stopping_on_signals():
         params, graph = ALREADY_READ.get() or _read(audits)
         results = _run_stale(params, graph, audits, chosen(params, runner))
     if any(result.outcome == "failed" for result in results):

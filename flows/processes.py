@@ -137,6 +137,9 @@ def stopping_on_signals() -> Iterator[None]:
             timer.start()
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
+    if threading.current_thread() is not threading.main_thread():  # to which signals belong
+        yield
+        return
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
