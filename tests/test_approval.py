@@ -42,6 +42,7 @@ from flows.suspend import _asks_about, _key
 from flows.workspace import exclusive
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
 from stages.errors import Exit, InfrastructureError, UsageError
+from stages.files import write_state
 from stages.params import Params, load_params
 from tests.workspace import Workspace, audit_params, repair_params
 
@@ -90,7 +91,7 @@ def let_time_pass(hours: float) -> None:
     request = read_request("tiny")
     passed = timedelta(hours=hours)
     ago = {"asked": request.asked - passed, "expires": request.expires - passed if request.expires else None}
-    (REQUESTS / "tiny.json").write_text(request.model_copy(update=ago).model_dump_json())
+    write_state(REQUESTS / "tiny.json", request.model_copy(update=ago))
 
 
 def test_a_landscape_keeps_the_time_at_which_it_was_asked(params):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import re
 import shutil
 import socket
@@ -25,6 +24,7 @@ from flows.run_stage import StageResult
 from flows.runners import Job, Say
 from flows.workspace import exclusive
 from stages.errors import InfrastructureError, UsageError
+from stages.files import read_state, write_state
 from stages.params.file import RunnerConfig
 from stages.provenance import versions
 from tests.clusters import clone, dvc, free_port, lock, run, s3_remote, until
@@ -164,7 +164,7 @@ def test_a_share_of_an_earlier_search_is_taken_away(made, tmp_path):
     share.mkdir()
     (share / "probes.parquet").write_text("of a search in three shares")
     brought = worker.path / ".faded/machines.json"
-    brought.write_text(json.dumps([*json.loads(brought.read_text()), "data/tiny/shards/3"]))
+    write_state(brought, [*(read_state(brought, list[str]) or []), "data/tiny/shards/3"])
     params = driver.params()
     params["audits"]["tiny"]["discover"]["budget"] = 333
     driver.write_params(params)

@@ -44,7 +44,7 @@ def change_params(**feedback: Any) -> None:
 def let_it_expire() -> None:
     long_ago = datetime(2001, 1, 1, tzinfo=UTC)
     request = approval.open_request(load_params(), "x").model_copy(update={"expires": long_ago, "asked": long_ago})
-    approval._path("x").write_text(request.model_dump_json())
+    write_state(approval._path("x"), request)
 
 
 def test_nothing_is_chosen_for_the_reviewer(ada: Reviewer) -> None:

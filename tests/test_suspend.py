@@ -32,7 +32,7 @@ import flows.audit
 from flows.approval import REQUESTS, Request, choose, decide, read_modes, read_request, settle, wake
 from flows.run import run_audits
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
-from stages.files import stage_dir
+from stages.files import stage_dir, write_state
 from stages.params import load_params
 from tests.workspace import ROOT, STAGES, Workspace, audit_params
 
@@ -136,7 +136,7 @@ def suspended(run: FlowRun) -> bool:
 def let_the_time_pass() -> None:
     past = datetime.now(UTC) - timedelta(hours=3)
     late = read_request("tiny").model_copy(update={"asked": past, "expires": past + timedelta(hours=2)})
-    (REQUESTS / "tiny.json").write_text(late.model_dump_json())
+    write_state(REQUESTS / "tiny.json", late)
 
 
 def made(**changes: object) -> Decision:
@@ -313,9 +313,7 @@ def test_a_run_on_a_server_that_is_not_there_now_is_not_forgotten(deployment, pr
     run = deployment.run()
     moved = {str(run.id): gone}  # the workspace's own server has another port than before
     elsewhere = {str(uuid4()): gone}
-    REQUESTS.joinpath("tiny.json").write_text(
-        read_request("tiny").model_copy(update={"runs": moved | elsewhere}).model_dump_json()
-    )
+    write_state(REQUESTS / "tiny.json", read_request("tiny").model_copy(update={"runs": moved | elsewhere}))
     _kept, said = decide(load_params(), "tiny", made(), "page")
     assert said[0] == f"the suspended flow run {run.name} goes on" and f"{gone} was not told" in said[1]
     assert read_request("tiny").runs == elsewhere
