@@ -121,7 +121,7 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
             return _snapshot(repo, root, looks)
     except LockError as error:
         raise InfrastructureError(f"DVC: {error}") from None
-    except DvcException as error:
+    except (DvcException, RecursionError, UnicodeDecodeError) as error:
         raise UsageError(f"DVC cannot read the graph in {root.resolve()}: {_causes(error)}") from None
     finally:
         hashes.save()

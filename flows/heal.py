@@ -79,7 +79,7 @@ def _is_readable(lock: Path) -> bool:
 
     try:
         load(str(lock), schema=COMPILED_LOCKFILE_SCHEMA)
-    except DvcException:
+    except (DvcException, RecursionError):
         return False
     return lock.read_bytes().endswith(b"\n")
 
