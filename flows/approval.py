@@ -6,6 +6,7 @@ that is here. How a deployed flow waits without a process is in flows/suspend.py
 
 from __future__ import annotations
 
+import contextlib
 import math
 import subprocess
 from collections.abc import Mapping, Sequence

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.environment import WORK
-from stages.files import content_hash
+from stages.files import content_hash, read_state, write_state
 
 CACHE = WORK / "bytes.json"
 # A file that changed less than this before it was hashed may change again within the resolution of its time stamps.
@@ -80,7 +79,7 @@ class Hashes:
 
     def __init__(self, root: Path = Path()) -> None:
         self._path = root / CACHE
-        self._known = _read(self._path)
+        self._known: dict[str, list[int | str]] = read_state(self._path, dict[str, list[int | str]]) or {}
         self._changed = False
 
     def of(self, path: Path) -> Digests:
@@ -139,24 +138,9 @@ class Hashes:
         if not self._changed:
             return
         known = {name: entry for name, entry in self._known.items() if Path(name.removeprefix("content ")).exists()}
-        text = json.dumps(known)
-        partial = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "w", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o600)) as stream:
-                stream.write(f"{sha256(text.encode())}\n{text}")
-            partial.replace(self._path)
+            write_state(self._path, known)
             self._changed = False
-
-
-def _read(path: Path) -> dict[str, list[int | str]]:
-    """What was kept; nothing if the file is not, byte for byte, as it was written."""
-    try:
-        seal, _, text = path.read_text(encoding="utf-8").partition("\n")
-    except (OSError, ValueError):
-        return {}
-    known: dict[str, list[int | str]] = json.loads(text) if seal == sha256(text.encode()) else {}
-    return known
 
 
 def _digests(path: Path) -> Digests:

@@ -37,7 +37,7 @@ from stages.code import RECORD
 from stages.decisions import decisions_dir, landscape_hash
 from stages.environment import WORK
 from stages.errors import FadedError, UsageError
-from stages.files import stage_dir
+from stages.files import read_state, replace_file, stage_dir, write_state
 from stages.params import DATA, Params
 from stages.ratings import read_ratings
 
@@ -81,7 +81,7 @@ def write_bundle(params: Params, audit: str) -> Path | None:
     """
     lock = _lock(params, audit)
     record = WORK / "evidence" / f"{audit}.json"
-    before, known = _state(params, audit, lock), _read(record)
+    before, known = _state(params, audit, lock), read_state(record, dict[str, str]) or {}
     if before is not None and known.get("state") == before and _is_intact(path := Path(known["bundle"])):
         return path
     if unfinished(params, audit) is not None:
@@ -91,8 +91,8 @@ def write_bundle(params: Params, audit: str) -> Path | None:
         return None
     path = bundles_dir(audit) / f"{audit}-{digest_of(members)[:16]}.zip"
     if not _is_intact(path):
-        _replace(path, zip_members(members))
-    _replace(record, dump_json({"state": before, "bundle": path.as_posix()}))
+        replace_file(path, zip_members(members))
+    write_state(record, {"state": before, "bundle": path.as_posix()})
     return path
 
 
@@ -124,7 +124,7 @@ def sign_bundle(path: Path, private_key: Any) -> str:
         raise UsageError(f"{path} is not signed, for it does not hold: {problems[0]}{more}")
     members = dict(read_bundle(path).members)
     envelope, key_id = make_envelope(members[STATEMENT], private_key, members.get(ENVELOPE))
-    _replace(path, zip_members({**members, ENVELOPE: dump_json(envelope)}))
+    replace_file(path, zip_members({**members, ENVELOPE: dump_json(envelope)}))
     return key_id
 
 
@@ -254,13 +254,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def evidence_of(params: Params, audit: str, *, sign: bool = True) -> Path:
