@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -28,7 +29,7 @@ import psutil
 from pydantic import BaseModel, ValidationError
 
 from flows.credential import authorization, client_settings, new_credential
-from flows.origin import own_host
+from flows.origin import new_host
 from flows.processes import RECORDS, child, end_all
 from flows.workspace import LOGS
 from stages.environment import WORK
@@ -40,6 +41,7 @@ _START_LIMIT = 180.0  # seconds; a loaded machine needs ten to migrate a new dat
 _DEATHS = 3  # of the server of one command, each soon after the last, until it is given up
 _SOON = 60.0  # seconds
 _CREDENTIAL = "PREFECT_SERVER_API_AUTH_STRING"  # in the environment of a server: what it demands
+_HOST = "FADED_PREFECT_HOST"  # likewise: the name of its pages
 
 
 class Record(BaseModel):
@@ -50,12 +52,14 @@ class Record(BaseModel):
         pid: its process.
         started: when that started, as a process id alone may have been given to another process meanwhile.
         credential: what it demands.
+        host: the name under which browsers see its pages.
     """
 
     url: str
     pid: int
     started: float
     credential: str
+    host: str
 
 
 def configured_api() -> str | None:
@@ -162,11 +166,11 @@ class OwnServer:
     """
 
     def __init__(self, factory: str, port: int, records: Path) -> None:
-        self._listening = socket.create_server(("127.0.0.1", port))
+        self._listening, self._held = _listen(port)
         self.port = int(self._listening.getsockname()[1])
         self.api = f"http://127.0.0.1:{self.port}/api"
         self._factory, self._records = factory, records
-        self.credential = new_credential()
+        self.credential, self.host = new_credential(), new_host()
         self._life = ExitStack()
         self._process: subprocess.Popen[str] | None = None
         self._closing = threading.Event()
@@ -176,7 +180,12 @@ class OwnServer:
         """The context in which Prefect's clients talk to it."""
         from prefect.settings import PREFECT_UI_URL, temporary_settings
 
-        return temporary_settings({**client_settings(self.api, self.credential), PREFECT_UI_URL: _pages(self.port)})
+        return temporary_settings({**client_settings(self.api, self.credential), PREFECT_UI_URL: self.pages})
+
+    @property
+    def pages(self) -> str:
+        """The address of its web pages."""
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> subprocess.Popen[str]:
         """Start its process; it answers once `wait` is done."""
@@ -190,7 +199,7 @@ class OwnServer:
         running = child(
             "prefect-server",
             command,
-            _environment(self.port, self.credential),
+            self._environment(),
             output,
             interruptible=False,  # after Ctrl-C it is still told how the run ended
             records=self._records,
@@ -198,6 +207,20 @@ class OwnServer:
         )
         self._process = self._life.enter_context(running)
         return self._process
+
+    def _environment(self) -> dict[str, str]:
+        """Settings of its process, wherever the user has not set something else."""
+        env = {
+            "PREFECT_UI_URL": self.pages,
+            "PREFECT_SERVER_UI_API_URL": f"{self.pages}/api",
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.pages,
+            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+            "PREFECT_HOME": str(HOME.resolve()),
+            **os.environ,
+            _CREDENTIAL: self.credential,
+            _HOST: self.host,
+        }
+        return env | {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
 
     def wait(self) -> None:
         """Wait until it answers.
@@ -221,7 +244,9 @@ class OwnServer:
             process = self.start()
             self.wait()
             started = psutil.Process(process.pid).create_time()
-            _write_record(Record(url=self.api, pid=process.pid, started=started, credential=self.credential))
+            _write_record(
+                Record(url=self.api, pid=process.pid, started=started, credential=self.credential, host=self.host)
+            )
             yield process
         finally:
             RECORD.unlink(missing_ok=True)
@@ -254,6 +279,34 @@ class OwnServer:
             self._keeper.join()
         self._life.close()
         self._listening.close()
+        if self._held is not None:
+            self._held.close()
+
+
+def _listen(port: int) -> tuple[socket.socket, socket.socket | None]:
+    """Listen on a port of 127.0.0.1, 0 for any, and keep others from the same one of ::1.
+
+    Browsers take a name under localhost to ::1, too: whoever listened there would be sent the one-time link.
+
+    Returns:
+        The socket that listens, and the one that only holds its place; None where there is no ::1.
+    """
+    for attempt in range(10):
+        listening = socket.create_server(("127.0.0.1", port))
+        held = socket.socket(socket.AF_INET6) if socket.has_ipv6 else None
+        try:
+            if held is not None:
+                held.bind(("::1", listening.getsockname()[1]))  # not to be shared, so without SO_REUSEADDR
+            return listening, held
+        except OSError as error:
+            assert held is not None
+            held.close()
+            if error.errno != errno.EADDRINUSE:  # the machine has no ::1
+                return listening, None
+            listening.close()
+            if port or attempt == 9:
+                raise
+    raise AssertionError
 
 
 def _give_up(why: str) -> NoReturn:
@@ -286,26 +339,8 @@ def free_port(wanted: int = 0) -> int:
 def ui_url(api: str) -> str:
     """The web pages that belong to an API; those of our own server have a host name of their own."""
     base = api.removesuffix("/").removesuffix("/api")
-    return base if _credential_of(api) is None else _pages(int(base.rpartition(":")[2]))
-
-
-def _pages(port: int) -> str:
-    return f"http://{own_host('prefect')}:{port}"
-
-
-def _environment(port: int, credential: str) -> dict[str, str]:
-    """Settings of a server, wherever the user has not set something else."""
-    pages = _pages(port)
-    env = {
-        "PREFECT_UI_URL": pages,
-        "PREFECT_SERVER_UI_API_URL": f"{pages}/api",
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": pages,
-        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
-        "PREFECT_HOME": str(HOME.resolve()),
-        **os.environ,
-        _CREDENTIAL: credential,
-    }
-    return env | {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
+    record = _served()
+    return base if record is None or record.url != api else f"http://{record.host}:{base.rpartition(':')[2]}"
 
 
 def _write_record(record: Record) -> None:
@@ -336,7 +371,7 @@ def app() -> Any:
 
 def served_app() -> Any:
     """Build the application of a long-lived server: web pages, scheduler, automations."""
-    return _guarded(own_host("prefect"))
+    return _guarded(os.environ[_HOST])
 
 
 def _guarded(host: str | None) -> Any:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,6 @@ import psutil
 import pytest
 
 from flows.credential import authorization, client_settings, new_credential
-from flows.origin import own_host
 from flows.schedule import add_missing, apply, read_entries
 from flows.serve import RECORDS
 from flows.server import RECORD, OwnServer, answers, long_lived_server, one_time_link, served_api, talking_to
@@ -88,7 +88,7 @@ def test_another_user_gets_no_answer_but_401_from_any_route(server):
     ask: list[tuple[str, str, dict[str, str]]] = [(method, path, {}) for method, path in routes]
     for path in ("/api/events/in", "/api/events/out", "/api/logs/out", "/api/task_runs/subscriptions/scheduled"):
         ask.append(("GET", path, sockets))
-    host = f"{own_host('prefect')}:{server.port}"
+    host = f"{server.host}:{server.port}"
     ask += [("GET", "/api/health", headers) for headers in (
         {"Host": host}, {"Host": "example.org"}, {"Host": host, "Cookie": "faded-prefect=x"},
         {"Authorization": authorization("faded:x")}, {"Authorization": "Bearer x"}, {"Authorization": ""},
@@ -286,8 +286,20 @@ def run(server) -> str:
         return client.create_flow_run_from_deployment(client.read_deployment_by_name("audit/tiny").id).name
 
 
+def test_nobody_else_gets_the_port_on_the_other_loopback_address_where_browsers_look_too(server):
+    with socket.socket(socket.AF_INET6) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            other.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no ::1")
+    with socket.socket(socket.AF_INET6) as other, pytest.raises(OSError, match="in use"):
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("::1", server.port))
+
+
 def test_pages_open_by_a_link_that_works_once_under_a_name_of_their_own(server, run, browser):
-    base = f"http://{own_host('prefect')}:{server.port}"
+    base = f"http://{server.host}:{server.port}"
     context = browser.new_context()
     page = context.new_page()
     assert page.goto(f"{base}/runs").status == 401
@@ -302,18 +314,18 @@ def test_pages_open_by_a_link_that_works_once_under_a_name_of_their_own(server, 
     assert page.evaluate(SOCKET) == '{"type":"auth_success"}'
     assert failed == []
     [cookie] = context.cookies()
-    assert (cookie["domain"], cookie["httpOnly"], cookie["sameSite"]) == (own_host("prefect"), True, "Lax")
+    assert (cookie["domain"], cookie["httpOnly"], cookie["sameSite"]) == (server.host, True, "Lax")
     # The same from the address: the cookie counts under its own name alone, and not for pages of others.
     sent = {"Cookie": f"{cookie['name']}={cookie['value']}"}
     for host, headers, code in (
-        (f"{own_host('prefect')}:{server.port}", {}, 200),
+        (f"{server.host}:{server.port}", {}, 200),
         (f"127.0.0.1:{server.port}", {}, 401),
         (f"localhost:{server.port}", {}, 401),
     ):
         answer = httpx.get(f"{server.api}/health", headers={**sent, **headers, "Host": host})
         assert answer.status_code == code, host
     for origin, code in ((base, 403), (f"{base}9", 401), ("null", 401)):  # 403: Prefect wants its token, too
-        asked = {**sent, "Host": f"{own_host('prefect')}:{server.port}", "Origin": origin}
+        asked = {**sent, "Host": f"{server.host}:{server.port}", "Origin": origin}
         assert httpx.post(f"{server.api}/flow_runs/filter", json={}, headers=asked).status_code == code
     stranger = browser.new_context().new_page()
     assert stranger.goto(link).status == 401  # it worked once
