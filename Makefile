@@ -31,13 +31,13 @@ report: .venv/.audit ## Open the report of the last audit
 	@$(BIN)/faded report $(firstword $(AUDIT))
 
 test: .venv/.dev $(ALL_PACKAGES) ## Run the quick tests
-	@$(BIN)/python -m pytest -m "not slow" --numprocesses $(JOBS) --dist loadfile
+	@$(BIN)/python -m pytest -m "not slow and not nightly" --numprocesses $(JOBS) --dist loadfile
 
 test-slow: .venv/.dev $(ALL_PACKAGES) ## Run the slow tests (kills at random moments)
-	@$(BIN)/python -m pytest -m slow --numprocesses $(JOBS) --dist load
+	@$(BIN)/python -m pytest -m "slow and not nightly" --numprocesses $(JOBS) --dist load
 
-test-nightly: .venv/.dev $(ALL_PACKAGES) ## Run the property tests with 10,000 cases each (hours)
-	@FADED_HYPOTHESIS=nightly $(BIN)/python -m pytest -m hypothesis --numprocesses $(JOBS) --dist load
+test-nightly: .venv/.dev $(ALL_PACKAGES) ## Run the property tests with 10,000 cases each, and a fault at every write (hours)
+	@FADED_HYPOTHESIS=nightly $(BIN)/python -m pytest -m "hypothesis or nightly" --numprocesses $(JOBS) --dist load
 
 check: .venv/.dev ## Check format, lint, types, and that the docs build with every link
 	@$(BIN)/ruff format --check .

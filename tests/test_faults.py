@@ -35,7 +35,9 @@ def test_after_a_fault_the_same_command_ends_the_same(tmp_path: Path) -> None:
     assert all(one["points"] > 10 and one["cases"] == 4 for one in told)
 
 
-@pytest.mark.slow
-def test_after_every_fault_the_same_command_ends_the_same(tmp_path: Path) -> None:
-    told = disturbed(tmp_path, "--cases", "all")
+@pytest.mark.parametrize(
+    "cases", [pytest.param("20", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.nightly)]
+)
+def test_after_a_fault_in_any_stage_the_same_command_ends_the_same(tmp_path: Path, cases: str) -> None:
+    told = disturbed(tmp_path, "--cases", cases)
     assert [one for one in told if "problems" in one] == []

@@ -25,6 +25,7 @@ from flows.evidence.statement import make_statement
 from stages.errors import UsageError
 from stages.keys import public_pem
 from tests.bundles import DATA, PLAN, VERDICT, Members, bundle_of, decisions_of, edited, problems, resealed, written
+from tests.cases import scaled
 from tests.finished import faded, finished_audits
 from tests.workspace import Workspace
 
@@ -396,7 +397,7 @@ def test_a_bomb_is_refused_before_it_fills_memory(tmp_path, told):
 # Of anything at all.
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=scaled(60), deadline=None, suppress_health_check=CHECKS)
 @given(data=st.data())
 def test_a_changed_byte_of_a_bundle_never_holds(signed, key, tmp_path, data):
     raw = bytearray(written(tmp_path / "whole.zip", signed).read_bytes())
@@ -407,7 +408,7 @@ def test_a_changed_byte_of_a_bundle_never_holds(signed, key, tmp_path, data):
     assert refused(tmp_path / "x.zip", key[1])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=scaled(60), deadline=None, suppress_health_check=CHECKS)
 @given(st.binary(max_size=400))
 def test_any_bytes_at_all_are_refused(key, tmp_path, content):
     (tmp_path / "x.zip").write_bytes(content)
@@ -423,7 +424,7 @@ def places_in(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place, *(found for key, one in inner for found in places_in(one, (*place, key)))]
 
 
-@settings(max_examples=15, phases=[Phase.generate], deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=scaled(15), phases=[Phase.generate], deadline=None, suppress_health_check=CHECKS)
 @given(data=st.data())
 def test_changed_json_inside_a_bundle_that_was_sealed_again_never_holds(members, tmp_path, data):
     name = data.draw(st.sampled_from(sorted(n for n in members if n.endswith(".json") and n not in SEALS)))

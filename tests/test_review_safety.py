@@ -26,6 +26,7 @@ from flows.review.server import serve_review, warning
 from flows.review.view import report_policy
 from stages.decisions import read_chain
 from stages.errors import UsageError
+from tests.cases import scaled
 from tests.report_samples import HOSTILE
 from tests.review_samples import (
     HOST,
@@ -384,7 +385,7 @@ HEADERS = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=scaled(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_request_at_all_brings_an_error_of_the_server(ada: Reviewer, data: st.DataObject) -> None:
     """As one who is signed in, whose requests get further than those of others."""
