@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+
+import psutil
 
 from stages.errors import UsageError
 from stages.explorers import make_explorer
 from stages.microscopic import agent_settings
-from stages.params import AuditConfig, Params, errors_in, task_class, task_context
+from stages.params import DATA, AuditConfig, Params, errors_in, task_class, task_context
 from stages.ratings import read_ratings
 from stages.tasks.contract import Task, TaskContext
 
@@ -33,6 +36,7 @@ def check_audits(
         *(_check_explorer, _check_microscopic, _check_ratings),
         partial(_check_task, elsewhere=elsewhere),
         partial(_check_gpus, count=gpus),
+        *(() if elsewhere else (_check_memory,)),
     )
     for name in names:
         for check in checks:
@@ -95,6 +99,21 @@ def _check_gpus(params: Params, name: str, *, count: Callable[[], int] | None) -
     asked |= {f"shards.{share}.gpus": shard.gpus for share, shard in params.shards.items() if shard.audit == name}
     most = count() if count is not None and any(asked.values()) else max(asked.values())
     return [f"{where}: {n} GPU(s) asked for, this machine has {most}" for where, n in asked.items() if n > most]
+
+
+def _check_memory(params: Params, name: str) -> list[str]:
+    """Weights that are more than this machine's memory; what else a run needs only its task knows."""
+    model, inputs = params.audit(name).prepare.get("model"), DATA / name / "inputs"
+    named = (
+        [value for value in model.values() if isinstance(value, str) and value] if isinstance(model, Mapping) else []
+    )
+    paths = [inputs / value for value in named if os.path.exists(inputs / value)]  # noqa: PTH110  # any text at all
+    files = {file for path in paths for file in (path, *path.rglob("*")) if file.is_file()}
+    size, memory = sum(file.stat().st_size for file in files), psutil.virtual_memory().total
+    if size <= memory:
+        return []
+    found = f"{size / 2**30:.1f} GiB of weights in {', '.join(map(str, paths))}"
+    return [f"audits.{name}.prepare.model: {found}, this machine has {memory / 2**30:.1f} GiB of memory"]
 
 
 def _context_elsewhere(name: str, audit: AuditConfig) -> TaskContext:

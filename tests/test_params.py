@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -288,3 +289,10 @@ def test_more_splits_than_templates_are_refused(monkeypatch: pytest.MonkeyPatch)
     one = "a photo of a {size} {colour} {digit} {background}"
     told = refused("images", {"prepare": {"templates": [one], "items": {"discover": 9, "test": 9}}})
     assert "prepare.templates: 2 splits (discover, test) need a template of their own each, found 1" in told
+
+
+def test_weights_beyond_the_machines_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**20))
+    told = refused("images", {"seed": 8})
+    assert "audits.images.prepare.model: 0.0 GiB of weights in data/images/inputs/model" in told
