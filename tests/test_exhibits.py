@@ -40,8 +40,8 @@ def test_a_landscape_without_modes_has_an_empty_file(tmp_path: Path) -> None:
 
 def test_what_is_no_such_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "exhibits.parquet"
-    with pytest.raises(UsageError, match=r"exhibits.parquet is missing: run summarize first"):
+    with pytest.raises(UsageError, match=r"exhibits.parquet is missing"):
         read_exhibits(path)
     path.write_text("no parquet")
-    with pytest.raises(UsageError, match="not readable as parquet"):
+    with pytest.raises(UsageError, match="cannot be read as a parquet file"):
         read_exhibits(path)

@@ -134,7 +134,10 @@ def test_a_card_keeps_what_the_repair_wrote_and_adds_the_numbers(workspace):
     assert card.startswith("---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n\n## Evaluation before and after\n")
     rows = [line for line in card.splitlines() if line.startswith("| failures in the target modes |")]
     assert len(rows) == 1 and rows[0].count("|") == 6
-    assert "| decided by | Bob, Ada |" in card and "20 held-out ones" in card
+    assert (
+        "| decided by | Bob (name typed, not verified), Ada (name typed, not verified) |" in card
+        and "20 held-out ones" in card
+    )
     assert card_of(workspace, "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n") == card
     assert card == card_of(workspace, "---\nbase_model: sha256:abc\n---\n\n# Small, repaired\n\n\n")
 
@@ -143,7 +146,7 @@ def test_a_card_shows_what_was_typed_as_text(workspace):
     with inside(workspace):
         found = read_json(stage_dir("tiny", "re_evaluate") / "verdict.json")
         plan = read_json(stage_dir("tiny", "collect_feedback") / "plan.json")
-    card = model_card(None, found, {**plan, "reviewer": "<script>x</script> | Eve", "reason": "a\n\n# b [c](d)"})
+    card = model_card(None, found, {**plan, "by": "<script>x</script> | Eve", "reason": "a\n\n# b [c](d)"})
     assert "<script>" not in card and "&lt;script&gt;" in card
     assert r"\| Eve" in card and r"| reason | a # b \[c\](d) |" in card
 

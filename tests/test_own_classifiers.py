@@ -327,7 +327,7 @@ def test_weights_and_architecture_that_do_not_fit(inputs, model, message):
 
 def test_a_model_whose_classes_nothing_names_is_an_error(inputs):
     timm_weights(inputs / "w.safetensors")
-    rows = [{"image": f"photos/flat/00{i}.png", "label": "flat"} for i in range(9)]
+    rows = [{"image": f"photos/{name}/00{i}.png", "label": "flat"} for name in CLASSES for i in range(9)]
     (inputs / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
     fails(
         inputs,

@@ -207,7 +207,6 @@ def test_too_mild_a_range_is_widened_in_the_users_proportions():
     assert "no larger effect" not in [concept.verdict for concept in found.concepts]
 
 
-@pytest.mark.parametrize(("bounds", "why"), [(True, "4 times"), (False, "not declared")])
 class Cliff(Weighted):
     """Nothing happens up to a tilt of 30, and beyond it everything fails."""
 
@@ -253,6 +252,7 @@ def test_a_verdict_says_no_more_than_the_intervals_it_rests_on():
     assert dull.told == "no larger effect: none over 10 points"
 
 
+@pytest.mark.parametrize(("bounds", "why"), [(True, "4 times"), (False, "not declared")])
 def test_what_cannot_be_reached_is_said(bounds, why):
     found, _rate = screened({"haze": HAZE, "dull": [0, 1]}, {"haze": 0.01}, bounds=bounds)
     assert not found.reached and found.at_bounds and why in found.concepts[0].note

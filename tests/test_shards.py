@@ -287,7 +287,7 @@ def test_parts_are_read_as_they_were_written(written, parts) -> None:
             lambda at: change(at / "share.json", versions={"torch": "3"}),
             r"numpy 1, torch 2 \(.*numpy none, torch 3 \(share 2\).*`dvc repro --force --single-item explore@tiny-N`",
         ),
-        (lambda at: (at / "probes.parquet").unlink(), r"2/probes\.parquet cannot be read"),
+        (lambda at: (at / "probes.parquet").unlink(), r"2/probes\.parquet is missing"),
         (lambda at: (at / "probes.parquet").write_bytes(b"cut"), r"2/probes\.parquet cannot be read"),
         (lambda at: rewrite(at, lambda t: t.drop(columns="valid")), r"expected the columns a, b, c, .*found a, b, c"),
         (lambda at: rewrite(at, lambda t: t.assign(b=t["b"] + 3)), r"levels that are not on the grid of 5 x 5 x 5"),

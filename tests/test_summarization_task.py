@@ -467,7 +467,7 @@ def test_references_to_learn_have_to_be_named(home):
 
 
 def test_nothing_was_prepared(home, tmp_path):
-    with pytest.raises(UsageError, match=r"items\.parquet is missing: run prepare first"):
+    with pytest.raises(UsageError, match=r"items\.parquet is missing"):
         Summarization.load(news_context(home / "inputs"), tmp_path)
 
 

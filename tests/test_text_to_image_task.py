@@ -413,5 +413,5 @@ def test_a_repairs_own_pictures_are_looked_for_before_anything_runs(home):
 
 
 def test_loading_before_prepare_is_told(home, tmp_path):
-    with pytest.raises(UsageError, match="run prepare first"):
+    with pytest.raises(UsageError, match=r"items\.parquet is missing"):
         TextToImage.load(boxes(home / "inputs"), tmp_path)
