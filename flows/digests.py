@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.environment import WORK
-from stages.files import content_hash, read_state, write_state
+from stages.files import content_hash, unseal, write_state
 
 CACHE = WORK / "bytes.json"
 # A file that changed less than this before it was hashed may change again within the resolution of its time stamps.
@@ -79,7 +79,7 @@ class Hashes:
 
     def __init__(self, root: Path = Path()) -> None:
         self._path = root / CACHE
-        self._known: dict[str, list[int | str]] = read_state(self._path, dict[str, list[int | str]]) or {}
+        self._known: dict[str, list[int | str]] = _read(self._path)
         self._changed = False
 
     def of(self, path: Path) -> Digests:
@@ -141,6 +141,15 @@ class Hashes:
         with contextlib.suppress(OSError):
             write_state(self._path, known)
             self._changed = False
+
+
+def _read(path: Path) -> dict[str, list[int | str]]:
+    """What was kept, however much: each file of the data has an entry."""
+    with contextlib.suppress(OSError, ValueError):
+        if (data := unseal(path, path.read_bytes())) is not None:
+            known: dict[str, list[int | str]] = json.loads(data)
+            return known
+    return {}
 
 
 def _digests(path: Path) -> Digests:

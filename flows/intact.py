@@ -257,10 +257,12 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
     if record not in outs or not record.exists():
         return
     told = _read_record(record)
+    if told == {}:
+        return
     if told is None:
         yield Damage(stage, record, "does not say what the stage read and wrote", "record")
         return
-    read, wrote = told
+    read, wrote = told["read"], told["wrote"]
     said = {home / name: sha256 for name, sha256 in read.items()} | {here / name: wrote[name] for name in wrote}
     inside = {dep: md5 for dep, md5 in _hashed(entry, "deps").items() if home in dep.parents}
     expected = [here / out.relative_to(here).parts[0] for out in outs if here in out.parents]
@@ -275,14 +277,19 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
             yield Damage(stage, path, f"holds other bytes than {record} names", "record")
 
 
-def _read_record(path: Path) -> tuple[dict[str, str], dict[str, str]] | None:
-    """What a stage read and wrote: SHA-256 by path; None where it does not say so."""
+def _read_record(path: Path) -> dict[str, dict[str, str]] | None:
+    """What a stage read and wrote: SHA-256 by path; None where the record is not one.
+
+    Nothing at all of an earlier version, which did not say so: its results are stale by their code, and no evidence.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    read, wrote = (record.get("read"), record.get("wrote")) if isinstance(record, dict) else (None, None)
-    return (read, wrote) if isinstance(read, dict) and isinstance(wrote, dict) else None
+    if not isinstance(record, dict):
+        return None
+    told = {key: record[key] for key in ("read", "wrote") if key in record}
+    return told if not told or (len(told) == 2 and all(isinstance(one, dict) for one in told.values())) else None
 
 
 def _md5(path: Path, hashes: Hashes) -> str | None:
@@ -353,5 +360,5 @@ class CacheFolder:
             return {}
         try:
             return {str(file["relpath"]): str(file["md5"]) for file in json.loads(self.path(md5).read_bytes())}
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
             return {}  # not what DVC wrote

@@ -35,7 +35,7 @@ from stages.params import Params, load_params
 # Apart from .faded/run: an audit, which may be our own grandchild, ends whatever it finds recorded there.
 RECORDS = WORK / "serve"
 LOCK = WORK / "serve.lock"
-_PORT = HOME / "port"  # of our own server: links that were sent to people keep working
+_PORT = HOME / "port"  # of our own server: where it was forwarded to, and PREFECT_API_URL, stay good
 _UI_PORT = 4200  # Prefect's own
 _STEP = 1.0  # seconds between looks at the children
 _LOOK = 30.0  # seconds between looks at what waits for a decision, and at runs that do not go as they should

@@ -293,14 +293,14 @@ def _listen(port: int) -> tuple[socket.socket, socket.socket | None]:
     """
     for attempt in range(10):
         listening = socket.create_server(("127.0.0.1", port))
-        held = socket.socket(socket.AF_INET6) if socket.has_ipv6 else None
+        held = None
         try:
-            if held is not None:
-                held.bind(("::1", listening.getsockname()[1]))  # not to be shared, so without SO_REUSEADDR
+            held = socket.socket(socket.AF_INET6)
+            held.bind(("::1", listening.getsockname()[1]))  # not to be shared, so without SO_REUSEADDR
             return listening, held
         except OSError as error:
-            assert held is not None
-            held.close()
+            if held is not None:
+                held.close()
             if error.errno != errno.EADDRINUSE:  # the machine has no ::1
                 return listening, None
             listening.close()

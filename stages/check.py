@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,8 @@ from stages.microscopic import agent_settings
 from stages.params import DATA, AuditConfig, Params, errors_in, task_class, task_context
 from stages.ratings import read_ratings
 from stages.tasks.contract import Task, TaskContext
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".gguf")
 
 
 def check_audits(
@@ -102,14 +105,22 @@ def _check_gpus(params: Params, name: str, *, count: Callable[[], int] | None) -
 
 
 def _check_memory(params: Params, name: str) -> list[str]:
-    """Weights that are more than this machine's memory; what else a run needs only its task knows."""
-    model, inputs = params.audit(name).prepare.get("model"), DATA / name / "inputs"
+    """Weights that are more than this machine's memory; what else a run needs only its task knows.
+
+    A folder may hold the same weights in several formats: what counts is the largest of them.
+    """
+    audit, inputs = params.audit(name), DATA / name / "inputs"
+    model = audit.prepare.get("model") if audit.compute.device in ("auto", "cpu") else None
     named = (
         [value for value in model.values() if isinstance(value, str) and value] if isinstance(model, Mapping) else []
     )
     paths = [inputs / value for value in named if os.path.exists(inputs / value)]  # noqa: PTH110  # any text at all
-    files = {file for path in paths for file in (path, *path.rglob("*")) if file.is_file()}
-    size, memory = sum(file.stat().st_size for file in files), psutil.virtual_memory().total
+    sizes: Counter[str] = Counter()
+    for file in {
+        file for path in paths for file in (path, *path.rglob("*")) if file.suffix in _WEIGHTS and file.is_file()
+    }:
+        sizes[file.suffix] += file.stat().st_size
+    size, memory = max(sizes.values(), default=0), psutil.virtual_memory().total
     if size <= memory:
         return []
     found = f"{size / 2**30:.1f} GiB of weights in {', '.join(map(str, paths))}"

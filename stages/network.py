@@ -1,7 +1,7 @@
 """A stage whose task needs no network has none: what a model, its data or a library does there stays on this machine.
 
-On Linux the kernel refuses internet sockets to the whole process, to native code and to children (seccomp, which takes
-no privilege and cannot be undone). Everywhere Python itself refuses them, with a message that says why.
+On Linux the kernel refuses sockets that leave the machine to the whole process, native code and children included
+(seccomp, which takes no privilege and cannot be undone). Everywhere Python itself refuses them, and says why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 from stages import plugins
 from stages.params import Params
 
-_INTERNET = tuple(int(getattr(socket, name)) for name in ("AF_INET", "AF_INET6", "AF_PACKET") if hasattr(socket, name))
+# Families that stay on this machine; a list of those that leave it would never be complete.
+_LOCAL = tuple(int(getattr(socket, name)) for name in ("AF_UNIX", "AF_NETLINK") if hasattr(socket, name))
 # By machine: the audit architecture, and the numbers of the system calls socket(2) and seccomp(2).
 _MACHINES = {"x86_64": (0xC000003E, 41, 317), "aarch64": (0xC00000B7, 198, 277)}
 _IO_URING_SETUP = 425  # on every machine; a ring opens sockets without socket(2)
@@ -53,14 +54,14 @@ def _has_endpoint(value: Any) -> bool:
 
 
 def close_network(why: str) -> None:
-    """Refuse internet sockets to this process from now on; pipes and Unix sockets stay.
+    """Refuse sockets that leave the machine to this process from now on; pipes and Unix sockets stay.
 
     Args:
         why: said to whoever tries to open one.
     """
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "socket.__new__" and arguments[1] in _INTERNET:
+        if event == "socket.__new__" and arguments[1] not in _LOCAL:
             raise PermissionError(errno.EACCES, why)
 
     sys.addaudithook(refuse)
@@ -69,27 +70,28 @@ def close_network(why: str) -> None:
 
 
 def _filter_system_calls() -> None:
-    """Have the kernel answer EACCES to internet sockets, in all threads and children.
+    """Have the kernel answer EACCES to sockets of other families, in all threads and children.
 
     Source: Linux, Documentation/userspace-api/seccomp_filter.rst.
     """
     arch, socket_call, seccomp_call = _MACHINES.get(platform.machine(), (0, 0, 0))
     if not sys.platform.startswith("linux") or not arch:
         return
-    load, equal, done = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    load, equal, at_least, done = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K
     refuse = (done, 0, 0, 0x00050000 | errno.EACCES)  # SECCOMP_RET_ERRNO
     allow = (done, 0, 0, 0x7FFF0000)
-    families = len(_INTERNET)
-    program = [
+    families = len(_LOCAL)
+    program = [  # how many lines to skip where the comparison holds, and where it does not
         (load, 0, 0, 4),  # seccomp_data.arch
-        (equal, 0, families + 4, arch),  # another one is let through: nothing here runs in it
+        (equal, 0, families + 5, arch),  # any process can make calls of the 32-bit kind: none is let through
         (load, 0, 0, 0),  # seccomp_data.nr
-        (equal, families + 3, 0, _IO_URING_SETUP),
-        (equal, 0, families + 1, socket_call),
+        (at_least, families + 3, 0, 0x40000000),  # x32, a third kind
+        (equal, families + 2, 0, _IO_URING_SETUP),
+        (equal, 0, families + 2, socket_call),
         (load, 0, 0, 16),  # its first argument, the address family
-        *((equal, families - n, 0, family) for n, family in enumerate(_INTERNET)),
-        allow,
+        *((equal, families - n, 0, family) for n, family in enumerate(_LOCAL)),
         refuse,
+        allow,
     ]
     code = b"".join(struct.pack("HBBI", *line) for line in program)
     buffer = ctypes.create_string_buffer(code, len(code))

@@ -175,12 +175,18 @@ def ratings_member(audit: str) -> str:
     return f"data/{audit}/{RATINGS}"
 
 
+_LARGEST_YAML = 1_000_000  # bytes; reading takes two hundred times as much memory
+_MOST_VALUES = 1_000_000  # of JSON; an empty one takes a hundred bytes once it is read
+
+
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         UsageError: when it is none.
     """
+    if (values := sum(data.count(sign) for sign in b"[{,")) > _MOST_VALUES:
+        raise UsageError(f"{name} has some {values:,} values, expected {_MOST_VALUES:,} at most")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -192,17 +198,16 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """What says a thing twice is read in one way here and in another way elsewhere."""
-    if len(once := dict(pairs)) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"it has the key {twice[:100]!r} twice")
+    once: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in once:
+            raise ValueError(f"it has the key {key[:100]!r} twice")
+        once[key] = value
     return once
 
 
 def _no_number(word: str) -> Any:
     raise ValueError(f"it has {word}, which is no number of JSON")
-
-
-_LARGEST_YAML = 5_000_000  # bytes; reading takes much longer than its length
 
 
 class _Loader(_Base):  # type: ignore[misc]

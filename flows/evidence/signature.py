@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = No
     from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 
     now = _now()
-    if earlier is not None and check_envelope(earlier, statement).when <= now:
+    if earlier is not None and check_envelope(earlier, statement).when <= now + _CLOCKS_DIFFER:
         envelope = read_envelope(earlier)
     else:
         envelope = Envelope(_with_time(statement, now.strftime(_TIME)), PAYLOAD_TYPE, {})
@@ -164,6 +164,9 @@ def make_envelope(statement: bytes, private_key: Any, earlier: bytes | None = No
         raise UsageError(f"keys of the kind {type(private_key).__name__} are not supported, expected {KINDS}") from None
     signature.unrecognized_fields[_PUBLIC_KEY] = public_pem(private_key)
     return envelope.to_dict(), str(signature.keyid)
+
+
+_CLOCKS_DIFFER = timedelta(days=1)  # at most, between machines that sign the same evidence
 
 
 def _now() -> datetime:

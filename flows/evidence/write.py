@@ -154,7 +154,7 @@ def _lock(params: Params, audit: str) -> dict[str, Any]:
     kinds = (*_FOR_ALL, *(_FOR_REPAIRS if audit in params.repairs else ()))
     try:
         stages = yaml.load(Path(LOCK).read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
-    except (FileNotFoundError, TypeError, KeyError):
+    except (FileNotFoundError, TypeError, KeyError, yaml.YAMLError):  # who reads the graph says what is wrong
         return {}
     return {name: stages[name] for kind in kinds if (name := f"{kind}@{audit}") in stages}
 

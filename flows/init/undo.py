@@ -6,10 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from flows.edit_params import replace_file
 from flows.new_workspace import WRITTEN
 from flows.pipeline import PARAMS
 from stages.environment import WORK
+from stages.files import replace_file
 from stages.params import DATA
 
 _REMEMBERED = WORK / "init"  # what was answered, which stays
@@ -30,19 +30,19 @@ class Before:
     def __init__(self, workspace: Path, name: str) -> None:
         self.workspace, self._audit = workspace, workspace / DATA / name
         self._missing = [here for here in (workspace, *workspace.parents) if not here.exists()]
-        texts = (workspace / file for file in (*WRITTEN, "dvc.lock"))
-        self._texts = {path: _text(path) for path in texts}
-        self.made = self._texts[workspace / PARAMS] or ""
+        files = (workspace / file for file in (*WRITTEN, "dvc.lock"))
+        self._bytes = {path: _bytes(path) for path in files}
+        self.made = (self._bytes[workspace / PARAMS] or b"").decode("utf-8", "replace")
         self._held = _below(self._audit)
         self._had = {path: (workspace / path).exists() for path in (_DVC, WORK, DATA)}
 
     def restore(self) -> None:
         """Take away what was written since, but for the answers that are remembered."""
-        for path, text in self._texts.items():
-            if text is None:
+        for path, data in self._bytes.items():
+            if data is None:
                 path.unlink(missing_ok=True)
-            elif _text(path) != text:
-                replace_file(path, text)
+            elif _bytes(path) != data:
+                replace_file(path.resolve(), data)
         for path in sorted(_below(self._audit) - self._held, reverse=True):  # what lies in a folder before it
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         if not self._had[_DVC]:
@@ -57,12 +57,8 @@ class Before:
                 path.rmdir()
 
 
-def _text(path: Path) -> str | None:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _below(folder: Path) -> set[Path]:

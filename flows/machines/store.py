@@ -136,7 +136,13 @@ class Store:
             for oid in self._lacking(out):
                 path = odb.oid_to_path(oid)
                 if odb.fs.exists(path) and file_md5(path, odb.fs) != oid.removesuffix(".dir"):
-                    odb.fs.remove(path)
+                    try:
+                        odb.fs.remove(path)
+                    except Exception as error:  # of whatever library speaks with the remote
+                        raise InfrastructureError(
+                            f"{path} in the DVC remote {self.name} is not what its name says, and cannot be removed"
+                            f" ({error}): remove it there"
+                        ) from None
                     get_index(odb).clear()  # DVC takes the files of a folder for present while it knows its list
                     print(f"removed from the DVC remote {self.name}, for it is not what its name says: {path}")
 

@@ -27,7 +27,7 @@ from flows.review.security import (
     same,
     same_origin,
 )
-from flows.review.view import REPORTS, report_path, report_policy
+from flows.review.view import REPORTS, draft_key, report_path, report_policy
 from stages.decisions import AlreadyDecided, Recorded, landscape_hash
 from stages.decisions.names import same_person
 from stages.errors import FadedError, UsageError
@@ -239,7 +239,7 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
         _served(request).told(outcome)
         session.done.add(audit)  # not before it is told: a server that nobody else needs ends
 
-    draft = f"{audit} {decision.landscape}"
+    draft = draft_key(audit, decision.landscape, session.bound)
     return message(200, "Recorded", said, kicker=audit, forget=draft, background=BackgroundTask(answered))
 
 

@@ -25,11 +25,13 @@ class Running(BaseModel):
     Args:
         url: where commands of this machine reach it. Its pages have another host, which only links tell.
         pid: its process.
+        started: when that started, as a process id alone may have been given to another process meanwhile.
         secret: by which commands of the same user ask it for links; the file is readable by that user alone.
     """
 
     url: str
     pid: int
+    started: float
     secret: str
 
 
@@ -110,7 +112,10 @@ def one_time_link(audit: str, reviewer: str = "") -> str:
 
 def _served(record: Running) -> list[str] | None:
     """Audits that a server shows; None if there is none any more."""
-    if not psutil.pid_exists(record.pid):
+    try:
+        if psutil.Process(record.pid).create_time() != record.started:
+            return None
+    except psutil.Error:
         return None
     answer = _ask(record, "GET")
     audits = answer.get("audits") if answer is not None else None

@@ -90,7 +90,10 @@ class Keys:
             if of != audit or expires < time.monotonic():
                 return None
             session = self._live(cookie)
-            if session is None or reviewer not in ("", session.bound):
+            if session is not None and reviewer not in ("", session.bound):
+                self._sessions.pop(_digest(session.id))
+                session = None
+            if session is None:
                 session = Session(bound=reviewer)
             session.audits.add(audit)
             self._sessions[_digest(session.id)] = session

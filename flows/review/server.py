@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+import psutil
 import uvicorn
 
 from flows.origin import new_host
@@ -88,7 +89,7 @@ def serve_review(audits: Sequence[str], host: str = HOST, port: int | None = Non
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": listeners}, name="review", daemon=True)
         thread.start()
-        record = Running(url=url, pid=os.getpid(), secret=served.keys.secret)
+        record = Running(url=url, pid=os.getpid(), started=psutil.Process().create_time(), secret=served.keys.secret)
         try:
             _wait(server, thread)
             write_record(record)

@@ -74,6 +74,11 @@ def report_path(audit: str, name: str) -> Path:
     return stage_dir(audit, REPORTS[name][0]) / "report.html"
 
 
+def draft_key(audit: str, landscape: str, bound: str) -> str:
+    """What a browser keeps a draft under: reviewers with links of their own may share one."""
+    return " ".join(filter(None, (audit, landscape, bound)))
+
+
 def review_view(
     params: Params,
     audit: str,
@@ -114,6 +119,7 @@ def review_view(
     return {
         "audit": audit,
         "landscape": now.landscape,
+        "draft": draft_key(audit, now.landscape, bound),
         "overall": summary.get("overall") or {},
         "modes": [_mode(mode, examples.get(str(mode["id"]), ())) for mode in modes],
         "without": without,

@@ -43,7 +43,7 @@
 
   // The draft, under the landscape it is about.
   const key = `faded-decision ${form.dataset.draft}`;
-  const fields = () => [...form.elements].filter((e) => e.name && !["hidden", "submit"].includes(e.type) && e.name !== "revise");
+  const fields = () => [...form.elements].filter((e) => e.name && !["hidden", "submit"].includes(e.type) && !e.readOnly && e.name !== "revise");
   const store = (act) => { try { return act(localStorage); } catch { return null; } };
   const save = () => {
     const values = {};
