@@ -446,7 +446,7 @@ def test_a_broken_record_is_none(place: Path, text: str) -> None:
 
 def test_another_servers_record_is_left_alone(place: Path) -> None:
     with serve_review(["x"], port=0):
-        other = Running(url="http://127.0.0.1:1", pid=1, secret="s")
+        other = Running(url="http://127.0.0.1:1", pid=1, started=1.0, secret="s")
         links.write_record(other)
     assert Running.model_validate_json(links.RECORD.read_text()) == other
 
