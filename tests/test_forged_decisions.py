@@ -52,11 +52,14 @@ def params(keys: dict[str, str] = LISTED, reviewers: int = 2) -> Params:
     return Params.model_validate({"audits": audits, "repairs": repairs, "shards": {}})
 
 
-def record(name: str, audit: str = "x", *, approve: bool = True, keys: dict[str, str] = LISTED) -> Path:
+def record(
+    name: str, audit: str = "x", *, approve: bool = True, keys: dict[str, str] = LISTED, revise: bool = False
+) -> Path:
     """Let somebody decide."""
     words = [{"id": "M1", "action": "repair", "reason": f"{name} saw it"}]
     made = Decision(landscape=landscape_hash(audit), reviewer=name, approve=approve, modes=words)
-    return record_decision(params(keys), audit, made, "command", key=KEYS[name] if keys else None).path
+    key = KEYS[name] if keys else None
+    return record_decision(params(keys), audit, made, "command", key=key, revise=revise).path
 
 
 def count(keys: dict[str, str] = LISTED) -> tuple[list[str], str]:
@@ -183,6 +186,14 @@ def test_a_forged_revision_lifts_no_rejection() -> None:
     late = unsigned | {"approve": False, "reviewer": "nobody", "via": "time-out"}  # which needs no signature
     path.with_suffix(".2.yaml").write_text(yaml.safe_dump(copy.deepcopy(late)))
     assert count()[0] == ["Ada"] and "takes nobody's place" in standing(params(), "x").problems[0]
+
+
+def test_a_copy_of_a_decision_that_was_revised_does_not_count_again() -> None:
+    first = record("Ada")
+    record("Bob", revise=True)
+    assert count()[0] == ["Bob"]
+    first.with_suffix(".7.yaml").write_text(first.read_text() + "\n")  # other bytes, the same signature
+    assert count()[0] == ["Bob"]
 
 
 def test_one_key_counts_once_and_a_reviewer_who_was_removed_not_at_all() -> None:
