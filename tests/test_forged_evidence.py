@@ -30,7 +30,7 @@ from tests.finished import faded, finished_audits
 from tests.workspace import Workspace
 
 REPORT = f"{DATA}/re_evaluate/report.html"
-CHECKS = [HealthCheck.function_scoped_fixture]
+CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 OWN_KEY = Ed25519PrivateKey.generate()  # the forger's
 
 

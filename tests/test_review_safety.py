@@ -385,7 +385,7 @@ HEADERS = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=scaled(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=scaled(60), suppress_health_check=[*HealthCheck])
 @given(data=st.data())
 def test_no_request_at_all_brings_an_error_of_the_server(ada: Reviewer, data: st.DataObject) -> None:
     """As one who is signed in, whose requests get further than those of others."""
