@@ -98,7 +98,13 @@ def test_only_the_living_server_of_the_workspace_is_found(here, prefect_server):
     RECORD.parent.mkdir(exist_ok=True)
     assert served_api() is None
     me = psutil.Process()
-    good = {"url": prefect_server, "pid": me.pid, "started": me.create_time(), "credential": "faded:x"}
+    good = {
+        "url": prefect_server,
+        "pid": me.pid,
+        "started": me.create_time(),
+        "credential": "faded:x",
+        "host": "x.localhost",
+    }
     _write_record(Record(**good))
     assert RECORD.stat().st_mode & 0o077 == 0
     assert served_api() == prefect_server
