@@ -39,12 +39,6 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def files_below(folder: Path) -> list[Path]:
     """All files in a folder and below, sorted, links followed as DVC does; the folder itself if it is a file."""
     if folder.is_file():
@@ -58,6 +52,15 @@ def signature_of(paths: Iterable[Path]) -> str:
     for path in paths:
         digest.update(f"{path}\0{_mark(path.stat())}\n".encode())
     return digest.hexdigest()
+
+
+def content_hash_of(files: Iterable[tuple[str, bytes]]) -> str:
+    """What `stages.files.content_hash` makes of files that are at hand as (name, bytes)."""
+    digest = hashlib.sha256()
+    for name, data in files:
+        digest.update(name.encode() + b"\0" + data)
+    digest.update(json.dumps(()).encode())
+    return digest.hexdigest()[:16]
 
 
 def directory_md5(files: Iterable[tuple[str, str]]) -> str:
@@ -88,7 +91,7 @@ class Hashes:
         known = self._known.get(name)
         if known is not None and known[:-2] == mark:
             return Digests(str(known[-2]), str(known[-1]))
-        found = _digests(path)
+        found = digests_of(path)
         self._remember(name, mark, path.stat(), [*mark, *found])
         return found
 
@@ -152,7 +155,8 @@ def _read(path: Path) -> dict[str, list[int | str]]:
     return {}
 
 
-def _digests(path: Path) -> Digests:
+def digests_of(path: Path) -> Digests:
+    """The hashes of a file, read once."""
     md5, sha = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     with path.open("rb", buffering=0) as stream:
         buffer = memoryview(bytearray(_BLOCK))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from flows.digests import files_below
 from flows.evidence import read_bundle
-from flows.evidence.hashes import files_below
 from flows.evidence.proven import proven_evidence
 from flows.evidence.verify import BUNDLE_IN_EXPORT, CARD, check_model
 from flows.results import NO_GATES, Verdict, gate_word, read_verdict

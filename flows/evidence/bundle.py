@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
+from flows.digests import sha256
 from flows.evidence.archive import unzip_members
-from flows.evidence.hashes import sha256
 from stages.decisions import files as decision_files
 from stages.decisions.model import Recorded
 from stages.errors import UsageError

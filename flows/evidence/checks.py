@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from flows.digests import content_hash_of, directory_md5, sha256
 from flows.evidence.bundle import (
     LOCK,
     MANIFEST,
@@ -19,7 +20,6 @@ from flows.evidence.bundle import (
     parse_json,
     part_of,
 )
-from flows.evidence.hashes import content_hash_of, directory_md5, sha256
 from flows.evidence.statement import make_statement
 from stages.decisions.files import counting
 from stages.decisions.identity import identity_of

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+from flows.digests import Digests, digests_of, files_below, sha256
 from flows.evidence import checks
 from flows.evidence.bundle import ENVELOPE, STATEMENT, Bundle, md5, read_bundle
 from flows.evidence.checks import Found
-from flows.evidence.hashes import files_below, sha256, sha256_file
 from flows.evidence.judged import check_card, check_ratings, check_verdict
 from flows.evidence.signature import check_envelope, known_keys
 from stages.environment import set_defaults
@@ -175,7 +174,7 @@ def check_model(bundle: Bundle, folder: Path) -> Found:
 
     An exported one has the model card in the place of its README, and the bundle beside it.
     """
-    found = {file.relative_to(folder).as_posix(): _digests(file) for file in files_below(folder)}
+    found = {file.relative_to(folder).as_posix(): digests_of(file) for file in files_below(folder)}
     if BUNDLE_IN_EXPORT in found and _same_evidence(bundle, folder / BUNDLE_IN_EXPORT):
         del found[BUNDLE_IN_EXPORT]
     parts = bundle.manifest["parts"]
@@ -190,27 +189,22 @@ def check_model(bundle: Bundle, folder: Path) -> Found:
     return Found("", [f"{first}: {line}" for line in differences[best][: checks.MOST_TOLD]])
 
 
-def _digests(path: Path) -> tuple[str, str]:
-    """SHA-256 and MD5: stages and signatures name the one, dvc.lock the other."""
-    with path.open("rb") as stream:
-        return sha256_file(path), hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
 def _unlike(
-    bundle: Bundle, part: Mapping[str, Mapping[str, str]], root: str, found: Mapping[str, tuple[str, str]]
+    bundle: Bundle, part: Mapping[str, Mapping[str, str]], root: str, found: Mapping[str, Digests]
 ) -> list[str]:
     home = f"data/{bundle.audit}/{root}"
-    expected = {path.removeprefix(home): (entry["sha256"], entry["md5"]) for path, entry in part.items()}
+    expected = {path.removeprefix(home): Digests(entry["md5"], entry["sha256"]) for path, entry in part.items()}
     card = bundle.members.get(bundle.name("re_evaluate", "model_card.md"))
-    if card is not None and found.get(CARD) == (sha256(card), md5(card)):  # as an exported one has it
+    if card is not None and found.get(CARD) == Digests(md5(card), sha256(card)):  # as an exported one has it
         expected[CARD] = found[CARD]
     lines = [f"{name} is missing" for name in expected if name not in found]
     for name, digests in found.items():
         if name not in expected:
             lines.append(f"{name} is not one of its files")
         elif digests != expected[name]:
-            i = 0 if digests[0] != expected[name][0] else 1
-            lines.append(f"{name}: expected {('SHA-256', 'MD5')[i]} {expected[name][i]}, found {digests[i]}")
+            pairs = zip(("SHA-256", "MD5"), expected[name][::-1], digests[::-1], strict=True)
+            what, wanted, there = next(pair for pair in pairs if pair[1] != pair[2])
+            lines.append(f"{name}: expected {what} {wanted}, found {there}")
     return lines
 
 

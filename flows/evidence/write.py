@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from flows.digests import Hashes, files_below, sha256, signature_of
 from flows.evidence.archive import LARGEST, zip_members
 from flows.evidence.bundle import (
     ENVELOPE,
@@ -27,7 +28,6 @@ from flows.evidence.bundle import (
     ratings_member,
     read_bundle,
 )
-from flows.evidence.hashes import Hashes, files_below, sha256, signature_of
 from flows.evidence.signature import machine_key, make_envelope
 from flows.evidence.statement import make_statement
 from flows.evidence.verify import check_seals, verify_bundle
