@@ -318,24 +318,6 @@ def _give_up(why: str) -> NoReturn:
     os._exit(Exit.INFRASTRUCTURE)
 
 
-@contextlib.contextmanager
-def long_lived_server(port: int, records: Path) -> Iterator[OwnServer]:
-    """Run a server with web pages and all services on loopback, and let other commands of the workspace find it."""
-    server = OwnServer("served_app", port, records)
-    try:
-        with server.served():
-            yield server
-    finally:
-        server.close()
-
-
-def free_port(wanted: int = 0) -> int:
-    """A port of loopback that is free: the wanted one if it is."""
-    with contextlib.suppress(OSError, OverflowError), socket.create_server(("127.0.0.1", wanted)) as probe:
-        return int(probe.getsockname()[1])
-    return free_port()
-
-
 def ui_url(api: str) -> str:
     """The web pages that belong to an API; those of our own server have a host name of their own."""
     base = api.removesuffix("/").removesuffix("/api")

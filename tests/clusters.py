@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import yaml
 
+from tests.servers import free_port
 from tests.workspace import Workspace
 
 _DASK = ("--no-dashboard", "--host", "127.0.0.1")
@@ -33,11 +34,6 @@ RAY_HEAD = (
 )
 RAY_WORKER = ("ray.scripts.scripts", "start", "--address", "{address}", "--num-cpus", "1", *_RAY)
 STARTED = ("Scheduler at:", "Registered to:", "Ray runtime started.")  # what head and worker say of themselves
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def run(workspace: Workspace, *command: str) -> str:

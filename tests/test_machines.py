@@ -28,8 +28,9 @@ from stages.errors import InfrastructureError, UsageError
 from stages.files import read_state, write_state
 from stages.params.file import RunnerConfig
 from stages.provenance import versions
-from tests.clusters import clone, dvc, free_port, lock, run, s3_remote, until
+from tests.clusters import clone, dvc, lock, run, s3_remote, until
 from tests.finished import inside
+from tests.servers import free_port
 from tests.workspace import ROOT, Workspace, make_workspace
 
 KINDS = ("prepare", "discover", "summarize")

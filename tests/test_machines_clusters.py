@@ -10,8 +10,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.clusters import Cluster, answers, clone, dvc, free_port, lock, run, s3_remote, until
+from tests.clusters import Cluster, answers, clone, dvc, lock, run, s3_remote, until
 from tests.finished import SEARCH, quick_audit
+from tests.servers import free_port
 from tests.test_kill import all_gone, running
 from tests.workspace import STAGES, Workspace, make_workspace, repair_params
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from flows.credential import authorization
 from flows.notify import block_id, current, notify, send_test, set_block, set_url
 from flows.schedule import add_missing
 from flows.serve import RECORDS
-from flows.server import HOME, OwnServer, free_port
+from flows.server import HOME, OwnServer
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
 
@@ -97,7 +98,8 @@ def test_the_server_of_a_command_keeps_addresses_from_files_and_other_sites_from
     add_missing(load_params())
     url, came = hook
     with contextlib.closing(OwnServer("app", 0, RECORDS)) as server:
-        assert free_port(server.port) != server.port  # held from the first moment, not once the server has started
+        with pytest.raises(OSError, match="in use"):  # held from the first moment, not once the server has started
+            socket.create_server(("127.0.0.1", server.port))
         server.start()
         server.wait()
         with server.clients():

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from flows.schedule import add_missing
-from flows.server import free_port
 from stages.params import load_params
+from tests.servers import free_port
 from tests.test_serve import Served, client_of
 from tests.workspace import STAGES
 

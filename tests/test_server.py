@@ -20,8 +20,9 @@ import pytest
 from flows.credential import authorization, client_settings, new_credential
 from flows.schedule import add_missing, apply, read_entries
 from flows.serve import RECORDS
-from flows.server import RECORD, OwnServer, answers, long_lived_server, one_time_link, served_api, talking_to
+from flows.server import RECORD, OwnServer, answers, one_time_link, served_api, talking_to
 from stages.params import load_params
+from tests.servers import long_lived_server
 from tests.workspace import Workspace
 
 NOBODY = 65534
