@@ -23,7 +23,7 @@ from flows.init.files import git_root, place, refuse_taken
 from flows.init.propose import propose
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished
-from flows.init.trial import order_of, refuse_idle_numbers, tried
+from flows.init.trial import MOST_OF_A_SERVICE, order_of, refuse_idle_numbers, tried
 from flows.init.undo import Before
 from flows.init.views import show_absent, show_calibration, show_next, show_order, show_seen
 from flows.new_workspace import add_folders, check_folder, write_workspace
@@ -91,6 +91,9 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
     with_blocks(before, same.found_in(before), draft)  # refuses a layout that it cannot add to
     show_seen(console, answers.said, draft, workspace)
     if not (answers.model.absent or answers.data.absent):
+        ask_first = "endpoint" in answers.wanted.model and answers.wanted.kind == "image-classification"
+        if ask_first and not questions.go_on(f"Ask the service about up to {MOST_OF_A_SERVICE} pictures"):
+            raise UsageError("stopped: nothing was asked or written")
         answers = _tried(answers, draft, questions, workspace, console)
         draft = _proposed(answers, workspace)
     if not questions.go_on("Write this audit and calibrate it"):

@@ -24,7 +24,7 @@ from stages.params import DATA, Params, load_params, task_context
 from stages.screening import fewest_probes
 
 _OF_EACH_CLASS = 20  # pictures, which tell its output for sure if most are taken for that
-_LEAST, _MOST, _MOST_OF_A_URL = 100, 500, 200  # pictures in all; those of a service may cost money
+_LEAST, _MOST, MOST_OF_A_SERVICE = 100, 500, 200  # pictures in all; those of a service may cost money
 
 
 def least_probes(draft: Draft) -> int:
@@ -107,7 +107,7 @@ def order_of(params: Params, name: str, classes: int, available: int | None) -> 
     context = task_context(name, params.audit(name))
     torch.set_num_threads(context.compute.threads)
     config = PrepareConfig.model_validate(dict(context.config))
-    most = _MOST_OF_A_URL if "endpoint" in config.model else _MOST
+    most = MOST_OF_A_SERVICE if "endpoint" in config.model else _MOST
     wanted = min(available or config.items.discover, most, max(_LEAST, _OF_EACH_CLASS * classes))
     pool = parse_source(config.data, DATA_LOADERS, "prepare.data").load(context.inputs)
     source = parse_source(config.model, MODEL_LOADERS, "prepare.model")
