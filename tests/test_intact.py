@@ -257,7 +257,7 @@ def test_hashes_are_remembered_until_anything_about_a_file_changes(tmp_path, mon
     before = good.of(file)
     good.save()
     assert CACHE.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setattr("flows.digests._digests", lambda path: read.append(path) or before)
+    monkeypatch.setattr("flows.digests.digests_of", lambda path: read.append(path) or before)
     assert Hashes().of(file) == before and read == []
     flip(file)
     Hashes().of(file)
