@@ -59,16 +59,23 @@ def read_json(path: Path) -> dict[str, Any]:
         UsageError: when it is missing, not JSON, or of another schema.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: run the stage that writes it (`faded status` shows which)") from None
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """The same of bytes; `name` is for messages."""
+    try:
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("schema", SCHEMA) != SCHEMA:
+        raise UsageError(f"{name} is not valid JSON: {error}") from None
+    if not isinstance(value, dict) or value.get("schema", SCHEMA) != SCHEMA:
         raise UsageError(
-            f"{path} has schema {data.get('schema') if isinstance(data, dict) else None}, this version reads {SCHEMA}"
+            f"{name} has schema {value.get('schema') if isinstance(value, dict) else None}, this version reads {SCHEMA}"
         )
-    return data
+    return value
 
 
 @contextlib.contextmanager

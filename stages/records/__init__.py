@@ -1,0 +1,69 @@
+"""Everything stages hand on, as typed records: the one place that knows the keys of their files.
+
+Reading:
+
+    from stages.records import audit_folder
+
+    mnist = audit_folder("mnist")                      # of the workspace one is in; nothing is read yet
+    mnist.summarize.landscape.modes[0].text            # landscape.json, checked and read once
+    mnist.report.verdict.passed                        # verdict.json of the landscape
+    mnist.conclude.verdict.statement                   # of the repair
+    mnist.compare.comparison.differences["target_failure_rate"].after
+    mnist.discover.probes                              # a pandas table
+    mnist.conclude.has("verdict"), mnist.conclude.where("page")
+
+Records that lie elsewhere, in a git revision or a bundle, are read the same way by whoever can give the bytes of a
+path: `audit_folder("mnist", read=lambda path: files.read_bytes(path))`. A file that is missing, damaged, or not what
+this version writes is a UsageError that names it. Bytes or plain data alone: `Landscape.parse(bytes, where)`,
+`Landscape.from_json(data, where)`; back: `.dump()`, `.to_json()`.
+
+Writing, which only stages do: a folder appears whole, with its provenance, or not at all.
+
+    with mnist.report.publish(provenance(...), read=[mnist.summarize.where("landscape")]) as out:
+        out.verdict = Verdict(audit="mnist", passed=True, gates=gates)
+
+Reading imports no torch.
+"""
+
+from stages.records.base import NO_RATE, Document, Rate, RateRecord, Record
+from stages.records.bias import Bias, BiasComparison, BiasSubject
+from stages.records.folder import AuditFolder, StageFolder, audit_folder
+from stages.records.landscape import Agreement, Effect, Example, Gate, Landscape, ModeRecord, Robustness, Verdict
+from stages.records.provenance import Provenance
+from stages.records.repair import Comparison, Difference, Plan, PlannedExample, PlannedMode, RepairVerdict
+from stages.records.search import DiscoverMetrics, Search, Searches
+from stages.records.tables import Compared, ShownExample
+
+__all__ = [
+    "NO_RATE",
+    "Agreement",
+    "AuditFolder",
+    "Bias",
+    "BiasComparison",
+    "BiasSubject",
+    "Compared",
+    "Comparison",
+    "Difference",
+    "DiscoverMetrics",
+    "Document",
+    "Effect",
+    "Example",
+    "Gate",
+    "Landscape",
+    "ModeRecord",
+    "Plan",
+    "PlannedExample",
+    "PlannedMode",
+    "Provenance",
+    "Rate",
+    "RateRecord",
+    "Record",
+    "RepairVerdict",
+    "Robustness",
+    "Search",
+    "Searches",
+    "ShownExample",
+    "StageFolder",
+    "Verdict",
+    "audit_folder",
+]

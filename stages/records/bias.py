@@ -1,0 +1,65 @@
+"""Records of how far answers are from what people expect to be as frequent, see `stages.landscape.bias`."""
+
+from __future__ import annotations
+
+from stages.records.base import RateRecord, Record
+
+
+class ValueShare(Record):
+    """How often one value came."""
+
+    value: str
+    count: int
+    share: RateRecord
+    expected: float
+
+
+class Chance(Record):
+    """The total variation that so many answers of a fair model have: on average, and its 95% point."""
+
+    mean: float
+    high: float
+
+
+class Bias(Record):
+    """One tally; without an answer that was read the numbers are None."""
+
+    subject: str
+    attribute: str
+    guidance: float
+    n: int
+    unread: int
+    values: list[ValueShare]
+    counted: float | None
+    chance: Chance | None
+    excess: float | None
+    p: float | None
+    p_holm: float | None
+    beyond_noise: bool
+    bias: RateRecord
+
+
+class BiasChange(RateRecord):
+    """The total variation of one subject less that of the model before."""
+
+    p: float | None
+    p_holm: float | None
+
+
+class BiasSubject(Record):
+    """One subject by model ("before", "after", and what there is of "control" and "noise")."""
+
+    subject: str
+    attribute: str
+    guidance: float
+    models: dict[str, Bias]
+    changes: dict[str, BiasChange]
+    newly_skewed: bool
+
+
+class BiasComparison(Record):
+    """All subjects, and means over those at the highest guidance by model."""
+
+    subjects: list[BiasSubject]
+    mean: dict[str, RateRecord]
+    mean_change: dict[str, RateRecord]

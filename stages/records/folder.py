@@ -1,0 +1,256 @@
+"""Where the records of an audit lie: data/<audit>/<stage>/<file>, read when they are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar, overload
+
+import numpy as np
+import pandas as pd
+
+from stages.files import publishing
+from stages.params import DATA
+from stages.records.base import Document, FlatMetrics, read_bytes_of
+from stages.records.landscape import Landscape, Verdict
+from stages.records.provenance import Provenance
+from stages.records.repair import Comparison, Plan, RepairVerdict
+from stages.records.search import DiscoverMetrics
+from stages.records.tables import (
+    PROBES,
+    Compared,
+    ModelTallies,
+    ShownExample,
+    Tallies,
+    read_compared,
+    read_embeddings,
+    read_exhibits,
+    read_parquet,
+    read_sheets,
+    write_compared,
+    write_embeddings,
+    write_exhibits,
+    write_sheets,
+)
+from stages.tasks.contract import Sheet
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Document)
+Reader = Callable[[Path], bytes]
+
+
+class Stored(Generic[T]):
+    """A file of a stage's folder as an attribute: read once when it is asked for, written when it is assigned."""
+
+    def __init__(self, file: str, read: Callable[[bytes | Path, str], T], write: Callable[[Path, T], object]) -> None:
+        self.file, self._read, self._write = file, read, write
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, folder: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, folder: StageFolder, owner: type) -> T: ...
+    def __get__(self, folder: StageFolder | None, owner: type) -> Self | T:
+        if folder is None:
+            return self
+        if self._name not in folder.known:
+            path = folder.path / self.file
+            data: bytes | Path = path if folder.reader is None else folder.reader(path)
+            folder.known[self._name] = self._read(data, path.as_posix())
+        value: T = folder.known[self._name]
+        return value
+
+    def __set__(self, folder: StageFolder, value: T) -> None:
+        self._write(folder.path / self.file, value)
+        folder.known[self._name] = value
+
+
+def _record(file: str, kind: type[R]) -> Stored[R]:
+    def read(data: bytes | Path, where: str) -> R:
+        return kind.parse(data if isinstance(data, bytes) else read_bytes_of(data), where)
+
+    return Stored(file, read, lambda path, value: path.write_bytes(value.dump()))
+
+
+def _table(file: str, columns: Sequence[str] = ()) -> Stored[pd.DataFrame]:
+    return Stored(
+        file,
+        lambda data, where: read_parquet(data, where, columns),
+        lambda path, table: table.to_parquet(path, index=False),
+    )
+
+
+def _text(file: str) -> Stored[str]:
+    def read(data: bytes | Path, where: str) -> str:
+        return (data if isinstance(data, bytes) else read_bytes_of(data)).decode("utf-8")
+
+    return Stored(file, read, lambda path, text: path.write_text(text, encoding="utf-8"))
+
+
+class StageFolder:
+    """The folder of one stage.
+
+    Args:
+        path: where it is.
+        reader: gives the bytes of a file; by default it is read from disk.
+    """
+
+    provenance = _record("provenance.json", Provenance)
+
+    def __init__(self, path: Path, reader: Reader | None = None) -> None:
+        self.path, self.reader = path, reader
+        self.known: dict[str, Any] = {}
+
+    @classmethod
+    def files(cls) -> dict[str, str]:
+        """Names of all files that are records, by attribute."""
+        kinds = reversed(cls.__mro__)
+        return {name: at.file for kind in kinds for name, at in vars(kind).items() if isinstance(at, Stored)}
+
+    def where(self, name: str) -> Path:
+        """The path of a record by its attribute."""
+        return self.path / self.files()[name]
+
+    def has(self, name: str) -> bool:
+        """Whether a record is there, on disk."""
+        return self.where(name).exists()
+
+    @contextlib.contextmanager
+    def publish(self, record: Mapping[str, Any], read: Iterable[Path] = ()) -> Iterator[Self]:
+        """Yield the folder to write to, which takes the place of this one when the block ends well.
+
+        Args:
+            record: provenance, as `stages.provenance.provenance` gives it; it is written last, with what it hashes.
+            read: files and folders of other stages that this one read.
+        """
+        from stages.provenance import write_provenance
+
+        with publishing(self.path) as partial:
+            yield type(self)(partial)
+            write_provenance(partial, record, read)
+
+
+class Prepare(StageFolder):
+    """The model under test and its items in standard form; but for these, what lies there is the task's own."""
+
+    metrics = _record("metrics.json", FlatMetrics)
+
+
+class Discover(StageFolder):
+    """What was asked of the model under test."""
+
+    probes = _table("probes.parquet", PROBES)
+    robustness = _table("robustness.parquet")
+    embeddings: Stored[np.ndarray] = Stored("embeddings.safetensors", read_embeddings, write_embeddings)
+    tallies = _record("tallies.json", Tallies)
+    sheets: Stored[Mapping[str, Sequence[Sheet]]] = Stored("sheets.parquet", read_sheets, write_sheets)
+    metrics = _record("metrics.json", DiscoverMetrics)
+
+
+class Summarize(StageFolder):
+    """The landscape. A decision is bound to the hash of `landscape` and `cells`."""
+
+    cells = _table("landscape.parquet")
+    landscape = _record("landscape.json", Landscape)
+    exhibits: Stored[Mapping[str, Sequence[ShownExample]]] = Stored("exhibits.parquet", read_exhibits, write_exhibits)
+
+
+class Report(StageFolder):
+    """The verdict on a landscape, and its report."""
+
+    verdict = _record("verdict.json", Verdict)
+    metrics = _record("metrics.json", FlatMetrics)
+    page = _text("report.html")
+
+
+class CollectFeedback(StageFolder):
+    """What people, or a rule, decided."""
+
+    plan = _record("plan.json", Plan)
+    metrics = _record("metrics.json", FlatMetrics)
+
+
+class Restructure(StageFolder):
+    """The repaired model and its control."""
+
+    metrics = _record("metrics.json", FlatMetrics)
+
+
+class ReEvaluate(StageFolder):
+    """What was asked of the models before and after, of the control and, for the noise, of the one before again."""
+
+    probes = _table("probes.parquet", (*PROBES, "model", "purpose"))
+    embeddings: Stored[np.ndarray] = Stored("embeddings.safetensors", read_embeddings, write_embeddings)
+    quality = _table("quality.parquet", ("name", "model", "item", "value"))
+    measures = _table("measures.parquet", ("part", "kind", "name"))
+    tallies = _record("tallies.json", ModelTallies)
+    sheets: Stored[Mapping[str, Sequence[Sheet]]] = Stored("sheets.parquet", read_sheets, write_sheets)
+    examples: Stored[Mapping[str, Sequence[Compared]]] = Stored("examples.parquet", read_compared, write_compared)
+
+
+class Compare(StageFolder):
+    """Before against after."""
+
+    comparison = _record("comparison.json", Comparison)
+    cells = _table("landscapes.parquet")
+
+
+class Conclude(StageFolder):
+    """The verdict on a repair, its report, and the card of the repaired model."""
+
+    verdict = _record("verdict.json", RepairVerdict)
+    metrics = _record("metrics.json", FlatMetrics)
+    page = _text("report.html")
+    card = _text("model_card.md")
+
+
+@dataclass(frozen=True)
+class AuditFolder:
+    """The records of one audit by stage. Nothing is read before it is asked for."""
+
+    path: Path
+    prepare: Prepare
+    discover: Discover
+    summarize: Summarize
+    report: Report
+    collect_feedback: CollectFeedback
+    restructure: Restructure
+    re_evaluate: ReEvaluate
+    compare: Compare
+    conclude: Conclude
+
+    @property
+    def stages(self) -> dict[str, StageFolder]:
+        """The folders by the name of their stage, in the order of the graph."""
+        return {name: part for name, part in vars(self).items() if isinstance(part, StageFolder)}
+
+
+_KINDS: dict[str, type[StageFolder]] = {
+    "prepare": Prepare,
+    "discover": Discover,
+    "summarize": Summarize,
+    "report": Report,
+    "collect_feedback": CollectFeedback,
+    "restructure": Restructure,
+    "re_evaluate": ReEvaluate,
+    "compare": Compare,
+    "conclude": Conclude,
+}
+
+
+def audit_folder(name: str, root: Path = Path(), read: Reader | None = None) -> AuditFolder:
+    """The records of an audit.
+
+    Args:
+        name: the audit's.
+        root: the workspace.
+        read: gives the bytes of a file by its path, to read records that lie elsewhere (in a git revision, in a
+            bundle); by default they are read from disk.
+    """
+    path = root / DATA / name
+    folders: dict[str, Any] = {stage: kind(path / stage, read) for stage, kind in _KINDS.items()}
+    return AuditFolder(path, **folders)

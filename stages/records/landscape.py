@@ -1,0 +1,323 @@
+"""Records of a landscape: summarize's landscape.json, and the verdict on it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stages.concepts import ConceptSpace, Region
+from stages.records.base import Document, OpenRecord, RateRecord, Record
+from stages.records.bias import Bias
+from stages.records.search import Searches
+
+
+class Effect(Record):
+    """The failure rate at one level of one concept, averaged over all others."""
+
+    concept: str
+    level: int
+    label: str
+    rate: float | None
+    low: float | None
+    high: float | None
+    probes: int
+    failures: int
+
+
+class Minimal(Record):
+    """How many of the smallest failing changes end in a region."""
+
+    reached: int
+    of: int
+    median_radius: float | None
+
+
+class Example(Record):
+    """A probe that may be shown of a mode; `id` ("M1.1") is how a decision refers to it."""
+
+    id: str
+    item: str
+    cell: list[int]
+    output: str
+    failed: bool
+    discrepancy: float
+
+
+class ModeRecord(Record):
+    """A failure mode, see docs/files.md; `rate` is None where no unseen uniform probe fell into the region."""
+
+    id: str
+    region: dict[str, list[int]]
+    text: str
+    rate: float | None
+    low: float | None
+    high: float | None
+    probes: int
+    failures: int
+    estimate: float
+    lift: float
+    share: float
+    confirmed: bool
+    minimal: Minimal
+    invalid: float | None
+    examples: list[Example] = Field(default_factory=list)
+
+    @property
+    def cells(self) -> Region:
+        """The region to compute with."""
+        return Region.from_json(self.region)
+
+    @property
+    def measured(self) -> RateRecord:
+        """The rate with its interval."""
+        return RateRecord(value=self.rate, low=self.low, high=self.high, n=self.probes)
+
+
+class InvalidLevel(Record):
+    """Invalid probes at one level of a concept, with their share."""
+
+    concept: str
+    level: int
+    label: str
+    invalid: int
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Invalid(Record):
+    """Probes that left nothing a model could be blamed for, with their share of the control's."""
+
+    count: int
+    probes: int
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    levels: list[InvalidLevel]
+
+
+class NamedAgain(Record):
+    """Which modes independent halves of the evidence name again."""
+
+    named: int
+    again: int
+    in_halves: dict[str, int]
+
+
+class FalseAlarm(Record):
+    """How often what is no failure is called one."""
+
+    rate: float
+    low: float
+    high: float
+    articles: int
+    unit: str = "inputs"
+    held_out: bool
+
+
+class Estimator(OpenRecord):
+    """What the landscape was estimated with, how many probes of each role it saw, and what it says of itself."""
+
+    name: str
+
+    @property
+    def log_loss(self) -> float | None:
+        """On probes held out from it."""
+        return self.number("log_loss")
+
+    @property
+    def log_loss_constant(self) -> float | None:
+        """Of always guessing the overall rate, on the same probes."""
+        return self.number("log_loss_constant")
+
+    @property
+    def calibration_error(self) -> float | None:
+        """Expected calibration error on probes held out."""
+        return self.number("calibration_error")
+
+
+class Within(Record):
+    """The share of items that fail within so many steps."""
+
+    steps: int
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Direction(Record):
+    """How much one concept has to do with the smallest failing changes."""
+
+    concept: str
+    used: int
+    share: float | None
+    mean_steps: float | None
+    alone: RateRecord
+    alone_median_steps: float | None
+
+
+class Together(Record):
+    """A set of concepts that the smallest failing changes of so many items change."""
+
+    concepts: list[str]
+    items: int
+
+
+class Robustness(Record):
+    """What the smallest failing changes say together."""
+
+    method: str | None
+    probes: int | None
+    items: int
+    fail_unchanged: int
+    found: int
+    not_found: int
+    searched: int | None
+    proven: int
+    median_radius: int | None
+    start: str
+    not_neutral: list[str]
+    within: list[Within]
+    directions: list[Direction]
+    together: list[Together]
+
+
+class Mean(Record):
+    """A mean in rating points with its 95% interval over items."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ActionAgreement(Record):
+    """How far reviewers agree on what to do about modes."""
+
+    alpha: float | None
+    share: float
+    modes: int
+
+
+class ScoreAgreement(Record):
+    """How far their scores of examples agree; `difference` is in rating points."""
+
+    alpha: float | None
+    difference: float
+    examples: int
+
+
+class Agreement(Record):
+    """How far reviewers agree; a part is None where no two judged the same."""
+
+    reviewers: list[str]
+    actions: ActionAgreement | None
+    rating: ScoreAgreement | None
+    bias: ScoreAgreement | None
+    statement: str
+
+
+class Automatic(Record):
+    """What the automatic measure says of the same probes, see `stages.landscape.people`."""
+
+    threshold: float
+    overall: RateRecord
+    effects: list[Effect]
+    agree: RateRecord
+    only_people: RateRecord
+    only_automatic: RateRecord
+    rank_correlation: RateRecord | None
+    outside: RateRecord | None = None
+    unfounded: RateRecord | None = None
+
+
+class RatingsBound(Record):
+    """Which ratings are in force, by the hash of their file, and from where on they call an answer a failure."""
+
+    sha256: str
+    fails_below: float | None = None
+    fails_above: float | None = None
+
+
+class RatingsInForce(RatingsBound):
+    """What people's ratings say a failure is, and what the automatic measure says beside them."""
+
+    target: str
+    model: str
+    x: list[float]
+    y: list[float]
+    ratings: int
+    items: int
+    reviewers: dict[str, int]
+    error: Mean
+    constant: Mean
+    gain: Mean
+    agreement: Agreement | None = None
+    points: list[tuple[float, int]]
+    automatic: Automatic
+
+
+class ConceptRecord(Record):
+    """One concept of the grid."""
+
+    name: str
+    levels: list[int | float | str]
+    unit: str
+    ordered: bool
+    neutral: int | float | str | None
+
+
+class Landscape(Document):
+    """landscape.json."""
+
+    audit: str
+    concepts: list[ConceptRecord]
+    threshold: float
+    false_alarms: dict[str, FalseAlarm] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+    overall: RateRecord
+    overall_estimated: RateRecord
+    effects: list[Effect]
+    modes: list[ModeRecord]
+    invalid: Invalid
+    modes_found_again: NamedAgain
+    modes_skipped: list[list[str]]
+    bias: list[Bias] | None = None
+    ratings: RatingsInForce | None = None
+    estimator: Estimator
+    robustness: Robustness | None
+    search: Searches
+    exact: bool
+    sampled: bool
+    items: int
+    items_averaged: int | None = None
+
+    @property
+    def space(self) -> ConceptSpace:
+        """The grid."""
+        return ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
+
+    @property
+    def confirmed(self) -> list[ModeRecord]:
+        """The modes that were confirmed, worst first."""
+        return [mode for mode in self.modes if mode.confirmed]
+
+
+class Gate(Record):
+    """One bound and what was held against it; `passed` and the numbers are None where there was nothing to measure."""
+
+    gate: str
+    bound: float
+    value: float | None
+    low: float | None
+    high: float | None
+    passed: bool | None
+
+
+class Verdict(Document):
+    """verdict.json: `passed` is None without gates, or if one could not be judged and none failed."""
+
+    audit: str
+    passed: bool | None
+    gates: list[Gate]

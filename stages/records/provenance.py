@@ -1,0 +1,49 @@
+"""Where a result comes from, as every stage writes it beside its outputs; see `stages.provenance`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stages.records.base import Document, Record
+from stages.records.landscape import RatingsBound
+
+
+class Git(Record):
+    """The revision, and whether code or parameters differed from it."""
+
+    revision: str | None
+    dirty: bool | None
+
+
+class Provenance(Document):
+    """provenance.json: what a stage does not know, or does not use, is left out."""
+
+    audit: str
+    seed: int
+    task: str
+    python: str
+    platform: str
+    versions: dict[str, str]
+    git: Git
+    device: str | None = None
+    backend: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    batch_size: int | None = None
+    plugins: dict[str, str] | None = None
+    ratings: RatingsBound | None = None
+    model: str | None = None
+    data: str | None = None
+    repaired: str | None = None
+    plan: str | None = None
+    decisions: dict[str, str] | None = None
+    read: dict[str, str] = Field(default_factory=dict)
+    wrote: dict[str, str] = Field(default_factory=dict)
+
+
+class Share(Provenance):
+    """share.json: the provenance of one share of a divided search, without git, as no answer depends on that."""
+
+    git: Git | None = None  # type: ignore[assignment]
+    origin: dict[str, str]
+    part: int

@@ -1,0 +1,268 @@
+"""Records of a repair: the plan, before against after, and the verdict on it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.concepts import ConceptSpace, Region
+from stages.records.base import Document, RateRecord, Record
+from stages.records.bias import BiasComparison
+from stages.records.landscape import Agreement, ConceptRecord, Estimator, RatingsBound, Verdict
+from stages.records.search import ModelSearches
+
+Action = Literal["repair", "accept", "ignore"]
+
+
+class PlannedMode(Record):
+    """A failure mode and what is to happen with it."""
+
+    id: str
+    text: str
+    region: dict[str, list[int]]
+    action: Action
+    severity: float
+    reason: str
+
+    @property
+    def cells(self) -> Region:
+        """The region to compute with."""
+        return Region.from_json(self.region)
+
+
+class PlannedExample(Record):
+    """What was said of an example: None where it was not."""
+
+    id: str
+    mode: str
+    item: str
+    cell: list[int]
+    output: str
+    rating: int | None = None
+    bias: int | None = None
+    corrected: str | None = None
+
+
+class Reviewer(Record):
+    """A name, and the id of the key that signed for it."""
+
+    name: str
+    key: str | None
+
+
+class Plan(Document):
+    """plan.json: which modes of which landscape to repair, who said so, and what was said of examples."""
+
+    landscape: str
+    decided_by: Literal["policy", "human"]
+    statement: str
+    rule: str | None = None
+    agreement: Agreement | None = None
+    reviewer: str | None
+    reviewers: list[Reviewer] = Field(default_factory=list)
+    by: str | None = None
+    reason: str | None
+    modes: list[PlannedMode]
+    examples: list[PlannedExample] = Field(default_factory=list)
+
+    @property
+    def targets(self) -> list[PlannedMode]:
+        """The modes to repair."""
+        return [mode for mode in self.modes if mode.action == "repair"]
+
+
+class Against(Record):
+    """One model beside the repair: the control, or the model before asked again (noise)."""
+
+    after: float | None
+    after_low: float | None
+    after_high: float | None
+    change: float | None = None
+    low: float | None
+    high: float | None
+    pairs: int
+    repair_minus_control: RateRecord | None = None
+    repair_minus_noise: RateRecord | None = None
+
+
+class Difference(Record):
+    """One quantity before and after; `low` and `high` belong to the change, or to `after` where there is none."""
+
+    before: float | None = None
+    after: float | None
+    after_low: float | None
+    after_high: float | None
+    change: float | None = None
+    low: float | None
+    high: float | None
+    pairs: int
+    control: Against | None = None
+    noise: Against | None = None
+    name: str | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is a change, or a share that no model had before (newly failing)."""
+        return "change" in self.model_fields_set
+
+    @property
+    def others(self) -> dict[str, Against]:
+        """The models beside the repair, by name."""
+        return {name: found for name, found in (("control", self.control), ("noise", self.noise)) if found is not None}
+
+
+class ModeDifference(Difference):
+    """The difference in one mode of the plan."""
+
+    id: str
+    text: str
+    action: Action
+
+
+class RegionDifference(Difference):
+    """The difference in a region to which failures moved."""
+
+    region: dict[str, list[int]]
+    text: str
+
+
+class MeasureDifference(Difference):
+    """The difference of one of a task's own measures; `baselines` are means of answers that need no model."""
+
+    baselines: dict[str, float | None]
+
+
+class Measures(Record):
+    """A task's own measures on some of the pairs."""
+
+    pairs: int
+    items: int
+    invalid: int
+    measures: dict[str, MeasureDifference]
+
+
+class Targeting(RateRecord):
+    """Whether the target modes gained more than the control: the failure rate less that of the control."""
+
+    helped: bool
+    statement: str
+
+
+class Noise(RateRecord):
+    """Whether fewer failures are more than the model's own noise; `statement` is None unless there are fewer."""
+
+    beyond: bool
+    statement: str | None
+
+
+class Moved(Record):
+    """Regions in which failures rose."""
+
+    found: bool
+    regions: list[RegionDifference]
+
+
+class Reduced(Record):
+    """The paper's inequality on some of the cells."""
+
+    holds: bool | None
+    beyond_chance: bool | None
+    before: float | None
+    after: float | None
+    change: RateRecord
+
+
+class ReducedFailures(Record):
+    """Reduced failures in the sense of the paper's Def. 4.1, on the chosen modes and over the whole grid."""
+
+    holds: bool
+    inequality: str
+    targets: Reduced
+    total: Reduced
+
+
+class Spread(Record):
+    """Smallest, mean and largest distance between halves; None where none is known."""
+
+    min: float | None
+    mean: float | None
+    max: float | None
+
+
+class NoiseFloor(Record):
+    """How far the same model on two halves of the items is from itself."""
+
+    splits: int
+    normalised: Spread
+    null_cell: Spread
+
+
+class Shift(Record):
+    """How far the landscape moved, see `stages.landscape.shift`."""
+
+    normalised: float | None
+    null_cell: float
+    noise_floor: NoiseFloor
+    beyond_noise: bool
+    mean_rate_before: float
+    mean_rate_after: float
+    entropy_before: float | None
+    entropy_after: float | None
+    entropy_uniform: float
+    null_cost: float
+    blocks: int
+    levels_merged: int
+
+
+class InvalidPairs(Record):
+    """Shares of the common pairs that are not valid."""
+
+    targets: RateRecord
+    others: RateRecord
+
+
+class BothEstimators(Record):
+    """What both landscapes were estimated with."""
+
+    before: Estimator
+    after: Estimator
+
+
+class Comparison(Document):
+    """comparison.json: before against after, on items the repair never saw. Gates judge it, see `RepairVerdict`."""
+
+    audit: str
+    concepts: list[ConceptRecord]
+    control: Literal["uniform", "clean"] | None
+    differences: dict[str, Difference]
+    modes: list[ModeDifference]
+    targeting: Targeting | None
+    invalid: InvalidPairs
+    failures_moved: Moved
+    reduced_failures: ReducedFailures
+    search: dict[str, ModelSearches]
+    shift: Shift
+    estimator: BothEstimators
+    items: int
+    bias: BiasComparison | None = None
+    automatic: dict[str, Difference] | None = None
+    noise: Noise | None = None
+    measures: dict[str, Measures] | None = None
+    ratings: RatingsBound | None = None
+
+    @property
+    def space(self) -> ConceptSpace:
+        """The grid."""
+        return ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
+
+
+class RepairVerdict(Verdict):
+    """verdict.json of a repair: the gates, who decided what was repaired, and what came of it in sentences."""
+
+    decided_by: Literal["policy", "human"]
+    reviewer: str | None
+    by: str | None = None
+    reason: str | None
+    agreement: Agreement | None = None
+    statement: str

@@ -1,0 +1,215 @@
+"""What is no JSON: examples and contact sheets as people see them, embeddings, and tables of probes and cells."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stages.errors import UsageError
+from stages.records.base import Document
+from stages.tasks.contract import Exhibit, Sheet, Tally
+
+PROBES = ("role", "item", "repeat", "discrepancy", "failed", "output")  # and one column per concept
+_EXHIBIT = ("caption", "image", "text", "original", "answers", "drawn", "words")
+_BYTES = ("image", "drawn", "drawn_after")
+
+
+class ShownExample(NamedTuple):
+    """An example of a mode under the id by which a decision refers to it."""
+
+    id: str
+    failed: bool
+    exhibit: Exhibit
+
+
+class Compared(NamedTuple):
+    """A probe answered by two models: its exhibit and output before a repair, and output and picture (PNG) after it."""
+
+    exhibit: Exhibit
+    before: str
+    after: str
+    drawn: bytes | None = None
+
+
+class Tallies(Document):
+    """tallies.json: what a model makes of what the input leaves unsaid; empty for a task without tallies."""
+
+    tallies: list[Tally]
+
+
+class ModelTallies(Document):
+    """The same by model ("before", "after", and what there is of "control" and "noise")."""
+
+    models: dict[str, list[Tally]]
+
+
+def read_parquet(data: bytes | Path, where: str, columns: Iterable[str] = ()) -> pd.DataFrame:
+    """Read a table that a stage wrote.
+
+    Args:
+        data: the file, or its bytes.
+        where: its name, for messages.
+        columns: what it needs to have.
+
+    Raises:
+        UsageError: when it is missing, cannot be read, or lacks a column.
+    """
+    try:
+        table = pd.read_parquet(io.BytesIO(data) if isinstance(data, bytes) else data)
+    except FileNotFoundError:
+        raise UsageError(f"{where} is missing: run the stage that writes it (`faded status` shows which)") from None
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise UsageError(
+            f"{where} cannot be read as a parquet file ({str(error).splitlines()[0][:200]}): run the stage that writes"
+            " it again, or restore it with `dvc checkout`"
+        ) from None
+    check_columns(table, where, columns)
+    return table
+
+
+def check_columns(table: pd.DataFrame, where: str, columns: Iterable[str]) -> None:
+    """Check that a table has these columns.
+
+    Raises:
+        UsageError: naming those that are missing.
+    """
+    if missing := sorted(set(columns) - set(table.columns)):
+        raise UsageError(f"{where} lacks the column(s) {', '.join(missing)}, found {', '.join(table.columns)}")
+
+
+def _write(path: Path, rows: list[dict[str, object]], columns: Sequence[str], **kinds: object) -> None:
+    import pyarrow as pa
+
+    types = {name: pa.binary() for name in _BYTES} | kinds
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
+    pd.DataFrame(rows, columns=list(columns)).to_parquet(path, index=False, schema=schema)
+
+
+def _row(exhibit: Exhibit) -> dict[str, object]:
+    return {
+        **{name: getattr(exhibit, name) for name in ("caption", "image", "text", "original", "drawn")},
+        "answers": json.dumps(dict(exhibit.answers), ensure_ascii=False),
+        "words": json.dumps([list(word) for word in exhibit.words], ensure_ascii=False),
+    }
+
+
+def _exhibit(row: Mapping[str, object]) -> Exhibit:
+    optional = {name: _given(row[name]) for name in ("image", "text", "original", "drawn")}
+    words = tuple((text, slot) for text, slot in json.loads(str(row["words"])))
+    return Exhibit(str(row["caption"]), **optional, answers=json.loads(str(row["answers"])), words=words)  # type: ignore[arg-type]
+
+
+def _given(value: object) -> str | bytes | None:
+    return value if isinstance(value, str | bytes) else None
+
+
+_SHOWN = ("mode", "id", "failed", *_EXHIBIT)
+
+
+def write_exhibits(path: Path, shown: Mapping[str, Sequence[ShownExample]]) -> None:
+    """Write examples by mode, one row each; images are PNG bytes, answers and words are JSON."""
+    import pyarrow as pa
+
+    rows = [
+        {"mode": mode, "id": one.id, "failed": one.failed, **_row(one.exhibit)}
+        for mode, shelf in shown.items()
+        for one in shelf
+    ]
+    _write(path, rows, _SHOWN, failed=pa.bool_())
+
+
+def read_exhibits(data: bytes | Path, where: str) -> dict[str, list[ShownExample]]:
+    """Read what `write_exhibits` wrote: examples by mode, failing ones first.
+
+    Raises:
+        UsageError: when there is none, or it is no such file.
+    """
+    shown: dict[str, list[ShownExample]] = {}
+    for row in read_parquet(data, where, _SHOWN).to_dict("records"):
+        shown.setdefault(row["mode"], []).append(ShownExample(row["id"], bool(row["failed"]), _exhibit(row)))
+    return shown
+
+
+_COMPARED = ("kind", *_EXHIBIT, "before", "after", "drawn_after")
+
+
+def write_compared(path: Path, compared: Mapping[str, Sequence[Compared]]) -> None:
+    """Write examples of what a repair changed by kind ("fixed", "newly_failing")."""
+    rows = [
+        {"kind": kind, **_row(one.exhibit), "before": one.before, "after": one.after, "drawn_after": one.drawn}
+        for kind, shelf in compared.items()
+        for one in shelf
+    ]
+    _write(path, rows, _COMPARED)
+
+
+def read_compared(data: bytes | Path, where: str) -> dict[str, list[Compared]]:
+    """Read what `write_compared` wrote; see `read_exhibits`."""
+    compared: dict[str, list[Compared]] = {"fixed": [], "newly_failing": []}
+    for row in read_parquet(data, where, _COMPARED).to_dict("records"):
+        drawn = row["drawn_after"] if isinstance(row["drawn_after"], bytes) else None
+        compared[row["kind"]].append(Compared(_exhibit(row), row["before"], row["after"], drawn))
+    return compared
+
+
+_SHEET = ("model", "sheet", "title", "columns", "label", "image")
+
+
+def write_sheets(path: Path, sheets: Mapping[str, Sequence[Sheet]]) -> None:
+    """Write contact sheets by model, one row of pictures a row."""
+    rows: list[dict[str, object]] = [
+        {
+            "model": model,
+            "sheet": str(n),
+            "title": sheet.title,
+            "columns": json.dumps(list(sheet.columns), ensure_ascii=False),
+            "label": label,
+            "image": image,
+        }
+        for model, drawn in sheets.items()
+        for n, sheet in enumerate(drawn)
+        for label, image in sheet.rows
+    ]
+    _write(path, rows, _SHEET)
+
+
+def read_sheets(data: bytes | Path, where: str) -> dict[str, list[Sheet]]:
+    """Read what `write_sheets` wrote; see `read_exhibits`."""
+    sheets: dict[str, list[Sheet]] = {}
+    table = read_parquet(data, where, _SHEET)
+    for (model, _), rows in table.groupby(["model", "sheet"], sort=False):
+        strips = list(zip(rows["label"].tolist(), rows["image"].tolist(), strict=True))
+        sheets.setdefault(model, []).append(Sheet(rows["title"].iloc[0], json.loads(rows["columns"].iloc[0]), strips))
+    return sheets
+
+
+def write_embeddings(path: Path, embeddings: np.ndarray) -> None:
+    """Write what a task sees of items, (items, d), in their order."""
+    from safetensors.numpy import save_file
+
+    save_file({"embeddings": np.ascontiguousarray(embeddings)}, path)
+
+
+def read_embeddings(data: bytes | Path, where: str) -> np.ndarray:
+    """Read what `write_embeddings` wrote.
+
+    Raises:
+        UsageError: when it is missing or no such file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    from stages.records.base import read_bytes_of
+
+    try:
+        return np.asarray(load(data if isinstance(data, bytes) else read_bytes_of(data))["embeddings"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UsageError(
+            f"{where} cannot be read as embeddings ({error}): run the stage that writes it again"
+        ) from None

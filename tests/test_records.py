@@ -1,0 +1,95 @@
+"""Records: what is read is what was written, and what is something else is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from stages.errors import UsageError
+from stages.records import Plan, Verdict, audit_folder
+from stages.records.tables import (
+    Compared,
+    read_compared,
+    read_embeddings,
+    read_sheets,
+    write_compared,
+    write_embeddings,
+    write_sheets,
+)
+from stages.tasks.contract import Exhibit, Sheet
+
+GATE = {"gate": "max_failure_rate", "bound": 0.5, "value": 0.2, "low": 0.1, "high": 0.3, "passed": True}
+VERDICT = {"schema": 1, "audit": "tiny", "passed": True, "gates": [GATE]}
+
+
+def put(root, data):
+    folder = root / "data/tiny/report"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "verdict.json").write_text(data)
+    return audit_folder("tiny", root).report
+
+
+def test_a_record_is_written_as_it_was_read(tmp_path):
+    text = json.dumps(VERDICT, indent=1) + "\n"
+    report = put(tmp_path, text)
+    assert report.verdict.gates[0].high == 0.3
+    assert report.verdict is report.verdict, "read once"
+    assert report.verdict.dump().decode() == text
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("{", "not valid JSON"),
+        (json.dumps({**VERDICT, "schema": 9}), "schema 9"),
+        (json.dumps({**VERDICT, "passed": "yes?"}), "passed: "),
+        (json.dumps({**VERDICT, "gates": [{**GATE, "bond": 1}]}), "gates.0.bond: unknown key, did you mean"),
+        (json.dumps({"schema": 1, "audit": "tiny"}), "gates: missing"),
+    ],
+)
+def test_what_is_no_such_record_is_told(tmp_path, data, told):
+    report = put(tmp_path, data)
+    with pytest.raises(UsageError, match=told) as raised:
+        report.verdict  # noqa: B018
+    assert "verdict.json" in str(raised.value)
+
+
+def test_a_record_that_is_missing_is_told(tmp_path):
+    report = audit_folder("tiny", tmp_path).report
+    assert not report.has("verdict")
+    with pytest.raises(UsageError, match=r"verdict\.json is missing"):
+        report.verdict  # noqa: B018
+
+
+def test_records_are_read_from_elsewhere():
+    files = {"data/tiny/report/verdict.json": json.dumps(VERDICT).encode()}
+    audit = audit_folder("tiny", read=lambda path: files[path.as_posix()])
+    assert audit.report.verdict == Verdict.from_json({k: v for k, v in VERDICT.items() if k != "schema"}, "here")
+
+
+def test_what_was_not_given_is_not_written():
+    plan = Plan(landscape="0" * 16, decided_by="policy", statement="", reviewer=None, reason="", modes=[], examples=[])
+    assert list(plan.to_json()) == ["landscape", "decided_by", "statement", "reviewer", "reason", "modes", "examples"]
+
+
+def test_pictures_and_embeddings_come_back(tmp_path):
+    sheets = {"before": [Sheet("one", ["a", "b"], [("x", b"1"), ("y", b"2")]), Sheet("two", ["a"], [("x", b"3")])]}
+    write_sheets(tmp_path / "sheets", sheets)
+    assert read_sheets(tmp_path / "sheets", "") == sheets
+    compared = {"fixed": [Compared(Exhibit("c", drawn=b"4", words=(("w", ""),)), "b", "a", b"5")], "newly_failing": []}
+    write_compared(tmp_path / "compared", compared)
+    assert read_compared(tmp_path / "compared", "") == compared
+    seen = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    write_embeddings(tmp_path / "embeddings", seen)
+    assert (read_embeddings(tmp_path / "embeddings", "") == seen).all()
+    with pytest.raises(UsageError, match="cannot be read as embeddings"):
+        read_embeddings(tmp_path / "sheets", "sheets")
+
+
+def test_reading_records_imports_no_torch():
+    code = "import sys, stages.records; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
