@@ -6,7 +6,7 @@ compares cells goes through this module, so that explorers, landscapes and repor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -28,6 +28,8 @@ class Concept:
         unit: printed behind a value ("°"); empty for a bare number.
         ordered: ordered concepts have ranges ("rotation >= 30°"), categorical ones have sets.
         neutral: the value that changes nothing, if there is one.
+        apply: (item, level) -> changed item, where a function of the user's own says how; other concepts are applied
+            by their task.
     """
 
     name: str
@@ -35,9 +37,16 @@ class Concept:
     unit: str = ""
     ordered: bool = True
     neutral: Level | None = None
+    apply: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.levels)
+
+    def __call__(self, item: Any, level: Level) -> Any:
+        """Change one item, by the user's own function."""
+        if self.apply is None:
+            raise TypeError(f"the concept {self.name!r} has no function: its task applies it")
+        return self.apply(item, level)
 
     @property
     def falling(self) -> bool:

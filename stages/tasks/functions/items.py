@@ -1,0 +1,345 @@
+"""The three kinds of items a function may be asked about, each changed by concepts and handed over as it was given."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import adaptive_avg_pool2d
+
+from stages.concepts import Concept, ConceptSpace, Level, images, texts
+from stages.concepts.catalogue import Change, check_levels, span
+from stages.errors import UsageError
+from stages.tasks.contract import Exhibit
+
+EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
+SEEN = 16  # side of the grey picture that an explorer sees
+COLUMN = "x."  # what the features of rows begin with in tables, where columns of other names have other meanings
+
+
+class Given(Protocol):
+    """Items of one kind, in the form in which the model takes them."""
+
+    catalogue: ClassVar[Mapping[str, Change]]
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame) -> Self:
+        """Read what `table` wrote."""
+        ...
+
+    def table(self) -> pd.DataFrame:
+        """The items as columns of items.parquet, with `attrs` that say their form."""
+        ...
+
+    def features(self) -> np.ndarray:
+        """(n, d) float64: what an explorer sees of the items."""
+        ...
+
+    def unchanged(self, rows: np.ndarray) -> Any:
+        """A batch for the model."""
+        ...
+
+    def change(self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int) -> Any:
+        """Apply built-in concepts, then those of the user's own: a batch for the model."""
+        ...
+
+    def exhibit(self, row: int, changed: Any, caption: str) -> Exhibit:
+        """A changed item as people would see it."""
+        ...
+
+
+def as_given(items: Any) -> Given:
+    """Items as a user hands them over.
+
+    Raises:
+        UsageError: when they are of none of the kinds.
+    """
+    if isinstance(items, pd.DataFrame):
+        return Rows(items.reset_index(drop=True))
+    if isinstance(items, str):
+        raise UsageError("items is one text, expected a list of them")
+    if isinstance(items, list | tuple | pd.Series) and len(items) and isinstance(next(iter(items)), str):
+        if wrong := [i for i, item in enumerate(items) if not isinstance(item, str)]:
+            raise UsageError(f"items[{wrong[0]}] is no text as the first is")
+        return Texts(list(items))
+    array = items.detach().cpu().numpy() if hasattr(items, "detach") else np.asarray(items)
+    if array.ndim == 2 and array.dtype.kind in "fiub":
+        return Rows(pd.DataFrame(array, columns=[str(i) for i in range(array.shape[1])]), array=True)
+    if array.ndim in (3, 4) and array.dtype.kind in "fu":
+        return Images.of(array)
+    raise UsageError(
+        f"items: found {type(items).__name__} of shape {array.shape} and {array.dtype}, expected images (n, h, w),"
+        " (n, h, w, c) or (n, c, h, w), a list of texts, or rows of features (n, d) or a DataFrame"
+    )
+
+
+def read_concepts(
+    concepts: Mapping[str, Sequence[Level] | Concept] | Sequence[Concept],
+) -> tuple[dict[str, list[Level]], dict[str, Concept]]:
+    """Levels of all concepts, numbers as floats as in params.yaml, and those that are the user's own.
+
+    Raises:
+        UsageError: when one has neither levels nor a function.
+    """
+    if not isinstance(concepts, Mapping):
+        if wrong := [one for one in concepts if not isinstance(one, Concept)]:
+            raise UsageError(f"concepts: found {wrong[0]!r}, expected {{name: levels}} or concepts of your own")
+        concepts = {one.name: one for one in concepts}
+    levels: dict[str, list[Level]] = {}
+    own: dict[str, Concept] = {}
+    for name, found in concepts.items():
+        values = found.levels if isinstance(found, Concept) else found
+        if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+            raise UsageError(f"concepts.{name}: found {found!r}, expected levels, or a concept of faded.concept")
+        levels[name] = [value if isinstance(value, str | bool) else float(value) for value in values]
+        if isinstance(found, Concept):
+            own[name] = as_concept(name, found, levels[name])
+    return levels, own
+
+
+def as_concept(name: str, found: Any, levels: Sequence[Level]) -> Concept:
+    """A user's own concept at some levels: one of `faded.concept`, or a function, whose first level is neutral.
+
+    Raises:
+        UsageError: when it is neither.
+    """
+    if isinstance(found, Concept) and found.apply is not None:
+        return replace(found, name=name, levels=tuple(levels))
+    if isinstance(found, Concept) or not callable(found):
+        raise UsageError(f"concepts.{name}: found {found!r}, expected a function (item, level) -> item")
+    return Concept(name, tuple(levels), ordered=not isinstance(levels[0], str), neutral=levels[0], apply=found)
+
+
+def space_of(given: type[Given], concepts: Mapping[str, Sequence[Any]], own: Mapping[str, Concept]) -> ConceptSpace:
+    """The grid of built-in concepts, by their levels, and of a user's own, in the order in which they are named."""
+    built_in = {name: levels for name, levels in concepts.items() if name not in own}
+    known = {c.name: c for c in span(built_in, given.catalogue).concepts} if built_in else {}
+    return ConceptSpace(tuple(own[name] if name in own else known[name] for name in concepts))
+
+
+def check(given: type[Given], concepts: Mapping[str, Sequence[Any]], own: Mapping[str, Concept]) -> list[str]:
+    """What is wrong with the concepts of an audit, one line each."""
+    twice = [f"concepts.{name}: there is a built-in concept of that name" for name in own if name in given.catalogue]
+    built_in = {name: levels for name, levels in concepts.items() if name not in own}
+    if built_in and not given.catalogue:
+        return [*twice, *(f"concepts.{name}: {given.__name__.lower()} have no built-in concepts" for name in built_in)]
+    return twice + check_levels(built_in, given.catalogue)
+
+
+def _number(item: str) -> int:
+    return int.from_bytes(hashlib.sha256(item.encode()).digest()[:8], "little")
+
+
+def _apply_own(space: ConceptSpace, cell: np.ndarray, item: Any) -> Any:
+    """Apply the user's own functions to one item, none at its neutral level; a whole number comes as an int."""
+    for concept, index in zip(space.concepts, cell.tolist(), strict=True):
+        level = concept.levels[index]
+        if concept.apply is not None and level != concept.neutral:
+            whole = isinstance(level, float) and level.is_integer()
+            item = concept(item, int(level) if whole else level)
+    return item
+
+
+class Images:
+    """Pictures of one shape, grey or in colour, as bytes or in [0, 1].
+
+    Args:
+        pixels: (n, h, w), (n, h, w, c) or (n, c, h, w) uint8 or float32.
+        axis: of the channels; None where there is none.
+    """
+
+    catalogue: ClassVar[Mapping[str, Change]] = images.CATALOGUE
+
+    def __init__(self, pixels: np.ndarray, axis: int | None) -> None:
+        self.pixels, self.axis = pixels, axis
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Self:
+        """Check pictures, and find which axis has the channels."""
+        if array.dtype != np.uint8:
+            array = array.astype(np.float32)
+            if not (array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
+                raise UsageError(
+                    f"items: images of values from {array.min():g} to {array.max():g}, expected 0 to 1 or uint8; what"
+                    " normalises them belongs into the model's function"
+                )
+        axis = next((a for a in (1, 3) if array.ndim == 4 and array.shape[a] in (1, 3)), None)
+        if array.ndim == 4 and axis is None:
+            raise UsageError(f"items: images of shape {array.shape[1:]}, expected 1 or 3 channels, first or last")
+        return cls(array, axis)
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame) -> Self:
+        """See Given."""
+        form = table.attrs["form"]
+        pixels = np.frombuffer(b"".join(table["image"]), form["dtype"]).reshape(len(table), *form["shape"])
+        return cls(pixels, form["axis"])
+
+    def table(self) -> pd.DataFrame:
+        """See Given."""
+        table = pd.DataFrame({"image": [image.tobytes() for image in self.pixels]})
+        form = {"shape": list(self.pixels.shape[1:]), "dtype": str(self.pixels.dtype), "axis": self.axis}
+        table.attrs["form"] = {"kind": "images", **form}
+        return table
+
+    def _channels_first(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels[:, None] if self.axis is None else np.moveaxis(pixels, self.axis, 1)
+
+    def features(self) -> np.ndarray:
+        """See Given: the pictures, small and grey."""
+        grey = torch.from_numpy(self._channels_first(self.pixels).astype(np.float32).mean(1, keepdims=True))
+        height, width = (min(SEEN, side) for side in grey.shape[2:])
+        return adaptive_avg_pool2d(grey, (height, width)).flatten(1).numpy().astype(np.float64)
+
+    def unchanged(self, rows: np.ndarray) -> Any:
+        """See Given."""
+        return self.pixels[rows]
+
+    def change(self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int) -> Any:
+        """See Given."""
+        pixels = self._channels_first(self.pixels[rows]).astype(np.float32)
+        taken = torch.from_numpy(pixels / 255 if self.pixels.dtype == np.uint8 else pixels)
+        numbers = np.array([_number(item) for item in ids], dtype=np.uint64)
+        chance = images.probe_chance(numbers, space.flat(cells), np.zeros(len(rows), dtype=np.int64), seed)
+        changed = images.ImageTransforms(space)(taken, cells, chance).numpy()
+        if self.pixels.dtype == np.uint8:
+            changed = (changed * 255).round().astype(np.uint8)
+        batch = changed[:, 0] if self.axis is None else np.moveaxis(changed, 1, self.axis)
+        shape = self.pixels.shape[1:]
+        own = [np.asarray(_apply_own(space, cell, image)) for cell, image in zip(cells, batch, strict=True)]
+        for image in own:
+            if image.shape != shape:
+                raise UsageError(f"a concept changed an image of shape {shape} to {image.shape}, expected the same")
+        return np.stack(own).astype(self.pixels.dtype, copy=False)
+
+    def exhibit(self, row: int, changed: Any, caption: str) -> Exhibit:
+        """See Given."""
+        from PIL import Image
+
+        image = np.moveaxis(self._channels_first(changed[None])[0], 0, -1)
+        image = image if image.dtype == np.uint8 else (image.clip(0, 1) * 255).round().astype(np.uint8)
+        picture = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image))
+        factor = -(-EXHIBIT_SIDE // min(picture.size))
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", optimize=True)
+        return Exhibit(caption, image=buffer.getvalue())
+
+
+class Texts:
+    """Texts of any length.
+
+    Args:
+        given: n of them.
+    """
+
+    catalogue: ClassVar[Mapping[str, Change]] = texts.CATALOGUE
+
+    def __init__(self, given: Sequence[str]) -> None:
+        self.texts = list(given)
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame) -> Self:
+        """See Given."""
+        return cls(table["text"].tolist())
+
+    def table(self) -> pd.DataFrame:
+        """See Given."""
+        table = pd.DataFrame({"text": self.texts})
+        table.attrs["form"] = {"kind": "texts"}
+        return table
+
+    def features(self) -> np.ndarray:
+        """See Given: which words and pairs of words are in them."""
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        return np.asarray(HashingVectorizer(n_features=1024, ngram_range=(1, 2)).transform(self.texts).todense())
+
+    def unchanged(self, rows: np.ndarray) -> Any:
+        """See Given."""
+        return [self.texts[row] for row in rows]
+
+    def change(self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int) -> Any:
+        """See Given."""
+        transforms = texts.TextTransforms(space, seed)
+        changed = [transforms(self.texts[row], item, cell) for row, item, cell in zip(rows, ids, cells, strict=True)]
+        return [str(_apply_own(space, cell, text)) for cell, text in zip(cells, changed, strict=True)]
+
+    def exhibit(self, row: int, changed: Any, caption: str) -> Exhibit:
+        """See Given."""
+        return Exhibit(caption, text=changed, original=self.texts[row])
+
+
+class Rows:
+    """Rows of features.
+
+    Args:
+        frame: one column a feature.
+        array: whether the model takes an array; else it takes a DataFrame.
+    """
+
+    catalogue: ClassVar[Mapping[str, Change]] = {}
+
+    def __init__(self, frame: pd.DataFrame, *, array: bool = False) -> None:
+        self.frame, self.array = frame, array
+        self.frame.columns = [str(name) for name in frame.columns]
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame) -> Self:
+        """See Given."""
+        columns = [name for name in table.columns if name.startswith(COLUMN)]
+        frame = table[columns].rename(columns=lambda name: name.removeprefix(COLUMN)).reset_index(drop=True)
+        return cls(frame, array=table.attrs["form"]["array"])
+
+    def table(self) -> pd.DataFrame:
+        """See Given."""
+        table = self.frame.add_prefix(COLUMN)
+        table.attrs["form"] = {"kind": "rows", "array": self.array}
+        return table
+
+    def features(self) -> np.ndarray:
+        """See Given: numbers, with words as one column each."""
+        numbers = pd.get_dummies(self.frame, dtype=float).astype(float)
+        return numbers.fillna(numbers.mean()).fillna(0).to_numpy()
+
+    def unchanged(self, rows: np.ndarray) -> Any:
+        """See Given."""
+        return self.frame.to_numpy()[rows] if self.array else self.frame.iloc[rows].reset_index(drop=True)
+
+    def change(self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int) -> Any:
+        """See Given: a concept is handed a row as a 1-D array, or as a Series."""
+        if self.array:
+            taken = self.frame.to_numpy()[rows]
+            return np.stack([_apply_own(space, cell, row.copy()) for cell, row in zip(cells, taken, strict=True)])
+        series = [self.frame.iloc[row].copy() for row in rows]
+        changed = [_apply_own(space, cell, row) for cell, row in zip(cells, series, strict=True)]
+        table = pd.DataFrame(changed, columns=self.frame.columns).reset_index(drop=True)
+        for name, dtype in self.frame.dtypes.items():
+            with contextlib.suppress(ValueError, TypeError):  # a concept may leave a gap where integers were
+                table[name] = table[name].astype(dtype)
+        return table
+
+    def exhibit(self, row: int, changed: Any, caption: str) -> Exhibit:
+        """See Given."""
+        before = self.frame.iloc[row]
+        now = dict(zip(self.frame.columns, changed, strict=True))
+        lines = [f"{name}: {_said(value)}" for name, value in before.items()]
+        return Exhibit(
+            caption,
+            text="\n".join(f"{name}: {_said(value)}" for name, value in now.items()),
+            original="\n".join(lines),
+        )
+
+
+def _said(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
+
+
+KINDS: Mapping[str, type[Given]] = {"images": Images, "texts": Texts, "rows": Rows}

@@ -1,0 +1,204 @@
+"""A task whose model is any Python function of a batch, or a torch module; `faded.audit` makes one of what it is given.
+
+In an audit of the pipeline `prepare.model` names the function, `prepare.concepts` the user's own concepts, both as
+package.module:name, and `prepare.items` a table in the audit's inputs, as `Result.to_workspace` writes it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, ValidationError
+
+from stages.concepts import Concept
+from stages.errors import UsageError
+from stages.files import read_table
+from stages.params import Strict, validation_lines
+from stages.tasks.contract import Exhibit, Items, ProbeBatch, Quality, RepairPlan, RepairRecord, Split, TaskContext
+from stages.tasks.features import PrincipalAxes
+from stages.tasks.functions.answers import LONGEST, Judge, Measure, ask
+from stages.tasks.functions.items import KINDS, as_concept, check, space_of
+
+_NAME = r"^\w+(\.\w+)*:\w+(\.\w+)*$"
+
+
+class PrepareConfig(Strict):
+    """The `prepare:` block."""
+
+    model: str = Field(pattern=_NAME, description="package.module:name of a function of a batch, or a torch module")
+    items: str = Field("items.parquet", description="in the audit's inputs, as `Result.to_workspace` wrote it")
+    concepts: dict[str, str] = Field(default_factory=dict, description="own concepts: package.module:name of each")
+    classes: list[str] = Field(default_factory=list, description="of scores, in the order of their columns")
+
+
+class DiscrepancyConfig(Strict):
+    """The `discrepancy:` block."""
+
+    answers: Literal["labels", "scores", "probabilities", "texts", "own"] = Field(description="what the model answers")
+    measure: str | None = Field(None, pattern=_NAME, description="own: a function (answer, expected) -> discrepancy")
+    threshold: float = Field(description="discrepancies above it are failures")
+
+
+class FunctionTask:
+    """A function under test with items of one kind.
+
+    Args:
+        context: as of any task.
+        table: columns id, split, label and those of the items, with `attrs` that say their form.
+        model: the function, or torch module.
+        own: the user's own concepts by name.
+        measure: the user's own measure of an answer.
+    """
+
+    def __init__(
+        self,
+        context: TaskContext,
+        table: pd.DataFrame,
+        model: Callable[..., Any],
+        own: Mapping[str, Concept],
+        measure: Measure | None = None,
+    ) -> None:
+        config = PrepareConfig.model_validate(dict(context.config))
+        settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        kind = KINDS[table.attrs["form"]["kind"]]
+        if errors := check(kind, context.concepts, own):
+            raise UsageError("\n".join(errors))
+        self.context, self.model, self.threshold = context, model, settings.threshold
+        self.concepts = space_of(kind, context.concepts, own)
+        self.given = kind.from_table(table)
+        self.items = Items(table[["id", "split", "label"]].copy())
+        self.judge = Judge(settings.answers, config.classes, measure)
+        self._rows = {item: row for row, item in enumerate(table["id"])}
+        self._axes: np.ndarray | None = None
+
+    @classmethod
+    def check(cls, context: TaskContext) -> list[str]:
+        """See Task."""
+        errors = []
+        for model, block, where in (
+            (PrepareConfig, context.config, "prepare"),
+            (DiscrepancyConfig, context.discrepancy, "discrepancy"),
+        ):
+            try:
+                model.model_validate(dict(block))
+            except ValidationError as error:
+                errors += validation_lines(error, model, where)
+        if (
+            not errors
+            and not (path := context.inputs / PrepareConfig.model_validate(dict(context.config)).items).exists()
+        ):
+            errors.append(f"prepare.items: there is no {path}")
+        return errors
+
+    @classmethod
+    def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
+        """See Task: a function shows no weights to repair."""
+        return [f"a function has no weights to repair: take {context.audit} out of repairs:"]
+
+    @classmethod
+    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
+        """See Task: the model is asked about all unchanged items, so that what is wrong with it is known here."""
+        if errors := cls.check(context):
+            raise UsageError("\n".join(errors))
+        config = PrepareConfig.model_validate(dict(context.config))
+        table = read_table(context.inputs / config.items)
+        (out_dir / "model").mkdir()
+        (out_dir / "model" / "model.json").write_text(json.dumps(config.model_dump(), indent=1) + "\n")
+        table.to_parquet(out_dir / "items.parquet", index=False)
+        task = cls.load(context, out_dir)
+        return {"items": len(table), "clean_accuracy": float(task.clean_quality("discover").values.mean())}
+
+    @classmethod
+    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
+        """See Task."""
+        config = PrepareConfig.model_validate(dict(context.config))
+        measure = DiscrepancyConfig.model_validate(dict(context.discrepancy)).measure
+        own = {
+            name: as_concept(name, named(target, context.inputs), context.concepts[name])
+            for name, target in config.concepts.items()
+            if name in context.concepts
+        }
+        table = read_table(prepared / "items.parquet")
+        told = None if measure is None else named(measure, context.inputs)
+        return cls(context, table, named(config.model, context.inputs), own, told)
+
+    def _asked(self, item_ids: Sequence[str], cells: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray]:
+        """Rows, changed items and what the model answers to them."""
+        rows = np.array([self._rows[item] for item in item_ids], dtype=np.int64)
+        batch = self.given.change(rows, np.asarray(cells), item_ids, self.concepts, self.context.seed)
+        return rows, batch, ask(self.model, batch)
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """See Task."""
+        rows, _, answers = self._asked(item_ids, cells)
+        discrepancy, outputs = self.judge(answers, self._labels(rows))
+        return ProbeBatch(discrepancy, discrepancy > self.threshold, outputs)
+
+    def _labels(self, rows: np.ndarray) -> list[str]:
+        labels: list[str] = self.items.table["label"].iloc[rows].tolist()
+        return labels
+
+    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
+        """See Task."""
+        if self._axes is None:
+            features = self.given.features()
+            self._axes = PrincipalAxes.of(features)(features)
+        return self._axes[[self._rows[item] for item in item_ids]]
+
+    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
+        """See Task."""
+        if not len(item_ids):
+            return []
+        rows, batch, answers = self._asked(item_ids, cells)
+        outputs = self.judge(answers, self._labels(rows))[1]
+        changed = batch.to_numpy() if isinstance(batch, pd.DataFrame) else batch
+        return [
+            self.given.exhibit(row, item, f"expected {label[:LONGEST]} → answered {output}")
+            for row, item, label, output in zip(rows.tolist(), changed, self._labels(rows), outputs, strict=True)
+        ]
+
+    def clean_quality(self, split: Split) -> Quality:
+        """See Task: 1 where what the model says of the unchanged item is no failure."""
+        ids = self.items.ids(split)
+        values = []
+        for start in range(0, len(ids), self.context.compute.batch_size):
+            rows = np.array([self._rows[item] for item in ids[start : start + self.context.compute.batch_size]])
+            discrepancy, _ = self.judge(ask(self.model, self.given.unchanged(rows)), self._labels(rows))
+            values.append(1.0 - (discrepancy > self.threshold))
+        return Quality("clean accuracy", np.concatenate(values), ids)
+
+    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+        """See Task.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(self.check_repair(self.context, {})[0])
+
+
+def named(target: str, inputs: Path) -> Any:
+    """What package.module:name stands for: a module in the audit's inputs, or one that is installed.
+
+    Raises:
+        UsageError: when it cannot be imported.
+    """
+    module, _, name = target.partition(":")
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # what is compiled there would be another input
+    sys.path.insert(0, str(inputs.resolve()))
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # a user's module may fail in any way
+        raise UsageError(f"{target} cannot be imported: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.remove(str(inputs.resolve()))
+        sys.dont_write_bytecode = before
+    return found
