@@ -85,7 +85,7 @@ def test_the_pipeline_asks_the_same_probes(my_model, monkeypatch):
 KINDS = {
     "a torch module": (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)), IMAGES, {"blur": [0, 1, 2]}),
     "pictures in colour as bytes": (
-        lambda batch: (batch.mean((1, 2, 3)) > 100).astype(int),
+        lambda batch: (batch.mean((1, 2, 3)) > 140).astype(int),
         (np.random.default_rng(1).random((12, 5, 7, 3)) * 255).astype(np.uint8),
         {"brightness": [0, 0.2, 0.4]},
     ),

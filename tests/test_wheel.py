@@ -33,7 +33,7 @@ def source(tmp_path_factory) -> Path:
     """What the wheel is built of, without what an earlier build left, which would find its way into this one."""
     source = tmp_path_factory.mktemp("source") / "faded"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml", "faded.py"):
         shutil.copy(ROOT / name, source / name)
     for name in ("flows", "stages"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -92,7 +92,7 @@ def run(environment: Path, folder: Path, *command: str) -> subprocess.CompletedP
 def test_the_wheel_holds_all_of_the_package_and_nothing_else(source, wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = [path for name in ("flows", "stages") for path in (source / name).rglob("*") if path.is_file()]
-    assert inside == {str(path.relative_to(source)) for path in files}
+    assert inside == {"faded.py", *(str(path.relative_to(source)) for path in files)}
     assert {"flows/py.typed", "stages/py.typed", "stages/templates/pipeline.yaml"} <= inside
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("stages/templates/pipeline.yaml") == (source / "dvc.yaml").read_bytes()
