@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from flows.digests import Hashes
 from flows.linked import note_linked_folders
+from flows.named_code import kind_of, name_code
 from flows.pipeline import is_own
+from stages.code import CODE, STAGE
 from stages.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
         with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
             believe_only_bytes(repo, hashes)
             note_linked_folders(repo, root)
+            name_code(repo, root, _ours(repo, root), looks=looks)
             return _snapshot(repo, root, looks)
     except LockError as error:
         raise InfrastructureError(f"DVC: {error}") from None
@@ -179,14 +182,14 @@ class _Bytes:
 def _snapshot(repo: Any, root: Path, looks: bool) -> Graph:
     import networkx
 
-    ours = (root.resolve() / "dvc.yaml").relative_to(repo.root_dir).as_posix()
+    ours = _ours(repo, root)
     graph = repo.index.graph  # edges: stage -> what it depends on
     # A repository may hold other pipelines: in a clone (benchmarks/study is one) what audits depend on matters, and in
     # a workspace of one's own nothing, because what was there before is the user's to run.
     wanted = {stage for stage in graph if _audit(stage, ours)}
     if not is_own(root):
         wanted |= {needed for stage in wanted for needed in networkx.descendants(graph, stage)}
-    graph = graph.subgraph(wanted)
+    graph = graph.subgraph(stage for stage in wanted if kind_of(stage) != STAGE)  # these are up to date
     position = {stage: i for i, stage in enumerate(repo.index.stages)}
     ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
     stages: dict[str, Stage] = {}
@@ -207,6 +210,10 @@ def _snapshot(repo: Any, root: Path, looks: bool) -> Graph:
             reasons=reasons,
         )
     return Graph(stages)
+
+
+def _ours(repo: Any, root: Path) -> str:
+    return (root.resolve() / "dvc.yaml").relative_to(repo.root_dir).as_posix()
 
 
 def _audit(stage: Any, ours: str) -> str:
@@ -245,7 +252,9 @@ def _reasons(stage: Any, looks: bool) -> tuple[str, ...]:
             continue
         for what, changes in entry.items():
             for path, change in changes.items():
-                if isinstance(change, dict):  # a params file: {key: change}
+                if isinstance(change, dict) and Path(path).name == CODE.name:
+                    reasons += [f"{'compute' if key == 'compute' else 'code'} changed" for key in change]
+                elif isinstance(change, dict):  # a params file: {key: change}
                     reasons += [f"{key} {value}" for key, value in change.items()]
                 else:
                     reasons.append(f"{path} {'missing' if change == 'deleted' and 'outs' in what else change}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from stages.code import RECORD, installed, is_code, read_record, read_stages
+from stages.code import RECORD, STAGE, installed, read_record, read_stages
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.params import DATA, load_params
@@ -46,17 +46,16 @@ _WIDTH = 1000  # longer than any line: YAML folds none
 def pipeline() -> str:
     """The dvc.yaml of a workspace of one's own.
 
-    Stages run the installed package whatever folders lie beside them (`python -P`), and depend on what faded.json says
-    of its code in place of the code's files.
+    Stages run the installed package whatever folders lie beside them (`python -P`). `code` depends on what faded.json
+    says of it in place of its files.
     """
     stages = read_stages()
-    for name, stage in stages.items():
+    for stage in stages.values():
         body = stage["do"]
         body["cmd"] = body["cmd"].replace("exec python -m ", "exec python -P -m ")
-        body["deps"] = [dep for dep in body["deps"] if not is_code(dep)]
-        named = [key for param in body["params"] if isinstance(param, dict) for key in param.get(RECORD.name, ())]
-        others = [param for param in body["params"] if not isinstance(param, dict)]
-        body["params"] = [{RECORD.name: [f"code.{name}", *named]}, *others]
+    code = stages[STAGE]["do"]
+    del code["deps"]
+    code["params"] = [{RECORD.name: ["code", "plugins"]}, *code["params"][1:]]
     text = yaml.dump({"stages": stages}, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=_WIDTH)
     return HEADER + str(text)
 
@@ -204,33 +203,16 @@ def _for_audits(folder: Path) -> dict[Path, str]:
     own = is_own(folder)
     for name in params.audits:
         files |= folders_of(folder, name, repair=name in params.repairs, own=own)
-    if not own:
-        return files
-    # What Python compiles there says when and where it was compiled: it must not make a stage stale.
-    lines = [
-        f"/{code}/**/__pycache__/"
-        for code in sorted({audit.code for audit in params.audits.values()})
-        if _is_code_folder(folder, code)
-    ]
-    ignores = folder / ".dvcignore"
-    before = text_of(ignores)
-    text = with_lines(before, lines, "Code of audits, without what Python compiles.")
-    return files if text == before else {**files, ignores: text}
-
-
-def _is_code_folder(folder: Path, code: str) -> bool:
-    path = Path(code)
-    return (folder / path).is_dir() and not path.is_absolute() and path.parts[:1] not in ((), ("..",), (str(DATA),))
+    return files
 
 
 def _told(before: Mapping[str, Any], now: Mapping[str, Any], written: Iterable[Path]) -> str:
     parts = []
     old, new = before.get("faded"), now.get("faded")
-    codes = [record["code"] if isinstance(record.get("code"), dict) else {} for record in (before, now)]
-    changed = [stage for stage, digest in codes[1].items() if codes[0].get(stage) != digest]
-    if old != new or changed:
-        versions = f"faded {new}" if old in (new, None) else f"faded {old} -> {new}"
-        parts.append(f"{versions}: {', '.join(changed) or 'no stage'} changed")
+    if old != new:
+        parts.append(f"faded {new}" if old is None else f"faded {old} -> {new}")
+    elif before.get("code") != now.get("code"):
+        parts.append(f"faded {new} with other code")
     was, are = (record["plugins"] if isinstance(record.get("plugins"), dict) else {} for record in (before, now))
     for name in sorted({*was, *are}):
         if was.get(name) != are.get(name):

@@ -1,25 +1,121 @@
-"""Which code stages run: faded.json names it by content, so that DVC sees that other code was installed.
+"""Name the code that each stage of an audit can reach, by content, so that only what the audit uses makes it stale.
 
-In Faded's own repository, and in a clone of it, the code lies beside dvc.yaml and DVC watches it there; faded.json only
-names plugins. In a workspace of one's own the code is that of the installed package: faded.json has a hash of it for
-each stage, over the very files that the repository's dvc.yaml lists.
+The hashes lie in data/AUDIT/code.json, and DVC compares that of its stage. faded.json says what is installed: it stands
+for the code of plugins, and in a workspace of one's own for that of the package, which DVC cannot watch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stages import plugins
 from stages.errors import UsageError
+from stages.reach import Found, Name, Source
+
+if TYPE_CHECKING:
+    from stages.params import AuditConfig
 
 RECORD = Path("faded.json")
 PACKAGE = Path(__file__).parent
 GRAPH = PACKAGE / "templates" / "pipeline.yaml"  # in the repository a link to dvc.yaml: DVC reads any of that name
 SCHEMA = 1
+STAGE = "code"
+CODE = Path("code.json")  # in the folder of an audit
+# What changes no result, so that its changes make nothing stale.
+PASSED_OVER = {
+    "stages.errors": "what people are told",
+    "stages.progress": "what people are shown",
+    "stages.command": "how a stage is started",
+    "stages.network": "whether a stage may reach other machines",
+    "stages.provenance": "says where a result comes from",
+    "stages.code": "names code",
+    "stages.reach": "names code",
+    "stages.plugins": "finds code of others, which is named by itself",
+    "stages.params.file": "reads params.yaml, whose values DVC compares",
+    "stages.params.strict": "refuses what is wrong there",
+    "stages.params.yaml_file": "refuses what is wrong there",
+    "stages.params.tasks:task_class": "finds the audit's task, which is followed by itself",
+    **{
+        f"stages.files:{name}": "how files are written, not what they hold"
+        for name in ("publishing", "scratch", "replace_file", "put_aside", "seal", "unseal", "record_probe_seconds")
+    },
+}
+# Blocks of params.yaml: a stage depends on those of their defaults that it asks for.
+BLOCKS = ("stages.params.audit", "stages.params.repair")
+
+
+def main(name: str) -> None:
+    """Run the stage: write data/NAME/code.json."""
+    from stages.params import DATA, load_params
+
+    path = DATA / name / CODE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(Code().written(load_params().audit(name)), encoding="utf-8")
+
+
+class Code:
+    """The code of an installation, and a user's beside params.yaml; each module is read when it is first needed.
+
+    Args:
+        package: the folder `stages`.
+        beside: the workspace.
+    """
+
+    def __init__(self, package: Path = PACKAGE, beside: Path = Path()) -> None:
+        self._source = Source(package, beside, PASSED_OVER, BLOCKS)
+        self._entries = {group: plugins.load(group) for group in plugins.GROUPS}
+
+    def written(self, audit: AuditConfig) -> str:
+        """The code.json of an audit, of which this is the block in params.yaml."""
+        codes = {stage: self.digest(audit, stage) for stage in read_stages() if stage != STAGE}
+        compute = audit.compute.model_dump(mode="json", exclude={"gpus"})
+        return json.dumps({"schema": SCHEMA, "compute": compute, **codes}, indent=1) + "\n"
+
+    def digest(self, audit: AuditConfig, stage: str) -> str:
+        """One hash (16 hex digits) of the code that a stage of an audit can reach."""
+        return hashlib.sha256(json.dumps(self.reached(audit, stage), sort_keys=True).encode()).hexdigest()[:16]
+
+    def reached(self, audit: AuditConfig, stage: str) -> Found:
+        """What a stage of an audit can reach: its module, and what params.yaml names."""
+        named = {finder: self._targets(group, names) for finder, (group, names) in _named(audit).items()}
+        roots = [(f"{PACKAGE.name}.{stage}", "main"), (BLOCKS[0], "AuditConfig"), (BLOCKS[1], "RepairConfig")]
+        found, asked = self._source.reached(roots, set(_words(audit.model_dump(mode="json"))), named)
+        others = plugins.distributions_of(module for finder in asked for module, _ in named[finder])
+        return found | {f"plugin {name}": {"": told} for name, told in others.items()}
+
+    def _targets(self, group: str, names: Iterable[str]) -> list[Name]:
+        entries = self._entries[group]
+        values = [entries[name].value if name in entries else name for name in names]
+        return [(module, name) for module, _, name in (value.partition(":") for value in values) if name]
+
+
+def code_of(audit: AuditConfig, stage: str) -> str:
+    """The hash of the code that a stage of an audit can reach now."""
+    return Code().digest(audit, stage)
+
+
+def _named(audit: AuditConfig) -> dict[str, tuple[str, list[str]]]:
+    """What params.yaml names that may be others' code: by what finds it, the group of entry points and the names."""
+    return {
+        "stages.params.tasks:task_class": (plugins.TASKS, [audit.task]),
+        "stages.concepts.catalogue:with_plugins": (plugins.CONCEPTS, list(audit.concepts)),
+        "stages.explorers.registry:make_explorer": (plugins.EXPLORERS, [audit.discover.explorer]),
+    }
+
+
+def _words(value: Any) -> Iterator[str]:
+    """All texts of a block, its keys among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from value
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _words(inner)
 
 
 def read_stages() -> dict[str, Any]:
@@ -30,34 +126,15 @@ def read_stages() -> dict[str, Any]:
     return cast(dict[str, Any], yaml.load(GRAPH.read_text(encoding="utf-8"), Loader=loader)["stages"])
 
 
-def is_code(dep: object) -> bool:
-    """Whether a dependency of a stage is code of this package."""
-    return str(dep).startswith(f"{PACKAGE.name}/")
-
-
-def code_hashes(*names: str, package: Path = PACKAGE) -> dict[str, str]:
-    """For each stage the hash of its code in a package.
-
-    Args:
-        names: of stages; all by default.
-        package: the folder `stages` of an installation; by default this one.
-    """
-    from stages.files import content_hash  # which imports what imports this module
-
-    stages = read_stages()
-    return {
-        name: content_hash(package.parent / dep for dep in stages[name]["do"]["deps"] if is_code(dep))
-        for name in names or stages
-    }
-
-
 def installed(*, own: bool) -> dict[str, Any]:
     """What faded.json has to say now.
 
     Args:
         own: whether it is that of a workspace of one's own.
     """
-    code = {"faded": version(plugins.OWN), "code": code_hashes()} if own else {}
+    from stages.files import content_hash  # which imports what imports this module
+
+    code = {"faded": version(plugins.OWN), "code": content_hash([PACKAGE])} if own else {}
     return {"schema": SCHEMA, **code, "plugins": plugins.distributions()}
 
 
@@ -75,32 +152,31 @@ def is_own_workspace(folder: Path = Path()) -> bool:
     return "code" in read_record(folder)
 
 
-def check_installed(stage: str) -> None:
-    """Refuse to run a stage with other code than faded.json names: DVC would take its results for those of the latter.
+def check_code(stage: str, name: str) -> None:
+    """Refuse to run a stage with other code than its code.json names: DVC would take its results for those of the latter.
 
     Raises:
         UsageError: naming what was found, what was expected, and what helps.
     """
-    record = read_record()
-    found: dict[str, Any] = {"code": code_hashes(stage)[stage]} if "code" in record else {}
-    expected: dict[str, Any] = {"code": _entry(record, "code").get(stage)} if "code" in record else {}
-    if "plugins" in record:
-        found["plugins"], expected["plugins"] = plugins.distributions(), record["plugins"]
-    if found == expected:
-        return
-    if found.get("code") == expected.get("code"):
-        told = f"{RECORD} names the plugins {_list(expected['plugins'])}, installed are {_list(found['plugins'])}"
-    else:
-        wrote, here = record.get("faded"), version(plugins.OWN)
-        told = f"this workspace was written by faded {wrote}, installed is {here}"
-        told += f" with other code for {stage}" if wrote == here else ""
-    raise UsageError(f"{told}: run `faded plan` (or any other command), which brings the workspace up to date")
+    from stages.params import DATA, load_params
+
+    audit = load_params().audit(name)
+    path = DATA / name / CODE
+    try:
+        expected = json.loads(path.read_text(encoding="utf-8")).get(stage)
+    except FileNotFoundError:
+        expected = None
+    except (ValueError, AttributeError):
+        expected = "what is damaged"
+    found = code_of(audit, stage)
+    if found != expected:
+        raise UsageError(
+            f"{path} names {expected or 'no code'} as the code of {stage}, found {found} (faded"
+            f" {version(plugins.OWN)}): run `faded plan` (or any other command), which brings the workspace up to date"
+        )
 
 
-def _entry(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = record.get(key)
-    return value if isinstance(value, dict) else {}
+if __name__ == "__main__":
+    from stages.command import stage_main
 
-
-def _list(found: Any) -> str:
-    return ", ".join(f"{name} {told}" for name, told in found.items()) if isinstance(found, dict) and found else "none"
+    stage_main(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from stages.code import code_of
 from stages.command import stage_main
 from stages.errors import UsageError
 from stages.explorers import SearchResult, save_policy, search
@@ -22,7 +23,6 @@ from stages.progress import progress
 from stages.provenance import prepared_files, provenance, run_key, write_provenance
 from stages.ratings import rated
 
-CODE = [Path(__file__).parent / name for name in ("explorers", "microscopic", "landscape/kernel.py")]
 CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the file larger
 
 
@@ -41,8 +41,8 @@ def main(name: str) -> None:
     if removed := remove_undeclared(shares, shards):
         print(f"removed {', '.join(removed)} from {shares}: shares of an earlier division of the search")
     parts = read_parts(shares, shards, origin(audit, prepared), task.concepts) if shards > 1 else []
-    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json", *CODE]
-    key = run_key(audit, [*inputs, *([shares] if parts else [])])
+    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json"]
+    key = run_key(audit, [*inputs, *([shares] if parts else [])], code_of(audit, "discover"))
     with scratch(name, "discover", key) as folder:
         ledger = Ledger(folder / "ledger.jsonl")
         if len(ledger):

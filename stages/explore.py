@@ -5,9 +5,10 @@ Shares know nothing of each other and may run anywhere; discover puts them toget
 
 from __future__ import annotations
 
+from stages.code import code_of
 from stages.command import stage_main
 from stages.errors import UsageError
-from stages.explorers.merge import CODE, origin, write_part
+from stages.explorers.merge import origin, write_part
 from stages.explorers.shards import divide, search_share
 from stages.files import publishing, scratch, stage_dir
 from stages.ledger import Ledger
@@ -31,8 +32,8 @@ def main(name: str, number: str) -> None:
     item_ids = task.items.ids("discover")
     share = divide(item_ids, task.concepts.n_cells, audit.discover.budget, shards, audit.seed)[part - 1]
     print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")
-    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json", *CODE]
-    with scratch(name, f"explore-{part}", run_key(_of_shares(audit), inputs, part)) as folder:
+    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json"]
+    with scratch(name, f"explore-{part}", run_key(_of_shares(audit), inputs, part, code_of(audit, "explore"))) as folder:
         ledger = Ledger(folder / "ledger.jsonl")
         if len(ledger):
             print(f"resuming: {len(ledger):,} probes are in the ledger already")

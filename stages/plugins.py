@@ -7,6 +7,7 @@ hash of its files (stages/code.py).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,9 +58,14 @@ def distributions() -> dict[str, str]:
     return {name: f"{dist.version} {_digest(_files(dist, tops))}" for name, (dist, tops) in _installed().items()}
 
 
-def holds(path: Path) -> bool:
-    """Whether a file belongs to one of these distributions, so that `distributions` tells of its changes."""
-    return any(path == file.resolve() for dist, tops in _installed().values() for file in _files(dist, tops).values())
+def distributions_of(modules: Iterable[str]) -> dict[str, str]:
+    """Those of `distributions` that some modules belong to."""
+    tops = {module.partition(".")[0] for module in modules}
+    return {
+        name: told
+        for name, told in (distributions() if tops - {"stages"} else {}).items()
+        if tops & _installed()[name][1]
+    }
 
 
 def _named(entry: EntryPoint) -> str:

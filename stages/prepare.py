@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from stages.command import stage_main
@@ -31,9 +30,7 @@ def main(name: str) -> None:
 
 def _fingerprint(name: str, audit: AuditConfig) -> dict[str, Any]:
     """What a task may use in later stages beside its prepared files; they depend on this one file for it."""
-    here = Path(__file__).parent
     return {
-        "code": content_hash([Path(audit.code), here / "tasks", here / "concepts"]),
         "inputs": content_hash([DATA / name / "inputs"]),
         "prepare": content_hash([], of_answers(audit.prepare)),
     }

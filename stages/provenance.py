@@ -16,7 +16,7 @@ from typing import Any
 
 from stages.code import is_own_workspace
 from stages.files import content_hash, write_json
-from stages.params import AuditConfig, resolve_device
+from stages.params import DATA, AuditConfig, resolve_device
 from stages.plugins import distributions
 
 PACKAGES = (
@@ -43,7 +43,7 @@ def provenance(
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
-        "git": git_state(Path(config.code)),
+        "git": git_state(audit),
     }
     if computes:
         record |= {
@@ -135,12 +135,12 @@ def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:
 
     Args:
         config: the audit's block of params.yaml.
-        inputs: files and folders the run reads; code among them.
-        more: settings the run depends on beside the audit's own.
+        inputs: files and folders the run reads.
+        more: what else it depends on: its code (`stages.code.code_of`), settings beside the audit's own.
     """
-    settings = config.model_dump(mode="json", exclude={"summarize"})
+    settings = config.model_dump(mode="json", exclude={"summarize": True, "compute": {"gpus"}})
     settings["prepare"] = of_answers(settings["prepare"])
-    return content_hash(inputs, settings, device_name(config.compute.device), versions(), distributions(), *more)
+    return content_hash(inputs, settings, device_name(config.compute.device), versions(), *more)
 
 
 def versions() -> dict[str, str]:
@@ -154,14 +154,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_state(code: Path) -> dict[str, Any]:
-    """The revision, and whether code or parameters differ from it; what stages write does not count."""
+def git_state(audit: str) -> dict[str, Any]:
+    """The revision, and whether the code of an audit or parameters differ from it; what stages write does not count."""
     revision = _git("rev-parse", "HEAD")
     if revision is None:
         return {"revision": None, "dirty": None}
     # In a workspace of one's own folders of these names are the user's.
     cloned = () if is_own_workspace() else ("stages", "flows", "pyproject.toml")
-    watched = [p for p in ("params.yaml", "dvc.yaml", "faded.json", *cloned, str(code)) if Path(p).exists()]
+    watched = [p for p in ("params.yaml", "dvc.yaml", "faded.json", *cloned, f"{DATA}/{audit}/code.json") if Path(p).exists()]
     return {"revision": revision, "dirty": bool(_git("status", "--porcelain", "--", *watched))}
 
 

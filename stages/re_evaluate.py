@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.code import code_of
 from stages.command import stage_main
 from stages.errors import UsageError
 from stages.explorers import Prober, search
@@ -42,7 +43,7 @@ def main(name: str) -> None:
         raise UsageError(f"{prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged")
 
     inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json", models_path, plan_path]
-    key = run_key(audit, [*inputs, Path(__file__).with_name("explorers")], repair.re_evaluate.model_dump())
+    key = run_key(audit, inputs, code_of(audit, "re_evaluate"), repair.re_evaluate.model_dump())
     with scratch(name, "re_evaluate", key) as folder:
         ledgers = {model: Ledger(folder / f"{model}.jsonl") for model in tasks}
         searches = {m: _search(tasks[m], item_ids, audit, ledgers[m], context.compute, m) for m in ("before", "after")}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from stages.code import code_of
 from stages.command import stage_main
 from stages.concepts import Region
 from stages.files import content_hash, publishing, read_json, scratch, stage_dir, write_json
@@ -35,7 +36,7 @@ def main(name: str) -> None:
         print(f"note: method {config.method} of this task learns from no examples, so {len(examples)} rated are unused")
         examples = []
     inputs = [plan_file, prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json"]
-    key = run_key(audit, inputs, config.model_dump(mode="json"))
+    key = run_key(audit, inputs, code_of(audit, "restructure"), config.model_dump(mode="json"))
     with scratch(name, "restructure", key) as work:
         plans = {
             copy: RepairPlan(

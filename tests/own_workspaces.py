@@ -62,7 +62,7 @@ def make_repository(path: Path) -> Path:
 def make_audited(folder: Path) -> Workspace:
     """Make a folder a workspace with one audit and its repair, "tiny"."""
     write_workspace(folder)
-    add_audit(folder, "tiny", audit_params(task="my_task:PlantedTask", code="my_task.py"), repair_params())
+    add_audit(folder, "tiny", audit_params(task="my_task:PlantedTask"), repair_params())
     (folder / "data/tiny/inputs/regions.json").write_text("[]")
     return Workspace(folder)
 

@@ -63,7 +63,7 @@ def make_review(
     monkeypatch.syspath_prepend(path)
     monkeypatch.delitem(sys.modules, "review_task", raising=False)
     monkeypatch.setattr("flows.review.view.git_user", lambda: "Ada Lovelace")
-    audit = audit_params(task="review_task:Learner", code="review_task.py")
+    audit = audit_params(task="review_task:Learner")
     repair = repair_params(feedback={"policy": "wait", **feedback})
     params = {"audits": {"x": audit, "other": audit}, "repairs": {"x": repair, "other": repair}, "shards": {}}
     (path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))

@@ -328,7 +328,7 @@ def test_a_bundle_of_pictures_or_of_texts_holds(tmp_path, module, task):
     """Their verdicts have measures, their landscapes and gates have bias."""
     bias = {"max_bias": 0.9} if module == "planted_pictures" else {"max_failure_rate": 0.9}
     summarize = {"modes": 2, "examples": 3, "min_support": 0.5, "gates": bias}
-    audit = quick_audit(task=f"{module}:{task}", code=f"{module}.py", summarize=summarize)
+    audit = quick_audit(task=f"{module}:{task}", summarize=summarize)
     more = {"bias": {"max": 0.9}} if module == "planted_pictures" else {}
     own = make_workspace(tmp_path / "ws", {"tiny": audit}, {"tiny": quick_repair(gates={**GATES, **more})})
     shutil.copy(ROOT / "tests" / f"{module}.py", own.path)

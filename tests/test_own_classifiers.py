@@ -379,7 +379,6 @@ def test_a_network_of_ones_own_is_repaired(inputs):
 def test_an_audit_of_ones_own_through_the_stages(tmp_path):
     audit = audit_params(
         task="stages.tasks.classification:ImageClassification",
-        code="stages/tasks/classification",
         prepare={
             "model": {"timm": "resnet10t", "weights": "w.safetensors", "classes": CLASSES},
             "data": {"imagefolder": "photos", "size": 32},

@@ -74,7 +74,6 @@ def workspace(inputs, tmp_path, monkeypatch):
         context = context_of(inputs, url, model=remote(url, key_env=KEY, batch_size=4, **model))
         audit = audit_params(
             task="stages.tasks.summarization:Summarization",
-            code=str(ROOT / "stages" / "tasks" / "summarization"),
             compute={"device": "cpu", "threads": 1, "batch_size": 6, "gpus": 0},
             prepare=dict(context.config),
             concepts=dict(context.concepts),

@@ -15,7 +15,6 @@ from stages.params import load_params, task_class
 AUDIT = {
     "seed": 1,
     "task": "tests.planted:PlantedTask",
-    "code": "tests",
     "compute": {"gpus": 0},
     "discrepancy": {},
     "prepare": {"items": {"discover": 5}},
@@ -234,7 +233,7 @@ def test_a_module_that_fails_on_import_is_told(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "broken_task.py").write_text("def f(:\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    data = with_audit(task="broken_task:T", code="broken_task.py")
+    data = with_audit(task="broken_task:T")
     with pytest.raises(UsageError, match=r"broken_task:T cannot be imported: SyntaxError"):
         check_audits(load_params(write(tmp_path, data)), ["x"])
 

@@ -44,7 +44,6 @@ def text_audit(made, **parts):
     }
     return audit_params(
         task="stages.tasks.summarization:Summarization",
-        code=str(ROOT / "stages" / "tasks" / "summarization"),
         prepare=config,
         concepts=dict(context.concepts),
         discrepancy=dict(context.discrepancy),

@@ -27,7 +27,6 @@ def place(tmp_path, monkeypatch):
     context = image_context(tmp_path)
     audit = audit_params(
         task="stages.tasks.classification:ImageClassification",
-        code="stages/tasks",
         prepare=context.config,
         concepts=context.concepts,
     )

@@ -135,7 +135,6 @@ def audited(path, patch, task, *, concepts=("tilt", "fog", "dust", "rain"), budg
             "tiny": {
                 "seed": 3,
                 "task": task,
-                "code": f"{module}.py",
                 "compute": {"device": "cpu", "threads": 1, "batch_size": 512, "gpus": 0},
                 "discrepancy": {},
                 "prepare": {

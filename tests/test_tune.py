@@ -122,7 +122,6 @@ def stripes(tmp_path_factory):
     ImageClassification.prepare(context, prepared)
     audit = audit_params(
         task="stages.tasks.classification:ImageClassification",
-        code="stages",
         prepare=dict(context.config),
         concepts=dict(context.concepts),
         discrepancy={},

@@ -107,7 +107,7 @@ def test_an_audit_that_was_written_by_hand_gets_its_folders_and_its_code_may_be_
     code.mkdir()
     (code / "__init__.py").write_text("")
     shutil.copy(own.path / "my_task.py", code / "task.py")
-    params["audits"]["mine"] = audit_params(task="tasks_of_mine.task:PlantedTask", code="tasks_of_mine")
+    params["audits"]["mine"] = audit_params(task="tasks_of_mine.task:PlantedTask")
     own.write_params(params)
     monkeypatch.chdir(own.path)
     assert len(make_folders()) == 1 and make_folders() == [] and not outdated()

@@ -107,7 +107,7 @@ def test_an_audit_runs_in_any_git_repository_from_the_installed_wheel(source, en
         (workspace / name / "__init__.py").write_text("raise SystemExit('not the package')\n")
     shutil.copy(ROOT / "tests" / "planted.py", workspace / "my_task.py")
     git(repository, "init", "--quiet", "--initial-branch=main")  # without a commit, which no stage needs
-    audit = audit_params(task="my_task:PlantedTask", code="my_task.py", discover=SEARCH)
+    audit = audit_params(task="my_task:PlantedTask", discover=SEARCH)
     made = run(environment, workspace, "python", "-P", "-c", MAKE, json.dumps([audit, repair_params()]))
     assert made.returncode == 0, made.stdout
     (workspace / "data/tiny/inputs/regions.json").write_text("[]")

@@ -29,8 +29,7 @@ MODES[1] |= dict.fromkeys(("rate", "low", "high")) | {"probes": 0, "confirmed": 
 
 def entries(stage: dict, group: str) -> list[str]:
     names = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in stage.get(group, [])]
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    return [name.replace("${key}", AUDIT).replace("${item.code}", params["audits"][AUDIT]["code"]) for name in names]
+    return [name.replace("${key}", AUDIT) for name in names]
 
 
 def content(path: Path) -> bytes:
@@ -62,8 +61,16 @@ def record_span(begin: float) -> None:
         spans.write(json.dumps(span | {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}) + "\n")
 
 
+def use_the_task() -> None:
+    from stages.params import task_class
+
+    task_class(AUDIT, None)
+
+
 def main() -> None:
     die_with_parent()
+    if "never" in sys.argv:  # so that it depends on the code of the task, as a real stage does
+        use_the_task()
     atexit.register(record_span, time.time())
     with Path("executed.txt").open("a") as record:
         record.write(f"{KIND}@{AUDIT}\n")
@@ -83,7 +90,8 @@ def main() -> None:
         raise SystemExit(told["exit"])
 
     stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][KIND]["do"]
-    digest = hashlib.sha256(b"".join(content(Path(dep)) for dep in entries(stage, "deps"))).hexdigest()
+    code = json.loads(Path("data", AUDIT, "code.json").read_text())[KIND]
+    digest = hashlib.sha256(code.encode() + b"".join(content(Path(dep)) for dep in entries(stage, "deps"))).hexdigest()
     report = {"schema": 1, "audit": AUDIT, "digest": digest, "modes": MODES, "concepts": [{"name": "tilt"}]}
     report |= {"passed": told.get("passed", True), "gates": told.get("gates", [])}
     report |= {"decided_by": "policy", "reviewer": None, "statement": "said by a toy"} if KIND == "re_evaluate" else {}

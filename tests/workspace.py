@@ -34,7 +34,6 @@ def audit_params(**changes: Any) -> dict[str, Any]:
     return {
         "seed": 3,
         "task": "planted:PlantedTask",
-        "code": "planted.py",
         "compute": {"device": "cpu", "threads": 1, "batch_size": 32, "gpus": 0},
         "prepare": {
             "items": {"discover": 20, "repair": 20, "test": 20},

@@ -9,19 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from flows.init.block import Draft
 from flows.init.model import Kind, Model
 from stages.errors import UsageError
-from stages.params import DATA
 
-CODE: Mapping[Kind, str] = {  # of the built-in tasks, in a clone; kinds are named as they are
-    "image-classification": "stages/tasks/classification",
-    "summarization": "stages/tasks/summarization",
-    "text-to-image": "stages/tasks/text_to_image",
-}
 SEED = 7
 SEARCH_SECONDS = 600.0  # what a search is meant to take
 PROBES_OF_SEARCH = 2.5  # for each one of its budget: two explorers, and half as many in small steps
@@ -83,22 +76,18 @@ class Wanted:
     concepts: Mapping[str, Sequence[float | str]] = field(default_factory=dict)
 
 
-def propose(wanted: Wanted, model: Model, shape: Sequence[int | None], workspace: Path) -> Draft:
+def propose(wanted: Wanted, model: Model, shape: Sequence[int | None]) -> Draft:
     """An audit that is whole and valid, before anything was measured.
 
     Args:
         wanted: what was asked for.
         model: the model under test.
         shape: channels, height, width of the pictures the model sees, each None where unknown.
-        workspace: where the audit will be.
 
     Raises:
         UsageError: when there are too few items.
     """
     items = count_items(wanted)
-    code = CODE[wanted.kind]
-    if not (workspace / code).is_dir():  # then faded.json tells of changes of the installed package
-        code = f"{DATA}/{wanted.name}/inputs"
     concepts: Mapping[str, Sequence[Any]] = wanted.concepts
     if wanted.kind == "image-classification":
         concepts = image_concepts(shape)
@@ -108,7 +97,6 @@ def propose(wanted: Wanted, model: Model, shape: Sequence[int | None], workspace
     audit = {
         "seed": SEED,
         "task": wanted.kind,
-        "code": code,
         "compute": compute(wanted.kind, model, shape),
         "prepare": {"model": dict(wanted.model), data: dict(wanted.data), **wanted.prepare, "items": items},
         "concepts": {name: list(levels) for name, levels in concepts.items()},

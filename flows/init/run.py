@@ -172,7 +172,7 @@ class _ChangedError(UsageError):
 
 
 def _proposed(answers: Answers, workspace: Path) -> Draft:
-    return propose(answers.wanted, answers.model, shape_shown(answers), workspace)
+    return propose(answers.wanted, answers.model, shape_shown(answers))
 
 
 def _tried(answers: Answers, draft: Draft, questions: Questions, workspace: Path, console: Console) -> Answers:

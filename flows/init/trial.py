@@ -72,9 +72,6 @@ def tried(draft: Draft, placed: Sequence[Placed], workspace: Path) -> Iterator[P
         inputs = here / DATA / draft.name / "inputs"
         inputs.mkdir(parents=True)
         link_inputs(inputs, workspace.resolve() / DATA / draft.name / "inputs", placed)
-        code = Path(draft.audit["code"])
-        if not (here / code).exists():  # of a clone
-            (here / code.parts[0]).symlink_to(workspace.resolve() / code.parts[0])
         text = with_blocks("audits: {}\nrepairs: {}\nshards: {}\n", None, draft)
         (here / "params.yaml").write_text(text, encoding="utf-8")
         with contextlib.chdir(here):

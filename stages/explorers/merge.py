@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.code import code_of
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.explorers.policy import Mixture, Policy, load_policy, save_policy
@@ -31,7 +32,6 @@ CURVE_POINTS = 1000  # of a merged curve, at most
 SHOWN = 10  # shares named in a message, at most
 # Packages whose versions change no answer: of Faded's own code and of the items `origin` tells.
 NOT_OF_ANSWERS = frozenset({"faded", "dvc", "prefect", "datasets"})
-CODE = [Path(__file__).parent, Path(__file__).parents[1] / "landscape" / "kernel.py"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def origin(audit: AuditConfig, prepared: Path) -> dict[str, str]:
         "items": content_hash([prepared / "items.parquet"]),
         "task": content_hash([prepared / "fingerprint.json"]),
         "parameters": content_hash([], settings),
-        "code of the search": content_hash(CODE),
+        "code": code_of(audit, "explore"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,46 +10,30 @@ from pydantic import ValidationError
 
 from stages import plugins
 from stages.errors import UsageError, did_you_mean
-from stages.explorers.agents import A2CExplorer, DQNExplorer, PPOExplorer, QRDQNExplorer, TRPOExplorer
-from stages.explorers.auto import Auto
-from stages.explorers.bandits import UCB, Thompson
-from stages.explorers.baselines import (
-    EpsilonGreedy,
-    Exhaustive,
-    LatinHypercube,
-    Random,
-    Sobol,
-    ThresholdSearch,
-)
-from stages.explorers.bayesian import Bayesian
 from stages.explorers.contract import Explorer
-from stages.explorers.model_based import LocalSearch, ModelBased, Pool
-from stages.explorers.quality_diversity import MapElites
 from stages.params import validation_lines
 
-EXPLORERS: dict[str, Any] = {
-    cls.name: cls
-    for cls in (
-        Auto,
-        ModelBased,
-        LocalSearch,
-        Pool,
-        PPOExplorer,
-        A2CExplorer,
-        TRPOExplorer,
-        DQNExplorer,
-        QRDQNExplorer,
-        Thompson,
-        UCB,
-        Bayesian,
-        MapElites,
-        EpsilonGreedy,
-        ThresholdSearch,
-        Sobol,
-        LatinHypercube,
-        Random,
-        Exhaustive,
-    )
+# Each is imported when it is asked for, so that an audit depends on the code of its own alone.
+EXPLORERS = {
+    "auto": "stages.explorers.auto:Auto",
+    "model_based": "stages.explorers.model_based:ModelBased",
+    "local_search": "stages.explorers.model_based:LocalSearch",
+    "pool": "stages.explorers.model_based:Pool",
+    "ppo": "stages.explorers.agents:PPOExplorer",
+    "a2c": "stages.explorers.agents:A2CExplorer",
+    "trpo": "stages.explorers.agents:TRPOExplorer",
+    "dqn": "stages.explorers.agents:DQNExplorer",
+    "qrdqn": "stages.explorers.agents:QRDQNExplorer",
+    "thompson": "stages.explorers.bandits:Thompson",
+    "ucb": "stages.explorers.bandits:UCB",
+    "bayesian": "stages.explorers.bayesian:Bayesian",
+    "map_elites": "stages.explorers.quality_diversity:MapElites",
+    "epsilon_greedy": "stages.explorers.baselines:EpsilonGreedy",
+    "threshold_search": "stages.explorers.baselines:ThresholdSearch",
+    "sobol": "stages.explorers.baselines:Sobol",
+    "latin_hypercube": "stages.explorers.baselines:LatinHypercube",
+    "random": "stages.explorers.baselines:Random",
+    "exhaustive": "stages.explorers.baselines:Exhaustive",
 }
 
 
@@ -58,7 +43,7 @@ def make_explorer(name: str, settings: Mapping[str, Any]) -> Explorer:
     Raises:
         UsageError: for an unknown name or setting, naming the known ones.
     """
-    cls = _find(name)
+    cls = explorer_class(name)
     try:
         explorer: Explorer = cls(cls.Settings.model_validate(dict(settings)))
     except ValidationError as error:
@@ -66,9 +51,15 @@ def make_explorer(name: str, settings: Mapping[str, Any]) -> Explorer:
     return explorer
 
 
-def _find(name: str) -> Any:
+def explorer_class(name: str) -> Any:
+    """The class of an explorer.
+
+    Raises:
+        UsageError: for an unknown name, or what is no explorer.
+    """
     if name in EXPLORERS:
-        return EXPLORERS[name]
+        module, _, cls = EXPLORERS[name].partition(":")
+        return getattr(importlib.import_module(module), cls)
     others = plugins.load(plugins.EXPLORERS)
     if name not in others:
         known = [*EXPLORERS, *others]

@@ -127,9 +127,6 @@ class AuditConfig(Strict):
         pattern=r"^(\w+(\.\w+)*:\w+|\w[\w.-]*)$",
         description="package.module:Class, see stages/tasks/contract.py, or the name of an installed task",
     )
-    code: str = Field(
-        min_length=1, description="the task's own module or folder, a dependency of every stage that uses it"
-    )
     compute: ComputeConfig
     prepare: dict[str, Any] = Field(description="the task's own: model, data, items")
     concepts: dict[str, list[Level]] = Field(min_length=1, description="levels of each concept, weakest first")

@@ -18,6 +18,13 @@ _short.maxlevel, _short.maxdict, _short.maxlist, _short.maxtuple = 2, 4, 8, 8
 _short.maxstring = _short.maxlong = _short.maxother = 80
 
 
+_ANY = "*"
+# Keys there were once, and what to do instead.
+_GONE = {
+    ("audits", _ANY, "code"): "is not needed any more, the module is found through task: remove this line",
+}
+
+
 class Strict(BaseModel):
     """Base of all configuration models: an unknown key is an error, not a silent default, and nothing is converted.
 
@@ -33,7 +40,9 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
     for item in error.errors(include_url=False):
         where = ".".join(str(part)[:80] for part in item["loc"])
         where = f"{prefix}.{where}".strip(".")
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and (gone := _gone(item["loc"])) is not None:
+            lines.append(f"{where}: {gone}")
+        elif item["type"] == "extra_forbidden":
             known = known_keys(model, item["loc"][:-1])
             hint = did_you_mean(str(item["loc"][-1])[:80], known)
             lines.append(f"{where}: unknown key{hint}; expected one of {', '.join(sorted(known))}")
@@ -44,6 +53,14 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
             found = "" if item["type"] == "value_error" else f", found {shown(item['input'])}"
             lines.append(f"{where}: {message}{found}" if where else message + found)
     return lines
+
+
+def _gone(where: tuple[int | str, ...]) -> str | None:
+    """What to do about a key that there was once, or None."""
+    for keys, told in _GONE.items():
+        if len(keys) == len(where) and all(key in (_ANY, found) for key, found in zip(keys, where, strict=True)):
+            return told
+    return None
 
 
 def shown(value: Any) -> str:

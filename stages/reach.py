@@ -1,0 +1,464 @@
+"""What code can be reached from a function: read from its source, without importing any of it.
+
+Code is followed definition by definition. A function leads to whatever it names; a class to its bases, and to those of
+its methods whose names occur in code that is reached (one that a library may call always counts). What changes no
+result is left out: comments, docstrings, annotations of functions, what is printed, and what raised errors say.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+Name = tuple[str, str]
+"""A module, and what it defines; "" stands for all of it."""
+
+Found = dict[str, dict[str, str]]
+"""By the path of a file, what of it is reached: definition -> digest."""
+
+TABLE = "CATALOGUE"  # a constant of this name lists things by their names, of which an audit takes some
+_REST = "*"  # what a module does beside defining something
+# Under these decorators methods run when they are called by name, as those without any; under others at any time.
+_CALLED_BY_NAME = frozenset(
+    {"property", "cached_property", "classmethod", "staticmethod", "abstractmethod", "override", "setter"}
+    | {"contextmanager", "cache", "lru_cache", "no_grad", "inference_mode"}
+)
+# Bases of libraries that call no method they do not have themselves.
+_CALL_NOTHING = frozenset({"Protocol", "ABC", "Generic", "NamedTuple", "BaseModel", *vars(builtins)})
+_PRINTS = frozenset({"print", "warnings.warn"})
+
+
+@dataclass
+class Part:
+    """One definition, or one member of a class.
+
+    Args:
+        digest: of what it says.
+        names: what it names, with dots where it does so through a module: "plugins.load".
+        attributes: what it asks of objects, by name.
+        texts: texts in it that may be names.
+        imports: what it imports itself.
+        members: of a class, those that count only where they are asked for.
+        entries: of a table.
+        bases: of a class, as it names them.
+        is_field: it is a field of a block of params.yaml.
+        reads_files: of its module's folder.
+        leads: where its names lead, and what they are in libraries; known once it was followed.
+    """
+
+    digest: str
+    names: set[str] = field(default_factory=set)
+    attributes: set[str] = field(default_factory=set)
+    texts: set[str] = field(default_factory=set)
+    imports: dict[str, Name] = field(default_factory=dict)
+    members: dict[str, Part] = field(default_factory=dict)
+    entries: dict[str, Part] = field(default_factory=dict)
+    bases: list[str] = field(default_factory=list)
+    is_field: bool = False
+    reads_files: bool = False
+    leads: tuple[set[Name], set[str]] | None = None
+
+
+class _Reader:
+    """Reads a definition: what it says, and what it leads to."""
+
+    def __init__(self, package: str, leave_out: Collection[ast.AST]) -> None:
+        self._package, self._leave_out = package, leave_out
+        self._said: list[str] = []
+        self._part = Part("")
+
+    def part(self, *nodes: ast.AST) -> Part:
+        for node in nodes:
+            self._read(node)
+        part = self._part
+        part.digest = hashlib.sha256("".join(self._said).encode("utf-8", "surrogatepass")).hexdigest()
+        part.reads_files = "__file__" in part.names or ("importlib.resources", "files") in part.imports.values()
+        return part
+
+    def _read(self, node: ast.AST) -> None:
+        if node in self._leave_out or _only_tells(node):
+            return
+        part, said = self._part, self._said
+        said.append(type(node).__name__)
+        if isinstance(node, ast.Name):
+            part.names.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            part.attributes.add(node.attr)
+            if (dotted := _dotted(node)) is not None:
+                part.names.add(dotted)
+                part.attributes.update(dotted.split(".")[1:])
+                said.append(f":{dotted};")
+                return
+        elif isinstance(node, ast.keyword):
+            part.texts.add(node.arg or "")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            part.texts.add(node.value)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            part.imports |= _imports(node, self._package)
+        elif isinstance(node, ast.Call) and _dotted(node.func) in ("getattr", "hasattr"):
+            part.attributes.update(_texts(node.args[1:2]))
+        elif isinstance(node, ast.MatchClass):
+            part.attributes.update(node.kwd_attrs)
+        for name, value in _fields(node):
+            said.append(f"({name}")
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    self._read(child)
+                else:
+                    said.append(f":{type(child).__name__}{child!r};")
+            said.append(")")
+
+
+def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
+    """What a node consists of, in an order that is the same in every version of Python, empty lists left out."""
+    left_out = {"ctx", "kind", "type_comment"}
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        left_out.add("exc")
+        yield "exc", node.exc.func
+    elif isinstance(node, ast.Assert):
+        left_out.add("msg")
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        left_out.add("returns")
+    elif isinstance(node, ast.arg):
+        left_out.add("annotation")
+    elif isinstance(node, ast.Call) and _dotted(node.func) == "Field":
+        left_out.add("keywords")
+        yield "keywords", [keyword for keyword in node.keywords if keyword.arg != "description"]
+    for name in sorted(set(node._fields) - left_out):
+        value = getattr(node, name, None)
+        if value is not None and value != []:
+            yield name, value
+
+
+def _only_tells(node: ast.AST) -> bool:
+    """Whether a statement only tells people something."""
+    if not isinstance(node, ast.Expr):
+        return False
+    value = node.value
+    return isinstance(value, ast.Constant) or (isinstance(value, ast.Call) and _dotted(value.func) in _PRINTS)
+
+
+def _dotted(node: ast.AST) -> str | None:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (base := _dotted(node.value)) is not None:
+        return f"{base}.{node.attr}"
+    return None
+
+
+def _texts(nodes: Iterable[ast.AST | None]) -> list[str]:
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def _imports(node: ast.Import | ast.ImportFrom, package: str) -> dict[str, Name]:
+    """What an import binds: name -> module and what of it, "" for the module itself."""
+    if isinstance(node, ast.Import):
+        names = {alias.asname or alias.name.partition(".")[0]: alias for alias in node.names}
+        return {name: (alias.name if alias.asname else name, "") for name, alias in names.items()}
+    module = node.module or ""
+    if node.level:
+        above = package.split(".")
+        module = ".".join([*above[: len(above) - node.level + 1], *([module] if module else [])])
+    return {alias.asname or alias.name: (module, alias.name) for alias in node.names}
+
+
+class Module:
+    """A module as it is written.
+
+    Args:
+        name: with dots.
+        path: of its file.
+        shown: the path for people.
+        ours: whether it is one of Faded's; of any other all counts once something of it is reached.
+        has_blocks: its classes are blocks of params.yaml, whose fields count where they are asked for.
+    """
+
+    def __init__(self, name: str, path: Path, shown: str, *, ours: bool, has_blocks: bool) -> None:
+        self.name, self.path, self.shown, self.ours, self._has_blocks = name, path, shown, ours, has_blocks
+        self._package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        self.parts: dict[str, list[Part]] = {}
+        self.imports: dict[str, Name] = {}
+        source = path.read_bytes()
+        try:
+            body = ast.parse(source).body
+        except (SyntaxError, ValueError):  # whoever imports it will be told
+            self.parts[_REST] = [Part(hashlib.sha256(source).hexdigest())]
+            return
+        for node in body:
+            self._take(node)
+
+    def _take(self, node: ast.stmt) -> None:
+        names = [_REST]
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            self.imports |= _imports(node, self._package)
+            return
+        if _only_tells(node) or (self.ours and isinstance(node, ast.If) and _never_runs(node)):
+            return
+        if isinstance(node, ast.ClassDef):
+            names, part = [node.name], self._class(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            leaves = [leaf for target in targets for leaf in _leaves(target)]
+            names = [leaf.id if isinstance(leaf, ast.Name) else _REST for leaf in leaves]
+            entries = dict(_entries(node.value, named=TABLE in names)) if node.value is not None else {}
+            part = self._read(node, leave_out=entries.values())
+            part.entries = {name: self._entry(entry) for name, entry in entries.items()}
+        else:
+            part = self._read(node)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [node.name]
+            else:
+                self.imports |= part.imports
+        for name in names:
+            self.parts.setdefault(name, []).append(part)
+
+    def _read(self, *nodes: ast.AST, leave_out: Collection[ast.AST] = ()) -> Part:
+        return _Reader(self._package, leave_out).part(*nodes)
+
+    def _class(self, node: ast.ClassDef) -> Part:
+        members: dict[str, list[ast.stmt]] = {}
+        checks = []
+        for statement in node.body:
+            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+                under = [(_dotted(getattr(d, "func", d)) or "").rpartition(".")[2] for d in statement.decorator_list]
+                if self._has_blocks and any(name.endswith("_validator") for name in under):
+                    checks.append(statement)
+                elif not statement.name.startswith("__") and _CALLED_BY_NAME.issuperset(under):
+                    members.setdefault(statement.name, []).append(statement)
+            elif self._has_blocks and isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                members.setdefault(statement.target.id, []).append(statement)
+        part = self._read(node, leave_out={*checks, *(one for each in members.values() for one in each)})
+        for name, statements in members.items():
+            part.members[name] = self._read(*statements)
+            part.members[name].is_field = isinstance(statements[0], ast.AnnAssign)
+        bases = (base.value if isinstance(base, ast.Subscript) else base for base in node.bases)
+        part.bases = [name for base in bases if (name := _dotted(base)) is not None]
+        return part
+
+    def _entry(self, node: ast.expr) -> Part:
+        part = self._read(node)
+        for text in _texts([node]):  # "module:Class", which is imported when it is asked for
+            module, _, name = text.partition(":")
+            part.imports[name], part.names = (module, name), {name}
+        return part
+
+
+def _never_runs(node: ast.If) -> bool:
+    """Whether it is for type checkers, or for a module that is run as a command."""
+    test = node.test
+    return _dotted(test) == "TYPE_CHECKING" or (isinstance(test, ast.Compare) and _dotted(test.left) == "__name__")
+
+
+def _leaves(target: ast.expr) -> list[ast.expr]:
+    inner = target.elts if isinstance(target, ast.Tuple | ast.List) else []
+    return [leaf for one in inner for leaf in _leaves(one)] if inner else [target]
+
+
+def _entries(value: ast.expr, *, named: bool) -> Iterator[tuple[str, ast.expr]]:
+    """What a table lists: "module:Class" by name, and in a constant that is `named` as one, calls that begin with one."""
+    if isinstance(value, ast.Dict):
+        keys, targets = _texts(value.keys), _texts(value.values)
+        if keys and len(keys) == len(targets) == len(value.values) and all(t.count(":") == 1 for t in targets):
+            yield from zip(keys, value.values, strict=True)
+    for inner in ast.walk(value) if named else ():
+        for call in inner.elts if isinstance(inner, ast.Tuple) else ():
+            for name in _texts(call.args[:1]) if isinstance(call, ast.Call) else ():
+                yield name, call
+
+
+class Source:
+    """Modules that can be followed, each read once.
+
+    Args:
+        package: the folder `stages`.
+        beside: the workspace, in which a user's modules lie.
+        passed_over: modules, or "module:name", that change no result.
+        blocks: modules whose classes are blocks of params.yaml.
+    """
+
+    def __init__(
+        self, package: Path, beside: Path = Path(), passed_over: Collection[str] = (), blocks: Collection[str] = ()
+    ) -> None:
+        self._package, self._beside = package, beside
+        self._passed_over, self._blocks = frozenset(passed_over), frozenset(blocks)
+        self._modules: dict[str, Module | None] = {}
+        self._homes: dict[str, Path | None] = {package.name: package}
+
+    def reached(
+        self, roots: Iterable[Name], words: Collection[str], leads: Mapping[str, Iterable[Name]]
+    ) -> tuple[Found, set[str]]:
+        """What can be reached from some definitions.
+
+        Args:
+            roots: where to begin.
+            words: which entries of tables are taken.
+            leads: what a "module:name" leads to beside what it names. Modules outside the package are looked for beside
+                params.yaml, and then as Python does.
+
+        Returns:
+            What is reached, and which of `leads`.
+        """
+        for module in (module for lead in leads.values() for module, _ in lead):
+            top = module.partition(".")[0]
+            if self._home(top) is None and (spec := PathFinder.find_spec(top)) is not None:
+                self._homes[top] = Path(next(iter(spec.submodule_search_locations or [str(spec.origin)])))
+                self._modules = {name: known for name, known in self._modules.items() if known is not None}
+        return _Walk(self, frozenset(words), leads, self._passed_over).run(roots)
+
+    def module(self, name: str) -> Module | None:
+        """A module by its name; None for one of a library."""
+        if name not in self._modules:
+            top, *rest = name.split(".")
+            home = self._home(top)
+            path = home.joinpath(*rest) if home is not None else Path()
+            files = [path / "__init__.py", path.with_name(f"{path.name}.py"), path] if home is not None else []
+            file = next((file for file in files if file.suffix == ".py" and file.is_file()), None)
+            self._modules[name] = self._read(name, file) if file is not None else None
+        return self._modules[name]
+
+    def leads(self, module: Module, part: Part) -> tuple[set[Name], set[str]]:
+        """Where the names in a definition lead, and what those of libraries are."""
+        targets: set[Name] = set()
+        told: set[str] = set()
+        for name in part.names:
+            first, _, rest = name.partition(".")
+            if first in part.imports or first in module.imports:
+                target, what = part.imports.get(first) or module.imports[first]
+                while rest and self._is_module(inner := f"{target}.{what}" if what else target, target, what):
+                    target, (what, _, rest) = inner, rest.partition(".")
+                targets.add((target, what))
+                if self.module(target) is None and self.module(f"{target}.{what}") is None:
+                    told.add(f"{first} is {target} {what}")
+            elif first in module.parts:
+                targets.add((module.name, first))
+        return targets, told
+
+    def _is_module(self, inner: str, module: str, name: str) -> bool:
+        known = self.module(module) if name else None
+        return self.module(inner) is not None and (known is None or name not in known.parts)
+
+    def _home(self, top: str) -> Path | None:
+        """The folder or file of a top-level module."""
+        if top not in self._homes:
+            folder, file = self._beside / top, self._beside / f"{top}.py"
+            is_package = folder.is_dir() and any(folder.glob("*.py"))
+            self._homes[top] = folder if is_package else file if file.is_file() else None
+        return self._homes[top]
+
+    def _read(self, name: str, file: Path) -> Module:
+        above = Path(*file.parts[: -len(name.split(".")) - (file.name == "__init__.py")])
+        ours = name.split(".")[0] == self._package.name
+        return Module(
+            name, file, file.relative_to(above).as_posix(), ours=ours, has_blocks=ours and name in self._blocks
+        )
+
+
+class _Walk:
+    def __init__(
+        self, source: Source, words: frozenset[str], leads: Mapping[str, Iterable[Name]], passed_over: frozenset[str]
+    ) -> None:
+        self._source, self._words, self._leads, self._passed_over = source, words, leads, passed_over
+        self._found: Found = {}
+        self._led: set[str] = set()
+        self._queue: list[tuple[Module, str, Part]] = []
+        self._seen: set[Name] = set()
+        # Names that were asked for, of methods and of fields, and members that wait for theirs.
+        self._asked: tuple[set[str], set[str]] = set(), set()
+        self._waiting: tuple[dict[str, list[tuple[Module, str, Part]]], ...] = {}, {}
+
+    def run(self, roots: Iterable[Name]) -> tuple[Found, set[str]]:
+        for root in roots:
+            self._reach(*root)
+        while self._queue:
+            self._follow(*self._queue.pop())
+        return self._found, self._led
+
+    def _reach(self, module: str, name: str) -> None:
+        """Go to a definition, wherever it is made."""
+        if (module, name) in self._seen:
+            return
+        self._seen.add((module, name))
+        if (dotted := f"{module}:{name}") in self._leads:
+            self._led.add(dotted)
+            for lead in self._leads[dotted]:
+                self._reach(*lead)
+        if {module, dotted} & self._passed_over:
+            return
+        found = self._source.module(module)
+        is_module = name and (found is None or name not in {**found.parts, **found.imports})
+        if is_module and self._source.module(f"{module}.{name}") is not None:
+            self._reach(f"{module}.{name}", "")
+        if found is None:
+            return
+        whole = not found.ours or name in ("", _REST)
+        for one in {**found.parts, **found.imports} if whole else (_REST, name):
+            for number, part in enumerate(found.parts.get(one, ())):
+                self._add(found, f"{one}#{number}" if number else one, part)
+            if one in found.imports and one not in found.parts:
+                self._reach(*found.imports[one])
+
+    def _add(self, module: Module, label: str, part: Part) -> None:
+        here = self._found.setdefault(module.shown, {})
+        if label not in here:
+            here[label] = part.digest
+            self._queue.append((module, label, part))
+
+    def _follow(self, module: Module, label: str, part: Part) -> None:
+        if part.leads is None:
+            part.leads = self._source.leads(module, part)
+        for target in part.leads[0]:
+            self._reach(*target)
+        for told in part.leads[1]:
+            self._found[module.shown][f"{label}: {told}"] = ""
+        for asked, new, waiting in zip(
+            self._asked, (part.attributes, part.attributes | part.texts), self._waiting, strict=True
+        ):
+            for name in new - asked:
+                asked.add(name)
+                for member in waiting.pop(name, ()):
+                    self._add(*member)
+        for name, entry in part.entries.items():
+            if name in self._words:
+                self._add(module, f"{label}[{name}]", entry)
+        if part.reads_files and module.ours:
+            self._files(module, part.texts)
+        every = not module.ours or (bool(part.members) and self._is_called_by_others(module, part))
+        for name, member in part.members.items():
+            if (every and not member.is_field) or name in self._asked[member.is_field]:
+                self._add(module, f"{label}.{name}", member)
+            else:
+                self._waiting[member.is_field].setdefault(name, []).append((module, f"{label}.{name}", member))
+
+    def _files(self, module: Module, names: Collection[str]) -> None:
+        """What lies in folders beside a module and is no code."""
+        folder = module.path.parent
+        for file in (file for name in names for file in (folder / name).rglob("*")):
+            if file.is_file() and file.suffix not in (".py", ".pyc"):
+                shown = (Path(module.shown).parent / file.relative_to(folder)).as_posix()
+                self._found[shown] = {"": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+    def _is_called_by_others(self, module: Module, part: Part) -> bool:
+        """Whether a class is one of a library's, too, which may call any of its methods."""
+        for base in part.bases:
+            found = self._defined(module, base)
+            if found is None and base.rpartition(".")[2] not in _CALL_NOTHING:
+                return True
+            if found is not None and any(self._is_called_by_others(found[0], one) for one in found[1]):
+                return True
+        return False
+
+    def _defined(self, module: Module, name: str) -> tuple[Module, list[Part]] | None:
+        """Where a class is defined; None where in a library."""
+        first, _, rest = name.partition(".")
+        if first in module.parts:
+            return module, module.parts[first]
+        target, what = module.imports.get(first, ("", ""))
+        if self._source.module(f"{target}.{what}") is not None:
+            target, what = f"{target}.{what}", rest
+        there = self._source.module(target)
+        return self._defined(there, what or rest) if there is not None else None
