@@ -38,7 +38,7 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
             # A module of a user's is none of the files that DVC watches.
             if not stage.status() and not _is_of_user(audit.task):
                 continue
-            code = code or Code(*(() if is_own(root) else (root / PACKAGE.name,)), beside=root)
+            code = code or Code(PACKAGE if is_own(root) else root / PACKAGE.name, root)
             text = code.written(audit)
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 path.parent.mkdir(parents=True, exist_ok=True)

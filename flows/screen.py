@@ -25,6 +25,7 @@ from flows.run_stage import run_stage
 from flows.views import show_screening
 from flows.workspace import exclusive
 from stages.check import check_audits
+from stages.code import code_of
 from stages.concepts import Level
 from stages.environment import WORK
 from stages.errors import UsageError
@@ -32,7 +33,6 @@ from stages.files import content_hash, probe_seconds, read_json, read_state, scr
 from stages.ledger import Ledger
 from stages.params import AuditConfig, Params, load_params, task_class, task_context, validation_lines
 from stages.progress import progress
-from stages.code import code_of
 from stages.provenance import run_key
 from stages.ratings import rated
 from stages.screening import Screening, ScreenSettings, fewest_probes, reach, screen
@@ -171,7 +171,9 @@ def _screen(
     )
     inputs = [*(prepared / part for part in ("model", "items.parquet", "fingerprint.json")), _CODE]
     with ExitStack() as stack:
-        folder = stack.enter_context(scratch(name, "screen", run_key(audit, inputs, code_of(audit, "discover"), settings.model_dump())))
+        folder = stack.enter_context(
+            scratch(name, "screen", run_key(audit, inputs, code_of(audit, "discover"), settings.model_dump()))
+        )
         tell = stack.enter_context(progress(f"screen@{name}", settings.probes))
 
         def ledger(levels: Mapping[str, Sequence[Level]]) -> Ledger:

@@ -153,7 +153,7 @@ def is_own_workspace(folder: Path = Path()) -> bool:
 
 
 def check_code(stage: str, name: str) -> None:
-    """Refuse to run a stage with other code than its code.json names: DVC would take its results for those of the latter.
+    """Refuse to run a stage with other code than DVC was told of: it would take the results for those of the latter.
 
     Raises:
         UsageError: naming what was found, what was expected, and what helps.

@@ -33,7 +33,9 @@ def main(name: str, number: str) -> None:
     share = divide(item_ids, task.concepts.n_cells, audit.discover.budget, shards, audit.seed)[part - 1]
     print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")
     inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json"]
-    with scratch(name, f"explore-{part}", run_key(_of_shares(audit), inputs, part, code_of(audit, "explore"))) as folder:
+    with scratch(
+        name, f"explore-{part}", run_key(_of_shares(audit), inputs, part, code_of(audit, "explore"))
+    ) as folder:
         ledger = Ledger(folder / "ledger.jsonl")
         if len(ledger):
             print(f"resuming: {len(ledger):,} probes are in the ledger already")

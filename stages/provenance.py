@@ -161,7 +161,9 @@ def git_state(audit: str) -> dict[str, Any]:
         return {"revision": None, "dirty": None}
     # In a workspace of one's own folders of these names are the user's.
     cloned = () if is_own_workspace() else ("stages", "flows", "pyproject.toml")
-    watched = [p for p in ("params.yaml", "dvc.yaml", "faded.json", *cloned, f"{DATA}/{audit}/code.json") if Path(p).exists()]
+    watched = [
+        p for p in ("params.yaml", "dvc.yaml", "faded.json", *cloned, f"{DATA}/{audit}/code.json") if Path(p).exists()
+    ]
     return {"revision": revision, "dirty": bool(_git("status", "--porcelain", "--", *watched))}
 
 

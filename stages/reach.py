@@ -83,17 +83,28 @@ class _Reader:
     def _read(self, node: ast.AST) -> None:
         if node in self._leave_out or _only_tells(node):
             return
-        part, said = self._part, self._said
+        said = self._said
         said.append(type(node).__name__)
-        if isinstance(node, ast.Name):
-            part.names.add(node.id)
-        elif isinstance(node, ast.Attribute):
+        if (dotted := _dotted(node)) is not None:
+            self._part.names.add(dotted)
+            self._part.attributes.update(dotted.split(".")[1:])
+            said.append(f":{dotted};")
+            return
+        self._note(node)
+        for name, value in _fields(node):
+            said.append(f"({name}")
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    self._read(child)
+                else:
+                    said.append(f":{type(child).__name__}{child!r};")
+            said.append(")")
+
+    def _note(self, node: ast.AST) -> None:
+        """Take down what a node leads to."""
+        part = self._part
+        if isinstance(node, ast.Attribute):
             part.attributes.add(node.attr)
-            if (dotted := _dotted(node)) is not None:
-                part.names.add(dotted)
-                part.attributes.update(dotted.split(".")[1:])
-                said.append(f":{dotted};")
-                return
         elif isinstance(node, ast.keyword):
             part.texts.add(node.arg or "")
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
@@ -104,14 +115,6 @@ class _Reader:
             part.attributes.update(_texts(node.args[1:2]))
         elif isinstance(node, ast.MatchClass):
             part.attributes.update(node.kwd_attrs)
-        for name, value in _fields(node):
-            said.append(f"({name}")
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    self._read(child)
-                else:
-                    said.append(f":{type(child).__name__}{child!r};")
-            said.append(")")
 
 
 def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
@@ -237,7 +240,7 @@ class Module:
             part.members[name] = self._read(*statements)
             part.members[name].is_field = isinstance(statements[0], ast.AnnAssign)
         bases = (base.value if isinstance(base, ast.Subscript) else base for base in node.bases)
-        part.bases = [name for base in bases if (name := _dotted(base)) is not None]
+        part.bases = [dotted for base in bases if (dotted := _dotted(base)) is not None]
         return part
 
     def _entry(self, node: ast.expr) -> Part:
@@ -260,7 +263,7 @@ def _leaves(target: ast.expr) -> list[ast.expr]:
 
 
 def _entries(value: ast.expr, *, named: bool) -> Iterator[tuple[str, ast.expr]]:
-    """What a table lists: "module:Class" by name, and in a constant that is `named` as one, calls that begin with one."""
+    """What a table lists: "module:Class" by name, and where it is `named` as one, calls that begin with one."""
     if isinstance(value, ast.Dict):
         keys, targets = _texts(value.keys), _texts(value.values)
         if keys and len(keys) == len(targets) == len(value.values) and all(t.count(":") == 1 for t in targets):
@@ -352,7 +355,7 @@ class Source:
 
     def _read(self, name: str, file: Path) -> Module:
         above = Path(*file.parts[: -len(name.split(".")) - (file.name == "__init__.py")])
-        ours = name.split(".")[0] == self._package.name
+        ours = name.split(".", maxsplit=1)[0] == self._package.name
         return Module(
             name, file, file.relative_to(above).as_posix(), ours=ours, has_blocks=ours and name in self._blocks
         )
@@ -420,8 +423,8 @@ class _Walk:
         ):
             for name in new - asked:
                 asked.add(name)
-                for member in waiting.pop(name, ()):
-                    self._add(*member)
+                for one in waiting.pop(name, ()):
+                    self._add(*one)
         for name, entry in part.entries.items():
             if name in self._words:
                 self._add(module, f"{label}[{name}]", entry)

@@ -140,7 +140,14 @@ def test_a_parameter_makes_only_its_stages_stale(inside, keys, value, stale):
         inside.write_params(before)
 
 
-ALL = {"prepare@tiny", "discover@tiny", "summarize@tiny", "collect_feedback@tiny", "restructure@tiny", "re_evaluate@tiny"}
+ALL = {
+    "prepare@tiny",
+    "discover@tiny",
+    "summarize@tiny",
+    "collect_feedback@tiny",
+    "restructure@tiny",
+    "re_evaluate@tiny",
+}
 ALL |= {"prepare@other", "discover@other", "summarize@other"}
 
 

@@ -225,7 +225,7 @@ def test_an_audit_runs_with_a_task_and_an_explorer_of_a_package_and_its_upgrade_
     workspace = make_workspace(tmp_path / "workspace", repairs={})
     params = workspace.params()
     audit = params["audits"]["tiny"]
-    audit["task"], audit["code"] = "planted", "data/tiny/inputs"
+    audit["task"] = "planted"
     audit["discover"]["explorer"] = "dice"
     workspace.write_params(params)
     found = {"PYTHONPATH": f"{package}:{workspace.path}"}
@@ -236,4 +236,4 @@ def test_an_audit_runs_with_a_task_and_an_explorer_of_a_package_and_its_upgrade_
     with (package / "fog_pack.py").open("a") as file:
         file.write("# another version\n")
     told = workspace.faded("plan", "tiny", **found).stdout
-    assert re.search(r"discover@tiny +plugins", told), told
+    assert re.search(r"discover@tiny +code changed", told), told

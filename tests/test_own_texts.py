@@ -29,7 +29,7 @@ from tests.endpoints import said, served
 from tests.hubs import in_cache
 from tests.news import articles, news_context, write_news
 from tests.tiny_models import tiny_causal, tiny_embedder
-from tests.workspace import ROOT, audit_params
+from tests.workspace import audit_params
 
 KEY = "TINY_SUMMARIZER_KEY"
 

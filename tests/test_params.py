@@ -71,7 +71,7 @@ def test_the_projects_own_params_are_valid() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (with_audit(budgets=3), r"audits\.x\.budgets: unknown key; expected one of code, compute"),
+        (with_audit(budgets=3), r"audits\.x\.budgets: unknown key; expected one of compute"),
         (
             with_audit(discover={"buget": 5}),
             r"audits\.x\.discover\.buget: unknown key, did you mean 'budget'\?; expected",
@@ -105,7 +105,7 @@ def test_the_projects_own_params_are_valid() -> None:
         (with_audit(seed=3.0), r"audits\.x\.seed: Input should be a valid integer, found 3\.0"),
         (with_audit(seed="3"), r"audits\.x\.seed: .*found '3', which YAML reads as text: write 3 without quotes"),
         (with_audit(compute={"gpus": 0, "threads": 10**9}), r"compute\.threads: .*less than or equal to 1024"),
-        (with_audit(code=""), r"audits\.x\.code: "),
+        (with_audit(code="x.py"), r"audits\.x\.code: is not needed any more"),
         (with_audit(concepts={"a": [0, 5e-324, 1e-300]}), r"concept 'a' has levels that cannot be told apart: 0"),
         (with_audit(concepts={"a": [1, 1.0000001]}), r"concept 'a' has levels that cannot be told apart: 1"),
         (with_audit(concepts={"a": [0, 1e300]}), r"concept 'a' has levels beyond the numbers of 32 bits"),
@@ -190,7 +190,6 @@ def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
         ({"task": "nowhere.at_all:X"}, "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ({"task": "tests.planted:Missing"}, "Missing is no task: it is not in"),
         ({"task": "tests.planted:Region"}, "is no task: it lacks check, check_repair, prepare"),
-        ({"code": "stages"}, "stages does not hold the task's module"),
         ({"prepare": {"itms": 3}}, r"audits\.x\.prepare\.itms: unknown key"),
         (
             {"discover": {"budget": 9, "explorer": "pppo"}},
@@ -266,7 +265,6 @@ def test_what_a_stage_would_refuse_is_refused_before_and_all_at_once(monkeypatch
     assert "expected [0, 20, 40]" in told
     assert "audits.mnist.prepare.items.discover: 1000000 items wanted, the data have 500" in told
     assert "audits.mnist.compute.gpus: 8 GPU(s) asked for, this machine has 0" in told
-    assert "there is no nowhere/at/all" in refused("mnist", {"code": "nowhere/at/all"})
 
 
 def test_levels_may_run_to_both_sides_of_the_unchanged_one_or_fall(monkeypatch: pytest.MonkeyPatch) -> None:

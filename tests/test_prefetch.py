@@ -11,7 +11,7 @@ pytest.importorskip("datasets")
 from tests.hubs import commit_of, hub
 from tests.news import news_context, write_news
 from tests.tiny_models import tiny_causal, tiny_embedder
-from tests.workspace import ROOT, audit_params, make_workspace
+from tests.workspace import audit_params, make_workspace
 
 NOWHERE = "http://127.0.0.1:9"  # nobody listens on the port of `discard`
 

@@ -8,6 +8,7 @@ import pytest
 
 from stages.explorers import EXPLORERS, Prober, make_explorer
 from stages.explorers.auto import FEW, choose
+from stages.explorers.registry import explorer_class
 from tests.test_explorers import ids, make_task
 from tests.workspace import ROOT
 
@@ -21,7 +22,7 @@ def test_every_explorer_and_every_setting_is_in_the_docs(name):
     documented = {s for row in table if f"`{name}`" in row[1] for s in re.findall(r"`(\w+)` \(", row[2])}
     if name == "thompson":
         documented -= {"optimism"}  # of ucb, which shares the row
-    assert documented == set(EXPLORERS[name].Settings.model_fields)
+    assert documented == set(explorer_class(name).Settings.model_fields)
 
 
 def test_auto_draws_at_random_what_is_too_little_to_learn_from():

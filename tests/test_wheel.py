@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.code import code_hashes
+from stages.files import content_hash
 from tests.own_workspaces import git
 from tests.workspace import ROOT, audit_params, repair_params
 
@@ -121,7 +121,7 @@ def test_an_audit_runs_in_any_git_repository_from_the_installed_wheel(source, en
     assert done.returncode == 0 and "no difference shown" in done.stdout, done.stdout
 
     # The stages ran the very code that was built.
-    assert json.loads((workspace / "faded.json").read_text())["code"] == code_hashes(package=source / "stages")
+    assert json.loads((workspace / "faded.json").read_text())["code"] == content_hash([source / "stages"])
     where = run(environment, workspace, "python", "-P", "-c", "import stages; print(stages.__file__)")
     assert where.stdout.strip().startswith(str(environment)), where.stdout
 
