@@ -22,6 +22,7 @@ Found = dict[str, dict[str, str]]
 """By the path of a file, what of it is reached: definition -> digest."""
 
 TABLE = "CATALOGUE"  # a constant of this name lists things by their names, of which an audit takes some
+_DOOR = "faded"
 _REST = "*"  # what a module does beside defining something
 # Under these decorators methods run when they are called by name, as those without any; under others at any time.
 _CALLED_BY_NAME = frozenset(
@@ -290,7 +291,8 @@ class Source:
         self._package, self._beside = package, beside
         self._passed_over, self._blocks = frozenset(passed_over), frozenset(blocks)
         self._modules: dict[str, Module | None] = {}
-        self._homes: dict[str, Path | None] = {package.name: package}
+        # Beside the package lies the module by which users' code imports from it.
+        self._homes: dict[str, Path | None] = {package.name: package, _DOOR: package.with_name(f"{_DOOR}.py")}
 
     def reached(
         self, roots: Iterable[Name], words: Collection[str], leads: Mapping[str, Iterable[Name]]
