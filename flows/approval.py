@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import read_json, read_state, stage_dir, write_state
+from stages.git import git
 from stages.params import Params, load_params
 
 if TYPE_CHECKING:
@@ -331,8 +331,7 @@ def missing(
 
 def git_user() -> str:
     """The name git knows the person by; empty if it knows none."""
-    done = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    return git("config", "user.name") or ""
 
 
 def _present(audit: str) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace
 from stages.errors import InfrastructureError, UsageError
 from stages.files import stage_dir
+from stages.git import file_at
 from stages.landscape.intervals import Rate, Resampler
 
 if TYPE_CHECKING:
@@ -166,8 +166,7 @@ def _missing(revision: str, audit: str, path: Path) -> str:
     """Why a file of a result is not there, and what helps."""
     if revision == WORKSPACE:
         return f"the workspace has no {path}: run `faded audit {audit}`, or `dvc pull` if dvc.lock names its results"
-    lock = subprocess.run(["git", "show", f"{revision}:./dvc.lock"], capture_output=True, text=True, check=False).stdout
-    if f"path: {path.as_posix()}\n" in lock:
+    if f"path: {path.as_posix()}\n".encode() in (file_at(revision, Path("dvc.lock")) or b""):
         return (
             f"{revision} has no results of audit {audit!r} here: its dvc.lock names {path}, but the bytes are neither"
             " in DVC's cache of this clone nor on a remote; where they were made: `dvc push`, then here:"

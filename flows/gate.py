@@ -7,7 +7,6 @@ tolerance. What was measured under other conditions is not compared at all.
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import dataclass
 from math import hypot
 from pathlib import Path
@@ -28,6 +27,7 @@ from flows.evidence.proven import proven_evidence
 from flows.results import NO_GATES, Verdict, last_stage, verdict_of
 from stages.errors import UsageError
 from stages.files import stage_dir
+from stages.git import git
 from stages.landscape.intervals import NO_RATE, Rate
 from stages.params import Params
 
@@ -151,8 +151,8 @@ def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, b
         UsageError: when there is none.
     """
     path = stage_dir(audit, last_stage(params, audit)) / "metrics.json"
-    for commit in _git("log", "--format=%H", start, "--", path.as_posix()).split():
-        committed = _git("show", f"{commit}:./{path.as_posix()}")
+    for commit in (git("log", "--format=%H", start, "--", path.as_posix()) or "").split():
+        committed = git("show", f"{commit}:./{path.as_posix()}") or ""
         if _passed(committed):
             return commit[:12], Path(path).read_text(encoding="utf-8").strip() == committed
     raise UsageError(
@@ -167,11 +167,6 @@ def _passed(metrics: str) -> bool:
         return json.loads(metrics).get("passed") is True
     except (ValueError, AttributeError):  # deleted there, or not as Faded writes it
         return False
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _landscape(then: Run, now: Run, concepts: list[str], tolerance: float) -> GateRow:

@@ -6,7 +6,6 @@ Called while the workspace is held (`flows.workspace.exclusive`), before DVC is 
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from flows.processes import end_leftovers
 from flows.workspace import dvc_root
 from stages.environment import WORK
 from stages.files import put_aside, replace_file
+from stages.git import file_at
 
 LOCK = Path("dvc.lock")
 # In the clone a broken lock file of its other pipeline keeps DVC from reading this one, too. Elsewhere other pipelines
@@ -56,15 +56,13 @@ def _heal_lock_file(path: Path) -> list[str]:
     """
     if not path.exists() or _is_readable(path):
         return []
-    aside, partial = WORK / f"dvc.lock.broken-{time.time_ns()}", WORK / "dvc.lock.partial"
-    WORK.mkdir(exist_ok=True)
-    committed = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, check=False)
+    aside, restored = WORK / f"dvc.lock.broken-{time.time_ns()}", WORK / "dvc.lock.restored"
+    replace_file(restored, file_at("HEAD", path) or b"")
     path.replace(aside)
-    partial.write_bytes(committed.stdout)
-    if committed.returncode == 0 and _is_readable(partial):
-        partial.replace(path)
+    if _is_readable(restored):
+        restored.replace(path)
         return [f"{path} was cut short by a crash: restored from git, the broken one is {aside}"]
-    partial.unlink()
+    restored.unlink()
     return [f"{path} was cut short by a crash: moved to {aside}, DVC's run-cache brings the outputs back"]
 
 

@@ -6,7 +6,6 @@ import logging
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from flows.pipeline import DVC_YAML, PARAMS, folders_of, is_own, pipeline, put, 
 from stages.code import RECORD, read_record
 from stages.environment import WORK
 from stages.errors import UsageError
+from stages.git import git
 from stages.params import DATA
 
 WRITTEN = (".gitignore", ".dvcignore", PARAMS.name, RECORD.name, DVC_YAML.name)
@@ -187,8 +187,7 @@ def _git_ignores(folder: Path, root: Path) -> list[str]:
 
 
 def _ignored(folder: Path, name: str) -> bool:
-    command = ["git", "-C", str(folder), "check-ignore", "--quiet", "--no-index", name]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return git("check-ignore", "--quiet", "--no-index", name, folder=folder) is not None
 
 
 def _make_dvc(folder: Path) -> None:
@@ -199,7 +198,7 @@ def _make_dvc(folder: Path) -> None:
     home = folder / WORK / "dvc-init"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    subprocess.run(["git", "init", "--quiet", str(home)], check=True, capture_output=True)
+    git("init", "--quiet", folder=home)
     logging.getLogger("dvc").setLevel(logging.ERROR)  # it would say what people are told otherwise
     Repo.init(str(home)).close()
     with Config(str(home / ".dvc")).edit("repo") as config:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from flows.edit_params import replace_file
+from flows.edit_params import with_ratings
+from flows.yaml_edit import edit_file
 from stages.errors import UsageError
-from stages.files import read_table, stage_dir
+from stages.files import read_table, replace_file, stage_dir
 from stages.params import DATA, Params, RatingsConfig, load_params
 from stages.provenance import scale_of
 from stages.ratings.apply import MOST_UNFOUNDED, SCHEMA, Interval, Ratings, Target
@@ -94,16 +90,9 @@ def write_ratings(name: str, learnt: Learnt, console: Console) -> None:
     data = json.dumps({"schema": SCHEMA, **learnt.ratings.model_dump(mode="json")}, indent=1, ensure_ascii=False) + "\n"
     path = DATA / name / "ratings.json"
     entry = {"file": path.as_posix(), "sha256": hashlib.sha256(data.encode()).hexdigest(), **learnt.bound}
-    with PARAMS.open(encoding="utf-8", newline="") as file:
-        before = file.read()
-    after, sharing = with_ratings(before, name, entry)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(data, encoding="utf-8")
-    partial.replace(path)
-    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), str(PARAMS), str(PARAMS), "", "", 1, ""):
-        colour = {"+": "green", "-": "red"}.get(line[0], "dim")
-        console.print(f"[{colour}]{escape(line)}[/]", highlight=False, soft_wrap=True)
-    replace_file(PARAMS, after)
+    after, sharing = with_ratings(PARAMS.read_bytes().decode("utf-8"), name, entry)
+    replace_file(path, data)
+    edit_file(PARAMS, lambda _: after, console)
     audits = load_params(PARAMS).audits
     if sharing:
         console.print(f"{', '.join(sharing)} share these settings, so they change too", highlight=False)
@@ -112,63 +101,6 @@ def write_ratings(name: str, learnt: Learnt, console: Console) -> None:
         console.print(f"[yellow]{said} a discrepancy of its own[/]", highlight=False, soft_wrap=True)
     said = f"written to {path} and {PARAMS}; commit both, and see what that makes stale with `faded plan {name}`"
     console.print(said, highlight=False, soft_wrap=True)
-
-
-def with_ratings(text: str, audit: str, entry: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The text of params.yaml with `discrepancy.ratings` of an audit, every other byte as it was.
-
-    Returns:
-        The text, and what other audits change with it because they share the audit's discrepancy by an alias.
-
-    Raises:
-        UsageError: when the file is laid out so that this cannot be done without touching more.
-    """
-    old = yaml.safe_load(text)["audits"]
-    wanted = {**old[audit]["discrepancy"], "ratings": dict(entry)}
-    written = "ratings: {" + ", ".join(f"{key}: {_scalar(value)}" for key, value in entry.items()) + "}"
-    with contextlib.suppress(yaml.YAMLError, StopIteration, KeyError):
-        node = yaml.compose(text)
-        for key in ("audits", audit, "discrepancy"):
-            node = next(value for own, value in node.value if own.value == key)
-        after = _put(text, node, written)
-        new = yaml.safe_load(after)["audits"]
-        shared = [name for name in old if name != audit and new[name] != old[name]]
-        expected = {**old, **{name: {**old[name], "discrepancy": wanted} for name in (audit, *shared)}}
-        if new == expected and yaml.safe_load(after)["repairs"] == yaml.safe_load(text)["repairs"]:
-            return after, shared
-    raise UsageError(
-        f"audits.{audit}.discrepancy cannot be changed without touching the layout of params.yaml; write there:\n"
-        f"  {written}"
-    )
-
-
-def _put(text: str, node: Any, written: str) -> str:
-    """Put an entry at the end of a mapping, or in the place of the one there is."""
-    for key, value in node.value:
-        if key.value == "ratings":
-            return text[: key.start_mark.index] + written + _rest(text, value)
-    if node.flow_style:
-        end = node.end_mark.index - 1
-        inside = text[node.start_mark.index + 1 : end]
-        comma = "" if not inside.strip() or inside.rstrip().endswith(",") else ", "
-        return text[: end - len(inside) + len(inside.rstrip())] + comma + written + text[end:]
-    last = node.value[-1][1].end_mark.index
-    # The end of a block lies behind its comments and blank lines; the last line of it that says something does not.
-    line_end = text.find("\n", len(text[:last].rstrip()))
-    indent = " " * node.value[-1][0].start_mark.column  # the node itself begins at its anchor, if it has one
-    if line_end < 0:
-        return f"{text}\n{indent}{written}\n"
-    return f"{text[:line_end]}\n{indent}{written}{text[line_end:]}"
-
-
-def _rest(text: str, value: Any) -> str:
-    """What follows an entry; of one in block style the end of its last line stays."""
-    end = value.end_mark.index
-    return text[end:] if value.flow_style else text[len(text[:end].rstrip()) :]
-
-
-def _scalar(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(yaml.safe_dump(value)).removesuffix("\n...\n").strip()
 
 
 def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | None) -> Learnt:

@@ -6,25 +6,23 @@ The file is the one source of truth: `faded schedule` edits it, `faded serve` an
 from __future__ import annotations
 
 import asyncio
-import io
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.credential import client_environment
-from flows.edit_params import replace_file
 from flows.workspace import stage_environment
 from stages.errors import InfrastructureError, UsageError
+from stages.files import replace_file
 from stages.params import Params
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from ruamel.yaml import YAML
 
 FILE = Path("prefect.yaml")
 EXAMPLE = '"0 3 * * 1" is Mondays at 3:00, "0 3 * * *" every night, "0 */6 * * *" every six hours'
@@ -103,7 +101,7 @@ def read_recipes() -> dict[str, Recipe]:
     """
     from ruamel.yaml import YAML
 
-    _read(_yaml())  # tells what is wrong with it
+    _read()  # tells what is wrong with it
     document = YAML(typ="safe").load(FILE) if FILE.exists() else {"deployments": []}
     return {
         str(data["name"]): _recipe(document, data) for data in document["deployments"] if _audit_of(data) is not None
@@ -129,7 +127,7 @@ def read_entries() -> list[Entry]:
     Raises:
         UsageError: when the file is not what Prefect reads, or its entries use different work pools.
     """
-    entries = [_entry(data, audit) for data in _read(_yaml())["deployments"] if (audit := _audit_of(data)) is not None]
+    entries = [_entry(data, audit) for data in _read()["deployments"] if (audit := _audit_of(data)) is not None]
     if len(pools := sorted({entry.pool for entry in entries})) > 1:
         raise UsageError(f"{FILE}: one workspace has one work pool, found {', '.join(pools)}")
     return entries
@@ -146,14 +144,10 @@ def add_missing(params: Params) -> list[str]:
     Returns:
         Names of the audits that were added.
     """
-    yaml = _yaml()
-    document = _read(yaml)
-    known = {_audit_of(data) for data in document["deployments"]}
+    known = {_audit_of(data) for data in _read()["deployments"]}
     missing = [name for name in params.audits if name not in known and not _is_preset(params, name)]
-    for name in missing:
-        _add(document, name)
     if missing:
-        _write(yaml, document)
+        _edit(lambda document: [_add(document, name) for name in missing])
     return missing
 
 
@@ -170,26 +164,30 @@ def set_schedule(params: Params, audit: str, cron: str | None, timezone: str | N
         UsageError: when there is no such audit, cron or timezone is not valid, or nothing is there to turn off.
     """
     params.audit(audit)
-    yaml = _yaml()
-    document = _read(yaml)
-    found = [data for data in document["deployments"] if _audit_of(data) == audit]
-    data = found[0] if found else None
-    schedule = None if data is None else _schedule(data)
-    if cron is None:
-        if schedule is None:
-            raise UsageError(f"audit {audit!r} has no schedule in {FILE}: nothing to turn off")
-        schedule["active"] = False
-    else:
-        zone = timezone or (str(schedule["timezone"]) if schedule and schedule.get("timezone") else "UTC")
+    found = _deployment(_read(), audit)
+    now = None if found is None else _schedule(found)
+    if cron is None and now is None:
+        raise UsageError(f"audit {audit!r} has no schedule in {FILE}: nothing to turn off")
+    zone = timezone or str((now or {}).get("timezone") or "UTC")
+    if cron is not None:
         _check(cron, zone, "--")
+
+    def change(document: Any) -> None:
+        from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+        from flows.yaml_edit import in_one_line
+
+        data = _deployment(document, audit)
         data = _add(document, audit) if data is None else data
+        schedule = _schedule(data)
         if schedule is None:
-            schedule = _flow_map({"slug": _SLUG})
+            schedule = in_one_line({"slug": _SLUG})
             data["schedules"] = [*(data.get("schedules") or []), schedule]
-        schedule["cron"] = _quoted(cron)
-        schedule["timezone"] = zone
-        schedule["active"] = True
-    _write(yaml, document)
+        if cron is not None:
+            schedule.update(cron=DoubleQuotedScalarString(cron), timezone=zone)
+        schedule["active"] = cron is not None
+
+    _edit(change)
     return next(entry for entry in read_entries() if entry.audit == audit)
 
 
@@ -322,21 +320,17 @@ def _is_preset(params: Params, name: str) -> bool:
     return any(name.startswith(f"{other}-") for other in params.audits)
 
 
-def _yaml() -> YAML:
-    from ruamel.yaml import YAML
-
-    yaml = YAML()  # the round-trip loader: comments and order stay
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    return yaml
+def _text() -> str:
+    return FILE.read_bytes().decode("utf-8") if FILE.exists() else _NEW
 
 
-def _read(yaml: YAML) -> Any:
+def _read() -> Any:
     from ruamel.yaml.error import YAMLError
 
+    from flows.yaml_edit import round_trip
+
     try:
-        document = yaml.load(FILE.read_text(encoding="utf-8") if FILE.exists() else _NEW)
+        document = round_trip().load(_text())
     except (YAMLError, OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{FILE} is no YAML: {str(error)[:500]}") from None
     listed = document.get("deployments") if isinstance(document, dict) else None
@@ -362,12 +356,14 @@ def _check_shape(data: Any) -> None:
             raise UsageError(f"{FILE}, deployment {data['name']!r}, {key}: expected {expected}, found {found!r:.80}")
 
 
-def _write(yaml: YAML, document: Any) -> None:
-    text = io.StringIO()
-    yaml.dump(document, text)
-    if not FILE.exists():
-        FILE.touch()  # `replace_file` keeps the mode of what it replaces
-    replace_file(FILE, text.getvalue().replace(f"{_MARK}: ", "<<: *"))
+def _edit(change: Callable[[Any], object]) -> None:
+    from flows.yaml_edit import LayoutError, edited
+
+    try:
+        after = edited(_text(), change, lambda line: line.replace(f"{_MARK}: ", "<<: *"))
+    except LayoutError as error:
+        raise UsageError(f"{FILE} cannot be changed without touching its layout: {error}") from None
+    replace_file(FILE, after)
 
 
 def _audit_of(data: Any) -> str | None:
@@ -396,35 +392,27 @@ def _entry(data: Any, audit: str) -> Entry:
     )
 
 
+def _deployment(document: Any, audit: str) -> Any:
+    """The one of an audit, None if there is none."""
+    return next((data for data in document["deployments"] if _audit_of(data) == audit), None)
+
+
 def _add(document: Any, audit: str) -> Any:
     """A new deployment with what the others have in common."""
+    import yaml
     from ruamel.yaml.comments import CommentedMap
 
-    new = CommentedMap()
-    if (common := (document.get("definitions") or {}).get("common")) is not None:
+    from flows.yaml_edit import in_one_line
+
+    common = (document.get("definitions") or {}).get("common")
+    if common is None:
+        new = dict(yaml.safe_load(_NEW)["definitions"]["common"])
+    elif isinstance(common, CommentedMap):
         anchor = common.anchor.value or "common"
         common.yaml_set_anchor(anchor, always_dump=True)
-        new[_MARK] = anchor
+        new = {_MARK: anchor}
     else:
-        new.update(dict(_yaml().load(_NEW)["definitions"]["common"]))
-    new["name"] = audit
-    new["parameters"] = _flow_map({"audits": [audit]})
-    if not document["deployments"]:
-        document["deployments"].fa.set_block_style()  # it was []
-    document["deployments"].append(new)
+        new = dict(common)
+    new |= {"name": audit, "parameters": in_one_line({"audits": [audit]})}
+    document["deployments"] = [*document["deployments"], new]
     return new
-
-
-def _flow_map(values: dict[str, Any]) -> Any:
-    """A mapping that is written on one line."""
-    from ruamel.yaml.comments import CommentedMap
-
-    flow = CommentedMap(values)
-    flow.fa.set_flow_style()
-    return flow
-
-
-def _quoted(text: str) -> Any:
-    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
-
-    return DoubleQuotedScalarString(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,10 +11,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
-from rich.markup import escape
 
 import stages.screening
-from flows.edit_params import replace_file, with_levels
+from flows.edit_params import with_levels
 from flows.estimate import SAID, duration
 from flows.graph import SHARE, Graph, read_graph
 from flows.heal import heal
@@ -24,6 +22,7 @@ from flows.results import REFERENCE, TIMINGS, read_timings, record_timings
 from flows.run_stage import run_stage
 from flows.views import show_screening
 from flows.workspace import exclusive
+from flows.yaml_edit import edit_file
 from stages.check import check_audits
 from stages.code import code_of
 from stages.concepts import Level
@@ -242,16 +241,5 @@ def _write_levels(name: str, audit: AuditConfig, screening: Screening, console: 
         raise UsageError(
             f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
         )
-    write_shown(PARAMS, lambda text: with_levels(text, name, screening.grid), console)
+    edit_file(PARAMS, lambda text: with_levels(text, name, screening.grid), console)
     console.print(f"written to {PARAMS}; see what that makes stale with `faded plan {name}`", highlight=False)
-
-
-def write_shown(path: Path, change: Callable[[str], str], console: Console) -> None:
-    """Change the text of a file, and show in which lines."""
-    with path.open(encoding="utf-8", newline="") as file:
-        before = file.read()
-    after = change(before)
-    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), str(path), str(path), "", "", 1, ""):
-        colour = {"+": "green", "-": "red"}.get(line[0], "dim")
-        console.print(f"[{colour}]{escape(line)}[/]", highlight=False, soft_wrap=True)
-    replace_file(path, after)

@@ -8,7 +8,6 @@ goes on when it is started again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -30,6 +29,7 @@ from flows.server import HOME, OwnServer, answers, ui_url
 from flows.workspace import LOGS, stage_environment
 from stages.environment import WORK
 from stages.errors import FadedError, InfrastructureError, UsageError
+from stages.files import locked, replace_file
 from stages.params import Params, load_params
 
 # Apart from .faded/run: an audit, which may be our own grandchild, ends whatever it finds recorded there.
@@ -173,17 +173,10 @@ def _busy() -> Any:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    WORK.mkdir(exist_ok=True)
-    with LOCK.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            who = lock.read().strip() or "unknown"
-            raise UsageError(f"faded serve runs in {Path.cwd()} already (process {who}): one is enough") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    def refuse(process: str) -> None:
+        raise UsageError(f"faded serve runs in {Path.cwd()} already (process {process}): one is enough")
+
+    with locked(LOCK, refuse):
         yield
 
 
@@ -212,9 +205,7 @@ def _api(life: ExitStack, port: int | None) -> tuple[str, Kept | None]:
     server = Kept("Prefect server", own.served)
     life.callback(server.end)
     server.start()
-    partial = _PORT.with_suffix(".partial")
-    partial.write_text(str(own.port))
-    partial.replace(_PORT)
+    replace_file(_PORT, str(own.port))
     life.enter_context(own.clients())
     return own.api, server
 

@@ -17,7 +17,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from flows.processes import RECORDS, child, end_all
 from flows.workspace import LOGS
 from stages.environment import WORK
 from stages.errors import Exit, InfrastructureError, UsageError
+from stages.files import replace_file
 
 HOME = WORK / "prefect"  # its database
 RECORD = WORK / "prefect-server.json"  # where the server of `faded serve` is found by other commands
@@ -244,9 +244,8 @@ class OwnServer:
             process = self.start()
             self.wait()
             started = psutil.Process(process.pid).create_time()
-            _write_record(
-                Record(url=self.api, pid=process.pid, started=started, credential=self.credential, host=self.host)
-            )
+            record = Record(url=self.api, pid=process.pid, started=started, credential=self.credential, host=self.host)
+            replace_file(RECORD, record.model_dump_json(), mode=0o600)
             yield process
         finally:
             RECORD.unlink(missing_ok=True)
@@ -323,13 +322,6 @@ def ui_url(api: str) -> str:
     base = api.removesuffix("/").removesuffix("/api")
     record = _served()
     return base if record is None or record.url != api else f"http://{record.host}:{base.rpartition(':')[2]}"
-
-
-def _write_record(record: Record) -> None:
-    number, partial = tempfile.mkstemp(dir=WORK, prefix=RECORD.name, suffix=".partial")  # with mode 0600
-    with os.fdopen(number, "w", encoding="utf-8") as file:
-        file.write(record.model_dump_json())
-    Path(partial).replace(RECORD)
 
 
 def _log() -> Path:

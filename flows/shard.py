@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.edit_params import replace_file, with_shards
+from flows.edit_params import with_shards
 from flows.graph import read_graph
 from stages.errors import UsageError
 from stages.explorers.auto import FEW
 from stages.explorers.shards import divide
-from stages.files import read_table, stage_dir
+from stages.files import read_table, replace_file, stage_dir
 from stages.params import AuditConfig, Params, load_params
 from stages.tasks.contract import Items
 
@@ -39,8 +39,7 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
         raise UsageError(f"the budget of {budget:,} probes (audits.{name}.discover) is too small for {shards:,} shares")
     if shards > 1 and _is_prepared(name):
         check_division(name, audit, shards)
-    with PARAMS.open(encoding="utf-8", newline="") as file:
-        before = file.read()
+    before = PARAMS.read_bytes().decode("utf-8")
     after = with_shards(before, name, shards, audit.compute.gpus if gpus is None else gpus)
     if after == before:
         console.print(f"nothing to write: {name} {_words(shards)} already", highlight=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from stages.code import RECORD
 from stages.environment import DEFAULTS, WORK, set_defaults
 from stages.errors import InfrastructureError, UsageError
+from stages.files import holder, locked
 
 LOGS = WORK / "logs"
 
@@ -80,6 +80,7 @@ def stage_environment() -> dict[str, str]:
     return env
 
 
+_LOCK = WORK / "flow.lock"
 _holding = 0
 
 
@@ -97,19 +98,14 @@ def exclusive(say: Callable[[str], object] | None = None) -> Iterator[None]:
     if _holding:
         yield
         return
-    WORK.mkdir(exist_ok=True)
-    with (WORK / "flow.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            busy = f"another audit runs in {Path.cwd()} (process {running_audit() or 'unknown'})"
-            if say is None:
-                raise InfrastructureError(f"{busy}: wait for it or end it") from None
-            say(f"{busy}: this one waits for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+
+    def busy(process: str) -> None:
+        told = f"another audit runs in {Path.cwd()} (process {process})"
+        if say is None:
+            raise InfrastructureError(f"{told}: wait for it or end it")
+        say(f"{told}: this one waits for it")
+
+    with locked(_LOCK, busy):
         _holding += 1
         try:
             yield
@@ -119,13 +115,5 @@ def exclusive(say: Callable[[str], object] | None = None) -> Iterator[None]:
 
 def running_audit() -> int | None:
     """The process that audits in this workspace now, if one does."""
-    path = WORK / "flow.lock"
-    if not path.exists():
-        return None
-    with path.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            text = lock.read().strip()
-            return int(text) if text.isdigit() else -1
-    return None
+    process = holder(_LOCK)
+    return None if process is None else int(process or -1)

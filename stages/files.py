@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -96,20 +96,83 @@ def publishing(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file whole or not at all.
+def replace_file(path: Path, data: bytes | str, mode: int | None = None) -> None:
+    """Write a file whole or not at all: a kill leaves the old file or the new one.
 
-    A kill leaves the old file or the new one. So would a crash of the machine only after an fsync, which what is
-    written here can do without: it is sealed, so a torn file is noticed, and made anew.
+    A crash of the machine may tear it, for there is no fsync: what Faded keeps for itself is sealed and made anew then.
+
+    Args:
+        path: the file. With a mode it is one of Faded's own, whose place is taken; else it may be a link of a user's,
+            and what it links to changes, and keeps its mode.
+        data: its content.
+        mode: of the file.
     """
+    path = path.resolve() if mode is None else path
+    with _written(path, data, 0o666 if mode is None else mode) as partial:
+        if mode is None and path.exists():
+            shutil.copymode(path, partial)
+        partial.replace(path)
+
+
+def new_file(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file whole, which outlives a crash of the machine, and never in the place of another.
+
+    Raises:
+        FileExistsError: when there is one.
+    """
+    with _written(path, data, mode, durable=True) as partial:
+        os.link(partial, path)
+
+
+@contextlib.contextmanager
+def _written(path: Path, data: bytes | str, mode: int, *, durable: bool = False) -> Iterator[Path]:
+    """A file beside `path`, for as long as it takes to give it that name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.partial")
+    partial.unlink(missing_ok=True)  # of an earlier process with this number
     try:
-        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(data)
-        partial.replace(path)
+        with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        yield partial
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: Callable[[str], object] = lambda _: None) -> Iterator[None]:
+    """Hold a file against all other processes and threads; it says by whom it is held, and is free when they end.
+
+    Args:
+        path: of the lock, which stays.
+        busy: called when another holds it, with that one's process id; unless it raises an error, it is waited for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            busy(holder(path) or "unknown")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def holder(path: Path) -> str | None:
+    """The id of the process that holds a lock, "" if that is not known; None if nobody does."""
+    try:
+        with path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        text = path.read_text().strip()
+        return text if text.isdigit() else ""
+    return None
 
 
 def checksum(path: Path, *data: Buffer) -> str:
@@ -208,14 +271,13 @@ def scratch(audit: str, stage: str, key: str) -> Iterator[Path]:
     It outlives a kill, so that work can be resumed; scratch of other inputs is removed.
     """
     home = WORK / "scratch" / audit / stage
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InfrastructureError(
-                f"another process runs {stage} of {audit} in this workspace; wait for it or end it"
-            ) from None
+
+    def refuse(process: str) -> None:
+        raise InfrastructureError(
+            f"another process ({process}) runs {stage} of {audit} in this workspace; wait for it or end it"
+        )
+
+    with locked(home / "lock", refuse):
         for other in home.iterdir():
             if other.is_dir() and other.name != key:
                 shutil.rmtree(other, ignore_errors=True)

@@ -6,15 +6,16 @@ half is listed where others look for it; the private half never leaves this fold
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-import tempfile
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 from stages.errors import InfrastructureError, UsageError
+from stages.files import new_file
 
 MACHINE = "faded"  # the key that signs the bundles of this user on this machine
 
@@ -75,17 +76,8 @@ def _make(path: Path) -> None:
     pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        number, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")  # with mode 0600
-        try:
-            with os.fdopen(number, "wb") as file:
-                file.write(pem)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(partial, path)
-        finally:
-            Path(partial).unlink()
-    except FileExistsError:
-        pass
+        with contextlib.suppress(FileExistsError):
+            new_file(path, pem, mode=0o600)
     except OSError as error:
         raise InfrastructureError(
             f"a key cannot be made in {path.parent}: {error.strerror}; FADED_KEYS names another folder"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from stages.code import is_own_workspace
 from stages.files import content_hash, write_json
+from stages.git import git
 from stages.params import DATA, AuditConfig, resolve_device
 from stages.plugins import distributions
 
@@ -156,7 +156,7 @@ def versions() -> dict[str, str]:
 
 def git_state(audit: str) -> dict[str, Any]:
     """The revision, and whether the code of an audit or parameters differ from it; what stages write does not count."""
-    revision = _git("rev-parse", "HEAD")
+    revision = git("rev-parse", "HEAD")
     if revision is None:
         return {"revision": None, "dirty": None}
     # In a workspace of one's own folders of these names are the user's.
@@ -164,7 +164,7 @@ def git_state(audit: str) -> dict[str, Any]:
     watched = [
         p for p in ("params.yaml", "dvc.yaml", "faded.json", *cloned, f"{DATA}/{audit}/code.json") if Path(p).exists()
     ]
-    return {"revision": revision, "dirty": bool(_git("status", "--porcelain", "--", *watched))}
+    return {"revision": revision, "dirty": bool(git("status", "--porcelain", "--", *watched))}
 
 
 def device_name(name: str) -> str:
@@ -173,11 +173,3 @@ def device_name(name: str) -> str:
 
     device = resolve_device(name)
     return device if device == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
-        return None  # no git, or no repository: the rest of the record still holds
-    return done.stdout.strip()

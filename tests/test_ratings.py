@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from flows.ratings import with_ratings
+from flows.edit_params import with_ratings
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.explorers import Prober
@@ -246,7 +246,10 @@ WRITTEN = "ratings: {file: data/a/ratings.json, sha256: '" + "0" * 64 + "', fail
     ("text", "expected"),
     [
         (FLOW, FLOW.replace("0.0}", "0.0, " + WRITTEN + "}")),
-        (FLOW.replace("{threshold: 0.0}", "{}"), FLOW.replace("{threshold: 0.0}", "{" + WRITTEN + "}")),
+        (
+            FLOW.replace("{threshold: 0.0}", "{}"),
+            FLOW.replace(" {threshold: 0.0}   # said why", f"   # said why\n      {WRITTEN}"),
+        ),
         (
             FLOW.replace("0.0}", "0.0, ratings: {file: x, fails_below: 3}}"),
             FLOW.replace("0.0}", "0.0, " + WRITTEN + "}"),

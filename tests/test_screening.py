@@ -363,7 +363,7 @@ FLOW = """audits:
 def test_levels_are_written_and_every_other_byte_stays():
     text = FLOW.replace("  c: *b\n", "")
     written = with_levels(text, "b", {"haze": [0.0, 0.5, 0.00002], "tilt": [0, 5.5]})
-    expected = text.replace("[0, 1.50, 2]", "[0, 0.5, 0.00002]").replace("- 10 ", "- 5.5 ").replace("      - 20\n", "")
+    expected = text.replace("[0, 1.50, 2]", "[0, 0.5, 0.00002]").replace("- 10", "- 5.5").replace("      - 20\n", "")
     assert written == expected.replace("      dull: [0, 1]   # nobody knows\n", "")
     assert with_levels(text, "a", {"haze": [0, 3]}) == text.replace(
         "{haze: [0, 1,   2], tilt: [0, 10]}", "{haze: [0, 3]}"

@@ -70,7 +70,7 @@ def test_shares_are_written_and_every_other_byte_stays() -> None:
     crlf = with_shards(LAYOUT.replace("\n", "\r\n"), "a", 2, 1)
     assert crlf == one.replace("\n", "\r\n")
     flow = LAYOUT.replace("shards: {}", "shards: {b-1: {audit: b, part: 1,  gpus: 0}}")
-    assert "shards: {b-1: {audit: b, part: 1,  gpus: 0}, a-1: {audit: a" in with_shards(flow, "a", 2, 1)
+    assert "shards: {b-1: {audit: b, part: 1, gpus: 0}, a-1: {audit: a" in with_shards(flow, "a", 2, 1)
     last = with_shards(LAYOUT.replace("\nrunner: threads\n", ""), "a", 2, 1)
     assert last.endswith("# none yet\n  a-1: {audit: a, part: 1, gpus: 1}\n  a-2: {audit: a, part: 2, gpus: 1}\n")
 

@@ -166,7 +166,7 @@ def _text(public_key: str) -> str:
 
 
 def _write(keys: Mapping[str, Mapping[str, str]]) -> None:
-    from flows.edit_params import replace_file, with_keys
+    from flows.edit_params import with_keys
+    from flows.yaml_edit import edit_file
 
-    path = Path("params.yaml")
-    replace_file(path, with_keys(path.read_bytes().decode("utf-8"), keys))
+    edit_file(Path("params.yaml"), lambda text: with_keys(text, keys))

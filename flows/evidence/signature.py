@@ -7,7 +7,6 @@ Source: https://github.com/secure-systems-lab/dsse.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from typing import Any
 
 from flows.evidence.bundle import dump_json, parse_json
 from stages.errors import InfrastructureError, UsageError
+from stages.files import replace_file
 from stages.keys import MACHINE, keys_dir, private_key, public_pem
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -53,10 +53,7 @@ def machine_key() -> Any:
     public, path = public_pem(key), known_dir() / f"{MACHINE}.pem"
     try:
         if not path.exists() or path.read_text() != public:
-            path.parent.mkdir(exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(public)
-            partial.replace(path)
+            replace_file(path, public)
     except OSError as error:
         raise InfrastructureError(f"{path} cannot be written: {error.strerror}") from None
     return key

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.edit_params import replace_file
 from flows.init.answers import Answers, ask, shape_shown
 from flows.init.block import Draft, with_blocks, without
 from flows.init.calibrate import calibrate, calibrated
@@ -29,6 +28,7 @@ from flows.init.views import show_absent, show_calibration, show_next, show_orde
 from flows.new_workspace import add_folders, check_folder, write_workspace
 from flows.workspace import enter_workspace, exclusive, has_audits
 from stages.errors import UsageError
+from stages.files import replace_file
 from stages.params import load_params, parse_yaml, read_bytes
 
 PARAMS = Path("params.yaml")

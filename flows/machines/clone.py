@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flows.heal import heal
@@ -20,7 +19,7 @@ from flows.run_stage import StageResult, run_stage
 from flows.workspace import exclusive, running_audit
 from stages.environment import WORK
 from stages.errors import FadedError, InfrastructureError, UsageError
-from stages.files import read_state, write_state
+from stages.files import locked, read_state, replace_file, write_state
 from stages.provenance import versions
 
 LOCK = WORK / "machines.lock"
@@ -34,7 +33,7 @@ def main() -> int:
     os.chdir(workspace)
     host = here(workspace)
     try:
-        with _one_at_a_time(LOCK, lambda: print(f"waits for another stage in {host}")), _nobodys_else(host):
+        with locked(LOCK, lambda _: print(f"waits for another stage in {host}")), _nobodys_else(host):
             result = bring_up_to_date(shipment, host)
     except FadedError as error:
         answer.write_text(Failure(error=type(error).__name__, message=str(error)).model_dump_json(), encoding="utf-8")
@@ -74,11 +73,7 @@ def _write_texts(shipment: Shipment) -> None:
     stages = {shipment.stage: shipment.lock} if shipment.lock else {}
     texts = {**shipment.files, "dvc.lock": yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False)}
     for name, text in texts.items():
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        replace_file(Path(name), text)
 
 
 def _bring_inputs(store: Store, shipment: Shipment, host: str) -> None:
@@ -106,19 +101,6 @@ def _lock(stage: str) -> Entry:
     import yaml
 
     return dict(yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"][stage])
-
-
-@contextlib.contextmanager
-def _one_at_a_time(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
-    """Hold a clone for one stage; call `waiting` first if another stage holds it."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            waiting()
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from flows.approval import GATED
 from flows.machines.shipment import Entry, Made, Shipment
 from flows.machines.store import Store, entry_of, opened
 from stages.errors import InfrastructureError, UsageError
+from stages.git import git
 from stages.params import Params, RunnerConfig, load_params
 from stages.provenance import versions
 
@@ -196,15 +196,13 @@ def _locked(store: Store) -> Any:
 
 
 def _revision() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    return git("rev-parse", "--short", "HEAD")
 
 
 def within_repository(folder: Path) -> str | None:
     """Where in its git repository a folder lies, "." for its root; None if it is in none."""
-    command = ["git", "-C", str(folder), "rev-parse", "--show-prefix"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip().rstrip("/") or "." if done.returncode == 0 else None
+    prefix = git("rev-parse", "--show-prefix", folder=folder)
+    return None if prefix is None else prefix.rstrip("/") or "."
 
 
 def _told(status: dict[str, list[Any]]) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -14,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from stages.environment import WORK
 from stages.errors import InfrastructureError, UsageError
+from stages.files import replace_file
 
 RECORD = WORK / "review-server.json"
 _PATIENCE = 5.0  # seconds for an answer of a server on this machine
@@ -42,7 +41,7 @@ def page_path(audit: str) -> str:
 
 def write_record(record: Running) -> None:
     """Leave a record for other commands."""
-    _write_private(RECORD, record.model_dump_json())
+    replace_file(RECORD, record.model_dump_json(), mode=0o600)
 
 
 def remove_record(record: Running) -> None:
@@ -57,16 +56,9 @@ def write_way_in(audit: str, link: str) -> Path:
     It is the user's alone, and worth nothing once the link was opened.
     """
     path, to = WORK / f"review-{audit}.html", escape(link)
-    _write_private(path, f'<!doctype html><meta http-equiv="refresh" content="0; url={to}"><a href="{to}">Review</a>\n')
+    page = f'<!doctype html><meta http-equiv="refresh" content="0; url={to}"><a href="{to}">Review</a>\n'
+    replace_file(path, page, mode=0o600)
     return path.resolve()
-
-
-def _write_private(path: Path, text: str) -> None:
-    WORK.mkdir(exist_ok=True)
-    number, partial = tempfile.mkstemp(dir=WORK, prefix=path.name, suffix=".partial")  # with mode 0600
-    with os.fdopen(number, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(partial).replace(path)
 
 
 def _read() -> Running | None:

@@ -8,11 +8,12 @@ from flows.edit_params import with_compute
 from flows.graph import read_graph
 from flows.heal import heal
 from flows.processes import stopping_on_signals
-from flows.screen import PARAMS, bring_up_to_date, write_shown
+from flows.screen import PARAMS, bring_up_to_date
 from flows.tune.choices import Settings
 from flows.tune.measure import tune
 from flows.tune.views import show_tuning
 from flows.workspace import exclusive
+from flows.yaml_edit import edit_file
 from stages.check import check_audits
 from stages.errors import UsageError
 from stages.params import AuditConfig, Params, load_params
@@ -62,5 +63,5 @@ def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> No
         raise UsageError(
             f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
         )
-    write_shown(PARAMS, lambda text: with_compute(text, name, changed), console)
+    edit_file(PARAMS, lambda text: with_compute(text, name, changed), console)
     console.print(f"written to {PARAMS}; see what that makes stale with `faded plan {name}`", highlight=False)

@@ -6,11 +6,10 @@ unseen; the newest is pinned by git, and by the evidence of an audit (`faded evi
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import io
-import os
-import threading
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from stages.decisions.model import AlreadyDecided, Decision, Recorded, Via
 from stages.decisions.names import look_alike, same_person
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import content_hash, read_json, stage_dir
+from stages.files import content_hash, locked, new_file, read_json, stage_dir
 from stages.params import DATA, Params, Strict, validation_lines
 from stages.provenance import scale_of
 
@@ -228,7 +227,6 @@ def _replaced(now: Standing, reviewer: str) -> tuple[Kept[Recorded], ...]:
 
 def _write(audit: str, recorded: Recorded) -> Kept[Recorded]:
     folder = decisions_dir(audit)
-    folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     yaml = YAML()
     yaml.width = 120
@@ -236,28 +234,18 @@ def _write(audit: str, recorded: Recorded) -> Kept[Recorded]:
     data = text.getvalue().encode("utf-8")
     if parse_decision(data, folder, Recorded) != recorded:
         raise UsageError("the decision has characters that a file cannot keep: take them out of its reasons")
-    partial = folder / f".{recorded.landscape}.{os.getpid()}-{threading.get_ident()}.partial"
-    partial.write_bytes(data)
-    try:
-        path, number = folder / f"{recorded.landscape}.yaml", 1
-        while True:
-            try:
-                os.link(partial, path)  # unlike a rename, refuses to take another file's place
-                break
-            except FileExistsError:
-                number += 1
-                path = folder / f"{recorded.landscape}.{number}.yaml"
-    finally:
-        partial.unlink()
-    return Kept(path, hashlib.sha256(data).hexdigest(), recorded)
+    for number in itertools.count(1):
+        path = folder / (f"{recorded.landscape}.yaml" if number == 1 else f"{recorded.landscape}.{number}.yaml")
+        with contextlib.suppress(FileExistsError):
+            new_file(path, data)
+            return Kept(path, hashlib.sha256(data).hexdigest(), recorded)
+    raise AssertionError
 
 
 @contextmanager
 def recording(audit: str) -> Iterator[None]:
     """Keep every other process and thread of the workspace from recording a decision on an audit."""
-    WORK.mkdir(exist_ok=True)
-    with (WORK / f"decisions-{audit}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(WORK / f"decisions-{audit}.lock"):
         yield
 
 

@@ -1,0 +1,184 @@
+"""Changes a YAML file that people wrote: only the edited lines are other ones, and comments stay.
+
+ruamel.yaml writes the lines that change; all others are taken from the text as it was.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import accumulate, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarstring import SingleQuotedScalarString
+
+from stages.files import replace_file
+
+
+class LayoutError(ValueError):
+    """A text is laid out so that a change would touch more than what is changed."""
+
+
+def edited(
+    text: str, change: Callable[[Any], object], written: Callable[[str], str] = str, *, shared: bool = False
+) -> str:
+    """The text of a YAML file after a change.
+
+    Args:
+        text: as it is.
+        change: changes the content, a mapping, in place. It is called twice: on what is edited, and on a plain copy
+            that says what must come of it.
+        written: changes a line that is written anew.
+        shared: whether what others share by an alias may change with it.
+
+    Raises:
+        LayoutError: when that cannot be done without touching more.
+    """
+    try:
+        expected = yaml.safe_load(text) or {}
+        change(expected := expected if shared else _unshared(expected))
+        after = _edited(text, change, written)
+        if yaml.safe_load(after) == expected:
+            return after
+    except (YAMLError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise LayoutError(str(error)) from None
+    raise LayoutError("something else would change")
+
+
+def edit_file(path: Path, change: Callable[[str], str], console: Console | None = None) -> None:
+    """Change the text of a file, and show in which lines."""
+    before = path.read_bytes().decode("utf-8")  # with the line ends it has
+    after = change(before)
+    if console is not None:
+        lines = before.splitlines(), after.splitlines()
+        for line in difflib.unified_diff(*lines, str(path), str(path), n=1, lineterm=""):
+            colour = {"+": "green", "-": "red"}.get(line[0], "dim")
+            console.print(f"[{colour}]{escape(line)}[/]", highlight=False, soft_wrap=True)
+    replace_file(path, after)
+
+
+def in_one_line(values: dict[str, Any]) -> Any:
+    """A mapping that is written on one line."""
+    flow = CommentedMap(values)
+    flow.fa.set_flow_style()
+    return flow
+
+
+def as_text(value: str) -> str:
+    """Text in quotes where YAML 1.1, which Prefect, DVC and Faded read, would take it for something else."""
+    try:
+        plain = yaml.safe_load(value) == value
+    except yaml.YAMLError:
+        plain = False
+    return value if plain else SingleQuotedScalarString(value)
+
+
+def round_trip() -> YAML:
+    """Ruamel's loader and dumper that keep comments, quotes and order."""
+    tool = YAML()
+    tool.preserve_quotes = True
+    tool.width = 10**6
+    tool.indent(mapping=2, sequence=4, offset=2)
+    tool.representer.add_representer(float, _represent_float)
+    return tool
+
+
+def dumped(document: Any) -> str:
+    """A document of `round_trip` as text."""
+    text = io.StringIO()
+    round_trip().dump(document, text)
+    return text.getvalue()
+
+
+def _represent_float(representer: Any, value: float) -> Any:
+    """Without an exponent, which YAML 1.1 reads as text, and needless zeros."""
+    return representer.represent_scalar("tag:yaml.org,2002:float", np.format_float_positional(value, trim="-"))
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what an alias shares is there twice."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _edited(text: str, change: Callable[[Any], object], written: Callable[[str], str]) -> str:
+    lines = text.split("\n")
+    # ruamel moves comments and blank lines about with what they follow: it does not see those that have a line.
+    content = [n for n, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
+    bare = [lines[n].rstrip("\r") for n in content]
+    document = round_trip().load("\n".join(bare) + "\n") or CommentedMap()
+    _keep_anchors(document)
+    before = dumped(document).splitlines() if bare else []
+    change(document)
+    after = dumped(document).splitlines()
+
+    starts = _starts(bare, before)
+    ends = "\r" if "\r\n" in text else ""
+    made: list[str] = []
+    done = 0  # lines of the text that are made
+    for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if kind == "equal":
+            continue
+        first, stop = starts(i1), starts(i2)
+        at = content[first] if first < stop else (content[first - 1] + 1 if first else len(lines) - 1)
+        made += lines[done:at]
+        shift = _indent(bare[first - 1]) - _indent(before[i1 - 1]) if i1 else 0
+        for line, old in zip_longest(after[j1:j2], bare[first:stop][: j2 - j1], fillvalue=""):
+            made.append(" " * max(0, _indent(line) + shift) + _commented(written(line.lstrip()), old) + ends)
+        done = content[stop - 1] + 1 if first < stop else at
+        made += [lines[n] for n in sorted(set(range(at, done)) - set(content))]  # comments stay
+    return "\n".join(made + lines[done:])
+
+
+def _commented(line: str, old: str) -> str:
+    """A line whose comment stands as far behind it as in the old line, which has the same."""
+    for space in re.finditer(r"\s+(?=#)", old):
+        if line.endswith(comment := old[space.end() :]):
+            return line.removesuffix(comment).rstrip() + space.group() + comment
+    return line
+
+
+def _keep_anchors(value: Any) -> None:
+    """Ruamel drops those that no alias names."""
+    if isinstance(value, CommentedMap | CommentedSeq):
+        if value.yaml_anchor() is not None:
+            value.anchor.always_dump = True
+        for inner in value.values() if isinstance(value, CommentedMap) else value:
+            _keep_anchors(inner)
+
+
+def _starts(lines: Sequence[str], written: Sequence[str]) -> Callable[[int], int]:
+    """Which line of a text the n-th line that ruamel writes of it begins; it changes nothing but white space."""
+    where = {length: n for n, length in reversed(list(enumerate(_lengths(lines))))}
+    lengths = _lengths(written)
+    if "".join("".join(lines).split()) != "".join("".join(written).split()):
+        raise LayoutError("ruamel.yaml would write other values in another way")
+
+    @cache
+    def start(n: int) -> int:
+        if lengths[n] not in where:
+            raise LayoutError("a line holds several of ruamel.yaml's")
+        return where[lengths[n]]
+
+    return start
+
+
+def _lengths(lines: Iterable[str]) -> list[int]:
+    """How many characters that are no white space stand before each line, and before the end."""
+    return list(accumulate((len("".join(line.split())) for line in lines), initial=0))
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))

@@ -1,0 +1,32 @@
+"""What git says."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+def git(*arguments: str, folder: Path = Path()) -> str | None:
+    """What a git command prints, without white space around it; None if it fails, or there is no git or repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            check=False,
+            text=True,
+            errors="replace",
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def file_at(revision: str, path: Path) -> bytes | None:
+    """A file of this folder as it was at a revision; None if it was not there, or git does not know."""
+    try:
+        command = ["git", "show", f"{revision}:./{path.as_posix()}"]
+        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
