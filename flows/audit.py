@@ -18,7 +18,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
-from flows.approval import GATED, how_to_decide, needs_decision, open_request, settle, waits_for_person
+from flows.approval import settle
 from flows.artifacts import publish_artifacts
 from flows.endings import Ending, finished, how_it_ended, keep_evidence
 from flows.engine import foreign_parameters
@@ -26,10 +26,12 @@ from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
 from flows.intact import mend, stages_of
 from flows.processes import stopping, stopping_on_signals
+from flows.request import GATED, how_to_decide, needs_decision, open_request, waits_for_person
 from flows.results import record_timings
 from flows.run_stage import StageResult
 from flows.runners import Job, Runner, check_stages, chosen, job, open_runner
-from flows.suspend import ask, deployed_run, waiting_elsewhere
+from flows.suspend import ask
+from flows.waiting import deployed_run, waiting_elsewhere
 from flows.workspace import exclusive
 from stages.environment import set_defaults
 from stages.errors import Exit, FadedError, InfrastructureError, UnavailableError

@@ -9,8 +9,8 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
-from flows.approval import GATED, needs_decision, waits_for_person
 from flows.graph import SHARE, Graph, Stage
+from flows.request import GATED, needs_decision, waits_for_person
 from flows.results import REFERENCE, TIMINGS, read_timings
 from stages.files import probe_seconds
 from stages.params import Params, task_class

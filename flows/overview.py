@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.approval import deadline, needs_decision
 from flows.automations import LATE
+from flows.request import deadline, needs_decision
 from flows.results import last_stage, read_verdict
 from flows.schedule import Entry
 from stages.errors import FadedError

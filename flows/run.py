@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flows.approval import GATED, how_to_decide, needs_decision, open_request, settle
+from flows.approval import settle
 from flows.endings import finished, keep_evidence
 from flows.estimate import estimate
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
 from flows.intact import mend, stages_of
+from flows.request import GATED, how_to_decide, needs_decision, open_request
 from flows.results import read_verdict
 from flows.runners import check_stages, chosen
 from flows.views import show_run, show_verdict

@@ -22,9 +22,10 @@ from typing import Any
 from rich.console import Console
 
 from flows.credential import client_environment
+from flows.deploy import apply
 from flows.overview import named, overview, show_schedules, troubles
 from flows.processes import child, end_leftovers
-from flows.schedule import Entry, apply, read_entries, work_pool
+from flows.schedule import Entry, read_entries, work_pool
 from flows.server import HOME, OwnServer, answers, ui_url
 from flows.workspace import LOGS, stage_environment
 from stages.environment import WORK

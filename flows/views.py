@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from flows.graph import Stage
     from flows.results import Verdict
     from flows.run_stage import StageResult
-    from flows.screen import Record
     from stages.landscape.intervals import Rate
     from stages.screening import ConceptScreening, Screening
 
@@ -242,11 +241,10 @@ def _proposed(concept: ConceptScreening) -> str:
     return escape(f"{told} ({concept.note})" if concept.note else told)
 
 
-def show_last_screening(console: Console, audit: str, record: Record, followed: bool) -> None:
+def show_last_screening(console: Console, audit: str, s: Screening, when: float, followed: bool) -> None:
     """The last screening of an audit in a line or two; `followed`: its proposal is what params.yaml holds now."""
-    s = record.screening
     rate = s.rate if followed else s.now
-    said = f"screened {_age(time.time() - record.when)} ago with {s.probes:,} probes: {_rate(rate)} of the grid fails"
+    said = f"screened {_age(time.time() - when)} ago with {s.probes:,} probes: {_rate(rate)} of the grid fails"
     console.print(f"{escape(audit)}: {said}", highlight=False, soft_wrap=True)
     if not followed:
         for concept in s.concepts:

@@ -47,9 +47,9 @@ def stage(kind: str) -> Work:
 
 def state() -> Work:
     """What commands keep under .faded, and heal."""
-    from flows.approval import Request, read_request
     from flows.heal import heal
     from flows.init.state import Unfinished, remember, unfinished
+    from flows.request import Request, read_request
     from flows.results import StageResult, read_timings, record_timings
     from stages.files import probe_seconds, publishing, record_probe_seconds, write_state
 

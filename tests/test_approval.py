@@ -23,22 +23,11 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Suspended
 
-from flows.approval import (
-    REQUESTS,
-    choose,
-    close_request,
-    deadline,
-    decide,
-    expire,
-    how_to_decide,
-    open_request,
-    read_request,
-    settle,
-    wake,
-)
+from flows.approval import decide, expire, settle, wake
 from flows.endings import how_it_ended, keep_evidence
+from flows.request import REQUESTS, choose, close_request, deadline, how_to_decide, open_request, read_request
 from flows.run_stage import StageResult, run_stage
-from flows.suspend import _asks_about, _key
+from flows.waiting import _asks_about, pause_key
 from flows.workspace import exclusive
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
 from stages.errors import Exit, InfrastructureError, UsageError
@@ -168,7 +157,7 @@ def test_who_comes_too_late_is_told_and_may_revise(params):
 
 
 def test_waking_needs_neither_a_run_nor_a_server(params, monkeypatch):
-    monkeypatch.setattr("flows.suspend._present_api", lambda: None)
+    monkeypatch.setattr("flows.waiting._present_api", lambda: None)
     assert wake(params, "tiny") == []
     open_request(params, "tiny", ("00000000-0000-0000-0000-000000000001", GONE))
     two = with_feedback(reviewers=2)
@@ -208,7 +197,7 @@ def stranger() -> Iterator[str]:
 
 
 def test_another_program_where_the_server_was_is_told_not_raised(params, stranger, monkeypatch):
-    monkeypatch.setattr("flows.suspend._present_api", lambda: None)
+    monkeypatch.setattr("flows.waiting._present_api", lambda: None)
     open_request(params, "tiny", ("00000000-0000-0000-0000-000000000001", stranger))
     for said in (decide(params, "tiny", made(), "page")[1], settle(params, "tiny")):
         assert len(said) == 1 and f"{stranger} was not told" in said[0]
@@ -258,8 +247,8 @@ def test_a_run_is_known_by_the_landscape_it_is_suspended_on(name):
     def run(key: str) -> FlowRun:
         return FlowRun(flow_id=uuid4(), state=Suspended(pause_key=key))
 
-    assert _asks_about(name, run(_key(name, landscape, 12))) == landscape
-    for other in (_key("other", landscape, 1), "", "1", str(uuid4())):
+    assert _asks_about(name, run(pause_key(name, landscape, 12))) == landscape
+    for other in (pause_key("other", landscape, 1), "", "1", str(uuid4())):
         assert _asks_about(name, run(other)) is None
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+import flows.request
 from flows import approval
+from flows.request import open_request
 from flows.results import TIMINGS
 from flows.review.form import FormError, filled, read_decision, read_fields
 from flows.review.view import how_long
@@ -43,8 +45,8 @@ def change_params(**feedback: Any) -> None:
 
 def let_it_expire() -> None:
     long_ago = datetime(2001, 1, 1, tzinfo=UTC)
-    request = approval.open_request(load_params(), "x").model_copy(update={"expires": long_ago, "asked": long_ago})
-    write_state(approval._path("x"), request)
+    request = open_request(load_params(), "x").model_copy(update={"expires": long_ago, "asked": long_ago})
+    write_state(flows.request._path("x"), request)
 
 
 def test_nothing_is_chosen_for_the_reviewer(ada: Reviewer) -> None:
@@ -327,7 +329,7 @@ def test_a_rule_that_decides_is_said(ada: Reviewer) -> None:
 
 def test_the_deadline_is_shown_and_kept(ada: Reviewer) -> None:
     change_params(policy="wait", timeout_hours=2)
-    request = approval.open_request(load_params(), "x")
+    request = open_request(load_params(), "x")
     assert f'Decide by <time datetime="{request.expires.isoformat()}"' in ada.enter()
     fields = form_of(ada.enter())
     let_it_expire()
@@ -387,7 +389,7 @@ def test_what_fails_after_it_is_recorded_does_not_make_it_unsaved(
         raise OSError(28, "No space left on device")
 
     fields = form_of(ada.enter()) | {"decision": "approve"}
-    approval.open_request(load_params(), "x")
+    open_request(load_params(), "x")
     monkeypatch.setattr(approval, "close_request", full)
     answer = ada.send(fields)
     assert answer.status_code == 200 and "Recorded" in answer.text and "No space left" in answer.text

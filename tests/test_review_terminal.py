@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from flows import approval
+from flows.request import open_request
 from flows.review import terminal
 from flows.review.terminal import review_landscape
 from stages.decisions import AlreadyDecided, Recorded, read_chain, read_draft
@@ -68,7 +69,7 @@ def test_it_says_where_the_decision_lies_and_what_goes_on(place: Path, monkeypat
 
 def test_a_second_reviewer_is_told_of_the_first_and_both_count(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask(reviewers=2, timeout_hours=5)
-    approval.open_request(load_params(), "x")
+    open_request(load_params(), "x")
     told = review(monkeypatch, *MODE, "Ada", "", "y", "y")
     assert "2 reviewers are asked, 2 more to decide" in told and "1 more reviewer is asked before x goes on" in told
     assert "silence is recorded as a rejection" in told

@@ -11,9 +11,9 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from flows.approval import how_to_decide
 from flows.cli import app
 from flows.edit_params import with_keys
+from flows.request import how_to_decide
 from flows.signing import key_name
 from stages.decisions import listed_keys, read_chain, standing
 from stages.decisions.identity import key_id_of, public_line

@@ -12,8 +12,9 @@ import yaml
 
 import flows.schedule
 from flows.automations import ensure_automations
+from flows.deploy import apply
 from flows.overview import overview
-from flows.schedule import add_missing, apply, read_entries, set_schedule
+from flows.schedule import add_missing, read_entries, set_schedule
 from stages.decisions import landscape_hash
 from stages.errors import UsageError
 from stages.params import load_params

@@ -26,8 +26,9 @@ from rich.console import Console
 import flows.serve
 import flows.suspend
 from flows.automations import ensure_automations
+from flows.deploy import apply
 from flows.processes import end_leftovers
-from flows.schedule import add_missing, apply, read_entries
+from flows.schedule import add_missing, read_entries
 from flows.serve import RECORDS, Kept, serve
 from flows.server import RECORD, Record, _write_record, served_api, talking_to
 from stages.errors import InfrastructureError, UsageError

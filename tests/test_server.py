@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from flows.credential import authorization, client_settings, new_credential
-from flows.schedule import add_missing, apply, read_entries
+from flows.deploy import apply
+from flows.schedule import add_missing, read_entries
 from flows.serve import RECORDS
 from flows.server import RECORD, OwnServer, answers, one_time_link, served_api, talking_to
 from stages.params import load_params

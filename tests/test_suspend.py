@@ -29,7 +29,8 @@ from prefect.states import Pending
 from rich.console import Console
 
 import flows.audit
-from flows.approval import REQUESTS, Request, choose, decide, read_modes, read_request, settle, wake
+from flows.approval import decide, settle, wake
+from flows.request import REQUESTS, Request, choose, read_modes, read_request
 from flows.run import run_audits
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
 from stages.files import stage_dir, write_state
@@ -283,7 +284,7 @@ def test_a_run_whose_form_was_never_stored_goes_on_all_the_same(deployment, monk
     keys = run.state.state_details.run_input_keyset
     for what in ("schema", "description"):  # as if its process was killed before it stored them
         deployment.client.delete_flow_run_input(run.id, keys[what])
-    monkeypatch.setattr("flows.suspend._SCHEMA_LIMIT", 0.0)
+    monkeypatch.setattr("flows.waiting._SCHEMA_LIMIT", 0.0)
     assert decide(load_params(), "tiny", made(), "page")[1] == [f"the suspended flow run {run.name} goes on"]
     assert deployment.read(run.id).state.is_scheduled()
 
@@ -309,7 +310,7 @@ def test_other_modes_on_the_form_than_the_reviewer_decided_before_are_not_droppe
 
 def test_a_run_on_a_server_that_is_not_there_now_is_not_forgotten(deployment, prefect_server, monkeypatch):
     gone = "http://127.0.0.1:9/api"  # nobody there
-    monkeypatch.setattr("flows.suspend._present_api", lambda: prefect_server)
+    monkeypatch.setattr("flows.waiting._present_api", lambda: prefect_server)
     run = deployment.run()
     moved = {str(run.id): gone}  # the workspace's own server has another port than before
     elsewhere = {str(uuid4()): gone}

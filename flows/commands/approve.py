@@ -53,7 +53,7 @@ def approve(
     Every confirmed mode needs a choice, and a mode to repair or accept a reason; modes that are not confirmed are
     ignored unless they are named. The three options may be repeated.
     """
-    from flows.approval import choose, missing, read_modes
+    from flows.request import choose, missing, read_modes
     from stages.errors import UsageError
 
     name, present = _open(audit, landscape)

@@ -57,7 +57,8 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
     show_plan(console, estimate(params, graph, names))
     for name in names:
         if (last := read_screening(params, graph, name)) is not None:
-            show_last_screening(console, name, *last)
+            record, followed = last
+            show_last_screening(console, name, record.screening, record.when, followed)
 
 
 @app.command(
@@ -88,9 +89,10 @@ def screen(
 @app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist[/]")
 def status(audits: Audits = None) -> None:
     """Say of every stage whether it is fresh, of every audit what its last verdict was, and what waits for a person."""
-    from flows.approval import expire, how_to_decide, needs_decision
+    from flows.approval import expire
     from flows.graph import read_graph
     from flows.init.state import uncalibrated
+    from flows.request import how_to_decide, needs_decision
     from flows.results import read_verdict
     from flows.views import show_status, show_uncalibrated
     from flows.workspace import running_audit

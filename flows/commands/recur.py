@@ -128,8 +128,8 @@ def notify(
     The address is kept as a block of the Prefect server, never in a file of the workspace. Without an option: say
     what is set.
     """
+    from flows.deploy import refresh_automations
     from flows.notify import current, send_test, set_block, set_url
-    from flows.schedule import refresh_automations
     from flows.serve import RECORDS
     from flows.server import start_prefect_api
     from stages.errors import UsageError
@@ -157,7 +157,8 @@ def notify(
 
 def _apply() -> None:
     """Apply prefect.yaml where a server is there; say so where none is."""
-    from flows.schedule import apply, read_entries
+    from flows.deploy import apply
+    from flows.schedule import read_entries
     from flows.server import answers, configured_api, talking_to
 
     api = configured_api()

@@ -11,7 +11,8 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from flows.approval import expire, read_modes
+from flows.approval import expire
+from flows.request import read_modes
 from flows.review.form import Fields, FormError, read_decision, read_fields, typed
 from flows.review.links import page_path
 from flows.review.pages import message, review_page, static, style

@@ -17,7 +17,8 @@ from rich.prompt import Confirm, Prompt
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from flows.approval import deadline, git_user
+from flows.approval import git_user
+from flows.request import deadline
 from flows.review.recording import moment, open_standing, record
 from stages.concepts import ConceptSpace
 from stages.decisions import (

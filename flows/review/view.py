@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
-from flows.approval import GATED, deadline, git_user
+from flows.approval import git_user
 from flows.estimate import estimate
 from flows.graph import Graph, Stage
+from flows.request import GATED, deadline
 from flows.review.form import ACTIONS, SCORES, Fields, filled
 from flows.review.recording import moment, own_link
 from stages.decisions import RULE, SEVERITIES, Recorded, Standing, Via, listed_keys, standing
