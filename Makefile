@@ -39,10 +39,11 @@ test-slow: .venv/.dev $(ALL_PACKAGES) ## Run the slow tests (kills at random mom
 test-nightly: .venv/.dev $(ALL_PACKAGES) ## Run the property tests with 10,000 cases each, and a fault at every write (hours)
 	@FADED_HYPOTHESIS=nightly $(BIN)/python -m pytest -m "hypothesis or nightly" --numprocesses $(JOBS) --dist load
 
-check: .venv/.dev ## Check format, lint, types, and that the docs build with every link
+check: .venv/.dev ## Check format, lint, types, who imports whom, and that the docs build with every link
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 	@$(BIN)/zensical build --strict --clean
 
 docs: .venv/.dev ## Build the documentation as pages to read in a browser
@@ -70,7 +71,7 @@ constraints: .venv/.dev ## Write constraints.txt: the tested version of every pa
 		.venv/compiled.txt >constraints.txt
 
 clean: ## Remove .venv and scratch; results and DVC's cache stay
-	rm -rf .venv .faded build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .faded build dist site .cache *.egg-info .*_cache
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Faded needs Python 3.11 or newer: install one, or say make PYTHON=/path/to/python" >&2; exit 2; }

@@ -11,9 +11,9 @@ from typing import IO, Literal
 
 from pydantic import BaseModel
 
-from flows.machines.shipment import Made
 from flows.processes import child
 from flows.request import GATED
+from flows.shipment import Made
 from flows.workspace import LOGS, stage_environment
 from stages.errors import BugError, Exit, InfrastructureError, RejectedError, UnavailableError, UsageError
 

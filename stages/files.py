@@ -274,7 +274,7 @@ def scratch(audit: str, stage: str, key: str) -> Iterator[Path]:
 
     def refuse(process: str) -> None:
         raise InfrastructureError(
-            f"another process ({process}) runs {stage} of {audit} in this workspace; wait for it or end it"
+            f"another process runs {stage} of {audit} in this workspace (process {process}); wait for it or end it"
         )
 
     with locked(home / "lock", refuse):

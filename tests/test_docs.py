@@ -14,7 +14,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from flows.commands import reference
+from flows import reference
 from stages.params import AuditConfig, RepairConfig
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def names(pages: list[Path]) -> list[str]:
 
 def test_the_reference_of_commands_is_what_the_commands_say():
     page = reference.PAGE.read_text(encoding="utf-8")
-    assert page == reference.written(page), "docs/commands.md is stale: run `python -m flows.commands.reference`"
+    assert page == reference.written(page), "docs/commands.md is stale: run `python -m flows.reference`"
 
 
 def test_every_command_is_in_the_table_of_docs_commands():

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-import flows.gate
+import flows.evidence.gate
 from flows.compare import WORKSPACE, Evaluation, Run, read_run
+from flows.evidence.gate import GateResult, last_passed, run_gate
 from flows.evidence.views import show_gate
-from flows.gate import GateResult, last_passed, run_gate
 from stages.errors import UsageError
 from stages.params import load_params
 from tests.finished import commit, faded, finished_audits, inside, run_stages
@@ -66,8 +66,8 @@ def test_a_worse_model_fails_and_a_better_one_passes(worse):
     assert row.worse.low > 0 and row.now > row.then and not row.passed and not result.passed
     with inside(worse), pytest.MonkeyPatch.context() as patch:
         then, now = read_run("first", "other"), read_run(WORKSPACE, "other")
-        patch.setattr(flows.gate, "read_run", lambda rev, *_, **__: then if rev == WORKSPACE else now)
-        patch.setattr(flows.gate, "proven_evidence", lambda *_: None)
+        patch.setattr(flows.evidence.gate, "read_run", lambda rev, *_, **__: then if rev == WORKSPACE else now)
+        patch.setattr(flows.evidence.gate, "proven_evidence", lambda *_: None)
         swapped = run_gate(load_params(), "other", "first", 0.02)
     assert swapped.passed and swapped.rows[0].worse.high < 0.02
 
@@ -187,8 +187,8 @@ def of_another(
     with inside(workspace), pytest.MonkeyPatch.context() as patch:
         now = read_run(WORKSPACE, audit, repaired=audit == "tiny")  # as it was committed
         then, now = before(replace(now, revision="first")), change(now)
-        patch.setattr(flows.gate, "read_run", lambda rev, *_, **__: now if rev == WORKSPACE else then)
-        patch.setattr(flows.gate, "proven_evidence", lambda *_: None)  # DVC takes half a second
+        patch.setattr(flows.evidence.gate, "read_run", lambda rev, *_, **__: now if rev == WORKSPACE else then)
+        patch.setattr(flows.evidence.gate, "proven_evidence", lambda *_: None)  # DVC takes half a second
         return run_gate(load_params(), audit, "first", tolerance)
 
 
@@ -284,15 +284,15 @@ def evaluation(**quality: float) -> Evaluation:
 def test_clean_quality_is_compared_as_two_means():
     then = evaluation(after=0.9, after_low=0.88, after_high=0.91)
     now = evaluation(after=0.86, after_low=0.83, after_high=0.88)
-    row = flows.gate._quality(then, now, False, 0.05)
+    row = flows.evidence.gate._quality(then, now, False, 0.05)
     assert row.worse.value == pytest.approx(0.04)
     # Less the square roots of 0.02^2 + 0.02^2 below and 0.01^2 + 0.03^2 above.
     assert row.worse.low == pytest.approx(0.04 - np.sqrt(0.0008))
     assert row.worse.high == pytest.approx(0.04 + np.sqrt(0.001))
     assert not row.passed
-    assert flows.gate._quality(now, then, False, 0.05).passed
+    assert flows.evidence.gate._quality(now, then, False, 0.05).passed
     nothing = evaluation(after=None, after_low=None, after_high=None)
-    assert not flows.gate._quality(then, nothing, False, 0.05).passed
+    assert not flows.evidence.gate._quality(then, nothing, False, 0.05).passed
 
 
 def test_nothing_in_common_is_no_pass(workspace):

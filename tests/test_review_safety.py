@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from flows.review import connections, links, security
 from flows.review.links import Running
-from flows.review.security import PAGE_POLICY, Keys, knows_host, same_origin
 from flows.review.server import serve_review, warning
 from flows.review.view import report_policy
+from flows.security import PAGE_POLICY, Keys, knows_host, same_origin
 from stages.decisions import read_chain
 from stages.errors import UsageError
 from tests.cases import scaled

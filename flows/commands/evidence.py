@@ -147,8 +147,8 @@ def gate(
     Exit codes: 0 no worse, 1 worse or not shown to be no worse, 2 stale or not comparable, 3 infrastructure.
     """
     params, [name] = open_workspace([audit] if audit else None, False, preset)
+    from flows.evidence.gate import run_gate
     from flows.evidence.views import show_gate
-    from flows.gate import run_gate
     from flows.workspace import exclusive
 
     with exclusive(), working("checking every byte, and comparing"):

@@ -16,7 +16,7 @@ from flows.results import NO_GATES
 
 if TYPE_CHECKING:
     from flows.evidence import Bundle, Check
-    from flows.gate import GateResult
+    from flows.evidence.gate import GateResult
 
 UNDECIDED = "nobody had to decide: it ends with its landscape"
 

@@ -8,7 +8,7 @@ the stage had run there. What any machine has pushed is never computed again.
 from __future__ import annotations
 
 from flows.machines.driver import check_machines, pack, take_back, travels
-from flows.machines.shipment import Made, Shipment
 from flows.machines.worker import run_there
+from flows.shipment import Made, Shipment
 
 __all__ = ["Made", "Shipment", "check_machines", "pack", "run_there", "take_back", "travels"]

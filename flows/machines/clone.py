@@ -12,10 +12,10 @@ from pathlib import Path
 from flows.heal import heal
 from flows.linked import note_linked_folders
 from flows.machines.driver import hashes, other_bytes
-from flows.machines.shipment import Entry, Made, Shipment
 from flows.machines.store import Store, opened
 from flows.machines.worker import Failure, here
 from flows.run_stage import StageResult, run_stage
+from flows.shipment import Entry, Made, Shipment
 from flows.workspace import exclusive, running_audit
 from stages.environment import WORK
 from stages.errors import FadedError, InfrastructureError, UsageError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.machines.shipment import Entry, Made, Shipment
 from flows.machines.store import Store, entry_of, opened
 from flows.request import GATED
+from flows.shipment import Entry, Made, Shipment
 from stages.errors import InfrastructureError, UsageError
 from stages.git import git
 from stages.params import Params, RunnerConfig, load_params

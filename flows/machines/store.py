@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.digests import Hashes
 from flows.intact import CacheFolder, remove_damaged
-from flows.machines.shipment import Entry
+from flows.shipment import Entry
 from stages.errors import FadedError, InfrastructureError, UsageError, did_you_mean
 
 if TYPE_CHECKING:

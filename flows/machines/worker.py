@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from flows.machines.driver import within_repository
-from flows.machines.shipment import Shipment
 from flows.processes import child
+from flows.shipment import Shipment
 from stages.code import RECORD
 from stages.environment import DEFAULTS
 from stages.errors import BugError, FadedError, InfrastructureError, RejectedError, UnavailableError, UsageError

@@ -17,7 +17,8 @@ from flows.review.form import Fields, FormError, read_decision, read_fields, typ
 from flows.review.links import page_path
 from flows.review.pages import message, review_page, static, style
 from flows.review.recording import Outcome, in_whose_name, moment, record
-from flows.review.security import (
+from flows.review.view import REPORTS, draft_key, report_path, report_policy
+from flows.security import (
     HEADERS,
     MAX_BODY,
     Keys,
@@ -28,7 +29,6 @@ from flows.review.security import (
     same,
     same_origin,
 )
-from flows.review.view import REPORTS, draft_key, report_path, report_policy
 from stages.decisions import AlreadyDecided, Recorded, landscape_hash
 from stages.decisions.names import same_person
 from stages.errors import FadedError, UsageError

@@ -14,8 +14,8 @@ from starlette.background import BackgroundTask
 
 from flows.review.form import Fields
 from flows.review.links import page_path
-from flows.review.security import Session
 from flows.review.view import TEMPLATES, environment, review_view
+from flows.security import Session
 from stages.params import Params
 
 

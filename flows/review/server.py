@@ -20,7 +20,7 @@ from flows.review.connections import Impatient
 from flows.review.links import Running, remove_record, write_record
 from flows.review.pages import prepare
 from flows.review.recording import Outcome
-from flows.review.security import is_loopback
+from flows.security import is_loopback
 from stages.errors import InfrastructureError, UsageError
 
 HOST = "127.0.0.1"

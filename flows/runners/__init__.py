@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Protocol, get_args
 
 from flows.machines import check_machines
-from flows.machines.shipment import Shipment
 from flows.run_stage import StageResult
 from flows.runners.devices import visible_gpus
+from flows.shipment import Shipment
 from stages.errors import InfrastructureError, UsageError, did_you_mean
 from stages.params import Params
 from stages.params.file import RunnerConfig
@@ -128,7 +128,7 @@ def open_runner(config: RunnerConfig, gpus: int = 0) -> Iterator[Runner]:
     opened: Callable[[RunnerConfig, int], contextlib.AbstractContextManager[Runner]]
     opened = import_module(f"flows.runners.{config.kind}").opened  # each imports a library of its own
     with opened(config, gpus) as runner:
-        yield runner if config.workspace is None else import_module("flows.machines.runner").Apart(runner, config)
+        yield runner if config.workspace is None else import_module("flows.runners.apart").Apart(runner, config)
 
 
 def job(config: RunnerConfig, stage: str, gpus: int) -> Job:

@@ -1,4 +1,4 @@
-"""The part of docs/commands.md that follows from the commands: `python -m flows.commands.reference` writes it anew."""
+"""The part of docs/commands.md that follows from the commands: `python -m flows.reference` writes it anew."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import flows.cli  # noqa: F401  # importing it adds all commands to `app`
 from flows.commands import app
 
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
-MARKER = "<!-- below: written by `python -m flows.commands.reference` -->"
+MARKER = "<!-- below: written by `python -m flows.reference` -->"
 _METAVARS = {int: "N", float: "NUMBER"}
 
 
