@@ -19,7 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.review import connections, links, security
+from flows import security
+from flows.review import connections, links
 from flows.review.links import Running
 from flows.review.server import serve_review, warning
 from flows.review.view import report_policy

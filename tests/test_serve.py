@@ -30,8 +30,9 @@ from flows.deploy import apply
 from flows.processes import end_leftovers
 from flows.schedule import add_missing, read_entries
 from flows.serve import RECORDS, Kept, serve
-from flows.server import RECORD, Record, _write_record, served_api, talking_to
+from flows.server import RECORD, Record, served_api, talking_to
 from stages.errors import InfrastructureError, UsageError
+from stages.files import replace_file
 from stages.params import load_params
 from tests.servers import free_port, long_lived_server
 from tests.test_kill import all_gone, family, running
@@ -107,7 +108,7 @@ def test_only_the_living_server_of_the_workspace_is_found(here, prefect_server):
         "credential": "faded:x",
         "host": "x.localhost",
     }
-    _write_record(Record(**good))
+    replace_file(RECORD, Record(**good).model_dump_json(), mode=0o600)
     assert RECORD.stat().st_mode & 0o077 == 0
     assert served_api() == prefect_server
     for bad in (
