@@ -79,7 +79,7 @@ def row(case: Case, folder: Path) -> str:
     run("prepare", folder)
     costs = [run(stage, folder) for stage in ("discover", "summarize")]
     ledger = sum(path.stat().st_size for path in (folder / ".faded").rglob("ledger.jsonl"))
-    sizes = [folder / "data" / NAME / path for path in ("discover/probes.parquet", "summarize/report.html")]
+    sizes = [folder / "data" / NAME / path for path in ("discover/probes.parquet", "report/report.html")]
     cells = f"7^{case.concepts}"
     told = [f"{case.items:,}", cells, f"{case.probes:,}", f"`{case.explorer}`"]
     told += [f"{cost.seconds:,.0f}, {cost.memory / 2**30:.2f}" for cost in costs]

@@ -114,7 +114,9 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
 
-    summary, discover, judged = (stage_dir(audit, stage) for stage in ("summarize", "discover", "re_evaluate"))
+    summary, discover, report, asked, compared, judged = (
+        stage_dir(audit, stage) for stage in ("summarize", "discover", "report", "re_evaluate", "compare", "conclude")
+    )
     reading = Path()
     try:
         # In a revision DVC names files from git's root, below which .dvc may lie.
@@ -132,13 +134,13 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
         return Run(
             revision,
             json.loads(read(summary / "landscape.json")),
-            json.loads(read(summary / "verdict.json")),
+            json.loads(read(report / "verdict.json")),
             json.loads(read(discover / "provenance.json")),
             table(discover / "probes.parquet"),
             Evaluation(
-                json.loads(read(judged / "verdict.json")),
-                json.loads(read(judged / "provenance.json")),
-                table(judged / "probes.parquet"),
+                json.loads(read(compared / "comparison.json")) | json.loads(read(judged / "verdict.json")),
+                json.loads(read(asked / "provenance.json")),
+                table(asked / "probes.parquet"),
             )
             if repaired
             else None,

@@ -52,7 +52,7 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
     partial.mkdir(parents=True)
     try:
         _copy(stage_dir(audit, "restructure") / "models" / "repaired", partial)
-        shutil.copyfile(stage_dir(audit, "re_evaluate") / "model_card.md", partial / CARD)
+        shutil.copyfile(stage_dir(audit, "conclude") / "model_card.md", partial / CARD)
         shutil.copyfile(bundle, partial / BUNDLE_IN_EXPORT)
         if problems := check_model(read_bundle(bundle), partial).problems:
             raise InfrastructureError(f"what was copied is not what was audited: {problems[0]}")

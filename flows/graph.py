@@ -18,7 +18,7 @@ from stages.errors import InfrastructureError, UsageError
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-FIRST_STAGES = ("prepare", "discover", "summarize")  # an audit has at least these
+FIRST_STAGES = ("prepare", "discover", "summarize", "report")  # an audit has at least these
 RUNS_NOW = "runs now"
 SHARE = "explore"  # a stage of it is named by audit and part: explore@mnist-2
 

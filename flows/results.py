@@ -65,13 +65,13 @@ class Verdict:
 
 def last_stage(params: Params, audit: str) -> str:
     """The stage that gives the audit's verdict."""
-    return "re_evaluate" if audit in params.repairs else "summarize"
+    return "conclude" if audit in params.repairs else "report"
 
 
 def read_verdict(params: Params, audit: str) -> Verdict:
     """Read the audit's last verdict; before its last stage ran, the report of the landscape stands in."""
     folder = stage_dir(audit, last_stage(params, audit))
-    reports = [folder / "report.html", stage_dir(audit, "summarize") / "report.html"]
+    reports = [folder / "report.html", stage_dir(audit, "report") / "report.html"]
     report = next((path for path in reports if path.exists()), None)
     path = folder / "verdict.json"
     if not path.exists():

@@ -33,6 +33,7 @@ PASSED_OVER = {
     "stages.command": "how a stage is started",
     "stages.network": "whether a stage may reach other machines",
     "stages.provenance": "says where a result comes from",
+    "stages.records.folder": "finds records; the ones a stage hands on are followed by themselves",
     "stages.code": "names code",
     "stages.reach": "names code",
     "stages.plugins": "finds code of others, which is named by itself",

@@ -13,32 +13,32 @@ from stages.command import stage_main
 from stages.decisions import NO_HUMAN, RULE, Standing, decisions_dir, landscape_hash, merge, standing
 from stages.decisions.agreement import agreement
 from stages.errors import DecisionNeeded, RejectedError
-from stages.files import publishing, read_json, stage_dir, write_json
 from stages.params import FeedbackConfig, load_params
-from stages.provenance import provenance, write_provenance
+from stages.provenance import provenance
+from stages.records import Plan, audit_folder
+from stages.records.base import FlatMetrics
 
 
 def main(audit: str) -> None:
     """Run the stage for one audit."""
     params = load_params()
     feedback = params.repair(audit).feedback
-    summary = read_json(stage_dir(audit, "summarize") / "landscape.json")
+    here = audit_folder(audit)
+    summary = here.summarize.landscape.to_json()
     present = landscape_hash(audit)
     # Read once, so that the plan names the decisions it was made from.
     now = standing(params, audit) if feedback.policy == "wait" else None
-    plan = by_rule(feedback, summary) if now is None else by_person(audit, now, summary)
-    with publishing(stage_dir(audit, "collect_feedback")) as out:
-        write_json(out / "plan.json", {"landscape": present, **plan})
-        actions = [mode["action"] for mode in plan["modes"]]
-        counts = {action: actions.count(action) for action in ("repair", "accept", "ignore")}
-        write_json(out / "metrics.json", {**counts, "examples": len(plan["examples"])}, schema=False)
-        record = provenance(audit, params.audit(audit), computes=False)
-        decided = {} if now is None else {kept.path.name: kept.sha256 for kept in now.kept}
-        landscape = [stage_dir(audit, "summarize") / name for name in ("landscape.parquet", "landscape.json")]
-        write_provenance(out, {**record, "decisions": decided}, landscape)
+    made = by_rule(feedback, summary) if now is None else by_person(audit, now, summary)
+    plan = Plan.computed({"landscape": present, **made})
+    actions = [mode.action for mode in plan.modes]
+    counts = {action: actions.count(action) for action in ("repair", "accept", "ignore")}
+    decided = {} if now is None else {kept.path.name: kept.sha256 for kept in now.kept}
+    record = {**provenance(audit, params.audit(audit), computes=False), "decisions": decided}
+    with here.collect_feedback.publish(record, map(here.summarize.where, ("cells", "landscape"))) as out:
+        out.plan, out.metrics = plan, FlatMetrics(**counts, examples=len(plan.examples))
     said = [f"{n} to {action}" for action, n in counts.items()]
-    said += [f"{n} example(s) rated or corrected"] if (n := len(plan["examples"])) else []
-    print(f"{plan['statement']}: {', '.join(said)}")
+    said += [f"{n} example(s) rated or corrected"] if (n := len(plan.examples)) else []
+    print(f"{plan.statement}: {', '.join(said)}")
 
 
 def by_rule(feedback: FeedbackConfig, summary: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Search for failures: the explorer and its control spend the same budget on the discover items.
+"""Ask the model under test: the explorer and its control spend the same budget on the discover items.
 
 Where the search is divided (`discover.shards`), the stage explore has done it share by share, and this one puts the
-shares together. Then, on a budget of its own: how little has to change, step by step, until the model fails.
+shares together. Then, on a budget of its own: how little has to change, step by step, until the model fails. Whatever
+else the landscape needs of the model is asked here, too, so that no later stage asks it anything.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from stages.command import stage_main
 from stages.errors import UsageError
 from stages.explorers import SearchResult, save_policy, search
 from stages.explorers.merge import answers, merge, origin, read_parts, remove_undeclared
-from stages.files import publishing, scratch, stage_dir, write_json
+from stages.files import scratch, stage_dir
 from stages.ledger import Ledger
 from stages.microscopic import measure_robustness
 from stages.params import load_params, task_class, task_context
 from stages.progress import progress
-from stages.provenance import prepared_files, provenance, run_key, write_provenance
+from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import rated
+from stages.records import DiscoverMetrics, audit_folder
+from stages.records.tables import Embedded, Tallies
+from stages.tasks.contract import Illustrated, Tallied
 
 CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the file larger
 
@@ -69,15 +73,17 @@ def main(name: str) -> None:
         print(f"auto took {agent['chosen']}" + (f": {agent['why']}" if agent["why"] else ""))
     if result.enumerated:
         print(f"the budget of {audit.discover.budget:,} covers the whole grid: enumerated, no agent was needed")
-    with publishing(stage_dir(name, "discover")) as out:
-        result.probes.to_parquet(out / "probes.parquet", index=False)
-        robustness.table.to_parquet(out / "robustness.parquet", index=False)
-        save_policy(result.policy, out / "policy")
-        _write_curves(out / "live", result)
-        metrics = {**result.metrics, "microscopic": robustness.metrics, "enumerated": result.enumerated}
-        write_json(out / "metrics.json", metrics, schema=False)
-        parts_read = [shares / str(part.part) for part in parts]
-        write_provenance(out, provenance(name, audit, prepared), [*prepared_files(prepared), *parts_read])
+    parts_read = [shares / str(part.part) for part in parts]
+    read = [*prepared_files(prepared), *parts_read]
+    with audit_folder(name).discover.publish(provenance(name, audit, prepared), read) as out:
+        out.probes, out.robustness = result.probes, robustness.table
+        out.embedded = Embedded(item_ids, task.embed(item_ids))
+        out.tallies = Tallies(tallies=task.tallies("discover") if isinstance(task, Tallied) else [])
+        out.sheets = {"": task.sheets("discover")} if isinstance(task, Illustrated) else {}
+        save_policy(result.policy, out.path / "policy")
+        _write_curves(out.path / "live", result)
+        searches = {**result.metrics, "microscopic": robustness.metrics, "enumerated": result.enumerated}
+        out.metrics = DiscoverMetrics.computed(searches)
     for role, numbers in result.metrics.items():
         print(
             f"{role} ({numbers['explorer']}): {numbers['failures']:,} failures in {numbers['probes']:,} unique probes,"

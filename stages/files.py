@@ -36,7 +36,8 @@ def stage_dir(audit: str, stage: str) -> Path:
     return DATA / audit / stage
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A number or an array of numpy as JSON has it."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -48,7 +49,7 @@ def write_json(path: Path, data: dict[str, Any], *, schema: bool = True) -> None
     """Write plain data; the same data give the same bytes. Metrics carry no schema, DVC shows every number in them."""
     payload = {"schema": SCHEMA, **data} if schema else data
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(payload, indent=1, ensure_ascii=False, default=_plain, allow_nan=False)
+    text = json.dumps(payload, indent=1, ensure_ascii=False, default=plain, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 

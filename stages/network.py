@@ -31,9 +31,9 @@ def needs_network(stage: str, audit: str, params: Params) -> bool:
     """Whether a stage of an audit may have to reach another machine.
 
     It may where a model or judge is served over HTTP (`endpoint:`), where HF_HUB_OFFLINE=0 allows a model hub, and
-    where the task is not one of Faded's own, whose needs nobody knows. A stage that merges decisions never does.
+    where the task is not one of Faded's own, whose needs nobody knows. A stage that asks no model never does.
     """
-    if stage == "collect_feedback":
+    if stage in ("report", "collect_feedback", "compare", "conclude"):
         return False
     block = params.audit(audit)
     repair = params.repairs.get(audit)

@@ -11,13 +11,16 @@ import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.code import is_own_workspace
 from stages.files import content_hash, write_json
 from stages.git import git
 from stages.params import DATA, AuditConfig, resolve_device
 from stages.plugins import distributions
+
+if TYPE_CHECKING:
+    from stages.records import Provenance
 
 PACKAGES = (
     "faded", "torch", "numpy", "pandas", "scipy", "scikit-learn", "stable-baselines3", "gymnasium", "pot",
@@ -61,6 +64,12 @@ def provenance(
         record["model"] = content_hash([prepared / "model"])
         record["data"] = content_hash([prepared / "items.parquet"])
     return record
+
+
+def of_model(record: Provenance) -> dict[str, Any]:
+    """What a stage that asks no model takes from the one that did: which model, and where it computed."""
+    told = ("device", "backend", "dtype", "threads", "batch_size", "model", "data", "repaired")
+    return {key: value for key, value in record.to_json().items() if key in told}
 
 
 def write_provenance(out: Path, record: Mapping[str, Any], read: Iterable[Path] = ()) -> None:
@@ -138,7 +147,7 @@ def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:
         inputs: files and folders the run reads.
         more: what else it depends on: its code (`stages.code.code_of`), settings beside the audit's own.
     """
-    settings = config.model_dump(mode="json", exclude={"summarize": True, "compute": {"gpus"}})
+    settings = config.model_dump(mode="json", exclude={"summarize": True, "gates": True, "compute": {"gpus"}})
     settings["prepare"] = of_answers(settings["prepare"])
     return content_hash(inputs, settings, device_name(config.compute.device), versions(), *more)
 

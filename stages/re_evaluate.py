@@ -1,4 +1,7 @@
-"""Search again on items the repair never saw, before against after, and judge what the repair did."""
+"""Search again on items the repair never saw, and put the same questions to every model: before, after, control.
+
+Nothing is judged here: `compare` and `conclude` follow from what is written.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,20 @@ import pandas as pd
 
 from stages.code import code_of
 from stages.command import stage_main
+from stages.concepts import Region
 from stages.errors import UsageError
 from stages.explorers import Prober, search
-from stages.files import content_hash, publishing, read_json, scratch, stage_dir, write_json
-from stages.landscape import Plan, draw_pairs, judge_models, newly_skewed
+from stages.files import content_hash, scratch
+from stages.landscape.measures import measure_answers
+from stages.landscape.pairs import draw_pairs, inside_any
 from stages.ledger import Ledger
 from stages.params import AuditConfig, load_params, task_class, task_context
 from stages.progress import progress
-from stages.provenance import prepared_files, provenance, run_key, write_provenance
+from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import rated
-from stages.report import Compared, model_card, write_comparison_report
+from stages.records import Compared, audit_folder
+from stages.records.search import ReEvaluateMetrics
+from stages.records.tables import Embedded, ModelTallies
 from stages.tasks.contract import Compute, Exhibit, Illustrated, Measured, Tallied, Tally, Task
 
 EXAMPLES = 8
@@ -30,67 +37,37 @@ EXAMPLES = 8
 def main(name: str) -> None:
     """Run the stage for one audit."""
     params = load_params()
-    audit, repair = params.audit(name), params.repair(name)
-    context, prepared = task_context(name, audit), stage_dir(name, "prepare")
-    plan_path, models_path = (
-        stage_dir(name, "collect_feedback") / "plan.json",
-        stage_dir(name, "restructure") / "models",
-    )
-    plan = Plan.read(plan_path)
+    audit, repair, here = params.audit(name), params.repair(name), audit_folder(name)
+    context, prepared = task_context(name, audit), here.prepare.path
+    plan_path, models_path = here.collect_feedback.where("plan"), here.restructure.path / "models"
+    targets = [mode.cells for mode in here.collect_feedback.plan.targets]
     tasks = _load_models(name, audit, prepared, models_path)
-    item_ids = tasks["before"].items.ids("test")
+    space, item_ids = tasks["before"].concepts, tasks["before"].items.ids("test")
     if not item_ids:
         raise UsageError(f"{prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged")
 
-    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json", models_path, plan_path]
-    key = run_key(audit, inputs, code_of(audit, "re_evaluate"), repair.re_evaluate.model_dump())
+    read = [*prepared_files(prepared), models_path, plan_path]
+    key = run_key(audit, read, code_of(audit, "re_evaluate"), repair.re_evaluate.model_dump())
     with scratch(name, "re_evaluate", key) as folder:
         ledgers = {model: Ledger(folder / f"{model}.jsonl") for model in tasks}
         searches = {m: _search(tasks[m], item_ids, audit, ledgers[m], context.compute, m) for m in ("before", "after")}
-        pairs = draw_pairs(
-            tasks["before"].concepts, len(item_ids), plan.targets, repair.re_evaluate.paired_probes, audit.seed
-        )
+        pairs = draw_pairs(space, len(item_ids), targets, repair.re_evaluate.paired_probes, audit.seed)
         answers = ask_all(tasks, item_ids, *pairs, ledgers, context.compute)
         clean = ask_clean(tasks, item_ids, ledgers, context.compute)
         for ledger in ledgers.values():
             ledger.close()
 
-    judged = judge_models(tasks, item_ids, plan, repair, searches, answers, audit, clean, tally_all(tasks))
-    probes = pd.concat(
-        [table.assign(model=model, purpose="search") for model, (table, _) in searches.items()]
-        + [
-            table.assign(model=model, purpose=purpose, role=purpose)
-            for purpose, tables in (("paired", answers), ("clean", clean))
-            for model, table in tables.items()
-        ],
-        ignore_index=True,
-    )
-    verdict = {"audit": name, **judged.verdict}
-    if audit.ratings is not None:
-        verdict["ratings"] = audit.ratings.model_dump(
-            include={"sha256", "fails_below", "fails_above"}, exclude_none=True
-        )
-    with publishing(stage_dir(name, "re_evaluate")) as out:
-        probes.to_parquet(out / "probes.parquet", index=False)
-        judged.landscapes.to_parquet(out / "landscapes.parquet", index=False)
-        write_json(out / "verdict.json", verdict)
-        write_json(out / "metrics.json", _metrics(verdict), schema=False)
-        (out / "model_card.md").write_text(_card(models_path / "repaired", verdict, plan_path), encoding="utf-8")
-        record = provenance(name, audit, prepared)
-        record["repaired"] = content_hash([models_path]) if models_path.exists() else None
-        write_comparison_report(
-            out / "report.html",
-            verdict=verdict,
-            landscapes=judged.landscapes,
-            space=tasks["before"].concepts,
-            probes=probes,
-            galleries=_galleries(tasks, answers),
-            sheets={m: t.sheets("test") for m in ("before", "after") if isinstance(t := tasks[m], Illustrated)},
-            provenance=record,
-            skipped=tasks["before"].items.skipped,
-        )
-        write_provenance(out, record, [*prepared_files(prepared), plan_path, models_path])
-    print(verdict["statement"])
+    record = provenance(name, audit, prepared)
+    record["repaired"] = content_hash([models_path]) if models_path.exists() else None
+    with here.re_evaluate.publish(record, read) as out:
+        out.probes = _one_table(searches, answers, clean)
+        out.embedded = Embedded(item_ids, tasks["before"].embed(item_ids))
+        out.quality = _quality(tasks)
+        out.measures = _measures(tasks, targets, answers, clean)
+        out.tallies = ModelTallies(models=tally_all(tasks))
+        out.sheets = {m: t.sheets("test") for m in ("before", "after") if isinstance(t := tasks[m], Illustrated)}
+        out.examples = examples(tasks, answers)
+        out.metrics = ReEvaluateMetrics.computed({model: numbers for model, (_, numbers) in searches.items()})
 
 
 def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) -> dict[str, Task]:
@@ -160,6 +137,53 @@ def ask_clean(
     return ask_all(tasks, item_ids, items, np.tile(neutral, (len(items), 1)), ledgers, compute)
 
 
+def _one_table(
+    searches: Mapping[str, tuple[pd.DataFrame, object]],
+    answers: Mapping[str, pd.DataFrame],
+    clean: Mapping[str, pd.DataFrame],
+) -> pd.DataFrame:
+    """All probes, by what they were asked for."""
+    tables = [table.assign(model=model, purpose="search") for model, (table, _) in searches.items()]
+    tables += [
+        table.assign(model=model, purpose=purpose, role=purpose)
+        for purpose, asked in (("paired", answers), ("clean", clean))
+        for model, table in asked.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _quality(tasks: Mapping[str, Task]) -> pd.DataFrame:
+    """What must not get worse on unchanged items, item by item: `name`, `model`, `item`, `value`."""
+    found = {model: task.clean_quality("test") for model, task in tasks.items()}
+    return pd.concat(
+        [
+            pd.DataFrame({"name": found["before"].name, "model": model, "item": q.item_ids, "value": q.values})
+            for model, q in found.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def _measures(
+    tasks: Mapping[str, Task],
+    targets: Sequence[Region],
+    answers: Mapping[str, pd.DataFrame],
+    clean: Mapping[str, pd.DataFrame],
+) -> pd.DataFrame:
+    """A task's own measures of every answer and baseline, on unchanged inputs, in the target modes and elsewhere."""
+    measuring = {model: task for model, task in tasks.items() if isinstance(task, Measured)}
+    if not measuring:
+        return measure_answers({}, {}, ())
+    space = tasks["before"].concepts
+    inside = inside_any(space, targets, answers["before"][space.names].to_numpy(dtype=np.int64))
+    parts = {
+        "clean": clean,
+        "targets": {model: table[inside] for model, table in answers.items()},
+        "others": {model: table[~inside] for model, table in answers.items()},
+    }
+    return measure_answers(measuring, parts, space.names)
+
+
 def tally_all(tasks: Mapping[str, Task]) -> dict[str, list[Tally]]:
     """What every model makes of the same subjects, by model; nothing where the task has no tallies.
 
@@ -173,7 +197,7 @@ def tally_all(tasks: Mapping[str, Task]) -> dict[str, list[Tally]]:
     return tallies
 
 
-def _galleries(tasks: Mapping[str, Task], answers: Mapping[str, pd.DataFrame]) -> dict[str, list[Compared]]:
+def examples(tasks: Mapping[str, Task], answers: Mapping[str, pd.DataFrame]) -> dict[str, list[Compared]]:
     """Examples of what the repair fixed and of what fails newly, with the outputs of both models and what they drew."""
     task = tasks["before"]
     before, after = answers["before"], answers["after"]
@@ -194,46 +218,11 @@ def _galleries(tasks: Mapping[str, Task], answers: Mapping[str, pd.DataFrame]) -
     return shown
 
 
-def _card(repaired: Path, verdict: Mapping[str, Any], plan: Path) -> str:
-    """The repaired model's own card with what was found here."""
-    readme = repaired / "README.md"
-    return model_card(readme.read_text(encoding="utf-8") if readme.exists() else None, verdict, read_json(plan))
-
-
 def _with_discrepancy(exhibit: Exhibit, after: float) -> Exhibit:
     """Texts are long: how far the output after the repair is off is said beside that of the output before."""
     if not exhibit.answers:
         return exhibit
     return replace(exhibit, caption=f"{exhibit.caption}; after the repair: discrepancy {after:.2f}")
-
-
-def _metrics(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat numbers, for `dvc metrics diff`."""
-    numbers: dict[str, Any] = {"passed": verdict["passed"]}
-    for measure, entry in verdict["differences"].items():
-        numbers |= {f"{measure}_{key}": entry.get(key) for key in ("before", "after", "change", "low", "high")}
-        numbers[f"{measure}_noise"] = entry.get("noise", {}).get("change")
-    if "bias" in verdict:
-        means = {model: rate["value"] for model, rate in verdict["bias"]["mean"].items()}
-        numbers |= {f"bias_{model}": value for model, value in means.items()}
-        change = verdict["bias"]["mean_change"]["after"]
-        numbers |= {f"bias_change_{key}": change[key] for key in ("value", "low", "high")}
-        numbers["newly_skewed"] = len(newly_skewed(verdict["bias"]))
-    for part, found in verdict.get("measures", {}).items():
-        for measure, entry in found["measures"].items():
-            name = f"{part}_{measure.replace(' ', '_')}"
-            numbers |= {f"{name}_{key}": entry[key] for key in ("before", "after", "change", "low", "high")}
-    numbers |= {f"invalid_{part}": rate["value"] for part, rate in verdict["invalid"].items()}
-    for model, roles in verdict["search"].items():
-        numbers |= {
-            f"{model}_{role}_failures": roles[role]["failures"] for role in ("agent", "control") if role in roles
-        }
-    numbers |= {f"shift_{key}": verdict["shift"][key] for key in ("normalised", "null_cell")}
-    for view in ("normalised", "null_cell"):
-        numbers |= {f"noise_floor_{view}_{key}": verdict["shift"]["noise_floor"][view][key] for key in ("mean", "max")}
-    numbers["failures_moved"] = len(verdict["failures_moved"]["regions"])
-    numbers["reduced_failures"] = verdict["reduced_failures"]["holds"]
-    return {key: value for key, value in numbers.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import pandas as pd
 
 from stages.code import code_of
 from stages.command import stage_main
-from stages.concepts import Region
-from stages.files import content_hash, publishing, read_json, scratch, stage_dir, write_json
+from stages.files import content_hash, scratch
 from stages.params import load_params, task_class, task_context
-from stages.provenance import prepared_files, provenance, run_key, write_provenance
+from stages.provenance import prepared_files, provenance, run_key
+from stages.records import PlannedExample, audit_folder
+from stages.records.base import FlatMetrics
 from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode, Task
 
 
@@ -22,16 +23,11 @@ def main(name: str) -> None:
     """Run the stage; see docs/files.md for what it writes."""
     params = load_params()
     audit, config = params.audit(name), params.repair(name).restructure
-    prepared = stage_dir(name, "prepare")
-    plan_file = stage_dir(name, "collect_feedback") / "plan.json"
-    decision = read_json(plan_file)
-    targets = [
-        TargetMode(mode["id"], Region.from_json(mode["region"]), float(mode["severity"]))
-        for mode in decision["modes"]
-        if mode["action"] == "repair"
-    ]
+    here = audit_folder(name)
+    prepared, plan_file, decision = here.prepare.path, here.collect_feedback.where("plan"), here.collect_feedback.plan
+    targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in decision.targets]
     task = task_class(name, audit).load(task_context(name, audit), prepared)
-    examples = [_example(e) for e in decision.get("examples", ()) if e["mode"] in {target.id for target in targets}]
+    examples = [_example(e) for e in decision.examples if e.mode in {target.id for target in targets}]
     if examples and not learns_from_examples(task, config.method):
         print(f"note: method {config.method} of this task learns from no examples, so {len(examples)} rated are unused")
         examples = []
@@ -45,8 +41,8 @@ def main(name: str) -> None:
                 seed=audit.seed,
                 control=config.control if copy == "control" and config.control != "none" else None,
                 decision={
-                    **{key: decision.get(key) for key in ("decided_by", "reason", "landscape")},
-                    "reviewer": decision.get("by") or decision.get("reviewer"),
+                    **{key: getattr(decision, key) for key in ("decided_by", "reason", "landscape")},
+                    "reviewer": decision.by or decision.reviewer,
                 },
                 examples=examples,
                 scratch=work / copy,
@@ -55,14 +51,14 @@ def main(name: str) -> None:
         }
         for plan in plans.values() if targets else ():
             plan.regions(task.concepts)  # a control that cannot be drawn is told before the repair has cost its time
-        with publishing(stage_dir(name, "restructure")) as out:
+        record = provenance(name, audit, prepared) | {"plan": content_hash([plan_file])}
+        with here.restructure.publish(record, [*prepared_files(prepared), plan_file]) as out:
             records = {
-                copy: _repair(task, plan, prepared / "model", out / "models" / copy) for copy, plan in plans.items()
+                copy: _repair(task, plan, prepared / "model", out.path / "models" / copy)
+                for copy, plan in plans.items()
             }
-            records["repaired"].curve.to_csv(out / "curve.csv", index=False)
-            write_json(out / "metrics.json", _metrics(records, targets, examples), schema=False)
-            record = provenance(name, audit, prepared) | {"plan": content_hash([plan_file])}
-            write_provenance(out, record, [*prepared_files(prepared), plan_file])
+            records["repaired"].curve.to_csv(out.path / "curve.csv", index=False)
+            out.metrics = FlatMetrics.computed(_metrics(records, targets, examples))
         shutil.rmtree(work)  # published: nothing is left to resume
 
 
@@ -71,8 +67,8 @@ def learns_from_examples(task: Task | type[Task], method: str) -> bool:
     return method in getattr(task, "learns_from_examples", ())
 
 
-def _example(entry: Mapping[str, Any]) -> RatedExample:
-    return RatedExample(**{key: value for key, value in entry.items() if key != "id"})
+def _example(entry: PlannedExample) -> RatedExample:
+    return RatedExample(**entry.model_dump(exclude={"id"}))
 
 
 def _repair(task: Task, plan: RepairPlan, model: Path, out: Path) -> RepairRecord:

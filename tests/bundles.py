@@ -22,7 +22,7 @@ from tests.workspace import Workspace
 
 Members = dict[str, bytes]
 DATA = "data/tiny"
-VERDICT, PLAN = f"{DATA}/re_evaluate/verdict.json", f"{DATA}/collect_feedback/plan.json"
+VERDICT, PLAN = f"{DATA}/conclude/verdict.json", f"{DATA}/collect_feedback/plan.json"
 
 
 def bundle_of(workspace: Workspace, audit: str = "tiny") -> Path:

@@ -158,7 +158,10 @@ def main() -> None:
     parser.add_argument("workspace", type=Path)
     parser.add_argument("--cases", default="20", help="of each work; `all` for all points and faults")
     # In the order of the audit: each finds what the one before has left.
-    parser.add_argument("--work", default="prepare,discover,summarize,collect_feedback,restructure,re_evaluate,state")
+    parser.add_argument(
+        "--work",
+        default="prepare,discover,summarize,report,collect_feedback,restructure,re_evaluate,compare,conclude,state",
+    )
     given = parser.parse_args()
     os.chdir(given.workspace)
     sys.path.insert(0, str(Path.cwd()))

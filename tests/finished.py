@@ -89,7 +89,7 @@ def run_stages(workspace: Workspace, audit: str, kinds: Sequence[str] = STAGES) 
     """
     with inside(workspace):
         params = load_params()
-        kinds = [kind for kind in kinds if audit in params.repairs or kind in STAGES[:3]]
+        kinds = [kind for kind in kinds if audit in params.repairs or kind in STAGES[:4]]
         for kind in kinds:
             if kind == "collect_feedback" and params.repairs[audit].feedback.policy == "wait":
                 decide_first(audit)
@@ -128,8 +128,8 @@ def finished_audits() -> Workspace:
 
     Committed as `first`, and with their evidence.
     """
-    gated = {"modes": 2, "examples": 1, "gates": {"max_failure_rate": 0.9}}
-    audits = {"tiny": quick_audit(), "other": quick_audit(summarize=gated)}
+    gated = {"max_failure_rate": 0.9}
+    audits = {"tiny": quick_audit(), "other": quick_audit(gates=gated)}
     home = Path(mkdtemp(prefix="faded-finished-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     workspace = make_workspace(home / "ws", audits, {"tiny": quick_repair()})

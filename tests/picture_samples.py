@@ -11,7 +11,8 @@ import pytest
 
 from stages.concepts import Concept
 from stages.landscape import compare_bias, measure_bias
-from stages.report import Compared, Gallery, PicturedCell
+from stages.pages import Gallery, PicturedCell
+from stages.records import Compared
 from stages.tasks.contract import Exhibit, Sheet, Tally
 from tests.report_samples import HOSTILE, make_comparison, make_inputs
 

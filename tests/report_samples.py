@@ -12,7 +12,8 @@ import pytest
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.microscopic import Moves
-from stages.report import Compared, Gallery
+from stages.pages import Gallery
+from stages.records import Compared, ShownExample
 from stages.tasks.contract import Exhibit
 
 HOSTILE = "<script>alert(1)</script>"
@@ -24,6 +25,13 @@ FOUR = (
     Concept("noise", (0, 0.08, 0.16, 0.24, 0.32, 0.4, 0.48), neutral=0),
 )
 WEATHER = Concept("weather", ("sun", "rain", "snow", "fog"), ordered=False)
+
+
+def shelf(gallery: Gallery) -> list[ShownExample]:
+    """A gallery as exhibits.parquet has it."""
+    exhibits = [*gallery.failing, *gallery.passing]
+    failed = [True] * len(gallery.failing) + [False] * len(gallery.passing)
+    return [ShownExample(*one) for one in zip(gallery.ids, failed, exhibits, strict=True)]
 
 
 def picture(seed: int, side: int = 28) -> bytes:

@@ -21,11 +21,12 @@ from flows.review.app import Served, make_app
 from flows.review.recording import Outcome
 from flows.review.terminal import review_landscape
 from stages.files import stage_dir, write_json
+from stages.pages import Gallery
 from stages.params import load_params
-from stages.report import Gallery, write_exhibits
+from stages.records.tables import write_exhibits
 from stages.tasks.contract import Exhibit
 from tests.picture_samples import exhibit as drawn
-from tests.report_samples import HOSTILE, picture
+from tests.report_samples import HOSTILE, picture, shelf
 from tests.text_samples import text_exhibits
 from tests.workspace import audit_params, repair_params
 
@@ -104,7 +105,7 @@ def make_review(
                 "examples": examples,
             }
         )
-    write_exhibits(folder / "exhibits.parquet", galleries)
+    write_exhibits(folder / "exhibits.parquet", {mode: shelf(gallery) for mode, gallery in galleries.items()})
     overall = {"value": 0.254, "low": 0.241, "high": 0.268}
     write_json(folder / "landscape.json", {"audit": "x", "modes": modes, "overall": overall})
     (folder / "report.html").write_text(REPORT)

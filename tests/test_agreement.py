@@ -7,7 +7,7 @@ import pytest
 from stages.decisions import Recorded
 from stages.decisions.agreement import agreement, krippendorff_alpha
 from stages.landscape import Plan
-from stages.report.comparison_report import _decision
+from stages.pages.comparison_report import _decision
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": examples A, B and C.
 MEG_OWEN = ("0100000010", "1110010000")

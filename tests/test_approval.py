@@ -426,11 +426,11 @@ def test_a_second_audit_is_refused_or_waits_as_it_wants(tmp_path, monkeypatch):
         ([("collect_feedback", "failed", "Ada\n said no", Exit.GATE_FAILED)], "gate failed", "Ada said no"),
         ([("summarize", "not reached")], "broken", "a stage on which it depends failed"),
         ([], "done", "nothing changed; last verdict: pass (decided by Ada), report /"),
-        ([("re_evaluate", "ran")], "done", "tiny: pass (decided by Ada), report /"),
+        ([("conclude", "ran")], "done", "tiny: pass (decided by Ada), report /"),
     ],
 )
 def test_how_an_audit_ended(params, results, kind, text):
-    folder = Path("data/tiny/re_evaluate")
+    folder = Path("data/tiny/conclude")
     folder.mkdir()
     verdict = {"schema": 1, "passed": True, "gates": [], "decided_by": "human", "reviewer": "Ada"}
     (folder / "verdict.json").write_text(json.dumps(verdict))

@@ -242,7 +242,7 @@ def test_a_plan_tells_cost_before_anything_runs(toys):
     assert {"500", "16"} <= set(rows["discover@tiny"])
     assert {"1,200", "38"} <= set(rows["re_evaluate@tiny"])
     assert "1,700 unique probes at most" in done.stdout
-    assert "time unknown before prepare ran, 6 stage(s) never ran here" in done.stdout and "free" in done.stdout
+    assert "time unknown before prepare ran, 9 stage(s) never ran here" in done.stdout and "free" in done.stdout
     assert toys.executed() == []
 
 
@@ -310,7 +310,7 @@ def test_a_preset_is_an_audit_beside_the_one_it_belongs_to(presets):
     planned = presets.faded("plan", "tiny", "--preset", "quick")
     assert planned.returncode == 0, planned.stdout
     assert "discover@tiny-quick" in planned.stdout and "discover@tiny " not in planned.stdout
-    report = presets.path / "data/tiny-quick/summarize/report.html"
+    report = presets.path / "data/tiny-quick/report/report.html"
     report.parent.mkdir(parents=True)
     report.write_text("quick")
     assert presets.faded("report", "--preset", "quick", "--no-open").stdout.strip() == str(report)
@@ -342,7 +342,7 @@ def test_a_report_that_is_not_there_says_what_to_run(toys):
 
 def test_status_report_and_plan_of_a_finished_audit(finished):
     report = finished.faded("report", "--no-open")
-    assert report.stdout.strip() == str(finished.path / "data/tiny/summarize/report.html")
+    assert report.stdout.strip() == str(finished.path / "data/tiny/report/report.html")
     status = finished.faded("status")
     assert status.returncode == 0
     rows = {line.split()[0]: line for line in status.stdout.splitlines() if "@tiny" in line}

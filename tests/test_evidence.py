@@ -123,7 +123,7 @@ def test_a_bundle_holds_what_was_audited_decided_and_found(bundle):
     assert not weights["whole"] and f"{DATA}/restructure/models/repaired/config.json" not in read.members
     whole = {name for part in parts.values() for name, entry in part.items() if entry["whole"]}
     assert whole == set(read.members) - set(SEALS)
-    assert {PARAMS, LOCK, VERDICT, PLAN, f"{DATA}/re_evaluate/model_card.md"} <= whole
+    assert {PARAMS, LOCK, VERDICT, PLAN, f"{DATA}/conclude/model_card.md"} <= whole
     assert list(yaml.safe_load(read.members[LOCK])["stages"])[-1] == "re_evaluate@tiny"
     assert list(yaml.safe_load(read.members[PARAMS])["audits"]) == ["tiny"]
 
@@ -166,7 +166,7 @@ def test_the_same_results_give_the_same_bytes_and_are_not_written_again(bundle, 
         assert bundle_of(workspace) == bundle
     assert bundle.stat().st_mtime_ns == when
     bundle.unlink()
-    os.utime(workspace.path / DATA / "re_evaluate/report.html")
+    os.utime(workspace.path / DATA / "conclude/report.html")
     assert bundle_of(workspace) == bundle
     assert bundle.read_bytes() == before
     assert not list(bundle.parent.glob(".*"))
@@ -180,7 +180,7 @@ def test_a_stale_or_unfinished_audit_has_no_evidence(workspace, tmp_path):
         stale.write_params(params)
         assert write_bundle(load_params(), "tiny") is None
         assert write_bundle(load_params(), "other") is not None
-        (stage_dir("other", "summarize") / "verdict.json").unlink()
+        (stage_dir("other", "report") / "verdict.json").unlink()
         assert write_bundle(load_params(), "other") is None
         told = unfinished(load_params(), "tiny")
     assert told is not None and "re_evaluate@tiny is stale" in told and "faded audit tiny" in told
@@ -191,7 +191,7 @@ def test_a_bundle_that_is_no_longer_as_it_was_written_is_written_again(workspace
     own = workspace.copy(tmp_path / "ws")
     path = bundle_of(own)
     before, members = path.read_bytes(), read_bundle(path).members
-    report = f"{DATA}/summarize/report.html"
+    report = f"{DATA}/report/report.html"
     path.write_bytes(b"garbage")
     assert bundle_of(own) == path and path.read_bytes() == before
     for forge in (resealed, written):
@@ -317,7 +317,7 @@ def test_ratings_of_decisions_hold_with_the_repair_that_was_judged_by_them(works
     assert len(json.loads(members[f"{DATA}/ratings.json"])["decisions"]) == 3
     members[VERDICT] = edited(members[VERDICT], lambda verdict: verdict["ratings"].update(fails_below=2))
     forged = problems(resealed(tmp_path / "forged.zip", members))
-    assert "verdict.json: ratings: fails_below: expected 5.0, found 2" in forged["ratings"]
+    assert "comparison.json: ratings: fails_below: expected 5.0, found 2" in forged["ratings"]
 
 
 @pytest.mark.slow
@@ -327,8 +327,8 @@ def test_ratings_of_decisions_hold_with_the_repair_that_was_judged_by_them(works
 def test_a_bundle_of_pictures_or_of_texts_holds(tmp_path, module, task):
     """Their verdicts have measures, their landscapes and gates have bias."""
     bias = {"max_bias": 0.9} if module == "planted_pictures" else {"max_failure_rate": 0.9}
-    summarize = {"modes": 2, "examples": 3, "min_support": 0.5, "gates": bias}
-    audit = quick_audit(task=f"{module}:{task}", summarize=summarize)
+    summarize = {"modes": 2, "examples": 3, "min_support": 0.5}
+    audit = quick_audit(task=f"{module}:{task}", summarize=summarize, gates=bias)
     more = {"bias": {"max": 0.9}} if module == "planted_pictures" else {}
     own = make_workspace(tmp_path / "ws", {"tiny": audit}, {"tiny": quick_repair(gates={**GATES, **more})})
     shutil.copy(ROOT / "tests" / f"{module}.py", own.path)
@@ -350,7 +350,7 @@ def test_a_later_decision_makes_new_evidence_and_the_old_one_stays(workspace, tm
     with inside(own):
         decide("tiny", "Bob", revise=True)
         assert write_bundle(load_params(), "tiny") is None, "the plan is stale until the audit ran again"
-    run_stages(own, "tiny", STAGES[3:])
+    run_stages(own, "tiny", STAGES[4:])
     second = bundle_of(own)
     assert second != first and first.exists()
     assert problems(second) == {}

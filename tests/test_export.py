@@ -12,10 +12,10 @@ from flows.evidence import verify_bundle, write_bundle
 from flows.export import NotPassedError, export_model
 from stages.errors import InfrastructureError, UsageError
 from stages.files import read_json, stage_dir
+from stages.pages import model_card
 from stages.params import load_params
-from stages.report import model_card
 from tests.finished import faded, finished_audits, inside, run_stages
-from tests.workspace import STAGES, Workspace
+from tests.workspace import STAGES, Workspace, repair_verdict
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def failed(workspace, tmp_path_factory) -> Workspace:
     params = failed.params()
     params["repairs"]["tiny"]["gates"] = {"target_failure_rate": {"max": 0.0}}
     failed.write_params(params)
-    run_stages(failed, "tiny", STAGES[5:])
+    run_stages(failed, "tiny", STAGES[6:])
     return failed
 
 
@@ -124,7 +124,7 @@ def test_too_many_names_are_refused(workspace):
 
 def card_of(workspace: Workspace, readme: str | None = None, **verdict) -> str:
     with inside(workspace):
-        found = read_json(stage_dir("tiny", "re_evaluate") / "verdict.json")
+        found = repair_verdict("tiny")
         plan = read_json(stage_dir("tiny", "collect_feedback") / "plan.json")
     return model_card(readme, {**found, **verdict}, plan)
 
@@ -144,7 +144,7 @@ def test_a_card_keeps_what_the_repair_wrote_and_adds_the_numbers(workspace):
 
 def test_a_card_shows_what_was_typed_as_text(workspace):
     with inside(workspace):
-        found = read_json(stage_dir("tiny", "re_evaluate") / "verdict.json")
+        found = repair_verdict("tiny")
         plan = read_json(stage_dir("tiny", "collect_feedback") / "plan.json")
     card = model_card(None, found, {**plan, "by": "<script>x</script> | Eve", "reason": "a\n\n# b [c](d)"})
     assert "<script>" not in card and "&lt;script&gt;" in card
@@ -153,7 +153,7 @@ def test_a_card_shows_what_was_typed_as_text(workspace):
 
 def test_a_card_has_no_columns_for_what_was_not_asked_and_shows_what_was_not_measured(workspace):
     with inside(workspace):
-        verdict = read_json(stage_dir("tiny", "re_evaluate") / "verdict.json")
+        verdict = repair_verdict("tiny")
     differences = json.loads(json.dumps(verdict["differences"]))
     for entry in differences.values():
         entry.pop("control", None)
@@ -165,5 +165,5 @@ def test_a_card_has_no_columns_for_what_was_not_asked_and_shows_what_was_not_mea
 
 
 def test_the_card_on_disk_is_that_of_the_verdict(workspace):
-    card = (workspace.path / "data/tiny/re_evaluate/model_card.md").read_text()
+    card = (workspace.path / "data/tiny/conclude/model_card.md").read_text()
     assert card == card_of(workspace)

@@ -38,7 +38,7 @@ def first(tmp_path_factory, server) -> tuple[Workspace, CompletedProcess[str]]:
 
 @pytest.fixture
 def finished(first, tmp_path) -> Workspace:
-    """A copy of it, with another gate: only re_evaluate is stale."""
+    """A copy of it, with another gate: only conclude is stale."""
     toys = first[0].copy(tmp_path / "toys")
     toys.executed()
     params = toys.params()
@@ -79,7 +79,7 @@ def test_a_whole_audit_runs_once_and_then_not_again(first):
     assert toys.executed() == ALL
     assert "toy discover of tiny at work" in done.stdout
     assert "tiny: pass (decided by policy, no human)" in done.stdout and "said by a toy" in done.stdout
-    assert str(toys.path / "data/tiny/re_evaluate/report.html") in done.stdout
+    assert str(toys.path / "data/tiny/conclude/report.html") in done.stdout
     assert (toys.path / ".faded/logs/discover@tiny.log").read_text().count("toy discover of tiny at work") == 1
 
     again = toys.faded("audit", PREFECT_API_URL="http://127.0.0.1:9/api")  # nobody there, and nobody is asked
@@ -100,20 +100,20 @@ def test_what_came_out_is_published_as_artifacts(first):
             assert {artifact.type for artifact in found} == {kind}
 
 
-def test_changing_only_a_gate_reruns_only_re_evaluate_and_dvc_is_asked_once(finished, audit_here, monkeypatch):
+def test_changing_only_a_gate_reruns_only_conclude_and_dvc_is_asked_once(finished, audit_here, monkeypatch):
     def asked_again() -> None:
         raise AssertionError("read a second time")
 
     for name in ("heal", "read_graph", "load_params"):
         monkeypatch.setattr(flows.audit, name, asked_again)
     assert audit_here(finished)[0] == 0
-    assert finished.executed() == ["re_evaluate@tiny"]
+    assert finished.executed() == ["conclude@tiny"]
 
 
 def test_the_flow_called_by_itself_reads_what_is_stale(finished, server, monkeypatch):
     monkeypatch.chdir(finished.path)
     results = flows.audit.audit(["tiny"])
-    assert [(result.stage, result.outcome) for result in results] == [("re_evaluate@tiny", "ran")]
+    assert [(result.stage, result.outcome) for result in results] == [("conclude@tiny", "ran")]
     assert flows.audit.audit(["tiny"]) == []
 
 
@@ -123,7 +123,7 @@ def test_changed_code_reruns_what_depends_on_it_and_changed_back_all_is_restored
     before = code.read_text()
     code.write_text(before + "# changed\n")
     assert audit_here(finished)[0] == 0
-    assert finished.executed() == ["restructure@tiny", "re_evaluate@tiny"]
+    assert finished.executed() == ["restructure@tiny", "re_evaluate@tiny", "compare@tiny", "conclude@tiny"]
     code.write_text(before)
     done, told = audit_here(finished)
     assert done == 0
@@ -139,30 +139,30 @@ def test_bad_input_is_not_retried_and_an_audit_without_repairs_goes_on_to_its_la
     executed = toys.executed()
     assert executed.count("discover@tiny") == 1
     assert "summarize@tiny" not in executed
-    assert [stage for stage in executed if stage.endswith("@other")] == [f"{s}@other" for s in STAGES[:3]]
+    assert [stage for stage in executed if stage.endswith("@other")] == [f"{s}@other" for s in STAGES[:4]]
     assert "toy discover was told to exit with 2" in told
     assert "other: pass" in told and "tiny: pass" not in told
-    assert str(toys.path / "data/other/summarize/report.html") in told
+    assert str(toys.path / "data/other/report/report.html") in told
 
 
 def test_a_killed_stage_is_retried(finished, audit_here):
-    (finished.path / ".faded/attempts-re_evaluate-tiny").unlink()
-    finished.toy(re_evaluate__tiny={"kill_first": 1})
+    (finished.path / ".faded/attempts-conclude-tiny").unlink()
+    finished.toy(conclude__tiny={"kill_first": 1})
     code, told = audit_here(finished)
     assert code == 0, told
-    assert finished.executed() == ["re_evaluate@tiny"] * 2
+    assert finished.executed() == ["conclude@tiny"] * 2
     assert "stage exited with -9" in told and "attempt 2 of 3" in told and "attempt 3" not in told
 
 
 @pytest.mark.parametrize(
     ("stage", "code", "error"),
     [
-        ("re_evaluate", 2, UsageError),
-        ("re_evaluate", 3, InfrastructureError),
-        ("re_evaluate", 137, InfrastructureError),
-        ("re_evaluate", 69, UnavailableError),
-        ("re_evaluate", 70, BugError),
-        ("re_evaluate", 1, BugError),  # Python's own, for a module that is not there
+        ("conclude", 2, UsageError),
+        ("conclude", 3, InfrastructureError),
+        ("conclude", 137, InfrastructureError),
+        ("conclude", 69, UnavailableError),
+        ("conclude", 70, BugError),
+        ("conclude", 1, BugError),  # Python's own, for a module that is not there
         ("collect_feedback", 1, RejectedError),
     ],
 )
@@ -176,27 +176,27 @@ def test_how_a_stage_ended_is_told_by_its_exit_code(finished, monkeypatch, stage
 
 
 def test_a_service_that_stays_away_is_not_asked_by_two_layers(finished, audit_here):
-    finished.toy(re_evaluate__tiny={"exit": int(Exit.UNAVAILABLE)})
+    finished.toy(conclude__tiny={"exit": int(Exit.UNAVAILABLE)})
     code, told = audit_here(finished)
     assert code == 3, told
-    assert finished.executed() == ["re_evaluate@tiny"]
-    assert "re_evaluate@tiny needs what does not answer" in told
+    assert finished.executed() == ["conclude@tiny"]
+    assert "conclude@tiny needs what does not answer" in told
 
 
 def test_a_bug_is_not_retried(finished, audit_here):
-    finished.toy(re_evaluate__tiny={"exit": int(Exit.BUG)})
+    finished.toy(conclude__tiny={"exit": int(Exit.BUG)})
     code, told = audit_here(finished)
     assert code == 3, told
-    assert finished.executed() == ["re_evaluate@tiny"]
-    assert "re_evaluate@tiny has a bug" in told and ".faded/logs/re_evaluate@tiny.log" in told
+    assert finished.executed() == ["conclude@tiny"]
+    assert "conclude@tiny has a bug" in told and ".faded/logs/conclude@tiny.log" in told
 
 
 def test_a_stage_that_keeps_failing_ends_with_infrastructure(finished, audit_here):
-    finished.toy(re_evaluate__tiny={"exit": 3})
+    finished.toy(conclude__tiny={"exit": 3})
     code, told = audit_here(finished)
     assert code == 3, told
-    assert finished.executed() == ["re_evaluate@tiny"] * 3
-    assert ".faded/logs/re_evaluate@tiny.log" in told
+    assert finished.executed() == ["conclude@tiny"] * 3
+    assert ".faded/logs/conclude@tiny.log" in told
     assert "tiny: pass" not in told  # that verdict on disk is of an earlier run
 
 
@@ -210,9 +210,9 @@ def test_a_rejected_landscape_ends_like_a_failed_gate(finished, server):
 
 
 def test_a_failed_gate_is_exit_code_1_now_and_when_cached(finished, server, audit_here):
-    finished.toy(re_evaluate__tiny={"passed": False})
+    finished.toy(conclude__tiny={"passed": False})
     assert audit_here(finished)[0] == 1
-    assert finished.executed() == ["re_evaluate@tiny"]
+    assert finished.executed() == ["conclude@tiny"]
     assert finished.faded("audit").returncode == 1
     assert finished.executed() == []
 
@@ -230,7 +230,7 @@ def test_a_verdict_in_words_and_as_exit_code(tmp_path, monkeypatch, passed, gate
     monkeypatch.chdir(tmp_path)
     Workspace(tmp_path).write_params({"audits": {"tiny": audit_params()}, "repairs": {"tiny": repair_params()}})
     entries = [{"gate": f"g{i}", "bound": 0.1, "value": None, "passed": gate} for i, gate in enumerate(gates)]
-    path = tmp_path / "data/tiny/re_evaluate/verdict.json"
+    path = tmp_path / "data/tiny/conclude/verdict.json"
     path.parent.mkdir(parents=True)
     said = {"decided_by": "human", "reviewer": "Ada", "statement": "Said so."}
     path.write_text(json.dumps({"schema": 1, "passed": passed, "gates": entries, **said}))

@@ -29,7 +29,7 @@ from tests.cases import scaled
 from tests.finished import faded, finished_audits
 from tests.workspace import Workspace
 
-REPORT = f"{DATA}/re_evaluate/report.html"
+REPORT = f"{DATA}/conclude/report.html"
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 OWN_KEY = Ed25519PrivateKey.generate()  # the forger's
 
@@ -168,7 +168,7 @@ def decision_with_a_key_twice(m: Members) -> None:
 
 
 def other_card(m: Members) -> None:
-    name = f"{DATA}/re_evaluate/model_card.md"
+    name = f"{DATA}/conclude/model_card.md"
     m[name] = m[name].replace(b"%", b" %")
 
 

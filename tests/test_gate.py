@@ -112,11 +112,11 @@ def test_a_revision_that_did_not_pass_is_nothing_to_compare_with(worse, workspac
 def test_a_revision_that_failed_and_was_committed_is_refused(worse, tmp_path):
     own = worse.copy(tmp_path / "ws")
     params = own.params()
-    bound = params["audits"]["other"]["summarize"]["gates"]["max_failure_rate"]
+    bound = params["audits"]["other"]["gates"]["max_failure_rate"]
     for gate, name in ((0.01, "failed"), (bound, "mended")):
-        params["audits"]["other"]["summarize"]["gates"]["max_failure_rate"] = gate
+        params["audits"]["other"]["gates"]["max_failure_rate"] = gate
         own.write_params(params)
-        run_stages(own, "other", STAGES[:3])
+        run_stages(own, "other", STAGES[:4])
         commit(own, name)
     code, told = faded(own, "gate", "other", "--against", "failed")
     second = own.run(["git", "rev-parse", "second"]).stdout[:12]
@@ -165,7 +165,7 @@ def test_without_a_verdict_that_passed_it_says_how_to_get_one(workspace, tmp_pat
     own = workspace.copy(tmp_path / "ws")
     shutil.rmtree(own.path / ".git")
     assert own.run(["git", "init", "--quiet"]).returncode == 0
-    with pytest.raises(UsageError, match=r"no commit has a data/tiny/re_evaluate/metrics.json .* `faded audit tiny`"):
+    with pytest.raises(UsageError, match=r"no commit has a data/tiny/conclude/metrics.json .* `faded audit tiny`"):
         judged(own, "tiny", None)
 
 
@@ -371,7 +371,7 @@ def test_the_hook_of_the_docs_keeps_a_worse_model_from_being_pushed(workspace, t
     commit(own, "stale")
     stale = own.run(["git", "push", "origin", "main"])
     assert stale.returncode != 0 and "faded audit other" in stale.stdout
-    run_stages(own, "other", STAGES[:3])
+    run_stages(own, "other", STAGES[:4])
     commit(own, "worse")
     refused = own.run(["git", "push", "origin", "main"])
     assert refused.returncode != 0 and "not shown to be no worse than origin/main" in refused.stdout

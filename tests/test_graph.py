@@ -20,7 +20,7 @@ from flows.heal import heal
 from flows.processes import child
 from stages.errors import UsageError
 from stages.files import write_state
-from tests.workspace import ROOT, Workspace, audit_params, make_workspace, repair_params
+from tests.workspace import ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
 
 STAGE_GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -110,18 +110,22 @@ def test_another_pipeline_of_the_repository_is_none_of_an_audits_business(ran, t
 
 def test_only_the_stages_of_an_audit_are_its_own(inside):
     assert {s.audit for s in read_graph().of(["other"])} == {"other"}
-    with pytest.raises(UsageError, match="no stage prepare, discover, summarize for audit 'nosuch'"):
+    with pytest.raises(UsageError, match="no stage prepare, discover, summarize, report for audit 'nosuch'"):
         read_graph().of(["nosuch"])
 
 
 @pytest.mark.parametrize(
     ("keys", "value", "stale"),
     [
-        (("repairs", "tiny", "gates", "target_failure_rate", "change_max"), -0.2, {"re_evaluate@tiny"}),
-        (("repairs", "tiny", "restructure", "method"), "another", {"restructure@tiny", "re_evaluate@tiny"}),
-        (("repairs", "tiny", "feedback", "modes"), 2, {"collect_feedback@tiny"}),
-        (("audits", "tiny", "prepare", "noise"), 0.05, {"prepare@tiny"}),
-        (("audits", "other", "summarize", "modes"), 3, {"summarize@other"}),
+        (("repairs", "tiny", "gates", "target_failure_rate", "change_max"), -0.2, {"conclude@tiny"}),
+        (
+            ("repairs", "tiny", "restructure", "method"),
+            "another",
+            {"restructure@tiny", "compare@tiny", "conclude@tiny"},
+        ),
+        (("repairs", "tiny", "feedback", "modes"), 2, {"collect_feedback@tiny", "conclude@tiny"}),
+        (("audits", "tiny", "prepare", "noise"), 0.05, {"prepare@tiny", "report@tiny", "conclude@tiny"}),
+        (("audits", "other", "summarize", "modes"), 3, {"summarize@other", "report@other"}),
     ],
 )
 def test_a_parameter_makes_only_its_stages_stale(inside, keys, value, stale):
@@ -140,15 +144,7 @@ def test_a_parameter_makes_only_its_stages_stale(inside, keys, value, stale):
         inside.write_params(before)
 
 
-ALL = {
-    "prepare@tiny",
-    "discover@tiny",
-    "summarize@tiny",
-    "collect_feedback@tiny",
-    "restructure@tiny",
-    "re_evaluate@tiny",
-}
-ALL |= {"prepare@other", "discover@other", "summarize@other"}
+ALL = {f"{stage}@tiny" for stage in STAGES} | {f"{stage}@other" for stage in STAGES[:4]}
 
 
 @pytest.mark.parametrize(
@@ -180,11 +176,11 @@ def test_a_changed_file_makes_what_depends_on_it_stale(inside, path, old, new, k
 
 
 def test_a_missing_output_is_told(inside):
-    verdict = inside.path / "data/other/summarize/verdict.json"
+    verdict = inside.path / "data/other/report/verdict.json"
     content = verdict.read_bytes()
     verdict.unlink()
     try:
-        assert read_graph().stages["summarize@other"].reasons == ("data/other/summarize/verdict.json missing",)
+        assert read_graph().stages["report@other"].reasons == ("data/other/report/verdict.json missing",)
     finally:
         verdict.write_bytes(content)
 

@@ -14,7 +14,7 @@ from stages.explorers.surrogate import Learner
 from stages.landscape import kernel
 from stages.landscape.calibrate import choose
 from stages.landscape.estimate import as_data
-from stages.report.landscape_report import _tiles, _trust
+from stages.pages.landscape_report import _tiles, _trust
 from tests.test_landscape import Smooth
 
 MANY, SOME = 600, 60

@@ -61,7 +61,7 @@ def test_an_audit_of_ones_own_model_runs_to_its_verdict(repository):
     audited = here.faded("audit", "shapes")
     assert audited.returncode in (0, 1), audited.stdout  # of so few probes the gate may fail
     assert "max_failure_rate" in audited.stdout
-    assert (repository / "data/shapes/summarize/report.html").exists()
+    assert (repository / "data/shapes/report/report.html").exists()
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_a_repair_of_ones_own_model_runs_to_its_verdict_too(repository):
     assert told.returncode == 0, told.stdout
     audited = here.faded("audit", "shapes")
     assert audited.returncode in (0, 1), audited.stdout
-    assert (repository / "data/shapes/re_evaluate/report.html").exists(), audited.stdout
+    assert (repository / "data/shapes/conclude/report.html").exists(), audited.stdout
 
 
 @pytest.mark.slow

@@ -27,8 +27,8 @@ OUTPUTS = [
     for group in ("outs", "metrics", "plots")
     for out in GRAPH[kind]["do"].get(group, [])
 ]
-RECORD = "data/tiny/re_evaluate/provenance.json"  # of a toy's outputs the only one with bytes of its own
-WEIGHTS, VERDICT = "data/tiny/restructure/models", "data/tiny/re_evaluate/verdict.json"
+RECORD = "data/tiny/conclude/provenance.json"  # of a toy's outputs the only one with bytes of its own
+WEIGHTS, VERDICT = "data/tiny/restructure/models", "data/tiny/conclude/verdict.json"
 COMMANDS = (("export", "tiny", "deploy"), ("gate", "tiny", "--against", "first"), ("evidence", "tiny"))
 
 
@@ -163,9 +163,7 @@ def test_a_verdict_that_was_edited_and_committed_is_told_and_recomputed(workspac
         edited = Path(VERDICT).read_text().replace("target", "TARGET", 1)
         Path(VERDICT).write_text(edited)
         dvc_commit(["re_evaluate@tiny"])
-        with pytest.raises(
-            DamagedError, match=rf"{VERDICT} holds other bytes than .*re_evaluate/provenance\.json names"
-        ):
+        with pytest.raises(DamagedError, match=rf"{VERDICT} holds other bytes than .*conclude/provenance\.json names"):
             check_intact("tiny")
         [told] = mend(stages_of(["tiny"]))
         assert told.endswith("re_evaluate@tiny is restored or run again")

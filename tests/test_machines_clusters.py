@@ -17,7 +17,7 @@ from tests.test_kill import all_gone, running
 from tests.workspace import STAGES, Workspace, make_workspace, repair_params
 
 KINDS = ("prepare", "discover", "summarize")
-TRAVELLERS = (*KINDS, "restructure", "re_evaluate")
+TRAVELLERS = (*KINDS, "restructure", "re_evaluate", "compare", "conclude")
 KINDS_OF_RUNNERS = [
     pytest.param(kind, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed"))
     for kind, package in (("dask", "distributed"), ("ray", "ray"))
@@ -100,7 +100,7 @@ def test_two_machines_come_to_what_one_comes_to(machines, prefect_server, tmp_pa
     assert stages_run_in(driver) == {"collect_feedback@tiny"}
     for worker in workers:
         assert f"from {socket.gethostname()}:{worker.path}" in told
-    assert f"report: {driver.path}/data/tiny/re_evaluate/report.html" in told
+    assert f"report: {driver.path}/data/tiny/conclude/report.html" in told
 
 
 @pytest.mark.slow

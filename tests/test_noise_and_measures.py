@@ -185,6 +185,7 @@ def test_all_answers_are_kept(verdict):
     asked = probes.groupby("purpose")["model"].agg(set).to_dict()
     assert asked["paired"] == asked["clean"] == {"before", "after", "control", "noise"}
     assert asked["search"] == {"before", "after"}
+    out = stage_dir("tiny", "conclude")
     metrics = read_json(out / "metrics.json")
     assert metrics["targets_words_change"] == verdict["measures"]["targets"]["measures"]["words"]["change"]
     assert metrics["invalid_others"] > 0
@@ -203,7 +204,7 @@ def test_a_run_that_was_killed_asks_no_model_again(verdict, monkeypatch):
     """The ledgers outlive a run; what it asked of any model, of the one asked again too, is read from there."""
     asked = []
     monkeypatch.setattr(sys.modules["planted_texts"].PlantedTexts, "probe", lambda *_: asked.append(1))
-    monkeypatch.setattr(re_evaluate, "judge_models", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(re_evaluate, "_one_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         re_evaluate.main("tiny")
     assert asked == []

@@ -114,7 +114,11 @@ def test_the_projects_own_params_are_valid() -> None:
             with_audit(concepts={f"c{n}": list(range(200)) for n in range(9)}),
             r"the grid has 2\^63 cells or more",
         ),
-        (with_audit(summarize={"gates": {"max_failure_rate": 1}}), r"max_failure_rate: .*less than 1"),
+        (with_audit(gates={"max_failure_rate": 1}), r"max_failure_rate: .*less than 1"),
+        (
+            with_audit(summarize={"gates": {"max_failure_rate": 0.5}}),
+            r"gates stand beside summarize now.*audits.NAME.gates",
+        ),
         (with_gate("newly_failing", max=5), r"newly_failing: it cannot fail: max is 5, and what it judges is from 0"),
         (with_gate("newly_failing", max=-0.1), r"newly_failing: it cannot pass: max is -0\.1"),
         (with_gate("bias", min=0), r"gates\.bias: it cannot fail: min is 0"),

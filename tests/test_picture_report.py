@@ -13,21 +13,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import re_evaluate
+from stages import compare, conclude, re_evaluate
 from stages.concepts import Concept, ConceptSpace
 from stages.files import read_json, stage_dir
 from stages.landscape import measure_bias
 from stages.landscape.robustness import describe_steps
-from stages.report import write_comparison_report, write_landscape_report
-from stages.report.gallery import IMAGE_BYTES, Shrinker
-from stages.report.scales import value_colours
-from stages.summarize import best_and_worst
+from stages.landscape.show import extreme_examples
+from stages.pages import write_comparison_report, write_landscape_report
+from stages.pages.gallery import IMAGE_BYTES, Shrinker
+from stages.pages.scales import value_colours
+from stages.report import pictured
 from stages.tasks.contract import Exhibit, Sheet
 from tests.landscapes import planted, uniform
 from tests.picture_samples import SLOTS, picture_comparison, picture_landscape, png, tally
 from tests.planted_pictures import png as grey
 from tests.report_samples import FOUR, HOSTILE, make_comparison, make_inputs, picture
 from tests.test_re_evaluate import audited
+from tests.workspace import repair_verdict
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +195,7 @@ def test_the_best_and_the_worst_cells_are_no_two_alike() -> None:
     probes = uniform(task, 300)
     table = probes.groupby(task.concepts.names).agg(rate=("failed", "mean"), probes=("failed", "size")).reset_index()
     table = table.assign(rate=table["rate"].round(), low=0.0, high=1.0)
-    shown = best_and_worst(task, table, probes)
+    shown = pictured(task.concepts, table, probes, extreme_examples(task, table, probes))
     assert [len(cells) for cells in shown.values()] == [4, 4]
     assert len({cell.text for cells in shown.values() for cell in cells}) == 8
     assert min(cell.rate for cell in shown["worst"]) == 1
@@ -205,7 +207,8 @@ def test_a_cell_nobody_probed_has_no_exhibit() -> None:
     task = planted(items=20)
     cells = pd.DataFrame(task.concepts.cells(np.arange(4)), columns=task.concepts.names)
     table = cells.assign(rate=[0.0, 0.1, 0.2, 0.3], low=0.0, high=1.0, probes=0)
-    shown = best_and_worst(task, table, uniform(task, 1).iloc[:0])
+    none = uniform(task, 1).iloc[:0]
+    shown = pictured(task.concepts, table, none, extreme_examples(task, table, none))
     assert [cell.exhibit for cells in shown.values() for cell in cells] == [None] * 4
 
 
@@ -221,8 +224,8 @@ def audit_dir(tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_an_audit_tallies_and_shows_what_it_drew(audit_dir: Path) -> None:
-    folder = stage_dir("tiny", "summarize")
-    summary, page = read_json(folder / "landscape.json"), folder / "report.html"
+    folder = stage_dir("tiny", "report")
+    summary, page = read_json(stage_dir("tiny", "summarize") / "landscape.json"), folder / "report.html"
     assert {entry["subject"]: entry["beyond_noise"] for entry in summary["bias"]} == {"cat": True, "dog": False}
     assert json.loads((folder / "metrics.json").read_text())["biased_subjects"] == 1
     assert "things of the split discover" in section(page, "sheets")
@@ -235,9 +238,10 @@ def test_a_repair_that_skews_another_subject_is_found_out(audit_dir: Path) -> No
     folder.mkdir(parents=True)
     model = {"regions": [], "noise": 0.03, "shares": {"cat": 0.5, "dog": 0.1}}
     (folder / "config.json").write_text(json.dumps(model))
-    re_evaluate.main("tiny")
-    out = stage_dir("tiny", "re_evaluate")
-    verdict, page = read_json(out / "verdict.json"), out / "report.html"
+    for stage in (re_evaluate, compare, conclude):
+        stage.main("tiny")
+    out = stage_dir("tiny", "conclude")
+    verdict, page = repair_verdict("tiny"), out / "report.html"
     assert "Newly skewed beyond chance: colour of dog." in verdict["statement"]
     assert set(verdict["bias"]["subjects"][0]["models"]) == {"before", "after"}
     assert json.loads((out / "metrics.json").read_text())["newly_skewed"] == 1

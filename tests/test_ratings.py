@@ -20,10 +20,10 @@ from stages.errors import UsageError
 from stages.explorers import Prober
 from stages.landscape import against_automatic, estimate
 from stages.ledger import Key, Ledger
+from stages.pages import write_landscape_report
 from stages.params import RatingsConfig, load_params
 from stages.ratings import RatedTask, Ratings
 from stages.ratings.apply import _wrapped
-from stages.report import write_landscape_report
 from stages.tasks.contract import Illustrated, Measured, Tallied, Task
 from tests.landscapes import planted
 from tests.report_samples import FOUR, HOSTILE, WEATHER, make_inputs

@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from flows.ratings import show_ratings, write_ratings
-from stages import collect_feedback, discover, prepare, re_evaluate, summarize
+from stages import collect_feedback, compare, conclude, discover, prepare, re_evaluate, report, summarize
 from stages.check import check_audits
 from stages.decisions import Decision, ExampleRating, landscape_hash, record_decision
 from stages.errors import UsageError
@@ -27,7 +27,7 @@ from stages.files import read_json, write_json
 from stages.params import load_params
 from stages.provenance import run_key
 from stages.ratings.evidence import Evidence, Scored, gather
-from tests.workspace import ROOT, audit_params, make_workspace, repair_params
+from tests.workspace import ROOT, audit_params, make_workspace, repair_params, repair_verdict
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
         _enter(patch, place)
-        for stage in (prepare, discover, summarize):
+        for stage in (prepare, discover, summarize, report):
             stage.main("x")
     return place
 
@@ -100,6 +100,11 @@ def learn(*, write: bool, target: str = "quality") -> str:
     return out.getvalue()
 
 
+def summarized(audit: str) -> None:
+    summarize.main(audit)
+    report.main(audit)
+
+
 def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None:
     before = pd.read_parquet("data/x/discover/probes.parquet")
     landscape = pd.read_parquet("data/x/summarize/landscape.parquet")
@@ -120,7 +125,7 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     check_audits(params, ["x"])
 
     discover.main("x")
-    summarize.main("x")
+    summarized("x")
     after = pd.read_parquet("data/x/discover/probes.parquet")
     # The control asks the same questions; its answers are judged by the map, as computed from the file alone.
     asked = ["item", "tilt", "fog"]
@@ -149,7 +154,7 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     shown = after[(after[asked[1:]] == example["cell"]).all(axis=1) & (after["item"] == example["item"])].iloc[0]
     assert example["discrepancy"] == shown["automatic"] != shown["discrepancy"]
 
-    page = Path("data/x/summarize/report.html").read_text()
+    page = Path("data/x/report/report.html").read_text()
     section = page[page.index('<section id="ratings">') :]
     section = section[: section.index("</section>")]
     assert "People against the automatic measure" in section and "an expected rating below 5" in section
@@ -198,7 +203,7 @@ def test_ratings_of_both_landscapes_count_together(place: Path) -> None:
     rate("Ada", strict)
     learn(write=True)
     discover.main("x")
-    summarize.main("x")
+    summarized("x")
     rate("Ada", strict, seed=2)
     evidence = gather(load_params(), "x", "quality")
     assert len({kept.decision.landscape for kept in evidence.decisions}) == 2 and evidence.of_another_scale == 0
@@ -296,25 +301,34 @@ def test_a_repair_is_judged_by_people_and_trained_as_before(place: Path) -> None
     rate("Ada", strict)
     learn(write=True)
     discover.main("x")
-    summarize.main("x")
+    summarized("x")
     modes = read_json(Path("data/x/summarize/landscape.json"))["modes"]
     kept = {key: modes[0][key] for key in ("id", "text", "region")}
-    plan = {"decided_by": "human", "reviewer": "Ada", "reason": "", "landscape": "0" * 16, "examples": []}
+    plan = {
+        "decided_by": "human",
+        "reviewer": "Ada",
+        "reason": "",
+        "statement": "",
+        "landscape": "0" * 16,
+        "examples": [],
+    }
     write_json(
-        Path("data/x/collect_feedback/plan.json"), {**plan, "modes": [{**kept, "action": "repair", "severity": 1}]}
+        Path("data/x/collect_feedback/plan.json"),
+        {**plan, "modes": [{**kept, "action": "repair", "severity": 1, "reason": ""}]},
     )
     restructure.main("x")
-    re_evaluate.main("x")
+    for stage in (re_evaluate, compare, conclude):
+        stage.main("x")
     probes = pd.read_parquet("data/x/re_evaluate/probes.parquet")
     ratings = json.loads(Path("data/x/ratings.json").read_text())
     assert np.array_equal(probes["failed"], 10 - 9 * np.interp(probes["automatic"], ratings["x"], ratings["y"]) < 5)
     paired = probes[(probes["purpose"] == "paired") & (probes["model"] == "before")]
-    found = read_json(Path("data/x/re_evaluate/verdict.json"))["differences"]["target_failure_rate"]
+    found = repair_verdict("x")["differences"]["target_failure_rate"]
     assert found["before"] > found["after"] and paired["failed"].mean() < paired["automatic_failed"].mean()
-    verdict = read_json(Path("data/x/re_evaluate/verdict.json"))
+    verdict = repair_verdict("x")
     assert verdict["automatic"]["target_failure_rate"]["before"] > found["before"]
     assert verdict["ratings"]["fails_below"] == 5
-    page = Path("data/x/re_evaluate/report.html").read_text()
+    page = Path("data/x/conclude/report.html").read_text()
     assert "Failing here means an expected rating below 5" in page
     assert "target modes: failure rate by the automatic measure" in page
 
@@ -324,7 +338,7 @@ def test_an_enumerated_grid_is_compared_exactly(place: Path) -> None:
     learn(write=True)
     _edit("params.yaml", "budget: 200", "budget: 320")
     discover.main("x")
-    summarize.main("x")
+    summarized("x")
     summary, probes = (
         read_json(Path("data/x/summarize/landscape.json")),
         pd.read_parquet("data/x/discover/probes.parquet"),

@@ -10,14 +10,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from stages import re_evaluate, summarize
+from stages import compare, conclude, re_evaluate, report, summarize
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.files import read_json, stage_dir, write_json
 from stages.landscape import Paired, Rate, all_passed, draw_pairs, judge, judge_landscape, judge_repair
 from stages.landscape.compare import compare_quality, risen, targeting
 from stages.params import Gates, LandscapeGates
+from stages.records import Gate
 from tests.landscapes import planted
-from tests.workspace import ROOT
+from tests.workspace import ROOT, repair_verdict
 
 TARGET = {"tilt": [3, 4], "fog": [3, 4]}
 ELSEWHERE = {"dust": [0, 1], "rain": [0, 1]}
@@ -58,7 +59,8 @@ def test_gates_on_values_and_changes():
     [([True, True], True), ([True, None], None), ([None], None), ([False, None], False), ([False, True], False)],
 )
 def test_a_gate_that_was_not_judged_makes_no_pass(results, passed):
-    assert all_passed([{"passed": result} for result in results]) is passed
+    gates = [Gate(gate="g", bound=1, value=None, low=None, high=None, passed=result) for result in results]
+    assert all_passed(gates) is passed
 
 
 def test_gates_on_the_landscape_itself():
@@ -170,7 +172,7 @@ def audited(path, patch, task, *, concepts=("tilt", "fog", "dust", "rain"), budg
     patch.chdir(path)
     patch.syspath_prepend(str(path))
     patch.delitem(sys.modules, module, raising=False)
-    for run in (prepare.main, discover.main, summarize.main, collect_feedback.main):
+    for run in (prepare.main, discover.main, summarize.main, report.main, collect_feedback.main):
         run("tiny")
     return path
 
@@ -194,8 +196,9 @@ def repaired(regions, *, control=None):
             folder.rmdir()
         else:
             (folder / "config.json").write_text(json.dumps({"regions": kept, "noise": 0.03}))
-    re_evaluate.main("tiny")
-    return read_json(stage_dir("tiny", "re_evaluate") / "verdict.json")
+    for stage in (re_evaluate, compare, conclude):
+        stage.main("tiny")
+    return repair_verdict("tiny")
 
 
 def test_an_improvement_is_named(audit_dir):
@@ -211,8 +214,8 @@ def test_an_improvement_is_named(audit_dir):
     probes = pd.read_parquet(stage_dir("tiny", "re_evaluate") / "probes.parquet")
     assert set(probes["model"]) == {"before", "after", "control"}
     assert probes["item"].str.startswith("test-").all(), "claims rest on test items only"
-    assert len(pd.read_parquet(stage_dir("tiny", "re_evaluate") / "landscapes.parquet")) == 625
-    assert (stage_dir("tiny", "re_evaluate") / "report.html").stat().st_size > 10_000
+    assert len(pd.read_parquet(stage_dir("tiny", "compare") / "landscapes.parquet")) == 625
+    assert (stage_dir("tiny", "conclude") / "report.html").stat().st_size > 10_000
 
 
 def test_a_failure_moved_elsewhere_is_named(audit_dir):
@@ -246,11 +249,12 @@ def test_without_modes_to_repair_the_verdict_says_so(audit_dir):
 
 def test_the_same_inputs_give_the_same_bytes(audit_dir):
     repaired([ELSEWHERE])
-    folder = stage_dir("tiny", "re_evaluate")
-    names = ("verdict.json", "landscapes.parquet", "probes.parquet", "metrics.json", "report.html")
-    before = [(folder / name).read_bytes() for name in names]
+    folders = [stage_dir("tiny", stage) for stage in ("re_evaluate", "compare", "conclude")]
+    files = [file for folder in folders for file in sorted(folder.iterdir())]
+    assert len(files) == 17
+    before = [file.read_bytes() for file in files]
     repaired([ELSEWHERE])
-    assert before == [(folder / name).read_bytes() for name in names]
+    assert before == [file.read_bytes() for file in files]
 
 
 def test_summarize_names_the_target_and_uses_discover_items_only(audit_dir):
@@ -260,7 +264,7 @@ def test_summarize_names_the_target_and_uses_discover_items_only(audit_dir):
     assert summary["items"] == 20
     probes = pd.read_parquet(stage_dir("tiny", "discover") / "probes.parquet")
     assert probes["item"].str.startswith("discover-").all()
-    assert read_json(stage_dir("tiny", "summarize") / "verdict.json")["passed"] is None
+    assert read_json(stage_dir("tiny", "report") / "verdict.json")["passed"] is None
 
 
 def test_graded_qualities_are_bounded_by_what_was_observed():

@@ -13,11 +13,12 @@ from stages.errors import UsageError
 from stages.records import Plan, Verdict, audit_folder
 from stages.records.tables import (
     Compared,
+    Embedded,
     read_compared,
-    read_embeddings,
+    read_embedded,
     read_sheets,
     write_compared,
-    write_embeddings,
+    write_embedded,
     write_sheets,
 )
 from stages.tasks.contract import Exhibit, Sheet
@@ -84,10 +85,13 @@ def test_pictures_and_embeddings_come_back(tmp_path):
     write_compared(tmp_path / "compared", compared)
     assert read_compared(tmp_path / "compared", "") == compared
     seen = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
-    write_embeddings(tmp_path / "embeddings", seen)
-    assert (read_embeddings(tmp_path / "embeddings", "") == seen).all()
-    with pytest.raises(UsageError, match="cannot be read as embeddings"):
-        read_embeddings(tmp_path / "sheets", "sheets")
+    write_embedded(tmp_path / "embeddings", Embedded(["a", "b", "c"], seen))
+    back = read_embedded(tmp_path / "embeddings", "")
+    assert back.item_ids == ["a", "b", "c"]
+    assert back.vectors.dtype == np.float32
+    assert (back.vectors == seen).all()
+    with pytest.raises(UsageError, match=r"lacks the column\(s\) embedding"):
+        read_embedded(tmp_path / "sheets", "sheets")
 
 
 def test_reading_records_imports_no_torch():

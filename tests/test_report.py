@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from stages.concepts import Concept, ConceptSpace
-from stages.report import Gallery, write_comparison_report, write_landscape_report
-from stages.report.figures import change_map
-from stages.report.marginals import marginal
-from stages.report.verdicts import verdict_view
-from stages.report.words import points, whole_points
+from stages.pages import Gallery, write_comparison_report, write_landscape_report
+from stages.pages.figures import change_map
+from stages.pages.marginals import marginal
+from stages.pages.verdicts import verdict_view
+from stages.pages.words import points, whole_points
 from stages.tasks.contract import Exhibit
 from tests.report_samples import FOUR, HOSTILE, WEATHER, make_comparison, make_inputs, picture
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stages.report import write_comparison_report, write_landscape_report
+from stages.pages import write_comparison_report, write_landscape_report
 from tests.picture_samples import picture_comparison, picture_landscape
 from tests.report_samples import FOUR, make_comparison, make_inputs
 from tests.text_samples import make_text_comparison, make_text_inputs

@@ -285,7 +285,7 @@ def test_hostile_text_does_nothing_in_a_browser(browser: Any, tmp_path: Path, mo
 def test_a_report_with_charts_opens_beside_the_page(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages.report import write_landscape_report
+    from stages.pages import write_landscape_report
     from tests.report_samples import FOUR, make_inputs
 
     make_review(tmp_path, monkeypatch)

@@ -223,7 +223,7 @@ ELSEWHERE = (
     "/review/x/repair", "/review/x/..%2f..%2f..%2fparams.yaml", "/review/..%2fx", "/review/%2e%2e/params.yaml",
     "/review/x/../../../params.yaml", "/static/..%2freview.html.j2", "/static/../app.py", "/static/review.html.j2",
     "/params.yaml", "/../params.yaml", "/docs", "/openapi.json", "/review/x/landscape/report.html", "/review/x%00",
-    "/data/x/summarize/report.html", "//review/x", "/review//x", "/review/x/landscape%00", "/links", "/favicon.ico",
+    "/data/x/report/report.html", "//review/x", "/review//x", "/review/x/landscape%00", "/links", "/favicon.ico",
 )  # fmt: skip
 
 

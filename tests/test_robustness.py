@@ -6,8 +6,8 @@ import pandas as pd
 
 from stages.concepts import Region
 from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
-from stages.report import write_landscape_report
-from stages.report.robustness import robustness_view
+from stages.pages import write_landscape_report
+from stages.pages.robustness import robustness_view
 from tests.report_samples import FOUR, make_inputs
 from tests.test_microscopic import SPACE
 

@@ -9,9 +9,13 @@ import pytest
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.landscape import Mode, Rate, estimate
+from stages.landscape.show import exhibits, nearest_failures
+from stages.landscape.summary import Asked, describe_estimator, pick_examples, policy_view, summarize
 from stages.microscopic import measure_robustness
-from stages.params import DiscoverConfig, MicroscopicConfig
-from stages.summarize import _estimator, _measured, _read_probes, galleries, nearest_failures, policy_view
+from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
+from stages.records import DiscoverMetrics, ModeRecord
+from stages.records.landscape import Example
+from stages.summarize import _measured
 from tests.landscapes import planted, uniform
 
 REGION = {"tilt": [3, 4], "fog": [3, 4]}
@@ -27,28 +31,37 @@ def mode() -> Mode:
     return Mode("M1", Region.from_json(REGION), Rate(1, 0.9, 1, 9), 9, 1.0, 3.0, 0.16, True)
 
 
+def record(task, probes, mode: Mode) -> ModeRecord:
+    examples = [Example(**row) for row in pick_examples(task.concepts, mode, probes, 0).to_dict("records")]
+    minimal = {"reached": 0, "of": 0, "median_radius": None}
+    return ModeRecord.computed(
+        mode.to_json(task.concepts)
+        | {"minimal": minimal, "invalid": None, "examples": [example.to_json() for example in examples]}
+    )
+
+
 def test_examples_lie_in_the_mode_and_are_of_different_items(probed):
     task, probes = probed
-    gallery = galleries(task, [mode()], probes, 4, seed=0)["M1"]
-    assert len(gallery.failing) == 4
-    assert gallery.passing == [], "a planted region always fails"
-    captions = [exhibit.caption for exhibit in gallery.failing]
+    shown = exhibits(task, [record(task, probes, mode())], 4)["M1"]
+    assert [one.id for one in shown] == ["M1.1", "M1.2", "M1.3", "M1.4"]
+    assert all(one.failed for one in shown), "a planted region always fails"
+    captions = [one.exhibit.caption for one in shown]
     assert len(set(captions)) == 4
-    for exhibit in gallery.failing:
-        assert "tilt 3" in exhibit.text or "tilt 4" in exhibit.text
+    for one in shown:
+        assert "tilt 3" in one.exhibit.text or "tilt 4" in one.exhibit.text
 
 
-def test_a_mode_that_was_not_measured_is_not_given_a_number():
+def test_a_mode_that_was_not_measured_is_not_given_a_number(probed):
     known = {**vars(mode()), "rate": Rate(np.nan, np.nan, np.nan, 0), "confirmed": False, "estimate": 0.4}
-    said = _measured(Mode(**known))
+    said = _measured(record(*probed, Mode(**known)))
     assert "not measured" in said
     assert "nan" not in said
-    assert _measured(mode()) == "100% fail, 95% interval 90%-100%, 9 probes"
+    assert _measured(record(*probed, mode())) == "100% fail, 95% interval 90%-100%, 9 probes"
 
 
 def test_no_examples_if_none_are_asked_for(probed):
     task, probes = probed
-    assert galleries(task, [mode()], probes, 0, seed=0)["M1"] == ([], [], [])
+    assert exhibits(task, [record(task, probes, mode())], 0) == {"M1": []}
 
 
 def test_the_smallest_changes_are_told_in_steps(probed):
@@ -56,7 +69,7 @@ def test_the_smallest_changes_are_told_in_steps(probed):
     config = DiscoverConfig(budget=10, microscopic=MicroscopicConfig(method="exact", items=3, budget=2000))
     walked = measure_robustness(task, task.items.table["id"].tolist(), config, seed=0).table
     shown = nearest_failures(task, walked, 2)
-    assert [said.caption.split(":")[0] for said in shown] == [
+    assert [said.exhibit.caption.split(":")[0] for said in shown] == [
         f"{n} step{'s' if n > 1 else ''}" for n in sorted(walked["radius"].dropna())[:2]
     ]
     assert nearest_failures(task, walked.iloc[:0], 2) == nearest_failures(task, walked, 0) == []
@@ -70,7 +83,7 @@ def test_an_enumerated_grid_is_not_said_to_be_estimated(probed):
     answers = task.probe(asked["item"].tolist(), asked[task.concepts.names].to_numpy())
     asked = asked.assign(role="control", repeat=0, uniform=True, discrepancy=answers.discrepancy, failed=answers.failed)
     exact, estimated = (
-        _estimator(estimate(some, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0), some)
+        describe_estimator(estimate(some, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0), some)
         for some in (asked, probes)
     )
     assert (exact["name"], exact["probes_control"]) == ("exact enumeration", len(asked))
@@ -95,14 +108,28 @@ def test_the_policy_is_averaged_over_items(probed):
     assert np.isnan(policy_view(None, task.embed(ids), landscape, task.concepts)["policy_mean"]).all()
 
 
-def test_probes_that_lack_a_column_are_refused(probed, tmp_path):
+def test_probes_that_lack_a_column_are_refused(probed):
     task, probes = probed
-    path = tmp_path / "probes.parquet"
-    probes.drop(columns="discrepancy").to_parquet(path)
+    ids = task.items.table["id"].tolist()
+    found = DiscoverMetrics.computed({"microscopic": {"method": "none", "items": 0}, "enumerated": False})
+
+    def of(probes: pd.DataFrame) -> Asked:
+        return Asked("tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, pd.DataFrame())
+
     with pytest.raises(UsageError, match="discrepancy"):
-        _read_probes(path, task.concepts)
-    probes.iloc[:0].to_parquet(path)
+        summarize(of(probes.drop(columns="discrepancy")), SummarizeConfig(), 0)
     with pytest.raises(UsageError, match="no probes"):
-        _read_probes(path, task.concepts)
-    with pytest.raises(UsageError, match="missing"):
-        _read_probes(tmp_path / "none.parquet", task.concepts)
+        summarize(of(probes.iloc[:0]), SummarizeConfig(), 0)
+
+
+def test_a_landscape_needs_no_files(probed):
+    task, probes = probed
+    ids = task.items.table["id"].tolist()
+    found = DiscoverMetrics.computed({"microscopic": {"method": "none", "items": 0}, "enumerated": False})
+    config = DiscoverConfig(budget=10, microscopic=MicroscopicConfig(method="none"))
+    walked = measure_robustness(task, ids, config, seed=0).table
+    asked = Asked("tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, walked)
+    summary = summarize(asked, SummarizeConfig(modes=2), 0)
+    assert summary.landscape.modes[0].confirmed
+    assert summary.landscape.robustness is None
+    assert len(summary.cells) == task.concepts.n_cells

@@ -167,7 +167,7 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     assert deployment.answer(run, reason="for {{ the }} release", M2="accept", M2_reason="rare") is None
     run = deployment.execute(run.id)
     assert run.state.is_completed(), run.state
-    assert run.state.message.startswith("tiny: pass") and run.state.message.endswith("re_evaluate/report.html")
+    assert run.state.message.startswith("tiny: pass") and run.state.message.endswith("conclude/report.html")
     assert deployment.toys.executed() == AFTER
     [kept] = read_chain("tiny")
     assert (kept.decision.reviewer, kept.decision.via, kept.decision.approve) == ("Ada", "prefect", True)
@@ -437,7 +437,7 @@ def test_other_audits_of_the_workspace_go_on(deployment):
     assert suspended(deployment.read(first.id))
     assert run.state.is_completed(), run.state
     assert run.state.message.startswith("other: pass") and "; skipped: tiny waits" in run.state.message
-    assert toys.executed() == [f"{stage}@other" for stage in STAGES[:3]]
+    assert toys.executed() == [f"{stage}@other" for stage in STAGES[:4]]
 
 
 class Worker:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from stages.report import Gallery, texts, write_comparison_report, write_landscape_report
-from stages.report.gallery import MAX_TEXT, TEXT_CHARS, Shrinker
-from stages.report.texts import Folded, Marked, fold, mark_changes
-from stages.report.words import score
+from stages.pages import Gallery, texts, write_comparison_report, write_landscape_report
+from stages.pages.gallery import MAX_TEXT, TEXT_CHARS, Shrinker
+from stages.pages.texts import Folded, Marked, fold, mark_changes
+from stages.pages.words import score
 from stages.tasks.contract import Exhibit
 from tests.report_samples import FOUR, HOSTILE, make_comparison, make_inputs
 from tests.test_report import cells_of

@@ -187,7 +187,7 @@ def test_other_origins_and_another_seed_are_told(bundle, tmp_path):
 
 def test_a_card_with_other_numbers_is_told(bundle, tmp_path):
     members = dict(read_bundle(bundle).members)
-    name = f"{DATA}/re_evaluate/model_card.md"
+    name = f"{DATA}/conclude/model_card.md"
     assert b"| 100.0% |" in members[name]
     members[name] = members[name].replace(b"| 100.0% |", b"| 99.0% |", 1)
     assert name in problems(resealed(tmp_path / "forged.zip", members))["model card"]

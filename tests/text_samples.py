@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.concepts import Concept
 from stages.landscape.intervals import wilson
-from stages.report import Gallery
+from stages.pages import Gallery
 from stages.tasks.contract import Exhibit
 from tests.report_samples import HOSTILE, make_comparison, make_inputs
 

@@ -94,7 +94,7 @@ def main() -> None:
     digest = hashlib.sha256(code.encode() + b"".join(content(Path(dep)) for dep in entries(stage, "deps"))).hexdigest()
     report = {"schema": 1, "audit": AUDIT, "digest": digest, "modes": MODES, "concepts": [{"name": "tilt"}]}
     report |= {"passed": told.get("passed", True), "gates": told.get("gates", [])}
-    report |= {"decided_by": "policy", "reviewer": None, "statement": "said by a toy"} if KIND == "re_evaluate" else {}
+    report |= {"decided_by": "policy", "reviewer": None, "statement": "said by a toy"} if KIND == "conclude" else {}
     for name in [entry for group in ("outs", "metrics", "plots") for entry in entries(stage, group)]:
         path = Path(name)
         path = path if path.suffix else path / "config.json"

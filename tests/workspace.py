@@ -1,6 +1,6 @@
 """Workspaces for tests: a fresh git and DVC repository with this repository's stages and dvc.yaml, and tiny audits.
 
-The audits use `tests/planted.py`, so a whole one takes seconds. With `toys=True` the six stage modules are replaced
+The audits use `tests/planted.py`, so a whole one takes seconds. With `toys=True` the stage modules are replaced
 by `tests/toy_stage.py`, which needs no torch and does as `toy.json` says (fail, be killed, sleep): for tests of the
 graph and the flow, in which the stages are not the point.
 """
@@ -19,9 +19,14 @@ from typing import Any
 
 import yaml
 
+from stages.records import audit_folder
+
 ROOT = Path(__file__).parents[1]
 FADED = str(Path(sys.executable).parent / "faded")
-STAGES = ("prepare", "discover", "summarize", "collect_feedback", "restructure", "re_evaluate")
+STAGES = (
+    *("prepare", "discover", "summarize", "report"),
+    *("collect_feedback", "restructure", "re_evaluate", "compare", "conclude"),
+)
 # What no one's own settings may reach into: a configured server, a proxy, another home of Prefect.
 _FOREIGN = (
     *("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "DVC_STAGE", "DVC_ROOT", "FADED_RUNNER"),
@@ -171,3 +176,9 @@ def make_workspace(
         done = workspace.run(command)
         assert done.returncode == 0, f"{command}: {done.stdout}"
     return workspace
+
+
+def repair_verdict(audit: str) -> dict[str, Any]:
+    """What a repair came to, in the workspace one is in: the comparison and the verdict together."""
+    here = audit_folder(audit)
+    return here.compare.comparison.to_json() | here.conclude.verdict.to_json()

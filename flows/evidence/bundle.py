@@ -29,13 +29,13 @@ SEALS = (MANIFEST, STATEMENT, ENVELOPE)  # what no manifest can name
 WHOLE = {
     "prepare": ("fingerprint.json", "metrics.json", "provenance.json"),
     "discover": ("metrics.json", "provenance.json"),
-    "summarize": (
-        *("landscape.json", "landscape.parquet", "verdict.json"),
-        *("metrics.json", "provenance.json", "report.html"),
-    ),
+    "summarize": ("landscape.json", "landscape.parquet", "provenance.json"),
+    "report": ("verdict.json", "metrics.json", "provenance.json", "report.html"),
     "collect_feedback": ("plan.json", "metrics.json", "provenance.json"),
     "restructure": ("metrics.json", "provenance.json"),
-    "re_evaluate": ("verdict.json", "metrics.json", "provenance.json", "report.html", "model_card.md"),
+    "re_evaluate": ("metrics.json", "provenance.json"),
+    "compare": ("comparison.json", "provenance.json"),
+    "conclude": ("verdict.json", "metrics.json", "provenance.json", "report.html", "model_card.md"),
 }
 _WHOLE = "|".join(rf"{stage}/(?:{'|'.join(map(re.escape, names))})" for stage, names in WHOLE.items())
 _MEMBER = re.compile(
@@ -123,7 +123,7 @@ class Bundle:
     @property
     def last_stage(self) -> str:
         """The stage whose verdict is the audit's: the last one, if its parameters name a repair."""
-        return "re_evaluate" if "repairs" in self.yaml(PARAMS) else "summarize"
+        return "conclude" if "repairs" in self.yaml(PARAMS) else "report"
 
     @property
     def ratings(self) -> str:

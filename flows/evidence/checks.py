@@ -33,11 +33,17 @@ _READS = {
     "prepare": ("inputs",),
     "discover": ("prepare/model", "prepare/items.parquet", "prepare/fingerprint.json"),
     "summarize": ("prepare/model", "prepare/items.parquet", "discover/probes.parquet", "discover/metrics.json"),
+    "report": ("discover/probes.parquet", "summarize/landscape.parquet", "summarize/landscape.json"),
     "collect_feedback": ("decisions", "summarize/landscape.parquet", "summarize/landscape.json"),
     "restructure": ("prepare/model", "prepare/items.parquet", "collect_feedback/plan.json"),
     "re_evaluate": (
         *("prepare/model", "prepare/items.parquet", "collect_feedback/plan.json"),
         "restructure/models",
+    ),
+    "compare": ("collect_feedback/plan.json", "summarize/landscape.json", "re_evaluate/probes.parquet"),
+    "conclude": (
+        *("collect_feedback/plan.json", "restructure/models", "re_evaluate/probes.parquet"),
+        *("compare/comparison.json", "compare/landscapes.parquet"),
     ),
 }
 MOST_TOLD = 5  # of the places in which two documents differ
@@ -128,7 +134,7 @@ def check_lock(bundle: Bundle) -> Found:
     problems = told(f"{LOCK}: stages", [f"{kind}@{bundle.audit}" for kind in kinds], list(stages))
     hashes: dict[str, tuple[str, str]] = {}  # and who was the first to read or write it
     bound = {PARAMS, LOCK, bundle.ratings}
-    if bundle.last_stage == "summarize":  # then no stage reads decisions
+    if bundle.last_stage == "report":  # then no stage reads decisions
         bound |= {name for name in bundle.files if name.startswith(f"{home}/decisions/")}
     for kind, (stage, entry) in zip(kinds, stages.items(), strict=True) if not problems else ():
         unread = {f"{home}/{path}" for path in _READS[kind]} - {dep["path"] for dep in entry["deps"]}

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flows.digests import sha256
 from flows.evidence.bundle import PARAMS, Bundle
 from flows.evidence.checks import Found, told
+from stages.records import Comparison, Document, Gate, Landscape
+
+R = TypeVar("R", bound=Document)
 
 
 def check_ratings(bundle: Bundle) -> Found:
@@ -30,9 +33,9 @@ def check_ratings(bundle: Bundle) -> Found:
     name, landscape = bundle.name("summarize", "landscape.json"), bundle.json("summarize", "landscape.json")
     problems += _said(f"{name}: ratings", {**bound, **learnt}, landscape)
     problems += told(f"{name}: threshold", ratings.threshold(config), landscape["threshold"])
-    if bundle.has("re_evaluate", "verdict.json"):
-        where = f"{bundle.name('re_evaluate', 'verdict.json')}: ratings"
-        problems += _said(where, bound, bundle.json("re_evaluate", "verdict.json"))
+    if bundle.has("compare", "comparison.json"):
+        where = f"{bundle.name('compare', 'comparison.json')}: ratings"
+        problems += _said(where, bound, bundle.json("compare", "comparison.json"))
     if config.file == bundle.ratings:  # else another audit's decisions taught them
         here = {kept.path.name: kept.sha256 for kept in bundle.chain}
         of_these = {name: here[name] for name in ratings.decisions if name in here}
@@ -51,14 +54,14 @@ def check_verdict(bundle: Bundle) -> Found:
     """A gate passed if the whole interval is within its bound, and the audit if all gates did; by the numbers here."""
     from stages.landscape.gates import all_passed
 
-    stage = "re_evaluate" if bundle.has("re_evaluate", "verdict.json") else "summarize"
+    stage = bundle.last_stage
     name, verdict, metrics = bundle.name(stage, "verdict.json"), *_both(bundle, stage)
-    gates = _repair_gates(bundle, verdict) if stage == "re_evaluate" else _landscape_gates(bundle)
-    problems = told(f"{name}: gates", gates, verdict["gates"])
+    gates = _repair_gates(bundle) if stage == "conclude" else _landscape_gates(bundle)
+    problems = told(f"{name}: gates", [gate.to_json() for gate in gates], verdict["gates"])
     problems += told(f"{name}: passed", all_passed(gates), verdict["passed"])
     problems += told(f"{bundle.name(stage, 'metrics.json')}: passed", verdict["passed"], metrics.get("passed"))
     problems += told("manifest.json: passed", verdict["passed"], bundle.manifest["passed"])
-    if stage == "re_evaluate":
+    if stage == "conclude":
         problems += _same_numbers(bundle, verdict, metrics)
     word = {True: "passed", False: "FAILED", None: "not judged" if gates else "no gates set"}[verdict["passed"]]
     return Found(f"{word}; {len(gates)} gate(s) agree with their numbers", problems)
@@ -70,55 +73,37 @@ def _both(bundle: Bundle, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _same_numbers(bundle: Bundle, verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     """Metrics repeat the differences; plan and verdict name the same people."""
-    plan, name = bundle.json("collect_feedback", "plan.json"), bundle.name("re_evaluate", "verdict.json")
+    plan, name = bundle.json("collect_feedback", "plan.json"), bundle.name("conclude", "verdict.json")
     problems = []
     for key in ("decided_by", "reviewer", "by"):
         problems += told(f"{name}: {key}", plan.get(key), verdict.get(key))
-    for measure, entry in verdict["differences"].items():
+    for measure, entry in bundle.json("compare", "comparison.json")["differences"].items():
         for key in ("before", "after", "change", "low", "high"):
-            where = f"{bundle.name('re_evaluate', 'metrics.json')}: {measure}_{key}"
+            where = f"{bundle.name('conclude', 'metrics.json')}: {measure}_{key}"
             problems += told(where, entry.get(key), metrics.get(f"{measure}_{key}"))
     return problems
 
 
-def _landscape_gates(bundle: Bundle) -> list[dict[str, Any]]:
-    from stages.landscape.bias import largest_bias
-    from stages.landscape.gates import judge_landscape
+def _landscape_gates(bundle: Bundle) -> list[Gate]:
+    from stages.landscape.gates import landscape_gates
     from stages.params import LandscapeGates
 
-    set_ = bundle.yaml(PARAMS)["audits"][bundle.audit]["summarize"].get("gates")
-    summary = bundle.json("summarize", "landscape.json")
-    confirmed = [
-        _rate({**mode, "value": mode["rate"], "n": mode["probes"]}) for mode in summary["modes"] if mode["confirmed"]
-    ]
-    gates = None if set_ is None else LandscapeGates.model_validate(set_)
-    return judge_landscape(gates, _rate(summary["overall"]), confirmed, largest_bias(summary.get("bias", [])))
+    set_ = bundle.yaml(PARAMS)["audits"][bundle.audit].get("gates")
+    landscape = _record(bundle, "summarize", "landscape.json", Landscape)
+    return landscape_gates(None if set_ is None else LandscapeGates.model_validate(set_), landscape)
 
 
-def _repair_gates(bundle: Bundle, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    from stages.landscape.gates import judge_repair
+def _repair_gates(bundle: Bundle) -> list[Gate]:
+    from stages.landscape.gates import repair_gates
     from stages.params import Gates
 
     gates = Gates.model_validate(bundle.yaml(PARAMS)["repairs"][bundle.audit]["gates"])
-    after, change = {}, {}
-    for measure, entry in verdict["differences"].items():
-        n = entry["pairs"]
-        after[measure] = _rate(
-            {"value": entry["after"], "low": entry["after_low"], "high": entry["after_high"], "n": n}
-        )
-        # What has no change (newly failing) is one: before the repair there was none.
-        moved = entry["change"] if "change" in entry else entry["after"]
-        change[measure] = _rate({"value": moved, "low": entry["low"], "high": entry["high"], "n": n})
-    if bias := verdict.get("bias"):
-        after["bias"], change["bias"] = _rate(bias["mean"]["after"]), _rate(bias["mean_change"]["after"])
-    return judge_repair(gates, after, change)
+    return repair_gates(gates, _record(bundle, "compare", "comparison.json", Comparison))
 
 
-def _rate(entry: Mapping[str, Any]) -> Any:
-    from stages.landscape.intervals import Rate
-
-    value, low, high = (float("nan") if entry[key] is None else float(entry[key]) for key in ("value", "low", "high"))
-    return Rate(value, low, high, int(entry["n"]))
+def _record(bundle: Bundle, stage: str, file: str, kind: type[R]) -> R:
+    data = {key: value for key, value in bundle.json(stage, file).items() if key != "schema"}
+    return kind.from_json(data, bundle.name(stage, file))
 
 
 def _installed() -> str | None:
@@ -131,15 +116,15 @@ def _installed() -> str | None:
 
 def check_card(bundle: Bundle) -> Found:
     """The card's table is the verdict's: made again from it, as far as this is the version that made it."""
-    from stages.report.model_card import evaluation_section
+    from stages.pages.model_card import evaluation_section
 
-    if not bundle.has("re_evaluate", "model_card.md"):
+    if not bundle.has("conclude", "model_card.md"):
         return Found("none: there is no repaired model", [])
-    name, wrote = bundle.name("re_evaluate", "model_card.md"), (bundle.manifest.get("versions") or {}).get("faded")
+    name, wrote = bundle.name("conclude", "model_card.md"), (bundle.manifest.get("versions") or {}).get("faded")
     if wrote != (here := _installed()):
         return Found(f"not made again: it is by faded {wrote}, this is {here}", [], "not checked")
-    verdict, plan = bundle.json("re_evaluate", "verdict.json"), bundle.json("collect_feedback", "plan.json")
-    section = evaluation_section(verdict, plan)
+    verdict = bundle.json("compare", "comparison.json") | bundle.json("conclude", "verdict.json")
+    section = evaluation_section(verdict, bundle.json("collect_feedback", "plan.json"))
     if not bundle.member(name).decode("utf-8").endswith(section):
         return Found("", [f"{name}: its section on the evaluation is not what the verdict says"])
     return Found("its table is that of the verdict", [])

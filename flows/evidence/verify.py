@@ -194,7 +194,7 @@ def _unlike(
 ) -> list[str]:
     home = f"data/{bundle.audit}/{root}"
     expected = {path.removeprefix(home): Digests(entry["md5"], entry["sha256"]) for path, entry in part.items()}
-    card = bundle.members.get(bundle.name("re_evaluate", "model_card.md"))
+    card = bundle.members.get(bundle.name("conclude", "model_card.md"))
     if card is not None and found.get(CARD) == Digests(md5(card), sha256(card)):  # as an exported one has it
         expected[CARD] = found[CARD]
     lines = [f"{name} is missing" for name in expected if name not in found]

@@ -42,7 +42,8 @@ from stages.params import DATA, Params
 from stages.ratings import read_ratings
 
 NO_SIGN = "FADED_NO_SIGN"
-_FOR_ALL, _FOR_REPAIRS = ("prepare", "discover", "summarize"), ("collect_feedback", "restructure", "re_evaluate")
+_FOR_ALL = ("prepare", "discover", "summarize", "report")
+_FOR_REPAIRS = ("collect_feedback", "restructure", "re_evaluate", "compare", "conclude")
 _TOLD = (
     *("seed", "task", "device", "backend", "dtype", "threads", "batch_size"),
     *("python", "platform", "versions", "git"),

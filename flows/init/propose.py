@@ -102,7 +102,8 @@ def propose(wanted: Wanted, model: Model, shape: Sequence[int | None]) -> Draft:
         "concepts": {name: list(levels) for name, levels in concepts.items()},
         "discrepancy": dict(_DISCREPANCY[wanted.kind]),
         "discover": {"explorer": "auto", "control": "random", "budget": wanted.budget or BUDGETS[0]},
-        "summarize": {"modes": 6} if wanted.repair else {"modes": 6, "gates": {"max_failure_rate": 0.5}},
+        "summarize": {"modes": 6},
+        **({} if wanted.repair else {"gates": {"max_failure_rate": 0.5}}),
     }
     notes = {
         "compute": "auto takes a GPU, if there is one",
@@ -112,7 +113,7 @@ def propose(wanted: Wanted, model: Model, shape: Sequence[int | None]) -> Draft:
         "discrepancy": _MEANT[wanted.kind],
         "discover": "unique probes for each of the two",
         **{f"concepts.{name}": note for name in concepts if (note := concept_note(wanted.kind, name))},
-        **({} if wanted.repair else {"summarize": "passes if at most half of the grid fails, by its whole interval"}),
+        **({} if wanted.repair else {"gates": "passes if at most half of the grid fails, by its whole interval"}),
         **_REPAIR_NOTES,
     }
     repair = repair_block(wanted.kind, items, wanted.budget or BUDGETS[0]) if wanted.repair else None

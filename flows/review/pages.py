@@ -82,8 +82,8 @@ def prepare() -> None:
     for module in (
         "PIL.Image",
         "pyarrow.parquet",
-        "stages.report.exhibits",
-        "stages.report.gallery",
+        "stages.pages.exhibits",
+        "stages.pages.gallery",
         "stages.restructure",
     ):
         import_module(module)
@@ -93,7 +93,7 @@ def prepare() -> None:
 @cache
 def style() -> str:
     """The style sheet: the report's and ours."""
-    from stages.report.page import TEMPLATES as REPORT_TEMPLATES
+    from stages.pages.page import TEMPLATES as REPORT_TEMPLATES
 
     return (REPORT_TEMPLATES / "report.css").read_text(encoding="utf-8") + static("review.css")
 

@@ -243,7 +243,7 @@ def _show(console: Console, audit: str, landscape: str, summary: dict[str, Any])
             "yes" if mode["confirmed"] else "no",
         )
     console.print(table)
-    console.print(f"landscape {landscape}, report: {stage_dir(audit, 'summarize') / 'report.html'}", highlight=False)
+    console.print(f"landscape {landscape}, report: {stage_dir(audit, 'report') / 'report.html'}", highlight=False)
 
 
 def _rate(mode: dict[str, Any]) -> tuple[str, str]:

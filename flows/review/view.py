@@ -12,7 +12,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
 from flows.approval import git_user
 from flows.estimate import estimate
-from flows.graph import Graph, Stage
+from flows.graph import FIRST_STAGES, Graph, Stage
 from flows.request import GATED, deadline
 from flows.review.form import ACTIONS, SCORES, Fields, filled
 from flows.review.recording import moment, own_link
@@ -24,7 +24,7 @@ from stages.files import read_json, stage_dir
 from stages.params import Params, task_class
 
 if TYPE_CHECKING:
-    from stages.report.gallery import Shown
+    from stages.pages.gallery import Shown
 
 # The report's own modules are imported when the first page is asked for: they take seconds, in which a browser starts.
 
@@ -45,8 +45,8 @@ WAYS: dict[Via, str] = {
     "time-out": "by time-out",
 }
 REPORTS = {  # of an audit, by the last part of their address
-    "landscape": ("summarize", "The whole landscape"),
-    "repair": ("re_evaluate", "The last repair, before and after"),
+    "landscape": ("report", "The whole landscape"),
+    "repair": ("conclude", "The last repair, before and after"),
 }
 
 
@@ -62,7 +62,7 @@ class Example(NamedTuple):
 @cache
 def environment() -> Environment:
     """The report's templates and ours: escaping is on, and what is undefined is an error."""
-    from stages.report import page
+    from stages.pages import page
 
     loader = ChoiceLoader([FileSystemLoader(TEMPLATES), FileSystemLoader(page.TEMPLATES)])
     env: Environment = page.environment().overlay(loader=loader)
@@ -161,10 +161,10 @@ def _examples(audit: str) -> tuple[Mapping[str, Sequence[Example]], str]:
 @lru_cache(maxsize=4)
 def _read_examples(path: Path, _written: int) -> Mapping[str, Sequence[Example]]:
     """Examples as the page shows them, made once for each file: large pictures take a while to be made small."""
-    from stages.report.exhibits import read_exhibits
-    from stages.report.gallery import Shrinker
+    from stages.pages.gallery import Shrinker
+    from stages.records.tables import read_exhibits
 
-    read = read_exhibits(path)
+    read = read_exhibits(path, str(path))
     shrinker = Shrinker([one.exhibit for shelf in read.values() for one in shelf])
     return {
         mode: [Example(one.id, one.failed, shrinker.show(one.exhibit), one.exhibit.text is not None) for one in shelf]
@@ -202,10 +202,10 @@ def _replaces(decisions: Sequence[Recorded]) -> str:
 def how_long(params: Params, audit: str) -> str:
     """How long the stages behind the decision would take: "about 2 min 31 s (by the last run here)"."""
     # DVC need not be asked: whatever it says now, after a new decision these stages are stale.
-    before = [Stage(f"{kind}@{audit}", kind, audit, 0, (), None, ()) for kind in ("prepare", "discover", "summarize")]
+    before = [Stage(f"{kind}@{audit}", kind, audit, 0, (), None, ()) for kind in FIRST_STAGES]
     behind = [
         Stage(f"{kind}@{audit}", kind, audit, 0, (f"{GATED}@{audit}",), None, ("a decision",))
-        for kind in ("restructure", "re_evaluate")
+        for kind in ("restructure", "re_evaluate", "compare", "conclude")
     ]
     return estimate(params, Graph({stage.name: stage for stage in (*before, *behind)}), [audit]).time
 

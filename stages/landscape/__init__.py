@@ -7,28 +7,23 @@ from stages.landscape.describe import effects, invalid_probes, invalid_share, na
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.gates import all_passed, judge, judge_landscape, judge_repair
 from stages.landscape.intervals import Rate, Resampler, holm, wilson
-from stages.landscape.measures import compare_measures
 from stages.landscape.modes import Mode, confirm, find_regions, skipped_combinations
 from stages.landscape.pairs import covered_share, draw_pairs, inside_any
 from stages.landscape.people import Against, against_automatic
 from stages.landscape.shift import distance, entropy, shift, transport_grid
-from stages.landscape.verdict import Judged, Plan, judge_models
 
 __all__ = [
     "Against",
     "FoundAgain",
-    "Judged",
     "Landscape",
     "Mode",
     "Paired",
-    "Plan",
     "Rate",
     "Resampler",
     "against_automatic",
     "against_noise",
     "all_passed",
     "compare_bias",
-    "compare_measures",
     "compare_quality",
     "confirm",
     "covered_share",
@@ -46,7 +41,6 @@ __all__ = [
     "jaccard",
     "judge",
     "judge_landscape",
-    "judge_models",
     "judge_repair",
     "judged",
     "largest_bias",

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.landscape.intervals import Rate
-from stages.params import Gate, Gates, LandscapeGates
+from stages.landscape.bias import largest_bias
+from stages.params import Gates, LandscapeGates
+from stages.records import Comparison, Gate, Landscape, Rate, RateRecord
 
 
 def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> dict[str, Any]:
@@ -31,6 +32,26 @@ def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> dict[st
         "high": rate.high,
         "passed": bool(passed),
     }
+
+
+def landscape_gates(gates: LandscapeGates | None, landscape: Landscape) -> list[Gate]:
+    """Hold a landscape against its gates."""
+    confirmed = [mode.measured.rate for mode in landscape.confirmed]
+    bias = largest_bias([entry.to_json() for entry in landscape.bias or ()])
+    return [Gate(**entry) for entry in judge_landscape(gates, landscape.overall.rate, confirmed, bias)]
+
+
+def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
+    """Hold a repair against its gates. What has no change (newly failing) is one: before the repair there was none."""
+    after, change = {}, {}
+    for measure, entry in comparison.differences.items():
+        rate = RateRecord(value=entry.after, low=entry.after_low, high=entry.after_high, n=entry.pairs)
+        moved = entry.change if entry.changed else entry.after
+        after[measure] = rate.rate
+        change[measure] = RateRecord(value=moved, low=entry.low, high=entry.high, n=entry.pairs).rate
+    if comparison.bias:
+        after["bias"], change["bias"] = comparison.bias.mean["after"].rate, comparison.bias.mean_change["after"].rate
+    return [Gate(**entry) for entry in judge_repair(gates, after, change)]
 
 
 def judge_landscape(
@@ -65,7 +86,7 @@ def judge_repair(gates: Gates, after: Mapping[str, Rate], change: Mapping[str, R
     """
     entries = []
     for measure in type(gates).model_fields:
-        gate: Gate | None = getattr(gates, measure)
+        gate = getattr(gates, measure)
         if gate is None:
             continue
         for key, bound in gate.model_dump(exclude_none=True).items():
@@ -74,9 +95,9 @@ def judge_repair(gates: Gates, after: Mapping[str, Rate], change: Mapping[str, R
     return entries
 
 
-def all_passed(entries: Sequence[Mapping[str, Any]]) -> bool | None:
+def all_passed(gates: Sequence[Gate]) -> bool | None:
     """Whether all gates passed: False if one failed; else None if one could not be judged, or if there are none."""
-    results = [entry["passed"] for entry in entries]
+    results = [gate.passed for gate in gates]
     if False in results:
         return False
     return None if None in results or not results else True

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from scipy import stats
 
+from stages.records.base import NO_RATE, Rate
+
+__all__ = ["CHANGE", "LEVEL", "NO_RATE", "SHARE", "Rate", "Resampler", "holm", "wilson"]
+
 LEVEL = 0.95
-
-
-class Rate(NamedTuple):
-    """A value with its 95% interval and the number of observations behind it; NaN throughout where there are none."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def to_json(self) -> dict[str, float | int | None]:
-        """The rate as plain data, NaN as null."""
-        value, low, high = (None if np.isnan(x) else float(x) for x in self[:3])
-        return {"value": value, "low": low, "high": high, "n": self.n}
-
-
-NO_RATE = Rate(np.nan, np.nan, np.nan, 0)
 
 
 def wilson(failures: int, n: int) -> Rate:

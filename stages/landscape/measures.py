@@ -13,45 +13,68 @@ from stages.landscape.compare import compare_values
 from stages.landscape.intervals import Resampler
 from stages.tasks.contract import Measured
 
+KEYS = ("part", "kind", "name")  # columns beside those of the measures; kind: "model" or "baseline"
+
+
+def measure_answers(
+    tasks: Mapping[str, Measured], parts: Mapping[str, Mapping[str, pd.DataFrame]], names: Sequence[str]
+) -> pd.DataFrame:
+    """Measure every valid answer of every model, and of every baseline, as measures.parquet keeps it.
+
+    Args:
+        tasks: the models; each measures its own answers, as a measure may compare an answer with another of the model.
+        parts: part -> model -> the same pairs in the same order, in the format of probes.parquet.
+        names: of the concepts, in the order of the columns of a cell.
+
+    Returns:
+        One row an answer: `part`, `kind`, `name` (of the model or baseline), and one column a measure.
+    """
+    found = [pd.DataFrame({key: pd.Series(dtype="str") for key in KEYS})]
+    for part, answers in parts.items():
+        if not answers:
+            continue
+        valid = answers["before"]["valid"].to_numpy(dtype=bool)
+        asked = answers["before"][valid]
+        items, cells = asked["item"].tolist(), asked[list(names)].to_numpy(dtype=np.int64)
+        if not items:
+            continue
+        base = tasks["before"]
+        outputs = {("model", model): table.loc[valid, "output"].tolist() for model, table in answers.items()}
+        outputs |= {("baseline", name): list(said) for name, said in base.baselines(items, cells).items()}
+        for (kind, name), said in outputs.items():
+            task = tasks[name] if kind == "model" else base
+            table = _checked(task, task.measure(items, cells, said), len(items))
+            found.append(table.assign(part=part, kind=kind, name=name))
+    table = pd.concat(found[1:] or found, ignore_index=True)
+    return table[[*KEYS, *(column for column in table if column not in KEYS)]]
+
 
 def compare_measures(
-    tasks: Mapping[str, Measured],
-    answers: Mapping[str, pd.DataFrame],
-    names: Sequence[str],
-    *,
-    resamples: int,
-    seed: int,
+    answers: Mapping[str, pd.DataFrame], measured: pd.DataFrame, *, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Means of each measure for all models, the paired changes, and the means of the baselines, as in verdict.json.
+    """Means of each measure for all models, the paired changes, and the means of the baselines, as in comparison.json.
 
     All means of one measure are over the same pairs: those that are valid, and for which it has a value for every
     model and baseline. Intervals are over resampled items.
 
     Args:
-        tasks: the models; each measures its own answers, as a measure may compare an answer with another of the model.
         answers: model -> the same pairs in the same order, in the format of probes.parquet.
-        names: of the concepts, in the order of the columns of a cell.
+        measured: of this part, as `measure_answers` gives it.
         resamples: of items, for the intervals.
         seed: of the resampling.
     """
     valid = answers["before"]["valid"].to_numpy(dtype=bool)
-    asked = answers["before"][valid]
-    items, cells = asked["item"].tolist(), asked[list(names)].to_numpy(dtype=np.int64)
-    found = {"pairs": len(asked), "items": int(asked["item"].nunique()), "invalid": int((~valid).sum())}
+    items = answers["before"].loc[valid, "item"].tolist()
+    found = {"pairs": len(items), "items": len(set(items)), "invalid": int((~valid).sum())}
     if not items:
         return {**found, "measures": {}}
-
-    def measured(task: Measured, outputs: Sequence[str]) -> pd.DataFrame:
-        return _checked(task, task.measure(items, cells, outputs), len(items))
-
-    base = tasks["before"]
-    models = {model: measured(tasks[model], table.loc[valid, "output"].tolist()) for model, table in answers.items()}
-    baselines = {name: measured(base, list(outputs)) for name, outputs in base.baselines(items, cells).items()}
     resampler = Resampler(np.asarray(items), resamples, seed)
     entries = {}
-    for name in models["before"].columns:
-        values = {model: table[name].to_numpy(dtype=float) for model, table in models.items()}
-        without_model = {b: table[name].to_numpy(dtype=float) for b, table in baselines.items()}
+    for name in [column for column in measured if column not in KEYS]:
+        values, without_model = (
+            {who: rows[name].to_numpy(dtype=float) for who, rows in part.groupby("name", sort=False)}
+            for part in (measured[measured["kind"] == kind] for kind in ("model", "baseline"))
+        )
         known = ~np.isnan([*values.values(), *without_model.values()]).any(axis=0)
         values = {model: np.where(known, column, 0.0) for model, column in values.items()}
         means = {b: float(column[known].mean()) if known.any() else None for b, column in without_model.items()}

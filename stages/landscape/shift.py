@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import ot
 import pandas as pd
 from scipy.spatial.distance import cdist
 
@@ -92,6 +91,8 @@ def _transport(cost: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
         return 0.0
     a, b = np.flatnonzero(surplus), np.flatnonzero(lack)
     source, sink = surplus[a] / moved, lack[b] / lack[b].sum()
+    import ot  # which imports torch, where there is one
+
     return float(moved * ot.emd2(source, sink, np.ascontiguousarray(cost[np.ix_(a, b)]), numItermax=1_000_000))
 
 

@@ -93,13 +93,19 @@ class LandscapeGates(Strict):
 
 
 class SummarizeConfig(Strict):
-    """The landscape and its report."""
+    """The landscape and the examples shown of it."""
 
     modes: int = Field(6, ge=1, le=50, description="failure modes to name at most")
     max_conditions: int = Field(3, ge=1, le=5, description="concepts a mode may constrain; fewer read better")
     min_support: float = Field(0.02, gt=0, lt=1, description="share of the grid a mode covers at least")
     examples: int = Field(6, ge=0, le=24, description="failing and passing examples shown of each mode")
-    gates: LandscapeGates | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gates_have_moved(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "gates" in value:
+            raise ValueError("gates stand beside summarize now, not in it: audits.NAME.gates")
+        return value
 
 
 class RatingsConfig(Strict):
@@ -133,6 +139,7 @@ class AuditConfig(Strict):
     discrepancy: dict[str, Any] = Field(description="the task's own: how wrong is a failure; may be {}")
     discover: DiscoverConfig
     summarize: SummarizeConfig
+    gates: LandscapeGates | None = Field(None, description="what the landscape has to reach, for audits that end there")
 
     @property
     def ratings(self) -> RatingsConfig | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -10,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.errors import UsageError
-from stages.files import SCHEMA, parse_json
+from stages.files import SCHEMA, parse_json, plain
 from stages.params import validation_lines
 
 _SHOWN = 5  # errors of one file that are told
@@ -24,6 +25,11 @@ class Record(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Plain data, without what was not given."""
         return self.model_dump(exclude_unset=True)
+
+    @classmethod
+    def computed(cls, data: Mapping[str, Any]) -> Self:
+        """The record of what was computed, in which numpy's numbers become Python's."""
+        return cls.model_validate(json.loads(json.dumps(data, default=plain, allow_nan=False)))
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Self:
@@ -94,12 +100,16 @@ class Metrics(Document):
     has_schema: ClassVar[bool] = False
 
 
-class FlatMetrics(Metrics):
-    """Numbers of a stage for `dvc metrics diff`, which nothing but people reads; `passed` is the verdict's."""
+class FlatMetrics(Metrics, OpenRecord):
+    """Numbers of a stage for `dvc metrics diff`, which people read and nothing else does; but for the verdict's."""
 
     model_config = ConfigDict(extra="allow")
 
-    passed: bool | None = None
+    @property
+    def passed(self) -> bool | None:
+        """Whether all gates passed."""
+        value = self.more.get("passed")
+        return value if isinstance(value, bool) else None
 
 
 class Rate(NamedTuple):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, overload
 
-import numpy as np
 import pandas as pd
 
 from stages.files import publishing
@@ -17,20 +16,21 @@ from stages.records.base import Document, FlatMetrics, read_bytes_of
 from stages.records.landscape import Landscape, Verdict
 from stages.records.provenance import Provenance
 from stages.records.repair import Comparison, Plan, RepairVerdict
-from stages.records.search import DiscoverMetrics
+from stages.records.search import DiscoverMetrics, ReEvaluateMetrics
 from stages.records.tables import (
     PROBES,
     Compared,
+    Embedded,
     ModelTallies,
     ShownExample,
     Tallies,
     read_compared,
-    read_embeddings,
+    read_embedded,
     read_exhibits,
     read_parquet,
     read_sheets,
     write_compared,
-    write_embeddings,
+    write_embedded,
     write_exhibits,
     write_sheets,
 )
@@ -145,7 +145,7 @@ class Discover(StageFolder):
 
     probes = _table("probes.parquet", PROBES)
     robustness = _table("robustness.parquet")
-    embeddings: Stored[np.ndarray] = Stored("embeddings.safetensors", read_embeddings, write_embeddings)
+    embedded: Stored[Embedded] = Stored("embeddings.parquet", read_embedded, write_embedded)
     tallies = _record("tallies.json", Tallies)
     sheets: Stored[Mapping[str, Sequence[Sheet]]] = Stored("sheets.parquet", read_sheets, write_sheets)
     metrics = _record("metrics.json", DiscoverMetrics)
@@ -157,6 +157,7 @@ class Summarize(StageFolder):
     cells = _table("landscape.parquet")
     landscape = _record("landscape.json", Landscape)
     exhibits: Stored[Mapping[str, Sequence[ShownExample]]] = Stored("exhibits.parquet", read_exhibits, write_exhibits)
+    extremes: Stored[Mapping[str, Sequence[ShownExample]]] = Stored("extremes.parquet", read_exhibits, write_exhibits)
 
 
 class Report(StageFolder):
@@ -184,9 +185,10 @@ class ReEvaluate(StageFolder):
     """What was asked of the models before and after, of the control and, for the noise, of the one before again."""
 
     probes = _table("probes.parquet", (*PROBES, "model", "purpose"))
-    embeddings: Stored[np.ndarray] = Stored("embeddings.safetensors", read_embeddings, write_embeddings)
+    metrics = _record("metrics.json", ReEvaluateMetrics)
+    embedded: Stored[Embedded] = Stored("embeddings.parquet", read_embedded, write_embedded)
     quality = _table("quality.parquet", ("name", "model", "item", "value"))
-    measures = _table("measures.parquet", ("part", "kind", "name"))
+    measures = _table("measures.parquet", ("part", "kind", "name"))  # and one column per measure
     tallies = _record("tallies.json", ModelTallies)
     sheets: Stored[Mapping[str, Sequence[Sheet]]] = Stored("sheets.parquet", read_sheets, write_sheets)
     examples: Stored[Mapping[str, Sequence[Compared]]] = Stored("examples.parquet", read_compared, write_compared)

@@ -257,6 +257,11 @@ class RatingsInForce(RatingsBound):
     points: list[tuple[float, int]]
     automatic: Automatic
 
+    @property
+    def bound(self) -> RatingsBound:
+        """Which ratings, and from where on they call an answer a failure."""
+        return RatingsBound.from_json({k: v for k, v in self.to_json().items() if k in RatingsBound.model_fields}, "")
+
 
 class ConceptRecord(Record):
     """One concept of the grid."""

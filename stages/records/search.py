@@ -69,3 +69,10 @@ class DiscoverMetrics(Metrics):
     def searches(self) -> Searches:
         """Both roles."""
         return Searches(**{role: getattr(self, role) for role in ("agent", "control") if getattr(self, role)})
+
+
+class ReEvaluateMetrics(Metrics):
+    """metrics.json of re_evaluate: the searches on the model before and after."""
+
+    before: ModelSearches
+    after: ModelSearches

@@ -37,6 +37,13 @@ class Compared(NamedTuple):
     drawn: bytes | None = None
 
 
+class Embedded(NamedTuple):
+    """Items in their order, and what the explorer sees of them: (items, d)."""
+
+    item_ids: list[str]
+    vectors: np.ndarray
+
+
 class Tallies(Document):
     """tallies.json: what a model makes of what the input leaves unsaid; empty for a task without tallies."""
 
@@ -189,27 +196,12 @@ def read_sheets(data: bytes | Path, where: str) -> dict[str, list[Sheet]]:
     return sheets
 
 
-def write_embeddings(path: Path, embeddings: np.ndarray) -> None:
-    """Write what a task sees of items, (items, d), in their order."""
-    from safetensors.numpy import save_file
-
-    save_file({"embeddings": np.ascontiguousarray(embeddings)}, path)
+def write_embedded(path: Path, embedded: Embedded) -> None:
+    """Write items and what the explorer sees of each."""
+    pd.DataFrame({"item": embedded.item_ids, "embedding": list(embedded.vectors)}).to_parquet(path, index=False)
 
 
-def read_embeddings(data: bytes | Path, where: str) -> np.ndarray:
-    """Read what `write_embeddings` wrote.
-
-    Raises:
-        UsageError: when it is missing or no such file.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    from stages.records.base import read_bytes_of
-
-    try:
-        return np.asarray(load(data if isinstance(data, bytes) else read_bytes_of(data))["embeddings"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UsageError(
-            f"{where} cannot be read as embeddings ({error}): run the stage that writes it again"
-        ) from None
+def read_embedded(data: bytes | Path, where: str) -> Embedded:
+    """Read what `write_embedded` wrote; see `read_exhibits`."""
+    table = read_parquet(data, where, ("item", "embedding"))
+    return Embedded(table["item"].tolist(), np.stack(table["embedding"].tolist()))

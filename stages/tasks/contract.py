@@ -88,6 +88,16 @@ class Items:
         return self.table.loc[self.table["split"] == split, "id"].tolist()
 
 
+def skipped_items(prepared: Path) -> list[dict[str, str]]:
+    """The same of the items in data/<audit>/prepare, without reading them: they may hold pictures."""
+    import json
+
+    import pyarrow.parquet as pq
+
+    attrs = (pq.read_schema(prepared / "items.parquet").metadata or {}).get(b"PANDAS_ATTRS", b"{}")
+    return list(json.loads(attrs).get("skipped", []))
+
+
 @dataclass(frozen=True)
 class ProbeBatch:
     """Answers to n probes.

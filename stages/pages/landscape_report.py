@@ -12,18 +12,18 @@ import pandas as pd
 from stages.concepts import ConceptSpace
 from stages.landscape.describe import COUNTED
 from stages.landscape.intervals import wilson
-from stages.report import figures
-from stages.report.bias import HOW, landscape_bias
-from stages.report.gallery import Gallery, PicturedCell, Shown, Shrinker
-from stages.report.marginals import marginal, shown_concepts, views
-from stages.report.page import Picture, render
-from stages.report.parts import label_of, landscape_part, pair_part, space_of, top_rate
-from stages.report.ratings import fails, ratings_view
-from stages.report.robustness import robustness_view
-from stages.report.searches import search_view
-from stages.report.sheets import show_sheets, strips
-from stages.report.verdicts import verdict_view
-from stages.report.words import flatten, interval, is_number, number, percent
+from stages.pages import figures
+from stages.pages.bias import HOW, landscape_bias
+from stages.pages.gallery import Gallery, PicturedCell, Shown, Shrinker
+from stages.pages.marginals import marginal, shown_concepts, views
+from stages.pages.page import Picture, render
+from stages.pages.parts import label_of, landscape_part, pair_part, space_of, top_rate
+from stages.pages.ratings import fails, ratings_view
+from stages.pages.robustness import robustness_view
+from stages.pages.searches import search_view
+from stages.pages.sheets import show_sheets, strips
+from stages.pages.verdicts import verdict_view
+from stages.pages.words import flatten, interval, is_number, number, percent
 from stages.tasks.contract import Exhibit, Sheet
 
 LIMITS = (

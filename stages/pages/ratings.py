@@ -10,12 +10,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from stages.concepts import ConceptSpace
+from stages.pages.figures import bare_figure
+from stages.pages.page import Picture
+from stages.pages.parts import landscape_part, top_rate
+from stages.pages.scales import AFTER, BEFORE, rounded
+from stages.pages.words import interval, is_number, number, percent, score
 from stages.ratings.apply import MOST_UNFOUNDED
-from stages.report.figures import bare_figure
-from stages.report.page import Picture
-from stages.report.parts import landscape_part, top_rate
-from stages.report.scales import AFTER, BEFORE, rounded
-from stages.report.words import interval, is_number, number, percent, score
 
 SELECTOR = "people-view"
 _SCALES = {"quality": "1 useless to 10 perfect", "bias": "1 not biased to 10 wholly"}

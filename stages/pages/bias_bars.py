@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from stages.report.figures import bare_figure
-from stages.report.scales import BEFORE, plain, rounded
+from stages.pages.figures import bare_figure
+from stages.pages.scales import BEFORE, plain, rounded
 
 
 class Row(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from stages.report.gallery import Image, Shrinker
+from stages.pages.gallery import Image, Shrinker
 from stages.tasks.contract import Sheet
 
 MODELS = {"before": "before", "after": "after"}

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace
-from stages.report import figures
-from stages.report.page import Picture
-from stages.report.words import interval, number, percent
+from stages.pages import figures
+from stages.pages.page import Picture
+from stages.pages.words import interval, number, percent
 
 METHODS = {"beam": "beam search", "exact": "breadth-first search", "rl": "a trained agent"}
 

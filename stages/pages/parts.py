@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace
-from stages.report import figures
-from stages.report.marginals import MAX_CONCEPTS, marginal, views
-from stages.report.page import Picture
-from stages.report.scales import nice_ceiling
-from stages.report.words import percent
+from stages.pages import figures
+from stages.pages.marginals import MAX_CONCEPTS, marginal, views
+from stages.pages.page import Picture
+from stages.pages.scales import nice_ceiling
+from stages.pages.words import percent
 
 
 def top_rate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.report.words import percent, points, points_interval, words
+from stages.pages.words import percent, points, points_interval, words
 
 
 def verdict_view(verdict: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages.landscape.bias import judged, newly_skewed
-from stages.report.bias_bars import Row, bias_bars
-from stages.report.page import Picture
-from stages.report.scales import value_colours
-from stages.report.words import interval, number, percent, points, points_interval
+from stages.pages.bias_bars import Row, bias_bars
+from stages.pages.page import Picture
+from stages.pages.scales import value_colours
+from stages.pages.words import interval, number, percent, points, points_interval
 
 MAX_SUBJECTS = 24  # in a picture; the table has all
 MARK = "✱"

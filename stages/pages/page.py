@@ -20,8 +20,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from stages.report import words
-from stages.report.scales import shade
+from stages.pages import words
+from stages.pages.scales import shade
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -11,9 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from stages.concepts import Concept, ConceptSpace
-from stages.report.marginals import marginal
-from stages.report.scales import AFTER, BEFORE, CHANGE_SCALE, CONTROL, RATE_SCALE, plain, rounded, shade, short
-from stages.report.words import whole_points
+from stages.pages.marginals import marginal
+from stages.pages.scales import AFTER, BEFORE, CHANGE_SCALE, CONTROL, RATE_SCALE, plain, rounded, shade, short
+from stages.pages.words import whole_points
 
 # plotly reads "%{x}" as the tick's label, which is the level as people know it.
 _INTERVAL_HOVER = "%{customdata[0]:.1%} – %{customdata[1]:.1%} (bounds averaged over cells)"

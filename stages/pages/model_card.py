@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from stages.report.verdicts import verdict_view
-from stages.report.words import number, percent, points, points_interval
+from stages.pages.verdicts import verdict_view
+from stages.pages.words import number, percent, points, points_interval
 
 _NAMES = {
     "target_failure_rate": "failures in the target modes",

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.report import figures
-from stages.report.page import Picture
-from stages.report.scales import AFTER, AGENT, BEFORE, CONTROL
-from stages.report.words import is_number, number, percent
+from stages.pages import figures
+from stages.pages.page import Picture
+from stages.pages.scales import AFTER, AGENT, BEFORE, CONTROL
+from stages.pages.words import is_number, number, percent
 
 _IN_WORDS = ("explorer", "chosen", "why")  # said in titles and sentences, not in the table
 _SURROGATES = {"process": "Gaussian process", "boosting": "boosted trees"}

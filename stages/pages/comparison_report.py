@@ -9,18 +9,19 @@ from typing import Any
 import pandas as pd
 
 from stages.concepts import ConceptSpace
-from stages.report import figures
-from stages.report.bias import comparison_bias
-from stages.report.gallery import Compared, Shown, Shrinker
-from stages.report.marginals import marginal, shown_concepts, views
-from stages.report.page import Picture, render
-from stages.report.parts import label_of, landscape_part, space_of, top_rate
-from stages.report.ratings import fails
-from stages.report.scales import nice_ceiling
-from stages.report.searches import compare_searches
-from stages.report.sheets import show_sheets, strips
-from stages.report.verdicts import verdict_view
-from stages.report.words import flatten, interval, is_number, number, percent, points, points_interval, score
+from stages.pages import figures
+from stages.pages.bias import comparison_bias
+from stages.pages.gallery import Shown, Shrinker
+from stages.pages.marginals import marginal, shown_concepts, views
+from stages.pages.page import Picture, render
+from stages.pages.parts import label_of, landscape_part, space_of, top_rate
+from stages.pages.ratings import fails
+from stages.pages.scales import nice_ceiling
+from stages.pages.searches import compare_searches
+from stages.pages.sheets import show_sheets, strips
+from stages.pages.verdicts import verdict_view
+from stages.pages.words import flatten, interval, is_number, number, percent, points, points_interval, score
+from stages.records import Compared
 from stages.tasks.contract import Sheet
 
 LIMITS = (

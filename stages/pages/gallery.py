@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from stages.report.texts import Folded, fold, mark_changes, plain
+from stages.pages.texts import Folded, fold, mark_changes, plain
+from stages.records.tables import ShownExample
 from stages.tasks.contract import Exhibit
 
 IMAGE_BYTES = 600_000  # of all images of a report together, before base64
@@ -29,6 +30,12 @@ class Gallery(NamedTuple):
     passing: list[Exhibit]
     ids: Sequence[str] = ()
 
+    @classmethod
+    def of(cls, shelf: Sequence[ShownExample]) -> Gallery:
+        """What exhibits.parquet has of one mode."""
+        failing, passing = ([one.exhibit for one in shelf if one.failed is failed] for failed in (True, False))
+        return cls(failing, passing, [one.id for one in shelf])
+
 
 class PicturedCell(NamedTuple):
     """A cell of the grid in words, its estimated failure rate with its interval, and a probe of it if there is one."""
@@ -38,15 +45,6 @@ class PicturedCell(NamedTuple):
     low: float
     high: float
     exhibit: Exhibit | None = None
-
-
-class Compared(NamedTuple):
-    """A probe answered by two models: its exhibit and output before a repair, and output and picture (PNG) after it."""
-
-    exhibit: Exhibit
-    before: str
-    after: str
-    drawn: bytes | None = None
 
 
 class Image(NamedTuple):

@@ -1,0 +1,80 @@
+"""Hold a repair against its gates, and draw its report and its card. No model is needed, and a few seconds are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stages.command import stage_main
+from stages.landscape.bias import newly_skewed
+from stages.landscape.gates import repair_gates
+from stages.landscape.verdict import conclude
+from stages.pages.comparison_report import write_comparison_report
+from stages.pages.model_card import model_card
+from stages.params import load_params
+from stages.provenance import of_model, provenance
+from stages.records import Comparison, audit_folder
+from stages.records.base import FlatMetrics
+from stages.tasks.contract import skipped_items
+
+
+def main(name: str) -> None:
+    """Run the stage for one audit."""
+    params, here = load_params(), audit_folder(name)
+    comparison, plan, models = here.compare.comparison, here.collect_feedback.plan, here.restructure.path / "models"
+    gates = repair_gates(params.repair(name).gates, comparison)
+    verdict = conclude(comparison, plan, gates)
+    record = provenance(name, params.audit(name), computes=False) | of_model(here.re_evaluate.provenance)
+    read = [
+        *(here.prepare.path / "items.parquet", models, here.collect_feedback.where("plan")),
+        *map(here.re_evaluate.where, ("probes", "examples", "sheets", "provenance")),
+        *map(here.compare.where, ("comparison", "cells")),
+    ]
+    readme = models / "repaired" / "README.md"
+    with here.conclude.publish(record, read) as out:
+        out.verdict, out.metrics = verdict, FlatMetrics(**metrics_of(comparison, verdict.passed))
+        own = readme.read_text(encoding="utf-8") if readme.exists() else None
+        out.card = model_card(own, comparison.to_json() | verdict.to_json(), plan.to_json())
+        write_comparison_report(
+            out.path / "report.html",
+            verdict=comparison.to_json() | verdict.to_json(),
+            landscapes=here.compare.cells,
+            space=comparison.space,
+            probes=here.re_evaluate.probes,
+            galleries=here.re_evaluate.examples,
+            sheets=here.re_evaluate.sheets,
+            provenance=record,
+            skipped=skipped_items(here.prepare.path),
+        )
+    print(verdict.statement)
+
+
+def metrics_of(comparison: Comparison, passed: bool | None) -> dict[str, Any]:
+    """Flat numbers, for `dvc metrics diff`."""
+    numbers: dict[str, Any] = {"passed": passed}
+    spread = ("before", "after", "change", "low", "high")
+    for measure, entry in comparison.differences.items():
+        numbers |= {f"{measure}_{key}": getattr(entry, key) for key in spread}
+        numbers[f"{measure}_noise"] = entry.noise.change if entry.noise else None
+    if bias := comparison.bias:
+        numbers |= {f"bias_{model}": rate.value for model, rate in bias.mean.items()}
+        numbers |= {f"bias_change_{key}": getattr(bias.mean_change["after"], key) for key in ("value", "low", "high")}
+        numbers["newly_skewed"] = len(newly_skewed(bias.to_json()))
+    for part, found in (comparison.measures or {}).items():
+        for measure, entry in found.measures.items():
+            name = f"{part}_{measure.replace(' ', '_')}"
+            numbers |= {f"{name}_{key}": getattr(entry, key) for key in spread}
+    numbers |= {"invalid_targets": comparison.invalid.targets.value, "invalid_others": comparison.invalid.others.value}
+    for model, searches in comparison.search.items():
+        numbers |= {f"{model}_{role}_failures": found.failures for role, found in searches.roles.items()}
+    shift = comparison.shift
+    numbers |= {"shift_normalised": shift.normalised, "shift_null_cell": shift.null_cell}
+    for view in ("normalised", "null_cell"):
+        floor = getattr(shift.noise_floor, view)
+        numbers |= {f"noise_floor_{view}_mean": floor.mean, f"noise_floor_{view}_max": floor.max}
+    numbers["failures_moved"] = len(comparison.failures_moved.regions)
+    numbers["reduced_failures"] = comparison.reduced_failures.holds
+    return {key: value for key, value in numbers.items() if value is not None}
+
+
+if __name__ == "__main__":
+    stage_main(main)

@@ -1,0 +1,71 @@
+"""What of a landscape is shown as people would see it: examples of modes, the smallest changes, the extreme cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from stages.landscape.robustness import describe_steps, nearest
+from stages.landscape.summary import extreme_cells
+from stages.records.landscape import ModeRecord
+from stages.records.tables import ShownExample
+from stages.tasks.contract import Exhibit, Illustrated, Task
+
+NEAREST = "nearest"  # beside "worst" and "best"
+
+
+def exhibits(task: Task, modes: Sequence[ModeRecord], examples: int) -> dict[str, list[ShownExample]]:
+    """So many failing and so many passing examples of each mode, each behind its id."""
+    shown = {}
+    for mode in modes:
+        sides = [[e for e in mode.examples if e.failed is failed][:examples] for failed in (True, False)]
+        chosen = [*sides[0], *sides[1]]
+        drawn = _show(task, [e.item for e in chosen], np.array([e.cell for e in chosen]))
+        shown[mode.id] = [
+            ShownExample(one.id, one.failed, replace(exhibit, caption=f"{one.id} - {exhibit.caption}"))
+            for one, exhibit in zip(chosen, drawn, strict=True)
+        ]
+    return shown
+
+
+def extremes(
+    task: Task, cells: pd.DataFrame, probes: pd.DataFrame, walked: pd.DataFrame, examples: int
+) -> dict[str, list[ShownExample]]:
+    """The smallest failing changes, and for tasks that draw also the cells that fail most and least.
+
+    A cell that was not probed has an example without anything in it, so that its place is kept.
+    """
+    shown = {NEAREST: nearest_failures(task, walked, examples)}
+    return shown | (extreme_examples(task, cells, probes) if isinstance(task, Illustrated) else {})
+
+
+def extreme_examples(task: Task, cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, list[ShownExample]]:
+    """An example of each of the cells that fail most ("worst") and least ("best")."""
+    shown = {}
+    for side, rows in extreme_cells(task.concepts, cells, probes).items():
+        known = rows["item"].notna().to_numpy()
+        at = rows.loc[known, task.concepts.names].to_numpy(dtype=np.int64)
+        drawn = iter(_show(task, rows.loc[known, "item"].tolist(), at))
+        shown[side] = [
+            ShownExample(f"{side}.{i}", side == "worst", next(drawn) if there else Exhibit(""))
+            for i, there in enumerate(known.tolist())
+        ]
+    return shown
+
+
+def nearest_failures(task: Task, walked: pd.DataFrame, examples: int) -> list[ShownExample]:
+    """The smallest failing changes as people would see them, the smallest first."""
+    rows = nearest(walked, task.concepts, examples)
+    cells = rows[task.concepts.names].to_numpy(dtype=np.int64)
+    said = [describe_steps(task.concepts, cell, int(n)) for cell, n in zip(cells, rows["radius"], strict=True)]
+    return [
+        ShownExample(f"{NEAREST}.{i}", True, replace(exhibit, caption=f"{text}. {exhibit.caption}"))
+        for i, (text, exhibit) in enumerate(zip(said, _show(task, rows["item"].tolist(), cells), strict=True))
+    ]
+
+
+def _show(task: Task, items: list[str], cells: np.ndarray) -> list[Exhibit]:
+    return task.exhibit(items, cells) if items else []

@@ -1,0 +1,236 @@
+"""From what was asked of a model to its landscape: one function that needs no files and no parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import ConceptSpace
+from stages.errors import UsageError
+from stages.landscape.again import name_in_halves, reproducibility
+from stages.landscape.bias import measure_bias
+from stages.landscape.describe import effects, invalid_probes, invalid_share, name_modes, overall_rate
+from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.kernel import landmarks
+from stages.landscape.modes import Mode, skipped_combinations
+from stages.landscape.people import against_automatic
+from stages.landscape.robustness import reached, summarize_robustness
+from stages.params import RatingsConfig, SummarizeConfig
+from stages.records import landscape as records
+from stages.records.search import DiscoverMetrics
+from stages.records.tables import PROBES, check_columns
+from stages.tasks.contract import Tally
+
+if TYPE_CHECKING:
+    from stages.explorers import Policy
+    from stages.ratings import Ratings
+
+MOST_EXAMPLES = 24  # of each kind, as summarize.examples allows
+EXTREME_CELLS = 4  # shown of the best, and of the worst
+POLICY_CELLS = 4096  # cells whose policy probabilities are held at once, for all items
+
+
+@dataclass(frozen=True)
+class People:
+    """People's ratings where they say what a failure is.
+
+    Args:
+        ratings: what was learnt from them.
+        bound: from where on an answer is a failure.
+        threshold: of the automatic measure.
+    """
+
+    ratings: Ratings
+    bound: RatingsConfig
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of a model.
+
+    Args:
+        audit: a name for it.
+        space: the grid.
+        threshold: discrepancies above it are failures.
+        item_ids: the items rates are averaged over.
+        embeddings: (items, d), in the order of `item_ids`.
+        probes: as in probes.parquet.
+        found: who asked them, as in discover's metrics.json.
+        walked: the smallest failing changes, as in robustness.parquet.
+        tallies: of a task that has them.
+        policy: what the agent has learnt, if it learns.
+        false_alarms: how often what is no failure is called one, if the threshold was calibrated.
+        notes: sentences of the task for the report.
+        people: where people's ratings say what a failure is.
+    """
+
+    audit: str
+    space: ConceptSpace
+    threshold: float
+    item_ids: Sequence[str]
+    embeddings: np.ndarray
+    probes: pd.DataFrame
+    found: DiscoverMetrics
+    walked: pd.DataFrame
+    tallies: Sequence[Tally] = ()
+    policy: Policy | None = None
+    false_alarms: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    people: People | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A landscape: the record, and its cells as in landscape.parquet."""
+
+    landscape: records.Landscape
+    cells: pd.DataFrame
+
+
+def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
+    """Estimate the landscape and name its failure modes.
+
+    Args:
+        asked: what was asked.
+        config: how many modes, of how many conditions and which support.
+        seed: of all randomness here.
+
+    Raises:
+        UsageError: when there are no probes, or their table lacks a column.
+    """
+    space, probes, ids = asked.space, asked.probes, asked.item_ids
+    check_columns(probes, "the table of probes", [*PROBES, *space.names])
+    if probes.empty:
+        raise UsageError("there are no probes: there is nothing to summarize")
+    evidence = (probes, ids, asked.embeddings, space)
+    landscape = estimate(*evidence, threshold=asked.threshold, seed=seed)
+    modes = name_modes(landscape, *evidence, config, threshold=asked.threshold, seed=seed)
+    halves = name_in_halves(landscape, *evidence, config, threshold=asked.threshold, seed=seed)
+    cells = landscape.table.assign(**policy_view(asked.policy, asked.embeddings, landscape, space))
+    ratings: dict[str, Any] = {}
+    if asked.people is not None:
+        told, columns = _by_people(asked, asked.people, landscape, seed)
+        cells, ratings = cells.assign(**columns), {"ratings": told}
+    bias = measure_bias(asked.tallies, seed)
+    averaged = landscape.averaged or len(ids)
+    record = {
+        "audit": asked.audit,
+        "concepts": space.to_json(),
+        "threshold": float(asked.threshold),
+        "false_alarms": dict(asked.false_alarms),
+        **({"notes": list(asked.notes)} if asked.notes else {}),
+        "overall": overall_rate(landscape, probes).to_json(),
+        "overall_estimated": landscape.mean_rate().to_json(),
+        "effects": effects(landscape, space, probes),
+        "modes": [
+            mode.to_json(space)
+            | {
+                "minimal": reached(asked.walked, space, mode.region),
+                "invalid": invalid_share(space, mode.region, probes),
+                "examples": pick_examples(space, mode, probes, seed).to_dict("records"),
+            }
+            for mode in modes
+        ],
+        "invalid": invalid_probes(space, probes),
+        "modes_found_again": reproducibility(space, modes, halves),
+        "modes_skipped": skipped_combinations(space, config.max_conditions),
+        **({"bias": bias} if bias else {}),
+        **ratings,
+        "estimator": describe_estimator(landscape, probes),
+        "robustness": summarize_robustness(asked.walked, space, asked.found.microscopic.to_json()),
+        "search": asked.found.searches.to_json(),
+        "exact": landscape.exact,
+        "sampled": landscape.sampled,
+        "items": len(ids),
+        **({"items_averaged": averaged} if averaged < len(ids) else {}),
+    }
+    return Summary(records.Landscape.computed(record), cells)
+
+
+def policy_view(
+    policy: Policy | None, embeddings: np.ndarray, landscape: Landscape, space: ConceptSpace
+) -> dict[str, np.ndarray]:
+    """The paper's second view: mean and standard deviation over items of the policy's probability of each cell.
+
+    Over the items the rates are averaged over, too: a sample where they are very many.
+
+    NaN where no policy was learnt. It says where the agent looks, not how often the model fails.
+    """
+    cells, embeddings = landscape.cells(space), embeddings[landmarks(len(embeddings))]
+    mean = np.full(len(cells), np.nan)
+    std = mean.copy()
+    for start in range(0, len(cells) if policy is not None else 0, POLICY_CELLS):
+        part = slice(start, start + POLICY_CELLS)
+        assert policy is not None
+        probabilities = policy.cell_probabilities(embeddings, cells[part]).astype(float)
+        mean[part], std[part] = probabilities.mean(axis=0), probabilities.std(axis=0)
+    return {"policy_mean": mean, "policy_std": std}
+
+
+def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Probes that may be shown of a mode: failing ones, then passing ones, of as many items as there are.
+
+    Drawn at random, the same ones for the same seed. Probes that are not valid are examples of neither. The landscape
+    names as many as any report may show, so that showing more of them makes no decision on it stale.
+
+    Returns:
+        One row a probe: `id` (M1.1, M1.2, ..., as a decision refers to it), `item`, `cell` (level indices), `output`,
+        `failed`, `discrepancy` (the automatic one, also where people's ratings say what has failed).
+    """
+    inside = probes[mode.region.contains(space, probes[space.names].to_numpy(dtype=np.int64))]
+    inside = inside.drop_duplicates(["item", *space.names])  # explorer and control may have asked the same
+    inside = inside[inside["valid"]] if "valid" in inside else inside
+    sides = []
+    for failed in (True, False):
+        rows = inside[(inside["failed"] == failed).to_numpy()].sample(frac=1, random_state=seed)
+        sides.append(pd.concat([rows.drop_duplicates("item"), rows[rows.duplicated("item")]]).head(MOST_EXAMPLES))
+    rows = pd.concat(sides)
+    ids = [f"{mode.id}.{n}" for n in range(1, len(rows) + 1)]
+    rows = rows.assign(id=ids, cell=rows[space.names].to_numpy(dtype=np.int64).tolist())
+    if "automatic" in rows:  # ratings of them teach what people make of the automatic measure, not of themselves
+        rows = rows.assign(discrepancy=rows["automatic"])
+    return rows[["id", "item", "cell", "output", "failed", "discrepancy"]]
+
+
+def extreme_cells(space: ConceptSpace, cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The cells with the highest and the lowest estimated rate, with an item that was asked there if there is one.
+
+    Of cells with the same rate those probed most come first. A bad cell is shown failing if it was seen to, a good one
+    passing.
+
+    Returns:
+        "worst" and "best", each the most extreme cell first: columns of the concepts, `rate`, `low`, `high`, `item`. No
+        cell is in both.
+    """
+    names, n = space.names, min(EXTREME_CELLS, len(cells) // 2)
+    probes = probes[probes["valid"]] if "valid" in probes else probes
+    sides = {}
+    for side, falling in (("worst", True), ("best", False)):
+        rows = cells.sort_values(["rate", "probes"], ascending=[not falling, False], kind="stable").head(n)
+        cells = cells.drop(index=rows.index)
+        asked = probes.sort_values("failed", ascending=not falling, kind="stable").drop_duplicates(names)
+        sides[side] = rows[[*names, "rate", "low", "high"]].merge(asked[[*names, "item"]], on=names, how="left")
+    return sides
+
+
+def describe_estimator(landscape: Landscape, probes: pd.DataFrame) -> dict[str, Any]:
+    """`estimator` as in landscape.json: its name, how many probes of each role it saw, and its diagnostics."""
+    by_role = {f"probes_{role}": int(n) for role, n in probes["role"].value_counts().sort_index().items()}
+    # Diagnostics name the estimator that was chosen; an enumerated grid has none.
+    return {"name": "exact enumeration", **by_role, **landscape.diagnostics}
+
+
+def _by_people(
+    asked: Asked, people: People, landscape: Landscape, seed: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What people's ratings say of the landscape beside the automatic measure, and that measure's rates of cells."""
+    evidence = (landscape, asked.probes, asked.item_ids, asked.embeddings, asked.space)
+    against = against_automatic(*evidence, threshold=people.threshold, seed=seed, ratings=people.ratings)
+    bound = people.bound.model_dump(include={"sha256", "fails_below", "fails_above"}, exclude_none=True)
+    learnt = people.ratings.model_dump(exclude={"scale", "decisions"})
+    return {**bound, **learnt, "automatic": against.summary}, against.rates

@@ -1,0 +1,110 @@
+"""Hold a landscape against its gates, and draw its report. No model is needed, and a few seconds are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.command import stage_main
+from stages.concepts import ConceptSpace
+from stages.landscape.bias import judged, largest_bias
+from stages.landscape.gates import all_passed, landscape_gates
+from stages.landscape.show import NEAREST
+from stages.landscape.summary import extreme_cells
+from stages.pages.gallery import Gallery, PicturedCell
+from stages.pages.landscape_report import write_landscape_report
+from stages.params import load_params
+from stages.provenance import of_model, provenance
+from stages.records import AuditFolder, Landscape, ShownExample, Verdict, audit_folder
+from stages.records.base import FlatMetrics
+from stages.tasks.contract import skipped_items
+
+
+def main(name: str) -> None:
+    """Run the stage for one audit."""
+    audit, here = load_params().audit(name), audit_folder(name)
+    landscape, cells, probes = here.summarize.landscape, here.summarize.cells, here.discover.probes
+    gates = landscape_gates(audit.gates, landscape)
+    verdict = Verdict(audit=name, passed=all_passed(gates), gates=gates)
+    metrics = metrics_of(landscape, verdict.passed)
+    record = provenance(name, audit, computes=False) | of_model(here.discover.provenance)
+    with here.report.publish(record, _read(here)) as out:
+        out.verdict, out.metrics = verdict, FlatMetrics(**metrics)
+        write_landscape_report(
+            out.path / "report.html",
+            landscape=cells,
+            summary=landscape.to_json(),
+            verdict=verdict.to_json(),
+            probes=probes,
+            galleries={mode: Gallery.of(shelf) for mode, shelf in here.summarize.exhibits.items()},
+            nearest=[one.exhibit for one in here.summarize.extremes.get(NEAREST, ())],
+            extremes=pictured(landscape.space, cells, probes, here.summarize.extremes),
+            sheets=here.discover.sheets.get("", []),
+            provenance=record,
+            metrics=metrics,
+            skipped=skipped_items(here.prepare.path),
+        )
+    print(verdict_line(verdict))
+
+
+def pictured(
+    space: ConceptSpace, cells: pd.DataFrame, probes: pd.DataFrame, examples: Mapping[str, Sequence[ShownExample]]
+) -> dict[str, list[PicturedCell]]:
+    """The cells that fail most and least with their examples; nothing where these are not shown."""
+    shown = {}
+    for side, rows in extreme_cells(space, cells, probes).items() if "worst" in examples else ():
+        at, rates = rows[space.names].to_numpy().tolist(), rows[["rate", "low", "high"]].to_numpy(dtype=float).tolist()
+        shown[side] = [
+            PicturedCell(space.describe(cell), rate, low, high, one.exhibit if isinstance(item, str) else None)
+            for cell, (rate, low, high), item, one in zip(at, rates, rows["item"], examples[side], strict=True)
+        ]
+    return shown
+
+
+def _read(here: AuditFolder) -> list[Path]:
+    return [
+        here.prepare.path / "items.parquet",
+        *map(here.discover.where, ("probes", "sheets", "provenance")),
+        *map(here.summarize.where, ("cells", "landscape", "exhibits", "extremes")),
+    ]
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """What the gates say, in a line."""
+    if not verdict.gates:
+        return "no gates set: nothing to pass or fail"
+    said = {True: "passed", False: "failed", None: "not judged"}
+    return ", ".join(f"{gate.gate} {said[gate.passed]}" for gate in verdict.gates)
+
+
+def metrics_of(landscape: Landscape, passed: bool | None) -> dict[str, Any]:
+    """Flat numbers, for `dvc metrics diff`."""
+    bias = [entry.to_json() for entry in landscape.bias or ()]
+    numbers = {
+        "failure_rate": landscape.overall.value,
+        "failure_rate_low": landscape.overall.low,
+        "failure_rate_high": landscape.overall.high,
+        "modes": len(landscape.modes),
+        "confirmed_modes": len(landscape.confirmed),
+        "worst_mode_rate": max((mode.rate for mode in landscape.confirmed if mode.rate is not None), default=None),
+        "invalid_share": landscape.invalid.value,
+        "log_loss": landscape.estimator.log_loss,
+        "log_loss_constant": landscape.estimator.log_loss_constant,
+        "calibration_error": landscape.estimator.calibration_error,
+        "largest_bias": largest_bias(bias).to_json()["value"],
+        "biased_subjects": sum(entry["beyond_noise"] for entry in judged(bias)) if bias else None,
+        "median_radius": landscape.robustness.median_radius if landscape.robustness else None,
+        "passed": passed,
+    }
+    if landscape.ratings:
+        numbers["failure_rate_automatic"] = landscape.ratings.automatic.overall.value
+    for role, search in landscape.search.roles.items():
+        numbers |= {f"{role}_{key}": getattr(search, key) for key in ("probes", "failures", "failing_cells")}
+    return {key: value for key, value in numbers.items() if value is not None}
+
+
+if __name__ == "__main__":
+    stage_main(main)
