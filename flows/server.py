@@ -312,7 +312,7 @@ def _give_up(why: str) -> NoReturn:
     """End the command, by force: without a server Prefect's clients try again for minutes, and say so at length."""
     end_all()
     sys.stdout.flush()
-    print(f"error: the local Prefect server {why}; the same command goes on from here", file=sys.stderr)
+    print(f"error: the local Prefect server {why}; the same command resumes from here", file=sys.stderr)
     sys.stderr.flush()
     os._exit(Exit.INFRASTRUCTURE)
 

@@ -113,7 +113,7 @@ def test_a_signal_ends_the_stage_and_is_told_in_a_line(toys, number, code):
     assert all_gone(relatives)
     assert toys.executed() == ["prepare@tiny"]  # not retried
     told = (toys.path / ".faded-test.log").read_text()
-    assert "Traceback" not in told and "the same command goes on from here" in told
+    assert "Traceback" not in told and "the same command resumes from here" in told
 
 
 @pytest.mark.slow

@@ -27,14 +27,14 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            errors.print("stopped; the same command goes on from here")
+            errors.print("stopped; the same command resumes from here")
             raise typer.Exit(stop_code(stop)) from None
 
 
 app = typer.Typer(
     name="faded",
     cls=_Group,
-    help="Audit a pre-trained model before deployment: find its failures, show them, repair it, prove the repair.",
+    help="Audit a pre-trained model before deployment: find its failures, show them, repair it, verify the repair.",
     epilog="Exit codes: 0 pass, 1 a gate failed, 2 bad input, 3 infrastructure (a retry may help).",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -59,16 +59,16 @@ errors = _Console(stderr=True)
 
 Audits = Annotated[
     Optional[list[str]],  # noqa: UP045  # typer reads this at run time
-    typer.Argument(metavar="[AUDIT]...", help="Names under audits: in params.yaml; the first one by default."),
+    typer.Argument(metavar="[AUDIT]...", help="Names of audits in params.yaml; the first one by default."),
 ]
-All = Annotated[bool, typer.Option("--all", help="All audits of params.yaml.")]
+All = Annotated[bool, typer.Option("--all", help="All audits in params.yaml.")]
 Audit = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Argument(metavar="[AUDIT]", help="A name under audits: in params.yaml; the first one by default."),
+    typer.Argument(metavar="[AUDIT]", help="Name of an audit in params.yaml; the first one by default."),
 ]
 Preset = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(metavar="NAME", help="A variant of the audit: the audit AUDIT-NAME of params.yaml, say news-quick."),
+    typer.Option(metavar="NAME", help="A variant of the audit: AUDIT-NAME in params.yaml, such as news-quick."),
 ]
 
 

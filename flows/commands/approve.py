@@ -13,16 +13,16 @@ from flows.commands import app, console, open_workspace
 if TYPE_CHECKING:
     from stages.decisions import ModeDecision
 
-_Audit = Annotated[str, typer.Argument(metavar="AUDIT", help="A name under audits: in params.yaml.")]
+_Audit = Annotated[str, typer.Argument(metavar="AUDIT", help="Name of an audit in params.yaml.")]
 _Reviewer = Annotated[
     Optional[str],  # noqa: UP045  # typer reads this at run time
-    typer.Option("--reviewer", metavar="NAME", help="Who decides.", show_default="git's user.name"),
+    typer.Option("--reviewer", metavar="NAME", help="Your name.", show_default="git's user.name"),
 ]
 _Landscape = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--landscape", metavar="HASH", help="Refuse if the present landscape is another one."),
+    typer.Option("--landscape", metavar="HASH", help="Refuse if the current landscape is a different one."),
 ]
-_Revise = Annotated[bool, typer.Option("--revise", help="Take the place of an earlier decision, which is kept.")]
+_Revise = Annotated[bool, typer.Option("--revise", help="Replace an earlier decision, which is kept on record.")]
 
 
 @app.command(
@@ -32,26 +32,26 @@ _Revise = Annotated[bool, typer.Option("--revise", help="Take the place of an ea
 def approve(
     audit: _Audit,
     reviewer: _Reviewer = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why, of the whole.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Reason for the decision as a whole.")] = "",
     repair: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--repair", metavar="MODES=WHY", help="Repair these, as M1,M3='seen in the field'."),
+        typer.Option("--repair", metavar="MODES=WHY", help="Modes to repair, such as M1,M3='seen in the field'."),
     ] = None,
     accept: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--accept", metavar="MODES=WHY", help="Accept these failures, as M2='too rare to matter'."),
+        typer.Option("--accept", metavar="MODES=WHY", help="Failures to accept, such as M2='too rare to matter'."),
     ] = None,
     ignore: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--ignore", metavar="MODES", help="Ignore these, as M4,M5."),
+        typer.Option("--ignore", metavar="MODES", help="Modes to ignore, such as M4,M5."),
     ] = None,
     landscape: _Landscape = None,
     revise: _Revise = False,
 ) -> None:
-    """Approve the repair of an audit that waits for a decision; a flow run that is suspended on it goes on.
+    """Approve the repair of an audit that waits for a decision; a flow run suspended on it resumes.
 
-    Every confirmed mode needs a choice, and a mode to repair or accept a reason; modes that are not confirmed are
-    ignored unless they are named. The three options may be repeated.
+    Every confirmed mode needs a choice, and a mode to repair or accept needs a reason; unconfirmed modes are ignored
+    unless you name them. --repair, --accept and --ignore are repeatable.
     """
     from flows.request import choose, missing, read_modes
     from stages.errors import UsageError
@@ -87,12 +87,12 @@ def approve(
 )
 def reject(
     audit: _Audit,
-    reason: Annotated[str, typer.Option("--reason", help="Why.")],
+    reason: Annotated[str, typer.Option("--reason", help="Reason for the rejection.")],
     reviewer: _Reviewer = None,
     landscape: _Landscape = None,
     revise: _Revise = False,
 ) -> None:
-    """Reject the landscape of an audit: no repair is made, and the audit ends as at a failed gate."""
+    """Reject the landscape of an audit: no repair is made, and the audit ends as if a gate had failed."""
     name, present = _open(audit, landscape)
     _decide(name, present, reviewer, reason, [], approve=False, revise=revise)
 

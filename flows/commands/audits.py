@@ -25,15 +25,15 @@ def audit(
             "--runner",
             envvar="FADED_RUNNER",
             metavar="NAME[=ADDRESS]",
-            help="Where stages run: threads, dask or ray, or one of the latter at an address.",
+            help="Where stages run: threads, dask or ray; the latter two optionally at an address.",
             show_default="runner: of params.yaml",
         ),
     ] = None,
 ) -> None:
-    """Run what is stale of an audit, and end with its verdict and the path of its report.
+    """Run the stale stages of an audit, and print its verdict and the path of its report.
 
-    Whatever was interrupted goes on where it was; what did not change is not run again. A Prefect server is used
-    when PREFECT_API_URL names one, else a local one lives as long as the command.
+    An interrupted audit resumes where it stopped, and unchanged stages do not run again. Uses the Prefect server at
+    PREFECT_API_URL if set; otherwise a local one runs as long as the command.
     """
     from flows.run import run_audits
 
@@ -43,7 +43,7 @@ def audit(
 
 @app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
 def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> None:
-    """Say what an audit would run, why, and what it would cost, before anything runs."""
+    """Show what an audit would run, why, and what it would cost. Runs nothing."""
     from flows.estimate import estimate
     from flows.graph import read_graph
     from flows.runners import check_stages, chosen
@@ -70,15 +70,15 @@ def screen(
     probes: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            "--probes", help="Unique probes to spend at most.", show_default="600, or more for very many levels"
+            "--probes", help="Maximum number of unique probes.", show_default="600, or more for very many levels"
         ),
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write the proposed levels to params.yaml.")] = False,
 ) -> None:
-    """Say in a few hundred probes which concepts show no effect, and with which levels 15 to 30% of probes fail.
+    """Find out with a few hundred probes which concepts have no effect, and at which levels 15 to 30% of probes fail.
 
-    Only the levels of the audit's concepts are ever written, and only with --write. The same command again, or after
-    a kill, is answered from what was asked before.
+    Writes nothing but the levels of the audit's concepts, and only with --write. Run it again, or after a kill, and
+    earlier answers are reused.
     """
     from flows.screen import screen_audit
 
@@ -88,7 +88,7 @@ def screen(
 
 @app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist[/]")
 def status(audits: Audits = None) -> None:
-    """Say of every stage whether it is fresh, of every audit what its last verdict was, and what waits for a person."""
+    """Show which stages are stale, the last verdict of every audit, and what waits for a person."""
     from flows.approval import expire
     from flows.graph import read_graph
     from flows.init.state import uncalibrated
@@ -115,7 +115,7 @@ def report(
     audit: Audit = None,
     preset: Preset = None,
     open_: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open it in the browser, or only print its path.")
+        bool, typer.Option("--open/--no-open", help="Open it in the browser, or only print the path.")
     ] = True,
 ) -> None:
     """Open the report of an audit."""
@@ -137,10 +137,10 @@ def report(
 )
 def compare(
     rev_a: Annotated[str, typer.Argument(metavar="REV_A", help="A git revision, or `workspace`.")],
-    rev_b: Annotated[str, typer.Argument(metavar="REV_B", help="Another one.")],
+    rev_b: Annotated[str, typer.Argument(metavar="REV_B", help="Another revision, or `workspace`.")],
     audit: Audit = None,
 ) -> None:
-    """Compare the landscapes of two revisions; refuses runs that are not alike, and says in what they differ."""
+    """Compare the landscapes of two revisions; refuses runs that are not comparable, and lists the differences."""
     from flows.compare import compare_revisions
     from flows.views import show_comparison
 
@@ -152,13 +152,13 @@ def compare(
 def study(
     explorers: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="[EXPLORER]...", help="Only these, where they are stale; all by default."),
+        typer.Argument(metavar="[EXPLORER]...", help="Run only these, if stale; all by default."),
     ] = None,
 ) -> None:
-    """Compare all explorers on landscapes whose truth is known, and write docs/study.md.
+    """Compare all explorers on landscapes with known truth, and write docs/study.md.
 
-    Every explorer gets the same budgets and seeds. Results are DVC's (benchmarks/study/dvc.yaml): only what is stale
-    runs, and a run that was stopped goes on.
+    Every explorer gets the same budgets and seeds. Results are tracked by DVC (benchmarks/study/dvc.yaml): only stale
+    stages run, and an interrupted run resumes.
     """
     from flows.study import run_study
     from flows.workspace import enter_workspace

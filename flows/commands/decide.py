@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def review(
     audit: Audit = None,
     preset: Preset = None,
-    terminal: Annotated[bool, typer.Option("--terminal", help="Ask here instead of on a page.")] = False,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Ask in the terminal instead of on a page.")] = False,
     revise: Annotated[bool, typer.Option("--revise", help="Decide again; the earlier decision is kept.")] = False,
     from_: Annotated[
         Optional[Path],  # noqa: UP045  # typer reads this at run time
@@ -33,27 +33,31 @@ def review(
     ] = None,
     reviewer: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--reviewer", metavar="NAME", help="Who decides: the link is theirs alone."),
+        typer.Option("--reviewer", metavar="NAME", help="Who decides: the link is for this reviewer only."),
     ] = None,
     host: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--host", help="Listen there; others reach any host but loopback.", show_default="127.0.0.1"),
+        typer.Option(
+            "--host",
+            help="Address to listen on; anything but 127.0.0.1 is reachable from the network.",
+            show_default="127.0.0.1",
+        ),
     ] = None,
     port: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--port", min=0, max=65535, help="Listen there.", show_default="8711, or any that is free"),
+        typer.Option("--port", min=0, max=65535, help="Port to listen on.", show_default="8711, or any free one"),
     ] = None,
     open_: Annotated[
         Optional[bool],  # noqa: UP045
         typer.Option("--open/--no-open", help="Open the browser, or only print the link.", show_default=False),
     ] = None,
-    link: Annotated[bool, typer.Option("--link", help="Print a fresh link of the page that is served now.")] = False,
+    link: Annotated[bool, typer.Option("--link", help="Print a new link to the page being served now.")] = False,
 ) -> None:
-    """Look at a landscape and decide which failure modes to repair, on a page that this command serves.
+    """Review a landscape and decide which failure modes to repair, on a local page.
 
-    The page opens by a link that works once, and the command ends when the decision is recorded. Where no browser can
-    be opened the questions are asked in the terminal. The decision is bound to the landscape that is shown; it is
-    written to data/AUDIT/decisions, which belongs in git.
+    The page opens from a link that works once, and the command ends when the decision is recorded. If no browser can
+    be opened, it asks in the terminal. The decision is bound to the landscape shown, and is written to
+    data/AUDIT/decisions, which belongs in git.
     """
     from flows.review.links import one_time_link
 

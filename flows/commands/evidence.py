@@ -12,7 +12,7 @@ from flows.commands import Audit, Preset, app, console, errors, open_workspace, 
 
 
 @app.command(
-    rich_help_panel="Prove",
+    rich_help_panel="Evidence and CI",
     epilog="Examples:  [cyan]faded evidence mnist[/]   [cyan]faded evidence mnist --sign key.pem[/]",
 )
 def evidence(
@@ -20,13 +20,13 @@ def evidence(
     preset: Preset = None,
     sign: Annotated[
         Optional[Path],  # noqa: UP045  # typer reads this at run time
-        typer.Option("--sign", metavar="KEY.pem", help="Sign it with this private key (Ed25519, ECDSA or RSA) too."),
+        typer.Option("--sign", metavar="KEY.pem", help="Also sign it with this private key (Ed25519, ECDSA or RSA)."),
     ] = None,
     no_sign: Annotated[bool, typer.Option("--no-sign", help="Do not sign it with your own key.")] = False,
 ) -> None:
-    """Say where the evidence of a finished audit lies; it is signed with a key of your own, made at first use.
+    """Show the evidence bundle of a finished audit. It is signed with your own key, which is created at first use.
 
-    A passphrase of another key is asked for, or taken from the environment variable FADED_KEY_PASSPHRASE.
+    The passphrase of another key is prompted for, or taken from the environment variable FADED_KEY_PASSPHRASE.
     """
     here = Path.cwd()
     params, [name] = open_workspace([audit] if audit else None, False, preset)
@@ -52,36 +52,40 @@ def _passphrase() -> str:
 
 
 @app.command(
-    rich_help_panel="Prove",
+    rich_help_panel="Evidence and CI",
     epilog="Examples:  [cyan]faded verify EVIDENCE.zip[/]"
     "   [cyan]faded verify EVIDENCE.zip --key public.pem --require-repaired --require-passed --model .[/]",
 )
 def verify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as `faded evidence` names it.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, as shown by `faded evidence`.")],
     key: Annotated[
         Optional[list[Path]],  # noqa: UP045
         typer.Option("--key", metavar="PUBLIC.pem", help="Require a signature by one of these public keys."),
     ] = None,
     model: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--model", metavar="FOLDER", help="Require that it holds the model the verdict is about."),
+        typer.Option(
+            "--model", metavar="FOLDER", help="Require that this folder contains the model the verdict is about."
+        ),
     ] = None,
     require_signed: Annotated[
-        bool, typer.Option("--require-signed", help="Require a signature by a key that is known here.")
+        bool, typer.Option("--require-signed", help="Require a signature by a key known on this machine.")
     ] = False,
     require_repaired: Annotated[
         bool, typer.Option("--require-repaired", help="Require that the verdict is about a repaired model.")
     ] = False,
-    require_passed: Annotated[bool, typer.Option("--require-passed", help="Require a verdict that is a pass.")] = False,
+    require_passed: Annotated[
+        bool, typer.Option("--require-passed", help="Require that the verdict is a pass.")
+    ] = False,
     max_age: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option("--max-age", metavar="DAYS", min=0.0, help="Require a signature no older than that."),
+        typer.Option("--max-age", metavar="DAYS", min=0.0, help="Require a signature no older than this."),
     ] = None,
 ) -> None:
-    """Check a bundle against itself, anywhere: no workspace is needed.
+    """Check that an evidence bundle is consistent and complete, on any machine; no workspace is needed.
 
-    Exit codes: 0 it holds and is all that was required, 1 something does not match or is missing, 2 that is no bundle.
-    Without a requirement an unsigned bundle exits with 0, too: it says what it is.
+    Exit codes: 0 all checks hold, 1 something does not match or is missing, 2 not a valid bundle.
+    Without requirements an unsigned bundle also exits with 0, and the output says that it is unsigned.
     """
     from flows.evidence import Demands, verify_bundle
     from flows.evidence.views import show_checks
@@ -94,21 +98,21 @@ def verify(
 
 
 @app.command(
-    rich_help_panel="Prove",
+    rich_help_panel="Evidence and CI",
     epilog="Examples:  [cyan]faded export mnist deploy/mnist[/]   [cyan]faded export deploy/first-audit[/]",
 )
 def export(
     where: Annotated[
         list[str],
-        typer.Argument(metavar="[AUDIT] FOLDER", help="A new or empty folder; of the first audit by default."),
+        typer.Argument(metavar="[AUDIT] FOLDER", help="A new or empty folder; the first audit by default."),
     ],
     preset: Preset = None,
-    force: Annotated[bool, typer.Option("--force", help="Also if the audit did not pass.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Export even if the audit did not pass.")] = False,
 ) -> None:
-    """Write a folder to deploy: the repaired model, its card with the evaluation, and the evidence.
+    """Write a folder for deployment: the repaired model, its card with the evaluation, and the evidence.
 
-    An adapter (LoRA) is written as it is; its card says which base it needs. Exit code 1 if the audit did not pass; an
-    audit without gates did not.
+    An adapter (LoRA) is written as it is; its card names the base model it needs. Exit code 1 if the audit did not
+    pass, or has no gates.
     """
     from flows.export import export_model
     from flows.workspace import exclusive
@@ -126,7 +130,7 @@ def export(
 
 
 @app.command(
-    rich_help_panel="Prove",
+    rich_help_panel="Evidence and CI",
     epilog="Examples:  [cyan]faded gate[/]   [cyan]faded gate mnist --against origin/main --tolerance 0.01[/]",
 )
 def gate(
@@ -134,17 +138,17 @@ def gate(
     preset: Preset = None,
     against: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--against", metavar="REV", help="A git revision; by default the newest whose audit passed."),
+        typer.Option("--against", metavar="REV", help="A git revision; by default the newest one whose audit passed."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0.0, max=1.0, help="How much worse is no worse.")
+        float, typer.Option("--tolerance", min=0.0, max=1.0, help="Largest increase still accepted (0.02 = 2 points).")
     ] = 0.02,
 ) -> None:
-    """For CI: fail unless the audit passed and is shown to be no worse than an earlier one that passed.
+    """For CI: fail unless the audit passed and is confirmed to be at least as good as an earlier one that passed.
 
-    Where neither of them sets gates, only the comparison is judged, and it is said so.
+    If neither of them sets gates, only the comparison counts, and the output says so.
 
-    Exit codes: 0 no worse, 1 worse or not shown to be no worse, 2 stale or not comparable, 3 infrastructure.
+    Exit codes: 0 at least as good, 1 worse or not confirmed, 2 stale or not comparable, 3 infrastructure.
     """
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     from flows.evidence.gate import run_gate

@@ -12,10 +12,10 @@ from flows.commands import All, Audits, app, console, open_workspace
     epilog="Examples:  [cyan]faded prefetch news[/]   [cyan]HF_TOKEN=... faded prefetch --all[/]",
 )
 def prefetch(audits: Audits = None, all_: All = False) -> None:
-    """Fetch the models and data sets that audits name on the Hugging Face hub into its local cache.
+    """Download the models and data sets that audits name on the Hugging Face hub into the local cache.
 
-    Nothing else ever fetches: audits read the cache. Says at which commit each thing is, how large it is, and how to
-    name that commit in params.yaml. What the cache holds already is not fetched again.
+    No other command downloads anything: audits read the cache. Shows the commit and size of each download, and how to
+    pin that commit in params.yaml. What is already in the cache is not downloaded again.
     """
     os.environ["HF_HUB_OFFLINE"] = "0"  # of this process alone, and before a library is imported that reads it once
     from stages.params import task_class, task_context

@@ -23,15 +23,15 @@ class RatedTarget(StrEnum):
 def ratings(
     audit: Audit = None,
     preset: Preset = None,
-    target: Annotated[RatedTarget, typer.Option("--target", help="Which of the two ratings.")] = RatedTarget.quality,
-    write: Annotated[
-        bool, typer.Option("--write", help="Write ratings.json and put it in force in params.yaml.")
-    ] = False,
+    target: Annotated[
+        RatedTarget, typer.Option("--target", help="Which of the two ratings to use.")
+    ] = RatedTarget.quality,
+    write: Annotated[bool, typer.Option("--write", help="Write ratings.json and enable it in params.yaml.")] = False,
 ) -> None:
-    """Say what people's ratings of examples make of the automatic measure: which probes they would call failures.
+    """Compare human ratings with the automatic score, and show which probes people would call failures.
 
-    With --write the next search looks for those. It is refused where ratings are too few, or do not go with the
-    automatic measure.
+    With --write the next search looks for those. It refuses if there are too few ratings, or if they do not correlate
+    with the automatic measure.
     """
     from flows.ratings import show_ratings, write_ratings
 

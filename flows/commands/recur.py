@@ -9,29 +9,29 @@ import typer
 
 from flows.commands import app, console, open_workspace, working
 
-_URL = "An address, or - to read it from standard input, where no shell history keeps it."
+_URL = "Use - to read the address from standard input and keep it out of the shell history."
 
 
 @app.command(
-    rich_help_panel="Recur",
+    rich_help_panel="Schedule",
     epilog='Examples:  [cyan]faded schedule mnist --cron "0 3 * * 1" --timezone Europe/Berlin[/]'
     "   [cyan]faded schedule mnist --off[/]",
 )
 def schedule(
-    audit: Annotated[str, typer.Argument(metavar="AUDIT", help="A name under audits: in params.yaml.")],
+    audit: Annotated[str, typer.Argument(metavar="AUDIT", help="Name of an audit in params.yaml.")],
     cron: Annotated[
         Optional[str],  # noqa: UP045  # typer reads this at run time
         typer.Option("--cron", metavar="CRON", help="Minute, hour, day of month, month, day of week."),
     ] = None,
     timezone: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--timezone", metavar="ZONE", help="In which that is meant.", show_default="as it was, or UTC"),
+        typer.Option("--timezone", metavar="ZONE", help="Time zone of the schedule.", show_default="unchanged, or UTC"),
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Turn the schedule off; it is kept for later.")] = False,
 ) -> None:
-    """Say when an audit starts by itself: written to prefect.yaml, and applied at once where a server runs.
+    """Schedule an audit: written to prefect.yaml, and applied at once if a server is running.
 
-    Somebody has to start it then: `faded serve`, or a Prefect worker of your own.
+    `faded serve`, or your own Prefect worker, has to be running to start it.
     """
     from flows.schedule import EXAMPLE, FILE, set_schedule
     from stages.errors import UsageError
@@ -46,9 +46,9 @@ def schedule(
     _apply()
 
 
-@app.command(rich_help_panel="Recur", epilog="Example:  [cyan]faded schedules[/]")
+@app.command(rich_help_panel="Schedule", epilog="Example:  [cyan]faded schedules[/]")
 def schedules() -> None:
-    """List audits that can recur: when each starts next, how it went last, and what it waits for."""
+    """List scheduled audits: next start, last result, and what each waits for."""
     from flows.overview import overview, show_schedules
     from flows.schedule import FILE, read_entries
     from flows.server import answers, configured_api
@@ -64,7 +64,7 @@ def schedules() -> None:
     show_schedules(console, rows)
 
 
-@app.command(rich_help_panel="Recur", epilog="Example:  [cyan]faded serve[/]")
+@app.command(rich_help_panel="Schedule", epilog="Example:  [cyan]faded serve[/]")
 def serve(
     port: Annotated[
         Optional[int],  # noqa: UP045
@@ -72,20 +72,19 @@ def serve(
             "--port",
             min=1,
             max=65535,
-            help="Of the Prefect server, if it is our own.",
+            help="Port of the built-in Prefect server.",
             show_default="the last one, else 4200",
         ),
     ] = None,
-    review: Annotated[bool, typer.Option("--review/--no-review", help="Serve the review pages, too.")] = True,
+    review: Annotated[bool, typer.Option("--review/--no-review", help="Also serve the review pages.")] = True,
     link: Annotated[
-        bool, typer.Option("--link", help="Print a link that opens the pages of one that runs, once.")
+        bool, typer.Option("--link", help="Print a one-time link to the pages of the running one.")
     ] = False,
 ) -> None:
-    """Run what recurring audits need, until Ctrl-C: scheduler, worker, pages of runs and reviews.
+    """Run scheduled audits until Ctrl-C: scheduler, worker, and the pages of runs and reviews.
 
-    It belongs in a terminal that stays open, or in a service of the system. A Prefect server is used when
-    PREFECT_API_URL names one, else one of our own runs on this machine, for this machine only. Audits run one at a
-    time.
+    Run it in a terminal that stays open, or as a system service. Uses the Prefect server at PREFECT_API_URL if set;
+    otherwise starts its own, reachable from this machine only. Audits run one at a time.
     """
     from flows.schedule import FILE, add_missing
     from flows.serve import serve as run
@@ -102,15 +101,15 @@ def serve(
 
 
 @app.command(
-    rich_help_panel="Recur",
+    rich_help_panel="Schedule",
     epilog="Examples:  [cyan]faded notify --slack https://hooks.slack.com/services/T000/B000/XXX --test[/]"
     "   [cyan]faded notify --email - --test[/]",
 )
 def notify(
-    slack: Annotated[Optional[str], typer.Option("--slack", metavar="URL", help=f"A webhook of Slack. {_URL}")] = None,  # noqa: UP045
+    slack: Annotated[Optional[str], typer.Option("--slack", metavar="URL", help=f"A Slack webhook. {_URL}")] = None,  # noqa: UP045
     webhook: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--webhook", metavar="URL", help=f"JSON (text, subject, body) is posted there. {_URL}"),
+        typer.Option("--webhook", metavar="URL", help=f"A webhook that accepts JSON (text, subject, body). {_URL}"),
     ] = None,
     email: Annotated[
         Optional[str],  # noqa: UP045
@@ -120,13 +119,13 @@ def notify(
         Optional[str],  # noqa: UP045
         typer.Option("--block", metavar="TYPE/NAME", help="A notification block that you made in Prefect."),
     ] = None,
-    off: Annotated[bool, typer.Option("--off", help="Tell nobody any more.")] = False,
-    test: Annotated[bool, typer.Option("--test", help="Send a message now, and say whether it arrived.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Turn notifications off.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Send a test message now, and show whether it arrived.")] = False,
 ) -> None:
-    """Say who is told when an audit needs a decision, fails a gate, breaks, or does not start.
+    """Configure notifications: when an audit needs a decision, fails a gate, breaks, or does not start.
 
-    The address is kept as a block of the Prefect server, never in a file of the workspace. Without an option: say
-    what is set.
+    The address is stored as a block on the Prefect server, never in a file of the workspace. Without options, shows
+    the current setting.
     """
     from flows.deploy import refresh_automations
     from flows.notify import current, send_test, set_block, set_url

@@ -33,30 +33,29 @@ def reviewers(
     what: Annotated[What, typer.Argument(metavar="WHAT", help="list, add or remove.")],
     name: Annotated[
         Optional[str],  # noqa: UP045  # typer reads this at run time
-        typer.Argument(metavar="[NAME]", help="Of the reviewer to add or remove."),
+        typer.Argument(metavar="[NAME]", help="The reviewer to add or remove."),
     ] = None,
     public_key: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             "--public-key",
             metavar="FILE|KEY",
-            help="Of somebody whose private key is elsewhere.",
+            help="Public key of a reviewer whose private key is elsewhere.",
             show_default="that of a key made here",
         ),
     ] = None,
     audit: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            "--audit", metavar="AUDIT", help="Only there; may be repeated.", show_default="all people decide on"
+            "--audit", metavar="AUDIT", help="Only for this audit; repeatable.", show_default="all with human review"
         ),
     ] = None,
 ) -> None:
-    """List who may decide, or change it: once there are keys, only decisions signed with one of them count.
+    """List, add or remove reviewers: once there are keys, only decisions signed with one of them count.
 
-    A key is made for a reviewer who is added, if there is none here yet: it stays with this user on this machine
-    (FADED_KEYS), and decisions in that name are signed with it. The public key goes to repairs.AUDIT.feedback.keys in
-    params.yaml, which belongs in git. A reviewer who decides on another machine adds their name there, and sends the
-    line that `list` shows.
+    Adding a reviewer creates a key unless there is one here: it stays with this user on this machine (FADED_KEYS), and
+    signs decisions in that name. The public key goes to repairs.AUDIT.feedback.keys in params.yaml, which belongs in
+    git. A reviewer who decides on another machine adds their name there, and sends the line that `list` shows.
     """
     from flows.commands import open_workspace
     from stages.errors import UsageError

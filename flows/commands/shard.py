@@ -15,16 +15,16 @@ from flows.commands import app, console, open_workspace
     "   [cyan]faded shard mnist 1[/]",
 )
 def shard(
-    audit: Annotated[str, typer.Argument(metavar="AUDIT", help="A name under audits: in params.yaml.")],
+    audit: Annotated[str, typer.Argument(metavar="AUDIT", help="Name of an audit in params.yaml.")],
     shares: Annotated[
-        int, typer.Argument(metavar="N", min=1, max=10_000, help="Independent searches; 1 leaves it whole.")
+        int, typer.Argument(metavar="N", min=1, max=10_000, help="Number of independent searches; 1 does not split it.")
     ],
     gpus: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--gpus", min=0, help="GPUs each share asks for.", show_default="compute.gpus of the audit"),
+        typer.Option("--gpus", min=0, help="GPUs that each share requests.", show_default="compute.gpus of the audit"),
     ] = None,
 ) -> None:
-    """Divide the search of an audit among N workers: items, budget and seeds. Nothing runs yet.
+    """Split the search of an audit among N workers: items, budget and seeds. Runs nothing.
 
     Writes discover.shards of the audit and the entries under shards: in params.yaml, and leaves every other byte as it
     is. The total budget stays the same.

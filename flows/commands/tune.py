@@ -18,17 +18,17 @@ def tune(
     audit: Audit = None,
     preset: Preset = None,
     memory: Annotated[
-        float, typer.Option("--memory", min=0.01, max=1, help="Share of the machine's memory, or the GPU's, to use.")
+        float, typer.Option("--memory", min=0.01, max=1, help="Fraction of the machine's (or GPU's) memory to use.")
     ] = 0.5,
     allow_bfloat16: Annotated[
-        bool, typer.Option("--allow-bfloat16", help="Recommend bfloat16 too, which changes answers.")
+        bool, typer.Option("--allow-bfloat16", help="Also consider bfloat16, which changes answers.")
     ] = False,
-    write: Annotated[bool, typer.Option("--write", help="Write what is recommended to params.yaml.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write the recommendation to params.yaml.")] = False,
 ) -> None:
     """Measure which backend, dtype and batch size run the audit's model fastest on this machine.
 
-    The model that `prepare` left is asked real probes (prepare runs first if it is stale). All choices are measured in
-    turns, in one run. Only compute.backend, dtype and batch_size are ever written, and only with --write.
+    Runs real probes on the prepared model (prepare runs first if it is stale). All choices are measured in turn, in
+    one run. Writes nothing but compute.backend, dtype and batch_size, and only with --write.
     """
     from flows.tune.choices import Settings
     from flows.tune.run import tune_audit
