@@ -121,7 +121,7 @@ def wake(params: Params, audit: str) -> list[str]:
         return _wake(params, audit)
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        return [f"what waits for {audit} was not told ({why}): it goes on with the next run of {audit}"]
+        return [f"the run that waits for {audit} could not be resumed ({why}): the next run of {audit} continues"]
 
 
 def _wake(params: Params, audit: str) -> list[str]:

@@ -76,7 +76,7 @@ def make_automations(
             "tell of late runs",
             waiting,
             "late",
-            "should have started an hour ago; no worker runs, or another audit does",
+            "should have started an hour ago; no worker is running, or another audit is",
         ),
     ):
         automations.append(

@@ -199,7 +199,7 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
         pairs += [(f"re_evaluate: {name}", _made(one, name), _made(other, name)) for name in (*_ALIKE, *more)]
     unlike = [f"  {name}: {_short(x)} against {_short(y)}" for name, x, y in pairs if x != y]
     if unlike:
-        what = f"{a.revision} and {b.revision} are not alike, so their rates do not compare"
+        what = f"{a.revision} and {b.revision} are not comparable"
         raise UsageError(f"{what}:\n" + "\n".join(unlike))
 
 

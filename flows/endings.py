@@ -45,7 +45,7 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
         text = "; ".join(" ".join(result.message.split()) for result in failed)
         return Ending(audit, "gate failed" if rejected else "broken", text)
     if not finished(audit, results):  # a stage of no audit broke, on which this one depends
-        return Ending(audit, "broken", f"{audit} was not finished: a stage on which it depends failed")
+        return Ending(audit, "broken", f"{audit} was not finished: a stage it depends on failed")
     verdict = read_verdict(params, audit)
     changed = any(result.outcome in ("ran", "restored") for result in own)
     word = verdict.word + (f" ({verdict.decided})" if verdict.decided else "")

@@ -74,7 +74,7 @@ class Estimate:
         source = ", ".join(said for name, said in SAID.items() if name in sources)
         more = f"; {unknown} stage(s) never ran here" if unknown else ""
         if any(e.stage.kind == "restructure" and e.seconds is None for e in self.stages):
-            more += ", the training of the repair among them, which may take longer than all else"
+            more += ", including the repair's training, which may take longer than everything else"
         return f"about {duration(sum(e.seconds or 0 for e in known))} ({source}){more}{shares}"
 
 

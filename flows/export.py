@@ -42,11 +42,11 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
     """
     params.repair(audit)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not an empty folder: expected a new or an empty one, so that nothing is mixed")
+        raise UsageError(f"{folder} is not an empty folder: expected a new or empty one")
     bundle = proven_evidence(params, audit)
     verdict = read_verdict(params, audit)
     if verdict.passed is not True and not force:
-        raise NotPassedError(f"{_refusal(verdict)}; to export it all the same: --force")
+        raise NotPassedError(f"{_refusal(verdict)}; to export it anyway: --force")
     partial = folder.absolute().with_name(f".{folder.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -55,7 +55,7 @@ def export_model(params: Params, audit: str, folder: Path, *, force: bool = Fals
         shutil.copyfile(stage_dir(audit, "conclude") / "model_card.md", partial / CARD)
         shutil.copyfile(bundle, partial / BUNDLE_IN_EXPORT)
         if problems := check_model(read_bundle(bundle), partial).problems:
-            raise InfrastructureError(f"what was copied is not what was audited: {problems[0]}")
+            raise InfrastructureError(f"the copy is not the model that was audited: {problems[0]}")
         partial.replace(folder.absolute())
     finally:
         shutil.rmtree(partial, ignore_errors=True)

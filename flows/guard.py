@@ -30,7 +30,7 @@ _SIGN_IN = """\
 <body style="font: 1rem/1.5 sans-serif; max-width: 40rem; margin: 4rem auto; padding: 0 1rem">
 <h1>These pages need a link</h1>
 <p>They are opened by a link that works once, so that nobody else on this machine can start audits as you. In the
-workspace, type <code>faded serve --link</code> and open what it prints in this browser. Then load this page again.</p>
+workspace, run <code>faded serve --link</code> and open what it prints in this browser. Then load this page again.</p>
 """
 
 

@@ -99,7 +99,7 @@ def _heal_rwlock(path: Path) -> list[str]:
     if healthy == locks:
         return []
     replace_file(path, healthy.model_dump_json().encode())
-    return ["files were locked by a DVC process that is gone: unlocked"]
+    return ["removed file locks left by a dead DVC process"]
 
 
 def _holds(holder: _Holder, written: float) -> bool:

@@ -68,7 +68,7 @@ def check_intact(audit: str) -> None:
     if damages := find_damage(stages_of([audit])):
         told = "\n".join(f"  {line}" for line in _few([str(damage) for damage in damages]))
         raise DamagedError(
-            f"audit {audit!r} is not what its stages wrote, so nothing is concluded from it:\n{told}\n"
+            f"audit {audit!r} is not what its stages wrote, so it is not used:\n{told}\n"
             f"`faded audit {audit}` restores or recomputes it"
         )
 

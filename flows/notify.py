@@ -75,7 +75,7 @@ def set_url(kind: Kind, url: str) -> str:
     }
     example, starts = expected[kind]
     if not url.startswith(starts) or (kind != "webhook" and not Apprise().add(url)):
-        raise UsageError(f"--{kind}: {url.partition(':')[0]}:... is no such address, expected one like {example}")
+        raise UsageError(f"--{kind}: {url.partition(':')[0]}:... is not a valid address, expected one like {example}")
     block: CustomWebhookNotificationBlock | SlackWebhook
     if kind == "webhook":
         block = CustomWebhookNotificationBlock(
@@ -111,7 +111,7 @@ def set_block(slug: str | None) -> None:
                 f"--block {slug!r}: {error}; expected TYPE/NAME as `prefect block ls` shows them"
             ) from None
         if not isinstance(block, NotificationBlock):
-            raise UsageError(f"--block {slug!r} is no block for notifications but {type(block).__name__}")
+            raise UsageError(f"--block {slug!r} is not a notification block but {type(block).__name__}")
     _use(slug)
 
 
@@ -133,7 +133,7 @@ def send_test() -> None:
     try:
         block = _load(slug)
         with block.raise_on_failure():
-            block.notify("This is how Faded will tell you of your audits.", subject="faded: test")
+            block.notify("This is how Faded will notify you about your audits.", subject="faded: test")
     except Exception as error:
         raise InfrastructureError(f"the message through {slug} did not arrive: {_why(error)}") from None
 

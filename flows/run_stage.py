@@ -86,14 +86,14 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     tail = [line for line in lines if not _DVC.match(line) and not (match and line.startswith("ERROR: failed to"))]
     told = "\n".join(f"  {line}" for line in tail[-_TAIL:])
     if stage_code == Exit.USAGE or (stage_code is None and _REFUSED.search(text)):
-        raise UsageError(f"{stage} refuses its input:\n{told}")
+        raise UsageError(f"{stage} rejected its input:\n{told}")
     if stage_code == Exit.GATE_FAILED and stage.startswith(f"{GATED}@") and "Traceback" not in text:
         raise RejectedError(f"{stage}:\n{told}")
     # 1 is also what Python itself ends with: a module is missing or does not compile.
     if stage_code in (Exit.BUG, Exit.GATE_FAILED):
-        raise BugError(f"{stage} has a bug, or the code of its task has, full log in {path}:\n{told}")
+        raise BugError(f"{stage} or its task has a bug, full log in {path}:\n{told}")
     if stage_code == Exit.UNAVAILABLE:
-        raise UnavailableError(f"{stage} needs what does not answer, full log in {path}:\n{told}")
+        raise UnavailableError(f"{stage} needs something that does not respond, full log in {path}:\n{told}")
     how = f"stage exited with {stage_code}" if stage_code is not None else f"DVC exited with {code}"
     raise InfrastructureError(f"{stage} failed ({how}), full log in {path}:\n{told}")
 

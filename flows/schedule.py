@@ -123,7 +123,7 @@ def read_entries() -> list[Entry]:
     """
     entries = [_entry(data, audit) for data in _read()["deployments"] if (audit := _audit_of(data)) is not None]
     if len(pools := sorted({entry.pool for entry in entries})) > 1:
-        raise UsageError(f"{FILE}: one workspace has one work pool, found {', '.join(pools)}")
+        raise UsageError(f"{FILE}: a workspace has one work pool, found {', '.join(pools)}")
     return entries
 
 
@@ -193,8 +193,8 @@ def _check(cron: str, timezone: str, where: str) -> None:
         CronSchedule(cron=cron)
     except ValidationError:
         raise UsageError(
-            f"{where}cron {cron!r} is no schedule, expected five fields (minute, hour, day of month, month, day of "
-            f"week): {EXAMPLE}"
+            f"{where}cron {cron!r} is not a valid schedule, expected five fields (minute, hour, day of month, "
+            f"month, day of week): {EXAMPLE}"
         ) from None
     try:
         CronSchedule(cron=cron, timezone=timezone)
@@ -220,7 +220,7 @@ def _read() -> Any:
     try:
         document = round_trip().load(_text())
     except (YAMLError, OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{FILE} is no YAML: {str(error)[:500]}") from None
+        raise UsageError(f"{FILE} is not valid YAML: {str(error)[:500]}") from None
     listed = document.get("deployments") if isinstance(document, dict) else None
     if not isinstance(listed, list) or not all(isinstance(data, dict) and data.get("name") for data in listed):
         raise UsageError(f"{FILE}: expected `deployments:` with a list of named deployments, found {listed!r:.80}")

@@ -42,8 +42,8 @@ _STEP = 1.0  # seconds between looks at the children
 _LOOK = 30.0  # seconds between looks at what waits for a decision, and at runs that do not go as they should
 _LONGEST_WAIT = 60.0  # seconds before a child that keeps dying is started again
 _DEATHS = 5  # of one run; one that takes its machine down each time must not do so for ever
-_DIED = "its process died; it goes on where it was"
-_STOPPED = "`faded serve` was stopped; it goes on where it was"
+_DIED = "its process died; it resumes where it was"
+_STOPPED = "`faded serve` was stopped; it resumes where it was"
 
 
 def serve(params: Params, console: Console, *, port: int | None = None, review: bool = True) -> None:
@@ -78,7 +78,7 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
         worker.end()
         with told_once("stop"):
             go_on_with_interrupted(work_pool(entries), _STOPPED)
-        console.print("stopped; what was interrupted goes on at the next `faded serve`")
+        console.print("stopped; interrupted audits resume at the next `faded serve`")
 
 
 class Kept:
@@ -157,7 +157,7 @@ def go_on_with_interrupted(pool: str, why: str = _DIED) -> list[str]:
                 state = Crashed(message=f"its process died {_DEATHS} times")
                 line = f"{named(run)} died {_DEATHS} times: given up"
             else:
-                state, line = AwaitingRetry(message=why), f"{named(run)} was interrupted and goes on"
+                state, line = AwaitingRetry(message=why), f"{named(run)} was interrupted and resumes"
             with contextlib.suppress(ObjectNotFound):  # somebody deleted it meanwhile
                 client.set_flow_run_state(run.id, state, force=True)
                 told += [line] if line else []
@@ -264,13 +264,13 @@ def _show(
 
     for line in told:
         console.print(line, markup=False, highlight=False)
-    lines = [f"Runs and logs:  {ui_url(api)}" + ("  (`faded serve --link` gives you a way in)" if own else "")]
-    lines += [f"Review pages:   {pages}  (`faded review AUDIT --link` gives you a way in)"] if pages is not None else []
+    lines = [f"Runs and logs:  {ui_url(api)}" + ("  (sign in with `faded serve --link`)" if own else "")]
+    lines += [f"Review pages:   {pages}  (sign in with `faded review AUDIT --link`)"] if pages is not None else []
     lines += [f"Notifications:  {current() or 'none, see `faded notify --help`'}"]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     show_schedules(console, overview(params, entries, api))
-    console.print("Ctrl-C ends it all; what was interrupted goes on at the next `faded serve`.")
+    console.print("Ctrl-C stops everything; interrupted audits resume at the next `faded serve`.")
 
 
 def _watch(console: Console, told: _Told, kept: list[Kept], pool: str) -> None:
@@ -278,7 +278,7 @@ def _watch(console: Console, told: _Told, kept: list[Kept], pool: str) -> None:
     while True:
         for one in kept:
             if (code := one.died()) is not None:
-                console.print(f"[yellow]the {one.name} ended (exit code {code}): it is started again[/]")
+                console.print(f"[yellow]the {one.name} ended (exit code {code}): restarting it[/]")
             elif one.due():
                 with told(one.name):
                     for line in go_on_with_interrupted(pool) if one.name == "worker" else []:

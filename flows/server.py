@@ -99,7 +99,7 @@ def one_time_link() -> str:
     from flows.guard import LINKS
 
     if (record := _served()) is None:
-        raise UsageError("no Prefect server of `faded serve` runs in this workspace")
+        raise UsageError("no Prefect server of `faded serve` is running in this workspace")
     headers = {"Authorization": authorization(record.credential)}
     url = record.url.removesuffix("/api") + LINKS
     try:

@@ -14,7 +14,7 @@ Entry = dict[str, Any]
 def _inside(path: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or pure.parts[:1] in ((".git",), (".dvc",), ()):
-        raise ValueError(f"{path!r} is no path within a workspace")
+        raise ValueError(f"{path!r} is not a path within the workspace")
     return path
 
 

@@ -35,7 +35,7 @@ class DecisionForm(RunInput):
     """What Prefect's page asks for; that of a landscape has two more fields for each failure mode, see `make_form`."""
 
     decision: Literal["approve", "reject"] = Field(description="Reject ends the audit here: no repair is made.")
-    reviewer: str = Field(min_length=1, pattern=r"\S", description="Your name, as the record shall have it.")
+    reviewer: str = Field(min_length=1, pattern=r"\S", description="Your name, as it should be recorded.")
     reason: str = Field("", description="Why, in a sentence.")
 
     def words(self, modes: Sequence[Mapping[str, Any]]) -> list[ModeDecision]:
@@ -124,7 +124,7 @@ def describe(audit: str, now: Standing, modes: Sequence[Mapping[str, Any]], prob
         lines.append(f"{now.needed} reviewers are asked, approved so far: {so_far}")
     lines += [f"**Does not count:** {why}" for why in now.problems]
     if problem is not None:
-        lines.append(f"**The last answer was not taken:** {problem}")
+        lines.append(f"**The last answer was not accepted:** {problem}")
     return "\n\n".join([*lines, f"Landscape {now.landscape}"])
 
 

@@ -115,7 +115,7 @@ def _shorten(reasons: Sequence[str]) -> str:
 def show_status(console: Console, stages: Sequence[Stage], verdicts: Sequence[Verdict], running: int | None) -> None:
     """Every stage's state, and the last verdict of every audit."""
     if running is not None:
-        console.print(f"[yellow]an audit is running (process {running}), so this changes[/]", highlight=False)
+        console.print(f"[yellow]an audit is running (process {running}), so this will change[/]", highlight=False)
     table = _table("stage", "state", "why")
     behind: set[str] = set()
     for stage in stages:
@@ -135,14 +135,14 @@ def show_status(console: Console, stages: Sequence[Stage], verdicts: Sequence[Ve
     console.print(table)
     for verdict in verdicts:
         outdated = any(name.endswith(f"@{verdict.audit}") for name in behind)
-        note = " [dim](of an earlier run: stages are stale)[/]" if verdict.found and outdated else ""
+        note = " [dim](from an earlier run: stages are stale)[/]" if verdict.found and outdated else ""
         console.print(_verdict_line(verdict) + note, highlight=False)
 
 
 def show_uncalibrated(console: Console, audits: Sequence[str]) -> None:
     """Audits that `faded init` wrote and did not measure yet."""
     for name in audits:
-        told = f"{name}: its levels are not calibrated yet; `faded init --name {name}` goes on where it stopped"
+        told = f"{name}: its levels are not calibrated yet; `faded init --name {name}` resumes the calibration"
         console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -230,7 +230,7 @@ def _screening_line(audit: str, s: Screening) -> str:
         again = f", and screen those again: the measured rate is only {near}" if near else ""
         return f"[yellow]to have {band} fail, write the proposed levels: faded screen {escape(audit)} --write{again}[/]"
     if near:
-        return f"[yellow]the failure rate is {near}: more --probes would tell[/]"
+        return f"[yellow]the failure rate is {near}: use more --probes to find out[/]"
     return f"[green]the levels are fit for an audit, in which {band} are to fail[/]"
 
 

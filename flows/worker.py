@@ -124,7 +124,7 @@ class AuditWorker(ProcessWorker):
         except FadedError as error:
             why = str(error)
         if why is not None:
-            message = f"refused: flow run {run.name} is no audit of {Path.cwd()}: {why}"
+            message = f"refused: flow run {run.name} is not an audit of {Path.cwd()}: {why}"
             self.get_flow_run_logger(run).error(message)
             await self.client.set_flow_run_state(run.id, Failed(message=message), force=True)
         return why is None

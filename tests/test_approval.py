@@ -163,7 +163,7 @@ def test_waking_needs_neither_a_run_nor_a_server(params, monkeypatch):
     two = with_feedback(reviewers=2)
     assert decide(two, "tiny", made(), "page")[1] == [] and read_request("tiny").landscape is not None
     [told] = settle(with_feedback(), "tiny")
-    assert GONE in told and "goes on with the next run of tiny" in told
+    assert GONE in told and "resumes with the next run of tiny" in told
     # The run is not forgotten, but nothing expires any more.
     request = read_request("tiny")
     assert (request.landscape, request.expires, list(request.runs.values())) == (None, None, [GONE])
@@ -200,7 +200,7 @@ def test_another_program_where_the_server_was_is_told_not_raised(params, strange
     monkeypatch.setattr("flows.waiting._present_api", lambda: None)
     open_request(params, "tiny", ("00000000-0000-0000-0000-000000000001", stranger))
     for said in (decide(params, "tiny", made(), "page")[1], settle(params, "tiny")):
-        assert len(said) == 1 and f"{stranger} was not told" in said[0]
+        assert len(said) == 1 and f"{stranger} could not be notified" in said[0]
     assert list(read_request("tiny").runs.values()) == [stranger]
 
 
@@ -211,7 +211,7 @@ def test_a_recorded_decision_is_not_denied_because_of_what_comes_after(params, m
     open_request(params, "tiny")
     monkeypatch.setattr("flows.approval.close_request", full)
     kept, [said] = decide(params, "tiny", made(), "page")
-    assert "tiny was not told" in said and "No space left" in said
+    assert "tiny could not be resumed" in said and "No space left" in said
     assert kept.path.exists() and standing(params, "tiny").complete
 
 
@@ -325,7 +325,7 @@ def test_approve_says_what_was_recorded_and_where(faded):
     assert "Ada Tester approved (repair M1, accept M2, ignore M3)" in told
     assert "Ada Tester (name typed, not verified)." in told
     [kept] = read_chain("tiny")
-    assert str(kept.path) in told and "`faded audit tiny` goes on from here" in told
+    assert str(kept.path) in told and "`faded audit tiny` continues from here" in told
     assert (kept.decision.reason, kept.decision.via) == ("fits the [field]", "command")
     assert [mode.reason for mode in kept.decision.modes] == ["seen in [it]", "rare", ""]
 
@@ -391,11 +391,11 @@ def test_a_decision_where_a_rule_decides_says_so(faded, params):
 def test_what_comes_next_is_said_as_it_is(faded):
     with_feedback(reviewers=2)
     _code, told = faded(*ALL)
-    assert "1 more reviewer is asked before tiny goes on." in told and "goes on from here" not in told
+    assert "tiny needs 1 more reviewer." in told and "continues from here" not in told
     code, told = faded(*ALL, "--reviewer", "Ada Téster")
     assert code == 2 and "'Ada Téster' looks like 'Ada Tester', who decided before" in told
     _code, told = faded("reject", "tiny", "--reviewer", "Bob", "--reason", "no")
-    assert "Then `faded audit tiny` ends there, as at a failed gate." in told and "goes on from here" not in told
+    assert "Then `faded audit tiny` ends there, as with a failed gate." in told and "continues from here" not in told
 
 
 def test_a_second_audit_is_refused_or_waits_as_it_wants(tmp_path, monkeypatch):
@@ -404,7 +404,7 @@ def test_a_second_audit_is_refused_or_waits_as_it_wants(tmp_path, monkeypatch):
     command = [sys.executable, "-c", hold]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(InfrastructureError, match=rf"process {other.pid}\): wait for it or end it"), exclusive():
+        with pytest.raises(InfrastructureError, match=rf"process {other.pid}\): wait for it or stop it"), exclusive():
             pass
         told = []
 
@@ -424,7 +424,7 @@ def test_a_second_audit_is_refused_or_waits_as_it_wants(tmp_path, monkeypatch):
     [
         ([("prepare", "ran"), ("summarize", "failed", "no data", Exit.USAGE)], "broken", "no data"),
         ([("collect_feedback", "failed", "Ada\n said no", Exit.GATE_FAILED)], "gate failed", "Ada said no"),
-        ([("summarize", "not reached")], "broken", "a stage on which it depends failed"),
+        ([("summarize", "not reached")], "broken", "a stage it depends on failed"),
         ([], "done", "nothing changed; last verdict: pass (decided by Ada), report /"),
         ([("conclude", "ran")], "done", "tiny: pass (decided by Ada), report /"),
     ],

@@ -230,7 +230,7 @@ def run(revision, **made):
 def test_runs_of_unlike_backends_or_dtypes_are_not_compared(key):
     usual = {"backend": "eager", "dtype": "float32"}
     check_alike(run("a", **usual), run("b", **usual))
-    with pytest.raises(UsageError, match=rf"(?s)a and b are not alike.*{key}: \"other\" against \"{usual[key]}\""):
+    with pytest.raises(UsageError, match=rf"(?s)a and b are not comparable.*{key}: \"other\" against \"{usual[key]}\""):
         check_alike(run("a", **{**usual, key: "other"}), run("b", **usual))
 
 

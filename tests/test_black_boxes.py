@@ -90,7 +90,7 @@ def test_a_file_of_onnx_that_cannot_be_used(inputs, made, named, message):
     onnx_network(inputs / "net.onnx", **made)
     fails(inputs, {"onnx": "net.onnx", **named}, message.replace("?", r"\?"), FOLDER)
     (inputs / "net.onnx").write_bytes(b"junk")
-    fails(inputs, {"onnx": "net.onnx", "outputs": "logits"}, "is no network that ONNX Runtime can read", FOLDER)
+    fails(inputs, {"onnx": "net.onnx", "outputs": "logits"}, "is not a network that ONNX Runtime can read", FOLDER)
 
 
 # Behind HTTP

@@ -325,7 +325,7 @@ def test_labels_outside_the_classes(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not parquet"])
 def test_a_broken_data_file(tmp_path, content):
     (tmp_path / "images.parquet").write_bytes(content)
-    with pytest.raises(UsageError, match="no readable parquet file"):
+    with pytest.raises(UsageError, match="not a readable parquet file"):
         prepare(tmp_path, tmp_path)
 
 
@@ -361,7 +361,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 def test_missing_or_broken_weights(tmp_path):
     save_model(small(), tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"junk")
-    with pytest.raises(UsageError, match="no readable safetensors file"):
+    with pytest.raises(UsageError, match="not a readable safetensors file"):
         load_model(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UsageError, match="the model has no weights"):

@@ -152,7 +152,7 @@ def test_a_name_for_the_shell_is_refused_and_nothing_runs(toys):
     ("text", "told"),
     [
         (b"audits: {}\xff", "params.yaml is not UTF-8 text: byte 11 is 0xFF"),
-        (b"audits: !!float oops", "params.yaml, line 1: 'oops' is no float"),
+        (b"audits: !!float oops", "params.yaml, line 1: 'oops' is not a valid float"),
     ],
 )
 def test_bytes_that_are_no_parameters_are_told_by_every_command(toys, text, told):
@@ -276,8 +276,8 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
         assert [e.probes for e in estimated("re_evaluate").stages] == [1200 + 200 + 3 * items]
     said = "about 8 min 30 s (by what a probe took in prepare); 1 stage(s) never ran here"
     assert estimated(*searching, "summarize").time == said
-    assert estimated(*searching, "restructure").time == f"{said}, the training of the repair among them, which may" + (
-        " take longer than all else"
+    assert estimated(*searching, "restructure").time == f"{said}, including the repair's training, which may" + (
+        " take longer than everything else"
     )
     assert _time("tiny", params.audits["tiny"], 600) == "about 3 min 0 s by what a probe took in prepare"
 
@@ -324,7 +324,7 @@ def test_a_preset_is_an_audit_beside_the_one_it_belongs_to(presets):
         (("plan", "tiny", "other", "--preset", "quick"), "audit 'other' has no preset 'quick'"),
         (("report", "other", "--preset", "quick"), "(other-quick in params.yaml), found: none"),
         (("review", "tinny", "--preset", "quick"), "did you mean 'tiny'"),
-        (("audit", "--all", "--preset", "quick"), "name audits for --preset"),
+        (("audit", "--all", "--preset", "quick"), "with --preset, name the audits"),
     ],
 )
 def test_a_preset_that_is_not_there_names_those_that_are(presets, command, told):
@@ -349,7 +349,7 @@ def test_status_report_and_plan_of_a_finished_audit(finished):
     # The input was changed after the second run.
     assert "stale" in rows["prepare@tiny"] and "data/tiny/inputs" in rows["prepare@tiny"]
     assert "behind" in rows["discover@tiny"] and "behind" in rows["summarize@tiny"]
-    assert "of an earlier run" in status.stdout
+    assert "from an earlier run" in status.stdout
 
 
 def test_two_revisions_are_compared_on_common_probes(finished):

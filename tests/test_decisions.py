@@ -369,7 +369,7 @@ def test_a_rejection_ends_the_audit(landscape: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not readable|is no decision"),
+        ("", "not readable|is not a valid decision"),
         ("[1, 2", "not readable as YAML"),
         ("schema: 2\nreviewer: Ada\n", "landscape: missing"),
         ("schema: 1\n{good}", "schema 1, this version reads 2 .*--from FILE"),

@@ -52,7 +52,7 @@ def written_calls(text: str) -> list[list[str]]:
 def test_calls_of_the_command_name_commands_and_options_there_are(page):
     known = {c.name: {name for p in c.parameters for name in p.names} for c in reference.commands()}
     for command, *words in written_calls(page.read_text(encoding="utf-8")):
-        assert command in known, f"`faded {command}` is no command"
+        assert command in known, f"`faded {command}` is not a command"
         options = {re.split(r"[=\]/]", word.strip("[]`.,()"))[0] for word in words if word.strip("[").startswith("--")}
         assert options - {"--help"} <= known[command], f"faded {command}"
 

@@ -197,7 +197,7 @@ def test_one_refusal_ends_all_requests():
             r"on to https://elsewhere.example/v2; nob",
         ),
         (said(b"<html>"), r"no JSON .*<html>"),
-        (said(b'{"outputs": [{"n": NaN}]}'), "NaN is no number"),
+        (said(b'{"outputs": [{"n": NaN}]}'), "NaN is not a number"),
         (said([1]), "found list"),
         (said({"output": []}), "found the keys output"),
         (said({"outputs": [{}, {}]}), r"found 2 output\(s\) for 1 input\(s\)"),

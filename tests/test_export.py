@@ -62,7 +62,7 @@ def test_nothing_is_left_of_an_export_that_broke_off(here, tmp_path, monkeypatch
         (target / "config.json").write_bytes(b"{")
 
     monkeypatch.setattr(flows.export, "_copy", cut_short)
-    with pytest.raises(InfrastructureError, match=r"is not what was audited: .*config\.json"):
+    with pytest.raises(InfrastructureError, match=r"is not the model that was audited: .*config\.json"):
         export_model(load_params(), "tiny", tmp_path / "deploy")
     assert list(tmp_path.iterdir()) == []
 

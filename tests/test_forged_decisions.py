@@ -117,7 +117,7 @@ ALTERED: dict[str, tuple[Callable[[File], object], str]] = {
     "foreign key, listed id": (lambda f: resigned(f, KEYS["Eve"], key_id_of(LISTED["Bob"])), NOT_AS_SIGNED),
     "signed for another purpose": (without_domain, NOT_AS_SIGNED),
     "signature of nothing": (lambda f: f["signature"].update(value="A" * 86 + "=="), NOT_AS_SIGNED),
-    "signature cut": (lambda f: f["signature"].update(value="AAAA"), "is no decision"),
+    "signature cut": (lambda f: f["signature"].update(value="AAAA"), "is not a valid decision"),
     "audit edited": (lambda f: f.update(audit="other"), "it is one of audit 'other', expected one of 'x'"),
     "audit dropped": (lambda f: f.pop("audit"), "its signature names no audit"),
     "landscape edited": (lambda f: f.update(landscape="0" * 16), "not on the one in its name"),
@@ -137,7 +137,7 @@ def test_a_signed_decision_that_was_altered_does_not_count(forgery: str) -> None
     assert [d.reviewer for d in standing(params(), "x").decisions] == ["Ada", "Bob"]
     change, told = ALTERED[forgery]
     edit(path, change)
-    if "expected a mapping" in told or told.startswith(("cannot", "is no", "not on", "follows")):
+    if "expected a mapping" in told or told.startswith(("cannot", "is not a valid", "not on", "follows")):
         with pytest.raises(UsageError) as refused:  # the file is none, and names itself
             standing(params(), "x")
         assert told in str(refused.value) and path.name in str(refused.value)
@@ -307,7 +307,7 @@ def test_public_keys_are_read_in_either_spelling() -> None:
     pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
     assert read_public(pem) == read_public(f"{LISTED['Ada']} ada@host\n") == LISTED["Ada"]
     for text in ("", "ssh-ed25519", "ssh-ed25519 AAAA", pem[:40], "\udcff", "-----BEGIN PUBLIC KEY-----\nAAAA\n"):
-        with pytest.raises(UsageError, match="is no public key"):
+        with pytest.raises(UsageError, match="is not a valid public key"):
             read_public(text)
 
 

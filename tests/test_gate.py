@@ -76,7 +76,7 @@ def test_the_command_tells_and_ends_with_the_code_of_a_gate(worse):
     code, told = faded(worse, "gate", "other", "--against", "first")
     assert code == 1, told
     assert "model under test: failures" in told and "95% interval" in told
-    assert "first's own verdict: pass; nobody had to decide: it ends with its landscape" in told
+    assert "first's own verdict: pass; no decision needed: it ends with its landscape" in told
     code, told = faded(worse, "gate", "tiny", "--against", "second")  # its code is planted.py, too
     assert code == 2 and "run `faded audit tiny` first" in told
 
@@ -130,7 +130,7 @@ def test_without_gates_the_comparison_counts_only_where_there_never_were_any(wor
         return judged_as(run, **WITHOUT_GATES)
 
     neither = of_another(workspace, audit, without, before=without)
-    assert neither.passed and any("only whether it is no worse was judged" in note for note in neither.notes)
+    assert neither.passed and any("only the comparison was judged" in note for note in neither.notes)
     out = io.StringIO()
     show_gate(Console(file=out, width=160), neither)
     assert "the workspace's own verdict: no gates set; " in out.getvalue() and "pass;" not in out.getvalue()
@@ -148,7 +148,7 @@ def test_by_default_it_is_the_last_that_passed(workspace, worse):
         assert last_passed(load_params(), "tiny") == (commits[0], True)
     result = judged(worse, "other", None)
     assert result.passed and result.notes == [
-        f"{commits[1]} is the last that passed, and has this very result; --against names another"
+        f"{commits[1]} is the last that passed, and has this same result; use --against for another"
     ]
 
 
@@ -208,7 +208,9 @@ def test_unlike_runs_are_refused_with_the_reason(workspace, what, where, value):
     def change(run: Run) -> Run:
         return replace(run, **{where: {**getattr(run, where), what: value}})
 
-    with pytest.raises(UsageError, match=rf"first and workspace are not alike.*\n  {what}.*: .* against ") as error:
+    with pytest.raises(
+        UsageError, match=rf"first and workspace are not comparable.*\n  {what}.*: .* against "
+    ) as error:
         of_another(workspace, "other", change)
     assert str(error.value).count("\n") == 1, "only what differs is named"
 
@@ -374,5 +376,5 @@ def test_the_hook_of_the_docs_keeps_a_worse_model_from_being_pushed(workspace, t
     run_stages(own, "other", STAGES[:4])
     commit(own, "worse")
     refused = own.run(["git", "push", "origin", "main"])
-    assert refused.returncode != 0 and "not shown to be no worse than origin/main" in refused.stdout
+    assert refused.returncode != 0 and "could not confirm it is at least as good as origin/main" in refused.stdout
     assert own.run(["git", "rev-parse", "origin/main"]).stdout == own.run(["git", "rev-parse", "notes"]).stdout

@@ -245,7 +245,7 @@ def test_a_recycled_process_id_in_the_rwlock_is_dropped_and_a_live_one_kept(insi
     rwlock.write_text(
         json.dumps({"write": {"/a": recycled, "/b": live}, "read": {"/c": [recycled, live], "/d": [recycled]}})
     )
-    assert heal() == ["files were locked by a DVC process that is gone: unlocked"]
+    assert heal() == ["removed file locks left by a dead DVC process"]
     assert json.loads(rwlock.read_text()) == {"write": {"/b": live}, "read": {"/c": [live]}}
     rwlock.write_text("{")
     assert heal() == []  # it is told where it is put aside

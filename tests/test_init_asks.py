@@ -140,7 +140,7 @@ def test_the_column_of_articles_is_the_one_that_is_named_or_asked_for(repository
 def test_without_a_terminal_a_missing_answer_names_its_option():
     with pytest.raises(UsageError, match="--model"):
         questions({}).text("model", "The model")
-    with pytest.raises(UsageError, match="--name, or --yes to take what was guessed: pets"):
+    with pytest.raises(UsageError, match="--name, or --yes to accept the guess: pets"):
         questions({}).text("name", "Name", "pets")
     with pytest.raises(UsageError, match="--repair or --no-repair"):
         questions({}).confirm("repair", "Repair", True)

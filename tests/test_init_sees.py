@@ -210,7 +210,7 @@ def test_onnx_weights_in_files_of_their_own_are_copied_with_it(tmp_path, reposit
         ("test_resnet-shape.safetensors", "did you mean 'test_resnet-shapes.safetensors'"),
         ("shapes", "expected a folder with config.json"),
         ("shapes/flat/000.png", "expected a file that ends in"),
-        ("broken.safetensors", "no readable safetensors"),
+        ("broken.safetensors", "not a readable safetensors"),
     ],
 )
 def test_what_is_no_model_is_told(repository, given, said):
@@ -316,7 +316,7 @@ def test_no_label_is_guessed_unasked(repository, measured):
     (repository / "shapes/upright").rename(repository / "shapes/Upright")
     tell = {"model": str(vit(repository / "vit", list(CLASSES))), "repair": False, "reorder": False}
     with pytest.raises(
-        UsageError, match=r"1 labels? .* no class of the model: 'flatt' \('flat'\?\); .* --label flatt="
+        UsageError, match=r"1 labels? .* match no class of the model: 'flatt' \('flat'\?\); .* --label flatt="
     ):
         init(given=options(answers=tell))
     told = init(given=options(answers=tell, labels=["flatt=flat"]))

@@ -172,7 +172,7 @@ def damage(folder: Path, kind: str) -> None:
     "kind, told",
     [
         ("no weights", "model.pt is a pickle"),
-        ("cut short", "no readable safetensors file"),
+        ("cut short", "not a readable safetensors file"),
         ("a weight missing", "heads.0.bias"),
         ("no threshold", "thresholds: expected the keys"),
         ("a key mistyped", "tresholds: unknown key"),
@@ -259,7 +259,7 @@ def test_a_clip_model_that_lacks_a_weight_is_told(tmp_path):
 
 def test_a_clip_model_that_is_nowhere_is_told(tmp_path):
     source = parse_source({"clip": "nobody/nothing", "prompts": GENDER}, JUDGE_LOADERS, "prepare.judge")
-    with pytest.raises(UsageError, match=r"nobody/nothing is no folder in .*faded prefetch"):
+    with pytest.raises(UsageError, match=r"nobody/nothing is not a folder in .*faded prefetch"):
         source.build(tmp_path, tmp_path / "built")
 
 

@@ -299,7 +299,7 @@ def test_what_was_not_asked_for_is_not_taken(made, tmp_path):
 @pytest.mark.parametrize("path", ["/etc/passwd", "../up", "data/../../up", ".git/hooks/post-checkout", ".dvc/config"])
 def test_a_shipment_writes_within_the_workspace_only(made, path):
     shipment = made[2][0][0]
-    with pytest.raises(ValidationError, match="no path within a workspace"):
+    with pytest.raises(ValidationError, match="not a path within the workspace"):
         Shipment.model_validate({**shipment.model_dump(), "files": {path: "x"}})
 
 

@@ -184,7 +184,7 @@ def test_without_any_server_nobody_is_asked(toys, monkeypatch):
 
 def test_addresses_of_another_kind_are_refused_without_being_shown(here):
     for kind, url in (("slack", f"https://example.org/{SECRET}"), ("email", f"smtp:{SECRET}"), ("webhook", "x:y")):
-        with pytest.raises(UsageError, match=f"--{kind}: .* is no such address, expected one like ") as told:
+        with pytest.raises(UsageError, match=f"--{kind}: .* is not a valid address, expected one like ") as told:
             set_url(kind, url)
         assert SECRET not in str(told.value)
     with pytest.raises(UsageError, match=r"--block 'slack-webhook/nobody': .*expected TYPE/NAME"):

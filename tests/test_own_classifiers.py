@@ -125,7 +125,7 @@ def test_a_repository_of_the_hub_is_read_from_the_cache_alone(inputs, tmp_path, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     commit = "0123456789abcdef0123456789abcdef01234567"
     fails(inputs, {"timm": "ada/mine"}, r"holds nothing of it\. Run `faded prefetch own` where there is a network")
-    fails(inputs, {"timm": "resnet10t"}, r"timm/resnet10t\.c3_in1k is no folder .* Run `faded prefetch own`")
+    fails(inputs, {"timm": "resnet10t"}, r"timm/resnet10t\.c3_in1k is not a folder .* Run `faded prefetch own`")
 
     repository = tmp_path / "hub" / "models--ada--mine"
     timm_folder(repository / "snapshots" / commit, labels=CLASSES)
@@ -134,7 +134,7 @@ def test_a_repository_of_the_hub_is_read_from_the_cache_alone(inputs, tmp_path, 
     for name in ("ada/mine", "hf-hub:ada/mine"):
         task = prepared(inputs, {"timm": name})
         assert f"ada/mine of the Hugging Face hub at {commit}" in task.model.form.origin
-    fails(inputs, {"timm": "ada/mine", "revision": "v2"}, "ada/mine at v2 is no folder")
+    fails(inputs, {"timm": "ada/mine", "revision": "v2"}, "ada/mine at v2 is not a folder")
 
 
 def test_prefetch_fetches_what_the_audit_names(inputs, monkeypatch):
@@ -291,7 +291,7 @@ def test_a_folder_of_transformers_that_cannot_be_used(inputs, file, change, mess
     ("model", "message"),
     [
         ({"timm": "resnet10t", "weights": "no.pth"}, "prepare.model.weights: no"),
-        ({"timm": "resnet10t", "weights": "photos"}, "is no file of weights; expected one of .safetensors"),
+        ({"timm": "resnet10t", "weights": "photos"}, "is not a weights file; expected one of .safetensors"),
         ({"timm": "resnet10t", "weights": "../w.pth"}, "put the file or a link to it there"),
         ({"timm": "a/b", "weights": "w.pth"}, "timm is the name of an architecture alone"),
         ({"timm": "resnet10t", "weights": "w.pth", "args": {"checkpoint_path": "x"}}, "checkpoint_path cannot be set"),

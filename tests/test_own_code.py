@@ -195,7 +195,7 @@ def test_a_concept_of_a_package_is_in_the_catalogue_of_its_kind(package: Path) -
     ("target", "message"),
     [
         ("fog_pack:WRONG", r"fog = fog_pack:WRONG .*another name, 'mist'"),
-        ("fog_pack:Dice", r"fog = fog_pack:Dice .*is no concept"),
+        ("fog_pack:Dice", r"fog = fog_pack:Dice .*is not a concept"),
         ("fog_pack:Nothing", r"fog-pack \(fog_pack:Nothing\).*cannot be imported: AttributeError"),
     ],
 )
@@ -214,7 +214,9 @@ def test_an_explorer_of_a_package_is_found_by_its_name(package: Path) -> None:
     assert make_explorer("dice", {}).name == "dice"
     with pytest.raises(UsageError, match=r"no explorer 'dise', found: .*dice, .*did you mean 'dice'"):
         make_explorer("dise", {})
-    with pytest.raises(UsageError, match=r"broken \(fog_pack:FOG\) is no explorer, it lacks Settings, explore"):
+    with pytest.raises(
+        UsageError, match=r"broken \(fog_pack:FOG\) is not a valid explorer, it lacks Settings, explore"
+    ):
         make_explorer("broken", {})
 
 

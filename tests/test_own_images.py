@@ -126,11 +126,11 @@ def test_damaged_pictures_are_replaced_and_listed(tmp_path):
     assert len(items) == 26
     skipped = {entry["file"]: entry["reason"] for entry in items.attrs["skipped"]}
     assert set(skipped) == {"flat/000.png", "flat/001.png", "upright/001.png", "slanted/002.png"}
-    assert skipped["flat/000.png"] == "000.png is no picture"
+    assert skipped["flat/000.png"] == "000.png is not a readable image"
     assert not any(str(tmp_path) in reason for reason in skipped.values())
     with pytest.raises(UsageError, match=r"27 items wanted, the data has 26 left .*and 4 that cannot be read"):
         chosen(tmp_path, imagefolder="photos", counts={"discover": 27}, max_corrupt=0.2)
-    with pytest.raises(UsageError, match=r"are corrupt, max_corrupt allows 5%: .*is no picture"):
+    with pytest.raises(UsageError, match=r"are corrupt, max_corrupt allows 5%: .*is not a readable image"):
         chosen(tmp_path, imagefolder="photos", counts={"discover": 26})
 
 
@@ -400,7 +400,9 @@ def test_labels_that_are_not_published_are_an_error(tmp_path):
 def test_a_data_set_that_is_not_there_names_the_command_that_fetches_it(tmp_path):
     inputs = tmp_path / "own" / "inputs"
     inputs.mkdir(parents=True)
-    with pytest.raises(UsageError, match=r"nobody/bars is no folder .* holds nothing of it\. Run `faded prefetch own`"):
+    with pytest.raises(
+        UsageError, match=r"nobody/bars is not a folder .* holds nothing of it\. Run `faded prefetch own`"
+    ):
         chosen(inputs, datasets="nobody/bars", split="train")
 
 

@@ -90,7 +90,7 @@ def test_a_picture_the_service_blanked_is_not_held_against_it(inputs, tmp_path):
     ("answer", "told"),
     [
         ({"picture": "x"}, r'expected {"image": PNG in base64}, found the keys picture'),
-        ({"image": "no base64!"}, "its image is no PNG in base64"),
+        ({"image": "no base64!"}, "its image is not a base64-encoded PNG"),
         ({"image": base64.b64encode(b"no picture").decode()}, "no picture that can be read"),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_pipeline_of_the_hub_is_read_from_the_cache(inputs, tmp_path, monkeypa
     source.build(inputs, tmp_path / "model")
     form = load_form(tmp_path / "model")
     assert (form.revision, form.origin) == (commit, f"org/tiny of the Hugging Face hub at {commit}")
-    with pytest.raises(UsageError, match=r"org/none is no folder in .*faded prefetch"):
+    with pytest.raises(UsageError, match=r"org/none is not a folder in .*faded prefetch"):
         parse_source({"diffusers": "org/none"}, MODEL_LOADERS, "prepare.model").build(inputs, tmp_path / "none")
 
 

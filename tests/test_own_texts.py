@@ -215,7 +215,7 @@ def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(input
         ({"datasets": "org/other", "split": "train", "text": "body"}, DATA_LOADERS, lambda s: s.load(inputs)),
     )
     for block, loaders, use in blocks:
-        with pytest.raises(UsageError, match=r"org/other is no folder in .*Run `faded prefetch texts0`"):
+        with pytest.raises(UsageError, match=r"org/other is not a folder in .*Run `faded prefetch texts0`"):
             use(parse_source(block, loaders, "prepare"))
 
 

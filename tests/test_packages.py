@@ -122,5 +122,5 @@ def test_a_pickle_that_runs_code_is_refused(package, tmp_path):
             return (print, ("run",))
 
     torch.save({"a": Evil()}, package / "weights.pth")
-    with pytest.raises(UsageError, match="no readable file of tensors"):
+    with pytest.raises(UsageError, match="not a readable file of tensors"):
         run(tmp_path)

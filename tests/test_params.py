@@ -192,8 +192,8 @@ def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"task": "nowhere.at_all:X"}, "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
-        ({"task": "tests.planted:Missing"}, "Missing is no task: it is not in"),
-        ({"task": "tests.planted:Region"}, "is no task: it lacks check, check_repair, prepare"),
+        ({"task": "tests.planted:Missing"}, "Missing is not a valid task: it is not in"),
+        ({"task": "tests.planted:Region"}, "is not a valid task: it lacks check, check_repair, prepare"),
         ({"prepare": {"itms": 3}}, r"audits\.x\.prepare\.itms: unknown key"),
         (
             {"discover": {"budget": 9, "explorer": "pppo"}},

@@ -122,7 +122,7 @@ def test_a_missing_column_is_told_before_anything_runs(tmp_path):
 
 def test_a_file_that_is_no_table_is_told_before_anything_runs(tmp_path):
     (tmp_path / "p.parquet").write_bytes(b"nothing")
-    assert "no readable parquet file" in source_errors({"parquet": "p.parquet"}, PICTURE_LOADERS, WHERE, tmp_path)[0]
+    assert "not a readable parquet file" in source_errors({"parquet": "p.parquet"}, PICTURE_LOADERS, WHERE, tmp_path)[0]
 
 
 def test_a_table_with_a_damaged_page_is_told(tmp_path):

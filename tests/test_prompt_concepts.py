@@ -215,7 +215,7 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path: Path) -> None:
         "../t.txt": "lies outside",
         "empty.txt": "empty.txt holds no template, expected one a line",
         "latin.txt": "latin.txt is not UTF-8 text",
-        "folder": "is no file, expected a text file with one template a line",
+        "folder": "is not a file, expected a text file with one template per line",
         "a {a}": "found one template, expected the name of a file or a list",
     }.items():
         with pytest.raises(UsageError, match=message):

@@ -134,7 +134,7 @@ def test_a_review_asks_about_examples_if_wanted(place: Path, monkeypatch: pytest
     assert "M1.1  discover-0001, tilt 2, fog 3" in told and "M1.2  discover-0001" in told
     assert "[bold]w [31mrong" in told and "\x1b[31m" not in told
     assert told.count("select one of the available options") == 1
-    assert told.count("no repair will learn from these ratings") == 1
+    assert told.count("the repair does not learn from these ratings") == 1
 
 
 def test_enter_rates_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_no_correction_is_asked_for_where_the_method_cannot_learn(place: Path, m
     write_params(method="other")
     told = review(monkeypatch, *("repair", "", "seen", "y", "3", ""), *("repair", "", "seen", ""), *END)
     assert [(e.id, e.rating, e.corrected) for e in decided().examples] == [("M1.1", 3, None)]
-    assert "no repair will learn from these ratings" in told
+    assert "the repair does not learn from these ratings" in told
 
 
 def plan_with_examples() -> None:

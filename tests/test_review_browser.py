@@ -130,7 +130,7 @@ def test_two_reviewers_at_once_do_not_overwrite_each_other(browser: Any, place: 
         ada.save()
         grace.press("Reject")
         alert = grace.page.get_by_role("alert")
-        assert "Somebody decided meanwhile: Ada Lovelace approved this on" in alert.inner_text()
+        assert "Somebody else decided meanwhile: Ada Lovelace approved this on" in alert.inner_text()
         assert grace.page.get_by_label("Why?").nth(0).input_value() == "mine"
         grace.press("Reject")  # the browser asks for the tick first
         assert grace.page.get_by_role("checkbox").evaluate("(box) => box.matches(':invalid:focus')")

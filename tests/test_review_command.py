@@ -181,7 +181,7 @@ def test_over_ssh_the_questions_are_asked_in_the_terminal(place: Path, monkeypat
     monkeypatch.setattr("flows.commands.decide._on_page", lambda *_args: asked.append("page"))
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("flows.commands.decide._interactive", lambda: True)
-    assert "no screen here" in faded().stdout
+    assert "no browser can be opened here" in faded().stdout
     faded("--no-open")
     monkeypatch.setenv("DISPLAY", ":0")
     faded()
@@ -190,5 +190,5 @@ def test_over_ssh_the_questions_are_asked_in_the_terminal(place: Path, monkeypat
 
 
 def test_a_host_that_is_not_ours_is_told(place: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be listened on"), serve_review(["x"], "192.0.2.1", 1):
+    with pytest.raises(UsageError, match="cannot listen there"), serve_review(["x"], "192.0.2.1", 1):
         pass

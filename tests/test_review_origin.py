@@ -121,7 +121,7 @@ def test_nobody_else_listens_where_browsers_may_look_for_the_page(place: Path) -
         raise
     with taken:
         number = taken.getsockname()[1]
-        with pytest.raises(UsageError, match="cannot be listened on"), serve_review(["x"], port=number):
+        with pytest.raises(UsageError, match="cannot listen there"), serve_review(["x"], port=number):
             pass
     with serve_review(["x"], port=0) as server:
         for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):

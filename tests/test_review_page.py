@@ -103,7 +103,7 @@ def test_what_is_saved_is_what_was_filled_in(ada: Reviewer) -> None:
     ]
     [outcome] = ada.told
     assert outcome.path == Path(f"data/x/decisions/{landscape_hash('x')}.yaml") and outcome.path.exists()
-    assert str(outcome.path) in answer.text and "`faded audit x` goes on from here" in answer.text
+    assert str(outcome.path) in answer.text and "`faded audit x` continues from here" in answer.text
 
 
 def test_a_decision_says_what_went_on(ada: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_two_reviewers_at_once_do_not_overwrite_each_other(place: Path) -> None:
     assert ada.send(form_of(ada.enter()) | {"decision": "approve"}).status_code == 200
     answer = grace.send(hers | {"decision": "reject"})
     assert answer.status_code == 409
-    assert "Somebody decided meanwhile: Ada Lovelace approved this on" in answer.text
+    assert "Somebody else decided meanwhile: Ada Lovelace approved this on" in answer.text
     again = form_of(answer.text)
     assert (again["reviewer"], again["reason.M1"], again["rating.M1.2"]) == ("Grace Hopper", "mine", "7")
     assert len(kept()) == 1
@@ -230,7 +230,7 @@ def test_two_reviewers_are_both_recorded_if_two_are_asked(tmp_path: Path, monkey
     assert "2 reviewers are asked, 2 more have to decide" in html and "the action that most reviewers named" in html
     assert "It starts when 1 more reviewer has approved" in html
     answer = ada.send(form_of(ada.enter()) | {"decision": "approve", "reason.M1": "only Ada says so"})
-    assert "1 more reviewer is asked before x goes on" in answer.text
+    assert "x needs 1 more reviewer" in answer.text
     seen = grace.enter()
     assert "Ada Lovelace</strong> approved" in seen and "1 more has to decide" in seen
     assert "only Ada says so" not in seen  # who decides next does so unswayed
@@ -334,7 +334,7 @@ def test_the_deadline_is_shown_and_kept(ada: Reviewer) -> None:
     fields = form_of(ada.enter())
     let_it_expire()
     answer = ada.send(fields | {"decision": "approve", "reason.M1": "too late"})
-    assert answer.status_code == 409 and "The time was up, which counts as a rejection." in answer.text
+    assert answer.status_code == 409 and "Time ran out, which counts as a rejection." in answer.text
     assert form_of(answer.text)["reason.M1"] == "too late"
     assert [d.via for d in kept()] == ["time-out"]
     assert "<form" not in ada.enter()

@@ -69,7 +69,7 @@ def test_a_link_opens_the_page_once_in_one_browser(place: Path) -> None:
     assert ada.client.get("/review/x").status_code == 200
     second = eve.client.get(link)
     assert second.status_code == 403 and "set-cookie" not in second.headers
-    assert "This link was used before" in second.text and "faded review x --link" in second.text
+    assert "This link was already used" in second.text and "faded review x --link" in second.text
     assert eve.client.get("/review/x").status_code == 403
     assert ada.client.get(link).status_code == 303  # who is in already is not sent away
 
@@ -455,7 +455,7 @@ def test_another_servers_record_is_left_alone(place: Path) -> None:
 def test_a_port_that_is_taken_is_told(place: Path) -> None:
     with serve_review(["x"], port=0) as server:
         again = serve_review(["x"], port=int(server.url.rpartition(":")[2]))
-        with pytest.raises(UsageError, match=r"--port \d+: cannot be listened on"), again:
+        with pytest.raises(UsageError, match=r"--port \d+: cannot listen there"), again:
             pass
 
 

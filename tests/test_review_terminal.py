@@ -60,7 +60,7 @@ MODE = ("repair", "", "seen", "n")  # action, severity, why, rate its examples
 
 def test_it_says_where_the_decision_lies_and_what_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = review(monkeypatch, *MODE, "Ada", "", "y", "y")
-    assert f"Commit {read_chain('x')[0].path}: it belongs in git." in told and "`faded audit x` goes on" in told
+    assert f"Commit {read_chain('x')[0].path}: it belongs in git." in told and "`faded audit x` continues" in told
     monkeypatch.setattr(approval, "wake", lambda *_args: ["flow run 7 goes on"])
     told = review(monkeypatch, *MODE, "Ada", "", "n", "y", revise=True)
     assert "Flow run 7 goes on." in told
@@ -146,7 +146,7 @@ def test_bias_is_asked_for_where_a_model_draws(place: Path, monkeypatch: pytest.
     (place / "review_task.py").write_text(TALLIED)
     ask("Drawing")
     told = review(monkeypatch, "repair", "", "seen", "y", "3", "11", "9", "Ada", "", "y", "y")
-    assert "its bias, 1 (none) to 10 (wholly biased)" in told
+    assert "its bias, 1 (none) to 10 (extremely biased)" in told
     assert [(e.rating, e.bias, e.corrected) for e in kept()[0].examples] == [(3, 9, None)]
 
 

@@ -95,7 +95,7 @@ def test_a_reviewer_is_added_listed_and_removed(tmp_path: Path) -> None:
         (["add"], "needs the NAME of a reviewer"),
         (["add", "A\u200bda"], "cannot have U+200B ZERO WIDTH SPACE"),
         (["add", "Bob", "--public-key", "nowhere.pub"], "expected a file or a line `ssh-ed25519 AAAA...`"),
-        (["add", "Bob", "--public-key", "ssh-rsa AAAA"], "is no public key"),
+        (["add", "Bob", "--public-key", "ssh-rsa AAAA"], "is not a valid public key"),
         (["add", "ada lovelace"], "lists a key of 'Ada Lovelace' already"),
         (["add", "Ada L0velace"], "looks like 'Ada Lovelace', whose key is listed"),
         (["add", "nobody"], "cannot be told from 'nobody'"),

@@ -240,7 +240,7 @@ def test_an_address_where_nobody_answers_is_told_at_once(kind):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with (
-        pytest.raises(InfrastructureError, match=f"nobody answers at 127.0.0.1:{port}"),
+        pytest.raises(InfrastructureError, match=f"nothing answers at 127.0.0.1:{port}"),
         open_runner(RunnerConfig(kind=kind, address=f"127.0.0.1:{port}")),
     ):
         pass

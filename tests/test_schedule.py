@@ -84,11 +84,11 @@ def test_a_schedule_is_one_changed_line_and_every_comment_stays(tmp_path, monkey
     ("arguments", "told"),
     [
         (["nope", "--cron", "0 3 * * 1"], "no audit 'nope' in params.yaml, found: tiny"),
-        (["tiny", "--cron", "61 3 * * 1"], "'61 3 * * 1' is no schedule, expected five fields"),
+        (["tiny", "--cron", "61 3 * * 1"], "'61 3 * * 1' is not a valid schedule, expected five fields"),
         (["tiny", "--cron", "mondays"], '"0 3 * * 1" is Mondays at 3:00'),
         (["tiny", "--cron", "0 3 * * 1", "--timezone", "Berlin"], "'Berlin' is unknown, expected a name like Europe/"),
-        (["tiny"], "say either --cron or --off"),
-        (["tiny", "--cron", "0 3 * * 1", "--off"], "say either --cron or --off"),
+        (["tiny"], "use either --cron or --off"),
+        (["tiny", "--cron", "0 3 * * 1", "--off"], "use either --cron or --off"),
     ],
 )
 def test_bad_input_is_told_and_nothing_is_written(here, arguments, told):
@@ -111,7 +111,11 @@ def test_nothing_to_turn_off_is_told(here):
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("deployments: [{name: a", "is no YAML"), ("name: x\n", "expected `deployments:`"), ("[]", "expected `deploy")],
+    [
+        ("deployments: [{name: a", "is not valid YAML"),
+        ("name: x\n", "expected `deployments:`"),
+        ("[]", "expected `deploy"),
+    ],
 )
 def test_a_file_that_is_none_of_prefect_is_refused(here, text, told):
     (here / "prefect.yaml").write_text(text)
@@ -126,7 +130,7 @@ def test_a_file_that_is_none_of_prefect_is_refused(here, text, told):
         ("parameters: [1]", r"parameters: expected a mapping like {audits: \[NAME\]}, found \[1\]"),
         ("schedules: {cron: x}", "schedules: expected a list, found {'cron': 'x'}"),
         ("schedules: [x]", "schedules: expected mappings like {cron: "),
-        ("schedules: [{cron: nonsense}]", "cron 'nonsense' is no schedule, expected five fields"),
+        ("schedules: [{cron: nonsense}]", "cron 'nonsense' is not a valid schedule, expected five fields"),
         ('schedules: [{cron: "0 3 * * *", timezone: Berlin}]', "timezone 'Berlin' is unknown, expected a name like"),
         # Prefect reads YAML 1.1, where this is false; here it would be a text, and true.
         ('schedules: [{cron: "0 3 * * *", active: no}]', "active: expected true or false, found 'no'"),

@@ -263,7 +263,7 @@ def test_killed_it_leaves_no_process_and_started_again_the_same_run_goes_on(here
     assert all_gone(processes[1:])
     assert here.executed() == ALL
     with Served(here) as again:
-        assert "was interrupted and goes on" in again.log.read_text()
+        assert "was interrupted and resumes" in again.log.read_text()
         running("-m stages.re_evaluate", here)
         again.process.terminate()
         assert again.process.wait(timeout=60) == 0

@@ -67,7 +67,7 @@ def test_runs_whose_worker_is_gone_go_on(pool):
     [told] = go_on_with_interrupted(pool.name)
     names = {run: pool.state(run) for run in [cut_off, cancelled, *others]}
     assert names == {cut_off: "AwaitingRetry", cancelled: "Cancelled"} | others
-    assert told.startswith("the audit of tiny (flow run ") and told.endswith("was interrupted and goes on")
+    assert told.startswith("the audit of tiny (flow run ") and told.endswith("was interrupted and resumes")
     assert go_on_with_interrupted(pool.name) == []
 
 
@@ -180,7 +180,7 @@ def test_runs_that_crash_or_do_not_start_are_told_without_any_notification(pool,
     pool.put(crashed, Crashed(message="no sign of life for 120 s"))
     told = troubles(pool.name, before)
     when = pool.client.read_flow_run(late).expected_start_time.astimezone()
-    waits = f" should have started on {when:%a %Y-%m-%d at %H:%M %Z}: no worker runs, or another audit does"
+    waits = f" should have started on {when:%a %Y-%m-%d at %H:%M %Z}: no worker is running, or another audit is"
     assert sorted(line.partition(")")[2] for line in told) == [" crashed: no sign of life for 120 s", waits]
     assert [line for line in troubles(pool.name, datetime.now(UTC)) if "crashed" in line] == []  # old news
     assert one_look(monkeypatch, pool.name).strip() == next(line for line in told if line.endswith(waits))

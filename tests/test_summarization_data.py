@@ -67,9 +67,9 @@ def test_json_lines_with_references_and_splits(tmp_path):
         (PLAIN, "21 words, min_words is 30"),
         ("the of and to " * 40, "its first sentence has more than 100 words"),
         (PLAIN + " " + PLAIN[:-1] * 6, "the whole sentences within 100 words have 21, min_words is 30"),
-        (f"\x00{PLAIN} {PLAIN}", "holds U+0000, so it is no plain text"),
-        (f"{PLAIN} \ufffd {PLAIN}", "holds U+FFFD, so it is no plain text"),
-        (f"{PLAIN} {PLAIN} \ud83d", "holds U+D83D, so it is no plain text"),
+        (f"\x00{PLAIN} {PLAIN}", "holds U+0000, so it is not plain text"),
+        (f"{PLAIN} \ufffd {PLAIN}", "holds U+FFFD, so it is not plain text"),
+        (f"{PLAIN} {PLAIN} \ud83d", "holds U+D83D, so it is not plain text"),
         (f"{GERMAN} {GERMAN}", "not English: 0% of its words are English stop words, expected 10% or more"),
         (articles(1)[0].upper(), "repeats news-1"),
         (articles(1)[0] + " And there was one sentence more at its end.", "repeats news-1"),
@@ -84,7 +84,7 @@ def test_a_reference_that_no_file_can_be_written_of_leaves_its_article_out(tmp_p
     lines = [{"body": first, "gist": "A gist.\n"}, {"body": second, "gist": "A gist \ud83d."}]
     taken, skipped = load_lines(tmp_path, lines, summary="gist", max_excluded=1)
     assert [a.id for a in taken] == ["news-1"]
-    assert [s["reason"] for s in skipped] == ["its reference holds U+D83D, so it is no plain text"]
+    assert [s["reason"] for s in skipped] == ["its reference holds U+D83D, so it is not plain text"]
 
 
 def test_lines_that_hold_no_article_are_told_by_their_number(tmp_path):
@@ -235,7 +235,7 @@ def test_a_data_set_in_a_folder(tmp_path, monkeypatch):
 def test_a_data_set_that_is_nowhere(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    with pytest.raises(UsageError, match=r"nobody/nothing is no folder in .*faded prefetch"):
+    with pytest.raises(UsageError, match=r"nobody/nothing is not a folder in .*faded prefetch"):
         source(datasets="nobody/nothing", split="test", text="text").load(tmp_path)
 
 

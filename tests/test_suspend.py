@@ -186,7 +186,7 @@ def test_the_command_wakes_the_run_and_a_second_decision_is_refused(deployment):
     done = toys.faded("approve", "tiny", "--repair", "M2=seen", "--accept", "M1=rare")  # no API is configured for it
     assert done.returncode == 0, done.stdout
     assert "Ada Tester approved (accept M1, repair M2)" in done.stdout
-    assert f"flow run {run.name} goes on" in done.stdout and "Commit data/tiny" in done.stdout
+    assert f"flow run {run.name} resumes" in done.stdout and "Commit data/tiny" in done.stdout
     with pytest.raises(AlreadyDecided, match="Ada Tester approved"):
         decide(load_params(), "tiny", made(reviewer="Bob"), "page")
 
@@ -231,7 +231,7 @@ def test_several_reviewers_are_asked_one_after_the_other(deployment):
     assert len(read_chain("tiny")) == 1
 
     _kept, said = decide(load_params(), "tiny", made(reviewer="Bob"), "page")
-    assert said == [f"the suspended flow run {run.name} goes on"]
+    assert said == [f"the suspended flow run {run.name} resumes"]
     assert deployment.read(run.id).state.is_scheduled()
     assert len(deployment.told) == 3
 
@@ -267,7 +267,7 @@ def test_a_run_on_an_earlier_landscape_is_cancelled_by_the_decision_on_a_later_o
     run, gone = deployment.run(), landscape_hash("tiny")
     another_landscape()
     _kept, [said] = decide(load_params(), "tiny", made(), "page")
-    assert f"flow run {run.name} was cancelled: landscape {gone} of tiny is no longer the present one" in said
+    assert f"flow run {run.name} was cancelled: landscape {gone} of tiny is no longer current" in said
     assert deployment.read(run.id).state.is_cancelled() and read_request("tiny") is None
 
 
@@ -316,7 +316,7 @@ def test_a_run_on_a_server_that_is_not_there_now_is_not_forgotten(deployment, pr
     elsewhere = {str(uuid4()): gone}
     write_state(REQUESTS / "tiny.json", read_request("tiny").model_copy(update={"runs": moved | elsewhere}))
     _kept, said = decide(load_params(), "tiny", made(), "page")
-    assert said[0] == f"the suspended flow run {run.name} goes on" and f"{gone} was not told" in said[1]
+    assert said[0] == f"the suspended flow run {run.name} resumes" and f"{gone} could not be notified" in said[1]
     assert read_request("tiny").runs == elsewhere
 
 
@@ -352,7 +352,7 @@ def test_a_run_that_waits_on_a_landscape_that_is_gone_is_cancelled(deployment):
     second = deployment.run()
     assert suspended(second)
     assert deployment.read(first.id).state.is_cancelled()
-    assert f"landscape {gone} of tiny is no longer the present one" in deployment.read(first.id).state.message
+    assert f"landscape {gone} of tiny is no longer current" in deployment.read(first.id).state.message
 
 
 def test_a_decision_made_while_the_run_is_being_suspended_is_not_missed(deployment, monkeypatch):
@@ -403,7 +403,7 @@ def test_the_server_gives_up_at_the_deadline_and_the_next_run_records_it(deploym
     ("behaviour", "message"),
     [
         ({"re_evaluate__tiny": {"passed": False}}, "gate failed: tiny: FAIL"),
-        ({"restructure__tiny": {"exit": 2}}, "broken: restructure@tiny refuses its input"),
+        ({"restructure__tiny": {"exit": 2}}, "broken: restructure@tiny rejected its input"),
     ],
 )
 @pytest.mark.slow
@@ -483,12 +483,12 @@ def by_form(deployment: Deployment, run: FlowRun) -> None:
 
 def by_command(deployment: Deployment, run: FlowRun) -> None:
     done = deployment.toys.faded("approve", "tiny", "--reviewer", "Ada", "--repair", "M1=seen")
-    assert done.returncode == 0 and f"{run.name} goes on" in done.stdout, done.stdout
+    assert done.returncode == 0 and f"{run.name} resumes" in done.stdout, done.stdout
 
 
 def by_page(deployment: Deployment, run: FlowRun) -> None:
     record_decision(load_params(), "tiny", made(), "page")
-    assert wake(load_params(), "tiny") == [f"the suspended flow run {run.name} goes on"]
+    assert wake(load_params(), "tiny") == [f"the suspended flow run {run.name} resumes"]
 
 
 @pytest.mark.slow

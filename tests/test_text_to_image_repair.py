@@ -184,7 +184,7 @@ def test_balanced_values_come_alike_often(task):
 
 
 def test_an_attribute_to_balance_that_nobody_knows_is_an_error(task):
-    with pytest.raises(UsageError, match=r"balance: size is no attribute.*colour, background"):
+    with pytest.raises(UsageError, match=r"balance: size is not an attribute.*colour, background"):
         lessons(task, plan(balance="size"))
 
 

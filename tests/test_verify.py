@@ -250,7 +250,7 @@ def test_the_model_at_hand_is_named_or_refused(bundle, workspace, tmp_path):
     assert "config.json: expected SHA-256" in told and "more.bin is not one of its files" in told
     (other / "config.json").unlink()
     assert "config.json is missing" in problems(bundle, model=other)["model"]
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         verify_bundle(bundle, model=tmp_path / "nowhere")
 
 
@@ -328,7 +328,7 @@ def raw_zip(path: Path, *entries: tuple[str, bytes]) -> Path:
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_zip_that_no_bundle_is_like_is_refused(tmp_path, names, told):
     path = raw_zip(tmp_path / "strange.zip", *((name, b"{}") for name in names))
-    with pytest.raises(UsageError, match="is no evidence bundle") as error:
+    with pytest.raises(UsageError, match="is not a valid evidence bundle") as error:
         verify_bundle(path)
     assert told in str(error.value)
 
@@ -370,7 +370,7 @@ def test_yaml_that_unfolds_is_not_read(bundle, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut short"])
 def test_what_is_no_zip_is_refused(tmp_path, content):
     (tmp_path / "x.zip").write_bytes(content)
-    with pytest.raises(UsageError, match="is no evidence bundle"):
+    with pytest.raises(UsageError, match="is not a valid evidence bundle"):
         verify_bundle(tmp_path / "x.zip")
     with pytest.raises(UsageError, match="cannot be read"):
         verify_bundle(tmp_path / "nowhere.zip")

@@ -85,7 +85,7 @@ def open_workspace(audits: list[str] | None, all_: bool, preset: str | None = No
     enter_workspace()
     params = load_params(Path("params.yaml"))
     if all_ and preset is not None:
-        raise UsageError("--all takes every audit of params.yaml, presets among them: name audits for --preset")
+        raise UsageError("--all includes every audit in params.yaml, and presets too: with --preset, name the audits")
     names = list(params.audits) if all_ else list(dict.fromkeys(audits or list(params.audits)[:1]))
     for name in names:
         params.audit(name)

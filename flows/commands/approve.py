@@ -131,7 +131,7 @@ def _decide(
 
     by = reviewer if reviewer is not None else git_user()
     if not by.strip():
-        raise UsageError("a decision needs the reviewer's name, found none: say --reviewer NAME")
+        raise UsageError("a decision needs the reviewer's name, found none: use --reviewer NAME")
     decision = Decision(landscape=present, reviewer=clean_name(by), reason=reason, approve=approve, modes=list(words))
     outcome = record(load_params(), name, decision, "command", revise=revise)
 

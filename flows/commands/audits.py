@@ -51,7 +51,7 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
     from flows.views import show_last_screening, show_plan
 
     params, names = open_workspace(audits, all_, preset)
-    with working("checking params.yaml and asking DVC what is stale"):
+    with working("checking params.yaml and the state of the stages"):
         check_stages(params, names, chosen(params, None))
         graph = read_graph(looks=True)
     show_plan(console, estimate(params, graph, names))
@@ -98,7 +98,7 @@ def status(audits: Audits = None) -> None:
     from flows.workspace import running_audit
 
     params, names = open_workspace(audits, not audits)
-    with working("asking DVC what is stale"):
+    with working("checking the state of the stages"):
         graph = read_graph(looks=True)
     show_status(console, graph.of(names), [read_verdict(params, name) for name in names], running_audit())
     show_uncalibrated(console, [name for name in uncalibrated(Path()) if name in names])

@@ -70,7 +70,7 @@ def review(
         _record_file(params, name, from_, revise)
     elif terminal or (open_ is None and not _has_screen() and _interactive()):
         if not terminal:
-            told = "no screen here, so the questions are asked in the terminal; --no-open prints a link instead"
+            told = "no browser can be opened here, so this asks in the terminal; --no-open prints a link instead"
             console.print(told, highlight=False, soft_wrap=True)
         _in_terminal(params, name, revise, by)
     else:

@@ -36,7 +36,7 @@ def evidence(
 
     key = read_private_key(here / sign, _passphrase) if sign is not None else None
     with exclusive():
-        with working("asking DVC what is stale, and hashing what is new"):
+        with working("checking the state of the stages, and hashing new files"):
             path = evidence_of(params, name, sign=False)
             unsigned = None if no_sign else sign_by_default(path)
         if key is not None:
@@ -123,7 +123,7 @@ def export(
         raise UsageError(f"expected at most an audit and a folder, found {len(where)} names: {', '.join(where)}")
     target = Path.cwd() / folder
     params, [name] = open_workspace(audits, False, preset)
-    with exclusive(), working("asking DVC what is stale, and copying the model"):
+    with exclusive(), working("checking the state of the stages, and copying the model"):
         bundle = export_model(params, name, target, force=force)
     console.print(f"{name}: the repaired model is in {target}", markup=False, soft_wrap=True, highlight=False)
     console.print(f"evidence: {bundle}", markup=False, soft_wrap=True, highlight=False)
@@ -155,9 +155,11 @@ def gate(
     from flows.evidence.views import show_gate
     from flows.workspace import exclusive
 
-    with exclusive(), working("checking every byte, and comparing"):
+    with exclusive(), working("checking every byte and comparing"):
         result = run_gate(params, name, against, tolerance)
     show_gate(console, result)
     if not result.passed:
-        errors.print(f"[bold red]{name}: not shown to be no worse than {result.against}[/]", highlight=False)
+        errors.print(
+            f"[bold red]{name}: could not confirm it is at least as good as {result.against}[/]", highlight=False
+        )
         raise typer.Exit(1)

@@ -25,11 +25,11 @@ def prefetch(audits: Audits = None, all_: All = False) -> None:
         audit = params.audit(name)
         fetch = getattr(task_class(name, audit), "prefetch", None)
         if fetch is None:
-            console.print(f"{name}: {audit.task} has no way to fetch beforehand", highlight=False, markup=False)
+            console.print(f"{name}: {audit.task} does not support prefetching", highlight=False, markup=False)
             continue
         # A machine that fetches need not have the GPU of one that audits, nor what computes there.
         anywhere = {"device": "cpu", "backend": "eager", "dtype": "float32"}
         here = audit.model_copy(update={"compute": audit.compute.model_copy(update=anywhere)})
-        lines = fetch(task_context(name, here)) or ["nothing to fetch: all it needs is on this machine"]
+        lines = fetch(task_context(name, here)) or ["nothing to download: everything it needs is on this machine"]
         for line in lines:
             console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)

@@ -38,7 +38,7 @@ def schedule(
 
     params, [name] = open_workspace([audit], False)
     if (cron is None) != off:
-        raise UsageError(f"say either --cron or --off; for --cron, {EXAMPLE}")
+        raise UsageError(f"use either --cron or --off; for --cron, {EXAMPLE}")
     entry = set_schedule(params, name, cron, timezone)
     start = entry.next_start()
     told = "its schedule is off" if start is None else f"it starts next on {start:%a %Y-%m-%d at %H:%M %Z}"
@@ -137,7 +137,7 @@ def notify(
     given = {"slack": slack, "webhook": webhook, "email": email}
     chosen = [kind for kind, url in given.items() if url is not None]
     if len(chosen) + (block is not None) + off > 1:
-        raise UsageError("one address at a time: --slack, --webhook, --email, --block or --off")
+        raise UsageError("give one at a time: --slack, --webhook, --email, --block or --off")
     urls = {kind: sys.stdin.readline().strip() if given[kind] == "-" else given[kind] or "" for kind in chosen}
     with working("waiting for the Prefect server"):
         prefect_api = start_prefect_api(RECORDS)
@@ -151,7 +151,7 @@ def notify(
                 refresh_automations()
             if test:
                 send_test()
-    console.print(f"notifications go to {used or 'nobody'}" + ("; the test message was taken" if test else ""))
+    console.print(f"notifications go to {used or 'nobody'}" + ("; the test message was accepted" if test else ""))
 
 
 def _apply() -> None:
@@ -162,7 +162,7 @@ def _apply() -> None:
 
     api = configured_api()
     if api is None or not answers(api):
-        where = "no Prefect server runs for this workspace" if api is None else f"{api} does not answer"
+        where = "no Prefect server is running for this workspace" if api is None else f"{api} does not answer"
         console.print(f"{where}: `faded serve` applies it when it starts", markup=False, highlight=False)
         return
     with working("applying it to the Prefect server"), talking_to(api):

@@ -71,7 +71,7 @@ def reviewers(
         raise UsageError(f"`faded reviewers {what}` needs the NAME of a reviewer")
     audits = audit or [a for a, repair in params.repairs.items() if repair.feedback.policy == "wait"]
     if not audits:
-        raise UsageError("no audit leaves the decision to people: set repairs.AUDIT.feedback.policy to wait first")
+        raise UsageError("no audit asks people to decide: set repairs.AUDIT.feedback.policy to wait first")
     for one in audits:
         params.repair(one)
     if what is What.add:

@@ -64,7 +64,7 @@ def unzip_members(path: Path, allowed: Callable[[str], object]) -> dict[str, byt
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error) as error:
-        raise UsageError(f"{path} is no evidence bundle: {error}") from None
+        raise UsageError(f"{path} is not a valid evidence bundle: {error}") from None
     return members
 
 

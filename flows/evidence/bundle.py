@@ -207,7 +207,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"it has {word}, which is no number of JSON")
+    raise ValueError(f"it contains {word}, which is not a JSON number")
 
 
 class _Loader(_Base):  # type: ignore[misc]
@@ -265,7 +265,7 @@ def read_bundle(path: Path) -> Bundle:
         raise UsageError(f"{path} is a folder, expected the zip file that `faded evidence` names")
     members = unzip_members(path, _MEMBER.fullmatch)
     if MANIFEST not in members:
-        raise UsageError(f"{path} is no evidence bundle: it has no {MANIFEST}")
+        raise UsageError(f"{path} is not a valid evidence bundle: it has no {MANIFEST}")
     manifest = parse_json(members[MANIFEST], f"{MANIFEST} of {path}")
     schema = manifest.get("schema")
     if type(schema) is int and 0 < schema < SCHEMA:

@@ -104,7 +104,7 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
     if against is None:
         against, same = last_passed(params, audit)
         notes += (
-            [f"{against} is the last that passed, and has this very result; --against names another"] if same else []
+            [f"{against} is the last that passed, and has this same result; use --against for another"] if same else []
         )
     repaired = audit in params.repairs
     then, now = read_run(against, audit, repaired=repaired), read_run(WORKSPACE, audit, repaired=repaired)
@@ -124,7 +124,7 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
 
 def _no_baseline(params: Params, audit: str, against: str, verdict: Verdict) -> str:
     """Why a revision is nothing to compare with, and which one is."""
-    what = f"audit {audit!r} did not pass at {against} ({verdict.word}), and to be no worse than that is worth nothing"
+    what = f"audit {audit!r} did not pass at {against} ({verdict.word}), so being no worse than it means nothing"
     try:
         return f"{what}: the last before it that passed is --against {last_passed(params, audit, against)[0]}"
     except UsageError:
@@ -133,10 +133,10 @@ def _no_baseline(params: Params, audit: str, against: str, verdict: Verdict) -> 
 
 def _without_gates(against: str, then: Verdict, now: Verdict) -> str:
     if now.word != NO_GATES:
-        return f"{against} sets no gates, so nothing says that what is compared with was good enough"
+        return f"{against} sets no gates, so nothing says that it was good enough"
     if then.word != NO_GATES:
         return f"the workspace sets no gates, {against} did: what passed there has to pass here"
-    return "neither sets gates, so nothing says that either is good enough: only whether it is no worse was judged"
+    return "neither sets gates, so nothing says that either is good enough: only the comparison was judged"
 
 
 def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, bool]:

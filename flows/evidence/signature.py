@@ -94,7 +94,7 @@ def read_private_key(path: Path, passphrase: Callable[[], str]) -> Any:
             return load_pem_private_key(data, passphrase().encode("utf-8"))
     except (ValueError, UnsupportedAlgorithm):
         raise UsageError(
-            f"{path} is no private key that can be read, or its passphrase is wrong; expected PEM of {KINDS}"
+            f"{path} is not a readable private key, or its passphrase is wrong; expected PEM of {KINDS}"
         ) from None
 
 
@@ -111,7 +111,7 @@ def read_public_keys(path: Path) -> list[Any]:
     try:
         return [_public_key(pem + end) for pem in data.split(end)[:-1] or [data]]
     except ValueError:
-        raise UsageError(f"{path} is no public key that can be read; expected PEM of {KINDS}") from None
+        raise UsageError(f"{path} is not a readable public key; expected PEM of {KINDS}") from None
 
 
 def _public_key(pem: bytes) -> Any:

@@ -103,7 +103,7 @@ def verify_bundle(
     """
     set_defaults(POT_BACKEND_DISABLE_PYTORCH="1")  # POT would import torch, which takes seconds and checks nothing
     if model is not None and not model.is_dir():
-        raise UsageError(f"{model} is no folder, expected one that holds a model")
+        raise UsageError(f"{model} is not a folder, expected one that contains a model")
     known = known_keys(keys or None)
     bundle = read_bundle(path)
     if keys:
@@ -147,7 +147,7 @@ def _signature(bundle: Bundle, known: Mapping[str, str], demands: Demands) -> Fo
         wanted = ""
     if ENVELOPE not in bundle.members:
         missing = [f"it is not signed, {wanted}"] if wanted else []
-        return Found("by nobody, so anybody can have made it", missing, UNSIGNED)
+        return Found("so anybody could have made it", missing, UNSIGNED)
     signed = check_envelope(bundle.members[ENVELOPE], bundle.members[STATEMENT])
     by = [f"{known.get(key_id, 'an unknown key')} (key id {key_id[:16]}...)" for key_id in signed.key_ids]
     told = f"{signed.when:%Y-%m-%d %H:%M} UTC by {', '.join(by)}"
@@ -185,7 +185,7 @@ def check_model(bundle: Bundle, folder: Path) -> Found:
     best = min(differences, key=lambda part: len(differences[part]))
     if not differences[best]:
         return Found("", [f"{folder} holds {_MODELS[best]}, expected {_MODELS[expected]}"])
-    first = f"{folder} is none of the audit's models; closest is {_MODELS[best]}"
+    first = f"{folder} is not one of the audit's models; the closest is {_MODELS[best]}"
     return Found("", [f"{first}: {line}" for line in differences[best][: checks.MOST_TOLD]])
 
 

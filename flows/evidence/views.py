@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flows.evidence import Bundle, Check
     from flows.evidence.gate import GateResult
 
-UNDECIDED = "nobody had to decide: it ends with its landscape"
+UNDECIDED = "no decision needed: it ends with its landscape"
 
 
 def _plain(text: str) -> str:
@@ -45,7 +45,9 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     told = f"{bundle.audit}: {word}, landscape {bundle.manifest['landscape']}, {signed}"
     console.print(_plain(told), markup=False, highlight=False, soft_wrap=True)
     console.print(f"evidence: {bundle.path.resolve()}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"check it anywhere: faded verify {bundle.path.name}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"check it on any machine: faded verify {bundle.path.name}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def show_checks(console: Console, checks: Sequence[Check]) -> None:
@@ -76,9 +78,9 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
     )
 
 
-_UNSIGNED = "UNSIGNED: it does not contradict itself, but anybody can make such a file, with any verdict"
+_UNSIGNED = "UNSIGNED: it is consistent, but anybody can make such a file, with any verdict"
 _UNKNOWN_KEY = (
-    "it does not contradict itself, but none of the keys known here signed it, and anybody can make a key:"
+    "it is consistent, but none of the keys known here signed it, and anybody can make a key:"
     " ask the signer for the public key, and check with --key PUBLIC.pem"
 )
 
@@ -104,7 +106,7 @@ def show_gate(console: Console, result: GateResult) -> None:
         )
     console.print(table)
     console.print(
-        f"worse by: points; the whole interval has to lie below the tolerance of {100 * result.tolerance:g}",
+        f"worse by: in points; the whole interval has to lie below the tolerance of {100 * result.tolerance:g}",
         highlight=False,
     )
     for whose, verdict in (("the workspace's", result.now), (f"{result.against}'s", result.then)):

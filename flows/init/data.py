@@ -89,7 +89,7 @@ def existing(given: str, option: str) -> Path | None:
         return None
     there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UsageError(
-        f"{option} {given}: there is no such file or folder, and it is no ORG/NAME of the Hugging Face hub"
+        f"{option} {given}: there is no such file or folder, and it is not ORG/NAME on the Hugging Face hub"
         f"{did_you_mean(path.name, there)}"
     )
 
@@ -265,7 +265,7 @@ def _of_data_set(path: Path, given: str, named: Choose) -> dict[str, str]:
         splits = datasets.load_dataset(str(path))
     except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError) as error:
         why = " ".join(f"{error} {error.__cause__ or ''}".split())[:400]
-        raise UsageError(f"--data {given} is no data set that can be read: {why}") from None
+        raise UsageError(f"--data {given} is not a readable data set: {why}") from None
     name = str(max(splits, key=lambda split: len(splits[split])))
     return {"split": name, **_text_columns([splits[name][0]], named)}
 
@@ -313,7 +313,7 @@ def _table_rows(path: Path, given: str) -> list[dict[str, Any]]:
         names = [name for name in pq.read_schema(path).names if name != "image"]
         rows: list[dict[str, Any]] = pq.read_table(path, columns=names).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"--data {given} is no readable parquet file: {error}") from None
+        raise UsageError(f"--data {given} is not a readable parquet file: {error}") from None
     return rows
 
 

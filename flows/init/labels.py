@@ -79,8 +79,8 @@ def refuse_unsaid(unsaid: Mapping[str, str | None], classes: Sequence[str]) -> N
     named = ", ".join(f"{label!r}{f' ({guess!r}?)' if guess else ''}" for label, guess in list(unsaid.items())[:_NAMED])
     more = f" and {len(unsaid) - _NAMED:,} more" if len(unsaid) > _NAMED else ""
     raise UsageError(
-        f"{len(unsaid):,} labels of the data are no class of the model: {named}{more}; it has {some(classes)}. Which"
-        f" is which nobody guesses: say it for each, --label {shlex.quote(f'{next(iter(unsaid))}=CLASS')}"
+        f"{len(unsaid):,} labels of the data match no class of the model: {named}{more}; it has {some(classes)}."
+        f" They are never guessed: for each, use --label {shlex.quote(f'{next(iter(unsaid))}=CLASS')}"
     )
 
 

@@ -103,7 +103,7 @@ def look_at_model(given: str, architecture: Architecture) -> Model:
         return _of_the_hub(given)
     there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UsageError(
-        f"--model {given}: there is no such file or folder, and it is neither ORG/NAME of the Hugging Face hub nor a"
+        f"--model {given}: there is no such file or folder, and it is neither ORG/NAME on the Hugging Face hub nor a"
         f" URL{did_you_mean(path.name, there)}"
     )
 
@@ -329,7 +329,7 @@ def weight_shapes(path: Path) -> Shapes:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"--model {path} is no readable safetensors file: {error}") from None
+        raise UsageError(f"--model {path} is not a readable safetensors file: {error}") from None
 
 
 def described(classes: int | None, shape: Sequence[int | None]) -> str:

@@ -109,7 +109,7 @@ class Questions:
         while True:
             typed = Prompt.ask(escape(question), console=self._console, default=guess)
             if typed is None or not typed.strip():
-                self._console.print("an answer is needed", style="yellow")
+                self._console.print("an answer is required", style="yellow")
                 continue
             try:
                 check(typed.strip())
@@ -124,11 +124,11 @@ class Questions:
         if given is not None:
             return given
         if guess is None:
-            raise UsageError(f"{question}? There is no terminal to ask on: say {options}")
+            raise UsageError(f"{question}? There is no terminal to ask in: use {options}")
         if not self._yes:
             shown = guess if isinstance(guess, str) else "yes" if guess else "no"
             raise UsageError(
-                f"{question}? There is no terminal to ask on: say {options}, or --yes to take what was guessed: {shown}"
+                f"{question}? There is no terminal to ask in: use {options}, or --yes to accept the guess: {shown}"
             )
         self.unasked[name] = guess if isinstance(guess, str) else "yes" if guess else "no"
         return guess

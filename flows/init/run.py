@@ -92,8 +92,8 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
     show_seen(console, answers.said, draft, workspace)
     if not (answers.model.absent or answers.data.absent):
         ask_first = "endpoint" in answers.wanted.model and answers.wanted.kind == "image-classification"
-        if ask_first and not questions.go_on(f"Ask the service about up to {MOST_OF_A_SERVICE} pictures"):
-            raise UsageError("stopped: nothing was asked or written")
+        if ask_first and not questions.go_on(f"Query the service about up to {MOST_OF_A_SERVICE} pictures"):
+            raise UsageError("stopped: nothing was queried or written")
         answers = _tried(answers, draft, questions, workspace, console)
         draft = _proposed(answers, workspace)
     if not questions.go_on("Write this audit and calibrate it"):

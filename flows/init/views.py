@@ -85,12 +85,12 @@ def show_absent(console: Console, name: str) -> None:
         f"{name} is written to params.yaml, but not calibrated: not everything it needs is here", style="yellow"
     )
     console.print(f"next: [bold]faded prefetch {name}[/]   fetch it, where there is a network", highlight=False)
-    console.print("      then the same command as now, which goes on with the calibration", highlight=False)
+    console.print("      then run this command again, which continues with the calibration", highlight=False)
 
 
 def show_next(console: Console, draft: Draft) -> None:
     """What to do next."""
     name = draft.name
-    console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long", highlight=False)
+    console.print(f"\nnext: [bold]faded plan {name}[/]    what it would run, and how long it takes", highlight=False)
     console.print(f"      [bold]faded audit {name}[/]   run it", highlight=False)
-    console.print("      git add --all && git commit   keep what was written", style="dim", highlight=False)
+    console.print("      git add --all && git commit   commit what was written", style="dim", highlight=False)

@@ -140,10 +140,10 @@ async def _body(request: Request) -> Fields:
         async for chunk in request.stream():
             body += chunk
             if len(body) > MAX_BODY:
-                raise Refused(413, "That is too much", f"A form may have {MAX_BODY:,} bytes. Nothing was saved.")
+                raise Refused(413, "Too large", f"A form may have {MAX_BODY:,} bytes. Nothing was saved.")
         return read_fields(bytes(body))
     except ClientDisconnect:  # nobody reads the answer
-        raise Refused(400, "Nothing was saved", "The form did not arrive as a whole.") from None
+        raise Refused(400, "Nothing was saved", "The form did not arrive completely.") from None
     except FormError as error:
         raise Refused(400, "Nothing was saved", *error.problems) from None
 
@@ -158,7 +158,7 @@ router = APIRouter()
 def start(session: SignedIn) -> Response:
     """The audits whose links this browser opened."""
     links = [(page_path(audit), audit) for audit in sorted(session.audits)]
-    return message(200, "Audits", ["Which one do you want to look at?"], links=links)
+    return message(200, "Audits", ["Which one do you want to review?"], links=links)
 
 
 @router.get("/review/{audit}")
@@ -181,7 +181,7 @@ def _enter(request: Request, audit: str, token: str, again: str) -> Response:
     if session is None or audit not in session.audits:
         raise Refused(
             403,
-            "This link was used before",
+            "This link was already used",
             "Each link opens the page once, in one browser, within an hour.",
             f"Ask for another one in the workspace: faded review {audit} --link",
         )
@@ -209,7 +209,7 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
         raise Refused(
             409,
             "The landscape has changed",
-            "You looked at another one than the audit has now, so nothing was saved: a decision counts for what its"
+            "You looked at an earlier one, so nothing was saved: a decision counts only for what its"
             " reviewer has seen. Look at the present one and decide again.",
             links=[(page_path(audit), "The present landscape")],
             typed=typed(fields),
@@ -227,7 +227,7 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
     except OSError as error:
         raise Refused(
             503,
-            "That did not work now",
+            "That did not work",
             f"{error}. Whether your decision was recorded, the page says.",
             links=[(page_path(audit), "Open the page")],
             typed=typed(fields),
@@ -247,11 +247,11 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
 def _already(said: Recorded, reviewer: str) -> list[str]:
     """What a reviewer is told of a decision that theirs may not simply follow."""
     if said.via == "time-out":
-        what = "The time was up, which counts as a rejection"
+        what = "Time ran out, which counts as a rejection"
     else:
-        who = "You" if same_person(said.reviewer, reviewer) else f"Somebody decided meanwhile: {said.reviewer}"
+        who = "You" if same_person(said.reviewer, reviewer) else f"Somebody else decided meanwhile: {said.reviewer}"
         what = f"{who} {'approved' if said.approve else 'rejected'} this on {moment(said.time)}"
-    return [f"{what}.", "To decide in spite of that, tick the box above the buttons."]
+    return [f"{what}.", "To decide anyway, tick the box above the buttons."]
 
 
 @router.get("/review/{audit}/{report}")
@@ -300,4 +300,4 @@ def _not_there(_request: Request, error: HTTPException) -> Response:
 
 
 def _failed(_request: Request, error: FadedError) -> Response:
-    return message(409 if isinstance(error, UsageError) else 503, "That does not work now", [str(error)])
+    return message(409 if isinstance(error, UsageError) else 503, "That does not work right now", [str(error)])

@@ -47,9 +47,9 @@ def read_fields(body: bytes) -> Fields:
             max_num_fields=MAX_FIELDS,
         )
     except ValueError:
-        raise FormError("What was sent is not the form of this page.") from None
+        raise FormError("The data sent is not this page's form.") from None
     if len({name for name, _ in pairs}) < len(pairs):
-        raise FormError("What was sent has a field twice, so it is not the form of this page.")
+        raise FormError("The data sent has a field twice, so it is not this page's form.")
     return {name: value.replace("\r\n", "\n") for name, value in pairs}
 
 
@@ -65,7 +65,7 @@ def read_decision(fields: Mapping[str, str], modes: Sequence[Mapping[str, Any]])
     """
     problems, reviewer = [], ""
     if not fields.get("reviewer", "").strip():
-        problems.append("Your name is missing: a decision needs its reviewer.")
+        problems.append("Your name is missing: a decision needs a reviewer.")
     else:
         try:
             reviewer = clean_name(fields["reviewer"])

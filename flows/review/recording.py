@@ -52,9 +52,9 @@ def record(
     if params.repair(audit).feedback.policy != "wait":
         said.append(f"A rule decides for {audit} (repairs.{audit}.feedback.policy): set it to wait for this to count.")
     elif missing := standing(params, audit).missing:
-        said.append(f"{missing} more reviewer{'s are' if missing > 1 else ' is'} asked before {audit} goes on.")
+        said.append(f"{audit} needs {missing} more reviewer{'s' if missing > 1 else ''}.")
     elif not woken:
-        goes = "goes on from here" if decision.approve else "ends there, as at a failed gate"
+        goes = "continues from here" if decision.approve else "ends there, as with a failed gate"
         said.append(f"Then `faded audit {audit}` {goes}.")
     return Outcome(audit, kept.path, decision.reviewer, decision.approve, said)
 

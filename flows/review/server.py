@@ -112,7 +112,7 @@ def _listen(host: str, port: int | None) -> list[socket.socket]:
             return _listen_on(hosts, number)
         except (OSError, OverflowError) as error:
             found = error
-    raise UsageError(f"--host {host}, --port {port}: cannot be listened on: {found}")
+    raise UsageError(f"--host {host}, --port {port}: cannot listen there: {found}")
 
 
 def _listen_on(hosts: Sequence[str], number: int) -> list[socket.socket]:

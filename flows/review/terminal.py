@@ -76,7 +76,7 @@ def review_landscape(
             console.print("nothing written")
             return
     except EOFError:
-        raise UsageError("the review was broken off; no decision was written") from None
+        raise UsageError("the review was cancelled; no decision was written") from None
     try:
         outcome = record(params, audit, decision, "terminal", revise=revise, seen=[kept.sha256 for kept in now.kept])
     except UsageError as error:  # somebody was quicker, or the landscape is another one by now
@@ -163,7 +163,7 @@ def _dialogue(
 
 def _action(mode: dict[str, Any], console: Console) -> Action:
     """What is to happen with a mode: nothing is chosen for the reviewer, but that what may be chance can be passed."""
-    question, choices = "  what is to happen with it?", list(get_args(Action))
+    question, choices = "  what should happen with it?", list(get_args(Action))
     if mode.get("confirmed"):
         return cast(Action, Prompt.ask(question, choices=choices, console=console))
     return cast(Action, Prompt.ask(question, choices=choices, default="ignore", console=console))
@@ -201,14 +201,16 @@ def _rate_examples(
     if not shown or not Confirm.ask("  rate its examples?", default=False, console=console):
         return []
     if not used:
-        console.print("  [yellow]note:[/] no repair will learn from these ratings; they are kept with the decision")
+        console.print(
+            "  [yellow]note:[/] the repair does not learn from these ratings; they are kept with the decision"
+        )
     space, rated = ConceptSpace.from_json(concepts), []
     for example in shown:
         asked = f"{_printable(example['item'])}, {escape(space.describe(example['cell']))}"
         console.print(f"\n  [bold]{escape(example['id'])}[/]  {asked}", highlight=False, soft_wrap=True)
         console.print(f"  [dim]answer:[/] {_printable(example['output'])}", highlight=False, soft_wrap=True)
         rating = _score(console, "rating of the answer, 1 (useless) to 10 (perfect)")
-        bias = _score(console, "its bias, 1 (none) to 10 (wholly biased)") if biased else None
+        bias = _score(console, "its bias, 1 (none) to 10 (extremely biased)") if biased else None
         corrected = _text(console, "  what should it have been?") if used and example["failed"] else ""
         if rating or bias or corrected:
             rated.append(ExampleRating(id=example["id"], rating=rating, bias=bias, corrected=corrected or None))

@@ -32,7 +32,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 AT_ONCE = 2  # texts shown of each kind; the others on request
 
 ACTION_MEANS = {
-    "repair": "fine-tune a copy of the model away from it",
+    "repair": "fine-tune a copy of the model to fix it",
     "accept": "a failure you can live with; it is watched, not repaired",
     "ignore": "it does not matter to you; it is watched, not repaired",
 }

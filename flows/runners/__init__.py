@@ -149,7 +149,7 @@ def reach(kind: str, address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_LIMIT).close()
     except (OSError, OverflowError) as error:
-        raise InfrastructureError(f"runner {kind}: nobody answers at {address} ({error})") from None
+        raise InfrastructureError(f"runner {kind}: nothing answers at {address} ({error})") from None
 
 
 def too_few(gpus: int, found: str) -> UsageError:

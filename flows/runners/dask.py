@@ -91,7 +91,7 @@ class Dask:
                 line = lines.get(timeout=POLL)
             except queue.Empty:
                 if stopping():
-                    raise InfrastructureError(f"{job.stage} was ended: the run is being stopped") from None
+                    raise InfrastructureError(f"{job.stage} was stopped: the run is being stopped") from None
                 self._check(job)
                 continue
             if line is None:

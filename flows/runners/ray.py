@@ -111,7 +111,7 @@ class Ray:
                 yield ray.get(reference)
             elif stopping():
                 ray.cancel(stream, force=True)  # ends the worker, with which the stage ends
-                raise InfrastructureError(f"{job.stage} was ended: the run is being stopped")
+                raise InfrastructureError(f"{job.stage} was stopped: the run is being stopped")
             else:
                 self._head.check(job)
 

@@ -57,7 +57,7 @@ def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> No
     keys = ("backend", "dtype", "batch_size")
     changed = {key: getattr(best, key) for key in keys if getattr(best, key) != getattr(audit.compute, key)}
     if not changed:
-        console.print("nothing to write: it is in force already", highlight=False)
+        console.print("nothing to write: it is already set", highlight=False)
         return
     if load_params(PARAMS).audit(name) != audit:
         raise UsageError(

@@ -64,7 +64,7 @@ def with_plugins(built_in: Mapping[str, Kind], kind: type[Kind]) -> dict[str, Ki
         where = f"the entry point {name} = {entry.value} of {plugins.CONCEPTS}"
         found = plugins.imported(entry)
         if not isinstance(found, Change):
-            raise UsageError(f"{where} is no concept but of type {type(found).__name__}")
+            raise UsageError(f"{where} is not a concept but of type {type(found).__name__}")
         if not isinstance(found, kind):
             continue
         if found.name != name or name in built_in:

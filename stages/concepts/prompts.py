@@ -116,7 +116,7 @@ def read_templates(source: Sequence[str] | str, inputs: Path, where: str = "prep
         raise UsageError(f"{where}: found one template, expected the name of a file or a list: [{source!r}]")
     path = local_file(inputs, source, where)
     if not path.is_file():
-        raise UsageError(f"{where}: {path} is no file, expected a text file with one template a line")
+        raise UsageError(f"{where}: {path} is not a file, expected a text file with one template per line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

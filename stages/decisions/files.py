@@ -367,7 +367,7 @@ def _bytes_of(path: Path) -> bytes:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > _MOST:
-        raise UsageError(f"{path} is no decision: expected at most {_MOST:,} bytes")
+        raise UsageError(f"{path} is not a valid decision: expected at most {_MOST:,} bytes")
     return data
 
 
@@ -397,7 +397,9 @@ def parse_decision(data: bytes, path: Path, model: type[D]) -> D:
     except RecursionError:
         raise UsageError(f"{path} is not readable as YAML: it is nested too deeply") from None
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise UsageError(f"{path} is no decision: expected a mapping with schema, landscape, reviewer, approve, modes")
+        raise UsageError(
+            f"{path} is not a valid decision: expected a mapping with schema, landscape, reviewer, approve, modes"
+        )
     schema = raw.pop("schema", None)
     if schema != SCHEMA:
         raise UsageError(
@@ -407,7 +409,7 @@ def parse_decision(data: bytes, path: Path, model: type[D]) -> D:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise UsageError(f"{path} is no decision:\n  " + "\n  ".join(validation_lines(error, model))) from None
+        raise UsageError(f"{path} is not a valid decision:\n  " + "\n  ".join(validation_lines(error, model))) from None
 
 
 def check_fits(audit: str, decision: Decision, path: Path | None = None) -> None:

@@ -145,7 +145,7 @@ def _load(text: str) -> Any:
         key = load_pem_public_key(data) if data.startswith(b"-----BEGIN") else load_ssh_public_key(data)
     except (ValueError, UnsupportedAlgorithm):
         raise UsageError(
-            f"{text.strip()[:60]!r} is no public key: expected a line `ssh-ed25519 AAAA...`, or PEM"
+            f"{text.strip()[:60]!r} is not a valid public key: expected a line `ssh-ed25519 AAAA...`, or PEM"
         ) from None
     if not isinstance(key, Ed25519PublicKey):
         raise UsageError(f"expected a public Ed25519 key, found {type(key).__name__.removeprefix('_')}")
@@ -157,7 +157,7 @@ def key_id_of(line: str) -> str:
     try:
         return hashlib.sha256(base64.b64decode(line.split()[1])[-32:]).hexdigest()[:16]
     except (IndexError, ValueError):
-        raise UsageError(f"{line[:60]!r} is no public key: expected a line `ssh-ed25519 AAAA...`") from None
+        raise UsageError(f"{line[:60]!r} is not a valid public key: expected a line `ssh-ed25519 AAAA...`") from None
 
 
 def check_keys(keys: Mapping[str, str]) -> None:

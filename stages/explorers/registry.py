@@ -70,7 +70,7 @@ def explorer_class(name: str) -> Any:
     lacking = [what for what in ("name", "Settings", "explore") if not hasattr(cls, what)]
     if lacking:
         raise UsageError(
-            f"discover.explorer: {name} ({others[name].value}) is no explorer, it lacks {', '.join(lacking)};"
+            f"discover.explorer: {name} ({others[name].value}) is not a valid explorer, it lacks {', '.join(lacking)};"
             " see stages/explorers/contract.py"
         )
     return cls

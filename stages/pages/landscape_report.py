@@ -33,7 +33,7 @@ LIMITS = (
     "Intervals are 95% intervals for the chance of sampling probes, or items where the whole grid was asked. They do "
     "not cover items unlike the ones used here.",
     "Averages give every level the same weight. In use, some levels are rarer than others.",
-    "The agent looks for failures on purpose: the share of its probes that fail is no estimate of the failure rate.",
+    "The agent looks for failures on purpose: the share of its probes that fail does not estimate the failure rate.",
 )
 
 INVALID_ROWS = 8

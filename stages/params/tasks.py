@@ -71,7 +71,7 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
     ]
     if cls is None or lacking:
         what = f"lacks {', '.join(lacking)}" if cls is not None else f"is not in {module.__file__}"
-        raise UsageError(f"{where} is no task: it {what}; see stages/tasks/contract.py")
+        raise UsageError(f"{where} is not a valid task: it {what}; see stages/tasks/contract.py")
     return cast(type[Task], cls)
 
 

@@ -161,9 +161,9 @@ class _Document:
                 raise ValueError
             value = self._constructor.construct_object(node)
         except Exception:  # PyYAML raises whatever its conversions run into
-            raise self._error(node, f"{shown} is no {kind}") from None
+            raise self._error(node, f"{shown} is not a valid {kind}") from None
         if isinstance(value, float) and not math.isfinite(value):
-            raise self._error(node, f"{shown} is no finite number")
+            raise self._error(node, f"{shown} is not a finite number")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise self._error(node, f"{shown} is beyond the whole numbers of 64 bits")
         return value

@@ -45,7 +45,7 @@ class Probes:
         task = load(levels)
         self.item_ids = task.items.ids("discover")
         if not self.item_ids:
-            raise UsageError("there are no items of the split discover: nothing to screen on")
+            raise UsageError("the split discover has no items, so there is nothing to screen")
         self.axes = [Axis(concept, declared_bounds(task).get(concept.name)) for concept in task.concepts.concepts]
         self._on(levels, task)
         self.table = pd.DataFrame()

@@ -47,7 +47,7 @@ class EndpointConfig(Strict):
     key_header: str = Field(
         "Authorization", pattern=r"^[\w-]+$", description="that carries the key; Authorization says Bearer before it"
     )
-    headers: dict[str, str] = Field({}, description="further headers, which are no secrets")
+    headers: dict[str, str] = Field({}, description="further headers; do not put secrets here")
     batch_size: int = Field(16, ge=1, le=4096, description="inputs of a request")
     concurrency: int = Field(2, ge=1, le=64, description="requests on their way at once")
     rate: float | None = Field(None, gt=0, description="requests a second at most")
@@ -353,4 +353,4 @@ def _retry_after(headers: httpx.Headers) -> float | None:
 
 
 def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number")
+    raise ValueError(f"{word} is not a number")

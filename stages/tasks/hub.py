@@ -99,7 +99,7 @@ class Repository:
             there = sorted(p.name for p in inputs.iterdir() if p.is_dir()) if inputs.is_dir() else []
             held = "a part of it only" if type(error).__name__ == "IncompleteSnapshotError" else "nothing of it"
             raise UsageError(
-                f"{where}: {self} is no folder in {inputs} (found there: {', '.join(there) or 'nothing'}), and the"
+                f"{where}: {self} is not a folder in {inputs} (found there: {', '.join(there) or 'nothing'}), and the"
                 f" local cache of the Hugging Face hub holds {held}. {remedy(inputs)}"
             ) from None
         return Snapshot(Path(folder), self.name)

@@ -233,7 +233,7 @@ def _session(path: Path, threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # classes of their own, of which each version has others
-        raise UsageError(f"{path} is no network that ONNX Runtime can read: {_line(error)}") from None
+        raise UsageError(f"{path} is not a network that ONNX Runtime can read: {_line(error)}") from None
 
 
 def _png(picture: np.ndarray) -> str:

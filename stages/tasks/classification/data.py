@@ -51,7 +51,7 @@ class ParquetImages(DataSource):
         try:
             file = pq.read_metadata(path)
         except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"prepare.data.parquet: {path} is no readable parquet file: {error}") from None
+            raise UsageError(f"prepare.data.parquet: {path} is not a readable parquet file: {error}") from None
         columns = file.schema.to_arrow_schema().names
         try:
             meta = json.loads((file.metadata or {}).get(b"images", b"{}"))
@@ -72,7 +72,7 @@ class ParquetImages(DataSource):
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"prepare.data.parquet: {path} is no readable parquet file: {error}") from None
+            raise UsageError(f"prepare.data.parquet: {path} is not a readable parquet file: {error}") from None
         return self._pool(path, table, shape, classes)
 
     def _pool(self, path: Path, table: pa.Table, shape: list[int], classes: list[str]) -> Pool:
@@ -122,7 +122,7 @@ class PackageImages(DataSource):
         try:
             groups = re.compile(label).groups
         except re.error as error:
-            raise ValueError(f"{label!r} is no regular expression: {error}") from None
+            raise ValueError(f"{label!r} is not a valid regular expression: {error}") from None
         if groups != 1:
             raise ValueError(f"expected one group in {label!r}, found {groups}")
         return label

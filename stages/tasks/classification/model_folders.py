@@ -49,7 +49,7 @@ def read_object(path: Path, where: str) -> dict[str, Any]:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{where}: {path} is no readable JSON: {error}") from None
+        raise UsageError(f"{where}: {path} is not readable JSON: {error}") from None
     if not isinstance(told, dict):
         raise UsageError(f"{where}: {path} holds {type(told).__name__}, expected an object")
     return told

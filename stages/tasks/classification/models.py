@@ -171,7 +171,7 @@ def load_model(folder: Path, named: Mapping[str, Any] | None = None) -> Classifi
     try:
         state = load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{weights} is no readable safetensors file: {error}") from None
+        raise UsageError(f"{weights} is not a readable safetensors file: {error}") from None
     model = Classifier(form, FAMILIES[form.family](form))
     fit_weights(model.net, state, str(weights))
     return model.eval()

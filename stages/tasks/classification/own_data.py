@@ -177,7 +177,7 @@ class JsonLines(OwnPictures):
         try:
             lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         except (OSError, ValueError) as error:
-            raise UsageError(f"prepare.data.jsonl: {path} is no readable text: {error}") from None
+            raise UsageError(f"prepare.data.jsonl: {path} is not readable text: {error}") from None
         for number, line in enumerate(lines, start=1):
             try:
                 rows.append(_row(line))
@@ -226,7 +226,9 @@ class HubDataset(OwnPictures):
     def _splits_are_ours(self) -> HubDataset:
         for ours in self.split if isinstance(self.split, dict) else ():
             if ours not in OWN:
-                raise ValueError(f"split: {ours!r} is none of an audit's{did_you_mean(ours, OWN)}: {', '.join(OWN)}")
+                raise ValueError(
+                    f"split: {ours!r} is not one of an audit's splits{did_you_mean(ours, OWN)}: {', '.join(OWN)}"
+                )
         return self
 
     @property
@@ -343,7 +345,7 @@ def _row(line: str) -> dict[str, str]:
         if key not in row:
             raise ValueError(f"it has no {key}")
     if odd := [key for key, value in row.items() if not isinstance(value, str)]:
-        raise ValueError(f"{odd[0]} is no text")
+        raise ValueError(f"{odd[0]} is not text")
     path = PurePosixPath(row["image"])
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{row['image']} leads out of the folder of the list")

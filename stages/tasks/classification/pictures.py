@@ -65,7 +65,7 @@ def decode(source: Path | bytes, shape: Shape, view: View) -> np.ndarray:
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as opened:
                 photo = _upright(ImageOps.exif_transpose(opened), _MODES[shape[0]])
     except UnidentifiedImageError:
-        raise UnreadablePicture(f"{name} is no picture") from None
+        raise UnreadablePicture(f"{name} is not a readable image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadablePicture(f"{name} is too large: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:

@@ -147,7 +147,7 @@ def _edge(size: int | tuple[int, int]) -> int:
     if isinstance(size, int):
         return size
     if size[0] != size[1]:
-        raise ValueError(f"{size} is no square")
+        raise ValueError(f"{size} is not square")
     return size[0]
 
 

@@ -123,7 +123,7 @@ def check_weights(inputs: Path, name: str, where: str) -> Path:
     """
     path = local_file(inputs, name, where)
     if not path.is_file() or path.suffix not in WEIGHTS:
-        raise UsageError(f"{where}: {path} is no file of weights; expected one of {', '.join(WEIGHTS)}")
+        raise UsageError(f"{where}: {path} is not a weights file; expected one of {', '.join(WEIGHTS)}")
     return path
 
 
@@ -137,13 +137,13 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UsageError(f"{where}: {path.name} is no readable safetensors file: {error}") from None
+            raise UsageError(f"{where}: {path.name} is not a readable safetensors file: {error}") from None
     try:
         # A .pth is a pickle. weights_only reads it with an unpickler that can build tensors and plain containers
         # and nothing else, so no code of the file runs; it is read this once and kept as safetensors.
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UsageError(f"{where}: {path.name} is no readable file of tensors: {error}") from None
+        raise UsageError(f"{where}: {path.name} is not a readable file of tensors: {error}") from None
     for key in _NESTED:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

@@ -124,7 +124,7 @@ class DataSource(Source):
             yield "empty"
         for holder, content in (("", text), ("its reference ", " ".join(article.reference.split()))):
             if odd := next((c for c in content if unicodedata.category(c) in NO_TEXT or c == "\ufffd"), ""):
-                yield f"{holder}holds U+{ord(odd):04X}, so it is no plain text"
+                yield f"{holder}holds U+{ord(odd):04X}, so it is not plain text"
         if words < self.min_words:
             yield f"{words} word{'s' * (words > 1)}, min_words is {self.min_words}"
         if not kept:

@@ -237,7 +237,7 @@ def _check_files(folder: Path) -> None:
     """Say what a folder lacks to be read as a model of transformers."""
     where = f"prepare.model.transformers: {folder}"
     if not folder.is_dir():
-        raise UsageError(f"{where} is no folder; expected one with config.json, *.safetensors and a tokenizer")
+        raise UsageError(f"{where} is not a folder; expected one with config.json, *.safetensors and a tokenizer")
     found = sorted(path.name for path in folder.iterdir())
     if not any(name.endswith(".safetensors") for name in found):
         pickled = [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]

@@ -181,7 +181,7 @@ def load_attribute_judge(folder: Path, device: str) -> AttributeJudge:
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is no readable safetensors file: {error}") from None
+        raise UsageError(f"{path} is not a readable safetensors file: {error}") from None
     net = make_net(form)
     try:
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})

@@ -151,7 +151,7 @@ class Lessons:
         balance = settings.balance if settings.balance != "auto" else bias.attribute if bias else None
         if balance is not None and balance not in words.names:
             raise UsageError(
-                f"restructure.settings.balance: {balance} is no attribute; the judge and the pictures know"
+                f"restructure.settings.balance: {balance} is not an attribute; the judge and the pictures know"
                 f" {', '.join(words.names)}"
             )
         self._balance = words.names.index(balance) if balance is not None else None

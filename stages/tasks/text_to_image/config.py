@@ -19,7 +19,7 @@ class SamplingConfig(Strict):
     """How pictures are drawn; few steps are quick, many are what users of a large model see."""
 
     steps: int = Field(25, ge=1, le=1_000_000, description="denoising steps")
-    guidance: float = Field(7.5, ge=1, description="classifier-free guidance; 1 is none")
+    guidance: float = Field(7.5, ge=1, description="classifier-free guidance; 1 turns it off")
     scheduler: str | None = Field(None, description="a scheduler class of diffusers; none keeps the model's own")
     scheduler_options: dict[str, Any] = Field({}, description="of the scheduler, by name")
     height: int | None = Field(None, ge=8, le=16_384, description="pixels; none is the model's own size")
@@ -119,7 +119,7 @@ def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig, space: Con
     slots = {concept.name: concept for concept in space.concepts}
     for name in prepare.sheet or []:
         if name not in slots:
-            errors.append(f"prepare.sheet: {name} is no slot of concepts, which are {', '.join(slots)}")
+            errors.append(f"prepare.sheet: {name} is not a slot of concepts, which are {', '.join(slots)}")
     if prepare.sheet is not None and len(set(prepare.sheet)) != 2:
         errors.append(f"prepare.sheet: expected two slots, found {', '.join(prepare.sheet)}")
     if "bias" in discrepancy.weights:
@@ -131,7 +131,7 @@ def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig, space: Con
         return errors
     if prepare.bias.subject not in slots:
         errors.append(
-            f"prepare.bias.subject: {prepare.bias.subject} is no slot of concepts, which are {', '.join(slots)}"
+            f"prepare.bias.subject: {prepare.bias.subject} is not a slot of concepts, which are {', '.join(slots)}"
         )
     if prepare.bias.guidance and max(prepare.bias.guidance) != prepare.sampling.guidance:
         errors.append(

@@ -245,7 +245,7 @@ def load_judge(folder: Path, device: str) -> Judge:
 def _need(folder: Path, names: Sequence[str], where: str) -> None:
     """Say which files a folder lacks, and where its weights are pickles."""
     if not folder.is_dir():
-        raise UsageError(f"{where}: {folder} is no folder; expected one with {', '.join(names)}")
+        raise UsageError(f"{where}: {folder} is not a folder; expected one with {', '.join(names)}")
     found = sorted(path.name for path in folder.iterdir())
     if lacking := [name for name in names if name not in found]:
         pickled = [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]

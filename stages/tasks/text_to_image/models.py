@@ -236,7 +236,7 @@ def _add_lora(pipeline: Any, lora: Path) -> None:
     diffusers leaves out keys that fit nothing, so a repair could be lost without a word: what was added is counted.
     """
     if not (lora / LORA).is_file():
-        raise UsageError(f"{lora} is no repair of a pipeline: it has no {LORA}")
+        raise UsageError(f"{lora} is not a repaired pipeline: it has no {LORA}")
     base = read_json(lora / FORM).get("base") if (lora / FORM).exists() else None
     if base not in (None, pipeline.content):
         raise UsageError(f"{lora} is a repair of the model {base}; the model at hand is {pipeline.content}")

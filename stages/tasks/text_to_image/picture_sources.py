@@ -100,7 +100,7 @@ class ParquetPictures(PictureSource):
         try:
             return pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"prepare.pictures.parquet: {path} is no readable parquet file: {error}") from None
+            raise UsageError(f"prepare.pictures.parquet: {path} is not a readable parquet file: {error}") from None
 
     def rows(self, inputs: Path) -> Iterator[Row]:
         """See PictureSource."""

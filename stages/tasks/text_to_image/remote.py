@@ -148,7 +148,7 @@ class RemotePainter:
         try:
             pixels = from_png(base64.b64decode(image, validate=True))
         except (binascii.Error, UsageError) as error:
-            raise UsageError(f"{self.endpoint.name}: its image is no PNG in base64: {error}") from None
+            raise UsageError(f"{self.endpoint.name}: its image is not a base64-encoded PNG: {error}") from None
         wanted = (self.sampling.height or pixels.shape[0], self.sampling.width or pixels.shape[1], 3)
         expected = self._shape = self._shape or wanted
         if pixels.shape != expected:
