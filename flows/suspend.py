@@ -121,7 +121,7 @@ def describe(audit: str, now: Standing, modes: Sequence[Mapping[str, Any]], prob
     lines.append("\n".join(_mode_line(mode) for mode in modes) or "No failure mode was found.")
     if now.needed > 1:
         so_far = ", ".join(decision.reviewer for decision in now.decisions) or "nobody yet"
-        lines.append(f"{now.needed} reviewers are asked, approved so far: {so_far}")
+        lines.append(f"{now.needed} reviewers are needed, approved so far: {so_far}")
     lines += [f"**Does not count:** {why}" for why in now.problems]
     if problem is not None:
         lines.append(f"**The last answer was not accepted:** {problem}")

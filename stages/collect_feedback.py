@@ -94,7 +94,7 @@ def by_person(audit: str, now: Standing, summary: dict[str, Any]) -> dict[str, A
 def _asked(audit: str, now: Standing) -> str:
     if now.decisions:
         said = f"{', '.join(d.reviewer for d in now.decisions)} decided on landscape {now.landscape} of {audit}"
-        return f"{said}, {now.needed} reviewers are asked: `faded review {audit}`"
+        return f"{said}, {now.needed} reviewers are needed: `faded review {audit}`"
     others = {path.name.partition(".")[0] for path in decisions_dir(audit).glob("*.yaml")} - {now.landscape}
     before = f" (there are decisions on {len(others)} other landscape(s), they do not count)" if others else ""
     return f"nobody has decided on landscape {now.landscape} of {audit} yet{before}: `faded review {audit}`"

@@ -223,7 +223,7 @@ def test_two_reviewers_are_both_asked_and_merged_by_the_rule(landscape: Path) ->
     record(2, modes=[{"id": "M1", "action": "repair", "severity": 2.0, "reason": "seen"}, *words(M2="accept")[1:]],
            examples=rated, reason="mine")  # fmt: skip
     assert (now(2).missing, now(2).complete) == (1, False)
-    with pytest.raises(DecisionNeeded, match=r"Ada decided on landscape .* 2 reviewers are asked"):
+    with pytest.raises(DecisionNeeded, match=r"Ada decided on landscape .* 2 reviewers are needed"):
         plan(2)
     with pytest.raises(AlreadyDecided):
         record(2, reviewer="ADA")

@@ -191,7 +191,7 @@ def test_all_answers_are_kept(verdict):
     assert metrics["invalid_others"] > 0
     page = (out / "report.html").read_text()
     for said in (
-        "Beside the failure rate",
+        "Other measures",
         "no model: first two words",
         "Asked again:",
         "on unchanged inputs",

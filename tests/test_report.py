@@ -232,7 +232,7 @@ def test_a_mode_that_was_not_measured_says_so(tmp_path: Path) -> None:
 
 def test_what_the_search_for_modes_left_out_is_said(tmp_path: Path) -> None:
     inputs = make_inputs(*FOUR[:2], images=False)
-    assert "Too many ranges" not in write(tmp_path, **inputs)
+    assert "too many ranges" not in write(tmp_path, **inputs)
     inputs["summary"]["modes_skipped"] = [["rotation", "darkening"]]
     assert "conditions on all of rotation × darkening" in write(tmp_path, **inputs)
 

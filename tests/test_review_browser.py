@@ -135,7 +135,7 @@ def test_two_reviewers_at_once_do_not_overwrite_each_other(browser: Any, place: 
         grace.press("Reject")  # the browser asks for the tick first
         assert grace.page.get_by_role("checkbox").evaluate("(box) => box.matches(':invalid:focus')")
         assert [d.reviewer for d in kept()] == ["Ada Lovelace"]
-        grace.page.get_by_label("My decision takes the place of Ada Lovelace’s").check()
+        grace.page.get_by_label("My decision replaces Ada Lovelace’s").check()
         grace.save("Reject")
     first, second = read_chain("x")
     assert (second.decision.reviewer, second.decision.modes[0].reason) == ("Grace Hopper", "mine")

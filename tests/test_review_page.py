@@ -196,7 +196,7 @@ def test_nobody_starts_from_anothers_words(place: Path) -> None:
     fields = untouched(html)
     assert (fields["reviewer"], fields["reason"], fields["reason.M1"]) == ("Ada Lovelace", "", "")
     assert "action.M1" not in fields
-    assert "takes the place of Bob’s" in html and "why not" in html
+    assert "replaces Bob’s" in html and "why not" in html
     own = form_of(bob.revise())  # in the browser where it was made
     assert (own["reviewer"], own["reason"], own["action.M1"]) == ("Bob", "for Bob", "ignore")
 
@@ -206,7 +206,7 @@ def test_after_a_time_out_the_form_is_nobodys(ada: Reviewer) -> None:
     let_it_expire()
     assert "Rejected</strong>" in ada.enter()
     html = ada.revise()
-    assert "takes the place of the rejection by time-out" in html
+    assert "replaces the rejection by time-out" in html
     fields = form_of(html)
     assert (fields["reviewer"], fields["reason"]) == ("Ada Lovelace", "")
     assert ada.send(fields | {"decision": "approve", "revise": "yes"}).status_code == 200
@@ -227,7 +227,7 @@ def test_two_reviewers_are_both_recorded_if_two_are_asked(tmp_path: Path, monkey
     make_review(tmp_path, monkeypatch, reviewers=2)
     ada, grace = reviewers(2)
     html = grace.enter()
-    assert "2 reviewers are asked, 2 more have to decide" in html and "the action that most reviewers named" in html
+    assert "2 reviewers are needed, 2 more have to decide" in html and "the action that most reviewers named" in html
     assert "It starts when 1 more reviewer has approved" in html
     answer = ada.send(form_of(ada.enter()) | {"decision": "approve", "reason.M1": "only Ada says so"})
     assert "x needs 1 more reviewer" in answer.text
@@ -251,9 +251,9 @@ def test_a_decided_landscape_asks_nothing_more(ada: Reviewer) -> None:
     ada.send(form_of(ada.enter()) | {"decision": "approve", "reason.M1": "seen in the field", "severity.M1": "high"})
     html = ada.enter()
     assert "on the review page" in html
-    assert "<form" not in html and "Nothing more is asked" in html and "seen in the field" in html
+    assert "<form" not in html and "No further decision is needed" in html and "seen in the field" in html
     again = ada.client.get("/review/x?again=yes").text
-    assert "takes the place of Ada Lovelace’s; what it replaces stays in the record" in again
+    assert "replaces Ada Lovelace’s; what it replaces stays in the record" in again
     fields = form_of(again)
     assert (fields["reason.M1"], fields["severity.M1"]) == ("seen in the field", "high")
     assert "revise" not in fields  # the tick is the reviewer's

@@ -71,7 +71,7 @@ def test_a_second_reviewer_is_told_of_the_first_and_both_count(place: Path, monk
     ask(reviewers=2, timeout_hours=5)
     open_request(load_params(), "x")
     told = review(monkeypatch, *MODE, "Ada", "", "y", "y")
-    assert "2 reviewers are asked, 2 more to decide" in told and "1 more reviewer is asked before x goes on" in told
+    assert "2 reviewers are needed, 2 more to decide" in told and "x needs 1 more reviewer" in told
     assert "silence is recorded as a rejection" in told
     told = review(monkeypatch, *MODE, "Grace", "", "y", "y")
     assert "Ada approved it on" in told and "1 more to decide" in told

@@ -105,7 +105,7 @@ def _show_standing(console: Console, now: Standing, audit: str) -> None:
         word = "approved" if said.approve else "rejected"
         console.print(f"{said.reviewer} {word} it on {moment(said.time)} ({said.via})", highlight=False, markup=False)
     if now.needed > 1:
-        console.print(f"{now.needed} reviewers are asked, {now.missing} more to decide", highlight=False)
+        console.print(f"{now.needed} reviewers are needed, {now.missing} more to decide", highlight=False)
     if (until := deadline(audit)) is not None and not now.complete:
         console.print(f"decide by {moment(until)}: after that, silence is recorded as a rejection", highlight=False)
 

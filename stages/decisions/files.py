@@ -81,7 +81,7 @@ class Standing:
 
     @property
     def missing(self) -> int:
-        """How many more reviewers are asked."""
+        """How many more reviewers are needed."""
         return 0 if self.complete else self.needed - len(self.kept)
 
 
@@ -129,7 +129,7 @@ def record_decision(
     """Write a decision; it appears whole or not at all, and never in the place of another one.
 
     Args:
-        params: the workspace's, for how many reviewers are asked.
+        params: the workspace's, for how many reviewers are needed.
         audit: whose landscape it is on.
         decision: what the person said.
         via: how it came in.

@@ -106,7 +106,7 @@ def write_landscape_report(
         "extremes": "Best and worst",
         "sheets": "Contact sheets",
         "invalid": "Beyond recognition",
-        "robustness": "Small steps",
+        "robustness": "Smallest changes",
         "search": "Search",
         "trust": "Trust",
         "policy": "Policy",
