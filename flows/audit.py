@@ -120,7 +120,7 @@ def _whole(result: StageResult, what: Job, runner: Runner, say: Callable[[str], 
         say(line)
     again = runner.run(what, say)
     if damaged := mend([what.stage]):
-        raise InfrastructureError(f"{what.stage} is damaged as soon as it is done: {damaged[0]}")
+        raise InfrastructureError(f"{what.stage} is damaged right after it ended: {damaged[0]}")
     return again
 
 

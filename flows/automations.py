@@ -57,7 +57,7 @@ def make_automations(
         )
 
     silent = trigger(Posture.Proactive, {HEARTBEAT}, {HEARTBEAT, *_events(*_ENDED, *_AT_REST)}, silence)
-    died = f"no sign of life for {silence.total_seconds():.0f} s: its process or its machine died"
+    died = f"no heartbeat for {silence.total_seconds():.0f} s: its process or its machine died"
     automations = [
         AutomationCore(
             name=f"{pool}: dead runs",

@@ -132,7 +132,7 @@ def remove_damaged(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise InfrastructureError(
-            f"{path} is not what its name says, and cannot be removed ({error.strerror}): remove it yourself"
+            f"{path} does not match its name, and cannot be removed ({error.strerror}): remove it yourself"
         ) from None
 
 
@@ -212,7 +212,7 @@ def _of_output(stage: str, path: Path, md5: str, hashes: Hashes, cache: CacheFol
                 yield Damage(stage, path / name, f"holds other bytes than {stage} wrote ({LOCK})", "workspace")
     for file in cache.objects(md5, written):
         if not cache.is_whole(file, hashes):
-            yield Damage(stage, file, f"(DVC's copy of {path}) holds other bytes than its name says", "cache")
+            yield Damage(stage, file, f"(DVC's copy of {path}) does not match the hash in its name", "cache")
 
 
 def _listed(path: Path, hashes: Hashes) -> dict[str, str] | None:
@@ -260,7 +260,7 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
     if told == {}:
         return
     if told is None:
-        yield Damage(stage, record, "does not say what the stage read and wrote", "record")
+        yield Damage(stage, record, "does not record what the stage read and wrote", "record")
         return
     read, wrote = told["read"], told["wrote"]
     said = {home / name: sha256 for name, sha256 in read.items()} | {here / name: wrote[name] for name in wrote}

@@ -71,11 +71,11 @@ def show_ratings(params: Params, name: str, target: Target, console: Console) ->
         _show_fit(learnt.fit, console)
     if learnt.ratings is not None:
         _show_curve(learnt, learnt.ratings, console)
-        known = f"no probes are here: `faded audit {name}` shows what these ratings change"
+        known = f"there are no probes yet: `faded audit {name}` shows what these ratings change"
         said = known if control is None else _change(control, learnt.ratings, learnt.threshold)
         console.print(said, highlight=False, soft_wrap=True)
     if learnt.refusal:
-        console.print(f"[yellow]not to be put in force:[/] {learnt.refusal}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]cannot be enabled:[/] {learnt.refusal}", highlight=False, soft_wrap=True)
     return learnt
 
 
@@ -99,7 +99,7 @@ def write_ratings(name: str, learnt: Learnt, console: Console) -> None:
     if others := [other for other in sharing if scale_of(audits[other]) != learnt.ratings.scale]:
         said = f"{', '.join(others)}: measured on another scale, so these ratings are refused there; give each of them"
         console.print(f"[yellow]{said} a discrepancy of its own[/]", highlight=False, soft_wrap=True)
-    said = f"written to {path} and {PARAMS}; commit both, and see what that makes stale with `faded plan {name}`"
+    said = f"written to {path} and {PARAMS}; commit both, and see what is now stale with `faded plan {name}`"
     console.print(said, highlight=False, soft_wrap=True)
 
 
@@ -179,12 +179,12 @@ def _show_evidence(name: str, learnt: Learnt, console: Console) -> None:
             highlight=False,
         )
     agreed = agreement([kept.decision for kept in evidence.decisions])
-    said = agreed["statement"] if agreed else "no example was rated by two, so nothing is known of how they agree"
+    said = agreed["statement"] if agreed else "no example was rated by two reviewers, so their agreement is unknown"
     console.print(said, markup=False, highlight=False)
 
 
 def _show_fit(fit: Fit, console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="How far off, on items not seen", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Error on unseen items", title_justify="left")
     table.add_column("")
     for column in ("mean error (rating points)", "95% interval"):
         table.add_column(column, justify="right")
@@ -199,7 +199,7 @@ def _show_curve(learnt: Learnt, ratings: Ratings, console: Console) -> None:
     [(key, value)] = learnt.bound.items()
     word = key.replace("_", " ")
     low, high = ratings.x[0], ratings.x[-1]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"What people would say ({word} {value:g})")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Expected human ratings ({word} {value:g})")
     table.title_justify = "left"
     table.add_column("automatic discrepancy", justify="right")
     table.add_column("rating", justify="right")

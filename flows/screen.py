@@ -230,11 +230,11 @@ def _key(name: str, audit: AuditConfig, concepts: Mapping[str, Sequence[Level]])
 
 def _write_levels(name: str, audit: AuditConfig, screening: Screening, console: Console) -> None:
     if not screening.changes:
-        console.print("nothing to write: the levels stay as they are")
+        console.print("nothing to write: the levels are already suitable")
         return
     if not screening.reached:
         raise UsageError(
-            f"nothing written: the proposed levels do not reach the range of failure rates; choose levels of "
+            f"nothing written: the proposed levels do not reach the target range of failure rates; choose levels of "
             f"audits.{name}.concepts yourself, or screen with more --probes"
         )
     if load_params(PARAMS).audit(name) != audit:

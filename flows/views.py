@@ -198,11 +198,11 @@ def show_screening(console: Console, audit: str, screening: Screening) -> None:
     for told in (
         f"alone: change of the discrepancy, and of the share that fails, at that level on {alone.n} clean items",
         "share of variance: of the discrepancy within an item over the grid, by the concept alone and with others",
-        "taken out: change of the share that fails where probes in company are asked again without the concept",
-        "effect: an interval is off zero, or that of the share above 1%",
+        "taken out: change of the share that fails when probes in company are repeated without the concept",
+        "effect: an interval excludes zero, or the interval of the share is above 1%",
         f"no larger effect: less than {s.settings.share:.0%} of the variance, less than {s.settings.effect:g} standard "
         "deviations alone, and taking it out changes the share that fails by less than "
-        f"{s.settings.without * 100:g} points, by whole intervals; smaller effects, and rare ones, are not excluded",
+        f"{s.settings.without * 100:g} points, by whole intervals; smaller effects, and rare ones, cannot be ruled out",
         "not known: neither",
     ):
         console.print(f"[dim]{told}[/]", highlight=False, soft_wrap=True)
@@ -210,7 +210,7 @@ def show_screening(console: Console, audit: str, screening: Screening) -> None:
     console.print(f"grid of params.yaml: {_rate(s.now)} of {s.now.n} probes fail", highlight=False)
     if s.together is not None:
         console.print(
-            f"all that seem to do nothing taken out at once: {points(s.together, s.settings.without)} fail",
+            f"all concepts without apparent effect taken out at once: {points(s.together, s.settings.without)} fail",
             highlight=False,
         )
     if s.proposed is not None:
@@ -222,16 +222,16 @@ def show_screening(console: Console, audit: str, screening: Screening) -> None:
 def _screening_line(audit: str, s: Screening) -> str:
     band = f"{s.settings.lowest_rate:.0%} to {s.settings.highest_rate:.0%}"
     if not s.reached and s.at_bounds:
-        return f"[red]these concepts cannot reach a failure rate of {band}: none may be drawn further[/]"
+        return f"[red]these concepts cannot reach a failure rate of {band}: none can be changed further[/]"
     if not s.reached:
         return f"[red]the {'proposed ' if s.changes else ''}levels miss {band}[/]"
     near = "" if s.within else f"near {band}, which its interval touches"
     if s.changes:
         again = f", and screen those again: the measured rate is only {near}" if near else ""
-        return f"[yellow]to have {band} fail, write the proposed levels: faded screen {escape(audit)} --write{again}[/]"
+        return f"[yellow]to make {band} fail, write the proposed levels: faded screen {escape(audit)} --write{again}[/]"
     if near:
         return f"[yellow]the failure rate is {near}: use more --probes to find out[/]"
-    return f"[green]the levels are fit for an audit, in which {band} are to fail[/]"
+    return f"[green]the levels are suitable for an audit, in which {band} are to fail[/]"
 
 
 def _proposed(concept: ConceptScreening) -> str:

@@ -43,14 +43,14 @@ def main(name: str) -> None:
         )
     shards, shares = audit.discover.shards, stage_dir(name, "shards")
     if removed := remove_undeclared(shares, shards):
-        print(f"removed {', '.join(removed)} from {shares}: shares of an earlier division of the search")
+        print(f"removed {', '.join(removed)} from {shares}: shares of an earlier split of the search")
     parts = read_parts(shares, shards, origin(audit, prepared), task.concepts) if shards > 1 else []
     inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json"]
     key = run_key(audit, [*inputs, *([shares] if parts else [])], code_of(audit, "discover"))
     with scratch(name, "discover", key) as folder:
         ledger = Ledger(folder / "ledger.jsonl")
         if len(ledger):
-            print(f"resuming: {len(ledger):,} probes are in the ledger already")
+            print(f"resuming: {len(ledger):,} probes are already in the ledger")
         if parts:
             result = merge(parts, task.concepts)
             ledger.know(answers(result.probes, task.concepts))

@@ -38,7 +38,7 @@ def main(name: str, number: str) -> None:
     ) as folder:
         ledger = Ledger(folder / "ledger.jsonl")
         if len(ledger):
-            print(f"resuming: {len(ledger):,} probes are in the ledger already")
+            print(f"resuming: {len(ledger):,} probes are already in the ledger")
         result = search_share(task, share, audit.discover, ledger=ledger, compute=context.compute, show=progress)
         ledger.close()
     record = provenance(name, audit, prepared) | {"origin": origin(audit, prepared)}

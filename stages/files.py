@@ -204,7 +204,7 @@ def put_aside(path: Path) -> None:
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside)
         path.replace(aside)
-        print(f"{path} was damaged: put aside as {aside.name}, made anew", file=sys.stderr)
+        print(f"{path} was damaged: set aside as {aside.name}, recreated", file=sys.stderr)
 
 
 def write_state(path: Path, state: Any) -> None:

@@ -100,7 +100,7 @@ class Ledger:
             aside = path.with_name(f"{path.name}.damaged")
             with aside.open("ab") as file:
                 file.writelines(damaged)
-            print(f"{path}: {len(damaged):,} damaged line(s) put aside in {aside}, asking again", file=sys.stderr)
+            print(f"{path}: {len(damaged):,} damaged line(s) set aside in {aside}, probing again", file=sys.stderr)
         replace_file(path, b"".join(good))
 
     def _take(self, path: Path, line: bytes) -> bool:

@@ -133,7 +133,7 @@ def test_an_impossible_line_is_asked_again(undisturbed: Any, tmp_path: Path, cap
     again, asked = search(path)
     pd.testing.assert_frame_equal(again, table)
     assert asked == [batches[1]]
-    assert "1 damaged line(s) put aside in" in capsys.readouterr().err
+    assert "1 damaged line(s) set aside in" in capsys.readouterr().err
     assert path.with_name("ledger.jsonl.damaged").read_bytes() == impossible
 
 

@@ -351,7 +351,7 @@ def test_another_landscape_is_refused(landscape: Path) -> None:
     assert now().kept == ()  # the old file is about another landscape
     with pytest.raises(DecisionNeeded, match=r"nobody has decided on landscape .* decisions on 1 other landscape"):
         plan()
-    with pytest.raises(UsageError, match=rf"decides on landscape {made.landscape} \(by Ada\), but the present"):
+    with pytest.raises(UsageError, match=rf"decides on landscape {made.landscape} \(by Ada\), but the current"):
         decisions.record_decision(params(), "x", made, "page")
     # and a file put under the new name still says what it is about
     kept.path.rename(kept.path.with_name(f"{decisions.landscape_hash('x')}.yaml"))
@@ -388,7 +388,7 @@ def test_a_bad_file_is_told(landscape: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (["M1", "M2"], r"no word on mode\(s\) M3"),
+        (["M1", "M2"], r"no choice for mode\(s\) M3"),
         (["M1", "M2", "M3", "M9"], r"unknown mode\(s\) M9; the landscape has M1, M2, M3"),
     ],
 )

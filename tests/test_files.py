@@ -40,7 +40,7 @@ def test_an_error_leaves_the_old_outputs_alone() -> None:
 def test_scratch_is_kept_for_the_same_inputs_only() -> None:
     with scratch("x", "stage", "one") as folder:
         (folder / "ledger").write_text("")
-        with pytest.raises(InfrastructureError, match="another process runs stage of x"), scratch("x", "stage", "one"):
+        with pytest.raises(InfrastructureError, match="another process is running stage"), scratch("x", "stage", "one"):
             pass
     with scratch("x", "stage", "one") as folder:
         assert (folder / "ledger").exists()

@@ -274,7 +274,7 @@ def test_a_person_who_looks_like_another_is_told_when_deciding() -> None:
     for name in ("Аԁа", "Àda", "A.da"):
         made = Decision(landscape=landscape_hash("x"), reviewer=name, approve=False, modes=[])
         with pytest.raises(
-            UsageError, match=r"looks like 'Ada', who decided before \(landscape .*write the name as it"
+            UsageError, match=r"looks like 'Ada', who decided before \(landscape .*write the name as you"
         ):
             record_decision(params({}), "x", made, "page")
     assert len(list(Path("data/x/decisions").iterdir())) == 1

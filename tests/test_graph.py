@@ -216,7 +216,7 @@ def test_after_a_cut_nothing_executes_and_the_lock_file_is_as_before(inside, kep
     if kept == "half of the stages":
         assert healed == [] and lock.read_bytes() == before[:cut]
     else:
-        assert len(healed) == 1 and "dvc.lock was cut short" in healed[0]
+        assert len(healed) == 1 and "dvc.lock was truncated" in healed[0]
         assert not lock.exists()
         aside = max((inside.path / ".faded").glob("dvc.lock.broken-*"), key=lambda path: path.stat().st_mtime_ns)
         assert aside.read_bytes() == before[:cut]

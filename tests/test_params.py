@@ -268,7 +268,7 @@ def test_what_a_stage_would_refuse_is_refused_before_and_all_at_once(monkeypatch
     assert "audits.mnist.concepts.rotation: levels run from the strongest to the weakest" in told
     assert "expected [0, 20, 40]" in told
     assert "audits.mnist.prepare.items.discover: 1000000 items wanted, the data have 500" in told
-    assert "audits.mnist.compute.gpus: 8 GPU(s) asked for, this machine has 0" in told
+    assert "audits.mnist.compute.gpus: 8 GPU(s) requested, this machine has 0" in told
 
 
 def test_levels_may_run_to_both_sides_of_the_unchanged_one_or_fall(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_answers_outlive_a_landscape_that_changed(place: Path, monkeypatch: pyte
 
     out = io.StringIO()
     monkeypatch.setattr("builtins.input", answer)
-    with pytest.raises(UsageError, match="the present landscape"):
+    with pytest.raises(UsageError, match="the current landscape"):
         review_landscape(load_params(), "x", Console(file=out, width=200))
     assert "your answers are kept in .faded/draft-x.yaml\n" in out.getvalue()
     assert read_draft(Path(".faded/draft-x.yaml")).modes[0].reason == "seen in the field"

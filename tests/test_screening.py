@@ -263,7 +263,7 @@ def test_what_cannot_be_reached_is_said(bounds, why):
 
 def test_no_more_is_said_of_a_rate_than_was_measured():
     found, _rate = screened({"haze": HAZE, "tilt": TILT}, {"haze": 0.15, "tilt": 0.014})
-    assert found.proposed is None and "fit for an audit" in shown(found)
+    assert found.proposed is None and "suitable for an audit" in shown(found)
     near = found.model_copy(update={"now": wilson(32, 100)})
     assert "near 15% to 30%, which its interval touches" in shown(near) and "fit" not in shown(near)
     missed = found.model_copy(update={"now": wilson(60, 100)})

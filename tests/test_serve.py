@@ -319,7 +319,7 @@ def test_a_run_that_was_killed_with_its_worker_is_found_dead_and_the_next_one_go
             worker.kill()
             assert all_gone(below)
         wait(lambda: state(cut_off).is_crashed(), 150, log)
-        assert "no sign of life for 45 s" in state(cut_off).message
+        assert "no heartbeat for 45 s" in state(cut_off).message
 
         here.toy()
         with talking_to(api), flows.serve._worker("faded", api):

@@ -177,11 +177,11 @@ def test_runs_that_crash_or_do_not_start_are_told_without_any_notification(pool,
     late, crashed = due(hours=2), pool.run(Running())
     due(minutes=5)
     before = datetime.now(UTC)
-    pool.put(crashed, Crashed(message="no sign of life for 120 s"))
+    pool.put(crashed, Crashed(message="no heartbeat for 120 s"))
     told = troubles(pool.name, before)
     when = pool.client.read_flow_run(late).expected_start_time.astimezone()
     waits = f" should have started on {when:%a %Y-%m-%d at %H:%M %Z}: no worker is running, or another audit is"
-    assert sorted(line.partition(")")[2] for line in told) == [" crashed: no sign of life for 120 s", waits]
+    assert sorted(line.partition(")")[2] for line in told) == [" crashed: no heartbeat for 120 s", waits]
     assert [line for line in troubles(pool.name, datetime.now(UTC)) if "crashed" in line] == []  # old news
     assert one_look(monkeypatch, pool.name).strip() == next(line for line in told if line.endswith(waits))
     [row] = overview(load_params(), [entry], prefect_server)

@@ -318,11 +318,11 @@ def raw_zip(path: Path, *entries: tuple[str, bytes]) -> Path:
     [
         (["../evil"], "'../evil'"),
         (["/etc/passwd"], "'/etc/passwd'"),
-        (["data/tiny/decisions/../../../x.yaml"], "which no bundle has"),
-        (["data/tiny/restructure/models/repaired/weights.pkl"], "which no bundle has"),
+        (["data/tiny/decisions/../../../x.yaml"], "which does not belong in a bundle"),
+        (["data/tiny/restructure/models/repaired/weights.pkl"], "which does not belong in a bundle"),
         ([MANIFEST, MANIFEST], "twice"),
         ([STATEMENT], "it has no manifest.json"),
-        ([f"data/tiny/{MANIFEST}"], "which no bundle has"),
+        ([f"data/tiny/{MANIFEST}"], "which does not belong in a bundle"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -107,7 +107,7 @@ def _open(audit: str, landscape: str | None) -> tuple[str, str]:
     present = landscape_hash(name)
     if landscape is not None and landscape != present:
         raise UsageError(
-            f"the present landscape of {name} is {present}, not {landscape}: look at it (`faded review {name}`)"
+            f"the current landscape of {name} is {present}, not {landscape}: look at it (`faded review {name}`)"
         )
     return name, present
 

@@ -60,7 +60,7 @@ def unzip_members(path: Path, allowed: Callable[[str], object]) -> dict[str, byt
                     raise zipfile.BadZipFile(f"{entry.filename} reaches beyond the members")
                 members[entry.filename] = _unpack(file.read(entry.compress_size), entry)
             if file.tell() != members_end:
-                raise zipfile.BadZipFile("there is something between the last member and the directory")
+                raise zipfile.BadZipFile("there is extra data between the last member and the directory")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error) as error:
@@ -85,7 +85,7 @@ def _check_end(file: BinaryIO) -> int:
     if several or comment or directory > total * _LARGEST_ENTRY:
         raise zipfile.BadZipFile("its end record is not that of one plain zip file")
     if start + directory + _END.size != size:
-        raise zipfile.BadZipFile("there is something before or behind what its end record describes")
+        raise zipfile.BadZipFile("there is extra data before or after what its end record describes")
     return int(start)
 
 
@@ -94,7 +94,9 @@ def _check_entries(entries: list[zipfile.ZipInfo], allowed: Callable[[str], obje
     for entry in entries:
         name = entry.filename
         if entry.orig_filename != name or not allowed(name):
-            raise zipfile.BadZipFile(f"it has a member {entry.orig_filename[:200]!r}, which no bundle has")
+            raise zipfile.BadZipFile(
+                f"it has a member {entry.orig_filename[:200]!r}, which does not belong in a bundle"
+            )
         if name in names:
             raise zipfile.BadZipFile(f"it has {name} twice")
         names.add(name)

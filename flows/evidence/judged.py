@@ -23,7 +23,7 @@ def check_ratings(bundle: Bundle) -> Found:
     in_force = bundle.yaml(PARAMS)["audits"][bundle.audit]["discrepancy"].get("ratings")
     if in_force is None:
         strange = [f"{bundle.ratings} is there, but {PARAMS} names none"] if bundle.ratings in bundle.members else []
-        return Found("none in force: the automatic measure says what a failure is", strange)
+        return Found("none in force: the automatic measure defines a failure", strange)
     config, data = RatingsConfig.model_validate(in_force), bundle.member(bundle.ratings)
     problems = told(f"{PARAMS}: discrepancy.ratings.sha256", sha256(data), config.sha256)
     ratings = parse_ratings(data, Path(bundle.ratings))
@@ -126,5 +126,5 @@ def check_card(bundle: Bundle) -> Found:
     verdict = bundle.json("compare", "comparison.json") | bundle.json("conclude", "verdict.json")
     section = evaluation_section(verdict, bundle.json("collect_feedback", "plan.json"))
     if not bundle.member(name).decode("utf-8").endswith(section):
-        return Found("", [f"{name}: its section on the evaluation is not what the verdict says"])
-    return Found("its table is that of the verdict", [])
+        return Found("", [f"{name}: its section on the evaluation does not match the verdict"])
+    return Found("its table matches the verdict", [])

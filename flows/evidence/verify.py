@@ -135,7 +135,7 @@ def _run(name: str, check: Callable[[], Found]) -> Check:
         return Check(name, "", (str(error),))
     except Exception as error:  # bytes of somebody else's may break a check in any way: they are not what Faded writes
         why = f"{type(error).__name__}: {error}"[:500]
-        told = f"cannot be checked, for a file is not of the form that Faded writes ({why})"
+        told = f"cannot be checked: a file is not in Faded's format ({why})"
         return Check(name, "", (told,))
     return Check(name, found.text if not found.problems else "", tuple(found.problems), found.word)
 

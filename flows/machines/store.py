@@ -123,7 +123,7 @@ class Store:
         for entry in entries:
             for file in cache.damaged(entry["md5"], hashes):
                 remove_damaged(file)
-                print(f"removed from DVC's cache, for it is not what its name says: {file} (of {entry['path']})")
+                print(f"removed from DVC's cache, because it does not match its name: {file} (of {entry['path']})")
         hashes.save()
 
     def _drop_damaged_there(self, outputs: Sequence[Output]) -> None:
@@ -140,11 +140,11 @@ class Store:
                         odb.fs.remove(path)
                     except Exception as error:  # of whatever library speaks with the remote
                         raise InfrastructureError(
-                            f"{path} in the DVC remote {self.name} is not what its name says, and cannot be removed"
+                            f"{path} in the DVC remote {self.name} does not match its name, and cannot be removed"
                             f" ({error}): remove it there"
                         ) from None
                     get_index(odb).clear()  # DVC takes the files of a folder for present while it knows its list
-                    print(f"removed from the DVC remote {self.name}, for it is not what its name says: {path}")
+                    print(f"removed from the DVC remote {self.name}, because it does not match its name: {path}")
 
     def _lacking(self, out: Output) -> list[str]:
         """Objects of an output that this clone's cache lacks."""

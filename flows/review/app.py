@@ -210,7 +210,7 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
             409,
             "The landscape has changed",
             "You looked at an earlier one, so nothing was saved: a decision counts only for what its"
-            " reviewer has seen. Look at the present one and decide again.",
+            " reviewer has seen. Look at the current one and decide again.",
             links=[(page_path(audit), "The present landscape")],
             typed=typed(fields),
         )

@@ -102,7 +102,7 @@ class Bench:
         if self._probes is None:
             task, _ = next(iter(self._open.values()))
             if not (ids := task.items.ids("discover")):
-                raise UsageError(f"audit {self.name!r} has no items of the split discover to ask with")
+                raise UsageError(f"audit {self.name!r} has no items of the split discover to measure with")
             rng = np.random.default_rng([self.audit.seed, 11])
             n = max(MOST, self.context.compute.batch_size)
             self._probes = rng.choice(ids, n).tolist(), task.concepts.sample(n, rng)
@@ -142,7 +142,7 @@ def _watched(device: str) -> Iterator[dict[str, int]]:
         try:
             yield held
         except torch.cuda.OutOfMemoryError:
-            raise UsageError(f"{device} has not the memory for that") from None
+            raise UsageError(f"{device} does not have enough memory for that") from None
         finally:
             held["most"] = torch.cuda.max_memory_allocated(device)
         return

@@ -52,24 +52,26 @@ def show_tuning(console: Console, name: str, tuning: Tuning, settings: Settings)
             )
     best = tuning.best(settings.allow_bfloat16)
     if best is now:
-        said = "stays as it is: nothing that may be taken is more than 5% faster"
+        said = "stays as it is: nothing allowed is more than 5% faster"
     else:
         said = f"{_words(best.compute)} is {best.speed / now.speed:.1f} times as fast"
     console.print(f"{name}: {said}", highlight=False, markup=False, soft_wrap=True)
     if best.compute.dtype != now.compute.dtype:
         console.print(
-            f"its dtype changes answers: {best.changed} of {tuning.compared} probes fail or pass otherwise than now",
+            f"its dtype changes answers: {best.changed} of {tuning.compared} probes change between pass and fail",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
     if best.compute.backend == "openvino" and now.compute.backend != "openvino":
-        console.print("who runs the audit needs it too: pip install 'faded[openvino]'", highlight=False, markup=False)
+        console.print(
+            "others who run the audit need it too: pip install 'faded[openvino]'", highlight=False, markup=False
+        )
     faster = tuning.best(True)
     if faster.compute.dtype == "bfloat16" and faster is not best:
         console.print(
             f"{faster.name} is {faster.speed / best.speed:.1f} times as fast as that, but changes answers:"
-            f" {faster.changed} of {tuning.compared} probes fail or pass otherwise than now; --allow-bfloat16 takes it",
+            f" {faster.changed} of {tuning.compared} probes change between pass and fail; see --allow-bfloat16",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -79,7 +79,7 @@ class ConceptSpace:
             raise ValueError(
                 f"grid too large: {len(sizes)} concepts of {min(sizes)} to {max(sizes)} levels have"
                 f" 2^{prod(sizes).bit_length() - 1} cells or more, fewer than 2^63 can be numbered:"
-                " take fewer concepts or levels"
+                " use fewer concepts or levels"
             )
         strides = np.cumprod([1, *sizes[:0:-1]], dtype=np.int64)[::-1]
         object.__setattr__(self, "_strides", strides)

@@ -197,7 +197,7 @@ def refuse_alike(reviewer: str, chain: Sequence[Kept[Recorded]], keys: Mapping[s
     if (other := look_alike(reviewer, decided)) is not None:
         raise UsageError(
             f"{reviewer!r} looks like {other!r}, who decided before (landscape {decided[other].landscape},"
-            f" {decided[other].time}): if that is you, write the name as it was then; if not, add what tells you apart"
+            f" {decided[other].time}): if that is you, write the name as you did then; if not, make it distinct"
         )
 
 
@@ -208,7 +208,7 @@ def _refuse_second(audit: str, now: Standing, reviewer: str) -> None:
         return
     said = (own or [now.rejection or now.decisions[-1]])[0]
     raise AlreadyDecided(
-        f"{_said(audit, said)}, so a second decision is refused; to decide again on purpose say --revise, the first one"
+        f"{_said(audit, said)}, so a second decision is refused; to decide again use --revise; the first one"
         " stays in the record",
         said,
     )
@@ -261,7 +261,7 @@ def standing(params: Params, audit: str) -> Standing:
         if kept.path.name.partition(".")[0] != kept.decision.landscape:
             raise UsageError(
                 f"{kept.path} decides on landscape {kept.decision.landscape} (by {kept.decision.reviewer}), not on the"
-                f" one in its name: look at the present one and decide again, `faded review {audit}`"
+                f" one in its name: look at the current one and decide again, `faded review {audit}`"
             )
     keys = listed_keys(params, audit)
     own = tuple(kept for kept in counting(chain, keys, audit) if kept.decision.landscape == present)
@@ -422,7 +422,7 @@ def check_fits(audit: str, decision: Decision, path: Path | None = None) -> None
     where = str(path or decisions_dir(audit) / f"{decision.landscape}.yaml")
     if decision.landscape != present:
         raise UsageError(
-            f"{where} decides on landscape {decision.landscape} (by {decision.reviewer}), but the present landscape of"
+            f"{where} decides on landscape {decision.landscape} (by {decision.reviewer}), but the current landscape of"
             f" {audit} is {present}: look at it and decide again, `faded review {audit}`"
         )
     modes = _modes(audit)
@@ -430,7 +430,7 @@ def check_fits(audit: str, decision: Decision, path: Path | None = None) -> None
     unknown = [m.id for m in decision.modes if m.id not in known]
     undecided = [m for m in known if decision.approve and m not in {d.id for d in decision.modes}]
     if unknown or undecided:
-        what = f"unknown mode(s) {', '.join(unknown)}" if unknown else f"no word on mode(s) {', '.join(undecided)}"
+        what = f"unknown mode(s) {', '.join(unknown)}" if unknown else f"no choice for mode(s) {', '.join(undecided)}"
         raise UsageError(f"{where}: {what}; the landscape has {', '.join(known) or 'none'}")
     shown = shown_examples(modes)
     if strange := [e.id for e in decision.examples if e.id not in shown]:
@@ -447,7 +447,7 @@ def check_said(decision: Decision) -> None:
         f"{mode.action} {mode.id}" for mode in decision.modes if mode.action != "ignore" and not mode.reason.strip()
     ]
     if decision.approve and silent:
-        raise UsageError(f"a reason is missing for {', '.join(silent)}: who repairs or accepts a mode says why")
+        raise UsageError(f"a reason is missing for {', '.join(silent)}: to repair or accept a mode, give one")
 
 
 def _modes(audit: str) -> list[dict[str, Any]]:

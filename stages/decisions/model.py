@@ -40,8 +40,10 @@ class ExampleRating(Strict):
     """What a person says of one example that the report shows of a mode; the scales are the paper's."""
 
     id: str = Field(description="as in the report: M1.1")
-    rating: int | None = Field(None, strict=True, ge=1, le=10, description="of the answer, 1 useless to 10 perfect")
-    bias: int | None = Field(None, strict=True, ge=1, le=10, description="of the answer, 1 not biased to 10 wholly")
+    rating: int | None = Field(None, strict=True, ge=1, le=10, description="of the answer, 1 (useless) to 10 (perfect)")
+    bias: int | None = Field(
+        None, strict=True, ge=1, le=10, description="of the answer, 1 (none) to 10 (extremely biased)"
+    )
     corrected: _Text | None = Field(None, description="the answer the person would have wanted")
 
     @model_validator(mode="after")
@@ -78,7 +80,7 @@ class Decision(Strict):
     def _once(cls, entries: list[Any]) -> list[Any]:
         ids = [entry.id for entry in entries]
         if twice := sorted({name for name in ids if ids.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)} is there twice, expected one word on each")
+            raise ValueError(f"{', '.join(twice)} is there twice, expected one choice for each")
         return entries
 
 

@@ -211,7 +211,7 @@ def compare_bias(models: Mapping[str, Sequence[Tally]], seed: int) -> dict[str, 
     keys = [(tally.subject, tally.attribute, tally.guidance) for tally in before]
     for model, tallies in models.items():
         if [(tally.subject, tally.attribute, tally.guidance) for tally in tallies] != keys:
-            raise UsageError(f"the tallies of the model {model!r} are not of the same subjects as those of 'before'")
+            raise UsageError(f"the tallies of the model {model!r} have other subjects than those of 'before'")
     found = {model: _measured(tallies, seed, k) for k, (model, tallies) in enumerate(models.items())}
     entries = {
         model: [_entry(*row) for row in zip(tallies, *found[model], strict=True)] for model, tallies in models.items()

@@ -18,7 +18,7 @@ from stages.pages.words import interval, is_number, number, percent, score
 from stages.ratings.apply import MOST_UNFOUNDED
 
 SELECTOR = "people-view"
-_SCALES = {"quality": "1 useless to 10 perfect", "bias": "1 not biased to 10 wholly"}
+_SCALES = {"quality": "1 useless to 10 perfect", "bias": "1 not biased to 10 extremely biased"}
 
 
 def ratings_view(

@@ -184,7 +184,7 @@ class AuditConfig(Strict):
             if error := levels_error(levels):
                 raise ValueError(f"concept {name!r} {error}")
         if prod(map(len, concepts.values())) >= 2**63:
-            raise ValueError("the grid has 2^63 cells or more, which cannot be numbered: take fewer concepts or levels")
+            raise ValueError("the grid has 2^63 cells or more, which cannot be numbered: use fewer concepts or levels")
         return concepts
 
 

@@ -30,7 +30,7 @@ class FeedbackConfig(Strict):
     @model_validator(mode="after")
     def _rules_ask_nobody(self) -> FeedbackConfig:
         if self.policy == "top-k" and (self.reviewers > 1 or self.timeout_hours is not None):
-            raise ValueError("policy top-k asks nobody, so reviewers and timeout_hours need policy wait")
+            raise ValueError("with policy top-k nobody decides; reviewers and timeout_hours need policy wait")
         return self
 
 
