@@ -227,7 +227,7 @@ def test_several_reviewers_are_asked_one_after_the_other(deployment):
     assert deployment.answer(run, reviewer="ada", decision="reject") is None
     run = deployment.execute(run.id)
     assert suspended(run)
-    assert "not taken:** Ada approved" in deployment.form(run)[1]
+    assert "not accepted:** Ada approved" in deployment.form(run)[1]
     assert len(read_chain("tiny")) == 1
 
     _kept, said = decide(load_params(), "tiny", made(reviewer="Bob"), "page")
@@ -304,7 +304,7 @@ def test_other_modes_on_the_form_than_the_reviewer_decided_before_are_not_droppe
     decide(load_params(), "tiny", made(), "page")
     assert deployment.answer(run, M2="repair", M2_reason="seen") is None
     run = deployment.execute(run.id)
-    assert suspended(run) and "not taken:** Ada approved" in deployment.form(run)[1]
+    assert suspended(run) and "not accepted:** Ada approved" in deployment.form(run)[1]
     assert len(read_chain("tiny")) == 1
 
 
