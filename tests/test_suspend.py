@@ -211,7 +211,7 @@ def test_a_form_without_a_choice_or_a_name_that_can_be_seen_is_no_decision(deplo
     assert [
         problem
         for problem, text in told.items()
-        if not text or f"not taken:** {problem}" not in text.replace("a reviewer's name ", "")
+        if not text or f"not accepted:** {problem}" not in text.replace("a reviewer's name ", "")
     ] == []
     assert read_chain("tiny") == []
 
