@@ -134,7 +134,7 @@ def _edited(text: str, change: Callable[[Any], object], what: str, wanted: str, 
     except LayoutError:
         others = "" if shared else ", or other audits that share it"
         raise UsageError(
-            f"{what} cannot be changed without touching the layout of params.yaml{others}; write {wanted}"
+            f"{what} cannot be changed without altering the layout of params.yaml{others}; write {wanted}"
         ) from None
 
 

@@ -61,9 +61,9 @@ def _heal_lock_file(path: Path) -> list[str]:
     path.replace(aside)
     if _is_readable(restored):
         restored.replace(path)
-        return [f"{path} was cut short by a crash: restored from git, the broken one is {aside}"]
+        return [f"{path} was truncated by a crash: restored from git; the damaged one is {aside}"]
     restored.unlink()
-    return [f"{path} was cut short by a crash: moved to {aside}, DVC's run-cache brings the outputs back"]
+    return [f"{path} was truncated by a crash: moved to {aside}, DVC's run-cache brings the outputs back"]
 
 
 def _is_readable(lock: Path) -> bool:

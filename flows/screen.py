@@ -242,4 +242,4 @@ def _write_levels(name: str, audit: AuditConfig, screening: Screening, console: 
             f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
         )
     edit_file(PARAMS, lambda text: with_levels(text, name, screening.grid), console)
-    console.print(f"written to {PARAMS}; see what that makes stale with `faded plan {name}`", highlight=False)
+    console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)

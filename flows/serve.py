@@ -175,7 +175,7 @@ def _busy() -> Any:
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     def refuse(process: str) -> None:
-        raise UsageError(f"faded serve runs in {Path.cwd()} already (process {process}): one is enough")
+        raise UsageError(f"faded serve is running in {Path.cwd()} already (process {process}): one is enough")
 
     with locked(LOCK, refuse):
         yield

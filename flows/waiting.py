@@ -75,22 +75,22 @@ def end_wait(audit: str, now: Standing | None, runs: Mapping[str, str]) -> tuple
         # Whatever listens there now need not be Prefect: then its client finds no JSON, or not the one it expects.
         except (httpx.HTTPError, PrefectException, ValueError, RuntimeError) as error:
             said.append(
-                f"the Prefect server at {url} was not told ({type(error).__name__}): a run that is suspended there goes"
-                f" on with the next run of {audit}"
+                f"the Prefect server at {url} could not be notified ({type(error).__name__}): a run suspended there"
+                f" resumes with the next run of {audit}"
             )
     return said, left
 
 
 def _end(client: SyncPrefectClient, audit: str, now: Standing | None, run: FlowRun, landscape: str) -> str:
     if now is None:
-        return _cancel(client, run, f"{audit} asks nobody any more, a rule decides")
+        return _cancel(client, run, f"a rule now decides on {audit}")
     if landscape != now.landscape:
         return _cancel(client, run, _outdated(audit, landscape))
     return _resume(client, run, _answer(now))
 
 
 def _outdated(audit: str, landscape: str) -> str:
-    return f"landscape {landscape} of {audit} is no longer the present one"
+    return f"landscape {landscape} of {audit} is no longer current"
 
 
 def _cancel(client: SyncPrefectClient, run: FlowRun, why: str) -> str:
@@ -115,7 +115,7 @@ def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, Any]) -> 
         response = client.resume_flow_run(run.id, run_input=answer)
         reason = getattr(response.details, "reason", None) or "no reason given"
         if response.status == SetStateStatus.ACCEPT:
-            return f"the suspended flow run {run.name} goes on"
+            return f"the suspended flow run {run.name} resumes"
         # A form of an older version of Faded has other fields.
         if "schema not found" in reason or reason.startswith("Reason: "):
             if "schema not found" in reason and time.monotonic() < until:
@@ -123,7 +123,7 @@ def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, Any]) -> 
                 continue
             # Its process was killed before it stored the form. At the top of the flow the decision is found anyway.
             client.set_flow_run_state(run.id, Scheduled(), force=True)
-            return f"the suspended flow run {run.name} goes on"
+            return f"the suspended flow run {run.name} resumes"
         return f"the flow run {run.name} was not resumed: {reason}"
 
 

@@ -102,7 +102,7 @@ def exclusive(say: Callable[[str], object] | None = None) -> Iterator[None]:
     def busy(process: str) -> None:
         told = f"another audit runs in {Path.cwd()} (process {process})"
         if say is None:
-            raise InfrastructureError(f"{told}: wait for it or end it")
+            raise InfrastructureError(f"{told}: wait for it or stop it")
         say(f"{told}: this one waits for it")
 
     with locked(_LOCK, busy):

@@ -285,7 +285,7 @@ def test_a_run_whose_form_was_never_stored_goes_on_all_the_same(deployment, monk
     for what in ("schema", "description"):  # as if its process was killed before it stored them
         deployment.client.delete_flow_run_input(run.id, keys[what])
     monkeypatch.setattr("flows.waiting._SCHEMA_LIMIT", 0.0)
-    assert decide(load_params(), "tiny", made(), "page")[1] == [f"the suspended flow run {run.name} goes on"]
+    assert decide(load_params(), "tiny", made(), "page")[1] == [f"the suspended flow run {run.name} resumes"]
     assert deployment.read(run.id).state.is_scheduled()
 
 

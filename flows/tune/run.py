@@ -64,4 +64,4 @@ def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> No
             f"nothing written: audits.{name} was changed in {PARAMS} meanwhile; run the same command again"
         )
     edit_file(PARAMS, lambda text: with_compute(text, name, changed), console)
-    console.print(f"written to {PARAMS}; see what that makes stale with `faded plan {name}`", highlight=False)
+    console.print(f"written to {PARAMS}; see what is now stale with `faded plan {name}`", highlight=False)
