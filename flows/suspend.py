@@ -108,7 +108,7 @@ def make_form(
     for mode in modes:
         name, sure = mode["id"], "needs a choice" if mode.get("confirmed") else "not confirmed, ignored if undecided"
         fields[name] = (Choice, Field("undecided", title=name, description=f"{mode['text']} ({sure})"))
-        fields[why_field(name)] = (str, Field("", title=f"{name}: why", description="Required for a mode to repair or accept."))
+        fields[why_field(name)] = (str, Field("", title=f"{name}: why", description="To repair or accept a mode."))
     form = create_model("DecisionForm", __base__=DecisionForm, **fields)
     return form.with_initial_data(description=describe(audit, now, modes, problem))
 

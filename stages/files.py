@@ -275,7 +275,7 @@ def scratch(audit: str, stage: str, key: str) -> Iterator[Path]:
 
     def refuse(process: str) -> None:
         raise InfrastructureError(
-            f"another process is running {stage} of {audit} in this workspace (process {process}); wait for it or stop it"
+            f"another process is running {stage} of {audit} in this workspace (process {process}): wait or stop it"
         )
 
     with locked(home / "lock", refuse):

@@ -315,7 +315,7 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
             "total": reduced | {"before": 0.3, "after": 0.15},
         },
         "failures_moved": {"found": True, "regions": [moved]},
-        "targeting": {"helped": True, "value": -0.087, "statement": "aiming at the modes helped: -8.7 points"},
+        "targeting": {"helped": True, "value": -0.087, "statement": "targeting the modes helped: -8.7 points"},
     }
     said = HOSTILE if hostile else "7"
     shown = [Compared(Exhibit(f"item-{k}", image=picture(k)), said, "1") for k in range(4)]

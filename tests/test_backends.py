@@ -148,7 +148,7 @@ def test_what_makes_no_sense_is_refused():
 def test_tasks_that_leave_no_choice_say_so():
     assert no_choice(COMPUTE, "prepare.model.dtype") == []
     backend, dtype = no_choice(replace(COMPUTE, backend="compile", dtype="bfloat16"), "prepare.model.dtype")
-    assert backend.startswith("compute.backend: compile is for classifiers alone")
+    assert backend.startswith("compute.backend: compile is only for classifiers")
     assert "prepare.model.dtype" in dtype and "bfloat16" in dtype
 
 

@@ -151,7 +151,7 @@ def test_a_classifier_behind_http(inputs, server, form):
     assert {path.name for path in (inputs.parent / "prepare" / "model").iterdir()} == {"config.json", "answers.json"}
 
     server.handler.answer = lambda self, image: {"scores": [0.2, 0.3, 0.5]}
-    with pytest.raises(UsageError, match="answers otherwise than when it was prepared"):
+    with pytest.raises(UsageError, match="answers differently than when prepared"):
         ImageClassification.load(task.context, inputs.parent / "prepare")
 
 
@@ -200,6 +200,6 @@ def test_what_only_answers_is_not_repaired_and_says_so(inputs, model):
     context = own_context(inputs, model, FOLDER, config=config)
     errors = ImageClassification.check_repair(context, METHOD)
     assert len(errors) == 1
-    assert "only answers: there is nothing to train" in errors[0]
+    assert "cannot be repaired (no weights)" in errors[0]
     trained = {**config, "model": {"train": "small_cnn"}}
     assert ImageClassification.check_repair(own_context(inputs, {}, {}, config=trained), METHOD) == []

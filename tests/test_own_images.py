@@ -352,7 +352,7 @@ def test_a_data_set_of_the_datasets_library(tmp_path):
     with pytest.raises(UsageError, match="bars, split dev, cannot be read"):
         chosen(tmp_path, **block, split="dev")
     (tmp_path / "bars" / "bars.py").write_text("raise SystemExit")
-    with pytest.raises(UsageError, match=r"brings code of its own, bars\.py, which is not run"):
+    with pytest.raises(UsageError, match=r"contains its own code, bars\.py, which is not run"):
         chosen(tmp_path, **block, split="train")
 
 

@@ -114,7 +114,7 @@ def test_a_repair_needs_weights_and_says_so_before_anything_runs(inputs, tmp_pat
     context = remote(inputs, "https://m.example/")
     assert TextToImage.check(context) == []
     (line,) = TextToImage.check_repair(context, {"method": "lora"})
-    assert "a model behind HTTP shows none: it can be searched and judged; leave boxes out of repairs:" in line
+    assert "models behind HTTP cannot be repaired (no weights); remove boxes from repairs:" in line
     (line,) = TextToImage.check(remote(inputs, "https://m.example/", sampling={"scheduler": "DDIMScheduler"}))
     assert line == "prepare.sampling: scheduler has no effect on a model behind HTTP, which has its own"
 

@@ -139,7 +139,7 @@ def test_a_model_that_became_another_one_stops_the_next_stage(workspace):
         workspace(model.url)
         stages.prepare.main("remote")
         words = 11
-        with pytest.raises(UsageError, match="answers otherwise than when it was prepared"):
+        with pytest.raises(UsageError, match="answers differently than when prepared"):
             stages.discover.main("remote")
 
 
@@ -173,7 +173,7 @@ def test_settings_without_effect_on_a_remote_model_are_errors(inputs):
 def test_lora_needs_weights_and_says_so_before_anything_runs(inputs):
     context = context_of(inputs, "https://m.example/")
     (line,) = Summarization.check_repair(context, {"method": "lora"})
-    assert "lora trains weights, and a model behind HTTP shows none; take method normalise" in line
+    assert "lora trains weights, and models behind HTTP have none to train; use method normalise" in line
     assert Summarization.check_repair(context, {"method": "normalise", "normalise": ["letter_case"]}) == []
 
 

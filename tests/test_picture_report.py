@@ -153,7 +153,7 @@ def test_cells_that_were_not_probed_are_named_without_a_picture(landscape: Path)
 
 
 def test_small_steps_of_a_prompt_are_things_said(landscape: Path) -> None:
-    assert "A step says one thing more" in section(landscape, "robustness")
+    assert "A step adds one phrase" in section(landscape, "robustness")
     space = ConceptSpace(SLOTS)
     assert describe_steps(space, [2, 0, 1, 0], 2) == "2 things said: digit four, background on a black background"
     assert describe_steps(space, [0, 1, 0, 0], 1) == "1 thing said: colour red"

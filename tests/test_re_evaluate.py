@@ -240,7 +240,7 @@ def test_without_modes_to_repair_the_verdict_says_so(audit_dir):
     finally:
         write_json(path, plan)
     assert "repairs no mode" in verdict["statement"]
-    assert "Not judged, as there was nothing to measure: target_failure_rate.change_max" in verdict["statement"]
+    assert "Not judged, because there was nothing to measure: target_failure_rate.change_max" in verdict["statement"]
     assert verdict["passed"] is not True
     assert verdict["differences"]["target_failure_rate"]["after"] is None
     assert verdict["differences"]["failure_rate"]["change"] == 0.0

@@ -77,7 +77,7 @@ def said(table: pd.DataFrame, items: int = 99, **metrics: object) -> str:
 
 def test_what_is_said_fits_what_was_found() -> None:
     table = hand_made()
-    assert "1 of 3 are known to be the smallest" in said(table) and "does not prove that there is nothing" in said(
+    assert "1 of 3 are known to be the smallest" in said(table) and "does not prove that there is none" in said(
         table
     )
     unchanged = table[table["status"] == "fails unchanged"]
@@ -89,7 +89,7 @@ def test_what_is_said_fits_what_was_found() -> None:
     spent = table[table["status"] == "not found"].assign(searched=0)
     assert "for 1 no failure was found before the budget was spent" in said(spent)
     first = table.iloc[:1]
-    assert "All smaller changes were asked and pass" in said(first)
+    assert "All smaller changes were probed and pass" in said(first)
     enumerated = said(table, items=5, method="exact", probes=0)
     assert (
         "drawn at random" not in enumerated and "by breadth-first search among the answers to the whole" in enumerated

@@ -163,7 +163,7 @@ def test_a_comparison_shows_noise_measures_and_what_the_control_was(pages: dict[
     assert cells_of(page, "differences", "target modes: failure rate")[-2:] == ["−0.8  −3.1 to +1.5", "3,000"]
     assert cells_of(page, "differences", "newly failing: passed before, fails now")[-2] == "4.0%  3.1–5.2%"
     assert "The improvement in the target modes is beyond the noise." in page
-    assert "a copy that had as many steps of training, on unchanged inputs" in page
+    assert "a copy trained for as many steps on unchanged inputs" in page
     assert "uniformly drawn cells instead" not in page
     assert "counted as passed for every model: in the target modes 9.0% [7.4–10.9%] of the common probes." in page
     assert cells_of(page, "measures", "faithfulness to the original") == [

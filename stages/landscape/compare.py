@@ -165,7 +165,7 @@ def targeting(difference: Mapping[str, Any], control: str = "uniform") -> dict[s
     cause, other = (
         ("what the repair knows of the changes", "the same steps on unchanged inputs")
         if control == "clean"
-        else ("aiming at the modes", "the control")
+        else ("targeting the modes", "the control")
     )
     if helped:
         said = f"{cause} helped: {change} against {other} in the target modes"
@@ -193,7 +193,7 @@ def against_noise(difference: Mapping[str, Any]) -> dict[str, Any] | None:
     if change < 0:
         where = "beyond the noise" if beyond else "within the noise"
         if difference["high"] >= 0:
-            where = "not beyond chance, which is no matter of noise but of too few pairs"
+            where = "not significant, because of too few pairs rather than noise"
         said = f"the improvement in the target modes is {where}: the same model asked again differs by {moved}"
     return {"beyond": beyond, **against, "statement": said}
 

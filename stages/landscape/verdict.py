@@ -236,11 +236,11 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> str:
     if failed:
         said.append(f"Failed: {', '.join(failed)}.")
     if unjudged:
-        said.append(f"Not judged, as there was nothing to measure: {', '.join(unjudged)}; so this is no pass.")
+        said.append(f"Not judged, because there was nothing to measure: {', '.join(unjudged)}; so this is not a pass.")
     if not (failed or unjudged):
         said.append("All gates passed." if gates else "No gates were set.")
     if not plan.targets:
-        said.append("The plan repairs no mode, so nothing was to improve; the model is judged as it is.")
+        said.append("The plan repairs no mode, so no improvement was expected; the model is judged as it is.")
     else:
         d = comparison.differences["target_failure_rate"]
         said.append(f"In the target modes failures went from {d.before:.1%} to {d.after:.1%}.")

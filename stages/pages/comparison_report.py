@@ -43,8 +43,8 @@ _NAMES = {
     "newly_failing": "newly failing: passed before, fails now",
 }
 _CONTROLS = {
-    "uniform": "Control: a copy that had as many steps of training, on uniformly drawn cells instead of the modes.",
-    "clean": "Control: a copy that had as many steps of training, on unchanged inputs.",
+    "uniform": "Control: a copy trained for as many steps on uniformly drawn cells instead of the modes.",
+    "clean": "Control: a copy trained for as many steps on unchanged inputs.",
 }
 _PARTS = {"clean": "Unchanged inputs", "targets": "In the target modes", "others": "Everywhere else"}
 _OTHERS = {"control": "control", "noise": "asked again"}

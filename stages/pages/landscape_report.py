@@ -27,10 +27,10 @@ from stages.pages.words import flatten, interval, is_number, number, percent
 from stages.tasks.contract import Exhibit, Sheet
 
 LIMITS = (
-    "A rate belongs to this model, these items and this grid. It says nothing of levels or concepts outside it.",
-    "Most cells were probed a few times or not at all; their rate is an estimate that borrows from neighbouring cells. "
+    "A rate belongs to this model, these items and this grid. It says nothing about other levels or concepts.",
+    "Most cells were probed a few times or not at all; their rate is an estimate based on neighbouring cells. "
     "Read regions and their intervals, not single cells.",
-    "Intervals are 95% intervals for the chance of sampling probes, or items where the whole grid was asked. They do "
+    "Intervals are 95% intervals for the sampling of probes, or of items if the whole grid was probed. They do "
     "not cover items unlike the ones used here.",
     "Averages give every level the same weight. In use, some levels are rarer than others.",
     "The agent looks for failures on purpose: the share of its probes that fail does not estimate the failure rate.",
@@ -247,7 +247,7 @@ def _trust(
         of_what = "of these cells" if summary.get("sampled") else "of the cells"
         sentences.append(
             f"{percent(asked)} {of_what} were probed at least once; the average cell {each:.1f} times. "
-            "Where none was asked, the rate is the estimator's word alone."
+            "In cells without a probe the rate is the estimate alone."
         )
     certain = float(landscape["certain"].mean()) if "certain" in landscape and len(landscape) else None
     bins = _calibration_bins(landscape, space, probes)
@@ -269,9 +269,9 @@ def _trust(
     if is_number(scores.get("log_loss")) and is_number(scores.get("log_loss_constant")):
         better = scores["log_loss"] < scores["log_loss_constant"]
         sentences.append(
-            f"On probes held out from it the estimator has a log loss of {number(scores['log_loss'])}; always guessing "
+            f"On held-out probes the estimator has a log loss of {number(scores['log_loss'])}; always guessing "
             f"the overall rate has {number(scores['log_loss_constant'])}. "
-            + ("It knows more than that." if better else "It knows no more than that: trust the counts, not the map.")
+            + ("It does better than that." if better else "It does no better than that: trust the counts, not the map.")
         )
     if not (sentences or certain is not None or picture or estimator):
         return None

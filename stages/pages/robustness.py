@@ -16,7 +16,7 @@ METHODS = {"beam": "beam search", "exact": "breadth-first search", "rl": "a trai
 
 _STEP = {  # by whether steps put words into a prompt
     False: "A step moves one concept by one level.",
-    True: "A step says one thing more: it puts words into one slot of the prompt.",
+    True: "A step adds one phrase: it fills one slot of the prompt.",
 }
 
 
@@ -66,14 +66,14 @@ def _caveat(robustness: Mapping[str, Any]) -> str:
     said = [f"Sought by {method} {own}."]
     found, proven = robustness["found"], robustness["proven"]
     if found and proven == found:
-        said.append("All smaller changes were asked and pass, so what was found is the smallest.")
+        said.append("All smaller changes were probed and pass, so these are the smallest.")
     elif found:
         said.append(
-            f"What was found does fail, but a smaller change may have been missed: {number(proven)} of {number(found)}"
+            f"These failures are real, but smaller ones may have been missed: {number(proven)} of {number(found)}"
             " are known to be the smallest. The shares are lower bounds: the model is no more robust than this."
         )
     if robustness["not_found"] and robustness["method"] != "exact":
-        said.append("That nothing was found for an item does not prove that there is nothing.")
+        said.append("That no failure was found for an item does not prove that there is none.")
     if robustness["not_neutral"]:
         lacking = ", ".join(robustness["not_neutral"])
         said.append(f"Steps start from {robustness['start']}: no level that changes nothing is known of {lacking}.")

@@ -18,9 +18,9 @@ _SAID = {  # keys of metrics that do not explain themselves
     "name": "estimator",
     "probes_agent": "probes of the agent",
     "probes_control": "probes of the control",
-    "log_loss_constant": "log loss of always guessing the overall rate",
+    "log_loss_constant": "log loss of always predicting the overall rate",
     "brier": "Brier score",
-    "brier_constant": "Brier score of always guessing the overall rate",
+    "brier_constant": "Brier score of always predicting the overall rate",
     "calibration_error": "expected calibration error",
 }
 

@@ -28,7 +28,7 @@ def resolve_device(name: str) -> str:
     if name.startswith("cuda"):
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(name.partition(":")[2] or 0) >= gpus:
-            raise UsageError(f"compute.device is {name!r} but this machine has {gpus} usable GPU(s); say auto or cpu")
+            raise UsageError(f"compute.device is {name!r} but this machine has {gpus} usable GPU(s); use auto or cpu")
     return name
 
 

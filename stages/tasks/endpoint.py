@@ -222,7 +222,7 @@ class Endpoint:
                 reason, pause = f"it answers {self._said(status, content)}", _retry_after(headers)
                 if pause is not None and pause > PATIENCE:
                     raise UnavailableError(
-                        f"{self.name} asks to come back in {pause:.0f} s ({reason}); run the stage again then"
+                        f"{self.name} asks to retry in {pause:.0f} s ({reason}); run the stage again then"
                     )
             if tried == self.config.retries:
                 break
@@ -234,7 +234,7 @@ class Endpoint:
         raise UnavailableError(
             f"{self.name} cannot be used: {reason}, {self.config.retries + 1} time(s) in a row. What it answered so far"
             " is kept: run the stage again when it is back"
-            + ("" if self.config.rate else "; if it was asked too often, set rate")
+            + ("" if self.config.rate else "; if there were too many requests, set rate")
         )
 
     async def _post(self, body: bytes) -> tuple[int, httpx.Headers, bytes]:
@@ -259,7 +259,7 @@ class Endpoint:
                         raise UsageError(f"{self.name}: a response has more than {LARGEST:,} bytes; lower batch_size")
                 return response.status_code, response.headers, bytes(content)
         except TimeoutError:
-            raise httpx.ReadTimeout(f"no whole response in {self.config.timeout:g} s") from None
+            raise httpx.ReadTimeout(f"no complete response in {self.config.timeout:g} s") from None
         except httpx.DecodingError as error:
             raise UsageError(f"{self.name}: its response cannot be decompressed: {self.quoted(str(error))}") from None
 
@@ -286,7 +286,7 @@ class Endpoint:
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             key = self.config.key_env
             hint = (
-                f"it refuses the key in {key}"
+                f"it rejected the key in {key}"
                 if key
                 else "name the environment variable with the key: prepare.model.key_env, for `faded init` --key-env"
             )
@@ -295,8 +295,8 @@ class Endpoint:
             raise UsageError(f"{self.name} answers {said}: lower batch_size, {self.config.batch_size}")
         if target := headers.get("location"):
             where = self.quoted(target.partition("?")[0])
-            raise UsageError(f"{self.name} sends on to {where}; nobody is followed: name that URL, if you trust it")
-        raise UsageError(f"{self.name} refuses the request: {said}")
+            raise UsageError(f"{self.name} redirects to {where}; that is not followed: use that URL, if you trust it")
+        raise UsageError(f"{self.name} rejected the request: {said}")
 
     def _said(self, status: int, content: bytes) -> str:
         import httpx

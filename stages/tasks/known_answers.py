@@ -69,7 +69,7 @@ def check_answers(endpoint: Endpoint, folder: Path) -> None:
         if not _alike(before, after):
             then, today = (endpoint.quoted(json.dumps(one, ensure_ascii=False)) for one in (before, after))
             raise UsageError(
-                f"{endpoint.name} answers otherwise than when it was prepared: to input {number} of {folder / ANSWERS}"
+                f"{endpoint.name} answers differently than when prepared: to input {number} of {folder / ANSWERS}"
                 f" {then} then, {today} now. If it was changed, run prepare again (faded audit --force); if it never"
                 " answers the same twice, set deterministic: false"
             )

@@ -114,7 +114,7 @@ class Backend:
         if self.compute.dtype == "float32" and not far < _ROUNDING:
             raise UsageError(
                 f"compute.backend: {self.compute.backend} does not run {self.model.form.architecture} as torch does:"
-                f" its logits are off by {far:.1e} of the largest, expected less than {_ROUNDING}; say eager"
+                f" its logits are off by {far:.1e} of the largest, expected less than {_ROUNDING}; use eager"
             )
 
 
@@ -171,10 +171,10 @@ def _openvino(model: Classifier, compute: Compute) -> _Run:
         compiled = openvino.Core().compile_model(converted, "CPU", settings)
     except Exception as error:  # whatever its tracing of a network comes upon
         raise UsageError(
-            f"compute.backend: openvino cannot run {model.form.architecture}: {_line(error)}; say eager"
+            f"compute.backend: openvino cannot run {model.form.architecture}: {_line(error)}; use eager"
         ) from None
     if (found := compiled.get_property(hint.inference_precision)) != wanted:
-        raise UsageError(f"compute.dtype: OpenVINO computes in {found} on this CPU, expected {wanted}; say float32")
+        raise UsageError(f"compute.dtype: OpenVINO computes in {found} on this CPU, expected {wanted}; use float32")
     request = compiled.create_infer_request()
 
     def run(pixels: Tensor) -> Tensor:
@@ -188,14 +188,14 @@ def _compiler_errors(gpu: bool) -> list[str]:
     """What `torch.compile` lacks: it writes C++ or Triton, and has that compiled."""
     if gpu:
         found = importlib.util.find_spec("triton") is not None
-        return [] if found else ["compute.backend: compile needs the package triton on a GPU, found none; say eager"]
+        return [] if found else ["compute.backend: compile needs the package triton on a GPU, found none; use eager"]
     default = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
     compiler = os.environ.get("CXX", default)
     if shutil.which(compiler) is not None:
         return []
     return [
         f"compute.backend: compile needs a C++ compiler, and there is no {compiler}; install one (Debian: apt install"
-        " g++), name it in CXX, or say eager"
+        " g++), name it in CXX, or use eager"
     ]
 
 

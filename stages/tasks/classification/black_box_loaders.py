@@ -20,7 +20,7 @@ from stages.tasks.endpoint import Endpoint, EndpointConfig
 from stages.tasks.source import collect
 from stages.tasks.sources import local_file
 
-_NO_REPAIR = "which only answers: there is nothing to train. Take it out of repairs: and it ends with the landscape"
+_NO_REPAIR = "which cannot be repaired (no weights). Remove it from repairs:, and the audit ends with its landscape"
 
 
 class OnnxModel(Labelled):

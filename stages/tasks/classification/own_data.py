@@ -240,7 +240,7 @@ class HubDataset(OwnPictures):
         """See DataSource."""
         code = sorted(path.name for path in (inputs / self.datasets).glob("*.py"))
         if code:
-            return [f"prepare.data.datasets: {self.datasets} brings code of its own, {code[0]}, which is not run"]
+            return [f"prepare.data.datasets: {self.datasets} contains its own code, {code[0]}, which is not run"]
         return self._data.errors(inputs)
 
     def origin(self, inputs: Path) -> str:

@@ -100,7 +100,7 @@ class FunctionTask:
     @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
         """See Task: a function shows no weights to repair."""
-        return [f"a function has no weights to repair: take {context.audit} out of repairs:"]
+        return [f"a function has no weights to repair: remove {context.audit} from repairs:"]
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:

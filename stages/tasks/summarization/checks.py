@@ -55,8 +55,8 @@ def repair_errors(context: TaskContext, settings: Mapping[str, Any]) -> list[str
     model, data = (context.config.get(part, {}) for part in ("model", "data"))
     if asked.method == "lora" and isinstance(model, Mapping) and "endpoint" in model:
         errors.append(
-            "restructure.method: lora trains weights, and a model behind HTTP shows none; take method"
-            f" normalise, which changes what it is sent, or leave {context.audit} out of repairs:"
+            "restructure.method: lora trains weights, and models behind HTTP have none to train; use method"
+            f" normalise, which changes the model's input, or remove {context.audit} from repairs:"
         )
     if asked.targets == "reference" and isinstance(data, Mapping) and data.get("summary") is None:
         errors.append(

@@ -53,8 +53,8 @@ def repair_errors(context: TaskContext, settings: Mapping[str, Any]) -> list[str
     model = context.config.get("model")
     if isinstance(model, Mapping) and "endpoint" in model:
         return [
-            "restructure: a repair trains weights, and a model behind HTTP shows none: it can be searched and"
-            f" judged; leave {context.audit} out of repairs:"
+            "restructure: models behind HTTP cannot be repaired (no weights);"
+            f" remove {context.audit} from repairs:"
         ]
     return missing_splits(context) + check_settings(context, settings)
 

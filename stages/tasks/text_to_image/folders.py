@@ -50,7 +50,7 @@ def folder_errors(folder: Path, variant: str | None) -> list[str]:
         return [f"{where}/{INDEX} is not valid JSON"]
     name = index.get("_class_name")
     if not isinstance(name, str):
-        return [f"{where} brings code of its own for its pipeline ({name}); only pipelines of diffusers are run"]
+        return [f"{where} contains its own code for its pipeline ({name}); only pipelines of diffusers are run"]
     if name not in _USUAL and name not in text_to_image_classes():
         return [f"{where} is a {name}; expected a pipeline that draws from a text alone, such as {' or '.join(_USUAL)}"]
     errors = [_component_error(folder / part, kind, variant) for part, kind in _components(index).items()]
@@ -75,7 +75,7 @@ def _component_error(folder: Path, kind: list[Any], variant: str | None) -> str 
     if not folder.is_dir():
         return f"no folder {part}, which {INDEX} names"
     if (folder / f"{library}.py").exists():
-        return f"{part} brings code of its own, {library}.py; only classes of diffusers and transformers are run"
+        return f"{part} contains its own code, {library}.py; only classes of diffusers and transformers are run"
     if library not in ("diffusers", "transformers") and not _is_pipeline_module(library):
         return f"{part} is of the library {library}; only classes of diffusers and transformers are run"
     if part.startswith(_WITHOUT_WEIGHTS):

@@ -290,7 +290,7 @@ def with_pipeline(painter: Paints) -> Painter:
         UsageError: when it shows none.
     """
     if not isinstance(painter, Painter):
-        raise UsageError("restructure: a repair trains weights, and a model behind HTTP shows none")
+        raise UsageError("restructure: models behind HTTP cannot be repaired (no weights)")
     return painter
 
 
