@@ -116,9 +116,7 @@ def _picture(attribute: str, groups: Sequence[Sequence[Row]]) -> Picture | None:
 
 
 def _left_out(n: int) -> str:
-    return (
-        f"The chart shows the {MAX_SUBJECTS} most skewed of {n} subjects, the table all." if n > MAX_SUBJECTS else ""
-    )
+    return f"The chart shows the {MAX_SUBJECTS} most skewed of {n} subjects, the table all." if n > MAX_SUBJECTS else ""
 
 
 def _shares(entry: Mapping[str, Any]) -> list[str]:

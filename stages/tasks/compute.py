@@ -14,9 +14,7 @@ def no_choice(compute: Compute, dtype_at: str) -> list[str]:
     """
     errors = []
     if compute.backend != "eager":
-        errors.append(
-            f"compute.backend: {compute.backend} is only for classifiers; this task runs in torch: use eager"
-        )
+        errors.append(f"compute.backend: {compute.backend} is only for classifiers; this task runs in torch: use eager")
     if compute.dtype != "float32":
         errors.append(
             f"compute.dtype: the dtype of this task is set by {dtype_at}; found {compute.dtype} here, remove it"

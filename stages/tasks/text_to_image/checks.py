@@ -53,8 +53,7 @@ def repair_errors(context: TaskContext, settings: Mapping[str, Any]) -> list[str
     model = context.config.get("model")
     if isinstance(model, Mapping) and "endpoint" in model:
         return [
-            "restructure: models behind HTTP cannot be repaired (no weights);"
-            f" remove {context.audit} from repairs:"
+            f"restructure: models behind HTTP cannot be repaired (no weights); remove {context.audit} from repairs:"
         ]
     return missing_splits(context) + check_settings(context, settings)
 
