@@ -20,7 +20,7 @@ from typer.utils import get_params_from_function
 import flows.cli  # noqa: F401  # importing it adds all commands to `app`
 from flows.commands import app
 
-PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
+PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 MARKER = "<!-- below: written by `python -m flows.reference` -->"
 _METAVARS = {int: "N", float: "NUMBER"}
 
