@@ -72,7 +72,7 @@ def main(name: str) -> None:
     if "chosen" in (agent := result.metrics.get("agent", {})):
         print(f"auto took {agent['chosen']}" + (f": {agent['why']}" if agent["why"] else ""))
     if result.enumerated:
-        print(f"the budget of {audit.discover.budget:,} covers the whole grid: enumerated, no agent was needed")
+        print(f"the budget of {audit.discover.budget:,} covers the whole grid: enumerated without an agent")
     parts_read = [shares / str(part.part) for part in parts]
     read = [*prepared_files(prepared), *parts_read]
     with audit_folder(name).discover.publish(provenance(name, audit, prepared), read) as out:

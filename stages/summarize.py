@@ -61,16 +61,16 @@ def _say(landscape: Landscape) -> None:
     print(f"fails on {overall.value:.1%} of the grid, 95% interval {overall.low:.1%} to {overall.high:.1%}")
     if landscape.ratings:
         rate = landscape.ratings.automatic.overall.rate
-        print(f"that is by people's ratings; by the automatic measure it fails on {rate.value:.1%}")
+        print(f"according to people's ratings; by the automatic measure it fails on {rate.value:.1%}")
     for mode in landscape.modes:
         print(f"{mode.id}: {mode.text}: {_measured(mode)}")
     for names in landscape.modes_skipped:
-        print(f"too many ranges to try: no mode was sought that conditions on {', '.join(names)} together")
+        print(f"too many ranges to try: modes with conditions on {', '.join(names)} together were not searched")
 
 
 def _measured(mode: ModeRecord) -> str:
     if mode.rate is None:
-        return f"not measured, no unseen uniform probe fell there; estimated {mode.estimate:.0%} (not confirmed)"
+        return f"not measured (no unseen uniform probe there); estimated {mode.estimate:.0%} (not confirmed)"
     note = "" if mode.confirmed else " (not confirmed)"
     return f"{mode.rate:.0%} fail, 95% interval {mode.low:.0%}-{mode.high:.0%}, {mode.probes} probes{note}"
 

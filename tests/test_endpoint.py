@@ -194,7 +194,7 @@ def test_one_refusal_ends_all_requests():
         (said(b"", 413), r"413 .*: lower batch_size, 16"),
         (
             said(b"", 307, Location="https://elsewhere.example/v2?key=x"),
-            r"on to https://elsewhere.example/v2; nob",
+            r"to https://elsewhere.example/v2; that is not followed",
         ),
         (said(b"<html>"), r"no JSON .*<html>"),
         (said(b'{"outputs": [{"n": NaN}]}'), "NaN is not a number"),

@@ -70,7 +70,7 @@ class EndpointModel(ModelSource, EndpointConfig):
         """See ModelSource.
 
         Raises:
-            UsageError: also when the model answers otherwise than when it was prepared.
+            UsageError: also when the model answers differently than when it was prepared.
             InfrastructureError: when it cannot be reached.
         """
         form, prepared, content = read_folder(folder, base)

@@ -71,7 +71,7 @@ class EndpointModel(ModelSource, EndpointConfig):
         """See ModelSource.
 
         Raises:
-            UsageError: also when the model answers otherwise than when it was prepared.
+            UsageError: also when the model answers differently than when it was prepared.
             InfrastructureError: when it cannot be reached.
         """
         endpoint = Endpoint(self)
