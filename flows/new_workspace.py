@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.pipeline import DVC_YAML, PARAMS, folders_of, is_own, pipeline, put, record, text_of, with_lines
+from flows.pipeline import DVC_YAML, PARAMS, folders_of, is_own, pipeline, record, text_of, with_lines
 from stages.code import RECORD, read_record
 from stages.environment import WORK
 from stages.errors import UsageError
+from stages.files import replace_file
 from stages.git import git
 from stages.params import DATA
 
@@ -83,10 +84,10 @@ def write_workspace(folder: Path) -> list[Path]:
         (folder / DVC_YAML, pipeline()),
     ):
         if not path.exists():
-            put(path, text)
+            replace_file(path, text)
             written.append(path)
         elif path.name == PARAMS.name and (whole := _with_all_parts(text_of(path))) != text_of(path):
-            put(path, whole)
+            replace_file(path, whole)
             written.append(path)
     return written
 
@@ -100,7 +101,7 @@ def add_folders(folder: Path, name: str, *, repair: bool) -> None:
         repair: whether its failures are repaired, on which people may decide.
     """
     for path, text in folders_of(folder, name, repair=repair).items():
-        put(path, text)
+        replace_file(path, text)
 
 
 def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping[str, Any] | None = None) -> None:
@@ -127,14 +128,14 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
         raise UsageError(f"audits.{name}: {path} has an audit of that name already")
     text = with_blocks(text, None, Draft(name, audit, repair))
     try:
-        put(partial, text)
+        replace_file(partial, text)
         load_params(partial)
     except UsageError as error:
         raise UsageError(str(error).replace(str(partial), str(path))) from None
     finally:
         partial.unlink(missing_ok=True)
     add_folders(folder, name, repair=repair is not None)
-    put(path, text)
+    replace_file(path, text)
 
 
 def _with_all_parts(params: str) -> str:
@@ -166,7 +167,7 @@ def _put_lines(path: Path, folder: Path, root: Path) -> bool:
     before = text_of(path)
     after = with_lines(before, lines, "What `faded` keeps for itself, and what it keeps in git.")
     if after != before:
-        put(path, after)
+        replace_file(path, after)
     return after != before
 
 

@@ -5,11 +5,8 @@ What other distributions add is a dependency in a clone, too; so there faded.jso
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import yaml
 from stages.code import RECORD, STAGE, installed, read_record, read_stages
 from stages.environment import WORK
 from stages.errors import UsageError
+from stages.files import locked, replace_file
 from stages.params import DATA, load_params
 
 DVC_YAML, PARAMS = Path("dvc.yaml"), Path("params.yaml")
@@ -78,10 +76,10 @@ def make_folders(folder: Path = Path()) -> list[str]:
     """
     if not _is_workspace(folder) or not _for_audits(folder):
         return []
-    with _alone(folder):
+    with locked(folder / WORK / "folders.lock"):
         missing = _for_audits(folder)
         for path, text in missing.items():
-            put(path, text)
+            replace_file(path, text)
     return [_wrote(path.relative_to(folder) for path in missing)] if missing else []
 
 
@@ -98,28 +96,8 @@ def bring_up_to_date(folder: Path = Path()) -> list[str]:
     before = read_record(folder)
     # faded.json last: until it is written stages refuse to run, whatever dvc.yaml says already.
     for path, text in wanted.items():
-        put(path, text)
+        replace_file(path, text)
     return [*made, _told(before, read_record(folder), [path.relative_to(folder) for path in wanted])]
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one command at a time make folders; it takes a moment."""
-    (folder / WORK).mkdir(exist_ok=True)
-    with (folder / WORK / "folders.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def put(path: Path, text: str) -> None:
-    """Give a file, or what it links to, a text: whole or not at all, whether it is there or not."""
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(text.encode("utf-8", "surrogateescape"))
-    if path.exists():
-        shutil.copymode(path, partial)
-    partial.replace(path)
 
 
 def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> dict[Path, str]:
