@@ -22,6 +22,7 @@ import flows.cli
 from flows.commands import console, errors
 from flows.digests import sha256
 from flows.evidence import write_bundle
+from flows.graph import read_graph
 from stages.decisions import Decision, decisions_dir, landscape_hash, record_decision, standing
 from stages.errors import FadedError
 from stages.files import read_json, stage_dir
@@ -94,6 +95,7 @@ def run_stages(workspace: Workspace, audit: str, kinds: Sequence[str] = STAGES) 
             if kind == "collect_feedback" and params.repairs[audit].feedback.policy == "wait":
                 decide_first(audit)
             importlib.import_module(f"stages.{kind}").main(audit)
+        read_graph()  # names the code that stages depend on
         dvc_commit([f"{kind}@{audit}" for kind in kinds])
 
 
