@@ -17,6 +17,7 @@ from flows.new_workspace import add_audit, add_folders, write_workspace
 from flows.pipeline import bring_up_to_date, is_own
 from flows.workspace import enter_workspace
 from stages.errors import UsageError
+from stages.files import replace_file
 from stages.params import load_params, task_class
 from tests.own_workspaces import add_shadows, commit, digests, git, make_audited, make_repository, toy_package
 from tests.workspace import ROOT, STAGES, Workspace, audit_params, repair_params
@@ -135,7 +136,7 @@ def test_a_kill_at_any_moment_leaves_nothing_that_dvc_reads_and_the_same_call_go
     class Killed(BaseException):
         pass
 
-    real, left = flows.pipeline.put, 0
+    real, left = replace_file, 0
 
     def put(path: Path, text: str) -> None:
         nonlocal left
@@ -158,7 +159,7 @@ def test_a_kill_at_any_moment_leaves_nothing_that_dvc_reads_and_the_same_call_go
             return path, False
         return path, True
 
-    monkeypatch.setattr(flows.new_workspace, "put", put)
+    monkeypatch.setattr(flows.new_workspace, "replace_file", put)
     whole = digests(make("whole", 1000)[0])
     killed = 0
     while not (made := make(f"cut{killed}", killed))[1]:
