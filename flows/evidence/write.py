@@ -87,6 +87,11 @@ def write_bundle(params: Params, audit: str) -> Path | None:
         return path
     if unfinished(params, audit) is not None:
         return None
+    lock = _lock(params, audit)
+    if (now := _state(params, audit, lock)) != before:  # whoever asks DVC first names the code that stages depend on
+        before = now
+        if unfinished(params, audit) is not None:
+            return None
     members = _collect(params, audit, lock)
     if before is None or _state(params, audit, _lock(params, audit)) != before:
         return None
