@@ -19,6 +19,7 @@ from typer.utils import get_params_from_function
 
 import flows.cli  # noqa: F401  # importing it adds all commands to `app`
 from flows.commands import app
+from flows.commands.init import InitCommand, of_kinds
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 MARKER = "<!-- below: written by `python -m flows.reference` -->"
@@ -74,10 +75,15 @@ def _command(info: Any) -> Command:
         _plain(info.epilog),
         tuple(
             _parameter(name, given.annotation, given.default)
-            for name, given in get_params_from_function(callback).items()
-            if not given.default.hidden
+            for name, given in {**get_params_from_function(callback), **_of_kinds(info)}.items()
+            if isinstance(given.default, ArgumentInfo | OptionInfo) and not given.default.hidden  # the rest is typer's
         ),
     )
+
+
+def _of_kinds(info: Any) -> dict[str, Any]:
+    """Options that a command gets from the tasks that are installed."""
+    return get_params_from_function(of_kinds()) if info.cls is InitCommand else {}
 
 
 def _parameter(name: str, hint: Any, info: ArgumentInfo | OptionInfo) -> Parameter:

@@ -13,12 +13,15 @@ from rich.prompt import Confirm, Prompt
 from rich.text import Text
 
 import flows.init.calibrate
-from flows.init.answers import Answers, ask, shape_shown
-from flows.init.propose import Wanted, count_items, image_concepts, search_budget
+from flows.init.answers import Answers, ask
+from flows.init.kinds import kinds
+from flows.init.propose import Wanted, count_items, search_budget
 from stages.check import check_audits
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
 from stages.screening import Screening
+from stages.tasks.classification.init import image_concepts
+from stages.tasks.init import Proposal
 from tests.news import articles
 from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, questions
 from tests.tiny_models import tiny_causal
@@ -31,8 +34,9 @@ pytest_plugins = ("tests.own_repository",)
 
 
 def wanted(**changes: Any) -> Wanted:
-    given = {"name": "a", "kind": "image-classification", "model": {}, "data": {}, "repair": True, "budget": None}
-    return Wanted(**{**given, "items": 60, **changes})
+    kind = next(kind for kind in kinds() if kind.name == "image-classification")
+    given = {"name": "a", "kind": kind, "model": {}, "data": {}, "proposal": Proposal({}), "repair": True}
+    return Wanted(**{**given, "budget": None, "items": 60, **changes})
 
 
 def test_grey_pictures_have_no_colour_to_lose():
@@ -94,7 +98,7 @@ def test_an_audit_of_a_text_to_image_model_is_accepted(repository, checked):
         "name": "digits",
     }
     with pytest.raises(InfrastructureError, match="checked"):
-        init(given=options(answers=answers, words=["size=small,large", "digit=two, three"], probes=None))
+        init(given=options(answers={**answers, "words": ["size=small,large", "digit=two, three"]}, probes=None))
     audit = load_params(repository / "params.yaml").audit("digits")
     assert audit.prepare["judge"] == {"attributes": "judge-digits"}
     assert audit.concepts["size"] == ["", "small", "large"]
@@ -118,8 +122,8 @@ def test_templates_are_looked_at_when_they_are_named(repository, lines, message)
 
 
 def test_options_of_another_kind_of_model_are_refused_and_not_passed_over(repository):
-    with pytest.raises(UsageError, match=r"^--text, --judge, --words: not of a model for image-classification$"):
-        init(given=options(answers={"text": "body", "judge": "somebody"}, words=["size=small"]))
+    with pytest.raises(UsageError, match=r"--text: not|--text, .*: not of a model for image-classification$"):
+        init(given=options(answers={"text": "body", "judge": "somebody", "words": ["size=small"]}))
 
 
 def test_the_column_of_articles_is_the_one_that_is_named_or_asked_for(repository, checked):
@@ -174,17 +178,17 @@ def test_names_in_the_data_are_no_markup_of_a_question(monkeypatch):
 
 def asked(repository: Path, **given: Any) -> Answers:
     answers = {"model": WEIGHTS, "data": "shapes", **given}
-    return ask(questions(answers, yes=True), repository, [], labels=[], words=[], budget=None)
+    return ask(questions(answers, yes=True), repository, [], None)
 
 
 def test_small_pictures_are_shown_as_they_are_and_black_boxes_are_not_repaired(repository):
     found = asked(repository)
     assert found.wanted.data == {"imagefolder": "shapes", "size": SIDE}
-    assert shape_shown(found) == (3, SIDE, SIDE)
+    assert found.wanted.proposal.concepts["blur"] == [0, 0.5, 1, 1.5]  # as pictures of that size can show
     url = asked(repository, model="http://127.0.0.1:1/", kind="image-classification")
     assert url.wanted.model == {"endpoint": "http://127.0.0.1:1/", "classes": list(CLASSES), "size": SIDE}
     assert not url.wanted.repair
-    assert any("cannot be repaired" in line for line in url.said)
+    assert any("cannot be repaired" in line for line in url.seen.said)
     with pytest.raises(UsageError, match="--repair"):
         asked(repository, model="http://127.0.0.1:1/", kind="image-classification", repair=True)
     with pytest.raises(UsageError, match="for image-classification"):
@@ -218,10 +222,10 @@ def test_what_an_onnx_network_gives_is_a_question_and_guesses_are_told(repositor
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", [takes], [gives])), "m.onnx")
     found = asked(repository, model="m.onnx")
     assert found.wanted.model["outputs"] == "logits"
-    assert found.said[-1] == "guessed: name: shapes, outputs: logits, normalise: imagenet; options say otherwise"
+    assert found.seen.said[-1] == "guessed: name: shapes, outputs: logits, normalise: imagenet; options say otherwise"
     told = asked(repository, model="m.onnx", outputs="probabilities", normalise="none", name="a")
     assert told.wanted.model["outputs"] == "probabilities"
-    assert not any(line.startswith("guessed") for line in told.said)
+    assert not any(line.startswith("guessed") for line in told.seen.said)
     with pytest.raises(UsageError, match="of an ONNX network"):
         asked(repository, outputs="logits")
 

@@ -19,13 +19,13 @@ from rich.prompt import Confirm
 from safetensors.torch import load_file, save_file
 
 import flows.init.run
-from flows.init.architectures import candidates
-from flows.init.data import look_at_pictures
-from flows.init.formats import notes
-from flows.init.order import Order
 from flows.init.run import init_audit
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
+from stages.tasks.classification.init.architectures import candidates
+from stages.tasks.classification.init.formats import notes
+from stages.tasks.classification.init.order import Order
+from stages.tasks.classification.init.pictures import look_at_pictures
 from tests.own_model import WEIGHTS, init, options, screening
 from tests.workspace import Workspace
 

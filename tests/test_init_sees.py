@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from flows.init.architectures import Candidates, candidates
-from flows.init.data import look_at_articles, look_at_captions, look_at_pictures
+from flows.init.answers import look_at_model
 from flows.init.files import Placed, place
-from flows.init.labels import match_labels, read_labels
-from flows.init.model import look_at_model
 from stages.errors import UsageError
 from stages.files import content_hash
 from stages.params import load_params
+from stages.tasks.classification.init.architectures import candidates
+from stages.tasks.classification.init.labels import match_labels, read_labels
+from stages.tasks.classification.init.models import Classifier
+from stages.tasks.classification.init.pictures import look_at_pictures
+from stages.tasks.init import Model
+from stages.tasks.summarization.init import look_at_articles
+from stages.tasks.text_to_image.init import look_at_captions
 from tests.news import articles
-from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, write_pictures
+from tests.own_model import CLASSES, SIDE, WEIGHTS, init, options, questions, write_pictures
 from tests.tiny_models import tiny_causal
 from tests.workspace import ROOT
 
@@ -127,8 +130,10 @@ def vit(folder: Path, classes: list[str]) -> Path:
     return folder
 
 
-def unasked(_found: Candidates, _check: object) -> str:
-    raise AssertionError("the architecture was asked for")
+def seen_as(given: Path | str, *, yes: bool = False) -> tuple[str | None, Model]:
+    """The name of its kind, and the model; nothing is asked, and guesses are taken if `yes`."""
+    kind, model = look_at_model(str(given), questions({}, yes=yes))
+    return kind and kind.name, model
 
 
 def test_weights_are_known_by_their_names_and_shapes(repository):
@@ -136,7 +141,8 @@ def test_weights_are_known_by_their_names_and_shapes(repository):
 
     shapes_of = {k: tuple(v.shape) for k, v in models.resnet18(num_classes=7).state_dict().items()}
     assert candidates("model", shapes_of).guess == "resnet18"
-    model = look_at_model(WEIGHTS, lambda found, _check: found.guess or "")
+    _, model = seen_as(WEIGHTS, yes=True)
+    assert isinstance(model, Classifier)
     assert (model.block, model.n_classes, model.shape[0]) == ({"timm": "test_resnet"}, 3, 3)
 
 
@@ -149,10 +155,11 @@ def test_classes_and_channels_are_read_off_the_layers_whatever_their_names_sort_
     with torch.device("meta"):
         net = make(name, num_classes=7)
     shapes_of = {key: tuple(value.shape) for key, value in sorted(net.state_dict().items())}
-    monkeypatch.setattr("flows.init.model.weight_shapes", lambda _path: shapes_of)
+    monkeypatch.setattr("stages.tasks.classification.init.models.weight_shapes", lambda _path: shapes_of)
     path = tmp_path / f"{name}.safetensors"
     path.touch()
-    seen = look_at_model(str(path), lambda found, _check: found.guess or "")
+    _, seen = seen_as(path, yes=True)
+    assert isinstance(seen, Classifier)
     assert (seen.n_classes, seen.shape[0]) == (7, 3)
 
 
@@ -161,11 +168,12 @@ def test_a_folder_of_transformers_is_known_by_its_architecture(tmp_path):
     from tests.tiny_pipelines import tiny_pipeline
 
     vit(tmp_path / "vit", ["cat", "dog"])
-    seen = look_at_model(str(tmp_path / "vit"), unasked)
-    assert (seen.kind, list(seen.classes), seen.shape) == ("image-classification", ["cat", "dog"], (3, 32, 32))
+    kind, seen = seen_as(tmp_path / "vit")
+    assert isinstance(seen, Classifier)
+    assert (kind, list(seen.classes), seen.shape) == ("image-classification", ["cat", "dog"], (3, 32, 32))
     for made in (tiny_causal(tmp_path / "chat"), tiny_seq2seq(tmp_path / "bart")):
-        assert look_at_model(str(made), unasked).kind == "summarization"
-    assert look_at_model(str(tiny_pipeline(tmp_path / "sd")), unasked).kind == "text-to-image"
+        assert seen_as(made)[0] == "summarization"
+    assert seen_as(tiny_pipeline(tmp_path / "sd"))[0] == "text-to-image"
 
 
 def test_an_onnx_network_says_what_it_takes_and_cannot_be_repaired(tmp_path):
@@ -180,7 +188,8 @@ def test_an_onnx_network_says_what_it_takes_and_cannot_be_repaired(tmp_path):
         helper.make_node("Identity", ["s"], ["y"]),
     ]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", [takes], [gives])), str(tmp_path / "m.onnx"))
-    model = look_at_model(str(tmp_path / "m.onnx"), unasked)
+    _, model = seen_as(tmp_path / "m.onnx")
+    assert isinstance(model, Classifier)
     assert (model.named("m.onnx"), model.outputs) == ({"onnx": "m.onnx"}, "probabilities")
     assert (model.n_classes, model.shape, model.black_box) == (5, (3, 32, 32), True)
 
@@ -196,7 +205,7 @@ def test_onnx_weights_in_files_of_their_own_are_copied_with_it(tmp_path, reposit
     net = helper.make_model(helper.make_graph(nodes, "g", [takes], [gives], [weights]))
     onnx.save_model(net, str(tmp_path / "m.onnx"), save_as_external_data=True, location="m.data", size_threshold=0)
     (tmp_path / "other").write_text("not for it")
-    model = look_at_model(str(tmp_path / "m.onnx"), unasked)
+    _, model = seen_as(tmp_path / "m.onnx")
     assert model.beside == ["m.data"]
     place(repository, "a", [Placed("m", tmp_path / "m.onnx", model.beside)], copy=False)
     placed = repository / "data/a/inputs/m"
@@ -216,13 +225,13 @@ def test_onnx_weights_in_files_of_their_own_are_copied_with_it(tmp_path, reposit
 def test_what_is_no_model_is_told(repository, given, said):
     (repository / "broken.safetensors").write_bytes(b"broken")
     with pytest.raises(UsageError, match=said):
-        look_at_model(given, unasked)
+        seen_as(given)
 
 
 def test_a_whole_pickled_network_is_refused_without_advice_to_run_its_code(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
     with pytest.raises(UsageError, match=r"holds more than tensors.*save_file\(model.state_dict") as told:
-        look_at_model(str(tmp_path / "whole.pth"), unasked)
+        seen_as(tmp_path / "whole.pth")
     assert "weights_only" not in str(told.value)
 
 
@@ -261,17 +270,12 @@ def test_columns_of_articles_are_found(tmp_path):
     rows = [{"document": text, "highlights": "A summary."} for text in articles(12)]
     (tmp_path / "news.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
-    def named(columns: Sequence[str], likely: str | None) -> str:
-        if likely is None:
-            raise UsageError(f"found {', '.join(columns)}")
-        return likely
-
-    data = look_at_articles(tmp_path / "news.jsonl", "news.jsonl", named)
+    data = look_at_articles(tmp_path / "news.jsonl", "news.jsonl", questions({}))
     assert data.block == {"text": "document", "summary": "highlights"}
     assert data.items == 12
     (tmp_path / "other.jsonl").write_text('{"words": "x"}\n')
-    with pytest.raises(UsageError, match="found words"):
-        look_at_articles(tmp_path / "other.jsonl", "other.jsonl", named)
+    with pytest.raises(UsageError, match=r"holds the articles \(words\)"):
+        look_at_articles(tmp_path / "other.jsonl", "other.jsonl", questions({}))
 
 
 def test_words_of_captioned_pictures_are_found():
@@ -319,7 +323,7 @@ def test_no_label_is_guessed_unasked(repository, measured):
         UsageError, match=r"1 labels? .* match no class of the model: 'flatt' \('flat'\?\); .* --label flatt="
     ):
         init(given=options(answers=tell))
-    told = init(given=options(answers=tell, labels=["flatt=flat"]))
+    told = init(given=options(answers={**tell, "label": ["flatt=flat"]}))
     assert "2 are written otherwise than the model's classes: Upright is upright, flatt is flat" in told
     labels = load_params(repository / "params.yaml").audit("shapes").prepare["data"]["labels"]
     assert labels == {"Upright": "upright", "flatt": "flat"}

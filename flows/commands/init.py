@@ -3,20 +3,74 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import cached_property
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_command
 
 from flows.commands import app, console, errors
 
+_KINDS = "faded.init"  # where answers to options of kinds are kept
+
+
+class InitCommand(TyperCommand):
+    """Has, beside its own options, those that kinds of tasks declare; to know them these are imported."""
+
+    @cached_property
+    def of_kinds(self) -> list[Any]:
+        """The options of kinds."""
+        made = typer.Typer(add_completion=False)
+        made.command()(of_kinds())
+        options = get_command(made).params
+        for option in options:
+            option.expose_value, option.callback = False, _keep
+        return options
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All parameters, `--help` last."""
+        *own, help_ = super().get_params(ctx)
+        return [*own, *self.of_kinds, help_]
+
+
+def of_kinds() -> Callable[..., None]:
+    """A function whose parameters are the options that kinds of tasks declare, as typer reads them."""
+    from flows.init.kinds import options
+
+    def nothing() -> None: ...
+
+    nothing.__annotations__.clear()
+    parameters = []
+    for name, (kind, option) in options().items():
+        info = typer.Option(
+            f"--{name}/--no-{name}" if option.switch else f"--{name}",
+            metavar=None if option.switch else option.metavar,
+            help=f"{kind.capitalize().replace('-', ' ')}: {option.help[0].lower()}{option.help[1:]}",
+            show_default=False,
+        )
+        of = bool if option.switch else list[str] if option.many else str
+        nothing.__annotations__[name] = hint = Annotated[Optional[of], info]  # type: ignore[valid-type]  # noqa: UP045
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=hint))
+    nothing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return nothing
+
+
+def _keep(ctx: Any, option: Any, value: Any) -> None:
+    ctx.meta.setdefault(_KINDS, {})[option.name] = None if value in ((), []) else value
+
 
 @app.command(
+    cls=InitCommand,
     rich_help_panel="Audit",
     epilog="Examples:  [cyan]faded init[/]   [cyan]faded init --model resnet18.pth --data pets --yes[/]"
     "   [cyan]faded init --model facebook/bart-large-cnn --data news.jsonl --no-repair[/]",
 )
 def init(
+    ctx: typer.Context,
     folder: Annotated[
         Path, typer.Argument(metavar="[FOLDER]", help="Folder in a git repository; the current one by default.")
     ] = Path(),
@@ -32,7 +86,7 @@ def init(
     ] = None,
     kind: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--kind", help="image-classification, summarization or text-to-image; guessed from the model."),
+        typer.Option("--kind", help="What the model does, a name of an installed task; guessed from the model."),
     ] = None,
     name: Annotated[
         Optional[str],  # noqa: UP045
@@ -42,74 +96,15 @@ def init(
         Optional[bool],  # noqa: UP045
         typer.Option("--repair/--no-repair", help="Whether to add a repair and its re-evaluation.", show_default=False),
     ] = None,
-    architecture: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--architecture", help="timm or torchvision name for a weights file; guessed from the weights."),
-    ] = None,
-    label: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--label",
-            metavar="LABEL=CLASS",
-            help="Map a label of the data to a class of the model; repeatable, never guessed.",
-        ),
-    ] = None,
-    classes: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--classes", metavar="NAME,NAME", help="Class names in order, if the model's files do not name them."
-        ),
-    ] = None,
-    reorder: Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option(
-            "--reorder/--no-reorder",
-            help="Whether to reorder the classes to match the model's answers, if they differ.",
-            show_default=False,
-        ),
-    ] = None,
-    size: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--size", help="Side length of the images, if the model's files do not say."),
-    ] = None,
-    normalise: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--normalise",
-            help="How pixels in [0, 1] are normalised: imagenet, half or none; as in the model's library by default.",
-        ),
-    ] = None,
-    outputs: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--outputs", help="Whether an ONNX network returns logits or probabilities; guessed."),
-    ] = None,
     key_env: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             "--key-env", metavar="NAME", help="Environment variable with the API key of a model behind a URL."
         ),
     ] = None,
-    templates: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--templates", help="Text-to-image: a file of prompts with a {slot} for every word that changes."),
-    ] = None,
-    words: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--words", metavar="SLOT=WORD,WORD", help="Text-to-image: words that can fill a slot; repeatable."
-        ),
-    ] = None,
-    judge: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--judge", help="Text-to-image: folder of a judge, or a CLIP model on the hub."),
-    ] = None,
     split: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--split", help="Split of a data set on the hub."),
-    ] = None,
-    text: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--text", help="Column with the articles."),
     ] = None,
     budget: Annotated[
         Optional[int],  # noqa: UP045
@@ -145,19 +140,10 @@ def init(
         "kind": kind,
         "name": name,
         "repair": repair,
-        "architecture": architecture,
-        "classes": classes,
-        "reorder": reorder,
-        "size": size,
-        "normalise": normalise,
-        "outputs": outputs,
         "key-env": key_env,
-        "templates": templates,
-        "judge": judge,
         "split": split,
-        "text": text,
     }
-    options = Options(answers, label or [], words or [], copy=copy, budget=budget, probes=probes, yes=yes)
+    options = Options(answers | ctx.meta[_KINDS], copy=copy, budget=budget, probes=probes, yes=yes)
     if bare:
         init_bare(folder, options, console)
         return

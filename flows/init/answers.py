@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from flows.init.architectures import Candidates
-from flows.init.classifier import IMAGENET, ask_classes, ask_classifier, ask_view, counted, usual_pictures
-from flows.init.data import SPLIT_FOLDERS, Data, existing, look_at_articles, look_at_captions, look_at_pictures
 from flows.init.files import Placed, place_name
-from flows.init.formats import notes
-from flows.init.key import ask_key
-from flows.init.labels import match_labels, read_labels, refuse_unsaid, some
-from flows.init.model import KINDS, Kind, Model, Shape, cached, hub_key, look_at_model
-from flows.init.prompts import Prompts, ask_prompts
+from flows.init.kinds import Kind, kinds
 from flows.init.propose import FEWEST, Wanted
-from flows.init.questions import Check, Questions
+from flows.init.questions import Questions
 from stages.errors import UsageError, did_you_mean
-from stages.params import DATA
+from stages.params import DATA, validation_lines
+from stages.tasks.init import Check, Data, Model, Seen, cached, existing
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_HUB = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+")
+_SPLITS = ("train", "val", "valid", "validation", "test", "discover", "repair")  # folders whose parent has the name
+_NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -34,252 +31,190 @@ class Answers:
 
     Args:
         wanted: what was asked for.
-        model: the model, as it was recognised.
-        data: the data, as they were recognised.
+        seen: the model and the data, as they were recognised, and what was seen, a line each.
         placed: what has to lie under inputs.
-        said: what was seen, a line each.
     """
 
     wanted: Wanted
-    model: Model
-    data: Data
+    seen: Seen
     placed: Sequence[Placed]
-    said: Sequence[str]
 
     @property
-    def searched(self) -> int | None:
-        """Items there are to search; None where nobody knows."""
-        return self.data.pools.get("discover") if self.data.pools else self.data.items
+    def absent(self) -> bool:
+        """Whether something is of a hub, and not here yet."""
+        return self.seen.model.absent or self.seen.data.absent
+
+    def with_model(self, changes: Mapping[str, Any]) -> Answers:
+        """The same with other values of `prepare.model`."""
+        return replace(self, wanted=replace(self.wanted, model={**self.wanted.model, **changes}))
 
 
-def ask(
-    questions: Questions,
-    workspace: Path,
-    audits: Sequence[str],
-    *,
-    labels: Sequence[str],
-    words: Sequence[str],
-    budget: int | None,
-) -> Answers:
+def ask(questions: Questions, workspace: Path, audits: Sequence[str], budget: int | None) -> Answers:
     """Ask what is not said, and look at the model and the data.
 
     Args:
         questions: asks, or takes options.
         workspace: where the audit will be.
         audits: names that are taken.
-        labels: LABEL=CLASS of the command line.
-        words: SLOT=WORD,WORD of it.
         budget: of the search, if it was given.
 
     Raises:
         UsageError: when an answer is missing, or will not do.
     """
-    model = _model(questions)
-    kind = _kind(questions, model)
-    _refuse_idle(questions, kind, words)
+    recognised, model = _model(questions)
+    kind = _kind(questions, recognised, model)
+    _refuse_idle(questions, kind)
     data = _data(questions, kind)
-    said = [f"model: {model.said}", f"data:  {data.said}"]
-    if data.labels:
-        said.append(f"by class: {counted(data)}")
-    prompts = ask_prompts(questions, data, words) if kind == "text-to-image" else None
-    classifies = kind == "image-classification"
-    classes = ask_classes(questions, model, data) if classifies else []
-    mapping = _labels(questions, model, classes, data, labels, said) if classifies else {}
     name = questions.text("name", "Name of the audit", _guess_name(model, data, audits), _name_check(audits))
-    repair = _repair(questions, kind, model, data, said)
     files = _Files(workspace, name)
-    source = model.named(files.add(model.path, "--model", model.beside))
+    source = model.named(files.add(model.path, "--model", model.beside) if model.path else None)
     if model.absent:
-        given = str(questions.answers["model"])
-        source = {hub_key(kind, given): given}
-    block = data.named(files.add(data.path, "--data", data.beside))
+        source = kind.init.hub_model(str(questions.answers["model"]))
+    block = data.named(files.add(data.path, "--data", data.beside) if data.path else None)
+    seen = Seen(model, data, questions, [f"model: {model.said}", f"data:  {data.said}"], files.add)
+    proposal = kind.init.propose(seen)
+    source |= proposal.model
     if "endpoint" in source:
-        source |= ask_key(questions, model)
+        source |= _key(questions, str(source["endpoint"]))
     elif questions.said("key-env") is not None:
         raise UsageError(f"--key-env is of a model behind a URL; found {model.said}")
-    if classifies:
-        source |= {"classes": classes} if classes else {}
-        source |= ask_classifier(questions, model, data)
-        block |= ask_view(questions, model, data)
-    if mapping:
-        block["labels"] = mapping
-    wanted = Wanted(
-        name, kind, source, block, repair, budget, data.items, data.pools, *_more(kind, source, prompts, files)
-    )
-    if data.traits:
-        answers = Answers(wanted, model, data, files.placed, said)
-        said += notes(
-            data.traits, data.sides, model.shape[0], max(filter(None, shape_shown(answers)[1:]), default=None)
-        )
+    repair = _repair(questions, kind, seen)
     if questions.unasked:
         taken = ", ".join(f"{name}: {answer}" for name, answer in questions.unasked.items())
-        said.append(f"guessed: {taken}; options say otherwise")
-    return Answers(wanted, model, data, files.placed, said)
+        seen.said.append(f"guessed: {taken}; options say otherwise")
+    wanted = Wanted(name, kind, source, {**block, **proposal.data}, proposal, repair, budget, data.items, data.pools)
+    return Answers(wanted, seen, files.placed)
 
 
-def _refuse_idle(questions: Questions, kind: Kind, words: Sequence[str]) -> None:
+def _refuse_idle(questions: Questions, kind: Kind) -> None:
     """Refuse options that are of another kind of model: they would be passed over."""
-    of: Mapping[Kind, Sequence[str]] = {
-        "image-classification": ("classes", "size", "normalise", "outputs"),
-        "summarization": ("text",),
-        "text-to-image": ("templates", "judge"),
-    }
-    idle = [f"--{name}" for other, names in of.items() if other != kind for name in names if questions.said(name)]
-    idle += ["--words"] if words and kind != "text-to-image" else []
-    if idle:
-        raise UsageError(f"{', '.join(idle)}: not of a model for {kind}")
+    named = dict.fromkeys(name for other in kinds() for name in other.init.options if name not in kind.init.options)
+    if idle := [f"--{name}" for name in named if questions.said(name) is not None]:
+        raise UsageError(f"{', '.join(idle)}: not of a model for {kind.name}")
 
 
-def _model(questions: Questions) -> Model:
-    seen: dict[str, Model] = {}
-
-    def architecture(found: Candidates, check: Check) -> str:
-        more = f"; {found.told}" if found.told else ""
-        asked = f"Which architecture are these weights of (timm, torchvision{more})"
-        return questions.text("architecture", asked, found.guess, check)
+def _model(questions: Questions) -> tuple[Kind | None, Model]:
+    """The model, and of which kind it is, where that can be told."""
+    found: dict[str, tuple[Kind | None, Model]] = {}
+    data = questions.said("data")
+    usual = (kind.init.usual_model(data) for kind in kinds()) if isinstance(data, str) else ()
 
     def look(answer: str) -> None:
-        seen[answer] = look_at_model(answer, architecture)
+        found[answer] = look_at_model(answer, questions)
 
-    answer = questions.text(
-        "model", "The model: a file, a folder, ORG/NAME of the Hugging Face hub, or a URL", None, look
+    asked = "The model: a file, a folder, ORG/NAME of the Hugging Face hub, or a URL"
+    return found[questions.text("model", asked, next(filter(None, usual), None), look)]
+
+
+def look_at_model(given: str, questions: Questions) -> tuple[Kind | None, Model]:
+    """Recognise a model, and of which kind it is, where its files tell.
+
+    Args:
+        given: a file, a folder, ORG/NAME of a hub, a URL, or a name that a kind knows.
+        questions: asks what the files do not tell.
+
+    Raises:
+        UsageError: when there is nothing of that name, or it is no model Faded reads.
+    """
+    if re.match(r"https?://", given):
+        return None, _behind(given)
+    path = Path(given).expanduser()
+    if path.exists():
+        return _of_files(path, given, questions)
+    for kind in kinds():
+        if (model := kind.init.named_model(given)) is not None:
+            return kind, model
+    if _HUB.fullmatch(given) and not Path(given.split("/", maxsplit=1)[0]).exists():
+        folder = cached(given)
+        if folder is None:
+            return None, Model(f"{given} of the Hugging Face hub, not fetched yet", absent=True)
+        found, model = _of_files(folder, str(folder), questions)
+        said = f"{given} of the Hugging Face hub, {model.said}"
+        return found, replace(model, said=said, path=None, key="", block={model.key: given})
+    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise UsageError(
+        f"--model {given}: there is no such file or folder, and it is neither ORG/NAME on the Hugging Face hub nor a"
+        f" URL{did_you_mean(path.name, there)}"
     )
-    return seen[answer]
 
 
-def _kind(questions: Questions, model: Model) -> Kind:
-    if model.kind is not None and questions.said("kind") is None:
-        return model.kind
-    answer = questions.choice("kind", "What does it do", KINDS)
-    kind = next(kind for kind in KINDS if kind == answer)
-    if model.kind is not None and kind != model.kind:
-        raise UsageError(f"--kind {kind}: the model is {model.said}, which is for {model.kind}")
+def _of_files(path: Path, given: str, questions: Questions) -> tuple[Kind, Model]:
+    for kind in kinds():
+        if (model := kind.init.model(path, questions)) is not None:
+            return kind, model
+    if path.is_file():
+        suffixes = dict.fromkeys(suffix for kind in kinds() for suffix in kind.init.suffixes)
+        raise UsageError(
+            f"--model {given}: expected a file that ends in {', '.join(suffixes)}, a folder, ORG/NAME of the"
+            f" Hugging Face hub, or a URL"
+        )
+    known = "; or ".join(kind.init.folders for kind in kinds() if kind.init.folders)
+    found = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
+    raise UsageError(f"--model {path}: expected a folder with {known}; found {found}")
+
+
+def _behind(url: str) -> Model:
+    """A model behind HTTP; a URL that holds a secret is refused before it is written anywhere."""
+    from stages.tasks.endpoint import EndpointConfig
+
+    try:
+        config = EndpointConfig(endpoint=url)
+    except ValidationError as error:
+        raise UsageError(f"--model: {'; '.join(validation_lines(error, EndpointConfig))}") from None
+    return Model(config.told, {"endpoint": url}, black_box=True)
+
+
+def _key(questions: Questions, url: str) -> dict[str, str]:
+    """The environment variable with the key of a model behind a URL; {} for one that needs none."""
+    from stages.tasks.endpoint import EndpointConfig
+
+    def check(answer: str) -> None:
+        if answer == _NONE:
+            return
+        try:
+            EndpointConfig(endpoint=url, key_env=answer).key()
+        except ValidationError as error:
+            raise UsageError(f"--key-env: {'; '.join(validation_lines(error, EndpointConfig))}") from None
+        except UsageError as error:
+            raise UsageError(str(error).replace("prepare.model.key_env", "--key-env")) from None
+
+    name = questions.text("key-env", "Environment variable that holds its key, or none", _NONE, check)
+    return {} if name == _NONE else {"key_env": name}
+
+
+def _kind(questions: Questions, recognised: Kind | None, model: Model) -> Kind:
+    if recognised is not None and questions.said("kind") is None:
+        return recognised
+    of = {kind.name: kind for kind in kinds()}
+    kind = of[questions.choice("kind", "What does it do", list(of))]
+    if recognised not in (None, kind):
+        raise UsageError(f"--kind {kind.name}: the model is {model.said}, which is for {recognised.name}")
     return kind
-
-
-_WHAT: Mapping[Kind, str] = {
-    "image-classification": "Pictures with labels: a folder of each class, a .jsonl or .parquet file",
-    "summarization": "Articles: a .jsonl file, or a folder of a data set",
-    "text-to-image": "Real captioned pictures: a folder with metadata.jsonl, or a .parquet file",
-}
 
 
 def _data(questions: Questions, kind: Kind) -> Data:
     seen: dict[str, Data] = {}
 
-    def articles(path: Path, given: str) -> Data:
-        return look_at_articles(path, given, partial(_column_of_articles, questions))
-
-    looks: Mapping[Kind, Callable[[Path, str], Data]] = {
-        "image-classification": look_at_pictures,
-        "summarization": articles,
-        "text-to-image": look_at_captions,
-    }
-
     def look(answer: str) -> None:
-        path = existing(answer, "--data")
-        seen[answer] = _of_the_hub(questions, kind, answer) if path is None else looks[kind](path, answer)
+        named = kind.init.named_data(answer)
+        path = existing(answer, "--data") if named is None else None
+        seen[answer] = named or (
+            _of_the_hub(questions, kind, answer) if path is None else kind.init.data(path, answer, questions)
+        )
 
-    return seen[questions.text("data", _WHAT[kind], None, look)]
-
-
-def _column_of_articles(questions: Questions, columns: Sequence[str], likely: str | None) -> str:
-    """The column that an option names, or the likely one; where there is none, the one a person says."""
-    said = questions.said("text")
-    if said is None and likely is not None:
-        return likely
-
-    def check(answer: str) -> None:
-        if answer not in columns:
-            raise UsageError(
-                f"--text {answer}: the data have no such column{did_you_mean(answer, columns)};"
-                f" found {', '.join(columns) or 'none'}"
-            )
-
-    return questions.text("text", f"Which column holds the articles ({', '.join(columns)})", None, check)
+    return seen[questions.text("data", kind.init.wants, None, look)]
 
 
 def _of_the_hub(questions: Questions, kind: Kind, name: str) -> Data:
     """A data set of the hub, of which nothing is known before it is fetched."""
-    said, absent = f"{name} of the Hugging Face hub", cached(name, "dataset") is None
-    said += ", not fetched yet" if absent else ""
-    if kind == "text-to-image":
-        split = questions.text("split", "Which split of it", "train")
-        return Data(said, {"dataset": name, "split": split}, absent=absent)
-    split = questions.text("split", "Which split of it", "validation")
-    block: dict[str, Any] = {"datasets": name, "split": split}
-    if kind == "summarization":
-        block["text"] = questions.text("text", "Which column holds the articles", "article")
-    return Data(said, block, absent=absent)
-
-
-def _labels(
-    questions: Questions, model: Model, named: Sequence[str], data: Data, given: Sequence[str], said: list[str]
-) -> dict[str, str]:
-    """Which class of the model a label of the data is, where they differ; nothing where they are the same.
-
-    Args:
-        questions: asks, or takes options.
-        model: with its classes, if it has names of them.
-        named: classes as a person named them, if one did.
-        data: with their labels.
-        given: LABEL=CLASS of the command line.
-        said: what was seen, to which a line is added.
-
-    Raises:
-        UsageError: when a label is like no class, and nobody says which it is.
-    """
-    classes = list(named or model.classes)
-    if not classes and model.n_classes == IMAGENET:
-        from stages.tasks.classification.imagenet import class_names
-
-        classes = class_names()
-    told = read_labels(given, data.labels, classes)
-    if not classes and data.classes:
-        said.append(
-            f"classes: {some(data.classes)}: the data's, in their order, for nothing names the model's; see --classes"
-        )
-    if not classes or not data.labels:
-        return told
-    from stages.tasks.classification.pool import class_indices
-
-    known = class_indices(classes)
-    asked = [label for label in data.labels if label not in known and label not in told]
-    taken = [*told.values(), *(classes[known[label]] for label in data.labels if label in known and label not in told)]
-    matched = match_labels(asked, classes, taken)
-    refuse_unsaid({label: near for label, near in matched.open.items() if not questions.asked(_key(label))}, classes)
-    for label, near in matched.open.items():
-        told[label] = questions.text(_key(label), f"Which class is the label {label!r}", near, _one_of(classes))
-    pairs = {**matched.sure, **told}
-    seen = {pairs.get(label) or classes[known[label]] for label in data.labels}
-    if len(seen) < len(classes) != IMAGENET:
-        missing = [name for name in classes if name not in seen]
-        said.append(f"classes: the model has {len(classes):,}, of which the data have no picture of {some(missing)}")
-    if pairs:
-        said.append(
-            f"labels: {len(pairs)} are written otherwise than the model's classes: "
-            + ", ".join(f"{label} is {name}" for label, name in pairs.items())
-        )
-    return pairs
-
-
-def _key(label: str) -> str:
-    return f"label {label}="
-
-
-def _one_of(classes: Sequence[str]) -> Check:
-    def check(answer: str) -> None:
-        if answer not in classes:
-            raise UsageError(
-                f"the model has no class {answer!r}{did_you_mean(answer, classes)}; it has {some(classes)}"
-            )
-
-    return check
+    absent = cached(name, "dataset") is None
+    said = f"{name} of the Hugging Face hub" + (", not fetched yet" if absent else "")
+    return Data(said, kind.init.hub_data(name, questions), absent=absent)
 
 
 def _guess_name(model: Model, data: Data, audits: Sequence[str]) -> str:
     path = data.path or model.path
-    if path is not None and path.name in SPLIT_FOLDERS:  # of a set, whose folder has the better name
+    if path is not None and path.name in _SPLITS:  # of a set, whose folder has the better name
         path = path.resolve().parent
     stem = (re.sub(r"[^a-z0-9_]+", "-", path.stem.lower()).strip("-_") if path else "") or "audit"
     stem = stem if _is_text(stem) else f"audit-{stem}"
@@ -307,18 +242,18 @@ def _is_text(name: str) -> bool:
     return isinstance(yaml.safe_load(name), str)
 
 
-def _repair(questions: Questions, kind: Kind, model: Model, data: Data, said: list[str]) -> bool:
+def _repair(questions: Questions, kind: Kind, seen: Seen) -> bool:
     """Whether a repair is to follow; where none is possible, why."""
     why = None
-    if model.black_box:
+    if seen.model.black_box:
         why = "a model whose weights are not seen cannot be repaired"
-    elif data.items is not None and kind != "text-to-image" and not _enough(data):
+    elif seen.data.items is not None and kind.init.limited and not _enough(seen.data):
         why = f"a repair needs {FEWEST} items for each of discover, repair and test"
     if why is None:
         return questions.confirm("repair", "Repair the model as well, and compare", True)
     if questions.said("repair") is True:
         raise UsageError(f"--repair: {why}")
-    said.append(f"repair: none, {why}; the audit ends with the failure landscape")
+    seen.said.append(f"repair: none, {why}; the audit ends with the failure landscape")
     return False
 
 
@@ -335,14 +270,12 @@ class _Files:
         self._inputs = (workspace / DATA / audit / "inputs").resolve()
         self.placed: list[Placed] = []
 
-    def add(self, path: Path | None, option: str = "", beside: Sequence[str] | None = None) -> str | None:
+    def add(self, path: Path, option: str, beside: Sequence[str] = ()) -> str:
         """The name of a file or folder; one that names others `beside` it gets a folder, in which they lie, too.
 
         Raises:
             UsageError: when it is a folder that holds the workspace, or somebody's home.
         """
-        if path is None:
-            return None
         if path.resolve().is_relative_to(self._inputs):
             return path.resolve().relative_to(self._inputs).as_posix()
         path = path.absolute() if beside else path.resolve()
@@ -355,28 +288,5 @@ class _Files:
         known = next((one.name for one in self.placed if one.source == path), None)
         name = known or place_name(path.with_suffix("") if beside else path, [one.name for one in self.placed])
         if known is None:
-            self.placed.append(Placed(name, path, tuple(beside or ())))
+            self.placed.append(Placed(name, path, tuple(beside)))
         return f"{name}/{path.name}" if beside else name
-
-
-def _more(
-    kind: Kind, source: Mapping[str, Any], prompts: Prompts | None, files: _Files
-) -> tuple[dict[str, Any], Mapping[str, Sequence[float | str]]]:
-    """Further keys of `prepare`, and levels of concepts, that only some kinds have."""
-    if prompts is None:
-        return {}, {}
-    judge = {prompts.judge_key: files.add(prompts.judge, "--judge") or prompts.judge_name}
-    prepare = {"judge": judge, "templates": files.add(prompts.templates, "--templates")}
-    return prepare, {slot: list(words) for slot, words in prompts.words.items()}
-
-
-def shape_shown(answers: Answers) -> Shape:
-    """Channels, height, width of the pictures a model is shown: its own, where they are known, else the data's."""
-    model, data, asked = answers.model, answers.data, answers.wanted
-    side = asked.data.get("size") or asked.model.get("size")
-    if side is None and model.key == "weights":
-        side = usual_pictures(model).side
-    height, width = (side, side) if side else model.shape[1:] if model.shape[1] else data.shape[1:]
-    # A network for colour is shown grey pictures as they are: there is no colour to take away.
-    channels = 1 if 1 in (model.shape[0], data.shape[0]) else model.shape[0] or data.shape[0]
-    return channels, height, width

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm, Prompt
 
 from stages.errors import UsageError, did_you_mean
-
-Check = Callable[[str], None]
-"""Raises a UsageError where an answer will not do."""
+from stages.tasks.init import Answer, Check
 
 
 class Questions:
@@ -30,7 +28,7 @@ class Questions:
     def __init__(
         self,
         console: Console,
-        options: Mapping[str, str | bool | None],
+        options: Mapping[str, Answer | None],
         *,
         asks: bool,
         yes: bool,
@@ -93,9 +91,14 @@ class Questions:
         self.answers[name] = answer
         return answer
 
-    def said(self, name: str) -> str | bool | None:
+    def said(self, name: str) -> Answer | None:
         """What the command line says; None for nothing."""
         return self._options.get(name)
+
+    def many(self, name: str) -> Sequence[str]:
+        """What the command line says in an option that may be given several times."""
+        said = self._options.get(name)
+        return [] if said is None or isinstance(said, str | bool) else said
 
     def asked(self, name: str) -> bool:
         """Whether a person can be asked, or has answered in a run that did not finish."""
@@ -119,9 +122,9 @@ class Questions:
             return self._keep(name, typed.strip())
 
     def _unasked(
-        self, name: str, given: str | bool | None, guess: str | bool | None, options: str, question: str
+        self, name: str, given: Answer | None, guess: str | bool | None, options: str, question: str
     ) -> str | bool:
-        if given is not None:
+        if isinstance(given, str | bool):
             return given
         if guess is None:
             raise UsageError(f"{question}? There is no terminal to ask in: use {options}")

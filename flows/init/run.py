@@ -15,21 +15,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.init.answers import Answers, ask, shape_shown
+from flows.init.answers import Answers, ask
 from flows.init.block import Draft, with_blocks, without
 from flows.init.calibrate import calibrate, calibrated
 from flows.init.files import git_root, place, refuse_taken
 from flows.init.propose import propose
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished
-from flows.init.trial import MOST_OF_A_SERVICE, order_of, refuse_idle_numbers, tried
+from flows.init.trial import refuse_idle_numbers, tried
 from flows.init.undo import Before
-from flows.init.views import show_absent, show_calibration, show_next, show_order, show_seen
+from flows.init.views import show_absent, show_calibration, show_next, show_seen, show_trial
 from flows.new_workspace import add_folders, check_folder, write_workspace
 from flows.workspace import enter_workspace, exclusive, has_audits
 from stages.errors import UsageError
 from stages.files import replace_file
-from stages.params import load_params, parse_yaml, read_bytes
+from stages.params import load_params, parse_yaml, read_bytes, task_context
+from stages.tasks.init import Answer
 
 PARAMS = Path("params.yaml")
 _PATHS = ("model", "data", "templates", "judge")  # answers that may be paths
@@ -41,17 +42,13 @@ class Options:
 
     Args:
         answers: to questions, by name; None where it says nothing.
-        labels: pairs LABEL=CLASS.
-        words: SLOT=WORD,WORD each.
         copy: files are copied and not linked.
         budget: unique probes of the search; None: by what a probe takes.
         probes: of the calibration; None: `calibrate.PROBES`, or as many as its levels need.
         yes: guesses are taken without asking.
     """
 
-    answers: Mapping[str, str | bool | None]
-    labels: Sequence[str] = ()
-    words: Sequence[str] = ()
+    answers: Mapping[str, Answer | None]
     copy: bool = False
     budget: int | None = None
     probes: int | None = None
@@ -82,20 +79,20 @@ def init_audit(folder: Path, options: Options, console: Console, *, asks: bool) 
         console, options.answers, asks=asks, yes=options.yes, before=offered.answers if offered is not None else {}
     )
     taken = [name for name in _audits(before) if name not in {one.name for one in earlier if one.written}]
-    answers = ask(questions, workspace, taken, labels=options.labels, words=options.words, budget=options.budget)
+    answers = ask(questions, workspace, taken, options.budget)
     questions.answers.update(_from_anywhere(questions.answers))
-    draft = _proposed(answers, workspace)
+    draft = propose(answers.wanted)
     refuse_idle_numbers(draft, options.budget, options.probes)
     refuse_taken(workspace, draft.name, answers.placed, copy=options.copy)
     same = next((one for one in earlier if one.name == draft.name), Unfinished(draft.name))
     with_blocks(before, same.found_in(before), draft)  # refuses a layout that it cannot add to
-    show_seen(console, answers.said, draft, workspace)
-    if not (answers.model.absent or answers.data.absent):
-        ask_first = "endpoint" in answers.wanted.model and answers.wanted.kind == "image-classification"
-        if ask_first and not questions.go_on(f"Query the service about up to {MOST_OF_A_SERVICE} pictures"):
+    show_seen(console, answers.seen.said, draft, workspace)
+    if not answers.absent:
+        costs = answers.wanted.kind.init.trial_of_service if "endpoint" in answers.wanted.model else ""
+        if costs and not questions.go_on(f"Query the service about {costs}"):
             raise UsageError("stopped: nothing was queried or written")
         answers = _tried(answers, draft, questions, workspace, console)
-        draft = _proposed(answers, workspace)
+        draft = propose(answers.wanted)
     if not questions.go_on("Write this audit and calibrate it"):
         raise UsageError("stopped: nothing was written")
     undo = Before(workspace, draft.name)
@@ -124,8 +121,7 @@ def init_bare(folder: Path, options: Options, console: Console) -> None:
         UsageError: when an audit is described, or it cannot become a workspace.
     """
     given = [f"--{name}" for name, answer in options.answers.items() if answer is not None]
-    given += [f"--{name}" for name in ("budget", "probes", "words") if getattr(options, name)]
-    given += ["--label"] if options.labels else []
+    given += [f"--{name}" for name in ("budget", "probes") if getattr(options, name)]
     if given:
         raise UsageError(f"--bare makes a workspace without an audit: leave out {', '.join(given)}")
     written = write_workspace(folder)
@@ -152,7 +148,7 @@ def _write_and_calibrate(
     remember(here, Unfinished(name, questions.answers, versions, options.budget, options.probes))
     if first != text:
         replace_file(PARAMS, first)
-    if answers.model.absent or answers.data.absent:
+    if answers.absent:
         show_absent(console, name)
         return
     found = calibrate(load_params(PARAMS), draft, options.probes, console)
@@ -171,31 +167,30 @@ class _ChangedError(UsageError):
     """Somebody has changed the audit, so that nothing of it is ours to take away."""
 
 
-def _proposed(answers: Answers, workspace: Path) -> Draft:
-    return propose(answers.wanted, answers.model, shape_shown(answers))
-
-
 def _tried(answers: Answers, draft: Draft, questions: Questions, workspace: Path, console: Console) -> Answers:
-    """Try the audit before anything is written; the answers, with the classes in the order the model has them.
+    """Try the audit before anything is written; the answers, with what the trial has changed about the model.
 
     Raises:
-        UsageError: when it could not run, or the classes are in another order and nobody says what to do about that.
+        UsageError: when it could not run, or something seems wrong and nobody says what to do about that.
     """
+    init = answers.wanted.kind.init
     with tried(draft, answers.placed, workspace) as params:
-        if answers.wanted.kind != "image-classification":
-            return answers
-        console.print("trying the model on unchanged pictures", style="dim")
-        order = order_of(params, draft.name, answers.model.n_classes or len(answers.data.labels), answers.searched)
-    show_order(console, order)
-    if not order.likely:
+        if init.trying:
+            console.print(f"trying the model on {init.trying}", style="dim")
+        trial = init.trial(task_context(draft.name, params.audit(draft.name)), answers.seen)
+    if trial is None:
         return answers
-    if not questions.asked("reorder") and questions.said("reorder") is None:
-        raise UsageError(f"{order.statement}. {order.advice}")
-    console.print(order.statement, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    if not order.moved or not questions.confirm("reorder", "Take the classes in that order", order.sure):
+    show_trial(console, trial)
+    if not trial.doubt:
         return answers
-    questions.answers["classes"] = ",".join(order.proposed)
-    return replace(answers, wanted=replace(answers.wanted, model={**answers.wanted.model, "classes": order.proposed}))
+    if not questions.asked(trial.option) and questions.said(trial.option) is None:
+        raise UsageError(f"{trial.doubt}. {trial.advice}")
+    console.print(trial.doubt, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    change = trial.change
+    if change is None or not questions.confirm(trial.option, change.question, change.likely):
+        return answers
+    questions.answers.update(change.answers)
+    return answers.with_model(change.model)
 
 
 @contextmanager

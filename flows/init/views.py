@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -14,11 +13,9 @@ from rich.table import Table
 from flows.estimate import duration
 from flows.init.block import Draft, flow
 from flows.init.calibrate import Calibration
-from flows.init.order import Order
 from flows.init.propose import BUDGETS, SEARCH_SECONDS
 from stages.screening.record import points
-
-_ROWS = 20  # classes of a table
+from stages.tasks.init import Trial
 
 
 def show_seen(console: Console, said: Sequence[str], draft: Draft, workspace: Path) -> None:
@@ -30,24 +27,18 @@ def show_seen(console: Console, said: Sequence[str], draft: Draft, workspace: Pa
     console.print(f"audit: {draft.name}, in {workspace}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_order(console: Console, order: Order) -> None:
-    """How often unchanged pictures of each class are right, and what the others are taken for; the worst first."""
-    shown = Table(title="Unchanged pictures, by class", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column, side in (("class", "left"), ("pictures", "right"), ("right", "right"), ("most are taken for", "left")):
-        shown.add_column(column, justify=side, overflow="fold")  # type: ignore[arg-type]
-    n, right = order.counts.sum(axis=1), order.counts.diagonal()
-    seen = [int(i) for i in np.argsort(right / np.maximum(n, 1), kind="stable") if n[i]]
-    for i in seen[:_ROWS]:
-        most = int(order.counts[i].argmax())
-        taken = f"{escape(order.classes[most])} ({order.counts[i, most]:,})"
-        shown.add_row(escape(order.classes[i]), f"{n[i]:,}", f"{right[i] / n[i]:.0%}", "" if most == i else taken)
+def show_trial(console: Console, trial: Trial) -> None:
+    """What the model makes of unchanged items: numbers stand to the right."""
+    head, *rows = trial.rows
+    shown = Table(title=trial.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for n, column in enumerate(head):
+        numbers = all(row[n].replace(",", "").rstrip("%").isdigit() for row in rows)
+        shown.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*map(escape, row))
     console.print(shown)
-    if len(seen) > _ROWS:
-        console.print(f"and {len(seen) - _ROWS:,} more classes, of which more is right", style="dim", highlight=False)
-    rate = order.named_rate
-    console.print(
-        f"clean accuracy: {rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%}) of {rate.n:,} pictures", highlight=False
-    )
+    for line in trial.told:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_calibration(console: Console, draft: Draft, found: Calibration, *, aimed: bool) -> None:

@@ -60,6 +60,8 @@ class ImageClassification:
     Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.images`.
     """
 
+    init: ClassVar[str] = ".init:PicturesInit"
+
     catalogue: ClassVar[Mapping[str, ImageConcept]] = with_plugins(CATALOGUE, ImageConcept)
 
     backends: ClassVar[Sequence[str]] = BACKENDS

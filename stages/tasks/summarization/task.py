@@ -60,6 +60,8 @@ class Summarization:
     Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.texts`.
     """
 
+    init: ClassVar[str] = ".init:ArticlesInit"
+
     catalogue: ClassVar[Mapping[str, TextConcept]] = with_plugins(CATALOGUE, TextConcept)
     learns_from_examples: ClassVar[frozenset[str]] = frozenset({"lora"})
 

@@ -59,6 +59,8 @@ class TextToImage:
     show what was asked for (see `measures`).
     """
 
+    init: ClassVar[str] = ".init:PromptsInit"
+
     learns_from_examples: ClassVar[frozenset[str]] = frozenset({"lora"})
     needs_all_concepts: ClassVar[bool] = True  # every slot is in every template: screening may not drop one
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.init.data import Data
-from flows.init.model import Model
-from flows.init.questions import Check, Questions
-from stages.errors import UsageError
+from stages.errors import UsageError, did_you_mean
+from stages.tasks.classification.init.labels import match_labels, read_labels, refuse_unsaid, some
+from stages.tasks.classification.init.models import Classifier, Shape
+from stages.tasks.classification.init.pictures import Pictures
+from stages.tasks.init import Ask, Check
 
 IMAGENET = 1000  # classes that need no names
 _NAMED = 20  # classes that a message names
@@ -23,7 +24,7 @@ _NORMALISED: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def ask_classes(questions: Questions, model: Model, data: Data) -> list[str]:
+def ask_classes(ask: Ask, model: Classifier, data: Pictures) -> list[str]:
     """Names of the classes in their order, where the model does not have them; none where nobody need say.
 
     Raises:
@@ -32,29 +33,29 @@ def ask_classes(questions: Questions, model: Model, data: Data) -> list[str]:
     url = "endpoint" in model.block
     n = model.n_classes
     unnamed = not url and not model.classes and n not in (None, IMAGENET, len(data.classes))
-    if not url and not unnamed and questions.said("classes") is None:
+    if not url and not unnamed and ask.said("classes") is None:
         return []
     folders = sorted([*data.labels, *data.empty])
     guess = ",".join(data.classes) if url and data.classes else None
     asked = f"Names of {f'its {n} classes' if n else 'its classes'}, in their order, separated by commas"
-    if unnamed and n and questions.said("classes") is None:
+    if unnamed and n and ask.said("classes") is None:
         found = f"the model has {n:,} outputs, and the data {counted(data)}"
-        if not questions.asked("classes"):
+        if not ask.asked("classes"):
             raise UsageError(f"{found}. {_to_type(n, folders, data)}")
         asked = f"{found}. {asked}"
         guess = ",".join(folders) if len(folders) == n else None
-    answer = questions.text("classes", asked, guess, _count(n))
+    answer = ask.text("classes", asked, guess, _count(n))
     return [name.strip() for name in answer.split(",")]
 
 
-def counted(data: Data) -> str:
+def counted(data: Pictures) -> str:
     """The classes of the data and how many pictures each has: "2 classes: cat (20), dog (3)"."""
     named = [f"{label} ({count:,})" for label, count in sorted(data.labels.items())]
     told = f"{len(named):,} classes: {_some(named)}"
     return f"{told}; without a picture: {_some(data.empty)}" if data.empty else told
 
 
-def _to_type(n: int, folders: Sequence[str], data: Data) -> str:
+def _to_type(n: int, folders: Sequence[str], data: Pictures) -> str:
     """Which option says what the model's n outputs are, in the order in which it learnt them."""
     if len(folders) == n:
         why = "with the empty ones " if data.empty else ""
@@ -85,34 +86,34 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
 
 
-def ask_classifier(questions: Questions, model: Model, data: Data) -> dict[str, Any]:
+def ask_classifier(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any]:
     """What nothing but a person says of a classifier beside its classes: size and normalisation of its pictures."""
     told: dict[str, Any] = {}
     url = "endpoint" in model.block
     if url or (model.black_box and not model.shape[1]):
         side = str(min(side for side in data.shape[1:] if side)) if data.shape[1] else None
-        told["size"] = int(questions.text("size", "Side of the square pictures it is shown, in pixels", side, _number))
+        told["size"] = int(ask.text("size", "Side of the square pictures it is shown, in pixels", side, _number))
     if model.key == "onnx":
-        told["outputs"] = questions.choice("outputs", "What are its scores", _OUTPUTS, model.outputs)
-    elif questions.said("outputs") is not None:
+        told["outputs"] = ask.choice("outputs", "What are its scores", _OUTPUTS, model.outputs)
+    elif ask.said("outputs") is not None:
         raise UsageError(f"--outputs is of an ONNX network; found {model.said}")
-    if model.key == "onnx" or questions.said("normalise") is not None:
+    if model.key == "onnx" or ask.said("normalise") is not None:
         photos = model.shape[0] == 3 and (model.shape[1] or _PHOTO) >= _PHOTO
         guess = "imagenet" if photos else "none"
-        told |= _NORMALISED[questions.choice("normalise", "How are pixels normalised", list(_NORMALISED), guess)]
+        told |= _NORMALISED[ask.choice("normalise", "How are pixels normalised", list(_NORMALISED), guess)]
     return told
 
 
-def ask_view(questions: Questions, model: Model, data: Data) -> dict[str, Any]:
+def ask_view(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any]:
     """The size pictures are shown in, where those of the data are far smaller than the network's usual ones."""
     if model.key != "weights":
         return {}
     usual, sides = usual_pictures(model), [side for side in data.shape[1:] if side]
-    if questions.said("size") is None and (not sides or not usual.side or 2 * min(sides) > usual.side):
+    if ask.said("size") is None and (not sides or not usual.side or 2 * min(sides) > usual.side):
         return {}
     guess = str(usual.side if usual.fixed or not sides else min(sides))
     asked = f"Side of the pictures it was trained on ({usual.side or 'no'} is usual for it), in pixels"
-    return {"size": int(questions.text("size", asked, guess, _number))}
+    return {"size": int(ask.text("size", asked, guess, _number))}
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Usual:
     fixed: bool = False
 
 
-def usual_pictures(model: Model) -> Usual:
+def usual_pictures(model: Classifier) -> Usual:
     """The pictures that weights of this architecture are usually shown."""
     if "timm" in model.block:
         import timm
@@ -145,3 +146,75 @@ def _count(n: int | None) -> Check:
 def _number(answer: str) -> None:
     if not answer.isdigit() or int(answer) < 8:
         raise UsageError(f"--size {answer}: expected a number of pixels, 8 or more")
+
+
+def ask_labels(ask: Ask, model: Classifier, named: Sequence[str], data: Pictures, said: list[str]) -> dict[str, str]:
+    """Which class of the model a label of the data is, where they differ; nothing where they are the same.
+
+    Args:
+        ask: asks, or takes options.
+        model: with its classes, if it has names of them.
+        named: classes as a person named them, if one did.
+        data: with their labels.
+        said: what was seen, to which a line is added.
+
+    Raises:
+        UsageError: when a label is like no class, and nobody says which it is.
+    """
+    classes = list(named or model.classes)
+    if not classes and model.n_classes == IMAGENET:
+        from stages.tasks.classification.imagenet import class_names
+
+        classes = class_names()
+    told = read_labels(ask.many("label"), data.labels, classes)
+    if not classes and data.classes:
+        said.append(
+            f"classes: {some(data.classes)}: the data's, in their order, for nothing names the model's; see --classes"
+        )
+    if not classes or not data.labels:
+        return told
+    from stages.tasks.classification.pool import class_indices
+
+    known = class_indices(classes)
+    asked = [label for label in data.labels if label not in known and label not in told]
+    taken = [*told.values(), *(classes[known[label]] for label in data.labels if label in known and label not in told)]
+    matched = match_labels(asked, classes, taken)
+    refuse_unsaid({label: near for label, near in matched.open.items() if not ask.asked(_key(label))}, classes)
+    for label, near in matched.open.items():
+        told[label] = ask.text(_key(label), f"Which class is the label {label!r}", near, _one_of(classes))
+    pairs = {**matched.sure, **told}
+    seen = {pairs.get(label) or classes[known[label]] for label in data.labels}
+    if len(seen) < len(classes) != IMAGENET:
+        missing = [name for name in classes if name not in seen]
+        said.append(f"classes: the model has {len(classes):,}, of which the data have no picture of {some(missing)}")
+    if pairs:
+        said.append(
+            f"labels: {len(pairs)} are written otherwise than the model's classes: "
+            + ", ".join(f"{label} is {name}" for label, name in pairs.items())
+        )
+    return pairs
+
+
+def _key(label: str) -> str:
+    return f"label {label}="
+
+
+def _one_of(classes: Sequence[str]) -> Check:
+    def check(answer: str) -> None:
+        if answer not in classes:
+            raise UsageError(
+                f"the model has no class {answer!r}{did_you_mean(answer, classes)}; it has {some(classes)}"
+            )
+
+    return check
+
+
+def shape_shown(model: Classifier, data: Pictures, asked: Mapping[str, Any]) -> Shape:
+    """Channels, height, width of the pictures a model is shown: its own, where they are known, else the data's."""
+    side = asked.get("size")
+    if side is None and model.key == "weights":
+        side = usual_pictures(model).side
+    height, width = (side, side) if side else model.shape[1:] if model.shape[1] else data.shape[1:]
+    # A network for colour is shown grey pictures as they are: there is no colour to take away.
+    channels = 1 if 1 in (model.shape[0], data.shape[0]) else model.shape[0] or data.shape[0]
+    return channels, height, width

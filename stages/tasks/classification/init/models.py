@@ -1,0 +1,224 @@
+"""What a classifier of pictures is: recognised by its files, without running anything of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.errors import UsageError
+from stages.tasks.classification.init.architectures import (
+    Shapes,
+    candidates,
+    ends_of,
+    library_of,
+    likely_candidates,
+)
+from stages.tasks.init import Ask, Model, read_config, tensor_shapes
+
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+Shape = tuple[int | None, int | None, int | None]  # channels, height, width; None where unknown
+UNKNOWN: Shape = (None, None, None)
+_SAME = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")  # of ONNX
+
+
+@dataclass(frozen=True)
+class Classifier(Model):
+    """A classifier of pictures.
+
+    Args:
+        classes: names of what it tells apart, where its files say them.
+        n_classes: how many these are; None where unknown.
+        shape: channels, height, width of its pictures, each None where unknown.
+        outputs: of an ONNX network what its scores look like, logits or probabilities: a guess.
+    """
+
+    classes: Sequence[str] = ()
+    n_classes: int | None = None
+    shape: Shape = UNKNOWN
+    outputs: str = ""
+
+
+def look_at_model(path: Path, ask: Ask) -> Classifier | None:
+    """Recognise a classifier; None for a file or folder of something else."""
+    if path.suffix == ".onnx":
+        return _onnx(path)
+    if path.suffix in WEIGHTS:
+        return _weights(path, ask)
+    config = read_config(path / "config.json")
+    if "architecture" in config and "num_classes" in config:
+        return _timm_folder(path, config)
+    names = [str(name) for name in config.get("architectures") or []]
+    if any(name.endswith("ForImageClassification") for name in names):
+        return _image_classifier(path, names[0], config)
+    return None
+
+
+def _timm_folder(path: Path, config: Mapping[str, Any]) -> Classifier:
+    """A folder as timm saves it for a hub."""
+    wanted = (config.get("pretrained_cfg") or {}).get("input_size")
+    shape: Shape = (wanted[0], wanted[1], wanted[2]) if isinstance(wanted, list) and len(wanted) == 3 else UNKNOWN
+    n, names = int(config["num_classes"]), tuple(str(name) for name in config.get("label_names") or ())
+    said = f"{config['architecture']} of timm, {described(n, shape)}"
+    return Classifier(said, path=path, key="timm", classes=names, n_classes=n, shape=shape)
+
+
+def _image_classifier(path: Path, name: str, config: Mapping[str, Any]) -> Classifier:
+    labels = config.get("id2label") or {}
+    classes = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    processor = read_config(path / "preprocessor_config.json")
+    size = processor.get("crop_size") if processor.get("do_center_crop") else None
+    size = size or processor.get("size") or config.get("image_size")
+    side = size if isinstance(size, int) else None
+    if isinstance(size, Mapping):
+        side = size.get("height") or size.get("shortest_edge")
+    shape = (int(config.get("num_channels", 3)), side, side)
+    said = f"{name} of transformers, {described(len(classes), shape)}"
+    return Classifier(
+        said,
+        path=path,
+        key="transformers",
+        classes=classes,
+        n_classes=len(classes) or None,
+        shape=shape,
+    )
+
+
+def _onnx(path: Path) -> Classifier | None:
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        raise UsageError(f"--model {path}: reading it needs the package onnx: pip install 'faded[onnx]'") from None
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except (DecodeError, OSError, ValueError) as error:
+        raise UsageError(f"--model {path} is no ONNX file that can be read: {error}") from None
+    held = {tensor.name for tensor in graph.initializer}
+    sizes = [
+        tuple(d.dim_value or None for d in value.type.tensor_type.shape.dim)
+        for value in (*(i for i in graph.input if i.name not in held), *graph.output[:1])
+    ]
+    takes, gives = sizes[0], sizes[-1]
+    if len(takes) == 2:  # of rows
+        return None
+    if len(takes) != 4 or len(gives) != 2:
+        raise UsageError(
+            f"--model {path}: expected a classifier of pictures, (n, channels, height, width) to (n, classes); found"
+            f" {takes} to {gives}"
+        )
+    last = takes[3] in (1, 3) and takes[1] not in (1, 3)
+    shape = (takes[3], takes[1], takes[2]) if last else takes[1:]
+    outputs = "probabilities" if _ends_in_softmax(graph) else "logits"
+    apart = {
+        entry.value
+        for tensor in graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return Classifier(
+        f"an ONNX network whose scores look like {outputs}, {described(gives[1], shape)}",
+        {"layout": "nhwc"} if last else {},
+        path,
+        beside=sorted(apart),
+        key="onnx",
+        n_classes=gives[1],
+        shape=shape,
+        outputs=outputs,
+        black_box=True,
+    )
+
+
+def _ends_in_softmax(graph: Any) -> bool:
+    """Whether the first output is one of Softmax, but for what changes no number."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    node = made_by.get(graph.output[0].name)
+    while node is not None and node.op_type in _SAME:
+        node = made_by.get(node.input[0])
+    return node is not None and node.op_type == "Softmax"
+
+
+def _weights(path: Path, ask: Ask) -> Classifier:
+    shapes = weight_shapes(path)
+    _refuse_inner(path, shapes)
+    found = candidates(path.stem, shapes)
+    if not found.exact:
+        _refuse_transformers(path, shapes)
+    more = f"; {found.told}" if found.told else ""
+    asked = f"Which architecture are these weights of (timm, torchvision{more})"
+    library, name = library_of(ask.text("architecture", asked, found.guess, _known))
+    stem, head = ends_of(name)
+    first, final = shapes.get(f"{stem}.weight", ()), shapes.get(f"{head}.weight", ())
+    n = final[0] if final else None
+    shape = (first[1] if len(first) == 4 else None, None, None)
+    said = f"{name} of {library}, {described(n, shape)}"
+    return Classifier(said, {library: name}, path, key="weights", n_classes=n, shape=shape)
+
+
+def _refuse_inner(path: Path, shapes: Shapes) -> None:
+    """Refuse weights of a network inside another one, as training frameworks save them, by their names."""
+    first = {name.split(".")[0] for name in shapes}
+    if len(first) != 1:
+        return
+    within = next(iter(first))
+    inner = {name.removeprefix(f"{within}."): shape for name, shape in shapes.items()}
+    if (guess := likely_candidates(path.stem, inner).guess) is not None:
+        raise UsageError(
+            f"--model {path}: the names of its tensors begin with {within!r}, and without that are those of {guess}:"
+            f" save the network itself, safetensors.torch.save_file(model.{within}.state_dict(), 'model.safetensors')"
+        )
+
+
+def _refuse_transformers(path: Path, shapes: Shapes) -> None:
+    """Refuse weights of transformers, whose architecture only their config.json tells, by their names."""
+    if kinds := sorted({name.split(".")[0] for name in shapes} & _kinds_of_transformers()):
+        raise UsageError(
+            f"--model {path}: its tensors are called as transformers calls those of {kinds[0]!r}: give the folder that"
+            " save_pretrained() wrote, with its config.json"
+        )
+
+
+def _kinds_of_transformers() -> set[str]:
+    try:
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return set()
+    return set(CONFIG_MAPPING.keys())
+
+
+def _known(name: str) -> None:
+    library_of(name)
+
+
+def weight_shapes(path: Path) -> Shapes:
+    """Shapes of the tensors of a file, by name; of a .safetensors only its head is read.
+
+    Raises:
+        UsageError: when it cannot be read as tensors alone.
+    """
+    from stages.tasks.classification.sources import read_weights
+
+    if path.suffix != ".safetensors":
+        try:
+            return {name: tuple(value.shape) for name, value in read_weights(path, "--model").items()}
+        except UsageError as error:
+            if "weights_only" not in str(error):
+                raise
+            # What PyTorch says of it is how to run the code of the file.
+            raise UsageError(
+                f"--model {path} holds more than tensors, a whole pickled network perhaps, which could run code when"
+                " read: save its weights alone, safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+            ) from None
+    return tensor_shapes(path)
+
+
+def described(classes: int | None, shape: Sequence[int | None]) -> str:
+    """How many classes, and what pictures: "1000 classes, 224x224, 3 channels"."""
+    parts = [f"{classes:,} classes"] if classes else []
+    if len(shape) == 3 and shape[1] and shape[2]:
+        parts.append(f"{shape[2]}x{shape[1]}")
+    if shape and shape[0]:
+        parts.append(f"{shape[0]} channel{'s' * (shape[0] > 1)}")
+    return ", ".join(parts) or "of unknown size"

@@ -1,0 +1,168 @@
+"""What pictures with labels are: how many of which classes, and which of them cannot be read."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stages.errors import UsageError
+from stages.tasks.classification.init.formats import GREY, traits_of
+from stages.tasks.classification.init.models import UNKNOWN, Shape, described
+from stages.tasks.init import Data
+
+if TYPE_CHECKING:
+    from stages.tasks.classification.pool import Pool
+
+_OPENED = 2000  # pictures that are opened at most; of more a sample
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Pictures(Data):
+    """Pictures with labels.
+
+    Args:
+        labels: what they are labelled with, and how often.
+        classes: these in their order, where they have one.
+        shape: channels, height, width of most pictures, each None where unknown.
+        empty: folders of classes that hold no picture.
+        traits: how many of the pictures that were opened are stored in which way (`formats`).
+        sides: how many of them have which shorter side.
+    """
+
+    labels: Mapping[str, int] = field(default_factory=dict)
+    classes: Sequence[str] = ()
+    shape: Shape = UNKNOWN
+    empty: Sequence[str] = ()
+    traits: Mapping[str, int] = field(default_factory=dict)
+    sides: Mapping[int, int] = field(default_factory=dict)
+
+
+def look_at_pictures(path: Path, given: str) -> Pictures:
+    """Look at pictures with labels: a folder of each class, a list (.jsonl), or a table (.parquet).
+
+    Raises:
+        UsageError: when there are no pictures with labels.
+    """
+    from stages.tasks.classification.data import DATA_LOADERS
+    from stages.tasks.sources import parse_source
+
+    key = "imagefolder" if path.is_dir() else {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix)
+    if key is None:
+        raise UsageError(
+            f"--data {given}: expected a folder that holds a folder of pictures for each class, a .jsonl file with a"
+            " picture and its label a line, or a .parquet file"
+        )
+    try:
+        pool = parse_source({key: path.name}, DATA_LOADERS, "--data").load(path.parent)
+    except UsageError as error:
+        raise UsageError(f"--data {given}: {error}") from None
+    if key == "imagefolder" and (path / "train").is_dir() and set(pool.splits or ()) == {"repair", "test"}:
+        # Nothing is meant to be searched: the model has learnt from `train`, and all splits are drawn from `test`.
+        seen = look_at_pictures(path / "test", given)
+        return replace(seen, said=f"{seen.said}, all of them of {path / 'test'}: there is no folder `val` to search")
+    return _pictures(pool, key, path, given)
+
+
+def _named_beside(pool: Pool, path: Path) -> list[str]:
+    from stages.tasks.classification.pool import Encoded
+
+    assert isinstance(pool.pictures, Encoded)
+    sources = (pool.pictures.sources[row] for row in range(len(pool.ids)))
+    return [source.relative_to(path.parent).as_posix() for source in sources if isinstance(source, Path)]
+
+
+def _pictures(pool: Pool, key: str, path: Path, given: str) -> Pictures:
+    labels = Counter(str(label) for label in pool.labels.tolist())
+    seen = _opened(pool, given)
+    shape, unreadable, opened = seen.shape, seen.unreadable, seen.opened
+    total = len(pool.ids)
+    pools = Counter(pool.splits) if pool.splits is not None else {}
+    parts = [f"{total:,} pictures in {len(labels):,} classes", f"most of them {described(None, shape)}"]
+    if pools:
+        parts.append(" + ".join(f"{n:,} {split}" for split, n in pools.items()))
+    if unreadable:
+        of = f" of {opened:,} opened" if opened < total else ""
+        more = f" and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+        parts.append(f"{len(unreadable)}{of} unreadable ({', '.join(unreadable[:_NAMED])}{more})")
+    kept = 1 - len(unreadable) / opened
+    return Pictures(
+        ", ".join(parts),
+        path=path,
+        beside=_named_beside(pool, path) if key == "jsonl" else (),
+        key=key,
+        items=int(total * kept),
+        pools={split: int(n * kept) for split, n in pools.items()},
+        labels=labels,
+        classes=pool.classes or (),
+        shape=shape,
+        empty=_empty(path, labels, in_splits=bool(pools)) if key == "imagefolder" else (),
+        traits=seen.traits,
+        sides=seen.sides,
+    )
+
+
+def _empty(path: Path, labels: Mapping[str, int], *, in_splits: bool) -> list[str]:
+    """Folders of classes without a picture."""
+    roots = _folders(path) if in_splits else [path]
+    return sorted({folder.name for root in roots for folder in _folders(root)} - set(labels))
+
+
+def _folders(path: Path) -> list[Path]:
+    return [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__"))]
+
+
+@dataclass
+class _Opened:
+    """What pictures turned out to be: the commonest shape, which cannot be read, and how the others are stored."""
+
+    shape: Shape
+    unreadable: list[str]
+    opened: int
+    traits: Counter[str] = field(default_factory=Counter)
+    sides: Counter[int] = field(default_factory=Counter)
+
+
+def _opened(pool: Pool, given: str) -> _Opened:
+    from stages.tasks.classification.pool import Encoded
+
+    if not isinstance(pool.pictures, Encoded):  # all of one shape, and read already
+        return _Opened(pool.pictures.shape(None), [entry["file"] for entry in pool.skipped], len(pool.ids))
+    total = len(pool.ids)
+    chosen = np.linspace(0, total - 1, min(total, _OPENED)).round().astype(int).tolist()
+    shapes: Counter[Shape] = Counter()
+    found = _Opened(UNKNOWN, [], len(chosen))
+    for row in chosen:
+        seen = _seen(pool.pictures.sources[row])
+        if seen is None:
+            found.unreadable.append(pool.ids[row])
+            continue
+        (channels, height, width), traits = seen
+        shapes[channels, height, width] += 1
+        found.traits.update(traits)
+        found.sides[min(height, width)] += 1
+    if not shapes:
+        raise UsageError(
+            f"--data {given}: none of {len(chosen)} pictures can be read, {found.unreadable[0]} among them"
+        )
+    found.shape = shapes.most_common(1)[0][0]
+    return found
+
+
+def _seen(source: Path | bytes) -> tuple[tuple[int, int, int], list[str]] | None:
+    """Channels, height and width of a picture as it lies there, and its traits; None where it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
+            traits = traits_of(picture)
+            picture.load()
+            return (1 if picture.mode in GREY else 3, picture.height, picture.width), traits
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError):
+        return None

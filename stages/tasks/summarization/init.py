@@ -1,0 +1,147 @@
+"""What `faded init` asks of summarization: which column holds the articles."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from stages.errors import UsageError, did_you_mean
+from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, json_lines, read_config, tensor_shapes
+
+_ROWS = 200  # lines of a table that tell its columns
+_TEXT = ("article", "text", "document", "dialogue", "content", "body")
+_SUMMARY = ("summary", "highlights", "abstract", "headline", "reference")
+_WRITES = ("ForCausalLM", "ForConditionalGeneration", "ForSeq2SeqLM", "LMHeadModel")
+_CONCEPTS: Mapping[str, Sequence[float | str]] = {
+    "letter_case": ["as_is", "upper"],
+    "typos": [0, 0.05, 0.1, 0.2],
+    "word_order": [0, 2, 4],
+    "drop_nouns": [0, 0.1, 0.2, 0.3],
+    "lost_spaces": [0, 0.05, 0.1],
+}
+
+
+class ArticlesInit(Init):
+    """Articles, and a model that writes text."""
+
+    options: ClassVar[Mapping[str, Option]] = {"text": Option("Column with the articles.")}
+    wants = "Articles: a .jsonl file, or a folder of a data set"
+    folders = "config.json of a model of transformers that writes text (...ForCausalLM, ...ForConditionalGeneration)"
+    most: ClassVar[Mapping[str, int]] = {"discover": 60, "repair": 80, "test": 50}
+    discrepancy: ClassVar[Mapping[str, Any]] = {
+        "measure": "faithfulness_loss",
+        "threshold": "auto",
+        "false_alarms": 0.1,
+    }
+    meaning = """\
+How much less a summary is about the article than that of the unchanged article is. A failure is what goes beyond
+the loss that typos in 5% of the words bring in one article of ten (false_alarms)."""
+    method, control = "lora", "clean"
+
+    def model(self, path: Path, ask: Ask) -> Model | None:
+        """See Init."""
+        config = read_config(path / "config.json")
+        names = [str(name) for name in config.get("architectures") or []]
+        if not (config.get("is_encoder_decoder") or any(name.endswith(_WRITES) for name in names)):
+            return None
+        files = sorted(path.glob("*.safetensors"))
+        n = sum(prod(shape) for file in files for shape in tensor_shapes(file).values())
+        size = f", {n / 1e6:,.1f} million parameters" if n else ""
+        said = f"{names[0] if names else 'a model'} of transformers{size}"
+        return Model(said, path=path, key="transformers")
+
+    def data(self, path: Path, given: str, ask: Ask) -> Data:
+        """See Init."""
+        return look_at_articles(path, given, ask)
+
+    def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
+        """See Init: the column of the articles is asked for, too."""
+        column = "Which column holds the articles"
+        return {**super().hub_data(name, ask), "text": ask.text("text", column, "article")}
+
+    def propose(self, seen: Seen) -> Proposal:
+        """See Init."""
+        from stages.concepts.texts import CATALOGUE
+
+        batch_size = 16 if "endpoint" in seen.model.block else 48
+        return Proposal(_CONCEPTS, {name: CATALOGUE[name].doc for name in _CONCEPTS}, batch_size=batch_size)
+
+
+def look_at_articles(path: Path, given: str, ask: Ask) -> Data:
+    """Look at articles: a .jsonl file, or a folder that the library `datasets` reads.
+
+    Raises:
+        UsageError: when there is no column of texts, or no article can be used.
+    """
+    from stages.tasks.sources import parse_source
+    from stages.tasks.summarization.data_sources import DATA_LOADERS
+
+    if path.is_dir():
+        key, block = "datasets", _of_data_set(path, given, ask)
+    elif path.suffix == ".jsonl":
+        rows = list(islice(json_lines(path, given), _ROWS))
+        if not rows:
+            raise UsageError(f"--data {given} holds no JSON objects, one a line")
+        key, block = "jsonl", _columns(rows, ask)
+    else:
+        raise UsageError(f"--data {given}: expected a .jsonl file, one JSON object a line, or a folder of a data set")
+    try:
+        articles, skipped = parse_source({key: path.name, **block}, DATA_LOADERS, "--data").load(path.parent)
+    except UsageError as error:
+        raise UsageError(f"--data {given}: {error}") from None
+    pools = Counter(article.pool for article in articles if article.pool)
+    parts = [f"{len(articles):,} articles in {block['text']!r}"]
+    if "summary" in block:
+        parts.append(f"with summaries in {block['summary']!r}")
+    if pools:
+        parts.append(" + ".join(f"{n:,} {split}" for split, n in pools.items()))
+    if skipped:
+        parts.append(f"{len(skipped)} that cannot be used ({skipped[0]['file']}: {skipped[0]['reason']})")
+    said = ", ".join(parts)
+    return Data(said, block, path, key, items=len(articles), pools=pools if pools.total() == len(articles) else {})
+
+
+def _of_data_set(path: Path, given: str, ask: Ask) -> dict[str, str]:
+    """The largest split of a folder of the library `datasets`, and its columns."""
+    try:
+        import datasets
+    except ImportError:
+        raise UsageError(f"--data {given}: reading it needs the library datasets: pip install 'faded[text]'") from None
+    datasets.disable_progress_bars()
+    try:
+        splits = datasets.load_dataset(str(path))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError) as error:
+        why = " ".join(f"{error} {error.__cause__ or ''}".split())[:400]
+        raise UsageError(f"--data {given} is not a readable data set: {why}") from None
+    name = str(max(splits, key=lambda split: len(splits[split])))
+    return {"split": name, **_columns([splits[name][0]], ask)}
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], ask: Ask) -> dict[str, str]:
+    """Which columns hold an article and, where there is one, its summary.
+
+    The first is that which an option names, or the likely one; where there is none, the one a person says.
+    """
+    columns, text = list(rows[0]), _column(rows, _TEXT)
+
+    def check(answer: str) -> None:
+        if answer not in columns:
+            raise UsageError(
+                f"--text {answer}: the data have no such column{did_you_mean(answer, columns)};"
+                f" found {', '.join(columns) or 'none'}"
+            )
+
+    if text is None or ask.said("text") is not None:
+        text = ask.text("text", f"Which column holds the articles ({', '.join(columns)})", None, check)
+    summary = _column(rows, [name for name in _SUMMARY if name != text])
+    return {"text": text, **({"summary": summary} if summary else {})}
+
+
+def _column(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str | None:
+    """The first of these columns that every row has, whatever its capitals."""
+    of = {key.lower(): key for key in rows[0]}
+    return next((of[name] for name in names if name in of and all(of[name] in row for row in rows)), None)

@@ -1,0 +1,188 @@
+"""What `faded init` asks of text-to-image generation: templates of prompts, words for their slots, and a judge."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Formatter
+from typing import Any, ClassVar
+
+from stages.errors import UsageError, did_you_mean
+from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, existing, json_lines, read_config
+
+_FEW = 30  # values that a column of words may have
+_MOST_WORDS = 6  # of a slot, where the table of the pictures names them: grids grow with every one
+
+
+@dataclass(frozen=True)
+class Captions(Data):
+    """Captioned pictures; `columns` is what their table says of each beside the caption: its values."""
+
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+class PromptsInit(Init):
+    """Prompts with slots for words, and a model that draws them."""
+
+    options: ClassVar[Mapping[str, Option]] = {
+        "templates": Option("A file of prompts with a {slot} for every word that changes."),
+        "words": Option("Words that can fill a slot; repeatable.", "SLOT=WORD,WORD", many=True),
+        "judge": Option("Folder of a judge, or a CLIP model on the hub."),
+    }
+    wants = "Real captioned pictures: a folder with metadata.jsonl, or a .parquet file"
+    folders = "model_index.json of diffusers"
+    data_key, hub_split, limited = "pictures", "train", False
+    most: ClassVar[Mapping[str, int]] = {"discover": 60, "repair": 20, "test": 60}
+    discrepancy: ClassVar[Mapping[str, Any]] = {"measure": "misalignment", "threshold": "auto"}
+    meaning = """\
+How much of its prompt the judge does not see in a picture. A failure is what real captioned pictures exceed in 5%
+of the probes."""
+    method = "lora"
+
+    def model(self, path: Path, ask: Ask) -> Model | None:
+        """See Init."""
+        if not (index := read_config(path / "model_index.json")):
+            return None
+        unet = read_config(path / "unet" / "config.json")
+        side = f", {unet['sample_size']} latent pixels" if isinstance(unet.get("sample_size"), int) else ""
+        return Model(f"{index.get('_class_name', 'pipeline')} of diffusers{side}", path=path, key="diffusers")
+
+    def hub_model(self, name: str) -> dict[str, Any]:
+        """See Init."""
+        return {"diffusers": name}
+
+    def data(self, path: Path, given: str, ask: Ask) -> Captions:
+        """See Init."""
+        return look_at_captions(path, given)
+
+    def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
+        """See Init."""
+        block = super().hub_data(name, ask)
+        return {"dataset": block.pop("datasets"), **block}
+
+    def propose(self, seen: Seen) -> Proposal:
+        """See Init: asks for templates, words and a judge."""
+        ask, asked = seen.ask, "File of prompts, one a line, with a {slot} for every word that is to change"
+        templates = Path(ask.text("templates", asked, check=_check_templates)).expanduser()
+        slots = _slots(templates)
+        told = _read_words(ask.many("words"), slots)
+        words = {slot: told.get(slot) or _ask_words(ask, slot, Captions.of(seen.data)) for slot in slots}
+        asked = "Who looks at the pictures (folder of a judge, or a CLIP model of the hub)"
+        judge = ask.text("judge", asked, check=_check_judge)
+        key = "clip"
+        if (path := existing(judge, "--judge")) is not None:
+            key = "attributes" if "attributes" in read_config(path / "config.json", "--judge") else "clip"
+            judge = seen.place(path, "--judge")
+        prepare = {"judge": {key: judge}, "templates": seen.place(templates, "--templates")}
+        return Proposal(words, prepare=prepare, batch_size=16 if "endpoint" in seen.model.block else 48)
+
+
+def look_at_captions(path: Path, given: str) -> Captions:
+    """Look at real captioned pictures: a folder with a metadata.jsonl, or a table.
+
+    Raises:
+        UsageError: when there are no captions.
+    """
+    if path.is_dir() and (path / "metadata.jsonl").exists():
+        key, rows = "imagefolder", list(json_lines(path / "metadata.jsonl", given))
+    elif path.suffix == ".parquet":
+        key, rows = "parquet", _table_rows(path, given)
+    else:
+        raise UsageError(
+            f"--data {given}: expected a folder of pictures with a metadata.jsonl (file_name and text of each), or a"
+            " .parquet file with the columns image and text"
+        )
+    if not rows or "text" not in rows[0]:
+        found = ", ".join(rows[0]) if rows else "no rows"
+        raise UsageError(f"--data {given}: expected captions in a column `text`, found {found}")
+    told = {
+        name: Counter(str(row[name]) for row in rows if row.get(name))
+        for name in rows[0]
+        if name not in ("text", "file_name", "image", "split", "id")
+    }
+    few = {name: [value for value, _ in n.most_common()] for name, n in told.items() if 2 <= len(n) <= _FEW}
+    said = f"{len(rows):,} captioned pictures" + (f", whose table also says {', '.join(few)}" if few else "")
+    return Captions(said, path=path, key=key, items=len(rows), columns=few)
+
+
+def _table_rows(path: Path, given: str) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = [name for name in pq.read_schema(path).names if name != "image"]
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=names).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"--data {given} is not a readable parquet file: {error}") from None
+    return rows
+
+
+def _check_templates(answer: str) -> None:
+    _slots(Path(answer).expanduser())
+
+
+def _slots(path: Path) -> list[str]:
+    """Names of the slots of a file of templates.
+
+    Raises:
+        UsageError: when there is no such file, no slot in it, or one that is not in every prompt.
+    """
+    from stages.concepts.prompts import check_slots, check_templates, read_templates
+
+    if not path.is_file():
+        there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UsageError(f"--templates {path}: there is no such file{did_you_mean(path.name, there)}")
+    templates = read_templates(path.name, path.parent, "--templates")
+    try:
+        slots = dict.fromkeys(name for line in templates for _, name, _, _ in Formatter().parse(line) if name)
+    except ValueError as error:
+        raise UsageError(f"--templates {path}: {error}") from None
+    if not slots:
+        raise UsageError(f"--templates {path}: no prompt has a slot, as in 'a photo of a {{colour}} {{animal}}'")
+    if errors := check_slots({slot: ["", "a word"] for slot in slots}):
+        raise UsageError(f"--templates {path}: {'; '.join(errors)}")
+    if errors := check_templates(templates, list(slots), f"--templates {path}"):
+        raise UsageError("\n".join(errors))
+    return list(slots)
+
+
+def _read_words(given: Sequence[str], slots: Sequence[str]) -> dict[str, list[str]]:
+    told = {}
+    for one in given:
+        slot, equals, words = one.partition("=")
+        if not equals or slot not in slots:
+            raise UsageError(
+                f"--words {one}: expected SLOT=WORD,WORD with a slot of the templates, which are"
+                f" {', '.join(slots)}{did_you_mean(slot, slots)}"
+            )
+        told[slot] = _listed(words)
+    return told
+
+
+def _ask_words(ask: Ask, slot: str, data: Captions) -> list[str]:
+    known = data.columns.get(slot) or data.columns.get(slot.replace("_", " ")) or ()
+    guess = ", ".join(known[:_MOST_WORDS]) or None
+
+    def check(answer: str) -> None:
+        from stages.concepts.prompts import check_slots
+
+        if errors := check_slots({slot: _listed(answer)}):
+            raise UsageError("; ".join(errors))
+
+    asked = ask.text(f"words {slot}=", f"Words for {{{slot}}}, separated by commas", guess, check)
+    return _listed(asked)
+
+
+def _listed(words: str) -> list[str]:
+    """Words with "" before them: a prompt that leaves the slot unsaid is the plainest."""
+    return ["", *(word.strip() for word in words.split(",") if word.strip())]
+
+
+def _check_judge(answer: str) -> None:
+    path = existing(answer, "--judge")
+    if path is not None and not read_config(path / "config.json", "--judge"):
+        raise UsageError(
+            f"--judge {answer}: expected a folder with config.json, of a CLIP model or of a judge of Faded's"
+        )
