@@ -335,7 +335,7 @@ def read_config(path: Path, option: str = "--model") -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise UsageError(f"{option} {path} is not valid JSON: {error}") from None
