@@ -121,7 +121,7 @@ def look_at_model(given: str, questions: Questions) -> tuple[Kind | None, Model]
     path = Path(given).expanduser()
     if path.exists():
         return _of_files(path, given, questions)
-    for kind in kinds():
+    for kind in _likely(questions):
         if (model := kind.init.named_model(given)) is not None:
             return kind, model
     if _HUB.fullmatch(given) and not Path(given.split("/", maxsplit=1)[0]).exists():
@@ -139,7 +139,7 @@ def look_at_model(given: str, questions: Questions) -> tuple[Kind | None, Model]
 
 
 def _of_files(path: Path, given: str, questions: Questions) -> tuple[Kind, Model]:
-    for kind in kinds():
+    for kind in _likely(questions):
         if (model := kind.init.model(path, questions)) is not None:
             return kind, model
     if path.is_file():
@@ -151,6 +151,11 @@ def _of_files(path: Path, given: str, questions: Questions) -> tuple[Kind, Model
     known = "; or ".join(kind.init.folders for kind in kinds() if kind.init.folders)
     found = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
     raise UsageError(f"--model {path}: expected a folder with {known}; found {found}")
+
+
+def _likely(questions: Questions) -> list[Kind]:
+    """All kinds, that first which the command line says."""
+    return sorted(kinds(), key=lambda kind: kind.name != questions.said("kind"))
 
 
 def _behind(url: str) -> Model:
