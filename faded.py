@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from html import escape
 from pathlib import Path
+from shutil import copyfile, rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 
 def _claim(*packages: str) -> None:
@@ -32,7 +35,7 @@ def _claim(*packages: str) -> None:
             assert found is not None and found.loader is not None
             sys.modules[name] = module = importlib.util.module_from_spec(found)
             found.loader.exec_module(module)
-        elif home not in [Path(folder).resolve() for folder in getattr(loaded, "__path__", ())]:
+        elif not any((Path(folder).parent / "faded.py").is_file() for folder in getattr(loaded, "__path__", ())):
             raise ImportError(
                 f"{name!r} is imported already, from {getattr(loaded, '__file__', None) or home.name}: Faded has a"
                 " package of that name. Import faded in a process that does not need the other one",
@@ -60,10 +63,8 @@ from stages.tasks.contract import (
 )
 
 if TYPE_CHECKING:
-    from stages.explorers import SearchResult
-    from stages.landscape import Landscape, Mode
-    from stages.microscopic import Robustness
     from stages.params import AuditConfig
+    from stages.records import AuditFolder, Landscape, ModeRecord, RepairVerdict, Verdict
     from stages.tasks.functions import FunctionTask
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "UsageError",
     "audit",
     "concept",
+    "load",
 ]
 
 _LATER = {  # what is slow to import, or needs the libraries of an extra
@@ -195,7 +197,6 @@ def audit(
     settings = {
         "seed": seed,
         "task": "stages.tasks.functions:FunctionTask",
-        "code": "faded.py",
         "compute": {"gpus": 0, "batch_size": batch_size},
         "prepare": {"model": "__main__:model", "classes": names},
         "concepts": levels,
@@ -212,75 +213,146 @@ def audit(
     least = min(_FEWEST_PROBES, n * task.concepts.n_cells)
     if budget < least:
         raise UsageError(f"budget: found {budget}, expected {least} probes at least: fewer name no failure mode")
-    return Result(name, task, config, table, *_discover(task, config))
+    return Result(_run(name, task, config, table), (task, config))
 
 
-def _discover(task: FunctionTask, config: AuditConfig) -> tuple[SearchResult, Robustness]:
-    """Ask the model what the stage discover asks it."""
+def load(name: str, workspace: str | Path | None = None) -> Result:
+    """Read an audit that the command finished.
+
+    Args:
+        name: of the audit.
+        workspace: the folder with params.yaml; by default the current one or one above it.
+
+    Raises:
+        UsageError: when there is no such audit; one that is not finished tells so when something of it is asked for.
+    """
+    from stages.params import DATA
+    from stages.records import audit_folder
+
+    here = Path.cwd() if workspace is None else Path(workspace)
+    roots = [here] if workspace is not None else [here, *here.parents]
+    root = next((root for root in roots if (root / "params.yaml").is_file() and (root / DATA).is_dir()), None)
+    if root is None:
+        raise UsageError(f'{here} is in no workspace: say which, faded.load({name!r}, "path/to/workspace")')
+    if not (root / DATA / name).is_dir():
+        known = sorted(path.name for path in (root / DATA).iterdir() if path.is_dir())
+        raise UsageError(f"{root} has no audit {name!r}, found: {', '.join(known)}{did_you_mean(name, known)}")
+    return Result(audit_folder(name, root))
+
+
+def _run(name: str, task: FunctionTask, config: AuditConfig, table: pd.DataFrame) -> AuditFolder:
+    """What the stages discover and summarize do, in a temporary folder that goes with its result."""
+    from stages import discover, summarize
     from stages.explorers import search
     from stages.ledger import Ledger
     from stages.microscopic import measure_robustness
+    from stages.records import audit_folder
 
-    ids, compute, ledger = task.items.ids("discover"), task.context.compute, Ledger()
-    found = search(task, ids, config.discover, seed=config.seed, ledger=ledger, compute=compute)
+    ids, ledger, asks = task.items.ids("discover"), Ledger(), task.context.compute
+    found = search(task, ids, config.discover, seed=config.seed, ledger=ledger, compute=asks)
     walked = measure_robustness(
-        task, ids, config.discover, seed=config.seed, enumerated=found.enumerated, ledger=ledger, compute=compute
+        task, ids, config.discover, seed=config.seed, enumerated=found.enumerated, ledger=ledger, compute=asks
     )
-    return found, walked
+    home = Path(mkdtemp(prefix="faded-"))
+    here = audit_folder(name, home)
+    finalize(here, rmtree, home, ignore_errors=True)
+    for stage in (here.prepare, here.discover, here.summarize, here.report):
+        stage.path.mkdir(parents=True)
+    table.to_parquet(here.prepare.path / "items.parquet", index=False)
+    discover.write(here.discover, task, found, walked)
+    summarize.write(here.summarize, task, here.discover, config)
+    return here
 
 
-@dataclass(frozen=True, repr=False)
 class Result:
-    """What an audit found."""
+    """What an audit found: made by `audit`, or read by `load`.
 
-    name: str
-    _task: FunctionTask
-    _config: AuditConfig
-    _table: pd.DataFrame
-    _found: SearchResult
-    _walked: Robustness
+    Args:
+        records: of its stages, see `stages.records`.
+        made: task and configuration of one that was made here.
+    """
+
+    def __init__(self, records: AuditFolder, made: tuple[FunctionTask, AuditConfig] | None = None) -> None:
+        self.records, self._made = records, made
+        self.name = records.path.name
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self._said()}\n" + "\n".join(f"{m.id}  {m.text}: {_rate(m)}" for m in self.modes)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{m.id}</td><td>{escape(m.text)}</td><td>{_rate(m)}</td></tr>" for m in self.modes)
+        head = "<tr><th></th><th>failure mode</th><th>fails</th></tr>"
+        return f"<p>{escape(self.name)}: {self._said()}</p>\n<table>{head}{rows}</table>"
+
+    def _said(self) -> str:
+        rate, n = self.landscape.overall.rate, len(self.modes)
+        of_modes = f"{n} failure mode{'s' if n != 1 else ''}" if n else "no failure mode was found"
+        return f"fails on {rate.value:.1%} of the grid [{rate.low:.1%}, {rate.high:.1%}], {of_modes}"
+
+    @property
+    def landscape(self) -> Landscape:
+        """The record of landscape.json: `overall`, `effects`, `modes`, `robustness` and more."""
+        return self.records.summarize.landscape
+
+    @property
+    def modes(self) -> list[ModeRecord]:
+        """The failure modes, the worst first."""
+        return self.landscape.modes
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """The grid, one row a combination of levels: probes, failures, and the estimated failure rate."""
+        return self._with_levels(self.records.summarize.cells)
 
     @property
     def probes(self) -> pd.DataFrame:
-        """One row a probe, as in probes.parquet (docs/files.md)."""
-        return self._found.probes
+        """All probes, as in probes.parquet (docs/files.md): levels are numbered from 0."""
+        return self.records.discover.probes
 
     @property
     def failures(self) -> pd.DataFrame:
-        """What failed, the worst first: the item's row, the level of each concept, what was expected and answered."""
+        """What failed, the worst first: item, level of each concept, what was expected and what was answered."""
+        names = self.landscape.space.names
         failed = self.probes[self.probes["failed"]].sort_values("discrepancy", ascending=False, kind="stable")
-        failed = failed.drop_duplicates(["item", *self._task.concepts.names])
-        labels = self._task.items.table.set_index("id")["label"]
-        return pd.DataFrame(
-            {
-                "item": failed["item"].astype(int),
-                **{c.name: np.array(c.levels)[failed[c.name]] for c in self._task.concepts.concepts},
-                "expected": labels.loc[failed["item"]].to_numpy(),
-                "answer": failed["output"],
-                "discrepancy": failed["discrepancy"],
-            }
-        ).reset_index(drop=True)
-
-    @cached_property
-    def _measured(self) -> tuple[Landscape, list[Mode]]:
-        from stages.landscape import estimate, name_modes
-
-        ids, seed = self._task.items.ids("discover"), self._config.seed
-        evidence = (self.probes, ids, self._task.embed(ids), self._task.concepts)
-        landscape = estimate(*evidence, threshold=self._task.threshold, seed=seed)
-        return landscape, name_modes(
-            landscape, *evidence, self._config.summarize, threshold=self._task.threshold, seed=seed
-        )
+        failed = self._with_levels(failed.drop_duplicates(["item", *names]))
+        items = pd.read_parquet(self.records.prepare.path / "items.parquet", columns=["id", "label"])
+        failed["expected"] = items.set_index("id")["label"].loc[failed["item"]].to_numpy()
+        if self._made is not None:
+            failed["item"] = failed["item"].astype(int)  # the row it had in what was handed over
+        shown = failed.rename(columns={"output": "answer"})[["item", *names, "expected", "answer", "discrepancy"]]
+        return shown.reset_index(drop=True)
 
     @property
-    def landscape(self) -> pd.DataFrame:
-        """One row a cell of the grid, with its failure rate."""
-        return self._measured[0].table
+    def verdict(self) -> RepairVerdict | Verdict:
+        """Whether the gates were passed: those of its repair if it has one, else those of the landscape."""
+        repaired = self.records.conclude
+        return repaired.verdict if repaired.has("verdict") else self.records.report.verdict
 
-    @property
-    def modes(self) -> list[Mode]:
-        """The failure modes."""
-        return self._measured[1]
+    def report(self, path: str | Path | None = None) -> Path:
+        """The report on the landscape.
+
+        Args:
+            path: where to write it; by default it is opened in a browser.
+
+        Returns:
+            Where it is.
+        """
+        drawn = self.records.report
+        if self._made is not None and not drawn.has("page"):
+            from stages import report
+            from stages.provenance import provenance
+
+            report.write(drawn, self.records, self._made[1], provenance(self.name, self._made[1]))
+        page = drawn.where("page")
+        if path is None:
+            webbrowser.open(page.resolve().as_uri())
+            return page
+        Path(path).write_bytes(page.read_bytes())
+        return Path(path)
+
+    def _with_levels(self, table: pd.DataFrame) -> pd.DataFrame:
+        levels = {c.name: np.array(c.levels)[table[c.name]] for c in self.landscape.space.concepts}
+        return table.assign(**levels)
 
     def to_workspace(
         self,
@@ -314,21 +386,28 @@ class Result:
 
         folder = Path(path)
         inputs = folder / "data" / self.name / "inputs"
+        if self._made is None:
+            raise UsageError(f"{self.name} is an audit of a workspace already, {self.records.path.parents[1]}")
         if inputs.exists():
             raise UsageError(f"{inputs} is there already: choose another name=... for this audit, or another folder")
-        names, modules = carried(self._task, model, concepts or {}, discrepancy)
+        names, modules = carried(self._made[0], model, concepts or {}, discrepancy)
         folder.mkdir(parents=True, exist_ok=True)
         if subprocess.run(["git", "-C", str(folder), "rev-parse"], capture_output=True, check=False).returncode:
             subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
         check_folder(folder)
         write_workspace(folder)
         inputs.mkdir(parents=True)
-        self._table.to_parquet(inputs / "items.parquet", index=False)
+        copyfile(self.records.prepare.path / "items.parquet", inputs / "items.parquet")
         for name, text in modules.items():
             (inputs / name).write_bytes(text)
-        block = self._config.model_dump(mode="json", exclude_unset=True)
-        block["code"] = f"data/{self.name}/inputs"
+        block = self._made[1].model_dump(mode="json", exclude_unset=True)
         block["prepare"] |= {key: value for key, value in names.items() if key != "measure"}
         block["discrepancy"] |= {key: value for key, value in names.items() if key == "measure"}
         add_audit(folder, self.name, block)
         return folder
+
+
+def _rate(mode: ModeRecord) -> str:
+    if mode.rate is None:
+        return f"about {mode.estimate:.0%}, estimated (not confirmed)"
+    return f"{mode.rate:.0%} [{mode.low:.0%}, {mode.high:.0%}]" + ("" if mode.confirmed else " (not confirmed)")

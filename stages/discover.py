@@ -18,14 +18,15 @@ from stages.explorers import SearchResult, save_policy, search
 from stages.explorers.merge import answers, merge, origin, read_parts, remove_undeclared
 from stages.files import scratch, stage_dir
 from stages.ledger import Ledger
-from stages.microscopic import measure_robustness
+from stages.microscopic import Robustness, measure_robustness
 from stages.params import load_params, task_class, task_context
 from stages.progress import progress
 from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import rated
 from stages.records import DiscoverMetrics, audit_folder
+from stages.records.folder import Discover
 from stages.records.tables import Embedded, Tallies
-from stages.tasks.contract import Illustrated, Tallied
+from stages.tasks.contract import Illustrated, Tallied, Task
 
 CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the file larger
 
@@ -76,14 +77,7 @@ def main(name: str) -> None:
     parts_read = [shares / str(part.part) for part in parts]
     read = [*prepared_files(prepared), *parts_read]
     with audit_folder(name).discover.publish(provenance(name, audit, prepared), read) as out:
-        out.probes, out.robustness = result.probes, robustness.table
-        out.embedded = Embedded(item_ids, task.embed(item_ids))
-        out.tallies = Tallies(tallies=task.tallies("discover") if isinstance(task, Tallied) else [])
-        out.sheets = {"": task.sheets("discover")} if isinstance(task, Illustrated) else {}
-        save_policy(result.policy, out.path / "policy")
-        _write_curves(out.path / "live", result)
-        searches = {**result.metrics, "microscopic": robustness.metrics, "enumerated": result.enumerated}
-        out.metrics = DiscoverMetrics.computed(searches)
+        write(out, task, result, robustness)
     for role, numbers in result.metrics.items():
         print(
             f"{role} ({numbers['explorer']}): {numbers['failures']:,} failures in {numbers['probes']:,} unique probes,"
@@ -99,6 +93,19 @@ def main(name: str) -> None:
             f" unchanged, {numbers['found']:,} after some steps, for {numbers['not_found']:,} no failure was found;"
             f" {numbers['probes']:,} unique probes of its own"
         )
+
+
+def write(out: Discover, task: Task, result: SearchResult, robustness: Robustness) -> None:
+    """Write what was asked, and what else of the task the landscape is made from."""
+    item_ids = task.items.ids("discover")
+    out.probes, out.robustness = result.probes, robustness.table
+    out.embedded = Embedded(item_ids, task.embed(item_ids))
+    out.tallies = Tallies(tallies=task.tallies("discover") if isinstance(task, Tallied) else [])
+    out.sheets = {"": task.sheets("discover")} if isinstance(task, Illustrated) else {}
+    save_policy(result.policy, out.path / "policy")
+    _write_curves(out.path / "live", result)
+    searches = {**result.metrics, "microscopic": robustness.metrics, "enumerated": result.enumerated}
+    out.metrics = DiscoverMetrics.computed(searches)
 
 
 def _write_curves(folder: Path, result: SearchResult) -> None:

@@ -16,38 +16,52 @@ from stages.landscape.show import NEAREST
 from stages.landscape.summary import extreme_cells
 from stages.pages.gallery import Gallery, PicturedCell
 from stages.pages.landscape_report import write_landscape_report
-from stages.params import load_params
+from stages.params import AuditConfig, load_params
 from stages.provenance import of_model, provenance
 from stages.records import AuditFolder, Landscape, ShownExample, Verdict, audit_folder
 from stages.records.base import FlatMetrics
+from stages.records.folder import Report
 from stages.tasks.contract import skipped_items
 
 
 def main(name: str) -> None:
     """Run the stage for one audit."""
     audit, here = load_params().audit(name), audit_folder(name)
-    landscape, cells, probes = here.summarize.landscape, here.summarize.cells, here.discover.probes
-    gates = landscape_gates(audit.gates, landscape)
-    verdict = Verdict(audit=name, passed=all_passed(gates), gates=gates)
-    metrics = metrics_of(landscape, verdict.passed)
     record = provenance(name, audit, computes=False) | of_model(here.discover.provenance)
     with here.report.publish(record, _read(here)) as out:
-        out.verdict, out.metrics = verdict, FlatMetrics(**metrics)
-        write_landscape_report(
-            out.path / "report.html",
-            landscape=cells,
-            summary=landscape.to_json(),
-            verdict=verdict.to_json(),
-            probes=probes,
-            galleries={mode: Gallery.of(shelf) for mode, shelf in here.summarize.exhibits.items()},
-            nearest=[one.exhibit for one in here.summarize.extremes.get(NEAREST, ())],
-            extremes=pictured(landscape.space, cells, probes, here.summarize.extremes),
-            sheets=here.discover.sheets.get("", []),
-            provenance=record,
-            metrics=metrics,
-            skipped=skipped_items(here.prepare.path),
-        )
+        verdict = write(out, here, audit, record)
     print(verdict_line(verdict))
+
+
+def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[str, Any]) -> Verdict:
+    """Write the verdict on a landscape, and its report.
+
+    Args:
+        out: the folder to write to.
+        here: what was found.
+        audit: with the gates.
+        record: where it comes from, for people.
+    """
+    landscape, cells, probes = here.summarize.landscape, here.summarize.cells, here.discover.probes
+    gates = landscape_gates(audit.gates, landscape)
+    verdict = Verdict(audit=here.path.name, passed=all_passed(gates), gates=gates)
+    metrics = metrics_of(landscape, verdict.passed)
+    out.verdict, out.metrics = verdict, FlatMetrics(**metrics)
+    write_landscape_report(
+        out.path / "report.html",
+        landscape=cells,
+        summary=landscape.to_json(),
+        verdict=verdict.to_json(),
+        probes=probes,
+        galleries={mode: Gallery.of(shelf) for mode, shelf in here.summarize.exhibits.items()},
+        nearest=[one.exhibit for one in here.summarize.extremes.get(NEAREST, ())],
+        extremes=pictured(landscape.space, cells, probes, here.summarize.extremes),
+        sheets=here.discover.sheets.get("", []),
+        provenance=record,
+        metrics=metrics,
+        skipped=skipped_items(here.prepare.path),
+    )
+    return verdict
 
 
 def pictured(

@@ -13,6 +13,7 @@ from stages.params import AuditConfig, load_params, task_class, task_context
 from stages.provenance import prepared_files, provenance
 from stages.ratings import RatedTask, rated
 from stages.records import Landscape, ModeRecord, audit_folder
+from stages.records.folder import Discover, Summarize
 from stages.tasks.contract import Task
 
 
@@ -21,8 +22,26 @@ def main(name: str) -> None:
     audit, here = load_params().audit(name), audit_folder(name)
     prepared, found = here.prepare.path, here.discover
     task = rated(task_class(name, audit).load(task_context(name, audit), prepared), name, audit)
+    read = [
+        found.path / "policy",
+        *map(found.where, ("probes", "robustness", "metrics", "embedded", "tallies")),
+    ]
+    with here.summarize.publish(provenance(name, audit, prepared), [*prepared_files(prepared), *read]) as out:
+        landscape = write(out, task, found, audit)
+    _say(landscape)
+
+
+def _people(task: Task, audit: AuditConfig) -> People | None:
+    """People's ratings, where they say what a failure is."""
+    if not isinstance(task, RatedTask) or audit.ratings is None:
+        return None
+    return People(task.ratings, audit.ratings, task.automatic_task.threshold)
+
+
+def write(out: Summarize, task: Task, found: Discover, audit: AuditConfig) -> Landscape:
+    """Write the landscape of what was asked, and examples as people would see them."""
     asked = Asked(
-        audit=name,
+        audit=found.path.parent.name,
         space=task.concepts,
         threshold=task.threshold,
         item_ids=found.embedded.item_ids,
@@ -37,23 +56,10 @@ def main(name: str) -> None:
         people=_people(task, audit),
     )
     summary = summarize(asked, audit.summarize, audit.seed)
-    landscape, examples = summary.landscape, audit.summarize.examples
-    read = [
-        found.path / "policy",
-        *map(found.where, ("probes", "robustness", "metrics", "embedded", "tallies")),
-    ]
-    with here.summarize.publish(provenance(name, audit, prepared), [*prepared_files(prepared), *read]) as out:
-        out.cells, out.landscape = summary.cells, landscape
-        out.exhibits = exhibits(task, landscape.modes, examples)
-        out.extremes = extremes(task, summary.cells, asked.probes, asked.walked, examples)
-    _say(landscape)
-
-
-def _people(task: Task, audit: AuditConfig) -> People | None:
-    """People's ratings, where they say what a failure is."""
-    if not isinstance(task, RatedTask) or audit.ratings is None:
-        return None
-    return People(task.ratings, audit.ratings, task.automatic_task.threshold)
+    out.cells, out.landscape = summary.cells, summary.landscape
+    out.exhibits = exhibits(task, summary.landscape.modes, audit.summarize.examples)
+    out.extremes = extremes(task, summary.cells, asked.probes, asked.walked, audit.summarize.examples)
+    return summary.landscape
 
 
 def _say(landscape: Landscape) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from flows import reference
 from stages.params import AuditConfig, RepairConfig
+from tests.notebooks import NOTEBOOKS, as_page, executed, page_of, read
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -44,7 +45,7 @@ def written_calls(text: str) -> list[list[str]]:
     """Calls of the command in code, as words: `faded review news --revise`."""
     code = [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^(?: {4,}|\$ )(.+)$", text, flags=re.M)]
     code += [line for block in re.findall(r"^```.*?\n(.*?)^```", text, flags=re.M | re.S) for line in block.split("\n")]
-    calls = [re.search(r"(?:^|[\s/=(])faded ([a-z][a-z-]*)([^#|;&]*)", line) for line in code]
+    calls = [re.search(r"(?:^|(?<!from)[\s/=(])faded ([a-z][a-z-]*)([^#|;&]*)", line) for line in code]
     return [[call[1], *call[2].split()] for call in calls if call]
 
 
@@ -146,3 +147,43 @@ def test_search_works_on_pages_read_from_disk(site, browser):
     page.keyboard.type("optimal transport")
     page.get_by_text(re.compile(r"^\d+ results?$")).wait_for()
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+# The map: CONTRIBUTING.md and docs/architecture.md
+
+MAP = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
+PATH = re.compile(r"`((?:stages|flows|tests|docs|benchmarks|\.ci)/[\w./-]*|[\w-]+\.(?:py|toml|md))`")
+
+
+@pytest.mark.parametrize("page", MAP, ids=names(MAP))
+def test_every_path_on_the_map_exists(page):
+    paths = PATH.findall(page.read_text(encoding="utf-8"))
+    assert paths and [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("folder", ["stages", "flows"])
+def test_the_map_names_everything_at_the_top_of(folder):
+    text = MAP[1].read_text(encoding="utf-8")
+    there = [path for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    wanted = {f"`{folder}/{path.name}{'/' * path.is_dir()}`" for path in there} - {f"`{folder}/__init__.py`"}
+    assert sorted(name for name in wanted if name not in text) == []
+
+
+# Notebooks
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names(NOTEBOOKS))
+def test_a_notebook_is_shown_as_it_is(notebook):
+    assert page_of(notebook).read_text(encoding="utf-8") == as_page(read(notebook)), "run `python -m tests.notebooks`"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=names(NOTEBOOKS))
+def test_a_notebook_gives_the_same_numbers_when_it_runs_again(notebook):
+    pytest.importorskip("nbclient")
+
+    def told(notebook: Any) -> list[str]:
+        outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ()) if "data" in output]
+        return ["".join(output["data"]["text/plain"]) for output in outputs]
+
+    assert told(executed(notebook)) == told(read(notebook))

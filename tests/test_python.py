@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import faded
 import stages.discover
 import stages.prepare
+import stages.summarize
 from stages.errors import UsageError
 from tests.own_workspaces import add_shadows
 from tests.workspace import ROOT
@@ -59,8 +61,10 @@ def test_an_audit_names_what_makes_a_model_fail(my_model):
         expected=[1] * len(IMAGES),
     )
     worst = result.modes[0]
-    assert worst.region.describe(result._task.concepts) in ("corner >= 1", "darkening >= 0.4")
-    assert {"darkening", "corner", "rate", "low", "high"} <= set(result.landscape.columns)
+    assert worst.text in ("corner >= 1", "darkening >= 0.4")
+    assert worst.confirmed and worst.text in repr(result) and escape(worst.text) in result._repr_html_()
+    assert set(result.cells["darkening"]) == {0, 0.2, 0.4, 0.6}
+    assert {"corner", "probes", "rate", "low", "high"} <= set(result.cells.columns)
     failures = result.failures
     assert set(failures["darkening"]) <= {0, 0.2, 0.4, 0.6}
     assert failures["answer"].str.startswith("0 (").all()
@@ -78,8 +82,19 @@ def test_the_pipeline_asks_the_same_probes(my_model, monkeypatch):
     monkeypatch.chdir(folder)
     stages.prepare.main("mine")
     stages.discover.main("mine")
-    probes = pd.read_parquet("data/mine/discover/probes.parquet")
-    pd.testing.assert_frame_equal(probes, result.probes)
+    stages.summarize.main("mine")
+    finished = faded.load("mine")
+    pd.testing.assert_frame_equal(finished.probes, result.probes)
+    assert finished.landscape == result.landscape
+    pd.testing.assert_frame_equal(finished.failures.astype({"item": int}), result.failures)
+    with pytest.raises(UsageError, match="is an audit of a workspace already"):
+        finished.to_workspace("elsewhere")
+    with pytest.raises(UsageError, match="has no audit 'mien', found: mine, did you mean 'mine'"):
+        faded.load("mien")
+    with pytest.raises(UsageError, match="is in no workspace"):
+        faded.load("mine", "/")
+    with pytest.raises(UsageError, match=r"verdict\.json is missing"):
+        finished.verdict  # noqa: B018
 
 
 KINDS = {
@@ -120,7 +135,7 @@ def test_any_function_of_any_items(kind):
     assert not unchanged["failed"].any()  # the model's own answers are what is expected
     if kind != "a torch module":
         assert 0 < result.probes["failed"].mean() < 1
-    assert all(e.image or e.text for e in result._task.exhibit(["0", "1"], np.zeros((2, len(concepts)), dtype=int)))
+    assert all(e.image or e.text for e in result._made[0].exhibit(["0", "1"], np.zeros((2, len(concepts)), dtype=int)))
 
 
 DARK = {"darkening": [0, 0.5]}

@@ -147,7 +147,7 @@ def make_workspace(
     path.mkdir(parents=True, exist_ok=True)
     shutil.copytree(ROOT / "stages", path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "tests" / "planted.py", path / "planted.py")
-    for name in ("dvc.yaml", "faded.json", ".gitignore", ".dvcignore"):
+    for name in ("dvc.yaml", "faded.json", "faded.py", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, path / name)
     if toys:
         for stage in STAGES:
