@@ -11,9 +11,8 @@ import pandas as pd
 from stages.command import stage_main
 from stages.concepts import ConceptSpace
 from stages.landscape.bias import judged, largest_bias
+from stages.landscape.extremes import NEAREST, extreme_cells
 from stages.landscape.gates import all_passed, landscape_gates
-from stages.landscape.show import NEAREST
-from stages.landscape.summary import extreme_cells
 from stages.pages.gallery import Gallery, PicturedCell
 from stages.pages.landscape_report import write_landscape_report
 from stages.params import AuditConfig, load_params

@@ -124,7 +124,7 @@ def test_a_bundle_holds_what_was_audited_decided_and_found(bundle):
     whole = {name for part in parts.values() for name, entry in part.items() if entry["whole"]}
     assert whole == set(read.members) - set(SEALS)
     assert {PARAMS, LOCK, VERDICT, PLAN, f"{DATA}/conclude/model_card.md"} <= whole
-    assert list(yaml.safe_load(read.members[LOCK])["stages"])[-1] == "re_evaluate@tiny"
+    assert list(yaml.safe_load(read.members[LOCK])["stages"])[-1] == "conclude@tiny"
     assert list(yaml.safe_load(read.members[PARAMS])["audits"]) == ["tiny"]
 
 
@@ -183,7 +183,7 @@ def test_a_stale_or_unfinished_audit_has_no_evidence(workspace, tmp_path):
         (stage_dir("other", "report") / "verdict.json").unlink()
         assert write_bundle(load_params(), "other") is None
         told = unfinished(load_params(), "tiny")
-    assert told is not None and "re_evaluate@tiny is stale" in told and "faded audit tiny" in told
+    assert told is not None and "conclude@tiny is stale" in told and "faded audit tiny" in told
 
 
 def test_a_bundle_that_is_no_longer_as_it_was_written_is_written_again(workspace, tmp_path, keys, monkeypatch):

@@ -8,13 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from stages.landscape.extremes import NEAREST, extreme_cells
 from stages.landscape.robustness import describe_steps, nearest
-from stages.landscape.summary import extreme_cells
 from stages.records.landscape import ModeRecord
 from stages.records.tables import ShownExample
 from stages.tasks.contract import Exhibit, Illustrated, Task
-
-NEAREST = "nearest"  # beside "worst" and "best"
 
 
 def exhibits(task: Task, modes: Sequence[ModeRecord], examples: int) -> dict[str, list[ShownExample]]:

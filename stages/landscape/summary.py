@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from stages.ratings import Ratings
 
 MOST_EXAMPLES = 24  # of each kind, as summarize.examples allows
-EXTREME_CELLS = 4  # shown of the best, and of the worst
 POLICY_CELLS = 4096  # cells whose policy probabilities are held at once, for all items
 
 
@@ -195,27 +194,6 @@ def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: i
     if "automatic" in rows:  # ratings of them teach what people make of the automatic measure, not of themselves
         rows = rows.assign(discrepancy=rows["automatic"])
     return rows[["id", "item", "cell", "output", "failed", "discrepancy"]]
-
-
-def extreme_cells(space: ConceptSpace, cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The cells with the highest and the lowest estimated rate, with an item that was asked there if there is one.
-
-    Of cells with the same rate those probed most come first. A bad cell is shown failing if it was seen to, a good one
-    passing.
-
-    Returns:
-        "worst" and "best", each the most extreme cell first: columns of the concepts, `rate`, `low`, `high`, `item`. No
-        cell is in both.
-    """
-    names, n = space.names, min(EXTREME_CELLS, len(cells) // 2)
-    probes = probes[probes["valid"]] if "valid" in probes else probes
-    sides = {}
-    for side, falling in (("worst", True), ("best", False)):
-        rows = cells.sort_values(["rate", "probes"], ascending=[not falling, False], kind="stable").head(n)
-        cells = cells.drop(index=rows.index)
-        asked = probes.sort_values("failed", ascending=not falling, kind="stable").drop_duplicates(names)
-        sides[side] = rows[[*names, "rate", "low", "high"]].merge(asked[[*names, "item"]], on=names, how="left")
-    return sides
 
 
 def describe_estimator(landscape: Landscape, probes: pd.DataFrame) -> dict[str, Any]:
