@@ -180,7 +180,7 @@ def test_a_service_that_stays_away_is_not_asked_by_two_layers(finished, audit_he
     code, told = audit_here(finished)
     assert code == 3, told
     assert finished.executed() == ["conclude@tiny"]
-    assert "conclude@tiny needs what does not answer" in told
+    assert "conclude@tiny needs something that does not respond" in told
 
 
 def test_a_bug_is_not_retried(finished, audit_here):

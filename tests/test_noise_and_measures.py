@@ -12,7 +12,8 @@ from stages import re_evaluate
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.files import read_json, stage_dir
-from stages.landscape import Paired, against_noise, compare_measures, invalid_probes, invalid_share, targeting
+from stages.landscape import Paired, against_noise, invalid_probes, invalid_share, targeting
+from stages.landscape.measures import compare_measures
 from stages.tasks.contract import Items, Measured
 from tests.landscapes import planted, uniform
 from tests.planted_texts import PlantedTexts
