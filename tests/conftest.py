@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.shared import once, open_shared, prefect_home
 from tests.workspace import Workspace, make_workspace
 
+open_shared()
 if "PYTEST_XDIST_WORKER" in os.environ:  # two tests at once with two threads each keep each other waiting
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= {
@@ -63,13 +66,17 @@ def prefect_server() -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=180):
-        yield PREFECT_API_URL.value()
+    home = Path(mkdtemp(prefix="faded-prefect-"))  # the harness removes it
+    shutil.copy(prefect_home() / "prefect.db", home / "prefect-test.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prefect.testing.utilities.mkdtemp", lambda: str(home))
+        with prefect_test_harness(server_startup_timeout=180):
+            yield PREFECT_API_URL.value()
 
 
 @pytest.fixture(scope="session")
-def _new_toys(tmp_path_factory) -> Workspace:
-    return make_workspace(tmp_path_factory.mktemp("new") / "toys", toys=True)
+def _new_toys() -> Workspace:
+    return Workspace(once("toys", lambda path: make_workspace(path, toys=True)))
 
 
 @pytest.fixture

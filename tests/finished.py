@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -29,6 +25,7 @@ from stages.files import read_json, stage_dir
 from stages.params import DATA, load_params
 from stages.provenance import scale_of
 from stages.ratings.apply import SCHEMA, Interval, Ratings
+from tests.shared import once
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
 
 SEARCH = {"explorer": "random", "control": "random", "budget": 160, "microscopic": {"method": "none"}}
@@ -124,24 +121,23 @@ def commit(workspace: Workspace, message: str) -> None:
         assert done.returncode == 0, done.stdout
 
 
-@cache
 def finished_audits() -> Workspace:
     """One workspace for the whole session, to be copied: "tiny" with its repair, "other" that ends with its landscape.
 
     Committed as `first`, and with their evidence.
     """
-    gated = {"max_failure_rate": 0.9}
-    audits = {"tiny": quick_audit(), "other": quick_audit(gates=gated)}
-    home = Path(mkdtemp(prefix="faded-finished-"))
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
-    workspace = make_workspace(home / "ws", audits, {"tiny": quick_repair()})
+    return Workspace(once("finished", _finish_audits))
+
+
+def _finish_audits(path: Path) -> None:
+    audits = {"tiny": quick_audit(), "other": quick_audit(gates={"max_failure_rate": 0.9})}
+    workspace = make_workspace(path, audits, {"tiny": quick_repair()})
     for audit in audits:
         run_stages(workspace, audit)
     commit(workspace, "first")
     with inside(workspace):
         for audit in audits:
             assert write_bundle(load_params(), audit) is not None
-    return workspace
 
 
 def put_ratings_in_force(workspace: Workspace, audit: str) -> None:

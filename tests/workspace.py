@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from stages.records import audit_folder
+from tests.shared import prefect_home
 
 ROOT = Path(__file__).parents[1]
 FADED = str(Path(sys.executable).parent / "faded")
@@ -80,6 +81,7 @@ class Workspace:
 
     def faded(self, *arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `faded ARGUMENTS...`; stdout and stderr come back together as `stdout`."""
+        self._spare_migrations(arguments[0])
         return self.run([FADED, *arguments], stdin=stdin, **env)
 
     def run(self, command: list[str], stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -98,6 +100,7 @@ class Workspace:
 
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         """Start `faded ARGUMENTS...` in its own session, to be killed."""
+        self._spare_migrations(arguments[0])
         log = (self.path / ".faded-test.log").open("ab")
         return subprocess.Popen(
             [FADED, *arguments],
@@ -108,6 +111,11 @@ class Workspace:
             stderr=log,
             start_new_session=True,
         )
+
+    def _spare_migrations(self, command: str) -> None:
+        home = self.path / ".faded" / "prefect"
+        if command in ("audit", "serve") and not home.exists():
+            shutil.copytree(prefect_home(), home)
 
     def copy(self, path: Path) -> Workspace:
         """The same workspace somewhere else, with its history and DVC's cache."""
