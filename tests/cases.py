@@ -4,5 +4,5 @@ from hypothesis import settings
 
 
 def scaled(cases: int) -> int:
-    """So many in the default tests, where 100 is usual for a test, and as many times more at night."""
+    """As many of every hundred cases that a test usually draws, by day or at night."""
     return cases * settings.default.max_examples // 100

@@ -30,7 +30,7 @@ os.environ |= {
 # Generated cases are the same in every run; FADED_HYPOTHESIS=nightly draws more of them, and others each time.
 # That drawing them is slow is the machine's business, not the test's.
 common: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("default", max_examples=100, derandomize=True, database=None, **common)
+settings.register_profile("default", max_examples=50, derandomize=True, database=None, **common)
 settings.register_profile("nightly", max_examples=10_000, print_blob=True, **common)
 settings.load_profile(os.environ.get("FADED_HYPOTHESIS", "default"))
 

@@ -39,6 +39,12 @@ def prefect_home() -> Path:
     return once("prefect", _make_prefect_home)
 
 
+def spare_migrations(workspace: Path) -> None:
+    """Have the next server of a workspace find its database."""
+    if not (home := workspace / ".faded" / "prefect").exists():
+        shutil.copytree(prefect_home(), home)
+
+
 def _make_prefect_home(home: Path) -> None:
     home.mkdir()
     command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]

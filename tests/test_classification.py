@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from stages.concepts import Region
 from stages.errors import UsageError
-from stages.tasks.classification import ImageClassification
+from stages.tasks.cells import CellSampler
+from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.classification.models import Classifier, Form, fit_weights, load_model, save_model
 from stages.tasks.contract import RepairPlan, TargetMode, Task
+from stages.tasks.training import rate
 from tests.images import CLASSES, image_context, write_images
 
 TARGET = TargetMode("M1", Region({"rotation": (2,), "darkening": (1, 2)}))
@@ -178,6 +180,53 @@ def test_control_has_as_many_steps_and_other_cells(task, tmp_path):
     assert repaired.steps == control.steps
     assert control.details["failures_before"] < repaired.details["failures_before"]
     assert "control" in (tmp_path / "b" / "README.md").read_text()
+
+
+def drawn_by(task, out, monkeypatch, **settings):
+    """The sampler of a repair."""
+    made = []
+    monkeypatch.setattr(repair, "CellSampler", lambda *given: (made.append(CellSampler(*given)), made[-1])[1])
+    fix(task, out, epochs=1, **settings)
+    return made[-1]
+
+
+def test_the_default_repair_draws_cells_by_their_risk(task, tmp_path, monkeypatch):
+    """Turned by two steps and darkened a little or much: what fails more often is learnt more often."""
+    cells = np.array([[2, 1, 0], [2, 2, 0]])
+    items = task.items.ids("repair")
+    failed = [task.probe(items, np.tile(cell, (len(items), 1))).failed.mean() for cell in cells]
+    risk = drawn_by(task, tmp_path / "repair", monkeypatch).risk
+    assert risk is not None and np.argmax(risk(cells)) == np.argmax(failed) and risk(cells)[0] != risk(cells)[1]
+    for n, other in enumerate(({"control": "uniform"}, {"method": "self-distilled"}, {"method": "last-layer"})):
+        assert drawn_by(task, tmp_path / str(n), monkeypatch, **other).risk is None
+
+
+@pytest.mark.parametrize(("method", "labelled"), [("risk-weighted", 15), ("self-distilled", 0), ("last-layer", 30)])
+def test_changed_images_learn_their_labels_and_clean_ones_the_answers_of_before(
+    task, tmp_path, monkeypatch, method, labelled
+):
+    seen = set()
+    entropy = repair.functional.cross_entropy
+    monkeypatch.setattr(repair.functional, "cross_entropy", lambda *a, **b: (seen.add(len(a[0])), entropy(*a, **b))[1])
+    fix(task, tmp_path, epochs=1, batch_size=30, replay=0.5, method=method)
+    assert seen == {labelled}
+
+
+def test_the_learning_rate_warms_up_and_decays_to_nothing():
+    rates = [rate(step, 100, 2.0) for step in range(100)]
+    assert rates[0] == 0.2 and max(rates) == rates[10] == 2.0
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(1.0) and rates[-1] < 0.01
+
+
+def test_cells_are_drawn_by_severity_and_risk(task):
+    rng = np.random.default_rng(0)
+    often = TargetMode("M1", Region({"rotation": (0,)}), severity=3.0)
+    seldom = TargetMode("M2", Region({"rotation": (2,)}))
+    cells = CellSampler(task.concepts, [often, seldom]).draw(2000, rng)
+    assert (cells[:, 0] == 0).mean() == pytest.approx(0.75, abs=0.05)
+    weighted = CellSampler(task.concepts, [often], lambda asked: 1.0 + 9.0 * (asked[:, 1] == 0)).draw(2000, rng)
+    assert (weighted[:, 1] == 0).mean() > 2 * (cells[:, 1] == 0).mean()
 
 
 @pytest.mark.parametrize("method", ["risk-weighted", "last-layer"])

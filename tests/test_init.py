@@ -19,6 +19,7 @@ from flows.init.run import Options
 from flows.init.state import uncalibrated
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
+from tests.finished import faded
 from tests.own_model import SIDE, WEIGHTS, init, options, screening
 from tests.workspace import ROOT, Workspace, audit_params, make_workspace
 
@@ -30,13 +31,13 @@ pytest_plugins = ("tests.own_repository",)
 
 def test_a_model_and_pictures_become_a_calibrated_audit_that_plan_accepts(repository):
     here = Workspace(repository)
-    told = here.faded("init", "--model", WEIGHTS, "--data", "shapes", "--no-repair", "--yes")
-    assert told.returncode == 0, told.stdout
-    assert "test_resnet of timm, 3 classes, 3 channels" in told.stdout
-    assert "60 pictures in 3 classes, most of them 32x32, 3 channels" in told.stdout
-    assert "faded audit shapes" in told.stdout
-    assert "guessed: architecture: test_resnet, name: shapes, size: 32; options say otherwise" in told.stdout
-    assert "DVC" not in told.stdout
+    code, told = faded(here, "init", "--model", WEIGHTS, "--data", "shapes", "--no-repair", "--yes")
+    assert code == 0, told
+    assert "test_resnet of timm, 3 classes, 3 channels" in told
+    assert "60 pictures in 3 classes, most of them 32x32, 3 channels" in told
+    assert "faded audit shapes" in told
+    assert "guessed: architecture: test_resnet, name: shapes, size: 32; options say otherwise" in told
+    assert "DVC" not in told
     text = (repository / "params.yaml").read_text()
     audit = load_params(repository / "params.yaml").audit("shapes")
     assert audit.prepare["model"] == {"timm": "test_resnet", "weights": WEIGHTS}
@@ -44,10 +45,10 @@ def test_a_model_and_pictures_become_a_calibrated_audit_that_plan_accepts(reposi
     assert "Calibrated by" in text
     assert "Not calibrated" not in text
     assert (repository / f"data/shapes/inputs/{WEIGHTS}").readlink() == Path(f"../../../{WEIGHTS}")
-    planned = here.faded("plan", "shapes")
-    assert planned.returncode == 0, planned.stdout
-    assert "screened" in planned.stdout  # what was measured is about the levels that were written
-    assert "prepare@shapes" not in planned.stdout  # it ran for the calibration, and is not run again
+    code, planned = faded(here, "plan", "shapes")
+    assert code == 0, planned
+    assert "screened" in planned  # what was measured is about the levels that were written
+    assert "prepare@shapes" not in planned  # it ran for the calibration, and is not run again
 
 
 @pytest.mark.slow
@@ -173,19 +174,19 @@ def test_budget_and_probes_are_remembered_too(repository, measured, monkeypatch)
 
 def test_a_bare_workspace_is_one_for_an_audit_that_is_written_by_hand(repository):
     here = Workspace(repository)
-    refused = here.faded("init", "--bare", "--model", WEIGHTS, "--budget", "5")
-    assert refused.returncode == 2
-    assert "--bare makes a workspace without an audit: leave out --model, --budget" in refused.stdout
+    code, told = faded(here, "init", "--bare", "--model", WEIGHTS, "--budget", "5")
+    assert code == 2
+    assert "--bare makes a workspace without an audit: leave out --model, --budget" in told
     assert not (repository / "dvc.yaml").exists()
     by_hand = yaml.safe_dump({"audits": {"mine": audit_params()}})
     (repository / "params.yaml").write_text(by_hand)
     shutil.copy(ROOT / "tests" / "planted.py", repository)
-    made = here.faded("init", "--bare")
-    assert made.returncode == 0, made.stdout
+    code, told = faded(here, "init", "--bare")
+    assert code == 0, told
     assert (repository / "params.yaml").read_text() == f"{by_hand}\nrepairs: {{}}\nshards: {{}}\n"
-    planned = here.faded("plan", "mine")
-    assert planned.returncode == 0 and "prepare@mine" in planned.stdout, planned.stdout
-    assert "it is a workspace already" in here.faded("init", "--bare").stdout
+    code, told = faded(here, "plan", "mine")
+    assert code == 0 and "prepare@mine" in told, told
+    assert "it is a workspace already" in faded(here, "init", "--bare")[1]
 
 
 def test_other_answers_take_the_place_of_what_was_not_finished(repository, measured):

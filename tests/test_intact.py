@@ -266,15 +266,17 @@ def test_hashes_are_remembered_until_anything_about_a_file_changes(tmp_path, mon
 
 
 @pytest.fixture(scope="module")
-def toys(tmp_path_factory) -> Workspace:
+def toys(tmp_path_factory, prefect_server) -> Workspace:
     toys = make_workspace(tmp_path_factory.mktemp("toys") / "ws", toys=True)
-    assert toys.faded("audit").returncode == 0
+    assert toys.faded("audit", PREFECT_API_URL=prefect_server).returncode == 0
     toys.executed()
     return toys
 
 
-@pytest.mark.parametrize("place", ["workspace", "cache", "both", "committed"])
-def test_an_audit_restores_or_recomputes_what_was_swapped(toys, tmp_path, place):
+@pytest.mark.parametrize(
+    "place", ["both", "committed", *(pytest.param(place, marks=pytest.mark.slow) for place in ("workspace", "cache"))]
+)
+def test_an_audit_restores_or_recomputes_what_was_swapped(toys, prefect_server, tmp_path, place):
     copy = toys.copy(tmp_path / "ws")
     good = copy.digests("tiny/*/*", "tiny/*/*/*")
     with inside(copy):
@@ -287,7 +289,7 @@ def test_an_audit_restores_or_recomputes_what_was_swapped(toys, tmp_path, place)
             flip(object_of(RECORD))
             if place == "both":  # as after `dvc pull`
                 Path(RECORD).unlink()
-    done = copy.faded("audit")
+    done = copy.faded("audit", PREFECT_API_URL=prefect_server)
     assert done.returncode == 0, done.stdout
     assert copy.digests("tiny/*/*", "tiny/*/*/*") == good
     assert copy.executed() == (["re_evaluate@tiny"] if place == "both" else []), done.stdout

@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from tests.finished import faded
 from tests.workspace import Workspace, audit_params, make_workspace
 
 RESULTS = (
@@ -75,20 +76,21 @@ def test_killing_the_flow_leaves_no_orphan_and_the_next_run_goes_on(toys, server
     assert toys.executed().count("prepare@tiny") == 1  # what was finished is not run again
 
 
-def test_status_and_plan_of_a_stage_that_runs_now(toys, server):
+def test_status_and_plan_of_a_stage_that_runs_now(toys):
     toys.toy(prepare__tiny={"until": "go"})
-    process = toys.start("audit", **server)
+    process = subprocess.Popen(["dvc", "repro", "--quiet", "prepare@tiny"], cwd=toys.path, env=toys.env)
     running("-m stages.prepare", toys)
     for command in ("status", "plan"):
-        done = toys.faded(command)
-        assert done.returncode == 0, done.stdout
-        [line] = [line for line in done.stdout.splitlines() if "prepare@tiny" in line]
+        code, told = faded(toys, command)
+        assert code == 0, told
+        [line] = [line for line in told.splitlines() if "prepare@tiny" in line]
         assert "runs now" in line
-        assert done.stdout.count("runs now") == 1  # what comes after it waits
+        assert told.count("runs now") == 1  # what comes after it waits
     (toys.path / "go").touch()
     assert process.wait(timeout=300) == 0
 
 
+@pytest.mark.slow
 def test_killing_dvc_takes_the_stage_along_and_is_retried(toys, server):
     params = toys.params()
     toys.write_params({**params, "repairs": {}})
@@ -102,7 +104,9 @@ def test_killing_dvc_takes_the_stage_along_and_is_retried(toys, server):
     assert toys.executed().count("prepare@tiny") == 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 3, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_stage_and_is_told_in_a_line(toys, number, code):
     toys.toy(prepare__tiny={"sleep": 600})
     process = toys.start("audit")

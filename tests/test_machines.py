@@ -19,7 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from flows.graph import read_graph
-from flows.machines import Made, Shipment, check_machines, pack, run_there, take_back
+from flows.machines import Made, Shipment, check_machines, pack, run_there, take_back, travels
 from flows.run_stage import StageResult
 from flows.runners import Job, Say
 from flows.runners.apart import Apart
@@ -301,6 +301,14 @@ def test_a_shipment_writes_within_the_workspace_only(made, path):
     shipment = made[2][0][0]
     with pytest.raises(ValidationError, match="not a path within the workspace"):
         Shipment.model_validate({**shipment.model_dump(), "files": {path: "x"}})
+
+
+@pytest.mark.parametrize(
+    ("stage", "so"),
+    [("discover@a-b", True), ("collect_feedback@a-b", False), ("other/dvc.yaml:made", False), ("x.dvc", False)],
+)
+def test_what_travels_to_other_machines(stage, so):
+    assert travels(stage) is so
 
 
 def test_a_remote_is_needed_and_an_unknown_one_told(origin, tmp_path):

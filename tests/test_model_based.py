@@ -53,7 +53,7 @@ def explore(explorer, task: PlantedTask, budget: int, seed: int = 0):
 
 @pytest.mark.parametrize(
     ("cls", "surrogate"),
-    [(ModelBased, "process"), (ModelBased, "boosting"), (Pool, "process"), (LocalSearch, "boosting")],
+    [(ModelBased, "process"), (Pool, "process"), (LocalSearch, "boosting")],
 )
 def test_it_finds_more_than_chance_and_forgets_no_region(cls, surrogate: str) -> None:
     task = make_task()

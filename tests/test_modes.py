@@ -186,6 +186,23 @@ def test_a_condition_that_does_not_raise_the_rate_is_dropped():
     assert first == Region({"a": (3, 4)})
 
 
+def test_a_condition_has_to_raise_the_quality_by_more_than_noise_does():
+    """Two levels at the same rate but for a percent: with the condition it fails a little more, and says no more."""
+    space = ConceptSpace(tuple(Concept(n, tuple(range(5))) for n in "ab"))
+    cells = space.cells()
+    rates = np.where(cells[:, 0] >= 3, np.where(cells[:, 1] == 4, 0.55, 0.8), 0.1)
+    first = find_regions(space, cells, rates, modes=1, max_conditions=2, min_support=0.02)[0]
+    assert first == Region({"a": (3, 4)})
+
+
+def test_a_region_that_overlaps_by_more_than_half_is_no_other_one():
+    space = ConceptSpace((Concept("a", tuple(range(10))), Concept("b", tuple(range(4)))))
+    cells = space.cells()
+    rates = np.where(cells[:, 0] >= 5, 0.9, 0.0) + np.where((cells[:, 0] == 4) & (cells[:, 1] == 3), 0.5, 0.0)
+    found = find_regions(space, cells, rates, modes=4, max_conditions=2, min_support=0.15)
+    assert found == [Region({"a": (5, 6, 7, 8, 9)})]
+
+
 @pytest.mark.parametrize("categories", [4, 9])
 def test_categories_are_named_as_sets(categories):
     people = Concept("profession", tuple(f"p{k}" for k in range(categories)), ordered=False)

@@ -22,6 +22,7 @@ from flows.serve import RECORDS
 from flows.server import HOME, OwnServer
 from stages.errors import InfrastructureError, UsageError
 from stages.params import load_params
+from tests.shared import spare_migrations
 
 SECRET = "s3cr3t-t0ken"
 
@@ -95,6 +96,7 @@ def test_a_webhook_is_told(here, hook):
 
 def test_the_server_of_a_command_keeps_addresses_from_files_and_other_sites_from_its_api(toys, hook, monkeypatch):
     monkeypatch.chdir(toys.path)
+    spare_migrations(toys.path)
     add_missing(load_params())
     url, came = hook
     with contextlib.closing(OwnServer("app", 0, RECORDS)) as server:

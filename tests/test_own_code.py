@@ -15,6 +15,7 @@ import yaml
 
 from stages.errors import UsageError
 from stages.tasks.contract import Compute, RepairPlan, TargetMode, Task, TaskContext
+from tests.finished import faded
 from tests.images import image_context, write_images
 from tests.workspace import ROOT, Workspace, make_workspace
 
@@ -86,9 +87,9 @@ def test_the_repair_of_the_docs_mends_what_it_aims_at(digits: tuple[Any, TaskCon
 
 def test_the_parameters_of_the_docs_are_accepted_with_their_task(tmp_path: Path) -> None:
     workspace = workspace_of_the_docs(tmp_path)
-    told = workspace.faded("plan", "mine")
-    assert told.returncode == 0, told.stdout
-    assert "discover@mine" in told.stdout
+    code, told = faded(workspace, "plan", "mine")
+    assert code == 0, told
+    assert "discover@mine" in told
 
 
 @pytest.mark.slow

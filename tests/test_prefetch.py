@@ -73,6 +73,7 @@ def repositories(made):
     )
 
 
+@pytest.mark.slow
 def test_what_was_fetched_is_all_an_audit_needs_without_a_network(workspace, made):
     cache = {"HF_HOME": str(workspace.path / "cache"), "HF_HUB_DISABLE_XET": "1"}
     with repositories(made) as (url, fetched):

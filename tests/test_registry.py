@@ -7,8 +7,11 @@ import re
 import pytest
 
 from stages.explorers import EXPLORERS, Prober, make_explorer
-from stages.explorers.auto import FEW, choose
+from stages.explorers.auto import FEW, Auto, AutoSettings, choose
+from stages.explorers.contract import Found
+from stages.explorers.model_based import LocalSearch, ModelBased
 from stages.explorers.registry import explorer_class
+from stages.explorers.surrogate import PROCESS_CELLS
 from tests.test_explorers import ids, make_task
 from tests.workspace import ROOT
 
@@ -34,20 +37,33 @@ def test_auto_draws_at_random_what_is_too_little_to_learn_from():
     assert prober.spent == FEW - 1 and prober.table()["uniform"].all()
 
 
-@pytest.mark.parametrize("n_cells", [100, 2401, 7**8])
-@pytest.mark.parametrize("budget", [1, FEW, 1000, 100_000])
-def test_what_auto_takes_exists_and_it_says_why(n_cells, budget):
-    choice = choose(n_cells, budget)
-    assert choice.explorer in EXPLORERS and choice.explorer != "auto"
-    assert len(choice.why.split()) > 3
+@pytest.mark.parametrize(
+    ("n_cells", "budget", "explorer"),
+    [
+        (100, FEW - 1, "random"),
+        (7**8, FEW - 1, "random"),
+        (100, FEW, "local_search"),
+        (PROCESS_CELLS, 100_000, "local_search"),
+        (PROCESS_CELLS + 1, FEW, "model_based"),
+    ],
+)
+def test_auto_takes_what_the_study_shows_for_grid_and_budget(n_cells, budget, explorer):
+    assert choose(n_cells, budget).explorer == explorer
+    assert explorer in EXPLORERS
 
 
-def test_auto_hands_its_goal_on():
+@pytest.mark.parametrize(("budget", "cls"), [(FEW, "LocalSearch"), (10**9, "ModelBased")])
+def test_auto_hands_its_goal_on(monkeypatch, budget, cls):
+    """Of the whole search it may be told, of which the prober has a share."""
+    monkeypatch.setattr("stages.explorers.auto.PROCESS_CELLS", 10**6 if cls == "LocalSearch" else 1)
+    asked = []
+
+    def explore(self, prober, seed):
+        asked.append((type(self).__name__, self.settings.goal))
+        return Found(None, {})
+
+    for one in (LocalSearch, ModelBased):
+        monkeypatch.setattr(one, "explore", explore)
     task = make_task()
-    shares = {}
-    for goal in ("landscape", "failures"):
-        prober = Prober(task, ids(task), 600)
-        found = make_explorer("auto", {"goal": goal}).explore(prober, seed=0)
-        shares[goal] = prober.table()["uniform"].mean()
-        assert found.details["chosen"] == choose(task.concepts.n_cells, 600).explorer
-    assert shares["landscape"] > shares["failures"]
+    Auto(AutoSettings(goal="failures"), budget=budget).explore(Prober(task, ids(task), FEW - 1), seed=0)
+    assert asked == [(cls, "failures")]

@@ -25,6 +25,7 @@ from stages.screening import Axis, Screening, ScreenSettings, fewest_probes, fit
 from stages.screening.probes import Probes
 from stages.screening.record import points
 from stages.tasks.contract import Items, ProbeBatch
+from tests.finished import faded
 from tests.workspace import Workspace, audit_params, make_workspace
 
 HAZE, TILT = [0, 1, 2, 3, 4, 5], [0, 10, 20, 30, 40]
@@ -406,15 +407,15 @@ def test_screen_prepares_measures_is_shown_by_plan_and_writes_only_when_told(wor
     def record() -> Any:
         return read_screening(load_params(), read_graph(), "tiny")
 
-    done = workspace.faded("screen")
-    assert done.returncode == 0, done.stdout
-    assert "prepare@tiny is not up to date, so it runs first" in done.stdout
-    assert "600 unique probes at most" in done.stdout and "proposed grid: " in done.stdout
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.split()}
+    code, told = faded(workspace, "screen")
+    assert code == 0, told
+    assert "prepare@tiny is not up to date, so it runs first" in told
+    assert "600 unique probes at most" in told and "proposed grid: " in told
+    rows = {line.split()[0]: line for line in told.splitlines() if line.split()}
     assert "no larger effect" in rows["haze"] and "dropped" in rows["haze"] and "kept" in rows["tilt"]
     assert path.read_text() == before
 
-    plan = workspace.faded("plan").stdout
+    _, plan = faded(workspace, "plan")
     assert "tiny: screened less than a minute ago" in plan and "haze dropped" in plan
     path.write_text(before.replace("- 3", "- 4", 1))
     assert record() is None  # it is about other levels
@@ -422,8 +423,8 @@ def test_screen_prepares_measures_is_shown_by_plan_and_writes_only_when_told(wor
     first, followed = record()
     assert not followed
 
-    done = workspace.faded("screen", "--write")
-    assert done.returncode == 0 and "-      haze:" in done.stdout, done.stdout
+    code, told = faded(workspace, "screen", "--write")
+    assert code == 0 and "-      haze:" in told, told
     assert path.read_text() == before.replace("      haze:\n      - 0\n      - 1\n", "")
     second, followed = record()
     assert followed and second.screening == first.screening

@@ -24,6 +24,7 @@ from flows.serve import RECORDS
 from flows.server import RECORD, OwnServer, answers, one_time_link, served_api, talking_to
 from stages.params import load_params
 from tests.servers import long_lived_server
+from tests.shared import spare_migrations
 from tests.workspace import Workspace
 
 NOBODY = 65534
@@ -36,6 +37,7 @@ def place(_new_toys, tmp_path_factory) -> Iterator[Workspace]:
     toys = _new_toys.copy(tmp_path_factory.mktemp("served") / "toys")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(toys.path)
+        spare_migrations(toys.path)
         add_missing(load_params())
         yield toys
 
@@ -208,6 +210,7 @@ def test_parameters_that_were_changed_since_are_refused_by_the_run_itself(monkey
 
 def test_a_server_that_dies_is_started_again_under_the_same_address_and_credential(toys, monkeypatch):
     monkeypatch.chdir(toys.path)
+    spare_migrations(toys.path)
     server = OwnServer("app", 0, RECORDS)
     first = server.start()
     try:
@@ -300,6 +303,7 @@ def test_nobody_else_gets_the_port_on_the_other_loopback_address_where_browsers_
         other.bind(("::1", server.port))
 
 
+@pytest.mark.slow
 def test_pages_open_by_a_link_that_works_once_under_a_name_of_their_own(server, run, browser):
     base = f"http://{server.host}:{server.port}"
     context = browser.new_context()

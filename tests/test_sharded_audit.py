@@ -176,6 +176,7 @@ def test_the_plan_counts_each_probe_once(halves, tmp_path) -> None:
     assert "nothing to write" in faded(workspace, "shard", "tiny", "2")[1]
 
 
+@pytest.mark.slow
 def test_another_division_runs_again_and_leaves_nothing_of_the_old(halves, tmp_path, capsys) -> None:
     workspace = halves.copy(tmp_path / "other")
     assert faded(workspace, "shard", "tiny", "3")[0] == 0

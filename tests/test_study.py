@@ -112,6 +112,7 @@ def test_a_budget_is_read_off_the_first_probes_of_one_run(planted):
     assert "cpu_ms" in rows[1]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_killed_and_ends_alike(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "dependencies", list)  # another state of the code would be another run

@@ -207,6 +207,7 @@ def test_weights_of_bfloat16_train_in_what_the_machine_is_quick_at_and_stay_as_t
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_learns_too(tmp_path):
     inputs = tmp_path / "inputs"
     base = context(inputs)

@@ -88,6 +88,10 @@ def flip_gate(verdict: Any) -> None:
     verdict["gates"][0]["passed"] = False
 
 
+def one_for_true(verdict: Any) -> None:
+    verdict["gates"][0]["passed"] = 1
+
+
 def better_value(verdict: Any) -> None:
     verdict["gates"][0]["high"] = -0.9
 
@@ -104,6 +108,7 @@ def another_reviewer(verdict: Any) -> None:
     ("change", "told"),
     [
         (flip_gate, "gates[0].passed: expected True, found False"),
+        (one_for_true, "gates[0].passed: expected True, found 1"),
         (better_value, "gates[0].high"),
         (better_difference, "target_failure_rate_after"),
         (another_reviewer, "reviewer: expected 'Bob, Ada', found 'Eve'"),

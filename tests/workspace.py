@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import yaml
 
 from stages.records import audit_folder
-from tests.shared import prefect_home
+from tests.shared import spare_migrations
 
 ROOT = Path(__file__).parents[1]
 FADED = str(Path(sys.executable).parent / "faded")
@@ -81,7 +82,8 @@ class Workspace:
 
     def faded(self, *arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         """Run `faded ARGUMENTS...`; stdout and stderr come back together as `stdout`."""
-        self._spare_migrations(arguments[0])
+        if needs_server(arguments, env):
+            spare_migrations(self.path)
         return self.run([FADED, *arguments], stdin=stdin, **env)
 
     def run(self, command: list[str], stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -100,7 +102,8 @@ class Workspace:
 
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         """Start `faded ARGUMENTS...` in its own session, to be killed."""
-        self._spare_migrations(arguments[0])
+        if needs_server(arguments, env):
+            spare_migrations(self.path)
         log = (self.path / ".faded-test.log").open("ab")
         return subprocess.Popen(
             [FADED, *arguments],
@@ -111,11 +114,6 @@ class Workspace:
             stderr=log,
             start_new_session=True,
         )
-
-    def _spare_migrations(self, command: str) -> None:
-        home = self.path / ".faded" / "prefect"
-        if command in ("audit", "serve") and not home.exists():
-            shutil.copytree(prefect_home(), home)
 
     def copy(self, path: Path) -> Workspace:
         """The same workspace somewhere else, with its history and DVC's cache."""
@@ -144,6 +142,11 @@ class Workspace:
         """SHA-256 of every file under data/ that matches."""
         files = sorted(p for pattern in patterns for p in (self.path / "data").glob(pattern) if p.is_file())
         return {str(p.relative_to(self.path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def needs_server(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Whether `faded ARGUMENTS...` starts a Prefect server of its own."""
+    return arguments[0] in ("audit", "serve") and "PREFECT_API_URL" not in env
 
 
 def make_workspace(
