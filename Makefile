@@ -17,7 +17,7 @@ PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,\
 ALL_PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,$(wildcard data/*/inputs/packages.txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help install audit report test test-slow test-nightly check docs format benchmark study constraints clean
+.PHONY: help install audit report test test-slow test-nightly mutants check docs format benchmark study constraints clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ test-slow: .venv/.dev $(ALL_PACKAGES) ## Run the slow tests (kills at random mom
 
 test-nightly: .venv/.dev $(ALL_PACKAGES) ## Run the property tests with 10,000 cases each, and a fault at every write (hours)
 	@FADED_HYPOTHESIS=nightly $(BIN)/python -m pytest -m "hypothesis or nightly" --numprocesses $(JOBS) --dist load
+
+mutants: .venv/.dev ## Break a hundred chosen lines, one at a time, and count how many the tests notice (ten minutes)
+	@$(BIN)/python -m tests.mutants
 
 check: .venv/.dev ## Check format, lint, types, who imports whom, and that the docs build with every link
 	@$(BIN)/ruff format --check .
