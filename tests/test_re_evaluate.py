@@ -37,18 +37,34 @@ LEVELS = [0, 1, 2, 3, 4]
 )
 def test_a_gate_needs_the_whole_interval(rate, passed):
     assert judge("newly_failing.max", 0.05, rate, upper=True)["passed"] is passed
+    if rate is not None:
+        mirrored = Rate(-rate.value, -rate.high, -rate.low, rate.n)
+        assert judge("clean_quality.min", -0.05, mirrored, upper=False)["passed"] is passed
 
 
 def test_gates_on_values_and_changes():
     gates = Gates.model_validate(
-        {"target_failure_rate": {"max": 0.4, "change_max": -0.1}, "clean_quality": {"change_min": -0.02}}
+        {
+            "target_failure_rate": {"max": 0.4, "change_max": -0.1},
+            "other_failure_rate": {"change_max": 0.02},
+            "clean_quality": {"change_min": -0.02},
+        }
     )
-    after = {"target_failure_rate": Rate(0.3, 0.25, 0.35, 9), "clean_quality": Rate(0.95, 0.9, 1.0, 9)}
-    change = {"target_failure_rate": Rate(-0.2, -0.3, -0.05, 9), "clean_quality": Rate(-0.01, -0.015, 0.0, 9)}
+    after = {
+        "other_failure_rate": Rate(0.3, 0.2, 0.4, 9),
+        "target_failure_rate": Rate(0.3, 0.25, 0.35, 9),
+        "clean_quality": Rate(0.95, 0.9, 1.0, 9),
+    }
+    change = {
+        "other_failure_rate": Rate(0.0, -0.01, 0.01, 9),
+        "target_failure_rate": Rate(-0.2, -0.3, -0.05, 9),
+        "clean_quality": Rate(-0.01, -0.015, 0.0, 9),
+    }
     entries = {e["gate"]: e["passed"] for e in judge_repair(gates, after, change)}
     assert entries == {
         "target_failure_rate.max": True,
         "target_failure_rate.change_max": False,
+        "other_failure_rate.change_max": True,
         "clean_quality.change_min": True,
     }
     assert all_passed([]) is None
@@ -67,6 +83,7 @@ def test_gates_on_the_landscape_itself():
     overall, worst = Rate(0.2, 0.18, 0.22, 900), Rate(0.7, 0.6, 0.8, 90)
     gates = LandscapeGates(max_failure_rate=0.3, max_mode_rate=0.5)
     assert [e["passed"] for e in judge_landscape(gates, overall, [worst])] == [True, False]
+    assert [e["passed"] for e in judge_landscape(gates, overall, [Rate(0.3, 0.2, 0.4, 90), worst])] == [True, False]
     assert [e["passed"] for e in judge_landscape(gates, overall, [])] == [True, True]
     assert judge_landscape(None, overall, [worst]) == []
 
