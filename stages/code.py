@@ -41,6 +41,7 @@ PASSED_OVER = {
     "stages.params.strict": "refuses what is wrong there",
     "stages.params.yaml_file": "refuses what is wrong there",
     "stages.params.tasks:task_class": "finds the audit's task, which is followed by itself",
+    "stages.params.tasks:task_context": "hands blocks of params.yaml to the task, whose methods have the same names",
     **{
         f"stages.files:{name}": "how files are written, not what they hold"
         for name in ("publishing", "scratch", "replace_file", "put_aside", "seal", "unseal", "record_probe_seconds")
@@ -84,6 +85,7 @@ class Code:
     def reached(self, audit: AuditConfig, stage: str) -> Found:
         """What a stage of an audit can reach: its module, and what params.yaml names."""
         named = {finder: self._targets(group, names) for finder, (group, names) in _named(audit).items()}
+        named["stages.params.tasks:task_context"] = [("stages.params.tasks", "resolve_device")]
         roots = [(f"{PACKAGE.name}.{stage}", "main"), (BLOCKS[0], "AuditConfig"), (BLOCKS[1], "RepairConfig")]
         found, asked = self._source.reached(roots, set(_words(audit.model_dump(mode="json"))), named)
         others = plugins.distributions_of(module for finder in asked for module, _ in named[finder])

@@ -357,7 +357,7 @@ class Source:
 
     def _read(self, name: str, file: Path) -> Module:
         above = Path(*file.parts[: -len(name.split(".")) - (file.name == "__init__.py")])
-        ours = name.split(".", maxsplit=1)[0] == self._package.name
+        ours = name.split(".", maxsplit=1)[0] in (self._package.name, _DOOR)
         return Module(
             name, file, file.relative_to(above).as_posix(), ours=ours, has_blocks=ours and name in self._blocks
         )

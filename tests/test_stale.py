@@ -1,0 +1,263 @@
+"""What a changed file makes stale: what an audit uses, and nothing else.
+
+Two oracles stand apart from the analysis of `stages.reach`: files that are edited by hand, each with what it has to
+make stale, and what really runs when an audit does.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.code import PASSED_OVER, Code, read_stages
+from stages.params import AuditConfig, load_params
+from tests.workspace import ROOT, audit_params, make_workspace, repair_params
+
+KINDS = [stage for stage in read_stages() if stage != "code"]
+DEFAULT = {name: load_params(ROOT / "params.yaml").audit(name) for name in ("mnist", "news", "images")}
+PPO = AuditConfig.model_validate(audit_params())
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the product's files, to be edited."""
+    path = tmp_path_factory.mktemp("tree")
+    shutil.copytree(ROOT / "stages", path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tests" / "planted.py", path / "planted.py")
+    return path
+
+
+def digests(tree: Path) -> dict[str, str]:
+    code = Code(tree / "stages", tree)
+    audits = {**DEFAULT, "ppo": PPO}
+    return {f"{kind}@{name}": code.digest(audit, kind) for name, audit in audits.items() for kind in KINDS}
+
+
+def changed(tree: Path, path: str, text: str) -> set[str]:
+    """Which stages become stale when a file has another text."""
+    before, file = digests(tree), tree / path
+    old = file.read_text(encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
+    try:
+        after = digests(tree)
+    finally:
+        file.write_text(old, encoding="utf-8")
+    return {stage for stage in before if before[stage] != after[stage]}
+
+
+def edited(tree: Path, path: str, old: str, new: str) -> set[str]:
+    text = (tree / path).read_text(encoding="utf-8")
+    assert old in text, f"{path} has no {old!r} any more"
+    return changed(tree, path, text.replace(old, new))
+
+
+def audits_of(stages: set[str]) -> set[str]:
+    return {stage.partition("@")[2] for stage in stages}
+
+
+def kinds_of(stages: set[str]) -> set[str]:
+    return {stage.partition("@")[0] for stage in stages}
+
+
+class _Commented(ast.NodeTransformer):
+    """Other docstrings, annotations and words of errors; lines and comments change as the tree is written anew."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        self.generic_visit(node)
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())):
+                node.value = ast.Constant("Another docstring.")
+            case ast.arg(annotation=ast.expr()):
+                node.annotation = ast.Constant("Another")
+            case ast.Raise(exc=ast.Call(args=[_, *_]) as call):
+                call.args = [ast.Constant("other words")]
+        return node
+
+
+def test_what_changes_no_result_makes_nothing_stale(tree: Path) -> None:
+    """In every file at once: other comments, lines, docstrings, annotations of arguments and words of errors."""
+    before = digests(tree)
+    kept = {file: file.read_bytes() for file in tree.rglob("*.py")}
+    try:
+        for file, text in kept.items():
+            file.write_text(ast.unparse(_Commented().visit(ast.parse(text))) + "\n# a comment\n", encoding="utf-8")
+        assert digests(tree) == before
+    finally:
+        for file, text in kept.items():
+            file.write_bytes(text)
+
+
+@pytest.mark.parametrize("name", ["errors", "progress", "command", "network", "provenance", "params/strict"])
+def test_what_only_reports_or_guards_makes_nothing_stale(tree: Path, name: str) -> None:
+    text = (tree / "stages" / f"{name}.py").read_text()
+    assert changed(tree, f"stages/{name}.py", text.replace("return ", "return 1 and ")) == set()
+
+
+def test_an_explorer_makes_stale_what_searches_with_it(tree: Path) -> None:
+    assert audits_of(edited(tree, "stages/explorers/agents.py", "gamma=0.0", "gamma=0.5")) == {"ppo"}
+    assert edited(tree, "stages/explorers/bayesian.py", "import optuna", "import optuna as optuna") == set()
+    auto = edited(tree, "stages/explorers/auto.py", "FEW = 200", "FEW = 201")
+    assert audits_of(auto) == {*DEFAULT} and {"explore", "discover"} <= kinds_of(auto)
+    assert not {"prepare", "collect_feedback", "restructure"} & kinds_of(auto)
+
+
+def test_a_concept_makes_stale_what_has_it(tree: Path) -> None:
+    images = "stages/concepts/images.py"
+    assert audits_of(edited(tree, images, "images.mul_(1 - levels)", "images.mul_(2 - levels)")) == {"mnist"}
+    assert edited(tree, images, "images.add_(levels)", "images.add_(2 * levels)") == set()  # no audit brightens
+    letters = "stages/concepts/texts/letters.py"
+    assert audits_of(edited(tree, letters, "def slips(", "def slips(_=0, /, ")) == {"news"}
+    assert edited(tree, "stages/concepts/texts/data/synonyms.tsv", "\t", "  ") == set()
+
+
+def test_a_task_makes_stale_its_own_audits_and_a_repair_no_search(tree: Path) -> None:
+    for folder, audit in (("classification", "mnist"), ("summarization", "news"), ("text_to_image", "images")):
+        path = f"stages/tasks/{folder}/repair.py"
+        text = (tree / path).read_text()
+        stale = changed(tree, path, text.replace("return ", "return 1 and "))
+        assert audits_of(stale) == {audit} and "restructure" in kinds_of(stale), (folder, stale)
+        assert not {"explore", "discover", "summarize", "collect_feedback"} & kinds_of(stale), stale
+
+
+def test_a_page_or_an_estimate_makes_no_search_stale(tree: Path) -> None:
+    for path in ("stages/report/page.py", "stages/landscape/modes.py", "stages/report/templates/report.css"):
+        text = (tree / path).read_text()
+        stale = kinds_of(changed(tree, path, text.replace("return ", "return 1 and ") + "\n"))
+        assert not {"prepare", "explore", "discover"} & stale, (path, stale)
+
+
+def test_of_a_users_module_everything_counts(tree: Path) -> None:
+    helper = tree / "helper.py"
+    helper.write_text("X = 1\n")
+    task = (tree / "planted.py").read_text()
+    try:
+        (tree / "planted.py").write_text("import helper\n" + task)
+        assert audits_of(changed(tree, "helper.py", "X = 2\n")) == {"ppo"}
+    finally:
+        (tree / "planted.py").write_text(task)
+        helper.unlink()
+
+
+# By the beginning of a path: the audits that any of its files may make stale, and the stages.
+SEARCH, JUDGE = {"explore", "discover"}, {"summarize", "report", "re_evaluate", "compare", "conclude"}
+MAY_MAKE_STALE: list[tuple[str, set[str], set[str]]] = [
+    ("stages/tasks/classification/", {"mnist"}, {*KINDS}),
+    ("stages/tasks/summarization/", {"news"}, {*KINDS}),
+    ("stages/tasks/text_to_image/", {"images"}, {*KINDS}),
+    ("stages/concepts/images.py", {"mnist"}, {*KINDS}),
+    ("stages/concepts/texts/", {"news"}, {*KINDS}),
+    ("stages/concepts/prompts.py", {"images"}, {*KINDS}),
+    ("stages/explorers/bayesian.py", set(), set()),
+    ("stages/explorers/bandits.py", set(), set()),
+    ("stages/explorers/quality_diversity.py", set(), set()),
+    ("stages/explorers/agents.py", {"ppo"}, SEARCH | JUDGE),
+    ("stages/explorers/", {*DEFAULT, "ppo"}, SEARCH | JUDGE),
+    ("stages/report/", {*DEFAULT, "ppo"}, JUDGE),
+    ("stages/screening/", set(), set()),
+    ("stages/decisions/", {*DEFAULT, "ppo"}, {"collect_feedback", "restructure"} | JUDGE),
+    *((f"stages/{kind}.py", {*DEFAULT, "ppo"}, {kind}) for kind in KINDS),
+]
+
+
+@pytest.mark.slow
+def test_each_file_makes_stale_only_what_may_use_it(tree: Path) -> None:
+    """Every definition of one file after the other is changed."""
+    code, audits = Code(tree / "stages", tree), {**DEFAULT, "ppo": PPO}
+    stages = [(kind, name) for name in audits for kind in KINDS]
+    before = {stage: code.digest(audits[stage[1]], stage[0]) for stage in stages}
+    wrong, made = {}, {}
+    modules = code._source._modules  # all the others stay as they were read
+    for name, module in [(name, module) for name, module in modules.items() if module is not None and module.ours]:
+        path = module.path.relative_to(tree).as_posix()
+        text = module.path.read_text()
+        module.path.write_text(_with_others(text))
+        del modules[name]
+        stale = {stage for stage in stages if code.digest(audits[stage[1]], stage[0]) != before[stage]}
+        module.path.write_text(text)
+        modules[name] = module
+        made[path] = stale
+        for start, may, kinds in MAY_MAKE_STALE:
+            if path.startswith(start):
+                if strange := {stage for stage in stale if stage[1] not in may or stage[0] not in kinds}:
+                    wrong[path] = strange
+                break
+    assert wrong == {}
+    # Files that were never read make nothing stale; of those that were, most do.
+    assert sum(map(bool, made.values())) > len(made) / 2
+    for kind in KINDS:
+        assert (kind, "mnist") in made[f"stages/{kind}.py"]
+
+
+def _with_others(text: str) -> str:
+    body = ast.parse(text)
+    for node in body.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            node.decorator_list.append(ast.Name("another"))
+    return ast.unparse(body)
+
+
+# What really runs.
+
+RUN = """
+import json, sys, threading
+from pathlib import Path
+
+ran = set()
+
+
+def note(frame, event, argument):
+    code = frame.f_code
+    if event == "call" and "/stages/" in code.co_filename:
+        ran.add((code.co_filename, code.co_qualname))
+
+
+stage, name, out = sys.argv[1:]
+sys.argv = [f"{stage}.py", name]
+sys.path.insert(0, ".")
+import importlib
+
+main = importlib.import_module(f"stages.{stage}").main
+threading.setprofile(note)
+sys.setprofile(note)
+main(name)
+sys.setprofile(None)
+Path(out).write_text(json.dumps(sorted(ran)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("explorer", ["ppo", "local_search"])
+def test_whatever_runs_is_counted_or_declared(tmp_path: Path, explorer: str) -> None:
+    search: dict[str, Any] = {"explorer": explorer, "control": "random", "budget": 200}
+    audit, repair = audit_params(discover=search), repair_params()
+    workspace = make_workspace(tmp_path / "w", {"tiny": audit}, {"tiny": repair})
+    (workspace.path / "run.py").write_text(RUN)
+    code = Code(workspace.path / "stages", workspace.path)
+    config = AuditConfig.model_validate(audit)
+    missed: dict[str, list[str]] = {}
+    for stage in (kind for kind in KINDS if kind != "explore"):
+        done = workspace.run([sys.executable, "run.py", stage, "tiny", "ran.json"])
+        assert done.returncode == 0, done.stdout
+        found = code.reached(config, stage)
+        for file, name in json.loads((workspace.path / "ran.json").read_text()):
+            path = "stages/" + file.rpartition("/stages/")[2]
+            if not _is_counted(path, name, found.get(path, {})):
+                missed.setdefault(stage, []).append(f"{path}: {name}")
+    assert missed == {}
+
+
+def _is_counted(path: str, name: str, found: dict[str, str]) -> bool:
+    module = path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+    first, *rest = name.removesuffix("<module>").split(".")
+    if not first or {module, f"{module}:{first}"} & PASSED_OVER.keys():
+        return True
+    if first.startswith("<"):  # a comprehension of the module itself
+        return True
+    # A member of a class stands for itself, or in its class.
+    return f"{first}.{rest[0]}" in found or first in found if rest else first in found
