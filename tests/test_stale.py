@@ -138,7 +138,7 @@ def test_a_task_makes_stale_its_own_audits_and_a_repair_no_search(tree: Path) ->
 
 
 def test_a_page_or_an_estimate_makes_no_search_stale(tree: Path) -> None:
-    for path in ("stages/report/page.py", "stages/landscape/modes.py", "stages/report/templates/report.css"):
+    for path in ("stages/pages/page.py", "stages/pages/templates/report.css", "stages/landscape/modes.py"):
         text = (tree / path).read_text()
         stale = kinds_of(changed(tree, path, text.replace("return ", "return 1 and ") + "\n"))
         assert not {"prepare", "explore", "discover"} & stale, (path, stale)
@@ -172,7 +172,7 @@ MAY_MAKE_STALE: list[tuple[str, set[str], set[str]]] = [
     ("stages/explorers/quality_diversity.py", set(), set()),
     ("stages/explorers/agents.py", {"ppo"}, SEARCH | JUDGE),
     ("stages/explorers/", {*DEFAULT, "ppo"}, SEARCH | JUDGE),
-    ("stages/report/", {*DEFAULT, "ppo"}, JUDGE),
+    ("stages/pages/", {*DEFAULT, "ppo"}, JUDGE),
     ("stages/screening/", set(), set()),
     ("stages/decisions/", {*DEFAULT, "ppo"}, {"collect_feedback", "restructure"} | JUDGE),
     *((f"stages/{kind}.py", {*DEFAULT, "ppo"}, {kind}) for kind in KINDS),
