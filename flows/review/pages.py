@@ -82,8 +82,8 @@ def prepare() -> None:
     for module in (
         "PIL.Image",
         "pyarrow.parquet",
-        "stages.pages.exhibits",
         "stages.pages.gallery",
+        "stages.records",
         "stages.restructure",
     ):
         import_module(module)
