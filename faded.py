@@ -51,6 +51,7 @@ import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Level
 from stages.errors import UsageError, did_you_mean
+from stages.tasks.base import Task
 from stages.tasks.contract import (
     Exhibit,
     Items,
@@ -58,7 +59,6 @@ from stages.tasks.contract import (
     Quality,
     RepairPlan,
     RepairRecord,
-    Task,
     TaskContext,
 )
 
@@ -171,10 +171,11 @@ def audit(
     from pydantic import ValidationError
 
     from stages.explorers import make_explorer
-    from stages.params import AuditConfig, errors_in, task_context, validation_lines
+    from stages.params import AuditConfig, errors_in, validation_lines
     from stages.tasks.functions.answers import THRESHOLDS, ask, classes_of, kind_of, labels_of, own_labels
     from stages.tasks.functions.items import as_given, read_concepts
     from stages.tasks.functions.task import FunctionTask
+    from stages.tasks.load import task_context
 
     if not callable(model):
         hint = "; hand over its method, model.predict_proba" if hasattr(model, "predict_proba") else ""

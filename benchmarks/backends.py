@@ -26,8 +26,9 @@ import numpy as np
 import torch
 
 from stages.errors import UsageError
-from stages.params import load_params, task_class, task_context
+from stages.params import load_params
 from stages.tasks.contract import Compute
+from stages.tasks.load import task_class, task_context
 
 KINDS = [(backend, dtype) for backend in ("eager", "compile", "openvino") for dtype in ("float32", "bfloat16")]
 

@@ -30,7 +30,8 @@ from stable_baselines3 import DQN
 from stages.explorers import search
 from stages.files import stage_dir
 from stages.ledger import Ledger
-from stages.params import load_params, task_class, task_context
+from stages.params import load_params
+from stages.tasks.load import task_class, task_context
 
 ROUNDS = 3
 

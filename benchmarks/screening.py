@@ -20,7 +20,7 @@ from scipy.interpolate import RegularGridInterpolator
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
 from stages.concepts import Concept, ConceptSpace, Level
 from stages.screening import Screening, ScreenSettings, screen
-from stages.tasks.contract import Task
+from stages.tasks.base import Task
 
 TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"
 SEEDS = range(12)

@@ -13,8 +13,9 @@ from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
 from flows.results import REFERENCE, TIMINGS, read_timings
 from stages.files import probe_seconds
-from stages.params import Params, task_class
-from stages.tasks.contract import Measured
+from stages.params import Params
+from stages.tasks.base import offers
+from stages.tasks.load import task_class
 
 Source = Literal["here", "probes", "reference"]
 SAID: dict[Source, str] = {
@@ -142,8 +143,9 @@ def probes_of(params: Params, stage: Stage) -> int | None:
         repair = params.repairs[stage.audit]
         models = 2 if repair.restructure.control == "none" else 3
         pairs, clean = 2 * repair.re_evaluate.paired_probes, 0
-        if issubclass(task_class(stage.audit, audit), Measured):
-            models += 1  # the one before, asked again
+        task = task_class(stage.audit, audit)
+        models += offers(task, "again")  # the one before
+        if offers(task, "measure"):
             items = audit.prepare.get("items")  # the task's own: it need not be counts by split
             clean = items["test"] if isinstance(items, dict) and isinstance(items.get("test"), int) else 0
         # Before and after are both searched; every model answers the pairs inside and outside the target modes.

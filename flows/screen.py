@@ -30,12 +30,13 @@ from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import content_hash, probe_seconds, read_json, read_state, scratch, stage_dir, write_state
 from stages.ledger import Ledger
-from stages.params import AuditConfig, Params, load_params, task_class, task_context, validation_lines
+from stages.params import AuditConfig, Params, load_params, validation_lines
 from stages.progress import progress
 from stages.provenance import run_key
 from stages.ratings import rated
 from stages.screening import Screening, ScreenSettings, fewest_probes, reach, screen
-from stages.tasks.contract import Task
+from stages.tasks.base import Task
+from stages.tasks.load import task_class, task_context
 
 RECORDS = WORK / "screen"
 PARAMS = Path("params.yaml")
@@ -194,7 +195,7 @@ def _screen(
             ledger=ledger,
             compute=context.compute,
             tell=lambda spent, note: tell(widened + spent, note),
-            droppable=not getattr(cls, "needs_all_concepts", False),
+            droppable=not cls.needs_all_concepts,
         )
     return screening.model_copy(update={"settings": settings, "probes": screening.probes + widened})
 

@@ -13,9 +13,11 @@ import psutil
 from stages.errors import UsageError
 from stages.explorers import make_explorer
 from stages.microscopic import agent_settings
-from stages.params import DATA, AuditConfig, Params, errors_in, task_class, task_context
+from stages.params import DATA, AuditConfig, Params, errors_in
 from stages.ratings import read_ratings
-from stages.tasks.contract import Task, TaskContext
+from stages.tasks.base import Task
+from stages.tasks.contract import TaskContext
+from stages.tasks.load import task_class, task_context
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".gguf")
 
@@ -140,6 +142,6 @@ def _always_changing(task: type[Task], context: TaskContext) -> list[str]:
 
     What no catalogue tells is found when restructure has loaded the task, before it repairs.
     """
-    catalogue = getattr(task, "catalogue", {})
+    catalogue = task.catalogue
     told = {name: entry for name, entry in catalogue.items() if hasattr(entry, "neutral")}
     return [name for name, levels in context.concepts.items() if name in told and told[name].neutral not in levels]

@@ -40,8 +40,8 @@ PASSED_OVER = {
     "stages.params.file": "reads params.yaml, whose values DVC compares",
     "stages.params.strict": "refuses what is wrong there",
     "stages.params.yaml_file": "refuses what is wrong there",
-    "stages.params.tasks:task_class": "finds the audit's task, which is followed by itself",
-    "stages.params.tasks:task_context": "hands blocks of params.yaml to the task, whose methods have the same names",
+    "stages.tasks.load:task_class": "finds the audit's task, which is followed by itself",
+    "stages.tasks.load:task_context": "hands blocks of params.yaml to the task, whose methods have the same names",
     **{
         f"stages.files:{name}": "how files are written, not what they hold"
         for name in ("publishing", "scratch", "replace_file", "put_aside", "seal", "unseal", "record_probe_seconds")
@@ -85,9 +85,14 @@ class Code:
     def reached(self, audit: AuditConfig, stage: str) -> Found:
         """What a stage of an audit can reach: its module, and what params.yaml names."""
         named = {finder: self._targets(group, names) for finder, (group, names) in _named(audit).items()}
-        named["stages.params.tasks:task_context"] = [("stages.params.tasks", "resolve_device")]
+        named["stages.tasks.load:task_context"] = [
+            ("stages.tasks.load", "resolve_device"),
+            ("stages.tasks.load", "resolve_dtype"),
+        ]
         roots = [(f"{PACKAGE.name}.{stage}", "main"), (BLOCKS[0], "AuditConfig"), (BLOCKS[1], "RepairConfig")]
-        found, asked = self._source.reached(roots, set(_words(audit.model_dump(mode="json"))), named)
+        # "auto" of these names no explorer.
+        words = set(_words(audit.model_dump(mode="json", exclude={"compute": {"device", "dtype"}})))
+        found, asked = self._source.reached(roots, words, named)
         others = plugins.distributions_of(module for finder in asked for module, _ in named[finder])
         return found | {f"plugin {name}": {"": told} for name, told in others.items()}
 
@@ -105,7 +110,7 @@ def code_of(audit: AuditConfig, stage: str) -> str:
 def _named(audit: AuditConfig) -> dict[str, tuple[str, list[str]]]:
     """What params.yaml names that may be others' code: by what finds it, the group of entry points and the names."""
     return {
-        "stages.params.tasks:task_class": (plugins.TASKS, [audit.task]),
+        "stages.tasks.load:task_class": (plugins.TASKS, [audit.task]),
         "stages.concepts.catalogue:with_plugins": (plugins.CONCEPTS, list(audit.concepts)),
         "stages.explorers.registry:make_explorer": (plugins.EXPLORERS, [audit.discover.explorer]),
     }

@@ -19,14 +19,15 @@ from stages.explorers.merge import answers, merge, origin, read_parts, remove_un
 from stages.files import scratch, stage_dir
 from stages.ledger import Ledger
 from stages.microscopic import Robustness, measure_robustness
-from stages.params import load_params, task_class, task_context
+from stages.params import load_params
 from stages.progress import progress
 from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import rated
 from stages.records import DiscoverMetrics, audit_folder
 from stages.records.folder import Discover
 from stages.records.tables import Embedded, Tallies
-from stages.tasks.contract import Illustrated, Tallied, Task
+from stages.tasks.base import Task, offers
+from stages.tasks.load import task_class, task_context
 
 CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the file larger
 
@@ -100,8 +101,8 @@ def write(out: Discover, task: Task, result: SearchResult, robustness: Robustnes
     item_ids = task.items.ids("discover")
     out.probes, out.robustness = result.probes, robustness.table
     out.embedded = Embedded(item_ids, task.embed(item_ids))
-    out.tallies = Tallies(tallies=task.tallies("discover") if isinstance(task, Tallied) else [])
-    out.sheets = {"": task.sheets("discover")} if isinstance(task, Illustrated) else {}
+    out.tallies = Tallies(tallies=task.tallies("discover") if offers(task, "tallies") else [])
+    out.sheets = {"": task.sheets("discover")} if offers(task, "sheets") else {}
     save_policy(result.policy, out.path / "policy")
     _write_curves(out.path / "live", result)
     searches = {**result.metrics, "microscopic": robustness.metrics, "enumerated": result.enumerated}

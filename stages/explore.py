@@ -12,11 +12,12 @@ from stages.explorers.merge import origin, write_part
 from stages.explorers.shards import divide, search_share
 from stages.files import publishing, scratch, stage_dir
 from stages.ledger import Ledger
-from stages.params import AuditConfig, load_params, task_class, task_context
+from stages.params import AuditConfig, load_params
 from stages.params.audit import MicroscopicConfig
 from stages.progress import progress
 from stages.provenance import provenance, run_key
 from stages.ratings import rated
+from stages.tasks.load import task_class, task_context
 
 
 def main(name: str, number: str) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 from stages.command import stage_main
 from stages.errors import UsageError
 from stages.files import content_hash, publishing, record_probe_seconds, stage_dir, write_json
-from stages.params import DATA, AuditConfig, load_params, task_class, task_context
+from stages.params import DATA, AuditConfig, load_params
 from stages.provenance import of_answers, provenance, write_provenance
+from stages.tasks.load import task_class, task_context
 
 
 def main(name: str) -> None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from stages.code import is_own_workspace
 from stages.files import content_hash, write_json
 from stages.git import git
-from stages.params import DATA, AuditConfig, resolve_device
+from stages.params import DATA, AuditConfig
 from stages.plugins import distributions
+from stages.tasks.load import resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     from stages.records import Provenance
@@ -52,7 +53,7 @@ def provenance(
         record |= {
             "device": device_name(config.compute.device),
             "backend": config.compute.backend,
-            "dtype": _dtype(config),
+            "dtype": resolve_dtype(audit, config),
             "threads": config.compute.threads,
             "batch_size": config.compute.batch_size,
         }
@@ -103,15 +104,6 @@ def sha256_of_folder(files: Mapping[str, str]) -> str:
     """SHA-256 of a folder, from that of each of its files, by path."""
     lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _dtype(config: AuditConfig) -> str:
-    """What the model computes with. Tasks that leave no choice under `compute:` are told under `prepare:`."""
-    parts = [part for part in config.prepare.values() if isinstance(part, dict)]
-    own: str = next((part["dtype"] for part in parts if "dtype" in part), config.compute.dtype)
-    if own == "auto":
-        return "float32" if resolve_device(config.compute.device) == "cpu" else "float16"
-    return own
 
 
 # Of `discrepancy:` and `prepare:`, what leaves the discrepancy of an answer as it is: where failing begins, what that

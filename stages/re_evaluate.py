@@ -22,14 +22,16 @@ from stages.files import content_hash, scratch
 from stages.landscape.measures import measure_answers
 from stages.landscape.pairs import draw_pairs, inside_any
 from stages.ledger import Ledger
-from stages.params import AuditConfig, load_params, task_class, task_context
+from stages.params import AuditConfig, load_params
 from stages.progress import progress
 from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import rated
 from stages.records import Compared, audit_folder
 from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded, ModelTallies
-from stages.tasks.contract import Compute, Exhibit, Illustrated, Measured, Tallied, Tally, Task
+from stages.tasks.base import Task, offers
+from stages.tasks.contract import Compute, Exhibit, Tally
+from stages.tasks.load import task_class, task_context
 
 EXAMPLES = 8
 
@@ -65,7 +67,7 @@ def main(name: str) -> None:
         out.quality = _quality(tasks)
         out.measures = _measures(tasks, targets, answers, clean)
         out.tallies = ModelTallies(models=tally_all(tasks))
-        out.sheets = {m: t.sheets("test") for m in ("before", "after") if isinstance(t := tasks[m], Illustrated)}
+        out.sheets = {m: t.sheets("test") for m in ("before", "after") if offers(t := tasks[m], "sheets")}
         out.examples = examples(tasks, answers)
         out.metrics = ReEvaluateMetrics.computed({model: numbers for model, (_, numbers) in searches.items()})
 
@@ -85,8 +87,8 @@ def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) ->
     if "before" not in tasks:
         raise UsageError(f"{folders['before']} is missing: run prepare first")
     tasks.setdefault("after", tasks["before"])
-    if isinstance(tasks["before"], Measured):
-        tasks["noise"] = tasks["before"].again()
+    if (noise := tasks["before"].again()) is not None:
+        tasks["noise"] = noise
     return tasks
 
 
@@ -131,7 +133,7 @@ def ask_clean(
 ) -> dict[str, pd.DataFrame]:
     """Put every item, unchanged, to every model; nothing where the task has no measures, or the grid no such cell."""
     neutral = tasks["before"].concepts.neutral
-    if neutral is None or not isinstance(tasks["before"], Measured):
+    if neutral is None or not offers(tasks["before"], "measure"):
         return {}
     items = np.arange(len(item_ids))
     return ask_all(tasks, item_ids, items, np.tile(neutral, (len(items), 1)), ledgers, compute)
@@ -171,7 +173,7 @@ def _measures(
     clean: Mapping[str, pd.DataFrame],
 ) -> pd.DataFrame:
     """A task's own measures of every answer and baseline, on unchanged inputs, in the target modes and elsewhere."""
-    measuring = {model: task for model, task in tasks.items() if isinstance(task, Measured)}
+    measuring = {model: task for model, task in tasks.items() if offers(task, "measure")}
     if not measuring:
         return measure_answers({}, {}, ())
     space = tasks["before"].concepts
@@ -191,7 +193,7 @@ def tally_all(tasks: Mapping[str, Task]) -> dict[str, list[Tally]]:
     """
     tallies: dict[str, list[Tally]] = {}
     for model, task in tasks.items():
-        if isinstance(task, Tallied):
+        if offers(task, "tallies"):
             same = model == "after" and task is tasks["before"]
             tallies[model] = tallies["before"] if same else task.tallies("test")
     return tallies

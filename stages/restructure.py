@@ -12,11 +12,13 @@ import pandas as pd
 from stages.code import code_of
 from stages.command import stage_main
 from stages.files import content_hash, scratch
-from stages.params import load_params, task_class, task_context
+from stages.params import load_params
 from stages.provenance import prepared_files, provenance, run_key
 from stages.records import PlannedExample, audit_folder
 from stages.records.base import FlatMetrics
-from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode, Task
+from stages.tasks.base import Task
+from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode
+from stages.tasks.load import task_class, task_context
 
 
 def main(name: str) -> None:
@@ -64,7 +66,7 @@ def main(name: str) -> None:
 
 def learns_from_examples(task: Task | type[Task], method: str) -> bool:
     """Whether a repair by this method learns from rated examples: the task names such methods, by default none."""
-    return method in getattr(task, "learns_from_examples", ())
+    return method in task.learns_from_examples
 
 
 def _example(entry: PlannedExample) -> RatedExample:

@@ -9,12 +9,13 @@ from stages.command import stage_main
 from stages.explorers import load_policy
 from stages.landscape.show import exhibits, extremes
 from stages.landscape.summary import Asked, People, summarize
-from stages.params import AuditConfig, load_params, task_class, task_context
+from stages.params import AuditConfig, load_params
 from stages.provenance import prepared_files, provenance
 from stages.ratings import RatedTask, rated
 from stages.records import Landscape, ModeRecord, audit_folder
 from stages.records.folder import Discover, Summarize
-from stages.tasks.contract import Task
+from stages.tasks.base import Task
+from stages.tasks.load import task_class, task_context
 
 
 def main(name: str) -> None:
@@ -51,8 +52,8 @@ def write(out: Summarize, task: Task, found: Discover, audit: AuditConfig) -> La
         walked=found.robustness,
         tallies=found.tallies.tallies,
         policy=load_policy(found.path / "policy"),
-        false_alarms=getattr(task, "false_alarms", {}),
-        notes=getattr(task, "notes", ()),
+        false_alarms=dict(task.false_alarms()),
+        notes=task.notes(),
         people=_people(task, audit),
     )
     summary = summarize(asked, audit.summarize, audit.seed)

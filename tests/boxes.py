@@ -65,7 +65,7 @@ def boxes(inputs: Path, **config: Any) -> TaskContext:
         captioned().to_parquet(inputs / "boxes.parquet")
     prepare = {
         "model": {"diffusers": "model"},
-        "pictures": {"parquet": "boxes.parquet"},
+        "data": {"parquet": "boxes.parquet"},
         "judge": {"attributes": "judge"},
         "templates": TEMPLATES,
         "items": {"discover": 2, "repair": 2, "test": 2},

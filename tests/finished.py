@@ -28,7 +28,7 @@ from stages.ratings.apply import SCHEMA, Interval, Ratings
 from tests.shared import once
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
 
-SEARCH = {"explorer": "random", "control": "random", "budget": 160, "microscopic": {"method": "none"}}
+SEARCH = {"explorer": "random", "baseline": "random", "budget": 160, "microscopic": {"method": "none"}}
 GATES = {"target_failure_rate": {"change_max": -0.01}, "clean_quality": {"change_min": -0.3}}
 
 

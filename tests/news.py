@@ -50,7 +50,7 @@ def news_context(inputs: Path, **changes: Any) -> TaskContext:
         "config": {
             "model": {"transformers": "model"},
             "embedder": {"transformers": "embedder"},
-            "generation": {"max_new_tokens": 12, "dtype": "float32"},
+            "generation": {"max_new_tokens": 12},
             "data": {"jsonl": "news.jsonl", "text": "body"},
             "items": {"discover": 10, "repair": 6, "test": 5},
         },

@@ -1,6 +1,6 @@
 """A task with planted failures: it fails exactly inside known regions, so that everything can be judged by the truth.
 
-It fulfils the whole contract of `stages.tasks.contract` and needs no torch, so a workspace with it runs in seconds.
+It needs no torch, so a workspace with it runs in seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Region
+from stages.tasks.base import Task
 from stages.tasks.contract import (
     Exhibit,
     Items,
@@ -26,7 +27,7 @@ from stages.tasks.contract import (
 )
 
 
-class PlantedTask:
+class PlantedTask(Task):
     """Fails where a cell lies in a planted region, and with probability `noise` elsewhere.
 
     `prepare:` takes `items` (a count per split), `regions` (lists of {concept: [level indices]}), `noise`, `file`, a

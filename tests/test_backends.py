@@ -21,9 +21,10 @@ from stages.tasks.classification import ImageClassification, backends
 from stages.tasks.classification.backends import Backend, compute_errors
 from stages.tasks.classification.families import FAMILIES
 from stages.tasks.classification.models import Classifier, Form, clone
-from stages.tasks.compute import no_choice
-from stages.tasks.contract import Compute
+from stages.tasks.contract import Compute, TaskContext
+from stages.tasks.summarization import Summarization
 from tests.images import image_context, write_images
+from tests.planted import PlantedTask
 from tests.workspace import ROOT, audit_params
 
 COMPUTE = Compute("cpu", threads=1, batch_size=8)
@@ -146,10 +147,15 @@ def test_what_makes_no_sense_is_refused():
 
 
 def test_tasks_that_leave_no_choice_say_so():
-    assert no_choice(COMPUTE, "prepare.model.dtype") == []
-    backend, dtype = no_choice(replace(COMPUTE, backend="compile", dtype="bfloat16"), "prepare.model.dtype")
-    assert backend.startswith("compute.backend: compile is only for classifiers")
-    assert "prepare.model.dtype" in dtype and "bfloat16" in dtype
+    context = TaskContext("x", 0, {}, {}, {}, Path(), COMPUTE)
+    assert PlantedTask.compute_errors(context) == []
+    asked = replace(context, compute=replace(COMPUTE, backend="compile", dtype="bfloat16"))
+    assert PlantedTask.compute_errors(asked) == [
+        "compute.backend: compile is not for this task; expected eager",
+        "compute.dtype: bfloat16 is not for this task; expected float32",
+    ]
+    remote = replace(asked, config={"model": {"endpoint": "http://127.0.0.1"}})
+    assert "bfloat16 is not for a model behind HTTP" in Summarization.compute_errors(remote)[1]
 
 
 # The task
@@ -217,9 +223,9 @@ def test_backend_and_dtype_are_recorded():
 
 
 @pytest.mark.parametrize(("told", "recorded"), [("bfloat16", "bfloat16"), ("auto", "float32"), (None, "float32")])
-def test_a_dtype_that_the_model_is_told_is_recorded(told, recorded):
-    prepare = {"items": {"discover": 3}, "generation": {} if told is None else {"dtype": told}}
-    assert provenance("x", AuditConfig.model_validate(audit_params(prepare=prepare)))["dtype"] == recorded
+def test_the_dtype_that_is_computed_with_is_recorded(told, recorded):
+    compute = {"device": "cpu", "gpus": 0, **({} if told is None else {"dtype": told})}
+    assert provenance("x", AuditConfig.model_validate(audit_params(compute=compute)))["dtype"] == recorded
 
 
 def run(revision, **made):

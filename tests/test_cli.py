@@ -27,7 +27,7 @@ from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
 from tests.workspace import FADED, STAGES, Workspace, audit_params, make_workspace, repair_params
 
-QUICK = {"discover": {"explorer": "ppo", "control": "random", "budget": 120}}
+QUICK = {"discover": {"explorer": "ppo", "baseline": "random", "budget": 120}}
 COMMANDS = (
     *("audit", "plan", "status", "screen", "report", "compare", "study"),
     *("review", "approve", "reject", "reviewers", "ratings"),

@@ -63,7 +63,7 @@ def test_a_row_that_names_a_picture_elsewhere_is_refused_by_all_tasks(inputs, na
     pd.DataFrame(table).to_parquet(inputs / "news" / "train.parquet")
     told = "names the file .*x.png, which lies outside the data set's folder"
     with pytest.raises(UsageError, match=told):
-        parse_source({"dataset": "news"}, PICTURE_LOADERS, "prepare.pictures").load(inputs)
+        parse_source({"datasets": "news"}, PICTURE_LOADERS, "prepare.data").load(inputs)
     photos = parse_source({"datasets": "news", "split": "train"}, PHOTOS, "prepare.data").load(inputs)
     with pytest.raises(UsageError, match=told):
         photos.pictures.read(0, (3, 8, 8), None)

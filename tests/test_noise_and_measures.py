@@ -14,7 +14,8 @@ from stages.errors import UsageError
 from stages.files import read_json, stage_dir
 from stages.landscape import Paired, against_noise, invalid_probes, invalid_share, targeting
 from stages.landscape.measures import compare_measures
-from stages.tasks.contract import Items, Measured
+from stages.tasks.base import offers
+from stages.tasks.contract import Items
 from tests.landscapes import planted, uniform
 from tests.planted_texts import PlantedTexts
 from tests.test_re_evaluate import TARGET, audited, repaired
@@ -82,8 +83,8 @@ def measures(task: PlantedTexts, **answers: pd.DataFrame) -> dict:
 
 def test_measures_are_means_over_the_same_valid_pairs():
     task, before = texts()
-    assert isinstance(task, Measured)
-    assert not isinstance(planted(), Measured)
+    assert offers(task, "measure")
+    assert not offers(planted(), "measure")
     before.loc[0, "valid"] = False
     after = before.assign(output="the river")
     found = measures(task, before=before, after=after, noise=before)

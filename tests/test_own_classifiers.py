@@ -385,7 +385,7 @@ def test_an_audit_of_ones_own_through_the_stages(tmp_path):
             "items": {"discover": 12},
         },
         concepts={"rotation": [0, 30], "darkening": [0, 0.4, 0.8]},
-        discover={"explorer": "random", "control": "random", "budget": 60, "microscopic": {"method": "none"}},
+        discover={"explorer": "random", "baseline": "random", "budget": 60, "microscopic": {"method": "none"}},
     )
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"audits": {"own": audit}, "repairs": {}, "shards": {}}))
     (tmp_path / "stages").symlink_to(ROOT / "stages")

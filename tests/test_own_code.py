@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from stages.errors import UsageError
-from stages.tasks.contract import Compute, RepairPlan, TargetMode, Task, TaskContext
+from stages.tasks.base import Task
+from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
 from tests.finished import faded
 from tests.images import image_context, write_images
 from tests.workspace import ROOT, Workspace, make_workspace

@@ -65,9 +65,7 @@ def test_a_model_behind_http_is_a_peer_of_a_pipeline(inputs, tmp_path):
         vectors = task.embed(task.items.ids("test"))
         assert len(task.clean_quality("test").values) == 2 and np.isfinite(vectors).all()
     assert numbers["origin"]["model"] == f"the model behind {model.url}"
-    assert (
-        numbers["origin"]["pictures"] == "the file boxes.parquet" and numbers["origin"]["judge"] == "the folder judge"
-    )
+    assert numbers["origin"]["data"] == "the file boxes.parquet" and numbers["origin"]["judge"] == "the folder judge"
     assert numbers["parameters"] is None and len(task.model_hash) == 16
     one = model.inputs[-1]
     assert set(one) == {"prompt", "seed", "steps", "guidance", "negative_prompt"} and one["steps"] == 3
@@ -201,8 +199,8 @@ def test_lines_of_json_name_picture_files(tmp_path):
     ]
     lines_of(tmp_path / "mine", *rows)
     block = {"jsonl": "mine/all.jsonl", "image": "file", "text": "said"}
-    assert source_errors(block, PICTURE_LOADERS, "prepare.pictures", tmp_path) == []
-    table, skipped = parse_source(block, PICTURE_LOADERS, "prepare.pictures").load(tmp_path)
+    assert source_errors(block, PICTURE_LOADERS, "prepare.data", tmp_path) == []
+    table, skipped = parse_source(block, PICTURE_LOADERS, "prepare.data").load(tmp_path)
     assert table["text"].tolist() == ["red", "blue"] and skipped == []
     assert np.array_equal(from_png(table["image"][0]), plain(RED)) and table["colour"].tolist() == ["red", "blue"]
 
@@ -225,6 +223,6 @@ def test_wrong_lines_are_told(tmp_path, line, block, told):
     lines_of(tmp_path / "mine", line)
     block = {"jsonl": "mine/all.jsonl", "image": "file", "text": "said", **block}
     with pytest.raises(UsageError, match=told):
-        if errors := source_errors(block, PICTURE_LOADERS, "prepare.pictures", tmp_path):
+        if errors := source_errors(block, PICTURE_LOADERS, "prepare.data", tmp_path):
             raise UsageError("\n".join(errors))
-        parse_source(block, PICTURE_LOADERS, "prepare.pictures").load(tmp_path)
+        parse_source(block, PICTURE_LOADERS, "prepare.data").load(tmp_path)

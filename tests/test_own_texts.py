@@ -80,7 +80,7 @@ def workspace(inputs, tmp_path, monkeypatch):
             discrepancy=dict(context.discrepancy),
             discover={
                 "explorer": "random",
-                "control": "random",
+                "baseline": "random",
                 "budget": 30,
                 "microscopic": {"items": 2, "budget": 10},
             },

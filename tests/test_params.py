@@ -10,7 +10,8 @@ import yaml
 
 from stages.check import check_audits
 from stages.errors import Exit, UsageError
-from stages.params import load_params, task_class
+from stages.params import load_params
+from stages.tasks.load import task_class
 
 AUDIT = {
     "seed": 1,
@@ -90,8 +91,8 @@ def test_the_projects_own_params_are_valid() -> None:
         (with_audit(concepts={"a": [0, "x"]}), r"concept 'a' mixes numbers and names"),
         (with_audit(concepts={"a": [True, False]}), r"concept 'a' has a level that is yes or no"),
         (
-            with_audit(discover={"budget": 5, "control": "ppo"}),
-            r"discover\.control: Input should be 'random'.*found 'ppo'",
+            with_audit(discover={"budget": 5, "baseline": "ppo"}),
+            r"discover\.baseline: Input should be 'random'.*found 'ppo'",
         ),
         (with_audit(seed=2**32), r"audits\.x\.seed: .*less than 4294967296"),
         (
@@ -193,7 +194,7 @@ def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
     [
         ({"task": "nowhere.at_all:X"}, "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ({"task": "tests.planted:Missing"}, "Missing is not a valid task: it is not in"),
-        ({"task": "tests.planted:Region"}, "is not a valid task: it lacks check, check_repair, prepare"),
+        ({"task": "tests.planted:Region"}, "is not a valid task: make it a subclass, `class Region"),
         ({"prepare": {"itms": 3}}, r"audits\.x\.prepare\.itms: unknown key"),
         (
             {"discover": {"budget": 9, "explorer": "pppo"}},
@@ -211,6 +212,21 @@ def test_a_bad_task_is_told(tmp_path: Path, changes: dict, message: str, monkeyp
     params = load_params(write(tmp_path, with_audit(**changes)))
     with pytest.raises(UsageError, match=message):
         check_audits(params, ["x"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prepare": {"pictures": {}}}, r"audits\.x: prepare\.pictures is now prepare\.data"),
+        ({"prepare": {"data": {"dataset": "a"}}}, r"prepare\.data\.dataset is now prepare\.data\.datasets"),
+        ({"prepare": {"generation": {"dtype": "float32"}}}, r"prepare\.generation\.dtype is now compute\.dtype"),
+        ({"prepare": {"model": {"dtype": "auto"}}}, r"prepare\.model\.dtype is now compute\.dtype"),
+        ({"discover": {"budget": 9, "control": "random"}}, r"discover\.control is now discover\.baseline"),
+    ],
+)
+def test_an_old_spelling_is_answered_with_the_new_one(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_params(write(tmp_path, with_audit(**changes)))
 
 
 def test_a_good_task_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
 from stages.tasks.text_to_image.pictures import from_png, strip, to_png
 from tests.tiny_judges import BLUE, GREEN, RED, noisy, plain
 
-WHERE = "prepare.pictures"
+WHERE = "prepare.data"
 
 
 def jpeg(rgb: tuple[int, int, int]) -> bytes:
@@ -116,7 +116,7 @@ def test_a_missing_column_is_told_before_anything_runs(tmp_path):
     write_parquet(tmp_path / "p.parquet")
     block = {"parquet": "p.parquet", "text": "caption", "where": {"kind": "b"}}
     assert source_errors(block, PICTURE_LOADERS, WHERE, tmp_path) == [
-        "prepare.pictures.parquet: p.parquet has no column caption, kind; found text, image"
+        "prepare.data.parquet: p.parquet has no column caption, kind; found text, image"
     ]
 
 
@@ -169,7 +169,7 @@ def test_a_data_set_chooses_no_files_beyond_its_folder(tmp_path):
 def test_a_data_set_outside_the_inputs_is_refused(tmp_path, name):
     write_folder(tmp_path / "mine", {"file_name": "red.jpg", "text": "red"})
     (tmp_path / "inputs").mkdir()
-    block = {"dataset": name.format(tmp=tmp_path)}
+    block = {"datasets": name.format(tmp=tmp_path)}
     assert "lies outside" in source_errors(block, PICTURE_LOADERS, WHERE, tmp_path / "inputs")[0]
 
 

@@ -14,7 +14,8 @@ from flows.pipeline import bring_up_to_date
 from stages import plugins
 from stages.code import read_stages
 from stages.errors import UsageError
-from stages.params import load_params, task_class
+from stages.params import load_params
+from stages.tasks.load import task_class
 from tests.workspace import ROOT
 
 

@@ -20,7 +20,8 @@ from stages.concepts.prompts import (
     read_templates,
 )
 from stages.errors import UsageError
-from stages.params import COLUMNS, Params, task_context
+from stages.params import COLUMNS, Params
+from stages.tasks.load import task_context
 
 ROOT = Path(__file__).parents[1]
 INPUTS = ROOT / "data" / "images" / "inputs"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import re
 from pathlib import Path
@@ -23,8 +22,7 @@ from stages.ledger import Key, Ledger
 from stages.pages import write_landscape_report
 from stages.params import RatingsConfig, load_params
 from stages.ratings import RatedTask, Ratings
-from stages.ratings.apply import _wrapped
-from stages.tasks.contract import Illustrated, Measured, Tallied, Task
+from stages.tasks.base import offers
 from tests.landscapes import planted
 from tests.report_samples import FOUR, HOSTILE, WEATHER, make_inputs
 from tests.workspace import ROOT, audit_params
@@ -50,7 +48,7 @@ def bound(**bounds: float) -> RatingsConfig:
 @pytest.mark.parametrize("rating", [2, 3, 3.5, 7])
 def test_failures_are_those_whose_expected_rating_is_below_the_bound(rating: float) -> None:
     task, ratings = planted(), learnt()
-    judged = _wrapped(task, ratings, ratings.threshold(bound(fails_below=rating)))
+    judged = RatedTask(task, ratings, ratings.threshold(bound(fails_below=rating)))
     rng = np.random.default_rng(1)
     items, cells = [f"i{k:03d}" for k in rng.integers(0, 40, 400)], task.concepts.sample(400, rng)
     answer, own = judged.probe(items, cells), task.probe(items, cells)
@@ -80,7 +78,7 @@ def test_of_bias_more_than_the_bound_fails() -> None:
 def test_what_nobody_could_blame_the_model_for_has_not_failed() -> None:
     task = planted()
     task._invalid = [Region.from_json({"tilt": [3, 4]})]
-    judged = _wrapped(task, learnt(x=[-0.8, 0.8], y=[0.9, 1.0]), 0.5)
+    judged = RatedTask(task, learnt(x=[-0.8, 0.8], y=[0.9, 1.0]), 0.5)
     cells = task.concepts.cells()
     answer = judged.probe(["i000"] * len(cells), cells)
     assert answer.valid is not None and (~answer.valid).any()
@@ -124,43 +122,24 @@ class Rich(type(planted())):  # type: ignore[misc]
 
 def test_every_optional_part_of_the_contract_shows_through() -> None:
     plain, rich = planted(), Rich(planted().items, planted().concepts, planted().model, 0)
-    rich.notes, rich.false_alarms = ["a note"], {"a": 1}
-    wrapped = _wrapped(rich, learnt(), 0.5)
-    for part in (Measured, Tallied, Illustrated):
-        assert isinstance(wrapped, part) and not isinstance(_wrapped(plain, learnt(), 0.5), part)
-    assert isinstance(wrapped, RatedTask) and type(wrapped).__name__ == "RatedRich"
-    assert (wrapped.notes, wrapped.false_alarms, wrapped.learns_from_examples) == (["a note"], {"a": 1}, ("planted",))
+    rich.notes, rich.false_alarms = lambda: ["a note"], lambda: {"a": 1}
+    wrapped = RatedTask(rich, learnt(), 0.5)
+    for ability in ("measure", "again", "tallies", "sheets", "repair"):
+        assert offers(wrapped, ability)
+        assert offers(RatedTask(plain, learnt(), 0.5), ability) == (ability == "repair")
+    assert (wrapped.notes(), wrapped.false_alarms()) == (["a note"], {"a": 1})
     assert wrapped.items is rich.items and wrapped.concepts is rich.concepts
     again = wrapped.again()
-    assert isinstance(again, RatedTask) and again.asked_again and again.threshold == wrapped.threshold
+    assert isinstance(again, RatedTask) and again.automatic_task.asked_again and again.threshold == wrapped.threshold
     quality = wrapped.clean_quality("discover")
     assert np.array_equal(quality.values, rich.clean_quality("discover").values)  # the task's own, as its threshold
     assert copy.copy(wrapped).threshold == wrapped.threshold
-    assert not hasattr(wrapped, "nothing_of_the_kind") and getattr(wrapped, "catalogue", {}) == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("classification:ImageClassification", ()),
-        ("summarization:Summarization", (Measured,)),
-        ("text_to_image:TextToImage", (Measured, Tallied, Illustrated)),
-    ],
-)
-def test_the_built_in_tasks_keep_their_optional_parts(name: str, parts: tuple[Any, ...]) -> None:
-    module, _, cls = name.partition(":")
-    task = object.__new__(getattr(pytest.importorskip(f"stages.tasks.{module}"), cls))  # no model is needed for this
-    wrapped = _wrapped(task, learnt(), 0.5)
-    for part in (Measured, Tallied, Illustrated):
-        assert isinstance(wrapped, part) == (part in parts) == isinstance(task, part)
-    for member in vars(Task):  # later versions of Python look on the class, where __getattr__ is not asked
-        if not member.startswith("_") and member not in ("items", "concepts", "threshold"):
-            assert inspect.getattr_static(wrapped, member) is not None
+    assert RatedTask(plain, learnt(), 0.5).again() is None
 
 
 def test_the_ledger_keeps_both_measures_and_a_resumed_search_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     task = planted()
-    judged, ids = _wrapped(task, learnt(), 0.7), task.items.ids("discover")
+    judged, ids = RatedTask(task, learnt(), 0.7), task.items.ids("discover")
     rng = np.random.default_rng(2)
     items, cells = rng.integers(0, 40, 300), task.concepts.sample(300, rng)
     whole = Prober(judged, ids, 300, Ledger(tmp_path / "whole.jsonl"))
@@ -190,7 +169,7 @@ def test_a_ledger_line_of_two_lengths_is_refused() -> None:
 def test_a_landscape_says_how_much_of_it_lies_outside_of_what_was_rated() -> None:
     task = planted()
     ratings, ids, rng = learnt(x=[-0.3, 0.1], y=[0.6, 0.9]), task.items.ids("discover"), np.random.default_rng(4)
-    prober = Prober(_wrapped(task, ratings, 0.5), ids, 200)
+    prober = Prober(RatedTask(task, ratings, 0.5), ids, 200)
     prober.ask(rng.integers(0, 40, 200), task.concepts.sample(200, rng))
     probes = prober.table().assign(role="control")
     embeddings, asked = task.embed(ids), {"threshold": 0.0, "seed": 1}

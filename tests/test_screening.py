@@ -464,7 +464,7 @@ def test_the_time_of_a_divided_search_is_that_of_all_its_shares(tmp_path, monkey
     """What puts the shares together searches nothing: its time alone would promise a screening in no time."""
     timings = {"discover@tiny": 10, "explore@tiny-1": 40, "explore@tiny-2": 50}
     audit = AuditConfig.model_validate(
-        audit_params(discover={"explorer": "ppo", "control": "random", "budget": 200, "shards": 2})
+        audit_params(discover={"explorer": "ppo", "baseline": "random", "budget": 200, "shards": 2})
     )
     searched = 2 * 200 + audit.discover.microscopic_budget
     for known, said in ((timings, "about 50 s by the last search here"), ({"discover@tiny": 10}, "time unknown")):

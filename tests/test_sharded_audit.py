@@ -91,7 +91,7 @@ def test_what_explore_imports_lies_under_its_deps() -> None:
     assert {str(p.relative_to(ROOT)) for p in imported if not any(p.is_relative_to(dep) for dep in deps)} == set()
 
 
-SEARCH = {"explorer": "ppo", "control": "random", "budget": 301, "microscopic": {"items": 5}}
+SEARCH = {"explorer": "ppo", "baseline": "random", "budget": 301, "microscopic": {"items": 5}}
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def context(inputs, concepts=None):
             "model": {"transformers": "model"},
             "data": {"jsonl": "articles.jsonl", "text": "text", "summary": "summary", "min_words": 20},
             "items": {"discover": 2, "repair": 6, "test": 2},
-            "generation": {"max_new_tokens": 6, "dtype": "float32"},
+            "generation": {"max_new_tokens": 6},
             "embedder": {"transformers": "embedder"},
         },
         concepts=concepts or {"letter_case": ["as_is", "upper"], "word_order": [0, 4]},

@@ -14,7 +14,8 @@ from stages.concepts.texts import sentences
 from stages.errors import UsageError
 from stages.explorers import Prober
 from stages.ledger import Ledger
-from stages.tasks.contract import Compute, Measured, Task, TaskContext
+from stages.tasks.base import Task, offers
+from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.summarization import Summarization, models
 from stages.tasks.summarization import task as module
 from stages.tasks.summarization.calibrate import space_doubled
@@ -90,7 +91,7 @@ def cell(task, **levels):
 
 def test_it_is_a_task_that_measures_more(tiny):
     assert isinstance(tiny, Task)
-    assert isinstance(tiny, Measured)
+    assert all(offers(tiny, ability) for ability in ("measure", "again", "repair"))
 
 
 def test_what_prepare_writes(home, prepared):
@@ -347,11 +348,11 @@ def test_the_threshold_is_what_a_benign_edit_exceeds_as_often_as_asked(lead):
         records[(records["condition"] == "benign") & (records["split"] == "discover")]["faithfulness_loss"]
     )
     assert task.threshold == pytest.approx(max(values[8], 0))  # the 9th of 10: ceil(11 * .8)
-    assert {name: told["articles"] for name, told in task.false_alarms.items()} == {
+    assert {name: told["articles"] for name, told in task.false_alarms().items()} == {
         "typos 0.05": 6,
         "a space doubled": 6,
     }
-    assert task.false_alarms["a space doubled"]["rate"] == 0
+    assert task.false_alarms()["a space doubled"]["rate"] == 0
 
 
 def test_a_benign_edit_of_ones_own(home, lead):
@@ -403,15 +404,14 @@ def test_all_errors_are_told_at_once(home):
         concepts={"typo": [0, 0.1]},
         discrepancy={"threshold": 2},
     )
-    wheres = [error.split(":")[0] for error in Summarization.check(context)]
-    assert wheres == [
+    assert {error.split(":")[0] for error in Summarization.check(context)} == {
         "concepts.typo",
         "prepare.data.jsonl",
         "prepare.model",
         "prepare.embedder.transformers",
         "prepare.calibrate.benign.typos",
         "discrepancy.threshold",
-    ]
+    }
     with pytest.raises(UsageError, match=r"concepts\.typo"):
         Summarization.prepare(context, home)
 

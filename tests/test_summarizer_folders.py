@@ -16,7 +16,7 @@ from tests.tiny_models import TEXT, tiny_causal, tiny_seq2seq
 
 peft = pytest.importorskip("peft")
 
-SHORT = GenerationConfig(max_new_tokens=10, dtype="bfloat16")
+SHORT = GenerationConfig(max_new_tokens=10)
 ARTICLES = [" ".join(TEXT.split()[start : start + 20]) for start in range(6)]
 
 
@@ -177,7 +177,7 @@ def test_a_form_of_another_make_is_told(home, tmp_path):
         {"prompt": "Summarize."},
         {"prompt": "{article} {article}"},
         {"max_new_tokens": 4, "min_new_tokens": 5},
-        {"dtype": "int8"},
+        {"dtype": "float32"},
     ],
 )
 def test_wrong_generation_settings_are_told(wrong):

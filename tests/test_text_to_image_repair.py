@@ -33,7 +33,7 @@ from stages.tasks.text_to_image.album import build_album, vocabulary
 from stages.tasks.text_to_image.captions import NOT_SHOWN, Lessons, Vocabulary
 from stages.tasks.text_to_image.lora import LoraTraining, check_trainable
 from stages.tasks.text_to_image.pictures import from_png
-from stages.tasks.text_to_image.repair_config import RepairSettings, check_settings, read_settings
+from stages.tasks.text_to_image.repair_config import RepairSettings, read_settings
 from stages.tasks.text_to_image.sample import Painter
 from stages.tasks.text_to_image.verify import pixels, verify
 from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, LEVELS, box, boxes, captioned
@@ -496,6 +496,9 @@ def test_a_repair_that_changed_nothing_is_an_error(task, tmp_path):
 )
 def test_settings_without_effect_or_sense_are_told(settings, told, tmp_path):
     where = SimpleNamespace(inputs=tmp_path)
-    errors = check_settings(where, {"method": "lora", **settings})
+    try:
+        errors = TextToImage.repair_conflicts(where, read_settings({"method": "lora", **settings}))
+    except UsageError as error:
+        errors = [str(error)]
     assert errors
     assert re.search(told, "\n".join(errors)), errors

@@ -17,7 +17,7 @@ from tests.workspace import ROOT, audit_params, repair_params
 
 pytestmark = pytest.mark.slow
 
-SEARCH = {"explorer": "random", "control": "random", "budget": 160, "microscopic": {"method": "none"}}
+SEARCH = {"explorer": "random", "baseline": "random", "budget": 160, "microscopic": {"method": "none"}}
 MAKE = """
 import json, sys
 from pathlib import Path

@@ -18,7 +18,8 @@ from flows.pipeline import bring_up_to_date, is_own
 from flows.workspace import enter_workspace
 from stages.errors import UsageError
 from stages.files import replace_file
-from stages.params import load_params, task_class
+from stages.params import load_params
+from stages.tasks.load import task_class
 from tests.own_workspaces import add_shadows, commit, digests, git, make_audited, make_repository, toy_package
 from tests.workspace import ROOT, STAGES, Workspace, audit_params, repair_params
 
@@ -233,7 +234,7 @@ def test_only_the_lock_file_of_the_workspace_is_healed(with_pipelines, monkeypat
 def test_a_share_of_a_search_belongs_to_its_audit(own, monkeypatch):
     params = own.params()
     params["audits"]["big-2"] = audit_params(
-        discover={"explorer": "random", "control": "random", "budget": 9, "shards": 2}
+        discover={"explorer": "random", "baseline": "random", "budget": 9, "shards": 2}
     )
     params["shards"] = {f"big-2-{n}": {"audit": "big-2", "part": n, "gpus": 0} for n in (1, 2)}
     own.write_params(params)

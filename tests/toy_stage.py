@@ -62,7 +62,7 @@ def record_span(begin: float) -> None:
 
 
 def use_the_task() -> None:
-    from stages.params import task_class
+    from stages.tasks.load import task_class
 
     task_class(AUDIT, None)
 

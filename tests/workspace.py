@@ -50,7 +50,7 @@ def audit_params(**changes: Any) -> dict[str, Any]:
         },
         "discrepancy": {"threshold": 0.0},
         "concepts": {"tilt": [0, 1, 2, 3], "fog": [0, 1, 2, 3]},
-        "discover": {"explorer": "ppo", "control": "random", "budget": 200},
+        "discover": {"explorer": "ppo", "baseline": "random", "budget": 200},
         "summarize": {"modes": 2, "examples": 1},
         **changes,
     }

@@ -18,18 +18,15 @@ def prefetch(audits: Audits = None, all_: All = False) -> None:
     pin that commit in params.yaml. What is already in the cache is not downloaded again.
     """
     os.environ["HF_HUB_OFFLINE"] = "0"  # of this process alone, and before a library is imported that reads it once
-    from stages.params import task_class, task_context
+    from stages.tasks.load import task_class, task_context
 
     params, names = open_workspace(audits, all_)
     for name in names:
         audit = params.audit(name)
-        fetch = getattr(task_class(name, audit), "prefetch", None)
-        if fetch is None:
-            console.print(f"{name}: {audit.task} does not support prefetching", highlight=False, markup=False)
-            continue
         # A machine that fetches need not have the GPU of one that audits, nor what computes there.
-        anywhere = {"device": "cpu", "backend": "eager", "dtype": "float32"}
+        anywhere = {"device": "cpu", "backend": "eager", "dtype": "auto"}
         here = audit.model_copy(update={"compute": audit.compute.model_copy(update=anywhere)})
-        lines = fetch(task_context(name, here)) or ["nothing to download: everything it needs is on this machine"]
+        lines = task_class(name, audit).prefetch(task_context(name, here))
+        lines = lines or ["nothing to download: everything it needs is on this machine"]
         for line in lines:
             console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)

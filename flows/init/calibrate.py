@@ -17,8 +17,9 @@ from flows.screen import measure_concepts
 from stages.concepts import Level
 from stages.files import probe_seconds, read_json, record_probe_seconds, stage_dir
 from stages.landscape.intervals import Rate
-from stages.params import Params, task_class, task_context
+from stages.params import Params
 from stages.screening import Screening
+from stages.tasks.load import task_class, task_context
 
 PROBES = 400
 _WARM, _TIMED = 1, 2  # batches

@@ -78,13 +78,13 @@ def propose(wanted: Wanted) -> Draft:
         },
         "prepare": {
             "model": dict(wanted.model),
-            kind.init.data_key: dict(wanted.data),
+            "data": dict(wanted.data),
             **proposal.prepare,
             "items": items,
         },
         "concepts": {name: list(levels) for name, levels in proposal.concepts.items()},
         "discrepancy": dict(kind.init.discrepancy),
-        "discover": {"explorer": "auto", "control": "random", "budget": wanted.budget or BUDGETS[0]},
+        "discover": {"explorer": "auto", "baseline": "random", "budget": wanted.budget or BUDGETS[0]},
         "summarize": {"modes": 6},
         **({} if wanted.repair else {"gates": {"max_failure_rate": 0.5}}),
     }

@@ -29,8 +29,9 @@ from flows.new_workspace import add_folders, check_folder, write_workspace
 from flows.workspace import enter_workspace, exclusive, has_audits
 from stages.errors import UsageError
 from stages.files import replace_file
-from stages.params import load_params, parse_yaml, read_bytes, task_context
+from stages.params import load_params, parse_yaml, read_bytes
 from stages.tasks.init import Answer
+from stages.tasks.load import task_context
 
 PARAMS = Path("params.yaml")
 _PATHS = ("model", "data", "templates", "judge")  # answers that may be paths

@@ -36,9 +36,10 @@ from stages.decisions.names import clean_name
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import read_json, stage_dir
-from stages.params import Params, task_class
+from stages.params import Params
 from stages.restructure import learns_from_examples
-from stages.tasks.contract import Tallied
+from stages.tasks.base import offers
+from stages.tasks.load import task_class
 
 RATINGS = [str(rating) for rating in range(1, 11)]
 
@@ -119,7 +120,7 @@ def _asked(params: Params, audit: str, modes: list[dict[str, Any]]) -> tuple[boo
         return False, False
     task = task_class(audit, params.audit(audit))
     # The page asks for bias of every answer; here it is asked where what an input leaves open can come out one way.
-    return learns_from_examples(task, params.repair(audit).restructure.method), issubclass(task, Tallied)
+    return learns_from_examples(task, params.repair(audit).restructure.method), offers(task, "tallies")
 
 
 def _dialogue(

@@ -21,7 +21,8 @@ from stages.decisions.identity import NOT_VERIFIED
 from stages.decisions.names import same_person
 from stages.errors import UsageError
 from stages.files import read_json, stage_dir
-from stages.params import Params, task_class
+from stages.params import Params
+from stages.tasks.load import task_class
 
 if TYPE_CHECKING:
     from stages.pages.gallery import Shown

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil
-from typing import Any
 
 import numpy as np
 import psutil
@@ -18,9 +17,11 @@ from flows.tune.choices import COMPARED, MOST, Choice, Settings
 from stages.environment import torch_threads
 from stages.errors import UsageError
 from stages.files import stage_dir
-from stages.params import AuditConfig, task_class, task_context
+from stages.params import AuditConfig
 from stages.ratings import rated
-from stages.tasks.contract import Compute, Task, TaskContext
+from stages.tasks.base import Task
+from stages.tasks.contract import Compute, TaskContext
+from stages.tasks.load import task_class, task_context
 
 
 class Bench:
@@ -30,7 +31,7 @@ class Bench:
         self.name, self.audit, self.settings = name, audit, settings
         self.context: TaskContext = task_context(name, audit)
         self.cls = task_class(name, audit)
-        self.backends: Sequence[str] = getattr(self.cls, "backends", ("eager",))
+        self.backends: Sequence[str] = self.cls.backends
         self.limit = settings.memory * _memory(self.context.compute.device)
         self._errors = set(self.cls.check(self.context))
         self._open: dict[int, tuple[Task, Task]] = {}  # id of a choice -> the task, and as people's ratings judge it
@@ -126,8 +127,8 @@ class Bench:
         parts = [slice(start, start + size) for start in range(0, len(items), size)]
         with torch_threads(choice.compute.threads):
             answers = [judged.probe(items[part], cells[part]) for part in parts]
-            logits: Any = getattr(own, "logits", None)
-            values = logits(items, cells).numpy() if logits else np.concatenate([a.discrepancy for a in answers])
+            logits = own.logits(items, cells)
+            values = logits.numpy() if logits is not None else np.concatenate([a.discrepancy for a in answers])
         return values, np.concatenate([a.failed for a in answers])
 
 

@@ -18,6 +18,7 @@ from stages.check import check_audits
 from stages.errors import UsageError
 from stages.params import AuditConfig, Params, load_params
 from stages.tasks.contract import Compute
+from stages.tasks.load import task_context
 
 
 def tune_audit(params: Params, name: str, settings: Settings, write: bool, console: Console) -> None:
@@ -55,7 +56,8 @@ def _refuse_endpoint(name: str, audit: AuditConfig) -> None:
 
 def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> None:
     keys = ("backend", "dtype", "batch_size")
-    changed = {key: getattr(best, key) for key in keys if getattr(best, key) != getattr(audit.compute, key)}
+    now = task_context(name, audit).compute
+    changed = {key: getattr(best, key) for key in keys if getattr(best, key) != getattr(now, key)}
     if not changed:
         console.print("nothing to write: it is already set", highlight=False)
         return

@@ -19,7 +19,8 @@ from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.ledger import Ledger
 from stages.params import DiscoverConfig
-from stages.tasks.contract import Compute, Task
+from stages.tasks.base import Task
+from stages.tasks.contract import Compute
 
 ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
 """Opens a display for (description, total), yields what to call with (completed, note): `stages.progress.progress`."""
@@ -86,7 +87,7 @@ def roles_of(config: DiscoverConfig, *, enumerated: bool) -> dict[str, Explorer]
     """Who searches, by role: the agent and then its control; where all pairs can be asked, one who does that."""
     if enumerated:
         return {"control": Exhaustive()}
-    return {"agent": make_explorer(config.explorer, config.settings), "control": make_explorer(config.control, {})}
+    return {"agent": make_explorer(config.explorer, config.settings), "control": make_explorer(config.baseline, {})}
 
 
 def spend(

@@ -19,7 +19,8 @@ from stages.explorers.auto import Auto
 from stages.explorers.search import SearchResult, ShowProgress, roles_of, silent, spend
 from stages.ledger import Ledger
 from stages.params import DiscoverConfig
-from stages.tasks.contract import Compute, Task
+from stages.tasks.base import Task
+from stages.tasks.contract import Compute
 
 STREAM = b"shards"  # sets the random draws here apart from those of a search that is not divided
 

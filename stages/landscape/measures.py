@@ -11,13 +11,13 @@ import pandas as pd
 from stages.errors import UsageError
 from stages.landscape.compare import compare_values
 from stages.landscape.intervals import Resampler
-from stages.tasks.contract import Measured
+from stages.tasks.base import Task
 
 KEYS = ("part", "kind", "name")  # columns beside those of the measures; kind: "model" or "baseline"
 
 
 def measure_answers(
-    tasks: Mapping[str, Measured], parts: Mapping[str, Mapping[str, pd.DataFrame]], names: Sequence[str]
+    tasks: Mapping[str, Task], parts: Mapping[str, Mapping[str, pd.DataFrame]], names: Sequence[str]
 ) -> pd.DataFrame:
     """Measure every valid answer of every model, and of every baseline, as measures.parquet keeps it.
 
@@ -85,7 +85,7 @@ def compare_measures(
     return {**found, "measures": entries}
 
 
-def _checked(task: Measured, table: pd.DataFrame, n: int) -> pd.DataFrame:
+def _checked(task: Task, table: pd.DataFrame, n: int) -> pd.DataFrame:
     """The measures of n probes; infinite ones would make every mean so."""
     where = f"{type(task).__name__}.measure"
     if len(table) != n:

@@ -12,7 +12,8 @@ from stages.landscape.extremes import NEAREST, extreme_cells
 from stages.landscape.robustness import describe_steps, nearest
 from stages.records.landscape import ModeRecord
 from stages.records.tables import ShownExample
-from stages.tasks.contract import Exhibit, Illustrated, Task
+from stages.tasks.base import Task, offers
+from stages.tasks.contract import Exhibit
 
 
 def exhibits(task: Task, modes: Sequence[ModeRecord], examples: int) -> dict[str, list[ShownExample]]:
@@ -37,7 +38,7 @@ def extremes(
     A cell that was not probed has an example without anything in it, so that its place is kept.
     """
     shown = {NEAREST: nearest_failures(task, walked, examples)}
-    return shown | (extreme_examples(task, cells, probes) if isinstance(task, Illustrated) else {})
+    return shown | (extreme_examples(task, cells, probes) if offers(task, "sheets") else {})
 
 
 def extreme_examples(task: Task, cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, list[ShownExample]]:

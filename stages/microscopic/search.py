@@ -31,7 +31,8 @@ from stages.microscopic.walks import (
     widths,
 )
 from stages.params import DiscoverConfig, MicroscopicConfig, validation_lines
-from stages.tasks.contract import Compute, Task
+from stages.tasks.base import Task
+from stages.tasks.contract import Compute
 
 UNCHANGED, FOUND, NOT_FOUND = "fails unchanged", "found", "not found"
 STREAM = b"microscopic"  # sets the random draws here apart from those of the macroscopic search

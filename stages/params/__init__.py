@@ -18,7 +18,6 @@ from stages.params.audit import (
 from stages.params.file import DATA, Params, RunnerConfig, ShardConfig, load_params, name_error
 from stages.params.repair import FeedbackConfig, Gate, Gates, ReEvaluateConfig, RepairConfig, RestructureConfig
 from stages.params.strict import Strict, errors_in, validation_lines
-from stages.params.tasks import resolve_device, task_class, task_context
 from stages.params.yaml_file import parse_yaml, read_bytes
 
 __all__ = [
@@ -46,8 +45,5 @@ __all__ = [
     "name_error",
     "parse_yaml",
     "read_bytes",
-    "resolve_device",
-    "task_class",
-    "task_context",
     "validation_lines",
 ]

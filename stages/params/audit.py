@@ -10,6 +10,8 @@ import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stages.concepts import Level
+from stages.params import renamed
+from stages.params.renamed import refuse_renamed
 from stages.params.strict import Strict, shown, validation_lines
 
 # Columns of the tables that stages write, beside one for each concept.
@@ -39,7 +41,9 @@ class ComputeConfig(Strict):
     backend: Literal["eager", "compile", "openvino"] = Field(
         "eager", description="what runs the network, where the task has a choice; `faded tune` measures which is faster"
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the network's weights and sums")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of weights and sums; auto is float32, and float16 where a GPU draws pictures"
+    )
 
 
 class MicroscopicConfig(Strict):
@@ -69,7 +73,7 @@ class DiscoverConfig(Strict):
     """The search for failures."""
 
     explorer: str = Field("auto", description="what chooses the probes, see docs/explorers.md")
-    control: Literal["random"] = Field("random", description="the uniform baseline, on which all rates are calibrated")
+    baseline: Literal["random"] = Field("random", description="uniform draws, on which all rates are calibrated")
     budget: int = Field(ge=1, le=100_000_000, description="unique probes for each of the two")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the explorer")
     shards: int = Field(1, ge=1, le=10_000, description="independent searches the budget is divided among, see shards:")
@@ -140,6 +144,11 @@ class AuditConfig(Strict):
     discover: DiscoverConfig
     summarize: SummarizeConfig
     gates: LandscapeGates | None = Field(None, description="what the landscape has to reach, for audits that end there")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _new_words(cls, block: Any) -> Any:
+        return refuse_renamed(block, renamed.AUDIT)
 
     @property
     def ratings(self) -> RatingsConfig | None:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from stages.params import renamed
+from stages.params.renamed import refuse_renamed
 from stages.params.strict import Strict
 
 PUBLIC_KEY = r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}$"  # Ed25519 as one line; `faded reviewers add`
@@ -119,3 +121,8 @@ class RepairConfig(Strict):
     restructure: RestructureConfig
     re_evaluate: ReEvaluateConfig
     gates: Gates
+
+    @model_validator(mode="before")
+    @classmethod
+    def _new_words(cls, block: Any) -> Any:
+        return refuse_renamed(block, renamed.REPAIR)

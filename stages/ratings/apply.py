@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError, model_validator
 from stages.errors import UsageError
 from stages.params import AuditConfig, RatingsConfig, Strict, validation_lines
 from stages.provenance import scale_of
-from stages.tasks.contract import ProbeBatch, Task
+from stages.tasks.base import Task
+from stages.tasks.contract import ProbeBatch, TaskContext
 
 SCHEMA = 1
 BEST, WORST = 10, 1  # of quality; of bias it is the other way round
@@ -160,11 +161,10 @@ def parse_ratings(data: bytes, path: Path) -> Ratings:
         raise UsageError(f"{path}: " + "; ".join(validation_lines(error, Ratings))) from None
 
 
-class RatedTask:
+class RatedTask(Task):
     """A task as people would judge it; all but what counts as failure is the task's own.
 
-    Repairs and captions know the automatic measure only. Whatever optional part of the contract the task has, this has
-    too: see `_wrapped`.
+    Repairs and captions know the automatic measure only.
 
     Args:
         task: the task.
@@ -173,25 +173,45 @@ class RatedTask:
     """
 
     def __init__(self, task: Task, ratings: Ratings, threshold: float) -> None:
-        self.automatic_task, self.ratings, self._threshold = task, ratings, threshold
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "automatic_task":  # asked by copy before there is a task
-            raise AttributeError(name)
-        return getattr(self.automatic_task, name)
+        self.task, self.ratings, self.threshold = task, ratings, threshold
+        self.items, self.concepts = task.items, task.concepts
+        # What reports and `faded tune` ask of a task beside probes is answered by its own.
+        for name in _OWN:
+            setattr(self, name, getattr(task, name))
 
     @property
-    def threshold(self) -> float:
-        """See Probed: of badness."""
-        return self._threshold
+    def automatic_task(self) -> Task:
+        """The task itself."""
+        return self.task
+
+    @classmethod
+    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
+        """Never asked: `rated` is given a task that was loaded."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
+        """Never asked, as `prepare`."""
+        raise NotImplementedError
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """See Probed: discrepancies are badness, the task's own are in `automatic`."""
-        own = self.automatic_task.probe(item_ids, cells, repeats)
+        """See Task: discrepancies are badness, the task's own are in `automatic`."""
+        own = self.task.probe(item_ids, cells, repeats)
         badness = self.ratings.badness(own.discrepancy)
         if own.valid is not None:  # the model cannot be blamed for those, whatever came out
             badness = np.where(own.valid, badness, np.minimum(badness, np.float32(self.threshold)))
         return ProbeBatch(badness, badness > self.threshold, own.outputs, own.valid, own)
+
+    def again(self) -> RatedTask | None:
+        """See Task."""
+        other = self.task.again()
+        return None if other is None else RatedTask(other, self.ratings, self.threshold)
+
+
+_OWN = (
+    *("embed", "exhibit", "clean_quality", "notes", "false_alarms", "measure", "baselines", "tallies", "sheets"),
+    *("logits", "repair"),
+)
 
 
 def rated(task: Task, name: str, audit: AuditConfig) -> Task:
@@ -203,22 +223,4 @@ def rated(task: Task, name: str, audit: AuditConfig) -> Task:
     if audit.ratings is None:
         return task
     ratings = read_ratings(name, audit)
-    return _wrapped(task, ratings, ratings.threshold(audit.ratings))
-
-
-def _wrapped(task: Task, ratings: Ratings, threshold: float) -> Task:
-    """A RatedTask of a class that has all public names of the task's.
-
-    Optional parts of the contract are looked for on the class, without `__getattr__`, by Python 3.12 and later.
-    """
-
-    def handed_on(name: str) -> property:
-        return property(lambda self: getattr(self.automatic_task, name))
-
-    cls = type(task)
-    names = [name for name in dir(cls) if not name.startswith("_") and not hasattr(RatedTask, name)]
-    members: dict[str, Any] = {name: handed_on(name) for name in names}
-    if "again" in members:
-        members["again"] = lambda self: _wrapped(self.automatic_task.again(), ratings, threshold)
-    made = type(f"Rated{cls.__name__}", (RatedTask,), members)(task, ratings, threshold)
-    return cast(Task, made)
+    return RatedTask(task, ratings, ratings.threshold(audit.ratings))

@@ -36,7 +36,8 @@ from stages.screening.record import (
     within,
 )
 from stages.screening.surface import Surface, fit_surface
-from stages.tasks.contract import Compute, Task
+from stages.tasks.base import Task
+from stages.tasks.contract import Compute
 
 ALONE, COMPANY = "alone", "in company"
 _ALONE, _COMPANY, _TRIAL, _CHECK = 0.2, 0.3, 0.1, 0.2  # shares of the budget; the check has all that is left

@@ -13,7 +13,8 @@ from stages.explorers.prober import Prober
 from stages.landscape.intervals import Rate, wilson
 from stages.ledger import Ledger
 from stages.screening.ranges import Axis, declared_bounds
-from stages.tasks.contract import Compute, Task
+from stages.tasks.base import Task
+from stages.tasks.contract import Compute
 
 Levels = Mapping[str, Sequence[Level]]
 

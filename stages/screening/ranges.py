@@ -13,7 +13,7 @@ from math import ceil, log10
 import numpy as np
 
 from stages.concepts import Concept, Level
-from stages.tasks.contract import Task
+from stages.tasks.base import Task
 
 Bounds = tuple[float, float]
 
@@ -24,7 +24,7 @@ def declared_bounds(task: Task) -> dict[str, Bounds]:
     A concept with declared bounds has a meaning at every level between them. Of any other, only the levels in
     params.yaml are known to mean something.
     """
-    catalogue = getattr(task, "catalogue", {})
+    catalogue = task.catalogue
     known = (name for name in task.concepts.names if name in catalogue)
     return {name: (float(catalogue[name].low), float(catalogue[name].high)) for name in known}
 

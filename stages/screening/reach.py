@@ -14,7 +14,8 @@ from stages.concepts import Level
 from stages.ledger import Ledger
 from stages.screening.probes import Levels, Probes
 from stages.screening.ranges import Axis, declared_bounds
-from stages.tasks.contract import Compute, Task
+from stages.tasks.base import Task
+from stages.tasks.contract import Compute
 
 ITEMS = 6  # that are right unchanged, and asked again at each strength
 _FAILS = 2  # of them: then a level is strong enough

@@ -1,15 +1,11 @@
-"""The task contract: all that differs between a classifier, a summarizer and a text-to-image model.
-
-A task knows nothing of explorers and an explorer nothing of tasks: they meet in `stages.explorers.prober`.
-A user's own task is a class with these methods, named in params.yaml as `task: package.module:Class`.
-"""
+"""What a task is given and what it answers with; the class itself is `stages.tasks.base.Task`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -31,7 +27,7 @@ class Compute:
         batch_size: probes the model answers at once.
         backend: what runs the network: "eager" (torch as it is), "compile" (torch.compile) or "openvino".
         dtype: what it computes with: "float32" or "bfloat16". A task that leaves no choice in these two refuses others
-            in `check` (`stages.tasks.compute`), for they are recorded with every result.
+            in `check`, for they are recorded with every result.
     """
 
     device: str = "cpu"
@@ -256,65 +252,6 @@ class Probed(Protocol):
         ...
 
 
-@runtime_checkable
-class Task(Probed, Protocol):
-    """A model under test with its items and concepts."""
-
-    @classmethod
-    def check(cls, context: TaskContext) -> list[str]:
-        """Say all that is wrong with the configuration, without loading a model; empty if nothing is."""
-        ...
-
-    @classmethod
-    def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
-        """Say all that is wrong with a repair: `settings` holds its method and the method's settings."""
-        ...
-
-    @classmethod
-    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
-        """Write model and items in standard form under out_dir; return numbers for the metrics."""
-        ...
-
-    @classmethod
-    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
-        """Load what `prepare` wrote, or another model of the same form in place of the one under test."""
-        ...
-
-    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
-        """Show the inputs of n probes as people would see them."""
-        ...
-
-    def clean_quality(self, split: Split) -> Quality:
-        """Measure what must not get worse on unchanged items."""
-        ...
-
-    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-        """Fine-tune a copy on repair items and write a model that `load` reads."""
-        ...
-
-
-@runtime_checkable
-class Measured(Protocol):
-    """What a task may have beside the contract: further measures of its answers, and a noise floor.
-
-    Re-evaluate shows them beside the failure rates; no gate looks at them. A task whose threshold was calibrated may
-    also say, as `false_alarms`, how often what is no failure is called one: {what was changed: {rate, low, high,
-    articles, held_out}}. The report on the landscape shows it, and sentences of the task's own, `notes`.
-    """
-
-    def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
-        """Measure n answers of this model: one float column per measure, named as people read it; nan is "none"."""
-        ...
-
-    def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:
-        """Answers no model is needed for (the first words of the article), by name: n each, measured likewise."""
-        ...
-
-    def again(self) -> Task:
-        """The same model asked in a way nobody would notice (a space doubled); what differs from it is noise."""
-        ...
-
-
 @dataclass(frozen=True)
 class Tally:
     """What a generative model makes of one subject where the input does not say: a value of an attribute each time.
@@ -336,15 +273,6 @@ class Tally:
     unread: int = 0
 
 
-@runtime_checkable
-class Tallied(Protocol):
-    """What a task may have beside the contract: distributions of its answers, which no single answer shows."""
-
-    def tallies(self, split: Split) -> list[Tally]:
-        """Tally fresh answers to neutral inputs, with templates and seeds of one split."""
-        ...
-
-
 @dataclass(frozen=True)
 class Sheet:
     """A contact sheet, for people who would rather look than read.
@@ -358,12 +286,3 @@ class Sheet:
     title: str
     columns: Sequence[str]
     rows: Sequence[tuple[str, bytes]]
-
-
-@runtime_checkable
-class Illustrated(Protocol):
-    """What a task may have beside the contract: contact sheets, drawn from the same seeds by every model."""
-
-    def sheets(self, split: Split) -> list[Sheet]:
-        """Draw the sheets with templates and seeds of one split."""
-        ...

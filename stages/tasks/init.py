@@ -222,7 +222,6 @@ class Init(ABC):
         wants: the question for the data.
         suffixes: of files that may be a model.
         folders: what a folder with a model holds, for people.
-        data_key: of `prepare`, which holds the data.
         hub_split: of a data set of the hub, the split that is guessed.
         limited: items are those of the data; otherwise there are as many as are wanted.
         most: items of each split that are useful.
@@ -238,7 +237,6 @@ class Init(ABC):
     wants: ClassVar[str]
     suffixes: ClassVar[Sequence[str]] = ()
     folders: ClassVar[str] = ""
-    data_key: ClassVar[str] = "data"
     hub_split: ClassVar[str] = "validation"
     limited: ClassVar[bool] = True
     most: ClassVar[Mapping[str, int]] = {"discover": 200, "repair": 2000, "test": 1000}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from stages.errors import UsageError
 from stages.params import Strict
 
 
-class Named(Strict):
+class Source(Strict):
     """A block of params.yaml that names one. A task's loaders add how it is read."""
 
     @abstractmethod
@@ -24,13 +25,12 @@ class Named(Strict):
         """Fetch what has to come from elsewhere, so that reading it needs no network; one line for each thing."""
         return []
 
-
-class Source(Named):
-    """One that says by itself where it comes from."""
-
-    @abstractmethod
     def origin(self, inputs: Path) -> str:
-        """Where it comes from, for people and for the record: the commit, where it is one of the hub."""
+        """Where it comes from, for people and for the record: the commit, where it is one of the hub.
+
+        "" where that is known only once it was read.
+        """
+        return ""
 
     def available(self, inputs: Path, enough: int) -> Mapping[str, int] | None:
         """Count the items there are at most, by split ("" for those that are of none), where that is cheap.
@@ -46,6 +46,15 @@ class Source(Named):
             UsageError: when what is counted cannot be read.
         """
         return None
+
+    def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
+        """Say why what it names cannot be repaired; empty if it can.
+
+        Args:
+            audit: the audit's name.
+            settings: the repair's method and its settings, not checked yet.
+        """
+        return []
 
 
 def collect(check: Callable[[], object]) -> list[str]:

@@ -20,7 +20,7 @@ from stages.params import Strict, validation_lines
 from stages.tasks.contract import TaskContext
 from stages.tasks.source import Source
 
-Loader = TypeVar("Loader", bound=Strict)
+Loader = TypeVar("Loader", bound=Source)
 
 
 class ItemCounts(Strict):
@@ -50,7 +50,7 @@ def parse_source(raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], wh
         raise UsageError("\n".join(validation_lines(error, loader, where))) from None
 
 
-def source_errors(raw: Mapping[str, Any], loaders: Mapping[str, Any], where: str, inputs: Path) -> list[str]:
+def source_errors(raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], where: str, inputs: Path) -> list[str]:
     """Say what is wrong with a block, and with the files it names; empty if nothing is."""
     try:
         errors: list[str] = parse_source(raw, loaders, where).errors(inputs)
@@ -67,7 +67,7 @@ def data_errors(
         return errors
     source, wanted = parse_source(raw, loaders, "prepare.data"), counts.model_dump()
     try:
-        there = source.available(inputs, sum(wanted.values())) if isinstance(source, Source) else None
+        there = source.available(inputs, sum(wanted.values()))
     except UsageError as error:
         return str(error).splitlines()
     if there is None:
@@ -86,7 +86,7 @@ def data_errors(
 
 def missing_splits(context: TaskContext) -> list[str]:
     """Say which splits a repair needs and `prepare.items` does not count; empty if it counts them."""
-    items = context.config.get("items", {})
+    items = context.config.get("items")
     return [
         f"restructure: a repair needs items of the split {split}; set audits.{context.audit}.prepare.items.{split}"
         for split in ("repair", "test")

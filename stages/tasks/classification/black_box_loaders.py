@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -38,7 +39,7 @@ class OnnxModel(Labelled):
         """See ModelSource."""
         return collect(lambda: local_file(inputs, self.onnx, "prepare.model.onnx"))
 
-    def repair_errors(self) -> list[str]:
+    def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
         """See ModelSource."""
         return [f"restructure: the model under test is a network in ONNX, {_NO_REPAIR}"]
 
@@ -86,10 +87,10 @@ class EndpointModel(EndpointConfig, ModelSource):
     channels: Literal[1, 3] = 3
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Named."""
+        """See Source."""
         return []
 
-    def repair_errors(self) -> list[str]:
+    def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
         """See ModelSource."""
         return [f"restructure: the model under test is one behind HTTP, {_NO_REPAIR}"]
 

@@ -20,7 +20,7 @@ from stages.tasks.classification.imagenet import class_names
 from stages.tasks.classification.models import PER_CHANNEL, POSITIVE, Classifier
 from stages.tasks.classification.pictures import Shape
 from stages.tasks.classification.pool import Pool, class_indices
-from stages.tasks.source import Named
+from stages.tasks.source import Source
 from stages.tasks.sources import local_file
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
@@ -28,7 +28,7 @@ _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts 
 _PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before names
 
 
-class ModelSource(Named):
+class ModelSource(Source):
     """Base of the model loaders. Where the model comes from is in the form of what they build."""
 
     @abstractmethod
@@ -38,10 +38,6 @@ class ModelSource(Named):
         Raises:
             UsageError: when it cannot be read, is no classifier, or does not fit the pictures.
         """
-
-    def repair_errors(self) -> list[str]:
-        """Say why it cannot be repaired; empty if it can."""
-        return []
 
 
 class Labelled(ModelSource):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from stages.concepts.catalogue import with_plugins
@@ -26,7 +24,7 @@ from stages.concepts.images import (
 )
 from stages.errors import UsageError
 from stages.files import content_hash, read_table
-from stages.params import validation_lines
+from stages.tasks.base import Task
 from stages.tasks.classification.backends import BACKENDS, Backend, compute_errors
 from stages.tasks.classification.black_boxes import BLACK_BOXES
 from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings
@@ -47,13 +45,12 @@ from stages.tasks.contract import (
     Split,
     TaskContext,
 )
-from stages.tasks.features import PrincipalAxes
-from stages.tasks.sources import data_errors, missing_splits, parse_source, source_errors
+from stages.tasks.source import Source
 
 EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
 
 
-class ImageClassification:
+class ImageClassification(Task):
     """A classifier under test with its images.
 
     The discrepancy of a probe is tanh((best other logit - true logit) / scale), in [-1, 1]: above 0 the model is wrong.
@@ -64,7 +61,11 @@ class ImageClassification:
 
     catalogue: ClassVar[Mapping[str, ImageConcept]] = with_plugins(CATALOGUE, ImageConcept)
 
-    backends: ClassVar[Sequence[str]] = BACKENDS
+    prepare_block = PrepareConfig
+    discrepancy_block = DiscrepancyConfig
+    repair_block = RepairSettings
+    loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {"model": MODEL_LOADERS, "data": DATA_LOADERS}
+    backends = BACKENDS
 
     def __init__(self, context: TaskContext, items: pd.DataFrame, model: Classifier, model_hash: str) -> None:
         torch.set_num_threads(context.compute.threads)
@@ -82,7 +83,6 @@ class ImageClassification:
         self._targets = torch.tensor(items["target"].to_numpy(np.int64), device=device)
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._numbers = np.array([_item_number(item) for item in items["id"]], dtype=np.uint64)
-        self._axes: PrincipalAxes | None = None
         self._features: dict[int, np.ndarray] = {}
         # Convolutions of colour pictures are faster when the channels of a pixel lie together.
         self._format = torch.channels_last if model.form.shape[0] > 1 else torch.contiguous_format
@@ -99,38 +99,16 @@ class ImageClassification:
     # Configuration
 
     @classmethod
-    def check(cls, context: TaskContext) -> list[str]:
-        """See Task: all errors of prepare:, concepts: and discrepancy:, without loading data or a model."""
-        errors = check_concepts(context.concepts, cls.catalogue)
-        try:
-            config = PrepareConfig.model_validate(dict(context.config))
-        except ValidationError as error:
-            errors += validation_lines(error, PrepareConfig, "prepare")
-        else:
-            errors += data_errors(config.data, DATA_LOADERS, config.items, context.inputs)
-            errors += source_errors(config.model, MODEL_LOADERS, "prepare.model", context.inputs)
-            errors += compute_errors(
-                context.compute, next((kind for kind in BLACK_BOXES if kind in config.model), None)
-            )
-        try:
-            DiscrepancyConfig.model_validate(dict(context.discrepancy))
-        except ValidationError as error:
-            errors += validation_lines(error, DiscrepancyConfig, "discrepancy")
-        return errors
+    def conflicts(cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: Any) -> list[str]:
+        """See Task: errors of the concepts."""
+        return check_concepts(context.concepts, cls.catalogue)
 
     @classmethod
-    def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
-        """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
-        errors = missing_splits(context)
+    def compute_errors(cls, context: TaskContext) -> list[str]:
+        """See Task: what this machine, or a model that runs by itself, cannot do."""
         model = context.config.get("model")
-        if isinstance(model, Mapping):
-            with contextlib.suppress(UsageError):  # `check` tells what is wrong with it
-                errors += parse_source(model, MODEL_LOADERS, "prepare.model").repair_errors()
-        try:
-            RepairSettings.model_validate(dict(settings))
-        except ValidationError as error:
-            errors += validation_lines(error, RepairSettings, "restructure.settings")
-        return errors
+        named = model if isinstance(model, Mapping) else {}
+        return compute_errors(context.compute, next((kind for kind in BLACK_BOXES if kind in named), None))
 
     # Preparation
 
@@ -141,13 +119,11 @@ class ImageClassification:
         Raises:
             UsageError: when data or weights are missing, corrupt or do not fit each other.
         """
-        errors = cls.check(context)
-        if errors:
-            raise UsageError("\n".join(errors))
+        cls.require_valid(context)
         torch.set_num_threads(context.compute.threads)
         config = PrepareConfig.model_validate(dict(context.config))
-        data: DataSource = parse_source(config.data, DATA_LOADERS, "prepare.data")
-        source: ModelSource = parse_source(config.model, MODEL_LOADERS, "prepare.model")
+        data: DataSource = cls.source(context, "data")
+        source: ModelSource = cls.source(context, "model")
         pool = data.load(context.inputs)
         model = source.build(context.inputs, pool, context.seed, context.compute.device)
         classes = model.form.classes
@@ -162,28 +138,8 @@ class ImageClassification:
             "classes": len(classes),
             "parameters": sum(p.numel() for p in model.parameters()),
             "skipped": len(items.attrs["skipped"]),
-            "origin": {"model": model.form.origin, "data": data.origin(context.inputs)},
+            "origin": {"model": model.form.origin, **cls.origin(context)},
         }
-
-    @classmethod
-    def prefetch(cls, context: TaskContext) -> list[str]:
-        """Fetch what model and data name on a hub into the local cache, so that `prepare` needs no network.
-
-        Returns:
-            A line for people for each repository: what it is, at which commit, how large.
-
-        Raises:
-            UsageError: when the configuration is wrong, or HF_HUB_OFFLINE forbids to fetch.
-            InfrastructureError: when the hub cannot be reached.
-        """
-        if errors := cls.check(context):
-            raise UsageError("\n".join(errors))
-        config = PrepareConfig.model_validate(dict(context.config))
-        sources: list[DataSource | ModelSource] = [
-            parse_source(config.model, MODEL_LOADERS, "prepare.model"),
-            parse_source(config.data, DATA_LOADERS, "prepare.data"),
-        ]
-        return [line for source in sources for line in source.prefetch(context.inputs)]
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
@@ -263,17 +219,9 @@ class ImageClassification:
 
     # What explorers and people see
 
-    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
-        """See Task: the model's own features of the clean images, standardised, on at most 64 principal axes.
-
-        The axes are those of the discover items, so that vectors of any split can be compared.
-        """
-        if self._axes is None:
-            self._axes = PrincipalAxes.of(self._raw_features(self.items.ids("discover")))
-        return self._axes(self._raw_features(item_ids))
-
     @torch.inference_mode()
-    def _raw_features(self, item_ids: Sequence[str]) -> np.ndarray:
+    def features(self, item_ids: Sequence[str]) -> np.ndarray:
+        """See Task: the model's own features of the clean images."""
         rows = [self._rows[item] for item in item_ids]
         missing = sorted({row for row in rows if row not in self._features})
         for batch in self._batches(len(missing)):

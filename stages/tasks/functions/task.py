@@ -15,13 +15,14 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from stages.concepts import Concept
 from stages.errors import UsageError
 from stages.files import read_table
-from stages.params import Strict, validation_lines
-from stages.tasks.contract import Exhibit, Items, ProbeBatch, Quality, RepairPlan, RepairRecord, Split, TaskContext
+from stages.params import Strict
+from stages.tasks.base import Task
+from stages.tasks.contract import Exhibit, Items, ProbeBatch, Quality, Split, TaskContext
 from stages.tasks.features import PrincipalAxes
 from stages.tasks.functions.answers import LONGEST, Judge, Measure, ask
 from stages.tasks.functions.items import KINDS, as_concept, check, space_of
@@ -46,7 +47,7 @@ class DiscrepancyConfig(Strict):
     threshold: float = Field(description="discrepancies above it are failures")
 
 
-class FunctionTask:
+class FunctionTask(Task):
     """A function under test with items of one kind.
 
     Args:
@@ -56,6 +57,9 @@ class FunctionTask:
         own: the user's own concepts by name.
         measure: the user's own measure of an answer.
     """
+
+    prepare_block = PrepareConfig
+    discrepancy_block = DiscrepancyConfig
 
     def __init__(
         self,
@@ -76,26 +80,14 @@ class FunctionTask:
         self.items = Items(table[["id", "split", "label"]].copy())
         self.judge = Judge(settings.answers, config.classes, measure)
         self._rows = {item: row for row, item in enumerate(table["id"])}
-        self._axes: np.ndarray | None = None
+        self._vectors: np.ndarray | None = None
 
     @classmethod
-    def check(cls, context: TaskContext) -> list[str]:
-        """See Task."""
-        errors = []
-        for model, block, where in (
-            (PrepareConfig, context.config, "prepare"),
-            (DiscrepancyConfig, context.discrepancy, "discrepancy"),
-        ):
-            try:
-                model.model_validate(dict(block))
-            except ValidationError as error:
-                errors += validation_lines(error, model, where)
-        if (
-            not errors
-            and not (path := context.inputs / PrepareConfig.model_validate(dict(context.config)).items).exists()
-        ):
-            errors.append(f"prepare.items: there is no {path}")
-        return errors
+    def conflicts(cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: Any) -> list[str]:
+        """See Task: whether the table of items is there."""
+        if prepare is None or (path := context.inputs / prepare.items).exists():
+            return []
+        return [f"prepare.items: there is no {path}"]
 
     @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
@@ -105,8 +97,7 @@ class FunctionTask:
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
         """See Task: the model is asked about all unchanged items, so that what is wrong with it is known here."""
-        if errors := cls.check(context):
-            raise UsageError("\n".join(errors))
+        cls.require_valid(context)
         config = PrepareConfig.model_validate(dict(context.config))
         table = read_table(context.inputs / config.items)
         (out_dir / "model").mkdir()
@@ -147,10 +138,10 @@ class FunctionTask:
 
     def embed(self, item_ids: Sequence[str]) -> np.ndarray:
         """See Task."""
-        if self._axes is None:
+        if self._vectors is None:
             features = self.given.features()
-            self._axes = PrincipalAxes.of(features)(features)
-        return self._axes[[self._rows[item] for item in item_ids]]
+            self._vectors = PrincipalAxes.of(features)(features)
+        return self._vectors[[self._rows[item] for item in item_ids]]
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task."""
@@ -173,14 +164,6 @@ class FunctionTask:
             discrepancy, _ = self.judge(ask(self.model, self.given.unchanged(rows)), self._labels(rows))
             values.append(1.0 - (discrepancy > self.threshold))
         return Quality("clean accuracy", np.concatenate(values), ids)
-
-    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-        """See Task.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(self.check_repair(self.context, {})[0])
 
 
 def named(target: str, inputs: Path) -> Any:

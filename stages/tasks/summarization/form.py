@@ -59,11 +59,6 @@ class GenerationConfig(Strict):
         le=1_000_000,
         description="summaries generated at once: compute.batch_size probes, sorted by length, are split so",
     )
-    dtype: Literal["bfloat16", "float32"] = Field(
-        "float32",
-        description="of the weights and sums; answers differ. bfloat16 takes half the memory and is faster on GPUs and"
-        " on CPUs with AMX, slower on others",
-    )
 
     @model_validator(mode="after")
     def _article_in_prompt(self) -> GenerationConfig:

@@ -48,7 +48,7 @@ class WeightsModel(ModelSource):
 class PackageModel(WeightsModel):
     """{package: NAME, file: X.gguf}: a decoder-only model in a GGUF file that ships in an installed package.
 
-    Its quantised weights are turned into `generation.dtype` once: transformers computes with that anyway, and the
+    Its quantised weights are turned into `compute.dtype` once: transformers computes with that anyway, and the
     folder loads in a second where the GGUF takes twenty.
     """
 
@@ -63,7 +63,7 @@ class PackageModel(WeightsModel):
         """See Source."""
         return f"{self.file} of the package {self.package} {_version(self.package)}".strip()
 
-    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig) -> None:
+    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str = "float32") -> None:
         """See ModelSource."""
         path = package_file(inputs, self.package, self.file, "prepare.model")
         with _readable(f"prepare.model.file: {path}"):
@@ -71,7 +71,9 @@ class PackageModel(WeightsModel):
 
             options = {"gguf_file": path.name}
             weights = {"quantization_config": GgufConfig(dequantize=True)}
-            _convert(path.parent, out_dir, generation, self.origin(inputs), content_hash([path]), options, weights)
+            _convert(
+                path.parent, out_dir, generation, dtype, self.origin(inputs), content_hash([path]), options, weights
+            )
 
 
 class TransformersModel(WeightsModel):
@@ -105,7 +107,7 @@ class TransformersModel(WeightsModel):
             return f"the folder {self.transformers}"
         return self._repository.cached(inputs, f"{WHERE}.transformers").origin
 
-    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig) -> None:
+    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str = "float32") -> None:
         """See ModelSource."""
         if errors := self.errors(inputs):
             raise UsageError("\n".join(errors))
@@ -120,7 +122,9 @@ class TransformersModel(WeightsModel):
             except UsageError as error:
                 raise UsageError(f"{error}. The cache may hold a part of the model only. {remedy(inputs)}") from None
         with _readable(f"{WHERE}.transformers: {folder}"):
-            _convert(folder, out_dir, generation, self.origin(inputs), revision, {"trust_remote_code": False}, {})
+            _convert(
+                folder, out_dir, generation, dtype, self.origin(inputs), revision, {"trust_remote_code": False}, {}
+            )
 
     def prefetch(self, inputs: Path) -> list[str]:
         """See ModelSource."""
@@ -148,7 +152,7 @@ def load_summarizer(folder: Path, compute: Compute, base: Path | None = None) ->
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(weights, local_files_only=True, trust_remote_code=False)
-        model = _weights(weights, form.kind, form.generation, {"local_files_only": True, "trust_remote_code": False})
+        model = _weights(weights, form.kind, compute.dtype, {"local_files_only": True, "trust_remote_code": False})
     if (folder / ADAPTER).exists():
         model = _merged(model, folder)
     return Summarizer(model.to(compute.device).eval(), tokenizer, form, compute, content, with_normalisations(form))
@@ -158,6 +162,7 @@ def _convert(
     source: Path,
     out_dir: Path,
     generation: GenerationConfig,
+    dtype: str,
     origin: str,
     revision: str,
     options: Mapping[str, Any],
@@ -173,7 +178,7 @@ def _convert(
         tokenizer.chat_template = _FIXED_DATE + template
     form = Form(kind=kind, generation=generation, origin=origin, revision=revision, parameters=1)
     render_prompt(tokenizer, form, "")
-    model = _weights(source, kind, generation, {"local_files_only": True, **options, **weights})
+    model = _weights(source, kind, dtype, {"local_files_only": True, **options, **weights})
     form = form.model_copy(update={"parameters": model.num_parameters()})
     Summarizer(model, tokenizer, form, Compute(), "")
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -182,13 +187,14 @@ def _convert(
     save_form(form, out_dir)
 
 
-def _weights(folder: Path, kind: Kind, generation: GenerationConfig, options: Mapping[str, Any]) -> Any:
+def _weights(folder: Path, kind: Kind, dtype: str, options: Mapping[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     loader = AutoModelForSeq2SeqLM if kind == "seq2seq" else AutoModelForCausalLM
     safe = {} if "gguf_file" in options else {"use_safetensors": True}
-    dtype = getattr(torch, generation.dtype)
-    loaded: Any = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True, **safe, **options)
+    loaded: Any = loader.from_pretrained(
+        folder, dtype=getattr(torch, dtype), output_loading_info=True, **safe, **options
+    )
     model, told = loaded
     # transformers fills what is missing with random numbers and only warns.
     if told["missing_keys"] or told["mismatched_keys"]:

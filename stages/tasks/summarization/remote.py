@@ -8,7 +8,7 @@ an article before it is sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,19 @@ class EndpointModel(ModelSource, EndpointConfig):
         return settings
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Named."""
+        """See Source."""
         return []
 
-    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig) -> None:
+    def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
+        """See Source."""
+        if settings.get("method") != "lora":
+            return []
+        return [
+            "restructure.method: lora trains weights, and models behind HTTP have none to train; use method"
+            f" normalise, which changes the model's input, or remove {audit} from repairs:"
+        ]
+
+    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str = "float32") -> None:
         """See ModelSource.
 
         Raises:

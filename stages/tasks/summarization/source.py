@@ -15,8 +15,14 @@ class ModelSource(Source):
     """Base of the model loaders."""
 
     @abstractmethod
-    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig) -> None:
+    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str = "float32") -> None:
         """Write the model folder.
+
+        Args:
+            inputs: data/<audit>/inputs.
+            out_dir: the model folder.
+            generation: how summaries are asked for.
+            dtype: of the weights.
 
         Raises:
             UsageError: when the model cannot be read, or cannot be asked as `generation` says.

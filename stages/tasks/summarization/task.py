@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 
 from stages.concepts.catalogue import with_plugins
-from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, text_space
+from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
 from stages.errors import UsageError
 from stages.files import read_table
+from stages.tasks.base import Task
 from stages.tasks.contract import (
     SPLITS,
     Exhibit,
@@ -27,12 +28,9 @@ from stages.tasks.contract import (
     Split,
     TaskContext,
 )
-from stages.tasks.features import PrincipalAxes
 from stages.tasks.source import Source
-from stages.tasks.sources import parse_source
 from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration, measure_noise, space_doubled
-from stages.tasks.summarization.checks import audit_errors, repair_errors
-from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig
+from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig, conflicts
 from stages.tasks.summarization.data import DataSource, choose_items
 from stages.tasks.summarization.data_sources import DATA_LOADERS
 from stages.tasks.summarization.generate import Summarizes
@@ -50,10 +48,11 @@ from stages.tasks.summarization.measures import (
     unsupported,
 )
 from stages.tasks.summarization.models import MODEL_LOADERS
+from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.source import ModelSource
 
 
-class Summarization:
+class Summarization(Task):
     """A summarizer under test with its articles.
 
     A probe summarizes a changed article; the summary is judged against the article as it was (see `measures`).
@@ -63,7 +62,16 @@ class Summarization:
     init: ClassVar[str] = ".init:ArticlesInit"
 
     catalogue: ClassVar[Mapping[str, TextConcept]] = with_plugins(CATALOGUE, TextConcept)
-    learns_from_examples: ClassVar[frozenset[str]] = frozenset({"lora"})
+    prepare_block = PrepareConfig
+    discrepancy_block = DiscrepancyConfig
+    repair_block = RepairSettings
+    loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
+        "model": MODEL_LOADERS,
+        "data": DATA_LOADERS,
+        "embedder": EMBEDDER_LOADERS,
+    }
+    dtypes = ("float32", "bfloat16")
+    learns_from_examples = ("lora",)
 
     def __init__(
         self,
@@ -93,13 +101,11 @@ class Summarization:
         self.concepts = text_space(context.concepts, self.catalogue)
         self.calibration = Calibration.from_list(items.attrs["calibration"])
         self.threshold = self._threshold()
-        self.false_alarms = self._false_alarms()
         self._transforms = TextTransforms(self.concepts, context.seed, self.catalogue)
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._articles, self._clean, self._references = (
             items[column].tolist() for column in ("article", "summary", "reference")
         )
-        self._axes: PrincipalAxes | None = None
         self._asked_again = False  # see `again`
         self._changed: dict[tuple[str, int, int], str] = {}
         # Of article as the model is given it: many cells give the same one, and the neutral cell the clean one.
@@ -118,8 +124,8 @@ class Summarization:
             return self.calibration.threshold(settings.weights, settings.false_alarms)
         return float(settings.threshold)
 
-    def _false_alarms(self) -> dict[str, dict[str, Any]]:
-        """See Measured: by what was changed, in words."""
+    def false_alarms(self) -> dict[str, dict[str, Any]]:
+        """See Task: by what was changed, in words."""
         benign = PrepareConfig.model_validate(dict(self.context.config)).calibrate.benign
         no_op = "a space doubled"
         said = {BENIGN: ", ".join(f"{name} {level}" for name, level in benign.items()) or no_op, NO_OP: no_op}
@@ -129,29 +135,31 @@ class Summarization:
     # Configuration
 
     @classmethod
-    def check(cls, context: TaskContext) -> list[str]:
-        """See Task: all errors of prepare:, concepts: and discrepancy:, without loading data or a model."""
-        return audit_errors(context, cls.catalogue)
+    def conflicts(
+        cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: DiscrepancyConfig | None
+    ) -> list[str]:
+        """See Task: errors of the concepts, and what `discrepancy` asks for and `prepare` cannot give."""
+        errors = check_text_concepts(context.concepts, cls.catalogue)
+        if prepare is not None:
+            benign = {name: [level] for name, level in prepare.calibrate.benign.items()}
+            errors += [
+                line.replace("concepts", "prepare.calibrate.benign", 1)
+                for line in check_text_concepts(benign, cls.catalogue)
+            ]
+        return errors + (conflicts(prepare, discrepancy) if prepare and discrepancy else [])
 
     @classmethod
-    def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
-        """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
-        return repair_errors(context, settings)
+    def repair_conflicts(cls, context: TaskContext, asked: RepairSettings) -> list[str]:
+        """See Task: whether there are the reference summaries that are to be learnt."""
+        data = context.config.get("data", {})
+        if asked.targets == "reference" and isinstance(data, Mapping) and data.get("summary") is None:
+            return [
+                "restructure.settings.targets: reference needs reference summaries, their field is named by"
+                " prepare.data.summary, found none"
+            ]
+        return []
 
     # Preparation
-
-    @classmethod
-    def prefetch(cls, context: TaskContext) -> list[str]:
-        """Fetch what `prepare` needs of the Hugging Face hub; one line for each thing that was fetched.
-
-        Raises:
-            UsageError: when the configuration is wrong, or the hub has no such thing for us.
-            InfrastructureError: when the hub cannot be reached.
-        """
-        if errors := cls.check(context):
-            raise UsageError("\n".join(errors))
-        config = PrepareConfig.model_validate(dict(context.config))
-        return [line for source in _sources(config).values() for line in source.prefetch(context.inputs)]
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
@@ -160,18 +168,16 @@ class Summarization:
         Raises:
             UsageError: when data or weights are missing, unreadable or do not fit each other.
         """
-        errors = cls.check(context)
-        if errors:
-            raise UsageError("\n".join(errors))
+        cls.require_valid(context)
         torch.set_num_threads(context.compute.threads)
         config = PrepareConfig.model_validate(dict(context.config))
-        data: DataSource = parse_source(config.data, DATA_LOADERS, "prepare.data")
-        source: ModelSource = parse_source(config.model, MODEL_LOADERS, "prepare.model")
+        data: DataSource = cls.source(context, "data")
+        source: ModelSource = cls.source(context, "model")
         articles, skipped = data.load(context.inputs)
         items = choose_items(articles, config.items, context.seed)
         Items(items)  # now, not after all are summarized: are they fit to be items?
-        embedder = _embedder(context)
-        source.build(context.inputs, out_dir / "model", config.generation)
+        embedder = cls._embedder(context)
+        source.build(context.inputs, out_dir / "model", config.generation, context.compute.dtype)
         summarizer = source.load(out_dir / "model", context.compute)
         benign = cls._benign(context, config.calibrate)
         started = time.monotonic()
@@ -190,7 +196,7 @@ class Summarization:
             "clean_words": float(items["summary"].str.split().str.len().mean()),
             "calibration": calibration.quoted(),
             "parameters": summarizer.form.parameters,
-            "origin": {part: source.origin(context.inputs) for part, source in _sources(config).items()},
+            "origin": cls.origin(context),
             "skipped": len(skipped),
             "cut": int(items["cut"].sum()),
             "seconds_per_probe": took,
@@ -211,11 +217,15 @@ class Summarization:
         """See Task; `model` may be an adapter to the model under test."""
         items, base = read_table(prepared / "items.parquet"), prepared / "model"
         folder = model or base
-        config = PrepareConfig.model_validate(dict(context.config))
-        source: ModelSource = parse_source(config.model, MODEL_LOADERS, "prepare.model")
+        source: ModelSource = cls.source(context, "model")
         summarizer = source.load(folder, context.compute, base)
         under_test = folder.resolve() == base.resolve()
-        return cls(context, items, summarizer, _embedder(context), under_test=under_test)
+        return cls(context, items, summarizer, cls._embedder(context), under_test=under_test)
+
+    @classmethod
+    def _embedder(cls, context: TaskContext) -> Embedder:
+        source: EmbedderSource = cls.source(context, "embedder")
+        return source.load(context.inputs, context.compute.device)
 
     # Probing
 
@@ -287,16 +297,8 @@ class Summarization:
 
     # What explorers and people see
 
-    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
-        """See Task: sentence embeddings of the clean articles, standardised, on at most 64 principal axes.
-
-        The axes are those of the discover items, so that vectors of any split can be compared.
-        """
-        if self._axes is None:
-            self._axes = PrincipalAxes.of(self._vectors(self.items.ids("discover")))
-        return self._axes(self._vectors(item_ids))
-
-    def _vectors(self, item_ids: Sequence[str]) -> np.ndarray:
+    def features(self, item_ids: Sequence[str]) -> np.ndarray:
+        """See Task: sentence embeddings of the clean articles."""
         return self.embedder([self._articles[row] for row in self.rows(item_ids)]).astype(np.float64)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
@@ -319,10 +321,10 @@ class Summarization:
             shown.append(Exhibit(caption, text=text, original=self._articles[row], answers=answers))
         return shown
 
-    # Further measures, see Measured
+    # Further measures
 
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
-        """See Measured: what `discrepancy` does not say, for any answers to these probes."""
+        """See Task: what `discrepancy` does not say, for any answers to these probes."""
         rows = self.rows(item_ids).tolist()
         changed = self.changed(item_ids, cells)
         own = self.summaries([self._given(self._articles[row]) for row in rows])
@@ -349,13 +351,13 @@ class Summarization:
         }
 
     def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:
-        """See Measured: the first words of the changed article, as many as a clean summary has on average."""
+        """See Task: the first words of the changed article, as many as a clean summary has on average."""
         words = round(float(np.mean([len(summary.split()) for summary in self._clean])))
         first = [" ".join(text.split()[:words]) for text in self.changed(item_ids, cells)]
         return {f"first {words} words of the changed article": first}
 
     def again(self) -> Self:
-        """See Measured: the same model with a space doubled in each article."""
+        """See Task: the same model with a space doubled in each article."""
         other = copy.copy(self)
         other._asked_again = True
         other._answers = {}
@@ -368,18 +370,3 @@ class Summarization:
         from stages.tasks.summarization.repair import repair
 
         return repair(self, plan, out_dir)
-
-
-def _sources(config: PrepareConfig) -> dict[str, Source]:
-    loaders: dict[str, Mapping[str, type[Source]]] = {
-        "model": MODEL_LOADERS,
-        "data": DATA_LOADERS,
-        "embedder": EMBEDDER_LOADERS,
-    }
-    return {part: parse_source(getattr(config, part), of_it, f"prepare.{part}") for part, of_it in loaders.items()}
-
-
-def _embedder(context: TaskContext) -> Embedder:
-    config = PrepareConfig.model_validate(dict(context.config))
-    source: EmbedderSource = parse_source(config.embedder, EMBEDDER_LOADERS, "prepare.embedder")
-    return source.load(context.inputs, context.compute.device)

@@ -56,7 +56,7 @@ class Calibration:
         rng = np.random.default_rng([seed, HALVES.index(half)])
         own = self.records[self.records["half"] == half]
         if own.empty:
-            raise UsageError("prepare.pictures: the split calibrate needs 4 pictures or more, better 100")
+            raise UsageError("prepare.data: the split calibrate needs 4 pictures or more, better 100")
         rows = rng.integers(len(own), size=(GROUPS, self.images))
         found = {name: own[name].to_numpy()[rows].mean(axis=1) for name in ("misalignment", "poor_quality")}
         if self.reference is not None:
@@ -82,7 +82,7 @@ class Calibration:
         if found >= 1:
             raise UsageError(
                 f"discrepancy.threshold: more than {false_alarms:g} of the real captioned pictures have the largest"
-                " discrepancy there is: the judge does not fit prepare.pictures, or their captions are wrong"
+                " discrepancy there is: the judge does not fit prepare.data, or their captions are wrong"
             )
         return found
 
@@ -114,7 +114,7 @@ def share_out(pictures: pd.DataFrame, seed: int) -> pd.DataFrame:
         UsageError: when the data name another split.
     """
     if strange := sorted(set(pictures["split"]) - {"", *SPLITS}):
-        raise UsageError(f"prepare.pictures: expected the splits {', '.join(SPLITS)}, found {', '.join(strange)}")
+        raise UsageError(f"prepare.data: expected the splits {', '.join(SPLITS)}, found {', '.join(strange)}")
     # In an order of their own: data often come sorted, and then every other picture is of another kind.
     pictures = pictures.sample(frac=1, random_state=seed).reset_index(drop=True)
     unnamed = np.where(np.arange(len(pictures)) < len(pictures) / 3, *SPLITS)

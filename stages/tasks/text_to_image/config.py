@@ -72,10 +72,10 @@ class BiasConfig(Strict):
 
 
 class PrepareConfig(Strict):
-    """The `prepare:` block; `model`, `pictures` and `judge` are checked by the loader their keys name."""
+    """The `prepare:` block; `model`, `data` and `judge` are checked by the loader their keys name."""
 
     model: dict[str, Any]
-    pictures: dict[str, Any] = Field(description="real captioned pictures: they set the threshold and teach repairs")
+    data: dict[str, Any] = Field(description="real captioned pictures: they set the threshold and teach repairs")
     judge: dict[str, Any]
     templates: list[str] | str = Field(
         description="prompts with a {slot} for every concept, or a file of them, one a line"

@@ -33,7 +33,7 @@ class PromptsInit(Init):
     }
     wants = "Real captioned pictures: a folder with metadata.jsonl, or a .parquet file"
     folders = "model_index.json of diffusers"
-    data_key, hub_split, limited = "pictures", "train", False
+    hub_split, limited = "train", False
     most: ClassVar[Mapping[str, int]] = {"discover": 60, "repair": 20, "test": 60}
     discrepancy: ClassVar[Mapping[str, Any]] = {"measure": "misalignment", "threshold": "auto"}
     meaning = """\
@@ -56,11 +56,6 @@ of the probes."""
     def data(self, path: Path, given: str, ask: Ask) -> Captions:
         """See Init."""
         return look_at_captions(path, given)
-
-    def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
-        """See Init."""
-        block = super().hub_data(name, ask)
-        return {"dataset": block.pop("datasets"), **block}
 
     def propose(self, seen: Seen) -> Proposal:
         """See Init: asks for templates, words and a judge."""

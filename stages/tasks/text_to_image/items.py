@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from stages.concepts.prompts import check_templates, read_templates
 from stages.errors import UsageError
-from stages.tasks.contract import SPLITS, Split
+from stages.tasks.contract import SPLITS, Split, TaskContext
 from stages.tasks.sources import ItemCounts
 
 
@@ -25,6 +26,20 @@ def used_splits(templates: Sequence[str], counts: ItemCounts) -> dict[Split, int
             f" found {len(templates)}"
         )
     return wanted
+
+
+def template_errors(named: Sequence[str] | str, counts: ItemCounts, context: TaskContext) -> list[str]:
+    """Errors of the prompts."""
+    try:
+        templates = read_templates(named, context.inputs)
+    except UsageError as error:
+        return str(error).splitlines()
+    errors = check_templates(templates, list(context.concepts), "prepare.templates")
+    try:
+        used_splits(templates, counts)
+    except UsageError as error:
+        errors.append(str(error))
+    return errors
 
 
 def choose_items(templates: Sequence[str], counts: ItemCounts, seed: int) -> pd.DataFrame:

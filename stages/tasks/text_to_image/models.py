@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, ValidationError
@@ -31,8 +31,6 @@ FORM = "faded.json"
 WHERE = "prepare.model.diffusers"
 LORA = "pytorch_lora_weights.safetensors"
 
-Precision = Literal["auto", "float32", "float16", "bfloat16"]
-
 
 class DiffusersModel(ModelSource):
     """{diffusers: ID_OR_FOLDER, revision: COMMIT, variant: fp16}: a folder under data/<audit>/inputs, or of the hub.
@@ -43,7 +41,6 @@ class DiffusersModel(ModelSource):
     diffusers: str = Field(pattern=NAME)
     revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
     variant: str | None = Field(None, pattern=r"^\w+$", description="of the weights, as in model.fp16.safetensors")
-    dtype: Precision = Field("auto", description="computed with; auto: float16 on GPUs, float32 on CPUs")
 
     def _folder(self, inputs: Path) -> Path | None:
         if "/" not in self.diffusers:  # a pipeline of the hub is some organisation's
@@ -86,7 +83,6 @@ class DiffusersModel(ModelSource):
         modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
         form = Form(
             pipeline=type(pipeline).__name__,
-            dtype=self.dtype,
             origin=self.origin(inputs),
             revision=revision,
             parameters=sum(p.numel() for module in modules for p in module.parameters()),
@@ -124,10 +120,9 @@ MODEL_LOADERS: Mapping[str, type[ModelSource]] = {"diffusers": DiffusersModel, "
 
 
 class Form(Strict):
-    """faded.json: what the pipeline is and what it is computed with."""
+    """faded.json: what the pipeline is, and where it comes from."""
 
     pipeline: str = Field(description="class of diffusers")
-    dtype: Precision
     origin: str = Field(description="where the weights come from, for people")
     revision: str = Field(description="commit of the hub, or hash of the files the weights were read from")
     parameters: int = Field(ge=1)
@@ -152,7 +147,7 @@ def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, l
 
     Args:
         folder: the model folder.
-        compute: the device.
+        compute: device and dtype.
         sampling: names the scheduler.
         lora: folder with pytorch_lora_weights.safetensors, which is merged into the weights, so that a repaired model
             draws as quickly as its base. Where its faded.json names a `base`, that must be the hash of `folder`.
@@ -164,13 +159,12 @@ def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, l
         UsageError: when a file is missing or damaged, the repair was made for another model, or there is no such
             scheduler.
     """
-    wanted, on_gpu = load_form(folder).dtype, compute.device.startswith("cuda")
-    dtype = getattr(torch, wanted) if wanted != "auto" else torch.float16 if on_gpu else torch.float32
+    load_form(folder)
     with readable(str(folder)):
         from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 
         pipeline = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            folder, torch_dtype=getattr(torch, compute.dtype), use_safetensors=True, local_files_only=True
         )
     pipeline.scheduler = make_scheduler(pipeline.scheduler, sampling)
     pipeline.set_progress_bar_config(disable=True)

@@ -36,10 +36,10 @@ class ImageFolder(PictureSource):
         return collect(lambda: self._metadata(inputs))
 
     def _metadata(self, inputs: Path) -> Path:
-        folder = local_file(inputs, self.imagefolder, "prepare.pictures.imagefolder")
+        folder = local_file(inputs, self.imagefolder, "prepare.data.imagefolder")
         if not (folder / "metadata.jsonl").is_file():
             raise UsageError(
-                f"prepare.pictures.imagefolder: {folder} has no metadata.jsonl, one JSON object a line with the keys"
+                f"prepare.data.imagefolder: {folder} has no metadata.jsonl, one JSON object a line with the keys"
                 f" file_name and {self.text}"
             )
         return folder / "metadata.jsonl"
@@ -47,7 +47,7 @@ class ImageFolder(PictureSource):
     def rows(self, inputs: Path) -> Iterator[Row]:
         """See PictureSource."""
         path = self._metadata(inputs)
-        yield from _named_pictures(path, self.imagefolder, "file_name", self.image, "prepare.pictures.imagefolder")
+        yield from _named_pictures(path, self.imagefolder, "file_name", self.image, "prepare.data.imagefolder")
 
 
 class JsonLinesPictures(PictureSource):
@@ -65,15 +65,15 @@ class JsonLinesPictures(PictureSource):
     def errors(self, inputs: Path) -> list[str]:
         """See PictureSource."""
         named = {"image": self.image, "text": self.text, **{f"where.{name}": name for name in self.where}}
-        return collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.pictures"))
+        return collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.data"))
 
     def _file(self, inputs: Path) -> Path:
-        return lines_file(inputs, self.jsonl, "prepare.pictures")
+        return lines_file(inputs, self.jsonl, "prepare.data")
 
     def rows(self, inputs: Path) -> Iterator[Row]:
         """See PictureSource."""
         folder = str(PurePosixPath(self.jsonl).parent)
-        yield from _named_pictures(self._file(inputs), folder, self.image, self.image, "prepare.pictures.jsonl")
+        yield from _named_pictures(self._file(inputs), folder, self.image, self.image, "prepare.data.jsonl")
 
 
 class ParquetPictures(PictureSource):
@@ -92,15 +92,15 @@ class ParquetPictures(PictureSource):
     def _check_names(self, names: Sequence[str]) -> None:
         if missing := [name for name in (self.image, self.text, *self.where) if name not in names]:
             raise UsageError(
-                f"prepare.pictures.parquet: {self.parquet} has no column {', '.join(missing)}; found {', '.join(names)}"
+                f"prepare.data.parquet: {self.parquet} has no column {', '.join(missing)}; found {', '.join(names)}"
             )
 
     def _open(self, inputs: Path) -> pq.ParquetFile:
-        path = local_file(inputs, self.parquet, "prepare.pictures.parquet")
+        path = local_file(inputs, self.parquet, "prepare.data.parquet")
         try:
             return pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
-            raise UsageError(f"prepare.pictures.parquet: {path} is not a readable parquet file: {error}") from None
+            raise UsageError(f"prepare.data.parquet: {path} is not a readable parquet file: {error}") from None
 
     def rows(self, inputs: Path) -> Iterator[Row]:
         """See PictureSource."""
@@ -115,7 +115,7 @@ class ParquetPictures(PictureSource):
                 return
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise UsageError(
-                    f"prepare.pictures.parquet: {inputs / self.parquet} is damaged after row {number}: {error}"
+                    f"prepare.data.parquet: {inputs / self.parquet} is damaged after row {number}: {error}"
                 ) from None
             for row in rows:
                 yield f"{stem}-{number}", row
@@ -123,12 +123,12 @@ class ParquetPictures(PictureSource):
 
 
 class HubPictures(PictureSource):
-    """{dataset: ID_OR_FOLDER, split: SPLIT}: what the `datasets` library reads, of the inputs or the Hugging Face hub.
+    """{datasets: ID_OR_FOLDER, split: SPLIT}: what the `datasets` library reads, of the inputs or the Hugging Face hub.
 
     `split` takes the library's slices ("train[:2000]"). No code is run.
     """
 
-    dataset: str
+    datasets: str
     split: str = "train"
     name: str | None = Field(None, description="the configuration, where a data set has several")
     revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
@@ -138,8 +138,8 @@ class HubPictures(PictureSource):
 
     @property
     def _data(self) -> HubData:
-        where = "prepare.pictures.dataset"
-        return HubData(self.dataset, where, "text-to-image", self.name, self.revision, self.files)
+        where = "prepare.data.datasets"
+        return HubData(self.datasets, where, "text-to-image", self.name, self.revision, self.files)
 
     def origin(self, inputs: Path) -> str:
         """See PictureSource."""
@@ -176,7 +176,7 @@ PICTURE_LOADERS: Mapping[str, type[PictureSource]] = {
     "imagefolder": ImageFolder,
     "jsonl": JsonLinesPictures,
     "parquet": ParquetPictures,
-    "dataset": HubPictures,
+    "datasets": HubPictures,
 }
 
 

@@ -103,7 +103,7 @@ class PictureSource(Source):
         for place, row in self.rows(inputs):
             if missing := [column for column in (self.text, *self.where) if column not in row]:
                 raise UsageError(
-                    f"prepare.pictures: {place} has no column {', '.join(missing)}; found {', '.join(map(str, row))}"
+                    f"prepare.data: {place} has no column {', '.join(missing)}; found {', '.join(map(str, row))}"
                 )
             if any(str(row[column]) != str(value) for column, value in self.where.items()):
                 continue
@@ -113,18 +113,18 @@ class PictureSource(Source):
                 skipped.append({"file": place, "reason": str(error)})
         total = len(table) + len(skipped)
         if total == 0:
-            raise UsageError(f"prepare.pictures: no picture found{f' where {self.where}' if self.where else ''}")
+            raise UsageError(f"prepare.data: no picture found{f' where {self.where}' if self.where else ''}")
         if not table or len(skipped) > self.max_excluded * total:
             named = "; ".join(f"{s['file']} ({s['reason']})" for s in skipped[:NAMED])
             more = f"; and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
             raise UsageError(
-                f"prepare.pictures: {len(skipped)} of {total} pictures cannot be used,"
+                f"prepare.data: {len(skipped)} of {total} pictures cannot be used,"
                 f" max_excluded allows {self.max_excluded:.0%}: {named}{more}"
             )
         frame = pd.DataFrame(_plain(table))
         if frame["id"].duplicated().any():
             twice = frame.loc[frame["id"].duplicated(), "id"].iloc[0]
-            raise UsageError(f"prepare.pictures: ids must be unique, found {twice!r} more than once")
+            raise UsageError(f"prepare.data: ids must be unique, found {twice!r} more than once")
         return frame, skipped
 
     def _entry(self, place: str, row: Mapping[str, Any], inputs: Path) -> dict[str, Any]:

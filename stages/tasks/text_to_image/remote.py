@@ -47,8 +47,12 @@ class EndpointModel(ModelSource, EndpointConfig):
         return settings
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Named."""
+        """See Source."""
         return []
+
+    def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
+        """See Source."""
+        return [f"restructure: models behind HTTP cannot be repaired (no weights); remove {audit} from repairs:"]
 
     def build(self, inputs: Path, out_dir: Path, sampling: SamplingConfig | None = None) -> None:
         """See ModelSource.

@@ -9,9 +9,6 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stages.errors import UsageError
 from stages.params import Strict, validation_lines
-from stages.tasks.contract import TaskContext
-from stages.tasks.sources import source_errors
-from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
 
 Source = Literal["pictures", "folder", "own"]
 
@@ -35,7 +32,7 @@ class RepairSettings(Strict):
         description="what to learn from, with weights: captioned pictures of the split `repair` (pictures), of a folder"
         " of one's own (folder), pictures the model drew and the judge found right (own)",
     )
-    folder: dict[str, Any] | None = Field(None, description="as prepare.pictures, for the source `folder`")
+    folder: dict[str, Any] | None = Field(None, description="as prepare.data, for the source `folder`")
     samples: int = Field(512, ge=1, le=1_000_000, description="own: pictures drawn, of which the right ones are learnt")
     accept: float | None = Field(
         None, gt=0, le=1, description="own: least alignment of what is learnt; none: 1 - the threshold of a failure"
@@ -107,14 +104,3 @@ def read_settings(settings: Mapping[str, Any]) -> RepairSettings:
         return RepairSettings.model_validate(dict(settings))
     except ValidationError as error:
         raise UsageError("\n".join(validation_lines(error, RepairSettings, "restructure.settings"))) from None
-
-
-def check_settings(context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with the settings of a repair, or with the pictures they name; empty if nothing is."""
-    try:
-        asked = read_settings(settings)
-    except UsageError as error:
-        return str(error).splitlines()
-    if asked.folder is None:
-        return []
-    return source_errors(asked.folder, PICTURE_LOADERS, "restructure.settings.folder", context.inputs)

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages.concepts.prompts import fill, pieces, prompt_space, read_templates
+from stages.concepts.prompts import check_slots, fill, pieces, prompt_space, read_templates
 from stages.errors import UsageError
 from stages.files import read_table
+from stages.tasks.base import Task
 from stages.tasks.contract import (
     SPLITS,
     Exhibit,
@@ -28,31 +29,30 @@ from stages.tasks.contract import (
     Tally,
     TaskContext,
 )
-from stages.tasks.features import PrincipalAxes
 from stages.tasks.source import Source
-from stages.tasks.sources import parse_source
+from stages.tasks.sources import source_errors
 from stages.tasks.text_to_image.calibrate import Calibration, calibration_records, share_out
-from stages.tasks.text_to_image.checks import audit_errors, repair_errors
-from stages.tasks.text_to_image.config import DiscrepancyConfig, PrepareConfig
+from stages.tasks.text_to_image.config import DiscrepancyConfig, PrepareConfig, conflicts
 from stages.tasks.text_to_image.fit import misfits, unchecked
-from stages.tasks.text_to_image.items import choose_items, noise_seed
+from stages.tasks.text_to_image.items import choose_items, noise_seed, template_errors
 from stages.tasks.text_to_image.judges import JUDGE_LOADERS, JudgeSource, expected_values, judge_notes, load_judge
 from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of, said
 from stages.tasks.text_to_image.models import MODEL_LOADERS
 from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
 from stages.tasks.text_to_image.pictures import PictureSource, from_png, strip
-from stages.tasks.text_to_image.quality import load_quality
+from stages.tasks.text_to_image.quality import load_quality, quality_errors
+from stages.tasks.text_to_image.repair_config import RepairSettings
 from stages.tasks.text_to_image.sample import Drawing
+from stages.tasks.text_to_image.schedulers import scheduler_errors
 from stages.tasks.text_to_image.source import ModelSource
 from stages.tasks.text_to_image.studio import Order, Studio
 from stages.tasks.text_to_image.views import sheets, tallies
 
 ASKED_AGAIN = 1  # salt of the noise seeds of `again`
-SOURCES = ("model", "pictures", "judge")
 TIMED = 8  # probes whose time `prepare` measures
 
 
-class TextToImage:
+class TextToImage(Task):
     """A text-to-image pipeline under test with its prompts.
 
     A probe fills an item's template with one level of each slot and draws a few pictures; a judge says how well they
@@ -61,8 +61,18 @@ class TextToImage:
 
     init: ClassVar[str] = ".init:PromptsInit"
 
-    learns_from_examples: ClassVar[frozenset[str]] = frozenset({"lora"})
-    needs_all_concepts: ClassVar[bool] = True  # every slot is in every template: screening may not drop one
+    prepare_block = PrepareConfig
+    discrepancy_block = DiscrepancyConfig
+    repair_block = RepairSettings
+    loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
+        "model": MODEL_LOADERS,
+        "data": PICTURE_LOADERS,
+        "judge": JUDGE_LOADERS,
+    }
+    dtypes = ("float32", "float16", "bfloat16")
+    gpu_dtype = "float16"
+    learns_from_examples = ("lora",)
+    needs_all_concepts = True  # every slot is in every template: screening may not drop one
 
     def __init__(self, context: TaskContext, items: pd.DataFrame, studio: Studio, pictures: pd.DataFrame) -> None:
         """See Task.load.
@@ -84,18 +94,8 @@ class TextToImage:
         records = pd.DataFrame(items.attrs["calibration"])
         self.calibration = Calibration(records, self.config.images, self.reference)
         self.threshold = self._threshold()
-        self.false_alarms = {
-            "real captioned pictures in place of drawn ones": self.calibration.false_alarms(
-                self.settings.weights, self.threshold
-            )
-        }
-        self.notes = [
-            *judge_notes(self.judge),
-            *(f"Nobody checks {gap}." for gap in unchecked(self.concepts, self.judge)),
-        ]
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._templates, self._seeds = items["template"].tolist(), items["seed"].tolist()
-        self._axes: PrincipalAxes | None = None
         self.salt = 0  # see `again`
 
     def _threshold(self) -> float:
@@ -104,33 +104,43 @@ class TextToImage:
             return self.calibration.threshold(settings.weights, settings.false_alarms)
         return float(settings.threshold)
 
+    def false_alarms(self) -> dict[str, dict[str, Any]]:
+        """See Task."""
+        found = self.calibration.false_alarms(self.settings.weights, self.threshold)
+        return {"real captioned pictures in place of drawn ones": found}
+
+    def notes(self) -> list[str]:
+        """See Task: what is known of the judge, and what nobody checks."""
+        return [
+            *judge_notes(self.judge),
+            *(f"Nobody checks {gap}." for gap in unchecked(self.concepts, self.judge)),
+        ]
+
     # Configuration
 
     @classmethod
-    def check(cls, context: TaskContext) -> list[str]:
-        """See Task: all errors of prepare:, concepts: and discrepancy:, without loading a model."""
-        return audit_errors(context)
+    def conflicts(
+        cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: DiscrepancyConfig | None
+    ) -> list[str]:
+        """See Task: errors of the slots, the sampler and the templates, and between the blocks."""
+        errors = slots = check_slots(context.concepts)
+        if prepare is not None:
+            errors = (
+                slots + scheduler_errors(prepare.sampling) + template_errors(prepare.templates, prepare.items, context)
+            )
+            if discrepancy is not None and not slots:
+                errors += conflicts(prepare, discrepancy, prompt_space(context.concepts))
+                errors += quality_errors(discrepancy.quality, prepare.judge)
+        return errors
 
     @classmethod
-    def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
-        """See Task: errors of the method and its settings, and whether there are items to repair and judge with."""
-        return repair_errors(context, settings)
+    def repair_conflicts(cls, context: TaskContext, asked: RepairSettings) -> list[str]:
+        """See Task: errors of the pictures to learn from."""
+        if asked.folder is None:
+            return []
+        return source_errors(asked.folder, PICTURE_LOADERS, "restructure.settings.folder", context.inputs)
 
     # Preparation
-
-    @classmethod
-    def prefetch(cls, context: TaskContext) -> list[str]:
-        """Fetch what `prepare` needs of the Hugging Face hub; one line for each thing that was fetched.
-
-        Raises:
-            UsageError: when the configuration is wrong, or the hub has no such thing for us.
-            InfrastructureError: when the hub cannot be reached.
-        """
-        if errors := cls.check(context):
-            raise UsageError("\n".join(errors))
-        config = PrepareConfig.model_validate(dict(context.config))
-        named: Sequence[Source] = cls._sources(config)
-        return [line for source in named for line in source.prefetch(context.inputs)]
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
@@ -139,13 +149,14 @@ class TextToImage:
         Raises:
             UsageError: when something is missing, unreadable or does not fit, or prompts are beyond the token limit.
         """
-        if errors := cls.check(context):
-            raise UsageError("\n".join(errors))
+        cls.require_valid(context)
         torch.set_num_threads(context.compute.threads)
         config = PrepareConfig.model_validate(dict(context.config))
         templates = read_templates(config.templates, context.inputs)
         items = choose_items(templates, config.items, context.seed)
-        model, shown, judge = cls._sources(config)
+        model: ModelSource = cls.source(context, "model")
+        shown: PictureSource = cls.source(context, "data")
+        judge: JudgeSource = cls.source(context, "judge")
         pictures, skipped = shown.load(context.inputs)
         pictures = share_out(pictures, context.seed)
         model.build(context.inputs, out_dir / "model", config.sampling)
@@ -158,17 +169,7 @@ class TextToImage:
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         pictures.to_parquet(out_dir / "pictures.parquet", compression="zstd", index=False)
         task = cls(context, items, studio, pictures)
-        named: Sequence[Source] = (model, shown, judge)
-        origin = {part: source.origin(context.inputs) for part, source in zip(SOURCES, named, strict=True)}
-        return {**task._numbers(len(skipped)), "origin": origin}
-
-    @classmethod
-    def _sources(cls, config: PrepareConfig) -> tuple[ModelSource, PictureSource, JudgeSource]:
-        return (
-            parse_source(config.model, MODEL_LOADERS, "prepare.model"),
-            parse_source(config.pictures, PICTURE_LOADERS, "prepare.pictures"),
-            parse_source(config.judge, JUDGE_LOADERS, "prepare.judge"),
-        )
+        return {**task._numbers(len(skipped)), "origin": cls.origin(context)}
 
     def _numbers(self, skipped: int) -> dict[str, Any]:
         """What `prepare` says of the audit."""
@@ -189,7 +190,7 @@ class TextToImage:
             "templates": {s: int(part["template"].nunique()) for s, part in self.items.table.groupby("split")},
             "pictures": {str(split): int(n) for split, n in self.pictures["split"].value_counts().items()},
             "threshold": self.threshold,
-            "false_alarms": next(iter(self.false_alarms.values())),
+            "false_alarms": next(iter(self.false_alarms().values())),
             "real_pictures": {name: float(real[name].mean()) for name in ("misalignment", "poor_quality")},
             "judge": dict(self.judge.note),
             "parameters": self.painter.parameters,
@@ -200,7 +201,7 @@ class TextToImage:
     @classmethod
     def _studio(cls, context: TaskContext, pictures: pd.DataFrame, prepared: Path, model: Path | None = None) -> Studio:
         config = PrepareConfig.model_validate(dict(context.config))
-        source: ModelSource = parse_source(config.model, MODEL_LOADERS, "prepare.model")
+        source: ModelSource = cls.source(context, "model")
         painter = source.load(prepared / "model", context.compute, config.sampling, model)
         judge = load_judge(prepared / "judge", context.compute.device)
         quality = DiscrepancyConfig.model_validate(dict(context.discrepancy)).quality
@@ -287,13 +288,8 @@ class TextToImage:
 
     # What explorers and people see
 
-    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
-        """See Task: text features of the neutral prompts, on the axes of the discover items; seeds are not seen."""
-        if self._axes is None:
-            self._axes = PrincipalAxes.of(self._features(self.items.ids("discover")))
-        return self._axes(self._features(item_ids))
-
-    def _features(self, item_ids: Sequence[str]) -> np.ndarray:
+    def features(self, item_ids: Sequence[str]) -> np.ndarray:
+        """See Task: text features of the neutral prompts; seeds are not seen."""
         start = self.concepts.start
         prompts = [self.prompt(self._templates[self._rows[item]], start) for item in item_ids]
         return self.painter.embed(prompts).astype(np.float64)
@@ -323,30 +319,26 @@ class TextToImage:
         orders = [Order(p, 0, tuple(e.items())) for p, e in zip(prompts, expected, strict=True)]
         return np.array([judged.alignment for judged in self.studio.judged(drawings, orders)])
 
-    # Beside the contract, see Measured, Tallied and Illustrated
+    # Further measures
 
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
-        """See Measured: shares of the pictures of each probe; nan where the prompt leaves an attribute unsaid."""
+        """See Task: shares of the pictures of each probe; nan where the prompt leaves an attribute unsaid."""
         return measures_of(
             self.judged(item_ids, cells, told="measures"), tuple(self.judge.attributes), self.settings.quality
         )
 
-    def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:
-        """See Measured: there is no way to draw without a model."""
-        return {}
-
     def again(self) -> Self:
-        """See Measured: the same model with other start noise."""
+        """See Task: the same model with other start noise."""
         other = copy.copy(self)
         other.salt = ASKED_AGAIN
         return other
 
     def tallies(self, split: Split) -> list[Tally]:
-        """See Tallied."""
+        """See Task."""
         return tallies(self, split)
 
     def sheets(self, split: Split) -> list[Sheet]:
-        """See Illustrated."""
+        """See Task."""
         return sheets(self, split)
 
     # Repair

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from stages import plugins
 from stages.code import is_own_workspace
 from stages.errors import UsageError, did_you_mean
 from stages.params.audit import AuditConfig
 from stages.params.file import DATA
-from stages.tasks.contract import Compute, Task, TaskContext
+from stages.tasks.base import Task
+from stages.tasks.contract import Compute, TaskContext
 
 
 def resolve_device(name: str) -> str:
@@ -32,6 +33,13 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def resolve_dtype(name: str, audit: AuditConfig) -> str:
+    """What the model computes with: `compute.dtype`, or what its "auto" stands for on this device."""
+    if audit.compute.dtype != "auto":
+        return audit.compute.dtype
+    return "float32" if resolve_device(audit.compute.device) == "cpu" else task_class(name, audit).gpu_dtype
+
+
 def task_context(name: str, audit: AuditConfig) -> TaskContext:
     """What the audit's task is given."""
     compute = audit.compute
@@ -43,7 +51,11 @@ def task_context(name: str, audit: AuditConfig) -> TaskContext:
         discrepancy=audit.automatic,
         inputs=DATA / name / "inputs",
         compute=Compute(
-            resolve_device(compute.device), compute.threads, compute.batch_size, compute.backend, compute.dtype
+            resolve_device(compute.device),
+            compute.threads,
+            compute.batch_size,
+            compute.backend,
+            resolve_dtype(name, audit),
         ),
     )
 
@@ -64,15 +76,16 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
     cls: Any = module
     for part in class_name.split("."):
         cls = getattr(cls, part, None)
-    lacking = [
-        m
-        for m in ("check", "check_repair", "prepare", "load", "embed", "probe", "exhibit", "clean_quality", "repair")
-        if not hasattr(cls, m)
-    ]
-    if cls is None or lacking:
-        what = f"lacks {', '.join(lacking)}" if cls is not None else f"is not in {module.__file__}"
-        raise UsageError(f"{where} is not a valid task: it {what}; see stages/tasks/contract.py")
-    return cast(type[Task], cls)
+    if cls is None:
+        raise UsageError(f"{where} is not a valid task: it is not in {module.__file__}")
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise UsageError(
+            f"{where} is not a valid task: make it a subclass, `class {class_name}(Task)` with `from faded import"
+            " Task`; docs/own-task.md says what its methods are"
+        )
+    if lacking := sorted(cls.__abstractmethods__):
+        raise UsageError(f"{where} is not a valid task: it lacks {', '.join(lacking)}; see docs/own-task.md")
+    return cls
 
 
 def _target(where: str, task: str) -> tuple[str, str]:
