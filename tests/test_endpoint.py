@@ -343,7 +343,7 @@ def test_numbers_are_compared_as_finely_as_they_are_kept(before, after, same, tm
         keep_answers(endpoint(model.url), NUMBERS[:1], tmp_path)
         check_answers(endpoint(model.url), tmp_path)
         score = after
-        with contextlib.nullcontext() if same else pytest.raises(UsageError, match="answers otherwise"):
+        with contextlib.nullcontext() if same else pytest.raises(UsageError, match="answers differently"):
             check_answers(endpoint(model.url), tmp_path)
 
 
