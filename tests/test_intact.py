@@ -162,12 +162,12 @@ def test_a_verdict_that_was_edited_and_committed_is_told_and_recomputed(workspac
     with inside(copy):
         edited = Path(VERDICT).read_text().replace("target", "TARGET", 1)
         Path(VERDICT).write_text(edited)
-        dvc_commit(["re_evaluate@tiny"])
+        dvc_commit(["conclude@tiny"])
         with pytest.raises(DamagedError, match=rf"{VERDICT} holds other bytes than .*conclude/provenance\.json names"):
             check_intact("tiny")
         [told] = mend(stages_of(["tiny"]))
-        assert told.endswith("re_evaluate@tiny is restored or run again")
-        assert "re_evaluate@tiny" not in stages_of(["tiny"])
+        assert told.endswith("conclude@tiny is restored or run again")
+        assert "conclude@tiny" not in stages_of(["tiny"])
     assert faded(copy, "export", "tiny", "deploy")[0] == Exit.USAGE, "stale"
 
 
