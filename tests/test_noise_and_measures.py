@@ -13,7 +13,7 @@ from stages.concepts import Region
 from stages.errors import UsageError
 from stages.files import read_json, stage_dir
 from stages.landscape import Paired, against_noise, invalid_probes, invalid_share, targeting
-from stages.landscape.measures import compare_measures
+from stages.landscape.measures import compare_measures, measure_answers
 from stages.tasks.base import offers
 from stages.tasks.contract import Items
 from tests.landscapes import planted, uniform
@@ -78,7 +78,8 @@ def texts(n: int = 12) -> tuple[PlantedTexts, pd.DataFrame]:
 
 
 def measures(task: PlantedTexts, **answers: pd.DataFrame) -> dict:
-    return compare_measures(dict.fromkeys(answers, task), answers, task.concepts.names, resamples=200, seed=0)
+    measured = measure_answers(dict.fromkeys(answers, task), {"clean": answers}, task.concepts.names)
+    return compare_measures(answers, measured, resamples=200, seed=0)
 
 
 def test_measures_are_means_over_the_same_valid_pairs():
@@ -155,8 +156,8 @@ def test_the_summary_counts_what_was_not_judged(verdict):
     assert summary["invalid"]["value"] == pytest.approx(2 / 25, abs=0.06)
     assert {row["label"] for row in summary["invalid"]["levels"] if row["concept"] == "tilt"} == {"1"}
     assert summary["modes"][0]["invalid"] == 0.0
-    assert read_json(stage_dir("tiny", "summarize") / "metrics.json")["invalid_share"] == summary["invalid"]["value"]
-    page = (stage_dir("tiny", "summarize") / "report.html").read_text()
+    assert read_json(stage_dir("tiny", "report") / "metrics.json")["invalid_share"] == summary["invalid"]["value"]
+    page = (stage_dir("tiny", "report") / "report.html").read_text()
     assert "Changed beyond recognition" in page
 
 
