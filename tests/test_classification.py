@@ -322,7 +322,7 @@ def test_all_errors_are_told_at_once(home):
         discrepancy={"threshold": 2},
     )
     wheres = [error.split(":")[0] for error in ImageClassification.check(context)]
-    assert wheres == ["concepts.rotation", "prepare.data.parquet", "prepare.model", "discrepancy.threshold"]
+    assert wheres == ["discrepancy.threshold", "prepare.model", "prepare.data.parquet", "concepts.rotation"]
 
 
 def test_a_missing_package_names_the_list_to_install(tmp_path):
