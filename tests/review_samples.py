@@ -20,6 +20,7 @@ from rich.console import Console
 from flows.review.app import Served, make_app
 from flows.review.recording import Outcome
 from flows.review.terminal import review_landscape
+from flows.review.view import report_path
 from stages.files import stage_dir, write_json
 from stages.pages import Gallery
 from stages.params import load_params
@@ -108,7 +109,9 @@ def make_review(
     write_exhibits(folder / "exhibits.parquet", {mode: shelf(gallery) for mode, gallery in galleries.items()})
     overall = {"value": 0.254, "low": 0.241, "high": 0.268}
     write_json(folder / "landscape.json", {"audit": "x", "modes": modes, "overall": overall})
-    (folder / "report.html").write_text(REPORT)
+    page = report_path("x", "landscape")
+    page.parent.mkdir()
+    page.write_text(REPORT)
     return path
 
 

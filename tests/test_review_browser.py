@@ -11,6 +11,7 @@ import pytest
 
 from flows.review.links import write_way_in
 from flows.review.server import ReviewServer, serve_review
+from flows.review.view import report_path
 from stages import collect_feedback
 from stages.decisions import read_chain
 from stages.files import read_json, stage_dir
@@ -289,7 +290,7 @@ def test_a_report_with_charts_opens_beside_the_page(
     from tests.report_samples import FOUR, make_inputs
 
     make_review(tmp_path, monkeypatch)
-    write_landscape_report(stage_dir("x", "summarize") / "report.html", **make_inputs(*FOUR[:2]))
+    write_landscape_report(report_path("x", "landscape"), **make_inputs(*FOUR[:2]))
     with window(browser) as w:
         with w.context.expect_page() as opened:
             w.page.get_by_role("link", name="The whole landscape").click()
