@@ -111,7 +111,8 @@ def test_a_stale_audit_is_not_exported_even_if_forced(workspace, tmp_path):
         params = stale.params()
         params["repairs"]["tiny"]["restructure"]["control"] = "none"
         stale.write_params(params)
-        with pytest.raises(UsageError, match=r"restructure@tiny, re_evaluate@tiny are stale .* run `faded audit tiny`"):
+        told = "restructure@tiny, re_evaluate@tiny, compare@tiny, conclude@tiny are stale .* run `faded audit tiny`"
+        with pytest.raises(UsageError, match=told):
             export_model(load_params(), "tiny", tmp_path / "deploy", force=True)
         assert write_bundle(load_params(), "tiny") is None
     assert not (tmp_path / "deploy").exists()
