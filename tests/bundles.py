@@ -23,6 +23,7 @@ from tests.workspace import Workspace
 Members = dict[str, bytes]
 DATA = "data/tiny"
 VERDICT, PLAN = f"{DATA}/conclude/verdict.json", f"{DATA}/collect_feedback/plan.json"
+COMPARISON = f"{DATA}/compare/comparison.json"
 
 
 def bundle_of(workspace: Workspace, audit: str = "tiny") -> Path:

@@ -154,7 +154,7 @@ def test_by_default_it_is_the_last_that_passed(workspace, worse):
 
 def test_a_commit_that_did_not_pass_is_passed_over(worse, tmp_path):
     own = worse.copy(tmp_path / "ws")
-    metrics = own.path / "data/other/summarize/metrics.json"
+    metrics = own.path / "data/other/report/metrics.json"
     metrics.write_text(metrics.read_text().replace('"passed": true', '"passed": false'))
     commit(own, "third")
     with inside(own):

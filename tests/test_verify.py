@@ -21,6 +21,7 @@ from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, STATEMENT, d
 from flows.evidence.views import show_bundle, show_checks
 from stages.errors import UsageError
 from tests.bundles import (
+    COMPARISON,
     DATA,
     PLAN,
     VERDICT,
@@ -96,8 +97,8 @@ def better_value(verdict: Any) -> None:
     verdict["gates"][0]["high"] = -0.9
 
 
-def better_difference(verdict: Any) -> None:
-    verdict["differences"]["target_failure_rate"]["after"] = 0.0
+def better_difference(comparison: Any) -> None:
+    comparison["differences"]["target_failure_rate"]["after"] = 0.0
 
 
 def another_reviewer(verdict: Any) -> None:
@@ -105,32 +106,32 @@ def another_reviewer(verdict: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("member", "change", "told"),
     [
-        (flip_gate, "gates[0].passed: expected True, found False"),
-        (one_for_true, "gates[0].passed: expected True, found 1"),
-        (better_value, "gates[0].high"),
-        (better_difference, "target_failure_rate_after"),
-        (another_reviewer, "reviewer: expected 'Bob, Ada', found 'Eve'"),
+        (VERDICT, flip_gate, "gates[0].passed: expected True, found False"),
+        (VERDICT, one_for_true, "gates[0].passed: expected True, found 1"),
+        (VERDICT, better_value, "gates[0].high"),
+        (COMPARISON, better_difference, "target_failure_rate_after"),
+        (VERDICT, another_reviewer, "reviewer: expected 'Bob, Ada', found 'Eve'"),
     ],
 )
-def test_a_verdict_that_does_not_follow_from_its_numbers_is_told(bundle, tmp_path, change, told):
+def test_a_verdict_that_does_not_follow_from_its_numbers_is_told(bundle, tmp_path, member, change, told):
     members = dict(read_bundle(bundle).members)
-    members[VERDICT] = edited(members[VERDICT], change)
+    members[member] = edited(members[member], change)
     forged = problems(resealed(tmp_path / "forged.zip", members))
     assert told in forged["verdict"]
-    assert VERDICT in forged["dvc.lock"]
+    assert member in forged["dvc.lock"]
     assert not {"files", "manifest", "statement"} & set(forged)
 
 
 def test_a_landscape_whose_gate_was_made_to_pass_is_told(workspace, tmp_path):
     members = dict(read_bundle(bundle_of(workspace, "other")).members)
     params = yaml.safe_load(members[PARAMS])
-    params["audits"]["other"]["summarize"]["gates"]["max_failure_rate"] = 0.1
+    params["audits"]["other"]["gates"]["max_failure_rate"] = 0.1
     members[PARAMS] = dump_yaml(params)
     forged = problems(resealed(tmp_path / "forged.zip", members))
     assert "gates[0].bound: expected 0.1, found 0.9" in forged["verdict"]
-    assert "summarize@other" in forged["parameters"] and "max_failure_rate" in forged["parameters"]
+    assert "report@other" in forged["parameters"] and "max_failure_rate" in forged["parameters"]
 
 
 def test_another_landscape_is_told(bundle, tmp_path):
