@@ -174,7 +174,7 @@ def test_a_stale_audit_is_not_judged(workspace, tmp_path):
     params = own.params()
     params["audits"]["other"]["summarize"]["modes"] = 3
     own.write_params(params)
-    with pytest.raises(UsageError, match=r"summarize@other is stale .* run `faded audit other` first"):
+    with pytest.raises(UsageError, match=r"summarize@other, report@other are stale .* run `faded audit other` first"):
         judged(own, "other")
     with pytest.raises(UsageError, match="cannot read revision 'nosuch'"):
         judged(own, "tiny", "nosuch")
