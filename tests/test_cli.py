@@ -50,6 +50,7 @@ def finished(tmp_path_factory) -> Workspace:
             assert workspace.run(["git", *command]).returncode == 0
         if revision == "first":
             edit_task(workspace)
+            assert "code changed" in workspace.faded("plan").stdout  # `dvc repro` alone does not watch a user's files
     (workspace.path / "data/tiny/inputs/regions.json").write_text("[ ]")
     return workspace
 

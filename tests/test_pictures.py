@@ -161,7 +161,7 @@ def test_a_data_set_chooses_no_files_beyond_its_folder(tmp_path):
     pd.DataFrame({"text": ["a", "b"], "image": cells}).to_parquet(own / "p.parquet")
     (own / "own.png").rename(own / "own.data")  # else the folder is read as one of pictures
     (own / "own.png").symlink_to(own / "own.data")
-    table, skipped = load(tmp_path / "inputs", dataset="mine", max_excluded=0.5)
+    table, skipped = load(tmp_path / "inputs", datasets="mine", max_excluded=0.5)
     assert table["text"].tolist() == ["a"] and "lies outside the data set's folder" in skipped[0]["reason"]
 
 
@@ -280,7 +280,7 @@ def test_a_folder_that_the_datasets_library_reads_is_read(tmp_path):
     pytest.importorskip("datasets")
     lines = [{"file_name": "red.jpg", "text": "red"}, {"file_name": "blue.png", "text": "blue"}]
     write_folder(tmp_path / "mine", *lines)
-    table, _ = load(tmp_path, dataset="mine")
+    table, _ = load(tmp_path, datasets="mine")
     assert sorted(table["text"]) == ["blue", "red"]
     blue = table.loc[table["text"] == "blue", "image"].item()
     assert np.array_equal(from_png(blue), plain(BLUE))
