@@ -252,7 +252,7 @@ def test_in_a_clone_of_faded_an_audit_is_added_to_those_there_are(tmp_path, shap
     init(given=options(answers={"model": str(shapes / WEIGHTS), "data": str(shapes / "shapes"), "repair": False}))
     audits = load_params(clone / "params.yaml").audits
     assert list(audits) == ["tiny", "shapes"]
-    assert audits["shapes"].code == "stages/tasks/classification"
+    assert audits["shapes"].task == "image-classification"
     assert all(line in (clone / "params.yaml").read_text().splitlines() for line in params.splitlines())
     assert {name: (clone / name).read_bytes() for name in before} == before
 
