@@ -132,10 +132,17 @@ class Workspace:
         (self.path / "toy.json").write_text(json.dumps(told))
 
     def executed(self) -> list[str]:
-        """Names of the toy stages that were executed since this was last asked, in order."""
+        """Names of the toy stages that were executed since this was last asked, in order.
+
+        A report is drawn beside the stages of a repair, before or after any of them: it is told behind its landscape.
+        """
         path = self.path / "executed.txt"
         names = path.read_text().split() if path.exists() else []
         path.unlink(missing_ok=True)
+        for name in [name for name in names if name.startswith("report@")]:
+            landscape = name.replace("report", "summarize")
+            if landscape in names[: (at := names.index(name))]:
+                names.insert(names.index(landscape) + 1, names.pop(at))
         return names
 
     def digests(self, *patterns: str) -> dict[str, str]:
