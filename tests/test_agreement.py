@@ -6,8 +6,8 @@ import pytest
 
 from stages.decisions import Recorded
 from stages.decisions.agreement import agreement, krippendorff_alpha
-from stages.landscape import Plan
 from stages.pages.comparison_report import _decision
+from stages.records import Plan
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": examples A, B and C.
 MEG_OWEN = ("0100000010", "1110010000")
@@ -94,13 +94,11 @@ def test_examples_of_two_landscapes_are_two_things() -> None:
     assert agreement([here]) is None
 
 
-def test_the_verdict_and_its_report_repeat_what_the_plan_says(tmp_path) -> None:
-    from stages.files import write_json
-
+def test_the_verdict_and_its_report_repeat_what_the_plan_says() -> None:
     said = agreement([decided("Ada", "ra", {}), decided("Ben", "ra", {})])
-    plan = {"decided_by": "human", "reviewer": "Ada, Ben", "reason": "", "modes": [], "agreement": said}
-    write_json(tmp_path / "plan.json", plan)
-    assert Plan.read(tmp_path / "plan.json").agreement == said
+    plan = {"landscape": "0" * 16, "decided_by": "human", "statement": "", "reviewer": "Ada, Ben", "reason": ""}
+    kept = Plan.parse(Plan.computed({**plan, "modes": [], "agreement": said}).dump(), "plan.json").agreement
+    assert kept is not None and kept.to_json() == said
     view = _decision({"decided_by": "human", "reviewer": "Ada, Ben", "agreement": said})
     assert view is not None
     assert view["agreement"].startswith("2 reviewers agree in 100% of their words on what to do about 2 failure modes")

@@ -201,7 +201,34 @@ def test_nobody_counts_twice(landscape: Path, tmp_path: Path) -> None:
     assert [d.reviewer for d in now(2).decisions] == ["Bob"]
 
 
+def whole() -> dict[str, Any]:
+    """A landscape.json of these modes in which nothing is missing."""
+    rate = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 90}
+    minimal = {"reached": 0, "of": 0, "median_radius": None}
+    numbers = {"rate": 0.5, "low": 0.4, "high": 0.6, "probes": 90, "failures": 45, "estimate": 0.5, "lift": 2.0}
+    more = {**numbers, "share": 0.1, "minimal": minimal, "invalid": None}
+    return {
+        "audit": "x",
+        "concepts": [{"name": "a", "levels": [0, 1, 2], "unit": "", "ordered": True, "neutral": 0}],
+        "threshold": 0.5,
+        "overall": rate,
+        "overall_estimated": rate,
+        "effects": [],
+        "modes": [mode | more for mode in MODES],
+        "invalid": {"count": 0, "probes": 90, **rate, "levels": []},
+        "modes_found_again": {"named": 0, "again": 0, "in_halves": {}},
+        "modes_skipped": [],
+        "estimator": {"name": "counts"},
+        "robustness": None,
+        "search": {},
+        "exact": False,
+        "sampled": False,
+        "items": 9,
+    }
+
+
 def test_the_plan_names_the_decisions_it_was_made_from(landscape: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(landscape / "landscape.json", whole())
     first = record()
     merge = feedback.merge
 
