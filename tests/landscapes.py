@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,3 +69,30 @@ def inside(task: Any, regions: Sequence[dict[str, list[int]]]) -> np.ndarray:
     """Which cells of the grid lie in any of the regions."""
     cells = task.concepts.cells()
     return np.any([Region.from_json(r).contains(task.concepts, cells) for r in regions], axis=0)
+
+
+def landscape_file(modes: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+    """A whole landscape.json with these modes, of which only what matters need be said."""
+    rate = {"value": 0.25, "low": 0.24, "high": 0.26, "n": 2000}
+    plain = {"rate": 0.5, "low": 0.4, "high": 0.6, "probes": 9, "failures": 5, "estimate": 0.5, "lift": 2.0}
+    plain |= {"share": 0.1, "confirmed": True, "invalid": None}
+    plain |= {"minimal": {"reached": 0, "of": 0, "median_radius": None}}
+    return {
+        "audit": "x",
+        "concepts": [],
+        "threshold": 0.0,
+        "overall": rate,
+        "overall_estimated": rate,
+        "effects": [],
+        "modes": [{**plain, **mode} for mode in modes],
+        "invalid": {"count": 0, "probes": 2000, **rate, "value": 0.0, "levels": []},
+        "modes_found_again": {"named": 0, "again": 0, "in_halves": {}},
+        "modes_skipped": [],
+        "estimator": {"name": "boosted trees"},
+        "robustness": None,
+        "search": {},
+        "exact": False,
+        "sampled": False,
+        "items": 20,
+        **more,
+    }

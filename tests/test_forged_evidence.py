@@ -93,8 +93,8 @@ def other_gates(m: Members) -> None:
 def other_gates_in_the_lock(m: Members) -> None:
     other_gates(m)
     lock = yaml.safe_load(m[LOCK])
-    gates = lock["stages"]["re_evaluate@tiny"]["params"][PARAMS]
-    gates["repairs.tiny.gates"]["clean_quality"] = {"change_min": -0.9}
+    gates = lock["stages"]["conclude@tiny"]["params"][PARAMS]["repairs.tiny"]["gates"]
+    gates["clean_quality"] = {"change_min": -0.9}
     m[LOCK] = dump_yaml(lock)
 
 

@@ -16,9 +16,11 @@ from stages.concepts import Region
 from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.landscape import Mode, Rate
+from stages.landscape.show import exhibits
+from stages.landscape.summary import MOST_EXAMPLES, pick_examples
 from stages.params import load_params
-from stages.summarize import MOST_EXAMPLES, galleries, pick_examples
-from tests.landscapes import planted, uniform
+from stages.records.landscape import ModeRecord
+from tests.landscapes import landscape_file, planted, uniform
 from tests.review_samples import review
 from tests.workspace import audit_params, repair_params
 
@@ -67,14 +69,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pd.DataFrame({"tilt": [0]}).to_parquet(tmp_path / "data/x/summarize/landscape.parquet")
     example = {"item": "discover-0001", "cell": [2, 3], "discrepancy": 0.5}
     modes = [
-        {"id": name, "region": {"tilt": [i]}, "text": f"tilt = {i}", "rate": 0.5, "low": 0.4, "high": 0.6}
-        | {"probes": 9, "share": 0.1, "confirmed": True}
+        {"id": name, "region": {"tilt": [i]}, "text": f"tilt = {i}"}
         | {"examples": [{**example, "id": f"{name}.1", "output": "[bold]w\x1b[31mrong", "failed": True}]}
         for i, name in enumerate(("M1", "M2"))
     ]
     modes[0]["examples"] += [{**example, "id": "M1.2", "output": "right", "failed": False}]
     concepts = planted().concepts.to_json()[:2]
-    write_json(tmp_path / "data/x/summarize/landscape.json", {"modes": modes, "concepts": concepts})
+    write_json(tmp_path / "data/x/summarize/landscape.json", landscape_file(modes, concepts=concepts))
     return tmp_path
 
 
@@ -112,11 +113,13 @@ def test_the_landscape_names_what_the_report_shows() -> None:
         assert row.discrepancy == answer.discrepancy[0]
     blamed = both.assign(valid=~both["item"].isin(rows["item"]))
     assert not pick_examples(task.concepts, mode, blamed, 0)["item"].isin(rows["item"]).any()
-    gallery = galleries(task, [mode], both, 4, 0)["M7"]  # how many are shown changes no id
-    assert (len(gallery.failing), len(gallery.passing)) == (4, 4)
-    shown, rows = [*gallery.failing, *gallery.passing], rows.groupby("failed", sort=False).head(4)
-    assert [e.caption for e in shown] == [f"{row.id} - {row.item}" for row in rows.itertuples()]
-    assert [e.text for e in shown] == [task.concepts.describe(cell) for cell in rows["cell"]]
+    [named] = landscape_file([{"id": "M7", "region": {}, "text": "", "examples": rows.to_dict("records")}])["modes"]
+    shown = exhibits(task, [ModeRecord.computed(named)], 4)["M7"]  # how many are shown changes no id
+    rows = rows.groupby("failed", sort=False).head(4)
+    assert [one.failed for one in shown] == [True] * 4 + [False] * 4
+    assert [one.id for one in shown] == rows["id"].tolist()
+    assert [one.exhibit.caption for one in shown] == [f"{row.id} - {row.item}" for row in rows.itertuples()]
+    assert [one.exhibit.text for one in shown] == [task.concepts.describe(cell) for cell in rows["cell"]]
 
 
 def test_a_review_asks_about_examples_if_wanted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
