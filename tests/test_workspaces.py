@@ -225,7 +225,7 @@ def test_only_the_lock_file_of_the_workspace_is_healed(with_pipelines, monkeypat
     monkeypatch.chdir(workspace.path)
     told = heal()
     assert any("restored from git" in line for line in told)
-    assert "rwlock was damaged: put aside" in capsys.readouterr().err
+    assert "rwlock was damaged: set aside" in capsys.readouterr().err
     assert lock.read_text() == "schema: '2.0'\nstages: {}\n"
     assert users.read_text() == "schema: '2."
     assert not rwlock.exists()
