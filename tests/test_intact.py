@@ -282,7 +282,7 @@ def test_an_audit_restores_or_recomputes_what_was_swapped(toys, prefect_server, 
     with inside(copy):
         if place == "committed":
             Path(VERDICT).write_text(Path(VERDICT).read_text().replace("said by", "said BY"))
-            dvc_commit(["re_evaluate@tiny"])
+            dvc_commit(["conclude@tiny"])
         elif place == "workspace":
             flip(a_file(RECORD))
         else:
@@ -292,6 +292,6 @@ def test_an_audit_restores_or_recomputes_what_was_swapped(toys, prefect_server, 
     done = copy.faded("audit", PREFECT_API_URL=prefect_server)
     assert done.returncode == 0, done.stdout
     assert copy.digests("tiny/*/*", "tiny/*/*/*") == good
-    assert copy.executed() == (["re_evaluate@tiny"] if place == "both" else []), done.stdout
+    assert copy.executed() == (["conclude@tiny"] if place == "both" else []), done.stdout
     with inside(copy):
         check_intact("tiny")

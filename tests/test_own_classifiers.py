@@ -394,7 +394,7 @@ def test_an_audit_of_ones_own_through_the_stages(tmp_path):
     write_folder(inputs / "photos", 9)
     timm_weights(inputs / "w.safetensors")
     out = tmp_path / "data" / "own"
-    for stage in ("prepare", "discover"):
+    for stage in ("code", "prepare", "discover"):
         done = Workspace(tmp_path).run([sys.executable, "-m", f"stages.{stage}", "own"])
         assert done.returncode == 0, done.stdout
     assert json.loads((out / "prepare" / "metrics.json").read_text())["items"] == {"discover": 12}
