@@ -213,7 +213,7 @@ def test_lines_of_json_name_picture_files(tmp_path):
             {"image": "fil"},
             r"image: mine/all\.jsonl, line 1, has no 'fil', did",
         ),
-        ({"file": "blue.png", "said": "x"}, {"where": {"kind": 1}}, r"pictures\.where\.kind: .* has no 'kind'"),
+        ({"file": "blue.png", "said": "x"}, {"where": {"kind": 1}}, r"prepare\.data\.where\.kind: .* has no 'kind'"),
         ({"file": "../blue.png", "said": "x"}, {}, r"file \.\./blue\.png leads out of mine"),
         ({"file": "gone.png", "said": "x"}, {}, r"cannot be read: No such file"),
         ({"file": 3, "said": "x"}, {}, r"line 1 names no file: "),

@@ -151,7 +151,7 @@ def test_bias_is_asked_for_where_a_model_draws(place: Path, monkeypatch: pytest.
 
 
 def test_a_review_that_is_broken_off_writes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="broken off; no decision was written"):
+    with pytest.raises(UsageError, match="was cancelled; no decision was written"):
         review(monkeypatch, *MODE, "Ada")
     assert "nothing written" in review(monkeypatch, *MODE, "Ada", "", "y", "n")
     assert kept() == []
