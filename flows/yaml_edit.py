@@ -139,7 +139,7 @@ def _edited(text: str, change: Callable[[Any], object], written: Callable[[str],
             made.append(" " * max(0, _indent(line) + shift) + _commented(written(line.lstrip()), old) + ends)
         done = content[stop - 1] + 1 if first < stop else at
         made += [lines[n] for n in sorted(set(range(at, done)) - set(content))]  # comments stay
-    return "\n".join(made + lines[done:])
+    return "\n".join(made + (lines[done:] or [""]))  # a last line that is written anew ends
 
 
 def _commented(line: str, old: str) -> str:
