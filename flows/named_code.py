@@ -38,7 +38,7 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
             # A module of a user's is none of the files that DVC watches.
             if not stage.status() and not _is_of_user(audit.task):
                 continue
-            code = code or Code(PACKAGE if is_own(root) else root / PACKAGE.name, root)
+            code = code or code_in(root)
             text = code.written(audit)
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +48,11 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
                 stage.dump(update_pipeline=False)
         except OSError as error:
             raise UsageError(f"{path} names the code of its audit, and cannot be brought up to date: {error}") from None
+
+
+def code_in(root: Path) -> Code:
+    """The code that stages of a workspace run: what is installed, or in a clone of the repository that of the clone."""
+    return Code(PACKAGE if is_own(root) else root / PACKAGE.name, root)
 
 
 def _is_of_user(task: str) -> bool:

@@ -33,8 +33,6 @@ from tests.finished import inside
 from tests.servers import free_port
 from tests.workspace import ROOT, Workspace, make_workspace
 
-KINDS = ("prepare", "discover", "summarize")
-
 
 def there(worker: Workspace, **changes: Any) -> RunnerConfig:
     return RunnerConfig(kind="dask", workspace=str(worker.path), **changes)
@@ -44,6 +42,7 @@ def ship(driver: Workspace, worker: Workspace, *stages: str) -> list[tuple[Shipm
     """Bring stages up to date in a worker's clone and take them back, as a run does."""
     shipped = []
     with inside(driver):
+        read_graph()  # as every run begins
         for stage in stages:
             shipment = pack(stage, there(worker))
             assert shipment is not None
@@ -86,7 +85,7 @@ def test_a_stage_runs_in_the_clone_and_is_the_drivers_as_if_it_had_run_there(mad
     assert fresh == ["prepare@tiny", "discover@tiny", "summarize@tiny"]
     outputs = ("tiny/prepare/**/*", "tiny/discover/**/*", "tiny/summarize/**/*")
     assert driver.digests(*outputs) == worker.digests(*outputs) != {}
-    assert [path.is_symlink() for path in driver.path.glob("data/tiny/*/metrics.json")] == [False] * 3
+    assert [path.is_symlink() for path in driver.path.glob("data/tiny/*/metrics.json")] == [False] * 2
     assert (driver.path / "data/tiny/summarize/landscape.json").is_symlink()
 
 
@@ -94,7 +93,8 @@ def test_nothing_of_the_clone_is_changed_but_what_stages_make(made):
     _, worker, _ = made
     changed = {line[3:] for line in run(worker, "git", "status", "--porcelain").splitlines()}
     records_of_toys = {"executed.txt", "spans.jsonl"}
-    assert changed - records_of_toys == {*(f"data/tiny/{name}/" for name in KINDS), "dvc.lock"}
+    of_stages = {f"data/tiny/{name}" for name in ("code.json", "prepare/", "discover/")}  # what git does not ignore
+    assert changed - records_of_toys == {*of_stages, "dvc.lock"}
 
 
 def test_what_travels_beside_the_remote_is_small_and_holds_no_secret(made):
@@ -105,7 +105,15 @@ def test_what_travels_beside_the_remote_is_small_and_holds_no_secret(made):
         assert set(shipment.files) == {"params.yaml", "dvc.yaml", "faded.json"}
         assert len(text) < 50_000
     assert [entry["path"] for entry in shipped[2][0].inputs if "discover" in entry["path"]] == [
-        f"data/tiny/discover/{name}" for name in ("probes.parquet", "robustness.parquet", "policy", "metrics.json")
+        f"data/tiny/discover/{name}"
+        for name in (
+            "probes.parquet",
+            "robustness.parquet",
+            "embeddings.parquet",
+            "tallies.json",
+            "policy",
+            "metrics.json",
+        )
     ]
 
 
@@ -145,6 +153,12 @@ def test_a_clone_with_other_code_or_inputs_is_refused_before_anything_runs(made,
         ship(driver, worker, "prepare@tiny")
     shutil.rmtree(worker.path / "data/tiny/inputs")
     with pytest.raises(InfrastructureError, match=r"has other bytes under data/tiny/inputs"):
+        ship(driver, worker, "prepare@tiny")
+    run(worker, "git", "checkout", "--quiet", "data")
+    code = worker.path / "stages/prepare.py"
+    code.write_text(code.read_text().replace("sleep(0.05)", "sleep(0.06)"))
+    told = rf"{worker.path} has other code for prepare@tiny than the driver: bring its clone to commit {revision}"
+    with pytest.raises(InfrastructureError, match=told):
         ship(driver, worker, "prepare@tiny")
     assert not (worker.path / "executed.txt").exists()
 
@@ -268,8 +282,6 @@ def test_a_linked_folder_that_holds_something_else_is_another_input(origin, tmp_
     driver, worker = (clone(origin, tmp_path / name) for name in ("driver", "worker"))
     pictures(driver, "one")
     pictures(worker, "two")
-    with inside(driver):
-        read_graph()  # as every run begins
     with pytest.raises(InfrastructureError, match="other bytes under data/tiny/inputs than the driver"):
         ship(driver, worker, "prepare@tiny")
     (worker.path / "pictures/1.png").write_text("one")

@@ -16,7 +16,7 @@ from tests.servers import free_port
 from tests.test_kill import all_gone, running
 from tests.workspace import STAGES, Workspace, make_workspace, repair_params
 
-KINDS = ("prepare", "discover", "summarize")
+KINDS = ("prepare", "discover", "summarize", "report")
 TRAVELLERS = (*KINDS, "restructure", "re_evaluate", "compare", "conclude")
 KINDS_OF_RUNNERS = [
     pytest.param(kind, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed"))
@@ -90,7 +90,7 @@ def test_two_machines_come_to_what_one_comes_to(machines, prefect_server, tmp_pa
     done = alone.faded("audit", "--all", "--runner", "threads", PREFECT_API_URL=prefect_server)
     assert done.returncode == 0, done.stdout
     assert lock(driver) == lock(alone)
-    assert len(lock(alone)) == 9
+    assert len(lock(alone)) == 15  # with the names of the code
     outputs = tuple(f"*/{kind}/**/*" for kind in STAGES)
     assert driver.digests(*outputs) == alone.digests(*outputs)
     elsewhere = [stages_run_in(worker) for worker in workers]

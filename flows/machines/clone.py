@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from flows.graph import SHARE
 from flows.heal import heal
 from flows.linked import note_linked_folders
-from flows.machines.driver import hashes, other_bytes
+from flows.machines.driver import hashes, other_bytes, other_code
 from flows.machines.store import Store, opened
 from flows.machines.worker import Failure, here
+from flows.named_code import code_in
 from flows.run_stage import StageResult, run_stage
 from flows.shipment import Entry, Made, Shipment
 from flows.workspace import exclusive, running_audit
+from stages.code import CODE
 from stages.environment import WORK
 from stages.errors import FadedError, InfrastructureError, UsageError
 from stages.files import locked, read_state, replace_file, write_state
+from stages.params import DATA, load_params
 from stages.provenance import versions
 
 LOCK = WORK / "machines.lock"
@@ -49,6 +54,7 @@ def bring_up_to_date(shipment: Shipment, host: str) -> StageResult:
     _write_texts(shipment)
     with opened(shipment.remote) as store:
         _bring_inputs(store, shipment, host)
+        _check_code(shipment, host)
         note_linked_folders(store.repo)
         stage = store.stage(shipment.stage)
         mine = hashes(stage)
@@ -87,6 +93,15 @@ def _bring_inputs(store: Store, shipment: Shipment, host: str) -> None:
             _remove(Path(path))
     _note(wanted)
     store.checkout(shipment.inputs)
+
+
+def _check_code(shipment: Shipment, host: str) -> None:
+    """Refuse to run other code than the driver's, which the code.json that it sent names."""
+    kind, _, audit = shipment.stage.partition("@")
+    audit = audit.rpartition("-")[0] if kind == SHARE else audit
+    theirs = json.loads((DATA / audit / CODE).read_text(encoding="utf-8"))
+    if code_in(Path()).digest(load_params().audit(audit), kind) != theirs.get(kind):
+        raise other_code(shipment, host)
 
 
 def _brought() -> set[str]:

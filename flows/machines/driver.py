@@ -158,12 +158,17 @@ def _checked(shipment: Shipment, made: Made, stage: PipelineStage) -> list[Entry
 
 def other_bytes(shipment: Shipment, host: str, path: str) -> InfrastructureError:
     """The error when a worker's clone has something else at a path that the stage reads."""
-    where = (
-        f"bring its clone to commit {shipment.revision}"
-        if shipment.revision
-        else "bring its clone to the driver's state"
-    )
-    return InfrastructureError(f"worker {host} has other bytes under {path} than the driver: {where}")
+    return _differs(shipment, host, f"bytes under {path}")
+
+
+def other_code(shipment: Shipment, host: str) -> InfrastructureError:
+    """The error when a worker's clone would run other code than the driver's."""
+    return _differs(shipment, host, f"code for {shipment.stage}")
+
+
+def _differs(shipment: Shipment, host: str, what: str) -> InfrastructureError:
+    state = f"commit {shipment.revision}" if shipment.revision else "the driver's state"
+    return InfrastructureError(f"worker {host} has other {what} than the driver: bring its clone to {state}")
 
 
 def _inputs(store: Store, stage: PipelineStage) -> list[Entry]:
