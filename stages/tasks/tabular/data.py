@@ -1,0 +1,139 @@
+"""Tables: a set that comes with scikit-learn, or a file of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from stages.errors import UsageError, did_you_mean
+from stages.tasks.source import Source, collect
+from stages.tasks.sources import local_file
+
+SETS: Mapping[str, str] = {
+    "breast_cancer": "Wisconsin Diagnostic Breast Cancer: 569 tumours, 30 measurements of their cells, benign or not",
+    "wine": "Wine recognition: 178 wines of three growers, 13 measurements",
+    "digits": "Handwritten digits: 1,797 pictures of 8x8 pixels as 64 measurements",
+    "iris": "Iris: 150 flowers of three species, 4 measurements",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with labels.
+
+    Args:
+        rows: a column for each feature: numbers are measurements, anything else is a category.
+        labels: what is to be told of each row, as people write it.
+        skipped: {file, reason} of rows that were left out.
+    """
+
+    rows: pd.DataFrame
+    labels: np.ndarray
+    skipped: list[dict[str, str]]
+
+
+class _Rows(Source):
+    def load(self, inputs: Path) -> Table:
+        """Read it.
+
+        Raises:
+            UsageError: when there are no rows with labels.
+        """
+        raise NotImplementedError
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See Source."""
+        return collect(lambda: self.load(inputs))
+
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
+        """See Source."""
+        return {"": len(self.load(inputs).labels)}
+
+
+class SklearnSet(_Rows):
+    """`sklearn: breast_cancer`."""
+
+    sklearn: str
+
+    def load(self, inputs: Path) -> Table:
+        """See _Rows."""
+        import sklearn.datasets
+
+        if self.sklearn not in SETS:
+            hint = did_you_mean(self.sklearn, SETS)
+            raise UsageError(f"prepare.data.sklearn: no set {self.sklearn!r}{hint}; expected one of {', '.join(SETS)}")
+        loaded = getattr(sklearn.datasets, f"load_{self.sklearn}")()
+        rows = pd.DataFrame(loaded.data, columns=[str(name) for name in loaded.feature_names])
+        return Table(rows, np.array([str(loaded.target_names[i]) for i in loaded.target]), [])
+
+    def origin(self, inputs: Path) -> str:
+        """See Source."""
+        from sklearn import __version__
+
+        return f"{self.sklearn} of scikit-learn {__version__}"
+
+
+class _File(_Rows):
+    target: str = Field(description="column with what is to be told")
+    key: ClassVar[str]
+
+    def load(self, inputs: Path) -> Table:
+        """See _Rows."""
+        where, name = f"prepare.data.{self.key}", str(getattr(self, self.key))
+        frame = read_frame(local_file(inputs, name, where), where)
+        if self.target not in frame:
+            hint = did_you_mean(self.target, list(frame))
+            raise UsageError(f"{where}: {name} has no column {self.target!r}{hint}; found {', '.join(frame)}")
+        labelled = frame[self.target].notna()
+        skipped = [{"file": f"{name}, row {i + 1}", "reason": "no label"} for i in np.flatnonzero(~labelled)]
+        frame = frame[labelled].reset_index(drop=True)
+        rows = frame.drop(columns=[self.target])
+        for column in rows:
+            if pd.api.types.is_numeric_dtype(rows[column]) and not pd.api.types.is_bool_dtype(rows[column]):
+                rows[column] = rows[column].astype(float)
+                rows[column] = rows[column].fillna(rows[column].median())
+            else:
+                rows[column] = rows[column].astype(str)
+        if not len(rows) or not rows.select_dtypes("float").shape[1]:
+            raise UsageError(f"{where}: {name} has no rows with a label and a number")
+        return Table(rows, frame[self.target].astype(str).to_numpy(), skipped)
+
+    def origin(self, inputs: Path) -> str:
+        """See Source."""
+        return str(getattr(self, self.key))
+
+
+class CsvFile(_File):
+    """`csv: patients.csv, target: diagnosis`."""
+
+    key = "csv"
+    csv: str
+
+
+class ParquetFile(_File):
+    """`parquet: patients.parquet, target: diagnosis`."""
+
+    key = "parquet"
+    parquet: str
+
+
+DATA_LOADERS: Mapping[str, type[Source]] = {"sklearn": SklearnSet, "csv": CsvFile, "parquet": ParquetFile}
+
+
+def read_frame(path: Path, where: str) -> pd.DataFrame:
+    """Read a .csv or .parquet file.
+
+    Raises:
+        UsageError: when it is no such table.
+    """
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (ValueError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{where}: {path.name} is no table that can be read: {error}") from None
+    return frame.rename(columns=str)

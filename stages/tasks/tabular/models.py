@@ -1,0 +1,148 @@
+"""Models that Faded fits itself: an estimator of scikit-learn, stored as what it was fitted on.
+
+Estimators are pickled by everybody else, and a pickle can run code. Here a model is its estimator's name and settings
+with its rows; reading it fits it again, and known answers tell whether that gave the same model.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+from sklearn import __version__
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from stages.errors import UsageError, did_you_mean
+from stages.files import read_json, read_table, write_json
+from stages.tasks.source import Source
+
+ESTIMATORS: Mapping[str, Any] = {
+    "hist_gradient_boosting": HistGradientBoostingClassifier,
+    "logistic_regression": LogisticRegression,
+    "mlp": MLPClassifier,
+    "random_forest": RandomForestClassifier,
+}
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"logistic_regression": {"max_iter": 1000}, "mlp": {"max_iter": 500}}
+_KNOWN = 20  # rows whose answers are kept
+_TOLERANCE = 1e-6
+LABEL = "faded label"  # column of the rows a model was fitted on
+
+
+class Estimator(Source):
+    """`estimator: hist_gradient_boosting`: fitted on rows that no split of the audit has."""
+
+    estimator: str
+    rows: int = Field(ge=10, le=10_000_000, description="rows it is fitted on")
+    settings: dict[str, Any] = Field(default_factory=dict, description="of the estimator, see scikit-learn")
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See Source."""
+        if self.estimator not in ESTIMATORS:
+            hint = did_you_mean(self.estimator, ESTIMATORS)
+            return [f"prepare.model.estimator: no {self.estimator!r}{hint}; expected one of {', '.join(ESTIMATORS)}"]
+        known = ESTIMATORS[self.estimator]().get_params()
+        return [
+            f"prepare.model.settings.{name}: not of {self.estimator}{did_you_mean(name, known)}"
+            for name in self.settings
+            if name not in known
+        ]
+
+
+MODEL_LOADERS: Mapping[str, type[Source]] = {"estimator": Estimator}
+
+
+@dataclass(frozen=True)
+class RowModel:
+    """An estimator with the rows it was fitted on.
+
+    Args:
+        estimator: its name.
+        settings: of it.
+        seed: of its draws.
+        rows: (n, d) features.
+        labels: (n,) of these.
+        fitted: by scikit-learn.
+    """
+
+    estimator: str
+    settings: Mapping[str, Any]
+    seed: int
+    rows: pd.DataFrame
+    labels: np.ndarray
+    fitted: Any
+
+    @classmethod
+    def fit(
+        cls, estimator: str, settings: Mapping[str, Any], seed: int, rows: pd.DataFrame, labels: np.ndarray
+    ) -> RowModel:
+        """Fit one: numbers are standardised, categories become a number for each value."""
+        features = make_column_transformer(
+            (StandardScaler(), make_column_selector(dtype_include="float")),
+            (OneHotEncoder(handle_unknown="ignore", sparse_output=False), make_column_selector(dtype_exclude="float")),
+        )
+        own = {**_DEFAULTS.get(estimator, {}), **settings, "random_state": seed}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that more iterations might be better
+                fitted = make_pipeline(features, ESTIMATORS[estimator](**own)).fit(rows, labels)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"prepare.model: {estimator} cannot be fitted: {error}") from None
+        return cls(estimator, settings, seed, rows, labels, fitted)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of what it tells apart, in the order of its answers."""
+        return [str(name) for name in self.fitted.classes_]
+
+    def log_odds(self, rows: pd.DataFrame) -> np.ndarray:
+        """Logarithms of the probabilities of n rows: (n, classes), rounded to what does not depend on the batch."""
+        return np.log(np.clip(self.fitted.predict_proba(rows), 1e-12, 1)).round(9)
+
+    def refit(self, rows: pd.DataFrame, labels: np.ndarray) -> RowModel:
+        """The same estimator, fitted on more rows as well."""
+        more = pd.concat([self.rows, rows], ignore_index=True)
+        return RowModel.fit(self.estimator, self.settings, self.seed, more, np.concatenate([self.labels, labels]))
+
+    def save(self, folder: Path) -> None:
+        """Write it as rows.parquet and model.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.rows.assign(**{LABEL: self.labels}).to_parquet(folder / "rows.parquet", compression="zstd", index=False)
+        about = {
+            "estimator": self.estimator,
+            "settings": json.loads(json.dumps(dict(self.settings))),
+            "seed": self.seed,
+            "scikit-learn": __version__,
+            "known": self.log_odds(self.rows[:_KNOWN]).tolist(),
+        }
+        write_json(folder / "model.json", about)
+
+    @classmethod
+    def read(cls, folder: Path) -> RowModel:
+        """Read what `save` wrote, and fit it again.
+
+        Raises:
+            UsageError: when that gives another model, as another version of scikit-learn may.
+        """
+        about, rows = read_json(folder / "model.json"), read_table(folder / "rows.parquet")
+        labels = rows.pop(LABEL).to_numpy()
+        model = cls.fit(about["estimator"], about["settings"], about["seed"], rows, labels)
+        known = np.array(about["known"])
+        found = model.log_odds(rows[:_KNOWN])
+        if found.shape != known.shape or not np.allclose(found, known, atol=_TOLERANCE):
+            raise UsageError(
+                f"{folder}: fitted again, this {model.estimator} answers otherwise than when it was written, with"
+                f" scikit-learn {about['scikit-learn']}; found {__version__}: install that one, or prepare it anew"
+            )
+        return model

@@ -1,0 +1,79 @@
+"""Fits the model anew, away from chosen failure modes.
+
+It learns from the rows it had, from those of the split repair, and from copies of the latter that are changed by cells
+of the target modes, drawn in proportion to severity x estimated failure risk. A control gets as many copies, changed by
+cells of the whole grid, or not at all: it learns from the same rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stages.errors import UsageError
+from stages.tasks.cells import CellSampler
+from stages.tasks.contract import RepairPlan, RepairRecord
+from stages.tasks.tabular.config import RepairSettings
+from stages.tasks.training import render_card
+
+if TYPE_CHECKING:
+    from stages.tasks.tabular.task import TabularClassification
+
+RISK_PROBES = 2000  # enough for a logistic model of a handful of concepts
+
+
+def repair(task: TabularClassification, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+    """Fit a copy of the task's model and write it with its card; see the module for how.
+
+    Raises:
+        UsageError: when there is nothing to repair or to learn from.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    settings = RepairSettings.model_validate(dict(plan.settings))
+    items, space = np.array(task.items.ids("repair")), task.concepts
+    if len(items) == 0:
+        raise UsageError("prepare.items.repair: a repair needs items to learn from, found 0")
+    targets = plan.regions(space)
+    rng = np.random.default_rng([plan.seed, 4])
+    cells = CellSampler(space, targets).draw(RISK_PROBES, rng)
+    asked = rng.choice(items, RISK_PROBES).tolist()
+    failed = task.probe(asked, cells).failed
+    sampler = CellSampler(space, targets)
+    if plan.control is None and failed.any() and not failed.all():
+        risk = LogisticRegression(max_iter=1000).fit(space.coordinates(cells), failed)
+        sampler = CellSampler(space, targets, lambda one: risk.predict_proba(space.coordinates(one))[:, 1])
+    learnt = np.repeat(items, settings.copies)
+    at, changed = task.changed(learnt.tolist(), sampler.draw(len(learnt), rng), np.arange(len(learnt)))
+    clean, _ = task.changed(items.tolist(), np.tile(space.start, (len(items), 1)))
+    labels = task.items.table["label"].to_numpy()
+    rows = pd.concat([task.rows.iloc[clean], changed], ignore_index=True)
+    before, base = task.clean_quality("repair").values.mean(), task.model
+    task.model = base.refit(rows, np.concatenate([labels[clean], labels[at]]))
+    try:
+        numbers = {
+            "items": len(items),
+            "rows_added": len(rows),
+            "failures_before": float(failed.mean()),
+            "failures_after": float(task.probe(asked, cells).failed.mean()),
+            "clean_before": float(before),
+            "clean_after": float(task.clean_quality("repair").values.mean()),
+        }
+        task.model.save(out_dir)
+    finally:
+        task.model = base
+    card = render_card(
+        Path(__file__).parent / "templates",
+        plan,
+        base=task.model_hash,
+        model=base,
+        settings=settings.model_dump(),
+        space=space,
+        numbers=numbers,
+    )
+    (out_dir / "README.md").write_text(card, encoding="utf-8")
+    curve = pd.DataFrame({"step": [0, 1], "loss": [numbers["failures_before"], numbers["failures_after"]]})
+    return RepairRecord(settings.method, 1, numbers, curve)

@@ -1,0 +1,181 @@
+"""A fourth kind of model: rows of measurements, in one folder that would do as well in another distribution."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from stages.concepts import Region
+from stages.errors import UsageError
+from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
+from stages.tasks.tabular import TabularClassification
+from stages.tasks.tabular.concepts import CATALOGUE, with_groups
+from tests.workspace import ROOT, Workspace
+
+CONCEPTS = {"gain": [0, 10, 20], "drift": [0, 0.5, 1], "noise": [0, 0.5], "missing": [0, 0.4]}
+
+
+def context(inputs: Path = Path(), **prepare: Any) -> TaskContext:
+    """An audit of a logistic regression, which is fitted in no time."""
+    config = {
+        "model": {"estimator": "logistic_regression", "rows": 169},
+        "data": {"sklearn": "breast_cancer"},
+        "items": {"discover": 130, "repair": 130, "test": 140},
+        **prepare,
+    }
+    return TaskContext("rows", 7, config, CONCEPTS, {"threshold": 0}, inputs, Compute(threads=1))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("rows")
+    TabularClassification.prepare(context(), out)
+    return out
+
+
+@pytest.fixture
+def task(prepared) -> TabularClassification:
+    return TabularClassification.load(context(), prepared)
+
+
+def test_an_answer_depends_on_its_probe_alone(task):
+    rng = np.random.default_rng(0)
+    ids, cells = rng.choice(task.items.ids("discover"), 60).tolist(), task.concepts.sample(60, rng)
+    together = task.probe(ids, cells)
+    alone = [float(task.probe([item], cell[None]).discrepancy[0]) for item, cell in zip(ids, cells, strict=True)]
+    assert together.discrepancy.tolist() == alone
+    again = task.probe(ids, cells, np.ones(60, dtype=int))
+    assert (again.discrepancy != together.discrepancy).any()  # another draw of the noise
+
+
+def test_the_neutral_cell_leaves_rows_as_they_are_and_strong_levels_make_it_fail(task):
+    ids = task.items.ids("discover")
+    at, rows = task.changed(ids, np.tile(task.concepts.neutral, (len(ids), 1)))
+    assert rows.equals(task.rows.iloc[at].reset_index(drop=True))
+    assert task.clean_quality("discover").values.mean() > 0.9
+    assert task.probe(ids, np.tile([2, 2, 1, 1], (len(ids), 1))).failed.mean() > 0.3
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_each_concept_does_what_it_says_to_its_columns_alone(name):
+    concept = with_groups({"some": ["a*"]})[f"{name}_some"]
+    assert concept.columns == ("a*",)
+    values, spread, usual = np.array([10.0, 20.0, 33.0, 47.0]), np.full(4, 8.0), np.full(4, 25.0)
+    changed = concept.apply(values, 0.5, spread, usual, np.random.default_rng(0))
+    expected = {
+        "gain": values * 1.005,
+        "drift": values + 4,
+        "rounding": np.array([8.0, 20.0, 32.0, 48.0]),
+        "decimal_slips": values,  # half a slip is none
+    }
+    if name in expected:
+        assert np.allclose(changed, expected[name])
+    assert name != "missing" or (changed == usual).sum() == 2
+    assert name != "noise" or 0 < np.abs(changed - values).max() < 20
+
+
+def test_a_model_is_kept_without_a_pickle_and_another_one_is_refused(prepared, tmp_path):
+    assert sorted(path.name for path in (prepared / "model").iterdir()) == ["model.json", "rows.parquet"]
+    shutil.copytree(prepared, tmp_path / "copy")
+    path = tmp_path / "copy" / "model" / "model.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, "settings": {"C": 0.001}}))
+    with pytest.raises(UsageError, match="fitted again, this logistic_regression answers otherwise"):
+        TabularClassification.load(context(), tmp_path / "copy")
+
+
+def test_a_repair_fails_less_where_it_was_aimed(task, prepared, tmp_path):
+    mode = TargetMode("m", Region({"drift": (1, 2)}))
+    record = task.repair(RepairPlan([mode], {"method": "risk-weighted"}, 7), tmp_path / "repaired")
+    assert record.details["failures_after"] < record.details["failures_before"]
+    assert "drift >= 0.5" in (tmp_path / "repaired" / "README.md").read_text()
+    after = TabularClassification.load(context(), prepared, tmp_path / "repaired")
+    assert len(after.model.rows) == 169 + 130 + 4 * 130
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        ({"model": {"estimator": "logistic_regresion", "rows": 20}}, "did you mean 'logistic_regression'"),
+        ({"model": {"estimator": "mlp", "rows": 20, "settings": {"depth": 3}}}, "settings.depth: not of mlp"),
+        ({"data": {"sklearn": "breast"}}, "no set 'breast', did you mean 'breast_cancer'"),
+        ({"data": {"csv": "own.csv", "target": "diagnosi"}}, "no column 'diagnosi', did you mean 'diagnosis'"),
+        ({"items": {"discover": 1000}}, "1000 discover items wanted, the data have 569"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(tmp_path, prepare, said):
+    pd.DataFrame({"size": [1.0, 2.0], "diagnosis": ["a", "b"]}).to_csv(tmp_path / "own.csv", index=False)
+    assert said in "\n".join(TabularClassification.check(context(tmp_path, **prepare)))
+
+
+def write_csv(path: Path) -> None:
+    """The set that comes with scikit-learn as a table of one's own, with a category and a gap."""
+    from sklearn.datasets import load_breast_cancer
+
+    loaded = load_breast_cancer(as_frame=True)
+    frame = loaded.data.assign(site=np.where(loaded.data["mean radius"] > 15, "north", "south"))
+    frame["diagnosis"] = [loaded.target_names[i] for i in loaded.target]
+    frame.loc[3, "mean area"] = np.nan
+    frame.to_csv(path, index=False)
+
+
+def repository(folder: Path) -> Workspace:
+    folder.mkdir()
+    here = Workspace(folder)
+    for command in (
+        ["git", "init", "--quiet", "--initial-branch=main"],
+        ["git", "config", "user.name", "Ada"],
+        ["git", "config", "user.email", "ada@example.org"],
+    ):
+        here.run(command)
+    write_csv(folder / "patients.csv")
+    return here
+
+
+@pytest.mark.slow
+def test_a_table_of_ones_own_is_audited_repaired_and_judged(tmp_path):
+    here = repository(tmp_path / "mine")
+    told = here.faded("init", "--data", "patients.csv", "--budget", "300", "--yes")
+    assert told.returncode == 0, told.stdout
+    assert "569 rows in 2 classes: benign (357), malignant (212)" in told.stdout
+    assert "guessed: model: hist_gradient_boosting, target: diagnosis, name: patients, repair: yes" in told.stdout
+    audit = yaml.safe_load((here.path / "params.yaml").read_text())["audits"]["patients"]
+    assert audit["task"] == "tabular-classification"
+    audited = here.faded("audit", "patients")
+    assert audited.returncode in (0, 1), audited.stdout
+    assert (here.path / "data/patients/conclude/report.html").exists(), audited.stdout
+    assert "mean radius" in (here.path / "data/patients/report/report.html").read_text()
+
+
+def test_the_same_folder_works_from_another_distribution(tmp_path):
+    """Copied as it is under another name, with one entry point: nothing of Faded knows of it."""
+    site = tmp_path / "site"
+    shutil.copytree(ROOT / "stages/tasks/tabular", site / "rows_pack", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (site / "rows_pack").glob("*.py"):
+        path.write_text(path.read_text().replace("stages.tasks.tabular", "rows_pack"))
+    info = site / "rows_pack-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rows-pack\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[faded.tasks]\nrows = rows_pack:TabularClassification\n")
+    here = repository(tmp_path / "mine")
+    command = [sys.executable, "-m", "flows.cli", "init", "--data", "patients.csv", "--kind", "rows", "--no-repair"]
+    environment = here.env | {"PYTHONPATH": f"{site}:{ROOT}"}
+    done = subprocess.run(
+        [*command, "--model", "logistic_regression", "--yes"],
+        cwd=here.path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert yaml.safe_load((here.path / "params.yaml").read_text())["audits"]["patients"]["task"] == "rows"
