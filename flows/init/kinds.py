@@ -34,7 +34,7 @@ def kinds() -> tuple[Kind, ...]:
     found = []
     for name, entry in plugins.load(plugins.TASKS).items():
         task = plugins.imported(entry)
-        if (at := getattr(task, "init", None)) is not None:
+        if (at := getattr(task, "init", None)) is not None:  # another's class may be no Task, which its audit refuses
             module, _, cls = at.partition(":")
             home = import_module(module, sys.modules[task.__module__].__package__)
             found.append(Kind(name, getattr(home, cls)()))

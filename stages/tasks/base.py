@@ -60,6 +60,8 @@ class Task(ABC):
             levels. With `neutral` too, the level that changes nothing, a control on clean inputs is checked early.
         needs_all_concepts: whether every item names every concept; then screening may drop none.
         learns_from_examples: methods of repair that learn from rated examples (`RepairPlan.examples`).
+        init: what `faded init` asks and proposes, as "module:Class" of an `Init` (stages/tasks/init.py); no stage
+            imports it. None where audits of this kind are written by hand.
     """
 
     items: Items
@@ -76,6 +78,7 @@ class Task(ABC):
     catalogue: ClassVar[Mapping[str, Any]] = {}
     needs_all_concepts: ClassVar[bool] = False
     learns_from_examples: ClassVar[Collection[str]] = ()
+    init: ClassVar[str | None] = None
 
     _axes: PrincipalAxes | None = None
 

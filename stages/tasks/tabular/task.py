@@ -85,7 +85,8 @@ class TabularClassification(Task):
         data, source = cls.source(context, "data"), cls.source(context, "model")
         counts = PrepareConfig.model_validate(dict(context.config)).items.model_dump()
         table = data.load(context.inputs)
-        wanted = {"train": source.rows, **{split: counts[split] for split in SPLITS if counts[split]}}
+        splits = [split for split in SPLITS if counts[split]]
+        wanted: dict[str, int] = {"train": source.rows} | {split: counts[split] for split in splits}
         if sum(wanted.values()) > len(table.labels):
             asked = " + ".join(f"{n} {split}" for split, n in wanted.items())
             raise UsageError(f"prepare: {asked} rows wanted, the data have {len(table.labels)}")
@@ -110,8 +111,8 @@ class TabularClassification(Task):
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         task = cls(context, items, model, "")
         return {
-            "items": {split: len(task.items.ids(split)) for split in list(wanted)[1:]},
-            "clean_accuracy": {s: float(task.clean_quality(s).values.mean()) for s in list(wanted)[1:]},
+            "items": {split: len(task.items.ids(split)) for split in splits},
+            "clean_accuracy": {split: float(task.clean_quality(split).values.mean()) for split in splits},
             "classes": len(model.classes),
             "rows_fitted": len(rows),
             "skipped": len(table.skipped),
