@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from stages.code import main as name_code
 from stages.files import write_json
 from stages.provenance import provenance, versions
 from tests.images import image_context, write_images
@@ -43,6 +44,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "stages").symlink_to(ROOT / "stages")
     write_images(tmp_path / "data" / "stripes" / "inputs" / "images.parquet")
     monkeypatch.chdir(tmp_path)
+    name_code("stripes")  # as DVC does before any other stage
     return tmp_path
 
 
@@ -53,8 +55,10 @@ def stage(name, *arguments):
 
 
 def write_plan(place, action="repair"):
-    mode = {"id": "M1", "region": {"rotation": [2], "darkening": [1, 2]}, "action": action, "severity": 1.0}
-    plan = {"landscape": "abc", "decided_by": "human", "reviewer": "Ada", "reason": "it matters", "modes": [mode]}
+    mode = {"id": "M1", "text": "turned", "region": {"rotation": [2], "darkening": [1, 2]}, "action": action}
+    mode |= {"severity": 1.0, "reason": "seen"}
+    plan = {"landscape": "abc", "decided_by": "human", "statement": "decided by Ada", "reviewer": "Ada"}
+    plan |= {"reason": "it matters", "modes": [mode]}
     write_json(place / "data" / "stripes" / "collect_feedback" / "plan.json", plan)
 
 
