@@ -78,7 +78,6 @@ class Task(ABC):
     catalogue: ClassVar[Mapping[str, Any]] = {}
     needs_all_concepts: ClassVar[bool] = False
     learns_from_examples: ClassVar[Collection[str]] = ()
-    init: ClassVar[str | None] = None
 
     _axes: PrincipalAxes | None = None
 
