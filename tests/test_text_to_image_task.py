@@ -240,7 +240,7 @@ def test_a_bias_that_so_few_pictures_cannot_show_is_told():
 
 
 def test_a_judge_that_reads_no_real_picture_right_is_told():
-    with pytest.raises(UsageError, match=r"the judge does not fit prepare\.pictures"):
+    with pytest.raises(UsageError, match=r"the judge does not fit prepare\.data, or their captions"):
         calibration([1.0] * 8).threshold({"misalignment": 1}, 0.05)
 
 
