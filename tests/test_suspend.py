@@ -275,7 +275,7 @@ def test_a_run_whose_audit_asks_nobody_any_more_is_cancelled(deployment):
     run = deployment.run()
     ask_a_person(deployment.toys, policy="top-k")
     [said] = settle(load_params(), "tiny")
-    assert f"{run.name} was cancelled" in said and "a rule decides" in said
+    assert f"{run.name} was cancelled" in said and "a rule now decides on tiny" in said
     assert deployment.read(run.id).state.is_cancelled() and read_request("tiny") is None
 
 
