@@ -195,6 +195,7 @@ def test_a_clone_runs_one_stage_at_a_time(made, origin, tmp_path):
     (worker.path / ".faded").mkdir()
     with inside(driver), ThreadPoolExecutor(1) as threads, (worker.path / ".faded/machines.lock").open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
+        read_graph()  # as every run begins
         shipment = pack("prepare@tiny", there(worker))
         assert shipment is not None
         future = threads.submit(run_there, shipment, said.append)
@@ -249,6 +250,7 @@ def test_a_worker_with_other_packages_is_told_once_it_has_computed_something(ori
 
     said: list[str] = []
     with inside(driver):
+        read_graph()  # as every run begins
         Apart(Older(), there(worker)).run(Job("prepare@tiny", 0, str(driver.path)), said.append)
     host = f"{socket.gethostname()}:{worker.path}"
     told = [f"{host} has numpy 1.0 (here {mine['numpy']}): results are of its versions"]
@@ -383,7 +385,5 @@ def test_what_the_remote_holds_under_a_name_is_hashed_before_it_is_believed(made
         there.write_bytes(there.read_bytes()[:-1] + b"?")
     shipped = ship(driver, worker, "prepare@tiny", "discover@tiny")
     assert [result.outcome for _, result in shipped] == ["ran", "ran"], "what was recorded of earlier runs is not there"
-    assert {name: lock(driver)[name] for name in lock_before if name in lock(driver)} == {
-        name: lock_before[name] for name in ("prepare@tiny", "discover@tiny")
-    }
+    assert lock(driver) == {name: lock_before[name] for name in ("code@tiny", "prepare@tiny", "discover@tiny")}
     assert [there.read_bytes() for there, _ in swapped] == [good for _, good in swapped], "pushed anew"
