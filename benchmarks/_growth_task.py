@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace
-from stages.tasks.contract import Exhibit, Items, ProbeBatch, Quality, RepairPlan, RepairRecord, TaskContext
+from stages.tasks.base import Task
+from stages.tasks.contract import Exhibit, Items, ProbeBatch, TaskContext
 
 DIMENSIONS = 16  # of the embedding
 CHANCE = 0.3  # standard deviation of what neither item nor cell explains
@@ -26,7 +27,7 @@ def space_of(concepts: Mapping[str, Sequence[Any]]) -> ConceptSpace:
     return ConceptSpace(tuple(Concept(name, tuple(levels), neutral=levels[0]) for name, levels in concepts.items()))
 
 
-class Synthetic:
+class Synthetic(Task):
     """The task; `prepare:` takes `items`, how many."""
 
     threshold = 0.0
@@ -35,16 +36,6 @@ class Synthetic:
         self.items, self.concepts, self.seed = Items(table), concepts, seed
         self._rows = {item: row for row, item in enumerate(table["id"])}
         self._points = np.random.default_rng(seed).standard_normal((len(table), DIMENSIONS)).astype(np.float32)
-
-    @classmethod
-    def check(cls, context: TaskContext) -> list[str]:
-        """See Task."""
-        return []
-
-    @classmethod
-    def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
-        """See Task."""
-        return ["a synthetic model is not repaired"]
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
@@ -79,12 +70,3 @@ class Synthetic:
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task."""
         return [Exhibit(item, text=self.concepts.describe(cell)) for item, cell in zip(item_ids, cells, strict=True)]
-
-    def clean_quality(self, split: str) -> Quality:
-        """See Task."""
-        ids = self.items.table["id"].tolist()
-        return Quality("clean accuracy", 1.0 - self.probe(ids, np.zeros((len(ids), len(self.concepts)))).failed, ids)
-
-    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-        """See Task."""
-        raise NotImplementedError

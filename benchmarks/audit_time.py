@@ -26,7 +26,10 @@ from flows.results import REFERENCE, TIMINGS, Took
 from stages.files import read_state
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("prepare", "discover", "summarize", "collect_feedback", "restructure", "re_evaluate")
+STAGES = (
+    *("prepare", "discover", "summarize", "report"),
+    *("collect_feedback", "restructure", "re_evaluate", "compare", "conclude"),
+)
 
 
 class Cost(NamedTuple):

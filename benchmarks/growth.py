@@ -1,10 +1,10 @@
 """How memory, time and files grow with items, cells and budget, up to a million probes and a hundred thousand items.
 
-`python -m benchmarks.growth` runs the real stages prepare, discover and summarize on a synthetic model that costs next
-to nothing (benchmarks/_growth_task.py), one of the three growing at a time and then all at once. Prints a Markdown
-table: CPU-seconds and peak memory of each stage, sizes of what it leaves, and how good the landscape is: how far the
-rates of some cells are off on average, against all that the model answers there for some items, and how many of their
-intervals hold that. `--quick` leaves out the largest. Half an hour.
+`python -m benchmarks.growth` runs the real stages prepare, discover, summarize and report on a synthetic model that
+costs next to nothing (benchmarks/_growth_task.py), one of the three growing at a time and then all at once. Prints a
+Markdown table: CPU-seconds and peak memory of each stage, sizes of what it leaves, and how good the landscape is: how
+far the rates of some cells are off on average, against all that the model answers there for some items, and how many
+of their intervals hold that. `--quick` leaves out the largest. Half an hour.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ def main() -> None:
 def row(case: Case, folder: Path) -> str:
     """Run one audit and tell what it cost."""
     write_workspace(case, folder)
-    run("prepare", folder)
+    for stage in ("code", "prepare"):
+        run(stage, folder)
     costs = [run(stage, folder) for stage in ("discover", "summarize")]
+    run("report", folder)
     ledger = sum(path.stat().st_size for path in (folder / ".faded").rglob("ledger.jsonl"))
     sizes = [folder / "data" / NAME / path for path in ("discover/probes.parquet", "report/report.html")]
     cells = f"7^{case.concepts}"
@@ -113,7 +115,6 @@ def write_workspace(case: Case, folder: Path) -> None:
     audit: dict[str, Any] = {
         "seed": 1,
         "task": "benchmarks._growth_task:Synthetic",
-        "code": str(ROOT / "benchmarks" / "_growth_task.py"),
         "compute": {"device": "cpu", "threads": 1, "batch_size": 1024, "gpus": 0},
         "prepare": {"items": case.items},
         "concepts": concepts(case),
