@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,6 @@ from flows.study import run_study
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.explorers import Prober, make_explorer
-from tests.test_graph import imports_of
 from tests.workspace import ROOT, make_workspace
 
 PLAN = {"budgets": [40, 80], "short": 80, "estimate_at": []}
@@ -169,6 +170,24 @@ def test_an_aim_that_was_missed_is_called_missed(tmp_path):
     assert "last week's" not in text
     assert "300 ±10" in text
     assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+def imports_of(module: Path, seen: set[Path] | None = None) -> set[Path]:
+    """Files under stages/ that a module imports, itself and transitively."""
+    seen = set() if seen is None else seen
+    seen.add(module)
+    for node in ast.walk(ast.parse(module.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            path = ROOT / name.replace(".", "/")
+            for file in (path.with_suffix(".py"), path / "__init__.py"):
+                if name.startswith("stages") and file.exists() and file not in seen:
+                    imports_of(file, seen)
+    return seen
 
 
 def test_what_the_study_computes_with_lies_under_its_deps():
