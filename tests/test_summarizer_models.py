@@ -26,7 +26,7 @@ KINDS = {
     "bart": tiny_seq2seq,
     "t5": lambda folder: tiny_seq2seq(folder, family="t5"),
 }
-SHORT = GenerationConfig(max_new_tokens=10)
+SHORT, DTYPE = GenerationConfig(max_new_tokens=10), "bfloat16"
 SENTENCES = TEXT.split(". ")
 # 14 articles of 4 to 300 tokens, none of them twice
 ARTICLES = [". ".join(SENTENCES[i : i + 1 + i % 4]) * (1 + i % 3) + f" Item {i}." for i in range(5)] + [
@@ -41,7 +41,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("summarizers")
     for kind, make in KINDS.items():
         make(home / "inputs" / kind)
-        TransformersModel(transformers=kind).build(home / "inputs", home / "models" / kind, SHORT)
+        TransformersModel(transformers=kind).build(home / "inputs", home / "models" / kind, SHORT, DTYPE)
     return home
 
 
@@ -53,13 +53,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def build(home, folder, generation=SHORT, name="causal"):
-    TransformersModel(transformers=name).build(home / "inputs", folder, generation)
-    return load_summarizer(folder, Compute(batch_size=4))
+def build(home, folder, generation=SHORT, name="causal", dtype=DTYPE):
+    TransformersModel(transformers=name).build(home / "inputs", folder, generation, dtype)
+    return load_summarizer(folder, Compute(batch_size=4, dtype=dtype))
 
 
 def load(home, kind="causal", batch_size=4):
-    return load_summarizer(home / "models" / kind, Compute(batch_size=batch_size))
+    return load_summarizer(home / "models" / kind, Compute(batch_size=batch_size, dtype=DTYPE))
 
 
 # Answers
@@ -141,7 +141,7 @@ def test_long_prompts_are_padded_to_one_length_in_a_batch(home, tmp_path):
 
 def test_samples_are_seeded_and_together(home, tmp_path):
     # In bfloat16 several words are the likeliest of all at times.
-    summarizer = build(home, tmp_path / "model", GenerationConfig(max_new_tokens=10))
+    summarizer = build(home, tmp_path / "model", SHORT, dtype="float32")
     first = summarizer.summarize(ARTICLES[:3], samples=3, temperature=1.0, seed=5)
     assert len(first) == 9
     assert first == summarizer.summarize(ARTICLES[:3], samples=3, temperature=1.0, seed=5)
@@ -168,7 +168,7 @@ def test_settings_of_the_repository_do_not_change_answers(home, tmp_path):
         {**settings, "do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0, "max_length": 3, "num_beams": 3},
         schema=False,
     )
-    changed = load_summarizer(tmp_path / "model", Compute(batch_size=4))
+    changed = load_summarizer(tmp_path / "model", Compute(batch_size=4, dtype=DTYPE))
     assert changed.summarize(ARTICLES[:4]) == load(home).summarize(ARTICLES[:4])
 
 
