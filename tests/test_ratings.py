@@ -123,12 +123,14 @@ class Rich(type(planted())):  # type: ignore[misc]
 def test_every_optional_part_of_the_contract_shows_through() -> None:
     plain, rich = planted(), Rich(planted().items, planted().concepts, planted().model, 0)
     rich.notes, rich.false_alarms = lambda: ["a note"], lambda: {"a": 1}
+    rich.catalogue = {"tilt": object()}
     wrapped = RatedTask(rich, learnt(), 0.5)
     for ability in ("measure", "again", "tallies", "sheets", "repair"):
         assert offers(wrapped, ability)
         assert offers(RatedTask(plain, learnt(), 0.5), ability) == (ability == "repair")
     assert (wrapped.notes(), wrapped.false_alarms()) == (["a note"], {"a": 1})
     assert wrapped.items is rich.items and wrapped.concepts is rich.concepts
+    assert wrapped.catalogue is rich.catalogue  # by which `faded screen` knows how far levels may go
     again = wrapped.again()
     assert isinstance(again, RatedTask) and again.automatic_task.asked_again and again.threshold == wrapped.threshold
     quality = wrapped.clean_quality("discover")

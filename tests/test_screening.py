@@ -35,6 +35,7 @@ class Weighted:
     """The margin is a weighted sum of level values plus what the item and chance add: its failure rate is exact."""
 
     threshold = 0.5
+    catalogue: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -268,7 +269,7 @@ def test_no_more_is_said_of_a_rate_than_was_measured():
     near = found.model_copy(update={"now": wilson(32, 100)})
     assert "near 15% to 30%, which its interval touches" in shown(near) and "fit" not in shown(near)
     missed = found.model_copy(update={"now": wilson(60, 100)})
-    assert "the levels miss 15% to 30%" in shown(missed) and "cannot" not in shown(missed)
+    assert "the levels miss 15% to 30%" in shown(missed) and "cannot reach" not in shown(missed)
     changed = found.concepts[0].model_copy(update={"change": "narrowed"})
     missed = missed.model_copy(update={"concepts": [changed, found.concepts[1]]})
     assert "the proposed levels miss 15% to 30%" in shown(missed)
@@ -429,7 +430,7 @@ def test_screen_prepares_measures_is_shown_by_plan_and_writes_only_when_told(wor
     second, followed = record()
     assert followed and second.screening == first.screening
     edited = workspace.path / "planted.py"
-    edited.write_text(edited.read_text() + "\n# another model\n")
+    edited.write_text(edited.read_text() + "\nANOTHER = True\n")
     assert record() is None
 
 
