@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from stages.code import Code
 from stages.network import needs_network
 from stages.params import load_params
 from tests.workspace import ROOT
@@ -54,6 +55,9 @@ def tries(folder, **env: str) -> dict:
     script = folder / "summarize.py"
     script.write_text(TRIES)
     shutil.copy(ROOT / "params.yaml", folder)
+    code = folder / "data/mnist/code.json"
+    code.parent.mkdir(parents=True)
+    code.write_text(Code(beside=folder).written(load_params(ROOT / "params.yaml").audit("mnist")))
     env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     command = [sys.executable, str(script), "mnist"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
