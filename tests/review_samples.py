@@ -26,6 +26,7 @@ from stages.pages import Gallery
 from stages.params import load_params
 from stages.records.tables import write_exhibits
 from stages.tasks.contract import Exhibit
+from tests.landscapes import landscape_file
 from tests.picture_samples import exhibit as drawn
 from tests.report_samples import HOSTILE, picture, shelf
 from tests.text_samples import text_exhibits
@@ -107,8 +108,8 @@ def make_review(
             }
         )
     write_exhibits(folder / "exhibits.parquet", {mode: shelf(gallery) for mode, gallery in galleries.items()})
-    overall = {"value": 0.254, "low": 0.241, "high": 0.268}
-    write_json(folder / "landscape.json", {"audit": "x", "modes": modes, "overall": overall})
+    overall = {"value": 0.254, "low": 0.241, "high": 0.268, "n": 2000}
+    write_json(folder / "landscape.json", landscape_file(modes, overall=overall))
     page = report_path("x", "landscape")
     page.parent.mkdir()
     page.write_text(REPORT)
