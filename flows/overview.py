@@ -109,8 +109,8 @@ def troubles(pool: str, since: datetime, late: timedelta = LATE) -> list[str]:
                 told.append(f"{named(run)} crashed: {run.state.message}")
             elif run.state is not None and run.state.is_scheduled() and due and datetime.now(UTC) - due > late:
                 told.append(
-                    f"{named(run)} should have started on {due.astimezone():%a %Y-%m-%d at %H:%M %Z}: no worker runs, "
-                    "or another audit does"
+                    f"{named(run)} should have started on {due.astimezone():%a %Y-%m-%d at %H:%M %Z}: no worker is "
+                    "running, or another audit is"
                 )
     return told
 

@@ -145,10 +145,10 @@ def suspended(pool, prefect_server, monkeypatch) -> UUID:
 
 
 def test_a_run_is_woken_whose_decision_came_while_nobody_could_be_told(pool, suspended, monkeypatch):
-    assert "goes on" not in one_look(monkeypatch, pool.name)
+    assert "resumes" not in one_look(monkeypatch, pool.name)
     assert pool.state(suspended) == "Suspended"
     record_decision(load_params(), "tiny", made("Ada"), "page")  # as if pulled, or recorded while no server ran
-    assert "the suspended flow run" in (said := one_look(monkeypatch, pool.name)) and "goes on" in said
+    assert "the suspended flow run" in (said := one_look(monkeypatch, pool.name)) and "resumes" in said
     assert pool.client.read_flow_run(suspended).state.is_scheduled()
     assert read_request("tiny") is None
     assert one_look(monkeypatch, pool.name) == ""
