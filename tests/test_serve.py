@@ -87,7 +87,7 @@ def test_a_second_one_in_the_same_workspace_is_refused(here):
         lock.write("4711")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match=r"runs in .*toys already \(process 4711\): one is enough"):
+        with pytest.raises(UsageError, match=r"is running in .*toys already \(process 4711\): one is enough"):
             serve(load_params(), Console())
 
 
