@@ -104,6 +104,7 @@ def workspace_of_the_docs(path: Path) -> Workspace:
     params = yaml.safe_load(blocks("own-task.md", "yaml")[0])
     workspace = make_workspace(path, params["audits"], params["repairs"])
     (path / "my_task.py").write_text(blocks("own-task.md", "python")[0])
+    (path / "flows").symlink_to(ROOT / "flows")  # as in a clone: faded.py wants it beside itself
     return workspace
 
 
