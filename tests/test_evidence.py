@@ -37,6 +37,7 @@ from stages.errors import UsageError
 from stages.files import content_hash, stage_dir
 from stages.params import load_params
 from tests.bundles import (
+    COMPARISON,
     DATA,
     PLAN,
     VERDICT,
@@ -315,7 +316,7 @@ def test_ratings_of_decisions_hold_with_the_repair_that_was_judged_by_them(works
     members = dict(read_bundle(path).members)
     assert problems(path) == {}
     assert len(json.loads(members[f"{DATA}/ratings.json"])["decisions"]) == 3
-    members[VERDICT] = edited(members[VERDICT], lambda verdict: verdict["ratings"].update(fails_below=2))
+    members[COMPARISON] = edited(members[COMPARISON], lambda comparison: comparison["ratings"].update(fails_below=2))
     forged = problems(resealed(tmp_path / "forged.zip", members))
     assert "comparison.json: ratings: fails_below: expected 5.0, found 2" in forged["ratings"]
 
