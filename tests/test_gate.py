@@ -343,7 +343,7 @@ def test_in_ci_a_fresh_clone_pulls_and_judges(workspace, tmp_path):
     clone = Workspace(tmp_path / "clone")
     assert own.run(["git", "clone", "--quiet", str(own.path), str(clone.path)]).returncode == 0
     assert clone.faded("gate", "tiny", "--against", "first").returncode == 2, "nothing is there yet"
-    pulled = clone.run(["dvc", "pull", "--with-deps", "conclude@tiny"])
+    pulled = clone.run(["dvc", "pull", "--with-deps", "report@tiny", "conclude@tiny"])
     assert pulled.returncode == 0, pulled.stdout
     done = clone.faded("gate", "tiny", "--against", "first")
     assert done.returncode == 0, done.stdout
