@@ -174,11 +174,11 @@ def test_the_plan_counts_each_probe_once(halves, tmp_path) -> None:
 def test_another_division_runs_again_and_leaves_nothing_of_the_old(halves, tmp_path, capsys) -> None:
     workspace = halves.copy(tmp_path / "other")
     assert faded(workspace, "shard", "tiny", "3")[0] == 0
-    assert list(stale(workspace)) == [*(f"explore@tiny-{n}" for n in (1, 2, 3)), "discover@tiny"]
+    assert list(stale(workspace)) == [*(f"explore@tiny-{n}" for n in (1, 2, 3)), "discover@tiny", "report@tiny"]
     with inside(workspace), pytest.raises(UsageError, match=r"/1 is of another search: its parameters differ"):
         discover.main("tiny")
     run_divided(workspace, 3)
-    assert list(stale(workspace)) == ["summarize@tiny"]
+    assert list(stale(workspace)) == ["summarize@tiny", "report@tiny"]
 
     assert faded(workspace, "shard", "tiny", "2")[0] == 0
     shutil.copytree(workspace.path / "data/tiny/shards/1", workspace.path / "data/tiny/shards/.4.partial")
@@ -193,7 +193,7 @@ def test_another_division_runs_again_and_leaves_nothing_of_the_old(halves, tmp_p
     assert faded(workspace, "shard", "tiny", "1")[0] == 0
     run_stages(workspace, "tiny", ["discover"])
     assert [path.name for path in (workspace.path / "data/tiny/shards").iterdir()] == [".gitignore"]
-    assert list(stale(workspace)) == ["summarize@tiny"]
+    assert list(stale(workspace)) == ["summarize@tiny", "report@tiny"]
 
 
 def test_a_share_there_is_not_is_refused(halves) -> None:

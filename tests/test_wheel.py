@@ -132,4 +132,10 @@ def test_an_audit_runs_in_any_git_repository_from_the_installed_wheel(source, en
 def test_a_built_in_task_is_found_by_its_name(environment, tmp_path):
     show = "from stages import plugins; print(*sorted(plugins.load(plugins.TASKS)), plugins.distributions())"
     done = run(environment, tmp_path, "python", "-P", "-c", show)
-    assert done.stdout.split() == ["image-classification", "summarization", "text-to-image", "{}"], done.stdout
+    assert done.stdout.split() == [
+        "image-classification",
+        "summarization",
+        "tabular-classification",
+        "text-to-image",
+        "{}",
+    ], done.stdout
