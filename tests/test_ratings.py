@@ -130,7 +130,7 @@ def test_every_optional_part_of_the_contract_shows_through() -> None:
         assert offers(RatedTask(plain, learnt(), 0.5), ability) == (ability == "repair")
     assert (wrapped.notes(), wrapped.false_alarms()) == (["a note"], {"a": 1})
     assert wrapped.items is rich.items and wrapped.concepts is rich.concepts
-    assert wrapped.catalogue is rich.catalogue  # by which `faded screen` knows how far levels may go
+    assert wrapped.automatic_task.catalogue is rich.catalogue  # by which `faded screen` knows how far levels may go
     again = wrapped.again()
     assert isinstance(again, RatedTask) and again.automatic_task.asked_again and again.threshold == wrapped.threshold
     quality = wrapped.clean_quality("discover")

@@ -37,6 +37,10 @@ class Weighted:
     threshold = 0.5
     catalogue: Mapping[str, Any] = {}
 
+    @property
+    def automatic_task(self):
+        return self
+
     def __init__(
         self,
         levels: Mapping[str, Sequence[Any]],

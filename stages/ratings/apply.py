@@ -175,7 +175,7 @@ class RatedTask(Task):
     def __init__(self, task: Task, ratings: Ratings, threshold: float) -> None:
         self.task, self.ratings, self.threshold = task, ratings, threshold
         self.items, self.concepts = task.items, task.concepts
-        # What reports, `faded screen` and `faded tune` ask of a task beside probes is answered by its own.
+        # What reports and `faded tune` ask of a task beside probes is answered by its own.
         for name in _OWN:
             setattr(self, name, getattr(task, name))
 
@@ -210,7 +210,7 @@ class RatedTask(Task):
 
 _OWN = (
     *("embed", "exhibit", "clean_quality", "notes", "false_alarms", "measure", "baselines", "tallies", "sheets"),
-    *("logits", "repair", "catalogue"),
+    *("logits", "repair"),
 )
 
 

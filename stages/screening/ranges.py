@@ -24,7 +24,7 @@ def declared_bounds(task: Task) -> dict[str, Bounds]:
     A concept with declared bounds has a meaning at every level between them. Of any other, only the levels in
     params.yaml are known to mean something.
     """
-    catalogue = task.catalogue
+    catalogue = task.automatic_task.catalogue
     known = (name for name in task.concepts.names if name in catalogue)
     return {name: (float(catalogue[name].low), float(catalogue[name].high)) for name in known}
 
