@@ -437,6 +437,10 @@ def test_where_no_key_can_be_made_the_evidence_is_unsigned_and_says_so(workspace
     assert why is not None and why.startswith("the evidence of tiny is not signed: a key cannot be made in ")
 
 
+def other_first_letter(signature: str) -> str:
+    return ("B" if signature[0] == "A" else "A") + signature[1:]
+
+
 def test_a_signature_of_something_else_is_no_signature(bundle, tmp_path, keys):
     path = written(tmp_path / "signed.zip", dict(read_bundle(bundle).members))
     sign_bundle(path, private(keys, "ed25519"))
@@ -449,7 +453,7 @@ def test_a_signature_of_something_else_is_no_signature(bundle, tmp_path, keys):
 
     envelope = json.loads(signed[ENVELOPE])
     for change in (
-        lambda e: e["signatures"][0].update(sig=e["signatures"][0]["sig"].translate(str.maketrans("AB", "BA"))),
+        lambda e: e["signatures"][0].update(sig=other_first_letter(e["signatures"][0]["sig"])),
         lambda e: e["signatures"][0].update(keyid="0" * 64),
         lambda e: e["signatures"][0].update(publicKey=keys["other.pub"].read_text()),
     ):
