@@ -7,7 +7,6 @@ concepts of one's own import what they need from here, too.
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 import webbrowser
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +50,7 @@ import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Level
 from stages.errors import UsageError, did_you_mean
+from stages.git import git
 from stages.tasks.base import Task
 from stages.tasks.contract import (
     Exhibit,
@@ -393,8 +393,8 @@ class Result:
             raise UsageError(f"{inputs} is there already: choose another name=... for this audit, or another folder")
         names, modules = carried(self._made[0], model, concepts or {}, discrepancy)
         folder.mkdir(parents=True, exist_ok=True)
-        if subprocess.run(["git", "-C", str(folder), "rev-parse"], capture_output=True, check=False).returncode:
-            subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+        if git("rev-parse", folder=folder) is None and git("init", "--quiet", folder=folder) is None:
+            raise UsageError(f"{folder} is in no git repository, and `git init` failed there: is git installed?")
         check_folder(folder)
         write_workspace(folder)
         inputs.mkdir(parents=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.errors import UsageError
+from stages.git import git
 from stages.params import DATA
 
 
@@ -35,20 +35,14 @@ def git_root(folder: Path) -> Path:
     Raises:
         UsageError: when it is in none, or there is no git.
     """
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        raise UsageError(
-            "git is not installed: an audit's parameters and decisions are kept in a git repository"
-        ) from None
-    if done.returncode != 0:
+    if shutil.which("git") is None:
+        raise UsageError("git is not installed: an audit's parameters and decisions are kept in a git repository")
+    if (root := git("rev-parse", "--show-toplevel", folder=folder)) is None:
         raise UsageError(
             f"{folder} is in no git repository, in which an audit keeps its parameters and decisions: run `git init`"
             f" there, or name another folder"
         )
-    return Path(done.stdout.strip()).resolve()
+    return Path(root).resolve()
 
 
 def place_name(source: Path, taken: Sequence[str] = ()) -> str:
