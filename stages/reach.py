@@ -1,8 +1,9 @@
 """What code can be reached from a function: read from its source, without importing any of it.
 
 Code is followed definition by definition. A function leads to whatever it names; a class to its bases, and to those of
-its methods whose names occur in code that is reached (one that a library may call always counts). What changes no
-result is left out: comments, docstrings, annotations of functions, what is printed, and what raised errors say.
+its methods and attributes whose names occur in code, or in a template, that is reached (a method that a library may
+call always counts). What changes no result is left out: comments, docstrings, annotations of functions, what is
+printed, and what raised errors say.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ast
 import builtins
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
@@ -32,6 +34,8 @@ _CALLED_BY_NAME = frozenset(
 # Bases of libraries that call no method they do not have themselves.
 _CALL_NOTHING = frozenset({"Protocol", "ABC", "Generic", "NamedTuple", "BaseModel", *vars(builtins)})
 _PRINTS = frozenset({"print", "warnings.warn"})
+_READ_BY_PYDANTIC = "model_config"
+_ASKED = re.compile(r"\.([A-Za-z_]\w*)")  # attributes in a template
 
 
 @dataclass
@@ -234,6 +238,9 @@ class Module:
                     checks.append(statement)
                 elif not statement.name.startswith("__") and _CALLED_BY_NAME.issuperset(under):
                     members.setdefault(statement.name, []).append(statement)
+            elif self.ours and isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                if statement.targets[0].id != _READ_BY_PYDANTIC:
+                    members.setdefault(statement.targets[0].id, []).append(statement)
             elif self._has_blocks and isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 members.setdefault(statement.target.id, []).append(statement)
         part = self._read(node, leave_out={*checks, *(one for each in members.values() for one in each)})
@@ -420,13 +427,7 @@ class _Walk:
             self._reach(*target)
         for told in part.leads[1]:
             self._found[module.shown][f"{label}: {told}"] = ""
-        for asked, new, waiting in zip(
-            self._asked, (part.attributes, part.attributes | part.texts), self._waiting, strict=True
-        ):
-            for name in new - asked:
-                asked.add(name)
-                for one in waiting.pop(name, ()):
-                    self._add(*one)
+        self._ask(part.attributes, part.attributes | part.texts)
         for name, entry in part.entries.items():
             if name in self._words:
                 self._add(module, f"{label}[{name}]", entry)
@@ -439,13 +440,25 @@ class _Walk:
             else:
                 self._waiting[member.is_field].setdefault(name, []).append((module, f"{label}.{name}", member))
 
+    def _ask(self, attributes: set[str], fields: set[str]) -> None:
+        """Add the members that wait for their names to be asked for."""
+        for asked, new, waiting in zip(self._asked, (attributes, fields), self._waiting, strict=True):
+            for name in new - asked:
+                asked.add(name)
+                for one in waiting.pop(name, ()):
+                    self._add(*one)
+
     def _files(self, module: Module, names: Collection[str]) -> None:
         """What lies in folders beside a module and is no code."""
         folder = module.path.parent
         for file in (file for name in names for file in (folder / name).rglob("*")):
             if file.is_file() and file.suffix not in (".py", ".pyc"):
                 shown = (Path(module.shown).parent / file.relative_to(folder)).as_posix()
-                self._found[shown] = {"": hashlib.sha256(file.read_bytes()).hexdigest()}
+                data = file.read_bytes()
+                self._found[shown] = {"": hashlib.sha256(data).hexdigest()}
+                if file.suffix == ".j2":
+                    asked = set(_ASKED.findall(data.decode("utf-8")))
+                    self._ask(asked, asked)
 
     def _is_called_by_others(self, module: Module, part: Part) -> bool:
         """Whether a class is one of a library's, too, which may call any of its methods."""

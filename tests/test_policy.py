@@ -8,15 +8,23 @@ import torch
 
 from stages.concepts import Concept, ConceptSpace
 from stages.explorers.env import Normaliser
-from stages.explorers.policy import Policy, load_policy
+from stages.explorers.policies import KINDS, load_policy
+from stages.explorers.policy import Policy
+from stages.explorers.registry import EXPLORERS, explorer_class
 
 SPACE = ConceptSpace(
     (Concept("a", (0, 1, 2)), Concept("b", ("x", "y"), ordered=False), Concept("c", (0, 1, 2, 3, 4))),
 )
-KINDS = [(name, kind) for kind in Policy.__subclasses__() for name in kind.algorithms if name != "model_based"]
+LEARNT = [(name, kind) for kind in KINDS for name in kind.algorithms if name != "model_based"]
 
 
-@pytest.fixture(params=KINDS, ids=[name for name, _ in KINDS])
+def test_whatever_an_explorer_learns_can_be_read_by_a_stage_that_has_no_explorer():
+    for name in EXPLORERS:
+        explorer_class(name)  # so that all policies there are have been imported
+    assert {kind for kind in Policy.__subclasses__() if kind.algorithms} == set(KINDS)
+
+
+@pytest.fixture(params=LEARNT, ids=[name for name, _ in LEARNT])
 def policy(request) -> Policy:
     name, kind = request.param
     torch.manual_seed(3)

@@ -2,7 +2,8 @@
 
 from stages.explorers.contract import Explorer, Found
 from stages.explorers.env import ENV_ID, ConceptEnv, ConceptVecEnv
-from stages.explorers.policy import Policy, load_policy, save_policy
+from stages.explorers.policies import load_policy
+from stages.explorers.policy import Policy, save_policy
 from stages.explorers.prober import Answers, Prober
 from stages.explorers.registry import EXPLORERS, make_explorer
 from stages.explorers.search import SearchResult, search

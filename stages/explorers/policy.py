@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from gymnasium import spaces
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from stages.concepts import ConceptSpace
-from stages.errors import UsageError
 from stages.explorers.env import OBSERVATION_BOUND, Normaliser
 
 MIXTURE = "mixture"
@@ -259,32 +258,3 @@ def save_policy(policy: Policy | None, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "policy.json").write_text(json.dumps({"schema": 1, "algorithm": None}) + "\n")
-
-
-def load_policy(folder: Path) -> Policy | None:
-    """Read what `save_policy` wrote; None if the explorer learnt none.
-
-    Raises:
-        UsageError: when the folder is not one of a policy.
-    """
-    try:
-        description = json.loads((folder / "policy.json").read_text())
-    except (FileNotFoundError, ValueError) as error:
-        raise UsageError(f"{folder} holds no readable policy: {error}") from None
-    if description.get("schema") != 1:
-        raise UsageError(f"{folder} holds a policy of schema {description.get('schema')}, this version reads 1")
-    algorithm = description["algorithm"]
-    if algorithm is None:
-        return None
-    if algorithm == MIXTURE:
-        members = [load_policy(folder / str(n)) for n in range(1, description["members"] + 1)]
-        return Mixture([member for member in members if member is not None])
-    kinds = {name: kind for kind in Policy.__subclasses__() for name in kind.algorithms}
-    if algorithm not in kinds:
-        raise UsageError(f"{folder} holds a policy learnt by {algorithm!r}, this version reads {', '.join(kinds)}")
-    space = ConceptSpace.from_json(description["concepts"])
-    normaliser = Normaliser(np.array(description["mean"]), np.array(description["std"]))
-    kind, architecture = kinds[algorithm], description["architecture"]
-    network = kind.build(algorithm, len(normaliser.mean), space, architecture)
-    network.load_state_dict(load_file(folder / "policy.safetensors"))
-    return kind(algorithm, network, normaliser, space, architecture)

@@ -145,9 +145,9 @@ class Discover(StageFolder):
 
     probes = _table("probes.parquet", PROBES)
     robustness = _table("robustness.parquet")
-    embedded: Stored[Embedded] = Stored("embeddings.parquet", read_embedded, write_embedded)
+    embedded = Stored[Embedded]("embeddings.parquet", read_embedded, write_embedded)
     tallies = _record("tallies.json", Tallies)
-    sheets: Stored[Mapping[str, Sequence[Sheet]]] = Stored("sheets.parquet", read_sheets, write_sheets)
+    sheets = Stored[Mapping[str, Sequence[Sheet]]]("sheets.parquet", read_sheets, write_sheets)
     metrics = _record("metrics.json", DiscoverMetrics)
 
 
@@ -156,8 +156,8 @@ class Summarize(StageFolder):
 
     cells = _table("landscape.parquet")
     landscape = _record("landscape.json", Landscape)
-    exhibits: Stored[Mapping[str, Sequence[ShownExample]]] = Stored("exhibits.parquet", read_exhibits, write_exhibits)
-    extremes: Stored[Mapping[str, Sequence[ShownExample]]] = Stored("extremes.parquet", read_exhibits, write_exhibits)
+    exhibits = Stored[Mapping[str, Sequence[ShownExample]]]("exhibits.parquet", read_exhibits, write_exhibits)
+    extremes = Stored[Mapping[str, Sequence[ShownExample]]]("extremes.parquet", read_exhibits, write_exhibits)
 
 
 class Report(StageFolder):
@@ -186,12 +186,12 @@ class ReEvaluate(StageFolder):
 
     probes = _table("probes.parquet", (*PROBES, "model", "purpose"))
     metrics = _record("metrics.json", ReEvaluateMetrics)
-    embedded: Stored[Embedded] = Stored("embeddings.parquet", read_embedded, write_embedded)
+    embedded = Stored[Embedded]("embeddings.parquet", read_embedded, write_embedded)
     quality = _table("quality.parquet", ("name", "model", "item", "value"))
     measures = _table("measures.parquet", ("part", "kind", "name"))  # and one column per measure
     tallies = _record("tallies.json", ModelTallies)
-    sheets: Stored[Mapping[str, Sequence[Sheet]]] = Stored("sheets.parquet", read_sheets, write_sheets)
-    examples: Stored[Mapping[str, Sequence[Compared]]] = Stored("examples.parquet", read_compared, write_compared)
+    sheets = Stored[Mapping[str, Sequence[Sheet]]]("sheets.parquet", read_sheets, write_sheets)
+    examples = Stored[Mapping[str, Sequence[Compared]]]("examples.parquet", read_compared, write_compared)
 
 
 class Compare(StageFolder):
