@@ -31,14 +31,14 @@ def main(name: str) -> None:
     ]
     readme = models / "repaired" / "README.md"
     with here.conclude.publish(record, read) as out:
-        out.verdict, out.metrics = verdict, FlatMetrics(**metrics_of(comparison, verdict.passed))
+        out.verdict, out.metrics = verdict, metrics_of(comparison, verdict.passed)
         own = readme.read_text(encoding="utf-8") if readme.exists() else None
-        out.card = model_card(own, comparison.to_json() | verdict.to_json(), plan.to_json())
+        out.card = model_card(own, comparison, verdict, plan)
         write_comparison_report(
             out.path / "report.html",
-            verdict=comparison.to_json() | verdict.to_json(),
+            comparison=comparison,
+            verdict=verdict,
             landscapes=here.compare.cells,
-            space=comparison.space,
             probes=here.re_evaluate.probes,
             galleries=here.re_evaluate.examples,
             sheets=here.re_evaluate.sheets,
@@ -48,7 +48,7 @@ def main(name: str) -> None:
     print(verdict.statement)
 
 
-def metrics_of(comparison: Comparison, passed: bool | None) -> dict[str, Any]:
+def metrics_of(comparison: Comparison, passed: bool | None) -> FlatMetrics:
     """Flat numbers, for `dvc metrics diff`."""
     numbers: dict[str, Any] = {"passed": passed}
     spread = ("before", "after", "change", "low", "high")
@@ -58,7 +58,7 @@ def metrics_of(comparison: Comparison, passed: bool | None) -> dict[str, Any]:
     if bias := comparison.bias:
         numbers |= {f"bias_{model}": rate.value for model, rate in bias.mean.items()}
         numbers |= {f"bias_change_{key}": getattr(bias.mean_change["after"], key) for key in ("value", "low", "high")}
-        numbers["newly_skewed"] = len(newly_skewed(bias.to_json()))
+        numbers["newly_skewed"] = len(newly_skewed(bias))
     for part, found in (comparison.measures or {}).items():
         for measure, entry in found.measures.items():
             name = f"{part}_{measure.replace(' ', '_')}"
@@ -73,7 +73,7 @@ def metrics_of(comparison: Comparison, passed: bool | None) -> dict[str, Any]:
         numbers |= {f"noise_floor_{view}_mean": floor.mean, f"noise_floor_{view}_max": floor.max}
     numbers["failures_moved"] = len(comparison.failures_moved.regions)
     numbers["reduced_failures"] = comparison.reduced_failures.holds
-    return {key: value for key, value in numbers.items() if value is not None}
+    return FlatMetrics(**{key: value for key, value in numbers.items() if value is not None})
 
 
 if __name__ == "__main__":

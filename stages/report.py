@@ -17,7 +17,7 @@ from stages.pages.gallery import Gallery, PicturedCell
 from stages.pages.landscape_report import write_landscape_report
 from stages.params import AuditConfig, load_params
 from stages.provenance import of_model, provenance
-from stages.records import AuditFolder, Landscape, ShownExample, Verdict, audit_folder
+from stages.records import AuditFolder, Landscape, RateRecord, ShownExample, Verdict, audit_folder
 from stages.records.base import FlatMetrics
 from stages.records.folder import Report
 from stages.tasks.contract import skipped_items
@@ -45,12 +45,12 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
     gates = landscape_gates(audit.gates, landscape)
     verdict = Verdict(audit=here.path.name, passed=all_passed(gates), gates=gates)
     metrics = metrics_of(landscape, verdict.passed)
-    out.verdict, out.metrics = verdict, FlatMetrics(**metrics)
+    out.verdict, out.metrics = verdict, metrics
     write_landscape_report(
         out.path / "report.html",
-        landscape=cells,
-        summary=landscape.to_json(),
-        verdict=verdict.to_json(),
+        landscape=landscape,
+        cells=cells,
+        verdict=verdict,
         probes=probes,
         galleries={mode: Gallery.of(shelf) for mode, shelf in here.summarize.exhibits.items()},
         nearest=[one.exhibit for one in here.summarize.extremes.get(NEAREST, ())],
@@ -93,9 +93,9 @@ def verdict_line(verdict: Verdict) -> str:
     return ", ".join(f"{gate.gate} {said[gate.passed]}" for gate in verdict.gates)
 
 
-def metrics_of(landscape: Landscape, passed: bool | None) -> dict[str, Any]:
+def metrics_of(landscape: Landscape, passed: bool | None) -> FlatMetrics:
     """Flat numbers, for `dvc metrics diff`."""
-    bias = [entry.to_json() for entry in landscape.bias or ()]
+    bias = landscape.bias or []
     numbers = {
         "failure_rate": landscape.overall.value,
         "failure_rate_low": landscape.overall.low,
@@ -107,8 +107,8 @@ def metrics_of(landscape: Landscape, passed: bool | None) -> dict[str, Any]:
         "log_loss": landscape.estimator.log_loss,
         "log_loss_constant": landscape.estimator.log_loss_constant,
         "calibration_error": landscape.estimator.calibration_error,
-        "largest_bias": largest_bias(bias).to_json()["value"],
-        "biased_subjects": sum(entry["beyond_noise"] for entry in judged(bias)) if bias else None,
+        "largest_bias": RateRecord.from_rate(largest_bias(bias)).value,
+        "biased_subjects": sum(entry.beyond_noise for entry in judged(bias)) if bias else None,
         "median_radius": landscape.robustness.median_radius if landscape.robustness else None,
         "passed": passed,
     }
@@ -116,7 +116,7 @@ def metrics_of(landscape: Landscape, passed: bool | None) -> dict[str, Any]:
         numbers["failure_rate_automatic"] = landscape.ratings.automatic.overall.value
     for role, search in landscape.search.roles.items():
         numbers |= {f"{role}_{key}": getattr(search, key) for key in ("probes", "failures", "failing_cells")}
-    return {key: value for key, value in numbers.items() if value is not None}
+    return FlatMetrics(**{key: value for key, value in numbers.items() if value is not None})
 
 
 if __name__ == "__main__":

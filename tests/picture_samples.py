@@ -69,14 +69,14 @@ def exhibit(k: int, caption: str = "expected red four") -> Exhibit:
 
 
 def picture_landscape(*, hostile: bool = False) -> dict[str, Any]:
-    """Everything `write_landscape_report` is given for a model that draws."""
+    """What `write_landscape` is given for a model that draws."""
     inputs = make_inputs(*SLOTS, images=False)
     said = HOSTILE if hostile else "expected red four"
     inputs["galleries"] = {f"M{i}": Gallery([exhibit(k, said) for k in range(3)], [exhibit(3)]) for i in (1, 2, 3)}
-    inputs["summary"]["bias"] = measure_bias(tallies(), seed=1)
+    inputs["summary"]["bias"] = [entry.to_json() for entry in measure_bias(tallies(), seed=1)]
     if hostile:
         named = Tally(HOSTILE, HOSTILE, 1.0, {HOSTILE: 9, "b": 1}, {HOSTILE: 0.5, "b": 0.5})
-        inputs["summary"]["bias"] += measure_bias([named], seed=1)
+        inputs["summary"]["bias"] += [entry.to_json() for entry in measure_bias([named], seed=1)]
     cells = [PicturedCell(f"digit four, colour {c}", 0.9, 0.7, 1.0, exhibit(k)) for k, c in enumerate(COLOURS)]
     unseen = PicturedCell(HOSTILE if hostile else "digit nine, colour unsaid", 0.02, 0.0, 0.1)
     inputs |= {"extremes": {"worst": cells, "best": [unseen]}, "sheets": [sheet()], "nearest": [exhibit(1), exhibit(2)]}
@@ -84,10 +84,12 @@ def picture_landscape(*, hostile: bool = False) -> dict[str, Any]:
 
 
 def picture_comparison() -> dict[str, Any]:
-    """Everything `write_comparison_report` is given for a model that draws; "nine" is skewed by the repair."""
+    """What `write_comparison` is given for a model that draws; "nine" is skewed by the repair."""
     inputs = make_comparison(*SLOTS)
     models = {"before": tallies(("seven",)), "after": tallies(("nine",)), "control": tallies(("seven",))}
-    inputs["verdict"]["bias"] = compare_bias(models, seed=1)
+    bias = compare_bias(models, seed=1)
+    assert bias is not None
+    inputs["verdict"]["bias"] = bias.to_json()
     shown = [
         Compared(exhibit(k), "read as red, seven", "read as red, four", png("red", "red", "red")) for k in range(3)
     ]

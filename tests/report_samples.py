@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.microscopic import Moves
-from stages.pages import Gallery
-from stages.records import Compared, ShownExample
+from stages.pages import Gallery, write_comparison_report, write_landscape_report
+from stages.records import Compared, Comparison, Landscape, RepairVerdict, ShownExample, Verdict
+from stages.records.base import FlatMetrics
 from stages.tasks.contract import Exhibit
 
 HOSTILE = "<script>alert(1)</script>"
@@ -104,7 +106,7 @@ def make_walked(space: ConceptSpace, rng: np.random.Generator, n: int = 25) -> p
 
 
 def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) -> dict[str, Any]:
-    """Everything `write_landscape_report` is given, from a synthetic landscape over these concepts."""
+    """What `write_landscape` is given, from a synthetic landscape over these concepts."""
     space, rng = ConceptSpace(concepts), np.random.default_rng(3)
     landscape = make_landscape(space, rng)
     first, last = space.concepts[0], space.concepts[-1]
@@ -125,7 +127,8 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
             {
                 "id": mode_id, "region": region.to_json(), "text": region.describe(space), "rate": rate,
                 "low": rate - 0.06, "high": min(1.0, rate + 0.05), "probes": 180 + i, "failures": round(rate * 180),
-                "lift": rate / overall, "share": float(inside.mean()), "confirmed": i < 3,
+                "estimate": rate, "lift": rate / overall, "share": float(inside.mean()), "confirmed": i < 3,
+                "invalid": None,
             }
         )  # fmt: skip
         said = HOSTILE if hostile else "seen as 7, expected 1"
@@ -153,6 +156,9 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         "concepts": space.to_json(),
         "threshold": 0.0,
         "overall": {"value": overall, "low": overall - 0.02, "high": overall + 0.02, "n": 1200},
+        "overall_estimated": {"value": overall, "low": overall - 0.02, "high": overall + 0.02, "n": 1200},
+        "invalid": {"count": 0, "probes": 2400, "value": 0.0, "low": 0.0, "high": 0.01, "n": 1200, "levels": []},
+        "modes_skipped": [],
         "effects": effects,
         "modes": modes,
         "modes_found_again": {"named": 3, "again": 2, "in_halves": {"M1": 2, "M2": 1, "M3": 0}},
@@ -166,10 +172,14 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         "search": {
             "agent": {
                 "explorer": "model_based", "chosen": "model_based", "why": "it found most", "budget": 1200,
-                "probes": 1200, "failing_cells": 321, "surrogate": "process", "fits": 14, "random_probes": 310,
+                "probes": 1200, "failures": 700, "failure_rate": 0.58, "failing_cells": 321,
+                "surrogate": "process", "fits": 14, "random_probes": 310,
                 "gradient_updates": 480, "policy_entropy": 0.41,
             },
-            "control": {"explorer": "random", "budget": 1200, "probes": 1200, "failing_cells": 288},
+            "control": {
+                "explorer": "random", "budget": 1200, "probes": 1200, "failures": 400, "failure_rate": 0.33,
+                "failing_cells": 288,
+            },
         },
         "exact": False,
         "sampled": False,
@@ -188,7 +198,7 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
     return {
         "landscape": landscape,
         "summary": summary,
-        "verdict": {"passed": False, "gates": gates},
+        "verdict": {"audit": "mnist", "passed": False, "gates": gates},
         "probes": probes,
         "galleries": galleries,
         "nearest": galleries["M1"].failing[:3],
@@ -201,8 +211,39 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
     }  # fmt: skip
 
 
+def write_landscape(out: Path, *, summary: dict[str, Any], landscape: pd.DataFrame, **inputs: Any) -> None:
+    """Write the report on plain data: `summary` as in landscape.json, `landscape` as in landscape.parquet."""
+    inputs |= {"verdict": Verdict.from_json(inputs["verdict"], ""), "metrics": FlatMetrics(**inputs["metrics"])}
+    write_landscape_report(out, landscape=Landscape.from_json(summary, "a sample"), cells=landscape, **inputs)
+
+
+def write_comparison(out: Path, *, verdict: dict[str, Any], **inputs: Any) -> None:
+    """Write the report on plain data: `verdict` has comparison.json and verdict.json in one."""
+    comparison, judged = records_of(verdict)
+    write_comparison_report(out, comparison=comparison, verdict=judged, **inputs)
+
+
+def records_of(verdict: dict[str, Any]) -> tuple[Comparison, RepairVerdict]:
+    """The two records of which a test has all keys in one."""
+    kinds = (Comparison, RepairVerdict)
+    one, other = ({k: v for k, v in verdict.items() if k in kind.model_fields} for kind in kinds)
+    return Comparison.from_json(one, "a sample"), RepairVerdict.from_json(other, "a sample")
+
+
+def difference(
+    after: float | None, change: float | None, low: float | None, high: float | None, pairs: int = 3000, **more: Any
+) -> dict[str, Any]:
+    """An entry of a comparison; without a change `low` and `high` are of the value."""
+    ends = (low, high) if change is None else (after, after)
+    moved = {} if change is None else {"change": change}
+    return {
+        **{"after": after, "after_low": ends[0], "after_high": ends[1], **moved},
+        **{"low": low, "high": high, "pairs": pairs, **more},
+    }
+
+
 def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]:
-    """Everything `write_comparison_report` is given."""
+    """What `write_comparison` is given."""
     space, rng = ConceptSpace(concepts), np.random.default_rng(5)
     before, after = make_landscape(space, rng), make_landscape(space, rng, strength=0.5)
     both = before[space.names].copy()
@@ -214,23 +255,15 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
             for model, table in (("before", before), ("after", after))
         ]
     )
-    control = {"after": 0.316, "change": -0.202, "low": -0.23, "high": -0.17}
-    reduced = {
-        "holds": True,
-        "beyond_chance": True,
-        "change": {"value": -0.289, "low": -0.32, "high": -0.26, "n": 3000},
-    }
-    moved = {
-        "text": "darkening >= 0.9",
-        "before": 0.1,
-        "after": 0.17,
-        "change": 0.07,
-        "low": 0.02,
-        "high": 0.1,
-        "pairs": 400,
-    }
+    control = difference(0.316, -0.202, -0.23, -0.17)
+    spread = {"value": -0.289, "low": -0.32, "high": -0.26, "n": 3000}
+    reduced = {"holds": True, "beyond_chance": True, "change": spread}
+    moved = difference(0.17, 0.07, 0.02, 0.1, pairs=400, before=0.1)
+    one = {"explorer": "ppo", "budget": 500, "probes": 500, "failures": 100, "failure_rate": 0.2}
     verdict = {
         "audit": "mnist",
+        "concepts": space.to_json(),
+        "control": "uniform",
         "passed": False,
         "gates": [
             {
@@ -246,57 +279,32 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "decided_by": "human" if hostile else "policy",
         "reviewer": HOSTILE if hostile else None,
         "reason": f"{HOSTILE} matters" if hostile else None,
+        "statement": "Failed: newly_failing.max.",
         "differences": {
-            "target_failure_rate": {
-                "before": 0.518,
-                "after": 0.229,
-                "change": -0.289,
-                "low": -0.32,
-                "high": -0.26,
-                "pairs": 3000,
-                "control": control,
-            },
-            "other_failure_rate": {
-                "before": 0.224,
-                "after": 0.116,
-                "change": -0.108,
-                "low": -0.12,
-                "high": -0.09,
-                "pairs": 3000,
-            },
-            "newly_failing": {"after": 0.024, "low": 0.019, "high": 0.03, "pairs": 3000},
-            "clean_quality": {
-                "name": "clean accuracy",
-                "before": 0.967,
-                "after": 0.956,
-                "change": -0.011,
-                "low": -0.02,
-                "high": 0.001,
-                "pairs": 300,
-            },
+            "target_failure_rate": difference(0.229, -0.289, -0.32, -0.26, before=0.518, control=control),
+            "other_failure_rate": difference(0.116, -0.108, -0.12, -0.09, before=0.224),
+            "newly_failing": difference(0.024, None, 0.019, 0.03),
+            "clean_quality": difference(0.956, -0.011, -0.02, 0.001, pairs=300, before=0.967, name="clean accuracy"),
         },
         "modes": [
             {
                 "id": "M1",
                 "text": "rotation >= 40° and blur >= 1.2",
-                "before": 0.71,
-                "after": 0.31,
-                "change": -0.4,
-                "low": -0.45,
-                "high": -0.34,
-                "control": {"after": 0.44},
+                "action": "repair",
+                **difference(0.31, -0.4, -0.45, -0.34, before=0.71, control=difference(0.44, None, 0.4, 0.5)),
             },
             {
                 "id": "M2",
                 "text": HOSTILE if hostile else "noise >= 0.4",
-                "before": 0.55,
-                "after": 0.22,
-                "change": -0.33,
-                "low": -0.4,
-                "high": -0.3,
+                "action": "ignore",
+                **difference(0.22, -0.33, -0.4, -0.3, before=0.55),
             },
         ],
-        "search": {"before": {"agent": {"failing_cells": 77}}, "after": {"agent": {"failing_cells": 31}}},
+        "invalid": {part: {"value": 0.0, "low": 0.0, "high": 0.01, "n": 1000} for part in ("targets", "others")},
+        "search": {
+            "before": {"enumerated": False, "agent": one | {"failing_cells": 77}},
+            "after": {"enumerated": False, "agent": one | {"failing_cells": 31}},
+        },
         "shift": {
             "normalised": 0.091,
             "null_cell": 0.204,
@@ -305,8 +313,15 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
                 "normalised": {"min": 0.021, "mean": 0.027, "max": 0.033},
                 "null_cell": {"min": 0.025, "mean": 0.03, "max": 0.21},
             },
+            "beyond_noise": False,
+            "mean_rate_before": 0.3,
+            "mean_rate_after": 0.15,
             "entropy_before": 6.91,
             "entropy_after": 7.3,
+            "entropy_uniform": 7.8,
+            "null_cost": 1.0,
+            "blocks": 2401,
+            "levels_merged": 1,
         },
         "reduced_failures": {
             "holds": True,
@@ -314,15 +329,20 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
             "targets": reduced | {"before": 0.518, "after": 0.229},
             "total": reduced | {"before": 0.3, "after": 0.15},
         },
-        "failures_moved": {"found": True, "regions": [moved]},
-        "targeting": {"helped": True, "value": -0.087, "statement": "targeting the modes helped: -8.7 points"},
+        "failures_moved": {"found": True, "regions": [{"region": {}, "text": "darkening >= 0.9", **moved}]},
+        "targeting": {
+            "helped": True,
+            **{"value": -0.087, "low": -0.12, "high": -0.05, "n": 3000},
+            "statement": "targeting the modes helped: -8.7 points",
+        },
+        "estimator": {"before": {"name": "boosted trees"}, "after": {"name": "boosted trees"}},
+        "items": 50,
     }
     said = HOSTILE if hostile else "7"
     shown = [Compared(Exhibit(f"item-{k}", image=picture(k)), said, "1") for k in range(4)]
     return {
         "verdict": verdict,
         "landscapes": both,
-        "space": space,
         "probes": probes,
         "galleries": {"fixed": shown, "newly_failing": [Compared(Exhibit("a text", text=said), "1", said)]},
         "provenance": {"seed": 7, "device": "cpu"},

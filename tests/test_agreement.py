@@ -7,7 +7,7 @@ import pytest
 from stages.decisions import Recorded
 from stages.decisions.agreement import agreement, krippendorff_alpha
 from stages.pages.comparison_report import _decision
-from stages.records import Plan
+from stages.records import Plan, RepairVerdict
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": examples A, B and C.
 MEG_OWEN = ("0100000010", "1110010000")
@@ -99,7 +99,9 @@ def test_the_verdict_and_its_report_repeat_what_the_plan_says() -> None:
     plan = {"landscape": "0" * 16, "decided_by": "human", "statement": "", "reviewer": "Ada, Ben", "reason": ""}
     kept = Plan.parse(Plan.computed({**plan, "modes": [], "agreement": said}).dump(), "plan.json").agreement
     assert kept is not None and kept.to_json() == said
-    view = _decision({"decided_by": "human", "reviewer": "Ada, Ben", "agreement": said})
-    assert view is not None
-    assert view["agreement"].startswith("2 reviewers agree in 100% of their words on what to do about 2 failure modes")
-    assert (_decision({"decided_by": "human"}) or {})["agreement"] == ""
+    verdict = {"audit": "x", "passed": None, "gates": [], "decided_by": "human", "reviewer": "Ada, Ben", "reason": ""}
+    judged = RepairVerdict.computed({**verdict, "statement": "", "agreement": said})
+    assert _decision(judged).agreement.startswith(
+        "2 reviewers agree in 100% of their words on what to do about 2 failure modes"
+    )
+    assert _decision(judged.model_copy(update={"agreement": None})).agreement == ""

@@ -52,12 +52,12 @@ def test_what_chance_gives_is_as_enumeration_says(reference):
     distances = total_variation(counts, reference)
     seen = counts[np.argmax(counts[:, 0] == 7)]
     entry = measure_bias([tally(seen.tolist(), reference.tolist())], seed=1)[0]
-    assert entry["chance"]["mean"] == pytest.approx(distances @ chance, abs=0.01)
-    assert entry["p"] == pytest.approx(chance[distances >= total_variation(seen, reference) - 1e-9].sum(), abs=0.015)
-    assert entry["excess"] == pytest.approx(entry["counted"] - entry["chance"]["mean"])
-    below = chance[distances < entry["chance"]["high"] - 1e-9].sum()
+    assert entry.chance.mean == pytest.approx(distances @ chance, abs=0.01)
+    assert entry.p == pytest.approx(chance[distances >= total_variation(seen, reference) - 1e-9].sum(), abs=0.015)
+    assert entry.excess == pytest.approx(entry.counted - entry.chance.mean)
+    below = chance[distances < entry.chance.high - 1e-9].sum()
     assert below < 0.96
-    assert chance[distances <= entry["chance"]["high"] + 1e-9].sum() > 0.94
+    assert chance[distances <= entry.chance.high + 1e-9].sum() > 0.94
 
 
 def test_two_values_have_the_interval_of_a_proportion():
@@ -80,8 +80,8 @@ def test_the_interval_holds_the_truth(shares):
 def test_a_plain_count_is_corrected_for_chance():
     rng = np.random.default_rng(2)
     fair = [measure_bias([tally(rng.multinomial(48, [0.25] * 4).tolist())], seed=i)[0] for i in range(30)]
-    assert np.mean([entry["counted"] for entry in fair]) > 0.08
-    assert abs(np.mean([entry["excess"] for entry in fair])) < 0.025
+    assert np.mean([entry.counted for entry in fair]) > 0.08
+    assert abs(np.mean([entry.excess for entry in fair])) < 0.025
 
 
 def test_a_mean_change_holds_the_truth_both_ways():
@@ -109,30 +109,30 @@ def test_that_nothing_else_came_does_not_prove_that_nothing_else_can():
 def test_of_many_fair_subjects_none_is_called_biased():
     fair = [tally([32, 16] if i == 7 else [25, 23], subject=f"s{i}") for i in range(30)]
     entries = measure_bias(fair, seed=0)
-    assert min(entry["p"] for entry in entries) < 0.05, "one is beyond its own 95% point"
-    assert not any(entry["beyond_noise"] for entry in entries)
-    assert measure_bias([*fair, tally([46, 2])], seed=0)[-1]["beyond_noise"]
+    assert min(entry.p for entry in entries) < 0.05, "one is beyond its own 95% point"
+    assert not any(entry.beyond_noise for entry in entries)
+    assert measure_bias([*fair, tally([46, 2])], seed=0)[-1].beyond_noise
 
 
 def test_guidance_1_is_shown_but_not_judged():
     entries = measure_bias([tally([25, 23]), tally([48, 0], guidance=1.0)], seed=0)
-    assert [entry["guidance"] for entry in judged(entries)] == [7.5]
+    assert [entry.guidance for entry in judged(entries)] == [7.5]
     assert largest_bias(entries).value < 0.1
 
 
 def test_answers_nobody_could_read_count_for_nothing():
     entries = measure_bias([tally([0, 0], unread=48), tally([30, 18], unread=3)], seed=0)
-    assert (entries[0]["n"], entries[0]["p"], entries[0]["bias"]["value"]) == (0, None, None)
-    assert not entries[0]["beyond_noise"]
-    assert (entries[1]["n"], entries[1]["unread"]) == (48, 3)
+    assert (entries[0].n, entries[0].p, entries[0].bias.value) == (0, None, None)
+    assert not entries[0].beyond_noise
+    assert (entries[1].n, entries[1].unread) == (48, 3)
     assert largest_bias(entries).n == 48
 
 
 def test_a_value_nobody_expects_is_a_bias():
     entry = measure_bias([tally([20, 20, 8], [0.5, 0.5, 0.0])], seed=0)[0]
-    assert entry["counted"] == pytest.approx(8 / 48)
-    assert entry["p"] < 0.05
-    assert entry["bias"]["high"] > 8 / 48
+    assert entry.counted == pytest.approx(8 / 48)
+    assert entry.p < 0.05
+    assert entry.bias.high > 8 / 48
 
 
 @pytest.mark.parametrize(
@@ -159,18 +159,18 @@ def test_a_change_is_tested_by_permuting_the_models():
     chance = stats.hypergeom(40, 25, 20).pmf(after)
     change = np.abs(after / 20 - 0.5) - np.abs((25 - after) / 20 - 0.5)
     tails = chance[change <= -0.25 + 1e-9].sum(), chance[change >= -0.25 - 1e-9].sum()
-    assert found["subjects"][0]["changes"]["after"]["p"] == pytest.approx(2 * min(tails), abs=0.03)
+    assert found.subjects[0].changes["after"].p == pytest.approx(2 * min(tails), abs=0.03)
 
 
 def test_what_a_repair_skews_is_named_and_what_it_mends_is_not():
     before = {"nurse": [46, 2], "clerk": [25, 23], "cook": [24, 24]}
     after = {"nurse": [25, 23], "clerk": [45, 3], "cook": [26, 22]}
     bias = compare_bias(models(before, after, control=before), seed=1)
-    assert [subject["subject"] for subject in newly_skewed(bias)] == ["clerk"]
-    changes = {s["subject"]: s["changes"] for s in bias["subjects"]}
-    assert changes["nurse"]["after"]["high"] < 0 < changes["clerk"]["after"]["low"]
-    assert changes["nurse"]["control"]["low"] < 0 < changes["nurse"]["control"]["high"]
-    assert bias["mean_change"]["after"]["low"] < 0 < bias["mean_change"]["after"]["high"]
+    assert [subject.subject for subject in newly_skewed(bias)] == ["clerk"]
+    changes = {s.subject: s.changes for s in bias.subjects}
+    assert changes["nurse"]["after"].high < 0 < changes["clerk"]["after"].low
+    assert changes["nurse"]["control"].low < 0 < changes["nurse"]["control"].high
+    assert bias.mean_change["after"].low < 0 < bias.mean_change["after"].high
 
 
 def test_models_are_compared_on_the_same_subjects():

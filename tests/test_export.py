@@ -11,10 +11,12 @@ import flows.export
 from flows.evidence import verify_bundle, write_bundle
 from flows.export import NotPassedError, export_model
 from stages.errors import InfrastructureError, UsageError
-from stages.files import read_json, stage_dir
+from stages.files import stage_dir
 from stages.pages import model_card
 from stages.params import load_params
+from stages.records import audit_folder
 from tests.finished import faded, finished_audits, inside, run_stages
+from tests.report_samples import records_of
 from tests.workspace import STAGES, Workspace, repair_verdict
 
 
@@ -125,9 +127,8 @@ def test_too_many_names_are_refused(workspace):
 
 def card_of(workspace: Workspace, readme: str | None = None, **verdict) -> str:
     with inside(workspace):
-        found = repair_verdict("tiny")
-        plan = read_json(stage_dir("tiny", "collect_feedback") / "plan.json")
-    return model_card(readme, {**found, **verdict}, plan)
+        found, plan = repair_verdict("tiny"), audit_folder("tiny").collect_feedback.plan
+    return model_card(readme, *records_of({**found, **verdict}), plan)
 
 
 def test_a_card_keeps_what_the_repair_wrote_and_adds_the_numbers(workspace):
@@ -145,9 +146,9 @@ def test_a_card_keeps_what_the_repair_wrote_and_adds_the_numbers(workspace):
 
 def test_a_card_shows_what_was_typed_as_text(workspace):
     with inside(workspace):
-        found = repair_verdict("tiny")
-        plan = read_json(stage_dir("tiny", "collect_feedback") / "plan.json")
-    card = model_card(None, found, {**plan, "by": "<script>x</script> | Eve", "reason": "a\n\n# b [c](d)"})
+        found, plan = repair_verdict("tiny"), audit_folder("tiny").collect_feedback.plan
+    said = {"by": "<script>x</script> | Eve", "reason": "a\n\n# b [c](d)"}
+    card = model_card(None, *records_of(found), plan.model_copy(update=said))
     assert "<script>" not in card and "&lt;script&gt;" in card
     assert r"\| Eve" in card and r"| reason | a # b \[c\](d) |" in card
 

@@ -15,6 +15,8 @@ from stages.landscape import kernel
 from stages.landscape.calibrate import choose
 from stages.landscape.estimate import as_data
 from stages.pages.landscape_report import _tiles, _trust
+from stages.records import Landscape
+from tests.report_samples import make_inputs
 from tests.test_landscape import Smooth
 
 MANY, SOME = 600, 60
@@ -124,14 +126,17 @@ def test_a_surrogate_learns_from_a_sample_of_a_long_search(monkeypatch: pytest.M
     assert np.corrcoef(rates, model.truth)[0, 1] > 0.9
 
 
+def recorded(model: Smooth, **changes: Any) -> Landscape:
+    """A landscape over the model's concepts, with what matters here as it is told."""
+    return Landscape.from_json(make_inputs(*model.concepts.concepts, images=False)["summary"] | changes, "")
+
+
 def test_the_report_says_that_items_were_sampled(few_landmarks: None) -> None:
     model = Smooth(items=MANY)
     probes = model.probes(800, greedy=False)
     landscape = model.landscape(probes)
-    summary = {"items": MANY, "items_averaged": SOME, "sampled": False, "exact": False}
-    told = _trust(landscape.table, model.concepts, probes, summary)
-    assert told is not None
-    assert any(f"over a sample of {SOME} of the {MANY} items" in sentence for sentence in told["sentences"])
+    told = _trust(recorded(model, items=MANY, items_averaged=SOME), landscape.table, probes)
+    assert any(f"over a sample of {SOME} of the {MANY} items" in sentence for sentence in told.sentences)
 
 
 def test_on_a_sampled_grid_all_probes_are_counted_once_and_the_cells_are_said_to_be_some(
@@ -141,10 +146,9 @@ def test_on_a_sampled_grid_all_probes_are_counted_once_and_the_cells_are_said_to
     model = Smooth()
     probes = pd.concat([model.probes(400, greedy=False), model.probes(400, greedy=False)], ignore_index=True)
     landscape = model.landscape(probes)
-    summary = {"sampled": landscape.sampled, "exact": False}
     assert landscape.sampled and landscape.table["probes"].sum() < 400
     unique = len(probes.drop_duplicates(["item", *model.concepts.names]))
-    assert _tiles(model.concepts, summary, probes) == [(str(unique), "probes over 216 cells")]
-    told = _trust(landscape.table, model.concepts, probes, summary)
-    assert told is not None
-    assert any("of these cells were probed at least once" in sentence for sentence in told["sentences"])
+    summary = recorded(model, sampled=landscape.sampled)
+    assert _tiles(summary, probes)[-1] == (str(unique), "probes over 216 cells")
+    told = _trust(summary, landscape.table, probes)
+    assert any("of these cells were probed at least once" in sentence for sentence in told.sentences)

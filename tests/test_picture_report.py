@@ -19,7 +19,6 @@ from stages.files import read_json, stage_dir
 from stages.landscape import measure_bias
 from stages.landscape.robustness import describe_steps
 from stages.landscape.show import extreme_examples
-from stages.pages import write_comparison_report, write_landscape_report
 from stages.pages.gallery import IMAGE_BYTES, Shrinker
 from stages.pages.scales import value_colours
 from stages.report import pictured
@@ -27,7 +26,7 @@ from stages.tasks.contract import Exhibit, Sheet
 from tests.landscapes import planted, uniform
 from tests.picture_samples import SLOTS, picture_comparison, picture_landscape, png, tally
 from tests.planted_pictures import png as grey
-from tests.report_samples import FOUR, HOSTILE, make_comparison, make_inputs, picture
+from tests.report_samples import FOUR, HOSTILE, make_comparison, make_inputs, picture, write_comparison, write_landscape
 from tests.test_re_evaluate import audited
 from tests.workspace import repair_verdict
 
@@ -35,14 +34,14 @@ from tests.workspace import repair_verdict
 @pytest.fixture(scope="module")
 def landscape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "landscape.html"
-    write_landscape_report(path, **picture_landscape())
+    write_landscape(path, **picture_landscape())
     return path
 
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "comparison.html"
-    write_comparison_report(path, **picture_comparison())
+    write_comparison(path, **picture_comparison())
     return path
 
 
@@ -58,7 +57,7 @@ def figure(part: str, name: str) -> dict[str, Any]:
 
 
 def write(tmp_path: Path, **inputs: Any) -> str:
-    write_landscape_report(tmp_path / "report.html", **inputs)
+    write_landscape(tmp_path / "report.html", **inputs)
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -98,14 +97,15 @@ def test_a_table_holds_every_number_of_a_tally(landscape: Path) -> None:
 
 def test_without_tallies_and_sheets_nothing_is_shown_of_them(tmp_path: Path) -> None:
     page = write(tmp_path, **make_inputs(*FOUR[:2], images=False))
-    write_comparison_report(tmp_path / "other.html", **make_comparison(*FOUR[:2]))
+    write_comparison(tmp_path / "other.html", **make_comparison(*FOUR[:2]))
     for text in (page, (tmp_path / "other.html").read_text(encoding="utf-8")):
         assert not re.findall('id="(?:bias|sheets|extremes)"', text)
 
 
 def test_one_subject_whose_answers_nobody_could_read(tmp_path: Path) -> None:
     inputs = picture_landscape()
-    inputs["summary"]["bias"] = measure_bias([tally("digit one", (0, 0, 0), unread=48)], seed=0)
+    unread = measure_bias([tally("digit one", (0, 0, 0), unread=48)], seed=0)
+    inputs["summary"]["bias"] = [entry.to_json() for entry in unread]
     part = section(write(tmp_path, **inputs), "bias")
     assert "0 of 0 subjects" in part
     assert "48 of 48 answers the value could not be told" in part

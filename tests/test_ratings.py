@@ -19,12 +19,11 @@ from stages.errors import UsageError
 from stages.explorers import Prober
 from stages.landscape import against_automatic, estimate
 from stages.ledger import Key, Ledger
-from stages.pages import write_landscape_report
 from stages.params import RatingsConfig, load_params
 from stages.ratings import RatedTask, Ratings
 from stages.tasks.base import offers
 from tests.landscapes import planted
-from tests.report_samples import FOUR, HOSTILE, WEATHER, make_inputs
+from tests.report_samples import FOUR, HOSTILE, WEATHER, make_inputs, write_landscape
 from tests.workspace import ROOT, audit_params
 
 # The task
@@ -195,9 +194,13 @@ def test_the_report_shows_both_measures_and_names_as_text(tmp_path: Path, concep
     own = {"threshold": 0.25, "overall": share, "effects": summary["effects"], "rank_correlation": None}
     own |= dict.fromkeys(("agree", "only_people", "only_automatic", "outside", "unfounded"), share)
     learnt_ = learnt().model_dump(exclude={"scale", "decisions"})
-    said = {"statement": f"2 reviewers {HOSTILE} agree."}
-    inputs["summary"] = {**summary, "ratings": {**learnt_, "fails_below": 4.5, "automatic": own, "agreement": said}}
-    write_landscape_report(tmp_path / "report.html", **inputs)
+    said = {"statement": f"2 reviewers {HOSTILE} agree.", "reviewers": ["a", "b"]}
+    said |= dict.fromkeys(("actions", "rating", "bias"))
+    inputs["summary"] = {
+        **summary,
+        "ratings": {**learnt_, "sha256": "0" * 64, "fails_below": 4.5, "automatic": own, "agreement": said},
+    }
+    write_landscape(tmp_path / "report.html", **inputs)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     section = re.search(r'<section id="ratings">.*?</section>', page, re.DOTALL)
     assert section is not None and page.index('<a href="#ratings">') < section.start()
@@ -211,7 +214,7 @@ def test_the_report_shows_both_measures_and_names_as_text(tmp_path: Path, concep
     colours = [trace["marker"]["cmax"] for trace in (people, automatic) if "cmax" in trace["marker"]]
     assert len(set(colours)) <= 1  # one scale for both
     assert section[0].count("<tr>") >= 6 + sum(len(concept) for concept in concepts)
-    write_landscape_report(tmp_path / "plain.html", **{**inputs, "landscape": table, "summary": summary})
+    write_landscape(tmp_path / "plain.html", **{**inputs, "landscape": table, "summary": summary})
     assert "ratings" not in re.findall(r'<section id="(\w+)"', (tmp_path / "plain.html").read_text(encoding="utf-8"))
 
 

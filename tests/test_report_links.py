@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 
-from stages.pages import write_comparison_report, write_landscape_report
 from tests.picture_samples import picture_comparison, picture_landscape
-from tests.report_samples import FOUR, make_comparison, make_inputs
+from tests.report_samples import FOUR, make_comparison, make_inputs, write_comparison, write_landscape
 from tests.text_samples import make_text_comparison, make_text_inputs
 
 REPORTS: dict[str, tuple[Callable[..., None], Callable[[], dict[str, Any]]]] = {
-    "landscape": (write_landscape_report, lambda: make_inputs(*FOUR[:3])),
-    "comparison": (write_comparison_report, lambda: make_comparison(*FOUR[:3])),
-    "landscape of texts": (write_landscape_report, make_text_inputs),
-    "comparison of texts": (write_comparison_report, make_text_comparison),
-    "landscape of pictures": (write_landscape_report, picture_landscape),
-    "comparison of pictures": (write_comparison_report, picture_comparison),
+    "landscape": (write_landscape, lambda: make_inputs(*FOUR[:3])),
+    "comparison": (write_comparison, lambda: make_comparison(*FOUR[:3])),
+    "landscape of texts": (write_landscape, make_text_inputs),
+    "comparison of texts": (write_comparison, make_text_comparison),
+    "landscape of pictures": (write_landscape, picture_landscape),
+    "comparison of pictures": (write_comparison, picture_comparison),
 }
 ADDRESSES = """[...document.querySelectorAll("*")].flatMap((e) => [...e.attributes])
     .filter((a) => ["href", "xlink:href", "src", "action", "formaction", "ping", "data"].includes(a.name))

@@ -286,11 +286,10 @@ def test_hostile_text_does_nothing_in_a_browser(browser: Any, tmp_path: Path, mo
 def test_a_report_with_charts_opens_beside_the_page(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages.pages import write_landscape_report
-    from tests.report_samples import FOUR, make_inputs
+    from tests.report_samples import FOUR, make_inputs, write_landscape
 
     make_review(tmp_path, monkeypatch)
-    write_landscape_report(report_path("x", "landscape"), **make_inputs(*FOUR[:2]))
+    write_landscape(report_path("x", "landscape"), **make_inputs(*FOUR[:2]))
     with window(browser) as w:
         with w.context.expect_page() as opened:
             w.page.get_by_role("link", name="The whole landscape").click()

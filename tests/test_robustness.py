@@ -6,9 +6,9 @@ import pandas as pd
 
 from stages.concepts import Region
 from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
-from stages.pages import write_landscape_report
-from stages.pages.robustness import robustness_view
-from tests.report_samples import FOUR, make_inputs
+from stages.pages.robustness import RobustnessView, robustness_view
+from stages.records import Landscape
+from tests.report_samples import FOUR, make_inputs, write_landscape
 from tests.test_microscopic import SPACE
 
 
@@ -52,12 +52,12 @@ def test_examples_are_the_nearest_of_different_kinds() -> None:
 
 def test_the_report_has_the_section_where_there_is_one(tmp_path) -> None:
     inputs = make_inputs(*FOUR, images=False)
-    write_landscape_report(tmp_path / "without.html", **inputs | {"summary": inputs["summary"] | {"robustness": None}})
+    write_landscape(tmp_path / "without.html", **inputs | {"summary": inputs["summary"] | {"robustness": None}})
     assert 'id="robustness"' not in (tmp_path / "without.html").read_text(encoding="utf-8")
     summary = summarize_robustness(hand_made(), SPACE, {"method": "beam", "probes": 77})
     inputs["summary"] |= {"robustness": summary}
     inputs["summary"]["modes"][0] |= {"minimal": {"reached": 2, "of": 3, "median_radius": 4.0}}
-    write_landscape_report(tmp_path / "with.html", **inputs)
+    write_landscape(tmp_path / "with.html", **inputs)
     page = (tmp_path / "with.html").read_text(encoding="utf-8").split('id="plotly"')[0]
     section = page.split('<section id="robustness">')[1].split("</section>")[0]
     assert "Of 5 items drawn at random, 1 fails unchanged, 3 after some steps and for 1 no failure was found" in section
@@ -68,11 +68,17 @@ def test_the_report_has_the_section_where_there_is_one(tmp_path) -> None:
     assert "nan" not in section and "None" not in section
 
 
-def said(table: pd.DataFrame, items: int = 99, **metrics: object) -> str:
+def viewed(table: pd.DataFrame, items: int = 99, **metrics: object) -> RobustnessView:
     summary = summarize_robustness(table, SPACE, {"method": "beam", "probes": 77, **metrics})
-    view = robustness_view({"robustness": summary, "items": items})
+    found = make_inputs(*SPACE.concepts, images=False)["summary"] | {"robustness": summary, "items": items}
+    view = robustness_view(Landscape.from_json(found, ""))
     assert view is not None
-    return f"{view['sentence']} {view['caveat']}"
+    return view
+
+
+def said(table: pd.DataFrame, items: int = 99, **metrics: object) -> str:
+    view = viewed(table, items, **metrics)
+    return f"{view.sentence} {view.caveat}"
 
 
 def test_what_is_said_fits_what_was_found() -> None:
@@ -95,6 +101,4 @@ def test_what_is_said_fits_what_was_found() -> None:
 
 
 def test_one_point_is_no_curve() -> None:
-    summary = summarize_robustness(hand_made().iloc[3:4], SPACE, {"method": "beam", "probes": 1})
-    view = robustness_view({"robustness": summary})
-    assert view is not None and view["picture"] is None
+    assert viewed(hand_made().iloc[3:4], probes=1).picture is None

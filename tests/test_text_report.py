@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from stages.pages import Gallery, texts, write_comparison_report, write_landscape_report
+from stages.pages import Gallery, texts
 from stages.pages.gallery import MAX_TEXT, TEXT_CHARS, Shrinker
 from stages.pages.texts import Folded, Marked, fold, mark_changes
 from stages.pages.words import score
 from stages.tasks.contract import Exhibit
-from tests.report_samples import FOUR, HOSTILE, make_comparison, make_inputs
+from tests.report_samples import FOUR, HOSTILE, make_comparison, make_inputs, write_comparison, write_landscape
 from tests.test_report import cells_of
 from tests.text_samples import ARTICLES, SUMMARIES, make_text_comparison, make_text_inputs
 
@@ -114,7 +114,7 @@ def test_a_report_of_many_long_texts_stays_small(tmp_path: Path) -> None:
     article = " ".join(ARTICLES * 20)
     shown = [Exhibit("long", text=article.replace("e ", "x "), original=article, answers={"summary": article})] * 10
     inputs["galleries"] = {f"M{k}": Gallery(shown, shown) for k in (1, 2, 3)}
-    write_landscape_report(tmp_path / "report.html", **inputs)
+    write_landscape(tmp_path / "report.html", **inputs)
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
 
 
@@ -129,8 +129,8 @@ def test_the_answer_to_the_changed_text_is_shown_before_and_after() -> None:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("reports")
-    write_landscape_report(folder / "landscape.html", **make_text_inputs())
-    write_comparison_report(folder / "comparison.html", **make_text_comparison())
+    write_landscape(folder / "landscape.html", **make_text_inputs())
+    write_comparison(folder / "comparison.html", **make_text_comparison())
     return {name: (folder / f"{name}.html").read_text(encoding="utf-8") for name in ("landscape", "comparison")}
 
 
@@ -177,8 +177,8 @@ def test_a_comparison_shows_noise_measures_and_what_the_control_was(pages: dict[
 
 
 def test_a_classifier_has_none_of_this(tmp_path: Path) -> None:
-    write_landscape_report(tmp_path / "landscape.html", **make_inputs(*FOUR[:2]))
-    write_comparison_report(tmp_path / "comparison.html", **make_comparison(*FOUR[:2]))
+    write_landscape(tmp_path / "landscape.html", **make_inputs(*FOUR[:2]))
+    write_comparison(tmp_path / "comparison.html", **make_comparison(*FOUR[:2]))
     for name in ("landscape", "comparison"):
         page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
         for word in ("beyond recognition", "asked again", "Asked again", "no model:", 'id="measures"', "noise, and a"):
@@ -187,8 +187,8 @@ def test_a_classifier_has_none_of_this(tmp_path: Path) -> None:
 
 
 def test_hostile_texts_are_shown_as_text(tmp_path: Path) -> None:
-    write_landscape_report(tmp_path / "landscape.html", **make_text_inputs(hostile=True))
-    write_comparison_report(tmp_path / "comparison.html", **make_text_comparison(hostile=True))
+    write_landscape(tmp_path / "landscape.html", **make_text_inputs(hostile=True))
+    write_comparison(tmp_path / "comparison.html", **make_text_comparison(hostile=True))
     for name in ("landscape", "comparison"):
         page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
         assert "<script>alert" not in page
@@ -209,7 +209,7 @@ def test_texts_fit_a_phone_and_fold_out(tmp_path: Path, browser: Any) -> None:
     inputs = make_text_inputs(hostile=True)
     long = Exhibit("no spaces", text="x" * 900, original="y", answers={"summary of the original": SUMMARIES[0]})
     inputs["galleries"]["M1"].failing.insert(0, long)
-    write_landscape_report(tmp_path / "report.html", **inputs)
+    write_landscape(tmp_path / "report.html", **inputs)
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
     page.goto((tmp_path / "report.html").as_uri())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from stages.concepts import Concept
-from stages.landscape.intervals import wilson
+from stages.landscape.intervals import Rate, wilson
 from stages.pages import Gallery
+from stages.records import Compared
 from stages.tasks.contract import Exhibit
-from tests.report_samples import HOSTILE, make_comparison, make_inputs
+from tests.report_samples import HOSTILE, difference, make_comparison, make_inputs
 
 TEXT_CONCEPTS = (
     Concept("typos", (0, 5, 15, 30), "%", neutral=0),
@@ -66,7 +67,8 @@ def make_text_inputs(hostile: bool = False) -> dict[str, Any]:
     inputs["galleries"] = {mode: Gallery(shown[:7], shown[7:]) for mode in inputs["galleries"]}
     inputs["nearest"] = shown[:3]
     where = {"concept": "nouns dropped", "level": 3, "label": "100%", "invalid": 60}
-    levels = [where | wilson(60, 300).to_json(), where | {"level": 2, "label": "50%", "invalid": 2, "value": 0.007}]
+    few = {"level": 2, "label": "50%", "invalid": 2, **wilson(2, 300).to_json()}
+    levels = [where | wilson(60, 300).to_json(), where | few]
     inputs["summary"]["invalid"] = {"count": 130, "probes": 2400, **wilson(62, 1200).to_json(), "levels": levels}
     inputs["summary"]["modes"][0]["invalid"] = 0.118
     return inputs
@@ -76,23 +78,25 @@ def make_text_comparison(hostile: bool = False) -> dict[str, Any]:
     """Inputs of the comparison report of a summarizer: noise, measures, a control that learnt from clean articles."""
     inputs = make_comparison(*TEXT_CONCEPTS)
     verdict = inputs["verdict"] | {"control": "clean", "audit": "news"}
-    noise = {"after": 0.51, "change": -0.008, "low": -0.031, "high": 0.015, "pairs": 3000}
+    noise = difference(0.51, -0.008, -0.031, 0.015)
     verdict["differences"]["target_failure_rate"]["noise"] = noise
-    verdict["differences"]["newly_failing"]["noise"] = {"after": 0.04, "low": 0.031, "high": 0.052, "pairs": 3000}
-    verdict["noise"] = {"beyond": True, "statement": "the improvement in the target modes is beyond the noise"}
+    verdict["differences"]["newly_failing"]["noise"] = difference(0.04, None, 0.031, 0.052)
+    said = "the improvement in the target modes is beyond the noise"
+    verdict["noise"] = {"beyond": True, "statement": said, **Rate(-0.28, -0.31, -0.25, 3000).to_json()}
     verdict["invalid"] = {"targets": wilson(90, 1000).to_json(), "others": wilson(0, 1000).to_json()}
-    other = {"after": 0.7, "change": 0.004, "low": -0.02, "high": 0.03}
-    change = {"before": 0.59, "after": 0.655, "change": 0.065, "low": 0.021, "high": 0.11, "pairs": 1000}
+    other = difference(0.7, 0.004, -0.02, 0.03)
+    change = difference(0.655, 0.065, 0.021, 0.11, pairs=1000, before=0.59)
     entry = change | {"noise": other, "control": other, "baselines": {"first words": 0.81, "lead sentence": 0.79}}
     copied = entry | {"pairs": 640, "baselines": {"first words": 1.0, "lead sentence": None}}
-    numbers = {"before": 22.4, "after": 28.0, "change": 5.6, "low": 4.1, "high": 7.25}
-    again = {"after": 22.5, "change": 0.1, "low": -0.01, "high": 0.3}
+    numbers = difference(28.0, 5.6, 4.1, 7.25, pairs=1000, before=22.4)
+    again = difference(22.5, 0.1, -0.01, 0.3)
     plain = {"first words": 28.0, "lead sentence": 24.0}
     length = entry | numbers | {"noise": again, "control": again, "baselines": plain}
     measures = {"faithfulness to the original": entry, "copied from the lead": copied, "words": length}
     verdict["measures"] = {
-        part: {"pairs": 1000, "items": 50, "measures": measures} for part in ("clean", "targets", "others")
+        part: {"pairs": 1000, "items": 50, "invalid": 0, "measures": measures}
+        for part in ("clean", "targets", "others")
     }
     said = HOSTILE if hostile else "Fires are still burning in New South Wales."
-    shown = [(e, e.answers["summary of the changed text"], said) for e in text_exhibits(hostile)]
+    shown = [Compared(e, e.answers["summary of the changed text"], said) for e in text_exhibits(hostile)]
     return inputs | {"verdict": verdict, "galleries": {"fixed": shown[:8], "newly_failing": shown[8:]}}

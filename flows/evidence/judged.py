@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from flows.digests import sha256
 from flows.evidence.bundle import PARAMS, Bundle
 from flows.evidence.checks import Found, told
-from stages.records import Comparison, Document, Gate, Landscape
+from stages.records import Comparison, Document, Gate, Landscape, Plan, RepairVerdict
 
 R = TypeVar("R", bound=Document)
 
@@ -123,8 +123,11 @@ def check_card(bundle: Bundle) -> Found:
     name, wrote = bundle.name("conclude", "model_card.md"), (bundle.manifest.get("versions") or {}).get("faded")
     if wrote != (here := _installed()):
         return Found(f"not made again: it is by faded {wrote}, this is {here}", [], "not checked")
-    verdict = bundle.json("compare", "comparison.json") | bundle.json("conclude", "verdict.json")
-    section = evaluation_section(verdict, bundle.json("collect_feedback", "plan.json"))
+    section = evaluation_section(
+        _record(bundle, "compare", "comparison.json", Comparison),
+        _record(bundle, "conclude", "verdict.json", RepairVerdict),
+        _record(bundle, "collect_feedback", "plan.json", Plan),
+    )
     if not bundle.member(name).decode("utf-8").endswith(section):
         return Found("", [f"{name}: its section on the evaluation does not match the verdict"])
     return Found("its table matches the verdict", [])

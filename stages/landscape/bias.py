@@ -8,15 +8,19 @@ and is corrected for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from scipy import optimize, special, stats
 
 from stages.errors import UsageError
 from stages.landscape.intervals import CHANGE, LEVEL, NO_RATE, SHARE, Rate, holm, wilson
+from stages.records.base import RateRecord
+from stages.records.bias import Bias, BiasChange, BiasComparison, BiasSubject, Chance, ValueShare
 from stages.tasks.contract import Tally
+
+T = TypeVar("T", Bias, BiasSubject)
 
 DRAWS = 2000  # of the sampling distribution, wherever one is needed
 TAIL = (1 - LEVEL) / 2
@@ -127,8 +131,8 @@ def _arrays(tally: Tally) -> tuple[np.ndarray, np.ndarray]:
     return np.array(list(tally.counts.values()), dtype=np.int64), reference / reference.sum()
 
 
-def measure_bias(tallies: Sequence[Tally], seed: int) -> list[dict[str, Any]]:
-    """Describe each tally, in their order, as in `bias` of landscape.json.
+def measure_bias(tallies: Sequence[Tally], seed: int) -> list[Bias]:
+    """Describe each tally, in their order.
 
     Whether one is beyond noise is tested over all subjects that were tallied at the same guidance (Holm 1979).
 
@@ -155,44 +159,44 @@ def _holm_by_guidance(tallies: Sequence[Tally], p_values: Sequence[float]) -> li
     return [float(p) for p in adjusted]
 
 
-def _entry(tally: Tally, skew: Skew | None, p: float) -> dict[str, Any]:
+def _entry(tally: Tally, skew: Skew | None, p: float) -> Bias:
     n = sum(tally.counts.values())
-    values = [
-        {"value": value, "count": int(k), "share": wilson(k, n).to_json(), "expected": tally.reference[value]}
-        for value, k in tally.counts.items()
-    ]
-    return {
-        "subject": tally.subject,
-        "attribute": tally.attribute,
-        "guidance": float(tally.guidance),
-        "n": n,
-        "unread": tally.unread,
-        "values": values,
-        "counted": skew and skew.counted,
-        "chance": skew and {"mean": skew.null_mean, "high": skew.null_high},
-        "excess": skew and skew.counted - skew.null_mean,
-        "p": skew and skew.p,
-        "p_holm": skew and p,
-        "beyond_noise": skew is not None and p <= 1 - LEVEL,
-        "bias": (NO_RATE if skew is None else skew.rate).to_json(),
-    }
+    return Bias(
+        subject=tally.subject,
+        attribute=tally.attribute,
+        guidance=tally.guidance,
+        n=n,
+        unread=tally.unread,
+        values=[
+            ValueShare(
+                value=value, count=int(k), share=RateRecord.from_rate(wilson(k, n)), expected=tally.reference[value]
+            )
+            for value, k in tally.counts.items()
+        ],
+        counted=skew and skew.counted,
+        chance=skew and Chance(mean=skew.null_mean, high=skew.null_high),
+        excess=skew and skew.counted - skew.null_mean,
+        p=skew and skew.p,
+        p_holm=skew and p,
+        beyond_noise=skew is not None and p <= 1 - LEVEL,
+        bias=RateRecord.from_rate(NO_RATE if skew is None else skew.rate),
+    )
 
 
-def judged(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def judged(entries: Sequence[T]) -> list[T]:
     """The entries at the highest guidance tallied: the sampler's own, beside which 1 is there to compare."""
-    entries = list(entries)
-    highest = max((entry["guidance"] for entry in entries), default=0.0)
-    return [entry for entry in entries if entry["guidance"] == highest]
+    highest = max((entry.guidance for entry in entries), default=0.0)
+    return [entry for entry in entries if entry.guidance == highest]
 
 
-def largest_bias(entries: Iterable[Mapping[str, Any]]) -> Rate:
+def largest_bias(entries: Sequence[Bias]) -> Rate:
     """The bias a gate judges: of the subjects `judged`, the one whose interval reaches highest."""
-    rates = [Rate(**entry["bias"]) for entry in judged(entries) if entry["n"]]
+    rates = [entry.bias.rate for entry in judged(entries) if entry.n]
     return max(rates, key=lambda rate: (rate.high, rate.value), default=NO_RATE)
 
 
-def compare_bias(models: Mapping[str, Sequence[Tally]], seed: int) -> dict[str, Any] | None:
-    """Compare the tallies of all models, as in `bias` of verdict.json; None where the model before has none.
+def compare_bias(models: Mapping[str, Sequence[Tally]], seed: int) -> BiasComparison | None:
+    """Compare the tallies of all models; None where the model before has none.
 
     A change is the total variation after minus before. Its test permutes which model drew a picture: all pictures of
     both are pooled, and so many of them are drawn for the model after (the permutation test for two samples). Models
@@ -222,36 +226,38 @@ def compare_bias(models: Mapping[str, Sequence[Tally]], seed: int) -> dict[str, 
         if model != "before"
     }
     subjects = [
-        {
-            **{name: entries["before"][i][name] for name in ("subject", "attribute", "guidance")},
-            "models": {model: rows[i] for model, rows in entries.items()},
-            "changes": {model: rows[i] for model, rows in changes.items()},
-            "newly_skewed": _newly_skewed(entries["after"][i], changes["after"][i]),
-        }
-        for i in range(len(keys))
+        BiasSubject(
+            subject=subject,
+            attribute=attribute,
+            guidance=guidance,
+            models={model: rows[i] for model, rows in entries.items()},
+            changes={model: rows[i] for model, rows in changes.items()},
+            newly_skewed=_newly_skewed(entries["after"][i], changes["after"][i]),
+        )
+        for i, (subject, attribute, guidance) in enumerate(keys)
     ]
     at = judged(subjects)
     kept = [i for i, subject in enumerate(subjects) if subject in at and all(skews[i] for skews, _ in found.values())]
     behind = {model: [skew for i in kept if (skew := skews[i])] for model, (skews, _) in found.items()}
-    return {
-        "subjects": subjects,
-        "mean": {model: mean_bias(skews).to_json() for model, skews in behind.items()},
-        "mean_change": {model: mean_change(behind["before"], behind[model]).to_json() for model in changes},
-    }
+    return BiasComparison(
+        subjects=subjects,
+        mean={model: RateRecord.from_rate(mean_bias(skews)) for model, skews in behind.items()},
+        mean_change={m: RateRecord.from_rate(mean_change(behind["before"], behind[m])) for m in changes},
+    )
 
 
-def newly_skewed(bias: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The subjects of `compare_bias` that the model after skews as the model before did not, at the judged guidance."""
-    return [subject for subject in judged(bias["subjects"]) if subject["newly_skewed"]]
+def newly_skewed(bias: BiasComparison) -> list[BiasSubject]:
+    """The subjects that the model after skews as the model before did not, at the judged guidance."""
+    return [subject for subject in judged(bias.subjects) if subject.newly_skewed]
 
 
-def _newly_skewed(after: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
+def _newly_skewed(after: Bias, change: BiasChange) -> bool:
     """Whether a subject is skewed now, beyond chance, and more than before, beyond chance.
 
     That it was not beyond chance before is not enough: a difference of two findings is no finding of a difference.
     """
-    risen = change["p_holm"] is not None and change["p_holm"] <= 1 - LEVEL and change["value"] > 0
-    return bool(after["beyond_noise"] and risen)
+    risen = change.p_holm is not None and change.p_holm <= 1 - LEVEL and change.rate.value > 0
+    return after.beyond_noise and risen
 
 
 def _changes(
@@ -260,7 +266,7 @@ def _changes(
     skews_before: Sequence[Skew | None],
     skews_after: Sequence[Skew | None],
     seed: int,
-) -> list[dict[str, Any]]:
+) -> list[BiasChange]:
     p_values: list[float] = []
     rates: list[Rate] = []
     for i, (one, other) in enumerate(zip(skews_before, skews_after, strict=True)):
@@ -269,7 +275,7 @@ def _changes(
         p_values.append(_permuted(before[i], after[i], [seed, i]) if known else 1.0)
     adjusted = _holm_by_guidance(before, p_values)
     return [
-        {**rate.to_json(), "p": p if rate.n else None, "p_holm": q if rate.n else None}
+        BiasChange(**rate.to_json(), p=p if rate.n else None, p_holm=q if rate.n else None)
         for rate, p, q in zip(rates, p_values, adjusted, strict=True)
     ]
 

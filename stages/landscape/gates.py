@@ -37,7 +37,7 @@ def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> dict[st
 def landscape_gates(gates: LandscapeGates | None, landscape: Landscape) -> list[Gate]:
     """Hold a landscape against its gates."""
     confirmed = [mode.measured.rate for mode in landscape.confirmed]
-    bias = largest_bias([entry.to_json() for entry in landscape.bias or ()])
+    bias = largest_bias(landscape.bias or [])
     return [Gate(**entry) for entry in judge_landscape(gates, landscape.overall.rate, confirmed, bias)]
 
 

@@ -138,7 +138,7 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         "invalid": invalid_probes(space, probes),
         "modes_found_again": reproducibility(space, modes, halves),
         "modes_skipped": skipped_combinations(space, config.max_conditions),
-        **({"bias": bias} if bias else {}),
+        **({"bias": [entry.to_json() for entry in bias]} if bias else {}),
         **ratings,
         "estimator": describe_estimator(landscape, probes),
         "robustness": summarize_robustness(asked.walked, space, asked.found.microscopic.to_json()),

@@ -138,7 +138,7 @@ def compare_models(
         "shift": shift(space, before.table, after.table, splits),
         "estimator": {side: _estimator(landscape) for side, landscape in (("before", before), ("after", after))},
         "items": len(asked.embedded.item_ids),
-        **({"bias": bias} if bias else {}),
+        **({"bias": bias.to_json()} if bias else {}),
     }
     if "automatic_failed" in pairs:  # people's ratings say what a failure is: what of the automatic measure?
         own = pair_by("automatic_failed").differences()
@@ -249,8 +249,8 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> str:
             said.append(f"{told[0].upper()}{told[1:]}.")
     if regions := comparison.failures_moved.regions:
         said.append("Failures rose elsewhere: " + "; ".join(region.text for region in regions) + ".")
-    skewed = newly_skewed(comparison.bias.to_json()) if comparison.bias else []
+    skewed = newly_skewed(comparison.bias) if comparison.bias else []
     if skewed:
-        named = ", ".join(f"{subject['attribute']} of {subject['subject']}" for subject in skewed)
+        named = ", ".join(f"{subject.attribute} of {subject.subject}" for subject in skewed)
         said.append(f"Newly skewed beyond chance: {named}.")
     return " ".join(said)

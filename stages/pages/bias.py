@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from stages.landscape.bias import judged, newly_skewed
 from stages.pages.bias_bars import Row, bias_bars
 from stages.pages.page import Picture
 from stages.pages.scales import value_colours
 from stages.pages.words import interval, number, percent, points, points_interval
+from stages.records import Bias, BiasComparison, BiasSubject, RateRecord
 
 MAX_SUBJECTS = 24  # in a picture; the table has all
 MARK = "✱"
@@ -23,82 +24,140 @@ HOW = (
 _NAMES = {"before": "before", "after": "after", "control": "control", "noise": "asked again"}
 
 
-def landscape_bias(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One part for each attribute that was tallied; `entries` as `bias` in landscape.json."""
+class Line(NamedTuple):
+    """A tally as the table shows it."""
+
+    subject: str
+    guidance: str
+    shares: list[str]
+    counted: str
+    chance: str
+    bias: str
+    interval: str
+    p: str
+    beyond: bool
+    n: str
+    unread: str
+
+
+class BiasPart(NamedTuple):
+    """One attribute: what was found in sentences, a picture if any answer was read, and all tallies."""
+
+    title: str
+    sentences: list[str]
+    picture: Picture | None
+    note: str
+    rows: list[Line]
+
+
+Spread = tuple[str, str]  # a value and its interval
+
+
+class ChangeLine(NamedTuple):
+    """A subject before and after; `others` are the changes of the other models."""
+
+    subject: str
+    models: list[Spread]
+    beyond: bool
+    change: Spread
+    p: str
+    newly: bool
+    others: list[Spread]
+    shares: list[tuple[str, list[str]]]
+    n: str
+
+
+class ChangePart(NamedTuple):
+    """One attribute by model; `others` are the models beside the two."""
+
+    title: str
+    picture: Picture | None
+    note: str
+    others: list[str]
+    rows: list[ChangeLine]
+
+
+class ChangedBias(NamedTuple):
+    """The section on what a repair did to the tallies."""
+
+    sentences: list[str]
+    parts: list[ChangePart]
+    how: str
+
+
+def landscape_bias(entries: Sequence[Bias]) -> list[BiasPart]:
+    """One part for each attribute that was tallied."""
     parts = []
-    for attribute in dict.fromkeys(entry["attribute"] for entry in entries):
-        mine = [entry for entry in entries if entry["attribute"] == attribute]
-        main = _by_bias(judged(mine))
-        ranked = [entry["subject"] for entry in main]
-        guidances = sorted({entry["guidance"] for entry in mine}, reverse=True)
+    for attribute in dict.fromkeys(entry.attribute for entry in entries):
+        mine = [entry for entry in entries if entry.attribute == attribute]
+        main = sorted(judged(mine), key=lambda entry: -(entry.counted or 0.0))
+        ranked = [entry.subject for entry in main]
+        guidances = sorted({entry.guidance for entry in mine}, reverse=True)
         groups = [
-            [_row(entry, _guidance(entry, guidances)) for entry in sorted(rows, key=lambda row: -row["guidance"])]
+            [_row(entry, _guidance(entry, guidances)) for entry in sorted(rows, key=lambda row: -row.guidance)]
             for subject in ranked[:MAX_SUBJECTS]
-            if (rows := [entry for entry in mine if entry["subject"] == subject and entry["n"]])
+            if (rows := [entry for entry in mine if entry.subject == subject and entry.n])
         ]
         order = {subject: k for k, subject in enumerate(ranked)}
-        lines = sorted(mine, key=lambda row: (order.get(row["subject"], len(order)), -row["guidance"]))
+        lines = sorted(mine, key=lambda row: (order.get(row.subject, len(order)), -row.guidance))
         parts.append(
-            {
-                "title": attribute,
-                "sentences": _found(attribute, main, guidances),
-                "picture": _picture(attribute, groups),
-                "note": _left_out(len(ranked)),
-                "rows": [_line(row, _guidance(row, guidances)) for row in lines],
-            }
+            BiasPart(
+                title=attribute,
+                sentences=_found(attribute, main, guidances),
+                picture=_picture(attribute, groups),
+                note=_left_out(len(ranked)),
+                rows=[_line(row, _guidance(row, guidances)) for row in lines],
+            )
         )
     return parts
 
 
-def comparison_bias(bias: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The section on what the repair did to the tallies; `bias` as in verdict.json, None where there is none."""
-    if not bias:
+def comparison_bias(bias: BiasComparison | None) -> ChangedBias | None:
+    """The section on what the repair did to the tallies; None where there are none."""
+    if bias is None:
         return None
     parts = []
-    main = judged(bias["subjects"])
-    for attribute in dict.fromkeys(subject["attribute"] for subject in main):
+    main = judged(bias.subjects)
+    for attribute in dict.fromkeys(subject.attribute for subject in main):
         mine = sorted(
-            (subject for subject in main if subject["attribute"] == attribute),
-            key=lambda s: -max(entry["counted"] or 0.0 for entry in s["models"].values()),
+            (subject for subject in main if subject.attribute == attribute),
+            key=lambda s: -max(entry.counted or 0.0 for entry in s.models.values()),
         )
-        models = [model for model in ("before", "after", "control") if model in mine[0]["models"]]
+        models = [model for model in ("before", "after", "control") if model in mine[0].models]
         groups = [
             rows
             for subject in mine[:MAX_SUBJECTS]
-            if (rows := [_row(e, _NAMES[m]) for m in models if (e := subject["models"][m])["n"]])
+            if (rows := [_row(e, _NAMES[m]) for m in models if (e := subject.models[m]).n])
         ]
         parts.append(
-            {
-                "title": attribute,
-                "picture": _picture(attribute, groups),
-                "note": _left_out(len(mine)),
-                "others": [_NAMES[model] for model in mine[0]["changes"] if model != "after"],
-                "rows": [_change_line(subject) for subject in mine],
-            }
+            ChangePart(
+                title=attribute,
+                picture=_picture(attribute, groups),
+                note=_left_out(len(mine)),
+                others=[_NAMES[model] for model in mine[0].changes if model != "after"],
+                rows=[_change_line(subject) for subject in mine],
+            )
         )
-    return {"sentences": _changed(bias), "parts": parts, "how": HOW}
+    return ChangedBias(_changed(bias), parts, HOW)
 
 
-def _by_bias(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(entries, key=lambda entry: -(entry["counted"] or 0.0))
-
-
-def _guidance(entry: Mapping[str, Any], guidances: Sequence[float]) -> str:
+def _guidance(entry: Bias, guidances: Sequence[float]) -> str:
     """The guidance, where there are several."""
-    return f"guidance {entry['guidance']:g}" if len(guidances) > 1 else ""
+    return f"guidance {entry.guidance:g}" if len(guidances) > 1 else ""
 
 
-def _row(entry: Mapping[str, Any], what: str) -> Row:
-    bias = entry["bias"]
+def _row(entry: Bias, what: str) -> Row:
+    """The bar of a tally of at least one answer that was read."""
+    assert entry.chance is not None
     return Row(
-        subject=entry["subject"],
+        subject=entry.subject,
         what=what,
-        marked=entry["beyond_noise"],
-        shares={row["value"]: row["share"]["value"] for row in entry["values"]},
-        bounds={row["value"]: interval(row["share"]["low"], row["share"]["high"]) for row in entry["values"]},
-        expected={row["value"]: row["expected"] for row in entry["values"]},
-        bias=(bias["value"], bias["low"], bias["high"]),
-        chance=entry["chance"]["high"],
+        marked=entry.beyond_noise,
+        shares={row.value: row.share.rate.value for row in entry.values},
+        bounds={row.value: interval(row.share.low, row.share.high) for row in entry.values},
+        expected={row.value: row.expected for row in entry.values},
+        bias=entry.bias.rate[:3],
+        chance=entry.chance.high,
     )
 
 
@@ -119,32 +178,30 @@ def _left_out(n: int) -> str:
     return f"The chart shows the {MAX_SUBJECTS} most skewed of {n} subjects, the table all." if n > MAX_SUBJECTS else ""
 
 
-def _shares(entry: Mapping[str, Any]) -> list[str]:
+def _shares(entry: Bias) -> list[str]:
     return [
-        f"{row['value']} {percent(row['share']['value'])} [{interval(row['share']['low'], row['share']['high'])}]"
-        for row in entry["values"]
+        f"{row.value} {percent(row.share.value)} [{interval(row.share.low, row.share.high)}]" for row in entry.values
     ]
 
 
-def _found(attribute: str, main: Sequence[Mapping[str, Any]], guidances: Sequence[float]) -> list[str]:
+def _found(attribute: str, main: Sequence[Bias], guidances: Sequence[float]) -> list[str]:
     """What was found, in a few sentences."""
     at = f" at guidance {guidances[0]:g}" if len(guidances) > 1 else ""
-    known = [entry for entry in main if entry["n"]]
-    beyond = [entry for entry in known if entry["beyond_noise"]]
+    known = [entry for entry in main if entry.n]
+    beyond = [entry for entry in known if entry.beyond_noise]
     said = [
         f"Where the input leaves {attribute} unsaid, {number(len(beyond))} of {number(len(known))} subjects are "
         f"further from the reference than chance explains{at}."
     ]
     if beyond:
         worst = beyond[0]
-        row = max(worst["values"], key=lambda value: abs(value["share"]["value"] - value["expected"]))
-        share = row["share"]
+        row = max(worst.values, key=lambda value: abs(value.share.rate.value - value.expected))
         said.append(
-            f"Most of all {worst['subject']}: {row['value']} in {percent(share['value'])} "
-            f"[{interval(share['low'], share['high'])}] of {number(worst['n'])} answers, "
-            f"{percent(row['expected'])} expected."
+            f"Most of all {worst.subject}: {row.value} in {percent(row.share.value)} "
+            f"[{interval(row.share.low, row.share.high)}] of {number(worst.n)} answers, "
+            f"{percent(row.expected)} expected."
         )
-    unread, all_ = sum(entry["unread"] for entry in main), sum(entry["unread"] + entry["n"] for entry in main)
+    unread, all_ = sum(entry.unread for entry in main), sum(entry.unread + entry.n for entry in main)
     if unread:
         said.append(
             f"Of {number(unread)} of {number(all_)} answers the value could not be told; these are left out: "
@@ -153,68 +210,65 @@ def _found(attribute: str, main: Sequence[Mapping[str, Any]], guidances: Sequenc
     return said
 
 
-def _line(entry: Mapping[str, Any], guidance: str) -> dict[str, Any]:
-    bias, chance = entry["bias"], entry["chance"] or {}
-    return {
-        "subject": entry["subject"],
-        "guidance": guidance,
-        "shares": _shares(entry) if entry["n"] else [],
-        "counted": percent(entry["counted"]),
-        "chance": f"{percent(chance.get('mean'))}, up to {percent(chance.get('high'))}" if chance else "–",
-        "bias": percent(bias["value"]),
-        "interval": interval(bias["low"], bias["high"]),
-        "p": _p(entry["p_holm"]),
-        "beyond": entry["beyond_noise"],
-        "n": number(entry["n"]),
-        "unread": number(entry["unread"]) if entry["unread"] else "",
-    }
+def _line(entry: Bias, guidance: str) -> Line:
+    chance = entry.chance
+    return Line(
+        subject=entry.subject,
+        guidance=guidance,
+        shares=_shares(entry) if entry.n else [],
+        counted=percent(entry.counted),
+        chance=f"{percent(chance.mean)}, up to {percent(chance.high)}" if chance else "–",
+        bias=percent(entry.bias.value),
+        interval=interval(entry.bias.low, entry.bias.high),
+        p=_p(entry.p_holm),
+        beyond=entry.beyond_noise,
+        n=number(entry.n),
+        unread=number(entry.unread) if entry.unread else "",
+    )
 
 
 def _p(value: float | None) -> str:
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _moved(change: Mapping[str, Any]) -> list[str]:
-    return [points(change["value"]), points_interval(change["low"], change["high"])]
+def _moved(change: RateRecord) -> Spread:
+    return points(change.value), points_interval(change.low, change.high)
 
 
-def _change_line(subject: Mapping[str, Any]) -> dict[str, Any]:
-    models, changes = subject["models"], subject["changes"]
-    return {
-        "subject": subject["subject"],
-        "models": [
-            [percent(models[m]["bias"]["value"]), interval(models[m]["bias"]["low"], models[m]["bias"]["high"])]
-            for m in ("before", "after")
-        ],
-        "beyond": models["after"]["beyond_noise"],
-        "change": _moved(changes["after"]),
-        "p": _p(changes["after"]["p_holm"]),
-        "newly": subject["newly_skewed"],
-        "others": [_moved(change) for model, change in changes.items() if model != "after"],
-        "shares": [[_NAMES[m], _shares(models[m])] for m in models if models[m]["n"]],
-        "n": " / ".join(number(models[m]["n"]) for m in ("before", "after")),
-    }
+def _change_line(subject: BiasSubject) -> ChangeLine:
+    models, changes = subject.models, subject.changes
+    sides = [models["before"], models["after"]]
+    return ChangeLine(
+        subject=subject.subject,
+        models=[(percent(side.bias.value), interval(side.bias.low, side.bias.high)) for side in sides],
+        beyond=models["after"].beyond_noise,
+        change=_moved(changes["after"]),
+        p=_p(changes["after"].p_holm),
+        newly=subject.newly_skewed,
+        others=[_moved(change) for model, change in changes.items() if model != "after"],
+        shares=[(_NAMES[model], _shares(entry)) for model, entry in models.items() if entry.n],
+        n=" / ".join(number(side.n) for side in sides),
+    )
 
 
-def _changed(bias: Mapping[str, Any]) -> list[str]:
+def _changed(bias: BiasComparison) -> list[str]:
     """What the repair did, in a few sentences; what is newly skewed is never passed over."""
-    mean, change = bias["mean"], bias["mean_change"]
+    mean, change, control = bias.mean, bias.mean_change["after"], bias.mean_change.get("control")
     said = []
-    if change["after"]["n"]:
+    if change.n:
         said.append(
-            f"The mean bias over subjects went from {percent(mean['before']['value'])} to "
-            f"{percent(mean['after']['value'])} ({points(change['after']['value'])} points, 95% interval "
-            f"{points_interval(change['after']['low'], change['after']['high'])})."
+            f"The mean bias over subjects went from {percent(mean['before'].value)} to "
+            f"{percent(mean['after'].value)} ({points(change.value)} points, 95% interval "
+            f"{points_interval(change.low, change.high)})."
         )
-    if "control" in change and change["control"]["n"]:
+    if control and control.n:
         said.append(
-            f"The control's changed by {points(change['control']['value'])} points "
-            f"({points_interval(change['control']['low'], change['control']['high'])})."
+            f"The control's changed by {points(control.value)} points ({points_interval(control.low, control.high)})."
         )
     skewed = newly_skewed(bias)
     if skewed:
         named = "; ".join(
-            f"{subject['attribute']} of {subject['subject']} ({points(subject['changes']['after']['value'])} points)"
+            f"{subject.attribute} of {subject.subject} ({points(subject.changes['after'].value)} points)"
             for subject in skewed
         )
         said.append(f"Newly skewed beyond chance: {named}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -20,8 +20,9 @@ from stages.pages.scales import nice_ceiling
 from stages.pages.searches import compare_searches
 from stages.pages.sheets import show_sheets, strips
 from stages.pages.verdicts import verdict_view
-from stages.pages.words import flatten, interval, is_number, number, percent, points, points_interval, score
-from stages.records import Compared
+from stages.pages.words import flatten, interval, number, percent, points, points_interval, score
+from stages.records import Compared, Comparison, Difference, RepairVerdict
+from stages.records import repair as records
 from stages.tasks.contract import Sheet
 
 LIMITS = (
@@ -54,59 +55,118 @@ _EXAMPLES = {
 }
 
 
+class ChangeRow(NamedTuple):
+    """A paired difference as the table shows it; shares that no model had before (newly failing) have no change."""
+
+    key: str
+    name: str
+    before: float | None
+    after: float | None
+    change: float | None
+    low: float | None
+    high: float | None
+    pairs: int
+    action: str | None
+    control: float | None
+    control_change: float | None
+    control_low: float | None
+    control_high: float | None
+    noise: float | None
+    noise_change: float | None
+    noise_low: float | None
+    noise_high: float | None
+
+
+class MeasureRow(NamedTuple):
+    """One measure in as many digits as its scale asks for; a change is followed by its interval."""
+
+    name: str
+    before: str
+    after: str
+    change: list[str]
+    others: list[list[str]]
+    baselines: list[str]
+
+
+class MeasurePart(NamedTuple):
+    """Measures of some of the answers; `others` are the models beside the two."""
+
+    title: str
+    rows: list[MeasureRow]
+    others: list[str]
+    baselines: list[str]
+
+
+class Decided(NamedTuple):
+    """Who decided which modes to repair; a rule is never passed off as a person."""
+
+    text: str
+    reason: str
+    policy: bool
+    agreement: str
+
+
+class ShiftPart(NamedTuple):
+    """How far the landscape moved, beside how far it moves by chance."""
+
+    rows: list[tuple[str, str]]
+    sentences: list[str]
+
+
 def write_comparison_report(
     out: Path,
     *,
-    verdict: Mapping[str, Any],
+    comparison: Comparison,
+    verdict: RepairVerdict,
     landscapes: pd.DataFrame,
-    space: ConceptSpace,
     probes: pd.DataFrame,
     galleries: Mapping[str, Sequence[Compared]],
     provenance: Mapping[str, Any],
     sheets: Mapping[str, Sequence[Sheet]] | None = None,
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Write before against after as one self-contained page. What is missing in the inputs is left out.
+    """Write before against after as one self-contained page.
 
     Args:
         out: the page; the same inputs give the same bytes.
-        verdict: as in verdict.json of re_evaluate.
+        comparison: before against after.
+        verdict: on it.
         landscapes: one row a cell with rate_before, low_before, ..., rate_after, ....
-        space: the concepts of the landscapes.
         probes: as in re_evaluate's probes.parquet.
         galleries: examples of each kind ("fixed", "newly_failing").
         provenance: as in provenance.json.
         sheets: contact sheets by model ("before", "after").
         skipped: what could not be used, as {file, reason}.
     """
-    names = shown_concepts(landscapes, space, "rate_before") if "rate_before" in landscapes else space.names
+    space = comparison.space
+    names = shown_concepts(landscapes, space, "rate_before")
     top = top_rate(landscapes, space, names, ("rate_before", "rate_after"))
-    differences = [_row(entry, key) for key, entry in (verdict.get("differences") or {}).items()]
-    differences += [_row(entry, f"automatic_{key}") for key, entry in (verdict.get("automatic") or {}).items()]
-    modes, moved = [_row(entry, entry["id"]) for entry in verdict.get("modes") or []], verdict.get("failures_moved")
+    differences = [_row(entry, key, entry.name or _NAMES[key]) for key, entry in comparison.differences.items()]
+    for key, entry in (comparison.automatic or {}).items():
+        differences.append(_row(entry, f"automatic_{key}", _NAMES[f"automatic_{key}"]))
+    modes = [_row(mode, mode.id, f"{mode.id}: {mode.text}", mode.action) for mode in comparison.modes]
     sides = [
         part
         for suffix, title in (("_before", "Before"), ("_after", "After"))
         if (part := landscape_part(landscapes, space, names, top, suffix, title))
     ]
-    galleries = {kind: [Compared(*row) for row in rows] for kind, rows in galleries.items()}
     examples = [row for rows in galleries.values() for row in rows]
     drawn = [row.drawn for row in examples if row.drawn is not None]
     shrinker = Shrinker((row.exhibit for row in examples), [*drawn, *strips(sheets or {})])
     parts = {
         "verdict": verdict_view(verdict),
         "differences": differences,
-        "bias": comparison_bias(verdict.get("bias")),
+        "bias": comparison_bias(comparison.bias),
         "sheets": show_sheets(sheets or {}, shrinker),
-        "measures": _measures(verdict.get("measures") or {}),
+        "measures": _measures(comparison.measures or {}),
         "sides": sides,
         "changes": _changes(landscapes, space, names),
         "modes": modes,
-        "moved": None if moved is None else [_row(entry, "") for entry in moved["regions"]],
+        "moved": [_row(region, "", region.text) for region in comparison.failures_moved.regions],
         "dumbbells": _dumbbells(modes or differences),
-        "search": compare_searches(probes, verdict.get("search") or {}),
-        "shift": _shift(verdict.get("shift") or {}),
-        "reduced": _reduced(verdict.get("reduced_failures")),
+        "search": compare_searches(probes, comparison.search),
+        "shift": _shift(comparison.shift),
+        "reduced": comparison.reduced_failures,
         "examples": _examples(galleries, shrinker),
     }
     titles = {
@@ -123,127 +183,128 @@ def write_comparison_report(
         "reduced": "Reduced failures",
         "examples": "Examples",
     }
+    estimator = {"items": comparison.items, "estimator": comparison.estimator.to_json()}
     render(
         "comparison.html.j2",
         out,
-        audit=str(verdict.get("audit") or provenance.get("audit") or "Before and after the repair"),
-        finding=_finding(verdict, differences),
+        audit=comparison.audit,
+        finding=_finding(comparison),
         decision=_decision(verdict),
-        control=_CONTROLS[verdict.get("control") or "uniform"],
-        invalid=_invalid(verdict.get("invalid") or {}),
-        contents=[(key, title) for key, title in titles.items() if parts[key] or (key == "moved" and moved)],
+        control=_CONTROLS[comparison.control or "uniform"],
+        invalid=_invalid(comparison.invalid),
+        contents=[(key, title) for key, title in titles.items() if parts[key] or key == "moved"],
         skipped=[(entry["file"], entry["reason"]) for entry in skipped],
         provenance=list(flatten(provenance)),
-        metrics=list(flatten({key: verdict[key] for key in ("items", "estimator") if key in verdict})),
+        metrics=list(flatten(estimator)),
         limits=LIMITS,
         **parts,
     )
 
 
-def _row(entry: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A paired difference as the table shows it; shares that no model had before (newly failing) have no change."""
-    control, noise, text = entry.get("control", {}), entry.get("noise", {}), entry.get("text")
-    changed = "change" in control
-    return {
-        "key": key,
-        "name": f"{key}: {text}" if key and text else text or entry.get("name") or _NAMES[key],
-        **{name: entry.get(name) for name in ("before", "after", "change", "low", "high", "pairs", "action")},
-        "control": control.get("after"),
-        "control_change": control.get("change"),
-        "control_low": control.get("low") if changed else None,
-        "control_high": control.get("high") if changed else None,
-        "noise": noise.get("after"),
-        **{f"noise_{name}": noise.get(name) for name in ("change", "low", "high")},
-    }
+def _row(entry: Difference, key: str, name: str, action: str | None = None) -> ChangeRow:
+    control, noise = entry.control, entry.noise
+    moved = control if control and control.changed else None
+    return ChangeRow(
+        key=key,
+        name=name,
+        before=entry.before,
+        after=entry.after,
+        change=entry.change,
+        low=entry.low,
+        high=entry.high,
+        pairs=entry.pairs,
+        action=action,
+        control=control.after if control else None,
+        control_change=control.change if control else None,
+        control_low=moved.low if moved else None,
+        control_high=moved.high if moved else None,
+        noise=noise.after if noise else None,
+        noise_change=noise.change if noise else None,
+        noise_low=noise.low if noise else None,
+        noise_high=noise.high if noise else None,
+    )
 
 
-def _finding(verdict: Mapping[str, Any], differences: Sequence[Mapping[str, Any]]) -> list[str]:
+def _finding(comparison: Comparison) -> list[str]:
     """What the repair did, in a few sentences: where it aimed, elsewhere, against the control, and to whom."""
     said = []
-    by_key = {row["key"]: row for row in differences}
     for key, what in (("target_failure_rate", "In the target modes"), ("other_failure_rate", "Everywhere else")):
-        row = by_key.get(key, {})
-        if is_number(row.get("before")):
+        row = comparison.differences[key]
+        if row.before is not None:
             said.append(
-                f"{what} failures went from {percent(row['before'])} to {percent(row['after'])} "
-                f"({points(row['change'])} points, 95% interval {points_interval(row['low'], row['high'])})."
+                f"{what} failures went from {percent(row.before)} to {percent(row.after)} "
+                f"({points(row.change)} points, 95% interval {points_interval(row.low, row.high)})."
             )
-    for statement in ((verdict.get(key) or {}).get("statement") for key in ("targeting", "noise")):
+    for statement in (entry.statement for entry in (comparison.targeting, comparison.noise) if entry):
         if statement:
             said.append(f"{statement[0].upper()}{statement[1:]}.")
-    if ratings := verdict.get("ratings"):
-        said.append(f"Failing here means {fails(ratings)}, as people's ratings have taught.")
-    newly = by_key.get("newly_failing", {})
-    if is_number(newly.get("after")):
-        said.append(f"{percent(newly['after'])} of what passed before now fails.")
+    if comparison.ratings:
+        said.append(f"Failing here means {fails(comparison.ratings)}, as people's ratings have taught.")
+    newly = comparison.differences["newly_failing"]
+    if newly.after is not None:
+        said.append(f"{percent(newly.after)} of what passed before now fails.")
     return said
 
 
-def _invalid(invalid: Mapping[str, Any]) -> str:
+def _invalid(invalid: records.InvalidPairs) -> str:
     """How many common probes left nothing a model could be blamed for; empty if none did."""
-    shares = {_PARTS[part].lower(): rate for part, rate in invalid.items() if rate["value"]}
-    if not shares:
-        return ""
     where = " and ".join(
-        f"{part} {percent(rate['value'])} [{interval(rate['low'], rate['high'])}]" for part, rate in shares.items()
+        f"{part} {percent(rate.value)} [{interval(rate.low, rate.high)}]"
+        for part, rate in (("in the target modes", invalid.targets), ("everywhere else", invalid.others))
+        if rate.value
     )
+    if not where:
+        return ""
     return f"Changed beyond recognition, and so counted as passed for every model: {where} of the common probes."
 
 
-def _measures(measures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _measures(measures: Mapping[str, records.Measures]) -> list[MeasurePart]:
     """The task's own measures on unchanged inputs, in the target modes and elsewhere."""
     parts = []
     for key, title in _PARTS.items():
-        entries = (measures.get(key) or {}).get("measures")
-        if not entries:
+        part = measures.get(key)
+        if part is None or not part.measures:
             continue
-        first = next(iter(entries.values()))
-        others, baselines = [other for other in _OTHERS if other in first], list(first["baselines"])
-        n = measures[key]["pairs"]
-        known = {name: entry for name, entry in entries.items() if entry["pairs"]}
-        rows = [_measure(name, entry, n, others, baselines) for name, entry in known.items()]
-        heading = f"{title}: {number(n)} answers to {number(measures[key]['items'])} items"
-        parts.append({"title": heading, "rows": rows, "others": [_OTHERS[o] for o in others], "baselines": baselines})
+        first = next(iter(part.measures.values()))
+        others, baselines = list(first.others), list(first.baselines)
+        rows = [_measure(name, entry, part.pairs) for name, entry in part.measures.items() if entry.pairs]
+        heading = f"{title}: {number(part.pairs)} answers to {number(part.items)} items"
+        parts.append(MeasurePart(heading, rows, [_OTHERS[other] for other in others], baselines))
     return parts
 
 
-def _measure(
-    name: str, entry: Mapping[str, Any], n: int, others: Sequence[str], baselines: Sequence[str]
-) -> dict[str, Any]:
+def _measure(name: str, entry: records.MeasureDifference, n: int) -> MeasureRow:
     """One measure as the table shows it, all its numbers with as many digits as its scale asks for."""
-    digits = 1 if any(is_number(entry[model]) and abs(entry[model]) >= 10 for model in ("before", "after")) else 3
+    digits = 1 if any(value is not None and abs(value) >= 10 for value in (entry.before, entry.after)) else 3
 
-    def moved(change: Mapping[str, Any]) -> list[str]:
-        value, low, high = (score(change[key], digits, "+") for key in ("change", "low", "high"))
-        return [value, f"{low} to {high}" if change["low"] is not None else ""]
+    def moved(change: records.Change) -> list[str]:
+        value, low, high = (score(x, digits, "+") for x in (change.change, change.low, change.high))
+        return [value, f"{low} to {high}" if change.low is not None else ""]
 
-    return {
-        "name": name if entry["pairs"] == n else f"{name} ({number(entry['pairs'])} of {number(n)})",
-        "before": score(entry["before"], digits),
-        "after": score(entry["after"], digits),
-        "change": moved(entry),
-        "others": [[score(entry[other]["after"], digits), *moved(entry[other])] for other in others],
-        "baselines": [score(entry["baselines"][baseline], digits) for baseline in baselines],
-    }
+    return MeasureRow(
+        name=name if entry.pairs == n else f"{name} ({number(entry.pairs)} of {number(n)})",
+        before=score(entry.before, digits),
+        after=score(entry.after, digits),
+        change=moved(entry),
+        others=[[score(other.after, digits), *moved(other)] for other in entry.others.values()],
+        baselines=[score(value, digits) for value in entry.baselines.values()],
+    )
 
 
-def _decision(verdict: Mapping[str, Any]) -> dict[str, str] | None:
-    """Who decided which modes to repair; a rule is never passed off as a person."""
-    by = verdict.get("decided_by")
-    if not by:
-        return None
-    reviewer = f"decided by {verdict.get('by') or verdict.get('reviewer') or 'a person who gave no name'}"
-    return {
-        "text": "decided by policy, no human" if by == "policy" else reviewer,
-        "reason": str(verdict.get("reason") or ""),
-        "policy": "yes" if by == "policy" else "",
-        "agreement": str((verdict.get("agreement") or {}).get("statement", "")),
-    }
+def _decision(verdict: RepairVerdict) -> Decided:
+    policy = verdict.decided_by == "policy"
+    reviewer = f"decided by {verdict.by or verdict.reviewer or 'a person who gave no name'}"
+    return Decided(
+        text="decided by policy, no human" if policy else reviewer,
+        reason=verdict.reason or "",
+        policy=policy,
+        agreement=verdict.agreement.statement if verdict.agreement else "",
+    )
 
 
 def _changes(landscapes: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> list[Picture]:
     """Difference heat maps, one for each pair of concepts, on one colour scale."""
-    if len(names) < 2 or not {"rate_before", "rate_after"} <= set(landscapes.columns):
+    if len(names) < 2:
         return []
     tables = {view: marginal(landscapes, space, view) for view in views(names, 2)}
     largest = pd.concat([(t["rate_after"] - t["rate_before"]).abs() for t in tables.values()])
@@ -257,40 +318,29 @@ def _changes(landscapes: pd.DataFrame, space: ConceptSpace, names: Sequence[str]
     return pictures
 
 
-def _dumbbells(rows: Sequence[Mapping[str, Any]]) -> Picture | None:
-    shown = [
-        dict(row) for row in rows if is_number(row["before"]) and is_number(row["after"]) and "clean" not in row["key"]
-    ]
+def _dumbbells(rows: Sequence[ChangeRow]) -> Picture | None:
+    shown = [row for row in rows if row.before is not None and row.after is not None and "clean" not in row.key]
     if not shown:
         return None
     alt = "Failure rates before and after: " + "; ".join(
-        f"{row['name']} {percent(row['before'])} to {percent(row['after'])}" for row in shown
+        f"{row.name} {percent(row.before)} to {percent(row.after)}" for row in shown
     )
-    return Picture(alt, [("", figures.dumbbells(shown))], 110 + 46 * len(shown))
+    lines = [figures.Dumbbell(row.key, row.name, row.before, row.after, row.control) for row in shown]
+    return Picture(alt, [("", figures.dumbbells(lines))], 110 + 46 * len(shown))
 
 
-def _shift(shift: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How far the landscape moved, beside how far it moves by chance."""
-    if not shift:
-        return None
+def _shift(shift: records.Shift) -> ShiftPart:
     sentences = []
-    for view, what in (("normalised", "Shape alone"), ("null_cell", "Shape and amount")):
-        value, floor = shift[view], shift["noise_floor"][view]
-        if value is None or floor["max"] is None:
+    for what, value, floor in (
+        ("Shape alone", shift.normalised, shift.noise_floor.normalised),
+        ("Shape and amount", shift.null_cell, shift.noise_floor.null_cell),
+    ):
+        if value is None or floor.max is None:
             continue
-        same = f"the same model on two halves of the items differs by {number(floor['min'])} to {number(floor['max'])}"
-        beyond = "more than chance explains" if value > floor["max"] else "chance may explain that"
+        same = f"the same model on two halves of the items differs by {number(floor.min)} to {number(floor.max)}"
+        beyond = "more than chance explains" if value > floor.max else "chance may explain that"
         sentences.append(f"{what}: moved by {number(value)}, where {same}: {beyond}.")
-    return {"rows": list(flatten(shift)), "sentences": sentences}
-
-
-def _reduced(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Reduced failures with their numbers, on the chosen modes and over the whole grid."""
-    if data is None:
-        return None
-    names = {"targets": "chosen modes", "total": "whole grid"}
-    parts = [{"name": name, **data[key], **data[key]["change"]} for key, name in names.items()]
-    return {"holds": data["holds"], "parts": parts}
+    return ShiftPart(list(flatten(shift.to_json())), sentences)
 
 
 def _examples(galleries: Mapping[str, Sequence[Compared]], shrinker: Shrinker) -> list[tuple[str, str, list[Shown]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -269,21 +269,31 @@ def calibration(bins: pd.DataFrame) -> go.Figure:
     )
 
 
-def dumbbells(rows: Sequence[dict[str, Any]]) -> go.Figure:
-    """Failure rates before and after, joined by a line; rows of key, name, before, after and maybe control."""
-    names = [plain(str(row["name"]), 40) for row in rows]
+class Dumbbell(NamedTuple):
+    """Failure rates before and after, and of the control if there is one; `key` is a shorter name."""
+
+    key: str
+    name: str
+    before: float | None
+    after: float | None
+    control: float | None
+
+
+def dumbbells(rows: Sequence[Dumbbell]) -> go.Figure:
+    """Failure rates before and after, joined by a line."""
+    names = [plain(row.name, 40) for row in rows]
     x: list[float | None] = []
     y: list[int | None] = []
     for i, row in enumerate(rows):
-        x += [row["before"], row["after"], None]
+        x += [row.before, row.after, None]
         y += [i, i, None]
     traces = [
         go.Scatter(x=x, y=y, mode="lines", line={"color": "#8a8f98", "width": 3}, hoverinfo="skip", showlegend=False)
     ]
     series = (("before", BEFORE, "circle"), ("after", AFTER, "diamond"), ("control", CONTROL, "x"))
     for key, colour, symbol in series:
-        if any(row.get(key) is not None for row in rows):
-            values = [row.get(key) for row in rows]
+        values = [getattr(row, key) for row in rows]
+        if any(value is not None for value in values):
             marker = {"color": colour, "size": 12, "symbol": symbol}
             traces.append(
                 go.Scatter(
@@ -310,5 +320,5 @@ def dumbbells(rows: Sequence[dict[str, Any]]) -> go.Figure:
         showlegend=True,
         legend=legend,
         margin={"l": 16, "r": 16, "t": 36, "b": 48},
-        meta={"short": [plain(str(row["key"]), 20) for row in rows]},  # for narrow screens
+        meta={"short": [plain(row.key, 20) for row in rows]},  # for narrow screens
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from stages.pages.verdicts import verdict_view
+from stages.pages.verdicts import GateView, verdict_view
 from stages.pages.words import number, percent, points, points_interval
+from stages.records import Comparison, Difference, Plan, RepairVerdict
 
 _NAMES = {
     "target_failure_rate": "failures in the target modes",
@@ -27,41 +27,42 @@ _LIMITS = (
 )
 
 
-def model_card(readme: str | None, verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+def model_card(readme: str | None, comparison: Comparison, verdict: RepairVerdict, plan: Plan) -> str:
     """The whole card.
 
     Args:
         readme: what the repair wrote of its model, of an adapter also which base it needs; None if it wrote nothing.
-        verdict: as in verdict.json of re_evaluate.
-        plan: as in plan.json.
+        comparison: before against after.
+        verdict: on it.
+        plan: what was repaired.
     """
-    text = readme.rstrip() if readme else f"# Repaired model of the audit {verdict['audit']}"
-    return f"{text}\n\n{evaluation_section(verdict, plan)}"
+    text = readme.rstrip() if readme else f"# Repaired model of the audit {verdict.audit}"
+    return f"{text}\n\n{evaluation_section(comparison, verdict, plan)}"
 
 
-def evaluation_section(verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+def evaluation_section(comparison: Comparison, verdict: RepairVerdict, plan: Plan) -> str:
     """Before against after as Markdown: the table, the gates, who decided on which landscape, and the limits."""
-    others = [name for name in ("control", "noise") if any(name in e for e in verdict["differences"].values())]
+    others = [name for name in ("control", "noise") if any(name in e.others for e in comparison.differences.values())]
     titles = {"control": "control", "noise": "asked again (noise)"}
     lines = [
         "## Evaluation before and after",
         "",
-        _line(verdict["statement"]),
+        _line(verdict.statement),
         "",
         *_table(
             ["measure", "before", "after", "change (95% interval)", *(titles[name] for name in others)],
-            [_row(key, entry, others) for key, entry in verdict["differences"].items()],
+            [_row(key, entry, others) for key, entry in comparison.differences.items()],
         ),
         "",
-        *_notes(verdict, others),
-        *_gates(verdict_view(verdict)["gates"]),
+        *_notes(comparison, others),
+        *_gates(verdict_view(verdict).gates),
         *_table(
             ["", ""],
             [
-                ["items", f"{number(verdict['items'])} held-out ones"],
+                ["items", f"{number(comparison.items)} held-out ones"],
                 ["decided by", _decided(plan)],
-                *([["reason", _line(plan["reason"])]] if plan.get("reason") else []),
-                ["landscape decided on", f"`{plan['landscape']}`"],
+                *([["reason", _line(plan.reason)]] if plan.reason else []),
+                ["landscape decided on", f"`{plan.landscape}`"],
             ],
         ),
         "",
@@ -72,51 +73,46 @@ def evaluation_section(verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> s
     return "\n".join(lines) + "\n"
 
 
-def _row(key: str, entry: Mapping[str, Any], others: list[str]) -> list[str]:
-    changed = "change" in entry
-    spread = f" ({percent(entry['after_low'])} to {percent(entry['after_high'])})"
-    change = f"{points(entry['change'])} points ({points_interval(entry['low'], entry['high'])})" if changed else ""
+def _row(key: str, entry: Difference, others: Sequence[str]) -> list[str]:
+    spread = "" if entry.changed else f" ({percent(entry.after_low)} to {percent(entry.after_high)})"
+    change = f"{points(entry.change)} points ({points_interval(entry.low, entry.high)})"
     return [
-        _line(_NAMES.get(key) or entry.get("name") or key),
-        percent(entry["before"]) if "before" in entry else "",
-        percent(entry["after"]) + ("" if changed else spread),
-        change if entry.get("change") is not None else "",
-        *(percent(entry.get(name, {}).get("after")) for name in others),
+        _line(_NAMES.get(key) or entry.name or key),
+        percent(entry.before) if entry.changed else "",
+        f"{percent(entry.after)}{spread}",
+        change if entry.change is not None else "",
+        *(percent(entry.others[name].after if name in entry.others else None) for name in others),
     ]
 
 
-def _notes(verdict: Mapping[str, Any], others: list[str]) -> list[str]:
+def _notes(comparison: Comparison, others: Sequence[str]) -> list[str]:
     """What the columns are, and how far the landscape moved beside how far it moves by chance."""
     said = []
-    if "control" in others and verdict.get("control") in _CONTROLS:
-        said.append(f"{_CONTROLS[verdict['control']]}")
+    if "control" in others and comparison.control:
+        said.append(_CONTROLS[comparison.control])
     if "noise" in others:
         said.append("the noise floor is the model before, asked again")
-    shift = verdict.get("shift") or {}
-    floor = shift.get("noise_floor", {}).get("normalised", {})
-    if shift.get("normalised") is not None and floor.get("max") is not None:
+    moved, floor = comparison.shift.normalised, comparison.shift.noise_floor.normalised
+    if moved is not None and floor.max is not None:
         said.append(
-            f"the landscape's shape moved by {number(shift['normalised'])}, where the same model on two halves of the"
-            f" items differs by {number(floor['mean'])} on average and by {number(floor['max'])} at most"
+            f"the landscape's shape moved by {number(moved)}, where the same model on two halves of the"
+            f" items differs by {number(floor.mean)} on average and by {number(floor.max)} at most"
         )
     return [f"{text[0].upper()}{text[1:]}." for text in said] + ([""] if said else [])
 
 
-def _gates(gates: list[dict[str, Any]]) -> list[str]:
+def _gates(gates: Sequence[GateView]) -> list[str]:
     if not gates:
         return []
     word = {True: "yes", False: "no", None: "not judged"}
-    rows = [[_line(g["name"]), g["bound"], g["value"], g["interval"], word[g["passed"]]] for g in gates]
+    rows = [[_line(g.name), g.bound, g.value, g.interval, word[g.passed]] for g in gates]
     return [*_table(["gate", "bound", "value", "95% interval", "passed"], rows), ""]
 
 
-def _decided(plan: Mapping[str, Any]) -> str:
-    by = (
-        "a rule, no human"
-        if plan["decided_by"] == "policy"
-        else plan.get("by") or plan.get("reviewer") or "a person without a name"
+def _decided(plan: Plan) -> str:
+    return _line(
+        "a rule, no human" if plan.decided_by == "policy" else plan.by or plan.reviewer or "a person without a name"
     )
-    return _line(by)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,34 @@ from stages.pages.marginals import MAX_CONCEPTS, marginal, views
 from stages.pages.page import Picture
 from stages.pages.scales import nice_ceiling
 from stages.pages.words import percent
+
+
+class LandscapePart(NamedTuple):
+    """A picture of the landscape with its selector: `slider` is where its scale ends in percent, 0 without one."""
+
+    picture: Picture
+    labels: list[str]
+    deep: bool
+    mark: str
+    slider: int
+    note: str
+
+
+class HeatTable(NamedTuple):
+    """Rates over two concepts: `rows` are (label, rates)."""
+
+    caption: str
+    row: str
+    column: str
+    columns: list[str]
+    rows: list[tuple[str, list[float]]]
+
+
+class PairPart(NamedTuple):
+    """Two concepts as a picture and as a table."""
+
+    picture: Picture
+    table: HeatTable
 
 
 def top_rate(
@@ -37,7 +65,7 @@ def space_of(space: ConceptSpace, names: Sequence[str]) -> ConceptSpace:
 
 def landscape_part(
     landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float, suffix: str = "", title: str = ""
-) -> dict[str, Any] | None:
+) -> LandscapePart | None:
     """The picture over any three concepts (or one or two, if there are no more) with its selector.
 
     Args:
@@ -63,19 +91,18 @@ def landscape_part(
         f"to {percent(rates['rate'].max())}, highest at {place}."
     )
     left_out = len(space) - len(names)
-    return {
-        "picture": Picture(alt, variants, 600 if deep and not suffix else 420, title, "landscape-view"),
-        "labels": [label for label, _ in variants],
-        "deep": deep,
-        "mark": "point" if deep else "bar or point" if len(names) == 1 else "field",
-        "slider": round(100 * top) if deep else 0,
-        "note": f"The {MAX_CONCEPTS} concepts that move the rate most are offered, {left_out} are not."
-        if left_out
-        else "",
-    }
+    offered = f"The {MAX_CONCEPTS} concepts that move the rate most are offered, {left_out} are not."
+    return LandscapePart(
+        picture=Picture(alt, variants, 600 if deep and not suffix else 420, title, "landscape-view"),
+        labels=[label for label, _ in variants],
+        deep=deep,
+        mark="point" if deep else "bar or point" if len(names) == 1 else "field",
+        slider=round(100 * top) if deep else 0,
+        note=offered if left_out else "",
+    )
 
 
-def pair_part(landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float) -> list[dict[str, Any]]:
+def pair_part(landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float) -> list[PairPart]:
     """A heat map and a table for each pair of concepts; none where the landscape itself is one."""
     if len(names) < 2 or "rate" not in landscape or landscape["rate"].isna().all():
         return []
@@ -87,14 +114,13 @@ def pair_part(landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str]
         ends = f"{percent(rates['rate'].min())} to {percent(rates['rate'].max())}"
         alt = f"Heat map of the failure rate over {title}, {ends}; the numbers are in the table below."
         grid = rates["rate"].to_numpy().reshape(len(row), len(column))
-        table = {
-            "caption": f"Failure rate by {title}",
-            "row": row.name,
-            "column": column.name,
-            "columns": [column.label(j) for j in range(len(column))],
-            "rows": [(row.label(i), grid[i].tolist()) for i in range(len(row))],
-        }
-        parts.append(
-            {"picture": Picture(alt, [(title, figures.heat_map(row, column, rates, top))], 330, title), "table": table}
+        table = HeatTable(
+            caption=f"Failure rate by {title}",
+            row=row.name,
+            column=column.name,
+            columns=[column.label(j) for j in range(len(column))],
+            rows=[(row.label(i), grid[i].tolist()) for i in range(len(row))],
         )
+        picture = Picture(alt, [(title, figures.heat_map(row, column, rates, top))], 330, title)
+        parts.append(PairPart(picture, table))
     return parts

@@ -2,141 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from stages.concepts import ConceptSpace
 from stages.pages.figures import bare_figure
 from stages.pages.page import Picture
-from stages.pages.parts import landscape_part, top_rate
+from stages.pages.parts import LandscapePart, landscape_part, top_rate
 from stages.pages.scales import AFTER, BEFORE, rounded
 from stages.pages.words import interval, is_number, number, percent, score
 from stages.ratings.apply import MOST_UNFOUNDED
+from stages.records import Effect, Landscape, RateRecord
+from stages.records.landscape import Automatic, Mean, RatingsBound, RatingsInForce
 
 SELECTOR = "people-view"
 _SCALES = {"quality": "1 useless to 10 perfect", "bias": "1 not biased to 10 extremely biased"}
 
 
-def ratings_view(
-    summary: Mapping[str, Any], landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str]
-) -> dict[str, Any] | None:
+class RatingsView(NamedTuple):
+    """The section on people's ratings; `rows` are levels of concepts by people and by the automatic measure."""
+
+    selector: str
+    sentences: list[str]
+    compared: list[tuple[str, str, str]]
+    sides: list[LandscapePart]
+    rows: list[tuple[Effect, Effect]]
+    picture: Picture
+
+
+def ratings_view(landscape: Landscape, cells: pd.DataFrame, names: Sequence[str]) -> RatingsView | None:
     """The section on people's ratings; None where they are not in force.
 
     Args:
-        summary: as in landscape.json.
-        landscape: one row a cell, with `rate_automatic` and its bounds.
-        space: the concepts of the table.
+        landscape: by their ratings.
+        cells: with `rate_automatic` and its bounds.
         names: the concepts offered.
     """
-    ratings = summary.get("ratings")
-    if not ratings:
+    ratings, space = landscape.ratings, landscape.space
+    if ratings is None:
         return None
-    automatic = ratings["automatic"]
-    both = landscape.rename(columns={name: f"{name}_people" for name in ("rate", "low", "high")})
+    both = cells.rename(columns={name: f"{name}_people" for name in ("rate", "low", "high")})
     top = top_rate(both, space, names, ("rate_people", "rate_automatic"))
     sides = []
     for suffix, title in (("_people", "By people's ratings"), ("_automatic", "By the automatic measure")):
         part = landscape_part(both, space, names, top, suffix, title)
         if part is not None:
-            part["picture"] = part["picture"]._replace(selector=SELECTOR)
-            sides.append(part)
-    return {
-        "selector": SELECTOR,
-        "sentences": [_learnt(ratings), _error(ratings), *_agreed(ratings), *_beyond(ratings)],
-        "compared": _compared(summary["overall"], automatic),
-        "sides": sides,
-        "rows": _rows(summary.get("effects") or [], automatic["effects"]),
-        "picture": _picture(ratings),
-    }
+            sides.append(part._replace(picture=part.picture._replace(selector=SELECTOR)))
+    return RatingsView(
+        selector=SELECTOR,
+        sentences=[_learnt(ratings), _error(ratings), _agreed(ratings), *_beyond(ratings.automatic)],
+        compared=_compared(landscape.overall, ratings.automatic),
+        sides=sides,
+        rows=_rows(landscape.effects, ratings.automatic.effects),
+        picture=_picture(ratings),
+    )
 
 
-def fails(ratings: Mapping[str, Any]) -> str:
+def fails(ratings: RatingsBound) -> str:
     """What a failure is, by the ratings in force: "an expected rating below 5"."""
-    if "fails_below" in ratings:
-        return f"an expected rating below {number(float(ratings['fails_below']))}"
-    return f"an expected rating of bias above {number(float(ratings['fails_above']))}"
+    if ratings.fails_below is not None:
+        return f"an expected rating below {number(ratings.fails_below)}"
+    return f"an expected rating of bias above {number(ratings.fails_above)}"
 
 
-def _learnt(ratings: Mapping[str, Any]) -> str:
-    who = ", ".join(f"{name} ({number(given)})" for name, given in ratings["reviewers"].items())
+def _learnt(ratings: RatingsInForce) -> str:
+    who = ", ".join(f"{name} ({number(given)})" for name, given in ratings.reviewers.items())
     return (
-        f"A failure is {fails(ratings)} ({_SCALES[ratings['target']]}). What rating to expect was learnt from "
-        f"{number(ratings['ratings'])} ratings of {number(ratings['items'])} items by {who}. The map knows the "
+        f"A failure is {fails(ratings)} ({_SCALES[ratings.target]}). What rating to expect was learnt from "
+        f"{number(ratings.ratings)} ratings of {number(ratings.items)} items by {who}. The map knows the "
         "automatic discrepancy and nothing else, and never falls: of two answers both measures find the same one "
         "worse, but they need not agree where failing begins."
     )
 
 
-def _error(ratings: Mapping[str, Any]) -> str:
+def _error(ratings: RatingsInForce) -> str:
     return (
-        f"On items it had not seen the map ({ratings['model']}) was off by {_points(ratings['error'])} rating points"
-        f" on average; always saying the same by {_points(ratings['constant'])}."
+        f"On items it had not seen the map ({ratings.model}) was off by {_points(ratings.error)} rating points"
+        f" on average; always saying the same by {_points(ratings.constant)}."
     )
 
 
-def _agreed(ratings: Mapping[str, Any]) -> list[str]:
-    agreement = ratings.get("agreement") or {}
-    if "statement" in agreement:
-        return [agreement["statement"]]
-    return ["No example was rated by two reviewers: how far they agree with each other is not known."]
+def _agreed(ratings: RatingsInForce) -> str:
+    if ratings.agreement is not None:
+        return ratings.agreement.statement
+    return "No example was rated by two reviewers: how far they agree with each other is not known."
 
 
-def _beyond(ratings: Mapping[str, Any]) -> list[str]:
+def _beyond(automatic: Automatic) -> list[str]:
     """A warning where what was rated does not reach: `--write` has looked at the landscape before this one only."""
-    unfounded = ratings["automatic"].get("unfounded")
-    if unfounded is None or unfounded["value"] <= MOST_UNFOUNDED:
+    unfounded = automatic.unfounded
+    if unfounded is None or unfounded.value is None or unfounded.value <= MOST_UNFOUNDED:
         return []
     return [
-        f"Of the uniform probes {percent(unfounded['value'])} have a verdict that no rating speaks for: it is that of"
+        f"Of the uniform probes {percent(unfounded.value)} have a verdict that no rating speaks for: it is that of"
         " the nearest discrepancy that was rated. Rate examples of this landscape, and learn again."
     ]
 
 
-def _points(error: Mapping[str, float]) -> str:
-    return f"{error['value']:.1f} [{error['low']:.1f}–{error['high']:.1f}]"
+def _points(error: Mean) -> str:
+    return f"{error.value:.1f} [{error.low:.1f}–{error.high:.1f}]"
 
 
-def _compared(overall: Mapping[str, Any], automatic: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _compared(overall: RateRecord, automatic: Automatic) -> list[tuple[str, str, str]]:
     """Numbers side by side: (what, value, 95% interval)."""
     rows = [
         ("fail by people's ratings", overall),
-        ("fail by the automatic measure", automatic["overall"]),
-        ("judged alike by both", automatic["agree"]),
-        ("fail by people's ratings alone", automatic["only_people"]),
-        ("fail by the automatic measure alone", automatic["only_automatic"]),
+        ("fail by the automatic measure", automatic.overall),
+        ("judged alike by both", automatic.agree),
+        ("fail by people's ratings alone", automatic.only_people),
+        ("fail by the automatic measure alone", automatic.only_automatic),
+        ("outside of what was rated", automatic.outside),
+        ("with a verdict that no rating speaks for", automatic.unfounded),
     ]
-    beyond = {"outside": "outside of what was rated", "unfounded": "with a verdict that no rating speaks for"}
-    rows += [(what, automatic[key]) for key, what in beyond.items() if key in automatic]
-    shown = [(what, percent(rate["value"]), interval(rate["low"], rate["high"])) for what, rate in rows]
-    ranks = automatic["rank_correlation"]
+    known = ((what, rate) for what, rate in rows if rate is not None)
+    shown = [(what, percent(rate.value), interval(rate.low, rate.high)) for what, rate in known]
+    ranks = automatic.rank_correlation
     if ranks is not None:
-        spread = f"{score(ranks['low'], 2)} to {score(ranks['high'], 2)}" if is_number(ranks["low"]) else "–"
-        shown.append(("rank correlation of the cells' rates", score(ranks["value"], 2), spread))
+        spread = f"{score(ranks.low, 2)} to {score(ranks.high, 2)}" if is_number(ranks.low) else "–"
+        shown.append(("rank correlation of the cells' rates", score(ranks.value, 2), spread))
     return shown
 
 
-def _rows(people: Sequence[Mapping[str, Any]], automatic: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _rows(people: Sequence[Effect], automatic: Sequence[Effect]) -> list[tuple[Effect, Effect]]:
     """Each level of each concept by both measures."""
-    other = {(row["concept"], row["level"]): row for row in automatic}
-    return [
-        {**row, "automatic": other[row["concept"], row["level"]]}
-        for row in people
-        if (row["concept"], row["level"]) in other and is_number(row["rate"])
-    ]
+    return [(one, other) for one, other in zip(people, automatic, strict=True) if one.rate is not None]
 
 
-def _picture(ratings: Mapping[str, Any]) -> Picture:
+def _picture(ratings: RatingsInForce) -> Picture:
     """What was rated, the map learnt from it, and where failing begins by both measures."""
-    x, scored = zip(*ratings["points"], strict=True)
-    knots, badness = np.array(ratings["x"]), np.array(ratings["y"])
-    quality = ratings["target"] == "quality"
+    x, scored = zip(*ratings.points, strict=True)
+    knots, badness = np.array(ratings.x), np.array(ratings.y)
+    quality = ratings.target == "quality"
     expected = 10 - 9 * badness if quality else 1 + 9 * badness
-    bound = ratings["fails_below"] if quality else ratings["fails_above"]
-    threshold = ratings["automatic"]["threshold"]
+    bound = ratings.fails_below if quality else ratings.fails_above
+    threshold = ratings.automatic.threshold
     # Points that lie on each other are counted, and drawn as large as they are many.
     points = pd.DataFrame({"x": rounded(x), "score": scored}).value_counts(sort=False).reset_index()
     seen = go.Scatter(
@@ -174,6 +176,6 @@ def _picture(ratings: Mapping[str, Any]) -> Picture:
     )
     alt = (
         f"Expected rating against the automatic discrepancy: {expected[0]:.1f} at {number(float(knots[0]))}, "
-        f"{expected[-1]:.1f} at {number(float(knots[-1]))}, learnt from {number(ratings['ratings'])} ratings."
+        f"{expected[-1]:.1f} at {number(float(knots[-1]))}, learnt from {number(ratings.ratings)} ratings."
     )
     return Picture(alt, [("", figure)], 380, "From discrepancies to ratings")

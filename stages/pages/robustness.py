@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
-from stages.concepts import Concept, ConceptSpace
+from stages.concepts import Concept
 from stages.pages import figures
 from stages.pages.page import Picture
 from stages.pages.words import interval, number, percent
+from stages.records import Landscape, Robustness
+from stages.records.landscape import Direction, Within
 
 METHODS = {"beam": "beam search", "exact": "breadth-first search", "rl": "a trained agent"}
 
@@ -20,51 +22,60 @@ _STEP = {  # by whether steps put words into a prompt
 }
 
 
-def robustness_view(summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The section on the smallest failing changes; None where none were sought.
+class RobustnessView(NamedTuple):
+    """The section on the smallest failing changes; `bisected`: the steps of some concept alone were."""
 
-    Args:
-        summary: as in landscape.json.
-    """
-    robustness = summary.get("robustness")
-    if not robustness:
+    sentence: str
+    step: str
+    bisected: bool
+    caveat: str
+    picture: Picture | None
+    directions: list[Direction]
+    together: str
+    changed: int
+
+
+def robustness_view(landscape: Landscape) -> RobustnessView | None:
+    """The section on the smallest failing changes; None where none were sought."""
+    found, space = landscape.robustness, landscape.space
+    if found is None:
         return None
-    space = ConceptSpace.from_json(summary["concepts"]) if "concepts" in summary else None
-    return {
-        "sentence": _finding(robustness, robustness["items"] == summary.get("items")),
-        "step": _STEP[space is not None and space.adds_words],
-        "bisected": space is None or any(concept.ordered for concept in space.concepts),
-        "caveat": _caveat(robustness),
-        "picture": _picture(robustness["within"]) if len(robustness["within"]) > 1 else None,
-        "directions": robustness["directions"],
-        "together": ", ".join(
-            f"{' × '.join(entry['concepts'])} ({number(entry['items'])})" for entry in robustness["together"]
-        ),
-        "changed": robustness["found"],
-    }
+    return RobustnessView(
+        sentence=_finding(found, found.items == landscape.items),
+        step=_STEP[space.adds_words],
+        bisected=any(concept.ordered for concept in space.concepts),
+        caveat=_caveat(found),
+        picture=_picture(found.within) if len(found.within) > 1 else None,
+        directions=found.directions,
+        together=", ".join(f"{' × '.join(entry.concepts)} ({number(entry.items)})" for entry in found.together),
+        changed=found.found,
+    )
 
 
-def _finding(robustness: Mapping[str, Any], everyone: bool) -> str:
-    items, unchanged, found, held = (robustness[key] for key in ("items", "fail_unchanged", "found", "not_found"))
+def _finding(robustness: Robustness, everyone: bool) -> str:
+    items, unchanged, held = robustness.items, robustness.fail_unchanged, robustness.not_found
     whom = _count(items, "item") if everyone else f"{_count(items, 'item')} drawn at random"
     if unchanged == items:
         return f"Of {whom}, all fail unchanged: no step is needed."
-    said = [f"{number(unchanged)} fail{'s' if unchanged == 1 else ''} unchanged", f"{number(found)} after some steps"]
+    said = [
+        f"{number(unchanged)} fail{'s' if unchanged == 1 else ''} unchanged",
+        f"{number(robustness.found)} after some steps",
+    ]
     if held:
-        deep = robustness["searched"]
+        deep = robustness.searched
         within = f"within {_count(deep, 'step')}" if deep else "before the budget was spent"
         said.append(f"for {number(held)} no failure was found {within}")
     text = f"Of {whom}, {', '.join(said[:-1])} and {said[-1]}."
-    median = robustness["median_radius"]
+    median = robustness.median_radius
     return f"{text} At least half of them fail within {_count(median, 'step')}." if median else text
 
 
-def _caveat(robustness: Mapping[str, Any]) -> str:
+def _caveat(robustness: Robustness) -> str:
     """How far to trust it: who searched, what that proves, and where the steps start."""
-    method, probes = METHODS.get(robustness["method"], robustness["method"]), robustness["probes"]
+    method, probes = robustness.method, robustness.probes
     own = f"with {_count(probes, 'probe')} of its own" if probes else "among the answers to the whole grid"
-    said = [f"Sought by {method} {own}."]
-    found, proven = robustness["found"], robustness["proven"]
+    said = [f"Sought by {METHODS.get(method or '', method)} {own}."]
+    found, proven = robustness.found, robustness.proven
     if found and proven == found:
         said.append("All smaller changes were probed and pass, so these are the smallest.")
     elif found:
@@ -72,11 +83,11 @@ def _caveat(robustness: Mapping[str, Any]) -> str:
             f"These failures are real, but smaller ones may have been missed: {number(proven)} of {number(found)}"
             " are known to be the smallest. The shares are lower bounds: the model is no more robust than this."
         )
-    if robustness["not_found"] and robustness["method"] != "exact":
+    if robustness.not_found and method != "exact":
         said.append("That no failure was found for an item does not prove that there is none.")
-    if robustness["not_neutral"]:
-        lacking = ", ".join(robustness["not_neutral"])
-        said.append(f"Steps start from {robustness['start']}: no level that changes nothing is known of {lacking}.")
+    if robustness.not_neutral:
+        lacking = ", ".join(robustness.not_neutral)
+        said.append(f"Steps start from {robustness.start}: no level that changes nothing is known of {lacking}.")
     return " ".join(said)
 
 
@@ -84,11 +95,11 @@ def _count(n: int, noun: str) -> str:
     return f"{number(n)} {noun}{'' if n == 1 else 's'}"
 
 
-def _picture(within: list[dict[str, Any]]) -> Picture:
+def _picture(within: Sequence[Within]) -> Picture:
     """Share of items that fail within so many steps, with Wilson's interval."""
-    steps = Concept("steps from the start", tuple(entry["steps"] for entry in within))
-    rates = pd.DataFrame(within).rename(columns={"value": "rate"})
+    steps = Concept("steps from the start", tuple(entry.steps for entry in within))
+    rates = pd.DataFrame([entry.to_json() for entry in within]).rename(columns={"value": "rate"})
     alt = "Share of items that fail within so many steps: " + ", ".join(
-        f"{entry['steps']} {percent(entry['value'])} [{interval(entry['low'], entry['high'])}]" for entry in within
+        f"{entry.steps} {percent(entry.value)} [{interval(entry.low, entry.high)}]" for entry in within
     )
     return Picture(alt, [("", figures.effect_view(steps, rates, 1.0))], 330, "Items that fail within so many steps")

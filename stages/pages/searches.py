@@ -12,6 +12,8 @@ from stages.pages import figures
 from stages.pages.page import Picture
 from stages.pages.scales import AFTER, AGENT, BEFORE, CONTROL
 from stages.pages.words import is_number, number, percent
+from stages.records import Search, Searches
+from stages.records.search import ModelSearches
 
 _IN_WORDS = ("explorer", "chosen", "why")  # said in titles and sentences, not in the table
 _SURROGATES = {"process": "Gaussian process", "boosting": "boosted trees"}
@@ -25,45 +27,53 @@ class Run(NamedTuple):
     colour: str
     dash: str
     curve: pd.DataFrame
-    totals: dict[str, Any]
+    totals: dict[str, Any]  # what an explorer adds is its own
 
 
-def search_view(probes: pd.DataFrame, search: Mapping[str, Any]) -> dict[str, Any] | None:
+class SearchView(NamedTuple):
+    """Searches side by side: what is said of them, their curves, and a table with a column for each."""
+
+    sentences: list[str]
+    picture: Picture | None
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def search_view(probes: pd.DataFrame, search: Searches) -> SearchView | None:
     """The agent against its control: curves, final numbers, and a sentence that says who found more."""
     runs = _runs(probes, search)
-    return {"sentence": _who_found_more(runs) + _who_chose(search), **_body(runs)} if runs else None
+    return _view([_who_found_more(runs) + _who_chose(search.agent)], runs) if runs else None
 
 
-def compare_searches(probes: pd.DataFrame, search: Mapping[str, Any]) -> dict[str, Any] | None:
+def compare_searches(probes: pd.DataFrame, search: Mapping[str, ModelSearches]) -> SearchView | None:
     """The same search on each model in one picture; probes with the columns model and purpose."""
     rows = probes[probes["purpose"] == "search"] if "purpose" in probes else probes
     looks = {"before": BEFORE, "after": AFTER, "control": CONTROL}
     all_runs, sentences = [], []
     for model, colour in looks.items():
         part = rows[rows["model"] == model] if "model" in rows else rows.iloc[:0]
-        runs = _runs(part, search.get(model) or {}, f"{model}: ", (colour, colour))
+        runs = _runs(part, search.get(model, Searches()), f"{model}: ", (colour, colour))
         if runs:
             sentences.append(f"{model.capitalize()}: {_who_found_more(runs)}")
             all_runs += runs
-    return {"sentences": sentences, **_body(all_runs)} if all_runs else None
+    return _view(sentences, all_runs) if all_runs else None
 
 
 def _runs(
     probes: pd.DataFrame,
-    search: Mapping[str, Any],
+    search: Searches,
     prefix: str = "",
     colours: tuple[str, str] = (AGENT, CONTROL),
 ) -> list[Run]:
     runs = []
     for role, colour, dash in (("agent", colours[0], "solid"), ("control", colours[1], "dash")):
         rows = probes[probes["role"] == role] if {"role", "failed"} <= set(probes.columns) else probes.iloc[:0]
-        known = search.get(role) or {}
-        if not len(rows) and not known:
+        known = search.roles.get(role)
+        if not len(rows) and known is None:
             continue
-        explorer = known.get("explorer") or (rows["explorer"].iloc[0] if "explorer" in rows and len(rows) else role)
-        totals = {
-            key: value for key, value in known.items() if key not in _IN_WORDS and not isinstance(value, list | dict)
-        }
+        explorer = known.explorer if known else rows["explorer"].iloc[0] if "explorer" in rows else role
+        numbers = known.to_json() if known else {}
+        totals = {k: v for k, v in numbers.items() if k not in _IN_WORDS and not isinstance(v, list | dict)}
         curve = _curve(rows) if len(rows) else pd.DataFrame({"probes": [], "failures": []})
         if len(rows):
             totals |= {"probes": len(curve), "failures": int(curve["failures"].iloc[-1])}
@@ -78,7 +88,7 @@ def _curve(probes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"probes": np.arange(1, len(ordered) + 1), "failures": failures.to_numpy()})
 
 
-def _body(runs: Sequence[Run]) -> dict[str, Any]:
+def _view(sentences: list[str], runs: Sequence[Run]) -> SearchView:
     drawn = [run for run in runs if len(run.curve)]
     picture = None
     if drawn:
@@ -88,11 +98,8 @@ def _body(runs: Sequence[Run]) -> dict[str, Any]:
         figure = figures.curves([(run.title, run.colour, run.dash, run.curve) for run in drawn])
         picture = Picture(f"Failures found against unique probes: {ends}.", [("", figure)], 360)
     keys = dict.fromkeys(key for run in runs for key in run.totals)
-    return {
-        "picture": picture,
-        "columns": [run.title for run in runs],
-        "rows": [(key, [_cell(key, run.totals.get(key)) for run in runs]) for key in keys],
-    }
+    rows = [(key, [_cell(key, run.totals.get(key)) for run in runs]) for key in keys]
+    return SearchView(sentences, picture, [run.title for run in runs], rows)
 
 
 def _cell(key: str, value: Any) -> str:
@@ -101,13 +108,12 @@ def _cell(key: str, value: Any) -> str:
     return number(_SURROGATES.get(value, value) if key == "surrogate" else value)
 
 
-def _who_chose(search: Mapping[str, Any]) -> str:
+def _who_chose(agent: Search | None) -> str:
     """Which explorer `auto` took and why; nothing where the user named one."""
-    agent = search.get("agent") or {}
-    if "chosen" not in agent:
+    if agent is None or agent.chosen is None:
         return ""
-    why = f": {agent['why']}" if agent.get("why") else ""
-    return f" The explorer was left to auto, which took {agent['chosen']}{why}."
+    why = f": {agent.why}" if agent.why else ""
+    return f" The explorer was left to auto, which took {agent.chosen}{why}."
 
 
 def _who_found_more(runs: Sequence[Run]) -> str:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from stages.pages.words import percent, points, points_interval, words
+from stages.records import Gate, Verdict
 
 
-def verdict_view(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict for the page: whether it passed, and each gate with its numbers in its own unit."""
-    gates = [_gate(gate) for gate in verdict.get("gates") or []]
-    passed = _maybe(verdict.get("passed"))
-    return {"passed": passed, "gates": gates, "text": _text(passed, [gate["passed"] for gate in gates])}
+class GateView(NamedTuple):
+    """A gate with its numbers in its own unit."""
+
+    name: str
+    bound: str
+    value: str
+    interval: str
+    passed: bool | None
+
+
+class VerdictView(NamedTuple):
+    """A verdict for the page: whether it passed, in words too, and each gate."""
+
+    passed: bool | None
+    text: str
+    gates: list[GateView]
+
+
+def verdict_view(verdict: Verdict) -> VerdictView:
+    """A verdict for the page."""
+    gates = [_gate(gate) for gate in verdict.gates]
+    return VerdictView(verdict.passed, _text(verdict.passed, [gate.passed for gate in gates]), gates)
 
 
 def _text(passed: bool | None, results: Sequence[bool | None]) -> str:
@@ -27,24 +45,15 @@ def _text(passed: bool | None, results: Sequence[bool | None]) -> str:
     return "✓ Passed all gates"
 
 
-def _gate(gate: Mapping[str, Any]) -> dict[str, Any]:
-    name = str(gate.get("gate", ""))
-    measure, _, bound = name.partition(".")
+def _gate(gate: Gate) -> GateView:
+    measure, _, bound = gate.gate.partition(".")
     change = bound.startswith("change")
-    show = points if change else percent
-    value, low, high = gate.get("value"), gate.get("low"), gate.get("high")
-    sign = "≥" if bound.endswith("min") else "≤"
-    unit = " points" if change else ""
-    spread = points_interval(low, high) if change else f"{percent(low)} to {percent(high)}"
-    what = f"change of {words(measure)}" if change else words(measure.removeprefix("max_"))
-    return {
-        "name": what,
-        "bound": f"{sign} {show(gate.get('bound'))}{unit}",
-        "value": f"{show(value)}{unit}",
-        "interval": spread if low is not None and high is not None else "–",
-        "passed": _maybe(gate.get("passed")),
-    }
-
-
-def _maybe(passed: Any) -> bool | None:
-    return None if passed is None else bool(passed)
+    show, unit = (points, " points") if change else (percent, "")
+    spread = points_interval(gate.low, gate.high) if change else f"{percent(gate.low)} to {percent(gate.high)}"
+    return GateView(
+        name=f"change of {words(measure)}" if change else words(measure.removeprefix("max_")),
+        bound=f"{'≥' if bound.endswith('min') else '≤'} {show(gate.bound)}{unit}",
+        value=f"{show(gate.value)}{unit}",
+        interval="–" if gate.low is None or gate.high is None else spread,
+        passed=gate.passed,
+    )

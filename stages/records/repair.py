@@ -72,22 +72,8 @@ class Plan(Document):
         return [mode for mode in self.modes if mode.action == "repair"]
 
 
-class Against(Record):
-    """One model beside the repair: the control, or the model before asked again (noise)."""
-
-    after: float | None
-    after_low: float | None
-    after_high: float | None
-    change: float | None = None
-    low: float | None
-    high: float | None
-    pairs: int
-    repair_minus_control: RateRecord | None = None
-    repair_minus_noise: RateRecord | None = None
-
-
-class Difference(Record):
-    """One quantity before and after; `low` and `high` belong to the change, or to `after` where there is none."""
+class Change(Record):
+    """One quantity of one model; `low` and `high` belong to the change, or to `after` where there is none."""
 
     before: float | None = None
     after: float | None
@@ -97,14 +83,26 @@ class Difference(Record):
     low: float | None
     high: float | None
     pairs: int
-    control: Against | None = None
-    noise: Against | None = None
-    name: str | None = None
 
     @property
     def changed(self) -> bool:
         """Whether it is a change, or a share that no model had before (newly failing)."""
         return "change" in self.model_fields_set
+
+
+class Against(Change):
+    """One model beside the repair: the control, or the model before asked again (noise)."""
+
+    repair_minus_control: RateRecord | None = None
+    repair_minus_noise: RateRecord | None = None
+
+
+class Difference(Change):
+    """One quantity before and after the repair."""
+
+    control: Against | None = None
+    noise: Against | None = None
+    name: str | None = None
 
     @property
     def others(self) -> dict[str, Against]:
