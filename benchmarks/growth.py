@@ -123,7 +123,7 @@ def write_workspace(case: Case, folder: Path) -> None:
         "summarize": {},
     }
     (folder / "data" / NAME / "inputs").mkdir(parents=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump({"audits": {NAME: audit}, "repairs": {}, "shards": {}}))
+    (folder / "params.yaml").write_text(yaml.safe_dump({"audits": {NAME: audit}, "repairs": {}}))
 
 
 def run(stage: str, folder: Path) -> Cost:

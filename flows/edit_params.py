@@ -36,38 +36,30 @@ def with_levels(text: str, audit: str, levels: Mapping[str, Sequence[Level]]) ->
     return _edited(text, change, f"audits.{audit}.concepts", f"there:\n{wanted}")
 
 
-def with_shards(text: str, audit: str, shards: int, gpus: int) -> str:
+def with_shards(text: str, audit: str, shards: int, gpus: int | None) -> str:
     """The text of params.yaml with the search of an audit divided among so many shares; 1 leaves it whole.
 
     Args:
         text: the text as it is.
         audit: a name under audits:.
-        shards: `discover.shards` of it, and entries under shards:.
-        gpus: what each share asks the task runner for.
+        shards: `discover.shards` of it.
+        gpus: `compute.gpus` of it; None leaves it as it is.
 
     Raises:
         UsageError: when the file is laid out so that this cannot be done without touching more.
     """
-    entries = {f"{audit}-{n}": {"audit": audit, "part": n, "gpus": gpus} for n in range(1, shards + 1)}
-    entries = entries if shards > 1 else {}
 
     def change(params: Any) -> None:
-        discover, listed = params["audits"][audit]["discover"], params["shards"]
-        if entries:
-            discover["shards"] = shards
+        block = params["audits"][audit]
+        if shards > 1:
+            block["discover"]["shards"] = shards
         else:
-            discover.pop("shards", None)
-        for name in [name for name, entry in listed.items() if entry["audit"] == audit]:
-            del listed[name]
-        listed = params["shards"] = listed or {}
-        for name, entry in entries.items():
-            listed[name] = in_one_line(entry)
+            block["discover"].pop("shards", None)
+        if gpus is not None:
+            block.setdefault("compute", {})["gpus"] = gpus
 
-    lines = "\n".join(f"  {name}: {_one_line(entry)}" for name, entry in entries.items())
-    below = f"under shards:\n{lines}" if lines else f"nothing of {audit} under shards:"
-    return _edited(
-        text, change, f"the shares of {audit}", f"audits.{audit}.discover.shards: {shards} there, and {below}"
-    )
+    asked = "" if gpus is None else f", and audits.{audit}.compute.gpus: {gpus}"
+    return _edited(text, change, f"the shares of {audit}", f"audits.{audit}.discover.shards: {shards}{asked} there")
 
 
 def with_compute(text: str, audit: str, changes: Mapping[str, str | int]) -> str:
@@ -79,7 +71,7 @@ def with_compute(text: str, audit: str, changes: Mapping[str, str | int]) -> str
     wanted = ", ".join(f"{name}: {value}" for name, value in changes.items())
     return _edited(
         text,
-        lambda params: params["audits"][audit]["compute"].update(changes),
+        lambda params: params["audits"][audit].setdefault("compute", {}).update(changes),
         f"audits.{audit}.compute",
         f"there: {wanted}",
     )

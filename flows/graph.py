@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from flows.digests import Hashes
 from flows.linked import note_linked_folders
 from flows.named_code import kind_of, name_code
-from flows.pipeline import is_own
+from flows.pipeline import PARAMS, is_own
 from stages.code import CODE, STAGE
 from stages.errors import InfrastructureError, UsageError
+from stages.network import ASK_NO_MODEL
+from stages.params import Params, load_params
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -31,7 +33,7 @@ class Stage:
         name: "discover@mnist".
         kind: "discover", the module under stages/.
         audit: "mnist", also of its share "explore@mnist-2"; empty for a stage that belongs to no audit.
-        gpus: what it asks the task runner for (`meta: {gpus: ...}`).
+        gpus: what it asks the task runner for.
         upstream: names of the stages it depends on directly.
         size: bytes of its outputs when it last ran, None if it never did.
         reasons: why it is stale; empty if it is fresh.
@@ -182,7 +184,7 @@ class _Bytes:
 def _snapshot(repo: Any, root: Path, looks: bool) -> Graph:
     import networkx
 
-    ours = _ours(repo, root)
+    ours, params = _ours(repo, root), load_params(root / PARAMS)
     graph = repo.index.graph  # edges: stage -> what it depends on
     # A repository may hold other pipelines: in a clone (benchmarks/study is one) what audits depend on matters, and in
     # a workspace of one's own nothing, because what was there before is the user's to run.
@@ -204,7 +206,7 @@ def _snapshot(repo: Any, root: Path, looks: bool) -> Graph:
             name=name,
             kind=name.partition("@")[0],
             audit=_audit(stage, ours),
-            gpus=int((stage.meta or {}).get("gpus", 0)),
+            gpus=_gpus(params, name.partition("@")[0], _audit(stage, ours)),
             upstream=upstream,
             size=sum(sizes) if sizes else None,
             reasons=reasons,
@@ -214,6 +216,13 @@ def _snapshot(repo: Any, root: Path, looks: bool) -> Graph:
 
 def _ours(repo: Any, root: Path) -> str:
     return (root.resolve() / "dvc.yaml").relative_to(repo.root_dir).as_posix()
+
+
+def _gpus(params: Params, kind: str, audit: str) -> int:
+    """What params.yaml has a stage ask for; those that ask no model need none."""
+    if not audit or kind in ASK_NO_MODEL:
+        return 0
+    return params.repair(audit).gpus if kind in ("restructure", "re_evaluate") else params.audit(audit).compute.gpus
 
 
 def _audit(stage: Any, ours: str) -> str:

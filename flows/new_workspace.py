@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -28,9 +27,6 @@ _NO_AUDITS = """\
 audits: {}
 
 repairs: {}
-
-# Searches divided among workers, one entry a share; `faded shard AUDIT N` writes them.
-shards: {}
 
 # Where stages run: threads of this machine, or dask or ray, here or at an address. `--runner` says otherwise for once.
 runner: threads
@@ -80,14 +76,11 @@ def write_workspace(folder: Path) -> list[Path]:
         written.append(folder / ".dvc")
     for path, text in (
         (folder / PARAMS, _NO_AUDITS),
-        (folder / RECORD, record(own=True)),
+        (folder / RECORD, record(folder, own=True)),
         (folder / DVC_YAML, pipeline()),
     ):
         if not path.exists():
             replace_file(path, text)
-            written.append(path)
-        elif path.name == PARAMS.name and (whole := _with_all_parts(text_of(path))) != text_of(path):
-            replace_file(path, whole)
             written.append(path)
     return written
 
@@ -136,12 +129,6 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
         partial.unlink(missing_ok=True)
     add_folders(folder, name, repair=repair is not None)
     replace_file(path, text)
-
-
-def _with_all_parts(params: str) -> str:
-    """A params.yaml that was written by hand, with the parts at its end that dvc.yaml needs and nobody thinks of."""
-    missing = [f"{part}: {{}}" for part in ("repairs", "shards") if not re.search(rf"^{part}:", params, re.MULTILINE)]
-    return "\n".join([params.rstrip("\n"), "", *missing, ""]) if missing else params
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from stages.code import RECORD, STAGE, installed, read_record, read_stages
+from stages.code import RECORD, STAGE, installed, read_pipeline, read_record
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import locked, replace_file
@@ -21,7 +21,7 @@ from stages.params import DATA, load_params
 DVC_YAML, PARAMS = Path("dvc.yaml"), Path("params.yaml")
 HEADER = """\
 # Written by `faded`, which writes it anew where another version of it is installed: change nothing here.
-# What is audited is in params.yaml; which code the stages run is in faded.json.
+# What is audited is in params.yaml; which code the stages run, and in how many shares they search, is in faded.json.
 """
 # Of an audit's folder: DVC keeps the bytes of outputs, git keeps dvc.lock, metrics and decisions.
 _GIT_IGNORES = """\
@@ -47,14 +47,15 @@ def pipeline() -> str:
     Stages run the installed package whatever folders lie beside them (`python -P`). `code` depends on what faded.json
     says of it in place of its files.
     """
-    stages = read_stages()
+    graph = read_pipeline()
+    stages = graph["stages"]
     for stage in stages.values():
         body = stage["do"]
         body["cmd"] = body["cmd"].replace("exec python -m ", "exec python -P -m ")
     code = stages[STAGE]["do"]
     del code["deps"]
     code["params"] = [{RECORD.name: ["code", "plugins"]}, *code["params"][1:]]
-    text = yaml.dump({"stages": stages}, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    text = yaml.dump(graph, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=_WIDTH)
     return HEADER + str(text)
 
 
@@ -120,13 +121,18 @@ def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> di
     return {path: text for path, text in files.items() if not path.exists()}
 
 
-def record(*, own: bool) -> str:
-    """The faded.json of the installed package.
+def record(folder: Path, *, own: bool) -> str:
+    """The faded.json of the installed package, with the shares of divided searches, which DVC cannot count itself.
 
     Args:
-        own: whether it is that of a workspace of one's own.
+        folder: the workspace.
+        own: whether it is one of one's own.
     """
-    return json.dumps(installed(own=own), indent=1) + "\n"
+    try:
+        shares: Any = load_params(folder / PARAMS).shares
+    except UsageError:
+        shares = read_record(folder).get("shards", {})  # whoever reads params.yaml tells what is wrong
+    return json.dumps({**installed(own=own), "shards": shares}, indent=1) + "\n"
 
 
 def with_lines(text: str, lines: Iterable[str], why: str) -> str:
@@ -162,7 +168,7 @@ def _wanted(folder: Path) -> dict[Path, str]:
     if not _is_workspace(folder):
         return {}
     files = {folder / DVC_YAML: pipeline()} if own else {}
-    files[folder / RECORD] = record(own=own)
+    files[folder / RECORD] = record(folder, own=own)
     return {path: text for path, text in files.items() if text_of(path) != text or not path.exists()}
 
 
@@ -195,6 +201,8 @@ def _told(before: Mapping[str, Any], now: Mapping[str, Any], written: Iterable[P
     for name in sorted({*was, *are}):
         if was.get(name) != are.get(name):
             parts.append(f"plugin {name}: {was.get(name, 'none')} -> {are.get(name, 'none')}")
+    if "shards" in before and before["shards"] != now.get("shards"):
+        parts.append("a search is divided otherwise")
     return "; ".join(parts) or _wrote(written)
 
 

@@ -1,4 +1,4 @@
-"""`faded shard`: divide the search of an audit among workers, by writing params.yaml and nothing else."""
+"""`faded shard`: divide the search of an audit among workers, by writing params.yaml and what follows from it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from rich.console import Console
 
 from flows.edit_params import with_shards
 from flows.graph import read_graph
+from flows.pipeline import bring_up_to_date
+from flows.workspace import exclusive
 from stages.errors import UsageError
 from stages.explorers.auto import FEW
 from stages.explorers.shards import divide
@@ -26,7 +28,7 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
         params: as read.
         name: the audit.
         shards: independent searches its budget is divided among.
-        gpus: GPUs each asks the task runner for; by default what the audit itself asks for.
+        gpus: GPUs that each, and the audit's other stages, ask the task runner for; None: as many as before.
         console: what was done, and what it means, goes there.
 
     Raises:
@@ -40,12 +42,14 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
     if shards > 1 and _is_prepared(name):
         check_division(name, audit, shards)
     before = PARAMS.read_bytes().decode("utf-8")
-    after = with_shards(before, name, shards, audit.compute.gpus if gpus is None else gpus)
+    after = with_shards(before, name, shards, gpus)
     if after == before:
         console.print(f"nothing to write: {name} {_words(shards)} already", highlight=False)
         return
-    replace_file(PARAMS, after)
-    load_params(PARAMS)  # what stages will read
+    with exclusive():
+        replace_file(PARAMS, after)
+        load_params(PARAMS)  # what stages will read
+        bring_up_to_date()  # DVC finds the shares there
     console.print(f"{PARAMS}: {name} {_words(shards)}; `faded plan {name}` says what that costs", highlight=False)
     if shards > 1 and budget // shards < FEW:
         console.print(

@@ -101,7 +101,6 @@ def _check_gpus(params: Params, name: str, *, count: Callable[[], int] | None) -
     asked = {f"audits.{name}.compute.gpus": params.audit(name).compute.gpus}
     if name in params.repairs:
         asked[f"repairs.{name}.gpus"] = params.repairs[name].gpus
-    asked |= {f"shards.{share}.gpus": shard.gpus for share, shard in params.shards.items() if shard.audit == name}
     most = count() if count is not None and any(asked.values()) else max(asked.values())
     return [f"{where}: {n} GPU(s) requested, this machine has {most}" for where, n in asked.items() if n > most]
 

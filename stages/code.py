@@ -1,7 +1,8 @@
 """Name the code that each stage of an audit can reach, by content, so that only what the audit uses makes it stale.
 
 The hashes lie in data/AUDIT/code.json, and DVC compares that of its stage. faded.json says what is installed: it stands
-for the code of plugins, and in a workspace of one's own for that of the package, which DVC cannot watch.
+for the code of plugins, and in a workspace of one's own for that of the package, which DVC cannot watch. It lists the
+shares of divided searches, too (flows/pipeline.py).
 """
 
 from __future__ import annotations
@@ -127,16 +128,21 @@ def _words(value: Any) -> Iterator[str]:
         yield from _words(inner)
 
 
-def read_stages() -> dict[str, Any]:
-    """The stages of the one graph, as its file has them."""
+def read_pipeline() -> dict[str, Any]:
+    """The file of the one graph."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return cast(dict[str, Any], yaml.load(GRAPH.read_text(encoding="utf-8"), Loader=loader)["stages"])
+    return cast(dict[str, Any], yaml.load(GRAPH.read_text(encoding="utf-8"), Loader=loader))
+
+
+def read_stages() -> dict[str, Any]:
+    """The stages of the one graph, as its file has them."""
+    return cast(dict[str, Any], read_pipeline()["stages"])
 
 
 def installed(*, own: bool) -> dict[str, Any]:
-    """What faded.json has to say now.
+    """What faded.json has to say of what is installed.
 
     Args:
         own: whether it is that of a workspace of one's own.

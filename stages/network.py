@@ -20,6 +20,7 @@ from typing import Any
 from stages import plugins
 from stages.params import Params
 
+ASK_NO_MODEL = ("report", "collect_feedback", "compare", "conclude")
 # Families that stay on this machine; a list of those that leave it would never be complete.
 _LOCAL = tuple(int(getattr(socket, name)) for name in ("AF_UNIX", "AF_NETLINK") if hasattr(socket, name))
 # By machine: the audit architecture, and the numbers of the system calls socket(2) and seccomp(2).
@@ -33,7 +34,7 @@ def needs_network(stage: str, audit: str, params: Params) -> bool:
     It may where a model or judge is served over HTTP (`endpoint:`), where HF_HUB_OFFLINE=0 allows a model hub, and
     where the task is not one of Faded's own, whose needs nobody knows. A stage that asks no model never does.
     """
-    if stage in ("report", "collect_feedback", "compare", "conclude"):
+    if stage in ASK_NO_MODEL:
         return False
     block = params.audit(audit)
     repair = params.repairs.get(audit)

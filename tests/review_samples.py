@@ -68,7 +68,7 @@ def make_review(
     monkeypatch.setattr("flows.review.view.git_user", lambda: "Ada Lovelace")
     audit = audit_params(task="review_task:Learner")
     repair = repair_params(feedback={"policy": "wait", **feedback})
-    params = {"audits": {"x": audit, "other": audit}, "repairs": {"x": repair, "other": repair}, "shards": {}}
+    params = {"audits": {"x": audit, "other": audit}, "repairs": {"x": repair, "other": repair}}
     (path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (path / "dvc.yaml").write_text("stages: {}\n")
     folder = stage_dir("x", "summarize")

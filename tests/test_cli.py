@@ -140,7 +140,7 @@ def test_what_a_task_refuses_is_told_before_anything_runs(toys):
 
 def test_a_name_for_the_shell_is_refused_and_nothing_runs(toys):
     name = "x;touch y"
-    toys.write_params({"audits": {name: audit_params(), "tiny": audit_params()}, "repairs": {}, "shards": {}})
+    toys.write_params({"audits": {name: audit_params(), "tiny": audit_params()}, "repairs": {}})
     for command in (["audit"], ["audit", name], ["audit", "tiny"]):
         done = toys.faded(*command)
         assert done.returncode == 2, done.stdout
@@ -250,7 +250,7 @@ def test_a_plan_tells_cost_before_anything_runs(toys):
 def estimated(*kinds: str) -> Estimate:
     """What an audit "tiny" would cost of which these stages are stale, in the current folder."""
     stages = [Stage(f"{kind}@tiny", kind, "tiny", 0, (), None, ("never ran",) * (kind in kinds)) for kind in STAGES]
-    params = {"audits": {"tiny": audit_params()}, "repairs": {"tiny": repair_params()}, "shards": {}}
+    params = {"audits": {"tiny": audit_params()}, "repairs": {"tiny": repair_params()}}
     return estimate(Params.model_validate(params), Graph({stage.name: stage for stage in stages}), ["tiny"])
 
 
@@ -259,7 +259,7 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     monkeypatch.setattr("flows.estimate.task_class", lambda *_: PlantedTask)
     measured = tmp_path / ".faded/probe_seconds/tiny.json"
     measured.parent.mkdir(parents=True)
-    params = Params.model_validate({"audits": {"tiny": audit_params()}, "repairs": {}, "shards": {}})
+    params = Params.model_validate({"audits": {"tiny": audit_params()}, "repairs": {}})
     searching = ("discover", "re_evaluate")
     for unusable in ({"items": 3}, {"seconds": 0.0}, {"seconds": "slow"}):
         measured.write_text(json.dumps({"schema": 1, **unusable}))
@@ -303,7 +303,7 @@ def presets(toys) -> Workspace:
     names = ("tiny", "tiny-quick", "tiny-slow", "other")
     for name in names[1:]:
         (toys.path / "data" / name / "inputs").mkdir(parents=True)
-    toys.write_params({"audits": {name: audit_params() for name in names}, "repairs": {}, "shards": {}})
+    toys.write_params({"audits": {name: audit_params() for name in names}, "repairs": {}})
     return toys
 
 

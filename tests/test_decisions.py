@@ -52,7 +52,7 @@ def landscape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def params(reviewers: int = 1) -> Params:
     repair = repair_params(feedback={"policy": "wait", "reviewers": reviewers})
-    return Params.model_validate({"audits": {"x": audit_params()}, "repairs": {"x": repair}, "shards": {}})
+    return Params.model_validate({"audits": {"x": audit_params()}, "repairs": {"x": repair}})
 
 
 def decision(**changes: object) -> Decision:

@@ -49,7 +49,7 @@ def landscape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def params(keys: dict[str, str] = LISTED, reviewers: int = 2) -> Params:
     repair = repair_params(feedback={"policy": "wait", "reviewers": reviewers, "keys": keys})
     audits, repairs = (dict.fromkeys(("x", "other"), block) for block in (audit_params(), repair))
-    return Params.model_validate({"audits": audits, "repairs": repairs, "shards": {}})
+    return Params.model_validate({"audits": audits, "repairs": repairs})
 
 
 def record(

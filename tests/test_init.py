@@ -183,7 +183,7 @@ def test_a_bare_workspace_is_one_for_an_audit_that_is_written_by_hand(repository
     shutil.copy(ROOT / "tests" / "planted.py", repository)
     code, told = faded(here, "init", "--bare")
     assert code == 0, told
-    assert (repository / "params.yaml").read_text() == f"{by_hand}\nrepairs: {{}}\nshards: {{}}\n"
+    assert (repository / "params.yaml").read_text() == by_hand
     code, told = faded(here, "plan", "mine")
     assert code == 0 and "prepare@mine" in told, told
     assert "it is a workspace already" in faded(here, "init", "--bare")[1]
@@ -304,7 +304,7 @@ def test_every_other_byte_of_params_stays():
     assert yaml.safe_load(after)["audits"]["a"]["concepts"]["word"] == ["", "on", "a, b"]
 
 
-@pytest.mark.parametrize("text", ["", "audits: {}\nrepairs: {}  # none\nshards: {}\n", "audits:\n  b: {x: 1}\n"])
+@pytest.mark.parametrize("text", ["", "audits: {}\nrepairs: {}  # none\nrunner: ray\n", "audits:\n  b: {x: 1}\n"])
 def test_an_audit_finds_its_place_in_any_layout(text):
     draft = Draft("a", {"x": 1e-7}, {"gpus": 0})
     whole = yaml.safe_load(with_blocks(text, None, draft))

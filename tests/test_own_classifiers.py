@@ -387,7 +387,7 @@ def test_an_audit_of_ones_own_through_the_stages(tmp_path):
         concepts={"rotation": [0, 30], "darkening": [0, 0.4, 0.8]},
         discover={"explorer": "random", "baseline": "random", "budget": 60, "microscopic": {"method": "none"}},
     )
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"audits": {"own": audit}, "repairs": {}, "shards": {}}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"audits": {"own": audit}, "repairs": {}}))
     (tmp_path / "stages").symlink_to(ROOT / "stages")
     inputs = tmp_path / "data" / "own" / "inputs"
     inputs.mkdir(parents=True)

@@ -85,7 +85,7 @@ def workspace(inputs, tmp_path, monkeypatch):
                 "microscopic": {"items": 2, "budget": 10},
             },
         )
-        params = {"audits": {"remote": audit}, "repairs": {}, "shards": {}}
+        params = {"audits": {"remote": audit}, "repairs": {}}
         Path("params.yaml").write_text(yaml.safe_dump(params))
 
     return write

@@ -16,7 +16,6 @@ from stages.tasks.load import task_class
 AUDIT = {
     "seed": 1,
     "task": "tests.planted:PlantedTask",
-    "compute": {"gpus": 0},
     "discrepancy": {},
     "prepare": {"items": {"discover": 5}},
     "concepts": {"a": [0, 1, 2]},
@@ -24,7 +23,6 @@ AUDIT = {
     "summarize": {},
 }
 REPAIR = {
-    "gpus": 0,
     "re_evaluate": {},
     "feedback": {"policy": "top-k"},
     "restructure": {"method": "planted"},
@@ -39,7 +37,7 @@ def write(tmp_path: Path, data: object) -> Path:
 
 
 def with_audit(**changes: object) -> dict:
-    return {"audits": {"x": {**AUDIT, **changes}}, "repairs": {}, "shards": {}}
+    return {"audits": {"x": {**AUDIT, **changes}}, "repairs": {}}
 
 
 def with_gate(measure: str, **bounds: float) -> dict:
@@ -47,12 +45,7 @@ def with_gate(measure: str, **bounds: float) -> dict:
 
 
 def with_name(name: object) -> dict:
-    return {"audits": {"x": AUDIT, name: AUDIT}, "repairs": {}, "shards": {}}
-
-
-def with_shards(*entries: tuple[str, int], shards: int = 1) -> dict:
-    written = {f"{audit}-{part}": {"audit": audit, "part": part, "gpus": 0} for audit, part in entries}
-    return {**with_audit(discover={"budget": 10, "shards": shards}), "shards": written}
+    return {"audits": {"x": AUDIT, name: AUDIT}, "repairs": {}}
 
 
 def test_the_projects_own_params_are_valid() -> None:
@@ -86,7 +79,6 @@ def test_the_projects_own_params_are_valid() -> None:
         (with_audit(concepts={"a": [1, 1]}), r"concept 'a' names a level twice"),
         (with_audit(concepts={"item": [0, 1]}), r"concept 'item' has the name of a column"),
         (with_audit(compute={"gpus": 0, "device": "gpu"}), r"compute\.device: .*found 'gpu'"),
-        (with_audit(compute={}), r"audits\.x\.compute\.gpus: missing"),
         (with_audit(concepts={"a": [0, 2, 1]}), r"concept 'a' has levels that go up and down, expected weakest first"),
         (with_audit(concepts={"a": [0, "x"]}), r"concept 'a' mixes numbers and names"),
         (with_audit(concepts={"a": [True, False]}), r"concept 'a' has a level that is yes or no"),
@@ -132,10 +124,10 @@ def test_the_projects_own_params_are_valid() -> None:
         (with_name("Con"), r"audits: 'Con': no file of Windows may have that name"),
         (with_name("X"), r"audits: X and x differ in case alone"),
         (with_name(7), r"audits\.7.*: Input should be a valid string, found 7"),
-        ({"audits": {}, "repairs": {}, "shards": {}}, r"audits: .*there is no audit yet; `faded init` writes one"),
-        ({"audits": {"a/b": AUDIT}, "repairs": {}, "shards": {}}, r"audits: 'a/b': expected a name of 1 to 64 letters"),
+        ({"audits": {}, "repairs": {}}, r"audits: .*there is no audit yet; `faded init` writes one"),
+        ({"audits": {"a/b": AUDIT}, "repairs": {}}, r"audits: 'a/b': expected a name of 1 to 64 letters"),
         (
-            {"audits": {"x": AUDIT}, "repairs": {"y": REPAIR}, "shards": {}},
+            {"audits": {"x": AUDIT}, "repairs": {"y": REPAIR}},
             r"repairs\.y: there is no audit of that name, found \['x'\]",
         ),
         (
@@ -145,18 +137,6 @@ def test_the_projects_own_params_are_valid() -> None:
         (
             {"audits": {"x": AUDIT}, "repairs": {"x": {**REPAIR, "feedback": {"policy": "never"}}}},
             r"feedback\.policy: .*'top-k' or 'wait'.*found 'never'",
-        ),
-        ({"audits": {"x": AUDIT}, "repairs": {}}, r"shards: missing"),
-        (
-            with_audit(discover={"budget": 10, "shards": 2}),
-            r"audits\.x\.discover\.shards is 2, but shards: has the parts \[\] of it: `faded shard x 2` writes them",
-        ),
-        (with_shards(("x", 1)), r"discover\.shards is 1, but shards: has the parts \[1\]"),
-        (with_shards(("x", 1), ("x", 3), shards=2), r"discover\.shards is 2, but shards: has the parts \[1, 3\]"),
-        (with_shards(("y", 1)), r"shards\.y-1\.audit: there is no audit 'y', found \['x'\]"),
-        (
-            {**with_audit(), "shards": {"mine": {"audit": "x", "part": 1, "gpus": 0}}},
-            r"shards\.mine: expected the name x-1",
         ),
         ("audits: [", r"is not valid YAML"),
         ("- a\n- b\n", r"expected a mapping with the keys audits and repairs, found list"),
@@ -182,7 +162,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 
 def test_an_unknown_audit_is_told(tmp_path: Path) -> None:
-    params = load_params(write(tmp_path, {"audits": {"mnist": AUDIT}, "repairs": {}, "shards": {}}))
+    params = load_params(write(tmp_path, {"audits": {"mnist": AUDIT}, "repairs": {}}))
     with pytest.raises(UsageError, match=r"no audit 'minst' in params.yaml, found: mnist, did you mean 'mnist'"):
         params.audit("minst")
     with pytest.raises(UsageError, match="no entry under repairs"):
@@ -229,6 +209,14 @@ def test_an_old_spelling_is_answered_with_the_new_one(tmp_path: Path, changes: d
         load_params(write(tmp_path, with_audit(**changes)))
 
 
+def test_only_discover_says_how_a_search_is_divided(tmp_path: Path) -> None:
+    data = {"audits": {"x": {**AUDIT, "discover": {"budget": 10, "shards": 2}}, "y": AUDIT}}
+    shares = {"x-1": {"audit": "x", "part": 1}, "x-2": {"audit": "x", "part": 2}}
+    assert load_params(write(tmp_path, data)).shares == shares
+    with pytest.raises(UsageError, match=r"shards is now audits\.NAME\.discover\.shards alone"):
+        load_params(write(tmp_path, {**data, "shards": {}}))
+
+
 def test_a_good_task_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
     params = load_params(write(tmp_path, with_audit()))
@@ -262,9 +250,7 @@ def refused(name: str, audit: dict, *, gpus: int = 0) -> str:
     params = load_params()
     block = params.audits[name].model_dump(exclude_none=True)
     changed = {key: {**block[key], **value} if isinstance(value, dict) else value for key, value in audit.items()}
-    altered = type(params).model_validate(
-        {"audits": {name: {**block, **changed}}, "repairs": {}, "shards": {}, "runner": "threads"}
-    )
+    altered = type(params).model_validate({"audits": {name: {**block, **changed}}, "repairs": {}, "runner": "threads"})
     with pytest.raises(UsageError) as error:
         check_audits(altered, [name], gpus=lambda: gpus)
     return str(error.value)

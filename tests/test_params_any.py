@@ -27,7 +27,6 @@ from tests.test_params import AUDIT, REPAIR, write
 VALID: dict[str, Any] = {
     "audits": {"x": {**AUDIT, "concepts": {"a": [0, 1, 2], "b": ["red", "blue"]}}, "y": AUDIT},
     "repairs": {"x": REPAIR},
-    "shards": {},
     "runner": "threads",
 }
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))

@@ -39,7 +39,7 @@ def place(tmp_path, monkeypatch):
         }
     )
     (tmp_path / "params.yaml").write_text(
-        yaml.safe_dump({"audits": {"stripes": audit}, "repairs": {"stripes": repair}, "shards": {}})
+        yaml.safe_dump({"audits": {"stripes": audit}, "repairs": {"stripes": repair}})
     )
     (tmp_path / "stages").symlink_to(ROOT / "stages")
     write_images(tmp_path / "data" / "stripes" / "inputs" / "images.parquet")

@@ -82,9 +82,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_params(task: str = "Learner", control: str = "none", method: str = "planted") -> None:
     audit = audit_params(task=f"rated_task:{task}")
     repair = repair_params(feedback={"policy": "wait"}, restructure={"method": method, "control": control})
-    Path("params.yaml").write_text(
-        yaml.safe_dump({"audits": {"x": audit}, "repairs": {"x": repair}, "shards": {}}, sort_keys=False)
-    )
+    Path("params.yaml").write_text(yaml.safe_dump({"audits": {"x": audit}, "repairs": {"x": repair}}, sort_keys=False))
 
 
 def decided() -> decisions.Recorded:

@@ -280,6 +280,6 @@ def test_presets_that_share_the_settings_change_with_them_and_are_named() -> Non
 )
 def test_wrong_params_are_told(tmp_path: Path, ratings: dict, message: str) -> None:
     audit = audit_params(discrepancy={"threshold": 0.0, "ratings": ratings})
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"audits": {"x": audit}, "repairs": {}, "shards": {}}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"audits": {"x": audit}, "repairs": {}}))
     with pytest.raises(UsageError, match=message):
         load_params(tmp_path / "params.yaml")

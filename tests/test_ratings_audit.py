@@ -42,7 +42,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     audit["discover"] |= {"explorer": "random", "microscopic": {"method": "none"}}
     audit["summarize"] |= {"min_support": 0.5}  # so that a mode holds passing examples too
     feedback = {"policy": "wait", "reviewers": 2}
-    params = {"audits": {"x": audit}, "repairs": {"x": repair_params(feedback=feedback)}, "shards": {}}
+    params = {"audits": {"x": audit}, "repairs": {"x": repair_params(feedback=feedback)}}
     (place / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
         _enter(patch, place)

@@ -167,7 +167,6 @@ def audited(path, patch, task, *, concepts=("tilt", "fog", "dust", "rain"), budg
                 "summarize": {"modes": 2, "examples": 2},
             }
         },
-        "shards": {},
         "repairs": {
             "tiny": {
                 "gpus": 0,

@@ -44,41 +44,31 @@ audits:
   c:
     <<: *b
 
-# why
-shards: {}   # none yet
 runner: threads
 """
 
 
 def test_shares_are_written_and_every_other_byte_stays() -> None:
-    one = with_shards(LAYOUT, "a", 2, 1)
-    assert one == LAYOUT.replace("budget: 10}", "budget: 10, shards: 2}").replace(
-        "shards: {}   # none yet\n",
-        "shards:   # none yet\n  a-1: {audit: a, part: 1, gpus: 1}\n  a-2: {audit: a, part: 2, gpus: 1}\n",
-    )
+    one = with_shards(LAYOUT, "a", 2, None)
+    assert one == LAYOUT.replace("budget: 10}", "budget: 10, shards: 2}")
+    assert with_shards(one, "a", 2, 3) == one.replace("gpus: 1", "gpus: 3")
+    assert with_shards(one, "a", 1, None) == LAYOUT
     alone = LAYOUT.replace("  c:\n    <<: *b\n", "")
-    both = with_shards(with_shards(alone, "a", 2, 1), "b", 1000, 0)
+    both = with_shards(alone, "b", 1000, None)
     assert "        items: 3\n      shards: 1000\n\n    summarize" in both
-    assert len(yaml.safe_load(both)["shards"]) == 1002 and both.count("part: 1000, gpus: 0}") == 1
-    fewer = with_shards(both, "b", 3, 2)
-    assert yaml.safe_load(fewer)["shards"]["b-3"] == {"audit": "b", "part": 3, "gpus": 2}
-    assert with_shards(fewer, "b", 1, 0) == with_shards(alone, "a", 2, 1)
-    assert yaml.safe_load(with_shards(one, "a", 1, 0)) == yaml.safe_load(LAYOUT)
-    commented = one.replace("  a-2:", "  # the second\n  a-2:")
-    assert with_shards(commented, "a", 3, 1).count("# the second") == 1
-    crlf = with_shards(LAYOUT.replace("\n", "\r\n"), "a", 2, 1)
+    assert with_shards(both, "b", 1, None) == alone
+    assert yaml.safe_load(with_shards(both, "b", 3, 2))["audits"]["b"]["compute"] == {"gpus": 2}
+    crlf = with_shards(LAYOUT.replace("\n", "\r\n"), "a", 2, None)
     assert crlf == one.replace("\n", "\r\n")
-    flow = LAYOUT.replace("shards: {}", "shards: {b-1: {audit: b, part: 1,  gpus: 0}}")
-    assert "shards: {b-1: {audit: b, part: 1, gpus: 0}, a-1: {audit: a" in with_shards(flow, "a", 2, 1)
-    last = with_shards(LAYOUT.replace("\nrunner: threads\n", ""), "a", 2, 1)
-    assert last.endswith("# none yet\n  a-1: {audit: a, part: 1, gpus: 1}\n  a-2: {audit: a, part: 2, gpus: 1}\n")
 
 
 def test_shares_that_another_audit_would_get_too_are_not_written() -> None:
-    with pytest.raises(UsageError, match=r"write audits\.b\.discover\.shards: 2 there, and under shards:\n  b-1: {"):
+    with pytest.raises(
+        UsageError, match=r"write audits\.b\.discover\.shards: 2, and audits\.b\.compute\.gpus: 0 there"
+    ):
         with_shards(LAYOUT, "b", 2, 0)
     with pytest.raises(UsageError, match=r"write audits\.c\.discover\.shards: 2 there"):
-        with_shards(LAYOUT, "c", 2, 0)
+        with_shards(LAYOUT, "c", 2, None)
 
 
 # --- the stages
@@ -210,7 +200,7 @@ def test_more_shares_than_items_are_refused_as_soon_as_the_items_are_known(halve
     assert (halves.path / "params.yaml").read_text() == before
     workspace = halves.copy(tmp_path / "by hand")
     by_hand = workspace.path / "params.yaml"
-    by_hand.write_text(with_shards(before, "tiny", 21, 0))
+    by_hand.write_text(with_shards(before, "tiny", 21, None))
     code, output = faded(workspace, "plan", "tiny")
     assert code == 2 and told in output
     by_hand.write_text(by_hand.read_text().replace("discover: 20", "discover: 21"))

@@ -236,11 +236,13 @@ def test_a_share_of_a_search_belongs_to_its_audit(own, monkeypatch):
     params["audits"]["big-2"] = audit_params(
         discover={"explorer": "random", "baseline": "random", "budget": 9, "shards": 2}
     )
-    params["shards"] = {f"big-2-{n}": {"audit": "big-2", "part": n, "gpus": 0} for n in (1, 2)}
     own.write_params(params)
     monkeypatch.chdir(own.path)
     kept = (".gitignore", ".dvcignore", "shards/.gitignore", "inputs/.gitkeep")
-    assert bring_up_to_date() == [f"faded wrote {', '.join(f'data/big-2/{name}' for name in kept)}"]
+    assert bring_up_to_date() == [
+        f"faded wrote {', '.join(f'data/big-2/{name}' for name in kept)}",
+        "a search is divided otherwise",
+    ]
     shares = [stage for stage in read_graph() if stage.kind == "explore"]
     assert [(stage.name, stage.audit) for stage in shares] == [
         ("explore@big-2-1", "big-2"),

@@ -124,7 +124,7 @@ class Workspace:
         return yaml.safe_load((self.path / "params.yaml").read_text())
 
     def write_params(self, params: dict[str, Any]) -> None:
-        (self.path / "params.yaml").write_text(yaml.safe_dump({"shards": {}, **params}, sort_keys=False))
+        (self.path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     def toy(self, **behaviour: Any) -> None:
         """Tell toy stages what to do, with __ for the @ of a stage's name: discover__tiny={"exit": 2}."""

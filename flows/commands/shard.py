@@ -21,13 +21,18 @@ def shard(
     ],
     gpus: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--gpus", min=0, help="GPUs that each share requests.", show_default="compute.gpus of the audit"),
+        typer.Option(
+            "--gpus",
+            min=0,
+            help="GPUs that each share, and the audit's other stages, request: compute.gpus.",
+            show_default="unchanged",
+        ),
     ] = None,
 ) -> None:
     """Split the search of an audit among N workers: items, budget and seeds. Runs nothing.
 
-    Writes discover.shards of the audit and the entries under shards: in params.yaml, and leaves every other byte as it
-    is. The total budget stays the same.
+    Writes discover.shards of the audit in params.yaml, and leaves every other byte as it is. The total budget stays
+    the same.
     """
     from flows.shard import shard_audit
 

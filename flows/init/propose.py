@@ -74,7 +74,6 @@ def propose(wanted: Wanted) -> Draft:
             "device": "auto",
             "threads": 1 if url else min(2, os.cpu_count() or 1),
             "batch_size": proposal.batch_size,
-            "gpus": 0,
         },
         "prepare": {
             "model": dict(wanted.model),
@@ -151,7 +150,6 @@ def repair_block(init: Init, items: Mapping[str, int], budget: int) -> dict[str,
     """How the model is repaired, and what the repair has to reach."""
     few = items["test"] < _FEW
     return {
-        "gpus": 0,
         "feedback": {"policy": "top-k", "modes": 3},
         "restructure": {"method": init.method, "control": init.control, "settings": {}},
         "re_evaluate": {"paired_probes": pairs(budget)},

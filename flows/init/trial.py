@@ -66,7 +66,7 @@ def tried(draft: Draft, placed: Sequence[Placed], workspace: Path) -> Iterator[P
         inputs = here / DATA / draft.name / "inputs"
         inputs.mkdir(parents=True)
         link_inputs(inputs, workspace.resolve() / DATA / draft.name / "inputs", placed)
-        text = with_blocks("audits: {}\nrepairs: {}\nshards: {}\n", None, draft)
+        text = with_blocks("audits: {}\nrepairs: {}\n", None, draft)
         (here / "params.yaml").write_text(text, encoding="utf-8")
         with contextlib.chdir(here):
             params = load_params()

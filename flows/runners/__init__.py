@@ -2,7 +2,7 @@
 
 Prefect's tasks wait in threads of the flow's process whatever the runner; what goes to a cluster is one stage once all
 before it are done. So a stage that waits holds no GPU, workers need no Prefect server, and a stage whose worker died is
-retried as any other. A stage says what it needs (`meta: {gpus: 1}` in dvc.yaml); each runner has its own way to ask.
+retried as any other. params.yaml says what a stage needs (`gpus: 1`); each runner has its own way to ask.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """params.yaml, read and checked: every configuration error is found before anything runs, and all are told at once.
 
 `audits:` says what is searched, `repairs:` what is done about it (an audit without an entry there ends after its
-landscape), `shards:` which searches are divided among workers, `runner:` where stages run. Each stage depends on its
-own groups only (see dvc.yaml); what dvc.yaml names has no default here, because DVC wants to find it in the file.
+landscape), `runner:` where stages run. Each stage depends on its own groups only (see dvc.yaml); what dvc.yaml names of
+an audit or a repair has no default here, because DVC wants to find it in the file.
 """
 
 from stages.params.audit import (
@@ -15,7 +15,7 @@ from stages.params.audit import (
     RatingsConfig,
     SummarizeConfig,
 )
-from stages.params.file import DATA, Params, RunnerConfig, ShardConfig, load_params, name_error
+from stages.params.file import DATA, Params, RunnerConfig, load_params, name_error
 from stages.params.repair import FeedbackConfig, Gate, Gates, ReEvaluateConfig, RepairConfig, RestructureConfig
 from stages.params.strict import Strict, errors_in, validation_lines
 from stages.params.yaml_file import parse_yaml, read_bytes
@@ -37,7 +37,6 @@ __all__ = [
     "RepairConfig",
     "RestructureConfig",
     "RunnerConfig",
-    "ShardConfig",
     "Strict",
     "SummarizeConfig",
     "errors_in",

@@ -37,7 +37,7 @@ class ComputeConfig(Strict):
         2, ge=1, le=1024, description="CPU threads; fixed, because sums depend on it in their last bits"
     )
     batch_size: int = Field(64, ge=1, le=1_000_000, description="probes answered at once")
-    gpus: int = Field(ge=0, le=1024, description="GPUs prepare, discover and summarize ask the task runner for")
+    gpus: int = Field(0, ge=0, le=1024, description="GPUs prepare, explore, discover and summarize each ask for")
     backend: Literal["eager", "compile", "openvino"] = Field(
         "eager", description="what runs the network, where the task has a choice; `faded tune` measures which is faster"
     )
@@ -76,7 +76,7 @@ class DiscoverConfig(Strict):
     baseline: Literal["random"] = Field("random", description="uniform draws, on which all rates are calibrated")
     budget: int = Field(ge=1, le=100_000_000, description="unique probes for each of the two")
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the explorer")
-    shards: int = Field(1, ge=1, le=10_000, description="independent searches the budget is divided among, see shards:")
+    shards: int = Field(1, ge=1, le=10_000, description="independent searches the budget is divided among")
     microscopic: MicroscopicConfig = Field(default_factory=MicroscopicConfig)
 
     @property
@@ -137,7 +137,7 @@ class AuditConfig(Strict):
         pattern=r"^(\w+(\.\w+)*:\w+|\w[\w.-]*)$",
         description="package.module:Class, see stages/tasks/contract.py, or the name of an installed task",
     )
-    compute: ComputeConfig
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)
     prepare: dict[str, Any] = Field(description="the task's own: model, data, items")
     concepts: dict[str, list[Level]] = Field(min_length=1, description="levels of each concept, weakest first")
     discrepancy: dict[str, Any] = Field(description="the task's own: how wrong is a failure; may be {}")

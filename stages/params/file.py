@@ -10,7 +10,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stages.errors import UsageError, did_you_mean
+from stages.params import renamed
 from stages.params.audit import MAX_NAME, AuditConfig
+from stages.params.renamed import refuse_renamed
 from stages.params.repair import RepairConfig
 from stages.params.strict import Strict, errors_in, shown, validation_lines
 from stages.params.yaml_file import parse_yaml, read_bytes
@@ -19,14 +21,6 @@ DATA = Path("data")
 # Audits name folders, stages and files, on every system that people share them with.
 _NAME = re.compile(rf"(?!-)[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
 _OF_WINDOWS = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
-
-
-class ShardConfig(Strict):
-    """One share of the search of a large audit, a stage of its own: any worker may run it."""
-
-    audit: str = Field(description="a name under audits:, whose discover.shards counts the shares")
-    part: int = Field(ge=1, le=10_000, description="which share this is, from 1")
-    gpus: int = Field(ge=0, le=1024, description="GPUs it asks the task runner for")
 
 
 class RunnerConfig(Strict):
@@ -71,9 +65,13 @@ class Params(Strict):
     """The whole of params.yaml."""
 
     audits: dict[str, AuditConfig]
-    repairs: dict[str, RepairConfig] = Field(description="by the name of their audit; may be {}")
-    shards: dict[str, ShardConfig] = Field(description="AUDIT-1, AUDIT-2, ... of audits that are sharded; may be {}")
+    repairs: dict[str, RepairConfig] = Field(default_factory=dict, description="by the name of their audit")
     runner: RunnerConfig = Field(default_factory=RunnerConfig, description="where stages run")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _new_words(cls, params: Any) -> Any:
+        return refuse_renamed(params, renamed.FILE)
 
     @field_validator("audits")
     @classmethod
@@ -95,22 +93,15 @@ class Params(Strict):
                 raise ValueError(f"repairs.{name}: there is no audit of that name, found {sorted(self.audits)}")
         return self
 
-    @model_validator(mode="after")
-    def _shards_are_complete(self) -> Params:
-        for name, shard in self.shards.items():
-            if shard.audit not in self.audits:
-                raise ValueError(f"shards.{name}.audit: there is no audit {shard.audit!r}, found {sorted(self.audits)}")
-            if name != f"{shard.audit}-{shard.part}":
-                raise ValueError(f"shards.{name}: expected the name {shard.audit}-{shard.part}")
-        for name, audit in self.audits.items():
-            parts = sorted(shard.part for shard in self.shards.values() if shard.audit == name)
-            wanted = list(range(1, audit.discover.shards + 1)) if audit.discover.shards > 1 else []
-            if parts != wanted:
-                raise ValueError(
-                    f"audits.{name}.discover.shards is {audit.discover.shards}, but shards: has the parts {parts} of"
-                    f" it: `faded shard {name} {audit.discover.shards}` writes them"
-                )
-        return self
+    @property
+    def shares(self) -> dict[str, dict[str, str | int]]:
+        """The shares of divided searches, AUDIT-1, AUDIT-2, ..., each a stage of its own that any worker may run."""
+        return {
+            f"{name}-{part}": {"audit": name, "part": part}
+            for name, audit in self.audits.items()
+            if audit.discover.shards > 1
+            for part in range(1, audit.discover.shards + 1)
+        }
 
     def audit(self, name: str) -> AuditConfig:
         """One audit by name; a UsageError names the ones there are."""

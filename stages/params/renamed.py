@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Paths from an entry of `audits:` or `repairs:`, each with what has taken its place.
+# Paths from the top of params.yaml, each with what has taken its place.
+FILE = {"shards": "audits.NAME.discover.shards alone"}
+# Paths from an entry of `audits:` or `repairs:`, likewise.
 AUDIT = {
     "discover.control": "discover.baseline",
     "prepare.pictures": "prepare.data",

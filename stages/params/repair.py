@@ -116,7 +116,7 @@ class Gates(Strict):
 class RepairConfig(Strict):
     """What is done about the failures of an audit, and what counts as good enough."""
 
-    gpus: int = Field(ge=0, le=1024, description="GPUs restructure and re_evaluate ask the task runner for")
+    gpus: int = Field(0, ge=0, le=1024, description="GPUs restructure and re_evaluate each ask for")
     feedback: FeedbackConfig
     restructure: RestructureConfig
     re_evaluate: ReEvaluateConfig
