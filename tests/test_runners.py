@@ -21,7 +21,6 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 from pydantic import ValidationError
 
 import flows.runners
@@ -35,7 +34,7 @@ from stages.params import load_params
 from stages.params.file import RunnerConfig
 from stages.provenance import provenance
 from tests.test_kill import all_gone, family, running
-from tests.workspace import ROOT, Workspace, audit_params, make_workspace
+from tests.workspace import Workspace, audit_params, make_workspace
 
 MASK = ("4", "GPU-ab12cd")  # of the process that starts the cluster: stages get these and no others
 AUDITS = ("a", "b", "c", "d", "e", "f")
@@ -181,11 +180,19 @@ def test_a_cluster_is_ended_where_the_temporary_folder_is_a_link(tmp_path, monke
     assert list((tmp_path / "real").iterdir()) == []
 
 
-def test_every_stage_that_runs_the_model_asks_for_its_gpus():
-    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
-        listed = [entry for entry in stage["do"]["params"] if isinstance(entry, dict)]
-        computes = any("compute" in keys for entry in listed for keys in entry.values())
-        assert computes == ("gpus" in stage["do"].get("meta", {})), name
+def test_every_stage_that_runs_the_model_asks_for_its_gpus(toys, monkeypatch):
+    params = toys.params()
+    params["audits"]["tiny"]["compute"]["gpus"], params["repairs"]["tiny"]["gpus"] = 2, 3
+    params["audits"]["tiny"]["discover"]["shards"] = 2
+    toys.write_params(params)
+    assert toys.faded("status").returncode == 0
+    monkeypatch.chdir(toys.path)
+    asked = {stage.kind: stage.gpus for stage in read_graph()}
+    assert asked == {
+        **dict.fromkeys(("prepare", "explore", "discover", "summarize"), 2),
+        **dict.fromkeys(("restructure", "re_evaluate"), 3),
+        **dict.fromkeys(("report", "collect_feedback", "compare", "conclude"), 0),
+    }
 
 
 def test_a_gpu_that_only_the_cluster_has_is_for_its_workers_to_find(toys, monkeypatch):
