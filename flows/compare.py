@@ -17,7 +17,7 @@ from stages.concepts import ConceptSpace
 from stages.errors import InfrastructureError, UsageError
 from stages.files import stage_dir
 from stages.git import file_at
-from stages.landscape.intervals import Rate, Resampler
+from stages.intervals import Rate, Resampler
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem

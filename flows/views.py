@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flows.graph import Stage
     from flows.results import Verdict
     from flows.run_stage import StageResult
-    from stages.landscape.intervals import Rate
+    from stages.intervals import Rate
     from stages.screening import ConceptScreening, Screening
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stages import plugins
-from stages.errors import UsageError
+from stages.environment import die_with_parent
+from stages.errors import UsageError, run_as_command
 from stages.reach import Found, Name, Source
 
 if TYPE_CHECKING:
@@ -147,7 +149,7 @@ def installed(*, own: bool) -> dict[str, Any]:
     Args:
         own: whether it is that of a workspace of one's own.
     """
-    from stages.files import content_hash  # which imports what imports this module
+    from stages.files import content_hash  # numpy and pydantic take their time, and every command imports this module
 
     code = {"faded": version(plugins.OWN), "code": content_hash([PACKAGE])} if own else {}
     return {"schema": SCHEMA, **code, "plugins": plugins.distributions()}
@@ -192,6 +194,9 @@ def check_code(stage: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    from stages.command import stage_main
+    from stages.network import close_network
 
-    stage_main(main)
+    # Not by stages.command, which checks by this module that a stage runs the code that was named.
+    die_with_parent()
+    close_network("code reads files alone")
+    run_as_command(lambda: main(*sys.argv[1:]))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from stages.code import STAGE, check_code, read_stages
+from stages.code import check_code, read_stages
 from stages.environment import die_with_parent, set_defaults
 from stages.errors import Exit, run_as_command
 
@@ -28,8 +28,7 @@ def stage_main(run: Callable[..., None], *words: str) -> None:
 
     def checked() -> None:
         if stage in read_stages():
-            if stage != STAGE:
-                check_code(stage, given[0])
+            check_code(stage, given[0])
             _without_network_unless_needed(stage, given[0])
         run(*given)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stages.command import stage_main
 from stages.landscape.verdict import AskedAgain, by_purpose, compare_models
 from stages.params import load_params
-from stages.provenance import of_model, provenance
+from stages.provenance import provenance
 from stages.records import audit_folder
 
 
@@ -40,7 +40,7 @@ def main(name: str) -> None:
         resamples=repair.re_evaluate.bootstrap,
         seed=audit.seed,
     )
-    record = provenance(name, audit, computes=False) | of_model(found.provenance)
+    record = provenance(name, audit, computes=False) | found.provenance.of_model()
     used = ("probes", "embedded", "quality", "measures", "tallies", "metrics")
     read = [here.summarize.where("landscape"), here.collect_feedback.where("plan"), *map(found.where, used)]
     with here.compare.publish(record, read) as out:

@@ -11,7 +11,7 @@ from stages.landscape.verdict import conclude
 from stages.pages.comparison_report import write_comparison_report
 from stages.pages.model_card import model_card
 from stages.params import load_params
-from stages.provenance import of_model, provenance
+from stages.provenance import provenance
 from stages.records import Comparison, audit_folder
 from stages.records.base import FlatMetrics
 from stages.tasks.contract import skipped_items
@@ -23,7 +23,7 @@ def main(name: str) -> None:
     comparison, plan, models = here.compare.comparison, here.collect_feedback.plan, here.restructure.path / "models"
     gates = repair_gates(params.repair(name).gates, comparison)
     verdict = conclude(comparison, plan, gates)
-    record = provenance(name, params.audit(name), computes=False) | of_model(here.re_evaluate.provenance)
+    record = provenance(name, params.audit(name), computes=False) | here.re_evaluate.provenance.of_model()
     read = [
         *(here.prepare.path / "items.parquet", models, here.collect_feedback.where("plan")),
         *map(here.re_evaluate.where, ("probes", "examples", "sheets", "provenance")),

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+DATA = Path("data")  # a folder for each audit
 WORK = Path(".faded")  # scratch, logs and records of a workspace
 
 # An audit tells nobody that it runs, fetches nothing unless HF_HUB_OFFLINE=0 allows a hub, and CUDA sums in a fixed

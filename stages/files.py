@@ -11,15 +11,14 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from stages.environment import WORK
+from stages.environment import DATA, WORK
 from stages.errors import InfrastructureError, UsageError
-from stages.params import DATA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +33,22 @@ _LARGEST_STATE = 64 << 20  # bytes; whatever is larger was not written by us
 def stage_dir(audit: str, stage: str) -> Path:
     """Where a stage's outputs lie: data/<audit>/<stage>."""
     return DATA / audit / stage
+
+
+def local_file(inputs: Path, name: str, where: str) -> Path:
+    """A file of the user under data/<audit>/inputs, the one folder whose changes make stages stale.
+
+    Raises:
+        UsageError: when the path leads out of the folder or nothing is there.
+    """
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise UsageError(
+            f"{where}: {name} lies outside {inputs}; put the file or a link to it there and name it relative to that"
+        )
+    if not (inputs / name).exists():
+        there = sorted(p.name for p in inputs.iterdir() if not p.name.startswith(".")) if inputs.is_dir() else []
+        raise UsageError(f"{where}: no {inputs / name}; found there: {', '.join(there) or 'nothing'}")
+    return inputs / name
 
 
 def plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stages.code import is_own_workspace
 from stages.files import content_hash, write_json
@@ -19,9 +19,6 @@ from stages.git import git
 from stages.params import DATA, AuditConfig
 from stages.plugins import distributions
 from stages.tasks.load import resolve_device, resolve_dtype
-
-if TYPE_CHECKING:
-    from stages.records import Provenance
 
 PACKAGES = (
     "faded", "torch", "numpy", "pandas", "scipy", "scikit-learn", "stable-baselines3", "gymnasium", "pot",
@@ -65,12 +62,6 @@ def provenance(
         record["model"] = content_hash([prepared / "model"])
         record["data"] = content_hash([prepared / "items.parquet"])
     return record
-
-
-def of_model(record: Provenance) -> dict[str, Any]:
-    """What a stage that asks no model takes from the one that did: which model, and where it computed."""
-    told = ("device", "backend", "dtype", "threads", "batch_size", "model", "data", "repaired")
-    return {key: value for key, value in record.to_json().items() if key in told}
 
 
 def write_provenance(out: Path, record: Mapping[str, Any], read: Iterable[Path] = ()) -> None:

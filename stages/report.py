@@ -16,7 +16,7 @@ from stages.landscape.gates import all_passed, landscape_gates
 from stages.pages.gallery import Gallery, PicturedCell
 from stages.pages.landscape_report import write_landscape_report
 from stages.params import AuditConfig, load_params
-from stages.provenance import of_model, provenance
+from stages.provenance import provenance
 from stages.records import AuditFolder, Landscape, RateRecord, ShownExample, Verdict, audit_folder
 from stages.records.base import FlatMetrics
 from stages.records.folder import Report
@@ -26,7 +26,7 @@ from stages.tasks.contract import skipped_items
 def main(name: str) -> None:
     """Run the stage for one audit."""
     audit, here = load_params().audit(name), audit_folder(name)
-    record = provenance(name, audit, computes=False) | of_model(here.discover.provenance)
+    record = provenance(name, audit, computes=False) | here.discover.provenance.of_model()
     with here.report.publish(record, _read(here)) as out:
         verdict = write(out, here, audit, record)
     print(verdict_line(verdict))

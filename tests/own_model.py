@@ -12,7 +12,7 @@ from rich.console import Console
 
 from flows.init.questions import Questions
 from flows.init.run import Options, init_audit
-from stages.landscape.intervals import Rate
+from stages.intervals import Rate
 from stages.screening import ConceptScreening, Screening, ScreenSettings
 from tests.images import draw
 

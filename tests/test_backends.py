@@ -20,7 +20,8 @@ from stages.provenance import provenance
 from stages.tasks.classification import ImageClassification, backends
 from stages.tasks.classification.backends import Backend, compute_errors
 from stages.tasks.classification.families import FAMILIES
-from stages.tasks.classification.models import Classifier, Form, clone
+from stages.tasks.classification.form import Form
+from stages.tasks.classification.models import Classifier, clone
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.summarization import Summarization
 from tests.images import image_context, write_images
@@ -97,7 +98,8 @@ def test_openvino_tells_nobody_that_it_is_used():
 import torch
 from stages.tasks.classification.backends import Backend
 from stages.tasks.classification.families import FAMILIES
-from stages.tasks.classification.models import Classifier, Form
+from stages.tasks.classification.models import Classifier
+from stages.tasks.classification.form import Form
 from stages.tasks.contract import Compute
 
 form = Form(family="small_cnn", architecture="small_cnn", classes=["a", "b"], shape=(1, 8, 8), origin="")

@@ -12,7 +12,8 @@ from torch.nn import functional
 from stages.errors import UsageError
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.text_to_image.attribute_judge import AttributeJudge, load_form, make_net
-from stages.tasks.text_to_image.judges import JUDGE_LOADERS, Reading, expected_values, load_judge, told
+from stages.tasks.text_to_image.judge_loaders import JUDGE_LOADERS, load_judge
+from stages.tasks.text_to_image.judges import Reading, expected_values, told
 from stages.tasks.text_to_image.quality import ClipIqa, Realism, load_quality, quality_errors
 from tests.tiny_judges import ATTRIBUTES, BLUE, GREEN, RED, noisy, plain, tiny_clip, tiny_judge
 

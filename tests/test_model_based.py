@@ -16,7 +16,7 @@ from stages.explorers.model_based import LocalSearch, ModelBased, Pool, _Book
 from stages.explorers.prober import torch_threads
 from stages.explorers.proposer import Autoregressive, Trainer
 from stages.explorers.surrogate import Belief
-from stages.landscape.kernel import Data
+from stages.kernel import Data
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
 

@@ -14,7 +14,8 @@ from stages.files import read_json
 from stages.tasks import hub as hub_module
 from stages.tasks.sources import parse_source, source_errors
 from stages.tasks.text_to_image import TextToImage
-from stages.tasks.text_to_image.judges import CLIP_FORM, JUDGE_LOADERS
+from stages.tasks.text_to_image.judge_loaders import JUDGE_LOADERS
+from stages.tasks.text_to_image.judges import CLIP_FORM
 from stages.tasks.text_to_image.models import MODEL_LOADERS, load_form
 from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
 from stages.tasks.text_to_image.pictures import from_png, to_png

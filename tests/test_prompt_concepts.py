@@ -19,8 +19,9 @@ from stages.concepts.prompts import (
     prompt_space,
     read_templates,
 )
+from stages.concepts.space import COLUMNS
 from stages.errors import UsageError
-from stages.params import COLUMNS, Params
+from stages.params import Params
 from stages.tasks.load import task_context
 
 ROOT = Path(__file__).parents[1]

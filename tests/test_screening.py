@@ -18,7 +18,7 @@ from flows.views import show_screening
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.files import write_state
-from stages.landscape.intervals import Rate, wilson
+from stages.intervals import Rate, wilson
 from stages.ledger import Ledger
 from stages.params import AuditConfig, load_params
 from stages.screening import Axis, Screening, ScreenSettings, fewest_probes, fit_surface, reach, screen

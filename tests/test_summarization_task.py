@@ -17,7 +17,7 @@ from stages.ledger import Ledger
 from stages.tasks.base import Task, offers
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.summarization import Summarization, models
-from stages.tasks.summarization import task as module
+from stages.tasks.summarization import probes as module
 from stages.tasks.summarization.calibrate import space_doubled
 from stages.tasks.summarization.form import GenerationConfig
 from tests.news import news_context, write_news

@@ -30,12 +30,13 @@ from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image import lora as lora_module
 from stages.tasks.text_to_image import verify as verify_module
 from stages.tasks.text_to_image.album import build_album, vocabulary
-from stages.tasks.text_to_image.captions import NOT_SHOWN, Lessons, Vocabulary
+from stages.tasks.text_to_image.captions import Lessons
 from stages.tasks.text_to_image.lora import LoraTraining, check_trainable
 from stages.tasks.text_to_image.pictures import from_png
 from stages.tasks.text_to_image.repair_config import RepairSettings, read_settings
 from stages.tasks.text_to_image.sample import Painter
 from stages.tasks.text_to_image.verify import pixels, verify
+from stages.tasks.text_to_image.vocabulary import NOT_SHOWN, Vocabulary
 from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, LEVELS, box, boxes, captioned
 from tests.tiny_pipelines import tiny_pipeline
 

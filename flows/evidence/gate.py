@@ -28,7 +28,7 @@ from flows.results import NO_GATES, Verdict, last_stage, verdict_of
 from stages.errors import UsageError
 from stages.files import stage_dir
 from stages.git import git
-from stages.landscape.intervals import NO_RATE, Rate
+from stages.intervals import NO_RATE, Rate
 from stages.params import Params
 
 

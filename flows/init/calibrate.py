@@ -16,7 +16,7 @@ from flows.init.propose import PROBES_OF_SEARCH, all_pairs, pairs, search_budget
 from flows.screen import measure_concepts
 from stages.concepts import Level
 from stages.files import probe_seconds, read_json, record_probe_seconds, stage_dir
-from stages.landscape.intervals import Rate
+from stages.intervals import Rate
 from stages.params import Params
 from stages.screening import Screening
 from stages.tasks.load import task_class, task_context

@@ -19,10 +19,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from stages.concepts.space import Concept, ConceptSpace
+from stages.concepts.space import COLUMNS, Concept, ConceptSpace
 from stages.errors import UsageError, did_you_mean
-from stages.params import COLUMNS
-from stages.tasks.sources import local_file
+from stages.files import local_file
 
 UNSAID = ""
 # Columns of the tables of items and pictures, beside those that every stage writes.

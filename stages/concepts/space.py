@@ -17,6 +17,17 @@ from stages.errors import UsageError
 
 Level = float | str
 
+# Columns of the tables that stages write, beside one for each concept.
+COLUMNS = frozenset(
+    {
+        *("model", "purpose", "role", "explorer", "order", "item", "repeat", "uniform"),
+        *("discrepancy", "failed", "valid", "output", "automatic", "automatic_failed"),
+        *("status", "radius", "at_least", "searched", "queries", "tried_alone"),
+        *("probes", "failures", "rate", "low", "high", "certain", "policy_mean", "policy_std"),
+        *("rate_automatic", "low_automatic", "high_automatic"),
+    }
+)
+
 
 @dataclass(frozen=True)
 class Concept:

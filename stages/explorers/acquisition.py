@@ -11,7 +11,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 from stages.concepts import ConceptSpace
 from stages.explorers.surrogate import Surrogate, failure_probability
-from stages.landscape.kernel import Data
+from stages.kernel import Data
 
 TREES, LEAVES = 20, 32
 ENUMERABLE = 20_000  # cells whose failure rates can all be predicted after every fit

@@ -22,7 +22,7 @@ from stages.explorers.env import Normaliser
 from stages.explorers.prober import Prober
 from stages.explorers.proposer import Trainer
 from stages.explorers.surrogate import Learner, failure_probability
-from stages.landscape.kernel import Data
+from stages.kernel import Data
 from stages.params import Strict
 
 RANDOM_SHARES = {"landscape": 0.18, "failures": 0.08}

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from stages.errors import UsageError
-from stages.landscape.intervals import CHANGE, LEVEL, NO_RATE, SHARE, Rate, holm, wilson
+from stages.intervals import CHANGE, LEVEL, NO_RATE, SHARE, Rate, holm, wilson
 from stages.records.base import RateRecord
 from stages.records.bias import Bias, BiasChange, BiasComparison, BiasSubject, Chance, ValueShare
 from stages.tasks.contract import Tally

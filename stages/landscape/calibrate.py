@@ -12,8 +12,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import brier_score_loss, log_loss
 
 from stages.concepts import ConceptSpace
+from stages.kernel import Data, Features, Hyper, ItemFactor, choose_hyper
 from stages.landscape.estimators import FOLDS, Average, Constant, Doubted, Estimator, Inputs, Logistic, Process, Trees
-from stages.landscape.kernel import Data, Features, Hyper, ItemFactor, choose_hyper
 
 RANK, SEARCH_RANK, SEARCH_PROBES = 900, 300, 2000
 ENOUGH = 50  # marked uniform probes needed to judge by them

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stages.concepts import ConceptSpace, Region
-from stages.landscape.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler, holm
+from stages.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler, holm
 
 MIN_PAIRS = 20
 OTHERS = ("control", "noise")  # shown beside the repair: the control, and the model before asked again

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
+from stages.intervals import Rate, wilson
 from stages.landscape.estimate import Landscape, estimate
-from stages.landscape.intervals import Rate, wilson
 from stages.landscape.modes import Mode, confirm, find_regions
 from stages.params import SummarizeConfig
 

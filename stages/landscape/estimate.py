@@ -21,10 +21,10 @@ from scipy.ndimage import binary_dilation
 from threadpoolctl import threadpool_limits
 
 from stages.concepts import ConceptSpace
+from stages.intervals import LEVEL, SHARE, Rate, Resampler, wilson
+from stages.kernel import Data, landmarks
 from stages.landscape.calibrate import Link, Recipe, blocks_of, choose, folds_of, importance, rebuild
 from stages.landscape.estimators import DRAWS, Estimator
-from stages.landscape.intervals import LEVEL, SHARE, Rate, Resampler, wilson
-from stages.landscape.kernel import Data, landmarks
 
 MAX_CELLS = 20_000  # larger grids are sampled
 MAX_PROBES = 100_000  # that estimators learn from; of more a sample, which leaves them next to nothing to learn

@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from stages.concepts import ConceptSpace
-from stages.landscape.kernel import Data, Features, Hyper, Posterior, fit, landmarks
+from stages.kernel import Data, Features, Hyper, Posterior, fit, landmarks
 
 DRAWS = 32  # posterior draws behind every spread; even, as they come in pairs
 FOLDS = 5
@@ -67,7 +67,7 @@ class Estimator(Protocol):
 
 
 class Process:
-    """The Gaussian process of `stages.landscape.kernel`; its members are draws from the posterior."""
+    """The Gaussian process of `stages.kernel`; its members are draws from the posterior."""
 
     name = "Gaussian process"
 

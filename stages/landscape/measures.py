@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from stages.errors import UsageError
+from stages.intervals import Resampler
 from stages.landscape.compare import compare_values
-from stages.landscape.intervals import Resampler
 from stages.tasks.base import Task
 
 KEYS = ("part", "kind", "name")  # columns beside those of the measures; kind: "model" or "baseline"

@@ -21,8 +21,8 @@ import pandas as pd
 from scipy import stats
 
 from stages.concepts import Concept, ConceptSpace, Region
+from stages.intervals import CHANGE, Rate, Resampler, holm, wilson
 from stages.landscape.estimate import RESAMPLES, Landscape
-from stages.landscape.intervals import CHANGE, Rate, Resampler, holm, wilson
 
 MAX_BOXES = 4_000_000  # boxes held at once for one combination of concepts
 MAX_OVERLAP = 0.5

@@ -11,9 +11,9 @@ import pandas as pd
 from scipy import stats
 
 from stages.concepts import ConceptSpace
+from stages.intervals import LEVEL, SHARE, Rate, Resampler, wilson
 from stages.landscape.describe import effects, overall_rate
 from stages.landscape.estimate import RESAMPLES, Landscape, estimate
-from stages.landscape.intervals import LEVEL, SHARE, Rate, Resampler, wilson
 from stages.ratings.apply import Ratings
 
 ITEM_RESAMPLES = 200  # of an enumerated grid, for the rank correlation

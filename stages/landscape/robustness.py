@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.landscape.intervals import wilson
+from stages.intervals import wilson
 from stages.microscopic.moves import Moves
 from stages.microscopic.search import FOUND, NOT_FOUND, UNCHANGED
 

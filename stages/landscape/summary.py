@@ -11,11 +11,11 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
+from stages.kernel import landmarks
 from stages.landscape.again import name_in_halves, reproducibility
 from stages.landscape.bias import measure_bias
 from stages.landscape.describe import effects, invalid_probes, invalid_share, name_modes, overall_rate
 from stages.landscape.estimate import Landscape, estimate
-from stages.landscape.kernel import landmarks
 from stages.landscape.modes import Mode, skipped_combinations
 from stages.landscape.people import against_automatic
 from stages.landscape.robustness import reached, summarize_robustness

@@ -5,8 +5,8 @@ landscape), `runner:` where stages run. Each stage depends on its own groups onl
 an audit or a repair has no default here, because DVC wants to find it in the file.
 """
 
+from stages.environment import DATA
 from stages.params.audit import (
-    COLUMNS,
     AuditConfig,
     ComputeConfig,
     DiscoverConfig,
@@ -15,13 +15,12 @@ from stages.params.audit import (
     RatingsConfig,
     SummarizeConfig,
 )
-from stages.params.file import DATA, Params, RunnerConfig, load_params, name_error
+from stages.params.file import Params, RunnerConfig, load_params, name_error
 from stages.params.repair import FeedbackConfig, Gate, Gates, ReEvaluateConfig, RepairConfig, RestructureConfig
 from stages.params.strict import Strict, errors_in, validation_lines
 from stages.params.yaml_file import parse_yaml, read_bytes
 
 __all__ = [
-    "COLUMNS",
     "DATA",
     "AuditConfig",
     "ComputeConfig",

@@ -9,21 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from stages.concepts import Level
+from stages.concepts.space import COLUMNS, Level
 from stages.params import renamed
 from stages.params.renamed import refuse_renamed
 from stages.params.strict import Strict, shown, validation_lines
-
-# Columns of the tables that stages write, beside one for each concept.
-COLUMNS = frozenset(
-    {
-        *("model", "purpose", "role", "explorer", "order", "item", "repeat", "uniform"),
-        *("discrepancy", "failed", "valid", "output", "automatic", "automatic_failed"),
-        *("status", "radius", "at_least", "searched", "queries", "tried_alone"),
-        *("probes", "failures", "rate", "low", "high", "certain", "policy_mean", "policy_std"),
-        *("rate_automatic", "low_automatic", "high_automatic"),
-    }
-)
 
 MAX_NAME = 64  # characters of the name of an audit or a concept
 MAX_LEVELS = 200  # of a concept: each has to be probed to say anything about it

@@ -17,7 +17,6 @@ from stages.params.repair import RepairConfig
 from stages.params.strict import Strict, errors_in, shown, validation_lines
 from stages.params.yaml_file import parse_yaml, read_bytes
 
-DATA = Path("data")
 # Audits name folders, stages and files, on every system that people share them with.
 _NAME = re.compile(rf"(?!-)[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
 _OF_WINDOWS = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)

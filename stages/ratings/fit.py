@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import GroupKFold
 
-from stages.landscape.intervals import Rate, Resampler
+from stages.intervals import Rate, Resampler
 from stages.ratings.apply import BEST, WORST, Target, badness_of
 from stages.ratings.evidence import Scored
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stages.errors import UsageError
 from stages.files import SCHEMA, parse_json, plain
 from stages.params import validation_lines
+from stages.rate import Rate
 
 _SHOWN = 5  # errors of one file that are told
 
@@ -110,23 +111,6 @@ class FlatMetrics(Metrics, OpenRecord):
         """Whether all gates passed."""
         value = self.more.get("passed")
         return value if isinstance(value, bool) else None
-
-
-class Rate(NamedTuple):
-    """A value with its 95% interval and the number of observations behind it; NaN throughout where there are none."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def to_json(self) -> dict[str, float | int | None]:
-        """The rate as plain data, NaN as null."""
-        value, low, high = (None if np.isnan(x) else float(x) for x in self[:3])
-        return {"value": value, "low": low, "high": high, "n": self.n}
-
-
-NO_RATE = Rate(np.nan, np.nan, np.nan, 0)
 
 
 class RateRecord(Record):

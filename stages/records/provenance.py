@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from stages.records.base import Document, Record
@@ -39,6 +41,11 @@ class Provenance(Document):
     decisions: dict[str, str] | None = None
     read: dict[str, str] = Field(default_factory=dict)
     wrote: dict[str, str] = Field(default_factory=dict)
+
+    def of_model(self) -> dict[str, Any]:
+        """What a stage that asks no model takes from the one that did: which model, and where it computed."""
+        told = ("device", "backend", "dtype", "threads", "batch_size", "model", "data", "repaired")
+        return {key: value for key, value in self.to_json().items() if key in told}
 
 
 class Share(Provenance):

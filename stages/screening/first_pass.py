@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from stages.concepts import Concept, Level
 from stages.errors import UsageError
-from stages.landscape.intervals import LEVEL, NO_RATE, Rate, Resampler, wilson
+from stages.intervals import LEVEL, NO_RATE, Rate, Resampler, wilson
 from stages.ledger import Ledger
 from stages.screening.probes import Levels, Probes
 from stages.screening.ranges import Axis

@@ -10,7 +10,7 @@ import pandas as pd
 from stages.concepts import Level
 from stages.errors import UsageError
 from stages.explorers.prober import Prober
-from stages.landscape.intervals import Rate, wilson
+from stages.intervals import Rate, wilson
 from stages.ledger import Ledger
 from stages.screening.ranges import Axis, declared_bounds
 from stages.tasks.base import Task

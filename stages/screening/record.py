@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from stages.concepts import Level
-from stages.landscape.intervals import Rate
+from stages.intervals import Rate
 from stages.params import Strict
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.landscape.intervals import LEVEL, Rate
+from stages.intervals import LEVEL, Rate
 
 if TYPE_CHECKING:
     from sklearn.linear_model import RidgeCV

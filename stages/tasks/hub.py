@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from stages.errors import InfrastructureError, UsageError
-from stages.tasks.sources import local_file
+from stages.files import local_file
 
 NAME = r"^[\w.-]+(/[\w.-]+)*$"  # what a folder under inputs, or an ID of the hub, is made of
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")

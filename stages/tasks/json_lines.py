@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 from stages.errors import UsageError
+from stages.files import local_file
 from stages.tasks.hub_data import check_columns
-from stages.tasks.sources import local_file
 
 
 def lines_file(inputs: Path, name: str, where: str) -> Path:

@@ -9,9 +9,9 @@ from typing import Any
 
 from stages import plugins
 from stages.code import is_own_workspace
+from stages.environment import DATA
 from stages.errors import UsageError, did_you_mean
 from stages.params.audit import AuditConfig
-from stages.params.file import DATA
 from stages.tasks.base import Task
 from stages.tasks.contract import Compute, TaskContext
 

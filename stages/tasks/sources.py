@@ -94,22 +94,6 @@ def missing_splits(context: TaskContext) -> list[str]:
     ]
 
 
-def local_file(inputs: Path, name: str, where: str) -> Path:
-    """A file of the user under data/<audit>/inputs, the one folder whose changes make stages stale.
-
-    Raises:
-        UsageError: when the path leads out of the folder or nothing is there.
-    """
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise UsageError(
-            f"{where}: {name} lies outside {inputs}; put the file or a link to it there and name it relative to that"
-        )
-    if not (inputs / name).exists():
-        there = sorted(p.name for p in inputs.iterdir() if not p.name.startswith(".")) if inputs.is_dir() else []
-        raise UsageError(f"{where}: no {inputs / name}; found there: {', '.join(there) or 'nothing'}")
-    return inputs / name
-
-
 def package_folder(inputs: Path, package: str, where: str) -> Path:
     """Where an installed package that only carries files lies; it is not imported, so none of its code runs.
 

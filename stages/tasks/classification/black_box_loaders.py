@@ -10,16 +10,16 @@ import numpy as np
 from pydantic import Field
 
 from stages.errors import UsageError
-from stages.files import content_hash
+from stages.files import content_hash, local_file
 from stages.tasks.classification.black_boxes import EndpointNet, OnnxNet
 from stages.tasks.classification.config import Label
-from stages.tasks.classification.models import PER_CHANNEL, POSITIVE, Classifier, Form
+from stages.tasks.classification.form import PER_CHANNEL, POSITIVE, Form
+from stages.tasks.classification.models import Classifier
 from stages.tasks.classification.pictures import Shape
 from stages.tasks.classification.pool import Pool
 from stages.tasks.classification.sources import Labelled, ModelSource, check_answers, check_channels
 from stages.tasks.endpoint import Endpoint, EndpointConfig
 from stages.tasks.source import collect
-from stages.tasks.sources import local_file
 
 _NO_REPAIR = "which cannot be repaired (no weights). Remove it from repairs:, and the audit ends with its landscape"
 

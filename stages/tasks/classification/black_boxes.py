@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from stages.errors import UsageError, did_you_mean
+from stages.tasks.classification.form import Form
 
 if TYPE_CHECKING:
-    from stages.tasks.classification.models import Form
     from stages.tasks.endpoint import Endpoint
 
 FILE = "model.onnx"

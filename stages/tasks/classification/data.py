@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from stages.errors import UsageError
+from stages.files import local_file
 from stages.tasks.classification.data_source import DataSource
 from stages.tasks.classification.own_data import HubDataset, ImageFolder, JsonLines
 from stages.tasks.classification.pool import Decoded, Pool, tolerate
 from stages.tasks.contract import SPLITS
 from stages.tasks.source import collect
-from stages.tasks.sources import local_file, package_folder
+from stages.tasks.sources import package_folder
 
 
 class ParquetImages(DataSource):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from stages.errors import UsageError, did_you_mean
-
-if TYPE_CHECKING:
-    from stages.tasks.classification.models import Form
+from stages.tasks.classification.form import Form
 
 # Of torchvision. Its own weights want transform_input, and heads that help in training only.
 INCEPTIONS = ("inception_v3", "googlenet")

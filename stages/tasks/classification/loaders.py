@@ -15,8 +15,9 @@ from stages.errors import UsageError
 from stages.progress import progress
 from stages.tasks.classification.black_box_loaders import EndpointModel, OnnxModel
 from stages.tasks.classification.families import FAMILIES
+from stages.tasks.classification.form import PER_CHANNEL, POSITIVE, Form
 from stages.tasks.classification.imagenet import class_names
-from stages.tasks.classification.models import PER_CHANNEL, POSITIVE, Classifier, Form, fit_weights, seeded
+from stages.tasks.classification.models import Classifier, fit_weights, seeded
 from stages.tasks.classification.pool import Pool, tolerate
 from stages.tasks.classification.pretrained import TorchvisionModel, TransformersModel
 from stages.tasks.classification.sources import ModelSource, check_channels, read_weights

@@ -12,7 +12,8 @@ import torch
 from stages.errors import UsageError
 from stages.files import content_hash
 from stages.tasks.classification.families import FAMILIES
-from stages.tasks.classification.models import Classifier, Form
+from stages.tasks.classification.form import Form
+from stages.tasks.classification.models import Classifier
 from stages.tasks.hub import Repository
 
 CONFIG = "config.json"

@@ -14,35 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, PositiveFloat, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.errors import UsageError
 from stages.files import read_json, write_json
-from stages.params import Strict, validation_lines
+from stages.params import validation_lines
 from stages.tasks.classification.black_boxes import BLACK_BOXES, BlackBox
 from stages.tasks.classification.families import FAMILIES
-from stages.tasks.classification.pictures import Shape, View
+from stages.tasks.classification.form import Form
 
-PER_CHANNEL = float | list[float]
-POSITIVE = PositiveFloat | list[PositiveFloat]
 GLIMPSE = 12  # side of the picture an explorer sees where a model shows no features
-
-
-class Form(Strict):
-    """config.json: all that is needed to rebuild the network and feed it."""
-
-    family: str = Field(description="a key of FAMILIES or of BLACK_BOXES")
-    architecture: str = Field(description="name within the family")
-    classes: list[str] = Field(min_length=2)
-    shape: Shape = Field(strict=False, description="channels, height, width of the input")
-    mean: PER_CHANNEL = Field(0.0, description="subtracted from pixels in [0, 1]")
-    std: POSITIVE = Field(1.0, description="what is left is divided by this")
-    origin: str = Field(description="where the weights come from, for people")
-    view: View | None = Field(None, description="how pictures are resized for it, where the model says so")
-    settings: dict[str, Any] | None = Field(None, description="what the family needs beside these")
 
 
 class Classifier(nn.Module):

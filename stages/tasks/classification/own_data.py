@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from stages.errors import UsageError, did_you_mean
+from stages.files import local_file
 from stages.tasks.classification.config import Label, spelled
 from stages.tasks.classification.conventions import FOREIGN, OWN, check_apart, folder_order, ready_splits
 from stages.tasks.classification.data_source import DataSource
@@ -24,7 +25,6 @@ from stages.tasks.hub import NAME
 from stages.tasks.hub_data import HubData, check_columns, row_file
 from stages.tasks.json_lines import count_lines
 from stages.tasks.source import collect
-from stages.tasks.sources import local_file
 
 
 class OwnPictures(DataSource):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,16 +34,14 @@ from stages.progress import progress
 from stages.tasks.cells import CellSampler
 from stages.tasks.classification.config import RepairSettings
 from stages.tasks.classification.models import Classifier, clone, save_model, seeded
+from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.training import rate, render_card, resume, save_checkpoint
-
-if TYPE_CHECKING:
-    from stages.tasks.classification.task import ImageClassification
 
 RISK_PROBES = 2000  # enough for a logistic model of a handful of concepts
 
 
-def repair(task: ImageClassification, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Fine-tune a copy of the task's model and write it with its card; see the module for the methods.
 
     Raises:
@@ -96,7 +94,7 @@ class FineTuning:
 
     def __init__(
         self,
-        task: ImageClassification,
+        task: ClassifierProbes,
         model: Classifier,
         teacher: Classifier,
         sampler: CellSampler,
@@ -187,7 +185,7 @@ def _settings(plan: RepairPlan) -> RepairSettings:
 
 
 def _card(
-    task: ImageClassification, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int
+    task: ClassifierProbes, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int
 ) -> str:
     return render_card(
         Path(__file__).parent / "templates",

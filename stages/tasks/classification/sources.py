@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.errors import FadedError, UsageError
+from stages.files import local_file
 from stages.tasks.classification.config import Label
+from stages.tasks.classification.form import PER_CHANNEL, POSITIVE
 from stages.tasks.classification.imagenet import class_names
-from stages.tasks.classification.models import PER_CHANNEL, POSITIVE, Classifier
+from stages.tasks.classification.models import Classifier
 from stages.tasks.classification.pictures import Shape
 from stages.tasks.classification.pool import Pool, class_indices
 from stages.tasks.source import Source
-from stages.tasks.sources import local_file
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights among other things

@@ -20,9 +20,10 @@ from pydantic import Field
 
 from stages.concepts.texts import sentences
 from stages.errors import UsageError
+from stages.files import local_file
 from stages.tasks.hub import NAME, Repository, local_folder
 from stages.tasks.source import Source
-from stages.tasks.sources import local_file, package_folder
+from stages.tasks.sources import package_folder
 
 WHERE = "prepare.embedder"
 WINDOW = 256  # tokens MiniLM was trained to embed at once

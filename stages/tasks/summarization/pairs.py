@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,11 +23,9 @@ from stages.progress import progress
 from stages.tasks.cells import CellSampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.summarization.generate import with_weights
+from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.training import Lesson
-
-if TYPE_CHECKING:
-    from stages.tasks.summarization.task import Summarization
 
 GOOD = 8  # rating from which an answer is learnt as it is
 
@@ -62,7 +59,7 @@ def whole_sentences(summary: str) -> str:
     return " ".join(found)
 
 
-def build_pairs(task: Summarization, plan: RepairPlan, settings: RepairSettings) -> list[Pair]:
+def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings) -> list[Pair]:
     """Choose what is to be learnt of every repair item, and of every example people judged.
 
     Summaries are trimmed to whole sentences. Those nobody could use are left out, and those that are less faithful than
@@ -87,7 +84,7 @@ def build_pairs(task: Summarization, plan: RepairPlan, settings: RepairSettings)
 
 
 def _candidates(
-    task: Summarization, plan: RepairPlan, settings: RepairSettings, items: Sequence[str]
+    task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, items: Sequence[str]
 ) -> Mapping[str, Sequence[str]]:
     table = task.items.table.set_index("id").loc[list(items)]
     if settings.targets == "reference":
@@ -106,7 +103,7 @@ def _candidates(
 
 
 def _draw(
-    task: Summarization, plan: RepairPlan, settings: RepairSettings, articles: Mapping[str, str]
+    task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, articles: Mapping[str, str]
 ) -> dict[str, list[str]]:
     """Summaries drawn of each article; those that an earlier run drew are taken from scratch."""
     size = task.summarizer.compute.batch_size
@@ -142,7 +139,7 @@ def _draw(
     return drawn
 
 
-def _best(task: Summarization, item: str, choices: Sequence[str], at_least: float) -> Pair | None:
+def _best(task: SummarizerProbes, item: str, choices: Sequence[str], at_least: float) -> Pair | None:
     article = _article(task, item)
     usable = [text for choice in choices if (text := whole_sentences(choice)) and not task.broken(text)]
     pairs = [Pair(item, text, task.embedder.cosine(text, article)) for text in usable]
@@ -150,7 +147,7 @@ def _best(task: Summarization, item: str, choices: Sequence[str], at_least: floa
     return best if best is not None and best.faithfulness >= at_least else None
 
 
-def _judged(task: Summarization, example: RatedExample) -> Pair | None:
+def _judged(task: SummarizerProbes, example: RatedExample) -> Pair | None:
     """What there is to learn of an example: the corrected answer, or the model's where it was rated well."""
     praised = example.rating is not None and example.rating >= GOOD
     summary = example.corrected or (whole_sentences(example.output) if praised else "")
@@ -160,7 +157,7 @@ def _judged(task: Summarization, example: RatedExample) -> Pair | None:
     return Pair(example.item, summary, faithfulness, tuple(int(level) for level in example.cell))
 
 
-def _article(task: Summarization, item: str) -> str:
+def _article(task: SummarizerProbes, item: str) -> str:
     return str(task.items.table["article"].iloc[int(task.rows([item])[0])])
 
 
@@ -178,7 +175,9 @@ class Lessons:
         pairs: what is to be learnt.
     """
 
-    def __init__(self, task: Summarization, plan: RepairPlan, settings: RepairSettings, pairs: Sequence[Pair]) -> None:
+    def __init__(
+        self, task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, pairs: Sequence[Pair]
+    ) -> None:
         self.task, self.settings, self.seed, self.pairs = task, settings, plan.seed, list(pairs)
         self.sampler = CellSampler(task.concepts, plan.regions(task.concepts))
         self.control = plan.control is not None

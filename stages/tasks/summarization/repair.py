@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,19 +30,17 @@ from stages.tasks.summarization.form import Form, save_form
 from stages.tasks.summarization.generate import Summarizer, Summarizes, with_weights
 from stages.tasks.summarization.normalise import normaliser
 from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, Pair, build_pairs, save_pairs
+from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.training import AdapterTraining
 from stages.tasks.summarization.verify import verify
 from stages.tasks.training import render_card
 
-if TYPE_CHECKING:
-    from stages.tasks.summarization.task import Summarization
-
 TRIED = 50  # articles of each target mode a normalisation is tried on
 COMPARED = 3  # lessons the written model and the one in memory are compared on
 
 
-def repair(task: Summarization, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+def repair(task: SummarizerProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Make a repaired copy of the task's model and write it with its card; see the module for the methods.
 
     Raises:
@@ -59,7 +57,7 @@ def repair(task: Summarization, plan: RepairPlan, out_dir: Path) -> RepairRecord
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 
-def _normalise(task: Summarization, plan: RepairPlan, settings: RepairSettings, out_dir: Path) -> dict[str, Any]:
+def _normalise(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, out_dir: Path) -> dict[str, Any]:
     """Write which changes are undone; say how often that changes repair articles.
 
     Raises:
@@ -91,7 +89,7 @@ def _normalise(task: Summarization, plan: RepairPlan, settings: RepairSettings, 
 
 
 def _train(
-    task: Summarization, plan: RepairPlan, settings: RepairSettings, out_dir: Path
+    task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, out_dir: Path
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train an adapter, write it and check what was written; return numbers for the card, and the learning curve."""
     under_test = with_weights(task.summarizer)
@@ -130,7 +128,7 @@ def _learner(under_test: Summarizer, form: Form) -> Summarizer:
 
 
 def _numbers(
-    task: Summarization, plan: RepairPlan, pairs: Sequence[Pair], curve: pd.DataFrame, training: AdapterTraining
+    task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair], curve: pd.DataFrame, training: AdapterTraining
 ) -> dict[str, Any]:
     some = max(1, len(curve) // 10)
     own = [pair for pair in pairs if pair.cell is None]
@@ -160,7 +158,7 @@ def _settings(plan: RepairPlan) -> RepairSettings:
 
 
 def _card(
-    task: Summarization, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int
+    task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int
 ) -> str:
     return render_card(
         Path(__file__).parent / "templates",

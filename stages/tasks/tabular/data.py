@@ -12,8 +12,8 @@ import pandas as pd
 from pydantic import Field
 
 from stages.errors import UsageError, did_you_mean
+from stages.files import local_file
 from stages.tasks.source import Source, collect
-from stages.tasks.sources import local_file
 
 SETS: Mapping[str, str] = {
     "breast_cancer": "Wisconsin Diagnostic Breast Cancer: 569 tumours, 30 measurements of their cells, benign or not",

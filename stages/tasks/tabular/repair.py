@@ -8,7 +8,6 @@ cells of the whole grid, or not at all: it learns from the same rows.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,15 +16,13 @@ from stages.errors import UsageError
 from stages.tasks.cells import CellSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.tabular.config import RepairSettings
+from stages.tasks.tabular.probes import RowProbes
 from stages.tasks.training import render_card
-
-if TYPE_CHECKING:
-    from stages.tasks.tabular.task import TabularClassification
 
 RISK_PROBES = 2000  # enough for a logistic model of a handful of concepts
 
 
-def repair(task: TabularClassification, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Fit a copy of the task's model and write it with its card; see the module for how.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,14 +19,12 @@ from stages.progress import progress
 from stages.tasks.cells import CellSampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.sources import parse_source
-from stages.tasks.text_to_image.captions import Vocabulary, repair_templates
 from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
 from stages.tasks.text_to_image.pictures import to_png
+from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.text_to_image.repair_config import RepairSettings
 from stages.tasks.text_to_image.studio import Order
-
-if TYPE_CHECKING:
-    from stages.tasks.text_to_image.task import TextToImage
+from stages.tasks.text_to_image.vocabulary import Vocabulary, repair_templates
 
 GOOD = 6  # rating from which a drawing is learnt as it is
 
@@ -60,7 +58,7 @@ class Drawn(NamedTuple):
     read: Mapping[str, str]
 
 
-def vocabulary(task: TextToImage) -> Vocabulary:
+def vocabulary(task: PainterProbes) -> Vocabulary:
     """The words of an audit's grid, with what its judge reads and what its pictures have columns for."""
     columns = {
         name: sorted({value for value in task.pictures[name] if isinstance(value, str) and value})
@@ -72,7 +70,7 @@ def vocabulary(task: TextToImage) -> Vocabulary:
     )
 
 
-def build_album(task: TextToImage, plan: RepairPlan, settings: RepairSettings, words: Vocabulary) -> Album:
+def build_album(task: PainterProbes, plan: RepairPlan, settings: RepairSettings, words: Vocabulary) -> Album:
     """Gather the pictures of all sources.
 
     Raises:
@@ -103,7 +101,7 @@ def build_album(task: TextToImage, plan: RepairPlan, settings: RepairSettings, w
     return album
 
 
-def _captioned(task: TextToImage, settings: RepairSettings, source: str) -> pd.DataFrame:
+def _captioned(task: PainterProbes, settings: RepairSettings, source: str) -> pd.DataFrame:
     if source == "pictures":
         return task.pictures[task.pictures["split"] == "repair"]
     loader = parse_source(settings.folder or {}, PICTURE_LOADERS, "restructure.settings.folder")
@@ -111,7 +109,7 @@ def _captioned(task: TextToImage, settings: RepairSettings, source: str) -> pd.D
 
 
 def _own(
-    task: TextToImage, plan: RepairPlan, settings: RepairSettings, words: Vocabulary, counts: dict[str, int]
+    task: PainterProbes, plan: RepairPlan, settings: RepairSettings, words: Vocabulary, counts: dict[str, int]
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Draw prompts of the targets, and others to replay; keep what the judge, or a person, finds right."""
     rng = np.random.default_rng([plan.seed, 8])
@@ -147,7 +145,7 @@ def _own(
     return table, words.table([drawn.read for drawn in kept]), members
 
 
-def _outside(task: TextToImage, regions: Sequence[Region], n: int, rng: np.random.Generator) -> np.ndarray:
+def _outside(task: PainterProbes, regions: Sequence[Region], n: int, rng: np.random.Generator) -> np.ndarray:
     """Cells (n, d) that lie in none of the regions; of the whole grid where these leave nothing."""
     cells = task.concepts.sample(64 * n, rng)
     outside = cells[~np.any([region.contains(task.concepts, cells) for region in regions], axis=0)]
@@ -159,7 +157,7 @@ def praised(example: RatedExample) -> bool:
     return example.rating is not None and example.rating >= GOOD
 
 
-def _again(task: TextToImage, example: RatedExample) -> list[Drawn]:
+def _again(task: PainterProbes, example: RatedExample) -> list[Drawn]:
     """What people saw of an example, drawn again from the same noise."""
     cell = np.array(example.cell, dtype=np.int64)
     orders = task.orders([example.item], cell[None])[0]

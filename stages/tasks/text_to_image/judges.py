@@ -1,26 +1,17 @@
-"""Who looks at the pictures: what a judge reads of them, where judges come from, and what a prompt lets people expect.
+"""Who looks at the pictures: what a judge reads of them, and what a prompt lets people expect.
 
-A judge names the attributes of a picture (colour: red) and says where it cannot tell. To add a kind, add its key to
-JUDGE_LOADERS. All kinds are kept as a folder that `load_judge` reads.
+A judge names the attributes of a picture (colour: red) and says where it cannot tell. Where judges come from:
+`judge_loaders`.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from pydantic import Field, field_validator
-
-from stages.errors import UsageError
-from stages.tasks.hub import NAME, Repository, local_folder
-from stages.tasks.source import Source
-from stages.tasks.sources import local_file
 
 CLIP = "prepare.judge.clip"
 CLIP_FORM = "judge.json"  # beside the files of a CLIP model: what it is asked
@@ -113,141 +104,3 @@ def expected_values(attributes: Values, words: Mapping[str, str]) -> dict[str, s
         if len(held) == 1:
             expected[attribute] = held[0]
     return expected
-
-
-class JudgeSource(Source):
-    """Base of the judge loaders."""
-
-    @abstractmethod
-    def build(self, inputs: Path, out_dir: Path) -> None:
-        """Write the folder that `load_judge` reads.
-
-        Raises:
-            UsageError: when the judge cannot be read.
-        """
-
-
-class AttributeJudgeSource(JudgeSource):
-    """{attributes: FOLDER}: a small network trained to name attributes, as `attribute_judge.save_judge` writes it."""
-
-    attributes: str = Field(description="a folder under the audit's inputs: config.json, model.safetensors")
-
-    def origin(self, inputs: Path) -> str:
-        """See JudgeSource."""
-        return f"the folder {self.attributes}"
-
-    def errors(self, inputs: Path) -> list[str]:
-        """See JudgeSource."""
-        try:
-            folder = local_file(inputs, self.attributes, "prepare.judge.attributes")
-            _need(folder, ("config.json", "model.safetensors"), "prepare.judge.attributes")
-            from stages.tasks.text_to_image.attribute_judge import load_form
-
-            load_form(folder)
-        except UsageError as error:
-            return [str(error)]
-        return []
-
-    def build(self, inputs: Path, out_dir: Path) -> None:
-        """See JudgeSource."""
-        if errors := self.errors(inputs):
-            raise UsageError("\n".join(errors))
-        from stages.tasks.text_to_image.attribute_judge import load_attribute_judge
-
-        folder = inputs / self.attributes
-        load_attribute_judge(folder, "cpu")
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "model.safetensors"):
-            shutil.copyfile(folder / name, out_dir / name)
-
-
-class ClipJudgeSource(JudgeSource):
-    """{clip: ID_OR_FOLDER, prompts: {NAME: {VALUE: PROMPT}}}: any CLIP model, told by prompts what to tell apart.
-
-    What lies under the audit's inputs is taken; else the name is one of the Hugging Face hub, looked up in
-    its cache.
-    """
-
-    clip: str = Field(pattern=NAME)
-    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
-    prompts: dict[str, dict[str, str]] = Field(
-        {}, description='attributes and values, e.g. {gender: {woman: "a photo of a woman", man: "a photo of a man"}}'
-    )
-    certainty: float = Field(0.6, ge=0, lt=1, description="the judge abstains where its best value is less probable")
-
-    @field_validator("prompts")
-    @classmethod
-    def _values_to_choose_from(cls, prompts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-        for name, values in prompts.items():
-            if len(values) < 2 or len(set(values.values())) < len(values):
-                raise ValueError(f"{name}: expected two values or more, each with a prompt of its own, found {values}")
-        return prompts
-
-    def _folder(self, inputs: Path) -> Path | None:
-        return local_folder(inputs, self.clip, self.revision, CLIP)
-
-    @property
-    def _repository(self) -> Repository:
-        wanted = ("*.json", "*.txt", "model.safetensors", "model-*-of-*.safetensors")
-        return Repository(self.clip, self.revision, wanted, ignored=("*/*",))
-
-    def errors(self, inputs: Path) -> list[str]:
-        """See JudgeSource."""
-        try:
-            if (folder := self._folder(inputs)) is not None:
-                _need(folder, ("config.json", "model.safetensors"), CLIP)
-        except UsageError as error:
-            return [str(error)]
-        return []
-
-    def build(self, inputs: Path, out_dir: Path) -> None:
-        """See JudgeSource."""
-        if errors := self.errors(inputs):
-            raise UsageError("\n".join(errors))
-        from stages.tasks.text_to_image.clip_judge import save_clip_judge
-
-        folder, origin = self._found(inputs)
-        save_clip_judge(folder, origin, self.prompts, self.certainty, out_dir)
-
-    def _found(self, inputs: Path) -> tuple[Path, str]:
-        if (folder := self._folder(inputs)) is not None:
-            return folder, f"the folder {self.clip}"
-        found = self._repository.cached(inputs, CLIP)
-        return found.folder, found.origin
-
-    def origin(self, inputs: Path) -> str:
-        """See JudgeSource."""
-        return self._found(inputs)[1]
-
-    def prefetch(self, inputs: Path) -> list[str]:
-        """See JudgeSource."""
-        return [] if self._folder(inputs) is not None else [self._repository.fetch(CLIP)]
-
-
-JUDGE_LOADERS: Mapping[str, type[JudgeSource]] = {"clip": ClipJudgeSource, "attributes": AttributeJudgeSource}
-
-
-def load_judge(folder: Path, device: str) -> Judge:
-    """Read a judge's folder, of whatever kind it is.
-
-    Raises:
-        UsageError: when a file is missing or damaged.
-    """
-    if (folder / CLIP_FORM).exists():
-        from stages.tasks.text_to_image.clip_judge import load_clip_judge
-
-        return load_clip_judge(folder, device)
-    from stages.tasks.text_to_image.attribute_judge import load_attribute_judge
-
-    return load_attribute_judge(folder, device)
-
-
-def _need(folder: Path, names: Sequence[str], where: str) -> None:
-    """Say which files a folder lacks, and where its weights are pickles."""
-    if not folder.is_dir():
-        raise UsageError(f"{where}: {folder} is not a folder; expected one with {', '.join(names)}")
-    found = sorted(path.name for path in folder.iterdir())
-    if lacking := [name for name in names if name not in found]:
-        pickled = [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-        why = f"; {', '.join(pickled)} is a pickle, which could run code when read" if pickled else ""
-        raise UsageError(f"{where}: {folder} has no {', '.join(lacking)}; found {', '.join(found) or 'nothing'}{why}")

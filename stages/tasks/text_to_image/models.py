@@ -15,11 +15,10 @@ import torch
 from pydantic import Field, ValidationError
 
 from stages.errors import UsageError
-from stages.files import content_hash, read_json, write_json
+from stages.files import content_hash, local_file, read_json, write_json
 from stages.params import Strict, validation_lines
 from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, local_folder, remedy
-from stages.tasks.sources import local_file
 from stages.tasks.text_to_image.config import SamplingConfig
 from stages.tasks.text_to_image.folders import INDEX, folder_errors, networks, quiet, readable
 from stages.tasks.text_to_image.remote import EndpointModel

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from stages.errors import UsageError
+from stages.files import local_file
 from stages.tasks.hub_data import HubData, row_file
 from stages.tasks.json_lines import check_lines_file, lines_file
 from stages.tasks.source import collect
-from stages.tasks.sources import local_file
 from stages.tasks.text_to_image.pictures import PictureSource, Row, leads_out
 
 

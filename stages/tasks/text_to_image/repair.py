@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,22 +21,21 @@ from stages.files import write_json
 from stages.tasks.cells import CellSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.text_to_image.album import GOOD, Album, build_album, praised, vocabulary
-from stages.tasks.text_to_image.captions import Lessons, repair_templates
+from stages.tasks.text_to_image.captions import Lessons
 from stages.tasks.text_to_image.lora import LoraTraining, check_trainable
+from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.text_to_image.repair_config import RepairSettings, read_settings
 from stages.tasks.text_to_image.sample import Painter, with_pipeline
 from stages.tasks.text_to_image.studio import Order, Studio
 from stages.tasks.text_to_image.verify import verify
+from stages.tasks.text_to_image.vocabulary import repair_templates
 from stages.tasks.training import render_card
-
-if TYPE_CHECKING:
-    from stages.tasks.text_to_image.task import TextToImage
 
 COMPARED = 4  # pictures the written pipeline and the one in memory are compared on
 LOOKED_AT = 64  # pictures of the targets that are judged before and after
 
 
-def repair(task: TextToImage, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Train an adapter of the task's pipeline, write it with its card and check what was written.
 
     Raises:
@@ -79,7 +78,7 @@ def repair(task: TextToImage, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 
-def _orders(task: TextToImage, plan: RepairPlan) -> list[Order]:
+def _orders(task: PainterProbes, plan: RepairPlan) -> list[Order]:
     """Pictures of the targets, also for a control, with fresh seeds."""
     rng = np.random.default_rng([plan.seed, 9])
     cells = CellSampler(task.concepts, plan.targets).draw(LOOKED_AT, rng)
@@ -107,7 +106,7 @@ def _numbers(plan: RepairPlan, album: Album, training: LoraTraining, losses: np.
 
 
 def _card(
-    task: TextToImage,
+    task: PainterProbes,
     pipeline: str,
     plan: RepairPlan,
     settings: RepairSettings,

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from stages.concepts.prompts import fill
 from stages.concepts.space import Concept
 from stages.tasks.contract import SPLITS, Sheet, Split, Tally
 from stages.tasks.text_to_image.items import noise_seed
 from stages.tasks.text_to_image.pictures import strip
+from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.text_to_image.studio import Order
-
-if TYPE_CHECKING:
-    from stages.tasks.text_to_image.task import TextToImage
 
 TALLY, SHEET = 1_000_000, 2_000_000  # item numbers of noise seeds that no item has
 SHEETS = 2  # of the same words, from other noise
 NO_GUIDANCE = 1.0
 
 
-def tallies(task: TextToImage, split: Split) -> list[Tally]:
+def tallies(task: PainterProbes, split: Split) -> list[Tally]:
     """Tally an attribute for each subject, in prompts of the split's templates that leave all else unsaid.
 
     Every subject has start noise of its own, the same for every model and scale: from common noise the subjects would
@@ -54,7 +51,7 @@ def tallies(task: TextToImage, split: Split) -> list[Tally]:
     return found
 
 
-def sheets(task: TextToImage, split: Split) -> list[Sheet]:
+def sheets(task: PainterProbes, split: Split) -> list[Sheet]:
     """Every level of one slot by every level of another, from the same start noise; all else is left unsaid."""
     names = task.config.sheet or task.concepts.names[:2]
     if len(names) < 2:
@@ -76,16 +73,16 @@ def sheets(task: TextToImage, split: Split) -> list[Sheet]:
     return drawn
 
 
-def _templates(task: TextToImage, split: Split) -> list[str]:
+def _templates(task: PainterProbes, split: Split) -> list[str]:
     table = task.items.table
     return list(dict.fromkeys(table.loc[table["split"] == split, "template"]))
 
 
-def _start(task: TextToImage) -> dict[str, str]:
+def _start(task: PainterProbes) -> dict[str, str]:
     return task.words(task.concepts.start)
 
 
-def _levels(task: TextToImage, slot: str) -> Iterator[tuple[str, dict[str, str]]]:
+def _levels(task: PainterProbes, slot: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Each level of a slot that says something, with the words of a prompt that says nothing else."""
     concept: Concept = task.concepts.concepts[task.concepts.names.index(slot)]
     for level in concept.levels:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from stages.landscape.intervals import LEVEL, Rate, wilson
+from stages.intervals import LEVEL, Rate, wilson
 
 
 @dataclass(frozen=True)

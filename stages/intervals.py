@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from stages.records.base import NO_RATE, Rate
+from stages.rate import NO_RATE, Rate
 
 __all__ = ["CHANGE", "LEVEL", "NO_RATE", "SHARE", "Rate", "Resampler", "holm", "wilson"]
 

@@ -1,0 +1,24 @@
+"""A rate with its interval, as everything that measures hands it on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Rate(NamedTuple):
+    """A value with its 95% interval and the number of observations behind it; NaN throughout where there are none."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """The rate as plain data, NaN as null."""
+        value, low, high = (None if np.isnan(x) else float(x) for x in self[:3])
+        return {"value": value, "low": low, "high": high, "n": self.n}
+
+
+NO_RATE = Rate(np.nan, np.nan, np.nan, 0)

@@ -1,0 +1,255 @@
+"""Image classification under test: what a probe is, and what counts as a failure."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from stages.concepts.catalogue import with_plugins
+from stages.concepts.images import (
+    CATALOGUE,
+    ImageConcept,
+    ImageTransforms,
+    check_concepts,
+    image_space,
+    probe_chance,
+)
+from stages.errors import UsageError
+from stages.files import content_hash, read_table
+from stages.tasks.base import Task
+from stages.tasks.classification.backends import BACKENDS, Backend, compute_errors
+from stages.tasks.classification.black_boxes import BLACK_BOXES
+from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings
+from stages.tasks.classification.data import DATA_LOADERS
+from stages.tasks.classification.data_source import DataSource
+from stages.tasks.classification.loaders import MODEL_LOADERS
+from stages.tasks.classification.models import Classifier, load_model, save_model
+from stages.tasks.classification.pool import choose_items
+from stages.tasks.classification.sources import ModelSource
+from stages.tasks.contract import (
+    SPLITS,
+    Exhibit,
+    Items,
+    ProbeBatch,
+    Quality,
+    Split,
+    TaskContext,
+)
+from stages.tasks.source import Source
+
+EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
+
+
+class ClassifierProbes(Task):
+    """A classifier under test with its images.
+
+    The discrepancy of a probe is tanh((best other logit - true logit) / scale), in [-1, 1]: above 0 the model is wrong.
+    Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.images`.
+    """
+
+    init: ClassVar[str] = ".init:PicturesInit"
+
+    catalogue: ClassVar[Mapping[str, ImageConcept]] = with_plugins(CATALOGUE, ImageConcept)
+
+    prepare_block = PrepareConfig
+    discrepancy_block = DiscrepancyConfig
+    repair_block = RepairSettings
+    loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {"model": MODEL_LOADERS, "data": DATA_LOADERS}
+    backends = BACKENDS
+
+    def __init__(self, context: TaskContext, items: pd.DataFrame, model: Classifier, model_hash: str) -> None:
+        torch.set_num_threads(context.compute.threads)
+        self.context = context
+        self.model_hash = model_hash
+        self.model = model.to(context.compute.device)
+        self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        self.threshold = self.settings.threshold
+        self.items = Items(items.drop(columns=["image", "target"]))
+        self.concepts = image_space(context.concepts, self.catalogue)
+        self._transforms = ImageTransforms(self.concepts, self.catalogue)
+        device = context.compute.device
+        pixels = np.frombuffer(b"".join(items["image"]), np.uint8).reshape(-1, *model.form.shape)
+        self._pixels = torch.tensor(pixels, device=device)
+        self._targets = torch.tensor(items["target"].to_numpy(np.int64), device=device)
+        self._rows = {item: row for row, item in enumerate(items["id"])}
+        self._numbers = np.array([_item_number(item) for item in items["id"]], dtype=np.uint64)
+        self._features: dict[int, np.ndarray] = {}
+        # Convolutions of colour pictures are faster when the channels of a pixel lie together.
+        self._format = torch.channels_last if model.form.shape[0] > 1 else torch.contiguous_format
+        self.model.to(memory_format=self._format)  # type: ignore[call-overload]
+        self._backend: Backend | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """What answers for the model; another model in its place gets another one."""
+        if self._backend is None or self._backend.model is not self.model:
+            self._backend = Backend(self.model, self.context.compute)
+        return self._backend
+
+    # Configuration
+
+    @classmethod
+    def conflicts(cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: Any) -> list[str]:
+        """See Task: errors of the concepts."""
+        return check_concepts(context.concepts, cls.catalogue)
+
+    @classmethod
+    def compute_errors(cls, context: TaskContext) -> list[str]:
+        """See Task: what this machine, or a model that runs by itself, cannot do."""
+        model = context.config.get("model")
+        named = model if isinstance(model, Mapping) else {}
+        return compute_errors(context.compute, next((kind for kind in BLACK_BOXES if kind in named), None))
+
+    # Preparation
+
+    @classmethod
+    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
+        """See Task: writes model/ and items.parquet, returns items and clean accuracy per split.
+
+        Raises:
+            UsageError: when data or weights are missing, corrupt or do not fit each other.
+        """
+        cls.require_valid(context)
+        torch.set_num_threads(context.compute.threads)
+        config = PrepareConfig.model_validate(dict(context.config))
+        data: DataSource = cls.source(context, "data")
+        source: ModelSource = cls.source(context, "model")
+        pool = data.load(context.inputs)
+        model = source.build(context.inputs, pool, context.seed, context.compute.device)
+        classes = model.form.classes
+        items = choose_items(pool, config.items, classes, context.seed, model.form.shape, model.form.view)
+        save_model(model, out_dir / "model")
+        items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
+        task = cls.load(context, out_dir)
+        present = [split for split in SPLITS if task.items.ids(split)]
+        return {
+            "items": {split: len(task.items.ids(split)) for split in present},
+            "clean_accuracy": {split: float(task.clean_quality(split).values.mean()) for split in present},
+            "classes": len(classes),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "skipped": len(items.attrs["skipped"]),
+            "origin": {"model": model.form.origin, **cls.origin(context)},
+        }
+
+    @classmethod
+    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
+        """See Task."""
+        path = prepared / "items.parquet"
+        items = read_table(path)
+        folder = model or prepared / "model"
+        named = context.config.get("model")
+        loaded = load_model(folder, named if isinstance(named, Mapping) else None)
+        expected = int(np.prod(loaded.form.shape))
+        if len(items["image"].iloc[0]) != expected:
+            raise UsageError(
+                f"{path} holds images of {len(items['image'].iloc[0])} bytes, the model takes {loaded.form.shape}"
+            )
+        return cls(context, items, loaded, content_hash([folder]))
+
+    # Probing
+
+    def inputs(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> Tensor:
+        """What the model is shown: (n, c, h, w) float32 in [0, 1]."""
+        rows = self.rows(item_ids)
+        cells = np.asarray(cells, dtype=np.int64)
+        repeats = np.zeros(len(rows), dtype=np.int64) if repeats is None else np.asarray(repeats)
+        chance = probe_chance(self._numbers[rows], self.concepts.flat(cells), repeats, self.context.seed)
+        return self._transforms(self.clean(rows), cells, chance).contiguous(memory_format=self._format)
+
+    def rows(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Rows of items in the table: (n,) int64."""
+        return np.array([self._rows[item] for item in item_ids], dtype=np.int64)
+
+    def clean(self, rows: np.ndarray) -> Tensor:
+        """Unchanged images of some rows: (n, c, h, w) float32 in [0, 1]."""
+        pixels = self._pixels[torch.from_numpy(rows).to(self._pixels.device)].float().div_(255)
+        return pixels.contiguous(memory_format=self._format)
+
+    def targets(self, rows: np.ndarray) -> Tensor:
+        """Class indices of some rows: (n,) int64."""
+        return self._targets[torch.from_numpy(rows).to(self._targets.device)]
+
+    def _batches(self, n: int) -> Iterator[slice]:
+        size = self.context.compute.batch_size
+        return (slice(start, start + size) for start in range(0, n, size))
+
+    @torch.inference_mode()
+    def logits(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> Tensor:
+        """Answers of the model to n probes: (n, classes) float32 on the CPU."""
+        answers = []
+        with self.backend.threads():
+            for batch in self._batches(len(item_ids)):
+                pixels = self.inputs(item_ids[batch], cells[batch], None if repeats is None else repeats[batch])
+                answers.append(self.backend(pixels))
+        return torch.cat(answers) if answers else torch.empty(0, len(self.model.form.classes))
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """See Task. Outputs are the predicted class and its probability: "7 (83%)"."""
+        logits = self.logits(item_ids, np.asarray(cells), repeats)
+        targets = self.targets(self.rows(item_ids)).cpu()[:, None]
+        true = logits.gather(1, targets)[:, 0]
+        best_other = logits.scatter(1, targets, -torch.inf).amax(1)
+        discrepancy = torch.tanh((best_other - true) / self.settings.scale).numpy()
+        shares, predicted = logits.softmax(1).max(1)
+        names = self.model.form.classes
+        outputs = [f"{names[k]} ({p:.0%})" for k, p in zip(predicted.tolist(), shares.tolist(), strict=True)]
+        return ProbeBatch(discrepancy, discrepancy > self.threshold, outputs)
+
+    def clean_quality(self, split: Split) -> Quality:
+        """See Task: 1 where the unchanged image is classified right."""
+        ids = self.items.ids(split)
+        rows = self.rows(ids)
+        with torch.inference_mode(), self.backend.threads():
+            right = [
+                self.backend(self.clean(rows[b])).argmax(1) == self.targets(rows[b]).cpu()
+                for b in self._batches(len(rows))
+            ]
+        values = torch.cat(right).numpy().astype(np.float64) if right else np.empty(0)
+        return Quality("clean accuracy", values, ids)
+
+    # What explorers and people see
+
+    @torch.inference_mode()
+    def features(self, item_ids: Sequence[str]) -> np.ndarray:
+        """See Task: the model's own features of the clean images."""
+        rows = [self._rows[item] for item in item_ids]
+        missing = sorted({row for row in rows if row not in self._features})
+        for batch in self._batches(len(missing)):
+            part = np.array(missing[batch])
+            vectors = self.model.features(self.clean(part)).float().cpu().numpy()
+            self._features.update(zip(part.tolist(), vectors, strict=True))
+        return np.stack([self._features[row] for row in rows]).astype(np.float64)
+
+    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
+        """See Task: PNG images with a caption like "label 7 → predicted 1 (83%)"."""
+        pixels = (self.inputs(item_ids, cells) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
+        labels = self.items.table["label"].to_numpy()
+        outputs = self.probe(item_ids, cells).outputs
+        return [
+            Exhibit(f"label {labels[self._rows[item]]} → predicted {output}", image=_png(image))
+            for item, output, image in zip(item_ids, outputs, pixels, strict=True)
+        ]
+
+
+def _item_number(item: str) -> int:
+    return int.from_bytes(hashlib.sha256(item.encode()).digest()[:8], "little")
+
+
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    factor = -(-EXHIBIT_SIDE // min(picture.size))
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

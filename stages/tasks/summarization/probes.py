@@ -1,0 +1,362 @@
+"""Text summarization under test: what a probe is, and what counts as a failure."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stages.concepts.catalogue import with_plugins
+from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
+from stages.errors import UsageError
+from stages.files import read_table
+from stages.tasks.base import Task
+from stages.tasks.contract import (
+    SPLITS,
+    Exhibit,
+    Items,
+    ProbeBatch,
+    Quality,
+    Split,
+    TaskContext,
+)
+from stages.tasks.source import Source
+from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration, measure_noise, space_doubled
+from stages.tasks.summarization.config import CalibrationConfig, DiscrepancyConfig, PrepareConfig, conflicts
+from stages.tasks.summarization.data import DataSource, choose_items
+from stages.tasks.summarization.data_sources import DATA_LOADERS
+from stages.tasks.summarization.generate import Summarizes
+from stages.tasks.summarization.measures import (
+    EMBEDDER_LOADERS,
+    NEEDS_REFERENCE,
+    Case,
+    Embedder,
+    EmbedderSource,
+    bleu,
+    copied_from_lead,
+    degenerate,
+    discrepancy,
+    rouge_l,
+    unsupported,
+)
+from stages.tasks.summarization.models import MODEL_LOADERS
+from stages.tasks.summarization.repair_config import RepairSettings
+from stages.tasks.summarization.source import ModelSource
+
+
+class SummarizerProbes(Task):
+    """A summarizer under test with its articles.
+
+    A probe summarizes a changed article; the summary is judged against the article as it was (see `measures`).
+    Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.texts`.
+    """
+
+    init: ClassVar[str] = ".init:ArticlesInit"
+
+    catalogue: ClassVar[Mapping[str, TextConcept]] = with_plugins(CATALOGUE, TextConcept)
+    prepare_block = PrepareConfig
+    discrepancy_block = DiscrepancyConfig
+    repair_block = RepairSettings
+    loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
+        "model": MODEL_LOADERS,
+        "data": DATA_LOADERS,
+        "embedder": EMBEDDER_LOADERS,
+    }
+    dtypes = ("float32", "bfloat16")
+    learns_from_examples = ("lora",)
+
+    def __init__(
+        self,
+        context: TaskContext,
+        items: pd.DataFrame,
+        summarizer: Summarizes,
+        embedder: Embedder,
+        *,
+        under_test: bool = True,
+    ) -> None:
+        """See Task.load.
+
+        Args:
+            context: the audit's settings.
+            items: the table that `prepare` writes.
+            summarizer: the model.
+            embedder: what similarity is measured by.
+            under_test: whether it is the model the summaries in `items` are of.
+        """
+        torch.set_num_threads(context.compute.threads)
+        self.context = context
+        self.summarizer = summarizer
+        self.model_hash = summarizer.hash
+        self.embedder = embedder
+        self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        self.items = Items(items)
+        self.concepts = text_space(context.concepts, self.catalogue)
+        self.calibration = Calibration.from_list(items.attrs["calibration"])
+        self.threshold = self._threshold()
+        self._transforms = TextTransforms(self.concepts, context.seed, self.catalogue)
+        self._rows = {item: row for row, item in enumerate(items["id"])}
+        self._articles, self._clean, self._references = (
+            items[column].tolist() for column in ("article", "summary", "reference")
+        )
+        self._asked_again = False  # see `again`
+        self._changed: dict[tuple[str, int, int], str] = {}
+        # Of article as the model is given it: many cells give the same one, and the neutral cell the clean one.
+        self._answers = dict(zip(self._articles, self._clean, strict=True)) if under_test else {}
+
+    def _threshold(self) -> float:
+        settings = self.settings
+        compared = sorted(NEEDS_REFERENCE & settings.weights.keys())
+        lacking = int((self.items.table["reference"] == "").sum())
+        if compared and lacking:
+            raise UsageError(
+                f"discrepancy.measure: {', '.join(compared)} needs reference summaries, {lacking} of"
+                f" {len(self.items.table)} items have none (prepare.data.summary names the field)"
+            )
+        if settings.threshold == "auto":
+            return self.calibration.threshold(settings.weights, settings.false_alarms)
+        return float(settings.threshold)
+
+    def false_alarms(self) -> dict[str, dict[str, Any]]:
+        """See Task: by what was changed, in words."""
+        benign = PrepareConfig.model_validate(dict(self.context.config)).calibrate.benign
+        no_op = "a space doubled"
+        said = {BENIGN: ", ".join(f"{name} {level}" for name, level in benign.items()) or no_op, NO_OP: no_op}
+        alarms = self.calibration.false_alarms(self.settings.weights, self.threshold)
+        return {said[condition]: alarm for condition, alarm in alarms.items()}
+
+    # Configuration
+
+    @classmethod
+    def conflicts(
+        cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: DiscrepancyConfig | None
+    ) -> list[str]:
+        """See Task: errors of the concepts, and what `discrepancy` asks for and `prepare` cannot give."""
+        errors = check_text_concepts(context.concepts, cls.catalogue)
+        if prepare is not None:
+            benign = {name: [level] for name, level in prepare.calibrate.benign.items()}
+            errors += [
+                line.replace("concepts", "prepare.calibrate.benign", 1)
+                for line in check_text_concepts(benign, cls.catalogue)
+            ]
+        return errors + (conflicts(prepare, discrepancy) if prepare and discrepancy else [])
+
+    @classmethod
+    def repair_conflicts(cls, context: TaskContext, asked: RepairSettings) -> list[str]:
+        """See Task: whether there are the reference summaries that are to be learnt."""
+        data = context.config.get("data", {})
+        if asked.targets == "reference" and isinstance(data, Mapping) and data.get("summary") is None:
+            return [
+                "restructure.settings.targets: reference needs reference summaries, their field is named by"
+                " prepare.data.summary, found none"
+            ]
+        return []
+
+    # Preparation
+
+    @classmethod
+    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
+        """See Task: writes model/ and items.parquet; returns items, clean faithfulness and what was calibrated.
+
+        Raises:
+            UsageError: when data or weights are missing, unreadable or do not fit each other.
+        """
+        cls.require_valid(context)
+        torch.set_num_threads(context.compute.threads)
+        config = PrepareConfig.model_validate(dict(context.config))
+        data: DataSource = cls.source(context, "data")
+        source: ModelSource = cls.source(context, "model")
+        articles, skipped = data.load(context.inputs)
+        items = choose_items(articles, config.items, context.seed)
+        Items(items)  # now, not after all are summarized: are they fit to be items?
+        embedder = cls._embedder(context)
+        source.build(context.inputs, out_dir / "model", config.generation, context.compute.dtype)
+        summarizer = source.load(out_dir / "model", context.compute)
+        benign = cls._benign(context, config.calibrate)
+        started = time.monotonic()
+        items, calibration = measure_noise(items, summarizer, embedder, benign, config.calibrate.articles)
+        took = (time.monotonic() - started) / (len(items) + len(calibration.records))
+        items.attrs["skipped"] = skipped  # kept in the file, so that the report can list them
+        items.attrs["calibration"] = calibration.to_list()
+        items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
+        cls(context, items, summarizer, embedder)  # now, not stages later: can the threshold be set as asked?
+        by_split = items.groupby("split")
+        broken = [bool(degenerate(s, summarizer.unfinished(s))) for s in items["summary"]]
+        return {
+            "items": {split: int((items["split"] == split).sum()) for split in SPLITS if split in by_split.groups},
+            "clean_faithfulness": {s: float(v) for s, v in by_split["faithfulness"].mean().items()},
+            "clean_degenerate": float(np.mean(broken)),
+            "clean_words": float(items["summary"].str.split().str.len().mean()),
+            "calibration": calibration.quoted(),
+            "parameters": summarizer.form.parameters,
+            "origin": cls.origin(context),
+            "skipped": len(skipped),
+            "cut": int(items["cut"].sum()),
+            "seconds_per_probe": took,
+        }
+
+    @classmethod
+    def _benign(cls, context: TaskContext, config: CalibrationConfig) -> Callable[[str, str], str]:
+        """What is done to (article, item) that nobody would hold against a model."""
+        if not config.benign:
+            return lambda article, item: space_doubled(article)
+        space = text_space({name: [level] for name, level in config.benign.items()}, cls.catalogue)
+        transforms = TextTransforms(space, context.seed, cls.catalogue)
+        cell = np.zeros(len(space), dtype=np.int64)
+        return lambda article, item: transforms(article, item, cell)
+
+    @classmethod
+    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
+        """See Task; `model` may be an adapter to the model under test."""
+        items, base = read_table(prepared / "items.parquet"), prepared / "model"
+        folder = model or base
+        source: ModelSource = cls.source(context, "model")
+        summarizer = source.load(folder, context.compute, base)
+        under_test = folder.resolve() == base.resolve()
+        return cls(context, items, summarizer, cls._embedder(context), under_test=under_test)
+
+    @classmethod
+    def _embedder(cls, context: TaskContext) -> Embedder:
+        source: EmbedderSource = cls.source(context, "embedder")
+        return source.load(context.inputs, context.compute.device)
+
+    # Probing
+
+    def rows(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Rows of items in the table: (n,) int64."""
+        return np.array([self._rows[item] for item in item_ids], dtype=np.int64)
+
+    def changed(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> list[str]:
+        """The n changed articles, as the model is given them."""
+        cells = np.asarray(cells, dtype=np.int64)
+        repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
+        texts = []
+        for item, cell, number, repeat in zip(item_ids, cells, self.concepts.flat(cells), repeats, strict=True):
+            key = (item, int(number), int(repeat))
+            if key not in self._changed:
+                article = self._articles[self._rows[item]]
+                self._changed[key] = self._transforms(article, item, cell, int(repeat))
+            texts.append(self._given(self._changed[key]))
+        return texts
+
+    def _given(self, article: str) -> str:
+        return space_doubled(article) if self._asked_again else article
+
+    def summaries(self, articles: Sequence[str]) -> list[str]:
+        """What the model answers to n articles; what it was asked before is known."""
+        unknown = [article for article in dict.fromkeys(articles) if article not in self._answers]
+        if unknown:
+            self._answers.update(zip(unknown, self.summarizer.summarize(unknown), strict=True))
+        return [self._answers[article] for article in articles]
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """See Task. Outputs are the summaries.
+
+        A changed article too far from its original (`validity`) says nothing: its probe is not valid and has not
+        failed.
+        """
+        articles = self.changed(item_ids, cells, repeats)
+        outputs = self.summaries(articles)
+        rows = self.rows(item_ids).tolist()
+        valid = np.array(
+            [
+                self.embedder.cosine(changed, self._articles[row]) >= self.settings.validity
+                for changed, row in zip(articles, rows, strict=True)
+            ],
+            dtype=bool,
+        )
+        found = np.array([self._judge(row, o) for row, o in zip(rows, outputs, strict=True)], dtype=np.float32)
+        found = np.where(valid, found, np.minimum(found, np.float32(self.threshold)))
+        return ProbeBatch(found, found > self.threshold, outputs, valid)
+
+    def _judge(self, row: int, output: str) -> float:
+        """Discrepancy of a summary of one article; 1 if nobody could use it."""
+        if self.broken(output):
+            return 1.0
+        case = Case(self._articles[row], self._clean[row], output, self._references[row])
+        return discrepancy(case, self.settings.weights, self.embedder)
+
+    def broken(self, output: str) -> str:
+        """Why nobody could use an output; "" if it can be used."""
+        return degenerate(output, self.summarizer.unfinished(output))
+
+    def clean_quality(self, split: Split) -> Quality:
+        """See Task: similarity of this model's summary of the unchanged article with the article."""
+        ids = self.items.ids(split)
+        articles = [self._articles[row] for row in self.rows(ids)]
+        outputs = self.summaries([self._given(article) for article in articles])
+        values = [self.embedder.cosine(o, a) for o, a in zip(outputs, articles, strict=True)]
+        return Quality("faithfulness of clean summaries", np.array(values, dtype=np.float64), ids)
+
+    # What explorers and people see
+
+    def features(self, item_ids: Sequence[str]) -> np.ndarray:
+        """See Task: sentence embeddings of the clean articles."""
+        return self.embedder([self._articles[row] for row in self.rows(item_ids)]).astype(np.float64)
+
+    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
+        """See Task: the article before and after the change, with the summaries of both."""
+        answer = self.probe(item_ids, cells)
+        assert answer.valid is not None
+        shown = []
+        for n, (item, text) in enumerate(zip(item_ids, self.changed(item_ids, cells), strict=True)):
+            row = self._rows[item]
+            score, reason = float(answer.discrepancy[n]), self.broken(answer.outputs[n])
+            caption = f"discrepancy {score:.2f}, a failure above {self.threshold:.2f}"
+            if reason:
+                caption = f"{reason}: always a failure"
+            if not answer.valid[n]:
+                caption = "the change left too little of the article, so it is not held against the model"
+            answers = {
+                "summary of the original": self._clean[row],
+                "summary of the changed article": answer.outputs[n],
+            }
+            shown.append(Exhibit(caption, text=text, original=self._articles[row], answers=answers))
+        return shown
+
+    # Further measures
+
+    def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
+        """See Task: what `discrepancy` does not say, for any answers to these probes."""
+        rows = self.rows(item_ids).tolist()
+        changed = self.changed(item_ids, cells)
+        own = self.summaries([self._given(self._articles[row]) for row in rows])
+        return pd.DataFrame(
+            [
+                self._measures(self._articles[row], article, clean, output, self._references[row])
+                for row, article, clean, output in zip(rows, changed, own, outputs, strict=True)
+            ]
+        )
+
+    def _measures(self, original: str, changed: str, clean: str, output: str, reference: str) -> dict[str, float]:
+        faithful = self.embedder.cosine(output, original)
+        return {
+            "faithfulness": faithful,
+            "faithfulness lost against the own clean summary": self.embedder.cosine(clean, original) - faithful,
+            "distance from the own clean summary": 1 - self.embedder.cosine(clean, output),
+            "ROUGE-L with the own clean summary": rouge_l(output, clean),
+            "ROUGE-L with the reference": rouge_l(output, reference) if reference else np.nan,
+            "BLEU with the reference": bleu(output, reference) if reference else np.nan,
+            "names and numbers not in the article": unsupported(output, original),
+            "copied from the lead": copied_from_lead(output, changed),
+            "words": float(len(output.split())),
+            "degenerate": float(bool(self.broken(output))),
+        }
+
+    def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:
+        """See Task: the first words of the changed article, as many as a clean summary has on average."""
+        words = round(float(np.mean([len(summary.split()) for summary in self._clean])))
+        first = [" ".join(text.split()[:words]) for text in self.changed(item_ids, cells)]
+        return {f"first {words} words of the changed article": first}
+
+    def again(self) -> Self:
+        """See Task: the same model with a space doubled in each article."""
+        other = copy.copy(self)
+        other._asked_again = True
+        other._answers = {}
+        return other

@@ -1,0 +1,182 @@
+"""Classification of rows under test: what a probe is, and what counts as a failure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from stages.concepts.catalogue import check_levels, span
+from stages.concepts.images import probe_chance
+from stages.errors import UsageError
+from stages.files import content_hash, read_table
+from stages.tasks.base import Task
+from stages.tasks.contract import (
+    SPLITS,
+    Exhibit,
+    Items,
+    ProbeBatch,
+    Quality,
+    Split,
+    TaskContext,
+)
+from stages.tasks.source import Source
+from stages.tasks.tabular.concepts import CATALOGUE, RowChanges, with_groups
+from stages.tasks.tabular.config import DiscrepancyConfig, PrepareConfig, RepairSettings
+from stages.tasks.tabular.data import DATA_LOADERS
+from stages.tasks.tabular.models import MODEL_LOADERS, RowModel
+
+_X = "x "  # before the names of features in the table of items
+
+
+class RowProbes(Task):
+    """A classifier of rows with its rows.
+
+    The discrepancy of a probe is tanh(log(best other probability / true probability) / scale), in [-1, 1].
+    """
+
+    init: ClassVar[str] = ".init:RowsInit"
+
+    prepare_block = PrepareConfig
+    discrepancy_block = DiscrepancyConfig
+    repair_block = RepairSettings
+    loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {"model": MODEL_LOADERS, "data": DATA_LOADERS}
+    catalogue: ClassVar[Mapping[str, Any]] = CATALOGUE
+
+    def __init__(self, context: TaskContext, items: pd.DataFrame, model: RowModel, model_hash: str) -> None:
+        self.context, self.model, self.model_hash = context, model, model_hash
+        settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        self.threshold, self._scale = settings.threshold, settings.scale
+        features = [name for name in items if name.startswith(_X)]
+        self.items = Items(items.drop(columns=features))
+        self.rows = items[features].rename(columns=lambda name: name.removeprefix(_X))
+        self.measured = list(self.rows.select_dtypes("float"))
+        catalogue = with_groups(context.config.get("groups", {}))
+        self.concepts = span(context.concepts, catalogue)
+        usual = self.rows.loc[items["split"] == "discover", self.measured]
+        spread = usual.std().replace(0.0, 1.0)
+        self._changes = RowChanges(
+            self.concepts, catalogue, self.measured, spread.to_numpy(), usual.median().to_numpy()
+        )
+        self._standard = (usual.mean(), spread)
+        self._at = {item: row for row, item in enumerate(items["id"])}
+        numbers = (hashlib.sha256(item.encode()).digest()[:8] for item in items["id"])
+        self._numbers = np.array([int.from_bytes(number, "little") for number in numbers], dtype=np.uint64)
+        order = {name: i for i, name in enumerate(model.classes)}
+        self._targets = np.array([order[label] for label in items["label"]])
+
+    @classmethod
+    def conflicts(cls, context: TaskContext, prepare: Any, discrepancy: Any) -> list[str]:
+        """See Task."""
+        return check_levels(context.concepts, with_groups(prepare.groups if prepare else {}))
+
+    @classmethod
+    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
+        """See Task: fits the model on rows of its own, and draws the items from the others."""
+        cls.require_valid(context)
+        threadpool_limits(context.compute.threads)
+        data, source = cls.source(context, "data"), cls.source(context, "model")
+        counts = PrepareConfig.model_validate(dict(context.config)).items.model_dump()
+        table = data.load(context.inputs)
+        splits = [split for split in SPLITS if counts[split]]
+        wanted: dict[str, int] = {"train": source.rows} | {split: counts[split] for split in splits}
+        if sum(wanted.values()) > len(table.labels):
+            asked = " + ".join(f"{n} {split}" for split, n in wanted.items())
+            raise UsageError(f"prepare: {asked} rows wanted, the data have {len(table.labels)}")
+        rng = np.random.default_rng([context.seed, 1])
+        drawn = np.split(rng.permutation(len(table.labels)), np.cumsum(list(wanted.values())))
+        train, *parts = drawn[: len(wanted)]
+        rows = table.rows.iloc[train].reset_index(drop=True)
+        model = RowModel.fit(source.estimator, source.settings, context.seed, rows, table.labels[train])
+        if strange := sorted(set(table.labels[np.concatenate(parts)]) - set(model.classes)):
+            raise UsageError(f"prepare.model.rows: {source.rows} rows hold no {', '.join(strange)}; take more")
+        model.save(out_dir / "model")
+        items = pd.DataFrame(
+            {
+                "id": [f"row-{row:06d}" for part in parts for row in part],
+                "split": [split for split, part in zip(list(wanted)[1:], parts, strict=True) for _ in part],
+                "label": table.labels[np.concatenate(parts)],
+            }
+        )
+        chosen = table.rows.iloc[np.concatenate(parts)].reset_index(drop=True).add_prefix(_X)
+        items = pd.concat([items, chosen], axis=1)
+        items.attrs["skipped"] = table.skipped
+        items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
+        task = cls(context, items, model, "")
+        return {
+            "items": {split: len(task.items.ids(split)) for split in splits},
+            "clean_accuracy": {split: float(task.clean_quality(split).values.mean()) for split in splits},
+            "classes": len(model.classes),
+            "rows_fitted": len(rows),
+            "skipped": len(table.skipped),
+            "origin": {"model": f"{source.estimator}, fitted on {len(rows)} rows", **cls.origin(context)},
+        }
+
+    @classmethod
+    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
+        """See Task."""
+        threadpool_limits(context.compute.threads)
+        folder = model or prepared / "model"
+        return cls(context, read_table(prepared / "items.parquet"), RowModel.read(folder), content_hash([folder]))
+
+    def changed(
+        self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None
+    ) -> tuple[np.ndarray, pd.DataFrame]:
+        """What the model is shown in n probes: where they lie in the table (n,), and their rows (n, d)."""
+        at, cells = np.array([self._at[item] for item in item_ids], dtype=int), np.asarray(cells, dtype=np.int64)
+        repeats = np.zeros(len(at), dtype=np.int64) if repeats is None else np.asarray(repeats)
+        chance = probe_chance(self._numbers[at], self.concepts.flat(cells), repeats, self.context.seed)
+        rows = self.rows.iloc[at].reset_index(drop=True)
+        rows[self.measured] = self._changes(rows[self.measured].to_numpy(), cells, chance)
+        return at, rows
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """See Task. Outputs are the predicted class and its probability: "benign (83%)"."""
+        if not len(item_ids):
+            return ProbeBatch(np.empty(0, np.float32), np.empty(0, bool), [])
+        at, rows = self.changed(item_ids, cells, repeats)
+        answers, each = self.model.log_odds(rows), np.arange(len(at))
+        others = answers.copy()
+        others[each, self._targets[at]] = -np.inf
+        margin = others.max(1) - answers[each, self._targets[at]]
+        discrepancy = np.tanh(margin / self._scale).astype(np.float32)
+        best = answers.argmax(1)
+        outputs = [f"{self.model.classes[k]} ({np.exp(answers[i, k]):.0%})" for i, k in enumerate(best)]
+        return ProbeBatch(discrepancy, discrepancy > self.threshold, outputs)
+
+    def clean_quality(self, split: Split) -> Quality:
+        """See Task: 1 where the unchanged row is classified right."""
+        ids = self.items.ids(split)
+        at = [self._at[item] for item in ids]
+        right = self.model.log_odds(self.rows.iloc[at]).argmax(1) == self._targets[at] if ids else np.empty(0)
+        return Quality("clean accuracy", right.astype(np.float64), ids)
+
+    def features(self, item_ids: Sequence[str]) -> np.ndarray:
+        """See Task: the measurements, in standard deviations."""
+        mean, spread = self._standard
+        return ((self.rows.iloc[[self._at[i] for i in item_ids]][self.measured] - mean) / spread).to_numpy()
+
+    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
+        """See Task: the row as a table, with what each measurement was before."""
+        at, rows = self.changed(item_ids, cells)
+        outputs = self.probe(item_ids, cells).outputs
+        labels = self.items.table["label"].to_numpy()
+        return [
+            Exhibit(f"label {labels[row]} → predicted {output}", text=_table(old, new))
+            for row, output, (_, new), (_, old) in zip(
+                at, outputs, rows.iterrows(), self.rows.iloc[at].iterrows(), strict=True
+            )
+        ]
+
+
+def _table(old: pd.Series, new: pd.Series) -> str:
+    """A line for each feature: "mean radius: 13.14 → 32.87" where it was changed."""
+    pairs = zip(
+        new.index, *([f"{x:.4g}" if isinstance(x, float) else str(x) for x in row] for row in (old, new)), strict=True
+    )
+    return "\n".join(f"{name}: {before if before == after else f'{before} → {after}'}" for name, before, after in pairs)

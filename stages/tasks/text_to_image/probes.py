@@ -1,0 +1,330 @@
+"""Text-to-image generation under test: what a probe is, and what counts as a failure."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stages.concepts.prompts import check_slots, fill, pieces, prompt_space, read_templates
+from stages.errors import UsageError
+from stages.files import read_table
+from stages.tasks.base import Task
+from stages.tasks.contract import (
+    SPLITS,
+    Exhibit,
+    Items,
+    ProbeBatch,
+    Quality,
+    Split,
+    TaskContext,
+)
+from stages.tasks.source import Source
+from stages.tasks.sources import source_errors
+from stages.tasks.text_to_image.calibrate import Calibration, calibration_records, share_out
+from stages.tasks.text_to_image.config import DiscrepancyConfig, PrepareConfig, conflicts
+from stages.tasks.text_to_image.fit import misfits, unchecked
+from stages.tasks.text_to_image.items import choose_items, noise_seed, template_errors
+from stages.tasks.text_to_image.judge_loaders import JUDGE_LOADERS, JudgeSource, load_judge
+from stages.tasks.text_to_image.judges import expected_values, judge_notes
+from stages.tasks.text_to_image.measures import Judged, discrepancy, measures_of, said
+from stages.tasks.text_to_image.models import MODEL_LOADERS
+from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
+from stages.tasks.text_to_image.pictures import PictureSource, from_png, strip
+from stages.tasks.text_to_image.quality import load_quality, quality_errors
+from stages.tasks.text_to_image.repair_config import RepairSettings
+from stages.tasks.text_to_image.sample import Drawing
+from stages.tasks.text_to_image.schedulers import scheduler_errors
+from stages.tasks.text_to_image.source import ModelSource
+from stages.tasks.text_to_image.studio import Order, Studio
+
+ASKED_AGAIN = 1  # salt of the noise seeds of `again`
+TIMED = 8  # probes whose time `prepare` measures
+
+
+class PainterProbes(Task):
+    """A text-to-image pipeline under test with its prompts.
+
+    A probe fills an item's template with one level of each slot and draws a few pictures; a judge says how well they
+    show what was asked for (see `measures`).
+    """
+
+    init: ClassVar[str] = ".init:PromptsInit"
+
+    prepare_block = PrepareConfig
+    discrepancy_block = DiscrepancyConfig
+    repair_block = RepairSettings
+    loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
+        "model": MODEL_LOADERS,
+        "data": PICTURE_LOADERS,
+        "judge": JUDGE_LOADERS,
+    }
+    dtypes = ("float32", "float16", "bfloat16")
+    gpu_dtype = "float16"
+    learns_from_examples = ("lora",)
+    needs_all_concepts = True  # every slot is in every template: screening may not drop one
+
+    def __init__(self, context: TaskContext, items: pd.DataFrame, studio: Studio, pictures: pd.DataFrame) -> None:
+        """See Task.load.
+
+        Args:
+            context: the audit's settings.
+            items: the table that `prepare` writes.
+            studio: the model, with what judges its pictures.
+            pictures: real captioned pictures that repairs may learn from, see `pictures.PICTURE_LOADERS`.
+        """
+        torch.set_num_threads(context.compute.threads)
+        self.context, self.studio, self.pictures = context, studio, pictures
+        self.painter, self.judge, self.model_hash = studio.painter, studio.judge, studio.painter.hash
+        self.config = PrepareConfig.model_validate(dict(context.config))
+        self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
+        self.items = Items(items)
+        self.concepts = prompt_space(context.concepts)
+        self.reference = self.config.bias.shares(self.judge.attributes) if self.config.bias else None
+        records = pd.DataFrame(items.attrs["calibration"])
+        self.calibration = Calibration(records, self.config.images, self.reference)
+        self.threshold = self._threshold()
+        self._rows = {item: row for row, item in enumerate(items["id"])}
+        self._templates, self._seeds = items["template"].tolist(), items["seed"].tolist()
+        self.salt = 0  # see `again`
+
+    def _threshold(self) -> float:
+        settings = self.settings
+        if settings.threshold == "auto":
+            return self.calibration.threshold(settings.weights, settings.false_alarms)
+        return float(settings.threshold)
+
+    def false_alarms(self) -> dict[str, dict[str, Any]]:
+        """See Task."""
+        found = self.calibration.false_alarms(self.settings.weights, self.threshold)
+        return {"real captioned pictures in place of drawn ones": found}
+
+    def notes(self) -> list[str]:
+        """See Task: what is known of the judge, and what nobody checks."""
+        return [
+            *judge_notes(self.judge),
+            *(f"Nobody checks {gap}." for gap in unchecked(self.concepts, self.judge)),
+        ]
+
+    # Configuration
+
+    @classmethod
+    def conflicts(
+        cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: DiscrepancyConfig | None
+    ) -> list[str]:
+        """See Task: errors of the slots, the sampler and the templates, and between the blocks."""
+        errors = slots = check_slots(context.concepts)
+        if prepare is not None:
+            errors = (
+                slots + scheduler_errors(prepare.sampling) + template_errors(prepare.templates, prepare.items, context)
+            )
+            if discrepancy is not None and not slots:
+                errors += conflicts(prepare, discrepancy, prompt_space(context.concepts))
+                errors += quality_errors(discrepancy.quality, prepare.judge)
+        return errors
+
+    @classmethod
+    def repair_conflicts(cls, context: TaskContext, asked: RepairSettings) -> list[str]:
+        """See Task: errors of the pictures to learn from."""
+        if asked.folder is None:
+            return []
+        return source_errors(asked.folder, PICTURE_LOADERS, "restructure.settings.folder", context.inputs)
+
+    # Preparation
+
+    @classmethod
+    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
+        """See Task: writes model/, judge/, pictures.parquet and items.parquet.
+
+        Raises:
+            UsageError: when something is missing, unreadable or does not fit, or prompts are beyond the token limit.
+        """
+        cls.require_valid(context)
+        torch.set_num_threads(context.compute.threads)
+        config = PrepareConfig.model_validate(dict(context.config))
+        templates = read_templates(config.templates, context.inputs)
+        items = choose_items(templates, config.items, context.seed)
+        model: ModelSource = cls.source(context, "model")
+        shown: PictureSource = cls.source(context, "data")
+        judge: JudgeSource = cls.source(context, "judge")
+        pictures, skipped = shown.load(context.inputs)
+        pictures = share_out(pictures, context.seed)
+        model.build(context.inputs, out_dir / "model", config.sampling)
+        judge.build(context.inputs, out_dir / "judge")
+        studio = cls._studio(context, pictures, out_dir)
+        if lines := misfits(prompt_space(context.concepts), templates, studio.painter, studio.judge):
+            raise UsageError("\n".join(lines))
+        items.attrs["skipped"] = skipped  # kept in the file, so that the report can list them
+        items.attrs["calibration"] = calibration_records(studio, pictures)
+        items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
+        pictures.to_parquet(out_dir / "pictures.parquet", compression="zstd", index=False)
+        task = cls(context, items, studio, pictures)
+        return {**task._numbers(len(skipped)), "origin": cls.origin(context)}
+
+    def _numbers(self, skipped: int) -> dict[str, Any]:
+        """What `prepare` says of the audit."""
+        ids = self.items.ids("discover")[:TIMED]
+        rng = np.random.default_rng(self.context.seed)
+        self.judged(ids[:1], self.concepts.sample(1, rng))  # the first call of all takes far longer
+        started = time.monotonic()
+        drawn = self.judged(ids, self.concepts.sample(len(ids), rng))
+        took = time.monotonic() - started
+        if all(picture.broken for pictures in drawn for picture in pictures):
+            raise UsageError(
+                f"prepare.model: all {len(ids) * self.config.images} pictures it drew are {drawn[0][0].fault}"
+            )
+        by_split = self.items.table["split"].value_counts()
+        real = self.calibration.records
+        return {
+            "items": {split: int(by_split[split]) for split in SPLITS if split in by_split},
+            "templates": {s: int(part["template"].nunique()) for s, part in self.items.table.groupby("split")},
+            "pictures": {str(split): int(n) for split, n in self.pictures["split"].value_counts().items()},
+            "threshold": self.threshold,
+            "false_alarms": next(iter(self.false_alarms().values())),
+            "real_pictures": {name: float(real[name].mean()) for name in ("misalignment", "poor_quality")},
+            "judge": dict(self.judge.note),
+            "parameters": self.painter.parameters,
+            "skipped": skipped,
+            "seconds_per_probe": took / len(ids),
+        }
+
+    @classmethod
+    def _studio(cls, context: TaskContext, pictures: pd.DataFrame, prepared: Path, model: Path | None = None) -> Studio:
+        config = PrepareConfig.model_validate(dict(context.config))
+        source: ModelSource = cls.source(context, "model")
+        painter = source.load(prepared / "model", context.compute, config.sampling, model)
+        judge = load_judge(prepared / "judge", context.compute.device)
+        quality = DiscrepancyConfig.model_validate(dict(context.discrepancy)).quality
+        real = [from_png(image) for image in pictures.loc[pictures["split"] == "reference", "image"]]
+        return Studio(painter, judge, load_quality(quality, judge, real))
+
+    @classmethod
+    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
+        """See Task; `model` may be a pipeline, or LoRA weights for the model under test."""
+        items, pictures = read_table(prepared / "items.parquet"), read_table(prepared / "pictures.parquet")
+        return cls(context, items, cls._studio(context, pictures, prepared, model), pictures)
+
+    # Prompts
+
+    def words(self, cell: np.ndarray) -> dict[str, str]:
+        """The phrase that a cell gives each slot."""
+        return {c.name: str(c.levels[int(level)]) for c, level in zip(self.concepts.concepts, cell, strict=True)}
+
+    def prompt(self, template: str, cell: np.ndarray) -> str:
+        """A template filled with the phrases of a cell."""
+        return fill(template, self.words(cell))
+
+    def expected(self, cell: np.ndarray) -> dict[str, str]:
+        """What a cell lets people expect of a picture, by attribute of the judge."""
+        return expected_values(self.judge.attributes, self.words(cell))
+
+    def orders(
+        self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None
+    ) -> list[list[Order]]:
+        """The pictures that each of n probes draws."""
+        repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
+        asked = []
+        for item, cell, repeat in zip(item_ids, np.asarray(cells), repeats.tolist(), strict=True):
+            row = self._rows[item]
+            prompt, expected = self.prompt(self._templates[row], cell), tuple(self.expected(cell).items())
+            seeds = [
+                noise_seed(self.context.seed, self._seeds[row], repeat, n, self.salt) for n in range(self.config.images)
+            ]
+            asked.append([Order(prompt, seed, expected) for seed in seeds])
+        return asked
+
+    # Probing
+
+    def judged(
+        self,
+        item_ids: Sequence[str],
+        cells: np.ndarray,
+        repeats: np.ndarray | None = None,
+        told: str | None = None,
+    ) -> list[list[Judged]]:
+        """What is to be said of the pictures of each of n probes; `told` names a progress bar."""
+        asked = self.orders(item_ids, cells, repeats)
+        found = iter(self.studio.look([order for orders in asked for order in orders], told))
+        return [[next(found) for _ in orders] for orders in asked]
+
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """See Task. Outputs say what was read of the pictures.
+
+        Pictures that the pipeline's safety checker blanked do not count; a probe without any other is not valid.
+        """
+        probes = self.judged(item_ids, cells, repeats)
+        seen = [[picture for picture in pictures if not picture.blanked] for pictures in probes]
+        found = np.array([self._discrepancy(pictures) for pictures in seen], dtype=np.float32)
+        attribute = self.config.bias.attribute if self.config.bias else ""
+        outputs = [said(pictures, self.settings.weights, attribute) for pictures in probes]
+        valid = np.array([bool(pictures) for pictures in seen], dtype=bool)
+        return ProbeBatch(found, found > self.threshold, outputs, valid)
+
+    def _discrepancy(self, pictures: Sequence[Judged]) -> float:
+        if not pictures:
+            return 0.0
+        attribute = self.config.bias.attribute if self.config.bias else ""
+        return discrepancy(pictures, self.settings.weights, attribute, self.reference)
+
+    def clean_quality(self, split: Split) -> Quality:
+        """See Task: how good pictures look, whatever they show, for one cell of each item, the same for every model."""
+        ids = self.items.ids(split)
+        cells = self.concepts.sample(len(ids), np.random.default_rng([self.context.seed, len(ids)]))
+        quality = [
+            np.mean([p.quality for p in pictures if not p.blanked] or [0.0])
+            for pictures in self.judged(ids, cells, told="quality")
+        ]
+        return Quality(f"{self.settings.quality} of the pictures", np.array(quality, dtype=np.float64), ids)
+
+    # What explorers and people see
+
+    def features(self, item_ids: Sequence[str]) -> np.ndarray:
+        """See Task: text features of the neutral prompts; seeds are not seen."""
+        start = self.concepts.start
+        prompts = [self.prompt(self._templates[self._rows[item]], start) for item in item_ids]
+        return self.painter.embed(prompts).astype(np.float64)
+
+    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
+        """See Task: the prompt with its slots' words, and the pictures."""
+        asked = self.orders(item_ids, cells)
+        drawings = iter(self.studio.show([order for orders in asked for order in orders], "examples"))
+        answer = self.probe(item_ids, cells)
+        assert answer.valid is not None
+        shown = []
+        for n, (item, cell) in enumerate(zip(item_ids, np.asarray(cells), strict=True)):
+            caption = (
+                f"{answer.outputs[n]} (discrepancy {answer.discrepancy[n]:.2f}, a failure above {self.threshold:.2f})"
+            )
+            if not answer.valid[n]:
+                caption = f"{answer.outputs[n]}: not held against the model"
+            words = pieces(self._templates[self._rows[item]], self.words(cell))
+            drawn = strip([next(drawings).pixels for _ in asked[n]])
+            shown.append(Exhibit(caption, drawn=drawn, words=words))
+        return shown
+
+    def alignment(
+        self, drawings: Sequence[Drawing], prompts: Sequence[str], expected: Sequence[Mapping[str, str]]
+    ) -> np.ndarray:
+        """How well n drawings show their prompts and what is expected of them: (n,) in [0, 1]."""
+        orders = [Order(p, 0, tuple(e.items())) for p, e in zip(prompts, expected, strict=True)]
+        return np.array([judged.alignment for judged in self.studio.judged(drawings, orders)])
+
+    # Further measures
+
+    def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
+        """See Task: shares of the pictures of each probe; nan where the prompt leaves an attribute unsaid."""
+        return measures_of(
+            self.judged(item_ids, cells, told="measures"), tuple(self.judge.attributes), self.settings.quality
+        )
+
+    def again(self) -> Self:
+        """See Task: the same model with other start noise."""
+        other = copy.copy(self)
+        other.salt = ASKED_AGAIN
+        return other
