@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages import kernel
 from stages.explorers import surrogate
 from stages.explorers.surrogate import Learner
-from stages.landscape import kernel
 from stages.landscape.calibrate import choose
 from stages.landscape.estimate import as_data
 from stages.pages.landscape_report import _tiles, _trust
