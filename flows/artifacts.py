@@ -8,8 +8,8 @@ import re
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.results import Verdict, gate_word, read_verdict
-from stages.files import read_json, stage_dir
 from stages.params import Params
+from stages.records import audit_folder
 
 
 def publish_artifacts(params: Params, audit: str) -> None:
@@ -21,10 +21,10 @@ def publish_artifacts(params: Params, audit: str) -> None:
 
 
 def _publish(params: Params, audit: str) -> None:
-    landscape = stage_dir(audit, "summarize") / "landscape.json"
-    if landscape.exists():
-        columns = ("id", "text", "rate", "low", "high", "probes", "confirmed")
-        rows = [{name: mode[name] for name in columns} for mode in read_json(landscape)["modes"]]
+    found = audit_folder(audit).summarize
+    if found.has("landscape"):
+        columns = {"id", "text", "rate", "low", "high", "probes", "confirmed"}
+        rows = [mode.model_dump(include=columns) for mode in found.landscape.modes]
         create_table_artifact(rows, key=key(audit, "failure-modes"), description=f"Failure modes of {audit}")
     verdict = read_verdict(params, audit)
     if verdict.found:
@@ -48,7 +48,7 @@ def verdict_markdown(verdict: Verdict) -> str:
     if verdict.gates:
         lines += ["| gate | bound | value | 95% interval | passed |", "|---|---|---|---|---|"]
     for gate in verdict.gates:
-        interval = f"{gate['low']} to {gate['high']}" if gate.get("low") is not None else None
-        cells = (gate["gate"], gate["bound"], gate["value"], interval, gate_word(gate["passed"]))
+        interval = f"{gate.low} to {gate.high}" if gate.low is not None else None
+        cells = (gate.gate, gate.bound, gate.value, interval, gate_word(gate.passed))
         lines.append("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
     return "\n".join(lines)

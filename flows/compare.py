@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from stages.concepts import ConceptSpace
 from stages.errors import InfrastructureError, UsageError
-from stages.files import stage_dir
 from stages.git import file_at
 from stages.intervals import Rate, Resampler
+from stages.records import Comparison as Compared
+from stages.records import Landscape, Provenance, RateRecord, RepairVerdict, Verdict, audit_folder
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
@@ -66,8 +65,9 @@ class Comparison:
 class Evaluation:
     """What one revision holds of the evaluation of a repair."""
 
-    verdict: dict[str, Any]
-    provenance: dict[str, Any]
+    comparison: Compared
+    verdict: RepairVerdict
+    provenance: Provenance
     probes: pd.DataFrame
 
 
@@ -76,9 +76,9 @@ class Run:
     """What one revision holds of an audit: `verdict` on its landscape; `evaluation` only if it was asked for."""
 
     revision: str
-    landscape: dict[str, Any]
-    verdict: dict[str, Any]
-    provenance: dict[str, Any]
+    landscape: Landscape
+    verdict: Verdict
+    provenance: Provenance
     probes: pd.DataFrame
     evaluation: Evaluation | None = None
 
@@ -92,9 +92,9 @@ def compare_revisions(rev_a: str, rev_b: str, audit: str) -> Comparison:
     a, b = read_run(rev_a, audit), read_run(rev_b, audit)
     check_alike(a, b)
     effects_b = _effects(b.landscape)
-    rates = [Row("overall", Rate(**a.landscape["overall"]), Rate(**b.landscape["overall"]))]
+    rates = [Row("overall", a.landscape.overall.rate, b.landscape.overall.rate)]
     rates += [Row(what, rate, effects_b[what]) for what, rate in _effects(a.landscape).items() if what in effects_b]
-    names = [concept["name"] for concept in a.landscape["concepts"]]
+    names = [concept.name for concept in a.landscape.concepts]
     return Comparison(audit, rev_a, rev_b, rates, paired_difference(a.probes, b.probes, names), differences(a, b))
 
 
@@ -107,16 +107,13 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
         repaired: also read the evaluation of its repair.
 
     Raises:
-        UsageError: when there is no such revision, or it has no such results here.
+        UsageError: when there is no such revision, or it has no such results here that this version reads.
         InfrastructureError: when what DVC has of them holds other bytes than its dvc.lock says.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
 
-    summary, discover, report, asked, compared, judged = (
-        stage_dir(audit, stage) for stage in ("summarize", "discover", "report", "re_evaluate", "compare", "conclude")
-    )
     reading = Path()
     try:
         # In a revision DVC names files from git's root, below which .dvc may lie.
@@ -128,25 +125,17 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
             reading = path
             return path.read_bytes() if revision == WORKSPACE else _read_whole(files, here / path, revision)
 
-        def table(path: Path) -> pd.DataFrame:
-            return pd.read_parquet(io.BytesIO(read(path)))
-
-        return Run(
-            revision,
-            json.loads(read(summary / "landscape.json")),
-            json.loads(read(report / "verdict.json")),
-            json.loads(read(discover / "provenance.json")),
-            table(discover / "probes.parquet"),
-            Evaluation(
-                json.loads(read(compared / "comparison.json")) | json.loads(read(judged / "verdict.json")),
-                json.loads(read(asked / "provenance.json")),
-                table(asked / "probes.parquet"),
-            )
-            if repaired
-            else None,
-        )
+        of = audit_folder(audit, read=read)
+        run = Run(revision, of.summarize.landscape, of.report.verdict, of.discover.provenance, of.discover.probes)
+        if not repaired:
+            return run
+        asked = of.re_evaluate
+        evaluation = Evaluation(of.compare.comparison, of.conclude.verdict, asked.provenance, asked.probes)
+        return replace(run, evaluation=evaluation)
     except FileNotFoundError:
         raise UsageError(_missing(revision, audit, reading)) from None
+    except UsageError as error:
+        raise UsageError(f"cannot read the results of {revision}: {error}") from None
     except (SCMError, DvcException) as error:
         expected = f"expected a git revision or {WORKSPACE!r}"
         raise UsageError(f"cannot read revision {revision!r}: {error}; {expected}") from None
@@ -191,8 +180,11 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
     Raises:
         UsageError: naming every difference.
     """
-    pairs = [(name, a.landscape.get(name), b.landscape.get(name)) for name in ("concepts", "threshold")]
-    pairs.append(("ratings that say what fails", _scale(a), _scale(b)))
+    pairs: list[tuple[str, Any, Any]] = [
+        ("concepts", _grid(a), _grid(b)),
+        ("threshold", a.landscape.threshold, b.landscape.threshold),
+        ("ratings that say what fails", _scale(a), _scale(b)),
+    ]
     pairs += [(name, _made(a.provenance, name), _made(b.provenance, name)) for name in (*_ALIKE, *more)]
     if a.evaluation and b.evaluation:
         one, other = a.evaluation.provenance, b.evaluation.provenance
@@ -203,22 +195,26 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
         raise UsageError(f"{what}:\n" + "\n".join(unlike))
 
 
-def _made(provenance: dict[str, Any], name: str) -> Any:
-    return provenance.get(name, _BEFORE.get(name))
+def _made(provenance: Provenance, name: str) -> Any:
+    made = getattr(provenance, name)
+    return _BEFORE.get(name) if made is None else made
 
 
-def _scale(run: Run) -> dict[str, Any]:
+def _grid(run: Run) -> list[object]:
+    return [concept.to_json() for concept in run.landscape.concepts]
+
+
+def _scale(run: Run) -> object:
     """Which people's ratings say what is a failure, and where; nothing where the automatic measure does."""
-    ratings = run.landscape.get("ratings") or {}
-    return {key: ratings[key] for key in ("sha256", "fails_below", "fails_above") if key in ratings}
+    return run.landscape.ratings.bound.to_json() if run.landscape.ratings else {}
 
 
 def differences(a: Run, b: Run) -> list[str]:
     """What else differs between two runs that are alike, in words."""
 
-    def told(run: Run) -> dict[str, Any]:
-        versions = run.provenance.get("versions", {})
-        return {name: run.provenance.get(name) for name in _TOLD} | {name: versions.get(name) for name in _PACKAGES}
+    def told(run: Run) -> dict[str, object]:
+        made = run.provenance
+        return {name: getattr(made, name) for name in _TOLD} | {name: made.versions.get(name) for name in _PACKAGES}
 
     values = [(name, x, told(b)[name]) for name, x in told(a).items()]
     return [f"{name} differs: {_short(x)} against {_short(y)}" for name, x, y in values if x != y]
@@ -245,15 +241,14 @@ def pair(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> Paired | None
     return Paired(both["item"].nunique(), difference, float(failed_a.mean()), float(failed_b.mean()))
 
 
-def _effects(landscape: dict[str, Any]) -> dict[str, Rate]:
+def _effects(landscape: Landscape) -> dict[str, Rate]:
     """Main effects, one rate per level of each concept."""
-    space = ConceptSpace.from_json(landscape["concepts"])
-    labels = {(c.name, i): f"{c.name} {c.label(i)}" for c in space.concepts for i in range(len(c))}
+    labels = {(c.name, i): f"{c.name} {c.label(i)}" for c in landscape.space.concepts for i in range(len(c))}
     return {
-        labels[effect["concept"], effect["level"]]: Rate(
-            effect["rate"], effect["low"], effect["high"], effect["probes"]
-        )
-        for effect in landscape["effects"]
+        labels[effect.concept, effect.level]: RateRecord(
+            value=effect.rate, low=effect.low, high=effect.high, n=effect.probes
+        ).rate
+        for effect in landscape.effects
     }
 
 

@@ -10,17 +10,18 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import AwareDatetime, BaseModel, Field
 
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import read_json, read_state, stage_dir, write_state
+from stages.files import read_state, stage_dir, write_state
 from stages.params import Params, load_params
 
 if TYPE_CHECKING:
     from stages.decisions import ModeDecision
+    from stages.records import ModeRecord
 
 GATED = "collect_feedback"
 REQUESTS = WORK / "requests"
@@ -127,7 +128,7 @@ def deadline(audit: str) -> datetime | None:
 
 
 def choose(
-    modes: Sequence[Mapping[str, Any]],
+    modes: Sequence[ModeRecord],
     repair: Mapping[str, str] | None = None,
     accept: Mapping[str, str] | None = None,
     ignore: Sequence[str] = (),
@@ -135,7 +136,7 @@ def choose(
     """A word on every mode, from those that a person named.
 
     Args:
-        modes: as in landscape.json.
+        modes: of the landscape.
         repair: why, of each mode to repair.
         accept: why, of each mode to accept.
         ignore: modes to ignore; those that are not confirmed need no naming.
@@ -155,16 +156,16 @@ def choose(
         raise UsageError(f"{', '.join(silent)}: to be repaired or accepted, but no reason was given; expected one")
     words = {name: ModeDecision(id=name, action="repair", reason=why.strip()) for name, why in repair.items()}
     words |= {name: ModeDecision(id=name, action="accept", reason=why.strip()) for name, why in accept.items()}
-    return [words.get(mode["id"], ModeDecision(id=mode["id"], action="ignore")) for mode in modes]
+    return [words.get(mode.id, ModeDecision(id=mode.id, action="ignore")) for mode in modes]
 
 
 def missing(
-    modes: Sequence[Mapping[str, Any]], repair: Mapping[str, str], accept: Mapping[str, str], ignore: Sequence[str]
+    modes: Sequence[ModeRecord], repair: Mapping[str, str], accept: Mapping[str, str], ignore: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """Modes that a person has to choose for and did not, and those of which they did not say why.
 
     Args:
-        modes: as in landscape.json.
+        modes: of the landscape.
         repair: why, of each mode to repair.
         accept: why, of each mode to accept.
         ignore: modes to ignore.
@@ -172,19 +173,20 @@ def missing(
     Raises:
         UsageError: when a mode is unknown, or named for two.
     """
-    known, named = [mode["id"] for mode in modes], [*repair, *accept, *ignore]
+    known, named = [mode.id for mode in modes], [*repair, *accept, *ignore]
     if unknown := [name for name in dict.fromkeys(named) if name not in known]:
         raise UsageError(f"unknown mode(s) {', '.join(unknown)}; the landscape has {', '.join(known) or 'none'}")
     if twice := [name for name in known if named.count(name) > 1]:
         raise UsageError(f"mode(s) {', '.join(twice)} are named twice, expected one of repair, accept and ignore")
-    undecided = [mode["id"] for mode in modes if mode.get("confirmed") and mode["id"] not in named]
+    undecided = [mode.id for mode in modes if mode.confirmed and mode.id not in named]
     return undecided, [name for name, why in [*repair.items(), *accept.items()] if not why.strip()]
 
 
-def read_modes(audit: str) -> list[dict[str, Any]]:
-    """The failure modes of the audit's present landscape, as in landscape.json."""
-    modes: list[dict[str, Any]] = read_json(stage_dir(audit, "summarize") / "landscape.json")["modes"]
-    return modes
+def read_modes(audit: str) -> list[ModeRecord]:
+    """The failure modes of the audit's present landscape."""
+    from stages.records import audit_folder
+
+    return audit_folder(audit).summarize.landscape.modes
 
 
 def present(audit: str) -> str | None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from flows.run_stage import StageResult
 from stages.decisions import NO_HUMAN
 from stages.environment import WORK
-from stages.files import read_json, read_state, stage_dir, write_state
+from stages.files import read_state, write_state
 from stages.params import Params
+from stages.records import Gate, RepairVerdict, audit_folder
+from stages.records import Verdict as Record
 
 NO_GATES = "no gates set"
 TIMINGS = WORK / "timings.json"
@@ -35,7 +36,7 @@ class Verdict:
     Args:
         audit: its name.
         passed: None when no gate is set, when none failed but some could not be judged, or when there is no verdict.
-        gates: entries as in docs/files.md.
+        gates: each bound, and what was held against it.
         report: the report that goes with it, if it is there.
         found: whether there is a verdict at all.
         decided: who decided what was repaired, in words; None where nothing was to decide.
@@ -44,7 +45,7 @@ class Verdict:
 
     audit: str
     passed: bool | None
-    gates: list[dict[str, Any]]
+    gates: list[Gate]
     report: Path | None
     found: bool
     decided: str | None = None
@@ -70,37 +71,26 @@ def last_stage(params: Params, audit: str) -> str:
 
 def read_verdict(params: Params, audit: str) -> Verdict:
     """Read the audit's last verdict; before its last stage ran, the report of the landscape stands in."""
-    folder = stage_dir(audit, last_stage(params, audit))
-    reports = [folder / "report.html", stage_dir(audit, "report") / "report.html"]
-    report = next((path for path in reports if path.exists()), None)
-    path = folder / "verdict.json"
-    if not path.exists():
+    here = audit_folder(audit)
+    last = here.conclude if audit in params.repairs else here.report
+    report = next((part.where("page") for part in (last, here.report) if part.has("page")), None)
+    if not last.has("verdict"):
         return Verdict(audit, None, [], report, found=False)
-    return verdict_of(audit, read_json(path), report)
+    return verdict_of(audit, last.verdict, report)
 
 
-def verdict_of(audit: str, data: Mapping[str, Any], report: Path | None = None) -> Verdict:
+def verdict_of(audit: str, record: Record, report: Path | None = None) -> Verdict:
     """The verdict that a verdict.json holds."""
-    return Verdict(
-        audit,
-        data.get("passed"),
-        list(data.get("gates", [])),
-        report,
-        found=True,
-        decided=_decided(data),
-        statement=data.get("statement"),
-    )
+    decided = statement = None
+    if isinstance(record, RepairVerdict):
+        decided = NO_HUMAN if record.decided_by == "policy" else f"decided by {record.reviewer}"
+        statement = record.statement
+    return Verdict(audit, record.passed, record.gates, report, True, decided, statement)
 
 
 def gate_word(passed: bool | None) -> str:
     """Whether a gate passed, in words."""
     return {True: "yes", False: "no", None: "not judged"}[passed]
-
-
-def _decided(verdict: Mapping[str, Any]) -> str | None:
-    if "decided_by" not in verdict:
-        return None
-    return NO_HUMAN if verdict["decided_by"] == "policy" else f"decided by {verdict['reviewer']}"
 
 
 def read_timings(path: Path = TIMINGS) -> dict[str, float]:

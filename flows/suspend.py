@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from stages.decisions import Decision, ModeDecision, Standing, listed_keys, reco
 from stages.decisions.names import clean_name, same_person
 from stages.errors import UsageError
 from stages.params import Params
+from stages.records import ModeRecord
 
 Choice = Literal["undecided", "repair", "accept", "ignore"]
 
@@ -38,16 +39,13 @@ class DecisionForm(RunInput):
     reviewer: str = Field(min_length=1, pattern=r"\S", description="Your name, as it should be recorded.")
     reason: str = Field("", description="Why, in a sentence.")
 
-    def words(self, modes: Sequence[Mapping[str, Any]]) -> list[ModeDecision]:
-        """What was said of the modes.
-
-        Args:
-            modes: as in landscape.json.
+    def words(self, modes: Sequence[ModeRecord]) -> list[ModeDecision]:
+        """What was said of the modes of the landscape.
 
         Raises:
             UsageError: when the repair is approved, and a choice or its reason is missing.
         """
-        said: dict[str, Any] = {mode["id"]: getattr(self, mode["id"], "undecided") for mode in modes}
+        said: dict[str, Choice] = {mode.id: getattr(self, mode.id, "undecided") for mode in modes}
         why = {name: getattr(self, why_field(name), "") for name in said}
         if self.decision == "reject":
             return [ModeDecision(id=n, action=a, reason=why[n]) for n, a in said.items() if a != "undecided"]
@@ -93,27 +91,25 @@ def ask(params: Params, audit: str) -> None:
             logger.warning("%s, so %s is asked about again", problem, audit)
 
 
-def make_form(
-    audit: str, now: Standing, modes: Sequence[Mapping[str, Any]], problem: str | None = None
-) -> type[DecisionForm]:
+def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: str | None = None) -> type[DecisionForm]:
     """The form for one landscape.
 
     Args:
         audit: whose.
         now: what has been decided on it.
-        modes: as in landscape.json.
+        modes: of the landscape.
         problem: why the last answer was not taken.
     """
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {}  # what pydantic makes a field of
     for mode in modes:
-        name, sure = mode["id"], "needs a choice" if mode.get("confirmed") else "not confirmed, ignored if undecided"
-        fields[name] = (Choice, Field("undecided", title=name, description=f"{mode['text']} ({sure})"))
+        name, sure = mode.id, "needs a choice" if mode.confirmed else "not confirmed, ignored if undecided"
+        fields[name] = (Choice, Field("undecided", title=name, description=f"{mode.text} ({sure})"))
         fields[why_field(name)] = (str, Field("", title=f"{name}: why", description="To repair or accept a mode."))
     form = create_model("DecisionForm", __base__=DecisionForm, **fields)
     return form.with_initial_data(description=describe(audit, now, modes, problem))
 
 
-def describe(audit: str, now: Standing, modes: Sequence[Mapping[str, Any]], problem: str | None = None) -> str:
+def describe(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: str | None = None) -> str:
     """What the form says above its fields, as markdown; arguments as of `make_form`."""
     lines = [f"**{how_to_decide(audit)}**, on {socket.gethostname()} in `{Path.cwd()}`"]
     if (url := _review_url(audit)) is not None:
@@ -128,12 +124,12 @@ def describe(audit: str, now: Standing, modes: Sequence[Mapping[str, Any]], prob
     return "\n\n".join([*lines, f"Landscape {now.landscape}"])
 
 
-def _mode_line(mode: Mapping[str, Any]) -> str:
+def _mode_line(mode: ModeRecord) -> str:
     fails = "not measured"
-    if mode.get("rate") is not None:
-        fails = f"fails in {mode['rate']:.0%} ({mode['low']:.0%} to {mode['high']:.0%})"
-    sure = "confirmed" if mode.get("confirmed") else "not confirmed, may be chance"
-    return f"- {mode['id']}: `{mode['text'].replace('`', chr(39))}`, {fails}, {sure}"
+    if mode.rate is not None:
+        fails = f"fails in {mode.rate:.0%} ({mode.low:.0%} to {mode.high:.0%})"
+    sure = "confirmed" if mode.confirmed else "not confirmed, may be chance"
+    return f"- {mode.id}: `{mode.text.replace('`', chr(39))}`, {fails}, {sure}"
 
 
 def _review_url(audit: str) -> str | None:

@@ -62,10 +62,9 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
         table = _table("gate", "bound", "value", "95% interval", "passed")
         table.columns[0].no_wrap = True
         for gate in verdict.gates:
-            low, high = gate.get("low"), gate.get("high")
-            interval = f"{_number(low)} to {_number(high)}" if low is not None and high is not None else ""
-            passed = f"[{_PASSED_STYLE[gate['passed']]}]{gate_word(gate['passed'])}[/]"
-            table.add_row(escape(str(gate["gate"])), _number(gate["bound"]), _number(gate["value"]), interval, passed)
+            interval = f"{_number(gate.low)} to {_number(gate.high)}" if None not in (gate.low, gate.high) else ""
+            passed = f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
+            table.add_row(escape(gate.gate), _number(gate.bound), _number(gate.value), interval, passed)
         console.print(table)
     console.print(_verdict_line(verdict), highlight=False)
     if verdict.statement:

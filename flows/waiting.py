@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 from uuid import UUID
 
 import httpx
@@ -98,7 +97,7 @@ def _cancel(client: SyncPrefectClient, run: FlowRun, why: str) -> str:
     return f"the suspended flow run {run.name} was cancelled: {why}"
 
 
-def _answer(now: Standing) -> dict[str, Any]:
+def _answer(now: Standing) -> dict[str, str]:
     last = now.rejection or now.decisions[-1]
     return {
         "decision": "approve" if last.approve else "reject",
@@ -109,7 +108,7 @@ def _answer(now: Standing) -> dict[str, Any]:
     }
 
 
-def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, Any]) -> str:
+def _resume(client: SyncPrefectClient, run: FlowRun, answer: dict[str, str]) -> str:
     until = time.monotonic() + _SCHEMA_LIMIT
     while True:
         response = client.resume_flow_run(run.id, run_input=answer)

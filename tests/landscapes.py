@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def inside(task: Any, regions: Sequence[dict[str, list[int]]]) -> np.ndarray:
     return np.any([Region.from_json(r).contains(task.concepts, cells) for r in regions], axis=0)
 
 
-def landscape_file(modes: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+def landscape_file(modes: Iterable[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
     """A whole landscape.json with these modes, of which only what matters need be said."""
     rate = {"value": 0.25, "low": 0.24, "high": 0.26, "n": 2000}
     plain = {"rate": 0.5, "low": 0.4, "high": 0.6, "probes": 9, "failures": 5, "estimate": 0.5, "lift": 2.0}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
-import json
 import os
 import shlex
 import subprocess
@@ -33,13 +32,18 @@ from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chai
 from stages.errors import Exit, InfrastructureError, UsageError
 from stages.files import write_state
 from stages.params import Params, load_params
+from stages.records import Landscape, RepairVerdict
+from tests.landscapes import landscape_file
 from tests.workspace import Workspace, audit_params, repair_params
 
-MODES = [
-    {"id": name, "text": f"tilt = {i}", "region": {"tilt": [i]}, "confirmed": i < 2}
-    | {"rate": 0.5, "low": 0.4, "high": 0.6}
-    for i, name in enumerate(("M1", "M2", "M3"))
-]
+LANDSCAPE = Landscape.from_json(
+    landscape_file(
+        {"id": name, "text": f"tilt = {i}", "region": {"tilt": [i]}, "confirmed": i < 2}
+        for i, name in enumerate(("M1", "M2", "M3"))
+    ),
+    "landscape.json",
+)
+MODES = LANDSCAPE.modes
 CHOSEN = {"M1": "seen", "M2": "seen"}  # what is confirmed, to be repaired
 GONE = "http://127.0.0.1:9/api"  # nobody there
 
@@ -62,7 +66,7 @@ def with_feedback(**feedback: object) -> Params:
 def show(name: str = "first") -> None:
     folder = Path("data/tiny/summarize")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "landscape.json").write_text(json.dumps({"schema": 1, "modes": MODES}))
+    (folder / "landscape.json").write_bytes(LANDSCAPE.dump())
     (folder / "landscape.parquet").write_text(name)
 
 
@@ -432,8 +436,8 @@ def test_a_second_audit_is_refused_or_waits_as_it_wants(tmp_path, monkeypatch):
 def test_how_an_audit_ended(params, results, kind, text):
     folder = Path("data/tiny/conclude")
     folder.mkdir()
-    verdict = {"schema": 1, "passed": True, "gates": [], "decided_by": "human", "reviewer": "Ada"}
-    (folder / "verdict.json").write_text(json.dumps(verdict))
+    said = {"decided_by": "human", "reviewer": "Ada", "reason": None, "statement": "said"}
+    (folder / "verdict.json").write_bytes(RepairVerdict(audit="tiny", passed=True, gates=[], **said).dump())
     (folder / "report.html").touch()
     fields = ("stage", "outcome", "message", "exit_code")
     own = [StageResult(**dict(zip(fields, (f"{r[0]}@tiny", *r[1:]), strict=False))) for r in results]

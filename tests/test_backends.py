@@ -17,6 +17,7 @@ from flows.compare import Run, check_alike
 from stages.errors import UsageError
 from stages.params import AuditConfig
 from stages.provenance import provenance
+from stages.records import Landscape, Provenance, Verdict
 from stages.tasks.classification import ImageClassification, backends
 from stages.tasks.classification.backends import Backend, compute_errors
 from stages.tasks.classification.families import FAMILIES
@@ -231,7 +232,14 @@ def test_the_dtype_that_is_computed_with_is_recorded(told, recorded):
 
 
 def run(revision, **made):
-    return Run(revision, {"concepts": [], "threshold": 0}, {}, {"data": "1", "device": "cpu", **made}, pd.DataFrame())
+    plain = {"data": "1", "device": "cpu", "task": "x:Task", **made}
+    return Run(
+        revision,
+        Landscape.model_construct(concepts=[], threshold=0.0),
+        Verdict.model_construct(),
+        Provenance.model_construct(**plain),
+        pd.DataFrame(),
+    )
 
 
 @pytest.mark.parametrize("key", ["backend", "dtype"])

@@ -7,7 +7,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -23,6 +24,8 @@ from flows.screen import _time
 from stages.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
 from stages.files import record_probe_seconds, seal
 from stages.params import Params
+from stages.records import Landscape, Provenance, Verdict
+from stages.records.landscape import ConceptRecord
 from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
 from tests.workspace import FADED, STAGES, Workspace, audit_params, make_workspace, repair_params
@@ -372,26 +375,34 @@ def test_a_revision_that_is_not_there_is_refused(finished, monkeypatch):
         compare_revisions("nosuch", "workspace", "tiny")
 
 
+TILT = ConceptRecord(name="tilt", levels=[0, 10], unit="", ordered=True, neutral=0)
+
+
+def run(revision: str, concepts: Sequence[ConceptRecord] = (), **made: Any) -> Run:
+    landscape = Landscape.model_construct(concepts=concepts, threshold=0.0)
+    provenance = Provenance.model_construct(**{"seed": 3, "task": "x:Task", "versions": {}, **made})
+    return Run(revision, landscape, Verdict.model_construct(), provenance, pd.DataFrame())
+
+
 def test_unlike_runs_are_refused_with_every_difference():
-    empty = pd.DataFrame()
-    a = Run("a", {"concepts": [1], "threshold": 0.0}, {}, {"device": "cpu", "dtype": "float32", "data": "x"}, empty)
-    b = Run("b", {"concepts": [2], "threshold": 0.0}, {}, {"device": "cuda", "dtype": "float32", "data": "y"}, empty)
+    a = run("a", [TILT], device="cpu", dtype="float32", data="x")
+    b = run("b", [], device="cuda", dtype="float32", data="y")
     with pytest.raises(UsageError) as error:
         check_alike(a, b)
     told = str(error.value)
-    assert "concepts: [1] against [2]" in told and 'device: "cpu" against "cuda"' in told and "data:" in told
+    assert (
+        'concepts: [{"name": "tilt"' in told
+        and "}] against []" in told
+        and 'device: "cpu" against "cuda"' in told
+        and "data:" in told
+    )
     assert "threshold" not in told and "dtype" not in told
     check_alike(a, a)
 
 
 def test_what_may_explain_a_difference_is_told():
-    empty = pd.DataFrame()
-    a = Run(
-        "a", {}, {}, {"seed": 1, "threads": 2, "batch_size": 8, "versions": {"torch": "2.1", "numpy": "2.0"}}, empty
-    )
-    b = Run(
-        "b", {}, {}, {"seed": 2, "threads": 2, "batch_size": 16, "versions": {"torch": "2.2", "numpy": "2.0"}}, empty
-    )
+    a = run("a", seed=1, threads=2, batch_size=8, versions={"torch": "2.1", "numpy": "2.0"})
+    b = run("b", seed=2, threads=2, batch_size=16, versions={"torch": "2.2", "numpy": "2.0"})
     check_alike(a, b)
     assert differences(a, a) == []
     assert differences(a, b) == [

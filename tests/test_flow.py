@@ -229,10 +229,11 @@ def test_a_failed_gate_is_exit_code_1_now_and_when_cached(finished, server, audi
 def test_a_verdict_in_words_and_as_exit_code(tmp_path, monkeypatch, passed, gates, word, code):
     monkeypatch.chdir(tmp_path)
     Workspace(tmp_path).write_params({"audits": {"tiny": audit_params()}, "repairs": {"tiny": repair_params()}})
-    entries = [{"gate": f"g{i}", "bound": 0.1, "value": None, "passed": gate} for i, gate in enumerate(gates)]
+    empty = {"bound": 0.1, "value": None, "low": None, "high": None}
+    entries = [{"gate": f"g{i}", **empty, "passed": gate} for i, gate in enumerate(gates)]
     path = tmp_path / "data/tiny/conclude/verdict.json"
     path.parent.mkdir(parents=True)
-    said = {"decided_by": "human", "reviewer": "Ada", "statement": "Said so."}
+    said = {"audit": "tiny", "decided_by": "human", "reviewer": "Ada", "reason": None, "statement": "Said so."}
     path.write_text(json.dumps({"schema": 1, "passed": passed, "gates": entries, **said}))
     shown = io.StringIO()
     assert show_verdicts(load_params(), ["tiny"], Console(file=shown, width=120)) == code

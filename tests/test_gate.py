@@ -19,6 +19,8 @@ from flows.evidence.gate import GateResult, last_passed, run_gate
 from flows.evidence.views import show_gate
 from stages.errors import UsageError
 from stages.params import load_params
+from stages.records import Comparison, Difference, Gate, Provenance, RepairVerdict
+from stages.records.landscape import RatingsInForce
 from tests.finished import commit, faded, finished_audits, inside, run_stages
 from tests.workspace import FADED, ROOT, STAGES, Workspace
 
@@ -92,12 +94,13 @@ def test_it_is_said_who_decided_what_is_compared_with(workspace):
 def judged_as(run: Run, **verdict: Any) -> Run:
     """The same run with another verdict."""
     if run.evaluation is None:
-        return replace(run, verdict={**run.verdict, **verdict})
-    return evaluated(run, verdict={**run.evaluation.verdict, **verdict})
+        return replace(run, verdict=run.verdict.model_copy(update=verdict))
+    return evaluated(run, verdict=run.evaluation.verdict.model_copy(update=verdict))
 
 
-FAILED = {"passed": False, "gates": [{"gate": "x.max", "passed": False}]}
-NOT_JUDGED = {"passed": None, "gates": [{"gate": "x.max", "passed": None}]}
+MISSED = Gate(gate="x.max", bound=0.1, value=0.2, low=0.2, high=0.2, passed=False)
+FAILED = {"passed": False, "gates": [MISSED]}
+NOT_JUDGED = {"passed": None, "gates": [MISSED.model_copy(update={"passed": None})]}
 WITHOUT_GATES = {"passed": None, "gates": []}
 
 
@@ -195,9 +198,9 @@ def of_another(
 @pytest.mark.parametrize(
     ("what", "where", "value"),
     [
-        ("concepts", "landscape", [{"name": "tilt"}]),
+        ("concepts", "landscape", []),
         ("threshold", "landscape", 0.25),
-        ("ratings", "landscape", {"sha256": "0" * 64, "fails_below": 5}),
+        ("ratings", "landscape", RatingsInForce.model_construct(sha256="0" * 64, fails_below=5)),
         ("seed", "provenance", 4),
         ("data", "provenance", "0" * 16),
         ("device", "provenance", "cuda (H100)"),
@@ -206,7 +209,7 @@ def of_another(
 )
 def test_unlike_runs_are_refused_with_the_reason(workspace, what, where, value):
     def change(run: Run) -> Run:
-        return replace(run, **{where: {**getattr(run, where), what: value}})
+        return replace(run, **{where: getattr(run, where).model_copy(update={what: value})})
 
     with pytest.raises(
         UsageError, match=rf"first and workspace are not comparable.*\n  {what}.*: .* against "
@@ -220,9 +223,15 @@ def evaluated(run: Run, **changes: Any) -> Run:
     return replace(run, evaluation=replace(run.evaluation, **changes))
 
 
+def made(run: Run, **changes: Any) -> Run:
+    """The same evaluation, made another way."""
+    assert run.evaluation is not None
+    return evaluated(run, provenance=run.evaluation.provenance.model_copy(update=changes))
+
+
 def test_an_unlike_evaluation_is_refused_too(workspace):
     with pytest.raises(UsageError, match="re_evaluate: seed: 3 against 9"):
-        of_another(workspace, "tiny", lambda run: evaluated(run, provenance={**run.evaluation.provenance, "seed": 9}))
+        of_another(workspace, "tiny", lambda run: made(run, seed=9))
 
 
 def failing_more(run: Run, model: str = "after") -> Run:
@@ -230,7 +239,7 @@ def failing_more(run: Run, model: str = "after") -> Run:
     probes = run.evaluation.probes.copy()
     asked = (probes["purpose"] == "search") & (probes["role"] == "control")
     probes.loc[asked & (probes["model"] == model), "failed"] = True
-    return evaluated(run, probes=probes, provenance={**run.evaluation.provenance, "repaired": "1" * 16})
+    return made(evaluated(run, probes=probes), repaired="1" * 16)
 
 
 def test_a_repaired_model_that_fails_more_fails_the_gate(workspace):
@@ -260,9 +269,7 @@ def test_what_is_no_sample_of_the_grid_does_not_count(workspace):
 
 def test_what_is_not_shown_to_be_no_worse_fails(workspace):
     """The same answers of another model: 20 items tell nothing of 2 points, though nothing looks worse."""
-    result = of_another(
-        workspace, "tiny", lambda run: evaluated(run, provenance={**run.evaluation.provenance, "repaired": "1" * 16})
-    )
+    result = of_another(workspace, "tiny", lambda run: made(run, repaired="1" * 16))
     landscape, repaired, quality = result.rows
     assert landscape.passed
     assert repaired.worse.value == 0.0 and repaired.worse.high > 0.02 and not repaired.passed
@@ -278,9 +285,12 @@ def test_the_intervals_end_decides_and_not_its_middle(workspace):
         assert of_another(workspace, "tiny", failing_more, tolerance=tolerance).rows[1].passed is passed
 
 
-def evaluation(**quality: float) -> Evaluation:
-    entry = {"name": "clean accuracy", "pairs": 1000, **quality}
-    return Evaluation({"differences": {"clean_quality": entry}}, {}, pd.DataFrame())
+def evaluation(**quality: float | None) -> Evaluation:
+    entry = Difference(name="clean accuracy", pairs=1000, low=None, high=None, **quality)
+    made = Provenance.model_construct(), pd.DataFrame()
+    return Evaluation(
+        Comparison.model_construct(differences={"clean_quality": entry}), RepairVerdict.model_construct(), *made
+    )
 
 
 def test_clean_quality_is_compared_as_two_means():
@@ -313,7 +323,10 @@ def test_ones_own_verdict_counts(workspace, verdict):
 
 
 def test_other_settings_that_may_explain_a_difference_are_told(workspace):
-    notes = of_another(workspace, "other", lambda run: replace(run, provenance={**run.provenance, "threads": 2})).notes
+    def with_threads(run: Run) -> Run:
+        return replace(run, provenance=run.provenance.model_copy(update={"threads": 2}))
+
+    notes = of_another(workspace, "other", with_threads).notes
     assert notes == ["threads differs: 1 against 2"]
 
 

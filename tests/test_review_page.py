@@ -18,8 +18,10 @@ from flows.results import TIMINGS
 from flows.review.form import FormError, filled, read_decision, read_fields
 from flows.review.view import how_long
 from stages.decisions import landscape_hash, read_chain
-from stages.files import stage_dir, write_state
+from stages.files import stage_dir, write_json, write_state
 from stages.params import load_params
+from stages.records import Example, ModeRecord
+from tests.landscapes import landscape_file
 from tests.review_samples import URL, Reviewer, change_landscape, form_of, make_review, reviewers, untouched
 
 
@@ -301,8 +303,11 @@ def test_what_is_no_form_is_refused(ada: Reviewer, body: bytes) -> None:
     assert kept() == []
 
 
+FOUND = ModeRecord.model_construct(id="M1", confirmed=True, examples=[Example.model_construct(id="M1.1")])
+
+
 def test_all_problems_are_told_at_once() -> None:
-    modes = [{"id": "M1", "confirmed": True, "examples": [{"id": "M1.1"}]}]
+    modes = [FOUND]
     with pytest.raises(FormError) as error:
         read_decision({"rating.M1.1": "x", "landscape": "0" * 16, "decision": "approve"}, modes)
     assert len(error.value.problems) == 3
@@ -311,7 +316,7 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 def test_a_decision_fills_in_the_form_it_came_from() -> None:
-    modes = [{"id": "M1", "confirmed": True, "examples": [{"id": "M1.1"}]}, {"id": "M2"}]
+    modes = [FOUND, ModeRecord.model_construct(id="M2", confirmed=False)]
     fields = {"reviewer": "Ada", "action.M1": "repair", "reason.M1": "seen", "severity.M1": "low"}
     fields |= {"decision": "approve", "landscape": "0" * 16}
     fields |= {"corrected.M1.1": "better", "rating.M1.1": "2", "reason": "a\nb", "reason.M2": "c"}
@@ -353,7 +358,7 @@ def test_a_landscape_without_modes_or_examples_can_be_decided_on(ada: Reviewer) 
     html = ada.enter()
     assert "There are no examples to show" in html and "rating.M1.1" not in form_of(html)
     path = stage_dir("x", "summarize") / "landscape.json"
-    path.write_text('{"modes": []}')
+    write_json(path, landscape_file([]))
     html = ada.enter()
     assert "No region stands out" in html
     assert ada.send(form_of(html) | {"decision": "approve"}).status_code == 200

@@ -20,6 +20,7 @@ from stages.decisions import AlreadyDecided, Recorded, read_chain, read_draft
 from stages.errors import UsageError
 from stages.files import stage_dir, write_json
 from stages.params import load_params
+from tests.landscapes import landscape_file
 from tests.review_samples import change_landscape, make_review, review
 
 TALLIED = """
@@ -39,8 +40,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     example = {"id": "M1.1", "item": "discover-0001", "cell": [0], "output": "a nurse", "failed": True}
     mode = {"id": "M1", "text": "tilt = 1", "region": {"tilt": [1]}, "rate": 0.5, "low": 0.4, "high": 0.6, "probes": 9}
     mode |= {"share": 0.1, "confirmed": True, "examples": [{**example, "discrepancy": 0.5}]}
-    concepts = [{"name": "tilt", "levels": [0, 1], "ordered": True}]
-    write_json(stage_dir("x", "summarize") / "landscape.json", {"modes": [mode], "concepts": concepts})
+    concepts = [{"name": "tilt", "levels": [0, 1], "unit": "", "ordered": True, "neutral": 0}]
+    write_json(stage_dir("x", "summarize") / "landscape.json", landscape_file([mode], concepts=concepts))
     return tmp_path
 
 

@@ -19,12 +19,32 @@ import yaml
 from stages.environment import die_with_parent
 
 KIND, AUDIT = Path(__file__).stem, sys.argv[1]
+RATE = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100}
 MODES = [
     {"id": f"M{i}", "region": {"tilt": [i]}, "text": f"tilt = {i}", "rate": 0.5, "low": 0.4, "high": 0.6}
-    | {"probes": 100, "failures": 50, "lift": 2.0, "share": 0.25, "confirmed": True}
+    | {"probes": 100, "failures": 50, "estimate": 0.5, "lift": 2.0, "share": 0.25, "confirmed": True, "invalid": None}
+    | {"minimal": {"reached": 0, "of": 0, "median_radius": None}}
     for i in (1, 2)
 ]
 MODES[1] |= dict.fromkeys(("rate", "low", "high")) | {"probes": 0, "confirmed": False}  # nobody probed there
+LANDSCAPE = {
+    "audit": AUDIT,
+    "concepts": [{"name": "tilt", "levels": [0, 1, 2, 3], "unit": "", "ordered": True, "neutral": 0}],
+    "threshold": 0.0,
+    "overall": RATE,
+    "overall_estimated": RATE,
+    "effects": [],
+    "modes": MODES,
+    "invalid": {"count": 0, "probes": 100, **RATE, "levels": []},
+    "modes_found_again": {"named": 0, "again": 0, "in_halves": {}},
+    "modes_skipped": [],
+    "estimator": {"name": "toy"},
+    "robustness": None,
+    "search": {},
+    "exact": False,
+    "sampled": False,
+    "items": 20,
+}
 
 
 def entries(stage: dict, group: str) -> list[str]:
@@ -92,14 +112,16 @@ def main() -> None:
     stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][KIND]["do"]
     code = json.loads(Path("data", AUDIT, "code.json").read_text())[KIND]
     digest = hashlib.sha256(code.encode() + b"".join(content(Path(dep)) for dep in entries(stage, "deps"))).hexdigest()
-    report = {"schema": 1, "audit": AUDIT, "digest": digest, "modes": MODES, "concepts": [{"name": "tilt"}]}
-    report |= {"passed": told.get("passed", True), "gates": told.get("gates", [])}
-    report |= {"decided_by": "policy", "reviewer": None, "statement": "said by a toy"} if KIND == "conclude" else {}
+    report = {"schema": 1, "audit": AUDIT, "digest": digest}
+    verdict = {"audit": AUDIT, "passed": told.get("passed", True), "gates": told.get("gates", [])}
+    if KIND == "conclude":
+        verdict |= {"decided_by": "policy", "reviewer": None, "reason": digest, "statement": "said by a toy"}
+    files = {"metrics.json": {"toy": 1}, "verdict.json": verdict, "landscape.json": {**LANDSCAPE, "notes": [digest]}}
     for name in [entry for group in ("outs", "metrics", "plots") for entry in entries(stage, group)]:
         path = Path(name)
         path = path if path.suffix else path / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"toy": 1} if path.name == "metrics.json" else report))
+        path.write_text(json.dumps(files.get(path.name, report)))
     seal(Path("data", AUDIT, KIND), report, [Path(dep) for dep in entries(stage, "deps")])
 
 

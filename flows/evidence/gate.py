@@ -6,9 +6,8 @@ tolerance. What was measured under other conditions is not compared at all.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from math import hypot
+from math import hypot, isnan
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +29,8 @@ from stages.files import stage_dir
 from stages.git import git
 from stages.intervals import NO_RATE, Rate
 from stages.params import Params
+from stages.records import RateRecord
+from stages.records.base import FlatMetrics
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
     if NO_GATES in (first.word, own.word):
         notes.append(_without_gates(against, first, own))
     check_alike(then, now, more=("seed",))
-    concepts = [concept["name"] for concept in now.landscape["concepts"]]
+    concepts = [concept.name for concept in now.landscape.concepts]
     rows = [_landscape(then, now, concepts, tolerance)]
     if then.evaluation and now.evaluation:
         rows += _evaluation(then.evaluation, now.evaluation, concepts, tolerance)
@@ -164,19 +165,19 @@ def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, b
 
 def _passed(metrics: str) -> bool:
     try:
-        return json.loads(metrics).get("passed") is True
-    except (ValueError, AttributeError):  # deleted there, or not as Faded writes it
+        return FlatMetrics.parse(metrics.encode(), "metrics.json").passed is True
+    except UsageError:  # deleted there, or not as Faded writes it
         return False
 
 
 def _landscape(then: Run, now: Run, concepts: list[str], tolerance: float) -> GateRow:
-    same = _same(then.provenance, now.provenance, "model") and then.probes.equals(now.probes)
+    same = _same(then.provenance.model, now.provenance.model) and then.probes.equals(now.probes)
     paired = paired_difference(then.probes, now.probes, concepts)
     return _row("model under test: failures", paired, same, tolerance)
 
 
 def _evaluation(then: Evaluation, now: Evaluation, concepts: list[str], tolerance: float) -> list[GateRow]:
-    same = _same(then.provenance, now.provenance, "repaired") and then.probes.equals(now.probes)
+    same = _same(then.provenance.repaired, now.provenance.repaired) and then.probes.equals(now.probes)
     paired = paired_difference(_search_of_the_repaired(then), _search_of_the_repaired(now), concepts)
     return [
         _row("repaired model: failures", paired, same, tolerance),
@@ -192,8 +193,8 @@ def _search_of_the_repaired(run: Evaluation) -> pd.DataFrame:
     return run.probes[(run.probes["purpose"] == "search") & (run.probes["model"] == "after")]
 
 
-def _same(then: dict[str, object], now: dict[str, object], model: str) -> bool:
-    return then.get(model) is not None and then.get(model) == now.get(model)
+def _same(then: str | None, now: str | None) -> bool:
+    return then is not None and then == now
 
 
 def _row(what: str, paired: Paired | None, same: bool, tolerance: float) -> GateRow:
@@ -210,12 +211,13 @@ def _quality(then: Evaluation, now: Evaluation, same: bool, tolerance: float) ->
     The interval of the difference of two means follows from theirs (Zou and Donner 2008, "Construction of confidence
     limits about effect measures"); both were measured on the same items, which makes it wider than it had to be.
     """
-    a, b = (run.verdict["differences"]["clean_quality"] for run in (then, now))
-    what = f"repaired model: {b.get('name', 'clean quality')}"
-    if any(entry[key] is None for entry in (a, b) for key in ("after", "after_low", "after_high")):
-        return GateRow(what, a["after"], b["after"], NO_RATE, False)
-    value = a["after"] - b["after"]
-    low = value - hypot(a["after"] - a["after_low"], b["after_high"] - b["after"])
-    high = value + hypot(a["after_high"] - a["after"], b["after"] - b["after_low"])
-    worse = Rate(0.0, 0.0, 0.0, b["pairs"]) if same else Rate(value, low, high, b["pairs"])
-    return GateRow(what, a["after"], b["after"], worse, worse.high < tolerance or (same and tolerance == 0))
+    was, now_is = (run.comparison.differences["clean_quality"] for run in (then, now))
+    what = f"repaired model: {now_is.name or 'clean quality'}"
+    a, b = (RateRecord(value=q.after, low=q.after_low, high=q.after_high, n=q.pairs).rate for q in (was, now_is))
+    if any(map(isnan, (*a[:3], *b[:3]))):
+        return GateRow(what, was.after, now_is.after, NO_RATE, False)
+    value = a.value - b.value
+    low = value - hypot(a.value - a.low, b.high - b.value)
+    high = value + hypot(a.high - a.value, b.value - b.low)
+    worse = Rate(0.0, 0.0, 0.0, b.n) if same else Rate(value, low, high, b.n)
+    return GateRow(what, was.after, now_is.after, worse, worse.high < tolerance or (same and tolerance == 0))

@@ -7,15 +7,16 @@ Fields are named `action.M1`, `severity.M1`, `reason.M1`, `rating.M1.3`, `bias.M
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import cast, get_args
 from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
 
-from stages.decisions import SEVERITIES, Action, Decision, ExampleRating, ModeDecision, shown_examples
+from stages.decisions import SEVERITIES, Action, Decision, ExampleRating, ModeDecision
 from stages.decisions.names import clean_name
 from stages.errors import UsageError
 from stages.params import validation_lines
+from stages.records import ModeRecord
 
 ACTIONS: tuple[str, ...] = get_args(Action)
 SCORES = tuple(str(score) for score in range(1, 11))
@@ -53,12 +54,12 @@ def read_fields(body: bytes) -> Fields:
     return {name: value.replace("\r\n", "\n") for name, value in pairs}
 
 
-def read_decision(fields: Mapping[str, str], modes: Sequence[Mapping[str, Any]]) -> Decision:
+def read_decision(fields: Mapping[str, str], modes: Sequence[ModeRecord]) -> Decision:
     """The decision a form says.
 
     Args:
         fields: of the form.
-        modes: as in landscape.json.
+        modes: of the landscape.
 
     Raises:
         FormError: with everything that is missing or wrong.
@@ -80,7 +81,7 @@ def read_decision(fields: Mapping[str, str], modes: Sequence[Mapping[str, Any]])
         problems += [word] if isinstance(word, str) else []
         decided += [word] if isinstance(word, ModeDecision) else []
     rated = []
-    for name in shown_examples(modes):
+    for name in (shown.id for mode in modes for shown in mode.examples):
         example = _example(name, fields)
         problems += [example] if isinstance(example, str) else []
         rated += [example] if isinstance(example, ExampleRating) else []
@@ -99,13 +100,13 @@ def read_decision(fields: Mapping[str, str], modes: Sequence[Mapping[str, Any]])
         raise FormError(*validation_lines(error, Decision)) from None
 
 
-def _mode(mode: Mapping[str, Any], fields: Mapping[str, str], *, approve: bool) -> ModeDecision | str | None:
+def _mode(mode: ModeRecord, fields: Mapping[str, str], *, approve: bool) -> ModeDecision | str | None:
     """The word on a mode, or what is wrong with it; none where a rejection says nothing of it."""
-    name = str(mode["id"])
+    name = mode.id
     action, reason = fields.get(f"action.{name}", ""), fields.get(f"reason.{name}", "").strip()
     if not action and not approve:
         return None
-    if not action and not mode.get("confirmed"):
+    if not action and not mode.confirmed:
         action = "ignore"
     if action not in ACTIONS:
         found = f"{_short(action)} was sent" if action else "nothing was chosen"

@@ -6,9 +6,8 @@ Where the landscape lists examples, those that fail may be rated too, and correc
 from __future__ import annotations
 
 import io
-import math
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 from rich import box
 from rich.console import Console
@@ -35,8 +34,8 @@ from stages.decisions.files import SCHEMA
 from stages.decisions.names import clean_name
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import read_json, stage_dir
 from stages.params import Params
+from stages.records import Example, Landscape, ModeRecord, audit_folder
 from stages.restructure import learns_from_examples
 from stages.tasks.base import offers
 from stages.tasks.load import task_class
@@ -62,8 +61,8 @@ def review_landscape(
     """
     params.repair(audit)
     landscape = landscape_hash(audit)
-    summary = read_json(stage_dir(audit, "summarize") / "landscape.json")
-    _show(console, audit, landscape, summary)
+    found = audit_folder(audit).summarize.landscape
+    _show(console, audit, landscape, found)
     if params.repairs[audit].feedback.policy != "wait":
         note = f"repairs.{audit}.feedback.policy is top-k, so a rule decides; set it to wait to decide yourself"
         console.print(f"[yellow]note:[/] {note}", highlight=False)
@@ -71,8 +70,8 @@ def review_landscape(
     _show_standing(console, now, audit)
     try:
         examples = params.audit(audit).summarize.examples
-        asked = _asked(params, audit, summary["modes"])
-        decision = _dialogue(landscape, summary, examples, *asked, console, reviewer)
+        asked = _asked(params, audit, found.modes)
+        decision = _dialogue(landscape, found, examples, *asked, console, reviewer)
         if not _confirm("Write this decision?", console):
             console.print("nothing written")
             return
@@ -111,12 +110,12 @@ def _show_standing(console: Console, now: Standing, audit: str) -> None:
         console.print(f"decide by {moment(until)}: after that, silence is recorded as a rejection", highlight=False)
 
 
-def _asked(params: Params, audit: str, modes: list[dict[str, Any]]) -> tuple[bool, bool]:
+def _asked(params: Params, audit: str, modes: list[ModeRecord]) -> tuple[bool, bool]:
     """Whether corrected answers are asked for, because the repair learns from them, and whether bias is.
 
     The task is not imported where there are no examples to ask about.
     """
-    if not any(mode.get("examples") for mode in modes):
+    if not any(mode.examples for mode in modes):
         return False, False
     task = task_class(audit, params.audit(audit))
     # The page asks for bias of every answer; here it is asked where what an input leaves open can come out one way.
@@ -125,7 +124,7 @@ def _asked(params: Params, audit: str, modes: list[dict[str, Any]]) -> tuple[boo
 
 def _dialogue(
     landscape: str,
-    summary: dict[str, Any],
+    found: Landscape,
     examples: int,
     learns: bool,
     biased: bool,
@@ -136,16 +135,16 @@ def _dialogue(
         return _text(console, question, default)
 
     decided, rated = [], []
-    for mode in summary["modes"]:
-        console.print(f"\n[bold]{escape(mode['id'])}[/]  {escape(mode['text'])}", highlight=False)
+    for mode in found.modes:
+        console.print(f"\n[bold]{escape(mode.id)}[/]  {escape(mode.text)}", highlight=False)
         action, severity = _action(mode, console), "medium"
         if action == "repair":
             severity = Prompt.ask("  how severe is it?", choices=list(SEVERITIES), default="medium", console=console)
         while not (reason := text("  why?")) and action != "ignore":
             console.print(f"  [red]say why it is to be {action}ed[/]", highlight=False)
-        decided.append(ModeDecision(id=mode["id"], action=action, severity=SEVERITIES[severity], reason=reason))
+        decided.append(ModeDecision(id=mode.id, action=action, severity=SEVERITIES[severity], reason=reason))
         shown = _shown(mode, examples)
-        rated += _rate_examples(shown, summary["concepts"], learns and action == "repair", biased, console)
+        rated += _rate_examples(shown, found.space, learns and action == "repair", biased, console)
     console.print()
     while reviewer is None:
         try:
@@ -162,10 +161,10 @@ def _dialogue(
     )
 
 
-def _action(mode: dict[str, Any], console: Console) -> Action:
+def _action(mode: ModeRecord, console: Console) -> Action:
     """What is to happen with a mode: nothing is chosen for the reviewer, but that what may be chance can be passed."""
     question, choices = "  what should happen with it?", list(get_args(Action))
-    if mode.get("confirmed"):
+    if mode.confirmed:
         return cast(Action, Prompt.ask(question, choices=choices, console=console))
     return cast(Action, Prompt.ask(question, choices=choices, default="ignore", console=console))
 
@@ -179,22 +178,21 @@ def _text(console: Console, question: str, default: str = "") -> str:
     return Prompt.ask(question, default=default, show_default=bool(default), console=console).strip()
 
 
-def _shown(mode: dict[str, Any], examples: int) -> list[dict[str, Any]]:
+def _shown(mode: ModeRecord, examples: int) -> list[Example]:
     """The examples that the report shows of a mode: so many that fail, then so many that pass."""
-    listed = mode.get("examples", [])  # an older landscape lists none
-    return [e for failed in (True, False) for e in [x for x in listed if x["failed"] == failed][:examples]]
+    return [e for failed in (True, False) for e in [x for x in mode.examples if x.failed == failed][:examples]]
 
 
 def _rate_examples(
-    shown: list[dict[str, Any]], concepts: list[dict[str, Any]], used: bool, biased: bool, console: Console
+    shown: list[Example], space: ConceptSpace, used: bool, biased: bool, console: Console
 ) -> list[ExampleRating]:
     """Ask about the examples of a mode; Enter says nothing of one.
 
     Passing ones are asked about too: what people make of a discrepancy is not learnt from failures alone.
 
     Args:
-        shown: as in landscape.json.
-        concepts: as in landscape.json.
+        shown: of one mode.
+        space: the grid.
         used: whether the repair will learn from what is said; only then corrections are asked for.
         biased: whether a rating of the bias is asked for too.
         console: where to ask.
@@ -205,16 +203,16 @@ def _rate_examples(
         console.print(
             "  [yellow]note:[/] the repair does not learn from these ratings; they are kept with the decision"
         )
-    space, rated = ConceptSpace.from_json(concepts), []
+    rated = []
     for example in shown:
-        asked = f"{_printable(example['item'])}, {escape(space.describe(example['cell']))}"
-        console.print(f"\n  [bold]{escape(example['id'])}[/]  {asked}", highlight=False, soft_wrap=True)
-        console.print(f"  [dim]answer:[/] {_printable(example['output'])}", highlight=False, soft_wrap=True)
+        asked = f"{_printable(example.item)}, {escape(space.describe(example.cell))}"
+        console.print(f"\n  [bold]{escape(example.id)}[/]  {asked}", highlight=False, soft_wrap=True)
+        console.print(f"  [dim]answer:[/] {_printable(example.output)}", highlight=False, soft_wrap=True)
         rating = _score(console, "rating of the answer, 1 (useless) to 10 (perfect)")
         bias = _score(console, "its bias, 1 (none) to 10 (extremely biased)") if biased else None
-        corrected = _text(console, "  what should it have been?") if used and example["failed"] else ""
+        corrected = _text(console, "  what should it have been?") if used and example.failed else ""
         if rating or bias or corrected:
-            rated.append(ExampleRating(id=example["id"], rating=rating, bias=bias, corrected=corrected or None))
+            rated.append(ExampleRating(id=example.id, rating=rating, bias=bias, corrected=corrected or None))
     return rated
 
 
@@ -230,29 +228,27 @@ def _printable(text: str) -> str:
     return escape("".join(c if c.isprintable() else " " for c in text))
 
 
-def _show(console: Console, audit: str, landscape: str, summary: dict[str, Any]) -> None:
+def _show(console: Console, audit: str, landscape: str, found: Landscape) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Failure modes of {audit}", title_justify="left")
     table.add_column("mode")
     table.add_column("region", overflow="fold")
     for name in ("fails", "95% interval", "probes", "share of grid", "confirmed"):
         table.add_column(name, justify="right")
-    for mode in summary["modes"]:
+    for mode in found.modes:
         table.add_row(
-            escape(mode["id"]),
-            escape(mode["text"]),
+            escape(mode.id),
+            escape(mode.text),
             *_rate(mode),
-            f"{mode['probes']:,}",
-            f"{mode['share']:.0%}",
-            "yes" if mode["confirmed"] else "no",
+            f"{mode.probes:,}",
+            f"{mode.share:.0%}",
+            "yes" if mode.confirmed else "no",
         )
     console.print(table)
-    console.print(f"landscape {landscape}, report: {stage_dir(audit, 'report') / 'report.html'}", highlight=False)
+    console.print(f"landscape {landscape}, report: {audit_folder(audit).report.where('page')}", highlight=False)
 
 
-def _rate(mode: dict[str, Any]) -> tuple[str, str]:
+def _rate(mode: ModeRecord) -> tuple[str, str]:
     """The rate of a mode and its interval, which are missing where no probe of the control lies in it."""
-    numbers = [mode.get(key) for key in ("rate", "low", "high")]
-    if any(number is None or math.isnan(number) for number in numbers):
+    if mode.rate is None:
         return "–", "not measured"  # noqa: RUF001
-    rate, low, high = (f"{number:.0%}" for number in numbers)
-    return rate, f"{low} to {high}"
+    return f"{mode.rate:.0%}", f"{mode.low:.0%} to {mode.high:.0%}"

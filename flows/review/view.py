@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
@@ -20,8 +20,9 @@ from stages.decisions import RULE, SEVERITIES, Recorded, Standing, Via, listed_k
 from stages.decisions.identity import NOT_VERIFIED
 from stages.decisions.names import same_person
 from stages.errors import UsageError
-from stages.files import read_json, stage_dir
+from stages.files import stage_dir
 from stages.params import Params
+from stages.records import audit_folder
 from stages.tasks.load import task_class
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def review_view(
     revise: bool = False,
     known: str = "",
     bound: str = "",
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Everything the page of one audit shows.
 
     Args:
@@ -109,8 +110,7 @@ def review_view(
 
     repair = params.repair(audit)
     now = standing(params, audit)
-    summary = read_json(stage_dir(audit, "summarize") / "landscape.json")
-    modes = list(summary["modes"])
+    found = audit_folder(audit).summarize.landscape
     examples, without = _examples(audit)
     known = bound or known
     reviewer = known or git_user()
@@ -122,8 +122,9 @@ def review_view(
         "audit": audit,
         "landscape": now.landscape,
         "draft": draft_key(audit, now.landscape, bound),
-        "overall": summary.get("overall") or {},
-        "modes": [_mode(mode, examples.get(str(mode["id"]), ())) for mode in modes],
+        "overall": found.overall,
+        "modes": found.modes,
+        "shelves": {mode.id: _shelves(examples.get(mode.id, ())) for mode in found.modes},
         "without": without,
         "learns": learns,
         "values": fields if fields is not None else filled(earlier) if earlier else {"reviewer": reviewer},
@@ -173,16 +174,12 @@ def _read_examples(path: Path, _written: int) -> Mapping[str, Sequence[Example]]
     }
 
 
-def _mode(mode: Mapping[str, Any], examples: Sequence[Example]) -> dict[str, Any]:
+def _shelves(examples: Sequence[Example]) -> list[tuple[str, str, list[Example]]]:
     shelves = [
         ("Fails", "failing", [example for example in examples if example.failed]),
         ("Passes, in the same region", "passing", [example for example in examples if not example.failed]),
     ]
-    return {
-        **{key: mode.get(key) for key in ("id", "text", "rate", "low", "high", "failures", "probes", "lift", "share")},
-        "confirmed": bool(mode.get("confirmed")),
-        "shelves": [shelf for shelf in shelves if shelf[2]],
-    }
+    return [shelf for shelf in shelves if shelf[2]]
 
 
 def _own(now: Standing, reviewer: str) -> Recorded | None:
