@@ -170,7 +170,7 @@ def audit(
     """
     from pydantic import ValidationError
 
-    from stages.explorers import make_explorer
+    from stages.explorers.registry import make_explorer
     from stages.params import AuditConfig, errors_in, validation_lines
     from stages.tasks.functions.answers import THRESHOLDS, ask, classes_of, kind_of, labels_of, own_labels
     from stages.tasks.functions.items import as_given, read_concepts
@@ -244,9 +244,9 @@ def load(name: str, workspace: str | Path | None = None) -> Result:
 def _run(name: str, task: FunctionTask, config: AuditConfig, table: pd.DataFrame) -> AuditFolder:
     """What the stages discover and summarize do, in a temporary folder that goes with its result."""
     from stages import discover, summarize
-    from stages.explorers import search
+    from stages.explorers.search import search
     from stages.ledger import Ledger
-    from stages.microscopic import measure_robustness
+    from stages.microscopic.search import measure_robustness
     from stages.records import audit_folder
 
     ids, ledger, asks = task.items.ids("discover"), Ledger(), task.context.compute

@@ -27,7 +27,7 @@ import torch
 from PIL import Image, ImageEnhance
 from stable_baselines3 import DQN
 
-from stages.explorers import search
+from stages.explorers.search import search
 from stages.files import stage_dir
 from stages.ledger import Ledger
 from stages.params import load_params

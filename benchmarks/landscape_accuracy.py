@@ -18,7 +18,7 @@ import torch
 from scipy import stats
 
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
-from stages.explorers import Prober
+from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.landscape import estimate
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from benchmarks.study.landscapes import Enumerated
-from stages.explorers import Prober
-from stages.microscopic import Moves
-from stages.microscopic.agent import WalkerSettings, train_and_walk
+from stages.explorers.prober import Prober
+from stages.microscopic.agent import train_and_walk
+from stages.microscopic.moves import Moves
+from stages.microscopic.settings import WalkerSettings
 from stages.microscopic.walks import NEVER, Walks, reduce_strongest, search_layers, try_alone, walk_back, widths
 
 TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"

@@ -19,7 +19,7 @@ import pandas as pd
 
 from benchmarks.study.landscapes import Planted
 from stages.concepts import ConceptSpace
-from stages.explorers import Prober
+from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.landscape import estimate, find_regions
 

@@ -19,7 +19,8 @@ from scipy.interpolate import RegularGridInterpolator
 
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
 from stages.concepts import Concept, ConceptSpace, Level
-from stages.screening import Screening, ScreenSettings, screen
+from stages.screening import Screening, ScreenSettings
+from stages.screening.first_pass import screen
 from stages.tasks.base import Task
 
 TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"

@@ -34,7 +34,7 @@ from stages.params import AuditConfig, Params, load_params, validation_lines
 from stages.progress import progress
 from stages.provenance import run_key
 from stages.ratings import rated
-from stages.screening import Screening, ScreenSettings, fewest_probes, reach, screen
+from stages.screening import Screening, ScreenSettings
 from stages.tasks.base import Task
 from stages.tasks.load import task_class, task_context
 
@@ -150,6 +150,9 @@ def bring_up_to_date(graph: Graph, name: str, console: Console) -> None:
 def _screen(
     name: str, audit: AuditConfig, settings: ScreenSettings, console: Console, *, at_least: bool, widen: bool
 ) -> Screening:
+    from stages.screening.first_pass import fewest_probes, screen
+    from stages.screening.reach import reach
+
     context, prepared, cls = task_context(name, audit), stage_dir(name, "prepare"), task_class(name, audit)
 
     def load(levels: Mapping[str, Sequence[Level]]) -> Task:

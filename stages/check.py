@@ -11,8 +11,8 @@ from functools import partial
 import psutil
 
 from stages.errors import UsageError
-from stages.explorers import make_explorer
-from stages.microscopic import agent_settings
+from stages.explorers.registry import EXPLORERS, make_explorer
+from stages.microscopic.settings import agent_settings
 from stages.params import DATA, AuditConfig, Params, errors_in
 from stages.ratings import read_ratings
 from stages.tasks.base import Task
@@ -57,6 +57,8 @@ def check_audits(
 
 def _check_explorer(params: Params, name: str) -> list[str]:
     discover = params.audit(name).discover
+    if discover.explorer in EXPLORERS and not discover.settings:
+        return []  # nothing to check that would be worth importing what it learns with
     try:
         make_explorer(discover.explorer, discover.settings)
     except UsageError as error:

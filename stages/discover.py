@@ -14,11 +14,12 @@ import pandas as pd
 from stages.code import code_of
 from stages.command import stage_main
 from stages.errors import UsageError
-from stages.explorers import SearchResult, save_policy, search
 from stages.explorers.merge import answers, merge, origin, read_parts, remove_undeclared
+from stages.explorers.policy import save_policy
+from stages.explorers.search import SearchResult, search
 from stages.files import scratch, stage_dir
 from stages.ledger import Ledger
-from stages.microscopic import Robustness, measure_robustness
+from stages.microscopic.search import Robustness, measure_robustness
 from stages.params import load_params
 from stages.progress import progress
 from stages.provenance import prepared_files, provenance, run_key

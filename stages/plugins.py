@@ -7,7 +7,7 @@ hash of its files (stages/code.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,27 +55,28 @@ def imported(entry: EntryPoint) -> Any:
 
 def distributions() -> dict[str, str]:
     """All other distributions with entry points for Faded: name -> "VERSION HASH", the hash over their files."""
-    return {name: f"{dist.version} {_digest(_files(dist, tops))}" for name, (dist, tops) in _installed().items()}
+    return _told(_installed())
 
 
 def distributions_of(modules: Iterable[str]) -> dict[str, str]:
     """Those of `distributions` that some modules belong to."""
-    tops = {module.partition(".")[0] for module in modules}
-    return {
-        name: told
-        for name, told in (distributions() if tops - {"stages"} else {}).items()
-        if tops & _installed()[name][1]
-    }
+    tops = {module.partition(".")[0] for module in modules} - {"stages"}
+    return _told({name: found for name, found in _installed().items() if tops & found[1]}) if tops else {}
 
 
 def _named(entry: EntryPoint) -> str:
     return f"{entry.dist.name if entry.dist else 'an unknown one'} ({entry.value})"
 
 
+def _told(installed: Mapping[str, tuple[Distribution, set[str]]]) -> dict[str, str]:
+    return {name: f"{dist.version} {_digest(_files(dist, tops))}" for name, (dist, tops) in installed.items()}
+
+
 def _installed() -> dict[str, tuple[Distribution, set[str]]]:
     """Distributions by name, each with the top-level packages that its entry points name."""
     found: dict[str, tuple[Distribution, set[str]]] = {}
-    for entry in (entry for group in GROUPS for entry in entry_points(group=group)):
+    every = entry_points()  # once for all groups: it looks through all that is installed
+    for entry in (entry for group in GROUPS for entry in every.select(group=group)):
         if entry.dist is not None and entry.dist.name != OWN:
             found.setdefault(entry.dist.name, (entry.dist, set()))[1].add(entry.module.partition(".")[0])
     return dict(sorted(found.items()))

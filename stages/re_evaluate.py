@@ -17,7 +17,8 @@ from stages.code import code_of
 from stages.command import stage_main
 from stages.concepts import Region
 from stages.errors import UsageError
-from stages.explorers import Prober, search
+from stages.explorers.prober import Prober
+from stages.explorers.search import search
 from stages.files import content_hash, scratch
 from stages.landscape.measures import measure_answers
 from stages.landscape.pairs import draw_pairs, inside_any

@@ -6,7 +6,7 @@ The model is not asked how it answers; only its task is, to show examples as peo
 from __future__ import annotations
 
 from stages.command import stage_main
-from stages.explorers import load_policy
+from stages.explorers.policies import load_policy
 from stages.landscape.show import exhibits, extremes
 from stages.landscape.summary import Asked, People, summarize
 from stages.params import AuditConfig, load_params

@@ -12,7 +12,7 @@ import pytest
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.robustness import reached, summarize_robustness
-from stages.microscopic import Moves
+from stages.microscopic.moves import Moves
 from stages.pages import Gallery, write_comparison_report, write_landscape_report
 from stages.records import Compared, Comparison, Landscape, RepairVerdict, ShownExample, Verdict
 from stages.records.base import FlatMetrics

@@ -11,10 +11,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
-from stages.explorers import EXPLORERS, Prober, make_explorer
 from stages.explorers.ask_tell import AskTell, NoSettings, Proposal, embedding_order
 from stages.explorers.bandits import MAX_EFFECTS, LinearModel
+from stages.explorers.prober import Prober
 from stages.explorers.quality_diversity import niches
+from stages.explorers.registry import EXPLORERS, make_explorer
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
 from tests.test_explorers import ids, make_task

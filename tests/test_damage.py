@@ -24,7 +24,7 @@ from flows.schedule import read_entries
 from stages.code import RECORD, read_record
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
-from stages.explorers import Prober
+from stages.explorers.prober import Prober
 from stages.files import read_state, read_table, replace_file, seal, unseal, write_state
 from stages.ledger import Key, Ledger
 from stages.tasks.contract import Compute, Items, ProbeBatch

@@ -11,7 +11,12 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import InfrastructureError, UsageError
-from stages.explorers import ENV_ID, EXPLORERS, Prober, load_policy, make_explorer, save_policy, search
+from stages.explorers.env import ENV_ID
+from stages.explorers.policies import load_policy
+from stages.explorers.policy import save_policy
+from stages.explorers.prober import Prober
+from stages.explorers.registry import EXPLORERS, make_explorer
+from stages.explorers.search import search
 from stages.ledger import Key, Ledger
 from stages.params import DiscoverConfig
 from stages.tasks.contract import Items, ProbeBatch

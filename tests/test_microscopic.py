@@ -13,13 +13,14 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import InfrastructureError, NoLearningError, UsageError
-from stages.explorers import Prober
-from stages.explorers.prober import torch_threads
+from stages.explorers.prober import Prober, torch_threads
 from stages.landscape.robustness import summarize_robustness
 from stages.ledger import Ledger
-from stages.microscopic import Moves, Robustness, agent_settings, measure_robustness
-from stages.microscopic.agent import WalkerSettings, train_and_walk
+from stages.microscopic.agent import train_and_walk
 from stages.microscopic.env import ENV_ID, StepReward, StepsVecEnv, Trail
+from stages.microscopic.moves import Moves
+from stages.microscopic.search import Robustness, agent_settings, measure_robustness
+from stages.microscopic.settings import WalkerSettings
 from stages.microscopic.walks import Walks, reduce_strongest, try_alone
 from stages.params import DiscoverConfig, MicroscopicConfig
 from stages.tasks.contract import Items, ProbeBatch

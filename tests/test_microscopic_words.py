@@ -10,9 +10,9 @@ import pytest
 
 from stages.concepts import Concept, ConceptSpace
 from stages.concepts.prompts import prompt_space
-from stages.explorers import Prober
-from stages.microscopic import Moves, Robustness, measure_robustness
-from stages.microscopic.moves import SUBSETS
+from stages.explorers.prober import Prober
+from stages.microscopic.moves import SUBSETS, Moves
+from stages.microscopic.search import Robustness, measure_robustness
 from stages.microscopic.walks import Walks, reduce_drawn, share, try_alone, walk_back
 from stages.params import DiscoverConfig, MicroscopicConfig
 from stages.tasks.contract import Items, ProbeBatch

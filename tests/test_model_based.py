@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.explorers import Prober, load_policy
 from stages.explorers.acquisition import ENUMERABLE, Acquisition, Weights
 from stages.explorers.model_based import LocalSearch, ModelBased, Pool, _Book
-from stages.explorers.prober import torch_threads
+from stages.explorers.policies import load_policy
+from stages.explorers.prober import Prober, torch_threads
 from stages.explorers.proposer import Autoregressive, Trainer
 from stages.explorers.surrogate import Belief
 from stages.kernel import Data

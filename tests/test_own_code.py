@@ -212,7 +212,7 @@ def test_an_entry_point_that_is_no_concept_is_told(package: Path, target: str, m
 
 
 def test_an_explorer_of_a_package_is_found_by_its_name(package: Path) -> None:
-    from stages.explorers import make_explorer
+    from stages.explorers.registry import make_explorer
 
     assert make_explorer("dice", {}).name == "dice"
     with pytest.raises(UsageError, match=r"no explorer 'dise', found: .*dice, .*did you mean 'dice'"):

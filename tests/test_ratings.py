@@ -16,7 +16,7 @@ import yaml
 from flows.edit_params import with_ratings
 from stages.concepts import Region
 from stages.errors import UsageError
-from stages.explorers import Prober
+from stages.explorers.prober import Prober
 from stages.landscape import against_automatic, estimate
 from stages.ledger import Key, Ledger
 from stages.params import RatingsConfig, load_params

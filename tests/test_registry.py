@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from stages.explorers import EXPLORERS, Prober, make_explorer
 from stages.explorers.auto import FEW, Auto, AutoSettings, choose
 from stages.explorers.contract import Found
 from stages.explorers.model_based import LocalSearch, ModelBased
-from stages.explorers.registry import explorer_class
+from stages.explorers.prober import Prober
+from stages.explorers.registry import EXPLORERS, explorer_class, make_explorer
 from stages.explorers.surrogate import PROCESS_CELLS
 from tests.test_explorers import ids, make_task
 from tests.workspace import ROOT

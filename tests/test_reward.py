@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stages.concepts import Concept, ConceptSpace
-from stages.explorers import Answers
+from stages.explorers.prober import Answers
 from stages.explorers.reward import Reward, RewardConfig
 
 SPACE = ConceptSpace(

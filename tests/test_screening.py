@@ -21,9 +21,13 @@ from stages.files import write_state
 from stages.intervals import Rate, wilson
 from stages.ledger import Ledger
 from stages.params import AuditConfig, load_params
-from stages.screening import Axis, Screening, ScreenSettings, fewest_probes, fit_surface, reach, screen
+from stages.screening import Screening, ScreenSettings
+from stages.screening.first_pass import fewest_probes, screen
 from stages.screening.probes import Probes
+from stages.screening.ranges import Axis
+from stages.screening.reach import reach
 from stages.screening.record import points
+from stages.screening.surface import fit_surface
 from stages.tasks.contract import Items, ProbeBatch
 from tests.finished import faded
 from tests.workspace import Workspace, audit_params, make_workspace

@@ -19,7 +19,8 @@ from benchmarks.study.measure import Clock, Truth, modes_found, search_quality
 from flows.study import run_study
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
-from stages.explorers import Prober, make_explorer
+from stages.explorers.prober import Prober
+from stages.explorers.registry import make_explorer
 from tests.workspace import ROOT, make_workspace
 
 PLAN = {"budgets": [40, 80], "short": 80, "estimate_at": []}

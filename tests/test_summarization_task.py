@@ -12,7 +12,7 @@ import pytest
 
 from stages.concepts.texts import sentences
 from stages.errors import UsageError
-from stages.explorers import Prober
+from stages.explorers.prober import Prober
 from stages.ledger import Ledger
 from stages.tasks.base import Task, offers
 from stages.tasks.contract import Compute, TaskContext

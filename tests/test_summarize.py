@@ -11,7 +11,7 @@ from stages.errors import UsageError
 from stages.landscape import Mode, Rate, estimate
 from stages.landscape.show import exhibits, nearest_failures
 from stages.landscape.summary import Asked, describe_estimator, pick_examples, policy_view, summarize
-from stages.microscopic import measure_robustness
+from stages.microscopic.search import measure_robustness
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
 from stages.records import DiscoverMetrics, ModeRecord
 from stages.records.landscape import Example

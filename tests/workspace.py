@@ -7,6 +7,7 @@ graph and the flow, in which the stages are not the point.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -15,7 +16,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import yaml
@@ -162,8 +165,9 @@ def make_workspace(
     """Make a workspace with these audits and repairs; by default one audit, "tiny", with its repair."""
     audits = {"tiny": audit_params()} if audits is None else audits
     repairs = {"tiny": repair_params()} if repairs is None else repairs
-    path.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(ROOT / "stages", path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(_empty_repository(), path, symlinks=True, dirs_exist_ok=True)
+    # With what Python compiled, which keeps the time of its source: compiling costs seconds a workspace.
+    shutil.copytree(ROOT / "stages", path / "stages", ignore=shutil.ignore_patterns("*.pyc.*"))
     shutil.copy(ROOT / "tests" / "planted.py", path / "planted.py")
     for name in ("dvc.yaml", "faded.json", "faded.py", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, path / name)
@@ -182,18 +186,30 @@ def make_workspace(
         decisions = path / "data" / audit / "decisions"
         decisions.mkdir()
         (decisions / "README.md").write_text("Decisions on landscapes, one file each.\n")
-    for command in (
+    _run_all(workspace, ["git", "add", "--all"], ["git", "commit", "--quiet", "--message", "start"])
+    return workspace
+
+
+@cache
+def _empty_repository() -> Path:
+    """A git and DVC repository without a commit, made once for all workspaces of this process."""
+    workspace = Workspace(Path(mkdtemp(prefix="faded-tests-")))
+    atexit.register(shutil.rmtree, workspace.path, ignore_errors=True)
+    _run_all(
+        workspace,
         ["git", "init", "--quiet", "--initial-branch=main"],
         ["git", "config", "user.name", "Ada Tester"],
         ["git", "config", "user.email", "ada@example.org"],
         [sys.executable, "-m", "dvc", "init", "--quiet"],
         [sys.executable, "-m", "dvc", "config", "core.analytics", "false"],
-        ["git", "add", "--all"],
-        ["git", "commit", "--quiet", "--message", "start"],
-    ):
+    )
+    return workspace.path
+
+
+def _run_all(workspace: Workspace, *commands: list[str]) -> None:
+    for command in commands:
         done = workspace.run(command)
         assert done.returncode == 0, f"{command}: {done.stdout}"
-    return workspace
 
 
 def repair_verdict(audit: str) -> dict[str, Any]:

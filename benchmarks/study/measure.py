@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.study.landscapes import KnownLandscape
-from stages.explorers import Policy
+from stages.explorers.policy import Policy
 from stages.landscape.estimate import estimate
 from stages.landscape.modes import find_regions
 from stages.tasks.contract import ProbeBatch

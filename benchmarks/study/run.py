@@ -19,7 +19,8 @@ from benchmarks.study.measure import Clock, Truth, landscape_quality, search_qua
 from stages.command import stage_main
 from stages.environment import die_with_parent, set_defaults, torch_threads
 from stages.errors import UsageError
-from stages.explorers import Prober, make_explorer
+from stages.explorers.prober import Prober
+from stages.explorers.registry import make_explorer
 from stages.files import content_hash, scratch
 from stages.progress import progress
 from stages.provenance import versions

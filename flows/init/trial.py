@@ -18,7 +18,7 @@ from stages.check import check_audits
 from stages.concepts import Concept
 from stages.errors import UsageError
 from stages.params import DATA, Params, load_params
-from stages.screening import fewest_probes
+from stages.screening.first_pass import fewest_probes
 
 
 def least_probes(draft: Draft) -> int:

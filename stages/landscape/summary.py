@@ -26,7 +26,7 @@ from stages.records.tables import PROBES, check_columns
 from stages.tasks.contract import Tally
 
 if TYPE_CHECKING:
-    from stages.explorers import Policy
+    from stages.explorers.policy import Policy
     from stages.ratings import Ratings
 
 MOST_EXAMPLES = 24  # of each kind, as summarize.examples allows

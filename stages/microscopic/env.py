@@ -13,8 +13,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from stages.explorers import ConceptVecEnv, Prober
-from stages.explorers.env import OBSERVATION_BOUND, Normaliser
+from stages.explorers.env import OBSERVATION_BOUND, ConceptVecEnv, Normaliser
+from stages.explorers.prober import Prober
 from stages.microscopic.moves import Moves
 
 ENV_ID = "Faded/Steps-v0"

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from stages.concepts import ConceptSpace
 from stages.environment import torch_threads
-from stages.errors import UsageError
-from stages.explorers import Prober
+from stages.explorers.prober import Prober
 from stages.explorers.search import ShowProgress, silent
 from stages.ledger import Ledger
-from stages.microscopic.agent import WalkerSettings, train_and_walk
+from stages.microscopic.agent import train_and_walk
 from stages.microscopic.moves import Moves
+from stages.microscopic.settings import agent_settings
 from stages.microscopic.walks import (
     NEVER,
     Walks,
@@ -30,7 +29,7 @@ from stages.microscopic.walks import (
     walk_back,
     widths,
 )
-from stages.params import DiscoverConfig, MicroscopicConfig, validation_lines
+from stages.params import DiscoverConfig
 from stages.tasks.base import Task
 from stages.tasks.contract import Compute
 
@@ -134,19 +133,6 @@ def measure_robustness(
         **details,
     }
     return Robustness(table, metrics)
-
-
-def agent_settings(config: MicroscopicConfig) -> WalkerSettings:
-    """The settings of method rl.
-
-    Raises:
-        UsageError: naming those that are wrong.
-    """
-    try:
-        return WalkerSettings.model_validate(config.settings)
-    except ValidationError as error:
-        lines = validation_lines(error, WalkerSettings, "discover.microscopic.settings")
-        raise UsageError("; ".join(lines)) from None
 
 
 def _tell(tell: Any, spent: int, failures: int) -> None:

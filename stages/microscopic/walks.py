@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stages.explorers import Answers, Prober
+from stages.explorers.prober import Answers, Prober
 from stages.microscopic.moves import Moves
 
 NEVER = np.iinfo(np.int64).max  # steps to a failure that was not found

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from stages.concepts import Level
-from stages.intervals import Rate
 from stages.params import Strict
+from stages.records import Rate
 
 
 class ScreenSettings(Strict):

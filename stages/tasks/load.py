@@ -22,6 +22,8 @@ def resolve_device(name: str) -> str:
     Raises:
         UsageError: when a GPU is named and there is none.
     """
+    if name == "cpu":
+        return name
     import torch
 
     if name == "auto":
