@@ -18,6 +18,7 @@ from flows.evidence.archive import unzip_members
 from stages.decisions import files as decision_files
 from stages.decisions.model import Recorded
 from stages.errors import UsageError
+from stages.records import AuditFolder, audit_folder
 
 SCHEMA = 2
 MANIFEST, STATEMENT, ENVELOPE = "manifest.json", "statement.json", "statement.dsse.json"
@@ -37,6 +38,11 @@ WHOLE = {
     "compare": ("comparison.json", "provenance.json"),
     "conclude": ("verdict.json", "metrics.json", "provenance.json", "report.html", "model_card.md"),
 }
+# What the manifest takes from the provenance of the last stage.
+MADE = (
+    *("seed", "task", "device", "backend", "dtype", "threads", "batch_size"),
+    *("python", "platform", "versions", "git"),
+)
 _WHOLE = "|".join(rf"{stage}/(?:{'|'.join(map(re.escape, names))})" for stage, names in WHOLE.items())
 _MEMBER = re.compile(
     rf"(?:{'|'.join(map(re.escape, (*SEALS, PARAMS, LOCK)))})"
@@ -88,10 +94,17 @@ class Bundle:
             raise UsageError(f"{name} is not in the bundle")
         return self.members[name]
 
-    def json(self, stage: str, file: str) -> dict[str, Any]:
-        """A member of JSON."""
-        name = self.name(stage, file)
-        return parse_json(self.member(name), name)
+    @cached_property
+    def records(self) -> AuditFolder:
+        """What stages handed on."""
+
+        def read(path: Path) -> bytes:
+            data = self.member(path.as_posix())
+            if path.suffix == ".json":
+                parse_json(data, path.as_posix())  # which refuses more than records do
+            return data
+
+        return audit_folder(self.audit, read=read)
 
     def yaml(self, name: str) -> dict[str, Any]:
         """A member of YAML; parsed once, as several checks need it."""

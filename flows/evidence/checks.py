@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from flows.digests import content_hash_of, directory_md5, sha256
 from flows.evidence.bundle import (
     LOCK,
+    MADE,
     MANIFEST,
     PARAMS,
     SEALS,
@@ -27,6 +27,7 @@ from stages.decisions.merge import merge
 from stages.decisions.model import Recorded
 from stages.params import FeedbackConfig
 from stages.provenance import sha256_of_folder
+from stages.records import StageFolder
 
 # What each stage reads of the audit's own files: whatever graph a bundle's dvc.lock has, it joins these.
 _READS = {
@@ -168,7 +169,7 @@ def check_landscape(bundle: Bundle) -> Found:
     present = landscape_of(bundle)
     bound = {MANIFEST: bundle.manifest["landscape"]}
     if bundle.has("collect_feedback", "plan.json"):
-        bound[bundle.name("collect_feedback", "plan.json")] = bundle.json("collect_feedback", "plan.json")["landscape"]
+        bound[bundle.name("collect_feedback", "plan.json")] = bundle.records.collect_feedback.plan.landscape
     problems = [
         f"the landscape's files have the hash {present}, {name} is about landscape {named}"
         for name, named in bound.items()
@@ -215,7 +216,7 @@ def _used(bundle: Bundle) -> dict[str, str]:
     """The decision files that the plan was made from: name and SHA-256."""
     if not bundle.has("collect_feedback", "provenance.json"):
         return {}
-    return dict(bundle.json("collect_feedback", "provenance.json").get("decisions", {}))
+    return bundle.records.collect_feedback.provenance.decisions or {}
 
 
 def check_plan(bundle: Bundle) -> Found:
@@ -225,26 +226,28 @@ def check_plan(bundle: Bundle) -> Found:
         return Found("none: the audit ends after its landscape", [])
     from stages.collect_feedback import by_rule  # the rule itself, so that it is stated once
 
-    plan, summary = bundle.json("collect_feedback", "plan.json"), bundle.json("summarize", "landscape.json")
+    plan, landscape = bundle.records.collect_feedback.plan, bundle.records.summarize.landscape.to_json()
+    said = plan.to_json()
     feedback = FeedbackConfig.model_validate(bundle.yaml(PARAMS)["repairs"][bundle.audit]["feedback"])
     if feedback.policy == "top-k":
-        return Found(f"by the rule: {plan['reason']}", told(name, by_rule(feedback, summary), plan, also="landscape"))
+        follows = {"landscape": plan.landscape, **by_rule(feedback, landscape)}
+        return Found(f"by the rule: {plan.reason}", told(name, follows, said))
 
     chain, present = bundle.chain, landscape_of(bundle)
     kept = [k for k in counting(chain, feedback.keys, bundle.audit) if k.decision.landscape == present]
     decided = [k.decision for k in kept]
     if len(decided) < feedback.reviewers or not all(decision.approve for decision in decided):
-        said = ", ".join(f"{d.reviewer} {'approved' if d.approve else 'rejected'}" for d in decided) or "nobody decided"
+        who = ", ".join(f"{d.reviewer} {'approved' if d.approve else 'rejected'}" for d in decided) or "nobody decided"
         wanted = f"expected {feedback.reviewers} approval(s) and no rejection"
-        return Found("", [f"{name}: {wanted} of landscape {present}, found: {said}"])
-    merged = merge(decided, summary["modes"])
+        return Found("", [f"{name}: {wanted} of landscape {present}, found: {who}"])
+    merged = merge(decided, landscape["modes"])
     words = {mode["id"]: mode for mode in merged["modes"]}
-    about = [{key: mode[key] for key in ("id", "text", "region")} | words[mode["id"]] for mode in summary["modes"]]
+    about = [{key: mode[key] for key in ("id", "text", "region")} | words[mode["id"]] for mode in landscape["modes"]]
     follows = {"decided_by": "human", **merged, "modes": about}
-    problems = told(name, follows, {key: plan.get(key) for key in follows})
+    problems = told(name, follows, {key: said.get(key) for key in follows})
     record = bundle.name("collect_feedback", "provenance.json")
     problems += told(f"{record}: decisions", {k.path.name: k.sha256 for k in kept}, _used(bundle))
-    return Found(f"follows from {len(decided)} decision(s), by {plan['reviewer']}", problems)
+    return Found(f"follows from {len(decided)} decision(s), by {plan.reviewer}", problems)
 
 
 def check_provenance(bundle: Bundle) -> Found:
@@ -254,47 +257,52 @@ def check_provenance(bundle: Bundle) -> Found:
     """
     manifest, params = bundle.manifest, bundle.yaml(PARAMS)["audits"][bundle.audit]
     expected = {"audit": bundle.audit, "seed": params["seed"], "task": params["task"], **manifest["hashes"]}
-    problems, stages, named = [], [], set()
-    for name in bundle.members:
-        stage, file = PurePosixPath(name).parent.name, PurePosixPath(name).name
-        if file != "provenance.json":
-            continue
-        stages.append(stage)
-        record = bundle.json(stage, file)
-        home = f"data/{bundle.audit}"
-        read, wrote = (
-            {f"{place}/{path}": digest for path, digest in record[what].items()}
-            for what, place in (("read", home), ("wrote", f"{home}/{stage}"))
-        )
+    problems, named, home = [], set(), f"data/{bundle.audit}"
+    stages = {s: part for s, part in bundle.records.stages.items() if bundle.has(s, "provenance.json")}
+    for stage, part in stages.items():
+        problems += _unlike_records(bundle, stage, part)
+        name, record = bundle.name(stage, "provenance.json"), part.provenance
+        if not record.wrote or (stage != "prepare" and not record.read):
+            problems.append(f"{name} does not name what the stage read and wrote")
+        read = {f"{home}/{path}": digest for path, digest in record.read.items()}
+        wrote = {f"{home}/{stage}/{path}": digest for path, digest in record.wrote.items()}
         for path, digest in {**read, **wrote}.items():
             below = bundle.below(path)
             named |= {f"{path}/{name}".rstrip("/") for name in below}
             found = below[""]["sha256"] if "" in below else sha256_of_folder({n: e["sha256"] for n, e in below.items()})
             problems += told(f"{path}: SHA-256 that {stage} names", digest, found)
-        both = {key: value for key, value in expected.items() if key in record and record[key] is not None}
-        problems += told(name, both, {key: record[key] for key in both})
+        said = record.to_json()
+        both = {key: value for key, value in expected.items() if said.get(key) is not None}
+        problems += told(name, both, {key: said[key] for key in both})
     hashed = [name for name, entry in bundle.files.items() if "sha256" in entry and not entry["whole"]]
     problems += [f"{name}: no stage names its SHA-256" for name in hashed if name not in named]
     if bundle.has("collect_feedback", "plan.json"):
         plan = content_hash_of([("plan.json", bundle.member(bundle.name("collect_feedback", "plan.json")))])
         problems += told(f"{MANIFEST}: hashes.plan", plan, manifest["hashes"].get("plan"))
-    record = bundle.json(bundle.last_stage, "provenance.json")
-    for key in ("device", "backend", "dtype", "threads", "batch_size", "versions", "git", "python", "platform"):
-        problems += told(f"{MANIFEST}: {key}", record.get(key), manifest.get(key))
+    last = bundle.records.stages[bundle.last_stage].provenance.to_json()
+    for key in MADE:
+        problems += told(f"{MANIFEST}: {key}", last.get(key), manifest.get(key))
     return Found(f"{len(stages)} stages name the same model and data, and each other's files", problems)
 
 
-def told(where: str, expected: Any, found: Any, *, also: str = "") -> list[str]:
+def _unlike_records(bundle: Bundle, stage: str, part: StageFolder) -> list[str]:
+    """Where files say something else than the records that were read of them, to which 1 is True."""
+    problems = []
+    for kept, file in part.files().items():
+        name = bundle.name(stage, file)
+        if name in bundle.members and file.endswith(".json"):
+            problems += told(name, parse_json(getattr(part, kept).dump(), name), parse_json(bundle.members[name], name))
+    return problems
+
+
+def told(where: str, expected: Any, found: Any) -> list[str]:
     """In which places two documents differ, at most `MOST_TOLD` of them.
 
     Args:
         where: the document that was found.
         expected: what it should say.
         found: what it says.
-        also: a key that it may have beside (and `schema`, which every file has).
     """
-    if isinstance(expected, Mapping) and isinstance(found, Mapping) and also:
-        found = {key: value for key, value in found.items() if key not in ("schema", also)}
     differing = list(_differing("", expected, found))
     lines = [f"{where}{place}: expected {_short(a)}, found {_short(b)}" for place, a, b in differing[:MOST_TOLD]]
     return [*lines, f"{where}: {len(differing) - MOST_TOLD} more differences"] if len(differing) > MOST_TOLD else lines

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from flows.digests import sha256
 from flows.evidence.bundle import PARAMS, Bundle
 from flows.evidence.checks import Found, told
-from stages.records import Comparison, Document, Gate, Landscape, Plan, RepairVerdict
-
-R = TypeVar("R", bound=Document)
+from stages.records import Gate, Record, RepairVerdict
 
 
 def check_ratings(bundle: Bundle) -> Found:
@@ -30,12 +28,12 @@ def check_ratings(bundle: Bundle) -> Found:
 
     bound = config.model_dump(include={"sha256", "fails_below", "fails_above"}, exclude_none=True)
     learnt = ratings.model_dump(mode="json", exclude={"scale", "decisions"})
-    name, landscape = bundle.name("summarize", "landscape.json"), bundle.json("summarize", "landscape.json")
-    problems += _said(f"{name}: ratings", {**bound, **learnt}, landscape)
-    problems += told(f"{name}: threshold", ratings.threshold(config), landscape["threshold"])
+    name, landscape = bundle.name("summarize", "landscape.json"), bundle.records.summarize.landscape
+    problems += _said(f"{name}: ratings", {**bound, **learnt}, landscape.ratings)
+    problems += told(f"{name}: threshold", ratings.threshold(config), landscape.threshold)
     if bundle.has("compare", "comparison.json"):
         where = f"{bundle.name('compare', 'comparison.json')}: ratings"
-        problems += _said(where, bound, bundle.json("compare", "comparison.json"))
+        problems += _said(where, bound, bundle.records.compare.comparison.ratings)
     if config.file == bundle.ratings:  # else another audit's decisions taught them
         here = {kept.path.name: kept.sha256 for kept in bundle.chain}
         of_these = {name: here[name] for name in ratings.decisions if name in here}
@@ -44,9 +42,9 @@ def check_ratings(bundle: Bundle) -> Found:
     return Found(f"{ratings.ratings} by {who}, as {PARAMS} and the results say", problems)
 
 
-def _said(where: str, expected: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
+def _said(where: str, expected: Mapping[str, Any], found: Record | None) -> list[str]:
     """What results say of the ratings, among more that they have measured by them."""
-    said = results.get("ratings", {})
+    said = found.model_dump(mode="json", exclude_unset=True) if found else {}
     return told(where, expected, {key: said[key] for key in expected if key in said})
 
 
@@ -55,32 +53,29 @@ def check_verdict(bundle: Bundle) -> Found:
     from stages.landscape.gates import all_passed
 
     stage = bundle.last_stage
-    name, verdict, metrics = bundle.name(stage, "verdict.json"), *_both(bundle, stage)
-    gates = _repair_gates(bundle) if stage == "conclude" else _landscape_gates(bundle)
-    problems = told(f"{name}: gates", [gate.to_json() for gate in gates], verdict["gates"])
-    problems += told(f"{name}: passed", all_passed(gates), verdict["passed"])
-    problems += told(f"{bundle.name(stage, 'metrics.json')}: passed", verdict["passed"], metrics.get("passed"))
-    problems += told("manifest.json: passed", verdict["passed"], bundle.manifest["passed"])
-    if stage == "conclude":
-        problems += _same_numbers(bundle, verdict, metrics)
-    word = {True: "passed", False: "FAILED", None: "not judged" if gates else "no gates set"}[verdict["passed"]]
+    name, of = bundle.name(stage, "verdict.json"), bundle.records
+    last, gates = (of.conclude, _repair_gates(bundle)) if stage == "conclude" else (of.report, _landscape_gates(bundle))
+    verdict, metrics = last.verdict, last.metrics
+    problems = told(f"{name}: gates", [g.to_json() for g in gates], [g.to_json() for g in verdict.gates])
+    problems += told(f"{name}: passed", all_passed(gates), verdict.passed)
+    problems += told(f"{bundle.name(stage, 'metrics.json')}: passed", verdict.passed, metrics.passed)
+    problems += told("manifest.json: passed", verdict.passed, bundle.manifest["passed"])
+    if isinstance(verdict, RepairVerdict):
+        problems += _same_numbers(bundle, verdict)
+    word = {True: "passed", False: "FAILED", None: "not judged" if gates else "no gates set"}[verdict.passed]
     return Found(f"{word}; {len(gates)} gate(s) agree with their numbers", problems)
 
 
-def _both(bundle: Bundle, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    return bundle.json(stage, "verdict.json"), bundle.json(stage, "metrics.json")
-
-
-def _same_numbers(bundle: Bundle, verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+def _same_numbers(bundle: Bundle, verdict: RepairVerdict) -> list[str]:
     """Metrics repeat the differences; plan and verdict name the same people."""
-    plan, name = bundle.json("collect_feedback", "plan.json"), bundle.name("conclude", "verdict.json")
-    problems = []
+    plan, name = bundle.records.collect_feedback.plan, bundle.name("conclude", "verdict.json")
+    metrics, problems = bundle.records.conclude.metrics.more, []
     for key in ("decided_by", "reviewer", "by"):
-        problems += told(f"{name}: {key}", plan.get(key), verdict.get(key))
-    for measure, entry in bundle.json("compare", "comparison.json")["differences"].items():
+        problems += told(f"{name}: {key}", getattr(plan, key), getattr(verdict, key))
+    for measure, entry in bundle.records.compare.comparison.differences.items():
         for key in ("before", "after", "change", "low", "high"):
             where = f"{bundle.name('conclude', 'metrics.json')}: {measure}_{key}"
-            problems += told(where, entry.get(key), metrics.get(f"{measure}_{key}"))
+            problems += told(where, getattr(entry, key), metrics.get(f"{measure}_{key}"))
     return problems
 
 
@@ -89,8 +84,8 @@ def _landscape_gates(bundle: Bundle) -> list[Gate]:
     from stages.params import LandscapeGates
 
     set_ = bundle.yaml(PARAMS)["audits"][bundle.audit].get("gates")
-    landscape = _record(bundle, "summarize", "landscape.json", Landscape)
-    return landscape_gates(None if set_ is None else LandscapeGates.model_validate(set_), landscape)
+    gates = None if set_ is None else LandscapeGates.model_validate(set_)
+    return landscape_gates(gates, bundle.records.summarize.landscape)
 
 
 def _repair_gates(bundle: Bundle) -> list[Gate]:
@@ -98,12 +93,7 @@ def _repair_gates(bundle: Bundle) -> list[Gate]:
     from stages.params import Gates
 
     gates = Gates.model_validate(bundle.yaml(PARAMS)["repairs"][bundle.audit]["gates"])
-    return repair_gates(gates, _record(bundle, "compare", "comparison.json", Comparison))
-
-
-def _record(bundle: Bundle, stage: str, file: str, kind: type[R]) -> R:
-    data = {key: value for key, value in bundle.json(stage, file).items() if key != "schema"}
-    return kind.from_json(data, bundle.name(stage, file))
+    return repair_gates(gates, bundle.records.compare.comparison)
 
 
 def _installed() -> str | None:
@@ -123,11 +113,8 @@ def check_card(bundle: Bundle) -> Found:
     name, wrote = bundle.name("conclude", "model_card.md"), (bundle.manifest.get("versions") or {}).get("faded")
     if wrote != (here := _installed()):
         return Found(f"not made again: it is by faded {wrote}, this is {here}", [], "not checked")
-    section = evaluation_section(
-        _record(bundle, "compare", "comparison.json", Comparison),
-        _record(bundle, "conclude", "verdict.json", RepairVerdict),
-        _record(bundle, "collect_feedback", "plan.json", Plan),
-    )
+    of = bundle.records
+    section = evaluation_section(of.compare.comparison, of.conclude.verdict, of.collect_feedback.plan)
     if not bundle.member(name).decode("utf-8").endswith(section):
         return Found("", [f"{name}: its section on the evaluation does not match the verdict"])
     return Found("its table matches the verdict", [])

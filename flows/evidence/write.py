@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from flows.evidence.archive import LARGEST, zip_members
 from flows.evidence.bundle import (
     ENVELOPE,
     LOCK,
+    MADE,
     MANIFEST,
     PARAMS,
     SCHEMA,
@@ -40,14 +40,11 @@ from stages.errors import FadedError, UsageError
 from stages.files import read_state, replace_file, stage_dir, write_state
 from stages.params import DATA, Params
 from stages.ratings import read_ratings
+from stages.records import audit_folder
 
 NO_SIGN = "FADED_NO_SIGN"
 _FOR_ALL = ("prepare", "discover", "summarize", "report")
 _FOR_REPAIRS = ("collect_feedback", "restructure", "re_evaluate", "compare", "conclude")
-_TOLD = (
-    *("seed", "task", "device", "backend", "dtype", "threads", "batch_size"),
-    *("python", "platform", "versions", "git"),
-)
 
 
 def bundles_dir(audit: str) -> Path:
@@ -198,14 +195,16 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
         entry = _entry(members[name]) if name in members else _hashed(Path(name), hashes)
         parts.setdefault(part_of(name, audit, last), {})[name] = entry
 
-    provenance, verdict = (_read(stage_dir(audit, last) / name) for name in ("provenance.json", "verdict.json"))
+    here = audit_folder(audit)
+    judged = here.conclude if audit in params.repairs else here.report
+    made = judged.provenance.to_json()
     manifest = {
         "schema": SCHEMA,
         "audit": audit,
-        "passed": verdict.get("passed"),
+        "passed": judged.verdict.passed,
         "landscape": landscape_hash(audit),
         "hashes": {name: hashes.content(path) for name, path in _hashed_by_stages(audit).items() if path.exists()},
-        **{key: provenance.get(key) for key in _TOLD},
+        **{key: made.get(key) for key in MADE},
         "parts": parts,
     }
     hashes.save()
@@ -252,14 +251,6 @@ def _hashed(path: Path, hashes: Hashes) -> dict[str, Any]:
     """Of what no stage names by its SHA-256, only what DVC knows: any other hash could be replaced unseen."""
     named = {} if path.relative_to(DATA).parts[1] in ("inputs", "decisions") else {"sha256": hashes.sha256(path)}
     return {"size": path.stat().st_size, "md5": hashes.md5(path), **named, "whole": False}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def evidence_of(params: Params, audit: str, *, sign: bool = True) -> Path:
