@@ -16,6 +16,7 @@ from stages.microscopic.moves import Moves
 from stages.pages import Gallery, write_comparison_report, write_landscape_report
 from stages.records import Compared, Comparison, Landscape, RepairVerdict, ShownExample, Verdict
 from stages.records.base import FlatMetrics
+from stages.records.search import Walks
 from stages.tasks.contract import Exhibit
 
 HOSTILE = "<script>alert(1)</script>"
@@ -150,7 +151,9 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
     probes = make_probes(space, landscape, rng)
     walked = make_walked(space, rng)
     for mode, region in zip(modes, regions, strict=True):
-        mode["minimal"] = reached(walked, space, region)
+        mode["minimal"] = reached(walked, space, region).to_json()
+    robustness = summarize_robustness(walked, space, Walks(method="beam", probes=1830, items=25))
+    assert robustness is not None
     summary = {
         "audit": HOSTILE if hostile else "mnist",
         "concepts": space.to_json(),
@@ -162,7 +165,7 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         "effects": effects,
         "modes": modes,
         "modes_found_again": {"named": 3, "again": 2, "in_halves": {"M1": 2, "M2": 1, "M3": 0}},
-        "robustness": summarize_robustness(walked, space, {"method": "beam", "probes": 1830}),
+        "robustness": robustness.to_json(),
         "items": 50,
         "estimator": {
             "name": "boosted trees", "log_loss": 0.412, "log_loss_constant": 0.553, "brier": 0.131,

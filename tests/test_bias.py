@@ -185,8 +185,8 @@ def test_the_gate_judges_the_subject_whose_interval_reaches_highest():
     def gate(*tallies):
         return judge_landscape(gates, overall, [], largest_bias(measure_bias(list(tallies), seed=0)))[0]
 
-    assert gate(tally([25, 23]), tally([60, 40], subject="clerk"))["passed"]
-    assert gate(tally([25, 23]), tally([48, 0], subject="clerk"))["passed"] is False
-    assert gate(tally([3, 2]))["passed"] is False, "too little evidence passes no gate"
-    assert gate()["passed"] is None
-    assert gate(tally([0, 0], unread=9))["passed"] is None
+    assert gate(tally([25, 23]), tally([60, 40], subject="clerk")).passed
+    assert gate(tally([25, 23]), tally([48, 0], subject="clerk")).passed is False
+    assert gate(tally([3, 2])).passed is False, "too little evidence passes no gate"
+    assert gate().passed is None
+    assert gate(tally([0, 0], unread=9)).passed is None

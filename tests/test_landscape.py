@@ -155,7 +155,7 @@ def test_the_same_probes_give_the_same_landscape(smooth, both):
 
 def test_effects_follow_the_truth(smooth, both):
     probes, landscape = both
-    rows = pd.DataFrame(effects(landscape, smooth.concepts, probes))
+    rows = pd.DataFrame([effect.to_json() for effect in effects(landscape, smooth.concepts, probes)])
     assert len(rows) == 18
     levels = smooth.concepts.cells()[:, 0]
     for row in rows[rows["concept"] == "rotation"].itertuples():
@@ -178,10 +178,10 @@ def test_a_jump_between_levels_is_counted_where_it_can_be_and_else_estimated():
     ids = [f"i{n}" for n in range(20)]
     smooth = estimate(jumped, ids, rng.normal(size=(20, 3)), space, threshold=0.0, seed=0)
     rows = effects(smooth, space, jumped)[:3]
-    assert [round(row["rate"], 1) for row in rows] == [0.0, 0.0, 0.8]
-    assert rows[0]["low"] == 0 < rows[0]["high"] < 0.03
+    assert [round(row.rate, 1) for row in rows] == [0.0, 0.0, 0.8]
+    assert rows[0].low == 0 < rows[0].high < 0.03
     few = effects(smooth, space, jumped.iloc[:100])[:3]
-    assert [row["rate"] for row in few] == [
+    assert [row.rate for row in few] == [
         smooth.mean_rate(smooth.table["jump"].to_numpy() == level).value for level in range(3)
     ]
 

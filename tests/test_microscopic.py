@@ -23,6 +23,7 @@ from stages.microscopic.search import Robustness, agent_settings, measure_robust
 from stages.microscopic.settings import WalkerSettings
 from stages.microscopic.walks import Walks, reduce_strongest, try_alone
 from stages.params import DiscoverConfig, MicroscopicConfig
+from stages.records import search
 from stages.tasks.contract import Items, ProbeBatch
 from tests.landscapes import planted
 
@@ -200,10 +201,10 @@ def test_an_item_that_holds_is_told_as_far_as_it_was_searched() -> None:
     table = found.table
     assert (table["status"] == "not found").all() and table[["radius", *SPACE.names]].isna().all().all()
     assert (table["searched"] == 4).all() and found.metrics["not_found"] == 24
-    summary = summarize_robustness(table, SPACE, found.metrics)
-    assert summary is not None and [entry["steps"] for entry in summary["within"]] == [0, 1, 2, 3, 4]
-    assert summary["median_radius"] is None and summary["searched"] == 4
-    assert all(entry["value"] == 0 < entry["high"] for entry in summary["within"])
+    summary = summarize_robustness(table, SPACE, search.Walks(**found.metrics))
+    assert summary is not None and [entry.steps for entry in summary.within] == [0, 1, 2, 3, 4]
+    assert summary.median_radius is None and summary.searched == 4
+    assert all(entry.value == 0 < entry.high for entry in summary.within)
 
 
 def test_an_enumerated_grid_costs_nothing_and_is_searched_exactly() -> None:
@@ -225,9 +226,9 @@ def test_what_was_not_asked_is_not_said_to_hold() -> None:
     found = explore(task, budget=24 + 3 * 10)  # each at the start; by each concept alone only ten of them
     table = found.table
     assert table["tried_alone"].sum() == 10 and (table["alone_fog"].notna() == table["tried_alone"]).all()
-    summary = summarize_robustness(table, SPACE, found.metrics)
-    assert summary is not None and {row["alone"]["n"] for row in summary["directions"]} == {10}
-    assert {row["alone"]["value"] for row in summary["directions"]} == {1.0}
+    summary = summarize_robustness(table, SPACE, search.Walks(**found.metrics))
+    assert summary is not None and {row.alone.n for row in summary.directions} == {10}
+    assert {row.alone.value for row in summary.directions} == {1.0}
 
 
 @pytest.mark.parametrize("method", ["beam", "exact"])
@@ -235,9 +236,9 @@ def test_a_budget_of_one_asks_one_item(method: str) -> None:
     found = explore(task := Sloped(bears=1.0), method=method, budget=1)
     assert task.queries == 1 and found.table["status"].tolist() == ["not found"]
     assert found.table[["searched", "at_least"]].iloc[0].tolist() == [0, 1]
-    summary = summarize_robustness(found.table, SPACE, found.metrics)
-    assert summary is not None and [entry["steps"] for entry in summary["within"]] == [0]
-    assert {row["alone"]["value"] for row in summary["directions"]} == {None}
+    summary = summarize_robustness(found.table, SPACE, search.Walks(**found.metrics))
+    assert summary is not None and [entry.steps for entry in summary.within] == [0]
+    assert {row.alone.value for row in summary.directions} == {None}
 
 
 @pytest.mark.parametrize(
@@ -249,23 +250,23 @@ def test_one_concept_categories_and_two_directions(concepts: tuple[Concept, ...]
     task = Sloped(ConceptSpace(concepts), bears=1.2)
     found, truth = explore(task, method=method), task.radii()
     np.testing.assert_array_equal(radius_of(found), truth)
-    summary = summarize_robustness(found.table, task.concepts, found.metrics)
-    assert summary is not None and sum(entry["items"] for entry in summary["together"]) == summary["found"]
+    summary = summarize_robustness(found.table, task.concepts, search.Walks(**found.metrics))
+    assert summary is not None and sum(entry.items for entry in summary.together) == summary.found
 
 
 def test_nothing_is_asked_where_nothing_is_wanted() -> None:
     task = Sloped()
     found = explore(task, method="none")
     assert task.queries == 0 and found.table.empty and {"item", "radius", "alone_fog"} <= set(found.table)
-    assert summarize_robustness(found.table, SPACE, found.metrics) is None
+    assert summarize_robustness(found.table, SPACE, search.Walks(**found.metrics)) is None
 
 
 def test_without_a_neutral_level_steps_start_at_the_first_and_that_is_said() -> None:
     space = ConceptSpace((*SPACE.concepts[:2], Concept("dust", (10, 20, 30))))
     found = explore(Sloped(space), method="exact")
-    summary = summarize_robustness(found.table, space, found.metrics)
-    assert summary is not None and summary["not_neutral"] == ["dust"]
-    assert summary["start"] == "tilt 0, fog 0, dust 10"
+    summary = summarize_robustness(found.table, space, search.Walks(**found.metrics))
+    assert summary is not None and summary.not_neutral == ["dust"]
+    assert summary.start == "tilt 0, fog 0, dust 10"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ from stages.landscape import Mode, confirm, estimate, find_regions, name_modes, 
 from stages.landscape.again import found_again, jaccard, name_in_halves, reproducibility
 from stages.landscape.modes import worse_items, worse_probes
 from stages.params import SummarizeConfig
+from stages.records.landscape import Minimal
 from tests.landscapes import CORNERS, adaptive, inside, planted, uniform
+
+NOTHING = Minimal(reached=0, of=0, median_radius=None)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_rates_come_from_unseen_uniform_probes(named):
 
 
 def test_an_entry_is_plain_and_complete(named):
-    entry = named[2][0].to_json(named[0].concepts)
+    entry = named[2][0].record(named[0].concepts, NOTHING, None, []).to_json()
     assert {"id", "region", "text", "rate", "low", "high", "probes", "failures", "lift", "share", "confirmed"} <= set(
         entry
     )
@@ -164,8 +167,8 @@ def test_a_region_no_unseen_probe_fell_into_is_not_measured():
     unseen = uniform(task, 500)
     unseen = unseen[~region.contains(task.concepts, unseen[task.concepts.names].to_numpy())]
     (mode,) = confirm(task.concepts, [region], cells, rates, unseen)
-    entry = mode.to_json(task.concepts)
-    assert (entry["rate"], entry["low"], entry["high"], entry["probes"]) == (None, None, None, 0)
+    entry = mode.record(task.concepts, NOTHING, None, [])
+    assert (entry.rate, entry.low, entry.high, entry.probes) == (None, None, None, 0)
     assert not mode.confirmed
     assert mode.estimate == 1.0
 
@@ -282,8 +285,8 @@ def test_independent_halves_of_the_items_name_planted_modes_and_disagree_on_nois
     assert found_again(planted_modes, halves[0], task.concepts).share == 1.0
     assert found_again(planted_modes, halves[1], task.concepts).share == 1.0
     story = reproducibility(task.concepts, modes, halves)
-    assert story["named"] == story["again"] == 2
-    assert [story["in_halves"][mode.id] for mode in modes[:2]] == [2, 2]
+    assert story.named == story.again == 2
+    assert [story.in_halves[mode.id] for mode in modes[:2]] == [2, 2]
     rng = np.random.default_rng(0)
     cells = task.concepts.cells()
     noise = [

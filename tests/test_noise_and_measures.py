@@ -14,6 +14,8 @@ from stages.errors import UsageError
 from stages.files import read_json, stage_dir
 from stages.landscape import Paired, against_noise, invalid_probes, invalid_share, targeting
 from stages.landscape.measures import compare_measures, measure_answers
+from stages.records import Difference
+from stages.records.repair import Measures
 from stages.tasks.base import offers
 from stages.tasks.contract import Items
 from tests.landscapes import planted, uniform
@@ -23,7 +25,7 @@ from tests.test_re_evaluate import TARGET, audited, repaired
 MEASURES = {"words", "in the article"}
 
 
-def difference(before: np.ndarray, after: np.ndarray, **others: np.ndarray) -> dict:
+def difference(before: np.ndarray, after: np.ndarray, **others: np.ndarray) -> Difference:
     n = len(before)
     failed = {"before": before, "after": after, **others}
     everywhere = np.ones(n, dtype=bool)
@@ -36,34 +38,35 @@ def test_an_improvement_has_to_be_one_over_both_answers_of_the_model_before():
     half = before & (rng.random(600) < 0.5)
     flipped = before ^ (rng.random(600) < 0.02)
     beyond = against_noise(difference(before, half, noise=flipped))
-    assert beyond["beyond"]
-    assert "is beyond the noise: the same model asked again differs by" in beyond["statement"]
+    assert beyond.beyond
+    assert "is beyond the noise: the same model asked again differs by" in beyond.statement
     within = against_noise(difference(before, half, noise=before & (rng.random(600) < 0.5)))
-    assert not within["beyond"]
-    assert "is within the noise" in within["statement"]
+    assert not within.beyond
+    assert "is within the noise" in within.statement
     worse = against_noise(difference(half, before, noise=half))
-    assert (worse["beyond"], worse["statement"]) == (False, None), "where nothing improved, nothing is claimed"
+    assert (worse.beyond, worse.statement) == (False, None), "where nothing improved, nothing is claimed"
     assert against_noise(difference(before, half)) is None
 
 
 def test_a_row_holds_the_noise_as_it_holds_the_control():
     before, after, again = (np.arange(600) % k == 0 for k in (2, 4, 3))
     entry = difference(before, after, control=before, noise=again)
-    assert entry["noise"]["change"] == pytest.approx(1 / 3 - 1 / 2)
-    assert entry["noise"]["low"] < entry["noise"]["change"] < entry["noise"]["high"]
-    assert entry["noise"]["repair_minus_noise"]["value"] == pytest.approx(1 / 4 - 1 / 3)
-    assert set(entry["control"]) - {"repair_minus_control"} == set(entry["noise"]) - {"repair_minus_noise"}
+    assert entry.noise.change == pytest.approx(1 / 3 - 1 / 2)
+    assert entry.noise.low < entry.noise.change < entry.noise.high
+    assert entry.noise.repair_minus_noise.value == pytest.approx(1 / 4 - 1 / 3)
+    control, noise = (other.model_fields_set for other in (entry.control, entry.noise))
+    assert control - {"repair_minus_control"} == noise - {"repair_minus_noise"}
 
 
 def test_the_control_is_called_what_it_was():
     fails = np.arange(600) % 2 == 0
     nothing = np.zeros(600, dtype=bool)
-    helped = targeting(difference(fails, nothing, control=fails), "clean")["statement"]
+    helped = targeting(difference(fails, nothing, control=fails), "clean").statement
     assert helped.startswith("what the repair knows of the changes helped: -50.0 points [")
     assert "against the same steps on unchanged inputs" in helped
-    same = targeting(difference(fails, nothing, control=nothing), "clean")["statement"]
+    same = targeting(difference(fails, nothing, control=nothing), "clean").statement
     assert same.startswith("no better than the same steps on unchanged inputs")
-    assert targeting(difference(fails, nothing, control=fails))["statement"].startswith("targeting the modes helped")
+    assert targeting(difference(fails, nothing, control=fails)).statement.startswith("targeting the modes helped")
 
 
 def texts(n: int = 12) -> tuple[PlantedTexts, pd.DataFrame]:
@@ -77,7 +80,7 @@ def texts(n: int = 12) -> tuple[PlantedTexts, pd.DataFrame]:
     return task, table.assign(item=ids, valid=True, output=task.probe(ids, cells).outputs)
 
 
-def measures(task: PlantedTexts, **answers: pd.DataFrame) -> dict:
+def measures(task: PlantedTexts, **answers: pd.DataFrame) -> Measures:
     measured = measure_answers(dict.fromkeys(answers, task), {"clean": answers}, task.concepts.names)
     return compare_measures(answers, measured, resamples=200, seed=0)
 
@@ -89,25 +92,25 @@ def test_measures_are_means_over_the_same_valid_pairs():
     before.loc[0, "valid"] = False
     after = before.assign(output="the river")
     found = measures(task, before=before, after=after, noise=before)
-    assert (found["pairs"], found["items"], found["invalid"]) == (11, 11, 1)
-    words = found["measures"]["words"]
-    assert (words["before"], words["after"], words["change"], words["pairs"]) == (8.0, 2.0, -6.0, 11)
-    assert words["low"] < -6.0 < words["high"]
-    assert words["noise"]["change"] == 0.0
-    assert words["baselines"] == {"first two words": 2.0}
-    referenced = found["measures"]["in the article"]
-    assert referenced["pairs"] == 5, "an item without a value is left out of all means"
-    assert referenced["before"] == referenced["baselines"]["first two words"] == 1.0
+    assert (found.pairs, found.items, found.invalid) == (11, 11, 1)
+    words = found.measures["words"]
+    assert (words.before, words.after, words.change, words.pairs) == (8.0, 2.0, -6.0, 11)
+    assert words.low < -6.0 < words.high
+    assert words.noise.change == 0.0
+    assert words.baselines == {"first two words": 2.0}
+    referenced = found.measures["in the article"]
+    assert referenced.pairs == 5, "an item without a value is left out of all means"
+    assert referenced.before == referenced.baselines["first two words"] == 1.0
 
 
 def test_a_measure_without_any_value_has_no_mean():
     task, before = texts(2)
     odd = before.iloc[1:]
     found = measures(task, before=odd, after=odd)
-    entry = found["measures"]["in the article"]
-    assert (entry["before"], entry["change"], entry["baselines"]) == (None, None, {"first two words": None})
+    entry = found.measures["in the article"]
+    assert (entry.before, entry.change, entry.baselines) == (None, None, {"first two words": None})
     nothing = before.iloc[:0]
-    assert measures(task, before=nothing, after=nothing) == {"pairs": 0, "items": 0, "invalid": 0, "measures": {}}
+    assert measures(task, before=nothing, after=nothing) == Measures(pairs=0, items=0, invalid=0, measures={})
 
 
 @pytest.mark.parametrize(
@@ -124,16 +127,16 @@ def test_invalid_probes_are_counted_where_they_occur():
     task = planted(items=20)
     task._invalid = [Region({"rain": (4,)})]
     probes = uniform(task, 900)
-    assert invalid_probes(task.concepts, probes)["count"] == 0, "a table that does not say so has none"
+    assert invalid_probes(task.concepts, probes).count == 0, "a table that does not say so has none"
     probes["valid"] = probes["rain"] != 4
     agent = probes[probes["rain"] == 4].assign(role="agent")
     found = invalid_probes(task.concepts, pd.concat([probes, agent], ignore_index=True))
-    assert found["count"] == 2 * len(agent)
-    assert found["value"] == pytest.approx(len(agent) / len(probes))
-    assert found["low"] < found["value"] < found["high"]
-    worst = max(found["levels"], key=lambda row: row["value"])
-    assert (worst["concept"], worst["label"], worst["value"], worst["n"]) == ("rain", "4", 1.0, len(agent))
-    assert not [row for row in found["levels"] if row["concept"] == "rain" and row["level"] < 4]
+    assert found.count == 2 * len(agent)
+    assert found.value == pytest.approx(len(agent) / len(probes))
+    assert found.low < found.value < found.high
+    worst = max(found.levels, key=lambda row: row.value)
+    assert (worst.concept, worst.label, worst.value, worst.n) == ("rain", "4", 1.0, len(agent))
+    assert not [row for row in found.levels if row.concept == "rain" and row.level < 4]
     assert invalid_share(task.concepts, Region({"rain": (3, 4)}), probes) == pytest.approx(0.5, abs=0.1)
     assert invalid_share(task.concepts, Region({"rain": (4,)}), probes.iloc[:0]) is None
 

@@ -99,7 +99,7 @@ def test_the_landscape_names_what_the_report_shows() -> None:
     both = pd.concat([probes, probes.assign(role="agent")])  # explorer and control have asked the same
     region = Region.from_json({"tilt": [2, 3, 4], "fog": [2, 3, 4]})
     mode = Mode("M7", region, Rate(0.5, 0.4, 0.6, 9), 9, 0.5, 3.0, 0.16, True)
-    rows = pick_examples(task.concepts, mode, both, 0)
+    rows = pd.DataFrame([example.to_json() for example in pick_examples(task.concepts, mode, both, 0)])
     failing = int(rows["failed"].sum())
     assert rows["id"].tolist() == [f"M7.{n}" for n in range(1, len(rows) + 1)]
     assert rows["failed"].tolist() == [True] * failing + [False] * (len(rows) - failing)
@@ -110,7 +110,7 @@ def test_the_landscape_names_what_the_report_shows() -> None:
         assert (row.output, row.failed) == (answer.outputs[0], answer.failed[0])
         assert row.discrepancy == answer.discrepancy[0]
     blamed = both.assign(valid=~both["item"].isin(rows["item"]))
-    assert not pick_examples(task.concepts, mode, blamed, 0)["item"].isin(rows["item"]).any()
+    assert not {example.item for example in pick_examples(task.concepts, mode, blamed, 0)} & set(rows["item"])
     [named] = landscape_file([{"id": "M7", "region": {}, "text": "", "examples": rows.to_dict("records")}])["modes"]
     shown = exhibits(task, [ModeRecord.computed(named)], 4)["M7"]  # how many are shown changes no id
     rows = rows.groupby("failed", sort=False).head(4)

@@ -177,9 +177,9 @@ def test_a_landscape_says_how_much_of_it_lies_outside_of_what_was_rated() -> Non
     landscape = estimate(probes, ids, embeddings, task.concepts, threshold=0.5, seed=1)
     found = against_automatic(landscape, probes, ids, embeddings, task.concepts, ratings=ratings, **asked).summary
     below, above = (probes["automatic"] < -0.3).mean(), (probes["automatic"] > 0.1).mean()
-    assert below > 0 and above > 0 and found["outside"]["value"] == pytest.approx(below + above)
-    assert found["unfounded"]["value"] == pytest.approx(below)  # all that was rated fails: what of the better ones?
-    assert found["unfounded"]["low"] < found["unfounded"]["value"] < found["unfounded"]["high"]
+    assert below > 0 and above > 0 and found.outside.value == pytest.approx(below + above)
+    assert found.unfounded.value == pytest.approx(below)  # all that was rated fails: what of the better ones?
+    assert found.unfounded.low < found.unfounded.value < found.unfounded.high
 
 
 # The report

@@ -16,7 +16,7 @@ from stages.files import read_json, stage_dir, write_json
 from stages.landscape import Paired, Rate, all_passed, draw_pairs, judge, judge_landscape, judge_repair
 from stages.landscape.compare import compare_quality, risen, targeting
 from stages.params import Gates, LandscapeGates
-from stages.records import Gate
+from stages.records import Difference, Gate
 from tests.landscapes import planted
 from tests.workspace import ROOT, repair_verdict
 
@@ -36,10 +36,10 @@ LEVELS = [0, 1, 2, 3, 4]
     ],
 )
 def test_a_gate_needs_the_whole_interval(rate, passed):
-    assert judge("newly_failing.max", 0.05, rate, upper=True)["passed"] is passed
+    assert judge("newly_failing.max", 0.05, rate, upper=True).passed is passed
     if rate is not None:
         mirrored = Rate(-rate.value, -rate.high, -rate.low, rate.n)
-        assert judge("clean_quality.min", -0.05, mirrored, upper=False)["passed"] is passed
+        assert judge("clean_quality.min", -0.05, mirrored, upper=False).passed is passed
 
 
 def test_gates_on_values_and_changes():
@@ -60,7 +60,7 @@ def test_gates_on_values_and_changes():
         "target_failure_rate": Rate(-0.2, -0.3, -0.05, 9),
         "clean_quality": Rate(-0.01, -0.015, 0.0, 9),
     }
-    entries = {e["gate"]: e["passed"] for e in judge_repair(gates, after, change)}
+    entries = {e.gate: e.passed for e in judge_repair(gates, after, change)}
     assert entries == {
         "target_failure_rate.max": True,
         "target_failure_rate.change_max": False,
@@ -82,9 +82,9 @@ def test_a_gate_that_was_not_judged_makes_no_pass(results, passed):
 def test_gates_on_the_landscape_itself():
     overall, worst = Rate(0.2, 0.18, 0.22, 900), Rate(0.7, 0.6, 0.8, 90)
     gates = LandscapeGates(max_failure_rate=0.3, max_mode_rate=0.5)
-    assert [e["passed"] for e in judge_landscape(gates, overall, [worst])] == [True, False]
-    assert [e["passed"] for e in judge_landscape(gates, overall, [Rate(0.3, 0.2, 0.4, 90), worst])] == [True, False]
-    assert [e["passed"] for e in judge_landscape(gates, overall, [])] == [True, True]
+    assert [e.passed for e in judge_landscape(gates, overall, [worst])] == [True, False]
+    assert [e.passed for e in judge_landscape(gates, overall, [Rate(0.3, 0.2, 0.4, 90), worst])] == [True, False]
+    assert [e.passed for e in judge_landscape(gates, overall, [])] == [True, True]
     assert judge_landscape(None, overall, [worst]) == []
 
 
@@ -116,11 +116,11 @@ def test_targeting_is_claimed_only_beyond_chance():
     fails = {"before": before, "after": before & (rng.random(600) < 0.5), "control": before & (rng.random(600) < 0.5)}
     arguments = (np.arange(600) % 30, np.zeros((600, 1)), np.ones(600, dtype=bool), 1.0)
     same = targeting(Paired(*arguments, fails, resamples=300, seed=0).difference())
-    assert not same["helped"]
-    assert "improved in general" in same["statement"]
+    assert not same.helped
+    assert "improved in general" in same.statement
     better = targeting(Paired(*arguments, {**fails, "control": before}, resamples=300, seed=0).difference())
-    assert better["helped"]
-    assert targeting({"after": 0.1}) is None
+    assert better.helped
+    assert targeting(Difference.measured(Rate(0.1, 0.0, 0.2, 9))) is None
 
 
 def test_a_quality_unchanged_in_few_items_has_not_been_shown_to_be_unchanged():
@@ -140,7 +140,7 @@ def test_of_many_regions_one_rises_by_chance():
     fails = {"before": np.zeros(400, dtype=bool), "after": after}
     paired = Paired(items, cells, np.zeros(400, dtype=bool), 0.0, fails, resamples=2000, seed=0)
     regions = [Region({"x": (k,)}) for k in range(20)]
-    assert [region["region"] for region in risen(paired, space, regions[:1])] == [{"x": [0]}]
+    assert [region.region for region in risen(paired, space, regions[:1])] == [{"x": [0]}]
     assert risen(paired, space, regions) == []
 
 

@@ -8,6 +8,8 @@ from stages.concepts import Region
 from stages.landscape.robustness import describe_change, nearest, reached, summarize_robustness
 from stages.pages.robustness import RobustnessView, robustness_view
 from stages.records import Landscape
+from stages.records.landscape import Minimal
+from stages.records.search import Walks
 from tests.report_samples import FOUR, make_inputs, write_landscape
 from tests.test_microscopic import SPACE
 
@@ -27,21 +29,21 @@ def hand_made() -> pd.DataFrame:
 
 
 def test_shares_go_as_far_as_all_items_were_searched() -> None:
-    summary = summarize_robustness(hand_made(), SPACE, {"method": "beam", "probes": 77})
+    summary = summarize_robustness(hand_made(), SPACE, Walks(method="beam", probes=77, items=5))
     assert summary is not None
-    assert [entry["value"] for entry in summary["within"]] == [0.2, 0.2, 0.4, 0.6, 0.6]  # i4 is unknown from 5 on
-    assert summary["median_radius"] == 3 and summary["proven"] == 1
-    tilt, fog, dust = summary["directions"]
-    assert (tilt["concept"], tilt["used"], tilt["mean_steps"], tilt["alone_median_steps"]) == ("tilt", 3, 8 / 3, 2.5)
-    assert (tilt["alone"]["value"], tilt["alone"]["n"]) == (0.5, 4)  # of those that pass unchanged
-    assert (fog["used"], fog["mean_steps"], dust["used"], dust["mean_steps"]) == (1, 2, 0, None)
-    assert summary["together"] == [{"concepts": ["tilt"], "items": 2}, {"concepts": ["tilt", "fog"], "items": 1}]
+    assert [entry.value for entry in summary.within] == [0.2, 0.2, 0.4, 0.6, 0.6]  # i4 is unknown from 5 on
+    assert summary.median_radius == 3 and summary.proven == 1
+    tilt, fog, dust = summary.directions
+    assert (tilt.concept, tilt.used, tilt.mean_steps, tilt.alone_median_steps) == ("tilt", 3, 8 / 3, 2.5)
+    assert (tilt.alone.value, tilt.alone.n) == (0.5, 4)  # of those that pass unchanged
+    assert (fog.used, fog.mean_steps, dust.used, dust.mean_steps) == (1, 2, 0, None)
+    assert [(e.concepts, e.items) for e in summary.together] == [(["tilt"], 2), (["tilt", "fog"], 1)]
 
 
 def test_modes_are_told_what_ends_in_them() -> None:
     strong = Region({"tilt": (3, 4, 5)})
-    assert reached(hand_made(), SPACE, strong) == {"reached": 2, "of": 3, "median_radius": 4.0}
-    assert reached(hand_made(), SPACE, Region({"dust": (5,)})) == {"reached": 0, "of": 3, "median_radius": None}
+    assert reached(hand_made(), SPACE, strong) == Minimal(reached=2, of=3, median_radius=4.0)
+    assert reached(hand_made(), SPACE, Region({"dust": (5,)})) == Minimal(reached=0, of=3, median_radius=None)
 
 
 def test_examples_are_the_nearest_of_different_kinds() -> None:
@@ -54,8 +56,9 @@ def test_the_report_has_the_section_where_there_is_one(tmp_path) -> None:
     inputs = make_inputs(*FOUR, images=False)
     write_landscape(tmp_path / "without.html", **inputs | {"summary": inputs["summary"] | {"robustness": None}})
     assert 'id="robustness"' not in (tmp_path / "without.html").read_text(encoding="utf-8")
-    summary = summarize_robustness(hand_made(), SPACE, {"method": "beam", "probes": 77})
-    inputs["summary"] |= {"robustness": summary}
+    summary = summarize_robustness(hand_made(), SPACE, Walks(method="beam", probes=77, items=5))
+    assert summary is not None
+    inputs["summary"] |= {"robustness": summary.to_json()}
     inputs["summary"]["modes"][0] |= {"minimal": {"reached": 2, "of": 3, "median_radius": 4.0}}
     write_landscape(tmp_path / "with.html", **inputs)
     page = (tmp_path / "with.html").read_text(encoding="utf-8").split('id="plotly"')[0]
@@ -69,8 +72,11 @@ def test_the_report_has_the_section_where_there_is_one(tmp_path) -> None:
 
 
 def viewed(table: pd.DataFrame, items: int = 99, **metrics: object) -> RobustnessView:
-    summary = summarize_robustness(table, SPACE, {"method": "beam", "probes": 77, **metrics})
-    found = make_inputs(*SPACE.concepts, images=False)["summary"] | {"robustness": summary, "items": items}
+    summary = summarize_robustness(table, SPACE, Walks(**{"method": "beam", "probes": 77, "items": 5, **metrics}))
+    found = make_inputs(*SPACE.concepts, images=False)["summary"] | {
+        "robustness": summary and summary.to_json(),
+        "items": items,
+    }
     view = robustness_view(Landscape.from_json(found, ""))
     assert view is not None
     return view

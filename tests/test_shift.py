@@ -37,10 +37,10 @@ def test_a_mode_moved_to_another_corner_is_seen_where_lists_of_rates_see_nothing
     assert wasserstein_distance(before, after) == pytest.approx(0.0, abs=1e-12)
     splits = [(table(rates(LOW, seed=s)), table(rates(LOW, seed=s + 1))) for s in (1, 3)]
     moved = shift(SPACE, table(before), table(after), splits)
-    assert moved["normalised"] > 3 * moved["noise_floor"]["normalised"]["max"]
-    assert moved["null_cell"] > 3 * moved["noise_floor"]["null_cell"]["max"]
-    assert moved["beyond_noise"]
-    assert moved["mean_rate_before"] == pytest.approx(moved["mean_rate_after"])
+    assert moved.normalised > 3 * moved.noise_floor.normalised.max
+    assert moved.null_cell > 3 * moved.noise_floor.null_cell.max
+    assert moved.beyond_noise
+    assert moved.mean_rate_before == pytest.approx(moved.mean_rate_after)
 
 
 def test_farther_is_more():
@@ -60,18 +60,18 @@ def test_fewer_failures_in_the_same_places_move_only_the_null_cell():
 def test_the_same_model_stays_at_its_noise_floor():
     a, b, *more = (table(rates(LOW, seed=s, n=30)) for s in range(12))
     moved = shift(SPACE, a, b, list(zip(more[::2], more[1::2], strict=True)))
-    floor = moved["noise_floor"]["normalised"]
-    assert moved["normalised"] == pytest.approx(floor["mean"], rel=0.5)
-    assert floor["min"] < floor["mean"] < floor["max"]
+    floor = moved.noise_floor.normalised
+    assert moved.normalised == pytest.approx(floor.mean, rel=0.5)
+    assert floor.min < floor.mean < floor.max
 
 
 def test_beyond_noise_is_above_every_split():
     low, high, near = table(rates(LOW)), table(rates(HIGH)), table(rates(NEAR))
-    assert shift(SPACE, low, near, [(low, low)])["beyond_noise"]
+    assert shift(SPACE, low, near, [(low, low)]).beyond_noise
     moved = shift(SPACE, low, near, [*[(low, low)] * 9, (low, high)])
-    assert moved["noise_floor"]["splits"] == 10
-    assert moved["noise_floor"]["null_cell"]["mean"] < moved["null_cell"] < moved["noise_floor"]["null_cell"]["max"]
-    assert not moved["beyond_noise"]
+    assert moved.noise_floor.splits == 10
+    assert moved.noise_floor.null_cell.mean < moved.null_cell < moved.noise_floor.null_cell.max
+    assert not moved.beyond_noise
 
 
 def test_a_known_distance():

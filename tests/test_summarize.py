@@ -14,7 +14,7 @@ from stages.landscape.summary import Asked, describe_estimator, pick_examples, p
 from stages.microscopic.search import measure_robustness
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
 from stages.records import DiscoverMetrics, ModeRecord
-from stages.records.landscape import Example
+from stages.records.landscape import Minimal
 from stages.summarize import _measured
 from tests.landscapes import planted, uniform
 
@@ -32,12 +32,8 @@ def mode() -> Mode:
 
 
 def record(task, probes, mode: Mode) -> ModeRecord:
-    examples = [Example(**row) for row in pick_examples(task.concepts, mode, probes, 0).to_dict("records")]
-    minimal = {"reached": 0, "of": 0, "median_radius": None}
-    return ModeRecord.computed(
-        mode.to_json(task.concepts)
-        | {"minimal": minimal, "invalid": None, "examples": [example.to_json() for example in examples]}
-    )
+    minimal = Minimal(reached=0, of=0, median_radius=None)
+    return mode.record(task.concepts, minimal, None, pick_examples(task.concepts, mode, probes, 0))
 
 
 def test_examples_lie_in_the_mode_and_are_of_different_items(probed):
@@ -86,8 +82,8 @@ def test_an_enumerated_grid_is_not_said_to_be_estimated(probed):
         describe_estimator(estimate(some, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0), some)
         for some in (asked, probes)
     )
-    assert (exact["name"], exact["probes_control"]) == ("exact enumeration", len(asked))
-    assert estimated["name"] not in ("exact enumeration", None)
+    assert (exact.name, exact.number("probes_control")) == ("exact enumeration", len(asked))
+    assert estimated.name not in ("exact enumeration", None)
 
 
 class Peaked:

@@ -12,6 +12,7 @@ from stages.concepts import ConceptSpace, Region
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import Mode, find_regions, shared_cells
 from stages.params import SummarizeConfig
+from stages.records.landscape import NamedAgain
 
 ALIKE = 0.5  # Jaccard index from which two regions are the same mode
 
@@ -114,8 +115,8 @@ def name_in_halves(
 
 def reproducibility(
     space: ConceptSpace, modes: Sequence[Mode], halves: tuple[list[Region], list[Region]]
-) -> dict[str, object]:
-    """Whether independent halves of the evidence tell the same story, as `modes_found_again` in landscape.json.
+) -> NamedAgain:
+    """Whether independent halves of the evidence tell the same story.
 
     Args:
         space: the grid.
@@ -129,8 +130,8 @@ def reproducibility(
     """
     found = [found_again([mode.region for mode in modes], half, space).again for half in halves]
     between = found_again(*halves, space)
-    return {
-        "named": len(halves[0]),
-        "again": int(between.again.sum()),
-        "in_halves": {mode.id: int(sum(again[k] for again in found)) for k, mode in enumerate(modes)},
-    }
+    return NamedAgain(
+        named=len(halves[0]),
+        again=between.again.sum(),
+        in_halves={mode.id: sum(int(again[k]) for again in found) for k, mode in enumerate(modes)},
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from stages.concepts import ConceptSpace, Region
 from stages.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler, holm
+from stages.records import Difference, RateRecord
+from stages.records.repair import Against, Noise, Reduced, ReducedFailures, RegionDifference, Targeting
 
 MIN_PAIRS = 20
 OTHERS = ("control", "noise")  # shown beside the repair: the control, and the model before asked again
@@ -68,15 +69,15 @@ class Paired:
     def _weights(self, mask: np.ndarray | None) -> np.ndarray:
         return self.weight if mask is None else self.weight * mask
 
-    def difference(self, mask: np.ndarray | None = None) -> dict[str, Any]:
-        """Before, after, the paired change, and the same for the control and the noise, as in verdict.json."""
+    def difference(self, mask: np.ndarray | None = None) -> Difference:
+        """Before, after, the paired change, and the same for the control and the noise."""
         return compare_values(self._resampler, self.failed, self._weights(mask))
 
     def share(self, which: np.ndarray, mask: np.ndarray | None = None) -> Rate:
         """Share of the pairs for which `which` (n,) bool holds, over the grid, or over the cells of the mask."""
         return self._resampler.mean(which.astype(float), self._weights(mask), SHARE)
 
-    def differences(self) -> dict[str, dict[str, Any]]:
+    def differences(self) -> dict[str, Difference]:
         """All measures on probes: in the targets, elsewhere, over the grid, newly failing, fixed."""
         everywhere = np.ones(len(self.inside), dtype=bool)
         found = {
@@ -85,14 +86,14 @@ class Paired:
             "failure_rate": self.difference(everywhere),
         }
         for name, measure in (("newly_failing", self.newly_failing), ("fixed", self.fixed)):
-            others = {other: _entry(None, measure(other), None) for other in OTHERS if other in self.failed}
-            found[name] = _entry(None, measure(), None) | others
+            others = {other: Against.measured(measure(other)) for other in OTHERS if other in self.failed}
+            found[name] = Difference.measured(measure()).having(**others)
         return found
 
 
 def compare_quality(
     values: Mapping[str, np.ndarray], item_ids: Sequence[str], *, resamples: int, seed: int
-) -> tuple[dict[str, Any], Rate, Rate]:
+) -> tuple[Difference, Rate, Rate]:
     """Paired difference of a quality measured item by item: its entry, the value after, the change."""
     resampler, weights = Resampler(np.asarray(item_ids), resamples, seed), np.ones(len(item_ids))
     bounds, moves = _bounds(values["before"], values["after"])
@@ -116,8 +117,8 @@ def _bounds(one: np.ndarray, other: np.ndarray) -> tuple[tuple[float, float], tu
     return (float(seen.min()), float(seen.max())), (-moved, moved)
 
 
-def compare_values(resampler: Resampler, values: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, Any]:
-    """The entry of one quantity: before, after, the paired change, and each of `OTHERS` against before and after.
+def compare_values(resampler: Resampler, values: Mapping[str, np.ndarray], weights: np.ndarray) -> Difference:
+    """One quantity: before, after, the paired change, and each of `OTHERS` against before and after.
 
     Each interval is bounded by the two models it is about, so that none depends on which others were asked.
     """
@@ -130,38 +131,25 @@ def compare_values(resampler: Resampler, values: Mapping[str, np.ndarray], weigh
         differences = values[other].astype(float) - values[one]
         return resampler.mean(differences, weights, _bounds(values[one][counted], values[other][counted])[1])
 
-    entry = _entry(mean("before"), mean("after"), moved("before", "after"))
+    others = {}
     for name in OTHERS:
         if name in values:
-            against = {f"repair_minus_{name}": moved(name, "after").to_json()}
-            entry[name] = _entry(None, mean(name), moved("before", name)) | against
-    return entry
+            repair = {f"repair_minus_{name}": RateRecord.from_rate(moved(name, "after"))}
+            others[name] = Against.measured(mean(name), change=moved("before", name)).having(**repair)
+    return Difference.measured(mean("after"), mean("before"), moved("before", "after")).having(**others)
 
 
-def _entry(before: Rate | None, after: Rate, change: Rate | None) -> dict[str, Any]:
-    """One difference; `low` and `high` belong to the change, or to the value where there is none."""
-    value = after.to_json()
-    judged = value if change is None else change.to_json()
-    entry: dict[str, Any] = {"before": before.to_json()["value"]} if before is not None else {}
-    entry |= {"after": value["value"], "after_low": value["low"], "after_high": value["high"]}
-    if change is not None:
-        entry["change"] = judged["value"]
-    return entry | {"low": judged["low"], "high": judged["high"], "pairs": after.n}
-
-
-def targeting(difference: Mapping[str, Any], control: str = "uniform") -> dict[str, Any] | None:
+def targeting(difference: Difference, control: str = "uniform") -> Targeting | None:
     """Whether the target modes gained more than the control; None without one.
 
     Args:
         difference: of the failure rate in the target modes.
         control: what it learnt from, "uniform" cells or "clean" inputs, as in params.yaml.
     """
-    if "control" not in difference:
+    against = difference.control.repair_minus_control if difference.control else None
+    if against is None or against.value is None:
         return None
-    against = difference["control"]["repair_minus_control"]
-    if against["value"] is None:
-        return None
-    change, helped = _points(against), bool(against["high"] < 0)
+    change, helped = _points(against.rate), against.rate.high < 0
     cause, other = (
         ("what the repair knows of the changes", "the same steps on unchanged inputs")
         if control == "clean"
@@ -169,64 +157,69 @@ def targeting(difference: Mapping[str, Any], control: str = "uniform") -> dict[s
     )
     if helped:
         said = f"{cause} helped: {change} against {other} in the target modes"
-    elif against["low"] > 0:
+    elif against.rate.low > 0:
         said = f"{cause} did worse than {other} there: {change}"
     else:
         said = f"no better than {other} in the target modes ({change}): what improved there improved in general"
-    return {"helped": helped, **against, "statement": said}
+    return Targeting(helped=helped, statement=said, **against.to_json())
 
 
-def against_noise(difference: Mapping[str, Any]) -> dict[str, Any] | None:
+def against_noise(difference: Difference) -> Noise | None:
     """Whether fewer failures in the target modes are more than the model's own noise; None if it has none.
 
     An improvement counts only if it is one over both answers of the model before, the first and the one it gives when
     asked again: either could have been the one the repair is compared with.
     """
-    if "noise" not in difference:
+    noise = difference.noise
+    against = noise.repair_minus_noise if noise else None
+    if noise is None or against is None or against.value is None:
         return None
-    against, change = difference["noise"]["repair_minus_noise"], difference["change"]
-    if against["value"] is None:
-        return None
-    beyond = bool(difference["high"] < 0 and against["high"] < 0)
-    moved = _points(difference["noise"] | {"value": difference["noise"]["change"]})
+    change, again = difference.moved, noise.moved
+    beyond = change.high < 0 and against.rate.high < 0
     said = None
-    if change < 0:
+    if change.value < 0:
         where = "beyond the noise" if beyond else "within the noise"
-        if difference["high"] >= 0:
+        if change.high >= 0:
             where = "not significant, because of too few pairs rather than noise"
-        said = f"the improvement in the target modes is {where}: the same model asked again differs by {moved}"
-    return {"beyond": beyond, **against, "statement": said}
+        said = f"the improvement in the target modes is {where}: the same model asked again differs by {_points(again)}"
+    return Noise(beyond=beyond, statement=said, **against.to_json())
 
 
-def _points(change: Mapping[str, Any]) -> str:
+def _points(change: Rate) -> str:
     """A change of a share with its interval: "-8.7 points [-12.0, -5.4]"."""
-    return f"{100 * change['value']:+.1f} points [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
+    return f"{100 * change.value:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 
 
-def reduced_failures(paired: Paired) -> dict[str, Any]:
+def reduced_failures(paired: Paired) -> ReducedFailures:
     """Reduced failures in the sense of the paper's Def. 4.1, on the chosen modes and over the whole landscape.
 
     Evaluated is: sum over cells c in C of rate_after(c) < sum over c in C of rate_before(c), for C the cells of the
     chosen modes and for C the whole grid, as mean rates over C, which is the same inequality. It holds
     `beyond_chance` if the paired 95% interval of the difference lies below 0.
     """
-    result: dict[str, Any] = {"inequality": "mean over C of (rate_after - rate_before) < 0"}
-    for name, mask in (("targets", paired.inside), ("total", np.ones(len(paired.inside), dtype=bool))):
-        change = paired.change(mask)
-        before, after = paired.rate("before", mask).to_json()["value"], paired.rate("after", mask).to_json()["value"]
-        known = change.n > 0
-        result[name] = {
-            "holds": bool(change.value < 0) if known else None,
-            "beyond_chance": bool(change.high < 0) if known else None,
-            "before": before,
-            "after": after,
-            "change": change.to_json(),
-        }
-    parts = [result[name]["holds"] for name in ("targets", "total") if result[name]["holds"] is not None]
-    return {"holds": bool(parts) and all(parts), **result}
+    targets, total = (_reduced(paired, mask) for mask in (paired.inside, np.ones(len(paired.inside), dtype=bool)))
+    parts = [part.holds for part in (targets, total) if part.holds is not None]
+    return ReducedFailures(
+        holds=bool(parts) and all(parts),
+        inequality="mean over C of (rate_after - rate_before) < 0",
+        targets=targets,
+        total=total,
+    )
 
 
-def risen(paired: Paired, space: ConceptSpace, regions: Sequence[Region]) -> list[dict[str, Any]]:
+def _reduced(paired: Paired, mask: np.ndarray) -> Reduced:
+    change = paired.change(mask)
+    before, after = (RateRecord.from_rate(paired.rate(model, mask)).value for model in ("before", "after"))
+    return Reduced(
+        holds=change.value < 0 if change.n else None,
+        beyond_chance=change.high < 0 if change.n else None,
+        before=before,
+        after=after,
+        change=RateRecord.from_rate(change),
+    )
+
+
+def risen(paired: Paired, space: ConceptSpace, regions: Sequence[Region]) -> list[RegionDifference]:
     """Which of the regions fail more often after the repair, by pairs that did not name them: failures moved there.
 
     A region counts if its interval lies above 0 and Holm's test over all regions says so too.
@@ -235,7 +228,7 @@ def risen(paired: Paired, space: ConceptSpace, regions: Sequence[Region]) -> lis
     tested = [(r, m) for r, m in zip(regions, masks, strict=True) if paired.change(m).n >= MIN_PAIRS]
     adjusted = holm(np.array([paired.p_rise(mask) for _, mask in tested]))
     return [
-        {"region": region.to_json(), "text": region.describe(space), **paired.difference(mask)}
+        RegionDifference(region=region.to_json(), text=region.describe(space), **paired.difference(mask).to_json())
         for (region, mask), p_value in zip(tested, adjusted, strict=True)
         if paired.change(mask).low > 0 and p_value < (1 - LEVEL) / 2
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,8 @@ from stages.intervals import Rate, wilson
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import Mode, confirm, find_regions
 from stages.params import SummarizeConfig
+from stages.records import Effect
+from stages.records.landscape import Invalid, InvalidLevel
 
 COUNTED = 50  # uniform probes of each level of a concept from which its rates are counted
 
@@ -25,7 +26,7 @@ def overall_rate(landscape: Landscape, probes: pd.DataFrame) -> Rate:
     return wilson(int(control.sum()), len(control))
 
 
-def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> list[dict[str, object]]:
+def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> list[Effect]:
     """Failure rate at each level of each concept, averaged over all others.
 
     `probes` and `failures` count the control's uniform probes at that level. Where all levels of a concept have enough
@@ -33,7 +34,7 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
     not know by how much it smooths a jump from one level to the next. Elsewhere they are the landscape's.
     """
     control = probes[probes["role"] == "control"]
-    rows: list[dict[str, object]] = []
+    rows = []
     for concept in space.concepts:
         level_of_cell = landscape.table[concept.name].to_numpy()
         failed = control["failed"].groupby(control[concept.name]).agg(["size", "sum"])
@@ -42,21 +43,21 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
         for level, (probed, failing) in enumerate(failed.itertuples(index=False)):
             rate = wilson(int(failing), int(probed)) if counted else landscape.mean_rate(level_of_cell == level)
             rows.append(
-                {
-                    "concept": concept.name,
-                    "level": level,
-                    "label": concept.label(level),
-                    "rate": rate.value,
-                    "low": rate.low,
-                    "high": rate.high,
-                    "probes": int(probed),
-                    "failures": int(failing),
-                }
+                Effect(
+                    concept=concept.name,
+                    level=level,
+                    label=concept.label(level),
+                    rate=rate.value,
+                    low=rate.low,
+                    high=rate.high,
+                    probes=probed,
+                    failures=failing,
+                )
             )
     return rows
 
 
-def invalid_probes(space: ConceptSpace, probes: pd.DataFrame) -> dict[str, Any]:
+def invalid_probes(space: ConceptSpace, probes: pd.DataFrame) -> Invalid:
     """How many probes changed the input beyond recognition, so that they are not held against the model.
 
     Their share is that of the control's uniform probes; `levels` says at which levels of which concepts there are any.
@@ -67,10 +68,10 @@ def invalid_probes(space: ConceptSpace, probes: pd.DataFrame) -> dict[str, Any]:
     for concept in space.concepts:
         counts = invalid.groupby(control[concept.name]).agg(["sum", "size"])
         for level, (found, n) in counts[counts["sum"] > 0].iterrows():
-            where = {"concept": concept.name, "level": int(level), "label": concept.label(int(level))}
-            levels.append({**where, "invalid": int(found), **wilson(int(found), int(n)).to_json()})
+            share, where = wilson(int(found), int(n)).to_json(), {"level": level, "label": concept.label(int(level))}
+            levels.append(InvalidLevel(concept=concept.name, invalid=found, **where, **share))
     share = wilson(int(invalid.sum()), len(invalid)).to_json()
-    return {"count": int(_invalid(probes).sum()), "probes": len(probes), **share, "levels": levels}
+    return Invalid(count=_invalid(probes).sum(), probes=len(probes), levels=levels, **share)
 
 
 def invalid_share(space: ConceptSpace, region: Region, probes: pd.DataFrame) -> float | None:

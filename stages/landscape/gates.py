@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,8 +11,8 @@ from stages.params import Gates, LandscapeGates
 from stages.records import Comparison, Gate, Landscape, Rate, RateRecord
 
 
-def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> dict[str, Any]:
-    """One entry of `gates`.
+def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> Gate:
+    """Hold what was measured against one bound.
 
     Args:
         name: e.g. "target_failure_rate.change_max".
@@ -22,41 +21,32 @@ def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> dict[st
         upper: the interval has to lie at or below the bound, else at or above it.
     """
     if rate is None or np.isnan(rate.value):
-        return {"gate": name, "bound": bound, "value": None, "low": None, "high": None, "passed": None}
+        return Gate(gate=name, bound=bound, value=None, low=None, high=None, passed=None)
     passed = rate.high <= bound if upper else rate.low >= bound
-    return {
-        "gate": name,
-        "bound": bound,
-        "value": rate.value,
-        "low": rate.low,
-        "high": rate.high,
-        "passed": bool(passed),
-    }
+    return Gate(gate=name, bound=bound, value=rate.value, low=rate.low, high=rate.high, passed=passed)
 
 
 def landscape_gates(gates: LandscapeGates | None, landscape: Landscape) -> list[Gate]:
     """Hold a landscape against its gates."""
     confirmed = [mode.measured.rate for mode in landscape.confirmed]
     bias = largest_bias(landscape.bias or [])
-    return [Gate(**entry) for entry in judge_landscape(gates, landscape.overall.rate, confirmed, bias)]
+    return judge_landscape(gates, landscape.overall.rate, confirmed, bias)
 
 
 def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
     """Hold a repair against its gates. What has no change (newly failing) is one: before the repair there was none."""
     after, change = {}, {}
     for measure, entry in comparison.differences.items():
-        rate = RateRecord(value=entry.after, low=entry.after_low, high=entry.after_high, n=entry.pairs)
-        moved = entry.change if entry.changed else entry.after
-        after[measure] = rate.rate
-        change[measure] = RateRecord(value=moved, low=entry.low, high=entry.high, n=entry.pairs).rate
+        after[measure] = RateRecord(value=entry.after, low=entry.after_low, high=entry.after_high, n=entry.pairs).rate
+        change[measure] = entry.moved
     if comparison.bias:
         after["bias"], change["bias"] = comparison.bias.mean["after"].rate, comparison.bias.mean_change["after"].rate
-    return [Gate(**entry) for entry in judge_repair(gates, after, change)]
+    return judge_repair(gates, after, change)
 
 
 def judge_landscape(
     gates: LandscapeGates | None, overall: Rate, confirmed: Sequence[Rate], bias: Rate | None = None
-) -> list[dict[str, Any]]:
+) -> list[Gate]:
     """Judge a landscape itself. Without a confirmed mode the worst region there is evidence for is the whole grid.
 
     Args:
@@ -76,7 +66,7 @@ def judge_landscape(
     return [judge(name, bound, rate, upper=True) for name, bound, rate in bounds if bound is not None]
 
 
-def judge_repair(gates: Gates, after: Mapping[str, Rate], change: Mapping[str, Rate]) -> list[dict[str, Any]]:
+def judge_repair(gates: Gates, after: Mapping[str, Rate], change: Mapping[str, Rate]) -> list[Gate]:
     """Judge a repair.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ import pandas as pd
 from stages.errors import UsageError
 from stages.intervals import Resampler
 from stages.landscape.compare import compare_values
+from stages.records.repair import MeasureDifference, Measures
 from stages.tasks.base import Task
 
 KEYS = ("part", "kind", "name")  # columns beside those of the measures; kind: "model" or "baseline"
@@ -51,8 +51,8 @@ def measure_answers(
 
 def compare_measures(
     answers: Mapping[str, pd.DataFrame], measured: pd.DataFrame, *, resamples: int, seed: int
-) -> dict[str, Any]:
-    """Means of each measure for all models, the paired changes, and the means of the baselines, as in comparison.json.
+) -> Measures:
+    """Means of each measure for all models, the paired changes, and the means of the baselines.
 
     All means of one measure are over the same pairs: those that are valid, and for which it has a value for every
     model and baseline. Intervals are over resampled items.
@@ -65,9 +65,9 @@ def compare_measures(
     """
     valid = answers["before"]["valid"].to_numpy(dtype=bool)
     items = answers["before"].loc[valid, "item"].tolist()
-    found = {"pairs": len(items), "items": len(set(items)), "invalid": int((~valid).sum())}
+    found = Measures(pairs=len(items), items=len(set(items)), invalid=int((~valid).sum()), measures={})
     if not items:
-        return {**found, "measures": {}}
+        return found
     resampler = Resampler(np.asarray(items), resamples, seed)
     entries = {}
     for name in [column for column in measured if column not in KEYS]:
@@ -78,11 +78,9 @@ def compare_measures(
         known = ~np.isnan([*values.values(), *without_model.values()]).any(axis=0)
         values = {model: np.where(known, column, 0.0) for model, column in values.items()}
         means = {b: float(column[known].mean()) if known.any() else None for b, column in without_model.items()}
-        entries[name] = {
-            **compare_values(resampler, values, known.astype(float)),
-            "baselines": means,
-        }
-    return {**found, "measures": entries}
+        moved = compare_values(resampler, values, known.astype(float))
+        entries[name] = MeasureDifference(baselines=means, **moved.to_json())
+    return found.having(measures=entries)
 
 
 def _checked(task: Task, table: pd.DataFrame, n: int) -> pd.DataFrame:

@@ -23,6 +23,8 @@ from scipy import stats
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.intervals import CHANGE, Rate, Resampler, holm, wilson
 from stages.landscape.estimate import RESAMPLES, Landscape
+from stages.records import Example, ModeRecord, RateRecord
+from stages.records.landscape import Minimal
 
 MAX_BOXES = 4_000_000  # boxes held at once for one combination of concepts
 MAX_OVERLAP = 0.5
@@ -58,23 +60,28 @@ class Mode:
     share: float
     confirmed: bool
 
-    def to_json(self, space: ConceptSpace) -> dict[str, object]:
-        """An entry of `modes` as in docs/files.md."""
-        rate = self.rate.to_json()
-        return {
-            "id": self.id,
-            "region": self.region.to_json(),
-            "text": self.region.describe(space),
-            "rate": rate["value"],
-            "low": rate["low"],
-            "high": rate["high"],
-            "probes": self.rate.n,
-            "failures": self.failures,
-            "estimate": self.estimate,
-            "lift": self.lift,
-            "share": self.share,
-            "confirmed": self.confirmed,
-        }
+    def record(
+        self, space: ConceptSpace, minimal: Minimal, invalid: float | None, examples: Sequence[Example]
+    ) -> ModeRecord:
+        """The mode as a landscape tells it, with what is known of it beside rates."""
+        rate = RateRecord.from_rate(self.rate)
+        return ModeRecord(
+            id=self.id,
+            region=self.region.to_json(),
+            text=self.region.describe(space),
+            rate=rate.value,
+            low=rate.low,
+            high=rate.high,
+            probes=rate.n,
+            failures=self.failures,
+            estimate=self.estimate,
+            lift=self.lift,
+            share=self.share,
+            confirmed=self.confirmed,
+            minimal=minimal,
+            invalid=invalid,
+            examples=list(examples),
+        )
 
 
 def find_regions(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,8 @@ from stages.intervals import LEVEL, SHARE, Rate, Resampler, wilson
 from stages.landscape.describe import effects, overall_rate
 from stages.landscape.estimate import RESAMPLES, Landscape, estimate
 from stages.ratings.apply import Ratings
+from stages.records import RateRecord
+from stages.records.landscape import Automatic
 
 ITEM_RESAMPLES = 200  # of an enumerated grid, for the rank correlation
 
@@ -31,7 +32,7 @@ class Against:
         rates: columns for landscape.parquet, (cells,) each.
     """
 
-    summary: dict[str, Any]
+    summary: Automatic
     rates: dict[str, np.ndarray]
 
 
@@ -63,30 +64,31 @@ def against_automatic(
     control = probes[probes["role"] == "control"]
     failed, failed_too = (control[c].to_numpy(dtype=bool) for c in ("failed", "automatic_failed"))
 
-    def share(which: np.ndarray) -> dict[str, Any]:
+    def share(which: np.ndarray) -> RateRecord:
         if not people.exact:
-            return wilson(int(which.sum()), len(which)).to_json()
+            return RateRecord.from_rate(wilson(int(which.sum()), len(which)))
         resampler = Resampler(control["item"].to_numpy(), RESAMPLES, seed)
-        return resampler.mean(which.astype(float), np.ones(len(which)), SHARE).to_json()
+        return RateRecord.from_rate(resampler.mean(which.astype(float), np.ones(len(which)), SHARE))
 
-    summary = {
-        "threshold": float(threshold),
-        "overall": overall_rate(automatic, own).to_json(),
-        "effects": effects(automatic, space, own),
-        "agree": share(failed == failed_too),
-        "only_people": share(failed & ~failed_too),
-        "only_automatic": share(~failed & failed_too),
-        "rank_correlation": rank_correlation(people, automatic, seed),
-    }
+    summary = Automatic(
+        threshold=threshold,
+        overall=RateRecord.from_rate(overall_rate(automatic, own)),
+        effects=effects(automatic, space, own),
+        agree=share(failed == failed_too),
+        only_people=share(failed & ~failed_too),
+        only_automatic=share(~failed & failed_too),
+        rank_correlation=rank_correlation(people, automatic, seed),
+    )
     if ratings is not None:
         found, valid = control["automatic"].to_numpy(), control["valid"].to_numpy(dtype=bool)
-        summary["outside"] = share(ratings.outside(found) & valid)
-        summary["unfounded"] = share(ratings.unfounded(found, failed) & valid)
+        summary = summary.having(
+            outside=share(ratings.outside(found) & valid), unfounded=share(ratings.unfounded(found, failed) & valid)
+        )
     rates = {f"{name}_automatic": automatic.table[name].to_numpy() for name in ("rate", "low", "high")}
     return Against(summary, rates)
 
 
-def rank_correlation(a: Landscape, b: Landscape, seed: int) -> dict[str, Any] | None:
+def rank_correlation(a: Landscape, b: Landscape, seed: int) -> RateRecord | None:
     """Spearman's correlation of the rates of all cells; None where all cells of one have the same rate.
 
     Of an enumerated grid with an interval over resampled items. Estimates have none: draws from them carry noise that
@@ -96,12 +98,12 @@ def rank_correlation(a: Landscape, b: Landscape, seed: int) -> dict[str, Any] | 
     if value is None:
         return None
     if a.answers is None or b.answers is None:
-        return Rate(value, np.nan, np.nan, len(a.rates)).to_json()
+        return RateRecord.from_rate(Rate(value, np.nan, np.nan, len(a.rates)))
     rng, n = np.random.default_rng(seed), len(a.answers)
     drawn = [rng.multinomial(n, np.full(n, 1 / n)) for _ in range(ITEM_RESAMPLES)]
     found = [_spearman(weights @ a.answers, weights @ b.answers) for weights in drawn]
     low, high = np.quantile([value if x is None else x for x in found], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Rate(value, min(float(low), value), max(float(high), value), len(a.rates)).to_json()
+    return RateRecord(value=value, low=min(float(low), value), high=max(float(high), value), n=len(a.rates))
 
 
 def _spearman(one: np.ndarray, other: np.ndarray) -> float | None:

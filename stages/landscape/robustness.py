@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,14 @@ from stages.concepts import ConceptSpace, Region
 from stages.intervals import wilson
 from stages.microscopic.moves import Moves
 from stages.microscopic.search import FOUND, NOT_FOUND, UNCHANGED
+from stages.records import RateRecord, Robustness
+from stages.records.landscape import Direction, Minimal, Together, Within
+from stages.records.search import Walks
 
 COMBINATIONS = 5  # sets of concepts named at most
 
 
-def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, walks: Walks) -> Robustness | None:
     """Describe the distribution of the radii and the weakest directions.
 
     The shares of items that fail within k steps are proportions with Wilson's interval, for items are drawn at random.
@@ -27,10 +29,10 @@ def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, metrics: Mapp
     Args:
         table: robustness.parquet.
         space: the grid.
-        metrics: of the exploration, as in discover's metrics.json.
+        walks: who explored, and at what cost.
 
     Returns:
-        `robustness` as in docs/files.md; None if no item was explored.
+        None if no item was explored.
     """
     if table.empty:
         return None
@@ -40,34 +42,31 @@ def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, metrics: Mapp
     censored = table.loc[table["status"] == NOT_FOUND, "searched"]
     deepest = int(censored.min()) if len(censored) else int(radius.max())
     half = float(np.sort(radius)[(len(radius) - 1) // 2])  # where an item held it counts as inf: an upper bound
-    return {
-        "method": metrics.get("method"),
-        "probes": metrics.get("probes"),
-        "items": len(table),
-        "fail_unchanged": int((table["status"] == UNCHANGED).sum()),
-        "found": len(changed),
-        "not_found": len(censored),
-        "searched": int(censored.min()) if len(censored) else None,
-        "proven": int((changed["radius"] == changed["at_least"]).sum()),
-        "median_radius": int(half) if np.isfinite(half) else None,
-        "start": space.describe(moves.start.tolist()),
-        "not_neutral": [c.name for c in space.concepts if c.neutral not in c.levels],
-        "within": [{"steps": k, **wilson(int((radius <= k).sum()), len(radius)).to_json()} for k in range(deepest + 1)],
-        "directions": _directions(table, changed, space, moves),
-        "together": _together(changed, space, moves),
-    }
+    within = [wilson(int((radius <= k).sum()), len(radius)).to_json() for k in range(deepest + 1)]
+    return Robustness(
+        method=walks.method,
+        probes=walks.probes,
+        items=len(table),
+        fail_unchanged=(table["status"] == UNCHANGED).sum(),
+        found=len(changed),
+        not_found=len(censored),
+        searched=int(censored.min()) if len(censored) else None,
+        proven=(changed["radius"] == changed["at_least"]).sum(),
+        median_radius=int(half) if np.isfinite(half) else None,
+        start=space.describe(moves.start.tolist()),
+        not_neutral=[c.name for c in space.concepts if c.neutral not in c.levels],
+        within=[Within(steps=k, **share) for k, share in enumerate(within)],
+        directions=_directions(table, changed, space, moves),
+        together=_together(changed, space, moves),
+    )
 
 
-def reached(table: pd.DataFrame, space: ConceptSpace, region: Region) -> dict[str, Any]:
-    """How many of the smallest failing changes end in a region, and their median number of steps (null if none)."""
+def reached(table: pd.DataFrame, space: ConceptSpace, region: Region) -> Minimal:
+    """How many of the smallest failing changes end in a region, and their median number of steps (None if none)."""
     changed = table[table["status"] == FOUND]
     inside = region.contains(space, changed[space.names].to_numpy(dtype=np.int64))
     steps = changed.loc[inside, "radius"]
-    return {
-        "reached": int(inside.sum()),
-        "of": len(changed),
-        "median_radius": float(steps.median()) if len(steps) else None,
-    }
+    return Minimal(reached=inside.sum(), of=len(changed), median_radius=float(steps.median()) if len(steps) else None)
 
 
 def nearest(table: pd.DataFrame, space: ConceptSpace, n: int) -> pd.DataFrame:
@@ -97,7 +96,7 @@ def _concepts_changed(changed: pd.DataFrame, space: ConceptSpace, start: np.ndar
     return [tuple(np.array(space.names)[row].tolist()) for row in differs]
 
 
-def _directions(table: pd.DataFrame, changed: pd.DataFrame, space: ConceptSpace, moves: Moves) -> list[dict[str, Any]]:
+def _directions(table: pd.DataFrame, changed: pd.DataFrame, space: ConceptSpace, moves: Moves) -> list[Direction]:
     """Each concept: in how many of the smallest changes it is, and how far it alone has to go. Most used first."""
     cells = changed[space.names].to_numpy(dtype=np.int64)
     tried = table[table["tried_alone"] & (table["status"] != UNCHANGED)]  # a small budget does not get to all
@@ -108,19 +107,19 @@ def _directions(table: pd.DataFrame, changed: pd.DataFrame, space: ConceptSpace,
         used = steps > 0
         alone = tried[f"alone_{concept.name}"].dropna()
         entries.append(
-            {
-                "concept": concept.name,
-                "used": int(used.sum()),
-                "share": float(used.mean()) if len(used) else None,
-                "mean_steps": float(steps[used].mean()) if used.any() else None,
-                "alone": wilson(len(alone), len(tried)).to_json(),
-                "alone_median_steps": float(alone.median()) if len(alone) else None,
-            }
+            Direction(
+                concept=concept.name,
+                used=used.sum(),
+                share=float(used.mean()) if len(used) else None,
+                mean_steps=float(steps[used].mean()) if used.any() else None,
+                alone=RateRecord.from_rate(wilson(len(alone), len(tried))),
+                alone_median_steps=float(alone.median()) if len(alone) else None,
+            )
         )
-    return sorted(entries, key=lambda entry: -entry["used"])
+    return sorted(entries, key=lambda entry: -entry.used)
 
 
-def _together(changed: pd.DataFrame, space: ConceptSpace, moves: Moves) -> list[dict[str, Any]]:
+def _together(changed: pd.DataFrame, space: ConceptSpace, moves: Moves) -> list[Together]:
     counts = Counter(_concepts_changed(changed, space, moves.start))
     order = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    return [{"concepts": list(names), "items": n} for names, n in order[:COMBINATIONS]]
+    return [Together(concepts=list(names), items=n) for names, n in order[:COMBINATIONS]]

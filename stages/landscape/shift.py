@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 
 from stages.concepts import ConceptSpace
+from stages.records.repair import NoiseFloor, Shift, Spread
 
 MAX_CELLS = 2500
 
@@ -110,8 +111,8 @@ def shift(
     before: pd.DataFrame,
     after: pd.DataFrame,
     splits: Sequence[tuple[pd.DataFrame, pd.DataFrame]],
-) -> dict[str, object]:
-    """The shift as in verdict.json.
+) -> Shift:
+    """How far a landscape moved.
 
     Args:
         space: the grid.
@@ -126,28 +127,28 @@ def shift(
     moved = distance(grid, rates[0], rates[1])
     chance = [distance(grid, *(half["rate"].to_numpy(dtype=float) for half in halves)) for halves in splits]
     floor = {view: _spread([getattr(by_chance, view) for by_chance in chance]) for view in Distance._fields}
-    return {
-        "normalised": _number(moved.normalised),
-        "null_cell": moved.null_cell,
-        "noise_floor": {"splits": len(splits), **floor},
-        "beyond_noise": moved.null_cell > max(by_chance.null_cell for by_chance in chance),
-        "mean_rate_before": float(rates[0].mean()),
-        "mean_rate_after": float(rates[1].mean()),
-        "entropy_before": _number(entropy(rates[0])),
-        "entropy_after": _number(entropy(rates[1])),
-        "entropy_uniform": float(np.log(len(cells))),
-        "null_cost": grid.diameter / 2,
-        "blocks": len(grid.points),
-        "levels_merged": grid.merged,
-    }
+    return Shift(
+        normalised=_number(moved.normalised),
+        null_cell=moved.null_cell,
+        noise_floor=NoiseFloor(splits=len(splits), **floor),
+        beyond_noise=moved.null_cell > max(by_chance.null_cell for by_chance in chance),
+        mean_rate_before=rates[0].mean(),
+        mean_rate_after=rates[1].mean(),
+        entropy_before=_number(entropy(rates[0])),
+        entropy_after=_number(entropy(rates[1])),
+        entropy_uniform=np.log(len(cells)),
+        null_cost=grid.diameter / 2,
+        blocks=len(grid.points),
+        levels_merged=grid.merged,
+    )
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Smallest, mean and largest; null where no value is known."""
+def _spread(values: Sequence[float]) -> Spread:
+    """Smallest, mean and largest of those known."""
     known = [value for value in values if not np.isnan(value)]
     if not known:
-        return dict.fromkeys(("min", "mean", "max"))
-    return {"min": min(known), "mean": float(np.mean(known)), "max": max(known)}
+        return Spread(min=None, mean=None, max=None)
+    return Spread(min=min(known), mean=float(np.mean(known)), max=max(known))
 
 
 def _number(value: float) -> float | None:

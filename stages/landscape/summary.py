@@ -20,6 +20,7 @@ from stages.landscape.modes import Mode, skipped_combinations
 from stages.landscape.people import against_automatic
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.params import RatingsConfig, SummarizeConfig
+from stages.records import RateRecord
 from stages.records import landscape as records
 from stages.records.search import DiscoverMetrics
 from stages.records.tables import PROBES, check_columns
@@ -111,44 +112,44 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
     modes = name_modes(landscape, *evidence, config, threshold=asked.threshold, seed=seed)
     halves = name_in_halves(landscape, *evidence, config, threshold=asked.threshold, seed=seed)
     cells = landscape.table.assign(**policy_view(asked.policy, asked.embeddings, landscape, space))
-    ratings: dict[str, Any] = {}
+    told = None
     if asked.people is not None:
         told, columns = _by_people(asked, asked.people, landscape, seed)
-        cells, ratings = cells.assign(**columns), {"ratings": told}
-    bias = measure_bias(asked.tallies, seed)
+        cells = cells.assign(**columns)
     averaged = landscape.averaged or len(ids)
-    record = {
-        "audit": asked.audit,
-        "concepts": space.to_json(),
-        "threshold": float(asked.threshold),
-        "false_alarms": dict(asked.false_alarms),
-        **({"notes": list(asked.notes)} if asked.notes else {}),
-        "overall": overall_rate(landscape, probes).to_json(),
-        "overall_estimated": landscape.mean_rate().to_json(),
-        "effects": effects(landscape, space, probes),
-        "modes": [
-            mode.to_json(space)
-            | {
-                "minimal": reached(asked.walked, space, mode.region),
-                "invalid": invalid_share(space, mode.region, probes),
-                "examples": pick_examples(space, mode, probes, seed).to_dict("records"),
-            }
+    record = records.Landscape(
+        audit=asked.audit,
+        concepts=[records.ConceptRecord(**concept) for concept in space.to_json()],
+        threshold=asked.threshold,
+        false_alarms=dict(asked.false_alarms),
+        overall=RateRecord.from_rate(overall_rate(landscape, probes)),
+        overall_estimated=RateRecord.from_rate(landscape.mean_rate()),
+        effects=effects(landscape, space, probes),
+        modes=[
+            mode.record(
+                space,
+                reached(asked.walked, space, mode.region),
+                invalid_share(space, mode.region, probes),
+                pick_examples(space, mode, probes, seed),
+            )
             for mode in modes
         ],
-        "invalid": invalid_probes(space, probes),
-        "modes_found_again": reproducibility(space, modes, halves),
-        "modes_skipped": skipped_combinations(space, config.max_conditions),
-        **({"bias": [entry.to_json() for entry in bias]} if bias else {}),
-        **ratings,
-        "estimator": describe_estimator(landscape, probes),
-        "robustness": summarize_robustness(asked.walked, space, asked.found.microscopic.to_json()),
-        "search": asked.found.searches.to_json(),
-        "exact": landscape.exact,
-        "sampled": landscape.sampled,
-        "items": len(ids),
-        **({"items_averaged": averaged} if averaged < len(ids) else {}),
-    }
-    return Summary(records.Landscape.computed(record), cells)
+        invalid=invalid_probes(space, probes),
+        modes_found_again=reproducibility(space, modes, halves),
+        modes_skipped=skipped_combinations(space, config.max_conditions),
+        estimator=describe_estimator(landscape, probes),
+        robustness=summarize_robustness(asked.walked, space, asked.found.microscopic),
+        search=asked.found.searches,
+        exact=landscape.exact,
+        sampled=landscape.sampled,
+        items=len(ids),
+    ).having(
+        notes=list(asked.notes) or None,
+        bias=measure_bias(asked.tallies, seed) or None,
+        ratings=told,
+        items_averaged=averaged if averaged < len(ids) else None,
+    )
+    return Summary(record, cells)
 
 
 def policy_view(
@@ -171,15 +172,14 @@ def policy_view(
     return {"policy_mean": mean, "policy_std": std}
 
 
-def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: int) -> pd.DataFrame:
+def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: int) -> list[records.Example]:
     """Probes that may be shown of a mode: failing ones, then passing ones, of as many items as there are.
 
     Drawn at random, the same ones for the same seed. Probes that are not valid are examples of neither. The landscape
     names as many as any report may show, so that showing more of them makes no decision on it stale.
 
     Returns:
-        One row a probe: `id` (M1.1, M1.2, ..., as a decision refers to it), `item`, `cell` (level indices), `output`,
-        `failed`, `discrepancy` (the automatic one, also where people's ratings say what has failed).
+        Their discrepancy is the automatic one, also where people's ratings say what has failed.
     """
     inside = probes[mode.region.contains(space, probes[space.names].to_numpy(dtype=np.int64))]
     inside = inside.drop_duplicates(["item", *space.names])  # explorer and control may have asked the same
@@ -193,22 +193,22 @@ def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: i
     rows = rows.assign(id=ids, cell=rows[space.names].to_numpy(dtype=np.int64).tolist())
     if "automatic" in rows:  # ratings of them teach what people make of the automatic measure, not of themselves
         rows = rows.assign(discrepancy=rows["automatic"])
-    return rows[["id", "item", "cell", "output", "failed", "discrepancy"]]
+    return [records.Example(**row) for row in rows[list(records.Example.model_fields)].to_dict("records")]
 
 
-def describe_estimator(landscape: Landscape, probes: pd.DataFrame) -> dict[str, Any]:
-    """`estimator` as in landscape.json: its name, how many probes of each role it saw, and its diagnostics."""
+def describe_estimator(landscape: Landscape, probes: pd.DataFrame) -> records.Estimator:
+    """Its name, how many probes of each role it saw, and its diagnostics."""
     by_role = {f"probes_{role}": int(n) for role, n in probes["role"].value_counts().sort_index().items()}
     # Diagnostics name the estimator that was chosen; an enumerated grid has none.
-    return {"name": "exact enumeration", **by_role, **landscape.diagnostics}
+    return records.Estimator.computed({"name": "exact enumeration", **by_role, **landscape.diagnostics})
 
 
 def _by_people(
     asked: Asked, people: People, landscape: Landscape, seed: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+) -> tuple[records.RatingsInForce, dict[str, np.ndarray]]:
     """What people's ratings say of the landscape beside the automatic measure, and that measure's rates of cells."""
     evidence = (landscape, asked.probes, asked.item_ids, asked.embeddings, asked.space)
     against = against_automatic(*evidence, threshold=people.threshold, seed=seed, ratings=people.ratings)
     bound = people.bound.model_dump(include={"sha256", "fails_below", "fails_above"}, exclude_none=True)
     learnt = people.ratings.model_dump(exclude={"scale", "decisions"})
-    return {**bound, **learnt, "automatic": against.summary}, against.rates
+    return records.RatingsInForce(**bound, **learnt, automatic=against.summary), against.rates

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,8 +18,9 @@ from stages.landscape.modes import find_regions
 from stages.landscape.pairs import covered_share, inside_any
 from stages.landscape.shift import shift
 from stages.params import SummarizeConfig
-from stages.records import Comparison, Gate, Plan, RepairVerdict
-from stages.records.landscape import RatingsBound
+from stages.records import Comparison, Gate, Plan, RateRecord, RepairVerdict
+from stages.records.landscape import ConceptRecord, Estimator, RatingsBound
+from stages.records.repair import BothEstimators, InvalidPairs, ModeDifference, Moved
 from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded
 from stages.tasks.contract import Tally
@@ -108,61 +108,58 @@ def compare_models(
         quality["before"]["item"].tolist(),
         resamples=resamples,
         seed=seed,
-    )[0] | {"name": quality["before"]["name"].iloc[0]}
+    )[0].having(name=quality["before"]["name"].iloc[0])
     bias = compare_bias(asked.tallies, seed) if asked.tallies else None
     before, after, splits = _landscapes(asked, seed)
     moved = risen(paired, space, _rising_regions(space, before, after, limits))
     used = control if "control" in answers else None
-    comparison = {
-        "audit": asked.audit,
-        "concepts": space.to_json(),
-        "control": used,
-        "differences": differences,
-        "modes": [
-            {
-                "id": mode.id,
-                "text": mode.text,
-                "action": mode.action,
-                **paired.difference(mode.cells.contains(space, cells)),
-            }
+    comparison = Comparison(
+        audit=asked.audit,
+        concepts=[ConceptRecord(**concept) for concept in space.to_json()],
+        control=used,
+        differences=differences,
+        modes=[
+            ModeDifference(
+                id=mode.id,
+                text=mode.text,
+                action=mode.action,
+                **paired.difference(mode.cells.contains(space, cells)).to_json(),
+            )
             for mode in plan.modes
         ],
-        "targeting": targeting(differences["target_failure_rate"], used or ""),
-        "invalid": {
-            "targets": paired.share(~valid, paired.inside).to_json(),
-            "others": paired.share(~valid, ~paired.inside).to_json(),
-        },
-        "failures_moved": {"found": bool(moved), "regions": moved},
-        "reduced_failures": reduced_failures(paired),
-        "search": asked.found.to_json(),
-        "shift": shift(space, before.table, after.table, splits),
-        "estimator": {side: _estimator(landscape) for side, landscape in (("before", before), ("after", after))},
-        "items": len(asked.embedded.item_ids),
-        **({"bias": bias.to_json()} if bias else {}),
-    }
+        targeting=targeting(differences["target_failure_rate"], used or ""),
+        invalid=InvalidPairs(
+            targets=RateRecord.from_rate(paired.share(~valid, paired.inside)),
+            others=RateRecord.from_rate(paired.share(~valid, ~paired.inside)),
+        ),
+        failures_moved=Moved(found=bool(moved), regions=moved),
+        reduced_failures=reduced_failures(paired),
+        search={"before": asked.found.before, "after": asked.found.after},
+        shift=shift(space, before.table, after.table, splits),
+        estimator=BothEstimators(before=_estimator(before), after=_estimator(after)),
+        items=len(asked.embedded.item_ids),
+    ).having(bias=bias, ratings=asked.ratings)
     if "automatic_failed" in pairs:  # people's ratings say what a failure is: what of the automatic measure?
         own = pair_by("automatic_failed").differences()
-        comparison["automatic"] = {
-            key: own[key] for key in ("target_failure_rate", "other_failure_rate", "failure_rate")
-        }
+        rates = ("target_failure_rate", "other_failure_rate", "failure_rate")
+        comparison = comparison.having(automatic={key: own[key] for key in rates})
     if "noise" in answers:
-        comparison["noise"] = against_noise(differences["target_failure_rate"])
         sides = (("targets", paired.inside), ("others", ~paired.inside))
         parts = {"clean": asked.clean, **{side: {m: t[mask] for m, t in answers.items()} for side, mask in sides}}
-        comparison["measures"] = {
+        measures = {
             part: compare_measures(
                 tables, asked.measures[asked.measures["part"] == part], resamples=resamples, seed=seed
             )
             for part, tables in parts.items()
             if tables
         }
-    if asked.ratings is not None:
-        comparison["ratings"] = asked.ratings.to_json()
-    return Compared(Comparison.computed(comparison), _side_by_side(space, before, after))
+        noise = against_noise(differences["target_failure_rate"])
+        comparison = comparison.model_copy(update={"noise": noise, "measures": measures})
+    return Compared(comparison, _side_by_side(space, before, after))
 
 
-def _estimator(landscape: Landscape) -> dict[str, Any]:
-    return {"name": "exact enumeration", **landscape.diagnostics}
+def _estimator(landscape: Landscape) -> Estimator:
+    return Estimator.computed({"name": "exact enumeration", **landscape.diagnostics})
 
 
 def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, list[tuple[pd.DataFrame, pd.DataFrame]]]:
@@ -214,19 +211,15 @@ def _side_by_side(space: ConceptSpace, before: Landscape, after: Landscape) -> p
 
 def conclude(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> RepairVerdict:
     """The verdict on a repair."""
-    return RepairVerdict.computed(
-        {
-            "audit": comparison.audit,
-            "passed": all_passed(gates),
-            "gates": [gate.to_json() for gate in gates],
-            "decided_by": plan.decided_by,
-            "reviewer": plan.reviewer,
-            **({"by": plan.by} if plan.by else {}),
-            "reason": plan.reason or "",
-            **({"agreement": plan.agreement.to_json()} if plan.agreement else {}),
-            "statement": statement(comparison, plan, gates),
-        }
-    )
+    return RepairVerdict(
+        audit=comparison.audit,
+        passed=all_passed(gates),
+        gates=list(gates),
+        decided_by=plan.decided_by,
+        reviewer=plan.reviewer,
+        reason=plan.reason or "",
+        statement=statement(comparison, plan, gates),
+    ).having(by=plan.by or None, agreement=plan.agreement)
 
 
 def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> str:

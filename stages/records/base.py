@@ -27,6 +27,10 @@ class Record(BaseModel):
         """Plain data, without what was not given."""
         return self.model_dump(exclude_unset=True)
 
+    def having(self, **more: object) -> Self:
+        """A copy with what there is of these."""
+        return self.model_copy(update={name: value for name, value in more.items() if value is not None})
+
     @classmethod
     def computed(cls, data: Mapping[str, Any]) -> Self:
         """The record of what was computed, in which numpy's numbers become Python's."""

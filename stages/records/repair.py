@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
 from stages.concepts import ConceptSpace, Region
+from stages.rate import Rate
 from stages.records.base import Document, RateRecord, Record
 from stages.records.bias import BiasComparison
 from stages.records.landscape import Agreement, ConceptRecord, Estimator, RatingsBound, Verdict
@@ -84,10 +85,29 @@ class Change(Record):
     high: float | None
     pairs: int
 
+    @classmethod
+    def measured(cls, after: Rate, before: Rate | None = None, change: Rate | None = None) -> Self:
+        """What was measured; the value before and the change are left out where they mean nothing."""
+        value, judged = RateRecord.from_rate(after), RateRecord.from_rate(after if change is None else change)
+        told = {"before": before, "change": change}
+        return cls.model_validate(
+            {
+                **{name: RateRecord.from_rate(rate).value for name, rate in told.items() if rate is not None},
+                **{"after": value.value, "after_low": value.low, "after_high": value.high},
+                **{"low": judged.low, "high": judged.high, "pairs": after.n},
+            }
+        )
+
     @property
     def changed(self) -> bool:
         """Whether it is a change, or a share that no model had before (newly failing)."""
         return "change" in self.model_fields_set
+
+    @property
+    def moved(self) -> Rate:
+        """The change, or the value where there is none."""
+        value = self.change if self.changed else self.after
+        return RateRecord(value=value, low=self.low, high=self.high, n=self.pairs).rate
 
 
 class Against(Change):
