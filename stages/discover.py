@@ -7,20 +7,22 @@ else the landscape needs of the model is asked here, too, so that no later stage
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from stages.code import code_of
 from stages.command import stage_main
 from stages.errors import UsageError
-from stages.explorers.merge import answers, merge, origin, read_parts, remove_undeclared
+from stages.explorers.merge import Part, answers, merge, origin, read_parts, remove_undeclared
 from stages.explorers.policy import save_policy
 from stages.explorers.search import SearchResult, search
 from stages.files import scratch, stage_dir
-from stages.ledger import Ledger
+from stages.ledger import Ledger, opened
 from stages.microscopic.search import Robustness, measure_robustness
-from stages.params import load_params
+from stages.params import AuditConfig, load_params
 from stages.progress import progress
 from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import rated
@@ -28,6 +30,7 @@ from stages.records import DiscoverMetrics, audit_folder
 from stages.records.folder import Discover
 from stages.records.tables import Embedded, Tallies
 from stages.tasks.base import Task, offers
+from stages.tasks.contract import Compute
 from stages.tasks.load import task_class, task_context
 
 CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the file larger
@@ -35,59 +38,68 @@ CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the
 
 def main(name: str) -> None:
     """Run the stage for one audit."""
-    audit = load_params().audit(name)
-    context = task_context(name, audit)
-    prepared = stage_dir(name, "prepare")
+    audit, here = load_params().audit(name), audit_folder(name)
+    context, prepared, shares = task_context(name, audit), here.prepare.path, stage_dir(name, "shards")
     task = rated(task_class(name, audit).load(context, prepared), name, audit)
-    item_ids = task.items.ids("discover")
-    if not item_ids:
+    if not task.items.ids("discover"):
         raise UsageError(
             f"{prepared / 'items.parquet'} has no items of the split discover: there is nothing to search on"
         )
-    shards, shares = audit.discover.shards, stage_dir(name, "shards")
-    if removed := remove_undeclared(shares, shards):
-        print(f"removed {', '.join(removed)} from {shares}: shares of an earlier split of the search")
-    parts = read_parts(shares, shards, origin(audit, prepared), task.concepts) if shards > 1 else []
-    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json"]
-    key = run_key(audit, [*inputs, *([shares] if parts else [])], code_of(audit, "discover"))
-    with scratch(name, "discover", key) as folder:
-        ledger = Ledger(folder / "ledger.jsonl")
-        if len(ledger):
-            print(f"resuming: {len(ledger):,} probes are already in the ledger")
-        if parts:
-            result = merge(parts, task.concepts)
-            ledger.know(answers(result.probes, task.concepts))
-        else:
-            result = search(
-                task, item_ids, audit.discover, seed=audit.seed, ledger=ledger, compute=context.compute, show=progress
-            )
-        robustness = measure_robustness(
-            task,
-            item_ids,
-            audit.discover,
-            seed=audit.seed,
-            enumerated=result.enumerated,
-            ledger=ledger,
-            compute=context.compute,
-            show=progress,
-        )
+    parts = _parts(shares, audit, prepared, task)
+    inputs = [*prepared_files(prepared), *([shares] if parts else [])]
+    with scratch(name, "discover", run_key(audit, inputs, code_of(audit, "discover"))) as folder:
+        ledger = opened(folder)
+        result, robustness = ask(task, audit, parts, ledger, context.compute)
         ledger.close()
+    read = [*prepared_files(prepared), *(shares / str(part.part) for part in parts)]
+    with here.discover.publish(provenance(name, audit, prepared), read) as out:
+        write(out, task, result, robustness)
+    _tell(audit, result, robustness)
+
+
+def _parts(shares: Path, audit: AuditConfig, prepared: Path, task: Task) -> list[Part]:
+    """What the shares of a divided search found; nothing of a search that is not divided."""
+    count = audit.discover.shards
+    if removed := remove_undeclared(shares, count):
+        print(f"removed {', '.join(removed)} from {shares}: shares of an earlier split of the search")
+    return read_parts(shares, count, origin(audit, prepared), task.concepts) if count > 1 else []
+
+
+def ask(
+    task: Task, audit: AuditConfig, parts: Sequence[Part], ledger: Ledger, compute: Compute
+) -> tuple[SearchResult, Robustness]:
+    """Search, or put shares together, and then look for the smallest changes, which may take answers from the search.
+
+    Args:
+        task: the model under test.
+        audit: how it is searched.
+        parts: what shares have found already.
+        ledger: answers so far.
+        compute: threads and batch size of the model.
+    """
+    item_ids, config = task.items.ids("discover"), audit.discover
+    asked: dict[str, Any] = {"seed": audit.seed, "ledger": ledger, "compute": compute, "show": progress}
+    if parts:
+        result = merge(parts, task.concepts)
+        ledger.know(answers(result.probes, task.concepts))
+    else:
+        result = search(task, item_ids, config, **asked)
+    return result, measure_robustness(task, item_ids, config, enumerated=result.enumerated, **asked)
+
+
+def _tell(audit: AuditConfig, result: SearchResult, robustness: Robustness) -> None:
+    """Say what was found."""
     if "chosen" in (agent := result.metrics.get("agent", {})):
         print(f"auto took {agent['chosen']}" + (f": {agent['why']}" if agent["why"] else ""))
     if result.enumerated:
         print(f"the budget of {audit.discover.budget:,} covers the whole grid: enumerated without an agent")
-    parts_read = [shares / str(part.part) for part in parts]
-    read = [*prepared_files(prepared), *parts_read]
-    with audit_folder(name).discover.publish(provenance(name, audit, prepared), read) as out:
-        write(out, task, result, robustness)
     for role, numbers in result.metrics.items():
         print(
             f"{role} ({numbers['explorer']}): {numbers['failures']:,} failures in {numbers['probes']:,} unique probes,"
             f" in {numbers['failing_cells']:,} distinct cells"
         )
-        if parts:
-            found = numbers["shard_failures"]
-            print(f"{role}: {min(found):,} to {max(found):,} failures in each of {shards:,} shares")
+        if found := numbers.get("shard_failures"):
+            print(f"{role}: {min(found):,} to {max(found):,} failures in each of {len(found):,} shares")
     if len(robustness.table):
         numbers = robustness.metrics
         print(

@@ -11,11 +11,11 @@ from stages.errors import UsageError
 from stages.explorers.merge import origin, write_part
 from stages.explorers.shards import divide, search_share
 from stages.files import publishing, scratch, stage_dir
-from stages.ledger import Ledger
+from stages.ledger import opened
 from stages.params import AuditConfig, load_params
 from stages.params.audit import MicroscopicConfig
 from stages.progress import progress
-from stages.provenance import provenance, run_key
+from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import rated
 from stages.tasks.load import task_class, task_context
 
@@ -33,13 +33,9 @@ def main(name: str, number: str) -> None:
     item_ids = task.items.ids("discover")
     share = divide(item_ids, task.concepts.n_cells, audit.discover.budget, shards, audit.seed)[part - 1]
     print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")
-    inputs = [prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json"]
-    with scratch(
-        name, f"explore-{part}", run_key(_of_shares(audit), inputs, part, code_of(audit, "explore"))
-    ) as folder:
-        ledger = Ledger(folder / "ledger.jsonl")
-        if len(ledger):
-            print(f"resuming: {len(ledger):,} probes are already in the ledger")
+    key = run_key(_of_shares(audit), prepared_files(prepared), part, code_of(audit, "explore"))
+    with scratch(name, f"explore-{part}", key) as folder:
+        ledger = opened(folder)
         result = search_share(task, share, audit.discover, ledger=ledger, compute=context.compute, show=progress)
         ledger.close()
     record = provenance(name, audit, prepared) | {"origin": origin(audit, prepared)}

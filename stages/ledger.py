@@ -175,3 +175,11 @@ class Ledger:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def opened(folder: Path) -> Ledger:
+    """The ledger of a search in its scratch folder; people are told where it goes on."""
+    ledger = Ledger(folder / "ledger.jsonl")
+    if len(ledger):
+        print(f"resuming: {len(ledger):,} probes are already in the ledger")
+    return ledger

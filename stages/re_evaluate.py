@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from stages.progress import progress
 from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import rated
 from stages.records import Compared, audit_folder
+from stages.records.folder import ReEvaluate
 from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded, ModelTallies
 from stages.tasks.base import Task, offers
@@ -37,40 +38,74 @@ from stages.tasks.load import task_class, task_context
 EXAMPLES = 8
 
 
+class Answers(NamedTuple):
+    """What the models answered.
+
+    Args:
+        searches: by model before and after, the probes of its search and the numbers of that.
+        paired: by model, its answers to the same pairs of item and cell.
+        clean: by model, its answers to unchanged items.
+    """
+
+    searches: Mapping[str, tuple[pd.DataFrame, dict[str, Any]]]
+    paired: Mapping[str, pd.DataFrame]
+    clean: Mapping[str, pd.DataFrame]
+
+
 def main(name: str) -> None:
     """Run the stage for one audit."""
-    params = load_params()
-    audit, repair, here = params.audit(name), params.repair(name), audit_folder(name)
-    context, prepared = task_context(name, audit), here.prepare.path
+    params, here = load_params(), audit_folder(name)
+    audit, asked, prepared = params.audit(name), params.repair(name).re_evaluate, here.prepare.path
     plan_path, models_path = here.collect_feedback.where("plan"), here.restructure.path / "models"
     targets = [mode.cells for mode in here.collect_feedback.plan.targets]
     tasks = _load_models(name, audit, prepared, models_path)
-    space, item_ids = tasks["before"].concepts, tasks["before"].items.ids("test")
-    if not item_ids:
+    if not tasks["before"].items.ids("test"):
         raise UsageError(f"{prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged")
-
     read = [*prepared_files(prepared), models_path, plan_path]
-    key = run_key(audit, read, code_of(audit, "re_evaluate"), repair.re_evaluate.model_dump())
+    key = run_key(audit, read, code_of(audit, "re_evaluate"), asked.model_dump())
     with scratch(name, "re_evaluate", key) as folder:
-        ledgers = {model: Ledger(folder / f"{model}.jsonl") for model in tasks}
-        searches = {m: _search(tasks[m], item_ids, audit, ledgers[m], context.compute, m) for m in ("before", "after")}
-        pairs = draw_pairs(space, len(item_ids), targets, repair.re_evaluate.paired_probes, audit.seed)
-        answers = ask_all(tasks, item_ids, *pairs, ledgers, context.compute)
-        clean = ask_clean(tasks, item_ids, ledgers, context.compute)
-        for ledger in ledgers.values():
-            ledger.close()
-
+        found = ask(tasks, audit, targets, asked.paired_probes, folder, task_context(name, audit).compute)
     record = provenance(name, audit, prepared)
     record["repaired"] = content_hash([models_path]) if models_path.exists() else None
     with here.re_evaluate.publish(record, read) as out:
-        out.probes = _one_table(searches, answers, clean)
-        out.embedded = Embedded(item_ids, tasks["before"].embed(item_ids))
-        out.quality = _quality(tasks)
-        out.measures = _measures(tasks, targets, answers, clean)
-        out.tallies = ModelTallies(models=tally_all(tasks))
-        out.sheets = {m: t.sheets("test") for m in ("before", "after") if offers(t := tasks[m], "sheets")}
-        out.examples = examples(tasks, answers)
-        out.metrics = ReEvaluateMetrics.computed({model: numbers for model, (_, numbers) in searches.items()})
+        write(out, tasks, targets, found)
+
+
+def ask(
+    tasks: Mapping[str, Task], audit: AuditConfig, targets: Sequence[Region], pairs: int, folder: Path, compute: Compute
+) -> Answers:
+    """Search with the models before and after, and put the same questions to all.
+
+    Args:
+        tasks: by model.
+        audit: how it is searched.
+        targets: the cells of the target modes.
+        pairs: how many of item and cell inside the targets, and as many outside.
+        folder: keeps the ledgers.
+        compute: threads and batch size of the model.
+    """
+    space, item_ids = tasks["before"].concepts, tasks["before"].items.ids("test")
+    ledgers = {model: Ledger(folder / f"{model}.jsonl") for model in tasks}
+    searches = {m: _search(tasks[m], item_ids, audit, ledgers[m], compute, m) for m in ("before", "after")}
+    drawn = draw_pairs(space, len(item_ids), targets, pairs, audit.seed)
+    paired = ask_all(tasks, item_ids, *drawn, ledgers, compute)
+    clean = ask_clean(tasks, item_ids, ledgers, compute)
+    for ledger in ledgers.values():
+        ledger.close()
+    return Answers(searches, paired, clean)
+
+
+def write(out: ReEvaluate, tasks: Mapping[str, Task], targets: Sequence[Region], found: Answers) -> None:
+    """Write what the models answered, and what else of them a repair is judged by."""
+    item_ids = tasks["before"].items.ids("test")
+    out.probes = _one_table(found)
+    out.embedded = Embedded(item_ids, tasks["before"].embed(item_ids))
+    out.quality = _quality(tasks)
+    out.measures = _measures(tasks, targets, found)
+    out.tallies = ModelTallies(models=tally_all(tasks))
+    out.sheets = {m: t.sheets("test") for m in ("before", "after") if offers(t := tasks[m], "sheets")}
+    out.examples = examples(tasks, found.paired)
+    out.metrics = ReEvaluateMetrics.computed({model: numbers for model, (_, numbers) in found.searches.items()})
 
 
 def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) -> dict[str, Task]:
@@ -140,16 +175,12 @@ def ask_clean(
     return ask_all(tasks, item_ids, items, np.tile(neutral, (len(items), 1)), ledgers, compute)
 
 
-def _one_table(
-    searches: Mapping[str, tuple[pd.DataFrame, object]],
-    answers: Mapping[str, pd.DataFrame],
-    clean: Mapping[str, pd.DataFrame],
-) -> pd.DataFrame:
+def _one_table(found: Answers) -> pd.DataFrame:
     """All probes, by what they were asked for."""
-    tables = [table.assign(model=model, purpose="search") for model, (table, _) in searches.items()]
+    tables = [table.assign(model=model, purpose="search") for model, (table, _) in found.searches.items()]
     tables += [
         table.assign(model=model, purpose=purpose, role=purpose)
-        for purpose, asked in (("paired", answers), ("clean", clean))
+        for purpose, asked in (("paired", found.paired), ("clean", found.clean))
         for model, table in asked.items()
     ]
     return pd.concat(tables, ignore_index=True)
@@ -167,22 +198,17 @@ def _quality(tasks: Mapping[str, Task]) -> pd.DataFrame:
     )
 
 
-def _measures(
-    tasks: Mapping[str, Task],
-    targets: Sequence[Region],
-    answers: Mapping[str, pd.DataFrame],
-    clean: Mapping[str, pd.DataFrame],
-) -> pd.DataFrame:
+def _measures(tasks: Mapping[str, Task], targets: Sequence[Region], found: Answers) -> pd.DataFrame:
     """A task's own measures of every answer and baseline, on unchanged inputs, in the target modes and elsewhere."""
     measuring = {model: task for model, task in tasks.items() if offers(task, "measure")}
     if not measuring:
         return measure_answers({}, {}, ())
     space = tasks["before"].concepts
-    inside = inside_any(space, targets, answers["before"][space.names].to_numpy(dtype=np.int64))
+    inside = inside_any(space, targets, found.paired["before"][space.names].to_numpy(dtype=np.int64))
     parts = {
-        "clean": clean,
-        "targets": {model: table[inside] for model, table in answers.items()},
-        "others": {model: table[~inside] for model, table in answers.items()},
+        "clean": found.clean,
+        "targets": {model: table[inside] for model, table in found.paired.items()},
+        "others": {model: table[~inside] for model, table in found.paired.items()},
     }
     return measure_answers(measuring, parts, space.names)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import pandas as pd
 from stages.code import code_of
 from stages.command import stage_main
 from stages.files import content_hash, scratch
-from stages.params import load_params
+from stages.params import RestructureConfig, load_params
 from stages.provenance import prepared_files, provenance, run_key
-from stages.records import PlannedExample, audit_folder
+from stages.records import Plan, PlannedExample, audit_folder
 from stages.records.base import FlatMetrics
 from stages.tasks.base import Task
 from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode
@@ -23,45 +23,58 @@ from stages.tasks.load import task_class, task_context
 
 def main(name: str) -> None:
     """Run the stage; see docs/files.md for what it writes."""
-    params = load_params()
+    params, here = load_params(), audit_folder(name)
     audit, config = params.audit(name), params.repair(name).restructure
-    here = audit_folder(name)
-    prepared, plan_file, decision = here.prepare.path, here.collect_feedback.where("plan"), here.collect_feedback.plan
-    targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in decision.targets]
+    prepared, plan_file = here.prepare.path, here.collect_feedback.where("plan")
     task = task_class(name, audit).load(task_context(name, audit), prepared)
-    examples = [_example(e) for e in decision.examples if e.mode in {target.id for target in targets}]
-    if examples and not learns_from_examples(task, config.method):
-        print(f"note: method {config.method} of this task learns from no examples, so {len(examples)} rated are unused")
-        examples = []
-    inputs = [plan_file, prepared / "model", prepared / "items.parquet", prepared / "fingerprint.json"]
-    key = run_key(audit, inputs, code_of(audit, "restructure"), config.model_dump(mode="json"))
+    read = [*prepared_files(prepared), plan_file]
+    key = run_key(audit, read, code_of(audit, "restructure"), config.model_dump(mode="json"))
     with scratch(name, "restructure", key) as work:
-        plans = {
-            copy: RepairPlan(
-                targets=targets,
-                settings={"method": config.method, **config.settings},
-                seed=audit.seed,
-                control=config.control if copy == "control" and config.control != "none" else None,
-                decision={
-                    **{key: getattr(decision, key) for key in ("decided_by", "reason", "landscape")},
-                    "reviewer": decision.by or decision.reviewer,
-                },
-                examples=examples,
-                scratch=work / copy,
-            )
-            for copy in (("repaired",) if config.control == "none" else ("repaired", "control"))
-        }
-        for plan in plans.values() if targets else ():
-            plan.regions(task.concepts)  # a control that cannot be drawn is told before the repair has cost its time
+        plans = _plans(here.collect_feedback.plan, config, audit.seed, task, work)
         record = provenance(name, audit, prepared) | {"plan": content_hash([plan_file])}
-        with here.restructure.publish(record, [*prepared_files(prepared), plan_file]) as out:
+        with here.restructure.publish(record, read) as out:
             records = {
                 copy: _repair(task, plan, prepared / "model", out.path / "models" / copy)
                 for copy, plan in plans.items()
             }
             records["repaired"].curve.to_csv(out.path / "curve.csv", index=False)
-            out.metrics = FlatMetrics.computed(_metrics(records, targets, examples))
+            out.metrics = FlatMetrics.computed(_metrics(records, plans["repaired"]))
         shutil.rmtree(work)  # published: nothing is left to resume
+
+
+def _plans(decision: Plan, config: RestructureConfig, seed: int, task: Task, work: Path) -> dict[str, RepairPlan]:
+    """What the task is asked to repair, and what to train as a control, by the name of the copy.
+
+    Args:
+        decision: what people, or a rule, decided.
+        config: how it is repaired.
+        seed: of the audit.
+        task: the model under test.
+        work: the scratch folder.
+    """
+    targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in decision.targets]
+    examples = [_example(e) for e in decision.examples if e.mode in {target.id for target in targets}]
+    if examples and not learns_from_examples(task, config.method):
+        print(f"note: method {config.method} of this task learns from no examples, so {len(examples)} rated are unused")
+        examples = []
+    plans = {
+        copy: RepairPlan(
+            targets=targets,
+            settings={"method": config.method, **config.settings},
+            seed=seed,
+            control=config.control if copy == "control" and config.control != "none" else None,
+            decision={
+                **{key: getattr(decision, key) for key in ("decided_by", "reason", "landscape")},
+                "reviewer": decision.by or decision.reviewer,
+            },
+            examples=examples,
+            scratch=work / copy,
+        )
+        for copy in (("repaired",) if config.control == "none" else ("repaired", "control"))
+    }
+    for plan in plans.values() if targets else ():
+        plan.regions(task.concepts)  # a control that cannot be drawn is told before the repair has cost its time
+    return plans
 
 
 def learns_from_examples(task: Task | type[Task], method: str) -> bool:
@@ -82,12 +95,10 @@ def _repair(task: Task, plan: RepairPlan, model: Path, out: Path) -> RepairRecor
     return RepairRecord("none", 0, curve=pd.DataFrame({"step": [], "loss": []}))
 
 
-def _metrics(
-    records: Mapping[str, RepairRecord], targets: Sequence[TargetMode], examples: Sequence[RatedExample]
-) -> dict[str, Any]:
+def _metrics(records: Mapping[str, RepairRecord], plan: RepairPlan) -> dict[str, Any]:
     return {
-        "modes": len(targets),
-        "examples": len(examples),  # that the repair was given
+        "modes": len(plan.targets),
+        "examples": len(plan.examples),  # that the repair was given
         **{copy: {"steps": record.steps, **record.details} for copy, record in records.items()},
     }
 
