@@ -151,13 +151,13 @@ def unread(monkeypatch):
 
 
 def test_a_killed_repair_resumes_to_the_same_adapter(task, tmp_path, monkeypatch, unread):
-    monkeypatch.setattr(training_module, "SAVE_EVERY", 2)
+    monkeypatch.setattr(training_module.AdapterTraining, "save_every", 2)
     task.repair(plan(), tmp_path / "whole")
 
     class Killed(BaseException):
         pass
 
-    backward, steps = training_module.AdapterTraining._backward, []
+    backward, steps = training_module.AdapterTraining.backward, []
 
     def dies(self, given):
         steps.append(given)
@@ -165,12 +165,12 @@ def test_a_killed_repair_resumes_to_the_same_adapter(task, tmp_path, monkeypatch
             raise Killed
         return backward(self, given)
 
-    monkeypatch.setattr(training_module.AdapterTraining, "_backward", dies)
+    monkeypatch.setattr(training_module.AdapterTraining, "backward", dies)
     with pytest.raises(Killed):
         task.repair(plan(scratch=tmp_path / "scratch"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     steps.clear()
-    monkeypatch.setattr(training_module.AdapterTraining, "_backward", lambda s, g: steps.append(g) or backward(s, g))
+    monkeypatch.setattr(training_module.AdapterTraining, "backward", lambda s, g: steps.append(g) or backward(s, g))
     record = task.repair(plan(scratch=tmp_path / "scratch"), tmp_path / "out")
     assert len(steps) == 4  # of 8; 4 were kept, the fifth was lost
     assert record.steps == 8

@@ -25,15 +25,15 @@ from stages.tasks.contract import Compute, RatedExample, RepairPlan, TargetMode
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from stages.params import checked
 from stages.tasks import read_back
 from stages.tasks.text_to_image import TextToImage
-from stages.tasks.text_to_image import lora as lora_module
 from stages.tasks.text_to_image import verify as verify_module
 from stages.tasks.text_to_image.album import build_album, vocabulary
 from stages.tasks.text_to_image.captions import Lessons
 from stages.tasks.text_to_image.lora import LoraTraining, check_trainable
 from stages.tasks.text_to_image.pictures import from_png
-from stages.tasks.text_to_image.repair_config import RepairSettings, read_settings
+from stages.tasks.text_to_image.repair_config import RepairSettings
 from stages.tasks.text_to_image.sample import Painter
 from stages.tasks.text_to_image.verify import pixels, verify
 from stages.tasks.text_to_image.vocabulary import NOT_SHOWN, Vocabulary
@@ -84,7 +84,7 @@ def plan(modes=(RED_ON_BLACK,), control=None, examples=(), scratch=None, **setti
 
 def lessons(task, asked, steps=30):
     """What `steps` steps would learn: (what the pictures show, by attribute), the lessons, and the album."""
-    settings, words = read_settings(asked.settings), vocabulary(task)
+    settings, words = checked(RepairSettings, asked.settings, "restructure.settings"), vocabulary(task)
     album = build_album(task, asked, settings, words)
     give = Lessons(task, asked, settings, album, words)
     return [lesson for step in range(steps) for lesson in give(step)], album, words
@@ -343,15 +343,15 @@ def trained(pipeline, **settings):
 
 
 def test_a_killed_repair_goes_on_and_ends_as_an_unbroken_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(lora_module, "SAVE_EVERY", 2)
+    monkeypatch.setattr(LoraTraining, "save_every", 2)
     whole = trained(tiny(), steps=5)
     broken = training_of(tiny(), tmp_path / "adapter.safetensors", steps=5)
-    stepped = broken._backward
-    monkeypatch.setattr(broken, "_backward", lambda step: stepped(step) if step < 3 else pytest.fail("killed"))
+    stepped = broken.backward
+    monkeypatch.setattr(broken, "backward", lambda step: stepped(step) if step < 3 else pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception, match="killed"):
         broken.run("test")
     resumed = training_of(tiny(), tmp_path / "adapter.safetensors", steps=5)
-    monkeypatch.setattr(resumed, "_backward", counted := CountedSteps(resumed._backward))
+    monkeypatch.setattr(resumed, "backward", counted := CountedSteps(resumed.backward))
     curve = resumed.run("test")
     assert counted.steps == [2, 3, 4]
     assert curve["loss"].tolist() == whole.losses
@@ -384,9 +384,9 @@ def test_what_the_network_is_to_predict_gives_back_picture_and_noise():
 def test_with_a_whole_prior_replayed_pictures_teach_what_the_model_predicts_already():
     training = training_of(tiny(), replay=0.5, prior=1.0)
     training.batches = [[dataclasses.replace(lesson, replayed=True) for lesson in training.batches[0]]]
-    assert training._backward(0) < 1e-10  # nothing is learnt yet, so the network predicts what its base does
+    assert training.backward(0) < 1e-10  # nothing is learnt yet, so the network predicts what its base does
     training.settings = training.settings.model_copy(update={"prior": 0.0})
-    assert training._backward(0) > 0.1
+    assert training.backward(0) > 0.1
 
 
 def tiny_xl():
@@ -429,7 +429,7 @@ def test_high_noise_favours_the_noisiest_steps(monkeypatch):
         training.noise, "add_noise", lambda clean, noise, times: asked.append(times) or add_noise(clean, noise, times)
     )
     training.batches = [training.batches[0] * 24]
-    training._backward(0)
+    training.backward(0)
     assert torch.cat(asked).float().mean() > 700  # 800 expected, 500 without
 
 
@@ -498,7 +498,9 @@ def test_a_repair_that_changed_nothing_is_an_error(task, tmp_path):
 def test_settings_without_effect_or_sense_are_told(settings, told, tmp_path):
     where = SimpleNamespace(inputs=tmp_path)
     try:
-        errors = TextToImage.repair_conflicts(where, read_settings({"method": "lora", **settings}))
+        errors = TextToImage.repair_conflicts(
+            where, checked(RepairSettings, {"method": "lora", **settings}, "restructure.settings")
+        )
     except UsageError as error:
         errors = [str(error)]
     assert errors

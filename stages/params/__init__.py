@@ -17,7 +17,7 @@ from stages.params.audit import (
 )
 from stages.params.file import Params, RunnerConfig, load_params, name_error
 from stages.params.repair import FeedbackConfig, Gate, Gates, ReEvaluateConfig, RepairConfig, RestructureConfig
-from stages.params.strict import Strict, errors_in, validation_lines
+from stages.params.strict import Strict, checked, errors_in, validation_lines
 from stages.params.yaml_file import parse_yaml, read_bytes
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "RunnerConfig",
     "Strict",
     "SummarizeConfig",
+    "checked",
     "errors_in",
     "load_params",
     "name_error",

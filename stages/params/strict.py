@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import reprlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +18,7 @@ _short.maxlevel, _short.maxdict, _short.maxlist, _short.maxtuple = 2, 4, 8, 8
 _short.maxstring = _short.maxlong = _short.maxother = 80
 
 
+B = TypeVar("B", bound=BaseModel)
 _ANY = "*"
 # Keys there were once, and what to do instead.
 _GONE = {
@@ -53,6 +54,23 @@ def validation_lines(error: ValidationError, model: type[BaseModel], prefix: str
             found = "" if item["type"] == "value_error" else f", found {shown(item['input'])}"
             lines.append(f"{where}: {message}{found}" if where else message + found)
     return lines
+
+
+def checked(model: type[B], data: Mapping[str, Any], where: str) -> B:
+    """A block as its model.
+
+    Args:
+        model: what it has to be.
+        data: the block.
+        where: the key of params.yaml or the file it comes from, for messages.
+
+    Raises:
+        UsageError: one line per error.
+    """
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        raise UsageError("\n".join(validation_lines(error, model, where))) from None
 
 
 def _gone(where: tuple[int | str, ...]) -> str | None:

@@ -74,6 +74,25 @@ class Repository:
     def __str__(self) -> str:
         return f"{self.name} at {self.revision}" if self.revision else self.name
 
+    def local(self, inputs: Path, where: str) -> Path | None:
+        """The folder of this name under data/<audit>/inputs, see `local_folder`."""
+        return local_folder(inputs, self.name, self.revision, where)
+
+    def found(self, inputs: Path, where: str) -> tuple[Path, str]:
+        """Where its files lie, under inputs or in the cache, and where they come from, for people and for the record.
+
+        Raises:
+            UsageError: when they lie nowhere, with the command that fetches them.
+        """
+        if (folder := self.local(inputs, where)) is not None:
+            return folder, f"the folder {self.name}"
+        snapshot = self.cached(inputs, where)
+        return snapshot.folder, snapshot.origin
+
+    def prefetch(self, inputs: Path, where: str) -> list[str]:
+        """Fetch it, where it is none of inputs; a line for people."""
+        return [] if self.local(inputs, where) is not None else [self.fetch(where)]
+
     def cached(self, inputs: Path, where: str) -> Snapshot:
         """Find it in the local cache; no network is asked.
 

@@ -9,11 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from stages.errors import UsageError, did_you_mean
 from stages.files import content_hash
 from stages.tasks.hub import DATASET_FILES, Repository, local_folder, remedy
+from stages.tasks.source import Source
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,11 @@ class HubData:
         Raises:
             UsageError: when they lie nowhere, with the command that fetches them.
         """
-        local = local_folder(inputs, self.name, self.revision, self.where)
-        if local is not None:
-            return local, f"the folder {self.name}"
-        found = self._repository().cached(inputs, self.where)
-        return found.folder, found.origin
+        return self._repository().found(inputs, self.where)
 
     def prefetch(self, inputs: Path) -> list[str]:
         """Fetch it, where it is one of the hub; a line for people."""
-        local = local_folder(inputs, self.name, self.revision, self.where)
-        return [] if local is not None else [self._repository().fetch(self.where)]
+        return self._repository().prefetch(inputs, self.where)
 
     def rows(self, inputs: Path, split: str) -> Any:
         """Read a split, or a slice of one as the library writes it ("train[:5000]").
@@ -103,6 +101,35 @@ class HubData:
         for file in (file for files in named.values() for file in files):
             if not _lies_in(file, folder, folder.resolve()):
                 raise UsageError(f"{self.where}: {self.name} names the file {file}, which lies outside it")
+
+
+class HubDataSource(Source):
+    """Base of the loaders {datasets: ID_OR_FOLDER}: a folder under the audit's inputs, or an ID of the hub."""
+
+    extra: ClassVar[str]  # of faded, which installs `datasets`
+
+    datasets: str
+    name: str | None = Field(None, description="the configuration, where a data set has several")
+    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
+    files: tuple[str, ...] = Field(
+        (), strict=False, description="hub: patterns of files to fetch; all that hold data by default"
+    )
+
+    @property
+    def _data(self) -> HubData:
+        return HubData(self.datasets, "prepare.data.datasets", self.extra, self.name, self.revision, self.files)
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See Source."""
+        return self._data.errors(inputs)
+
+    def origin(self, inputs: Path) -> str:
+        """See Source."""
+        return self._data.folder(inputs)[1]
+
+    def prefetch(self, inputs: Path) -> list[str]:
+        """See Source."""
+        return self._data.prefetch(inputs)
 
 
 def row_file(folder: Path, name: str) -> Path:

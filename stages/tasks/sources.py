@@ -13,10 +13,10 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from stages.errors import UsageError
-from stages.params import Strict, validation_lines
+from stages.params import Strict, checked
 from stages.tasks.contract import TaskContext
 from stages.tasks.source import Source
 
@@ -44,10 +44,7 @@ def parse_source(raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], wh
         given = ", ".join(map(str, raw)) or "nothing"
         raise UsageError(f"{where}: expected exactly one of the keys {', '.join(loaders)}; found {given}")
     loader = loaders[named[0]]
-    try:
-        return loader.model_validate(dict(raw))
-    except ValidationError as error:
-        raise UsageError("\n".join(validation_lines(error, loader, where))) from None
+    return checked(loader, raw, where)
 
 
 def source_errors(raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], where: str, inputs: Path) -> list[str]:

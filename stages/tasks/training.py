@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jinja2
+import numpy as np
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.files import checksum, put_aside
+from stages.progress import progress
 from stages.tasks.contract import RepairPlan
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+CLIP = 1.0  # norm of the gradient at most
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -93,11 +99,68 @@ def _checksum(path: Path, state: str, tensors: Mapping[str, Tensor]) -> str:
     return checksum(path, *parts)
 
 
-def render_card(templates: Path, plan: RepairPlan, **values: Any) -> str:
-    """The model card of a repair: the template model_card.md of a task, with what the plan says and `values`."""
-    loader = jinja2.FileSystemLoader(templates)
+class StepwiseTraining(ABC):
+    """Training whose steps depend on nothing but their number and the state, so that a killed run can go on.
+
+    Args:
+        trained: the parameters that change, by name.
+        steps: how many.
+        peak: the highest learning rate.
+        checkpoint: file for unfinished work; None keeps none.
+        device: where the parameters lie.
+    """
+
+    save_every: ClassVar[int]  # steps a kill costs at most
+    shown: ClassVar[int]  # the last losses, whose mean is on the progress bar
+
+    def __init__(
+        self, trained: Mapping[str, Tensor], steps: int, peak: float, checkpoint: Path | None, device: str
+    ) -> None:
+        self.trained, self.steps, self.peak, self.checkpoint, self.device = trained, steps, peak, checkpoint, device
+        self.optimizer = torch.optim.AdamW(trained.values(), lr=peak, weight_decay=0.0)
+        self.losses: list[float] = []
+
+    @abstractmethod
+    def backward(self, step: int) -> float:
+        """Add up the gradients of one step; return its loss."""
+
+    def run(self, what: str) -> pd.DataFrame:
+        """Train to the end.
+
+        Args:
+            what: said on the progress bar.
+
+        Returns:
+            One row a step: step, and loss.
+        """
+        done, self.losses = resume(self.checkpoint, self.trained, self.optimizer, self.device)
+        with progress(what, self.steps) as tell:
+            for step in range(done, self.steps):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate(step, self.steps, self.peak)
+                self.optimizer.zero_grad()
+                self.losses.append(self.backward(step))
+                torch.nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
+                self.optimizer.step()
+                tell(step + 1, f"loss {np.mean(self.losses[-self.shown :]):.3f}")
+                if (step + 1) % self.save_every == 0 or step + 1 == self.steps:
+                    save_checkpoint(self.checkpoint, self.trained, self.optimizer, step + 1, self.losses)
+        return pd.DataFrame({"step": np.arange(1, len(self.losses) + 1), "loss": self.losses})
+
+
+def write_card(out_dir: Path, module: str, plan: RepairPlan, **values: Any) -> None:
+    """Write README.md, the model card of a repair.
+
+    Args:
+        out_dir: the folder of the repaired model.
+        module: file of the task's repair, beside which lies templates/model_card.md.
+        plan: what was repaired, and who decided it.
+        values: what else the template tells.
+    """
+    loader = jinja2.FileSystemLoader(Path(module).parent / "templates")
     template = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     decision = dict.fromkeys(("decided_by", "reviewer", "reason", "landscape")) | dict(plan.decision)
-    return template.get_template("model_card.md").render(
+    card = template.get_template("model_card.md").render(
         control=plan.control, seed=plan.seed, decision=decision, targets=plan.targets, **values
     )
+    (out_dir / "README.md").write_text(card, encoding="utf-8")

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.errors import UsageError
 from stages.files import read_json, write_json
-from stages.params import validation_lines
+from stages.params import checked
 from stages.tasks.classification.black_boxes import BLACK_BOXES, BlackBox
 from stages.tasks.classification.families import FAMILIES
 from stages.tasks.classification.form import Form
@@ -140,10 +139,7 @@ def load_model(folder: Path, named: Mapping[str, Any] | None = None) -> Classifi
     """
     config = read_json(folder / "config.json")
     config.pop("schema", None)
-    try:
-        form = Form.model_validate(config)
-    except ValidationError as error:
-        raise UsageError("; ".join(validation_lines(error, Form, str(folder / "config.json")))) from None
+    form = checked(Form, config, str(folder / "config.json"))
     if form.family in BLACK_BOXES:
         return Classifier(form, BLACK_BOXES[form.family](form, folder, named or {})).eval()
     if form.family not in FAMILIES:

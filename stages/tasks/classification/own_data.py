@@ -22,7 +22,7 @@ from stages.tasks.classification.pictures import SUFFIXES
 from stages.tasks.classification.pool import NAMED, Encoded, Pool, Sources, tolerate
 from stages.tasks.contract import SPLITS
 from stages.tasks.hub import NAME
-from stages.tasks.hub_data import HubData, check_columns, row_file
+from stages.tasks.hub_data import HubDataSource, check_columns, row_file
 from stages.tasks.json_lines import count_lines
 from stages.tasks.source import collect
 
@@ -208,19 +208,18 @@ class JsonLines(OwnPictures):
         )
 
 
-class HubDataset(OwnPictures):
+class HubDataset(HubDataSource, OwnPictures):
     """{datasets: ID_OR_FOLDER, split: NAME}: a data set of the datasets library, under inputs or of the hub.
 
     What lies under inputs is taken; else the name is one of the hub, looked up in the cache. No code of it is run.
     """
 
+    extra = "image"
+
     datasets: str = Field(pattern=NAME)
     split: str | dict[str, str] = Field(description="their split; or theirs for each of ours: {discover: validation}")
     image: str = "image"
     label: str = "label"
-    name: str | None = Field(None, description="of the configuration, where there are several")
-    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
-    files: list[str] = Field([], description="hub: patterns of the files to fetch; default: all that hold data")
 
     @model_validator(mode="after")
     def _splits_are_ours(self) -> HubDataset:
@@ -231,25 +230,12 @@ class HubDataset(OwnPictures):
                 )
         return self
 
-    @property
-    def _data(self) -> HubData:
-        where = "prepare.data.datasets"
-        return HubData(self.datasets, where, "image", self.name, self.revision, tuple(self.files))
-
     def errors(self, inputs: Path) -> list[str]:
         """See DataSource."""
         code = sorted(path.name for path in (inputs / self.datasets).glob("*.py"))
         if code:
             return [f"prepare.data.datasets: {self.datasets} contains its own code, {code[0]}, which is not run"]
-        return self._data.errors(inputs)
-
-    def origin(self, inputs: Path) -> str:
-        """See DataSource."""
-        return self._data.folder(inputs)[1]
-
-    def prefetch(self, inputs: Path) -> list[str]:
-        """See DataSource."""
-        return self._data.prefetch(inputs)
+        return super().errors(inputs)
 
     def load(self, inputs: Path) -> Pool:
         """See DataSource."""

@@ -16,27 +16,25 @@ of such a mixture would shift the model's answers to clean images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
-from stages.params import validation_lines
+from stages.params import checked
 from stages.progress import progress
 from stages.tasks.cells import CellSampler
 from stages.tasks.classification.config import RepairSettings
 from stages.tasks.classification.models import Classifier, clone, save_model, seeded
 from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
-from stages.tasks.training import rate, render_card, resume, save_checkpoint
+from stages.tasks.training import rate, resume, save_checkpoint, write_card
 
 RISK_PROBES = 2000  # enough for a logistic model of a handful of concepts
 
@@ -47,7 +45,7 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
     Raises:
         UsageError: when the settings are wrong, or there is nothing to repair or to learn from.
     """
-    settings = _settings(plan)
+    settings = checked(RepairSettings, plan.settings, "restructure.settings")
     items = np.array(task.items.ids("repair"))
     if len(items) == 0:
         raise UsageError("prepare.items.repair: a repair needs items to learn from, found 0")
@@ -75,8 +73,17 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
     finally:
         task.model = teacher
     save_model(task_model, out_dir)
-    card = _card(task, plan, settings, numbers, len(curve))
-    (out_dir / "README.md").write_text(card, encoding="utf-8")
+    write_card(
+        out_dir,
+        __file__,
+        plan,
+        base=task.model_hash,
+        form=task.model.form,
+        settings=settings.model_dump(),
+        steps=len(curve),
+        space=task.concepts,
+        numbers=numbers,
+    )
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 
@@ -175,25 +182,3 @@ def _risk(space: ConceptSpace, cells: np.ndarray, failed: np.ndarray) -> Callabl
         return lambda asked: np.ones(len(asked))
     model = LogisticRegression(max_iter=1000).fit(space.coordinates(cells), failed)
     return lambda asked: model.predict_proba(space.coordinates(asked))[:, 1]
-
-
-def _settings(plan: RepairPlan) -> RepairSettings:
-    try:
-        return RepairSettings.model_validate(dict(plan.settings))
-    except ValidationError as error:
-        raise UsageError("\n".join(validation_lines(error, RepairSettings, "restructure.settings"))) from None
-
-
-def _card(
-    task: ClassifierProbes, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int
-) -> str:
-    return render_card(
-        Path(__file__).parent / "templates",
-        plan,
-        base=task.model_hash,
-        form=task.model.form,
-        settings=settings.model_dump(),
-        steps=steps,
-        space=task.concepts,
-        numbers=numbers,
-    )

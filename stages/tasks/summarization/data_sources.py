@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.tasks.hub_data import HubData, check_columns
+from stages.tasks.hub_data import HubDataSource, check_columns
 from stages.tasks.json_lines import check_lines_file, count_lines, lines_file
 from stages.tasks.source import collect
 from stages.tasks.sources import package_file
@@ -101,7 +101,7 @@ class JsonLines(DataSource):
                     yield _article(name, row, self.text, self.summary, self.split, f"line {number}")
 
 
-class HubDataset(DataSource):
+class HubDataset(HubDataSource, DataSource):
     """{datasets: ID_OR_FOLDER, split: SPLIT, text: FIELD, summary: FIELD}: what the `datasets` library reads.
 
     A folder under the audit's inputs, or an ID of the Hugging Face hub. `split` and `test` take the library's slices
@@ -111,32 +111,12 @@ class HubDataset(DataSource):
     minute or two, and 1 GB of memory beside their texts.
     """
 
-    datasets: str
+    extra = "text"
+
     split: str
     text: str
     summary: str | None = None
     test: str | None = None
-    name: str | None = Field(None, description="the configuration, where a data set has several")
-    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
-    files: tuple[str, ...] = Field(
-        (), strict=False, description="hub: patterns of files to fetch; all that hold data by default"
-    )
-
-    @property
-    def _data(self) -> HubData:
-        return HubData(self.datasets, "prepare.data.datasets", "text", self.name, self.revision, self.files)
-
-    def errors(self, inputs: Path) -> list[str]:
-        """See DataSource."""
-        return self._data.errors(inputs)
-
-    def origin(self, inputs: Path) -> str:
-        """See DataSource."""
-        return self._data.folder(inputs)[1]
-
-    def prefetch(self, inputs: Path) -> list[str]:
-        """See DataSource."""
-        return self._data.prefetch(inputs)
 
     def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
         """See DataSource."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from stages.errors import UsageError
 from stages.files import content_hash, read_json, write_json
-from stages.params import Strict, validation_lines
+from stages.params import Strict, checked
 
 FORM = "faded.json"
 ADAPTER = "adapter_config.json"
@@ -97,10 +97,7 @@ def load_form(folder: Path) -> Form:
     path = folder / FORM
     raw = read_json(path)
     raw.pop("schema", None)
-    try:
-        return Form.model_validate(raw)
-    except ValidationError as error:
-        raise UsageError("\n".join(validation_lines(error, Form, str(path)))) from None
+    return checked(Form, raw, str(path))
 
 
 def model_hash(folder: Path) -> str:

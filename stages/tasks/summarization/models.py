@@ -21,7 +21,7 @@ from torch import Tensor
 from stages.errors import UsageError
 from stages.files import content_hash
 from stages.tasks.contract import Compute
-from stages.tasks.hub import NAME, Repository, local_folder, remedy
+from stages.tasks.hub import NAME, Repository, remedy
 from stages.tasks.source import collect
 from stages.tasks.sources import package_file
 from stages.tasks.summarization.form import ADAPTER, Form, GenerationConfig, Kind, model_hash, read_folder, save_form
@@ -85,9 +85,6 @@ class TransformersModel(WeightsModel):
     transformers: str = Field(pattern=NAME)
     revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
 
-    def _folder(self, inputs: Path) -> Path | None:
-        return local_folder(inputs, self.transformers, self.revision, f"{WHERE}.transformers")
-
     @property
     def _repository(self) -> Repository:
         return Repository(self.transformers, self.revision, _WANTED, ignored=("*/*",))
@@ -95,7 +92,7 @@ class TransformersModel(WeightsModel):
     def errors(self, inputs: Path) -> list[str]:
         """See ModelSource."""
         try:
-            if (folder := self._folder(inputs)) is not None:
+            if (folder := self._repository.local(inputs, f"{WHERE}.transformers")) is not None:
                 _check_files(folder)
         except UsageError as error:
             return [str(error)]
@@ -103,15 +100,13 @@ class TransformersModel(WeightsModel):
 
     def origin(self, inputs: Path) -> str:
         """See Source."""
-        if self._folder(inputs) is not None:
-            return f"the folder {self.transformers}"
-        return self._repository.cached(inputs, f"{WHERE}.transformers").origin
+        return self._repository.found(inputs, f"{WHERE}.transformers")[1]
 
     def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str = "float32") -> None:
         """See ModelSource."""
         if errors := self.errors(inputs):
             raise UsageError("\n".join(errors))
-        folder = self._folder(inputs)
+        folder = self._repository.local(inputs, f"{WHERE}.transformers")
         if folder is not None:
             revision = model_hash(folder)
         else:
@@ -128,7 +123,7 @@ class TransformersModel(WeightsModel):
 
     def prefetch(self, inputs: Path) -> list[str]:
         """See ModelSource."""
-        return [] if self._folder(inputs) is not None else [self._repository.fetch(f"{WHERE}.transformers")]
+        return self._repository.prefetch(inputs, f"{WHERE}.transformers")
 
 
 MODEL_LOADERS: Mapping[str, type[ModelSource]] = {

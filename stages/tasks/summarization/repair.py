@@ -15,16 +15,15 @@ by its content hash.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from stages.errors import UsageError
-from stages.params import validation_lines
+from stages.params import checked
 from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord
 from stages.tasks.summarization.form import Form, save_form
 from stages.tasks.summarization.generate import Summarizer, Summarizes, with_weights
@@ -34,7 +33,7 @@ from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.training import AdapterTraining
 from stages.tasks.summarization.verify import verify
-from stages.tasks.training import render_card
+from stages.tasks.training import write_card
 
 TRIED = 50  # articles of each target mode a normalisation is tried on
 COMPARED = 3  # lessons the written model and the one in memory are compared on
@@ -46,14 +45,25 @@ def repair(task: SummarizerProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
     Raises:
         UsageError: when the settings are wrong, there is nothing to repair or to learn from, or nothing was learnt.
     """
-    settings = _settings(plan)
+    settings = checked(RepairSettings, plan.settings, "restructure.settings")
     plan.regions(task.concepts)
     if settings.method == "normalise":
         numbers, curve = _normalise(task, plan, settings, out_dir), pd.DataFrame({"step": [], "loss": []})
     else:
         numbers, curve = _train(task, plan, settings, out_dir)
-    card = _card(task, plan, settings, numbers, len(curve))
-    (out_dir / "README.md").write_text(card, encoding="utf-8")
+    write_card(
+        out_dir,
+        __file__,
+        plan,
+        base=task.summarizer.hash,
+        form=task.summarizer.form,
+        settings=settings,
+        steps=len(curve),
+        examples=plan.examples,
+        good=GOOD,
+        space=task.concepts,
+        numbers=numbers,
+    )
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 
@@ -148,27 +158,3 @@ def _told(examples: Sequence[RatedExample]) -> dict[str, int]:
     corrected = sum(e.corrected is not None for e in examples)
     praised = sum(e.corrected is None and e.rating is not None and e.rating >= GOOD for e in examples)
     return {"corrected": corrected, "praised": praised, "not_learnt": len(examples) - corrected - praised}
-
-
-def _settings(plan: RepairPlan) -> RepairSettings:
-    try:
-        return RepairSettings.model_validate(dict(plan.settings))
-    except ValidationError as error:
-        raise UsageError("\n".join(validation_lines(error, RepairSettings, "restructure.settings"))) from None
-
-
-def _card(
-    task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, numbers: Mapping[str, Any], steps: int
-) -> str:
-    return render_card(
-        Path(__file__).parent / "templates",
-        plan,
-        base=task.summarizer.hash,
-        form=task.summarizer.form,
-        settings=settings,
-        steps=steps,
-        examples=plan.examples,
-        good=GOOD,
-        space=task.concepts,
-        numbers=numbers,
-    )

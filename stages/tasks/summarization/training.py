@@ -8,26 +8,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.progress import progress
 from stages.tasks.summarization.generate import IGNORED, Summarizer
 from stages.tasks.summarization.repair_config import RepairSettings
-from stages.tasks.training import rate, resume, save_checkpoint
+from stages.tasks.training import StepwiseTraining
 
 MICRO_BATCH = 4  # texts that go through the model at once: more are padded more, as their lengths differ more
-SAVE_EVERY = 20  # steps a kill costs at most
-CLIP = 1.0  # norm of the gradient at most
 
 Lesson = tuple[str, str]  # an article, and the summary to give of it
 
 
-class AdapterTraining:
-    """One run of training. Step by step it depends on nothing but the seed and the state, so it can be resumed.
+class AdapterTraining(StepwiseTraining):
+    """One run of training; the loss is in nats a token of the summary.
 
     Args:
         learner: the summarizer to adapt, of which the model is the caller's own copy: it is changed in place.
@@ -36,6 +32,9 @@ class AdapterTraining:
         seed: of the adapter's first weights.
         checkpoint: file for unfinished work; None keeps none.
     """
+
+    save_every = 20
+    shown = 10
 
     def __init__(
         self,
@@ -47,7 +46,7 @@ class AdapterTraining:
     ) -> None:
         from peft import LoraConfig, get_peft_model
 
-        self.learner, self.lessons, self.settings, self.checkpoint = learner, lessons, settings, checkpoint
+        self.learner, self.lessons = learner, lessons
         causal = learner.form.kind == "causal"
         # Dropout draws random numbers, which a resumed run would draw anew; the few steps hardly need it.
         config = LoraConfig(
@@ -63,38 +62,18 @@ class AdapterTraining:
             self.adapted: Any = get_peft_model(learner.model, config)
         # No dropout of the base either: what is learnt is how it answers when it is deployed.
         self.adapted.eval()
-        self.trained: dict[str, Tensor] = {n: p for n, p in self.adapted.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
-        self.losses: list[float] = []
+        trained = {n: p for n, p in self.adapted.named_parameters() if p.requires_grad}
+        super().__init__(trained, settings.steps, settings.learning_rate, checkpoint, learner.compute.device)
 
     def run(self, what: str) -> pd.DataFrame:
-        """Train to the end.
+        """See StepwiseTraining."""
+        with quick(self.adapted):
+            return super().run(what)
 
-        Args:
-            what: said on the progress bar.
-
-        Returns:
-            One row a step: step, and loss in nats a token of the summary.
-        """
-        device, steps = self.learner.compute.device, self.settings.steps
-        done, self.losses = resume(self.checkpoint, self.trained, self.optimizer, device)
-        with progress(what, steps) as tell, quick(self.adapted):
-            for step in range(done, steps):
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate(step, steps, self.settings.learning_rate)
-                self.optimizer.zero_grad()
-                self.losses.append(self._backward(self.lessons(step)))
-                torch.nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
-                self.optimizer.step()
-                tell(step + 1, f"loss {np.mean(self.losses[-10:]):.3f}")
-                if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-                    save_checkpoint(self.checkpoint, self.trained, self.optimizer, step + 1, self.losses)
-        return pd.DataFrame({"step": np.arange(1, len(self.losses) + 1), "loss": self.losses})
-
-    def _backward(self, lessons: Sequence[Lesson]) -> float:
-        """Add up the gradients of one step; return its loss."""
+    def backward(self, step: int) -> float:
+        """See StepwiseTraining."""
         tokens = self.learner.tokenizer
-        ordered = sorted(lessons, key=lambda lesson: len(tokens(lesson[0])["input_ids"]))
+        ordered = sorted(self.lessons(step), key=lambda lesson: len(tokens(lesson[0])["input_ids"]))
         parts = [ordered[i : i + MICRO_BATCH] for i in range(0, len(ordered), MICRO_BATCH)]
         batches = [self.learner.training_batch(*map(list, zip(*part, strict=True))) for part in parts]
         total = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)

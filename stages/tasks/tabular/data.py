@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,13 @@ class Table:
 
 
 class _Rows(Source):
+    @abstractmethod
     def load(self, inputs: Path) -> Table:
         """Read it.
 
         Raises:
             UsageError: when there are no rows with labels.
         """
-        raise NotImplementedError
 
     def errors(self, inputs: Path) -> list[str]:
         """See Source."""

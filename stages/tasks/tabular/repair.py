@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from stages.errors import UsageError
+from stages.params import checked
 from stages.tasks.cells import CellSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.tabular.config import RepairSettings
 from stages.tasks.tabular.probes import RowProbes
-from stages.tasks.training import render_card
+from stages.tasks.training import write_card
 
 RISK_PROBES = 2000  # enough for a logistic model of a handful of concepts
 
@@ -30,7 +31,7 @@ def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """
     from sklearn.linear_model import LogisticRegression
 
-    settings = RepairSettings.model_validate(dict(plan.settings))
+    settings = checked(RepairSettings, plan.settings, "restructure.settings")
     items, space = np.array(task.items.ids("repair")), task.concepts
     if len(items) == 0:
         raise UsageError("prepare.items.repair: a repair needs items to learn from, found 0")
@@ -62,8 +63,9 @@ def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         task.model.save(out_dir)
     finally:
         task.model = base
-    card = render_card(
-        Path(__file__).parent / "templates",
+    write_card(
+        out_dir,
+        __file__,
         plan,
         base=task.model_hash,
         model=base,
@@ -71,6 +73,5 @@ def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         space=space,
         numbers=numbers,
     )
-    (out_dir / "README.md").write_text(card, encoding="utf-8")
     curve = pd.DataFrame({"step": [0, 1], "loss": [numbers["failures_before"], numbers["failures_after"]]})
     return RepairRecord(settings.method, 1, numbers, curve)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from stages.errors import UsageError
 from stages.files import read_json, write_json
-from stages.params import Strict, validation_lines
+from stages.params import Strict, checked
 from stages.tasks.text_to_image.judges import Reading, Values, told
 
 # A batch is always this large, filled up with black: sums differ in their last bits between shapes, and what is read
@@ -164,10 +164,7 @@ def load_form(folder: Path) -> Form:
     """
     config = read_json(folder / "config.json")
     config.pop("schema", None)
-    try:
-        return Form.model_validate(config)
-    except ValidationError as error:
-        raise UsageError("\n".join(validation_lines(error, Form, str(folder / "config.json")))) from None
+    return checked(Form, config, str(folder / "config.json"))
 
 
 def load_attribute_judge(folder: Path, device: str) -> AttributeJudge:

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from stages.errors import UsageError
 from stages.files import local_file
-from stages.tasks.hub import NAME, Repository, local_folder
+from stages.tasks.hub import NAME, Repository
 from stages.tasks.source import Source
 from stages.tasks.text_to_image.judges import CLIP, CLIP_FORM, Judge
 
@@ -84,9 +84,6 @@ class ClipJudgeSource(JudgeSource):
                 raise ValueError(f"{name}: expected two values or more, each with a prompt of its own, found {values}")
         return prompts
 
-    def _folder(self, inputs: Path) -> Path | None:
-        return local_folder(inputs, self.clip, self.revision, CLIP)
-
     @property
     def _repository(self) -> Repository:
         wanted = ("*.json", "*.txt", "model.safetensors", "model-*-of-*.safetensors")
@@ -95,7 +92,7 @@ class ClipJudgeSource(JudgeSource):
     def errors(self, inputs: Path) -> list[str]:
         """See JudgeSource."""
         try:
-            if (folder := self._folder(inputs)) is not None:
+            if (folder := self._repository.local(inputs, CLIP)) is not None:
                 _need(folder, ("config.json", "model.safetensors"), CLIP)
         except UsageError as error:
             return [str(error)]
@@ -107,22 +104,16 @@ class ClipJudgeSource(JudgeSource):
             raise UsageError("\n".join(errors))
         from stages.tasks.text_to_image.clip_judge import save_clip_judge
 
-        folder, origin = self._found(inputs)
+        folder, origin = self._repository.found(inputs, CLIP)
         save_clip_judge(folder, origin, self.prompts, self.certainty, out_dir)
-
-    def _found(self, inputs: Path) -> tuple[Path, str]:
-        if (folder := self._folder(inputs)) is not None:
-            return folder, f"the folder {self.clip}"
-        found = self._repository.cached(inputs, CLIP)
-        return found.folder, found.origin
 
     def origin(self, inputs: Path) -> str:
         """See JudgeSource."""
-        return self._found(inputs)[1]
+        return self._repository.found(inputs, CLIP)[1]
 
     def prefetch(self, inputs: Path) -> list[str]:
         """See JudgeSource."""
-        return [] if self._folder(inputs) is not None else [self._repository.fetch(CLIP)]
+        return self._repository.prefetch(inputs, CLIP)
 
 
 JUDGE_LOADERS: Mapping[str, type[JudgeSource]] = {"clip": ClipJudgeSource, "attributes": AttributeJudgeSource}

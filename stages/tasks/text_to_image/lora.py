@@ -9,22 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from stages.errors import UsageError
-from stages.progress import progress
 from stages.tasks.contract import Compute
 from stages.tasks.text_to_image.captions import Lesson
 from stages.tasks.text_to_image.models import LORA
 from stages.tasks.text_to_image.pictures import from_png
 from stages.tasks.text_to_image.repair_config import LAYERS, RepairSettings
-from stages.tasks.training import rate, resume, save_checkpoint
+from stages.tasks.training import StepwiseTraining
 
-SAVE_EVERY = 50  # steps a kill costs at most
-CLIP = 1.0  # norm of the gradient at most
 ENCODED = 32 * 64 * 64  # pixels encoded at once; always the same, as sums depend on it in their last bits
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -56,8 +52,8 @@ def check_trainable(pipeline: Any) -> None:
         )
 
 
-class LoraTraining:
-    """One run of training. Step by step it depends on nothing but the seed and the state, so it can be resumed.
+class LoraTraining(StepwiseTraining):
+    """One run of training; the loss is the squared error of what the network predicts of the noise.
 
     Args:
         pipeline: the pipeline under test; it stays as it is.
@@ -68,6 +64,9 @@ class LoraTraining:
         seed: of the adapter's first weights, and of noise.
         checkpoint: file for unfinished work; None keeps none.
     """
+
+    save_every = 50
+    shown = 20
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class LoraTraining:
 
         check_trainable(pipeline)
         self.pipeline, self.batches, self.settings = pipeline, batches, settings
-        self.compute, self.seed, self.checkpoint = compute, seed, checkpoint
+        self.compute, self.seed = compute, seed
         self.unet: Any = copy.deepcopy(pipeline.unet).requires_grad_(False).eval()  # no dropout: it would not resume
         # Samplers share the noise of training with DDPM (Ho et al. 2020), whichever of them the pipeline draws with.
         self.noise = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -97,11 +96,10 @@ class LoraTraining:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.unet.add_adapter(config)
-        self.trained: dict[str, Tensor] = {n: p for n, p in self.unet.named_parameters() if p.requires_grad}
-        for parameter in self.trained.values():
+        trained = {n: p for n, p in self.unet.named_parameters() if p.requires_grad}
+        for parameter in trained.values():
             parameter.data = parameter.data.float()  # steps are too small for half precision
-        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=settings.learning_rate, weight_decay=0.0)
-        self.losses: list[float] = []
+        super().__init__(trained, len(batches), settings.learning_rate, checkpoint, compute.device)
         used = sorted({lesson.picture for batch in batches for lesson in batch})
         self._place = {picture: place for place, picture in enumerate(used)}
         self._latents = self._encode([images[picture] for picture in used])
@@ -124,41 +122,12 @@ class LoraTraining:
             return (latents - mean) * config.scaling_factor / deviation
         return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
 
-    def run(self, what: str) -> pd.DataFrame:
-        """Train to the end.
-
-        Args:
-            what: said on the progress bar.
-
-        Returns:
-            One row a step: step, and loss (squared error of what the network predicts of the noise).
+    def backward(self, step: int) -> float:
+        """See StepwiseTraining.
 
         Raises:
             UsageError: when the loss is no number any more.
         """
-        steps = len(self.batches)
-        done, self.losses = resume(self.checkpoint, self.trained, self.optimizer, self.compute.device)
-        with progress(what, steps) as tell:
-            for step in range(done, steps):
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate(step, steps, self.settings.learning_rate)
-                self.optimizer.zero_grad()
-                loss = self._backward(step)
-                if not np.isfinite(loss):
-                    raise UsageError(
-                        f"restructure.settings.learning_rate: the loss is {loss} at step {step + 1} of {steps};"
-                        f" lower the rate, found {self.settings.learning_rate:g}"
-                    )
-                self.losses.append(loss)
-                torch.nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
-                self.optimizer.step()
-                tell(step + 1, f"loss {np.mean(self.losses[-20:]):.3f}")
-                if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-                    save_checkpoint(self.checkpoint, self.trained, self.optimizer, step + 1, self.losses)
-        return pd.DataFrame({"step": np.arange(1, len(self.losses) + 1), "loss": self.losses})
-
-    def _backward(self, step: int) -> float:
-        """Add up the gradients of one step; return its loss."""
         lessons, device = self.batches[step], self.compute.device
         # Random numbers come from the CPU: a GPU's differ from make to make.
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
@@ -183,6 +152,11 @@ class LoraTraining:
             loss = functional.mse_loss(predicted.float(), goal, reduction="sum") / wanted.numel()
             loss.backward()
             total += float(loss.detach())
+        if not np.isfinite(total):
+            raise UsageError(
+                f"restructure.settings.learning_rate: the loss is {total} at step {step + 1} of {self.steps};"
+                f" lower the rate, found {self.peak:g}"
+            )
         return total
 
     def _wanted(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from stages.errors import UsageError
 from stages.files import content_hash, local_file, read_json, write_json
-from stages.params import Strict, validation_lines
+from stages.params import Strict, checked
 from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, local_folder, remedy
 from stages.tasks.text_to_image.config import SamplingConfig
@@ -135,10 +135,7 @@ def load_form(folder: Path) -> Form:
     """
     raw = read_json(folder / FORM)
     raw.pop("schema", None)
-    try:
-        return Form.model_validate(raw)
-    except ValidationError as error:
-        raise UsageError("\n".join(validation_lines(error, Form, str(folder / FORM)))) from None
+    return checked(Form, raw, str(folder / FORM))
 
 
 def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, lora: Path | None = None) -> Any:

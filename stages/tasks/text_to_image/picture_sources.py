@@ -9,11 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from stages.errors import UsageError
 from stages.files import local_file
-from stages.tasks.hub_data import HubData, row_file
+from stages.tasks.hub_data import HubDataSource, row_file
 from stages.tasks.json_lines import check_lines_file, lines_file
 from stages.tasks.source import collect
 from stages.tasks.text_to_image.pictures import PictureSource, Row, leads_out
@@ -122,36 +121,15 @@ class ParquetPictures(PictureSource):
                 number += 1
 
 
-class HubPictures(PictureSource):
+class HubPictures(HubDataSource, PictureSource):
     """{datasets: ID_OR_FOLDER, split: SPLIT}: what the `datasets` library reads, of the inputs or the Hugging Face hub.
 
     `split` takes the library's slices ("train[:2000]"). No code is run.
     """
 
-    datasets: str
+    extra = "text-to-image"
+
     split: str = "train"
-    name: str | None = Field(None, description="the configuration, where a data set has several")
-    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
-    files: tuple[str, ...] = Field(
-        (), strict=False, description="hub: patterns of files to fetch; all that hold data by default"
-    )
-
-    @property
-    def _data(self) -> HubData:
-        where = "prepare.data.datasets"
-        return HubData(self.datasets, where, "text-to-image", self.name, self.revision, self.files)
-
-    def origin(self, inputs: Path) -> str:
-        """See PictureSource."""
-        return self._data.folder(inputs)[1]
-
-    def errors(self, inputs: Path) -> list[str]:
-        """See PictureSource."""
-        return self._data.errors(inputs)
-
-    def prefetch(self, inputs: Path) -> list[str]:
-        """See PictureSource."""
-        return self._data.prefetch(inputs)
 
     def rows(self, inputs: Path) -> Iterator[Row]:
         """See PictureSource."""

@@ -10,7 +10,6 @@ by its content hash.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,19 @@ import numpy as np
 
 from stages.errors import UsageError
 from stages.files import write_json
+from stages.params import checked
 from stages.tasks.cells import CellSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.text_to_image.album import GOOD, Album, build_album, praised, vocabulary
 from stages.tasks.text_to_image.captions import Lessons
 from stages.tasks.text_to_image.lora import LoraTraining, check_trainable
 from stages.tasks.text_to_image.probes import PainterProbes
-from stages.tasks.text_to_image.repair_config import RepairSettings, read_settings
+from stages.tasks.text_to_image.repair_config import RepairSettings
 from stages.tasks.text_to_image.sample import Painter, with_pipeline
 from stages.tasks.text_to_image.studio import Order, Studio
 from stages.tasks.text_to_image.verify import verify
 from stages.tasks.text_to_image.vocabulary import repair_templates
-from stages.tasks.training import render_card
+from stages.tasks.training import write_card
 
 COMPARED = 4  # pictures the written pipeline and the one in memory are compared on
 LOOKED_AT = 64  # pictures of the targets that are judged before and after
@@ -41,7 +41,7 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
     Raises:
         UsageError: when the settings are wrong, the pipeline is of another kind, or there is nothing to learn from.
     """
-    settings = read_settings(plan.settings)
+    settings = checked(RepairSettings, plan.settings, "restructure.settings")
     painter = with_pipeline(task.painter)
     check_trainable(painter.pipeline)
     if not repair_templates(task):
@@ -73,8 +73,20 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
         numbers[f"aligned_{name}"] = float(
             np.mean([judged.alignment for judged in studio.look(orders, f"{name} the repair")])
         )
-    card = _card(task, type(painter.pipeline).__name__, plan, settings, numbers, len(curve))
-    (out_dir / "README.md").write_text(card, encoding="utf-8")
+    write_card(
+        out_dir,
+        __file__,
+        plan,
+        base=painter.hash,
+        pipeline=type(painter.pipeline).__name__,
+        settings=settings.used(),
+        steps=len(curve),
+        examples=plan.examples,
+        good=GOOD,
+        looked_at=LOOKED_AT,
+        space=task.concepts,
+        numbers=numbers,
+    )
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 
@@ -103,26 +115,3 @@ def _numbers(plan: RepairPlan, album: Album, training: LoraTraining, losses: np.
         "loss_first": float(losses[:some].mean()),
         "loss_last": float(losses[-some:].mean()),
     }
-
-
-def _card(
-    task: PainterProbes,
-    pipeline: str,
-    plan: RepairPlan,
-    settings: RepairSettings,
-    numbers: Mapping[str, Any],
-    steps: int,
-) -> str:
-    return render_card(
-        Path(__file__).parent / "templates",
-        plan,
-        base=task.painter.hash,
-        pipeline=pipeline,
-        settings=settings.used(),
-        steps=steps,
-        examples=plan.examples,
-        good=GOOD,
-        looked_at=LOOKED_AT,
-        space=task.concepts,
-        numbers=numbers,
-    )

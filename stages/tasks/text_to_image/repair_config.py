@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from stages.errors import UsageError
-from stages.params import Strict, validation_lines
+from stages.params import Strict
 
 Source = Literal["pictures", "folder", "own"]
 
@@ -92,15 +90,3 @@ class RepairSettings(Strict):
         if self.folder is None:
             idle |= {"folder"}
         return self.model_dump(exclude=idle) | {"alpha": self.alpha or self.rank}
-
-
-def read_settings(settings: Mapping[str, Any]) -> RepairSettings:
-    """Check the settings of a repair.
-
-    Raises:
-        UsageError: one line per error.
-    """
-    try:
-        return RepairSettings.model_validate(dict(settings))
-    except ValidationError as error:
-        raise UsageError("\n".join(validation_lines(error, RepairSettings, "restructure.settings"))) from None
