@@ -35,7 +35,7 @@ from stages.progress import progress
 from stages.provenance import run_key
 from stages.ratings import rated
 from stages.screening import Screening, ScreenSettings
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask
 from stages.tasks.load import task_class, task_context
 
 RECORDS = WORK / "screen"
@@ -155,7 +155,7 @@ def _screen(
 
     context, prepared, cls = task_context(name, audit), stage_dir(name, "prepare"), task_class(name, audit)
 
-    def load(levels: Mapping[str, Sequence[Level]]) -> Task:
+    def load(levels: Mapping[str, Sequence[Level]]) -> LoadedTask:
         other = replace(context, concepts={concept: list(values) for concept, values in levels.items()})
         errors = cls.check(other)
         if errors:

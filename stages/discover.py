@@ -29,7 +29,7 @@ from stages.ratings import rated
 from stages.records import DiscoverMetrics, audit_folder
 from stages.records.folder import Discover
 from stages.records.tables import Embedded, Tallies
-from stages.tasks.base import Task, offers
+from stages.tasks.base import LoadedTask, offers
 from stages.tasks.contract import Compute
 from stages.tasks.load import task_class, task_context
 
@@ -57,7 +57,7 @@ def main(name: str) -> None:
     _tell(audit, result, robustness)
 
 
-def _parts(shares: Path, audit: AuditConfig, prepared: Path, task: Task) -> list[Part]:
+def _parts(shares: Path, audit: AuditConfig, prepared: Path, task: LoadedTask) -> list[Part]:
     """What the shares of a divided search found; nothing of a search that is not divided."""
     count = audit.discover.shards
     if removed := remove_undeclared(shares, count):
@@ -66,7 +66,7 @@ def _parts(shares: Path, audit: AuditConfig, prepared: Path, task: Task) -> list
 
 
 def ask(
-    task: Task, audit: AuditConfig, parts: Sequence[Part], ledger: Ledger, compute: Compute
+    task: LoadedTask, audit: AuditConfig, parts: Sequence[Part], ledger: Ledger, compute: Compute
 ) -> tuple[SearchResult, Robustness]:
     """Search, or put shares together, and then look for the smallest changes, which may take answers from the search.
 
@@ -109,7 +109,7 @@ def _tell(audit: AuditConfig, result: SearchResult, robustness: Robustness) -> N
         )
 
 
-def write(out: Discover, task: Task, result: SearchResult, robustness: Robustness) -> None:
+def write(out: Discover, task: LoadedTask, result: SearchResult, robustness: Robustness) -> None:
     """Write what was asked, and what else of the task the landscape is made from."""
     item_ids = task.items.ids("discover")
     out.probes, out.robustness = result.probes, robustness.table

@@ -31,7 +31,7 @@ from stages.records import Compared, audit_folder
 from stages.records.folder import ReEvaluate
 from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded, ModelTallies
-from stages.tasks.base import Task, offers
+from stages.tasks.base import LoadedTask, offers
 from stages.tasks.contract import Compute, Exhibit, Tally
 from stages.tasks.load import task_class, task_context
 
@@ -72,7 +72,12 @@ def main(name: str) -> None:
 
 
 def ask(
-    tasks: Mapping[str, Task], audit: AuditConfig, targets: Sequence[Region], pairs: int, folder: Path, compute: Compute
+    tasks: Mapping[str, LoadedTask],
+    audit: AuditConfig,
+    targets: Sequence[Region],
+    pairs: int,
+    folder: Path,
+    compute: Compute,
 ) -> Answers:
     """Search with the models before and after, and put the same questions to all.
 
@@ -95,7 +100,7 @@ def ask(
     return Answers(searches, paired, clean)
 
 
-def write(out: ReEvaluate, tasks: Mapping[str, Task], targets: Sequence[Region], found: Answers) -> None:
+def write(out: ReEvaluate, tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found: Answers) -> None:
     """Write what the models answered, and what else of them a repair is judged by."""
     item_ids = tasks["before"].items.ids("test")
     out.probes = _one_table(found)
@@ -108,14 +113,14 @@ def write(out: ReEvaluate, tasks: Mapping[str, Task], targets: Sequence[Region],
     out.metrics = ReEvaluateMetrics.computed({model: numbers for model, (_, numbers) in found.searches.items()})
 
 
-def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) -> dict[str, Task]:
+def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) -> dict[str, LoadedTask]:
     """The model before, after and, if asked for, the control; without a repaired model, after is before.
 
     A task that measures its noise adds the model before, asked again.
     """
     cls, context = task_class(name, audit), task_context(name, audit)
     folders = {"before": prepared / "model", "after": models / "repaired", "control": models / "control"}
-    tasks: dict[str, Task] = {
+    tasks: dict[str, LoadedTask] = {
         model: rated(cls.load(context, prepared, folder), name, audit)
         for model, folder in folders.items()
         if folder.exists()
@@ -129,7 +134,7 @@ def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) ->
 
 
 def _search(
-    task: Task, item_ids: Sequence[str], audit: AuditConfig, ledger: Ledger, compute: Compute, model: str
+    task: LoadedTask, item_ids: Sequence[str], audit: AuditConfig, ledger: Ledger, compute: Compute, model: str
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The same search as discover's, with the same budget and seed, on test items."""
     result = search(
@@ -148,7 +153,7 @@ def _search(
 
 
 def ask_all(
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, LoadedTask],
     item_ids: Sequence[str],
     items: np.ndarray,
     cells: np.ndarray,
@@ -165,7 +170,7 @@ def ask_all(
 
 
 def ask_clean(
-    tasks: Mapping[str, Task], item_ids: Sequence[str], ledgers: Mapping[str, Ledger], compute: Compute
+    tasks: Mapping[str, LoadedTask], item_ids: Sequence[str], ledgers: Mapping[str, Ledger], compute: Compute
 ) -> dict[str, pd.DataFrame]:
     """Put every item, unchanged, to every model; nothing where the task has no measures, or the grid no such cell."""
     neutral = tasks["before"].concepts.neutral
@@ -186,7 +191,7 @@ def _one_table(found: Answers) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _quality(tasks: Mapping[str, Task]) -> pd.DataFrame:
+def _quality(tasks: Mapping[str, LoadedTask]) -> pd.DataFrame:
     """What must not get worse on unchanged items, item by item: `name`, `model`, `item`, `value`."""
     found = {model: task.clean_quality("test") for model, task in tasks.items()}
     return pd.concat(
@@ -198,7 +203,7 @@ def _quality(tasks: Mapping[str, Task]) -> pd.DataFrame:
     )
 
 
-def _measures(tasks: Mapping[str, Task], targets: Sequence[Region], found: Answers) -> pd.DataFrame:
+def _measures(tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found: Answers) -> pd.DataFrame:
     """A task's own measures of every answer and baseline, on unchanged inputs, in the target modes and elsewhere."""
     measuring = {model: task for model, task in tasks.items() if offers(task, "measure")}
     if not measuring:
@@ -213,7 +218,7 @@ def _measures(tasks: Mapping[str, Task], targets: Sequence[Region], found: Answe
     return measure_answers(measuring, parts, space.names)
 
 
-def tally_all(tasks: Mapping[str, Task]) -> dict[str, list[Tally]]:
+def tally_all(tasks: Mapping[str, LoadedTask]) -> dict[str, list[Tally]]:
     """What every model makes of the same subjects, by model; nothing where the task has no tallies.
 
     Without a repaired model the one after is the one before, and is not asked twice.
@@ -226,7 +231,7 @@ def tally_all(tasks: Mapping[str, Task]) -> dict[str, list[Tally]]:
     return tallies
 
 
-def examples(tasks: Mapping[str, Task], answers: Mapping[str, pd.DataFrame]) -> dict[str, list[Compared]]:
+def examples(tasks: Mapping[str, LoadedTask], answers: Mapping[str, pd.DataFrame]) -> dict[str, list[Compared]]:
     """Examples of what the repair fixed and of what fails newly, with the outputs of both models and what they drew."""
     task = tasks["before"]
     before, after = answers["before"], answers["after"]

@@ -14,7 +14,7 @@ from stages.provenance import prepared_files, provenance
 from stages.ratings import RatedTask, rated
 from stages.records import Landscape, ModeRecord, audit_folder
 from stages.records.folder import Discover, Summarize
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask
 from stages.tasks.load import task_class, task_context
 
 
@@ -32,14 +32,14 @@ def main(name: str) -> None:
     _say(landscape)
 
 
-def _people(task: Task, audit: AuditConfig) -> People | None:
+def _people(task: LoadedTask, audit: AuditConfig) -> People | None:
     """People's ratings, where they say what a failure is."""
     if not isinstance(task, RatedTask) or audit.ratings is None:
         return None
     return People(task.ratings, audit.ratings, task.automatic_task.threshold)
 
 
-def write(out: Summarize, task: Task, found: Discover, audit: AuditConfig) -> Landscape:
+def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig) -> Landscape:
     """Write the landscape of what was asked, and examples as people would see them."""
     asked = Asked(
         audit=found.path.parent.name,

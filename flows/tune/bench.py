@@ -19,7 +19,7 @@ from stages.errors import UsageError
 from stages.files import stage_dir
 from stages.params import AuditConfig
 from stages.ratings import rated
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute, TaskContext
 from stages.tasks.load import task_class, task_context
 
@@ -34,7 +34,8 @@ class Bench:
         self.backends: Sequence[str] = self.cls.backends
         self.limit = settings.memory * _memory(self.context.compute.device)
         self._errors = set(self.cls.check(self.context))
-        self._open: dict[int, tuple[Task, Task]] = {}  # id of a choice -> the task, and as people's ratings judge it
+        # By id of a choice the task, and as people's ratings judge it.
+        self._open: dict[int, tuple[LoadedTask, LoadedTask]] = {}
         self._probes: tuple[list[str], np.ndarray] | None = None
 
     def refuse(self, compute: Compute) -> None:

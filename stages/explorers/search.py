@@ -19,7 +19,7 @@ from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.ledger import Ledger
 from stages.params import DiscoverConfig
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
 ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
@@ -52,7 +52,7 @@ class SearchResult:
 
 
 def search(
-    task: Task,
+    task: LoadedTask,
     item_ids: Sequence[str],
     config: DiscoverConfig,
     *,
@@ -91,7 +91,7 @@ def roles_of(config: DiscoverConfig, *, enumerated: bool) -> dict[str, Explorer]
 
 
 def spend(
-    task: Task,
+    task: LoadedTask,
     item_ids: Sequence[str],
     roles: Mapping[str, Explorer],
     budget: int,

@@ -19,7 +19,7 @@ from stages.explorers.auto import Auto
 from stages.explorers.search import SearchResult, ShowProgress, roles_of, silent, spend
 from stages.ledger import Ledger
 from stages.params import DiscoverConfig
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
 STREAM = b"shards"  # sets the random draws here apart from those of a search that is not divided
@@ -87,7 +87,7 @@ def divide(item_ids: Sequence[str], n_cells: int, budget: int, shards: int, seed
 
 
 def search_share(
-    task: Task,
+    task: LoadedTask,
     share: Share,
     config: DiscoverConfig,
     *,

@@ -11,13 +11,13 @@ from stages.errors import UsageError
 from stages.intervals import Resampler
 from stages.landscape.compare import compare_values
 from stages.records.repair import MeasureDifference, Measures
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask
 
 KEYS = ("part", "kind", "name")  # columns beside those of the measures; kind: "model" or "baseline"
 
 
 def measure_answers(
-    tasks: Mapping[str, Task], parts: Mapping[str, Mapping[str, pd.DataFrame]], names: Sequence[str]
+    tasks: Mapping[str, LoadedTask], parts: Mapping[str, Mapping[str, pd.DataFrame]], names: Sequence[str]
 ) -> pd.DataFrame:
     """Measure every valid answer of every model, and of every baseline, as measures.parquet keeps it.
 
@@ -83,7 +83,7 @@ def compare_measures(
     return found.having(measures=entries)
 
 
-def _checked(task: Task, table: pd.DataFrame, n: int) -> pd.DataFrame:
+def _checked(task: LoadedTask, table: pd.DataFrame, n: int) -> pd.DataFrame:
     """The measures of n probes; infinite ones would make every mean so."""
     where = f"{type(task).__name__}.measure"
     if len(table) != n:

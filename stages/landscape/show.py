@@ -12,11 +12,11 @@ from stages.landscape.extremes import NEAREST, extreme_cells
 from stages.landscape.robustness import describe_steps, nearest
 from stages.records.landscape import ModeRecord
 from stages.records.tables import ShownExample
-from stages.tasks.base import Task, offers
+from stages.tasks.base import LoadedTask, offers
 from stages.tasks.contract import Exhibit
 
 
-def exhibits(task: Task, modes: Sequence[ModeRecord], examples: int) -> dict[str, list[ShownExample]]:
+def exhibits(task: LoadedTask, modes: Sequence[ModeRecord], examples: int) -> dict[str, list[ShownExample]]:
     """So many failing and so many passing examples of each mode, each behind its id."""
     shown = {}
     for mode in modes:
@@ -31,7 +31,7 @@ def exhibits(task: Task, modes: Sequence[ModeRecord], examples: int) -> dict[str
 
 
 def extremes(
-    task: Task, cells: pd.DataFrame, probes: pd.DataFrame, walked: pd.DataFrame, examples: int
+    task: LoadedTask, cells: pd.DataFrame, probes: pd.DataFrame, walked: pd.DataFrame, examples: int
 ) -> dict[str, list[ShownExample]]:
     """The smallest failing changes, and for tasks that draw also the cells that fail most and least.
 
@@ -41,7 +41,7 @@ def extremes(
     return shown | (extreme_examples(task, cells, probes) if offers(task, "sheets") else {})
 
 
-def extreme_examples(task: Task, cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, list[ShownExample]]:
+def extreme_examples(task: LoadedTask, cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, list[ShownExample]]:
     """An example of each of the cells that fail most ("worst") and least ("best")."""
     shown = {}
     for side, rows in extreme_cells(task.concepts, cells, probes).items():
@@ -55,7 +55,7 @@ def extreme_examples(task: Task, cells: pd.DataFrame, probes: pd.DataFrame) -> d
     return shown
 
 
-def nearest_failures(task: Task, walked: pd.DataFrame, examples: int) -> list[ShownExample]:
+def nearest_failures(task: LoadedTask, walked: pd.DataFrame, examples: int) -> list[ShownExample]:
     """The smallest failing changes as people would see them, the smallest first."""
     rows = nearest(walked, task.concepts, examples)
     cells = rows[task.concepts.names].to_numpy(dtype=np.int64)
@@ -66,5 +66,5 @@ def nearest_failures(task: Task, walked: pd.DataFrame, examples: int) -> list[Sh
     ]
 
 
-def _show(task: Task, items: list[str], cells: np.ndarray) -> list[Exhibit]:
+def _show(task: LoadedTask, items: list[str], cells: np.ndarray) -> list[Exhibit]:
     return task.exhibit(items, cells) if items else []

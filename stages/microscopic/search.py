@@ -30,7 +30,7 @@ from stages.microscopic.walks import (
     widths,
 )
 from stages.params import DiscoverConfig
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
 UNCHANGED, FOUND, NOT_FOUND = "fails unchanged", "found", "not found"
@@ -51,7 +51,7 @@ class Robustness:
 
 
 def measure_robustness(
-    task: Task,
+    task: LoadedTask,
     item_ids: Sequence[str],
     config: DiscoverConfig,
     *,

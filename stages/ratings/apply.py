@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError, model_validator
 from stages.errors import UsageError
 from stages.params import AuditConfig, RatingsConfig, Strict, validation_lines
 from stages.provenance import scale_of
-from stages.tasks.base import Task
-from stages.tasks.contract import ProbeBatch, TaskContext
+from stages.tasks.base import LoadedTask
+from stages.tasks.contract import ProbeBatch
 
 SCHEMA = 1
 BEST, WORST = 10, 1  # of quality; of bias it is the other way round
@@ -161,7 +161,7 @@ def parse_ratings(data: bytes, path: Path) -> Ratings:
         raise UsageError(f"{path}: " + "; ".join(validation_lines(error, Ratings))) from None
 
 
-class RatedTask(Task):
+class RatedTask(LoadedTask):
     """A task as people would judge it; all but what counts as failure is the task's own.
 
     Repairs and captions know the automatic measure only.
@@ -172,7 +172,7 @@ class RatedTask(Task):
         threshold: the badness above which a probe fails.
     """
 
-    def __init__(self, task: Task, ratings: Ratings, threshold: float) -> None:
+    def __init__(self, task: LoadedTask, ratings: Ratings, threshold: float) -> None:
         self.task, self.ratings, self.threshold = task, ratings, threshold
         self.items, self.concepts = task.items, task.concepts
         # What reports and `faded tune` ask of a task beside probes is answered by its own.
@@ -180,19 +180,9 @@ class RatedTask(Task):
             setattr(self, name, getattr(task, name))
 
     @property
-    def automatic_task(self) -> Task:
+    def automatic_task(self) -> LoadedTask:
         """The task itself."""
         return self.task
-
-    @classmethod
-    def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
-        """Never asked: `rated` is given a task that was loaded."""
-        raise NotImplementedError
-
-    @classmethod
-    def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
-        """Never asked, as `prepare`."""
-        raise NotImplementedError
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See Task: discrepancies are badness, the task's own are in `automatic`."""
@@ -214,7 +204,7 @@ _OWN = (
 )
 
 
-def rated(task: Task, name: str, audit: AuditConfig) -> Task:
+def rated(task: LoadedTask, name: str, audit: AuditConfig) -> LoadedTask:
     """The task as people would judge it where the audit's `discrepancy.ratings` says so, else the task itself.
 
     Raises:

@@ -36,7 +36,7 @@ from stages.screening.record import (
     within,
 )
 from stages.screening.surface import Surface, fit_surface
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
 ALONE, COMPANY = "alone", "in company"
@@ -52,7 +52,7 @@ _STRENGTHS = np.linspace(0, 1, 41)
 
 
 def screen(
-    load: Callable[[Levels], Task],
+    load: Callable[[Levels], LoadedTask],
     levels: Levels,
     settings: ScreenSettings,
     *,

@@ -13,7 +13,7 @@ from stages.explorers.prober import Prober
 from stages.intervals import Rate, wilson
 from stages.ledger import Ledger
 from stages.screening.ranges import Axis, declared_bounds
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
 Levels = Mapping[str, Sequence[Level]]
@@ -33,7 +33,7 @@ class Probes:
 
     def __init__(
         self,
-        load: Callable[[Levels], Task],
+        load: Callable[[Levels], LoadedTask],
         levels: Levels,
         budget: int,
         ledger: Callable[[Levels], Ledger],
@@ -61,7 +61,7 @@ class Probes:
         """Unique probes the budget still allows."""
         return self._budget - self.spent
 
-    def _on(self, levels: Levels, task: Task | None = None) -> Prober:
+    def _on(self, levels: Levels, task: LoadedTask | None = None) -> Prober:
         key = repr({name: list(values) for name, values in levels.items()})
         if key not in self._probers:
             ledger = self._ledger(levels)

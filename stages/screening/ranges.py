@@ -13,12 +13,12 @@ from math import ceil, log10
 import numpy as np
 
 from stages.concepts import Concept, Level
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask
 
 Bounds = tuple[float, float]
 
 
-def declared_bounds(task: Task) -> dict[str, Bounds]:
+def declared_bounds(task: LoadedTask) -> dict[str, Bounds]:
     """The lowest and highest level of each concept that the task's `catalogue` allows; none where it has no catalogue.
 
     A concept with declared bounds has a meaning at every level between them. Of any other, only the levels in

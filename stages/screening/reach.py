@@ -14,7 +14,7 @@ from stages.concepts import Level
 from stages.ledger import Ledger
 from stages.screening.probes import Levels, Probes
 from stages.screening.ranges import Axis, declared_bounds
-from stages.tasks.base import Task
+from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
 ITEMS = 6  # that are right unchanged, and asked again at each strength
@@ -38,7 +38,7 @@ class Reach:
 
 
 def reach(
-    load: Callable[[Levels], Task],
+    load: Callable[[Levels], LoadedTask],
     levels: Levels,
     budget: int,
     *,

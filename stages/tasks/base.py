@@ -37,17 +37,136 @@ from stages.tasks.source import Source
 from stages.tasks.sources import data_errors, missing_splits, parse_source, source_errors
 
 
-class Task(ABC):
-    """A model under test with its items and concepts.
+class LoadedTask(ABC):
+    """A model under test that can be asked, with its items and concepts: what explorers, landscapes and reports see.
+
+    Attributes:
+        items: the audit set.
+        concepts: the grid; a cell is a row of level indices, one for each concept in order.
+        threshold: a probe fails where its discrepancy is above it.
+        catalogue: by name of a concept an object with `low` and `high`, between which `faded screen` may propose
+            levels. With `neutral` too, the level that changes nothing, a control on clean inputs is checked early.
+    """
+
+    items: Items
+    concepts: ConceptSpace
+    threshold: float
+
+    catalogue: ClassVar[Mapping[str, Any]] = {}
+
+    _axes: PrincipalAxes | None = None
+
+    @abstractmethod
+    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
+        """Query the model on n (item, cell, repeat) triples.
+
+        An answer depends on its triple alone, not on what else is in the batch.
+
+        Args:
+            item_ids: n ids.
+            cells: (n, concepts) int64, level indices.
+            repeats: (n,) int64, which draw of whatever is random; None: all are 0.
+        """
+
+    # What explorers and people see
+
+    def features(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Describe n items: (n, d) float, whatever `embed` is to make vectors of. By default all are alike."""
+        return np.zeros((len(item_ids), 1))
+
+    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Return what explorers see of n items: (n, d) float32.
+
+        By default their `features`, standardised, on at most 64 principal axes of the discover items, so that vectors
+        of any split can be compared.
+        """
+        if self._axes is None:
+            self._axes = PrincipalAxes.of(self.features(self.items.ids("discover")))
+        return self._axes(self.features(item_ids))
+
+    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
+        """Show n probes as people would see them; by default the label and the output."""
+        labels = self.items.table.set_index("id")["label"]
+        outputs = self.probe(item_ids, cells).outputs
+        return [Exhibit(f"label {labels[i]} → {output}") for i, output in zip(item_ids, outputs, strict=True)]
+
+    def clean_quality(self, split: Split) -> Quality:
+        """Measure what a repair must not make worse, on unchanged items; by default the share that does not fail.
+
+        Raises:
+            UsageError: by default, when no cell leaves items as they are.
+        """
+        if self.concepts.neutral is None:
+            raise UsageError("no cell of the grid leaves items unchanged, so clean quality cannot be measured")
+        ids = self.items.ids(split)
+        answers = self.probe(ids, np.tile(self.concepts.neutral, (len(ids), 1)))
+        return Quality("clean accuracy", 1.0 - answers.failed, ids)
+
+    def notes(self) -> Sequence[str]:
+        """Sentences for the report's last part: what is known of those who judge, what nobody checks."""
+        return ()
+
+    def false_alarms(self) -> Mapping[str, Mapping[str, Any]]:
+        """How often a calibrated threshold calls a failure what is none.
+
+        Returns:
+            {what was changed: {rate, low, high, articles, held_out}}.
+        """
+        return {}
+
+    # Further measures: re-evaluate shows them beside the failure rates, and no gate looks at them
+
+    def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
+        """Measure n answers of this model: n rows, a float column per measure, named as people read it; nan is none."""
+        return pd.DataFrame(index=range(len(outputs)))
+
+    def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:
+        """Answers no model is needed for (the first words of the article), by name: n each, measured likewise."""
+        return {}
+
+    def again(self) -> Self | None:
+        """The same model asked in a way nobody would notice (a space doubled); what differs from it is noise."""
+        return None
+
+    def tallies(self, split: Split) -> list[Tally]:
+        """Tally fresh answers to neutral inputs of one split, for distributions that no single answer shows.
+
+        The subjects are the same, in the same order, whatever the model.
+        """
+        return []
+
+    def sheets(self, split: Split) -> list[Sheet]:
+        """Draw contact sheets of one split, alike for every model; reports show the best and the worst cells too."""
+        return []
+
+    def logits(self, item_ids: Sequence[str], cells: np.ndarray) -> Any:
+        """Answers of the model as a tensor (n, k), by which `faded tune` compares backends; None: by discrepancies."""
+        return None
+
+    # Repair
+
+    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
+        """Fine-tune a copy on items of the split repair and write a model that `load` reads.
+
+        Raises:
+            UsageError: when the plan cannot be followed.
+        """
+        raise UsageError(f"restructure: {type(self).__name__} has no repair")
+
+    @property
+    def automatic_task(self) -> LoadedTask:
+        """The task without people's ratings; see `stages.ratings`."""
+        return self
+
+
+class Task(LoadedTask):
+    """A kind of model under test, from its configuration to a task that is loaded.
 
     A subclass must have `prepare`, `load` and `probe`, and set `items`, `concepts` and `threshold`. Every other method
     has a default: a task that can do more overrides it. What a subclass declares as class attributes is checked before
     anything runs, without code of its own.
 
     Attributes:
-        items: the audit set.
-        concepts: the grid; a cell is a row of level indices, one for each concept in order.
-        threshold: a probe fails where its discrepancy is above it.
         prepare_block: model of the audit's `prepare:` block; None: `check` leaves the block to the subclass.
         discrepancy_block: likewise of `discrepancy:`.
         repair_block: likewise of `restructure:`, that is of `method` and its settings.
@@ -56,17 +175,11 @@ class Task(ABC):
         backends: what `compute.backend` may be.
         dtypes: what `compute.dtype` may be, beside auto.
         gpu_dtype: what auto stands for on a GPU; on a CPU that is float32.
-        catalogue: by name of a concept an object with `low` and `high`, between which `faded screen` may propose
-            levels. With `neutral` too, the level that changes nothing, a control on clean inputs is checked early.
         needs_all_concepts: whether every item names every concept; then screening may drop none.
         learns_from_examples: methods of repair that learn from rated examples (`RepairPlan.examples`).
         init: what `faded init` asks and proposes, as "module:Class" of an `Init` (stages/tasks/init.py); no stage
             imports it. None where audits of this kind are written by hand.
     """
-
-    items: Items
-    concepts: ConceptSpace
-    threshold: float
 
     prepare_block: ClassVar[type[Strict] | None] = None
     discrepancy_block: ClassVar[type[Strict] | None] = None
@@ -75,11 +188,8 @@ class Task(ABC):
     backends: ClassVar[Sequence[str]] = ("eager",)
     dtypes: ClassVar[Sequence[str]] = ("float32",)
     gpu_dtype: ClassVar[str] = "float32"
-    catalogue: ClassVar[Mapping[str, Any]] = {}
     needs_all_concepts: ClassVar[bool] = False
     learns_from_examples: ClassVar[Collection[str]] = ()
-
-    _axes: PrincipalAxes | None = None
 
     # Configuration
 
@@ -223,113 +333,11 @@ class Task(ABC):
             model: a folder that `repair` wrote, to load in place of the model under test.
         """
 
-    @abstractmethod
-    def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """Query the model on n (item, cell, repeat) triples.
 
-        An answer depends on its triple alone, not on what else is in the batch.
-
-        Args:
-            item_ids: n ids.
-            cells: (n, concepts) int64, level indices.
-            repeats: (n,) int64, which draw of whatever is random; None: all are 0.
-        """
-
-    # What explorers and people see
-
-    def features(self, item_ids: Sequence[str]) -> np.ndarray:
-        """Describe n items: (n, d) float, whatever `embed` is to make vectors of. By default all are alike."""
-        return np.zeros((len(item_ids), 1))
-
-    def embed(self, item_ids: Sequence[str]) -> np.ndarray:
-        """Return what explorers see of n items: (n, d) float32.
-
-        By default their `features`, standardised, on at most 64 principal axes of the discover items, so that vectors
-        of any split can be compared.
-        """
-        if self._axes is None:
-            self._axes = PrincipalAxes.of(self.features(self.items.ids("discover")))
-        return self._axes(self.features(item_ids))
-
-    def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
-        """Show n probes as people would see them; by default the label and the output."""
-        labels = self.items.table.set_index("id")["label"]
-        outputs = self.probe(item_ids, cells).outputs
-        return [Exhibit(f"label {labels[i]} → {output}") for i, output in zip(item_ids, outputs, strict=True)]
-
-    def clean_quality(self, split: Split) -> Quality:
-        """Measure what a repair must not make worse, on unchanged items; by default the share that does not fail.
-
-        Raises:
-            UsageError: by default, when no cell leaves items as they are.
-        """
-        if self.concepts.neutral is None:
-            raise UsageError("no cell of the grid leaves items unchanged, so clean quality cannot be measured")
-        ids = self.items.ids(split)
-        answers = self.probe(ids, np.tile(self.concepts.neutral, (len(ids), 1)))
-        return Quality("clean accuracy", 1.0 - answers.failed, ids)
-
-    def notes(self) -> Sequence[str]:
-        """Sentences for the report's last part: what is known of those who judge, what nobody checks."""
-        return ()
-
-    def false_alarms(self) -> Mapping[str, Mapping[str, Any]]:
-        """How often a calibrated threshold calls a failure what is none.
-
-        Returns:
-            {what was changed: {rate, low, high, articles, held_out}}.
-        """
-        return {}
-
-    # Further measures: re-evaluate shows them beside the failure rates, and no gate looks at them
-
-    def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
-        """Measure n answers of this model: n rows, a float column per measure, named as people read it; nan is none."""
-        return pd.DataFrame(index=range(len(outputs)))
-
-    def baselines(self, item_ids: Sequence[str], cells: np.ndarray) -> Mapping[str, Sequence[str]]:
-        """Answers no model is needed for (the first words of the article), by name: n each, measured likewise."""
-        return {}
-
-    def again(self) -> Self | None:
-        """The same model asked in a way nobody would notice (a space doubled); what differs from it is noise."""
-        return None
-
-    def tallies(self, split: Split) -> list[Tally]:
-        """Tally fresh answers to neutral inputs of one split, for distributions that no single answer shows.
-
-        The subjects are the same, in the same order, whatever the model.
-        """
-        return []
-
-    def sheets(self, split: Split) -> list[Sheet]:
-        """Draw contact sheets of one split, alike for every model; reports show the best and the worst cells too."""
-        return []
-
-    def logits(self, item_ids: Sequence[str], cells: np.ndarray) -> Any:
-        """Answers of the model as a tensor (n, k), by which `faded tune` compares backends; None: by discrepancies."""
-        return None
-
-    # Repair
-
-    def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-        """Fine-tune a copy on items of the split repair and write a model that `load` reads.
-
-        Raises:
-            UsageError: when the plan cannot be followed.
-        """
-        raise UsageError(f"restructure: {type(self).__name__} has no repair")
-
-    @property
-    def automatic_task(self) -> Task:
-        """The task without people's ratings; see `stages.ratings`."""
-        return self
-
-
-def offers(task: Task | type[Task], ability: str) -> bool:
+def offers(task: LoadedTask | type[Task], ability: str) -> bool:
     """Whether a task has an optional ability of its own: `measure`, `again`, `tallies`, `sheets`, `repair`."""
-    cls = task if isinstance(task, type) else type(task.automatic_task)
-    return getattr(cls, ability) is not getattr(Task, ability)
+    cls: type = task if isinstance(task, type) else type(task.automatic_task)
+    return getattr(cls, ability) is not getattr(LoadedTask, ability)
 
 
 def _parse(block: type[Strict] | None, given: Mapping[str, Any], where: str, errors: list[str]) -> Any:
