@@ -21,6 +21,15 @@ class Source(Strict):
         A key in the environment is not asked for: the machine that plans or fetches need not hold it.
         """
 
+    def require(self, inputs: Path) -> None:
+        """Stop where `errors` finds anything.
+
+        Raises:
+            UsageError: one line per error.
+        """
+        if errors := self.errors(inputs):
+            raise UsageError("\n".join(errors))
+
     def prefetch(self, inputs: Path) -> list[str]:
         """Fetch what has to come from elsewhere, so that reading it needs no network; one line for each thing."""
         return []

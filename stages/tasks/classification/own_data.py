@@ -239,8 +239,7 @@ class HubDataset(HubDataSource, OwnPictures):
 
     def load(self, inputs: Path) -> Pool:
         """See DataSource."""
-        if errors := self.errors(inputs):
-            raise UsageError("\n".join(errors))
+        self.require(inputs)
         named = self.split if isinstance(self.split, dict) else {"": self.split}
         parts = {ours: self._read(inputs, theirs) for ours, theirs in named.items()}
         names = [_class_names(part, self.label) for part in parts.values()]

@@ -104,8 +104,7 @@ class TransformersModel(WeightsModel):
 
     def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str = "float32") -> None:
         """See ModelSource."""
-        if errors := self.errors(inputs):
-            raise UsageError("\n".join(errors))
+        self.require(inputs)
         folder = self._repository.local(inputs, f"{WHERE}.transformers")
         if folder is not None:
             revision = model_hash(folder)

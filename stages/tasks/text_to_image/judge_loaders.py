@@ -51,8 +51,7 @@ class AttributeJudgeSource(JudgeSource):
 
     def build(self, inputs: Path, out_dir: Path) -> None:
         """See JudgeSource."""
-        if errors := self.errors(inputs):
-            raise UsageError("\n".join(errors))
+        self.require(inputs)
         from stages.tasks.text_to_image.attribute_judge import load_attribute_judge
 
         folder = inputs / self.attributes
@@ -100,8 +99,7 @@ class ClipJudgeSource(JudgeSource):
 
     def build(self, inputs: Path, out_dir: Path) -> None:
         """See JudgeSource."""
-        if errors := self.errors(inputs):
-            raise UsageError("\n".join(errors))
+        self.require(inputs)
         from stages.tasks.text_to_image.clip_judge import save_clip_judge
 
         folder, origin = self._repository.found(inputs, CLIP)

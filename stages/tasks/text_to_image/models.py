@@ -66,8 +66,7 @@ class DiffusersModel(ModelSource):
 
     def build(self, inputs: Path, out_dir: Path, sampling: SamplingConfig | None = None) -> None:
         """See ModelSource."""
-        if errors := self.errors(inputs):
-            raise UsageError("\n".join(errors))
+        self.require(inputs)
         folder = self._folder(inputs)
         if folder is not None:
             revision = model_hash(folder)

@@ -103,8 +103,7 @@ class ParquetPictures(PictureSource):
 
     def rows(self, inputs: Path) -> Iterator[Row]:
         """See PictureSource."""
-        if errors := self.errors(inputs):
-            raise UsageError("\n".join(errors))
+        self.require(inputs)
         stem, number = Path(self.parquet).stem, 0
         batches = self._open(inputs).iter_batches()
         while True:
@@ -133,8 +132,7 @@ class HubPictures(HubDataSource, PictureSource):
 
     def rows(self, inputs: Path) -> Iterator[Row]:
         """See PictureSource."""
-        if errors := self.errors(inputs):
-            raise UsageError("\n".join(errors))
+        self.require(inputs)
         found = self._data.rows(inputs, self.split)
         import datasets
 
