@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -19,6 +19,7 @@ from stages.decisions import files as decision_files
 from stages.decisions.model import Recorded
 from stages.errors import UsageError
 from stages.records import AuditFolder, audit_folder
+from stages.records.evidence import Manifest, ManifestFile
 
 SCHEMA = 2
 MANIFEST, STATEMENT, ENVELOPE = "manifest.json", "statement.json", "statement.dsse.json"
@@ -68,7 +69,7 @@ class Bundle:
 
     path: Path
     members: Mapping[str, bytes]
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     _parsed: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     @property
@@ -113,20 +114,20 @@ class Bundle:
         return self._parsed[name]
 
     @cached_property
-    def files(self) -> dict[str, Mapping[str, Any]]:
+    def files(self) -> dict[str, ManifestFile]:
         """All files that the manifest names, of every part.
 
         Raises:
             UsageError: when it names one twice.
         """
-        named: dict[str, Mapping[str, Any]] = {}
+        named: dict[str, ManifestFile] = {}
         for part in self.manifest["parts"].values():
             if twice := named.keys() & part.keys():
                 raise UsageError(f"{MANIFEST} names {min(twice)} in two parts")
             named |= part
         return named
 
-    def below(self, path: str) -> dict[str, Mapping[str, Any]]:
+    def below(self, path: str) -> dict[str, ManifestFile]:
         """The files of a folder by their paths in it; or of a file, itself, as ""."""
         if path in self.files:
             return {"": self.files[path]}
@@ -288,7 +289,7 @@ def read_bundle(path: Path) -> Bundle:
         )
     if schema != SCHEMA or not isinstance(manifest.get("parts"), dict):
         raise UsageError(f"{path}: {MANIFEST} has schema {schema!r}, this version reads {SCHEMA} with `parts`")
-    return Bundle(path, members, manifest)
+    return Bundle(path, members, cast(Manifest, manifest))
 
 
 def digest_of(members: Mapping[str, bytes]) -> str:

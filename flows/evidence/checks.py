@@ -28,6 +28,7 @@ from stages.decisions.model import Recorded
 from stages.params import FeedbackConfig
 from stages.provenance import sha256_of_folder
 from stages.records import StageFolder
+from stages.records.evidence import ManifestFile
 
 # What each stage reads of the audit's own files: whatever graph a bundle's dvc.lock has, it joins these.
 _READS = {
@@ -158,7 +159,7 @@ def check_lock(bundle: Bundle) -> Found:
     return Found(f"{len(bundle.files)} files as {len(stages)} stages read and wrote them", told_once)
 
 
-def _in_dvc(below: Mapping[str, Mapping[str, Any]]) -> tuple[str, int]:
+def _in_dvc(below: Mapping[str, ManifestFile]) -> tuple[str, int]:
     """MD5 and size of a file or folder as DVC records them."""
     size = sum(entry["size"] for entry in below.values())
     return (below[""]["md5"] if "" in below else directory_md5((name, e["md5"]) for name, e in below.items())), size

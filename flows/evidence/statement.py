@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows.evidence.bundle import MANIFEST
+from stages.records.evidence import Manifest, Parts, Revision
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
@@ -18,7 +19,7 @@ BUILDER = "urn:faded:workspace:v1"
 _COMPUTED_WITH = ("seed", "device", "backend", "dtype", "threads", "batch_size", "python", "platform")
 
 
-def make_statement(manifest: Mapping[str, Any], manifest_sha256: str, params: Mapping[str, Any]) -> dict[str, Any]:
+def make_statement(manifest: Manifest, manifest_sha256: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """State that the audit of these parameters, on these inputs, made this model and this verdict.
 
     The subject is the repaired model, or the model under test where there is none.
@@ -31,7 +32,6 @@ def make_statement(manifest: Mapping[str, Any], manifest_sha256: str, params: Ma
     parts = manifest["parts"]
     subject = "repaired" if parts.get("repaired") else "model"
     needed = [part for part in ("model", "data", "ratings", "decisions") if part != subject]
-    git = manifest.get("git") or {}
     return {
         "_type": STATEMENT_TYPE,
         "subject": [
@@ -44,7 +44,7 @@ def make_statement(manifest: Mapping[str, Any], manifest_sha256: str, params: Ma
                 "buildType": BUILD_TYPE,
                 "externalParameters": {"audit": manifest["audit"], "params": params},
                 "internalParameters": {key: manifest.get(key) for key in _COMPUTED_WITH},
-                "resolvedDependencies": [*_files(parts, needed), *_revision(git)],
+                "resolvedDependencies": [*_files(parts, needed), *_revision(manifest["git"])],
             },
             "runDetails": {
                 "builder": {"id": BUILDER, "version": manifest.get("versions") or {}},
@@ -63,12 +63,12 @@ def _below(path: str, part: str) -> str:
     return path.partition(root)[2] or path
 
 
-def _files(parts: Mapping[str, Any], names: list[str]) -> Iterator[dict[str, Any]]:
+def _files(parts: Parts, names: list[str]) -> Iterator[dict[str, Any]]:
     for name in names:
         for path, entry in (parts.get(name) or {}).items():
             yield {"name": path, "digest": {"sha256": entry["sha256"]}, "annotations": {"part": name}}
 
 
-def _revision(git: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    if git.get("revision"):
-        yield {"name": "git", "digest": {"gitCommit": git["revision"]}, "annotations": {"dirty": git.get("dirty")}}
+def _revision(git: Revision) -> Iterator[dict[str, Any]]:
+    if git["revision"]:
+        yield {"name": "git", "digest": {"gitCommit": git["revision"]}, "annotations": {"dirty": git["dirty"]}}

@@ -16,6 +16,7 @@ from flows.evidence.judged import check_card, check_ratings, check_verdict
 from flows.evidence.signature import check_envelope, known_keys
 from stages.environment import set_defaults
 from stages.errors import UsageError
+from stages.records.evidence import ManifestFile
 
 # Whether the bundle is as it was written; what it holds is another matter.
 _SEALS: dict[str, Callable[[Bundle], Found]] = {
@@ -189,9 +190,7 @@ def check_model(bundle: Bundle, folder: Path) -> Found:
     return Found("", [f"{first}: {line}" for line in differences[best][: checks.MOST_TOLD]])
 
 
-def _unlike(
-    bundle: Bundle, part: Mapping[str, Mapping[str, str]], root: str, found: Mapping[str, Digests]
-) -> list[str]:
+def _unlike(bundle: Bundle, part: Mapping[str, ManifestFile], root: str, found: Mapping[str, Digests]) -> list[str]:
     home = f"data/{bundle.audit}/{root}"
     expected = {path.removeprefix(home): Digests(entry["md5"], entry["sha256"]) for path, entry in part.items()}
     card = bundle.members.get(bundle.name("conclude", "model_card.md"))

@@ -14,7 +14,6 @@ from flows.evidence.archive import LARGEST, zip_members
 from flows.evidence.bundle import (
     ENVELOPE,
     LOCK,
-    MADE,
     MANIFEST,
     PARAMS,
     SCHEMA,
@@ -41,6 +40,7 @@ from stages.files import read_state, replace_file, stage_dir, write_state
 from stages.params import DATA, Params
 from stages.ratings import read_ratings
 from stages.records import audit_folder
+from stages.records.evidence import Manifest, ManifestFile, Parts
 
 NO_SIGN = "FADED_NO_SIGN"
 _FOR_ALL = ("prepare", "discover", "summarize", "report")
@@ -190,21 +190,31 @@ def _collect(params: Params, audit: str, lock: Mapping[str, Any]) -> dict[str, b
     files = _files(audit, lock)
     members |= {name: Path(name).read_bytes() for name in files if _is_whole(Path(name), audit)}
     last = last_stage(params, audit)
-    parts: dict[str, dict[str, Any]] = {}
+    parts: Parts = {}
     for name in dict.fromkeys([*members, *files]):
         entry = _entry(members[name]) if name in members else _hashed(Path(name), hashes)
         parts.setdefault(part_of(name, audit, last), {})[name] = entry
 
     here = audit_folder(audit)
     judged = here.conclude if audit in params.repairs else here.report
-    made = judged.provenance.to_json()
-    manifest = {
+    made = judged.provenance
+    manifest: Manifest = {
         "schema": SCHEMA,
         "audit": audit,
         "passed": judged.verdict.passed,
         "landscape": landscape_hash(audit),
         "hashes": {name: hashes.content(path) for name, path in _hashed_by_stages(audit).items() if path.exists()},
-        **{key: made.get(key) for key in MADE},
+        "seed": made.seed,
+        "task": made.task,
+        "device": made.device,
+        "backend": made.backend,
+        "dtype": made.dtype,
+        "threads": made.threads,
+        "batch_size": made.batch_size,
+        "python": made.python,
+        "platform": made.platform,
+        "versions": made.versions,
+        "git": {"revision": made.git.revision, "dirty": made.git.dirty},
         "parts": parts,
     }
     hashes.save()
@@ -243,14 +253,16 @@ def _hashed_by_stages(audit: str) -> dict[str, Path]:
     }
 
 
-def _entry(data: bytes) -> dict[str, Any]:
+def _entry(data: bytes) -> ManifestFile:
     return {"size": len(data), "md5": md5(data), "sha256": sha256(data), "whole": True}
 
 
-def _hashed(path: Path, hashes: Hashes) -> dict[str, Any]:
+def _hashed(path: Path, hashes: Hashes) -> ManifestFile:
     """Of what no stage names by its SHA-256, only what DVC knows: any other hash could be replaced unseen."""
-    named = {} if path.relative_to(DATA).parts[1] in ("inputs", "decisions") else {"sha256": hashes.sha256(path)}
-    return {"size": path.stat().st_size, "md5": hashes.md5(path), **named, "whole": False}
+    size, md5 = path.stat().st_size, hashes.md5(path)
+    if path.relative_to(DATA).parts[1] in ("inputs", "decisions"):
+        return {"size": size, "md5": md5, "whole": False}
+    return {"size": size, "md5": md5, "sha256": hashes.sha256(path), "whole": False}
 
 
 def evidence_of(params: Params, audit: str, *, sign: bool = True) -> Path:
