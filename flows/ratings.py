@@ -179,7 +179,7 @@ def _show_evidence(name: str, learnt: Learnt, console: Console) -> None:
             highlight=False,
         )
     agreed = agreement([kept.decision for kept in evidence.decisions])
-    said = agreed["statement"] if agreed else "no example was rated by two reviewers, so their agreement is unknown"
+    said = agreed.statement if agreed else "no example was rated by two reviewers, so their agreement is unknown"
     console.print(said, markup=False, highlight=False)
 
 

@@ -7,29 +7,25 @@ With `feedback.policy: top-k` a rule decides, and that is said wherever the plan
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from stages.command import stage_main
-from stages.decisions import NO_HUMAN, RULE, Standing, decisions_dir, landscape_hash, merge, standing
-from stages.decisions.agreement import agreement
+from stages.decisions import NO_HUMAN, Standing, decisions_dir, landscape_hash, merge, standing
 from stages.errors import DecisionNeeded, RejectedError
 from stages.params import FeedbackConfig, load_params
 from stages.provenance import provenance
-from stages.records import Plan, audit_folder
+from stages.records import Landscape, ModeRecord, Plan, PlannedMode, audit_folder
 from stages.records.base import FlatMetrics
 
 
 def main(audit: str) -> None:
     """Run the stage for one audit."""
-    params = load_params()
-    feedback = params.repair(audit).feedback
-    here = audit_folder(audit)
-    summary = here.summarize.landscape.to_json()
-    present = landscape_hash(audit)
+    params, here = load_params(), audit_folder(audit)
+    feedback, landscape = params.repair(audit).feedback, here.summarize.landscape
     # Read once, so that the plan names the decisions it was made from.
     now = standing(params, audit) if feedback.policy == "wait" else None
-    made = by_rule(feedback, summary) if now is None else by_person(audit, now, summary)
-    plan = Plan.computed({"landscape": present, **made})
+    present = landscape_hash(audit)
+    plan = by_rule(feedback, landscape, present) if now is None else by_person(audit, now, landscape.modes)
     actions = [mode.action for mode in plan.modes]
     counts = {action: actions.count(action) for action in ("repair", "accept", "ignore")}
     decided = {} if now is None else {kept.path.name: kept.sha256 for kept in now.kept}
@@ -41,31 +37,39 @@ def main(audit: str) -> None:
     print(f"{plan.statement}: {', '.join(said)}")
 
 
-def by_rule(feedback: FeedbackConfig, summary: dict[str, Any]) -> dict[str, Any]:
-    """Repair the worst confirmed modes: most failures beyond the overall rate, which is how modes are ordered."""
-    confirmed = [mode["id"] for mode in summary["modes"] if mode["confirmed"]]
-    chosen = set(confirmed[: feedback.modes])
+def by_rule(feedback: FeedbackConfig, landscape: Landscape, present: str) -> Plan:
+    """Repair the worst confirmed modes: most failures beyond the overall rate, which is how modes are ordered.
+
+    Args:
+        feedback: how many modes.
+        landscape: what was found.
+        present: its hash.
+    """
+    chosen = {mode.id for mode in landscape.confirmed[: feedback.modes]}
     rule = f"top-{feedback.modes}: the worst confirmed modes are repaired"
     modes = [
-        {
-            **_identity(mode),
-            "action": "repair" if mode["id"] in chosen else "ignore",
-            "severity": 1.0,
-            "reason": rule if mode["id"] in chosen else "beyond the rule's number, or not confirmed",
-        }
-        for mode in summary["modes"]
+        PlannedMode(
+            id=mode.id,
+            text=mode.text,
+            region=mode.region,
+            action="repair" if mode.id in chosen else "ignore",
+            severity=1.0,
+            reason=rule if mode.id in chosen else "beyond the rule's number, or not confirmed",
+        )
+        for mode in landscape.modes
     ]
-    return {
-        "decided_by": "policy",
-        "statement": NO_HUMAN,
-        "reviewer": None,
-        "reason": rule,
-        "modes": modes,
-        "examples": [],
-    }
+    return Plan(
+        landscape=present,
+        decided_by="policy",
+        statement=NO_HUMAN,
+        reviewer=None,
+        reason=rule,
+        modes=modes,
+        examples=[],
+    )
 
 
-def by_person(audit: str, now: Standing, summary: dict[str, Any]) -> dict[str, Any]:
+def by_person(audit: str, now: Standing, modes: Sequence[ModeRecord]) -> Plan:
     """What people decided so far, as a plan.
 
     Raises:
@@ -79,16 +83,7 @@ def by_person(audit: str, now: Standing, summary: dict[str, Any]) -> dict[str, A
         )
     if not now.complete:
         raise DecisionNeeded("\n".join([_asked(audit, now), *now.problems]))
-    merged = merge(now.decisions, summary["modes"])
-    words = {mode["id"]: mode for mode in merged["modes"]}
-    return {
-        "decided_by": "human",
-        "statement": f"decided by {merged['by']}",
-        **({"rule": RULE} if len(now.decisions) > 1 else {}),
-        **({"agreement": agreed} if (agreed := agreement(now.decisions)) else {}),
-        **merged,
-        "modes": [{**_identity(mode), **words[mode["id"]]} for mode in summary["modes"]],
-    }
+    return merge(now.decisions, modes)
 
 
 def _asked(audit: str, now: Standing) -> str:
@@ -98,10 +93,6 @@ def _asked(audit: str, now: Standing) -> str:
     others = {path.name.partition(".")[0] for path in decisions_dir(audit).glob("*.yaml")} - {now.landscape}
     before = f" (there are decisions on {len(others)} other landscape(s), they do not count)" if others else ""
     return f"nobody has decided on landscape {now.landscape} of {audit} yet{before}: `faded review {audit}`"
-
-
-def _identity(mode: dict[str, Any]) -> dict[str, Any]:
-    return {key: mode[key] for key in ("id", "text", "region")}
 
 
 if __name__ == "__main__":

@@ -68,15 +68,15 @@ def test_what_two_reviewers_say_is_counted_by_hand() -> None:
     ada = decided("Ada", "rra", {"M1.1": 2, "M1.2": 9, "M1.3": 4})
     ben = decided("Ben", "rai", {"M1.1": 3, "M1.2": 6, "M1.9": 1})
     found = agreement([ada, ben])
-    assert found is not None and found["reviewers"] == ["Ada", "Ben"]
-    assert found["actions"]["share"] == pytest.approx(1 / 3) and found["actions"]["modes"] == 3
-    assert found["rating"]["difference"] == pytest.approx((1 + 3) / 2) and found["rating"]["examples"] == 2
+    assert found is not None and found.reviewers == ["Ada", "Ben"]
+    assert found.actions.share == pytest.approx(1 / 3) and found.actions.modes == 3
+    assert found.rating.difference == pytest.approx((1 + 3) / 2) and found.rating.examples == 2
     # observed: mean of 1 and 9; expected: mean of the squared differences of 2, 3, 9, 6 in pairs
-    assert found["rating"]["alpha"] == pytest.approx(1 - 5 / ((1 + 49 + 16 + 36 + 9 + 9) / 6))
+    assert found.rating.alpha == pytest.approx(1 - 5 / ((1 + 49 + 16 + 36 + 9 + 9) / 6))
     # observed: 4 of 6 values are paired with another one; expected: 22 of 30 pairs of values are
-    assert found["actions"]["alpha"] == pytest.approx(1 - (4 / 6) / (22 / 30))
-    assert found["bias"] is None
-    assert found["statement"] == (
+    assert found.actions.alpha == pytest.approx(1 - (4 / 6) / (22 / 30))
+    assert found.bias is None
+    assert found.statement == (
         "2 reviewers agree in 33% of their words on what to do about 3 failure modes (Krippendorff's alpha 0.09);"
         " their ratings of 2 examples differ by 2.0 points on average (Krippendorff's alpha 0.75)."
     )
@@ -84,8 +84,8 @@ def test_what_two_reviewers_say_is_counted_by_hand() -> None:
 
 def test_those_who_judged_nothing_that_another_did_are_not_counted() -> None:
     found = agreement([decided("Ada", "r", {}), decided("Ben", "r", {}), decided("Cas", "r", {}, landscape="1" * 16)])
-    assert found is not None and found["reviewers"] == ["Ada", "Ben"]
-    assert found["statement"].startswith("2 reviewers agree in 100%")
+    assert found is not None and found.reviewers == ["Ada", "Ben"]
+    assert found.statement.startswith("2 reviewers agree in 100%")
 
 
 def test_examples_of_two_landscapes_are_two_things() -> None:
@@ -96,11 +96,12 @@ def test_examples_of_two_landscapes_are_two_things() -> None:
 
 def test_the_verdict_and_its_report_repeat_what_the_plan_says() -> None:
     said = agreement([decided("Ada", "ra", {}), decided("Ben", "ra", {})])
+    assert said is not None
     plan = {"landscape": "0" * 16, "decided_by": "human", "statement": "", "reviewer": "Ada, Ben", "reason": ""}
-    kept = Plan.parse(Plan.computed({**plan, "modes": [], "agreement": said}).dump(), "plan.json").agreement
-    assert kept is not None and kept.to_json() == said
+    kept = Plan.parse(Plan.computed({**plan, "modes": [], "agreement": said.to_json()}).dump(), "plan.json").agreement
+    assert kept is not None and kept == said
     verdict = {"audit": "x", "passed": None, "gates": [], "decided_by": "human", "reviewer": "Ada, Ben", "reason": ""}
-    judged = RepairVerdict.computed({**verdict, "statement": "", "agreement": said})
+    judged = RepairVerdict.computed({**verdict, "statement": "", "agreement": said.to_json()})
     assert _decision(judged).agreement.startswith(
         "2 reviewers agree in 100% of their words on what to do about 2 failure modes"
     )

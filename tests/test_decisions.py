@@ -18,6 +18,8 @@ from stages.decisions.files import Kept
 from stages.errors import DecisionNeeded, RejectedError, UsageError
 from stages.files import read_json, write_json
 from stages.params import FeedbackConfig, Params
+from stages.records import Landscape, Plan, audit_folder
+from tests.landscapes import landscape_file
 from tests.workspace import audit_params, repair_params
 
 
@@ -46,7 +48,7 @@ def landscape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = Path("data/x/summarize")
     folder.mkdir(parents=True)
     pd.DataFrame({"a": [0, 1]}).to_parquet(folder / "landscape.parquet")
-    write_json(folder / "landscape.json", {"modes": MODES})
+    write_json(folder / "landscape.json", landscape_file(MODES))
     return folder
 
 
@@ -76,11 +78,11 @@ def now(reviewers: int = 1) -> Standing:
 
 
 def plan(reviewers: int = 1) -> dict:
-    return feedback.by_person("x", now(reviewers), summary())
+    return feedback.by_person("x", now(reviewers), summary().modes).to_json()
 
 
-def summary() -> dict:
-    return read_json(Path("data/x/summarize/landscape.json"))
+def summary() -> Landscape:
+    return audit_folder("x").summarize.landscape
 
 
 def words(**actions: str) -> list[dict]:
@@ -201,38 +203,11 @@ def test_nobody_counts_twice(landscape: Path, tmp_path: Path) -> None:
     assert [d.reviewer for d in now(2).decisions] == ["Bob"]
 
 
-def whole() -> dict[str, Any]:
-    """A landscape.json of these modes in which nothing is missing."""
-    rate = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 90}
-    minimal = {"reached": 0, "of": 0, "median_radius": None}
-    numbers = {"rate": 0.5, "low": 0.4, "high": 0.6, "probes": 90, "failures": 45, "estimate": 0.5, "lift": 2.0}
-    more = {**numbers, "share": 0.1, "minimal": minimal, "invalid": None}
-    return {
-        "audit": "x",
-        "concepts": [{"name": "a", "levels": [0, 1, 2], "unit": "", "ordered": True, "neutral": 0}],
-        "threshold": 0.5,
-        "overall": rate,
-        "overall_estimated": rate,
-        "effects": [],
-        "modes": [mode | more for mode in MODES],
-        "invalid": {"count": 0, "probes": 90, **rate, "levels": []},
-        "modes_found_again": {"named": 0, "again": 0, "in_halves": {}},
-        "modes_skipped": [],
-        "estimator": {"name": "counts"},
-        "robustness": None,
-        "search": {},
-        "exact": False,
-        "sampled": False,
-        "items": 9,
-    }
-
-
 def test_the_plan_names_the_decisions_it_was_made_from(landscape: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_json(landscape / "landscape.json", whole())
     first = record()
     merge = feedback.merge
 
-    def meanwhile(*given: Any) -> dict:
+    def meanwhile(*given: Any) -> Plan:
         record(revise=True, reviewer="Grace")
         return merge(*given)
 
@@ -286,7 +261,7 @@ def test_one_rejection_of_several_is_enough(landscape: Path) -> None:
 
 def test_decisions_are_chained_so_that_an_edit_shows(landscape: Path) -> None:
     first = record()
-    write_json(landscape / "landscape.json", {"modes": MODES, "more": 1})
+    write_json(landscape / "landscape.json", landscape_file(MODES, items=1))
     second = record(reviewer="Grace")
     assert second.decision.previous == [first.sha256]
     assert [kept.sha256 for kept in decisions.read_chain("x")] == [first.sha256, second.sha256]
@@ -302,12 +277,12 @@ def test_decisions_are_chained_so_that_an_edit_shows(landscape: Path) -> None:
 def test_two_branches_of_decisions_are_joined_by_the_next(landscape: Path, tmp_path: Path) -> None:
     kept = []
     for more in (1, 2):  # each made where the other was not known, as on two branches of git
-        write_json(landscape / "landscape.json", {"modes": MODES, "more": more})
+        write_json(landscape / "landscape.json", landscape_file(MODES, items=more))
         for other in kept:
             other.path.rename(tmp_path / other.path.name)
         kept.append(record(reviewer=f"R{more}"))
     (tmp_path / kept[0].path.name).rename(kept[0].path)
-    write_json(landscape / "landscape.json", {"modes": MODES, "more": 3})
+    write_json(landscape / "landscape.json", landscape_file(MODES, items=3))
     third = record()
     assert third.decision.previous == sorted(k.sha256 for k in kept)
     assert decisions.read_chain("x")[-1] == third
@@ -365,7 +340,7 @@ def test_a_mode_is_decided_once(landscape: Path) -> None:
 
 
 def test_the_rule_takes_confirmed_modes_only_and_says_that_no_human_decided(landscape: Path) -> None:
-    plan = feedback.by_rule(FeedbackConfig(policy="top-k", modes=2), summary())
+    plan = feedback.by_rule(FeedbackConfig(policy="top-k", modes=2), summary(), "0" * 16).to_json()
     assert plan["statement"] == "decided by policy, no human" and plan["reviewer"] is None
     assert plan["examples"] == []
     assert [m["action"] for m in plan["modes"]] == ["repair", "ignore", "repair"]
@@ -374,7 +349,7 @@ def test_the_rule_takes_confirmed_modes_only_and_says_that_no_human_decided(land
 def test_another_landscape_is_refused(landscape: Path) -> None:
     made = decision()
     kept = record()
-    write_json(landscape / "landscape.json", {"modes": MODES, "more": 1})
+    write_json(landscape / "landscape.json", landscape_file(MODES, items=1))
     assert now().kept == ()  # the old file is about another landscape
     with pytest.raises(DecisionNeeded, match=r"nobody has decided on landscape .* decisions on 1 other landscape"):
         plan()

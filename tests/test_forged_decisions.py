@@ -26,6 +26,8 @@ from stages.decisions.names import clean_name, look_alike, same_person
 from stages.errors import FadedError, UsageError
 from stages.files import read_json, write_json
 from stages.params import Params
+from stages.records import audit_folder
+from tests.landscapes import landscape_file
 from tests.workspace import audit_params, repair_params
 
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("Ada", "Bob", "Eve")}
@@ -42,7 +44,7 @@ def landscape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder = Path(f"data/{audit}/summarize")
         folder.mkdir(parents=True)
         pd.DataFrame({"a": [0]}).to_parquet(folder / "landscape.parquet")
-        write_json(folder / "landscape.json", {"modes": MODES})
+        write_json(folder / "landscape.json", landscape_file(MODES))
     return Path("data/x/summarize/landscape.json")
 
 
@@ -65,7 +67,7 @@ def record(
 def count(keys: dict[str, str] = LISTED) -> tuple[list[str], str]:
     """Who counts, and why the pipeline does not go on; it must not."""
     with pytest.raises(FadedError) as stopped:
-        collect_feedback.by_person("x", standing(params(keys), "x"), {"modes": MODES})
+        collect_feedback.by_person("x", standing(params(keys), "x"), audit_folder("x").summarize.landscape.modes)
     assert stopped.value.exit_code != 0
     return [d.reviewer for d in standing(params(keys), "x").decisions], str(stopped.value)
 
@@ -157,7 +159,7 @@ def test_a_decision_on_another_landscape_or_audit_is_not_replayed(landscape: Pat
     old = record("Bob")
     elsewhere = record("Bob", "other")
     assert landscape_hash("other") == landscape_hash("x")
-    write_json(landscape, {"modes": MODES, "more": 1})
+    write_json(landscape, landscape_file(MODES, items=1))
     record("Ada")
     there = old.with_name(f"{landscape_hash('x')}.2.yaml")
     shutil.copy(old, there)
@@ -167,7 +169,7 @@ def test_a_decision_on_another_landscape_or_audit_is_not_replayed(landscape: Pat
     assert count()[0] == ["Ada"] and NOT_AS_SIGNED in count()[1]
 
     there.unlink()
-    write_json(landscape, {"modes": MODES})
+    write_json(landscape, landscape_file(MODES))
     old.unlink()
     shutil.rmtree(old.parent)
     record("Ada")
@@ -291,15 +293,15 @@ def test_different_people_have_different_names() -> None:
 def test_the_plan_says_what_vouches_for_each_name() -> None:
     record("Ada")
     record("Bob")
-    plan = collect_feedback.by_person("x", standing(params(), "x"), {"modes": MODES})
+    plan = collect_feedback.by_person("x", standing(params(), "x"), audit_folder("x").summarize.landscape.modes)
     ids = {name: key_id_of(LISTED[name]) for name in LISTED}
-    assert plan["reviewers"] == [{"name": name, "key": ids[name]} for name in ("Ada", "Bob")]
-    assert plan["by"] == f"Ada (signed by key {ids['Ada']}), Bob (signed by key {ids['Bob']})"
+    assert [who.to_json() for who in plan.reviewers] == [{"name": name, "key": ids[name]} for name in ("Ada", "Bob")]
+    assert plan.by == f"Ada (signed by key {ids['Ada']}), Bob (signed by key {ids['Bob']})"
     shutil.rmtree("data/x/decisions")
     record("Ada", keys={})
-    plan = collect_feedback.by_person("x", standing(params({}, 1), "x"), {"modes": MODES})
-    assert plan["statement"] == "decided by Ada (name typed, not verified)"
-    assert plan["reviewers"] == [{"name": "Ada", "key": None}]
+    plan = collect_feedback.by_person("x", standing(params({}, 1), "x"), audit_folder("x").summarize.landscape.modes)
+    assert plan.statement == "decided by Ada (name typed, not verified)"
+    assert [who.to_json() for who in plan.reviewers] == [{"name": "Ada", "key": None}]
 
 
 def test_public_keys_are_read_in_either_spelling() -> None:
@@ -384,4 +386,4 @@ def test_what_cannot_be_a_file_is_told(landscape: Path) -> None:
     (folder / "a.yaml").write_bytes(b"#" * 5_000_001)
     with pytest.raises(UsageError, match="expected at most 5,000,000 bytes"):
         standing(params(), "x")
-    assert read_json(landscape)["modes"] == MODES
+    assert read_json(landscape)["modes"] == landscape_file(MODES)["modes"]

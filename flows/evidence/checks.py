@@ -227,11 +227,11 @@ def check_plan(bundle: Bundle) -> Found:
         return Found("none: the audit ends after its landscape", [])
     from stages.collect_feedback import by_rule  # the rule itself, so that it is stated once
 
-    plan, landscape = bundle.records.collect_feedback.plan, bundle.records.summarize.landscape.to_json()
+    plan, landscape = bundle.records.collect_feedback.plan, bundle.records.summarize.landscape
     said = plan.to_json()
     feedback = FeedbackConfig.model_validate(bundle.yaml(PARAMS)["repairs"][bundle.audit]["feedback"])
     if feedback.policy == "top-k":
-        follows = {"landscape": plan.landscape, **by_rule(feedback, landscape)}
+        follows = by_rule(feedback, landscape, plan.landscape).to_json()
         return Found(f"by the rule: {plan.reason}", told(name, follows, said))
 
     chain, present = bundle.chain, landscape_of(bundle)
@@ -241,11 +241,7 @@ def check_plan(bundle: Bundle) -> Found:
         who = ", ".join(f"{d.reviewer} {'approved' if d.approve else 'rejected'}" for d in decided) or "nobody decided"
         wanted = f"expected {feedback.reviewers} approval(s) and no rejection"
         return Found("", [f"{name}: {wanted} of landscape {present}, found: {who}"])
-    merged = merge(decided, landscape["modes"])
-    words = {mode["id"]: mode for mode in merged["modes"]}
-    about = [{key: mode[key] for key in ("id", "text", "region")} | words[mode["id"]] for mode in landscape["modes"]]
-    follows = {"decided_by": "human", **merged, "modes": about}
-    problems = told(name, follows, {key: said.get(key) for key in follows})
+    problems = told(name, merge(decided, landscape.modes).to_json(), said)
     record = bundle.name("collect_feedback", "provenance.json")
     problems += told(f"{record}: decisions", {k.path.name: k.sha256 for k in kept}, _used(bundle))
     return Found(f"follows from {len(decided)} decision(s), by {plan.reviewer}", problems)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from statistics import mean
@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from stages.decisions.model import Recorded
+from stages.records import Agreement
+from stages.records.landscape import ActionAgreement, ScoreAgreement
 
 Metric = Literal["nominal", "interval"]
 
@@ -50,38 +52,32 @@ def _distances(values: Sequence[Any], metric: Metric) -> np.ndarray:
     return np.asarray((place[:, None] - place[None, :]) ** 2)
 
 
-def agreement(decisions: Sequence[Recorded]) -> dict[str, Any] | None:
+def agreement(decisions: Sequence[Recorded]) -> Agreement | None:
     """How much the reviewers of decisions agree, over whatever landscapes they are on.
 
-    Returns:
-        `reviewers`, those who judged something that another did; `actions` (`alpha`, `share` of pairs of words on a
-        mode that are the same, `modes`); `rating` and `bias` (`alpha`, `difference`: mean absolute difference in rating
-        points, `examples`); `statement`, which says so. A part is None where nothing was judged by two, and all of it
-        where every part would be.
+    Of words on modes the share of pairs that are the same is told, of scores the mean absolute difference. A part is
+    None where nothing was judged by two, and all of it where every part would be; who judged nothing that another did
+    is not among the reviewers.
     """
     words = _shared(decisions, lambda d: [(mode.id, mode.action) for mode in d.modes])
     reviewers = {name for unit in words for name in unit}
-    parts: dict[str, Any] = {"actions": None, "rating": None, "bias": None}
-    if actions := [list(unit.values()) for unit in words]:
-        same = [mean(a == b for a, b in combinations(unit, 2)) for unit in actions]
-        parts["actions"] = {
-            "alpha": krippendorff_alpha(actions, "nominal"),
-            "share": float(mean(same)),
-            "modes": len(actions),
-        }
+    actions, scores = None, dict[str, ScoreAgreement | None]()
+    if said := [list(unit.values()) for unit in words]:
+        same = [mean(a == b for a, b in combinations(unit, 2)) for unit in said]
+        actions = ActionAgreement(alpha=krippendorff_alpha(said, "nominal"), share=float(mean(same)), modes=len(said))
     for key in ("rating", "bias"):
         scored = _shared(decisions, partial(_scores, key))
         reviewers |= {name for unit in scored for name in unit}
+        scores[key] = None
         if given := [list(unit.values()) for unit in scored]:
             apart = [mean(abs(a - b) for a, b in combinations(unit, 2)) for unit in given]
-            parts[key] = {
-                "alpha": krippendorff_alpha(given, "interval"),
-                "difference": float(mean(apart)),
-                "examples": len(given),
-            }
-    if not any(parts.values()):
+            scores[key] = ScoreAgreement(
+                alpha=krippendorff_alpha(given, "interval"), difference=float(mean(apart)), examples=len(given)
+            )
+    if actions is None and not any(scores.values()):
         return None
-    return {"reviewers": sorted(reviewers), **parts, "statement": _said(len(reviewers), parts)}
+    statement = _said(len(reviewers), actions, scores)
+    return Agreement(reviewers=sorted(reviewers), actions=actions, statement=statement, **scores)
 
 
 def _scores(key: str, decision: Recorded) -> list[tuple[Hashable, int | None]]:
@@ -100,17 +96,17 @@ def _shared(
     return [unit for unit in units.values() if len(unit) > 1]
 
 
-def _said(reviewers: int, parts: dict[str, Any]) -> str:
+def _said(reviewers: int, actions: ActionAgreement | None, scores: Mapping[str, ScoreAgreement | None]) -> str:
     """The same in words."""
     said = []
-    if (actions := parts["actions"]) is not None:
-        on = f"what to do about {_count(actions['modes'], 'failure mode')}"
-        said.append(f"agree in {actions['share']:.0%} of their words on {on}{_alpha(actions['alpha'])}")
+    if actions is not None:
+        on = f"what to do about {_count(actions.modes, 'failure mode')}"
+        said.append(f"agree in {actions.share:.0%} of their words on {on}{_alpha(actions.alpha)}")
     for key, what in (("rating", "ratings"), ("bias", "ratings of bias")):
-        if (part := parts[key]) is not None:
-            differ = f"differ by {part['difference']:.1f} points on average"
-            said.append(f"their {what} of {_count(part['examples'], 'example')} {differ}{_alpha(part['alpha'])}")
-    if parts["actions"] is None:
+        if (part := scores[key]) is not None:
+            differ = f"differ by {part.difference:.1f} points on average"
+            said.append(f"their {what} of {_count(part.examples, 'example')} {differ}{_alpha(part.alpha)}")
+    if actions is None:
         return f"Of {reviewers} reviewers, {'; '.join(said)}."
     return f"{reviewers} reviewers {'; '.join(said)}."
 

@@ -25,13 +25,14 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
 from stages.decisions.identity import check_keys, identity_of, sign, signed_bytes
-from stages.decisions.model import AlreadyDecided, Decision, Recorded, Via
+from stages.decisions.model import AlreadyDecided, Decision, ExampleRating, RatedProbe, Recorded, Via
 from stages.decisions.names import look_alike, same_person
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import content_hash, locked, new_file, read_json, stage_dir
+from stages.files import content_hash, locked, new_file, stage_dir
 from stages.params import DATA, Params, Strict, validation_lines
 from stages.provenance import scale_of
+from stages.records import Example, ModeRecord, audit_folder
 
 SCHEMA = 2
 _MOST = 5_000_000  # bytes of a file; the review page takes a fifth of that
@@ -159,8 +160,7 @@ def record_decision(
             refuse_alike(decision.reviewer, chain, keys)
         followed = {sha for kept in chain for sha in kept.decision.previous}
         shown = shown_examples(_modes(audit))
-        about = ("mode", "item", "cell", "output", "discrepancy")
-        probes = [{**e.model_dump(), **{key: shown[e.id][key] for key in about}} for e in decision.examples]
+        probes = [_of_probe(rated, *shown[rated.id]) for rated in decision.examples]
         recorded = Recorded(
             **{**decision.model_dump(), "examples": probes},
             time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -176,6 +176,18 @@ def record_decision(
         if (why := identity_of(recorded, keys, audit).problem) is not None:
             raise UsageError(f"nothing was recorded: {why}")
         return _write(audit, recorded)
+
+
+def _of_probe(rated: ExampleRating, mode: ModeRecord, shown: Example) -> RatedProbe:
+    """What was said of an example, with the probe it is about."""
+    return RatedProbe(
+        **rated.model_dump(),
+        mode=mode.id,
+        item=shown.item,
+        cell=shown.cell,
+        output=shown.output,
+        discrepancy=shown.discrepancy,
+    )
 
 
 def refuse_alike(reviewer: str, chain: Sequence[Kept[Recorded]], keys: Mapping[str, str]) -> None:
@@ -426,7 +438,7 @@ def check_fits(audit: str, decision: Decision, path: Path | None = None) -> None
             f" {audit} is {present}: look at it and decide again, `faded review {audit}`"
         )
     modes = _modes(audit)
-    known = [m["id"] for m in modes]
+    known = [m.id for m in modes]
     unknown = [m.id for m in decision.modes if m.id not in known]
     undecided = [m for m in known if decision.approve and m not in {d.id for d in decision.modes}]
     if unknown or undecided:
@@ -450,21 +462,16 @@ def check_said(decision: Decision) -> None:
         raise UsageError(f"a reason is missing for {', '.join(silent)}: to repair or accept a mode, give one")
 
 
-def _modes(audit: str) -> list[dict[str, Any]]:
-    modes: list[dict[str, Any]] = read_json(stage_dir(audit, "summarize") / "landscape.json")["modes"]
-    return modes
+def _modes(audit: str) -> list[ModeRecord]:
+    return audit_folder(audit).summarize.landscape.modes
 
 
-def shown_examples(modes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Examples the report shows, by their id, with the `mode` of each; none where an older version made the landscape.
-
-    Args:
-        modes: as in landscape.json.
-    """
-    return {e["id"]: {"mode": mode["id"], **e} for mode in modes for e in mode.get("examples", ())}
+def shown_examples(modes: Sequence[ModeRecord]) -> dict[str, tuple[ModeRecord, Example]]:
+    """Examples the report shows by their id, each behind its mode; none where an older version made the landscape."""
+    return {example.id: (mode, example) for mode in modes for example in mode.examples}
 
 
-def _ranges(modes: Sequence[Mapping[str, Any]]) -> str:
+def _ranges(modes: Sequence[ModeRecord]) -> str:
     """The ids of all examples, which are numbered within their mode: "M1.1 to M1.12, M2.1 to M2.9"."""
-    shown = [mode["examples"] for mode in modes if mode.get("examples")]
-    return ", ".join(f"{examples[0]['id']} to {examples[-1]['id']}" for examples in shown) or "none"
+    shown = [mode.examples for mode in modes if mode.examples]
+    return ", ".join(f"{examples[0].id} to {examples[-1].id}" for examples in shown) or "none"

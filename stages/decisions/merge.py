@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from stages.decisions.agreement import agreement
 from stages.decisions.identity import Identity
-from stages.decisions.model import Action, Recorded
+from stages.decisions.model import Action, RatedProbe, Recorded
+from stages.records import ModeRecord, Plan, PlannedExample, PlannedMode
+from stages.records.repair import Reviewer
 
 RULE = (
     "one rejection ends the audit; a mode gets the action that most reviewers named, and where most are equal the more"
@@ -18,54 +20,69 @@ RULE = (
 _CAREFUL: tuple[Action, ...] = ("repair", "accept", "ignore")
 
 
-def merge(decisions: Sequence[Recorded], modes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge(decisions: Sequence[Recorded], modes: Sequence[ModeRecord]) -> Plan:
     """Merge approving decisions on one landscape.
 
     Args:
         decisions: at least one that counts, so their signatures hold; each has a word on every mode.
-        modes: as in landscape.json.
-
-    Returns:
-        `reviewer` (all names), `reviewers` (name and id of the key that signed, each), `by` (the same in words),
-        `reason`, `modes` ({id, action, severity, reason} each) and `examples`, as in plan.json.
+        modes: of the landscape.
     """
     signatures = [decision.signature for decision in decisions]
     by = [Identity(d.reviewer, s.key if s else None, s is not None) for d, s in zip(decisions, signatures, strict=True)]
-    return {
-        "reviewer": ", ".join(decision.reviewer for decision in decisions),
-        "reviewers": [{"name": who.name, "key": who.key_id} for who in by],
-        "by": ", ".join(who.statement for who in by),
-        "reason": _together({d.reviewer: d.reason for d in decisions}),
-        "modes": [_mode(mode["id"], decisions) for mode in modes],
-        "examples": _examples(decisions),
-    }
+    people = ", ".join(who.statement for who in by)
+    plan = Plan(
+        landscape=decisions[0].landscape,
+        decided_by="human",
+        statement=f"decided by {people}",
+        reviewer=", ".join(decision.reviewer for decision in decisions),
+        reviewers=[Reviewer(name=who.name, key=who.key_id) for who in by],
+        by=people,
+        reason=_together({d.reviewer: d.reason for d in decisions}),
+        modes=[_mode(mode, decisions) for mode in modes],
+        examples=_examples(decisions),
+    )
+    return plan.having(rule=RULE if len(decisions) > 1 else None, agreement=agreement(decisions))
 
 
-def _mode(name: str, decisions: Sequence[Recorded]) -> dict[str, Any]:
-    words = {d.reviewer: next(mode for mode in d.modes if mode.id == name) for d in decisions}
+def _mode(mode: ModeRecord, decisions: Sequence[Recorded]) -> PlannedMode:
+    words = {d.reviewer: next(word for word in d.modes if word.id == mode.id) for d in decisions}
     votes = Counter(word.action for word in words.values())
     action = max(_CAREFUL, key=lambda a: (votes[a], -_CAREFUL.index(a)))
     severities = [word.severity for word in words.values() if word.action == action]
-    return {
-        "id": name,
-        "action": action,
-        "severity": float(statistics.median(severities)),
-        "reason": _together({reviewer: word.reason for reviewer, word in words.items()}),
-    }
+    return PlannedMode(
+        id=mode.id,
+        text=mode.text,
+        region=mode.region,
+        action=action,
+        severity=float(statistics.median(severities)),
+        reason=_together({reviewer: word.reason for reviewer, word in words.items()}),
+    )
 
 
-def _examples(decisions: Sequence[Recorded]) -> list[dict[str, Any]]:
+def _examples(decisions: Sequence[Recorded]) -> list[PlannedExample]:
     """One entry an example, and one more for each further correction of it."""
-    by_id: dict[str, list[Any]] = {}
+    by_id: dict[str, list[RatedProbe]] = {}
     for decision in decisions:
         for example in decision.examples:
             by_id.setdefault(example.id, []).append(example)
-    merged = []
+    merged: list[PlannedExample] = []
     for given in by_id.values():
-        corrections = list(dict.fromkeys(e.corrected for e in given if e.corrected is not None)) or [None]
-        about = {key: getattr(given[0], key) for key in ("id", "mode", "item", "cell", "output")}
-        scores = {key: _median([getattr(e, key) for e in given]) for key in ("rating", "bias")}
-        merged += [{**about, **scores, "corrected": corrected} for corrected in corrections]
+        said = dict.fromkeys(e.corrected for e in given if e.corrected is not None)
+        corrections: list[str | None] = [*said] or [None]
+        one, rating, bias = given[0], _median([e.rating for e in given]), _median([e.bias for e in given])
+        merged += [
+            PlannedExample(
+                id=one.id,
+                mode=one.mode,
+                item=one.item,
+                cell=one.cell,
+                output=one.output,
+                rating=rating,
+                bias=bias,
+                corrected=corrected,
+            )
+            for corrected in corrections
+        ]
     return merged
 
 

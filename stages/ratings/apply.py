@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from stages.errors import UsageError
 from stages.params import AuditConfig, RatingsConfig, Strict, validation_lines
 from stages.provenance import scale_of
+from stages.records import Agreement
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import ProbeBatch
 
@@ -65,7 +66,7 @@ class Ratings(Strict):
     error: Interval
     constant: Interval
     gain: Interval
-    agreement: dict[str, Any] | None = None
+    agreement: Agreement | None = None
     points: list[Annotated[tuple[float, int], Field(strict=False)]]
 
     @model_validator(mode="after")
