@@ -28,12 +28,13 @@ from stages.code import code_of
 from stages.concepts import Level
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import content_hash, probe_seconds, read_json, read_state, scratch, stage_dir, write_state
+from stages.files import content_hash, probe_seconds, read_state, scratch, stage_dir, write_state
 from stages.ledger import Ledger
 from stages.params import AuditConfig, Params, load_params, validation_lines
 from stages.progress import progress
 from stages.provenance import run_key
 from stages.ratings import rated
+from stages.records import audit_folder
 from stages.screening import Screening, ScreenSettings
 from stages.tasks.base import LoadedTask
 from stages.tasks.load import task_class, task_context
@@ -226,10 +227,11 @@ def _search_seconds(path: Path, name: str, audit: AuditConfig) -> float | None:
 
 def _key(name: str, audit: AuditConfig, concepts: Mapping[str, Sequence[Level]]) -> str:
     """What a screening is about. The hashes that prepare wrote stand for model and items, which may be large."""
-    prepared = stage_dir(name, "prepare")
-    made = read_json(prepared / "provenance.json")
-    about = (made.get("model"), made.get("data"), audit.seed, audit.task, audit.discrepancy)
-    return content_hash([prepared / "fingerprint.json"], *about, [(c, list(levels)) for c, levels in concepts.items()])
+    prepared = audit_folder(name).prepare
+    about = (prepared.provenance.model, prepared.provenance.data, audit.seed, audit.task, audit.discrepancy)
+    return content_hash(
+        [prepared.path / "fingerprint.json"], *about, [(c, list(levels)) for c, levels in concepts.items()]
+    )
 
 
 def _write_levels(name: str, audit: AuditConfig, screening: Screening, console: Console) -> None:
