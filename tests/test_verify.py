@@ -144,6 +144,15 @@ def test_another_landscape_is_told(bundle, tmp_path):
     assert "found: nobody decided" in forged["plan"]
 
 
+def test_a_record_that_would_fill_memory_with_what_is_wrong_with_it_is_told(bundle, tmp_path):
+    members = dict(read_bundle(bundle).members)
+    name = f"{DATA}/summarize/landscape.json"
+    members[name] = edited(members[name], lambda landscape: landscape.update(modes=[{}] * 60_000))
+    forged = problems(resealed(tmp_path / "forged.zip", members))
+    for check in ("plan", "provenance"):
+        assert f"{name} has some 1" in forged[check] and "values, expected 100,000 at most" in forged[check]
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_an_edited_decision_is_told_wherever_it_stands(bundle, tmp_path, which):
     members = dict(read_bundle(bundle).members)

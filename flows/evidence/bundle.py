@@ -102,7 +102,7 @@ class Bundle:
         def read(path: Path) -> bytes:
             data = self.member(path.as_posix())
             if path.suffix == ".json":
-                parse_json(data, path.as_posix())  # which refuses more than records do
+                parse_json(data, path.as_posix(), _MOST_OF_A_RECORD)  # which refuses more than records do
             return data
 
         return audit_folder(self.audit, read=read)
@@ -191,16 +191,17 @@ def ratings_member(audit: str) -> str:
 
 _LARGEST_YAML = 1_000_000  # bytes; reading takes two hundred times as much memory
 _MOST_VALUES = 1_000_000  # of JSON; an empty one takes a hundred bytes once it is read
+_MOST_OF_A_RECORD = 100_000  # all that is wrong with one is collected before it is told, in seven kilobytes a value
 
 
-def parse_json(data: bytes, name: str) -> dict[str, Any]:
+def parse_json(data: bytes, name: str, most: int = _MOST_VALUES) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         UsageError: when it is none.
     """
-    if (values := sum(data.count(sign) for sign in b"[{,")) > _MOST_VALUES:
-        raise UsageError(f"{name} has some {values:,} values, expected {_MOST_VALUES:,} at most")
+    if (values := sum(data.count(sign) for sign in b"[{,")) > most:
+        raise UsageError(f"{name} has some {values:,} values, expected {most:,} at most")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
