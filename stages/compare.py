@@ -6,20 +6,33 @@ from stages.command import stage_main
 from stages.landscape.verdict import AskedAgain, by_purpose, compare_models
 from stages.params import load_params
 from stages.provenance import provenance
-from stages.records import audit_folder
+from stages.records import AuditFolder, audit_folder
 
 
 def main(name: str) -> None:
     """Run the stage for one audit."""
     params, here = load_params(), audit_folder(name)
-    audit, repair, found, landscape = (
-        params.audit(name),
-        params.repair(name),
-        here.re_evaluate,
-        here.summarize.landscape,
+    audit, repair = params.audit(name), params.repair(name)
+    compared = compare_models(
+        asked_again(here),
+        here.collect_feedback.plan,
+        audit.summarize,
+        repair.restructure.control,
+        resamples=repair.re_evaluate.bootstrap,
+        seed=audit.seed,
     )
-    asked = AskedAgain(
-        audit=name,
+    record = provenance(name, audit, computes=False) | here.re_evaluate.provenance.of_model()
+    used = ("probes", "embedded", "quality", "measures", "tallies", "metrics")
+    read = [here.summarize.where("landscape"), here.collect_feedback.where("plan")]
+    with here.compare.publish(record, [*read, *map(here.re_evaluate.where, used)]) as out:
+        out.comparison, out.cells = compared.comparison, compared.cells
+
+
+def asked_again(here: AuditFolder) -> AskedAgain:
+    """What was asked of the models, as its records have it."""
+    found, landscape = here.re_evaluate, here.summarize.landscape
+    return AskedAgain(
+        audit=here.path.name,
         space=landscape.space,
         threshold=landscape.threshold,
         embedded=found.embedded,
@@ -32,19 +45,6 @@ def main(name: str) -> None:
         tallies=found.tallies.models,
         ratings=landscape.ratings.bound if landscape.ratings else None,
     )
-    compared = compare_models(
-        asked,
-        here.collect_feedback.plan,
-        audit.summarize,
-        repair.restructure.control,
-        resamples=repair.re_evaluate.bootstrap,
-        seed=audit.seed,
-    )
-    record = provenance(name, audit, computes=False) | found.provenance.of_model()
-    used = ("probes", "embedded", "quality", "measures", "tallies", "metrics")
-    read = [here.summarize.where("landscape"), here.collect_feedback.where("plan"), *map(found.where, used)]
-    with here.compare.publish(record, read) as out:
-        out.comparison, out.cells = compared.comparison, compared.cells
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from stages.command import stage_main
@@ -12,40 +14,56 @@ from stages.pages.comparison_report import write_comparison_report
 from stages.pages.model_card import model_card
 from stages.params import load_params
 from stages.provenance import provenance
-from stages.records import Comparison, audit_folder
+from stages.records import AuditFolder, Comparison, RepairVerdict, audit_folder
 from stages.records.base import FlatMetrics
+from stages.records.folder import Conclude
 from stages.tasks.contract import skipped_items
 
 
 def main(name: str) -> None:
     """Run the stage for one audit."""
     params, here = load_params(), audit_folder(name)
-    comparison, plan, models = here.compare.comparison, here.collect_feedback.plan, here.restructure.path / "models"
-    gates = repair_gates(params.repair(name).gates, comparison)
-    verdict = conclude(comparison, plan, gates)
+    comparison = here.compare.comparison
+    verdict = conclude(comparison, here.collect_feedback.plan, repair_gates(params.repair(name).gates, comparison))
     record = provenance(name, params.audit(name), computes=False) | here.re_evaluate.provenance.of_model()
     read = [
-        *(here.prepare.path / "items.parquet", models, here.collect_feedback.where("plan")),
+        *(here.prepare.path / "items.parquet", _models(here), here.collect_feedback.where("plan")),
         *map(here.re_evaluate.where, ("probes", "examples", "sheets", "provenance")),
         *map(here.compare.where, ("comparison", "cells")),
     ]
-    readme = models / "repaired" / "README.md"
     with here.conclude.publish(record, read) as out:
-        out.verdict, out.metrics = verdict, metrics_of(comparison, verdict.passed)
-        own = readme.read_text(encoding="utf-8") if readme.exists() else None
-        out.card = model_card(own, comparison, verdict, plan)
-        write_comparison_report(
-            out.path / "report.html",
-            comparison=comparison,
-            verdict=verdict,
-            landscapes=here.compare.cells,
-            probes=here.re_evaluate.probes,
-            galleries=here.re_evaluate.examples,
-            sheets=here.re_evaluate.sheets,
-            provenance=record,
-            skipped=skipped_items(here.prepare.path),
-        )
+        write(out, here, verdict, record)
     print(verdict.statement)
+
+
+def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapping[str, Any]) -> None:
+    """Write the verdict on a repair, its report, and the card of the repaired model.
+
+    Args:
+        out: the folder to write to.
+        here: what was found.
+        verdict: on it.
+        record: where it comes from, for people.
+    """
+    comparison, readme = here.compare.comparison, _models(here) / "repaired" / "README.md"
+    out.verdict, out.metrics = verdict, metrics_of(comparison, verdict.passed)
+    own = readme.read_text(encoding="utf-8") if readme.exists() else None
+    out.card = model_card(own, comparison, verdict, here.collect_feedback.plan)
+    write_comparison_report(
+        out.path / "report.html",
+        comparison=comparison,
+        verdict=verdict,
+        landscapes=here.compare.cells,
+        probes=here.re_evaluate.probes,
+        galleries=here.re_evaluate.examples,
+        sheets=here.re_evaluate.sheets,
+        provenance=record,
+        skipped=skipped_items(here.prepare.path),
+    )
+
+
+def _models(here: AuditFolder) -> Path:
+    return here.restructure.path / "models"
 
 
 def metrics_of(comparison: Comparison, passed: bool | None) -> FlatMetrics:

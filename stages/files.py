@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -250,21 +251,26 @@ def read_state(path: Path, kind: type[T]) -> T | None:
     return None
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(source: Path | bytes, where: str = "") -> pd.DataFrame:
     """Read a parquet file that a stage wrote.
+
+    Args:
+        source: the file, or its bytes.
+        where: its name for messages, which of a file is its path.
 
     Raises:
         UsageError: when it is missing, or cannot be read.
     """
     import pandas as pd
 
+    where = where or str(source)
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(io.BytesIO(source) if isinstance(source, bytes) else source)
     except FileNotFoundError:
-        raise UsageError(f"{path} is missing: run the stage that writes it (`faded status` shows which)") from None
+        raise UsageError(f"{where} is missing: run the stage that writes it (`faded status` shows which)") from None
     except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise UsageError(
-            f"{path} cannot be read as a parquet file ({str(error).splitlines()[0][:200]}): run the stage that writes"
+            f"{where} cannot be read as a parquet file ({str(error).splitlines()[0][:200]}): run the stage that writes"
             " it again, or restore it with `dvc checkout`"
         ) from None
 

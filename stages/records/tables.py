@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stages.errors import UsageError
+from stages.files import read_table
 from stages.records.base import Document
 from stages.tasks.contract import Exhibit, Sheet, Tally
 
@@ -67,15 +67,7 @@ def read_parquet(data: bytes | Path, where: str, columns: Iterable[str] = ()) ->
     Raises:
         UsageError: when it is missing, cannot be read, or lacks a column.
     """
-    try:
-        table = pd.read_parquet(io.BytesIO(data) if isinstance(data, bytes) else data)
-    except FileNotFoundError:
-        raise UsageError(f"{where} is missing: run the stage that writes it (`faded status` shows which)") from None
-    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise UsageError(
-            f"{where} cannot be read as a parquet file ({str(error).splitlines()[0][:200]}): run the stage that writes"
-            " it again, or restore it with `dvc checkout`"
-        ) from None
+    table = read_table(data, where)
     check_columns(table, where, columns)
     return table
 
