@@ -20,7 +20,7 @@ from scipy import stats
 from benchmarks.study.landscapes import Enumerated, KnownLandscape, Planted
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
-from stages.landscape import estimate
+from stages.landscape.estimate import estimate
 
 TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"
 SEEDS = (0, 1, 2)

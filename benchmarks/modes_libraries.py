@@ -21,7 +21,8 @@ from benchmarks.study.landscapes import Planted
 from stages.concepts import ConceptSpace
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
-from stages.landscape import estimate, find_regions
+from stages.landscape.estimate import estimate
+from stages.landscape.modes import find_regions
 
 SEEDS = (100, 101, 102)
 CONCEPTS, PROBES = 5, 4000

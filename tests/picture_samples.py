@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stages.concepts import Concept
-from stages.landscape import compare_bias, measure_bias
+from stages.landscape.bias import compare_bias, measure_bias
 from stages.pages import Gallery, PicturedCell
 from stages.records import Compared
 from stages.tasks.contract import Exhibit, Sheet, Tally

@@ -9,16 +9,17 @@ import pytest
 from scipy import stats
 
 from stages.errors import UsageError
-from stages.landscape import (
+from stages.landscape.bias import (
+    Skew,
     compare_bias,
-    judge_landscape,
     judged,
     largest_bias,
+    mean_change,
     measure_bias,
     newly_skewed,
     total_variation,
 )
-from stages.landscape.bias import Skew, mean_change
+from stages.landscape.gates import judge_landscape
 from stages.params import LandscapeGates
 from stages.tasks.contract import Tally
 

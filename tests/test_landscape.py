@@ -12,10 +12,10 @@ from scipy import stats
 from benchmarks.study.landscapes import Planted
 from stages import kernel
 from stages.concepts import Concept, ConceptSpace
-from stages.intervals import CHANGE, SHARE
-from stages.landscape import Resampler, effects, estimate, holm, overall_rate, wilson
+from stages.intervals import CHANGE, SHARE, Resampler, holm, wilson
 from stages.landscape.calibrate import Link, blocks_of, folds_of, importance
-from stages.landscape.estimate import _rates, _Seen, as_data, drawn_uniformly
+from stages.landscape.describe import effects, overall_rate
+from stages.landscape.estimate import _rates, _Seen, as_data, drawn_uniformly, estimate
 from stages.landscape.estimators import Logistic, Process, Trees
 from tests.landscapes import adaptive, ask, planted, truth, uniform
 

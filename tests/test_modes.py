@@ -8,9 +8,10 @@ import pytest
 from scipy import stats
 
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.landscape import Mode, confirm, estimate, find_regions, name_modes, skipped_combinations
 from stages.landscape.again import found_again, jaccard, name_in_halves, reproducibility
-from stages.landscape.modes import worse_items, worse_probes
+from stages.landscape.describe import name_modes
+from stages.landscape.estimate import estimate
+from stages.landscape.modes import Mode, confirm, find_regions, skipped_combinations, worse_items, worse_probes
 from stages.params import SummarizeConfig
 from stages.records.landscape import Minimal
 from tests.landscapes import CORNERS, adaptive, inside, planted, uniform

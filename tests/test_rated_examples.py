@@ -15,7 +15,8 @@ from stages.check import check_audits
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.files import read_json, write_json
-from stages.landscape import Mode, Rate
+from stages.intervals import Rate
+from stages.landscape.modes import Mode
 from stages.landscape.show import exhibits
 from stages.landscape.summary import MOST_EXAMPLES, pick_examples
 from stages.params import load_params

@@ -17,7 +17,8 @@ from flows.edit_params import with_ratings
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.explorers.prober import Prober
-from stages.landscape import against_automatic, estimate
+from stages.landscape.estimate import estimate
+from stages.landscape.people import against_automatic
 from stages.ledger import Key, Ledger
 from stages.params import RatingsConfig, load_params
 from stages.ratings import RatedTask, Ratings

@@ -13,8 +13,10 @@ import yaml
 from stages import compare, conclude, re_evaluate, report, summarize
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.files import read_json, stage_dir, write_json
-from stages.landscape import Paired, Rate, all_passed, draw_pairs, judge, judge_landscape, judge_repair
-from stages.landscape.compare import compare_quality, risen, targeting
+from stages.intervals import Rate
+from stages.landscape.compare import Paired, compare_quality, risen, targeting
+from stages.landscape.gates import all_passed, judge, judge_landscape, judge_repair
+from stages.landscape.pairs import draw_pairs
 from stages.params import Gates, LandscapeGates
 from stages.records import Difference, Gate
 from tests.landscapes import planted

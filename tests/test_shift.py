@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.landscape import distance, entropy, shift, transport_grid
+from stages.landscape.shift import distance, entropy, shift, transport_grid
 
 SPACE = ConceptSpace(tuple(Concept(n, tuple(range(7))) for n in ("tilt", "fog", "dust")))
 CELLS = SPACE.cells()

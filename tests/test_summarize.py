@@ -8,7 +8,9 @@ import pytest
 
 from stages.concepts import Region
 from stages.errors import UsageError
-from stages.landscape import Mode, Rate, estimate
+from stages.intervals import Rate
+from stages.landscape.estimate import estimate
+from stages.landscape.modes import Mode
 from stages.landscape.show import exhibits, nearest_failures
 from stages.landscape.summary import Asked, describe_estimator, pick_examples, policy_view, summarize
 from stages.microscopic.search import measure_robustness
