@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 from stages.rate import NO_RATE, Rate
 
-__all__ = ["CHANGE", "LEVEL", "NO_RATE", "SHARE", "Rate", "Resampler", "holm", "wilson"]
+__all__ = ["CHANGE", "COUNTED", "LEVEL", "NO_RATE", "SHARE", "Rate", "Resampler", "holm", "wilson"]
 
 LEVEL = 0.95
+COUNTED = 50  # uniform probes of each level of a concept from which its rates are counted, not estimated
 
 
 def wilson(failures: int, n: int) -> Rate:
     """A proportion with its Wilson score interval (Wilson 1927), which stays sensible near 0 and 1."""
     if n == 0:
         return NO_RATE
+    from scipy import stats  # takes a second
+
     interval = stats.binomtest(int(failures), int(n)).proportion_ci(LEVEL, method="wilson")
     return Rate(failures / n, float(interval.low), float(interval.high), int(n))
 

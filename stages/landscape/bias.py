@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from stages.errors import UsageError
 from stages.intervals import CHANGE, LEVEL, NO_RATE, SHARE, Rate, holm, wilson
@@ -67,6 +67,8 @@ class Skew:
 
     def _test(self) -> tuple[float, np.ndarray]:
         """Chance of so much or more at the reference, and the total variations that come there."""
+        from scipy import stats  # takes a second
+
         rng = np.random.default_rng([*self._seed, 0])
         result = stats.monte_carlo_test(
             self._counts,
@@ -282,6 +284,8 @@ def _changes(
 
 def _permuted(before: Tally, after: Tally, seed: Sequence[int]) -> float:
     """Two-sided chance of a change of the total variation so large if it did not matter which model answered."""
+    from scipy import stats
+
     one, reference = _arrays(before)
     other = np.array([after.counts[value] for value in before.counts], dtype=np.int64)
     pooled, rng = one + other, np.random.default_rng(seed)

@@ -8,14 +8,12 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.intervals import Rate, wilson
+from stages.intervals import COUNTED, Rate, wilson
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import Mode, confirm, find_regions
 from stages.params import SummarizeConfig
 from stages.records import Effect
 from stages.records.landscape import Invalid, InvalidLevel
-
-COUNTED = 50  # uniform probes of each level of a concept from which its rates are counted
 
 
 def overall_rate(landscape: Landscape, probes: pd.DataFrame) -> Rate:

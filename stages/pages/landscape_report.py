@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace
-from stages.intervals import wilson
-from stages.landscape.describe import COUNTED
+from stages.intervals import COUNTED, wilson
 from stages.pages import figures
 from stages.pages.bias import HOW, landscape_bias
 from stages.pages.gallery import Gallery, PicturedCell, Shown, Shrinker
