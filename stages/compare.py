@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stages.command import stage_main
-from stages.landscape.verdict import AskedAgain, by_purpose, compare_models
+from stages.landscape.before_after import AskedAgain, by_purpose, compare_models
 from stages.params import load_params
 from stages.provenance import provenance
 from stages.records import AuditFolder, audit_folder

@@ -1,0 +1,208 @@
+"""Before against after: what a repair changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import ConceptSpace, Region
+from stages.landscape.bias import compare_bias
+from stages.landscape.compare import Paired, against_noise, compare_quality, reduced_failures, risen, targeting
+from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.measures import compare_measures
+from stages.landscape.modes import find_regions
+from stages.landscape.pairs import covered_share, inside_any
+from stages.landscape.shift import shift
+from stages.params import SummarizeConfig
+from stages.records import Comparison, Plan, RateRecord
+from stages.records.landscape import ConceptRecord, Estimator, RatingsBound
+from stages.records.repair import BothEstimators, InvalidPairs, ModeDifference, Moved
+from stages.records.search import ReEvaluateMetrics
+from stages.records.tables import Embedded
+from stages.tasks.contract import Tally
+
+SPLITS = 5  # of the items, for the noise floor of the shift
+
+
+@dataclass(frozen=True)
+class AskedAgain:
+    """What was asked of the models before and after a repair, of the control, and of the one before again (noise).
+
+    Args:
+        audit: a name for it.
+        space: the grid.
+        threshold: discrepancies above it are failures.
+        embedded: the test items, and what the model *before* sees in them.
+        searches: model -> what its search asked.
+        answers: model -> its answers to the common pairs, row by row the same.
+        clean: model -> its answers to unchanged items; empty for a task without measures.
+        found: who searched.
+        quality: of every model, as in quality.parquet.
+        measures: a task's own, as in measures.parquet.
+        tallies: by model; empty for a task without tallies.
+        ratings: which are in force.
+    """
+
+    audit: str
+    space: ConceptSpace
+    threshold: float
+    embedded: Embedded
+    searches: Mapping[str, pd.DataFrame]
+    answers: Mapping[str, pd.DataFrame]
+    clean: Mapping[str, pd.DataFrame]
+    found: ReEvaluateMetrics
+    quality: pd.DataFrame
+    measures: pd.DataFrame
+    tallies: Mapping[str, Sequence[Tally]]
+    ratings: RatingsBound | None = None
+
+
+def by_purpose(probes: pd.DataFrame, purpose: str) -> dict[str, pd.DataFrame]:
+    """Of re_evaluate's probes those that were asked for a purpose, by model."""
+    rows = probes[probes["purpose"] == purpose]
+    return {model: table.reset_index(drop=True) for model, table in rows.groupby("model", sort=False)}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Before against after, and both landscapes as in landscapes.parquet."""
+
+    comparison: Comparison
+    cells: pd.DataFrame
+
+
+def compare_models(
+    asked: AskedAgain, plan: Plan, limits: SummarizeConfig, control: str, *, resamples: int, seed: int
+) -> Compared:
+    """Compare the models.
+
+    Args:
+        asked: what was asked of them.
+        plan: what was to be repaired.
+        limits: of regions to which failures may have moved.
+        control: what the control was trained on, as in params.yaml.
+        resamples: of items, for the intervals.
+        seed: of all randomness here.
+    """
+    space, answers = asked.space, asked.answers
+    targets = [mode.cells for mode in plan.targets]
+    pairs = answers["before"]
+    cells = pairs[space.names].to_numpy(dtype=np.int64)
+    inside, share = inside_any(space, targets, cells), covered_share(space, targets, seed)
+
+    def pair_by(column: str) -> Paired:
+        failed = {model: table[column].to_numpy(dtype=bool) for model, table in answers.items()}
+        items = pairs["item"].to_numpy(dtype=str)
+        return Paired(items, cells, inside, share, failed, resamples=resamples, seed=seed)
+
+    paired = pair_by("failed")
+    valid = pairs["valid"].to_numpy(dtype=bool)
+    differences = paired.differences()
+    quality = dict(iter(asked.quality.groupby("model", sort=False)))
+    differences["clean_quality"] = compare_quality(
+        {model: rows["value"].to_numpy() for model, rows in quality.items()},
+        quality["before"]["item"].tolist(),
+        resamples=resamples,
+        seed=seed,
+    )[0].having(name=quality["before"]["name"].iloc[0])
+    bias = compare_bias(asked.tallies, seed) if asked.tallies else None
+    before, after, splits = _landscapes(asked, seed)
+    moved = risen(paired, space, _rising_regions(space, before, after, limits))
+    used = control if "control" in answers else None
+    comparison = Comparison(
+        audit=asked.audit,
+        concepts=[ConceptRecord(**concept) for concept in space.to_json()],
+        control=used,
+        differences=differences,
+        modes=[
+            ModeDifference(
+                id=mode.id,
+                text=mode.text,
+                action=mode.action,
+                **paired.difference(mode.cells.contains(space, cells)).to_json(),
+            )
+            for mode in plan.modes
+        ],
+        targeting=targeting(differences["target_failure_rate"], used or ""),
+        invalid=InvalidPairs(
+            targets=RateRecord.from_rate(paired.share(~valid, paired.inside)),
+            others=RateRecord.from_rate(paired.share(~valid, ~paired.inside)),
+        ),
+        failures_moved=Moved(found=bool(moved), regions=moved),
+        reduced_failures=reduced_failures(paired),
+        search={"before": asked.found.before, "after": asked.found.after},
+        shift=shift(space, before.table, after.table, splits),
+        estimator=BothEstimators(before=_estimator(before), after=_estimator(after)),
+        items=len(asked.embedded.item_ids),
+    ).having(bias=bias, ratings=asked.ratings)
+    if "automatic_failed" in pairs:  # people's ratings say what a failure is: what of the automatic measure?
+        own = pair_by("automatic_failed").differences()
+        rates = ("target_failure_rate", "other_failure_rate", "failure_rate")
+        comparison = comparison.having(automatic={key: own[key] for key in rates})
+    if "noise" in answers:
+        sides = (("targets", paired.inside), ("others", ~paired.inside))
+        parts = {"clean": asked.clean, **{side: {m: t[mask] for m, t in answers.items()} for side, mask in sides}}
+        measures = {
+            part: compare_measures(
+                tables, asked.measures[asked.measures["part"] == part], resamples=resamples, seed=seed
+            )
+            for part, tables in parts.items()
+            if tables
+        }
+        noise = against_noise(differences["target_failure_rate"])
+        comparison = comparison.model_copy(update={"noise": noise, "measures": measures})
+    return Compared(comparison, _side_by_side(space, before, after))
+
+
+def _estimator(landscape: Landscape) -> Estimator:
+    return Estimator.computed({"name": "exact enumeration", **landscape.diagnostics})
+
+
+def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, list[tuple[pd.DataFrame, pd.DataFrame]]]:
+    """Both landscapes, estimated alike, and for several splits two of the model before from halves of the items.
+
+    Items are described by what the model *before* sees in them, so that both are estimated from the same description.
+    """
+    space, threshold, (item_ids, embeddings) = asked.space, asked.threshold, asked.embedded
+    before_probes, after_probes = asked.searches["before"], asked.searches["after"]
+    before = estimate(before_probes, item_ids, embeddings, space, threshold=threshold, seed=seed)
+    after = estimate(after_probes, item_ids, embeddings, space, threshold=threshold, seed=seed)
+
+    def part(mask: np.ndarray) -> pd.DataFrame:
+        ids = [item for item, kept in zip(item_ids, mask, strict=True) if kept]
+        some = before_probes[before_probes["item"].isin(ids)]
+        half = estimate(some, ids, embeddings[mask], space, threshold=threshold, seed=seed, like=before, spread=False)
+        return half.table
+
+    rng, splits = np.random.default_rng(seed), []
+    for _ in range(SPLITS if len(item_ids) > 1 else 1):
+        first = rng.permutation(len(item_ids)) < (len(item_ids) + 1) // 2
+        splits.append((part(first), part(~first if len(item_ids) > 1 else first)))
+    return before, after, splits
+
+
+def _rising_regions(space: ConceptSpace, before: Landscape, after: Landscape, limits: SummarizeConfig) -> list[Region]:
+    """Regions in which the estimated rate rose most: where failures may have moved to."""
+    rise = after.rates - before.rates
+    if not (rise > 0).any():
+        return []
+    return find_regions(
+        space,
+        before.cells(space),
+        np.clip(rise, 0, None),
+        modes=min(3, limits.modes),
+        max_conditions=limits.max_conditions,
+        min_support=limits.min_support,
+    )
+
+
+def _side_by_side(space: ConceptSpace, before: Landscape, after: Landscape) -> pd.DataFrame:
+    columns = ["probes", "failures", "rate", "low", "high", "certain"]
+    table = before.table[space.names].copy()
+    for suffix, landscape in (("before", before), ("after", after)):
+        for column in columns:
+            table[f"{column}_{suffix}"] = landscape.table[column].to_numpy()
+    return table
