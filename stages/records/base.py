@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
 
 from stages.errors import UsageError
 from stages.files import SCHEMA, parse_json, plain
@@ -16,6 +16,10 @@ from stages.params import validation_lines
 from stages.rate import Rate
 
 _SHOWN = 5  # errors of one file that are told
+
+T = TypeVar("T")
+Listed = Annotated[list[T], FailFast()]
+"""A list that is refused at the first entry that is wrong: a forged one may have any number of them."""
 
 
 class Record(BaseModel):

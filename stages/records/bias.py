@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.records.base import RateRecord, Record
+from stages.records.base import Listed, RateRecord, Record
 
 
 class ValueShare(Record):
@@ -29,7 +29,7 @@ class Bias(Record):
     guidance: float
     n: int
     unread: int
-    values: list[ValueShare]
+    values: Listed[ValueShare]
     counted: float | None
     chance: Chance | None
     excess: float | None
@@ -60,6 +60,6 @@ class BiasSubject(Record):
 class BiasComparison(Record):
     """All subjects, and means over those at the highest guidance by model."""
 
-    subjects: list[BiasSubject]
+    subjects: Listed[BiasSubject]
     mean: dict[str, RateRecord]
     mean_change: dict[str, RateRecord]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from stages.concepts import ConceptSpace, Region
-from stages.records.base import Document, OpenRecord, RateRecord, Record
+from stages.records.base import Document, Listed, OpenRecord, RateRecord, Record
 from stages.records.bias import Bias
 from stages.records.search import Searches
 
@@ -59,7 +59,7 @@ class ModeRecord(Record):
     confirmed: bool
     minimal: Minimal
     invalid: float | None
-    examples: list[Example] = Field(default_factory=list)
+    examples: Listed[Example] = Field(default_factory=list)
 
     @property
     def cells(self) -> Region:
@@ -94,7 +94,7 @@ class Invalid(Record):
     low: float | None
     high: float | None
     n: int
-    levels: list[InvalidLevel]
+    levels: Listed[InvalidLevel]
 
 
 class NamedAgain(Record):
@@ -179,9 +179,9 @@ class Robustness(Record):
     median_radius: int | None
     start: str
     not_neutral: list[str]
-    within: list[Within]
-    directions: list[Direction]
-    together: list[Together]
+    within: Listed[Within]
+    directions: Listed[Direction]
+    together: Listed[Together]
 
 
 class Mean(Record):
@@ -223,7 +223,7 @@ class Automatic(Record):
 
     threshold: float
     overall: RateRecord
-    effects: list[Effect]
+    effects: Listed[Effect]
     agree: RateRecord
     only_people: RateRecord
     only_automatic: RateRecord
@@ -277,14 +277,14 @@ class Landscape(Document):
     """landscape.json."""
 
     audit: str
-    concepts: list[ConceptRecord]
+    concepts: Listed[ConceptRecord]
     threshold: float
     false_alarms: dict[str, FalseAlarm] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     overall: RateRecord
     overall_estimated: RateRecord
-    effects: list[Effect]
-    modes: list[ModeRecord]
+    effects: Listed[Effect]
+    modes: Listed[ModeRecord]
     invalid: Invalid
     modes_found_again: NamedAgain
     modes_skipped: list[list[str]]
@@ -325,4 +325,4 @@ class Verdict(Document):
 
     audit: str
     passed: bool | None
-    gates: list[Gate]
+    gates: Listed[Gate]

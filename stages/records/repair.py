@@ -8,7 +8,7 @@ from pydantic import Field
 
 from stages.concepts import ConceptSpace, Region
 from stages.rate import Rate
-from stages.records.base import Document, RateRecord, Record
+from stages.records.base import Document, Listed, RateRecord, Record
 from stages.records.bias import BiasComparison
 from stages.records.landscape import Agreement, ConceptRecord, Estimator, RatingsBound, Verdict
 from stages.records.search import ModelSearches
@@ -61,11 +61,11 @@ class Plan(Document):
     rule: str | None = None
     agreement: Agreement | None = None
     reviewer: str | None
-    reviewers: list[Reviewer] = Field(default_factory=list)
+    reviewers: Listed[Reviewer] = Field(default_factory=list)
     by: str | None = None
     reason: str | None
-    modes: list[PlannedMode]
-    examples: list[PlannedExample] = Field(default_factory=list)
+    modes: Listed[PlannedMode]
+    examples: Listed[PlannedExample] = Field(default_factory=list)
 
     @property
     def targets(self) -> list[PlannedMode]:
@@ -178,7 +178,7 @@ class Moved(Record):
     """Regions in which failures rose."""
 
     found: bool
-    regions: list[RegionDifference]
+    regions: Listed[RegionDifference]
 
 
 class Reduced(Record):
@@ -251,10 +251,10 @@ class Comparison(Document):
     """comparison.json: before against after, on items the repair never saw. Gates judge it, see `RepairVerdict`."""
 
     audit: str
-    concepts: list[ConceptRecord]
+    concepts: Listed[ConceptRecord]
     control: Literal["uniform", "clean"] | None
     differences: dict[str, Difference]
-    modes: list[ModeDifference]
+    modes: Listed[ModeDifference]
     targeting: Targeting | None
     invalid: InvalidPairs
     failures_moved: Moved

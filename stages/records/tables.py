@@ -12,7 +12,7 @@ import pandas as pd
 
 from stages.errors import UsageError
 from stages.files import read_table
-from stages.records.base import Document
+from stages.records.base import Document, Listed
 from stages.tasks.contract import Exhibit, Sheet, Tally
 
 PROBES = ("role", "item", "repeat", "discrepancy", "failed", "output")  # and one column per concept
@@ -47,13 +47,13 @@ class Embedded(NamedTuple):
 class Tallies(Document):
     """tallies.json: what a model makes of what the input leaves unsaid; empty for a task without tallies."""
 
-    tallies: list[Tally]
+    tallies: Listed[Tally]
 
 
 class ModelTallies(Document):
     """The same by model ("before", "after", and what there is of "control" and "noise")."""
 
-    models: dict[str, list[Tally]]
+    models: dict[str, Listed[Tally]]
 
 
 def read_parquet(data: bytes | Path, where: str, columns: Iterable[str] = ()) -> pd.DataFrame:
