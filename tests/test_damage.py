@@ -135,6 +135,8 @@ def test_an_impossible_line_is_asked_again(undisturbed: Any, tmp_path: Path, cap
     assert asked == [batches[1]]
     assert "1 damaged line(s) set aside in" in capsys.readouterr().err
     assert path.with_name("ledger.jsonl.damaged").read_bytes() == impossible
+    search(path)
+    assert capsys.readouterr().err == "", "what was set aside is no longer in the ledger"
 
 
 def test_lines_of_another_ledger_do_not_fit(undisturbed: Any, tmp_path: Path) -> None:

@@ -143,8 +143,10 @@ def test_a_resumed_search_equals_an_uninterrupted_one(name: str, tmp_path) -> No
 def test_answers_come_back_exactly(tmp_path) -> None:
     values = np.random.default_rng(0).normal(size=20).astype(np.float32)
     keys = [Key(f"ä{n}", n) for n in range(20)]
-    Ledger(tmp_path / "l").append(keys, values, values > 0, ['"\n</script>'] * 20)
-    ledger = Ledger(tmp_path / "l")
+    written = Ledger(tmp_path / "l")
+    written.append(keys, values, values > 0, ['"\n</script>'] * 20, valid=values < 1)
+    ledger = Ledger(tmp_path / "l")  # the file is on disk before it is closed
+    assert [ledger[k].valid for k in keys] == (values < 1).tolist() and not ledger[keys[values.argmax()]].valid
     assert [np.float32(ledger[k].discrepancy) for k in keys] == values.tolist()
     assert ledger[keys[3]].output == '"\n</script>'
 

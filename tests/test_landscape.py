@@ -246,6 +246,7 @@ def test_an_enumerated_grid_is_exact():
     np.testing.assert_allclose(landscape.rates, truth(task))
     assert overall_rate(landscape, every).value == pytest.approx(truth(task).mean())
     assert landscape.mean_rate().high - landscape.mean_rate().low > 0.2, "six items are six items"
+    assert (landscape.table["high"] - landscape.table["low"] > 0.3).all()
     missing = estimate(every.iloc[:-1], ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
     assert not missing.exact
 

@@ -14,7 +14,7 @@ from stages.landscape.estimate import estimate
 from stages.landscape.modes import Mode, confirm, find_regions, skipped_combinations, worse_items, worse_probes
 from stages.params import SummarizeConfig
 from stages.records.landscape import Minimal
-from tests.landscapes import CORNERS, adaptive, inside, planted, uniform
+from tests.landscapes import CORNERS, adaptive, ask, inside, planted, uniform
 
 NOTHING = Minimal(reached=0, of=0, median_radius=None)
 
@@ -66,6 +66,72 @@ def test_an_entry_is_plain_and_complete(named):
         entry
     )
     assert Region.from_json(entry["region"]) == named[2][0].region
+
+
+def test_modes_are_sought_without_the_probes_that_measure_them(named, monkeypatch):
+    task, probes, _, landscape = named
+    ids, keys = task.items.table["id"].tolist(), ["item", *task.concepts.names]
+    given = []
+
+    def noted(seen, *arguments, **keywords):
+        given.append((seen, arguments[0]))
+        return estimate(seen, *arguments, **keywords)
+
+    monkeypatch.setattr("stages.landscape.describe.estimate", noted)
+    arguments = (probes, ids, task.embed(ids), task.concepts, SummarizeConfig(modes=1))
+    name_modes(landscape, *arguments, threshold=0.0, seed=0)
+    (seen, _), control = given.pop(), probes[probes["role"] == "control"]
+    unseen = control[~control.index.isin(seen.index)]
+    assert len(unseen) >= len(control) // 2
+    assert unseen[keys].merge(seen[keys]).empty, "the agent asked some of them, too"
+
+    cells = task.concepts.cells()
+    every = ask(task, np.repeat(np.arange(8), len(cells)), np.tile(cells, (8, 1)), "control")
+    few = (every, ids[:8], task.embed(ids[:8]), task.concepts)
+    exact = estimate(*few, threshold=0.0, seed=0)
+    name_modes(exact, *few, SummarizeConfig(modes=1), threshold=0.0, seed=0)
+    ((seen, kept),) = given
+    assert len(kept) == 4 and set(seen["item"]) == set(kept)
+
+
+def test_regions_are_not_merged_where_the_box_around_them_fails_less():
+    space = ConceptSpace(tuple(Concept(name, tuple(range(10))) for name in "ab"))
+    cells = space.cells()
+    tall = (cells[:, 0] <= 3) & (cells[:, 1] <= 2)
+    wide = (cells[:, 0] <= 1) & (cells[:, 1] >= 3) & (cells[:, 1] <= 4)
+    limits = {"modes": 2, "max_conditions": 2, "min_support": 0.01}
+    # The two fill 16 of the 20 cells of the box around them; whether that says the same depends on the other four.
+    apart = find_regions(space, cells, np.where(tall | wide, 1.0, 0.0), **limits)
+    assert sorted(region.n_cells(space) for region in apart) == [4, 12]
+    corner = (cells[:, 0] <= 3) & (cells[:, 1] <= 4) & ~(tall | wide)
+    (together,) = find_regions(space, cells, np.where(tall | wide, 1.0, np.where(corner, 0.6, 0.0)), **limits)
+    assert together.n_cells(space) == 20
+
+
+def unseen_probes(rates: list[tuple[int, int]]) -> tuple[ConceptSpace, pd.DataFrame]:
+    """A concept with a level for each (probes, failures), and these probes, all of different items."""
+    space = ConceptSpace((Concept("a", tuple(range(len(rates)))),))
+    level = np.repeat(range(len(rates)), [n for n, _ in rates])
+    failed = np.concatenate([np.arange(n) < k for n, k in rates])
+    return space, pd.DataFrame({"item": [f"i{i}" for i in range(len(level))], "a": level, "failed": failed})
+
+
+def test_a_mode_whose_interval_reaches_down_to_the_overall_rate_is_not_confirmed():
+    for failures, is_confirmed in ((11, False), (16, True)):
+        space, probes = unseen_probes([(24, failures), (100, 25)])
+        assert worse_probes(probes["failed"].to_numpy(), probes["a"].to_numpy() == 0) < 0.05
+        rates = np.array([failures / 24, 0.25])
+        (mode,) = confirm(space, [Region({"a": (0,)})], space.cells(), rates, probes)
+        assert mode.confirmed is is_confirmed
+
+
+def test_of_several_modes_each_has_to_be_less_likely_by_chance():
+    space, probes = unseen_probes([(40, 17), (40, 11), (40, 11), (400, 100)])
+    regions = [Region({"a": (level,)}) for level in range(3)]
+    rates = np.array([0.425, 0.275, 0.275, 0.25])
+    (alone,) = confirm(space, regions[:1], space.cells(), rates, probes)
+    assert alone.confirmed
+    assert not any(mode.confirmed for mode in confirm(space, regions, space.cells(), rates, probes))
 
 
 def test_nothing_is_confirmed_where_all_cells_are_alike():

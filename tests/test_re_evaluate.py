@@ -110,6 +110,11 @@ def test_strata_are_weighed_as_in_the_grid():
     assert paired.rate("before").value == pytest.approx(0.1)
     assert paired.change(inside).value == -1.0
     assert (paired.fixed().value, paired.newly_failing().value) == (1.0, 0.0)
+    # Newly failing are those that passed before: of them, none; of all, a tenth of the grid.
+    stays = Paired(
+        np.arange(200) % 20, np.zeros((200, 1)), inside, 0.1, {"before": inside, "after": inside}, resamples=200, seed=0
+    )
+    assert (stays.fixed().value, stays.newly_failing().value) == (0.0, 0.0)
 
 
 def test_targeting_is_claimed_only_beyond_chance():

@@ -52,7 +52,8 @@ def test_shares_divide_items_and_budget_without_rest(items: int, cells: int, bud
     assert len({share.seed for share in shares}) == shards
     assert divide(names, cells, budget, shards, seed=3) == shares
     if items > shards:
-        assert divide(names, cells, budget, shards, seed=4) != shares
+        other = divide(names, cells, budget, shards, seed=4)
+        assert shards == 1 or [share.item_ids for share in other] != [share.item_ids for share in shares]
 
 
 def test_more_shares_than_items_or_probes_are_refused() -> None:
