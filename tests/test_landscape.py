@@ -121,6 +121,9 @@ def test_cells_beyond_all_probes_are_uncertain(smooth):
     beyond = table["rotation"] < 2
     assert not table.loc[beyond, "certain"].any()
     assert table.loc[~beyond, "certain"].mean() > 0.3
+    usual = np.quantile(table["rate"], [0.025, 0.975])
+    unknown = table[table["rotation"] == 0]
+    assert (unknown["low"] <= usual[0]).all() and (unknown["high"] >= usual[1]).all()
 
 
 def test_adaptive_sampling_does_not_inflate_rates(smooth, both):
@@ -249,6 +252,7 @@ def test_an_enumerated_grid_is_exact():
     assert (landscape.table["high"] - landscape.table["low"] > 0.3).all()
     missing = estimate(every.iloc[:-1], ids, task.embed(ids), task.concepts, threshold=0.0, seed=0)
     assert not missing.exact
+    np.testing.assert_allclose(missing.rates[:-1], truth(task)[:-1], err_msg="what was asked is not guessed")
 
 
 def test_an_enumerated_grid_is_exact_however_large(monkeypatch):
@@ -445,6 +449,8 @@ def test_p_values_of_resampled_items_are_those_of_the_binomial_test():
     expected = stats.binomtest(5, 12, 0.2, alternative="greater").pvalue
     assert resampler.p_value(values, np.ones(12), above=0.2, lowest=0.0) == pytest.approx(expected, rel=0.1)
     assert resampler.p_value(values, np.zeros(12), above=0.2, lowest=0.0) == 1.0
+    certain = Resampler(np.arange(12), 99, 0).p_value(np.ones(12), np.ones(12), above=-1.5, lowest=-1.0)
+    assert certain == 1 / 100, "of 99 resamples nothing is less likely than that"
 
 
 def test_the_controls_probes_stay_the_controls(smooth):

@@ -18,6 +18,7 @@ from rich.console import Console
 from flows.digests import sha256
 from flows.evidence import Bundle, Check, read_bundle, verify_bundle
 from flows.evidence.bundle import ENVELOPE, LOCK, MANIFEST, PARAMS, STATEMENT, dump_json, dump_yaml, md5
+from flows.evidence.statement import make_statement
 from flows.evidence.views import show_bundle, show_checks
 from stages.errors import UsageError
 from tests.bundles import (
@@ -122,6 +123,24 @@ def test_a_verdict_that_does_not_follow_from_its_numbers_is_told(bundle, tmp_pat
     assert told in forged["provenance" if change is one_for_true else "verdict"]
     assert member in forged["dvc.lock"]
     assert not {"files", "manifest", "statement"} & set(forged)
+
+
+def test_a_verdict_that_is_said_alike_in_all_places_still_has_to_follow_from_the_gates(bundle, tmp_path):
+    members = dict(read_bundle(bundle).members)
+    for name in (VERDICT, f"{DATA}/conclude/metrics.json", MANIFEST):
+        members[name] = edited(members[name], lambda said: said.update(passed=False))
+    forged = problems(resealed(tmp_path / "forged.zip", members))
+    assert forged["verdict"] == f"{VERDICT}: passed: expected True, found False"
+
+
+def test_a_manifest_with_another_sha256_is_told(bundle, tmp_path):
+    members = dict(read_bundle(bundle).members)
+    manifest = json.loads(members[MANIFEST])
+    next(part for part in manifest["parts"].values() if PLAN in part)[PLAN]["sha256"] = "0" * 64
+    members[MANIFEST] = dump_json(manifest)
+    follows = make_statement(manifest, sha256(members[MANIFEST]), yaml.safe_load(members[PARAMS]))
+    forged = problems(written(tmp_path / "forged.zip", {**members, STATEMENT: dump_json(follows)}))
+    assert f"{PLAN}: SHA-256: expected '{'0' * 64}'" in forged["files"]
 
 
 def test_a_landscape_whose_gate_was_made_to_pass_is_told(workspace, tmp_path):
