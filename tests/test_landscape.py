@@ -121,9 +121,16 @@ def test_cells_beyond_all_probes_are_uncertain(smooth):
     beyond = table["rotation"] < 2
     assert not table.loc[beyond, "certain"].any()
     assert table.loc[~beyond, "certain"].mean() > 0.3
-    usual = np.quantile(table["rate"], [0.025, 0.975])
-    unknown = table[table["rotation"] == 0]
-    assert (unknown["low"] <= usual[0]).all() and (unknown["high"] >= usual[1]).all()
+
+
+def test_where_two_levels_were_never_asked_together_anything_may_be():
+    task = planted()
+    probes = uniform(task, 1500)
+    apart = probes[(probes["tilt"] < 3) | (probes["fog"] < 3)]
+    ids = task.items.table["id"].tolist()
+    table = estimate(apart, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0).table
+    corner = table[(table["tilt"] == 4) & (table["fog"] == 4)]
+    assert (corner["high"] >= np.quantile(table["rate"], 0.975)).all()
 
 
 def test_adaptive_sampling_does_not_inflate_rates(smooth, both):
