@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.audit_block import Draft, with_blocks
 from flows.pipeline import DVC_YAML, PARAMS, folders_of, is_own, pipeline, record, text_of, with_lines
 from stages.code import RECORD, read_record
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import replace_file
-from stages.git import git
+from stages.git import git, git_root
 from stages.params import DATA
 
 WRITTEN = (".gitignore", ".dvcignore", PARAMS.name, RECORD.name, DVC_YAML.name)
@@ -39,8 +40,6 @@ def check_folder(folder: Path) -> None:
     Raises:
         UsageError: when the folder holds a pipeline of the user's own, or git ignores its data.
     """
-    from flows.init.files import git_root
-
     if not folder.is_dir() or (RECORD.name in text_of(folder / DVC_YAML) and not is_own(folder)):
         return
     _refuse_foreign(folder)
@@ -62,8 +61,6 @@ def write_workspace(folder: Path) -> list[Path]:
     Raises:
         UsageError: when it is in no git repository, holds a pipeline of the user's own, or git ignores its data.
     """
-    from flows.init.files import git_root
-
     folder.mkdir(parents=True, exist_ok=True)
     root = git_root(folder.resolve())
     if RECORD.name in text_of(folder / DVC_YAML) and not is_own(folder):
@@ -109,7 +106,6 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
     Raises:
         UsageError: when there is one of that name, its blocks are wrong, or params.yaml cannot hold them.
     """
-    from flows.init.block import Draft, with_blocks
     from stages.params import load_params, name_error, parse_yaml, read_bytes
 
     path, partial = folder / PARAMS, folder / f".{PARAMS}.new"

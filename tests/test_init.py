@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import flows.init.run
-from flows.init.block import Draft, with_blocks, without
+from flows.audit_block import Draft, with_blocks, without
 from flows.init.calibrate import nearest
 from flows.init.propose import search_budget
 from flows.init.run import Options

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import Console
 
+from flows.audit_block import Draft
 from flows.estimate import duration
-from flows.init.block import Draft
 from flows.init.propose import PROBES_OF_SEARCH, all_pairs, pairs, search_budget
 from flows.screen import measure_concepts
 from stages.concepts import Level

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.errors import UsageError
-from stages.git import git
+from stages.git import git_root
 from stages.params import DATA
 
 
@@ -27,22 +27,6 @@ class Placed:
     name: str
     source: Path
     beside: Sequence[str] = ()
-
-
-def git_root(folder: Path) -> Path:
-    """The git repository a folder is in.
-
-    Raises:
-        UsageError: when it is in none, or there is no git.
-    """
-    if shutil.which("git") is None:
-        raise UsageError("git is not installed: an audit's parameters and decisions are kept in a git repository")
-    if (root := git("rev-parse", "--show-toplevel", folder=folder)) is None:
-        raise UsageError(
-            f"{folder} is in no git repository, in which an audit keeps its parameters and decisions: run `git init`"
-            f" there, or name another folder"
-        )
-    return Path(root).resolve()
 
 
 def place_name(source: Path, taken: Sequence[str] = ()) -> str:

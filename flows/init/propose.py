@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from flows.init.block import Draft
+from flows.audit_block import Draft
 from flows.init.kinds import Kind
 from stages.errors import UsageError
 from stages.tasks.init import Init, Proposal

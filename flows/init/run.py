@@ -15,10 +15,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flows.audit_block import Draft, with_blocks, without
 from flows.init.answers import Answers, ask
-from flows.init.block import Draft, with_blocks, without
 from flows.init.calibrate import calibrate, calibrated
-from flows.init.files import git_root, place, refuse_taken
+from flows.init.files import place, refuse_taken
 from flows.init.propose import propose
 from flows.init.questions import Questions
 from flows.init.state import Unfinished, forget, remember, unfinished
@@ -29,6 +29,7 @@ from flows.new_workspace import add_folders, check_folder, write_workspace
 from flows.workspace import enter_workspace, exclusive, has_audits
 from stages.errors import UsageError
 from stages.files import replace_file
+from stages.git import git_root
 from stages.params import load_params, parse_yaml, read_bytes
 from stages.tasks.init import Answer
 from stages.tasks.load import task_context

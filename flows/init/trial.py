@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flows.init.block import Draft, with_blocks
+from flows.audit_block import Draft, with_blocks
 from flows.init.files import Placed, link_inputs
 from flows.init.propose import all_pairs
 from stages.check import check_audits

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.audit_block import Draft, flow
 from flows.estimate import duration
-from flows.init.block import Draft, flow
 from flows.init.calibrate import Calibration
 from flows.init.propose import BUDGETS, SEARCH_SECONDS
 from stages.screening.record import points
