@@ -2,9 +2,9 @@
 
 `python -m benchmarks.growth` runs the real stages prepare, discover, summarize and report on a synthetic model that
 costs next to nothing (benchmarks/_growth_task.py), one of the three growing at a time and then all at once. Prints a
-Markdown table: CPU-seconds and peak memory of each stage, sizes of what it leaves, and how good the landscape is: how
-far the rates of some cells are off on average, against all that the model answers there for some items, and how many
-of their intervals hold that. `--quick` leaves out the largest. Half an hour.
+Markdown table: CPU-seconds and peak memory of discover and summarize, sizes of files, and how good the landscape is:
+how far the rates of some cells are off on average, against all that the model answers there for some items, and how
+many of their intervals contain the truth. `--quick` leaves out the largest case. Half an hour.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How well a screening does where the truth is known: ranges it proposes, concepts it drops.
 
 `python -m benchmarks.screening` screens MNIST enumerated (linear between the levels of the truth, so that any within
-them can be asked about) and planted landscapes, with the default settings unless a row says else, and prints
-a Markdown table. About a minute on one core. *Idle* is a concept that does nothing but draw chance anew.
+them can be asked about) and planted landscapes, with the default settings unless a row says otherwise, and
+prints a Markdown table. About a minute on one core. *Idle* is a concept that does nothing but draw chance anew.
 """
 
 from __future__ import annotations
