@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.runners [--rounds 5]
 
-Runs `faded audit --all --runner KIND` on one audit and on eight, three toy stages each (those of the tests), every time
+Runs `faded audit --all --runner KIND` on one audit and on eight, four toy stages each (those of the tests), every time
 in a fresh copy of the workspace, all kinds in turns. Prints medians by the clock: what a run takes, and what each stage
 more adds. docs/runners.md has what came out.
 """
@@ -20,7 +20,7 @@ from tests.workspace import Workspace, audit_params, make_workspace
 
 KINDS = ("threads", "dask", "ray")
 FEW, MANY = 1, 8  # audits
-STAGES = 3  # of each
+STAGES = 4  # of each
 
 
 def main() -> None:

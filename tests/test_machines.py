@@ -353,7 +353,10 @@ def test_the_container_file_copies_what_there_is_and_the_examples_can_be_read():
     ignored = (ROOT / ".containerignore").read_text().split()
     copied = [name for words in re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.M) for name in words.split()]
     assert copied and all((ROOT / name).exists() and f"!{name}" in ignored for name in copied)
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    parts = project["tool"]["setuptools"]
+    assert {f"{name}.py" for name in parts["py-modules"]} <= set(copied), "the image's package is whole"
+    extras = project["project"]["optional-dependencies"]
     assert set(re.findall(r"^ARG EXTRAS=(.+)$", text, flags=re.M)[0].split(",")) < set(extras)
     page = (ROOT / "docs/machines.md").read_text()
     kinds = [one["kind"] for one in yaml.safe_load_all(re.findall(r"```yaml\n(.*?)```", page, flags=re.S)[0])]

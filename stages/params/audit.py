@@ -124,7 +124,7 @@ class AuditConfig(Strict):
     seed: int = Field(ge=0, lt=2**32)
     task: str = Field(
         pattern=r"^(\w+(\.\w+)*:\w+|\w[\w.-]*)$",
-        description="package.module:Class, see stages/tasks/contract.py, or the name of an installed task",
+        description="package.module:Class, see stages/tasks/base.py, or the name of an installed task",
     )
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
     prepare: dict[str, Any] = Field(description="the task's own: model, data, items")

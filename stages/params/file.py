@@ -114,7 +114,7 @@ class Params(Strict):
         """The repair of an audit by its name."""
         self.audit(name)
         if name not in self.repairs:
-            raise UsageError(f"audit {name!r} has no entry under repairs: in params.yaml, so it ends after summarize")
+            raise UsageError(f"audit {name!r} has no entry under repairs: in params.yaml, so it ends after its report")
         return self.repairs[name]
 
 
