@@ -82,7 +82,7 @@ def test_what_was_fetched_is_all_an_audit_needs_without_a_network(workspace, mad
         for kind, name in (("model", "org/summarizer"), ("dataset", "org/articles"), ("model", "org/encoder")):
             commit = commit_of(name)
             assert f"texts: {kind} {name} at {commit}: 0." in done.stdout and f"revision: {commit}" in done.stdout
-        assert "planted: planted:PlantedTask does not support prefetching" in done.stdout
+        assert "planted: nothing to download: everything it needs is on this machine" in done.stdout
         assert "local: nothing to download" in done.stdout
         assert "org/summarizer/model.safetensors" in fetched and "org/articles/train.jsonl" in fetched
         assert not [name for name in fetched if name.endswith((".bin", ".py", "onnx/config.json"))]
