@@ -155,8 +155,9 @@ class Workspace:
 
 
 def needs_server(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether `faded ARGUMENTS...` starts a Prefect server of its own."""
-    return arguments[0] in ("audit", "serve") and "PREFECT_API_URL" not in env
+    """Whether `faded ARGUMENTS...` starts a Prefect server of its own, with a database under .faded."""
+    elsewhere = {"PREFECT_API_URL", "PREFECT_API_DATABASE_CONNECTION_URL"} & env.keys()
+    return arguments[0] in ("audit", "serve") and not elsewhere
 
 
 def make_workspace(
