@@ -81,7 +81,8 @@ def init(
     data: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            "--data", help="A folder with one folder per class, a .jsonl, .parquet or .csv file, or ORG/NAME on the hub."
+            "--data",
+            help="A folder with one folder per class, a .jsonl, .parquet or .csv file, or ORG/NAME on the hub.",
         ),
     ] = None,
     kind: Annotated[
