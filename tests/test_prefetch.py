@@ -89,8 +89,9 @@ def test_what_was_fetched_is_all_an_audit_needs_without_a_network(workspace, mad
         before = len(fetched)
         again = workspace.faded("prefetch", "texts", HF_ENDPOINT=url, **cache)
         assert again.returncode == 0 and len(fetched) == before
-    prepared = workspace.run([sys.executable, "-m", "stages.prepare", "texts"], HF_ENDPOINT=NOWHERE, **cache)
-    assert prepared.returncode == 0, prepared.stdout
+    for stage in ("code", "prepare"):
+        done = workspace.run([sys.executable, "-m", f"stages.{stage}", "texts"], HF_ENDPOINT=NOWHERE, **cache)
+        assert done.returncode == 0, done.stdout
     metrics = (workspace.path / "data" / "texts" / "prepare" / "metrics.json").read_text()
     assert all(commit_of(name) in metrics for name in ("org/summarizer", "org/articles", "org/encoder"))
 
