@@ -420,7 +420,9 @@ def test_a_run_that_did_not_pass_ends_as_failed_and_tells(deployment, behaviour,
 def test_bad_parameters_end_as_broken(deployment):
     (deployment.toys.path / "params.yaml").write_text("audits: {}\n")
     run = deployment.run()
-    assert run.state.is_failed() and run.state.message.startswith("broken: 3 error(s) in params.yaml")
+    assert run.state.is_failed() and run.state.message.startswith(
+        "broken: 1 error(s) in params.yaml: audits: there is no audit yet"
+    )
     assert [event[:2] for event in deployment.told] == [("broken", "tiny")]
 
 
