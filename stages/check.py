@@ -58,7 +58,7 @@ def check_audits(
 def _check_explorer(params: Params, name: str) -> list[str]:
     discover = params.audit(name).discover
     if discover.explorer in EXPLORERS and not discover.settings:
-        return []  # nothing to check that would be worth importing what it learns with
+        return []  # its defaults are valid, and importing it would load torch
     try:
         make_explorer(discover.explorer, discover.settings)
     except UsageError as error:

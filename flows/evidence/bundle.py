@@ -191,7 +191,7 @@ def ratings_member(audit: str) -> str:
 
 _LARGEST_YAML = 1_000_000  # bytes; reading takes two hundred times as much memory
 _MOST_VALUES = 1_000_000  # of JSON; an empty one takes a hundred bytes once it is read
-_MOST_OF_A_RECORD = 100_000  # all that is wrong with one is collected before it is told, in seven kilobytes a value
+_MOST_OF_A_RECORD = 100_000  # unknown keys are all collected before any is told: 99,000 take 250 MB
 
 
 def parse_json(data: bytes, name: str, most: int = _MOST_VALUES) -> dict[str, Any]:
