@@ -46,13 +46,20 @@ def quick_repair(**changes: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def inside(workspace: Workspace) -> Iterator[None]:
-    """Work in a workspace, with its own `planted` module."""
+    """Work in a workspace, with its own modules: those of another one are forgotten before, and these after."""
+    own = {path.stem for path in workspace.path.glob("*.py")}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace.path)
         patch.setattr(sys, "path", [str(workspace.path), *sys.path])
-        patch.delitem(sys.modules, "planted", raising=False)
+        forget(own)
         yield
-    sys.modules.pop("planted", None)
+    forget(own)
+
+
+def forget(modules: set[str]) -> None:
+    """Drop imported modules, so that whoever names them next imports their own."""
+    for module in modules:
+        sys.modules.pop(module, None)
 
 
 def faded(workspace: Workspace, *arguments: object, **env: str) -> tuple[int, str]:

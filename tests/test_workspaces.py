@@ -20,6 +20,7 @@ from stages.errors import UsageError
 from stages.files import replace_file
 from stages.params import load_params
 from stages.tasks.load import task_class
+from tests.finished import forget
 from tests.own_workspaces import add_shadows, commit, digests, git, make_audited, make_repository, toy_package
 from tests.workspace import ROOT, STAGES, Workspace, audit_params, repair_params
 
@@ -260,6 +261,7 @@ def test_folders_are_made_once(own):
 def test_a_module_of_a_users_does_not_take_the_place_of_an_installed_one(own, monkeypatch):
     monkeypatch.chdir(own.path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "my_task", raising=False)
+    forget({"my_task"})
     cls = task_class("tiny", load_params().audit("tiny"))
+    forget({"my_task"})
     assert cls.__module__ == "my_task" and sys.path[-1] == str(own.path)
