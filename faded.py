@@ -261,7 +261,8 @@ def _run(name: str, task: FunctionTask, config: AuditConfig, table: pd.DataFrame
         stage.path.mkdir(parents=True)
     table.to_parquet(here.prepare.path / "items.parquet", index=False)
     discover.write(here.discover, task, found, walked)
-    summarize.write(here.summarize, task, here.discover, config)
+    fresh = summarize.fresh_probes(task, 2 * config.discover.kept_back, ledger, asks)
+    summarize.write(here.summarize, task, here.discover, config, fresh)
     return here
 
 
@@ -409,6 +410,4 @@ class Result:
 
 
 def _rate(mode: ModeRecord) -> str:
-    if mode.rate is None:
-        return f"about {mode.estimate:.0%}, estimated (not confirmed)"
-    return f"{mode.rate:.0%} [{mode.low:.0%}, {mode.high:.0%}]" + ("" if mode.confirmed else " (not confirmed)")
+    return f"{mode.rate:.0%} [{mode.low:.0%}, {mode.high:.0%}]"

@@ -23,7 +23,7 @@ def publish_artifacts(params: Params, audit: str) -> None:
 def _publish(params: Params, audit: str) -> None:
     found = audit_folder(audit).summarize
     if found.has("landscape"):
-        columns = {"id", "text", "rate", "low", "high", "probes", "confirmed"}
+        columns = {"id", "text", "rate", "low", "high", "probes"}
         rows = [mode.model_dump(include=columns) for mode in found.landscape.modes]
         create_table_artifact(rows, key=key(audit, "failure-modes"), description=f"Failure modes of {audit}")
     verdict = read_verdict(params, audit)

@@ -132,13 +132,16 @@ def probes_of(params: Params, stage: Stage) -> int | None:
     if stage.audit not in params.audits:
         return None
     audit = params.audits[stage.audit]
-    search = 2 * audit.discover.budget  # the explorer and its control
+    fresh = 2 * audit.discover.kept_back
+    search = 2 * audit.discover.budget - fresh  # the explorer and its control
     shards = audit.discover.shards
     if stage.kind == SHARE:
         part = int(stage.name.rpartition("-")[2])  # items are divided as evenly, so this is right but for a few probes
-        return 2 * (audit.discover.budget * part // shards - audit.discover.budget * (part - 1) // shards)
+        return 2 * (search // 2 * part // shards - search // 2 * (part - 1) // shards)
     if stage.kind == "discover":
         return (0 if divided(params, stage) else search) + audit.discover.microscopic_budget
+    if stage.kind == "summarize":
+        return fresh  # those that confirm modes
     if stage.kind == "re_evaluate" and stage.audit in params.repairs:
         repair = params.repairs[stage.audit]
         models = 2 if repair.restructure.control == "none" else 3

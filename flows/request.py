@@ -139,7 +139,7 @@ def choose(
         modes: of the landscape.
         repair: why, of each mode to repair.
         accept: why, of each mode to accept.
-        ignore: modes to ignore; those that are not confirmed need no naming.
+        ignore: modes to ignore.
 
     Raises:
         UsageError: when a mode is unknown or named for two, or a choice or reason is missing.
@@ -149,9 +149,7 @@ def choose(
     repair, accept = repair or {}, accept or {}
     undecided, silent = missing(modes, repair, accept, ignore)
     if undecided:
-        raise UsageError(
-            f"{', '.join(undecided)}: confirmed, but nothing was chosen; expected repair, accept or ignore"
-        )
+        raise UsageError(f"{', '.join(undecided)}: nothing was chosen; expected repair, accept or ignore")
     if silent:
         raise UsageError(f"{', '.join(silent)}: to be repaired or accepted, but no reason was given; expected one")
     words = {name: ModeDecision(id=name, action="repair", reason=why.strip()) for name, why in repair.items()}
@@ -178,7 +176,7 @@ def missing(
         raise UsageError(f"unknown mode(s) {', '.join(unknown)}; the landscape has {', '.join(known) or 'none'}")
     if twice := [name for name in known if named.count(name) > 1]:
         raise UsageError(f"mode(s) {', '.join(twice)} are named twice, expected one of repair, accept and ignore")
-    undecided = [mode.id for mode in modes if mode.confirmed and mode.id not in named]
+    undecided = [mode.id for mode in modes if mode.id not in named]
     return undecided, [name for name, why in [*repair.items(), *accept.items()] if not why.strip()]
 
 

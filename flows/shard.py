@@ -67,8 +67,8 @@ def check_division(name: str, audit: AuditConfig, shards: int) -> None:
         UsageError: when a share would have no item or no probe.
     """
     items = Items(read_table(_items(name)))
-    cells = prod(len(levels) for levels in audit.concepts.values())
-    divide(items.ids("discover"), cells, audit.discover.budget, shards, audit.seed)
+    ids, cells = items.ids("discover"), prod(len(levels) for levels in audit.concepts.values())
+    divide(ids, cells, audit.discover.searched(len(ids) * cells), shards, audit.seed)
 
 
 def _items(name: str) -> Path:

@@ -102,8 +102,8 @@ def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: s
     """
     fields: dict[str, Any] = {}  # what pydantic makes a field of
     for mode in modes:
-        name, sure = mode.id, "needs a choice" if mode.confirmed else "not confirmed, ignored if undecided"
-        fields[name] = (Choice, Field("undecided", title=name, description=f"{mode.text} ({sure})"))
+        name = mode.id
+        fields[name] = (Choice, Field("undecided", title=name, description=mode.text))
         fields[why_field(name)] = (str, Field("", title=f"{name}: why", description="To repair or accept a mode."))
     form = create_model("DecisionForm", __base__=DecisionForm, **fields)
     return form.with_initial_data(description=describe(audit, now, modes, problem))
@@ -125,11 +125,8 @@ def describe(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: st
 
 
 def _mode_line(mode: ModeRecord) -> str:
-    fails = "not measured"
-    if mode.rate is not None:
-        fails = f"fails in {mode.rate:.0%} ({mode.low:.0%} to {mode.high:.0%})"
-    sure = "confirmed" if mode.confirmed else "not confirmed, may be chance"
-    return f"- {mode.id}: `{mode.text.replace('`', chr(39))}`, {fails}, {sure}"
+    fails = f"fails in {mode.rate:.0%} ({mode.low:.0%} to {mode.high:.0%})"
+    return f"- {mode.id}: `{mode.text.replace('`', chr(39))}`, {fails}"
 
 
 def _review_url(audit: str) -> str | None:

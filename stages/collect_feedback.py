@@ -38,15 +38,15 @@ def main(audit: str) -> None:
 
 
 def by_rule(feedback: FeedbackConfig, landscape: Landscape, present: str) -> Plan:
-    """Repair the worst confirmed modes: most failures beyond the overall rate, which is how modes are ordered.
+    """Repair the worst modes: most failures beyond the overall rate, which is how modes are ordered.
 
     Args:
         feedback: how many modes.
         landscape: what was found.
         present: its hash.
     """
-    chosen = {mode.id for mode in landscape.confirmed[: feedback.modes]}
-    rule = f"top-{feedback.modes}: the worst confirmed modes are repaired"
+    chosen = {mode.id for mode in landscape.modes[: feedback.modes]}
+    rule = f"top-{feedback.modes}: the worst modes are repaired"
     modes = [
         PlannedMode(
             id=mode.id,
@@ -54,7 +54,7 @@ def by_rule(feedback: FeedbackConfig, landscape: Landscape, present: str) -> Pla
             region=mode.region,
             action="repair" if mode.id in chosen else "ignore",
             severity=1.0,
-            reason=rule if mode.id in chosen else "beyond the rule's number, or not confirmed",
+            reason=rule if mode.id in chosen else "beyond the rule's number",
         )
         for mode in landscape.modes
     ]

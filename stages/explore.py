@@ -31,7 +31,8 @@ def main(name: str, number: str) -> None:
     prepared = stage_dir(name, "prepare")
     task = rated(task_class(name, audit).load(context, prepared), name, audit)
     item_ids = task.items.ids("discover")
-    share = divide(item_ids, task.concepts.n_cells, audit.discover.budget, shards, audit.seed)[part - 1]
+    budget = audit.discover.searched(len(item_ids) * task.concepts.n_cells)
+    share = divide(item_ids, task.concepts.n_cells, budget, shards, audit.seed)[part - 1]
     print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")
     key = run_key(_of_shares(audit), prepared_files(prepared), part, code_of(audit, "explore"))
     with scratch(name, f"explore-{part}", key) as folder:

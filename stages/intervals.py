@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from stages.rate import NO_RATE, Rate
 
-__all__ = ["CHANGE", "COUNTED", "LEVEL", "NO_RATE", "SHARE", "Rate", "Resampler", "holm", "wilson"]
+__all__ = [
+    "CHANGE",
+    "COUNTED",
+    "LEVEL",
+    "NO_RATE",
+    "SHARE",
+    "Rate",
+    "Resampler",
+    "clopper_pearson",
+    "holm",
+    "wilson",
+]
 
 LEVEL = 0.95
 COUNTED = 50  # uniform probes of each level of a concept from which its rates are counted, not estimated
@@ -14,11 +27,20 @@ COUNTED = 50  # uniform probes of each level of a concept from which its rates a
 
 def wilson(failures: int, n: int) -> Rate:
     """A proportion with its Wilson score interval (Wilson 1927), which stays sensible near 0 and 1."""
+    return _proportion(failures, n, "wilson")
+
+
+def clopper_pearson(failures: int, n: int) -> Rate:
+    """A proportion with its exact interval (Clopper and Pearson 1934): of a few draws, never less than 95% hold it."""
+    return _proportion(failures, n, "exact")
+
+
+def _proportion(failures: int, n: int, method: Literal["wilson", "exact"]) -> Rate:
     if n == 0:
         return NO_RATE
     from scipy import stats  # takes a second
 
-    interval = stats.binomtest(int(failures), int(n)).proportion_ci(LEVEL, method="wilson")
+    interval = stats.binomtest(int(failures), int(n)).proportion_ci(LEVEL, method=method)
     return Rate(failures / n, float(interval.low), float(interval.high), int(n))
 
 

@@ -1,20 +1,33 @@
 """Turn the probes into a landscape people can read: rates, effects, failure modes, and examples of each.
 
-The model is not asked how it answers; only its task is, to show examples as people would see them.
+The model is asked again inside the regions that seem to be failure modes, with probes that were kept back from the
+search, for what was found there says too much of them.
 """
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
+
+from stages.code import code_of
 from stages.command import stage_main
+from stages.explorers.merge import answers
 from stages.explorers.policies import load_policy
+from stages.explorers.prober import Prober
+from stages.explorers.search import ShowProgress, silent
+from stages.files import scratch
+from stages.landscape.confirm import Fresh
 from stages.landscape.show import exhibits, extremes
 from stages.landscape.summary import Asked, People, summarize
+from stages.ledger import Ledger, opened
 from stages.params import AuditConfig, load_params
-from stages.provenance import prepared_files, provenance
+from stages.progress import progress
+from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import RatedTask, rated
-from stages.records import Landscape, ModeRecord, audit_folder
+from stages.records import Landscape, audit_folder
 from stages.records.folder import Discover, Summarize
 from stages.tasks.base import LoadedTask
+from stages.tasks.contract import Compute
 from stages.tasks.load import task_class, task_context
 
 
@@ -22,13 +35,20 @@ def main(name: str) -> None:
     """Run the stage for one audit."""
     audit, here = load_params().audit(name), audit_folder(name)
     prepared, found = here.prepare.path, here.discover
-    task = rated(task_class(name, audit).load(task_context(name, audit), prepared), name, audit)
+    context = task_context(name, audit)
+    task = rated(task_class(name, audit).load(context, prepared), name, audit)
     read = [
+        *prepared_files(prepared),
         found.path / "policy",
         *map(found.where, ("probes", "robustness", "metrics", "embedded", "tallies")),
     ]
-    with here.summarize.publish(provenance(name, audit, prepared), [*prepared_files(prepared), *read]) as out:
-        landscape = write(out, task, found, audit)
+    with scratch(name, "summarize", run_key(audit, read, code_of(audit, "summarize"))) as folder:
+        ledger = opened(folder)
+        ledger.know(answers(found.probes, task.concepts))
+        fresh = fresh_probes(task, 2 * audit.discover.kept_back, ledger, context.compute, progress)
+        with here.summarize.publish(provenance(name, audit, prepared), read) as out:
+            landscape = write(out, task, found, audit, fresh)
+        ledger.close()
     _say(landscape)
 
 
@@ -39,8 +59,37 @@ def _people(task: LoadedTask, audit: AuditConfig) -> People | None:
     return People(task.ratings, audit.ratings, task.automatic_task.threshold)
 
 
-def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig) -> Landscape:
-    """Write the landscape of what was asked, and examples as people would see them."""
+def fresh_probes(task: LoadedTask, count: int, ledger: Ledger, compute: Compute, show: ShowProgress = silent) -> Fresh:
+    """Probes that were kept back from the search, to be put where they are needed.
+
+    Args:
+        task: the model under test.
+        count: how many.
+        ledger: answers so far.
+        compute: threads and batch size of the model.
+        show: displays the progress in each region.
+    """
+    ids = task.items.ids("discover")
+
+    def ask(items: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
+        with show("asking again", len(items)) as tell:
+            prober = Prober(task, ids, len(items), ledger, compute, lambda n, _: tell(n, ""))
+            prober.ask(items, cells)
+        return prober.table().assign(role="fresh", explorer="uniform")
+
+    return Fresh(count, ask)
+
+
+def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig, fresh: Fresh) -> Landscape:
+    """Write the landscape of what was asked, and examples as people would see them.
+
+    Args:
+        out: the folder to write to.
+        task: the model under test.
+        found: what was asked.
+        audit: how.
+        fresh: probes kept back, to confirm failure modes with.
+    """
     asked = Asked(
         audit=found.path.parent.name,
         space=task.concepts,
@@ -55,9 +104,10 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig)
         false_alarms=dict(task.false_alarms()),
         notes=task.notes(),
         people=_people(task, audit),
+        fresh=fresh,
     )
     summary = summarize(asked, audit.summarize, audit.seed)
-    out.cells, out.landscape = summary.cells, summary.landscape
+    out.cells, out.landscape, out.fresh = summary.cells, summary.landscape, summary.fresh
     out.exhibits = exhibits(task, summary.landscape.modes, audit.summarize.examples)
     out.extremes = extremes(task, summary.cells, asked.probes, asked.walked, audit.summarize.examples)
     return summary.landscape
@@ -70,16 +120,12 @@ def _say(landscape: Landscape) -> None:
         rate = landscape.ratings.automatic.overall.rate
         print(f"according to people's ratings; by the automatic measure it fails on {rate.value:.1%}")
     for mode in landscape.modes:
-        print(f"{mode.id}: {mode.text}: {_measured(mode)}")
+        measured = f"{mode.rate:.0%} fail, 95% interval {mode.low:.0%}-{mode.high:.0%}, {mode.probes} probes"
+        print(f"{mode.id}: {mode.text}: {measured}")
+    if landscape.suspected:
+        print(f"suspected, not confirmed: {'; '.join(region.text for region in landscape.suspected)}")
     for names in landscape.modes_skipped:
         print(f"too many ranges to try: modes with conditions on {', '.join(names)} together were not searched")
-
-
-def _measured(mode: ModeRecord) -> str:
-    if mode.rate is None:
-        return f"not measured (no unseen uniform probe there); estimated {mode.estimate:.0%} (not confirmed)"
-    note = "" if mode.confirmed else " (not confirmed)"
-    return f"{mode.rate:.0%} fail, 95% interval {mode.low:.0%}-{mode.high:.0%}, {mode.probes} probes{note}"
 
 
 if __name__ == "__main__":

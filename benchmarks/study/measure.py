@@ -18,6 +18,7 @@ from benchmarks.study.landscapes import KnownLandscape
 from stages.explorers.policy import Policy
 from stages.landscape.estimate import estimate
 from stages.landscape.modes import find_regions
+from stages.params import SummarizeConfig
 from stages.tasks.contract import ProbeBatch
 
 HIGH = 0.5  # a cell under which half of the items fail is one an audit must not miss
@@ -105,9 +106,8 @@ def landscape_quality(truth: Truth, probes: pd.DataFrame, seed: int) -> dict[str
         rates = truth.rates(found.cells(task.concepts))
         rank = float(stats.spearmanr(found.rates, rates).statistic)
     low, high = (found.table[name].to_numpy(dtype=float) for name in ("low", "high"))
-    named = find_regions(
-        task.concepts, found.cells(task.concepts), found.rates, modes=MODES, max_conditions=3, min_support=0.02
-    )
+    limits = SummarizeConfig(modes=MODES, max_conditions=3, min_support=0.02)
+    named = find_regions(task.concepts, found.cells(task.concepts), found.rates, limits)
     return {
         "named": json.dumps([region.to_json() for region in named]),
         "mae": float(np.abs(found.rates - rates).mean()),

@@ -50,8 +50,8 @@ def approve(
 ) -> None:
     """Approve the repair of an audit that waits for a decision; a flow run suspended on it resumes.
 
-    Every confirmed mode needs a choice, and a mode to repair or accept needs a reason; unconfirmed modes are ignored
-    unless you name them. --repair, --accept and --ignore are repeatable.
+    Every failure mode needs a choice, and one to repair or accept needs a reason. --repair, --accept and --ignore are
+    repeatable.
     """
     from flows.request import choose, missing, read_modes
     from stages.errors import UsageError
@@ -61,7 +61,7 @@ def approve(
     ignored = [mode for text in ignore or () for mode in _names(text)]
     undecided, silent = missing(modes, repaired, accepted, ignored)
     if undecided or silent:
-        told = [f"{', '.join(undecided)}: confirmed, so a choice is needed"] if undecided else []
+        told = [f"{', '.join(undecided)}: a choice is needed"] if undecided else []
         told += [f"{', '.join(silent)}: a reason is needed"] if silent else []
         words = [
             f"--repair {mode}={shlex.quote(why)}" for mode, why in {**repaired, **dict.fromkeys(undecided, "")}.items()

@@ -106,8 +106,6 @@ def _mode(mode: ModeRecord, fields: Mapping[str, str], *, approve: bool) -> Mode
     action, reason = fields.get(f"action.{name}", ""), fields.get(f"reason.{name}", "").strip()
     if not action and not approve:
         return None
-    if not action and not mode.confirmed:
-        action = "ignore"
     if action not in ACTIONS:
         found = f"{_short(action)} was sent" if action else "nothing was chosen"
         return f"{name}: {found}, expected {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]}."

@@ -162,11 +162,8 @@ def _dialogue(
 
 
 def _action(mode: ModeRecord, console: Console) -> Action:
-    """What is to happen with a mode: nothing is chosen for the reviewer, but that what may be chance can be passed."""
-    question, choices = "  what should happen with it?", list(get_args(Action))
-    if mode.confirmed:
-        return cast(Action, Prompt.ask(question, choices=choices, console=console))
-    return cast(Action, Prompt.ask(question, choices=choices, default="ignore", console=console))
+    """What is to happen with a mode: nothing is chosen for the reviewer."""
+    return cast(Action, Prompt.ask("  what should happen with it?", choices=list(get_args(Action)), console=console))
 
 
 def _confirm(question: str, console: Console) -> bool:
@@ -232,23 +229,16 @@ def _show(console: Console, audit: str, landscape: str, found: Landscape) -> Non
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Failure modes of {audit}", title_justify="left")
     table.add_column("mode")
     table.add_column("region", overflow="fold")
-    for name in ("fails", "95% interval", "probes", "share of grid", "confirmed"):
+    for name in ("fails", "95% interval", "probes", "share of grid"):
         table.add_column(name, justify="right")
     for mode in found.modes:
         table.add_row(
             escape(mode.id),
             escape(mode.text),
-            *_rate(mode),
+            f"{mode.rate:.0%}",
+            f"{mode.low:.0%} to {mode.high:.0%}",
             f"{mode.probes:,}",
             f"{mode.share:.0%}",
-            "yes" if mode.confirmed else "no",
         )
     console.print(table)
     console.print(f"landscape {landscape}, report: {audit_folder(audit).report.where('page')}", highlight=False)
-
-
-def _rate(mode: ModeRecord) -> tuple[str, str]:
-    """The rate of a mode and its interval, which are missing where no probe of the control lies in it."""
-    if mode.rate is None:
-        return "–", "not measured"  # noqa: RUF001
-    return f"{mode.rate:.0%}", f"{mode.low:.0%} to {mode.high:.0%}"

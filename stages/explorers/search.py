@@ -65,7 +65,8 @@ def search(
     """Let the agent and then the control spend the same budget.
 
     A budget that covers all (item, cell) pairs is spent by asking all of them: then the truth is known, and that is
-    said. Answers are shared through the ledger, the books are not: each pays for every probe it asks.
+    said. Of any other some probes are kept back, for measuring what the search names. Answers are shared through the
+    ledger, the books are not: each pays for every probe it asks.
 
     Args:
         task: the model under test.
@@ -78,8 +79,8 @@ def search(
         label: said before the role there.
     """
     pairs = len(item_ids) * task.concepts.n_cells
-    roles = roles_of(config, enumerated=config.budget >= pairs)
-    budget = min(config.budget, pairs)
+    budget = config.searched(pairs)
+    roles = roles_of(config, enumerated=budget == pairs)
     return spend(task, item_ids, roles, budget, seed=seed, ledger=ledger, compute=compute, show=show, label=label)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
+from stages.landscape.confirm import Mode
 from stages.landscape.estimate import Landscape, estimate
-from stages.landscape.modes import Mode, find_regions, shared_cells
+from stages.landscape.modes import find_regions, shared_cells
 from stages.params import SummarizeConfig
 from stages.records.landscape import NamedAgain
 
@@ -100,16 +101,7 @@ def name_in_halves(
         half = estimate(
             some, ids, embeddings[rows], space, threshold=threshold, seed=seed, like=landscape, spread=False
         )
-        halves.append(
-            find_regions(
-                space,
-                half.cells(space),
-                half.rates,
-                modes=config.modes,
-                max_conditions=config.max_conditions,
-                min_support=config.min_support,
-            )
-        )
+        halves.append(find_regions(space, half.cells(space), half.rates, config))
     return halves[0], halves[1]
 
 

@@ -189,14 +189,8 @@ def _rising_regions(space: ConceptSpace, before: Landscape, after: Landscape, li
     rise = after.rates - before.rates
     if not (rise > 0).any():
         return []
-    return find_regions(
-        space,
-        before.cells(space),
-        np.clip(rise, 0, None),
-        modes=min(3, limits.modes),
-        max_conditions=limits.max_conditions,
-        min_support=limits.min_support,
-    )
+    few = limits.model_copy(update={"modes": min(3, limits.modes)})
+    return find_regions(space, before.cells(space), np.clip(rise, 0, None), few)
 
 
 def _side_by_side(space: ConceptSpace, before: Landscape, after: Landscape) -> pd.DataFrame:

@@ -9,8 +9,9 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.intervals import COUNTED, Rate, wilson
+from stages.landscape.confirm import Fresh, Mode, ask_again, measure, measure_exactly
 from stages.landscape.estimate import Landscape, estimate
-from stages.landscape.modes import Mode, confirm, find_regions
+from stages.landscape.modes import find_regions
 from stages.params import SummarizeConfig
 from stages.records import Effect
 from stages.records.landscape import Invalid, InvalidLevel
@@ -94,49 +95,42 @@ def name_modes(
     *,
     threshold: float,
     seed: int,
-) -> list[Mode]:
-    """Find modes on one half of the evidence and measure them on the other.
+    fresh: Fresh | None = None,
+) -> tuple[list[Mode], pd.DataFrame]:
+    """Find regions on the landscape, and measure each on fresh probes inside it.
 
-    The search sees the agent's probes and half of the control's; the other half of the control's is uniform and
-    unseen, and gives rates and intervals. Hyperparameters and calibration are chosen anew without that half.
-
-    On an enumerated grid rates are known: a mode is named on half of the items, confirmed on the other half, and its
+    On an enumerated grid all was asked: a region is named on half of the items, confirmed on the other half, and its
     rate is that of all of them.
 
     Args:
-        landscape: of all probes; its rates are used only if it is exact.
+        landscape: of all probes.
         probes: of agent and control, as in probes.parquet.
         item_ids: the items rates are averaged over.
         embeddings: (items, d), in the order of `item_ids`.
         space: the grid.
-        config: how many modes, of how many conditions and which support.
+        config: how many regions, of how many conditions and which support.
         threshold: discrepancies above it are failures.
-        seed: of the halves and of the estimate.
+        seed: of the draws, or of the halves and of the estimate from one of them.
+        fresh: probes kept back; without them nothing is confirmed on a grid that was not enumerated.
+
+    Returns:
+        Failure modes, then what is only suspected; and the fresh probes, `mode` being the id of where they were drawn.
     """
-    rng = np.random.default_rng(seed)
-    if landscape.exact:
-        held = rng.permutation(len(item_ids)) < len(item_ids) // 2
-        unseen_items = np.asarray(item_ids)[held]
-        unseen = probes["item"].isin(unseen_items).to_numpy()
-        kept = np.flatnonzero(~held)
-    else:
-        control = np.flatnonzero((probes["role"] == "control").to_numpy())
-        unseen = np.zeros(len(probes), dtype=bool)
-        unseen[rng.permutation(control)[: len(control) // 2]] = True
-        kept = np.arange(len(item_ids))
-    # The agent's copies of unseen probes are kept from the search. Dropping them from the unseen half instead would
-    # take failures out of it, and with them its being uniform.
-    asked = pd.MultiIndex.from_frame(probes[["item", *space.names]])
-    seen = probes[~asked.isin(asked[unseen])]
+    nothing = probes.iloc[:0].assign(mode="")
+    if not landscape.exact:
+        regions = find_regions(space, landscape.cells(space), landscape.rates, config)
+        answers = ask_again(space, regions, len(item_ids), fresh, seed)
+        modes = measure(space, regions, landscape, probes[probes["role"] == "control"], answers)
+        told = [
+            table.assign(mode=next(mode.id for mode in modes if mode.region == region))
+            for table, region in zip(answers, regions, strict=False)
+        ]
+        return modes, pd.concat([nothing, *told], ignore_index=True)
+    held = np.random.default_rng(seed).permutation(len(item_ids)) < len(item_ids) // 2
+    kept = np.flatnonzero(~held)
+    others = probes["item"].isin(np.asarray(item_ids)[held])
     ids = [item_ids[int(i)] for i in kept]
-    half = estimate(seen, ids, embeddings[kept], space, threshold=threshold, seed=seed)
-    regions = find_regions(
-        space,
-        half.cells(space),
-        half.rates,
-        modes=config.modes,
-        max_conditions=config.max_conditions,
-        min_support=config.min_support,
-    )
-    exact = landscape if landscape.exact else None
-    return confirm(space, regions, half.cells(space), half.rates, probes[unseen], exact=exact)
+    half = estimate(probes[~others], ids, embeddings[kept], space, threshold=threshold, seed=seed)
+    regions = find_regions(space, half.cells(space), half.rates, config)
+    modes = measure_exactly(space, regions, landscape, half.table, probes[others])
+    return modes, nothing

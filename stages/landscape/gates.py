@@ -28,9 +28,9 @@ def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> Gate:
 
 def landscape_gates(gates: LandscapeGates | None, landscape: Landscape) -> list[Gate]:
     """Hold a landscape against its gates."""
-    confirmed = [mode.measured.rate for mode in landscape.confirmed]
+    modes = [mode.measured.rate for mode in landscape.modes]
     bias = largest_bias(landscape.bias or [])
-    return judge_landscape(gates, landscape.overall.rate, confirmed, bias)
+    return judge_landscape(gates, landscape.overall.rate, modes, bias)
 
 
 def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
@@ -45,19 +45,19 @@ def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
 
 
 def judge_landscape(
-    gates: LandscapeGates | None, overall: Rate, confirmed: Sequence[Rate], bias: Rate | None = None
+    gates: LandscapeGates | None, overall: Rate, modes: Sequence[Rate], bias: Rate | None = None
 ) -> list[Gate]:
-    """Judge a landscape itself. Without a confirmed mode the worst region there is evidence for is the whole grid.
+    """Judge a landscape itself. Without a failure mode the worst region there is evidence for is the whole grid.
 
     Args:
         gates: the bounds.
         overall: failure rate over the whole grid.
-        confirmed: failure rates of the confirmed modes.
+        modes: failure rates of the failure modes.
         bias: of the subject whose interval reaches highest; None for a task without tallies.
     """
     if gates is None:
         return []
-    worst = max(confirmed, key=lambda rate: rate.value, default=overall)
+    worst = max(modes, key=lambda rate: rate.value, default=overall)
     bounds = [
         ("max_failure_rate", gates.max_failure_rate, overall),
         ("max_mode_rate", gates.max_mode_rate, worst),

@@ -2,7 +2,8 @@
 
 The search looks at estimated rates of *cells*, which are uniform over the grid however the probes were drawn, and tries
 every conjunction of ranges: sums over a table of rates by two or three concepts give all boxes at once. Only of many
-categories it does not try all sets (see `_selectors`). What it names is then tested on uniform probes it has not seen.
+categories it does not try all sets (see `_selectors`). What it names are candidates: `stages.landscape.confirm` asks
+the model about each of them again, and what holds is a failure mode.
 
 Libraries that do alike know no limit to the overlap of regions, so that the first six of pysubgroup or sliceline name
 the same place six times: `benchmarks/modes_libraries.py` compares them.
@@ -11,20 +12,14 @@ the same place six times: `benchmarks/modes_libraries.py` compares them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
 from math import prod
 
 import numpy as np
-import pandas as pd
-from scipy import stats
 
 from stages.concepts import Concept, ConceptSpace, Region
-from stages.intervals import CHANGE, Rate, Resampler, holm, wilson
-from stages.landscape.estimate import RESAMPLES, Landscape
-from stages.records import Example, ModeRecord, RateRecord
-from stages.records.landscape import Minimal
+from stages.params import SummarizeConfig
 
 MAX_BOXES = 4_000_000  # boxes held at once for one combination of concepts
 MAX_OVERLAP = 0.5
@@ -32,67 +27,7 @@ MERGED_FILL, MERGED_RATE = 0.8, 0.9  # of the smallest box around two regions: s
 MAX_SUBSETS = 6  # categories up to which all sets of them are tried
 
 
-@dataclass(frozen=True)
-class Mode:
-    """A region with the failure rate measured there.
-
-    Args:
-        id: M1, M2, ... worst first.
-        region: the cells.
-        rate: from uniform probes the search did not see, with its Wilson interval: for what asking *these* items in
-            all of the region's cells would show, as the probes are uniform draws from just that. On an enumerated
-            grid that is known; then the interval is for other items like these. NaN if no unseen probe fell into
-            the region.
-        failures: how many of the probes behind the rate failed.
-        estimate: mean estimated rate of the cells.
-        lift: rate, or the estimate where there is none, over the overall rate.
-        share: share of the grid.
-        confirmed: the rate is above the overall rate: both the interval and Holm's test over all candidates say so.
-            Never where nothing was measured.
-    """
-
-    id: str
-    region: Region
-    rate: Rate
-    failures: int
-    estimate: float
-    lift: float
-    share: float
-    confirmed: bool
-
-    def record(
-        self, space: ConceptSpace, minimal: Minimal, invalid: float | None, examples: Sequence[Example]
-    ) -> ModeRecord:
-        """The mode as a landscape tells it, with what is known of it beside rates."""
-        rate = RateRecord.from_rate(self.rate)
-        return ModeRecord(
-            id=self.id,
-            region=self.region.to_json(),
-            text=self.region.describe(space),
-            rate=rate.value,
-            low=rate.low,
-            high=rate.high,
-            probes=rate.n,
-            failures=self.failures,
-            estimate=self.estimate,
-            lift=self.lift,
-            share=self.share,
-            confirmed=self.confirmed,
-            minimal=minimal,
-            invalid=invalid,
-            examples=list(examples),
-        )
-
-
-def find_regions(
-    space: ConceptSpace,
-    cells: np.ndarray,
-    rates: np.ndarray,
-    *,
-    modes: int,
-    max_conditions: int,
-    min_support: float,
-) -> list[Region]:
+def find_regions(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, limits: SummarizeConfig) -> list[Region]:
     """Name regions of high rate, one after another, each by what the earlier ones leave unexplained.
 
     The quality of a region is sqrt(cells) * (mean rate - overall rate), the t-statistic of subgroup discovery
@@ -104,16 +39,14 @@ def find_regions(
         space: the grid.
         cells: (n, concepts) level indices, all of the grid or a uniform sample.
         rates: (n,) failure rates.
-        modes: regions at most.
-        max_conditions: concepts a region constrains at most; combinations with too many ranges are left out, see
-            `skipped_combinations`.
-        min_support: share of the grid a region covers at least.
+        limits: how many regions, of how many conditions and which share of the grid; combinations of concepts with
+            too many ranges are left out, see `skipped_combinations`.
     """
     overall = float(rates.mean())
     covered = np.zeros(len(cells), dtype=bool)
     regions: list[Region] = []
-    while len(regions) < modes and not covered.all():
-        region = _best_region(space, cells, rates - overall, covered, max_conditions, min_support)
+    while len(regions) < limits.modes and not covered.all():
+        region = _best_region(space, cells, rates - overall, covered, limits)
         if region is None:
             break
         regions = _merge(space, [*regions, region], cells, rates)
@@ -158,82 +91,6 @@ def shared_cells(space: ConceptSpace, a: Region, b: Region) -> int:
     )
 
 
-def confirm(
-    space: ConceptSpace,
-    regions: Sequence[Region],
-    cells: np.ndarray,
-    rates: np.ndarray,
-    unseen: pd.DataFrame,
-    *,
-    exact: Landscape | None = None,
-) -> list[Mode]:
-    """Measure each region on uniform probes the search did not see, and order them by excess failures.
-
-    Probes of an enumerated grid are no draws: with 12 items and 100 cells there are 12 pieces of evidence, not 1,200.
-    So there items are resampled, for the interval all, for the test those the search did not see.
-
-    Args:
-        space: the grid.
-        regions: what the search named.
-        cells: (n, concepts) cells of the landscape the search saw.
-        rates: (n,) their rates.
-        unseen: uniformly drawn probes, as in probes.parquet; of unseen items if the grid was enumerated.
-        exact: the landscape of all items, if the grid was enumerated.
-    """
-    probed = unseen[space.names].to_numpy(dtype=np.int64)
-    failed = unseen["failed"].to_numpy(dtype=bool)
-    overall = float(failed.mean()) if len(failed) else float(rates.mean())
-    items = unseen["item"].to_numpy(dtype=str)
-    found = []
-    for region in regions:
-        inside = region.contains(space, probed)
-        n, k = int(inside.sum()), int(failed[inside].sum())
-        if exact is None:
-            rate, p_value = wilson(k, n), worse_probes(failed, inside)
-        else:
-            rate, k = _known(exact, region.contains(space, exact.cells(space)))
-            p_value = worse_items(failed, inside, items)
-        found.append((region, rate, k, float(rates[region.contains(space, cells)].mean()), p_value))
-    overall = overall if exact is None else float(exact.rates.mean())
-    adjusted = holm(np.array([p for *_, p in found]))
-    modes = []
-    for (region, rate, k, estimate, _), p_value in zip(found, adjusted, strict=True):
-        value = rate.value if rate.n else estimate
-        share = region.n_cells(space) / space.n_cells
-        confirmed = bool(rate.n and rate.low > overall and p_value < 0.05)
-        modes.append(Mode("", region, rate, k, estimate, value / max(overall, 1e-9), share, confirmed))
-    modes.sort(key=lambda m: (-m.confirmed, -(m.lift - 1) * m.share))
-    return [Mode(**{**vars(m), "id": f"M{i}"}) for i, m in enumerate(modes, start=1)]
-
-
-def worse_probes(failed: np.ndarray, inside: np.ndarray) -> float:
-    """One-sided p-value of a region that fails no more often than the rest, both seen by draws alone (Fisher 1935).
-
-    Args:
-        failed: (n,) of independent uniform probes.
-        inside: (n,) which of them fell into the region.
-    """
-    counts = [[int((failed & side).sum()), int((~failed & side).sum())] for side in (inside, ~inside)]
-    return float(stats.fisher_exact(counts, alternative="greater").pvalue)
-
-
-def worse_items(failed: np.ndarray, inside: np.ndarray, items: np.ndarray) -> float:
-    """The same for other items like these, from (n,) all probes of some: by each one's rate inside minus outside."""
-    by_item = pd.Series(failed.astype(float)).groupby([items, inside]).mean().unstack()
-    if by_item.shape[1] < 2:
-        return 1.0  # nothing inside or nothing outside
-    change = (by_item[True] - by_item[False]).to_numpy()
-    resampler = Resampler(by_item.index.to_numpy(dtype=str), RESAMPLES, 0)
-    return resampler.p_value(change, np.ones(len(change)), above=0.0, lowest=CHANGE[0])
-
-
-def _known(exact: Landscape, inside: np.ndarray) -> tuple[Rate, int]:
-    """Rate over cells (mask) of an enumerated grid, counted in (item, cell) pairs, and how many of these failed."""
-    rate = exact.mean_rate(inside)
-    pairs = rate.n * (0 if exact.answers is None else len(exact.answers))
-    return rate._replace(n=pairs), round(rate.value * pairs)
-
-
 def skipped_combinations(space: ConceptSpace, max_conditions: int) -> list[list[str]]:
     """Combinations of concepts with too many ranges to try: no mode is sought that conditions on all of them."""
     return [
@@ -254,14 +111,13 @@ def _best_region(
     cells: np.ndarray,
     excess: np.ndarray,
     covered: np.ndarray,
-    max_conditions: int,
-    min_support: float,
+    limits: SummarizeConfig,
 ) -> Region | None:
     """The region of highest quality among all conjunctions, None if no region is above the overall rate."""
     best, best_region = 1e-9, None
-    smallest, weights = min_support * len(cells), np.stack([~covered, np.where(covered, 0.0, excess)])
+    smallest, weights = limits.min_support * len(cells), np.stack([~covered, np.where(covered, 0.0, excess)])
     selectors = [_selectors(c, np.bincount(cells[:, j], excess, len(c))) for j, c in enumerate(space.concepts)]
-    for size in range(1, min(max_conditions, len(space)) + 1):
+    for size in range(1, min(limits.max_conditions, len(space)) + 1):
         for concepts in combinations(range(len(space)), size):
             chosen = [selectors[j] for j in concepts]
             if not 0 < prod(len(s) for s in chosen) <= MAX_BOXES:

@@ -14,9 +14,10 @@ from stages.errors import UsageError
 from stages.kernel import landmarks
 from stages.landscape.again import name_in_halves, reproducibility
 from stages.landscape.bias import measure_bias
+from stages.landscape.confirm import Fresh, Mode
 from stages.landscape.describe import effects, invalid_probes, invalid_share, name_modes, overall_rate
 from stages.landscape.estimate import Landscape, estimate
-from stages.landscape.modes import Mode, skipped_combinations
+from stages.landscape.modes import skipped_combinations
 from stages.landscape.people import against_automatic
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.params import RatingsConfig, SummarizeConfig
@@ -67,6 +68,7 @@ class Asked:
         false_alarms: how often what is no failure is called one, if the threshold was calibrated.
         notes: sentences of the task for the report.
         people: where people's ratings say what a failure is.
+        fresh: probes kept back from the search; without them no failure mode is confirmed.
     """
 
     audit: str
@@ -82,14 +84,16 @@ class Asked:
     false_alarms: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     people: People | None = None
+    fresh: Fresh | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A landscape: the record, and its cells as in landscape.parquet."""
+    """A landscape: the record, its cells as in landscape.parquet, and fresh probes as in fresh.parquet."""
 
     landscape: records.Landscape
     cells: pd.DataFrame
+    fresh: pd.DataFrame
 
 
 def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
@@ -109,7 +113,8 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         raise UsageError("there are no probes: there is nothing to summarize")
     evidence = (probes, ids, asked.embeddings, space)
     landscape = estimate(*evidence, threshold=asked.threshold, seed=seed)
-    modes = name_modes(landscape, *evidence, config, threshold=asked.threshold, seed=seed)
+    named, fresh = name_modes(landscape, *evidence, config, threshold=asked.threshold, seed=seed, fresh=asked.fresh)
+    modes = [mode for mode in named if mode.confirmed]
     halves = name_in_halves(landscape, *evidence, config, threshold=asked.threshold, seed=seed)
     cells = landscape.table.assign(**policy_view(asked.policy, asked.embeddings, landscape, space))
     told = None
@@ -126,14 +131,16 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         overall_estimated=RateRecord.from_rate(landscape.mean_rate()),
         effects=effects(landscape, space, probes),
         modes=[
-            mode.record(
-                space,
-                reached(asked.walked, space, mode.region),
-                invalid_share(space, mode.region, probes),
-                pick_examples(space, mode, probes, seed),
+            records.ModeRecord(
+                **_measured(mode, space),
+                lift=mode.lift,
+                minimal=reached(asked.walked, space, mode.region),
+                invalid=invalid_share(space, mode.region, probes),
+                examples=pick_examples(space, mode, probes, seed),
             )
             for mode in modes
         ],
+        suspected=[records.Suspected(**_measured(mode, space)) for mode in named if not mode.confirmed],
         invalid=invalid_probes(space, probes),
         modes_found_again=reproducibility(space, modes, halves),
         modes_skipped=skipped_combinations(space, config.max_conditions),
@@ -149,7 +156,24 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         ratings=told,
         items_averaged=averaged if averaged < len(ids) else None,
     )
-    return Summary(record, cells)
+    return Summary(record, cells, fresh)
+
+
+def _measured(mode: Mode, space: ConceptSpace) -> dict[str, Any]:
+    """What is known of a region, whether it is a failure mode or not."""
+    rate = RateRecord.from_rate(mode.rate)
+    return {
+        "id": mode.id,
+        "region": mode.region.to_json(),
+        "text": mode.region.describe(space),
+        "rate": rate.value,
+        "low": rate.low,
+        "high": rate.high,
+        "probes": rate.n,
+        "failures": mode.failures,
+        "estimate": mode.estimate,
+        "share": mode.share,
+    }
 
 
 def policy_view(

@@ -163,6 +163,7 @@ def write_landscape_report(
         top=top,
         exact=landscape.exact,
         counted=COUNTED,
+        suspected=landscape.suspected,
         modes_skipped=[" × ".join(names) for names in landscape.modes_skipped],
         skipped=[(entry["file"], entry["reason"]) for entry in skipped],
         provenance=list(flatten(provenance)),
@@ -343,9 +344,7 @@ def _policy(cells: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> P
 
 
 def _worst(landscape: Landscape) -> ModeRecord | None:
-    rated = [mode for mode in landscape.modes if mode.rate is not None]
-    confirmed = [mode for mode in rated if mode.confirmed]
-    return max(confirmed or rated, key=lambda mode: mode.rate or 0.0, default=None)
+    return max(landscape.modes, key=lambda mode: mode.rate, default=None)
 
 
 def _finding(landscape: Landscape, search: SearchView | None) -> list[str]:
@@ -360,9 +359,8 @@ def _finding(landscape: Landscape, search: SearchView | None) -> list[str]:
         said.append(f"Failing here means {fails(ratings)}; by the automatic measure it is {percent(rate.value)}.")
     worst = _worst(landscape)
     if worst is not None:
-        name = "Worst" if worst.confirmed else "Worst, but not confirmed on fresh probes"
         said.append(
-            f"{name}: {worst.text}: {percent(worst.rate)} fail, 95% interval {interval(worst.low, worst.high)}, "
+            f"Worst: {worst.text}: {percent(worst.rate)} fail, 95% interval {interval(worst.low, worst.high)}, "
             f"{number(worst.probes)} probes."
         )
     else:
@@ -376,8 +374,7 @@ def _tiles(landscape: Landscape, probes: pd.DataFrame) -> list[tuple[str, str]]:
     worst = _worst(landscape)
     if worst is not None:
         tiles.append((percent(worst.rate), f"fails in the worst mode, {worst.id}"))
-        confirmed = f"{len(landscape.confirmed)} of {len(landscape.modes)}"
-        tiles.append((confirmed, "failure modes confirmed on fresh probes"))
+        tiles.append((number(len(landscape.modes)), "failure modes, confirmed on fresh probes"))
     asked = [name for name in ("item", *space.names, "repeat") if name in probes]
     unique = int((~probes.duplicated(asked)).sum())  # not of the landscape's cells, which may be a sample of the grid
     return [*tiles, (number(unique), f"probes over {number(space.n_cells)} cells")]

@@ -16,6 +16,7 @@ from stages.params.strict import Strict, shown, validation_lines
 
 MAX_NAME = 64  # characters of the name of an audit or a concept
 MAX_LEVELS = 200  # of a concept: each has to be probed to say anything about it
+KEPT_BACK, KEPT_BACK_SHARE = 120, 5  # probes of each role's budget for the modes it may have, at most, and 1 in so many
 
 
 class ComputeConfig(Strict):
@@ -63,10 +64,21 @@ class DiscoverConfig(Strict):
 
     explorer: str = Field("auto", description="what chooses the probes, see docs/explorers.md")
     baseline: Literal["random"] = Field("random", description="uniform draws, on which all rates are calibrated")
-    budget: int = Field(ge=1, le=100_000_000, description="unique probes for each of the two")
+    budget: int = Field(
+        ge=1, le=100_000_000, description="unique probes for each of the two, some of them kept back to confirm modes"
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="settings of the explorer")
     shards: int = Field(1, ge=1, le=10_000, description="independent searches the budget is divided among")
     microscopic: MicroscopicConfig = Field(default_factory=MicroscopicConfig)
+
+    @property
+    def kept_back(self) -> int:
+        """Unique probes of either budget that are not spent on the search, but on measuring the regions it names."""
+        return min(self.budget // KEPT_BACK_SHARE, KEPT_BACK)
+
+    def searched(self, pairs: int) -> int:
+        """Unique probes that explorer and baseline each spend on a grid with so many pairs of item and cell."""
+        return pairs if self.budget >= pairs else self.budget - self.kept_back
 
     @property
     def microscopic_budget(self) -> int:
@@ -81,7 +93,7 @@ class LandscapeGates(Strict):
 
     # A bound of 1 could not fail, and one of 0 hardly be passed by an interval.
     max_failure_rate: float | None = Field(None, gt=0, lt=1, description="over the whole grid")
-    max_mode_rate: float | None = Field(None, gt=0, lt=1, description="in the worst confirmed failure mode")
+    max_mode_rate: float | None = Field(None, gt=0, lt=1, description="in the worst failure mode")
     max_bias: float | None = Field(None, gt=0, lt=1, description="total variation of the most skewed subject")
 
 

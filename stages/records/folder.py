@@ -156,6 +156,7 @@ class Summarize(StageFolder):
 
     cells = _table("landscape.parquet")
     landscape = _record("landscape.json", Landscape)
+    fresh = _table("fresh.parquet", (*PROBES, "mode"))
     exhibits = Stored[Mapping[str, Sequence[ShownExample]]]("exhibits.parquet", read_exhibits, write_exhibits)
     extremes = Stored[Mapping[str, Sequence[ShownExample]]]("extremes.parquet", read_exhibits, write_exhibits)
 

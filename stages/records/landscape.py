@@ -42,34 +42,46 @@ class Example(Record):
     discrepancy: float
 
 
-class ModeRecord(Record):
-    """A failure mode, see docs/files.md; `rate` is None where no unseen uniform probe fell into the region."""
+class RegionRecord(Record):
+    """A region and what is known of it, see docs/files.md."""
 
     id: str
     region: dict[str, list[int]]
     text: str
-    rate: float | None
-    low: float | None
-    high: float | None
     probes: int
     failures: int
     estimate: float
-    lift: float
     share: float
-    confirmed: bool
-    minimal: Minimal
-    invalid: float | None
-    examples: Listed[Example] = Field(default_factory=list)
 
     @property
     def cells(self) -> Region:
         """The region to compute with."""
         return Region.from_json(self.region)
 
+
+class ModeRecord(RegionRecord):
+    """A failure mode: a region that fails more often than the grid, by fresh probes inside it."""
+
+    rate: float
+    low: float
+    high: float
+    lift: float
+    minimal: Minimal
+    invalid: float | None
+    examples: Listed[Example] = Field(default_factory=list)
+
     @property
     def measured(self) -> RateRecord:
         """The rate with its interval."""
         return RateRecord(value=self.rate, low=self.low, high=self.high, n=self.probes)
+
+
+class Suspected(RegionRecord):
+    """A region that its fresh probes did not confirm; `rate` is None where there were none for it."""
+
+    rate: float | None
+    low: float | None
+    high: float | None
 
 
 class InvalidLevel(Record):
@@ -285,6 +297,7 @@ class Landscape(Document):
     overall_estimated: RateRecord
     effects: Listed[Effect]
     modes: Listed[ModeRecord]
+    suspected: Listed[Suspected]
     invalid: Invalid
     modes_found_again: NamedAgain
     modes_skipped: list[list[str]]
@@ -302,11 +315,6 @@ class Landscape(Document):
     def space(self) -> ConceptSpace:
         """The grid."""
         return ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
-
-    @property
-    def confirmed(self) -> list[ModeRecord]:
-        """The modes that were confirmed, worst first."""
-        return [mode for mode in self.modes if mode.confirmed]
 
 
 class Gate(Record):
