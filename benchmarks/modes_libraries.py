@@ -23,11 +23,13 @@ from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.landscape.estimate import estimate
 from stages.landscape.modes import find_regions
+from stages.params import SummarizeConfig
 
 SEEDS = (100, 101, 102)
 CONCEPTS, PROBES = 5, 4000
 CELLS = 5000
 MODES, CONDITIONS, SUPPORT = 6, 3, 0.01
+LIMITS = SummarizeConfig(modes=MODES, max_conditions=CONDITIONS, min_support=SUPPORT)
 BAD = 0.5  # rate from which a cell is called failing, for libraries that want yes or no
 
 Search = Callable[[ConceptSpace, np.ndarray, np.ndarray], list[np.ndarray]]
@@ -36,7 +38,7 @@ Search = Callable[[ConceptSpace, np.ndarray, np.ndarray], list[np.ndarray]]
 
 def ours(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray) -> list[np.ndarray]:
     """All boxes, exactly."""
-    regions = find_regions(space, cells, rates, modes=MODES, max_conditions=CONDITIONS, min_support=SUPPORT)
+    regions = find_regions(space, cells, rates, LIMITS)
     return [region.contains(space, cells) for region in regions]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Region
+from stages.landscape.confirm import Fresh
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
 
@@ -58,6 +59,11 @@ def adaptive(task: Any, n: int, seed: int = 0) -> pd.DataFrame:
     return pd.concat([found, more], ignore_index=True).drop_duplicates(["item", *task.concepts.names]).head(n)
 
 
+def fresh(task: Any, count: int) -> Fresh:
+    """So many probes kept back from the search."""
+    return Fresh(count, lambda items, cells: ask(task, items, cells, "fresh"))
+
+
 def truth(task: Any) -> np.ndarray:
     """The failure rate of every cell over all items, by asking everything."""
     cells = task.concepts.cells()
@@ -75,7 +81,7 @@ def landscape_file(modes: Iterable[Mapping[str, Any]], **more: Any) -> dict[str,
     """A whole landscape.json with these modes, of which only what matters need be said."""
     rate = {"value": 0.25, "low": 0.24, "high": 0.26, "n": 2000}
     plain = {"rate": 0.5, "low": 0.4, "high": 0.6, "probes": 9, "failures": 5, "estimate": 0.5, "lift": 2.0}
-    plain |= {"share": 0.1, "confirmed": True, "invalid": None}
+    plain |= {"share": 0.1, "invalid": None}
     plain |= {"minimal": {"reached": 0, "of": 0, "median_radius": None}}
     return {
         "audit": "x",
@@ -85,6 +91,7 @@ def landscape_file(modes: Iterable[Mapping[str, Any]], **more: Any) -> dict[str,
         "overall_estimated": rate,
         "effects": [],
         "modes": [{**plain, **mode} for mode in modes],
+        "suspected": [],
         "invalid": {"count": 0, "probes": 2000, **rate, "value": 0.0, "levels": []},
         "modes_found_again": {"named": 0, "again": 0, "in_halves": {}},
         "modes_skipped": [],

@@ -16,7 +16,7 @@ from stages.concepts import Region
 from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.intervals import Rate
-from stages.landscape.modes import Mode
+from stages.landscape.confirm import Mode
 from stages.landscape.show import exhibits
 from stages.landscape.summary import MOST_EXAMPLES, pick_examples
 from stages.params import load_params

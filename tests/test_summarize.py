@@ -9,16 +9,15 @@ import pytest
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.intervals import Rate
+from stages.landscape.confirm import Mode
 from stages.landscape.estimate import estimate
-from stages.landscape.modes import Mode
 from stages.landscape.show import exhibits, nearest_failures
-from stages.landscape.summary import Asked, describe_estimator, pick_examples, policy_view, summarize
+from stages.landscape.summary import Asked, describe_estimator, measured, pick_examples, policy_view, summarize
 from stages.microscopic.search import measure_robustness
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
 from stages.records import DiscoverMetrics, ModeRecord
 from stages.records.landscape import Minimal
-from stages.summarize import _measured
-from tests.landscapes import planted, uniform
+from tests.landscapes import fresh, planted, uniform
 
 REGION = {"tilt": [3, 4], "fog": [3, 4]}
 
@@ -34,8 +33,8 @@ def mode() -> Mode:
 
 
 def record(task, probes, mode: Mode) -> ModeRecord:
-    minimal = Minimal(reached=0, of=0, median_radius=None)
-    return mode.record(task.concepts, minimal, None, pick_examples(task.concepts, mode, probes, 0))
+    known = {"lift": mode.lift, "minimal": Minimal(reached=0, of=0, median_radius=None), "invalid": None}
+    return ModeRecord(**measured(mode, task.concepts), **known, examples=pick_examples(task.concepts, mode, probes, 0))
 
 
 def test_examples_lie_in_the_mode_and_are_of_different_items(probed):
@@ -47,14 +46,6 @@ def test_examples_lie_in_the_mode_and_are_of_different_items(probed):
     assert len(set(captions)) == 4
     for one in shown:
         assert "tilt 3" in one.exhibit.text or "tilt 4" in one.exhibit.text
-
-
-def test_a_mode_that_was_not_measured_is_not_given_a_number(probed):
-    known = {**vars(mode()), "rate": Rate(np.nan, np.nan, np.nan, 0), "confirmed": False, "estimate": 0.4}
-    said = _measured(record(*probed, Mode(**known)))
-    assert "not measured" in said
-    assert "nan" not in said
-    assert _measured(record(*probed, mode())) == "100% fail, 95% interval 90%-100%, 9 probes"
 
 
 def test_no_examples_if_none_are_asked_for(probed):
@@ -126,8 +117,10 @@ def test_a_landscape_needs_no_files(probed):
     found = DiscoverMetrics.computed({"microscopic": {"method": "none", "items": 0}, "enumerated": False})
     config = DiscoverConfig(budget=10, microscopic=MicroscopicConfig(method="none"))
     walked = measure_robustness(task, ids, config, seed=0).table
-    asked = Asked("tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, walked)
+    asked = Asked("tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, walked, fresh=fresh(task, 80))
     summary = summarize(asked, SummarizeConfig(modes=2), 0)
-    assert summary.landscape.modes[0].confirmed
+    first = summary.landscape.modes[0]
+    assert first.low > summary.landscape.overall.value
+    assert (summary.fresh["mode"] == first.id).sum() == first.probes == 40
     assert summary.landscape.robustness is None
     assert len(summary.cells) == task.concepts.n_cells

@@ -132,7 +132,7 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         effects=effects(landscape, space, probes),
         modes=[
             records.ModeRecord(
-                **_measured(mode, space),
+                **measured(mode, space),
                 lift=mode.lift,
                 minimal=reached(asked.walked, space, mode.region),
                 invalid=invalid_share(space, mode.region, probes),
@@ -140,7 +140,7 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
             )
             for mode in modes
         ],
-        suspected=[records.Suspected(**_measured(mode, space)) for mode in named if not mode.confirmed],
+        suspected=[records.Suspected(**measured(mode, space)) for mode in named if not mode.confirmed],
         invalid=invalid_probes(space, probes),
         modes_found_again=reproducibility(space, modes, halves),
         modes_skipped=skipped_combinations(space, config.max_conditions),
@@ -159,7 +159,7 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
     return Summary(record, cells, fresh)
 
 
-def _measured(mode: Mode, space: ConceptSpace) -> dict[str, Any]:
+def measured(mode: Mode, space: ConceptSpace) -> dict[str, Any]:
     """What is known of a region, whether it is a failure mode or not."""
     rate = RateRecord.from_rate(mode.rate)
     return {
