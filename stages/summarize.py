@@ -75,7 +75,7 @@ def fresh_probes(task: LoadedTask, count: int, ledger: Ledger, compute: Compute,
         with show("asking again", len(items)) as tell:
             prober = Prober(task, ids, len(items), ledger, compute, lambda n, _: tell(n, ""))
             prober.ask(items, cells)
-        return prober.table().assign(role="fresh", explorer="uniform")
+        return prober.table()
 
     return Fresh(count, ask)
 

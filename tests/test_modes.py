@@ -9,7 +9,7 @@ from scipy import stats
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.again import found_again, jaccard, name_in_halves, reproducibility
-from stages.landscape.confirm import Mode, ask_again, draw_inside, measure, worse_items, worse_probes
+from stages.landscape.confirm import NO_FRESH, Fresh, Mode, confirm, draw_inside, worse_items, worse_probes
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import find_regions, skipped_combinations
@@ -54,29 +54,34 @@ def test_modes_are_numbered_worst_first_and_before_what_is_suspected(named):
     assert excess == sorted(excess, reverse=True)
 
 
-def test_rates_come_from_fresh_probes_inside(named):
+def test_what_measures_a_mode_had_no_say_in_its_being_one(named):
     task, modes, asked, *_ = named
     assert 180 < len(asked) <= 200
+    keys = ["item", *task.concepts.names]
     for mode in modes:
         own = asked[asked["mode"] == mode.id]
         assert mode.region.contains(task.concepts, own[task.concepts.names].to_numpy()).all()
-        assert (mode.rate.n, mode.failures) == (len(own), own["failed"].sum())
-        assert not own.duplicated(["item", *task.concepts.names]).any()
+        told = own[own["role"] == ("measure" if mode.confirmed else "test")]
+        assert (mode.rate.n, mode.failures) == (len(told), told["failed"].sum())
+        assert not told.duplicated(keys).any()
+        assert set(own["role"]) == ({"test", "measure"} if mode.confirmed else {"test"})
 
 
 def test_without_fresh_probes_nothing_is_confirmed(named):
-    task, modes, *_ = named
-    (unasked,) = measured(task.concepts, [modes[0].region], np.zeros(625), 0.2, [])
+    task, modes, _, probes, landscape = named
+    regions = [modes[0].region]
+    ([unasked], asked) = confirm(task.concepts, regions, landscape, probes, 40, NO_FRESH, seed=0)
     assert (unasked.rate.n, unasked.confirmed, unasked.id) == (0, False, "S1")
+    assert asked.empty and {*probes.columns, "mode"} == {*asked.columns}
 
 
-def test_where_fresh_probes_are_few_the_first_regions_get_them():
-    task = planted()
-    regions = [Region({"tilt": (level,)}) for level in range(4)]
-    for count, sizes in ((15, []), (16, [16]), (47, [23, 23]), (64, [16] * 4), (100, [25] * 4)):
-        answers = ask_again(task.concepts, regions, 40, fresh(task, count), seed=0)
-        assert [len(table) for table in answers] == sizes
-    assert ask_again(task.concepts, regions, 40, None, seed=0) == []
+def test_where_fresh_probes_are_few_the_first_regions_get_them(named):
+    task, _, _, probes, landscape = named
+    regions = [Region({"rain": (level,)}) for level in range(4)]
+    for count, sizes in ((14, []), (15, [10]), (45, [10] * 3), (66, [11] * 4), (150, [25] * 4)):
+        modes, asked = confirm(task.concepts, regions, landscape, probes, 40, fresh(task, count), seed=0)
+        assert asked[asked["role"] == "test"].groupby("mode").size().tolist() == sizes
+        assert sum(mode.rate.n > 0 for mode in modes) == len(sizes)
 
 
 def test_pairs_inside_are_uniform_and_different():
@@ -107,7 +112,7 @@ def test_a_mode_of_an_enumerated_grid_is_sought_on_other_items_than_confirm_it(m
     every = ask(task, np.repeat(np.arange(8), len(cells)), np.tile(cells, (8, 1)), "control")
     few = (every, ids[:8], task.embed(ids[:8]), task.concepts)
     exact = estimate(*few, threshold=0.0, seed=0)
-    name_modes(exact, *few, SummarizeConfig(modes=1), threshold=0.0, seed=0)
+    name_modes(exact, *few, SummarizeConfig(modes=1), threshold=0.0, seed=0, fresh=NO_FRESH)
     ((seen, kept),) = given
     assert len(kept) == 4 and set(seen["item"]) == set(kept)
 
@@ -126,55 +131,59 @@ def test_regions_are_not_merged_where_the_box_around_them_fails_less():
     assert together.n_cells(space) == 20
 
 
-def measured(
-    space: ConceptSpace, regions: list[Region], rates: np.ndarray, overall: float, answers: list[tuple[int, int]]
-) -> list[Mode]:
-    """Regions measured on so many fresh probes of which so many fail, against 1,000 of the whole grid."""
-    table = pd.DataFrame(space.cells(), columns=space.names).assign(rate=rates)
-    landscape = Landscape(table, np.empty((0, len(table))), False, False, None, {})
-    control = pd.DataFrame({"failed": np.arange(1000) < 1000 * overall})
-    return measure(space, regions, landscape, control, [pd.DataFrame({"failed": np.arange(n) < k}) for n, k in answers])
+CONTROL = pd.DataFrame({"item": "i", "a": 0, "failed": np.arange(1000) < 250})
 
 
-def levels(n: int) -> tuple[ConceptSpace, list[Region]]:
-    """A concept with so many levels, each a region."""
-    return ConceptSpace((Concept("a", tuple(range(n))),)), [Region({"a": (level,)}) for level in range(n)]
+def outcome(*answers: tuple[int, float]) -> list[Mode]:
+    """Levels of a concept, each a region, of whose first and further fresh probes so many and such a share fail.
+
+    Each is tested on 40 and, if that confirms it, measured on 20 and more; of the whole grid 250 of 1,000 fail.
+    """
+    space = ConceptSpace((Concept("a", tuple(range(len(answers)))),))
+    landscape = Landscape(
+        pd.DataFrame({"a": range(len(answers)), "rate": 0.25}), np.empty((0, len(answers))), False, False, None, {}
+    )
+    seen = set()
+
+    def ask(_items: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
+        level, n = int(cells[0, 0]), len(cells)
+        failures = round(answers[level][1] * n) if level in seen else answers[level][0]
+        seen.add(level)
+        return pd.DataFrame({"failed": np.arange(n) < failures})
+
+    regions = [Region({"a": (level,)}) for level in range(len(answers))]
+    return confirm(space, regions, landscape, CONTROL, 1000, Fresh(60 * len(answers), ask), seed=0)[0]
 
 
-def test_a_mode_whose_interval_reaches_down_to_the_overall_rate_is_not_confirmed():
-    space, regions = levels(2)
-    for failures, is_confirmed in ((16, False), (17, True)):
-        assert worse_probes(np.arange(40) < failures, np.arange(1000) < 250) < 0.05
-        (mode,) = measured(space, regions[:1], np.full(2, 0.25), 0.25, [(40, failures)])
+def test_a_region_is_a_mode_where_chance_would_rarely_make_it_one():
+    for failures, is_confirmed in ((15, False), (16, True)):
+        assert (worse_probes(np.arange(40) < failures, np.arange(1000) < 250) < 0.05) is is_confirmed
+        (mode,) = outcome((failures, 0.4))
         assert mode.confirmed is is_confirmed
+        assert (mode.rate.n, mode.failures) == ((20, 8) if is_confirmed else (40, failures))
 
 
 def test_of_several_modes_each_has_to_be_less_likely_by_chance():
-    space, regions = levels(4)
-    answers = [(40, 17), (40, 11), (40, 11), (40, 9)]
-    (alone,) = measured(space, regions[:1], np.full(4, 0.25), 0.25, answers[:1])
-    assert alone.confirmed
-    assert not any(mode.confirmed for mode in measured(space, regions, np.full(4, 0.25), 0.25, answers))
+    answers = [(17, 0.4), (11, 0.4), (11, 0.4), (9, 0.4)]
+    assert outcome(*answers[:1])[0].confirmed
+    assert not any(mode.confirmed for mode in outcome(*answers))
 
 
 def test_no_mode_fails_less_than_the_average():
-    space, regions = levels(2)
-    modes = measured(space, regions, np.array([0.9, 0.1]), 0.25, [(40, 4), (40, 30)])
-    assert [(m.id, m.region, m.confirmed) for m in modes] == [("M1", regions[1], True), ("S1", regions[0], False)]
+    modes = outcome((4, 0.1), (30, 0.8), (30, 0.2))
+    assert [(m.id, m.region.allowed["a"]) for m in modes if m.confirmed] == [("M1", (1,))]
+    assert modes[0].rate.value == pytest.approx(0.8), "what is measured, not what was tested"
+    assert modes[0].rate.n == 30, "where two are measured, they share"
 
 
 def test_where_all_cells_are_alike_hardly_any_run_confirms_a_mode():
     """Noise alone makes regions look bad; on fresh probes they do not hold: 5% of runs by the test's own level."""
-    task = planted(regions=[], noise=0.3)
-    space, rng = task.concepts, np.random.default_rng(0)
-    cells, false = space.cells(), 0
-    for _ in range(200):
-        rates = np.clip(0.3 + rng.normal(0, 0.1, len(cells)), 0, 1)
-        regions = find_regions(space, cells, rates, SummarizeConfig(modes=6))
-        assert regions
-        answers = [(40, int(rng.binomial(40, 0.3))) for _ in regions]
-        false += any(mode.confirmed for mode in measured(space, regions, rates, 0.3, answers))
-    assert false <= 16  # 10 are expected; more than 16 come in 3% of experiments
+    rng = np.random.default_rng(0)
+    false = [
+        any(mode.confirmed for mode in outcome(*((int(k), 0.25) for k in rng.binomial(40, 0.25, 6))))
+        for _ in range(200)
+    ]
+    assert sum(false) <= 16  # 10 are expected; more than 16 come in 3% of experiments
 
 
 class Half:
@@ -201,7 +210,7 @@ class Half:
         arguments = (self.probes, self.ids, np.eye(len(self.ids)), self.concepts)
         landscape = estimate(*arguments, threshold=0.0, seed=0)
         assert landscape.exact
-        return name_modes(landscape, *arguments, SummarizeConfig(modes=3), threshold=0.0, seed=0)[0]
+        return name_modes(landscape, *arguments, SummarizeConfig(modes=3), threshold=0.0, seed=0, fresh=NO_FRESH)[0]
 
 
 def test_modes_of_an_enumerated_grid_rest_on_items_not_on_probes():

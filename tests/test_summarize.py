@@ -121,6 +121,7 @@ def test_a_landscape_needs_no_files(probed):
     summary = summarize(asked, SummarizeConfig(modes=2), 0)
     first = summary.landscape.modes[0]
     assert first.low > summary.landscape.overall.value
-    assert (summary.fresh["mode"] == first.id).sum() == first.probes == 40
+    measured = (summary.fresh["mode"] == first.id) & (summary.fresh["role"] == "measure")
+    assert measured.sum() == first.probes > 0
     assert summary.landscape.robustness is None
     assert len(summary.cells) == task.concepts.n_cells

@@ -9,7 +9,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.intervals import COUNTED, Rate, wilson
-from stages.landscape.confirm import Fresh, Mode, ask_again, measure, measure_exactly
+from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, no_fresh
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import find_regions
 from stages.params import SummarizeConfig
@@ -95,9 +95,9 @@ def name_modes(
     *,
     threshold: float,
     seed: int,
-    fresh: Fresh | None = None,
+    fresh: Fresh,
 ) -> tuple[list[Mode], pd.DataFrame]:
-    """Find regions on the landscape, and measure each on fresh probes inside it.
+    """Find regions on the landscape, and ask the model again inside each.
 
     On an enumerated grid all was asked: a region is named on half of the items, confirmed on the other half, and its
     rate is that of all of them.
@@ -111,26 +111,19 @@ def name_modes(
         config: how many regions, of how many conditions and which support.
         threshold: discrepancies above it are failures.
         seed: of the draws, or of the halves and of the estimate from one of them.
-        fresh: probes kept back; without them nothing is confirmed on a grid that was not enumerated.
+        fresh: probes kept back from the search.
 
     Returns:
-        Failure modes, then what is only suspected; and the fresh probes, `mode` being the id of where they were drawn.
+        As `confirm` does.
     """
-    nothing = probes.iloc[:0].assign(mode="")
     if not landscape.exact:
         regions = find_regions(space, landscape.cells(space), landscape.rates, config)
-        answers = ask_again(space, regions, len(item_ids), fresh, seed)
-        modes = measure(space, regions, landscape, probes[probes["role"] == "control"], answers)
-        told = [
-            table.assign(mode=next(mode.id for mode in modes if mode.region == region))
-            for table, region in zip(answers, regions, strict=False)
-        ]
-        return modes, pd.concat([nothing, *told], ignore_index=True)
+        control = probes[probes["role"] == "control"]
+        return confirm(space, regions, landscape, control, len(item_ids), fresh, seed)
     held = np.random.default_rng(seed).permutation(len(item_ids)) < len(item_ids) // 2
     kept = np.flatnonzero(~held)
     others = probes["item"].isin(np.asarray(item_ids)[held])
     ids = [item_ids[int(i)] for i in kept]
     half = estimate(probes[~others], ids, embeddings[kept], space, threshold=threshold, seed=seed)
     regions = find_regions(space, half.cells(space), half.rates, config)
-    modes = measure_exactly(space, regions, landscape, half.table, probes[others])
-    return modes, nothing
+    return confirm_exactly(space, regions, landscape, half.table, probes[others]), no_fresh(probes)

@@ -14,7 +14,7 @@ from stages.errors import UsageError
 from stages.kernel import landmarks
 from stages.landscape.again import name_in_halves, reproducibility
 from stages.landscape.bias import measure_bias
-from stages.landscape.confirm import Fresh, Mode
+from stages.landscape.confirm import NO_FRESH, Fresh, Mode
 from stages.landscape.describe import effects, invalid_probes, invalid_share, name_modes, overall_rate
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import skipped_combinations
@@ -68,7 +68,7 @@ class Asked:
         false_alarms: how often what is no failure is called one, if the threshold was calibrated.
         notes: sentences of the task for the report.
         people: where people's ratings say what a failure is.
-        fresh: probes kept back from the search; without them no failure mode is confirmed.
+        fresh: probes kept back from the search; without them no failure mode is confirmed, unless all was asked.
     """
 
     audit: str
@@ -84,7 +84,7 @@ class Asked:
     false_alarms: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     people: People | None = None
-    fresh: Fresh | None = None
+    fresh: Fresh = NO_FRESH
 
 
 @dataclass(frozen=True)
