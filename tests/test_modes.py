@@ -266,10 +266,10 @@ def test_a_condition_that_does_not_raise_the_rate_is_dropped():
 
 
 def test_a_condition_has_to_raise_the_quality_by_more_than_noise_does():
-    """Two levels at the same rate but for a percent: with the condition it fails a little more, and says no more."""
+    """One level is a hair below what speaks for a region: without it the region says no more."""
     space = ConceptSpace(tuple(Concept(n, tuple(range(5))) for n in "ab"))
     cells = space.cells()
-    rates = np.where(cells[:, 0] >= 3, np.where(cells[:, 1] == 4, 0.55, 0.8), 0.1)
+    rates = np.where(cells[:, 0] >= 3, np.where(cells[:, 1] == 4, 0.58, 0.8), 0.1)
     first = find_regions(space, cells, rates, SummarizeConfig(modes=1, max_conditions=2, min_support=0.02))[0]
     assert first == Region({"a": (3, 4)})
 
@@ -307,9 +307,10 @@ def test_support_and_number_are_limits():
     task = planted()
     cells = task.concepts.cells()
     rates = inside(task, CORNERS).astype(float)
-    wide = find_regions(task.concepts, cells, rates, SummarizeConfig(modes=1, max_conditions=3, min_support=0.3))
-    assert len(wide) == 1
-    assert wide[0].n_cells(task.concepts) >= 0.3 * len(cells)
+    for support, sizes in ((0.02, [100, 50]), (0.15, [100]), (0.3, [])):
+        found = find_regions(task.concepts, cells, rates, SummarizeConfig(modes=3, min_support=support))
+        assert [region.n_cells(task.concepts) for region in found] == sizes
+    assert len(find_regions(task.concepts, cells, rates, SummarizeConfig(modes=1))) == 1
     assert (
         find_regions(task.concepts, cells, np.full(len(cells), 0.2), SummarizeConfig(modes=3, max_conditions=2)) == []
     )
