@@ -23,6 +23,7 @@ from stages.params import SummarizeConfig
 
 MAX_BOXES = 4_000_000  # boxes held at once for one combination of concepts
 MAX_OVERLAP = 0.5
+LEAST = 0.03  # of all excess mass in a region's own cells; however small a region is, it may hold much
 STRICT = 0.75  # where between the overall rate and that of the average failure's cell the level of a region lies
 MERGED_FILL, MERGED_RATE = 0.8, 0.9  # of the smallest box around two regions: share they fill, rate it keeps
 MAX_SUBSETS = 6  # categories up to which all sets of them are tried
@@ -34,7 +35,8 @@ def find_regions(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, limi
     The quality of a region is its excess mass over a level, the sum of (rate - level) over its cells not yet covered
     (Müller and Sawitzki 1991, "Excess Mass Estimates and Tests for Multimodality"). Other seeds name the same regions
     again more often than by the t-statistic of subgroup discovery, sqrt(cells) * (mean rate - overall rate), which
-    rises and falls slowly around its maximum (docs/method.md). A condition that does not raise the rate only takes
+    rises and falls slowly around its maximum, and where small regions that hold next to nothing of all excess mass are
+    left out (docs/method.md). A condition that does not raise the rate only takes
     cells away, so regions come out minimal. A region that overlaps the covered cells by more than half is refused;
     regions that overlap or touch are merged if together they fill the smallest box around them and it is as bad.
 
@@ -45,12 +47,13 @@ def find_regions(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, limi
         limits: how many regions, of how many conditions and which share of the grid; combinations of concepts with
             too many ranges are left out, see `skipped_combinations`.
     """
-    level = _level(rates)
+    excess = rates - _level(rates)
+    least = LEAST * np.clip(excess, 0, None).sum()
     covered = np.zeros(len(cells), dtype=bool)
     regions: list[Region] = []
     while len(regions) < limits.modes and not covered.all():
-        region = _best_region(space, cells, rates - level, covered, limits)
-        if region is None:
+        region = _best_region(space, cells, excess, covered, limits)
+        if region is None or excess[region.contains(space, cells) & ~covered].sum() < least:
             break
         regions = _merge(space, [*regions, region], cells, rates)
         for region in regions:
