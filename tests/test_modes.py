@@ -316,6 +316,32 @@ def test_support_and_number_are_limits():
     )
 
 
+SHAPES = {  # levels (4, n) of four concepts -> which cells fail
+    "a box": lambda a, b, c, d: (a >= 5) & (b >= 5),
+    "three conditions": lambda a, b, c, d: (a >= 5) & (b >= 5) & (c >= 5),
+    "an L": lambda a, b, c, d: ((a >= 5) & (b >= 2)) | ((a >= 2) & (b >= 5)),
+    "XOR": lambda a, b, c, d: ((a <= 2) & (b <= 2)) | ((a >= 5) & (b >= 5)),
+    "a union": lambda a, b, c, d: ((a >= 5) & (b >= 5)) | ((c <= 1) & (d <= 1)),
+    "a diagonal": lambda a, b, c, d: a == b,
+    "a diagonal band": lambda a, b, c, d: abs(a - b) <= 1,
+    "a triangle": lambda a, b, c, d: a + b >= 9,
+    "one cell in three hundred": lambda a, b, c, d: (a == 3) & (b == 3) & (c == 3),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_whatever_shape_fails_is_covered_by_regions(shape):
+    space = ConceptSpace(tuple(Concept(name, tuple(range(7))) for name in "abcd"))
+    cells = space.cells()
+    failing = SHAPES[shape](*cells.T)
+    rates = np.where(failing, 0.8, 0.1) + np.random.default_rng(0).normal(0, 0.02, len(cells))
+    named = np.zeros(len(cells), dtype=bool)
+    for region in find_regions(space, cells, rates, SummarizeConfig()):
+        named |= region.contains(space, cells)
+    assert (named & failing).sum() / named.sum() >= 0.85, "precision"
+    assert (named & failing).sum() / failing.sum() >= 0.85, "recall"
+
+
 def space_of_three() -> ConceptSpace:
     return ConceptSpace(tuple(Concept(name, tuple(range(6))) for name in ("tilt", "fog", "dust")))
 
