@@ -142,9 +142,16 @@ def change_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -
     return _grid(row, column, grid, hover, CHANGE_SCALE, (-100 * top, 100 * top), tickformat="+.0f", **more)
 
 
-def policy_map(row: Concept, column: Concept, policy: pd.DataFrame) -> go.Figure:
-    """How often the trained policy would probe each pair of levels; 1 is as often as by chance."""
-    relative = policy["policy_mean"] / policy["policy_mean"].mean()
+def policy_map(row: Concept, column: Concept, policy: pd.DataFrame, what: str = "policy_mean") -> go.Figure:
+    """How often the trained policy would probe each pair of levels; 1 is as often as by chance.
+
+    Args:
+        row: the concept whose levels are rows.
+        column: the one whose levels are columns.
+        policy: one row a pair of levels, in row-major order.
+        what: the mean over items, or "policy_std", the standard deviation over them in the same unit.
+    """
+    relative = policy[what] / policy["policy_mean"].mean()
     grid = np.array(rounded(relative, 3), dtype=object).reshape(len(row), len(column))
     top = max(2.0, math.ceil(float(np.nanmax(relative.to_numpy(dtype=float), initial=0.0))))
     hover = f"<b>%{{z:.2f}} × chance</b>{_place(row, column)}"

@@ -77,9 +77,10 @@ class Trust(NamedTuple):
 
 
 class PolicyPart(NamedTuple):
-    """Where the agent looks, with its selector."""
+    """Where the agent looks, and how much that depends on the item, with their selector."""
 
-    picture: Picture
+    mean: Picture
+    deviation: Picture
     labels: list[str]
 
 
@@ -335,12 +336,29 @@ def _calibration_bins(cells: pd.DataFrame, space: ConceptSpace, probes: pd.DataF
 def _policy(cells: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> PolicyPart | None:
     if cells["policy_mean"].isna().all() or len(names) < 2:
         return None
-    variants = []
-    for view in views(names, 2):
-        row, column = space_of(space, view).concepts
-        variants.append((label_of(view), figures.policy_map(row, column, marginal(cells, space, view))))
-    alt = f"Heat map of how often the policy probes each combination of {variants[0][0]}, relative to chance."
-    return PolicyPart(Picture(alt, variants, 400, selector="policy-view"), [label for label, _ in variants])
+    pairs = views(names, 2)
+    first, labels = label_of(pairs[0]), [label_of(view) for view in pairs]
+
+    def picture(what: str, alt: str, title: str) -> Picture:
+        variants = []
+        for view in pairs:
+            row, column = space_of(space, view).concepts
+            variants.append((label_of(view), figures.policy_map(row, column, marginal(cells, space, view), what)))
+        return Picture(alt, variants, 400, title, selector="policy-view")
+
+    return PolicyPart(
+        picture(
+            "policy_mean",
+            f"Heat map of how often the policy probes each combination of {first}, relative to chance.",
+            "Mean over items",
+        ),
+        picture(
+            "policy_std",
+            f"Heat map of how far the items differ in that, for each combination of {first}.",
+            "Standard deviation over items",
+        ),
+        labels,
+    )
 
 
 def _worst(landscape: Landscape) -> ModeRecord | None:
