@@ -12,13 +12,13 @@ LEVEL = 0.95
 COUNTED = 50  # uniform probes of each level of a concept from which its rates are counted, not estimated
 
 
-def wilson(failures: int, n: int) -> Rate:
+def wilson(failures: int, n: int, level: float = LEVEL) -> Rate:
     """A proportion with its Wilson score interval (Wilson 1927), which stays sensible near 0 and 1."""
     if n == 0:
         return NO_RATE
     from scipy import stats  # takes a second
 
-    interval = stats.binomtest(int(failures), int(n)).proportion_ci(LEVEL, method="wilson")
+    interval = stats.binomtest(int(failures), int(n)).proportion_ci(level, method="wilson")
     return Rate(failures / n, float(interval.low), float(interval.high), int(n))
 
 
@@ -57,13 +57,15 @@ class Resampler:
         n = int(self._codes.max()) + 1 if len(self._codes) else 0
         self._drawn = np.random.default_rng(seed).standard_exponential((resamples, n + 1))  # the last: the added item
 
-    def mean(self, values: np.ndarray, weights: np.ndarray, bounds: tuple[float, float] = CHANGE) -> Rate:
+    def mean(
+        self, values: np.ndarray, weights: np.ndarray, bounds: tuple[float, float] = CHANGE, level: float = LEVEL
+    ) -> Rate:
         """Weighted mean of values (n,) that lie within `bounds`; pairs of weight 0 do not count."""
         total = float(weights.sum())
         if total <= 0:
             return NO_RATE
         value = float((weights * values).sum() / total)
-        tail = (1 - LEVEL) / 2
+        tail = (1 - level) / 2
         low = float(np.quantile(self._means(values, weights, bounds[0]), tail))
         high = float(np.quantile(self._means(values, weights, bounds[1]), 1 - tail))
         return Rate(value, min(low, value), max(high, value), int((weights > 0).sum()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from stages.command import stage_main
 from stages.explorers.policies import load_policy
 from stages.landscape.show import exhibits, extremes
+from stages.landscape.slices import worst_slice
 from stages.landscape.summary import Asked, People, summarize
 from stages.params import AuditConfig, load_params
 from stages.provenance import prepared_files, provenance
@@ -55,6 +56,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig)
         false_alarms=dict(task.false_alarms()),
         notes=task.notes(),
         people=_people(task, audit),
+        attributes=found.embedded.attributes,
     )
     summary = summarize(asked, audit.summarize, audit.seed)
     out.cells, out.landscape = summary.cells, summary.landscape
@@ -69,6 +71,8 @@ def _say(landscape: Landscape) -> None:
     if landscape.ratings:
         rate = landscape.ratings.automatic.overall.rate
         print(f"according to people's ratings; by the automatic measure it fails on {rate.value:.1%}")
+    if landscape.slices and (worst := landscape.slices.worst):
+        print(f"who fails most: {worst_slice(*worst)}")
     for mode in landscape.modes:
         print(f"{mode.id}: {mode.text}: {_measured(mode)}")
     for names in landscape.modes_skipped:
