@@ -325,6 +325,11 @@ class Gate(Record):
     passed: bool | None
     slice: str | None = None
 
+    @property
+    def named(self) -> str:
+        """The gate, and which value decided it: "slices.label.max (9)"."""
+        return self.gate if self.slice is None else f"{self.gate} ({self.slice})"
+
 
 class Verdict(Document):
     """verdict.json: `passed` is None without gates, or if one could not be judged and none failed."""
