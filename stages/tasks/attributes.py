@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,43 @@ from stages.errors import UsageError
 MOST_VALUES = 30  # of a column; more groups than that are too small to say anything about
 MOST_COLUMNS = 20  # each value of each is one more test, which makes all others harder to pass
 META = "meta:"  # before the name of a column of items.parquet that came with the user's data
+MAX_NAME = 64  # characters of the name of a column
 RANGES = 4  # that numbers are cut into
 MOST_CHARACTERS = 80  # of a value; what is longer is text to read, not a group
 _TAKEN = COLUMNS | {"embedding", "id", "split"}  # columns of the tables that attributes are written to
+
+
+def details(row: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
+    """What a row of the user's data says of an item beside the fields that the task reads: numbers and short texts."""
+    return {
+        name: value
+        for name, value in row.items()
+        if isinstance(name, str) and name not in own and _is_name(name) and _is_detail(value)
+    }
+
+
+def detail_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Details of n items as columns of items.parquet, `META` before each name; a column of mixed kinds becomes text."""
+    columns: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        kinds = {"number" if _is_number(value) else type(value) for value in values if value is not None}
+        columns[META + name] = values if len(kinds) == 1 else [None if v is None else _said(v) for v in values]
+    return columns
+
+
+def _is_name(name: str) -> bool:
+    return 0 < len(name) <= MAX_NAME and name.isprintable()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_detail(value: Any) -> bool:
+    if isinstance(value, str):
+        return 0 < len(value) <= MOST_CHARACTERS
+    return isinstance(value, bool) or (_is_number(value) and abs(value) < 2**63)
 
 
 def attributes_of(items: pd.DataFrame, concepts: Collection[str] = ()) -> pd.DataFrame:
