@@ -331,9 +331,9 @@ class Result:
     def slices(self) -> pd.DataFrame:
         """Whose failures they are: a row for each value of each attribute of the items ("label"), worst first.
 
-        Over the whole grid, from uniform probes: `rate` with its 95% interval, `low` and `high`, that of all other items
-        (`rest`), and whether it is significantly `worse`, by the p-value `p`, adjusted for all values (Holm). Empty where
-        nothing tells items apart.
+        Over the whole grid, from uniform probes: `rate` with its 95% interval, `low` and `high`, that of all other
+        items (`rest`), and whether it is significantly `worse`, by the p-value `p`, adjusted for all values (Holm).
+        Empty where nothing tells items apart.
         """
         found = self.landscape.slices
         rows = [
@@ -341,7 +341,8 @@ class Result:
             for of in (found.attributes if found else ())
             for one in of.values
         ]
-        return pd.DataFrame(rows, columns=list(_SLICE))
+        table = pd.DataFrame(rows, columns=list(_SLICE))
+        return table.sort_values("rate", ascending=False, kind="stable", ignore_index=True)
 
     @property
     def verdict(self) -> RepairVerdict | Verdict:

@@ -216,10 +216,10 @@ def _confusions(control: pd.DataFrame, labels: np.ndarray) -> list[Confusion] | 
 
     Args:
         control: uniform probes.
-        labels: (n,) what was expected of each; None if unknown.
+        labels: (n,) what was expected of each; missing if unknown.
     """
     came = control["output"].astype(str).str.replace(_PROBABILITY, "", regex=True).to_numpy(dtype=object)
-    known = np.array([label is not None for label in labels])
+    known = pd.notna(labels)
     failed = control["failed"].to_numpy(dtype=bool)
     passed = ~failed & known
     if "valid" in control:

@@ -202,7 +202,7 @@ def write_embedded(path: Path, embedded: Embedded) -> None:
         "embedding": pa.array(list(embedded.vectors)),
     }
     attributes = embedded.attributes
-    columns |= {name: pa.array(attributes[name].tolist(), pa.string()) for name in attributes}
+    columns |= {name: pa.array(attributes[name].tolist(), pa.string(), from_pandas=True) for name in attributes}
     pq.write_table(pa.table(columns), path)
 
 

@@ -185,7 +185,8 @@ def choose_items(articles: list[Article], counts: ItemCounts, seed: int) -> pd.D
     """Draw the items of each split, in an order that the seed decides: from its own pool if it has one.
 
     Returns:
-        Columns id, split, label (the reference, else the lead sentence), article, reference ("" for none), cut and those of details.
+        Columns id, split, label (the reference, else the lead sentence), article, reference ("" for none), cut, and
+        those of details.
 
     Raises:
         UsageError: when there are too few articles.
