@@ -353,7 +353,7 @@ def _row(line: str) -> tuple[dict[str, str], dict[str, Any]]:
         raise ValueError("no JSON") from None
     if not isinstance(row, dict):
         raise ValueError(f"{type(row).__name__}, expected an object with image and label")
-    more = details(row, _READ)
+    more = details(row, set(_READ) - {"group"})  # a few large groups tell pictures apart, too
     row = {key: spelled(row[key]) for key in _READ if row.get(key) is not None}
     for key in ("image", "label"):
         if key not in row:
