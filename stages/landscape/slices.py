@@ -24,7 +24,9 @@ from stages.records.slices import AttributeRates, AttributeSlices, Bounds, Confu
 LABEL = "label"
 SIGNIFICANT = 0.05
 DRAWS = 19_999  # permutations of items: enough for a p-value that 600 tests leave below 0.05
+FEWEST_DRAWS = 1999
 MOST_DRAWN = 200_000_000  # items times permutations, some seconds
+MOST_HELD = 100_000_000  # items of a value times resamples, 800 MB
 IN_TAIL = 25  # resamples beyond each end of a joint interval
 NAMES_LABEL = 0.95  # share of passing probes whose output is the label, from where on outputs name classes
 FEWEST_NAMED = 20
@@ -47,7 +49,7 @@ class _Asked(NamedTuple):
         """The failure rate; on an enumerated grid with the interval of resampled items."""
         if not self.exact:
             return wilson(int(self.failed.sum()), len(self.failed), level)
-        resamples = max(RESAMPLES, _resamples(level))
+        resamples = max(RESAMPLES, _resamples(level, len(np.unique(self.row))))
         sampler = Resampler(self.row, resamples, self.seed)
         return sampler.mean(self.failed.astype(float), np.ones(len(self.row)), SHARE, level)
 
@@ -134,19 +136,36 @@ def worse_values(failed: np.ndarray, row: np.ndarray, attributes: Sequence[np.nd
     asked, at = np.unique(row, return_inverse=True)
     # More failures than the overall rate lets expect of as many probes.
     excess = np.bincount(at, failed - failed.mean(), len(asked))
-    counts = [int(codes.max(initial=-1)) + 1 for codes in attributes]
-    member = np.concatenate(
-        [np.equal.outer(codes[asked], np.arange(k)) for codes, k in zip(attributes, counts, strict=True)], axis=1
-    ).astype(float)
-    observed = excess @ member - 1e-9  # what adds up to the same is no less
-    draws = int(min(DRAWS, max(1999, MOST_DRAWN // len(asked))))
-    rng, above = np.random.default_rng(seed), np.zeros(member.shape[1], dtype=np.int64)
-    step = max(1, 2_000_000 // len(asked))
+    groups = [_Groups.of(codes[asked], int(codes.max(initial=-1)) + 1) for codes in attributes]
+    observed = [group.sums(excess[None])[0] - 1e-9 for group in groups]  # what adds up to the same is no less
+    above = [np.zeros(len(sums), dtype=np.int64) for sums in observed]
+    draws = int(min(DRAWS, max(FEWEST_DRAWS, MOST_DRAWN // len(asked))))
+    rng, step = np.random.default_rng(seed), max(1, 2_000_000 // len(asked))
     for start in range(0, draws, step):
         dealt = rng.permuted(np.tile(excess, (min(step, draws - start), 1)), axis=1)
-        above += (dealt @ member >= observed).sum(axis=0)
-    p_values = (1 + above) / (1 + draws)
-    return np.split(p_values, np.cumsum(counts)[:-1])
+        for number, group in enumerate(groups):
+            above[number] += (group.sums(dealt) >= observed[number]).sum(axis=0)
+    return [(1 + count) / (1 + draws) for count in above]
+
+
+class _Groups(NamedTuple):
+    """Items by their value: their order, and where in it each value begins and ends."""
+
+    order: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, codes: np.ndarray, values: int) -> _Groups:
+        order = np.argsort(codes, kind="stable")
+        sides = (np.searchsorted(codes[order], np.arange(values), side) for side in ("left", "right"))
+        return cls(order, *sides)
+
+    def sums(self, of_items: np.ndarray) -> np.ndarray:
+        """Sums by value, (k, values), of numbers (k, items)."""
+        running = np.cumsum(of_items[:, self.order], axis=1)
+        running = np.concatenate([np.zeros((len(running), 1)), running], axis=1)
+        return running[:, self.ends] - running[:, self.starts]
 
 
 def _slices(asked: _Asked, codes: np.ndarray, values: Sequence[str], p_values: np.ndarray) -> list[Slice]:
@@ -199,9 +218,9 @@ def joint_level(values: int) -> float:
     return 1 - (1 - LEVEL) / max(1, values)
 
 
-def _resamples(level: float) -> int:
-    """How many resamples an interval of this level takes."""
-    return int(min(20_000, np.ceil(2 * IN_TAIL / (1 - level))))
+def _resamples(level: float, items: int) -> int:
+    """How many resamples an interval of this level takes, as far as memory allows with so many items."""
+    return int(min(20_000, np.ceil(2 * IN_TAIL / (1 - level)), MOST_HELD // max(1, items)))
 
 
 def _bounds(rate: Rate) -> Bounds:
@@ -286,7 +305,7 @@ def compare_slices(
         for number, value in enumerate(values):
             of = codes[row] == number
             some = {model: answers[of] for model, answers in failed.items()}
-            n = max(resamples, _resamples(level))
+            n = max(resamples, _resamples(level, len(np.unique(items[of]))))
             paired = Paired(items[of], cells[of], inside[of], share, some, resamples=n, seed=seed)
             everywhere = np.ones(int(of.sum()), dtype=bool)
             differences.append(
