@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pydantic import ValidationError
+from scipy.stats import fisher_exact
 
 import faded
 from stages.concepts import Concept, ConceptSpace, Region
@@ -18,7 +19,6 @@ from stages.errors import UsageError
 from stages.intervals import holm, wilson
 from stages.landscape import slices
 from stages.landscape.gates import landscape_gates, repair_gates
-from stages.landscape.modes import worse_probes
 from stages.landscape.slices import compare_slices, joint_level, measure_slices, worse_values
 from stages.pages.slices import compared_view, worst_said
 from stages.pages.verdicts import verdict_view
@@ -103,14 +103,18 @@ def test_items_that_differ_make_no_label_worse(monkeypatch):
         found = measure_slices(table, ITEMS[:40], told, SPACE, {}, exact=False, seed=seed)
         marked += bool(found.worse)
         of, failed = labels[pd.Index(ITEMS).get_indexer(table["item"])], table["failed"].to_numpy()
-        by_probes += holm(np.array([worse_probes(failed, of == label) for label in range(5)])).min() < 0.05
+        by_probes += holm(np.array([_fisher(failed, of == label) for label in range(5)])).min() < 0.05
     assert marked <= 3
     assert by_probes > 20, "else items do not differ enough: Fisher's test on probes is fooled by such items"
 
 
-def test_where_each_item_is_asked_once_the_test_is_fishers():
-    from scipy.stats import fisher_exact
+def _fisher(failed: np.ndarray, inside: np.ndarray) -> float:
+    """What a test of single probes would say."""
+    counts = [[(failed & side).sum(), (~failed & side).sum()] for side in (inside, ~inside)]
+    return float(fisher_exact(counts, alternative="greater").pvalue)
 
+
+def test_where_each_item_is_asked_once_the_test_is_fishers():
     failed = np.array([1] * 8 + [0] * 4 + [1] * 6 + [0] * 42, dtype=bool)
     codes = np.array([0] * 12 + [1] * 48)
     [p_values] = worse_values(failed, np.arange(60), [codes], seed=0)

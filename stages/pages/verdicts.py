@@ -22,17 +22,19 @@ class GateView(NamedTuple):
 
 
 class VerdictView(NamedTuple):
-    """A verdict for the page: whether it passed, in words too, and each gate."""
+    """A verdict for the page: whether it passed, in words too, each gate, and whether any is by slice."""
 
     passed: bool | None
     text: str
     gates: list[GateView]
+    by_slice: bool
 
 
 def verdict_view(verdict: Verdict) -> VerdictView:
     """A verdict for the page."""
     gates = [_gate(gate) for gate in verdict.gates]
-    return VerdictView(verdict.passed, _text(verdict.passed, [gate.passed for gate in gates]), gates)
+    by_slice = any(gate.gate.startswith(SLICES) for gate in verdict.gates)
+    return VerdictView(verdict.passed, _text(verdict.passed, [gate.passed for gate in gates]), gates, by_slice)
 
 
 def _text(passed: bool | None, results: Sequence[bool | None]) -> str:
