@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,8 @@ from stages.params import Gates, LandscapeGates, Params
 from stages.records import Comparison, Landscape, Verdict
 from stages.records.tables import Embedded, read_embedded, write_embedded
 from stages.tasks.attributes import META, attributes_of, check_attributes, detail_columns, details, ranges_of
-from stages.tasks.base import known_attributes
+from stages.tasks.base import LoadedTask, known_attributes
+from stages.tasks.contract import Items
 from tests.landscapes import landscape_file, planted
 from tests.workspace import audit_params, repair_params
 
@@ -470,3 +472,70 @@ def test_an_audit_from_python_says_whose_failures_they_are(tmp_path: Path):
     assert "Site west fails most: " in page
     assert '<section id="slices">' in page
     assert '<a href="#slices">Who</a>' in page
+
+
+def test_fields_of_lists_of_pictures_reach_the_items(tmp_path: Path):
+    image = pytest.importorskip("PIL.Image")
+    from stages.tasks.classification.own_data import JsonLines
+    from stages.tasks.classification.pictures import View
+    from stages.tasks.classification.pool import choose_items
+    from stages.tasks.sources import ItemCounts
+
+    lines = []
+    for k in range(8):
+        image.new("L", (8, 8), k).save(tmp_path / f"{k}.png")
+        row = {"image": f"{k}.png", "label": "ab"[k % 2], "group": "xy"[k // 4], "scanner": "GE" if k % 4 else None}
+        lines.append(json.dumps({**row, "age": 30 + k, "note": "n" * 100}))
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    pool = JsonLines(jsonl="all.jsonl").load(tmp_path)
+    items = choose_items(pool, ItemCounts(discover=4, repair=0, test=4), ["a", "b"], 0, (1, 8, 8), View(resize=8))
+    assert {name for name in items if name.startswith(META)} == {"meta:group", "meta:scanner", "meta:age"}
+    of = items.set_index("id")
+    assert of.loc["5.png", ["label", "meta:group", "meta:scanner", "meta:age"]].tolist() == ["b", "y", "GE", 35]
+    assert pd.isna(of.loc["4.png", "meta:scanner"])
+    assert list(attributes_of(items.drop(columns=["id", "split"]))) == ["label", "group", "age"], "one scanner alone"
+
+
+def test_columns_of_data_sets_reach_the_items():
+    datasets = pytest.importorskip("datasets")
+    from stages.tasks.classification.own_data import _details
+
+    kinds = {
+        "image": datasets.Value("binary"), "label": datasets.Value("string"), "age": datasets.Value("int32"),
+        "sex": datasets.ClassLabel(names=["f", "m"]), "box": datasets.Sequence(datasets.Value("int32")),
+    }  # fmt: skip
+    rows = {"image": [b"", b""], "label": ["a", "b"], "age": [61, None], "sex": [1, -1], "box": [[1], [2]]}
+    part = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+    assert _details(part, ("image", "label")) == [{"age": 61, "sex": "m"}, {}]
+    assert _details(part.select_columns(["image", "label"]), ("image", "label")) == [{}, {}]
+
+
+def test_fields_of_articles_reach_the_items_and_their_length_tells_them_apart(tmp_path: Path):
+    from stages.tasks.sources import ItemCounts
+    from stages.tasks.summarization.data import choose_items
+    from stages.tasks.summarization.data_sources import _article
+    from stages.tasks.summarization.probes import SummarizerProbes
+
+    words = [10 + k for k in range(40)]
+    rows = [{"body": " ".join(["word"] * n) + ".", "topic": "sport" if n % 2 else "news"} for n in words]
+    articles = [_article(f"a{k}", row, "body", None, None, "") for k, row in enumerate(rows)]
+    items = choose_items(articles, ItemCounts(discover=30, repair=0, test=10), 0)
+    task = SimpleNamespace(items=Items(items), concepts=SPACE, _articles=items["article"].tolist())
+    task._told_apart = lambda about, ids: LoadedTask._told_apart(task, about, ids)
+    found = SummarizerProbes.attributes(task, ["a0", "a39", "a20"])
+    assert found.to_dict("list") == {
+        "topic": ["news", "sport", "news"],
+        "length": ["10 to 19 words", "40 to 49 words", "30 to 39 words"],
+    }
+
+
+def test_items_of_a_text_to_image_model_are_told_apart_by_their_template():
+    from stages.tasks.text_to_image.probes import PainterProbes
+
+    templates = ["a photo of {thing}" + " in a very long sentence" * 5, "{thing}"] * 2
+    table = pd.DataFrame({"id": list("abcd"), "split": "discover", "label": templates, "seed": range(4)})
+    task = SimpleNamespace(items=Items(table), concepts=SPACE, _templates=templates)
+    found = PainterProbes.attributes(task, ["b", "a"])
+    assert found.to_dict("list") == {"template": [templates[1], templates[0]]}
+    task._templates = ["{thing}"] * 4
+    assert list(PainterProbes.attributes(task, ["b", "a"])) == []
