@@ -124,6 +124,19 @@ def test_where_each_item_is_asked_once_the_test_is_fishers():
     assert p_values == pytest.approx(exact, abs=0.003)
 
 
+def test_of_very_many_items_some_are_drawn_and_sums_of_many_are_normal(monkeypatch):
+    rng = np.random.default_rng(0)
+    row, codes = rng.integers(0, 800, 3000), np.repeat([0, 1, 2, -1], [20, 300, 400, 80])
+    rate = np.where(np.arange(800) < 320, 0.24, 0.2)
+    failed = rng.random(3000) < rate[row]
+    [dealt] = worse_values(failed, row, [codes], seed=0)
+    monkeypatch.setattr(slices, "MOST_DEALT", 100)
+    [drawn] = worse_values(failed, row, [codes], seed=0)
+    assert drawn != pytest.approx(dealt, abs=1e-6)
+    assert drawn == pytest.approx(dealt, abs=0.02)
+    assert dealt.max() - dealt.min() > 0.5, "else agreeing means little"
+
+
 def test_an_enumerated_grid_is_exact_and_its_intervals_are_of_items():
     cells = SPACE.cells()
     rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import erfc, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +25,8 @@ from stages.records.slices import AttributeRates, AttributeSlices, Bounds, Confu
 LABEL = "label"
 SIGNIFICANT = 0.05
 DRAWS = 19_999  # permutations of items: enough for a p-value that 600 tests leave below 0.05
-FEWEST_DRAWS = 1999
-MOST_DRAWN = 200_000_000  # items times permutations, some seconds
+MOST_DEALT = 5_000  # items that are dealt out anew, in some seconds
+FEW = 200  # of more items than that: as many as one value's are drawn, and sums of more are normal
 MOST_HELD = 100_000_000  # items of a value times resamples, 800 MB
 IN_TAIL = 25  # resamples beyond each end of a joint interval
 NAMES_LABEL = 0.95  # share of passing probes whose output is the label, from where on outputs name classes
@@ -122,7 +123,8 @@ def worse_values(failed: np.ndarray, row: np.ndarray, attributes: Sequence[np.nd
 
     Probes of one item are alike, so they are no independent evidence of a value: whole items, with all their probes,
     are dealt out anew. Where each item was asked once this is Fisher's exact test (1935). It needs no model of how
-    items differ, and holds as well for an enumerated grid.
+    items differ, and holds as well for an enumerated grid. Of more than 5,000 items only as many as a value has are
+    drawn, or the sum of as many is taken to be normal if they are more than 200.
 
     Args:
         failed: (n,) of uniform probes.
@@ -136,16 +138,37 @@ def worse_values(failed: np.ndarray, row: np.ndarray, attributes: Sequence[np.nd
     asked, at = np.unique(row, return_inverse=True)
     # More failures than the overall rate lets expect of as many probes.
     excess = np.bincount(at, failed - failed.mean(), len(asked))
+    rng = np.random.default_rng(seed)
+    if len(asked) > MOST_DEALT:
+        return [
+            np.array([_of_many(excess, codes[asked] == value, rng) for value in range(codes.max(initial=-1) + 1)])
+            for codes in attributes
+        ]
     groups = [_Groups.of(codes[asked], int(codes.max(initial=-1)) + 1) for codes in attributes]
     observed = [group.sums(excess[None])[0] - 1e-9 for group in groups]  # what adds up to the same is no less
     above = [np.zeros(len(sums), dtype=np.int64) for sums in observed]
-    draws = int(min(DRAWS, max(FEWEST_DRAWS, MOST_DRAWN // len(asked))))
-    rng, step = np.random.default_rng(seed), max(1, 2_000_000 // len(asked))
-    for start in range(0, draws, step):
-        dealt = rng.permuted(np.tile(excess, (min(step, draws - start), 1)), axis=1)
+    step = 2_000_000 // len(asked)
+    for start in range(0, DRAWS, step):
+        dealt = rng.permuted(np.tile(excess, (min(step, DRAWS - start), 1)), axis=1)
         for number, group in enumerate(groups):
             above[number] += (group.sums(dealt) >= observed[number]).sum(axis=0)
-    return [(1 + count) / (1 + draws) for count in above]
+    return [(1 + count) / (1 + DRAWS) for count in above]
+
+
+def _of_many(excess: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> float:
+    """The same p-value for one value among very many items: its sum against that of as many drawn items.
+
+    Args:
+        excess: (items,), 0 in the mean.
+        inside: (items,) which have the value.
+        rng: of the draws.
+    """
+    n, k = len(excess), int(inside.sum())
+    observed = float(excess[inside].sum()) - 1e-9
+    if k <= FEW:
+        return float(1 + (rng.choice(excess, (DRAWS, k)).sum(axis=1) >= observed).sum()) / (1 + DRAWS)
+    deviation = float(excess.std(ddof=1)) * sqrt(k * (n - k) / n)
+    return 0.5 * erfc(observed / deviation / sqrt(2)) if deviation else 1.0
 
 
 class _Groups(NamedTuple):
