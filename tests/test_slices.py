@@ -226,19 +226,23 @@ def test_before_and_after_are_weighed_as_in_the_grid_and_paired():
     assert found["4"].change < 0
 
 
-def test_what_did_not_change_is_not_worse():
-    marked = 0
-    for seed in range(20):
+def test_what_did_not_change_is_not_worse(monkeypatch):
+    """Of ten values one has risen by chance in many audits: as many tests have to be allowed for."""
+    monkeypatch.setattr(slices, "IN_TAIL", 5)
+    marked = above = 0
+    for seed in range(10):
         rng = np.random.default_rng(seed)
-        items, flip = np.repeat(np.arange(100), 4), rng.random(400)
-        before = rng.random(400) < 0.3
-        after = np.where(flip < 0.2, rng.random(400) < 0.3, before)  # other answers, as often wrong
-        found = compare_slices(
-            pd.DataFrame({"label": LABELS}), ITEMS, np.array(ITEMS)[items], np.zeros((400, 2), dtype=np.int64),
-            np.arange(400) % 2 == 0, 0.5, {"before": before, "after": after}, resamples=200, seed=seed,
+        before, anew, ids = rng.random(2000) < 0.3, rng.random(2000) < 0.3, np.array([f"t{k}" for k in range(2000)])
+        after = np.where(rng.random(2000) < 0.5, anew, before)  # other answers, as often wrong
+        [found] = compare_slices(
+            pd.DataFrame({"label": [str(k % 10) for k in range(2000)]}), ids.tolist(), ids,
+            np.zeros((2000, 2), dtype=np.int64), np.arange(2000) % 4 < 2, 0.5, {"before": before, "after": after},
+            resamples=200, seed=seed,
         )  # fmt: skip
-        marked += any(one.worse for one in found[0].values)
-    assert marked <= 1
+        marked += sum(one.worse for one in found.values)
+        above += sum(one.low > 0 for one in found.values)
+    assert marked == 0
+    assert above > 1, "else no test had anything to allow for"
 
 
 # Gates
