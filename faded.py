@@ -92,6 +92,10 @@ _LATER = {  # what is slow to import, or needs the libraries of an extra
     "Summarization": "stages.tasks.summarization",
     "TextToImage": "stages.tasks.text_to_image",
 }
+_SLICE = (  # columns of `Result.slices`
+    *("attribute", "value", "items", "probes", "failures"),
+    *("rate", "low", "high", "rest", "p", "worse"),
+)
 _FEWEST_PROBES = 40  # of fewer no mode can be both found and confirmed
 
 
@@ -323,6 +327,23 @@ class Result:
             failed["item"] = failed["item"].astype(int)  # the row it had in what was handed over
         shown = failed.rename(columns={"output": "answer"})[["item", *names, "expected", "answer", "discrepancy"]]
         return shown.reset_index(drop=True)
+
+    @property
+    def slices(self) -> pd.DataFrame:
+        """Whose failures they are: a row for each value of each attribute of the items ("label"), worst first.
+
+        Over the whole grid, from uniform probes: `rate` with its 95% interval, `low` and `high`, that of all other
+        items (`rest`), and whether it is significantly `worse`, by the p-value `p`, adjusted for all values (Holm).
+        Empty where nothing tells items apart.
+        """
+        found = self.landscape.slices
+        rows = [
+            {"attribute": of.attribute, **{name: getattr(one, name) for name in _SLICE[1:]}}
+            for of in (found.attributes if found else ())
+            for one in of.values
+        ]
+        table = pd.DataFrame(rows, columns=list(_SLICE))
+        return table.sort_values("rate", ascending=False, kind="stable", ignore_index=True)
 
     @property
     def verdict(self) -> RepairVerdict | Verdict:

@@ -49,6 +49,6 @@ def verdict_markdown(verdict: Verdict) -> str:
         lines += ["| gate | bound | value | 95% interval | passed |", "|---|---|---|---|---|"]
     for gate in verdict.gates:
         interval = f"{gate.low} to {gate.high}" if gate.low is not None else None
-        cells = (gate.gate, gate.bound, gate.value, interval, gate_word(gate.passed))
-        lines.append("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
+        cells = (gate.named, gate.bound, gate.value, interval, gate_word(gate.passed))
+        lines.append("| " + " | ".join("" if cell is None else str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

@@ -68,7 +68,7 @@ def _refusal(verdict: Verdict) -> str:
             f"{verdict.audit}: {NO_GATES}, so nothing says that its model is good enough:"
             f" set repairs.{verdict.audit}.gates in params.yaml"
         )
-    gates = [f"{gate.gate} ({gate_word(gate.passed)})" for gate in verdict.gates if gate.passed is not True]
+    gates = [f"{gate.named} ({gate_word(gate.passed)})" for gate in verdict.gates if gate.passed is not True]
     what = f"{verdict.audit}: {verdict.word}, so its model is not for deployment, as its card says too"
     return f"{what}; passed? {', '.join(gates)}"
 

@@ -64,7 +64,7 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
         for gate in verdict.gates:
             interval = f"{_number(gate.low)} to {_number(gate.high)}" if None not in (gate.low, gate.high) else ""
             passed = f"[{_PASSED_STYLE[gate.passed]}]{gate_word(gate.passed)}[/]"
-            table.add_row(escape(gate.gate), _number(gate.bound), _number(gate.value), interval, passed)
+            table.add_row(escape(gate.named), _number(gate.bound), _number(gate.value), interval, passed)
         console.print(table)
     console.print(_verdict_line(verdict), highlight=False)
     if verdict.statement:

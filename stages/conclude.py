@@ -90,6 +90,9 @@ def metrics_of(comparison: Comparison, passed: bool | None) -> FlatMetrics:
         floor = getattr(shift.noise_floor, view)
         numbers |= {f"noise_floor_{view}_mean": floor.mean, f"noise_floor_{view}_max": floor.max}
     numbers["failures_moved"] = len(comparison.failures_moved.regions)
+    if slices := [one for of in comparison.slices or () for one in of.values]:
+        numbers["worst_slice_rate"] = max((one.after for one in slices if one.after is not None), default=None)
+        numbers["worse_slices"] = sum(one.worse for one in slices)
     numbers["reduced_failures"] = comparison.reduced_failures.holds
     return FlatMetrics(**{key: value for key, value in numbers.items() if value is not None})
 

@@ -29,7 +29,7 @@ from stages.ratings import rated
 from stages.records import DiscoverMetrics, audit_folder
 from stages.records.folder import Discover
 from stages.records.tables import Embedded, Tallies
-from stages.tasks.base import LoadedTask, offers
+from stages.tasks.base import LoadedTask, known_attributes, offers
 from stages.tasks.contract import Compute
 from stages.tasks.load import task_class, task_context
 
@@ -38,13 +38,15 @@ CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the
 
 def main(name: str) -> None:
     """Run the stage for one audit."""
-    audit, here = load_params().audit(name), audit_folder(name)
+    params, here = load_params(), audit_folder(name)
+    audit = params.audit(name)
     context, prepared, shares = task_context(name, audit), here.prepare.path, stage_dir(name, "shards")
     task = rated(task_class(name, audit).load(context, prepared), name, audit)
     if not task.items.ids("discover"):
         raise UsageError(
             f"{prepared / 'items.parquet'} has no items of the split discover: there is nothing to search on"
         )
+    params.check_slices(name, known_attributes(task, task.items.ids("discover")))  # before anything is asked
     parts = _parts(shares, audit, prepared, task)
     inputs = [*prepared_files(prepared), *([shares] if parts else [])]
     with scratch(name, "discover", run_key(audit, inputs, code_of(audit, "discover"))) as folder:
@@ -113,7 +115,7 @@ def write(out: Discover, task: LoadedTask, result: SearchResult, robustness: Rob
     """Write what was asked, and what else of the task the landscape is made from."""
     item_ids = task.items.ids("discover")
     out.probes, out.robustness = result.probes, robustness.table
-    out.embedded = Embedded(item_ids, task.embed(item_ids))
+    out.embedded = Embedded(item_ids, task.embed(item_ids), known_attributes(task, item_ids))
     out.tallies = Tallies(tallies=task.tallies("discover") if offers(task, "tallies") else [])
     out.sheets = {"": task.sheets("discover")} if offers(task, "sheets") else {}
     save_policy(result.policy, out.path / "policy")

@@ -17,12 +17,14 @@ from stages.params.audit import MicroscopicConfig
 from stages.progress import progress
 from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import rated
+from stages.tasks.base import known_attributes
 from stages.tasks.load import task_class, task_context
 
 
 def main(name: str, number: str) -> None:
     """Run the stage for one share of an audit, 1 for the first."""
-    audit = load_params().audit(name)
+    params = load_params()
+    audit = params.audit(name)
     shards = audit.discover.shards
     if not (shards > 1 and number.isdecimal() and 1 <= int(number) <= shards):
         raise UsageError(f"audit {name!r} has no share {number}: audits.{name}.discover.shards is {shards}")
@@ -31,6 +33,7 @@ def main(name: str, number: str) -> None:
     prepared = stage_dir(name, "prepare")
     task = rated(task_class(name, audit).load(context, prepared), name, audit)
     item_ids = task.items.ids("discover")
+    params.check_slices(name, known_attributes(task, item_ids))  # before anything is asked
     budget = audit.discover.searched(len(item_ids) * task.concepts.n_cells)
     share = divide(item_ids, task.concepts.n_cells, budget, shards, audit.seed)[part - 1]
     print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")

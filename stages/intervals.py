@@ -25,22 +25,22 @@ LEVEL = 0.95
 COUNTED = 50  # uniform probes of each level of a concept from which its rates are counted, not estimated
 
 
-def wilson(failures: int, n: int) -> Rate:
+def wilson(failures: int, n: int, level: float = LEVEL) -> Rate:
     """A proportion with its Wilson score interval (Wilson 1927), which stays sensible near 0 and 1."""
-    return _proportion(failures, n, "wilson")
+    return _proportion(failures, n, level, "wilson")
 
 
 def clopper_pearson(failures: int, n: int) -> Rate:
     """A proportion with its exact interval (Clopper and Pearson 1934): of a few draws, never less than 95% hold it."""
-    return _proportion(failures, n, "exact")
+    return _proportion(failures, n, LEVEL, "exact")
 
 
-def _proportion(failures: int, n: int, method: Literal["wilson", "exact"]) -> Rate:
+def _proportion(failures: int, n: int, level: float, method: Literal["wilson", "exact"]) -> Rate:
     if n == 0:
         return NO_RATE
     from scipy import stats  # takes a second
 
-    interval = stats.binomtest(int(failures), int(n)).proportion_ci(LEVEL, method=method)
+    interval = stats.binomtest(int(failures), int(n)).proportion_ci(level, method=method)
     return Rate(failures / n, float(interval.low), float(interval.high), int(n))
 
 
@@ -79,13 +79,15 @@ class Resampler:
         n = int(self._codes.max()) + 1 if len(self._codes) else 0
         self._drawn = np.random.default_rng(seed).standard_exponential((resamples, n + 1))  # the last: the added item
 
-    def mean(self, values: np.ndarray, weights: np.ndarray, bounds: tuple[float, float] = CHANGE) -> Rate:
+    def mean(
+        self, values: np.ndarray, weights: np.ndarray, bounds: tuple[float, float] = CHANGE, level: float = LEVEL
+    ) -> Rate:
         """Weighted mean of values (n,) that lie within `bounds`; pairs of weight 0 do not count."""
         total = float(weights.sum())
         if total <= 0:
             return NO_RATE
         value = float((weights * values).sum() / total)
-        tail = (1 - LEVEL) / 2
+        tail = (1 - level) / 2
         low = float(np.quantile(self._means(values, weights, bounds[0]), tail))
         high = float(np.quantile(self._means(values, weights, bounds[1]), 1 - tail))
         return Rate(value, min(low, value), max(high, value), int((weights > 0).sum()))

@@ -31,7 +31,7 @@ from stages.records import Compared, audit_folder
 from stages.records.folder import ReEvaluate
 from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded, ModelTallies
-from stages.tasks.base import LoadedTask, offers
+from stages.tasks.base import LoadedTask, known_attributes, offers
 from stages.tasks.contract import Compute, Exhibit, Tally
 from stages.tasks.load import task_class, task_context
 
@@ -104,7 +104,7 @@ def write(out: ReEvaluate, tasks: Mapping[str, LoadedTask], targets: Sequence[Re
     """Write what the models answered, and what else of them a repair is judged by."""
     item_ids = tasks["before"].items.ids("test")
     out.probes = _one_table(found)
-    out.embedded = Embedded(item_ids, tasks["before"].embed(item_ids))
+    out.embedded = Embedded(item_ids, tasks["before"].embed(item_ids), known_attributes(tasks["before"], item_ids))
     out.quality = _quality(tasks)
     out.measures = _measures(tasks, targets, found)
     out.tallies = ModelTallies(models=tally_all(tasks))

@@ -90,7 +90,7 @@ def verdict_line(verdict: Verdict) -> str:
     if not verdict.gates:
         return "no gates set: nothing to pass or fail"
     said = {True: "passed", False: "failed", None: "not judged"}
-    return ", ".join(f"{gate.gate} {said[gate.passed]}" for gate in verdict.gates)
+    return ", ".join(f"{gate.named} {said[gate.passed]}" for gate in verdict.gates)
 
 
 def metrics_of(landscape: Landscape, passed: bool | None) -> FlatMetrics:
@@ -111,6 +111,9 @@ def metrics_of(landscape: Landscape, passed: bool | None) -> FlatMetrics:
         "median_radius": landscape.robustness.median_radius if landscape.robustness else None,
         "passed": passed,
     }
+    if landscape.slices and (worst := landscape.slices.worst):
+        numbers["worst_slice_rate"] = worst[1].rate
+        numbers["worse_slices"] = len(landscape.slices.worse)
     if landscape.ratings:
         numbers["failure_rate_automatic"] = landscape.ratings.automatic.overall.value
     for role, search in landscape.search.roles.items():

@@ -18,6 +18,7 @@ from stages.explorers.search import ShowProgress, silent
 from stages.files import scratch
 from stages.landscape.confirm import Fresh
 from stages.landscape.show import exhibits, extremes
+from stages.landscape.slices import worst_slice
 from stages.landscape.summary import Asked, People, summarize
 from stages.ledger import Ledger, opened
 from stages.params import AuditConfig, load_params
@@ -104,6 +105,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         false_alarms=dict(task.false_alarms()),
         notes=task.notes(),
         people=_people(task, audit),
+        attributes=found.embedded.attributes,
         fresh=fresh,
     )
     summary = summarize(asked, audit.summarize, audit.seed)
@@ -119,6 +121,8 @@ def _say(landscape: Landscape) -> None:
     if landscape.ratings:
         rate = landscape.ratings.automatic.overall.rate
         print(f"according to people's ratings; by the automatic measure it fails on {rate.value:.1%}")
+    if landscape.slices and (worst := landscape.slices.worst):
+        print(f"who fails most: {worst_slice(*worst)}")
     for mode in landscape.modes:
         measured = f"{mode.rate:.0%} fail, 95% interval {mode.low:.0%}-{mode.high:.0%}, {mode.probes} probes"
         print(f"{mode.id}: {mode.text}: {measured}")

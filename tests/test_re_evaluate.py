@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from stages import compare, conclude, re_evaluate, report, summarize
+from stages import compare, conclude, discover, re_evaluate, report, summarize
 from stages.concepts import Concept, ConceptSpace, Region
+from stages.errors import UsageError
 from stages.files import read_json, stage_dir, write_json
 from stages.intervals import Rate
 from stages.landscape.compare import Paired, compare_quality, risen, targeting
@@ -254,6 +255,47 @@ def test_a_failure_moved_elsewhere_is_named(audit_dir):
     assert verdict["targeting"] is None
 
 
+def test_gates_by_slice_judge_the_audit_and_its_repair(audit_dir):
+    """Unknown attributes are refused as early as they are known; a verdict says which value decided."""
+    path = audit_dir / "params.yaml"
+    before, params = path.read_text(), yaml.safe_load(path.read_text())
+    tiny, repair = params["audits"]["tiny"], params["repairs"]["tiny"]
+
+    def set_gates(attribute):
+        tiny["gates"] = {"slices": {attribute: {"max": 0.9}}}
+        repair["gates"] = {"slices": {attribute: {"max": 0.05, "change_max": 0.5}}}
+        path.write_text(yaml.safe_dump(params))
+
+    try:
+        set_gates("topic")
+        asked = stage_dir("tiny", "discover") / "probes.parquet"
+        written = asked.stat().st_mtime_ns
+        for stage, block in ((discover, "audits"), (report, "audits"), (conclude, "repairs")):
+            told = rf"{block}\.tiny\.gates\.slices\.topic: .*they have label"
+            with pytest.raises(UsageError, match=told):
+                repaired([TARGET]) if stage is conclude else stage.main("tiny")
+        assert asked.stat().st_mtime_ns == written
+        set_gates("label")
+        report.main("tiny")
+        [gate] = read_json(stage_dir("tiny", "report") / "verdict.json")["gates"]
+        assert (gate["gate"], gate["passed"]) == ("slices.label.max", True)
+        conclude.main("tiny")
+        verdict = repair_verdict("tiny")
+    finally:
+        path.write_text(before)
+        report.main("tiny")
+    [by_label] = verdict["slices"]
+    assert {one["value"]: one["change"] for one in by_label["values"]} == {"0": 0.0, "1": 0.0, "2": 0.0}
+    highest = max(by_label["values"], key=lambda one: one["joint_after"]["high"])
+    worst, moved = verdict["gates"]
+    assert (worst["gate"], worst["passed"], worst["slice"]) == ("slices.label.max", False, highest["value"])
+    assert (moved["gate"], moved["passed"]) == ("slices.label.change_max", True)
+    assert f"Failed: slices.label.max ({highest['value']})." in verdict["statement"]
+    page = (stage_dir("tiny", "conclude") / "report.html").read_text()
+    assert "Whose failures, before and after" in page
+    assert f"failure rate of every label ({highest['value']} decides)" in page
+
+
 def test_without_modes_to_repair_the_verdict_says_so(audit_dir):
     path = stage_dir("tiny", "collect_feedback") / "plan.json"
     plan = read_json(path)
@@ -285,6 +327,8 @@ def test_summarize_names_the_target_and_uses_discover_items_only(audit_dir):
     assert summary["modes"][0]["region"] == TARGET
     assert summary["modes"][0]["confirmed"]
     assert summary["items"] == 20
+    [by_label] = summary["slices"]["attributes"]
+    assert {one["value"]: one["items"] for one in by_label["values"]} == {"0": 7, "1": 7, "2": 6}
     probes = pd.read_parquet(stage_dir("tiny", "discover") / "probes.parquet")
     assert probes["item"].str.startswith("discover-").all()
     assert read_json(stage_dir("tiny", "report") / "verdict.json")["passed"] is None

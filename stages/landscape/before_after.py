@@ -16,6 +16,7 @@ from stages.landscape.measures import compare_measures
 from stages.landscape.modes import find_regions
 from stages.landscape.pairs import covered_share, inside_any
 from stages.landscape.shift import shift
+from stages.landscape.slices import compare_slices
 from stages.params import SummarizeConfig
 from stages.records import Comparison, Plan, RateRecord
 from stages.records.landscape import ConceptRecord, Estimator, RatingsBound
@@ -137,7 +138,21 @@ def compare_models(
         shift=shift(space, before.table, after.table, splits),
         estimator=BothEstimators(before=_estimator(before), after=_estimator(after)),
         items=len(asked.embedded.item_ids),
-    ).having(bias=bias, ratings=asked.ratings)
+    ).having(
+        bias=bias,
+        ratings=asked.ratings,
+        slices=compare_slices(
+            asked.embedded.attributes,
+            asked.embedded.item_ids,
+            pairs["item"].to_numpy(dtype=str),
+            cells,
+            inside,
+            share,
+            {model: table["failed"].to_numpy(dtype=bool) for model, table in answers.items()},
+            resamples=resamples,
+            seed=seed,
+        ),
+    )
     if "automatic_failed" in pairs:  # people's ratings say what a failure is: what of the automatic measure?
         own = pair_by("automatic_failed").differences()
         rates = ("target_failure_rate", "other_failure_rate", "failure_rate")
@@ -166,7 +181,7 @@ def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, lis
 
     Items are described by what the model *before* sees in them, so that both are estimated from the same description.
     """
-    space, threshold, (item_ids, embeddings) = asked.space, asked.threshold, asked.embedded
+    space, threshold, (item_ids, embeddings) = asked.space, asked.threshold, asked.embedded[:2]
     before_probes, after_probes = asked.searches["before"], asked.searches["after"]
     before = estimate(before_probes, item_ids, embeddings, space, threshold=threshold, seed=seed)
     after = estimate(after_probes, item_ids, embeddings, space, threshold=threshold, seed=seed)

@@ -44,13 +44,16 @@ class Paired:
         self.weight = np.where(inside, share / counts[True], (1 - share) / counts[False])
         self._resampler = Resampler(items, resamples, seed)
 
-    def rate(self, model: str, mask: np.ndarray | None = None) -> Rate:
+    def rate(self, model: str, mask: np.ndarray | None = None, level: float = LEVEL) -> Rate:
         """Failure rate of a model over the grid, or over the cells of the mask."""
-        return self._resampler.mean(self.failed[model], self._weights(mask), SHARE)
+        return self._resampler.mean(self.failed[model], self._weights(mask), SHARE, level)
 
-    def change(self, mask: np.ndarray | None = None, models: tuple[str, str] = ("before", "after")) -> Rate:
+    def change(
+        self, mask: np.ndarray | None = None, models: tuple[str, str] = ("before", "after"), level: float = LEVEL
+    ) -> Rate:
         """Failure rate of the second model minus the first, on the same pairs."""
-        return self._resampler.mean(self.failed[models[1]] - self.failed[models[0]], self._weights(mask), CHANGE)
+        change = self.failed[models[1]] - self.failed[models[0]]
+        return self._resampler.mean(change, self._weights(mask), CHANGE, level)
 
     def p_rise(self, mask: np.ndarray) -> float:
         """One-sided p-value of "no more failures after than before" in the cells of the mask."""

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from stages.errors import UsageError
 from stages.landscape.bias import largest_bias
+from stages.params import Gate as BoundsOfGate
 from stages.params import Gates, LandscapeGates
+from stages.params.slices import SliceGate, unknown_attributes
 from stages.records import Comparison, Gate, Landscape, Rate, RateRecord
+from stages.records.slices import Bounds
 
 
 def judge(name: str, bound: float, rate: Rate | None, *, upper: bool) -> Gate:
@@ -30,7 +34,14 @@ def landscape_gates(gates: LandscapeGates | None, landscape: Landscape) -> list[
     """Hold a landscape against its gates."""
     modes = [mode.measured.rate for mode in landscape.modes]
     bias = largest_bias(landscape.bias or [])
-    return judge_landscape(gates, landscape.overall.rate, modes, bias)
+    judged = judge_landscape(gates, landscape.overall.rate, modes, bias)
+    if gates is None or not gates.slices:
+        return judged
+    found = {
+        of.attribute: {one.value: _joint(one.rate, one.joint, one.probes) for one in of.values}
+        for of in (landscape.slices.attributes if landscape.slices else ())
+    }
+    return judged + judge_slices(gates.slices, found, {}, f"audits.{landscape.audit}.gates.slices")
 
 
 def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
@@ -41,7 +52,20 @@ def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
         change[measure] = entry.moved
     if comparison.bias:
         after["bias"], change["bias"] = comparison.bias.mean["after"].rate, comparison.bias.mean_change["after"].rate
-    return judge_repair(gates, after, change)
+    judged = judge_repair(gates, after, change)
+    if not gates.slices:
+        return judged
+    rates: dict[str, dict[str, Rate]] = {}
+    moved: dict[str, dict[str, Rate]] = {}
+    for of in comparison.slices or ():
+        rates[of.attribute] = {one.value: _joint(one.after, one.joint_after, one.pairs) for one in of.values}
+        moved[of.attribute] = {one.value: _joint(one.change, one.joint_change, one.pairs) for one in of.values}
+    return judged + judge_slices(gates.slices, rates, moved, f"repairs.{comparison.audit}.gates.slices")
+
+
+def _joint(value: float | None, joint: Bounds, n: int) -> Rate:
+    """A value with the interval that holds together with those of all other values."""
+    return RateRecord(value=value, low=joint.low, high=joint.high, n=n).rate
 
 
 def judge_landscape(
@@ -77,12 +101,50 @@ def judge_repair(gates: Gates, after: Mapping[str, Rate], change: Mapping[str, R
     entries = []
     for measure in type(gates).model_fields:
         gate = getattr(gates, measure)
-        if gate is None:
+        if not isinstance(gate, BoundsOfGate):
             continue
         for key, bound in gate.model_dump(exclude_none=True).items():
             rates = change if key.startswith("change") else after
             entries.append(judge(f"{measure}.{key}", bound, rates.get(measure), upper=key.endswith("max")))
     return entries
+
+
+def judge_slices(
+    gates: Mapping[str, SliceGate],
+    rates: Mapping[str, Mapping[str, Rate]],
+    changes: Mapping[str, Mapping[str, Rate]],
+    where: str,
+) -> list[Gate]:
+    """Judge every value of attributes by the one whose interval reaches highest.
+
+    Args:
+        gates: the bounds by attribute.
+        rates: attribute -> value -> failure rate, with an interval that holds together with those of all others: which
+            one is the worst is seen from the same probes.
+        changes: attribute -> value -> after minus before, likewise; empty where there is no repair.
+        where: the block, for messages.
+
+    Raises:
+        UsageError: when an attribute is not known.
+    """
+    if errors := unknown_attributes(gates, rates, where):
+        raise UsageError("\n".join(errors))
+    return [
+        _judge_worst(f"slices.{attribute}.{key}", bound, (changes if key.startswith("change") else rates)[attribute])
+        for attribute, gate in gates.items()
+        for key, bound in gate.bounds.items()
+    ]
+
+
+def _judge_worst(name: str, bound: float, rates: Mapping[str, Rate]) -> Gate:
+    """Hold the value that reaches highest against a bound; not judged if one has no probes and none fails."""
+    measured = {value: rate for value, rate in rates.items() if not np.isnan(rate.value)}
+    worst = max(measured, key=lambda value: measured[value].high, default=None)
+    gate = judge(name, bound, None if worst is None else measured[worst], upper=True)
+    unmeasured = next((value for value in rates if value not in measured), None)
+    if gate.passed is not False and unmeasured is not None:
+        gate, worst = judge(name, bound, None, upper=True), unmeasured
+    return gate.having(slice=worst)
 
 
 def all_passed(gates: Sequence[Gate]) -> bool | None:

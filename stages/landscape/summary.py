@@ -20,6 +20,7 @@ from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import skipped_combinations
 from stages.landscape.people import against_automatic
 from stages.landscape.robustness import reached, summarize_robustness
+from stages.landscape.slices import measure_slices
 from stages.params import RatingsConfig, SummarizeConfig
 from stages.records import RateRecord
 from stages.records import landscape as records
@@ -68,6 +69,7 @@ class Asked:
         false_alarms: how often what is no failure is called one, if the threshold was calibrated.
         notes: sentences of the task for the report.
         people: where people's ratings say what a failure is.
+        attributes: by what people tell the items apart, a row an item; see `LoadedTask.attributes`.
         fresh: probes kept back from the search; without them no failure mode is confirmed, unless all was asked.
     """
 
@@ -84,6 +86,7 @@ class Asked:
     false_alarms: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     people: People | None = None
+    attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
     fresh: Fresh = NO_FRESH
 
 
@@ -154,6 +157,15 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         notes=list(asked.notes) or None,
         bias=measure_bias(asked.tallies, seed) or None,
         ratings=told,
+        slices=measure_slices(
+            probes,
+            ids,
+            asked.attributes,
+            space,
+            {mode.id: mode.region for mode in modes},
+            exact=landscape.exact,
+            seed=seed,
+        ),
         items_averaged=averaged if averaged < len(ids) else None,
     )
     return Summary(record, cells, fresh)

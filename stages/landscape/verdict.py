@@ -25,7 +25,7 @@ def conclude(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> Repai
 def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> str:
     """The verdict in a few sentences; that a rule decided comes first, and an unjudged gate is never passed over."""
     said = ["Decided by policy, no human."] if plan.decided_by == "policy" else []
-    failed, unjudged = ([gate.gate for gate in gates if gate.passed is result] for result in (False, None))
+    failed, unjudged = ([gate.named for gate in gates if gate.passed is result] for result in (False, None))
     if failed:
         said.append(f"Failed: {', '.join(failed)}.")
     if unjudged:
@@ -42,6 +42,8 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> str:
             said.append(f"{told[0].upper()}{told[1:]}.")
     if regions := comparison.failures_moved.regions:
         said.append("Failures rose elsewhere: " + "; ".join(region.text for region in regions) + ".")
+    if worse := [f"{of.attribute} {one.value}" for of in comparison.slices or () for one in of.values if one.worse]:
+        said.append(f"Failures rose significantly for {', '.join(worse)}.")
     skewed = newly_skewed(comparison.bias) if comparison.bias else []
     if skewed:
         named = ", ".join(f"{subject.attribute} of {subject.subject}" for subject in skewed)

@@ -19,6 +19,7 @@ from stages.pages.ratings import fails
 from stages.pages.scales import nice_ceiling
 from stages.pages.searches import compare_searches
 from stages.pages.sheets import show_sheets, strips
+from stages.pages.slices import compared_sentence, compared_view
 from stages.pages.verdicts import verdict_view
 from stages.pages.words import flatten, interval, number, percent, points, points_interval, score
 from stages.records import Compared, Comparison, Difference, RepairVerdict
@@ -162,6 +163,7 @@ def write_comparison_report(
         "sides": sides,
         "changes": _changes(landscapes, space, names),
         "modes": modes,
+        "slices": compared_view(comparison),
         "moved": [_row(region, "", region.text) for region in comparison.failures_moved.regions],
         "dumbbells": _dumbbells(modes or differences),
         "search": compare_searches(probes, comparison.search),
@@ -177,6 +179,7 @@ def write_comparison_report(
         "sides": "Landscapes",
         "changes": "Change",
         "modes": "Modes",
+        "slices": "Who",
         "moved": "Moved",
         "search": "Search",
         "shift": "Shift",
@@ -192,6 +195,7 @@ def write_comparison_report(
         decision=_decision(verdict),
         control=_CONTROLS[comparison.control or "uniform"],
         invalid=_invalid(comparison.invalid),
+        slices_sentence=compared_sentence(comparison),
         contents=[(key, title) for key, title in titles.items() if parts[key] or key == "moved"],
         skipped=[(entry["file"], entry["reason"]) for entry in skipped],
         provenance=list(flatten(provenance)),

@@ -21,6 +21,7 @@ from stages.pages.ratings import fails, ratings_view
 from stages.pages.robustness import robustness_view
 from stages.pages.searches import SearchView, search_view
 from stages.pages.sheets import show_sheets, strips
+from stages.pages.slices import slices_view, worst_said
 from stages.pages.verdicts import verdict_view
 from stages.pages.words import flatten, interval, number, percent
 from stages.records import Effect, Landscape, ModeRecord, Verdict
@@ -129,6 +130,7 @@ def write_landscape_report(
         "pairs": pair_part(cells, space, names, top),
         "effects": _effects(landscape, top),
         "modes": _modes(landscape, galleries, shrinker),
+        "slices": slices_view(landscape),
         "bias": landscape_bias(landscape.bias or []),
         "extremes": _extremes(extremes or {}, shrinker),
         "sheets": show_sheets({"": sheets}, shrinker),
@@ -145,6 +147,7 @@ def write_landscape_report(
         "pairs": "Pairs",
         "effects": "Single concepts",
         "modes": "Failure modes",
+        "slices": "Who",
         "bias": "Bias",
         "extremes": "Best and worst",
         "sheets": "Contact sheets",
@@ -375,6 +378,7 @@ def _finding(landscape: Landscape, search: SearchView | None) -> list[str]:
     if ratings := landscape.ratings:
         rate = ratings.automatic.overall
         said.append(f"Failing here means {fails(ratings)}; by the automatic measure it is {percent(rate.value)}.")
+    said += worst_said(landscape)
     worst = _worst(landscape)
     if worst is not None:
         said.append(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from stages.pages.words import percent, points, points_interval, words
 from stages.records import Gate, Verdict
 
+SLICES = "slices."  # before the name of an attribute
+
 
 class GateView(NamedTuple):
     """A gate with its numbers in its own unit."""
@@ -20,17 +22,19 @@ class GateView(NamedTuple):
 
 
 class VerdictView(NamedTuple):
-    """A verdict for the page: whether it passed, in words too, and each gate."""
+    """A verdict for the page: whether it passed, in words too, each gate, and whether any is by slice."""
 
     passed: bool | None
     text: str
     gates: list[GateView]
+    by_slice: bool
 
 
 def verdict_view(verdict: Verdict) -> VerdictView:
     """A verdict for the page."""
     gates = [_gate(gate) for gate in verdict.gates]
-    return VerdictView(verdict.passed, _text(verdict.passed, [gate.passed for gate in gates]), gates)
+    by_slice = any(gate.gate.startswith(SLICES) for gate in verdict.gates)
+    return VerdictView(verdict.passed, _text(verdict.passed, [gate.passed for gate in gates]), gates, by_slice)
 
 
 def _text(passed: bool | None, results: Sequence[bool | None]) -> str:
@@ -46,12 +50,16 @@ def _text(passed: bool | None, results: Sequence[bool | None]) -> str:
 
 
 def _gate(gate: Gate) -> GateView:
-    measure, _, bound = gate.gate.partition(".")
+    measure, _, bound = gate.gate.rpartition(".") if gate.gate.startswith(SLICES) else gate.gate.partition(".")
     change = bound.startswith("change")
     show, unit = (points, " points") if change else (percent, "")
     spread = points_interval(gate.low, gate.high) if change else f"{percent(gate.low)} to {percent(gate.high)}"
+    name = words(measure.removeprefix("max_"))
+    if gate.gate.startswith(SLICES):
+        decided = "" if gate.slice is None else f" ({gate.slice} decides)"
+        name = f"failure rate of every {measure.removeprefix(SLICES)}{decided}"
     return GateView(
-        name=f"change of {words(measure)}" if change else words(measure.removeprefix("max_")),
+        name=f"change of {name}" if change else name,
         bound=f"{'≥' if bound.endswith('min') else '≤'} {show(gate.bound)}{unit}",
         value=f"{show(gate.value)}{unit}",
         interval="–" if gate.low is None or gate.high is None else spread,

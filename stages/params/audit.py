@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from stages.concepts.space import COLUMNS, Level
 from stages.params import renamed
 from stages.params.renamed import refuse_renamed
+from stages.params.slices import SliceGate
 from stages.params.strict import Strict, shown, validation_lines
 
 MAX_NAME = 64  # characters of the name of an audit or a concept
@@ -95,6 +96,7 @@ class LandscapeGates(Strict):
     max_failure_rate: float | None = Field(None, gt=0, lt=1, description="over the whole grid")
     max_mode_rate: float | None = Field(None, gt=0, lt=1, description="in the worst failure mode")
     max_bias: float | None = Field(None, gt=0, lt=1, description="total variation of the most skewed subject")
+    slices: dict[str, SliceGate] = Field(default_factory=dict, description="for every value of an attribute, by name")
 
 
 class SummarizeConfig(Strict):

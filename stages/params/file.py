@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from stages.params import renamed
 from stages.params.audit import MAX_NAME, AuditConfig
 from stages.params.renamed import refuse_renamed
 from stages.params.repair import RepairConfig
+from stages.params.slices import unknown_attributes
 from stages.params.strict import Strict, errors_in, shown, validation_lines
 from stages.params.yaml_file import parse_yaml, read_bytes
 
@@ -109,6 +111,18 @@ class Params(Strict):
                 f"no audit {name!r} in params.yaml, found: {', '.join(self.audits)}{did_you_mean(name, self.audits)}"
             )
         return self.audits[name]
+
+    def check_slices(self, name: str, attributes: Iterable[Any]) -> None:
+        """Check that the gates of an audit and of its repair name attributes that its items have.
+
+        Raises:
+            UsageError: one line for each that they do not have.
+        """
+        audit, repair, known = self.audit(name), self.repairs.get(name), list(attributes)
+        errors = unknown_attributes(audit.gates.slices if audit.gates else (), known, f"audits.{name}.gates.slices")
+        errors += unknown_attributes(repair.gates.slices if repair else (), known, f"repairs.{name}.gates.slices")
+        if errors:
+            raise UsageError("\n".join(errors))
 
     def repair(self, name: str) -> RepairConfig:
         """The repair of an audit by its name."""

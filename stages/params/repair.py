@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.params import renamed
 from stages.params.renamed import refuse_renamed
+from stages.params.slices import SliceRepairGate
 from stages.params.strict import Strict
 
 PUBLIC_KEY = r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}$"  # Ed25519 as one line; `faded reviewers add`
@@ -99,6 +100,9 @@ class Gates(Strict):
     newly_failing: Gate | None = None
     clean_quality: Gate | None = None
     bias: Gate | None = None
+    slices: dict[str, SliceRepairGate] = Field(
+        default_factory=dict, description="failure rate of every value of an attribute, by name"
+    )
 
     @field_validator("target_failure_rate", "other_failure_rate", "newly_failing", "bias")
     @classmethod

@@ -8,6 +8,7 @@ from stages.concepts import ConceptSpace, Region
 from stages.records.base import Document, Listed, OpenRecord, RateRecord, Record
 from stages.records.bias import Bias
 from stages.records.search import Searches
+from stages.records.slices import Slices
 
 
 class Effect(Record):
@@ -310,6 +311,7 @@ class Landscape(Document):
     sampled: bool
     items: int
     items_averaged: int | None = None
+    slices: Slices | None = None
 
     @property
     def space(self) -> ConceptSpace:
@@ -318,7 +320,10 @@ class Landscape(Document):
 
 
 class Gate(Record):
-    """One bound and what was held against it; `passed` and the numbers are None where there was nothing to measure."""
+    """One bound and what was held against it; `passed` and the numbers are None where there was nothing to measure.
+
+    `slice` is the value of the attribute that decided a gate by slice.
+    """
 
     gate: str
     bound: float
@@ -326,6 +331,12 @@ class Gate(Record):
     low: float | None
     high: float | None
     passed: bool | None
+    slice: str | None = None
+
+    @property
+    def named(self) -> str:
+        """The gate, and which value decided it: "slices.label.max (9)"."""
+        return self.gate if self.slice is None else f"{self.gate} ({self.slice})"
 
 
 class Verdict(Document):

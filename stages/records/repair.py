@@ -12,6 +12,7 @@ from stages.records.base import Document, Listed, RateRecord, Record
 from stages.records.bias import BiasComparison
 from stages.records.landscape import Agreement, ConceptRecord, Estimator, RatingsBound, Verdict
 from stages.records.search import ModelSearches
+from stages.records.slices import Bounds
 
 Action = Literal["repair", "accept", "ignore"]
 
@@ -145,6 +146,29 @@ class RegionDifference(Difference):
     text: str
 
 
+class SliceDifference(Difference):
+    """The difference in the failure rate of the items with one value of an attribute.
+
+    `joint_after` and `joint_change` hold together with those of all other values. `p` is that of a rise, adjusted for
+    all values of all attributes (Holm); None with too few pairs for a test. `worse`: it has risen significantly.
+    """
+
+    value: str
+    items: int
+    joint_after: Bounds
+    joint_change: Bounds
+    p: float | None
+    worse: bool
+
+
+class AttributeDifferences(Record):
+    """All values of one attribute, the highest rate after the repair first; `missing` items have none."""
+
+    attribute: str
+    missing: int
+    values: Listed[SliceDifference]
+
+
 class MeasureDifference(Difference):
     """The difference of one of a task's own measures; `baselines` are means of answers that need no model."""
 
@@ -268,6 +292,7 @@ class Comparison(Document):
     noise: Noise | None = None
     measures: dict[str, Measures] | None = None
     ratings: RatingsBound | None = None
+    slices: list[AttributeDifferences] | None = None
 
     @property
     def space(self) -> ConceptSpace:

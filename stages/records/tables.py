@@ -38,10 +38,14 @@ class Compared(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """Items in their order, and what the explorer sees of them: (items, d)."""
+    """Items in their order, what the explorer sees of them, (items, d), and by what people tell them apart.
+
+    `attributes` has a row an item and columns of strings, see `LoadedTask.attributes`; no column if nothing is known.
+    """
 
     item_ids: list[str]
     vectors: np.ndarray
+    attributes: pd.DataFrame = pd.DataFrame()
 
 
 class Tallies(Document):
@@ -189,11 +193,21 @@ def read_sheets(data: bytes | Path, where: str) -> dict[str, list[Sheet]]:
 
 
 def write_embedded(path: Path, embedded: Embedded) -> None:
-    """Write items and what the explorer sees of each."""
-    pd.DataFrame({"item": embedded.item_ids, "embedding": list(embedded.vectors)}).to_parquet(path, index=False)
+    """Write items, what the explorer sees of each, and a column for each attribute."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, pa.Array] = {
+        "item": pa.array(embedded.item_ids, pa.string()),
+        "embedding": pa.array(list(embedded.vectors)),
+    }
+    attributes = embedded.attributes
+    columns |= {name: pa.array(attributes[name].tolist(), pa.string(), from_pandas=True) for name in attributes}
+    pq.write_table(pa.table(columns), path)
 
 
 def read_embedded(data: bytes | Path, where: str) -> Embedded:
-    """Read what `write_embedded` wrote; see `read_exhibits`."""
+    """Read what `write_embedded` wrote; see `read_exhibits`. Files of earlier versions have no attributes."""
     table = read_parquet(data, where, ("item", "embedding"))
-    return Embedded(table["item"].tolist(), np.stack(table["embedding"].tolist()))
+    attributes = table.drop(columns=["item", "embedding"])
+    return Embedded(table["item"].tolist(), np.stack(table["embedding"].tolist()), attributes)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.params import Strict, validation_lines
+from stages.tasks.attributes import attributes_of, check_attributes
 from stages.tasks.contract import (
     Exhibit,
     Items,
@@ -83,6 +84,24 @@ class LoadedTask(ABC):
         if self._axes is None:
             self._axes = PrincipalAxes.of(self.features(self.items.ids("discover")))
         return self._axes(self.features(item_ids))
+
+    def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
+        """Say by what people tell items apart; landscapes then say whose failures they are.
+
+        By default the label and every other column of `items.table` that sorts all items into 2 to 30 groups; numbers
+        with more values are cut into four ranges. Free text, bytes, and columns with one value or with hardly two items
+        alike are left out.
+
+        Returns:
+            A row an item, in order; columns of strings, None where an item has no value. No column is named as a
+            concept or as a column of the tables.
+        """
+        return self._told_apart(self.items.table.drop(columns=["id", "split"]), item_ids)
+
+    def _told_apart(self, about: pd.DataFrame, item_ids: Sequence[str]) -> pd.DataFrame:
+        """Attributes of n items from a table of all of them, (items, columns) in the order of `items.table`."""
+        found = attributes_of(about, self.concepts.names).set_axis(self.items.table["id"])
+        return found.loc[list(item_ids), :].reset_index(drop=True)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """Show n probes as people would see them; by default the label and the output."""
@@ -338,6 +357,16 @@ def offers(task: LoadedTask | type[Task], ability: str) -> bool:
     """Whether a task has an optional ability of its own: `measure`, `again`, `tallies`, `sheets`, `repair`."""
     cls: type = task if isinstance(task, type) else type(task.automatic_task)
     return getattr(cls, ability) is not getattr(LoadedTask, ability)
+
+
+def known_attributes(task: LoadedTask, item_ids: Sequence[str]) -> pd.DataFrame:
+    """What a task says of n items, checked: see `LoadedTask.attributes`.
+
+    Raises:
+        UsageError: when a task of the user's own says something else.
+    """
+    name = type(task.automatic_task).__name__
+    return check_attributes(task.attributes(item_ids), len(item_ids), task.concepts.names, name)
 
 
 def _parse(block: type[Strict] | None, given: Mapping[str, Any], where: str, errors: list[str]) -> Any:

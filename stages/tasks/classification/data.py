@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from stages.errors import UsageError
 from stages.files import local_file
+from stages.tasks.attributes import details
 from stages.tasks.classification.data_source import DataSource
 from stages.tasks.classification.own_data import HubDataset, ImageFolder, JsonLines
 from stages.tasks.classification.pool import Decoded, Pool, tolerate
@@ -23,11 +24,14 @@ from stages.tasks.contract import SPLITS
 from stages.tasks.source import collect
 from stages.tasks.sources import package_folder
 
+_READ = ["id", "split", "label", "image"]
+
 
 class ParquetImages(DataSource):
     """{parquet: FILE}: one table of raw images with ready-made pools, as data/mnist/build.py writes it.
 
-    Columns id, split, label, image (uint8 pixels, row by row); shape and class names in the schema's metadata.
+    Columns id, split, label, image (uint8 pixels, row by row); shape and class names in the schema's metadata. Other
+    columns with numbers or short texts say what pictures have in common.
     """
 
     parquet: str
@@ -58,7 +62,7 @@ class ParquetImages(DataSource):
             meta = json.loads((file.metadata or {}).get(b"images", b"{}"))
         except ValueError as error:
             raise UsageError(f"prepare.data.parquet: {path} has metadata `images` that is not JSON: {error}") from None
-        if not {"id", "split", "label", "image"} <= set(columns) or set(meta) != {"shape", "classes"}:
+        if not set(_READ) <= set(columns) or set(meta) != {"shape", "classes"}:
             raise UsageError(
                 f"prepare.data.parquet: {path} needs the columns id, split, label, image and shape and classes in its "
                 f"metadata (see data/mnist/build.py); found columns {columns}, metadata {sorted(meta)}"
@@ -101,6 +105,7 @@ class ParquetImages(DataSource):
             classes=classes,
             skipped=skipped,
             in_order=True,
+            details=[details(row, ()) for row in frame.drop(columns=_READ).to_dict("records")],
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -15,6 +16,7 @@ from pydantic import Field, model_validator
 
 from stages.errors import UsageError, did_you_mean
 from stages.files import local_file
+from stages.tasks.attributes import details
 from stages.tasks.classification.config import Label, spelled
 from stages.tasks.classification.conventions import FOREIGN, OWN, check_apart, folder_order, ready_splits
 from stages.tasks.classification.data_source import DataSource
@@ -25,6 +27,8 @@ from stages.tasks.hub import NAME
 from stages.tasks.hub_data import HubDataSource, check_columns, row_file
 from stages.tasks.json_lines import count_lines
 from stages.tasks.source import collect
+
+_READ = ("image", "label", "id", "split", "group")  # fields of a line that are no details
 
 
 class OwnPictures(DataSource):
@@ -58,6 +62,7 @@ class OwnPictures(DataSource):
         classes: list[str] | None = None,
         unordered: str = "the data give no order",
         skipped: list[dict[str, str]] | None = None,
+        about: Sequence[Mapping[str, Any]] = (),
     ) -> Pool:
         if twice := sorted(name for name, n in Counter(ids).items() if n > 1):
             raise UsageError(f"prepare.data: ids must be unique, found {', '.join(twice[:NAMED])} more than once")
@@ -74,6 +79,7 @@ class OwnPictures(DataSource):
             unordered=unordered,
             skipped=skipped or [],
             max_corrupt=self.max_corrupt,
+            details=about,
         )
 
     def _translated(self, labels: Sequence[str] | Sequence[int]) -> Sequence[str] | Sequence[int]:
@@ -152,7 +158,8 @@ class ImageFolder(OwnPictures):
 class JsonLines(OwnPictures):
     """{jsonl: FILE}: a line {"image": PATH, "label": NAME} for each picture, the path relative to the file.
 
-    A line may also have `id`, `split` (in all lines or none) and `group`: pictures of a group stay in one split.
+    A line may also have `id`, `split` (in all lines or none) and `group`: pictures of a group stay in one split. Other
+    fields with numbers or short texts say what pictures have in common, and the report tells failure rates by them.
     """
 
     jsonl: str
@@ -173,6 +180,7 @@ class JsonLines(OwnPictures):
         """See DataSource."""
         path = local_file(inputs, self.jsonl, "prepare.data.jsonl")
         rows: list[dict[str, str]] = []
+        more: list[dict[str, Any]] = []
         skipped: list[dict[str, str]] = []
         try:
             lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
@@ -180,9 +188,12 @@ class JsonLines(OwnPictures):
             raise UsageError(f"prepare.data.jsonl: {path} is not readable text: {error}") from None
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(_row(line))
+                row, about = _row(line)
             except ValueError as error:
                 skipped.append({"file": f"{path.name}, line {number}", "reason": str(error)})
+            else:
+                rows.append(row)
+                more.append(about)
         tolerate(skipped, len(lines), self.max_corrupt)
         if not rows:
             raise UsageError(f"prepare.data.jsonl: {path} holds no pictures")
@@ -205,6 +216,7 @@ class JsonLines(OwnPictures):
             groups=[row.get("group", row.get("id", row["image"])) for row in rows],
             splits=splits,
             skipped=skipped,
+            about=more,
         )
 
 
@@ -246,11 +258,13 @@ class HubDataset(HubDataSource, OwnPictures):
         if any(one != names[0] for one in names):
             raise UsageError(f"prepare.data.label: the classes of {', '.join(named.values())} differ")
         labels: list[Any] = []
+        about: list[dict[str, Any]] = []
         ids: list[str] = []
         splits: list[str] = []
         for (ours, part), theirs in zip(parts.items(), named.values(), strict=True):
             column = part.select_columns([self.label])[:][self.label]
             labels += column
+            about += _details(part, (self.image, self.label))
             ids += _rows(part, theirs)
             splits += [ours] * len(column)
         if shared := [name for name, n in Counter(ids).items() if n > 1]:
@@ -274,6 +288,7 @@ class HubDataset(HubDataSource, OwnPictures):
             ids,
             splits=None if "" in parts else splits,
             classes=names[0],
+            about=about,
         )
 
     def _read(self, inputs: Path, split: str) -> Any:
@@ -313,8 +328,21 @@ def _rows(part: Any, split: str) -> list[str]:
     return [f"{one.splitname}-{row}" for one in slices for row in range(one.from_, one.to)]
 
 
-def _row(line: str) -> dict[str, str]:
-    """One line of a list.
+def _details(part: Any, read: Sequence[str]) -> list[dict[str, Any]]:
+    """What the plain columns of a data set say of its pictures beside those that are read: a mapping a row."""
+    kinds = {name: kind for name, kind in part.features.items() if name not in read and hasattr(kind, "dtype")}
+    plain = [name for name, kind in kinds.items() if re.match("string|large_string|bool|u?int|float", str(kind.dtype))]
+    if not plain:
+        return [{}] * len(part)
+    columns = part.select_columns(plain)[:]
+    for name, values in columns.items():
+        if (named := getattr(kinds[name], "names", None)) is not None:
+            columns[name] = [None if value is None or value < 0 else named[value] for value in values]
+    return [details(dict(zip(columns, row, strict=True)), read) for row in zip(*columns.values(), strict=True)]
+
+
+def _row(line: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """One line of a list: the fields that are read, and what else it says of the picture.
 
     Raises:
         ValueError: when it is no picture with its label.
@@ -325,7 +353,8 @@ def _row(line: str) -> dict[str, str]:
         raise ValueError("no JSON") from None
     if not isinstance(row, dict):
         raise ValueError(f"{type(row).__name__}, expected an object with image and label")
-    row = {key: spelled(row[key]) for key in ("image", "label", "id", "split", "group") if row.get(key) is not None}
+    more = details(row, set(_READ) - {"group"})  # a few large groups tell pictures apart, too
+    row = {key: spelled(row[key]) for key in _READ if row.get(key) is not None}
     for key in ("image", "label"):
         if key not in row:
             raise ValueError(f"it has no {key}")
@@ -334,7 +363,7 @@ def _row(line: str) -> dict[str, str]:
     path = PurePosixPath(row["image"])
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{row['image']} leads out of the folder of the list")
-    return cast(dict[str, str], row)
+    return cast(dict[str, str], row), more
 
 
 def _class_names(part: Any, label: str) -> list[str] | None:

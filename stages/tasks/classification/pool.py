@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from stages.errors import UsageError, did_you_mean
+from stages.tasks.attributes import detail_columns
 from stages.tasks.classification.pictures import Shape, UnreadablePicture, View, decode
 from stages.tasks.contract import SPLITS
 from stages.tasks.sources import ItemCounts
@@ -114,6 +115,7 @@ class Pool:
         skipped: corrupt files and why they were skipped.
         in_order: of a ready-made pool the first items are taken; else they are drawn.
         max_corrupt: share of unreadable pictures that may be skipped.
+        details: n mappings of what else the data say of a picture, or none at all.
     """
 
     pictures: Pictures
@@ -126,6 +128,7 @@ class Pool:
     skipped: list[dict[str, str]] = field(default_factory=list)
     in_order: bool = False
     max_corrupt: float = 0.0
+    details: Sequence[Mapping[str, Any]] = ()
 
     def rows(self, split: str) -> np.ndarray:
         """Rows of a ready-made pool, in its order."""
@@ -285,4 +288,5 @@ def _table(
         "target": targets[rows],
         "image": [pixels.tobytes() for _, pixels in taken],
     }
-    return pd.DataFrame(columns)
+    told = detail_columns([pool.details[i] for i in rows]) if pool.details else {}
+    return pd.DataFrame(columns | told)

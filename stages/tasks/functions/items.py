@@ -17,6 +17,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from stages.concepts import Concept, ConceptSpace, Level, images, texts
 from stages.concepts.catalogue import Change, check_levels, span
 from stages.errors import UsageError
+from stages.tasks.attributes import ranges_of
 from stages.tasks.contract import Exhibit
 
 EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
@@ -36,6 +37,10 @@ class Given(Protocol):
 
     def table(self) -> pd.DataFrame:
         """The items as columns of items.parquet, with `attrs` that say their form."""
+        ...
+
+    def about(self) -> pd.DataFrame:
+        """What people may tell items apart by: (n, columns), see `stages.tasks.attributes`."""
         ...
 
     def features(self) -> np.ndarray:
@@ -192,6 +197,10 @@ class Images:
     def _channels_first(self, pixels: np.ndarray) -> np.ndarray:
         return pixels[:, None] if self.axis is None else np.moveaxis(pixels, self.axis, 1)
 
+    def about(self) -> pd.DataFrame:
+        """See Given: nothing is known of pictures."""
+        return pd.DataFrame(index=range(len(self.pixels)))
+
     def features(self) -> np.ndarray:
         """See Given: the pictures, small and grey."""
         grey = torch.from_numpy(self._channels_first(self.pixels).astype(np.float32).mean(1, keepdims=True))
@@ -256,6 +265,10 @@ class Texts:
         table.attrs["form"] = {"kind": "texts"}
         return table
 
+    def about(self) -> pd.DataFrame:
+        """See Given: how long they are."""
+        return pd.DataFrame({"length": ranges_of([len(text.split()) for text in self.texts], "words")})
+
     def features(self) -> np.ndarray:
         """See Given: which words and pairs of words are in them."""
         from sklearn.feature_extraction.text import HashingVectorizer
@@ -303,6 +316,10 @@ class Rows:
         table = self.frame.add_prefix(COLUMN)
         table.attrs["form"] = {"kind": "rows", "array": self.array}
         return table
+
+    def about(self) -> pd.DataFrame:
+        """See Given: the columns, where they have names of their own."""
+        return pd.DataFrame(index=self.frame.index) if self.array else self.frame
 
     def features(self) -> np.ndarray:
         """See Given: numbers, with words as one column each."""

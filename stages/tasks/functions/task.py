@@ -143,6 +143,10 @@ class FunctionTask(Task):
             self._vectors = PrincipalAxes.of(features)(features)
         return self._vectors[[self._rows[item] for item in item_ids]]
 
+    def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
+        """See Task: what was expected, the columns of a DataFrame, and how long texts are."""
+        return self._told_apart(pd.concat([self.items.table[["label"]], self.given.about()], axis=1), item_ids)
+
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task."""
         if not len(item_ids):

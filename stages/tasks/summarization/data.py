@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from pydantic import Field, model_validator
 
 from stages.concepts.texts import sentences
 from stages.errors import UsageError
+from stages.tasks.attributes import detail_columns
 from stages.tasks.contract import SPLITS
 from stages.tasks.source import Source
 from stages.tasks.sources import ItemCounts
@@ -35,7 +37,8 @@ FOREIGN = re.compile("am|an|as|be|de|do|for|had|he|her|here|in|me|no|on|or|over|
 class Article:
     """One article as its source gives it; `pool` is the split it is meant for, or "" if the audit may draw it.
 
-    `cut` tells that the text is not all there was, while the reference is of all.
+    `cut` tells that the text is not all there was, while the reference is of all. `details` are what else the source
+    says of it, by name.
     """
 
     id: str
@@ -43,6 +46,7 @@ class Article:
     reference: str = ""
     pool: str = ""
     cut: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,9 @@ class DataSource(Source):
                 skipped.append({"file": entry.id, "reason": reason})
             else:
                 reference = " ".join(entry.reference.split())
-                articles.append(Article(entry.id, kept, reference, entry.pool, cut=len(kept) < len(text)))
+                articles.append(
+                    Article(entry.id, kept, reference, entry.pool, cut=len(kept) < len(text), details=entry.details)
+                )
         return articles, skipped
 
     def _objections(self, article: Article, text: str, kept: str) -> Iterator[str]:
@@ -179,7 +185,8 @@ def choose_items(articles: list[Article], counts: ItemCounts, seed: int) -> pd.D
     """Draw the items of each split, in an order that the seed decides: from its own pool if it has one.
 
     Returns:
-        Columns id, split, label (the reference, else the lead sentence), article, reference ("" for none) and cut.
+        Columns id, split, label (the reference, else the lead sentence), article, reference ("" for none), cut, and
+        those of details.
 
     Raises:
         UsageError: when there are too few articles.
@@ -187,7 +194,7 @@ def choose_items(articles: list[Article], counts: ItemCounts, seed: int) -> pd.D
     rng = np.random.default_rng([seed, 1])
     order = [articles[i] for i in rng.permutation(len(articles))]
     free = [article for article in order if not article.pool]
-    rows = []
+    rows, about = [], []
     for split in SPLITS:
         wanted = getattr(counts, split)
         own = [article for article in order if article.pool == split]
@@ -196,6 +203,8 @@ def choose_items(articles: list[Article], counts: ItemCounts, seed: int) -> pd.D
             raise UsageError(f"prepare.items.{split}: {wanted} items wanted, the data has {len(pool)} left")
         for a in pool[:wanted]:
             rows.append((a.id, split, a.reference or sentences(a.text)[0], a.text, a.reference, a.cut))
+            about.append(a.details)
         if not own:
             free = free[wanted:]
-    return pd.DataFrame(rows, columns=["id", "split", "label", "article", "reference", "cut"])
+    items = pd.DataFrame(rows, columns=["id", "split", "label", "article", "reference", "cut"])
+    return items.assign(**detail_columns(about))

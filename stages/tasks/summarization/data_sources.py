@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from stages.tasks.attributes import details
 from stages.tasks.hub_data import HubDataSource, check_columns
 from stages.tasks.json_lines import check_lines_file, count_lines, lines_file
 from stages.tasks.source import collect
@@ -152,4 +153,5 @@ def _article(
         if not isinstance(row.get(field), str):
             found = f"it has {type(row[field]).__name__}" if field in row else f"found {', '.join(row) or 'none'}"
             return Unreadable(name, f"{where} has no text in the field {field!r}, {found}")
-    return Article(name, row[text], row[summary] if summary else "", row[split] if split else pool)
+    reference, pool = row[summary] if summary else "", row[split] if split else pool
+    return Article(name, row[text], reference, pool, details=details(row, fields))

@@ -16,6 +16,7 @@ from stages.concepts.catalogue import with_plugins
 from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
 from stages.errors import UsageError
 from stages.files import read_table
+from stages.tasks.attributes import META, ranges_of
 from stages.tasks.base import Task
 from stages.tasks.contract import (
     SPLITS,
@@ -298,6 +299,13 @@ class SummarizerProbes(Task):
     def features(self, item_ids: Sequence[str]) -> np.ndarray:
         """See Task: sentence embeddings of the clean articles."""
         return self.embedder([self._articles[row] for row in self.rows(item_ids)]).astype(np.float64)
+
+    def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
+        """See Task: the length of the article, and what the data say of it beside its text."""
+        items = self.items.table
+        about = items[[name for name in items if name.startswith(META)]]
+        lengths = pd.Series(ranges_of([len(article.split()) for article in self._articles], "words"), items.index)
+        return self._told_apart(about.assign(length=lengths), item_ids)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task: the article before and after the change, with the summaries of both."""

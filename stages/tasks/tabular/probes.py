@@ -161,6 +161,10 @@ class RowProbes(Task):
         mean, spread = self._standard
         return ((self.rows.iloc[[self._at[i] for i in item_ids]][self.measured] - mean) / spread).to_numpy()
 
+    def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
+        """See Task: the label and the columns of the rows, as they were before any change."""
+        return self._told_apart(pd.concat([self.items.table[["label"]], self.rows], axis=1), item_ids)
+
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task: the row as a table, with what each measurement was before."""
         at, rows = self.changed(item_ids, cells)

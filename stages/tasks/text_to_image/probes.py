@@ -15,6 +15,7 @@ import torch
 from stages.concepts.prompts import check_slots, fill, pieces, prompt_space, read_templates
 from stages.errors import UsageError
 from stages.files import read_table
+from stages.tasks.attributes import MOST_VALUES, free_name
 from stages.tasks.base import Task
 from stages.tasks.contract import (
     SPLITS,
@@ -289,6 +290,13 @@ class PainterProbes(Task):
         start = self.concepts.start
         prompts = [self.prompt(self._templates[self._rows[item]], start) for item in item_ids]
         return self.painter.embed(prompts).astype(np.float64)
+
+    def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
+        """See Task: the template, however long; noise seeds are no groups of items."""
+        templates = pd.Series(self._templates, self.items.table["id"])
+        few = 2 <= templates.nunique() <= MOST_VALUES
+        found = {free_name("template", self.concepts.names): templates[list(item_ids)].tolist()} if few else {}
+        return pd.DataFrame(found, index=range(len(item_ids)))
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """See Task: the prompt with its slots' words, and the pictures."""

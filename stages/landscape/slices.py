@@ -1,0 +1,366 @@
+"""Whose failures they are: rates by the values of the attributes of items, and which classes are taken for which.
+
+A landscape says at which changes a model fails; this says on which items. A *slice* is all items with one value of an
+attribute ("label 9").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from math import erfc, sqrt
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import ConceptSpace, Region
+from stages.intervals import LEVEL, SHARE, Rate, Resampler, holm, wilson
+from stages.landscape.compare import MIN_PAIRS, Paired
+from stages.landscape.estimate import RESAMPLES
+from stages.records import RateRecord
+from stages.records.repair import AttributeDifferences, SliceDifference
+from stages.records.slices import AttributeRates, AttributeSlices, Bounds, Confusion, Slice, SliceRate, Slices
+
+LABEL = "label"
+SIGNIFICANT = 0.05
+DRAWS = 19_999  # permutations of items: enough for a p-value that 600 tests leave below 0.05
+MOST_DEALT = 5_000  # items that are dealt out anew, in some seconds
+FEW = 200  # of more items than that: as many as one value's are drawn, and sums of more are normal
+MOST_HELD = 100_000_000  # items of a value times resamples, 800 MB
+IN_TAIL = 25  # resamples beyond each end of a joint interval
+NAMES_LABEL = 0.95  # share of passing probes whose output is the label, from where on outputs name classes
+FEWEST_NAMED = 20
+MOST_CONFUSIONS = 100
+_PROBABILITY = re.compile(r" \(\d{1,3}%\)$")  # "7 (83%)", as classifiers answer
+
+
+class _Asked(NamedTuple):
+    """Uniform probes: which failed (n,), the row of the item of each (n,), and how their sums become rates."""
+
+    failed: np.ndarray
+    row: np.ndarray
+    exact: bool
+    seed: int
+
+    def some(self, mask: np.ndarray) -> _Asked:
+        return self._replace(failed=self.failed[mask], row=self.row[mask])
+
+    def rate(self, level: float = LEVEL) -> Rate:
+        """The failure rate; on an enumerated grid with the interval of resampled items."""
+        if not self.exact:
+            return wilson(int(self.failed.sum()), len(self.failed), level)
+        resamples = max(RESAMPLES, _resamples(level, len(np.unique(self.row))))
+        sampler = Resampler(self.row, resamples, self.seed)
+        return sampler.mean(self.failed.astype(float), np.ones(len(self.row)), SHARE, level)
+
+
+def measure_slices(
+    probes: pd.DataFrame,
+    item_ids: Sequence[str],
+    attributes: pd.DataFrame,
+    space: ConceptSpace,
+    modes: Mapping[str, Region],
+    *,
+    exact: bool,
+    seed: int,
+) -> Slices | None:
+    """Failure rates of every value of every attribute, over the grid and inside each mode, and confusions.
+
+    Intervals are about *these* items: the control's probes are uniform draws from a value's items and all cells, so
+    Wilson's interval says what asking these items in all cells would show. A value may have a handful of items, so
+    other items of the same value may fail more or less often. On an enumerated grid the rate is known, and intervals
+    are from resampling items: for other items like these.
+
+    The test of a value against all other items is about items on either grid, see `worse_values`. A value is marked as
+    worse if its p-value, adjusted for all values of all attributes, is below 0.05 and its interval above the overall
+    rate.
+
+    Inside a mode all of the control's probes count, also those that helped to find it: all rates there are somewhat
+    too high alike. Compare them with each other.
+
+    Args:
+        probes: as in probes.parquet.
+        item_ids: the items.
+        attributes: a row an item, in their order, and columns of strings.
+        space: the grid.
+        modes: regions by id.
+        exact: the grid was enumerated.
+        seed: of permutations and resamples.
+
+    Returns:
+        None where items have no attributes, or nothing was asked.
+    """
+    control = probes[(probes["role"] == "control").to_numpy()]
+    row = pd.Index(item_ids).get_indexer(control["item"])
+    control, row = control[row >= 0], row[row >= 0]
+    if not len(attributes.columns) or control.empty:
+        return None
+    asked = _Asked(control["failed"].to_numpy(dtype=bool), row, exact, seed)
+    coded = {str(name): pd.factorize(attributes[name], sort=True) for name in attributes}
+    p_values = worse_values(asked.failed, row, [codes for codes, _ in coded.values()], seed)
+    adjusted = np.split(holm(np.concatenate(p_values)), np.cumsum([len(p) for p in p_values])[:-1])
+    cells = control[space.names].to_numpy(dtype=np.int64)
+    inside = {mode: region.contains(space, cells) for mode, region in modes.items()}
+    told = _confusions(control, attributes[LABEL].to_numpy(dtype=object)[row]) if LABEL in coded else None
+    return Slices(
+        attributes=[
+            AttributeSlices(attribute=name, missing=int((codes < 0).sum()), values=_slices(asked, codes, values, p))
+            for (name, (codes, values)), p in zip(coded.items(), adjusted, strict=True)
+        ],
+        modes={
+            mode: [
+                AttributeRates(attribute=name, values=_rates(asked.some(mask), codes, values))
+                for name, (codes, values) in coded.items()
+            ]
+            for mode, mask in inside.items()
+        },
+    ).having(confusions=told)
+
+
+def worse_values(failed: np.ndarray, row: np.ndarray, attributes: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """One-sided p-values of values that fail no more often than all other items, from permutations of the items.
+
+    Probes of one item are alike, so they are no independent evidence of a value: whole items, with all their probes,
+    are dealt out anew. Where each item was asked once this is Fisher's exact test (1935). It needs no model of how
+    items differ, and holds as well for an enumerated grid. Of more than 5,000 items only as many as a value has are
+    drawn, or the sum of as many is taken to be normal if they are more than 200.
+
+    Args:
+        failed: (n,) of uniform probes.
+        row: (n,) the item of each.
+        attributes: for each attribute (items,) the number of each item's value, from 0; -1 for none.
+        seed: of the permutations.
+
+    Returns:
+        For each attribute a p-value for each value; 1 for one that no probe, or every probe, is of.
+    """
+    asked, at = np.unique(row, return_inverse=True)
+    # More failures than the overall rate lets expect of as many probes.
+    excess = np.bincount(at, failed - failed.mean(), len(asked))
+    rng = np.random.default_rng(seed)
+    if len(asked) > MOST_DEALT:
+        return [
+            np.array([_of_many(excess, codes[asked] == value, rng) for value in range(codes.max(initial=-1) + 1)])
+            for codes in attributes
+        ]
+    groups = [_Groups.of(codes[asked], int(codes.max(initial=-1)) + 1) for codes in attributes]
+    observed = [group.sums(excess[None])[0] - 1e-9 for group in groups]  # what adds up to the same is no less
+    above = [np.zeros(len(sums), dtype=np.int64) for sums in observed]
+    step = 2_000_000 // len(asked)
+    for start in range(0, DRAWS, step):
+        dealt = rng.permuted(np.tile(excess, (min(step, DRAWS - start), 1)), axis=1)
+        for number, group in enumerate(groups):
+            above[number] += (group.sums(dealt) >= observed[number]).sum(axis=0)
+    return [(1 + count) / (1 + DRAWS) for count in above]
+
+
+def _of_many(excess: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> float:
+    """The same p-value for one value among very many items: its sum against that of as many drawn items.
+
+    Args:
+        excess: (items,), 0 in the mean.
+        inside: (items,) which have the value.
+        rng: of the draws.
+    """
+    n, k = len(excess), int(inside.sum())
+    observed = float(excess[inside].sum()) - 1e-9
+    if k <= FEW:
+        return float(1 + (rng.choice(excess, (DRAWS, k)).sum(axis=1) >= observed).sum()) / (1 + DRAWS)
+    deviation = float(excess.std(ddof=1)) * sqrt(k * (n - k) / n)
+    return 0.5 * erfc(observed / deviation / sqrt(2)) if deviation else 1.0
+
+
+class _Groups(NamedTuple):
+    """Items by their value: their order, and where in it each value begins and ends."""
+
+    order: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, codes: np.ndarray, values: int) -> _Groups:
+        order = np.argsort(codes, kind="stable")
+        sides = (np.searchsorted(codes[order], np.arange(values), side) for side in ("left", "right"))
+        return cls(order, *sides)
+
+    def sums(self, of_items: np.ndarray) -> np.ndarray:
+        """Sums by value, (k, values), of numbers (k, items)."""
+        running = np.cumsum(of_items[:, self.order], axis=1)
+        running = np.concatenate([np.zeros((len(running), 1)), running], axis=1)
+        return running[:, self.ends] - running[:, self.starts]
+
+
+def _slices(asked: _Asked, codes: np.ndarray, values: Sequence[str], p_values: np.ndarray) -> list[Slice]:
+    overall, n = float(asked.failed.mean()), len(asked.failed)
+    found = []
+    for rate, of, p in zip(_rates(asked, codes, values), range(len(values)), p_values.tolist(), strict=True):
+        joint = asked.some(codes[asked.row] == of).rate(joint_level(len(values)))
+        rest = (int(asked.failed.sum()) - rate.failures) / (n - rate.probes) if n > rate.probes else None
+        tested = rate.probes > 0 and rest is not None
+        found.append(
+            Slice(
+                **rate.to_json(),
+                joint=_bounds(joint),
+                rest=rest,
+                p=p if tested else None,
+                worse=bool(tested and p < SIGNIFICANT and (rate.low or 0.0) > overall),
+            )
+        )
+    return sorted(found, key=lambda one: -(one.rate or 0.0))
+
+
+def _rates(asked: _Asked, codes: np.ndarray, values: Sequence[str]) -> list[SliceRate]:
+    found = []
+    for number, value in enumerate(values):
+        part = asked.some(codes[asked.row] == number)
+        rate = RateRecord.from_rate(part.rate())
+        found.append(
+            SliceRate(
+                value=value,
+                items=len(np.unique(part.row)),
+                probes=len(part.failed),
+                failures=int(part.failed.sum()),
+                rate=rate.value,
+                low=rate.low,
+                high=rate.high,
+            )
+        )
+    return found
+
+
+def worst_slice(attribute: str, one: Slice) -> str:
+    """What fails most, in words: "label 9: 48% fail, 95% interval 39%-59%, all others 23%"."""
+    others = "" if one.rest is None else f", all others {one.rest:.0%}"
+    note = "" if one.worse else " (not significantly more than the others)"
+    return f"{attribute} {one.value}: {one.rate:.0%} fail, 95% interval {one.low:.0%}-{one.high:.0%}{others}{note}"
+
+
+def joint_level(values: int) -> float:
+    """The level of each of so many intervals at which all of them hold together with 95% (Bonferroni)."""
+    return 1 - (1 - LEVEL) / max(1, values)
+
+
+def _resamples(level: float, items: int) -> int:
+    """How many resamples an interval of this level takes, as far as memory allows with so many items."""
+    return int(min(20_000, np.ceil(2 * IN_TAIL / (1 - level)), MOST_HELD // max(1, items)))
+
+
+def _bounds(rate: Rate) -> Bounds:
+    record = RateRecord.from_rate(rate)
+    return Bounds(low=record.low, high=record.high)
+
+
+def _confusions(control: pd.DataFrame, labels: np.ndarray) -> list[Confusion] | None:
+    """Which label was taken for which, most often first; None where outputs do not name labels.
+
+    Whether they do is told from passing probes: their output is the label, but for a probability behind it.
+
+    Args:
+        control: uniform probes.
+        labels: (n,) what was expected of each; missing if unknown.
+    """
+    came = control["output"].astype(str).str.replace(_PROBABILITY, "", regex=True).to_numpy(dtype=object)
+    known = pd.notna(labels)
+    failed = control["failed"].to_numpy(dtype=bool)
+    passed = ~failed & known
+    if "valid" in control:
+        passed &= control["valid"].to_numpy(dtype=bool)
+    if passed.sum() < FEWEST_NAMED or (came[passed] == labels[passed]).mean() < NAMES_LABEL:
+        return None
+    table = pd.DataFrame({"label": labels, "output": came, "failed": failed})[known]
+    of_label = table.groupby("label")["failed"].agg(["size", "sum"])
+    wrong = table[table["failed"] & (table["output"] != table["label"])]
+    counts = wrong.groupby(["label", "output"]).size().sort_values(ascending=False, kind="stable")
+    return [
+        Confusion(
+            label=label,
+            output=output,
+            count=count,
+            of_failures=count / int(of_label.loc[label, "sum"]),
+            of_probes=count / int(of_label.loc[label, "size"]),
+        )
+        for (label, output), count in counts.head(MOST_CONFUSIONS).items()
+    ]
+
+
+def compare_slices(
+    attributes: pd.DataFrame,
+    item_ids: Sequence[str],
+    items: np.ndarray,
+    cells: np.ndarray,
+    inside: np.ndarray,
+    share: float,
+    failed: Mapping[str, np.ndarray],
+    *,
+    resamples: int,
+    seed: int,
+) -> list[AttributeDifferences] | None:
+    """Before against after for every value of every attribute, on the paired probes of its items.
+
+    Within a value both strata, inside and outside the target modes, are weighed as in the grid. Intervals are from
+    resampling its items, of which there may be few. A value is marked as worse if its failure rate has risen
+    significantly: the interval of the change lies above 0, and so says Holm's test over all values of all attributes.
+
+    Args:
+        attributes: a row an item, in the order of `item_ids`, and columns of strings.
+        item_ids: the items.
+        items: (n,) item ids of the pairs.
+        cells: (n, concepts).
+        inside: (n,) the cell lies in a target mode.
+        share: of the grid that target modes cover.
+        failed: model -> (n,).
+        resamples: of items, at least; joint intervals of many values take more.
+        seed: of the resampling.
+
+    Returns:
+        None where items have no attributes.
+    """
+    if not len(attributes.columns):
+        return None
+    row = pd.Index(item_ids).get_indexer(items)
+    found: list[tuple[str, int, list[SliceDifference]]] = []
+    rises: list[float] = []
+    for name in attributes:
+        codes, values = pd.factorize(attributes[name], sort=True)
+        level = joint_level(len(values))
+        differences = []
+        for number, value in enumerate(values):
+            of = codes[row] == number
+            some = {model: answers[of] for model, answers in failed.items()}
+            n = max(resamples, _resamples(level, len(np.unique(items[of]))))
+            paired = Paired(items[of], cells[of], inside[of], share, some, resamples=n, seed=seed)
+            everywhere = np.ones(int(of.sum()), dtype=bool)
+            differences.append(
+                SliceDifference(
+                    **paired.difference().to_json(),
+                    value=value,
+                    items=len(np.unique(items[of])),
+                    joint_after=_bounds(paired.rate("after", level=level)),
+                    joint_change=_bounds(paired.change(level=level)),
+                    p=None,
+                    worse=False,
+                )
+            )
+            rises.append(paired.p_rise(everywhere) if of.sum() >= MIN_PAIRS else np.nan)
+        found.append((str(name), int((codes < 0).sum()), differences))
+    tested = np.isfinite(rises)
+    adjusted = np.full(len(rises), np.nan)
+    adjusted[tested] = holm(np.array(rises)[tested])
+    p_values = iter(adjusted.tolist())
+    return [
+        AttributeDifferences(
+            attribute=name,
+            missing=missing,
+            values=sorted((_tested(one, next(p_values)) for one in values), key=lambda one: -(one.after or 0.0)),
+        )
+        for name, missing, values in found
+    ]
+
+
+def _tested(one: SliceDifference, p_value: float) -> SliceDifference:
+    """With the adjusted p-value of a rise; NaN where there were too few pairs for a test."""
+    if np.isnan(p_value):
+        return one
+    risen = one.low is not None and one.low > 0 and p_value < (1 - LEVEL) / 2
+    return one.model_copy(update={"p": p_value, "worse": risen})

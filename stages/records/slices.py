@@ -1,0 +1,94 @@
+"""Records of slices: failure rates by the values of the attributes of items."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stages.records.base import Listed, RateRecord, Record
+
+
+class Bounds(Record):
+    """An interval that holds together with those of all other values of the attribute."""
+
+    low: float | None
+    high: float | None
+
+
+class SliceRate(Record):
+    """The failure rate of the items with one value; `items` counts those that were probed."""
+
+    value: str
+    items: int
+    probes: int
+    failures: int
+    rate: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def measured(self) -> RateRecord:
+        """The rate with its interval."""
+        return RateRecord(value=self.rate, low=self.low, high=self.high, n=self.probes)
+
+
+class Slice(SliceRate):
+    """The same over the whole grid, against all other items (`rest`).
+
+    `p` is adjusted for all values of all attributes (Holm); `worse` says whether this one fails significantly more.
+    """
+
+    joint: Bounds
+    rest: float | None
+    p: float | None
+    worse: bool
+
+
+class AttributeSlices(Record):
+    """All values of one attribute, worst first; `missing` items have none."""
+
+    attribute: str
+    missing: int
+    values: Listed[Slice]
+
+
+class AttributeRates(Record):
+    """The same inside a failure mode, without a test."""
+
+    attribute: str
+    values: Listed[SliceRate]
+
+
+class Confusion(Record):
+    """How often items of one label were taken for another, and which share of the label's failures and probes that is.
+
+    All counts are of the control's uniform probes.
+    """
+
+    label: str
+    output: str
+    count: int
+    of_failures: float
+    of_probes: float
+
+
+class Slices(Record):
+    """Whose failures: by attribute over the grid, by mode and attribute inside failure modes, and confusions.
+
+    `confusions` are there where outputs name a label.
+    """
+
+    attributes: Listed[AttributeSlices]
+    modes: dict[str, Listed[AttributeRates]] = Field(default_factory=dict)
+    confusions: list[Confusion] | None = None
+
+    @property
+    def worse(self) -> list[tuple[str, Slice]]:
+        """Attribute and value of what fails significantly more than the rest, the highest rate first."""
+        found = [(of.attribute, one) for of in self.attributes for one in of.values if one.worse]
+        return sorted(found, key=lambda pair: -(pair[1].rate or 0.0))
+
+    @property
+    def worst(self) -> tuple[str, Slice] | None:
+        """What fails most: of what is significantly worse, else of all there is."""
+        found = [(of.attribute, one) for of in self.attributes for one in of.values if one.rate is not None]
+        return max(self.worse or found, key=lambda pair: pair[1].rate or 0.0, default=None)

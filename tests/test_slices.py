@@ -1,0 +1,558 @@
+"""Whose failures: rates by attribute of the items, their test, gates, what they are told from, and who shows them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydantic import ValidationError
+from scipy.stats import fisher_exact
+
+import faded
+from stages.concepts import Concept, ConceptSpace, Region
+from stages.errors import UsageError
+from stages.intervals import holm, wilson
+from stages.landscape import slices
+from stages.landscape.gates import landscape_gates, repair_gates
+from stages.landscape.slices import compare_slices, joint_level, measure_slices, worse_values
+from stages.pages.slices import compared_view, worst_said
+from stages.pages.verdicts import verdict_view
+from stages.params import Gates, LandscapeGates, Params
+from stages.records import Comparison, Landscape, Verdict
+from stages.records.tables import Embedded, read_embedded, write_embedded
+from stages.tasks.attributes import META, attributes_of, check_attributes, detail_columns, details, ranges_of
+from stages.tasks.base import LoadedTask, known_attributes
+from stages.tasks.contract import Items
+from tests.landscapes import landscape_file, planted
+from tests.workspace import audit_params, repair_params
+
+SPACE = ConceptSpace((Concept("tilt", (0, 1, 2), neutral=0), Concept("fog", (0, 1, 2), neutral=0)))
+ITEMS = [f"i{k:03d}" for k in range(100)]
+LABELS = [str(k % 10) for k in range(100)]
+
+
+def probes(rate: np.ndarray, n: int = 2000, seed: int = 0, role: str = "control") -> pd.DataFrame:
+    """Uniform probes; item k fails with probability rate[k], wherever, and is then taken for the next label."""
+    rng = np.random.default_rng(seed)
+    item, cells = rng.integers(0, len(rate), n), SPACE.sample(n, rng)
+    failed = rng.random(n) < rate[item]
+    came = [f"{(int(LABELS[i]) + f) % 10} (83%)" for i, f in zip(item, failed, strict=True)]
+    table = pd.DataFrame(cells, columns=SPACE.names)
+    return table.assign(role=role, item=np.array(ITEMS)[item], failed=failed, valid=True, output=came)
+
+
+def measured(table: pd.DataFrame, attributes: dict[str, Any] | None = None, *, exact: bool = False, **modes: Region):
+    told = pd.DataFrame({"label": LABELS} if attributes is None else attributes, dtype=object)
+    return measure_slices(table, ITEMS, told, SPACE, modes, exact=exact, seed=0)
+
+
+NINE = np.where(np.array(LABELS) == "9", 0.5, 0.1)  # the planted class that fails
+
+
+@pytest.fixture(scope="module")
+def nine():
+    return measured(pd.concat([probes(NINE), probes(np.ones(100), role="agent")]), M1=Region({"tilt": (2,)}))
+
+
+def test_a_planted_class_that_fails_is_named_with_its_rate(nine):
+    [by_label] = nine.attributes
+    worst, second, *_ = by_label.values
+    assert (by_label.attribute, worst.value, worst.items, len(by_label.values)) == ("label", "9", 10, 10)
+    assert worst.worse
+    assert worst.p < 0.05
+    assert worst.low < 0.5 < worst.high, "the planted rate"
+    assert worst.rate == worst.failures / worst.probes
+    assert (worst.low, worst.high) == wilson(worst.failures, worst.probes)[1:3]
+    assert worst.rest == pytest.approx(0.1, abs=0.03)
+    assert not second.worse
+    assert nine.worst == ("label", worst)
+    assert [value for _, value in nine.worse] == [worst]
+    assert sum(one.probes for one in by_label.values) == 2000, "the agent's probes look for failures: none counts"
+
+
+def test_joint_intervals_are_those_of_bonferroni(nine):
+    for one in nine.attributes[0].values:
+        assert (one.joint.low, one.joint.high) == wilson(one.failures, one.probes, joint_level(10))[1:3]
+        assert one.joint.low < one.low < one.high < one.joint.high
+    assert joint_level(10) == pytest.approx(0.995)
+    assert joint_level(1) == pytest.approx(0.95)
+
+
+def test_rates_inside_modes_are_of_probes_there(nine):
+    [inside] = nine.modes["M1"]
+    table = probes(NINE)
+    there = table[table["tilt"] == 2]
+    assert sum(one.probes for one in inside.values) == len(there)
+    [worst] = [one for one in inside.values if one.value == "9"]
+    assert worst.failures == there["failed"][there["item"].isin(ITEMS[9::10])].sum()
+
+
+def test_items_that_differ_make_no_label_worse(monkeypatch):
+    """Items fail with rates of 0 to 1 and labels mean nothing: probes of an item are no independent evidence."""
+    monkeypatch.setattr(slices, "DRAWS", 1999)
+    marked = by_probes = 0
+    for seed in range(60):
+        rate = np.random.default_rng(1000 + seed).beta(0.3, 0.9, 40)
+        table = probes(rate, n=400, seed=seed)
+        labels = np.arange(40) % 5
+        told = pd.DataFrame({"label": labels.astype(str)})
+        found = measure_slices(table, ITEMS[:40], told, SPACE, {}, exact=False, seed=seed)
+        marked += bool(found.worse)
+        of, failed = labels[pd.Index(ITEMS).get_indexer(table["item"])], table["failed"].to_numpy()
+        by_probes += holm(np.array([_fisher(failed, of == label) for label in range(5)])).min() < 0.05
+    assert marked <= 3
+    assert by_probes > 20, "else items do not differ enough: Fisher's test on probes is fooled by such items"
+
+
+def _fisher(failed: np.ndarray, inside: np.ndarray) -> float:
+    """What a test of single probes would say."""
+    counts = [[(failed & side).sum(), (~failed & side).sum()] for side in (inside, ~inside)]
+    return float(fisher_exact(counts, alternative="greater").pvalue)
+
+
+def test_where_each_item_is_asked_once_the_test_is_fishers():
+    failed = np.array([1] * 8 + [0] * 4 + [1] * 6 + [0] * 42, dtype=bool)
+    codes = np.array([0] * 12 + [1] * 48)
+    [p_values] = worse_values(failed, np.arange(60), [codes], seed=0)
+    exact = [fisher_exact([[8, 4], [6, 42]], "greater").pvalue, fisher_exact([[6, 42], [8, 4]], "greater").pvalue]
+    assert p_values == pytest.approx(exact, abs=0.003)
+
+
+def test_of_very_many_items_some_are_drawn_and_sums_of_many_are_normal(monkeypatch):
+    rng = np.random.default_rng(0)
+    row, codes = rng.integers(0, 800, 3000), np.repeat([0, 1, 2, -1], [20, 300, 400, 80])
+    rate = np.where(np.arange(800) < 320, 0.24, 0.2)
+    failed = rng.random(3000) < rate[row]
+    [dealt] = worse_values(failed, row, [codes], seed=0)
+    monkeypatch.setattr(slices, "MOST_DEALT", 100)
+    [drawn] = worse_values(failed, row, [codes], seed=0)
+    assert drawn != pytest.approx(dealt, abs=1e-6)
+    assert drawn == pytest.approx(dealt, abs=0.02)
+    assert dealt.max() - dealt.min() > 0.5, "else agreeing means little"
+
+
+def test_an_enumerated_grid_is_exact_and_its_intervals_are_of_items():
+    cells = SPACE.cells()
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(np.tile(cells, (100, 1)), columns=SPACE.names)
+    item = np.repeat(np.arange(100), len(cells))
+    all_or_nothing = rng.random(100) < NINE  # an item fails everywhere or nowhere
+    table = table.assign(role="control", item=np.array(ITEMS)[item], failed=all_or_nothing[item], output="x")
+    found = measured(table, exact=True)
+    for one in found.attributes[0].values:
+        failing = int(all_or_nothing[int(one.value) :: 10].sum())
+        assert one.rate == failing / 10
+        assert one.high - one.low > 2.5 * (wilson(one.failures, one.probes).high - one.rate), "ten items, not 90 probes"
+        assert one.joint.low <= one.low <= one.rate <= one.high <= one.joint.high
+
+
+def test_items_without_a_value_belong_to_no_slice_and_to_the_rest():
+    some = [None if k % 2 else LABELS[k] for k in range(100)]
+    found = measured(probes(NINE), {"topic": some})
+    [topic] = found.attributes
+    assert (topic.missing, {one.value for one in topic.values}) == (50, set("02468"))
+    assert found.confusions is None, "topics are no labels"
+    one = topic.values[0]
+    table = probes(NINE)
+    assert one.rest == (table["failed"].sum() - one.failures) / (2000 - one.probes)
+
+
+def test_confusions_are_counted_worst_first(nine):
+    first = nine.confusions[0]
+    [worst] = [one for one in nine.attributes[0].values if one.value == "9"]
+    assert (first.label, first.output, first.count) == ("9", "0", worst.failures)
+    assert first.of_failures == 1
+    assert first.of_probes == worst.rate
+    assert all(int(one.output) == (int(one.label) + 1) % 10 for one in nine.confusions)
+    counts = [one.count for one in nine.confusions]
+    assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize("output", ["right", "a summary (of 10%) in words"])
+def test_outputs_that_name_no_label_make_no_confusions(output):
+    assert measured(probes(NINE).assign(output=output)).confusions is None
+
+
+def test_nothing_is_told_of_items_of_which_nothing_is_known():
+    assert measured(probes(NINE), {}) is None
+    assert measured(probes(NINE)[:0]) is None
+    constant = measured(probes(NINE), {"label": ["a"] * 100}).attributes[0].values[0]
+    assert (constant.rest, constant.p, constant.worse) == (None, None, False)
+
+
+# Before and after a repair
+
+
+def compared(before: np.ndarray, after: np.ndarray, control: np.ndarray | None = None, seed: int = 0):
+    """400 items of ten labels, 10 cells each, failing with these probabilities by label; answers are paired."""
+    rng = np.random.default_rng(seed)
+    items, chance = np.repeat(np.arange(400), 10), rng.random(4000)
+    models = {"before": before, "after": after} | ({} if control is None else {"control": control})
+    failed = {name: chance < rates[items % 10] for name, rates in models.items()}
+    inside, ids = np.arange(4000) % 10 < 5, np.array([f"t{k:03d}" for k in range(400)])
+    [found] = compare_slices(
+        pd.DataFrame({"label": [str(k % 10) for k in range(400)]}), ids.tolist(), ids[items],
+        np.zeros((4000, 2), dtype=np.int64), inside, 0.25, failed, resamples=200, seed=0,
+    )  # fmt: skip
+    return {one.value: one for one in found.values}, failed, inside, items
+
+
+def test_before_and_after_are_weighed_as_in_the_grid_and_paired():
+    after = np.full(10, 0.2)
+    after[3] = 0.5
+    found, failed, inside, items = compared(np.full(10, 0.3), after, control=np.full(10, 0.3))
+    mine = items % 10 == 3
+    rate = 0.25 * failed["after"][mine & inside].mean() + 0.75 * failed["after"][mine & ~inside].mean()
+    assert found["3"].after == pytest.approx(rate)
+    assert found["3"].change > 0.1
+    assert found["3"].worse
+    assert (
+        found["3"].joint_change.low
+        < found["3"].low
+        < found["3"].change
+        < found["3"].high
+        < found["3"].joint_change.high
+    )
+    assert found["3"].joint_after.high > found["3"].after_high
+    assert found["3"].control.change == 0
+    assert found["3"].control.repair_minus_control.value == pytest.approx(found["3"].change)
+    assert [value for value, one in found.items() if one.worse] == ["3"]
+    assert found["4"].change < 0
+
+
+def test_what_did_not_change_is_not_worse(monkeypatch):
+    """Of ten values one has risen by chance in many audits: as many tests have to be allowed for."""
+    monkeypatch.setattr(slices, "IN_TAIL", 5)
+    marked = above = 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        before, anew, ids = rng.random(2000) < 0.3, rng.random(2000) < 0.3, np.array([f"t{k}" for k in range(2000)])
+        after = np.where(rng.random(2000) < 0.5, anew, before)  # other answers, as often wrong
+        [found] = compare_slices(
+            pd.DataFrame({"label": [str(k % 10) for k in range(2000)]}), ids.tolist(), ids,
+            np.zeros((2000, 2), dtype=np.int64), np.arange(2000) % 4 < 2, 0.5, {"before": before, "after": after},
+            resamples=200, seed=seed,
+        )  # fmt: skip
+        marked += sum(one.worse for one in found.values)
+        above += sum(one.low > 0 for one in found.values)
+    assert marked == 0
+    assert above > 1, "else no test had anything to allow for"
+
+
+# Gates
+
+
+def landscape(found) -> Landscape:
+    return Landscape.from_json(landscape_file([], slices=found.to_json()), "landscape.json")
+
+
+def of_gates(found, **gates: float) -> Any:
+    [gate] = landscape_gates(LandscapeGates.model_validate({"slices": {"label": gates}}), landscape(found))
+    return gate
+
+
+def test_a_gate_by_slice_holds_for_every_value_by_the_joint_interval(nine):
+    [worst] = [one for one in nine.attributes[0].values if one.value == "9"]
+    over = of_gates(nine, max=0.3)
+    assert (over.gate, over.passed, over.slice, over.value) == ("slices.label.max", False, "9", worst.rate)
+    assert over.named == "slices.label.max (9)"
+    assert (over.low, over.high) == (worst.joint.low, worst.joint.high)
+    assert of_gates(nine, max=0.8).passed
+    between = (worst.high + worst.joint.high) / 2
+    assert not of_gates(nine, max=between).passed, "the 95% interval would pass, the joint one reaches across"
+
+
+def test_a_gate_by_slice_is_not_judged_if_a_value_was_not_probed():
+    table = probes(NINE)
+    found = measured(table[~table["item"].isin(ITEMS[0::10])])
+    gate = of_gates(found, max=0.8)
+    assert (gate.passed, gate.value, gate.slice) == (None, None, "0")
+    assert of_gates(found, max=0.3).passed is False, "a failure stays one"
+
+
+def test_a_gate_on_an_attribute_the_items_do_not_have_is_a_usage_error(nine):
+    gates = LandscapeGates.model_validate({"slices": {"labels": {"max": 0.3}}})
+    with pytest.raises(UsageError, match=r"audits\.x\.gates\.slices\.labels: .*did you mean.*label.*they have label"):
+        landscape_gates(gates, landscape(nine))
+    before = Landscape.from_json(landscape_file([]), "landscape.json")
+    with pytest.raises(UsageError, match="they have none"):
+        landscape_gates(gates, before)
+
+
+def test_gates_of_a_repair_judge_value_and_change():
+    after = np.full(10, 0.2)
+    after[3] = 0.5
+    values = list(compared(np.full(10, 0.3), after)[0].values())
+    comparison = Comparison.model_construct(
+        audit="x", differences={}, bias=None,
+        slices=[SimpleNamespace(attribute="label", missing=0, values=values)],
+    )  # fmt: skip
+
+    def judged(**bounds: float) -> dict[str, tuple[bool | None, str | None]]:
+        gates = Gates.model_validate({"slices": {"label": bounds}})
+        return {gate.gate: (gate.passed, gate.slice) for gate in repair_gates(gates, comparison)}
+
+    assert judged(max=0.4, change_max=0.02) == {
+        "slices.label.max": (False, "3"),
+        "slices.label.change_max": (False, "3"),
+    }
+    assert judged(max=0.9, change_max=0.9) == {
+        "slices.label.max": (True, "3"),
+        "slices.label.change_max": (True, "3"),
+    }
+    [view] = compared_view(comparison)
+    assert next((row.value, row.worse) for row in view.rows) == ("3", True)
+
+
+@pytest.mark.parametrize(
+    ("gates", "told"),
+    [
+        ({"label": {}}, "expected max; found none"),
+        ({"label": {"max": 1.0}}, "less than 1"),
+        ({"label": {"change_max": 0.1}}, "change_max"),
+        ({"label": 0.3}, "label"),
+    ],
+)
+def test_a_gate_that_cannot_be_one_is_refused(gates, told):
+    with pytest.raises(ValidationError, match=told):
+        LandscapeGates.model_validate({"slices": gates})
+
+
+def test_discover_refuses_gates_on_unknown_attributes_before_it_asks():
+    gates = {"slices": {"topic": {"max": 0.3}}}
+    params = Params.model_validate(
+        {"audits": {"tiny": audit_params(gates=gates)}, "repairs": {"tiny": repair_params(gates=gates)}}
+    )
+    with pytest.raises(UsageError) as error:
+        params.check_slices("tiny", ["label", "length"])
+    assert str(error.value).splitlines() == [
+        f"{block}.tiny.gates.slices.topic: the items have no attribute of this name; they have label, length"
+        for block in ("audits", "repairs")
+    ]
+    params.check_slices("tiny", ["label", "topic"])
+
+
+def test_the_verdict_of_a_report_says_which_value_decided(nine):
+    view = verdict_view(Verdict(audit="x", passed=False, gates=[of_gates(nine, max=0.3)]))
+    [gate] = view.gates
+    assert (gate.name, gate.bound) == ("failure rate of every label (9 decides)", "≤ 30.0%")
+
+
+# Attributes
+
+
+def table_of(n: int = 60, **columns: Any) -> pd.DataFrame:
+    return pd.DataFrame({name: list(itertools.islice(itertools.cycle(c), n)) for name, c in columns.items()})
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        (["a", "b", "c"], {"a", "b", "c"}),
+        ([1, 2], {"1", "2"}),
+        ([1.0, 2.5, None], {"1", "2.5", None}),
+        ([True, False], {"yes", "no"}),
+        (["a", "", None, "b"], {"a", "b", None}),
+        (range(60), {"0 to 14", "15 to 29", "30 to 44", "45 to 59"}),
+        (["one"], None),
+        ([f"id-{k}" for k in range(60)], None),
+        ([f"id-{k}" for k in range(31)], None),
+        ([b"a", b"b"], None),
+        (["a" * 81, "b"], None),
+        ([[1], [2]], None),
+        ([7.0], None),
+    ],
+)
+def test_what_tells_items_apart(column, values):
+    found = attributes_of(table_of(x=column))
+    assert list(found) == ([] if values is None else ["x"])
+    if values is not None:
+        assert {v if pd.notna(v) else None for v in found["x"]} == values
+
+
+def test_a_column_that_says_the_same_twice_is_left_out_and_names_are_free():
+    table = table_of(**{"label": "abc", "target": [0, 1, 2], "noise": "xyxyx", "item": "pq", META + "topic": "uuv"})
+    assert list(attributes_of(table, ["noise"])) == ["label", "noise of the item", "item of the item", "topic"]
+    assert next(iter(attributes_of(table.drop(columns="label")))) == "target"
+    assert list(attributes_of(table_of(**{META + "topic": "uuv"}))) == ["topic"]
+
+
+def test_ranges_hold_about_as_many_and_do_not_overlap():
+    numbers = np.random.default_rng(0).lognormal(3, 1, 400)
+    counts = pd.Series(ranges_of(numbers.tolist(), "words")).value_counts()
+    assert counts.tolist() == [100] * 4
+    ends = sorted(tuple(map(float, name.removesuffix(" words").split(" to "))) for name in counts.index)
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(ends))
+    assert ranges_of([1.0, np.nan, 1.0]) == ["1", None, "1"]
+
+
+def test_splits_have_the_same_ranges():
+    task = planted(items=60)
+    task.items.table["split"] = ["discover", "test"] * 30
+    task.items.table["age"] = range(60)
+    first, other = (task.attributes(task.items.ids(split)) for split in ("discover", "test"))
+    assert list(first) == ["age"], "all have one label"
+    assert set(first["age"]) == set(other["age"]) == {"0 to 14", "15 to 29", "30 to 44", "45 to 59"}
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (pd.DataFrame({"a": ["x"]}), "found 1 rows, expected a DataFrame with a row for each of 2 items"),
+        (["x", "y"], "found list"),
+        (pd.DataFrame({"fog": ["x", "y"]}), "'fog' is the name of a concept or of a column"),
+        (pd.DataFrame({"item": ["x", "y"]}), "'item' is the name of a concept or of a column"),
+        (pd.DataFrame({"a": ["x", 1]}), "'a' holds 1, expected text"),
+        (pd.DataFrame({7: ["x", "y"]}), "column named 7"),
+    ],
+)
+def test_attributes_of_a_users_task_are_checked(found, told):
+    with pytest.raises(UsageError, match=rf"Own\.attributes: .*{told}"):
+        check_attributes(found, 2, ["fog"], "Own")
+    own = planted(items=2)
+    own.attributes = lambda item_ids: pd.DataFrame({"a": ["x", np.nan]})
+    assert known_attributes(own, ["i000", "i001"])["a"].tolist() == ["x", None]
+
+
+def test_details_of_the_users_data_become_columns():
+    rows = [
+        {
+            "text": "an article",
+            "topic": "sport",
+            "year": 2001,
+            "vip": True,
+            "mixed": 1,
+            "url": "x" * 100,
+            "tags": ["a"],
+        },
+        {"text": "an article", "topic": None, "year": 2002.5, "vip": False, "mixed": "b", "nan": float("nan")},
+    ]
+    told = detail_columns([details(row, {"text"}) for row in rows])
+    assert told == {
+        "meta:topic": ["sport", None], "meta:year": [2001, 2002.5], "meta:vip": [True, False], "meta:mixed": ["1", "b"],
+    }  # fmt: skip
+
+
+# Files, and who shows it
+
+
+def test_attributes_come_back_with_embeddings_and_need_not_be_there(tmp_path: Path):
+    told = pd.DataFrame({"label": ["a", None, "b"], "length": ["1 to 2", "3", None]})
+    seen = np.eye(3, dtype=np.float32)
+    write_embedded(tmp_path / "new", Embedded(["x", "y", "z"], seen, told))
+    back = read_embedded(tmp_path / "new", "")
+    assert back.attributes.to_dict("list") == told.to_dict("list")
+    pd.DataFrame({"item": ["x", "y", "z"], "embedding": list(seen)}).to_parquet(tmp_path / "old", index=False)
+    old = read_embedded(tmp_path / "old", "")
+    assert (old.item_ids, list(old.attributes)) == (["x", "y", "z"], [])
+    assert (old.vectors == back.vectors).all()
+
+
+def test_records_come_back_and_older_ones_have_none(nine):
+    record = landscape(nine)
+    assert Landscape.parse(record.dump(), "x") == record
+    assert record.slices == nine
+    old = Landscape.from_json(landscape_file([]), "x")
+    assert old.slices is None
+    assert "slices" not in old.to_json()
+
+
+def test_the_report_begins_with_who_fails_most(nine):
+    [said] = worst_said(landscape(nine))
+    assert said.startswith("Label 9 fails most: ")
+    assert said.endswith(f"all other items {nine.attributes[0].values[0].rest:.1%}.")
+    assert worst_said(landscape(measured(probes(np.full(100, 0.2))))) == []
+
+
+def test_an_audit_from_python_says_whose_failures_they_are(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=60), "site": ["north", "south", "west"] * 20})
+
+    @faded.concept([0, 1, 2])
+    def shift(row, level):
+        row["x"] += level
+        return row
+
+    def model(rows):
+        return np.where((rows["site"] == "west") & (rows["x"] > -1), "no", "yes")
+
+    result = faded.audit(model, frame, concepts=[shift], budget=100, expected=["yes"] * 60)
+    assert result.slices.iloc[0][["attribute", "value", "worse"]].tolist() == ["site", "west", True]
+    assert set(result.slices["attribute"]) == {"x", "site"}, "what was expected is the same of all"
+    page = result.report(tmp_path / "page.html").read_text()
+    assert "Site west fails most: " in page
+    assert '<section id="slices">' in page
+    assert '<a href="#slices">Who</a>' in page
+
+
+def test_fields_of_lists_of_pictures_reach_the_items(tmp_path: Path):
+    image = pytest.importorskip("PIL.Image")
+    from stages.tasks.classification.own_data import JsonLines
+    from stages.tasks.classification.pictures import View
+    from stages.tasks.classification.pool import choose_items
+    from stages.tasks.sources import ItemCounts
+
+    lines = []
+    for k in range(8):
+        image.new("L", (8, 8), k).save(tmp_path / f"{k}.png")
+        row = {"image": f"{k}.png", "label": "ab"[k % 2], "group": "xy"[k // 4], "scanner": "GE" if k % 4 else None}
+        lines.append(json.dumps({**row, "age": 30 + k, "note": "n" * 100}))
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    pool = JsonLines(jsonl="all.jsonl").load(tmp_path)
+    items = choose_items(pool, ItemCounts(discover=4, repair=0, test=4), ["a", "b"], 0, (1, 8, 8), View(resize=8))
+    assert {name for name in items if name.startswith(META)} == {"meta:group", "meta:scanner", "meta:age"}
+    of = items.set_index("id")
+    assert of.loc["5.png", ["label", "meta:group", "meta:scanner", "meta:age"]].tolist() == ["b", "y", "GE", 35]
+    assert pd.isna(of.loc["4.png", "meta:scanner"])
+    assert list(attributes_of(items.drop(columns=["id", "split"]))) == ["label", "group", "age"], "one scanner alone"
+
+
+def test_columns_of_data_sets_reach_the_items():
+    datasets = pytest.importorskip("datasets")
+    from stages.tasks.classification.own_data import _details
+
+    kinds = {
+        "image": datasets.Value("binary"), "label": datasets.Value("string"), "age": datasets.Value("int32"),
+        "sex": datasets.ClassLabel(names=["f", "m"]), "box": datasets.Sequence(datasets.Value("int32")),
+    }  # fmt: skip
+    rows = {"image": [b"", b""], "label": ["a", "b"], "age": [61, None], "sex": [1, -1], "box": [[1], [2]]}
+    part = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+    assert _details(part, ("image", "label")) == [{"age": 61, "sex": "m"}, {}]
+    assert _details(part.select_columns(["image", "label"]), ("image", "label")) == [{}, {}]
+
+
+def test_fields_of_articles_reach_the_items_and_their_length_tells_them_apart(tmp_path: Path):
+    from stages.tasks.sources import ItemCounts
+    from stages.tasks.summarization.data import choose_items
+    from stages.tasks.summarization.data_sources import _article
+    from stages.tasks.summarization.probes import SummarizerProbes
+
+    words = [10 + k for k in range(40)]
+    rows = [{"body": " ".join(["word"] * n) + ".", "topic": "sport" if n % 2 else "news"} for n in words]
+    articles = [_article(f"a{k}", row, "body", None, None, "") for k, row in enumerate(rows)]
+    items = choose_items(articles, ItemCounts(discover=30, repair=0, test=10), 0)
+    task = SimpleNamespace(items=Items(items), concepts=SPACE, _articles=items["article"].tolist())
+    task._told_apart = lambda about, ids: LoadedTask._told_apart(task, about, ids)
+    found = SummarizerProbes.attributes(task, ["a0", "a39", "a20"])
+    assert found.to_dict("list") == {
+        "topic": ["news", "sport", "news"],
+        "length": ["10 to 19 words", "40 to 49 words", "30 to 39 words"],
+    }
+
+
+def test_items_of_a_text_to_image_model_are_told_apart_by_their_template():
+    from stages.tasks.text_to_image.probes import PainterProbes
+
+    templates = ["a photo of {thing}" + " in a very long sentence" * 5, "{thing}"] * 2
+    table = pd.DataFrame({"id": list("abcd"), "split": "discover", "label": templates, "seed": range(4)})
+    task = SimpleNamespace(items=Items(table), concepts=SPACE, _templates=templates)
+    found = PainterProbes.attributes(task, ["b", "a"])
+    assert found.to_dict("list") == {"template": [templates[1], templates[0]]}
+    task._templates = ["{thing}"] * 4
+    assert list(PainterProbes.attributes(task, ["b", "a"])) == []
