@@ -51,9 +51,9 @@ def shard_audit(params: Params, name: str, shards: int, gpus: int | None, consol
         load_params(PARAMS)  # what stages will read
         bring_up_to_date()  # DVC finds the shares there
     console.print(f"{PARAMS}: {name} {_words(shards)}; `faded plan {name}` says what that costs", highlight=False)
-    if shards > 1 and budget // shards < FEW:
+    if shards > 1 and (each := (budget - audit.discover.kept_back) // shards) < FEW:
         console.print(
-            f"[yellow]each share has {budget // shards:,} probes: with fewer than {FEW} an explorer draws most of them"
+            f"[yellow]each share has {each:,} probes: with fewer than {FEW} an explorer draws most of them"
             " at random and finds less (docs/shards.md)[/]",
             highlight=False,
             soft_wrap=True,

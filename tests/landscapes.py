@@ -77,6 +77,12 @@ def inside(task: Any, regions: Sequence[dict[str, list[int]]]) -> np.ndarray:
     return np.any([Region.from_json(r).contains(task.concepts, cells) for r in regions], axis=0)
 
 
+SUSPECTED: dict[str, Any] = {
+    **{"id": "S1", "text": "smudge = 3", "region": {"smudge": [3]}, "rate": None, "low": None, "high": None},
+    **{"probes": 0, "failures": 0, "estimate": 0.37, "share": 0.25},
+}  # a region that no fresh probe was left for
+
+
 def landscape_file(modes: Iterable[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
     """A whole landscape.json with these modes, of which only what matters need be said."""
     rate = {"value": 0.25, "low": 0.24, "high": 0.26, "n": 2000}

@@ -128,8 +128,7 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
             {
                 "id": mode_id, "region": region.to_json(), "text": region.describe(space), "rate": rate,
                 "low": rate - 0.06, "high": min(1.0, rate + 0.05), "probes": 180 + i, "failures": round(rate * 180),
-                "estimate": rate, "lift": rate / overall, "share": float(inside.mean()), "confirmed": i < 3,
-                "invalid": None,
+                "estimate": rate, "lift": rate / overall, "share": float(inside.mean()), "invalid": None,
             }
         )  # fmt: skip
         said = HOSTILE if hostile else "seen as 7, expected 1"
@@ -140,6 +139,14 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
             for k in range(6)
         ]
         galleries[mode_id] = Gallery(shown[:4], shown[4:])
+    suspected = [
+        {
+            "id": f"S{i}", "region": region.to_json(), "text": region.describe(space), "probes": 40 * asked,
+            "failures": 11 * asked, "estimate": 0.31 + 0.01 * i, "share": 0.05 * i,
+            **({"rate": 0.275, "low": 0.146, "high": 0.439} if asked else dict.fromkeys(("rate", "low", "high"))),
+        }
+        for i, region, asked in ((1, Region({first.name: (0,)}), True), (2, Region({last.name: (0,)}), False))
+    ]  # fmt: skip
     effects = [
         {
             "concept": c.name, "level": j, "label": c.label(j), "rate": float(part["rate"].mean()),
@@ -164,6 +171,7 @@ def make_inputs(*concepts: Concept, hostile: bool = False, images: bool = True) 
         "modes_skipped": [],
         "effects": effects,
         "modes": modes,
+        "suspected": suspected,
         "modes_found_again": {"named": 3, "again": 2, "in_halves": {"M1": 2, "M2": 1, "M3": 0}},
         "robustness": robustness.to_json(),
         "items": 50,

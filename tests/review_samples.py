@@ -26,7 +26,7 @@ from stages.pages import Gallery
 from stages.params import load_params
 from stages.records.tables import write_exhibits
 from stages.tasks.contract import Exhibit
-from tests.landscapes import landscape_file
+from tests.landscapes import SUSPECTED, landscape_file
 from tests.picture_samples import exhibit as drawn
 from tests.report_samples import HOSTILE, picture, shelf
 from tests.text_samples import text_exhibits
@@ -60,7 +60,7 @@ def exhibits(kind: str, hostile: bool = False) -> list[Exhibit]:
 def make_review(
     path: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "digits", *, hostile: bool = False, **feedback: Any
 ) -> Path:
-    """Make `path` the current workspace, with an audit "x" of three modes: the last one is not confirmed."""
+    """Make `path` the current workspace, with an audit "x" of three modes and a region only suspected."""
     (path / "review_task.py").write_text(TASK)
     monkeypatch.chdir(path)
     monkeypatch.syspath_prepend(path)
@@ -95,7 +95,7 @@ def make_review(
             for k, i in enumerate(ids)
         ]
         rate = {"rate": 0.7 - 0.15 * n, "low": 0.6 - 0.15 * n, "high": 0.8 - 0.15 * n}
-        counts = {"probes": 200, "failures": round(200 * rate["rate"]), "lift": 2.0, "share": 0.1, "confirmed": n < 3}
+        counts = {"probes": 200, "failures": round(200 * rate["rate"]), "lift": 2.0, "share": 0.1}
         region = {"tilt": [n]}
         modes.append(
             {
@@ -109,7 +109,7 @@ def make_review(
         )
     write_exhibits(folder / "exhibits.parquet", {mode: shelf(gallery) for mode, gallery in galleries.items()})
     overall = {"value": 0.254, "low": 0.241, "high": 0.268, "n": 2000}
-    write_json(folder / "landscape.json", landscape_file(modes, overall=overall))
+    write_json(folder / "landscape.json", landscape_file(modes, overall=overall, suspected=[SUSPECTED]))
     page = report_path("x", "landscape")
     page.parent.mkdir()
     page.write_text(REPORT)
@@ -177,7 +177,7 @@ def form_of(html: str) -> dict[str, str]:
     fields = untouched(html)
     for card in html.split(' data-mode="')[1:]:
         name = card.partition('"')[0]
-        if ">confirmed<" in card and f"reason.{name}" in fields:
+        if f"reason.{name}" in fields:
             fields.setdefault(f"action.{name}", "repair")
             fields[f"reason.{name}"] = fields[f"reason.{name}"] or "seen"
     return fields

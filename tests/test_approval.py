@@ -38,13 +38,12 @@ from tests.workspace import Workspace, audit_params, repair_params
 
 LANDSCAPE = Landscape.from_json(
     landscape_file(
-        {"id": name, "text": f"tilt = {i}", "region": {"tilt": [i]}, "confirmed": i < 2}
-        for i, name in enumerate(("M1", "M2", "M3"))
+        {"id": name, "text": f"tilt = {i}", "region": {"tilt": [i]}} for i, name in enumerate(("M1", "M2", "M3"))
     ),
     "landscape.json",
 )
 MODES = LANDSCAPE.modes
-CHOSEN = {"M1": "seen", "M2": "seen"}  # what is confirmed, to be repaired
+CHOSEN = {"M1": "seen", "M2": "seen", "M3": "seen"}  # to be repaired
 GONE = "http://127.0.0.1:9/api"  # nobody there
 
 
@@ -278,18 +277,18 @@ def test_no_decision_is_recorded_while_a_plan_is_made_of_them(params, monkeypatc
     record_decision(params, "tiny", made(), "page")  # and may be afterwards
 
 
-def test_every_confirmed_mode_is_chosen_for_and_has_its_reason():
+def test_every_mode_is_chosen_for_and_has_its_reason():
     def actions(*given) -> str:
         return " ".join(mode.action for mode in choose(MODES, *given))
 
-    assert actions({"M1": "seen"}, {"M2": "rare"}) == "repair accept ignore"
+    assert actions({"M1": "seen"}, {"M2": "rare"}, ["M3"]) == "repair accept ignore"
     assert actions({"M3": "seen"}, {}, ["M1", "M2"]) == "ignore ignore repair"
-    with pytest.raises(UsageError, match="M1, M2: confirmed, but nothing was chosen"):
+    with pytest.raises(UsageError, match="M1, M2, M3: nothing was chosen; expected repair, accept or ignore"):
         choose(MODES)
-    with pytest.raises(UsageError, match="M2: confirmed, but nothing was chosen"):
+    with pytest.raises(UsageError, match=r"^M2: nothing was chosen"):
         choose(MODES, {"M3": "seen"}, {"M1": "rare"})
     with pytest.raises(UsageError, match="M1, M2: to be repaired or accepted, but no reason was given"):
-        choose(MODES, {"M1": " "}, {"M2": ""})
+        choose(MODES, {"M1": " "}, {"M2": ""}, ["M3"])
     with pytest.raises(UsageError, match=r"unknown mode\(s\) M4, X; the landscape has M1, M2, M3"):
         choose(MODES, {"M1": "seen", "M4": "seen"}, {"X": "rare"})
     with pytest.raises(UsageError, match="M1 are named twice"):
@@ -319,11 +318,11 @@ def faded(params, monkeypatch, capsys) -> Faded:
     return Faded(monkeypatch, capsys)
 
 
-ALL = ("approve", "tiny", "--repair", "M1,M2=seen")
+ALL = ("approve", "tiny", "--repair", "M1,M2,M3=seen")
 
 
 def test_approve_says_what_was_recorded_and_where(faded):
-    words = ("--repair", "M1=seen in [it]", "--accept", "M2=rare")
+    words = ("--repair", "M1=seen in [it]", "--accept", "M2=rare", "--ignore", "M3")
     code, told = faded("approve", "tiny", *words, "--reason", "fits the [field]")
     assert code == 0, told
     assert "Ada Tester approved (repair M1, accept M2, ignore M3)" in told
@@ -343,10 +342,10 @@ def test_approve_says_what_was_recorded_and_where(faded):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], "M1, M2: confirmed, so a choice is needed"),
-        (["--repair", "M1,M3=seen"], "M2: confirmed, so a choice is needed"),
-        (["--repair", "M1,M2"], "M1, M2: a reason is needed"),
-        (["--accept", "M1=", "--ignore", "M2"], "M1: a reason is needed"),
+        ([], "M1, M2, M3: a choice is needed"),
+        (["--repair", "M1,M3=seen"], "recorded. M2: a choice is needed"),
+        (["--repair", "M1,M2", "--ignore", "M3"], "M1, M2: a reason is needed"),
+        (["--accept", "M1=", "--ignore", "M2,M3"], "M1: a reason is needed"),
         (["--repair", "M1=a", "--repair", "M1=b", "--ignore", "M2"], "a mode is named twice"),
         (["--repair", "M1=a", "--ignore", "M1,M2"], "M1 are named twice"),
         (["--repair", "M9=a"], "unknown mode(s) M9"),
@@ -359,14 +358,15 @@ def test_an_incomplete_choice_is_no_decision(faded, given, told):
 
 def test_the_command_that_is_shown_is_complete_but_for_the_reasons(faded):
     code, told = faded("approve", "tiny", "--accept", "M2=it's rare", "--reviewer", "Ada L.", "--reason", "all in all")
-    assert code == 2 and "with --accept M1='' or --ignore M1" in told
+    assert code == 2 and "M1, M3: a choice is needed" in told and "with --accept M1='' or --ignore M1" in told
     command = told[told.index("faded approve tiny") :]
     assert faded(*shlex.split(command)[1:])[0] == 2  # it is no decision as it stands
-    assert faded(*shlex.split(command.replace("M1=''", "M1='seen'"))[1:])[0] == 0
+    assert faded(*shlex.split(command.replace("M1=''", "M1='seen'").replace("M3=''", "M3='seen'"))[1:])[0] == 0
     [kept] = read_chain("tiny")
-    assert [(mode.action, mode.reason) for mode in kept.decision.modes][:2] == [
+    assert [(mode.action, mode.reason) for mode in kept.decision.modes] == [
         ("repair", "seen"),
         ("accept", "it's rare"),
+        ("repair", "seen"),
     ]
     assert (kept.decision.reviewer, kept.decision.reason) == ("Ada L.", "all in all")
 

@@ -19,7 +19,7 @@ from stages.errors import DecisionNeeded, RejectedError, UsageError
 from stages.files import read_json, write_json
 from stages.params import FeedbackConfig, Params
 from stages.records import Landscape, Plan, audit_folder
-from tests.landscapes import landscape_file
+from tests.landscapes import SUSPECTED, landscape_file
 from tests.workspace import audit_params, repair_params
 
 
@@ -35,10 +35,10 @@ def example(name: str, failed: bool = True) -> dict:
 
 
 MODES = [
-    {"id": "M1", "text": "a >= 1", "region": {"a": [1, 2]}, "confirmed": True}
+    {"id": "M1", "text": "a >= 1", "region": {"a": [1, 2]}}
     | {"examples": [example("M1.1"), example("M1.2"), example("M1.3", failed=False)]},
-    {"id": "M2", "text": "b >= 1", "region": {"b": [1, 2]}, "confirmed": False, "examples": [example("M2.1")]},
-    {"id": "M3", "text": "c >= 1", "region": {"c": [1, 2]}, "confirmed": True},  # as of an older version
+    {"id": "M2", "text": "b >= 1", "region": {"b": [1, 2]}, "examples": [example("M2.1")]},
+    {"id": "M3", "text": "c >= 1", "region": {"c": [1, 2]}},  # as of an older version
 ]
 
 
@@ -48,7 +48,7 @@ def landscape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = Path("data/x/summarize")
     folder.mkdir(parents=True)
     pd.DataFrame({"a": [0, 1]}).to_parquet(folder / "landscape.parquet")
-    write_json(folder / "landscape.json", landscape_file(MODES))
+    write_json(folder / "landscape.json", landscape_file(MODES, suspected=[SUSPECTED]))
     return folder
 
 
@@ -339,11 +339,13 @@ def test_a_mode_is_decided_once(landscape: Path) -> None:
         decision(modes=[{"id": "M1", "action": "repair"}, {"id": "M1", "action": "accept"}])
 
 
-def test_the_rule_takes_confirmed_modes_only_and_says_that_no_human_decided(landscape: Path) -> None:
+def test_the_rule_takes_the_worst_modes_and_says_that_no_human_decided(landscape: Path) -> None:
     plan = feedback.by_rule(FeedbackConfig(policy="top-k", modes=2), summary(), "0" * 16).to_json()
     assert plan["statement"] == "decided by policy, no human" and plan["reviewer"] is None
     assert plan["examples"] == []
-    assert [m["action"] for m in plan["modes"]] == ["repair", "ignore", "repair"]
+    assert [m["action"] for m in plan["modes"]] == ["repair", "repair", "ignore"]
+    rule = "top-2: the worst modes are repaired"
+    assert [m["reason"] for m in plan["modes"]] == [rule, rule, "beyond the rule's number"]
 
 
 def test_another_landscape_is_refused(landscape: Path) -> None:
@@ -392,6 +394,7 @@ def test_a_bad_file_is_told(landscape: Path, text: str, message: str) -> None:
     [
         (["M1", "M2"], r"no choice for mode\(s\) M3"),
         (["M1", "M2", "M3", "M9"], r"unknown mode\(s\) M9; the landscape has M1, M2, M3"),
+        (["M1", "M2", "M3", "S1"], r"unknown mode\(s\) S1; the landscape has M1, M2, M3"),  # only suspected
     ],
 )
 def test_every_mode_needs_a_word(landscape: Path, ids: list[str], message: str) -> None:

@@ -32,7 +32,7 @@ from tests.workspace import audit_params, repair_params
 
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("Ada", "Bob", "Eve")}
 LISTED = {name: public_line(KEYS[name]) for name in ("Ada", "Bob")}
-MODES = [{"id": "M1", "text": "a >= 1", "region": {"a": [1]}, "confirmed": True}]
+MODES = [{"id": "M1", "text": "a >= 1", "region": {"a": [1]}}]
 File = dict[str, Any]
 
 

@@ -81,7 +81,7 @@ def workspace(inputs, tmp_path, monkeypatch):
             discover={
                 "explorer": "random",
                 "baseline": "random",
-                "budget": 30,
+                "budget": 50,
                 "microscopic": {"items": 2, "budget": 10},
             },
         )

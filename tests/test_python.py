@@ -62,7 +62,8 @@ def test_an_audit_names_what_makes_a_model_fail(my_model):
     )
     worst = result.modes[0]
     assert worst.text in ("corner >= 1", "darkening >= 0.4")
-    assert worst.confirmed and worst.text in repr(result) and escape(worst.text) in result._repr_html_()
+    assert worst.low > result.landscape.overall.value
+    assert worst.text in repr(result) and escape(worst.text) in result._repr_html_()
     assert set(result.cells["darkening"]) == {0, 0.2, 0.4, 0.6}
     assert {"corner", "probes", "rate", "low", "high"} <= set(result.cells.columns)
     failures = result.failures
@@ -86,6 +87,9 @@ def test_the_pipeline_asks_the_same_probes(my_model, monkeypatch):
     finished = faded.load("mine")
     pd.testing.assert_frame_equal(finished.probes, result.probes)
     assert finished.landscape == result.landscape
+    fresh = result.records.summarize.fresh
+    pd.testing.assert_frame_equal(finished.records.summarize.fresh, fresh)
+    assert set(fresh["role"]) <= {"test", "measure"} and len(fresh) > 0
     pd.testing.assert_frame_equal(finished.failures.astype({"item": int}), result.failures)
     with pytest.raises(UsageError, match="is an audit of a workspace already"):
         finished.to_workspace("elsewhere")

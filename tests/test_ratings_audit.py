@@ -39,7 +39,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "data/x/inputs/regions.json").write_text("[]")
     audit = audit_params()
     audit["prepare"] |= {"regions": [{"tilt": [1, 3]}], "noise": 0.1}
-    audit["discover"] |= {"explorer": "random", "microscopic": {"method": "none"}}
+    audit["discover"] |= {"explorer": "random", "budget": 250, "microscopic": {"method": "none"}}  # 50 kept back
     audit["summarize"] |= {"min_support": 0.5}  # so that a mode holds passing examples too
     feedback = {"policy": "wait", "reviewers": 2}
     params = {"audits": {"x": audit}, "repairs": {"x": repair_params(feedback=feedback)}}
@@ -336,7 +336,7 @@ def test_a_repair_is_judged_by_people_and_trained_as_before(place: Path) -> None
 def test_an_enumerated_grid_is_compared_exactly(place: Path) -> None:
     rate("Ada", strict)
     learn(write=True)
-    _edit("params.yaml", "budget: 200", "budget: 320")
+    _edit("params.yaml", "budget: 250", "budget: 320")
     discover.main("x")
     summarized("x")
     summary, probes = (

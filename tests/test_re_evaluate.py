@@ -325,7 +325,11 @@ def test_the_same_inputs_give_the_same_bytes(audit_dir):
 def test_summarize_names_the_target_and_uses_discover_items_only(audit_dir):
     summary = read_json(stage_dir("tiny", "summarize") / "landscape.json")
     assert summary["modes"][0]["region"] == TARGET
-    assert summary["modes"][0]["confirmed"]
+    assert len(summary["modes"]) == 1 and summary["modes"][0]["low"] > summary["overall"]["high"]
+    fresh = pd.read_parquet(stage_dir("tiny", "summarize") / "fresh.parquet")
+    assert fresh["item"].str.startswith("discover-").all()
+    measured = fresh[(fresh["mode"] == "M1") & (fresh["role"] == "measure")]
+    assert len(measured) == summary["modes"][0]["probes"] > 50
     assert summary["items"] == 20
     [by_label] = summary["slices"]["attributes"]
     assert {one["value"]: one["items"] for one in by_label["values"]} == {"0": 7, "1": 7, "2": 6}

@@ -97,7 +97,6 @@ def test_every_number_of_a_mode_is_in_the_page(tmp_path: Path) -> None:
             f"{mode['failures']} / {mode['probes']}",
             f"{mode['lift']:.2g}×",
             f"{mode['share']:.1%}",
-            "not confirmed" if not mode["confirmed"] else "confirmed",
         ):
             assert shown in row.group(0)
 
@@ -226,15 +225,33 @@ def test_every_number_of_a_comparison_is_in_the_page(pages: dict[str, Path]) -> 
     assert cells_of(page, "skipped", r"img-17\.png") == ["truncated"]
 
 
-def test_a_mode_that_was_not_measured_says_so(tmp_path: Path) -> None:
+def test_what_is_only_suspected_is_folded_and_in_no_mode_table(tmp_path: Path) -> None:
     inputs = make_inputs(*FOUR[:2], images=False)
-    unknown = dict.fromkeys(("rate", "low", "high")) | {"probes": 0, "failures": 0, "confirmed": False}
-    inputs["summary"]["modes"][1] |= unknown
     page = write(tmp_path, **inputs)
-    row = page.split('<a href="#mode-2">')[1].split("</tr>")[0]
-    assert "not measured" in row
-    assert "not confirmed" in row
-    assert "nan%" not in page
+    before, folded = page.split("<details><summary>Suspected, not confirmed: 2 regions</summary>")
+    folded = folded.split("</details>")[0]
+    asked, unasked = (row.split("</tr>")[0] for row in folded.split('<tr><td class="text">')[1:])
+    for region, row in zip(inputs["summary"]["suspected"], (asked, unasked), strict=True):
+        text = region["text"].replace(">", "&gt;")
+        assert row.startswith(text) and f">{text}</td>" not in before
+        for shown in (
+            f"{region['estimate']:.1%}",
+            f"{region['failures']} / {region['probes']}",
+            f"{region['share']:.1%}",
+        ):
+            assert shown in row
+    assert "27.5%" in asked and "14.6–43.9%" in asked
+    assert "not asked" in unasked and "nan%" not in page
+    inputs["summary"]["suspected"] = []
+    assert "Suspected" not in write(tmp_path, **inputs)
+
+
+def test_a_landscape_without_modes_says_so(tmp_path: Path) -> None:
+    inputs = make_inputs(*FOUR[:2], images=False)
+    inputs["summary"]["modes"], inputs["galleries"] = [], {}
+    page = write(tmp_path, **inputs)
+    assert "No region was found that fails significantly more often than the grid." in page
+    assert "No region stands out from the rest." in page and "Suspected, not confirmed: 2 regions" in page
 
 
 def test_what_the_search_for_modes_left_out_is_said(tmp_path: Path) -> None:
@@ -329,7 +346,8 @@ def test_hostile_text_does_not_run(browser: Any, tmp_path: Path) -> None:
 def test_without_javascript_tables_and_examples_remain(browser: Any, pages: dict[str, Path]) -> None:
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto(pages["landscape"].as_uri())
-    assert page.locator("#modes table").is_visible()
+    assert page.locator("#modes table").first.is_visible()
+    assert not page.locator("#modes details table").is_visible()  # what is only suspected is folded
     assert page.locator("#modes img").first.is_visible()
     assert page.get_by_text("Charts need JavaScript").is_visible()
     assert not page.locator("#landscape .controls").is_visible()
@@ -341,4 +359,4 @@ def test_a_browser_that_cannot_unpack_the_charts_says_so(browser: Any, pages: di
     page.goto(pages["landscape"].as_uri())
     page.locator("#no-charts").wait_for(state="visible")
     assert "too old to unpack the charts" in page.locator("#no-charts").inner_text()
-    assert page.locator("#modes table").is_visible()
+    assert page.locator("#modes table").first.is_visible()

@@ -52,11 +52,11 @@ class Window:
         self.page.locator(f'[data-mode="{mode}"] .segments label', has_text=action).click()
 
     def repair_the_rest(self) -> None:
-        """Choose for the modes that need a choice and have none, and say why where that is needed."""
+        """Choose for the modes that have no choice yet, and say why where that is needed."""
         for n, mode in enumerate(("M1", "M2", "M3")):
             card = self.page.locator(f'[data-mode="{mode}"]')
             chosen = card.locator('input[name^="action."]:checked')
-            if not chosen.count() and card.locator(".pill.good").count():
+            if not chosen.count():
                 self.choose(mode, "Repair")
             why = self.page.get_by_label("Why?").nth(n)
             if chosen.count() and chosen.input_value() != "ignore" and not why.input_value():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +20,7 @@ from stages.decisions import landscape_hash, read_chain
 from stages.files import stage_dir, write_json, write_state
 from stages.params import load_params
 from stages.records import Example, ModeRecord
-from tests.landscapes import landscape_file
+from tests.landscapes import SUSPECTED, landscape_file
 from tests.review_samples import URL, Reviewer, change_landscape, form_of, make_review, reviewers, untouched
 
 
@@ -57,13 +56,13 @@ def test_nothing_is_chosen_for_the_reviewer(ada: Reviewer) -> None:
     assert " checked" not in html and not [name for name in fields if name.startswith(("action.", "severity."))]
     answer = ada.send(fields | {"decision": "approve"})
     assert answer.status_code == 400 and kept() == []
-    for said in ("M1: nothing was chosen", "M2: nothing was chosen"):
+    for said in ("M1: nothing was chosen", "M2: nothing was chosen", "M3: nothing was chosen"):
         assert said in answer.text
-    assert "M3: nothing" not in answer.text  # which is not confirmed
     silent = fields | {"action.M1": "accept", "action.M2": "repair", "reason.M1": " ", "decision": "approve"}
+    silent["action.M3"] = "ignore"  # which needs no reason
     answer = ada.send(silent)
     assert answer.status_code == 400 and "M1: say why it is to be accepted" in answer.text and kept() == []
-    assert "M2: say why it is to be repaired" in answer.text
+    assert "M2: say why it is to be repaired" in answer.text and "M3:" not in answer.text
     assert ada.send(fields | {"decision": "reject"}).status_code == 200 and kept()[0].modes == []
 
 
@@ -77,9 +76,9 @@ def test_the_form_of_a_mode_is_whole(ada: Reviewer) -> None:
 def test_every_number_of_a_mode_is_shown(ada: Reviewer) -> None:
     html = ada.enter()
     card = html.split('id="mode-1"')[1].split('id="mode-2"')[0]
-    for said in ("typos &gt;= 15%", "55.0%", "45.0–65.0%", "110 / 200", "10.0%", ">confirmed<"):
+    for said in ("typos &gt;= 15%", "55.0%", "45.0–65.0%", "110 / 200", "10.0%"):
         assert said in card, said
-    assert ">not confirmed<" in html.split('id="mode-3"')[1]
+    assert "3 failure modes stand out." in html
     assert card.count("data:image/png") == 12 and "The model fails on 25.4% of the grid" in html
     assert '<a href="/review/x/landscape"' in html and "/review/x/repair" not in html
 
@@ -88,7 +87,8 @@ def test_what_is_saved_is_what_was_filled_in(ada: Reviewer) -> None:
     fields = form_of(ada.enter())
     told = {
         "action.M1": "accept", "severity.M2": "high", "reason.M2": " seen in\r\nthe field ", "rating.M2.1": "3",
-        "bias.M2.1": "10", "bias.M3.9": "1", "reviewer": "  Ada  Lovelace ", "reason": "for the release",
+        "bias.M2.1": "10", "action.M3": "ignore", "reason.M3": "",
+        "bias.M3.9": "1", "reviewer": "  Ada  Lovelace ", "reason": "for the release",
     }  # fmt: skip
     answer = ada.send(fields | told | {"decision": "approve"})
     assert answer.status_code == 200 and "Ada Lovelace approved the repair of x." in answer.text
@@ -303,7 +303,7 @@ def test_what_is_no_form_is_refused(ada: Reviewer, body: bytes) -> None:
     assert kept() == []
 
 
-FOUND = ModeRecord.model_construct(id="M1", confirmed=True, examples=[Example.model_construct(id="M1.1")])
+FOUND = ModeRecord.model_construct(id="M1", examples=[Example.model_construct(id="M1.1")])
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -316,9 +316,9 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 def test_a_decision_fills_in_the_form_it_came_from() -> None:
-    modes = [FOUND, ModeRecord.model_construct(id="M2", confirmed=False)]
+    modes = [FOUND, ModeRecord.model_construct(id="M2", examples=[])]
     fields = {"reviewer": "Ada", "action.M1": "repair", "reason.M1": "seen", "severity.M1": "low"}
-    fields |= {"decision": "approve", "landscape": "0" * 16}
+    fields |= {"action.M2": "ignore", "decision": "approve", "landscape": "0" * 16}
     fields |= {"corrected.M1.1": "better", "rating.M1.1": "2", "reason": "a\nb", "reason.M2": "c"}
     decision = read_decision(fields, modes)
     assert read_decision(filled(decision) | {"decision": "approve", "landscape": "0" * 16}, modes) == decision
@@ -371,10 +371,12 @@ def test_an_audit_without_a_landscape_says_so(ada: Reviewer) -> None:
         assert answer.status_code == 409 and "there is no landscape to decide on yet" in answer.text
 
 
-def test_a_mode_that_was_not_measured_says_so(ada: Reviewer) -> None:
-    path = stage_dir("x", "summarize") / "landscape.json"
-    path.write_text(re.sub(r'"(rate|low|high)": [\d.]+', r'"\1": null', path.read_text()))
-    assert ada.enter().count("not measured") == 3
+def test_what_is_only_suspected_cannot_be_decided_on(ada: Reviewer) -> None:
+    html = ada.enter()
+    assert SUSPECTED["text"] not in html and 'data-mode="M3"' in html and 'data-mode="S1"' not in html
+    fields = form_of(html) | {"action.S1": "repair", "reason.S1": "seen", "decision": "approve"}
+    assert ada.send(fields).status_code == 200
+    assert [mode.id for mode in kept()[0].modes] == ["M1", "M2", "M3"]
 
 
 def test_a_file_that_cannot_be_written_loses_nothing(ada: Reviewer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_review(tmp_path, monkeypatch)
     example = {"id": "M1.1", "item": "discover-0001", "cell": [0], "output": "a nurse", "failed": True}
     mode = {"id": "M1", "text": "tilt = 1", "region": {"tilt": [1]}, "rate": 0.5, "low": 0.4, "high": 0.6, "probes": 9}
-    mode |= {"share": 0.1, "confirmed": True, "examples": [{**example, "discrepancy": 0.5}]}
+    mode |= {"share": 0.1, "examples": [{**example, "discrepancy": 0.5}]}
     concepts = [{"name": "tilt", "levels": [0, 1], "unit": "", "ordered": True, "neutral": 0}]
     write_json(stage_dir("x", "summarize") / "landscape.json", landscape_file([mode], concepts=concepts))
     return tmp_path

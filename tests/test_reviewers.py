@@ -23,7 +23,7 @@ from stages.keys import key_path
 from stages.params import load_params
 from tests.review_samples import form_of, make_review, review, reviewers, untouched
 
-ALL = ("--repair", "M1,M2=seen")
+ALL = ("--repair", "M1,M2,M3=seen")
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +187,8 @@ def test_the_terminal_asks_for_no_name_where_it_is_known(monkeypatch: pytest.Mon
     from flows.review.terminal import review_landscape
 
     faded("reviewers", "add", "Ada Lovelace")
-    answers = ["", "repair", "", "", "seen", "n", "accept", "rare", "n", "", "", "n", "for now", "", "y", "y"]
+    answers = ["", "repair", "", "", "seen", "n", "accept", "rare", "n"]
+    answers += ["", "ignore", "", "n", "for now", "", "y", "y"]
     monkeypatch.setattr("builtins.input", lambda *_args: answers.pop(0))
     review_landscape(load_params(), "x", Console(width=200), reviewer="Ada Lovelace")
     assert answers == []
@@ -197,7 +198,7 @@ def test_the_terminal_asks_for_no_name_where_it_is_known(monkeypatch: pytest.Mon
 
 
 def test_the_terminal_asks_again_for_a_name_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = ("ignore", "", "n", "ignore", "", "n", "", "", "n")
+    modes = ("ignore", "", "n") * 3
     told = review(monkeypatch, *modes, "A\u200bda", "Ada", "", "y", "y")
     assert "cannot have U+200B ZERO WIDTH SPACE" in told and kept()[0].reviewer == "Ada"
 

@@ -75,7 +75,7 @@ class Deployment:
 
     def answer(self, run: FlowRun, **form: object) -> str | None:
         """Fill in the form as Prefect's page does; return why it was refused."""
-        given = {"decision": "approve", "reviewer": "Ada", "M1": "repair", "M1_reason": "seen", **form}
+        given = {"decision": "approve", "reviewer": "Ada", "M1": "repair", "M1_reason": "seen", "M2": "ignore", **form}
         response = self.client.resume_flow_run(run.id, run_input=given)
         return getattr(response.details, "reason", None)
 
@@ -145,7 +145,7 @@ def made(**changes: object) -> Decision:
         "landscape": landscape_hash("tiny"),
         "reviewer": "Ada",
         "approve": True,
-        "modes": choose(read_modes("tiny"), {"M1": "seen"}),
+        "modes": choose(read_modes("tiny"), {"M1": "seen"}, ignore=["M2"]),
     }
     return Decision(**{**said, **changes})
 
@@ -160,7 +160,8 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
         assert schema["properties"][mode]["enum"] == ["undecided", "repair", "accept", "ignore"]
         assert schema["properties"][mode]["default"] == "undecided"
     assert {"decision", "reviewer"} <= set(schema["required"])
-    assert "faded review tiny" in text and "50% (40% to 60%)" in text and "not measured" in text
+    assert "faded review tiny" in text and text.count("fails in 50% (40% to 60%)") == 2
+    assert "S1" not in schema["properties"] and "tilt = 3" not in text  # which is only suspected
 
     assert deployment.answer(run, reviewer=" ") is not None
     assert deployment.answer(run, M7="repair") is not None
@@ -201,7 +202,8 @@ def test_a_form_without_a_choice_or_a_name_that_can_be_seen_is_no_decision(deplo
     run = deployment.run()
     told = {}
     for problem, form in (
-        ("M1: confirmed, but nothing was chosen", {"M1": "undecided"}),
+        ("M1: nothing was chosen", {"M1": "undecided"}),
+        ("M2: nothing was chosen", {"M2": "undecided"}),
         ("M1: to be repaired or accepted, but no reason was given", {"M1_reason": " "}),
         ("cannot have U+202E RIGHT-TO-LEFT OVERRIDE", {"reviewer": "\u202eAda"}),
     ):

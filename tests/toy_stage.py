@@ -22,11 +22,12 @@ KIND, AUDIT = Path(__file__).stem, sys.argv[1]
 RATE = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100}
 MODES = [
     {"id": f"M{i}", "region": {"tilt": [i]}, "text": f"tilt = {i}", "rate": 0.5, "low": 0.4, "high": 0.6}
-    | {"probes": 100, "failures": 50, "estimate": 0.5, "lift": 2.0, "share": 0.25, "confirmed": True, "invalid": None}
+    | {"probes": 100, "failures": 50, "estimate": 0.5, "lift": 2.0, "share": 0.25, "invalid": None}
     | {"minimal": {"reached": 0, "of": 0, "median_radius": None}}
     for i in (1, 2)
 ]
-MODES[1] |= dict.fromkeys(("rate", "low", "high")) | {"probes": 0, "confirmed": False}  # nobody probed there
+SUSPECTED = {"id": "S1", "region": {"tilt": [3]}, "text": "tilt = 3", "rate": None, "low": None, "high": None}
+SUSPECTED |= {"probes": 0, "failures": 0, "estimate": 0.4, "share": 0.25}
 LANDSCAPE = {
     "audit": AUDIT,
     "concepts": [{"name": "tilt", "levels": [0, 1, 2, 3], "unit": "", "ordered": True, "neutral": 0}],
@@ -35,6 +36,7 @@ LANDSCAPE = {
     "overall_estimated": RATE,
     "effects": [],
     "modes": MODES,
+    "suspected": [SUSPECTED],
     "invalid": {"count": 0, "probes": 100, **RATE, "levels": []},
     "modes_found_again": {"named": 0, "again": 0, "in_halves": {}},
     "modes_skipped": [],
