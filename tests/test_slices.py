@@ -47,9 +47,13 @@ def probes(rate: np.ndarray, n: int = 2000, seed: int = 0, role: str = "control"
     return table.assign(role=role, item=np.array(ITEMS)[item], failed=failed, valid=True, output=came)
 
 
+def none_fresh(table: pd.DataFrame) -> pd.DataFrame:
+    return table.iloc[:0].assign(mode="")
+
+
 def measured(table: pd.DataFrame, attributes: dict[str, Any] | None = None, *, exact: bool = False, **modes: Region):
     told = pd.DataFrame({"label": LABELS} if attributes is None else attributes, dtype=object)
-    return measure_slices(table, ITEMS, told, SPACE, modes, exact=exact, seed=0)
+    return measure_slices(table, ITEMS, told, SPACE, none_fresh(table), modes, exact=exact, seed=0)
 
 
 NINE = np.where(np.array(LABELS) == "9", 0.5, 0.1)  # the planted class that fails
@@ -91,6 +95,12 @@ def test_rates_inside_modes_are_of_probes_there(nine):
     assert sum(one.probes for one in inside.values) == len(there)
     [worst] = [one for one in inside.values if one.value == "9"]
     assert worst.failures == there["failed"][there["item"].isin(ITEMS[9::10])].sum()
+    more = probes(NINE, 300, seed=1, role="measure").assign(mode="M1", tilt=2)
+    fresh = pd.concat([more, more.assign(mode="M2")])
+    told = pd.DataFrame({"label": LABELS}, dtype=object)
+    found = measure_slices(table, ITEMS, told, SPACE, fresh, {"M1": Region({"tilt": (2,)})}, exact=False, seed=0)
+    assert found is not None
+    assert sum(one.probes for one in found.modes["M1"][0].values) == len(there) + len(more)
 
 
 def test_items_that_differ_make_no_label_worse(monkeypatch):
@@ -102,7 +112,7 @@ def test_items_that_differ_make_no_label_worse(monkeypatch):
         table = probes(rate, n=400, seed=seed)
         labels = np.arange(40) % 5
         told = pd.DataFrame({"label": labels.astype(str)})
-        found = measure_slices(table, ITEMS[:40], told, SPACE, {}, exact=False, seed=seed)
+        found = measure_slices(table, ITEMS[:40], told, SPACE, none_fresh(table), {}, exact=False, seed=seed)
         marked += bool(found.worse)
         of, failed = labels[pd.Index(ITEMS).get_indexer(table["item"])], table["failed"].to_numpy()
         by_probes += holm(np.array([_fisher(failed, of == label) for label in range(5)])).min() < 0.05

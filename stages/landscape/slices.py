@@ -60,6 +60,7 @@ def measure_slices(
     item_ids: Sequence[str],
     attributes: pd.DataFrame,
     space: ConceptSpace,
+    fresh: pd.DataFrame,
     modes: Mapping[str, Region],
     *,
     exact: bool,
@@ -76,14 +77,15 @@ def measure_slices(
     worse if its p-value, adjusted for all values of all attributes, is below 0.05 and its interval above the overall
     rate.
 
-    Inside a mode all of the control's probes count, also those that helped to find it: all rates there are somewhat
-    too high alike. Compare them with each other.
+    Inside a mode its fresh probes and all of the control's count, also those that helped to find it: all rates there
+    may be somewhat too high alike. Compare them with each other.
 
     Args:
         probes: as in probes.parquet.
         item_ids: the items.
         attributes: a row an item, in their order, and columns of strings.
         space: the grid.
+        fresh: uniform probes inside modes, as in fresh.parquet.
         modes: regions by id.
         exact: the grid was enumerated.
         seed: of permutations and resamples.
@@ -101,7 +103,12 @@ def measure_slices(
     p_values = worse_values(asked.failed, row, [codes for codes, _ in coded.values()], seed)
     adjusted = np.split(holm(np.concatenate(p_values)), np.cumsum([len(p) for p in p_values])[:-1])
     cells = control[space.names].to_numpy(dtype=np.int64)
-    inside = {mode: region.contains(space, cells) for mode, region in modes.items()}
+    inside = {}
+    for mode, region in modes.items():
+        own, kept = fresh[(fresh["mode"] == mode).to_numpy()], region.contains(space, cells)
+        failed = np.concatenate([asked.failed[kept], own["failed"].to_numpy(dtype=bool)])
+        rows = np.concatenate([row[kept], pd.Index(item_ids).get_indexer(own["item"])])
+        inside[mode] = asked._replace(failed=failed, row=rows)
     told = _confusions(control, attributes[LABEL].to_numpy(dtype=object)[row]) if LABEL in coded else None
     return Slices(
         attributes=[
@@ -110,10 +117,10 @@ def measure_slices(
         ],
         modes={
             mode: [
-                AttributeRates(attribute=name, values=_rates(asked.some(mask), codes, values))
+                AttributeRates(attribute=name, values=_rates(there, codes, values))
                 for name, (codes, values) in coded.items()
             ]
-            for mode, mask in inside.items()
+            for mode, there in inside.items()
         },
     ).having(confusions=told)
 

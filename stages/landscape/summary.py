@@ -162,6 +162,7 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
             ids,
             asked.attributes,
             space,
+            fresh,
             {mode.id: mode.region for mode in modes},
             exact=landscape.exact,
             seed=seed,
