@@ -2,7 +2,8 @@
 
 Where the search is divided (`discover.shards`), the stage explore has done it share by share, and this one puts the
 shares together. Then, on a budget of its own: how little has to change, step by step, until the model fails. Whatever
-else the landscape needs of the model is asked here, too, so that no later stage asks it anything.
+else the landscape needs of the model is asked here, too, but for the fresh probes that summarize puts where regions
+seem to fail.
 """
 
 from __future__ import annotations
