@@ -293,7 +293,7 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
         (tmp_path / folder / "timings.json").write_bytes(seal(TIMINGS, took) if folder == ".faded" else took)
     said = "about 6 min 2 s (by the last run here, by what a probe took in prepare)"
     assert estimated(*searching).time == said
-    assert _time("tiny", params.audits["tiny"], 600) == "about 1 min 0 s by the last search here"
+    assert _time("tiny", params.audits["tiny"], 600) == "about 1 min 11 s by the last search here"
     (tmp_path / ".faded/timings.json").unlink()
     assert (
         estimated("prepare", *searching).time == "about 1 min 10 s (as measured on 2 cores); 2 stage(s) never ran here"
