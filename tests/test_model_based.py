@@ -10,13 +10,16 @@ from pydantic import ValidationError
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.concepts import Concept, ConceptSpace, Region
+from stages.errors import InfrastructureError
 from stages.explorers.acquisition import ENUMERABLE, Acquisition, Weights
-from stages.explorers.model_based import LocalSearch, ModelBased, Pool, _Book
+from stages.explorers.candidates import Archive, Grid, Mutations, Pairs, Portfolio
+from stages.explorers.model_based import LocalSearch, ModelBased, Pool, _Book, capped
 from stages.explorers.policies import load_policy
 from stages.explorers.prober import Prober, torch_threads
 from stages.explorers.proposer import Autoregressive, Trainer
 from stages.explorers.surrogate import Belief
 from stages.kernel import Data
+from stages.ledger import Ledger
 from stages.tasks.contract import Items
 from tests.planted import PlantedTask
 
@@ -237,8 +240,141 @@ def test_a_budget_below_the_first_batch_is_random_and_still_trains(budget: int) 
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"goal": "fame"}, "goal"), ({"entropy": 1.5}, "entropy"), ({"batches": 3}, "batches")]
+    ("settings", "named"),
+    [
+        ({"goal": "fame"}, "goal"),
+        ({"entropy": 1.5}, "entropy"),
+        ({"batches": 3}, "batches"),
+        ({"generators": []}, "generators"),
+        ({"generators": ["policy", "dreams"]}, "generators"),
+        ({"generators": ["policy", "policy"]}, "each generator once"),
+    ],
 )
 def test_bad_settings_are_named(settings: dict, named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         ModelBased.Settings(**settings)
+
+
+# --- generators compete
+
+
+class Names:
+    """A generator that names cells of one level of concept a, where all fail or none does."""
+
+    def __init__(self, level: int) -> None:
+        self.level, self.named = level, []
+
+    def propose(self, worth: Acquisition, size: int) -> Pairs:
+        self.named.append(size)
+        cells = SPACE.sample(size, np.random.default_rng(len(self.named)))
+        cells[:, 0] = self.level
+        return Pairs(np.zeros(size, int), cells)
+
+
+def test_credit_moves_to_the_generator_whose_candidates_fail() -> None:
+    good, poor = Names(5), Names(0)
+    portfolio = Portfolio({"poor": poor, "good": good}, 1200, np.random.default_rng(0))
+    for _ in range(15):
+        (_, cells), by = portfolio.propose(worth=None)
+        chosen = np.concatenate([np.flatnonzero(by == k)[:20] for k in (0, 1)])
+        failed = cells[chosen, 0] == 5
+        portfolio.credit(by[chosen], failed, np.ones(len(chosen)))
+    assert good.named[0] == poor.named[0] == 600
+    assert sum(good.named[5:]) > 3 * sum(poor.named[5:])
+    told = portfolio.told()
+    assert told["good"]["failures"] == told["good"]["probes"] > 0 == told["poor"]["failures"]
+
+
+def test_credit_is_for_failures_in_new_places() -> None:
+    same, new = Names(5), Names(5)
+    portfolio = Portfolio({"same": same, "new": new}, 1200, np.random.default_rng(0))
+    for _ in range(15):
+        by = portfolio.propose(worth=None).by
+        chosen = np.concatenate([np.flatnonzero(by == k)[:20] for k in (0, 1)])
+        portfolio.credit(by[chosen], np.ones(len(chosen), bool), np.where(by[chosen] == 1, 1.0, 0.05))
+    assert sum(new.named[5:]) > 3 * sum(same.named[5:])
+
+
+def test_a_generator_that_turns_poor_loses_its_place() -> None:
+    first, then = Names(5), Names(5)
+    portfolio = Portfolio({"first": first, "then": then}, 1200, np.random.default_rng(0))
+    for n in range(30):
+        by = portfolio.propose(worth=None).by
+        chosen = np.concatenate([np.flatnonzero(by == k)[:20] for k in (0, 1)])
+        portfolio.credit(by[chosen], by[chosen] == (n >= 10), np.ones(len(chosen)))
+    ends = portfolio.shares()
+    assert ends[1] > ends[0]
+
+
+@pytest.mark.parametrize("kind", [Mutations, Archive])
+def test_candidates_lie_near_known_failures(kind) -> None:
+    rng = np.random.default_rng(0)
+    cells = np.repeat(np.array([[5, 1, 0, 0, 0], [0, 2, 4, 1, 5]]), [30, 1], axis=0)
+    seen = Data(np.arange(31), cells, np.ones(31), np.ones(31, bool))
+    worth = Acquisition(ByItem(), seen, SPACE, 40, Weights(0, 1, 1, 0, 0), seed=0)
+    pairs = kind(Grid(SPACE, 40, rng)).propose(worth, 600)
+    assert len(pairs.items) == len(pairs.cells) == 600
+    often, rare = [(pairs.cells == cell).mean(axis=1) >= 0.8 for cell in (cells[0], cells[-1])]
+    assert (often | rare).mean() > 0.75
+    if kind is Archive:  # a niche has as many offspring, however many failures it holds
+        assert 0.5 < often.sum() / rare.sum() < 2
+    nothing = Acquisition(ByItem(), seen.take(np.zeros(0, int)), SPACE, 40, Weights(0, 1, 1, 0, 0), seed=0)
+    assert len(kind(Grid(SPACE, 40, rng)).propose(nothing, 7).items) == 7
+
+
+def test_uniform_draws_become_fewer_and_a_goal_says_how_many() -> None:
+    places, failures, landscape = (ModelBased.Settings(goal=goal) for goal in ("places", "failures", "landscape"))
+    shares = [places.uniform(spent) for spent in (100, 200, 400, 10_000)]
+    assert shares[0] == 0.1 and shares[-1] == 0.04 and shares == sorted(shares, reverse=True)
+    assert failures.uniform(100) == failures.uniform(10_000) == 0
+    assert landscape.uniform(100) == landscape.uniform(10_000) == 0.5
+    assert ModelBased.Settings(goal="failures", random_share=0.3).uniform(500) == 0.3
+    assert failures.weights.novelty < places.weights.novelty
+    assert ModelBased.Settings(goal="failures", novelty=2.0).weights.novelty == 2
+
+
+@pytest.mark.parametrize("goal", ["places", "failures", "landscape"])
+def test_a_goal_gets_what_it_asks_for(goal: str) -> None:
+    _, found = explore(ModelBased(ModelBased.Settings(goal=goal, final_generations=2)), make_task(), 250)
+    drawn = {"places": 100 + 5 + 4 + 4, "failures": 100, "landscape": 100 + 75}
+    assert found.details["random_probes"] == drawn[goal]
+    named = found.details["generators"]
+    assert list(named) == ["policy", "archive", "mutations", "uniform"]
+    assert sum(one["probes"] for one in named.values()) == 250 - drawn[goal]
+
+
+def test_without_the_policy_nothing_is_learnt_and_nothing_kept() -> None:
+    _, found = explore(make(ModelBased, generators=["archive", "mutations"]), make_task(), 120)
+    assert found.policy is None and "gradient_updates" not in found.details
+
+
+def test_a_killed_search_goes_on_as_if_it_had_not_been(tmp_path) -> None:
+    whole, _ = explore(make(ModelBased), make_task(), 150)
+    killed, answer = make_task(), PlantedTask.probe
+    calls = []
+
+    def probe(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 3:
+            raise InfrastructureError("killed")
+        return answer(killed, *args, **kwargs)
+
+    killed.probe = probe
+    with pytest.raises(InfrastructureError), torch_threads(1):
+        make(ModelBased).explore(
+            Prober(killed, killed.items.ids("discover"), 150, Ledger(tmp_path / "ledger.jsonl")), 0
+        )
+    ledger, task = Ledger(tmp_path / "ledger.jsonl"), make_task()
+    assert 0 < ledger.resumed < 150
+    resumed = Prober(task, task.items.ids("discover"), 150, ledger)
+    with torch_threads(1):
+        make(ModelBased).explore(resumed, 0)
+    pd.testing.assert_frame_equal(resumed.table(), whole.table())
+    assert task.queries == 150 - ledger.resumed
+
+
+def test_clear_failures_count_as_no_more_than_the_median_one() -> None:
+    data = Data(np.zeros(4, int), np.zeros((4, 5), int), np.array([-3.0, 1.0, 2.0, 9.0]), np.array([0, 1, 1, 1], bool))
+    assert capped(data).margin.tolist() == [-3, 1, 2, 2]
+    passing = data.take(np.array([0]))
+    assert capped(passing) is passing

@@ -6,12 +6,12 @@ import re
 
 import pytest
 
+from stages.concepts import Concept, ConceptSpace
 from stages.explorers.auto import FEW, Auto, AutoSettings, choose
 from stages.explorers.contract import Found
-from stages.explorers.model_based import LocalSearch, ModelBased
+from stages.explorers.model_based import ModelBased
 from stages.explorers.prober import Prober
 from stages.explorers.registry import EXPLORERS, explorer_class, make_explorer
-from stages.explorers.surrogate import PROCESS_CELLS
 from tests.test_explorers import ids, make_task
 from tests.workspace import ROOT
 
@@ -37,33 +37,23 @@ def test_auto_draws_at_random_what_is_too_little_to_learn_from():
     assert prober.spent == FEW - 1 and prober.table()["uniform"].all()
 
 
-@pytest.mark.parametrize(
-    ("n_cells", "budget", "explorer"),
-    [
-        (100, FEW - 1, "random"),
-        (7**8, FEW - 1, "random"),
-        (100, FEW, "local_search"),
-        (PROCESS_CELLS, 100_000, "local_search"),
-        (PROCESS_CELLS + 1, FEW, "model_based"),
-    ],
-)
-def test_auto_takes_what_the_study_shows_for_grid_and_budget(n_cells, budget, explorer):
-    assert choose(n_cells, budget).explorer == explorer
+@pytest.mark.parametrize(("budget", "explorer"), [(FEW - 1, "random"), (FEW, "model_based"), (10**6, "model_based")])
+def test_auto_learns_where_there_is_enough_to_learn_from(budget, explorer):
+    assert choose(budget).explorer == explorer
     assert explorer in EXPLORERS
 
 
-@pytest.mark.parametrize(("budget", "cls"), [(FEW, "LocalSearch"), (10**9, "ModelBased")])
-def test_auto_hands_its_goal_on(monkeypatch, budget, cls):
-    """Of the whole search it may be told, of which the prober has a share."""
-    monkeypatch.setattr("stages.explorers.auto.PROCESS_CELLS", 10**6 if cls == "LocalSearch" else 1)
+@pytest.mark.parametrize("concepts", [2, 8], ids=["small grid", "large grid"])
+def test_auto_takes_one_explorer_for_every_grid_and_hands_its_goal_on(monkeypatch, concepts):
+    """It goes by the budget of the whole search, of which the prober may have a share."""
     asked = []
 
     def explore(self, prober, seed):
-        asked.append((type(self).__name__, self.settings.goal))
+        asked.append((self.name, self.settings.goal, prober.space.n_cells))
         return Found(None, {})
 
-    for one in (LocalSearch, ModelBased):
-        monkeypatch.setattr(one, "explore", explore)
+    monkeypatch.setattr(ModelBased, "explore", explore)
     task = make_task()
-    Auto(AutoSettings(goal="failures"), budget=budget).explore(Prober(task, ids(task), FEW - 1), seed=0)
-    assert asked == [(cls, "failures")]
+    task.concepts = ConceptSpace(tuple(Concept(name, tuple(range(7))) for name in "abcdefgh"[:concepts]))
+    Auto(AutoSettings(goal="failures"), budget=FEW).explore(Prober(task, ids(task), FEW - 1), seed=0)
+    assert asked == [("model_based", "failures", 7**concepts)]

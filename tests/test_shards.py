@@ -94,8 +94,8 @@ def test_auto_chooses_for_the_whole_and_explores_as_what_it_chose() -> None:
     for share in divide(ids(task), task.concepts.n_cells, 600, 4, seed=0):
         assert share.budget < 200 < share.whole
         found = search_share(task, share, config)
-        assert found.metrics["agent"]["chosen"] == "local_search"
-        named = search_share(task, share, DiscoverConfig(explorer="local_search", budget=600, shards=4))
+        assert found.metrics["agent"]["chosen"] == "model_based"
+        named = search_share(task, share, DiscoverConfig(explorer="model_based", budget=600, shards=4))
         pd.testing.assert_frame_equal(found.probes, named.probes)
 
 

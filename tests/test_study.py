@@ -114,6 +114,18 @@ def test_a_budget_is_read_off_the_first_probes_of_one_run(planted):
     assert "cpu_ms" in rows[1]
 
 
+def test_a_row_may_be_another_explorer_with_other_settings(planted):
+    plan = {"budgets": [150], "short": 150, "estimate_at": []}
+    row = {"explorer": "model_based", "settings": {"generators": ["mutations"]}}
+    assert run.study_one("mutations_alone", row, "planted5", plan, seed=100)[0]["explorer"] == "mutations_alone"
+
+
+def test_every_row_of_the_study_can_be_built():
+    rows = yaml.safe_load((run.HERE / "params.yaml").read_text())["study"]["explorers"]
+    for name, row in rows.items():
+        make_explorer(row.get("explorer", name), row.get("settings", {}))
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was_killed_and_ends_alike(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -65,7 +65,7 @@ def study_one(
         task = truth.task
         clock = Clock(task)
         prober = Prober(task, task.items.ids("discover"), read_off[-1])
-        built = make_explorer(explorer, settings.get("settings", {}))
+        built = make_explorer(settings.get("explorer", explorer), settings.get("settings", {}))
         with torch_threads(1), clock.running():
             found = built.explore(prober, seed)
         for budget in read_off:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from stages.kernel import Data
 
 TREES, LEAVES = 20, 32
 ENUMERABLE = 20_000  # cells whose failure rates can all be predicted after every fit
+TIE = 1e-12  # values nearer to each other than this are equal: sums differ in their last bits by how many there are
 FAILING, BLUR = 0.45, 0.05  # a cell counts as one where most items fail from an expected rate of about so much
 
 
@@ -87,7 +89,7 @@ class Acquisition:
     def __init__(
         self, surrogate: Surrogate, data: Data, space: ConceptSpace, n_items: int, weights: Weights, seed: int
     ) -> None:
-        self.surrogate, self.space, self.weights = surrogate, space, weights
+        self.surrogate, self.data, self.space, self.weights = surrogate, data, space, weights
         small = space.n_cells <= ENUMERABLE
         self.regions = None if small else Regions(space, data, seed)
         self._failing = expit((surrogate.rates(space.cells(), n_items) - FAILING) / BLUR) if small else None
@@ -100,6 +102,13 @@ class Acquisition:
         if self.regions is not None:
             worth = worth * self.regions.novelty(self.regions.of(cells), self.weights.novelty)
         return worth
+
+    def rarity(self, cells: np.ndarray) -> np.ndarray:
+        """1 / (1 + failures found in the same place) of cells (n, concepts): (n,) in (0, 1]."""
+        if self.regions is not None:
+            return self.regions.novelty(self.regions.of(cells), 1.0)
+        found = np.bincount(self.space.flat(self.data.cells[self.data.failed]), minlength=self.space.n_cells)
+        return 1.0 / (1.0 + found[self.space.flat(cells)])
 
     def _worth(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
         failing = failure_probability(self.surrogate, self.surrogate.believe(items, cells), self.weights.optimism)
@@ -130,12 +139,29 @@ class Acquisition:
         n = min(n, len(rows))
         if self.regions is None or n == 0:
             return rows[:n]
-        rows = rows[turn <= turn[n - 1]]  # later turns are not reached
-        worth, regions, chosen = worth[rows], self.regions.of(cells[rows]), []
-        for k in range(n):
-            value = worth * self.regions.novelty(regions, self.weights.novelty)
-            best = int(np.argmax(np.where(turn[: len(rows)] == turn[k], value, -np.inf)))
-            chosen.append(best)
-            self.regions.add(regions[best])
-            worth[best] = -np.inf
-        return rows[chosen]
+        reached = turn <= turn[n - 1]
+        rows, turn = rows[reached], turn[reached]
+        return rows[self._spread(worth[rows], self.regions.of(cells[rows]), turn, n)]
+
+    def _spread(self, worth: np.ndarray, regions: np.ndarray, turn: np.ndarray, n: int) -> list[int]:
+        """Choose n one by one, turn by turn, the most valuable after the failures that those before will have added.
+
+        Values only fall, so an earlier one bounds a later one from above, and few have to be computed again (lazy
+        greedy; Minoux 1978).
+        """
+        assert self.regions is not None
+        power, chosen = self.weights.novelty, list[int]()
+        bound = worth * self.regions.novelty(regions, power)
+        for now in range(int(turn.max()) + 1):
+            heap = [(-bound[k], k) for k in np.flatnonzero(turn == now).tolist()]
+            heapq.heapify(heap)
+            while heap and len(chosen) < n:
+                value, k = heap[0][0], heap[0][1]
+                exact = -worth[k] * self.regions.novelty(regions[k : k + 1], power)[0]
+                if exact > value + TIE:
+                    heapq.heapreplace(heap, (exact, k))
+                    continue
+                heapq.heappop(heap)
+                chosen.append(k)
+                self.regions.add(regions[k])
+        return chosen

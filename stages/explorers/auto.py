@@ -1,17 +1,15 @@
-"""`auto`: random draws, local search or a learnt policy, by what the study shows for grid and budget."""
+"""`auto`: model-based search, or random draws where there is too little to learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import Field
 
 from stages.explorers.baselines import Random
 from stages.explorers.contract import Explorer, Found
-from stages.explorers.model_based import LocalSearch, ModelBased, ModelBasedSettings, RivalSettings
+from stages.explorers.model_based import Goal, ModelBased, ModelBasedSettings
 from stages.explorers.prober import Prober
-from stages.explorers.surrogate import PROCESS_CELLS
 from stages.params import Strict
 
 FEW = 200  # probes; half of them are uniform in any search that learns from its probes
@@ -27,22 +25,18 @@ class Choice(NamedTuple):
 class AutoSettings(Strict):
     """What the search is for; the rest is chosen."""
 
-    goal: Literal["landscape", "failures"] = Field(
-        "landscape", description="landscape keeps more probes uniform, which makes rates more certain; failures fewer"
+    goal: Goal = Field(
+        "places",
+        description="places: failures in many places; failures: as many as possible; landscape: half of the probes"
+        " uniform, for the rates",
     )
 
 
-def choose(n_cells: int, budget: int) -> Choice:
-    """Choose an explorer for a grid of so many cells and so many unique probes.
-
-    In the study, local search on the surrogate finds as much as a policy trained inside it wherever cells can all be
-    ranked, for less computing; on larger grids the policy finds more failures.
-    """
+def choose(budget: int) -> Choice:
+    """Choose an explorer for so many unique probes, on whatever grid."""
     if budget < FEW:
         return Choice(Random.name, f"{budget:,} probes are too few to learn from")
-    if n_cells <= PROCESS_CELLS:
-        return Choice(LocalSearch.name, f"on {n_cells:,} cells it finds what a learnt policy finds, for less computing")
-    return Choice(ModelBased.name, f"on {n_cells:,} cells a learnt policy finds more failures than local search")
+    return Choice(ModelBased.name, f"{budget:,} probes are enough to learn where failures lie")
 
 
 class Auto:
@@ -61,12 +55,8 @@ class Auto:
 
     def explore(self, prober: Prober, seed: int) -> Found:
         """Let the chosen explorer spend the budget; `details` say which and why."""
-        choice = choose(prober.space.n_cells, self.budget or prober.budget)
-        goal = self.settings.goal
-        explorers: dict[str, Callable[[], Explorer]] = {
-            Random.name: Random,
-            LocalSearch.name: lambda: LocalSearch(RivalSettings(goal=goal)),
-            ModelBased.name: lambda: ModelBased(ModelBasedSettings(goal=goal)),
-        }
-        found = explorers[choice.explorer]().explore(prober, seed)
+        choice = choose(self.budget or prober.budget)
+        learns = choice.explorer == ModelBased.name
+        explorer: Explorer = ModelBased(ModelBasedSettings(goal=self.settings.goal)) if learns else Random()
+        found = explorer.explore(prober, seed)
         return Found(found.policy, {"chosen": choice.explorer, "why": choice.why, **found.details})

@@ -1,16 +1,21 @@
-"""Where candidates for the next probes come from: uniform draws, mutations of good ones, or a policy."""
+"""Where candidates for the next probes come from: generators, and the portfolio in which they compete.
+
+A generator only names pairs of item and cell. Which of them are asked the acquisition decides, so a poor generator
+costs computing, not probes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from stages.concepts import ConceptSpace
 from stages.explorers.acquisition import Acquisition
-from stages.explorers.proposer import Trainer
+from stages.explorers.proposer import CELLS, ITEMS, Trainer
 
-WARM_UP = 20  # generations a new policy learns from before its first candidates count
+WARM_UP = 5  # generations a new policy learns from before its first candidates count
 
 
 class Pairs(NamedTuple):
@@ -20,79 +25,202 @@ class Pairs(NamedTuple):
     cells: np.ndarray
 
 
-class Source(Protocol):
+class Generator(Protocol):
     """Names candidates worth ranking; it holds the state of one search."""
 
-    def propose(self, worth: Acquisition) -> Pairs:
-        """Name candidates, given what a probe is worth now."""
+    def propose(self, worth: Acquisition, size: int) -> Pairs:
+        """Name up to `size` candidates, given what a probe is worth now."""
         ...
 
 
-class Uniform:
-    """Uniform draws.
+class Grid:
+    """Uniform draws from the pairs there are, and small changes of some.
 
     Args:
         space: the grid.
         n_items: how many items are searched.
-        size: candidates named at once.
         rng: of the draws.
     """
 
-    def __init__(self, space: ConceptSpace, n_items: int, size: int, rng: np.random.Generator) -> None:
-        self.space, self.n_items, self.size, self.rng = space, n_items, size, rng
-
-    def propose(self, worth: Acquisition) -> Pairs:
-        """See Source."""
-        return Pairs(self.rng.integers(self.n_items, size=self.size), self.space.sample(self.size, self.rng))
-
-
-class Mutations:
-    """Uniform draws, then mutations of the best so far: another item, or another level of one concept.
-
-    Args:
-        space, n_items, rng: as for Uniform.
-        size: candidates named at once, over all generations.
-    """
-
-    GENERATIONS, PARENTS = 4, 8  # the first is drawn; one candidate in so many is a parent of the next
-
-    def __init__(self, space: ConceptSpace, n_items: int, size: int, rng: np.random.Generator) -> None:
+    def __init__(self, space: ConceptSpace, n_items: int, rng: np.random.Generator) -> None:
         self.space, self.n_items, self.rng = space, n_items, rng
-        self.size = max(1, size // self.GENERATIONS)
 
-    def propose(self, worth: Acquisition) -> Pairs:
-        """See Source."""
-        pairs = Uniform(self.space, self.n_items, self.size, self.rng).propose(worth)
-        value = worth(*pairs)
-        for _ in range(self.GENERATIONS - 1):
-            best = np.argsort(-value, kind="stable")[: max(1, self.size // self.PARENTS)]
-            children = self._mutated(pairs, np.resize(best, self.size))
-            value = np.concatenate([value, worth(*children)])
-            pairs = Pairs(np.concatenate([pairs.items, children.items]), np.vstack([pairs.cells, children.cells]))
-        return pairs
+    def draw(self, n: int) -> Pairs:
+        """Draw pairs uniformly."""
+        return Pairs(self.rng.integers(self.n_items, size=n), self.space.sample(n, self.rng))
 
-    def _mutated(self, pairs: Pairs, parents: np.ndarray) -> Pairs:
-        items, cells = pairs.items[parents], pairs.cells[parents]
-        changed = self.rng.integers(-1, len(self.space), size=len(parents))  # a concept, or -1 for the item
-        items = np.where(changed < 0, self.rng.integers(self.n_items, size=len(parents)), items)
+    def mutated(self, pairs: Pairs) -> Pairs:
+        """Change one thing of each: its item, or its level of one concept."""
+        items, cells = pairs.items, pairs.cells.copy()
+        changed = self.rng.integers(-1, len(self.space), size=len(items))  # a concept, or -1 for the item
+        items = np.where(changed < 0, self.rng.integers(self.n_items, size=len(items)), items)
         rows = np.flatnonzero(changed >= 0)
         cells[rows, changed[rows]] = self.rng.integers(0, np.array(self.space.sizes)[changed[rows]])
         return Pairs(items, cells)
 
 
+class Uniform:
+    """Uniform draws: what the other generators never think of."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def propose(self, worth: Acquisition, size: int) -> Pairs:
+        """See Generator."""
+        return self.grid.draw(size)
+
+
+class Ascent:
+    """Uniform draws, then mutations of those the acquisition likes best: local search inside the surrogate."""
+
+    GENERATIONS, PARENTS = 4, 8  # the first is drawn; one candidate in so many is a parent of the next
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def propose(self, worth: Acquisition, size: int) -> Pairs:
+        """See Generator."""
+        each = max(1, size // self.GENERATIONS)
+        pairs = self.grid.draw(each)
+        value = worth(*pairs)
+        for _ in range(self.GENERATIONS - 1):
+            parents = np.resize(np.argsort(-value, kind="stable")[: max(1, each // self.PARENTS)], each)
+            children = self.grid.mutated(Pairs(pairs.items[parents], pairs.cells[parents]))
+            value = np.concatenate([value, worth(*children)])
+            pairs = Pairs(np.concatenate([pairs.items, children.items]), np.vstack([pairs.cells, children.cells]))
+        return pairs
+
+
+class Mutations:
+    """Known failures with one thing changed: a failure seldom comes alone."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def propose(self, worth: Acquisition, size: int) -> Pairs:
+        """See Generator; before the first failure these are uniform draws."""
+        known = worth.data.take(worth.data.failed)
+        if len(known) == 0:
+            return self.grid.draw(size)
+        rows = self.grid.rng.integers(len(known), size=size)
+        return self.grid.mutated(Pairs(known.items[rows], known.cells[rows]))
+
+
+class Archive:
+    """Offspring of failures from every niche alike, as in MAP-Elites (Mouret and Clune 2015).
+
+    The niches are the places of the acquisition, which follow the failures found, instead of a fixed division of the
+    grid. Half of the offspring take some of their levels from a second parent (uniform crossover, Syswerda 1989), half
+    get another item, and all are mutated.
+    """
+
+    CROSSED = 0.3  # of the levels come from the second parent
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def propose(self, worth: Acquisition, size: int) -> Pairs:
+        """See Generator; before the first failure these are uniform draws."""
+        known, rng = worth.data.take(worth.data.failed), self.grid.rng
+        if len(known) == 0:
+            return self.grid.draw(size)
+        rarity = worth.rarity(known.cells)
+        first, second = rng.choice(len(known), size=(2, size), p=rarity / rarity.sum())
+        crossed = rng.random((size, len(self.grid.space))) < self.CROSSED
+        crossed[size // 2 :] = False
+        cells = np.where(crossed, known.cells[second], known.cells[first])
+        items = np.where(rng.random(size) < 0.5, rng.integers(self.grid.n_items, size=size), known.items[first])
+        return self.grid.mutated(Pairs(items, cells))
+
+
 class Learnt:
-    """All that a policy drew while it was trained on what a probe is worth now, a quarter of it uniformly.
+    """What a policy draws while it learns, by reinforcement learning inside the surrogate, what a probe is worth now.
 
     Args:
         trainer: of the policy, which stays from one fit of the surrogate to the next.
-        generations: draws it learns from each time.
         entropy: it is held to, as a share of the uniform policy's.
     """
 
-    def __init__(self, trainer: Trainer, generations: int, entropy: float) -> None:
-        self.trainer, self.generations, self.entropy = trainer, generations, entropy
+    def __init__(self, trainer: Trainer, entropy: float) -> None:
+        self.trainer, self.entropy = trainer, entropy
 
-    def propose(self, worth: Acquisition) -> Pairs:
-        """See Source."""
-        generations = self.generations if self.trainer.updates else WARM_UP
-        return Pairs(*self.trainer.train(worth, generations, self.entropy))
+    def propose(self, worth: Acquisition, size: int) -> Pairs:
+        """See Generator; the last draws, of which a quarter are uniform."""
+        generations = -(-size // (ITEMS * CELLS)) if self.trainer.updates else WARM_UP
+        items, cells = self.trainer.train(worth, generations, self.entropy)
+        return Pairs(items[-size:], cells[-size:])
+
+
+class Named(NamedTuple):
+    """Candidates, and by number who named each (n,)."""
+
+    pairs: Pairs
+    by: np.ndarray
+
+
+class Portfolio:
+    """Generators that compete for places in the pool of candidates, by what the model's answers say of theirs.
+
+    A generator's credit is what one more of its candidates has been worth: failures found by them, each weighted by
+    its reward, per candidate named. The pool is divided in blocks, each given to the generator whose credit is highest
+    in a draw from its posterior, a beta distribution whose evidence fades from batch to batch (discounted Thompson
+    sampling; Raj and Kalyani 2017). This is adaptive operator selection (Fialho et al. 2010) with the answers as
+    the judge: what the surrogate thinks of a candidate earns nothing.
+
+    Args:
+        generators: by name.
+        size: candidates named at once, by all together.
+        rng: of the draws.
+    """
+
+    BLOCKS = 12  # the pool is divided in
+    FADING = 0.8  # of the evidence is kept from one batch to the next
+    PRIOR = (1.0, 20.0)  # failures and others a generator starts with: above what is seen later, so all are tried
+
+    def __init__(self, generators: Mapping[str, Generator], size: int, rng: np.random.Generator) -> None:
+        self.generators, self.size, self.rng = dict(generators), size, rng
+        n = len(self.generators)
+        self._earned, self._named = np.zeros(n), np.zeros(n)  # fading
+        self.picked, self.failed = np.zeros(n, np.int64), np.zeros(n, np.int64)  # of all probes so far
+
+    def shares(self) -> np.ndarray:
+        """Candidates that each generator may name now (generators,)."""
+        n = len(self.generators)
+        if n == 1 or not self._named.any():
+            return np.full(n, max(1, self.size // n))
+        won, lost = self.PRIOR
+        lost_now = np.maximum(self._named - self._earned, 0.0)
+        draws = self.rng.beta(won + self._earned[:, None], lost + lost_now[:, None], size=(n, self.BLOCKS))
+        return np.bincount(draws.argmax(axis=0), minlength=n) * max(1, self.size // self.BLOCKS)
+
+    def propose(self, worth: Acquisition) -> Named:
+        """Let each generator name as many candidates as its credit is worth."""
+        shares = self.shares()
+        each = [
+            (k, generator.propose(worth, int(shares[k])))
+            for k, generator in enumerate(self.generators.values())
+            if shares[k] > 0
+        ]
+        by = np.concatenate([np.full(len(pairs.items), k) for k, pairs in each])
+        self._earned, self._named = self.FADING * self._earned, self.FADING * self._named
+        self._named += np.bincount(by, minlength=len(shares))
+        items, cells = zip(*(pairs for _, pairs in each), strict=True)
+        return Named(Pairs(np.concatenate(items), np.vstack(cells)), by)
+
+    def credit(self, by: np.ndarray, failed: np.ndarray, reward: np.ndarray) -> None:
+        """Credit the generators that named the candidates asked.
+
+        Args:
+            by: (n,) who named each.
+            failed: (n,) what the model answered.
+            reward: (n,) what a failure is worth, in [0, 1].
+        """
+        n = len(self.generators)
+        self._earned += np.bincount(by, weights=failed * reward, minlength=n)
+        self.picked += np.bincount(by, minlength=n)
+        self.failed += np.bincount(by[failed], minlength=n)
+
+    def told(self) -> dict[str, dict[str, int]]:
+        """Probes that each generator's candidates were given, and failures among them, for the metrics."""
+        counts = zip(self.generators, self.picked.tolist(), self.failed.tolist(), strict=True)
+        return {name: {"probes": picked, "failures": failed} for name, picked, failed in counts}

@@ -1,22 +1,25 @@
 """Model-based search: real probes teach a surrogate, and what to probe next is worked out inside it.
 
-Three explorers share the surrogate, the acquisition and the loop, and differ only in where candidates come from:
-`model_based` from a policy trained with reinforcement learning inside the surrogate, `pool` from uniform draws,
-`local_search` from uniform draws and mutations of the best. What the policy has and its rivals lack is that it stays:
-an amortised proposer for items never seen.
+Several generators name candidates for a batch, among them a policy trained with reinforcement learning inside the
+surrogate, and the acquisition ranks them all. The model's answers say whose candidates were worth naming, and that
+decides how many each may name next. The policy also stays, as an amortised proposer for items never seen.
+
+`pool` and `local_search` are the same search with one generator that learns nothing.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
 from stages.explorers.acquisition import Acquisition, Weights
-from stages.explorers.candidates import Learnt, Mutations, Source, Uniform
+from stages.explorers.candidates import Archive, Ascent, Generator, Grid, Learnt, Mutations, Portfolio, Uniform
 from stages.explorers.contract import Found
 from stages.explorers.env import Normaliser
 from stages.explorers.prober import Prober
@@ -25,137 +28,111 @@ from stages.explorers.surrogate import Learner, failure_probability
 from stages.kernel import Data
 from stages.params import Strict
 
-RANDOM_SHARES = {"landscape": 0.18, "failures": 0.08}
 MAX_GROWN = 800  # probes a batch grows to: a larger one would use up the candidates, of which there are thousands
 
+Goal = Literal["places", "failures", "landscape"]
+GeneratorName = Literal["policy", "archive", "mutations", "uniform", "ascent"]
 
-class SearchSettings(Strict):
-    """What model-based search and its rivals share."""
 
-    goal: Literal["landscape", "failures"] = Field("landscape", description="sets the random share where none is given")
+class Aims(NamedTuple):
+    """What a goal sets where the settings do not.
+
+    Args:
+        early, late: share of a batch drawn uniformly, at the first batch and, at the least, later.
+        novelty: how fast a region loses worth with its failures, on large grids.
+    """
+
+    early: float
+    late: float
+    novelty: float
+
+
+# Rates are calibrated on the control's probes and on the first ones, all uniform. The few drawn later are for what the
+# surrogate would never see otherwise, pairs that it expects to pass.
+GOALS: dict[Goal, Aims] = {
+    "places": Aims(0.10, 0.04, 0.35),
+    "failures": Aims(0.0, 0.0, 0.1),
+    "landscape": Aims(0.5, 0.5, 0.35),
+}
+
+
+class ModelBasedSettings(Strict):
+    """The search, the policy and its training."""
+
+    goal: Goal = Field(
+        "places",
+        description="places: failures in many places; failures: as many as possible; landscape: half of the probes"
+        " uniform, for the rates",
+    )
+    generators: list[GeneratorName] = Field(
+        ["policy", "archive", "mutations", "uniform"], min_length=1, description="what names candidates"
+    )
+    candidates: int = Field(3000, ge=1, le=1_000_000, description="pairs ranked for each batch")
     random_share: float | None = Field(
-        None, ge=0, le=1, description="share of probes drawn uniformly, which keep the landscape honest"
+        None, ge=0, le=1, description="share of probes drawn uniformly after the first ones; by default the goal's"
     )
     first: int = Field(100, ge=2, le=1_000_000, description="probes drawn uniformly before the first fit")
     batch: int = Field(50, ge=1, le=1_000_000, description="probes asked between two fits")
     growth: float = Field(
-        0.08, ge=0, le=1, description="a batch is at least this share of the probes so far, up to 800"
+        0.15, ge=0, le=1, description="a batch is at least this share of the probes so far, up to 800"
     )
     surrogate: Literal["auto", "process", "boosting"] = Field(
         "auto", description="process: Gaussian process; boosting: trees; auto: by the size of the grid"
     )
     optimism: float = Field(0.4, ge=0, description="standard deviations added to the expected margin")
     certainty: float = Field(2.0, gt=0, description="higher asks less where a failure is only likely")
-    novelty: float = Field(
-        0.35, ge=0, description="how fast a region loses worth with the failures found in it; large grids"
+    novelty: float | None = Field(
+        None,
+        ge=0,
+        description="how fast a region loses worth with its failures, on large grids; by default the goal's",
     )
     new_cell: float = Field(0.6, ge=0, description="what a cell without a failure so far is worth more")
     failing_cell: float = Field(
         3.0, ge=0, description="the same again where most items are expected to fail; small grids"
     )
-
-    @property
-    def uniform(self) -> float:
-        """Share of uniform draws in a batch."""
-        return RANDOM_SHARES[self.goal] if self.random_share is None else self.random_share
-
-
-class RivalSettings(SearchSettings):
-    """Pool and local search."""
-
-    candidates: int = Field(3000, ge=1, le=1_000_000, description="pairs ranked for each batch")
-
-
-class ModelBasedSettings(SearchSettings):
-    """The policy and its training."""
-
     objective: Literal["ppo", "balance"] = Field(
         "ppo", description="ppo: clipped policy gradient; balance: off-policy trajectory balance"
     )
     hidden: int = Field(64, ge=1, le=1_000_000, description="units of the policy's hidden layers, one per concept")
     learning_rate: float = Field(1e-2, gt=0)
-    generations: int = Field(
-        3, ge=1, le=1_000_000, description="draws of about 1,000 pairs learnt from after every fit"
-    )
     entropy: float = Field(0.6, gt=0, lt=1, description="entropy held while searching, as a share of the uniform")
-    final_generations: int = Field(60, ge=1, le=1_000_000, description="draws learnt from for the policy that is kept")
+    final_generations: int = Field(
+        20, ge=1, le=1_000_000, description="draws of about 1,000 pairs learnt from for the policy that is kept"
+    )
     final_entropy: float = Field(0.4, gt=0, lt=1, description="entropy of the policy that is kept")
 
+    @field_validator("generators")
+    @classmethod
+    def _each_once(cls, names: list[GeneratorName]) -> list[GeneratorName]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected each generator once, found {', '.join(names)}")
+        return names
 
-class _SurrogateSearch:
-    """The loop: fit, propose, rank, ask. A longer search begins with the shorter one, but for its last batch."""
+    def uniform(self, spent: int) -> float:
+        """Share of the next batch to draw uniformly after so many probes: it falls with the root of their number."""
+        if self.random_share is not None:
+            return self.random_share
+        aims = GOALS[self.goal]
+        return max(aims.late, aims.early * (self.first / max(spent, self.first)) ** 0.5)
 
-    name: str
-    Settings: type[SearchSettings]
-
-    def __init__(self, settings: SearchSettings | None = None) -> None:
-        self.settings = settings if settings is not None else self.Settings()
-
-    def explore(self, prober: Prober, seed: int) -> Found:
-        """Spend the prober's budget."""
-        raise NotImplementedError
-
-    def _search(
-        self, prober: Prober, source: Source, rng: np.random.Generator, seed: int
-    ) -> tuple[Learner, Data, dict[str, Any]]:
-        """Spend the budget on candidates of the source.
-
-        Returns:
-            What fits surrogates, all probes, and numbers for the metrics.
-        """
-        s, space, n_items = self.settings, prober.space, len(prober.item_ids)
-        embeddings = prober.task.embed(prober.item_ids)
-        weights = Weights(s.optimism, s.certainty, s.novelty, s.new_cell, s.failing_cell)
-        book, fits = _Book(prober, rng), 0
-        with threadpool_limits(1):  # trees and small matrices: a second thread only waits, and sums differ by it
-            learner = Learner(space, embeddings, s.surrogate)
-            book.draw(min(s.first, prober.left))
-            while prober.left > 0:
-                grown = min(int(s.growth * prober.spent), MAX_GROWN)
-                size = min(max(s.batch, grown), prober.left)
-                picks = size - round(s.uniform * size)
-                worth = Acquisition(learner.fit(book.data, seed + fits), book.data, space, n_items, weights, seed)
-                pairs, fits = source.propose(worth), fits + 1
-                chosen = worth.batch(*pairs, picks)
-                book.ask(pairs.items[chosen], pairs.cells[chosen])
-                book.draw(size - len(chosen))  # more than its share where the candidates held too little new
-        return learner, book.data, {"surrogate": learner.kind, "fits": fits, "random_probes": book.drawn}
+    @property
+    def weights(self) -> Weights:
+        """What the acquisition prefers."""
+        novelty = GOALS[self.goal].novelty if self.novelty is None else self.novelty
+        return Weights(self.optimism, self.certainty, novelty, self.new_cell, self.failing_cell)
 
 
-class _Rival(_SurrogateSearch):
-    """Candidates from a source that learns nothing of its own."""
+class ModelBased:
+    """Generators of candidates compete inside one surrogate; a policy, if it is among them, stays as a proposer.
 
-    Settings = RivalSettings
-    settings: RivalSettings
-    source: ClassVar[type[Uniform] | type[Mutations]]
-
-    def explore(self, prober: Prober, seed: int) -> Found:
-        """Spend the prober's budget."""
-        rng = np.random.default_rng(seed)
-        source = self.source(prober.space, len(prober.item_ids), self.settings.candidates, rng)
-        return Found(None, self._search(prober, source, rng, seed)[2])
-
-
-class Pool(_Rival):
-    """Candidates drawn uniformly."""
-
-    name = "pool"
-    source = Uniform
-
-
-class LocalSearch(_Rival):
-    """Candidates drawn uniformly and mutations of the best of them."""
-
-    name = "local_search"
-    source = Mutations
-
-
-class ModelBased(_SurrogateSearch):
-    """Candidates drawn from a policy trained inside the surrogate; it stays, as a proposer for items never seen."""
+    A longer search begins with the shorter one, but for its last batch.
+    """
 
     name = "model_based"
     Settings = ModelBasedSettings
-    settings: ModelBasedSettings
+
+    def __init__(self, settings: ModelBasedSettings | None = None) -> None:
+        self.settings = settings if settings is not None else self.Settings()
 
     def explore(self, prober: Prober, seed: int) -> Found:
         """Spend the prober's budget, then train the policy that is kept."""
@@ -165,22 +142,110 @@ class ModelBased(_SurrogateSearch):
         def trainer() -> Trainer:
             return Trainer(prober.space, normaliser(embeddings), s.hidden, s.learning_rate, s.objective, seed)
 
-        searching = trainer()
-        source = Learnt(searching, s.generations, s.entropy)
-        learner, data, details = self._search(prober, source, np.random.default_rng(seed), seed)
-        with threadpool_limits(1):
-            surrogate = learner.fit(data, seed + details["fits"])
-        details["fits"] += 1
+        searching = trainer() if "policy" in s.generators else None
+        with threadpool_limits(1):  # trees and small matrices: a second thread only waits, and sums differ by it
+            learner = Learner(prober.space, embeddings, s.surrogate)
+            data, details = self._search(prober, learner, searching, seed)
+            if searching is None:
+                return Found(None, details)
+            surrogate = Learner(prober.space, embeddings, s.surrogate).fit(capped(data), seed + details["fits"])
+            details["fits"] += 1
 
-        def failing(items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-            """Pay for the probability of failure alone, whatever was found before."""
-            return failure_probability(surrogate, surrogate.believe(items, cells))
+            def failing(items: np.ndarray, cells: np.ndarray) -> np.ndarray:
+                """Pay for the probability of failure alone, whatever was found before."""
+                return failure_probability(surrogate, surrogate.believe(items, cells))
 
-        kept = trainer()  # a new one: what the first learnt while little was known would stay in its favourites
-        with threadpool_limits(1):
+            kept = trainer()  # a new one: what the first learnt while little was known would stay in its favourites
             kept.train(failing, s.final_generations, s.final_entropy)
         details |= {"gradient_updates": searching.updates + kept.updates, "policy_entropy": kept.entropy}
         return Found(kept.policy(normaliser), details)
+
+    def _search(
+        self, prober: Prober, learner: Learner, trainer: Trainer | None, seed: int
+    ) -> tuple[Data, dict[str, Any]]:
+        """Spend the budget: fit, propose, rank, ask, credit.
+
+        Returns:
+            All probes, and numbers for the metrics.
+        """
+        s, space, n_items = self.settings, prober.space, len(prober.item_ids)
+        rng = np.random.default_rng(seed)
+        grid = Grid(space, n_items, rng)
+        book, fits = _Book(prober, rng), 0
+        portfolio = Portfolio({name: self._generator(name, grid, trainer) for name in s.generators}, s.candidates, rng)
+        book.draw(min(s.first, prober.left))
+        while prober.left > 0:
+            grown = min(int(s.growth * prober.spent), MAX_GROWN)
+            size = min(max(s.batch, grown), prober.left)
+            picks = size - round(s.uniform(prober.spent) * size)
+            worth = Acquisition(learner.fit(book.data, seed + fits), book.data, space, n_items, s.weights, seed)
+            (pairs, by), fits = portfolio.propose(worth), fits + 1
+            chosen = worth.batch(*pairs, picks)
+            items, cells = pairs.items[chosen], pairs.cells[chosen]
+            failed = book.ask(items, cells)
+            reward = np.ones(len(chosen)) if s.goal == "failures" else worth.rarity(cells)
+            portfolio.credit(by[chosen], failed, reward)
+            book.draw(size - len(chosen))  # more than its share where the candidates held too little new
+        told = {"surrogate": learner.kind, "fits": fits, "random_probes": book.drawn, "generators": portfolio.told()}
+        return book.data, told
+
+    def _generator(self, name: GeneratorName, grid: Grid, trainer: Trainer | None) -> Generator:
+        if name == "policy":
+            assert trainer is not None
+            return Learnt(trainer, self.settings.entropy)
+        others: dict[str, Callable[[Grid], Generator]] = {
+            "archive": Archive,
+            "mutations": Mutations,
+            "uniform": Uniform,
+            "ascent": Ascent,
+        }
+        return others[name](grid)
+
+
+class _RivalSettings(ModelBasedSettings):
+    """What the rivals were measured with: a constant share of uniform draws, and smaller batches."""
+
+    random_share: float | None = Field(
+        0.18, ge=0, le=1, description="share of probes drawn uniformly after the first ones"
+    )
+    growth: float = Field(
+        0.08, ge=0, le=1, description="a batch is at least this share of the probes so far, up to 800"
+    )
+
+
+class PoolSettings(_RivalSettings):
+    """Settings of model_based, with uniform draws as candidates."""
+
+    generators: list[GeneratorName] = Field(["uniform"], min_length=1, description="what names candidates")
+
+
+class LocalSearchSettings(_RivalSettings):
+    """Settings of model_based, with mutations of the best uniform draws as candidates."""
+
+    generators: list[GeneratorName] = Field(["ascent"], min_length=1, description="what names candidates")
+
+
+class Pool(ModelBased):
+    """Candidates drawn uniformly."""
+
+    name, Settings = "pool", PoolSettings
+
+
+class LocalSearch(ModelBased):
+    """Candidates drawn uniformly and mutations of the best of them."""
+
+    name, Settings = "local_search", LocalSearchSettings
+
+
+def capped(data: Data) -> Data:
+    """Probes with no margin above the median of the failures'.
+
+    A search is paid for failures, however clear, and its probes say much of clear ones and little of passes. A model of
+    their whole margins spends itself on what tells one clear failure from another.
+    """
+    if not data.failed.any():
+        return data
+    return replace(data, margin=np.minimum(data.margin, np.median(data.margin[data.failed])))
 
 
 class _Book:
@@ -198,12 +263,12 @@ class _Book:
         self.data = Data(np.zeros(0, np.int64), cells, np.zeros(0), np.zeros(0, bool))
         self.drawn = 0
 
-    def ask(self, items: np.ndarray, cells: np.ndarray, *, uniform: bool = False) -> None:
-        """Put probes and write down those that are new."""
+    def ask(self, items: np.ndarray, cells: np.ndarray, *, uniform: bool = False) -> np.ndarray:
+        """Put probes, write down those that are new, and say which of all failed (n,)."""
         answers = self._prober.ask(items, cells, uniform=uniform)
         new = answers.fresh
         if not new.any():
-            return
+            return answers.failed
         margin = answers.discrepancy[new].astype(float) - self._prober.task.threshold
         old = self.data
         self.data = Data(
@@ -212,6 +277,7 @@ class _Book:
             np.concatenate([old.margin, margin]),
             np.concatenate([old.failed, answers.failed[new]]),
         )
+        return answers.failed
 
     def draw(self, n: int) -> None:
         """Ask n new probes drawn uniformly; a pair drawn again is answered from memory and another drawn for it."""
