@@ -264,7 +264,7 @@ def test_what_is_no_sample_of_the_grid_does_not_count(workspace):
     with inside(workspace):
         probes = read_run(WORKSPACE, "tiny", repaired=True).evaluation.probes
     asked = probes[(probes["purpose"] == "search") & (probes["role"] == "control") & (probes["model"] == "after")]
-    assert one.rows[1].then == asked["failed"].mean() and one.rows[1].worse.n == len(asked) == 160
+    assert one.rows[1].then == asked["failed"].mean() and one.rows[1].worse.n == len(asked) == 128
 
 
 def test_what_is_not_shown_to_be_no_worse_fails(workspace):

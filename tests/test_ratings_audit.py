@@ -38,9 +38,11 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "data/x/inputs").mkdir(parents=True)
     (place / "data/x/inputs/regions.json").write_text("[]")
     audit = audit_params()
-    audit["prepare"] |= {"regions": [{"tilt": [1, 3]}], "noise": 0.1}
-    audit["discover"] |= {"explorer": "random", "budget": 250, "microscopic": {"method": "none"}}  # 50 kept back
-    audit["summarize"] |= {"min_support": 0.5}  # so that a mode holds passing examples too
+    # Half of the grid fails, but for one cell: so a mode of this size holds passing examples too.
+    audit["prepare"] |= {"regions": [{"tilt": [2]}, {"tilt": [3], "fog": [0, 2, 3]}], "noise": 0.1}
+    audit["prepare"]["items"]["discover"] = 40
+    audit["discover"] |= {"explorer": "random", "budget": 500, "microscopic": {"method": "none"}}  # 100 kept back
+    audit["summarize"] |= {"min_support": 0.5}
     feedback = {"policy": "wait", "reviewers": 2}
     params = {"audits": {"x": audit}, "repairs": {"x": repair_params(feedback=feedback)}}
     (place / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -112,7 +114,7 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     rate("Ben", lambda d: strict(d) - 0.5, seed=1)
     said = learn(write=True)
     assert "by Ada (" in said and "Ben (" in said and "differ by" in said and "fails" in said
-    promised = re.search(r"of 200 uniform probes ([\d.]+)% fail automatically, ([\d.]+)% would by these", said)
+    promised = re.search(r"of 400 uniform probes ([\d.]+)% fail automatically, ([\d.]+)% would by these", said)
     assert promised is not None
 
     params = load_params()
@@ -336,7 +338,7 @@ def test_a_repair_is_judged_by_people_and_trained_as_before(place: Path) -> None
 def test_an_enumerated_grid_is_compared_exactly(place: Path) -> None:
     rate("Ada", strict)
     learn(write=True)
-    _edit("params.yaml", "budget: 250", "budget: 320")
+    _edit("params.yaml", "budget: 500", "budget: 640")
     discover.main("x")
     summarized("x")
     summary, probes = (
