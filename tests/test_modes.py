@@ -78,7 +78,7 @@ def test_without_fresh_probes_nothing_is_confirmed(named):
 def test_where_fresh_probes_are_few_the_first_regions_get_them(named):
     task, _, _, probes, landscape = named
     regions = [Region({"rain": (level,)}) for level in range(4)]
-    for count, sizes in ((14, []), (15, [10]), (45, [10] * 3), (66, [11] * 4), (150, [25] * 4)):
+    for count, sizes in ((14, []), (15, [10]), (45, [10] * 3), (66, [11] * 4), (150, [25] * 4), (900, [120] * 4)):
         modes, asked = confirm(task.concepts, regions, landscape, probes, 40, fresh(task, count), seed=0)
         assert asked[asked["role"] == "test"].groupby("mode").size().tolist() == sizes
         assert sum(mode.rate.n > 0 for mode in modes) == len(sizes)

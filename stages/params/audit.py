@@ -17,7 +17,7 @@ from stages.params.strict import Strict, shown, validation_lines
 
 MAX_NAME = 64  # characters of the name of an audit or a concept
 MAX_LEVELS = 200  # of a concept: each has to be probed to say anything about it
-KEPT_BACK, KEPT_BACK_SHARE = 240, 5  # probes of each role's budget for the modes it may have, at most, and 1 in so many
+KEPT_BACK, KEPT_BACK_SHARE = 400, 5  # probes of each role's budget for the modes it may have, at most, and 1 in so many
 
 
 class ComputeConfig(Strict):
