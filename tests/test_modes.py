@@ -158,13 +158,19 @@ def outcome(*answers: tuple[int, float]) -> list[Mode]:
 def test_a_region_is_a_mode_where_chance_would_rarely_make_it_one():
     for failures, is_confirmed in ((15, False), (16, True)):
         assert (worse_probes(np.arange(40) < failures, np.arange(1000) < 250) < 0.05) is is_confirmed
-        (mode,) = outcome((failures, 0.4))
+        (mode,) = outcome((failures, 0.6))
         assert mode.confirmed is is_confirmed
-        assert (mode.rate.n, mode.failures) == ((20, 8) if is_confirmed else (40, failures))
+        assert (mode.rate.n, mode.failures) == ((20, 12) if is_confirmed else (40, failures))
+
+
+def test_a_region_whose_measured_interval_reaches_down_to_the_grids_rate_is_no_mode():
+    for share, is_confirmed in ((0.45, False), (0.5, True)):
+        (mode,) = outcome((30, share))
+        assert (mode.confirmed, mode.rate.n, mode.rate.low > 0.25) == (is_confirmed, 20, is_confirmed)
 
 
 def test_of_several_modes_each_has_to_be_less_likely_by_chance():
-    answers = [(17, 0.4), (11, 0.4), (11, 0.4), (9, 0.4)]
+    answers = [(17, 0.6), (11, 0.6), (11, 0.6), (9, 0.6)]
     assert outcome(*answers[:1])[0].confirmed
     assert not any(mode.confirmed for mode in outcome(*answers))
 

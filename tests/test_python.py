@@ -57,7 +57,7 @@ def test_an_audit_names_what_makes_a_model_fail(my_model):
         my_model.bright,
         IMAGES,
         concepts={"darkening": [0, 0.2, 0.4, 0.6], "corner": my_model.corner},
-        budget=240,
+        budget=400,
         expected=[1] * len(IMAGES),
     )
     worst = result.modes[0]

@@ -59,8 +59,8 @@ class Mode:
         estimate: mean estimated rate of the cells.
         lift: rate, or the estimate where there is none, over the overall rate.
         share: share of the grid.
-        confirmed: it is a failure mode: it fails more often than the grid, by Holm's test over all regions tested.
-            Never where nothing was asked.
+        confirmed: it is a failure mode: it fails more often than the grid, by Holm's test over all regions tested, and
+            by the interval of its rate. Never where nothing was asked.
     """
 
     id: str
@@ -134,7 +134,7 @@ def confirm(
         inside = _failed(measured.get(k, tests.get(k)))
         rate = clopper_pearson(int(inside.sum()), len(inside))
         estimate = float(landscape.rates[region.contains(space, cells)].mean())
-        found.append(Found(region, rate, int(inside.sum()), estimate, k in measured and rate.value > overall))
+        found.append(Found(region, rate, int(inside.sum()), estimate, k in measured and rate.low > overall))
     modes = _ordered(space, found, overall)
     for role, answers in (("test", tests), ("measure", measured)):
         for k, table in answers.items():
