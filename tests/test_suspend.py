@@ -486,7 +486,7 @@ def by_form(deployment: Deployment, run: FlowRun) -> None:
 
 
 def by_command(deployment: Deployment, run: FlowRun) -> None:
-    done = deployment.toys.faded("approve", "tiny", "--reviewer", "Ada", "--repair", "M1=seen")
+    done = deployment.toys.faded("approve", "tiny", "--reviewer", "Ada", "--repair", "M1,M2=seen")
     assert done.returncode == 0 and f"{run.name} resumes" in done.stdout, done.stdout
 
 
