@@ -64,6 +64,13 @@ def fresh(task: Any, count: int) -> Fresh:
     return Fresh(count, lambda items, cells: ask(task, items, cells, "fresh"))
 
 
+def _nobody(_items: np.ndarray, _cells: np.ndarray) -> pd.DataFrame:
+    raise AssertionError("no fresh probe was kept back")
+
+
+NO_FRESH = Fresh(0, _nobody)
+
+
 def truth(task: Any) -> np.ndarray:
     """The failure rate of every cell over all items, by asking everything."""
     cells = task.concepts.cells()

@@ -9,12 +9,12 @@ from scipy import stats
 
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.again import found_again, jaccard, name_in_halves, reproducibility
-from stages.landscape.confirm import NO_FRESH, Fresh, Mode, confirm, draw_inside, worse_items, worse_probes
+from stages.landscape.confirm import Fresh, Mode, confirm, draw_inside, worse_items, worse_probes
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import find_regions, skipped_combinations
 from stages.params import SummarizeConfig
-from tests.landscapes import CORNERS, adaptive, ask, fresh, inside, planted, uniform
+from tests.landscapes import CORNERS, NO_FRESH, adaptive, ask, fresh, inside, planted, uniform
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from stages.microscopic.search import measure_robustness
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
 from stages.records import DiscoverMetrics, ModeRecord
 from stages.records.landscape import Minimal
-from tests.landscapes import fresh, planted, uniform
+from tests.landscapes import NO_FRESH, fresh, planted, uniform
 
 REGION = {"tilt": [3, 4], "fog": [3, 4]}
 
@@ -103,7 +103,7 @@ def test_probes_that_lack_a_column_are_refused(probed):
     found = DiscoverMetrics.computed({"microscopic": {"method": "none", "items": 0}, "enumerated": False})
 
     def of(probes: pd.DataFrame) -> Asked:
-        return Asked("tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, pd.DataFrame())
+        return Asked("tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, pd.DataFrame(), NO_FRESH)
 
     with pytest.raises(UsageError, match="discrepancy"):
         summarize(of(probes.drop(columns="discrepancy")), SummarizeConfig(), 0)

@@ -37,13 +37,6 @@ class Fresh:
     ask: Ask
 
 
-def _nobody(items: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
-    raise NotImplementedError("there are no fresh probes to put")
-
-
-NO_FRESH = Fresh(0, _nobody)
-
-
 @dataclass(frozen=True)
 class Mode:
     """A region, and the failure rate measured there.

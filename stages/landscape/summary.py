@@ -14,7 +14,7 @@ from stages.errors import UsageError
 from stages.kernel import landmarks
 from stages.landscape.again import name_in_halves, reproducibility
 from stages.landscape.bias import measure_bias
-from stages.landscape.confirm import NO_FRESH, Fresh, Mode
+from stages.landscape.confirm import Fresh, Mode
 from stages.landscape.describe import effects, invalid_probes, invalid_share, name_modes, overall_rate
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import skipped_combinations
@@ -64,13 +64,13 @@ class Asked:
         probes: as in probes.parquet.
         found: who asked them, as in discover's metrics.json.
         walked: the smallest failing changes, as in robustness.parquet.
+        fresh: probes kept back from the search; an enumerated grid needs none.
         tallies: of a task that has them.
         policy: what the agent has learnt, if it learns.
         false_alarms: how often what is no failure is called one, if the threshold was calibrated.
         notes: sentences of the task for the report.
         people: where people's ratings say what a failure is.
         attributes: by what people tell the items apart, a row an item; see `LoadedTask.attributes`.
-        fresh: probes kept back from the search; without them no failure mode is confirmed, unless all was asked.
     """
 
     audit: str
@@ -81,13 +81,13 @@ class Asked:
     probes: pd.DataFrame
     found: DiscoverMetrics
     walked: pd.DataFrame
+    fresh: Fresh
     tallies: Sequence[Tally] = ()
     policy: Policy | None = None
     false_alarms: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     people: People | None = None
     attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
-    fresh: Fresh = NO_FRESH
 
 
 @dataclass(frozen=True)
