@@ -253,7 +253,8 @@ def test_a_problem_is_shown_where_the_reviewer_looks(browser: Any, place: Path) 
         w.page.get_by_role("button", name="Approve the repair").click()
         alert = w.page.get_by_role("alert")
         assert "Your name is missing" in alert.inner_text()
-        assert w.page.evaluate("document.activeElement.id") == "problems"
+        # A browser focuses what asks for it (autofocus) when it first draws the page, which may be after it loaded.
+        w.page.wait_for_function("document.activeElement.id === 'problems'")
         assert w.page.get_by_label("Why?").nth(0).input_value() == "kept"
         w.page.get_by_label("Your name").fill("Ada")
         w.save()
