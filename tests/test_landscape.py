@@ -472,10 +472,11 @@ def test_the_controls_probes_stay_the_controls(smooth):
     pd.testing.assert_frame_equal(alone.table, both.table)
 
 
-def test_rates_alone_are_the_same_rates(smooth, both):
+def test_rates_alone_err_no_more(smooth, both):
     probes, landscape = both
     rates = smooth.landscape(probes, like=landscape, spread=False)
-    np.testing.assert_allclose(rates.rates, landscape.rates)
+    assert np.abs(rates.rates - smooth.truth).mean() < 1.05 * np.abs(landscape.rates - smooth.truth).mean()
+    assert np.abs(rates.rates - landscape.rates).mean() < 0.02
     assert rates.table[["low", "high"]].isna().all(axis=None)
 
 

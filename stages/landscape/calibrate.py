@@ -172,7 +172,12 @@ def rebuild(
     seed: int,
     spread: bool,
 ) -> Gridded:
-    """Fit the recipe's estimator to other probes; arguments are those of `choose`."""
+    """Fit the recipe's estimator to other probes; arguments are those of `choose`.
+
+    Without spread nothing is held out: one fit of all probes errs as little as the mean of those without a fold each
+    (on planted 4^8 and 7^8 cells by .106 for .109 and .135 for .138), in a fifth of the time.
+    """
+    fold = fold if spread else np.zeros_like(fold)
     made: dict[str, Estimator] = {}
     for name in {*recipe.names, recipe.rival} if spread else recipe.names:
         if name == Process.name:

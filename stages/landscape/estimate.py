@@ -127,7 +127,7 @@ def estimate(
         threshold: discrepancies above it are failures.
         seed: of folds, fits and draws and, on large grids, of the sample of cells.
         like: take estimator, hyperparameters and calibration from this landscape instead of choosing them.
-        spread: False leaves intervals and draws out where rates have to be estimated, which is quicker.
+        spread: False leaves intervals and draws out where rates have to be estimated, which is several times as quick.
 
     Raises:
         ValueError: without probes, or for items that are not among `item_ids`.
