@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -173,8 +174,11 @@ class Trees(FoldEnsemble):
             lambda model, rows: model.predict(x[rows]),
             fold,
         )
-        self._leaves = [Leaves.of(model, self._inputs) for model in self._models]
         super().__init__(held_out, len(self._models))
+
+    @cached_property
+    def _leaves(self) -> list[Leaves]:
+        return [Leaves.of(model, self._inputs) for model in self._models]
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """See Estimator."""
