@@ -146,6 +146,10 @@ class Features:
         table[self.item_index, self.cell_index] = weights
         return self._vectors @ (table @ cell_features.T)
 
+    def gradient(self, slopes: np.ndarray, cell_features: np.ndarray) -> np.ndarray:
+        """What each weight adds to the sum over items of slopes (items, cells) times values: (rank, cells)."""
+        return (self._vectors.T @ slopes)[self.item_index] * cell_features.T[self.cell_index]
+
 
 @dataclass(frozen=True)
 class Posterior:

@@ -13,10 +13,10 @@ from benchmarks.study.landscapes import Planted
 from stages import kernel
 from stages.concepts import Concept, ConceptSpace
 from stages.intervals import CHANGE, SHARE, Resampler, holm, wilson
-from stages.landscape.calibrate import Link, blocks_of, folds_of, importance
+from stages.landscape.calibrate import blocks_of, folds_of, importance
 from stages.landscape.describe import effects, overall_rate
 from stages.landscape.estimate import _rates, _Seen, as_data, drawn_uniformly, estimate
-from stages.landscape.estimators import Logistic, Process, Trees
+from stages.landscape.estimators import Average, Link, Logistic, Process, Trees
 from tests.landscapes import adaptive, ask, planted, truth, uniform
 
 
@@ -226,7 +226,7 @@ def test_boxes_with_sharp_edges_need_trees():
     assert (table["high"] - table["low"]).mean() < 0.45
 
 
-@pytest.mark.parametrize("kind", [Process, Trees, Logistic])
+@pytest.mark.parametrize("kind", [Process, Trees, Logistic, Average])
 def test_margins_of_the_grid_are_those_of_its_probes(kind):
     """Each estimator computes the grid by a short cut: as products of items and cells."""
     space = ConceptSpace((Concept("a", tuple(range(12))), Concept("b", ("x", "y", "z"), ordered=False)))
@@ -234,15 +234,21 @@ def test_margins_of_the_grid_are_those_of_its_probes(kind):
     embeddings, items, cells = rng.normal(size=(6, 3)), rng.integers(0, 6, 200), space.sample(200, rng)
     margin = np.tanh(0.5 * cells[:, 0] - 2.6 + embeddings[items, 0] * (cells[:, 1] == 2))
     data, (fold, _) = kernel.Data(items, cells, margin, margin > 0), folds_of(cells, space, 0)
-    if kind is Process:
+    if kind in (Process, Average):
         hyper = kernel.Hyper(scales=(0.5, 1.0))
         fitted = Process(kernel.Features(space, kernel.ItemFactor(embeddings), hyper, 40), hyper, data, fold, 0)
     else:
         fitted = kind(space, embeddings, data, fold, 0 if kind is Trees else np.ones(200))
-    mean, *members = fitted.over_items(space.cells())
+    if kind is Average:
+        fitted = Average([fitted, Trees(space, embeddings, data, fold, 0)], [Link(1.5, 0.2), Link(2.5, 0.0)])
+    mean, spread = fitted.over_items(space.cells())
     pairs = np.repeat(np.arange(6), 36), np.tile(space.cells(), (6, 1))
-    np.testing.assert_allclose(np.stack(members).reshape(len(members), -1), fitted.of_probes(*pairs), atol=1e-6)
+    members = fitted.of_probes(*pairs).reshape(-1, 6, 36)
     np.testing.assert_allclose(mean, np.mean(members, axis=0), atol=1e-6)
+    slopes = rng.random((6, 36))
+    moved = spread(lambda at: (slopes * (at - mean)).sum(axis=0), slopes)
+    expected = fitted.scale[:, None] * (slopes * (members - mean)).sum(axis=1)
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
     assert np.corrcoef(fitted.held_out, margin)[0, 1] > 0.6
 
 
@@ -337,19 +343,15 @@ def test_only_ordered_levels_have_neighbours():
 
 
 class Recorder:
-    """An estimator whose margin is the first level, and that remembers how many cells it was asked for at once."""
-
-    name, held_out, scale = "recorder", np.empty(0), np.ones(1)
+    """Says that the margin is the first level, and remembers how many cells it was asked for at once."""
 
     def __init__(self, items: int) -> None:
         self.items, self.asked = items, []
 
-    def of_probes(self, items, cells):
-        raise NotImplementedError
-
-    def over_items(self, cells, spread=True):
+    def over_items(self, cells):
         self.asked.append(len(cells))
-        yield from [np.tile(cells[:, 0].astype(float), (self.items, 1))] * 2
+        margin = np.tile(cells[:, 0].astype(float), (self.items, 1))
+        return margin, lambda moved, _: moved(margin)[None]
 
 
 @pytest.mark.parametrize(("items", "largest"), [(2, 1024), (128, 1024), (129, 1016), (2000, 65)])
@@ -470,10 +472,11 @@ def test_the_controls_probes_stay_the_controls(smooth):
     pd.testing.assert_frame_equal(alone.table, both.table)
 
 
-def test_rates_alone_are_the_same_rates(smooth, both):
+def test_rates_alone_err_no_more(smooth, both):
     probes, landscape = both
     rates = smooth.landscape(probes, like=landscape, spread=False)
-    np.testing.assert_allclose(rates.rates, landscape.rates)
+    assert np.abs(rates.rates - smooth.truth).mean() < 1.05 * np.abs(landscape.rates - smooth.truth).mean()
+    assert np.abs(rates.rates - landscape.rates).mean() < 0.02
     assert rates.table[["low", "high"]].isna().all(axis=None)
 
 

@@ -23,8 +23,8 @@ from threadpoolctl import threadpool_limits
 from stages.concepts import ConceptSpace
 from stages.intervals import LEVEL, SHARE, Rate, Resampler, wilson
 from stages.kernel import Data, landmarks
-from stages.landscape.calibrate import Link, Recipe, blocks_of, choose, folds_of, importance, rebuild
-from stages.landscape.estimators import DRAWS, Estimator
+from stages.landscape.calibrate import Recipe, blocks_of, choose, folds_of, importance, rebuild
+from stages.landscape.estimators import DRAWS, Gridded, Link
 
 MAX_CELLS = 20_000  # larger grids are sampled
 MAX_PROBES = 100_000  # that estimators learn from; of more a sample, which leaves them next to nothing to learn
@@ -127,7 +127,7 @@ def estimate(
         threshold: discrepancies above it are failures.
         seed: of folds, fits and draws and, on large grids, of the sample of cells.
         like: take estimator, hyperparameters and calibration from this landscape instead of choosing them.
-        spread: False leaves intervals and draws out where rates have to be estimated, which is quicker.
+        spread: False leaves intervals and draws out where rates have to be estimated, which is several times as quick.
 
     Raises:
         ValueError: without probes, or for items that are not among `item_ids`.
@@ -260,7 +260,7 @@ class _Seen:
 
 
 def _rates(
-    estimator: Estimator, link: Link, cells: np.ndarray, seen: _Seen, spread: bool, seed: int
+    estimator: Gridded, link: Link, cells: np.ndarray, seen: _Seen, spread: bool, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rates over the items, the variance chance adds to each, the members' deviations, and those of other samples.
 
@@ -271,33 +271,34 @@ def _rates(
     Where a pair was asked, its answer takes the place of the prediction: with ever more probes the estimate becomes
     the enumeration. The squared deviations add up to the variance of the estimate.
     """
-    rate, chance = np.empty(len(cells)), np.empty(len(cells))
-    members = np.empty((len(estimator.scale) if spread else 0, len(cells)))
-    sampling = np.zeros((DRAWS, len(cells)))
     left_out = 1 - seen.n_items / seen.total
-    if left_out:
-        drawn = np.random.default_rng(seed).dirichlet(np.ones(seen.n_items), DRAWS)
-        others = np.sqrt(left_out) * (drawn - 1 / seen.n_items)  # the sample's own share of the items is known
+    drawn = np.random.default_rng(seed).dirichlet(np.ones(seen.n_items), DRAWS)
+    others = np.sqrt(left_out) * (drawn - 1 / seen.n_items)  # the sample's own share of the items is known
     size = min(CHUNK, max(16, CHUNK_PAIRS // seen.n_items))
     order = np.argsort(seen.rows, kind="stable")
     bounds = np.searchsorted(seen.rows[order], np.arange(0, len(cells) + size, size))
-    for k, start in enumerate(range(0, len(cells), size)):
-        chunk = slice(start, start + size)
-        asked = order[bounds[k] : bounds[k + 1]]
+
+    def of_chunk(k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        start, asked = k * size, order[bounds[k] : bounds[k + 1]]
         at = (seen.items[asked], seen.rows[asked] - start)
-        for m, margin in enumerate(estimator.over_items(cells[chunk], spread)):
+
+        def answered(margin: np.ndarray) -> np.ndarray:
             p = link.probability(margin)
             p[at] = seen.outcome[asked]
-            if m == 0:
-                rate[chunk] = p.mean(axis=0)
-                unknown = p * (1 - p)
-                unknown[at] = 0.0
-                chance[chunk] = unknown.sum(axis=0) / (seen.n_items * seen.total)
-                if left_out:
-                    sampling[:, chunk] = others @ p
-            else:
-                members[m - 1, chunk] = estimator.scale[m - 1] * (p.mean(axis=0) - rate[chunk])
-    return rate, chance, members, sampling
+            return p
+
+        margin, spread_of = estimator.over_items(cells[start : start + size])
+        p = answered(margin)
+        rate, unknown = p.mean(axis=0), p * (1 - p)
+        unknown[at] = 0.0
+        chance = unknown.sum(axis=0) / (seen.n_items * seen.total)
+        if not spread:
+            return rate, chance, p[:0], p[:0]
+        slopes = unknown * (link.slope / seen.n_items)
+        return rate, chance, spread_of(lambda margin: answered(margin).mean(axis=0) - rate, slopes), others @ p
+
+    rate, chance, members, sampling = zip(*map(of_chunk, range(len(bounds) - 1)), strict=True)
+    return np.concatenate(rate), np.concatenate(chance), np.hstack(members), np.hstack(sampling)
 
 
 def _exact(cells: np.ndarray, space: ConceptSpace, seen: _Seen) -> Landscape:
