@@ -124,11 +124,10 @@ def test_a_network_that_was_converted_wrongly_is_refused(model, monkeypatch):
 
 def test_a_missing_package_is_named(model, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    wanted = ["compute.backend: openvino is not installed: pip install 'faded[openvino]'"]
-    assert compute_errors(replace(COMPUTE, backend="openvino")) == wanted
+    [error] = compute_errors(replace(COMPUTE, backend="openvino"))
+    assert error.startswith("compute.backend: openvino is not installed here") and "faded[openvino]" in error
     assert "triton" in compute_errors(replace(COMPUTE, backend="compile", device="cuda"))[0]
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(UsageError, match=r"faded\[openvino\]"):
+    with pytest.raises(UsageError, match=r"all stages of an audit use the same backend.*faded\[openvino\]"):
         Backend(model, replace(COMPUTE, backend="openvino"))
 
 
