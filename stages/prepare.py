@@ -24,7 +24,7 @@ def main(name: str) -> None:
     with publishing(stage_dir(name, "prepare")) as out:
         metrics = task_class(name, audit).prepare(task_context(name, audit), out)
         asked = audit.compute.backend
-        chosen = metrics.pop("backend", Chosen("eager" if asked == "auto" else asked))
+        chosen = metrics.pop("chosen_backend", Chosen("eager" if asked == "auto" else asked))
         if "seconds_per_probe" in metrics:
             record_probe_seconds(name, metrics.pop("seconds_per_probe"))
         write_json(out / "metrics.json", metrics, schema=False)

@@ -340,8 +340,8 @@ class Task(LoadedTask):
 
         Returns:
             Numbers for the metrics. `seconds_per_probe`, if it is among them, tells `faded plan` how long a search
-            takes; it is kept beside the outputs, which are the same on every run. `backend`, a `Chosen`, says what
-            `compute.backend: auto` stands for in all later stages; by default that is eager.
+            takes; it is kept beside the outputs, which are the same on every run. `chosen_backend`, a `Chosen`, says
+            what `compute.backend: auto` stands for in all later stages; by default that is eager.
 
         Raises:
             UsageError: when something is missing, unreadable or does not fit.

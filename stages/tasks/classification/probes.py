@@ -135,7 +135,7 @@ class ClassifierProbes(Task):
         save_model(model, out_dir / "model")
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         task = cls.load(context, out_dir)
-        chosen = {"backend": task.choose_backend()} if context.compute.backend == "auto" else {}
+        chosen = {"chosen_backend": task.choose_backend()} if context.compute.backend == "auto" else {}
         present = [split for split in SPLITS if task.items.ids(split)]
         return {
             "items": {split: len(task.items.ids(split)) for split in present},
