@@ -145,7 +145,8 @@ def test_what_makes_no_sense_is_refused():
     lines = compute_errors(replace(COMPUTE, backend="compile", dtype="bfloat16"), "onnx")
     assert [line.split(":")[0] for line in lines] == ["compute.backend", "compute.dtype"]
     assert all("prepare.model.onnx" in line for line in lines)
-    assert compute_errors(COMPUTE, "endpoint") == []
+    for backend in ("auto", "eager"):
+        assert compute_errors(replace(COMPUTE, backend=backend), "endpoint") == []
 
 
 def test_tasks_that_leave_no_choice_say_so():

@@ -259,8 +259,8 @@ class Task(LoadedTask):
 
     @classmethod
     def only_eager(cls, context: TaskContext) -> str:
-        """Why `compute.backend: auto` stands for eager whatever the model is, in words; empty where that is not so."""
-        return "this task has no choice"
+        """Why `compute.backend: auto` stands for eager whatever the model is, in words; "" if `prepare` must see."""
+        return ""
 
     @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:

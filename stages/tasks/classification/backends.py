@@ -54,7 +54,7 @@ def compute_errors(compute: Compute, black_box: str | None = None) -> list[str]:
     errors = []
     if black_box is not None:
         for name, value, expected in (("backend", backend, "eager"), ("dtype", dtype, "float32")):
-            if value != expected:
+            if value not in ("auto", expected):
                 errors.append(
                     f"compute.{name}: {value} is not for a model that runs by itself (prepare.model.{black_box});"
                     f" expected {expected}"
