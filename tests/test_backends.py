@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from stages.errors import UsageError
 from stages.params import AuditConfig
 from stages.provenance import provenance
 from stages.records import Landscape, Provenance, Verdict
-from stages.tasks.classification import ImageClassification, backends
+from stages.tasks.classification import ImageClassification, backends, choose
 from stages.tasks.classification.backends import Backend, compute_errors
 from stages.tasks.classification.families import FAMILIES
 from stages.tasks.classification.form import Form
@@ -90,6 +91,13 @@ def test_torch_has_one_thread_beside_openvino_and_its_own_after(model):
     with backend.threads():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+@needs_openvino
+@pytest.mark.skipif(platform.machine() not in choose._PROCESSORS, reason="auto is eager here")
+def test_auto_takes_the_openvino_that_is_installed(model, pixels, monkeypatch):
+    monkeypatch.setattr(choose, "_SMALL", 0)
+    assert choose.choose(model, COMPUTE, pixels).backend == "openvino"
 
 
 @needs_openvino
