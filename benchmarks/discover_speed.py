@@ -81,8 +81,9 @@ def main() -> None:
     args = parser.parse_args()
 
     audit = load_params().audit(args.audit)
-    context = task_context(args.audit, audit)
-    task = task_class(args.audit, audit).load(context, stage_dir(args.audit, "prepare"))
+    prepared = stage_dir(args.audit, "prepare")
+    context = task_context(args.audit, audit, prepared)
+    task = task_class(args.audit, audit).load(context, prepared)
     ids, compute = task.items.ids("discover"), context.compute
     config = audit.discover.model_copy(update={"budget": args.probes})
     torch.set_num_threads(compute.threads)

@@ -14,8 +14,9 @@ from flows.request import GATED, needs_decision, waits_for_person
 from flows.results import REFERENCE, TIMINGS, read_timings
 from stages.files import probe_seconds
 from stages.params import Params
+from stages.records import audit_folder
 from stages.tasks.base import offers
-from stages.tasks.load import task_class
+from stages.tasks.load import task_class, task_context
 
 Source = Literal["here", "probes", "reference"]
 SAID: dict[Source, str] = {
@@ -120,6 +121,25 @@ def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
         seconds = told[source] if source else None
         stages.append(StageEstimate(stage, probes, calls, seconds, source, stage.size, waits))
     return Estimate(stages, shutil.disk_usage(Path()).free)
+
+
+def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str | None:
+    """What runs an audit's network, and why; None where `compute.backend: auto` leaves nothing to settle.
+
+    Args:
+        params: of the workspace.
+        graph: its stages.
+        name: of the audit.
+        here: whether stages run on this machine.
+    """
+    audit, prepare = params.audit(name), graph.stages[f"prepare@{name}"]
+    task = task_class(name, audit)
+    if audit.compute.backend != "auto" or len(task.backends) == 1:
+        return None
+    if not prepare.stale:
+        return f"{name}: backend: {audit_folder(name).prepare.provenance.backend_said}"
+    why = task.only_eager(task_context(name, audit)) if here else ""
+    return f"{name}: backend: eager (auto: {why})" if why else f"{name}: backend: auto, which prepare settles"
 
 
 def divided(params: Params, stage: Stage) -> bool:

@@ -154,7 +154,8 @@ def _screen(
     from stages.screening.first_pass import fewest_probes, screen
     from stages.screening.reach import reach
 
-    context, prepared, cls = task_context(name, audit), stage_dir(name, "prepare"), task_class(name, audit)
+    prepared, cls = stage_dir(name, "prepare"), task_class(name, audit)
+    context = task_context(name, audit, prepared)
 
     def load(levels: Mapping[str, Sequence[Level]]) -> LoadedTask:
         other = replace(context, concepts={concept: list(values) for concept, values in levels.items()})

@@ -90,12 +90,13 @@ class Code:
         """What a stage of an audit can reach: its module, and what params.yaml names."""
         named = {finder: self._targets(group, names) for finder, (group, names) in _named(audit).items()}
         named["stages.tasks.load:task_context"] = [
+            ("stages.tasks.load", "resolve_backend"),
             ("stages.tasks.load", "resolve_device"),
             ("stages.tasks.load", "resolve_dtype"),
         ]
         roots = [(f"{PACKAGE.name}.{stage}", "main"), (BLOCKS[0], "AuditConfig"), (BLOCKS[1], "RepairConfig")]
         # "auto" of these names no explorer.
-        words = set(_words(audit.model_dump(mode="json", exclude={"compute": {"device", "dtype"}})))
+        words = set(_words(audit.model_dump(mode="json", exclude={"compute": {"backend", "device", "dtype"}})))
         found, asked = self._source.reached(roots, words, named)
         others = plugins.distributions_of(module for finder in asked for module, _ in named[finder])
         return found | {f"plugin {name}": {"": told} for name, told in others.items()}

@@ -41,7 +41,8 @@ def main(name: str) -> None:
     """Run the stage for one audit."""
     params, here = load_params(), audit_folder(name)
     audit = params.audit(name)
-    context, prepared, shares = task_context(name, audit), here.prepare.path, stage_dir(name, "shards")
+    prepared, shares = here.prepare.path, stage_dir(name, "shards")
+    context = task_context(name, audit, prepared)
     task = rated(task_class(name, audit).load(context, prepared), name, audit)
     if not task.items.ids("discover"):
         raise UsageError(

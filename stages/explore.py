@@ -29,8 +29,8 @@ def main(name: str, number: str) -> None:
     if not (shards > 1 and number.isdecimal() and 1 <= int(number) <= shards):
         raise UsageError(f"audit {name!r} has no share {number}: audits.{name}.discover.shards is {shards}")
     part = int(number)
-    context = task_context(name, audit)
     prepared = stage_dir(name, "prepare")
+    context = task_context(name, audit, prepared)
     task = rated(task_class(name, audit).load(context, prepared), name, audit)
     item_ids = task.items.ids("discover")
     params.check_slices(name, known_attributes(task, item_ids))  # before anything is asked

@@ -9,6 +9,7 @@ from stages.errors import UsageError
 from stages.files import content_hash, publishing, record_probe_seconds, stage_dir, write_json
 from stages.params import DATA, AuditConfig, load_params
 from stages.provenance import of_answers, provenance, write_provenance
+from stages.tasks.contract import Chosen
 from stages.tasks.load import task_class, task_context
 
 
@@ -22,18 +23,22 @@ def main(name: str) -> None:
         )
     with publishing(stage_dir(name, "prepare")) as out:
         metrics = task_class(name, audit).prepare(task_context(name, audit), out)
+        asked = audit.compute.backend
+        chosen = metrics.pop("chosen_backend", Chosen("eager" if asked == "auto" else asked))
         if "seconds_per_probe" in metrics:
             record_probe_seconds(name, metrics.pop("seconds_per_probe"))
         write_json(out / "metrics.json", metrics, schema=False)
-        write_json(out / "fingerprint.json", _fingerprint(name, audit))
-        write_provenance(out, provenance(name, audit, out))
+        write_json(out / "fingerprint.json", _fingerprint(name, audit, chosen.backend))
+        record = provenance(name, audit, out)
+        write_provenance(out, record | {"backend_auto": chosen.why} if chosen.why else record)
 
 
-def _fingerprint(name: str, audit: AuditConfig) -> dict[str, Any]:
+def _fingerprint(name: str, audit: AuditConfig, backend: str) -> dict[str, Any]:
     """What a task may use in later stages beside its prepared files; they depend on this one file for it."""
     return {
         "inputs": content_hash([DATA / name / "inputs"]),
         "prepare": content_hash([], of_answers(audit.prepare)),
+        "backend": backend,
     }
 
 

@@ -18,7 +18,7 @@ from stages.files import content_hash, write_json
 from stages.git import git
 from stages.params import DATA, AuditConfig
 from stages.plugins import distributions
-from stages.tasks.load import resolve_device, resolve_dtype
+from stages.tasks.load import resolve_backend, resolve_device, resolve_dtype
 
 PACKAGES = (
     "faded", "torch", "numpy", "pandas", "scipy", "scikit-learn", "stable-baselines3", "gymnasium", "pot",
@@ -49,7 +49,7 @@ def provenance(
     if computes:
         record |= {
             "device": device_name(config.compute.device),
-            "backend": config.compute.backend,
+            "backend": resolve_backend(config, prepared),
             "dtype": resolve_dtype(audit, config),
             "threads": config.compute.threads,
             "batch_size": config.compute.batch_size,

@@ -64,7 +64,7 @@ def main(name: str) -> None:
     read = [*prepared_files(prepared), models_path, plan_path]
     key = run_key(audit, read, code_of(audit, "re_evaluate"), asked.model_dump())
     with scratch(name, "re_evaluate", key) as folder:
-        found = ask(tasks, audit, targets, asked.paired_probes, folder, task_context(name, audit).compute)
+        found = ask(tasks, audit, targets, asked.paired_probes, folder, task_context(name, audit, prepared).compute)
     record = provenance(name, audit, prepared)
     record["repaired"] = content_hash([models_path]) if models_path.exists() else None
     with here.re_evaluate.publish(record, read) as out:
@@ -118,7 +118,7 @@ def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) ->
 
     A task that measures its noise adds the model before, asked again.
     """
-    cls, context = task_class(name, audit), task_context(name, audit)
+    cls, context = task_class(name, audit), task_context(name, audit, prepared)
     folders = {"before": prepared / "model", "after": models / "repaired", "control": models / "control"}
     tasks: dict[str, LoadedTask] = {
         model: rated(cls.load(context, prepared, folder), name, audit)

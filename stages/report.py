@@ -28,7 +28,7 @@ def main(name: str) -> None:
     audit, here = load_params().audit(name), audit_folder(name)
     record = provenance(name, audit, computes=False) | here.discover.provenance.of_model()
     with here.report.publish(record, _read(here)) as out:
-        verdict = write(out, here, audit, record)
+        verdict = write(out, here, audit, record | {"backend": here.prepare.provenance.backend_said})
     print(verdict_line(verdict))
 
 
@@ -80,6 +80,7 @@ def pictured(
 def _read(here: AuditFolder) -> list[Path]:
     return [
         here.prepare.path / "items.parquet",
+        here.prepare.where("provenance"),
         *map(here.discover.where, ("probes", "sheets", "provenance")),
         *map(here.summarize.where, ("cells", "landscape", "exhibits", "extremes")),
     ]

@@ -26,7 +26,7 @@ def main(name: str) -> None:
     params, here = load_params(), audit_folder(name)
     audit, config = params.audit(name), params.repair(name).restructure
     prepared, plan_file = here.prepare.path, here.collect_feedback.where("plan")
-    task = task_class(name, audit).load(task_context(name, audit), prepared)
+    task = task_class(name, audit).load(task_context(name, audit, prepared), prepared)
     read = [*prepared_files(prepared), plan_file]
     key = run_key(audit, read, code_of(audit, "restructure"), config.model_dump(mode="json"))
     with scratch(name, "restructure", key) as work:

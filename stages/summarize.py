@@ -36,7 +36,7 @@ def main(name: str) -> None:
     """Run the stage for one audit."""
     audit, here = load_params().audit(name), audit_folder(name)
     prepared, found = here.prepare.path, here.discover
-    context = task_context(name, audit)
+    context = task_context(name, audit, prepared)
     task = rated(task_class(name, audit).load(context, prepared), name, audit)
     read = [
         *prepared_files(prepared),

@@ -125,6 +125,7 @@ def stripes(tmp_path_factory):
         prepare=dict(context.config),
         concepts=dict(context.concepts),
         discrepancy={},
+        compute={"device": "cpu", "threads": 1, "batch_size": 32, "backend": "eager"},
     )
     (home / "stages").symlink_to(stages_folder())
     return home, AuditConfig.model_validate(audit)

@@ -148,8 +148,9 @@ def _probe_seconds(params: Params, name: str) -> float:
     if (known := probe_seconds(name)) is not None:
         return known
     audit = params.audit(name)
-    context = task_context(name, audit)
-    task = task_class(name, audit).load(context, stage_dir(name, "prepare"))
+    prepared = stage_dir(name, "prepare")
+    context = task_context(name, audit, prepared)
+    task = task_class(name, audit).load(context, prepared)
     ids, rng = task.items.ids("discover"), np.random.default_rng(audit.seed)
     size = context.compute.batch_size
     began = time.perf_counter()

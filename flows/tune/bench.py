@@ -29,7 +29,7 @@ class Bench:
 
     def __init__(self, name: str, audit: AuditConfig, settings: Settings) -> None:
         self.name, self.audit, self.settings = name, audit, settings
-        self.context: TaskContext = task_context(name, audit)
+        self.context: TaskContext = task_context(name, audit, stage_dir(name, "prepare"))
         self.cls = task_class(name, audit)
         self.backends: Sequence[str] = self.cls.backends
         self.limit = settings.memory * _memory(self.context.compute.device)

@@ -16,6 +16,7 @@ from flows.workspace import exclusive
 from flows.yaml_edit import edit_file
 from stages.check import check_audits
 from stages.errors import UsageError
+from stages.files import stage_dir
 from stages.params import AuditConfig, Params, load_params
 from stages.tasks.contract import Compute
 from stages.tasks.load import task_context
@@ -56,7 +57,7 @@ def _refuse_endpoint(name: str, audit: AuditConfig) -> None:
 
 def _write(name: str, audit: AuditConfig, best: Compute, console: Console) -> None:
     keys = ("backend", "dtype", "batch_size")
-    now = task_context(name, audit).compute
+    now = task_context(name, audit, stage_dir(name, "prepare")).compute
     changed = {key: getattr(best, key) for key in keys if getattr(best, key) != getattr(now, key)}
     if not changed:
         console.print("nothing to write: it is already set", highlight=False)

@@ -29,8 +29,8 @@ class ComputeConfig(Strict):
     )
     batch_size: int = Field(64, ge=1, le=1_000_000, description="probes answered at once")
     gpus: int = Field(0, ge=0, le=1024, description="GPUs prepare, explore, discover and summarize each ask for")
-    backend: Literal["eager", "compile", "openvino"] = Field(
-        "eager", description="what runs the network, where the task has a choice; `faded tune` measures which is faster"
+    backend: Literal["auto", "eager", "compile", "openvino"] = Field(
+        "auto", description="what runs the network, where the task has a choice; prepare settles what auto stands for"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of weights and sums; auto is float32, and float16 where a GPU draws pictures"

@@ -29,6 +29,7 @@ class Provenance(Document):
     git: Git
     device: str | None = None
     backend: str | None = None
+    backend_auto: str | None = None  # of prepare: why `auto` stands for this backend
     dtype: str | None = None
     threads: int | None = None
     batch_size: int | None = None
@@ -41,6 +42,11 @@ class Provenance(Document):
     decisions: dict[str, str] | None = None
     read: dict[str, str] = Field(default_factory=dict)
     wrote: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def backend_said(self) -> str:
+        """The backend for people, and why `auto` stands for it."""
+        return f"{self.backend} (auto: {self.backend_auto})" if self.backend_auto else str(self.backend)
 
     def of_model(self) -> dict[str, Any]:
         """What a stage that asks no model takes from the one that did: which model, and where it computed."""

@@ -191,7 +191,7 @@ class Task(LoadedTask):
         repair_block: likewise of `restructure:`, that is of `method` and its settings.
         loaders: for each key of `prepare:` that names a source (model, data), the kinds of sources by the key that
             tells them apart. From these follow `check`, `prefetch`, `origin` and `source`.
-        backends: what `compute.backend` may be.
+        backends: what `compute.backend` may be, beside auto.
         dtypes: what `compute.dtype` may be, beside auto.
         gpu_dtype: what auto stands for on a GPU; on a CPU that is float32.
         needs_all_concepts: whether every item names every concept; then screening may drop none.
@@ -254,8 +254,13 @@ class Task(LoadedTask):
         return [
             f"compute.{name}: {found} is not for {what}; expected {' or '.join(known)}"
             for name, (found, known) in asked.items()
-            if found not in known
+            if found not in ("auto", *known)
         ]
+
+    @classmethod
+    def only_eager(cls, context: TaskContext) -> str:
+        """Why `compute.backend: auto` stands for eager whatever the model is, in words; "" if `prepare` must see."""
+        return ""
 
     @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
@@ -335,7 +340,8 @@ class Task(LoadedTask):
 
         Returns:
             Numbers for the metrics. `seconds_per_probe`, if it is among them, tells `faded plan` how long a search
-            takes; it is kept beside the outputs, which are the same on every run.
+            takes; it is kept beside the outputs, which are the same on every run. `chosen_backend`, a `Chosen`, says
+            what `compute.backend: auto` stands for in all later stages; by default that is eager.
 
         Raises:
             UsageError: when something is missing, unreadable or does not fit.

@@ -25,7 +25,8 @@ class Compute:
         device: "cpu", "cuda" or "cuda:1"; "auto" was resolved before a task sees it.
         threads: CPU threads the model may use; fixed, because sums depend on it in their last bits.
         batch_size: probes the model answers at once.
-        backend: what runs the network: "eager" (torch as it is), "compile" (torch.compile) or "openvino".
+        backend: what runs the network: "eager" (torch as it is), "compile" (torch.compile) or "openvino". Only `check`
+            and `prepare` see "auto": what that stands for is settled by `prepare`, once for all stages.
         dtype: what it computes with: "float32" or "bfloat16". A task that leaves no choice in these two refuses others
             in `check`, for they are recorded with every result.
     """
@@ -35,6 +36,19 @@ class Compute:
     batch_size: int = 64
     backend: str = "eager"
     dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What `compute.backend: auto` stands for.
+
+    Args:
+        backend: the backend.
+        why: in words, to follow "auto:"; empty where there was nothing to choose from.
+    """
+
+    backend: str
+    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from stages import plugins
 from stages.code import is_own_workspace
 from stages.environment import DATA
 from stages.errors import UsageError, did_you_mean
+from stages.files import read_json
 from stages.params.audit import AuditConfig
 from stages.tasks.base import Task
 from stages.tasks.contract import Compute, TaskContext
@@ -42,8 +43,24 @@ def resolve_dtype(name: str, audit: AuditConfig) -> str:
     return "float32" if resolve_device(audit.compute.device) == "cpu" else task_class(name, audit).gpu_dtype
 
 
-def task_context(name: str, audit: AuditConfig) -> TaskContext:
-    """What the audit's task is given."""
+def resolve_backend(audit: AuditConfig, prepared: Path | None) -> str:
+    """What runs the network: `compute.backend`, or what prepare found its "auto" to stand for.
+
+    No other stage looks for itself: all of an audit use one backend, on whichever machine each of them runs.
+    """
+    if audit.compute.backend != "auto" or prepared is None:
+        return audit.compute.backend
+    return str(read_json(prepared / "fingerprint.json")["backend"])
+
+
+def task_context(name: str, audit: AuditConfig, prepared: Path | None = None) -> TaskContext:
+    """What the audit's task is given.
+
+    Args:
+        name: the audit's name.
+        audit: its block of params.yaml.
+        prepared: data/<audit>/prepare, which says what "auto" stands for; None to check the audit, or to prepare it.
+    """
     compute = audit.compute
     return TaskContext(
         audit=name,
@@ -56,7 +73,7 @@ def task_context(name: str, audit: AuditConfig) -> TaskContext:
             resolve_device(compute.device),
             compute.threads,
             compute.batch_size,
-            compute.backend,
+            resolve_backend(audit, prepared),
             resolve_dtype(name, audit),
         ),
     )

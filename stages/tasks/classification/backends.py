@@ -26,8 +26,21 @@ _Run = Callable[[Tensor], Tensor]  # (n, c, h, w) float32 on the device -> (n, c
 
 # Largest difference from torch in float32, as a share of the largest logit, that is taken for rounding. Measured are
 # 3e-6 and less; a network that was converted wrongly is off by all of it.
-_ROUNDING = 1e-3
-_NO_OPENVINO = "compute.backend: openvino is not installed: pip install 'faded[openvino]'"
+ROUNDING = 1e-3
+_NO_OPENVINO = (
+    "compute.backend: openvino is not installed here, and all stages of an audit use the same backend: pip install"
+    " 'faded[openvino]', or set backend: eager"
+)
+
+
+def has_openvino() -> bool:
+    """Whether the package is installed."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def off_by(logits: Tensor, wanted: Tensor) -> float:
+    """The largest difference of logits from those of torch, as a share of the largest of these."""
+    return float((logits - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
 
 
 def compute_errors(compute: Compute, black_box: str | None = None) -> list[str]:
@@ -41,7 +54,7 @@ def compute_errors(compute: Compute, black_box: str | None = None) -> list[str]:
     errors = []
     if black_box is not None:
         for name, value, expected in (("backend", backend, "eager"), ("dtype", dtype, "float32")):
-            if value != expected:
+            if value not in ("auto", expected):
                 errors.append(
                     f"compute.{name}: {value} is not for a model that runs by itself (prepare.model.{black_box});"
                     f" expected {expected}"
@@ -52,7 +65,7 @@ def compute_errors(compute: Compute, black_box: str | None = None) -> list[str]:
             f"compute.backend: openvino computes on the CPU, found compute.device {compute.device}; expected device"
             " cpu, or backend eager or compile"
         )
-    elif backend == "openvino" and importlib.util.find_spec("openvino") is None:
+    elif backend == "openvino" and not has_openvino():
         errors.append(_NO_OPENVINO)
     if backend == "compile":
         errors += _compiler_errors(gpu)
@@ -74,6 +87,8 @@ class Backend:
     """
 
     def __init__(self, model: Classifier, compute: Compute) -> None:
+        if errors := compute_errors(compute):  # of another machine than the one that `check` knows
+            raise UsageError("\n".join(errors))
         self.model, self.compute = model, compute
         # OpenVINO has threads of its own; torch's wait for work by spinning, which takes the cores from them.
         self.torch_threads = 1 if compute.backend == "openvino" else compute.threads
@@ -110,11 +125,11 @@ class Backend:
         pixels = torch.rand(n, *self.model.form.shape, generator=draw).to(self.compute.device)
         with self.threads():
             own, wanted = self(pixels), self.model(pixels).float().cpu()
-        far = float((own - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
-        if self.compute.dtype == "float32" and not far < _ROUNDING:
+        far = off_by(own, wanted)
+        if self.compute.dtype == "float32" and not far < ROUNDING:
             raise UsageError(
                 f"compute.backend: {self.compute.backend} does not run {self.model.form.architecture} as torch does:"
-                f" its logits are off by {far:.1e} of the largest, expected less than {_ROUNDING}; use eager"
+                f" its logits are off by {far:.1e} of the largest, expected less than {ROUNDING}; use eager"
             )
 
 
@@ -132,8 +147,6 @@ def _compiled(model: Classifier, compute: Compute) -> _Run:
     # By default compiled code lies where other people of this machine can have put it before.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((WORK / "compiled").resolve()))
     kind, half = compute.device.partition(":")[0], compute.dtype == "bfloat16"
-    if errors := _compiler_errors(kind != "cpu"):
-        raise UsageError("\n".join(errors))
     network = torch.compile(model, dynamic=False)
 
     def run(pixels: Tensor) -> Tensor:
@@ -151,12 +164,10 @@ def _compiled(model: Classifier, compute: Compute) -> _Run:
 def _openvino(model: Classifier, compute: Compute) -> _Run:
     # Its converter tells its makers of every use, unless this package of theirs cannot be imported.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    try:
-        import openvino
-        from openvino import properties
-        from openvino.properties import hint
-    except ImportError:
-        raise UsageError(_NO_OPENVINO) from None
+    import openvino
+    from openvino import properties
+    from openvino.properties import hint
+
     wanted = openvino.Type.bf16 if compute.dtype == "bfloat16" else openvino.Type.f32
     settings = {
         hint.inference_precision: wanted,

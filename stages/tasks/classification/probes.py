@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -27,6 +28,7 @@ from stages.files import content_hash, read_table
 from stages.tasks.base import Task
 from stages.tasks.classification.backends import BACKENDS, Backend, compute_errors
 from stages.tasks.classification.black_boxes import BLACK_BOXES
+from stages.tasks.classification.choose import PICTURES, choose, only_eager
 from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings
 from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.data_source import DataSource
@@ -36,6 +38,7 @@ from stages.tasks.classification.pool import choose_items
 from stages.tasks.classification.sources import ModelSource
 from stages.tasks.contract import (
     SPLITS,
+    Chosen,
     Exhibit,
     Items,
     ProbeBatch,
@@ -104,9 +107,12 @@ class ClassifierProbes(Task):
     @classmethod
     def compute_errors(cls, context: TaskContext) -> list[str]:
         """See Task: what this machine, or a model that runs by itself, cannot do."""
-        model = context.config.get("model")
-        named = model if isinstance(model, Mapping) else {}
-        return compute_errors(context.compute, next((kind for kind in BLACK_BOXES if kind in named), None))
+        return compute_errors(context.compute, _black_box(context))
+
+    @classmethod
+    def only_eager(cls, context: TaskContext) -> str:
+        """See Task."""
+        return only_eager(context.compute, _black_box(context))
 
     # Preparation
 
@@ -129,6 +135,7 @@ class ClassifierProbes(Task):
         save_model(model, out_dir / "model")
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         task = cls.load(context, out_dir)
+        chosen = {"chosen_backend": task.choose_backend()} if context.compute.backend == "auto" else {}
         present = [split for split in SPLITS if task.items.ids(split)]
         return {
             "items": {split: len(task.items.ids(split)) for split in present},
@@ -137,7 +144,15 @@ class ClassifierProbes(Task):
             "parameters": sum(p.numel() for p in model.parameters()),
             "skipped": len(items.attrs["skipped"]),
             "origin": {"model": model.form.origin, **cls.origin(context)},
+            **chosen,
         }
+
+    def choose_backend(self) -> Chosen:
+        """Settle what `compute.backend: auto` stands for, on clean pictures of this audit, and use it from now on."""
+        rows = np.linspace(0, len(self._rows) - 1, PICTURES).astype(np.int64)
+        chosen = choose(self.model, self.context.compute, self.clean(rows), _black_box(self.context))
+        self.context = replace(self.context, compute=replace(self.context.compute, backend=chosen.backend))
+        return chosen
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
@@ -237,6 +252,12 @@ class ClassifierProbes(Task):
             Exhibit(f"label {labels[self._rows[item]]} → predicted {output}", image=_png(image))
             for item, output, image in zip(item_ids, outputs, pixels, strict=True)
         ]
+
+
+def _black_box(context: TaskContext) -> str | None:
+    """The kind of model, if it runs by itself."""
+    model = context.config.get("model")
+    return next((kind for kind in BLACK_BOXES if isinstance(model, Mapping) and kind in model), None)
 
 
 def _item_number(item: str) -> int:

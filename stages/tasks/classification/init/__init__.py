@@ -168,6 +168,7 @@ def order_of(context: TaskContext, classes: int, available: int | None) -> Order
     from stages.tasks.sources import ItemCounts, parse_source
 
     torch.set_num_threads(context.compute.threads)
+    context = replace(context, compute=replace(context.compute, backend="eager"))  # no other is worth its start here
     config = PrepareConfig.model_validate(dict(context.config))
     most = _MOST_OF_A_SERVICE if "endpoint" in config.model else _MOST
     wanted = min(available or config.items.discover, most, max(_LEAST, _OF_EACH_CLASS * classes))
