@@ -96,6 +96,9 @@ _SLICE = (  # columns of `Result.slices`
     *("attribute", "value", "items", "probes", "failures"),
     *("rate", "low", "high", "rest", "p", "worse"),
 )
+_POLICY = (  # columns of `Result.policy_shift`
+    *("concept", "mean_before", "mean_after", "distance", "floor", "beyond_noise"),
+)
 _FEWEST_PROBES = 40  # of fewer no mode can be both found and confirmed
 
 
@@ -344,6 +347,20 @@ class Result:
         ]
         table = pd.DataFrame(rows, columns=list(_SLICE))
         return table.sort_values("rate", ascending=False, kind="stable", ignore_index=True)
+
+    @property
+    def policy_shift(self) -> pd.DataFrame:
+        """Where the search has learnt to look, before and after the repair: a row for each concept, most moved first.
+
+        The mean level (`mean_before`, `mean_after`), how far the policy moved (`distance`), the most that it differs
+        from itself on other items (`floor`), and whether it moved further (`beyond_noise`). Empty without a repair, and
+        where no two policies of one kind were learnt. Shares by level are in comparison.json (docs/files.md).
+        """
+        compared = self.records.compare
+        moved = (compared.comparison.policy if compared.has("comparison") else None) or ()
+        rows = [{**one.to_json(), "floor": one.noise_floor.max} for one in moved]
+        table = pd.DataFrame(rows, columns=list(_POLICY))
+        return table.sort_values("distance", ascending=False, kind="stable", ignore_index=True)
 
     @property
     def verdict(self) -> RepairVerdict | Verdict:

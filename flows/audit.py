@@ -24,7 +24,7 @@ from flows.endings import Ending, finished, how_it_ended, keep_evidence
 from flows.engine import foreign_parameters
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
-from flows.intact import mend, stages_of
+from flows.intact import check_recorded, mend, stages_of
 from flows.processes import stopping, stopping_on_signals
 from flows.request import GATED, how_to_decide, needs_decision, open_request, waits_for_person
 from flows.results import record_timings
@@ -112,8 +112,11 @@ def _whole(result: StageResult, what: Job, runner: Runner, say: Callable[[str], 
     """What a stage left, before the next one reads it: DVC restores whatever its cache has under a name.
 
     Raises:
+        UsageError: when it can never be whole, as the stage does not record what dvc.yaml has it read.
         InfrastructureError: when it is damaged again after it was done anew.
     """
+    if result.outcome == "ran":
+        check_recorded(what.stage)
     if result.outcome == "unchanged" or not (damaged := mend([what.stage])):
         return result
     for line in damaged:

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 WORKSPACE = "workspace"
 _RESAMPLES = 2000
 # Of provenance.json. Runs that differ in the first are not alike; of the others it is said, for they may explain some.
-_ALIKE = ("data", "device", "backend", "dtype", "task")
-_TOLD = ("seed", "threads", "batch_size")
+ALIKE = ("data", "device", "backend", "dtype", "task")
+TOLD = ("seed", "threads", "batch_size")
 _BEFORE = {"backend": "eager"}  # of runs from before it was recorded
-_PACKAGES = ("torch", "numpy")
+PACKAGES = ("torch", "numpy")
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ def compare_revisions(rev_a: str, rev_b: str, audit: str) -> Comparison:
     """
     a, b = read_run(rev_a, audit), read_run(rev_b, audit)
     check_alike(a, b)
-    effects_b = _effects(b.landscape)
+    effects_b = effects(b.landscape)
     rates = [Row("overall", a.landscape.overall.rate, b.landscape.overall.rate)]
-    rates += [Row(what, rate, effects_b[what]) for what, rate in _effects(a.landscape).items() if what in effects_b]
+    rates += [Row(what, rate, effects_b[what]) for what, rate in effects(a.landscape).items() if what in effects_b]
     names = [concept.name for concept in a.landscape.concepts]
     return Comparison(audit, rev_a, rev_b, rates, paired_difference(a.probes, b.probes, names), differences(a, b))
 
@@ -181,26 +181,28 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
         UsageError: naming every difference.
     """
     pairs: list[tuple[str, Any, Any]] = [
-        ("concepts", _grid(a), _grid(b)),
+        ("concepts", grid_of(a), grid_of(b)),
         ("threshold", a.landscape.threshold, b.landscape.threshold),
         ("ratings that say what fails", _scale(a), _scale(b)),
     ]
-    pairs += [(name, _made(a.provenance, name), _made(b.provenance, name)) for name in (*_ALIKE, *more)]
+    pairs += [(name, made(a.provenance, name), made(b.provenance, name)) for name in (*ALIKE, *more)]
     if a.evaluation and b.evaluation:
         one, other = a.evaluation.provenance, b.evaluation.provenance
-        pairs += [(f"re_evaluate: {name}", _made(one, name), _made(other, name)) for name in (*_ALIKE, *more)]
+        pairs += [(f"re_evaluate: {name}", made(one, name), made(other, name)) for name in (*ALIKE, *more)]
     unlike = [f"  {name}: {_short(x)} against {_short(y)}" for name, x, y in pairs if x != y]
     if unlike:
         what = f"{a.revision} and {b.revision} are not comparable"
         raise UsageError(f"{what}:\n" + "\n".join(unlike))
 
 
-def _made(provenance: Provenance, name: str) -> Any:
-    made = getattr(provenance, name)
-    return _BEFORE.get(name) if made is None else made
+def made(provenance: Provenance, name: str) -> Any:
+    """What a run was made with, by its name in provenance.json."""
+    value = getattr(provenance, name)
+    return _BEFORE.get(name) if value is None else value
 
 
-def _grid(run: Run) -> list[object]:
+def grid_of(run: Run) -> list[object]:
+    """The concepts of a run and their levels, as plain data."""
     return [concept.to_json() for concept in run.landscape.concepts]
 
 
@@ -213,8 +215,8 @@ def differences(a: Run, b: Run) -> list[str]:
     """What else differs between two runs that are alike, in words."""
 
     def told(run: Run) -> dict[str, object]:
-        made = run.provenance
-        return {name: getattr(made, name) for name in _TOLD} | {name: made.versions.get(name) for name in _PACKAGES}
+        by = run.provenance
+        return {name: getattr(by, name) for name in TOLD} | {name: by.versions.get(name) for name in PACKAGES}
 
     values = [(name, x, told(b)[name]) for name, x in told(a).items()]
     return [f"{name} differs: {_short(x)} against {_short(y)}" for name, x, y in values if x != y]
@@ -241,7 +243,7 @@ def pair(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> Paired | None
     return Paired(both["item"].nunique(), difference, float(failed_a.mean()), float(failed_b.mean()))
 
 
-def _effects(landscape: Landscape) -> dict[str, Rate]:
+def effects(landscape: Landscape) -> dict[str, Rate]:
     """Main effects, one rate per level of each concept."""
     labels = {(c.name, i): f"{c.name} {c.label(i)}" for c in landscape.space.concepts for i in range(len(c))}
     return {

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -150,7 +150,10 @@ def _forget(repo: Repo, stage: Any) -> None:
 
     with contextlib.suppress(FileNotFoundError):  # what the stage reads is missing
         key = _get_stage_hash(stage)
-        Path(repo.stage_cache.cache_dir, key[:2], key, _get_cache_hash(to_single_stage_lockfile(stage))).unlink()
+        runs = Path(repo.stage_cache.cache_dir, key[:2], key)
+        (runs / _get_cache_hash(to_single_stage_lockfile(stage))).unlink()
+        with contextlib.suppress(OSError):  # other runs are recorded there, too
+            runs.rmdir()  # DVC takes the newest record of a folder for granted
     stage.dvcfile._lockfile.remove_stage(stage)
 
 
@@ -266,7 +269,7 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
     said = {home / name: sha256 for name, sha256 in read.items()} | {here / name: wrote[name] for name in wrote}
     inside = {dep: md5 for dep, md5 in _hashed(entry, "deps").items() if home in dep.parents}
     expected = [here / out.relative_to(here).parts[0] for out in outs if here in out.parents]
-    expected += [dep for dep in inside if dep.relative_to(home).parts[0] not in _NOT_OF_STAGES]
+    expected += _of_stages(inside, home)
     for path in dict.fromkeys(expected):
         if path not in said and path != record:
             yield Damage(stage, record, f"does not name {path}, which the stage read or wrote", "record")
@@ -275,6 +278,30 @@ def _of_record(stage: str, entry: Mapping[str, Any], hashes: Hashes) -> Iterator
     for path, sha256 in said.items():
         if path.exists() and not changed.intersection((path, *path.parents)) and _sha256(path, hashes) != sha256:
             yield Damage(stage, path, f"holds other bytes than {record} names", "record")
+
+
+def check_recorded(stage: str) -> None:
+    """Refuse what a stage has just written where its record lacks a dependency of dvc.yaml: it will lack it again.
+
+    Raises:
+        UsageError: naming the dependency.
+    """
+    home = DATA / _audit(stage)
+    record = home / stage.partition("@")[0] / RECORD
+    told = _read_record(record) if record.exists() else None
+    if not told:
+        return
+    inside = [dep for dep in _hashed(_locked().get(stage, {}), "deps") if home in dep.parents]
+    if unread := [dep for dep in _of_stages(inside, home) if dep.relative_to(home).as_posix() not in told["read"]]:
+        raise UsageError(
+            f"dvc.yaml has {stage} depend on {', '.join(map(str, unread))}, which {record} does not name among what the"
+            " stage read: take it out of dvc.yaml, or have the stage read it and say so"
+        )
+
+
+def _of_stages(deps: Iterable[Path], home: Path) -> list[Path]:
+    """Those dependencies in the folder of an audit that other stages wrote."""
+    return [dep for dep in deps if dep.relative_to(home).parts[0] not in _NOT_OF_STAGES]
 
 
 def _read_record(path: Path) -> dict[str, dict[str, str]] | None:

@@ -21,6 +21,7 @@ from stages.files import read_table, replace_file, stage_dir
 from stages.params import DATA, Params, RatingsConfig, load_params
 from stages.provenance import scale_of
 from stages.ratings.apply import MOST_UNFOUNDED, SCHEMA, Interval, Ratings, Target
+from stages.records import audit_folder
 
 if TYPE_CHECKING:
     from stages.ratings.evidence import Evidence
@@ -62,7 +63,7 @@ def show_ratings(params: Params, name: str, target: Target, console: Console) ->
     """Print what was rated, how well a map from the automatic measure predicts it, and what it would change.
 
     Raises:
-        UsageError: when nothing was rated, or a decision cannot be read.
+        UsageError: when nothing was rated or there is nothing to rate, or a decision cannot be read.
     """
     control = _control(name)
     learnt = _learn(params, name, target, control)
@@ -109,6 +110,7 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
 
     evidence = gather(params, name, target)
     if not evidence.scored:
+        _check_modes(name)
         left = f"; {evidence.of_another_scale} were of another scale" if evidence.of_another_scale else ""
         raise UsageError(
             f"nobody has rated the {target} of examples of {name} yet{left}: `faded review {name}` asks for that"
@@ -130,6 +132,22 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
     if control is None or learnt.ratings is None:
         return learnt
     return replace(learnt, refusal=_unfounded(control, learnt.ratings, learnt.threshold))
+
+
+def _check_modes(name: str) -> None:
+    """Refuse to send people to a review that has no examples for them to rate.
+
+    Raises:
+        UsageError: when the audit's landscape has no failure mode.
+    """
+    found = audit_folder(name).summarize
+    if found.has("landscape") and not (landscape := found.landscape).modes:
+        suspected = f" ({len(landscape.suspected)} only suspected)" if landscape.suspected else ""
+        raise UsageError(
+            f"there is nothing to rate: examples are those of failure modes, and none of {name} was confirmed"
+            f"{suspected}; raise audits.{name}.discover.budget, which also pays for more fresh probes to confirm them,"
+            f" and run `faded audit {name}`"
+        )
 
 
 def _as_file(params: Params, name: str, target: Target, evidence: Evidence, fit: Fit) -> Ratings:

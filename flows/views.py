@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flows.graph import Stage
     from flows.results import Verdict
     from flows.run_stage import StageResult
+    from flows.side_by_side import SideBySide
     from stages.intervals import Rate
     from stages.screening import ConceptScreening, Screening
 
@@ -165,6 +166,26 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def show_side_by_side(console: Console, together: SideBySide) -> None:
+    """Several results: what their searches found, rates, and what they were made with where that differs."""
+    table = _table("", *map(escape, together.runs))
+    for what, found in together.found:
+        table.add_row(escape(what), *map(_value, found))
+    table.add_section()
+    for what, rates in together.rates:
+        table.add_row(escape(f"failure rate, {what}"), *(_rate(rate) if rate.n else "-" for rate in rates))
+    table.add_section()
+    for what, made_with in together.differs:
+        table.add_row(escape(f"differs: {what.replace('_', ' ')}"), *map(_value, made_with))
+    console.print(table)
+    for note in together.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+
+
+def _value(value: int | str | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else escape(value)
 
 
 def _rate(rate: Rate) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from stages.command import stage_main
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.explorers.prober import Prober
-from stages.explorers.search import search
+from stages.explorers.search import SearchResult, search
 from stages.files import content_hash, scratch
 from stages.landscape.measures import measure_answers
 from stages.landscape.pairs import draw_pairs, inside_any
@@ -36,18 +36,19 @@ from stages.tasks.contract import Compute, Exhibit, Tally
 from stages.tasks.load import task_class, task_context
 
 EXAMPLES = 8
+DRAWN = 100_000  # cells of each policy: their shares are then known to a fraction of a percentage point
 
 
 class Answers(NamedTuple):
     """What the models answered.
 
     Args:
-        searches: by model before and after, the probes of its search and the numbers of that.
+        searches: by model before and after, what its search asked, found and learnt.
         paired: by model, its answers to the same pairs of item and cell.
         clean: by model, its answers to unchanged items.
     """
 
-    searches: Mapping[str, tuple[pd.DataFrame, dict[str, Any]]]
+    searches: Mapping[str, SearchResult]
     paired: Mapping[str, pd.DataFrame]
     clean: Mapping[str, pd.DataFrame]
 
@@ -68,7 +69,7 @@ def main(name: str) -> None:
     record = provenance(name, audit, prepared)
     record["repaired"] = content_hash([models_path]) if models_path.exists() else None
     with here.re_evaluate.publish(record, read) as out:
-        write(out, tasks, targets, found)
+        write(out, tasks, targets, found, audit.seed)
 
 
 def ask(
@@ -100,17 +101,22 @@ def ask(
     return Answers(searches, paired, clean)
 
 
-def write(out: ReEvaluate, tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found: Answers) -> None:
+def write(
+    out: ReEvaluate, tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found: Answers, seed: int
+) -> None:
     """Write what the models answered, and what else of them a repair is judged by."""
     item_ids = tasks["before"].items.ids("test")
     out.probes = _one_table(found)
     out.embedded = Embedded(item_ids, tasks["before"].embed(item_ids), known_attributes(tasks["before"], item_ids))
+    out.policies = draw_cells(tasks, found.searches, seed)
     out.quality = _quality(tasks)
     out.measures = _measures(tasks, targets, found)
     out.tallies = ModelTallies(models=tally_all(tasks))
     out.sheets = {m: t.sheets("test") for m in ("before", "after") if offers(t := tasks[m], "sheets")}
     out.examples = examples(tasks, found.paired)
-    out.metrics = ReEvaluateMetrics.computed({model: numbers for model, (_, numbers) in found.searches.items()})
+    out.metrics = ReEvaluateMetrics.computed(
+        {model: {**search.metrics, "enumerated": search.enumerated} for model, search in found.searches.items()}
+    )
 
 
 def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) -> dict[str, LoadedTask]:
@@ -135,7 +141,7 @@ def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) ->
 
 def _search(
     task: LoadedTask, item_ids: Sequence[str], audit: AuditConfig, ledger: Ledger, compute: Compute, model: str
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+) -> SearchResult:
     """The same search as discover's, with the same budget and seed, on test items."""
     result = search(
         task,
@@ -149,7 +155,30 @@ def _search(
     )
     for role, numbers in result.metrics.items():
         print(f"{model}: {role} found {numbers['failures']:,} failures in {numbers['probes']:,} unique probes")
-    return result.probes, {**result.metrics, "enumerated": result.enumerated}
+    return result
+
+
+def draw_cells(tasks: Mapping[str, LoadedTask], searches: Mapping[str, SearchResult], seed: int) -> pd.DataFrame:
+    """Cells that the policy learnt on each model draws for the test items: where it would look, without a query.
+
+    None unless both searches learnt a policy of one kind, for no others can be compared. Both draw with the same seed,
+    so that they differ by what they learnt, not by the draw.
+
+    Returns:
+        As many rows for each `model` and `item`, with one column per concept.
+    """
+    space, item_ids = tasks["before"].concepts, tasks["before"].items.ids("test")
+    policies = {model: search.policy for model, search in searches.items() if search.policy is not None}
+    if len(policies) < len(searches) or len({policy.algorithm for policy in policies.values()}) > 1:
+        return pd.DataFrame(columns=["model", "item", *space.names])
+    each, tables = max(1, DRAWN // len(item_ids)), []
+    for model, policy in policies.items():
+        cells = policy.sample(tasks[model].embed(item_ids), each, seed).reshape(-1, len(space))
+        table = pd.DataFrame(cells, columns=space.names)
+        table.insert(0, "item", np.repeat(item_ids, each))
+        table.insert(0, "model", model)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def ask_all(
@@ -182,7 +211,7 @@ def ask_clean(
 
 def _one_table(found: Answers) -> pd.DataFrame:
     """All probes, by what they were asked for."""
-    tables = [table.assign(model=model, purpose="search") for model, (table, _) in found.searches.items()]
+    tables = [search.probes.assign(model=model, purpose="search") for model, search in found.searches.items()]
     tables += [
         table.assign(model=model, purpose=purpose, role=purpose)
         for purpose, asked in (("paired", found.paired), ("clean", found.clean))

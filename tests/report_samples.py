@@ -316,6 +316,19 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
             "before": {"enumerated": False, "agent": one | {"failing_cells": 77}},
             "after": {"enumerated": False, "agent": one | {"failing_cells": 31}},
         },
+        "policy": [
+            {
+                "concept": concept.name,
+                "before": [1 / len(concept)] * len(concept),
+                "after": [1.0] + [0.0] * (len(concept) - 1),
+                "mean_before": 1.5 if concept.ordered else None,
+                "mean_after": 0.0 if concept.ordered else None,
+                "distance": 0.1 * (j + 1),
+                "noise_floor": {"min": 0.01, "mean": 0.05, "max": 0.12},
+                "beyond_noise": j > 0,
+            }
+            for j, concept in enumerate(concepts)
+        ],
         "shift": {
             "normalised": 0.091,
             "null_cell": 0.204,

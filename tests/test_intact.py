@@ -15,8 +15,8 @@ from dvc.exceptions import CheckoutError
 from dvc.repo import Repo
 
 from flows.digests import CACHE, Hashes
-from flows.intact import DamagedError, check_intact, find_damage, mend, stages_of
-from stages.errors import Exit
+from flows.intact import DamagedError, check_intact, check_recorded, find_damage, mend, stages_of
+from stages.errors import Exit, UsageError
 from tests.finished import dvc_commit, faded, finished_audits, inside
 from tests.workspace import ROOT, STAGES, Workspace, make_workspace
 
@@ -209,6 +209,26 @@ def test_a_record_that_was_stripped_is_told(workspace, tmp_path, key):
         dvc_commit(["summarize@tiny"])
         with pytest.raises(DamagedError, match=r"summarize/provenance\.json does not name"):
             check_intact("tiny")
+
+
+def test_a_dependency_that_a_stage_does_not_record_is_refused_and_leaves_no_record_of_the_run(workspace, tmp_path):
+    """The last record of a run goes with its folder, as DVC fails on an empty one."""
+    copy = workspace.copy(tmp_path / "ws")
+    with inside(copy):
+        check_recorded("conclude@tiny")
+        path = Path("dvc.yaml")
+        names = ("compare/landscapes.parquet", "summarize/fresh.parquet")
+        known, more = (f"        - data/${{key}}/{name}\n" for name in names)
+        path.write_text(path.read_text().replace(f"{known}      params", f"{known}{more}      params"))
+        dvc_commit(["conclude@tiny"])
+        with Repo() as repo, repo.lock:
+            [stage] = repo.stage.collect("conclude@tiny")
+            repo.stage_cache.save(stage)
+        told = r"conclude@tiny depend on data/tiny/summarize/fresh\.parquet, which .*conclude/provenance\.json does not"
+        with pytest.raises(UsageError, match=told):
+            check_recorded("conclude@tiny")
+        assert mend(["conclude@tiny"])
+        assert all(any(folder.iterdir()) for folder in Path(".dvc/cache/runs").glob("*/*"))
 
 
 def test_every_stage_names_what_it_read_and_wrote(here):

@@ -287,6 +287,14 @@ def test_nothing_is_written_where_ratings_teach_nothing(place: Path) -> None:
         learn(write=False, target="bias")
 
 
+def test_without_failure_modes_nobody_is_sent_to_rate_any(place: Path) -> None:
+    path = Path("data/x/summarize/landscape.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modes": []}))
+    told = r"nothing to rate: .* none of x was confirmed.*; raise audits\.x\.discover\.budget.* run `faded audit x`"
+    with pytest.raises(UsageError, match=told):
+        learn(write=False)
+
+
 def test_verdicts_that_no_rating_speaks_for_are_not_put_in_force(place: Path) -> None:
     # Only what fails automatically was rated, and found bad throughout: nobody said that the rest is, too.
     for seed, reviewer in enumerate(("Ada", "Ben")):

@@ -415,9 +415,10 @@ def test_what_is_no_zip_is_refused(tmp_path, content):
 def test_a_manifest_of_another_form_is_refused_or_told_but_breaks_nothing(bundle, tmp_path):
     members = dict(read_bundle(bundle).members)
     manifest = json.loads(members[MANIFEST])
-    another = "this version reads 2"
-    changes = [({"schema": 1}, "by an older version, which this one cannot check"), ({"schema": True}, another)]
-    for change, told in [*changes, ({"schema": 3}, another), ({"parts": []}, another)]:
+    another = "this version reads 3"
+    older = r"is a bundle of schema {}, by an older version, which this one cannot check \(it reads 3\)"
+    changes = [({"schema": n}, older.format(n)) for n in (1, 2)]
+    for change, told in [*changes, *(({"schema": n}, another) for n in (True, 4)), ({"parts": []}, another)]:
         with pytest.raises(UsageError, match=told):
             verify_bundle(written(tmp_path / "x.zip", {**members, MANIFEST: dump_json({**manifest, **change})}))
     values = itertools.cycle([None, 7, "x", [], {}])

@@ -136,19 +136,49 @@ def report(
 
 @app.command(
     rich_help_panel="Audit",
-    epilog="Examples:  [cyan]faded compare HEAD~1 HEAD[/]   [cyan]faded compare v1 workspace imagenet[/]",
+    epilog="Examples:  [cyan]faded compare HEAD~1 HEAD[/]   [cyan]faded compare v1 workspace imagenet[/]"
+    "   [cyan]faded compare mnist news imagenet[/]",
 )
 def compare(
-    rev_a: Annotated[str, typer.Argument(metavar="REV_A", help="A git revision, or `workspace`.")],
-    rev_b: Annotated[str, typer.Argument(metavar="REV_B", help="Another revision, or `workspace`.")],
-    audit: Audit = None,
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RESULT...",
+            help="Git revisions or `workspace` (the default), and audits in params.yaml (by default the first).",
+        ),
+    ],
+    page: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--page",
+            metavar="FILE.html",
+            help="Where to write the page with the curves.",
+            show_default=".faded/compare.html",
+        ),
+    ] = None,
 ) -> None:
-    """Compare the landscapes of two revisions; refuses runs that are not comparable, and lists the differences."""
-    from flows.compare import compare_revisions
-    from flows.views import show_comparison
+    """Compare results: every audit that is named, in every revision that is named.
 
-    _params, [name] = open_workspace([audit] if audit else None, False)
-    show_comparison(console, compare_revisions(rev_a, rev_b, name))
+    Two revisions of one audit are paired on common probes, and refused if they are not comparable. Other audits, or
+    more results, are put side by side: failures against probes, rates with their intervals, and what differs.
+    """
+    from flows.compare import compare_revisions
+    from flows.side_by_side import PAGE, chosen, put_side_by_side, write_page
+    from flows.views import show_comparison, show_side_by_side
+
+    here = Path.cwd()
+    params, [default] = open_workspace(None, False)
+    pairs = chosen(results, params.audits, default)
+    if len(pairs) == 2 and len({audit for _, audit in pairs}) == 1:
+        (rev_a, name), (rev_b, _) = pairs
+        show_comparison(console, compare_revisions(rev_a, rev_b, name))
+        together = put_side_by_side(pairs)
+    else:
+        together = put_side_by_side(pairs)
+        show_side_by_side(console, together)
+    out = PAGE if page is None else here / page
+    write_page(out, together)
+    console.print(f"page: {out.resolve()}", markup=False, soft_wrap=True, highlight=False)
 
 
 @app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded study[/]   [cyan]faded study ppo model_based[/]")

@@ -21,7 +21,7 @@ from stages.errors import UsageError
 from stages.records import AuditFolder, audit_folder
 from stages.records.evidence import Manifest, ManifestFile
 
-SCHEMA = 2
+SCHEMA = 3  # 1 had no MD5, 2 a landscape whose modes need not be confirmed
 MANIFEST, STATEMENT, ENVELOPE = "manifest.json", "statement.json", "statement.dsse.json"
 PARAMS, LOCK = "params.yaml", "dvc.lock"
 RATINGS = "ratings.json"  # those in force, whatever the name of their file in params.yaml

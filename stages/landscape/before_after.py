@@ -15,6 +15,7 @@ from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.measures import compare_measures
 from stages.landscape.modes import find_regions
 from stages.landscape.pairs import covered_share, inside_any
+from stages.landscape.policy_shift import policy_shift
 from stages.landscape.shift import shift
 from stages.landscape.slices import compare_slices
 from stages.params import SummarizeConfig
@@ -43,6 +44,7 @@ class AskedAgain:
         found: who searched.
         quality: of every model, as in quality.parquet.
         measures: a task's own, as in measures.parquet.
+        policies: what the searches learnt, as in policies.parquet.
         tallies: by model; empty for a task without tallies.
         ratings: which are in force.
     """
@@ -57,6 +59,7 @@ class AskedAgain:
     found: ReEvaluateMetrics
     quality: pd.DataFrame
     measures: pd.DataFrame
+    policies: pd.DataFrame
     tallies: Mapping[str, Sequence[Tally]]
     ratings: RatingsBound | None = None
 
@@ -140,6 +143,7 @@ def compare_models(
         items=len(asked.embedded.item_ids),
     ).having(
         bias=bias,
+        policy=policy_shift(space, asked.policies, seed) or None,
         ratings=asked.ratings,
         slices=compare_slices(
             asked.embedded.attributes,

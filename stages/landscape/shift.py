@@ -70,16 +70,16 @@ def distance(grid: Grid, before: np.ndarray, after: np.ndarray) -> Distance:
     mass = [np.bincount(grid.block, rates) for rates in (before, after)]
     normalised = float("nan")
     if min(m.sum() for m in mass) > 0:
-        normalised = _transport(cdist(grid.points, grid.points), mass[0] / mass[0].sum(), mass[1] / mass[1].sum())
+        normalised = transport(cdist(grid.points, grid.points), mass[0] / mass[0].sum(), mass[1] / mass[1].sum())
     k = len(grid.points)
     cost = np.full((k + 1, k + 1), grid.diameter / 2)
     cost[:k, :k] = cdist(grid.points, grid.points)
     cost[k, k] = 0.0
     full = [np.append(m / len(grid.block), 1 - m.sum() / len(grid.block)) for m in mass]
-    return Distance(normalised, _transport(cost, *full))
+    return Distance(normalised, transport(cost, *full))
 
 
-def _transport(cost: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
+def transport(cost: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
     """Exact optimal transport (network simplex, POT).
 
     With a metric as cost, mass that both hold stays where it is, so only the differences are transported: a quarter
@@ -126,7 +126,7 @@ def shift(
     rates = [table["rate"].to_numpy(dtype=float) for table in (before, after)]
     moved = distance(grid, rates[0], rates[1])
     chance = [distance(grid, *(half["rate"].to_numpy(dtype=float) for half in halves)) for halves in splits]
-    floor = {view: _spread([getattr(by_chance, view) for by_chance in chance]) for view in Distance._fields}
+    floor = {view: spread([getattr(by_chance, view) for by_chance in chance]) for view in Distance._fields}
     return Shift(
         normalised=_number(moved.normalised),
         null_cell=moved.null_cell,
@@ -143,7 +143,7 @@ def shift(
     )
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
     """Smallest, mean and largest of those known."""
     known = [value for value in values if not np.isnan(value)]
     if not known:

@@ -114,6 +114,18 @@ class ShiftPart(NamedTuple):
     sentences: list[str]
 
 
+class PolicyRow(NamedTuple):
+    """How the policy moved along one concept: its picture, and the numbers as the table shows them."""
+
+    name: str
+    picture: Picture
+    means: str
+    looks: str
+    distance: float
+    floor: str
+    beyond: bool | None
+
+
 def write_comparison_report(
     out: Path,
     *,
@@ -168,6 +180,7 @@ def write_comparison_report(
         "dumbbells": _dumbbells(modes or differences),
         "search": compare_searches(probes, comparison.search),
         "shift": _shift(comparison.shift),
+        "policy": _policy(comparison),
         "reduced": comparison.reduced_failures,
         "examples": _examples(galleries, shrinker),
     }
@@ -183,6 +196,7 @@ def write_comparison_report(
         "moved": "Moved",
         "search": "Search",
         "shift": "Shift",
+        "policy": "Policy",
         "reduced": "Reduced failures",
         "examples": "Examples",
     }
@@ -345,6 +359,37 @@ def _shift(shift: records.Shift) -> ShiftPart:
         beyond = "more than chance explains" if value > floor.max else "chance may explain that"
         sentences.append(f"{what}: moved by {number(value)}, where {same}: {beyond}.")
     return ShiftPart(list(flatten(shift.to_json())), sentences)
+
+
+def _policy(comparison: Comparison) -> list[PolicyRow]:
+    """Where the searches have learnt to look, concept by concept; the one that moved most comes first."""
+    rows = []
+    for moved in comparison.policy or ():
+        concept = next(one for one in comparison.space.concepts if one.name == moved.concept)
+        most = [
+            concept.label(max(range(len(concept)), key=shares.__getitem__)) for shares in (moved.before, moved.after)
+        ]
+        looks = f"{most[0]} ({percent(max(moved.before))}) → {most[1]} ({percent(max(moved.after))})"
+        means = [f"{number(mean)}{concept.unit}" for mean in (moved.mean_before, moved.mean_after) if mean is not None]
+        floor = moved.noise_floor
+        shares = ", ".join(
+            f"{concept.label(i)} {percent(old)} to {percent(new)}"
+            for i, (old, new) in enumerate(zip(moved.before, moved.after, strict=True))
+        )
+        figure = figures.level_shares(concept, moved.before, moved.after)
+        picture = Picture(f"Share of draws by level of {concept.name}: {shares}.", [("", figure)], 260, concept.name)
+        rows.append(
+            PolicyRow(
+                concept.name,
+                picture,
+                " → ".join(means) or number(None),
+                looks,
+                moved.distance,
+                number(None) if floor.max is None else f"{number(floor.min)} to {number(floor.max)}",
+                moved.beyond_noise,
+            )
+        )
+    return sorted(rows, key=lambda row: -row.distance)
 
 
 def _examples(galleries: Mapping[str, Sequence[Compared]], shrinker: Shrinker) -> list[tuple[str, str, list[Shown]]]:

@@ -222,6 +222,32 @@ def effect_view(concept: Concept, rates: pd.DataFrame, top: float, highest: floa
     return bare_figure([trace], xaxis=_axis(concept, automargin=True), yaxis=yaxis)
 
 
+def level_shares(concept: Concept, before: Sequence[float], after: Sequence[float]) -> go.Figure:
+    """How often two policies look at each level of a concept; by chance they look at all levels alike."""
+    bars = [
+        go.Bar(
+            x=list(range(len(concept))),
+            y=rounded(shares, 4),
+            name=name,
+            marker={"color": colour},
+            hovertemplate=f"%{{y:.1%}} {name}<br>{plain(concept.name)} %{{x}}<extra></extra>",
+        )
+        for name, colour, shares in (("before", BEFORE, before), ("after", AFTER, after))
+    ]
+    line = {"color": "#8a8f98", "dash": "dot", "width": 1}
+    chance = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1 / len(concept), "y1": 1 / len(concept)}
+    return bare_figure(
+        bars,
+        barmode="group",
+        shapes=[{**chance, "line": line}],
+        xaxis=_axis(concept, automargin=True),
+        yaxis={"tickformat": ".0%", "rangemode": "tozero", "automargin": True},
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        margin={"l": 56, "r": 16, "t": 36, "b": 48},
+    )
+
+
 def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> go.Figure:
     """Failures found against unique probes: one (name, colour, dash, table of probes and failures) for each search."""
     traces = []

@@ -1,8 +1,9 @@
-"""The search as both reports show it: failures against unique probes, agent against control."""
+"""The search as all pages show it: failures against unique probes, agent against control."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 
 from stages.pages import figures
 from stages.pages.page import Picture
-from stages.pages.scales import AFTER, AGENT, BEFORE, CONTROL
+from stages.pages.scales import AFTER, AGENT, BEFORE, CONTROL, VALUE_COLOURS
 from stages.pages.words import is_number, number, percent
 from stages.records import Search, Searches
 from stages.records.search import ModelSearches
@@ -49,12 +50,26 @@ def compare_searches(probes: pd.DataFrame, search: Mapping[str, ModelSearches]) 
     """The same search on each model in one picture; probes with the columns model and purpose."""
     rows = probes[probes["purpose"] == "search"] if "purpose" in probes else probes
     looks = {"before": BEFORE, "after": AFTER, "control": CONTROL}
+    parts = {
+        model: (rows[rows["model"] == model] if "model" in rows else rows.iloc[:0], search.get(model, Searches()))
+        for model in looks
+    }
+    return _together(parts, looks, str.capitalize)
+
+
+def searches_of(results: Mapping[str, tuple[pd.DataFrame, Searches]]) -> SearchView | None:
+    """The searches of several results in one picture, each in a colour of its own and its control dashed."""
+    return _together(results, dict(zip(results, cycle(VALUE_COLOURS), strict=False)), str)
+
+
+def _together(
+    parts: Mapping[str, tuple[pd.DataFrame, Searches]], colours: Mapping[str, str], named: Callable[[str], str]
+) -> SearchView | None:
     all_runs, sentences = [], []
-    for model, colour in looks.items():
-        part = rows[rows["model"] == model] if "model" in rows else rows.iloc[:0]
-        runs = _runs(part, search.get(model, Searches()), f"{model}: ", (colour, colour))
+    for name, (probes, search) in parts.items():
+        runs = _runs(probes, search, f"{name}: ", (colours[name], colours[name]))
         if runs:
-            sentences.append(f"{model.capitalize()}: {_who_found_more(runs)}")
+            sentences.append(f"{named(name)}: {_who_found_more(runs)}")
             all_runs += runs
     return _view(sentences, all_runs) if all_runs else None
 

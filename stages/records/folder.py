@@ -188,6 +188,7 @@ class ReEvaluate(StageFolder):
     probes = _table("probes.parquet", (*PROBES, "model", "purpose"))
     metrics = _record("metrics.json", ReEvaluateMetrics)
     embedded = Stored[Embedded]("embeddings.parquet", read_embedded, write_embedded)
+    policies = _table("policies.parquet", ("model", "item"))  # and one column per concept
     quality = _table("quality.parquet", ("name", "model", "item", "value"))
     measures = _table("measures.parquet", ("part", "kind", "name"))  # and one column per measure
     tallies = _record("tallies.json", ModelTallies)

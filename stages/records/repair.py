@@ -257,6 +257,23 @@ class Shift(Record):
     levels_merged: int
 
 
+class PolicyShift(Record):
+    """At which levels of a concept the policies learnt before and after the repair look.
+
+    Shares of what they draw by level; means of levels that are numbers; the distance in units of the concept's range,
+    see `stages.landscape.policy_shift`, beside the noise floor. `beyond_noise` is None with one item alone.
+    """
+
+    concept: str
+    before: list[float]
+    after: list[float]
+    mean_before: float | None
+    mean_after: float | None
+    distance: float
+    noise_floor: Spread
+    beyond_noise: bool | None
+
+
 class InvalidPairs(Record):
     """Shares of the common pairs that are not valid."""
 
@@ -291,6 +308,7 @@ class Comparison(Document):
     automatic: dict[str, Difference] | None = None
     noise: Noise | None = None
     measures: dict[str, Measures] | None = None
+    policy: list[PolicyShift] | None = None
     ratings: RatingsBound | None = None
     slices: list[AttributeDifferences] | None = None
 

@@ -1,0 +1,55 @@
+"""The page of `faded compare`: the searches of several results in one picture, and their rates in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from stages.pages.page import render
+from stages.pages.searches import searches_of
+from stages.rate import Rate
+from stages.records import Searches
+
+LIMITS = (
+    "An agent looks for failures: how many it finds says how good the search is, not how often the model fails.",
+    "The control draws uniformly, so its share of failures estimates the failure rate of its grid.",
+    "Intervals are 95% intervals of each result by itself. That two overlap does not show that the results are alike: "
+    "two revisions of one audit, compared alone, are paired on common probes.",
+    "The rate of a level is averaged over all other concepts of its own grid.",
+)
+
+
+def write_side_by_side(
+    out: Path,
+    *,
+    results: Mapping[str, tuple[pd.DataFrame, Searches]],
+    found: Sequence[tuple[str, Sequence[int | str | None]]],
+    rates: Sequence[tuple[str, Sequence[Rate]]],
+    differs: Sequence[tuple[str, Sequence[int | str | None]]],
+    notes: Sequence[str],
+) -> None:
+    """Write several results side by side as one self-contained page.
+
+    Args:
+        out: the page.
+        results: by name, the probes of a result, as in discover's probes.parquet, and the numbers of its search.
+        found: rows of the table with a value for each result: what the searches found.
+        rates: the same for rates.
+        differs: the same for what the results were made with.
+        notes: what to bear in mind.
+    """
+    render(
+        "side_by_side.html.j2",
+        out,
+        names=list(results),
+        search=searches_of(results),
+        found=found,
+        rates=rates,
+        differs=differs,
+        notes=[f"{note[0].upper()}{note[1:]}." for note in notes],
+        skipped=[],
+        provenance=[],
+        limits=LIMITS,
+    )

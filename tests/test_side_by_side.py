@@ -1,0 +1,150 @@
+"""Several results side by side: which are meant, what is shown of them, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import flows.side_by_side
+from flows.compare import WORKSPACE, Run, read_run
+from flows.side_by_side import SideBySide, chosen, put_side_by_side, write_page
+from stages.errors import UsageError
+from stages.records import Search
+from stages.records.landscape import ConceptRecord
+from tests.finished import faded, finished_audits, inside
+from tests.workspace import Workspace
+
+AUDITS = ("tiny", "other")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Workspace:
+    return finished_audits().copy(tmp_path_factory.mktemp("side") / "ws")
+
+
+def together(workspace: Workspace, results: list[tuple[str, str]], **changed: Run) -> SideBySide:
+    """The results, some of them changed."""
+    with inside(workspace), pytest.MonkeyPatch.context() as patch:
+        runs = {pair: changed.get(pair[1]) or read_run(*pair) for pair in results}
+        patch.setattr(flows.side_by_side, "read_run", lambda *pair: runs[pair])
+        return put_side_by_side(results)
+
+
+def run_of(workspace: Workspace, audit: str) -> Run:
+    with inside(workspace):
+        return read_run(WORKSPACE, audit)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["first", WORKSPACE], [("first", "tiny"), (WORKSPACE, "tiny")]),
+        (["first", WORKSPACE, "other"], [("first", "other"), (WORKSPACE, "other")]),
+        (["other", "tiny"], [(WORKSPACE, "other"), (WORKSPACE, "tiny")]),
+        (["first", "tiny", "other"], [("first", "tiny"), ("first", "other")]),
+        (
+            ["first", "HEAD", "tiny", "other"],
+            [("first", "tiny"), ("HEAD", "tiny"), ("first", "other"), ("HEAD", "other")],
+        ),
+    ],
+)
+def test_every_audit_is_meant_in_every_revision(workspace, words, meant):
+    with inside(workspace):
+        assert chosen(words, AUDITS, "tiny") == meant
+
+
+def test_one_result_and_a_word_that_is_neither_are_refused(workspace, tmp_path):
+    for words, told in (
+        (["first"], "found one result, of tiny in first, expected two at least: name another revision or audit"),
+        (["othr", "tiny"], "cannot compare 'othr': expected a git revision, 'workspace' or an audit in params.yaml"),
+    ):
+        code, said = faded(workspace, "compare", *words, "--page", tmp_path / "page.html")
+        assert code == 2 and told in said, said
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_two_audits_are_put_in_one_table_and_one_page(workspace, tmp_path):
+    page = tmp_path / "page.html"
+    code, said = faded(workspace, "compare", "tiny", "other", "--page", page)
+    assert code == 0, said
+    assert "failures found by the agent" in said and "failure rate, overall" in said and "tilt 3" in said
+    assert "all searches had the same budget of 128 unique probes" in said
+    assert "grids differ" not in said and "differs:" not in said
+    text = page.read_text()
+    assert "tiny: control (random)" in text and "other: agent (random)" in text and '"dash":"dash"' in text
+    assert "Nothing but the results" in text
+
+
+def test_two_revisions_of_one_audit_are_still_paired(workspace, tmp_path):
+    page = tmp_path / "page.html"
+    code, said = faded(workspace, "compare", "first", WORKSPACE, "--page", page)
+    assert code == 0 and "paired on" in said and "failures found by the agent" not in said
+    assert "first: agent (random)" in page.read_text()
+
+
+def test_more_revisions_and_audits_are_named_by_both(workspace):
+    shown = together(workspace, [("first", "tiny"), (WORKSPACE, "tiny"), ("first", "other")])
+    assert list(shown.runs) == ["tiny in first", "tiny in workspace", "other in first"]
+    rates = dict(shown.rates)
+    assert rates["overall"][0] == rates["overall"][1] == shown.runs["tiny in first"].landscape.overall.rate
+    mode = max(shown.runs["tiny in first"].landscape.modes, key=lambda mode: mode.rate)
+    assert rates["worst failure mode"][0] == mode.measured.rate
+
+
+def test_other_grids_and_budgets_are_shown_and_said(workspace, tmp_path):
+    tiny = run_of(workspace, "tiny")
+    search = tiny.landscape.search
+    assert search.agent is not None and search.control is not None
+    concepts = [
+        *tiny.landscape.concepts[:1],
+        ConceptRecord(name="rain", levels=[0, 1], unit="", ordered=True, neutral=0),
+    ]
+    half = tiny.probes[tiny.probes["order"] < 64]
+    fewer = search.model_copy(
+        update={role: Search(**{**found.to_json(), "budget": 64, "probes": 64}) for role, found in search.roles.items()}
+    )
+    effects = [effect for effect in tiny.landscape.effects if effect.concept == "tilt"]
+    landscape = tiny.landscape.model_copy(
+        update={"concepts": concepts, "effects": effects, "search": fewer, "modes": []}
+    )
+    provenance = tiny.provenance.model_copy(update={"backend": "compile"})
+    shown = together(
+        workspace,
+        [(WORKSPACE, "tiny"), (WORKSPACE, "other")],
+        other=replace(tiny, landscape=landscape, probes=half, provenance=provenance),
+    )
+    found, rates, differs = dict(shown.found), dict(shown.rates), dict(shown.differs)
+    agent = tiny.probes[tiny.probes["role"] == "agent"].sort_values("order")["failed"]
+    assert found["unique probes of the agent"] == [128, 64]
+    assert shown.found[3] == ("in its first 64 probes", [int(agent[:64].sum())] * 2)
+    assert "tilt 3" in rates and not any(name.startswith(("fog", "rain")) for name in rates)
+    assert [rate.n > 0 for rate in rates["worst failure mode"]] == [True, False]
+    assert differs["concept rain"] == [None, "0, 1"] and differs["concept fog"] == ["0, 1, 2, 3", None]
+    assert differs["budget"] == ["128", "64"] and differs["backend"] == ["eager", "compile"]
+    assert [note.partition(":")[0] for note in shown.notes] == [
+        "budgets differ, from 64 to 128 unique probes",
+        "grids differ",
+    ]
+    write_page(tmp_path / "page.html", shown)
+    assert "Grids differ: failures and rates" in (tmp_path / "page.html").read_text()
+
+
+def test_a_grid_without_an_agent_is_said(workspace):
+    tiny = run_of(workspace, "tiny")
+    alone = tiny.landscape.search.model_copy(update={"agent": None})
+    control = tiny.probes[tiny.probes["role"] == "control"]
+    other = replace(tiny, landscape=tiny.landscape.model_copy(update={"search": alone}), probes=control)
+    shown = together(workspace, [(WORKSPACE, "tiny"), (WORKSPACE, "other")], other=other)
+    assert dict(shown.found)["failures found by the agent"][1] is None
+    assert shown.notes[-1] == "no agent in other: the budget covers the whole grid"
+
+
+def test_a_result_that_is_not_there_says_how_to_make_it(workspace, tmp_path):
+    away = workspace.copy(tmp_path / "ws")
+    (away.path / "data/other/summarize/landscape.json").unlink()
+    with (
+        inside(away),
+        pytest.raises(UsageError, match=r"no data/other/summarize/landscape\.json: run `faded audit other`"),
+    ):
+        put_side_by_side([(WORKSPACE, "tiny"), (WORKSPACE, "other")])
