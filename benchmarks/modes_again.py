@@ -17,6 +17,7 @@ from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.landscape.again import found_again
 from stages.landscape.estimate import estimate
+from stages.landscape.kinds import Rates
 from stages.landscape.modes import find_regions
 from stages.params import DiscoverConfig, SummarizeConfig
 
@@ -36,7 +37,7 @@ def named(seed: int) -> list[Region]:
         tables.append(prober.table().assign(role=role, explorer=explorer))
     probes = pd.concat(tables, ignore_index=True)
     landscape = estimate(probes, ids, task.embed(ids), space, threshold=task.threshold, seed=seed, spread=False)
-    return find_regions(space, landscape.cells(space), landscape.rates, SummarizeConfig())
+    return find_regions(Rates.of_cells(space, landscape.cells(space), landscape.rates), SummarizeConfig())
 
 
 def main() -> None:

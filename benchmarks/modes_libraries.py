@@ -22,6 +22,7 @@ from stages.concepts import ConceptSpace
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.landscape.estimate import estimate
+from stages.landscape.kinds import Rates
 from stages.landscape.modes import find_regions
 from stages.params import SummarizeConfig
 
@@ -38,7 +39,7 @@ Search = Callable[[ConceptSpace, np.ndarray, np.ndarray], list[np.ndarray]]
 
 def ours(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray) -> list[np.ndarray]:
     """All boxes, exactly."""
-    regions = find_regions(space, cells, rates, LIMITS)
+    regions = find_regions(Rates.of_cells(space, cells, rates), LIMITS)
     return [region.contains(space, cells) for region in regions]
 
 

@@ -93,7 +93,7 @@ def ask(
     space, item_ids = tasks["before"].concepts, tasks["before"].items.ids("test")
     ledgers = {model: Ledger(folder / f"{model}.jsonl") for model in tasks}
     searches = {m: _search(tasks[m], item_ids, audit, ledgers[m], compute, m) for m in ("before", "after")}
-    drawn = draw_pairs(space, len(item_ids), targets, pairs, audit.seed)
+    drawn = draw_pairs(space, _told_apart(tasks["before"]), targets, pairs, audit.seed)
     paired = ask_all(tasks, item_ids, *drawn, ledgers, compute)
     clean = ask_clean(tasks, item_ids, ledgers, compute)
     for ledger in ledgers.values():
@@ -209,6 +209,12 @@ def ask_clean(
     return ask_all(tasks, item_ids, items, np.tile(neutral, (len(items), 1)), ledgers, compute)
 
 
+def _told_apart(task: LoadedTask) -> pd.DataFrame:
+    """What tells the test items apart, by their ids."""
+    item_ids = task.items.ids("test")
+    return known_attributes(task, item_ids).set_axis(item_ids)
+
+
 def _one_table(found: Answers) -> pd.DataFrame:
     """All probes, by what they were asked for."""
     tables = [search.probes.assign(model=model, purpose="search") for model, search in found.searches.items()]
@@ -238,7 +244,9 @@ def _measures(tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found:
     if not measuring:
         return measure_answers({}, {}, ())
     space = tasks["before"].concepts
-    inside = inside_any(space, targets, found.paired["before"][space.names].to_numpy(dtype=np.int64))
+    pairs = found.paired["before"]
+    of_pairs = _told_apart(tasks["before"]).loc[pairs["item"]]
+    inside = inside_any(space, targets, pairs[space.names].to_numpy(dtype=np.int64), of_pairs)
     parts = {
         "clean": found.clean,
         "targets": {model: table[inside] for model, table in found.paired.items()},

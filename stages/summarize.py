@@ -27,8 +27,8 @@ from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import RatedTask, rated
 from stages.records import Landscape, audit_folder
 from stages.records.folder import Discover, Summarize
-from stages.tasks.base import LoadedTask
-from stages.tasks.contract import Compute
+from stages.tasks.base import LoadedTask, known_attributes
+from stages.tasks.contract import Compute, Split
 from stages.tasks.load import task_class, task_context
 
 
@@ -81,6 +81,24 @@ def fresh_probes(task: LoadedTask, count: int, ledger: Ledger, compute: Compute,
     return Fresh(count, ask)
 
 
+def conditions(task: LoadedTask, attributes: pd.DataFrame) -> pd.DataFrame:
+    """What modes may say of items: of their attributes the values that items of every split have.
+
+    A repair learns from items of one split and is judged on those of another.
+
+    Args:
+        task: the model under test.
+        attributes: of the items of discover, by their ids.
+    """
+    splits: list[Split] = ["repair", "test"]
+    others = [known_attributes(task, ids) for split in splits if (ids := task.items.ids(split))]
+    shared = attributes.copy()
+    for name in attributes:
+        for other in others:
+            shared.loc[~shared[name].isin(other[name]), name] = None
+    return shared
+
+
 def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig, fresh: Fresh) -> Landscape:
     """Write the landscape of what was asked, and examples as people would see them.
 
@@ -106,6 +124,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         notes=task.notes(),
         people=_people(task, audit),
         attributes=found.embedded.attributes,
+        conditions=conditions(task, found.embedded.told_apart),
         fresh=fresh,
     )
     summary = summarize(asked, audit.summarize, audit.seed)

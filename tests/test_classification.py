@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.tasks.base import Task
-from stages.tasks.cells import CellSampler
+from stages.tasks.cells import PairSampler
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.classification.form import Form
 from stages.tasks.classification.models import Classifier, fit_weights, load_model, save_model
@@ -187,7 +187,7 @@ def test_control_has_as_many_steps_and_other_cells(task, tmp_path):
 def drawn_by(task, out, monkeypatch, **settings):
     """The sampler of a repair."""
     made = []
-    monkeypatch.setattr(repair, "CellSampler", lambda *given: (made.append(CellSampler(*given)), made[-1])[1])
+    monkeypatch.setattr(repair, "PairSampler", lambda *given: (made.append(PairSampler(*given)), made[-1])[1])
     fix(task, out, epochs=1, **settings)
     return made[-1]
 
@@ -225,9 +225,12 @@ def test_cells_are_drawn_by_severity_and_risk(task):
     rng = np.random.default_rng(0)
     often = TargetMode("M1", Region({"rotation": (0,)}), severity=3.0)
     seldom = TargetMode("M2", Region({"rotation": (2,)}))
-    cells = CellSampler(task.concepts, [often, seldom]).draw(2000, rng)
+    items = pd.DataFrame({"label": [str(k % 4) for k in range(40)]})
+    rows, cells = PairSampler(task.concepts, [often, seldom], items).draw(2000, rng)
     assert (cells[:, 0] == 0).mean() == pytest.approx(0.75, abs=0.05)
-    weighted = CellSampler(task.concepts, [often], lambda asked: 1.0 + 9.0 * (asked[:, 1] == 0)).draw(2000, rng)
+    assert np.ptp(np.bincount(rows)) <= 2, "every item as often as any other"
+    risk = lambda asked: 1.0 + 9.0 * (asked[:, 1] == 0)  # noqa: E731
+    _, weighted = PairSampler(task.concepts, [often], items, risk).draw(2000, rng)
     assert (weighted[:, 1] == 0).mean() > 2 * (cells[:, 1] == 0).mean()
 
 

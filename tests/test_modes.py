@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +14,15 @@ from stages.landscape.again import found_again, jaccard, name_in_halves, reprodu
 from stages.landscape.confirm import Fresh, Mode, confirm, draw_inside, worse_items, worse_probes
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.kinds import Rates
 from stages.landscape.modes import find_regions, skipped_combinations
 from stages.params import SummarizeConfig
 from tests.landscapes import CORNERS, NO_FRESH, adaptive, ask, fresh, inside, planted, uniform
+
+
+def regions_of(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, limits: SummarizeConfig) -> list[Region]:
+    """Regions of rates that are the same for all items."""
+    return find_regions(Rates.of_cells(space, cells, rates), limits)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +33,13 @@ def named():
     arguments = (probes, ids, task.embed(ids), task.concepts)
     landscape = estimate(*arguments, threshold=0.0, seed=0)
     modes, asked = name_modes(
-        landscape, *arguments, SummarizeConfig(modes=5), threshold=0.0, seed=0, fresh=fresh(task, 200)
+        landscape,
+        *arguments,
+        SummarizeConfig(modes=5),
+        threshold=0.0,
+        seed=0,
+        fresh=fresh(task, 200),
+        attributes=pd.DataFrame(index=ids),
     )
     return task, modes, asked, probes, landscape
 
@@ -67,10 +81,16 @@ def test_what_measures_a_mode_had_no_say_in_its_being_one(named):
         assert set(own["role"]) == ({"test", "measure"} if mode.confirmed else {"test"})
 
 
+def all_alike(task, landscape: Landscape) -> Rates:
+    """The rates of a landscape of 40 items that nothing tells apart."""
+    unknown = pd.DataFrame(index=task.items.table["id"])
+    return replace(Rates.of_cells(task.concepts, landscape.cells(task.concepts), landscape.rates), attributes=unknown)
+
+
 def test_without_fresh_probes_nothing_is_confirmed(named):
     task, modes, _, probes, landscape = named
     regions = [modes[0].region]
-    ([unasked], asked) = confirm(task.concepts, regions, landscape, probes, 40, NO_FRESH, seed=0)
+    ([unasked], asked) = confirm(all_alike(task, landscape), regions, probes, NO_FRESH, seed=0)
     assert (unasked.rate.n, unasked.confirmed, unasked.id) == (0, False, "S1")
     assert asked.empty and {*probes.columns, "mode"} == {*asked.columns}
 
@@ -79,7 +99,7 @@ def test_where_fresh_probes_are_few_the_first_regions_get_them(named):
     task, _, _, probes, landscape = named
     regions = [Region({"rain": (level,)}) for level in range(4)]
     for count, sizes in ((14, []), (15, [10]), (45, [10] * 3), (66, [11] * 4), (150, [25] * 4), (900, [120] * 4)):
-        modes, asked = confirm(task.concepts, regions, landscape, probes, 40, fresh(task, count), seed=0)
+        modes, asked = confirm(all_alike(task, landscape), regions, probes, fresh(task, count), seed=0)
         assert asked[asked["role"] == "test"].groupby("mode").size().tolist() == sizes
         assert sum(mode.rate.n > 0 for mode in modes) == len(sizes)
 
@@ -87,16 +107,16 @@ def test_where_fresh_probes_are_few_the_first_regions_get_them(named):
 def test_pairs_inside_are_uniform_and_different():
     space = ConceptSpace((Concept("a", tuple(range(6))), Concept("b", tuple(range(3)))))
     region = Region({"a": (1, 4)})
-    items, cells = draw_inside(space, region, 5, 1000, np.random.default_rng(0))
+    items, cells = draw_inside(space, region, np.arange(5), 1000, np.random.default_rng(0))
     every = {(i, a, b) for i in range(5) for a in (1, 4) for b in range(3)}
     assert set(zip(items.tolist(), *cells.T.tolist(), strict=True)) == every and len(items) == len(every), (
         "all there is"
     )
-    drawn = [draw_inside(space, region, 5, 7, np.random.default_rng(k)) for k in range(600)]
+    drawn = [draw_inside(space, region, np.arange(5), 7, np.random.default_rng(k)) for k in range(600)]
     numbers = np.concatenate([i * 18 + space.flat(c) for i, c in drawn])
     assert stats.chisquare(np.unique(numbers, return_counts=True)[1]).pvalue > 0.001
     huge = ConceptSpace(tuple(Concept(f"c{k}", tuple(range(200))) for k in range(8)))
-    items, cells = draw_inside(huge, Region({"c3": (7,)}), 1000, 50, np.random.default_rng(0))
+    items, cells = draw_inside(huge, Region({"c3": (7,)}), np.arange(1000), 50, np.random.default_rng(0))
     assert (cells[:, 3] == 7).all() and len(np.unique(cells, axis=0)) == 50 and items.max() > 500
 
 
@@ -112,7 +132,15 @@ def test_a_mode_of_an_enumerated_grid_is_sought_on_other_items_than_confirm_it(m
     every = ask(task, np.repeat(np.arange(8), len(cells)), np.tile(cells, (8, 1)), "control")
     few = (every, ids[:8], task.embed(ids[:8]), task.concepts)
     exact = estimate(*few, threshold=0.0, seed=0)
-    name_modes(exact, *few, SummarizeConfig(modes=1), threshold=0.0, seed=0, fresh=NO_FRESH)
+    name_modes(
+        exact,
+        *few,
+        SummarizeConfig(modes=1),
+        threshold=0.0,
+        seed=0,
+        fresh=NO_FRESH,
+        attributes=pd.DataFrame(index=ids[:8]),
+    )
     ((seen, kept),) = given
     assert len(kept) == 4 and set(seen["item"]) == set(kept)
 
@@ -124,10 +152,10 @@ def test_regions_are_not_merged_where_the_box_around_them_fails_less():
     wide = (cells[:, 0] <= 1) & (cells[:, 1] >= 3) & (cells[:, 1] <= 4)
     limits = SummarizeConfig(modes=2, max_conditions=2, min_support=0.01)
     # The two fill 16 of the 20 cells of the box around them; whether that says the same depends on the other four.
-    apart = find_regions(space, cells, np.where(tall | wide, 1.0, 0.0), limits)
+    apart = regions_of(space, cells, np.where(tall | wide, 1.0, 0.0), limits)
     assert sorted(region.n_cells(space) for region in apart) == [4, 12]
     corner = (cells[:, 0] <= 3) & (cells[:, 1] <= 4) & ~(tall | wide)
-    (together,) = find_regions(space, cells, np.where(tall | wide, 1.0, np.where(corner, 0.6, 0.0)), limits)
+    (together,) = regions_of(space, cells, np.where(tall | wide, 1.0, np.where(corner, 0.6, 0.0)), limits)
     assert together.n_cells(space) == 20
 
 
@@ -140,9 +168,8 @@ def outcome(*answers: tuple[int, float]) -> list[Mode]:
     Each is tested on 40 and, if that confirms it, measured on 20 and more; of the whole grid 250 of 1,000 fail.
     """
     space = ConceptSpace((Concept("a", tuple(range(len(answers)))),))
-    landscape = Landscape(
-        pd.DataFrame({"a": range(len(answers)), "rate": 0.25}), np.empty((0, len(answers))), False, False, None, {}
-    )
+    rates = Rates.of_cells(space, space.cells(), np.full(len(answers), 0.25))
+    rates = replace(rates, attributes=pd.DataFrame(index=range(1000)))
     seen = set()
 
     def ask(_items: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
@@ -152,7 +179,7 @@ def outcome(*answers: tuple[int, float]) -> list[Mode]:
         return pd.DataFrame({"failed": np.arange(n) < failures})
 
     regions = [Region({"a": (level,)}) for level in range(len(answers))]
-    return confirm(space, regions, landscape, CONTROL, 1000, Fresh(60 * len(answers), ask), seed=0)[0]
+    return confirm(rates, regions, CONTROL, Fresh(60 * len(answers), ask), seed=0)[0]
 
 
 def test_a_region_is_a_mode_where_chance_would_rarely_make_it_one():
@@ -216,7 +243,15 @@ class Half:
         arguments = (self.probes, self.ids, np.eye(len(self.ids)), self.concepts)
         landscape = estimate(*arguments, threshold=0.0, seed=0)
         assert landscape.exact
-        return name_modes(landscape, *arguments, SummarizeConfig(modes=3), threshold=0.0, seed=0, fresh=NO_FRESH)[0]
+        return name_modes(
+            landscape,
+            *arguments,
+            SummarizeConfig(modes=3),
+            threshold=0.0,
+            seed=0,
+            fresh=NO_FRESH,
+            attributes=pd.DataFrame(index=self.ids),
+        )[0]
 
 
 def test_modes_of_an_enumerated_grid_rest_on_items_not_on_probes():
@@ -267,7 +302,7 @@ def test_a_condition_that_does_not_raise_the_rate_is_dropped():
     space = ConceptSpace(tuple(Concept(n, tuple(range(5))) for n in "abc"))
     cells = space.cells()
     rates = np.where(cells[:, 0] >= 3, 0.8, 0.1) + np.random.default_rng(0).normal(0, 0.02, len(cells))
-    first = find_regions(space, cells, rates, SummarizeConfig(modes=1, max_conditions=3, min_support=0.02))[0]
+    first = regions_of(space, cells, rates, SummarizeConfig(modes=1, max_conditions=3, min_support=0.02))[0]
     assert first == Region({"a": (3, 4)})
 
 
@@ -276,7 +311,7 @@ def test_a_condition_has_to_raise_the_quality_by_more_than_noise_does():
     space = ConceptSpace(tuple(Concept(n, tuple(range(5))) for n in "ab"))
     cells = space.cells()
     rates = np.where(cells[:, 0] >= 3, np.where(cells[:, 1] == 4, 0.58, 0.8), 0.1)
-    first = find_regions(space, cells, rates, SummarizeConfig(modes=1, max_conditions=2, min_support=0.02))[0]
+    first = regions_of(space, cells, rates, SummarizeConfig(modes=1, max_conditions=2, min_support=0.02))[0]
     assert first == Region({"a": (3, 4)})
 
 
@@ -284,7 +319,7 @@ def test_a_region_that_overlaps_by_more_than_half_is_no_other_one():
     space = ConceptSpace((Concept("a", tuple(range(10))), Concept("b", tuple(range(4)))))
     cells = space.cells()
     rates = np.where(cells[:, 0] >= 5, 0.9, 0.0) + np.where((cells[:, 0] == 4) & (cells[:, 1] == 3), 0.5, 0.0)
-    found = find_regions(space, cells, rates, SummarizeConfig(modes=4, max_conditions=2, min_support=0.15))
+    found = regions_of(space, cells, rates, SummarizeConfig(modes=4, max_conditions=2, min_support=0.15))
     assert found == [Region({"a": (5, 6, 7, 8, 9)})]
 
 
@@ -294,7 +329,7 @@ def test_categories_are_named_as_sets(categories):
     space = ConceptSpace((people, Concept("age", tuple(range(4)))))
     cells = space.cells()
     rates = np.where(np.isin(cells[:, 0], [0, 2]) & (cells[:, 1] >= 2), 0.9, 0.1)
-    first = find_regions(space, cells, rates, SummarizeConfig(modes=3, max_conditions=2, min_support=0.02))[0]
+    first = regions_of(space, cells, rates, SummarizeConfig(modes=3, max_conditions=2, min_support=0.02))[0]
     assert first == Region({"profession": (0, 2), "age": (2, 3)})
     assert first.describe(space) == "profession is p0 or p2 and age >= 2"
 
@@ -303,10 +338,10 @@ def test_a_concept_of_one_level_takes_no_part():
     space = ConceptSpace((Concept("lens", ("wide",)), Concept("fog", tuple(range(5)))))
     cells = space.cells()
     limits = SummarizeConfig(modes=2, max_conditions=2, min_support=0.02)
-    assert find_regions(space, cells, np.where(cells[:, 1] >= 3, 0.9, 0.1), limits) == [Region({"fog": (3, 4)})]
+    assert regions_of(space, cells, np.where(cells[:, 1] >= 3, 0.9, 0.1), limits) == [Region({"fog": (3, 4)})]
     assert skipped_combinations(space, 2) == []
     alone = ConceptSpace((Concept("lens", ("wide",), ordered=False),))
-    assert find_regions(alone, alone.cells(), np.array([0.4]), limits) == []
+    assert regions_of(alone, alone.cells(), np.array([0.4]), limits) == []
 
 
 def test_support_and_number_are_limits():
@@ -314,12 +349,10 @@ def test_support_and_number_are_limits():
     cells = task.concepts.cells()
     rates = inside(task, CORNERS).astype(float)
     for support, sizes in ((0.02, [100, 50]), (0.15, [100]), (0.3, [])):
-        found = find_regions(task.concepts, cells, rates, SummarizeConfig(modes=3, min_support=support))
+        found = regions_of(task.concepts, cells, rates, SummarizeConfig(modes=3, min_support=support))
         assert [region.n_cells(task.concepts) for region in found] == sizes
-    assert len(find_regions(task.concepts, cells, rates, SummarizeConfig(modes=1))) == 1
-    assert (
-        find_regions(task.concepts, cells, np.full(len(cells), 0.2), SummarizeConfig(modes=3, max_conditions=2)) == []
-    )
+    assert len(regions_of(task.concepts, cells, rates, SummarizeConfig(modes=1))) == 1
+    assert regions_of(task.concepts, cells, np.full(len(cells), 0.2), SummarizeConfig(modes=3, max_conditions=2)) == []
 
 
 SHAPES = {  # levels (4, n) of four concepts -> which cells fail
@@ -342,7 +375,7 @@ def test_whatever_shape_fails_is_covered_by_regions(shape):
     failing = SHAPES[shape](*cells.T)
     rates = np.where(failing, 0.8, 0.1) + np.random.default_rng(0).normal(0, 0.02, len(cells))
     named = np.zeros(len(cells), dtype=bool)
-    for region in find_regions(space, cells, rates, SummarizeConfig()):
+    for region in regions_of(space, cells, rates, SummarizeConfig()):
         named |= region.contains(space, cells)
     assert (named & failing).sum() / named.sum() >= 0.85, "precision"
     assert (named & failing).sum() / failing.sum() >= 0.85, "recall"
@@ -358,10 +391,10 @@ def test_regions_that_together_say_the_same_are_merged():
     cells = space.cells()
     rates = np.where(cells[:, 0] == 5, 0.9, np.where((cells[:, 0] == 4) & (cells[:, 1] > 0), 0.82, 0.1))
     apart = np.where((cells[:, 0] == 5) & (cells[:, 1] == 5), 0.9, np.where(cells[:, 2] == 0, 0.5, 0.1))
-    merged = find_regions(space, cells, rates, SummarizeConfig(modes=3, max_conditions=2, min_support=0.02))
+    merged = regions_of(space, cells, rates, SummarizeConfig(modes=3, max_conditions=2, min_support=0.02))
     assert merged[0] == Region({"tilt": (4, 5)})
     assert len(merged) == 1
-    assert len(find_regions(space, cells, apart, SummarizeConfig(modes=3, max_conditions=2, min_support=0.02))) == 2
+    assert len(regions_of(space, cells, apart, SummarizeConfig(modes=3, max_conditions=2, min_support=0.02))) == 2
 
 
 def test_jaccard_counts_cells():
@@ -389,7 +422,9 @@ def test_independent_halves_of_the_items_name_planted_modes_and_disagree_on_nois
     task, modes, _, probes, landscape = named
     ids = task.items.table["id"].tolist()
     arguments = (probes, ids, task.embed(ids), task.concepts)
-    halves = name_in_halves(landscape, *arguments, SummarizeConfig(modes=2), threshold=0.0, seed=0)
+    halves = name_in_halves(
+        landscape, *arguments, SummarizeConfig(modes=2), threshold=0.0, seed=0, attributes=pd.DataFrame(index=ids)
+    )
     planted_modes = [Region.from_json({k: tuple(v) for k, v in corner.items()}) for corner in CORNERS]
     assert found_again(planted_modes, halves[0], task.concepts).share == 1.0
     assert found_again(planted_modes, halves[1], task.concepts).share == 1.0
@@ -398,7 +433,7 @@ def test_independent_halves_of_the_items_name_planted_modes_and_disagree_on_nois
     assert [story.in_halves[mode.id] for mode in modes[:2]] == [2, 2]
     rng = np.random.default_rng(0)
     cells = task.concepts.cells()
-    noise = [find_regions(task.concepts, cells, rng.random(len(cells)), SummarizeConfig(modes=4)) for _ in range(2)]
+    noise = [regions_of(task.concepts, cells, rng.random(len(cells)), SummarizeConfig(modes=4)) for _ in range(2)]
     assert found_again(*noise, task.concepts).share < 0.5
 
 
@@ -407,5 +442,5 @@ def test_conjunctions_of_four_are_found_on_a_sample_of_a_large_grid():
     cells = space.cells(np.sort(np.random.default_rng(0).choice(space.n_cells, 20_000, replace=False)))
     wanted = Region({"c0": (5, 6), "c2": (2, 3, 4), "c5": (0, 1), "c7": (4, 5, 6)})
     rates = np.where(wanted.contains(space, cells), 0.9, 0.15)
-    (first, *_) = find_regions(space, cells, rates, SummarizeConfig(modes=1, max_conditions=4, min_support=0.005))
+    (first, *_) = regions_of(space, cells, rates, SummarizeConfig(modes=1, max_conditions=4, min_support=0.005))
     assert jaccard(space, first, wanted) > 0.7

@@ -91,15 +91,22 @@ def test_gates_on_the_landscape_itself():
     assert judge_landscape(None, overall, [worst]) == []
 
 
+def items_of(n: int) -> pd.DataFrame:
+    """Of n items nothing is known."""
+    return pd.DataFrame(index=range(n))
+
+
 def test_pairs_are_common_unique_and_on_the_right_side():
     space, target = planted().concepts, Region.from_json(TARGET)
-    items, cells = draw_pairs(space, 40, [target], 300, seed=1)
+    items, cells = draw_pairs(space, items_of(40), [target], 300, seed=1)
     inside = target.contains(space, cells)
     assert (inside.sum(), (~inside).sum()) == (300, 300)
     assert len(set(zip(items.tolist(), space.flat(cells).tolist(), strict=True))) == 600
-    none, _ = draw_pairs(space, 40, [], 300, seed=1)
+    none, _ = draw_pairs(space, items_of(40), [], 300, seed=1)
     assert len(none) == 300
-    few, _ = draw_pairs(space, 2, [Region({"tilt": (4,), "fog": (4,), "dust": (4,), "rain": (4,)})], 100, seed=1)
+    few, _ = draw_pairs(
+        space, items_of(2), [Region({"tilt": (4,), "fog": (4,), "dust": (4,), "rain": (4,)})], 100, seed=1
+    )
     assert len(few) == 102, "a side with fewer pairs gives what it has"
 
 

@@ -208,7 +208,7 @@ def compared(before: np.ndarray, after: np.ndarray, control: np.ndarray | None =
     inside, ids = np.arange(4000) % 10 < 5, np.array([f"t{k:03d}" for k in range(400)])
     [found] = compare_slices(
         pd.DataFrame({"label": [str(k % 10) for k in range(400)]}), ids.tolist(), ids[items],
-        np.zeros((4000, 2), dtype=np.int64), inside, 0.25, failed, resamples=200, seed=0,
+        np.zeros((4000, 2), dtype=np.int64), inside, np.full(400, 0.25), failed, resamples=200, seed=0,
     )  # fmt: skip
     return {one.value: one for one in found.values}, failed, inside, items
 
@@ -246,8 +246,8 @@ def test_what_did_not_change_is_not_worse(monkeypatch):
         after = np.where(rng.random(2000) < 0.5, anew, before)  # other answers, as often wrong
         [found] = compare_slices(
             pd.DataFrame({"label": [str(k % 10) for k in range(2000)]}), ids.tolist(), ids,
-            np.zeros((2000, 2), dtype=np.int64), np.arange(2000) % 4 < 2, 0.5, {"before": before, "after": after},
-            resamples=200, seed=seed,
+            np.zeros((2000, 2), dtype=np.int64), np.arange(2000) % 4 < 2, np.full(2000, 0.5),
+            {"before": before, "after": after}, resamples=200, seed=seed,
         )  # fmt: skip
         marked += sum(one.worse for one in found.values)
         above += sum(one.low > 0 for one in found.values)

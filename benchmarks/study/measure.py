@@ -17,6 +17,7 @@ from scipy import stats
 from benchmarks.study.landscapes import KnownLandscape
 from stages.explorers.policy import Policy
 from stages.landscape.estimate import estimate
+from stages.landscape.kinds import Rates
 from stages.landscape.modes import find_regions
 from stages.params import SummarizeConfig
 from stages.tasks.contract import ProbeBatch
@@ -107,7 +108,7 @@ def landscape_quality(truth: Truth, probes: pd.DataFrame, seed: int) -> dict[str
         rank = float(stats.spearmanr(found.rates, rates).statistic)
     low, high = (found.table[name].to_numpy(dtype=float) for name in ("low", "high"))
     limits = SummarizeConfig(modes=MODES, max_conditions=3, min_support=0.02)
-    named = find_regions(task.concepts, found.cells(task.concepts), found.rates, limits)
+    named = find_regions(Rates.of_cells(task.concepts, found.cells(task.concepts), found.rates), limits)
     return {
         "named": json.dumps([region.to_json() for region in named]),
         "mae": float(np.abs(found.rates - rates).mean()),

@@ -1,5 +1,5 @@
 """Concepts: what people can change about an input, and the grid those changes span."""
 
-from stages.concepts.space import Concept, ConceptSpace, Level, Region
+from stages.concepts.space import Concept, ConceptSpace, Level, Region, RegionJson
 
-__all__ = ["Concept", "ConceptSpace", "Level", "Region"]
+__all__ = ["Concept", "ConceptSpace", "Level", "Region", "RegionJson"]

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.errors import UsageError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Level = float | str
+RegionJson = dict[str, list[int] | list[str]]
 
 # Columns of the tables that stages write, beside one for each concept.
 COLUMNS = frozenset(
@@ -196,19 +200,41 @@ class ConceptSpace:
 
 @dataclass(frozen=True)
 class Region:
-    """A box of cells people can read: for each named concept, the set of level indices it allows.
+    """What people can read as one place: a box of cells, for all items or for those of a kind.
 
-    Concepts that are not named are free. Ordered concepts hold contiguous ranges, as the search for modes makes them.
+    Args:
+        allowed: for each named concept the level indices it allows; the others are free. Ordered concepts hold
+            contiguous ranges, as the search for modes makes them.
+        items: for each named attribute of the items (`LoadedTask.attributes`) the values it allows.
     """
 
     allowed: Mapping[str, tuple[int, ...]]
+    items: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def contains(self, space: ConceptSpace, cells: np.ndarray) -> np.ndarray:
-        """Which of the cells (n, d) lie in the region: (n,) bool."""
+    def contains(self, space: ConceptSpace, cells: np.ndarray, attributes: pd.DataFrame | None = None) -> np.ndarray:
+        """Which probes lie in the region, by their cells (n, d) and the attributes of their items (n rows): (n,) bool.
+
+        Raises:
+            ValueError: when the region is about some items only and nothing is said of them.
+        """
+        if self.items and attributes is None:
+            raise ValueError(f"the region is about items by {', '.join(self.items)}: expected their attributes")
+        inside = self.in_box(space, cells)
+        return inside if attributes is None else inside & self.about(attributes)
+
+    def in_box(self, space: ConceptSpace, cells: np.ndarray) -> np.ndarray:
+        """Which of the cells (n, d) lie in the region, for the items it is about: (n,) bool."""
         inside = np.ones(len(cells), dtype=bool)
         for name, levels in self.allowed.items():
             inside &= np.isin(cells[:, space.names.index(name)], levels)
         return inside
+
+    def about(self, attributes: pd.DataFrame) -> np.ndarray:
+        """Which items (n rows of attributes) the region is about: (n,) bool."""
+        chosen = np.ones(len(attributes), dtype=bool)
+        for name, values in self.items.items():
+            chosen &= attributes[name].isin(values).to_numpy()
+        return chosen
 
     def sample(self, space: ConceptSpace, n: int, rng: np.random.Generator) -> np.ndarray:
         """Draw n cells of the region uniformly, with replacement: (n, d) int64."""
@@ -222,8 +248,8 @@ class Region:
         return prod(len(self.allowed.get(c.name, range(len(c)))) for c in space.concepts)
 
     def describe(self, space: ConceptSpace) -> str:
-        """The region in words: "rotation >= 30° and 1 <= blur <= 2"."""
-        parts = []
+        """The region in words: "label is 9 and rotation >= 30° and 1 <= blur <= 2"."""
+        parts = [f"{name} is {' or '.join(values)}" for name, values in self.items.items()]
         for concept in space.concepts:
             levels = self.allowed.get(concept.name)
             if levels is None or len(levels) == len(concept):
@@ -248,11 +274,19 @@ class Region:
                 parts.append(f"{low} <= {concept.name} <= {high}")
         return " and ".join(parts) or "everywhere"
 
-    def to_json(self) -> dict[str, list[int]]:
-        """The region as plain data, read back by `from_json`."""
-        return {name: [int(i) for i in levels] for name, levels in self.allowed.items()}
+    def to_json(self) -> RegionJson:
+        """The region as plain data, read back by `from_json`: level indices of concepts, values of attributes."""
+        levels: RegionJson = {name: [int(i) for i in levels] for name, levels in self.allowed.items()}
+        return levels | {name: list(values) for name, values in self.items.items()}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Sequence[int]]) -> Region:
+    def from_json(cls, data: Mapping[str, Sequence[int] | Sequence[str]]) -> Region:
         """Read what `to_json` wrote."""
-        return cls({name: tuple(levels) for name, levels in data.items()})
+        allowed: dict[str, tuple[int, ...]] = {}
+        items: dict[str, tuple[str, ...]] = {}
+        for name, values in data.items():
+            if levels := tuple(value for value in values if isinstance(value, int)):
+                allowed[name] = levels
+            else:
+                items[name] = tuple(str(value) for value in values)
+        return cls(allowed, items)

@@ -11,7 +11,9 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 from stages.landscape.confirm import Mode
 from stages.landscape.estimate import Landscape, estimate
-from stages.landscape.modes import find_regions, shared_cells
+from stages.landscape.kinds import rates_of, size
+from stages.landscape.modes import find_regions, shared
+from stages.landscape.pairs import UNKNOWN
 from stages.params import SummarizeConfig
 from stages.records.landscape import NamedAgain
 
@@ -38,10 +40,18 @@ class FoundAgain:
         return float(self.again.mean()) if len(self.again) else float("nan")
 
 
-def jaccard(space: ConceptSpace, a: Region, b: Region) -> float:
-    """Cells in both regions over cells in either (Jaccard 1912): 1 for the same region, 0 for disjoint ones."""
-    both = shared_cells(space, a, b)
-    return both / (a.n_cells(space) + b.n_cells(space) - both)
+def jaccard(space: ConceptSpace, a: Region, b: Region, attributes: pd.DataFrame = UNKNOWN) -> float:
+    """Pairs of item and cell in both regions over those in either (Jaccard 1912): 1 for the same, 0 for disjoint ones.
+
+    Args:
+        space: the grid.
+        a: a region.
+        b: another.
+        attributes: of the items, a row each.
+    """
+    both = shared(space, a, b, attributes)
+    either = size(space, a, attributes) + size(space, b, attributes) - both
+    return both / either if either else 0.0
 
 
 def found_again(
@@ -51,6 +61,7 @@ def found_again(
     *,
     rates: Sequence[float] | None = None,
     alike: float = ALIKE,
+    attributes: pd.DataFrame = UNKNOWN,
 ) -> FoundAgain:
     """Which regions of one run are also named by another, of another seed or on other items.
 
@@ -64,10 +75,11 @@ def found_again(
         space: the grid, the same for both.
         rates: failure rate in each region, for the weighted share; regions weigh rate * cells, or cells alone.
         alike: smallest Jaccard index of two regions that are the same mode.
+        attributes: of the items, as for `jaccard`.
     """
-    best = np.array([max((jaccard(space, r, other) for other in others), default=0.0) for r in regions])
+    best = np.array([max((jaccard(space, r, other, attributes) for other in others), default=0.0) for r in regions])
     again = best >= alike
-    weights = np.array([region.n_cells(space) / space.n_cells for region in regions])
+    weights = np.array([size(space, region, attributes) / space.n_cells for region in regions])
     if rates is not None:
         weights = weights * np.asarray(rates, dtype=float)
     total = float(weights.sum())
@@ -84,6 +96,7 @@ def name_in_halves(
     *,
     threshold: float,
     seed: int,
+    attributes: pd.DataFrame,
 ) -> tuple[list[Region], list[Region]]:
     """Regions named from each of two disjoint halves of the items, each with its half of the probes.
 
@@ -101,12 +114,15 @@ def name_in_halves(
         half = estimate(
             some, ids, embeddings[rows], space, threshold=threshold, seed=seed, like=landscape, spread=False
         )
-        halves.append(find_regions(space, half.cells(space), half.rates, config))
+        halves.append(find_regions(rates_of(half, space, some, attributes.loc[ids]), config))
     return halves[0], halves[1]
 
 
 def reproducibility(
-    space: ConceptSpace, modes: Sequence[Mode], halves: tuple[list[Region], list[Region]]
+    space: ConceptSpace,
+    modes: Sequence[Mode],
+    halves: tuple[list[Region], list[Region]],
+    attributes: pd.DataFrame = UNKNOWN,
 ) -> NamedAgain:
     """Whether independent halves of the evidence tell the same story.
 
@@ -114,14 +130,15 @@ def reproducibility(
         space: the grid.
         modes: what all of the evidence names.
         halves: regions named from each of two disjoint halves, see `name_in_halves`.
+        attributes: of the items, as for `jaccard`.
 
     Returns:
         `named` and `again`: how many regions one half names and how many of them the other names again; `in_halves`:
         for each mode by its id, how many of the two halves name it. Halves have half of the probes, so both understate
         how well modes of all of them are found again.
     """
-    found = [found_again([mode.region for mode in modes], half, space).again for half in halves]
-    between = found_again(*halves, space)
+    found = [found_again([m.region for m in modes], half, space, attributes=attributes).again for half in halves]
+    between = found_again(*halves, space, attributes=attributes)
     return NamedAgain(
         named=len(halves[0]),
         again=between.again.sum(),

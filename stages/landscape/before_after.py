@@ -12,9 +12,10 @@ from stages.concepts import ConceptSpace, Region
 from stages.landscape.bias import compare_bias
 from stages.landscape.compare import Paired, against_noise, compare_quality, reduced_failures, risen, targeting
 from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.kinds import Rates
 from stages.landscape.measures import compare_measures
 from stages.landscape.modes import find_regions
-from stages.landscape.pairs import covered_share, inside_any
+from stages.landscape.pairs import covered_shares, inside_any
 from stages.landscape.policy_shift import policy_shift
 from stages.landscape.shift import shift
 from stages.landscape.slices import compare_slices
@@ -95,7 +96,9 @@ def compare_models(
     targets = [mode.cells for mode in plan.targets]
     pairs = answers["before"]
     cells = pairs[space.names].to_numpy(dtype=np.int64)
-    inside, share = inside_any(space, targets, cells), covered_share(space, targets, seed)
+    known = asked.embedded.told_apart
+    of_pairs, shares = known.loc[pairs["item"]], covered_shares(space, targets, known, seed)
+    inside, share = inside_any(space, targets, cells, of_pairs), float(shares.mean())
 
     def pair_by(column: str) -> Paired:
         failed = {model: table[column].to_numpy(dtype=bool) for model, table in answers.items()}
@@ -126,7 +129,7 @@ def compare_models(
                 id=mode.id,
                 text=mode.text,
                 action=mode.action,
-                **paired.difference(mode.cells.contains(space, cells)).to_json(),
+                **paired.difference(mode.cells.contains(space, cells, of_pairs)).to_json(),
             )
             for mode in plan.modes
         ],
@@ -151,7 +154,7 @@ def compare_models(
             pairs["item"].to_numpy(dtype=str),
             cells,
             inside,
-            share,
+            shares,
             {model: table["failed"].to_numpy(dtype=bool) for model, table in answers.items()},
             resamples=resamples,
             seed=seed,
@@ -209,7 +212,7 @@ def _rising_regions(space: ConceptSpace, before: Landscape, after: Landscape, li
     if not (rise > 0).any():
         return []
     few = limits.model_copy(update={"modes": min(3, limits.modes)})
-    return find_regions(space, before.cells(space), np.clip(rise, 0, None), few)
+    return find_regions(Rates.of_cells(space, before.cells(space), np.clip(rise, 0, None)), few)
 
 
 def _side_by_side(space: ConceptSpace, before: Landscape, after: Landscape) -> pd.DataFrame:

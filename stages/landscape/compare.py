@@ -227,7 +227,7 @@ def risen(paired: Paired, space: ConceptSpace, regions: Sequence[Region]) -> lis
 
     A region counts if its interval lies above 0 and Holm's test over all regions says so too.
     """
-    masks = [region.contains(space, paired.cells) for region in regions]
+    masks = [region.in_box(space, paired.cells) for region in regions]
     tested = [(r, m) for r, m in zip(regions, masks, strict=True) if paired.change(m).n >= MIN_PAIRS]
     adjusted = holm(np.array([paired.p_rise(mask) for _, mask in tested]))
     return [

@@ -3,7 +3,8 @@
 A region was chosen because its probes failed, so these say too much of it (the winner's curse). Fresh ones, drawn
 uniformly inside and put to the model only now, do not; and however small a region is, there are enough of them. They
 come out of the audit's budget (`discover.budget`), and in two parts: the first says which regions are failure modes,
-the second, which had no say in that, how often these fail.
+the second, which had no say in that, how often these fail. A region about some items only has to fail more often than
+the grid, and more often for them than for all other items: else whose failures they are is not known.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from scipy import stats
 from stages.concepts import ConceptSpace, Region
 from stages.intervals import CHANGE, LEVEL, Rate, Resampler, clopper_pearson, holm
 from stages.landscape.estimate import RESAMPLES, Landscape
+from stages.landscape.kinds import Rates
+from stages.landscape.slices import worse_values
 
 FEWEST = 10  # probes that test a region, or none: fewer confirm nothing, so where they are few the worst get them
 TESTING = 2 / 3  # of the fresh probes: 22 of 200 for each of six regions see 60% against 20% in nine of ten cases
@@ -51,9 +54,10 @@ class Mode:
         failures: how many of the probes behind the rate failed.
         estimate: mean estimated rate of the cells.
         lift: rate, or the estimate where there is none, over the overall rate.
-        share: share of the grid.
+        share: share of the grid, or of all pairs of item and cell.
         confirmed: it is a failure mode: it fails more often than the grid, by Holm's test over all regions tested, and
-            by the interval of its rate. Never where nothing was asked.
+            by the interval of its rate; if it is about some items only, then for them more often than for all others,
+            by the same test. Never where nothing was asked.
     """
 
     id: str
@@ -77,59 +81,84 @@ class Found(NamedTuple):
 
 
 def draw_inside(
-    space: ConceptSpace, region: Region, n_items: int, n: int, rng: np.random.Generator
+    space: ConceptSpace, region: Region, items: np.ndarray, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw different pairs of item and cell uniformly in a region: items (n,) and cells (n, concepts), or all pairs."""
+    """Draw different pairs of item and cell uniformly in a region, or all there are.
+
+    Args:
+        space: the grid.
+        region: its cells.
+        items: (items,) numbers to draw from.
+        n: how many.
+        rng: of the draws.
+
+    Returns:
+        Items (n,) and cells (n, concepts).
+    """
     levels = [np.asarray(region.allowed.get(c.name, range(len(c)))) for c in space.concepts]
-    sizes = [n_items, *map(len, levels)]
+    sizes = [len(items), *map(len, levels)]
     if prod(sizes) < 2**62:
         at = np.unravel_index(rng.choice(prod(sizes), min(n, prod(sizes)), replace=False), sizes)
     else:  # too many to be numbered, and none comes twice
         at = tuple(rng.integers(size, size=n) for size in sizes)
-    return at[0], np.stack([level[i] for level, i in zip(levels, at[1:], strict=True)], axis=1)
+    return items[at[0]], np.stack([level[i] for level, i in zip(levels, at[1:], strict=True)], axis=1)
 
 
 def confirm(
-    space: ConceptSpace,
-    regions: Sequence[Region],
-    landscape: Landscape,
-    control: pd.DataFrame,
-    n_items: int,
-    fresh: Fresh,
-    seed: int,
+    rates: Rates, regions: Sequence[Region], control: pd.DataFrame, fresh: Fresh, seed: int
 ) -> tuple[list[Mode], pd.DataFrame]:
     """Test each region on fresh probes inside it, and measure those that pass on others.
 
     Args:
-        space: the grid.
-        regions: what the search named, the most striking first.
-        landscape: that it named them on.
+        rates: what the search named regions by.
+        regions: what it named, the most striking first.
         control: uniform probes of the whole grid, against which a region is held.
-        n_items: items the probes are put about.
         fresh: the probes.
         seed: of their draws.
 
     Returns:
         Failure modes, then what is only suspected; and the fresh probes with the id of where they were drawn as `mode`
-        and what they were for ("test" or "measure") as `role`.
+        and what they were for as `role`: "test", "measure", or "others" for other items in the same cells.
     """
-    cells, failed = landscape.cells(space), control["failed"].to_numpy(dtype=bool)
-    overall = float(failed.mean()) if len(failed) else float(landscape.rates.mean())
+    space, attributes, failed = rates.space, rates.attributes, control["failed"].to_numpy(dtype=bool)
+    overall = float(failed.mean()) if len(failed) else rates.rate(Region({}))
     rng, first = np.random.default_rng([seed, 3]), round(TESTING * fresh.count)
     asked = [k for k in range(len(regions)) if k < first // FEWEST]
     first = min(first, ENOUGH * len(asked))
-    tests = _ask(space, regions, asked, n_items, first, fresh.ask, rng)
-    adjusted = holm(np.array([worse_probes(_failed(tests[k]), failed) for k in asked]))
-    passed = [k for k, p_value in zip(asked, adjusted, strict=True) if p_value < 1 - LEVEL]
-    measured = _ask(space, regions, passed, n_items, fresh.count - first, fresh.ask, rng)
+    tests: dict[int, pd.DataFrame] = {}
+    others: dict[int, pd.DataFrame] = {}
+    p_values = []
+    for k in asked:
+        region, share = regions[k], first // len(asked)
+        about = region.about(attributes)
+        if about.all():
+            tests[k] = fresh.ask(*draw_inside(space, region, np.arange(len(about)), share, rng))
+            p_values.append(worse_probes(_failed(tests[k]), failed))
+            continue
+        tests[k] = fresh.ask(*draw_inside(space, region, np.flatnonzero(about), share // 2, rng))
+        others[k] = fresh.ask(*draw_inside(space, region, np.flatnonzero(~about), share // 2, rng))
+        p_values.append(max(worse_probes(_failed(tests[k]), failed), worse_kind(tests[k], others[k], seed)))
+    passed = [k for k, p_value in zip(asked, holm(np.array(p_values)), strict=True) if p_value < 1 - LEVEL]
+    measured = {
+        k: fresh.ask(
+            *draw_inside(
+                space,
+                regions[k],
+                np.flatnonzero(regions[k].about(attributes)),
+                (fresh.count - first) // len(passed),
+                rng,
+            )
+        )
+        for k in passed
+    }
     found, tables = [], []
     for k, region in enumerate(regions):
         inside = _failed(measured.get(k, tests.get(k)))
         rate = clopper_pearson(int(inside.sum()), len(inside))
-        estimate = float(landscape.rates[region.contains(space, cells)].mean())
-        found.append(Found(region, rate, int(inside.sum()), estimate, k in measured and rate.low > overall))
-    modes = _ordered(space, found, overall)
-    for role, answers in (("test", tests), ("measure", measured)):
+        confirmed = k in measured and rate.low > overall
+        found.append(Found(region, rate, int(inside.sum()), rates.rate(region), confirmed))
+    modes = _ordered(space, found, overall, attributes)
+    for role, answers in (("test", tests), ("others", others), ("measure", measured)):
         for k, table in answers.items():
             name = next(mode.id for mode in modes if mode.region == regions[k])
             tables.append(table.assign(role=role, explorer="uniform", mode=name))
@@ -141,25 +170,12 @@ def no_fresh(probes: pd.DataFrame) -> pd.DataFrame:
     return probes.iloc[:0].assign(mode="")
 
 
-def _ask(
-    space: ConceptSpace,
-    regions: Sequence[Region],
-    which: Sequence[int],
-    n_items: int,
-    count: int,
-    ask: Ask,
-    rng: np.random.Generator,
-) -> dict[int, pd.DataFrame]:
-    """Divide so many fresh probes among some of the regions, and put them: number of the region -> answers."""
-    return {k: ask(*draw_inside(space, regions[k], n_items, count // len(which), rng)) for k in which}
-
-
 def _failed(answers: pd.DataFrame | None) -> np.ndarray:
     return np.zeros(0, dtype=bool) if answers is None else answers["failed"].to_numpy(dtype=bool)
 
 
 def confirm_exactly(
-    space: ConceptSpace, regions: Sequence[Region], landscape: Landscape, named: pd.DataFrame, others: pd.DataFrame
+    rates: Rates, regions: Sequence[Region], landscape: Landscape, others: pd.DataFrame, attributes: pd.DataFrame
 ) -> list[Mode]:
     """The same of an enumerated grid, where all was asked: nothing is left to draw, but other items are.
 
@@ -167,30 +183,40 @@ def confirm_exactly(
     resampled, for the interval all, for the test those that did not name the regions.
 
     Args:
-        space: the grid.
-        regions: what the search named.
+        rates: what the search named regions by, of the items that named them.
+        regions: what it named.
         landscape: of all items.
-        named: one row a cell with the `rate` of those items that named the regions.
         others: probes of the other items.
+        attributes: of all items, by their ids.
     """
-    probed, cells = others[space.names].to_numpy(dtype=np.int64), landscape.cells(space)
-    failed, items, overall = _failed(others), others["item"].to_numpy(dtype=str), float(landscape.rates.mean())
-    adjusted = holm(np.array([worse_items(failed, r.contains(space, probed), items) for r in regions]))
+    space, overall = rates.space, float(landscape.rates.mean())
+    adjusted = holm(np.array([_worse_exactly(space, r, others, attributes) for r in regions]))
     found = []
     for region, p_value in zip(regions, adjusted, strict=True):
-        inside = region.contains(space, cells)
-        rate, failures = _known(landscape, inside)
-        estimate = float(named["rate"].to_numpy()[inside].mean())
-        found.append(Found(region, rate, failures, estimate, rate.low > overall and p_value < 1 - LEVEL))
-    return _ordered(space, found, overall)
+        rate, failures = _known(landscape, region.in_box(space, landscape.cells(space)), region.about(attributes))
+        found.append(Found(region, rate, failures, rates.rate(region), rate.low > overall and p_value < 1 - LEVEL))
+    return _ordered(space, found, overall, attributes)
 
 
-def _ordered(space: ConceptSpace, found: Sequence[Found], overall: float) -> list[Mode]:
+def _worse_exactly(space: ConceptSpace, region: Region, probes: pd.DataFrame, attributes: pd.DataFrame) -> float:
+    """The p-value of a region on an enumerated grid: what its cells do to its items, and its items in its cells."""
+    inside = region.in_box(space, probes[space.names].to_numpy(dtype=np.int64))
+    about = region.about(attributes.loc[probes["item"]])
+    p_values = []
+    if region.allowed:
+        some = probes[about]
+        p_values.append(worse_items(_failed(some), inside[about], some["item"].to_numpy(dtype=str)))
+    if not about.all():
+        p_values.append(worse_kind(probes[inside & about], probes[inside & ~about], 0))
+    return max(p_values, default=1.0)
+
+
+def _ordered(space: ConceptSpace, found: Sequence[Found], overall: float, attributes: pd.DataFrame) -> list[Mode]:
     """Failure modes by failures in excess, then what is only suspected likewise."""
     modes = []
     for one in found:
         lift = (one.rate.value if one.rate.n else one.estimate) / max(overall, 1e-9)
-        share = one.region.n_cells(space) / space.n_cells
+        share = float(one.region.about(attributes).mean()) * one.region.n_cells(space) / space.n_cells
         modes.append(Mode("", one.region, one.rate, one.failures, one.estimate, lift, share, bool(one.confirmed)))
     modes.sort(key=lambda m: (-m.confirmed, -(m.lift - 1) * m.share))
     count = sum(m.confirmed for m in modes)
@@ -219,8 +245,24 @@ def worse_items(failed: np.ndarray, inside: np.ndarray, items: np.ndarray) -> fl
     return resampler.p_value(change, np.ones(len(change)), above=0.0, lowest=CHANGE[0])
 
 
-def _known(exact: Landscape, inside: np.ndarray) -> tuple[Rate, int]:
-    """Rate over cells (mask) of an enumerated grid, counted in (item, cell) pairs, and how many of these failed."""
-    rate = exact.mean_rate(inside)
-    pairs = rate.n * (0 if exact.answers is None else len(exact.answers))
+def worse_kind(inside: pd.DataFrame, others: pd.DataFrame, seed: int) -> float:
+    """The p-value of some items that fail no more often than all others in the same cells, by whole items.
+
+    Args:
+        inside: probes of the items in question.
+        others: probes of other items.
+        seed: of the permutations.
+    """
+    probes = pd.concat([inside, others], ignore_index=True)
+    items, ids = pd.factorize(probes["item"])
+    kind = np.isin(np.arange(len(ids)), items[: len(inside)]).astype(np.int64)
+    [p_values] = worse_values(_failed(probes), items, [kind], seed)
+    return float(p_values[1]) if len(p_values) == 2 else 1.0
+
+
+def _known(exact: Landscape, inside: np.ndarray, about: np.ndarray) -> tuple[Rate, int]:
+    """Rate over cells (mask) of an enumerated grid, for some items (mask), in pairs, and how many of these failed."""
+    assert exact.answers is not None
+    rate = replace(exact, answers=exact.answers[about]).mean_rate(inside)
+    pairs = rate.n * int(about.sum())
     return rate._replace(n=pairs), round(rate.value * pairs)

@@ -11,7 +11,9 @@ from stages.concepts import ConceptSpace, Region
 from stages.intervals import COUNTED, Rate, wilson
 from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, no_fresh
 from stages.landscape.estimate import Landscape, estimate
+from stages.landscape.kinds import rates_of
 from stages.landscape.modes import find_regions
+from stages.landscape.pairs import UNKNOWN, probes_inside
 from stages.params import SummarizeConfig
 from stages.records import Effect
 from stages.records.landscape import Invalid, InvalidLevel
@@ -73,10 +75,12 @@ def invalid_probes(space: ConceptSpace, probes: pd.DataFrame) -> Invalid:
     return Invalid(count=_invalid(probes).sum(), probes=len(probes), levels=levels, **share)
 
 
-def invalid_share(space: ConceptSpace, region: Region, probes: pd.DataFrame) -> float | None:
+def invalid_share(
+    space: ConceptSpace, region: Region, probes: pd.DataFrame, attributes: pd.DataFrame = UNKNOWN
+) -> float | None:
     """The share of the control's uniform probes in a region that are invalid; None if none fell there."""
     control = probes[probes["role"] == "control"]
-    inside = region.contains(space, control[space.names].to_numpy(dtype=np.int64))
+    inside = probes_inside(space, region, control, attributes)
     return float(_invalid(control)[inside].mean()) if inside.any() else None
 
 
@@ -96,6 +100,7 @@ def name_modes(
     threshold: float,
     seed: int,
     fresh: Fresh,
+    attributes: pd.DataFrame,
 ) -> tuple[list[Mode], pd.DataFrame]:
     """Find regions on the landscape, and ask the model again inside each.
 
@@ -112,18 +117,19 @@ def name_modes(
         threshold: discrepancies above it are failures.
         seed: of the draws, or of the halves and of the estimate from one of them.
         fresh: probes kept back from the search.
+        attributes: by which regions may be about some items only, a row an item by its id.
 
     Returns:
         As `confirm` does.
     """
     if not landscape.exact:
-        regions = find_regions(space, landscape.cells(space), landscape.rates, config)
+        rates = rates_of(landscape, space, probes, attributes)
         control = probes[probes["role"] == "control"]
-        return confirm(space, regions, landscape, control, len(item_ids), fresh, seed)
+        return confirm(rates, find_regions(rates, config), control, fresh, seed)
     held = np.random.default_rng(seed).permutation(len(item_ids)) < len(item_ids) // 2
     kept = np.flatnonzero(~held)
     others = probes["item"].isin(np.asarray(item_ids)[held])
     ids = [item_ids[int(i)] for i in kept]
     half = estimate(probes[~others], ids, embeddings[kept], space, threshold=threshold, seed=seed)
-    regions = find_regions(space, half.cells(space), half.rates, config)
-    return confirm_exactly(space, regions, landscape, half.table, probes[others]), no_fresh(probes)
+    rates = rates_of(half, space, probes[~others], attributes.loc[ids])
+    return confirm_exactly(rates, find_regions(rates, config), landscape, probes[others], attributes), no_fresh(probes)

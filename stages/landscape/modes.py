@@ -1,9 +1,9 @@
-"""Failure modes: regions a person can read, "rotation >= 30° and blur >= 2", in which the model fails unusually often.
+"""Failure modes: regions a person can read, "label is 9 and rotation >= 30°", in which the model fails unusually often.
 
-The search looks at estimated rates of *cells*, which are uniform over the grid however the probes were drawn, and tries
-every conjunction of ranges: sums over a table of rates by two or three concepts give all boxes at once. Only of many
-categories it does not try all sets (see `_selectors`). What it names are candidates: `stages.landscape.confirm` asks
-the model about each of them again, and what holds is a failure mode.
+The search looks at estimated rates of *cells*, which are uniform over the grid however the probes were drawn, for all
+items and for those of each kind, and tries every conjunction of ranges: sums over a table of rates by two or three
+concepts give all boxes at once. Only of many categories it does not try all sets (see `_selectors`). What it names are
+candidates: `stages.landscape.confirm` asks the model about each of them again, and what holds is a failure mode.
 
 Libraries that do alike know no limit to the overlap of regions, so that the first six of pysubgroup or sliceline name
 the same place six times: `benchmarks/modes_libraries.py` compares them.
@@ -11,14 +11,17 @@ the same place six times: `benchmarks/modes_libraries.py` compares them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import combinations
 from math import prod
 
 import numpy as np
+import pandas as pd
 
 from stages.concepts import Concept, ConceptSpace, Region
+from stages.landscape.kinds import Kind, Rates, size
+from stages.landscape.pairs import UNKNOWN
 from stages.params import SummarizeConfig
 
 MAX_BOXES = 4_000_000  # boxes held at once for one combination of concepts
@@ -27,9 +30,11 @@ LEAST = 0.03  # of all excess mass in a region's own cells; however small a regi
 STRICT = 0.75  # where between the overall rate and that of the average failure's cell the level of a region lies
 MERGED_FILL, MERGED_RATE = 0.8, 0.9  # of the smallest box around two regions: share they fill, rate it keeps
 MAX_SUBSETS = 6  # categories up to which all sets of them are tried
+KEPT, SHARPER = 0.5, 1.5  # of the excess failures of a region and of its rate: what its core has
+EARNS, ITEMS_EARN = 1.02, 1.1  # times the excess mass, for one more concept, and for being about some items only
 
 
-def find_regions(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, limits: SummarizeConfig) -> list[Region]:
+def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
     """Name regions of high rate, one after another, each by what the earlier ones leave unexplained.
 
     The quality of a region is its excess mass over a level, the sum of (rate - level) over its cells not yet covered
@@ -40,50 +45,82 @@ def find_regions(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray, limi
     cells away, so regions come out minimal. A region that overlaps the covered cells by more than half is refused;
     regions that overlap or touch are merged if together they fill the smallest box around them and it is as bad.
 
+    Where items are told apart a region may be about those of one value, and then has one concept less than it may have
+    conditions.
+
     Args:
-        space: the grid.
-        cells: (n, concepts) level indices, all of the grid or a uniform sample.
-        rates: (n,) failure rates.
+        known: rates of cells.
         limits: how many regions, of how many conditions and which share of the grid; combinations of concepts with
             too many ranges are left out, see `skipped_combinations`.
     """
-    excess = rates - _level(rates)
-    least = LEAST * np.clip(excess, 0, None).sum()
-    covered = np.zeros(len(cells), dtype=bool)
+    level = _level(known)
+    least = LEAST * max(_mass(kind, level) for kind in known.kinds)
     regions: list[Region] = []
-    while len(regions) < limits.modes and not covered.all():
-        region = _best_region(space, cells, excess, covered, limits)
-        if region is None or excess[region.contains(space, cells) & ~covered].sum() < least:
+    seen: list[Region] = []  # also what of a region its core leaves out
+    while len(regions) < limits.modes:
+        quality, region = _best_region(known, level, [*seen, *regions], limits)
+        if region is None or quality < least:
             break
-        regions = _merge(space, [*regions, region], cells, rates)
-        for region in regions:
-            covered |= region.contains(space, cells)
+        seen.append(region)
+        regions = _merge(known, [*regions, _core(known, region, limits)])
     return regions
 
 
-def _level(rates: np.ndarray) -> float:
+def _level(known: Rates) -> float:
     """The rate from which a cell speaks for a region: most of the way from the mean to that of the average failure.
 
-    The average failure lies in a cell of rate sum(rates^2) / sum(rates), which no landscape has only cells below.
+    The average failure lies in a cell of rate sum(rates^2) / sum(rates), which no landscape has only cells below. Where
+    items of one kind fail more often than others, it lies in a cell as that kind sees it.
     """
-    mean = float(rates.mean())
-    return mean + STRICT * (float((rates**2).mean()) / mean - mean) if mean else 0.0
+    everything, *others = known.kinds
+    mean = float(everything.rates.mean())
+    if not mean:
+        return 0.0
+    between = max((float(((k.rates - everything.rates) ** 2).mean(axis=1) @ k.share) for k in others), default=0.0)
+    return mean + STRICT * ((float((everything.rates**2).mean()) + between) / mean - mean)
 
 
-def _merge(space: ConceptSpace, regions: Sequence[Region], cells: np.ndarray, rates: np.ndarray) -> list[Region]:
+def _core(known: Rates, region: Region, limits: SummarizeConfig) -> Region:
+    """What of a region holds most of its excess failures, if these are some items' in some of its cells.
+
+    Where one class fails in one corner and all classes fail a little everywhere, the level hardly lies above that
+    little, so that the corner comes with all that is around it. Within a region its own level tells the two apart.
+    """
+    some = known.within(region)
+    share = len(some.cells) / len(known.cells)
+    left = limits.model_copy(
+        update={
+            "max_conditions": limits.max_conditions - len(region.allowed),
+            "min_support": limits.min_support / share,
+        }
+    )
+    found = _best_region(some, _level(some), [], left)[1]
+    if found is None or not found.items:
+        return region
+    core = Region({**region.allowed, **found.allowed}, found.items)
+    mean = known.rate(Region({}))
+    kept = (known.rate(core) - mean) * known.share(core) / ((known.rate(region) - mean) * known.share(region))
+    if kept < KEPT or known.rate(core) < SHARPER * known.rate(region):
+        return region
+    return _core(known, core, limits)
+
+
+def _mass(kind: Kind, level: float) -> float:
+    """All excess mass, as a share of the grid."""
+    return float(np.clip(kind.rates - level, 0, None).mean(axis=1) @ kind.share)
+
+
+def _merge(known: Rates, regions: Sequence[Region]) -> list[Region]:
     """Put the smallest box around two regions in the place of both, wherever it says the same; the last comes last."""
-
-    def rate(region: Region) -> float:
-        inside = region.contains(space, cells)
-        return float(rates[inside].mean()) if inside.any() else 0.0
-
-    *known, new = regions
-    for k, old in enumerate(known):
+    space, attributes = known.space, known.attributes
+    *others, new = regions
+    for k, old in enumerate(others):
         box = _around(space, old, new)
-        filled = old.n_cells(space) + new.n_cells(space) - shared_cells(space, old, new)
-        if filled >= MERGED_FILL * box.n_cells(space) and rate(box) >= MERGED_RATE * min(rate(old), rate(new)):
-            return _merge(space, [*known[:k], *known[k + 1 :], box], cells, rates)
-    return [*known, new]
+        filled = size(space, old, attributes) + size(space, new, attributes) - shared(space, old, new, attributes)
+        alike = known.rate(box) >= MERGED_RATE * min(known.rate(old), known.rate(new))
+        if filled >= MERGED_FILL * size(space, box, attributes) and alike:
+            return _merge(known, [*others[:k], *others[k + 1 :], box])
+    return [*others, new]
 
 
 def _around(space: ConceptSpace, a: Region, b: Region) -> Region:
@@ -95,15 +132,14 @@ def _around(space: ConceptSpace, a: Region, b: Region) -> Region:
             levels = list(range(levels[0], levels[-1] + 1)) if concept.ordered else levels
             if len(levels) < len(concept):
                 allowed[concept.name] = tuple(levels)
-    return Region(allowed)
+    both = [name for name in a.items if name in b.items]
+    return Region(allowed, {name: tuple(sorted({*a.items[name], *b.items[name]})) for name in both})
 
 
-def shared_cells(space: ConceptSpace, a: Region, b: Region) -> int:
-    """Number of cells that lie in both regions."""
-    everywhere = {concept.name: range(len(concept)) for concept in space.concepts}
-    return prod(
-        len(set(a.allowed.get(name, levels)) & set(b.allowed.get(name, levels))) for name, levels in everywhere.items()
-    )
+def shared(space: ConceptSpace, a: Region, b: Region, attributes: pd.DataFrame = UNKNOWN) -> int:
+    """Number of pairs of item and cell that lie in both regions."""
+    levels = ((set(r.allowed.get(c.name, range(len(c)))) for r in (a, b)) for c in space.concepts)
+    return int((a.about(attributes) & b.about(attributes)).sum()) * prod(len(one & other) for one, other in levels)
 
 
 def skipped_combinations(space: ConceptSpace, max_conditions: int) -> list[list[str]]:
@@ -122,45 +158,62 @@ def _boxes(space: ConceptSpace, concepts: Sequence[int]) -> int:
 
 
 def _best_region(
-    space: ConceptSpace,
-    cells: np.ndarray,
-    excess: np.ndarray,
-    covered: np.ndarray,
-    limits: SummarizeConfig,
-) -> Region | None:
-    """The region of highest quality among all conjunctions, None if no region is above the level."""
+    known: Rates, level: float, regions: Sequence[Region], limits: SummarizeConfig
+) -> tuple[float, Region | None]:
+    """The region of highest quality among all conjunctions, beside the regions there are, and its quality.
+
+    None if no region is above the level.
+    """
     best, best_region = 1e-9, None
-    smallest, weights = limits.min_support * len(cells), np.stack([~covered, np.where(covered, 0.0, excess)])
-    selectors = [_selectors(c, np.bincount(cells[:, j], excess, len(c))) for j, c in enumerate(space.concepts)]
-    for size in range(1, min(limits.max_conditions, len(space)) + 1):
-        for concepts in combinations(range(len(space)), size):
-            chosen = [selectors[j] for j in concepts]
-            if not 0 < prod(len(s) for s in chosen) <= MAX_BOXES:
-                continue  # a concept of one level has no condition; `skipped_combinations` tells which are too many
-            new_cells, gain = _box_sums(space, cells, weights, concepts, chosen)
-            shares = [s.mean(axis=1) for s in chosen]  # cells are all of the grid or uniform, so boxes have their share
-            all_cells = len(cells) * reduce(np.multiply.outer, shares)
-            allowed = (all_cells >= smallest) & (new_cells > (1 - MAX_OVERLAP) * all_cells)
-            quality = np.where(allowed, gain, -np.inf)
+    for kind in known.kinds:
+        free = known.free(kind, regions)
+        weights = np.stack([free, free * (kind.rates - level)]) * kind.share[:, None] / len(known.cells)
+        conditions = limits.max_conditions - bool(kind.attribute)
+        earns = ITEMS_EARN if kind.attribute else EARNS
+        for concepts, chosen in _conjunctions(known, weights[1].sum(axis=0), conditions, len(kind.values)):
+            if not concepts and not kind.attribute:
+                continue  # everything is no region
+            new, quality = _box_sums(known, weights, concepts, chosen)
+            # Cells are all of the grid or uniform, so boxes have their share of them.
+            shares = reduce(np.multiply.outer, [s.mean(axis=1) for s in chosen], kind.share)
+            allowed = (shares >= limits.min_support) & (new > (1 - MAX_OVERLAP) * shares)
+            quality = np.where(allowed, quality, -np.inf)
             top = np.unravel_index(int(quality.argmax()), quality.shape)
             # One more condition has to earn its place, or noise in the estimate adds it.
-            if quality[top] > best * (1.02 if best_region is not None else 1.0):
-                best = float(quality[top])
-                picked = {space.names[j]: chosen[i][top[i]] for i, j in enumerate(concepts)}
-                best_region = Region({name: tuple(int(v) for v in np.flatnonzero(row)) for name, row in picked.items()})
-    return best_region
+            if quality[top] > best * (earns if best_region is not None else 1.0):
+                best, (value, *picks) = float(quality[top]), top
+                picked = [np.flatnonzero(chosen[i][pick]) for i, pick in enumerate(picks)]
+                best_region = Region(
+                    {known.space.names[j]: tuple(levels.tolist()) for j, levels in zip(concepts, picked, strict=True)},
+                    {kind.attribute: (kind.values[value],)} if kind.attribute else {},
+                )
+    return best, best_region
 
 
-def _box_sums(
-    space: ConceptSpace, cells: np.ndarray, weights: np.ndarray, concepts: Sequence[int], selectors: list[np.ndarray]
-) -> np.ndarray:
-    """Sum weights (k, n) of cells in every box over some concepts: k, then an axis a concept, an entry a selector."""
-    sizes = [space.sizes[j] for j in concepts]
-    index = np.ravel_multi_index(tuple(cells[:, j] for j in concepts), sizes)
-    table = np.stack([np.bincount(index, w, prod(sizes)).reshape(sizes) for w in weights]).astype(np.float32)
+def _conjunctions(
+    known: Rates, excess: np.ndarray, conditions: int, values: int
+) -> Iterator[tuple[tuple[int, ...], list[np.ndarray]]]:
+    """Combinations of concepts with the sets of levels that each may allow; too many boxes are left out."""
+    space = known.space
+    selectors = [_selectors(c, np.bincount(known.cells[:, j], excess, len(c))) for j, c in enumerate(space.concepts)]
+    for number in range(min(conditions, len(space)) + 1):
+        for concepts in combinations(range(len(space)), number):
+            chosen = [selectors[j] for j in concepts]
+            if 0 < values * prod(len(s) for s in chosen) <= MAX_BOXES:  # a concept of one level has no condition
+                yield concepts, chosen
+
+
+def _box_sums(known: Rates, weights: np.ndarray, concepts: Sequence[int], selectors: list[np.ndarray]) -> np.ndarray:
+    """Sum weights (k, values, cells) in every box over some concepts: k, values, then an axis a concept."""
+    if not concepts:
+        return weights.sum(axis=2)
+    sizes = [known.space.sizes[j] for j in concepts]
+    index = np.ravel_multi_index(tuple(known.cells[:, j] for j in concepts), sizes)
+    flat = weights.reshape(-1, len(known.cells))
+    table = np.stack([np.bincount(index, w, prod(sizes)).reshape(sizes) for w in flat]).astype(np.float32)
     for selector in selectors:  # each pass turns the first concept's axis into boxes and moves it to the back
         table = np.tensordot(table, selector, axes=(1, 1))
-    return table
+    return table.reshape(*weights.shape[:2], *table.shape[1:])
 
 
 def _selectors(concept: Concept, excess: np.ndarray) -> np.ndarray:

@@ -1,55 +1,88 @@
-"""Common probes of several models: the same pairs of item and cell, inside and outside the target regions."""
+"""Pairs of item and cell: which lie in a region, and common ones to put to several models, inside and outside."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 
-MAX_DRAWS = 200  # rounds of drawing cells before a side counts as exhausted
+UNKNOWN = pd.DataFrame(index=range(1))  # attributes of items of which nothing is known: they count as one
+MAX_DRAWS = 200  # rounds of drawing pairs before a side counts as exhausted
+
+
+def probes_inside(
+    space: ConceptSpace, region: Region, probes: pd.DataFrame, attributes: pd.DataFrame = UNKNOWN
+) -> np.ndarray:
+    """Which rows of a table of probes lie in a region, by the attributes of items by their ids: (n,) bool."""
+    of_probes = attributes.loc[probes["item"]] if region.items else None
+    return region.contains(space, probes[space.names].to_numpy(dtype=np.int64), of_probes)
 
 
 def draw_pairs(
-    space: ConceptSpace, n_items: int, targets: Sequence[Region], n: int, seed: int
+    space: ConceptSpace, attributes: pd.DataFrame, targets: Sequence[Region], n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw common probes: n different (item, cell) pairs uniform over the target regions, and n uniform outside.
+
+    Args:
+        space: the grid.
+        attributes: of the items, a row each.
+        targets: the regions.
+        n: how many on each side.
+        seed: of the draws.
 
     Returns:
         Item numbers (pairs,) and cells (pairs, concepts). Fewer where a side has fewer pairs; none inside without
         targets.
     """
     rng = np.random.default_rng([seed, 1])
-    sides = []
-    for wanted in (True, False):
-        chosen: list[np.ndarray] = []
-        known: set[tuple[int, int]] = set()
-        for _ in range(MAX_DRAWS):
-            cells = space.sample(4 * n, rng)
-            cells = cells[inside_any(space, targets, cells) == wanted]
-            items = rng.permutation(np.arange(len(cells)) % n_items)  # every item equally often
-            for item, number, cell in zip(items.tolist(), space.flat(cells).tolist(), cells, strict=True):
-                if len(chosen) < n and (item, number) not in known:
-                    known.add((item, number))
-                    chosen.append(np.array([item, *cell]))
-            if len(chosen) == n or (wanted and not targets):
+    everywhere = [Region({})]
+    sides: list[np.ndarray] = []
+    for regions in (list(targets), everywhere):
+        chosen: dict[tuple[int, int], np.ndarray] = {}
+        about = [np.flatnonzero(region.about(attributes)) for region in regions]
+        sizes = np.array(
+            [float(len(items)) * region.n_cells(space) for items, region in zip(about, regions, strict=True)]
+        )
+        for _ in range(MAX_DRAWS if sizes.sum() else 0):
+            counts = rng.multinomial(4 * n, sizes / sizes.sum())
+            # Every item of a region equally often.
+            items = np.concatenate([rng.permutation(np.resize(i, k)) for i, k in zip(about, counts, strict=True)])
+            cells = np.concatenate([r.sample(space, k, rng) for r, k in zip(regions, counts, strict=True)])
+            hits = np.sum([region.contains(space, cells, attributes.iloc[items]) for region in targets], axis=0)
+            if regions is everywhere:
+                kept = np.broadcast_to(hits == 0, len(items))
+            else:  # what lies in two regions is drawn for both
+                kept = rng.random(len(items)) * hits < 1
+            for row in rng.permutation(np.flatnonzero(kept)):
+                if len(chosen) < n:
+                    pair = (int(items[row]), int(space.flat(cells[row : row + 1])[0]))
+                    chosen.setdefault(pair, np.array([items[row], *cells[row]]))
+            if len(chosen) == n:
                 break
-        sides += chosen
+        sides += chosen.values()
     pairs = np.array(sides, dtype=np.int64).reshape(-1, 1 + len(space))
     return pairs[:, 0], pairs[:, 1:]
 
 
-def inside_any(space: ConceptSpace, regions: Sequence[Region], cells: np.ndarray) -> np.ndarray:
-    """Which cells (n, concepts) lie in any of the regions: (n,) bool."""
+def inside_any(
+    space: ConceptSpace, regions: Sequence[Region], cells: np.ndarray, attributes: pd.DataFrame
+) -> np.ndarray:
+    """Which pairs, by their cells (n, concepts) and attributes (n rows), lie in any of the regions: (n,) bool."""
     inside = np.zeros(len(cells), dtype=bool)
     for region in regions:
-        inside |= region.contains(space, cells)
+        inside |= region.contains(space, cells, attributes)
     return inside
 
 
-def covered_share(space: ConceptSpace, regions: Sequence[Region], seed: int) -> float:
-    """Share of the grid in any of the regions; on huge grids by a million seeded draws."""
+def covered_shares(space: ConceptSpace, regions: Sequence[Region], attributes: pd.DataFrame, seed: int) -> np.ndarray:
+    """Share of the grid in any of the regions, for each item (items,); on huge grids by a million seeded draws."""
     small = space.n_cells <= 2_000_000
     cells = space.cells() if small else space.sample(1_000_000, np.random.default_rng(seed))
-    return float(inside_any(space, regions, cells).mean())
+    about = np.array([region.about(attributes) for region in regions]).reshape(-1, len(attributes)).astype(bool)
+    kinds, which = np.unique(about, axis=1, return_inverse=True)
+    boxes = np.array([region.in_box(space, cells) for region in regions]).reshape(-1, len(cells)).astype(bool)
+    shares = [float((boxes & kind[:, None]).any(axis=0).mean()) for kind in kinds.T]
+    return np.array(shares)[which.ravel()]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.intervals import wilson
+from stages.landscape.pairs import UNKNOWN, probes_inside
 from stages.microscopic.moves import Moves
 from stages.microscopic.search import FOUND, NOT_FOUND, UNCHANGED
 from stages.records import RateRecord, Robustness
@@ -61,10 +62,10 @@ def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, walks: Walks)
     )
 
 
-def reached(table: pd.DataFrame, space: ConceptSpace, region: Region) -> Minimal:
+def reached(table: pd.DataFrame, space: ConceptSpace, region: Region, attributes: pd.DataFrame = UNKNOWN) -> Minimal:
     """How many of the smallest failing changes end in a region, and their median number of steps (None if none)."""
     changed = table[table["status"] == FOUND]
-    inside = region.contains(space, changed[space.names].to_numpy(dtype=np.int64))
+    inside = probes_inside(space, region, changed, attributes)
     steps = changed.loc[inside, "radius"]
     return Minimal(reached=inside.sum(), of=len(changed), median_radius=float(steps.median()) if len(steps) else None)
 

@@ -105,7 +105,8 @@ def measure_slices(
     cells = control[space.names].to_numpy(dtype=np.int64)
     inside = {}
     for mode, region in modes.items():
-        own, kept = fresh[(fresh["mode"] == mode).to_numpy()], region.contains(space, cells)
+        own = fresh[(fresh["mode"] == mode).to_numpy() & (fresh["role"] != "others").to_numpy()]
+        kept = region.contains(space, cells, attributes.iloc[row])
         failed = np.concatenate([asked.failed[kept], own["failed"].to_numpy(dtype=bool)])
         rows = np.concatenate([row[kept], pd.Index(item_ids).get_indexer(own["item"])])
         inside[mode] = asked._replace(failed=failed, row=rows)
@@ -297,7 +298,7 @@ def compare_slices(
     items: np.ndarray,
     cells: np.ndarray,
     inside: np.ndarray,
-    share: float,
+    shares: np.ndarray,
     failed: Mapping[str, np.ndarray],
     *,
     resamples: int,
@@ -314,8 +315,8 @@ def compare_slices(
         item_ids: the items.
         items: (n,) item ids of the pairs.
         cells: (n, concepts).
-        inside: (n,) the cell lies in a target mode.
-        share: of the grid that target modes cover.
+        inside: (n,) the pair lies in a target mode.
+        shares: (items,) of the grid that target modes cover for each item.
         failed: model -> (n,).
         resamples: of items, at least; joint intervals of many values take more.
         seed: of the resampling.
@@ -336,6 +337,7 @@ def compare_slices(
             of = codes[row] == number
             some = {model: answers[of] for model, answers in failed.items()}
             n = max(resamples, _resamples(level, len(np.unique(items[of]))))
+            share = float(shares[codes == number].mean())
             paired = Paired(items[of], cells[of], inside[of], share, some, resamples=n, seed=seed)
             everywhere = np.ones(int(of.sum()), dtype=bool)
             differences.append(

@@ -18,6 +18,7 @@ from stages.landscape.confirm import Fresh, Mode
 from stages.landscape.describe import effects, invalid_probes, invalid_share, name_modes, overall_rate
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.modes import skipped_combinations
+from stages.landscape.pairs import UNKNOWN, probes_inside
 from stages.landscape.people import against_automatic
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.landscape.slices import measure_slices
@@ -71,6 +72,8 @@ class Asked:
         notes: sentences of the task for the report.
         people: where people's ratings say what a failure is.
         attributes: by what people tell the items apart, a row an item; see `LoadedTask.attributes`.
+        conditions: those of them that a failure mode may be about, by item id, None where a value may not be; none by
+            default.
     """
 
     audit: str
@@ -88,6 +91,7 @@ class Asked:
     notes: Sequence[str] = ()
     people: People | None = None
     attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    conditions: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,12 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         raise UsageError("there are no probes: there is nothing to summarize")
     evidence = (probes, ids, asked.embeddings, space)
     landscape = estimate(*evidence, threshold=asked.threshold, seed=seed)
-    named, fresh = name_modes(landscape, *evidence, config, threshold=asked.threshold, seed=seed, fresh=asked.fresh)
+    known = pd.DataFrame(index=ids) if asked.conditions is None else asked.conditions
+    named, fresh = name_modes(
+        landscape, *evidence, config, threshold=asked.threshold, seed=seed, fresh=asked.fresh, attributes=known
+    )
     modes = [mode for mode in named if mode.confirmed]
-    halves = name_in_halves(landscape, *evidence, config, threshold=asked.threshold, seed=seed)
+    halves = name_in_halves(landscape, *evidence, config, threshold=asked.threshold, seed=seed, attributes=known)
     cells = landscape.table.assign(**policy_view(asked.policy, asked.embeddings, landscape, space))
     told = None
     if asked.people is not None:
@@ -137,15 +144,15 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
             records.ModeRecord(
                 **measured(mode, space),
                 lift=mode.lift,
-                minimal=reached(asked.walked, space, mode.region),
-                invalid=invalid_share(space, mode.region, probes),
-                examples=pick_examples(space, mode, probes, seed),
+                minimal=reached(asked.walked, space, mode.region, known),
+                invalid=invalid_share(space, mode.region, probes, known),
+                examples=pick_examples(space, mode, probes, seed, known),
             )
             for mode in modes
         ],
         suspected=[records.Suspected(**measured(mode, space)) for mode in named if not mode.confirmed],
         invalid=invalid_probes(space, probes),
-        modes_found_again=reproducibility(space, modes, halves),
+        modes_found_again=reproducibility(space, modes, halves, known),
         modes_skipped=skipped_combinations(space, config.max_conditions),
         estimator=describe_estimator(landscape, probes),
         robustness=summarize_robustness(asked.walked, space, asked.found.microscopic),
@@ -209,7 +216,9 @@ def policy_view(
     return {"policy_mean": mean, "policy_std": std}
 
 
-def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: int) -> list[records.Example]:
+def pick_examples(
+    space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: int, attributes: pd.DataFrame = UNKNOWN
+) -> list[records.Example]:
     """Probes that may be shown of a mode: failing ones, then passing ones, of as many items as there are.
 
     Drawn at random, the same ones for the same seed. Probes that are not valid are examples of neither. The landscape
@@ -218,7 +227,7 @@ def pick_examples(space: ConceptSpace, mode: Mode, probes: pd.DataFrame, seed: i
     Returns:
         Their discrepancy is the automatic one, also where people's ratings say what has failed.
     """
-    inside = probes[mode.region.contains(space, probes[space.names].to_numpy(dtype=np.int64))]
+    inside = probes[probes_inside(space, mode.region, probes, attributes)]
     inside = inside.drop_duplicates(["item", *space.names])  # explorer and control may have asked the same
     inside = inside[inside["valid"]] if "valid" in inside else inside
     sides = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from stages.concepts import ConceptSpace, Region
+from stages.concepts import ConceptSpace, Region, RegionJson
 from stages.records.base import Document, Listed, OpenRecord, RateRecord, Record
 from stages.records.bias import Bias
 from stages.records.search import Searches
@@ -47,7 +47,7 @@ class RegionRecord(Record):
     """A region and what is known of it, see docs/files.md."""
 
     id: str
-    region: dict[str, list[int]]
+    region: RegionJson
     text: str
     probes: int
     failures: int

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from stages.concepts import ConceptSpace, Region
+from stages.concepts import ConceptSpace, Region, RegionJson
 from stages.rate import Rate
 from stages.records.base import Document, Listed, RateRecord, Record
 from stages.records.bias import BiasComparison
@@ -22,7 +22,7 @@ class PlannedMode(Record):
 
     id: str
     text: str
-    region: dict[str, list[int]]
+    region: RegionJson
     action: Action
     severity: float
     reason: str
@@ -142,7 +142,7 @@ class ModeDifference(Difference):
 class RegionDifference(Difference):
     """The difference in a region to which failures moved."""
 
-    region: dict[str, list[int]]
+    region: RegionJson
     text: str
 
 

@@ -47,6 +47,11 @@ class Embedded(NamedTuple):
     vectors: np.ndarray
     attributes: pd.DataFrame = pd.DataFrame()
 
+    @property
+    def told_apart(self) -> pd.DataFrame:
+        """The attributes by the ids of the items, a row an item also where nothing is known."""
+        return self.attributes.reindex(range(len(self.item_ids))).set_axis(self.item_ids)
+
 
 class Tallies(Document):
     """tallies.json: what a model makes of what the input leaves unsaid; empty for a task without tallies."""

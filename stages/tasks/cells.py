@@ -1,42 +1,68 @@
-"""Which cells a repair learns from."""
+"""Which items under which cells a repair learns from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from stages.concepts import ConceptSpace
+from stages.errors import UsageError
 from stages.tasks.contract import TargetMode
 
 CANDIDATES = 8  # cells drawn for each one that is trained on
 
 
-class CellSampler:
-    """Draws the cells to train on.
+class PairSampler:
+    """Draws what to train on: rows of items, each under a cell of a target that is about it.
 
     Args:
         space: the grid.
         targets: where to draw, each in proportion to its severity.
+        attributes: what tells the items apart, a row each.
         risk: cells (n, d) -> (n,) failure risk to weight cells by; None weights all alike.
+
+    Raises:
+        UsageError: when there is no item that a target is about.
     """
 
     def __init__(
-        self, space: ConceptSpace, targets: Sequence[TargetMode], risk: Callable[[np.ndarray], np.ndarray] | None = None
+        self,
+        space: ConceptSpace,
+        targets: Sequence[TargetMode],
+        attributes: pd.DataFrame,
+        risk: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.space, self.targets, self.risk = space, targets, risk
+        self.rows = [np.flatnonzero(target.region.about(attributes)) for target in targets]
+        if none := [t for t, rows in zip(targets, self.rows, strict=True) if not len(rows)]:
+            raise UsageError(
+                f"{none[0].id} ({none[0].region.describe(space)}) is about none of the {len(attributes)} items that the"
+                " repair learns from: add items (prepare.items.repair), or choose other modes"
+            )
         severity = np.array([t.severity for t in targets], dtype=float)
         self._share = severity / severity.sum()
 
-    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw n cells: (n, d) int64."""
-        if self.risk is None:
-            return self._draw(n, rng)
-        candidates = self._draw(CANDIDATES * n, rng)
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw n pairs: rows (n,), those of a target equally often, and cells (n, d) int64."""
+        drawn = [
+            (rng.permutation(np.resize(rng.permutation(self.rows[number]), count)), self._cells(number, count, rng))
+            for number, count in enumerate(rng.multinomial(n, self._share))
+        ]
+        rows, cells = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+        order = rng.permutation(n)
+        return rows[order], cells[order]
+
+    def draw_one(self, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+        """Draw the number of a target and one of its cells (d,)."""
+        number = int(rng.choice(len(self.targets), p=self._share))
+        return number, self._cells(number, 1, rng)[0]
+
+    def _cells(self, number: int, n: int, rng: np.random.Generator) -> np.ndarray:
+        region = self.targets[number].region
+        if self.risk is None or n == 0:
+            return region.sample(self.space, n, rng)
+        candidates = region.sample(self.space, CANDIDATES * n, rng)
         weights = self.risk(candidates)
         return candidates[rng.choice(len(candidates), size=n, replace=False, p=weights / weights.sum())]
-
-    def _draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        counts = rng.multinomial(n, self._share)
-        drawn = [t.region.sample(self.space, c, rng) for t, c in zip(self.targets, counts, strict=True)]
-        return rng.permutation(np.concatenate(drawn))

@@ -29,7 +29,8 @@ from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.params import checked
 from stages.progress import progress
-from stages.tasks.cells import CellSampler
+from stages.tasks.base import known_attributes
+from stages.tasks.cells import PairSampler
 from stages.tasks.classification.config import RepairSettings
 from stages.tasks.classification.models import Classifier, clone, save_model, seeded
 from stages.tasks.classification.probes import ClassifierProbes
@@ -51,11 +52,13 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
         raise UsageError("prepare.items.repair: a repair needs items to learn from, found 0")
     targets = plan.regions(task.concepts)
     rng = np.random.default_rng([plan.seed, 4])
-    cells = CellSampler(task.concepts, targets).draw(RISK_PROBES, rng)
-    asked = rng.choice(items, RISK_PROBES).tolist()
+    attributes = known_attributes(task, items.tolist())
+    rows, cells = PairSampler(task.concepts, targets, attributes).draw(RISK_PROBES, rng)
+    asked = items[rows].tolist()
     failed = task.probe(asked, cells).failed
     weighted = settings.method == "risk-weighted" and plan.control is None
-    sampler = CellSampler(task.concepts, targets, _risk(task.concepts, cells, failed) if weighted else None)
+    risk = _risk(task.concepts, cells, failed) if weighted else None
+    sampler = PairSampler(task.concepts, targets, attributes, risk)
 
     before = task.clean_quality("repair").values.mean()
     teacher, task_model = task.model, clone(task.model)
@@ -94,7 +97,7 @@ class FineTuning:
         task: gives images.
         model: the copy to change.
         teacher: the model under test, for self-distillation.
-        sampler: draws the cells.
+        sampler: draws rows of the repair items, and cells.
         settings: see RepairSettings.
         plan: seed, and where to keep checkpoints.
     """
@@ -104,7 +107,7 @@ class FineTuning:
         task: ClassifierProbes,
         model: Classifier,
         teacher: Classifier,
-        sampler: CellSampler,
+        sampler: PairSampler,
         settings: RepairSettings,
         plan: RepairPlan,
     ) -> None:
@@ -113,7 +116,7 @@ class FineTuning:
         self.what = "control" if plan.control else "repair"
         self.items = np.array(task.items.ids("repair"))
         self.changed = max(1, round(settings.batch_size * (1 - settings.replay)))
-        self.steps = -(-len(self.items) // self.changed)  # every item is seen changed once in an epoch
+        self.steps = -(-len(self.items) // self.changed)  # an epoch is as many changed items as there are
         self.checkpoint = plan.scratch / "epoch.safetensors" if plan.scratch else None
         self.model.requires_grad_(settings.method != "last-layer")
         if settings.method == "last-layer":
@@ -140,9 +143,9 @@ class FineTuning:
     def _epoch(self, epoch: int) -> Iterator[float]:
         """Train for one epoch; yields the loss of each step."""
         rng = np.random.default_rng([self.seed, 5, epoch])
-        items = np.resize(rng.permutation(self.items), self.steps * self.changed)
+        rows, cells = self.sampler.draw(self.steps * self.changed, rng)
+        items = self.items[rows]
         replayed = rng.choice(self.items, (self.steps, self.settings.batch_size - self.changed))
-        cells = self.sampler.draw(len(items), rng)
         self.model.eval()  # see the module: no running statistics, no dropout
         for step in range(self.steps):
             part = slice(step * self.changed, (step + 1) * self.changed)

@@ -20,7 +20,8 @@ from stages.concepts.texts import sentences
 from stages.errors import UsageError
 from stages.files import put_aside, replace_file, seal, unseal
 from stages.progress import progress
-from stages.tasks.cells import CellSampler
+from stages.tasks.base import known_attributes
+from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.summarization.generate import with_weights
 from stages.tasks.summarization.probes import SummarizerProbes
@@ -164,9 +165,10 @@ def _article(task: SummarizerProbes, item: str) -> str:
 class Lessons:
     """The lessons of each step: changed articles with what is to be said of them, and unchanged ones (replay).
 
-    A step depends on the seed and its number alone. Every pair is seen once before any is seen twice, each time under
-    another cell and with other random draws. An article of which a cell leaves too little (`validity`) is replayed
-    unchanged instead: to summarize what is not there would teach the model to make things up.
+    A step depends on the seed and its number alone. Every pair that a mode is about is seen once before any is seen
+    twice, each time under another cell and with other random draws; of several modes each has an order of its own. An
+    article of which a cell leaves too little (`validity`) is replayed unchanged instead: to summarize what is not there
+    would teach the model to make things up.
 
     Args:
         task: gives the changed articles.
@@ -179,7 +181,8 @@ class Lessons:
         self, task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, pairs: Sequence[Pair]
     ) -> None:
         self.task, self.settings, self.seed, self.pairs = task, settings, plan.seed, list(pairs)
-        self.sampler = CellSampler(task.concepts, plan.regions(task.concepts))
+        attributes = known_attributes(task, [pair.item for pair in self.pairs])
+        self.sampler = PairSampler(task.concepts, plan.regions(task.concepts), attributes)
         self.control = plan.control is not None
 
     def __call__(self, step: int) -> list[Lesson]:
@@ -187,20 +190,21 @@ class Lessons:
         rng = np.random.default_rng([self.seed, 6, step])
         size = self.settings.batch_size
         seen = np.arange(step * size, (step + 1) * size)
-        cells = self.sampler.draw(size, rng)
         unchanged = set(rng.permutation(size)[: self.settings.replayed].tolist())
         lessons = []
-        for place, (number, cell) in enumerate(zip(seen.tolist(), cells, strict=True)):
-            epoch, index = divmod(number, len(self.pairs))
-            pair = self.pairs[self._order(epoch)[index]]
+        for place, number in enumerate(seen.tolist()):
+            target, cell = self.sampler.draw_one(rng)
+            rows = self.sampler.rows[target]
+            epoch, index = divmod(number, len(rows))
+            pair = self.pairs[rows[self._order(epoch, len(rows))[index]]]
             article = _article(self.task, pair.item)
             if place not in unchanged:
                 article = self._changed(pair, cell, epoch, article)
             lessons.append((article, pair.summary))
         return lessons
 
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, 5, epoch]).permutation(len(self.pairs))
+    def _order(self, epoch: int, pairs: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 5, epoch]).permutation(pairs)
 
     def _changed(self, pair: Pair, cell: np.ndarray, epoch: int, article: str) -> str:
         if pair.cell is not None and not self.control:

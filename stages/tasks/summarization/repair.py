@@ -24,6 +24,8 @@ import pandas as pd
 
 from stages.errors import UsageError
 from stages.params import checked
+from stages.tasks.base import known_attributes
+from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord
 from stages.tasks.summarization.form import Form, save_form
 from stages.tasks.summarization.generate import Summarizer, Summarizes, with_weights
@@ -80,7 +82,8 @@ def _normalise(task: SummarizerProbes, plan: RepairPlan, settings: RepairSetting
     rng = np.random.default_rng([plan.seed, 7])
     undone = {}
     for target in plan.targets:
-        asked, cells = rng.choice(items, TRIED).tolist(), target.region.sample(task.concepts, TRIED, rng)
+        rows, cells = PairSampler(task.concepts, [target], known_attributes(task, items)).draw(TRIED, rng)
+        asked = [items[row] for row in rows.tolist()]
         undone[target.id] = float(np.mean([undo(text) != text for text in task.changed(asked, cells)]))
     if not any(undone.values()):
         modes = " or of ".join(f"{target.id} ({target.region.describe(task.concepts)})" for target in plan.targets)

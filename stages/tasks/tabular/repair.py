@@ -14,7 +14,8 @@ import pandas as pd
 
 from stages.errors import UsageError
 from stages.params import checked
-from stages.tasks.cells import CellSampler
+from stages.tasks.base import known_attributes
+from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.tabular.config import RepairSettings
 from stages.tasks.tabular.probes import RowProbes
@@ -37,24 +38,25 @@ def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         raise UsageError("prepare.items.repair: a repair needs items to learn from, found 0")
     targets = plan.regions(space)
     rng = np.random.default_rng([plan.seed, 4])
-    cells = CellSampler(space, targets).draw(RISK_PROBES, rng)
-    asked = rng.choice(items, RISK_PROBES).tolist()
+    attributes = known_attributes(task, items.tolist())
+    sampler = PairSampler(space, targets, attributes)
+    rows, cells = sampler.draw(RISK_PROBES, rng)
+    asked = items[rows].tolist()
     failed = task.probe(asked, cells).failed
-    sampler = CellSampler(space, targets)
     if plan.control is None and failed.any() and not failed.all():
         risk = LogisticRegression(max_iter=1000).fit(space.coordinates(cells), failed)
-        sampler = CellSampler(space, targets, lambda one: risk.predict_proba(space.coordinates(one))[:, 1])
-    learnt = np.repeat(items, settings.copies)
-    at, changed = task.changed(learnt.tolist(), sampler.draw(len(learnt), rng), np.arange(len(learnt)))
+        sampler = PairSampler(space, targets, attributes, lambda c: risk.predict_proba(space.coordinates(c))[:, 1])
+    rows, cells = sampler.draw(settings.copies * len(items), rng)
+    at, changed = task.changed(items[rows].tolist(), cells, np.arange(len(rows)))
     clean, _ = task.changed(items.tolist(), np.tile(space.start, (len(items), 1)))
     labels = task.items.table["label"].to_numpy()
-    rows = pd.concat([task.rows.iloc[clean], changed], ignore_index=True)
+    table = pd.concat([task.rows.iloc[clean], changed], ignore_index=True)
     before, base = task.clean_quality("repair").values.mean(), task.model
-    task.model = base.refit(rows, np.concatenate([labels[clean], labels[at]]))
+    task.model = base.refit(table, np.concatenate([labels[clean], labels[at]]))
     try:
         numbers = {
             "items": len(items),
-            "rows_added": len(rows),
+            "rows_added": len(table),
             "failures_before": float(failed.mean()),
             "failures_after": float(task.probe(asked, cells).failed.mean()),
             "clean_before": float(before),

@@ -16,7 +16,7 @@ import pandas as pd
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.progress import progress
-from stages.tasks.cells import CellSampler
+from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.sources import parse_source
 from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
@@ -115,13 +115,15 @@ def _own(
     rng = np.random.default_rng([plan.seed, 8])
     regions = [target.region for target in plan.regions(task.concepts)]
     others = round(settings.samples * settings.replay)
-    aimed = CellSampler(task.concepts, plan.regions(task.concepts)).draw(settings.samples - others, rng)
-    cells = np.concatenate([aimed, _outside(task, regions, others, rng)])
     templates = repair_templates(task)
+    sampler = PairSampler(task.concepts, plan.regions(task.concepts), pd.DataFrame(index=templates))
+    rows, aimed = sampler.draw(settings.samples - others, rng)
+    rows = np.concatenate([rows, rng.integers(len(templates), size=others)])
+    cells = np.concatenate([aimed, _outside(task, regions, others, rng)])
     seeds = rng.integers(2**31, size=len(cells)).tolist()
     orders = [
-        Order(task.prompt(templates[rng.integers(len(templates))], cell), seed, tuple(task.expected(cell).items()))
-        for cell, seed in zip(cells, seeds, strict=True)
+        Order(task.prompt(templates[row], cell), seed, tuple(task.expected(cell).items()))
+        for row, cell, seed in zip(rows.tolist(), cells, seeds, strict=True)
     ]
     at_least = 1 - task.threshold if settings.accept is None else settings.accept
     kept: list[Drawn] = []

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from stages.errors import UsageError
 from stages.files import write_json
 from stages.params import checked
-from stages.tasks.cells import CellSampler
+from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.text_to_image.album import GOOD, Album, build_album, praised, vocabulary
 from stages.tasks.text_to_image.captions import Lessons
@@ -93,13 +94,11 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
 def _orders(task: PainterProbes, plan: RepairPlan) -> list[Order]:
     """Pictures of the targets, also for a control, with fresh seeds."""
     rng = np.random.default_rng([plan.seed, 9])
-    cells = CellSampler(task.concepts, plan.targets).draw(LOOKED_AT, rng)
     templates = repair_templates(task)
+    rows, cells = PairSampler(task.concepts, plan.targets, pd.DataFrame(index=templates)).draw(LOOKED_AT, rng)
     return [
-        Order(
-            task.prompt(str(rng.choice(templates)), cell), int(rng.integers(2**31)), tuple(task.expected(cell).items())
-        )
-        for cell in cells
+        Order(task.prompt(templates[row], cell), int(rng.integers(2**31)), tuple(task.expected(cell).items()))
+        for row, cell in zip(rows.tolist(), cells, strict=True)
     ]
 
 
