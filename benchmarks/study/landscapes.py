@@ -136,16 +136,17 @@ class Planted(KnownLandscape):
                 above = high - cells[:, j] + 0.5 if high < self.LEVELS - 1 else np.inf
                 depth = np.minimum(depth, np.minimum(below, above))
             best = np.maximum(best, np.tanh(0.8 * depth) + self.embeddings[items] @ taste)
-        best = best + (cells / (self.LEVELS - 1) - 0.5) @ self._slopes + 0.1 * self._noise(items, cells)
+        best = best + (cells / (self.LEVELS - 1) - 0.5) @ self._slopes + 0.1 * normal_noise(self.concepts, items, cells)
         return np.clip(best, -1.0, 1.0).astype(np.float32)
 
-    def _noise(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Draw a standard normal per (item, cell) from a hash (splitmix64): the same pair has the same noise always."""
-        x = (self.concepts.flat(cells).astype(np.uint64) << np.uint64(16)) + items.astype(np.uint64)
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-        first, second = (x >> np.uint64(32)) + np.uint64(1), x & np.uint64(0xFFFFFFFF)
-        u, v = first.astype(float) / 2.0**32, second.astype(float) / 2.0**32
-        return np.sqrt(-2 * np.log(u)) * np.cos(2 * np.pi * v)
+
+def normal_noise(space: ConceptSpace, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Draw a standard normal per (item, cell) from a hash (splitmix64): the same pair has the same noise always."""
+    x = (space.flat(cells).astype(np.uint64) << np.uint64(16)) + items.astype(np.uint64)
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = x ^ (x >> np.uint64(31))
+    first, second = (x >> np.uint64(32)) + np.uint64(1), x & np.uint64(0xFFFFFFFF)
+    u, v = first.astype(float) / 2.0**32, second.astype(float) / 2.0**32
+    return np.sqrt(-2 * np.log(u)) * np.cos(2 * np.pi * v)

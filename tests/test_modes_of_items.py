@@ -1,0 +1,195 @@
+"""Failure modes about some items only: found, confirmed against all others, repaired and measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.modes_of_items import OneClass, classes, named
+from stages.concepts import Concept, ConceptSpace, Region
+from stages.errors import UsageError
+from stages.landscape.again import jaccard
+from stages.landscape.confirm import Fresh, confirm
+from stages.landscape.describe import name_modes
+from stages.landscape.estimate import estimate
+from stages.landscape.kinds import Kind, Rates
+from stages.landscape.modes import find_regions
+from stages.landscape.pairs import covered_shares, draw_pairs, probes_inside
+from stages.landscape.slices import measure_slices
+from stages.params import SummarizeConfig
+from stages.records.landscape import RegionRecord
+from stages.tasks.cells import PairSampler
+from stages.tasks.contract import TargetMode
+
+SPACE = ConceptSpace((Concept("tilt", tuple(range(5)), neutral=0), Concept("fog", tuple(range(5)), neutral=0)))
+IDS = [f"i{k:02d}" for k in range(40)]
+LABELS = pd.DataFrame({"label": [str(k % 4) for k in range(40)]}, index=IDS)
+CORNER = Region({"tilt": (3, 4), "fog": (3, 4)}, {"label": ("2",)})
+
+
+def known(rates: np.ndarray) -> Rates:
+    """Rates of four labels, (labels, cells), each of a quarter of the items."""
+    having = np.stack([(LABELS["label"] == value).to_numpy() for value in "0123"])
+    everything = Kind("", [""], np.ones((1, 40), dtype=bool), rates.mean(axis=0)[None])
+    return Rates(SPACE, SPACE.cells(), LABELS, (everything, Kind("label", [*"0123"], having, rates)))
+
+
+def failing(region: Region, high: float = 0.9, low: float = 0.1) -> np.ndarray:
+    """Rates of labels, (labels, cells): high inside the region."""
+    inside = region.in_box(SPACE, SPACE.cells())
+    about = [not region.items or value in region.items["label"] for value in "0123"]
+    return np.where(np.outer(about, inside), high, low)
+
+
+def test_a_region_holds_some_items_in_some_cells():
+    cells = SPACE.cells()
+    assert CORNER.about(LABELS).sum() == 10 and CORNER.in_box(SPACE, cells).sum() == 4
+    of_items = LABELS.iloc[[2, 3, 2]]
+    assert CORNER.contains(SPACE, np.array([[4, 4], [4, 4], [0, 4]]), of_items).tolist() == [True, False, False]
+    with pytest.raises(ValueError, match="about items by label"):
+        CORNER.contains(SPACE, cells)
+    assert CORNER.describe(SPACE) == "label is 2 and tilt >= 3 and fog >= 3"
+    assert CORNER.to_json() == {"tilt": [3, 4], "fog": [3, 4], "label": ["2"]}
+    assert Region.from_json(CORNER.to_json()) == CORNER
+    told = {"id": "M1", "region": CORNER.to_json(), "text": "", "probes": 1, "failures": 1, "estimate": 1, "share": 0.1}
+    assert RegionRecord.model_validate(told).cells == CORNER
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        CORNER,
+        Region({"tilt": (2, 3, 4)}, {"label": ("0",)}),
+        Region({}, {"label": ("3",)}),
+        Region({"tilt": (3, 4)}),
+        Region({"fog": (4,)}, {"label": ("1", "2")}),
+    ],
+)
+def test_what_fails_is_named_with_whose_it_is(region):
+    assert find_regions(known(failing(region)), SummarizeConfig()) == [region]
+
+
+def test_a_label_has_to_earn_its_place():
+    """One label fails a little more often in the corner: noise would do as much."""
+    rates = failing(Region(CORNER.allowed))
+    rates[2] = np.clip(rates[2] * 1.05, 0, 1)
+    assert find_regions(known(rates), SummarizeConfig()) == [Region(CORNER.allowed)]
+
+
+def test_a_class_in_a_corner_is_cut_out_of_what_fails_a_little_around_it():
+    """All fail on 12% and the label on 22% of the rest: alone, the level lies so low that all of the label is named."""
+    rates = failing(CORNER, high=0.7, low=0.12)
+    rates[2] = np.where(rates[2] < 0.5, 0.22, rates[2])
+    assert CORNER in find_regions(known(rates), SummarizeConfig())
+
+
+def test_a_region_about_items_has_one_concept_less():
+    regions = find_regions(known(failing(CORNER)), SummarizeConfig(max_conditions=2))
+    assert all(len(region.allowed) + len(region.items) <= 2 for region in regions) and regions
+
+
+def asked(rate: float, others: float):
+    """What `confirm` makes of the corner where the label, and all others in the same cells, fail with these rates."""
+    rng = np.random.default_rng(0)
+
+    def ask(items: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
+        mine = LABELS["label"].to_numpy()[items] == "2"
+        table = pd.DataFrame(cells, columns=SPACE.names).assign(item=np.array(IDS)[items])
+        return table.assign(failed=rng.random(len(items)) < np.where(mine, rate, others))
+
+    control = pd.DataFrame({"failed": np.arange(1000) < 150})
+    return confirm(known(failing(CORNER)), [CORNER], control, Fresh(200, ask), seed=0)
+
+
+def test_it_has_to_fail_more_often_than_the_grid_and_than_all_other_items():
+    ((mode,), fresh) = asked(0.8, 0.1)
+    assert mode.confirmed and mode.share == pytest.approx(0.25 * 4 / 25)
+    roles = fresh.groupby("role")["item"].agg(["size", lambda ids: set(LABELS.loc[ids, "label"])])
+    assert roles.loc["test"].tolist() == [40, {"2"}], "all pairs there are"
+    assert roles.loc["others"].tolist() == [60, {"0", "1", "3"}]
+    assert roles.loc["measure"].tolist()[1] == {"2"} and mode.rate.n == roles.loc["measure"].tolist()[0]
+    ((alike,), _) = asked(0.8, 0.8)
+    assert not alike.confirmed, "all fail there: whose failures they are is not known"
+    ((harmless,), _) = asked(0.15, 0.15)
+    assert not harmless.confirmed
+
+
+def test_other_items_asked_there_are_not_counted_in_the_mode():
+    (_, fresh) = asked(0.8, 0.1)
+    control = fresh.iloc[:0].drop(columns="mode").assign(role="control", valid=True, output="")
+    few = pd.DataFrame(
+        {"item": IDS, "tilt": 0, "fog": 0, "failed": False, "valid": True, "output": "", "role": "control"}
+    )
+    found = measure_slices(
+        pd.concat([control, few]), IDS, LABELS, SPACE, fresh, {"S1": CORNER, "M1": CORNER}, exact=False, seed=0
+    )
+    own = {one.value: one.probes for one in found.modes["M1"][0].values}
+    assert own["2"] == (fresh["role"] != "others").sum() and sum(own.values()) == own["2"]
+
+
+def test_of_an_enumerated_grid_the_items_are_compared_with_all_others():
+    ids = [f"i{k:02d}" for k in range(80)]
+    labels = pd.DataFrame({"label": [str(k % 4) for k in range(80)]}, index=ids)
+    items, cells = np.repeat(np.arange(80), 25), np.tile(SPACE.cells(), (80, 1))
+    inside = CORNER.contains(SPACE, cells, labels.iloc[items])
+    failed = np.random.default_rng(0).random(len(items)) < np.where(inside, 0.9, 0.05)
+    probes = pd.DataFrame(cells, columns=SPACE.names).assign(
+        item=np.array(ids)[items], repeat=0, role="control", failed=failed, discrepancy=np.where(failed, 0.5, -0.5)
+    )
+    evidence, how = (probes, ids, np.eye(80), SPACE), {"threshold": 0.0, "seed": 0}
+    landscape = estimate(*evidence, **how)
+    limits, none_kept = SummarizeConfig(), Fresh(0, lambda *_: pd.DataFrame())
+    modes, _ = name_modes(landscape, *evidence, limits, **how, fresh=none_kept, attributes=labels)
+    (mode,) = [mode for mode in modes if mode.confirmed]
+    assert mode.region == CORNER
+    assert (mode.rate.n, mode.failures) == (80, failed[inside].sum())
+
+
+def test_a_planted_class_is_named_and_none_where_all_fail_alike():
+    """Two of the twenty models of `benchmarks.modes_of_items`."""
+    task = OneClass(18)
+    assert [mode.region for mode in named(task, 18)] == [task.region]
+    assert not classes(named(OneClass(18, planted=False), 18))
+
+
+def test_regions_are_compared_by_pairs():
+    assert jaccard(SPACE, CORNER, CORNER, LABELS) == 1
+    assert jaccard(SPACE, CORNER, Region(CORNER.allowed), LABELS) == 0.25
+    assert jaccard(SPACE, CORNER, Region(CORNER.allowed, {"label": ("3",)}), LABELS) == 0
+
+
+def test_common_pairs_lie_on_the_right_side_and_strata_are_weighed_by_items():
+    wide = Region({"tilt": (4,)})
+    items, cells = draw_pairs(SPACE, LABELS, [CORNER, wide], 30, seed=0)
+    of_items = LABELS.iloc[items]
+    inside = CORNER.contains(SPACE, cells, of_items) | wide.contains(SPACE, cells)
+    assert inside.tolist() == [True] * 30 + [False] * 30
+    shares = covered_shares(SPACE, [CORNER, wide], LABELS, seed=0)
+    assert shares.tolist() == [(5 + 2 * (k % 4 == 2)) / 25 for k in range(40)]
+    everything, _ = draw_pairs(SPACE, LABELS, [CORNER], 1000, seed=0)
+    assert len(everything) == 40 + 960, "all there is on either side"
+
+
+def test_pairs_are_uniform_over_regions_that_overlap():
+    wide = Region({"tilt": (3, 4)})
+    items, cells = draw_pairs(SPACE, LABELS, [CORNER, wide], 200, seed=1)
+    inside = wide.contains(SPACE, cells)
+    both = CORNER.contains(SPACE, cells, LABELS.iloc[items])
+    assert both[inside].mean() == pytest.approx(40 / 400, abs=0.05)
+
+
+def test_a_repair_learns_from_the_items_a_mode_is_about():
+    rng = np.random.default_rng(0)
+    targets = [TargetMode("M1", CORNER, 3.0), TargetMode("M2", Region({"fog": (0,)}))]
+    rows, cells = PairSampler(SPACE, targets, LABELS).draw(400, rng)
+    first = cells[:, 1] > 0
+    assert first.mean() == pytest.approx(0.75, abs=0.06)
+    assert set(LABELS["label"].iloc[rows[first]]) == {"2"} and len(set(rows[~first])) == 40
+    with pytest.raises(UsageError, match="about none of the 40 items"):
+        PairSampler(SPACE, [TargetMode("M1", Region({}, {"label": ("7",)}))], LABELS)
+
+
+def test_probes_are_told_to_lie_inside_by_their_item():
+    probes = pd.DataFrame({"item": ["i02", "i03"], "tilt": 4, "fog": 4})
+    assert probes_inside(SPACE, CORNER, probes, LABELS).tolist() == [True, False]
