@@ -15,7 +15,10 @@ CANDIDATES = 8  # cells drawn for each one that is trained on
 
 
 class PairSampler:
-    """Draws what to train on: rows of items, each under a cell of a target that is about it.
+    """Draws what to train on: rows of items, each under a cell of a target.
+
+    Of a target that is about some items only every other row is about the others, in the same cells: a model that sees
+    one class alone fail learns to name that class.
 
     Args:
         space: the grid.
@@ -34,7 +37,7 @@ class PairSampler:
         attributes: pd.DataFrame,
         risk: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
-        self.space, self.targets, self.risk = space, targets, risk
+        self.space, self.targets, self.risk, self._items = space, targets, risk, np.arange(len(attributes))
         self.rows = [np.flatnonzero(target.region.about(attributes)) for target in targets]
         if none := [t for t, rows in zip(targets, self.rows, strict=True) if not len(rows)]:
             raise UsageError(
@@ -45,9 +48,9 @@ class PairSampler:
         self._share = severity / severity.sum()
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Draw n pairs: rows (n,), those of a target equally often, and cells (n, d) int64."""
+        """Draw n pairs: rows (n,) and cells (n, d) int64."""
         drawn = [
-            (rng.permutation(np.resize(rng.permutation(self.rows[number]), count)), self._cells(number, count, rng))
+            (self._rows(number, count, rng), self._cells(number, count, rng))
             for number, count in enumerate(rng.multinomial(n, self._share))
         ]
         rows, cells = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
@@ -58,6 +61,13 @@ class PairSampler:
         """Draw the number of a target and one of its cells (d,)."""
         number = int(rng.choice(len(self.targets), p=self._share))
         return number, self._cells(number, 1, rng)[0]
+
+    def _rows(self, number: int, n: int, rng: np.random.Generator) -> np.ndarray:
+        rows = self.rows[number]
+        others = np.setdiff1d(self._items, rows)
+        half = n // 2 if len(others) else 0
+        sides = (np.resize(rng.permutation(side), count) for side, count in ((rows, n - half), (others, half)))
+        return rng.permutation(np.concatenate([*sides]))
 
     def _cells(self, number: int, n: int, rng: np.random.Generator) -> np.ndarray:
         region = self.targets[number].region
