@@ -30,7 +30,7 @@ from stages.tasks.contract import (
 class PlantedTask(Task):
     """Fails where a cell lies in a planted region, and with probability `noise` elsewhere.
 
-    `prepare:` takes `items` (a count per split), `regions` (lists of {concept: [level indices]}), `noise`, `file`, a
+    `prepare:` takes `items` (a count per split), `regions` (lists of {concept: [level indices]}, and {"label": [values]}), `noise`, `file`, a
     JSON file under data/<audit>/inputs that may hold further regions (to change an input), `delay`, the seconds a
     model call takes (to be killed in), and `invalid`, regions whose probes are not held against the model.
     Repair removes the planted regions that overlap a target mode, so its effect is known too.
@@ -87,20 +87,22 @@ class PlantedTask(Task):
         self.queries += len(item_ids)
         time.sleep(self.model.get("delay", 0.0))
         cells = np.asarray(cells)
-        inside, invalid = self._in(self._regions, cells), self._in(self._invalid, cells)
+        rows = np.array([self._rows[i] for i in item_ids], dtype=np.int64)
+        inside, invalid = self._in(self._regions, rows, cells), self._in(self._invalid, rows, cells)
         # A hash of the probe stands in for chance: the same probe has the same answer in any batch.
-        rows = np.array([self._rows[i] for i in item_ids], dtype=np.uint64)
-        mixed = (rows * np.uint64(1_000_003) + self.concepts.flat(cells).astype(np.uint64)) * np.uint64(2654435761)
+        mixed = (
+            rows.astype(np.uint64) * np.uint64(1_000_003) + self.concepts.flat(cells).astype(np.uint64)
+        ) * np.uint64(2654435761)
         chance = (mixed % np.uint64(10_007)).astype(float) / 10_007
         failed = inside | (chance < self.model["noise"])
         failed &= ~invalid
         discrepancy = np.where(failed, 0.2 + 0.6 * chance, -0.2 - 0.6 * chance).astype(np.float32)
         return ProbeBatch(discrepancy, failed, ["wrong" if f else "right" for f in failed], ~invalid)
 
-    def _in(self, regions: Sequence[Region], cells: np.ndarray) -> np.ndarray:
+    def _in(self, regions: Sequence[Region], rows: np.ndarray, cells: np.ndarray) -> np.ndarray:
         inside = np.zeros(len(cells), dtype=bool)
         for region in regions:
-            inside |= region.contains(self.concepts, cells)
+            inside |= region.contains(self.concepts, cells, self.items.table.iloc[rows])
         return inside
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
@@ -120,7 +122,7 @@ class PlantedTask(Task):
             for region in self._regions
             if plan.control
             or not any(
-                (region.contains(self.concepts, cells) & target.region.contains(self.concepts, cells)).any()
+                (region.in_box(self.concepts, cells) & target.region.in_box(self.concepts, cells)).any()
                 for target in plan.targets
             )
         ]

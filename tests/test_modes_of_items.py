@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,9 +21,12 @@ from stages.landscape.modes import find_regions
 from stages.landscape.pairs import covered_shares, draw_pairs, probes_inside
 from stages.landscape.slices import measure_slices
 from stages.params import SummarizeConfig
+from stages.records import audit_folder
 from stages.records.landscape import RegionRecord
+from stages.summarize import conditions
 from stages.tasks.cells import PairSampler
 from stages.tasks.contract import TargetMode
+from tests.test_re_evaluate import audited, repaired
 
 SPACE = ConceptSpace((Concept("tilt", tuple(range(5)), neutral=0), Concept("fog", tuple(range(5)), neutral=0)))
 IDS = [f"i{k:02d}" for k in range(40)]
@@ -195,3 +201,51 @@ def test_a_repair_learns_from_the_items_a_mode_is_about():
 def test_probes_are_told_to_lie_inside_by_their_item():
     probes = pd.DataFrame({"item": ["i02", "i03"], "tilt": 4, "fog": 4})
     assert probes_inside(SPACE, CORNER, probes, LABELS).tolist() == [True, False]
+
+
+@pytest.fixture(scope="module")
+def audit(tmp_path_factory):
+    """An audit of a model that fails on one label of three, where it is tilted; its repair is not made yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        items = {"discover": 60, "repair": 30, "test": 90}
+        planted = {"tilt": [3, 4], "label": ["1"]}
+        yield audited(
+            tmp_path_factory.mktemp("audit"), patch, "planted:PlantedTask", regions=[planted], items=items, budget=1500
+        )
+    sys.modules.pop("planted", None)
+
+
+def test_from_search_to_verdict_a_mode_keeps_whose_failures_it_is(audit):
+    (mode,) = audit_folder("tiny").summarize.landscape.modes
+    assert (mode.text, mode.region) == ("label is 1 and tilt >= 3", {"tilt": [3, 4], "label": ["1"]})
+    assert mode.rate > 0.95 and mode.share == pytest.approx(2 / 15)
+    probed = audit_folder("tiny").discover.embedded.told_apart["label"]
+    assert {probed[example.item] for example in mode.examples} == {"1"}
+    assert "label is 1 and tilt &gt;= 3" in (audit / "data/tiny/report/report.html").read_text()
+    verdict = repaired([], control=[mode.region])
+    rates = verdict["differences"]["target_failure_rate"]
+    assert rates["before"] > 0.95 and rates["after"] < 0.1 and rates["control"]["value"] > 0.95
+    assert verdict["differences"]["failure_rate"]["before"] == pytest.approx(2 / 15 + 0.03, abs=0.02), (
+        "weighed by items"
+    )
+    pairs = pd.read_parquet(audit / "data/tiny/re_evaluate/probes.parquet")
+    pairs = pairs[(pairs["purpose"] == "paired") & (pairs["model"] == "before")]
+    label = audit_folder("tiny").re_evaluate.embedded.told_apart.loc[pairs["item"], "label"].to_numpy()
+    inside = (pairs["tilt"].to_numpy() >= 3) & (label == "1")
+    assert (inside.sum(), (~inside).sum()) == (400, 400)
+
+
+def test_no_mode_is_about_what_items_of_another_split_do_not_have():
+    labels = {"discover": ["a", "b", "c"], "repair": ["a", "b"], "test": ["a", "c"]}
+    task = SimpleNamespace(
+        items=SimpleNamespace(ids=lambda split: labels[split]), concepts=SPACE, attributes=lambda ids: table(ids)
+    )
+    task.automatic_task = task
+    assert conditions(task, table(labels["discover"]))["kind"].tolist() == ["a", None, None]
+    labels["repair"] = labels["test"] = []
+    assert conditions(task, table(labels["discover"]))["kind"].tolist() == ["a", "b", "c"], "no repair, no other split"
+
+
+def table(values: list[str]) -> pd.DataFrame:
+    """Items that are told apart by a column."""
+    return pd.DataFrame({"kind": values}, dtype=object)

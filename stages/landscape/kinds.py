@@ -135,13 +135,15 @@ def rates_of(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame, at
 def _learn(probes: pd.DataFrame, kind: np.ndarray, kinds: int, space: ConceptSpace, cells: np.ndarray) -> np.ndarray:
     """Failure rates (kinds, cells) by boosted trees, from probes each of one kind, (n,) numbers from 0.
 
-    All items count alike: an explorer asks most about those that fail most, and no kind is made of these alone. Where
-    it asked about them counts as little as it should, as what a tree says of a place depends on the probes there.
+    The items of a kind count alike: an explorer asks most about those that fail most, and no kind is made of these
+    alone. In which cells it asked matters little, as what trees say of a place depends on the probes there.
     """
     failed = probes["failed"].to_numpy(dtype=bool)
     if failed.all() or not failed.any():
         return np.full((kinds, len(cells)), float(failed.mean()))
-    weights = 1 / probes.groupby("item")["item"].transform("size").to_numpy()
+    of_kind = probes["item"].groupby(kind)
+    of_item = probes["item"].groupby(probes["item"].to_numpy())
+    weights = of_kind.transform("size") / of_kind.transform("nunique") / of_item.transform("size")
     with threadpool_limits(1):  # a second thread spins more than it computes, as in `estimate`
         trees = HistGradientBoostingClassifier(
             max_iter=60,
@@ -150,5 +152,5 @@ def _learn(probes: pd.DataFrame, kind: np.ndarray, kinds: int, space: ConceptSpa
             early_stopping=False,
             categorical_features=[0],
             random_state=0,
-        ).fit(np.column_stack([kind, probes[space.names]]), failed, sample_weight=weights / weights.mean())
+        ).fit(np.column_stack([kind, probes[space.names]]), failed, sample_weight=weights.to_numpy())
         return np.stack([trees.predict_proba(np.insert(cells, 0, k, axis=1))[:, 1] for k in range(kinds)])
