@@ -30,9 +30,10 @@ from stages.tasks.contract import (
 class PlantedTask(Task):
     """Fails where a cell lies in a planted region, and with probability `noise` elsewhere.
 
-    `prepare:` takes `items` (a count per split), `regions` (lists of {concept: [level indices]}, and {"label": [values]}), `noise`, `file`, a
-    JSON file under data/<audit>/inputs that may hold further regions (to change an input), `delay`, the seconds a
-    model call takes (to be killed in), and `invalid`, regions whose probes are not held against the model.
+    `prepare:` takes `items` (a count per split), `regions` (lists of {concept: [level indices]}, and {"label": [values]}
+    for some items only), `noise`, `file`, a JSON file under data/<audit>/inputs that may hold further regions (to
+    change an input), `delay`, the seconds a model call takes (to be killed in), and `invalid`, regions whose probes
+    are not held against the model.
     Repair removes the planted regions that overlap a target mode, so its effect is known too.
     """
 
@@ -90,9 +91,8 @@ class PlantedTask(Task):
         rows = np.array([self._rows[i] for i in item_ids], dtype=np.int64)
         inside, invalid = self._in(self._regions, rows, cells), self._in(self._invalid, rows, cells)
         # A hash of the probe stands in for chance: the same probe has the same answer in any batch.
-        mixed = (
-            rows.astype(np.uint64) * np.uint64(1_000_003) + self.concepts.flat(cells).astype(np.uint64)
-        ) * np.uint64(2654435761)
+        pair = rows.astype(np.uint64) * np.uint64(1_000_003) + self.concepts.flat(cells).astype(np.uint64)
+        mixed = pair * np.uint64(2654435761)
         chance = (mixed % np.uint64(10_007)).astype(float) / 10_007
         failed = inside | (chance < self.model["noise"])
         failed &= ~invalid
