@@ -30,10 +30,10 @@ from stages.tasks.contract import (
 class PlantedTask(Task):
     """Fails where a cell lies in a planted region, and with probability `noise` elsewhere.
 
-    `prepare:` takes `items` (a count per split), `regions` ({concept: [level indices]}, and {"label": [values]} for some
-    items only), `noise`, `file`, a JSON file under data/<audit>/inputs with further regions (to change an
-    input), `delay`, the seconds a model call takes (to be killed in), and `invalid`, regions whose probes are not held
-    against the model.
+    `prepare:` takes `items` (a count per split), `regions` ({concept: [level indices]}, and {"label": [values]} for
+    some items only), `noise`, `file`, a JSON file under data/<audit>/inputs with further regions (to change an input),
+    `delay`, the seconds a model call takes (to be killed in), and `invalid`, regions whose probes are not held against
+    the model.
     Repair removes the planted regions that overlap a target mode, so its effect is known too.
     """
 
