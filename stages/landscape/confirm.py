@@ -125,32 +125,24 @@ def confirm(
     rng, first = np.random.default_rng([seed, 3]), round(TESTING * fresh.count)
     asked = [k for k in range(len(regions)) if k < first // FEWEST]
     first = min(first, ENOUGH * len(asked))
+    about = [region.about(attributes) for region in regions]
+
+    def ask(k: int, items: np.ndarray, n: int) -> pd.DataFrame:
+        return fresh.ask(*draw_inside(space, regions[k], np.flatnonzero(items), n, rng))
+
     tests: dict[int, pd.DataFrame] = {}
     others: dict[int, pd.DataFrame] = {}
     p_values = []
     for k in asked:
-        region, share = regions[k], first // len(asked)
-        about = region.about(attributes)
-        if about.all():
-            tests[k] = fresh.ask(*draw_inside(space, region, np.arange(len(about)), share, rng))
-            p_values.append(worse_probes(_failed(tests[k]), failed))
-            continue
-        tests[k] = fresh.ask(*draw_inside(space, region, np.flatnonzero(about), share // 2, rng))
-        others[k] = fresh.ask(*draw_inside(space, region, np.flatnonzero(~about), share // 2, rng))
-        p_values.append(max(worse_probes(_failed(tests[k]), failed), worse_kind(tests[k], others[k], seed)))
+        everybody = bool(about[k].all())
+        n = first // len(asked) // (1 if everybody else 2)
+        tests[k] = ask(k, about[k], n)
+        p_values.append(worse_probes(_failed(tests[k]), failed))
+        if not everybody:
+            others[k] = ask(k, ~about[k], n)
+            p_values[-1] = max(p_values[-1], worse_kind(tests[k], others[k], seed))
     passed = [k for k, p_value in zip(asked, holm(np.array(p_values)), strict=True) if p_value < 1 - LEVEL]
-    measured = {
-        k: fresh.ask(
-            *draw_inside(
-                space,
-                regions[k],
-                np.flatnonzero(regions[k].about(attributes)),
-                (fresh.count - first) // len(passed),
-                rng,
-            )
-        )
-        for k in passed
-    }
+    measured = {k: ask(k, about[k], (fresh.count - first) // len(passed)) for k in passed}
     found, tables = [], []
     for k, region in enumerate(regions):
         inside = _failed(measured.get(k, tests.get(k)))

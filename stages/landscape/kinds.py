@@ -28,7 +28,7 @@ class Kind:
 
     Args:
         attribute: its name, "" of all items together.
-        values: those that at least five items have.
+        values: those that at least five items have, but not all.
         having: (values, items) bool, which items have each.
         rates: (values, cells) failure rates.
     """
@@ -119,7 +119,7 @@ def rates_of(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame, at
     kinds = [Kind("", [""], np.ones((1, len(attributes)), dtype=bool), landscape.rates[None])]
     for name in attributes:
         counts = attributes[name].value_counts()
-        if values := sorted(counts.index[counts >= FEWEST_ITEMS]):
+        if values := sorted(counts.index[(counts >= FEWEST_ITEMS) & (counts < len(attributes))]):
             having = np.stack([(attributes[name] == value).to_numpy() for value in values])
             if landscape.answers is not None:
                 rates = having @ landscape.answers / having.sum(axis=1, keepdims=True)

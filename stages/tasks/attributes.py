@@ -126,15 +126,15 @@ def check_attributes(found: pd.DataFrame, items: int, concepts: Collection[str],
         rows = f"{len(found)} rows" if isinstance(found, pd.DataFrame) else type(found).__name__
         raise UsageError(f"{what}: found {rows}, expected a DataFrame with a row for each of {items} items")
     names = list(found.columns)
-    if odd := [name for name in names if not isinstance(name, str) or not name or names.count(name) > 1]:
-        raise UsageError(f"{what}: found a column named {odd[0]!r}, expected names that are text, each once")
+    if odd := [name for name in names if not (isinstance(name, str) and _is_name(name)) or names.count(name) > 1]:
+        raise UsageError(f"{what}: found a column named {odd[0]!r}, expected names that are a line of text, each once")
     if taken := [name for name in names if name in _TAKEN or name in concepts]:
         raise UsageError(f"{what}: {taken[0]!r} is the name of a concept or of a column of the tables, choose another")
     table = found.reset_index(drop=True).astype(object)
     table = table.where(table.notna(), None)
     for name in names:
-        if wrong := [value for value in table[name] if value is not None and not isinstance(value, str)]:
-            raise UsageError(f"{what}: {name!r} holds {wrong[0]!r}, expected text, or None where there is no value")
+        if wrong := [v for v in table[name] if v is not None and not (isinstance(v, str) and v.isprintable())]:
+            raise UsageError(f"{what}: {name!r} holds {wrong[0]!r}, expected a line of text, or None for no value")
     return table
 
 
