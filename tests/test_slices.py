@@ -418,7 +418,7 @@ def test_splits_have_the_same_ranges():
         (["x", "y"], "found list"),
         (pd.DataFrame({"fog": ["x", "y"]}), "'fog' is the name of a concept or of a column"),
         (pd.DataFrame({"item": ["x", "y"]}), "'item' is the name of a concept or of a column"),
-        (pd.DataFrame({"a": ["x", 1]}), "'a' holds 1, expected text"),
+        (pd.DataFrame({"a": ["x", 1]}), "'a' holds 1, expected a line of text"),
         (pd.DataFrame({7: ["x", "y"]}), "column named 7"),
     ],
 )
