@@ -42,7 +42,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     audit["prepare"] |= {"regions": [{"tilt": [2]}, {"tilt": [3], "fog": [0, 2, 3]}], "noise": 0.1}
     audit["prepare"]["items"]["discover"] = 40
     audit["discover"] |= {"explorer": "random", "budget": 500, "microscopic": {"method": "none"}}  # 100 kept back
-    audit["summarize"] |= {"min_support": 0.5}
+    audit["summarize"] |= {"min_support": 0.2}
     feedback = {"policy": "wait", "reviewers": 2}
     params = {"audits": {"x": audit}, "repairs": {"x": repair_params(feedback=feedback)}}
     (place / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))

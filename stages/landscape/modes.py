@@ -72,12 +72,14 @@ def _level(known: Rates) -> float:
     The average failure lies in a cell of rate sum(rates^2) / sum(rates), which no landscape has only cells below. Where
     items of one kind fail more often than others, it lies in a cell as that kind sees it.
     """
-    everything, *others = known.kinds
-    mean = float(everything.rates.mean())
-    if not mean:
-        return 0.0
-    between = max((float(((k.rates - everything.rates) ** 2).mean(axis=1) @ k.share) for k in others), default=0.0)
-    return mean + STRICT * ((float((everything.rates**2).mean()) + between) / mean - mean)
+    mean = float(known.kinds[0].rates.mean())
+    return mean + STRICT * (max(_of_average_failure(kind) for kind in known.kinds) - mean)
+
+
+def _of_average_failure(kind: Kind) -> float:
+    """The mean rate that failures have where they lie, as a kind sees it; 0 without failures."""
+    mean = float(kind.rates.mean(axis=1) @ kind.share)
+    return float((kind.rates**2).mean(axis=1) @ kind.share) / mean if mean else 0.0
 
 
 def _core(known: Rates, region: Region, limits: SummarizeConfig) -> Region:

@@ -46,8 +46,8 @@ def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     if plan.control is None and failed.any() and not failed.all():
         risk = LogisticRegression(max_iter=1000).fit(space.coordinates(cells), failed)
         sampler = PairSampler(space, targets, attributes, lambda c: risk.predict_proba(space.coordinates(c))[:, 1])
-    rows, cells = sampler.draw(settings.copies * len(items), rng)
-    at, changed = task.changed(items[rows].tolist(), cells, np.arange(len(rows)))
+    rows, learnt = sampler.draw(settings.copies * len(items), rng)
+    at, changed = task.changed(items[rows].tolist(), learnt, np.arange(len(rows)))
     clean, _ = task.changed(items.tolist(), np.tile(space.start, (len(items), 1)))
     labels = task.items.table["label"].to_numpy()
     table = pd.concat([task.rows.iloc[clean], changed], ignore_index=True)
