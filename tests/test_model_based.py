@@ -189,6 +189,16 @@ def test_a_batch_goes_round_the_cells_until_it_is_full(concepts: str) -> None:
     assert len(worth.batch(items, space.cells(np.arange(3))[which], 0)) == 0
 
 
+def test_on_a_large_grid_an_item_that_failed_before_leaves_probes_for_others() -> None:
+    space = ConceptSpace(tuple(Concept(name, tuple(range(5))) for name in "abcdefgh"))
+    rng = np.random.default_rng(0)
+    seen = Data(np.full(50, 9), space.sample(50, rng), np.ones(50), np.ones(50, bool))
+    worth = Acquisition(ByItem(), seen, space, 10, Weights(0, 1, 1, 0, 0), seed=0)
+    items, cells = np.repeat([7, 8, 9], 20), space.sample(60, rng)
+    assert worth(items, cells)[40:].max() < worth(items, cells)[:40].min()
+    assert np.bincount(items[worth.batch(items, cells, 12)], minlength=10)[7:].tolist() == [6, 6, 0]
+
+
 @pytest.mark.parametrize("cls", [ModelBased, Pool, LocalSearch])
 def test_a_grid_of_few_cells_is_searched_and_not_drawn_at_random(cls) -> None:
     task = make_task(200, [{"a": [5]}], ConceptSpace((Concept("a", tuple(range(7))),)))

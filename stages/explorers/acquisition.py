@@ -59,7 +59,8 @@ class Weights:
     Args:
         optimism: standard deviations by which the surrogate's mean is raised (upper confidence bound).
         certainty: power of the probability of failure; higher asks less where a failure is only likely.
-        novelty: power by which a region loses worth with the failures found in it; on large grids.
+        novelty: power by which a region loses worth with the failures found in it, and an item with its own; on large
+            grids.
         new_cell: share of its worth that a cell without a failure so far has on top.
         failing_cell: the same again where most items are expected to fail; on small grids.
     """
@@ -75,7 +76,8 @@ class Acquisition:
     """Probability of failure, more of it where few failures were found.
 
     On a grid small enough to predict the rate of every cell, found means in this cell; on a large one, where hardly any
-    cell is met twice, in the regions it lies in.
+    cell is met twice, in the regions it lies in and on this item. For an item that fails anywhere, where others hardly
+    ever do, would take most of the probes and say nothing of the grid.
 
     Args:
         surrogate: fitted to the probes so far.
@@ -93,6 +95,7 @@ class Acquisition:
         small = space.n_cells <= ENUMERABLE
         self.regions = None if small else Regions(space, data, seed)
         self._failing = expit((surrogate.rates(space.cells(), n_items) - FAILING) / BLUR) if small else None
+        self._on_item = np.bincount(data.items[data.failed], minlength=n_items)
         self._asked = set(zip(data.items.tolist(), space.flat(data.cells).tolist(), strict=True))
         self._found = np.unique(space.flat(data.cells[data.failed]))
 
@@ -100,8 +103,14 @@ class Acquisition:
         """Worth of asking about items (n,) under cells (n, concepts): (n,)."""
         worth = self._worth(items, cells)
         if self.regions is not None:
-            worth = worth * self.regions.novelty(self.regions.of(cells), self.weights.novelty)
+            worth = worth * self._novelty(items, self.regions.of(cells))
         return worth
+
+    def _novelty(self, items: np.ndarray, regions: np.ndarray) -> np.ndarray:
+        """What is left of the worth of items (n,) in regions (n, trees), on a large grid: (n,) in (0, 1]."""
+        assert self.regions is not None
+        power = self.weights.novelty
+        return self.regions.novelty(regions, power) * (1.0 + self._on_item[items]) ** -power
 
     def rarity(self, cells: np.ndarray) -> np.ndarray:
         """1 / (1 + failures found in the same place) of cells (n, concepts): (n,) in (0, 1]."""
@@ -123,8 +132,8 @@ class Acquisition:
         """Choose up to n of the candidates, none asked before: their rows.
 
         A cell's second best has its turn when all cells have had their first, and so on, so that a batch spreads over
-        a large grid and still fills up on one of few cells. Each choice counts as a failure in its regions at once,
-        so that a batch spreads as a sequence would.
+        a large grid and still fills up on one of few cells. Each choice counts as a failure in its regions and on its
+        item at once, so that a batch spreads as a sequence would.
         """
         flat = self.space.flat(cells)
         fresh = np.fromiter(
@@ -141,27 +150,28 @@ class Acquisition:
             return rows[:n]
         reached = turn <= turn[n - 1]
         rows, turn = rows[reached], turn[reached]
-        return rows[self._spread(worth[rows], self.regions.of(cells[rows]), turn, n)]
+        return rows[self._spread(worth[rows], items[rows], self.regions.of(cells[rows]), turn, n)]
 
-    def _spread(self, worth: np.ndarray, regions: np.ndarray, turn: np.ndarray, n: int) -> list[int]:
+    def _spread(self, worth: np.ndarray, items: np.ndarray, regions: np.ndarray, turn: np.ndarray, n: int) -> list[int]:
         """Choose n one by one, turn by turn, the most valuable after the failures that those before will have added.
 
         Values only fall, so an earlier one bounds a later one from above, and few have to be computed again (lazy
         greedy; Minoux 1978).
         """
         assert self.regions is not None
-        power, chosen = self.weights.novelty, list[int]()
-        bound = worth * self.regions.novelty(regions, power)
+        chosen: list[int] = []
+        bound = worth * self._novelty(items, regions)
         for now in range(int(turn.max()) + 1):
             heap = [(-bound[k], k) for k in np.flatnonzero(turn == now).tolist()]
             heapq.heapify(heap)
             while heap and len(chosen) < n:
                 value, k = heap[0][0], heap[0][1]
-                exact = -worth[k] * self.regions.novelty(regions[k : k + 1], power)[0]
+                exact = -worth[k] * self._novelty(items[k : k + 1], regions[k : k + 1])[0]
                 if exact > value + TIE:
                     heapq.heapreplace(heap, (exact, k))
                     continue
                 heapq.heappop(heap)
                 chosen.append(k)
                 self.regions.add(regions[k])
+                self._on_item[items[k]] += 1
         return chosen

@@ -39,7 +39,7 @@ class Aims(NamedTuple):
 
     Args:
         early, late: share of a batch drawn uniformly, at the first batch and, at the least, later.
-        novelty: how fast a region loses worth with its failures, on large grids.
+        novelty: how fast a region, and an item, loses worth with its failures, on large grids.
     """
 
     early: float
@@ -84,7 +84,8 @@ class ModelBasedSettings(Strict):
     novelty: float | None = Field(
         None,
         ge=0,
-        description="how fast a region loses worth with its failures, on large grids; by default the goal's",
+        description="how fast a region, and an item, loses worth with its failures, on large grids; by default the"
+        " goal's",
     )
     new_cell: float = Field(0.6, ge=0, description="what a cell without a failure so far is worth more")
     failing_cell: float = Field(
