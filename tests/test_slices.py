@@ -418,7 +418,7 @@ def test_splits_have_the_same_ranges():
         (["x", "y"], "found list"),
         (pd.DataFrame({"fog": ["x", "y"]}), "'fog' is the name of a concept or of a column"),
         (pd.DataFrame({"item": ["x", "y"]}), "'item' is the name of a concept or of a column"),
-        (pd.DataFrame({"a": ["x", 1]}), "'a' holds 1, expected a line of text"),
+        (pd.DataFrame({"a": ["x", 1]}), "'a' holds 1, expected text"),
         (pd.DataFrame({7: ["x", "y"]}), "column named 7"),
     ],
 )
@@ -428,6 +428,11 @@ def test_attributes_of_a_users_task_are_checked(found, told):
     own = planted(items=2)
     own.attributes = lambda item_ids: pd.DataFrame({"a": ["x", np.nan]})
     assert known_attributes(own, ["i000", "i001"])["a"].tolist() == ["x", None]
+
+
+def test_values_of_attributes_are_lines_of_text_whatever_the_data_holds():
+    hostile = pd.DataFrame({"a": ["x\n\x1b[2Jy", "\u0645\u06cc\u200c\u062e", None, " z "]}, dtype=object)
+    assert check_attributes(hostile, 4, [], "T")["a"].tolist() == ["x [2Jy", "\u0645\u06cc\u200c\u062e", None, "z"]
 
 
 def test_details_of_the_users_data_become_columns():

@@ -169,12 +169,11 @@ def compare(
     here = Path.cwd()
     params, [default] = open_workspace(None, False)
     pairs = chosen(results, params.audits, default)
+    together = put_side_by_side(pairs)
     if len(pairs) == 2 and len({audit for _, audit in pairs}) == 1:
         (rev_a, name), (rev_b, _) = pairs
         show_comparison(console, compare_revisions(rev_a, rev_b, name))
-        together = put_side_by_side(pairs)
     else:
-        together = put_side_by_side(pairs)
         show_side_by_side(console, together)
     out = PAGE if page is None else here / page
     write_page(out, together)

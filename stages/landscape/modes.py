@@ -31,7 +31,7 @@ STRICT = 0.75  # where between the overall rate and that of the average failure'
 MERGED_FILL, MERGED_RATE = 0.8, 0.9  # of the smallest box around two regions: share they fill, rate it keeps
 MAX_SUBSETS = 6  # categories up to which all sets of them are tried
 KEPT, SHARPER = 0.5, 1.5  # of the excess failures of a region and of its rate: what its core has
-EARNS, ITEMS_EARN = 1.02, 1.1  # times the excess mass, for one more concept, and for being about some items only
+EARNS, ITEMS_EARN = 1.02, 1.1  # times the excess mass, for one more condition; of a region about some items only
 
 
 def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
@@ -101,8 +101,8 @@ def _core(known: Rates, region: Region, limits: SummarizeConfig) -> Region:
         return region
     core = Region({**region.allowed, **found.allowed}, found.items)
     mean = known.rate(Region({}))
-    kept = (known.rate(core) - mean) * known.share(core) / ((known.rate(region) - mean) * known.share(region))
-    if kept < KEPT or known.rate(core) < SHARPER * known.rate(region):
+    of_core, of_region = ((known.rate(one) - mean) * known.share(one) for one in (core, region))
+    if of_core < KEPT * of_region or known.rate(core) < SHARPER * known.rate(region):
         return region
     return _core(known, core, limits)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ META = "meta:"  # before the name of a column of items.parquet that came with th
 MAX_NAME = 64  # characters of the name of a column
 RANGES = 4  # that numbers are cut into
 MOST_CHARACTERS = 80  # of a value; what is longer is text to read, not a group
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # would act on a terminal
 _TAKEN = COLUMNS | {"embedding", "id", "split"}  # columns of the tables that attributes are written to
 
 
@@ -116,7 +118,7 @@ def check_attributes(found: pd.DataFrame, items: int, concepts: Collection[str],
         task: its name, for messages.
 
     Returns:
-        The same with rows numbered from 0, and None for what is missing.
+        The same with rows numbered from 0, each value one line of text, and None for what is missing.
 
     Raises:
         UsageError: when it is no such table.
@@ -133,8 +135,9 @@ def check_attributes(found: pd.DataFrame, items: int, concepts: Collection[str],
     table = found.reset_index(drop=True).astype(object)
     table = table.where(table.notna(), None)
     for name in names:
-        if wrong := [v for v in table[name] if v is not None and not (isinstance(v, str) and v.isprintable())]:
-            raise UsageError(f"{what}: {name!r} holds {wrong[0]!r}, expected a line of text, or None for no value")
+        if wrong := [value for value in table[name] if value is not None and not isinstance(value, str)]:
+            raise UsageError(f"{what}: {name!r} holds {wrong[0]!r}, expected text, or None where there is no value")
+        table[name] = [None if value is None else _said(value) for value in table[name]]
     return table
 
 
@@ -174,7 +177,7 @@ def _categories(column: pd.Series) -> pd.Series | None:
 def _said(value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
-    return " ".join(value.split()) if isinstance(value, str) else _plain(float(str(value)), 15)
+    return " ".join(_CONTROL.sub(" ", value).split()) if isinstance(value, str) else _plain(float(str(value)), 15)
 
 
 def _plain(value: float, digits: int = 6) -> str:
