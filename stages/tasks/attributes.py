@@ -137,7 +137,8 @@ def check_attributes(found: pd.DataFrame, items: int, concepts: Collection[str],
     for name in names:
         if wrong := [value for value in table[name] if value is not None and not isinstance(value, str)]:
             raise UsageError(f"{what}: {name!r} holds {wrong[0]!r}, expected text, or None where there is no value")
-        table[name] = [None if value is None else _said(value) for value in table[name]]
+        lines = [None if value is None else _said(value) for value in table[name]]
+        table[name] = pd.Series(lines, dtype=object)
     return table
 
 
