@@ -142,6 +142,18 @@ def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str 
     return f"{name}: backend: eager (auto: {why})" if why else f"{name}: backend: auto, which prepare settles"
 
 
+def processes_of(params: Params, graph: Graph, name: str) -> tuple[int, int] | None:
+    """How many processes answer at most, and bytes of the model's files, of which each has a copy in memory.
+
+    None where no stage that is to run asks the model, or prepare has yet to write it.
+    """
+    if graph.stages[f"prepare@{name}"].stale or not any(probes_of(params, stage) for stage in graph.to_do([name])):
+        return None
+    prepared = audit_folder(name).prepare.path
+    files = (path for path in (prepared / "model").rglob("*") if path.is_file())
+    return task_context(name, params.audit(name), prepared).compute.processes, sum(f.stat().st_size for f in files)
+
+
 def divided(params: Params, stage: Stage) -> bool:
     """Whether the stage puts the shares of a search together instead of searching."""
     return stage.kind == "discover" and params.audits[stage.audit].discover.shards > 1

@@ -46,6 +46,13 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TB"
 
 
+def show_processes(console: Console, audit: str, processes: int, n_bytes: int) -> None:
+    """How many processes may answer, where there are several."""
+    if processes > 1:
+        each = f"each with a copy of the model ({size(n_bytes)} on disk)"
+        console.print(f"{audit}: up to {processes} processes answer at once, {each}", markup=False, soft_wrap=True)
+
+
 def show_run(console: Console, results: Sequence[StageResult], total: float) -> None:
     """The summary of a run, stage by stage."""
     table = _table("stage", "outcome", "seconds")

@@ -32,7 +32,7 @@ from stages.records.folder import Discover
 from stages.records.tables import Embedded, Tallies
 from stages.tasks.base import LoadedTask, known_attributes, offers
 from stages.tasks.contract import Compute
-from stages.tasks.load import task_class, task_context
+from stages.tasks.load import load_task, task_context
 
 CURVE_POINTS = 100  # DVC draws every point of a curve; more would only make the file larger
 
@@ -43,7 +43,7 @@ def main(name: str) -> None:
     audit = params.audit(name)
     prepared, shares = here.prepare.path, stage_dir(name, "shards")
     context = task_context(name, audit, prepared)
-    task = rated(task_class(name, audit).load(context, prepared), name, audit)
+    task = rated(load_task(name, audit, prepared), name, audit)
     if not task.items.ids("discover"):
         raise UsageError(
             f"{prepared / 'items.parquet'} has no items of the split discover: there is nothing to search on"

@@ -18,7 +18,7 @@ from stages.progress import progress
 from stages.provenance import prepared_files, provenance, run_key
 from stages.ratings import rated
 from stages.tasks.base import known_attributes
-from stages.tasks.load import task_class, task_context
+from stages.tasks.load import load_task, task_context
 
 
 def main(name: str, number: str) -> None:
@@ -31,7 +31,7 @@ def main(name: str, number: str) -> None:
     part = int(number)
     prepared = stage_dir(name, "prepare")
     context = task_context(name, audit, prepared)
-    task = rated(task_class(name, audit).load(context, prepared), name, audit)
+    task = rated(load_task(name, audit, prepared), name, audit)
     item_ids = task.items.ids("discover")
     params.check_slices(name, known_attributes(task, item_ids))  # before anything is asked
     budget = audit.discover.searched(len(item_ids) * task.concepts.n_cells)

@@ -33,7 +33,7 @@ from stages.records.search import ReEvaluateMetrics
 from stages.records.tables import Embedded, ModelTallies
 from stages.tasks.base import LoadedTask, known_attributes, offers
 from stages.tasks.contract import Compute, Exhibit, Tally
-from stages.tasks.load import task_class, task_context
+from stages.tasks.load import load_task, task_context
 
 EXAMPLES = 8
 DRAWN = 100_000  # cells of each policy: their shares are then known to a fraction of a percentage point
@@ -124,10 +124,9 @@ def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) ->
 
     A task that measures its noise adds the model before, asked again.
     """
-    cls, context = task_class(name, audit), task_context(name, audit, prepared)
     folders = {"before": prepared / "model", "after": models / "repaired", "control": models / "control"}
     tasks: dict[str, LoadedTask] = {
-        model: rated(cls.load(context, prepared, folder), name, audit)
+        model: rated(load_task(name, audit, prepared, folder), name, audit)
         for model, folder in folders.items()
         if folder.exists()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from stages.code import code_of
 from stages.command import stage_main
 from stages.files import content_hash, scratch
 from stages.params import RestructureConfig, load_params
+from stages.processes import Crew
 from stages.provenance import prepared_files, provenance, run_key
 from stages.records import Plan, PlannedExample, audit_folder
 from stages.records.base import FlatMetrics
 from stages.tasks.base import Task
 from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode
-from stages.tasks.load import task_class, task_context
+from stages.tasks.load import load_alone, task_context
 
 
 def main(name: str) -> None:
@@ -26,17 +28,20 @@ def main(name: str) -> None:
     params, here = load_params(), audit_folder(name)
     audit, config = params.audit(name), params.repair(name).restructure
     prepared, plan_file = here.prepare.path, here.collect_feedback.where("plan")
-    task = task_class(name, audit).load(task_context(name, audit, prepared), prepared)
+    context, task = task_context(name, audit, prepared), load_alone(name, audit, prepared)
     read = [*prepared_files(prepared), plan_file]
     key = run_key(audit, read, code_of(audit, "restructure"), config.model_dump(mode="json"))
     with scratch(name, "restructure", key) as work:
         plans = _plans(here.collect_feedback.plan, config, audit.seed, task, work)
         record = provenance(name, audit, prepared) | {"plan": content_hash([plan_file])}
         with here.restructure.publish(record, read) as out:
-            records = {
-                copy: _repair(task, plan, prepared / "model", out.path / "models" / copy)
-                for copy, plan in plans.items()
-            }
+            todo = [(plan, out.path / "models" / copy) for copy, plan in plans.items()]
+            if plans["repaired"].targets:  # the control learns beside the repair, in a process of its own
+                crew = Crew(context.compute.processes, partial(load_alone, name, audit, prepared))
+                found = crew.ask(task.repair, todo)
+            else:
+                found = [_unchanged(prepared / "model", folder) for _, folder in todo]
+            records: dict[str, RepairRecord] = dict(zip(plans, found, strict=True))
             records["repaired"].curve.to_csv(out.path / "curve.csv", index=False)
             out.metrics = FlatMetrics.computed(_metrics(records, plans["repaired"]))
         shutil.rmtree(work)  # published: nothing is left to resume
@@ -86,9 +91,7 @@ def _example(entry: PlannedExample) -> RatedExample:
     return RatedExample(**entry.model_dump(exclude={"id"}))
 
 
-def _repair(task: Task, plan: RepairPlan, model: Path, out: Path) -> RepairRecord:
-    if plan.targets:
-        return task.repair(plan, out)
+def _unchanged(model: Path, out: Path) -> RepairRecord:
     print("the plan repairs no failure mode: the model stays as it is")
     shutil.copytree(model, out)
     (out / "README.md").write_text("# Unchanged copy\n\nThe plan names no failure mode to repair.\n", encoding="utf-8")

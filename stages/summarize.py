@@ -29,7 +29,7 @@ from stages.records import Landscape, audit_folder
 from stages.records.folder import Discover, Summarize
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.contract import Compute, Split
-from stages.tasks.load import task_class, task_context
+from stages.tasks.load import load_task, task_context
 
 
 def main(name: str) -> None:
@@ -37,7 +37,7 @@ def main(name: str) -> None:
     audit, here = load_params().audit(name), audit_folder(name)
     prepared, found = here.prepare.path, here.discover
     context = task_context(name, audit, prepared)
-    task = rated(task_class(name, audit).load(context, prepared), name, audit)
+    task = rated(load_task(name, audit, prepared), name, audit)
     read = [
         *prepared_files(prepared),
         found.path / "policy",

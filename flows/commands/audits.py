@@ -44,11 +44,11 @@ def audit(
 @app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
 def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> None:
     """Show what an audit would run, why, and what it would cost. Runs nothing."""
-    from flows.estimate import backend_line, estimate
+    from flows.estimate import backend_line, estimate, processes_of
     from flows.graph import read_graph
     from flows.runners import check_stages, chosen
     from flows.screen import read_screening
-    from flows.views import show_last_screening, show_plan
+    from flows.views import show_last_screening, show_plan, show_processes
 
     params, names = open_workspace(audits, all_, preset)
     with working("checking params.yaml and the state of the stages"):
@@ -57,8 +57,11 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
         graph = read_graph(looks=True)
     show_plan(console, estimate(params, graph, names))
     for name in names:
-        if (line := backend_line(params, graph, name, here=runner.kind == "threads")) is not None:
+        here = runner.kind == "threads"
+        if (line := backend_line(params, graph, name, here=here)) is not None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if here and (processes := processes_of(params, graph, name)) is not None:
+            show_processes(console, name, *processes)
         if (last := read_screening(params, graph, name)) is not None:
             record, followed = last
             show_last_screening(console, name, record.screening, record.when, followed)

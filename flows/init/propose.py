@@ -5,7 +5,6 @@ Levels are only where calibration starts: it measures how often the model fails 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -68,13 +67,7 @@ def propose(wanted: Wanted) -> Draft:
     audit = {
         "seed": SEED,
         "task": kind.name,
-        # More threads than two seldom make small networks faster; beside a model behind HTTP there is next to nothing
-        # to compute, and two threads wait for each other on a busy machine.
-        "compute": {
-            "device": "auto",
-            "threads": 1 if url else min(2, os.cpu_count() or 1),
-            "batch_size": proposal.batch_size,
-        },
+        "compute": {"device": "auto", "threads": 1, "batch_size": proposal.batch_size},
         "prepare": {
             "model": dict(wanted.model),
             "data": dict(wanted.data),

@@ -118,7 +118,7 @@ class Prober:
     def _query(self, keys: list[Key]) -> None:
         """Ask the model what the ledger does not know, in batches, each on disk before the next."""
         unknown = [key for key in keys if key not in self.ledger]
-        size = self.compute.batch_size
+        size = self.compute.batch_size * self.compute.processes
         for start in range(0, len(unknown), size):
             batch = unknown[start : start + size]
             cells = self.space.cells(np.array([key.cell for key in batch]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from stages.landscape.policy_shift import policy_shift
 from stages.landscape.shift import shift
 from stages.landscape.slices import compare_slices
 from stages.params import SummarizeConfig
+from stages.processes import Crew, cores
 from stages.records import Comparison, Plan, RateRecord
 from stages.records.landscape import ConceptRecord, Estimator, RatingsBound
 from stages.records.repair import BothEstimators, InvalidPairs, ModeDifference, Moved
@@ -189,20 +191,20 @@ def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, lis
     Items are described by what the model *before* sees in them, so that both are estimated from the same description.
     """
     space, threshold, (item_ids, embeddings) = asked.space, asked.threshold, asked.embedded[:2]
-    before_probes, after_probes = asked.searches["before"], asked.searches["after"]
-    before = estimate(before_probes, item_ids, embeddings, space, threshold=threshold, seed=seed)
-    after = estimate(after_probes, item_ids, embeddings, space, threshold=threshold, seed=seed)
+    probes, crew = asked.searches["before"], Crew(cores())
+    whole = partial(estimate, space=space, threshold=threshold, seed=seed)
+    before, after = crew.ask(whole, [(asked.searches[model], item_ids, embeddings) for model in ("before", "after")])
 
-    def part(mask: np.ndarray) -> pd.DataFrame:
+    def part(mask: np.ndarray) -> tuple[pd.DataFrame, list[str], np.ndarray]:
         ids = [item for item, kept in zip(item_ids, mask, strict=True) if kept]
-        some = before_probes[before_probes["item"].isin(ids)]
-        half = estimate(some, ids, embeddings[mask], space, threshold=threshold, seed=seed, like=before, spread=False)
-        return half.table
+        return probes[probes["item"].isin(ids)], ids, embeddings[mask]
 
-    rng, splits = np.random.default_rng(seed), []
+    rng, halves = np.random.default_rng(seed), []
     for _ in range(SPLITS if len(item_ids) > 1 else 1):
         first = rng.permutation(len(item_ids)) < (len(item_ids) + 1) // 2
-        splits.append((part(first), part(~first if len(item_ids) > 1 else first)))
+        halves += [part(first), part(~first if len(item_ids) > 1 else first)]
+    tables = [half.table for half in crew.ask(partial(whole, like=before, spread=False), halves)]
+    splits = list(zip(tables[::2], tables[1::2], strict=True))
     return before, after, splits
 
 

@@ -24,9 +24,7 @@ class ComputeConfig(Strict):
     """Where the model under test computes; recorded with every result."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU if there is one")
-    threads: int = Field(
-        2, ge=1, le=1024, description="CPU threads; fixed, because sums depend on it in their last bits"
-    )
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads of a process; sums depend on it in their last bits")
     batch_size: int = Field(64, ge=1, le=1_000_000, description="probes answered at once")
     gpus: int = Field(0, ge=0, le=1024, description="GPUs prepare, explore, discover and summarize each ask for")
     backend: Literal["auto", "eager", "compile", "openvino"] = Field(

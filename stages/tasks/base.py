@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.params import Strict, validation_lines
+from stages.processes import Crew
 from stages.tasks.attributes import attributes_of, check_attributes
 from stages.tasks.contract import (
     Exhibit,
@@ -32,6 +33,7 @@ from stages.tasks.contract import (
     Split,
     Tally,
     TaskContext,
+    is_remote,
 )
 from stages.tasks.features import PrincipalAxes
 from stages.tasks.source import Source
@@ -55,7 +57,19 @@ class LoadedTask(ABC):
 
     catalogue: ClassVar[Mapping[str, Any]] = {}
 
+    crew: Crew | None = None
+    """Copies that answer beside this one, where the stage has them."""
+
     _axes: PrincipalAxes | None = None
+
+    def shared(self, answer: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Have n pieces of work done, by this process and by others where the stage has them.
+
+        Args:
+            answer: a method of this task. What it answers depends on its arguments and on what `load` read alone.
+            pieces: the arguments of n calls, cut alike for any number of processes if answers depend on the cut.
+        """
+        return [answer(*piece) for piece in pieces] if self.crew is None else self.crew.ask(answer, pieces)
 
     @abstractmethod
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
@@ -244,8 +258,7 @@ class Task(LoadedTask):
     @classmethod
     def compute_errors(cls, context: TaskContext) -> list[str]:
         """Say what `compute:` asks for and the task has no choice of; results name both, so neither is ignored."""
-        model = context.config.get("model")
-        remote = isinstance(model, Mapping) and "endpoint" in model
+        remote = is_remote(context.config)
         asked = {
             "backend": (context.compute.backend, cls.backends),
             "dtype": (context.compute.dtype, [cls.gpu_dtype, "float32"] if remote else cls.dtypes),

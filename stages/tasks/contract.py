@@ -23,19 +23,21 @@ class Compute:
 
     Args:
         device: "cpu", "cuda" or "cuda:1"; "auto" was resolved before a task sees it.
-        threads: CPU threads the model may use; fixed, because sums depend on it in their last bits.
+        threads: CPU threads of a process; fixed, because sums depend on it in their last bits.
         batch_size: probes the model answers at once.
         backend: what runs the network: "eager" (torch as it is), "compile" (torch.compile) or "openvino". Only `check`
             and `prepare` see "auto": what that stands for is settled by `prepare`, once for all stages.
         dtype: what it computes with: "float32" or "bfloat16". A task that leaves no choice in these two refuses others
             in `check`, for they are recorded with every result.
+        processes: how many processes may answer at once, each with so many threads. Results do not depend on it.
     """
 
     device: str = "cpu"
-    threads: int = 2
+    threads: int = 1
     batch_size: int = 64
     backend: str = "eager"
     dtype: str = "float32"
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class Chosen:
 
     backend: str
     why: str = ""
+
+
+def is_remote(config: Mapping[str, Any]) -> bool:
+    """Whether a `prepare:` block names a model behind HTTP."""
+    model = config.get("model")
+    return isinstance(model, Mapping) and "endpoint" in model
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages import plugins
+from stages import plugins, processes
 from stages.code import is_own_workspace
 from stages.environment import DATA
 from stages.errors import UsageError, did_you_mean
 from stages.files import read_json
 from stages.params.audit import AuditConfig
 from stages.tasks.base import Task
-from stages.tasks.contract import Compute, TaskContext
+from stages.tasks.contract import Compute, TaskContext, is_remote
 
 
 def resolve_device(name: str) -> str:
@@ -62,6 +63,7 @@ def task_context(name: str, audit: AuditConfig, prepared: Path | None = None) ->
         prepared: data/<audit>/prepare, which says what "auto" stands for; None to check the audit, or to prepare it.
     """
     compute = audit.compute
+    device = resolve_device(compute.device)
     return TaskContext(
         audit=name,
         seed=audit.seed,
@@ -70,13 +72,36 @@ def task_context(name: str, audit: AuditConfig, prepared: Path | None = None) ->
         discrepancy=audit.automatic,
         inputs=DATA / name / "inputs",
         compute=Compute(
-            resolve_device(compute.device),
+            device,
             compute.threads,
             compute.batch_size,
             resolve_backend(audit, prepared),
             resolve_dtype(name, audit),
+            1 if device != "cpu" or is_remote(audit.prepare) else max(1, processes.cores() // compute.threads),
         ),
     )
+
+
+def load_task(name: str, audit: AuditConfig, prepared: Path, model: Path | None = None) -> Task:
+    """Load an audit's task, beside which others may answer; see `Task.load`.
+
+    Args:
+        name: the audit's name.
+        audit: its block of params.yaml.
+        prepared: data/<audit>/prepare.
+        model: a folder that `repair` wrote, to load in place of the model under test.
+    """
+    context = task_context(name, audit, prepared)
+    task = task_class(name, audit).load(context, prepared, model)
+    if context.compute.processes > 1:
+        copy = partial(load_alone, name, audit, prepared, model)
+        task.crew = processes.Crew(context.compute.processes, copy, after=processes.WORTH)
+    return task
+
+
+def load_alone(name: str, audit: AuditConfig, prepared: Path, model: Path | None = None) -> Task:
+    """The same, for this process only: what others load, and what is to be changed."""
+    return task_class(name, audit).load(task_context(name, audit, prepared), prepared, model)
 
 
 def task_class(name: str, audit: AuditConfig) -> type[Task]:

@@ -196,15 +196,20 @@ class ClassifierProbes(Task):
         size = self.context.compute.batch_size
         return (slice(start, start + size) for start in range(0, n, size))
 
-    @torch.inference_mode()
     def logits(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> Tensor:
         """Answers of the model to n probes: (n, classes) float32 on the CPU."""
-        answers = []
+        batches = [
+            (item_ids[batch], cells[batch], None if repeats is None else repeats[batch])
+            for batch in self._batches(len(item_ids))
+        ]
+        answers = self.shared(self.answer, batches)
+        return torch.from_numpy(np.concatenate(answers or [np.empty((0, len(self.model.form.classes)), np.float32)]))
+
+    @torch.inference_mode()
+    def answer(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None) -> np.ndarray:
+        """The same of one batch at most."""
         with self.backend.threads():
-            for batch in self._batches(len(item_ids)):
-                pixels = self.inputs(item_ids[batch], cells[batch], None if repeats is None else repeats[batch])
-                answers.append(self.backend(pixels))
-        return torch.cat(answers) if answers else torch.empty(0, len(self.model.form.classes))
+            return self.backend(self.inputs(item_ids, cells, repeats)).numpy()
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See Task. Outputs are the predicted class and its probability: "7 (83%)"."""

@@ -251,9 +251,17 @@ class SummarizerProbes(Task):
     def summaries(self, articles: Sequence[str]) -> list[str]:
         """What the model answers to n articles; what it was asked before is known."""
         unknown = [article for article in dict.fromkeys(articles) if article not in self._answers]
-        if unknown:
-            self._answers.update(zip(unknown, self.summarizer.summarize(unknown), strict=True))
+        # Articles are alike in length in all pieces, of which each process has as many.
+        most = self.context.compute.batch_size * self.context.compute.processes
+        count = -(-len(unknown) // most) * self.context.compute.processes
+        pieces = [piece for k in range(count) if (piece := unknown[k::count])]
+        for piece, answers in zip(pieces, self.shared(self.summarize, [(p,) for p in pieces]), strict=True):
+            self._answers.update(zip(piece, answers, strict=True))
         return [self._answers[article] for article in articles]
+
+    def summarize(self, articles: Sequence[str]) -> list[str]:
+        """The same of articles that were not asked before."""
+        return self.summarizer.summarize(articles)
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See Task. Outputs are the summaries.

@@ -94,6 +94,7 @@ class PainterProbes(Task):
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._templates, self._seeds = items["template"].tolist(), items["seed"].tolist()
         self.salt = 0  # see `again`
+        studio.copies, studio.shared = context.compute.processes, self._look_with_others
 
     def _threshold(self) -> float:
         settings = self.settings
@@ -253,6 +254,13 @@ class PainterProbes(Task):
         asked = self.orders(item_ids, cells, repeats)
         found = iter(self.studio.look([order for orders in asked for order in orders], told))
         return [[next(found) for _ in orders] for orders in asked]
+
+    def _look_with_others(self, parts: Sequence[Sequence[Order]]) -> list[list[Judged]]:
+        return self.shared(self.look_anew, [(part,) for part in parts])
+
+    def look_anew(self, orders: Sequence[Order]) -> list[Judged]:
+        """See Studio."""
+        return self.studio.look_anew(orders)
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See Task. Outputs say what was read of the pictures.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from stages.tasks.text_to_image.quality import Quality
 from stages.tasks.text_to_image.sample import Drawing, Paints
 
 AT_ONCE = 64  # pictures that are held before they are judged
+PART = 32  # pictures that one of several processes draws and judges at once
 
 
 class Order(NamedTuple):
@@ -42,11 +43,15 @@ class Studio:
         painter: draws.
         judge: reads attributes and alignment.
         quality: how good a picture is by what the judge sees of it, whatever it shows.
+        shared: looks at several parts of an order, see `look_anew`, with other processes; None: this one does.
+        copies: how many processes that are.
     """
 
     painter: Paints
     judge: Judge
     quality: Quality
+    shared: Callable[[Sequence[Sequence[Order]]], Sequence[list[Judged]]] | None = None
+    copies: int = 1
 
     def __post_init__(self) -> None:
         self._known: dict[Order, Judged] = {}
@@ -61,11 +66,19 @@ class Studio:
         ):
             for guidance in dict.fromkeys(order.guidance for order in unknown):
                 alike = [order for order in unknown if order.guidance == guidance]
-                for start in range(0, len(alike), AT_ONCE):
-                    part = alike[start : start + AT_ONCE]
-                    self._known.update(zip(part, self.judged(self.draw(part), part), strict=True))
+                for start in range(0, len(alike), AT_ONCE * self.copies):
+                    group = alike[start : start + AT_ONCE * self.copies]
+                    size = AT_ONCE if self.copies == 1 else PART
+                    parts = [group[at : at + size] for at in range(0, len(group), size)]
+                    found = map(self.look_anew, parts) if self.shared is None else self.shared(parts)
+                    for part, judged in zip(parts, found, strict=True):
+                        self._known.update(zip(part, judged, strict=True))
                     tell(sum(order in self._known for order in unknown), "")
         return [self._known[order] for order in orders]
+
+    def look_anew(self, orders: Sequence[Order]) -> list[Judged]:
+        """What is to be said of n pictures of one guidance scale that nobody has looked at."""
+        return self.judged(self.draw(orders), orders)
 
     def draw(self, orders: Sequence[Order], told: str | None = None) -> list[Drawing]:
         """Draw n pictures of one guidance scale."""
