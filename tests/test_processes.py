@@ -1,22 +1,36 @@
 """Work shared with further processes comes out as if one had done it, whatever happens to them."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from rich.console import Console
 
+from flows.estimate import processes_of
+from flows.graph import Graph, Stage
+from flows.views import show_processes
 from stages import processes
 from stages.errors import UsageError
+from stages.params import Params
 from stages.processes import Crew
+from stages.tasks.base import Task
 from stages.tasks.classification import ImageClassification
-from stages.tasks.contract import Compute, is_remote
+from stages.tasks.contract import TaskContext, is_remote
+from stages.tasks.summarization import Summarization
+from stages.tasks.text_to_image import TextToImage
+from tests.boxes import boxes
 from tests.images import image_context, write_images
+from tests.news import news_context, write_news
+from tests.workspace import audit_params
 
 
 class Doubler:
@@ -120,16 +134,32 @@ def test_others_end_with_a_stage_that_is_killed():
     assert not ended[1]
 
 
-def test_a_classifier_answers_alike_to_the_last_bit(tmp_path):
-    write_images(tmp_path / "inputs" / "images.parquet")
+def classifier(folder: Path) -> tuple[type[Task], TaskContext]:
+    write_images(folder / "inputs/images.parquet")
+    return ImageClassification, image_context(folder / "inputs")
+
+
+def summarizer(folder: Path) -> tuple[type[Task], TaskContext]:
+    return Summarization, news_context(write_news(folder / "inputs"))
+
+
+def painter(folder: Path) -> tuple[type[Task], TaskContext]:
+    return TextToImage, boxes(folder / "inputs", images=8)
+
+
+@pytest.mark.parametrize(
+    "kind", [classifier, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (summarizer, painter))]
+)
+def test_every_kind_of_model_answers_alike_to_the_last_bit(kind, tmp_path):
+    cls, context = kind(tmp_path)
+    context = replace(context, compute=replace(context.compute, processes=2))
     (tmp_path / "prepare").mkdir()
-    context = image_context(tmp_path / "inputs", compute=Compute(threads=1, batch_size=8))
-    ImageClassification.prepare(context, tmp_path / "prepare")
-    load = partial(ImageClassification.load, context, tmp_path / "prepare")
+    cls.prepare(context, tmp_path / "prepare")
+    load = partial(cls.load, context, tmp_path / "prepare")
     alone, shared = load(), load()
     shared.crew = Crew(2, load)
     rng = np.random.default_rng(0)
-    items, cells = rng.choice(alone.items.ids("discover"), 60).tolist(), alone.concepts.sample(60, rng)
+    items, cells = rng.choice(alone.items.ids("discover"), 70).tolist(), alone.concepts.sample(70, rng)
     one, other = alone.probe(items, cells), shared.probe(items, cells)
     assert shared.crew._pool is not None
     np.testing.assert_array_equal(one.discrepancy, other.discrepancy)
@@ -139,3 +169,26 @@ def test_a_classifier_answers_alike_to_the_last_bit(tmp_path):
 def test_a_service_is_not_asked_by_several():
     assert is_remote({"model": {"endpoint": "http://localhost:1"}})
     assert not is_remote({"model": {"train": "small_cnn"}})
+
+
+def test_plan_says_how_many_processes_hold_the_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "data/tiny/prepare/model/weights.bin"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(bytes(1500))
+    tiny = audit_params(task="tests.planted:PlantedTask", compute={"backend": "eager"})
+    params = Params.model_validate({"audits": {"tiny": tiny}, "repairs": {}})
+
+    def said(*stale: str, cores: int) -> str:
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", str(cores))
+        kinds = ("prepare", "discover", "summarize", "report")
+        stages = [Stage(f"{k}@tiny", k, "tiny", n, (), None, ("edited",) * (k in stale)) for n, k in enumerate(kinds)]
+        found = processes_of(params, Graph({stage.name: stage for stage in stages}), "tiny")
+        if found is None:
+            return ""
+        show_processes(console := Console(file=io.StringIO(), width=200), "tiny", *found)
+        return console.file.getvalue()
+
+    wanted = "tiny: up to 2 processes answer at once, each with a copy of the model (1.5 kB on disk)\n"
+    assert said("discover", cores=2) == wanted
+    assert [said("discover", cores=1), said(cores=2), said("prepare", cores=2)] == [""] * 3
