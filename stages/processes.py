@@ -59,14 +59,20 @@ class Crew:
             do: a function, or a method bound to what `load` makes a copy of.
             pieces: the arguments of n calls; these and what comes of them are pickled.
         """
-        if len(pieces) > 1 and self._pool is None and self._alone <= 0:
-            self._start()
-        if len(pieces) > 1 and self._pool is not None:
-            return self._divide(self._pool, do, pieces)
-        begun = time.perf_counter()
-        found = [do(*piece) for piece in pieces]
-        self._alone -= time.perf_counter() - begun
+        found: list[Any] = []
+        for k, piece in enumerate(pieces):
+            if len(pieces) - k > 1 and (pool := self._opened()) is not None:
+                return found + self._divide(pool, do, pieces[k:])
+            begun = time.perf_counter()
+            found.append(do(*piece))
+            self._alone -= time.perf_counter() - begun
         return found
+
+    def _opened(self) -> ProcessPoolExecutor | None:
+        """The others, who start when this process has worked alone for long enough."""
+        if self._pool is None and self._alone <= 0:
+            self._start()
+        return self._pool
 
     def _start(self) -> None:
         from loky import ProcessPoolExecutor

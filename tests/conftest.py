@@ -18,6 +18,7 @@ from tests.workspace import Workspace, make_workspace
 open_shared()
 if "PYTEST_XDIST_WORKER" in os.environ:  # two tests at once with two threads each keep each other waiting
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # likewise processes
 os.environ |= {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",

@@ -30,6 +30,7 @@ from stages.records.tables import Embedded
 from stages.tasks.contract import Tally
 
 SPLITS = 5  # of the items, for the noise floor of the shift
+FEW = 1000  # probes, to which landscapes are fitted before another process has started
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, lis
     Items are described by what the model *before* sees in them, so that both are estimated from the same description.
     """
     space, threshold, (item_ids, embeddings) = asked.space, asked.threshold, asked.embedded[:2]
-    probes, crew = asked.searches["before"], Crew(cores())
+    probes = asked.searches["before"]
+    crew = Crew(cores() if len(probes) > FEW else 1)
     whole = partial(estimate, space=space, threshold=threshold, seed=seed)
     before, after = crew.ask(whole, [(asked.searches[model], item_ids, embeddings) for model in ("before", "after")])
 
