@@ -177,7 +177,9 @@ class ClassifierProbes(Task):
         cells = np.asarray(cells, dtype=np.int64)
         repeats = np.zeros(len(rows), dtype=np.int64) if repeats is None else np.asarray(repeats)
         chance = probe_chance(self._numbers[rows], self.concepts.flat(cells), repeats, self.context.seed)
-        return self._transforms(self.clean(rows), cells, chance).contiguous(memory_format=self._format)
+        # Each channel by itself: most changes of pixels are several times as fast that way.
+        changed = self._transforms(self._unchanged(rows), cells, chance)
+        return changed.contiguous(memory_format=self._format)
 
     def rows(self, item_ids: Sequence[str]) -> np.ndarray:
         """Rows of items in the table: (n,) int64."""
@@ -185,8 +187,10 @@ class ClassifierProbes(Task):
 
     def clean(self, rows: np.ndarray) -> Tensor:
         """Unchanged images of some rows: (n, c, h, w) float32 in [0, 1]."""
-        pixels = self._pixels[torch.from_numpy(rows).to(self._pixels.device)].float().div_(255)
-        return pixels.contiguous(memory_format=self._format)
+        return self._unchanged(rows).contiguous(memory_format=self._format)
+
+    def _unchanged(self, rows: np.ndarray) -> Tensor:
+        return self._pixels[torch.from_numpy(rows).to(self._pixels.device)].float().div_(255)
 
     def targets(self, rows: np.ndarray) -> Tensor:
         """Class indices of some rows: (n,) int64."""
