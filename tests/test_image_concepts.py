@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from stages.concepts.images import CATALOGUE, ImageConcept, ImageTransforms, check_concepts, image_space, probe_chance
 
@@ -113,6 +114,14 @@ def test_blur_keeps_the_mean_and_is_the_gaussian():
     out = one("blur", 2.0, image)[0, 0]
     assert out.sum() == pytest.approx(1, abs=1e-4)
     assert out[15, 17] / out[15, 15] == pytest.approx(np.exp(-0.5), rel=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.4, 1.0, 2.0, 6.0])
+def test_blur_of_large_pictures_is_that_of_scipy(sigma):
+    pictures = np.random.default_rng(0).random((2, 3, 120, 150), dtype=np.float32)
+    radius = int(np.ceil(3 * sigma))
+    wanted = [[gaussian_filter(c, sigma, mode="mirror", radius=radius) for c in picture] for picture in pictures]
+    np.testing.assert_allclose(one("blur", sigma, torch.tensor(pictures)), wanted, atol=1e-5)
 
 
 def test_noise_has_the_stated_deviation_and_belongs_to_the_probe():
