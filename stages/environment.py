@@ -21,6 +21,7 @@ DEFAULTS = {
     "DVC_NO_ANALYTICS": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
+    "POT_BACKEND_DISABLE_PYTORCH": "1",  # it would be loaded with every transport, for nothing
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }

@@ -30,6 +30,7 @@ from stages.records.tables import Embedded
 from stages.tasks.contract import Tally
 
 SPLITS = 5  # of the items, for the noise floor of the shift
+SHIFTED = 5000  # cells, of which the shift is measured: it puts them into half as many blocks
 FEW = 1000  # probes, to which landscapes are fitted before another process has started
 
 
@@ -120,6 +121,7 @@ def compare_models(
     )[0].having(name=quality["before"]["name"].iloc[0])
     bias = compare_bias(asked.tallies, seed) if asked.tallies else None
     before, after, splits = _landscapes(asked, seed)
+    every = _every(before)
     moved = risen(paired, space, _rising_regions(space, before, after, limits))
     used = control if "control" in answers else None
     comparison = Comparison(
@@ -144,7 +146,7 @@ def compare_models(
         failures_moved=Moved(found=bool(moved), regions=moved),
         reduced_failures=reduced_failures(paired),
         search={"before": asked.found.before, "after": asked.found.after},
-        shift=shift(space, before.table, after.table, splits),
+        shift=shift(space, before.table.iloc[::every], after.table.iloc[::every], splits),
         estimator=BothEstimators(before=_estimator(before), after=_estimator(after)),
         items=len(asked.embedded.item_ids),
     ).having(
@@ -201,13 +203,20 @@ def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, lis
         ids = [item for item, kept in zip(item_ids, mask, strict=True) if kept]
         return probes[probes["item"].isin(ids)], ids, embeddings[mask]
 
+    every = _every(before)
     rng, halves = np.random.default_rng(seed), []
     for _ in range(SPLITS if len(item_ids) > 1 else 1):
         first = rng.permutation(len(item_ids)) < (len(item_ids) + 1) // 2
         halves += [part(first), part(~first if len(item_ids) > 1 else first)]
-    tables = [half.table for half in crew.ask(partial(whole, like=before, spread=False), halves)]
+    alike = partial(whole, like=before, spread=False, every=every)
+    tables = [half.table for half in crew.ask(alike, halves)]
     splits = list(zip(tables[::2], tables[1::2], strict=True))
     return before, after, splits
+
+
+def _every(landscape: Landscape) -> int:
+    """Of the cells of a landscape, the shift is measured on every so many-th."""
+    return -(-len(landscape.table) // SHIFTED)
 
 
 def _rising_regions(space: ConceptSpace, before: Landscape, after: Landscape, limits: SummarizeConfig) -> list[Region]:

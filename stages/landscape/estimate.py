@@ -115,6 +115,7 @@ def estimate(
     seed: int,
     like: Landscape | None = None,
     spread: bool = True,
+    every: int = 1,
 ) -> Landscape:
     """Estimate the landscape from probes, wherever they were drawn.
 
@@ -128,6 +129,7 @@ def estimate(
         seed: of folds, fits and draws and, on large grids, of the sample of cells.
         like: take estimator, hyperparameters and calibration from this landscape instead of choosing them.
         spread: False leaves intervals and draws out where rates have to be estimated, which is several times as quick.
+        every: estimate the rates of every so many-th cell only, of those there would be.
 
     Raises:
         ValueError: without probes, or for items that are not among `item_ids`.
@@ -135,7 +137,7 @@ def estimate(
     # A second thread spins more than it computes here (2 CPU-seconds against 10, measured), and sums of a fixed number
     # of threads are the same everywhere.
     with threadpool_limits(1):
-        return _estimate(probes, item_ids, embeddings, space, threshold, seed, like, spread)
+        return _estimate(probes, item_ids, embeddings, space, threshold, seed, like, spread, every)
 
 
 def _estimate(
@@ -147,6 +149,7 @@ def _estimate(
     seed: int,
     like: Landscape | None,
     spread: bool,
+    every: int,
 ) -> Landscape:
     if probes.empty:
         raise ValueError("a landscape is estimated from probes, found none")
@@ -156,6 +159,7 @@ def _estimate(
     enumerated = len(probes.drop_duplicates(["item", *space.names])) == space.n_cells * len(item_ids)
     sampled = space.n_cells > MAX_CELLS and not enumerated
     numbers = np.sort(rng.choice(space.n_cells, MAX_CELLS, replace=False)) if sampled else np.arange(space.n_cells)
+    numbers = numbers[::every]
     cells = space.cells(numbers)
     if enumerated:
         return _exact(cells, space, _Seen.of(data, space, numbers, np.arange(len(item_ids)), len(item_ids)))
