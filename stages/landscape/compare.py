@@ -152,7 +152,7 @@ def targeting(difference: Difference, control: str = "uniform") -> Targeting | N
     against = difference.control.repair_minus_control if difference.control else None
     if against is None or against.value is None:
         return None
-    change, helped = _points(against.rate), against.rate.high < 0
+    change, helped = points(against.rate), against.rate.high < 0
     cause, other = (
         ("what the repair knows of the changes", "the same steps on unchanged inputs")
         if control == "clean"
@@ -163,7 +163,9 @@ def targeting(difference: Difference, control: str = "uniform") -> Targeting | N
     elif against.rate.low > 0:
         said = f"{cause} did worse than {other} there: {change}"
     else:
-        said = f"no better than {other} in the target modes ({change}): what improved there improved in general"
+        said = f"no better than {other} in the target modes ({change})"
+        if difference.moved.high < 0 and difference.control is not None and difference.control.moved.high < 0:
+            said += ": what improved there improved in general"
     return Targeting(helped=helped, statement=said, **against.to_json())
 
 
@@ -184,11 +186,11 @@ def against_noise(difference: Difference) -> Noise | None:
         where = "beyond the noise" if beyond else "within the noise"
         if change.high >= 0:
             where = "not significant, because of too few pairs rather than noise"
-        said = f"the improvement in the target modes is {where}: the same model asked again differs by {_points(again)}"
+        said = f"the improvement in the target modes is {where}: the same model asked again differs by {points(again)}"
     return Noise(beyond=beyond, statement=said, **against.to_json())
 
 
-def _points(change: Rate) -> str:
+def points(change: Rate) -> str:
     """A change of a share with its interval: "-8.7 points [-12.0, -5.4]"."""
     return f"{100 * change.value:+.1f} points [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stages.landscape.bias import newly_skewed
+from stages.landscape.compare import points
 from stages.landscape.gates import all_passed
-from stages.records import Comparison, Gate, Plan, RepairVerdict
+from stages.records import Comparison, Difference, Gate, Plan, RepairVerdict
 
 
 def conclude(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> RepairVerdict:
@@ -30,13 +31,14 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> str:
         said.append(f"Failed: {', '.join(failed)}.")
     if unjudged:
         said.append(f"Not judged, because there was nothing to measure: {', '.join(unjudged)}; so this is not a pass.")
-    if not (failed or unjudged):
-        said.append("All gates passed." if gates else "No gates were set.")
+    harm = _harm(comparison)
+    if not (failed or unjudged):  # whoever reads no further must not take harm for a pass
+        said.append("No gates were set." if not gates else "No gate failed, but:" if harm else "All gates passed.")
+    said += harm
     if not plan.targets:
         said.append("The plan repairs no mode, so no improvement was expected; the model is judged as it is.")
     else:
-        d = comparison.differences["target_failure_rate"]
-        said.append(f"In the target modes failures went from {d.before:.1%} to {d.after:.1%}.")
+        said.append(_in_targets(comparison.differences["target_failure_rate"]))
     for told in (entry.statement for entry in (comparison.targeting, comparison.noise) if entry):
         if told:
             said.append(f"{told[0].upper()}{told[1:]}.")
@@ -49,3 +51,25 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> str:
         named = ", ".join(f"{subject.attribute} of {subject.subject}" for subject in skewed)
         said.append(f"Newly skewed beyond chance: {named}.")
     return " ".join(said)
+
+
+def _harm(comparison: Comparison) -> list[str]:
+    """What got worse beyond chance on unchanged inputs and outside the target modes, a sentence each."""
+    quality, others = (comparison.differences[measure] for measure in ("clean_quality", "other_failure_rate"))
+    said = []
+    if quality.moved.high < 0:
+        said.append(f"On clean inputs {quality.name} fell from {quality.before:.3f} to {quality.after:.3f}.")
+    if others.moved.low > 0:
+        said.append(f"Outside the target modes failures rose from {others.before:.1%} to {others.after:.1%}.")
+    return said
+
+
+def _in_targets(found: Difference) -> str:
+    """What became of the failures in the target modes."""
+    if not found.moved.n:
+        return "In the target modes nothing was measured."
+    change = f"from {found.before:.1%} to {found.after:.1%}"
+    if found.moved.low > 0:
+        return f"In the target modes failures rose {change}."
+    chance = "" if found.moved.high < 0 else f", which may be chance: {points(found.moved)}"
+    return f"In the target modes failures went {change}{chance}."

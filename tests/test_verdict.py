@@ -1,0 +1,99 @@
+"""The verdict's words follow the numbers: nothing is praised that may be chance, and no harm is passed over."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from stages.landscape.compare import targeting
+from stages.landscape.verdict import statement
+from stages.rate import NO_RATE, Rate
+from stages.records import Difference, Gate, RateRecord
+from stages.records.repair import Against
+
+FELL, SAME, ROSE = ((-0.10, -0.14, -0.06), (-0.01, -0.04, 0.02), (0.08, 0.04, 0.12))
+PASSED = Gate(gate="g", bound=0.0, value=-0.1, low=-0.2, high=-0.05, passed=True)
+FAILED = PASSED.model_copy(update={"passed": False})
+
+
+def difference(change, before=0.3, **others) -> Difference:
+    value = before + change[0]
+    measured = Difference.measured(
+        Rate(value, value - 0.01, value + 0.01, 400), Rate(before, 0.2, 0.4, 400), Rate(*change, 400)
+    )
+    return measured.having(**others)
+
+
+def against(change, minus) -> Against:
+    return Against.measured(Rate(0.2, 0.1, 0.3, 400), change=Rate(*change, 400)).having(
+        repair_minus_control=RateRecord.from_rate(Rate(*minus, 400))
+    )
+
+
+def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True) -> str:
+    comparison = SimpleNamespace(
+        differences={
+            "target_failure_rate": targets,
+            "other_failure_rate": difference(others, 0.1),
+            "clean_quality": difference(clean, 0.98, name="clean accuracy"),
+        },
+        targeting=targeting(targets),
+        noise=None,
+        failures_moved=SimpleNamespace(regions=[]),
+        slices=None,
+        bias=None,
+    )
+    plan = SimpleNamespace(decided_by="human", targets=["M1"] if repaired else [])
+    return statement(comparison, plan, gates)
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        (said(difference(FELL)), "All gates passed. In the target modes failures went from 30.0% to 20.0%."),
+        (
+            said(difference(SAME)),
+            "All gates passed. In the target modes failures went from 30.0% to 29.0%, which may be chance:"
+            " -1.0 points [-4.0, +2.0].",
+        ),
+        (said(difference(ROSE)), "All gates passed. In the target modes failures rose from 30.0% to 38.0%."),
+        (
+            said(difference(FELL), clean=FELL),
+            "No gate failed, but: On clean inputs clean accuracy fell from 0.980 to 0.880."
+            " In the target modes failures went from 30.0% to 20.0%.",
+        ),
+        (
+            said(difference(FELL), others=ROSE, gates=(FAILED,)),
+            "Failed: g. Outside the target modes failures rose from 10.0% to 18.0%."
+            " In the target modes failures went from 30.0% to 20.0%.",
+        ),
+        (said(difference(FELL), gates=()), "No gates were set. In the target modes failures went from 30.0% to 20.0%."),
+        (
+            said(difference(SAME), repaired=False),
+            "All gates passed. The plan repairs no mode, so no improvement was expected; the model is judged as it is.",
+        ),
+        (
+            said(Difference.measured(NO_RATE, NO_RATE, NO_RATE)),
+            "All gates passed. In the target modes nothing was measured.",
+        ),
+    ],
+)
+def test_words_of_the_verdict(told, wanted):
+    assert told == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "control", "minus", "wanted"),
+    [
+        (FELL, FELL, SAME, "no better than the control in the target modes (-1.0 points [-4.0, +2.0]): what improved"
+         " there improved in general"),
+        (FELL, SAME, SAME, "no better than the control in the target modes (-1.0 points [-4.0, +2.0])"),
+        (SAME, SAME, SAME, "no better than the control in the target modes (-1.0 points [-4.0, +2.0])"),
+        (SAME, FELL, ROSE, "targeting the modes did worse than the control there: +8.0 points [+4.0, +12.0]"),
+        (FELL, SAME, FELL, "targeting the modes helped: -10.0 points [-14.0, -6.0] against the control in the target"
+         " modes"),
+    ],
+)  # fmt: skip
+def test_words_of_what_targeting_did(change, control, minus, wanted):
+    found = targeting(difference(change, control=against(control, minus)))
+    assert found is not None
+    assert found.statement == wanted
