@@ -99,7 +99,11 @@ class InvalidLevel(Record):
 
 
 class Invalid(Record):
-    """Probes that left nothing a model could be blamed for, with their share of the control's."""
+    """Probes that left nothing a model could be blamed for, with their share of the control's.
+
+    They count as passed in all rates. `left_out` and `as_failures` are the control's failure rate without them, and as
+    if each of them had failed; None where the file is of an earlier version.
+    """
 
     count: int
     probes: int
@@ -108,6 +112,8 @@ class Invalid(Record):
     high: float | None
     n: int
     levels: Listed[InvalidLevel]
+    left_out: RateRecord | None = None
+    as_failures: RateRecord | None = None
 
 
 class NamedAgain(Record):

@@ -224,6 +224,8 @@ class Task(LoadedTask):
         if prepare is not None:
             for part, loaders in cls.loaders.items():
                 where, block = f"prepare.{part}", getattr(prepare, part)
+                if block is None:
+                    continue
                 if part == "data" and (items := getattr(prepare, "items", None)) is not None:
                     errors += data_errors(block, loaders, items, context.inputs)
                 else:
@@ -274,7 +276,8 @@ class Task(LoadedTask):
         errors = missing_splits(context)
         for part in cls.loaders:
             with contextlib.suppress(UsageError, ValidationError):  # `check` says what is wrong with it
-                errors += cls.source(context, part).repair_errors(context.audit, settings)
+                if (source := cls.source(context, part)) is not None:
+                    errors += source.repair_errors(context.audit, settings)
         asked = _parse(cls.repair_block, settings, "restructure.settings", errors)
         return errors if cls.repair_block and asked is None else errors + cls.repair_conflicts(context, asked)
 
@@ -297,15 +300,16 @@ class Task(LoadedTask):
 
     @classmethod
     def source(cls, context: TaskContext, part: str) -> Any:
-        """The source that a key of `prepare:` names, one of `loaders`."""
+        """The source that a key of `prepare:` names, one of `loaders`; None if the key may be left out, and is."""
         assert cls.prepare_block is not None
-        prepare = cls.prepare_block.model_validate(dict(context.config))
-        return parse_source(getattr(prepare, part), cls.loaders[part], f"prepare.{part}")
+        block = getattr(cls.prepare_block.model_validate(dict(context.config)), part)
+        return None if block is None else parse_source(block, cls.loaders[part], f"prepare.{part}")
 
     @classmethod
     def sources(cls, context: TaskContext) -> dict[str, Source]:
         """All sources that `prepare:` names, by key."""
-        return {part: cls.source(context, part) for part in cls.loaders}
+        named = {part: cls.source(context, part) for part in cls.loaders}
+        return {part: source for part, source in named.items() if source is not None}
 
     @classmethod
     def prefetch(cls, context: TaskContext) -> list[str]:
