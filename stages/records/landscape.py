@@ -184,6 +184,27 @@ class Together(Record):
     items: int
 
 
+class AtEpsilon(Record):
+    """The share of items that fail with so much noise."""
+
+    epsilon: float
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Attack(Record):
+    """The least noise along the gradient that makes items fail; None where a median or bound is beyond all epsilons."""
+
+    attack: str
+    not_found: int
+    median: float | None
+    low: float | None
+    high: float | None
+    within: Listed[AtEpsilon]
+
+
 class Robustness(Record):
     """What the smallest failing changes say together."""
 
@@ -201,6 +222,7 @@ class Robustness(Record):
     within: Listed[Within]
     directions: Listed[Direction]
     together: Listed[Together]
+    gradient: Listed[Attack] = Field(default_factory=list)
 
 
 class Mean(Record):

@@ -158,6 +158,17 @@ class LoadedTask(ABC):
         """Draw contact sheets of one split, alike for every model; reports show the best and the worst cells too."""
         return []
 
+    def attacked(self, item_ids: Sequence[str], attack: str, epsilon: float, steps: int) -> np.ndarray:
+        """Change unchanged items by noise along the model's gradient: which of n fail, (n,) bool.
+
+        Args:
+            item_ids: n ids.
+            attack: "fgsm" or "pgd".
+            epsilon: how much each number of the input may change at most, as a share of its range.
+            steps: of pgd.
+        """
+        raise UsageError(f"discover.microscopic.gradient: {type(self).__name__} gives no gradients")
+
     def logits(self, item_ids: Sequence[str], cells: np.ndarray) -> Any:
         """Answers of the model as a tensor (n, k), by which `faded tune` compares backends; None: by discrepancies."""
         return None
@@ -265,6 +276,11 @@ class Task(LoadedTask):
         return ""
 
     @classmethod
+    def attack_errors(cls, context: TaskContext) -> list[str]:
+        """Say why its items cannot be attacked along the model's gradient; empty if they can."""
+        return [] if offers(cls, "attacked") else ["this task gives no gradients"]
+
+    @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
         """Say all that is wrong with a repair; `settings` holds its method and the method's settings.
 
@@ -364,7 +380,7 @@ class Task(LoadedTask):
 
 
 def offers(task: LoadedTask | type[Task], ability: str) -> bool:
-    """Whether a task has an optional ability of its own: `measure`, `again`, `tallies`, `sheets`, `repair`."""
+    """Whether a task has an optional ability of its own: `measure`, `again`, `tallies`, `sheets`, `attacked`, ..."""
     cls: type = task if isinstance(task, type) else type(task.automatic_task)
     return getattr(cls, ability) is not getattr(LoadedTask, ability)
 

@@ -34,6 +34,7 @@ from stages.tasks.classification.choose import PICTURES, choose, only_eager
 from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings
 from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.data_source import DataSource
+from stages.tasks.classification.gradient import MISSING, has_foolbox, noisy
 from stages.tasks.classification.loaders import MODEL_LOADERS
 from stages.tasks.classification.models import Classifier, load_model, save_model
 from stages.tasks.classification.pool import choose_items
@@ -132,6 +133,13 @@ class ClassifierProbes(Task):
     def only_eager(cls, context: TaskContext) -> str:
         """See Task."""
         return only_eager(context.compute, _black_box(context))
+
+    @classmethod
+    def attack_errors(cls, context: TaskContext) -> list[str]:
+        """See Task: a model that only answers has no gradients."""
+        if kind := _black_box(context):
+            return [f"a model that runs by itself (prepare.model.{kind}) gives no gradients"]
+        return [] if has_foolbox() else [MISSING]
 
     # Preparation
 
@@ -235,10 +243,7 @@ class ClassifierProbes(Task):
         not failed.
         """
         logits = self.logits(item_ids, np.asarray(cells), repeats)
-        targets = self.targets(self.rows(item_ids)).cpu()[:, None]
-        true = logits.gather(1, targets)[:, 0]
-        best_other = logits.scatter(1, targets, -torch.inf).amax(1)
-        found = torch.tanh((best_other - true) / self.settings.scale).numpy()
+        found = self._discrepancy(logits, self.targets(self.rows(item_ids)).cpu()).numpy()
         valid = self._valid(found > self.threshold, item_ids, cells, repeats)
         if valid is not None:
             found = np.where(valid, found, np.minimum(found, np.float32(self.threshold)))
@@ -264,6 +269,24 @@ class ClassifierProbes(Task):
             )
             valid[batch] = self.reference.reads(pixels, self.targets(rows[batch]).cpu())
         return valid
+
+    def attacked(self, item_ids: Sequence[str], attack: str, epsilon: float, steps: int) -> np.ndarray:
+        """See Task. Gradients are those of the network in torch, whatever backend runs it elsewhere."""
+        failed = []
+        for batch in self._batches(len(item_ids)):
+            rows = self.rows(item_ids[batch])
+            targets = self.targets(rows)
+            pixels = noisy(self.model, self.clean(rows), targets, attack, epsilon, steps, self.context.seed)
+            with torch.inference_mode():
+                logits = self.model(pixels).float()
+            failed.append(self._discrepancy(logits, targets) > self.threshold)
+        return torch.cat(failed).cpu().numpy()
+
+    def _discrepancy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """How wrong answers (n, classes) are: (n,) in [-1, 1]."""
+        true = logits.gather(1, targets[:, None])[:, 0]
+        best_other = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
+        return torch.tanh((best_other - true) / self.settings.scale)
 
     def clean_quality(self, split: Split) -> Quality:
         """See Task: 1 where the unchanged image is classified right."""
