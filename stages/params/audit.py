@@ -44,7 +44,7 @@ class GradientConfig(Strict):
         ["fgsm", "pgd"], min_length=1, description="one step along the gradient's sign, or many projected ones"
     )
     epsilons: list[Annotated[float, Field(gt=0, le=1)]] = Field(
-        [0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25, 0.5],
+        [0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3],
         min_length=1,
         max_length=200,
         description="how much every pixel may change, as a share of its range; rising",

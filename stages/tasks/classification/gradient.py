@@ -44,7 +44,11 @@ def noisy(
     import foolbox
 
     box: Any = foolbox  # type checkers are told of less than it documents
-    chosen = box.attacks.LinfFastGradientAttack() if attack == "fgsm" else box.attacks.LinfPGD(rel_stepsize=TRAVEL / steps, steps=steps)
+    chosen = (
+        box.attacks.LinfFastGradientAttack()
+        if attack == "fgsm"
+        else box.attacks.LinfPGD(rel_stepsize=TRAVEL / steps, steps=steps)
+    )
     shown = box.PyTorchModel(model.eval(), bounds=(0, 1), device=pixels.device)
     with seeded(seed):
         changed: Tensor = chosen.run(shown, pixels, box.criteria.Misclassification(targets), epsilon=epsilon)
