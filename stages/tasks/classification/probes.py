@@ -242,7 +242,7 @@ class ClassifierProbes(Task):
         """See Task. Outputs are the predicted class and its probability: "7 (83%)".
 
         Where the model fails at a changed picture that the reference cannot read either, the probe is not valid and has
-        not failed.
+        not failed (see `reference`).
         """
         logits = self.logits(item_ids, np.asarray(cells), repeats)
         found = self._discrepancy(logits, self.targets(self.rows(item_ids)).cpu()).numpy()
@@ -265,17 +265,41 @@ class ClassifierProbes(Task):
             return None
         valid, cells = np.ones(len(item_ids), dtype=bool), np.asarray(cells)
         doubtful = np.flatnonzero(failed & self._readable[self.rows(item_ids)])
+        asked, cells = [item_ids[n] for n in doubtful.tolist()], cells[doubtful]
         repeats = None if repeats is None else np.asarray(repeats)[doubtful]
-        valid[doubtful] = self._read([item_ids[n] for n in doubtful], cells[doubtful], repeats)
+        labels = self.targets(self.rows(asked)).cpu().numpy()
+        right = self._reference_says(asked, cells, repeats) == labels
+        guessed = self._reference_says(self._of_other_labels(asked), cells, repeats) == labels
+        valid[doubtful] = right & ~guessed
         return valid
 
-    def _read(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> np.ndarray:
-        """Which of n changed pictures the reference gets right: (n,) bool."""
-        read = np.zeros(len(item_ids), dtype=bool)
+    def _reference_says(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None) -> np.ndarray:
+        """Answers of the reference to n changed pictures: (n,) class indices."""
+        said = np.empty(len(item_ids), dtype=np.int64)
         for batch in self._batches(len(item_ids)):
             pixels = self.inputs(item_ids[batch], cells[batch], None if repeats is None else repeats[batch])
-            read[batch] = self.reference.reads(pixels, self.targets(self.rows(item_ids[batch])).cpu())
-        return read
+            said[batch] = self.reference.answers(pixels)
+        return said
+
+    def _of_other_labels(self, item_ids: Sequence[str]) -> list[str]:
+        """For each of n items one of the same split with another label, which the reference reads unchanged.
+
+        It is the same for an item whenever it is asked.
+
+        Raises:
+            UsageError: when the split has none.
+        """
+        table, others = self.items.table, []
+        ids, splits, labels = (table[column].to_numpy() for column in ("id", "split", "label"))
+        for row in self.rows(item_ids).tolist():
+            there = np.flatnonzero(self._readable & (splits == splits[row]) & (labels != labels[row]))
+            if not len(there):
+                raise UsageError(
+                    f"prepare.reference: the split {splits[row]} has no items of another label than {labels[row]!r}"
+                    " that the reference reads, so its answers tell nothing of changes; expected two labels"
+                )
+            others.append(str(ids[there[int(self._numbers[row] % len(there))]]))
+        return others
 
     def attacked(self, item_ids: Sequence[str], attack: str, epsilon: float, steps: int) -> np.ndarray:
         """See Task. Gradients are those of the network in torch, whatever backend runs it elsewhere."""
@@ -345,14 +369,15 @@ class ClassifierProbes(Task):
             return ()
         ids = self.items.ids("discover")[:COMPARED]
         cells = self.concepts.sample(len(ids), np.random.default_rng([self.context.seed, *COMPARISON]))
-        own = (self.logits(ids, cells).argmax(1) == self.targets(self.rows(ids)).cpu()).numpy()
-        theirs = self._read(ids, cells)
+        labels = self.targets(self.rows(ids)).cpu().numpy()
+        own = self.logits(ids, cells).argmax(1).numpy() == labels
+        theirs = self._reference_says(ids, cells, None) == labels
         rate, unchanged = wilson(int(theirs.sum()), len(ids)), self._readable[self.rows(ids)].mean()
         said = (
             f"Whether a changed picture can be read at all was asked of a reference, {self._seen.origin}, wherever the"
             f" model failed. Of {len(ids)} pictures under cells drawn uniformly the reference gets {rate.value:.1%}"
-            f" right (95% interval {rate.low:.1%} to {rate.high:.1%}), the model under test {own.mean():.1%}; unchanged,"
-            f" the reference gets {unchanged:.1%} of them right."
+            f" right (95% interval {rate.low:.1%} to {rate.high:.1%}), the model under test {own.mean():.1%};"
+            f" unchanged, the reference gets {unchanged:.1%} of them right."
         )
         weak = (
             " So it reads changed pictures no better than the model under test, and excuses failures at pictures that"
