@@ -38,7 +38,7 @@ def check_audits(
     """
     errors: list[str] = []
     checks = (
-        *(_check_explorer, _check_microscopic, _check_ratings),
+        *(_check_explorer, _check_microscopic, _check_gradient, _check_ratings),
         partial(_check_task, elsewhere=elsewhere),
         partial(_check_gpus, count=gpus),
         *(() if elsewhere else (_check_memory,)),
@@ -74,6 +74,14 @@ def _check_microscopic(params: Params, name: str) -> list[str]:
     except UsageError as error:
         return [f"audits.{name}.{error}"]
     return []
+
+
+def _check_gradient(params: Params, name: str) -> list[str]:
+    audit = params.audit(name)
+    if audit.discover.microscopic.gradient is None:
+        return []
+    errors = task_class(name, audit).attack_errors(task_context(name, audit))
+    return [f"audits.{name}.discover.microscopic.gradient: {error}" for error in errors]
 
 
 def _check_ratings(params: Params, name: str) -> list[str]:

@@ -18,6 +18,7 @@ __all__ = [
     "Resampler",
     "clopper_pearson",
     "holm",
+    "median",
     "wilson",
 ]
 
@@ -42,6 +43,19 @@ def _proportion(failures: int, n: int, level: float, method: Literal["wilson", "
 
     interval = stats.binomtest(int(failures), int(n)).proportion_ci(level, method=method)
     return Rate(failures / n, float(interval.low), float(interval.high), int(n))
+
+
+def median(values: np.ndarray) -> tuple[float, float, float]:
+    """The lower median of values (n > 0) with its 95% interval by order statistics, whatever their distribution.
+
+    Values may be inf; so is a bound that n is too small for.
+    """
+    from scipy import stats
+
+    ranked, n = np.sort(values), len(values)
+    below = int(stats.binom.ppf((1 - LEVEL) / 2, n, 0.5))  # the true median lies above so many, with 97.5%
+    low, high = (ranked[below - 1], ranked[n - below]) if below else (-np.inf, np.inf)
+    return float(ranked[(n - 1) // 2]), float(low), float(high)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

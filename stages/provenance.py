@@ -101,7 +101,7 @@ def sha256_of_folder(files: Mapping[str, str]) -> str:
 # is learnt from, and how many items are asked.
 NOT_OF_SCALE = frozenset({"threshold", "false_alarms", "calibrate", "items"})
 
-# Of `prepare.model`: how fast and how patiently a model behind HTTP is asked. Who lowers a rate goes on where he was.
+# Of models behind HTTP: how fast and how patiently they are asked. Who lowers a rate goes on as before.
 NOT_OF_ANSWERS = frozenset({"batch_size", "concurrency", "rate", "timeout", "retries", "key_env"})
 
 
@@ -114,10 +114,12 @@ def scale_of(config: AuditConfig) -> str:
 
 def of_answers(prepare: Mapping[str, Any]) -> dict[str, Any]:
     """The `prepare:` block without what changes no answer."""
-    model = prepare.get("model")
-    if not isinstance(model, Mapping) or "endpoint" not in model:
-        return dict(prepare)
-    return {**prepare, "model": {name: value for name, value in model.items() if name not in NOT_OF_ANSWERS}}
+    return {
+        part: {name: value for name, value in source.items() if name not in NOT_OF_ANSWERS}
+        if isinstance(source, Mapping) and "endpoint" in source
+        else source
+        for part, source in prepare.items()
+    }
 
 
 def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:

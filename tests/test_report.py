@@ -157,6 +157,21 @@ def test_modes_say_whether_they_are_named_again(pages: dict[str, Path], tmp_path
     assert "one of them names none" in write(tmp_path, **inputs)
 
 
+def test_noise_along_the_gradient_stands_beside_the_steps(tmp_path: Path) -> None:
+    inputs = make_inputs(*FOUR[:2], images=False)
+    assert "Noise along the model" not in write(tmp_path, **inputs)
+    within = [
+        {"epsilon": epsilon, "value": share, "low": share - 0.1, "high": share + 0.1, "n": 25}
+        for epsilon, share in ((0.01, 0.24), (0.1, 0.68))
+    ]
+    fgsm = {"attack": "fgsm", "not_found": 8, "median": 0.1, "low": 0.01, "high": None, "within": within}
+    inputs["summary"]["robustness"]["gradient"] = [fgsm]
+    part = write(tmp_path, **inputs).split('<section id="robustness">')[1].split("</section>")[0]
+    row = part.split('<th scope="row">FGSM</th>')[1].split("</tr>")[0]
+    assert re.findall(r">([^<]+)</td>", row) == ["0.1", "0.01 to &gt; 0.1", "24.0%", "68.0%"]
+    assert "ε 0.01" in part and 'title="14.0–34.0%"' in row
+
+
 def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     inputs = make_inputs(*FOUR[:2])
     full = write(tmp_path, **inputs)

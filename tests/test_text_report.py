@@ -152,6 +152,7 @@ def test_changes_beyond_recognition_are_counted_apart(pages: dict[str, str]) -> 
     section = page.split('<section id="invalid">')[1].split("</section>")[0]
     assert "130 of all 2,400 probes changed the input so much" in section
     assert "uniform probes these are 5.2% [4.1–6.6%]" in section
+    assert "Of the others 18.5% [16.3–20.8%] fail; if invalid probes counted as failures, 22.7% [20.4–25.1%]" in section
     assert cells_of(page, "invalid", "nouns dropped") == ["100%", "20.0%", "", "15.9–24.9%", "60 / 300"]
     assert ">50%<" not in section, "a level at which it is rarer than over the grid is not where it happens"
     assert "11.8% of the uniform probes here" in page.split('id="mode-1"')[1].split('id="mode-2"')[0]

@@ -69,7 +69,14 @@ def make_text_inputs(hostile: bool = False) -> dict[str, Any]:
     where = {"concept": "nouns dropped", "level": 3, "label": "100%", "invalid": 60}
     few = {"level": 2, "label": "50%", "invalid": 2, **wilson(2, 300).to_json()}
     levels = [where | wilson(60, 300).to_json(), where | few]
-    inputs["summary"]["invalid"] = {"count": 130, "probes": 2400, **wilson(62, 1200).to_json(), "levels": levels}
+    rates = {"left_out": wilson(210, 1138).to_json(), "as_failures": wilson(272, 1200).to_json()}
+    inputs["summary"]["invalid"] = {
+        "count": 130,
+        "probes": 2400,
+        **wilson(62, 1200).to_json(),
+        "levels": levels,
+        **rates,
+    }
     inputs["summary"]["modes"][0]["invalid"] = 0.118
     return inputs
 

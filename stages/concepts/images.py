@@ -89,11 +89,16 @@ def _contrast(images: Tensor, levels: Tensor, chance: np.ndarray) -> Tensor:
     return torch.lerp(images.mean(dim=(1, 2, 3), keepdim=True), images, levels)
 
 
+def grey(images: Tensor) -> Tensor:
+    """Colour pictures (n, 3, h, w) as grey ones, (n, 1, h, w)."""
+    luma = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)  # ITU-R BT.601, as Pillow uses
+    return (images * luma).sum(1, keepdim=True)
+
+
 def _saturation(images: Tensor, levels: Tensor, chance: np.ndarray) -> Tensor:
     if images.shape[1] != 3:
         return images  # a grey picture has no colour to take away
-    luma = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)  # ITU-R BT.601, as Pillow uses
-    return torch.lerp((images * luma).sum(1, keepdim=True), images, levels)
+    return torch.lerp(grey(images), images, levels)
 
 
 _FEW = 16  # times the width of a kernel: of larger pictures a convolution is quicker than two matrix products

@@ -26,7 +26,7 @@ COLUMNS = frozenset(
     {
         *("model", "purpose", "role", "explorer", "order", "item", "repeat", "uniform"),
         *("discrepancy", "failed", "valid", "output", "automatic", "automatic_failed"),
-        *("status", "radius", "at_least", "searched", "queries", "tried_alone"),
+        *("status", "radius", "at_least", "searched", "queries", "tried_alone", "epsilon_fgsm", "epsilon_pgd"),
         *("probes", "failures", "rate", "low", "high", "certain", "policy_mean", "policy_std"),
         *("rate_automatic", "low_automatic", "high_automatic"),
     }

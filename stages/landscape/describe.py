@@ -16,6 +16,7 @@ from stages.landscape.modes import find_regions
 from stages.landscape.pairs import UNKNOWN, probes_inside
 from stages.params import SummarizeConfig
 from stages.records import Effect
+from stages.records.base import RateRecord
 from stages.records.landscape import Invalid, InvalidLevel
 
 
@@ -71,8 +72,15 @@ def invalid_probes(space: ConceptSpace, probes: pd.DataFrame) -> Invalid:
         for level, (found, n) in counts[counts["sum"] > 0].iterrows():
             share, where = wilson(int(found), int(n)).to_json(), {"level": level, "label": concept.label(int(level))}
             levels.append(InvalidLevel(concept=concept.name, invalid=found, **where, **share))
-    share = wilson(int(invalid.sum()), len(invalid)).to_json()
-    return Invalid(count=_invalid(probes).sum(), probes=len(probes), levels=levels, **share)
+    n, count, failures = len(control), int(invalid.sum()), int(control["failed"].sum())
+    return Invalid(
+        count=_invalid(probes).sum(),
+        probes=len(probes),
+        levels=levels,
+        left_out=RateRecord.from_rate(wilson(failures, n - count)),
+        as_failures=RateRecord.from_rate(wilson(failures + count, n)),
+        **wilson(count, n).to_json(),
+    )
 
 
 def invalid_share(

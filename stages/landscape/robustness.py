@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.intervals import wilson
+from stages.intervals import median, wilson
 from stages.landscape.pairs import UNKNOWN, probes_inside
 from stages.microscopic.moves import Moves
 from stages.microscopic.search import FOUND, NOT_FOUND, UNCHANGED
 from stages.records import RateRecord, Robustness
-from stages.records.landscape import Direction, Minimal, Together, Within
-from stages.records.search import Walks
+from stages.records.landscape import AtEpsilon, Attack, Direction, Minimal, Together, Within
+from stages.records.search import Gradient, Walks
 
 COMBINATIONS = 5  # sets of concepts named at most
 
@@ -59,7 +59,27 @@ def summarize_robustness(table: pd.DataFrame, space: ConceptSpace, walks: Walks)
         within=[Within(steps=k, **share) for k, share in enumerate(within)],
         directions=_directions(table, changed, space, moves),
         together=_together(changed, space, moves),
-    )
+    ).having(gradient=_attacks(table, walks.gradient) if walks.gradient else None)
+
+
+def _attacks(table: pd.DataFrame, tried: Gradient) -> list[Attack]:
+    """How much noise along the gradient items bear."""
+    attacks = []
+    for attack in tried.attacks:
+        least = table[f"epsilon_{attack}"].astype("Float64").fillna(np.inf).to_numpy(dtype=float)
+        middle, low, high = (max(value, 0.0) if value < np.inf else None for value in median(least))
+        within = [(epsilon, wilson(int((least <= epsilon).sum()), len(least))) for epsilon in tried.epsilons]
+        attacks.append(
+            Attack(
+                attack=attack,
+                not_found=np.isinf(least).sum(),
+                median=middle,
+                low=low,
+                high=high,
+                within=[AtEpsilon(epsilon=epsilon, **share.to_json()) for epsilon, share in within],
+            )
+        )
+    return attacks
 
 
 def reached(table: pd.DataFrame, space: ConceptSpace, region: Region, attributes: pd.DataFrame = UNKNOWN) -> Minimal:

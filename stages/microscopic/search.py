@@ -16,6 +16,7 @@ from stages.explorers.prober import Prober
 from stages.explorers.search import ShowProgress, silent
 from stages.ledger import Ledger
 from stages.microscopic.agent import train_and_walk
+from stages.microscopic.gradient import smallest_noise
 from stages.microscopic.moves import Moves
 from stages.microscopic.settings import agent_settings
 from stages.microscopic.walks import (
@@ -75,6 +76,8 @@ def measure_robustness(
 
     What is found is irreducible: with any one step less the item passes, as far as the budget let that be asked.
 
+    Where `microscopic.gradient` asks for it, the same items are attacked by noise (`stages.microscopic.gradient`).
+
     Args:
         task: the model under test.
         item_ids: the items that may be used.
@@ -120,6 +123,11 @@ def measure_robustness(
             walk_back(walks)
             share(walks)
     table = _table(task.concepts, walks, walking, np.isfinite(harm).all(axis=1))
+    if steps.gradient is not None:
+        noise = smallest_noise(task, walking, walks.radius > 0, steps.gradient, show)
+        for attack, least in noise.items():
+            table[f"epsilon_{attack}"] = pd.Series(least, dtype="Float64").where(pd.Series(np.isfinite(least)), pd.NA)
+        details["gradient"] = steps.gradient.model_dump()
     counts = table["status"].value_counts()
     metrics = {
         "method": method,

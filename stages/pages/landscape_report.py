@@ -245,6 +245,11 @@ def _invalid(invalid: Invalid) -> InvalidPart | None:
         f" Of the control's {number(invalid.n)} uniform probes these are {percent(invalid.value)} "
         f"[{interval(invalid.low, invalid.high)}]."
     )
+    if (without := invalid.left_out) and (counted := invalid.as_failures) and without.value is not None:
+        said += (
+            f" Of the others {percent(without.value)} [{interval(without.low, without.high)}] fail; if invalid probes"
+            f" counted as failures, {percent(counted.value)} [{interval(counted.low, counted.high)}] of all would."
+        )
     more = [row for row in invalid.levels if row.value is not None and row.value > invalid.value]
     return InvalidPart(said, sorted(more, key=lambda row: -(row.value or 0.0))[:INVALID_ROWS])
 

@@ -12,14 +12,25 @@ from stages.pages import figures
 from stages.pages.page import Picture
 from stages.pages.words import interval, number, percent
 from stages.records import Landscape, Robustness
-from stages.records.landscape import Direction, Within
+from stages.records.landscape import AtEpsilon, Attack, Direction, Within
 
 METHODS = {"beam": "beam search", "exact": "breadth-first search", "rl": "a trained agent"}
+
+ATTACKS = {"fgsm": "FGSM", "pgd": "PGD"}
 
 _STEP = {  # by whether steps put words into a prompt
     False: "A step moves one concept by one level.",
     True: "A step adds one phrase: it fills one slot of the prompt.",
 }
+
+
+class AttackRow(NamedTuple):
+    """What the report says of one attack: the median epsilon and its interval, and the share of each epsilon."""
+
+    name: str
+    median: str
+    interval: str
+    within: list[AtEpsilon]
 
 
 class RobustnessView(NamedTuple):
@@ -33,6 +44,7 @@ class RobustnessView(NamedTuple):
     directions: list[Direction]
     together: str
     changed: int
+    attacks: list[AttackRow]
 
 
 def robustness_view(landscape: Landscape) -> RobustnessView | None:
@@ -49,7 +61,14 @@ def robustness_view(landscape: Landscape) -> RobustnessView | None:
         directions=found.directions,
         together=", ".join(f"{' × '.join(entry.concepts)} ({number(entry.items)})" for entry in found.together),
         changed=found.found,
+        attacks=[_attack(attack) for attack in found.gradient],
     )
+
+
+def _attack(found: Attack) -> AttackRow:
+    most = f"> {number(found.within[-1].epsilon)}"
+    median, low, high = (most if end is None else number(end) for end in (found.median, found.low, found.high))
+    return AttackRow(ATTACKS.get(found.attack, found.attack), median, f"{low} to {high}", found.within)
 
 
 def _finding(robustness: Robustness, everyone: bool) -> str:

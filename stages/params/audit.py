@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -35,6 +35,29 @@ class ComputeConfig(Strict):
     )
 
 
+class GradientConfig(Strict):
+    """Noise along the model's own gradient: the least that makes an item fail, beside the steps of concepts."""
+
+    attacks: list[Literal["fgsm", "pgd"]] = Field(
+        ["fgsm", "pgd"], min_length=1, description="one step along the gradient's sign, or many projected ones"
+    )
+    epsilons: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        [0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3],
+        min_length=1,
+        max_length=200,
+        description="how much every pixel may change, as a share of its range; rising",
+    )
+    steps: int = Field(40, ge=1, le=10_000, description="of pgd")
+
+    @model_validator(mode="after")
+    def _each_once_and_rising(self) -> GradientConfig:
+        if len(set(self.attacks)) < len(self.attacks):
+            raise ValueError(f"attacks names one twice: {', '.join(self.attacks)}")
+        if self.epsilons != sorted(set(self.epsilons)):
+            raise ValueError(f"epsilons have to rise, found {shown(self.epsilons)}")
+        return self
+
+
 class MicroscopicConfig(Strict):
     """Microscopic exploration: the smallest change, step by step, that makes the model fail on an item."""
 
@@ -50,6 +73,15 @@ class MicroscopicConfig(Strict):
     )
     max_steps: int | None = Field(None, ge=1, le=1_000_000, description="steps after which an item counts as holding")
     settings: dict[str, Any] = Field(default_factory=dict, description="rl: settings of the agent")
+    gradient: GradientConfig | None = Field(
+        None, description="whether noise is tried on these items, too; {} is enough"
+    )
+
+    @model_validator(mode="after")
+    def _gradient_needs_items(self) -> MicroscopicConfig:
+        if self.gradient is not None and self.method == "none":
+            raise ValueError("gradient is for the items of microscopic exploration, found method none")
+        return self
 
     @model_validator(mode="after")
     def _only_agents_take_settings(self) -> MicroscopicConfig:

@@ -201,7 +201,7 @@ class RatedTask(LoadedTask):
 
 _OWN = (
     *("embed", "exhibit", "clean_quality", "notes", "false_alarms", "measure", "baselines", "tallies", "sheets"),
-    *("logits", "repair", "attributes"),
+    *("logits", "repair", "attributes", "attacked"),
 )
 
 

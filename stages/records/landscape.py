@@ -99,7 +99,11 @@ class InvalidLevel(Record):
 
 
 class Invalid(Record):
-    """Probes that left nothing a model could be blamed for, with their share of the control's."""
+    """Probes that left nothing a model could be blamed for, with their share of the control's.
+
+    They count as passed in all rates. `left_out` and `as_failures` are the control's failure rate without them, and as
+    if each of them had failed; None where the file is of an earlier version.
+    """
 
     count: int
     probes: int
@@ -108,6 +112,8 @@ class Invalid(Record):
     high: float | None
     n: int
     levels: Listed[InvalidLevel]
+    left_out: RateRecord | None = None
+    as_failures: RateRecord | None = None
 
 
 class NamedAgain(Record):
@@ -178,6 +184,27 @@ class Together(Record):
     items: int
 
 
+class AtEpsilon(Record):
+    """The share of items that fail with so much noise."""
+
+    epsilon: float
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Attack(Record):
+    """The least noise along the gradient that makes items fail; None where a median or bound is beyond all epsilons."""
+
+    attack: str
+    not_found: int
+    median: float | None
+    low: float | None
+    high: float | None
+    within: Listed[AtEpsilon]
+
+
 class Robustness(Record):
     """What the smallest failing changes say together."""
 
@@ -195,6 +222,7 @@ class Robustness(Record):
     within: Listed[Within]
     directions: Listed[Direction]
     together: Listed[Together]
+    gradient: Listed[Attack] = Field(default_factory=list)
 
 
 class Mean(Record):

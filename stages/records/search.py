@@ -44,6 +44,14 @@ class ModelSearches(Searches):
     enumerated: bool
 
 
+class Gradient(Record):
+    """Which attacks along the gradient were tried, with which epsilons; `steps` of pgd."""
+
+    attacks: list[str]
+    epsilons: list[float]
+    steps: int
+
+
 class Walks(OpenRecord):
     """What microscopic exploration spent and found, and what its method adds."""
 
@@ -55,6 +63,7 @@ class Walks(OpenRecord):
     found: int = 0
     not_found: int = 0
     longest: int = 0
+    gradient: Gradient | None = None
 
 
 class DiscoverMetrics(Metrics):

@@ -172,6 +172,17 @@ class LoadedTask(ABC):
         """Draw contact sheets of one split, alike for every model; reports show the best and the worst cells too."""
         return []
 
+    def attacked(self, item_ids: Sequence[str], attack: str, epsilon: float, steps: int) -> np.ndarray:
+        """Change unchanged items by noise along the model's gradient: which of n fail, (n,) bool.
+
+        Args:
+            item_ids: n ids.
+            attack: "fgsm" or "pgd".
+            epsilon: how much each number of the input may change at most, as a share of its range.
+            steps: of pgd.
+        """
+        raise UsageError(f"discover.microscopic.gradient: {type(self).__name__} gives no gradients")
+
     def logits(self, item_ids: Sequence[str], cells: np.ndarray) -> Any:
         """Answers of the model as a tensor (n, k), by which `faded tune` compares backends; None: by discrepancies."""
         return None
@@ -238,6 +249,8 @@ class Task(LoadedTask):
         if prepare is not None:
             for part, loaders in cls.loaders.items():
                 where, block = f"prepare.{part}", getattr(prepare, part)
+                if block is None:
+                    continue
                 if part == "data" and (items := getattr(prepare, "items", None)) is not None:
                     errors += data_errors(block, loaders, items, context.inputs)
                 else:
@@ -276,6 +289,11 @@ class Task(LoadedTask):
         return ""
 
     @classmethod
+    def attack_errors(cls, context: TaskContext) -> list[str]:
+        """Say why its items cannot be attacked along the model's gradient; empty if they can."""
+        return [] if offers(cls, "attacked") else ["this task gives no gradients"]
+
+    @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
         """Say all that is wrong with a repair; `settings` holds its method and the method's settings.
 
@@ -287,7 +305,8 @@ class Task(LoadedTask):
         errors = missing_splits(context)
         for part in cls.loaders:
             with contextlib.suppress(UsageError, ValidationError):  # `check` says what is wrong with it
-                errors += cls.source(context, part).repair_errors(context.audit, settings)
+                if (source := cls.source(context, part)) is not None:
+                    errors += source.repair_errors(context.audit, settings)
         asked = _parse(cls.repair_block, settings, "restructure.settings", errors)
         return errors if cls.repair_block and asked is None else errors + cls.repair_conflicts(context, asked)
 
@@ -310,15 +329,16 @@ class Task(LoadedTask):
 
     @classmethod
     def source(cls, context: TaskContext, part: str) -> Any:
-        """The source that a key of `prepare:` names, one of `loaders`."""
+        """The source that a key of `prepare:` names, one of `loaders`; None if the key may be left out, and is."""
         assert cls.prepare_block is not None
-        prepare = cls.prepare_block.model_validate(dict(context.config))
-        return parse_source(getattr(prepare, part), cls.loaders[part], f"prepare.{part}")
+        block = getattr(cls.prepare_block.model_validate(dict(context.config)), part)
+        return None if block is None else parse_source(block, cls.loaders[part], f"prepare.{part}")
 
     @classmethod
     def sources(cls, context: TaskContext) -> dict[str, Source]:
         """All sources that `prepare:` names, by key."""
-        return {part: cls.source(context, part) for part in cls.loaders}
+        named = {part: cls.source(context, part) for part in cls.loaders}
+        return {part: source for part, source in named.items() if source is not None}
 
     @classmethod
     def prefetch(cls, context: TaskContext) -> list[str]:
@@ -373,7 +393,7 @@ class Task(LoadedTask):
 
 
 def offers(task: LoadedTask | type[Task], ability: str) -> bool:
-    """Whether a task has an optional ability of its own: `measure`, `again`, `tallies`, `sheets`, `repair`."""
+    """Whether a task has an optional ability of its own: `measure`, `again`, `tallies`, `sheets`, `attacked`, ..."""
     cls: type = task if isinstance(task, type) else type(task.automatic_task)
     return getattr(cls, ability) is not getattr(LoadedTask, ability)
 

@@ -19,9 +19,12 @@ Label = Annotated[str, BeforeValidator(spelled)]
 
 
 class PrepareConfig(Strict):
-    """The `prepare:` block; `model` and `data` are checked by the loader their keys name."""
+    """The `prepare:` block; `model`, `reference` and `data` are checked by the loader their keys name."""
 
     model: dict[str, Any]
+    reference: dict[str, Any] | None = Field(
+        None, description="a stronger model: what it cannot read either is invalid"
+    )
     data: dict[str, Any]
     items: ItemCounts
 

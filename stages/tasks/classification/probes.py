@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,6 +26,7 @@ from stages.concepts.images import (
 )
 from stages.errors import UsageError
 from stages.files import content_hash, read_table
+from stages.intervals import wilson
 from stages.tasks.base import Task
 from stages.tasks.classification.backends import BACKENDS, Backend, compute_errors
 from stages.tasks.classification.black_boxes import BLACK_BOXES
@@ -32,9 +34,11 @@ from stages.tasks.classification.choose import PICTURES, choose, only_eager
 from stages.tasks.classification.config import DiscrepancyConfig, PrepareConfig, RepairSettings
 from stages.tasks.classification.data import DATA_LOADERS
 from stages.tasks.classification.data_source import DataSource
+from stages.tasks.classification.gradient import MISSING, has_foolbox, noisy
 from stages.tasks.classification.loaders import MODEL_LOADERS
 from stages.tasks.classification.models import Classifier, load_model, save_model
 from stages.tasks.classification.pool import choose_items
+from stages.tasks.classification.reference import READABLE, REFERENCE_LOADERS, Reference, Seen, add_readable
 from stages.tasks.classification.sources import ModelSource
 from stages.tasks.contract import (
     SPLITS,
@@ -48,6 +52,9 @@ from stages.tasks.contract import (
 )
 from stages.tasks.source import Source
 
+COMPARED = 500  # pictures that the reference and the model under test are compared on, at most
+COMPARISON = b"reference"  # sets the random draws of that apart
+_UNREADABLE = "; the reference cannot read it either, so it is not held against the model"
 EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
 
 
@@ -55,6 +62,7 @@ class ClassifierProbes(Task):
     """A classifier under test with its images.
 
     The discrepancy of a probe is tanh((best other logit - true logit) / scale), in [-1, 1]: above 0 the model is wrong.
+    With a reference (`prepare.reference`), pictures that nobody could read are no failures.
     Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.images`.
     """
 
@@ -65,7 +73,11 @@ class ClassifierProbes(Task):
     prepare_block = PrepareConfig
     discrepancy_block = DiscrepancyConfig
     repair_block = RepairSettings
-    loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {"model": MODEL_LOADERS, "data": DATA_LOADERS}
+    loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
+        "model": MODEL_LOADERS,
+        "reference": REFERENCE_LOADERS,
+        "data": DATA_LOADERS,
+    }
     backends = BACKENDS
 
     def __init__(self, context: TaskContext, items: pd.DataFrame, model: Classifier, model_hash: str) -> None:
@@ -75,7 +87,9 @@ class ClassifierProbes(Task):
         self.model = model.to(context.compute.device)
         self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
         self.threshold = self.settings.threshold
-        self.items = Items(items.drop(columns=["image", "target"]))
+        self.items = Items(items.drop(columns=["image", "target", READABLE], errors="ignore"))
+        self._seen = Seen.of(items)
+        self._readable = items[READABLE].to_numpy(dtype=bool) if self._seen else np.empty(0, dtype=bool)
         self.concepts = image_space(context.concepts, self.catalogue)
         self._transforms = ImageTransforms(self.concepts, self.catalogue)
         device = context.compute.device
@@ -97,6 +111,14 @@ class ClassifierProbes(Task):
             self._backend = Backend(self.model, self.context.compute)
         return self._backend
 
+    @cached_property
+    def reference(self) -> Reference:
+        """What says which pictures can be read; loaded when it is first asked."""
+        context, seen = self.context, self._seen
+        assert seen is not None
+        model = self.source(context, "reference").build(context.inputs, seen.pool, context.seed, context.compute.device)
+        return Reference(model, self.model.form.classes, self.items.table["label"], context.compute)
+
     # Configuration
 
     @classmethod
@@ -113,6 +135,13 @@ class ClassifierProbes(Task):
     def only_eager(cls, context: TaskContext) -> str:
         """See Task."""
         return only_eager(context.compute, _black_box(context))
+
+    @classmethod
+    def attack_errors(cls, context: TaskContext) -> list[str]:
+        """See Task: a model that only answers has no gradients."""
+        if kind := _black_box(context):
+            return [f"a model that runs by itself (prepare.model.{kind}) gives no gradients"]
+        return [] if has_foolbox() else [MISSING]
 
     # Preparation
 
@@ -133,6 +162,9 @@ class ClassifierProbes(Task):
         classes = model.form.classes
         items = choose_items(pool, config.items, classes, context.seed, model.form.shape, model.form.view)
         save_model(model, out_dir / "model")
+        stronger: ModelSource | None = cls.source(context, "reference")
+        if stronger is not None:
+            add_readable(items, stronger, pool, model.form, context)
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         task = cls.load(context, out_dir)
         chosen = {"chosen_backend": task.choose_backend()} if context.compute.backend == "auto" else {}
@@ -143,7 +175,7 @@ class ClassifierProbes(Task):
             "classes": len(classes),
             "parameters": sum(p.numel() for p in model.parameters()),
             "skipped": len(items.attrs["skipped"]),
-            "origin": {"model": model.form.origin, **cls.origin(context)},
+            "origin": {"model": model.form.origin, **task.judged_by, **cls.origin(context)},
             **chosen,
         }
 
@@ -216,16 +248,85 @@ class ClassifierProbes(Task):
             return self.backend(self.inputs(item_ids, cells, repeats)).numpy()
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """See Task. Outputs are the predicted class and its probability: "7 (83%)"."""
+        """See Task. Outputs are the predicted class and its probability: "7 (83%)".
+
+        Where the model fails at a changed picture that the reference cannot read either, the probe is not valid and has
+        not failed (see `reference`).
+        """
         logits = self.logits(item_ids, np.asarray(cells), repeats)
-        targets = self.targets(self.rows(item_ids)).cpu()[:, None]
-        true = logits.gather(1, targets)[:, 0]
-        best_other = logits.scatter(1, targets, -torch.inf).amax(1)
-        discrepancy = torch.tanh((best_other - true) / self.settings.scale).numpy()
+        found = self._discrepancy(logits, self.targets(self.rows(item_ids)).cpu()).numpy()
+        valid = self._valid(found > self.threshold, item_ids, cells, repeats)
+        if valid is not None:
+            found = np.where(valid, found, np.minimum(found, np.float32(self.threshold)))
         shares, predicted = logits.softmax(1).max(1)
         names = self.model.form.classes
         outputs = [f"{names[k]} ({p:.0%})" for k, p in zip(predicted.tolist(), shares.tolist(), strict=True)]
-        return ProbeBatch(discrepancy, discrepancy > self.threshold, outputs)
+        return ProbeBatch(found, found > self.threshold, outputs, valid)
+
+    def _valid(
+        self, failed: np.ndarray, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None
+    ) -> np.ndarray | None:
+        """Which probes the model can be blamed for, (n,) bool; None where no reference says.
+
+        Only where the model fails is the reference asked.
+        """
+        if self._seen is None:
+            return None
+        valid, cells = np.ones(len(item_ids), dtype=bool), np.asarray(cells)
+        doubtful = np.flatnonzero(failed & self._readable[self.rows(item_ids)])
+        asked, cells = [item_ids[n] for n in doubtful.tolist()], cells[doubtful]
+        repeats = None if repeats is None else np.asarray(repeats)[doubtful]
+        labels = self.targets(self.rows(asked)).cpu().numpy()
+        right = self._reference_says(asked, cells, repeats) == labels
+        guessed = self._reference_says(self._of_other_labels(asked), cells, repeats) == labels
+        valid[doubtful] = right & ~guessed
+        return valid
+
+    def _reference_says(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None) -> np.ndarray:
+        """Answers of the reference to n changed pictures: (n,) class indices."""
+        said = np.empty(len(item_ids), dtype=np.int64)
+        for batch in self._batches(len(item_ids)):
+            pixels = self.inputs(item_ids[batch], cells[batch], None if repeats is None else repeats[batch])
+            said[batch] = self.reference.answers(pixels)
+        return said
+
+    def _of_other_labels(self, item_ids: Sequence[str]) -> list[str]:
+        """For each of n items one of the same split with another label, which the reference reads unchanged.
+
+        It is the same for an item whenever it is asked.
+
+        Raises:
+            UsageError: when the split has none.
+        """
+        table, others = self.items.table, []
+        ids, splits, labels = (table[column].to_numpy() for column in ("id", "split", "label"))
+        for row in self.rows(item_ids).tolist():
+            there = np.flatnonzero(self._readable & (splits == splits[row]) & (labels != labels[row]))
+            if not len(there):
+                raise UsageError(
+                    f"prepare.reference: the split {splits[row]} has no items of another label than {labels[row]!r}"
+                    " that the reference reads, so its answers tell nothing of changes; expected two labels"
+                )
+            others.append(str(ids[there[int(self._numbers[row] % len(there))]]))
+        return others
+
+    def attacked(self, item_ids: Sequence[str], attack: str, epsilon: float, steps: int) -> np.ndarray:
+        """See Task. Gradients are those of the network in torch, whatever backend runs it elsewhere."""
+        failed = []
+        for batch in self._batches(len(item_ids)):
+            rows = self.rows(item_ids[batch])
+            targets = self.targets(rows)
+            pixels = noisy(self.model, self.clean(rows), targets, attack, epsilon, steps, self.context.seed)
+            with torch.inference_mode():
+                logits = self.model(pixels).float()
+            failed.append(self._discrepancy(logits, targets) > self.threshold)
+        return torch.cat(failed).cpu().numpy()
+
+    def _discrepancy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """How wrong answers (n, classes) are: (n,) in [-1, 1]."""
+        true = logits.gather(1, targets[:, None])[:, 0]
+        best_other = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
+        return torch.tanh((best_other - true) / self.settings.scale)
 
     def clean_quality(self, split: Split) -> Quality:
         """See Task: 1 where the unchanged image is classified right."""
@@ -256,11 +357,42 @@ class ClassifierProbes(Task):
         """See Task: PNG images with a caption like "label 7 → predicted 1 (83%)"."""
         pixels = (self.inputs(item_ids, cells) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
         labels = self.items.table["label"].to_numpy()
-        outputs = self.probe(item_ids, cells).outputs
+        answer = self.probe(item_ids, cells)
+        valid = np.ones(len(item_ids), dtype=bool) if answer.valid is None else answer.valid
         return [
-            Exhibit(f"label {labels[self._rows[item]]} → predicted {output}", image=_png(image))
-            for item, output, image in zip(item_ids, outputs, pixels, strict=True)
+            Exhibit(f"label {labels[self._rows[item]]} → predicted {output}{'' if fair else _UNREADABLE}", _png(image))
+            for item, output, fair, image in zip(item_ids, answer.outputs, valid, pixels, strict=True)
         ]
+
+    @property
+    def judged_by(self) -> dict[str, str]:
+        """Where the reference comes from, by its key of `prepare:`; empty without one."""
+        return {"reference": self._seen.origin} if self._seen else {}
+
+    def notes(self) -> Sequence[str]:
+        """See Task: who says which pictures can be read, and whether that one reads changed pictures any better.
+
+        Accuracy on unchanged pictures does not tell: a network that has never seen changed ones excuses nearly all.
+        """
+        if self._seen is None:
+            return ()
+        ids = self.items.ids("discover")[:COMPARED]
+        cells = self.concepts.sample(len(ids), np.random.default_rng([self.context.seed, *COMPARISON]))
+        labels = self.targets(self.rows(ids)).cpu().numpy()
+        own = self.logits(ids, cells).argmax(1).numpy() == labels
+        theirs = self._reference_says(ids, cells, None) == labels
+        rate, unchanged = wilson(int(theirs.sum()), len(ids)), self._readable[self.rows(ids)].mean()
+        said = (
+            f"Whether a changed picture can be read at all was asked of a reference, {self._seen.origin}, wherever the"
+            f" model failed. Of {len(ids)} pictures under cells drawn uniformly the reference gets {rate.value:.1%}"
+            f" right (95% interval {rate.low:.1%} to {rate.high:.1%}), the model under test {own.mean():.1%};"
+            f" unchanged, the reference gets {unchanged:.1%} of them right."
+        )
+        weak = (
+            " So it reads changed pictures no better than the model under test, and excuses failures at pictures that"
+            " people can read: name another reference, or none."
+        )
+        return (said + (weak if theirs.mean() <= own.mean() else ""),)
 
 
 def _black_box(context: TaskContext) -> str | None:

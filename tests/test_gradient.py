@@ -1,0 +1,202 @@
+"""The least noise along the gradient is found where it is known, and refused where there is no gradient."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pydantic import ValidationError
+from scipy import stats
+
+from stages.check import check_audits
+from stages.errors import UsageError
+from stages.explorers.search import silent
+from stages.intervals import median
+from stages.landscape.robustness import summarize_robustness
+from stages.microscopic.gradient import smallest_noise
+from stages.microscopic.search import UNCHANGED, measure_robustness
+from stages.pages.robustness import _attack
+from stages.params import DiscoverConfig, GradientConfig, MicroscopicConfig, Params
+from stages.records import search
+from stages.tasks.classification import ImageClassification, gradient
+from stages.tasks.classification.models import Classifier
+from tests.images import SIDE, image_context, write_images
+from tests.workspace import audit_params
+
+SPACING = 0.002
+EPSILONS = [round(SPACING * k, 6) for k in range(1, 151)]  # up to 0.3
+
+
+class Linear(torch.nn.Module):
+    """The first two classes by a plane; the third never comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(3)
+        self.plane = torch.nn.Parameter(torch.randn(SIDE * SIDE, generator=draw) / SIDE)
+
+    def forward(self, pixels):
+        side = (pixels.flatten(1) - 0.5) @ self.plane
+        return torch.stack([side, -side, torch.full_like(side, -1e3)], 1)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """A linear classifier on pictures that are far from black and white, so that nothing is cut off."""
+    home = tmp_path_factory.mktemp("linear")
+    write_images(home / "images.parquet", pools={"train": 60, "discover": 45})
+    context = image_context(home)
+    config = {
+        "model": {"train": "small_cnn", "epochs": 1},
+        "data": {"parquet": "images.parquet"},
+        "items": {"discover": 45},
+    }
+    context = dataclasses.replace(context, config=config)
+    (home / "prepare").mkdir()
+    ImageClassification.prepare(context, home / "prepare")
+    task = ImageClassification.load(context, home / "prepare")
+    form = task.model.form.model_copy(update={"mean": 0.0, "std": 1.0})
+    task.model = Classifier(form, Linear()).eval()
+    draw = torch.Generator().manual_seed(4)
+    shift = torch.linspace(-30, 30, 45)[:, None] * task.model.net.plane.sign()[None]  # toward either class
+    pixels = 128 + torch.randint(-8, 9, (45, SIDE * SIDE), generator=draw) + shift
+    task._pixels = pixels.detach().reshape(45, 1, SIDE, SIDE).to(torch.uint8)
+    task._targets = (torch.arange(45) % 2).long()
+    return task
+
+
+def truth(task):
+    """The margin of the right class over the sum of what the plane weighs: no less noise is enough; 0 if it fails."""
+    net = task.model.net
+    with torch.no_grad():
+        side = (task.clean(np.arange(45)).flatten(1) - 0.5) @ net.plane
+        margin = torch.where(task._targets == 0, side, -side)
+        return (margin / net.plane.abs().sum()).clamp_min(0).numpy()
+
+
+def explored(task, **settings):
+    given = {"items": 45, "budget": 200, "gradient": {"epsilons": EPSILONS}, **settings}
+    config = DiscoverConfig(budget=10, microscopic=MicroscopicConfig.model_validate(given))
+    return measure_robustness(task, task.items.ids("discover"), config, seed=0)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+def test_the_least_noise_of_a_linear_model_is_found(task, attack):
+    found, least = explored(task).table, truth(task)
+    rows = task.rows(found["item"].tolist())
+    assert ((least[rows] == 0) == (found["status"] == UNCHANGED)).all()
+    noise = found[f"epsilon_{attack}"].astype(float)
+    passing = least[rows] > 0
+    assert 10 < passing.sum() < 35 and (noise[~passing] == 0).all()
+    beyond = noise[passing] - least[rows][passing]
+    assert (beyond > -1e-5).all() and (beyond <= SPACING + 1e-5).all()
+
+
+def test_too_little_noise_is_told_as_such(task):
+    table = explored(task, gradient={"epsilons": [1e-5, 2e-5], "attacks": ["fgsm"]}).table
+    assert table["epsilon_fgsm"].isna().sum() == (truth(task) > 0).sum()
+    assert "epsilon_pgd" not in table
+
+
+def test_it_is_summed_up_beside_the_steps(task):
+    found = explored(task, gradient={"epsilons": [0.01, 0.03, 0.05]})
+    walks = search.Walks.computed(found.metrics)
+    summary = summarize_robustness(found.table, task.concepts, walks)
+    assert [attack.attack for attack in summary.gradient] == ["fgsm", "pgd"]
+    first, least = summary.gradient[0], np.sort(truth(task))
+    for at in first.within:
+        assert at.value == pytest.approx((least <= at.epsilon).mean(), abs=1 / 45) and at.low < at.value <= at.high
+    assert first.not_found == found.table["epsilon_fgsm"].isna().sum()
+    assert first.low <= first.median <= (first.high or 1)
+    assert _attack(first).name == "FGSM"
+    unseen = first.having(median=None).model_copy(update={"high": None})
+    assert _attack(unseen).interval.endswith("> 0.05")
+    without = summarize_robustness(found.table, task.concepts, walks.model_copy(update={"gradient": None}))
+    assert without.gradient == [] and "gradient" not in without.to_json()
+
+
+def test_of_an_attack_only_the_epsilons_needed_are_tried(task):
+    """Bisection: as many rounds as it takes to tell the epsilons apart."""
+    asked = []
+
+    class Counting:
+        def attacked(self, item_ids, attack, epsilon, steps):
+            asked.append(len(item_ids))
+            return np.array([epsilon >= float(item) for item in item_ids])
+
+    config = GradientConfig(attacks=["fgsm"], epsilons=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    least = ["0.05", "0.3", "0.65", "2", "0.1"]
+    found = smallest_noise(Counting(), least, np.array([True] * 4 + [False]), config, silent)["fgsm"]
+    assert found.tolist() == [0.1, 0.3, 0.7, np.inf, 0.0]
+    assert sum(asked) == 4 * 3
+
+
+def test_an_attack_is_the_same_again(task):
+    ids = task.items.ids("discover")
+    again = [task.attacked(ids, "pgd", 0.05, 3) for _ in range(2)]
+    assert np.array_equal(*again) and again[0].any() and not again[0].all()
+
+
+def test_the_median_has_the_interval_of_order_statistics():
+    rng = np.random.default_rng(0)
+    for n in (6, 25, 60, 101):
+        values = rng.exponential(size=n)
+        bounds = stats.quantile_test(values, p=0.5).confidence_interval(0.95)
+        assert median(values)[1:] == pytest.approx((bounds.low, bounds.high))
+        assert median(values)[0] == np.sort(values)[(n - 1) // 2]
+    assert median(np.array([0.1, 0.2, np.inf])) == (0.2, -np.inf, np.inf)
+    within = [low <= 0 <= high for _ in range(300) for _, low, high in [median(rng.normal(size=25))]]
+    assert np.mean(within) > 0.92
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gradient": {"epsilons": [0.2, 0.1]}}, "epsilons have to rise"),
+        ({"gradient": {"epsilons": [0.1, 2.0]}}, "less than or equal to 1"),
+        ({"gradient": {"attacks": ["fgsm", "fgsm"]}}, "names one twice"),
+        ({"gradient": {"attacks": ["cw"]}}, "fgsm"),
+        ({"gradient": {}, "method": "none"}, "found method none"),
+    ],
+)
+def test_bad_settings_are_told(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        MicroscopicConfig.model_validate(settings)
+
+
+def refused(**changes):
+    discover = {"explorer": "random", "baseline": "random", "budget": 60, "microscopic": {"gradient": {}}}
+    params = Params.model_validate({"audits": {"tiny": audit_params(discover=discover, **changes)}, "repairs": {}})
+    with pytest.raises(UsageError) as raised:
+        check_audits(params, ["tiny"])
+    return [line for line in str(raised.value).splitlines() if "gradient" in line]
+
+
+def test_a_task_or_a_model_without_gradients_is_told_before_anything_runs(monkeypatch):
+    assert "this task gives no gradients" in refused(task="tabular-classification")[0]
+    pictures = {
+        "task": "image-classification",
+        "prepare": {
+            "model": {"onnx": "net.onnx", "outputs": "logits"},
+            "data": {"parquet": "x.parquet"},
+            "items": {"discover": 9},
+        },
+        "concepts": {"rotation": [0, 30]},
+        "discrepancy": {},
+    }
+    assert "prepare.model.onnx) gives no gradients" in refused(**pictures)[0]
+    pictures["prepare"] = {**pictures["prepare"], "model": {"train": "small_cnn"}}
+    monkeypatch.setattr(gradient, "find_spec", lambda name: None)
+    assert "pip install 'faded[gradient]'" in refused(**pictures)[0]
+
+
+def test_without_the_package_an_attack_says_so(task, monkeypatch):
+    monkeypatch.setattr(gradient, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"discover.microscopic.gradient: Foolbox is not installed.*faded\[gradient\]"):
+        task.attacked(task.items.ids("discover"), "fgsm", 0.1, 1)
+
+
+def test_a_table_without_attacks_has_no_columns_of_them(task):
+    table = explored(task, gradient=None).table
+    assert isinstance(table, pd.DataFrame) and not [name for name in table if name.startswith("epsilon")]
