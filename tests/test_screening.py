@@ -183,7 +183,9 @@ def test_concepts_that_stand_in_for_each_other_are_not_dropped_together():
     assert found.together is not None and found.together.value < -0.1 and found.together.high < 0
     assert "taken out at once: -" in shown(found)
     # And not for want of probes: two that do nothing are.
-    found = screen(lambda levels: Weighted(levels, {"haze": 0.25}), levels, OFTEN.model_copy(update={"probes": 1500}), seed=1)
+    found = screen(
+        lambda levels: Weighted(levels, {"haze": 0.25}), levels, OFTEN.model_copy(update={"probes": 1500}), seed=1
+    )
     assert changes(found) == {"haze": "kept", "fog": "dropped", "dull": "dropped"}
 
 
@@ -431,7 +433,11 @@ class Quiet(PlantedTask):
 def workspace(tmp_path_factory) -> Workspace:
     """One audit with a concept that does nothing, not even to the discrepancy, and a comment that must stay."""
     audit = audit_params(task="planted:Quiet", concepts={"tilt": [0, 1, 2, 3], "haze": [0, 1], "fog": [0, 1, 2, 3]})
-    audit["prepare"] |= {"items": {"discover": 60, "test": 10}, "noise": 0.0, "regions": [{"tilt": [3, 3], "fog": [2, 3]}]}
+    audit["prepare"] |= {
+        "items": {"discover": 60, "test": 10},
+        "noise": 0.0,
+        "regions": [{"tilt": [3, 3], "fog": [2, 3]}],
+    }
     made = make_workspace(tmp_path_factory.mktemp("screen") / "ws", {"tiny": audit}, {})
     code, params = made.path / "planted.py", made.path / "params.yaml"
     code.write_text(code.read_text() + QUIET)
