@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from flows.edit_params import with_levels
 from flows.graph import read_graph
-from flows.screen import _key, _time, read_screening, screen_audit
+from flows.screen import _key, _time, clean_accuracy, read_screening, screen_audit
 from flows.views import show_screening
 from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
@@ -271,6 +272,15 @@ def test_a_range_is_beyond_what_fails_unchanged():
     raised = usual.beyond(0.2)
     assert (raised.lowest_rate, raised.highest_rate) == pytest.approx((0.2 + 0.8 * 0.03, 0.2 + 0.8 * 0.15))
     assert usual.beyond(0.0) == usual.beyond(0.6) == usual
+
+
+def test_what_fails_unchanged_is_what_prepare_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    metrics = tmp_path / "data" / "tiny" / "prepare" / "metrics.json"
+    metrics.parent.mkdir(parents=True)
+    for measured, known in (({"clean_accuracy": {"discover": 0.8, "test": 0.7}}, 0.8), ({"items": 5}, None)):
+        metrics.write_text(json.dumps(measured))
+        assert clean_accuracy("tiny") == known
 
 
 def test_reaching_keeps_to_its_budget_and_says_what_it_did_not_see():
