@@ -28,7 +28,7 @@ from stages.code import code_of
 from stages.concepts import Level
 from stages.environment import WORK
 from stages.errors import UsageError
-from stages.files import content_hash, probe_seconds, read_state, scratch, stage_dir, write_state
+from stages.files import content_hash, probe_seconds, read_json, read_state, scratch, stage_dir, write_state
 from stages.ledger import Ledger
 from stages.params import AuditConfig, Params, load_params, validation_lines
 from stages.progress import progress
@@ -164,6 +164,8 @@ def _screen(
             raise UsageError("the task refuses levels it was to be tried at:\n" + "\n".join(errors))
         return rated(cls.load(other, prepared), name, audit)
 
+    if (clean := clean_accuracy(name)) is not None:
+        settings = settings.beyond(1 - clean)
     own, concepts = load(audit.concepts), audit.concepts
     fewest = fewest_probes(own.concepts.concepts)
     if at_least:
@@ -215,6 +217,12 @@ def _time(name: str, audit: AuditConfig, probes: int) -> str:
     if (seconds := _search_seconds(REFERENCE, name, audit)) is not None:
         return f"about {duration(seconds * probes / searched)} {SAID['reference']}"
     return "time unknown, nothing was searched here yet"
+
+
+def clean_accuracy(name: str) -> float | None:
+    """The share of unchanged items to search on which the model is right, if `prepare` measured it."""
+    measured = read_json(stage_dir(name, "prepare") / "metrics.json").get("clean_accuracy")
+    return measured.get("discover") if isinstance(measured, Mapping) else None
 
 
 def _search_seconds(path: Path, name: str, audit: AuditConfig) -> float | None:

@@ -43,7 +43,7 @@ def write_pictures(folder: Path, n: int, *, broken: int = 0) -> Path:
 def options(**changes: Any) -> Options:
     """A command line that says what cannot be guessed."""
     answers = {"model": WEIGHTS, "data": "shapes", **changes.pop("answers", {})}
-    return Options(answers, **{"yes": True, "probes": 300, **changes})
+    return Options(answers, **{"yes": True, "probes": 400, **changes})
 
 
 def init(folder: Path = Path(), given: Options | None = None) -> str:

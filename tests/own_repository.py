@@ -85,5 +85,5 @@ def measured(monkeypatch) -> Callable[[Screening | Exception], None]:
         monkeypatch.setattr(flows.init.calibrate, "measure_concepts", measure)
         monkeypatch.setattr(flows.init.calibrate, "_probe_seconds", lambda _params, _name: 0.05)
 
-    set_to(screening(0.02, 0.2, [0.0, 20.0, 40.0, 80.0]))
+    set_to(screening(0.01, 0.1, [0.0, 20.0, 40.0, 80.0]))
     return set_to

@@ -184,7 +184,7 @@ def asked(repository: Path, **given: Any) -> Answers:
 def test_small_pictures_are_shown_as_they_are_and_black_boxes_are_not_repaired(repository):
     found = asked(repository)
     assert found.wanted.data == {"imagefolder": "shapes", "size": SIDE}
-    assert found.wanted.proposal.concepts["blur"] == [0, 0.5, 1, 1.5]  # as pictures of that size can show
+    assert found.wanted.proposal.concepts["blur"] == [0, 0.2, 0.4, 0.8, 1.6]  # as pictures of that size can show
     url = asked(repository, model="http://127.0.0.1:1/", kind="image-classification")
     assert url.wanted.model == {"endpoint": "http://127.0.0.1:1/", "classes": list(CLASSES), "size": SIDE}
     assert not url.wanted.repair

@@ -125,8 +125,8 @@ def test_a_missing_an_emptied_and_an_extra_class_are_named_with_what_to_type(rep
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"probes": 150}, "--probes 150: too few for 6 concepts with these levels, expected 280 or more"),
-        ({"budget": 10**6}, "--budget 1000000: more than there are pairs"),
+        ({"probes": 150}, "--probes 150: too few for 8 concepts with these levels, expected 360 or more"),
+        ({"budget": 10**7}, "--budget 10000000: more than there are pairs"),
         ({"answers": {"architecture": "resnet18"}}, "weights"),
     ],
 )
@@ -146,7 +146,7 @@ def test_what_turns_out_wrong_later_leaves_the_workspace_as_it_was(repository, m
     after = {path: (repository / path).is_file() and (repository / path).read_bytes() for path in left(repository)}
     assert after == before
     assert [path.name for path in (repository / ".faded").rglob("*.json")] == ["shapes.json"]  # what was answered
-    measured(screening(0.02, 0.2, [0.0, 20.0]))
+    measured(screening(0.01, 0.1, [0.0, 20.0]))
     assert "its answers are offered" in init()
 
 

@@ -93,6 +93,14 @@ def test_crops_of_a_photo_stay_in_one_split(package, tmp_path):
     assert table["split"].value_counts().to_dict() == {"discover": 10, "repair": 5, "test": 5}
 
 
+def test_photos_that_are_left_out_are_no_items(package, tmp_path):
+    context, _ = run(tmp_path, data={"leave_out": "photos/*_1.png"}, items={"discover": 20})
+    ids = ImageClassification.load(context, tmp_path).items.ids("discover")
+    assert {item.rsplit("-", 1)[0] for item in ids} == {"photo_0_0", "photo_2_2", "photo_3_3", "photo_4_0"}
+    with pytest.raises(UsageError, match=r"prepare\.data\.leave_out: no file in the package toy_weights matches \*_7"):
+        run(tmp_path, data={"leave_out": "*_7.png"})
+
+
 def test_a_corrupt_photo_is_skipped_or_an_error(package, tmp_path):
     (package / "photos" / "photo_5_1.png").write_bytes(b"not a picture")
     with pytest.raises(UsageError, match=r"1 of 6 images are corrupt, max_corrupt allows 5%: photo_5_1\.png"):

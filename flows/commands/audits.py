@@ -81,7 +81,7 @@ def screen(
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write the proposed levels to params.yaml.")] = False,
 ) -> None:
-    """Find out with a few hundred probes which concepts have no effect, and at which levels 15 to 30% of probes fail.
+    """Find out with a few hundred probes which concepts have no effect, and at which levels 3 to 15% of probes fail.
 
     Writes nothing but the levels of the audit's concepts, and only with --write. Run it again, or after a kill, and
     earlier answers are reused.

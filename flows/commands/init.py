@@ -117,7 +117,7 @@ def init(
             "--probes",
             min=100,
             help="Unique probes for the calibration.",
-            show_default="400, or more for very many levels",
+            show_default="500, or more for very many levels",
         ),
     ] = None,
     copy: Annotated[
@@ -130,8 +130,9 @@ def init(
 ) -> None:
     """Set up an audit of your own: inspect a model and data, propose concepts, calibrate levels, and write params.yaml.
 
-    Every question is also an option. Levels are adjusted until 15 to 30% of the probes fail, if any levels do
-    that. The same command resumes an interrupted set-up. Other pipelines in the repository stay as they are.
+    Every question is also an option. Levels are adjusted until 3 to 15% of the probes fail, if any levels do
+    that: each change alone does hardly any harm. The same command resumes an interrupted set-up. Other pipelines in the
+    repository stay as they are.
     """
     from flows.init.run import Options, init_audit, init_bare
 

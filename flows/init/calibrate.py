@@ -13,15 +13,15 @@ from rich.console import Console
 from flows.audit_block import Draft
 from flows.estimate import duration
 from flows.init.propose import PROBES_OF_SEARCH, all_pairs, pairs, search_budget
-from flows.screen import measure_concepts
+from flows.screen import clean_accuracy, measure_concepts
 from stages.concepts import Level
-from stages.files import probe_seconds, read_json, record_probe_seconds, stage_dir
+from stages.files import probe_seconds, record_probe_seconds, stage_dir
 from stages.intervals import Rate
 from stages.params import Params
 from stages.screening import Screening
 from stages.tasks.load import task_class, task_context
 
-PROBES = 400
+PROBES = 500
 _WARM, _TIMED = 1, 2  # batches
 _COMMENT = 110  # columns of a comment
 
@@ -87,9 +87,7 @@ def calibrate(params: Params, draft: Draft, probes: int | None, console: Console
 
     most = PROBES if probes is None else probes
     screening = measure_concepts(params, draft.name, most, console, prepared, at_least=probes is None, widen=True)
-    measured = read_json(stage_dir(draft.name, "prepare") / "metrics.json").get("clean_accuracy")
-    clean = measured.get("discover") if isinstance(measured, Mapping) else None
-    return Calibration(screening, *nearest(screening), seconds, clean)
+    return Calibration(screening, *nearest(screening), seconds, clean_accuracy(draft.name))
 
 
 def nearest(screening: Screening) -> tuple[dict[str, list[Level]], Rate]:

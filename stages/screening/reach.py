@@ -1,6 +1,7 @@
-"""How far ranges have to reach: levels made stronger until something fails, or the concept's own end is reached.
+"""How far ranges have to reach: to the strongest level at which a concept alone still does hardly any harm.
 
-Each concept alone, on a few items that are right unchanged: its strongest level, twice that, four times, and so on.
+Each concept alone, on a few items that are right unchanged: its strongest level, then twice that, four times and so on
+until something fails or the concept's own end is reached; or half of it, a quarter, until hardly anything does.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
 ITEMS = 6  # that are right unchanged, and asked again at each strength
-_FAILS = 2  # of them: then a level is strong enough
+_FAILS = 2  # of them: then a level is too strong
 _LOOKED_AT = 2 * ITEMS  # unchanged, to find those
+_WEAKEST = 3  # times that a level is halved
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Reach:
     """How far ranges reach.
 
     Args:
-        levels: of all concepts, those that were too mild made stronger.
+        levels: of all concepts, those that were too mild or too strong moved.
         probes: unique probes spent.
         said: what was changed and why, a line each.
     """
@@ -46,7 +48,7 @@ def reach(
     compute: Compute | None = None,
     tell: Callable[[int, str], None] = lambda _spent, _note: None,
 ) -> Reach:
-    """Widen ranges within which nothing fails.
+    """Move each range to where it ends just before its concept alone does harm.
 
     Args:
         load: loads the task with other levels of its concepts.
@@ -59,64 +61,93 @@ def reach(
     own = load(levels)
     bounds = declared_bounds(own)
     axes = [Axis(concept, bounds.get(concept.name)) for concept in own.concepts.concepts]
-    factors = [_factors(axis) for axis in axes]
+    searches = {j: _Search(axis, tried) for j, axis in enumerate(axes) if (tried := _factors(axis))}
     same = Reach({name: list(values) for name, values in levels.items()}, 0)
-    if not any(factors):
+    if not searches:
         return same
     # One grid that holds the base of each concept and, after it, its strongest level at each factor.
     grid = {
-        axis.concept.name: (
-            (axis.concept.levels[0], *(axis.scaled(factor)[-1] for factor in tried)) if tried else axis.concept.levels
-        )
-        for axis, tried in zip(axes, factors, strict=True)
+        axis.concept.name: (axis.concept.levels[0], *searches[j].strongest) if j in searches else axis.concept.levels
+        for j, axis in enumerate(axes)
     }
     probes = Probes(load, grid, budget, ledger, compute, tell)
-    items = np.arange(min(_LOOKED_AT, len(probes.item_ids)))
-    clean = np.array([0 if tried else axis.base for axis, tried in zip(axes, factors, strict=True)])
+    # Neighbours may be of one class, or parts of one photo.
+    items = np.random.default_rng(0).permutation(len(probes.item_ids))[:_LOOKED_AT]
+    clean = np.array([0 if j in searches else axis.base for j, axis in enumerate(axes)])
     if budget < len(items) + ITEMS:
         return same
     rows = probes.ask(grid, items, np.tile(clean, (len(items), 1)), "reach")
     right = rows["item"].to_numpy()[~rows["failed"].to_numpy(dtype=bool)][:ITEMS]
     if len(right) < _FAILS:  # it fails anyway, whatever the levels
         return Reach(same.levels, probes.spent)
-    said, stronger = [], dict(same.levels)
-    open_ = [j for j, tried in enumerate(factors) if tried]
-    step = 0
-    while open_ and probes.left >= len(right) * len(open_):
+    while (open_ := [j for j, search in searches.items() if search.next is not None]) and (
+        probes.left >= len(right) * len(open_)
+    ):
         cells = np.repeat(np.tile(clean, (len(open_), 1)), len(right), axis=0)
         for k, j in enumerate(open_):
-            cells[k * len(right) : (k + 1) * len(right), j] = step + 1
+            cells[k * len(right) : (k + 1) * len(right), j] = 1 + (searches[j].next or 0)
         asked = probes.ask(grid, np.tile(right, len(open_)), cells, "reach")
-        failed = asked["failed"].to_numpy(dtype=float).reshape(len(open_), len(right)).sum(axis=1)
-        for j, count in zip(list(open_), failed.tolist(), strict=True):
-            axis, at_end = axes[j], step + 1 == len(factors[j])
-            stronger[axis.concept.name] = list(axis.scaled(factors[j][step]))
-            if count >= _FAILS or at_end:
-                open_.remove(j)
-                if step > 0 or count < _FAILS:
-                    said.append(_said(axis, factors[j], step, int(count), len(right)))
-        step += 1
-    for j in open_:
-        said.append(f"{axes[j].concept.name}: no probes were left to see what is stronger than {_at(axes[j], step)}")
-    return Reach(stronger, probes.spent, said)
+        failed = asked["failed"].to_numpy(dtype=int).reshape(len(open_), len(right)).sum(axis=1)
+        for j, count in zip(open_, failed.tolist(), strict=True):
+            searches[j].told(count)
+    moved = {search.axis.concept.name: list(search.axis.scaled(search.factor)) for search in searches.values()}
+    said = [line for search in searches.values() if (line := search.said(len(right)))]
+    return Reach({**same.levels, **moved}, probes.spent, said)
+
+
+class _Search:
+    """The search for the strongest harmless level of one concept.
+
+    Args:
+        axis: the concept.
+        factors: of its strongest level, weakest first; among them 1, where the search begins.
+    """
+
+    def __init__(self, axis: Axis, factors: Sequence[float]) -> None:
+        self.axis, self._factors = axis, factors
+        self.strongest = [axis.scaled(factor)[-1] for factor in factors]
+        self.next: int | None = factors.index(1.0)
+        self._failed: dict[int, int] = {}  # items, at each factor asked about
+
+    @property
+    def factor(self) -> float:
+        """The strongest that was harmless; where none was, the weakest that was asked about."""
+        harmless = [step for step, count in self._failed.items() if count < _FAILS]
+        return self._factors[max(harmless) if harmless else min(self._failed, default=self._factors.index(1.0))]
+
+    def told(self, count: int) -> None:
+        """So many items failed at the factor that was next."""
+        assert self.next is not None
+        self._failed[self.next] = count
+        step = self.next + (1 if count < _FAILS else -1)
+        self.next = step if 0 <= step < len(self._factors) and step not in self._failed else None
+
+    def said(self, n: int) -> str:
+        """How the range was moved and why; "" where it was not, and nothing is left to ask.
+
+        Args:
+            n: items it was tried on.
+        """
+        concept, at = self.axis.concept, self._factors.index(self.factor)
+        if self.next is not None:
+            beyond = "stronger" if at in self._failed and self._failed[at] < _FAILS else "weaker"
+            return f"{concept.name}: no probes were left to see what is {beyond} than {self._label(at)}"
+        if self._failed[at] >= _FAILS:
+            return f"{concept.name}: down to {self._label(at)}, where {self._failed[at]} of {n} items fail still"
+        if at + 1 == len(self._factors):
+            return f"{concept.name}: reaches its end, {self._label(at)}, where {self._failed[at]} of {n} items fail"
+        if self._factors[at] == 1.0:
+            return ""
+        too_strong = f"at {self._label(at + 1)} {self._failed[at + 1]} of {n} items fail"
+        return f"{concept.name}: up to {self._label(at)}; {too_strong}"
+
+    def _label(self, step: int) -> str:
+        return f"{self.strongest[step]:g}{self.axis.concept.unit}"
 
 
 def _factors(axis: Axis) -> list[float]:
-    """1, 2, 4, ... up to the end of the concept; none where its end is not known, or it has two."""
+    """..., 1/2, 1, 2, 4, ... up to the end of the concept; none where its end is not known, or it has two."""
     if not axis.numeric or axis.bounds is None or axis.base != 0 or len(axis.ends) != 1:
         return []
     doubled = [2.0**n for n in range(16) if 2.0**n < 0.95 * axis.widest]
-    return [*doubled, axis.widest] if doubled else [1.0]
-
-
-def _said(axis: Axis, factors: Sequence[float], step: int, failed: int, n: int) -> str:
-    unit = axis.concept.unit
-    strongest = [f"{axis.scaled(factor)[-1]:g}{unit}" for factor in factors[: step + 1]]
-    if failed < _FAILS:
-        return f"{axis.concept.name}: reaches its end, {strongest[-1]}, where {failed} of {n} items fail"
-    tried = ", ".join(strongest[:-1])
-    return f"{axis.concept.name}: widened to {strongest[-1]}, where {failed} of {n} items fail; too few did at {tried}"
-
-
-def _at(axis: Axis, step: int) -> str:
-    return f"{axis.scaled(2.0 ** (step - 1) if step else 1.0)[-1]:g}{axis.concept.unit}"
+    return [*(2.0**-n for n in range(_WEAKEST, 0, -1)), *([*doubled, axis.widest] if doubled else [1.0])]

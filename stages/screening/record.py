@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
@@ -10,13 +10,15 @@ from stages.concepts import Level
 from stages.params import Strict
 from stages.records import Rate
 
+_BROKEN = 0.5
+
 
 class ScreenSettings(Strict):
     """What a screening may spend, and what it calls too much or too little."""
 
     probes: int = Field(600, ge=100, description="unique probes at most")
-    lowest_rate: float = Field(0.15, gt=0, lt=1, description="failure rate below which a grid is too mild to audit")
-    highest_rate: float = Field(0.30, gt=0, lt=1, description="failure rate above which a grid is too harsh")
+    lowest_rate: float = Field(0.03, gt=0, lt=1, description="failure rate below which a grid is too mild to audit")
+    highest_rate: float = Field(0.15, gt=0, lt=1, description="failure rate above which a grid is too harsh")
     share: float = Field(
         0.05, gt=0, lt=1, description="no larger effect: less of the variance within items than this, in company"
     )
@@ -27,6 +29,16 @@ class ScreenSettings(Strict):
         0.1, gt=0, lt=1, description="and taken out of probes in company it changes their failure rate by less"
     )
     widest: float = Field(4.0, ge=1, description="how many times stronger than the user's strongest a level may get")
+
+    def beyond(self, clean: float) -> Self:
+        """The same for a model that fails on this share of unchanged items: the range is one of the others.
+
+        Where it fails on most of them, levels are not what is wrong, and the range stays as it is.
+        """
+        if clean > _BROKEN:
+            return self
+        rates = {name: clean + (1 - clean) * getattr(self, name) for name in ("lowest_rate", "highest_rate")}
+        return self.model_copy(update=rates)
 
     def holds(self, rate: float) -> bool:
         """Whether a failure rate is in the range."""

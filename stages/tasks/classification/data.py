@@ -112,11 +112,13 @@ class ParquetImages(DataSource):
 class PackageImages(DataSource):
     """{package: NAME, files: GLOB}: image files inside an installed package, their class index in the file name.
 
+    Of those that match `files`, those that match `leave_out` are not taken.
     The shorter side is resized to `resize`, then `crops` squares of `size` are cut: the centre, then the corners.
     """
 
     package: str = Field(pattern=r"^\w+$")
     files: str
+    leave_out: str | None = None
     label: str = Field(r"_(\d+)\.\w+$", description="regular expression whose first group is the class index")
     crops: int = Field(1, ge=1, le=5)
     resize: int = Field(256, ge=8, le=16_384)
@@ -150,9 +152,15 @@ class PackageImages(DataSource):
 
     def _paths(self, inputs: Path) -> list[Path]:
         folder = package_folder(inputs, self.package, "prepare.data.package")
-        paths = sorted(p for p in folder.glob(self.files) if p.is_file())
-        if not paths:
-            raise UsageError(f"prepare.data.files: no file in the package {self.package} matches {self.files}")
+
+        def matching(key: str, pattern: str) -> set[Path]:
+            found = {p for p in folder.glob(pattern) if p.is_file()}
+            if not found:
+                raise UsageError(f"prepare.data.{key}: no file in the package {self.package} matches {pattern}")
+            return found
+
+        left_out = matching("leave_out", self.leave_out) if self.leave_out else set()
+        paths = sorted(matching("files", self.files) - left_out)
         for path in paths:
             if not re.search(self.label, path.name):
                 raise UsageError(f"prepare.data.label: no class index in {path.name} by {self.label!r}")

@@ -25,12 +25,14 @@ from stages.tasks.contract import TaskContext
 from stages.tasks.init import Ask, Change, Init, Option, Proposal, Seen, Trial
 
 _CONCEPTS: Mapping[str, list[float]] = {
-    "rotation": [0, 5, 10, 20],
-    "occlusion": [0, 0.04, 0.08, 0.15],
-    "darkening": [0, 0.2, 0.4, 0.6],
-    "saturation": [1, 0.7, 0.4, 0.1],
-    "blur": [0, 0.5, 1, 1.5],
-    "noise": [0, 0.03, 0.06, 0.1],
+    "rotation": [0, 2.5, 5, 10, 20],
+    "translation": [0, 0.01, 0.02, 0.04, 0.08],
+    "occlusion": [0, 0.02, 0.04, 0.08, 0.16],
+    "darkening": [0, 0.08, 0.15, 0.3, 0.6],
+    "contrast": [1, 0.95, 0.9, 0.8, 0.6],
+    "saturation": [1, 0.9, 0.8, 0.6, 0.2],
+    "blur": [0, 0.2, 0.4, 0.8, 1.6],
+    "noise": [0, 0.01, 0.025, 0.05, 0.1],
 }
 _SIDE = 32.0  # pixels of the pictures that the blur above is meant for
 _OF_EACH_CLASS = 20  # pictures, which tell its output for sure if most are taken for that
