@@ -26,11 +26,13 @@ from stages.params import SummarizeConfig
 
 MAX_BOXES = 4_000_000  # boxes held at once for one combination of concepts
 MAX_OVERLAP = 0.5
+SMALLEST = 0.001  # share of all cells looked at that a region covers, but for a peak: of fewer, noise makes many
 LEAST = 0.03  # of all excess mass in a region's own cells; however small a region is, it may hold much
 STRICT = 0.75  # where between the overall rate and that of the average failure's cell the level of a region lies
 MERGED_FILL, MERGED_RATE = 0.8, 0.9  # of the smallest box around two regions: share they fill, rate it keeps
 MAX_SUBSETS = 6  # categories up to which all sets of them are tried
-KEPT, SHARPER = 0.5, 1.5  # of the excess failures of a region and of its rate: what its core has
+KEPT, SHARPER = 0.5, 1.5  # of the excess failures of a region and of its rate: what a core of some items has
+PEAK, ALONE = 3.0, 0.5  # times the rate around a peak, and of all that rises half as high: what a peak has
 EARNS, ITEMS_EARN = 1.02, 1.1  # times the excess mass, for one more condition; of a region about some items only
 
 
@@ -46,7 +48,8 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
     regions that overlap or touch are merged if together they fill the smallest box around them and it is as bad.
 
     Where items are told apart a region may be about those of one value, and then has one concept less than it may have
-    conditions.
+    conditions. A peak, within a region or in what all regions leave, is named however small it is and however many
+    conditions that takes: see `_peak`. It takes the place of the last region where there are as many as there may be.
 
     Args:
         known: rates of cells.
@@ -63,7 +66,10 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
             break
         seen.append(region)
         regions = _merge(known, [*regions, _core(known, region, limits)])
-    return regions
+    peak = _peak(known, known.free(known.kinds[0], [*seen, *regions]))
+    if peak is None or known.share(peak) < limits.min_support:
+        return regions
+    return [*regions[: limits.modes - 1], peak]
 
 
 def _level(known: Rates) -> float:
@@ -83,7 +89,7 @@ def _of_average_failure(kind: Kind) -> float:
 
 
 def _core(known: Rates, region: Region, limits: SummarizeConfig) -> Region:
-    """What of a region holds most of its excess failures, if these are some items' in some of its cells.
+    """What of a region holds most of its excess failures: some items' in some of its cells, or a peak.
 
     Where one class fails in one corner and all classes fail a little everywhere, the level hardly lies above that
     little, so that the corner comes with all that is around it. Within a region its own level tells the two apart.
@@ -97,14 +103,65 @@ def _core(known: Rates, region: Region, limits: SummarizeConfig) -> Region:
         }
     )
     found = _best_region(some, _level(some), [], left)[1]
-    if found is None or not found.items:
-        return region
-    core = Region({**region.allowed, **found.allowed}, found.items)
-    mean = known.rate(Region({}))
-    of_core, of_region = ((known.rate(one) - mean) * known.share(one) for one in (core, region))
-    if of_core < KEPT * of_region or known.rate(core) < SHARPER * known.rate(region):
-        return region
-    return _core(known, core, limits)
+    if found is not None and found.items:
+        core = Region({**region.allowed, **found.allowed}, found.items)
+        mean = known.rate(Region({}))
+        of_core, of_region = ((known.rate(one) - mean) * known.share(one) for one in (core, region))
+        if of_core >= KEPT * of_region and known.rate(core) >= SHARPER * known.rate(region):
+            return _core(known, core, limits)
+    peak = None if region.items else _peak(some, np.ones(some.kinds[0].rates.shape))
+    core = Region({**region.allowed, **peak.allowed}) if peak else region
+    return core if known.share(core) >= limits.min_support else region
+
+
+def _peak(known: Rates, free: np.ndarray) -> Region | None:
+    """The one place that rises far above all else, be it a single cell; None where there is no such place.
+
+    Noise makes many peaks of about the same height, and each holds little of what rises half as high; one that holds
+    most of it is none of these. So it may be of any size and have any number of conditions. Of a sample of a grid too
+    few cells are known to tell.
+
+    Args:
+        known: rates of cells, of which the first kind counts.
+        free: (values, cells) share of the items of each value that no region holds yet.
+    """
+    kind, cells = known.kinds[0], known.cells
+    if len(cells) < prod(len(np.unique(levels)) for levels in cells.T):
+        return None
+    weights = free * kind.share[:, None]
+    left = weights.sum(axis=0) > 1e-9
+    if not left.any():
+        return None
+    rates = np.zeros(len(cells))
+    rates[left] = np.average(kind.rates[:, left], axis=0, weights=weights[:, left])
+    mean = float(rates[left].mean())
+    excess = rates - (mean + rates.max()) / 2
+    peak = _grown(known, excess)
+    inside = peak.in_box(known.space, cells)
+    alone = excess[inside].sum() >= ALONE * np.clip(excess, 0, None).sum()
+    return peak if alone and rates[inside].mean() > PEAK * mean else None
+
+
+def _grown(known: Rates, excess: np.ndarray) -> Region:
+    """A box that grows from the cell of the highest excess (cells,), level by level, as long as that adds to its own.
+
+    This is the pasting of PRIM (Friedman and Fisher 1999, "Bump hunting in high-dimensional data").
+    """
+    concepts, columns = known.space.concepts, known.cells.T
+    allowed = [np.arange(len(c)) == column[excess.argmax()] for c, column in zip(concepts, columns, strict=True)]
+    while True:
+        inside = np.stack([levels[column] for levels, column in zip(allowed, columns, strict=True)])
+        gains = []
+        for j, (concept, levels, column) in enumerate(zip(concepts, allowed, columns, strict=True)):
+            added = np.bincount(column, excess * np.delete(inside, j, axis=0).all(axis=0), len(concept))
+            beside = np.convolve(levels, [1, 1, 1], "same") > 0 if concept.ordered else True
+            gains.append(np.where(beside & ~levels, added, -np.inf))
+        best = int(np.argmax([gain.max() for gain in gains]))
+        if gains[best].max() <= 0:
+            break
+        allowed[best][gains[best].argmax()] = True
+    chosen = zip(concepts, allowed, columns, strict=True)
+    return Region({c.name: tuple(np.flatnonzero(x).tolist()) for c, x, column in chosen if not x[column].all()})
 
 
 def _mass(kind: Kind, level: float) -> float:
@@ -178,7 +235,7 @@ def _best_region(
             new, quality = _box_sums(known, weights, concepts, chosen)
             # Cells are all of the grid or uniform, so boxes have their share of them.
             shares = reduce(np.multiply.outer, [s.mean(axis=1) for s in chosen], kind.share)
-            allowed = (shares >= limits.min_support) & (new > (1 - MAX_OVERLAP) * shares)
+            allowed = (shares >= limits.min_support) & (shares >= SMALLEST) & (new > (1 - MAX_OVERLAP) * shares)
             quality = np.where(allowed, quality, -np.inf)
             top = np.unravel_index(int(quality.argmax()), quality.shape)
             # One more condition has to earn its place, or noise in the estimate adds it.
