@@ -437,14 +437,6 @@ def test_of_a_sample_of_a_grid_no_peak_is_told():
     assert all(len(r.allowed) <= 3 for r in regions_of(space, cells[half], rates[half], SummarizeConfig()))
 
 
-def test_a_region_that_holds_a_smaller_and_worse_one_does_not_take_its_place():
-    """Merged, the worse one would be lost in the larger."""
-    space = space_of_three()
-    cells = space.cells()
-    rates = np.where(cells[:, 0] >= 4, 0.3, 0.05) + np.where((cells[:, 0] == 5) & (cells[:, 1] == 5), 0.65, 0.0)
-    assert Region({"tilt": (5,), "fog": (5,)}) in regions_of(space, cells, rates, SummarizeConfig())
-
-
 def space_of_three() -> ConceptSpace:
     return ConceptSpace(tuple(Concept(name, tuple(range(6))) for name in ("tilt", "fog", "dust")))
 

@@ -17,7 +17,7 @@ from stages.landscape.confirm import Fresh, confirm
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import estimate
 from stages.landscape.kinds import Kind, Rates
-from stages.landscape.modes import find_regions
+from stages.landscape.modes import _merge, find_regions
 from stages.landscape.pairs import covered_shares, draw_pairs, probes_inside
 from stages.landscape.slices import measure_slices
 from stages.params import SummarizeConfig
@@ -90,6 +90,12 @@ def test_a_condition_on_some_items_has_to_raise_the_quality_by_more_than_noise_d
     rates = failing(region, high=0.8)
     rates[2, region.in_box(SPACE, SPACE.cells()) & (SPACE.cells()[:, 1] == 0)] = 0.33
     assert find_regions(known(rates), SummarizeConfig()) == [region]
+
+
+def test_a_label_is_not_merged_into_a_place_where_all_others_fail_less():
+    regions = [CORNER, Region(CORNER.allowed)]
+    assert _merge(known(failing(CORNER)), regions) == regions
+    assert _merge(known(failing(Region(CORNER.allowed))), regions) == regions[1:]
 
 
 def test_a_label_that_fails_alone_moves_no_edge_of_what_all_fail_on():
