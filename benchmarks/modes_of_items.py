@@ -18,7 +18,7 @@ from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.landscape.confirm import Fresh, Mode
 from stages.landscape.describe import name_modes
-from stages.landscape.estimate import estimate
+from stages.landscape.estimate import Landscape, estimate
 from stages.params import DiscoverConfig, SummarizeConfig
 
 SEEDS = range(20)
@@ -27,7 +27,13 @@ ROLES = (("agent", "auto"), ("control", "random"))
 LEVELS, CONCEPTS, CLASSES, ALIKE = 7, 5, 10, 10
 
 
-class OneClass(KnownLandscape):
+class ToldApart(KnownLandscape):
+    """A truth whose items are told apart by `attributes`, a row each by their ids."""
+
+    attributes: pd.DataFrame
+
+
+class OneClass(ToldApart):
     """A model that fails on 60 to 80% of one class in a corner of two concepts, and on some 12% of all else.
 
     Args:
@@ -59,8 +65,15 @@ class OneClass(KnownLandscape):
         return np.clip(0.3 * (mean + normal_noise(self.concepts, items, cells)), -1.0, 1.0).astype(np.float32)
 
 
-def named(task: OneClass, seed: int, budget: int = BUDGET) -> list[Mode]:
-    """The failure modes that searches with one seed lead to."""
+def judged(task: ToldApart, seed: int, budget: int = BUDGET, *, spread: bool = False) -> tuple[Landscape, list[Mode]]:
+    """The landscape that searches with one seed lead to, and its regions: failure modes and what is only suspected.
+
+    Args:
+        task: the truth.
+        seed: of the searches and of all that follows.
+        budget: probes of the agent and of the control, with those that confirm.
+        spread: whether cells get intervals.
+    """
     ids, space, tables = task.items.ids("discover"), task.concepts, []
     config = DiscoverConfig(budget=budget)
     for number, (role, explorer) in enumerate(ROLES):
@@ -68,7 +81,7 @@ def named(task: OneClass, seed: int, budget: int = BUDGET) -> list[Mode]:
         make_explorer(explorer, {}).explore(prober, 2 * seed + number)
         tables.append(prober.table().assign(role=role, explorer=explorer))
     evidence = (pd.concat(tables, ignore_index=True), ids, task.embed(ids), space)
-    landscape = estimate(*evidence, threshold=task.threshold, seed=seed, spread=False)
+    landscape = estimate(*evidence, threshold=task.threshold, seed=seed, spread=spread)
 
     def ask(items: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
         prober = Prober(task, ids, len(items))
@@ -84,7 +97,12 @@ def named(task: OneClass, seed: int, budget: int = BUDGET) -> list[Mode]:
         fresh=Fresh(2 * config.kept_back, ask),
         attributes=task.attributes,
     )
-    return [mode for mode in modes if mode.confirmed]
+    return landscape, modes
+
+
+def named(task: ToldApart, seed: int) -> list[Mode]:
+    """The failure modes that searches with one seed lead to."""
+    return [mode for mode in judged(task, seed)[1] if mode.confirmed]
 
 
 def classes(modes: Sequence[Mode]) -> set[str]:

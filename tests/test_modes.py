@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from benchmarks.modes_of_items import judged
+from benchmarks.planted_shapes import BUDGET, Planted, score
 from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.again import found_again, jaccard, name_in_halves, reproducibility
 from stages.landscape.confirm import Fresh, Mode, confirm, draw_inside, worse_items, worse_probes
@@ -379,6 +381,60 @@ def test_whatever_shape_fails_is_covered_by_regions(shape):
         named |= region.contains(space, cells)
     assert (named & failing).sum() / named.sum() >= 0.85, "precision"
     assert (named & failing).sum() / failing.sum() >= 0.85, "recall"
+
+
+CELL = (6, 0, 3, 5)
+
+
+def rates_of_a_cell(height: float, around: float = 0.05) -> tuple[ConceptSpace, np.ndarray, np.ndarray]:
+    """A grid of four concepts, its cells, and rates that only noise and one cell tell from each other."""
+    space = ConceptSpace(tuple(Concept(name, tuple(range(7)), ordered=name != "d") for name in "abcd"))
+    cells = space.cells()
+    noise = np.random.default_rng(0).normal(0, 0.01, len(cells))
+    return space, cells, np.where((cells == CELL).all(axis=1), height, around + noise)
+
+
+@pytest.mark.parametrize("modes", [1, 6])
+def test_a_single_cell_that_rises_above_all_else_is_named(modes):
+    space, cells, rates = rates_of_a_cell(0.3)
+    alone = Region({name: (level,) for name, level in zip(space.names, CELL, strict=True)})
+    found = regions_of(space, cells, rates, SummarizeConfig(modes=modes))
+    assert alone in found and len(found) <= modes
+    larger = regions_of(space, cells, rates, SummarizeConfig(modes=modes, min_support=0.001))
+    assert alone not in larger, "smaller than a mode may be"
+
+
+def test_a_single_cell_is_named_from_a_search():
+    """One of the models of `benchmarks.planted_shapes`."""
+    task = Planted("one cell, a slope to it", 0)
+    found = score(task, *judged(task, 0, BUDGET))
+    assert (found.jaccard, found.modes, found.rates) == (1.0, 1, 1.0)
+
+
+def test_noise_makes_no_peak():
+    for height in (0.05, 0.1):
+        regions = regions_of(*rates_of_a_cell(height), SummarizeConfig())
+        assert all(len(region.allowed) <= 3 for region in regions)
+
+
+def test_a_peak_is_named_beside_a_region_and_cut_out_of_one():
+    space, cells, rates = rates_of_a_cell(0.6)
+    alone = Region({name: (level,) for name, level in zip(space.names, CELL, strict=True)})
+    corner = Region({"a": (0, 1), "b": (5, 6)})
+    assert regions_of(space, cells, np.where(corner.in_box(space, cells), 0.9, rates), SummarizeConfig()) == [
+        corner,
+        alone,
+    ]
+    row = Region({"a": (6,), "b": (0,), "c": (3,)})
+    weak = np.where(row.in_box(space, cells) & (rates < 0.5), 0.08, rates)
+    assert alone in regions_of(space, cells, weak, SummarizeConfig())
+
+
+def test_of_a_sample_of_a_grid_no_peak_is_told():
+    space, cells, rates = rates_of_a_cell(0.9)
+    half = np.random.default_rng(0).random(len(cells)) < 0.5
+    half |= rates > 0.5
+    assert all(len(r.allowed) <= 3 for r in regions_of(space, cells[half], rates[half], SummarizeConfig()))
 
 
 def space_of_three() -> ConceptSpace:

@@ -17,7 +17,7 @@ from stages.landscape.confirm import Fresh, confirm
 from stages.landscape.describe import name_modes
 from stages.landscape.estimate import estimate
 from stages.landscape.kinds import Kind, Rates
-from stages.landscape.modes import find_regions
+from stages.landscape.modes import _merge, find_regions
 from stages.landscape.pairs import covered_shares, draw_pairs, probes_inside
 from stages.landscape.slices import measure_slices
 from stages.params import SummarizeConfig
@@ -76,11 +76,39 @@ def test_what_fails_is_named_with_whose_it_is(region):
     assert find_regions(known(failing(region)), SummarizeConfig()) == [region]
 
 
-def test_a_label_has_to_earn_its_place():
-    """One label fails a little more often in the corner: noise would do as much."""
-    rates = failing(Region(CORNER.allowed))
-    rates[2] = np.clip(rates[2] * 1.05, 0, 1)
+@pytest.mark.parametrize("times", [1.1, 1.4])
+def test_a_label_has_to_earn_its_place(times):
+    """One label fails more often in the corner, but all do: its own level is higher, so it explains less."""
+    rates = failing(Region(CORNER.allowed), high=0.6)
+    rates[2] = np.clip(rates[2] * times, 0, 1)
     assert find_regions(known(rates), SummarizeConfig()) == [Region(CORNER.allowed)]
+
+
+def test_a_condition_on_some_items_has_to_raise_the_quality_by_more_than_noise_does():
+    """One level of fog is a hair below what speaks for the region."""
+    region = Region({"tilt": (3, 4)}, {"label": ("2",)})
+    rates = failing(region, high=0.8)
+    rates[2, region.in_box(SPACE, SPACE.cells()) & (SPACE.cells()[:, 1] == 0)] = 0.33
+    assert find_regions(known(rates), SummarizeConfig()) == [region]
+
+
+def test_a_label_is_not_merged_into_a_place_where_all_others_fail_less():
+    regions = [CORNER, Region(CORNER.allowed)]
+    assert _merge(known(failing(CORNER)), regions) == regions
+    assert _merge(known(failing(Region(CORNER.allowed))), regions) == regions[1:]
+
+
+def test_a_label_that_fails_alone_moves_no_edge_of_what_all_fail_on():
+    """By the level of the label the weaker half of the corner would be named as that of some labels."""
+    rates = failing(Region({"tilt": (3, 4)}), high=0.4)
+    rates[:, SPACE.cells()[:, 0] == 4] = 0.6
+    rates[2, SPACE.cells()[:, 1] == 0] = 1.0
+    assert Region({"tilt": (3, 4)}) in find_regions(known(rates), SummarizeConfig())
+
+
+def test_two_labels_that_share_the_failures_of_a_place_are_both_named():
+    region = Region({"fog": (4,)}, {"label": ("0", "3")})
+    assert find_regions(known(failing(region)), SummarizeConfig()) == [region]
 
 
 def test_a_class_in_a_corner_is_cut_out_of_what_fails_a_little_around_it():
@@ -154,9 +182,9 @@ def test_of_an_enumerated_grid_the_items_are_compared_with_all_others():
 
 def test_a_planted_class_is_named_and_none_where_all_fail_alike():
     """Two of the twenty models of `benchmarks.modes_of_items`."""
-    task = OneClass(4)
-    assert [mode.region for mode in named(task, 4)] == [task.region]
-    assert not classes(named(OneClass(4, planted=False), 4))
+    task = OneClass(8)
+    assert [mode.region for mode in named(task, 8)] == [task.region]
+    assert not classes(named(OneClass(8, planted=False), 8))
 
 
 def test_regions_are_compared_by_pairs():

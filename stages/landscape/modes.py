@@ -26,11 +26,13 @@ from stages.params import SummarizeConfig
 
 MAX_BOXES = 4_000_000  # boxes held at once for one combination of concepts
 MAX_OVERLAP = 0.5
+SMALLEST = 0.001  # share of all cells looked at that a region covers, but for a peak: of fewer, noise makes many
 LEAST = 0.03  # of all excess mass in a region's own cells; however small a region is, it may hold much
 STRICT = 0.75  # where between the overall rate and that of the average failure's cell the level of a region lies
-MERGED_FILL, MERGED_RATE = 0.8, 0.9  # of the smallest box around two regions: share they fill, rate it keeps
+MERGED_FILL, MERGED_RATE = 0.8, 0.88  # of the smallest box around two regions: share they fill, rate it keeps
 MAX_SUBSETS = 6  # categories up to which all sets of them are tried
-KEPT, SHARPER = 0.5, 1.5  # of the excess failures of a region and of its rate: what its core has
+KEPT, SHARPER = 0.5, 1.5  # of the excess failures of a region and of its rate: what a core of some items has
+PEAK, ALONE = 3.0, 0.5  # times the rate around a peak, and of all that rises half as high: what a peak has
 EARNS, ITEMS_EARN = 1.02, 1.1  # times the excess mass, for one more condition; of a region about some items only
 
 
@@ -46,47 +48,55 @@ def find_regions(known: Rates, limits: SummarizeConfig) -> list[Region]:
     regions that overlap or touch are merged if together they fill the smallest box around them and it is as bad.
 
     Where items are told apart a region may be about those of one value, and then has one concept less than it may have
-    conditions.
+    conditions. Each kind has a level of its own. A peak, within a region or in what all regions leave, is named however
+    small it is and however many conditions that takes, see `_peak`; it takes the place of the last region where there
+    are as many as there may be.
 
     Args:
         known: rates of cells.
         limits: how many regions, of how many conditions and which share of the grid; combinations of concepts with
             too many ranges are left out, see `skipped_combinations`.
     """
-    level = _level(known)
-    least = LEAST * max(_mass(kind, level) for kind in known.kinds)
+    least = LEAST * max(map(_mass, known.kinds))
     regions: list[Region] = []
     seen: list[Region] = []  # also what of a region its core leaves out
     while len(regions) < limits.modes:
-        quality, region = _best_region(known, level, [*seen, *regions], limits)
+        quality, region = _best_region(known, [*seen, *regions], limits)
         if region is None or quality < least:
             break
+        core = _core(known, region, [], limits)
+        other = _core(known, region, [core], limits)  # two kinds may have half of the failures each
+        for one in [core, other] if other.items and other != region else [core]:
+            regions = _merge(known, [*regions, one])
         seen.append(region)
-        regions = _merge(known, [*regions, _core(known, region, limits)])
-    return regions
+    peak = _peak(known, known.free(known.kinds[0], [*seen, *regions]))
+    if peak is None or known.share(peak) < limits.min_support:
+        return regions[: limits.modes]
+    return [*regions[: limits.modes - 1], peak]
 
 
-def _level(known: Rates) -> float:
+def _level(kind: Kind) -> float:
     """The rate from which a cell speaks for a region: most of the way from the mean to that of the average failure.
 
     The average failure lies in a cell of rate sum(rates^2) / sum(rates), which no landscape has only cells below. Where
-    items of one kind fail more often than others, it lies in a cell as that kind sees it.
+    items of one kind fail more often than others it lies higher, as that kind sees it; a region about all items is not
+    judged by that, or its edges would move in and what is left be named as that of this kind and that.
     """
-    mean = float(known.kinds[0].rates.mean())
-    return mean + STRICT * (max(_of_average_failure(kind) for kind in known.kinds) - mean)
+    mean, squares = (float(np.average(x.mean(axis=1), weights=kind.share)) for x in (kind.rates, kind.rates**2))
+    return mean + STRICT * (squares / mean - mean) if mean else 0.0
 
 
-def _of_average_failure(kind: Kind) -> float:
-    """The mean rate that failures have where they lie, as a kind sees it; 0 without failures."""
-    mean = float(kind.rates.mean(axis=1) @ kind.share)
-    return float((kind.rates**2).mean(axis=1) @ kind.share) / mean if mean else 0.0
-
-
-def _core(known: Rates, region: Region, limits: SummarizeConfig) -> Region:
-    """What of a region holds most of its excess failures, if these are some items' in some of its cells.
+def _core(known: Rates, region: Region, seen: Sequence[Region], limits: SummarizeConfig) -> Region:
+    """What of a region holds most of its excess failures: some items' in some of its cells, or a peak.
 
     Where one class fails in one corner and all classes fail a little everywhere, the level hardly lies above that
     little, so that the corner comes with all that is around it. Within a region its own level tells the two apart.
+
+    Args:
+        known: rates of cells.
+        region: where to look.
+        seen: regions whose failures are not counted again.
+        limits: as for `find_regions`.
     """
     some = known.within(region)
     share = len(some.cells) / len(known.cells)
@@ -96,20 +106,71 @@ def _core(known: Rates, region: Region, limits: SummarizeConfig) -> Region:
             "min_support": limits.min_support / share,
         }
     )
-    found = _best_region(some, _level(some), [], left)[1]
-    if found is None or not found.items:
-        return region
-    core = Region({**region.allowed, **found.allowed}, found.items)
-    mean = known.rate(Region({}))
-    of_core, of_region = ((known.rate(one) - mean) * known.share(one) for one in (core, region))
-    if of_core < KEPT * of_region or known.rate(core) < SHARPER * known.rate(region):
-        return region
-    return _core(known, core, limits)
+    found = _best_region(some, seen, left)[1]
+    if found is not None and found.items:
+        core = Region({**region.allowed, **found.allowed}, found.items)
+        mean = known.rate(Region({}))
+        of_core, of_region = ((known.rate(one) - mean) * known.share(one) for one in (core, region))
+        if of_core >= KEPT * of_region and known.rate(core) >= SHARPER * known.rate(region):
+            return _core(known, core, seen, limits)
+    peak = None if region.items else _peak(some, some.free(some.kinds[0], seen))
+    core = Region({**region.allowed, **peak.allowed}) if peak else region
+    return core if known.share(core) >= limits.min_support else region
 
 
-def _mass(kind: Kind, level: float) -> float:
+def _peak(known: Rates, free: np.ndarray) -> Region | None:
+    """The one place that rises far above all else, be it a single cell; None where there is no such place.
+
+    Noise makes many peaks of about the same height, and each holds little of what rises half as high; one that holds
+    most of it is none of these. So it may be of any size and have any number of conditions. Of a sample of a grid too
+    few cells are known to tell.
+
+    Args:
+        known: rates of cells, of which the first kind counts.
+        free: (values, cells) share of the items of each value that no region holds yet.
+    """
+    kind, cells = known.kinds[0], known.cells
+    if len(cells) < prod(len(np.unique(levels)) for levels in cells.T):
+        return None
+    weights = free * kind.share[:, None]
+    left = weights.sum(axis=0) > 1e-9
+    if not left.any():
+        return None
+    rates = np.zeros(len(cells))
+    rates[left] = np.average(kind.rates[:, left], axis=0, weights=weights[:, left])
+    mean = float(rates[left].mean())
+    excess = rates - (mean + rates.max()) / 2
+    peak = _grown(known, excess)
+    inside = peak.in_box(known.space, cells)
+    alone = excess[inside].sum() >= ALONE * np.clip(excess, 0, None).sum()
+    return peak if alone and rates[inside].mean() > PEAK * mean else None
+
+
+def _grown(known: Rates, excess: np.ndarray) -> Region:
+    """A box that grows from the cell of the highest excess (cells,), level by level, as long as that adds to its own.
+
+    This is the pasting of PRIM (Friedman and Fisher 1999, "Bump hunting in high-dimensional data").
+    """
+    concepts, columns = known.space.concepts, known.cells.T
+    allowed = [np.arange(len(c)) == column[excess.argmax()] for c, column in zip(concepts, columns, strict=True)]
+    while True:
+        inside = np.stack([levels[column] for levels, column in zip(allowed, columns, strict=True)])
+        gains = []
+        for j, (concept, levels, column) in enumerate(zip(concepts, allowed, columns, strict=True)):
+            added = np.bincount(column, excess * np.delete(inside, j, axis=0).all(axis=0), len(concept))
+            beside = np.convolve(levels, [1, 1, 1], "same") > 0 if concept.ordered else True
+            gains.append(np.where(beside & ~levels, added, -np.inf))
+        best = int(np.argmax([gain.max() for gain in gains]))
+        if gains[best].max() <= 0:
+            break
+        allowed[best][gains[best].argmax()] = True
+    chosen = zip(concepts, allowed, columns, strict=True)
+    return Region({c.name: tuple(np.flatnonzero(x).tolist()) for c, x, column in chosen if not x[column].all()})
+
+
+def _mass(kind: Kind) -> float:
     """All excess mass, as a share of the grid."""
-    return float(np.clip(kind.rates - level, 0, None).mean(axis=1) @ kind.share)
+    return float(np.clip(kind.rates - _level(kind), 0, None).mean(axis=1) @ kind.share)
 
 
 def _merge(known: Rates, regions: Sequence[Region]) -> list[Region]:
@@ -119,7 +180,7 @@ def _merge(known: Rates, regions: Sequence[Region]) -> list[Region]:
     for k, old in enumerate(others):
         box = _around(space, old, new)
         filled = size(space, old, attributes) + size(space, new, attributes) - shared(space, old, new, attributes)
-        alike = known.rate(box) >= MERGED_RATE * min(known.rate(old), known.rate(new))
+        alike = known.rate(box) >= MERGED_RATE * max(known.rate(old), known.rate(new))
         if filled >= MERGED_FILL * size(space, box, attributes) and alike:
             return _merge(known, [*others[:k], *others[k + 1 :], box])
     return [*others, new]
@@ -159,17 +220,15 @@ def _boxes(space: ConceptSpace, concepts: Sequence[int]) -> int:
     return prod(len(_selectors(space.concepts[j], np.zeros(space.sizes[j]))) for j in concepts)
 
 
-def _best_region(
-    known: Rates, level: float, regions: Sequence[Region], limits: SummarizeConfig
-) -> tuple[float, Region | None]:
+def _best_region(known: Rates, regions: Sequence[Region], limits: SummarizeConfig) -> tuple[float, Region | None]:
     """The region of highest quality among all conjunctions, beside the regions there are, and its quality.
 
-    None if no region is above the level.
+    None if no region is above its level.
     """
     best, best_region = 1e-9, None
     for kind in known.kinds:
         free = known.free(kind, regions)
-        weights = np.stack([free, free * (kind.rates - level)]) * kind.share[:, None] / len(known.cells)
+        weights = np.stack([free, free * (kind.rates - _level(kind))]) * kind.share[:, None] / len(known.cells)
         conditions = limits.max_conditions - bool(kind.attribute)
         earns = ITEMS_EARN if kind.attribute else EARNS
         for concepts, chosen in _conjunctions(known, weights[1].sum(axis=0), conditions, len(kind.values)):
@@ -178,7 +237,7 @@ def _best_region(
             new, quality = _box_sums(known, weights, concepts, chosen)
             # Cells are all of the grid or uniform, so boxes have their share of them.
             shares = reduce(np.multiply.outer, [s.mean(axis=1) for s in chosen], kind.share)
-            allowed = (shares >= limits.min_support) & (new > (1 - MAX_OVERLAP) * shares)
+            allowed = (shares >= limits.min_support) & (shares >= SMALLEST) & (new > (1 - MAX_OVERLAP) * shares)
             quality = np.where(allowed, quality, -np.inf)
             top = np.unravel_index(int(quality.argmax()), quality.shape)
             # One more condition has to earn its place, or noise in the estimate adds it.

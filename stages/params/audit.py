@@ -134,7 +134,7 @@ class SummarizeConfig(Strict):
 
     modes: int = Field(6, ge=1, le=50, description="failure modes to name at most")
     max_conditions: int = Field(3, ge=1, le=5, description="concepts a mode may constrain; fewer read better")
-    min_support: float = Field(0.001, gt=0, lt=1, description="share of the grid a mode covers at least")
+    min_support: float = Field(0.0, ge=0, lt=1, description="share of the grid a mode covers at least")
     examples: int = Field(6, ge=0, le=24, description="failing and passing examples shown of each mode")
 
     @model_validator(mode="before")

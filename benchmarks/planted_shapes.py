@@ -1,0 +1,144 @@
+"""What failures of a known shape are named as: `python -m benchmarks.planted_shapes` prints what docs/method.md quotes.
+
+Models of four concepts of seven levels that fail on 90% inside a shape and on 5% elsewhere, without a slope that would
+lead a search there, and 80 items of ten classes. Each is searched with `auto` and its control, of 1% of all pairs of
+item and cell each with those that confirm. Prints a Markdown table of means over five seeds, of the failure modes of a
+run taken together, counted in pairs. Ten minutes on one core; arguments name the shapes, by default all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from benchmarks.modes_of_items import ToldApart, judged
+from benchmarks.study.landscapes import normal_noise
+from stages.concepts import Concept, ConceptSpace
+from stages.landscape.confirm import Mode
+from stages.landscape.estimate import Landscape
+
+SEEDS = range(5)
+LEVELS, CONCEPTS, CLASSES, ALIKE = 7, 4, 10, 8
+BUDGET = LEVELS**CONCEPTS * CLASSES * ALIKE // 100
+INSIDE, OUTSIDE = 0.9, 0.05  # that fail
+CELL = np.array([6, 6, 3, 6])
+SLOPE = 0.3  # standard deviations of the margin by which one level away from a cell is better
+
+Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Which pairs it holds, (n,) bool, by their levels (concepts, n) and the classes of their items (n,)."""
+
+SHAPES: dict[str, Shape] = {
+    "box": lambda c, _: (c[0] >= 5) & (c[1] >= 5),
+    "three-way box": lambda c, _: (c[0] >= 4) & (c[1] >= 4) & (c[2] >= 4),
+    "box of 1%": lambda c, _: (c[0] >= 5) & (c[1] >= 5) & (c[2] == 6),
+    "categories": lambda c, _: (c[0] >= 5) & np.isin(c[3], [1, 3, 6]),
+    "L": lambda c, _: ((c[0] == 6) & (c[1] >= 2)) | ((c[0] >= 2) & (c[1] == 6)),
+    "XOR": lambda c, _: ((c[0] >= 5) & (c[1] <= 1)) | ((c[0] <= 1) & (c[1] >= 5)),
+    "union": lambda c, _: ((c[0] >= 5) & (c[1] >= 5)) | ((c[2] <= 1) & (c[3] >= 5)),
+    "sum of 6 or 7": lambda c, _: (c[0] + c[1] >= 6) & (c[0] + c[1] <= 7),
+    "difference of 1": lambda c, _: np.abs(c[0] - c[1]) <= 1,
+    "one class": lambda c, label: (label == 0) & (c[0] >= 5) & (c[1] >= 5),
+    "one cell": lambda c, _: (c == CELL[:, None]).all(axis=0),
+    "none": lambda c, _: np.zeros(c.shape[1], dtype=bool),
+}
+SHAPES["one cell, a slope to it"] = SHAPES["one cell"]
+RATES = {"none": 0.25, "never fails": 0.0, "always fails": 1.0}  # everywhere
+SHAPES |= dict.fromkeys(RATES, SHAPES["none"])
+
+
+class Planted(ToldApart):
+    """A model that fails inside a shape.
+
+    Args:
+        shape: its name.
+        seed: of which concepts it is about, their direction, who is of which class, the embeddings and the noise.
+    """
+
+    def __init__(self, shape: str, seed: int) -> None:
+        rng = np.random.default_rng([78, seed])
+        self._holds, self._outside, self._slope = SHAPES[shape], RATES.get(shape, OUTSIDE), SLOPE * ("slope" in shape)
+        self._order, self._falls = rng.permutation(CONCEPTS), rng.random(CONCEPTS) < 0.5
+        unordered = self._order[3] if shape == "categories" else None
+        levels = tuple(range(LEVELS))
+        space = ConceptSpace(tuple(Concept(f"c{j}", levels, ordered=j != unordered) for j in range(CONCEPTS)))
+        self._classes = rng.permutation(np.repeat(np.arange(CLASSES), ALIKE))
+        centres, n = 1.5 * rng.normal(size=(CLASSES, 8)), len(self._classes)
+        super().__init__(space, centres[self._classes] + rng.normal(size=(n, 8)), n)
+        self.attributes = pd.DataFrame({"label": self._classes.astype(str)}, index=self.items.table["id"])
+        self._noise_of = rng.choice(2**16, n, replace=False)
+
+    def _turned(self, cells: np.ndarray) -> np.ndarray:
+        """Levels (concepts, n) as shapes are told, of cells (n, concepts)."""
+        return np.where(self._falls, LEVELS - 1 - cells, cells).T[self._order]
+
+    def inside(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """Which pairs of items (n,) and cells (n, concepts) lie in the shape, (n,) bool."""
+        return self._holds(self._turned(cells), self._classes[items])
+
+    def margins(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """See KnownLandscape."""
+        rate = np.clip(np.where(self.inside(items, cells), INSIDE, self._outside), 1e-6, 1 - 1e-6)
+        away = np.abs(self._turned(cells) - CELL[:, None]).sum(axis=0)
+        mean = stats.norm.ppf(rate) - self._slope * np.maximum(away - 1, 0)
+        noise = normal_noise(self.concepts, self._noise_of[items], cells)
+        return np.clip(0.3 * (mean + noise), -1.0, 1.0).astype(np.float32)
+
+
+class Score(NamedTuple):
+    """What the modes of one run are worth; NaN where there is nothing to say."""
+
+    precision: float
+    recall: float
+    jaccard: float
+    alike: float  # the Jaccard index is 0.5 or more
+    modes: float
+    confirmed: float  # share of the regions named that are failure modes
+    rates: float  # share of the modes whose interval holds the true rate
+    cells: float  # the same of cells that the shape holds for some item
+
+
+def score(task: Planted, landscape: Landscape, regions: Sequence[Mode]) -> Score:
+    """Compare regions with the truth, pair by pair."""
+    n, cells = len(task.attributes), task.concepts.cells()
+    items, of_items = np.repeat(np.arange(n), len(cells)), np.tile(cells, (n, 1))
+    truth, failed = task.inside(items, of_items), task.margins(items, of_items) > 0
+    modes = [mode for mode in regions if mode.confirmed]
+    held = [mode.region.contains(task.concepts, of_items, task.attributes.iloc[items]) for mode in modes]
+    named = np.any([np.zeros_like(truth), *held], axis=0)
+    both, either, planted = (truth & named).sum(), (truth | named).sum(), bool(truth.any())
+    rates = [mode.rate.low <= failed[own].mean() <= mode.rate.high for mode, own in zip(modes, held, strict=True)]
+    low, high = landscape.table[["low", "high"]].to_numpy().T
+    true = failed.reshape(n, -1).mean(axis=0)
+    some = truth.reshape(n, -1).any(axis=0)
+    return Score(
+        precision=both / named.sum() if planted and named.any() else np.nan,
+        recall=both / truth.sum() if planted else np.nan,
+        jaccard=both / either if planted else np.nan,
+        alike=float(both >= 0.5 * either) if planted else np.nan,
+        modes=len(modes),
+        confirmed=len(modes) / len(regions) if regions else np.nan,
+        rates=float(np.mean(rates)) if rates else np.nan,
+        cells=float(((low <= true) & (true <= high))[some].mean()) if planted else np.nan,
+    )
+
+
+def main(shapes: Sequence[str]) -> None:
+    """Print the table."""
+    print("| shape | precision | recall | Jaccard | .5 or more | modes | of those named | rates held | cells held |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    for shape in shapes or SHAPES:
+        tasks = [Planted(shape, seed) for seed in SEEDS]
+        scores = [
+            score(task, *judged(task, seed, BUDGET, spread=True)) for seed, task in zip(SEEDS, tasks, strict=True)
+        ]
+        means = pd.DataFrame(scores).mean()
+        print(f"| {shape} | {' | '.join('-' if np.isnan(mean) else f'{mean:.2f}' for mean in means)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
