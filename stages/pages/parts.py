@@ -91,7 +91,7 @@ def landscape_part(
         f"to {percent(rates['rate'].max())}, highest at {place}."
     )
     left_out = len(space) - len(names)
-    offered = f"The {MAX_CONCEPTS} concepts that move the rate most are offered, {left_out} are not."
+    offered = f"Offered are the {MAX_CONCEPTS} concepts that move the rate most, of {len(space)}."
     return LandscapePart(
         picture=Picture(alt, variants, 600 if deep and not suffix else 420, title, "landscape-view"),
         labels=[label for label, _ in variants],
