@@ -411,6 +411,13 @@ def test_a_single_cell_is_named_from_a_search():
     assert (found.jaccard, found.modes, found.rates) == (1.0, 1, 1.0)
 
 
+def test_a_peak_among_few_levels_is_one_cell():
+    space = ConceptSpace(tuple(Concept(name, (0, 1), neutral=0) for name in "abcd"))
+    cells = space.cells(np.arange(space.n_cells))
+    rates = np.where((cells == 1).all(axis=1), 0.9, 0.02)
+    assert regions_of(space, cells, rates, SummarizeConfig()) == [Region(dict.fromkeys("abcd", (1,)))]
+
+
 def test_noise_makes_no_peak():
     for height in (0.05, 0.1):
         regions = regions_of(*rates_of_a_cell(height), SummarizeConfig())

@@ -158,7 +158,7 @@ def _grown(known: Rates, excess: np.ndarray) -> Region:
         gains = []
         for j, (concept, levels, column) in enumerate(zip(concepts, allowed, columns, strict=True)):
             added = np.bincount(column, excess * np.delete(inside, j, axis=0).all(axis=0), len(concept))
-            beside = np.convolve(levels, [1, 1, 1], "same") > 0 if concept.ordered else True
+            beside = np.convolve(np.pad(levels, 1), [1, 1, 1], "valid") > 0 if concept.ordered else True
             gains.append(np.where(beside & ~levels, added, -np.inf))
         best = int(np.argmax([gain.max() for gain in gains]))
         if gains[best].max() <= 0:
