@@ -145,6 +145,8 @@ def _say(landscape: Landscape) -> None:
     for mode in landscape.modes:
         measured = f"{mode.rate:.0%} fail, 95% interval {mode.low:.0%}-{mode.high:.0%}, {mode.probes} probes"
         print(f"{mode.id}: {mode.text}: {measured}")
+        if answers := landscape.confused(mode, 1):
+            print(f"    most often {answers}")
     if landscape.suspected:
         print(f"suspected, not confirmed: {'; '.join(region.text for region in landscape.suspected)}")
     for names in landscape.modes_skipped:

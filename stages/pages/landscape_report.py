@@ -39,6 +39,7 @@ LIMITS = (
     "The agent looks for failures on purpose: the share of its probes that fail does not estimate the failure rate.",
 )
 
+CONFUSIONS = 3  # named of each mode
 INVALID_ROWS = 8
 _INNER = ("hyperparameters", "calibration")  # of the estimator: for landscape.json, not for people
 
@@ -52,10 +53,11 @@ class EffectPart(NamedTuple):
 
 
 class ModePart(NamedTuple):
-    """A failure mode, whether halves of the items name it again, and examples."""
+    """A failure mode, whether halves of the items name it again, what came out, and examples."""
 
     mode: ModeRecord
     again: str
+    confused: str
     failing: list[Shown]
     passing: list[Shown]
 
@@ -199,7 +201,8 @@ def _modes(landscape: Landscape, galleries: Mapping[str, Gallery], shrinker: Shr
     for mode in landscape.modes:
         failing, passing, _ = galleries.get(mode.id, Gallery([], []))
         said = f"{halves[again[mode.id]]} of the items names it again."
-        parts.append(ModePart(mode, said, shrinker.show_all(failing), shrinker.show_all(passing)))
+        answers = landscape.confused(mode, CONFUSIONS)
+        parts.append(ModePart(mode, said, answers, shrinker.show_all(failing), shrinker.show_all(passing)))
     return parts
 
 
