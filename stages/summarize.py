@@ -109,6 +109,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         audit: how.
         fresh: probes kept back, to confirm failure modes with.
     """
+    told_apart = known_attributes(task, found.embedded.item_ids)
     asked = Asked(
         audit=found.path.parent.name,
         space=task.concepts,
@@ -123,8 +124,8 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         false_alarms=dict(task.false_alarms()),
         notes=task.notes(),
         people=_people(task, audit),
-        attributes=found.embedded.attributes,
-        conditions=conditions(task, found.embedded.told_apart),
+        attributes=told_apart,
+        conditions=conditions(task, told_apart.set_axis(found.embedded.item_ids)),
         fresh=fresh,
     )
     summary = summarize(asked, audit.summarize, audit.seed)

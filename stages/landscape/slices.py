@@ -21,8 +21,8 @@ from stages.landscape.estimate import RESAMPLES
 from stages.records import RateRecord
 from stages.records.repair import AttributeDifferences, SliceDifference
 from stages.records.slices import AttributeRates, AttributeSlices, Bounds, Confusion, Slice, SliceRate, Slices
+from stages.tasks.attributes import LABEL
 
-LABEL = "label"
 SIGNIFICANT = 0.05
 DRAWS = 19_999  # permutations of items: enough for a p-value that 600 tests leave below 0.05
 MOST_DEALT = 5_000  # items that are dealt out anew, in some seconds

@@ -27,6 +27,7 @@ from stages.pages.words import flatten, interval, number, percent
 from stages.records import Effect, Landscape, ModeRecord, Verdict
 from stages.records.base import FlatMetrics
 from stages.records.landscape import Invalid, InvalidLevel, NamedAgain
+from stages.records.tables import ShownExample
 from stages.tasks.contract import Exhibit, Sheet
 
 LIMITS = (
@@ -98,6 +99,7 @@ def write_landscape_report(
     provenance: Mapping[str, Any],
     metrics: FlatMetrics,
     nearest: Sequence[Exhibit] = (),
+    kinds: Sequence[ShownExample] = (),
     extremes: Mapping[str, Sequence[PicturedCell]] | None = None,
     sheets: Sequence[Sheet] = (),
     skipped: Sequence[Mapping[str, str]] = (),
@@ -114,6 +116,7 @@ def write_landscape_report(
         provenance: as in provenance.json.
         metrics: the stage's metrics.
         nearest: the smallest failing changes.
+        kinds: unchanged items of each kind, whose name is their id.
         extremes: the cells that fail most ("worst") and least ("best"), for tasks that draw.
         sheets: contact sheets.
         skipped: what could not be used, as {file, reason}.
@@ -124,7 +127,8 @@ def write_landscape_report(
     search = search_view(probes, landscape.search)
     shown = [e for gallery in galleries.values() for e in (*gallery.failing, *gallery.passing)]
     picked = [cell.exhibit for side in (extremes or {}).values() for cell in side if cell.exhibit]
-    shrinker = Shrinker([*shown, *nearest, *picked], strips({"": sheets}))
+    typical = [one.exhibit for one in kinds]
+    shrinker = Shrinker([*shown, *nearest, *typical, *picked], strips({"": sheets}))
     parts = {
         "verdict": verdict_view(verdict),
         "landscape": landscape_part(cells, space, names, top),
@@ -175,6 +179,7 @@ def write_landscape_report(
         provenance=list(flatten(provenance)),
         metrics=list(flatten(metrics.to_json())),
         nearest=shrinker.show_all(nearest),
+        kinds=list(zip([one.id for one in kinds], shrinker.show_all(typical), strict=True)),
         bias_how=HOW,
         limits=LIMITS,
         **parts,
