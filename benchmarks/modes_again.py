@@ -1,11 +1,13 @@
 """Do other seeds name the same regions? `python -m benchmarks.modes_again` prints what docs/method.md quotes.
 
 The enumerated MNIST of the study, 14 seeds: each searches with `auto` and its control, of 2,000 probes each (less what
-is kept back for confirming), and names up to six regions. Two minutes on one core.
+is kept back for confirming), and names up to six regions; of all items, and where `summarize.clusters` sorts them into
+6 or 10 kinds. Some minutes on one core.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import permutations
 
 import numpy as np
@@ -17,17 +19,29 @@ from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
 from stages.landscape.again import found_again
 from stages.landscape.estimate import estimate
-from stages.landscape.kinds import Rates
+from stages.landscape.kinds import rates_of
 from stages.landscape.modes import find_regions
 from stages.params import DiscoverConfig, SummarizeConfig
+from stages.tasks.kinds import KIND, Kinds
 
 SEEDS = range(10, 24)
 BUDGET = 2000
 ROLES = (("agent", "auto"), ("control", "random"))
+CLUSTERS = (0, 6, 10)
 
 
-def named(seed: int) -> list[Region]:
-    """Regions that the searches with one seed lead to."""
+def attributes(clusters: int) -> pd.DataFrame:
+    """What is known of the items: their kind, or nothing."""
+    task = make_landscape("mnist", 0)
+    ids = task.items.ids("discover")
+    if not clusters:
+        return pd.DataFrame(index=ids)
+    vectors = task.embed(ids)
+    return pd.DataFrame({KIND: Kinds.of(ids, vectors, [None] * len(ids), clusters)(vectors)}, index=ids)
+
+
+def named(seed: int, known: Mapping[int, pd.DataFrame]) -> dict[int, list[Region]]:
+    """Regions that the searches with one seed lead to, by the number of clusters."""
     task = make_landscape("mnist", seed)
     ids, space, tables = task.items.ids("discover"), task.concepts, []
     budget = DiscoverConfig(budget=BUDGET).searched(len(ids) * space.n_cells)
@@ -37,21 +51,33 @@ def named(seed: int) -> list[Region]:
         tables.append(prober.table().assign(role=role, explorer=explorer))
     probes = pd.concat(tables, ignore_index=True)
     landscape = estimate(probes, ids, task.embed(ids), space, threshold=task.threshold, seed=seed, spread=False)
-    return find_regions(Rates.of_cells(space, landscape.cells(space), landscape.rates), SummarizeConfig())
+    return {
+        clusters: find_regions(rates_of(landscape, space, probes, told_apart), SummarizeConfig())
+        for clusters, told_apart in known.items()
+    }
 
 
 def main() -> None:
     """Print the numbers."""
     task = make_landscape("mnist", 0)
     space, cells = task.concepts, task.concepts.cells()
-    rates = task.failed(task.items.ids("discover"), cells).mean(axis=0)
-    regions = {seed: named(seed) for seed in SEEDS}
-    again = np.mean([found_again(regions[a], regions[b], space).share for a, b in permutations(SEEDS, 2)])
-    inside = [np.any([region.contains(space, cells) for region in found], axis=0) for found in regions.values()]
-    print(f"regions a seed names: {np.mean([len(found) for found in regions.values()]):.1f}")
-    print(f"of them another seed names again: {again:.2f}")
-    print(f"share of all failures inside: {np.mean([rates[mask].sum() / rates.sum() for mask in inside]):.2f}")
-    print(f"failure rate inside: {np.mean([rates[mask].mean() for mask in inside]):.2f}")
+    failed = task.failed(task.items.ids("discover"), cells)
+    known = {clusters: attributes(clusters) for clusters in CLUSTERS}
+    found = {seed: named(seed, known) for seed in SEEDS}
+    for clusters, told_apart in known.items():
+        regions = {seed: of[clusters] for seed, of in found.items()}
+        again = [
+            found_again(regions[a], regions[b], space, attributes=told_apart).share for a, b in permutations(SEEDS, 2)
+        ]
+        inside = [
+            np.any([np.outer(region.about(told_apart), region.in_box(space, cells)) for region in of], axis=0)
+            for of in regions.values()
+        ]
+        print(f"{clusters or 'no'} kinds: regions a seed names: {np.mean([len(of) for of in regions.values()]):.1f}")
+        print(f"  of them about one kind: {np.mean([bool(r.items) for of in regions.values() for r in of]):.2f}")
+        print(f"  of them another seed names again: {np.mean(again):.2f}")
+        print(f"  share of all failures inside: {np.mean([failed[mask].sum() / failed.sum() for mask in inside]):.2f}")
+        print(f"  failure rate inside: {np.mean([failed[mask].mean() for mask in inside]):.2f}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from stages.ratings import rated
 from stages.records import DiscoverMetrics, audit_folder
 from stages.records.folder import Discover
 from stages.records.tables import Embedded, Tallies
-from stages.tasks.base import LoadedTask, known_attributes, offers
+from stages.tasks.base import LoadedTask, known_attributes, offers, own_attributes
 from stages.tasks.contract import Compute
 from stages.tasks.load import load_task, task_context
 
@@ -117,7 +117,7 @@ def write(out: Discover, task: LoadedTask, result: SearchResult, robustness: Rob
     """Write what was asked, and what else of the task the landscape is made from."""
     item_ids = task.items.ids("discover")
     out.probes, out.robustness = result.probes, robustness.table
-    out.embedded = Embedded(item_ids, task.embed(item_ids), known_attributes(task, item_ids))
+    out.embedded = Embedded(item_ids, task.embed(item_ids), own_attributes(task, item_ids))
     out.tallies = Tallies(tallies=task.tallies("discover") if offers(task, "tallies") else [])
     out.sheets = {"": task.sheets("discover")} if offers(task, "sheets") else {}
     save_policy(result.policy, out.path / "policy")

@@ -11,7 +11,7 @@ import pandas as pd
 from stages.command import stage_main
 from stages.concepts import ConceptSpace
 from stages.landscape.bias import judged, largest_bias
-from stages.landscape.extremes import NEAREST, extreme_cells
+from stages.landscape.extremes import KINDS, NEAREST, extreme_cells
 from stages.landscape.gates import all_passed, landscape_gates
 from stages.pages.gallery import Gallery, PicturedCell
 from stages.pages.landscape_report import write_landscape_report
@@ -54,6 +54,7 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
         probes=probes,
         galleries={mode: Gallery.of(shelf) for mode, shelf in here.summarize.exhibits.items()},
         nearest=[one.exhibit for one in here.summarize.extremes.get(NEAREST, ())],
+        kinds=here.summarize.extremes.get(KINDS, ()),
         extremes=pictured(landscape.space, cells, probes, here.summarize.extremes),
         sheets=here.discover.sheets.get("", []),
         provenance=record,

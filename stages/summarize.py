@@ -109,6 +109,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         audit: how.
         fresh: probes kept back, to confirm failure modes with.
     """
+    told_apart = known_attributes(task, found.embedded.item_ids)
     asked = Asked(
         audit=found.path.parent.name,
         space=task.concepts,
@@ -123,8 +124,8 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         false_alarms=dict(task.false_alarms()),
         notes=task.notes(),
         people=_people(task, audit),
-        attributes=found.embedded.attributes,
-        conditions=conditions(task, found.embedded.told_apart),
+        attributes=told_apart,
+        conditions=conditions(task, told_apart.set_axis(found.embedded.item_ids)),
         fresh=fresh,
     )
     summary = summarize(asked, audit.summarize, audit.seed)
@@ -145,6 +146,8 @@ def _say(landscape: Landscape) -> None:
     for mode in landscape.modes:
         measured = f"{mode.rate:.0%} fail, 95% interval {mode.low:.0%}-{mode.high:.0%}, {mode.probes} probes"
         print(f"{mode.id}: {mode.text}: {measured}")
+        if answers := landscape.confused(mode, 1):
+            print(f"    most often {answers}")
     if landscape.suspected:
         print(f"suspected, not confirmed: {'; '.join(region.text for region in landscape.suspected)}")
     for names in landscape.modes_skipped:

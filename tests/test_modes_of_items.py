@@ -265,7 +265,7 @@ def test_from_search_to_verdict_a_mode_keeps_whose_failures_it_is(audit):
 def test_no_mode_is_about_what_items_of_another_split_do_not_have():
     labels = {"discover": ["a", "b", "c"], "repair": ["a", "b"], "test": ["a", "c"]}
     task = SimpleNamespace(items=SimpleNamespace(ids=lambda split: labels[split]), concepts=SPACE, attributes=table)
-    task.automatic_task = task
+    task.automatic_task, task.kinds = task, None
     assert conditions(task, table(labels["discover"]))["kind"].tolist() == ["a", None, None]
     labels["repair"] = labels["test"] = []
     assert conditions(task, table(labels["discover"]))["kind"].tolist() == ["a", "b", "c"], "no repair, no other split"

@@ -159,7 +159,17 @@ def test_of_many_regions_one_rises_by_chance():
     assert risen(paired, space, regions) == []
 
 
-def audited(path, patch, task, *, concepts=("tilt", "fog", "dust", "rain"), budget=800, control="uniform", **settings):
+def audited(
+    path,
+    patch,
+    task,
+    *,
+    concepts=("tilt", "fog", "dust", "rain"),
+    budget=800,
+    control="uniform",
+    clusters=0,
+    **settings,
+):
     """Make a workspace and run its stages up to collect_feedback in this process."""
     from stages import collect_feedback, discover, prepare
 
@@ -179,7 +189,7 @@ def audited(path, patch, task, *, concepts=("tilt", "fog", "dust", "rain"), budg
                 },
                 "concepts": dict.fromkeys(concepts, LEVELS),
                 "discover": {"explorer": "random", "budget": budget},
-                "summarize": {"modes": 2, "examples": 2},
+                "summarize": {"modes": 2, "examples": 2, "clusters": clusters},
             }
         },
         "repairs": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -184,9 +185,34 @@ def test_confusions_are_counted_worst_first(nine):
     assert counts == sorted(counts, reverse=True)
 
 
+def test_confusions_of_a_mode_are_of_the_probes_behind_its_rate():
+    table, region = probes(NINE), {"M1": Region({"tilt": (2,)})}
+    own = [probes(NINE, 300, seed, role).assign(mode="M1", tilt=2) for seed, role in enumerate(("test", "measure"))]
+    told = pd.DataFrame({"label": LABELS}, dtype=object)
+    found = measure_slices(table, ITEMS, told, SPACE, pd.concat(own), region, exact=False, seed=0)
+    of_nine = own[1][own[1]["item"].isin(ITEMS[9::10])]
+    first = found.mode_confusions["M1"][0]
+    assert (first.label, first.output, first.count) == ("9", "0", of_nine["failed"].sum())
+    assert (first.of_failures, first.of_probes) == (1, of_nine["failed"].mean())
+    failures = int(own[1]["failed"].sum())
+    assert sum(one.count for one in found.mode_confusions["M1"]) == failures
+    known = landscape(found, [{"id": "M1", "region": {"tilt": [2]}, "text": "tilt = 2", "failures": failures}])
+    said = f"label 9 answered as 0: {first.count} of {failures} failures ({first.count / failures:.0%})"
+    assert known.confused(known.modes[0], 1) == said
+    assert known.confused(known.modes[0], 2).startswith(f"{said}; label ")
+    assert landscape(measured(table.assign(output="right"))).confused(known.modes[0], 3) == ""
+
+
+def test_confusions_of_a_mode_of_an_enumerated_grid_are_of_all_its_probes():
+    found = measured(probes(NINE), exact=True, M1=Region({"tilt": (2,)}))
+    table = probes(NINE)
+    assert sum(one.count for one in found.mode_confusions["M1"]) == table.loc[table["tilt"] == 2, "failed"].sum()
+
+
 @pytest.mark.parametrize("output", ["right", "a summary (of 10%) in words"])
 def test_outputs_that_name_no_label_make_no_confusions(output):
-    assert measured(probes(NINE).assign(output=output)).confusions is None
+    found = measured(probes(NINE).assign(output=output), M1=Region({"tilt": (2,)}))
+    assert found.confusions is None and found.mode_confusions is None
 
 
 def test_nothing_is_told_of_items_of_which_nothing_is_known():
@@ -258,8 +284,8 @@ def test_what_did_not_change_is_not_worse(monkeypatch):
 # Gates
 
 
-def landscape(found) -> Landscape:
-    return Landscape.from_json(landscape_file([], slices=found.to_json()), "landscape.json")
+def landscape(found, modes: Sequence[dict[str, Any]] = ()) -> Landscape:
+    return Landscape.from_json(landscape_file(modes, slices=found.to_json()), "landscape.json")
 
 
 def of_gates(found, **gates: float) -> Any:
@@ -504,6 +530,24 @@ def test_an_audit_from_python_says_whose_failures_they_are(tmp_path: Path):
     assert "Site west fails most: " in page
     assert '<section id="slices">' in page
     assert '<a href="#slices">Who</a>' in page
+
+
+def test_the_report_says_what_came_out_in_each_mode(tmp_path: Path):
+    frame = pd.DataFrame({"x": np.random.default_rng(0).normal(size=60), "truth": ["high", "low"] * 30})
+
+    @faded.concept([0, 1, 2])
+    def shift(row, level):
+        row["x"] = level
+        return row
+
+    def model(rows):
+        return np.where((rows["x"] == 2) & (rows["truth"] == "low"), "high", rows["truth"])
+
+    result = faded.audit(model, frame, concepts=[shift], budget=150, expected=frame["truth"].tolist())
+    (mode,) = result.landscape.modes
+    assert mode.text == "label is low and shift = 2"
+    said = f"label low answered as high: {mode.failures} of {mode.failures} failures (100%)"
+    assert f"Most often: {said}." in result.report(tmp_path / "page.html").read_text()
 
 
 def test_fields_of_lists_of_pictures_reach_the_items(tmp_path: Path):

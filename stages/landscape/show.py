@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from stages.landscape.extremes import NEAREST, extreme_cells
+from stages.landscape.extremes import KINDS, NEAREST, extreme_cells
 from stages.landscape.robustness import describe_steps, nearest
 from stages.records.landscape import ModeRecord
 from stages.records.tables import ShownExample
@@ -33,11 +33,11 @@ def exhibits(task: LoadedTask, modes: Sequence[ModeRecord], examples: int) -> di
 def extremes(
     task: LoadedTask, cells: pd.DataFrame, probes: pd.DataFrame, walked: pd.DataFrame, examples: int
 ) -> dict[str, list[ShownExample]]:
-    """The smallest failing changes, and for tasks that draw also the cells that fail most and least.
+    """The smallest failing changes, items of each kind, and for tasks that draw the cells that fail most and least.
 
     A cell that was not probed has an example without anything in it, so that its place is kept.
     """
-    shown = {NEAREST: nearest_failures(task, walked, examples)}
+    shown = {NEAREST: nearest_failures(task, walked, examples), KINDS: typical_items(task, examples)}
     return shown | (extreme_examples(task, cells, probes) if offers(task, "sheets") else {})
 
 
@@ -64,6 +64,16 @@ def nearest_failures(task: LoadedTask, walked: pd.DataFrame, examples: int) -> l
         ShownExample(f"{NEAREST}.{i}", True, replace(exhibit, caption=f"{text}. {exhibit.caption}"))
         for i, (text, exhibit) in enumerate(zip(said, _show(task, rows["item"].tolist(), cells), strict=True))
     ]
+
+
+def typical_items(task: LoadedTask, examples: int) -> list[ShownExample]:
+    """So many items of each kind, unchanged, those nearest to its centre first; the id of each is its kind."""
+    kinds, neutral = task.automatic_task.kinds, task.concepts.neutral
+    if kinds is None or neutral is None:
+        return []
+    chosen = [(name, item) for name, items in kinds.nearest.items() for item in items[:examples]]
+    drawn = _show(task, [item for _, item in chosen], np.tile(neutral, (len(chosen), 1)))
+    return [ShownExample(name, False, exhibit) for (name, _), exhibit in zip(chosen, drawn, strict=True)]
 
 
 def _show(task: LoadedTask, items: list[str], cells: np.ndarray) -> list[Exhibit]:

@@ -21,8 +21,8 @@ from stages.landscape.estimate import RESAMPLES
 from stages.records import RateRecord
 from stages.records.repair import AttributeDifferences, SliceDifference
 from stages.records.slices import AttributeRates, AttributeSlices, Bounds, Confusion, Slice, SliceRate, Slices
+from stages.tasks.attributes import LABEL
 
-LABEL = "label"
 SIGNIFICANT = 0.05
 DRAWS = 19_999  # permutations of items: enough for a p-value that 600 tests leave below 0.05
 MOST_DEALT = 5_000  # items that are dealt out anew, in some seconds
@@ -78,7 +78,7 @@ def measure_slices(
     rate.
 
     Inside a mode its fresh probes and all of the control's count, also those that helped to find it: all rates there
-    may be somewhat too high alike. Compare them with each other.
+    may be somewhat too high alike. Compare them with each other. Confusions there are of the probes behind its rate.
 
     Args:
         probes: as in probes.parquet.
@@ -103,14 +103,18 @@ def measure_slices(
     p_values = worse_values(asked.failed, row, [codes for codes, _ in coded.values()], seed)
     adjusted = np.split(holm(np.concatenate(p_values)), np.cumsum([len(p) for p in p_values])[:-1])
     cells = control[space.names].to_numpy(dtype=np.int64)
-    inside = {}
+    inside, behind = {}, {}
     for mode, region in modes.items():
         own = fresh[(fresh["mode"] == mode).to_numpy() & (fresh["role"] != "others").to_numpy()]
         kept = region.contains(space, cells, attributes.iloc[row])
+        behind[mode] = control[kept] if exact else own[(own["role"] == "measure").to_numpy()]
         failed = np.concatenate([asked.failed[kept], own["failed"].to_numpy(dtype=bool)])
         rows = np.concatenate([row[kept], pd.Index(item_ids).get_indexer(own["item"])])
         inside[mode] = asked._replace(failed=failed, row=rows)
-    told = _confusions(control, attributes[LABEL].to_numpy(dtype=object)[row]) if LABEL in coded else None
+    confusions = mode_confusions = None
+    if LABEL in coded and _names_labels(control, labels := attributes[LABEL].set_axis(item_ids)):
+        confusions = _confusions(control, labels)
+        mode_confusions = {mode: _confusions(probes, labels) for mode, probes in behind.items()}
     return Slices(
         attributes=[
             AttributeSlices(attribute=name, missing=int((codes < 0).sum()), values=_slices(asked, codes, values, p))
@@ -123,7 +127,7 @@ def measure_slices(
             ]
             for mode, there in inside.items()
         },
-    ).having(confusions=told)
+    ).having(confusions=confusions, mode_confusions=mode_confusions)
 
 
 def worse_values(failed: np.ndarray, row: np.ndarray, attributes: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
@@ -259,24 +263,30 @@ def _bounds(rate: Rate) -> Bounds:
     return Bounds(low=record.low, high=record.high)
 
 
-def _confusions(control: pd.DataFrame, labels: np.ndarray) -> list[Confusion] | None:
-    """Which label was taken for which, most often first; None where outputs do not name labels.
-
-    Whether they do is told from passing probes: their output is the label, but for a probability behind it.
+def _names_labels(control: pd.DataFrame, labels: pd.Series) -> bool:
+    """Whether outputs name labels, as passing probes tell: their output is the label, but for a probability behind it.
 
     Args:
         control: uniform probes.
-        labels: (n,) what was expected of each; missing if unknown.
+        labels: what is expected of items, by their ids; missing if unknown.
     """
-    came = control["output"].astype(str).str.replace(_PROBABILITY, "", regex=True).to_numpy(dtype=object)
-    known = pd.notna(labels)
-    failed = control["failed"].to_numpy(dtype=bool)
-    passed = ~failed & known
+    expected = labels.loc[control["item"]].to_numpy(dtype=object)
+    passed = ~control["failed"].to_numpy(dtype=bool) & pd.notna(expected)
     if "valid" in control:
         passed &= control["valid"].to_numpy(dtype=bool)
-    if passed.sum() < FEWEST_NAMED or (came[passed] == labels[passed]).mean() < NAMES_LABEL:
-        return None
-    table = pd.DataFrame({"label": labels, "output": came, "failed": failed})[known]
+    return bool(passed.sum() >= FEWEST_NAMED and (_named(control) == expected)[passed].mean() >= NAMES_LABEL)
+
+
+def _named(probes: pd.DataFrame) -> np.ndarray:
+    """The labels that outputs name: (n,) strings."""
+    return probes["output"].astype(str).str.replace(_PROBABILITY, "", regex=True).to_numpy(dtype=object)
+
+
+def _confusions(probes: pd.DataFrame, labels: pd.Series) -> list[Confusion]:
+    """Which label was taken for which, most often first, in probes whose outputs name labels; see `_names_labels`."""
+    expected = labels.loc[probes["item"]].to_numpy(dtype=object)
+    table = pd.DataFrame({"label": expected, "output": _named(probes), "failed": probes["failed"].to_numpy(dtype=bool)})
+    table = table[table["label"].notna()]
     of_label = table.groupby("label")["failed"].agg(["size", "sum"])
     wrong = table[table["failed"] & (table["output"] != table["label"])]
     counts = wrong.groupby(["label", "output"]).size().sort_values(ascending=False, kind="stable")

@@ -27,6 +27,7 @@ from stages.pages.words import flatten, interval, number, percent
 from stages.records import Effect, Landscape, ModeRecord, Verdict
 from stages.records.base import FlatMetrics
 from stages.records.landscape import Invalid, InvalidLevel, NamedAgain
+from stages.records.tables import ShownExample
 from stages.tasks.contract import Exhibit, Sheet
 
 LIMITS = (
@@ -39,6 +40,7 @@ LIMITS = (
     "The agent looks for failures on purpose: the share of its probes that fail does not estimate the failure rate.",
 )
 
+CONFUSIONS = 3  # named of each mode
 INVALID_ROWS = 8
 _INNER = ("hyperparameters", "calibration")  # of the estimator: for landscape.json, not for people
 
@@ -52,10 +54,11 @@ class EffectPart(NamedTuple):
 
 
 class ModePart(NamedTuple):
-    """A failure mode, whether halves of the items name it again, and examples."""
+    """A failure mode, whether halves of the items name it again, what came out, and examples."""
 
     mode: ModeRecord
     again: str
+    confused: str
     failing: list[Shown]
     passing: list[Shown]
 
@@ -96,6 +99,7 @@ def write_landscape_report(
     provenance: Mapping[str, Any],
     metrics: FlatMetrics,
     nearest: Sequence[Exhibit] = (),
+    kinds: Sequence[ShownExample] = (),
     extremes: Mapping[str, Sequence[PicturedCell]] | None = None,
     sheets: Sequence[Sheet] = (),
     skipped: Sequence[Mapping[str, str]] = (),
@@ -112,6 +116,7 @@ def write_landscape_report(
         provenance: as in provenance.json.
         metrics: the stage's metrics.
         nearest: the smallest failing changes.
+        kinds: unchanged items of each kind, whose name is their id.
         extremes: the cells that fail most ("worst") and least ("best"), for tasks that draw.
         sheets: contact sheets.
         skipped: what could not be used, as {file, reason}.
@@ -122,7 +127,8 @@ def write_landscape_report(
     search = search_view(probes, landscape.search)
     shown = [e for gallery in galleries.values() for e in (*gallery.failing, *gallery.passing)]
     picked = [cell.exhibit for side in (extremes or {}).values() for cell in side if cell.exhibit]
-    shrinker = Shrinker([*shown, *nearest, *picked], strips({"": sheets}))
+    typical = [one.exhibit for one in kinds]
+    shrinker = Shrinker([*shown, *nearest, *typical, *picked], strips({"": sheets}))
     parts = {
         "verdict": verdict_view(verdict),
         "landscape": landscape_part(cells, space, names, top),
@@ -173,6 +179,7 @@ def write_landscape_report(
         provenance=list(flatten(provenance)),
         metrics=list(flatten(metrics.to_json())),
         nearest=shrinker.show_all(nearest),
+        kinds=list(zip([one.id for one in kinds], shrinker.show_all(typical), strict=True)),
         bias_how=HOW,
         limits=LIMITS,
         **parts,
@@ -199,7 +206,8 @@ def _modes(landscape: Landscape, galleries: Mapping[str, Gallery], shrinker: Shr
     for mode in landscape.modes:
         failing, passing, _ = galleries.get(mode.id, Gallery([], []))
         said = f"{halves[again[mode.id]]} of the items names it again."
-        parts.append(ModePart(mode, said, shrinker.show_all(failing), shrinker.show_all(passing)))
+        answers = landscape.confused(mode, CONFUSIONS)
+        parts.append(ModePart(mode, said, answers, shrinker.show_all(failing), shrinker.show_all(passing)))
     return parts
 
 

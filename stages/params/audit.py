@@ -136,6 +136,16 @@ class SummarizeConfig(Strict):
     max_conditions: int = Field(3, ge=1, le=5, description="concepts a mode may constrain; fewer read better")
     min_support: float = Field(0.0, ge=0, lt=1, description="share of the grid a mode covers at least")
     examples: int = Field(6, ge=0, le=24, description="failing and passing examples shown of each mode")
+    clusters: int = Field(
+        0, ge=0, le=12, description="kinds to sort items into by their embeddings, 2 to 12, as one more attribute"
+    )
+
+    @field_validator("clusters")
+    @classmethod
+    def _none_or_several(cls, clusters: int) -> int:
+        if clusters == 1:
+            raise ValueError("expected 2 to 12 kinds, or 0 for none; found 1")
+        return clusters
 
     @model_validator(mode="before")
     @classmethod

@@ -346,6 +346,18 @@ class Landscape(Document):
         """The grid."""
         return ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
 
+    def confused(self, mode: ModeRecord, most: int) -> str:
+        """What came out most often in a mode, in words; empty where outputs name no labels.
+
+        "label 2 answered as 7: 18 of 44 failures (41%)" and, behind a semicolon each, further ones.
+        """
+        found = ((self.slices and self.slices.mode_confusions) or {}).get(mode.id, [])[:most]
+        return "; ".join(
+            f"label {one.label} answered as {one.output}: {one.count:,} of {mode.failures:,} failures"
+            f" ({one.count / mode.failures:.0%})"
+            for one in found
+        )
+
 
 class Gate(Record):
     """One bound and what was held against it; `passed` and the numbers are None where there was nothing to measure.

@@ -61,7 +61,7 @@ class AttributeRates(Record):
 class Confusion(Record):
     """How often items of one label were taken for another, and which share of the label's failures and probes that is.
 
-    All counts are of the control's uniform probes.
+    Over the grid all counts are of the control's uniform probes, inside a mode of the probes behind its rate.
     """
 
     label: str
@@ -74,12 +74,13 @@ class Confusion(Record):
 class Slices(Record):
     """Whose failures: by attribute over the grid, by mode and attribute inside failure modes, and confusions.
 
-    `confusions` are there where outputs name a label.
+    `confusions` over the grid, and by mode inside failure modes, are there where outputs name a label.
     """
 
     attributes: Listed[AttributeSlices]
     modes: dict[str, Listed[AttributeRates]] = Field(default_factory=dict)
     confusions: list[Confusion] | None = None
+    mode_confusions: dict[str, Listed[Confusion]] | None = None
 
     @property
     def worse(self) -> list[tuple[str, Slice]]:

@@ -14,6 +14,7 @@ from stages.errors import UsageError
 
 MOST_VALUES = 30  # of a column; more groups than that are too small to say anything about
 MOST_COLUMNS = 20  # each value of each is one more test, which makes all others harder to pass
+LABEL = "label"
 META = "meta:"  # before the name of a column of items.parquet that came with the user's data
 MAX_NAME = 64  # characters of the name of a column
 RANGES = 4  # that numbers are cut into

@@ -21,7 +21,7 @@ from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.params import Strict, validation_lines
 from stages.processes import Crew
-from stages.tasks.attributes import attributes_of, check_attributes
+from stages.tasks.attributes import LABEL, attributes_of, check_attributes, free_name
 from stages.tasks.contract import (
     Exhibit,
     Items,
@@ -36,6 +36,7 @@ from stages.tasks.contract import (
     is_remote,
 )
 from stages.tasks.features import PrincipalAxes
+from stages.tasks.kinds import KIND, Kinds
 from stages.tasks.source import Source
 from stages.tasks.sources import data_errors, missing_splits, parse_source, source_errors
 
@@ -60,7 +61,11 @@ class LoadedTask(ABC):
     crew: Crew | None = None
     """Copies that answer beside this one, where the stage has them."""
 
+    clusters: int = 0
+    """Kinds that items are sorted into by what `embed` says of them, as one more attribute: `summarize.clusters`."""
+
     _axes: PrincipalAxes | None = None
+    _kinds: Kinds | None = None
 
     def shared(self, answer: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Have n pieces of work done, by this process and by others where the stage has them.
@@ -116,6 +121,19 @@ class LoadedTask(ABC):
         """Attributes of n items from a table of all of them, (items, columns) in the order of `items.table`."""
         found = attributes_of(about, self.concepts.names).set_axis(self.items.table["id"])
         return found.loc[list(item_ids), :].reset_index(drop=True)
+
+    @property
+    def kinds(self) -> Kinds | None:
+        """Kinds of the discover items, where `clusters` asks for them.
+
+        Raises:
+            UsageError: when the items do not differ enough.
+        """
+        if self.clusters and self._kinds is None:
+            ids = self.items.ids("discover")
+            labels = own_attributes(self, ids).get(LABEL, [None] * len(ids))
+            self._kinds = Kinds.of(ids, self.embed(ids), list(labels), self.clusters)
+        return self._kinds
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
         """Show n probes as people would see them; by default the label and the output."""
@@ -399,7 +417,19 @@ def offers(task: LoadedTask | type[Task], ability: str) -> bool:
 
 
 def known_attributes(task: LoadedTask, item_ids: Sequence[str]) -> pd.DataFrame:
-    """What a task says of n items, checked: see `LoadedTask.attributes`.
+    """All that is known of n items: what a task says of them, checked, and which kind each is of where it has kinds.
+
+    Raises:
+        UsageError: when a task of the user's own says something else than `LoadedTask.attributes`, or has no kinds.
+    """
+    found, kinds = own_attributes(task, item_ids), task.automatic_task.kinds
+    if kinds is None:
+        return found
+    return found.assign(**{free_name(KIND, [*task.concepts.names, *found]): kinds(task.embed(item_ids))})
+
+
+def own_attributes(task: LoadedTask, item_ids: Sequence[str]) -> pd.DataFrame:
+    """What a task itself says of n items, checked: see `LoadedTask.attributes`.
 
     Raises:
         UsageError: when a task of the user's own says something else.

@@ -91,17 +91,19 @@ def load_task(name: str, audit: AuditConfig, prepared: Path, model: Path | None 
         prepared: data/<audit>/prepare.
         model: a folder that `repair` wrote, to load in place of the model under test.
     """
-    context = task_context(name, audit, prepared)
-    task = task_class(name, audit).load(context, prepared, model)
-    if context.compute.processes > 1:
+    task = load_alone(name, audit, prepared, model)
+    if (count := task_context(name, audit, prepared).compute.processes) > 1:
         copy = partial(load_alone, name, audit, prepared, model)
-        task.crew = processes.Crew(context.compute.processes, copy, after=processes.WORTH)
+        task.crew = processes.Crew(count, copy, after=processes.WORTH)
     return task
 
 
 def load_alone(name: str, audit: AuditConfig, prepared: Path, model: Path | None = None) -> Task:
     """The same, for this process only: what others load, and what is to be changed."""
-    return task_class(name, audit).load(task_context(name, audit, prepared), prepared, model)
+    task = task_class(name, audit).load(task_context(name, audit, prepared), prepared, model)
+    # Stages of the repair do not depend on summarize's block: the plan names the landscape, which tells the kinds.
+    task.clusters = audit.summarize.clusters
+    return task
 
 
 def task_class(name: str, audit: AuditConfig) -> type[Task]:

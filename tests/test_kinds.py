@@ -1,0 +1,107 @@
+"""Kinds of items by their embeddings: found alike everywhere, named where they fail, repaired and measured."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydantic import ValidationError
+
+from stages.errors import UsageError
+from stages.params import SummarizeConfig, load_params
+from stages.records import audit_folder
+from stages.tasks.base import known_attributes
+from stages.tasks.cells import PairSampler
+from stages.tasks.contract import TargetMode
+from stages.tasks.kinds import Kinds
+from stages.tasks.load import load_alone
+from tests.test_re_evaluate import audited, repaired
+
+PLANTED = {"tilt": [3, 4], "secret": ["b"]}
+VECTORS = np.array([[0, 0], [0.1, 0], [0.3, 0], [9, 9], [9, 9.1], [9, 9.4]], dtype=np.float32)
+IDS = [f"i{k}" for k in range(6)]
+
+
+def test_a_kind_is_named_by_the_item_nearest_to_its_centre():
+    kinds = Kinds.of(IDS, VECTORS, ["x", "y", None, "x", None, "x"], 2)
+    assert kinds.nearest == {
+        "like item i1 (label y)": ["i1", "i0", "i2"],
+        "like item i4": ["i4", "i3", "i5"],
+    }
+    assert kinds(np.array([[8, 7], [-5, 1]], dtype=np.float32)) == ["like item i4", "like item i1 (label y)"]
+    again = Kinds.of(IDS, VECTORS, [None] * 6, 2)
+    assert (again.centres == kinds.centres).all()
+
+
+def test_items_that_do_not_differ_have_no_kinds():
+    with pytest.raises(UsageError, match=r"summarize\.clusters: found 3 kinds.*take 1 different value;"):
+        Kinds.of(IDS, np.zeros((6, 4)), [None] * 6, 3)
+
+
+@pytest.mark.parametrize("clusters", [1, 13, -1])
+def test_there_are_none_or_2_to_12_kinds(clusters):
+    with pytest.raises(ValidationError):
+        SummarizeConfig(clusters=clusters)
+
+
+def audit_with(clusters: int, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        items = {"discover": 60, "repair": 30, "test": 90}
+        yield audited(
+            tmp_path_factory.mktemp("audit"), patch, "planted_kinds:PlantedKinds", regions=[PLANTED], items=items,
+            budget=1500, clusters=clusters,
+        )  # fmt: skip
+    sys.modules.pop("planted_kinds", None)
+
+
+@pytest.fixture
+def with_kinds(tmp_path_factory):
+    """An audit of a model that fails on one kind of items, where it is tilted."""
+    yield from audit_with(3, tmp_path_factory)
+
+
+@pytest.fixture
+def without_kinds(tmp_path_factory):
+    yield from audit_with(0, tmp_path_factory)
+
+
+def secrets(split: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """What is known of the items of a split, and their secret kinds."""
+    task = load_alone("tiny", load_params().audit("tiny"), audit_folder("tiny").prepare.path)
+    items = task.items.table.set_index("id").loc[task.items.ids(split)]
+    return known_attributes(task, task.items.ids(split)), items["secret"].to_numpy()
+
+
+def test_from_search_to_verdict_a_kind_that_no_label_tells_is_named(with_kinds):
+    records = audit_folder("tiny")
+    (mode,) = records.summarize.landscape.modes
+    (name,) = mode.cells.items["kind"]
+    assert mode.region == {"tilt": [3, 4], "kind": [name]} and mode.text == f"kind is {name} and tilt >= 3"
+    known, secret = secrets("discover")
+    assert ((known["kind"] == name) == (secret == "b")).all()
+    assert list(records.discover.embedded.attributes) == ["label"], "the search does not depend on kinds"
+    page = (with_kinds / "data/tiny/report/report.html").read_text()
+    assert "What the kinds look like" in page and page.count(f"<h3>{name}</h3>") == 1
+    assert [one.id for one in records.summarize.extremes["kinds"]].count(name) == 2, "as many as examples of modes"
+
+    known, secret = secrets("repair")
+    sampler = PairSampler(records.summarize.landscape.space, [TargetMode("M1", mode.cells)], known)
+    assert (secret[sampler.rows[0]] == "b").all() and len(sampler.rows[0]) == (secret == "b").sum() > 0
+
+    rates = repaired([], control=[PLANTED])["differences"]["target_failure_rate"]
+    assert rates["before"] > 0.95 and rates["after"] < 0.1
+    known, secret = secrets("test")
+    embedded = audit_folder("tiny").re_evaluate.embedded
+    assert embedded.attributes["kind"].tolist() == known["kind"].tolist()
+    assert (embedded.attributes["kind"] == name).tolist() == (secret == "b").tolist()
+
+
+def test_without_kinds_nothing_is_about_them(without_kinds):
+    landscape = audit_folder("tiny").summarize.landscape
+    assert [of.attribute for of in landscape.slices.attributes] == ["label"]
+    assert {key for mode in landscape.modes for key in mode.region} <= {"tilt", "label"}
+    assert max(mode.rate for mode in landscape.modes) < 0.6, "two of three items do not fail there"
+    assert audit_folder("tiny").summarize.extremes.get("kinds") is None
+    assert "What the kinds look like" not in (without_kinds / "data/tiny/report/report.html").read_text()
