@@ -35,6 +35,7 @@ PASSED_OVER = {
     "stages.progress": "what people are shown",
     "stages.command": "how a stage is started",
     "stages.network": "whether a stage may reach other machines",
+    "stages.processes": "who does the work, not what comes of it",
     "stages.provenance": "says where a result comes from",
     "stages.git": "says at which commit",
     "stages.code": "names code",
