@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.environment import die_with_parent
+from stages.errors import UsageError
 
 if TYPE_CHECKING:
     from loky import ProcessPoolExecutor
@@ -30,10 +31,18 @@ _LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.c
 
 
 def cores() -> int:
-    """CPU cores this process may use: by its affinity, its container's quota, and `LOKY_MAX_CPU_COUNT`."""
+    """CPU cores this process may use: by its affinity, its container's quota, and `LOKY_MAX_CPU_COUNT`.
+
+    Raises:
+        UsageError: when that is no number.
+    """
     import loky
 
-    return int(loky.cpu_count())
+    try:
+        return int(loky.cpu_count())
+    except ValueError:
+        found = os.environ.get("LOKY_MAX_CPU_COUNT")
+        raise UsageError(f"LOKY_MAX_CPU_COUNT is {found!r}, expected a number of CPU cores") from None
 
 
 class Crew:

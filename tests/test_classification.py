@@ -307,7 +307,7 @@ def check(inputs, **config):
         ({"data": {"parquet": "/tmp/images.parquet"}}, "put the file or a link to it there"),
         ({"items": {"discover": 1}}, "prepare.items.discover"),
         ({"data": {"package": "no_such_package", "files": "*.jpg"}}, "pip install no_such_package"),
-        ({"data": {"package": "torch", "files": "*.jpg"}}, "no file in the package torch matches *.jpg"),
+        ({"data": {"package": "torch", "files": "*.jpg"}}, "*.jpg matches no file in the package torch"),
         ({"data": {"package": "torch", "files": "*.py", "label": "x"}}, "expected one group in 'x', found 0"),
         ({"model": {"package": "torch", "file": "no.pth", "timm": "resnet18"}}, "package torch has no file no.pth"),
     ],

@@ -193,7 +193,10 @@ def test_a_task_or_a_model_without_gradients_is_told_before_anything_runs(monkey
 
 def test_without_the_package_an_attack_says_so(task, monkeypatch):
     monkeypatch.setattr(gradient, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"discover.microscopic.gradient: Foolbox is not installed.*faded\[gradient\]"):
+    with pytest.raises(
+        UsageError,
+        match=r"discover.microscopic.gradient: Foolbox or the eagerpy it needs is not installed.*faded\[gradient\]",
+    ):
         task.attacked(task.items.ids("discover"), "fgsm", 0.1, 1)
 
 

@@ -97,7 +97,7 @@ def test_photos_that_are_left_out_are_no_items(package, tmp_path):
     context, _ = run(tmp_path, data={"leave_out": "photos/*_1.png"}, items={"discover": 20})
     ids = ImageClassification.load(context, tmp_path).items.ids("discover")
     assert {item.rsplit("-", 1)[0] for item in ids} == {"photo_0_0", "photo_2_2", "photo_3_3", "photo_4_0"}
-    with pytest.raises(UsageError, match=r"prepare\.data\.leave_out: no file in the package toy_weights matches \*_7"):
+    with pytest.raises(UsageError, match=r"leave_out: \*_7\.png matches no file in the package toy_weights"):
         run(tmp_path, data={"leave_out": "*_7.png"})
 
 

@@ -166,6 +166,12 @@ def test_every_kind_of_model_answers_alike_to_the_last_bit(kind, tmp_path):
     assert one.outputs == other.outputs
 
 
+def test_a_number_of_cores_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "all")
+    with pytest.raises(UsageError, match="LOKY_MAX_CPU_COUNT is 'all', expected a number of CPU cores"):
+        processes.cores()
+
+
 def test_a_service_is_not_asked_by_several():
     assert is_remote({"model": {"endpoint": "http://localhost:1"}})
     assert not is_remote({"model": {"train": "small_cnn"}})

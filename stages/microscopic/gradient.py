@@ -16,8 +16,8 @@ def smallest_noise(
 ) -> dict[str, np.ndarray]:
     """Find by bisection the smallest epsilon of the list at which each attack makes each item fail.
 
-    It takes for granted that an attack that succeeds also does with more noise; the failure it ends at is real in any
-    case, but one with less noise may be missed.
+    It takes for granted that an attack that succeeds also succeeds with more noise. The failure it ends at is real in
+    any case, but one with less noise may be missed.
 
     Args:
         task: the model under test, which offers `attacked`.

@@ -156,7 +156,7 @@ class PackageImages(DataSource):
         def matching(key: str, pattern: str) -> set[Path]:
             found = {p for p in folder.glob(pattern) if p.is_file()}
             if not found:
-                raise UsageError(f"prepare.data.{key}: no file in the package {self.package} matches {pattern}")
+                raise UsageError(f"prepare.data.{key}: {pattern} matches no file in the package {self.package}")
             return found
 
         left_out = matching("leave_out", self.leave_out) if self.leave_out else set()

@@ -11,7 +11,7 @@ from stages.errors import UsageError
 from stages.tasks.classification.models import Classifier, seeded
 
 TRAVEL = 2.5  # epsilons that the steps of pgd go together: from a random start all corners can be reached (Madry)
-MISSING = "Foolbox is not installed, or not what it needs: pip install 'faded[gradient]'"
+MISSING = "Foolbox or the eagerpy it needs is not installed: pip install 'faded[gradient]'"
 
 
 def has_foolbox() -> bool:
