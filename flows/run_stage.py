@@ -15,7 +15,7 @@ from flows.processes import child
 from flows.request import GATED
 from flows.shipment import Made
 from flows.workspace import LOGS, stage_environment
-from stages.errors import BugError, Exit, InfrastructureError, RejectedError, UnavailableError, UsageError
+from stages.errors import BugError, Exit, InfrastructureError, RejectedError, UnavailableError, UsageError, plain
 
 Outcome = Literal["ran", "restored", "unchanged", "failed", "not reached", "waiting"]
 
@@ -117,7 +117,7 @@ def _stream(output: IO[str], log: IO[str], say: Callable[[str], None]) -> deque[
     """Pass the output on line by line; keep the end of it, where DVC says how the stage ended."""
     lines: deque[str] = deque(maxlen=200)
     for raw in output:
-        line = raw.rstrip()
+        line = plain(raw.rstrip())  # what a model answered may be in it
         log.write(line + "\n")
         log.flush()
         lines.append(line)

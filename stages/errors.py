@@ -74,6 +74,11 @@ class NoLearningError(FadedError, RuntimeError):
     exit_code = Exit.USAGE
 
 
+def plain(text: str) -> str:
+    """Text of somebody else's without what would control a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def did_you_mean(word: Any, known: Iterable[Any]) -> str:
     """The end of a message about an unknown word: the known one that looks like it, if one does."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)

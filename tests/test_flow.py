@@ -15,7 +15,7 @@ import flows.audit
 from flows.artifacts import key, verdict_markdown
 from flows.results import read_verdict
 from flows.run import run_audits, show_verdicts
-from flows.run_stage import run_stage
+from flows.run_stage import _stream, run_stage
 from flows.runners.devices import Slots
 from stages.errors import BugError, Exit, FadedError, InfrastructureError, RejectedError, UnavailableError, UsageError
 from stages.params import load_params
@@ -336,3 +336,11 @@ def test_an_unknown_runner_is_refused_even_when_nothing_is_stale(first, monkeypa
 
 def test_artifact_keys_are_as_prefect_wants_them():
     assert key("My_Audit-2", "failure-modes") == "my-audit-2-failure-modes"
+
+
+def test_what_a_model_answers_does_not_control_the_terminal():
+    said: list[str] = []
+    log = io.StringIO()
+    _stream(io.StringIO("    most often label cat answered as dog\x1b[2J\x07: 3 of 5\n"), log, said.append)
+    assert said == ["    most often label cat answered as dog\\x1b[2J\\x07: 3 of 5"]
+    assert log.getvalue() == said[0] + "\n"

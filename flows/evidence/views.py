@@ -13,6 +13,7 @@ from rich.table import Table
 from flows.evidence.bundle import ENVELOPE
 from flows.evidence.verify import UNKNOWN_KEY, UNSIGNED
 from flows.results import NO_GATES
+from stages.errors import plain
 
 if TYPE_CHECKING:
     from flows.evidence import Bundle, Check
@@ -21,14 +22,9 @@ if TYPE_CHECKING:
 UNDECIDED = "no decision needed: it ends with its landscape"
 
 
-def _plain(text: str) -> str:
-    """Text of somebody else's without what would control a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _shown(text: str) -> str:
     """The same where rich would read markup."""
-    return escape(_plain(text))
+    return escape(plain(text))
 
 
 def show_bundle(console: Console, bundle: Bundle) -> None:
@@ -43,7 +39,7 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     word = {True: "pass", False: "FAIL", None: "no verdict of gates"}[bundle.manifest["passed"]]
     signed = "signed" if ENVELOPE in bundle.members else "UNSIGNED"
     told = f"{bundle.audit}: {word}, landscape {bundle.manifest['landscape']}, {signed}"
-    console.print(_plain(told), markup=False, highlight=False, soft_wrap=True)
+    console.print(plain(told), markup=False, highlight=False, soft_wrap=True)
     console.print(f"evidence: {bundle.path.resolve()}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"check it on any machine: faded verify {bundle.path.name}", markup=False, highlight=False, soft_wrap=True

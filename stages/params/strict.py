@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.errors import UsageError, did_you_mean, known_keys
+from stages.errors import UsageError, did_you_mean, known_keys, plain
 
 _MOST = 2000  # characters of a message: a screen
 _MOST_OF_ONE = 400  # of one error
@@ -99,8 +99,8 @@ def errors_in(name: str, lines: Sequence[str]) -> UsageError:
     """
     told, size = [], 0
     for line in lines:
-        plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[: _MOST_OF_ONE + 1])
-        told.append(f"  {plain[:_MOST_OF_ONE] + ' ...' if len(plain) > _MOST_OF_ONE else plain}")
+        shown = plain(line[: _MOST_OF_ONE + 1])
+        told.append(f"  {shown[:_MOST_OF_ONE] + ' ...' if len(shown) > _MOST_OF_ONE else shown}")
         size += len(told[-1].encode())
         if size > _MOST - _MOST_OF_ONE and len(told) < len(lines):
             told.append(f"  and {len(lines) - len(told)} more")

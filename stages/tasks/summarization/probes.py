@@ -251,7 +251,7 @@ class SummarizerProbes(Task):
     def summaries(self, articles: Sequence[str]) -> list[str]:
         """What the model answers to n articles; what it was asked before is known."""
         unknown = [article for article in dict.fromkeys(articles) if article not in self._answers]
-        # Articles are alike in length in all pieces, of which each process has as many.
+        # As many pieces for each process, and articles of all lengths in each piece.
         most = self.context.compute.batch_size * self.context.compute.processes
         count = -(-len(unknown) // most) * self.context.compute.processes
         pieces = [piece for k in range(count) if (piece := unknown[k::count])]
