@@ -26,7 +26,7 @@ _REFUSED = re.compile(r"missing data 'source'|are missing from '.*'|ERROR: depen
 # What DVC says for itself. It stays in the log file; people watching want the stage's own words.
 _DVC = re.compile(
     r"^(Running stage '|> exec python (?:-P )?-m |Stage '|'.*didn't change|Updating lock file|Generating lock file|"
-    r"To track the changes|To enable auto staging|\tgit add |\tdvc config|Use `dvc push`|"
+    r"To track the changes|To enable auto staging|\s+git add |\s+dvc config|Use `dvc push`|"
     r"Data and pipelines are up to date|\s*$)"
 )
 
@@ -117,7 +117,7 @@ def _stream(output: IO[str], log: IO[str], say: Callable[[str], None]) -> deque[
     """Pass the output on line by line; keep the end of it, where DVC says how the stage ended."""
     lines: deque[str] = deque(maxlen=200)
     for raw in output:
-        line = plain(raw.rstrip())  # what a model answered may be in it
+        line = plain(raw.rstrip().expandtabs())  # what a model answered may be in it
         log.write(line + "\n")
         log.flush()
         lines.append(line)
