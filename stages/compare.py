@@ -22,7 +22,7 @@ def main(name: str) -> None:
         seed=audit.seed,
     )
     record = provenance(name, audit, computes=False) | here.re_evaluate.provenance.of_model()
-    used = ("probes", "embedded", "policies", "quality", "measures", "tallies", "metrics")
+    used = ("probes", "embedded", "policies", "quality", "measures", "tallies", "metrics", "doses")
     read = [here.summarize.where("landscape"), here.collect_feedback.where("plan")]
     with here.compare.publish(record, [*read, *map(here.re_evaluate.where, used)]) as out:
         out.comparison, out.cells = compared.comparison, compared.cells
@@ -44,6 +44,7 @@ def asked_again(here: AuditFolder) -> AskedAgain:
         measures=found.measures,
         policies=found.policies,
         tallies=found.tallies.models,
+        doses=found.doses,
         ratings=landscape.ratings.bound if landscape.ratings else None,
     )
 

@@ -106,6 +106,11 @@ class Resampler:
         high = float(np.quantile(self._means(values, weights, bounds[1]), 1 - tail))
         return Rate(value, min(low, value), max(high, value), int((weights > 0).sum()))
 
+    def samples(self, values: np.ndarray) -> np.ndarray:
+        """The mean of values (n,) in each resample, with nothing added: (resamples,)."""
+        drawn = self._drawn[:, self._codes]
+        return (drawn @ values) / drawn.sum(axis=1)
+
     def p_value(self, values: np.ndarray, weights: np.ndarray, above: float, lowest: float) -> float:
         """One-sided p-value against a mean of at most `above`, for values of at least `lowest`; 1 without any.
 

@@ -1,60 +1,99 @@
-"""Fine-tune a copy of the model away from the failures that matter."""
+"""Fine-tune a copy of the model away from the failures that matter.
+
+A control is trained beside it, alike but for what it is aimed at. Where `trainings` ask for it, both are trained again
+with other seeds and with other numbers of steps: re_evaluate draws from these how many steps of one the other is worth.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from stages.code import code_of
 from stages.command import stage_main
+from stages.errors import UsageError
 from stages.files import content_hash, scratch
 from stages.params import RestructureConfig, load_params
 from stages.processes import Crew
 from stages.provenance import prepared_files, provenance, run_key
 from stages.records import Plan, PlannedExample, audit_folder
 from stages.records.base import FlatMetrics
+from stages.records.repair import Training, Trainings
 from stages.tasks.base import Task
 from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord, TargetMode
 from stages.tasks.load import load_alone, task_context
 
+if TYPE_CHECKING:
+    from stages.explorers.policy import Policy
+
+DOSES = {"repaired": (0.25, 1.0), "control": (0.25, 1.0, 4.0)}  # shares of the steps
+
 
 def main(name: str) -> None:
     """Run the stage; see docs/files.md for what it writes."""
+    from stages.explorers.policies import load_policy
+
     params, here = load_params(), audit_folder(name)
     audit, config = params.audit(name), params.repair(name).restructure
-    prepared, plan_file = here.prepare.path, here.collect_feedback.where("plan")
+    prepared, plan_file, policy_folder = (
+        here.prepare.path,
+        here.collect_feedback.where("plan"),
+        here.discover.path / "policy",
+    )
     context, task = task_context(name, audit, prepared), load_alone(name, audit, prepared)
-    read = [*prepared_files(prepared), plan_file]
+    policy = aimed_by(task, config, load_policy(policy_folder))
+    read = [*prepared_files(prepared), plan_file, policy_folder]
     key = run_key(audit, read, code_of(audit, "restructure"), config.model_dump(mode="json"))
     with scratch(name, "restructure", key) as work:
-        plans = _plans(here.collect_feedback.plan, config, audit.seed, task, work)
+        plans = _plans(here.collect_feedback.plan, config, audit.seed, task, policy, work)
         record = provenance(name, audit, prepared) | {"plan": content_hash([plan_file])}
         with here.restructure.publish(record, read) as out:
-            todo = [(plan, out.path / "models" / copy) for copy, plan in plans.items()]
-            if plans["repaired"].targets:  # the control learns beside the repair, in a process of its own
+            todo = [(plan, out.path / "models" / folder) for folder, plan in plans.items()]
+            if plans["repaired"].targets:  # others learn beside the repair, in processes of their own
                 crew = Crew(context.compute.processes, partial(load_alone, name, audit, prepared))
                 found = crew.ask(task.repair, todo)
             else:
                 found = [_unchanged(prepared / "model", folder) for _, folder in todo]
             records: dict[str, RepairRecord] = dict(zip(plans, found, strict=True))
             records["repaired"].curve.to_csv(out.path / "curve.csv", index=False)
+            out.trainings = Trainings(models=_trainings(plans, records, audit.seed))
             out.metrics = FlatMetrics.computed(_metrics(records, plans["repaired"]))
         shutil.rmtree(work)  # published: nothing is left to resume
 
 
-def _plans(decision: Plan, config: RestructureConfig, seed: int, task: Task, work: Path) -> dict[str, RepairPlan]:
-    """What the task is asked to repair, and what to train as a control, by the name of the copy.
+def aimed_by(task: Task, config: RestructureConfig, policy: Policy | None) -> Policy | None:
+    """The policy that the repair follows; None where it draws from the modes alone.
+
+    Raises:
+        UsageError: when it is asked to follow one, and the search learnt none.
+    """
+    if config.aim == "modes" or config.method not in task.follows_policy:
+        return None
+    if policy is None and config.aim == "policy":
+        raise UsageError(
+            "restructure.aim: policy needs a search that learns one, and this one learnt none; expected an explorer"
+            " that does (docs/explorers.md), or aim: modes"
+        )
+    return policy
+
+
+def _plans(
+    decision: Plan, config: RestructureConfig, seed: int, task: Task, policy: Policy | None, work: Path
+) -> dict[str, RepairPlan]:
+    """What the task is asked to repair, and what to train as a control, by the folder under models.
 
     Args:
         decision: what people, or a rule, decided.
         config: how it is repaired.
         seed: of the audit.
         task: the model under test.
+        policy: that the repair follows.
         work: the scratch folder.
     """
     targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in decision.targets]
@@ -62,24 +101,56 @@ def _plans(decision: Plan, config: RestructureConfig, seed: int, task: Task, wor
     if examples and not learns_from_examples(task, config.method):
         print(f"note: method {config.method} of this task learns from no examples, so {len(examples)} rated are unused")
         examples = []
-    plans = {
-        copy: RepairPlan(
-            targets=targets,
-            settings={"method": config.method, **config.settings},
-            seed=seed,
-            control=config.control if copy == "control" and config.control != "none" else None,
-            decision={
-                **{key: getattr(decision, key) for key in ("decided_by", "reason", "landscape")},
-                "reviewer": decision.by or decision.reviewer,
-            },
-            examples=examples,
-            scratch=work / copy,
-        )
-        for copy in (("repaired",) if config.control == "none" else ("repaired", "control"))
-    }
-    for plan in plans.values() if targets else ():
+    control = config.control if config.control != "none" else None
+    whole = RepairPlan(
+        targets=targets,
+        settings={"method": config.method, **config.settings},
+        seed=seed,
+        decision={
+            **{key: getattr(decision, key) for key in ("decided_by", "reason", "landscape")},
+            "reviewer": decision.by or decision.reviewer,
+        },
+        examples=examples,
+        policy=policy,
+    )
+    alike = {"repaired": whole}
+    if control is not None:
+        alike["control"] = replace(whole, control=control, policy=None)
+    plans = dict(alike)
+    for training in range(config.trainings if config.trainings > 1 and targets else 0):
+        for copy, plan in alike.items():
+            for dose in DOSES[copy]:
+                if (training, dose) != (0, 1.0):  # that is the repair, or its control
+                    folder = f"trainings/{copy}-{dose:g}-{training}"
+                    plans[folder] = replace(plan, seed=seed + training, dose=dose, draft=True)
+    plans = {folder: replace(plan, scratch=work / folder) for folder, plan in plans.items()}
+    for plan in alike.values() if targets else ():
         plan.regions(task.concepts)  # a control that cannot be drawn is told before the repair has cost its time
     return plans
+
+
+def _trainings(plans: Mapping[str, RepairPlan], records: Mapping[str, RepairRecord], seed: int) -> list[Training]:
+    """What was trained for how long.
+
+    Raises:
+        UsageError: when the task trains as long whatever the dose.
+    """
+    models = [
+        Training(
+            folder=folder,
+            copy_of="control" if plan.control else "repaired",
+            training=plan.seed - seed,
+            steps=records[folder].steps,
+        )
+        for folder, plan in plans.items()
+    ]
+    drafts = [model for model in models if plans[model.folder].draft]
+    if drafts and len({model.steps for model in drafts}) == 1:
+        raise UsageError(
+            f"restructure.trainings: the repair took {drafts[0].steps} steps, however few it was asked for; expected a"
+            " method that trains in steps and heeds plan.dose (docs/own-task.md), or trainings: 1"
+        )
+    return models
 
 
 def learns_from_examples(task: Task | type[Task], method: str) -> bool:
@@ -102,7 +173,7 @@ def _metrics(records: Mapping[str, RepairRecord], plan: RepairPlan) -> dict[str,
     return {
         "modes": len(plan.targets),
         "examples": len(plan.examples),  # that the repair was given
-        **{copy: {"steps": record.steps, **record.details} for copy, record in records.items()},
+        **{c: {"steps": records[c].steps, **records[c].details} for c in ("repaired", "control") if c in records},
     }
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 from stages.landscape.bias import compare_bias
 from stages.landscape.compare import Paired, against_noise, compare_quality, reduced_failures, risen, targeting
+from stages.landscape.doses import dose_curves
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.kinds import Rates
 from stages.landscape.measures import compare_measures
@@ -51,6 +52,7 @@ class AskedAgain:
         measures: a task's own, as in measures.parquet.
         policies: what the searches learnt, as in policies.parquet.
         tallies: by model; empty for a task without tallies.
+        doses: what further trainings answered, as in doses.parquet.
         ratings: which are in force.
     """
 
@@ -66,6 +68,7 @@ class AskedAgain:
     measures: pd.DataFrame
     policies: pd.DataFrame
     tallies: Mapping[str, Sequence[Tally]]
+    doses: pd.DataFrame
     ratings: RatingsBound | None = None
 
 
@@ -151,6 +154,7 @@ def compare_models(
         items=len(asked.embedded.item_ids),
     ).having(
         bias=bias,
+        doses=dose_curves(asked.doses, resamples=resamples, seed=seed) or None,
         policy=policy_shift(space, asked.policies, seed) or None,
         ratings=asked.ratings,
         slices=compare_slices(

@@ -99,13 +99,13 @@ def compare_quality(
 ) -> tuple[Difference, Rate, Rate]:
     """Paired difference of a quality measured item by item: its entry, the value after, the change."""
     resampler, weights = Resampler(np.asarray(item_ids), resamples, seed), np.ones(len(item_ids))
-    bounds, moves = _bounds(values["before"], values["after"])
+    bounds, moves = value_bounds(values["before"], values["after"])
     after = resampler.mean(values["after"], weights, bounds)
     change = resampler.mean(values["after"] - values["before"], weights, moves)
     return compare_values(resampler, values, weights), after, change
 
 
-def _bounds(one: np.ndarray, other: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
+def value_bounds(one: np.ndarray, other: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
     """What the values (n,) of two models, and their differences, can be.
 
     Where every value is 0 or 1, that is known. Graded values (a similarity) are taken to lie within what was observed:
@@ -128,11 +128,13 @@ def compare_values(resampler: Resampler, values: Mapping[str, np.ndarray], weigh
     counted = weights > 0
 
     def mean(model: str) -> Rate:
-        return resampler.mean(values[model], weights, _bounds(values["before"][counted], values[model][counted])[0])
+        return resampler.mean(
+            values[model], weights, value_bounds(values["before"][counted], values[model][counted])[0]
+        )
 
     def moved(one: str, other: str) -> Rate:
         differences = values[other].astype(float) - values[one]
-        return resampler.mean(differences, weights, _bounds(values[one][counted], values[other][counted])[1])
+        return resampler.mean(differences, weights, value_bounds(values[one][counted], values[other][counted])[1])
 
     others = {}
     for name in OTHERS:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from stages.landscape.bias import newly_skewed
 from stages.landscape.compare import points
+from stages.landscape.doses import worth
 from stages.landscape.gates import all_passed
 from stages.records import Comparison, Difference, Gate, Plan, RepairVerdict
 
@@ -42,6 +43,10 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> str:
     for told in (entry.statement for entry in (comparison.targeting, comparison.noise) if entry):
         if told:
             said.append(f"{told[0].upper()}{told[1:]}.")
+    for part, where in (("targets", "in the target modes"), ("drawn", "where the search looks first")):
+        curve = next((curve for curve in comparison.doses or () if curve.part == part), None)
+        if curve is not None and (told := worth(curve)):
+            said.append(f"{told} {where}.")
     if regions := comparison.failures_moved.regions:
         said.append("Failures rose elsewhere: " + "; ".join(region.text for region in regions) + ".")
     if worse := [f"{of.attribute} {one.value}" for of in comparison.slices or () for one in of.values if one.worse]:

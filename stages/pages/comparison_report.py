@@ -11,6 +11,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace
 from stages.pages import figures
 from stages.pages.bias import comparison_bias
+from stages.pages.doses import doses_view
 from stages.pages.gallery import Shown, Shrinker
 from stages.pages.marginals import marginal, shown_concepts, views
 from stages.pages.page import Picture, render
@@ -169,6 +170,7 @@ def write_comparison_report(
     parts = {
         "verdict": verdict_view(verdict),
         "differences": differences,
+        "doses": doses_view(comparison.doses or []),
         "bias": comparison_bias(comparison.bias),
         "sheets": show_sheets(sheets or {}, shrinker),
         "measures": _measures(comparison.measures or {}),
@@ -187,6 +189,7 @@ def write_comparison_report(
     titles = {
         "differences": "Before and after",
         "measures": "Measures",
+        "doses": "Steps",
         "bias": "Bias",
         "sheets": "Contact sheets",
         "sides": "Landscapes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from stages.concepts import Concept, ConceptSpace
 from stages.pages.marginals import marginal
 from stages.pages.scales import AFTER, BEFORE, CHANGE_SCALE, CONTROL, RATE_SCALE, plain, rounded, shade, short
 from stages.pages.words import whole_points
+from stages.records.repair import Dose
 
 # plotly reads "%{x}" as the tick's label, which is the level as people know it.
 _INTERVAL_HOVER = "%{customdata[0]:.1%} – %{customdata[1]:.1%} (bounds averaged over cells)"
@@ -271,6 +272,38 @@ def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> go.Figure:
         "yaxis": {"title": {"text": "failures found"}, "rangemode": "tozero", "automargin": True},
     }
     return bare_figure(traces, showlegend=True, legend=legend, margin={"l": 56, "r": 16, "t": 36, "b": 48}, **axes)
+
+
+def doses(lines: Mapping[str, Sequence[Dose]]) -> go.Figure:
+    """Rates with their intervals against steps of training, by whose they are: "repair" or "control"."""
+    traces = []
+    for (name, line), (colour, dash) in zip(lines.items(), ((AFTER, "solid"), (CONTROL, "dash")), strict=False):
+        rates = pd.DataFrame([dose.rate.to_json() for dose in line])
+        error = {
+            "array": rounded(rates["high"] - rates["value"], 4),
+            "arrayminus": rounded(rates["value"] - rates["low"], 4),
+            "thickness": 1.5,
+            "width": 4,
+        }
+        traces.append(
+            go.Scatter(
+                x=[dose.steps for dose in line],
+                y=rounded(rates["value"], 4),
+                error_y={**error, "color": colour},
+                mode="lines+markers",
+                name=name,
+                line={"color": colour, "dash": dash, "width": 2.5},
+                hovertemplate="%{y:.1%} after %{x:,} steps<extra>" + name + "</extra>",
+            )
+        )
+    return bare_figure(
+        traces,
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        margin={"l": 56, "r": 16, "t": 36, "b": 48},
+        xaxis={"title": {"text": "steps of training"}, "rangemode": "tozero"},
+        yaxis={"tickformat": ".0%", "rangemode": "tozero", "automargin": True},
+    )
 
 
 def calibration(bins: pd.DataFrame) -> go.Figure:

@@ -44,6 +44,19 @@ class RestructureConfig(Strict):
     control: Literal["uniform", "clean", "none"] = Field(
         "none", description="also repair a copy on uniformly drawn cells, or on unchanged inputs, with as many steps"
     )
+    aim: Literal["auto", "policy", "modes"] = Field(
+        "auto",
+        description="where to look for what is learnt: policy: where the search's policy looks for these items, a"
+        " quarter of it in the modes; modes: anywhere in the modes; auto: policy, where one was learnt and the method"
+        " follows it",
+    )
+    trainings: int = Field(
+        1,
+        ge=1,
+        le=10,
+        description="of the repair and its control, with other seeds each; from 2 on both are also trained with fewer"
+        " steps, and the control with more, to show failures against steps",
+    )
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("settings")

@@ -15,7 +15,7 @@ from stages.params import DATA
 from stages.records.base import Document, FlatMetrics, read_bytes_of
 from stages.records.landscape import Landscape, Verdict
 from stages.records.provenance import Provenance
-from stages.records.repair import Comparison, Plan, RepairVerdict
+from stages.records.repair import Comparison, Plan, RepairVerdict, Trainings
 from stages.records.search import DiscoverMetrics, ReEvaluateMetrics
 from stages.records.tables import (
     PROBES,
@@ -177,8 +177,9 @@ class CollectFeedback(StageFolder):
 
 
 class Restructure(StageFolder):
-    """The repaired model and its control."""
+    """The repaired model and its control, and their further trainings."""
 
+    trainings = _record("trainings.json", Trainings)
     metrics = _record("metrics.json", FlatMetrics)
 
 
@@ -194,6 +195,7 @@ class ReEvaluate(StageFolder):
     tallies = _record("tallies.json", ModelTallies)
     sheets = Stored[Mapping[str, Sequence[Sheet]]]("sheets.parquet", read_sheets, write_sheets)
     examples = Stored[Mapping[str, Sequence[Compared]]]("examples.parquet", read_compared, write_compared)
+    doses = _table("doses.parquet", ("copy_of", "training", "steps", "part", "item", "value"))
 
 
 class Compare(StageFolder):

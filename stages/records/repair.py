@@ -74,6 +74,28 @@ class Plan(Document):
         return [mode for mode in self.modes if mode.action == "repair"]
 
 
+class Training(Record):
+    """One training of the repair or of its control.
+
+    Args:
+        folder: of the model, under restructure/models.
+        copy_of: whose training it is; `before` is the model under test, which was not trained.
+        training: 0 with the seed of the audit, 1 with the next one.
+        steps: how many it took.
+    """
+
+    folder: str
+    copy_of: Literal["before", "repaired", "control"]
+    training: int
+    steps: int
+
+
+class Trainings(Document):
+    """trainings.json: all that was trained, the repair first."""
+
+    models: Listed[Training]
+
+
 class Change(Record):
     """One quantity of one model; `low` and `high` belong to the change, or to `after` where there is none."""
 
@@ -281,6 +303,45 @@ class InvalidPairs(Record):
     others: RateRecord
 
 
+class Dose(Record):
+    """What some steps of training lead to: the mean over trainings, with an interval over items."""
+
+    steps: int
+    rate: RateRecord
+
+
+class Times(Record):
+    """How many times the repair's steps the control needs for the same failure rate.
+
+    None where it did not get there in the longest training, which was `most` times as long; at least `least`, that of
+    the shortest, was tried.
+    """
+
+    value: float | None
+    low: float
+    high: float | None
+    least: float
+    most: float
+
+
+class DoseCurve(Record):
+    """Failures (of `clean`: clean quality) against steps, on pairs of their own.
+
+    Args:
+        part: the target modes, everywhere else, what the search's policy draws for unseen items, or unchanged items.
+        repaired: the repair, 0 steps first.
+        control: likewise; empty without one.
+        differences: repair minus control after the repair's steps, one a training.
+        times: how many steps of the control the repair is worth; None without a control, and for `clean`.
+    """
+
+    part: Literal["targets", "others", "drawn", "clean"]
+    repaired: Listed[Dose]
+    control: Listed[Dose]
+    differences: Listed[RateRecord]
+    times: Times | None
+
+
 class BothEstimators(Record):
     """What both landscapes were estimated with."""
 
@@ -305,6 +366,7 @@ class Comparison(Document):
     estimator: BothEstimators
     items: int
     bias: BiasComparison | None = None
+    doses: list[DoseCurve] | None = None
     automatic: dict[str, Difference] | None = None
     noise: Noise | None = None
     measures: dict[str, Measures] | None = None

@@ -239,6 +239,7 @@ class Task(LoadedTask):
         gpu_dtype: what auto stands for on a GPU; on a CPU that is float32.
         needs_all_concepts: whether every item names every concept; then screening may drop none.
         learns_from_examples: methods of repair that learn from rated examples (`RepairPlan.examples`).
+        follows_policy: methods of repair that draw what they learn by the search's policy (`RepairPlan.policy`).
         init: what `faded init` asks and proposes, as "module:Class" of an `Init` (stages/tasks/init.py); no stage
             imports it. None where audits of this kind are written by hand.
     """
@@ -252,6 +253,7 @@ class Task(LoadedTask):
     gpu_dtype: ClassVar[str] = "float32"
     needs_all_concepts: ClassVar[bool] = False
     learns_from_examples: ClassVar[Collection[str]] = ()
+    follows_policy: ClassVar[Collection[str]] = ()
 
     # Configuration
 

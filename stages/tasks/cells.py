@@ -1,17 +1,41 @@
-"""Which items under which cells a repair learns from."""
+"""Which items under which cells a repair learns from: those of its targets, or those where the search would look."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
-from stages.tasks.contract import TargetMode
+from stages.tasks.base import LoadedTask, known_attributes
+from stages.tasks.contract import RepairPlan, TargetMode
 
 CANDIDATES = 8  # cells drawn for each one that is trained on
+DRAWN = 64  # cells that the policy draws for each item
+FOCUS = 0.25  # of what is learnt by the policy, the least that lies in the targets
+
+
+class Sampler(Protocol):
+    """Draws what a repair learns from."""
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw n pairs: rows of items (n,) and cells (n, d) int64."""
+        ...
+
+
+def sampler(task: LoadedTask, plan: RepairPlan, items: Sequence[str]) -> Sampler:
+    """What a plan asks a repair to learn from: pairs of these items and cells.
+
+    Raises:
+        UsageError: see `RepairPlan.regions` and `PairSampler`.
+    """
+    boxes = PairSampler(task.concepts, plan.regions(task.concepts), known_attributes(task, items))
+    if plan.policy is None:
+        return boxes
+    return PolicySampler(boxes, plan.policy.sample(task.embed(items), DRAWN, plan.seed))
 
 
 class PairSampler:
@@ -38,6 +62,7 @@ class PairSampler:
         risk: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.space, self.targets, self.risk, self._items = space, targets, risk, np.arange(len(attributes))
+        self.attributes = attributes
         self.rows = [np.flatnonzero(target.region.about(attributes)) for target in targets]
         if none := [t for t, rows in zip(targets, self.rows, strict=True) if not len(rows)]:
             raise UsageError(
@@ -45,21 +70,19 @@ class PairSampler:
                 " repair learns from: add items (prepare.items.repair), or choose other modes"
             )
         severity = np.array([t.severity for t in targets], dtype=float)
-        self._share = severity / severity.sum()
+        self.share = severity / severity.sum()
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Draw n pairs: rows (n,) and cells (n, d) int64."""
-        drawn = [
-            (self._rows(number, count, rng), self._cells(number, count, rng))
-            for number, count in enumerate(rng.multinomial(n, self._share))
-        ]
-        rows, cells = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
-        order = rng.permutation(n)
-        return rows[order], cells[order]
+        """See `Sampler`."""
+        return _mixed([self.of(number, k, rng) for number, k in enumerate(rng.multinomial(n, self.share))], rng)
+
+    def of(self, number: int, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw n pairs of one target."""
+        return self._rows(number, n, rng), self._cells(number, n, rng)
 
     def draw_one(self, rng: np.random.Generator) -> tuple[int, np.ndarray]:
         """Draw the number of a target and one of its cells (d,)."""
-        number = int(rng.choice(len(self.targets), p=self._share))
+        number = int(rng.choice(len(self.targets), p=self.share))
         return number, self._cells(number, 1, rng)[0]
 
     def _rows(self, number: int, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -76,3 +99,51 @@ class PairSampler:
         candidates = region.sample(self.space, CANDIDATES * n, rng)
         weights = self.risk(candidates)
         return candidates[rng.choice(len(candidates), size=n, replace=False, p=weights / weights.sum())]
+
+
+class PolicySampler:
+    """Draws where the search's policy looks: rows of items, each under one of the cells it draws for this very item.
+
+    The policy goes where the model fails most, whichever modes people chose. So each target is seen to get its share,
+    by severity, of `FOCUS` of the pairs: where the policy looks too seldom, more of its own pairs inside are drawn, or
+    any pairs of a target where it never looks.
+
+    Args:
+        boxes: draws from the targets.
+        drawn: (items, k, d) cells that the policy draws for each item.
+    """
+
+    def __init__(self, boxes: PairSampler, drawn: np.ndarray) -> None:
+        self.boxes, self.drawn = boxes, drawn
+        cells, rows = drawn.reshape(-1, drawn.shape[2]), np.repeat(np.arange(len(drawn)), drawn.shape[1])
+        items = boxes.attributes.iloc[rows]
+        inside = [target.region.contains(boxes.space, cells, items) for target in boxes.targets]
+        self._inside = [(rows[mask], cells[mask]) for mask in inside]
+        lacking = np.clip(FOCUS * boxes.share - np.mean(inside, axis=1), 0, None)
+        self._share = np.append(lacking, 1 - lacking.sum())  # of each target, and wherever the policy looks
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """See `Sampler`."""
+        *aimed, anywhere = rng.multinomial(n, self._share).tolist()
+        parts = [self._aimed(number, count, rng) for number, count in enumerate(aimed)]
+        return _mixed([*parts, self._anywhere(anywhere, rng)], rng)
+
+    def _aimed(self, number: int, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        rows, cells = self._inside[number]
+        if not len(rows):
+            return self.boxes.of(number, n, rng)
+        # Items alike, however often the policy looks there for each; rows are in the order of items.
+        asked = np.resize(rng.permutation(np.unique(rows)), n)
+        first, end = np.searchsorted(rows, asked), np.searchsorted(rows, asked, side="right")
+        return asked, cells[rng.integers(first, end)]
+
+    def _anywhere(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.resize(rng.permutation(len(self.drawn)), n)
+        return rows, self.drawn[rows, rng.integers(self.drawn.shape[1], size=n)]
+
+
+def _mixed(parts: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of all parts, in any order."""
+    rows, cells = (np.concatenate(side) for side in zip(*parts, strict=True))
+    order = rng.permutation(len(rows))
+    return rows[order], cells[order]

@@ -208,6 +208,14 @@ class RatedExample:
     bias: int | None = None
 
 
+class Proposer(Protocol):
+    """What a search has learnt: where a model is likely to fail, item by item, without asking it."""
+
+    def sample(self, embedding: np.ndarray, k: int, seed: int) -> np.ndarray:
+        """Draw k cells for each item, with replacement: embeddings (n, d) -> (n, k, concepts) level indices."""
+        ...
+
+
 @dataclass(frozen=True)
 class RepairPlan:
     """What a repair is to do: the target modes, or what the control trains on, with the same number of steps.
@@ -220,6 +228,9 @@ class RepairPlan:
         decision: decided_by, reviewer, reason and landscape of the plan, for the model card.
         examples: what people said of examples, for methods the task's `learns_from_examples` names.
         scratch: where unfinished work may be kept, so that a killed repair resumes; None keeps nothing.
+        policy: what the search learnt, to aim by, for methods the task's `follows_policy` names; None for a control.
+        dose: share of the steps of the settings to train for.
+        draft: the model is measured once and then left: it needs no card, and no numbers beside its steps.
     """
 
     targets: Sequence[TargetMode]
@@ -229,6 +240,9 @@ class RepairPlan:
     decision: Mapping[str, Any] = field(default_factory=dict)
     examples: Sequence[RatedExample] = ()
     scratch: Path | None = None
+    policy: Proposer | None = None
+    dose: float = 1.0
+    draft: bool = False
 
     def regions(self, space: ConceptSpace) -> list[TargetMode]:
         """Where cells are drawn from: the targets, or the control's.
@@ -243,6 +257,10 @@ class RepairPlan:
         if self.control == "clean":
             return [TargetMode("clean", space.neutral_region())]
         return list(self.targets)
+
+    def steps(self, whole: int) -> int:
+        """How many steps to train for where the settings say so many."""
+        return max(1, round(whole * self.dose))
 
 
 @dataclass(frozen=True)

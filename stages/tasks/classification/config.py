@@ -46,6 +46,9 @@ class RepairSettings(Strict):
     )
     weight_decay: float = Field(0.01, ge=0)
     batch_size: int = Field(64, ge=2, le=1_000_000)
+    candidates: int = Field(
+        4, ge=1, le=64, description="changed images drawn for each one that is learnt: the one with the highest loss"
+    )
     replay: float = Field(0.7, ge=0, lt=1, description="share of clean images; higher forgets less and repairs less")
     temperature: float = Field(2.0, gt=0, description="softness of the answers to learn; not for last-layer")
     reinitialise: bool = Field(False, description="last-layer: start from random weights, as the paper does")

@@ -73,6 +73,7 @@ class ClassifierProbes(Task):
     prepare_block = PrepareConfig
     discrepancy_block = DiscrepancyConfig
     repair_block = RepairSettings
+    follows_policy = ("risk-weighted", "self-distilled", "last-layer")
     loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
         "model": MODEL_LOADERS,
         "reference": REFERENCE_LOADERS,
@@ -99,9 +100,8 @@ class ClassifierProbes(Task):
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._numbers = np.array([_item_number(item) for item in items["id"]], dtype=np.uint64)
         self._features: dict[int, np.ndarray] = {}
-        # Convolutions of colour pictures are faster when the channels of a pixel lie together.
-        self._format = torch.channels_last if model.form.shape[0] > 1 else torch.contiguous_format
-        self.model.to(memory_format=self._format)  # type: ignore[call-overload]
+        # Convolutions and pooling are faster when the channels of a pixel lie together.
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._backend: Backend | None = None
 
     @property
@@ -211,7 +211,7 @@ class ClassifierProbes(Task):
         chance = probe_chance(self._numbers[rows], self.concepts.flat(cells), repeats, self.context.seed)
         # Each channel by itself: most changes of pixels are several times as fast that way.
         changed = self._transforms(self._unchanged(rows), cells, chance)
-        return changed.contiguous(memory_format=self._format)
+        return changed.contiguous(memory_format=torch.channels_last)
 
     def rows(self, item_ids: Sequence[str]) -> np.ndarray:
         """Rows of items in the table: (n,) int64."""
@@ -219,7 +219,7 @@ class ClassifierProbes(Task):
 
     def clean(self, rows: np.ndarray) -> Tensor:
         """Unchanged images of some rows: (n, c, h, w) float32 in [0, 1]."""
-        return self._unchanged(rows).contiguous(memory_format=self._format)
+        return self._unchanged(rows).contiguous(memory_format=torch.channels_last)
 
     def _unchanged(self, rows: np.ndarray) -> Tensor:
         return self._pixels[torch.from_numpy(rows).to(self._pixels.device)].float().div_(255)

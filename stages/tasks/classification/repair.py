@@ -3,12 +3,15 @@
 Each step sees repair items changed by cells of the target modes and, against forgetting, clean repair items (replay).
 Three methods:
 
-- risk-weighted: the whole network. Changed images by cross-entropy, their cells drawn in proportion to severity x
-  estimated failure risk; clean ones distilled to the answers the model under test gives them (Li and Hoiem, Learning
-  without Forgetting, 2016), which keeps clean accuracy better than their labels do.
+- risk-weighted: the whole network. Changed images by cross-entropy; clean ones distilled to the answers the model under
+  test gives them (Li and Hoiem, Learning without Forgetting, 2016), which keeps clean accuracy better than their labels
+  do.
 - self-distilled: the whole network; it learns to answer changed and clean images as it answered the clean ones.
 - last-layer: cross-entropy on the last layer only, as in Sagar et al. (ICML 2024); `reinitialise` starts it from random
   weights as the paper does, which costs much clean accuracy when repair items are few.
+
+Of several changed images the one with the highest loss under the weights of the moment is learnt (online hard example
+mining: Shrivastava et al. 2016), by a control as well, so that both cost the same.
 
 Dropout and batch normalisation stay as in deployment: batches are part changed and part clean, and running statistics
 of such a mixture would shift the model's answers to clean images.
@@ -16,7 +19,7 @@ of such a mixture would shift the model's answers to clean images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +28,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.concepts import ConceptSpace
 from stages.errors import UsageError
 from stages.params import checked
 from stages.progress import progress
 from stages.tasks.base import known_attributes
-from stages.tasks.cells import PairSampler
+from stages.tasks.cells import PairSampler, Sampler, sampler
 from stages.tasks.classification.config import RepairSettings
 from stages.tasks.classification.models import Classifier, clone, save_model, seeded
 from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.training import rate, resume, save_checkpoint, write_card
 
-RISK_PROBES = 2000  # enough for a logistic model of a handful of concepts
+LOOKED_AT = 2000  # pairs of the targets that are judged before and after
 
 
 def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
@@ -47,47 +49,43 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
         UsageError: when the settings are wrong, or there is nothing to repair or to learn from.
     """
     settings = checked(RepairSettings, plan.settings, "restructure.settings")
-    items = np.array(task.items.ids("repair"))
-    if len(items) == 0:
+    items = task.items.ids("repair")
+    if not items:
         raise UsageError("prepare.items.repair: a repair needs items to learn from, found 0")
-    targets = plan.regions(task.concepts)
-    rng = np.random.default_rng([plan.seed, 4])
-    attributes = known_attributes(task, items.tolist())
-    rows, cells = PairSampler(task.concepts, targets, attributes).draw(RISK_PROBES, rng)
-    asked = items[rows].tolist()
-    failed = task.probe(asked, cells).failed
-    weighted = settings.method == "risk-weighted" and plan.control is None
-    risk = _risk(task.concepts, cells, failed) if weighted else None
-    sampler = PairSampler(task.concepts, targets, attributes, risk)
-
-    before = task.clean_quality("repair").values.mean()
-    teacher, task_model = task.model, clone(task.model)
+    pairs, model = sampler(task, plan, items), clone(task.model)
     with seeded(plan.seed):
-        curve = FineTuning(task, task_model, teacher, sampler, settings, plan).run()
-    try:
-        task.model = task_model
-        numbers = {
-            "items": len(items),
-            "failures_before": float(failed.mean()),
-            "failures_after": float(task.probe(asked, cells).failed.mean()),
-            "clean_before": float(before),
-            "clean_after": float(task.clean_quality("repair").values.mean()),
-        }
-    finally:
-        task.model = teacher
-    save_model(task_model, out_dir)
-    write_card(
-        out_dir,
-        __file__,
-        plan,
-        base=task.model_hash,
-        form=task.model.form,
-        settings=settings.model_dump(),
-        steps=len(curve),
-        space=task.concepts,
-        numbers=numbers,
-    )
+        curve = FineTuning(task, model, task.model, pairs, settings, plan).run()
+    save_model(model, out_dir)
+    numbers = {} if plan.draft else _numbers(task, model, plan, items)
+    if numbers:
+        write_card(
+            out_dir,
+            __file__,
+            plan,
+            base=task.model_hash,
+            form=task.model.form,
+            settings=settings.model_dump(),
+            steps=len(curve),
+            space=task.concepts,
+            numbers=numbers,
+        )
     return RepairRecord(settings.method, len(curve), numbers, curve)
+
+
+def _numbers(task: ClassifierProbes, model: Classifier, plan: RepairPlan, items: list[str]) -> dict[str, float]:
+    """What became of the items it learnt from, in the targets and unchanged."""
+    boxes = PairSampler(task.concepts, plan.regions(task.concepts), known_attributes(task, items))
+    rows, cells = boxes.draw(LOOKED_AT, np.random.default_rng([plan.seed, 4]))
+    asked, under_test = np.array(items)[rows].tolist(), task.model
+    numbers: dict[str, float] = {"items": len(items)}
+    try:
+        for name, one in (("before", under_test), ("after", model)):
+            task.model = one
+            numbers[f"failures_{name}"] = float(task.probe(asked, cells).failed.mean())
+            numbers[f"clean_{name}"] = float(task.clean_quality("repair").values.mean())
+    finally:
+        task.model = under_test
+    return numbers
 
 
 class FineTuning:
@@ -97,9 +95,9 @@ class FineTuning:
         task: gives images.
         model: the copy to change.
         teacher: the model under test, for self-distillation.
-        sampler: draws rows of the repair items, and cells.
+        pairs: draws rows of the repair items, and cells.
         settings: see RepairSettings.
-        plan: seed, and where to keep checkpoints.
+        plan: seed, dose, and where to keep checkpoints.
     """
 
     def __init__(
@@ -107,16 +105,17 @@ class FineTuning:
         task: ClassifierProbes,
         model: Classifier,
         teacher: Classifier,
-        sampler: PairSampler,
+        pairs: Sampler,
         settings: RepairSettings,
         plan: RepairPlan,
     ) -> None:
         self.task, self.model, self.teacher = task, model, teacher
-        self.sampler, self.settings, self.seed = sampler, settings, plan.seed
+        self.pairs, self.settings, self.seed = pairs, settings, plan.seed
         self.what = "control" if plan.control else "repair"
         self.items = np.array(task.items.ids("repair"))
         self.changed = max(1, round(settings.batch_size * (1 - settings.replay)))
-        self.steps = -(-len(self.items) // self.changed)  # an epoch is as many changed items as there are
+        self.epoch = -(-len(self.items) // self.changed)  # steps: as many changed images as there are items
+        self.steps = plan.steps(settings.epochs * self.epoch)
         self.checkpoint = plan.scratch / "epoch.safetensors" if plan.scratch else None
         self.model.requires_grad_(settings.method != "last-layer")
         if settings.method == "last-layer":
@@ -131,9 +130,9 @@ class FineTuning:
 
     def run(self) -> pd.DataFrame:
         """Train to the end; return the loss of each step."""
-        device, epochs = self.task.context.compute.device, self.settings.epochs
-        done, self.losses = resume(self.checkpoint, self.trained, self.optimizer, device)
-        with progress(f"{self.what}, {self.settings.method}", epochs * self.steps) as tell:
+        done, self.losses = resume(self.checkpoint, self.trained, self.optimizer, self.task.context.compute.device)
+        epochs = -(-self.steps // self.epoch)
+        with progress(f"{self.what}, {self.settings.method}", self.steps) as tell:
             for epoch in range(done, epochs):
                 for loss in self._epoch(epoch):
                     tell(len(self.losses), f"epoch {epoch + 1} of {epochs}, loss {loss:.3f}")
@@ -142,46 +141,47 @@ class FineTuning:
 
     def _epoch(self, epoch: int) -> Iterator[float]:
         """Train for one epoch; yields the loss of each step."""
-        rng = np.random.default_rng([self.seed, 5, epoch])
-        rows, cells = self.sampler.draw(self.steps * self.changed, rng)
-        items = self.items[rows]
-        replayed = rng.choice(self.items, (self.steps, self.settings.batch_size - self.changed))
+        rng, candidates = np.random.default_rng([self.seed, 5, epoch]), self.settings.candidates * self.changed
+        rows, cells = self.pairs.draw(self.epoch * candidates, rng)
+        replayed = rng.choice(self.items, (self.epoch, self.settings.batch_size - self.changed))
         self.model.eval()  # see the module: no running statistics, no dropout
-        for step in range(self.steps):
-            part = slice(step * self.changed, (step + 1) * self.changed)
+        for step in range(min(self.epoch, self.steps - epoch * self.epoch)):
+            part = slice(step * candidates, (step + 1) * candidates)
+            ids = self.items[rows[part]].tolist()
             # The epoch as the repeat: the same item and cell get new noise each time they are seen.
-            changed = self.task.inputs(items[part].tolist(), cells[part], np.full(self.changed, epoch))
-            loss = self._loss(changed, self.task.rows(items[part].tolist()), self.task.rows(replayed[step].tolist()))
+            changed, of_items = self.task.inputs(ids, cells[part], np.full(candidates, epoch)), self.task.rows(ids)
+            worst = self._worst(changed, of_items)
+            loss = self._loss(changed[worst], of_items[worst], self.task.rows(replayed[step].tolist()))
             for group in self.optimizer.param_groups:
-                group["lr"] = rate(
-                    epoch * self.steps + step, self.settings.epochs * self.steps, self.settings.learning_rate
-                )
+                group["lr"] = rate(epoch * self.epoch + step, self.steps, self.settings.learning_rate)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             self.losses.append(float(loss.detach()))
             yield self.losses[-1]
 
+    def _worst(self, changed: Tensor, rows: np.ndarray) -> np.ndarray:
+        """Of the candidates for each place of the batch, the number of the one with the highest loss."""
+        if self.settings.candidates == 1:
+            return np.arange(self.changed)
+        with torch.no_grad():
+            losses = self._losses(self.model(changed), rows, self.settings.method != "self-distilled")
+        return losses.reshape(-1, self.changed).argmax(0).cpu().numpy() * self.changed + np.arange(self.changed)
+
     def _loss(self, changed: Tensor, rows: np.ndarray, replayed: np.ndarray) -> Tensor:
         both = np.concatenate([rows, replayed])
         logits = self.model(torch.cat([changed, self.task.clean(replayed)]))
         # How many of the batch, from the front, learn their label; the others learn the teacher's answer.
         labelled = {"risk-weighted": len(rows), "self-distilled": 0, "last-layer": len(both)}[self.settings.method]
-        loss = functional.cross_entropy(logits[:labelled], self.task.targets(both[:labelled]), reduction="sum")
-        if labelled < len(both):
-            soft = self.settings.temperature
-            with torch.no_grad():
-                wanted = functional.log_softmax(self.teacher(self.task.clean(both[labelled:])) / soft, 1)
-            told = functional.log_softmax(logits[labelled:] / soft, 1)
-            loss = loss + functional.kl_div(told, wanted, reduction="sum", log_target=True) * soft**2
-        return loss / len(both)
+        of_labels = self._losses(logits[:labelled], both[:labelled], True)
+        return torch.cat([of_labels, self._losses(logits[labelled:], both[labelled:], False)]).mean()
 
-
-def _risk(space: ConceptSpace, cells: np.ndarray, failed: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The model's own failure risk by cell, estimated by logistic regression on concept coordinates."""
-    from sklearn.linear_model import LogisticRegression
-
-    if failed.all() or not failed.any():
-        return lambda asked: np.ones(len(asked))
-    model = LogisticRegression(max_iter=1000).fit(space.coordinates(cells), failed)
-    return lambda asked: model.predict_proba(space.coordinates(asked))[:, 1]
+    def _losses(self, logits: Tensor, rows: np.ndarray, labelled: bool) -> Tensor:
+        """Of each answer (n, classes) about the items of n rows: by its label, or by the teacher's clean answer."""
+        if labelled or not len(rows):
+            return functional.cross_entropy(logits, self.task.targets(rows), reduction="none")
+        soft = self.settings.temperature
+        with torch.no_grad():
+            wanted = functional.log_softmax(self.teacher(self.task.clean(rows)) / soft, 1)
+        told = functional.log_softmax(logits / soft, 1)
+        return functional.kl_div(told, wanted, reduction="none", log_target=True).sum(1) * soft**2
