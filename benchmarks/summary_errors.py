@@ -1,0 +1,237 @@
+"""Which errors of a summary the measure `unsupported` sees, on pairs of articles and summaries whose label is known.
+
+    .venv/bin/python -m benchmarks.summary_errors [--pairs 500] [--json FILE] [--fit]
+
+The pairs are made from the articles of the news audit, which the package gensim carries (data/README.md), and are the
+same on every machine: right summaries are sentences of an article as they are, shortened, merged or reworded; in wrong
+ones one error was put into such a summary, as Kryscinski et al. (2020) do. Every second article is one to choose the
+chances and the threshold on (`--fit` does so), the others are those the table is of. The texts belong to their authors,
+so they are made here and not kept; `--json` writes them out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from itertools import cycle, islice
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts.texts import Chance, Token, reword, sentences
+from stages.concepts.texts.document import by_sentence, parse, remove_words
+from stages.concepts.texts.grammar import negate, tense
+from stages.concepts.texts.lexicon import NEGATIONS
+from stages.concepts.texts.words import synonyms
+from stages.tasks.summarization.data import Article
+from stages.tasks.summarization.data_sources import PackageArticles
+
+ARTICLES = PackageArticles(package="gensim", file="test/test_data/lee_background.cor", test="test/test_data/lee.cor")
+NUMERALS = "two three four five six seven eight nine ten eleven twelve".split()
+SEED = 20240722
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An article with a summary: which kind it is, whether it is wrong, and whether chances were chosen on it."""
+
+    id: str
+    article: str
+    summary: str
+    kind: str
+    wrong: bool
+    chosen_on: bool
+
+
+# Right summaries
+
+
+def lead(article: Article, _: Random) -> str:
+    """The first sentence."""
+    return sentences(article.text)[0]
+
+
+def extract(article: Article, rng: Random) -> str:
+    """One sentence, or two in a row."""
+    found = sentences(article.text)
+    first = rng.randrange(len(found))
+    return " ".join(found[first : first + rng.choice((1, 2))])
+
+
+def shortened(article: Article, rng: Random) -> str:
+    """One of the first two sentences without half of its adjectives and adverbs."""
+    return _without_idle(rng.choice(sentences(article.text)[:2]), rng)
+
+
+def _without_idle(text: str, rng: Random) -> str:
+    tokens = parse(text).tokens
+    idle = [i for i, t in enumerate(tokens) if t.is_word and t.tag.startswith(("JJ", "RB")) and t.lower not in NEGATIONS]
+    return _text(remove_words(tokens, set(rng.sample(idle, len(idle) // 2))))
+
+
+def reworded(article: Article, rng: Random) -> str:
+    """One of the first two sentences with a synonym for every word that has any, and in the other tense."""
+    text = rng.choice(sentences(article.text)[:2])
+    chance = Chance(rng.randrange(10**6), article.id, "", 0, len(text))
+    return _text(tense(reword(synonyms)(parse(text).tokens, 1, chance), 1, chance))
+
+
+def merged(article: Article, rng: Random) -> str:
+    """Two sentences as one, both shortened."""
+    found = sentences(article.text)
+    first, second = sorted(rng.sample(range(len(found)), 2)) if len(found) > 1 else (0, 0)
+    tokens = parse(_without_idle(found[second], rng)).tokens
+    begin = tokens[0].text if tokens[0].tag.startswith("NNP") else tokens[0].text.lower()
+    return f"{_without_idle(found[first], rng).rstrip('.')}, while {begin}{tokens[0].space}{_text(tokens[1:])}"
+
+
+RIGHT = {
+    "lead sentence": lead,
+    "other sentences": extract,
+    "shortened": shortened,
+    "reworded": reworded,
+    "two sentences merged": merged,
+}
+
+
+def _text(tokens: Sequence[Token]) -> str:
+    return "".join(token.text + token.space for token in tokens).strip()
+
+
+# Errors, each put into a right summary; None where there is no place for it
+
+Names = tuple[int, int]
+
+
+def _names(tokens: Sequence[Token]) -> list[Names]:
+    """Where names of one or several words begin and end."""
+    found: list[Names] = []
+    for i, token in enumerate(tokens):
+        if not (token.tag.startswith("NNP") and token.text[0].isupper()):
+            continue
+        before = tokens[i - 1] if i else token
+        if found and found[-1][1] == i and before.sentence == token.sentence and before.space:
+            found[-1] = (found[-1][0], i + 1)
+        else:
+            found.append((i, i + 1))
+    return found
+
+
+def _words(tokens: Sequence[Token], name: Names) -> list[str]:
+    return [token.text for token in tokens[slice(*name)]]
+
+
+def _put(tokens: Sequence[Token], place: Names, words: Sequence[str]) -> list[Token]:
+    first, end = place
+    return [*tokens[:first], replace(tokens[first], text=" ".join(words), space=tokens[end - 1].space), *tokens[end:]]
+
+
+def _renamed(tokens: Sequence[Token], named: Sequence[list[str]], rng: Random) -> str | None:
+    here = {token.text for token in tokens}
+    fitting = [words for words in named if here.isdisjoint(words)]
+    places = _names(tokens)
+    return _text(_put(tokens, rng.choice(places), rng.choice(fitting))) if places and fitting else None
+
+
+def name_of_the_article(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
+    """A name is replaced by one from elsewhere in the article."""
+    whole = parse(article.text).tokens
+    return _renamed(tokens, [_words(whole, name) for name in _names(whole)], rng)
+
+
+def foreign_name(tokens: Sequence[Token], article: Article, other: Article, rng: Random) -> str | None:
+    """A name is replaced by one the article does not hold."""
+    whole, held = parse(other.text).tokens, {token.text for token in parse(article.text).tokens}
+    return _renamed(tokens, [words for name in _names(whole) if held.isdisjoint(words := _words(whole, name))], rng)
+
+
+def number(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
+    """A number is replaced by another of the article, or if it has none by one half, two or three times as large."""
+    places = [i for i, token in enumerate(tokens) if _is_number(token)]
+    if not places:
+        return None
+    here = {token.text for token in tokens}
+    old = tokens[i := rng.choice(places)].text
+    written = old.isalpha()
+    others = {t.text for t in parse(article.text).tokens if _is_number(t) and t.text.isalpha() == written} - here
+    if others and rng.random() < 0.5:
+        new = rng.choice(sorted(others))
+    elif written:
+        new = rng.choice([numeral for numeral in NUMERALS if numeral != old.lower()])
+    else:
+        value = int(old.replace(",", ""))
+        new = str(value + rng.choice((-5, -2, 2, 5)) if 1900 < value < 2100 else rng.choice((value * 2, value * 3)))
+    return None if new == old else _text(_put(tokens, (i, i + 1), [new]))
+
+
+def _is_number(token: Token) -> bool:
+    return bool(token.tag) and (token.text.replace(",", "").isdigit() or token.lower in NUMERALS)
+
+
+def negation(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
+    """One sentence is turned into its opposite."""
+    parts = by_sentence(tokens)
+    k = rng.randrange(len(parts))
+    parts[k] = negate(parts[k], 1, Chance(0, article.id, "", 0, len(article.text)))
+    turned = _text([token for part in parts for token in part])
+    return None if turned == _text(tokens) else turned
+
+
+def invented(tokens: Sequence[Token], _: Article, other: Article, rng: Random) -> str:
+    """A sentence of another article, alone or behind what is right."""
+    sentence = rng.choice(sentences(other.text))
+    return rng.choice(("", f"{_text(tokens)} ")) + sentence
+
+
+def roles(tokens: Sequence[Token], _: Article, __: Article, rng: Random) -> str | None:
+    """Two names of a sentence change places; not those of an enumeration, whose order says nothing."""
+    places = _names(tokens)
+    fitting = [
+        (one, other)
+        for k, one in enumerate(places)
+        for other in places[k + 1 :]
+        if tokens[one[0]].sentence == tokens[other[0]].sentence
+        and set(_words(tokens, one)).isdisjoint(_words(tokens, other))
+        and any(t.is_word and t.lower not in ("and", "or") for t in tokens[one[1] : other[0]])
+    ]
+    if not fitting:
+        return None
+    one, other = rng.choice(fitting)
+    return _text(_put(_put(tokens, other, _words(tokens, one)), one, _words(tokens, other)))
+
+
+Error = Callable[[Sequence[Token], Article, Article, Random], str | None]
+WRONG: Mapping[str, Error] = {
+    "name the article lacks": foreign_name,
+    "another name of the article": name_of_the_article,
+    "number": number,
+    "negation": negation,
+    "invented sentence": invented,
+    "roles swapped": roles,
+}
+
+
+def make_pairs(n: int, articles: Sequence[Article]) -> list[Pair]:
+    """Make n pairs: a right and a wrong summary of each article in turn, all kinds of either as often as possible."""
+    return list(islice(_pairs(articles), n))
+
+
+def _pairs(articles: Sequence[Article]) -> Iterator[Pair]:
+    rng = Random(SEED)
+    order = list(enumerate(rng.sample(articles, len(articles))))
+    right, made = cycle(RIGHT), dict.fromkeys(WRONG, 0)
+    for place, article in cycle(order):
+        other = order[(place + 1 + rng.randrange(len(order) - 1)) % len(order)][1]
+        tokens = parse(rng.choice(list(RIGHT.values()))(article, rng)).tokens
+        for kind in sorted(WRONG, key=made.__getitem__):
+            if wrong := WRONG[kind](tokens, article, other, rng):
+                name = next(right)
+                yield Pair(article.id, article.text, RIGHT[name](article, rng), name, False, place % 2 == 0)
+                yield Pair(article.id, article.text, wrong, kind, True, place % 2 == 0)
+                made[kind] += 1
+                break

@@ -1,0 +1,198 @@
+"""Which claims of a summary its article does not support, told by rules on words, without a model.
+
+A summary claims that its names, numbers and other content words have to do with the article, that neighbouring ones
+have to do with each other, in this order, and that what it affirms is so. Each claim is looked up in the article as it
+was. Nothing here depends on the model under test: what an unsupported claim is worth, and from where on a summary
+counts as wrong, was chosen on pairs whose label is known (benchmarks/summary_errors.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from math import prod
+from os.path import commonprefix
+
+from stages.concepts.texts.document import Token, by_sentence, parse
+from stages.concepts.texts.lexicon import BE, DO, HAVE, MODALS, NEGATIONS, lemma, word_set
+
+CHANCE: Mapping[str, float] = {
+    "number": 0.9,  # the article does not hold it
+    "name": 0.8,
+    "word": 0.1,
+    "relation of a name": 0.4,  # the two stand in no sentence of the article together, in this order
+    "relation": 0.1,
+    "negation": 0.9,  # what is affirmed is only denied there, or the other way round
+}
+"""How likely it is that a summary is wrong if a claim of a kind is not supported."""
+
+THRESHOLD = 0.5
+
+_TITLES = word_set("mr mrs ms dr sir lord prof professor president minister prime premier senator")
+_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_NUMERALS = {word: str(n) for n, word in enumerate(f"{_SMALL} eighteen nineteen twenty".split())} | {
+    word: str(10 * n) for n, word in enumerate("thirty forty fifty sixty seventy eighty ninety".split(), start=3)
+}
+_REACH = 4  # words behind "not" within which it finds what it denies
+_ALIKE = 5  # letters from which on two words may be forms of each other, or one a slip of the other
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim that the article does not support: which kind it is, and the words that make it."""
+
+    kind: str
+    words: str
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A content word: as it is written, in the form it is looked up by, and whether a negation stands before it."""
+
+    text: str
+    form: str
+    kind: str
+    denied: bool
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    """The content words of a sentence; `turned` tells that who acts stands behind "by"."""
+
+    words: tuple[_Word, ...]
+    turned: bool
+
+
+def unsupported(summary: str, article: str) -> float:
+    """How likely it is that a summary says what its article does not: 0 if every claim is supported, at most 1.
+
+    Each unsupported claim makes it wrong by its `CHANCE`, independently of the others (a noisy-or, Pearl 1988).
+    """
+    return 1 - prod(1 - CHANCE[claim.kind] for claim in unsupported_claims(summary, article))
+
+
+def unsupported_claims(summary: str, article: str) -> list[Claim]:
+    """The claims of a summary that its article does not support, in their order."""
+    known = _known(article)
+    return [claim for sentence in _content(summary) for claim in known.lacks(sentence)]
+
+
+class _Article:
+    """What an article says, to look claims up in."""
+
+    def __init__(self, text: str) -> None:
+        self._acronyms = _acronyms(text)
+        self._places: dict[str, list[tuple[int, int]]] = defaultdict(list)  # form -> sentences, and places in them
+        self._denied: dict[str, set[bool]] = defaultdict(set)
+        sentences = _content(text)
+        self._turned = [sentence.turned for sentence in sentences]
+        for k, sentence in enumerate(sentences):
+            for i, word in enumerate(sentence.words):
+                self._places[word.form].append((k, i))
+                self._denied[word.form].add(word.denied)
+
+    def lacks(self, sentence: _Sentence) -> Iterator[Claim]:
+        """The claims of one sentence of a summary that are not supported."""
+        found: list[tuple[_Word, Set[str]]] = []
+        for word in sentence.words:
+            forms = self._forms(word)
+            if forms:
+                found.append((word, forms))
+            elif word.form not in self._acronyms:
+                yield Claim(word.kind, word.text)
+            if word.kind == "word" and (forms or word.denied) and not self._agrees(word, forms):
+                yield Claim("negation", f"not {word.text}" if word.denied else word.text)
+        for (one, ones), (other, others) in pairwise(found):
+            if not self._related(ones, others, sentence.turned):
+                plain = one.kind == other.kind == "word"
+                yield Claim("relation" if plain else "relation of a name", f"{one.text} ... {other.text}")
+
+    def _forms(self, word: _Word) -> Set[str]:
+        """The words of the article that say the same."""
+        if word.form in self._places:
+            return {word.form}
+        return set() if word.kind == "number" else {form for form in self._places if _alike(word.form, form)}
+
+    def _agrees(self, word: _Word, forms: Set[str]) -> bool:
+        return any(word.denied in self._denied[form] for form in forms)
+
+    def _related(self, ones: Set[str], others: Set[str], turned: bool) -> bool:
+        """Whether one stands before the other in some sentence; behind it where that sentence turns round what is said."""
+        return any(
+            k == m and (i < j or turned != self._turned[k])
+            for one in ones
+            for other in others
+            for k, i in self._places[one]
+            for m, j in self._places[other]
+        )
+
+
+@lru_cache(maxsize=1024)
+def _known(article: str) -> _Article:
+    return _Article(article)
+
+
+def _content(text: str) -> list[_Sentence]:
+    """The content words of each sentence. Names are told by their capital, unless most words have one."""
+    tokens = parse(text.lower() if text.isupper() else text).tokens  # a tagger takes words in capitals for names
+    words = [token for token in tokens if token.is_word]
+    cased = sum(token.text[0].isupper() for token in words) < 0.6 * len(words)
+    return [_read(sentence, cased) for sentence in by_sentence(tokens)]
+
+
+def _read(sentence: Sequence[Token], cased: bool) -> _Sentence:
+    words: list[_Word] = []
+    reach = 0  # of a negation before
+    turned = False
+    for i, token in enumerate(sentence):
+        if not token.tag:
+            reach = 0
+        elif _denies(token):
+            reach = _REACH
+        elif token.stop or token.lower in BE | HAVE | DO | MODALS | _TITLES:
+            turned |= token.lower == "by" and any(before.tag in ("VBN", "VBD") for before in sentence[max(i - 2, 0) : i])
+            reach -= 1
+        else:
+            named = cased and token.text[0].isupper() and (i > 0 or token.tag.startswith("NNP"))
+            words.append(_word(token, "name" if named else "word", denied=reach > 0))
+            reach = 0
+    return _Sentence(tuple(words), turned)
+
+
+def _denies(token: Token) -> bool:
+    return token.lower in NEGATIONS or token.lower.replace("\u2019", "'").endswith("n't")
+
+
+def _word(token: Token, kind: str, *, denied: bool) -> _Word:
+    plain = re.sub(r"'s?$", "", token.lower.replace("\u2019", "'")).replace(",", "")
+    if plain[0].isdigit() or plain in _NUMERALS:
+        return _Word(token.text, _NUMERALS.get(plain, plain), "number", False)
+    if kind == "name":
+        return _Word(token.text, plain.replace(".", ""), kind, False)
+    return _Word(token.text, lemma(plain, token.tag) or plain, kind, denied)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two words are forms of one ("Palestine", "Palestinian"), or one is a typing slip of the other."""
+    shorter, longer = sorted((one, other), key=len)
+    if len(shorter) < _ALIKE or not (one + other).isalpha():
+        return False
+    shared = len(commonprefix((one, other)))
+    if shared >= max(_ALIKE, len(shorter) - 1):
+        return True
+    rests = one[shared:], other[shared:]
+    swapped = rests[0][:2] == rests[1][:2][::-1] and rests[0][2:] == rests[1][2:]
+    return swapped or rests[0][1:] == rests[1][1:] or shorter[shared:] == longer[shared + 1 :]
+
+
+def _acronyms(text: str) -> set[str]:
+    """The first letters of two or more words with a capital in a row: "us" of United States."""
+    found = set()
+    for run in re.findall(r"[A-Z]\w+(?: [A-Z]\w+)+", text):
+        letters = [word[0].lower() for word in run.split()]
+        found |= {"".join(letters[i:j]) for i in range(len(letters)) for j in range(i + 2, len(letters) + 1)}
+    return found
