@@ -165,7 +165,9 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         items=len(ids),
     ).having(
         notes=list(asked.notes) or None,
-        unchanged=RateRecord.from_rate(wilson(int(sum(asked.unchanged)), len(asked.unchanged))) if len(asked.unchanged) else None,
+        unchanged=RateRecord.from_rate(wilson(int(sum(asked.unchanged)), len(asked.unchanged)))
+        if len(asked.unchanged)
+        else None,
         bias=measure_bias(asked.tallies, seed) or None,
         ratings=told,
         slices=measure_slices(

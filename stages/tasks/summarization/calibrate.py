@@ -19,9 +19,9 @@ from scipy.stats import binomtest
 
 from stages.errors import UsageError
 from stages.progress import progress
+from stages.tasks.summarization import support
 from stages.tasks.summarization.config import too_few
 from stages.tasks.summarization.generate import Summarizes
-from stages.tasks.summarization import support
 from stages.tasks.summarization.measures import (
     ABSOLUTE,
     DISCREPANCIES,

@@ -63,7 +63,7 @@ class DiscrepancyConfig(Strict):
     )
     threshold: float | Literal["auto"] = Field(
         "auto",
-        description="auto: what a benign change alone exceeds in `false_alarms` of the articles; of unsupported its own",
+        description="auto: what a benign change exceeds in `false_alarms` of the articles; unsupported has its own",
     )
     false_alarms: float = Field(0.05, gt=0, lt=1, description="for threshold auto")
     validity: float = Field(

@@ -190,9 +190,7 @@ class SummarizerProbes(Task):
         summarizer = source.load(out_dir / "model", context.compute)
         benign = cls._benign(context, config.calibrate)
         started = time.monotonic()
-        items, calibration = measure_noise(
-            items, summarizer, embedder, benign, config.calibrate.articles, unsupported
-        )
+        items, calibration = measure_noise(items, summarizer, embedder, benign, config.calibrate.articles, unsupported)
         took = (time.monotonic() - started) / (len(items) + len(calibration.records))
         items.attrs["skipped"] = skipped  # kept in the file, so that the report can list them
         items.attrs["calibration"] = calibration.to_list()
@@ -376,8 +374,8 @@ class SummarizerProbes(Task):
         if ABSOLUTE in self.settings.weights:
             return [f"By the measure {ABSOLUTE} alone, {told}."]
         return [
-            "Answers are compared with the model's own summaries of unchanged articles, or calibrated on them, so what is"
-            f" wrong there already counts as no failure. By the measure {ABSOLUTE}, which is not, {told}."
+            "Answers are compared with the model's own summaries of unchanged articles, or calibrated on them, so what"
+            f" is wrong there already counts as no failure. By the measure {ABSOLUTE}, which needs neither, {told}."
         ]
 
     # Further measures

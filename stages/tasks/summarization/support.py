@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
-from os.path import commonprefix
 
 from stages.concepts.texts.document import Token, by_sentence, parse
 from stages.concepts.texts.lexicon import BE, DO, HAVE, MODALS, NEGATIONS, lemma, word_set
@@ -24,7 +23,7 @@ CHANCE: Mapping[str, float] = {
     "number": 0.9,  # the article does not hold it
     "name": 0.8,
     "word": 0.1,
-    "relation of a name": 0.4,  # the two stand in no sentence of the article together, in this order
+    "relation of a name": 0.3,  # the two stand in no sentence of the article together, in this order
     "relation": 0.1,
     "negation": 0.9,  # what is affirmed is only denied there, or the other way round
 }
@@ -33,9 +32,14 @@ CHANCE: Mapping[str, float] = {
 THRESHOLD = 0.5
 
 _TITLES = word_set("mr mrs ms dr sir lord prof professor president minister prime premier senator")
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-_NUMERALS = {word: str(n) for n, word in enumerate(f"{_SMALL} eighteen nineteen twenty".split())} | {
-    word: str(10 * n) for n, word in enumerate("thirty forty fifty sixty seventy eighty ninety".split(), start=3)
+_SMALL = """
+    zero one two three four five six seven eight nine ten
+    eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen
+"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMERALS = {
+    **{word: str(n) for n, word in enumerate(_SMALL.split())},
+    **{word: str(10 * n) for n, word in enumerate(_TENS.split(), start=2)},
 }
 _REACH = 4  # words behind "not" within which it finds what it denies
 _ALIKE = 5  # letters from which on two words may be forms of each other, or one a slip of the other
@@ -61,10 +65,10 @@ class _Word:
 
 @dataclass(frozen=True)
 class _Sentence:
-    """The content words of a sentence; `turned` tells that who acts stands behind "by"."""
+    """The content words of a sentence; `passive` tells that who acts stands behind "by"."""
 
     words: tuple[_Word, ...]
-    turned: bool
+    passive: bool
 
 
 def unsupported(summary: str, article: str) -> float:
@@ -89,7 +93,7 @@ class _Article:
         self._places: dict[str, list[tuple[int, int]]] = defaultdict(list)  # form -> sentences, and places in them
         self._denied: dict[str, set[bool]] = defaultdict(set)
         sentences = _content(text)
-        self._turned = [sentence.turned for sentence in sentences]
+        self._passive = [sentence.passive for sentence in sentences]
         for k, sentence in enumerate(sentences):
             for i, word in enumerate(sentence.words):
                 self._places[word.form].append((k, i))
@@ -107,7 +111,7 @@ class _Article:
             if word.kind == "word" and (forms or word.denied) and not self._agrees(word, forms):
                 yield Claim("negation", f"not {word.text}" if word.denied else word.text)
         for (one, ones), (other, others) in pairwise(found):
-            if not self._related(ones, others, sentence.turned):
+            if not self._related(ones, others, sentence.passive):
                 plain = one.kind == other.kind == "word"
                 yield Claim("relation" if plain else "relation of a name", f"{one.text} ... {other.text}")
 
@@ -120,10 +124,10 @@ class _Article:
     def _agrees(self, word: _Word, forms: Set[str]) -> bool:
         return any(word.denied in self._denied[form] for form in forms)
 
-    def _related(self, ones: Set[str], others: Set[str], turned: bool) -> bool:
-        """Whether one stands before the other in some sentence; behind it where that sentence turns round what is said."""
+    def _related(self, ones: Set[str], others: Set[str], passive: bool) -> bool:
+        """Whether one stands before the other in some sentence, or behind it if the passive of one turns them round."""
         return any(
-            k == m and (i < j or turned != self._turned[k])
+            k == m and (i < j or passive != self._passive[k])
             for one in ones
             for other in others
             for k, i in self._places[one]
@@ -147,20 +151,22 @@ def _content(text: str) -> list[_Sentence]:
 def _read(sentence: Sequence[Token], cased: bool) -> _Sentence:
     words: list[_Word] = []
     reach = 0  # of a negation before
-    turned = False
+    passive = False
     for i, token in enumerate(sentence):
         if not token.tag:
             reach = 0
         elif _denies(token):
             reach = _REACH
         elif token.stop or token.lower in BE | HAVE | DO | MODALS | _TITLES:
-            turned |= token.lower == "by" and any(before.tag in ("VBN", "VBD") for before in sentence[max(i - 2, 0) : i])
+            passive |= token.lower == "by" and any(
+                before.tag in ("VBN", "VBD") for before in sentence[max(i - 2, 0) : i]
+            )
             reach -= 1
         else:
             named = cased and token.text[0].isupper() and (i > 0 or token.tag.startswith("NNP"))
             words.append(_word(token, "name" if named else "word", denied=reach > 0))
             reach = 0
-    return _Sentence(tuple(words), turned)
+    return _Sentence(tuple(words), passive)
 
 
 def _denies(token: Token) -> bool:
@@ -170,7 +176,8 @@ def _denies(token: Token) -> bool:
 def _word(token: Token, kind: str, *, denied: bool) -> _Word:
     plain = re.sub(r"'s?$", "", token.lower.replace("\u2019", "'")).replace(",", "")
     if plain[0].isdigit() or plain in _NUMERALS:
-        return _Word(token.text, _NUMERALS.get(plain, plain), "number", False)
+        bare = re.sub(r"-[^\W\d]+$", "", plain)  # a 48-hour deadline is one of 48 hours
+        return _Word(token.text, _NUMERALS.get(bare, bare), "number", False)
     if kind == "name":
         return _Word(token.text, plain.replace(".", ""), kind, False)
     return _Word(token.text, lemma(plain, token.tag) or plain, kind, denied)
@@ -181,7 +188,7 @@ def _alike(one: str, other: str) -> bool:
     shorter, longer = sorted((one, other), key=len)
     if len(shorter) < _ALIKE or not (one + other).isalpha():
         return False
-    shared = len(commonprefix((one, other)))
+    shared = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(shorter))
     if shared >= max(_ALIKE, len(shorter) - 1):
         return True
     rests = one[shared:], other[shared:]
