@@ -15,13 +15,11 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from stages.concepts.texts import Chance, Token, reword, sentences
 from stages.concepts.texts.document import by_sentence, parse, remove_words
@@ -267,19 +265,25 @@ def seen(pairs: Sequence[Pair], measure: Unsupported, threshold: float = THRESHO
         measure: (summary, article) -> how wrong it seems.
         threshold: a summary fails above it.
     """
-    scores = np.array([measure(pair.summary, pair.article) for pair in pairs])
-    wrong, kinds = np.array([pair.wrong for pair in pairs]), np.array([pair.kind for pair in pairs])
-    _, articles = np.unique([pair.id for pair in pairs], return_inverse=True)
-    rng = np.random.default_rng(SEED)
-    weights = rng.multinomial(articles.max() + 1, np.full(articles.max() + 1, 1 / (articles.max() + 1)), RESAMPLES)
+    right, wrong = ([pair for pair in pairs if pair.wrong == side] for side in (False, True))
+    names = sorted({pair.id for pair in pairs})
+    draws = np.random.default_rng(SEED).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
+    weights = np.vstack([np.ones(len(names)), draws])  # the first is the sample itself
+
+    def weighed(some: Sequence[Pair]) -> np.ndarray:
+        return weights[:, [names.index(pair.id) for pair in some]]
+
+    low_scores, low_weights = np.array([measure(p.summary, p.article) for p in right]), weighed(right)
     found = []
     for kind in ("all", *WRONG):
-        rows = np.flatnonzero(~wrong | (kinds == kind) | (kind == "all"))
-        auroc = partial(roc_auc_score, wrong[rows], scores[rows])
-        low, high = np.quantile([auroc(sample_weight=weight[articles[rows]]) for weight in weights], (0.025, 0.975))
-        errors = rows[wrong[rows]]
-        share = float((scores[errors] > threshold).mean())
-        found.append(Seen(kind, len(errors), float(auroc()), float(low), float(high), share))
+        errors = [pair for pair in wrong if kind in ("all", pair.kind)]
+        scores, high_weights = np.array([measure(p.summary, p.article) for p in errors]), weighed(errors)
+        above = (scores[:, None] > low_scores) + 0.5 * (scores[:, None] == low_scores)
+        ordered = np.einsum("re,er->r", high_weights @ above, low_weights.T)
+        aurocs = ordered / (high_weights.sum(1) * low_weights.sum(1))
+        low, high = np.nanquantile(aurocs[1:], (0.025, 0.975))
+        share = float((scores > threshold).mean())
+        found.append(Seen(kind, len(errors), float(aurocs[0]), float(low), float(high), share))
     return found
 
 

@@ -54,6 +54,8 @@ from stages.tasks.summarization.models import MODEL_LOADERS
 from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.source import ModelSource
 
+CLAIMS = 5  # that are named of a summary, at most
+
 
 class SummarizerProbes(Task):
     """A summarizer under test with its articles.
@@ -356,6 +358,9 @@ class SummarizerProbes(Task):
             row = self._rows[item]
             score, reason = float(answer.discrepancy[n]), self.broken(answer.outputs[n])
             caption = f"discrepancy {score:.2f}, a failure above {self.threshold:.2f}"
+            if ABSOLUTE in self.settings.weights and self.unsupported is support.unsupported:
+                lacking = support.unsupported_claims(answer.outputs[n], self._articles[row])
+                caption += "".join(f"; {claim.kind} not supported: {claim.words}" for claim in lacking[:CLAIMS])
             if reason:
                 caption = f"{reason}: always a failure"
             if not answer.valid[n]:

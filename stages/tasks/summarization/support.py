@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
@@ -55,20 +55,21 @@ class Claim:
 
 @dataclass(frozen=True)
 class _Word:
-    """A content word: as it is written, in the form it is looked up by, and whether a negation stands before it."""
+    """A content word.
+
+    Args:
+        text: as it is written.
+        form: what it is looked up by.
+        kind: name, number or word.
+        denied: whether a negation stands before it.
+        passive: whether it is a verb behind which "by" says who acts.
+    """
 
     text: str
     form: str
     kind: str
-    denied: bool
-
-
-@dataclass(frozen=True)
-class _Sentence:
-    """The content words of a sentence; `passive` tells that who acts stands behind "by"."""
-
-    words: tuple[_Word, ...]
-    passive: bool
+    denied: bool = False
+    passive: bool = False
 
 
 def unsupported(summary: str, article: str) -> float:
@@ -90,19 +91,15 @@ class _Article:
 
     def __init__(self, text: str) -> None:
         self._acronyms = _acronyms(text)
-        self._places: dict[str, list[tuple[int, int]]] = defaultdict(list)  # form -> sentences, and places in them
-        self._denied: dict[str, set[bool]] = defaultdict(set)
-        sentences = _content(text)
-        self._passive = [sentence.passive for sentence in sentences]
-        for k, sentence in enumerate(sentences):
-            for i, word in enumerate(sentence.words):
-                self._places[word.form].append((k, i))
-                self._denied[word.form].add(word.denied)
+        self._places: dict[str, list[tuple[int, int, _Word]]] = defaultdict(list)  # form -> sentence, place there, word
+        for k, sentence in enumerate(_content(text)):
+            for i, word in enumerate(sentence):
+                self._places[word.form].append((k, i, word))
 
-    def lacks(self, sentence: _Sentence) -> Iterator[Claim]:
+    def lacks(self, sentence: Sequence[_Word]) -> Iterator[Claim]:
         """The claims of one sentence of a summary that are not supported."""
         found: list[tuple[_Word, Set[str]]] = []
-        for word in sentence.words:
+        for word in sentence:
             forms = self._forms(word)
             if forms:
                 found.append((word, forms))
@@ -111,7 +108,7 @@ class _Article:
             if word.kind == "word" and (forms or word.denied) and not self._agrees(word, forms):
                 yield Claim("negation", f"not {word.text}" if word.denied else word.text)
         for (one, ones), (other, others) in pairwise(found):
-            if not self._related(ones, others, sentence.passive):
+            if not self._related(ones, others, one.passive or other.passive):
                 plain = one.kind == other.kind == "word"
                 yield Claim("relation" if plain else "relation of a name", f"{one.text} ... {other.text}")
 
@@ -122,16 +119,16 @@ class _Article:
         return set() if word.kind == "number" else {form for form in self._places if _alike(word.form, form)}
 
     def _agrees(self, word: _Word, forms: Set[str]) -> bool:
-        return any(word.denied in self._denied[form] for form in forms)
+        return any(word.denied == there.denied for form in forms for *_, there in self._places[form])
 
     def _related(self, ones: Set[str], others: Set[str], passive: bool) -> bool:
-        """Whether one stands before the other in some sentence, or behind it if the passive of one turns them round."""
+        """Whether one stands before the other in some sentence; the passive on one side alone turns them round."""
         return any(
-            k == m and (i < j or passive != self._passive[k])
-            for one in ones
-            for other in others
-            for k, i in self._places[one]
-            for m, j in self._places[other]
+            k == m and i != j and (i < j) == (passive == (one.passive or other.passive))
+            for first in ones
+            for second in others
+            for k, i, one in self._places[first]
+            for m, j, other in self._places[second]
         )
 
 
@@ -140,33 +137,36 @@ def _known(article: str) -> _Article:
     return _Article(article)
 
 
-def _content(text: str) -> list[_Sentence]:
-    """The content words of each sentence. Names are told by their capital, unless most words have one."""
-    tokens = parse(text.lower() if text.isupper() else text).tokens  # a tagger takes words in capitals for names
+def _content(text: str) -> list[list[_Word]]:
+    """The content words of each sentence. Names are told by their capital, unless most words have one.
+
+    At the beginning of a sentence only a word that no dictionary lists is a name.
+    """
+    if text.isupper() or text.islower():  # a tagger takes words in capitals for names; sentences begin with one
+        text = re.sub(r"(?:^|[.!?]\s+)\w", lambda begin: begin[0].upper(), text.lower())
+    tokens = parse(text).tokens
     words = [token for token in tokens if token.is_word]
     cased = sum(token.text[0].isupper() for token in words) < 0.6 * len(words)
     return [_read(sentence, cased) for sentence in by_sentence(tokens)]
 
 
-def _read(sentence: Sequence[Token], cased: bool) -> _Sentence:
+def _read(sentence: Sequence[Token], cased: bool) -> list[_Word]:
     words: list[_Word] = []
     reach = 0  # of a negation before
-    passive = False
     for i, token in enumerate(sentence):
         if not token.tag:
             reach = 0
         elif _denies(token):
             reach = _REACH
         elif token.stop or token.lower in BE | HAVE | DO | MODALS | _TITLES:
-            passive |= token.lower == "by" and any(
-                before.tag in ("VBN", "VBD") for before in sentence[max(i - 2, 0) : i]
-            )
+            if token.lower == "by" and i and sentence[i - 1].tag in ("VBN", "VBD") and words:
+                words[-1] = replace(words[-1], passive=True)
             reach -= 1
         else:
-            named = cased and token.text[0].isupper() and (i > 0 or token.tag.startswith("NNP"))
+            named = cased and token.text[0].isupper() and (i > 0 or lemma(token.lower, token.tag) is None)
             words.append(_word(token, "name" if named else "word", denied=reach > 0))
             reach = 0
-    return _Sentence(tuple(words), passive)
+    return words
 
 
 def _denies(token: Token) -> bool:
@@ -177,9 +177,9 @@ def _word(token: Token, kind: str, *, denied: bool) -> _Word:
     plain = re.sub(r"'s?$", "", token.lower.replace("\u2019", "'")).replace(",", "")
     if plain[0].isdigit() or plain in _NUMERALS:
         bare = re.sub(r"-[^\W\d]+$", "", plain)  # a 48-hour deadline is one of 48 hours
-        return _Word(token.text, _NUMERALS.get(bare, bare), "number", False)
+        return _Word(token.text, _NUMERALS.get(bare, bare), "number")
     if kind == "name":
-        return _Word(token.text, plain.replace(".", ""), kind, False)
+        return _Word(token.text, plain.replace(".", ""), kind)
     return _Word(token.text, lemma(plain, token.tag) or plain, kind, denied)
 
 
