@@ -120,6 +120,7 @@ def test_what_prepare_writes(home, prepared):
     assert metrics["skipped"] == 0
     assert metrics["cut"] == 0
     assert metrics["parameters"] > 0
+    assert set(metrics["clean_unsupported"]) == set(SPLIT_SIZES)
     assert set(metrics["clean_faithfulness"]) == set(SPLIT_SIZES)
     items = pd.read_parquet(out / "items.parquet")
     assert list(items.columns) == ["id", "split", "label", "article", "reference", "cut", "summary", "faithfulness"]
@@ -216,6 +217,8 @@ def test_a_summarizer_that_invents_fails_on_unchanged_articles(lead, renames):
     ids = task.items.ids("discover")
     neutral = task.probe(ids, np.repeat(cell(task), len(ids), axis=0))
     assert np.array_equal(neutral.failed, task.fails_unchanged())  # the same as if each were asked as a probe
+    (shown,) = task.exhibit(ids[:1], cell(task))
+    assert "a failure above 0.50; name not supported: " in shown.caption
     relative = lead(model)
     assert relative.fails_unchanged().size == 0
     assert not relative.probe(ids, np.repeat(cell(relative), len(ids), axis=0)).failed.any()
