@@ -5,8 +5,9 @@
 The pairs are made from the articles of the news audit, which the package gensim carries (data/README.md), and are the
 same on every machine: right summaries are sentences of an article as they are, shortened, merged or reworded; in wrong
 ones one error was put into such a summary, as Kryscinski et al. (2020) do. The chances and the threshold of the measure
-were chosen on every second article, and the table is of the others. The texts belong to their authors, so they are made
-here and not kept; `--json` writes them out. `--entailment` takes such a model in place of the rules on words.
+were set by hand on every second article and on a model's summaries (docs/summarization.md), and the table is of the
+other articles. The texts belong to their authors, so they are made here and not kept; `--json` writes them out.
+`--entailment` takes such a model in place of the rules on words.
 """
 
 from __future__ import annotations
