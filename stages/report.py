@@ -99,6 +99,7 @@ def metrics_of(landscape: Landscape, passed: bool | None) -> FlatMetrics:
     """Flat numbers, for `dvc metrics diff`."""
     bias = landscape.bias or []
     numbers = {
+        "unchanged_failure_rate": landscape.unchanged.value if landscape.unchanged else None,
         "failure_rate": landscape.overall.value,
         "failure_rate_low": landscape.overall.low,
         "failure_rate_high": landscape.overall.high,

@@ -123,6 +123,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         policy=load_policy(found.path / "policy"),
         false_alarms=dict(task.false_alarms()),
         notes=task.notes(),
+        unchanged=task.fails_unchanged(),
         people=_people(task, audit),
         attributes=told_apart,
         conditions=conditions(task, told_apart.set_axis(found.embedded.item_ids)),
@@ -137,6 +138,8 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
 
 def _say(landscape: Landscape) -> None:
     overall = landscape.overall.rate
+    if said := landscape.unchanged_said:
+        print(said)
     print(f"fails on {overall.value:.1%} of the grid, 95% interval {overall.low:.1%} to {overall.high:.1%}")
     if landscape.ratings:
         rate = landscape.ratings.automatic.overall.rate

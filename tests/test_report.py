@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from stages.pages.verdicts import verdict_view
 from stages.pages.words import points, whole_points
 from stages.records import Gate, Verdict
 from stages.tasks.contract import Exhibit
+from tests.finished import faded, finished_audits
 from tests.report_samples import (
     FOUR,
     HOSTILE,
@@ -28,6 +30,8 @@ from tests.report_samples import (
     write_comparison,
     write_landscape,
 )
+
+UNCHANGED = {"value": 0.75, "low": 0.53, "high": 0.88, "n": 20}
 
 
 def write(tmp_path: Path, name: str = "report.html", **inputs: Any) -> str:
@@ -42,6 +46,29 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_landscape(folder / "landscape.html", **make_inputs(*FOUR))
     write_comparison(folder / "comparison.html", **make_comparison(*FOUR))
     return {name: folder / f"{name}.html" for name in ("landscape", "comparison")}
+
+
+def test_items_that_fail_unchanged_come_first(tmp_path: Path, pages: dict[str, Path]) -> None:
+    inputs = make_inputs(*FOUR)
+    inputs["summary"]["unchanged"] = UNCHANGED
+    page = write(tmp_path, **inputs)
+    assert '<p class="lead">15 of 20 unchanged items fail already, 75.0%' in page
+    first = re.search(r'class="tile"><b>(.*?)</b><span>(.*?)</span>', page)
+    assert first is not None
+    assert first.groups() == ("75.0%", "of 20 unchanged items fail, 95% interval 53.0–88.0%")
+    assert "unchanged items fail" not in pages["landscape"].read_text(encoding="utf-8")
+
+
+def test_the_terminal_says_so_too(tmp_path: Path) -> None:
+    workspace = finished_audits().copy(tmp_path / "ws")
+    report = workspace.path / "data/other/report/report.html"
+    assert faded(workspace, "report", "other", "--no-open") == (0, f"{report}\n")
+    landscape = workspace.path / "data/other/summarize/landscape.json"
+    known = json.loads(landscape.read_text()) | {"unchanged": UNCHANGED}
+    landscape.unlink()  # a link into the cache
+    landscape.write_text(json.dumps(known))
+    said = "other: 15 of 20 unchanged items fail already, 75.0%, 95% interval 53.0% to 88.0%"
+    assert faded(workspace, "report", "other", "--no-open") == (0, f"{said}\n{report}\n")
 
 
 @pytest.mark.parametrize("name", ["landscape", "comparison"])

@@ -22,7 +22,7 @@ from stages.tasks.summarization.measures import (
     degenerate,
     discrepancy,
     rouge_l,
-    unsupported,
+    unsupported_names,
 )
 from stages.tasks.summarization.models import TransformersModel, load_summarizer
 from tests.tiny_models import tiny_causal, tiny_embedder
@@ -109,7 +109,7 @@ def test_faithfulness_sees_a_summary_of_another_article_in_any_pair(minilm):
 def test_a_worse_summary_has_a_higher_discrepancy(minilm):
     """In all measures; those of words and those of meaning."""
     near = "Washington wants Mugabe removed from power and works with the opposition in Zimbabwe."
-    for name in DISCREPANCIES:
+    for name in DISCREPANCIES.keys() - {"unsupported"}:  # it does not know that Washington stands for a government
         case = Case(ARTICLE, clean=GOOD, summary=GOOD, reference="The US works to remove Robert Mugabe from power.")
         scores = [
             discrepancy(Case(ARTICLE, GOOD, summary, case.reference), {name: 1.0}, minilm) for summary in (near, OTHER)
@@ -131,12 +131,12 @@ def test_what_similarity_hardly_sees(minilm):
 
 
 def test_names_and_numbers_that_the_article_does_not_hold():
-    assert unsupported("Officials want Robert Mugabe removed in March.", ARTICLE) == 0
-    assert unsupported("Officials want John Howard removed in March.", ARTICLE) == pytest.approx(2 / 3)
-    assert unsupported("In a first, 300 farmers met Mugabe's police.", ARTICLE) == pytest.approx(1 / 2)
-    assert np.isnan(unsupported("Nobody knows anything.", ARTICLE))  # a first word is no name
-    assert np.isnan(unsupported("JOHN HOWARD IS GONE.", ARTICLE))  # capitals alone tell nothing
-    assert unsupported("It rose to $1,200.50 by 4:00pm.", "It was 4:00pm, at $1,200.50 a share.") == 0
+    assert unsupported_names("Officials want Robert Mugabe removed in March.", ARTICLE) == 0
+    assert unsupported_names("Officials want John Howard removed in March.", ARTICLE) == pytest.approx(2 / 3)
+    assert unsupported_names("In a first, 300 farmers met Mugabe's police.", ARTICLE) == pytest.approx(1 / 2)
+    assert np.isnan(unsupported_names("Nobody knows anything.", ARTICLE))  # a first word is no name
+    assert np.isnan(unsupported_names("JOHN HOWARD IS GONE.", ARTICLE))  # capitals alone tell nothing
+    assert unsupported_names("It rose to $1,200.50 by 4:00pm.", "It was 4:00pm, at $1,200.50 a share.") == 0
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_discrepancies_are_bounded_and_weighted(tiny):
     both = discrepancy(case, {"instability": 3.0, "instability_rouge": 1.0}, tiny)
     assert both == pytest.approx((3 * one["instability"] + one["instability_rouge"]) / 4)
     same = Case(ARTICLE, clean=GOOD, summary=GOOD, reference="A person's summary.")
-    for name in set(DISCREPANCIES) - {"unfaithfulness"}:
+    for name in set(DISCREPANCIES) - {"unfaithfulness", "unsupported"}:
         assert discrepancy(same, {name: 1.0}, tiny) == pytest.approx(0, abs=1e-6)
         assert -1 <= discrepancy(Case(ARTICLE, GOOD, "", "A gist."), {name: 1.0}, tiny) <= 1
 

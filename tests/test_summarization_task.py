@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,11 @@ from stages.explorers.prober import Prober
 from stages.ledger import Ledger
 from stages.tasks.base import Task, offers
 from stages.tasks.contract import Compute, TaskContext
-from stages.tasks.summarization import Summarization, models
+from stages.tasks.summarization import Summarization, models, support
 from stages.tasks.summarization import probes as module
 from stages.tasks.summarization.calibrate import space_doubled
 from stages.tasks.summarization.form import GenerationConfig
-from tests.news import news_context, write_news
+from tests.news import articles, news_context, write_news
 from tests.tiny_models import tiny_causal, tiny_seq2seq, tiny_tokenizer
 
 SPLIT_SIZES = {"discover": 10, "repair": 6, "test": 5}
@@ -65,12 +66,31 @@ class LeadModel:
         return ["I cannot read this." if text.isupper() else " ".join(sentences(text)[0].split()) for text in articles]
 
 
+class InventingModel(LeadModel):
+    """A summarizer that answers with what another article says first, or with the names of another put into it."""
+
+    def __init__(self, elsewhere, *, renames):
+        super().__init__()
+        self.elsewhere = [sentences(text)[0] for text in elsewhere]
+        self.renames = renames
+
+    def summarize(self, articles):
+        return [self.invented(lead) for lead in super().summarize(articles)]
+
+    def invented(self, lead):
+        other = self.elsewhere[len(lead) % len(self.elsewhere)]
+        if not self.renames:
+            return other
+        names = iter(re.findall(r"(?<= )[A-Z]\w+", other))
+        return re.sub(r"(?<= )[A-Z]\w+", lambda found: next(names, found[0]), lead)
+
+
 @pytest.fixture
 def lead(home, tmp_path, monkeypatch):
-    """Prepare and load an audit of `LeadModel`; keyword arguments replace parts of its context."""
-    monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: LeadModel())
+    """Prepare and load an audit of `LeadModel`; keyword arguments replace parts of its context, `model` the model."""
 
-    def make(**changes):
+    def make(model=None, **changes):
+        monkeypatch.setattr(models, "load_summarizer", lambda *_, **__: model or LeadModel())
         context = news_context(home / "inputs", **changes)
         Summarization.prepare(context, tmp_path)
         return Summarization.load(context, tmp_path)
@@ -100,6 +120,7 @@ def test_what_prepare_writes(home, prepared):
     assert metrics["skipped"] == 0
     assert metrics["cut"] == 0
     assert metrics["parameters"] > 0
+    assert set(metrics["clean_unsupported"]) == set(SPLIT_SIZES)
     assert set(metrics["clean_faithfulness"]) == set(SPLIT_SIZES)
     items = pd.read_parquet(out / "items.parquet")
     assert list(items.columns) == ["id", "split", "label", "article", "reference", "cut", "summary", "faithfulness"]
@@ -184,6 +205,41 @@ def test_an_encoder_decoder_model(home, tmp_path):
 
 
 # What counts as a failure
+
+ABSOLUTE = {"measure": "unsupported", "validity": -1}
+
+
+@pytest.mark.parametrize("renames", [False, True])
+def test_a_summarizer_that_invents_fails_on_unchanged_articles(lead, renames):
+    model = InventingModel(articles(20, seed=1), renames=renames)
+    task = lead(model, discrepancy=ABSOLUTE)
+    assert task.fails_unchanged().mean() >= 0.8
+    ids = task.items.ids("discover")
+    neutral = task.probe(ids, np.repeat(cell(task), len(ids), axis=0))
+    assert np.array_equal(neutral.failed, task.fails_unchanged())  # the same as if each were asked as a probe
+    (shown,) = task.exhibit(ids[:1], cell(task))
+    assert "a failure above 0.50; name not supported: " in shown.caption
+    relative = lead(model)
+    assert relative.fails_unchanged().size == 0
+    assert not relative.probe(ids, np.repeat(cell(relative), len(ids), axis=0)).failed.any()
+    assert "10 of 10 summaries of unchanged articles say what their article does not support" in relative.notes()[0]
+
+
+def test_a_summarizer_that_copies_does_not(lead):
+    task = lead(discrepancy=ABSOLUTE)
+    assert task.fails_unchanged().mean() <= 0.1
+    assert task.threshold == support.THRESHOLD  # whatever this model does
+    assert task.false_alarms() == {}
+    ids = task.items.ids("discover")[:1]
+    assert task.probe(ids, cell(task, letter_case=1)).failed.all()  # it refuses
+
+
+def test_the_absolute_measure_beside_others_needs_a_threshold(home):
+    mixed = {"measure": {"unsupported": 1, "instability": 1}, "threshold": "auto"}
+    (error,) = Summarization.check(news_context(home / "inputs", discrepancy={**mixed, "false_alarms": 0.2}))
+    assert "unsupported must not depend on" in error
+    assert "(instability) it needs a number" in error
+    assert Summarization.check(news_context(home / "inputs", discrepancy={**mixed, "threshold": 0.5})) == []
 
 
 def test_known_answers(lead):
@@ -314,7 +370,8 @@ def test_references_that_some_articles_lack(tmp_path, monkeypatch):
     config = {**context.config, "data": {**context.config["data"], "summary": "summary"}}
     context = dataclasses.replace(context, config={**config, "items": {"discover": 30, "repair": 6}})
     metrics = Summarization.prepare(context, tmp_path)
-    assert set(metrics["calibration"]) == {"faithfulness_loss", "unfaithfulness", "instability", "instability_rouge"}
+    measures = {"faithfulness_loss", "unfaithfulness", "instability", "instability_rouge", "instability_bleu"}
+    assert set(metrics["calibration"]) == {*measures, "unsupported"}
     json.dumps(metrics, allow_nan=False)
     compared = dataclasses.replace(context, discrepancy={"measure": "reference_loss", "threshold": 0.2})
     with pytest.raises(UsageError, match=r"reference_loss needs reference summaries, \d+ of 36 items have none"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ from stages.landscape.show import exhibits, nearest_failures
 from stages.landscape.summary import Asked, describe_estimator, measured, pick_examples, policy_view, summarize
 from stages.microscopic.search import measure_robustness
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
-from stages.records import DiscoverMetrics, ModeRecord
+from stages.records import DiscoverMetrics, Landscape, ModeRecord
 from stages.records.landscape import Minimal
 from tests.landscapes import NO_FRESH, fresh, planted, uniform
 
@@ -119,6 +121,10 @@ def test_a_landscape_needs_no_files(probed):
     walked = measure_robustness(task, ids, config, seed=0).table
     asked = Asked("tiny", task.concepts, 0.0, ids, task.embed(ids), probes, found, walked, fresh=fresh(task, 80))
     summary = summarize(asked, SummarizeConfig(modes=2), 0)
+    assert (summary.landscape.unchanged, summary.landscape.unchanged_said) == (None, "")
+    known = summarize(replace(asked, unchanged=np.arange(20) < 15), SummarizeConfig(modes=2), 0).landscape
+    assert known.unchanged_said == "15 of 20 unchanged items fail already, 75.0%, 95% interval 53.1% to 88.8%"
+    assert Landscape.from_json(known.to_json(), "here") == known
     first = summary.landscape.modes[0]
     assert first.low > summary.landscape.overall.value
     measured = (summary.fresh["mode"] == first.id) & (summary.fresh["role"] == "measure")

@@ -127,11 +127,15 @@ def report(
     """Open the report of an audit."""
     from flows.results import read_verdict
     from stages.errors import UsageError
+    from stages.records import audit_folder
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
     path = read_verdict(params, name).report
     if path is None:
         raise UsageError(f"audit {name!r} has no report yet: run `faded audit {name}`")
+    landscape = audit_folder(name).summarize
+    if landscape.has("landscape") and (said := landscape.landscape.unchanged_said):
+        console.print(f"{name}: {said}", soft_wrap=True, highlight=False, markup=False)
     console.print(str(path.resolve()), soft_wrap=True, highlight=False)
     if open_:
         typer.launch(path.resolve().as_uri())

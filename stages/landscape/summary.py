@@ -11,6 +11,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
+from stages.intervals import wilson
 from stages.kernel import landmarks
 from stages.landscape.again import name_in_halves, reproducibility
 from stages.landscape.bias import measure_bias
@@ -70,6 +71,7 @@ class Asked:
         policy: what the agent has learnt, if it learns.
         false_alarms: how often what is no failure is called one, if the threshold was calibrated.
         notes: sentences of the task for the report.
+        unchanged: which items fail as they are, where the task knows; see `LoadedTask.fails_unchanged`.
         people: where people's ratings say what a failure is.
         attributes: by what people tell the items apart, a row an item; see `LoadedTask.attributes`.
         conditions: those of them that a failure mode may be about, by item id, None where a value may not be; none by
@@ -89,6 +91,7 @@ class Asked:
     policy: Policy | None = None
     false_alarms: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    unchanged: Sequence[bool] | np.ndarray = ()
     people: People | None = None
     attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
     conditions: pd.DataFrame | None = None
@@ -162,6 +165,9 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
         items=len(ids),
     ).having(
         notes=list(asked.notes) or None,
+        unchanged=RateRecord.from_rate(wilson(int(sum(asked.unchanged)), len(asked.unchanged)))
+        if len(asked.unchanged)
+        else None,
         bias=measure_bias(asked.tallies, seed) or None,
         ratings=told,
         slices=measure_slices(

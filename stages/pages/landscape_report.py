@@ -384,7 +384,8 @@ def _worst(landscape: Landscape) -> ModeRecord | None:
 def _finding(landscape: Landscape, search: SearchView | None) -> list[str]:
     """What the report says, in a few sentences."""
     overall, space = landscape.overall, landscape.space
-    said = [
+    said = [f"{landscape.unchanged_said}."] if landscape.unchanged else []
+    said += [
         f"This model fails on {percent(overall.value)} [{interval(overall.low, overall.high)}] of the grid of "
         f"{number(space.n_cells)} combinations of {', '.join(space.names)}."
     ]
@@ -405,7 +406,11 @@ def _finding(landscape: Landscape, search: SearchView | None) -> list[str]:
 
 def _tiles(landscape: Landscape, probes: pd.DataFrame) -> list[tuple[str, str]]:
     overall, space = landscape.overall, landscape.space
-    tiles = [(percent(overall.value), f"of the grid fails, 95% interval {interval(overall.low, overall.high)}")]
+    tiles = []
+    if (unchanged := landscape.unchanged) is not None:
+        count = f"of {number(unchanged.n)} unchanged items fail"
+        tiles.append((percent(unchanged.value), f"{count}, 95% interval {interval(unchanged.low, unchanged.high)}"))
+    tiles += [(percent(overall.value), f"of the grid fails, 95% interval {interval(overall.low, overall.high)}")]
     worst = _worst(landscape)
     if worst is not None:
         tiles.append((percent(worst.rate), f"fails in the worst mode, {worst.id}"))

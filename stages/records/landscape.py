@@ -322,6 +322,7 @@ class Landscape(Document):
     threshold: float
     false_alarms: dict[str, FalseAlarm] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
+    unchanged: RateRecord | None = None
     overall: RateRecord
     overall_estimated: RateRecord
     effects: Listed[Effect]
@@ -345,6 +346,17 @@ class Landscape(Document):
     def space(self) -> ConceptSpace:
         """The grid."""
         return ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
+
+    @property
+    def unchanged_said(self) -> str:
+        """How many items fail as they are, in words; empty where that is not known."""
+        if self.unchanged is None:
+            return ""
+        rate = self.unchanged.rate
+        return (
+            f"{round(rate.value * rate.n):,} of {rate.n:,} unchanged items fail already, {rate.value:.1%}, 95% interval"
+            f" {rate.low:.1%} to {rate.high:.1%}"
+        )
 
     def confused(self, mode: ModeRecord, most: int) -> str:
         """What came out most often in a mode, in words; empty where outputs name no labels.

@@ -153,6 +153,13 @@ class LoadedTask(ABC):
         answers = self.probe(ids, np.tile(self.concepts.neutral, (len(ids), 1)))
         return Quality("clean accuracy", 1.0 - answers.failed, ids)
 
+    def fails_unchanged(self) -> np.ndarray:
+        """Which discover items fail as they are, where that needs no query: (n,) bool; by default empty, for not known.
+
+        It is for tasks whose items `prepare` has judged already; the report begins with it.
+        """
+        return np.zeros(0, dtype=bool)
+
     def notes(self) -> Sequence[str]:
         """Sentences for the report's last part: what is known of those who judge, what nobody checks."""
         return ()

