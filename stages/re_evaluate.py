@@ -34,7 +34,7 @@ from stages.records.tables import Embedded, ModelTallies
 from stages.tasks.base import LoadedTask, known_attributes, offers
 from stages.tasks.contract import Compute, Exhibit, Tally
 from stages.tasks.load import load_task, task_context
-from stages.trainings import UNTRAINED, ask_trainings, parts
+from stages.trainings import ask_trainings
 
 EXAMPLES = 8
 DRAWN = 100_000  # cells of each policy: their shares are then known to a fraction of a percentage point
@@ -59,24 +59,21 @@ def main(name: str) -> None:
     params, here = load_params(), audit_folder(name)
     audit, asked, prepared = params.audit(name), params.repair(name).re_evaluate, here.prepare.path
     plan_path, models_path = here.collect_feedback.where("plan"), here.restructure.path / "models"
-    policy_path, trained = here.discover.path / "policy", here.restructure.trainings.models
     targets = [mode.cells for mode in here.collect_feedback.plan.targets]
     tasks = _load_models(name, audit, prepared, models_path)
     if not tasks["before"].items.ids("test"):
         raise UsageError(f"{prepared / 'items.parquet'} has no items of the split test: a repair cannot be judged")
-    read = [*prepared_files(prepared), models_path, here.restructure.where("trainings"), plan_path, policy_path]
+    read = [*prepared_files(prepared), models_path, plan_path]
+    read += [here.restructure.where("trainings"), here.discover.path / "policy"]
     key = run_key(audit, read, code_of(audit, "re_evaluate"), asked.model_dump())
     with scratch(name, "re_evaluate", key) as folder:
         found = ask(tasks, audit, targets, asked.paired_probes, folder, task_context(name, audit, prepared).compute)
-        several = any(model.training for model in trained)
-        models = {prepared / "model": UNTRAINED} | {models_path / model.folder: model for model in trained}
-        pairs = parts(tasks["before"], targets, policy_path, asked.paired_probes, audit.seed)
-        doses = ask_trainings(name, audit, prepared, models if several else {}, pairs, folder)
+        doses = ask_trainings(here, audit, tasks["before"], asked.paired_probes, folder)
     record = provenance(name, audit, prepared)
     record["repaired"] = content_hash([models_path]) if models_path.exists() else None
     with here.re_evaluate.publish(record, read) as out:
-        write(out, tasks, targets, found, audit.seed)
         out.doses = doses
+        write(out, tasks, targets, found, audit.seed)
 
 
 def ask(

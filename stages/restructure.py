@@ -37,8 +37,6 @@ DOSES = {"repaired": (0.25, 1.0), "control": (0.25, 1.0, 4.0)}  # shares of the 
 
 def main(name: str) -> None:
     """Run the stage; see docs/files.md for what it writes."""
-    from stages.explorers.policies import load_policy
-
     params, here = load_params(), audit_folder(name)
     audit, config = params.audit(name), params.repair(name).restructure
     prepared, plan_file, policy_folder = (
@@ -47,7 +45,7 @@ def main(name: str) -> None:
         here.discover.path / "policy",
     )
     context, task = task_context(name, audit, prepared), load_alone(name, audit, prepared)
-    policy = aimed_by(task, config, load_policy(policy_folder))
+    policy = _policy(task, config, policy_folder)
     read = [*prepared_files(prepared), plan_file, policy_folder]
     key = run_key(audit, read, code_of(audit, "restructure"), config.model_dump(mode="json"))
     with scratch(name, "restructure", key) as work:
@@ -67,14 +65,17 @@ def main(name: str) -> None:
         shutil.rmtree(work)  # published: nothing is left to resume
 
 
-def aimed_by(task: Task, config: RestructureConfig, policy: Policy | None) -> Policy | None:
+def _policy(task: Task, config: RestructureConfig, folder: Path) -> Policy | None:
     """The policy that the repair follows; None where it draws from the modes alone.
 
     Raises:
-        UsageError: when it is asked to follow one, and the search learnt none.
+        UsageError: when it is to follow one, and the search learnt none.
     """
+    from stages.explorers.policies import load_policy
+
     if config.aim == "modes" or config.method not in task.follows_policy:
         return None
+    policy = load_policy(folder)
     if policy is None and config.aim == "policy":
         raise UsageError(
             "restructure.aim: policy needs a search that learns one, and this one learnt none; expected an explorer"

@@ -5,7 +5,7 @@ Failures against steps say what aiming is worth: the control reaches any rate, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from stages.concepts import Region
 from stages.explorers.policies import load_policy
 from stages.explorers.prober import Prober
 from stages.landscape.pairs import draw_pairs, inside_any
@@ -21,11 +20,13 @@ from stages.ledger import Ledger
 from stages.params import AuditConfig
 from stages.processes import WORTH, Crew
 from stages.ratings import rated
+from stages.records import AuditFolder
 from stages.records.repair import Training
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.load import load_alone, task_context
 
 PAIRS = 1000  # of each part
+_OF_MODEL = ("copy_of", "training", "steps")
 UNTRAINED = Training(folder="", copy_of="before", training=0, steps=0)
 
 
@@ -36,62 +37,53 @@ class Part(NamedTuple):
     cells: np.ndarray
 
 
-def parts(task: LoadedTask, targets: Sequence[Region], policy_folder: Path, pairs: int, seed: int) -> dict[str, Part]:
-    """What all trainings are asked about, by name: `targets`, `others` and, of a search that learnt a policy, `drawn`.
+def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs: int, scratch: Path) -> pd.DataFrame:
+    """Put the same pairs, and every unchanged test item, to the model before and to all that was trained.
 
     Args:
-        task: gives the test items.
-        targets: the target modes.
-        policy_folder: of what the search learnt on other items: `drawn` is where it would look for these.
-        pairs: of each part, at most.
-        seed: of the draws.
-    """
-    space, item_ids = task.concepts, task.items.ids("test")
-    known = known_attributes(task, item_ids)
-    n, rng = min(pairs, PAIRS), np.random.default_rng([seed, 2])
-    items, cells = draw_pairs(space, known, targets, n, seed + 1)
-    inside = inside_any(space, targets, cells, known.iloc[items])
-    found = {"targets": Part(items[inside], cells[inside]), "others": Part(items[~inside], cells[~inside])}
-    if (policy := load_policy(policy_folder)) is not None:
-        rows = np.resize(rng.permutation(len(item_ids)), n)
-        drawn = policy.sample(task.embed(item_ids), -(-n // len(item_ids)), seed)
-        pairs_drawn = np.column_stack([rows, drawn[rows, np.arange(n) // len(item_ids)]])
-        unique = np.unique(pairs_drawn, axis=0)
-        found["drawn"] = Part(unique[:, 0], unique[:, 1:])
-    return found
-
-
-def ask_trainings(
-    name: str,
-    audit: AuditConfig,
-    prepared: Path,
-    models: Mapping[Path, Training],
-    asked: Mapping[str, Part],
-    scratch: Path,
-) -> pd.DataFrame:
-    """Put the parts, and every unchanged test item, to all models.
-
-    Args:
-        name: of the audit.
+        here: the records of the audit.
         audit: how it is searched.
-        prepared: its folder of the stage prepare.
-        models: what was trained, by its folder.
-        asked: see `parts`.
+        task: the model before.
+        pairs: how many of each part, at most.
         scratch: keeps ledgers.
 
     Returns:
         A row each: `copy_of`, `training`, `steps`, `part`, `item` and `value`; that is 1 for a failure and 0 for none,
-        of the part `clean` the clean quality.
+        of the part `clean` the clean quality. None where repair and control were trained once.
     """
-    ask = partial(_ask, name, audit, prepared, asked, scratch)
-    crew = Crew(task_context(name, audit, prepared).compute.processes, after=WORTH)
+    trained = here.restructure.trainings.models
+    if not any(model.training for model in trained):
+        return pd.DataFrame(columns=[*_OF_MODEL, "part", "item", "value"])
+    models = {here.prepare.path / "model": UNTRAINED}
+    models |= {here.restructure.path / "models" / model.folder: model for model in trained}
+    ask = partial(
+        _ask, here.path.name, audit, here.prepare.path, _parts(here, task, min(pairs, PAIRS), audit.seed), scratch
+    )
+    crew = Crew(task_context(here.path.name, audit, here.prepare.path).compute.processes, after=WORTH)
     tables = crew.ask(ask, [(folder,) for folder in models])
-    named = [
-        table.assign(copy_of=training.copy_of, training=training.training, steps=training.steps)
-        for table, training in zip(tables, models.values(), strict=True)
+    told = [
+        dict(zip(_OF_MODEL, (model.copy_of, model.training, model.steps), strict=True)) for model in models.values()
     ]
-    columns = ["copy_of", "training", "steps", "part", "item", "value"]
-    return pd.concat(named, ignore_index=True)[columns] if named else pd.DataFrame(columns=columns)
+    return pd.concat([table.assign(**about) for table, about in zip(tables, told, strict=True)], ignore_index=True)
+
+
+def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, Part]:
+    """What all are asked about: `targets`, `others` and, of a search that learnt a policy, `drawn`.
+
+    The last is where the search that came before the repair, on other items, would look for these, without a query.
+    """
+    space, item_ids = task.concepts, task.items.ids("test")
+    targets = [mode.cells for mode in here.collect_feedback.plan.targets]
+    known = known_attributes(task, item_ids)
+    items, cells = draw_pairs(space, known, targets, n, seed + 1)
+    inside = inside_any(space, targets, cells, known.iloc[items])
+    found = {"targets": Part(items[inside], cells[inside]), "others": Part(items[~inside], cells[~inside])}
+    if (policy := load_policy(here.discover.path / "policy")) is not None:
+        rows = np.resize(np.random.default_rng([seed, 2]).permutation(len(item_ids)), n)
+        drawn = policy.sample(task.embed(item_ids), -(-n // len(item_ids)), seed)
+        pairs = np.unique(np.column_stack([rows, drawn[rows, np.arange(n) // len(item_ids)]]), axis=0)
+        found["drawn"] = Part(pairs[:, 0], pairs[:, 1:])
+    return found
 
 
 def _ask(

@@ -29,7 +29,7 @@ def against(change, minus) -> Against:
     )
 
 
-def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True) -> str:
+def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses=None) -> str:
     comparison = SimpleNamespace(
         differences={
             "target_failure_rate": targets,
@@ -41,6 +41,7 @@ def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True) -> st
         failures_moved=SimpleNamespace(regions=[]),
         slices=None,
         bias=None,
+        doses=doses,
     )
     plan = SimpleNamespace(decided_by="human", targets=["M1"] if repaired else [])
     return statement(comparison, plan, gates)

@@ -66,6 +66,7 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
             form=task.model.form,
             settings=settings.model_dump(),
             steps=len(curve),
+            policy=plan.policy is not None,
             space=task.concepts,
             numbers=numbers,
         )

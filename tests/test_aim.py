@@ -1,0 +1,265 @@
+"""What a repair learns from: where the search's policy looks, beside what people chose; and by how many trainings."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages import prepare, restructure
+from stages.check import check_audits
+from stages.code import main as name_code
+from stages.concepts import Concept, ConceptSpace, Region
+from stages.errors import UsageError
+from stages.explorers.policy import save_policy
+from stages.files import write_json
+from stages.params import Params
+from stages.params.repair import RestructureConfig
+from stages.tasks.cells import DRAWN, FOCUS, PairSampler, PolicySampler, sampler
+from stages.tasks.classification import ImageClassification, repair
+from stages.tasks.contract import RepairPlan, TargetMode
+from tests.images import image_context, write_images
+from tests.workspace import audit_params, repair_params
+
+SPACE = ConceptSpace(tuple(Concept(name, (0, 1, 2, 3), neutral=0) for name in "abcd"))
+ITEMS = pd.DataFrame({"label": ["9" if k % 10 == 9 else str(k % 9) for k in range(50)]})
+
+
+class Looks:
+    """A policy that draws for each item from cells of its own: (items, k, concepts)."""
+
+    def __init__(self, cells):
+        self.cells = cells
+
+    def sample(self, embedding, k, seed):
+        rng = np.random.default_rng(seed)
+        return np.stack([own[rng.integers(len(own), size=k)] for own in self.cells])
+
+
+def looks_at(region, share, seed=0):
+    """Draws of which this share lies in the region, for 50 items."""
+    rng = np.random.default_rng(seed)
+    inside, outside = region.sample(SPACE, 20, rng), SPACE.sample(400, rng)
+    outside = outside[~region.in_box(SPACE, outside)]
+    mixed = [inside[rng.integers(20)] if n < 64 * share else outside[n] for n in range(64)]
+    return np.stack([np.array(mixed)] * 50)
+
+
+def inside(target, rows, cells):
+    return target.region.contains(SPACE, cells, ITEMS.iloc[rows])
+
+
+def test_what_the_policy_draws_for_an_item_is_learnt_with_this_item():
+    drawn = np.zeros((50, 8, 4), dtype=np.int64)
+    drawn[:, :, 0], drawn[:, :, 1] = (np.arange(50) % 4)[:, None], np.arange(8) % 4
+    pairs = PolicySampler(PairSampler(SPACE, [TargetMode("M1", Region({"a": (1,)}))], ITEMS), drawn)
+    rows, cells = pairs.draw(400, np.random.default_rng(0))
+    assert np.array_equal(cells[:, 0], rows % 4)
+    assert set(np.unique(cells[:, 1])) == {0, 1, 2, 3}
+    assert np.ptp(np.bincount(rows)) <= 1, "every item as often as any other"
+
+
+@pytest.mark.parametrize(("own", "wanted"), [(0.5, 0.5), (0.125, FOCUS), (0.0, FOCUS)])
+def test_a_target_where_the_policy_looks_seldom_still_gets_its_share(own, wanted):
+    target = TargetMode("M1", Region({"a": (3,), "b": (3,)}))
+    pairs = PolicySampler(PairSampler(SPACE, [target], ITEMS), looks_at(target.region, own))
+    share = inside(target, *pairs.draw(4000, np.random.default_rng(1))).mean()
+    # What is added comes beside what the rest has of its own.
+    rest = 1 - max(0.0, FOCUS - own)
+    assert share == pytest.approx(max(0.0, FOCUS - own) + rest * own, abs=0.03)
+    assert share > wanted - 0.04
+
+
+def test_of_several_targets_the_severe_one_gets_more():
+    targets = [TargetMode("M1", Region({"a": (3,)}), 3.0), TargetMode("M2", Region({"b": (3,)}))]
+    drawn = np.zeros((50, 8, 4), dtype=np.int64)  # the policy looks at neither
+    _, cells = PolicySampler(PairSampler(SPACE, targets, ITEMS), drawn).draw(4000, np.random.default_rng(1))
+    first, second = ((cells[:, k] == 3).mean() for k in (0, 1))
+    assert first == pytest.approx(FOCUS * (0.75 + 0.25 / 4), abs=0.03)
+    assert second == pytest.approx(FOCUS * (0.25 + 0.75 / 4), abs=0.03)
+    assert (cells == 0).all(axis=1).mean() == pytest.approx(1 - FOCUS, abs=0.03)
+
+
+def test_a_target_about_some_items_is_learnt_of_these_where_the_policy_looks_there():
+    target = TargetMode("M1", Region({"a": (3,)}, {"label": ("9",)}))
+    drawn = np.zeros((50, 64, 4), dtype=np.int64)
+    drawn[:, 0, 0] = 3  # one draw in 64, for every item
+    rows, cells = PolicySampler(PairSampler(SPACE, [target], ITEMS), drawn).draw(4000, np.random.default_rng(1))
+    there = inside(target, rows, cells)
+    assert there.mean() == pytest.approx(FOCUS, abs=0.03)
+    nines = ITEMS["label"].to_numpy()[rows] == "9"
+    assert (cells[~nines, 0] == 3).mean() < 0.05, "the others are learnt where the policy looks for them"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("stripes")
+    write_images(home / "inputs" / "images.parquet")
+    (home / "prepare").mkdir()
+    ImageClassification.prepare(image_context(home / "inputs"), home / "prepare")
+    return home
+
+
+@pytest.fixture(scope="module")
+def task(home):
+    return ImageClassification.load(image_context(home / "inputs"), home / "prepare")
+
+
+TARGET = TargetMode("M1", Region({"rotation": (2,), "darkening": (1, 2)}))
+SETTINGS = {"method": "risk-weighted", "epochs": 2, "batch_size": 30, "replay": 0.5}
+
+
+def test_a_plan_with_a_policy_draws_by_it(task):
+    items = task.items.ids("repair")
+    policy = Looks([np.array([[n % 3, 0, 0]]) for n in range(len(items))])
+    pairs = sampler(task, RepairPlan([TARGET], SETTINGS, 1, policy=policy), items)
+    assert isinstance(pairs, PolicySampler) and pairs.drawn.shape == (len(items), DRAWN, 3)
+    assert isinstance(sampler(task, RepairPlan([TARGET], SETTINGS, 1), items), PairSampler)
+
+
+def test_of_the_candidates_the_worst_is_learnt(task, tmp_path, monkeypatch):
+    """Each place of the batch gets the candidate whose loss is highest under the weights of the moment."""
+    seen = []
+    worst = repair.FineTuning._worst
+
+    def watched(self, changed, rows):
+        chosen = worst(self, changed, rows)
+        losses = self._losses(self.model(changed), rows, True).detach().numpy()
+        seen.append((chosen, losses.reshape(-1, self.changed)))
+        return chosen
+
+    monkeypatch.setattr(repair.FineTuning, "_worst", watched)
+    task.repair(RepairPlan([TARGET], {**SETTINGS, "epochs": 1, "candidates": 3}, 1), tmp_path)
+    assert len(seen) == 10
+    for chosen, losses in seen:
+        assert losses.shape == (3, 15)
+        assert np.array_equal(losses.reshape(-1)[chosen], losses.max(axis=0))
+        assert len(set(chosen // 15)) > 1
+
+
+@pytest.mark.parametrize(("dose", "steps"), [(1.0, 20), (0.25, 5), (0.001, 1), (2.0, 40)])
+def test_a_dose_is_a_share_of_the_steps(task, tmp_path, dose, steps):
+    record = task.repair(RepairPlan([TARGET], SETTINGS, 1, dose=dose, draft=True), tmp_path)
+    assert record.steps == len(record.curve) == steps
+    assert record.details == {} and not (tmp_path / "README.md").exists(), "a draft has no card"
+
+
+# The stage
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """An audit of striped squares, prepared, a decision on it, and a search that learnt no policy."""
+    place = tmp_path_factory.mktemp("workspace")
+    context = image_context(place)
+    audit = audit_params(
+        task="stages.tasks.classification:ImageClassification", prepare=context.config, concepts=context.concepts
+    )
+    (place / "params.yaml").write_text(json.dumps({"audits": {"stripes": audit}, "repairs": {"stripes": block()}}))
+    folder = place / "data" / "stripes"
+    write_images(folder / "inputs" / "images.parquet")
+    mode = {"id": "M1", "text": "turned", "region": {"rotation": [2], "darkening": [1, 2]}, "action": "repair"}
+    mode |= {"severity": 1.0, "reason": "seen"}
+    plan = {"landscape": "abc", "decided_by": "human", "statement": "s", "reviewer": "Ada", "reason": "r"}
+    write_json(folder / "collect_feedback" / "plan.json", {**plan, "modes": [mode]})
+    save_policy(None, folder / "discover" / "policy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        name_code("stripes")
+        prepare.main("stripes")
+    return place
+
+
+@pytest.fixture
+def place(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    yield workspace
+    shutil.rmtree(workspace / "data" / "stripes" / "restructure", ignore_errors=True)
+
+
+def block(**restructure):
+    return repair_params(restructure={"method": "risk-weighted", "control": "uniform", "settings": {
+        "epochs": 2, "batch_size": 30, "replay": 0.5}, **restructure})  # fmt: skip
+
+
+def run(place, **asked):
+    params = json.loads((place / "params.yaml").read_text())
+    params["repairs"]["stripes"] = block(**asked)
+    (place / "params.yaml").write_text(json.dumps(params))
+    restructure.main("stripes")
+    folder = place / "data" / "stripes" / "restructure"
+    return folder, json.loads((folder / "trainings.json").read_text())["models"]
+
+
+def test_without_more_trainings_there_are_a_repair_and_its_control(place):
+    folder, models = run(place)
+    assert [(m["folder"], m["steps"]) for m in models] == [("repaired", 20), ("control", 20)]
+    assert not (folder / "models" / "trainings").exists()
+
+
+def test_trainings_differ_in_seed_and_steps(place):
+    folder, models = run(place, trainings=2)
+    assert {m["folder"]: m["steps"] for m in models} == {
+        "repaired": 20, "control": 20,
+        "trainings/repaired-0.25-0": 5, "trainings/control-0.25-0": 5, "trainings/control-4-0": 80,
+        "trainings/repaired-0.25-1": 5, "trainings/repaired-1-1": 20,
+        "trainings/control-0.25-1": 5, "trainings/control-1-1": 20, "trainings/control-4-1": 80,
+    }  # fmt: skip
+    assert {m["training"] for m in models if m["folder"].endswith("-1")} == {1}
+    weights = [(folder / "models" / m["folder"] / "model.safetensors").read_bytes() for m in models]
+    assert len(set(weights)) == len(weights), "each is another model"
+
+
+def test_auto_takes_the_modes_where_no_policy_was_learnt_and_policy_is_refused(place):
+    run(place, aim="auto")
+    with pytest.raises(UsageError, match=r"restructure\.aim: policy needs a search that learns one.*aim: modes"):
+        run(place, aim="policy")
+
+
+def test_the_policy_reaches_the_repair_and_never_its_control(place, monkeypatch):
+    looks, asked = Looks([np.array([[2, 1, 0]])] * 150), set()
+
+    def watched(self, plan, out):
+        asked.add((plan.control, plan.policy is looks))
+        return task_repair(self, plan, out)
+
+    monkeypatch.setattr("stages.explorers.policies.load_policy", lambda folder: looks)
+    monkeypatch.setattr(ImageClassification, "repair", watched)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    run(place, trainings=2)
+    assert asked == {(None, True), ("uniform", False)}
+    asked.clear()
+    run(place, aim="modes")
+    assert asked == {(None, False), ("uniform", False)}
+
+
+task_repair = ImageClassification.repair
+
+
+def test_a_repair_that_takes_as_many_steps_at_any_dose_shows_no_curve(place, monkeypatch):
+    def heedless(self, plan, out):
+        return task_repair(self, dataclasses.replace(plan, dose=1.0), out)
+
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    monkeypatch.setattr(ImageClassification, "repair", heedless)
+    with pytest.raises(UsageError, match=r"restructure\.trainings: the repair took 20 steps, however few.*plan\.dose"):
+        run(place, trainings=2)
+    assert not (place / "data" / "stripes" / "restructure").exists(), "nothing half-written"
+
+
+def test_a_policy_for_a_method_that_follows_none_is_refused_before_anything_runs(place, monkeypatch):
+    params = json.loads((place / "params.yaml").read_text())
+    params["repairs"]["stripes"] = block(aim="policy")
+
+    check_audits(Params.model_validate(params), ["stripes"])
+    monkeypatch.setattr(ImageClassification, "follows_policy", ("last-layer",))
+    with pytest.raises(UsageError, match="risk-weighted of this task follows no policy; expected last-layer"):
+        check_audits(Params.model_validate(params), ["stripes"])
+
+
+@pytest.mark.parametrize("wrong", [{"trainings": 0}, {"trainings": 11}, {"aim": "everywhere"}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RestructureConfig(method="risk-weighted", **wrong)
