@@ -85,8 +85,8 @@ def test_a_repair_like_its_control_claims_nothing():
         found = curve(rates(same, (*same, 0.12)), items=60, pairs=3, seed=seed)
         better += all(d.high < 0 for d in found.differences)
         more += found.times.low > 1
-    assert better <= 5, better
-    assert more <= 16, more  # 2.5% are expected beyond one end, and items are few
+    assert better <= 2, better
+    assert more <= 10, more  # 2.5% are expected beyond one end
 
 
 def test_without_a_control_there_is_a_curve_and_no_claim():

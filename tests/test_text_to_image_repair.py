@@ -273,6 +273,15 @@ def test_the_loss_falls(repaired):
     assert record.details["loss_last"] < 0.8 * record.details["loss_first"]
 
 
+def test_a_draft_takes_its_share_of_the_steps_and_draws_without_a_card(home, task, tmp_path):
+    record = task.repair(dataclasses.replace(plan(steps=8), dose=0.25, draft=True), tmp_path)
+    assert (record.steps, record.details, list(record.curve["step"])) == (2, {}, [1, 2])
+    assert not (tmp_path / "README.md").exists()
+    drafted = TextToImage.load(boxes(home / "inputs"), home / "prepare", tmp_path)
+    ids = task.items.ids("test")[:2]
+    assert len(drafted.probe(ids, np.zeros((2, len(task.concepts)), dtype=int)).failed) == 2
+
+
 def test_the_same_adapter_is_the_same_bytes(tmp_path):
     training = training_of(tiny())
     written = set()

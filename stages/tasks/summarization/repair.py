@@ -53,6 +53,8 @@ def repair(task: SummarizerProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
         numbers, curve = _normalise(task, plan, settings, out_dir), pd.DataFrame({"step": [], "loss": []})
     else:
         numbers, curve = _train(task, plan, settings, out_dir)
+    if plan.draft:
+        return RepairRecord(settings.method, len(curve), {}, curve)
     write_card(
         out_dir,
         __file__,
@@ -110,13 +112,16 @@ def _train(
     lessons = Lessons(task, plan, settings, pairs)
     learner = _learner(under_test, _form(under_test, plan, settings))
     checkpoint = plan.scratch / "adapter.safetensors" if plan.scratch else None
-    training = AdapterTraining(learner, lessons, settings, plan.seed, checkpoint)
+    steps = plan.steps(settings.steps)
+    training = AdapterTraining(learner, lessons, settings, steps, plan.seed, checkpoint)
     curve = training.run("control, lora" if plan.control else "repair, lora")
 
     out_dir.mkdir(parents=True, exist_ok=True)
     training.adapted.save_pretrained(out_dir, save_embedding_layers=False)
     save_form(learner.form, out_dir)
     save_pairs(pairs, out_dir / "pairs.jsonl")
+    if plan.draft:
+        return {}, curve
     learner.model = training.adapted.merge_and_unload()
     base = Path(under_test.model.name_or_path)
     verify(out_dir, base, under_test, learner, lessons(0)[:COMPARED])

@@ -29,6 +29,7 @@ class AdapterTraining(StepwiseTraining):
         learner: the summarizer to adapt, of which the model is the caller's own copy: it is changed in place.
         lessons: step -> the lessons of that step.
         settings: see RepairSettings.
+        steps: how many.
         seed: of the adapter's first weights.
         checkpoint: file for unfinished work; None keeps none.
     """
@@ -41,6 +42,7 @@ class AdapterTraining(StepwiseTraining):
         learner: Summarizer,
         lessons: Callable[[int], Sequence[Lesson]],
         settings: RepairSettings,
+        steps: int,
         seed: int,
         checkpoint: Path | None = None,
     ) -> None:
@@ -63,7 +65,7 @@ class AdapterTraining(StepwiseTraining):
         # No dropout of the base either: what is learnt is how it answers when it is deployed.
         self.adapted.eval()
         trained = {n: p for n, p in self.adapted.named_parameters() if p.requires_grad}
-        super().__init__(trained, settings.steps, settings.learning_rate, checkpoint, learner.compute.device)
+        super().__init__(trained, steps, settings.learning_rate, checkpoint, learner.compute.device)
 
     def run(self, what: str) -> pd.DataFrame:
         """See StepwiseTraining."""

@@ -53,7 +53,7 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
     training = LoraTraining(
         painter.pipeline,
         album.table["image"].tolist(),
-        [lessons(step) for step in range(settings.steps)],
+        [lessons(step) for step in range(plan.steps(settings.steps))],
         settings,
         painter.compute,
         plan.seed,
@@ -64,6 +64,8 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
     out_dir.mkdir(parents=True, exist_ok=True)
     training.save(out_dir)
     write_json(out_dir / "faded.json", {"base": painter.hash, "settings": settings.used(), "control": plan.control})
+    if plan.draft:
+        return RepairRecord(settings.method, len(curve), {}, curve)
     after = Painter(training.repaired(), painter.sampling, painter.compute)
     orders = _orders(task, plan)
     few = orders[:COMPARED]
