@@ -15,7 +15,7 @@ _PARTS = {
     "targets": "In the target modes",
     "others": "Everywhere else",
     "drawn": "Where the search looks first",
-    "clean": "Unchanged inputs",
+    "clean": "Unchanged inputs, clean quality",
 }
 
 
