@@ -68,7 +68,7 @@ def main(name: str) -> None:
     key = run_key(audit, read, code_of(audit, "re_evaluate"), asked.model_dump())
     with scratch(name, "re_evaluate", key) as folder:
         found = ask(tasks, audit, targets, asked.paired_probes, folder, task_context(name, audit, prepared).compute)
-        doses = ask_trainings(here, audit, tasks["before"], asked.paired_probes, folder)
+        doses = ask_trainings(here, audit, tasks["before"], asked.dose_pairs, folder)
     record = provenance(name, audit, prepared)
     record["repaired"] = content_hash([models_path]) if models_path.exists() else None
     with here.re_evaluate.publish(record, read) as out:

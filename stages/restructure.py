@@ -32,8 +32,6 @@ from stages.tasks.load import load_alone, task_context
 if TYPE_CHECKING:
     from stages.explorers.policy import Policy
 
-DOSES = {"repaired": (0.25, 1.0), "control": (0.25, 1.0, 4.0)}  # shares of the steps
-
 
 def main(name: str) -> None:
     """Run the stage; see docs/files.md for what it writes."""
@@ -118,12 +116,12 @@ def _plans(
     if control is not None:
         alike["control"] = replace(whole, control=control, policy=None)
     plans = dict(alike)
-    for training in range(config.trainings if config.trainings > 1 and targets else 0):
-        for copy, plan in alike.items():
-            for dose in DOSES[copy]:
+    for training in range(config.trainings if targets else 0):
+        for copy, shares in config.doses.items():
+            for dose in shares:
                 if (training, dose) != (0, 1.0):  # that is the repair, or its control
                     folder = f"trainings/{copy}-{dose:g}-{training}"
-                    plans[folder] = replace(plan, seed=seed + training, dose=dose, draft=True)
+                    plans[folder] = replace(alike[copy], seed=seed + training, dose=dose, draft=True)
     plans = {folder: replace(plan, scratch=work / folder) for folder, plan in plans.items()}
     for plan in alike.values() if targets else ():
         plan.regions(task.concepts)  # a control that cannot be drawn is told before the repair has cost its time

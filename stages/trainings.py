@@ -25,7 +25,6 @@ from stages.records.repair import Training
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.load import load_alone, task_context
 
-PAIRS = 1000  # of each part
 _OF_MODEL = ("copy_of", "training", "steps")
 UNTRAINED = Training(folder="", copy_of="before", training=0, steps=0)
 
@@ -44,7 +43,7 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
         here: the records of the audit.
         audit: how it is searched.
         task: the model before.
-        pairs: how many of each part, at most.
+        pairs: how many of each part.
         scratch: keeps ledgers.
 
     Returns:
@@ -56,9 +55,7 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
         return pd.DataFrame(columns=[*_OF_MODEL, "part", "item", "value"])
     models = {here.prepare.path / "model": UNTRAINED}
     models |= {here.restructure.path / "models" / model.folder: model for model in trained}
-    ask = partial(
-        _ask, here.path.name, audit, here.prepare.path, _parts(here, task, min(pairs, PAIRS), audit.seed), scratch
-    )
+    ask = partial(_ask, here.path.name, audit, here.prepare.path, _parts(here, task, pairs, audit.seed), scratch)
     crew = Crew(task_context(here.path.name, audit, here.prepare.path).compute.processes, after=WORTH)
     tables = crew.ask(ask, [(folder,) for folder in models])
     told = [

@@ -11,6 +11,8 @@ from stages.params.renamed import refuse_renamed
 from stages.params.slices import SliceRepairGate
 from stages.params.strict import Strict
 
+DOSES = {"repaired": (0.25, 1.0), "control": (0.25, 1.0, 4.0)}  # shares of the steps that several trainings take
+MOST_PAIRS = 1000  # of each part that all trainings are asked about
 PUBLIC_KEY = r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}$"  # Ed25519 as one line; `faded reviewers add`
 
 
@@ -59,6 +61,13 @@ class RestructureConfig(Strict):
     )
     settings: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def doses(self) -> dict[str, tuple[float, ...]]:
+        """Shares of the steps that the repair and its control take in each training; nothing with one training."""
+        if self.trainings == 1:
+            return {}
+        return {copy: shares for copy, shares in DOSES.items() if copy == "repaired" or self.control != "none"}
+
     @field_validator("settings")
     @classmethod
     def _method_has_its_key(cls, settings: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +86,11 @@ class ReEvaluateConfig(Strict):
         description="common (item, cell) pairs inside, and as many outside, the target modes",
     )
     bootstrap: int = Field(1000, ge=200, le=100_000, description="resamples of items for the intervals")
+
+    @property
+    def dose_pairs(self) -> int:
+        """Pairs of each part (target modes, elsewhere, drawn by the policy) that all trainings are asked about."""
+        return min(self.paired_probes, MOST_PAIRS)
 
 
 class Gate(Strict):
