@@ -186,6 +186,6 @@ def probes_of(params: Params, stage: Stage) -> int | None:
         doses = repair.restructure.doses.values()
         trained = 1 + repair.restructure.trainings * sum(map(len, doses)) if doses else 0  # and the model before
         # Before and after are both searched; every model answers the pairs inside and outside the target modes, and
-        # all that were trained those of three parts.
+        # every trained model those of three parts.
         return 2 * search + models * (pairs + clean) + 3 * trained * repair.re_evaluate.dose_pairs
     return None

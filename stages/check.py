@@ -103,6 +103,11 @@ def _check_task(params: Params, name: str, *, elsewhere: bool) -> list[str]:
                 "restructure.control: clean needs a level that changes nothing in every concept, found none in "
                 + ", ".join(always)
             )
+        if config.trainings > 1 and config.method not in task.heeds_dose:
+            found.append(
+                f"restructure.trainings: method {config.method} of this task does not train in steps, so failures"
+                " cannot be shown against them; expected 1"
+            )
         if config.aim == "policy" and config.method not in task.follows_policy:
             follow = f"expected {', '.join(task.follows_policy)}" if task.follows_policy else "no method of it does"
             found.append(f"restructure.aim: method {config.method} of this task follows no policy; {follow}")

@@ -111,6 +111,7 @@ def _plans(
         },
         examples=examples,
         policy=policy,
+        spared=[mode.cells for mode in decision.modes if mode.action != "repair"],
     )
     alike = {"repaired": whole}
     if control is not None:
@@ -132,23 +133,27 @@ def _trainings(plans: Mapping[str, RepairPlan], records: Mapping[str, RepairReco
     """What was trained for how long.
 
     Raises:
-        UsageError: when the task trains as long whatever the dose.
+        UsageError: when two doses were as many steps.
     """
     models = [
         Training(
             folder=folder,
             copy_of="control" if plan.control else "repaired",
             training=plan.seed - seed,
+            dose=plan.dose,
             steps=records[folder].steps,
         )
         for folder, plan in plans.items()
     ]
-    drafts = [model for model in models if plans[model.folder].draft]
-    if drafts and len({model.steps for model in drafts}) == 1:
-        raise UsageError(
-            f"restructure.trainings: the repair took {drafts[0].steps} steps, however few it was asked for; expected a"
-            " method that trains in steps and heeds plan.dose (docs/own-task.md), or trainings: 1"
-        )
+    taken = {(model.copy_of, model.dose): model.steps for model in models if not model.training}
+    for copy in ("repaired", "control"):
+        steps = {dose: n for (one, dose), n in taken.items() if one == copy}
+        if len(set(steps.values())) < len(steps):
+            told = ", ".join(f"{n} at a dose of {dose:g}" for dose, n in sorted(steps.items()))
+            raise UsageError(
+                f"restructure.trainings: the steps of {copy} were {told}; expected more with a larger dose: more steps"
+                " in the settings, a task that heeds plan.dose (docs/own-task.md), or trainings: 1"
+            )
     return models
 
 

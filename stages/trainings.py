@@ -25,8 +25,8 @@ from stages.records.repair import Training
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.load import load_alone, task_context
 
-_OF_MODEL = ("copy_of", "training", "steps")
-UNTRAINED = Training(folder="", copy_of="before", training=0, steps=0)
+_OF_MODEL = ("copy_of", "training", "dose", "steps")
+UNTRAINED = Training(folder="", copy_of="before", training=0, dose=0.0, steps=0)
 
 
 class Part(NamedTuple):
@@ -47,8 +47,8 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
         scratch: keeps ledgers.
 
     Returns:
-        A row each: `copy_of`, `training`, `steps`, `part`, `item` and `value`; that is 1 for a failure and 0 for none,
-        of the part `clean` the clean quality. None where repair and control were trained once.
+        A row each: `copy_of`, `training`, `dose`, `steps`, `part`, `item` and `value`; that is 1 for a failure, else 0,
+        and of the part `clean` the clean quality. None where repair and control were trained once.
     """
     trained = here.restructure.trainings.models
     if not any(model.training for model in trained):
@@ -58,9 +58,7 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
     ask = partial(_ask, here.path.name, audit, here.prepare.path, _parts(here, task, pairs, audit.seed), scratch)
     crew = Crew(task_context(here.path.name, audit, here.prepare.path).compute.processes, after=WORTH)
     tables = crew.ask(ask, [(folder,) for folder in models])
-    told = [
-        dict(zip(_OF_MODEL, (model.copy_of, model.training, model.steps), strict=True)) for model in models.values()
-    ]
+    told = [{column: getattr(model, column) for column in _OF_MODEL} for model in models.values()]
     return pd.concat([table.assign(**about) for table, about in zip(tables, told, strict=True)], ignore_index=True)
 
 

@@ -357,7 +357,7 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "targeting": {
             "helped": True,
             **{"value": -0.087, "low": -0.12, "high": -0.05, "n": 3000},
-            "statement": "targeting the modes helped: -8.7 points",
+            "statement": "aiming the repair helped: -8.7 points",
         },
         "estimator": {"before": {"name": "boosted trees"}, "after": {"name": "boosted trees"}},
         "items": 50,

@@ -21,7 +21,7 @@ from stages.explorers.registry import make_explorer
 from stages.files import write_json
 from stages.params import Params
 from stages.params.repair import RestructureConfig
-from stages.tasks.cells import DRAWN, FOCUS, PairSampler, PolicySampler, sampler
+from stages.tasks.cells import FOCUS, PairSampler, PolicySampler, sampler
 from stages.tasks.classification import ImageClassification, repair
 from stages.tasks.contract import RepairPlan, TargetMode
 from tests.images import image_context, write_images
@@ -97,6 +97,28 @@ def test_a_target_about_some_items_is_learnt_of_these_where_the_policy_looks_the
     assert (cells[~nines, 0] == 3).mean() < 0.05, "the others are learnt where the policy looks for them"
 
 
+def test_what_people_spared_is_not_learnt_but_where_a_target_overlaps_it():
+    target, spared = TargetMode("M1", Region({"a": (3,), "b": (3,)})), Region({"b": (3,)})
+    rng = np.random.default_rng(0)
+    drawn = np.stack([SPACE.sample(64, rng) for _ in range(50)])
+    drawn[:, :32, 1] = 3  # the policy looks at what was spared most
+    rows, cells = PolicySampler(PairSampler(SPACE, [target], ITEMS), drawn, [spared]).draw(4000, rng)
+    there = spared.in_box(SPACE, cells)
+    assert there.any() and inside(target, rows, cells)[there].all()
+    assert inside(target, rows, cells).mean() > FOCUS - 0.03
+    assert set(np.unique(cells[~there][:, 1])) == {0, 1, 2}
+
+
+def test_where_the_policy_looks_at_nothing_else_the_modes_alone_are_learnt():
+    target, spared = TargetMode("M1", Region({"a": (3,)})), Region({"b": (3,)})
+    drawn = np.zeros((50, 8, 4), dtype=np.int64)
+    drawn[:, :, 1] = 3
+    rows, cells = PolicySampler(PairSampler(SPACE, [target], ITEMS), drawn, [spared]).draw(
+        400, np.random.default_rng(1)
+    )
+    assert inside(target, rows, cells).all()
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("stripes")
@@ -119,7 +141,9 @@ def test_a_plan_with_a_policy_draws_by_it(task):
     items = task.items.ids("repair")
     policy = Looks([np.array([[n % 3, 0, 0]]) for n in range(len(items))])
     pairs = sampler(task, RepairPlan([TARGET], SETTINGS, 1, policy=policy), items)
-    assert isinstance(pairs, PolicySampler) and pairs.drawn.shape == (len(items), DRAWN, 3)
+    assert isinstance(pairs, PolicySampler)
+    rows, cells = pairs.draw(600, np.random.default_rng(0))
+    assert (cells[cells[:, 1] == 0, 0] == rows[cells[:, 1] == 0] % 3).all()
     assert isinstance(sampler(task, RepairPlan([TARGET], SETTINGS, 1), items), PairSampler)
 
 
@@ -277,7 +301,9 @@ def test_a_repair_that_takes_as_many_steps_at_any_dose_shows_no_curve(place, mon
 
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     monkeypatch.setattr(ImageClassification, "repair", heedless)
-    with pytest.raises(UsageError, match=r"restructure\.trainings: the repair took 20 steps, however few.*plan\.dose"):
+    with pytest.raises(
+        UsageError, match=r"steps of repaired were 20 at a dose of 0\.25, 20 at a dose of 1; expected more"
+    ):
         run(place, trainings=2)
     assert not (place / "data" / "stripes" / "restructure").exists(), "nothing half-written"
 
@@ -287,6 +313,11 @@ def test_a_policy_for_a_method_that_follows_none_is_refused_before_anything_runs
     params["repairs"]["stripes"] = block(aim="policy")
 
     check_audits(Params.model_validate(params), ["stripes"])
+    monkeypatch.setattr(ImageClassification, "heeds_dose", ("last-layer",))
+    params["repairs"]["stripes"] = block(trainings=3)
+    with pytest.raises(UsageError, match="trainings: method risk-weighted of this task does not train in steps"):
+        check_audits(Params.model_validate(params), ["stripes"])
+    params["repairs"]["stripes"] = block(aim="policy")
     monkeypatch.setattr(ImageClassification, "follows_policy", ("last-layer",))
     with pytest.raises(UsageError, match="risk-weighted of this task follows no policy; expected last-layer"):
         check_audits(Params.model_validate(params), ["stripes"])

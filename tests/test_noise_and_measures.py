@@ -67,7 +67,7 @@ def test_the_control_is_called_what_it_was():
     assert "against the same steps on unchanged inputs" in helped
     same = targeting(difference(fails, nothing, control=nothing), "clean").statement
     assert same.startswith("no better than the same steps on unchanged inputs")
-    assert targeting(difference(fails, nothing, control=fails)).statement.startswith("targeting the modes helped")
+    assert targeting(difference(fails, nothing, control=fails)).statement.startswith("aiming the repair helped")
 
 
 def texts(n: int = 12) -> tuple[PlantedTexts, pd.DataFrame]:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from stages.code import main as name_code
+from stages.explorers.policy import save_policy
 from stages.files import write_json
 from stages.provenance import provenance, versions
 from tests.images import image_context, write_images
@@ -70,6 +71,7 @@ def test_prepare_and_restructure(place):
         "model", "items.parquet", "fingerprint.json", "metrics.json", "provenance.json",
     }  # fmt: skip
     write_plan(place)
+    save_policy(None, out / "discover" / "policy")
     done = stage("restructure", "stripes")
     assert done.returncode == 0, done.stderr
     for model in ("repaired", "control"):

@@ -14,6 +14,7 @@ from stages import collect_feedback, decisions, prepare, restructure
 from stages.check import check_audits
 from stages.concepts import Region
 from stages.errors import UsageError
+from stages.explorers.policy import save_policy
 from stages.files import read_json, write_json
 from stages.intervals import Rate
 from stages.landscape.confirm import Mode
@@ -30,6 +31,7 @@ import json
 from types import SimpleNamespace
 
 from stages.concepts import Concept, ConceptSpace
+from stages.explorers.policy import save_policy
 from tests.planted import PlantedTask
 
 
@@ -77,6 +79,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     modes[0]["examples"] += [{**example, "id": "M1.2", "output": "right", "failed": False}]
     concepts = planted().concepts.to_json()[:2]
     write_json(tmp_path / "data/x/summarize/landscape.json", landscape_file(modes, concepts=concepts))
+    save_policy(None, tmp_path / "data/x/discover/policy")
     return tmp_path
 
 

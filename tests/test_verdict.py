@@ -89,8 +89,8 @@ def test_words_of_the_verdict(told, wanted):
          " there improved in general"),
         (FELL, SAME, SAME, "no better than the control in the target modes (-1.0 points [-4.0, +2.0])"),
         (SAME, SAME, SAME, "no better than the control in the target modes (-1.0 points [-4.0, +2.0])"),
-        (SAME, FELL, ROSE, "targeting the modes did worse than the control there: +8.0 points [+4.0, +12.0]"),
-        (FELL, SAME, FELL, "targeting the modes helped: -10.0 points [-14.0, -6.0] against the control in the target"
+        (SAME, FELL, ROSE, "aiming the repair did worse than the control there: +8.0 points [+4.0, +12.0]"),
+        (FELL, SAME, FELL, "aiming the repair helped: -10.0 points [-14.0, -6.0] against the control in the target"
          " modes"),
     ],
 )  # fmt: skip

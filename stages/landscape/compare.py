@@ -158,7 +158,7 @@ def targeting(difference: Difference, control: str = "uniform") -> Targeting | N
     cause, other = (
         ("what the repair knows of the changes", "the same steps on unchanged inputs")
         if control == "clean"
-        else ("targeting the modes", "the control")
+        else ("aiming the repair", "the control")
     )
     if helped:
         said = f"{cause} helped: {change} against {other} in the target modes"

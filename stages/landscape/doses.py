@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from stages.intervals import CHANGE, LEVEL, SHARE, Resampler
+from stages.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler
 from stages.landscape.compare import value_bounds
 from stages.records import RateRecord
 from stages.records.repair import Dose, DoseCurve, Times
 
 PARTS = ("targets", "others", "drawn", "clean")
 
-Curve = Mapping[int, np.ndarray]  # steps -> values (n,), means over trainings
+Curve = Mapping[float, list[np.ndarray]]  # dose -> values (n,) of each training
 
 
 def dose_curves(answers: pd.DataFrame, *, resamples: int, seed: int) -> list[DoseCurve]:
@@ -30,65 +30,60 @@ def dose_curves(answers: pd.DataFrame, *, resamples: int, seed: int) -> list[Dos
 
 
 def _curve(part: str, answers: pd.DataFrame, resamples: int, seed: int) -> DoseCurve:
-    by_model = {
-        key: table["value"].to_numpy(dtype=float)
-        for key, table in answers.groupby(["copy_of", "steps", "training"], sort=True)
-    }
-    items = answers["item"].to_numpy(dtype=str)[: len(by_model["before", 0, 0])]
+    curves: dict[str, dict[float, list[np.ndarray]]] = {"before": {}, "repaired": {}, "control": {}}
+    for (copy, dose, _), table in answers.groupby(["copy_of", "dose", "training"], sort=True):
+        curves[copy].setdefault(dose, []).append(table["value"].to_numpy(dtype=float))
+    before, repaired, control = curves.values()
+    items = answers["item"].to_numpy(dtype=str)[: len(before[0][0])]
     resampler, weights = Resampler(items, resamples, seed), np.ones(len(items))
+    steps = answers.groupby(["copy_of", "dose"])["steps"].mean().round().astype(int)
 
-    def curve(copy: str) -> Curve:
-        steps = sorted({of_steps for one, of_steps, _ in by_model if one == copy})
-        return {n: np.mean([v for key, v in by_model.items() if key[:2] == (copy, n)], axis=0) for n in steps}
-
-    before, repaired, control = (curve(copy) for copy in ("before", "repaired", "control"))
-
-    def doses(of_copy: Curve) -> list[Dose]:
+    def doses(copy: str) -> list[Dose]:
+        found = [("before", 0.0, before[0]), *((copy, dose, values) for dose, values in curves[copy].items())]
         return [
-            Dose(steps=n, rate=RateRecord.from_rate(resampler.mean(values, weights, _bounds(part, before[0], values))))
-            for n, values in {**before, **of_copy}.items()
+            Dose(dose=dose, steps=steps[one, dose], rate=RateRecord.from_rate(mean(np.mean(values, axis=0))))
+            for one, dose, values in found
         ]
 
-    full = max(repaired)
-    pairs = [
-        (values, by_model["control", full, training])
-        for (copy, steps, training), values in by_model.items()
-        if copy == "repaired" and steps == full and ("control", full, training) in by_model
-    ]
+    def mean(values: np.ndarray) -> Rate:
+        return resampler.mean(values, weights, SHARE if part != "clean" else value_bounds(before[0][0], values)[0])
+
+    def difference(one: np.ndarray, other: np.ndarray) -> Rate:
+        return resampler.mean(one - other, weights, CHANGE if part != "clean" else value_bounds(one, other)[1])
+
     return DoseCurve(
         part=part,
-        repaired=doses(repaired),
-        control=doses(control) if control else [],
+        repaired=doses("repaired"),
+        control=doses("control") if control else [],
         differences=[
-            RateRecord.from_rate(
-                resampler.mean(one - other, weights, CHANGE if part != "clean" else value_bounds(one, other)[1])
-            )
-            for one, other in pairs
+            RateRecord.from_rate(difference(*pair))
+            for pair in (zip(repaired[1], control[1], strict=True) if control else ())
         ],
-        times=_times(repaired[full], full, control, resampler) if control and part != "clean" else None,
+        times=_times(repaired[1], control, resampler, seed) if control and part != "clean" else None,
     )
 
 
-def _bounds(part: str, before: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    return SHARE if part != "clean" else value_bounds(before, values)[0]
+def _times(reached: list[np.ndarray], control: Curve, resampler: Resampler, seed: int) -> Times:
+    """How many times as many steps take the control to where all of its steps took the repair, with its interval.
 
+    Items and trainings are resampled: another training would differ, too.
+    """
+    shares, rng = np.array(list(control)), np.random.default_rng([seed, 3])
 
-def _times(reached: np.ndarray, steps: int, control: Curve, resampler: Resampler) -> Times:
-    """How many times as many steps take the control to where these steps took the repair, with its interval."""
-    shares = np.array(list(control)) / steps
-    rates = np.array([values.mean() for values in control.values()])
-    drawn = np.column_stack([resampler.samples(values) for values in control.values()])
-    found = [_crossing(shares, *both) for both in zip(drawn, resampler.samples(reached), strict=True)]
+    def resampled(trainings: list[np.ndarray]) -> np.ndarray:
+        drawn = np.column_stack([resampler.samples(values) for values in trainings])  # (resamples, trainings)
+        chosen = rng.integers(len(trainings), size=drawn.shape)
+        return np.take_along_axis(drawn, chosen, axis=1).mean(axis=1)
+
+    rates = np.column_stack([resampled(trainings) for trainings in control.values()])
+    found = [_crossing(shares, *both) for both in zip(rates, resampled(reached), strict=True)]
     tail = (1 - LEVEL) / 2
+    value = _crossing(shares, np.array([np.mean(trainings) for trainings in control.values()]), float(np.mean(reached)))
     low, high = np.quantile(found, tail, method="lower"), np.quantile(found, 1 - tail, method="higher")
-    value = _crossing(shares, rates, float(reached.mean()))
-    return Times(
-        value=value if np.isfinite(value) else None,
-        low=float(min(low, shares[-1])),
-        high=float(high) if np.isfinite(high) else None,
-        least=float(shares[0]),
-        most=float(shares[-1]),
-    )
+    ends = {
+        name: float(end) if np.isfinite(end) else None for name, end in (("value", value), ("low", low), ("high", high))
+    }
+    return Times(**ends, least=float(shares[0]), most=float(shares[-1]))
 
 
 def _crossing(shares: np.ndarray, rates: np.ndarray, reached: float) -> float:
@@ -108,15 +103,18 @@ def _crossing(shares: np.ndarray, rates: np.ndarray, reached: float) -> float:
 
 
 def worth(curve: DoseCurve) -> str:
-    """How many steps of the control those of the repair are worth, with the interval; empty without a control."""
-    times, steps = curve.times, curve.repaired[-1].steps
+    """How many times the repair's steps its control needed to get there: "3.5 times as many (2.2 to more than 4)".
+
+    Empty without a control.
+    """
+    times = curve.times
     if times is None:
         return ""
-    if times.value is None:
-        many = f"more than {times.most:g} times as many"
-    elif times.value > times.least:
-        many = f"{times.value:.1f} times as many"
-    else:
-        return f"{steps:,} steps of the repair did no more than {curve.control[1].steps:,} of the control's"
-    high = f"more than {times.most:g}" if times.high is None else f"{times.high:.1f}"
-    return f"{steps:,} steps of the repair did what took the control {many} [{times.low:.1f}, {high}]"
+
+    def said(value: float | None) -> str:
+        if value is None:
+            return f"more than {times.most:g}"
+        return f"{value:.1f}" if value > times.least else f"at most {times.least:g}"
+
+    ends = dict.fromkeys((said(times.low), said(times.high)))
+    return f"{said(times.value)} times as many ({' to '.join(ends)})"

@@ -43,10 +43,7 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> str:
     for told in (entry.statement for entry in (comparison.targeting, comparison.noise) if entry):
         if told:
             said.append(f"{told[0].upper()}{told[1:]}.")
-    for part, where in (("targets", "in the target modes"), ("drawn", "where the search looks first")):
-        curve = next((curve for curve in comparison.doses or () if curve.part == part), None)
-        if curve is not None and (told := worth(curve)):
-            said.append(f"{told} {where}.")
+    said += _steps(comparison)
     if regions := comparison.failures_moved.regions:
         said.append("Failures rose elsewhere: " + "; ".join(region.text for region in regions) + ".")
     if worse := [f"{of.attribute} {one.value}" for of in comparison.slices or () for one in of.values if one.worse]:
@@ -67,6 +64,21 @@ def _harm(comparison: Comparison) -> list[str]:
     if others.moved.low > 0:
         said.append(f"Outside the target modes failures rose from {others.before:.1%} to {others.after:.1%}.")
     return said
+
+
+def _steps(comparison: Comparison) -> list[str]:
+    """How many steps the control needed for what the repair reached, wherever both were asked; at most one sentence."""
+    where = {
+        "targets": "in the target modes",
+        "drawn": "on cells that the search's policy proposes",
+        "others": "everywhere else",
+    }
+    curves = {curve.part: curve for curve in comparison.doses or ()}
+    told = [f"{found} {said}" for part, said in where.items() if part in curves and (found := worth(curves[part]))]
+    if not told:
+        return []
+    steps = curves["targets"].repaired[-1].steps
+    return [f"To match {steps:,} steps of the repair, the control needed {', '.join(told)}."]
 
 
 def _in_targets(found: Difference) -> str:

@@ -14,17 +14,18 @@ from stages.records.repair import Dose, DoseCurve
 _PARTS = {
     "targets": "In the target modes",
     "others": "Everywhere else",
-    "drawn": "Where the search looks first",
+    "drawn": "Cells that the search's policy proposes",
     "clean": "Unchanged inputs, clean quality",
 }
 
 
 class DosesPart(NamedTuple):
-    """One part of the pairs: sentences, the curves, and the table with the steps, repair and control of each row."""
+    """One part of the pairs: sentences, curves, whether there is a control, and steps, repair and control by row."""
 
     title: str
     sentences: list[str]
     picture: Picture
+    control: bool
     rows: list[tuple[str, str, str]]
 
 
@@ -43,14 +44,15 @@ def _part(curve: DoseCurve) -> DosesPart:
     picture = Picture(
         f"{what} against steps of training, {title.lower()}: {ends}.", [("", figures.doses(shown))], 300, title
     )
-    sentences = [f"{said}."] if (said := worth(curve)) else []
+    told = worth(curve)
+    sentences = [f"To match {repaired[-1].steps:,} steps of the repair, the control needed {told}."] if told else []
     if curve.differences:
         each = "; ".join(f"{points(d.value)} [{points_interval(d.low, d.high)}]" for d in curve.differences)
         trainings = "training" if len(curve.differences) == 1 else f"each of {len(curve.differences)} trainings"
         sentences.append(f"Repair minus control after {repaired[-1].steps:,} steps, {trainings}: {each} points.")
     steps = sorted({dose.steps for doses in shown.values() for dose in doses})
     rows = [(number(n), _rate(repaired, n), _rate(control, n)) for n in steps]
-    return DosesPart(title, sentences, picture, rows)
+    return DosesPart(title, sentences, picture, bool(control), rows)
 
 
 def _rate(doses: Sequence[Dose], steps: int) -> str:

@@ -48,8 +48,8 @@ class RestructureConfig(Strict):
     )
     aim: Literal["auto", "policy", "modes"] = Field(
         "auto",
-        description="where to look for what is learnt: policy: where the search's policy looks for these items, a"
-        " quarter of it in the modes; modes: anywhere in the modes; auto: policy, where one was learnt and the method"
+        description="where to look for what is learnt: policy: where the search's policy looks for these items;"
+        " modes: anywhere in the modes; auto: policy, where one was learnt and the method"
         " follows it",
     )
     trainings: int = Field(

@@ -81,12 +81,14 @@ class Training(Record):
         folder: of the model, under restructure/models.
         copy_of: whose training it is; `before` is the model under test, which was not trained.
         training: 0 with the seed of the audit, 1 with the next one.
+        dose: share of the steps of the settings.
         steps: how many it took.
     """
 
     folder: str
     copy_of: Literal["before", "repaired", "control"]
     training: int
+    dose: float
     steps: int
 
 
@@ -304,8 +306,9 @@ class InvalidPairs(Record):
 
 
 class Dose(Record):
-    """What some steps of training lead to: the mean over trainings, with an interval over items."""
+    """What a dose of training leads to: the mean over trainings, with an interval over items; steps are a mean, too."""
 
+    dose: float
     steps: int
     rate: RateRecord
 
@@ -313,12 +316,12 @@ class Dose(Record):
 class Times(Record):
     """How many times the repair's steps the control needs for the same failure rate.
 
-    None where it did not get there in the longest training, which was `most` times as long; at least `least`, that of
-    the shortest, was tried.
+    None where it did not get there in the longest training, which was `most` times as long; `least` where the shortest,
+    which was so many times as long, did.
     """
 
     value: float | None
-    low: float
+    low: float | None
     high: float | None
     least: float
     most: float

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from stages.concepts import ConceptSpace
+from stages.concepts import ConceptSpace, Region
 from stages.errors import UsageError
 from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.contract import RepairPlan, TargetMode
@@ -35,7 +35,7 @@ def sampler(task: LoadedTask, plan: RepairPlan, items: Sequence[str]) -> Sampler
     boxes = PairSampler(task.concepts, plan.regions(task.concepts), known_attributes(task, items))
     if plan.policy is None:
         return boxes
-    return PolicySampler(boxes, plan.policy.sample(task.embed(items), DRAWN, plan.seed))
+    return PolicySampler(boxes, plan.policy.sample(task.embed(items), DRAWN, plan.seed), plan.spared)
 
 
 class PairSampler:
@@ -104,42 +104,43 @@ class PairSampler:
 class PolicySampler:
     """Draws where the search's policy looks: rows of items, each under one of the cells it draws for this very item.
 
-    The policy goes where the model fails most, whichever modes people chose. So each target is seen to get its share,
-    by severity, of `FOCUS` of the pairs: where the policy looks too seldom, more of its own pairs inside are drawn, or
-    any pairs of a target where it never looks.
+    The policy goes where the model fails most, whichever modes people chose. So what it draws in modes that people
+    spared is left out, and each target is seen to get its share, by severity, of `FOCUS` of the pairs: where the policy
+    looks too seldom, more of its own pairs inside are drawn, or any pairs of a target where it never looks.
 
     Args:
         boxes: draws from the targets.
         drawn: (items, k, d) cells that the policy draws for each item.
+        spared: regions in which nothing is learnt, but where a target overlaps them.
     """
 
-    def __init__(self, boxes: PairSampler, drawn: np.ndarray) -> None:
-        self.boxes, self.drawn = boxes, drawn
+    def __init__(self, boxes: PairSampler, drawn: np.ndarray, spared: Sequence[Region] = ()) -> None:
+        self.boxes = boxes
         cells, rows = drawn.reshape(-1, drawn.shape[2]), np.repeat(np.arange(len(drawn)), drawn.shape[1])
         items = boxes.attributes.iloc[rows]
-        inside = [target.region.contains(boxes.space, cells, items) for target in boxes.targets]
-        self._inside = [(rows[mask], cells[mask]) for mask in inside]
-        lacking = np.clip(FOCUS * boxes.share - np.mean(inside, axis=1), 0, None)
-        self._share = np.append(lacking, 1 - lacking.sum())  # of each target, and wherever the policy looks
+
+        def lies_in(region: Region) -> np.ndarray:
+            return region.contains(boxes.space, cells, items)
+
+        inside = np.array([lies_in(target.region) for target in boxes.targets])
+        kept = inside.any(axis=0) | ~np.any([np.zeros(len(cells), dtype=bool), *map(lies_in, spared)], axis=0)
+        self._pairs = [(rows[mask], cells[mask]) for mask in (*inside, kept)]  # of each target, and of all that is kept
+        own = inside[:, kept].mean(axis=1) if kept.any() else np.zeros(len(inside))
+        lacking = np.clip(FOCUS * boxes.share - own, 0, None)
+        self._share = np.append(lacking, 1 - lacking.sum()) if kept.any() else np.append(boxes.share, 0.0)
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """See `Sampler`."""
-        *aimed, anywhere = rng.multinomial(n, self._share).tolist()
-        parts = [self._aimed(number, count, rng) for number, count in enumerate(aimed)]
-        return _mixed([*parts, self._anywhere(anywhere, rng)], rng)
+        return _mixed([self._of(part, count, rng) for part, count in enumerate(rng.multinomial(n, self._share))], rng)
 
-    def _aimed(self, number: int, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        rows, cells = self._inside[number]
-        if not len(rows):
-            return self.boxes.of(number, n, rng)
-        # Items alike, however often the policy looks there for each; rows are in the order of items.
+    def _of(self, part: int, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        rows, cells = self._pairs[part]
+        if n == 0 or not len(rows):
+            return self.boxes.of(min(part, len(self.boxes.targets) - 1), n, rng)
+        # Items alike, however many pairs there are of each; rows are in the order of items.
         asked = np.resize(rng.permutation(np.unique(rows)), n)
         first, end = np.searchsorted(rows, asked), np.searchsorted(rows, asked, side="right")
         return asked, cells[rng.integers(first, end)]
-
-    def _anywhere(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.resize(rng.permutation(len(self.drawn)), n)
-        return rows, self.drawn[rows, rng.integers(self.drawn.shape[1], size=n)]
 
 
 def _mixed(parts: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

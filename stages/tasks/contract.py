@@ -229,6 +229,7 @@ class RepairPlan:
         examples: what people said of examples, for methods the task's `learns_from_examples` names.
         scratch: where unfinished work may be kept, so that a killed repair resumes; None keeps nothing.
         policy: what the search learnt, to aim by, for methods the task's `follows_policy` names; None for a control.
+        spared: modes that people accept or ignore: what the policy draws there is not learnt.
         dose: share of the steps of the settings to train for.
         draft: the model is measured once and then left: it needs no card, and no numbers beside its steps.
     """
@@ -241,6 +242,7 @@ class RepairPlan:
     examples: Sequence[RatedExample] = ()
     scratch: Path | None = None
     policy: Proposer | None = None
+    spared: Sequence[Region] = ()
     dose: float = 1.0
     draft: bool = False
 

@@ -71,9 +71,14 @@ class Entailment:
 
         logging.disable_progress_bar()
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model, told = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             why = " ".join(str(error).split())[:400]
@@ -89,7 +94,8 @@ class Entailment:
         self._entails = int(labels["entailment"])
         self._model = model.eval().to(device)
         self._device = device
-        self._window = min(self._tokenizer.model_max_length, model.config.max_position_embeddings)
+        positions = getattr(model.config, "max_position_embeddings", 514) - 2  # RoBERTa counts from 2
+        self._window = min(self._tokenizer.model_max_length, positions)
         self._known: dict[tuple[str, str], float] = {}
 
     def __call__(self, summary: str, article: str) -> float:

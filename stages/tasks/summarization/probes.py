@@ -77,7 +77,7 @@ class SummarizerProbes(Task):
         "entailment": ENTAILMENT_LOADERS,
     }
     dtypes = ("float32", "bfloat16")
-    learns_from_examples = ("lora",)
+    learns_from_examples = heeds_dose = ("lora",)
 
     def __init__(
         self,
@@ -375,12 +375,16 @@ class SummarizerProbes(Task):
     def notes(self) -> Sequence[str]:
         """See Task: whether what is wrong with summaries of unchanged articles can be seen."""
         wrong = self.clean_unsupported("discover")
-        told = f"{wrong.sum()} of {len(wrong)} summaries of unchanged articles say what their article does not support"
+        told = (
+            f"{wrong.sum()} of {len(wrong)} summaries of unchanged articles seem to say what their article does not"
+            " support"
+        )
         if ABSOLUTE in self.settings.weights:
             return [f"By the measure {ABSOLUTE} alone, {told}."]
         return [
-            "Answers are compared with the model's own summaries of unchanged articles, or calibrated on them, so what"
-            f" is wrong there already counts as no failure. By the measure {ABSOLUTE}, which needs neither, {told}."
+            "Where answers are compared with the model's own summaries of unchanged articles, or calibrated on them,"
+            f" what is wrong there already counts as no failure. By the measure {ABSOLUTE}, which needs neither,"
+            f" {told}."
         ]
 
     # Further measures
