@@ -171,7 +171,7 @@ MAY_MAKE_STALE: list[tuple[str, set[str], set[str]]] = [
     ("stages/explorers/bandits.py", set(), set()),
     ("stages/explorers/quality_diversity.py", set(), set()),
     ("stages/explorers/agents.py", {"ppo"}, SEARCH | JUDGE),
-    ("stages/explorers/", {*DEFAULT, "ppo"}, SEARCH | JUDGE),
+    ("stages/explorers/", {*DEFAULT, "ppo"}, SEARCH | {"restructure"} | JUDGE),  # a repair may follow the policy
     ("stages/pages/", {*DEFAULT, "ppo"}, JUDGE),
     ("stages/screening/", set(), set()),
     ("stages/decisions/", {*DEFAULT, "ppo"}, {"collect_feedback", "restructure"} | JUDGE),
