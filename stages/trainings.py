@@ -1,6 +1,6 @@
 """What further trainings of a repair and its control answer, on the same pairs of unseen items and cells.
 
-Failures against steps say what aiming is worth: the control reaches any rate, too, if it may train for longer.
+Failures against steps say what aiming is worth: a control that trains for longer may reach the same rates.
 """
 
 from __future__ import annotations
