@@ -98,6 +98,11 @@ def reproduce(stage: str, what: Job, runner: Runner) -> StageResult:
         if not stopping():  # after Ctrl-C nobody wants to read how stages take it; the log file has it
             STAGE_LOG.info(line, extra={"stage": stage})
 
+    if stage.startswith("restructure@"):  # its training costs the most
+        from flows.power import what_can_be_shown
+
+        for line in what_can_be_shown(load_params(), stage.partition("@")[2]):
+            say(line)
     try:
         result = _whole(runner.run(what, say), what, runner, say)
     except InfrastructureError as error:

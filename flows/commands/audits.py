@@ -43,9 +43,13 @@ def audit(
 
 @app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded plan[/]   [cyan]faded plan --all[/]")
 def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> None:
-    """Show what an audit would run, why, and what it would cost. Runs nothing."""
+    """Show what an audit would run, why, and what it would cost. Runs nothing.
+
+    Where there is a landscape, also which change of its failure rates the test items can show of a repair.
+    """
     from flows.estimate import backend_line, estimate, processes_of
     from flows.graph import read_graph
+    from flows.power import what_can_be_shown
     from flows.runners import check_stages, chosen
     from flows.screen import read_screening
     from flows.views import show_last_screening, show_plan, show_processes
@@ -62,6 +66,8 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if here and (processes := processes_of(params, graph, name)) is not None:
             show_processes(console, name, *processes)
+        for line in what_can_be_shown(params, name):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         if (last := read_screening(params, graph, name)) is not None:
             record, followed = last
             show_last_screening(console, name, record.screening, record.when, followed)

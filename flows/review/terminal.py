@@ -59,6 +59,8 @@ def review_landscape(
         UsageError: when there is no landscape, nothing to decide, or the answers end before the questions do.
         AlreadyDecided: when the landscape is decided.
     """
+    from flows.power import what_can_be_shown
+
     params.repair(audit)
     landscape = landscape_hash(audit)
     found = audit_folder(audit).summarize.landscape
@@ -66,6 +68,8 @@ def review_landscape(
     if params.repairs[audit].feedback.policy != "wait":
         note = f"repairs.{audit}.feedback.policy is top-k, so a rule decides; set it to wait to decide yourself"
         console.print(f"[yellow]note:[/] {note}", highlight=False)
+    for line in what_can_be_shown(params, audit):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     now = open_standing(params, audit, revise)
     _show_standing(console, now, audit)
     try:

@@ -106,6 +106,7 @@ def review_view(
     Raises:
         UsageError: when there is no landscape, or no repair to decide on.
     """
+    from flows.power import what_can_be_shown
     from stages.restructure import learns_from_examples
 
     repair = params.repair(audit)
@@ -142,6 +143,7 @@ def review_view(
         "rule": RULE if now.needed > 1 else "",
         "deadline": deadline(audit),
         "takes": how_long(params, audit),
+        "shown": [line.removeprefix(f"{audit}: ") for line in what_can_be_shown(params, audit)],
         "reports": [(name, title) for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()],
         "actions": {name: ACTION_MEANS[name] for name in ACTIONS},
         "severities": list(SEVERITIES),

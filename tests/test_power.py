@@ -1,0 +1,130 @@
+"""Which changes test items can show: held against what the intervals of simulated repairs say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flows.power import what_can_be_shown
+from stages.intervals import CHANGE, Rate, Resampler
+from stages.landscape.power import CHURN, Power, alike
+from stages.params import load_params
+from stages.records import Landscape, audit_folder
+from stages.records.tables import Embedded
+from tests.landscapes import landscape_file, planted
+from tests.workspace import Workspace, audit_params, repair_params
+
+REPAIRS = 100
+
+
+def change(power: Power, drop: float, seed: int) -> Rate:
+    """The interval of a simulated repair: each item has chances of its own that a pair is fixed, or fails newly."""
+    rng, each = np.random.default_rng(seed), power.pairs // power.items
+    spread = 1 / power.alike - 1
+    fixed, newly = (rng.beta(p * spread, (1 - p) * spread, (power.items, 1)) for p in (drop + CHURN, CHURN))
+    u = rng.random((power.items, each))
+    values = np.where(u < fixed, -1.0, np.where(u > 1 - newly, 1.0, 0.0)).ravel()
+    items = np.repeat(np.arange(power.items), each)
+    return Resampler(items, 500, seed).mean(values, np.ones(len(values)), CHANGE)
+
+
+@pytest.mark.parametrize(
+    "power",
+    [Power(0.2, 300, 900, 0.5), Power(0.5, 60, 300, 0.3), Power(0.3, 100, 1000, 0.5), Power(0.6, 20, 1000, 0.4)],
+    ids=lambda power: f"{power.items} items",
+)
+def test_the_least_drop_is_shown_in_four_of_five_repairs_and_half_of_it_is_not(power):
+    drop = power.least_drop()
+    shown = [np.mean([change(power, d, seed).high < 0 for seed in range(REPAIRS)]) for d in (drop, drop / 2)]
+    assert 0.75 < shown[0] < 0.97 and shown[1] < 0.6
+    bound = drop / 3
+    assert power.least_drop(bound) > drop
+    passed = [change(power, power.least_drop(bound), seed).high < -bound for seed in range(REPAIRS)]
+    assert 0.75 < np.mean(passed) < 0.97
+
+
+def test_a_rise_is_ruled_out_by_the_margin_where_nothing_changes():
+    power = Power(0.2, 400, 1200, 0.5)
+    assert 0.7 < np.mean([change(power, 0.0, seed).high <= power.margin(0) for seed in range(REPAIRS)]) < 0.95
+
+
+def test_as_many_items_as_are_said_to_be_needed_show_it():
+    few = Power(0.3, 40, 80, 0.4)
+    n = few.items_for(0.1, 0.05)
+    assert n > few.items and few.least_drop(0.05) > 0.1
+    enough, fewer = (Power(0.3, k, 2 * k, 0.4).least_drop(0.05) for k in (n, round(0.9 * n)))
+    assert enough == pytest.approx(0.1, abs=0.002) and fewer > 0.102
+    assert Power(0.1, 10, 20, 0.4).least_drop() is None
+
+
+def test_items_are_as_alike_as_they_were_made():
+    rng = np.random.default_rng(0)
+    items = np.repeat(np.arange(500), 6)
+    for rho in (0.1, 0.5):
+        chance = rng.beta(0.3 * (1 / rho - 1), 0.7 * (1 / rho - 1), 500)
+        assert alike(rng.random(3000) < chance[items], items) == pytest.approx(rho, abs=0.05)
+    assert alike(rng.random(3000) < 0.3, items) < 0.03
+    assert alike(np.repeat(rng.random(500) < 0.3, 6), items) == 1.0
+    assert alike(np.zeros(3000, dtype=bool), items) == 0.0
+    assert alike(np.array([True, False]), np.array(["a", "b"])) == 1.0
+
+
+@pytest.fixture
+def searched(tmp_path, monkeypatch):
+    """An audit whose landscape has two modes, with 60 test items; returns what the gates of its repair let be said."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    found = landscape_file(
+        (
+            {"id": f"M{k + 1}", "text": f"tilt = {k}", "region": {"tilt": [k]}, "rate": 0.4, "share": 0.2}
+            for k in (0, 1)
+        ),
+        concepts=planted().concepts.to_json(),
+    )
+    here = audit_folder("tiny")
+    for part in (here.prepare, here.discover, here.summarize):
+        part.path.mkdir(parents=True)
+    pd.DataFrame({"split": ["discover"] * 50 + ["test"] * 60}).to_parquet(here.prepare.path / "items.parquet")
+    here.summarize.landscape = Landscape.from_json(found, "landscape.json")
+    space = here.summarize.landscape.space
+    ids = np.array([f"i{k}" for k in range(50)])
+    probes = pd.DataFrame(space.sample(600, rng), columns=space.names)
+    probes = probes.assign(
+        role="control", explorer="random", order=range(600), item=np.resize(ids, 600), repeat=0, discrepancy=0.0
+    ).assign(failed=rng.random(600) < 0.1, output="")
+    here.discover.probes = probes
+    here.discover.embedded = Embedded(ids.tolist(), np.zeros((50, 2)), pd.DataFrame(index=range(50)))
+    here.summarize.fresh = probes.head(200).assign(failed=rng.random(200) < 0.4, mode="M1")
+
+    def said(policy: str = "top-k", **gates: object) -> list[str]:
+        feedback = {"policy": policy, **({"modes": 1} if policy == "top-k" else {})}
+        repairs = {"tiny": repair_params(feedback=feedback, gates=gates)}
+        Workspace(Path()).write_params({"audits": {"tiny": audit_params()}, "repairs": repairs})
+        return what_can_be_shown(load_params(), "tiny")
+
+    return said
+
+
+def test_gates_for_which_items_are_too_few_are_named(searched):
+    [line] = searched()
+    assert line.startswith("tiny: 60 test items can show, in M1, where 40.0% fail, a drop by 14.")
+    assert "in M1, M2," in searched("wait")[0]
+    _, target, other = searched(target_failure_rate={"change_max": -0.05}, other_failure_rate={"change_max": 0.01})
+    assert "change_max -0.05 passes with a drop by 2" in target
+    assert "other_failure_rate.change_max 0.01 is likely to fail unless failures drop there, too" in other
+    assert len(searched(other_failure_rate={"change_max": 0.2})) == 1
+    assert (
+        "is likely to fail even if every failure is repaired" in searched(target_failure_rate={"change_max": -0.38})[1]
+    )
+    assert searched(target_failure_rate={"change_max": -0.5})[1].endswith("cannot pass: only 40.0% fail there")
+    assert searched(other_failure_rate={"change_max": 0.0})[1].endswith("no number of items would")
+
+
+def test_nothing_is_said_where_records_are_missing_or_torn(searched):
+    (audit_folder("tiny").discover.path / "probes.parquet").write_bytes(b"PAR1")
+    assert searched() == []
+    audit_folder("tiny").summarize.where("landscape").unlink()
+    assert searched() == []
