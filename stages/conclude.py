@@ -8,7 +8,6 @@ from typing import Any
 
 from stages.command import stage_main
 from stages.landscape.bias import newly_skewed
-from stages.landscape.gates import repair_gates
 from stages.landscape.verdict import conclude
 from stages.pages.comparison_report import write_comparison_report
 from stages.pages.model_card import model_card
@@ -24,7 +23,7 @@ def main(name: str) -> None:
     """Run the stage for one audit."""
     params, here = load_params(), audit_folder(name)
     comparison = here.compare.comparison
-    verdict = conclude(comparison, here.collect_feedback.plan, repair_gates(params.repair(name).gates, comparison))
+    verdict = conclude(comparison, here.collect_feedback.plan, params.repair(name).gates)
     record = provenance(name, params.audit(name), computes=False) | here.re_evaluate.provenance.of_model()
     read = [
         *(here.prepare.path / "items.parquet", _models(here), here.collect_feedback.where("plan")),

@@ -121,7 +121,7 @@ def _plans(
         for copy, shares in config.doses.items():
             for dose in shares:
                 if (training, dose) != (0, 1.0):  # that is the repair, or its control
-                    folder = f"trainings/{copy}-{dose:g}-{training}"
+                    folder = Training.folder_of(copy, dose, training)
                     plans[folder] = replace(alike[copy], seed=seed + training, dose=dose, draft=True)
     plans = {folder: replace(plan, scratch=work / folder) for folder, plan in plans.items()}
     for plan in alike.values() if targets else ():

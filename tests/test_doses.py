@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.landscape.doses import _crossing, dose_curves, worth
+from stages.landscape.doses import _crossing, checkpoints, dose_curves, worth
+from stages.landscape.gates import cheapest
 from stages.pages.doses import doses_view
+from stages.params import Gates
+from stages.records import Comparison
 from stages.records.repair import DoseCurve
 
 STEPS = {"before": {0.0: 0}, "repaired": {0.25: 25, 1.0: 100}, "control": {0.25: 25, 1.0: 100, 4.0: 400}}
@@ -124,3 +127,38 @@ def test_the_page_shows_each_training():
     assert [row[0] for row in view.rows] == ["0", "25", "100", "400"]
     assert view.rows[3][1] == "–" and "%" in view.rows[3][2]
     assert "after 400" in view.picture.alt
+
+
+GATES = {
+    "target_failure_rate": {"change_max": -0.05},
+    "other_failure_rate": {"change_max": 0.05},
+    "newly_failing": {"max": 0.1},
+    "clean_quality": {"change_min": -0.1},
+}
+
+
+def offered(elsewhere=0.1, clean=0.9, **gates):
+    """The checkpoint that is offered after a quarter of the steps, with these rates elsewhere and this quality."""
+    asked = {
+        "targets": rates((0.2, 0.15), (0.3, 0.25, 0.2)),
+        "others": rates((elsewhere, 0.1), (0.1, 0.1, 0.1), before=0.1),
+        "clean": rates((clean, 0.9), (0.9, 0.9, 0.9), before=0.9),
+    }
+    table = pd.concat([answers(of, part=part, items=300) for part, of in asked.items()])
+    [found] = checkpoints(table, 0.2, resamples=300, seed=0)
+    assert found.differences["target_failure_rate"].change == pytest.approx(-0.2, abs=0.03)
+    assert found.differences["failure_rate"].after == pytest.approx(0.2 * 0.2 + 0.8 * elsewhere, abs=0.02)
+    assert found.differences["clean_quality"].after == pytest.approx(clean, abs=0.03)
+    return cheapest(Gates.model_validate(GATES | gates), Comparison.model_construct(checkpoints=[found]))
+
+
+def test_the_checkpoint_is_offered_that_passes_all_gates_and_no_other():
+    found = offered()
+    assert (found.folder, found.steps) == ("trainings/repaired-0.25-0", 25)
+    assert offered(elsewhere=0.2) is None  # other failure rate, and newly failing
+    assert offered(elsewhere=0.2, other_failure_rate=None) is None
+    assert offered(clean=0.7) is None
+    assert offered(target_failure_rate={"max": 0.1}) is None
+    assert offered(bias={"max": 0.5}) is None  # which nothing measured
+    assert offered(slices={"label": {"max": 0.9}}) is None
+    assert checkpoints(answers(rates((0.2, 0.1), (0.2, 0.2, 0.2))).head(0), 0.2, resamples=200, seed=0) == []

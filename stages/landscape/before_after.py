@@ -12,7 +12,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace, Region
 from stages.landscape.bias import compare_bias
 from stages.landscape.compare import Paired, against_noise, compare_quality, reduced_failures, risen, targeting
-from stages.landscape.doses import dose_curves
+from stages.landscape.doses import checkpoints, dose_curves
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.kinds import Rates
 from stages.landscape.measures import compare_measures
@@ -155,6 +155,7 @@ def compare_models(
     ).having(
         bias=bias,
         doses=dose_curves(asked.doses, resamples=resamples, seed=seed) or None,
+        checkpoints=checkpoints(asked.doses, share, resamples=resamples, seed=seed) or None,
         policy=policy_shift(space, asked.policies, seed) or None,
         ratings=asked.ratings,
         slices=compare_slices(

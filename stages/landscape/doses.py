@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from stages.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler
-from stages.landscape.compare import value_bounds
+from stages.landscape.compare import Paired, compare_quality, value_bounds
 from stages.records import RateRecord
-from stages.records.repair import Dose, DoseCurve, Times
+from stages.records.repair import Checkpoint, Dose, DoseCurve, Times, Training
 
 PARTS = ("targets", "others", "drawn", "clean")
 
@@ -100,6 +100,39 @@ def _crossing(shares: np.ndarray, rates: np.ndarray, reached: float) -> float:
         return float(shares[0])
     part = (lowest[k - 1] - reached) / (lowest[k - 1] - lowest[k])
     return float(np.exp((1 - part) * np.log(shares[k - 1]) + part * np.log(shares[k])))
+
+
+def checkpoints(answers: pd.DataFrame, share: float, *, resamples: int, seed: int) -> list[Checkpoint]:
+    """What became of failures and clean quality after fewer steps of the repair's own training.
+
+    Args:
+        answers: as in re_evaluate's doses.parquet.
+        share: of the grid that the targets cover.
+        resamples: of items, for the intervals.
+        seed: of the resampling.
+    """
+    first = answers[answers["training"] == 0]
+    before, found = first[first["copy_of"] == "before"], []
+    fewer = first[(first["copy_of"] == "repaired") & (first["dose"] < 1)]
+    for (steps, dose), after in fewer.groupby(["steps", "dose"], sort=True):
+        probed = before["part"].isin(("targets", "others")).to_numpy()
+        values = {"before": before["value"].to_numpy(dtype=float), "after": after["value"].to_numpy(dtype=float)}
+        asked, clean = before[probed], before["part"].to_numpy() == "clean"
+        paired = Paired(
+            asked["item"].to_numpy(dtype=str),
+            np.empty((len(asked), 0), dtype=np.int64),
+            asked["part"].to_numpy() == "targets",
+            share,
+            {model: value[probed] for model, value in values.items()},
+            resamples=resamples,
+            seed=seed,
+        )
+        of_clean = {model: value[clean] for model, value in values.items()}
+        quality = compare_quality(of_clean, before["item"][clean].tolist(), resamples=resamples, seed=seed)[0]
+        differences = paired.differences() | {"clean_quality": quality}
+        folder = Training.folder_of("repaired", dose, 0)
+        found.append(Checkpoint(folder=folder, steps=int(steps), differences=differences))
+    return found
 
 
 def worth(curve: DoseCurve) -> str:

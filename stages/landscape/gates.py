@@ -11,7 +11,8 @@ from stages.landscape.bias import largest_bias
 from stages.params import Gate as BoundsOfGate
 from stages.params import Gates, LandscapeGates
 from stages.params.slices import SliceGate, unknown_attributes
-from stages.records import Comparison, Gate, Landscape, Rate, RateRecord
+from stages.records import Comparison, Difference, Gate, Landscape, Rate, RateRecord
+from stages.records.repair import Cheapest
 from stages.records.slices import Bounds
 
 
@@ -46,10 +47,7 @@ def landscape_gates(gates: LandscapeGates | None, landscape: Landscape) -> list[
 
 def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
     """Hold a repair against its gates. What has no change (newly failing) is one: before the repair there was none."""
-    after, change = {}, {}
-    for measure, entry in comparison.differences.items():
-        after[measure] = RateRecord(value=entry.after, low=entry.after_low, high=entry.after_high, n=entry.pairs).rate
-        change[measure] = entry.moved
+    after, change = _measured(comparison.differences)
     if comparison.bias:
         after["bias"], change["bias"] = comparison.bias.mean["after"].rate, comparison.bias.mean_change["after"].rate
     judged = judge_repair(gates, after, change)
@@ -61,6 +59,23 @@ def repair_gates(gates: Gates, comparison: Comparison) -> list[Gate]:
         rates[of.attribute] = {one.value: _joint(one.after, one.joint_after, one.pairs) for one in of.values}
         moved[of.attribute] = {one.value: _joint(one.change, one.joint_change, one.pairs) for one in of.values}
     return judged + judge_slices(gates.slices, rates, moved, f"repairs.{comparison.audit}.gates.slices")
+
+
+def cheapest(gates: Gates, comparison: Comparison) -> Cheapest | None:
+    """The checkpoint with the fewest steps that passes all gates; None where none does, or can be judged by all."""
+    for found in comparison.checkpoints or ():  # of fewest steps first
+        if not gates.slices and all_passed(judge_repair(gates, *_measured(found.differences))):
+            return Cheapest(folder=found.folder, steps=found.steps)
+    return None
+
+
+def _measured(differences: Mapping[str, Difference]) -> tuple[dict[str, Rate], dict[str, Rate]]:
+    """By measure, the value after the repair and the change."""
+    after = {
+        measure: RateRecord(value=entry.after, low=entry.after_low, high=entry.after_high, n=entry.pairs).rate
+        for measure, entry in differences.items()
+    }
+    return after, {measure: entry.moved for measure, entry in differences.items()}
 
 
 def _joint(value: float | None, joint: Bounds, n: int) -> Rate:

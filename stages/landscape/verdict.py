@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from stages.landscape.bias import newly_skewed
 from stages.landscape.compare import points
 from stages.landscape.doses import worth
-from stages.landscape.gates import all_passed
+from stages.landscape.gates import all_passed, cheapest, repair_gates
+from stages.params import Gates
 from stages.records import Comparison, Difference, Gate, Plan, RepairVerdict
+from stages.records.repair import Cheapest
 
 
-def conclude(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> RepairVerdict:
-    """The verdict on a repair."""
+def conclude(comparison: Comparison, plan: Plan, bounds: Gates) -> RepairVerdict:
+    """The verdict on a repair, by the bounds it has to keep."""
+    gates, fewest = repair_gates(bounds, comparison), cheapest(bounds, comparison)
     return RepairVerdict(
         audit=comparison.audit,
         passed=all_passed(gates),
@@ -20,11 +23,11 @@ def conclude(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> Repai
         decided_by=plan.decided_by,
         reviewer=plan.reviewer,
         reason=plan.reason or "",
-        statement=statement(comparison, plan, gates),
-    ).having(by=plan.by or None, agreement=plan.agreement)
+        statement=statement(comparison, plan, gates, fewest),
+    ).having(by=plan.by or None, agreement=plan.agreement, cheapest=fewest)
 
 
-def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> str:
+def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest: Cheapest | None = None) -> str:
     """The verdict in a few sentences; that a rule decided comes first, and an unjudged gate is never passed over."""
     said = ["Decided by policy, no human."] if plan.decided_by == "policy" else []
     failed, unjudged = ([gate.named for gate in gates if gate.passed is result] for result in (False, None))
@@ -44,6 +47,8 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate]) -> str:
         if told:
             said.append(f"{told[0].upper()}{told[1:]}.")
     said += _steps(comparison)
+    if fewest is not None:
+        said.append(f"A training of {fewest.steps:,} steps passes all gates: restructure/models/{fewest.folder}.")
     if regions := comparison.failures_moved.regions:
         said.append("Failures rose elsewhere: " + "; ".join(region.text for region in regions) + ".")
     if worse := [f"{of.attribute} {one.value}" for of in comparison.slices or () for one in of.values if one.worse]:

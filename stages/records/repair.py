@@ -91,6 +91,11 @@ class Training(Record):
     dose: float
     steps: int
 
+    @staticmethod
+    def folder_of(copy_of: str, dose: float, training: int) -> str:
+        """Where a further training lies, beside the repair and its control."""
+        return f"trainings/{copy_of}-{dose:g}-{training}"
+
 
 class Trainings(Document):
     """trainings.json: all that was trained, the repair first."""
@@ -345,6 +350,27 @@ class DoseCurve(Record):
     times: Times | None
 
 
+class Checkpoint(Record):
+    """The repair, trained for fewer steps: what gates judge, on pairs that all trainings were asked about.
+
+    Args:
+        folder: of the model, under restructure/models.
+        steps: of its training.
+        differences: by measure, against the model before.
+    """
+
+    folder: str
+    steps: int
+    differences: dict[str, Difference]
+
+
+class Cheapest(Record):
+    """The checkpoint with the fewest steps that passes all gates, under restructure/models."""
+
+    folder: str
+    steps: int
+
+
 class BothEstimators(Record):
     """What both landscapes were estimated with."""
 
@@ -370,6 +396,7 @@ class Comparison(Document):
     items: int
     bias: BiasComparison | None = None
     doses: list[DoseCurve] | None = None
+    checkpoints: list[Checkpoint] | None = None
     automatic: dict[str, Difference] | None = None
     noise: Noise | None = None
     measures: dict[str, Measures] | None = None
@@ -391,4 +418,5 @@ class RepairVerdict(Verdict):
     by: str | None = None
     reason: str | None
     agreement: Agreement | None = None
+    cheapest: Cheapest | None = None
     statement: str
