@@ -134,7 +134,7 @@ def task(home):
 
 
 TARGET = TargetMode("M1", Region({"rotation": (2,), "darkening": (1, 2)}))
-SETTINGS = {"method": "risk-weighted", "epochs": 2, "batch_size": 30, "replay": 0.5}
+SETTINGS = {"method": "all-layers", "epochs": 2, "batch_size": 30, "replay": 0.5}
 
 
 def test_a_plan_with_a_policy_draws_by_it(task):
@@ -237,7 +237,7 @@ def place(workspace, monkeypatch):
 
 
 def block(**restructure):
-    return repair_params(restructure={"method": "risk-weighted", "control": "uniform", "settings": {
+    return repair_params(restructure={"method": "all-layers", "control": "uniform", "settings": {
         "epochs": 2, "batch_size": 30, "replay": 0.5}, **restructure})  # fmt: skip
 
 
@@ -315,15 +315,15 @@ def test_a_policy_for_a_method_that_follows_none_is_refused_before_anything_runs
     check_audits(Params.model_validate(params), ["stripes"])
     monkeypatch.setattr(ImageClassification, "heeds_dose", ("last-layer",))
     params["repairs"]["stripes"] = block(trainings=3)
-    with pytest.raises(UsageError, match="trainings: method risk-weighted of this task does not train in steps"):
+    with pytest.raises(UsageError, match="trainings: method all-layers of this task does not train in steps"):
         check_audits(Params.model_validate(params), ["stripes"])
     params["repairs"]["stripes"] = block(aim="policy")
     monkeypatch.setattr(ImageClassification, "follows_policy", ("last-layer",))
-    with pytest.raises(UsageError, match="risk-weighted of this task follows no policy; expected last-layer"):
+    with pytest.raises(UsageError, match="all-layers of this task follows no policy; expected last-layer"):
         check_audits(Params.model_validate(params), ["stripes"])
 
 
 @pytest.mark.parametrize("wrong", [{"trainings": 0}, {"trainings": 11}, {"aim": "everywhere"}])
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        RestructureConfig(method="risk-weighted", **wrong)
+        RestructureConfig(method="all-layers", **wrong)

@@ -17,7 +17,7 @@ from stages.tasks.classification.models import load_model
 from tests.images import CLASSES
 from tests.own_pictures import FOLDER, answers, check_search, fails, onnx_network, own_context, prepared, write_folder
 
-METHOD = {"method": "risk-weighted", "epochs": 1, "batch_size": 4}
+METHOD = {"method": "all-layers", "epochs": 1, "batch_size": 4}
 
 
 @pytest.fixture

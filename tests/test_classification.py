@@ -140,7 +140,7 @@ def test_exhibits_are_pictures_people_can_see(task):
 def fix(task, out, **settings):
     control = settings.pop("control", None)
     scratch = settings.pop("scratch", None)
-    settings = {"method": "risk-weighted", "epochs": 3, "batch_size": 30, "replay": 0.5, **settings}
+    settings = {"method": "all-layers", "epochs": 3, "batch_size": 30, "replay": 0.5, **settings}
     return task.repair(RepairPlan([TARGET], settings, seed=1, control=control, scratch=scratch), out)
 
 
@@ -152,7 +152,7 @@ def target_failures(home, model):
     return task.probe(items, cells).failed.mean(), task.clean_quality("test").values.mean()
 
 
-@pytest.mark.parametrize("method", ["risk-weighted", "self-distilled"])
+@pytest.mark.parametrize("method", ["all-layers", "self-distilled"])
 def test_repair_helps_items_it_never_saw(home, task, tmp_path, method):
     before, clean_before = target_failures(home, None)
     record = fix(task, tmp_path, method=method)
@@ -184,7 +184,7 @@ def test_control_has_as_many_steps_and_other_cells(task, tmp_path):
     assert "control" in (tmp_path / "b" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("method", "labelled"), [("risk-weighted", 15), ("self-distilled", 0), ("last-layer", 30)])
+@pytest.mark.parametrize(("method", "labelled"), [("all-layers", 15), ("self-distilled", 0), ("last-layer", 30)])
 def test_changed_images_learn_their_labels_and_clean_ones_the_answers_of_before(
     task, tmp_path, monkeypatch, method, labelled
 ):
@@ -215,7 +215,7 @@ def test_cells_are_drawn_by_severity_and_risk(task):
     assert (weighted[:, 1] == 0).mean() > 2 * (cells[:, 1] == 0).mean()
 
 
-@pytest.mark.parametrize("method", ["risk-weighted", "last-layer"])
+@pytest.mark.parametrize("method", ["all-layers", "last-layer"])
 def test_a_killed_repair_resumes_to_the_same_bytes(task, tmp_path, monkeypatch, method):
     from stages.tasks.classification.repair import FineTuning
 
@@ -241,10 +241,10 @@ def test_a_killed_repair_resumes_to_the_same_bytes(task, tmp_path, monkeypatch, 
 
 def test_model_card(task, tmp_path):
     decision = {"decided_by": "human", "reviewer": "Ada", "reason": "night shots matter", "landscape": "abc123"}
-    plan = RepairPlan([TARGET], {"method": "risk-weighted", "epochs": 1}, seed=1, decision=decision)
+    plan = RepairPlan([TARGET], {"method": "all-layers", "epochs": 1}, seed=1, decision=decision)
     record = task.repair(plan, tmp_path)
     card = (tmp_path / "README.md").read_text()
-    for part in ("risk-weighted", "human", "Ada", "night shots matter", "abc123", task.model_hash, "rotation = 30°"):
+    for part in ("all-layers", "human", "Ada", "night shots matter", "abc123", task.model_hash, "rotation = 30°"):
         assert part in card
     assert f"{record.details['failures_before']:.3f}" in card
     assert "On the 150 items it learnt from" in card
@@ -254,9 +254,9 @@ def test_model_card(task, tmp_path):
     ("settings", "message"),
     [
         ({"method": "magic"}, "restructure.settings.method"),
-        ({"method": "risk-weighted", "epoch": 3}, "did you mean 'epochs'?"),
-        ({"method": "risk-weighted", "replay": 1.5}, "restructure.settings.replay"),
-        ({"method": "risk-weighted", "reinitialise": True}, "with method last-layer only"),
+        ({"method": "all-layers", "epoch": 3}, "did you mean 'epochs'?"),
+        ({"method": "all-layers", "replay": 1.5}, "restructure.settings.replay"),
+        ({"method": "all-layers", "reinitialise": True}, "with method last-layer only"),
     ],
 )
 def test_bad_repair_settings(task, tmp_path, settings, message):

@@ -37,7 +37,7 @@ from tests.own_pictures import (
 )
 from tests.workspace import ROOT, Workspace, audit_params
 
-METHOD = {"method": "risk-weighted", "epochs": 1, "batch_size": 4}
+METHOD = {"method": "all-layers", "epochs": 1, "batch_size": 4}
 
 
 @pytest.fixture

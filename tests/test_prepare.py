@@ -34,7 +34,7 @@ def place(tmp_path, monkeypatch):
     )
     repair = repair_params(
         restructure={
-            "method": "risk-weighted",
+            "method": "all-layers",
             "control": "uniform",
             "settings": {"epochs": 2, "batch_size": 30, "replay": 0.5},
         }

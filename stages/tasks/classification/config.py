@@ -39,7 +39,7 @@ class DiscrepancyConfig(Strict):
 class RepairSettings(Strict):
     """How the copy is fine-tuned. Every step sees `batch_size` images, of which `replay` are clean."""
 
-    method: Literal["risk-weighted", "self-distilled", "last-layer"] = Field(description="see repair.py")
+    method: Literal["all-layers", "self-distilled", "last-layer"] = Field(description="see repair.py")
     epochs: int = Field(4, ge=1, le=10_000, description="passes over the repair items")
     learning_rate: float = Field(
         1e-3, gt=0, lt=1, description="peak rate of AdamW; higher repairs more and forgets more"

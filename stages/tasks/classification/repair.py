@@ -3,7 +3,7 @@
 Each step sees repair items changed by cells of the target modes and, against forgetting, clean repair items (replay).
 Three methods:
 
-- risk-weighted: the whole network. Changed images by cross-entropy; clean ones distilled to the answers the model under
+- all-layers: the whole network. Changed images by cross-entropy; clean ones distilled to the answers the model under
   test gives them (Li and Hoiem, Learning without Forgetting, 2016), which keeps clean accuracy better than their labels
   do.
 - self-distilled: the whole network; it learns to answer changed and clean images as it answered the clean ones.
@@ -173,7 +173,7 @@ class FineTuning:
         both = np.concatenate([rows, replayed])
         logits = self.model(torch.cat([changed, self.task.clean(replayed)]))
         # How many of the batch, from the front, learn their label; the others learn the teacher's answer.
-        labelled = {"risk-weighted": len(rows), "self-distilled": 0, "last-layer": len(both)}[self.settings.method]
+        labelled = {"all-layers": len(rows), "self-distilled": 0, "last-layer": len(both)}[self.settings.method]
         of_labels = self._losses(logits[:labelled], both[:labelled], True)
         return torch.cat([of_labels, self._losses(logits[labelled:], both[labelled:], False)]).mean()
 

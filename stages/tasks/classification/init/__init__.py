@@ -63,7 +63,7 @@ class PicturesInit(Init):
     meaning = """\
 How wrong an answer is, from -1 to 1. At a threshold of 0 whatever is misclassified is a failure, below 0 near
 misses are, too."""
-    method = "risk-weighted"
+    method = "all-layers"
     trying = "unchanged pictures"
     trial_of_service = f"up to {_MOST_OF_A_SERVICE} pictures"
 
