@@ -7,7 +7,6 @@ so what the article does not support is measured apart (see `support`).
 from __future__ import annotations
 
 import re
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,51 +18,25 @@ import torch
 from pydantic import Field
 
 from stages.concepts.texts import sentences
-from stages.errors import UsageError
 from stages.files import local_file
-from stages.tasks.hub import NAME, Repository, local_folder
-from stages.tasks.source import Source
+from stages.tasks.source import collect
 from stages.tasks.sources import package_folder
 from stages.tasks.summarization import support
+from stages.tasks.summarization.encoders import EncoderSource, TransformersEncoder, read_encoder
 
 WHERE = "prepare.embedder"
 WINDOW = 256  # tokens MiniLM was trained to embed at once
 LEAD = 50  # words from the front that count as an article's lead
 
 
-class EmbedderSource(Source):
+class EmbedderSource(EncoderSource):
     """Base of the loaders of sentence encoders."""
 
-    @abstractmethod
-    def folder(self, inputs: Path) -> tuple[Path, str]:
-        """Where the encoder lies, in the format of transformers, and where it comes from, for people and the record.
-
-        Raises:
-            UsageError: with what is missing.
-        """
-
-    def errors(self, inputs: Path) -> list[str]:
-        """Say what is missing, without loading anything."""
-        try:
-            return _lacking(self.folder(inputs)[0])
-        except UsageError as error:
-            return [str(error)]
-
-    def origin(self, inputs: Path) -> str:
-        """See Source."""
-        return self.folder(inputs)[1]
+    where = WHERE
 
     def load(self, inputs: Path, device: str) -> Embedder:
         """Load the encoder; the models of one process share it with what it has embedded."""
-        folder, _ = self.folder(inputs)
-        if errors := _lacking(folder):
-            raise UsageError("\n".join(errors))
-        return _shared(folder.resolve(), device)
-
-
-def _lacking(folder: Path) -> list[str]:
-    lacking = [n for n in ("config.json", "tokenizer.json", "model.safetensors") if not (folder / n).is_file()]
-    return [f"prepare.embedder: {folder} has no {', '.join(lacking)}"] if lacking else []
+        return _shared(self.whole(self.folder(inputs)[0]), device)
 
 
 class PackageEmbedder(EmbedderSource):
@@ -73,44 +46,18 @@ class PackageEmbedder(EmbedderSource):
     subfolder: str = Field("model", description="where in the package it lies")
 
     def folder(self, inputs: Path) -> tuple[Path, str]:
-        """See EmbedderSource."""
+        """See EncoderSource."""
         return package_folder(inputs, self.package, WHERE) / self.subfolder, f"the package {self.package}"
 
 
-class TransformersEmbedder(EmbedderSource):
+class TransformersEmbedder(TransformersEncoder, EmbedderSource):
     """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or an encoder of the hub."""
 
-    transformers: str = Field(pattern=NAME)
-    revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
-
-    def _local(self, inputs: Path) -> Path | None:
-        where = f"{WHERE}.transformers"
-        if "/" not in self.transformers:  # a sentence encoder of the hub is some organisation's
-            local_file(inputs, self.transformers, where)
-        return local_folder(inputs, self.transformers, self.revision, where)
-
-    @property
-    def _repository(self) -> Repository:
-        wanted = ("*.json", "*.txt", "model.safetensors")
-        return Repository(self.transformers, self.revision, wanted, ignored=("*/*",))
-
-    def folder(self, inputs: Path) -> tuple[Path, str]:
-        """See EmbedderSource."""
-        if (local := self._local(inputs)) is not None:
-            return local, f"the folder {self.transformers}"
-        found = self._repository.cached(inputs, f"{WHERE}.transformers")
-        return found.folder, found.origin
-
     def errors(self, inputs: Path) -> list[str]:
-        """See EmbedderSource; the cache of the hub is not asked before the audit runs."""
-        try:
-            return [] if self._local(inputs) is None else super().errors(inputs)
-        except UsageError as error:
-            return [str(error)]
-
-    def prefetch(self, inputs: Path) -> list[str]:
-        """See EmbedderSource."""
-        return [] if self._local(inputs) is not None else [self._repository.fetch(f"{WHERE}.transformers")]
+        """See EncoderSource. A sentence encoder of the hub is some organisation's: any other name is a folder's."""
+        if "/" in self.transformers:
+            return super().errors(inputs)
+        return collect(lambda: self.whole(local_file(inputs, self.transformers, f"{WHERE}.transformers")))
 
 
 EMBEDDER_LOADERS: Mapping[str, type[EmbedderSource]] = {
@@ -128,32 +75,10 @@ class Embedder:
     """
 
     def __init__(self, folder: Path, device: str) -> None:
-        from safetensors import SafetensorError
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
+        from transformers import AutoModel
 
-        logging.disable_progress_bar()
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model, told = AutoModel.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            why = " ".join(str(error).split())[:400]
-            raise UsageError(f"prepare.embedder: {folder} cannot be loaded: {why}") from None
-        # transformers fills what is missing with random numbers and only warns; a pooler is not used here.
-        if lost := sorted(key for key in told["missing_keys"] if not key.startswith("pooler.")):
-            raise UsageError(
-                f"prepare.embedder: {folder}/model.safetensors does not fit config.json: {len(lost)} weights are"
-                f" missing, {lost[0]} among them"
-            )
-        self._model = model.eval().to(device)
-        self._device = device
+        self._tokenizer, model = read_encoder(folder, AutoModel, WHERE, unused=("pooler.",))
+        self._model, self._device = model.to(device), device
         self._window = min(WINDOW, self._tokenizer.model_max_length, model.config.max_position_embeddings)
         self._known: dict[str, np.ndarray] = {}
 
