@@ -187,6 +187,8 @@ def test_a_killed_repair_resumes_to_the_same_adapter(task, method, tmp_path, mon
     assert record.steps == 8
     name = "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("one to reject (degraded)" in card, "nats a preference" in card) == (bool(method), bool(method))
 
 
 def test_what_was_written_wrongly_is_found(repaired, home, tmp_path):
