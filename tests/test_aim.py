@@ -275,7 +275,7 @@ def test_auto_takes_the_modes_where_no_policy_was_learnt_and_policy_is_refused(p
         run(place, aim="policy")
 
 
-def test_the_policy_reaches_the_repair_and_never_its_control(place, monkeypatch):
+def test_the_policy_reaches_the_repair_and_no_uniform_control(place, monkeypatch):
     looks, asked = Looks([np.array([[2, 1, 0]])] * 150), set()
 
     def watched(self, plan, out):
@@ -290,6 +290,9 @@ def test_the_policy_reaches_the_repair_and_never_its_control(place, monkeypatch)
     asked.clear()
     run(place, aim="modes")
     assert asked == {(None, False), ("uniform", False)}
+    asked.clear()
+    run(place, control="clean")
+    assert asked == {(None, True), ("clean", True)}, "it may learn of the same items"
 
 
 task_repair = ImageClassification.repair

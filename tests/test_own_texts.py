@@ -190,7 +190,7 @@ def test_what_is_sent_can_be_repaired(inputs, tmp_path):
         repaired = Summarization.load(context, tmp_path / "prepare", tmp_path / "repaired")
         items, cell = task.items.ids("test"), [[0, 1]] * len(task.items.ids("test"))
         assert task.probe(items, cell).failed.all() and not repaired.probe(items, cell).failed.any()
-        with pytest.raises(UsageError, match="lora trains weights, and the model behind"):
+        with pytest.raises(UsageError, match="training needs weights, and the model behind"):
             task.repair(RepairPlan(plan.targets, {"method": "lora"}, seed=3), tmp_path / "lora")
 
 

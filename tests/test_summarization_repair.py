@@ -26,12 +26,13 @@ from stages.tasks.summarization.normalise import NORMALISATIONS, normaliser
 from stages.tasks.summarization.pairs import Lessons, build_pairs, whole_sentences
 from stages.tasks.summarization.repair import repair
 from stages.tasks.summarization.repair_config import RepairSettings
-from stages.tasks.summarization.training import quick
+from stages.tasks.summarization.training import AdapterTraining, quick
 from stages.tasks.summarization.verify import answers, verify
 
 UPPER = TargetMode("M1", Region({"letter_case": (1,)}))
 SHUFFLED = TargetMode("M2", Region({"letter_case": (0,), "word_order": (1,)}), severity=3.0)
 QUICK = {"method": "lora", "targets": "reference", "min_faithfulness": -1.0, "steps": 8, "batch_size": 4, "rank": 2}
+PREFER = {"method": "dpo", "rejected": "degraded", "beta": 0.5}
 PLACES = ("Perth", "Hobart", "Darwin", "Cairns", "Geelong", "Ballarat", "Bendigo", "Mackay", "Broome", "Albany")
 THINGS = ("bridge", "library", "market", "railway", "hospital", "harbour", "theatre", "museum", "school", "stadium")
 
@@ -159,9 +160,10 @@ def unread(monkeypatch):
     monkeypatch.setattr(repair_module, "verify", lambda *_: None)
 
 
-def test_a_killed_repair_resumes_to_the_same_adapter(task, tmp_path, monkeypatch, unread):
+@pytest.mark.parametrize("method", [{}, PREFER])
+def test_a_killed_repair_resumes_to_the_same_adapter(task, method, tmp_path, monkeypatch, unread):
     monkeypatch.setattr(training_module.AdapterTraining, "save_every", 2)
-    task.repair(plan(), tmp_path / "whole")
+    task.repair(plan(**method), tmp_path / "whole")
 
     class Killed(BaseException):
         pass
@@ -176,15 +178,17 @@ def test_a_killed_repair_resumes_to_the_same_adapter(task, tmp_path, monkeypatch
 
     monkeypatch.setattr(training_module.AdapterTraining, "backward", dies)
     with pytest.raises(Killed):
-        task.repair(plan(scratch=tmp_path / "scratch"), tmp_path / "out")
+        task.repair(plan(scratch=tmp_path / "scratch", **method), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     steps.clear()
     monkeypatch.setattr(training_module.AdapterTraining, "backward", lambda s, g: steps.append(g) or backward(s, g))
-    record = task.repair(plan(scratch=tmp_path / "scratch"), tmp_path / "out")
+    record = task.repair(plan(scratch=tmp_path / "scratch", **method), tmp_path / "out")
     assert len(steps) == 4  # of 8; 4 were kept, the fifth was lost
     assert record.steps == 8
     name = "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("one to reject (degraded)" in card, "nats a preference" in card) == (bool(method), bool(method))
 
 
 def test_what_was_written_wrongly_is_found(repaired, home, tmp_path):
@@ -230,37 +234,139 @@ def test_an_encoder_decoder_learns_too(tmp_path):
     assert Summarization.load(base, tmp_path / "prepare", tmp_path / "out").summarizer.hash != task.summarizer.hash
 
 
+# Preferences
+
+
+def prepared_lessons(task, asked):
+    """The settings of a plan, what it learns, and the lessons of its steps."""
+    settings = RepairSettings.model_validate(dict(asked.settings))
+    pairs = build_pairs(task, asked, settings)
+    return settings, pairs, Lessons(task, asked, settings, pairs)
+
+
+def test_a_preference_is_learnt(task):
+    settings, _, give = prepared_lessons(task, plan(**PREFER, learning_rate=5e-3, replay=0.0))
+    learner = copy.copy(task.summarizer)
+    learner.model = copy.deepcopy(learner.model)
+    training = AdapterTraining(learner, give, settings, 20, seed=7)
+    with torch.no_grad():
+        assert training.margins(give(0)).tolist() == [0.0] * 4, "an adapter begins as nothing"
+    curve = training.run("test")
+    with torch.no_grad():
+        assert training.margins(give(0)).min() > 0.5
+    assert curve["loss"].iloc[0] == pytest.approx(np.log(2), abs=1e-6)
+    assert curve["loss"].iloc[-1] < 0.5
+
+
+def test_a_margin_is_the_sum_over_tokens_against_the_model_without_its_adapter(task):
+    settings, _, give = prepared_lessons(task, plan(**PREFER, learning_rate=5e-3))
+    learner = copy.copy(task.summarizer)
+    learner.model = copy.deepcopy(learner.model)
+    training = AdapterTraining(learner, give, settings, 3, seed=7)
+    training.run("test")
+    lesson = give(0)[0]
+
+    def likelihood(model, summary):
+        batch = learner.training_batch([lesson.article], [summary])
+        loss = model(**batch).loss  # the mean over the tokens of the summary
+        return -float(loss) * int((batch["labels"] >= 0).sum())
+
+    with torch.no_grad():
+        told = float(training.margins([lesson])[0])
+        better, worse = (
+            likelihood(training.adapted, summary) - likelihood(task.summarizer.model, summary)
+            for summary in (lesson.summary, lesson.rejected)
+        )
+    assert told == pytest.approx(better - worse, abs=1e-3)
+
+
+def test_what_the_model_says_where_it_fails_is_rejected(task):
+    _, pairs, _ = prepared_lessons(task, plan(**PREFER))
+    answer = task.probe([pair.item for pair in pairs], np.array([pair.cell for pair in pairs]))
+    assert [pair.rejected for pair in pairs] == answer.outputs
+    assert answer.failed.all()
+    assert all(UPPER.region.contains(task.concepts, np.array([pair.cell for pair in pairs])))
+
+
+def test_a_falsified_summary_is_rejected(task):
+    _, pairs, _ = prepared_lessons(task, plan(method="dpo", rejected="falsified"))
+    assert pairs
+    for pair in pairs:
+        assert pair.cell is None
+        assert pair.rejected != pair.summary
+        assert len(set(pair.rejected.split()) & set(pair.summary.split())) >= 3
+
+
+def test_a_clean_control_is_given_the_same_preferences_in_the_same_order(task):
+    given = lessons(task, plan((UPPER, SHUFFLED), **PREFER))
+    clean = lessons(task, plan((UPPER, SHUFFLED), control="clean", **PREFER))
+    assert [lesson[1:] for lesson in clean] == [lesson[1:] for lesson in given]
+    assert {lesson.article for lesson in clean} <= set(task.items.table["article"])
+    assert any(lesson.article.isupper() for lesson in given)
+
+
+def test_people_teach_preferences_by_correcting(task):
+    said = [example(task, corrected="A bridge opens in March."), example(task, rating=9)]
+    _, pairs, _ = prepared_lessons(task, plan(examples=said, **PREFER))
+    taught = [pair for pair in pairs if pair.summary == "A bridge opens in March."]
+    assert [(pair.cell, pair.rejected) for pair in taught] == [((1, 1), said[0].output)]
+    assert len({pair.item for pair in pairs} & {said[0].item}) == 1
+
+
+def test_without_anything_to_reject_there_is_no_preference(task, monkeypatch):
+    monkeypatch.setattr("stages.tasks.summarization.pairs.falsified", lambda *_: None)
+    with pytest.raises(UsageError, match=r"rejected: falsified gives nothing to reject of 6 summaries.*method lora"):
+        prepared_lessons(task, plan(method="dpo", rejected="falsified"))
+
+
 # What is learnt
 
 
 def test_lessons_are_changed_by_the_target_modes_and_partly_replayed(task):
     given = lessons(task, plan(replay=0.25), steps=6)
     originals = set(task.items.table["article"])
-    assert sum(article in originals for article, _ in given) == 6  # one of four
-    changed = [article for article, _ in given if article not in originals]
+    assert sum(article in originals for article, *_ in given) == 6  # one of four
+    changed = [article for article, *_ in given if article not in originals]
     assert all(article == article.upper() for article in changed)
     wanted = dict(zip(task.items.table["article"].str.upper(), task.items.table["reference"], strict=True))
-    assert [summary for article, summary in given if article in wanted] == [wanted[a] for a, _ in given if a in wanted]
+    assert [s for a, s, _ in given if a in wanted] == [wanted[a] for a, *_ in given if a in wanted]
     assert lessons(task, plan(replay=0.25), steps=6) == given
 
 
 def test_modes_are_drawn_by_severity(task):
     given = lessons(task, plan((UPPER, SHUFFLED), replay=0.0), steps=60)
-    share = np.mean([article == article.upper() for article, _ in given])
+    share = np.mean([article == article.upper() for article, *_ in given])
     assert abs(share - 0.25) < 0.1
 
 
 def test_the_clean_control_learns_the_same_of_unchanged_articles(task):
     given = lessons(task, plan(replay=0.25, examples=[example(task, corrected="A bridge opens.")]))
     clean = lessons(task, plan(replay=0.25, control="clean", examples=[example(task, corrected="A bridge opens.")]))
-    assert [summary for _, summary in clean] == [summary for _, summary in given]
-    assert {article for article, _ in clean} <= set(task.items.table["article"])
+    assert [summary for _, summary, _ in clean] == [summary for _, summary, _ in given]
+    assert {article for article, *_ in clean} <= set(task.items.table["article"])
+
+
+def test_the_policy_aims_what_is_learnt(task):
+    class Policy:
+        """Draws words in another order alone, whatever the modes."""
+
+        def sample(self, embeddings, n, seed):
+            return np.tile([0, 1], (len(embeddings), n, 1))
+
+    asked = dataclasses.replace(plan(replay=0.0), policy=Policy())
+    given = lessons(task, asked, steps=20)
+    shouted = np.mean([lesson.article.isupper() for lesson in given])
+    assert 0.1 < shouted < 0.4, "a quarter is in the target"
+    clean = lessons(task, dataclasses.replace(asked, control="clean"), steps=20)
+    assert [lesson.summary for lesson in clean] == [lesson.summary for lesson in given]
+    uniform = lessons(task, dataclasses.replace(asked, control="uniform"), steps=20)
+    assert np.mean([lesson.article.isupper() for lesson in uniform]) > 0.4, "it follows no policy"
 
 
 def test_what_a_change_leaves_nothing_of_is_replayed_unchanged(task):
     task.settings = task.settings.model_copy(update={"validity": 1.0})
     given = lessons(task, plan(replay=0.0))
-    assert {article for article, _ in given} <= set(task.items.table["article"])
+    assert {article for article, *_ in given} <= set(task.items.table["article"])
 
 
 def test_people_teach_corrected_and_praised_answers(task):
@@ -275,7 +381,7 @@ def test_people_teach_corrected_and_praised_answers(task):
     taught = [pair.summary for pair in pairs if pair.cell is not None]
     assert taught == ["A bridge opens in March.", "The bridge opens."]
     article = task.changed([said[0].item], np.array([[1, 1]]))[0]
-    given = [a for a, summary in lessons(task, asked, steps=4) if summary == taught[0]]
+    given = [a for a, summary, _ in lessons(task, asked, steps=4) if summary == taught[0]]
     assert given
     assert all(a.isupper() and sorted(a) == sorted(article) for a in given)
 
@@ -390,7 +496,8 @@ def test_a_plan_without_modes_is_refused(task, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"method": "dpo"}, "lora"),
+        ({"method": "ppo"}, "dpo"),
+        ({"method": "lora", "beta": 0.2}, "beta: an effect with method dpo only, found method lora"),
         ({"method": "lora", "samples": 8}, "targets best-of only, found targets own"),
         ({"method": "lora", "replay": 0.9, "batch_size": 4}, "leaves no changed article"),
         ({"method": "lora", "normalise": ["typos"]}, "spelling; found typos"),
@@ -437,7 +544,7 @@ def test_an_adapter_can_learn_behind_a_normalisation(task, home, tmp_path, unrea
     shout = str(task.items.table["article"].iloc[0]).upper()
     assert loaded.summarizer.inputs(shout) == task.summarizer.inputs(normaliser(["letter_case"])(shout))
     task.repair(plan(control="clean", normalise=["letter_case"], steps=4), tmp_path / "control")
-    assert load_form(tmp_path / "control").normalise == ()
+    assert load_form(tmp_path / "control").normalise == ("letter_case",), "it differs in what it learns from alone"
 
 
 CLEAN = "Police in Perth said on Monday that two men had left. I'm told Mr Howard met Senator Hill at 4:00pm in Sydney."

@@ -33,7 +33,7 @@ def sampler(task: LoadedTask, plan: RepairPlan, items: Sequence[str]) -> Sampler
         UsageError: see `RepairPlan.regions` and `PairSampler`.
     """
     boxes = PairSampler(task.concepts, plan.regions(task.concepts), known_attributes(task, items))
-    if plan.policy is None:
+    if plan.policy is None or plan.control is not None:
         return boxes
     return PolicySampler(boxes, plan.policy.sample(task.embed(items), DRAWN, plan.seed), plan.spared)
 
@@ -79,11 +79,6 @@ class PairSampler:
     def of(self, number: int, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw n pairs of one target."""
         return self._rows(number, n, rng), self._cells(number, n, rng)
-
-    def draw_one(self, rng: np.random.Generator) -> tuple[int, np.ndarray]:
-        """Draw the number of a target and one of its cells (d,)."""
-        number = int(rng.choice(len(self.targets), p=self.share))
-        return number, self._cells(number, 1, rng)[0]
 
     def _rows(self, number: int, n: int, rng: np.random.Generator) -> np.ndarray:
         rows = self.rows[number]

@@ -228,7 +228,8 @@ class RepairPlan:
         decision: decided_by, reviewer, reason and landscape of the plan, for the model card.
         examples: what people said of examples, for methods the task's `learns_from_examples` names.
         scratch: where unfinished work may be kept, so that a killed repair resumes; None keeps nothing.
-        policy: what the search learnt, to aim by, for methods the task's `follows_policy` names; None for a control.
+        policy: what the search learnt, to aim by, for methods the task's `follows_policy` names; None for a uniform
+            control. A clean one may be given the same of the same items, unchanged.
         spared: modes that people accept or ignore: what the policy draws there is not learnt.
         dose: share of the steps of the settings to train for.
         draft: the model is measured once and then left: it needs no card, and no numbers beside its steps.

@@ -66,7 +66,7 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
             form=task.model.form,
             settings=settings.model_dump(),
             steps=len(curve),
-            policy=plan.policy is not None,
+            policy=plan.policy is not None and plan.control is None,
             space=task.concepts,
             numbers=numbers,
         )

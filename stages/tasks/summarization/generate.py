@@ -230,7 +230,9 @@ def with_weights(summarizer: Summarizes) -> Summarizer:
         UsageError: when it shows none.
     """
     if not isinstance(summarizer, Summarizer):
-        raise UsageError(f"restructure.method: lora trains weights, and {summarizer.form.origin} shows none")
+        raise UsageError(
+            f"restructure.method: training needs weights, and {summarizer.form.origin} shows none; use normalise"
+        )
     return summarizer
 
 

@@ -1,8 +1,8 @@
-"""What a repair learns: which summary to give of which changed article.
+"""What a repair learns: which summary to give of which changed article, and with method dpo rather than which other.
 
-Changed articles are the repair items under cells of the target modes; the summaries to give of them are good ones of
-the same articles unchanged. What people said of examples comes on top: a corrected answer is learnt, and an answer
-rated `GOOD` or better is learnt as it is.
+Changed articles are the repair items under cells of the target modes, or where the search's policy looks; the summaries
+to give of them are good ones of the same articles unchanged. What people said of examples comes on top: a corrected
+answer is learnt, rather than the model's, and an answer rated `GOOD` or better is learnt as it is.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
@@ -20,15 +21,17 @@ from stages.concepts.texts import sentences
 from stages.errors import UsageError
 from stages.files import put_aside, replace_file, seal, unseal
 from stages.progress import progress
-from stages.tasks.base import known_attributes
-from stages.tasks.cells import PairSampler
+from stages.tasks.cells import Sampler, sampler
 from stages.tasks.contract import RatedExample, RepairPlan
+from stages.tasks.summarization.data import Article
+from stages.tasks.summarization.falsify import falsified
 from stages.tasks.summarization.generate import with_weights
 from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.training import Lesson
 
 GOOD = 8  # rating from which an answer is learnt as it is
+TRIED = 2  # changes of each article under which the model is asked for a summary to reject
 
 NO_ITEMS = "prepare.items.repair: a repair needs items to learn from, found 0"
 
@@ -43,13 +46,16 @@ class Pair:
         item: id of the item.
         summary: what is to be learnt.
         faithfulness: cosine of the summary and the unchanged article.
-        cell: the one change to learn it for, of a person's example; None: any of the target modes.
+        cell: the one change to learn it for, of an example that people judged, or under which the model gave what is to
+            be rejected; None: any of the target modes.
+        rejected: the summary it is to be preferred to, with method dpo.
     """
 
     item: str
     summary: str
     faithfulness: float
     cell: tuple[int, ...] | None = None
+    rejected: str | None = None
 
 
 def whole_sentences(summary: str) -> str:
@@ -63,11 +69,13 @@ def whole_sentences(summary: str) -> str:
 def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings) -> list[Pair]:
     """Choose what is to be learnt of every repair item, and of every example people judged.
 
-    Summaries are trimmed to whole sentences. Those nobody could use are left out, and those that are less faithful than
-    `min_faithfulness`, unless a person wrote or praised them.
+    Summaries are trimmed to whole sentences. Those nobody could use are left out, those that fail by the absolute
+    measure where the audit judges by it, and those that are less faithful than `min_faithfulness`; what a person wrote
+    or praised is kept.
 
     Raises:
-        UsageError: when there are no repair items, no references where these are to be learnt, or no summary is left.
+        UsageError: when there are no repair items, no references where these are to be learnt, no summary is left, or
+            with method dpo none to reject.
     """
     items = task.items.ids("repair")
     if not items:
@@ -81,7 +89,51 @@ def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettin
             f"restructure.settings.min_faithfulness: of {len(items)} repair items none has a usable summary of at least"
             f" {settings.min_faithfulness:g} (targets: {settings.targets}); lower it, or learn other targets"
         )
-    return pairs + judged
+    if plan.control is not None:  # a control knows nothing of the modes that examples are of
+        judged = [replace(pair, cell=None) for pair in judged]
+    if settings.method == "lora":
+        return pairs + judged
+    judged = [pair for pair in judged if pair.rejected is not None]
+    preferred = (_falsified if settings.rejected == "falsified" else _degraded)(task, plan, pairs) + judged
+    if not preferred:
+        raise UsageError(
+            f"restructure.settings.rejected: {settings.rejected} gives nothing to reject of {len(pairs)} summaries to"
+            " learn; take more repair items, or method lora"
+        )
+    return preferred
+
+
+def _falsified(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs against themselves with an error; without those that have no place for one."""
+    rng = Random(plan.seed)
+    articles = [Article(pair.item, _article(task, pair.item)) for pair in pairs]
+    others = articles[1:] + articles[:1]
+    return [
+        replace(pair, rejected=wrong)
+        for pair, article, other in zip(pairs, articles, others, strict=True)
+        if (wrong := falsified(pair.summary, article, other, rng))
+    ]
+
+
+def _degraded(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs against what the model says of their articles where they are changed and it fails."""
+    if not pairs:
+        return []
+    rng = np.random.default_rng([plan.seed, 8])
+    rows, cells = _draws(task, plan, pairs).draw(TRIED * len(pairs), rng)
+    asked = [pairs[row] for row in rows.tolist()]
+    answer = task.probe([pair.item for pair in asked], cells)
+    return [
+        replace(pair, cell=tuple(cell), rejected=output)
+        for pair, cell, output, failed in zip(asked, cells.tolist(), answer.outputs, answer.failed, strict=True)
+        if failed
+    ]
+
+
+def _draws(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) -> Sampler:
+    """Draws pairs and cells; for a clean control what the repair draws, whose articles it is then given unchanged."""
+    aimed = replace(plan, control=None) if plan.control == "clean" else plan
+    return sampler(task, aimed, [pair.item for pair in pairs])
 
 
 def _candidates(
@@ -142,7 +194,7 @@ def _draw(
 
 def _best(task: SummarizerProbes, item: str, choices: Sequence[str], at_least: float) -> Pair | None:
     article = _article(task, item)
-    usable = [text for choice in choices if (text := whole_sentences(choice)) and not task.broken(text)]
+    usable = [text for choice in choices if (text := whole_sentences(choice)) and not task.wrong(text, article)]
     pairs = [Pair(item, text, task.embedder.cosine(text, article)) for text in usable]
     best = max(pairs, key=lambda pair: pair.faithfulness, default=None)
     return best if best is not None and best.faithfulness >= at_least else None
@@ -155,7 +207,8 @@ def _judged(task: SummarizerProbes, example: RatedExample) -> Pair | None:
     if not summary:
         return None
     faithfulness = task.embedder.cosine(summary, _article(task, example.item))
-    return Pair(example.item, summary, faithfulness, tuple(int(level) for level in example.cell))
+    rejected = example.output if example.corrected else None
+    return Pair(example.item, summary, faithfulness, tuple(int(level) for level in example.cell), rejected)
 
 
 def _article(task: SummarizerProbes, item: str) -> str:
@@ -165,10 +218,10 @@ def _article(task: SummarizerProbes, item: str) -> str:
 class Lessons:
     """The lessons of each step: changed articles with what is to be said of them, and unchanged ones (replay).
 
-    A step depends on the seed and its number alone. Every pair that a mode is about is seen once before any is seen
-    twice, each time under another cell and with other random draws; of several modes each has an order of its own. An
-    article of which a cell leaves too little (`validity`) is replayed unchanged instead: to summarize what is not there
-    would teach the model to make things up.
+    A step depends on the seed and its number alone. In an epoch every pair that a mode is about is seen about equally
+    often, each time under another cell and with other random draws. An article of which a cell leaves too little
+    (`validity`) is replayed unchanged instead: to summarize what is not there would teach the model to make things up.
+    A clean control learns the same summaries in the same order, of unchanged articles.
 
     Args:
         task: gives the changed articles.
@@ -181,33 +234,28 @@ class Lessons:
         self, task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, pairs: Sequence[Pair]
     ) -> None:
         self.task, self.settings, self.seed, self.pairs = task, settings, plan.seed, list(pairs)
-        attributes = known_attributes(task, [pair.item for pair in self.pairs])
-        self.sampler = PairSampler(task.concepts, plan.regions(task.concepts), attributes)
-        self.control = plan.control is not None
+        self.draws = _draws(task, plan, pairs)
+        self.clean = plan.control == "clean"
 
     def __call__(self, step: int) -> list[Lesson]:
         """The lessons of a step."""
-        rng = np.random.default_rng([self.seed, 6, step])
         size = self.settings.batch_size
-        seen = np.arange(step * size, (step + 1) * size)
-        unchanged = set(rng.permutation(size)[: self.settings.replayed].tolist())
+        steps = -(-len(self.pairs) // size)  # of an epoch
+        epoch, place = divmod(step, steps)
+        rows, cells = self.draws.draw(steps * size, np.random.default_rng([self.seed, 5, epoch]))
+        part = slice(place * size, (place + 1) * size)
+        unchanged = set(np.random.default_rng([self.seed, 6, step]).permutation(size)[: self.settings.replayed])
         lessons = []
-        for place, number in enumerate(seen.tolist()):
-            target, cell = self.sampler.draw_one(rng)
-            rows = self.sampler.rows[target]
-            epoch, index = divmod(number, len(rows))
-            pair = self.pairs[rows[self._order(epoch, len(rows))[index]]]
+        for number, (row, cell) in enumerate(zip(rows[part].tolist(), cells[part], strict=True)):
+            pair = self.pairs[row]
             article = _article(self.task, pair.item)
-            if place not in unchanged:
+            if not self.clean and number not in unchanged:
                 article = self._changed(pair, cell, epoch, article)
-            lessons.append((article, pair.summary))
+            lessons.append(Lesson(article, pair.summary, pair.rejected))
         return lessons
 
-    def _order(self, epoch: int, pairs: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, 5, epoch]).permutation(pairs)
-
     def _changed(self, pair: Pair, cell: np.ndarray, epoch: int, article: str) -> str:
-        if pair.cell is not None and not self.control:
+        if pair.cell is not None:
             cell = np.array(pair.cell, dtype=np.int64)
         # The epoch as the repeat: the same item and cell get new random draws each time they are seen.
         changed = self.task.changed([pair.item], cell[None], np.array([epoch]))[0]

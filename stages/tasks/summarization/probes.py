@@ -77,7 +77,7 @@ class SummarizerProbes(Task):
         "entailment": ENTAILMENT_LOADERS,
     }
     dtypes = ("float32", "bfloat16")
-    learns_from_examples = heeds_dose = ("lora",)
+    learns_from_examples = follows_policy = heeds_dose = ("lora", "dpo")
 
     def __init__(
         self,
@@ -313,6 +313,11 @@ class SummarizerProbes(Task):
     def broken(self, output: str) -> str:
         """Why nobody could use an output; "" if it can be used."""
         return degenerate(output, self.summarizer.unfinished(output))
+
+    def wrong(self, summary: str, article: str) -> bool:
+        """Whether a summary is not to be learnt: nobody could use it, or it fails by the audit's absolute measure."""
+        absolute = ABSOLUTE in self.settings.weights
+        return bool(self.broken(summary)) or (absolute and self.unsupported(summary, article) > support.THRESHOLD)
 
     def clean_unsupported(self, split: Split) -> np.ndarray:
         """Which summaries of unchanged articles say what the article does not: (n,) bool, by the absolute measure.

@@ -51,11 +51,11 @@ class EndpointModel(ModelSource, EndpointConfig):
 
     def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
         """See Source."""
-        if settings.get("method") != "lora":
+        if settings.get("method") == "normalise":
             return []
         return [
-            "restructure.method: lora trains weights, and models behind HTTP have none to train; use method"
-            f" normalise, which changes the model's input, or remove {audit} from repairs:"
+            f"restructure.method: {settings.get('method')} trains weights, and models behind HTTP have none to train;"
+            f" use method normalise, which changes the model's input, or remove {audit} from repairs:"
         ]
 
     def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str = "float32") -> None:

@@ -1,12 +1,15 @@
 """Repairing a summarizer in chosen failure modes.
 
-Two methods:
+Three methods:
 
 - lora: a low-rank adapter (Hu et al. 2022) learns to give the same good summary of an article however the target modes
   change it, by default the model's own of the unchanged article. A clean control trains on the same summaries of
-  unchanged articles: such training alone moves a model, and only what the repair gains beyond it is owed to the pairs.
-- normalise: nothing is trained; what a text shows of a change is undone before the model reads it. An adapter can be
-  trained behind it as well. A clean control undoes nothing: it has all of the repair but what knows of the changes.
+  unchanged articles: such training alone moves a model, and only what the repair gains beyond it is owed to the
+  changes.
+- dpo: such an adapter learns to prefer that summary to a bad one (Rafailov et al. 2023): the model's own of the changed
+  article, or the good one with a name, number or negation made wrong. Its clean control is given the same preferences.
+- normalise: nothing is trained; what a text shows of a change is undone before the model reads it, and a clean control
+  undoes nothing. An adapter can be trained behind it as well; its control then stands behind the same.
 
 A repaired model is a folder beside the base, not in place of it: what was trained, and faded.json, which names the base
 by its content hash.
@@ -26,7 +29,7 @@ from stages.errors import UsageError
 from stages.params import checked
 from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
-from stages.tasks.contract import RatedExample, RepairPlan, RepairRecord
+from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.summarization.form import Form, save_form
 from stages.tasks.summarization.generate import Summarizer, Summarizes, with_weights
 from stages.tasks.summarization.normalise import normaliser
@@ -114,7 +117,7 @@ def _train(
     checkpoint = plan.scratch / "adapter.safetensors" if plan.scratch else None
     steps = plan.steps(settings.steps)
     training = AdapterTraining(learner, lessons, settings, steps, plan.seed, checkpoint)
-    curve = training.run("control, lora" if plan.control else "repair, lora")
+    curve = training.run(f"{'control' if plan.control else 'repair'}, {settings.method}")
 
     out_dir.mkdir(parents=True, exist_ok=True)
     training.adapted.save_pretrained(out_dir, save_embedding_layers=False)
@@ -133,8 +136,11 @@ def _train(
 
 
 def _form(under_test: Summarizes, plan: RepairPlan, settings: RepairSettings) -> Form:
-    """How the repaired model is asked: as the model under test, behind the normalisations; a clean control is not."""
-    names = () if plan.control == "clean" else settings.normalise
+    """How the repaired model is asked: as the model under test, behind the normalisations.
+
+    A clean control is behind them as well, but where they are all of the repair: it differs in one thing.
+    """
+    names = () if plan.control == "clean" and settings.method == "normalise" else settings.normalise
     return under_test.form.model_copy(update={"base": under_test.hash, "normalise": names})
 
 
@@ -149,20 +155,22 @@ def _numbers(
     task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair], curve: pd.DataFrame, training: AdapterTraining
 ) -> dict[str, Any]:
     some = max(1, len(curve) // 10)
-    own = [pair for pair in pairs if pair.cell is None]
+    items = task.items.ids("repair")
     return {
-        "items": len(task.items.ids("repair")),
-        "pairs": len(own),
+        "items": len(items),
+        "articles": len({pair.item for pair in pairs}.intersection(items)),
         "target_faithfulness": float(np.mean([pair.faithfulness for pair in pairs])),
-        "examples": _told(plan.examples),
+        "examples": _told(plan),
         "trained_parameters": sum(tensor.numel() for tensor in training.trained.values()),
         "loss_first": float(curve["loss"].head(some).mean()),
         "loss_last": float(curve["loss"].tail(some).mean()),
     }
 
 
-def _told(examples: Sequence[RatedExample]) -> dict[str, int]:
-    """How many examples taught what."""
+def _told(plan: RepairPlan) -> dict[str, int]:
+    """How many examples taught what; by dpo a praised answer teaches nothing, as it is preferred to no other."""
+    examples = plan.examples
     corrected = sum(e.corrected is not None for e in examples)
     praised = sum(e.corrected is None and e.rating is not None and e.rating >= GOOD for e in examples)
+    praised = 0 if plan.settings["method"] == "dpo" else praised
     return {"corrected": corrected, "praised": praised, "not_learnt": len(examples) - corrected - praised}

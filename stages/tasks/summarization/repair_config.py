@@ -11,14 +11,15 @@ from stages.tasks.summarization.normalise import NORMALISATIONS
 
 _OF_TRAINING = (
     *("targets", "samples", "temperature", "min_faithfulness", "steps", "batch_size", "learning_rate"),
-    *("replay", "rank", "merged"),
+    *("replay", "rank", "merged", "rejected", "beta"),
 )
+_OF_PREFERENCES = ("rejected", "beta")
 
 
 class RepairSettings(Strict):
-    """How a summarizer is repaired. A step of `lora` sees `batch_size` articles, of which `replay` are unchanged."""
+    """How a summarizer is repaired. A step of training sees `batch_size` articles, of which `replay` are unchanged."""
 
-    method: Literal["lora", "normalise"] = Field(description="see repair.py")
+    method: Literal["lora", "dpo", "normalise"] = Field(description="see repair.py")
     normalise: tuple[str, ...] = Field(
         (), strict=False, description="changes to undo before the model reads, see normalise.py"
     )
@@ -39,6 +40,12 @@ class RepairSettings(Strict):
     batch_size: int = Field(8, ge=2, le=1_000_000, description="articles of a step")
     learning_rate: float = Field(1e-3, gt=0, lt=1, description="peak rate of AdamW")
     replay: float = Field(0.25, ge=0, lt=1, description="share of unchanged articles; higher forgets less")
+    rejected: Literal["degraded", "falsified"] = Field(
+        "degraded",
+        description="dpo: summaries to prefer others to: the model's own of changed articles, where they fail, or those"
+        " to learn with a name, number or negation made wrong",
+    )
+    beta: float = Field(0.1, gt=0, description="dpo: the higher, the less the model moves for a preference")
     rank: int = Field(16, ge=1, le=4096, description="of the low-rank changes")
     merged: bool = Field(False, description="write the whole repaired model as well, under merged/")
 
@@ -57,6 +64,8 @@ class RepairSettings(Strict):
                 raise ValueError(f"method normalise needs normalise: some of {', '.join(NORMALISATIONS)}")
             if idle := [name for name in _OF_TRAINING if name in given]:
                 raise ValueError(f"{', '.join(idle)}: no effect with method normalise, which trains nothing")
+        if self.method != "dpo" and (idle := sorted(given.intersection(_OF_PREFERENCES))):
+            raise ValueError(f"{', '.join(idle)}: an effect with method dpo only, found method {self.method}")
         if self.targets != "best-of" and (idle := sorted({"samples", "temperature"} & given)):
             raise ValueError(f"{', '.join(idle)}: an effect with targets best-of only, found targets {self.targets}")
         if round(self.batch_size * (1 - self.replay)) < 1:
@@ -73,6 +82,8 @@ class RepairSettings(Strict):
         idle: set[str] = {"method"}
         if self.method == "normalise":
             idle |= set(_OF_TRAINING)
+        if self.method != "dpo":
+            idle.update(_OF_PREFERENCES)
         if self.targets != "best-of":
             idle |= {"samples", "temperature"}
         return self.model_dump(exclude=idle)

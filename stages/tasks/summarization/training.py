@@ -1,4 +1,9 @@
-"""Training an adapter: low-rank changes to a copy of a summarizer (LoRA, Hu et al. 2022), step by step, resumable."""
+"""Training an adapter: low-rank changes to a copy of a summarizer (LoRA, Hu et al. 2022), step by step, resumable.
+
+The loss is the cross-entropy of the summaries to give, or that of preferences between two summaries of an article
+(direct preference optimisation, DPO: Rafailov et al. 2023). Both go through one loop, whose checkpoints hold tensors
+and no pickle, and which ends in the same bytes after a kill; a trainer of a library promises neither.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -19,11 +24,17 @@ from stages.tasks.training import StepwiseTraining
 
 MICRO_BATCH = 4  # texts that go through the model at once: more are padded more, as their lengths differ more
 
-Lesson = tuple[str, str]  # an article, and the summary to give of it
+
+class Lesson(NamedTuple):
+    """An article and the summary to give of it, rather than the one to reject where there is one."""
+
+    article: str
+    summary: str
+    rejected: str | None = None
 
 
 class AdapterTraining(StepwiseTraining):
-    """One run of training; the loss is in nats a token of the summary.
+    """One run of training; the loss is in nats: of a token of the summary, or with method dpo of a preference.
 
     Args:
         learner: the summarizer to adapt, of which the model is the caller's own copy: it is changed in place.
@@ -48,7 +59,7 @@ class AdapterTraining(StepwiseTraining):
     ) -> None:
         from peft import LoraConfig, get_peft_model
 
-        self.learner, self.lessons = learner, lessons
+        self.learner, self.lessons, self.settings = learner, lessons, settings
         causal = learner.form.kind == "causal"
         # Dropout draws random numbers, which a resumed run would draw anew; the few steps hardly need it.
         config = LoraConfig(
@@ -75,9 +86,13 @@ class AdapterTraining(StepwiseTraining):
     def backward(self, step: int) -> float:
         """See StepwiseTraining."""
         tokens = self.learner.tokenizer
-        ordered = sorted(self.lessons(step), key=lambda lesson: len(tokens(lesson[0])["input_ids"]))
+        ordered = sorted(self.lessons(step), key=lambda lesson: len(tokens(lesson.article)["input_ids"]))
+        if self.settings.method == "dpo":
+            return self._prefer(ordered)
         parts = [ordered[i : i + MICRO_BATCH] for i in range(0, len(ordered), MICRO_BATCH)]
-        batches = [self.learner.training_batch(*map(list, zip(*part, strict=True))) for part in parts]
+        batches = [
+            self.learner.training_batch([one.article for one in part], [one.summary for one in part]) for part in parts
+        ]
         total = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         loss = 0.0
         for batch in batches:
@@ -86,6 +101,37 @@ class AdapterTraining(StepwiseTraining):
             part_loss.backward()  # type: ignore[no-untyped-call]
             loss += float(part_loss.detach())
         return loss
+
+    def _prefer(self, lessons: Sequence[Lesson]) -> float:
+        """Add up the gradients of the mean loss of preferences; return it."""
+        size, loss = MICRO_BATCH // 2, 0.0
+        for part in (lessons[i : i + size] for i in range(0, len(lessons), size)):
+            margins = self.margins(part)
+            part_loss = -functional.logsigmoid(self.settings.beta * margins).sum() / len(lessons)
+            part_loss.backward()  # type: ignore[no-untyped-call]
+            loss += float(part_loss.detach())
+        return loss
+
+    def margins(self, lessons: Sequence[Lesson]) -> Tensor:
+        """How much more likely each summary has become than the one to reject, in nats: (n,) float32.
+
+        Times beta this is the argument of the sigmoid in eq. 7 of Rafailov et al. (2023); the reference is the model
+        without its adapter. It is asked each time: kept answers would come from other batches in a resumed run, and
+        differ in the last bits.
+        """
+        summaries = [one.summary for one in lessons] + [one.rejected or "" for one in lessons]
+        batch = self.learner.training_batch([one.article for one in lessons] * 2, summaries)
+        with torch.no_grad(), self.adapted.disable_adapter():
+            before = self._likelihoods(batch)
+        better, worse = (self._likelihoods(batch) - before).chunk(2)
+        return better - worse
+
+    def _likelihoods(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Log-probability of each summary of a batch, in nats: (n,) float32."""
+        logits, wanted = told_and_wanted(self.adapted, self.learner.form.kind, batch)
+        of_tokens = -functional.cross_entropy(logits, wanted, reduction="none")
+        lengths = (batch["labels"] != IGNORED).sum(1).tolist()
+        return torch.stack([part.sum() for part in of_tokens.split(lengths)])
 
 
 @contextlib.contextmanager

