@@ -16,7 +16,7 @@ import pandas as pd
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.progress import progress
-from stages.tasks.cells import PairSampler
+from stages.tasks.cells import sampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.sources import parse_source
 from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
@@ -111,13 +111,12 @@ def _captioned(task: PainterProbes, settings: RepairSettings, source: str) -> pd
 def _own(
     task: PainterProbes, plan: RepairPlan, settings: RepairSettings, words: Vocabulary, counts: dict[str, int]
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Draw prompts of the targets, and others to replay; keep what the judge, or a person, finds right."""
+    """Draw prompts where the plan aims, and others to replay; keep what the judge, or a person, finds right."""
     rng = np.random.default_rng([plan.seed, 8])
     regions = [target.region for target in plan.regions(task.concepts)]
     others = round(settings.samples * settings.replay)
     templates = repair_templates(task)
-    sampler = PairSampler(task.concepts, plan.regions(task.concepts), pd.DataFrame(index=templates))
-    rows, aimed = sampler.draw(settings.samples - others, rng)
+    rows, aimed = sampler(task, plan, task.items.ids("repair")).draw(settings.samples - others, rng)
     rows = np.concatenate([rows, rng.integers(len(templates), size=others)])
     cells = np.concatenate([aimed, _outside(task, regions, others, rng)])
     seeds = rng.integers(2**31, size=len(cells)).tolist()
@@ -143,14 +142,14 @@ def _own(
     counts["own_praised"] = len(kept) - counts["own_accepted"]
     table = pd.DataFrame({"image": [to_png(d.pixels) for d in kept], "text": [d.prompt for d in kept]})
     of_cells = np.array([drawn.cell for drawn in kept], dtype=np.int64).reshape(len(kept), len(task.concepts))
-    members = np.array([region.contains(task.concepts, of_cells) for region in regions])
+    members = np.array([region.in_box(task.concepts, of_cells) for region in regions])
     return table, words.table([drawn.read for drawn in kept]), members
 
 
 def _outside(task: PainterProbes, regions: Sequence[Region], n: int, rng: np.random.Generator) -> np.ndarray:
     """Cells (n, d) that lie in none of the regions; of the whole grid where these leave nothing."""
     cells = task.concepts.sample(64 * n, rng)
-    outside = cells[~np.any([region.contains(task.concepts, cells) for region in regions], axis=0)]
+    outside = cells[~np.any([region.in_box(task.concepts, cells) for region in regions], axis=0)]
     return outside[:n] if len(outside) >= n else cells[:n]
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from stages.errors import UsageError
 from stages.files import write_json
 from stages.params import checked
+from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.text_to_image.album import GOOD, Album, build_album, praised, vocabulary
@@ -97,7 +97,8 @@ def _orders(task: PainterProbes, plan: RepairPlan) -> list[Order]:
     """Pictures of the targets, also for a control, with fresh seeds."""
     rng = np.random.default_rng([plan.seed, 9])
     templates = repair_templates(task)
-    rows, cells = PairSampler(task.concepts, plan.targets, pd.DataFrame(index=templates)).draw(LOOKED_AT, rng)
+    known = known_attributes(task, task.items.ids("repair"))
+    rows, cells = PairSampler(task.concepts, plan.targets, known).draw(LOOKED_AT, rng)
     return [
         Order(task.prompt(templates[row], cell), int(rng.integers(2**31)), tuple(task.expected(cell).items()))
         for row, cell in zip(rows.tolist(), cells, strict=True)
