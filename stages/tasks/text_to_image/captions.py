@@ -7,7 +7,9 @@ true of the picture. Some keep their own captions, and replayed ones come from a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +32,11 @@ class Lesson:
     caption: str
     replayed: bool = False
 
+    @property
+    def pictures(self) -> tuple[int]:
+        """See OfPictures."""
+        return (self.picture,)
+
 
 class Lessons:
     """The lessons of each step, which depend on the seed and the number of the step alone.
@@ -48,7 +55,8 @@ class Lessons:
         self, task: PainterProbes, plan: RepairPlan, settings: RepairSettings, album: Album, words: Vocabulary
     ) -> None:
         self.task, self.settings, self.seed, self.album, self.words = task, settings, plan.seed, album, words
-        self.pairs = sampler(task, plan, task.items.ids("repair"))
+        self.images: list[bytes] = album.table["image"].tolist()
+        self.cells = sampler(task, plan, task.items.ids("repair"))
         self._regions = [target.region for target in plan.regions(task.concepts)]
         self._templates = repair_templates(task)
         self._texts = album.table["text"].tolist()
@@ -70,10 +78,18 @@ class Lessons:
         """The lessons of a step."""
         rng = np.random.default_rng([self.seed, 6, step])
         aimed = self.settings.batch_size - self.settings.replayed
-        drawn = zip(*self.pairs.draw(aimed, rng), strict=True)
+        drawn = zip(*self.cells.draw(aimed, rng), strict=True)
         return [self._aimed(int(row), cell, rng) for row, cell in drawn] + [
             self._replayed(rng) for _ in range(self.settings.replayed)
         ]
+
+    def numbers(self, batches: Sequence[Sequence[Lesson]]) -> dict[str, Any]:
+        """What the card tells of those learnt."""
+        learnt, sources = {lesson.picture for batch in batches for lesson in batch}, self.album.table["source"]
+        return {
+            "pictures": {s: int((sources.iloc[sorted(learnt)] == s).sum()) for s in dict.fromkeys(sources)},
+            "available": dict(self.album.counts),
+        }
 
     def _aimed(self, row: int, cell: np.ndarray, rng: np.random.Generator) -> Lesson:
         pool = self._of_one_source(self._may_show(cell), rng)
@@ -83,14 +99,16 @@ class Lessons:
         return Lesson(picture, self._caption(picture, self._templates[row], cell, rng))
 
     def _may_show(self, cell: np.ndarray) -> np.ndarray:
-        """Pictures (n,) bool of the targets that a cell lies in; the policy draws cells of none as well: any picture."""
+        """Which pictures are of the targets a cell lies in: (n,) bool; all, where the policy draws a cell of none."""
         around = np.array([region.in_box(self.task.concepts, cell[None])[0] for region in self._regions])
         return np.asarray(self.album.inside[around].any(0) if around.any() else np.ones_like(self._outside))
 
     def _replayed(self, rng: np.random.Generator) -> Lesson:
         picture = self._evenly(self._of_one_source(self._outside, rng), rng)
         template = self._templates[rng.integers(len(self._templates))]
-        return Lesson(picture, self._caption(picture, template, self.task.concepts.sample(1, rng)[0], rng), replayed=True)
+        return Lesson(
+            picture, self._caption(picture, template, self.task.concepts.sample(1, rng)[0], rng), replayed=True
+        )
 
     def _of_one_source(self, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Rows of pictures of one source, chosen by weight among those that have any."""

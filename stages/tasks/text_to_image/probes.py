@@ -68,7 +68,8 @@ class PainterProbes(Task):
     }
     dtypes = ("float32", "float16", "bfloat16")
     gpu_dtype = "float16"
-    learns_from_examples = follows_policy = heeds_dose = ("lora",)
+    learns_from_examples = ("lora",)
+    follows_policy = heeds_dose = ("lora", "dpo")
     needs_all_concepts = True  # every slot is in every template: screening may not drop one
 
     def __init__(self, context: TaskContext, items: pd.DataFrame, studio: Studio, pictures: pd.DataFrame) -> None:
