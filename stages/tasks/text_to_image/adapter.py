@@ -118,7 +118,7 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
         trained = {n: p for n, p in self.unet.named_parameters() if p.requires_grad}
         for parameter in trained.values():
             parameter.data = parameter.data.float()  # steps are too small for half precision
-        super().__init__(trained, len(batches), settings.learning_rate, checkpoint, compute.device)
+        super().__init__(trained, len(batches), settings.peak, checkpoint, compute.device)
         used = sorted({picture for batch in batches for lesson in batch for picture in lesson.pictures})
         self._place = {picture: place for place, picture in enumerate(used)}
         self._latents = self._encode([images[picture] for picture in used])

@@ -19,6 +19,7 @@ LAYERS = {
     "attention+feed-forward": _ATTENTION + _FEED_FORWARD,
     "all": _ATTENTION + _FEED_FORWARD + _CONVOLUTIONS,
 }
+RATES = {"lora": 2e-3, "dpo": 5e-4}  # peak learning rates, by method
 
 
 class RepairSettings(Strict):
@@ -41,10 +42,10 @@ class RepairSettings(Strict):
         None, gt=0, le=1, description="own, dpo: least alignment of a right one; none: 1 - the threshold of a failure"
     )
     tries: int = Field(4, ge=1, le=1000, description="dpo: pictures drawn for each prompt")
-    beta: float = Field(500.0, gt=0, description="dpo: how much a pair counts; more changes less")
+    beta: float = Field(20.0, gt=0, description="dpo: how much a pair counts; more changes less")
     steps: int = Field(800, ge=1, le=1_000_000, description="of training")
     batch_size: int = Field(16, ge=2, le=1_000_000, description="pictures of a step")
-    learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak rate of AdamW")
+    learning_rate: float | None = Field(None, gt=0, lt=1, description="peak rate of AdamW; none: see RATES")
     rank: int = Field(16, ge=1, le=4096, description="of the low-rank changes")
     alpha: int | None = Field(None, ge=1, le=1_000_000, description="their scale times rank; none: as the rank")
     layers: Literal["attention", "attention+feed-forward", "all"] = Field(
@@ -85,6 +86,11 @@ class RepairSettings(Strict):
         return self
 
     @property
+    def peak(self) -> float:
+        """The highest learning rate."""
+        return self.learning_rate or RATES[self.method]
+
+    @property
     def replayed(self) -> int:
         """Pictures of a step that are of no target."""
         return round(self.batch_size * self.replay)
@@ -92,7 +98,7 @@ class RepairSettings(Strict):
     def used(self) -> dict[str, Any]:
         """The settings that have an effect, for people."""
         idle = self._idle() | {"method"} | ({"folder"} if self.folder is None else set())
-        return self.model_dump(exclude=idle) | {"alpha": self.alpha or self.rank}
+        return self.model_dump(exclude=idle) | {"alpha": self.alpha or self.rank, "learning_rate": self.peak}
 
     def _idle(self) -> set[str]:
         """Settings that another method, or another source, is needed for."""
