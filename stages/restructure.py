@@ -71,7 +71,8 @@ def _policy(task: Task, config: RestructureConfig, folder: Path) -> Policy | Non
     """
     from stages.explorers.policies import load_policy
 
-    if config.aim == "modes" or config.method not in task.follows_policy:
+    by_policy = config.aim == "policy" or (config.aim == "auto" and task.policy_by_default)
+    if not by_policy or config.method not in task.follows_policy:
         return None
     policy = load_policy(folder)
     if policy is None and config.aim == "policy":

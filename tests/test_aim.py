@@ -293,6 +293,11 @@ def test_the_policy_reaches_the_repair_and_no_uniform_control(place, monkeypatch
     asked.clear()
     run(place, control="clean")
     assert asked == {(None, True), ("clean", True)}, "it may learn of the same items"
+    monkeypatch.setattr(ImageClassification, "policy_by_default", False)
+    for aim, follows in (("auto", False), ("policy", True)):
+        asked.clear()
+        run(place, aim=aim)
+        assert asked == {(None, follows), ("uniform", False)}
 
 
 task_repair = ImageClassification.repair

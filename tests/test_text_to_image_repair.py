@@ -27,11 +27,16 @@ pytest.importorskip("peft")
 
 from stages.params import checked
 from stages.tasks import read_back
+from stages.tasks.cells import FOCUS
 from stages.tasks.text_to_image import TextToImage
 from stages.tasks.text_to_image import verify as verify_module
+from stages.tasks.text_to_image.adapter import check_trainable
 from stages.tasks.text_to_image.album import build_album, vocabulary
 from stages.tasks.text_to_image.captions import Lessons
-from stages.tasks.text_to_image.lora import LoraTraining, check_trainable
+from stages.tasks.text_to_image.config import SamplingConfig
+from stages.tasks.text_to_image.dpo import DpoTraining
+from stages.tasks.text_to_image.lora import LoraTraining
+from stages.tasks.text_to_image.pairs import Pair, Pairs
 from stages.tasks.text_to_image.pictures import from_png
 from stages.tasks.text_to_image.repair_config import RepairSettings
 from stages.tasks.text_to_image.sample import Painter
@@ -168,6 +173,36 @@ def test_a_uniform_control_learns_as_many_pictures_of_everything(task):
     learnt, album, words = lessons(task, plan(control="uniform"))
     assert len(learnt) == len(lessons(task, plan())[0])
     assert {tuple(shown(album, words, lesson)) for lesson in learnt} == {(c, g) for c in COLOURS for g in GROUNDS}
+
+
+class Looks:
+    """A policy that draws one cell for every item."""
+
+    def __init__(self, *cell):
+        self.cell = cell
+
+    def sample(self, embedding, k, seed):
+        return np.tile(self.cell, (len(embedding), k, 1))
+
+
+def test_the_policy_says_what_is_learnt_and_each_target_still_gets_its_share(task):
+    aimed = dataclasses.replace(plan(replay=0.0), policy=Looks(2, 2))
+    learnt, album, words = lessons(task, aimed, steps=100)
+    seen = [tuple(shown(album, words, lesson)) for lesson in learnt]
+    assert set(seen) == {("green", "white"), ("red", "black")}
+    assert np.mean([pair == ("red", "black") for pair in seen]) == pytest.approx(FOCUS, abs=0.06)
+
+
+def test_a_template_is_learnt_with_the_cell_drawn_for_its_item(task):
+    items = task.items.ids("repair")
+    assert len(set(task.items.table.query("split == 'repair'")["label"])) == 1, "both items are of one template"
+    task.items.table.loc[task.items.table["id"] == items[0], "label"] = "first {colour} box {background}"
+    everywhere, first = TargetMode("M1", Region({"colour": (1, 3)})), Looks()
+    first.sample = lambda embedding, k, seed: np.array([[[1, 1]] * k, [[3, 1]] * k])
+    learnt, _, _ = lessons(task, dataclasses.replace(plan([everywhere], replay=0.0), policy=first))
+    own = {lesson.caption for lesson in learnt if not lesson.caption.startswith("see")}
+    assert "first red box on a black background" in own
+    assert all(("first" in caption) == ("red" in caption) for caption in own)
 
 
 def test_balanced_values_come_alike_often(task):
@@ -377,12 +412,117 @@ class CountedSteps:
         return self.function(step)
 
 
+# Pairs
+
+
+def pairs_of(task, asked):
+    return Pairs(task, asked, checked(RepairSettings, asked.settings, "restructure.settings"), vocabulary(task))
+
+
+def dpo(**settings):
+    return plan(method="dpo", samples=16, tries=2, **settings)
+
+
+def test_a_pair_is_two_drawings_for_one_prompt_that_the_judge_tells_apart(lenient):
+    pairs = pairs_of(lenient, dpo())
+    assert pairs.numbers() == {"pairs": 8, "pairs_with_captioned": 0, "available": {"own_drawn": 16, "own_accepted": 8}}
+    assert all(pair.right % 2 == 0 and pair.wrong % 2 == 1 for pair in pairs.pairs)  # as the lenient judge has it
+    assert all("red box on a black background" in pair.caption for pair in pairs.pairs)
+    assert len(pairs(0)) == 2, "batch_size pictures"
+    assert pairs(3) == pairs(3) != pairs(4)
+
+
+def test_of_a_prompt_never_drawn_right_a_captioned_picture_is_the_better_one(task, monkeypatch):
+    judged = task.studio.judged
+    wrong = {"colour": False}
+    monkeypatch.setattr(
+        task.studio, "judged", lambda *asked: [dataclasses.replace(one, right=wrong) for one in judged(*asked)]
+    )
+    pairs = pairs_of(task, dpo())
+    assert pairs.numbers()["pairs_with_captioned"] == len(pairs.pairs) == 16
+    red_on_black = {box("red", "black", n % 4) for n in range(3, 6)}
+    assert {pairs.images[pair.right] for pair in pairs.pairs} <= red_on_black
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_where_no_two_pictures_can_be_told_apart_that_is_an_error(task, monkeypatch, right):
+    judged = task.studio.judged
+    task.pictures = task.pictures[task.pictures["colour"] != "red"]
+    alike = {"alignment": 1.0, "right": {"colour": right}}
+    monkeypatch.setattr(
+        task.studio, "judged", lambda *asked: [dataclasses.replace(one, **alike) for one in judged(*asked)]
+    )
+    with pytest.raises(
+        UsageError, match=rf"of 16 pictures drawn for 8 prompts the judge found {16 * right} right, and"
+    ):
+        pairs_of(task, dpo())
+
+
+def test_a_control_compares_pictures_of_the_whole_grid(lenient):
+    captions = {pair.caption for pair in pairs_of(lenient, dpo(control="uniform")).pairs}
+    assert not all("red box on a black background" in caption for caption in captions)
+
+
+def dpo_training(pipeline, checkpoint=None, **settings):
+    """Red boxes on black are better than blue ones, whatever is asked."""
+    asked = RepairSettings.model_validate({**QUICK, "method": "dpo", **settings})
+    red, blue = (captioned().query(f"colour == '{c}' and background == 'black'").index for c in ("red", "blue"))
+    batch = [Pair(int(r), int(b), "a box") for r, b in zip(red, blue, strict=True)]
+    images, compute = captioned()["image"].tolist(), Compute(threads=1, batch_size=3)
+    return DpoTraining(pipeline, images, [batch] * asked.steps, asked, compute, 7, checkpoint)
+
+
+def test_the_loss_of_an_untrained_adapter_is_that_of_a_coin():
+    assert dpo_training(tiny()).backward(0) == pytest.approx(np.log(2), abs=1e-6)
+
+
+def test_pictures_get_more_like_the_better_ones():
+    def redness(pipeline):
+        painter = Painter(pipeline, SamplingConfig(steps=4, guidance=1.0), Compute(threads=1, batch_size=4))
+        drawn = pixels(painter, ["a box"] * 16, list(range(16))).astype(float)
+        return (drawn[..., 0] - drawn[..., 2]).mean(axis=(1, 2))
+
+    pipeline = tiny()
+    training = dpo_training(pipeline, steps=60, rank=8, learning_rate=1e-2, beta=100)
+    losses = training.run("test")["loss"]
+    assert losses.tail(10).mean() < 0.8 * np.log(2)
+    assert (redness(training.repaired()) > redness(pipeline)).mean() > 0.9
+
+
+def test_a_killed_repair_by_pairs_goes_on_and_writes_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(DpoTraining, "save_every", 2)
+    whole = dpo_training(tiny(), steps=5)
+    whole.run("test")
+    broken = dpo_training(tiny(), tmp_path / "adapter.safetensors", steps=5)
+    stepped = broken.backward
+    monkeypatch.setattr(broken, "backward", lambda step: stepped(step) if step < 3 else pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        broken.run("test")
+    resumed = dpo_training(tiny(), tmp_path / "adapter.safetensors", steps=5)
+    resumed.run("test")
+    for name, training in (("whole", whole), ("resumed", resumed)):
+        training.save(tmp_path / name)
+    files = [tmp_path / name / "pytorch_lora_weights.safetensors" for name in ("whole", "resumed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_repair_by_pairs_is_read_back_and_says_what_it_learnt(lenient, home, tmp_path):
+    record = lenient.repair(dpo(learning_rate=3e-2, beta=10.0), tmp_path)
+    assert (record.method, record.steps, record.details["pairs"]) == ("dpo", 4, 8)
+    card = (tmp_path / "README.md").read_text()
+    assert "| method | dpo |" in card
+    assert "in 8 pairs: of 16 pictures it drew itself the judge found 8 right; in 0 pairs the better" in card
+    assert set(json.loads((tmp_path / "faded.json").read_text())["settings"]) >= {"beta", "tries", "samples"}
+    again = TextToImage.load(boxes(home / "inputs"), home / "prepare", tmp_path)
+    assert not np.array_equal(pixels(again.painter, ["a red box"], [1]), pixels(lenient.painter, ["a red box"], [1]))
+
+
 def test_what_the_network_is_to_predict_gives_back_picture_and_noise():
     clean, noise, times = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([10, 500, 990])
     wanted = {}
     for prediction in ("epsilon", "sample", "v_prediction"):
         training = training_of(tiny(prediction=prediction))
-        wanted[prediction] = training._wanted(clean, noise, times)
+        wanted[prediction] = training.wanted(clean, noise, times)
     signal = training.noise.alphas_cumprod[times].sqrt().view(3, 1, 1, 1)
     noisy = training.noise.add_noise(clean, noise, times)
     torch.testing.assert_close(wanted["epsilon"], noise)
@@ -421,7 +561,7 @@ def tiny_xl():
 def test_an_xl_pipeline_is_told_pooled_texts_and_sizes_and_reads_its_adapter_back(tmp_path):
     pipeline = tiny_xl()
     training = trained(pipeline, learning_rate=1e-2)
-    asked = training._conditions(["a red box", ""])
+    asked = training.conditions(["a red box", ""])
     assert asked["added_cond_kwargs"]["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 2
     assert asked["encoder_hidden_states"][1].abs().max() == 0  # as SDXL is asked without a prompt
     assert asked["added_cond_kwargs"]["text_embeds"].abs().amax(1).gt(0).tolist() == [True, False]
@@ -498,7 +638,9 @@ def test_a_repair_that_changed_nothing_is_an_error(task, tmp_path):
         ({"sources": {}}, "at least one source"),
         ({"sources": {"own": 0}}, "weights above 0"),
         ({"sources": {"folder": 1}}, "needs `folder:`"),
-        ({"samples": 9}, "samples: an effect with the source `own` only"),
+        ({"samples": 9}, "samples: no effect with the method lora and sources pictures"),
+        ({"beta": 9.0}, "beta: no effect with the method lora"),
+        ({"method": "dpo", "replay": 0.2}, "replay: no effect with the method dpo"),
         ({"replay": 0.99}, "leaves no picture of the targets"),
         ({"prior": 0.5, "replay": 0.0}, "an effect on replayed pictures only"),
         ({"folder": {"imagefolder": "nowhere"}, "sources": {"folder": 1}}, "no .*nowhere"),

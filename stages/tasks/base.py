@@ -247,6 +247,7 @@ class Task(LoadedTask):
         needs_all_concepts: whether every item names every concept; then screening may drop none.
         learns_from_examples: methods of repair that learn from rated examples (`RepairPlan.examples`).
         follows_policy: methods of repair that draw what they learn by the search's policy (`RepairPlan.policy`).
+        policy_by_default: whether `restructure.aim: auto` lets them do so.
         heeds_dose: methods of repair that train in steps, and for as many as are asked (`RepairPlan.steps`).
         init: what `faded init` asks and proposes, as "module:Class" of an `Init` (stages/tasks/init.py); no stage
             imports it. None where audits of this kind are written by hand.
@@ -262,6 +263,7 @@ class Task(LoadedTask):
     needs_all_concepts: ClassVar[bool] = False
     learns_from_examples: ClassVar[Collection[str]] = ()
     follows_policy: ClassVar[Collection[str]] = ()
+    policy_by_default: ClassVar[bool] = True
     heeds_dose: ClassVar[Collection[str]] = ()
 
     # Configuration

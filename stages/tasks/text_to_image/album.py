@@ -16,7 +16,7 @@ import pandas as pd
 from stages.concepts import Region
 from stages.errors import UsageError
 from stages.progress import progress
-from stages.tasks.cells import PairSampler
+from stages.tasks.cells import sampler
 from stages.tasks.contract import RatedExample, RepairPlan
 from stages.tasks.sources import parse_source
 from stages.tasks.text_to_image.picture_sources import PICTURE_LOADERS
@@ -50,12 +50,13 @@ class Album:
 
 
 class Drawn(NamedTuple):
-    """A picture the model drew: its prompt and the cell in it, pixels (h, w, 3) uint8, and what the judge read."""
+    """A picture the model drew: its prompt and the cell in it, PNG bytes, what the judge read, and if all was right."""
 
     prompt: str
     cell: np.ndarray
-    pixels: np.ndarray
+    image: bytes
     read: Mapping[str, str]
+    right: bool
 
 
 def vocabulary(task: PainterProbes) -> Vocabulary:
@@ -111,46 +112,61 @@ def _captioned(task: PainterProbes, settings: RepairSettings, source: str) -> pd
 def _own(
     task: PainterProbes, plan: RepairPlan, settings: RepairSettings, words: Vocabulary, counts: dict[str, int]
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Draw prompts of the targets, and others to replay; keep what the judge, or a person, finds right."""
+    """Draw prompts where the plan aims, and others to replay; keep what the judge, or a person, finds right."""
     rng = np.random.default_rng([plan.seed, 8])
     regions = [target.region for target in plan.regions(task.concepts)]
     others = round(settings.samples * settings.replay)
-    templates = repair_templates(task)
-    sampler = PairSampler(task.concepts, plan.regions(task.concepts), pd.DataFrame(index=templates))
-    rows, aimed = sampler.draw(settings.samples - others, rng)
-    rows = np.concatenate([rows, rng.integers(len(templates), size=others)])
+    items = task.items.ids("repair")
+    rows, aimed = sampler(task, plan, items).draw(settings.samples - others, rng)
+    rows = np.concatenate([rows, rng.integers(len(items), size=others)])
     cells = np.concatenate([aimed, _outside(task, regions, others, rng)])
+    kept = [drawn for drawn in draw_for(task, settings, rows, cells, rng) if drawn.right]
+    counts |= {"own_drawn": len(cells), "own_accepted": len(kept)}
+    kept += [drawn for example in plan.examples if praised(example) for drawn in _again(task, example)]
+    counts["own_praised"] = len(kept) - counts["own_accepted"]
+    table = pd.DataFrame({"image": [d.image for d in kept], "text": [d.prompt for d in kept]})
+    of_cells = np.array([drawn.cell for drawn in kept], dtype=np.int64).reshape(len(kept), len(task.concepts))
+    members = np.array([region.in_box(task.concepts, of_cells) for region in regions])
+    return table, words.table([drawn.read for drawn in kept]), members
+
+
+def draw_for(
+    task: PainterProbes, settings: RepairSettings, rows: np.ndarray, cells: np.ndarray, rng: np.random.Generator
+) -> list[Drawn]:
+    """Draw a picture for each of n prompts; those that are none (black, blanked) are left out.
+
+    Args:
+        task: the model, and its judge.
+        settings: what alignment the judge has to find at least.
+        rows: (n,) numbers of repair items, for their templates.
+        cells: (n, d) what fills them.
+        rng: of the noise.
+    """
+    templates = repair_templates(task)
     seeds = rng.integers(2**31, size=len(cells)).tolist()
     orders = [
         Order(task.prompt(templates[row], cell), seed, tuple(task.expected(cell).items()))
         for row, cell, seed in zip(rows.tolist(), cells, seeds, strict=True)
     ]
     at_least = 1 - task.threshold if settings.accept is None else settings.accept
-    kept: list[Drawn] = []
+    found: list[Drawn] = []
     with progress("repair, drawing pictures", len(orders)) as tell:
         for start in range(0, len(orders), _PART):
             part = slice(start, start + _PART)
             drawings = task.studio.draw(orders[part])
             answers = zip(orders[part], cells[part], drawings, task.studio.judged(drawings, orders[part]), strict=True)
-            kept += [
-                Drawn(order.prompt, cell, drawing.pixels, judged.read)
-                for order, cell, drawing, judged in answers
-                if not judged.fault and all(judged.right.values()) and judged.alignment >= at_least
-            ]
-            tell(min(start + _PART, len(orders)), f"{len(kept)} right")
-    counts |= {"own_drawn": len(orders), "own_accepted": len(kept)}
-    kept += [drawn for example in plan.examples if praised(example) for drawn in _again(task, example)]
-    counts["own_praised"] = len(kept) - counts["own_accepted"]
-    table = pd.DataFrame({"image": [to_png(d.pixels) for d in kept], "text": [d.prompt for d in kept]})
-    of_cells = np.array([drawn.cell for drawn in kept], dtype=np.int64).reshape(len(kept), len(task.concepts))
-    members = np.array([region.contains(task.concepts, of_cells) for region in regions])
-    return table, words.table([drawn.read for drawn in kept]), members
+            for order, cell, drawing, judged in answers:
+                if not judged.fault:
+                    right = all(judged.right.values()) and judged.alignment >= at_least
+                    found.append(Drawn(order.prompt, cell, to_png(drawing.pixels), judged.read, right))
+            tell(min(start + _PART, len(orders)), f"{sum(drawn.right for drawn in found)} right")
+    return found
 
 
 def _outside(task: PainterProbes, regions: Sequence[Region], n: int, rng: np.random.Generator) -> np.ndarray:
     """Cells (n, d) that lie in none of the regions; of the whole grid where these leave nothing."""
     cells = task.concepts.sample(64 * n, rng)
-    outside = cells[~np.any([region.contains(task.concepts, cells) for region in regions], axis=0)]
+    outside = cells[~np.any([region.in_box(task.concepts, cells) for region in regions], axis=0)]
     return outside[:n] if len(outside) >= n else cells[:n]
 
 
@@ -165,4 +181,4 @@ def _again(task: PainterProbes, example: RatedExample) -> list[Drawn]:
     orders = task.orders([example.item], cell[None])[0]
     drawings = task.studio.draw(orders)
     answers = zip(orders, drawings, task.studio.judged(drawings, orders), strict=True)
-    return [Drawn(o.prompt, cell, d.pixels, judged.read) for o, d, judged in answers if not judged.fault]
+    return [Drawn(o.prompt, cell, to_png(d.pixels), judged.read, True) for o, d, judged in answers if not judged.fault]

@@ -1,17 +1,20 @@
 """What a repair learns: which picture under which caption, step by step.
 
-A caption says what its picture shows, in the words of the prompts that failed: a template of the split `repair`, filled
-with a cell of a target mode, of which each word is exchanged for the one that is true of the picture. Some keep their
-own captions, and replayed ones come from anywhere outside the targets.
+A caption says what its picture shows, in the words of the prompts that failed: the template of an item of the split
+`repair`, filled with a cell that the plan's sampler draws for it, of which each word is exchanged for the one that is
+true of the picture. Some keep their own captions, and replayed ones come from anywhere outside the targets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from stages.errors import UsageError
+from stages.tasks.cells import sampler
 from stages.tasks.contract import RepairPlan
 from stages.tasks.text_to_image.album import Album
 from stages.tasks.text_to_image.probes import PainterProbes
@@ -29,15 +32,20 @@ class Lesson:
     caption: str
     replayed: bool = False
 
+    @property
+    def pictures(self) -> tuple[int]:
+        """See OfPictures."""
+        return (self.picture,)
+
 
 class Lessons:
     """The lessons of each step, which depend on the seed and the number of the step alone.
 
-    A cell is drawn of a target (by severity), then one of the pictures that show most of what the cell says.
+    An item and a cell are drawn where the plan aims, then one of the pictures that show most of what the cell says.
 
     Args:
         task: gives prompts and their templates.
-        plan: target modes, or what the control trains on; seed.
+        plan: target modes, or what the control trains on; the policy to aim by; seed.
         settings: batch size, replay, sources, balance.
         album: the pictures.
         words: what cells and pictures show.
@@ -47,14 +55,13 @@ class Lessons:
         self, task: PainterProbes, plan: RepairPlan, settings: RepairSettings, album: Album, words: Vocabulary
     ) -> None:
         self.task, self.settings, self.seed, self.album, self.words = task, settings, plan.seed, album, words
-        self.targets = plan.regions(task.concepts)
-        severity = np.array([target.severity for target in self.targets], dtype=float)
-        self._share = severity / severity.sum()
+        self.images: list[bytes] = album.table["image"].tolist()
+        self.cells = sampler(task, plan, task.items.ids("repair"))
+        self._regions = [target.region for target in plan.regions(task.concepts)]
         self._templates = repair_templates(task)
         self._texts = album.table["text"].tolist()
         self._whole = album.table["whole"].to_numpy(bool)
         self._sources = {s: (album.table["source"] == s).to_numpy() for s in settings.sources}
-        self._inside: list[np.ndarray] = list(album.inside)
         outside = np.asarray(~album.inside.any(0))
         self._outside = outside if outside.any() else np.ones_like(outside)  # a control's region is everywhere
         bias = task.config.bias
@@ -71,20 +78,37 @@ class Lessons:
         """The lessons of a step."""
         rng = np.random.default_rng([self.seed, 6, step])
         aimed = self.settings.batch_size - self.settings.replayed
-        return [self._aimed(rng) for _ in range(aimed)] + [self._replayed(rng) for _ in range(self.settings.replayed)]
+        drawn = zip(*self.cells.draw(aimed, rng), strict=True)
+        return [self._aimed(int(row), cell, rng) for row, cell in drawn] + [
+            self._replayed(rng) for _ in range(self.settings.replayed)
+        ]
 
-    def _aimed(self, rng: np.random.Generator) -> Lesson:
-        number = int(rng.choice(len(self.targets), p=self._share))
-        cell = self.targets[number].region.sample(self.task.concepts, 1, rng)[0]
-        pool = self._of_one_source(self._inside[number], rng)
+    def numbers(self, batches: Sequence[Sequence[Lesson]]) -> dict[str, Any]:
+        """What the card tells of those learnt."""
+        learnt, sources = {lesson.picture for batch in batches for lesson in batch}, self.album.table["source"]
+        return {
+            "pictures": {s: int((sources.iloc[sorted(learnt)] == s).sum()) for s in dict.fromkeys(sources)},
+            "available": dict(self.album.counts),
+        }
+
+    def _aimed(self, row: int, cell: np.ndarray, rng: np.random.Generator) -> Lesson:
+        pool = self._of_one_source(self._may_show(cell), rng)
         wanted = self.words.of_cell(cell)
         fits = (self.album.shows[pool] == wanted)[:, wanted != NOT_SHOWN].sum(1)
         picture = self._evenly(pool[fits == fits.max()], rng)
-        return Lesson(picture, self._caption(picture, cell, rng))
+        return Lesson(picture, self._caption(picture, self._templates[row], cell, rng))
+
+    def _may_show(self, cell: np.ndarray) -> np.ndarray:
+        """Which pictures are of the targets a cell lies in: (n,) bool; all, where the policy draws a cell of none."""
+        around = np.array([region.in_box(self.task.concepts, cell[None])[0] for region in self._regions])
+        return np.asarray(self.album.inside[around].any(0) if around.any() else np.ones_like(self._outside))
 
     def _replayed(self, rng: np.random.Generator) -> Lesson:
         picture = self._evenly(self._of_one_source(self._outside, rng), rng)
-        return Lesson(picture, self._caption(picture, self.task.concepts.sample(1, rng)[0], rng), replayed=True)
+        template = self._templates[rng.integers(len(self._templates))]
+        return Lesson(
+            picture, self._caption(picture, template, self.task.concepts.sample(1, rng)[0], rng), replayed=True
+        )
 
     def _of_one_source(self, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Rows of pictures of one source, chosen by weight among those that have any."""
@@ -103,10 +127,10 @@ class Lessons:
         values = shows[rows, self._balance]
         return int(rng.choice(rows[values == rng.choice(np.unique(values))]))
 
-    def _caption(self, picture: int, cell: np.ndarray, rng: np.random.Generator) -> str:
+    def _caption(self, picture: int, template: str, cell: np.ndarray, rng: np.random.Generator) -> str:
         if self._whole[picture] or rng.random() < OWN_TEXT:
             return str(self._texts[picture])
         words = self.words.words_for(cell, self.album.shows[picture])
         if words is None:
             return str(self._texts[picture])
-        return self.task.prompt(self._templates[rng.integers(len(self._templates))], words)
+        return self.task.prompt(template, words)

@@ -1,234 +1,44 @@
-"""Training low-rank changes (LoRA, Hu et al. 2022) to the UNet of a diffusion pipeline, step by step, resumable."""
+"""Learning pictures under captions: the loss is the squared error of what the network predicts of the noise."""
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.errors import UsageError
-from stages.tasks.contract import Compute
+from stages.tasks.text_to_image.adapter import AdapterTraining
 from stages.tasks.text_to_image.captions import Lesson
-from stages.tasks.text_to_image.models import LORA
-from stages.tasks.text_to_image.pictures import from_png
-from stages.tasks.text_to_image.repair_config import LAYERS, RepairSettings
-from stages.tasks.training import StepwiseTraining
-
-ENCODED = 32 * 64 * 64  # pixels encoded at once; always the same, as sums depend on it in their last bits
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
-def check_trainable(pipeline: Any) -> None:
-    """Say why a pipeline cannot be repaired this way, if it cannot.
+class LoraTraining(AdapterTraining[Lesson]):
+    """One run of training on captioned pictures; see AdapterTraining."""
 
-    Raises:
-        UsageError: when it has no UNet that denoises latents of its autoencoder, or is trained by another objective.
-    """
-    name = type(pipeline).__name__
-    unet, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)
-    if unet is None or vae is None:
-        found = ", ".join(part for part, module in pipeline.components.items() if isinstance(module, torch.nn.Module))
-        raise UsageError(
-            f"restructure.method: lora repairs pipelines with a UNet and an autoencoder (Stable Diffusion 1, 2, XL);"
-            f" {name} has {found}"
-        )
-    if unet.config.in_channels != vae.config.latent_channels:
-        raise UsageError(
-            f"restructure.method: lora repairs a UNet that reads latents alone, {vae.config.latent_channels} channels;"
-            f" that of {name} reads {unet.config.in_channels}"
-        )
-    prediction = pipeline.scheduler.config.get("prediction_type", "none")
-    if prediction not in PREDICTIONS:
-        raise UsageError(
-            f"restructure.method: lora needs a scheduler whose prediction_type is one of {', '.join(PREDICTIONS)};"
-            f" that of {name} is {prediction}"
-        )
-
-
-class LoraTraining(StepwiseTraining):
-    """One run of training; the loss is the squared error of what the network predicts of the noise.
-
-    Args:
-        pipeline: the pipeline under test; it stays as it is.
-        images: pictures, PNG bytes.
-        batches: the lessons of each step.
-        settings: see RepairSettings.
-        compute: device, and how many pictures go through the network at once.
-        seed: of the adapter's first weights, and of noise.
-        checkpoint: file for unfinished work; None keeps none.
-    """
-
-    save_every = 50
-    shown = 20
-
-    def __init__(
-        self,
-        pipeline: Any,
-        images: Sequence[bytes],
-        batches: Sequence[Sequence[Lesson]],
-        settings: RepairSettings,
-        compute: Compute,
-        seed: int,
-        checkpoint: Path | None = None,
-    ) -> None:
-        from diffusers import DDPMScheduler
-        from peft import LoraConfig
-
-        check_trainable(pipeline)
-        self.pipeline, self.batches, self.settings = pipeline, batches, settings
-        self.compute, self.seed = compute, seed
-        self.unet: Any = copy.deepcopy(pipeline.unet).requires_grad_(False).eval()  # no dropout: it would not resume
-        # Samplers share the noise of training with DDPM (Ho et al. 2020), whichever of them the pipeline draws with.
-        self.noise = DDPMScheduler.from_config(pipeline.scheduler.config)
-        config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha or settings.rank,
-            target_modules=list(LAYERS[settings.layers]),
-            init_lora_weights="gaussian",
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.unet.add_adapter(config)
-        trained = {n: p for n, p in self.unet.named_parameters() if p.requires_grad}
-        for parameter in trained.values():
-            parameter.data = parameter.data.float()  # steps are too small for half precision
-        super().__init__(trained, len(batches), settings.learning_rate, checkpoint, compute.device)
-        used = sorted({lesson.picture for batch in batches for lesson in batch})
-        self._place = {picture: place for place, picture in enumerate(used)}
-        self._latents = self._encode([images[picture] for picture in used])
-
-    @torch.no_grad()
-    def _encode(self, images: Sequence[bytes]) -> Tensor:
-        """Latents (n, channels, h, w) as the network sees them: the means of the autoencoder's distributions."""
-        vae = self.pipeline.vae
-        exact = vae if vae.dtype == torch.float32 else copy.deepcopy(vae).float()  # that of SDXL overflows in half
-        side = self.unet.config.sample_size * self.pipeline.vae_scale_factor
-        parts, size = [], max(1, min(32, ENCODED // side**2))
-        for start in range(0, len(images), size):
-            pixels = np.stack([from_png(image, side) for image in images[start : start + size]])
-            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.compute.device).float() / 127.5 - 1
-            parts.append(exact.encode(batch).latent_dist.mode())
-        latents, config = torch.cat(parts), vae.config
-        mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is not None and deviation is not None:
-            mean, deviation = (torch.tensor(v, device=latents.device).view(1, -1, 1, 1) for v in (mean, deviation))
-            return (latents - mean) * config.scaling_factor / deviation
-        return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
-
-    def backward(self, step: int) -> float:
-        """See StepwiseTraining.
-
-        Raises:
-            UsageError: when the loss is no number any more.
-        """
-        lessons, device = self.batches[step], self.compute.device
-        # Random numbers come from the CPU: a GPU's differ from make to make.
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        clean = self._latents[[self._place[lesson.picture] for lesson in lessons]]
-        noise = torch.randn(clean.shape, generator=draw).to(device)
-        last = self.noise.config.num_train_timesteps
-        uniform = torch.rand(len(lessons), generator=draw, dtype=torch.float64)
-        times = (last * uniform ** (1 / (1 + self.settings.high_noise))).long().clamp(max=last - 1).to(device)
+    def learn(self, lessons: Sequence[Lesson], noise: Tensor, times: Tensor, draw: torch.Generator) -> float:
+        """See AdapterTraining."""
+        clean = self.latents([lesson.picture for lesson in lessons])
         dropped = (torch.rand(len(lessons), generator=draw) < self.settings.caption_dropout).tolist()
         captions = ["" if drop else lesson.caption for drop, lesson in zip(dropped, lessons, strict=True)]
-        noisy = self.noise.add_noise(clean, noise, times)
-        wanted = self._wanted(clean, noise, times)
-        taught = torch.tensor([self.settings.prior if lesson.replayed else 0.0 for lesson in lessons]).to(device)
+        noisy, wanted = self.noise.add_noise(clean, noise, times), self.wanted(clean, noise, times)
+        taught = torch.tensor([self.settings.prior if lesson.replayed else 0.0 for lesson in lessons]).to(clean.device)
         total = 0.0
         for start in range(0, len(lessons), self.compute.batch_size):
             part = slice(start, start + self.compute.batch_size)
-            asked = self._conditions(captions[part])
+            asked = self.conditions(captions[part])
             # (w - p)^2 and (b - p)^2, mixed, have the gradient of one squared error to the mixture of both.
             goal = self._mixed(wanted[part], taught[part], noisy[part], times[part], asked)
-            with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=self.unet.dtype != torch.float32):
-                predicted = self.unet(noisy[part].to(self.unet.dtype), times[part], **asked).sample
-            loss = functional.mse_loss(predicted.float(), goal, reduction="sum") / wanted.numel()
+            predicted = self.predict(self.unet, noisy[part], times[part], asked)
+            loss = functional.mse_loss(predicted, goal, reduction="sum") / wanted.numel()
             loss.backward()
             total += float(loss.detach())
-        if not np.isfinite(total):
-            raise UsageError(
-                f"restructure.settings.learning_rate: the loss is {total} at step {step + 1} of {self.steps};"
-                f" lower the rate, found {self.peak:g}"
-            )
         return total
-
-    def _wanted(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What the network is to predict."""
-        kind = self.noise.config.prediction_type
-        if kind == "v_prediction":
-            return self.noise.get_velocity(clean, noise, times)
-        return noise if kind == "epsilon" else clean
 
     @torch.no_grad()
     def _mixed(self, wanted: Tensor, share: Tensor, noisy: Tensor, times: Tensor, asked: dict[str, Any]) -> Tensor:
         """Targets in which some have a share of what the model under test predicts."""
         if not share.any():
             return wanted
-        base = self.pipeline.unet
         share = share.view(-1, 1, 1, 1)
-        return (1 - share) * wanted + share * base(noisy.to(base.dtype), times, **asked).sample.float()
-
-    @torch.no_grad()
-    def _conditions(self, captions: Sequence[str]) -> dict[str, Any]:
-        """What the UNet is told beside noise and time: text states, and for SDXL a pooled text and sizes."""
-        pipeline, device = self.pipeline, self.compute.device
-        states, _, *pooled = pipeline.encode_prompt(
-            prompt=list(captions), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        if not pooled:
-            return {"encoder_hidden_states": states}
-        if pipeline.config.get("force_zeros_for_empty_prompt"):
-            empty = torch.tensor([not caption for caption in captions], device=device)
-            states, pooled[0] = states.masked_fill(empty[:, None, None], 0), pooled[0].masked_fill(empty[:, None], 0)
-        side = self.unet.config.sample_size * pipeline.vae_scale_factor
-        sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(captions), device=device, dtype=states.dtype)
-        return {
-            "encoder_hidden_states": states,
-            "added_cond_kwargs": {"text_embeds": pooled[0], "time_ids": sizes},
-        }
-
-    def repaired(self) -> Any:
-        """The pipeline with the trained UNet, its changes merged; all else is shared with the one under test."""
-        unet = copy.deepcopy(self.unet)
-        for parameter in unet.parameters():
-            parameter.data = parameter.data.to(self.pipeline.unet.dtype)
-        unet.fuse_lora()
-        unet.unload_lora()
-        pipeline = copy.copy(self.pipeline)
-        pipeline.register_modules(unet=unet)
-        return pipeline
-
-    def save(self, folder: Path) -> None:
-        """Write pytorch_lora_weights.safetensors, as diffusers reads it (`load_lora_weights`)."""
-        from peft.utils import get_peft_model_state_dict
-
-        form = self.unet.peft_config["default"].to_dict()
-        form["target_modules"] = sorted(form["target_modules"])  # a set's order, and so the file, would change
-        # As peft names them. The older names have none for convolutions, and where both are mixed some are not read.
-        layers = get_peft_model_state_dict(self.unet)
-        self.pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=form)
-        sort_header(folder / LORA)
-
-
-def sort_header(path: Path) -> None:
-    """Put the header of a safetensors file into alphabetical order: the library writes its entries as they come.
-
-    The same tensors then give the same bytes, and DVC sees that nothing changed. The format: the header's length as
-    eight bytes, the header as JSON filled up with spaces, the tensors.
-    """
-    whole = path.read_bytes()
-    length = int.from_bytes(whole[:8], "little")
-    header = json.loads(whole[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    part = path.with_suffix(".part")
-    part.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
-    part.replace(path)
+        return (1 - share) * wanted + share * self.predict(self.pipeline.unet, noisy, times, asked)

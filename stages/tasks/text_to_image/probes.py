@@ -68,7 +68,9 @@ class PainterProbes(Task):
     }
     dtypes = ("float32", "float16", "bfloat16")
     gpu_dtype = "float16"
-    learns_from_examples = heeds_dose = ("lora",)
+    learns_from_examples = ("lora",)
+    follows_policy = heeds_dose = ("lora", "dpo")
+    policy_by_default = False  # it looks at few kinds of prompts: measured, that was worse than its control
     needs_all_concepts = True  # every slot is in every template: screening may not drop one
 
     def __init__(self, context: TaskContext, items: pd.DataFrame, studio: Studio, pictures: pd.DataFrame) -> None:

@@ -1,8 +1,11 @@
-"""Repairing a text-to-image pipeline in chosen failure modes.
+"""Repairing a text-to-image pipeline in chosen failure modes: a low-rank adapter (LoRA, Hu et al. 2022) of its UNet.
 
-A low-rank adapter (LoRA, Hu et al. 2022) of its UNet learns pictures that show what the prompts of the target modes ask
-for, beside pictures of everything else, so that the rest stays. A uniform control learns as many pictures of the whole
-grid: what the repair gains beyond it is owed to aiming at the modes.
+- lora: it learns pictures that show what the prompts of the target modes ask for, beside pictures of everything else,
+  so that the rest stays.
+- dpo: it learns to prefer, of two pictures for such a prompt, the one that shows what was asked for (Diffusion-DPO,
+  Wallace et al. 2023).
+
+A uniform control learns as much of the whole grid: what the repair gains beyond it is owed to aiming.
 
 A repaired pipeline is a folder beside the base, not in place of it: the adapter, and faded.json, which names the base
 by its content hash.
@@ -14,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from stages.errors import UsageError
 from stages.files import write_json
 from stages.params import checked
+from stages.tasks.base import known_attributes
 from stages.tasks.cells import PairSampler
 from stages.tasks.contract import RepairPlan, RepairRecord
-from stages.tasks.text_to_image.album import GOOD, Album, build_album, praised, vocabulary
+from stages.tasks.text_to_image.adapter import check_trainable
+from stages.tasks.text_to_image.album import GOOD, build_album, praised, vocabulary
 from stages.tasks.text_to_image.captions import Lessons
-from stages.tasks.text_to_image.lora import LoraTraining, check_trainable
+from stages.tasks.text_to_image.dpo import DpoTraining
+from stages.tasks.text_to_image.lora import LoraTraining
+from stages.tasks.text_to_image.pairs import Pairs
 from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.text_to_image.repair_config import RepairSettings
 from stages.tasks.text_to_image.sample import Painter, with_pipeline
@@ -47,19 +53,8 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
     check_trainable(painter.pipeline)
     if not repair_templates(task):
         raise UsageError("prepare.items.repair: a repair needs items, whose templates it learns; found 0")
-    words = vocabulary(task)
-    album = build_album(task, plan, settings, words)
-    lessons = Lessons(task, plan, settings, album, words)
-    training = LoraTraining(
-        painter.pipeline,
-        album.table["image"].tolist(),
-        [lessons(step) for step in range(plan.steps(settings.steps))],
-        settings,
-        painter.compute,
-        plan.seed,
-        plan.scratch / "adapter.safetensors" if plan.scratch else None,
-    )
-    curve = training.run("control, lora" if plan.control else "repair, lora")
+    training, learnt = _training(task, painter, plan, settings)
+    curve = training.run(f"{'control' if plan.control else 'repair'}, {settings.method}")
 
     out_dir.mkdir(parents=True, exist_ok=True)
     training.save(out_dir)
@@ -71,7 +66,7 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
     few = orders[:COMPARED]
     base = Path(painter.pipeline.name_or_path)
     verify(out_dir, base, painter, after, [o.prompt for o in few], [o.seed for o in few])
-    numbers = _numbers(plan, album, training, curve["loss"].to_numpy())
+    numbers = learnt | _numbers(plan, training, curve["loss"].to_numpy())
     for name, studio in (("before", task.studio), ("after", Studio(after, task.judge, task.studio.quality))):
         numbers[f"aligned_{name}"] = float(
             np.mean([judged.alignment for judged in studio.look(orders, f"{name} the repair")])
@@ -82,6 +77,7 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
         plan,
         base=painter.hash,
         pipeline=type(painter.pipeline).__name__,
+        method=settings.method,
         settings=settings.used(),
         steps=len(curve),
         examples=plan.examples,
@@ -93,24 +89,35 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
     return RepairRecord(settings.method, len(curve), numbers, curve)
 
 
+def _training(
+    task: PainterProbes, painter: Painter, plan: RepairPlan, settings: RepairSettings
+) -> tuple[LoraTraining | DpoTraining, dict[str, Any]]:
+    """The method's training, and what the card tells of what it learns."""
+    words, steps = vocabulary(task), range(plan.steps(settings.steps))
+    of_run = (settings, painter.compute, plan.seed, plan.scratch / "adapter.safetensors" if plan.scratch else None)
+    if settings.method == "dpo":
+        pairs = Pairs(task, plan, settings, words)
+        return DpoTraining(painter.pipeline, pairs.images, [pairs(n) for n in steps], *of_run), pairs.numbers()
+    lessons = Lessons(task, plan, settings, build_album(task, plan, settings, words), words)
+    batches = [lessons(n) for n in steps]
+    return LoraTraining(painter.pipeline, lessons.images, batches, *of_run), lessons.numbers(batches)
+
+
 def _orders(task: PainterProbes, plan: RepairPlan) -> list[Order]:
     """Pictures of the targets, also for a control, with fresh seeds."""
     rng = np.random.default_rng([plan.seed, 9])
     templates = repair_templates(task)
-    rows, cells = PairSampler(task.concepts, plan.targets, pd.DataFrame(index=templates)).draw(LOOKED_AT, rng)
+    known = known_attributes(task, task.items.ids("repair"))
+    rows, cells = PairSampler(task.concepts, plan.targets, known).draw(LOOKED_AT, rng)
     return [
         Order(task.prompt(templates[row], cell), int(rng.integers(2**31)), tuple(task.expected(cell).items()))
         for row, cell in zip(rows.tolist(), cells, strict=True)
     ]
 
 
-def _numbers(plan: RepairPlan, album: Album, training: LoraTraining, losses: np.ndarray) -> dict[str, Any]:
+def _numbers(plan: RepairPlan, training: LoraTraining | DpoTraining, losses: np.ndarray) -> dict[str, Any]:
     some = max(1, len(losses) // 10)
-    learnt = {lesson.picture for batch in training.batches for lesson in batch}
-    sources = album.table["source"]
     return {
-        "pictures": {s: int((sources.iloc[sorted(learnt)] == s).sum()) for s in dict.fromkeys(sources)},
-        "available": dict(album.counts),
         "examples": {"praised": sum(map(praised, plan.examples)), "given": len(plan.examples)},
         "trained_parameters": sum(tensor.numel() for tensor in training.trained.values()),
         "loss_first": float(losses[:some].mean()),

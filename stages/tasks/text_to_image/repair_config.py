@@ -19,25 +19,33 @@ LAYERS = {
     "attention+feed-forward": _ATTENTION + _FEED_FORWARD,
     "all": _ATTENTION + _FEED_FORWARD + _CONVOLUTIONS,
 }
+RATES = {"lora": 2e-3, "dpo": 5e-4}  # peak learning rates, by method
 
 
 class RepairSettings(Strict):
-    """How a text-to-image model is repaired. A step sees `batch_size` pictures, of which `replay` are of no target."""
+    """How a text-to-image model is repaired. A step sees `batch_size` pictures.
 
-    method: Literal["lora"] = Field(description="see repair.py")
+    With the method `lora` a share `replay` of them is of no target; with `dpo` they are half as many pairs.
+    """
+
+    method: Literal["lora", "dpo"] = Field(description="see repair.py")
     sources: dict[Source, float] = Field(
         {"pictures": 1.0},
         description="what to learn from, with weights: captioned pictures of the split `repair` (pictures), of a folder"
         " of one's own (folder), pictures the model drew and the judge found right (own)",
     )
     folder: dict[str, Any] | None = Field(None, description="as prepare.data, for the source `folder`")
-    samples: int = Field(512, ge=1, le=1_000_000, description="own: pictures drawn, of which the right ones are learnt")
-    accept: float | None = Field(
-        None, gt=0, le=1, description="own: least alignment of what is learnt; none: 1 - the threshold of a failure"
+    samples: int = Field(
+        512, ge=1, le=1_000_000, description="own, dpo: pictures drawn, of which right ones are learnt, or pairs made"
     )
+    accept: float | None = Field(
+        None, gt=0, le=1, description="own, dpo: least alignment of a right one; none: 1 - the threshold of a failure"
+    )
+    tries: int = Field(4, ge=1, le=1000, description="dpo: pictures drawn for each prompt")
+    beta: float = Field(20.0, gt=0, description="dpo: how much a pair counts; more changes less")
     steps: int = Field(800, ge=1, le=1_000_000, description="of training")
     batch_size: int = Field(16, ge=2, le=1_000_000, description="pictures of a step")
-    learning_rate: float = Field(2e-3, gt=0, lt=1, description="peak rate of AdamW")
+    learning_rate: float | None = Field(None, gt=0, lt=1, description="peak rate of AdamW; none: see RATES")
     rank: int = Field(16, ge=1, le=4096, description="of the low-rank changes")
     alpha: int | None = Field(None, ge=1, le=1_000_000, description="their scale times rank; none: as the rank")
     layers: Literal["attention", "attention+feed-forward", "all"] = Field(
@@ -67,9 +75,9 @@ class RepairSettings(Strict):
     def _settings_have_effect(self) -> RepairSettings:
         if ("folder" in self.sources) != (self.folder is not None):
             raise ValueError("the source `folder` needs `folder:`, where its pictures are, and the other way round")
-        if "own" not in self.sources and (idle := sorted({"samples", "accept"} & self.model_fields_set)):
+        if idle := sorted(self._idle() & self.model_fields_set):
             raise ValueError(
-                f"{', '.join(idle)}: an effect with the source `own` only, found {', '.join(self.sources)}"
+                f"{', '.join(idle)}: no effect with the method {self.method} and sources {', '.join(self.sources)}"
             )
         if round(self.batch_size * (1 - self.replay)) < 1:
             raise ValueError(f"replay {self.replay} of batch_size {self.batch_size} leaves no picture of the targets")
@@ -78,15 +86,22 @@ class RepairSettings(Strict):
         return self
 
     @property
+    def peak(self) -> float:
+        """The highest learning rate."""
+        return self.learning_rate or RATES[self.method]
+
+    @property
     def replayed(self) -> int:
         """Pictures of a step that are of no target."""
         return round(self.batch_size * self.replay)
 
     def used(self) -> dict[str, Any]:
         """The settings that have an effect, for people."""
-        idle = {"method"}
-        if "own" not in self.sources:
-            idle |= {"samples", "accept"}
-        if self.folder is None:
-            idle |= {"folder"}
-        return self.model_dump(exclude=idle) | {"alpha": self.alpha or self.rank}
+        idle = self._idle() | {"method"} | ({"folder"} if self.folder is None else set())
+        return self.model_dump(exclude=idle) | {"alpha": self.alpha or self.rank, "learning_rate": self.peak}
+
+    def _idle(self) -> set[str]:
+        """Settings that another method, or another source, is needed for."""
+        if self.method == "dpo":
+            return {"sources", "folder", "replay", "prior", "balance", "caption_dropout"}
+        return {"tries", "beta"} | (set() if "own" in self.sources else {"samples", "accept"})

@@ -93,6 +93,6 @@ class Vocabulary:
 
 
 def repair_templates(task: PainterProbes) -> list[str]:
-    """The prompt templates a repair may learn from."""
+    """The prompt template of each item that a repair learns from."""
     table = task.items.table
-    return sorted(set(table.loc[table["split"] == "repair", "label"]))
+    return table.loc[table["split"] == "repair", "label"].tolist()
