@@ -34,8 +34,9 @@ def _curve(part: str, answers: pd.DataFrame, resamples: int, seed: int) -> DoseC
     for (copy, dose, _), table in answers.groupby(["copy_of", "dose", "training"], sort=True):
         curves[copy].setdefault(dose, []).append(table["value"].to_numpy(dtype=float))
     before, repaired, control = curves.values()
-    items = answers["item"].to_numpy(dtype=str)[: len(before[0][0])]
-    resampler, weights = Resampler(items, resamples, seed), np.ones(len(items))
+    asked = answers[: len(before[0][0])]
+    resampler = Resampler(asked["item"], resamples, seed, asked.get("group"))
+    weights = np.ones(len(asked))
     steps = answers.groupby(["copy_of", "dose"])["steps"].mean().round().astype(int)
 
     def doses(copy: str) -> list[Dose]:
