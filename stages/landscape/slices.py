@@ -309,11 +309,11 @@ def compare_slices(
     attributes: pd.DataFrame,
     item_ids: Sequence[str],
     items: np.ndarray,
-    groups: np.ndarray | None,
     cells: np.ndarray,
     inside: np.ndarray,
     shares: np.ndarray,
     failed: Mapping[str, np.ndarray],
+    groups: np.ndarray | None = None,
     *,
     resamples: int,
     seed: int,
@@ -328,11 +328,11 @@ def compare_slices(
         attributes: a row an item, in the order of `item_ids`, and columns of strings.
         item_ids: the items.
         items: (n,) item ids of the pairs.
-        groups: (n,) the groups of these; None: each item stands for itself.
         cells: (n, concepts).
         inside: (n,) the pair lies in a target mode.
         shares: (items,) of the grid that target modes cover for each item.
         failed: model -> (n,).
+        groups: (n,) the groups of the items; None: each item stands for itself.
         resamples: of items, at least; joint intervals of many values take more.
         seed: of the resampling.
 

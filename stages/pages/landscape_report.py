@@ -391,9 +391,9 @@ def _finding(landscape: Landscape, search: SearchView | None) -> list[str]:
     ]
     if counted := landscape.invalid.not_passing:
         said.append(
-            f"Another {percent(landscape.invalid.value)} {landscape.invalid.what} and "
-            f"{'are' if landscape.invalid.count != 1 else 'is'} not held against it; if they count as failures, it "
-            f"fails on {percent(counted.value)} [{interval(counted.low, counted.high)}]."
+            f"Another {percent(landscape.invalid.value)} of the probes are not held against it, as they "
+            f"{landscape.invalid.what}; if they count as failures, it fails on {percent(counted.value)} "
+            f"[{interval(counted.low, counted.high)}]."
         )
     if ratings := landscape.ratings:
         rate = ratings.automatic.overall
