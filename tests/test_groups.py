@@ -1,4 +1,4 @@
-"""Items that belong together (prompts of one template, crops of one photo): intervals are for other groups like these."""
+"""Items that belong together, as prompts of one template do: intervals are for other groups like these."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses
         ),
         (
             said(difference(FELL), counted=difference(ROSE)),
-            "No gate failed, but: Outside the target modes what fails or is beyond recognition rose from 30.0% to 38.0%."
-            " In the target modes failures went from 30.0% to 20.0%."
+            "No gate failed, but: Outside the target modes what fails or is beyond recognition rose from 30.0% to"
+            " 38.0%. In the target modes failures went from 30.0% to 20.0%."
             " Counting what is beyond recognition as failures: +8.0 points [+4.0, +12.0].",
         ),
         (said(difference(ROSE)), "All gates passed. In the target modes failures rose from 30.0% to 38.0%."),
