@@ -238,9 +238,16 @@ def pair(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> Paired | None
     if both.empty:
         return None
     failed_a, failed_b = (both[name].to_numpy(dtype=float) for name in ("failed_a", "failed_b"))
-    resampler = Resampler(both["item"].to_numpy(), _RESAMPLES, seed=0)
+    resampler = Resampler(both["item"], _RESAMPLES, 0, _groups(a, both["item"]))
     difference = resampler.mean(failed_b - failed_a, np.ones(len(both)))
     return Paired(both["item"].nunique(), difference, float(failed_a.mean()), float(failed_b.mean()))
+
+
+def _groups(probes: pd.DataFrame, items: pd.Series) -> pd.Series | None:
+    """The groups of items; None where each stands for itself."""
+    if "group" not in probes:
+        return None
+    return items.map(probes.drop_duplicates("item").set_index("item")["group"])
 
 
 def effects(landscape: Landscape) -> dict[str, Rate]:

@@ -32,18 +32,20 @@ def what_can_be_shown(params: Params, audit: str) -> list[str]:
 
 def _said(repair: RepairConfig, here: AuditFolder) -> list[str]:
     modes = here.summarize.landscape.modes
-    items = int((read_table(here.prepare.path / "items.parquet")["split"] == "test").sum())
+    table = read_table(here.prepare.path / "items.parquet")
+    tests = table[table["split"] == "test"]
+    items, unit = (tests["group"].nunique(), "groups of test items") if "group" in tests else (len(tests), "test items")
     if not modes or not items:
         return []
     targets = modes[: repair.feedback.modes] if repair.feedback.policy == "top-k" else modes
     inside, outside = _powers(here, targets, items, repair.re_evaluate.paired_probes)
     named = ", ".join(mode.id for mode in targets)
     said = [
-        f"{items:,} test items can show, in {named}, where {inside.rate:.1%} fail, {_drop(inside)}; elsewhere a rise by"
+        f"{items:,} {unit} can show, in {named}, where {inside.rate:.1%} fail, {_drop(inside)}; elsewhere a rise by"
         f" {_points(outside.margin(0))} or more"
     ]
-    said += _too_few("target_failure_rate", repair.gates.target_failure_rate, inside)
-    said += _too_few("other_failure_rate", repair.gates.other_failure_rate, outside)
+    said += _too_few("target_failure_rate", repair.gates.target_failure_rate, inside, unit)
+    said += _too_few("other_failure_rate", repair.gates.other_failure_rate, outside, unit)
     return said
 
 
@@ -64,7 +66,7 @@ def _powers(here: AuditFolder, targets: Sequence[ModeRecord], items: int, pairs:
 
 
 def _alike(probes: pd.DataFrame) -> float:
-    return alike(probes["failed"].to_numpy(dtype=float), probes["item"].to_numpy(dtype=str))
+    return alike(probes["failed"].to_numpy(dtype=float), probes.get("group", probes["item"]).to_numpy(dtype=str))
 
 
 def _drop(power: Power) -> str:
@@ -72,7 +74,7 @@ def _drop(power: Power) -> str:
     return "no drop at all" if least is None else f"a drop by {_points(least)} or more"
 
 
-def _too_few(measure: str, gate: Gate | None, power: Power) -> list[str]:
+def _too_few(measure: str, gate: Gate | None, power: Power, unit: str) -> list[str]:
     """What the gate on a change asks for beyond its bound, because items are few; at most one sentence."""
     if gate is None or (most := gate.change_max) is None:
         return []
@@ -82,7 +84,7 @@ def _too_few(measure: str, gate: Gate | None, power: Power) -> list[str]:
             return []
         enough = f"about {_about(power.items_for(0, -most))} would" if most else "no number of items would"
         return [
-            f"{told} is likely to fail unless failures drop there, too: {power.items:,} test items do not rule out a"
+            f"{told} is likely to fail unless failures drop there, too: {power.items:,} {unit} do not rule out a"
             f" rise by {_points(rise)}, {enough}"
         ]
     if power.rate <= -most:
@@ -90,7 +92,7 @@ def _too_few(measure: str, gate: Gate | None, power: Power) -> list[str]:
     if (least := power.least_drop(-most)) is not None:
         return [f"{told} passes with a drop by {_points(least)} or more"]
     return [
-        f"{told} is likely to fail even if every failure is repaired: {power.items:,} test items are too few, about"
+        f"{told} is likely to fail even if every failure is repaired: {power.items:,} {unit} are too few, about"
         f" {_about(power.items_for(power.rate, -most))} would do"
     ]
 

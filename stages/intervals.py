@@ -1,39 +1,39 @@
-"""Rates with their intervals: one proportion, many tests, and means over resampled items."""
+"""Rates with their intervals: one proportion, many tests, and means over resampled items or groups of items."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from stages.rate import NO_RATE, Rate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "CHANGE",
     "COUNTED",
     "LEVEL",
     "NO_RATE",
+    "RESAMPLES",
     "SHARE",
     "Rate",
     "Resampler",
-    "clopper_pearson",
     "holm",
     "median",
+    "share",
     "wilson",
 ]
 
 LEVEL = 0.95
+RESAMPLES = 2000
 COUNTED = 50  # uniform probes of each level of a concept from which its rates are counted, not estimated
 
 
 def wilson(failures: int, n: int, level: float = LEVEL) -> Rate:
     """A proportion with its Wilson score interval (Wilson 1927), which stays sensible near 0 and 1."""
     return _proportion(failures, n, level, "wilson")
-
-
-def clopper_pearson(failures: int, n: int) -> Rate:
-    """A proportion with its exact interval (Clopper and Pearson 1934): of a few draws, never less than 95% hold it."""
-    return _proportion(failures, n, LEVEL, "exact")
 
 
 def _proportion(failures: int, n: int, level: float, method: Literal["wilson", "exact"]) -> Rate:
@@ -71,9 +71,13 @@ SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)  # what values can be: failed or not, an
 
 
 class Resampler:
-    """Means with intervals from resampling whole items, the same items for every quantity.
+    """Means with intervals from resampling whole groups of items, the same ones for every quantity.
 
     Probes of one item go together: what is claimed is claimed for other items like these, not for other probes of them.
+    So do items of one group (prompts of one template, crops of one photo): whole groups are drawn and nothing within
+    them, which is the better of the ways to resample two levels (Davison and Hinkley 1997, section 3.8), for the means
+    of groups vary by their items, too. Where all are of one group, what is claimed is claimed for that group, and its
+    items are resampled.
 
     A plain bootstrap knows nothing but what it has seen: where 20 of 20 items did not change it says [0, 0]. So the
     upper bound counts one more item with the largest value there can be, the lower bound one with the smallest, and
@@ -86,10 +90,16 @@ class Resampler:
         items: (n,) item of each pair.
         resamples: bootstrap resamples.
         seed: of the resampling.
+        groups: (n,) group of each pair's item; None: each item is one.
     """
 
-    def __init__(self, items: np.ndarray, resamples: int, seed: int) -> None:
-        _, self._codes = np.unique(np.asarray(items, dtype=str), return_inverse=True)
+    def __init__(
+        self, items: np.ndarray | pd.Series, resamples: int, seed: int, groups: np.ndarray | pd.Series | None = None
+    ) -> None:
+        _, self._items = np.unique(np.asarray(items, dtype=str), return_inverse=True)
+        self._codes = self._items
+        if groups is not None and len(names := np.unique(of := np.asarray(groups, dtype=str))) > 1:
+            self._codes = np.searchsorted(names, of)
         n = int(self._codes.max()) + 1 if len(self._codes) else 0
         self._drawn = np.random.default_rng(seed).standard_exponential((resamples, n + 1))  # the last: the added item
 
@@ -124,7 +134,22 @@ class Resampler:
     def _means(self, values: np.ndarray, weights: np.ndarray, extreme: float) -> np.ndarray:
         """The mean in each resample, with one item more that has this value and the weight items typically have."""
         n = self._drawn.shape[1] - 1
-        by_item = np.bincount(self._codes, weights, n)
+        by_item = np.bincount(self._items, weights)
         added = float((by_item**2).sum() / by_item.sum())  # so that it is 1 of Kish's effective number of items
         sums = self._drawn @ np.append(np.bincount(self._codes, weights * values, n), added * extreme)
-        return sums / (self._drawn @ np.append(by_item, added))
+        return sums / (self._drawn @ np.append(np.bincount(self._codes, weights, n), added))
+
+
+def share(
+    which: np.ndarray, probes: pd.DataFrame, level: float = LEVEL, method: Literal["wilson", "exact"] = "wilson"
+) -> Rate:
+    """The share (n,) bool of n uniform probes, with an interval.
+
+    It is that of a proportion, for what asking *these* items in all cells would show: Wilson's, or the exact one
+    (Clopper and Pearson 1934), which of a few draws never holds in less than 95%. Where items belong to groups (column
+    `group`), it is for other groups like these, see `Resampler`.
+    """
+    if "group" not in probes:
+        return _proportion(int(which.sum()), len(which), level, method)
+    sampler = Resampler(probes["item"], RESAMPLES, 0, probes["group"])
+    return sampler.mean(which.astype(float), np.ones(len(which)), SHARE, level)

@@ -232,13 +232,14 @@ def _one_table(found: Answers) -> pd.DataFrame:
 def _quality(tasks: Mapping[str, LoadedTask]) -> pd.DataFrame:
     """What must not get worse on unchanged items, item by item: `name`, `model`, `item`, `value`."""
     found = {model: task.clean_quality("test") for model, task in tasks.items()}
-    return pd.concat(
+    table = pd.concat(
         [
             pd.DataFrame({"name": found["before"].name, "model": model, "item": q.item_ids, "value": q.values})
             for model, q in found.items()
         ],
         ignore_index=True,
     )
+    return tasks["before"].items.with_groups(table)
 
 
 def _measures(tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found: Answers) -> pd.DataFrame:

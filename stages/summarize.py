@@ -123,6 +123,7 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
         policy=load_policy(found.path / "policy"),
         false_alarms=dict(task.false_alarms()),
         notes=task.notes(),
+        not_valid=task.not_valid,
         unchanged=task.fails_unchanged(),
         people=_people(task, audit),
         attributes=told_apart,
@@ -141,6 +142,11 @@ def _say(landscape: Landscape) -> None:
     if said := landscape.unchanged_said:
         print(said)
     print(f"fails on {overall.value:.1%} of the grid, 95% interval {overall.low:.1%} to {overall.high:.1%}")
+    if counted := landscape.invalid.not_passing:
+        print(
+            f"counting the {landscape.invalid.value:.1%} that are not held against it: {counted.value:.1%},"
+            f" {counted.low:.1%} to {counted.high:.1%}"
+        )
     if landscape.ratings:
         rate = landscape.ratings.automatic.overall.rate
         print(f"according to people's ratings; by the automatic measure it fails on {rate.value:.1%}")

@@ -95,4 +95,5 @@ def _ask(
         tables.append(pd.DataFrame({"part": part, "item": found["item"], "value": found["failed"].astype(float)}))
     ledger.close()
     quality = task.clean_quality("test")
-    return pd.concat([*tables, pd.DataFrame({"part": "clean", "item": quality.item_ids, "value": quality.values})])
+    tables.append(pd.DataFrame({"part": "clean", "item": quality.item_ids, "value": quality.values}))
+    return task.items.with_groups(pd.concat(tables))

@@ -16,7 +16,9 @@ COLOURS = {"red": (220, 30, 40), "green": (30, 160, 60), "blue": (40, 70, 220)}
 GROUNDS = {"black": 10, "white": 245}
 LEVELS = {"colour": ["", *COLOURS], "background": ["", "on a black background", "on a white background"]}
 ATTRIBUTES = {"colour": tuple(COLOURS), "background": tuple(GROUNDS)}
-TEMPLATES = ["a {colour} box {background}", "one {colour} box {background}", "my {colour} box {background}"]
+TEMPLATES = [
+    f"{word} {{colour}} box {{background}}" for word in (*"abcdefghij", "one", "my", "his", "its", "the", "any")
+]
 
 
 def box(colour: str, ground: str, jitter: int = 0) -> bytes:
@@ -68,7 +70,7 @@ def boxes(inputs: Path, **config: Any) -> TaskContext:
         "data": {"parquet": "boxes.parquet"},
         "judge": {"attributes": "judge"},
         "templates": TEMPLATES,
-        "items": {"discover": 2, "repair": 2, "test": 2},
+        "items": {"discover": 5, "repair": 2, "test": 10},
         "images": 2,
         "sampling": {"steps": 2, "guidance": 2.0},
     }

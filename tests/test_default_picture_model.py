@@ -57,7 +57,7 @@ def test_captions_that_were_wrong_made_wrong_pictures_there_and_not_elsewhere(pa
 
 def test_a_colour_that_one_digit_had_more_often_is_preferred_for_it(painter):
     unsaid = dict.fromkeys(("size", "colour", "background"), "")
-    templates = read_templates("templates.txt", INPUTS)
+    templates = read_templates("templates.txt", INPUTS)[:20]  # which it has learnt
     zeros, sixes = (
         read(painter, "colour", [fill(template, unsaid | {"digit": digit}) for template in templates])
         for digit in ("zero", "six")

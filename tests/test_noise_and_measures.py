@@ -162,7 +162,7 @@ def test_the_summary_counts_what_was_not_judged(verdict):
     assert summary["modes"][0]["invalid"] == 0.0
     assert read_json(stage_dir("tiny", "report") / "metrics.json")["invalid_share"] == summary["invalid"]["value"]
     page = (stage_dir("tiny", "report") / "report.html").read_text()
-    assert "Changed beyond recognition" in page
+    assert "are not held against it, as they changed the input so much that no model could be blamed" in page
 
 
 def test_the_verdict_tells_of_noise_measures_and_the_control(verdict):
@@ -184,6 +184,11 @@ def test_the_verdict_tells_of_noise_measures_and_the_control(verdict):
     assert set(words) >= {"control", "noise", "low", "high"}
     assert verdict["invalid"]["targets"]["value"] == 0.0
     assert verdict["invalid"]["others"]["value"] == pytest.approx(2 / 21, abs=0.03)
+    failing, counted = (verdict["differences"][f"other_{name}"] for name in ("failure_rate", "not_passing"))
+    assert counted["before"] == pytest.approx(failing["before"] + verdict["invalid"]["others"]["value"])
+    assert (
+        verdict["differences"]["target_not_passing"]["after"] == verdict["differences"]["target_failure_rate"]["after"]
+    )
 
 
 def test_all_answers_are_kept(verdict):

@@ -287,11 +287,12 @@ def test_items_are_counted_where_the_data_are_files(audit: str, monkeypatch: pyt
     assert "items wanted, the data have" in told
 
 
-def test_more_splits_than_templates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_templates_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
     one = "a photo of a {size} {colour} {digit} {background}"
     told = refused("images", {"prepare": {"templates": [one], "items": {"discover": 9, "test": 9}}})
-    assert "prepare.templates: 2 splits (discover, test) need a template of their own each, found 1" in told
+    assert "prepare.items.test: expected 10 or more, as each template needs an item, found 9" in told
+    assert "prepare.templates: expected 15 or more, as no template is in two splits" in told and "found 1" in told
 
 
 def test_weights_beyond_the_machines_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 
 pytest.importorskip("diffusers")
@@ -24,7 +25,7 @@ from tests.boxes import ATTRIBUTES, COLOURS, GROUNDS, boxes, captioned
 BIAS = {"subject": "background", "attribute": "colour", "seeds": 8}
 RIGHT = Judged(1.0, 0.6, {"colour": "red"}, {"colour": True})
 WRONG = Judged(0.0, 0.4, {"colour": "blue"}, {"colour": False})
-UNREAD = Judged(0.0, 0.4, {}, {"colour": False})
+UNREAD = Judged(0.0, 0.4, {}, {"colour": False}, unreadable=True)
 BLACK = Judged(0.0, 0.0, {}, {"colour": False}, "black")
 BLANKED = Judged(0.0, 0.0, {}, {"colour": False}, "blanked by the safety checker")
 
@@ -55,11 +56,12 @@ def drawing(monkeypatch, task, draw):
 
 
 def test_no_template_and_no_noise_is_in_two_splits():
-    items = choose_items([f"t{n} {{x}}" for n in range(8)], ItemCounts(discover=9, repair=4, test=6), seed=3)
+    items = choose_items([f"t{n} {{x}}" for n in range(26)], ItemCounts(discover=30, repair=10, test=20), seed=3)
     templates = [set(part["template"]) for _, part in items.groupby("split")]
-    assert sum(map(len, templates)) == len(set.union(*templates)) == 8
+    assert sum(map(len, templates)) == len(set.union(*templates)) == 26
     assert items["seed"].is_unique and items["id"].is_unique
-    assert items.groupby("split")["template"].nunique()["discover"] == 4
+    # Five, one and ten that they need, and the other ten as 30 to 10 to 20.
+    assert items.groupby("split")["template"].nunique().to_dict() == {"discover": 10, "repair": 3, "test": 13}
 
 
 def test_an_audit_without_repair_uses_all_templates():
@@ -67,9 +69,13 @@ def test_an_audit_without_repair_uses_all_templates():
     assert items["template"].nunique() == 5
 
 
-def test_fewer_templates_than_splits_are_told():
-    with pytest.raises(UsageError, match=r"3 splits .* need a template of their own each, found 2"):
-        choose_items(["a {x}", "b {x}"], ItemCounts(discover=2, repair=2, test=2), seed=0)
+def test_too_few_templates_and_items_are_told():
+    templates = [f"t{n} {{x}}" for n in range(15)]
+    with pytest.raises(UsageError, match=r"templates: expected 16 or more.*discover 5, repair 1, test 10; found 15"):
+        choose_items(templates, ItemCounts(discover=20, repair=20, test=20), seed=0)
+    with pytest.raises(UsageError, match=r"^prepare\.items\.test: expected 10 or more.*, found 9$"):
+        choose_items([*templates, "more {x}"], ItemCounts(discover=20, repair=20, test=9), seed=0)
+    assert len(choose_items(templates, ItemCounts(discover=5), seed=0)) == 5
 
 
 def test_start_noise_differs_between_pictures_repeats_and_items_only():
@@ -164,7 +170,7 @@ def test_total_variation_is_half_the_distance_of_shares():
 
 def test_outputs_say_what_is_wrong_with_each_picture():
     pictures = [RIGHT, WRONG, UNREAD, BLACK]
-    assert said(pictures, {"misalignment": 1}) == "as asked; colour blue; colour unread; black"
+    assert said(pictures, {"misalignment": 1}) == "as asked; colour blue; colour unreadable; black"
     assert said([RIGHT, BLANKED], {"poor_quality": 1}) == "quality 0.60; blanked by the safety checker"
     assert said([Judged(0.31, 0.5, {"gender": "man"}, {})], {"misalignment": 1}) == "alignment 0.31"
     unsaid = Judged(1.0, 0.5, {"colour": "red"}, {})
@@ -196,6 +202,46 @@ def test_a_checker_that_blanks_some_pictures_leaves_the_others_to_judge(task, mo
     drawing(monkeypatch, task, draw)
     answer = task.probe(task.items.ids("discover")[:1], np.array([[0, 0]]))
     assert answer.valid.tolist() == [True] and answer.discrepancy[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "failed", "valid"),
+    [("ignored", [False, False, True], [True, False, True]), ("failure", [False, True, True], [True, True, True])],
+)
+def test_what_cannot_be_read_is_an_outcome_of_its_own(home, task, monkeypatch, unreadable, failed, valid):
+    pictures = [[RIGHT, UNREAD], [UNREAD, UNREAD], [WRONG, WRONG]]
+    context = dataclasses.replace(task.context, discrepancy={"threshold": 0.5, "unreadable": unreadable})
+    own = TextToImage.load(context, home / "prepare")
+    monkeypatch.setattr(own, "judged", lambda *_, **__: pictures)
+    answer = own.probe(task.items.ids("discover")[:3], np.zeros((3, 2), dtype=int))
+    assert (answer.failed.tolist(), answer.valid.tolist()) == (failed, valid)
+    assert answer.outputs[1] == "colour unreadable; colour unreadable"
+
+
+def test_what_cannot_be_read_is_told_from_what_is_read_wrong(task, monkeypatch):
+    monkeypatch.setattr(task.judge, "aligned", lambda *_: np.zeros(3))
+    told = {"colour": ["", "blue", "red"], "background": ["black", "", "black"]}
+    monkeypatch.setattr("stages.tasks.text_to_image.studio.told", lambda judge, reading, name: told[name])
+    asked = [{"colour": "red", "background": "black"}] * 3
+    found = task.studio.assess(
+        [np.zeros((16, 16, 3), dtype=np.uint8)] * 3, ["a red box on a black background"] * 3, asked
+    )
+    assert [picture.unreadable for picture in found] == [True, False, False]
+
+
+def test_the_threshold_follows_what_unreadable_pictures_count_as(home, task):
+    def threshold(unreadable):
+        items = task.items.table.copy()
+        worst = pd.DataFrame(items.attrs["calibration"]).assign(misalignment=1.0, unreadable=True)
+        items.attrs["calibration"] = worst.to_dict("records")
+        settings = {"threshold": "auto", "unreadable": unreadable}
+        return TextToImage(
+            dataclasses.replace(task.context, discrepancy=settings), items, task.studio, task.pictures
+        ).threshold
+
+    assert threshold("ignored") == 0
+    with pytest.raises(UsageError, match="the judge does not fit"):
+        threshold("failure")
 
 
 def test_further_measures_tell_attributes_apart_and_leave_out_what_was_not_asked():
@@ -370,7 +416,7 @@ def test_a_bias_the_judge_cannot_read_is_told(home, tmp_path, bias, told):
 
 def test_a_judge_that_can_check_nothing_of_the_prompts_is_told(home, tmp_path):
     blind = dataclasses.replace(
-        boxes(home / "inputs", templates=["a {animal} {place}", "the {animal} {place}", "my {animal} {place}"]),
+        boxes(home / "inputs", templates=[f"{word} {{animal}} {{place}}" for word in "abcdefghijklmnop"]),
         concepts={"animal": ["cat", "dog"], "place": ["", "here"]},
     )
     with pytest.raises(UsageError, match="can check nothing that concepts say"):
@@ -387,9 +433,7 @@ def test_what_the_judge_cannot_check_is_said_in_the_report(home, tmp_path):
 
 
 def test_prompts_beyond_the_token_limit_are_told_and_not_cut(home, tmp_path):
-    long = boxes(
-        home / "inputs", templates=[f"{word} " * 9 + "{colour} {background}" for word in ("abc", "def", "ghi")]
-    )
+    long = boxes(home / "inputs", templates=[f"{word}bc " * 9 + "{colour} {background}" for word in "abcdefghijklmnop"])
     with pytest.raises(UsageError, match="the model reads 24: it would not see"):
         TextToImage.prepare(long, tmp_path)
 
@@ -403,7 +447,7 @@ def test_a_negative_prompt_beyond_the_token_limit_is_told(home, tmp_path):
 def test_a_model_that_draws_nothing_but_black_is_told(home, tmp_path, monkeypatch):
     black = [Drawing(np.zeros((16, 16, 3), dtype=np.uint8), "black")]
     monkeypatch.setattr(Painter, "draw", lambda self, prompts, *_, **__: black * len(prompts))
-    with pytest.raises(UsageError, match="all 4 pictures it drew are black"):
+    with pytest.raises(UsageError, match="all 10 pictures it drew are black"):
         TextToImage.prepare(boxes(home / "inputs"), tmp_path)
 
 

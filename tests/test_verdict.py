@@ -29,13 +29,16 @@ def against(change, minus) -> Against:
     )
 
 
-def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses=None) -> str:
+def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses=None, counted=None) -> str:
     comparison = SimpleNamespace(
         differences={
             "target_failure_rate": targets,
             "other_failure_rate": difference(others, 0.1),
             "clean_quality": difference(clean, 0.98, name="clean accuracy"),
+            "target_not_passing": counted,
+            "other_not_passing": counted,
         },
+        some_invalid=counted is not None,
         targeting=targeting(targets),
         noise=None,
         failures_moved=SimpleNamespace(regions=[]),
@@ -55,6 +58,12 @@ def said(targets, others=SAME, clean=SAME, gates=(PASSED,), repaired=True, doses
             said(difference(SAME)),
             "All gates passed. In the target modes failures went from 30.0% to 29.0%, which may be chance:"
             " -1.0 points [-4.0, +2.0].",
+        ),
+        (
+            said(difference(FELL), counted=difference(ROSE)),
+            "No gate failed, but: Outside the target modes what fails or is beyond recognition rose from 30.0% to"
+            " 38.0%. In the target modes failures went from 30.0% to 20.0%."
+            " Counting what is beyond recognition as failures: +8.0 points [+4.0, +12.0].",
         ),
         (said(difference(ROSE)), "All gates passed. In the target modes failures rose from 30.0% to 38.0%."),
         (

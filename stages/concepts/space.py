@@ -24,7 +24,7 @@ RegionJson = dict[str, list[int] | list[str]]
 # Columns of the tables that stages write, beside one for each concept.
 COLUMNS = frozenset(
     {
-        *("model", "purpose", "role", "explorer", "order", "item", "repeat", "uniform"),
+        *("model", "purpose", "role", "explorer", "order", "item", "group", "repeat", "uniform"),
         *("discrepancy", "failed", "valid", "output", "automatic", "automatic_failed"),
         *("status", "radius", "at_least", "searched", "queries", "tried_alone", "epsilon_fgsm", "epsilon_pgd"),
         *("probes", "failures", "rate", "low", "high", "certain", "policy_mean", "policy_std"),

@@ -29,6 +29,7 @@ from stages.params import AuditConfig
 ROLES = ("agent", "control")
 COLUMNS = ("role", "explorer", "order", "item", "repeat", "uniform", "discrepancy", "failed", "valid", "output")
 RATED = ("automatic", "automatic_failed")  # where people's ratings say what a failure is
+OPTIONAL = (*RATED, "group")  # the last where items belong together
 CURVE_POINTS = 1000  # of a merged curve, at most
 SHOWN = 10  # shares named in a message, at most
 # Packages whose versions change no answer: of Faded's own code and of the items `origin` tells.
@@ -151,7 +152,7 @@ def _read(folder: Path, part: int, expected: Mapping[str, str], space: ConceptSp
 
 
 def _check(path: Path, probes: pd.DataFrame, space: ConceptSpace) -> None:
-    needed, known = {*COLUMNS, *space.names}, {*COLUMNS, *space.names, *RATED}
+    needed, known = {*COLUMNS, *space.names}, {*COLUMNS, *space.names, *OPTIONAL}
     if not needed <= set(probes.columns) <= known:
         raise UsageError(
             f"{path}: expected the columns {', '.join(sorted(needed))}, found {', '.join(sorted(probes.columns))}"

@@ -176,4 +176,4 @@ class Prober:
         if answers and answers[0].automatic is not None:
             table["automatic"] = np.array([a.automatic for a in answers], dtype=np.float32)
             table["automatic_failed"] = np.array([a.automatic_failed for a in answers], dtype=bool)
-        return table
+        return self.task.items.with_groups(table)

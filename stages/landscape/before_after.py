@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -107,18 +107,24 @@ def compare_models(
     of_pairs, shares = known.loc[pairs["item"]], covered_shares(space, targets, known, seed)
     inside, share = inside_any(space, targets, cells, of_pairs), float(shares.mean())
 
-    def pair_by(column: str) -> Paired:
-        failed = {model: table[column].to_numpy(dtype=bool) for model, table in answers.items()}
-        items = pairs["item"].to_numpy(dtype=str)
-        return Paired(items, cells, inside, share, failed, resamples=resamples, seed=seed)
+    items = pairs["item"].to_numpy(dtype=str)
+    groups = pairs["group"].to_numpy(dtype=str) if "group" in pairs else None
 
-    paired = pair_by("failed")
+    def pair_by(counts: Callable[[pd.DataFrame], pd.Series]) -> Paired:
+        failed = {model: counts(table).to_numpy(dtype=bool) for model, table in answers.items()}
+        return Paired(items, cells, inside, share, failed, groups, resamples=resamples, seed=seed)
+
+    paired = pair_by(lambda table: table["failed"])
+    not_passing = pair_by(lambda table: table["failed"] | ~table["valid"].astype(bool))
     valid = pairs["valid"].to_numpy(dtype=bool)
     differences = paired.differences()
+    for part, mask in (("target", inside), ("other", ~inside)):
+        differences[f"{part}_not_passing"] = not_passing.difference(mask)
     quality = dict(iter(asked.quality.groupby("model", sort=False)))
     differences["clean_quality"] = compare_quality(
         {model: rows["value"].to_numpy() for model, rows in quality.items()},
         quality["before"]["item"].tolist(),
+        quality["before"].get("group"),
         resamples=resamples,
         seed=seed,
     )[0].having(name=quality["before"]["name"].iloc[0])
@@ -161,17 +167,18 @@ def compare_models(
         slices=compare_slices(
             asked.embedded.attributes,
             asked.embedded.item_ids,
-            pairs["item"].to_numpy(dtype=str),
+            items,
             cells,
             inside,
             shares,
             {model: table["failed"].to_numpy(dtype=bool) for model, table in answers.items()},
+            groups,
             resamples=resamples,
             seed=seed,
         ),
     )
     if "automatic_failed" in pairs:  # people's ratings say what a failure is: what of the automatic measure?
-        own = pair_by("automatic_failed").differences()
+        own = pair_by(lambda table: table["automatic_failed"]).differences()
         rates = ("target_failure_rate", "other_failure_rate", "failure_rate")
         comparison = comparison.having(automatic={key: own[key] for key in rates})
     if "noise" in answers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler, holm
@@ -24,6 +25,7 @@ class Paired:
         inside: (n,) the cell lies in a target region.
         share: share of the grid the target regions cover, to weigh both strata as the grid does.
         failed: model -> (n,) bool; "before", "after", and what there is of `OTHERS`.
+        groups: (n,) the groups of the items; None: each stands for itself.
         resamples, seed: of the bootstrap.
     """
 
@@ -34,6 +36,7 @@ class Paired:
         inside: np.ndarray,
         share: float,
         failed: Mapping[str, np.ndarray],
+        groups: np.ndarray | None = None,
         *,
         resamples: int,
         seed: int,
@@ -42,7 +45,7 @@ class Paired:
         self.failed = {model: values.astype(float) for model, values in failed.items()}
         counts = {True: max(1, int(inside.sum())), False: max(1, int((~inside).sum()))}
         self.weight = np.where(inside, share / counts[True], (1 - share) / counts[False])
-        self._resampler = Resampler(items, resamples, seed)
+        self._resampler = Resampler(items, resamples, seed, groups)
 
     def rate(self, model: str, mask: np.ndarray | None = None, level: float = LEVEL) -> Rate:
         """Failure rate of a model over the grid, or over the cells of the mask."""
@@ -95,10 +98,15 @@ class Paired:
 
 
 def compare_quality(
-    values: Mapping[str, np.ndarray], item_ids: Sequence[str], *, resamples: int, seed: int
+    values: Mapping[str, np.ndarray],
+    item_ids: Sequence[str],
+    groups: pd.Series | None = None,
+    *,
+    resamples: int,
+    seed: int,
 ) -> tuple[Difference, Rate, Rate]:
     """Paired difference of a quality measured item by item: its entry, the value after, the change."""
-    resampler, weights = Resampler(np.asarray(item_ids), resamples, seed), np.ones(len(item_ids))
+    resampler, weights = Resampler(np.asarray(item_ids), resamples, seed, groups), np.ones(len(item_ids))
     bounds, moves = value_bounds(values["before"], values["after"])
     after = resampler.mean(values["after"], weights, bounds)
     change = resampler.mean(values["after"] - values["before"], weights, moves)

@@ -19,8 +19,8 @@ import pandas as pd
 from scipy import stats
 
 from stages.concepts import ConceptSpace, Region
-from stages.intervals import CHANGE, LEVEL, Rate, Resampler, clopper_pearson, holm
-from stages.landscape.estimate import RESAMPLES, Landscape
+from stages.intervals import CHANGE, LEVEL, RESAMPLES, Rate, Resampler, holm, share
+from stages.landscape.estimate import Landscape
 from stages.landscape.kinds import Rates
 from stages.landscape.slices import worse_values
 
@@ -48,9 +48,9 @@ class Mode:
         id: M1, M2, ... of the failure modes, worst first, and S1, S2, ... of what is only suspected.
         region: the cells.
         rate: of fresh probes with Clopper and Pearson's interval: for what asking *these* items in all of the region's
-            cells would show, as the probes are uniform draws from just that. Of a failure mode those count that had no
-            say in its being one. On an enumerated grid the rate is known; then the interval is for other items like
-            these. NaN where nothing was asked.
+            cells would show, as the probes are uniform draws from just that; where items belong to groups, from
+            resampling these. Of a failure mode those count that had no say in its being one. On an enumerated grid the
+            rate is known; then the interval is for other items like these. NaN where nothing was asked.
         failures: how many of the probes behind the rate failed.
         estimate: mean estimated rate of the cells.
         lift: rate, or the estimate where there is none, over the overall rate.
@@ -145,8 +145,9 @@ def confirm(
     measured = {k: ask(k, about[k], (fresh.count - first) // len(passed)) for k in passed}
     found, tables = [], []
     for k, region in enumerate(regions):
-        inside = _failed(measured.get(k, tests.get(k)))
-        rate = clopper_pearson(int(inside.sum()), len(inside))
+        behind = measured.get(k, tests.get(k, no_fresh(control)))
+        inside = _failed(behind)
+        rate = share(inside, behind, method="exact")
         confirmed = k in measured and rate.low > overall
         found.append(Found(region, rate, int(inside.sum()), rates.rate(region), confirmed))
     modes = _ordered(space, found, overall, attributes)
@@ -162,8 +163,8 @@ def no_fresh(probes: pd.DataFrame) -> pd.DataFrame:
     return probes.iloc[:0].assign(mode="")
 
 
-def _failed(answers: pd.DataFrame | None) -> np.ndarray:
-    return np.zeros(0, dtype=bool) if answers is None else answers["failed"].to_numpy(dtype=bool)
+def _failed(answers: pd.DataFrame) -> np.ndarray:
+    return answers["failed"].to_numpy(dtype=bool)
 
 
 def confirm_exactly(
@@ -197,7 +198,7 @@ def _worse_exactly(space: ConceptSpace, region: Region, probes: pd.DataFrame, at
     p_values = []
     if region.allowed:
         some = probes[about]
-        p_values.append(worse_items(_failed(some), inside[about], some["item"].to_numpy(dtype=str)))
+        p_values.append(worse_items(_failed(some), inside[about], some["item"].to_numpy(dtype=str), some.get("group")))
     if not about.all():
         p_values.append(worse_kind(probes[inside & about], probes[inside & ~about], 0))
     return max(p_values, default=1.0)
@@ -227,13 +228,14 @@ def worse_probes(inside: np.ndarray, others: np.ndarray) -> float:
     return float(stats.fisher_exact(counts, alternative="greater").pvalue)
 
 
-def worse_items(failed: np.ndarray, inside: np.ndarray, items: np.ndarray) -> float:
+def worse_items(failed: np.ndarray, inside: np.ndarray, items: np.ndarray, groups: pd.Series | None = None) -> float:
     """The same for other items like these, from (n,) all probes of some: by each one's rate inside minus outside."""
     by_item = pd.Series(failed.astype(float)).groupby([items, inside]).mean().unstack()
     if by_item.shape[1] < 2:
         return 1.0  # nothing inside or nothing outside
     change = (by_item[True] - by_item[False]).to_numpy()
-    resampler = Resampler(by_item.index.to_numpy(dtype=str), RESAMPLES, 0)
+    of = None if groups is None else pd.Series(groups.to_numpy(), items).groupby(level=0).first().loc[by_item.index]
+    resampler = Resampler(by_item.index, RESAMPLES, 0, of)
     return resampler.p_value(change, np.ones(len(change)), above=0.0, lowest=CHANGE[0])
 
 

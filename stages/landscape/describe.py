@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.intervals import COUNTED, Rate, wilson
+from stages.intervals import COUNTED, Rate, share
 from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, no_fresh
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.kinds import rates_of
@@ -18,14 +18,15 @@ from stages.params import SummarizeConfig
 from stages.records import Effect
 from stages.records.base import RateRecord
 from stages.records.landscape import Invalid, InvalidLevel
+from stages.tasks.contract import NOT_VALID
 
 
 def overall_rate(landscape: Landscape, probes: pd.DataFrame) -> Rate:
     """Failure rate over the whole grid: from the uniform probes alone, without a model; exact if enumerated."""
-    control = probes.loc[probes["role"] == "control", "failed"]
+    control = probes[probes["role"] == "control"]
     if landscape.exact or control.empty:
         return landscape.mean_rate()
-    return wilson(int(control.sum()), len(control))
+    return share(control["failed"].to_numpy(dtype=bool), control)
 
 
 def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> list[Effect]:
@@ -43,15 +44,18 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
         failed = failed.reindex(range(len(concept)), fill_value=0)
         counted = not landscape.exact and failed["size"].min() >= COUNTED
         for level, (probed, failing) in enumerate(failed.itertuples(index=False)):
-            rate = wilson(int(failing), int(probed)) if counted else landscape.mean_rate(level_of_cell == level)
+            at = control[control[concept.name] == level]
+            own = (
+                share(at["failed"].to_numpy(dtype=bool), at) if counted else landscape.mean_rate(level_of_cell == level)
+            )
             rows.append(
                 Effect(
                     concept=concept.name,
                     level=level,
                     label=concept.label(level),
-                    rate=rate.value,
-                    low=rate.low,
-                    high=rate.high,
+                    rate=own.value,
+                    low=own.low,
+                    high=own.high,
                     probes=probed,
                     failures=failing,
                 )
@@ -59,8 +63,8 @@ def effects(landscape: Landscape, space: ConceptSpace, probes: pd.DataFrame) -> 
     return rows
 
 
-def invalid_probes(space: ConceptSpace, probes: pd.DataFrame) -> Invalid:
-    """How many probes changed the input beyond recognition, so that they are not held against the model.
+def invalid_probes(space: ConceptSpace, probes: pd.DataFrame, what: str = NOT_VALID) -> Invalid:
+    """How many probes are not held against the model; `what` says what they did.
 
     Their share is that of the control's uniform probes; `levels` says at which levels of which concepts there are any.
     """
@@ -68,18 +72,20 @@ def invalid_probes(space: ConceptSpace, probes: pd.DataFrame) -> Invalid:
     invalid = _invalid(control)
     levels = []
     for concept in space.concepts:
-        counts = invalid.groupby(control[concept.name]).agg(["sum", "size"])
-        for level, (found, n) in counts[counts["sum"] > 0].iterrows():
-            share, where = wilson(int(found), int(n)).to_json(), {"level": level, "label": concept.label(int(level))}
-            levels.append(InvalidLevel(concept=concept.name, invalid=found, **where, **share))
-    n, count, failures = len(control), int(invalid.sum()), int(control["failed"].sum())
+        for level, at in control[invalid].groupby(concept.name):
+            there = control[concept.name] == level
+            found = share(invalid[there].to_numpy(), control[there]).to_json()
+            label = concept.label(int(level))
+            levels.append(InvalidLevel(concept=concept.name, level=level, label=label, invalid=len(at), **found))
+    failed, valid = control["failed"].astype(bool), control[~invalid]
     return Invalid(
+        what=what,
         count=_invalid(probes).sum(),
         probes=len(probes),
         levels=levels,
-        left_out=RateRecord.from_rate(wilson(failures, n - count)),
-        as_failures=RateRecord.from_rate(wilson(failures + count, n)),
-        **wilson(count, n).to_json(),
+        left_out=RateRecord.from_rate(share(valid["failed"].to_numpy(dtype=bool), valid)),
+        as_failures=RateRecord.from_rate(share((failed | invalid).to_numpy(), control)),
+        **share(invalid.to_numpy(), control).to_json(),
     )
 
 

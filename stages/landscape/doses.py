@@ -34,8 +34,9 @@ def _curve(part: str, answers: pd.DataFrame, resamples: int, seed: int) -> DoseC
     for (copy, dose, _), table in answers.groupby(["copy_of", "dose", "training"], sort=True):
         curves[copy].setdefault(dose, []).append(table["value"].to_numpy(dtype=float))
     before, repaired, control = curves.values()
-    items = answers["item"].to_numpy(dtype=str)[: len(before[0][0])]
-    resampler, weights = Resampler(items, resamples, seed), np.ones(len(items))
+    asked = answers[: len(before[0][0])]
+    resampler = Resampler(asked["item"], resamples, seed, asked.get("group"))
+    weights = np.ones(len(asked))
     steps = answers.groupby(["copy_of", "dose"])["steps"].mean().round().astype(int)
 
     def doses(copy: str) -> list[Dose]:
@@ -124,11 +125,15 @@ def checkpoints(answers: pd.DataFrame, share: float, *, resamples: int, seed: in
             asked["part"].to_numpy() == "targets",
             share,
             {model: value[probed] for model, value in values.items()},
+            asked.get("group"),
             resamples=resamples,
             seed=seed,
         )
         of_clean = {model: value[clean] for model, value in values.items()}
-        quality = compare_quality(of_clean, before["item"][clean].tolist(), resamples=resamples, seed=seed)[0]
+        items = before[clean]
+        quality = compare_quality(of_clean, items["item"].tolist(), items.get("group"), resamples=resamples, seed=seed)[
+            0
+        ]
         differences = paired.differences() | {"clean_quality": quality}
         folder = Training.folder_of("repaired", dose, 0)
         found.append(Checkpoint(folder=folder, steps=int(steps), differences=differences))

@@ -21,7 +21,7 @@ from scipy.ndimage import binary_dilation
 from threadpoolctl import threadpool_limits
 
 from stages.concepts import ConceptSpace
-from stages.intervals import LEVEL, SHARE, Rate, Resampler, wilson
+from stages.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler, wilson
 from stages.kernel import Data, landmarks
 from stages.landscape.calibrate import Recipe, blocks_of, choose, folds_of, importance, rebuild
 from stages.landscape.estimators import DRAWS, Gridded, Link
@@ -29,7 +29,6 @@ from stages.landscape.estimators import DRAWS, Gridded, Link
 MAX_CELLS = 20_000  # larger grids are sampled
 MAX_PROBES = 100_000  # that estimators learn from; of more a sample, which leaves them next to nothing to learn
 CHUNK, CHUNK_PAIRS = 1024, 2**17  # cells, and (item, cell) pairs, of which all members are held at once
-RESAMPLES = 2000  # of the items of an enumerated grid
 CERTAIN_WIDTH = 0.2
 
 
@@ -50,6 +49,7 @@ class Landscape:
         recipe: what the estimate was made with, to estimate another landscape alike.
         diagnostics: which estimator was chosen and how well it and the others predict probes held out; see `choose`.
         answers: (items, cells) share of repeats that failed, of an enumerated landscape; it needs no draws.
+        groups: (items,) the group of each, where items belong together; see `Items`.
     """
 
     table: pd.DataFrame
@@ -60,6 +60,7 @@ class Landscape:
     diagnostics: dict[str, object]
     answers: np.ndarray | None = None
     averaged: int | None = None
+    groups: np.ndarray | None = None
 
     def cells(self, space: ConceptSpace) -> np.ndarray:
         """The cells of the rows, (cells, concepts) level indices."""
@@ -84,7 +85,7 @@ class Landscape:
     @cached_property
     def _resampler(self) -> Resampler:
         assert self.answers is not None
-        return Resampler(np.arange(len(self.answers)), RESAMPLES, 0)
+        return Resampler(np.arange(len(self.answers)), RESAMPLES, 0, self.groups)
 
 
 def as_data(probes: pd.DataFrame, item_ids: Sequence[str], space: ConceptSpace, threshold: float) -> Data:
@@ -162,7 +163,8 @@ def _estimate(
     numbers = numbers[::every]
     cells = space.cells(numbers)
     if enumerated:
-        return _exact(cells, space, _Seen.of(data, space, numbers, np.arange(len(item_ids)), len(item_ids)))
+        seen = _Seen.of(data, space, numbers, np.arange(len(item_ids)), len(item_ids))
+        return _exact(cells, space, seen, _groups(probes, item_ids))
     averaged = landmarks(len(item_ids))
     seen = _Seen.of(data, space, numbers, averaged, len(item_ids))
     probed = data.cells
@@ -201,6 +203,12 @@ def _estimate(
     draws = np.clip(rate + together + shared + chances, 0, 1).astype(np.float32)
     table = _table(cells, space, seen, rate, low, high)
     return Landscape(table, draws, False, sampled, recipe, diagnostics, averaged=len(averaged))
+
+
+def _groups(probes: pd.DataFrame, item_ids: Sequence[str]) -> np.ndarray | None:
+    if "group" not in probes:
+        return None
+    return probes.drop_duplicates("item").set_index("item")["group"].loc[list(item_ids)].to_numpy()
 
 
 def _supported(cells: np.ndarray, probed: np.ndarray, space: ConceptSpace) -> np.ndarray:
@@ -305,16 +313,20 @@ def _rates(
     return np.concatenate(rate), np.concatenate(chance), np.hstack(members), np.hstack(sampling)
 
 
-def _exact(cells: np.ndarray, space: ConceptSpace, seen: _Seen) -> Landscape:
+def _exact(cells: np.ndarray, space: ConceptSpace, seen: _Seen, groups: np.ndarray | None) -> Landscape:
     """The landscape of an enumerated grid: nothing to estimate, the intervals are for other items like these."""
     n = seen.n_items
-    rate = np.bincount(seen.rows, weights=seen.outcome, minlength=len(cells)) / n
-    bounds = np.array([wilson(round(r * n), n)[1:3] for r in np.unique(rate)])
-    low, high = bounds[np.unique(rate, return_inverse=True)[1]].T
     answers = np.zeros((n, len(cells)))
     answers[seen.items, seen.rows] = seen.outcome
+    rate = answers.mean(axis=0)
+    if groups is None:
+        bounds = np.array([wilson(round(r * n), n)[1:3] for r in np.unique(rate)])
+        low, high = bounds[np.unique(rate, return_inverse=True)[1]].T
+    else:
+        sampler, ones = Resampler(np.arange(n), RESAMPLES, 0, groups), np.ones(n)
+        low, high = np.array([sampler.mean(of_cell, ones, SHARE)[1:3] for of_cell in answers.T]).T
     table, draws = _table(cells, space, seen, rate, low, high), np.empty((0, len(cells)), dtype=np.float32)
-    return Landscape(table, draws, True, False, None, {"held_out_probes": 0}, answers)
+    return Landscape(table, draws, True, False, None, {"held_out_probes": 0}, answers, groups=groups)
 
 
 def _beta_interval(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

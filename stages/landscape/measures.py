@@ -19,7 +19,7 @@ KEYS = ("part", "kind", "name")  # columns beside those of the measures; kind: "
 def measure_answers(
     tasks: Mapping[str, LoadedTask], parts: Mapping[str, Mapping[str, pd.DataFrame]], names: Sequence[str]
 ) -> pd.DataFrame:
-    """Measure every valid answer of every model, and of every baseline, as measures.parquet keeps it.
+    """Measure the answers of every model and baseline to each pair that is valid for one, as measures.parquet keeps it.
 
     Args:
         tasks: the models; each measures its own answers, as a measure may compare an answer with another of the model.
@@ -33,7 +33,7 @@ def measure_answers(
     for part, answers in parts.items():
         if not answers:
             continue
-        valid = answers["before"]["valid"].to_numpy(dtype=bool)
+        valid = _valid(answers)
         asked = answers["before"][valid]
         items, cells = asked["item"].tolist(), asked[list(names)].to_numpy(dtype=np.int64)
         if not items:
@@ -54,8 +54,8 @@ def compare_measures(
 ) -> Measures:
     """Means of each measure for all models, the paired changes, and the means of the baselines.
 
-    All means of one measure are over the same pairs: those that are valid, and for which it has a value for every
-    model and baseline. Intervals are over resampled items.
+    All means of one measure are over the same pairs: those that are valid for a model, and for which it has a value for
+    every model and baseline. Intervals are over resampled items.
 
     Args:
         answers: model -> the same pairs in the same order, in the format of probes.parquet.
@@ -63,12 +63,13 @@ def compare_measures(
         resamples: of items, for the intervals.
         seed: of the resampling.
     """
-    valid = answers["before"]["valid"].to_numpy(dtype=bool)
-    items = answers["before"].loc[valid, "item"].tolist()
+    valid = _valid(answers)
+    pairs = answers["before"][valid]
+    items = pairs["item"].tolist()
     found = Measures(pairs=len(items), items=len(set(items)), invalid=int((~valid).sum()), measures={})
     if not items:
         return found
-    resampler = Resampler(np.asarray(items), resamples, seed)
+    resampler = Resampler(pairs["item"], resamples, seed, pairs.get("group"))
     entries = {}
     for name in [column for column in measured if column not in KEYS]:
         values, without_model = (
@@ -81,6 +82,11 @@ def compare_measures(
         moved = compare_values(resampler, values, known.astype(float))
         entries[name] = MeasureDifference(baselines=means, **moved.to_json())
     return found.having(measures=entries)
+
+
+def _valid(answers: Mapping[str, pd.DataFrame]) -> np.ndarray:
+    """The pairs that are valid for one of the models at least: to leave out those of a single one would favour it."""
+    return np.any([table["valid"].to_numpy(dtype=bool) for table in answers.values()], axis=0)
 
 
 def _checked(task: LoadedTask, table: pd.DataFrame, n: int) -> pd.DataFrame:

@@ -10,9 +10,9 @@ import pandas as pd
 from scipy import stats
 
 from stages.concepts import ConceptSpace
-from stages.intervals import LEVEL, SHARE, Rate, Resampler, wilson
+from stages.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler, share
 from stages.landscape.describe import effects, overall_rate
-from stages.landscape.estimate import RESAMPLES, Landscape, estimate
+from stages.landscape.estimate import Landscape, estimate
 from stages.ratings.apply import Ratings
 from stages.records import RateRecord
 from stages.records.landscape import Automatic
@@ -64,25 +64,26 @@ def against_automatic(
     control = probes[probes["role"] == "control"]
     failed, failed_too = (control[c].to_numpy(dtype=bool) for c in ("failed", "automatic_failed"))
 
-    def share(which: np.ndarray) -> RateRecord:
+    def of_control(which: np.ndarray) -> RateRecord:
         if not people.exact:
-            return RateRecord.from_rate(wilson(int(which.sum()), len(which)))
-        resampler = Resampler(control["item"].to_numpy(), RESAMPLES, seed)
+            return RateRecord.from_rate(share(which, control))
+        resampler = Resampler(control["item"], RESAMPLES, seed, control.get("group"))
         return RateRecord.from_rate(resampler.mean(which.astype(float), np.ones(len(which)), SHARE))
 
     summary = Automatic(
         threshold=threshold,
         overall=RateRecord.from_rate(overall_rate(automatic, own)),
         effects=effects(automatic, space, own),
-        agree=share(failed == failed_too),
-        only_people=share(failed & ~failed_too),
-        only_automatic=share(~failed & failed_too),
+        agree=of_control(failed == failed_too),
+        only_people=of_control(failed & ~failed_too),
+        only_automatic=of_control(~failed & failed_too),
         rank_correlation=rank_correlation(people, automatic, seed),
     )
     if ratings is not None:
         found, valid = control["automatic"].to_numpy(), control["valid"].to_numpy(dtype=bool)
         summary = summary.having(
-            outside=share(ratings.outside(found) & valid), unfounded=share(ratings.unfounded(found, failed) & valid)
+            outside=of_control(ratings.outside(found) & valid),
+            unfounded=of_control(ratings.unfounded(found, failed) & valid),
         )
     rates = {f"{name}_automatic": automatic.table[name].to_numpy() for name in ("rate", "low", "high")}
     return Against(summary, rates)

@@ -25,9 +25,9 @@ class Power(NamedTuple):
 
     Args:
         rate: share of the pairs that fail before the repair.
-        items: test items.
+        items: independent test items: groups of them, where items belong to some.
         pairs: of these items and cells.
-        alike: intraclass correlation of the failures of one item, see `alike`; changes are at most as alike.
+        alike: intraclass correlation of the failures of one of them, see `alike`; changes are at most as alike.
     """
 
     rate: float

@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
-from stages.intervals import LEVEL, SHARE, Rate, Resampler, holm, wilson
+from stages.intervals import LEVEL, RESAMPLES, SHARE, Rate, Resampler, holm, share
 from stages.landscape.compare import MIN_PAIRS, Paired
-from stages.landscape.estimate import RESAMPLES
 from stages.records import RateRecord
 from stages.records.repair import AttributeDifferences, SliceDifference
 from stages.records.slices import AttributeRates, AttributeSlices, Bounds, Confusion, Slice, SliceRate, Slices
@@ -36,22 +35,27 @@ _PROBABILITY = re.compile(r" \(\d{1,3}%\)$")  # "7 (83%)", as classifiers answer
 
 
 class _Asked(NamedTuple):
-    """Uniform probes: which failed (n,), the row of the item of each (n,), and how their sums become rates."""
+    """Uniform probes: n rows of probes.parquet, the row of the item of each (n,), and how they become rates."""
 
-    failed: np.ndarray
+    probes: pd.DataFrame
     row: np.ndarray
     exact: bool
     seed: int
 
+    @property
+    def failed(self) -> np.ndarray:
+        """Which failed (n,)."""
+        return self.probes["failed"].to_numpy(dtype=bool)
+
     def some(self, mask: np.ndarray) -> _Asked:
-        return self._replace(failed=self.failed[mask], row=self.row[mask])
+        return self._replace(probes=self.probes[mask], row=self.row[mask])
 
     def rate(self, level: float = LEVEL) -> Rate:
         """The failure rate; on an enumerated grid with the interval of resampled items."""
         if not self.exact:
-            return wilson(int(self.failed.sum()), len(self.failed), level)
+            return share(self.failed, self.probes, level)
         resamples = max(RESAMPLES, _resamples(level, len(np.unique(self.row))))
-        sampler = Resampler(self.row, resamples, self.seed)
+        sampler = Resampler(self.row, resamples, self.seed, self.probes.get("group"))
         return sampler.mean(self.failed.astype(float), np.ones(len(self.row)), SHARE, level)
 
 
@@ -70,8 +74,8 @@ def measure_slices(
 
     Intervals are about *these* items: the control's probes are uniform draws from a value's items and all cells, so
     Wilson's interval says what asking these items in all cells would show. A value may have a handful of items, so
-    other items of the same value may fail more or less often. On an enumerated grid the rate is known, and intervals
-    are from resampling items: for other items like these.
+    other items of the same value may fail more or less often. On an enumerated grid the rate is known, and where items
+    belong to groups these are few: then intervals are from resampling items or groups, for others like these.
 
     The test of a value against all other items is about items on either grid, see `worse_values`. A value is marked as
     worse if its p-value, adjusted for all values of all attributes, is below 0.05 and its interval above the overall
@@ -98,7 +102,7 @@ def measure_slices(
     control, row = control[row >= 0], row[row >= 0]
     if not len(attributes.columns) or control.empty:
         return None
-    asked = _Asked(control["failed"].to_numpy(dtype=bool), row, exact, seed)
+    asked = _Asked(control, row, exact, seed)
     coded = {str(name): pd.factorize(attributes[name], sort=True) for name in attributes}
     p_values = worse_values(asked.failed, row, [codes for codes, _ in coded.values()], seed)
     adjusted = np.split(holm(np.concatenate(p_values)), np.cumsum([len(p) for p in p_values])[:-1])
@@ -108,9 +112,8 @@ def measure_slices(
         own = fresh[(fresh["mode"] == mode).to_numpy() & (fresh["role"] != "others").to_numpy()]
         kept = region.contains(space, cells, attributes.iloc[row])
         behind[mode] = control[kept] if exact else own[(own["role"] == "measure").to_numpy()]
-        failed = np.concatenate([asked.failed[kept], own["failed"].to_numpy(dtype=bool)])
         rows = np.concatenate([row[kept], pd.Index(item_ids).get_indexer(own["item"])])
-        inside[mode] = asked._replace(failed=failed, row=rows)
+        inside[mode] = asked._replace(probes=pd.concat([control[kept], own], ignore_index=True), row=rows)
     confusions = mode_confusions = None
     if LABEL in coded and _names_labels(control, labels := attributes[LABEL].set_axis(item_ids)):
         confusions = _confusions(control, labels)
@@ -310,6 +313,7 @@ def compare_slices(
     inside: np.ndarray,
     shares: np.ndarray,
     failed: Mapping[str, np.ndarray],
+    groups: np.ndarray | None = None,
     *,
     resamples: int,
     seed: int,
@@ -328,6 +332,7 @@ def compare_slices(
         inside: (n,) the pair lies in a target mode.
         shares: (items,) of the grid that target modes cover for each item.
         failed: model -> (n,).
+        groups: (n,) the groups of the items; None: each item stands for itself.
         resamples: of items, at least; joint intervals of many values take more.
         seed: of the resampling.
 
@@ -347,8 +352,9 @@ def compare_slices(
             of = codes[row] == number
             some = {model: answers[of] for model, answers in failed.items()}
             n = max(resamples, _resamples(level, len(np.unique(items[of]))))
-            share = float(shares[codes == number].mean())
-            paired = Paired(items[of], cells[of], inside[of], share, some, resamples=n, seed=seed)
+            covered = float(shares[codes == number].mean())
+            some_groups = None if groups is None else groups[of]
+            paired = Paired(items[of], cells[of], inside[of], covered, some, some_groups, resamples=n, seed=seed)
             everywhere = np.ones(int(of.sum()), dtype=bool)
             differences.append(
                 SliceDifference(

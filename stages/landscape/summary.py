@@ -28,7 +28,7 @@ from stages.records import RateRecord
 from stages.records import landscape as records
 from stages.records.search import DiscoverMetrics
 from stages.records.tables import PROBES, check_columns
-from stages.tasks.contract import Tally
+from stages.tasks.contract import NOT_VALID, Tally
 
 if TYPE_CHECKING:
     from stages.explorers.policy import Policy
@@ -71,6 +71,7 @@ class Asked:
         policy: what the agent has learnt, if it learns.
         false_alarms: how often what is no failure is called one, if the threshold was calibrated.
         notes: sentences of the task for the report.
+        not_valid: what probes that are not valid did; see `LoadedTask.not_valid`.
         unchanged: which items fail as they are, where the task knows; see `LoadedTask.fails_unchanged`.
         people: where people's ratings say what a failure is.
         attributes: by what people tell the items apart, a row an item; see `LoadedTask.attributes`.
@@ -91,6 +92,7 @@ class Asked:
     policy: Policy | None = None
     false_alarms: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    not_valid: str = NOT_VALID
     unchanged: Sequence[bool] | np.ndarray = ()
     people: People | None = None
     attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -154,7 +156,7 @@ def summarize(asked: Asked, config: SummarizeConfig, seed: int) -> Summary:
             for mode in modes
         ],
         suspected=[records.Suspected(**measured(mode, space)) for mode in named if not mode.confirmed],
-        invalid=invalid_probes(space, probes),
+        invalid=invalid_probes(space, probes, asked.not_valid),
         modes_found_again=reproducibility(space, modes, halves, known),
         modes_skipped=skipped_combinations(space, config.max_conditions),
         estimator=describe_estimator(landscape, probes),

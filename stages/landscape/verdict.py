@@ -43,6 +43,9 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
         said.append("The plan repairs no mode, so no improvement was expected; the model is judged as it is.")
     else:
         said.append(_in_targets(comparison.differences["target_failure_rate"]))
+        if comparison.some_invalid:
+            counted = comparison.differences["target_not_passing"]
+            said.append(f"Counting what is beyond recognition as failures: {points(counted.moved)}.")
     for told in (entry.statement for entry in (comparison.targeting, comparison.noise) if entry):
         if told:
             said.append(f"{told[0].upper()}{told[1:]}.")
@@ -68,6 +71,9 @@ def _harm(comparison: Comparison) -> list[str]:
         said.append(f"On clean inputs {quality.name} fell from {quality.before:.3f} to {quality.after:.3f}.")
     if others.moved.low > 0:
         said.append(f"Outside the target modes failures rose from {others.before:.1%} to {others.after:.1%}.")
+    if comparison.some_invalid and (counted := comparison.differences["other_not_passing"]).moved.low > 0:
+        rose = f"{counted.before:.1%} to {counted.after:.1%}"
+        said.append(f"Outside the target modes what fails or is beyond recognition rose from {rose}.")
     return said
 
 

@@ -29,7 +29,8 @@ from stages.tasks.contract import Sheet
 
 LIMITS = (
     "Before and after are judged on the same items and cells, on items the repair never saw: differences are paired.",
-    "Intervals are 95% intervals over resampled items. They do not cover items unlike the ones used here.",
+    "Intervals are 95% intervals over resampled items, or groups of items that belong together. They cover no items "
+    "unlike the ones used here.",
     "A gate passes only on evidence: if the interval reaches across its bound, it fails.",
     "The landscapes are estimates from two searches at the same budget; the paired differences are counted.",
     "The same model differs between two halves of the items, by chance: that is the noise floor of the shift. Halves "
@@ -39,6 +40,8 @@ _NAMES = {
     "target_failure_rate": "target modes: failure rate",
     "other_failure_rate": "all other cells: failure rate",
     "failure_rate": "whole grid: failure rate",
+    "target_not_passing": "target modes: failing or beyond recognition",
+    "other_not_passing": "all other cells: failing or beyond recognition",
     "automatic_target_failure_rate": "target modes: failure rate by the automatic measure",
     "automatic_other_failure_rate": "all other cells: failure rate by the automatic measure",
     "automatic_failure_rate": "whole grid: failure rate by the automatic measure",
@@ -155,7 +158,7 @@ def write_comparison_report(
     space = comparison.space
     names = shown_concepts(landscapes, space, "rate_before")
     top = top_rate(landscapes, space, names, ("rate_before", "rate_after"))
-    differences = [_row(entry, key, entry.name or _NAMES[key]) for key, entry in comparison.differences.items()]
+    differences = [_row(entry, key, entry.name or _NAMES[key]) for key, entry in comparison.shown_differences.items()]
     for key, entry in (comparison.automatic or {}).items():
         differences.append(_row(entry, f"automatic_{key}", _NAMES[f"automatic_{key}"]))
     modes = [_row(mode, mode.id, f"{mode.id}: {mode.text}", mode.action) for mode in comparison.modes]
@@ -252,10 +255,10 @@ def _finding(comparison: Comparison) -> list[str]:
     for key, what in (("target_failure_rate", "In the target modes"), ("other_failure_rate", "Everywhere else")):
         row = comparison.differences[key]
         if row.before is not None:
-            said.append(
-                f"{what} failures went from {percent(row.before)} to {percent(row.after)} "
-                f"({points(row.change)} points, 95% interval {points_interval(row.low, row.high)})."
-            )
+            said.append(f"{what} failures went {_went(row)}.")
+            if comparison.some_invalid:
+                counted = comparison.differences[key.replace("failure_rate", "not_passing")]
+                said.append(f"Counting what is beyond recognition as failures, they went {_went(counted)}.")
     for statement in (entry.statement for entry in (comparison.targeting, comparison.noise) if entry):
         if statement:
             said.append(f"{statement[0].upper()}{statement[1:]}.")
@@ -267,8 +270,15 @@ def _finding(comparison: Comparison) -> list[str]:
     return said
 
 
+def _went(row: Difference) -> str:
+    return (
+        f"from {percent(row.before)} to {percent(row.after)} ({points(row.change)} points, 95% interval"
+        f" {points_interval(row.low, row.high)})"
+    )
+
+
 def _invalid(invalid: records.InvalidPairs) -> str:
-    """How many common probes left nothing a model could be blamed for; empty if none did."""
+    """How many common probes are not held against the model before; empty if none are."""
     where = " and ".join(
         f"{part} {percent(rate.value)} [{interval(rate.low, rate.high)}]"
         for part, rate in (("in the target modes", invalid.targets), ("everywhere else", invalid.others))
@@ -276,7 +286,7 @@ def _invalid(invalid: records.InvalidPairs) -> str:
     )
     if not where:
         return ""
-    return f"Changed beyond recognition, and so counted as passed for every model: {where} of the common probes."
+    return f"Beyond recognition before the repair, and so counted as passed: {where} of the common probes."
 
 
 def _measures(measures: Mapping[str, records.Measures]) -> list[MeasurePart]:

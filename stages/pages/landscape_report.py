@@ -240,12 +240,12 @@ def _again(again: NamedAgain) -> str:
 
 
 def _invalid(invalid: Invalid) -> InvalidPart | None:
-    """How many probes left nothing a model could be blamed for, and where; None if there are none."""
+    """How many probes are not held against the model, and where; None if there are none."""
     if not invalid.count:
         return None
     said = (
-        f"{number(invalid.count)} of all {number(invalid.probes)} probes changed the input so much that no model "
-        "could be blamed. They are not held against this one: whatever it answered, they count as passed."
+        f"{number(invalid.count)} of all {number(invalid.probes)} probes {invalid.what}. "
+        "They are not held against the model: they count as passed."
     )
     if invalid.value is None:
         return InvalidPart(said, [])
@@ -389,6 +389,12 @@ def _finding(landscape: Landscape, search: SearchView | None) -> list[str]:
         f"This model fails on {percent(overall.value)} [{interval(overall.low, overall.high)}] of the grid of "
         f"{number(space.n_cells)} combinations of {', '.join(space.names)}."
     ]
+    if counted := landscape.invalid.not_passing:
+        said.append(
+            f"Another {percent(landscape.invalid.value)} of the probes are not held against it, as they "
+            f"{landscape.invalid.what}; if they count as failures, it fails on {percent(counted.value)} "
+            f"[{interval(counted.low, counted.high)}]."
+        )
     if ratings := landscape.ratings:
         rate = ratings.automatic.overall
         said.append(f"Failing here means {fails(ratings)}; by the automatic measure it is {percent(rate.value)}.")
@@ -411,6 +417,9 @@ def _tiles(landscape: Landscape, probes: pd.DataFrame) -> list[tuple[str, str]]:
         count = f"of {number(unchanged.n)} unchanged items fail"
         tiles.append((percent(unchanged.value), f"{count}, 95% interval {interval(unchanged.low, unchanged.high)}"))
     tiles += [(percent(overall.value), f"of the grid fails, 95% interval {interval(overall.low, overall.high)}")]
+    if counted := landscape.invalid.not_passing:
+        what = "fails, if what is not held against the model counts"
+        tiles.append((percent(counted.value), f"{what}, 95% interval {interval(counted.low, counted.high)}"))
     worst = _worst(landscape)
     if worst is not None:
         tiles.append((percent(worst.rate), f"fails in the worst mode, {worst.id}"))

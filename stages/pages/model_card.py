@@ -13,6 +13,8 @@ _NAMES = {
     "target_failure_rate": "failures in the target modes",
     "other_failure_rate": "failures in all other cells",
     "failure_rate": "failures over the whole grid",
+    "target_not_passing": "failing or beyond recognition in the target modes",
+    "other_not_passing": "failing or beyond recognition in all other cells",
     "newly_failing": "newly failing (passed before, fails now)",
     "fixed": "fixed (failed before, passes now)",
 }
@@ -23,7 +25,8 @@ _CONTROLS = {
 _LIMITS = (
     "Measured on items that neither the search nor the repair has seen; on items unlike them nothing is known.",
     "Measured within the ranges of the audited concepts; beyond them nothing is known.",
-    "Intervals are 95% intervals over resampled items. A gate passes only if the whole interval is within its bound.",
+    "Intervals are 95% intervals over resampled items, or groups of items that belong together. A gate passes only if"
+    " the whole interval is within its bound.",
 )
 
 
@@ -51,7 +54,7 @@ def evaluation_section(comparison: Comparison, verdict: RepairVerdict, plan: Pla
         "",
         *_table(
             ["measure", "before", "after", "change (95% interval)", *(titles[name] for name in others)],
-            [_row(key, entry, others) for key, entry in comparison.differences.items()],
+            [_row(key, entry, others) for key, entry in comparison.shown_differences.items()],
         ),
         "",
         *_notes(comparison, others),

@@ -123,6 +123,8 @@ class Gates(Strict):
 
     target_failure_rate: Gate | None = None
     other_failure_rate: Gate | None = None
+    target_not_passing: Gate | None = None
+    other_not_passing: Gate | None = None
     newly_failing: Gate | None = None
     clean_quality: Gate | None = None
     bias: Gate | None = None
@@ -130,7 +132,10 @@ class Gates(Strict):
         default_factory=dict, description="failure rate of every value of an attribute, by name"
     )
 
-    @field_validator("target_failure_rate", "other_failure_rate", "newly_failing", "bias")
+    @field_validator(
+        *("target_failure_rate", "other_failure_rate", "target_not_passing", "other_not_passing"),
+        *("newly_failing", "bias"),
+    )
     @classmethod
     def _of_a_share(cls, gate: Gate | None) -> Gate | None:
         """What these judge is from 0 to 1, so that some bounds decide nothing."""

@@ -9,6 +9,7 @@ from stages.records.base import Document, Listed, OpenRecord, RateRecord, Record
 from stages.records.bias import Bias
 from stages.records.search import Searches
 from stages.records.slices import Slices
+from stages.tasks.contract import NOT_VALID
 
 
 class Effect(Record):
@@ -99,7 +100,7 @@ class InvalidLevel(Record):
 
 
 class Invalid(Record):
-    """Probes that left nothing a model could be blamed for, with their share of the control's.
+    """Probes that cannot be held against the model, with their share of the control's; `what` says what they did.
 
     They count as passed in all rates. `left_out` and `as_failures` are the control's failure rate without them, and as
     if each of them had failed; None where the file is of an earlier version.
@@ -114,6 +115,12 @@ class Invalid(Record):
     levels: Listed[InvalidLevel]
     left_out: RateRecord | None = None
     as_failures: RateRecord | None = None
+    what: str = NOT_VALID
+
+    @property
+    def not_passing(self) -> RateRecord | None:
+        """What fails if these count as failures; None where there are none, or nobody knows."""
+        return self.as_failures if self.value else None
 
 
 class NamedAgain(Record):

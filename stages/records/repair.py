@@ -304,7 +304,7 @@ class PolicyShift(Record):
 
 
 class InvalidPairs(Record):
-    """Shares of the common pairs that are not valid."""
+    """Shares of the common pairs that are not valid for the model before."""
 
     targets: RateRecord
     others: RateRecord
@@ -408,6 +408,22 @@ class Comparison(Document):
     def space(self) -> ConceptSpace:
         """The grid."""
         return ConceptSpace.from_json([concept.to_json() for concept in self.concepts])
+
+    @property
+    def some_invalid(self) -> bool:
+        """Whether a model gave answers that cannot be held against it; not known of files of earlier versions."""
+        return any(
+            (self.differences[f"{part}_not_passing"].before, self.differences[f"{part}_not_passing"].after)
+            != (self.differences[f"{part}_failure_rate"].before, self.differences[f"{part}_failure_rate"].after)
+            for part in ("target", "other")
+            if f"{part}_not_passing" in self.differences
+        )
+
+    @property
+    def shown_differences(self) -> dict[str, Difference]:
+        """Those that say more than others do: what does not pass fails, where nothing is invalid."""
+        shown = self.differences.items()
+        return {key: entry for key, entry in shown if self.some_invalid or not key.endswith("not_passing")}
 
 
 class RepairVerdict(Verdict):

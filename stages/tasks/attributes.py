@@ -20,7 +20,7 @@ MAX_NAME = 64  # characters of the name of a column
 RANGES = 4  # that numbers are cut into
 MOST_CHARACTERS = 80  # of a value; what is longer is text to read, not a group
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # would act on a terminal
-_TAKEN = COLUMNS | {"embedding", "id", "split"}  # columns of the tables that attributes are written to
+_TAKEN = COLUMNS - {"group"} | {"embedding", "id", "split"}  # columns of the tables that attributes are written to
 
 
 def details(row: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from stages.params import Strict, validation_lines
 from stages.processes import Crew
 from stages.tasks.attributes import LABEL, attributes_of, check_attributes, free_name
 from stages.tasks.contract import (
+    NOT_VALID,
     Exhibit,
     Items,
     ProbeBatch,
@@ -57,6 +58,9 @@ class LoadedTask(ABC):
     threshold: float
 
     catalogue: ClassVar[Mapping[str, Any]] = {}
+
+    not_valid: ClassVar[str] = NOT_VALID
+    """What probes that are not valid did, in words for reports."""
 
     crew: Crew | None = None
     """Copies that answer beside this one, where the stage has them."""
@@ -115,7 +119,8 @@ class LoadedTask(ABC):
             A row an item, in order; columns of strings, None where an item has no value. No column is named as a
             concept or as a column of the tables.
         """
-        return self._told_apart(self.items.table.drop(columns=["id", "split"]), item_ids)
+        about = self.items.table.drop(columns=["id", "split", "group"], errors="ignore")
+        return self._told_apart(about, item_ids)
 
     def _told_apart(self, about: pd.DataFrame, item_ids: Sequence[str]) -> pd.DataFrame:
         """Attributes of n items from a table of all of them, (items, columns) in the order of `items.table`."""

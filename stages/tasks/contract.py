@@ -15,6 +15,7 @@ from stages.errors import UsageError
 
 Split = Literal["discover", "repair", "test"]
 SPLITS: tuple[Split, ...] = ("discover", "repair", "test")
+NOT_VALID = "changed the input so much that no model could be blamed"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,11 @@ class TaskContext:
 
 @dataclass(frozen=True)
 class Items:
-    """The audit set: a table with columns id, split, label (what people expect) and whatever the task adds."""
+    """The audit set: a table with columns id, split, label (what people expect) and whatever the task adds.
+
+    Items that share a `group` (prompts of one template, crops of one photo) are no independent evidence: intervals
+    resample groups, not items. Without that column each item stands for itself.
+    """
 
     table: pd.DataFrame
 
@@ -104,6 +109,17 @@ class Items:
     def ids(self, split: Split) -> list[str]:
         """Ids of one split, in the order of the table."""
         return self.table.loc[self.table["split"] == split, "id"].tolist()
+
+    def with_groups(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A table with a column `item`, and one more with the group of each; the same where items stand for themselves.
+
+        >>> some = Items(pd.DataFrame({"id": ["a-1"], "split": "test", "label": "cat", "group": ["a"]}))
+        >>> some.with_groups(pd.DataFrame({"item": ["a-1"]}))["group"].tolist()
+        ['a']
+        """
+        if "group" not in self.table:
+            return table
+        return table.assign(group=table["item"].map(self.table.set_index("id")["group"]).astype("str"))
 
 
 def skipped_items(prepared: Path) -> list[dict[str, str]]:
@@ -125,8 +141,9 @@ class ProbeBatch:
             bounded, and a probe fails where it is above the task's threshold.
         failed: (n,) bool.
         outputs: n short strings people can read (a predicted class, a summary).
-        valid: (n,) bool, False where the change left nothing a model could be blamed for (an article without its
-            content). Such a probe has not failed, whatever the output; reports count these apart. None: all are valid.
+        valid: (n,) bool, False where nothing can be held against the model (an article without its content, pictures
+            that the judge cannot read). Such a probe has not failed, whatever the output; reports count these apart.
+            None: all are valid.
         automatic: the batch as the task answered it, where people's ratings have changed what counts as failure; no
             task sets this.
     """

@@ -108,7 +108,7 @@ class Pool:
         pictures: n pictures.
         labels: (n,) names of classes, or indices of the model's classes.
         ids: n unique names.
-        groups: n names of what pictures must not be torn into two splits (crops of one photo).
+        groups: n names of what pictures belong together (crops of one photo): in one split, and for intervals.
         splits: n names of ready-made pools ("train", "discover", ...), or None: the audit draws the splits.
         classes: names of the classes in the order of their indices, or None if the data have no such order.
         unordered: why the data have none, for people.
@@ -212,8 +212,8 @@ def choose_items(
     """Pick the items of each split: of a ready-made pool, or whole groups in an order drawn by the seed.
 
     Returns:
-        Columns id, split, label (class name), target (class index), image (raw uint8 pixels); `attrs["skipped"]` lists
-        what was left out.
+        Columns id, split, label (class name), target (class index), image (raw uint8 pixels) and, if some belong
+        together, group; `attrs["skipped"]` lists what was left out.
 
     Raises:
         UsageError: when there are too few pictures, too many are corrupt, or the model does not know their labels.
@@ -288,5 +288,7 @@ def _table(
         "target": targets[rows],
         "image": [pixels.tobytes() for _, pixels in taken],
     }
+    if len(set(pool.groups)) < len(pool.groups):
+        columns["group"] = [pool.groups[i] for i in rows]
     told = detail_columns([pool.details[i] for i in rows]) if pool.details else {}
     return pd.DataFrame(columns | told)

@@ -26,7 +26,8 @@ class Calibration:
     """Measures of real captioned pictures, judged as if they had been drawn.
 
     Args:
-        records: one row a picture: `half` (see HALVES), `misalignment` and `poor_quality`, each in [0, 1].
+        records: one row a picture: `half` (see HALVES), `misalignment` and `poor_quality`, each in [0, 1]. Of
+            `calibration_records` there is also `unreadable` (bool), which counts as misalignment.
         images: pictures of a probe.
         reference: shares of the values of the attribute whose bias is measured; None if it is not.
     """
@@ -132,7 +133,8 @@ def calibration_records(studio: Studio, pictures: pd.DataFrame) -> list[dict[str
     found = Calibration.of(
         np.array([1 - picture.alignment for picture in judged]), np.array([1 - picture.quality for picture in judged])
     )
-    records: list[dict[str, Any]] = found.records.to_dict("records")
+    unreadable = [picture.unreadable for picture in judged]
+    records: list[dict[str, Any]] = found.records.assign(unreadable=unreadable).to_dict("records")
     return records
 
 

@@ -97,6 +97,11 @@ class DiscrepancyConfig(Strict):
         "auto", description="auto: what real captioned pictures exceed in `false_alarms` of the probes"
     )
     false_alarms: float = Field(0.05, gt=0, lt=1, description="for threshold auto")
+    unreadable: Literal["ignored", "failure"] = Field(
+        "ignored",
+        description="what pictures count as in which the judge cannot recognise something that was asked for, and"
+        " reads nothing wrong; ignored is not held against the model",
+    )
     quality: Literal["realism", "clip_iqa"] = Field("realism", description="how good a picture is, whatever it shows")
 
     @model_validator(mode="after")

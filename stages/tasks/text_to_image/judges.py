@@ -69,8 +69,8 @@ def told(judge: Judge, reading: Reading, attribute: str) -> list[str]:
     ]
 
 
-def judge_notes(judge: Judge) -> list[str]:
-    """What is known of a judge's errors, in sentences for people."""
+def judge_notes(judge: Judge, unreadable: str) -> list[str]:
+    """What is known of a judge's errors, and what unreadable pictures count as, in sentences for people."""
     if "real" not in judge.note:
         return [f"The judge: attributes are {judge.note['attributes']}."] if "attributes" in judge.note else []
     parts = [
@@ -80,7 +80,7 @@ def judge_notes(judge: Judge) -> list[str]:
     ]
     return [
         f"The judge on {judge.note['pictures']:,} held-out pictures: {'; '.join(parts)}."
-        " What it cannot tell in a drawn picture counts as not shown."
+        f" A drawn picture in which it cannot tell what was asked for, and reads nothing wrong, is {unreadable}."
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ class Judged:
     """What was found of one drawn picture.
 
     Args:
-        alignment: in [0, 1], how well it shows what the prompt says.
+        alignment: in [0, 1], how well it shows what the prompt says; what cannot be read is not shown.
         quality: in [0, 1], whatever it shows.
         read: value of each attribute that the judge could tell.
-        right: of each attribute that the prompt names, whether it was drawn as asked; unread is not.
+        right: of each attribute that the prompt names, whether it was drawn as asked; what cannot be read is not.
         fault: "" or why it is no picture; see `sample.Drawing`.
+        unreadable: nothing that was asked for is read wrong, but something cannot be read. Never of a judge that says
+            how well the whole prompt is shown.
     """
 
     alignment: float
@@ -28,11 +30,17 @@ class Judged:
     read: Mapping[str, str]
     right: Mapping[str, bool]
     fault: str = ""
+    unreadable: bool = False
 
     @property
     def blanked(self) -> bool:
         """Whether the pipeline's own safety checker took the picture away: nothing is known of the model then."""
         return "safety" in self.fault
+
+    @property
+    def charitable(self) -> Judged:
+        """The picture, as asked if it is unreadable."""
+        return replace(self, alignment=1.0) if self.unreadable else self
 
     @property
     def broken(self) -> bool:
@@ -82,7 +90,7 @@ def discrepancy(
 
 
 def said(pictures: Sequence[Judged], weights: Mapping[str, float], attribute: str = "") -> str:
-    """The pictures of a probe in words people read: "as asked; digit nine; size unread".
+    """The pictures of a probe in words people read: "as asked; digit nine; size unreadable".
 
     Args:
         pictures: of one probe.
@@ -96,7 +104,7 @@ def _said(picture: Judged, weights: Mapping[str, float], attribute: str) -> list
     parts = []
     if "misalignment" in weights:
         wrong = [name for name, right in picture.right.items() if not right]
-        parts += [f"{name} {picture.read.get(name, 'unread')}" for name in wrong]
+        parts += [f"{name} {picture.read.get(name, 'unreadable')}" for name in wrong]
         if 0 < picture.alignment < 1:  # a judge that says more than yes or no
             parts.append(f"alignment {picture.alignment:.2f}")
         elif not wrong:
@@ -104,7 +112,7 @@ def _said(picture: Judged, weights: Mapping[str, float], attribute: str) -> list
     if "poor_quality" in weights:
         parts.append(f"quality {picture.quality:.2f}")
     if "bias" in weights and attribute not in picture.right:
-        parts.append(f"{attribute} {picture.read.get(attribute, 'unread')}")
+        parts.append(f"{attribute} {picture.read.get(attribute, 'unreadable')}")
     return parts
 
 
@@ -118,11 +126,10 @@ def measures_of(probes: Sequence[Sequence[Judged]], attributes: Sequence[str], q
             f"{attribute} as asked": _mean([p.right[attribute] for p in seen if attribute in p.right])
             for attribute in attributes
         }
-        unread = [any(name not in picture.read for name in picture.right) for picture in fine]
         return {
             "alignment": _mean([picture.alignment for picture in seen]),
             **right,
-            "unread by the judge": _mean(unread),
+            "unreadable": _mean([picture.unreadable for picture in fine]),
             quality: _mean([picture.quality for picture in seen]),
             "black or not a number": _mean([picture.broken for picture in seen]),
             "blanked by the safety checker": _mean([picture.blanked for picture in pictures]),

@@ -45,6 +45,7 @@ from stages.tasks.text_to_image.schedulers import scheduler_errors
 from stages.tasks.text_to_image.source import ModelSource
 from stages.tasks.text_to_image.studio import Order, Studio
 
+UNREADABLE = {"ignored": "not held against the model", "failure": "wrong"}  # in words
 ASKED_AGAIN = 1  # salt of the noise seeds of `again`
 TIMED = 8  # probes whose time `prepare` measures
 
@@ -71,6 +72,7 @@ class PainterProbes(Task):
     learns_from_examples = ("lora",)
     follows_policy = heeds_dose = ("lora", "dpo")
     policy_by_default = False  # it looks at few kinds of prompts: measured, that was worse than its control
+    not_valid = "left pictures that cannot be read where it matters, or that a safety checker blanked"
     needs_all_concepts = True  # every slot is in every template: screening may not drop one
 
     def __init__(self, context: TaskContext, items: pd.DataFrame, studio: Studio, pictures: pd.DataFrame) -> None:
@@ -91,6 +93,8 @@ class PainterProbes(Task):
         self.concepts = prompt_space(context.concepts)
         self.reference = self.config.bias.shares(self.judge.attributes) if self.config.bias else None
         records = pd.DataFrame(items.attrs["calibration"])
+        if self.settings.unreadable == "ignored":
+            records["misalignment"] *= ~records["unreadable"]
         self.calibration = Calibration(records, self.config.images, self.reference)
         self.threshold = self._threshold()
         self._rows = {item: row for row, item in enumerate(items["id"])}
@@ -112,7 +116,7 @@ class PainterProbes(Task):
     def notes(self) -> list[str]:
         """See Task: what is known of the judge, and what nobody checks."""
         return [
-            *judge_notes(self.judge),
+            *judge_notes(self.judge, UNREADABLE[self.settings.unreadable]),
             *(f"Nobody checks {gap}." for gap in unchecked(self.concepts, self.judge)),
         ]
 
@@ -191,7 +195,7 @@ class PainterProbes(Task):
             "pictures": {str(split): int(n) for split, n in self.pictures["split"].value_counts().items()},
             "threshold": self.threshold,
             "false_alarms": next(iter(self.false_alarms().values())),
-            "real_pictures": {name: float(real[name].mean()) for name in ("misalignment", "poor_quality")},
+            "real_pictures": {m: float(real[m].mean()) for m in ("misalignment", "unreadable", "poor_quality")},
             "judge": dict(self.judge.note),
             "parameters": self.painter.parameters,
             "skipped": skipped,
@@ -267,7 +271,8 @@ class PainterProbes(Task):
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See Task. Outputs say what was read of the pictures.
 
-        Pictures that the pipeline's safety checker blanked do not count; a probe without any other is not valid.
+        Pictures that the pipeline's safety checker blanked do not count; a probe without any other is not valid. Nor is
+        one that fails only if unreadable pictures count, where they are ignored.
         """
         probes = self.judged(item_ids, cells, repeats)
         seen = [[picture for picture in pictures if not picture.blanked] for pictures in probes]
@@ -275,6 +280,11 @@ class PainterProbes(Task):
         attribute = self.config.bias.attribute if self.config.bias else ""
         outputs = [said(pictures, self.settings.weights, attribute) for pictures in probes]
         valid = np.array([bool(pictures) for pictures in seen], dtype=bool)
+        if self.settings.unreadable == "ignored":
+            kind = [self._discrepancy([picture.charitable for picture in pictures]) for pictures in seen]
+            ignoring = np.array(kind, dtype=np.float32)
+            valid &= ~((found > self.threshold) & (ignoring <= self.threshold))
+            found = ignoring
         return ProbeBatch(found, found > self.threshold, outputs, valid)
 
     def _discrepancy(self, pictures: Sequence[Judged]) -> float:

@@ -116,5 +116,7 @@ class Studio:
         for n, wanted in enumerate(expected):
             read = {attribute: named[n] for attribute, named in values.items() if named[n]}
             right = {attribute: read.get(attribute) == value for attribute, value in wanted.items()}
-            judged.append(Judged(float(aligned[n]), float(quality[n]), read, right))
+            wrong = any(not shown and name in read for name, shown in right.items())
+            unreadable = not (self.judge.reads_prompts or wrong or all(right.values()))
+            judged.append(Judged(float(aligned[n]), float(quality[n]), read, right, unreadable=unreadable))
         return judged
