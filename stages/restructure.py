@@ -58,7 +58,7 @@ def main(name: str) -> None:
                 found = [_unchanged(prepared / "model", folder) for _, folder in todo]
             records: dict[str, RepairRecord] = dict(zip(plans, found, strict=True))
             records["repaired"].curve.to_csv(out.path / "curve.csv", index=False)
-            out.trainings = Trainings(models=_trainings(plans, records, audit.seed))
+            out.trainings = Trainings(models=_trainings(plans, records, audit.seed), by_policy=policy is not None)
             out.metrics = FlatMetrics.computed(_metrics(records, plans["repaired"]))
         shutil.rmtree(work)  # published: nothing is left to resume
 

@@ -63,9 +63,9 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
 
 
 def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, Part]:
-    """What all are asked about: `targets`, `others` and, of a search that learnt a policy, `drawn`.
+    """What all are asked about: `targets`, `others` and, if the repair followed the search's policy, `drawn`.
 
-    The last is where the search that came before the repair, on other items, would look for these, without a query.
+    The last is where that policy, learnt on other items, looks for these, without a query.
     """
     space, item_ids = task.concepts, task.items.ids("test")
     targets = [mode.cells for mode in here.collect_feedback.plan.targets]
@@ -73,7 +73,8 @@ def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, 
     items, cells = draw_pairs(space, known, targets, n, seed + 1)
     inside = inside_any(space, targets, cells, known.iloc[items])
     found = {"targets": Part(items[inside], cells[inside]), "others": Part(items[~inside], cells[~inside])}
-    if (policy := load_policy(here.discover.path / "policy")) is not None:
+    followed = here.restructure.trainings.by_policy
+    if followed and (policy := load_policy(here.discover.path / "policy")) is not None:
         rows = np.resize(np.random.default_rng([seed, 2]).permutation(len(item_ids)), n)
         drawn = policy.sample(task.embed(item_ids), -(-n // len(item_ids)), seed)
         pairs = np.unique(np.column_stack([rows, drawn[rows, np.arange(n) // len(item_ids)]]), axis=0)

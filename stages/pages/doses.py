@@ -45,7 +45,11 @@ def _part(curve: DoseCurve) -> DosesPart:
         f"{what} against steps of training, {title.lower()}: {ends}.", [("", figures.doses(shown))], 300, title
     )
     told = worth(curve)
-    sentences = [f"To match {repaired[-1].steps:,} steps of the repair, the control needed {told}."] if told else []
+    aimed = [
+        "The policy of the first search proposes these for unseen items as it did for those that the repair learnt."
+    ]
+    sentences = aimed if curve.part == "drawn" else []
+    sentences += [f"To match {repaired[-1].steps:,} steps of the repair, the control needed {told}."] if told else []
     if curve.differences:
         each = "; ".join(f"{points(d.value)} [{points_interval(d.low, d.high)}]" for d in curve.differences)
         trainings = "training" if len(curve.differences) == 1 else f"each of {len(curve.differences)} trainings"

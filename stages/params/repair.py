@@ -12,7 +12,7 @@ from stages.params.slices import SliceRepairGate
 from stages.params.strict import Strict
 
 DOSES = {"repaired": (0.25, 1.0), "control": (0.25, 1.0, 4.0)}  # shares of the steps that several trainings take
-MOST_PAIRS = 1000  # of each part that all trainings are asked about
+MOST_PAIRS = 1000  # of each part that all trainings are asked about: a dozen models and more
 PUBLIC_KEY = r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}$"  # Ed25519 as one line; `faded reviewers add`
 
 
@@ -88,8 +88,8 @@ class ReEvaluateConfig(Strict):
 
     @property
     def dose_pairs(self) -> int:
-        """Pairs of each part (target modes, elsewhere, drawn by the policy) that all trainings are asked about."""
-        return min(self.paired_probes, MOST_PAIRS)
+        """Pairs of each part that all trainings are asked about: target modes, elsewhere, and what a policy draws."""
+        return min(-(-self.paired_probes // 2), MOST_PAIRS)
 
 
 class Gate(Strict):

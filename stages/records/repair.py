@@ -98,9 +98,10 @@ class Training(Record):
 
 
 class Trainings(Document):
-    """trainings.json: all that was trained, the repair first."""
+    """trainings.json: all that was trained, the repair first, and whether that was aimed by the search's policy."""
 
     models: Listed[Training]
+    by_policy: bool = False
 
 
 class Change(Record):
