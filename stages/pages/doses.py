@@ -45,10 +45,7 @@ def _part(curve: DoseCurve) -> DosesPart:
         f"{what} against steps of training, {title.lower()}: {ends}.", [("", figures.doses(shown))], 300, title
     )
     told = worth(curve)
-    aimed = [
-        "The policy of the first search proposes these for unseen items as it did for those that the repair learnt."
-    ]
-    sentences = aimed if curve.part == "drawn" else []
+    sentences = ["The repair was aimed by this policy, which saw other items."] if curve.part == "drawn" else []
     sentences += [f"To match {repaired[-1].steps:,} steps of the repair, the control needed {told}."] if told else []
     if curve.differences:
         each = "; ".join(f"{points(d.value)} [{points_interval(d.low, d.high)}]" for d in curve.differences)
