@@ -8,6 +8,7 @@ from contextlib import suppress
 import numpy as np
 import pandas as pd
 
+from stages.decisions import landscape_hash
 from stages.errors import UsageError
 from stages.files import read_table
 from stages.landscape.pairs import inside_any
@@ -19,50 +20,65 @@ from stages.records import AuditFolder, ModeRecord, audit_folder
 def what_can_be_shown(params: Params, audit: str) -> list[str]:
     """Which changes the test items can show, and for which gates they are too few, in sentences.
 
-    Of the modes that a rule repairs, or where people decide of all. Nothing is said without a repair, a landscape with
-    a mode, or test items.
+    Of the modes that are planned to be repaired; before there is a plan, of those that a rule will repair, or of all.
+    Nothing is said without a repair, a landscape with a mode, or test items.
     """
     here = audit_folder(audit)
     if audit not in params.repairs or not here.summarize.has("landscape"):
         return []
-    with suppress(UsageError):  # whoever reads these files for more than this says what is wrong with them
+    # Whoever reads these files for more than this says what is wrong with them; a search may be newer than a landscape.
+    with suppress(UsageError, KeyError):
         return [f"{audit}: {line}" for line in _said(params.repairs[audit], here)]
     return []
 
 
 def _said(repair: RepairConfig, here: AuditFolder) -> list[str]:
-    modes = here.summarize.landscape.modes
     table = read_table(here.prepare.path / "items.parquet")
-    tests = table[table["split"] == "test"]
-    items, unit = (tests["group"].nunique(), "groups of test items") if "group" in tests else (len(tests), "test items")
-    if not modes or not items:
+    tests, targets = table[table["split"] == "test"], _targets(repair, here)
+    if not targets or tests.empty:
         return []
-    targets = modes[: repair.feedback.modes] if repair.feedback.policy == "top-k" else modes
-    inside, outside = _powers(here, targets, items, repair.re_evaluate.paired_probes)
+    inside, outside = _powers(here, targets, tests, repair.re_evaluate.paired_probes)
     named = ", ".join(mode.id for mode in targets)
+    count = f"{len(tests):,} test items" + (f" in {outside.groups:,} groups" if outside.groups else "")
     said = [
-        f"{items:,} {unit} can show, in {named}, where {inside.rate:.1%} fail, {_drop(inside)}; elsewhere a rise by"
+        f"{count} can show, in {named}, where {inside.rate:.1%} fail, {_drop(inside)}; elsewhere a rise by"
         f" {_points(outside.margin(0))} or more"
     ]
-    said += _too_few("target_failure_rate", repair.gates.target_failure_rate, inside, unit)
-    said += _too_few("other_failure_rate", repair.gates.other_failure_rate, outside, unit)
+    said += _too_few("target_failure_rate", repair.gates.target_failure_rate, inside)
+    said += _too_few("other_failure_rate", repair.gates.other_failure_rate, outside)
     return said
 
 
-def _powers(here: AuditFolder, targets: Sequence[ModeRecord], items: int, pairs: int) -> tuple[Power, Power]:
+def _targets(repair: RepairConfig, here: AuditFolder) -> list[ModeRecord]:
+    modes, decided = here.summarize.landscape.modes, here.collect_feedback
+    if decided.has("plan") and decided.plan.landscape == landscape_hash(here.path.name):
+        chosen = {mode.id for mode in decided.plan.targets}
+        return [mode for mode in modes if mode.id in chosen]
+    return modes[: repair.feedback.modes] if repair.feedback.policy == "top-k" else modes
+
+
+def _powers(here: AuditFolder, targets: Sequence[ModeRecord], tests: pd.DataFrame, pairs: int) -> tuple[Power, Power]:
     """Of the target modes, and of everything else."""
     space, told_apart = here.summarize.landscape.space, here.discover.embedded.told_apart
     regions = [mode.cells for mode in targets]
-    about = np.any([region.about(told_apart) for region in regions], axis=0)  # of the searched items; tests are alike
-    rate = float(np.average([mode.rate for mode in targets], weights=[mode.share for mode in targets]))
-    fresh = here.summarize.fresh
-    fresh = fresh[fresh["mode"].isin([mode.id for mode in targets])]
-    inside = Power(rate, max(1, round(items * about.mean())), pairs, _alike(fresh))
     uniform = here.discover.probes
     uniform = uniform[uniform["role"] == "control"]
     cells = uniform[space.names].to_numpy(dtype=np.int64)
-    others = uniform[~inside_any(space, regions, cells, told_apart.loc[uniform["item"]])]
-    return inside, Power(float(others["failed"].mean()) if len(others) else 0.0, items, pairs, _alike(others))
+    within = inside_any(space, regions, cells, told_apart.loc[uniform["item"]])
+    fresh = here.summarize.fresh
+    fresh = fresh[fresh["mode"].isin([mode.id for mode in targets]) & (fresh["role"] != "others")]
+    probed = fresh if len(fresh) else uniform[within]  # on an enumerated grid nothing was left to ask
+    # Of the searched items; test items are like them.
+    about = float(np.any([region.about(told_apart) for region in regions], axis=0).mean())
+    rate = float(np.average([mode.rate for mode in targets], weights=[mode.share for mode in targets]))
+
+    def of(share: float, rate: float, probes: pd.DataFrame) -> Power:
+        alike = _alike(probes) if len(probes) else 0.0
+        groups = max(1, round(share * tests["group"].nunique())) if "group" in tests else None
+        return Power(rate, max(1, round(share * len(tests))), pairs, alike, groups)
+
+    others = uniform[~within]
+    return of(about, rate, probed), of(1.0, float(others["failed"].mean()) if len(others) else 0.0, others)
 
 
 def _alike(probes: pd.DataFrame) -> float:
@@ -74,7 +90,7 @@ def _drop(power: Power) -> str:
     return "no drop at all" if least is None else f"a drop by {_points(least)} or more"
 
 
-def _too_few(measure: str, gate: Gate | None, power: Power, unit: str) -> list[str]:
+def _too_few(measure: str, gate: Gate | None, power: Power) -> list[str]:
     """What the gate on a change asks for beyond its bound, because items are few; at most one sentence."""
     if gate is None or (most := gate.change_max) is None:
         return []
@@ -84,7 +100,7 @@ def _too_few(measure: str, gate: Gate | None, power: Power, unit: str) -> list[s
             return []
         enough = f"about {_about(power.items_for(0, -most))} would" if most else "no number of items would"
         return [
-            f"{told} is likely to fail unless failures drop there, too: {power.items:,} {unit} do not rule out a"
+            f"{told} is likely to fail unless failures drop there, too: {power.items:,} test items do not rule out a"
             f" rise by {_points(rise)}, {enough}"
         ]
     if power.rate <= -most:
@@ -92,7 +108,7 @@ def _too_few(measure: str, gate: Gate | None, power: Power, unit: str) -> list[s
     if (least := power.least_drop(-most)) is not None:
         return [f"{told} passes with a drop by {_points(least)} or more"]
     return [
-        f"{told} is likely to fail even if every failure is repaired: {power.items:,} {unit} are too few, about"
+        f"{told} is likely to fail even if every failure is repaired: {power.items:,} test items are too few, about"
         f" {_about(power.items_for(power.rate, -most))} would do"
     ]
 

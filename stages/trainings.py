@@ -47,12 +47,12 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
         scratch: keeps ledgers.
 
     Returns:
-        A row each: `copy_of`, `training`, `dose`, `steps`, `part`, `item` and `value`; that is 1 for a failure, else 0,
-        and of the part `clean` the clean quality. None where repair and control were trained once.
+        A row each: `copy_of`, `training`, `dose`, `steps`, `part`, `item`, `value`, that is 1 for a failure, else
+        0, and of the part `clean` the clean quality, and `valid`. None where repair and control were trained once.
     """
     trained = here.restructure.trainings.models
     if not any(model.training for model in trained):
-        return pd.DataFrame(columns=[*_OF_MODEL, "part", "item", "value"])
+        return pd.DataFrame(columns=[*_OF_MODEL, "part", "item", "value", "valid"])
     models = {here.prepare.path / "model": UNTRAINED}
     models |= {here.restructure.path / "models" / model.folder: model for model in trained}
     ask = partial(_ask, here.path.name, audit, here.prepare.path, _parts(here, task, pairs, audit.seed), scratch)
@@ -85,7 +85,7 @@ def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, 
 def _ask(
     name: str, audit: AuditConfig, prepared: Path, asked: Mapping[str, Part], scratch: Path, folder: Path
 ) -> pd.DataFrame:
-    """Answers of one model: `part`, `item`, `value`."""
+    """Answers of one model: `part`, `item`, `value`, `valid`."""
     task = rated(load_alone(name, audit, prepared, folder), name, audit)
     item_ids, compute = task.items.ids("test"), task_context(name, audit, prepared).compute
     ledger, tables = Ledger(scratch / f"{folder.name}.jsonl"), []
@@ -93,8 +93,11 @@ def _ask(
         prober = Prober(task, item_ids, len(items), ledger, compute)
         prober.ask(items, cells)
         found = prober.table()
-        tables.append(pd.DataFrame({"part": part, "item": found["item"], "value": found["failed"].astype(float)}))
+        failed, valid = found["failed"].astype(bool), found["valid"].astype(bool)
+        tables.append(
+            pd.DataFrame({"part": part, "item": found["item"], "value": failed.astype(float), "valid": valid})
+        )
     ledger.close()
     quality = task.clean_quality("test")
-    tables.append(pd.DataFrame({"part": "clean", "item": quality.item_ids, "value": quality.values}))
+    tables.append(pd.DataFrame({"part": "clean", "item": quality.item_ids, "value": quality.values, "valid": True}))
     return task.items.with_groups(pd.concat(tables))

@@ -32,7 +32,7 @@ def answers(rates, *, items=200, pairs=4, trainings=3, seed=0, part="targets", s
                 noise = rng.random(len(hard)) < 0.1
                 rate = rates[copy, steps] + (spread * rng.normal() if dose else 0.0)
                 failed = np.where(noise, rng.random(len(hard)), place) < rate
-                table = pd.DataFrame({"part": part, "item": ids, "value": failed.astype(float)})
+                table = pd.DataFrame({"part": part, "item": ids, "value": failed.astype(float), "valid": True})
                 tables.append(table.assign(copy_of=copy, training=training, dose=dose, steps=steps))
     return pd.concat(tables, ignore_index=True)
 
@@ -137,7 +137,7 @@ GATES = {
 }
 
 
-def offered(elsewhere=0.1, clean=0.9, **gates):
+def offered(elsewhere=0.1, clean=0.9, invalid=0.0, **gates):
     """The checkpoint that is offered after a quarter of the steps, with these rates elsewhere and this quality."""
     asked = {
         "targets": rates((0.2, 0.15), (0.3, 0.25, 0.2)),
@@ -145,6 +145,8 @@ def offered(elsewhere=0.1, clean=0.9, **gates):
         "clean": rates((clean, 0.9), (0.9, 0.9, 0.9), before=0.9),
     }
     table = pd.concat([answers(of, part=part, items=300) for part, of in asked.items()])
+    fewer = (table["copy_of"] == "repaired") & (table["dose"] < 1)
+    table["valid"] = ~(fewer & (np.arange(len(table)) % 100 < 100 * invalid))
     [found] = checkpoints(table, 0.2, resamples=300, seed=0)
     assert found.differences["target_failure_rate"].change == pytest.approx(-0.2, abs=0.03)
     assert found.differences["failure_rate"].after == pytest.approx(0.2 * 0.2 + 0.8 * elsewhere, abs=0.02)
@@ -159,6 +161,8 @@ def test_the_checkpoint_is_offered_that_passes_all_gates_and_no_other():
     assert offered(elsewhere=0.2, other_failure_rate=None) is None
     assert offered(clean=0.7) is None
     assert offered(target_failure_rate={"max": 0.1}) is None
+    assert offered(other_not_passing={"change_max": 0.05}) is not None
+    assert offered(other_not_passing={"change_max": 0.05}, invalid=0.2) is None
     assert offered(bias={"max": 0.5}) is None  # which nothing measured
     assert offered(slices={"label": {"max": 0.9}}) is None
     assert checkpoints(answers(rates((0.2, 0.1), (0.2, 0.2, 0.2))).head(0), 0.2, resamples=200, seed=0) == []

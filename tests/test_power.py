@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from flows.power import what_can_be_shown
+from stages.decisions import landscape_hash
 from stages.intervals import CHANGE, Rate, Resampler
 from stages.landscape.power import CHURN, Power, alike
 from stages.params import load_params
-from stages.records import Landscape, audit_folder
+from stages.records import Landscape, Plan, PlannedMode, audit_folder
 from stages.records.tables import Embedded
 from tests.landscapes import landscape_file, planted
 from tests.workspace import Workspace, audit_params, repair_params
@@ -49,6 +50,18 @@ def test_the_least_drop_is_shown_in_four_of_five_repairs_and_half_of_it_is_not(p
 def test_a_rise_is_ruled_out_by_the_margin_where_nothing_changes():
     power = Power(0.2, 400, 1200, 0.5)
     assert 0.7 < np.mean([change(power, 0.0, seed).high <= power.margin(0) for seed in range(REPAIRS)]) < 0.95
+
+
+def test_of_groups_few_are_enough_where_their_items_are_hardly_alike():
+    power, rng, highs = Power(0.2, 60, 300, 0.05, groups=20), np.random.default_rng(0), []
+    items = np.repeat(np.arange(60), 5)
+    for seed in range(REPAIRS):
+        fixed, newly = (rng.beta(CHURN * 19, (1 - CHURN) * 19, 20)[items % 20] for _ in range(2))
+        u = rng.random(300)
+        values = np.where(u < fixed, -1.0, np.where(u > 1 - newly, 1.0, 0.0))
+        highs.append(Resampler(items, 500, seed, items % 20).mean(values, np.ones(300), CHANGE).high)
+    assert 0.6 < np.mean(np.array(highs) <= power.margin(0)) < 0.97
+    assert power.margin(0) < Power(0.2, 20, 300, 0.05).margin(0)
 
 
 def test_as_many_items_as_are_said_to_be_needed_show_it():
@@ -121,6 +134,30 @@ def test_gates_for_which_items_are_too_few_are_named(searched):
     )
     assert searched(target_failure_rate={"change_max": -0.5})[1].endswith("cannot pass: only 40.0% fail there")
     assert searched(other_failure_rate={"change_max": 0.0})[1].endswith("no number of items would")
+
+
+def test_planned_modes_are_meant_and_groups_are_named(searched):
+    here = audit_folder("tiny")
+    here.collect_feedback.path.mkdir()
+    here.summarize.where("cells").touch()
+    modes = here.summarize.landscape.modes
+    chosen = [
+        PlannedMode(id=m.id, text=m.text, region=m.region, action=action, severity=1.0, reason="")
+        for m, action in zip(modes, ("ignore", "repair"), strict=True)
+    ]
+    here.collect_feedback.plan = Plan(
+        landscape=landscape_hash("tiny"), decided_by="human", statement="", reviewer="Ada", reason="", modes=chosen
+    )
+    items = pd.DataFrame({"split": ["discover"] * 50 + ["test"] * 60, "group": [f"g{k % 20}" for k in range(110)]})
+    items.to_parquet(here.prepare.path / "items.parquet")
+    [line] = searched("wait")
+    assert line.startswith("tiny: 60 test items in 20 groups can show, in M2, where")
+
+
+def test_a_search_newer_than_the_landscape_is_no_error(searched):
+    here = audit_folder("tiny")
+    here.discover.probes = here.discover.probes.rename(columns={"tilt": "slant"})
+    assert searched() == []
 
 
 def test_nothing_is_said_where_records_are_missing_or_torn(searched):

@@ -13,7 +13,7 @@ from stages.landscape.confirm import Mode
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.kinds import rates_of, size
 from stages.landscape.modes import find_regions, shared
-from stages.landscape.pairs import UNKNOWN
+from stages.landscape.pairs import UNKNOWN, half_of
 from stages.params import SummarizeConfig
 from stages.records.landscape import NamedAgain
 
@@ -103,9 +103,9 @@ def name_in_halves(
     Arguments are those of `name_modes`. Both take estimator, hyperparameters and links from the landscape, so from all
     probes: no item or probe is in common, but what was learnt from them on how to estimate is.
     """
-    order = np.random.default_rng(seed).permutation(len(item_ids))
+    first = half_of(item_ids, probes, np.random.default_rng(seed))
     halves: list[list[Region]] = []
-    for rows in (np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])):
+    for rows in (np.flatnonzero(first), np.flatnonzero(~first)):
         ids = [item_ids[int(i)] for i in rows]
         some = probes[probes["item"].isin(ids)]
         if some.empty:

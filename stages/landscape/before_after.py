@@ -11,13 +11,21 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace, Region
 from stages.landscape.bias import compare_bias
-from stages.landscape.compare import Paired, against_noise, compare_quality, reduced_failures, risen, targeting
+from stages.landscape.compare import (
+    Paired,
+    against_noise,
+    compare_quality,
+    failure_differences,
+    reduced_failures,
+    risen,
+    targeting,
+)
 from stages.landscape.doses import checkpoints, dose_curves
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.kinds import Rates
 from stages.landscape.measures import compare_measures
 from stages.landscape.modes import find_regions
-from stages.landscape.pairs import covered_shares, inside_any
+from stages.landscape.pairs import covered_shares, half_of, inside_any
 from stages.landscape.policy_shift import policy_shift
 from stages.landscape.shift import shift
 from stages.landscape.slices import compare_slices
@@ -117,9 +125,7 @@ def compare_models(
     paired = pair_by(lambda table: table["failed"])
     not_passing = pair_by(lambda table: table["failed"] | ~table["valid"].astype(bool))
     valid = pairs["valid"].to_numpy(dtype=bool)
-    differences = paired.differences()
-    for part, mask in (("target", inside), ("other", ~inside)):
-        differences[f"{part}_not_passing"] = not_passing.difference(mask)
+    differences = failure_differences(paired, not_passing)
     quality = dict(iter(asked.quality.groupby("model", sort=False)))
     differences["clean_quality"] = compare_quality(
         {model: rows["value"].to_numpy() for model, rows in quality.items()},
@@ -218,7 +224,7 @@ def _landscapes(asked: AskedAgain, seed: int) -> tuple[Landscape, Landscape, lis
     every = _every(before)
     rng, halves = np.random.default_rng(seed), []
     for _ in range(SPLITS if len(item_ids) > 1 else 1):
-        first = rng.permutation(len(item_ids)) < (len(item_ids) + 1) // 2
+        first = ~half_of(item_ids, probes, rng)
         halves += [part(first), part(~first if len(item_ids) > 1 else first)]
     alike = partial(whole, like=before, spread=False, every=every)
     tables = [half.table for half in crew.ask(alike, halves)]

@@ -97,6 +97,19 @@ class Paired:
         return found
 
 
+def failure_differences(failed: Paired, not_passing: Paired) -> dict[str, Difference]:
+    """What is measured of failures, and in and outside the targets what is if all that is not valid failed as well.
+
+    Args:
+        failed: by what failed.
+        not_passing: the same pairs, by what failed or is not valid.
+    """
+    found = failed.differences()
+    for part, mask in (("target", failed.inside), ("other", ~failed.inside)):
+        found[f"{part}_not_passing"] = not_passing.difference(mask)
+    return found
+
+
 def compare_quality(
     values: Mapping[str, np.ndarray],
     item_ids: Sequence[str],

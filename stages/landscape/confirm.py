@@ -250,13 +250,14 @@ def worse_kind(inside: pd.DataFrame, others: pd.DataFrame, seed: int) -> float:
     probes = pd.concat([inside, others], ignore_index=True)
     items, ids = pd.factorize(probes["item"])
     kind = np.isin(np.arange(len(ids)), items[: len(inside)]).astype(np.int64)
-    [p_values] = worse_values(_failed(probes), items, [kind], seed)
+    [p_values] = worse_values(_failed(probes), items, [kind], seed, probes.get("group"))
     return float(p_values[1]) if len(p_values) == 2 else 1.0
 
 
 def _known(exact: Landscape, inside: np.ndarray, about: np.ndarray) -> tuple[Rate, int]:
     """Rate over cells (mask) of an enumerated grid, for some items (mask), in pairs, and how many of these failed."""
     assert exact.answers is not None
-    rate = replace(exact, answers=exact.answers[about]).mean_rate(inside)
+    groups = None if exact.groups is None else exact.groups[about]
+    rate = replace(exact, answers=exact.answers[about], groups=groups).mean_rate(inside)
     pairs = rate.n * int(about.sum())
     return rate._replace(n=pairs), round(rate.value * pairs)

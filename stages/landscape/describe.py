@@ -13,7 +13,7 @@ from stages.landscape.confirm import Fresh, Mode, confirm, confirm_exactly, no_f
 from stages.landscape.estimate import Landscape, estimate
 from stages.landscape.kinds import rates_of
 from stages.landscape.modes import find_regions
-from stages.landscape.pairs import UNKNOWN, probes_inside
+from stages.landscape.pairs import UNKNOWN, half_of, probes_inside
 from stages.params import SummarizeConfig
 from stages.records import Effect
 from stages.records.base import RateRecord
@@ -140,7 +140,7 @@ def name_modes(
         rates = rates_of(landscape, space, probes, attributes)
         control = probes[probes["role"] == "control"]
         return confirm(rates, find_regions(rates, config), control, fresh, seed)
-    held = np.random.default_rng(seed).permutation(len(item_ids)) < len(item_ids) // 2
+    held = half_of(item_ids, probes, np.random.default_rng(seed))
     kept = np.flatnonzero(~held)
     others = probes["item"].isin(np.asarray(item_ids)[held])
     ids = [item_ids[int(i)] for i in kept]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stages.intervals import CHANGE, LEVEL, SHARE, Rate, Resampler
-from stages.landscape.compare import Paired, compare_quality, value_bounds
+from stages.landscape.compare import Paired, compare_quality, failure_differences, value_bounds
 from stages.records import RateRecord
 from stages.records.repair import Checkpoint, Dose, DoseCurve, Times, Training
 
@@ -116,25 +116,33 @@ def checkpoints(answers: pd.DataFrame, share: float, *, resamples: int, seed: in
     before, found = first[first["copy_of"] == "before"], []
     fewer = first[(first["copy_of"] == "repaired") & (first["dose"] < 1)]
     for (steps, dose), after in fewer.groupby(["steps", "dose"], sort=True):
-        probed = before["part"].isin(("targets", "others")).to_numpy()
-        values = {"before": before["value"].to_numpy(dtype=float), "after": after["value"].to_numpy(dtype=float)}
-        asked, clean = before[probed], before["part"].to_numpy() == "clean"
-        paired = Paired(
-            asked["item"].to_numpy(dtype=str),
-            np.empty((len(asked), 0), dtype=np.int64),
-            asked["part"].to_numpy() == "targets",
-            share,
-            {model: value[probed] for model, value in values.items()},
-            asked.get("group"),
-            resamples=resamples,
-            seed=seed,
+        probed, clean = (before["part"].isin(parts).to_numpy() for parts in (("targets", "others"), ("clean",)))
+        asked, items = before[probed], before[clean]
+        values, valid = (
+            {model: table[column].to_numpy() for model, table in (("before", before), ("after", after))}
+            for column in ("value", "valid")
+        )
+        differences = failure_differences(
+            *(
+                Paired(
+                    asked["item"].to_numpy(dtype=str),
+                    np.empty((len(asked), 0), dtype=np.int64),
+                    asked["part"].to_numpy() == "targets",
+                    share,
+                    counted,
+                    asked.get("group"),
+                    resamples=resamples,
+                    seed=seed,
+                )
+                for counted in (
+                    {model: value[probed] > 0 for model, value in values.items()},
+                    {model: ((value > 0) | ~valid[model].astype(bool))[probed] for model, value in values.items()},
+                )
+            )
         )
         of_clean = {model: value[clean] for model, value in values.items()}
-        items = before[clean]
-        quality = compare_quality(of_clean, items["item"].tolist(), items.get("group"), resamples=resamples, seed=seed)[
-            0
-        ]
-        differences = paired.differences() | {"clean_quality": quality}
+        names, groups = items["item"].tolist(), items.get("group")
+        differences["clean_quality"] = compare_quality(of_clean, names, groups, resamples=resamples, seed=seed)[0]
         folder = Training.folder_of("repaired", dose, 0)
         found.append(Checkpoint(folder=folder, steps=int(steps), differences=differences))
     return found

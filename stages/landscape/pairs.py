@@ -13,6 +13,21 @@ UNKNOWN = pd.DataFrame(index=range(1))  # attributes of items of which nothing i
 MAX_DRAWS = 200  # rounds of drawing pairs before a side counts as exhausted
 
 
+def half_of(item_ids: Sequence[str], probes: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """A random half of the items, of which no group is in both: (items,) bool.
+
+    Args:
+        item_ids: the items.
+        probes: of them, with the groups of those that belong to some.
+        rng: of the draw.
+    """
+    if "group" in probes:
+        groups = probes.drop_duplicates("item").set_index("item")["group"].reindex(item_ids).factorize()[0]
+        if (n := groups.max(initial=-1) + 1) > 1:  # -1: never asked, so in neither half's evidence
+            return (rng.permutation(n) < n // 2)[groups]
+    return rng.permutation(len(item_ids)) < len(item_ids) // 2
+
+
 def probes_inside(
     space: ConceptSpace, region: Region, probes: pd.DataFrame, attributes: pd.DataFrame = UNKNOWN
 ) -> np.ndarray:

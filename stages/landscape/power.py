@@ -25,20 +25,22 @@ class Power(NamedTuple):
 
     Args:
         rate: share of the pairs that fail before the repair.
-        items: independent test items: groups of them, where items belong to some.
+        items: test items.
         pairs: of these items and cells.
-        alike: intraclass correlation of the failures of one of them, see `alike`; changes are at most as alike.
+        alike: intraclass correlation of the failures of one item, or of one group; changes are at most as alike.
+        groups: of items that are resampled together; None: each item by itself.
     """
 
     rate: float
     items: int
     pairs: int
     alike: float
+    groups: int | None = None
 
     def margin(self, drop: float) -> float:
         """How far beyond a bound a true drop has to lie for the interval to lie there in `POWER` of repairs."""
         changes = drop + 2 * min(CHURN, 1 - self.rate)
-        each = self.pairs / self.items
+        each = self.pairs / (self.groups or self.items)
         variance = max(changes - drop**2, 0.0) / self.pairs * (1 + max(each - 1, 0.0) * self.alike)
         return _REACH * sqrt(variance) + _ADDED / self.items
 

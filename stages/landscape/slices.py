@@ -104,7 +104,7 @@ def measure_slices(
         return None
     asked = _Asked(control, row, exact, seed)
     coded = {str(name): pd.factorize(attributes[name], sort=True) for name in attributes}
-    p_values = worse_values(asked.failed, row, [codes for codes, _ in coded.values()], seed)
+    p_values = worse_values(asked.failed, row, [codes for codes, _ in coded.values()], seed, control.get("group"))
     adjusted = np.split(holm(np.concatenate(p_values)), np.cumsum([len(p) for p in p_values])[:-1])
     cells = control[space.names].to_numpy(dtype=np.int64)
     inside, behind = {}, {}
@@ -133,23 +133,33 @@ def measure_slices(
     ).having(confusions=confusions, mode_confusions=mode_confusions)
 
 
-def worse_values(failed: np.ndarray, row: np.ndarray, attributes: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+def worse_values(
+    failed: np.ndarray,
+    row: np.ndarray,
+    attributes: Sequence[np.ndarray],
+    seed: int,
+    groups: pd.Series | None = None,
+) -> list[np.ndarray]:
     """One-sided p-values of values that fail no more often than all other items, from permutations of the items.
 
     Probes of one item are alike, so they are no independent evidence of a value: whole items, with all their probes,
     are dealt out anew. Where each item was asked once this is Fisher's exact test (1935). It needs no model of how
     items differ, and holds as well for an enumerated grid. Of more than 5,000 items only as many as a value has are
-    drawn, or the sum of as many is taken to be normal if they are more than 200.
+    drawn, or the sum of as many is taken to be normal if they are more than 200. Of an attribute that whole groups have
+    in common, groups are dealt out in place of items.
 
     Args:
         failed: (n,) of uniform probes.
         row: (n,) the item of each.
         attributes: for each attribute (items,) the number of each item's value, from 0; -1 for none.
         seed: of the permutations.
+        groups: (n,) the group of each probe's item, where items belong to some.
 
     Returns:
         For each attribute a p-value for each value; 1 for one that no probe, or every probe, is of.
     """
+    if groups is not None:
+        return _worse_by_group(failed, row, attributes, seed, groups)
     asked, at = np.unique(row, return_inverse=True)
     # More failures than the overall rate lets expect of as many probes.
     excess = np.bincount(at, failed - failed.mean(), len(asked))
@@ -168,6 +178,23 @@ def worse_values(failed: np.ndarray, row: np.ndarray, attributes: Sequence[np.nd
         for number, group in enumerate(groups):
             above[number] += (group.sums(dealt) >= observed[number]).sum(axis=0)
     return [(1 + count) / (1 + DRAWS) for count in above]
+
+
+def _worse_by_group(
+    failed: np.ndarray, row: np.ndarray, attributes: Sequence[np.ndarray], seed: int, groups: pd.Series
+) -> list[np.ndarray]:
+    """The same; see `worse_values`."""
+    _, first, group = np.unique(groups.to_numpy(dtype=str), return_index=True, return_inverse=True)
+    found = []
+    for codes in attributes:
+        of_groups = codes[row[first]]
+        if (of_groups[group] == codes[row]).all():
+            [p_values] = worse_values(failed, group, [of_groups], seed)
+        else:
+            [p_values] = worse_values(failed, row, [codes], seed)
+        values = int(codes.max(initial=-1)) + 1  # of which the last may not have been asked
+        found.append(np.pad(p_values, (0, values - len(p_values)), constant_values=1.0))
+    return found
 
 
 def _of_many(excess: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> float:

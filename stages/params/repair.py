@@ -49,7 +49,7 @@ class RestructureConfig(Strict):
     aim: Literal["auto", "policy", "modes"] = Field(
         "auto",
         description="where to look for what is learnt: policy: where the search's policy looks for these items;"
-        " modes: anywhere in the modes; auto: policy for image classification, where one was learnt, else modes",
+        " modes: anywhere in the modes; auto: policy where one was learnt and the task wants it, as image classification does, else modes",
     )
     trainings: int = Field(
         1,

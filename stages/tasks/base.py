@@ -268,7 +268,7 @@ class Task(LoadedTask):
     needs_all_concepts: ClassVar[bool] = False
     learns_from_examples: ClassVar[Collection[str]] = ()
     follows_policy: ClassVar[Collection[str]] = ()
-    policy_by_default: ClassVar[bool] = True
+    policy_by_default: ClassVar[bool] = False
     heeds_dose: ClassVar[Collection[str]] = ()
 
     # Configuration

@@ -83,7 +83,7 @@ def number(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -
 
 
 def _is_number(token: Token) -> bool:
-    return bool(token.tag) and (token.text.replace(",", "").isdigit() or token.lower in NUMERALS)
+    return bool(token.tag) and (token.text.replace(",", "").isdecimal() or token.lower in NUMERALS)
 
 
 def negation(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:

@@ -96,9 +96,10 @@ def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettin
     judged = [pair for pair in judged if pair.rejected is not None]
     preferred = (_falsified if settings.rejected == "falsified" else _degraded)(task, plan, pairs) + judged
     if not preferred:
+        control = f", to the control (restructure.control: {plan.control})" if plan.control else ""
         raise UsageError(
-            f"restructure.settings.rejected: {settings.rejected} gives nothing to reject of {len(pairs)} summaries to"
-            " learn; take more repair items, or method lora"
+            f"restructure.settings.rejected: {settings.rejected} gives nothing to reject{control}, of {len(pairs)}"
+            " summaries to learn; take more repair items, or method lora"
         )
     return preferred
 

@@ -78,7 +78,6 @@ class SummarizerProbes(Task):
     }
     dtypes = ("float32", "bfloat16")
     learns_from_examples = follows_policy = heeds_dose = ("lora", "dpo")
-    policy_by_default = False  # not measured to gain anything
 
     def __init__(
         self,

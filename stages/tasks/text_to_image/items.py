@@ -13,7 +13,7 @@ from stages.tasks.contract import SPLITS, Split, TaskContext
 from stages.tasks.sources import ItemCounts
 
 # Templates that a split needs. Intervals resample them, and with few groups claim too much (Cameron, Gelbach and Miller
-# 2008): where templates differ greatly, 95% intervals held the truth in 90% of the runs with 5 of them, in 96% with 10.
+# 2008): see tests/test_groups.py for how often 95% intervals hold with how many groups.
 # Discover's only describe a model; on those of test a repair passes or fails. Repairs make no intervals.
 FEWEST: Mapping[Split, int] = {"discover": 5, "repair": 1, "test": 10}
 

@@ -71,6 +71,11 @@ class Pairs:
                     self.pairs.append(Pair(int(rng.choice(better)), n, picture.prompt))
         accepted = sum(picture.right for picture in drawn)
         self.counts = {"own_drawn": len(drawn), "own_accepted": accepted}
+        if not self.pairs and plan.control == "clean":
+            raise UsageError(
+                "restructure.control: a clean control draws the plainest prompt alone, and none of its pictures was"
+                " wrong, so it has no pairs to learn from; with method dpo take control: uniform, or none"
+            )
         if not self.pairs:
             raise UsageError(
                 f"restructure.settings.samples: of {len(drawn)} pictures drawn for {prompts} prompts the judge found"

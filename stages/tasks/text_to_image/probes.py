@@ -71,7 +71,6 @@ class PainterProbes(Task):
     gpu_dtype = "float16"
     learns_from_examples = ("lora",)
     follows_policy = heeds_dose = ("lora", "dpo")
-    policy_by_default = False  # it looks at few kinds of prompts: measured, that was worse than its control
     not_valid = "left pictures that cannot be read where it matters, or that a safety checker blanked"
     needs_all_concepts = True  # every slot is in every template: screening may not drop one
 
