@@ -49,7 +49,8 @@ class RestructureConfig(Strict):
     aim: Literal["auto", "policy", "modes"] = Field(
         "auto",
         description="where to look for what is learnt: policy: where the search's policy looks for these items;"
-        " modes: anywhere in the modes; auto: policy where one was learnt and the task wants it, as image classification does, else modes",
+        " modes: anywhere in the modes; auto: policy where one was learnt and the task wants it (image classification),"
+        " else modes",
     )
     trainings: int = Field(
         1,
