@@ -87,9 +87,10 @@ def test_an_audit_of_a_summarizer_is_accepted(repository, checked):
 
 def test_an_audit_of_a_text_to_image_model_is_accepted(repository, checked):
     images = ROOT / "data/images/inputs"
-    (repository / "prompts.txt").write_text(
-        "a {size} {colour} {digit}\n{digit}, {size} and {colour}\nthe {digit} {size} {colour}\n"
-    )
+    prompts = [
+        f"{kind} {{size}} {{colour}} {{digit}}" for kind in ("a", "the", "this", "my", "some", "that", "one", "any")
+    ]
+    (repository / "prompts.txt").write_text("\n".join([*prompts, *(f"see {prompt}" for prompt in prompts)]))
     answers = {
         "model": str(images / "model"),
         "data": str(images / "pictures.parquet"),
@@ -110,6 +111,7 @@ def test_an_audit_of_a_text_to_image_model_is_accepted(repository, checked):
     [
         ("a {size} {colour}\nthe {size}\n", r"prompts\.txt: template 2, 'the \{size\}', lacks \{colour\}"),
         ("a {size} {colour}\na {size} {colour}\n", r"prompts\.txt: template 2, .* says the same as template 1"),
+        ("a {size} {colour}\nthe {size} {colour}\n", r"prompts\.txt: expected 16 prompts or more, .* found 2"),
     ],
 )
 def test_templates_are_looked_at_when_they_are_named(repository, lines, message):

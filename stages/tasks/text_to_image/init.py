@@ -125,6 +125,7 @@ def _slots(path: Path) -> list[str]:
         UsageError: when there is no such file, no slot in it, or one that is not in every prompt.
     """
     from stages.concepts.prompts import check_slots, check_templates, read_templates
+    from stages.tasks.text_to_image.items import FEWEST
 
     if not path.is_file():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -140,6 +141,12 @@ def _slots(path: Path) -> list[str]:
         raise UsageError(f"--templates {path}: {'; '.join(errors)}")
     if errors := check_templates(templates, list(slots), f"--templates {path}"):
         raise UsageError("\n".join(errors))
+    if len(templates) < (fewest := sum(FEWEST.values())):
+        each = ", ".join(f"{split} {count}" for split, count in FEWEST.items())
+        raise UsageError(
+            f"--templates {path}: expected {fewest} prompts or more, as none is in two splits and these need {each};"
+            f" found {len(templates)}"
+        )
     return list(slots)
 
 
