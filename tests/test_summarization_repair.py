@@ -315,7 +315,7 @@ def test_people_teach_preferences_by_correcting(task):
 
 def test_without_anything_to_reject_there_is_no_preference(task, monkeypatch):
     monkeypatch.setattr("stages.tasks.summarization.pairs.falsified", lambda *_: None)
-    with pytest.raises(UsageError, match=r"rejected: falsified gives nothing to reject of 6 summaries.*method lora"):
+    with pytest.raises(UsageError, match=r"rejected: falsified gives nothing to reject, of 6 summaries.*method lora"):
         prepared_lessons(task, plan(method="dpo", rejected="falsified"))
 
 
