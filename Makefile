@@ -19,7 +19,7 @@ ALL_PACKAGES := $(patsubst data/%/inputs/packages.txt,.venv/.packages-%,$(wildca
 .DEFAULT_GOAL := help
 .PHONY: help install audit report test test-slow test-nightly mutants check docs format benchmark study constraints clean
 
-help: ## Say what can be made
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: .venv/.audit $(PACKAGES) ## Make .venv, and install Faded there
@@ -42,11 +42,13 @@ test-nightly: .venv/.dev $(ALL_PACKAGES) ## Run the property tests with 10,000 c
 mutants: .venv/.dev ## Break a hundred chosen lines, one at a time, and count how many the tests notice (ten minutes)
 	@$(BIN)/python -m tests.mutants
 
-check: .venv/.dev ## Check format, lint, types, who imports whom, and that the docs build with every link
+check: .venv/.dev ## Check format, lint, types, imports, spelling, wording, and that the docs build with every link
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+	@$(BIN)/python -m pytest --quiet tests/test_docs.py -k wording
 	@$(BIN)/zensical build --strict --clean
 
 docs: .venv/.dev ## Build the documentation as pages to read in a browser

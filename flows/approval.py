@@ -55,7 +55,9 @@ def expire(params: Params, audit: str) -> Recorded | None:
         kept = record_decision(params, audit, no, "time-out")
     except AlreadyDecided:  # at this very moment, by somebody else
         return None
-    _notify(audit, f"{audit} was rejected: {reason}; to decide after all: `faded review {audit} --revise`")
+    _notify(
+        audit, f"{audit} was rejected: {reason}; to decide after all: `faded review {audit} --revise`", kept.decision
+    )
     wake(params, audit)
     return kept.decision
 
@@ -158,12 +160,13 @@ def settle(params: Params, audit: str) -> list[str]:
     return [f"{audit}: {line}" for line in said]
 
 
-def _notify(audit: str, text: str) -> None:
+def _notify(audit: str, text: str, no: Recorded) -> None:
+    from flows.endings import rejection_result
     from flows.notify import notify
     from flows.waiting import deployed_run
 
     if deployed_run() is None:  # which tells by itself how it ends
-        notify("gate failed", audit, text)
+        notify("rejected", audit, text, rejection_result(no))
 
 
 def git_user() -> str:

@@ -1,54 +1,175 @@
-"""Prefect artifacts of an audit: the failure modes, the verdict and a link to the report, each under a stable key."""
+"""Prefect artifacts of an audit, each under a stable key: its verdict, its failure modes, and the decision asked for.
+
+A run publishes what is its own: one that waits, or broke before it came to a verdict, shows none of an earlier run.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import socket
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 
+from flows.endings import Ending
+from flows.labels import key
 from flows.results import Verdict, gate_word, read_verdict
-from stages.params import Params
+from flows.review.links import report_urls, review_url
+from flows.run_stage import StageResult
+from stages.errors import UsageError
+from stages.pages.verdicts import verdict_view
+from stages.pages.words import interval, percent
+from stages.params import Params, load_params
+from stages.records import Verdict as Record
 from stages.records import audit_folder
+from stages.records.landscape import ModeRecord
+from stages.records.tables import ShownExample
+
+_SHOWN = 4  # examples of a mode
+_HEIGHT, _GAP = 84, 8  # pixels of a picture, and between two
+_LETTERS = 90  # of a caption
+_MARKUP = re.compile(r"[]\\`*_[<>&~|:@.#+=-]")  # what markdown, or an address that it turns into a link, begins with
 
 
-def publish_artifacts(params: Params, audit: str) -> None:
-    """Publish what there is; a server that refuses an artifact must not cost an audit that succeeded."""
+def publish_artifacts(params: Params, ending: Ending, results: Sequence[StageResult]) -> None:
+    """Publish what this run found out about an audit.
+
+    Args:
+        params: of the workspace.
+        ending: how the audit ended in this run.
+        results: of the stages of this run.
+    """
+    audit = ending.audit
+    unfinished = {r.stage for r in results if r.outcome in ("failed", "not reached", "waiting")}
+    if f"summarize@{audit}" not in unfinished:
+        publish_modes(audit)
+    if ending.kind == "waiting":
+        publish(audit, "decision", "Your decision is needed", lambda: f"{ending.text}\n\n{where(audit)}")
+    elif ending.result and not unfinished:
+        verdict = read_verdict(params, audit)
+        publish(audit, "verdict", verdict.word, lambda: verdict_markdown(verdict, anew=ending.anew))
+
+
+def publish_modes(audit: str) -> None:
+    """Publish the failure modes of the audit's present landscape."""
+    publish(audit, "failure-modes", "Where it fails", lambda: modes_markdown(audit))
+
+
+def publish(audit: str, what: str, said: str, text: Callable[[], str]) -> None:
+    """Publish an artifact in the present flow run; one that cannot be must not cost an audit that succeeded.
+
+    Args:
+        audit: whose.
+        what: the end of its key.
+        said: what people read of it before they open it, and as its heading.
+        text: gives what it says, as markdown.
+    """
     try:
-        _publish(params, audit)
+        heading = f"{audit}: {said}"
+        create_markdown_artifact(f"# {heading}\n\n{text()}", key=key(audit, what), description=heading)
     except Exception:
-        logging.getLogger(__name__).warning("artifacts of %s were not published", audit, exc_info=True)
+        logging.getLogger(__name__).warning("artifact %s of %s was not published", what, audit, exc_info=True)
 
 
-def _publish(params: Params, audit: str) -> None:
-    found = audit_folder(audit).summarize
-    if found.has("landscape"):
-        columns = {"id", "text", "rate", "low", "high", "probes"}
-        rows = [mode.model_dump(include=columns) for mode in found.landscape.modes]
-        create_table_artifact(rows, key=key(audit, "failure-modes"), description=f"Failure modes of {audit}")
-    verdict = read_verdict(params, audit)
-    if verdict.found:
-        text = verdict_markdown(verdict)
-        create_markdown_artifact(text, key=key(audit, "verdict"), description=f"Verdict on {audit}")
-    if verdict.report is not None:
-        link = verdict.report.resolve().as_uri()
-        create_link_artifact(link, key=key(audit, "report"), link_text=f"Report of {audit}, on its machine")
+def verdict_markdown(verdict: Verdict, *, anew: bool = True) -> str:
+    """The verdict with its gates, as markdown, in the units of the report.
 
-
-def key(audit: str, what: str) -> str:
-    """A key as Prefect wants it: lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{audit}-{what}".lower()).strip("-")
-
-
-def verdict_markdown(verdict: Verdict) -> str:
-    """The verdict with its gates, as markdown."""
-    lines = [f"# {verdict.audit}: {verdict.word}", ""]
+    Args:
+        verdict: of the audit.
+        anew: whether something ran for it; else it is that of an earlier run, and holds on.
+    """
+    lines = [] if anew else ["Nothing changed since this verdict was reached.", ""]
     for said in (verdict.decided, verdict.statement):
-        lines += [said, ""] if said else []
+        lines += [prose(said[:1].upper() + said[1:]), ""] if said else []
     if verdict.gates:
         lines += ["| gate | bound | value | 95% interval | passed |", "|---|---|---|---|---|"]
-    for gate in verdict.gates:
-        interval = f"{gate.low} to {gate.high}" if gate.low is not None else None
-        cells = (gate.named, gate.bound, gate.value, interval, gate_word(gate.passed))
-        lines.append("| " + " | ".join("" if cell is None else str(cell).replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+        shown = verdict_view(Record(audit=verdict.audit, passed=verdict.passed, gates=verdict.gates))
+        lines += [_row(prose(g.name), g.bound, g.value, g.interval, gate_word(g.passed)) for g in shown.gates]
+        lines += [""]
+    return "\n".join([*lines, where(verdict.audit)])
+
+
+def modes_markdown(audit: str) -> str:
+    """The failure modes with examples, as markdown."""
+    folder = audit_folder(audit).summarize
+    found = folder.landscape
+    examples: Mapping[str, Sequence[ShownExample]] = {}
+    with contextlib.suppress(UsageError):  # a landscape can be shown without examples, and the review page says why
+        examples = folder.exhibits
+    overall = found.overall
+    lines = [f"Overall {percent(overall.value)} of probes fail ({interval(overall.low, overall.high)}).", ""]
+    if not found.modes:
+        return "\n".join([*lines, "No failure mode was found.", "", where(audit)])
+    lines += ["| mode | where | fails | 95% interval | share |", "|---|---|---|---|---|"]
+    for mode in found.modes:
+        spread = interval(mode.low, mode.high)
+        lines.append(_row(mode.id, code(mode.text), percent(mode.rate), spread, percent(mode.share)))
+    for mode in found.modes:
+        lines += _examples(mode, [one for one in examples.get(mode.id, ()) if one.failed][:_SHOWN])
+    return "\n".join([*lines, "", where(audit)])
+
+
+def where(audit: str) -> str:
+    """Where to read and to decide: addresses that browsers open, and commands where there are none."""
+    at_home = f"On {socket.gethostname()} in `{Path.cwd()}`: `faded report {audit}`"
+    if audit not in load_params().repairs:  # nobody decides on it, so it has no page
+        return at_home
+    pages = {"Review page": review_url(audit), **report_urls(audit)}
+    links = " · ".join(f"[{title}]({url})" for title, url in pages.items() if url is not None)
+    return f"{links}\n\n" * bool(links) + f"{at_home}, `faded review {audit} --link`"
+
+
+def _examples(mode: ModeRecord, failing: Sequence[ShownExample]) -> list[str]:
+    """Some probes of a mode on which the model fails."""
+    if not failing:
+        return []
+    pictures = [picture for one in failing if (picture := one.exhibit.image or one.exhibit.drawn) is not None]
+    captions = [code(one.exhibit.caption[:_LETTERS]) for one in failing if one.exhibit.caption]
+    lines = ["", f"**{mode.id}**, examples that fail: {', '.join(captions)}"]
+    return [*lines, "", f"![examples of {mode.id}]({_strip(pictures)})"] if pictures else lines
+
+
+def _strip(pictures: Sequence[bytes]) -> str:
+    """Pictures side by side, as a data URI: Prefect puts each image on a line of its own."""
+    from PIL import Image
+
+    small = []
+    for picture in pictures:
+        with Image.open(BytesIO(picture)) as opened:
+            image = opened.convert("RGB")
+        size = max(1, image.width * _HEIGHT // image.height), _HEIGHT
+        how = Image.Resampling.NEAREST if image.height < _HEIGHT else Image.Resampling.LANCZOS
+        small.append(image.resize(size, how))
+    strip = Image.new("RGBA", (sum(image.width + _GAP for image in small) - _GAP, _HEIGHT))
+    left = 0
+    for image in small:
+        strip.paste(image, (left, 0))
+        left += image.width + _GAP
+    buffer = BytesIO()
+    strip.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def code(text: str) -> str:
+    """Text of a model or a person as markdown that is read and never followed."""
+    return f"`{_one_line(text).replace('`', chr(39))}`"
+
+
+def prose(text: str) -> str:
+    """The same for a text that is not shown as code."""
+    return _MARKUP.sub(r"\\\g<0>", _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    """Text without line breaks: a blank line would end the markup around it."""
+    return " ".join(text.split())
+
+
+def _row(*cells: str) -> str:
+    # Without backslashes before a bar: some readers take two of them for one, and the bar for the end of the cell.
+    return "| " + " | ".join(re.sub(r"\\*\|", r"\\|", cell) for cell in cells) + " |"

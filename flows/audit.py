@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from itertools import chain
 from typing import Any
@@ -14,7 +15,7 @@ from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
+from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
@@ -22,13 +23,15 @@ from flows.approval import settle
 from flows.artifacts import publish_artifacts
 from flows.endings import Ending, finished, how_it_ended, keep_evidence
 from flows.engine import foreign_parameters
+from flows.estimate import work_of
 from flows.graph import Graph, Stage, read_graph
 from flows.heal import heal
 from flows.intact import check_recorded, mend, stages_of
+from flows.labels import done, last_state, refused, run_name, shown_before, tag, up_to_date
 from flows.processes import stopping, stopping_on_signals
 from flows.request import GATED, how_to_decide, needs_decision, open_request, waits_for_person
 from flows.results import record_timings
-from flows.run_stage import StageResult
+from flows.run_stage import StageResult, level_of
 from flows.runners import Job, Runner, check_stages, chosen, job, open_runner
 from flows.suspend import ask
 from flows.waiting import deployed_run, waiting_elsewhere
@@ -53,18 +56,18 @@ Submit = Callable[[Stage, list[PrefectFuture[StageResult]]], PrefectFuture[Stage
 
 
 class AuditFailed(FadedError):
-    """At least one stage failed. `results` tells of all of them."""
+    """At least one stage failed, or a gate. `results` tells of all stages."""
 
-    def __init__(self, results: list[StageResult]) -> None:
+    def __init__(self, results: list[StageResult], told: str | None) -> None:
         self.results = results
         failed = [result for result in results if result.outcome == "failed"]
         # Bad input comes first: it is what the reader has to mend. A rejection comes last: it is an answer.
-        codes = {result.exit_code for result in failed}
+        codes = {result.exit_code for result in failed} or {Exit.GATE_FAILED}
         self.exit_code = next(c for c in (Exit.USAGE, Exit.INFRASTRUCTURE, Exit.GATE_FAILED) if c in codes)
-        super().__init__("\n".join(result.message for result in failed))
+        super().__init__("\n".join(result.message for result in failed) or told)
 
 
-def _worth_a_retry(_task: Task[..., StageResult], _run: TaskRun, state: State[StageResult]) -> bool:
+def _worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Retry what the machine did, never what the input or the user did."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, InfrastructureError) and not isinstance(error, UnavailableError) and not stopping()
@@ -80,23 +83,26 @@ def _worth_a_retry(_task: Task[..., StageResult], _run: TaskRun, state: State[St
     cache_policy=NO_CACHE,  # DVC owns the cache
     persist_result=False,
 )
-def reproduce(stage: str, what: Job, runner: Runner) -> StageResult:
+def reproduce(stage: str, what: Job | None, runner: Runner | None) -> State[Any]:
     """Bring one stage up to date.
 
     Args:
         stage: its name in dvc.yaml.
-        what: it, and what it needs.
+        what: it, and what it needs; None for a stage that is fresh, which is only shown.
         runner: where it runs.
     """
+    if what is None or runner is None:
+        return up_to_date(stage)
     logger = get_run_logger()
     context = TaskRunContext.get()
     if context is not None and (attempt := context.task_run.run_count) > 1:
         STAGE_LOG.warning(f"attempt {attempt} of {1 + RETRIES}", extra={"stage": stage})
 
     def say(line: str) -> None:
-        logger.info(line)
+        level = level_of(line)
+        logger.log(level, line)
         if not stopping():  # after Ctrl-C nobody wants to read how stages take it; the log file has it
-            STAGE_LOG.info(line, extra={"stage": stage})
+            STAGE_LOG.log(level, line, extra={"stage": stage})
 
     if stage.startswith("restructure@"):  # its training costs the most
         from flows.power import what_can_be_shown
@@ -105,12 +111,21 @@ def reproduce(stage: str, what: Job, runner: Runner) -> StageResult:
             say(line)
     try:
         result = _whole(runner.run(what, say), what, runner, say)
+    except UnavailableError as error:
+        _warn(stage, error)
+        return refused(error)
     except InfrastructureError as error:
-        if not stopping():
-            STAGE_LOG.warning(str(error).splitlines()[0], extra={"stage": stage})
+        _warn(stage, error)
         raise
+    except FadedError as error:
+        return refused(error)
     STAGE_LOG.info(f"{result.outcome} in {result.seconds:.1f} s", extra={"stage": stage, "result": result})
-    return result
+    return done(result)
+
+
+def _warn(stage: str, error: FadedError) -> None:
+    if not stopping():
+        STAGE_LOG.warning(str(error).splitlines()[0], extra={"stage": stage})
 
 
 def _whole(result: StageResult, what: Job, runner: Runner, say: Callable[[str], None]) -> StageResult:
@@ -132,8 +147,8 @@ def _whole(result: StageResult, what: Job, runner: Runner, say: Callable[[str], 
     return again
 
 
-@flow(name="audit", description=__doc__, persist_result=False)
-def audit(audits: list[str], runner: str | None = None) -> list[StageResult] | State[Any]:
+@flow(name="audit", description=__doc__, flow_run_name=run_name, persist_result=False)
+def audit(audits: list[str], runner: str | None = None) -> State[Any]:
     """Run whatever is stale of these audits, and publish what came out.
 
     As a run of a deployment it waits for the workspace, is suspended while a person has to decide, and ends in a
@@ -144,20 +159,24 @@ def audit(audits: list[str], runner: str | None = None) -> list[StageResult] | S
         runner: where stages run, NAME or NAME=ADDRESS; by default as params.yaml says.
 
     Returns:
-        One result a stage that was stale or depends on a stale one; of a deployment's run, its last state.
+        The last state. It holds one result a stage that was stale or depends on a stale one, which is what a caller
+        gets; of a deployment's run nothing.
 
     Raises:
-        AuditFailed: when a stage failed; the other audits have gone on as far as they could.
+        AuditFailed: when a stage or a gate failed; the other audits have gone on as far as they could.
     """
     if (run := deployed_run()) is not None:
         return _unattended(audits, runner, run)
     # Within the flow, too: there Prefect has put a handler of its own for SIGTERM, which ends no stage.
     with exclusive(), stopping_on_signals():
         params, graph = ALREADY_READ.get() or _read(audits)
-        results = _run_stale(params, graph, audits, chosen(params, runner))
-    if any(result.outcome == "failed" for result in results):
-        raise AuditFailed(results)
-    return results
+        results = _run_stale(params, graph, audits, chosen(params, runner), set())
+        endings = [how_it_ended(params, name, results) for name in audits]
+    for ending in endings:
+        publish_artifacts(params, ending, results)
+    state = last_state(endings)
+    state.data = AuditFailed(results, state.message) if state.is_failed() else results
+    return state
 
 
 def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[Any]:
@@ -165,6 +184,7 @@ def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[An
     logger = get_run_logger()
     if (why := foreign_parameters(audits=audits, runner=runner)) is not None:
         return Failed(message=why)
+    tag(run, audits)
     try:
         with exclusive(logger.info):
             params, graph = _read(audits)
@@ -176,15 +196,17 @@ def _unattended(audits: list[str], runner: str | None, run: FlowRun) -> State[An
                 logger.warning(told)
             mine = [name for name in audits if name not in skipped]
             if not mine:
-                return Completed(name="Skipped", message="; ".join(skipped.values()))
-            results = _run_to_the_end(params, graph, mine, chosen(params, runner))
+                return last_state([], list(skipped.values()))
+            results = _run_to_the_end(params, graph, mine, chosen(params, runner), shown_before(run))
             endings = [_conclude(params, name, results) for name in mine]
     except FadedError as error:
-        return _last_state([Ending(", ".join(audits), "broken", " ".join(str(error).split()))], [])
+        endings, skipped = [Ending(", ".join(audits), "broken", " ".join(str(error).split()))], {}
     except Exception as error:
-        _notify(Ending(", ".join(audits), "broken", f"{type(error).__name__}: {error}"))
+        _tell(Ending(", ".join(audits), "broken", f"{type(error).__name__}: {error}"))
         raise
-    return _last_state(endings, list(skipped.values()))
+    for ending in endings:
+        _tell(ending)
+    return last_state(endings, list(skipped.values()))
 
 
 def _skipped(params: Params, audit: str, run: FlowRun) -> str | None:
@@ -195,13 +217,15 @@ def _skipped(params: Params, audit: str, run: FlowRun) -> str | None:
     return f"skipped: {audit} waits for a decision since {since} (flow run {other.name}): `faded review {audit}`"
 
 
-def _run_to_the_end(params: Params, graph: Graph, audits: list[str], runner: RunnerConfig) -> list[StageResult]:
+def _run_to_the_end(
+    params: Params, graph: Graph, audits: list[str], runner: RunnerConfig, shown: set[str]
+) -> list[StageResult]:
     """Run these audits, each suspended at its gate until it is decided, and what follows it once it is."""
     results: dict[str, StageResult] = {}
     while True:
         if graph.to_do(audits):
             check_stages(params, audits, runner)
-        results |= {result.stage: result for result in _run_stale(params, graph, audits, runner)}
+        results |= {result.stage: result for result in _run_stale(params, graph, audits, runner, shown)}
         waiting = {r.stage.partition("@")[2] for r in results.values() if r.outcome == "waiting"}
         audits = [name for name in audits if name in waiting]
         if not audits:
@@ -214,6 +238,7 @@ def _run_to_the_end(params: Params, graph: Graph, audits: list[str], runner: Run
 
 def _conclude(params: Params, audit: str, results: list[StageResult]) -> Ending:
     ending = how_it_ended(params, audit, results)
+    publish_artifacts(params, ending, results)
     if finished(audit, results):
         bundle, problem = keep_evidence(params, audit)
         if problem is not None:
@@ -223,37 +248,44 @@ def _conclude(params: Params, audit: str, results: list[StageResult]) -> Ending:
     return ending
 
 
-def _last_state(endings: list[Ending], skipped: list[str]) -> State[Any]:
-    """The flow's state, by the worst ending; whoever has to look is notified."""
-    worst = sorted((ending for ending in endings if ending.kind != "done"), key=lambda ending: ending.kind)
-    for ending in worst:
-        _notify(ending)
-    if worst:
-        return Failed(message=f"{worst[0].kind}: " + "; ".join(ending.text for ending in worst))
-    return Completed(message="; ".join([*(ending.text for ending in endings), *skipped]))
+def _tell(ending: Ending) -> None:
+    from flows.notify import forget, notify
+
+    if ending.kind == "done":
+        forget(ending.audit)
+    elif ending.kind != "waiting":
+        notify(ending.kind, ending.audit, ending.text, ending.result)
 
 
-def _notify(ending: Ending) -> None:
-    from flows.notify import notify
+def _run_stale(
+    params: Params, graph: Graph, audits: list[str], runner: RunnerConfig, shown: set[str]
+) -> list[StageResult]:
+    """Run what is stale of these audits; other stages are shown as cached, unless the run shows them already.
 
-    if ending.kind != "done":
-        notify(ending.kind, ending.audit, ending.text)
-
-
-def _run_stale(params: Params, graph: Graph, audits: list[str], runner: RunnerConfig) -> list[StageResult]:
+    Args:
+        params: of the workspace.
+        graph: its stages.
+        audits: their names.
+        runner: where stages run.
+        shown: stages that this flow run shows as done; those that it shows from now on are added.
+    """
     todo = graph.to_do(audits)
-    results = []
-    if todo:
-        with open_runner(runner, max(stage.gpus for stage in todo)) as place, _threads() as threads:
+    stale = {stage.name for stage in todo}
+    fresh = [stage for stage in graph.of(audits) if stage.name not in stale | shown]
+    with open_runner(runner, max(stage.gpus for stage in todo)) if todo else nullcontext() as place, _threads() as pool:
 
-            def submit(stage: Stage, wait_for: list[PrefectFuture[StageResult]]) -> PrefectFuture[StageResult]:
-                what = job(runner, stage.name, stage.gpus)
-                return threads.submit(reproduce, {"stage": stage.name, "what": what, "runner": place}, wait_for)
+        def submit(stage: Stage, wait_for: list[PrefectFuture[StageResult]]) -> PrefectFuture[StageResult]:
+            what = job(runner, stage.name, stage.gpus) if stage.name in stale else None
+            task = reproduce.with_options(name=stage.name)  # by which it is known until it starts
+            return pool.submit(task, {"stage": stage.name, "what": what, "runner": place}, wait_for)
 
-            results = _run(params, graph, todo, submit)
-    record_timings(results)
-    for name in audits:
-        publish_artifacts(params, name)
+        cached: Futures = {}
+        _submit(submit, fresh, cached)
+        results = _run(params, graph, todo, submit, cached)
+        for future in cached.values():
+            future.wait()
+    shown.update(cached, (result.stage for result in results if result.outcome in ("ran", "restored", "unchanged")))
+    record_timings(results, {stage.name: work for stage in todo if (work := work_of(params, stage))})
     return results
 
 
@@ -275,10 +307,10 @@ def gated(params: Params, graph: Graph, todo: Iterable[Stage]) -> dict[str, list
     return {gate.audit: graph.downstream([gate.name]).among(todo) for gate in gates}
 
 
-def _run(params: Params, graph: Graph, todo: list[Stage], submit: Submit) -> list[StageResult]:
+def _run(params: Params, graph: Graph, todo: list[Stage], submit: Submit, cached: Futures) -> list[StageResult]:
     behind_gate = gated(params, graph, todo)
     held = {stage.name for stages in behind_gate.values() for stage in stages}
-    futures: Futures = {}
+    futures = dict(cached)
     _submit(submit, (stage for stage in todo if stage.name not in held), futures)
 
     # An audit whose landscape is still to come is asked when it is there, whichever comes first.

@@ -19,7 +19,7 @@ HEARTBEAT = "prefect.flow-run.heartbeat"
 SILENCE = timedelta(seconds=120)  # four heartbeats
 LATE = timedelta(hours=1)
 # Whatever ends a run or lets it rest without a process, by the names of states: after them no heartbeat is due.
-_ENDED = ("Completed", "Skipped", "Failed", "Cancelled", "Crashed")
+_ENDED = ("Completed", "Skipped", "Failed", "Gate failed", "Rejected", "Cancelled", "Crashed")
 _AT_REST = ("Suspended", "Paused", "Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot", "Late")
 
 

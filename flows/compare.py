@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ class Run:
     provenance: Provenance
     probes: pd.DataFrame
     evaluation: Evaluation | None = None
+    attributes: pd.DataFrame = field(default_factory=pd.DataFrame)  # what its items are told apart by, a row an item
 
 
 def compare_revisions(rev_a: str, rev_b: str, audit: str) -> Comparison:
@@ -126,7 +127,15 @@ def read_run(revision: str, audit: str, *, repaired: bool = False) -> Run:
             return path.read_bytes() if revision == WORKSPACE else _read_whole(files, here / path, revision)
 
         of = audit_folder(audit, read=read)
-        run = Run(revision, of.summarize.landscape, of.report.verdict, of.discover.provenance, of.discover.probes)
+        found = of.discover
+        run = Run(
+            revision,
+            of.summarize.landscape,
+            of.report.verdict,
+            found.provenance,
+            found.probes,
+            attributes=found.embedded.told_apart,
+        )
         if not repaired:
             return run
         asked = of.re_evaluate
@@ -147,8 +156,8 @@ def _read_whole(files: DVCFileSystem, path: Path, revision: str) -> bytes:
     named = files.info(path.as_posix()).get("dvc_info", {}).get("md5")  # nothing of what git keeps
     if named is not None and named != hashlib.md5(data, usedforsecurity=False).hexdigest():
         raise InfrastructureError(
-            f"{path} of {revision} holds other bytes than its dvc.lock says: what DVC's cache or remote has as"
-            f" files/md5/{named[:2]}/{named[2:]} was changed; remove that, then `dvc fetch --all-commits`"
+            f"{path} of {revision} does not match its dvc.lock: the object in DVC's cache or remote"
+            f" files/md5/{named[:2]}/{named[2:]} was changed; remove it, then `dvc fetch --all-commits`"
         )
     return data
 
@@ -183,7 +192,7 @@ def check_alike(a: Run, b: Run, more: Sequence[str] = ()) -> None:
     pairs: list[tuple[str, Any, Any]] = [
         ("concepts", grid_of(a), grid_of(b)),
         ("threshold", a.landscape.threshold, b.landscape.threshold),
-        ("ratings that say what fails", _scale(a), _scale(b)),
+        ("ratings that define a failure", _scale(a), _scale(b)),
     ]
     pairs += [(name, made(a.provenance, name), made(b.provenance, name)) for name in (*ALIKE, *more)]
     if a.evaluation and b.evaluation:
@@ -225,7 +234,7 @@ def differences(a: Run, b: Run) -> list[str]:
 def paired_difference(a: pd.DataFrame, b: pd.DataFrame, concepts: list[str]) -> Paired | None:
     """Pair the controls' probes by item, cell and repeat, and bootstrap over items.
 
-    The agent's probes are left out: it looks for failures, so what both agents asked is no sample of the grid.
+    The agent's probes are left out: it looks for failures, so what both agents asked is not a sample of the grid.
     """
     return pair(a[a["role"] == "control"], b[b["role"] == "control"], concepts)
 

@@ -111,7 +111,7 @@ def _deploy(names: Sequence[str]) -> None:
     )
     if done.returncode or done.stdout.count("successfully created") != len(names):
         told = "\n".join(f"  {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-15:])
-        raise InfrastructureError(f"Prefect did not take {FILE}, `prefect deploy --all` says:\n{told}")
+        raise InfrastructureError(f"Prefect did not accept {FILE}, `prefect deploy --all` says:\n{told}")
 
 
 def _deployments(client: SyncPrefectClient, pool: str) -> dict[str, Any]:

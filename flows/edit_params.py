@@ -22,6 +22,8 @@ def with_levels(text: str, audit: str, levels: Mapping[str, Sequence[Level]]) ->
 
     def change(params: Any) -> None:
         concepts = params["audits"][audit]["concepts"]
+        if isinstance(concepts, str):
+            raise LayoutError(f"concepts: {concepts} is the name of a grid")
         for name in list(concepts):
             if name not in levels:
                 del concepts[name]

@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from flows.results import read_verdict
+from flows.digests import sha256
+from flows.request import waits_for_person
+from flows.results import last_stage, read_verdict
+from stages.decisions import standing
 from stages.errors import Exit
+from stages.files import stage_dir
 from stages.params import Params
 
 if TYPE_CHECKING:
     from flows.run_stage import StageResult
+    from stages.decisions import Recorded
+
+
+Kind = Literal["done", "waiting", "rejected", "gate failed", "broken"]
 
 
 @dataclass(frozen=True)
@@ -21,14 +29,18 @@ class Ending:
 
     Args:
         audit: its name.
-        kind: done (its verdict may count as a pass); gate failed (it may not, or a person rejected the landscape);
-            broken (a stage failed).
+        kind: done (its verdict may count as a pass); waiting (for a person); gate failed (its verdict may not count as
+            one); rejected (a person said no); broken (a stage failed).
         text: what is told of it.
+        result: what it ended with: the same as long as nothing changed. Empty where there is none.
+        anew: whether the verdict is of this run; an unchanged one is found again.
     """
 
     audit: str
-    kind: Literal["done", "gate failed", "broken"]
+    kind: Kind
     text: str
+    result: str = ""
+    anew: bool = True
 
 
 def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> Ending:
@@ -41,9 +53,12 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
     """
     own = [result for result in results if result.stage.endswith(f"@{audit}")]
     if failed := [result for result in own if result.outcome == "failed"]:
-        rejected = all(result.exit_code == Exit.GATE_FAILED for result in failed)
         text = "; ".join(" ".join(result.message.split()) for result in failed)
-        return Ending(audit, "gate failed" if rejected else "broken", text)
+        if all(result.exit_code == Exit.GATE_FAILED for result in failed):
+            return _rejected(params, audit, text)
+        return Ending(audit, "broken", text)
+    if waiting := [result for result in own if result.outcome == "waiting"]:
+        return Ending(audit, "waiting", waiting[0].message)
     if not finished(audit, results):  # a stage of no audit broke, on which this one depends
         return Ending(audit, "broken", f"{audit} was not finished: a stage it depends on failed")
     verdict = read_verdict(params, audit)
@@ -51,7 +66,23 @@ def how_it_ended(params: Params, audit: str, results: Sequence[StageResult]) -> 
     word = verdict.word + (f" ({verdict.decided})" if verdict.decided else "")
     report = f", report {verdict.report.resolve()}" if verdict.report is not None else ""
     text = f"{audit}: {word}{report}" if changed else f"nothing changed; last verdict: {word}{report}"
-    return Ending(audit, "gate failed" if verdict.refuses else "done", text)
+    path = stage_dir(audit, last_stage(params, audit)) / "verdict.json"
+    result = sha256(path.read_bytes()) if verdict.found else ""
+    return Ending(audit, "gate failed" if verdict.refuses else "done", text, result, changed)
+
+
+def _rejected(params: Params, audit: str, text: str) -> Ending:
+    """A person's no, in their words; in those of the stage where the landscape has another one by now."""
+    no = standing(params, audit).rejection if waits_for_person(params, audit) else None
+    if no is None:
+        return Ending(audit, "rejected", text)
+    why = f": {no.reason}" if no.reason else ""
+    return Ending(audit, "rejected", f"{audit}: rejected by {no.reviewer}{why}", rejection_result(no))
+
+
+def rejection_result(no: Recorded) -> str:
+    """The `Ending.result` of a rejection."""
+    return f"{no.landscape} {no.reviewer} {no.time}"
 
 
 def finished(audit: str, results: Sequence[StageResult]) -> bool:

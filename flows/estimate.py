@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from statistics import median
+from typing import TYPE_CHECKING, Literal
 
 from flows.graph import SHARE, Graph, Stage
 from flows.request import GATED, needs_decision, waits_for_person
-from flows.results import REFERENCE, TIMINGS, read_timings
+from flows.results import REFERENCE, TIMINGS, Took, read_took
 from stages.files import probe_seconds
 from stages.params import Params
 from stages.records import audit_folder
 from stages.tasks.base import offers
 from stages.tasks.load import task_class, task_context
+
+if TYPE_CHECKING:
+    from stages.tasks.account import Expected
 
 Source = Literal["here", "probes", "reference"]
 SAID: dict[Source, str] = {
@@ -24,6 +28,7 @@ SAID: dict[Source, str] = {
     "probes": "by what a probe took in prepare",
     "reference": "as measured on 2 cores",
 }
+_START = "collect_feedback"  # a stage that does nothing else takes what every stage takes to start
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,9 @@ def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
     Raises:
         UsageError: when a search is to be divided among more shares than its items or probes allow.
     """
-    timings, reference = read_timings(TIMINGS), read_timings(REFERENCE)
+    timings, reference = read_took(TIMINGS), read_took(REFERENCE)
+    pace = _pace(timings, reference)
+    paced = {name: pace * took.seconds for name, took in reference.items()}
     todo = graph.to_do(audits)
     stale = {stage.name for stage in todo}
     for audit in sorted({stage.audit for stage in todo if stage.kind == SHARE}):
@@ -112,15 +119,57 @@ def estimate(params: Params, graph: Graph, audits: Collection[str]) -> Estimate:
         # What prepare measured is of another model if prepare is stale.
         each = None if f"prepare@{stage.audit}" in stale else probe_seconds(stage.audit)
         told: dict[Source, float | None] = {
-            "here": timings.get(stage.name),
+            "here": _scaled(params, stage, timings),
             "probes": probes * each if probes and each else None,
             # Of a search that was not divided: what puts shares together takes less.
-            "reference": None if divided(params, stage) else reference.get(stage.name),
+            "reference": None if divided(params, stage) else paced.get(stage.name),
         }
         source = next((name for name, seconds in told.items() if seconds is not None), None)
         seconds = told[source] if source else None
         stages.append(StageEstimate(stage, probes, calls, seconds, source, stage.size, waits))
     return Estimate(stages, shutil.disk_usage(Path()).free)
+
+
+def _scaled(params: Params, stage: Stage, timings: Mapping[str, Took]) -> float | None:
+    """How long a stage would take by its last run here, which may have had more or less to do."""
+    if (last := timings.get(stage.name)) is None:
+        return None
+    work = work_of(params, stage)
+    if not work or not last.work:
+        return last.seconds
+    starts = [took.seconds for name, took in timings.items() if name.startswith(f"{_START}@")]
+    start = min([last.seconds, *starts]) if starts else 0.0
+    return start + (last.seconds - start) * work / last.work
+
+
+def _pace(timings: Mapping[str, Took], reference: Mapping[str, Took]) -> float:
+    """How many times as long stages with the same work take here as on the machine of the benchmarks; 1 before any ran.
+
+    More work, such as a larger budget, does not make a machine slow.
+    """
+    both = [(took, reference[name]) for name, took in timings.items() if name in reference]
+    paces = [here.seconds / there.seconds for here, there in both if there.seconds and here.work == there.work]
+    return median(paces) if paces else 1.0
+
+
+def work_of(params: Params, stage: Stage) -> float | None:
+    """How much a stage has to do, to compare with itself: unique probes, or the examples that a repair is trained on.
+
+    None where it is unknown, or does not depend on params.yaml alone.
+    """
+    if stage.kind != "restructure":
+        return probes_of(params, stage)
+    if stage.audit not in params.repairs:
+        return None
+    repair = params.repairs[stage.audit].restructure
+    items = params.audits[stage.audit].prepare.get("items")
+    count = items.get("repair") if isinstance(items, dict) else None
+    size = repair.settings.get("steps") or (
+        repair.settings.get("epochs", 1) * count if isinstance(count, int) else None
+    )
+    if not isinstance(size, int | float):
+        return None
+    return size * repair.trainings * (1 if repair.control == "none" else 2)
 
 
 def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str | None:
@@ -132,14 +181,48 @@ def backend_line(params: Params, graph: Graph, name: str, *, here: bool) -> str 
         name: of the audit.
         here: whether stages run on this machine.
     """
-    audit, prepare = params.audit(name), graph.stages[f"prepare@{name}"]
-    task = task_class(name, audit)
-    if audit.compute.backend != "auto" or len(task.backends) == 1:
+    audit = params.audit(name)
+    if audit.compute.backend != "auto":
         return None
-    if not prepare.stale:
-        return f"{name}: backend: {audit_folder(name).prepare.provenance.backend_said}"
+    if not graph.stages[f"prepare@{name}"].stale:
+        prepared = audit_folder(name).prepare.provenance
+        return f"{name}: backend: {prepared.backend_said}" if prepared.backend_auto else None
+    task = task_class(name, audit)
+    if len(task.backends) == 1:
+        return None
     why = task.only_eager(task_context(name, audit)) if here else ""
     return f"{name}: backend: eager (auto: {why})" if why else f"{name}: backend: auto, which prepare settles"
+
+
+def requests_line(params: Params, graph: Graph, name: str) -> str | None:
+    """What requests to services that count tokens would take, and what they took so far; None where there are none."""
+    audit = params.audit(name)
+    task, context = task_class(name, audit), task_context(name, audit)
+    services = {name: task.expected_requests(context), f"{name}, judge": task.expected_judgements(context)}
+    told = [_requests(params, graph, name, who, each) for who, each in services.items() if each is not None]
+    return "\n".join(told) or None
+
+
+def _requests(params: Params, graph: Graph, name: str, who: str, expected: Expected) -> str:
+    """The same of one service; `who` is told of it."""
+    from stages.tasks.account import money
+
+    todo = graph.to_do([name])
+    requests = expected.by_probe * sum(probes_of(params, stage) or 0 for stage in todo)
+    requests += expected.preparing if any(stage.kind == "prepare" for stage in todo) else 0
+    prompt, completion, price = requests * expected.prompt, requests * expected.completion, expected.price
+    told = f"{who}: about {requests:,} requests, {prompt:,.0f} prompt and {completion:,.0f} completion tokens"
+    told += f" (by {expected.measured:,} so far" if expected.measured else " (a guess from the length of the texts"
+    told += "; what was already answered is not requested again)" if expected.bill.requests else ")"
+    if price is not None:
+        told += f", cost about {money(price.of(prompt, completion))}"
+    if expected.bill.requests:
+        told += f". So far: {expected.bill}"
+    if price is None or expected.max_cost is None:
+        return told
+    spent = expected.bill.cost
+    told += f". {money(spent)} of max_cost {expected.max_cost:g} is spent"
+    return told + (", and this may reach it" if spent + price.of(prompt, completion) >= expected.max_cost else "")
 
 
 def processes_of(params: Params, graph: Graph, name: str) -> tuple[int, int] | None:

@@ -69,7 +69,7 @@ def _refusal(verdict: Verdict) -> str:
             f" set repairs.{verdict.audit}.gates in params.yaml"
         )
     gates = [f"{gate.named} ({gate_word(gate.passed)})" for gate in verdict.gates if gate.passed is not True]
-    what = f"{verdict.audit}: {verdict.word}, so its model is not for deployment, as its card says too"
+    what = f"{verdict.audit}: {verdict.word}, so its model must not be deployed, as its card also says"
     return f"{what}; passed? {', '.join(gates)}"
 
 

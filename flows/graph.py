@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from flows.digests import Hashes
+from flows.known_graph import Known, Memory, all_local, paths_of
 from flows.linked import note_linked_folders
 from flows.named_code import kind_of, name_code
-from flows.pipeline import PARAMS, is_own
+from flows.pipeline import PARAMS, dvc_root, is_own
 from stages.code import CODE, STAGE
 from stages.errors import InfrastructureError, UsageError
 from stages.network import ASK_NO_MODEL
@@ -104,6 +110,8 @@ class Graph:
 def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
     """Ask DVC once for all stages and their state, under its lock: a stage that is being written cannot be read half.
 
+    Where nothing changed since it was asked last, its answer is at hand (flows/known_graph.py).
+
     Args:
         root: the workspace.
         looks: nothing will be run, so that a stage which a process is at work on is told as `RUNS_NOW`.
@@ -112,24 +120,38 @@ def read_graph(root: Path = Path(), *, looks: bool = False) -> Graph:
         UsageError: when dvc.yaml or .dvc is missing or wrong.
         InfrastructureError: when another process holds outputs of a stage, unless one only looks.
     """
+    asked, memory = time.time_ns(), Memory(root, dvc_root(root))
+    if (known := memory.recall(looks=looks)) is not None:
+        return Graph({stage.name: stage for stage in TypeAdapter(list[Stage]).validate_python(known)})
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo, lock_repo
 
+    # A stage that ends without a result changes no file, so that a mark would not tell that it runs no more.
+    lasting = not memory.is_at_work()
     logging.getLogger("dvc").setLevel(logging.ERROR)
     hashes = Hashes(root)
+    _parse_params_once()
     try:
         with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
             believe_only_bytes(repo, hashes)
             note_linked_folders(repo, root)
             name_code(repo, root, _ours(repo, root), looks=looks)
-            return _snapshot(repo, root, looks)
+            wanted = _wanted(repo, root)
+            lasting = lasting and all_local(wanted)
+            paths = paths_of(wanted) if lasting else []
+            mark, _ = memory.mark(paths)
+            graph = _snapshot(repo, root, wanted, looks)
+            found = [asdict(stage) for stage in graph]
     except LockError as error:
         raise InfrastructureError(f"DVC: {error}") from None
     except (DvcException, RecursionError, UnicodeDecodeError) as error:
         raise UsageError(f"DVC cannot read the graph in {root.resolve()}: {_causes(error)}") from None
     finally:
         hashes.save()
+    if lasting and not any(stage.reasons == (RUNS_NOW,) for stage in graph):
+        memory.remember(Known(looks, paths, mark, found), asked)
+    return graph
 
 
 def believe_only_bytes(repo: Repo, hashes: Hashes) -> None:
@@ -142,6 +164,25 @@ def believe_only_bytes(repo: Repo, hashes: Hashes) -> None:
     repo.state = _Bytes(repo.state, hashes)
     for cache in (repo.cache.local, repo.cache.legacy):
         cache.state = repo.state
+
+
+def _parse_params_once() -> None:
+    """Have DVC parse params.yaml once: it does so for each stage anew, which takes seconds for ten audits."""
+    from dvc.utils import serialize
+
+    @lru_cache(maxsize=4)
+    def parsed(text: str, path: str) -> Any:
+        return serialize.parse_yaml(text, path)
+
+    def load(path: str, fs: Any, **opened: Any) -> Any:
+        try:
+            with fs.open(path, encoding="utf-8", **opened) as file:
+                text = file.read()
+        except UnicodeDecodeError:
+            return serialize.load_yaml(path, fs=fs, **opened)  # which says what is wrong
+        return deepcopy(parsed(text, path))
+
+    serialize.LOADERS[".yaml"] = load
 
 
 class _Bytes:
@@ -181,17 +222,24 @@ class _Bytes:
             yield path, Meta.from_info(info), found
 
 
-def _snapshot(repo: Any, root: Path, looks: bool) -> Graph:
+def _wanted(repo: Any, root: Path) -> Any:
+    """The stages of audits, as a graph whose edges lead from a stage to what it depends on."""
     import networkx
 
-    ours, params = _ours(repo, root), load_params(root / PARAMS)
-    graph = repo.index.graph  # edges: stage -> what it depends on
-    # A repository may hold other pipelines: in a clone (benchmarks/study is one) what audits depend on matters, and in
-    # a workspace of one's own nothing, because what was there before is the user's to run.
+    ours, graph = _ours(repo, root), repo.index.graph
+    # A repository may hold other pipelines: in a clone what audits depend on matters, and in a workspace of one's own
+    # nothing, because what was there before is the user's to run.
     wanted = {stage for stage in graph if _audit(stage, ours)}
     if not is_own(root):
         wanted |= {needed for stage in wanted for needed in networkx.descendants(graph, stage)}
-    graph = graph.subgraph(stage for stage in wanted if kind_of(stage) != STAGE)  # these are up to date
+    return graph.subgraph(wanted)
+
+
+def _snapshot(repo: Any, root: Path, graph: Any, looks: bool) -> Graph:
+    import networkx
+
+    ours, params = _ours(repo, root), load_params(root / PARAMS)
+    graph = graph.subgraph(stage for stage in graph if kind_of(stage) != STAGE)  # these are up to date
     position = {stage: i for i, stage in enumerate(repo.index.stages)}
     ordered = networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__)
     stages: dict[str, Stage] = {}

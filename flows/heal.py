@@ -13,17 +13,12 @@ from typing import Annotated
 import psutil
 from pydantic import BaseModel, Field, ValidationError
 
-from flows.pipeline import bring_up_to_date, is_own
+from flows.lock import LOCK
+from flows.pipeline import bring_up_to_date, dvc_root
 from flows.processes import end_leftovers
-from flows.workspace import dvc_root
 from stages.environment import WORK
 from stages.files import put_aside, replace_file
 from stages.git import file_at
-
-LOCK = Path("dvc.lock")
-# In the clone a broken lock file of its other pipeline keeps DVC from reading this one, too. Elsewhere other pipelines
-# are the user's own.
-STUDY_LOCK = Path("benchmarks/study/dvc.lock")
 
 
 class _Holder(BaseModel):
@@ -43,9 +38,13 @@ class _Locks(BaseModel):
 def heal() -> list[str]:
     """Heal the workspace; return one line for each thing that was wrong."""
     healed = [f"ended {name}, left over by a run that was killed" for name in end_leftovers()]
-    locks = [LOCK] if is_own() else [LOCK, STUDY_LOCK]
-    healed += [line for lock in locks for line in _heal_lock_file(lock)]
-    return [*healed, *_heal_rwlock(dvc_root() / ".dvc" / "tmp" / "rwlock"), *bring_up_to_date()]
+    return [*healed, *heal_project(), *bring_up_to_date()]
+
+
+def heal_project(project: Path = Path()) -> list[str]:
+    """Heal what DVC keeps of the folder of a dvc.yaml; return one line for each thing that was wrong."""
+    rwlock = dvc_root(project) / ".dvc" / "tmp" / "rwlock"
+    return [*_heal_lock_file(project / LOCK), *_heal_rwlock(rwlock)]
 
 
 def _heal_lock_file(path: Path) -> list[str]:

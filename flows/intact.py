@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from flows.digests import Hashes, directory_md5
 from flows.graph import SHARE, believe_only_bytes
-from flows.workspace import dvc_root
+from flows.lock import LOCK, read_lock
+from flows.pipeline import dvc_root
 from stages.errors import InfrastructureError, UsageError
 from stages.params import DATA
 from stages.provenance import sha256_of_folder
@@ -28,7 +27,6 @@ from stages.provenance import sha256_of_folder
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-LOCK = Path("dvc.lock")
 RECORD = "provenance.json"
 _NOT_OF_STAGES = {"inputs", "decisions", "shards"}  # under data/<audit>: people's, and folders that shares fill
 _MOST_TOLD = 5
@@ -167,14 +165,8 @@ def _audit(stage: str) -> str:
     return rest.rpartition("-")[0] if kind == SHARE else rest
 
 
-def _locked() -> dict[str, Any]:
-    try:
-        content = yaml.load(LOCK.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (FileNotFoundError, yaml.YAMLError):
-        return {}
-    stages = content.get("stages") if isinstance(content, dict) else None
-    whole = stages if isinstance(stages, dict) else {}
-    return {str(name): entry for name, entry in whole.items() if isinstance(entry, dict)}
+def _locked() -> dict[str, dict[str, Any]]:
+    return read_lock(LOCK.read_bytes()) if LOCK.exists() else {}
 
 
 def find_damage(stages: Collection[str]) -> list[Damage]:
@@ -212,7 +204,7 @@ def _of_output(stage: str, path: Path, md5: str, hashes: Hashes, cache: CacheFol
             written = present
         elif not _is_as_dvc_hashes(path, md5):
             for name in _unlike(written, present) if written else ["."]:
-                yield Damage(stage, path / name, f"holds other bytes than {stage} wrote ({LOCK})", "workspace")
+                yield Damage(stage, path / name, f"is not what {stage} wrote ({LOCK})", "workspace")
     for file in cache.objects(md5, written):
         if not cache.is_whole(file, hashes):
             yield Damage(stage, file, f"(DVC's copy of {path}) does not match the hash in its name", "cache")
@@ -295,7 +287,7 @@ def check_recorded(stage: str) -> None:
     if unread := [dep for dep in _of_stages(inside, home) if dep.relative_to(home).as_posix() not in told["read"]]:
         raise UsageError(
             f"dvc.yaml has {stage} depend on {', '.join(map(str, unread))}, which {record} does not name among what the"
-            " stage read: take it out of dvc.yaml, or have the stage read it and say so"
+            " stage read: remove it from dvc.yaml, or have the stage read it and record that"
         )
 
 

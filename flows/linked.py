@@ -45,7 +45,7 @@ def note_linked_folders(repo: Repo, root: Path = Path()) -> None:
                 note.unlink()
         except OSError as error:
             raise UsageError(
-                f"{inputs} links to a folder, so what that holds has to be read, and noted in {NOTE}: {error};"
+                f"{inputs} links to a folder, so its contents have to be read, and recorded in {NOTE}: {error};"
                 " copy the folder into it instead, or link its files"
             ) from None
 

@@ -31,12 +31,11 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
         UsageError: when one cannot be written.
     """
     stages = [stage for stage in repo.index.stages if stage.path_in_repo == ours and kind_of(stage) == STAGE]
-    params, code = load_params(root / PARAMS), None
-    for stage in stages:
-        audit, path = params.audit(str(stage.name).partition("@")[2]), Path(stage.outs[0].fs_path)
-        try:
-            # A module of a user's is none of the files that DVC watches.
-            if not stage.status() and not _is_of_user(audit.task):
+    params, code, named = load_params(root / PARAMS), None, []
+    try:
+        for stage in stages:
+            audit, path = params.audit(str(stage.name).partition("@")[2]), Path(stage.outs[0].fs_path)
+            if not stage.status() and not is_of_user(audit.task):
                 continue
             code = code or code_in(root)
             text = code.written(audit)
@@ -45,9 +44,11 @@ def name_code(repo: Repo, root: Path, ours: str, *, looks: bool) -> None:
                 path.write_text(text, encoding="utf-8")
             if not looks and stage.status():
                 stage.save(run_cache=False)
-                stage.dump(update_pipeline=False)
-        except OSError as error:
-            raise UsageError(f"{path} names the code of its audit, and cannot be brought up to date: {error}") from None
+                named.append(stage)
+        if named:  # all at once: each time dvc.lock is read and written as a whole
+            named[0].dvcfile.dump_stages(named, update_pipeline=False)
+    except OSError as error:
+        raise UsageError(f"{path} names the code of its audit, and cannot be updated: {error}") from None
 
 
 def code_in(root: Path) -> Code:
@@ -55,7 +56,8 @@ def code_in(root: Path) -> Code:
     return Code(PACKAGE if is_own(root) else root / PACKAGE.name, root)
 
 
-def _is_of_user(task: str) -> bool:
+def is_of_user(task: str) -> bool:
+    """Whether a task of params.yaml is in a module of a user's, which is none of the files that DVC watches."""
     return ":" in task and not task.startswith(f"{PACKAGE.name}.")
 
 

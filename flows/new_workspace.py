@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from flows.audit_block import Draft, with_blocks
-from flows.pipeline import DVC_YAML, PARAMS, folders_of, is_own, pipeline, record, text_of, with_lines
+from flows.pipeline import (
+    DVC_YAML,
+    PARAMS,
+    PLOTS,
+    folders_of,
+    is_own,
+    pipeline,
+    plot_templates,
+    record,
+    text_of,
+    with_lines,
+)
 from stages.code import RECORD, read_record
 from stages.environment import WORK
 from stages.errors import UsageError
@@ -75,10 +86,11 @@ def write_workspace(folder: Path) -> list[Path]:
         (folder / PARAMS, _NO_AUDITS),
         (folder / RECORD, record(folder, own=True)),
         (folder / DVC_YAML, pipeline()),
+        *plot_templates(folder).items(),
     ):
         if not path.exists():
             replace_file(path, text)
-            written.append(path)
+            written += [path] if path.parent == folder else []
     return written
 
 
@@ -114,7 +126,7 @@ def add_audit(folder: Path, name: str, audit: Mapping[str, Any], repair: Mapping
         raise UsageError(f"audits.{name}: {error}")
     raw = parse_yaml(read_bytes(path), str(path))
     if isinstance(raw, dict) and name in (raw.get("audits") or {}):
-        raise UsageError(f"audits.{name}: {path} has an audit of that name already")
+        raise UsageError(f"audits.{name}: {path} already has an audit of that name")
     text = with_blocks(text, None, Draft(name, audit, repair))
     try:
         replace_file(partial, text)
@@ -148,7 +160,7 @@ def _put_lines(path: Path, folder: Path, root: Path) -> bool:
     """Append to .gitignore or .dvcignore what is missing there; whether anything was."""
     lines = _git_ignores(folder, root) if path.name == ".gitignore" else [f"/{WORK}"]
     before = text_of(path)
-    after = with_lines(before, lines, "What `faded` keeps for itself, and what it keeps in git.")
+    after = with_lines(before, lines, "Files that `faded` keeps for itself, and files that it keeps in git.")
     if after != before:
         replace_file(path, after)
     return after != before
@@ -187,6 +199,9 @@ def _make_dvc(folder: Path) -> None:
     Repo.init(str(home)).close()
     with Config(str(home / ".dvc")).edit("repo") as config:
         config["core"]["analytics"] = "false"  # as `dvc config` writes it
+        config["plots"]["html_template"] = f"{PLOTS.name}/page.html"
+    (home / ".dvc" / PLOTS.name).mkdir(exist_ok=True)
+    shutil.copy(PLOTS / "page.html", home / ".dvc" / PLOTS.name)
     shutil.rmtree(home / ".dvc" / "tmp", ignore_errors=True)
     (home / ".dvc").replace(folder / ".dvc")
     shutil.rmtree(home)

@@ -9,42 +9,64 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
+from stages.environment import WORK
 from stages.errors import InfrastructureError, UsageError
+from stages.files import read_state, write_state
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-Event = Literal["needs decision", "gate failed", "broken"]
+Event = Literal["needs decision", "gate failed", "rejected", "broken"]
 Kind = Literal["slack", "webhook", "email"]
 
-_SUBJECT: dict[str, str] = {"needs decision": "needs your decision", "gate failed": "a gate failed", "broken": "broken"}
+_SUBJECT: dict[Event, str] = {
+    "needs decision": "needs your decision",
+    "gate failed": "a gate failed",
+    "rejected": "was rejected",
+    "broken": "broken",
+}
+_SENT = WORK / "notices"  # by audit, the result that people were notified of last
 
 
-def notify(event: Event, audit: str, text: str) -> None:
+def notify(event: Event, audit: str, text: str, result: str = "") -> None:
     """Tell whoever is to be told, if a block is set; whatever goes wrong with it is logged and costs nothing.
 
     Args:
         event: what happened.
         audit: to which audit.
         text: what the person should know, with links.
+        result: what it is about: nobody is told twice in a row of the same. Empty for what is new each time.
     """
+    sent = f"{event} {result}" if result else ""
     try:
-        _notify(f"faded: {audit} {_SUBJECT[event]}", text)
+        if sent and read_state(_SENT / f"{audit}.json", str) == sent:
+            return
+        if _notify(f"faded: {audit} {_SUBJECT[event]}", text):
+            write_state(_SENT / f"{audit}.json", sent)
     except Exception as error:
         told = f"nobody was notified that {audit}: {event} ({_why(error)})"
         logging.getLogger(__name__).warning(told)
 
 
-def _notify(subject: str, text: str) -> None:
+def forget(audit: str) -> None:
+    """Note that all is well with an audit: should it end as before once more, that is told again."""
+    (_SENT / f"{audit}.json").unlink(missing_ok=True)
+
+
+def _notify(subject: str, text: str) -> bool:
+    """Send it; return whether there was anybody to send it to."""
     from flows.server import configured_api, talking_to
 
     url = configured_api()
     if url is None:  # then there is no block either, and asking would start a server
-        return
+        return False
     with talking_to(url):
-        slug = _read(_pool())
-        if slug is not None:
-            _load(slug).notify(text, subject=subject)
+        if (slug := _read(_pool())) is None:
+            return False
+        block = _load(slug)
+        with block.raise_on_failure():
+            block.notify(text, subject=subject)
+    return True
 
 
 def set_url(kind: Kind, url: str) -> str:

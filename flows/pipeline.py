@@ -16,21 +16,23 @@ from stages.code import RECORD, STAGE, installed, read_pipeline, read_record
 from stages.environment import WORK
 from stages.errors import UsageError
 from stages.files import locked, replace_file
+from stages.git import git
 from stages.params import DATA, load_params
 
 DVC_YAML, PARAMS = Path("dvc.yaml"), Path("params.yaml")
+PLOTS = Path(__file__).parent / "plots"  # how DVC draws, and the page it draws on
 HEADER = """\
-# Written by `faded`, which writes it anew where another version of it is installed: change nothing here.
+# Written by `faded`, which rewrites it when another version of it is installed: do not edit it.
 # What is audited is in params.yaml; which code the stages run, and in how many shares they search, is in faded.json.
 """
-# Of an audit's folder: DVC keeps the bytes of outputs, git keeps dvc.lock, metrics and decisions.
+# Of an audit's folder: DVC keeps the bytes of outputs, git keeps dvc.lock, headlines and decisions.
 _GIT_IGNORES = """\
 /*/*
 !/inputs/*
 !/decisions/*
 !/shards/.gitignore
 /decisions/.*.partial
-!/*/metrics.json
+!/*/headline.json
 """
 # A decision that is being written, and what keeps the folder of shards in git: no stage depends on either.
 _DVC_IGNORES = """\
@@ -65,7 +67,7 @@ def is_own(folder: Path = Path()) -> bool:
 
 
 def outdated(folder: Path = Path()) -> bool:
-    """Whether faded.json, or the dvc.yaml of a workspace of one's own, is not that of the installed package."""
+    """Whether faded.json, or in a workspace of one's own dvc.yaml or what goes with it, is of another version."""
     return bool(_wanted(folder))
 
 
@@ -85,7 +87,9 @@ def make_folders(folder: Path = Path()) -> list[str]:
 
 
 def bring_up_to_date(folder: Path = Path()) -> list[str]:
-    """Write faded.json and dvc.yaml anew where they are outdated, and make folders; the workspace has to be held.
+    """Write what is outdated anew, and make folders; the workspace has to be held.
+
+    That is faded.json, and in a workspace of one's own dvc.yaml and its templates.
 
     Returns:
         What changed, in a line or two for people; nothing if nothing did.
@@ -94,11 +98,11 @@ def bring_up_to_date(folder: Path = Path()) -> list[str]:
     wanted = _wanted(folder)
     if not wanted:
         return made
-    before = read_record(folder)
+    before, released = read_record(folder), _released(folder)
     # faded.json last: until it is written stages refuse to run, whatever dvc.yaml says already.
     for path, text in wanted.items():
         replace_file(path, text)
-    return [*made, _told(before, read_record(folder), [path.relative_to(folder) for path in wanted])]
+    return [*made, *released, _told(before, read_record(folder), [path.relative_to(folder) for path in wanted])]
 
 
 def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> dict[Path, str]:
@@ -119,6 +123,19 @@ def folders_of(folder: Path, name: str, *, repair: bool, own: bool = True) -> di
     keeps = ["inputs", *(["decisions"] if repair else [])]
     files |= {home / kind / ".gitkeep": "" for kind in keeps if not (home / kind).is_dir()}
     return {path: text for path, text in files.items() if not path.exists()}
+
+
+def dvc_root(workspace: Path = Path()) -> Path:
+    """The folder of .dvc: the workspace, or one above it in a repository that has pipelines of its own."""
+    here = workspace.resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+def plot_templates(folder: Path) -> dict[Path, str]:
+    """Files by which DVC draws the plots of dvc.yaml, and their texts; none where .dvc lies in a folder above."""
+    there = folder / ".dvc" / PLOTS.name
+    sources = sorted(PLOTS.glob("*.json")) if there.parent.is_dir() else []
+    return {there / path.name: path.read_text(encoding="utf-8") for path in sources}
 
 
 def record(folder: Path, *, own: bool) -> str:
@@ -152,7 +169,7 @@ def text_of(path: Path) -> str:
     """The text of a file, "" if it is missing; whatever it holds, `put` gives the same bytes back.
 
     Raises:
-        UsageError: when it is no file, or may not be read.
+        UsageError: when it is not a file, or may not be read.
     """
     try:
         return path.read_bytes().decode("utf-8", "surrogateescape")
@@ -167,9 +184,26 @@ def _wanted(folder: Path) -> dict[Path, str]:
     own = is_own(folder)
     if not _is_workspace(folder):
         return {}
-    files = {folder / DVC_YAML: pipeline()} if own else {}
+    files = {**plot_templates(folder), folder / DVC_YAML: pipeline()} if own else {}
     files[folder / RECORD] = record(folder, own=own)
     return {path: text for path, text in files.items() if text_of(path) != text or not path.exists()}
+
+
+def _released(folder: Path) -> list[str]:
+    """Have DVC keep what earlier versions had git keep, which DVC refuses otherwise; what was done, for people."""
+    tracked = (
+        (git("ls-files", "--", f"{DATA}/*/*/metrics.json", folder=folder) or "").splitlines() if is_own(folder) else []
+    )
+    if not tracked:
+        return []
+    for path in (folder / DATA).glob("*/.gitignore"):
+        if "!/*/metrics.json\n" in (text := text_of(path)):
+            replace_file(path, text.replace("!/*/metrics.json\n", "!/*/headline.json\n", 1))
+    # Last: while git has them, whoever goes on after a kill does all of it.
+    git("rm", "--cached", "--quiet", "--", *tracked, folder=folder)
+    return [
+        "faded took data/*/*/metrics.json out of git's index, as DVC keeps these now: commit that, and headline.json"
+    ]
 
 
 def _is_workspace(folder: Path) -> bool:
@@ -202,7 +236,7 @@ def _told(before: Mapping[str, Any], now: Mapping[str, Any], written: Iterable[P
         if was.get(name) != are.get(name):
             parts.append(f"plugin {name}: {was.get(name, 'none')} -> {are.get(name, 'none')}")
     if "shards" in before and before["shards"] != now.get("shards"):
-        parts.append("a search is divided otherwise")
+        parts.append("a search is divided differently")
     return "; ".join(parts) or _wrote(written)
 
 

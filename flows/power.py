@@ -100,7 +100,7 @@ def _too_few(measure: str, gate: Gate | None, power: Power) -> list[str]:
             return []
         enough = f"about {_about(power.items_for(0, -most))} items would" if most else "no number of items would"
         return [
-            f"{told} is likely to fail unless failures drop there, too: {power.items:,} test items do not rule out a"
+            f"{told} is likely to fail unless failures drop there too: {power.items:,} test items do not rule out a"
             f" rise by {_points(rise)}, {enough}"
         ]
     if power.rate <= -most:

@@ -104,6 +104,36 @@ def write_ratings(name: str, learnt: Learnt, console: Console) -> None:
     console.print(said, highlight=False, soft_wrap=True)
 
 
+def write_labels(params: Params, name: str, target: Target, path: Path, console: Console) -> None:
+    """Write every score as the label of an answer, one JSON object a line, for a judge to be calibrated on.
+
+    On whichever scale: what people thought of an answer does not depend on how it was measured.
+
+    Raises:
+        UsageError: when nothing was rated, or a decision cannot be read.
+    """
+    from stages.decisions import counting, listed_keys, read_chain
+
+    config, (key, default) = params.audit(name).ratings, BOUNDS[target]
+    bound = (getattr(config, key) if config is not None else None) or default
+    lines = []
+    for kept in counting(read_chain(name), listed_keys(params, name), name):
+        for example in kept.decision.examples:
+            score = example.rating if target == "quality" else example.bias
+            if score is not None:
+                acceptable = score >= bound if target == "quality" else score <= bound
+                label = {"item": example.item, "answer": example.output, "acceptable": acceptable}
+                lines.append(json.dumps(label | {"by": kept.decision.reviewer}, ensure_ascii=False) + "\n")
+    if not lines:
+        raise UsageError(
+            f"nobody has rated the {target} of examples of {name} yet: `faded review {name}` asks for that"
+        )
+    replace_file(path, "".join(lines))
+    side = "more" if target == "quality" else "less"
+    said = f"{len(lines)} labels written to {path}; acceptable is a rating of {bound:g} or {side}"
+    console.print(said, highlight=False, soft_wrap=True)
+
+
 def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | None) -> Learnt:
     from stages.ratings.evidence import gather
     from stages.ratings.fit import fit, too_few
@@ -113,7 +143,7 @@ def _learn(params: Params, name: str, target: Target, control: pd.DataFrame | No
         _check_modes(name)
         left = f"; {evidence.of_another_scale} were of another scale" if evidence.of_another_scale else ""
         raise UsageError(
-            f"nobody has rated the {target} of examples of {name} yet{left}: `faded review {name}` asks for that"
+            f"nobody has rated the {target} of examples of {name} yet{left}: do so with `faded review {name}`"
         )
     key, default = BOUNDS[target]
     config = params.audit(name).ratings
@@ -193,7 +223,7 @@ def _show_evidence(name: str, learnt: Learnt, console: Console) -> None:
     if evidence.of_another_scale:
         console.print(
             f"{evidence.of_another_scale} more are of another scale (task, discrepancy or prepare have changed since)"
-            " and do not count",
+            " and are ignored",
             highlight=False,
         )
     agreed = agreement([kept.decision for kept in evidence.decisions])
@@ -248,7 +278,7 @@ def _unfounded(control: pd.DataFrame, ratings: Ratings, threshold: float) -> str
     if share <= MOST_UNFOUNDED:
         return ""
     return (
-        f"of the uniform probes {share:.0%} have a discrepancy outside of what was rated ({ratings.x[0]:.2f} to"
+        f"of the uniform probes {share:.0%} have a discrepancy outside the rated range ({ratings.x[0]:.2f} to"
         f" {ratings.x[-1]:.2f}), and nothing rated says whether they fail; rate passing examples too, or others"
     )
 

@@ -151,7 +151,7 @@ def choose(
     if undecided:
         raise UsageError(f"{', '.join(undecided)}: nothing was chosen; expected repair, accept or ignore")
     if silent:
-        raise UsageError(f"{', '.join(silent)}: to be repaired or accepted, but no reason was given; expected one")
+        raise UsageError(f"{', '.join(silent)}: a reason is required to repair or accept it, found none")
     words = {name: ModeDecision(id=name, action="repair", reason=why.strip()) for name, why in repair.items()}
     words |= {name: ModeDecision(id=name, action="accept", reason=why.strip()) for name, why in accept.items()}
     return [words.get(mode.id, ModeDecision(id=mode.id, action="ignore")) for mode in modes]

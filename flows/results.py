@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +23,11 @@ REFERENCE = Path("benchmarks/timings.json")  # of the default audits, written by
 
 
 class Took(BaseModel):
-    """How long a stage took when it last ran, and when that was."""
+    """How long a stage took when it last ran, when that was, and how much there was to do (probes, or training)."""
 
     seconds: float
     when: str = ""
+    work: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,12 @@ def gate_word(passed: bool | None) -> str:
 
 def read_timings(path: Path = TIMINGS) -> dict[str, float]:
     """Seconds each stage took when it last ran in this workspace, or on the machine of the benchmarks."""
-    kept = _read_reference() if path == REFERENCE else read_state(path, dict[str, Took])
-    return {stage: took.seconds for stage, took in (kept or {}).items()}
+    return {stage: took.seconds for stage, took in read_took(path).items()}
+
+
+def read_took(path: Path = TIMINGS) -> dict[str, Took]:
+    """The same, with what else is known of it."""
+    return (_read_reference() if path == REFERENCE else read_state(path, dict[str, Took])) or {}
 
 
 def _read_reference() -> dict[str, Took] | None:
@@ -107,8 +112,17 @@ def _read_reference() -> dict[str, Took] | None:
         return None
 
 
-def record_timings(results: Iterable[StageResult]) -> None:
-    """Remember how long the stages that ran took."""
-    when = time.strftime("%Y-%m-%dT%H:%M:%S")
-    ran = {r.stage: Took(seconds=round(r.seconds, 2), when=when) for r in results if r.outcome == "ran"}
+def record_timings(results: Iterable[StageResult], work: Mapping[str, float] | None = None) -> None:
+    """Remember how long the stages that ran took.
+
+    Args:
+        results: how they ended.
+        work: how much there was to do, as `flows.estimate.work_of` has it, by stage.
+    """
+    when, known = time.strftime("%Y-%m-%dT%H:%M:%S"), work or {}
+    ran = {
+        r.stage: Took(seconds=round(r.seconds, 2), when=when, work=known.get(r.stage))
+        for r in results
+        if r.outcome == "ran"
+    }
     write_state(TIMINGS, (read_state(TIMINGS, dict[str, Took]) or {}) | ran)

@@ -86,14 +86,22 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
     started = time.monotonic()
     prefect_api = start_prefect_api()
     # While the server starts:
+    from prefect import tags
+
     from flows.audit import ALREADY_READ, STAGE_LOG, AuditFailed, audit
+    from flows.labels import FROM_TERMINAL
     from flows.processes import stopping_on_signals
 
     check_stages(params, audits, chosen(params, runner))
 
     known = ALREADY_READ.set((params, graph))
     failure: FadedError | None = None
-    with prefect_api(), _display(STAGE_LOG, len(graph.to_do(audits)), console), stopping_on_signals():
+    with (
+        prefect_api(),
+        _display(STAGE_LOG, len(graph.to_do(audits)), console),
+        stopping_on_signals(),
+        tags("faded", *audits, FROM_TERMINAL),
+    ):
         try:
             results = cast("list[StageResult]", audit(audits=audits, runner=runner))
         except AuditFailed as error:
@@ -106,9 +114,9 @@ def _run_flow(params: Params, graph: Graph, audits: list[str], runner: str | Non
     code = _conclude(params, [audit for audit in audits if finished(audit, results)], console)
     for told in dict.fromkeys(r.message for r in results if r.outcome == "waiting"):
         _show_waiting(told, console)
-    if failure is not None:
+    if failure is not None and any(r.outcome == "failed" for r in results):
         raise failure
-    return code
+    return code  # of a gate that failed, whose verdict was printed
 
 
 def _show_waiting(told: str, console: Console) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import IO, Literal
 
 from pydantic import BaseModel
@@ -27,8 +29,10 @@ _REFUSED = re.compile(r"missing data 'source'|are missing from '.*'|ERROR: depen
 _DVC = re.compile(
     r"^(Running stage '|> exec python (?:-P )?-m |Stage '|'.*didn't change|Updating lock file|Generating lock file|"
     r"To track the changes|To enable auto staging|\s+git add |\s+dvc config|Use `dvc push`|"
-    r"Data and pipelines are up to date|\s*$)"
+    r"Data and pipelines are up to date|WARNING: '.*' is empty\.|\s*$)"
 )
+
+_LEVELS = {"ERROR: ": logging.ERROR, "error: ": logging.ERROR, "WARNING: ": logging.WARNING}
 
 
 class StageResult(BaseModel):
@@ -52,13 +56,16 @@ class StageResult(BaseModel):
     made: Made | None = None
 
 
-def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, str] | None = None) -> StageResult:
+def run_stage(
+    stage: str, say: Callable[[str], None], extra_env: Mapping[str, str] | None = None, project: Path = Path()
+) -> StageResult:
     """Let DVC bring one stage up to date.
 
     Args:
         stage: its name in dvc.yaml, or FILE:NAME in another pipeline.
         say: called with each line the stage prints.
         extra_env: what the task runner adds to its environment.
+        project: the folder with dvc.yaml.
 
     Raises:
         UsageError: when the stage says that its input is bad (exit code 2): running it again would not help.
@@ -73,7 +80,7 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
     path = LOGS / f"{name}.log"
     env = {**stage_environment(), **(extra_env or {})}
     # --wait-for-lock: stages that run side by side commit one after the other instead of giving up.
-    command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    command = ["dvc", "--cd", str(project), "--wait-for-lock", "repro", "--single-item", stage]
     with _undisturbed(stage), path.open("w", encoding="utf-8") as log, child(name, command, env) as process:
         assert process.stdout is not None
         lines = _stream(process.stdout, log, say)
@@ -96,6 +103,11 @@ def run_stage(stage: str, say: Callable[[str], None], extra_env: Mapping[str, st
         raise UnavailableError(f"{stage} needs something that does not respond, full log in {path}:\n{told}")
     how = f"stage exited with {stage_code}" if stage_code is not None else f"DVC exited with {code}"
     raise InfrastructureError(f"{stage} failed ({how}), full log in {path}:\n{told}")
+
+
+def level_of(line: str) -> int:
+    """How serious a line is by its first word, which DVC and our own stages write."""
+    return next((level for word, level in _LEVELS.items() if line.startswith(word)), logging.INFO)
 
 
 def child_name(stage: str) -> str:

@@ -6,18 +6,19 @@ The file is the one source of truth: `faded schedule` edits it, `faded serve` an
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import HttpUrl, TypeAdapter, ValidationError
 
 from stages.errors import UsageError
 from stages.files import replace_file
 from stages.params import Params
-
-if TYPE_CHECKING:
-    pass
 
 FILE = Path("prefect.yaml")
 EXAMPLE = '"0 3 * * 1" is Mondays at 3:00, "0 3 * * *" every night, "0 */6 * * *" every six hours'
@@ -130,6 +131,27 @@ def read_entries() -> list[Entry]:
 def work_pool(entries: Sequence[Entry]) -> str:
     """The work pool of the workspace."""
     return entries[0].pool if entries else "faded"
+
+
+def public_url() -> str | None:
+    """Where people reach the review pages from other machines: `public_url` of the file, None if it has none.
+
+    Raises:
+        UsageError: when it is not the address of a host, with a port or without.
+    """
+    given = _read().get("public_url")
+    if given is None:
+        return None
+    with contextlib.suppress(ValidationError):
+        url = TypeAdapter(HttpUrl).validate_python(given)
+        more = (url.username, url.password, url.query, url.fragment)
+        if not (url.path or "").strip("/") and all(part is None for part in more):
+            return str(url).rstrip("/")
+    found = re.sub("//.*@", "//...@", repr(given))  # a password is not repeated
+    raise UsageError(
+        f"{FILE}: public_url: expected an address like https://audits.example.org, without user, path, query or"
+        f" fragment, found {found:.80}"
+    )
 
 
 def add_missing(params: Params) -> list[str]:

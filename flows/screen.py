@@ -32,7 +32,7 @@ from stages.files import content_hash, probe_seconds, read_json, read_state, scr
 from stages.ledger import Ledger
 from stages.params import AuditConfig, Params, load_params, validation_lines
 from stages.progress import progress
-from stages.provenance import run_key
+from stages.provenance import prepared_files, run_key
 from stages.ratings import rated
 from stages.records import audit_folder
 from stages.screening import Screening, ScreenSettings
@@ -176,7 +176,7 @@ def _screen(
         f"{_time(name, audit, settings.probes)}",
         highlight=False,
     )
-    inputs = [*(prepared / part for part in ("model", "items.parquet", "fingerprint.json")), _CODE]
+    inputs = [*prepared_files(prepared), _CODE]
     with ExitStack() as stack:
         folder = stack.enter_context(
             scratch(name, "screen", run_key(audit, inputs, code_of(audit, "discover"), settings.model_dump()))

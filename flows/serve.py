@@ -19,13 +19,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from flows.credential import client_environment
 from flows.deploy import apply
 from flows.overview import named, overview, show_schedules, troubles
 from flows.processes import child, end_leftovers
-from flows.schedule import Entry, read_entries, work_pool
+from flows.schedule import Entry, public_url, read_entries, work_pool
 from flows.server import HOME, OwnServer, answers, ui_url
 from flows.workspace import LOGS, stage_environment
 from stages.environment import WORK
@@ -37,6 +38,7 @@ from stages.params import Params, load_params
 RECORDS = WORK / "serve"
 LOCK = WORK / "serve.lock"
 _PORT = HOME / "port"  # of our own server: where it was forwarded to, and PREFECT_API_URL, stay good
+_REVIEW_PORT = WORK / "review-port"  # likewise, of the review pages
 _UI_PORT = 4200  # Prefect's own
 _STEP = 1.0  # seconds between looks at the children
 _LOOK = 30.0  # seconds between looks at what waits for a decision, and at runs that do not go as they should
@@ -64,13 +66,14 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
             console.print(f"ended {name}, left over by a `faded serve` that was killed", highlight=False)
         with console.status("starting the Prefect server ..."):
             api, server = _api(life, port)
+        # Before anything is started that would have to be interrupted, should their port be taken.
+        pages = _review_pages(life, list(params.audits)) if review else None
         entries = read_entries()
         with console.status(f"applying prefect.yaml to {api} ..."):
             told = [*apply(entries), *go_on_with_interrupted(work_pool(entries))]
         worker = Kept("worker", lambda: _worker(work_pool(entries), api))
         life.callback(worker.end)
         worker.start()
-        pages = life.enter_context(_review_pages(list(params.audits))) if review else None
         _show(params, console, api, server is not None, pages, entries, told)
         told_once = _Told(console)
         with contextlib.suppress(KeyboardInterrupt):
@@ -206,7 +209,10 @@ def _api(life: ExitStack, port: int | None) -> tuple[str, Kept | None]:
     server = Kept("Prefect server", own.served)
     life.callback(server.end)
     server.start()
-    replace_file(_PORT, str(own.port))
+    if port is not None:
+        replace_file(_PORT, str(port))
+    else:
+        _keep_port(_PORT, own.port)
     life.enter_context(own.clients())
     return own.api, server
 
@@ -218,15 +224,31 @@ def _own_server(port: int | None) -> OwnServer:
         except OSError as error:
             raise UsageError(f"--port {port} cannot be used: {os.strerror(error.errno or 0)}") from None
     try:
-        return OwnServer("served_app", _last_port(), RECORDS)
-    except (OSError, OverflowError):
+        return OwnServer("served_app", _last_port(_PORT, _UI_PORT), RECORDS)
+    except OSError:
         return OwnServer("served_app", 0, RECORDS)
 
 
-def _last_port() -> int:
+def _last_port(kept: Path, first: int) -> int:
     with contextlib.suppress(OSError, ValueError):
-        return int(_PORT.read_text())
-    return _UI_PORT
+        if 0 < (port := int(kept.read_text())) < 2**16:
+            return port
+    return first
+
+
+def _keep_port(kept: Path, port: int) -> None:
+    """Keep a port for the next time, but not in place of one that was taken: links that were sent name that."""
+    if _last_port(kept, port) == port:
+        replace_file(kept, str(port))
+
+
+def _holder(port: int) -> str:
+    """The program that has a port; those of other users are not shown to everybody."""
+    with contextlib.suppress(psutil.Error):
+        for found in psutil.net_connections("tcp"):
+            if found.status == psutil.CONN_LISTEN and found.laddr.port == port and found.pid is not None:
+                return f"{psutil.Process(found.pid).name()} (process {found.pid})"
+    return "another program"
 
 
 def _worker_name() -> str:
@@ -249,12 +271,26 @@ def _worker(pool: str, api: str) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-@contextlib.contextmanager
-def _review_pages(audits: list[str]) -> Iterator[str]:
-    from flows.review.server import serve_review
+def _review_pages(life: ExitStack, audits: list[str]) -> str:
+    """Serve them at the port they had last, if that is free: so links that were sent lead somewhere.
 
-    with serve_review(audits) as server:
-        yield server.url
+    Raises:
+        UsageError: when it is taken, and a proxy leads there.
+    """
+    from flows.review.server import PORT, serve_review
+
+    public, last = public_url(), _last_port(_REVIEW_PORT, PORT)
+    try:
+        server = life.enter_context(serve_review(audits, port=last, public=public, prepared=False))
+    except UsageError:
+        if public is not None:
+            raise UsageError(
+                f"the proxy of {public} (public_url in prefect.yaml) leads to port {last}, which {_holder(last)} holds:"
+                f" free it, or write another one into {_REVIEW_PORT} and have the proxy lead there"
+            ) from None
+        server = life.enter_context(serve_review(audits, public=public, prepared=False))
+    _keep_port(_REVIEW_PORT, int(server.url.rpartition(":")[2]))
+    return public or server.url
 
 
 def _show(

@@ -1,6 +1,7 @@
 """Results of several audits, or of several revisions, side by side: what their searches found, rates, what differs.
 
-Unlike runs are shown, too, with what differs: failures against probes say how a search did on its own grid.
+Unlike runs are shown, too, with what differs: failures against probes say how a search did on its own grid. Those that
+share a grid and were asked the same are paired on that.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.compare import ALIKE, PACKAGES, TOLD, WORKSPACE, Run, effects, grid_of, made, read_run
 from stages.environment import WORK
@@ -16,6 +18,9 @@ from stages.errors import UsageError
 from stages.git import git
 from stages.intervals import NO_RATE, Rate
 from stages.records.search import Search
+
+if TYPE_CHECKING:
+    from stages.landscape.head_to_head import HeadToHead
 
 PAGE = WORK / "compare.html"
 Value = int | str | None  # None where a result has none
@@ -31,6 +36,7 @@ class SideBySide:
         found: what their searches found.
         rates: with intervals; NaN throughout where there is none.
         differs: what the results were made with, as far as it differs.
+        paired: the models on their common probes; None where grids differ or there are none.
         notes: what to bear in mind.
     """
 
@@ -38,6 +44,7 @@ class SideBySide:
     found: list[Row]
     rates: list[tuple[str, list[Rate]]]
     differs: list[Row]
+    paired: HeadToHead | None
     notes: list[str]
 
 
@@ -79,7 +86,8 @@ def put_side_by_side(results: Sequence[tuple[str, str]]) -> SideBySide:
         return revision if len(audits) == 1 else audit if len(revisions) == 1 else f"{audit} in {revision}"
 
     runs = {name(*pair): read_run(*pair) for pair in results}
-    return SideBySide(runs, _found(runs), _rates(runs), _differs(runs), _notes(runs))
+    paired = _paired(runs)
+    return SideBySide(runs, _found(runs), _rates(runs), _differs(runs), paired, _notes(runs, paired))
 
 
 def write_page(out: Path, shown: SideBySide) -> None:
@@ -92,8 +100,39 @@ def write_page(out: Path, shown: SideBySide) -> None:
         found=shown.found,
         rates=shown.rates,
         differs=shown.differs,
+        paired=shown.paired,
         notes=shown.notes,
     )
+
+
+def _paired(runs: dict[str, Run]) -> HeadToHead | None:
+    """The models on the probes that all of their controls asked; agents look where they expect failures."""
+    from stages.landscape.head_to_head import head_to_head
+
+    if _unlike(runs):
+        return None
+    return head_to_head(
+        {name: run.probes[run.probes["role"] == "control"] for name, run in runs.items()},
+        next(iter(runs.values())).landscape.space,
+        {name: run.landscape.modes for name, run in runs.items()},
+        {name: run.attributes for name, run in runs.items()},
+    )
+
+
+def _unlike(runs: dict[str, Run]) -> list[str]:
+    """Why models cannot be paired: what differs of what a probe is and when it fails."""
+
+    def of(run: Run) -> dict[str, object]:
+        ratings = run.landscape.ratings
+        return {
+            "grids": grid_of(run),
+            "thresholds": run.landscape.threshold,
+            "ratings": ratings.bound.to_json() if ratings else None,
+            "seeds": run.provenance.seed,
+        }
+
+    found = [of(run) for run in runs.values()]
+    return [name for name in found[0] if len({json.dumps(one[name]) for one in found}) > 1]
 
 
 def _found(runs: dict[str, Run]) -> list[Row]:
@@ -165,7 +204,7 @@ def _settings(run: Run) -> dict[str, Value]:
     }
 
 
-def _notes(runs: dict[str, Run]) -> list[str]:
+def _notes(runs: dict[str, Run], paired: HeadToHead | None) -> list[str]:
     """What to bear in mind when reading the table and the curves."""
     budgets = _budgets(runs)
     notes = [
@@ -174,11 +213,16 @@ def _notes(runs: dict[str, Run]) -> list[str]:
         else f"budgets differ, from {min(budgets):,} to {max(budgets):,} unique probes: compare failures at the same"
         " number of probes"
     ]
-    if len({json.dumps(grid_of(run)) for run in runs.values()}) > 1:
+    if "grids" in (unlike := _unlike(runs)):
         notes.append(
-            "grids differ: failures and rates belong to the grid of each, so they say how productive a search was"
-            " there, not which model fails more"
+            "grids differ: failures and rates belong to the grid of each, so they compare the searches, not the models"
         )
+    elif unlike:
+        notes.append(f"{' and '.join(unlike)} differ, so that probes are not the same: models are not paired")
+    elif paired is None:
+        notes.append("the controls have no probes in common, because items differ: models are not paired")
+    elif len({made(run.provenance, "data") for run in runs.values()}) > 1:
+        notes.append("items are paired by their ids: the files of items differ, and so may what the ids stand for")
     if alone := [name for name, run in runs.items() if run.landscape.search.agent is None]:
         notes.append(f"no agent in {', '.join(alone)}: the budget covers the whole grid")
     return notes

@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 
 from flows.estimate import duration
-from flows.heal import heal
+from flows.heal import heal, heal_project
 from flows.processes import stopping_on_signals
 from flows.results import read_timings, record_timings
 from flows.run_stage import run_stage
@@ -29,7 +29,7 @@ def run_study(explorers: Sequence[str], console: Console) -> None:
         console: where progress is told.
 
     Raises:
-        UsageError: when this is no clone of Faded's repository, or there is no explorer of that name in the study.
+        UsageError: when this is not a clone of Faded's repository, or there is no explorer of that name in the study.
     """
     stages = _stages(explorers)
     timings = read_timings()
@@ -38,18 +38,17 @@ def run_study(explorers: Sequence[str], console: Console) -> None:
     more = f"; {len(stages) - len(known)} never ran here" if known and len(known) < len(stages) else ""
     console.print(f"{len(stages)} stage(s), {cost}{more}; what is not stale is left alone", highlight=False)
     with exclusive(), stopping_on_signals():
-        for line in heal():
+        for line in [*heal(), *heal_project(STUDY)]:
             console.print(f"healed: {line}", highlight=False)
         for stage in stages:
-            result = run_stage(stage, lambda line: console.print(line, markup=False, highlight=False))
+            result = run_stage(stage, lambda line: console.print(line, markup=False, highlight=False), project=STUDY)
             record_timings([result])
-            name = stage.partition(":")[2]
-            console.print(f"{name}: {result.outcome}, {duration(result.seconds)}", highlight=False)
+            console.print(f"{stage}: {result.outcome}, {duration(result.seconds)}", highlight=False)
     console.print(f"table and figure: {Path('docs/study.md').resolve()}", soft_wrap=True, highlight=False)
 
 
 def _stages(explorers: Sequence[str]) -> list[str]:
-    """The stages to bring up to date, in order, as DVC names them from here."""
+    """The stages to bring up to date, in order."""
     try:
         params: dict[str, Any] = yaml.safe_load((STUDY / "params.yaml").read_text())
     except FileNotFoundError:
@@ -59,9 +58,8 @@ def _stages(explorers: Sequence[str]) -> list[str]:
     if unknown:
         raise UsageError(f"no explorer {', '.join(unknown)} in {STUDY / 'params.yaml'}, found: {', '.join(there)}")
     truths = [name for name in params["study"]["landscapes"] if name in params["truths"]]
-    names = [
+    return [
         *(f"truth@{name}" for name in truths),
         *(f"explorer@{name}" for name in explorers or there),
         "report",
     ]
-    return [f"{STUDY / 'dvc.yaml'}:{name}" for name in names]

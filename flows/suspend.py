@@ -7,35 +7,42 @@ A decision that came in another way is found in its file, and the form is not lo
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
+from prefect import flow_runs
 from prefect.exceptions import Pause
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
+from prefect.states import Suspended
 from pydantic import Field, ValidationError, create_model
 
 from flows.approval import expire
+from flows.artifacts import code, prose, publish, publish_modes
 from flows.request import choose, close_request, how_to_decide, open_request, read_modes
 from flows.waiting import actions, deployed_run, end_wait, pause_key, why_field
-from stages.decisions import Decision, ModeDecision, Standing, listed_keys, record_decision, standing
+from stages.decisions import Decision, ModeDecision, Recorded, Standing, listed_keys, record_decision, standing
 from stages.decisions.names import clean_name, same_person
 from stages.errors import UsageError
 from stages.params import Params
 from stages.records import ModeRecord
 
+_REJECT = "Reject ends the audit here: no repair is made."
 Choice = Literal["undecided", "repair", "accept", "ignore"]
 
 
 class DecisionForm(RunInput):
     """What Prefect's page asks for; that of a landscape has two more fields for each failure mode, see `make_form`."""
 
-    decision: Literal["approve", "reject"] = Field(description="Reject ends the audit here: no repair is made.")
+    decision: Literal["approve", "reject"] = Field(description=_REJECT)
     reviewer: str = Field(min_length=1, pattern=r"\S", description="Your name, as it should be recorded.")
     reason: str = Field("", description="Why, in a sentence.")
 
@@ -70,25 +77,54 @@ def ask(params: Params, audit: str) -> None:
                 word = "approved" if decision.approve else "rejected"
                 logger.info("%s %s landscape %s (%s)", decision.reviewer, word, decision.landscape, decision.via)
             close_request(audit)
+            if run.empirical_policy.pause_keys:  # this run asked, and its page is not to ask any more
+                publish(audit, "decision", "Decided", partial(_said, now.decisions))
             return
         request = open_request(params, audit, (str(run.id), get_current_settings().api.url or ""))
-        form = make_form(audit, now, read_modes(audit), problem)
+        modes = read_modes(audit)
+        form = make_form(audit, now, modes, problem)
         this = pause_key(audit, now.landscape, attempt)
         # Before, because the process may be killed at any moment: rather told twice than never.
         if this not in (run.empirical_policy.pause_keys or ()):
-            _tell(audit)
+            publish_modes(audit)
+            publish(audit, "decision", "Your decision is needed", partial(describe, audit, now, modes, problem))
+            logger.warning(how_to_answer(audit))
+            _tell(audit, this)
         try:
-            answer = suspend_flow_run(wait_for_input=form, timeout=request.seconds_left, key=this)
+            with _saying(how_to_answer(audit)):
+                answer = suspend_flow_run(wait_for_input=form, timeout=request.seconds_left, key=this)
         except Pause:
             if (now := standing(params, audit)).complete:  # decided before there was a suspended run to wake
                 end_wait(audit, now, request.runs)
             raise
         except ValidationError as error:
-            problem = f"the form was not filled in as asked: {' '.join(str(error).split())}"
+            problem = f"the form was not filled in correctly: {' '.join(str(error).split())}"
         else:
             problem = _take(params, audit, answer, now)
         if problem is not None:
             logger.warning("%s, so %s is asked about again", problem, audit)
+
+
+def _said(decisions: Sequence[Recorded]) -> str:
+    lines = []
+    for decision in decisions:
+        word, why = "approved" if decision.approve else "rejected", decision.reason
+        lines.append(f"- {code(decision.reviewer)} {word} it ({decision.via})" + (f": {code(why)}" if why else ""))
+    return "\n".join(lines)
+
+
+def how_to_answer(audit: str) -> str:
+    """What the page of a suspended run says beside its state."""
+    url = _review_url(audit)
+    there = f", {url}," if url is not None else ""
+    return f"{how_to_decide(audit)}{there} or the form behind Resume"
+
+
+@contextlib.contextmanager
+def _saying(message: str) -> Iterator[None]:
+    """Let the state of a run that is suspended say why, for which Prefect's function has no argument."""
+    with patch.object(flow_runs, "Suspended", partial(Suspended, message=message)):
+        yield
 
 
 def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: str | None = None) -> type[DecisionForm]:
@@ -100,10 +136,15 @@ def make_form(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: s
         modes: of the landscape.
         problem: why the last answer was not taken.
     """
-    fields: dict[str, Any] = {}  # what pydantic makes a field of
+    # Prefect's page hides the text above a form that is longer than the window: what has to be read stands with fields.
+    url = _review_url(audit)
+    asked = how_to_decide(audit) + (f" or {url}" if url is not None else "")
+    once_more = f" The last answer was not accepted: {prose(problem)}." if problem is not None else ""
+    what = f"{asked}.{once_more} {_REJECT}"
+    fields: dict[str, Any] = {"decision": (Literal["approve", "reject"], Field(description=what))}
     for mode in modes:
         name = mode.id
-        fields[name] = (Choice, Field("undecided", title=name, description=mode.text))
+        fields[name] = (Choice, Field("undecided", title=name, description=f"{code(mode.text)}, {_fails(mode)}"))
         fields[why_field(name)] = (str, Field("", title=f"{name}: why", description="To repair or accept a mode."))
     form = create_model("DecisionForm", __base__=DecisionForm, **fields)
     return form.with_initial_data(description=describe(audit, now, modes, problem))
@@ -116,17 +157,20 @@ def describe(audit: str, now: Standing, modes: Sequence[ModeRecord], problem: st
         lines.append(f"The failure modes with examples: [review page]({url})")
     lines.append("\n".join(_mode_line(mode) for mode in modes) or "No failure mode was found.")
     if now.needed > 1:
-        so_far = ", ".join(decision.reviewer for decision in now.decisions) or "nobody yet"
+        so_far = ", ".join(code(decision.reviewer) for decision in now.decisions) or "nobody yet"
         lines.append(f"{now.needed} reviewers are needed, approved so far: {so_far}")
-    lines += [f"**Does not count:** {why}" for why in now.problems]
+    lines += [f"**Not valid:** {prose(why)}" for why in now.problems]
     if problem is not None:
-        lines.append(f"**The last answer was not accepted:** {problem}")
+        lines.append(f"**The last answer was not accepted:** {prose(problem)}")
     return "\n\n".join([*lines, f"Landscape {now.landscape}"])
 
 
 def _mode_line(mode: ModeRecord) -> str:
-    fails = f"fails in {mode.rate:.0%} ({mode.low:.0%} to {mode.high:.0%})"
-    return f"- {mode.id}: `{mode.text.replace('`', chr(39))}`, {fails}"
+    return f"- {mode.id}: {code(mode.text)}, {_fails(mode)}"
+
+
+def _fails(mode: ModeRecord) -> str:
+    return f"fails in {mode.rate:.0%} ({mode.low:.0%} to {mode.high:.0%})"
 
 
 def _review_url(audit: str) -> str | None:
@@ -135,11 +179,11 @@ def _review_url(audit: str) -> str | None:
     return review_url(audit)
 
 
-def _tell(audit: str) -> None:
+def _tell(audit: str, asked: str) -> None:
     from flows.notify import notify
 
     url = _review_url(audit)
-    notify("needs decision", audit, how_to_decide(audit) + (f" or {url}" if url else ""))
+    notify("needs decision", audit, how_to_decide(audit) + (f" or {url}" if url else ""), asked)
 
 
 def _take(params: Params, audit: str, answer: DecisionForm, now: Standing) -> str | None:
@@ -154,8 +198,8 @@ def _take(params: Params, audit: str, answer: DecisionForm, now: Standing) -> st
                 return None
         if listed_keys(params, audit):  # whoever sees the form could sign as anybody
             raise UsageError(
-                f"decisions on {audit} are signed, which this form cannot do: ask where the audit is for a link of your"
-                f" own, `faded review {audit} --link --reviewer NAME`"
+                f"decisions on {audit} are signed, which this form cannot do: get your own link on the machine of"
+                f" the audit, `faded review {audit} --link --reviewer NAME`"
             )
         decision = Decision(
             landscape=now.landscape, reviewer=reviewer, reason=answer.reason, approve=approve, modes=words

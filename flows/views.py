@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from math import isnan
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -17,11 +18,14 @@ from flows.results import gate_word
 if TYPE_CHECKING:
     from flows.compare import Comparison
     from flows.estimate import Estimate
+    from flows.glance import Glance
     from flows.graph import Stage
+    from flows.history import History
     from flows.results import Verdict
     from flows.run_stage import StageResult
     from flows.side_by_side import SideBySide
     from stages.intervals import Rate
+    from stages.landscape.head_to_head import HeadToHead
     from stages.screening import ConceptScreening, Screening
 
 _OUTCOME_STYLE = {"ran": "green", "restored": "cyan", "unchanged": "dim", "failed": "bold red", "waiting": "yellow"}
@@ -146,6 +150,59 @@ def show_status(console: Console, stages: Sequence[Stage], verdicts: Sequence[Ve
         console.print(_verdict_line(verdict) + note, highlight=False)
 
 
+def show_glance(console: Console, rows: Sequence[Glance], never: Sequence[str], running: int | None) -> None:
+    """Audits at a glance, one a row; those that never ran in one line."""
+    if running is not None:
+        console.print(f"[yellow]an audit is running (process {running}), so this will change[/]", highlight=False)
+    if rows:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for column in ("audit", "verdict", "failure rate", "date", "decided by", "next"):
+            table.add_column(column, overflow="fold", no_wrap=column in ("failure rate", "date"))
+        for row in rows:
+            v = row.verdict
+            style = "bold" if v.passed is None and not v.gates else f"bold {_PASSED_STYLE[v.passed]}"
+            outdated = " [dim](outdated)[/]" if v.found and row.outdated else ""
+            table.add_row(
+                escape(v.audit),
+                f"[{style}]{v.word}[/]{outdated}",
+                short_rate(row.rate),
+                f"{row.when:%Y-%m-%d}" if row.when else "",
+                escape((v.decided or "").removeprefix("decided by ")),
+                escape(row.next),
+            )
+        console.print(table)
+    if never:
+        told = f"never run: {', '.join(never)}; `faded audit NAME` runs one"
+        console.print(told, markup=False, highlight=False)
+
+
+def show_history(console: Console, histories: Sequence[History]) -> None:
+    """The last results of audits in one table, and below it what changed before each, and a line on the drift."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("audit", "result", "date", "verdict", "failure rate", "targets", "decided by"):
+        table.add_column(column, overflow="fold", no_wrap=column not in ("audit", "decided by"))
+    for history in histories:
+        for result in history.results:
+            style = {True: "green", False: "red", None: "bold"}[result.passed]
+            table.add_row(
+                escape(history.audit),
+                result.revision,
+                f"{result.when:%Y-%m-%d}",
+                f"[{style}]{result.word}[/]",
+                short_rate(result.rate),
+                f"{100 * result.target:+.1f}" if result.target is not None else "",
+                escape(result.decided),
+            )
+        table.add_section()
+    console.print(table)
+    for history in histories:
+        for result in history.results:
+            if result.changed:
+                said = f"{history.audit} {result.revision} changed {'; '.join(result.changed)}"
+                console.print(said, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{escape(history.audit)}: {history.drift}", highlight=False, soft_wrap=True)
+
+
 def show_uncalibrated(console: Console, audits: Sequence[str]) -> None:
     """Audits that `faded init` wrote and did not measure yet."""
     for name in audits:
@@ -187,12 +244,47 @@ def show_side_by_side(console: Console, together: SideBySide) -> None:
     for what, made_with in together.differs:
         table.add_row(escape(f"differs: {what.replace('_', ' ')}"), *map(_value, made_with))
     console.print(table)
+    if together.paired is not None:
+        _show_head_to_head(console, list(together.runs), together.paired)
     for note in together.notes:
         console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
 
 
+def _show_head_to_head(console: Console, names: list[str], paired: HeadToHead) -> None:
+    """Models on their common probes, and in the failure modes of each."""
+    table = _table(f"on {paired.probes:,} common probes of {paired.items:,} items", *map(escape, names))
+    table.add_row("fails", *map(_rate, paired.rates))
+    behind = (
+        "best" if more is None else f"{100 * more.value:+.1f} points ({100 * more.low:+.1f} to {100 * more.high:+.1f})"
+        for more in paired.behind
+    )
+    table.add_row("fails more than the best by", *behind)
+    table.add_row("passes when it and another differ", *map(_rate, paired.wins))
+    table.add_row("fails alone", *map(_rate, paired.alone))
+    table.add_section()
+    for mode in paired.modes:
+        table.add_row(
+            escape(f"{', '.join(mode.models)}: {mode.text}"), *(_rate(rate) if rate.n else "-" for rate in mode.rates)
+        )
+    console.print(table)
+    console.print(
+        f"all fail on {_rate(paired.all_fail)} of these; if their failures were independent, it would be"
+        f" {_rate(paired.independent)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _value(value: int | str | None) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else escape(value)
+
+
+def short_rate(rate: Rate) -> str:
+    """A rate in few characters, with its interval where that is known; empty where there is none."""
+    if not rate.n:
+        return ""
+    interval = "" if isnan(rate.low + rate.high) else f" ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+    return f"{100 * rate.value:.1f}%{interval}"
 
 
 def _rate(rate: Rate) -> str:
@@ -207,7 +299,7 @@ def show_screening(console: Console, audit: str, screening: Screening) -> None:
     from stages.screening.record import points
 
     s = screening
-    columns = ("concept", "alone", "more fail alone", "share of variance", "taken out", "verdict", "levels")
+    columns = ("concept", "alone", "more fail alone", "share of variance", "removed", "verdict", "levels")
     table = _table(*columns, title=f"Concepts of {audit}")
     for concept in s.concepts:
         style = _VERDICT_STYLE.get(concept.verdict, "dim")
@@ -223,12 +315,12 @@ def show_screening(console: Console, audit: str, screening: Screening) -> None:
         )
     console.print(table)
     for told in (
-        f"alone: change of the discrepancy, and of the share that fails, at that level on {alone.n} clean items",
+        f"alone: change of the discrepancy, and of the failure rate, at that level on {alone.n} clean items",
         "share of variance: of the discrepancy within an item over the grid, by the concept alone and with others",
-        "taken out: change of the share that fails when probes in company are repeated without the concept",
+        "removed: change of the failure rate when combined probes are repeated without the concept",
         "effect: an interval excludes zero, or the interval of the share is above 1%",
         f"no larger effect: less than {s.settings.share:.0%} of the variance, less than {s.settings.effect:g} standard "
-        "deviations alone, and taking it out changes the share that fails by less than "
+        "deviations alone, and removing it changes the failure rate by less than "
         f"{s.settings.without * 100:g} points, by whole intervals; smaller effects, and rare ones, cannot be ruled out",
         "not known: neither",
     ):
@@ -237,7 +329,7 @@ def show_screening(console: Console, audit: str, screening: Screening) -> None:
     console.print(f"grid of params.yaml: {_rate(s.now)} of {s.now.n} probes fail", highlight=False)
     if s.together is not None:
         console.print(
-            f"all concepts without apparent effect taken out at once: {points(s.together, s.settings.without)} fail",
+            f"all concepts without apparent effect removed at once: {points(s.together, s.settings.without)} fail",
             highlight=False,
         )
     if s.proposed is not None:
@@ -258,7 +350,7 @@ def _screening_line(audit: str, s: Screening) -> str:
         return f"[yellow]to make {band} fail, write the proposed levels: faded screen {escape(audit)} --write{again}[/]"
     if near:
         return f"[yellow]the failure rate is {near}: use more --probes to find out[/]"
-    return f"[green]the levels are suitable for an audit, in which {band} are to fail[/]"
+    return f"[green]the levels are suitable for an audit, in which {band} should fail[/]"
 
 
 def _proposed(concept: ConceptScreening) -> str:

@@ -15,7 +15,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Scheduled
 
-from flows.artifacts import key
+from flows.labels import key
 from flows.request import read_request
 from stages.decisions import ModeDecision, Standing, standing
 from stages.params import Params

@@ -31,13 +31,13 @@ def enter_workspace() -> Path:
     folder = next((f for f in both if has_audits(f)), both[0] if both else None)
     if folder is None:
         raise UsageError(
-            f"no params.yaml and dvc.yaml in {here} or above: run faded inside a workspace; `faded init` makes one"
+            f"no params.yaml and dvc.yaml in {here} or above: run faded inside a workspace; `faded init` creates one"
         )
     if not has_audits(folder) and not (folder / RECORD).is_file():
         below = sorted(f.name for f in here.iterdir() if (f / RECORD).is_file() and has_audits(f))
         raise UsageError(
             f"params.yaml and dvc.yaml in {folder} are not Faded's: run faded inside a workspace"
-            + (f", such as {here / below[0]}" if below else "; `faded init` makes one")
+            + (f", such as {here / below[0]}" if below else "; `faded init` creates one")
         )
     os.chdir(folder)
     # Prefect's own console output is off because `faded` prints the same lines itself.
@@ -65,12 +65,6 @@ def _bring_up_to_date() -> None:
         with exclusive():
             for line in bring_up_to_date():
                 print(line, file=sys.stderr)  # what a command prints is for whoever reads its output
-
-
-def dvc_root() -> Path:
-    """The folder of .dvc: the workspace, or one above it in a repository that has pipelines of its own."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
 
 
 def stage_environment() -> dict[str, str]:

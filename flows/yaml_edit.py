@@ -176,7 +176,7 @@ def _starts(lines: Sequence[str], written: Sequence[str]) -> Callable[[int], int
 
 
 def _lengths(lines: Iterable[str]) -> list[int]:
-    """How many characters that are no white space stand before each line, and before the end."""
+    """How many characters that are not white space stand before each line, and before the end."""
     return list(accumulate((len("".join(line.split())) for line in lines), initial=0))
 
 

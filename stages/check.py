@@ -30,7 +30,7 @@ def check_audits(
     Args:
         params: of the workspace.
         names: of audits.
-        elsewhere: whether stages run on other machines: then a GPU that this one lacks is no error.
+        elsewhere: whether stages run on other machines: then a GPU that this one lacks is not an error.
         gpus: counts the GPUs of the machine that stages run on, which takes a moment; None: they are not known.
 
     Raises:

@@ -44,6 +44,7 @@ PASSED_OVER = {
     "stages.params.file": "reads params.yaml, whose values DVC compares",
     "stages.params.strict": "refuses what is wrong there",
     "stages.params.renamed": "refuses what is wrong there",
+    "stages.params.usage": "refuses what is wrong there",
     "stages.params.yaml_file": "refuses what is wrong there",
     "stages.tasks.load:task_class": "finds the audit's task, which is followed by itself",
     "stages.tasks.load:task_context": "hands blocks of params.yaml to the task, whose methods have the same names",
@@ -75,7 +76,9 @@ class Code:
 
     def __init__(self, package: Path = PACKAGE, beside: Path = Path()) -> None:
         self._source = Source(package, beside, PASSED_OVER, BLOCKS)
-        self._entries = {group: plugins.load(group) for group in plugins.GROUPS}
+        entries = plugins.every()
+        self._entries = {group: plugins.load(group, entries) for group in plugins.GROUPS}
+        self._installed = plugins.installed(entries)
 
     def written(self, audit: AuditConfig) -> str:
         """The code.json of an audit, of which this is the block in params.yaml."""
@@ -99,7 +102,8 @@ class Code:
         # "auto" of these names no explorer.
         words = set(_words(audit.model_dump(mode="json", exclude={"compute": {"backend", "device", "dtype"}})))
         found, asked = self._source.reached(roots, words, named)
-        others = plugins.distributions_of(module for finder in asked for module, _ in named[finder])
+        modules = (module for finder in asked for module, _ in named[finder])
+        others = plugins.distributions_of(modules, self._installed)
         return found | {f"plugin {name}": {"": told} for name, told in others.items()}
 
     def _targets(self, group: str, names: Iterable[str]) -> list[Name]:
@@ -115,8 +119,11 @@ def code_of(audit: AuditConfig, stage: str) -> str:
 
 def _named(audit: AuditConfig) -> dict[str, tuple[str, list[str]]]:
     """What params.yaml names that may be others' code: by what finds it, the group of entry points and the names."""
+    from stages.concepts.grids import APPLIED_BY  # numpy takes its time, and every command imports this module
+
+    applied_by = [target for concept, target in APPLIED_BY.items() if concept in audit.concepts]
     return {
-        "stages.tasks.load:task_class": (plugins.TASKS, [audit.task]),
+        "stages.tasks.load:task_class": (plugins.TASKS, [audit.task, *applied_by]),
         "stages.concepts.catalogue:with_plugins": (plugins.CONCEPTS, list(audit.concepts)),
         "stages.explorers.registry:make_explorer": (plugins.EXPLORERS, [audit.discover.explorer]),
     }

@@ -35,6 +35,8 @@ def main(audit: str) -> None:
     said = [f"{n} to {action}" for action, n in counts.items()]
     said += [f"{n} example(s) rated or corrected"] if (n := len(plan.examples)) else []
     print(f"{plan.statement}: {', '.join(said)}")
+    if plan.ceiling:
+        print(plan.ceiling.statement)
 
 
 def by_rule(feedback: FeedbackConfig, landscape: Landscape, present: str) -> Plan:
@@ -91,7 +93,7 @@ def _asked(audit: str, now: Standing) -> str:
         said = f"{', '.join(d.reviewer for d in now.decisions)} decided on landscape {now.landscape} of {audit}"
         return f"{said}, {now.needed} reviewers are needed: `faded review {audit}`"
     others = {path.name.partition(".")[0] for path in decisions_dir(audit).glob("*.yaml")} - {now.landscape}
-    before = f" (there are decisions on {len(others)} other landscape(s), they do not count)" if others else ""
+    before = f" (there are decisions on {len(others)} other landscape(s), which are not valid here)" if others else ""
     return f"nobody has decided on landscape {now.landscape} of {audit} yet{before}: `faded review {audit}`"
 
 

@@ -10,7 +10,9 @@ from stages.command import stage_main
 from stages.landscape.bias import newly_skewed
 from stages.landscape.verdict import conclude
 from stages.pages.comparison_report import write_comparison_report
+from stages.pages.first_page import about
 from stages.pages.model_card import model_card
+from stages.pages.plots import modes_plot
 from stages.params import load_params
 from stages.provenance import provenance
 from stages.records import AuditFolder, Comparison, RepairVerdict, audit_folder
@@ -27,7 +29,8 @@ def main(name: str) -> None:
     record = provenance(name, params.audit(name), computes=False) | here.re_evaluate.provenance.of_model()
     read = [
         *(here.prepare.path / "items.parquet", _models(here), here.collect_feedback.where("plan")),
-        *map(here.re_evaluate.where, ("probes", "examples", "sheets", "provenance")),
+        here.prepare.where("metrics"),
+        *map(here.re_evaluate.where, ("probes", "embedded", "examples", "sheets", "provenance")),
         *map(here.compare.where, ("comparison", "cells")),
     ]
     with here.conclude.publish(record, read) as out:
@@ -46,6 +49,8 @@ def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapp
     """
     comparison, readme = here.compare.comparison, _models(here) / "repaired" / "README.md"
     out.verdict, out.metrics = verdict, metrics_of(comparison, verdict.passed)
+    out.headline = headline_of(comparison, verdict.passed)
+    modes_plot(comparison).to_csv(out.path / "modes.csv", index=False)
     own = readme.read_text(encoding="utf-8") if readme.exists() else None
     out.card = model_card(own, comparison, verdict, here.collect_feedback.plan)
     write_comparison_report(
@@ -54,7 +59,10 @@ def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapp
         verdict=verdict,
         landscapes=here.compare.cells,
         probes=here.re_evaluate.probes,
+        plan=here.collect_feedback.plan,
         galleries=here.re_evaluate.examples,
+        attributes=here.re_evaluate.embedded.told_apart,
+        about=about(here),
         sheets=here.re_evaluate.sheets,
         provenance=record,
         skipped=skipped_items(here.prepare.path),
@@ -65,8 +73,16 @@ def _models(here: AuditFolder) -> Path:
     return here.restructure.path / "models"
 
 
+def headline_of(comparison: Comparison, passed: bool | None) -> FlatMetrics:
+    """The few numbers that `dvc metrics` shows and git keeps: changes by the repair in percentage points."""
+    measures = {"targets": "target_failure_rate", "others": "other_failure_rate", "clean": "clean_quality"}
+    changes = {name: comparison.differences[measure].change for name, measure in measures.items()}
+    points = {name: round(100 * change, 1) for name, change in changes.items() if change is not None}
+    return FlatMetrics(**({} if passed is None else {"passed": passed}), **points)
+
+
 def metrics_of(comparison: Comparison, passed: bool | None) -> FlatMetrics:
-    """Flat numbers, for `dvc metrics diff`."""
+    """Flat numbers of it."""
     numbers: dict[str, Any] = {"passed": passed}
     spread = ("before", "after", "change", "low", "high")
     for measure, entry in comparison.differences.items():

@@ -97,7 +97,8 @@ def known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
         for argument in getattr(here, "__args__", ()):  # dict[str, Model] and Model | None
             if isinstance(argument, type) and issubclass(argument, BaseModel):
                 here = argument
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+    known = here.model_fields if isinstance(here, type) and issubclass(here, BaseModel) else {}
+    return [field.alias or name for name, field in known.items()]
 
 
 def run_as_command(stage: Callable[[], None]) -> None:

@@ -113,7 +113,7 @@ class Features:
         self._values, self._vectors = item_values, item_vectors
         self._items, self._known = item_vectors, np.ones(len(items), dtype=bool)
         if len(self.averaged) < len(items):
-            # Items that are no landmarks are placed when they are asked for: a search asks a few of very many. What no
+            # Items that are not landmarks are placed when they are asked for: a search asks a few of very many. What no
             # feature uses is cut off; of few items it is not, as that would move the last digits of sums, and with
             # these searches and modes: results that were published would not come again.
             used = int(self.item_index.max()) + 1

@@ -46,7 +46,7 @@ def private_key(name: str) -> Any:
         A private key of `cryptography`, as `securesystemslib.signer.CryptoSigner` takes it.
 
     Raises:
-        UsageError: when the file is no such key, or others may read it.
+        UsageError: when the file is not such a key, or others may read it.
         InfrastructureError: when it cannot be written.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -20,6 +20,7 @@ from typing import Any
 from stages import plugins
 from stages.params import Params
 
+SERVED = ("endpoint", "openai")  # keys of a block that names a model behind HTTP
 ASK_NO_MODEL = ("report", "collect_feedback", "compare", "conclude")
 # Families that stay on this machine; a list of those that leave it would never be complete.
 _LOCAL = tuple(int(getattr(socket, name)) for name in ("AF_UNIX", "AF_NETLINK") if hasattr(socket, name))
@@ -31,8 +32,8 @@ _IO_URING_SETUP = 425  # on every machine; a ring opens sockets without socket(2
 def needs_network(stage: str, audit: str, params: Params) -> bool:
     """Whether a stage of an audit may have to reach another machine.
 
-    It may where a model or judge is served over HTTP (`endpoint:`), where HF_HUB_OFFLINE=0 allows a model hub, and
-    where the task is not one of Faded's own, whose needs nobody knows. A stage that asks no model never does.
+    It may where a model or judge is served over HTTP (`endpoint:`, `openai:`), where HF_HUB_OFFLINE=0 allows a model
+    hub, and where the task is not one of Faded's own, whose needs nobody knows. A stage that asks no model never does.
     """
     if stage in ASK_NO_MODEL:
         return False
@@ -43,6 +44,11 @@ def needs_network(stage: str, audit: str, params: Params) -> bool:
     return allowed or any(_has_endpoint(value) for value in named)
 
 
+def is_served(block: object) -> bool:
+    """Whether a block of params.yaml names a model behind HTTP, by whichever key."""
+    return isinstance(block, Mapping) and any(key in block for key in SERVED)
+
+
 def _is_ours(task: str) -> bool:
     entry = None if ":" in task else plugins.load(plugins.TASKS).get(task)
     return (entry.module if entry is not None else task).startswith("stages.tasks.")
@@ -50,7 +56,7 @@ def _is_ours(task: str) -> bool:
 
 def _has_endpoint(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return "endpoint" in value or any(_has_endpoint(inner) for inner in value.values())
+        return is_served(value) or any(_has_endpoint(inner) for inner in value.values())
     return isinstance(value, list) and any(_has_endpoint(inner) for inner in value)
 
 

@@ -19,18 +19,28 @@ TASKS, CONCEPTS, EXPLORERS = "faded.tasks", "faded.concepts", "faded.explorers"
 GROUPS = (TASKS, CONCEPTS, EXPLORERS)
 OWN = "faded"  # the distribution whose entry points are Faded's own
 
+Installed = Mapping[str, tuple[Distribution, set[str]]]
+"""Distributions by name, each with the top-level packages that its entry points name."""
 
-def load(group: str) -> dict[str, EntryPoint]:
+
+def every() -> list[EntryPoint]:
+    """All entry points for Faded, its own among them; it takes a while, as it looks through all that is installed."""
+    found = entry_points()
+    return [entry for group in GROUPS for entry in found.select(group=group)]
+
+
+def load(group: str, among: Iterable[EntryPoint] | None = None) -> dict[str, EntryPoint]:
     """The entry points of a group by name, Faded's own among them; none is imported.
 
     Args:
         group: one of `GROUPS`.
+        among: what `every` found, by someone who asks again.
 
     Raises:
         UsageError: when two distributions have one name for different things.
     """
     found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=group):
+    for entry in (entry for entry in (every() if among is None else among) if entry.group == group):
         other = found.setdefault(entry.name, entry)
         if other.value != entry.value:
             raise UsageError(
@@ -55,28 +65,35 @@ def imported(entry: EntryPoint) -> Any:
 
 def distributions() -> dict[str, str]:
     """All other distributions with entry points for Faded: name -> "VERSION HASH", the hash over their files."""
-    return _told(_installed())
+    return _told(installed(every()))
 
 
-def distributions_of(modules: Iterable[str]) -> dict[str, str]:
-    """Those of `distributions` that some modules belong to."""
+def distributions_of(modules: Iterable[str], among: Installed | None = None) -> dict[str, str]:
+    """Those of `distributions` that some modules belong to.
+
+    Args:
+        modules: with dots.
+        among: what `installed` found, by someone who asks again.
+    """
     tops = {module.partition(".")[0] for module in modules} - {"stages"}
-    return _told({name: found for name, found in _installed().items() if tops & found[1]}) if tops else {}
+    if not tops:
+        return {}
+    found = installed(every()) if among is None else among
+    return _told({name: one for name, one in found.items() if tops & one[1]})
 
 
 def _named(entry: EntryPoint) -> str:
     return f"{entry.dist.name if entry.dist else 'an unknown one'} ({entry.value})"
 
 
-def _told(installed: Mapping[str, tuple[Distribution, set[str]]]) -> dict[str, str]:
-    return {name: f"{dist.version} {_digest(_files(dist, tops))}" for name, (dist, tops) in installed.items()}
+def _told(found: Installed) -> dict[str, str]:
+    return {name: f"{dist.version} {_digest(_files(dist, tops))}" for name, (dist, tops) in found.items()}
 
 
-def _installed() -> dict[str, tuple[Distribution, set[str]]]:
-    """Distributions by name, each with the top-level packages that its entry points name."""
+def installed(among: Iterable[EntryPoint]) -> Installed:
+    """Other distributions than Faded's own among those of entry points."""
     found: dict[str, tuple[Distribution, set[str]]] = {}
-    every = entry_points()  # once for all groups: it looks through all that is installed
-    for entry in (entry for group in GROUPS for entry in every.select(group=group)):
+    for entry in among:
         if entry.dist is not None and entry.dist.name != OWN:
             found.setdefault(entry.dist.name, (entry.dist, set()))[1].add(entry.module.partition(".")[0])
     return dict(sorted(found.items()))

@@ -9,7 +9,7 @@ from stages.errors import UsageError
 from stages.files import content_hash, publishing, record_probe_seconds, stage_dir, write_json
 from stages.params import DATA, AuditConfig, load_params
 from stages.provenance import of_answers, provenance, write_provenance
-from stages.tasks.contract import Chosen
+from stages.tasks.contract import ASSETS, Chosen
 from stages.tasks.load import task_class, task_context
 
 
@@ -22,6 +22,7 @@ def main(name: str) -> None:
             f"{inputs} is missing: make that folder for the audit's own files, or empty but for a .gitkeep"
         )
     with publishing(stage_dir(name, "prepare")) as out:
+        (out / ASSETS).mkdir()
         metrics = task_class(name, audit).prepare(task_context(name, audit), out)
         asked = audit.compute.backend
         chosen = metrics.pop("chosen_backend", Chosen("eager" if asked == "auto" else asked))

@@ -34,7 +34,7 @@ def cores() -> int:
     """CPU cores this process may use: by its affinity, its container's quota, and `LOKY_MAX_CPU_COUNT`.
 
     Raises:
-        UsageError: when that is no number.
+        UsageError: when that is not a number.
     """
     import loky
 
@@ -111,7 +111,7 @@ class Crew:
                 if k not in found:
                     found[k] = future.result()
         if len(found) < len(pieces):
-            print("note: a process at work has died, so this one goes on alone", flush=True)
+            print("note: a worker process has died, so this one continues alone", flush=True)
             self._pool = None
         return [found[k] if k in found else do(*pieces[k]) for k in range(len(pieces))]
 

@@ -16,8 +16,10 @@ from typing import Any
 from stages.code import is_own_workspace
 from stages.files import content_hash, write_json
 from stages.git import git
+from stages.network import is_served
 from stages.params import DATA, AuditConfig
 from stages.plugins import distributions
+from stages.tasks.contract import ASSETS
 from stages.tasks.load import resolve_backend, resolve_device, resolve_dtype
 
 PACKAGES = (
@@ -79,7 +81,7 @@ def write_provenance(out: Path, record: Mapping[str, Any], read: Iterable[Path] 
 
 def prepared_files(prepared: Path) -> list[Path]:
     """What stages read that run a model: data/<audit>/prepare without its numbers."""
-    return [prepared / name for name in ("model", "items.parquet", "fingerprint.json")]
+    return [prepared / name for name in ("model", ASSETS, "items.parquet", "fingerprint.json")]
 
 
 def sha256_of(path: Path) -> str:
@@ -101,8 +103,8 @@ def sha256_of_folder(files: Mapping[str, str]) -> str:
 # is learnt from, and how many items are asked.
 NOT_OF_SCALE = frozenset({"threshold", "false_alarms", "calibrate", "items"})
 
-# Of models behind HTTP: how fast and how patiently they are asked. Who lowers a rate goes on as before.
-NOT_OF_ANSWERS = frozenset({"batch_size", "concurrency", "rate", "timeout", "retries", "key_env"})
+# Of models behind HTTP: how fast, how patiently and for how much they are asked. Who lowers a rate goes on as before.
+NOT_OF_ANSWERS = frozenset({"batch_size", "concurrency", "rate", "timeout", "retries", "key_env", "price", "max_cost"})
 
 
 def scale_of(config: AuditConfig) -> str:
@@ -116,7 +118,7 @@ def of_answers(prepare: Mapping[str, Any]) -> dict[str, Any]:
     """The `prepare:` block without what changes no answer."""
     return {
         part: {name: value for name, value in source.items() if name not in NOT_OF_ANSWERS}
-        if isinstance(source, Mapping) and "endpoint" in source
+        if is_served(source)
         else source
         for part, source in prepare.items()
     }

@@ -5,7 +5,7 @@ Nothing is judged here: `compare` and `conclude` follow from what is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -273,24 +273,41 @@ def tally_all(tasks: Mapping[str, LoadedTask]) -> dict[str, list[Tally]]:
 
 
 def examples(tasks: Mapping[str, LoadedTask], answers: Mapping[str, pd.DataFrame]) -> dict[str, list[Compared]]:
-    """Examples of what the repair fixed and of what fails newly, with the outputs of both models and what they drew."""
-    task = tasks["before"]
+    """Examples of what the repair fixed and of what fails newly, and their items unchanged.
+
+    Each has the outputs of both models and what they drew.
+    """
     before, after = answers["before"], answers["after"]
+    names = tasks["before"].concepts.names
     kinds = {"fixed": before["failed"] & ~after["failed"], "newly_failing": ~before["failed"] & after["failed"]}
     shown = {}
     for kind, mask in kinds.items():
         rows = before[mask].drop_duplicates("item").head(EXAMPLES)
-        cells = rows[task.concepts.names].to_numpy(dtype=np.int64)
-        exhibits = task.exhibit(rows["item"].tolist(), cells) if len(rows) else []
-        draws = any(exhibit.drawn is not None for exhibit in exhibits)
-        redrawn = tasks["after"].exhibit(rows["item"].tolist(), cells) if draws else exhibits
         now = after.loc[rows.index]
         measured = now.get("automatic", now["discrepancy"])  # captions are the task's own
+        compared = _both(
+            tasks, rows["item"].tolist(), rows[names].to_numpy(dtype=np.int64), rows["output"], now["output"]
+        )
         shown[kind] = [
-            Compared(_with_discrepancy(exhibit, d), str(b), str(a), later.drawn)
-            for exhibit, later, d, b, a in zip(exhibits, redrawn, measured, rows["output"], now["output"], strict=True)
+            one._replace(exhibit=_with_discrepancy(one.exhibit, d)) for one, d in zip(compared, measured, strict=True)
         ]
+    items = list(dict.fromkeys(one.item for rows in shown.values() for one in rows))
+    if (neutral := tasks["before"].concepts.neutral) is not None and items:
+        cells = np.tile(neutral, (len(items), 1))
+        said = [tasks[model].probe(items, cells).outputs for model in ("before", "after")]
+        shown["unchanged"] = _both(tasks, items, cells, *said)
     return shown
+
+
+def _both(
+    tasks: Mapping[str, LoadedTask], items: list[str], cells: np.ndarray, before: Iterable[str], after: Iterable[str]
+) -> list[Compared]:
+    """Probes as people would see them, with what both models said, and drew."""
+    exhibits = tasks["before"].exhibit(items, cells) if items else []
+    draws = any(exhibit.drawn is not None for exhibit in exhibits)
+    redrawn = tasks["after"].exhibit(items, cells) if draws else exhibits
+    rows = zip(exhibits, redrawn, before, after, items, cells.tolist(), strict=True)
+    return [Compared(shown, str(b), str(a), later.drawn, item, tuple(cell)) for shown, later, b, a, item, cell in rows]
 
 
 def _with_discrepancy(exhibit: Exhibit, after: float) -> Exhibit:

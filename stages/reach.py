@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -53,7 +54,6 @@ class Part:
         bases: of a class, as it names them.
         is_field: it is a field of a block of params.yaml.
         reads_files: of its module's folder.
-        leads: where its names lead, and what they are in libraries; known once it was followed.
     """
 
     digest: str
@@ -66,7 +66,6 @@ class Part:
     bases: list[str] = field(default_factory=list)
     is_field: bool = False
     reads_files: bool = False
-    leads: tuple[set[Name], set[str]] | None = None
 
 
 class _Reader:
@@ -187,11 +186,19 @@ class Module:
     """
 
     def __init__(self, name: str, path: Path, shown: str, *, ours: bool, has_blocks: bool) -> None:
-        self.name, self.path, self.shown, self.ours, self._has_blocks = name, path, shown, ours, has_blocks
-        self._package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        self.name, self.path, self.shown, self.ours = name, path, shown, ours
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        defined = _defined(path.read_bytes(), package, ours, has_blocks)
+        self.parts, self.imports = defined.parts, defined.imports
+
+
+class _Definitions:
+    """What the source of a module defines and imports; see `Module`."""
+
+    def __init__(self, source: bytes, package: str, ours: bool, has_blocks: bool) -> None:
+        self._package, self._ours, self._has_blocks = package, ours, has_blocks
         self.parts: dict[str, list[Part]] = {}
         self.imports: dict[str, Name] = {}
-        source = path.read_bytes()
         try:
             body = ast.parse(source).body
         except (SyntaxError, ValueError):  # whoever imports it will be told
@@ -205,7 +212,7 @@ class Module:
         if isinstance(node, ast.Import | ast.ImportFrom):
             self.imports |= _imports(node, self._package)
             return
-        if _only_tells(node) or (self.ours and isinstance(node, ast.If) and _never_runs(node)):
+        if _only_tells(node) or (self._ours and isinstance(node, ast.If) and _never_runs(node)):
             return
         if isinstance(node, ast.ClassDef):
             names, part = [node.name], self._class(node)
@@ -238,7 +245,7 @@ class Module:
                     checks.append(statement)
                 elif not statement.name.startswith("__") and _CALLED_BY_NAME.issuperset(under):
                     members.setdefault(statement.name, []).append(statement)
-            elif self.ours and isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            elif self._ours and isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
                 if statement.targets[0].id != _READ_BY_PYDANTIC:
                     members.setdefault(statement.targets[0].id, []).append(statement)
             elif self._has_blocks and isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
@@ -257,6 +264,10 @@ class Module:
             module, _, name = text.partition(":")
             part.imports[name], part.names = (module, name), {name}
         return part
+
+
+# Code is named several times in a command, and by tests in many workspaces, and it takes a while to read.
+_defined = lru_cache(maxsize=1000)(_Definitions)
 
 
 def _never_runs(node: ast.If) -> bool:
@@ -298,6 +309,7 @@ class Source:
         self._package, self._beside = package, beside
         self._passed_over, self._blocks = frozenset(passed_over), frozenset(blocks)
         self._modules: dict[str, Module | None] = {}
+        self._leads: dict[tuple[str, int], tuple[Part, tuple[set[Name], set[str]]]] = {}
         # Beside the package lies the module by which users' code imports from it.
         self._homes: dict[str, Path | None] = {package.name: package, _DOOR: package.with_name(f"{_DOOR}.py")}
 
@@ -335,6 +347,12 @@ class Source:
 
     def leads(self, module: Module, part: Part) -> tuple[set[Name], set[str]]:
         """Where the names in a definition lead, and what those of libraries are."""
+        key = module.name, id(part)  # modules of the same text share their parts
+        if key not in self._leads:
+            self._leads[key] = part, self._find_leads(module, part)  # with the part, so that no other gets its id
+        return self._leads[key][1]
+
+    def _find_leads(self, module: Module, part: Part) -> tuple[set[Name], set[str]]:
         targets: set[Name] = set()
         told: set[str] = set()
         for name in part.names:
@@ -421,11 +439,10 @@ class _Walk:
             self._queue.append((module, label, part))
 
     def _follow(self, module: Module, label: str, part: Part) -> None:
-        if part.leads is None:
-            part.leads = self._source.leads(module, part)
-        for target in part.leads[0]:
+        targets, libraries = self._source.leads(module, part)
+        for target in targets:
             self._reach(*target)
-        for told in part.leads[1]:
+        for told in libraries:
             self._found[module.shown][f"{label}: {told}"] = ""
         self._ask(part.attributes, part.attributes | part.texts)
         for name, entry in part.entries.items():
@@ -449,7 +466,7 @@ class _Walk:
                     self._add(*one)
 
     def _files(self, module: Module, names: Collection[str]) -> None:
-        """What lies in folders beside a module and is no code."""
+        """What lies in folders beside a module and is not code."""
         folder = module.path.parent
         for file in (file for name in names for file in (folder / name).rglob("*")):
             if file.is_file() and file.suffix not in (".py", ".pyc"):

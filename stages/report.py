@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,16 @@ import pandas as pd
 
 from stages.command import stage_main
 from stages.concepts import ConceptSpace
+from stages.intervals import wilson
 from stages.landscape.bias import judged, largest_bias
-from stages.landscape.extremes import KINDS, NEAREST, extreme_cells
+from stages.landscape.corruptions import CorruptionErrors, TooFew, corruption_errors, has_corruptions
+from stages.landscape.extremes import KINDS, NEAREST, UNCHANGED, extreme_cells
 from stages.landscape.gates import all_passed, landscape_gates
+from stages.landscape.usage import in_use
+from stages.pages.first_page import About, about, known_of
 from stages.pages.gallery import Gallery, PicturedCell
 from stages.pages.landscape_report import write_landscape_report
+from stages.pages.plots import pair_plot, search_plot
 from stages.params import AuditConfig, load_params
 from stages.provenance import provenance
 from stages.records import AuditFolder, Landscape, RateRecord, ShownExample, Verdict, audit_folder
@@ -44,8 +50,12 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
     landscape, cells, probes = here.summarize.landscape, here.summarize.cells, here.discover.probes
     gates = landscape_gates(audit.gates, landscape)
     verdict = Verdict(audit=here.path.name, passed=all_passed(gates), gates=gates)
-    metrics = metrics_of(landscape, verdict.passed)
+    errors = corruption_errors(landscape, probes, of_imagenet=_asks_what_imagenet_asks(here, landscape))
+    metrics = metrics_of(landscape, verdict.passed, errors)
     out.verdict, out.metrics = verdict, metrics
+    out.headline = headline_of(landscape, verdict.passed)
+    search_plot(probes).to_csv(out.path / "search.csv", index=False)
+    pair_plot(cells, landscape.space).to_csv(out.path / "pair.csv", index=False)
     write_landscape_report(
         out.path / "report.html",
         landscape=landscape,
@@ -53,10 +63,14 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
         verdict=verdict,
         probes=probes,
         galleries={mode: Gallery.of(shelf) for mode, shelf in here.summarize.exhibits.items()},
+        unchanged={one.id: one.exhibit for one in here.summarize.extremes.get(UNCHANGED, ())},
+        corruptions=errors,
+        attributes=here.discover.embedded.told_apart,
         nearest=[one.exhibit for one in here.summarize.extremes.get(NEAREST, ())],
         kinds=here.summarize.extremes.get(KINDS, ()),
         extremes=pictured(landscape.space, cells, probes, here.summarize.extremes),
         sheets=here.discover.sheets.get("", []),
+        about=_about(here, landscape, audit),
         provenance=record,
         metrics=metrics,
         skipped=skipped_items(here.prepare.path),
@@ -82,9 +96,30 @@ def _read(here: AuditFolder) -> list[Path]:
     return [
         here.prepare.path / "items.parquet",
         here.prepare.where("provenance"),
-        *map(here.discover.where, ("probes", "sheets", "provenance")),
+        *map(here.discover.where, ("probes", "embedded", "sheets", "provenance")),
+        here.prepare.where("metrics"),
         *map(here.summarize.where, ("cells", "landscape", "exhibits", "extremes")),
     ]
+
+
+def _about(here: AuditFolder, landscape: Landscape, audit: AuditConfig) -> About:
+    """What was audited, for the first page."""
+    right = (known_of(here).get("clean_accuracy") or {}).get("discover")
+    known = about(here)._replace(
+        clean=_clean(here.prepare.path / "items.parquet", right) if right is not None else None
+    )
+    if not audit.usage:
+        return known
+    return known._replace(usage=in_use(landscape.space, audit.usage, here.summarize.cells, sampled=landscape.sampled))
+
+
+def _clean(items: Path, right: float) -> RateRecord:
+    """The share of unchanged items of the search that are answered right; for its interval, a group counts as one."""
+    table = pd.read_parquet(items)
+    found = table[table["split"] == "discover"]
+    n = found["group"].nunique() if "group" in found else len(found)
+    spread = wilson(round(right * n), n)
+    return RateRecord(value=right, low=spread.low, high=spread.high, n=len(found))
 
 
 def verdict_line(verdict: Verdict) -> str:
@@ -95,8 +130,28 @@ def verdict_line(verdict: Verdict) -> str:
     return ", ".join(f"{gate.named} {said[gate.passed]}" for gate in verdict.gates)
 
 
-def metrics_of(landscape: Landscape, passed: bool | None) -> FlatMetrics:
-    """Flat numbers, for `dvc metrics diff`."""
+def headline_of(landscape: Landscape, passed: bool | None) -> FlatMetrics:
+    """The few numbers that `dvc metrics` shows and git keeps: the failure rate in percent, and the number of modes."""
+    rate = landscape.overall.rate
+    numbers = {"failure_rate": rate.value, "low": rate.low, "high": rate.high}
+    percent = {name: round(100 * value, 1) for name, value in numbers.items() if not isnan(value)}
+    return FlatMetrics(**({} if passed is None else {"passed": passed}), **percent, modes=len(landscape.modes))
+
+
+def _asks_what_imagenet_asks(here: AuditFolder, landscape: Landscape) -> bool:
+    """Whether the classes are ImageNet's thousand; looked up for grids of corruptions alone, as it takes seconds."""
+    if not has_corruptions(landscape.space):
+        return False
+    from stages.tasks.classification.imagenet import are_of_imagenet
+
+    labels = pd.read_parquet(here.prepare.path / "items.parquet", columns=["label"])["label"]
+    return are_of_imagenet(labels.unique(), known_of(here).get("classes", 0))
+
+
+def metrics_of(
+    landscape: Landscape, passed: bool | None, errors: CorruptionErrors | TooFew | None = None
+) -> FlatMetrics:
+    """Flat numbers of it."""
     bias = landscape.bias or []
     numbers = {
         "unchanged_failure_rate": landscape.unchanged.value if landscape.unchanged else None,
@@ -122,6 +177,8 @@ def metrics_of(landscape: Landscape, passed: bool | None) -> FlatMetrics:
         numbers["worse_slices"] = len(landscape.slices.worse)
     if landscape.ratings:
         numbers["failure_rate_automatic"] = landscape.ratings.automatic.overall.value
+    if isinstance(errors, CorruptionErrors):
+        numbers |= errors.numbers()
     for role, search in landscape.search.roles.items():
         numbers |= {f"{role}_{key}": getattr(search, key) for key in ("probes", "failures", "failing_cells")}
     return FlatMetrics(**{key: value for key, value in numbers.items() if value is not None})

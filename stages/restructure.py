@@ -169,7 +169,7 @@ def _example(entry: PlannedExample) -> RatedExample:
 
 
 def _unchanged(model: Path, out: Path) -> RepairRecord:
-    print("the plan repairs no failure mode: the model stays as it is")
+    print("the plan repairs no failure mode: the model is not changed")
     shutil.copytree(model, out)
     (out / "README.md").write_text("# Unchanged copy\n\nThe plan names no failure mode to repair.\n", encoding="utf-8")
     return RepairRecord("none", 0, curve=pd.DataFrame({"step": [], "loss": []}))

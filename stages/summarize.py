@@ -132,8 +132,9 @@ def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig,
     )
     summary = summarize(asked, audit.summarize, audit.seed)
     out.cells, out.landscape, out.fresh = summary.cells, summary.landscape, summary.fresh
-    out.exhibits = exhibits(task, summary.landscape.modes, audit.summarize.examples)
-    out.extremes = extremes(task, summary.cells, asked.probes, asked.walked, audit.summarize.examples)
+    modes, shown = summary.landscape.modes, audit.summarize.examples
+    out.exhibits = exhibits(task, modes, shown)
+    out.extremes = extremes(task, summary.cells, asked.probes, asked.walked, modes, shown)
     return summary.landscape
 
 

@@ -27,26 +27,39 @@ class Served:
         url: where it answers.
         requests: bodies of all requests, in the order they came.
         headers: of all requests.
+        paths: of all requests.
     """
 
     url: str
     requests: list[Any] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
     @property
     def inputs(self) -> list[Any]:
         return [one for request in self.requests for one in request["inputs"]]
 
 
+def completion(text: Any, finish: str = "stop", **message: Any) -> dict[str, Any]:
+    """A chat completion that says a text in a word a token; one of a prompt of ten tokens."""
+    usage = {"prompt_tokens": 10, "completion_tokens": len(str(text or "").split())}
+    said = {"role": "assistant", "content": text, **message}
+    return {"model": "tiny-1", "choices": [{"index": 0, "message": said, "finish_reason": finish}], "usage": usage}
+
+
 @contextlib.contextmanager
 def served(
-    answer: Callable[[dict[str, Any]], Any], before: Callable[[int], Answer | None] = lambda request: None
+    answer: Callable[[dict[str, Any]], Any],
+    before: Callable[[int], Answer | None] = lambda request: None,
+    *,
+    whole: bool = False,
 ) -> Iterator[Served]:
     """Serve a model on a free port of this machine.
 
     Args:
         answer: of an input, its output.
         before: of the number of a request, from 0, what is answered in place of outputs; None answers them.
+        whole: `answer` is of a whole request and is the response, as of chat completions.
     """
     lock = threading.Lock()
 
@@ -59,7 +72,8 @@ def served(
                 number = len(model.requests)
                 model.requests.append(body)
                 model.headers.append(dict(self.headers.items()))
-            given = before(number) or said({"outputs": [answer(one) for one in body["inputs"]]})
+                model.paths.append(self.path)
+            given = before(number) or said(answer(body) if whole else {"outputs": [answer(b) for b in body["inputs"]]})
             status, headers, content = given
             if status == 0:  # it dies
                 self.close_connection = True

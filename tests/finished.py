@@ -62,12 +62,12 @@ def forget(modules: set[str]) -> None:
         sys.modules.pop(module, None)
 
 
-def faded(workspace: Workspace, *arguments: object, **env: str) -> tuple[int, str]:
+def faded(workspace: Workspace, *arguments: object, stdin: str | None = None, **env: str) -> tuple[int, str]:
     """Run `faded ARGUMENTS...` in this process, as a fresh one takes seconds to start; its exit code and output."""
     with inside(workspace), pytest.MonkeyPatch.context() as patch:
         for one in (console, errors):
             patch.setattr(one, "width", 160)
-        done = CliRunner().invoke(flows.cli.app, [str(argument) for argument in arguments], env=env)
+        done = CliRunner().invoke(flows.cli.app, [str(argument) for argument in arguments], input=stdin, env=env)
     if isinstance(done.exception, FadedError):
         return int(done.exception.exit_code), f"{done.output}{done.exception}"
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
@@ -101,6 +101,19 @@ def run_stages(workspace: Workspace, audit: str, kinds: Sequence[str] = STAGES) 
             importlib.import_module(f"stages.{kind}").main(audit)
         read_graph()  # names the code that stages depend on
         dvc_commit([f"{kind}@{audit}" for kind in kinds])
+
+
+def run_toys(workspace: Workspace) -> None:
+    """Run all stages of a workspace of toys in order, and have DVC take what they wrote as theirs.
+
+    A tenth of what `faded audit` costs, which has DVC in a process of its own for each stage.
+    """
+    with inside(workspace):
+        stages = [stage for stage in read_graph() if stage.stale]  # which names the code that they depend on
+        for stage in stages:
+            done = workspace.run([sys.executable, "-m", f"stages.{stage.kind}", stage.audit])
+            assert done.returncode == 0, done.stdout
+        dvc_commit([stage.name for stage in stages])
 
 
 def dvc_commit(names: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ class Firefox:
         self._call("session.new", capabilities={})
         self.tab = self._call("browsingContext.getTree")["contexts"][0]["context"]
         # So large that nothing has to be scrolled to.
-        self._call("browsingContext.setViewport", context=self.tab, viewport={"width": 1200, "height": 6000})
+        self._call("browsingContext.setViewport", context=self.tab, viewport={"width": 1200, "height": 9000})
 
     def _call(self, method: str, **params: Any) -> Any:
         number = next(self._numbers)
@@ -64,6 +64,12 @@ class Firefox:
 
     def _act(self, kind: str, actions: list[dict[str, Any]]) -> None:
         self._call("input.performActions", context=self.tab, actions=[{"type": kind, "id": kind, "actions": actions}])
+
+    def evaluate(self, expression: str) -> Any:
+        """What a JavaScript expression gives, once its promise is kept: a number, a text, a truth or null."""
+        answer = self._call("script.evaluate", expression=expression, target={"context": self.tab}, awaitPromise=True)
+        assert answer["type"] == "success", answer["exceptionDetails"]["text"]
+        return answer["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
         """Write what is shown as a PNG."""

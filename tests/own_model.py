@@ -28,7 +28,7 @@ def picture(kind: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_pictures(folder: Path, n: int, *, broken: int = 0) -> Path:
-    """Pictures in a folder of each class; the last ones are no pictures."""
+    """Pictures in a folder of each class; the last ones are not pictures."""
     rng = np.random.default_rng(0)
     for i in range(n):
         name, kind = list(CLASSES.items())[i % 3]

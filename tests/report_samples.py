@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from stages.concepts import Concept, ConceptSpace, Region
 from stages.landscape.robustness import reached, summarize_robustness
 from stages.microscopic.moves import Moves
 from stages.pages import Gallery, write_comparison_report, write_landscape_report
-from stages.records import Compared, Comparison, Landscape, RepairVerdict, ShownExample, Verdict
+from stages.records import Compared, Comparison, Landscape, Plan, RepairVerdict, ShownExample, Verdict
 from stages.records.base import FlatMetrics
+from stages.records.repair import PlannedMode
 from stages.records.search import Walks
 from stages.tasks.contract import Exhibit
 
@@ -231,7 +233,19 @@ def write_landscape(out: Path, *, summary: dict[str, Any], landscape: pd.DataFra
 def write_comparison(out: Path, *, verdict: dict[str, Any], **inputs: Any) -> None:
     """Write the report on plain data: `verdict` has comparison.json and verdict.json in one."""
     comparison, judged = records_of(verdict)
-    write_comparison_report(out, comparison=comparison, verdict=judged, **inputs)
+    write_comparison_report(
+        out, comparison=comparison, verdict=judged, **{"plan": plan_of(comparison, judged), **inputs}
+    )
+
+
+def plan_of(comparison: Comparison, verdict: RepairVerdict) -> Plan:
+    """The plan behind a comparison: its first mode is the more severe one, and any cell lies in each."""
+    modes = [
+        PlannedMode(id=mode.id, text=mode.text, region={}, action=mode.action, severity=9.0 - k, reason="")
+        for k, mode in enumerate(comparison.modes)
+    ]
+    said = {"decided_by": verdict.decided_by, "reviewer": verdict.reviewer, "reason": verdict.reason}
+    return Plan(landscape="0" * 16, statement="", modes=modes, **said)
 
 
 def records_of(verdict: dict[str, Any]) -> tuple[Comparison, RepairVerdict]:
@@ -372,3 +386,30 @@ def make_comparison(*concepts: Concept, hostile: bool = False) -> dict[str, Any]
         "provenance": {"seed": 7, "device": "cpu"},
         "skipped": [{"file": "img-17.png", "reason": "truncated"}],
     }
+
+
+def with_examples(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same inputs with what is known of their examples: item, label, cell, answer, and the item unchanged."""
+    space = ConceptSpace.from_json(inputs["summary"]["concepts"])
+    rng, items = np.random.default_rng(2), [f"item-{k}" for k in range(6)]
+    for mode in inputs["summary"]["modes"]:
+        gallery = inputs["galleries"][mode["id"]]
+        ids = [f"{mode['id']}.{k + 1}" for k in range(6)]
+        shown = [*gallery.failing, *gallery.passing]
+        said = [
+            replace(e, caption=f"{i} - label {k} → predicted 7 (5{k}%)")
+            for k, (i, e) in enumerate(zip(ids, shown, strict=True))
+        ]
+        inputs["galleries"][mode["id"]] = Gallery(said[:4], said[4:], ids)
+        cells = Region.from_json(mode["region"]).sample(space, 6, rng)
+        cells[0] = np.where(space.names == np.array([*mode["region"]])[:1], cells[0], space.start)
+        mode["examples"] = [
+            {
+                "id": i, "item": items[k], "cell": cells[k].tolist(), "output": f"7 (5{k}%)", "failed": k < 4,
+                "discrepancy": (0.3, 0.1, 0.4, 0.2, -0.5, -0.1)[k],
+            }
+            for k, i in enumerate(ids)
+        ]  # fmt: skip
+    unchanged = {item: Exhibit("as it was", image=picture(90 + k)) for k, item in enumerate(items)}
+    attributes = pd.DataFrame({"label": [str(k) for k in range(6)], "site": [*"nnnsss"]}, index=items)
+    return inputs | {"unchanged": unchanged, "attributes": attributes}

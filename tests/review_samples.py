@@ -24,7 +24,7 @@ from flows.review.view import report_path
 from stages.files import stage_dir, write_json
 from stages.pages import Gallery
 from stages.params import load_params
-from stages.records.tables import write_exhibits
+from stages.records.tables import ShownExample, write_exhibits
 from stages.tasks.contract import Exhibit
 from tests.landscapes import SUSPECTED, landscape_file
 from tests.picture_samples import exhibit as drawn
@@ -44,6 +44,9 @@ class Learner(PlantedTask):
 REPORT = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src &#39;none&#39;; style-src 'unsafe-inline'">
 <title>report</title><p>the whole landscape</p>"""
+CONCEPTS = [
+    {"name": name, "levels": [0, 1, 2, 3], "unit": "", "ordered": True, "neutral": 0} for name in ("tilt", "fog")
+]
 TEXTS = ("typos >= 15%", "letter case = upper and nouns dropped >= 50%", "nouns dropped = 100%")
 
 
@@ -89,7 +92,7 @@ def make_review(
                 "item": "discover-0001",
                 "cell": [n, k % 4],
                 "failed": k < 7,
-                "discrepancy": 0.5,
+                "discrepancy": 0.1 * k,
                 "output": "said",
             }
             for k, i in enumerate(ids)
@@ -109,7 +112,10 @@ def make_review(
         )
     write_exhibits(folder / "exhibits.parquet", {mode: shelf(gallery) for mode, gallery in galleries.items()})
     overall = {"value": 0.254, "low": 0.241, "high": 0.268, "n": 2000}
-    write_json(folder / "landscape.json", landscape_file(modes, overall=overall, suspected=[SUSPECTED]))
+    unchanged = [ShownExample("discover-0001", False, shown[0])]
+    write_exhibits(folder / "extremes.parquet", {"unchanged": unchanged})
+    known = landscape_file(modes, overall=overall, suspected=[SUSPECTED], concepts=CONCEPTS)
+    write_json(folder / "landscape.json", known)
     page = report_path("x", "landscape")
     page.parent.mkdir()
     page.write_text(REPORT)
@@ -138,7 +144,7 @@ class _Form(HTMLParser):
         given = {key: value or "" for key, value in attrs}
         if tag == "input" and (given.get("type") not in ("radio", "checkbox") or "checked" in given):
             self.fields[given["name"]] = given.get("value", "")
-        elif tag in ("select", "textarea"):
+        elif tag in ("select", "textarea") and "name" in given:
             self._name, self._text = given["name"], ""
             self.fields[self._name] = ""
         elif tag == "option":

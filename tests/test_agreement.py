@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from stages.decisions import Recorded
+from stages.decisions import Recorded, merge
 from stages.decisions.agreement import agreement, krippendorff_alpha
+from stages.decisions.ceiling import ceiling
 from stages.pages.comparison_report import _decision
 from stages.records import Plan, RepairVerdict
 
@@ -45,21 +48,24 @@ def test_nothing_is_said_where_nothing_can_be_told() -> None:
     assert krippendorff_alpha([[1, 9], [9, 1]], "interval") < 0
 
 
+PROBE = {"mode": "M1", "item": "x", "cell": [0], "output": "o", "discrepancy": 0.1}
+
+
 def decided(reviewer: str, actions: str, ratings: dict[str, int], landscape: str = "0" * 16, **more) -> Recorded:
     names = {"r": "repair", "a": "accept", "i": "ignore"}
-    probe = {"mode": "M1", "item": "x", "cell": [0], "output": "o", "discrepancy": 0.1}
     return Recorded.model_validate(
         {
             "landscape": landscape,
             "reviewer": reviewer,
             "approve": True,
             "modes": [{"id": f"M{i}", "action": names[a]} for i, a in enumerate(actions, 1)],
-            "examples": [{"id": key, "rating": value, **probe, **more} for key, value in ratings.items()],
+            "examples": [{"id": key, "rating": value, **PROBE} for key, value in ratings.items()],
             "time": "2026-01-01T00:00:00Z",
             "tool": "faded",
             "via": "page",
             "scale": "s",
             "previous": [],
+            **more,
         }
     )
 
@@ -80,6 +86,23 @@ def test_what_two_reviewers_say_is_counted_by_hand() -> None:
         "2 reviewers agree in 33% of their words on what to do about 3 failure modes (Krippendorff's alpha 0.09);"
         " their ratings of 2 examples differ by 2.0 points on average (Krippendorff's alpha 0.75)."
     )
+
+
+def test_an_example_that_most_of_those_who_speak_of_it_cannot_read_is_unreadable() -> None:
+    def unreadable(name: str) -> dict[str, Any]:
+        return {"id": name, "unreadable": True, **PROBE}
+
+    ada, ben = decided("Ada", "r", {"M1.1": 2, "M1.2": 9, "M1.4": 1}), decided("Ben", "r", {"M1.1": 3})
+    assert ceiling([ada, ben]) is None
+    # M1.1: one of three cannot read it; M1.2: one of two; M1.3 and M1.5: the only one who speaks of them.
+    cas = decided("Cas", "r", {}, examples=[unreadable(name) for name in ("M1.1", "M1.2", "M1.3", "M1.5")])
+    found = ceiling([ada, ben, cas])
+    assert found is not None and (found.unreadable.value, found.unreadable.n) == (0.4, 5)
+    assert found.statement.startswith(
+        "Of the examples that reviewers rated, corrected or could not read themselves (5), they could not read 2: 40.0%"
+        " (11.8 to 76.9); M1 2 of 5."
+    )
+    assert merge([ada, cas], []).ceiling is not None and merge([ada], []).ceiling is None
 
 
 def test_those_who_judged_nothing_that_another_did_are_not_counted() -> None:

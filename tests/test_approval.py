@@ -75,7 +75,7 @@ def made(reviewer: str = "Ada", approve: bool = True) -> Decision:
 
 def notified(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     told: list[tuple[str, ...]] = []
-    monkeypatch.setattr("flows.notify.notify", lambda *event: told.append(event))
+    monkeypatch.setattr("flows.notify.notify", lambda *event: told.append(event[:3]))
     return told
 
 
@@ -121,7 +121,7 @@ def test_no_answer_in_time_is_a_rejection_once_and_tells(params, monkeypatch):
     assert "within 48 hours" in no.reason
     assert expire(params, "tiny") is None and len(read_chain("tiny")) == 1
     [(event, audit, text)] = told
-    assert (event, audit) == ("gate failed", "tiny") and "within 48 hours" in text and "--revise" in text
+    assert (event, audit) == ("rejected", "tiny") and "within 48 hours" in text and "--revise" in text
 
 
 def test_a_limit_that_was_changed_while_it_waits_counts(params):
@@ -287,7 +287,7 @@ def test_every_mode_is_chosen_for_and_has_its_reason():
         choose(MODES)
     with pytest.raises(UsageError, match=r"^M2: nothing was chosen"):
         choose(MODES, {"M3": "seen"}, {"M1": "rare"})
-    with pytest.raises(UsageError, match="M1, M2: to be repaired or accepted, but no reason was given"):
+    with pytest.raises(UsageError, match="M1, M2: a reason is required to repair or accept it"):
         choose(MODES, {"M1": " "}, {"M2": ""}, ["M3"])
     with pytest.raises(UsageError, match=r"unknown mode\(s\) M4, X; the landscape has M1, M2, M3"):
         choose(MODES, {"M1": "seen", "M4": "seen"}, {"X": "rare"})
@@ -360,7 +360,7 @@ def test_the_command_that_is_shown_is_complete_but_for_the_reasons(faded):
     code, told = faded("approve", "tiny", "--accept", "M2=it's rare", "--reviewer", "Ada L.", "--reason", "all in all")
     assert code == 2 and "M1, M3: a choice is needed" in told and "with --accept M1='' or --ignore M1" in told
     command = told[told.index("faded approve tiny") :]
-    assert faded(*shlex.split(command)[1:])[0] == 2  # it is no decision as it stands
+    assert faded(*shlex.split(command)[1:])[0] == 2  # it is not a decision as it stands
     assert faded(*shlex.split(command.replace("M1=''", "M1='seen'").replace("M3=''", "M3='seen'"))[1:])[0] == 0
     [kept] = read_chain("tiny")
     assert [(mode.action, mode.reason) for mode in kept.decision.modes] == [
@@ -427,7 +427,7 @@ def test_a_second_audit_is_refused_or_waits_as_it_wants(tmp_path, monkeypatch):
     ("results", "kind", "text"),
     [
         ([("prepare", "ran"), ("summarize", "failed", "no data", Exit.USAGE)], "broken", "no data"),
-        ([("collect_feedback", "failed", "Ada\n said no", Exit.GATE_FAILED)], "gate failed", "Ada said no"),
+        ([("collect_feedback", "failed", "Ada\n said no", Exit.GATE_FAILED)], "rejected", "Ada said no"),
         ([("summarize", "not reached")], "broken", "a stage it depends on failed"),
         ([], "done", "nothing changed; last verdict: pass (decided by Ada), report /"),
         ([("conclude", "ran")], "done", "tiny: pass (decided by Ada), report /"),

@@ -23,13 +23,15 @@ from flows.cli import app
 from flows.compare import Run, check_alike, compare_revisions, differences, paired_difference
 from flows.estimate import Estimate, estimate
 from flows.graph import Graph, Stage
-from flows.results import TIMINGS
+from flows.results import TIMINGS, record_timings
+from flows.run_stage import StageResult
 from flows.screen import _time
 from stages.errors import Exit, Terminated, UnavailableError, UsageError, run_as_command
 from stages.files import record_probe_seconds, seal
 from stages.params import Params
 from stages.records import Landscape, Provenance, Verdict
 from stages.records.landscape import ConceptRecord
+from tests.finished import commit, faded, run_stages
 from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
 from tests.workspace import FADED, STAGES, Workspace, audit_params, make_workspace, repair_params
@@ -42,16 +44,20 @@ MORE_FAILURES = ("failed = inside |", "failed = inside | (cells[:, 0] == 1) |") 
 def finished(tmp_path_factory) -> Workspace:
     """Two committed revisions of a real audit, the second with code that fails more; then its input changed."""
     workspace = make_workspace(tmp_path_factory.mktemp("cli") / "ws", {"tiny": audit_params(**QUICK)}, {})
-    for revision in ("first", "second"):
-        done = workspace.run(["dvc", "repro"])
-        assert done.returncode == 0, done.stdout
-        for command in (["add", "--all"], ["commit", "--quiet", "--message", revision], ["tag", revision]):
-            assert workspace.run(["git", *command]).returncode == 0
-        if revision == "first":
-            edit_task(workspace)
-            assert "code changed" in workspace.faded("plan").stdout  # `dvc repro` alone does not watch a user's files
+    run_stages(workspace, "tiny")
+    commit(workspace, "first")
+    edit_task(workspace)
+    assert "code changed" in workspace.faded("plan").stdout  # `dvc repro` alone does not watch a user's files
+    done = workspace.run(["dvc", "repro"])
+    assert done.returncode == 0, done.stdout
+    commit(workspace, "second")
     (workspace.path / "data/tiny/inputs/regions.json").write_text("[ ]")
     return workspace
+
+
+def run_here(workspace: Workspace, *command: str) -> subprocess.CompletedProcess[str]:
+    """What `Workspace.faded` does, in this process, which has paid for its imports."""
+    return subprocess.CompletedProcess(command, *faded(workspace, *command))
 
 
 def edit_task(workspace: Workspace) -> None:
@@ -63,8 +69,7 @@ def edit_task(workspace: Workspace) -> None:
 def test_changed_code_makes_new_results_the_same_as_in_a_fresh_workspace(finished, tmp_path):
     fresh = make_workspace(tmp_path, {"tiny": audit_params(**QUICK)}, {})
     edit_task(fresh)
-    done = fresh.run(["dvc", "repro", "discover@tiny"])
-    assert done.returncode == 0, done.stdout
+    run_stages(fresh, "tiny", STAGES[:2])
     results = fresh.digests("tiny/discover/probes.parquet", "tiny/discover/policy/**/*")
     assert len(results) == 3
     assert finished.digests("tiny/discover/probes.parquet", "tiny/discover/policy/**/*") == results
@@ -99,13 +104,13 @@ def test_the_version_is_the_distributions(tmp_path):
 
 
 def test_outside_a_workspace_it_says_so(tmp_path):
-    done = Workspace(tmp_path).faded("status")
+    done = run_here(Workspace(tmp_path), "status")
     assert done.returncode == 2
     assert "no params.yaml and dvc.yaml" in done.stdout and str(tmp_path) in done.stdout
 
 
 def test_the_workspace_is_found_from_a_folder_inside_it(toys):
-    done = Workspace(toys.path / "data/tiny").faded("plan")
+    done = run_here(Workspace(toys.path / "data/tiny"), "plan")
     assert done.returncode == 0, done.stdout
     assert "prepare@tiny" in done.stdout and "never ran" in done.stdout
 
@@ -133,7 +138,7 @@ def test_what_a_task_refuses_is_told_before_anything_runs(toys):
     params = toys.params()
     params["audits"]["tiny"]["prepare"]["colour"] = "red"
     toys.write_params(params)
-    done = toys.faded("audit")
+    done = run_here(toys, "audit")
     assert done.returncode == 2, done.stdout
     assert "audits.tiny.prepare.colour: unknown key" in done.stdout
     assert toys.executed() == []
@@ -143,7 +148,7 @@ def test_a_name_for_the_shell_is_refused_and_nothing_runs(toys):
     name = "x;touch y"
     toys.write_params({"audits": {name: audit_params(), "tiny": audit_params()}, "repairs": {}})
     for command in (["audit"], ["audit", name], ["audit", "tiny"]):
-        done = toys.faded(*command)
+        done = run_here(toys, *command)
         assert done.returncode == 2, done.stdout
         assert f"audits: {name!r}: expected a name of 1 to 64 letters" in done.stdout
     assert toys.executed() == []
@@ -160,10 +165,9 @@ def test_a_name_for_the_shell_is_refused_and_nothing_runs(toys):
 def test_bytes_that_are_no_parameters_are_told_by_every_command(toys, text, told):
     (toys.path / "params.yaml").write_bytes(text)
     for command in (["audit"], ["status"], ["init", "--yes"]):
-        done = toys.faded(*command)
+        done = run_here(toys, *command)
         assert done.returncode == 2, done.stdout
         assert told in done.stdout
-        assert "Traceback" not in done.stdout
 
 
 def test_a_refused_audit_leaves_nothing_behind(toys):
@@ -171,7 +175,7 @@ def test_a_refused_audit_leaves_nothing_behind(toys):
     params["audits"]["--all"] = params["audits"]["other"] = params["audits"]["tiny"]
     toys.write_params(params)
     before = sorted(toys.path.glob("data/*"))
-    done = toys.faded("plan")
+    done = run_here(toys, "plan")
     assert done.returncode == 2, done.stdout
     assert "audits: '--all': expected a name" in done.stdout
     assert sorted(toys.path.glob("data/*")) == before
@@ -179,7 +183,7 @@ def test_a_refused_audit_leaves_nothing_behind(toys):
 
 def test_params_and_graph_agree_that_repairs_may_be_absent(toys):
     toys.write_params({"audits": toys.params()["audits"]})
-    done = toys.faded("plan")
+    done = run_here(toys, "plan")
     assert done.returncode == 0 and "report@tiny" in done.stdout and "restructure" not in done.stdout, done.stdout
 
 
@@ -217,7 +221,7 @@ def test_what_the_machine_did_is_told_from_a_bug(error, code, capsys):
 
 @pytest.mark.parametrize("command", [["audit", "tinny"], ["plan", "tinny"], ["status", "tinny"], ["report", "tinny"]])
 def test_an_unknown_audit_names_the_known_ones(toys, command):
-    done = toys.faded(*command)
+    done = run_here(toys, *command)
     assert done.returncode == 2
     assert "found: tiny" in done.stdout and "did you mean 'tiny'" in done.stdout
 
@@ -230,13 +234,13 @@ def test_a_limit_on_the_size_of_files_is_told_in_a_line(toys):
 
 
 def test_an_unknown_runner_is_refused(toys):
-    done = toys.faded("audit", "--runner", "slurm")
+    done = run_here(toys, "audit", "--runner", "slurm")
     assert done.returncode == 2
     assert "no runner 'slurm', found: threads" in done.stdout
 
 
 def test_a_plan_tells_cost_before_anything_runs(toys):
-    done = toys.faded("plan")
+    done = run_here(toys, "plan")
     assert done.returncode == 0
     # Of 200 probes 40 are kept back. In batches of 32: discover 2 x 160 and 100 for small steps; summarize 2 x 40;
     # re_evaluate 2 x 320 and 2 models x 2 x 100 pairs.
@@ -305,6 +309,34 @@ def test_time_is_estimated_by_what_a_probe_took_in_prepare(tmp_path, monkeypatch
     )
 
 
+def test_the_last_run_here_tells_how_long_more_or_less_of_it_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flows.estimate.task_class", lambda *_: PlantedTask)
+    repair = {"restructure": {"method": "planted", "control": "none", "settings": {"steps": 50}}}
+    took = {"discover": 62, "restructure": 102, "collect_feedback": 2, "report": 5}
+    ran = [StageResult(stage=f"{kind}@tiny", outcome="ran", seconds=seconds) for kind, seconds in took.items()]
+    record_timings(ran, {"discover@tiny": 210, "restructure@tiny": 25})
+    found = {
+        e.stage.kind: (e.seconds, e.source) for e in estimated("discover", "report", "restructure", **repair).stages
+    }
+    # Twice the probes and twice the steps, but a stage starts as quickly: 2 s, as long as one that does nothing else.
+    assert found["discover"] == (pytest.approx(122), "here")
+    assert found["restructure"] == (pytest.approx(202), "here")
+    assert found["report"] == (5, "here")
+    repair["restructure"] |= {"control": "uniform", "trainings": 3}
+    [training] = [e for e in estimated("restructure", **repair).stages if e.stage.kind == "restructure"]
+    assert training.seconds == pytest.approx(2 + 100 * 12)
+
+    # What the benchmarks took is paced by what the same stages took here, but for those that had other work there.
+    (tmp_path / "benchmarks").mkdir()
+    reference = {"report": (2.5, None), "restructure": (51, 25), "discover": (1, 420), "summarize": (40, None)}
+    content = {f"{stage}@tiny": {"seconds": seconds, "work": work} for stage, (seconds, work) in reference.items()}
+    content["collect_feedback@tiny"] = {"seconds": 0.1, "work": 1}
+    (tmp_path / "benchmarks" / "timings.json").write_text(json.dumps(content))
+    [summary] = [e for e in estimated("summarize").stages if e.stage.kind == "summarize"]
+    assert (summary.seconds, summary.source) == (pytest.approx(80), "reference")
+
+
 @pytest.fixture
 def presets(toys) -> Workspace:
     """A workspace of toys with an audit "tiny", its preset "quick" and an audit "other"."""
@@ -316,14 +348,14 @@ def presets(toys) -> Workspace:
 
 
 def test_a_preset_is_an_audit_beside_the_one_it_belongs_to(presets):
-    planned = presets.faded("plan", "tiny", "--preset", "quick")
+    planned = run_here(presets, "plan", "tiny", "--preset", "quick")
     assert planned.returncode == 0, planned.stdout
     assert "discover@tiny-quick" in planned.stdout and "discover@tiny " not in planned.stdout
     report = presets.path / "data/tiny-quick/report/report.html"
     report.parent.mkdir(parents=True)
     report.write_text("quick")
-    assert presets.faded("report", "--preset", "quick", "--no-open").stdout.strip() == str(report)
-    assert "audit 'tiny-slow' has no entry under repairs" in presets.faded("review", "--preset", "slow").stdout
+    assert run_here(presets, "report", "--preset", "quick", "--no-open").stdout.strip() == str(report)
+    assert "audit 'tiny-slow' has no entry under repairs" in run_here(presets, "review", "--preset", "slow").stdout
 
 
 @pytest.mark.parametrize(
@@ -337,22 +369,24 @@ def test_a_preset_is_an_audit_beside_the_one_it_belongs_to(presets):
     ],
 )
 def test_a_preset_that_is_not_there_names_those_that_are(presets, command, told):
-    done = presets.faded(*command)
+    done = run_here(presets, *command)
     assert done.returncode == 2, done.stdout
     assert told in done.stdout
     assert presets.executed() == []
 
 
 def test_a_report_that_is_not_there_says_what_to_run(toys):
-    done = toys.faded("report")
+    done = run_here(toys, "report")
     assert done.returncode == 2
     assert "faded audit tiny" in done.stdout
 
 
 def test_status_report_and_plan_of_a_finished_audit(finished):
-    report = finished.faded("report", "--no-open")
+    report = run_here(finished, "report", "--no-open")
     assert report.stdout.strip() == str(finished.path / "data/tiny/report/report.html")
-    status = finished.faded("status")
+    [row] = [line for line in run_here(finished, "status").stdout.splitlines() if line.split()[:1] == ["tiny"]]
+    assert "(outdated)" in row and "faded audit tiny" in row and "%" in row
+    status = run_here(finished, "status", "--stages")
     assert status.returncode == 0
     rows = {line.split()[0]: line for line in status.stdout.splitlines() if "@tiny" in line}
     # The input was changed after the second run.
@@ -362,7 +396,7 @@ def test_status_report_and_plan_of_a_finished_audit(finished):
 
 
 def test_two_revisions_are_compared_on_common_probes(finished):
-    done = finished.faded("compare", "first", "workspace")
+    done = run_here(finished, "compare", "first", "workspace")
     assert done.returncode == 0, done.stdout
     assert "overall" in done.stdout and "tilt 3" in done.stdout
     assert "more failures" in done.stdout
@@ -436,7 +470,7 @@ def test_pairs_are_joined_on_item_cell_and_repeat_of_controls_only():
 
 def test_a_review_without_a_repair_is_refused(tmp_path):
     workspace = make_workspace(tmp_path, repairs={}, toys=True)
-    done = workspace.faded("review")
+    done = run_here(workspace, "review")
     assert done.returncode == 2
     assert "no entry under repairs" in done.stdout
 
@@ -451,10 +485,10 @@ def test_one_audit_at_a_time(tmp_path):
         [sys.executable, "-c", holder], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
-        done = workspace.faded("audit")
+        done = run_here(workspace, "audit")
         assert done.returncode == 3
         assert f"process {process.pid}" in done.stdout
-        assert f"process {process.pid}" in workspace.faded("status").stdout
+        assert f"process {process.pid}" in run_here(workspace, "status").stdout
         process.communicate("")
     assert workspace.executed() == []
 
@@ -462,12 +496,12 @@ def test_one_audit_at_a_time(tmp_path):
 def test_a_pipeline_of_somebody_elses_is_told_from_a_workspace(toys, tmp_path):
     (tmp_path / "params.yaml").write_text("train: {lr: 1}\n")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    done = Workspace(tmp_path).faded("status")
+    done = run_here(Workspace(tmp_path), "status")
     assert done.returncode == 2
     assert f"in {tmp_path} are not Faded's: run faded inside a workspace, such as {toys.path}" in done.stdout
     shutil.rmtree(toys.path)
-    assert "are not Faded's: run faded inside a workspace; `faded init` makes one" in (
-        Workspace(tmp_path).faded("status").stdout
+    assert "are not Faded's: run faded inside a workspace; `faded init` creates one" in (
+        run_here(Workspace(tmp_path), "status").stdout
     )
 
 

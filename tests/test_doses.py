@@ -68,7 +68,7 @@ def test_halfway_between_two_trainings_is_halfway_between_their_logarithms():
     assert _crossing(shares, falling, 0.3) == pytest.approx(1.0)
     assert _crossing(shares, falling, 0.45) == 0.25
     assert _crossing(shares, falling, 0.1) == np.inf
-    # A rise on the way is no step back: of 0.3, 0.4 and 0.2 the lowest so far counts.
+    # A rise on the way is not a step back: of 0.3, 0.4 and 0.2 the lowest so far counts.
     assert _crossing(shares, np.array([0.3, 0.4, 0.2]), 0.25) == pytest.approx(2.0)
 
 

@@ -208,7 +208,9 @@ def test_nobody_signs_what_does_not_hold(bundle, tmp_path, keys):
     members[PLAN] = edited(members[PLAN], lambda plan: plan["modes"][0].update(action="ignore"))
     path = resealed(tmp_path / "forged.zip", members)
     before = path.read_bytes()
-    with pytest.raises(UsageError, match=r"is not signed, because it does not hold: .*and \d+ more: `faded verify "):
+    with pytest.raises(
+        UsageError, match=r"is not signed, because it is not consistent: .*and \d+ more: `faded verify "
+    ):
         sign_bundle(path, private(keys, "ed25519"))
     assert path.read_bytes() == before
 

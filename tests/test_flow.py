@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import re
 import sys
 import threading
+import time
 from subprocess import CompletedProcess
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactCollectionFilter,
+    ArtifactCollectionFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, Log, TaskRun
+from prefect.client.schemas.sorting import FlowRunSort
 from rich.console import Console
 
 import flows.audit
-from flows.artifacts import key, verdict_markdown
+from flows.artifacts import verdict_markdown
+from flows.labels import key
 from flows.results import read_verdict
 from flows.run import run_audits, show_verdicts
-from flows.run_stage import _stream, run_stage
+from flows.run_stage import _stream, level_of, run_stage
 from flows.runners.devices import Slots
 from stages.errors import BugError, Exit, FadedError, InfrastructureError, RejectedError, UnavailableError, UsageError
 from stages.params import load_params
+from tests.finished import faded
 from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
 
 ALL = [f"{stage}@tiny" for stage in STAGES]
@@ -86,18 +102,81 @@ def test_a_whole_audit_runs_once_and_then_not_again(first):
     assert again.returncode == 0, again.stdout
     assert toys.executed() == []
     assert "nothing to do" in again.stdout and "tiny: pass" in again.stdout
-    assert "tiny: pass (decided by policy, no human)" in toys.faded("status").stdout
+    [row] = [line for line in faded(toys, "status")[1].splitlines() if line.split()[:1] == ["tiny"]]
+    assert "pass" in row and "policy, no" in row and "faded audit" not in row
 
 
 def test_what_came_out_is_published_as_artifacts(first):
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-
     with get_client(sync_client=True) as client:
-        for what, kind in (("failure-modes", "table"), ("verdict", "markdown"), ("report", "markdown")):
-            wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[f"tiny-{what}"]))
-            found = client.read_artifacts(artifact_filter=wanted)
-            assert {artifact.type for artifact in found} == {kind}
+        for what, said in (("failure-modes", "| M1 | `tilt = 1` | 50.0% | 40.0–60.0% |"), ("verdict", "# tiny: pass")):
+            wanted = ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=[f"tiny-{what}"]))
+            [found] = client.read_latest_artifacts(artifact_filter=wanted)
+            assert found.type == "markdown" and said in str(found.data)
+            assert "file:" not in str(found.data) and "`faded report tiny`" in str(found.data)
+
+
+def last_run() -> tuple[FlowRun, dict[str, TaskRun]]:
+    """The flow run that started last, and its task runs by name."""
+    with get_client(sync_client=True) as client:
+        [run] = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        deadline = time.monotonic() + 60
+        while True:  # the server hears of task runs by events
+            tasks = {task.name: task for task in client.read_task_runs(flow_run_filter=wanted)}
+            if all(task.state.is_final() for task in tasks.values()) or time.monotonic() > deadline:
+                return run, tasks
+            time.sleep(0.2)
+
+
+def test_a_run_shows_whose_it_is_and_all_stages(finished, audit_here):
+    assert audit_here(finished)[0] == 0
+    run, tasks = last_run()
+    assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d", run.name)
+    assert set(run.tags) == {"faded", "tiny", "from terminal"}
+    assert run.state.name == "Completed" and run.state.message.startswith("tiny: pass (decided by policy, no human)")
+    assert {name: task.state.name for name, task in tasks.items()} == dict.fromkeys(ALL, "Cached") | {
+        "conclude@tiny": "Completed"
+    }
+    assert "nothing it depends on has changed" in tasks["discover@tiny"].state.message
+    assert tasks["conclude@tiny"].state.message.startswith("ran in ")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "flow_state", "task_state"),
+    [
+        ({"conclude__tiny": {"passed": False}}, "Gate failed", "Completed"),
+        ({"conclude__tiny": {"exit": 2}}, "Failed", "Failed"),
+    ],
+)
+def test_what_did_not_pass_ends_in_a_state_of_its_own_and_without_a_traceback(
+    finished, audit_here, behaviour, flow_state, task_state
+):
+    finished.toy(**behaviour)
+    assert audit_here(finished)[0] != 0
+    run, tasks = last_run()
+    assert run.state.is_failed() and (run.state.name, tasks["conclude@tiny"].state.name) == (flow_state, task_state)
+    logs = logs_of(run)
+    assert "Traceback" not in "".join(log.message for log in logs)
+    levels = {log.level for log in logs if log.message.startswith("error: toy conclude was told")}
+    assert levels == (set() if flow_state == "Gate failed" else {logging.ERROR})
+
+
+def logs_of(run: FlowRun) -> list[Log]:
+    """What was logged of it, once its end was."""
+    deadline = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), limit=200)
+            if any("Finished in state" in log.message and log.task_run_id is None for log in logs):
+                return logs
+            time.sleep(0.2)
+    raise AssertionError("its end was not logged")
+
+
+def test_lines_are_as_serious_as_they_say():
+    lines = {"ERROR: failed to reproduce": logging.ERROR, "error: no model": logging.ERROR, "errors: 3": logging.INFO}
+    assert {line: level_of(line) for line in lines} == lines
+    assert level_of("WARNING: 'x' is empty.") == logging.WARNING
 
 
 def test_changing_only_a_gate_reruns_only_conclude_and_dvc_is_asked_once(finished, audit_here, monkeypatch):
@@ -213,7 +292,7 @@ def test_a_failed_gate_is_exit_code_1_now_and_when_cached(finished, server, audi
     finished.toy(conclude__tiny={"passed": False})
     assert audit_here(finished)[0] == 1
     assert finished.executed() == ["conclude@tiny"]
-    assert finished.faded("audit").returncode == 1
+    assert faded(finished, "audit")[0] == 1
     assert finished.executed() == []
 
 
@@ -222,7 +301,7 @@ def test_a_failed_gate_is_exit_code_1_now_and_when_cached(finished, server, audi
     [
         (True, [True, True], "pass", Exit.PASS),
         (False, [True, False, None], "FAIL", Exit.GATE_FAILED),
-        (None, [True, None], "not judged", Exit.GATE_FAILED),  # asked for and not given is no pass
+        (None, [True, None], "not judged", Exit.GATE_FAILED),  # asked for and not given is not a pass
         (None, [], "no gates set", Exit.PASS),
     ],
 )
@@ -239,7 +318,7 @@ def test_a_verdict_in_words_and_as_exit_code(tmp_path, monkeypatch, passed, gate
     assert show_verdicts(load_params(), ["tiny"], Console(file=shown, width=120)) == code
     assert f"tiny: {word} (decided by Ada)" in shown.getvalue() and "Said so." in shown.getvalue()
     published = verdict_markdown(read_verdict(load_params(), "tiny"))
-    assert published.startswith(f"# tiny: {word}\n\ndecided by Ada\n\nSaid so.\n")
+    assert published.startswith("Decided by Ada\n\nSaid so\\.\n")
     for text in (shown.getvalue(), published):
         lines = {line.strip("| ").split()[0]: line for line in text.splitlines() if line.strip("| ")}
         for i, gate in enumerate(gates):
@@ -267,9 +346,9 @@ def test_it_waits_for_a_person_and_goes_on_after_the_review(toys, audit_here):
     assert toys.faded("audit", PREFECT_API_URL="http://127.0.0.1:9/api").returncode == 0  # nothing to run: no server
     assert toys.executed() == []
 
-    broken_off = toys.faded("review", "--terminal", stdin="repair\n")
-    assert broken_off.returncode == 2
-    assert "no decision was written" in broken_off.stdout
+    code, told = faded(toys, "review", "--terminal", stdin="repair\n")
+    assert code == 2
+    assert "no decision was written" in told
     assert list((toys.path / "data/tiny/decisions").glob("*.yaml")) == []
 
     answers = "accept\nharmless\nrepair\nhigh\nseen in the field\n\nfor the release\ny\ny\n"
@@ -285,8 +364,8 @@ def test_it_waits_for_a_person_and_goes_on_after_the_review(toys, audit_here):
     code, told = audit_here(toys)
     assert code == 0, told
     assert toys.executed() == ALL[4:]
-    again = toys.faded("review", "--terminal", stdin=answers)
-    assert again.returncode == 2 and "Ada Tester decided on landscape" in again.stdout and "--revise" in again.stdout
+    code, told = faded(toys, "review", "--terminal", stdin=answers)
+    assert code == 2 and "Ada Tester decided on landscape" in told and "--revise" in told
     assert decision.read_text() == text
 
 

@@ -157,8 +157,8 @@ def test_by_default_it_is_the_last_that_passed(workspace, worse):
 
 def test_a_commit_that_did_not_pass_is_passed_over(worse, tmp_path):
     own = worse.copy(tmp_path / "ws")
-    metrics = own.path / "data/other/report/metrics.json"
-    metrics.write_text(metrics.read_text().replace('"passed": true', '"passed": false'))
+    headline = own.path / "data/other/report/headline.json"
+    headline.write_text(headline.read_text().replace('"passed": true', '"passed": false'))
     commit(own, "third")
     with inside(own):
         assert last_passed(load_params(), "other")[0] == own.run(["git", "rev-parse", "second"]).stdout[:12]
@@ -168,7 +168,7 @@ def test_without_a_verdict_that_passed_it_says_how_to_get_one(workspace, tmp_pat
     own = workspace.copy(tmp_path / "ws")
     shutil.rmtree(own.path / ".git")
     assert own.run(["git", "init", "--quiet"]).returncode == 0
-    with pytest.raises(UsageError, match=r"no commit has a data/tiny/conclude/metrics.json .* `faded audit tiny`"):
+    with pytest.raises(UsageError, match=r"no commit has a data/tiny/conclude/headline.json .* `faded audit tiny`"):
         judged(own, "tiny", None)
 
 

@@ -153,9 +153,9 @@ def test_the_median_has_the_interval_of_order_statistics():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gradient": {"epsilons": [0.2, 0.1]}}, "epsilons have to rise"),
+        ({"gradient": {"epsilons": [0.2, 0.1]}}, "epsilons must increase"),
         ({"gradient": {"epsilons": [0.1, 2.0]}}, "less than or equal to 1"),
-        ({"gradient": {"attacks": ["fgsm", "fgsm"]}}, "names one twice"),
+        ({"gradient": {"attacks": ["fgsm", "fgsm"]}}, "lists one twice"),
         ({"gradient": {"attacks": ["cw"]}}, "fgsm"),
         ({"gradient": {}, "method": "none"}, "found method none"),
     ],
@@ -174,7 +174,7 @@ def refused(**changes):
 
 
 def test_a_task_or_a_model_without_gradients_is_told_before_anything_runs(monkeypatch):
-    assert "this task gives no gradients" in refused(task="tabular-classification")[0]
+    assert "this task provides no gradients" in refused(task="tabular-classification")[0]
     pictures = {
         "task": "image-classification",
         "prepare": {
@@ -185,7 +185,7 @@ def test_a_task_or_a_model_without_gradients_is_told_before_anything_runs(monkey
         "concepts": {"rotation": [0, 30]},
         "discrepancy": {},
     }
-    assert "prepare.model.onnx) gives no gradients" in refused(**pictures)[0]
+    assert "prepare.model.onnx) provides no gradients" in refused(**pictures)[0]
     pictures["prepare"] = {**pictures["prepare"], "model": {"train": "small_cnn"}}
     monkeypatch.setattr(gradient, "find_spec", lambda name: None)
     assert "pip install 'faded[gradient]'" in refused(**pictures)[0]

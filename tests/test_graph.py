@@ -23,6 +23,7 @@ from flows.heal import heal
 from flows.processes import child
 from stages.errors import UsageError
 from stages.files import write_state
+from tests.finished import run_toys
 from tests.workspace import ROOT, STAGES, Workspace, audit_params, make_workspace, repair_params
 
 STAGE_GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -30,11 +31,10 @@ STAGE_GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> Workspace:
-    """A workspace of toys whose audits ran by `dvc repro` alone: "tiny" with its repair, and "other"."""
+    """A workspace of toys whose audits ran: "tiny" with its repair, and "other"."""
     audits = {"tiny": audit_params(), "other": audit_params()}
     workspace = make_workspace(tmp_path_factory.mktemp("graph"), audits, {"tiny": repair_params()}, toys=True)
-    done = workspace.run(["dvc", "repro"])
-    assert done.returncode == 0, done.stdout
+    run_toys(workspace)
     assert len(workspace.executed()) == 13
     return workspace
 
@@ -200,7 +200,7 @@ def test_a_lock_file_cut_short_anywhere_can_be_read_after_healing(inside):
     half_a_hash = whole.index(b"md5: ", len(whole) // 2) + 5 + 4
     ends = [m.end() for m in re.finditer(rb"\n", whole)]
     rng = random.Random(11)
-    cuts = [0, len(ends) // 2, half_a_hash, *rng.sample(range(len(whole)), 3), *rng.sample(ends, 3), len(whole)]
+    cuts = [0, len(ends) // 2, half_a_hash, *rng.sample(range(len(whole)), 2), rng.choice(ends), len(whole)]
     healed = {}
     try:
         for cut in cuts:

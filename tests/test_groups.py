@@ -120,7 +120,7 @@ def test_halves_and_permutations_do_not_tear_groups_apart():
     assert first.sum() == 20 and len(set(of[first]) & set(of[~first])) == 0
     assert half_of(ids, probes.assign(group="one"), np.random.default_rng(0)).sum() == 20
 
-    # Groups of crops differ, labels do not: four crops of a photo that fails are no evidence against its label.
+    # Groups of crops differ, labels do not: four crops of a photo that fails are not evidence against its label.
     rng, worse = np.random.default_rng(1), []
     label, photo = np.repeat(np.arange(4), 50), np.repeat(np.arange(40), 5)
     for seed in range(100):

@@ -87,7 +87,7 @@ def test_killed_at_any_moment_it_goes_on_and_params_are_whole_in_between(reposit
     if (repository / "params.yaml").exists():
         yaml.safe_load((repository / "params.yaml").read_text())
     told = here.faded(*command)
-    finished = "audit of that name already" in told.stdout  # the kill came too late
+    finished = "already has an audit of that name" in told.stdout  # the kill came too late
     assert told.returncode == 0 or finished, told.stdout
     text = (repository / "params.yaml").read_text()
     assert text.count("  shapes:") == 1
@@ -114,15 +114,15 @@ def test_the_levels_that_were_found_are_written_with_what_they_mean(repository, 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (screening(0.0, 0.02, [0.0, 20.0, 40.0, 80.0]), "fewer than the 3% to 15% wanted"),
-        (screening(0.8, 0.5, [0.0, 1.0, 2.0, 3.0]), "more than the 3% to 15% wanted"),
+        (screening(0.0, 0.02, [0.0, 20.0, 40.0, 80.0]), "fewer than the target of 3% to 15%"),
+        (screening(0.8, 0.5, [0.0, 1.0, 2.0, 3.0]), "more than the target of 3% to 15%"),
     ],
 )
 def test_a_range_that_is_out_of_reach_is_told_and_the_nearest_levels_are_kept(repository, measured, found, said):
     measured(found)
     told = init()
     assert said in told
-    assert "the nearest that was found is kept" in told
+    assert "the nearest levels found are kept" in told
     levels = ", ".join(f"{level:g}" for level in found.concepts[0].proposed)
     assert f"rotation: [{levels}]" in (repository / "params.yaml").read_text()
 
@@ -176,7 +176,7 @@ def test_a_bare_workspace_is_one_for_an_audit_that_is_written_by_hand(repository
     here = Workspace(repository)
     code, told = faded(here, "init", "--bare", "--model", WEIGHTS, "--budget", "5")
     assert code == 2
-    assert "--bare makes a workspace without an audit: leave out --model, --budget" in told
+    assert "--bare creates a workspace without an audit: leave out --model, --budget" in told
     assert not (repository / "dvc.yaml").exists()
     by_hand = yaml.safe_dump({"audits": {"mine": audit_params()}})
     (repository / "params.yaml").write_text(by_hand)
@@ -186,7 +186,7 @@ def test_a_bare_workspace_is_one_for_an_audit_that_is_written_by_hand(repository
     assert (repository / "params.yaml").read_text() == by_hand
     code, told = faded(here, "plan", "mine")
     assert code == 0 and "prepare@mine" in told, told
-    assert "it is a workspace already" in faded(here, "init", "--bare")[1]
+    assert "it is already a workspace" in faded(here, "init", "--bare")[1]
 
 
 def test_other_answers_take_the_place_of_what_was_not_finished(repository, measured):
@@ -237,7 +237,7 @@ def test_wrong_input_leaves_params_as_they_were(repository, measured):
 
 def test_a_name_that_is_taken_is_refused_and_another_one_is_added(repository, measured):
     init()
-    with pytest.raises(UsageError, match="audit of that name already"):
+    with pytest.raises(UsageError, match="already has an audit of that name"):
         init(given=options(answers={"name": "shapes"}))
     (repository / "below").mkdir()
     init(repository / "below")  # in the same workspace; its name is guessed from the data

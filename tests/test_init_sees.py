@@ -41,8 +41,8 @@ def test_files_outside_the_repository_are_linked_for_this_machine_and_said_so(re
     assert (inputs / "near").readlink() == Path("../../../shapes")
     assert (inputs / "far").readlink() == tmp_path / "far.pth"
     assert "on this machine only" in lines[1]
-    assert place(repository, "a", [near, far], copy=False)  # again is no error
-    with pytest.raises(UsageError, match="something else"):
+    assert place(repository, "a", [near, far], copy=False)  # again is not an error
+    with pytest.raises(UsageError, match=r"near is not .*far\.pth: remove it"):
         place(repository, "a", [Placed("near", tmp_path / "far.pth")], copy=False)
 
 
@@ -90,7 +90,7 @@ def test_pictures_beside_a_list_are_linked_one_by_one_and_copies_are_of_these_al
         assert sorted(path.name for path in inputs.iterdir()) == ["0.png", "1.png", "2.png", "all.jsonl"]
         assert all(path.is_symlink() is not copy and path.is_file() for path in inputs.iterdir())
         [again] = place(repository, audit, [Placed("all", repository / "all.jsonl", names)], copy=copy)
-        assert ("stays" in again) is copy
+        assert ("already exists" in again) is copy
 
 
 def test_a_folder_that_holds_the_inputs_is_not_linked_into_them(repository):

@@ -80,8 +80,8 @@ def test_status_and_plan_of_a_stage_that_runs_now(toys):
     toys.toy(prepare__tiny={"until": "go"})
     process = subprocess.Popen(["dvc", "repro", "--quiet", "prepare@tiny"], cwd=toys.path, env=toys.env)
     running("-m stages.prepare", toys)
-    for command in ("status", "plan"):
-        code, told = faded(toys, command)
+    for command in (("status", "--stages"), ("plan",)):
+        code, told = faded(toys, *command)
         assert code == 0, told
         [line] = [line for line in told.splitlines() if "prepare@tiny" in line]
         assert "runs now" in line

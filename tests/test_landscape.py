@@ -279,7 +279,7 @@ def test_an_enumerated_grid_is_exact_however_large(monkeypatch):
     np.testing.assert_allclose(landscape.rates, truth(task))
     known = estimate(every.iloc[:-1], ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, spread=False)
     assert (known.exact, known.sampled) == (False, True)
-    # all pairs of the cells in the sample, but not of the others, are no enumeration either
+    # all pairs of the cells in the sample, but not of the others, are not an enumeration either
     some = every.merge(known.table[task.concepts.names])
     again = estimate(some, ids, task.embed(ids), task.concepts, threshold=0.0, seed=0, spread=False)
     assert (again.exact, again.sampled) == (False, True)
@@ -438,7 +438,7 @@ def test_where_items_say_yes_or_no_the_interval_is_clopper_pearsons(failing, n):
 
 
 def test_no_change_in_few_items_is_no_proof_of_no_change():
-    """Whatever the number of probes: five cells asked of each item are no five items."""
+    """Whatever the number of probes: five cells asked of each item are not five items."""
     change = Resampler(np.repeat(np.arange(20), 5), 4000, 0).mean(np.zeros(100), np.ones(100), CHANGE)
     assert change.value == 0.0
     assert (change.low, change.high) == pytest.approx((-0.168, 0.168), abs=0.01)

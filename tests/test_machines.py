@@ -85,7 +85,6 @@ def test_a_stage_runs_in_the_clone_and_is_the_drivers_as_if_it_had_run_there(mad
     assert fresh == ["prepare@tiny", "discover@tiny", "summarize@tiny"]
     outputs = ("tiny/prepare/**/*", "tiny/discover/**/*", "tiny/summarize/**/*")
     assert driver.digests(*outputs) == worker.digests(*outputs) != {}
-    assert [path.is_symlink() for path in driver.path.glob("data/tiny/*/metrics.json")] == [False] * 2
     assert (driver.path / "data/tiny/summarize/landscape.json").is_symlink()
 
 
@@ -93,7 +92,7 @@ def test_nothing_of_the_clone_is_changed_but_what_stages_make(made):
     _, worker, _ = made
     changed = {line[3:] for line in run(worker, "git", "status", "--porcelain").splitlines()}
     records_of_toys = {"executed.txt", "spans.jsonl"}
-    of_stages = {f"data/tiny/{name}" for name in ("code.json", "prepare/", "discover/")}  # what git does not ignore
+    of_stages = {f"data/tiny/{name}" for name in ("code.json",)}  # what git does not ignore
     assert changed - records_of_toys == {*of_stages, "dvc.lock"}
 
 

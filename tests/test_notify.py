@@ -16,7 +16,7 @@ import pytest
 
 from flows.automations import make_automations
 from flows.credential import authorization
-from flows.notify import block_id, current, notify, send_test, set_block, set_url
+from flows.notify import block_id, current, forget, notify, send_test, set_block, set_url
 from flows.schedule import add_missing
 from flows.serve import RECORDS
 from flows.server import HOME, OwnServer
@@ -92,6 +92,28 @@ def test_a_webhook_is_told(here, hook):
     assert said["text"] == f"{said['subject']}\n{said['body']}"
     send_test()
     assert "faded: test" in came.get(timeout=30)[1]
+
+
+def test_one_result_is_told_once_until_another_came_between(here, hook):
+    url, came = hook
+    notify("gate failed", "tiny", "nobody is set", "result 1")
+    set_url("webhook", f"{url}/refused")
+    notify("gate failed", "tiny", "not taken", "result 1")
+    set_url("webhook", url)
+    for told, send in (
+        (True, lambda: notify("gate failed", "tiny", "first", "result 1")),  # nobody heard of it yet
+        (False, lambda: notify("gate failed", "tiny", "again", "result 1")),
+        (True, lambda: notify("gate failed", "other", "of another audit", "result 1")),
+        (True, lambda: notify("gate failed", "tiny", "another", "result 2")),
+        (True, lambda: notify("broken", "tiny", "new each time")),
+        (True, lambda: notify("broken", "tiny", "new each time")),
+        (True, lambda: notify("gate failed", "tiny", "as before", "result 2")),
+        (True, lambda: (forget("tiny"), notify("gate failed", "tiny", "after a pass", "result 2"))),
+    ):
+        while not came.empty():
+            came.get()
+        send()
+        assert came.empty() is not told  # what is sent is answered before `notify` returns
 
 
 def test_the_server_of_a_command_keeps_addresses_from_files_and_other_sites_from_its_api(toys, hook, monkeypatch):

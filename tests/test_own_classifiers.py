@@ -139,7 +139,7 @@ def test_a_repository_of_the_hub_is_read_from_the_cache_alone(inputs, tmp_path, 
 
 def test_prefetch_fetches_what_the_audit_names(inputs, monkeypatch):
     context = own_context(inputs, {"timm": "ada/mine"}, {"datasets": "ada/bars", "split": "train", "revision": "v1"})
-    with pytest.raises(UsageError, match=r"prepare\.model\.timm: ada/mine has to be fetched, and HF_HUB_OFFLINE=1"):
+    with pytest.raises(UsageError, match=r"prepare\.model\.timm: ada/mine has to be downloaded, and HF_HUB_OFFLINE=1"):
         ImageClassification.prefetch(context)
 
     asked = []

@@ -214,8 +214,9 @@ def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(input
         ({"transformers": "org/other"}, EMBEDDER_LOADERS, lambda s: s.load(inputs, "cpu")),
         ({"datasets": "org/other", "split": "train", "text": "body"}, DATA_LOADERS, lambda s: s.load(inputs)),
     )
+    told = rf"org/other is not a folder in .*Run `faded prefetch {inputs.parent.name}`"
     for block, loaders, use in blocks:
-        with pytest.raises(UsageError, match=r"org/other is not a folder in .*Run `faded prefetch texts0`"):
+        with pytest.raises(UsageError, match=told):
             use(parse_source(block, loaders, "prepare"))
 
 

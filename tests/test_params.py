@@ -51,7 +51,7 @@ def with_name(name: object) -> dict:
 def test_the_projects_own_params_are_valid() -> None:
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     assert list(params.audits) == [
-        *("mnist", "imagenet", "news", "news-quick", "images", "images-quick", "images-scenes"),
+        *("mnist", "imagenet", "news", "news-quick", "questions", "images", "images-quick", "images-scenes"),
     ]
     assert list(params.repairs) == ["mnist", "news", "images"]
     news, quick = params.audits["news"], params.audits["news-quick"]
@@ -99,8 +99,8 @@ def test_the_projects_own_params_are_valid() -> None:
         (with_audit(seed="3"), r"audits\.x\.seed: .*found '3', which YAML reads as text: write 3 without quotes"),
         (with_audit(compute={"gpus": 0, "threads": 10**9}), r"compute\.threads: .*less than or equal to 1024"),
         (with_audit(code="x.py"), r"audits\.x\.code: is not needed any more"),
-        (with_audit(concepts={"a": [0, 5e-324, 1e-300]}), r"concept 'a' has levels that cannot be told apart: 0"),
-        (with_audit(concepts={"a": [1, 1.0000001]}), r"concept 'a' has levels that cannot be told apart: 1"),
+        (with_audit(concepts={"a": [0, 5e-324, 1e-300]}), r"concept 'a' has levels that cannot be distinguished: 0"),
+        (with_audit(concepts={"a": [1, 1.0000001]}), r"concept 'a' has levels that cannot be distinguished: 1"),
         (with_audit(concepts={"a": [0, 1e300]}), r"concept 'a' has levels beyond the numbers of 32 bits"),
         (with_audit(concepts={"a": list(range(201))}), r"concept 'a' needs 2 to 200 levels, found \[0.*\.\.\."),
         (
@@ -110,7 +110,7 @@ def test_the_projects_own_params_are_valid() -> None:
         (with_audit(gates={"max_failure_rate": 1}), r"max_failure_rate: .*less than 1"),
         (
             with_audit(summarize={"gates": {"max_failure_rate": 0.5}}),
-            r"gates stand beside summarize now.*audits.NAME.gates",
+            r"gates now belong beside summarize.*audits.NAME.gates",
         ),
         (with_gate("newly_failing", max=5), r"newly_failing: it cannot fail: max is 5, and what it judges is from 0"),
         (with_gate("newly_failing", max=-0.1), r"newly_failing: it cannot pass: max is -0\.1"),
@@ -122,7 +122,7 @@ def test_the_projects_own_params_are_valid() -> None:
         (with_name(".hidden"), r"expected a name of 1 to 64 letters"),
         (with_name("naïve"), r"expected a name of 1 to 64 letters"),
         (with_name("Con"), r"audits: 'Con': no file of Windows may have that name"),
-        (with_name("X"), r"audits: X and x differ in case alone"),
+        (with_name("X"), r"audits: X and x differ only in case"),
         (with_name(7), r"audits\.7.*: Input should be a valid string, found 7"),
         ({"audits": {}, "repairs": {}}, r"audits: .*there is no audit yet; `faded init` writes one"),
         ({"audits": {"a/b": AUDIT}, "repairs": {}}, r"audits: 'a/b': expected a name of 1 to 64 letters"),

@@ -167,9 +167,11 @@ def test_what_says_nothing_is_called_unsaid() -> None:
 
 
 def test_each_view_names_what_it_averages_over(landscape: Path) -> None:
-    found = re.search(r'id="landscape-plot-data">(.*?)</script>', section(landscape, "landscape"), re.S)
-    assert found is not None
-    views = json.loads(found.group(1))
+    part = section(landscape, "landscape")
+    maps, views = (
+        json.loads(part.split(f'id="{name}-plot-data">')[1].split("</script>")[0]) for name in ("landscape", "space")
+    )
+    assert maps[0]["layout"]["meta"]["said"].startswith("Averaged over colour, background.")
     assert [view["layout"]["annotations"][0]["text"] for view in views] == [
         f"averaged over {name}" for name in ("size", "background", "colour", "digit")
     ]

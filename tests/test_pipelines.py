@@ -108,7 +108,7 @@ def test_on_a_gpu_half_precision_draws_much_the_same(home):
     assert drawn.fault == "" and difference.abs().float().mean() < 8
 
 
-# Folders that are no pipelines to audit
+# Folders that are not pipelines to audit
 
 
 def _gone(path):

@@ -49,7 +49,9 @@ def test_tasks_of_other_distributions_are_found_by_name(site, own, monkeypatch):
     monkeypatch.chdir(own.path)
     audit = load_params().audit("tiny")
     assert task_class("tiny", audit.model_copy(update={"task": "x-ray"})).__name__ == "Plugged"
-    with pytest.raises(UsageError, match=r"no installed task, found: .*x-ray.*, did you mean 'x-ray'"):
+    with pytest.raises(
+        UsageError, match=r"is not the name of an installed task, found: .*x-ray.*, did you mean 'x-ray'"
+    ):
         task_class("tiny", audit.model_copy(update={"task": "xray"}))
 
 

@@ -127,7 +127,7 @@ def test_gates_for_which_items_are_too_few_are_named(searched):
     assert "in M1, M2," in searched("wait")[0]
     _, target, other = searched(target_failure_rate={"change_max": -0.05}, other_failure_rate={"change_max": 0.01})
     assert "change_max -0.05 passes with a drop by 2" in target
-    assert "other_failure_rate.change_max 0.01 is likely to fail unless failures drop there, too" in other
+    assert "other_failure_rate.change_max 0.01 is likely to fail unless failures drop there too" in other
     assert len(searched(other_failure_rate={"change_max": 0.2})) == 1
     assert (
         "is likely to fail even if every failure is repaired" in searched(target_failure_rate={"change_max": -0.38})[1]

@@ -68,7 +68,7 @@ def test_prepare_and_restructure(place):
     done = stage("prepare", "stripes")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (out / "prepare").iterdir()} == {
-        "model", "items.parquet", "fingerprint.json", "metrics.json", "provenance.json",
+        "model", "assets", "items.parquet", "fingerprint.json", "metrics.json", "provenance.json",
     }  # fmt: skip
     write_plan(place)
     save_policy(None, out / "discover" / "policy")
@@ -85,7 +85,7 @@ def test_prepare_and_restructure(place):
     write_plan(place, action="accept")
     done = stage("restructure", "stripes")
     assert done.returncode == 0, done.stderr
-    assert "the model stays as it is" in done.stdout
+    assert "the model is not changed" in done.stdout
     weights = "model.safetensors"
     kept = (out / "restructure" / "models" / "repaired" / weights).read_bytes()
     assert kept == (out / "prepare" / "model" / weights).read_bytes()

@@ -93,7 +93,7 @@ def test_what_a_dead_process_had_begun_is_done_here(capsys):
     crew = Crew(2, partial(Doubler, 2))
     pieces = [(k, os.getpid()) for k in range(5)]
     assert crew.ask(Doubler(2).dies_elsewhere, pieces) == [0, 2, 4, 6, 8]
-    assert "has died, so this one goes on alone" in capsys.readouterr().out
+    assert "has died, so this one continues alone" in capsys.readouterr().out
     assert {who for _, who in crew.ask(Doubler(2).times, [(1,), (2,)])} == {os.getpid()}
 
 

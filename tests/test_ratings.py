@@ -212,7 +212,7 @@ def test_the_report_shows_both_measures_and_names_as_text(tmp_path: Path, concep
     figures = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', section[0], re.DOTALL)
     assert len(figures) == 3 and all(json.loads(figure) for figure in figures)
     people, automatic = (json.loads(figure)[0]["data"][0] for figure in figures[:2])
-    colours = [trace["marker"]["cmax"] for trace in (people, automatic) if "cmax" in trace["marker"]]
+    colours = [trace.get("zmax") or trace["marker"].get("cmax") for trace in (people, automatic)]
     assert len(set(colours)) <= 1  # one scale for both
     assert section[0].count("<tr>") >= 6 + sum(len(concept) for concept in concepts)
     write_landscape(tmp_path / "plain.html", **{**inputs, "landscape": table, "summary": summary})

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.ratings import show_ratings, write_ratings
+from flows.ratings import show_ratings, write_labels, write_ratings
 from stages import collect_feedback, compare, conclude, discover, prepare, re_evaluate, report, summarize
 from stages.check import check_audits
 from stages.decisions import Decision, ExampleRating, landscape_hash, record_decision
@@ -163,7 +163,7 @@ def test_ratings_change_what_the_next_audit_calls_a_failure(place: Path) -> None
     assert section.count('class="plot"') == 3 and "By people&#39;s ratings" in section
     assert f"{control['failed'].mean():.1%}" in section and f"{old['failed'].mean():.1%}" in section
     assert f"Ada ({ratings['reviewers']['Ada']}), Ben (" in section and "differ by" in section
-    assert "Failing here means an expected" in page
+    assert "Failing means an expected" in page
 
 
 def test_the_plan_says_how_far_its_reviewers_agree(place: Path) -> None:
@@ -218,6 +218,24 @@ def test_a_revised_decision_does_not_count(place: Path) -> None:
     rate("Ada", lambda d: 1.0)
     rate("Ada", strict, revise=True)
     assert min(s.score for s in gather(load_params(), "x", "quality").scored) > 1
+
+
+def test_every_score_is_a_label_for_a_judge_on_whichever_scale(place: Path) -> None:
+    from stages.tasks.judging import read_labelled
+
+    rate("Ada", strict)
+    rate("Ben", lambda d: 9)
+    audit = load_params().audits["x"].model_copy(update={"prepare": {"another": "scale"}})
+    params = load_params().model_copy(update={"audits": {"x": audit}})
+    write_labels(params, "x", "quality", place / "people.jsonl", Console(file=(told := io.StringIO()), width=200))
+    labelled = read_labelled(place / "people.jsonl", lambda item: ((("item", item),), ""), "labelled")
+    scored = [e for d in gather(load_params(), "x", "quality").decisions for e in d.decision.examples]
+    assert [one.item for one in labelled] == [e.item for e in scored]
+    assert [one.acceptable for one in labelled] == [e.rating >= 5 for e in scored]
+    assert {one.by for one in labelled} == {"Ada", "Ben"} and not all(one.acceptable for one in labelled)
+    assert "acceptable is a rating of 5 or more" in told.getvalue()
+    with pytest.raises(UsageError, match="nobody has rated the bias of examples of x yet"):
+        write_labels(params, "x", "bias", place / "people.jsonl", Console(file=io.StringIO()))
 
 
 def test_ratings_of_another_scale_do_not_count(place: Path) -> None:
@@ -300,7 +318,7 @@ def test_verdicts_that_no_rating_speaks_for_are_not_put_in_force(place: Path) ->
     for seed, reviewer in enumerate(("Ada", "Ben")):
         rate(reviewer, lambda d: 3.9 - 5 * (d - 0.2), seed, only=lambda e: e["failed"])
     said = learn(write=False)
-    assert re.search(r"cannot be enabled: of the uniform probes \d+% have a discrepancy outside of", said)
+    assert re.search(r"cannot be enabled: of the uniform probes \d+% have a discrepancy outside the", said)
     with pytest.raises(UsageError, match=r"nothing written: .* rate passing examples too"):
         learn(write=True)
 

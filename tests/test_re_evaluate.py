@@ -258,6 +258,15 @@ def test_an_improvement_is_named(audit_dir):
     assert set(probes["model"]) == {"before", "after", "control"}
     assert probes["item"].str.startswith("test-").all(), "claims rest on test items only"
     assert len(pd.read_parquet(stage_dir("tiny", "compare") / "landscapes.parquet")) == 625
+    shown, names = audit_folder("tiny").re_evaluate.examples, audit_folder("tiny").compare.comparison.space.names
+    assert all(one.before != one.after for one in shown["fixed"])
+    assert {one.item for one in shown["unchanged"]} == {
+        one.item for side in ("fixed", "newly_failing") for one in shown[side]
+    }
+    assert {one.cell for one in shown["unchanged"]} == {(0, 0, 0, 0)}
+    at = probes.drop_duplicates(["model", "item", *names]).set_index(["model", "item", *names])["failed"]
+    for one in shown["fixed"]:
+        assert at[("before", one.item, *one.cell)] and not at[("after", one.item, *one.cell)]
     page = (stage_dir("tiny", "conclude") / "report.html").read_text()
     assert len(page) > 10_000
     assert "policy" not in verdict and 'id="policy"' not in page, "random draws learn no policy"
@@ -313,7 +322,7 @@ def test_gates_by_slice_judge_the_audit_and_its_repair(audit_dir):
     assert (moved["gate"], moved["passed"]) == ("slices.label.change_max", True)
     assert f"Failed: slices.label.max ({highest['value']})." in verdict["statement"]
     page = (stage_dir("tiny", "conclude") / "report.html").read_text()
-    assert "Whose failures, before and after" in page
+    assert '<section id="slices">' in page and "Whose failures" in page
     assert f"failure rate of every label ({highest['value']} decides)" in page
 
 
@@ -337,7 +346,7 @@ def test_the_same_inputs_give_the_same_bytes(audit_dir):
     repaired([ELSEWHERE])
     folders = [stage_dir("tiny", stage) for stage in ("re_evaluate", "compare", "conclude")]
     files = [file for folder in folders for file in sorted(folder.iterdir())]
-    assert len(files) == 19
+    assert len(files) == 21
     before = [file.read_bytes() for file in files]
     repaired([ELSEWHERE])
     assert before == [file.read_bytes() for file in files]

@@ -81,7 +81,12 @@ def test_pictures_and_embeddings_come_back(tmp_path):
     sheets = {"before": [Sheet("one", ["a", "b"], [("x", b"1"), ("y", b"2")]), Sheet("two", ["a"], [("x", b"3")])]}
     write_sheets(tmp_path / "sheets", sheets)
     assert read_sheets(tmp_path / "sheets", "") == sheets
-    compared = {"fixed": [Compared(Exhibit("c", drawn=b"4", words=(("w", ""),)), "b", "a", b"5")], "newly_failing": []}
+    exhibit = Exhibit("c", drawn=b"4", words=(("w", ""),))
+    compared = {
+        "fixed": [Compared(exhibit, "b", "a", b"5", "one", (2, 1))],
+        "newly_failing": [],
+        "unchanged": [Compared(exhibit, "b", "b", b"4", "one", (0, 0))],
+    }
     write_compared(tmp_path / "compared", compared)
     assert read_compared(tmp_path / "compared", "") == compared
     seen = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)

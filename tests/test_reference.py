@@ -165,7 +165,7 @@ def test_the_same_reference_is_loaded_again_without_the_data(home, tmp_path):
 
 
 def test_a_reference_in_another_size_colour_and_order(home, task):
-    """It takes part by the names of classes; those that the model under test lacks are no answers."""
+    """It takes part by the names of classes; those that the model under test lacks are not answers."""
     form = task.model.form
     strong = task.reference._backend.model
     order = [2, 0, 1]

@@ -10,6 +10,7 @@ import pytest
 
 from tests.picture_samples import picture_comparison, picture_landscape
 from tests.report_samples import FOUR, make_comparison, make_inputs, write_comparison, write_landscape
+from tests.test_report import draw_all
 from tests.text_samples import make_text_comparison, make_text_inputs
 
 REPORTS: dict[str, tuple[Callable[..., None], Callable[[], dict[str, Any]]]] = {
@@ -40,9 +41,7 @@ def test_no_control_of_a_report_leads_off_the_page(browser: Any, tmp_path: Path,
     context.on("page", lambda opened: left.append(f"a window: {opened.url}"))
     page.on("websocket", lambda socket: left.append(socket.url))
     page.goto(here)
-    for plot in page.locator(".plot").all():
-        plot.scroll_into_view_if_needed()
-    page.wait_for_selector(".plot:not([data-drawn])", state="detached")
+    draw_all(page)
     if page.locator(".gl-container").count():
         assert page.locator(".modebar-btn").count() > 1  # those of the chart library are looked at, too
     for _ in range(2):  # also what the first clicks brought about

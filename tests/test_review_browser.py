@@ -96,7 +96,7 @@ def test_a_reviewer_decides_and_the_pipeline_uses_exactly_that(
         page.get_by_label("Why?").nth(1).fill("nobody writes like this")
         page.get_by_label("What should M3.1 have been?").fill("Fires still burn <b>&amp;</b> in\nNew South Wales.")
         page.get_by_label("M3.1: quality").select_option("2")
-        page.get_by_label("M1.2: bias").select_option("9")
+        page.get_by_label("M1.2: I cannot read this myself").check()
         page.get_by_label("Your name").fill("Grace Hopper")
         page.get_by_label("Reason for the whole").fill("for the release")
         w.save()
@@ -118,8 +118,9 @@ def test_a_reviewer_decides_and_the_pipeline_uses_exactly_that(
         ("M2", "ignore", 1.0),
         ("M3", "repair", 2.0),
     ]
+    assert [e.id for e in made.examples if e.unreadable] == ["M1.2"]
     said = [(e["id"], e["rating"], e["bias"], e["corrected"]) for e in plan["examples"]]
-    assert said == [("M1.2", None, 9, None), ("M3.1", 2, None, "Fires still burn <b>&amp;</b> in\nNew South Wales.")]
+    assert said == [("M3.1", 2, None, "Fires still burn <b>&amp;</b> in\nNew South Wales.")]
 
 
 def test_two_reviewers_at_once_do_not_overwrite_each_other(browser: Any, place: Path) -> None:
@@ -134,7 +135,7 @@ def test_two_reviewers_at_once_do_not_overwrite_each_other(browser: Any, place: 
         assert "Somebody else decided meanwhile: Ada Lovelace approved this on" in alert.inner_text()
         assert grace.page.get_by_label("Why?").nth(0).input_value() == "mine"
         grace.press("Reject")  # the browser asks for the tick first
-        assert grace.page.get_by_role("checkbox").evaluate("(box) => box.matches(':invalid:focus')")
+        assert grace.page.locator("[name=revise]").evaluate("(box) => box.matches(':invalid:focus')")
         assert [d.reviewer for d in kept()] == ["Ada Lovelace"]
         grace.page.get_by_label("My decision replaces Ada Lovelace’s").check()
         grace.save("Reject")

@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from flows.review.links import review_url
 from flows.review.server import PORT, ReviewServer, serve_review
+from flows.schedule import public_url
 from stages.decisions import read_chain
 from stages.errors import UsageError
 from tests.firefox import firefox
@@ -83,6 +85,57 @@ def test_a_browser_that_is_led_to_another_port_brings_nothing_along(place: Path,
         assert [path for path, headers in came if "faded" in headers] == []  # neither cookie nor name
         assert go(f"http://{link.host}:{link.port}/review/x").endswith("/review/x")
         assert server.undecided() == 1  # the session lives: it was not just that nobody was signed in
+
+
+def test_behind_a_proxy_links_lead_to_its_name_and_no_other_name_is_answered(place: Path) -> None:
+    Path("prefect.yaml").write_text("public_url: https://audits.example.org/\ndeployments: []\n")
+    public = public_url()
+    assert review_url("x") == "https://audits.example.org/review/x"  # also while no server runs
+    with serve_review(["x"], port=0, public=public, prepared=False) as server:
+        assert review_url("x") == "https://audits.example.org/review/x"
+        link = httpx.URL(server.one_time_link("x"))
+        assert str(link).startswith("https://audits.example.org/review/x?token=")
+
+        def get(host: str, **headers: str) -> httpx.Response:
+            return httpx.get(f"{server.url}{link.raw_path.decode()}", headers={"Host": host, **headers})
+
+        for other in ("127.0.0.1", "localhost", socket.gethostname(), "example.org", "10.0.0.1"):
+            assert get(other).status_code == 421
+        opened = get("audits.example.org")
+        assert opened.status_code == 303 and "Secure" in opened.headers["set-cookie"]
+        cookie = opened.headers["set-cookie"].partition(";")[0]
+        page = httpx.get(f"{server.url}/review/x", headers={"Host": "audits.example.org", "Cookie": cookie})
+        assert page.status_code == 200
+
+
+_WRONG = [
+    "audits.example.org",
+    "ftp://audits.example.org",
+    "https://",
+    "https://x.org/a",
+    "https://[x",
+    "https://ada:pw@x.org",
+    "https://ada@x.org",
+    "https://x.org:65536",
+    "https://x.org:http",
+    "https://x.org?a=b",
+    "https://x.org?",
+]
+
+
+@pytest.mark.parametrize("url", [*_WRONG, 8711])
+def test_what_is_no_address_of_a_proxy_is_told(place: Path, url: str | int) -> None:
+    Path("prefect.yaml").write_text(f"public_url: {url}\ndeployments: []\n")
+    with pytest.raises(
+        UsageError, match=r"prefect\.yaml: public_url: expected an address like https://audits\.example"
+    ) as refused:
+        public_url()
+    assert "pw" not in str(refused.value)
+
+
+def test_the_address_of_a_proxy_keeps_its_port(place: Path) -> None:
+    Path("prefect.yaml").write_text("public_url: https://audits.example.org:8443/\ndeployments: []\n")
+    assert public_url() == "https://audits.example.org:8443"
 
 
 def test_a_reviewer_decides_in_firefox_without_javascript(place: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from flows.results import TIMINGS
 from flows.review.form import FormError, filled, read_decision, read_fields
 from flows.review.view import how_long
 from stages.decisions import landscape_hash, read_chain
+from stages.decisions.merge import merge
 from stages.files import stage_dir, write_json, write_state
 from stages.params import load_params
 from stages.records import Example, ModeRecord
@@ -61,15 +62,15 @@ def test_nothing_is_chosen_for_the_reviewer(ada: Reviewer) -> None:
     silent = fields | {"action.M1": "accept", "action.M2": "repair", "reason.M1": " ", "decision": "approve"}
     silent["action.M3"] = "ignore"  # which needs no reason
     answer = ada.send(silent)
-    assert answer.status_code == 400 and "M1: say why it is to be accepted" in answer.text and kept() == []
-    assert "M2: say why it is to be repaired" in answer.text and "M3:" not in answer.text
+    assert answer.status_code == 400 and "M1: a reason is required to accept it" in answer.text and kept() == []
+    assert "M2: a reason is required to repair it" in answer.text and "M3:" not in answer.text
     assert ada.send(fields | {"decision": "reject"}).status_code == 200 and kept()[0].modes == []
 
 
 def test_the_form_of_a_mode_is_whole(ada: Reviewer) -> None:
     fields = untouched(ada.enter())
     assert fields["reviewer"] == "Ada Lovelace"
-    assert "rating.M1.1" in fields and "bias.M3.12" in fields
+    assert "rating.M1.1" in fields and "bias.M3.12" not in fields, "a task without tallies has no bias to speak of"
     assert "revise" not in fields and "decision" not in fields
 
 
@@ -79,7 +80,7 @@ def test_every_number_of_a_mode_is_shown(ada: Reviewer) -> None:
     for said in ("typos &gt;= 15%", "55.0%", "45.0–65.0%", "110 / 200", "10.0%"):
         assert said in card, said
     assert "3 failure modes stand out." in html
-    assert card.count("data:image/png") == 12 and "The model fails on 25.4% of the grid" in html
+    assert card.count("data:image/png") == 24 and "The model fails on 25.4% of the grid" in html
     assert '<a href="/review/x/landscape"' in html and "/review/x/repair" not in html
 
 
@@ -87,7 +88,7 @@ def test_what_is_saved_is_what_was_filled_in(ada: Reviewer) -> None:
     fields = form_of(ada.enter())
     told = {
         "action.M1": "accept", "severity.M2": "high", "reason.M2": " seen in\r\nthe field ", "rating.M2.1": "3",
-        "bias.M2.1": "10", "action.M3": "ignore", "reason.M3": "",
+        "bias.M2.1": "10", "unreadable.M1.4": "yes", "action.M3": "ignore", "reason.M3": "",
         "bias.M3.9": "1", "reviewer": "  Ada  Lovelace ", "reason": "for the release",
     }  # fmt: skip
     answer = ada.send(fields | told | {"decision": "approve"})
@@ -100,9 +101,11 @@ def test_what_is_saved_is_what_was_filled_in(ada: Reviewer) -> None:
         ("M3", "ignore", 1.0, ""),
     ]
     assert [(e.id, e.rating, e.bias, e.corrected) for e in made.examples] == [
+        ("M1.4", None, None, None),
         ("M2.1", 3, 10, None),
         ("M3.9", None, 1, None),
     ]
+    assert [e.id for e in made.examples if e.unreadable] == ["M1.4"] and merge([made], []).examples[0].id == "M2.1"
     [outcome] = ada.told
     assert outcome.path == Path(f"data/x/decisions/{landscape_hash('x')}.yaml") and outcome.path.exists()
     assert str(outcome.path) in answer.text and "`faded audit x` continues from here" in answer.text
@@ -329,7 +332,7 @@ def test_a_rule_that_decides_is_said(ada: Reviewer) -> None:
     change_params(policy="top-k", modes=1)
     html = ada.enter()
     assert "A rule decides for this audit" in html
-    assert "set it to wait for this to count" in ada.send(form_of(html) | {"decision": "approve"}).text
+    assert "set it to wait, or this is ignored" in ada.send(form_of(html) | {"decision": "approve"}).text
 
 
 def test_the_deadline_is_shown_and_kept(ada: Reviewer) -> None:
@@ -339,7 +342,7 @@ def test_the_deadline_is_shown_and_kept(ada: Reviewer) -> None:
     fields = form_of(ada.enter())
     let_it_expire()
     answer = ada.send(fields | {"decision": "approve", "reason.M1": "too late"})
-    assert answer.status_code == 409 and "Time ran out, which counts as a rejection." in answer.text
+    assert answer.status_code == 409 and "Time ran out, which is recorded as a rejection." in answer.text
     assert form_of(answer.text)["reason.M1"] == "too late"
     assert [d.via for d in kept()] == ["time-out"]
     assert "<form" not in ada.enter()

@@ -36,7 +36,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     params = json.loads(json.dumps(yaml.safe_load((folder / "params.yaml").read_text())))  # its audits share nothing
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     summary = stage_dir("x", "summarize") / "landscape.json"
-    concepts = [{"name": "tilt", "levels": [0, 1, 2, 3], "unit": "", "ordered": True, "neutral": 0}]
+    plain = {"levels": list(range(12)), "unit": "", "ordered": True, "neutral": 0}
+    concepts = [{"name": name, **plain} for name in ("tilt", "fog")]
     write_json(summary, {**read_json(summary), "concepts": concepts})
     monkeypatch.setattr("flows.approval.git_user", lambda: "Ada Lovelace")
     return folder

@@ -182,7 +182,7 @@ def test_concepts_that_stand_in_for_each_other_are_not_dropped_together():
         assert concept.without is not None and concept.without.low > -0.1 and concept.without.high < 0.1
         assert (concept.verdict, concept.change) == ("not known", "kept")
     assert found.together is not None and found.together.value < -0.1 and found.together.high < 0
-    assert "taken out at once: -" in shown(found)
+    assert "removed at once: -" in shown(found)
     # And not for want of probes: two that do nothing are.
     found = screen(
         lambda levels: Weighted(levels, {"haze": 0.25}), levels, OFTEN.model_copy(update={"probes": 1500}), seed=1
@@ -247,7 +247,7 @@ def test_ranges_end_where_a_concept_alone_does_hardly_any_harm():
     }
     assert found.probes <= 200
     assert list(found.said) == [
-        "dull: reaches its end, 100, where 0 of 6 items fail",
+        "dull: reaches its limit, 100, where 0 of 6 items fail",
         "haze: up to 1; at 2 6 of 6 items fail",
     ]
 
@@ -324,8 +324,8 @@ def test_no_more_is_said_of_a_rate_than_was_measured():
     changed = found.concepts[0].model_copy(update={"change": "narrowed"})
     missed = missed.model_copy(update={"concepts": [changed, found.concepts[1]]})
     assert "the proposed levels miss 15% to 30%" in shown(missed)
-    said = "less than 5% of the variance, less than 0.2 standard deviations alone, and taking it out changes the share "
-    assert f"{said}that fails by less than 10 points, by whole intervals; smaller effects" in shown(found)
+    said = "less than 5% of the variance, less than 0.2 standard deviations alone, and removing it changes the failure "
+    assert f"{said}rate by less than 10 points, by whole intervals; smaller effects" in shown(found)
 
 
 def test_names_are_measured_and_never_re_ranged():

@@ -21,6 +21,7 @@ from uuid import UUID
 import httpx
 import psutil
 import pytest
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from rich.console import Console
 
 import flows.serve
@@ -291,6 +292,10 @@ def test_a_worker_that_dies_takes_its_run_along_and_another_goes_on_with_it(here
     assert all_gone(below)
     assert served.ended(cut_off).name == "Completed"
     assert here.executed() == [*BEFORE, "re_evaluate@tiny", *AFTER]
+    with client_of(served.api) as client:
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[cut_off]))
+        tried = {task.state.name for task in client.read_task_runs(flow_run_filter=wanted) if task.name == AFTER[0]}
+    assert tried == {"Interrupted", "Completed"}
     assert "the worker ended" in served.log.read_text()
 
 
@@ -341,10 +346,37 @@ def test_a_server_that_does_not_start_is_told_with_its_log(here, monkeypatch):
 def test_the_port_of_the_last_time_is_kept_if_it_can_be_read(here):
     port = flows.serve._PORT
     port.parent.mkdir(parents=True)
-    assert flows.serve._last_port() == 4200
-    for text, last in (("8765", 8765), ("", 4200), ("87\0", 4200)):
+    assert flows.serve._last_port(port, 4200) == 4200
+    for text, last in (("8765", 8765), ("", 4200), ("87\0", 4200), ("65536", 4200)):
         port.write_text(text)
-        assert flows.serve._last_port() == last
+        assert flows.serve._last_port(port, 4200) == last
+    for before, now, kept in (("", 8765, "8765"), ("8765", 8765, "8765"), ("8765", 9999, "8765")):
+        port.write_text(before)
+        flows.serve._keep_port(port, now)
+        assert port.read_text() == kept
+
+
+def test_review_pages_come_back_at_the_port_that_links_name(here):
+    with contextlib.ExitStack() as life:
+        first = flows.serve._review_pages(life, ["tiny"])
+    with contextlib.ExitStack() as life, socket.create_server(("127.0.0.1", 0)) as other:
+        flows.serve._REVIEW_PORT.write_text(str(other.getsockname()[1]))
+        elsewhere = flows.serve._review_pages(life, ["tiny"])  # somebody has that port: another one
+        assert elsewhere != f"http://127.0.0.1:{other.getsockname()[1]}"
+        assert flows.serve._REVIEW_PORT.read_text() == str(other.getsockname()[1])  # which may be free the next time
+        with Path("prefect.yaml").open("a") as file:
+            file.write("\npublic_url: https://audits.example.org\n")
+        told = rf"leads to port {other.getsockname()[1]}, which \S+ \(process {os.getpid()}\) holds: free it, or write"
+        with pytest.raises(UsageError, match=told):
+            flows.serve._review_pages(life, ["tiny"])
+    Path("prefect.yaml").unlink()
+    flows.serve._REVIEW_PORT.write_text(first.rpartition(":")[2])
+    with contextlib.ExitStack() as life:
+        assert flows.serve._review_pages(life, ["tiny"]) == first
+        assert flows.serve._REVIEW_PORT.read_text() == first.rpartition(":")[2]
+    with contextlib.ExitStack() as life:
+        flows.serve._REVIEW_PORT.write_text(str(port := free_port()))
+        assert flows.serve._review_pages(life, ["tiny"]) == f"http://127.0.0.1:{port}"  # not the usual one
 
 
 def test_a_port_that_cannot_be_used_is_told(here, monkeypatch):
@@ -364,5 +396,5 @@ def test_a_port_that_cannot_be_used_is_told(here, monkeypatch):
 
 
 def test_a_flow_run_whose_worker_is_gone_when_it_starts_does_not_start(here):
-    done = here.run([sys.executable, "-m", "flows.engine"], FADED_CHILD="of a worker that is no parent of this")
+    done = here.run([sys.executable, "-m", "flows.engine"], FADED_CHILD="of a worker that is not a parent of this")
     assert (done.returncode, done.stdout.strip()) == (1, "the worker is gone")

@@ -22,7 +22,9 @@ from stages.intervals import holm, wilson
 from stages.landscape import slices
 from stages.landscape.gates import landscape_gates, repair_gates
 from stages.landscape.slices import compare_slices, joint_level, measure_slices, worse_values
-from stages.pages.slices import compared_view, worst_said
+from stages.pages.first_page import ABOUT_NOTHING, landscape_page
+from stages.pages.gallery import Shrinker
+from stages.pages.slices import compared_view
 from stages.pages.verdicts import verdict_view
 from stages.params import Gates, LandscapeGates, Params
 from stages.records import Comparison, Landscape, Verdict
@@ -105,7 +107,7 @@ def test_rates_inside_modes_are_of_probes_there(nine):
 
 
 def test_items_that_differ_make_no_label_worse(monkeypatch):
-    """Items fail with rates of 0 to 1 and labels mean nothing: probes of an item are no independent evidence."""
+    """Items fail with rates of 0 to 1 and labels mean nothing: probes of an item are not independent evidence."""
     monkeypatch.setattr(slices, "DRAWS", 1999)
     marked = by_probes = 0
     for seed in range(60):
@@ -168,7 +170,7 @@ def test_items_without_a_value_belong_to_no_slice_and_to_the_rest():
     found = measured(probes(NINE), {"topic": some})
     [topic] = found.attributes
     assert (topic.missing, {one.value for one in topic.values}) == (50, set("02468"))
-    assert found.confusions is None, "topics are no labels"
+    assert found.confusions is None, "topics are not labels"
     one = topic.values[0]
     table = probes(NINE)
     assert one.rest == (table["failed"].sum() - one.failures) / (2000 - one.probes)
@@ -505,10 +507,18 @@ def test_records_come_back_and_older_ones_have_none(nine):
 
 
 def test_the_report_begins_with_who_fails_most(nine):
-    [said] = worst_said(landscape(nine))
-    assert said.startswith("Label 9 fails most: ")
-    assert said.endswith(f"all other items {nine.attributes[0].values[0].rest:.1%}.")
-    assert worst_said(landscape(measured(probes(np.full(100, 0.2))))) == []
+    verdict = verdict_view(Verdict(audit="x", passed=None, gates=[]))
+
+    def said(found):
+        known = landscape_file([], slices=found.to_json(), concepts=planted().concepts.to_json())
+        page = landscape_page(Landscape.from_json(known, ""), verdict, ABOUT_NOTHING, {}, {}, Shrinker([]))
+        return [tile.said for tile in page.tiles if tile.said.startswith("of label")]
+
+    rest = f"{nine.attributes[0].values[0].rest:.1%}"
+    assert [
+        one.startswith("of label 9 fail (") and one.endswith(f", {rest} of all other items") for one in said(nine)
+    ] == [True]
+    assert said(measured(probes(np.full(100, 0.2)))) == []
 
 
 def test_an_audit_from_python_says_whose_failures_they_are(tmp_path: Path):
@@ -527,9 +537,9 @@ def test_an_audit_from_python_says_whose_failures_they_are(tmp_path: Path):
     assert result.slices.iloc[0][["attribute", "value", "worse"]].tolist() == ["site", "west", True]
     assert set(result.slices["attribute"]) == {"x", "site"}, "what was expected is the same of all"
     page = result.report(tmp_path / "page.html").read_text()
-    assert "Site west fails most: " in page
+    assert "of site west fail (" in page
     assert '<section id="slices">' in page
-    assert '<a href="#slices">Who</a>' in page
+    assert '<a href="#slices">Whose failures</a>' in page
 
 
 def test_the_report_says_what_came_out_in_each_mode(tmp_path: Path):

@@ -158,9 +158,21 @@ def test_of_a_users_module_everything_counts(tree: Path) -> None:
     (tree / "planted.py").write_text(task)
 
 
+def test_modules_of_the_same_text_lead_each_to_its_own(tmp_path: Path) -> None:
+    package = tmp_path / "stages"
+    package.mkdir()
+    for name in ("one", "other"):
+        (package / f"{name}.py").write_text("def first():\n    return second()\n\n\ndef second():\n    return 1\n")
+    found, _ = Source(package, tmp_path).reached([("stages.one", "first"), ("stages.other", "first")], (), {})
+    both = {"first", "second"}
+    assert {path: {*parts} for path, parts in found.items()} == {"stages/one.py": both, "stages/other.py": both}
+
+
 # By the beginning of a path: the audits that any of its files may make stale, and the stages.
 SEARCH, JUDGE = {"explore", "discover"}, {"summarize", "report", "re_evaluate", "compare", "conclude"}
 MAY_MAKE_STALE: list[tuple[str, set[str], set[str]]] = [
+    # A report asks of any labels whether they are ImageNet's: the errors of its benchmark are compared then.
+    ("stages/tasks/classification/imagenet.py", {*DEFAULT, "ppo"}, {*KINDS}),
     ("stages/tasks/classification/", {"mnist"}, {*KINDS}),
     ("stages/tasks/summarization/", {"news"}, {*KINDS}),
     ("stages/tasks/text_to_image/", {"images"}, {*KINDS}),

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from dvc.repo import Repo
 from rich.console import Console
 
 from benchmarks.study import report, run
@@ -21,6 +22,7 @@ from stages.concepts import Concept, ConceptSpace
 from stages.errors import UsageError
 from stages.explorers.prober import Prober
 from stages.explorers.registry import make_explorer
+from stages.git import git
 from tests.workspace import ROOT, make_workspace
 
 PLAN = {"budgets": [40, 80], "short": 80, "estimate_at": []}
@@ -185,6 +187,35 @@ def test_an_aim_that_was_missed_is_called_missed(tmp_path):
     assert (tmp_path / "study.png").stat().st_size > 10_000
 
 
+def test_dvc_lists_the_study_in_its_own_project_alone():
+    with Repo(str(ROOT)) as audits, Repo(str(run.HERE)) as study:
+        assert {stage.path_in_repo for stage in audits.index.stages} == {"dvc.yaml"}
+        assert "explorer@random" in {stage.name for stage in study.index.stages}
+
+
+def test_what_python_compiles_makes_no_explorer_stale(tmp_path):
+    clone = tmp_path / "clone"
+    for folder in ("stages/explorers", "benchmarks/study"):
+        shutil.copytree(
+            ROOT / folder, clone / folder, symlinks=True, ignore=shutil.ignore_patterns("tmp", "__pycache__")
+        )
+    (clone / "benchmarks/study/dvc.lock").unlink()
+    git("init", folder=clone)
+
+    def code() -> str:
+        with Repo(str(clone / "benchmarks/study")) as study:
+            [stage] = [stage for stage in study.index.stages if stage.name == "explorer@random"]
+            [dep] = [dep for dep in stage.deps if dep.fs_path.endswith("stages/explorers")]
+            return dep.get_hash().value
+
+    before = code()
+    (clone / "stages/explorers/__pycache__").mkdir()
+    (clone / "stages/explorers/__pycache__/random.cpython-311.pyc").write_text("compiled")
+    assert code() == before
+    (clone / "stages/explorers/another.py").write_text("")
+    assert code() != before
+
+
 def imports_of(module: Path, seen: set[Path] | None = None) -> set[Path]:
     """Files under stages/ that a module imports, itself and transitively."""
     seen = set() if seen is None else seen
@@ -229,7 +260,8 @@ def test_an_explorer_that_is_not_in_the_study_is_named_beside_those_that_are(mon
 def test_the_command_runs_what_is_stale_and_writes_the_page(tmp_path, enumerated):
     workspace = make_workspace(tmp_path / "clone")
     there = workspace.path / "benchmarks"
-    shutil.copytree(ROOT / "benchmarks", there, ignore=shutil.ignore_patterns("truths", "results", "dvc.lock"))
+    left_out = shutil.ignore_patterns("truths", "results", "dvc.lock", "tmp")
+    shutil.copytree(ROOT / "benchmarks", there, symlinks=True, ignore=left_out)
     (workspace.path / "docs").mkdir()
     (there / "study" / "truths").mkdir()
     for name in ("mnist", "imagenet"):

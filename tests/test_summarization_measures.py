@@ -134,7 +134,7 @@ def test_names_and_numbers_that_the_article_does_not_hold():
     assert unsupported_names("Officials want Robert Mugabe removed in March.", ARTICLE) == 0
     assert unsupported_names("Officials want John Howard removed in March.", ARTICLE) == pytest.approx(2 / 3)
     assert unsupported_names("In a first, 300 farmers met Mugabe's police.", ARTICLE) == pytest.approx(1 / 2)
-    assert np.isnan(unsupported_names("Nobody knows anything.", ARTICLE))  # a first word is no name
+    assert np.isnan(unsupported_names("Nobody knows anything.", ARTICLE))  # a first word is not a name
     assert np.isnan(unsupported_names("JOHN HOWARD IS GONE.", ARTICLE))  # capitals alone tell nothing
     assert unsupported_names("It rose to $1,200.50 by 4:00pm.", "It was 4:00pm, at $1,200.50 a share.") == 0
 

@@ -26,12 +26,13 @@ from stages.tasks.summarization.normalise import NORMALISATIONS, normaliser
 from stages.tasks.summarization.pairs import Lessons, build_pairs, whole_sentences
 from stages.tasks.summarization.repair import repair
 from stages.tasks.summarization.repair_config import RepairSettings
-from stages.tasks.summarization.training import AdapterTraining, quick
+from stages.tasks.summarization.training import SummarizerTraining, quick
 from stages.tasks.summarization.verify import answers, verify
 
 UPPER = TargetMode("M1", Region({"letter_case": (1,)}))
 SHUFFLED = TargetMode("M2", Region({"letter_case": (0,), "word_order": (1,)}), severity=3.0)
 QUICK = {"method": "lora", "targets": "reference", "min_faithfulness": -1.0, "steps": 8, "batch_size": 4, "rank": 2}
+FULL = {"method": "full", "learning_rate": 1e-3}
 PREFER = {"method": "dpo", "rejected": "degraded", "beta": 0.5}
 PLACES = ("Perth", "Hobart", "Darwin", "Cairns", "Geelong", "Ballarat", "Bendigo", "Mackay", "Broome", "Albany")
 THINGS = ("bridge", "library", "market", "railway", "hospital", "harbour", "theatre", "museum", "school", "stadium")
@@ -84,7 +85,10 @@ def task(home):
 
 
 def plan(modes=(UPPER,), control=None, examples=(), scratch=None, seed=7, **settings):
-    return RepairPlan(list(modes), {**QUICK, **settings}, seed, control, examples=examples, scratch=scratch)
+    asked = {**QUICK, **settings}
+    if asked["method"] == "full":
+        del asked["rank"]
+    return RepairPlan(list(modes), asked, seed, control, examples=examples, scratch=scratch)
 
 
 def lessons(task, asked, steps=6):
@@ -160,15 +164,15 @@ def unread(monkeypatch):
     monkeypatch.setattr(repair_module, "verify", lambda *_: None)
 
 
-@pytest.mark.parametrize("method", [{}, PREFER])
-def test_a_killed_repair_resumes_to_the_same_adapter(task, method, tmp_path, monkeypatch, unread):
-    monkeypatch.setattr(training_module.AdapterTraining, "save_every", 2)
+@pytest.mark.parametrize("method", [{}, PREFER, FULL])
+def test_a_killed_repair_resumes_to_the_same_weights(task, method, tmp_path, monkeypatch, unread):
+    monkeypatch.setattr(training_module.SummarizerTraining, "save_every", 2)
     task.repair(plan(**method), tmp_path / "whole")
 
     class Killed(BaseException):
         pass
 
-    backward, steps = training_module.AdapterTraining.backward, []
+    backward, steps = training_module.SummarizerTraining.backward, []
 
     def dies(self, given):
         steps.append(given)
@@ -176,19 +180,19 @@ def test_a_killed_repair_resumes_to_the_same_adapter(task, method, tmp_path, mon
             raise Killed
         return backward(self, given)
 
-    monkeypatch.setattr(training_module.AdapterTraining, "backward", dies)
+    monkeypatch.setattr(training_module.SummarizerTraining, "backward", dies)
     with pytest.raises(Killed):
         task.repair(plan(scratch=tmp_path / "scratch", **method), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     steps.clear()
-    monkeypatch.setattr(training_module.AdapterTraining, "backward", lambda s, g: steps.append(g) or backward(s, g))
+    monkeypatch.setattr(training_module.SummarizerTraining, "backward", lambda s, g: steps.append(g) or backward(s, g))
     record = task.repair(plan(scratch=tmp_path / "scratch", **method), tmp_path / "out")
     assert len(steps) == 4  # of 8; 4 were kept, the fifth was lost
     assert record.steps == 8
-    name = "adapter_model.safetensors"
+    name = "model.safetensors" if method == FULL else "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert ("one to reject (degraded)" in card, "nats a preference" in card) == (bool(method), bool(method))
+    assert ("one to reject (degraded)" in card, "nats a preference" in card) == (method == PREFER,) * 2
 
 
 def test_what_was_written_wrongly_is_found(repaired, home, tmp_path):
@@ -220,6 +224,23 @@ def test_weights_of_bfloat16_train_in_what_the_machine_is_quick_at_and_stay_as_t
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
 
 
+def test_all_weights_learn_and_are_read_back_as_a_whole_model(task, home, tmp_path):
+    before = {name: tensor.clone() for name, tensor in task.summarizer.model.state_dict().items()}
+    record = task.repair(plan(steps=20, **FULL), tmp_path)
+    assert record.details["loss_last"] < record.details["loss_first"]
+    assert record.details["trained_parameters"] == task.summarizer.form.parameters
+    assert all(torch.equal(task.summarizer.model.state_dict()[name], tensor) for name, tensor in before.items())
+    loaded = Summarization.load(task.context, home / "prepare", tmp_path)
+    assert loaded.summarizer.hash != task.summarizer.hash and loaded.summarizer.form.base == task.summarizer.hash
+    asked = lessons(task, plan(), steps=1)
+    assert not torch.allclose(answers(loaded.summarizer, asked), answers(task.summarizer, asked), atol=0.01)
+    card = (tmp_path / "README.md").read_text()
+    assert "All weights of the model" in card and "learning_rate 0.001" in card and "rank" not in card
+    assert RepairSettings(method="full").peak_rate == 2e-5 and RepairSettings(method="lora").peak_rate == 1e-3
+    with pytest.raises(ValueError, match="rank: an effect with an adapter only"):
+        RepairSettings(method="full", rank=4)
+
+
 @pytest.mark.slow
 def test_an_encoder_decoder_learns_too(tmp_path):
     inputs = tmp_path / "inputs"
@@ -248,7 +269,7 @@ def test_a_preference_is_learnt(task):
     settings, _, give = prepared_lessons(task, plan(**PREFER, learning_rate=5e-3, replay=0.0))
     learner = copy.copy(task.summarizer)
     learner.model = copy.deepcopy(learner.model)
-    training = AdapterTraining(learner, give, settings, 20, seed=7)
+    training = SummarizerTraining(learner, give, settings, 20, seed=7)
     with torch.no_grad():
         assert training.margins(give(0)).tolist() == [0.0] * 4, "an adapter begins as nothing"
     curve = training.run("test")
@@ -258,23 +279,24 @@ def test_a_preference_is_learnt(task):
     assert curve["loss"].iloc[-1] < 0.5
 
 
-def test_a_margin_is_the_sum_over_tokens_against_the_model_without_its_adapter(task):
-    settings, _, give = prepared_lessons(task, plan(**PREFER, learning_rate=5e-3))
+@pytest.mark.parametrize("per_token", [False, True])
+def test_a_margin_is_over_tokens_against_the_model_without_its_adapter(task, per_token):
+    settings, _, give = prepared_lessons(task, plan(**PREFER, learning_rate=5e-3, per_token=per_token))
     learner = copy.copy(task.summarizer)
     learner.model = copy.deepcopy(learner.model)
-    training = AdapterTraining(learner, give, settings, 3, seed=7)
+    training = SummarizerTraining(learner, give, settings, 3, seed=7)
     training.run("test")
     lesson = give(0)[0]
 
     def likelihood(model, summary):
         batch = learner.training_batch([lesson.article], [summary])
         loss = model(**batch).loss  # the mean over the tokens of the summary
-        return -float(loss) * int((batch["labels"] >= 0).sum())
+        return -float(loss) * (1 if per_token else int((batch["labels"] >= 0).sum()))
 
     with torch.no_grad():
         told = float(training.margins([lesson])[0])
         better, worse = (
-            likelihood(training.adapted, summary) - likelihood(task.summarizer.model, summary)
+            likelihood(training.model, summary) - likelihood(task.summarizer.model, summary)
             for summary in (lesson.summary, lesson.rejected)
         )
     assert told == pytest.approx(better - worse, abs=1e-3)

@@ -13,7 +13,7 @@ from stages.errors import UsageError
 from stages.intervals import Rate
 from stages.landscape.confirm import Mode
 from stages.landscape.estimate import estimate
-from stages.landscape.show import exhibits, nearest_failures
+from stages.landscape.show import exhibits, nearest_failures, unchanged_items
 from stages.landscape.summary import Asked, describe_estimator, measured, pick_examples, policy_view, summarize
 from stages.microscopic.search import measure_robustness
 from stages.params import DiscoverConfig, MicroscopicConfig, SummarizeConfig
@@ -50,9 +50,19 @@ def test_examples_lie_in_the_mode_and_are_of_different_items(probed):
         assert "tilt 3" in one.exhibit.text or "tilt 4" in one.exhibit.text
 
 
+def test_items_of_examples_are_shown_unchanged_and_once(probed):
+    task, probes = probed
+    modes = [record(task, probes, mode())] * 2
+    shown = unchanged_items(task, modes, 4)
+    assert [one.id for one in shown] == [e.item for e in modes[0].examples if e.failed][:4]
+    assert all("tilt 0" in one.exhibit.text and not one.failed for one in shown)
+
+
 def test_no_examples_if_none_are_asked_for(probed):
     task, probes = probed
-    assert exhibits(task, [record(task, probes, mode())], 0) == {"M1": []}
+    modes = [record(task, probes, mode())]
+    assert exhibits(task, modes, 0) == {"M1": []}
+    assert unchanged_items(task, modes, 0) == []
 
 
 def test_the_smallest_changes_are_told_in_steps(probed):

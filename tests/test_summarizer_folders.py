@@ -51,7 +51,7 @@ def test_a_template_that_refuses_the_system_message_is_named(home, tmp_path):
     folder = tiny_causal(tmp_path / "inputs" / "gemma")
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}Go:"
     (folder / "chat_template.jinja").write_text(refusing)
-    with pytest.raises(UsageError, match=r"System role not supported.*prepare\.generation\.system"):
+    with pytest.raises(UsageError, match=r"prepare\.model: .*System role not supported.*set system: \"\""):
         TransformersModel(transformers="gemma").build(tmp_path / "inputs", tmp_path / "model", SHORT)
     without = GenerationConfig(max_new_tokens=10, system="")
     TransformersModel(transformers="gemma").build(tmp_path / "inputs", tmp_path / "model", without)

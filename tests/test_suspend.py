@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,23 +14,26 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partialmethod
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import psutil
 import pytest
+from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow_sync
-from prefect.states import Pending
+from prefect.states import Completed, Pending, Running
 from rich.console import Console
 
 import flows.audit
 from flows.approval import decide, settle, wake
+from flows.labels import shown_before
 from flows.request import REQUESTS, Request, choose, read_modes, read_request
 from flows.run import run_audits
 from stages.decisions import AlreadyDecided, Decision, landscape_hash, read_chain, record_decision, standing
@@ -79,14 +83,31 @@ class Deployment:
         response = self.client.resume_flow_run(run.id, run_input=given)
         return getattr(response.details, "reason", None)
 
+    def artifacts(self, run: FlowRun) -> dict[str, str]:
+        """What a run published last under each key."""
+        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        found = self.client.read_artifacts(artifact_filter=wanted)
+        return {artifact.key: artifact.data for artifact in sorted(found, key=lambda artifact: artifact.created)}
+
+    def tasks(self, run: FlowRun) -> list[str]:
+        """The stages a run shows with their states, once all have ended; the server hears of them by events."""
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+
+        def ended() -> list[str] | None:
+            found = [(task.name, task.state) for task in self.client.read_task_runs(flow_run_filter=wanted)]
+            over = all(state.is_final() or state.name == "NotReady" for _, state in found)
+            return sorted(f"{name} {state.name}" for name, state in found) if over else None
+
+        return until(ended)
+
     def form(self, run: FlowRun) -> tuple[dict, str]:
-        """The schema and the description of the form that the run is suspended with."""
+        """The schema and the description of the form that the run is suspended with, the latter as people read it."""
         keys = run.state.state_details.run_input_keyset
         schema, text = (
             self.client.request("GET", "/flow_runs/{id}/input/{key}", path_params={"id": run.id, "key": keys[what]})
             for what in ("schema", "description")
         )
-        return schema.json(), text.json()
+        return schema.json(), re.sub(r"\\(.)", r"\1", text.json())
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +141,18 @@ def create(client: SyncPrefectClient, name: str, **where: Any) -> UUID:
     )
 
 
+def test_a_run_knows_all_stages_that_it_showed_though_the_server_gives_them_page_by_page(client, monkeypatch):
+    run = client.create_flow_run(flow(lambda: None, name="audit"))
+    for i in range(5):
+        shown = {"name": f"stage{i}", "state": Completed() if i else Running()}
+        client.create_task_run(task(lambda: None, name="stage"), run.id, str(i), **shown)
+    in_pages = partialmethod(SyncPrefectClient.read_task_runs, limit=2)
+    monkeypatch.setattr(SyncPrefectClient, "read_task_runs", in_pages)
+    assert shown_before(run) == {"stage1", "stage2", "stage3", "stage4"}
+
+
 def on_notification(monkeypatch: pytest.MonkeyPatch, do: Callable[..., object]) -> None:
-    monkeypatch.setitem(sys.modules, "flows.notify", SimpleNamespace(notify=do))
+    monkeypatch.setattr("flows.notify.notify", lambda *told: do(*told[:3]))
 
 
 def ask_a_person(toys: Workspace, **feedback: object) -> None:
@@ -154,11 +185,20 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     run = deployment.run()
     assert suspended(run), run.state
     assert run.state.state_details.pause_timeout is None
+    assert re.fullmatch(r"tiny \d{4}-\d\d-\d\d \d\d:\d\d", run.name)
+    assert set(run.tags) == {"faded", "tiny", "started by hand"}
+    # Its own page says what it waits for, and shows no verdict.
+    assert run.state.message.startswith("tiny waits for a decision on its landscape: `faded review tiny`")
+    assert set(shown := deployment.artifacts(run)) == {"tiny-failure-modes", "tiny-decision"}
+    assert shown["tiny-decision"].startswith("# tiny: Your decision is needed") and "- M1: " in shown["tiny-decision"]
+    name = run.name
     assert [event[:2] for event in deployment.told] == [("needs decision", "tiny")]
     schema, text = deployment.form(run)
     for mode in ("M1", "M2"):
         assert schema["properties"][mode]["enum"] == ["undecided", "repair", "accept", "ignore"]
         assert schema["properties"][mode]["default"] == "undecided"
+        assert schema["properties"][mode]["description"].endswith("fails in 50% (40% to 60%)")
+    assert schema["properties"]["decision"]["description"].startswith("tiny waits for a decision on its landscape: ")
     assert {"decision", "reviewer"} <= set(schema["required"])
     assert "faded review tiny" in text and text.count("fails in 50% (40% to 60%)") == 2
     assert "S1" not in schema["properties"] and "tilt = 3" not in text  # which is only suspected
@@ -169,6 +209,14 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
     run = deployment.execute(run.id)
     assert run.state.is_completed(), run.state
     assert run.state.message.startswith("tiny: pass") and run.state.message.endswith("conclude/report.html")
+    assert run.name == name  # as before it was suspended
+    shown = deployment.artifacts(run)
+    assert shown["tiny-verdict"].startswith("# tiny: pass")
+    assert "`Ada` approved it (prefect): `for {{ the }} release`" in shown["tiny-decision"]
+    cached, ran = (
+        [f"{stage} {state}" for stage in stages] for stages, state in ((BEFORE, "Cached"), (AFTER, "Completed"))
+    )
+    assert deployment.tasks(run) == sorted([*cached, *ran])  # each once, though the run started twice
     assert deployment.toys.executed() == AFTER
     [kept] = read_chain("tiny")
     assert (kept.decision.reviewer, kept.decision.via, kept.decision.approve) == ("Ada", "prefect", True)
@@ -178,6 +226,8 @@ def test_the_form_leads_to_the_decision_file_and_the_run_goes_on(deployment):
 
     again = deployment.run()
     assert again.state.is_completed() and again.state.message.startswith("nothing changed; last verdict: pass")
+    assert "Nothing changed since this verdict" in deployment.artifacts(again)["tiny-verdict"]
+    assert deployment.tasks(again) == [f"{name} Cached" for name in sorted(ALL)]
     assert deployment.toys.executed() == []
 
 
@@ -204,7 +254,7 @@ def test_a_form_without_a_choice_or_a_name_that_can_be_seen_is_no_decision(deplo
     for problem, form in (
         ("M1: nothing was chosen", {"M1": "undecided"}),
         ("M2: nothing was chosen", {"M2": "undecided"}),
-        ("M1: to be repaired or accepted, but no reason was given", {"M1_reason": " "}),
+        ("M1: a reason is required to repair or accept it", {"M1_reason": " "}),
         ("cannot have U+202E RIGHT-TO-LEFT OVERRIDE", {"reviewer": "\u202eAda"}),
     ):
         assert deployment.answer(run, **form) is None
@@ -224,7 +274,7 @@ def test_several_reviewers_are_asked_one_after_the_other(deployment):
     assert deployment.answer(run, reviewer="Ada") is None
     run = deployment.execute(run.id)
     assert suspended(run)
-    assert "approved so far: Ada" in deployment.form(run)[1]
+    assert "approved so far: `Ada`" in deployment.form(run)[1]
     # Changing one's mind needs --revise: told, and asked again.
     assert deployment.answer(run, reviewer="ada", decision="reject") is None
     run = deployment.execute(run.id)
@@ -378,8 +428,11 @@ def test_time_out_is_a_rejection_that_can_be_revised(deployment):
     assert "nobody decided within 2 hours" in kept.decision.reason
     deployment.toys.toy(collect_feedback__tiny={"exit": 1})  # as the real one ends then
     run = deployment.execute(first.id)  # woken by the rejection
-    assert run.state.is_failed() and run.state.message.startswith("gate failed: ")
-    assert deployment.told[-1][0] == "gate failed"
+    assert run.state.is_failed() and run.state.name == "Rejected"
+    assert run.state.message.startswith("tiny: rejected by nobody: nobody decided within 2 hours")
+    assert "tiny-verdict" not in deployment.artifacts(run)
+    assert "collect_feedback@tiny Rejected" in deployment.tasks(run)
+    assert deployment.told[-1][0] == "rejected"
 
     decide(load_params(), "tiny", made(), "page", revise=True)
     assert standing(load_params(), "tiny").rejection is None
@@ -397,26 +450,27 @@ def test_the_server_gives_up_at_the_deadline_and_the_next_run_records_it(deploym
 
     let_the_time_pass()
     deployment.toys.toy(collect_feedback__tiny={"exit": 1})
-    assert deployment.run().state.message.startswith("gate failed: ")
+    assert deployment.run().state.name == "Rejected"
     assert [kept.decision.reviewer for kept in read_chain("tiny")] == ["nobody"]
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "message"),
+    ("behaviour", "name", "message"),
     [
-        ({"conclude__tiny": {"passed": False}}, "gate failed: tiny: FAIL"),
-        ({"restructure__tiny": {"exit": 2}}, "broken: restructure@tiny rejected its input"),
+        ({"conclude__tiny": {"passed": False}}, "Gate failed", "tiny: FAIL"),
+        ({"restructure__tiny": {"exit": 2}}, "Failed", "broken: restructure@tiny rejected its input"),
     ],
 )
 @pytest.mark.slow
-def test_a_run_that_did_not_pass_ends_as_failed_and_tells(deployment, behaviour, message):
+def test_a_run_that_did_not_pass_ends_as_failed_and_tells(deployment, behaviour, name, message):
     record_decision(load_params(), "tiny", made(), "file")
     deployment.toys.toy(**behaviour)
     run = deployment.run()
-    assert run.state.is_failed() and run.state.message.startswith(message)
-    kind = message.partition(":")[0]
-    [told] = deployment.told
-    assert told[:2] == (kind, "tiny") and run.state.message == f"{kind}: {told[2]}"
+    assert run.state.is_failed() and run.state.name == name and run.state.message.startswith(message)
+    [(kind, audit, told)] = deployment.told
+    assert (kind, audit) == ("gate failed" if name == "Gate failed" else "broken", "tiny")
+    assert run.state.message.endswith(told)
+    assert ("tiny-verdict" in deployment.artifacts(run)) == (kind == "gate failed")
 
 
 def test_bad_parameters_end_as_broken(deployment):
@@ -509,6 +563,7 @@ def test_suspended_killed_approved_and_gone_on_by_another_worker(
     worker = Worker(pool, prefect_server, tmp_path / "first")
     try:
         until(lambda: suspended(deployment.read(run.id)))
+        run = deployment.read(run.id)  # it has its name since it started
         # Nothing of it holds memory while it waits.
         until(lambda: at_work_in(toys) == [])
     finally:

@@ -72,7 +72,7 @@ def test_a_model_behind_http_is_not_asked_thousands_of_times(tmp_path):
     workspace = make_workspace(tmp_path / "ws", {"tiny": audit}, {})
     code, said = faded(workspace, "tune", "tiny")
     assert code == 2, said
-    assert "audits.tiny is of a model behind HTTP" in said
+    assert "audits.tiny has a model behind HTTP" in said
 
 
 TEXT = """# head

@@ -43,10 +43,10 @@ def test_after_an_upgrade_the_next_command_says_what_changed_and_only_that_is_st
     assert len(own.executed()) == 3
     module = package / "stages" / "summarize.py"
     module.write_text(module.read_text() + "# another\n")
-    done = own.faded("status", **path)
+    done = own.faded("status", "--stages", **path)
     assert "faded 0.1.0 with other code" in done.stdout and "code changed" not in done.stdout, done.stdout
     module.write_text(module.read_text().replace('"said by a toy"', '"said by another"'))
-    done = own.faded("status", **path)
+    done = own.faded("status", "--stages", **path)
     changed = [line.split()[0] for line in done.stdout.splitlines() if "code changed" in line]
     assert changed == ["summarize@tiny"], done.stdout
 
@@ -73,6 +73,20 @@ def test_what_was_changed_by_hand_is_written_anew(own, monkeypatch):
     Path("faded.json").write_text("{")
     assert outdated() and len(bring_up_to_date()) == 1
     assert (Path("dvc.yaml").read_bytes(), Path("faded.json").read_bytes()) == (graph, record)
+
+
+def test_metrics_that_git_kept_are_given_to_dvc(own, monkeypatch):
+    monkeypatch.chdir(own.path)
+    ignores, metrics = Path("data/tiny/.gitignore"), Path("data/tiny/report/metrics.json")
+    ignores.write_text(ignores.read_text().replace("headline.json", "metrics.json"))
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    metrics.write_text("{}")
+    assert own.run(["git", "add", str(metrics)]).returncode == 0
+    Path("dvc.yaml").write_bytes(Path("dvc.yaml").read_bytes() + b"# of an earlier version\n")
+    assert any("took data/*/*/metrics.json out of git's index" in line for line in bring_up_to_date())
+    assert own.run(["git", "ls-files", str(metrics)]).stdout == "" and metrics.exists()
+    assert "!/*/headline.json" in ignores.read_text() and "metrics.json" not in ignores.read_text()
+    assert not outdated() and bring_up_to_date() == []
 
 
 def test_an_audit_that_was_written_by_hand_gets_its_folders_and_its_code_may_be_compiled(own, monkeypatch):

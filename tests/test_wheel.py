@@ -93,7 +93,7 @@ def test_the_wheel_holds_all_of_the_package_and_nothing_else(source, wheel):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = [path for name in ("flows", "stages") for path in (source / name).rglob("*") if path.is_file()]
     assert inside == {"faded.py", *(str(path.relative_to(source)) for path in files)}
-    assert {"flows/py.typed", "stages/py.typed", "stages/templates/pipeline.yaml"} <= inside
+    assert {"flows/plots/page.html", "flows/py.typed", "stages/py.typed", "stages/templates/pipeline.yaml"} <= inside
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("stages/templates/pipeline.yaml") == (source / "dvc.yaml").read_bytes()
 
@@ -133,6 +133,7 @@ def test_a_built_in_task_is_found_by_its_name(environment, tmp_path):
     show = "from stages import plugins; print(*sorted(plugins.load(plugins.TASKS)), plugins.distributions())"
     done = run(environment, tmp_path, "python", "-P", "-c", show)
     assert done.stdout.split() == [
+        "chat",
         "image-classification",
         "summarization",
         "tabular-classification",

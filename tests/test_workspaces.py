@@ -77,15 +77,15 @@ def test_what_a_user_ignores_stays_and_what_git_must_know_is_not_ignored(reposit
     shutil.copy(repository / "my_task.py", make_audited_at)
     make_audited(make_audited_at)
     assert (make_audited_at / ".gitignore").read_bytes().startswith(ignores)
-    (make_audited_at / "data/tiny/prepare").mkdir()
-    (make_audited_at / "data/tiny/prepare/metrics.json").write_text("{}")
-    (make_audited_at / "data/tiny/prepare/items.parquet").write_text("")
+    (make_audited_at / "data/tiny/report").mkdir()
+    for name in ("headline.json", "metrics.json", "report.html"):
+        (make_audited_at / "data/tiny/report" / name).write_text("{}")
     (make_audited_at / "data/tiny/decisions/0.yaml").write_text("")
     commit(repository)
     known = set(git(make_audited_at, "ls-files").split())
     assert known >= {"params.yaml", "dvc.yaml", "faded.json", "data/tiny/shards/.gitignore"}
-    assert known >= {"data/tiny/prepare/metrics.json", "data/tiny/decisions/0.yaml"}
-    assert not [name for name in known if name.startswith(".faded") or "parquet" in name]
+    assert known >= {"data/tiny/report/headline.json", "data/tiny/decisions/0.yaml"}
+    assert not [name for name in known if name.startswith(".faded") or "metrics" in name or "report.html" in name]
 
 
 def test_a_repository_that_ignores_data_is_told_to_take_another_folder(repository):
@@ -122,7 +122,7 @@ def test_an_audit_is_added_beside_others_and_a_wrong_one_changes_nothing(own):
     own_path = own.path
     text = (own_path / "params.yaml").read_text()
     before = digests(own_path)
-    with pytest.raises(UsageError, match="has an audit of that name already"):
+    with pytest.raises(UsageError, match="already has an audit of that name"):
         add_audit(own_path, "tiny", audit_params())
     with pytest.raises(UsageError, match=r"error\(s\) in .*/params\.yaml:\n +audits\.other\.seed"):
         add_audit(own_path, "other", audit_params(seed=-1))
@@ -242,7 +242,7 @@ def test_a_share_of_a_search_belongs_to_its_audit(own, monkeypatch):
     kept = (".gitignore", ".dvcignore", "shards/.gitignore", "inputs/.gitkeep")
     assert bring_up_to_date() == [
         f"faded wrote {', '.join(f'data/big-2/{name}' for name in kept)}",
-        "a search is divided otherwise",
+        "a search is divided differently",
     ]
     shares = [stage for stage in read_graph() if stage.kind == "explore"]
     assert [(stage.name, stage.audit) for stage in shares] == [

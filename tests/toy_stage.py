@@ -1,6 +1,6 @@
 """A stage that stands in for a real one: it writes every output dvc.yaml declares, from a digest of what it read.
 
-What it does beside that is told by toy.json in the workspace, which is no dependency: {"discover@tiny": {"exit": 2,
+What it does beside that is told by toy.json in the workspace, which is not a dependency: {"discover@tiny": {"exit": 2,
 "sleep": 1.0, "until": "a file is there", "kill_first": 1, "passed": false}}. Every execution is recorded in
 executed.txt, those that come to an end also in spans.jsonl, with the times and the GPUs they were given.
 """
@@ -120,10 +120,11 @@ def main() -> None:
         verdict |= {"decided_by": "policy", "reviewer": None, "reason": digest, "statement": "said by a toy"}
     files = {"metrics.json": {"toy": 1}, "verdict.json": verdict, "landscape.json": {**LANDSCAPE, "notes": [digest]}}
     for name in [entry for group in ("outs", "metrics", "plots") for entry in entries(stage, group)]:
-        path = Path(name)
-        path = path if path.suffix else path / "config.json"
+        path, own = Path(name), report
+        if not path.suffix:
+            path, own = path / "config.json", {**report, "folder": path.name}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(files.get(path.name, report)))
+        path.write_text(json.dumps(files.get(path.name, own)))
     seal(Path("data", AUDIT, KIND), report, [Path(dep) for dep in entries(stage, "deps")])
 
 

@@ -32,7 +32,7 @@ ROOT = HERE.parents[1]
 def dependencies() -> list[Path]:
     """What the results depend on: files and folders that dvc.yaml names for the stage, those that are there."""
     stage = yaml.safe_load((HERE / "dvc.yaml").read_text())["stages"]["explorer"]["do"]
-    return [ROOT / path for path in stage["deps"] if (ROOT / path).exists()]
+    return [(ROOT / path).resolve() for path in stage["deps"] if (ROOT / path).exists()]
 
 
 def truth_path(name: str) -> Path:

@@ -72,7 +72,9 @@ def approve(
         words += [f"--landscape {landscape}"] if landscape else []
         words += ["--revise"] if revise else []
         instead = (
-            f", with --accept {undecided[0]}='' or --ignore {undecided[0]} for a mode that stays" if undecided else ""
+            f", with --accept {undecided[0]}='' or --ignore {undecided[0]} for a mode not to repair"
+            if undecided
+            else ""
         )
         raise UsageError(
             f"nothing was recorded. {'; '.join(told)}. Write your reasons between the quotes{instead}:\n"

@@ -47,7 +47,7 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
 
     Where there is a landscape, also which change of its failure rates the test items can show of a repair.
     """
-    from flows.estimate import backend_line, estimate, processes_of
+    from flows.estimate import backend_line, estimate, processes_of, requests_line
     from flows.graph import read_graph
     from flows.power import what_can_be_shown
     from flows.runners import check_stages, chosen
@@ -57,12 +57,15 @@ def plan(audits: Audits = None, all_: All = False, preset: Preset = None) -> Non
     params, names = open_workspace(audits, all_, preset)
     with working("checking params.yaml and the state of the stages"):
         runner = chosen(params, None)
-        check_stages(params, names, runner)
         graph = read_graph(looks=True)
+        if graph.to_do(names):  # it imports what tasks need
+            check_stages(params, names, runner)
     show_plan(console, estimate(params, graph, names))
     for name in names:
         here = runner.kind == "threads"
         if (line := backend_line(params, graph, name, here=here)) is not None:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if (line := requests_line(params, graph, name)) is not None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if here and (processes := processes_of(params, graph, name)) is not None:
             show_processes(console, name, *processes)
@@ -98,30 +101,74 @@ def screen(
     screen_audit(params, name, probes, write, console)
 
 
-@app.command(rich_help_panel="Audit", epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist[/]")
-def status(audits: Audits = None) -> None:
-    """Show which stages are stale, the last verdict of every audit, and what waits for a person."""
+@app.command(
+    rich_help_panel="Audit",
+    epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist --stages[/]",
+)
+def status(
+    audits: Audits = None,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Show every stage, whether it is stale, and why, instead.")
+    ] = False,
+) -> None:
+    """Show the last verdict of every audit, its failure rate and date, and what to do next."""
     from flows.approval import expire
+    from flows.glance import glance
     from flows.graph import read_graph
     from flows.init.state import uncalibrated
     from flows.request import how_to_decide, needs_decision
     from flows.results import read_verdict
-    from flows.views import show_status, show_uncalibrated
+    from flows.views import show_glance, show_status, show_uncalibrated
     from flows.workspace import running_audit
 
     params, names = open_workspace(audits, not audits)
-    with working("checking the state of the stages"):
-        graph = read_graph(looks=True)
-    show_status(console, graph.of(names), [read_verdict(params, name) for name in names], running_audit())
-    show_uncalibrated(console, [name for name in uncalibrated(Path()) if name in names])
     for name in names:
         expire(params, name)
+    with working("checking the state of the stages"):
+        graph = read_graph(looks=True)
+    unmeasured = [name for name in uncalibrated(Path()) if name in names]
+    if stages:
+        show_status(console, graph.of(names), [read_verdict(params, name) for name in names], running_audit())
+    else:
+        show_glance(console, *glance(params, graph, names, unmeasured), running_audit())
+    show_uncalibrated(console, unmeasured)
+    for name in names:
         if needs_decision(params, name) is not None:
             console.print(how_to_decide(name), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(
-    rich_help_panel="Audit", epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]"
+    rich_help_panel="Audit",
+    epilog="Examples:  [cyan]faded history[/]   [cyan]faded history mnist imagenet --last 10 --html[/]",
+)
+def history(
+    audits: Audits = None,
+    last: Annotated[int, typer.Option("--last", metavar="N", help="Number of results to show of each audit.")] = 5,
+    html: Annotated[bool, typer.Option("--html", help="Also write a page with a chart: .faded/history.html.")] = False,
+) -> None:
+    """Show the last results of audits, what changed between them, and whether failure rates drift.
+
+    Of all audits, unless some are named. Results are the commits in which the numbers of an audit changed, and the
+    workspace where its numbers are not committed. Targets: the change by the repair in its target modes, in points.
+    """
+    from flows.history import PAGE, read_history, write_page
+    from flows.views import show_history
+
+    _, names = open_workspace(audits, not audits)
+    histories = [read_history(name, last) for name in names]
+    if never := [one.audit for one in histories if not one.results]:
+        console.print(f"no results: {', '.join(never)}", markup=False, highlight=False)
+    if known := [one for one in histories if one.results]:
+        show_history(console, known)
+        if html:
+            write_page(PAGE, known)
+            console.print(f"page: {PAGE.resolve()}", markup=False, soft_wrap=True, highlight=False)
+
+
+@app.command(
+    rich_help_panel="Audit",
+    epilog="Examples:  [cyan]faded report[/]   [cyan]faded report imagenet --no-open[/]"
+    "   [cyan]faded report mnist --pdf mnist.pdf[/]",
 )
 def report(
     audit: Audit = None,
@@ -129,6 +176,10 @@ def report(
     open_: Annotated[
         bool, typer.Option("--open/--no-open", help="Open it in the browser, or only print the path.")
     ] = True,
+    pdf: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--pdf", metavar="FILE", help="Write its first page as a PDF instead (needs Chromium or Chrome)."),
+    ] = None,
 ) -> None:
     """Open the report of an audit."""
     from flows.results import read_verdict
@@ -142,6 +193,11 @@ def report(
     landscape = audit_folder(name).summarize
     if landscape.has("landscape") and (said := landscape.landscape.unchanged_said):
         console.print(f"{name}: {said}", soft_wrap=True, highlight=False, markup=False)
+    if pdf is not None:
+        from flows.pdf import print_summary
+
+        print_summary(path, pdf)
+        path = pdf
     console.print(str(path.resolve()), soft_wrap=True, highlight=False)
     if open_:
         typer.launch(path.resolve().as_uri())
@@ -173,7 +229,9 @@ def compare(
     """Compare results: every audit that is named, in every revision that is named.
 
     Two revisions of one audit are paired on common probes, and refused if they are not comparable. Other audits, or
-    more results, are put side by side: failures against probes, rates with their intervals, and what differs.
+    more results, are put side by side: failures against probes, rates with their intervals, and what differs. Models
+    that share a grid and a seed are compared head to head on their common probes: which fails least, where all fail,
+    and whose failure modes are whose.
     """
     from flows.compare import compare_revisions
     from flows.side_by_side import PAGE, chosen, put_side_by_side, write_page

@@ -70,7 +70,7 @@ def review(
         _record_file(params, name, from_, revise)
     elif terminal or (open_ is None and not _has_screen() and _interactive()):
         if not terminal:
-            told = "no browser can be opened here, so this asks in the terminal; --no-open prints a link instead"
+            told = "no browser can be opened here, so you are asked in the terminal; --no-open prints a link instead"
             console.print(told, highlight=False, soft_wrap=True)
         _in_terminal(params, name, revise, by)
     else:
@@ -123,7 +123,7 @@ def _on_page(params: Params, name: str, by: str, host: str | None, port: int | N
 
     open_standing(params, name, revise)
     if (server := running()) is not None:
-        console.print(f"a review server runs here already (process {server.pid}), which shows it", highlight=False)
+        console.print(f"a review server is already running here (process {server.pid}) and shows it", highlight=False)
         if host is not None or port is not None:
             _warn(f"it listens at {server.url}: --host and --port do not change that")
         _show(name, one_time_link(name, by), open_, revise)

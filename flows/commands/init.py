@@ -87,7 +87,7 @@ def init(
     ] = None,
     kind: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--kind", help="What the model does, a name of an installed task; guessed from the model."),
+        typer.Option("--kind", help="What the model does: the name of an installed task; guessed from the model."),
     ] = None,
     name: Annotated[
         Optional[str],  # noqa: UP045

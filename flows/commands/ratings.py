@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.commands import Audit, Preset, app, console, open_workspace
+
+if TYPE_CHECKING:
+    from stages.ratings.apply import Target
 
 
 class RatedTarget(StrEnum):
@@ -27,15 +31,23 @@ def ratings(
         RatedTarget, typer.Option("--target", help="Which of the two ratings to use.")
     ] = RatedTarget.quality,
     write: Annotated[bool, typer.Option("--write", help="Write ratings.json and enable it in params.yaml.")] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="Write the ratings as labels that a judge is calibrated on."),
+    ] = None,
 ) -> None:
     """Compare human ratings with the automatic score, and show which probes people would call failures.
 
     With --write the next search looks for those. It refuses if there are too few ratings, or if they do not correlate
-    with the automatic measure.
+    with the automatic measure. With --labels nothing but that file is written.
     """
-    from flows.ratings import show_ratings, write_ratings
+    from flows.ratings import show_ratings, write_labels, write_ratings
 
     params, [name] = open_workspace([audit] if audit else None, False, preset)
-    learnt = show_ratings(params, name, "bias" if target is RatedTarget.bias else "quality", console)
+    of: Target = "bias" if target is RatedTarget.bias else "quality"
+    if labels is not None:
+        write_labels(params, name, of, labels, console)
+        return
+    learnt = show_ratings(params, name, of, console)
     if write:
         write_ratings(name, learnt, console)

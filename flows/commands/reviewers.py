@@ -125,7 +125,7 @@ def _add(params: Params, audits: list[str], name: str, public_key: str | None) -
     _write(after)
     where = f", its private half is {key_path(key_name(name))}" if public_key is None else ""
     told = [f"{name} decides on {', '.join(audits)} with key {key_id_of(line)}{where}."]
-    told.append("From now on only decisions signed with a listed key count there. Commit params.yaml.")
+    told.append("From now on only decisions signed with a listed key are valid there. Commit params.yaml.")
     for audit, keys in after.items():
         if (asked := params.repairs[audit].feedback.reviewers) > len(keys):
             told.append(f"{audit} asks {asked} reviewers and lists {len(keys)} of them: add the others.")
@@ -143,7 +143,7 @@ def _remove(params: Params, audits: list[str], name: str) -> None:
         known = ", ".join(dict.fromkeys(n for keys in before.values() for n in keys)) or "none"
         raise UsageError(f"no key of {name!r} is listed for {', '.join(audits)}, found: {known}")
     _write(changed)
-    told = f"{name} no longer decides on {', '.join(changed)}: decisions signed with that key do not count any more."
+    told = f"{name} no longer decides on {', '.join(changed)}: decisions signed with that key are no longer valid."
     console.print(told, markup=False, highlight=False, soft_wrap=True)
     for audit in (audit for audit, keys in changed.items() if not keys):
         told = f"No key is listed for {audit} any more, so names of its reviewers are not verified."

@@ -55,7 +55,7 @@ def unzip_members(path: Path, allowed: Callable[[str], object]) -> dict[str, byt
             for entry in entries:
                 header = entry.FileHeader()
                 if entry.header_offset != file.tell() or file.read(len(header)) != header:
-                    raise zipfile.BadZipFile(f"the header at {entry.filename} is not what the directory says")
+                    raise zipfile.BadZipFile(f"the header at {entry.filename} does not match the directory")
                 if file.tell() + entry.compress_size > members_end:
                     raise zipfile.BadZipFile(f"{entry.filename} reaches beyond the members")
                 members[entry.filename] = _unpack(file.read(entry.compress_size), entry)

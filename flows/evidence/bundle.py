@@ -21,7 +21,7 @@ from stages.errors import UsageError
 from stages.records import AuditFolder, audit_folder
 from stages.records.evidence import Manifest, ManifestFile
 
-SCHEMA = 3  # 1 had no MD5, 2 a landscape whose modes need not be confirmed
+SCHEMA = 4  # 1 had no MD5, 2 modes that need not be confirmed, 3 nothing of what a task keeps beside its model
 MANIFEST, STATEMENT, ENVELOPE = "manifest.json", "statement.json", "statement.dsse.json"
 PARAMS, LOCK = "params.yaml", "dvc.lock"
 RATINGS = "ratings.json"  # those in force, whatever the name of their file in params.yaml
@@ -274,7 +274,7 @@ def read_bundle(path: Path) -> Bundle:
     """Read a bundle into memory; nothing is unpacked to disk, and nothing in it is believed.
 
     Raises:
-        UsageError: when it is no bundle: not a zip, with names or sizes that no bundle has, or damaged.
+        UsageError: when it is not a bundle: not a zip, with names or sizes that no bundle has, or damaged.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder, expected the zip file that `faded evidence` names")

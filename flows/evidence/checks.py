@@ -32,17 +32,15 @@ from stages.records import StageFolder
 from stages.records.evidence import ManifestFile
 
 # What each stage reads of the audit's own files: whatever graph a bundle's dvc.lock has, it joins these.
+_PREPARED = ("prepare/model", "prepare/assets", "prepare/items.parquet")
 _READS = {
     "prepare": ("inputs",),
-    "discover": ("prepare/model", "prepare/items.parquet", "prepare/fingerprint.json"),
-    "summarize": ("prepare/model", "prepare/items.parquet", "discover/probes.parquet", "discover/metrics.json"),
+    "discover": (*_PREPARED, "prepare/fingerprint.json"),
+    "summarize": (*_PREPARED, "discover/probes.parquet", "discover/metrics.json"),
     "report": ("discover/probes.parquet", "summarize/landscape.parquet", "summarize/landscape.json"),
     "collect_feedback": ("decisions", "summarize/landscape.parquet", "summarize/landscape.json"),
-    "restructure": ("prepare/model", "prepare/items.parquet", "collect_feedback/plan.json"),
-    "re_evaluate": (
-        *("prepare/model", "prepare/items.parquet", "collect_feedback/plan.json"),
-        "restructure/models",
-    ),
+    "restructure": (*_PREPARED, "collect_feedback/plan.json"),
+    "re_evaluate": (*_PREPARED, "collect_feedback/plan.json", "restructure/models"),
     "compare": ("collect_feedback/plan.json", "summarize/landscape.json", "re_evaluate/probes.parquet"),
     "conclude": (
         *("collect_feedback/plan.json", "restructure/models", "re_evaluate/probes.parquet"),
@@ -109,7 +107,7 @@ def check_statement(bundle: Bundle) -> Found:
 def _in_our_form(bundle: Bundle, name: str, content: Mapping[str, Any]) -> list[str]:
     """What can be written in two ways can be read in two ways."""
     same = bundle.member(name) == (dump_json if name.endswith(".json") else dump_yaml)(content)
-    return [] if same else [f"{name} is not written as Faded writes it: expected every key once, and its own layout"]
+    return [] if same else [f"{name} is not in the layout that Faded writes, with every key once"]
 
 
 def check_parameters(bundle: Bundle) -> Found:

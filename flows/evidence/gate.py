@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import hypot, isnan
-from pathlib import Path
 
 import pandas as pd
 
@@ -23,10 +22,12 @@ from flows.compare import (
     read_run,
 )
 from flows.evidence.proven import proven_evidence
+from flows.glance import HEADLINE
+from flows.lock import LOCK, md5_in, read_lock
 from flows.results import NO_GATES, Verdict, last_stage, verdict_of
 from stages.errors import UsageError
 from stages.files import stage_dir
-from stages.git import git
+from stages.git import file_at, git
 from stages.intervals import NO_RATE, Rate
 from stages.params import Params
 from stages.records import RateRecord
@@ -91,7 +92,7 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
     Args:
         params: the workspace's.
         audit: its name.
-        against: a git revision, at which the audit must not have failed; None takes the newest in whose metrics it
+        against: a git revision, at which the audit must not have failed; None takes the newest in which it
             passed, whoever decided there.
         tolerance: of failure rates and of clean quality, as a share.
 
@@ -125,7 +126,7 @@ def run_gate(params: Params, audit: str, against: str | None, tolerance: float) 
 
 def _no_baseline(params: Params, audit: str, against: str, verdict: Verdict) -> str:
     """Why a revision is nothing to compare with, and which one is."""
-    what = f"audit {audit!r} did not pass at {against} ({verdict.word}), so being no worse than it means nothing"
+    what = f"audit {audit!r} did not pass at {against} ({verdict.word}), so being at least as good as it means nothing"
     try:
         return f"{what}: the last before it that passed is --against {last_passed(params, audit, against)[0]}"
     except UsageError:
@@ -137,11 +138,11 @@ def _without_gates(against: str, then: Verdict, now: Verdict) -> str:
         return f"{against} sets no gates, so nothing says that it was good enough"
     if then.word != NO_GATES:
         return f"the workspace sets no gates, {against} did: what passed there has to pass here"
-    return "neither sets gates, so nothing says that either is good enough: only the comparison was judged"
+    return "no gates are set on either side, so nothing says that either is good enough: only the comparison was judged"
 
 
 def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, bool]:
-    """The newest commit in whose metrics the audit passed, and whether these are the workspace's own numbers.
+    """The newest commit in which the audit passed, and whether its numbers are the workspace's own.
 
     Args:
         params: the workspace's.
@@ -151,21 +152,24 @@ def last_passed(params: Params, audit: str, start: str = "HEAD") -> tuple[str, b
     Raises:
         UsageError: when there is none.
     """
-    path = stage_dir(audit, last_stage(params, audit)) / "metrics.json"
+    folder = stage_dir(audit, last_stage(params, audit))
+    path, metrics = folder / HEADLINE, (folder / "metrics.json").as_posix()
     for commit in (git("log", "--format=%H", start, "--", path.as_posix()) or "").split():
-        committed = git("show", f"{commit}:./{path.as_posix()}") or ""
-        if _passed(committed):
-            return commit[:12], Path(path).read_text(encoding="utf-8").strip() == committed
+        if _passed(file_at(commit, path)):
+            then, now = (
+                md5_in(read_lock(data or b""), "outs", metrics) for data in (file_at(commit, LOCK), LOCK.read_bytes())
+            )
+            return commit[:12], then == now
     raise UsageError(
         f"no commit has a {path} with `passed: true`, so there is no verdict to compare with: run `faded audit {audit}`"
-        " with gates in params.yaml, and commit dvc.lock and data/*/*/metrics.json (in a shallow clone, fetch the"
+        " with gates in params.yaml, and commit dvc.lock and data/*/*/headline.json (in a shallow clone, fetch the"
         " history first: `git fetch --unshallow`); or name a revision: --against REV"
     )
 
 
-def _passed(metrics: str) -> bool:
+def _passed(headline: bytes | None) -> bool:
     try:
-        return FlatMetrics.parse(metrics.encode(), "metrics.json").passed is True
+        return FlatMetrics.parse(headline or b"", HEADLINE).passed is True
     except UsageError:  # deleted there, or not as Faded writes it
         return False
 

@@ -112,7 +112,7 @@ def check_card(bundle: Bundle) -> Found:
         return Found("none: there is no repaired model", [])
     name, wrote = bundle.name("conclude", "model_card.md"), (bundle.manifest.get("versions") or {}).get("faded")
     if wrote != (here := _installed()):
-        return Found(f"not made again: it is by faded {wrote}, this is {here}", [], "not checked")
+        return Found(f"not checked: it was written by faded {wrote}, this is {here}", [], "not checked")
     of = bundle.records
     section = evaluation_section(of.compare.comparison, of.conclude.verdict, of.collect_feedback.plan)
     if not bundle.member(name).decode("utf-8").endswith(section):

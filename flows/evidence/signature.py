@@ -46,7 +46,7 @@ def machine_key() -> Any:
     """The key that signs this user's bundles, made at first use; its public half is put where known keys are.
 
     Raises:
-        UsageError: when its file is no such key.
+        UsageError: when its file is not such a key.
         InfrastructureError: when it cannot be read or written.
     """
     key = private_key(MACHINE)
@@ -81,7 +81,7 @@ def read_private_key(path: Path, passphrase: Callable[[], str]) -> Any:
         passphrase: asked only if the key is encrypted.
 
     Raises:
-        UsageError: when it is no such key, or the passphrase is wrong.
+        UsageError: when it is not such a key, or the passphrase is wrong.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

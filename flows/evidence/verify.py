@@ -100,7 +100,7 @@ def verify_bundle(
         demands: what else is asked of it.
 
     Raises:
-        UsageError: when it is no bundle, or key or folder cannot be read.
+        UsageError: when it is not a bundle, or key or folder cannot be read.
     """
     set_defaults(POT_BACKEND_DISABLE_PYTORCH="1")  # POT would import torch, which takes seconds and checks nothing
     if model is not None and not model.is_dir():

@@ -124,7 +124,7 @@ def sign_bundle(path: Path, private_key: Any) -> str:
     """
     if problems := [f"{check.name}: {problem}" for check in verify_bundle(path) for problem in check.problems]:
         more = f" (and {len(problems) - 1} more: `faded verify {path}`)" if problems[1:] else ""
-        raise UsageError(f"{path} is not signed, because it does not hold: {problems[0]}{more}")
+        raise UsageError(f"{path} is not signed, because it is not consistent: {problems[0]}{more}")
     members = dict(read_bundle(path).members)
     envelope, key_id = make_envelope(members[STATEMENT], private_key, members.get(ENVELOPE))
     replace_file(path, zip_members({**members, ENVELOPE: dump_json(envelope)}))

@@ -77,7 +77,7 @@ def ask(questions: Questions, workspace: Path, audits: Sequence[str], budget: in
     if "endpoint" in source:
         source |= _key(questions, str(source["endpoint"]))
     elif questions.said("key-env") is not None:
-        raise UsageError(f"--key-env is of a model behind a URL; found {model.said}")
+        raise UsageError(f"--key-env is for a model behind a URL; found {model.said}")
     repair = _repair(questions, kind, seen)
     if questions.unasked:
         taken = ", ".join(f"{name}: {answer}" for name, answer in questions.unasked.items())
@@ -114,7 +114,7 @@ def look_at_model(given: str, questions: Questions) -> tuple[Kind | None, Model]
         questions: asks what the files do not tell.
 
     Raises:
-        UsageError: when there is nothing of that name, or it is no model Faded reads.
+        UsageError: when there is nothing of that name, or it is not a model Faded reads.
     """
     if re.match(r"https?://", given):
         return None, _behind(given)
@@ -237,7 +237,7 @@ def _name_check(audits: Sequence[str]) -> Check:
         if not _is_text(name):
             raise UsageError(f"--name {name}: YAML does not read that as text but as {yaml.safe_load(name)!r}")
         if name in audits:
-            raise UsageError(f"--name {name}: params.yaml has an audit of that name already; choose another")
+            raise UsageError(f"--name {name}: params.yaml already has an audit of that name; choose another")
 
     return check
 
@@ -250,7 +250,9 @@ def _is_text(name: str) -> bool:
 def _repair(questions: Questions, kind: Kind, seen: Seen) -> bool:
     """Whether a repair is to follow; where none is possible, why."""
     why = None
-    if seen.model.black_box:
+    if not kind.init.method:
+        why = f"a model for {kind.name} is searched, not repaired"
+    elif seen.model.black_box:
         why = "a model whose weights are not seen cannot be repaired"
     elif seen.data.items is not None and kind.init.limited and not _enough(seen.data):
         why = f"a repair needs {FEWEST} items for each of discover, repair and test"

@@ -51,16 +51,16 @@ class Calibration:
         band = f"{s.lowest_rate:.0%} to {s.highest_rate:.0%}"
         measured = f"{rate.value:.0%} of {rate.n} probes fail with these levels ({rate.low:.0%} to {rate.high:.0%})"
         if s.holds(rate.value):
-            return f"{measured}; {band} are wanted"
+            return f"{measured}; the target is {band}"
         wrong = self.screening.clean.value if self.clean is None else 1 - self.clean
         if wrong > s.highest_rate:
             return (
-                f"{measured}, more than the {band} wanted: it fails on {wrong:.0%} of unchanged items already, which"
-                " no levels mend; are the labels, the order of the classes, the size and the normalisation right?"
+                f"{measured}, more than the target of {band}: it fails on {wrong:.0%} of unchanged items already, which"
+                " no levels can fix; are the labels, the order of the classes, the size and the normalisation right?"
             )
         far = "more" if rate.value > s.highest_rate else "fewer"
-        near = " by chance, perhaps" if rate.low <= s.highest_rate and rate.high >= s.lowest_rate else ""
-        return f"{measured}, {far} than the {band} wanted{near}: the nearest that was found is kept"
+        near = ", perhaps by chance" if rate.low <= s.highest_rate and rate.high >= s.lowest_rate else ""
+        return f"{measured}, {far} than the target of {band}{near}: the nearest levels found are kept"
 
 
 def calibrate(params: Params, draft: Draft, probes: int | None, console: Console) -> Calibration:

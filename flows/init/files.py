@@ -80,7 +80,7 @@ def refuse_taken(workspace: Path, audit: str, placed: Sequence[Placed], *, copy:
         else:
             held = (target.exists() and target.resolve() == source) or (copy and not target.is_symlink())
         if not held:
-            raise UsageError(f"{shown} is something else than {source}: remove it, or choose another --name")
+            raise UsageError(f"{shown} is not {source}: remove it, or choose another --name")
 
 
 def link_inputs(inputs: Path, others: Path, placed: Sequence[Placed]) -> None:
@@ -111,7 +111,7 @@ def _place(workspace: Path, inputs: Path, one: Placed, root: Path, *, copy: bool
     if target.exists() and target.resolve() == source:
         return f"{shown} is {_near(source, workspace)}"
     if target.exists():
-        return f"{shown} is there already and stays"
+        return f"{shown} already exists and is kept"
     partial = inputs / f".{one.name}.partial"
     _remove(partial)
     _copy(source, partial) if copy else _link(source, partial, inputs, root)
@@ -128,7 +128,7 @@ def _place_with_others(workspace: Path, inputs: Path, one: Placed, root: Path, *
     names = list(one.beside) if copy else _to_link(folder, one.beside, inputs.resolve())
     names = [one.source.name, *(name for name in names if (folder / name).exists())]
     if copy and target.exists():
-        return f"{shown} is there already and stays"
+        return f"{shown} already exists and is kept"
     partial = inputs / f".{one.name}.partial"
     _remove(partial)
     for name in names:

@@ -84,7 +84,7 @@ def propose(wanted: Wanted) -> Draft:
         "compute": "auto takes a GPU, if there is one",
         **({} if url else {"prepare.model": f"files lie under data/{wanted.name}/inputs"}),
         "prepare.items": _said_items(wanted),
-        "concepts": "Weakest level first. Not calibrated yet: `faded init` was stopped, and goes on when called again.",
+        "concepts": "Weakest level first. Not calibrated yet: `faded init` was interrupted; run it again to resume.",
         "discrepancy": kind.init.meaning,
         "discover": "unique probes for each of the two",
         **{f"concepts.{name}": note for name, note in proposal.notes.items()},
@@ -117,7 +117,7 @@ def count_items(wanted: Wanted) -> dict[str, int]:
             ready += ", none of them (discover, or val) to search for failures"
         without = ", or --no-repair" if wanted.repair and counts["discover"] >= FEWEST else ""
         raise UsageError(
-            f"--data: too few items, {', '.join(few)}, where {FEWEST} are the least for each of {', '.join(splits)}"
+            f"--data: too few items, {', '.join(few)}, where {FEWEST} are the minimum for each of {', '.join(splits)}"
             f"{ready}: give more data{without}"
         )
     if "repair" in counts and not wanted.pools:  # a repair learns from whatever is left

@@ -125,11 +125,11 @@ def init_bare(folder: Path, options: Options, console: Console) -> None:
     given = [f"--{name}" for name, answer in options.answers.items() if answer is not None]
     given += [f"--{name}" for name in ("budget", "probes") if getattr(options, name)]
     if given:
-        raise UsageError(f"--bare makes a workspace without an audit: leave out {', '.join(given)}")
+        raise UsageError(f"--bare creates a workspace without an audit: leave out {', '.join(given)}")
     written = write_workspace(folder)
     for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False)
-    told = "an audit is yours to write into" if written else "it is a workspace already; audits are in"
+    told = "an audit is yours to write into" if written else "it is already a workspace; audits are in"
     console.print(f"{told} {folder / PARAMS}; `faded plan` checks it", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -239,7 +239,7 @@ def _workspace(folder: Path) -> Path:
     """The folder itself, or the workspace that it is in.
 
     Raises:
-        UsageError: when it is no folder, or in no git repository.
+        UsageError: when it is not a folder, or in no git repository.
     """
     here = folder.resolve()
     if here.exists() and not here.is_dir():

@@ -59,7 +59,7 @@ def tried(draft: Draft, placed: Sequence[Placed], workspace: Path) -> Iterator[P
     """Work for a while in a temporary workspace that holds this audit alone.
 
     Raises:
-        UsageError: when it is no audit that could run.
+        UsageError: when it is not an audit that could run.
     """
     with TemporaryDirectory(prefix="faded-init-") as name:
         here = Path(name).resolve()

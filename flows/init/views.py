@@ -51,7 +51,7 @@ def show_calibration(console: Console, draft: Draft, found: Calibration, *, aime
         aimed: the budget follows from what a probe takes.
     """
     shown = Table(title=f"Concepts of {draft.name}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("concept", "levels", "alone, so many more fail", "verdict"):
+    for column in ("concept", "levels", "alone, increase in failures", "verdict"):
         shown.add_column(column, overflow="fold")
     for concept in found.screening.concepts:
         levels = found.levels.get(concept.name)
@@ -75,7 +75,7 @@ def show_absent(console: Console, name: str) -> None:
     console.print(
         f"{name} is written to params.yaml, but not calibrated: not everything it needs is here", style="yellow"
     )
-    console.print(f"next: [bold]faded prefetch {name}[/]   fetch it, where there is a network", highlight=False)
+    console.print(f"next: [bold]faded prefetch {name}[/]   download it, on a machine with a network", highlight=False)
     console.print("      then run this command again, which continues with the calibration", highlight=False)
 
 

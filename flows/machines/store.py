@@ -104,7 +104,7 @@ class Store:
                 out.commit(relink=False)
         failed = self._each(outputs, lambda objects: self.repo.cloud.push(objects, remote=self.remote).failed)
         if failed:
-            raise InfrastructureError(f"the DVC remote {self.name} did not take {', '.join(failed)}")
+            raise InfrastructureError(f"the DVC remote {self.name} did not accept {', '.join(failed)}")
 
     def pull(self, entries: Sequence[Entry]) -> list[str]:
         """Bring outputs into this clone's cache; returns the paths of those that neither cache nor remote has whole.
@@ -133,18 +133,27 @@ class Store:
 
         odb = self.repo.cloud.get_remote_odb(self.remote, "pull")
         for out in outputs:
-            for oid in self._lacking(out):
-                path = odb.oid_to_path(oid)
-                if odb.fs.exists(path) and file_md5(path, odb.fs) != oid.removesuffix(".dir"):
-                    try:
-                        odb.fs.remove(path)
-                    except Exception as error:  # of whatever library speaks with the remote
-                        raise InfrastructureError(
-                            f"{path} in the DVC remote {self.name} does not match its name, and cannot be removed"
-                            f" ({error}): remove it there"
-                        ) from None
-                    get_index(odb).clear()  # DVC takes the files of a folder for present while it knows its list
-                    print(f"removed from the DVC remote {self.name}, because it does not match its name: {path}")
+            paths = [(oid, odb.oid_to_path(oid)) for oid in self._lacking(out)]
+            there = [(oid, path) for oid, path in paths if odb.fs.exists(path)]
+            damaged = [path for oid, path in there if file_md5(path, odb.fs) != oid.removesuffix(".dir")]
+            for path in damaged:
+                self._remove_there(odb, path)
+                print(f"removed from the DVC remote {self.name}, because it does not match its name: {path}")
+            # DVC takes the files of a folder for present while it knows its list, or the remote has it.
+            if damaged:
+                get_index(odb).clear()
+                whole = odb.oid_to_path(out.hash_info.value)
+                if odb.fs.exists(whole):
+                    self._remove_there(odb, whole)
+
+    def _remove_there(self, odb: Any, path: str) -> None:
+        try:
+            odb.fs.remove(path)
+        except Exception as error:  # of whatever library speaks with the remote
+            raise InfrastructureError(
+                f"{path} in the DVC remote {self.name} does not match its name, and cannot be removed ({error}): remove"
+                " it there"
+            ) from None
 
     def _lacking(self, out: Output) -> list[str]:
         """Objects of an output that this clone's cache lacks."""
@@ -166,7 +175,7 @@ class Store:
 
         Args:
             entries: the outputs.
-            plain: paths of those that git tracks, which must be no links into the cache.
+            plain: paths of those that git tracks, which must not be links into the cache.
         """
         for out in self.outputs(entries):
             with self._copying() if out.def_path in plain else contextlib.nullcontext():

@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect
 from flows.approval import expire
 from flows.request import read_modes
 from flows.review.form import Fields, FormError, read_decision, read_fields, typed
-from flows.review.links import page_path
-from flows.review.pages import message, review_page, static, style
+from flows.review.links import REPORTS, page_path, report_path
+from flows.review.pages import message, review_page, script, style
 from flows.review.recording import Outcome, in_whose_name, moment, record
-from flows.review.view import REPORTS, draft_key, report_path, report_policy
+from flows.review.view import draft_key, report_policy
 from flows.security import (
     HEADERS,
     MAX_BODY,
@@ -50,14 +50,22 @@ class Served:
         audits: that are shown; more may be added by who knows the secret.
         host: under which the pages are shown, and no other.
         url: address of the pages.
+        behind_proxy: whether they are reached through a proxy, and under its name alone.
         cookie: name of the session's cookie; browsers keep one jar for all ports of a host.
         told: called with each decision when its answer was sent.
     """
 
     def __init__(
-        self, audits: Sequence[str], host: str, url: str, cookie: str, told: Callable[[Outcome], None]
+        self,
+        audits: Sequence[str],
+        host: str,
+        url: str,
+        cookie: str,
+        told: Callable[[Outcome], None],
+        *,
+        behind_proxy: bool = False,
     ) -> None:
-        self.keys = Keys()
+        self.keys, self.behind_proxy = Keys(), behind_proxy
         self.audits, self.host, self.url, self.cookie, self.told = list(audits), host, url, cookie, told
 
     def link(self, audit: str, reviewer: str = "") -> str:
@@ -90,7 +98,9 @@ async def _guard(request: Request, go_on: Callable[[Request], Awaitable[Response
     """Answer only to our own name, and tell the browser of every answer what it may do with it."""
     host = request.headers.get("host")
     here = is_loopback(host_of(host))  # a name that every port of this machine shares, and so their cookies
-    if knows_host(host, _served(request).host) or (here and request.scope["path"] == "/links"):
+    served = _served(request)
+    ours = host_of(host) == served.host if served.behind_proxy else knows_host(host, served.host)
+    if ours or (here and request.scope["path"] == "/links"):
         response = await go_on(request)
     elif here:
         response = _refused(request, _needs_link(421, "AUDIT"))
@@ -188,7 +198,8 @@ def _enter(request: Request, audit: str, token: str, again: str) -> Response:
     response = RedirectResponse(page_path(audit) + ("?again=yes" if again == "yes" else ""), 303)
     # Not strict: the file that leads here, or a link in a message, is of another site. Looking changes nothing, and
     # forms are checked on their own.
-    response.set_cookie(served.cookie, session.id, httponly=True, samesite="lax", path="/")
+    encrypted = served.url.startswith("https:")
+    response.set_cookie(served.cookie, session.id, httponly=True, secure=encrypted, samesite="lax", path="/")
     return response
 
 
@@ -209,7 +220,7 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
         raise Refused(
             409,
             "The landscape has changed",
-            "You looked at an earlier one, so nothing was saved: a decision counts only for what its"
+            "You looked at an earlier one, so nothing was saved: a decision is valid only for what its"
             " reviewer has seen. Look at the current one and decide again.",
             links=[(page_path(audit), "The present landscape")],
             typed=typed(fields),
@@ -247,7 +258,7 @@ def decide(request: Request, audit: Audit, session: SignedIn, fields: Filled) ->
 def _already(said: Recorded, reviewer: str) -> list[str]:
     """What a reviewer is told of a decision that theirs may not simply follow."""
     if said.via == "time-out":
-        what = "Time ran out, which counts as a rejection"
+        what = "Time ran out, which is recorded as a rejection"
     else:
         who = "You" if same_person(said.reviewer, reviewer) else f"Somebody else decided meanwhile: {said.reviewer}"
         what = f"{who} {'approved' if said.approve else 'rejected'} this on {moment(said.time)}"
@@ -274,7 +285,7 @@ def read_style() -> Response:
 @router.get("/static/review.js")
 def read_script() -> Response:
     """The script, which the page works without."""
-    return Response(static("review.js"), media_type="text/javascript")
+    return Response(script(), media_type="text/javascript")
 
 
 @router.get("/links", dependencies=[Depends(_trusted)])

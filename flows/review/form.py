@@ -1,13 +1,13 @@
 """What a reviewer filled in, as a decision, and a decision as what is filled in.
 
-Fields are named `action.M1`, `severity.M1`, `reason.M1`, `rating.M1.3`, `bias.M1.3`, `corrected.M1.3`, and `reviewer`,
-`reason`, `decision`, `landscape`.
+Fields are named `action.M1`, `severity.M1`, `reason.M1`, `rating.M1.3`, `bias.M1.3`, `corrected.M1.3`,
+`unreadable.M1.3`, and `reviewer`, `reason`, `decision`, `landscape`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
@@ -26,7 +26,7 @@ Fields = dict[str, str]
 
 
 class FormError(ValueError):
-    """A form that is no decision; `problems` are sentences for the reviewer."""
+    """A form that is not a decision; `problems` are sentences for the reviewer."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__(" ".join(problems))
@@ -110,7 +110,7 @@ def _mode(mode: ModeRecord, fields: Mapping[str, str], *, approve: bool) -> Mode
         found = f"{_short(action)} was sent" if action else "nothing was chosen"
         return f"{name}: {found}, expected {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]}."
     if approve and action != "ignore" and not reason:
-        return f"{name}: say why it is to be {action}ed, a reason is missing."
+        return f"{name}: a reason is required to {action} it."
     severity = fields.get(f"severity.{name}", "medium")
     if severity not in SEVERITIES:
         return f"{name}: severity {_short(severity)} was sent, expected {', '.join(SEVERITIES)}."
@@ -126,8 +126,10 @@ def _example(name: str, fields: Mapping[str, str]) -> ExampleRating | str | None
             return f"{name}: {'quality' if kind == 'rating' else kind} {_short(given)} was sent, expected 1 to 10."
         scores[kind] = int(given) if given else None
     corrected = fields.get(f"corrected.{name}", "").strip() or None
-    said = (*scores.values(), corrected)
-    return ExampleRating(id=name, **scores, corrected=corrected) if any(s is not None for s in said) else None
+    unreadable: Literal[True] | None = True if fields.get(f"unreadable.{name}") else None
+    if all(said is None for said in (*scores.values(), corrected, unreadable)):
+        return None
+    return ExampleRating(id=name, **scores, corrected=corrected, unreadable=unreadable)
 
 
 def _short(text: str | None) -> str:
@@ -144,15 +146,27 @@ def filled(decision: Decision) -> Fields:
         for kind in ("rating", "bias", "corrected"):
             if (value := getattr(example, kind)) is not None:
                 fields[f"{kind}.{example.id}"] = str(value)
+        if example.unreadable:
+            fields[f"unreadable.{example.id}"] = "yes"
     return fields
 
 
 def typed(fields: Mapping[str, str]) -> list[tuple[str, str]]:
     """What a reviewer filled in, as names and values to read, where the form itself cannot be shown again."""
     words = {"rating": "quality", "corrected": "corrected answer", "decision": "whole", "action": "decision"}
+    words |= {"unreadable": "I cannot read this myself"}
     said = []
     for name, value in fields.items():
         kind, _, about = name.partition(".")
-        if value.strip() and kind in ("action", "severity", "reason", "rating", "bias", "corrected", "reviewer"):
+        if value.strip() and kind in (
+            "action",
+            "severity",
+            "reason",
+            "rating",
+            "bias",
+            "corrected",
+            "unreadable",
+            "reviewer",
+        ):
             said.append((f"{about} {words.get(kind, kind)}".strip(), value))
     return said

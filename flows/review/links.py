@@ -12,9 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from stages.environment import WORK
 from stages.errors import InfrastructureError, UsageError
-from stages.files import replace_file
+from stages.files import replace_file, stage_dir
 
 RECORD = WORK / "review-server.json"
+REPORTS = {  # of an audit, by the last part of their address
+    "landscape": ("report", "The whole landscape"),
+    "repair": ("conclude", "The last repair, before and after"),
+}
 _PATIENCE = 5.0  # seconds for an answer of a server on this machine
 
 
@@ -37,6 +41,11 @@ class Running(BaseModel):
 def page_path(audit: str) -> str:
     """The path of an audit's page."""
     return f"/review/{quote(audit, safe='')}"
+
+
+def report_path(audit: str, name: str) -> Path:
+    """Where one of REPORTS lies."""
+    return stage_dir(audit, REPORTS[name][0]) / "report.html"
 
 
 def write_record(record: Running) -> None:
@@ -75,11 +84,25 @@ def running() -> Running | None:
 
 
 def review_url(audit: str) -> str | None:
-    """Address of an audit's page on the running review server, without a secret; None if none shows this audit."""
+    """Address of an audit's page on the running review server, without a secret; None if none shows this audit.
+
+    Where prefect.yaml has a `public_url`, the address under it, whether the server runs at the moment or not.
+    """
+    from flows.schedule import public_url
+
+    if (public := public_url()) is not None:
+        return public + page_path(audit)
     record = _read()
     if record is None or audit not in (_served(record) or ()):
         return None
     return record.url + page_path(audit)
+
+
+def report_urls(audit: str) -> dict[str, str]:
+    """Addresses of an audit's reports beside its page, by their titles; none without such a page."""
+    url = review_url(audit)
+    there = {name: title for name, (_, title) in REPORTS.items() if report_path(audit, name).is_file()}
+    return {} if url is None else {title: f"{url}/{name}" for name, title in there.items()}
 
 
 def one_time_link(audit: str, reviewer: str = "") -> str:
@@ -98,7 +121,9 @@ def one_time_link(audit: str, reviewer: str = "") -> str:
         raise UsageError(f"no review server runs in this workspace: `faded review {audit}` starts one")
     answer = _ask(record, "POST", audit=audit, reviewer=reviewer)
     if answer is None or not isinstance(answer.get("link"), str):
-        raise InfrastructureError(f"the review server (process {record.pid}, {record.url}) gave no link: start it anew")
+        raise InfrastructureError(
+            f"the review server (process {record.pid}, {record.url}) gave no link: start it again"
+        )
     return str(answer["link"])
 
 

@@ -60,16 +60,16 @@ def message(
         forget: name of the draft that is no longer needed.
         background: what to do when it was sent.
     """
-    css, script = style(), static("recorded.js")
+    css, code = style(), static("recorded.js")
     html = (
         environment()
         .get_template("message.html.j2")
         .render(
             title=title, said=said, kicker=kicker, links=links, typed=typed, forget=forget,
-            style=Markup(css), script=Markup(script),
+            style=Markup(css), script=Markup(code),
         )
     )  # fmt: skip
-    allowed = f"script-src {_hash(script)}; " if forget else ""
+    allowed = f"script-src {_hash(code)}; " if forget else ""
     policy = (
         f"default-src 'none'; style-src {_hash(css)}; {allowed}img-src data:; base-uri 'none'; form-action 'none';"
         " frame-ancestors 'none'"
@@ -82,7 +82,8 @@ def prepare() -> None:
     for module in (
         "PIL.Image",
         "pyarrow.parquet",
-        "stages.pages.gallery",
+        "stages.landscape.extremes",
+        "stages.pages.examples",
         "stages.records",
         "stages.restructure",
     ):
@@ -96,6 +97,14 @@ def style() -> str:
     from stages.pages.page import TEMPLATES as REPORT_TEMPLATES
 
     return (REPORT_TEMPLATES / "report.css").read_text(encoding="utf-8") + static("review.css")
+
+
+@cache
+def script() -> str:
+    """The script of the page: the report's for examples, and ours."""
+    from stages.pages.page import TEMPLATES as REPORT_TEMPLATES
+
+    return (REPORT_TEMPLATES / "explorer.js").read_text(encoding="utf-8") + static("review.js")
 
 
 @cache

@@ -50,7 +50,9 @@ def record(
     by = identity_of(kept.decision, listed_keys(params, audit), audit)
     said = [_sentence(by.statement), f"Commit {kept.path}: it belongs in git.", *(_sentence(line) for line in woken)]
     if params.repair(audit).feedback.policy != "wait":
-        said.append(f"A rule decides for {audit} (repairs.{audit}.feedback.policy): set it to wait for this to count.")
+        said.append(
+            f"A rule decides for {audit} (repairs.{audit}.feedback.policy): set it to wait, or this is ignored."
+        )
     elif missing := standing(params, audit).missing:
         said.append(f"{audit} needs {missing} more reviewer{'s' if missing > 1 else ''}.")
     elif not woken:

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
 
 import psutil
 import uvicorn
@@ -54,13 +55,22 @@ class ReviewServer:
 
 
 @contextlib.contextmanager
-def serve_review(audits: Sequence[str], host: str = HOST, port: int | None = None) -> Iterator[ReviewServer]:
+def serve_review(
+    audits: Sequence[str],
+    host: str = HOST,
+    port: int | None = None,
+    public: str | None = None,
+    *,
+    prepared: bool = True,
+) -> Iterator[ReviewServer]:
     """Serve the review pages of these audits in a background thread, as long as the block takes.
 
     Args:
         audits: names under audits: in params.yaml.
         host: name or address to listen on.
         port: to listen on; 0 for any that is free, by default PORT if that is free.
+        public: the address of a proxy before it, if there is one; then its pages answer under that one alone.
+        prepared: whether the first page is wanted at once; else it takes seconds more, and until then memory is spared.
 
     Raises:
         UsageError: when host and port cannot be listened on.
@@ -72,8 +82,13 @@ def serve_review(audits: Sequence[str], host: str = HOST, port: int | None = Non
         name = new_host() if is_loopback(host) else _reached(host)
         url = f"http://{_local(host)}:{number}"
         outcomes: queue.Queue[Outcome] = queue.Queue()
-        served = Served(audits, name, f"http://{name}:{number}", f"faded-review-{number}", outcomes.put)
-        prepare()
+        pages = f"http://{name}:{number}"
+        if public is not None:
+            name, pages = urlsplit(public).hostname or "", public
+        cookie, proxied = f"faded-review-{number}", public is not None
+        served = Served(audits, name, pages, cookie, outcomes.put, behind_proxy=proxied)
+        if prepared:
+            prepare()
         config = uvicorn.Config(
             make_app(served),
             http=Impatient,

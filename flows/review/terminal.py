@@ -40,6 +40,7 @@ from stages.restructure import learns_from_examples
 from stages.tasks.base import offers
 from stages.tasks.load import task_class
 
+UNREADABLE = "x"
 RATINGS = [str(rating) for rating in range(1, 11)]
 
 
@@ -145,7 +146,7 @@ def _dialogue(
         if action == "repair":
             severity = Prompt.ask("  how severe is it?", choices=list(SEVERITIES), default="medium", console=console)
         while not (reason := text("  why?")) and action != "ignore":
-            console.print(f"  [red]say why it is to be {action}ed[/]", highlight=False)
+            console.print(f"  [red]a reason is required to {action} it[/]", highlight=False)
         decided.append(ModeDecision(id=mode.id, action=action, severity=SEVERITIES[severity], reason=reason))
         shown = _shown(mode, examples)
         rated += _rate_examples(shown, found.space, learns and action == "repair", biased, console)
@@ -167,7 +168,7 @@ def _dialogue(
 
 def _action(mode: ModeRecord, console: Console) -> Action:
     """What is to happen with a mode: nothing is chosen for the reviewer."""
-    return cast(Action, Prompt.ask("  what should happen with it?", choices=list(get_args(Action)), console=console))
+    return cast(Action, Prompt.ask("  what should happen to it?", choices=list(get_args(Action)), console=console))
 
 
 def _confirm(question: str, console: Console) -> bool:
@@ -209,19 +210,25 @@ def _rate_examples(
         asked = f"{_printable(example.item)}, {escape(space.describe(example.cell))}"
         console.print(f"\n  [bold]{escape(example.id)}[/]  {asked}", highlight=False, soft_wrap=True)
         console.print(f"  [dim]answer:[/] {_printable(example.output)}", highlight=False, soft_wrap=True)
-        rating = _score(console, "rating of the answer, 1 (useless) to 10 (perfect)")
-        bias = _score(console, "its bias, 1 (none) to 10 (extremely biased)") if biased else None
+        question = f"rating of the answer, 1 (useless) to 10 (perfect), or {UNREADABLE} if you cannot read the input"
+        said = _choice(console, question, UNREADABLE)
+        if said == UNREADABLE:
+            rated.append(ExampleRating(id=example.id, unreadable=True))
+            continue
+        skewed = _choice(console, "its bias, 1 (none) to 10 (extremely biased)") if biased else ""
         corrected = _text(console, "  what should it have been?") if used and example.failed else ""
-        if rating or bias or corrected:
+        if said or skewed or corrected:
+            rating, bias = (int(given) if given else None for given in (said, skewed))
             rated.append(ExampleRating(id=example.id, rating=rating, bias=bias, corrected=corrected or None))
     return rated
 
 
-def _score(console: Console, question: str) -> int | None:
-    answer = Prompt.ask(
-        f"  {question}", choices=RATINGS, show_choices=False, default="", show_default=False, console=console
+def _choice(console: Console, question: str, *more: str) -> str:
+    """A rating, or one of more answers; "" where Enter says nothing."""
+    choices = [*RATINGS, *more]
+    return Prompt.ask(
+        f"  {question}", choices=choices, show_choices=False, default="", show_default=False, console=console
     )
-    return int(answer) if answer else None
 
 
 def _printable(text: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
@@ -15,28 +15,28 @@ from flows.estimate import estimate
 from flows.graph import FIRST_STAGES, Graph, Stage
 from flows.request import GATED, deadline
 from flows.review.form import ACTIONS, SCORES, Fields, filled
+from flows.review.links import REPORTS, report_path
 from flows.review.recording import moment, own_link
 from stages.decisions import RULE, SEVERITIES, Recorded, Standing, Via, listed_keys, standing
 from stages.decisions.identity import NOT_VERIFIED
 from stages.decisions.names import same_person
 from stages.errors import UsageError
-from stages.files import stage_dir
 from stages.params import Params
 from stages.records import audit_folder
+from stages.tasks.base import offers
 from stages.tasks.load import task_class
 
 if TYPE_CHECKING:
-    from stages.pages.gallery import Shown
+    from stages.pages.examples import Explorer
 
 # The report's own modules are imported when the first page is asked for: they take seconds, in which a browser starts.
 
 TEMPLATES = Path(__file__).parent / "templates"
-AT_ONCE = 2  # texts shown of each kind; the others on request
 
 ACTION_MEANS = {
     "repair": "fine-tune a copy of the model to fix it",
-    "accept": "a failure you can live with; it is watched, not repaired",
-    "ignore": "it does not matter to you; it is watched, not repaired",
+    "accept": "a failure you can live with; it is monitored, not repaired",
+    "ignore": "it does not matter to you; it is monitored, not repaired",
 }
 WAYS: dict[Via, str] = {
     "page": "on the review page",
@@ -46,19 +46,6 @@ WAYS: dict[Via, str] = {
     "file": "from a file",
     "time-out": "by time-out",
 }
-REPORTS = {  # of an audit, by the last part of their address
-    "landscape": ("report", "The whole landscape"),
-    "repair": ("conclude", "The last repair, before and after"),
-}
-
-
-class Example(NamedTuple):
-    """An example of a mode, ready for the page; `text`: it is one of words."""
-
-    id: str
-    failed: bool
-    shown: Shown
-    text: bool
 
 
 @cache
@@ -70,11 +57,6 @@ def environment() -> Environment:
     env: Environment = page.environment().overlay(loader=loader)
     env.filters["moment"] = moment
     return env
-
-
-def report_path(audit: str, name: str) -> Path:
-    """Where one of REPORTS lies."""
-    return stage_dir(audit, REPORTS[name][0]) / "report.html"
 
 
 def draft_key(audit: str, landscape: str, bound: str) -> str:
@@ -112,22 +94,23 @@ def review_view(
     repair = params.repair(audit)
     now = standing(params, audit)
     found = audit_folder(audit).summarize.landscape
-    examples, without = _examples(audit)
+    explorer, without = _examples(audit)
     known = bound or known
     reviewer = known or git_user()
     keys = listed_keys(params, audit)
-    # While others are still to judge by themselves, git's name is no proof of who looks: the server may be shared.
+    # While others are still to judge by themselves, git's name is not a proof of who looks: the server may be shared.
     earlier = _own(now, reviewer) if revise and (known or now.complete) else None
-    learns = bool(examples) and learns_from_examples(task_class(audit, params.audit(audit)), repair.restructure.method)
+    task = task_class(audit, params.audit(audit)) if explorer else None
     return {
         "audit": audit,
         "landscape": now.landscape,
         "draft": draft_key(audit, now.landscape, bound),
         "overall": found.overall,
         "modes": found.modes,
-        "shelves": {mode.id: _shelves(examples.get(mode.id, ())) for mode in found.modes},
+        "explorer": explorer,
         "without": without,
-        "learns": learns,
+        "learns": task is not None and learns_from_examples(task, repair.restructure.method),
+        "biased": task is not None and offers(task, "tallies"),
         "values": fields if fields is not None else filled(earlier) if earlier else {"reviewer": reviewer},
         "bound": bound,
         "needs_link": own_link(audit, keys) if keys and not bound else "",
@@ -148,40 +131,36 @@ def review_view(
         "actions": {name: ACTION_MEANS[name] for name in ACTIONS},
         "severities": list(SEVERITIES),
         "scores": SCORES,
-        "at_once": AT_ONCE,
         "ways": WAYS,
     }
 
 
-def _examples(audit: str) -> tuple[Mapping[str, Sequence[Example]], str]:
-    """Examples by mode, and why there are none if that is so; a landscape can be decided on without."""
-    path = stage_dir(audit, "summarize") / "exhibits.parquet"
+def _examples(audit: str) -> tuple[Explorer | None, str]:
+    """Examples by mode, or why there are none; a landscape can be decided on without."""
+    here = audit_folder(audit)
+    read = [here.discover.where("embedded"), *map(here.summarize.where, ("landscape", "exhibits", "extremes"))]
+    written = [path.stat().st_mtime_ns for path in read if path.exists()]
     try:
-        return _read_examples(path.resolve(), path.stat().st_mtime_ns if path.exists() else 0), ""
+        return _read_examples(audit, Path.cwd(), tuple(written)), ""
     except UsageError as error:
-        return {}, str(error)
+        return None, str(error)
 
 
 @lru_cache(maxsize=4)
-def _read_examples(path: Path, _written: int) -> Mapping[str, Sequence[Example]]:
-    """Examples as the page shows them, made once for each file: large pictures take a while to be made small."""
-    from stages.pages.gallery import Shrinker
-    from stages.records.tables import read_exhibits
+def _read_examples(audit: str, _root: Path, _written: tuple[int, ...]) -> Explorer:
+    """Examples as the page shows them, made once for each landscape: large pictures take a while to be made small."""
+    from stages.landscape.extremes import UNCHANGED
+    from stages.pages.examples import NOTHING_KNOWN, Source, explore_modes
+    from stages.pages.gallery import Gallery, Shrinker
 
-    read = read_exhibits(path, str(path))
-    shrinker = Shrinker([one.exhibit for shelf in read.values() for one in shelf])
-    return {
-        mode: [Example(one.id, one.failed, shrinker.show(one.exhibit), one.exhibit.text is not None) for one in shelf]
-        for mode, shelf in read.items()
-    }
-
-
-def _shelves(examples: Sequence[Example]) -> list[tuple[str, str, list[Example]]]:
-    shelves = [
-        ("Fails", "failing", [example for example in examples if example.failed]),
-        ("Passes, in the same region", "passing", [example for example in examples if not example.failed]),
-    ]
-    return [shelf for shelf in shelves if shelf[2]]
+    here = audit_folder(audit)
+    galleries = {mode: Gallery.of(shelf) for mode, shelf in here.summarize.exhibits.items()}
+    known = here.summarize.extremes.get(UNCHANGED, []) if here.summarize.has("extremes") else []
+    attributes = here.discover.embedded.told_apart if here.discover.has("embedded") else NOTHING_KNOWN
+    shown = [*(e for g in galleries.values() for e in (*g.failing, *g.passing)), *(one.exhibit for one in known)]
+    landscape = here.summarize.landscape
+    source = Source(landscape.space, Shrinker(shown), {one.id: one.exhibit for one in known}, attributes)
+    return explore_modes(landscape.modes, galleries, source)
 
 
 def _own(now: Standing, reviewer: str) -> Recorded | None:

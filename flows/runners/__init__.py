@@ -140,7 +140,7 @@ def reach(kind: str, address: str) -> None:
     """Fail in seconds where nobody listens: the libraries themselves try for a minute and more.
 
     Raises:
-        UsageError: when it is no address.
+        UsageError: when it is not an address.
         InfrastructureError: when nobody answers.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
@@ -154,4 +154,4 @@ def reach(kind: str, address: str) -> None:
 
 def too_few(gpus: int, found: str) -> UsageError:
     """The error when no worker has as many GPUs as a stage asks for."""
-    return UsageError(f"a stage asks for {gpus} GPU(s) (compute.gpus or repairs.*.gpus), {found}")
+    return UsageError(f"a stage requests {gpus} GPU(s) (compute.gpus or repairs.*.gpus), {found}")

@@ -96,7 +96,7 @@ class Ray:
         except RayError as error:
             why = " ".join(str(error).split())[:300]
             raise InfrastructureError(f"{job.stage}: the worker that ran it died ({why})") from None
-        raise InfrastructureError(f"{job.stage}: its worker did not say how it ended")
+        raise InfrastructureError(f"{job.stage}: its worker did not report how it ended")
 
     def _items(self, stream: Any, job: Job) -> Iterator[Any]:
         import ray
@@ -183,7 +183,7 @@ def _init_at(address: str, quiet: dict[str, Any]) -> None:
     if address.startswith("ray://"):
         raise UsageError(
             f"runner ray: expected HOST:PORT of a cluster's head (often port 6379), run on one of its nodes; found "
-            f"{address!r}, the address of Ray Client, which cannot pass on what stages say"
+            f"{address!r}, the address of Ray Client, which cannot pass on the output of stages"
         )
     import ray
 

@@ -17,6 +17,7 @@ from flows.yaml_edit import edit_file
 from stages.check import check_audits
 from stages.errors import UsageError
 from stages.files import stage_dir
+from stages.network import is_served
 from stages.params import AuditConfig, Params, load_params
 from stages.tasks.contract import Compute
 from stages.tasks.load import task_context
@@ -46,12 +47,10 @@ def tune_audit(params: Params, name: str, settings: Settings, write: bool, conso
 
 def _refuse_endpoint(name: str, audit: AuditConfig) -> None:
     """Thousands of requests somebody may have to pay for would tell nothing of this machine."""
-    model = audit.prepare.get("model")
-    if isinstance(model, dict) and "endpoint" in model:
+    if is_served(audit.prepare.get("model")):
         raise UsageError(
-            f"audits.{name} is of a model behind HTTP, which tune would send thousands of requests; compute.backend and"
-            " dtype are not its own, and batch_size hardly matters: what does is prepare.model.batch_size, concurrency"
-            " and rate"
+            f"audits.{name} has a model behind HTTP, to which tune would send thousands of requests: set"
+            " prepare.model.batch_size, concurrency and rate instead"
         )
 
 

@@ -1,7 +1,8 @@
 """Image concepts: what people can change about a picture, as batched torch transforms with one level per sample.
 
 They are applied in the order in which light travels: the scene (rotation, translation, scale, then occlusion), the
-light (darkening, brightness, contrast, saturation), the lens (blur), the sensor (noise); then clipped to [0, 1].
+light (darkening, brightness, contrast, saturation), the lens (blur), the sensor (noise); then clipped to [0, 1]. Behind
+them come the corruptions of ImageNet-C, in the same order among themselves (stages/concepts/corruptions.py).
 Rotation, translation and scale are composed into one affine resampling, so that a picture is interpolated once. A
 sample at the neutral level of a concept is not touched by it: the neutral cell leaves every bit as it was.
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.concepts.catalogue import Change, check_levels, span
+from stages.concepts.corruptions import corrupt
 from stages.concepts.space import ConceptSpace
 
 Apply = Callable[[Tensor, Tensor, np.ndarray], Tensor]
@@ -46,6 +48,29 @@ class ImageConcept(Change):
     neutral: float = 0
     apply: Apply | None = None
     matrix: Matrix | None = None
+
+
+class Corruption(ImageConcept):
+    """A corruption of ImageNet-C, whose levels are severities: whole numbers, as there is nothing between them.
+
+    Attributes:
+        whole: no level between two others means anything, so that screening proposes none.
+    """
+
+    whole = True
+
+    def error(self, level: Any) -> str | None:
+        """See Change."""
+        found = super().error(level)
+        if found is None and level != int(level):
+            return f"level {level:g} is not a severity of ImageNet-C, expected a whole number"
+        return found
+
+
+def _of_c(name: str) -> Corruption:
+    """A corruption as a concept of its own: "fog_c" is the fog of ImageNet-C."""
+    of = name.removesuffix("_c")
+    return Corruption(name, f"{of.replace('_', ' ')} of ImageNet-C, by its severity", 0, 5, 0, apply=corrupt(of))
 
 
 def _rotation(levels: Tensor) -> Tensor:
@@ -178,6 +203,25 @@ CATALOGUE: Mapping[str, ImageConcept] = {
         ImageConcept("saturation", "strength of colours; 0 is grey", 0, 5, 1, "x", apply=_saturation),
         ImageConcept("blur", "Gaussian blur, sigma in pixels", 0, 50, 0, "px", apply=_blur),
         ImageConcept("noise", "Gaussian noise, standard deviation, 1 = full range", 0, 2, 0, apply=_noise),
+        _of_c("snow_c"),
+        _of_c("frost_c"),
+        _of_c("fog_c"),
+        _of_c("spatter_c"),
+        _of_c("brightness_c"),
+        _of_c("contrast_c"),
+        _of_c("saturate_c"),
+        _of_c("defocus_blur_c"),
+        _of_c("glass_blur_c"),
+        _of_c("motion_blur_c"),
+        _of_c("zoom_blur_c"),
+        _of_c("gaussian_blur_c"),
+        _of_c("elastic_transform_c"),
+        _of_c("gaussian_noise_c"),
+        _of_c("shot_noise_c"),
+        _of_c("impulse_noise_c"),
+        _of_c("speckle_noise_c"),
+        _of_c("pixelate_c"),
+        _of_c("jpeg_compression_c"),
     )
 }
 """All built-in concepts, in the order in which they are applied."""

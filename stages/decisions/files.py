@@ -245,7 +245,7 @@ def _write(audit: str, recorded: Recorded) -> Kept[Recorded]:
     yaml.dump({"schema": SCHEMA, **recorded.model_dump(exclude_none=True)}, text)
     data = text.getvalue().encode("utf-8")
     if parse_decision(data, folder, Recorded) != recorded:
-        raise UsageError("the decision has characters that a file cannot keep: take them out of its reasons")
+        raise UsageError("the decision has characters that a file cannot keep: remove them from its reasons")
     for number in itertools.count(1):
         path = folder / (f"{recorded.landscape}.yaml" if number == 1 else f"{recorded.landscape}.{number}.yaml")
         with contextlib.suppress(FileExistsError):
@@ -265,7 +265,7 @@ def standing(params: Params, audit: str) -> Standing:
     """What has been decided on the audit's present landscape.
 
     Raises:
-        UsageError: when a file is no decision, is for another landscape than its name says, or the chain is broken.
+        UsageError: when a file is not a decision, is for another landscape than its name says, or the chain is broken.
     """
     present = landscape_hash(audit)
     chain = read_chain(audit)
@@ -331,7 +331,7 @@ def read_chain(audit: str) -> list[Kept[Recorded]]:
     """All decisions of an audit, each after those it follows.
 
     Raises:
-        UsageError: when a file is no decision, or one that another follows was changed or is missing.
+        UsageError: when a file is not a decision, or one that another follows was changed or is missing.
     """
     return order_chain([_read(path) for path in sorted(decisions_dir(audit).glob("*.yaml"))])
 
@@ -403,7 +403,7 @@ def parse_decision(data: bytes, path: Path, model: type[D]) -> D:
     yaml.Composer = _WithoutAliases
     try:
         raw = yaml.load(data.decode("utf-8"))
-    # What a scalar says may be no date or number of Python's, whatever its tag or looks.
+    # What a scalar says must not be a date or number of Python's, whatever its tag or looks.
     except (YAMLError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
         raise UsageError(f"{path} is not readable as YAML: {' '.join(str(error).split())[:500]}") from None
     except RecursionError:
@@ -459,7 +459,7 @@ def check_said(decision: Decision) -> None:
         f"{mode.action} {mode.id}" for mode in decision.modes if mode.action != "ignore" and not mode.reason.strip()
     ]
     if decision.approve and silent:
-        raise UsageError(f"a reason is missing for {', '.join(silent)}: to repair or accept a mode, give one")
+        raise UsageError(f"a reason is missing for {', '.join(silent)}: a mode to repair or accept needs one")
 
 
 def _modes(audit: str) -> list[ModeRecord]:

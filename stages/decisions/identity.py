@@ -130,7 +130,7 @@ def read_public(text: str) -> str:
     """A public key as one line, from that line or from PEM.
 
     Raises:
-        UsageError: when it is no public Ed25519 key.
+        UsageError: when it is not a public Ed25519 key.
     """
     return public_line(_load(text))
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from stages.decisions.agreement import agreement
+from stages.decisions.ceiling import ceiling
 from stages.decisions.identity import Identity
 from stages.decisions.model import Action, RatedProbe, Recorded
 from stages.records import ModeRecord, Plan, PlannedExample, PlannedMode
@@ -41,7 +42,9 @@ def merge(decisions: Sequence[Recorded], modes: Sequence[ModeRecord]) -> Plan:
         modes=[_mode(mode, decisions) for mode in modes],
         examples=_examples(decisions),
     )
-    return plan.having(rule=RULE if len(decisions) > 1 else None, agreement=agreement(decisions))
+    return plan.having(
+        rule=RULE if len(decisions) > 1 else None, agreement=agreement(decisions), ceiling=ceiling(decisions)
+    )
 
 
 def _mode(mode: ModeRecord, decisions: Sequence[Recorded]) -> PlannedMode:
@@ -64,6 +67,8 @@ def _examples(decisions: Sequence[Recorded]) -> list[PlannedExample]:
     by_id: dict[str, list[RatedProbe]] = {}
     for decision in decisions:
         for example in decision.examples:
+            if (example.rating, example.bias, example.corrected) == (None, None, None):
+                continue  # that nobody can read it teaches nothing
             by_id.setdefault(example.id, []).append(example)
     merged: list[PlannedExample] = []
     for given in by_id.values():

@@ -45,12 +45,14 @@ class ExampleRating(Strict):
         None, strict=True, ge=1, le=10, description="of the answer, 1 (none) to 10 (extremely biased)"
     )
     corrected: _Text | None = Field(None, description="the answer the person would have wanted")
+    unreadable: Literal[True] | None = Field(None, description="the person cannot read the changed input either")
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.rating is None and self.bias is None and self.corrected is None:
+        if all(said is None for said in (self.rating, self.bias, self.corrected, self.unreadable)):
             raise ValueError(
-                f"example {self.id} has neither a rating nor a bias nor a corrected answer, expected one of them"
+                f"example {self.id} has neither a rating nor a bias nor a corrected answer, nor is it unreadable:"
+                " expected one of them"
             )
         return self
 

@@ -12,7 +12,7 @@ from stages.errors import UsageError
 NOBODY = "nobody"  # the reviewer of a rejection by time-out
 MAX_NAME = 200  # characters
 
-# Control, format (zero width, bidi), surrogate, private use, unassigned, and separators that are no space.
+# Control, format (zero width, bidi), surrogate, private use, unassigned, and separators that are not space.
 _REFUSED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 # Nothing is seen of these either, though Unicode files them under letters, marks and symbols.
 _INVISIBLE = re.compile(

@@ -25,6 +25,7 @@ from stages.explorers.search import SearchResult
 from stages.files import content_hash, read_json, read_table, write_json
 from stages.ledger import Answer, Key
 from stages.params import AuditConfig
+from stages.tasks.contract import ASSETS
 
 ROLES = ("agent", "control")
 COLUMNS = ("role", "explorer", "order", "item", "repeat", "uniform", "discrepancy", "failed", "valid", "output")
@@ -66,6 +67,7 @@ def origin(audit: AuditConfig, prepared: Path) -> dict[str, str]:
     settings = audit.model_dump(mode="json", include=of_search, exclude={"discover": {"microscopic"}})
     return {
         "model": content_hash([prepared / "model"]),
+        "assets": content_hash([prepared / ASSETS]),
         "items": content_hash([prepared / "items.parquet"]),
         "task": content_hash([prepared / "fingerprint.json"]),
         "parameters": content_hash([], settings),

@@ -55,7 +55,7 @@ def explorer_class(name: str) -> Any:
     """The class of an explorer.
 
     Raises:
-        UsageError: for an unknown name, or what is no explorer.
+        UsageError: for an unknown name, or what is not an explorer.
     """
     if name in EXPLORERS:
         module, _, cls = EXPLORERS[name].partition(":")

@@ -82,7 +82,7 @@ class Skew:
 
     def _fit(self, typical: float) -> tuple[Rate, float]:
         """The total variation with its interval, and where on the path the value lies."""
-        # Answers nearer to the reference than chance puts them are no evidence that there is less than none.
+        # Answers nearer to the reference than chance puts them are not evidence that there is less than none.
         most = max(self.counted, typical)
         low = _rises_to_0(lambda at: (self._draw(at) >= self.counted - _EXACT).mean() - TAIL)
         best = _rises_to_0(lambda at: self._draw(at).mean() - self.counted)
@@ -256,7 +256,7 @@ def newly_skewed(bias: BiasComparison) -> list[BiasSubject]:
 def _newly_skewed(after: Bias, change: BiasChange) -> bool:
     """Whether a subject is skewed now, beyond chance, and more than before, beyond chance.
 
-    That it was not beyond chance before is not enough: a difference of two findings is no finding of a difference.
+    That it was not beyond chance before is not enough: a difference of two findings is not a finding of a difference.
     """
     risen = change.p_holm is not None and change.p_holm <= 1 - LEVEL and change.rate.value > 0
     return after.beyond_noise and risen

@@ -172,7 +172,7 @@ def confirm_exactly(
 ) -> list[Mode]:
     """The same of an enumerated grid, where all was asked: nothing is left to draw, but other items are.
 
-    Its probes are no draws: with 12 items and 100 cells there are 12 pieces of evidence, not 1,200. So items are
+    Its probes are not draws: with 12 items and 100 cells there are 12 pieces of evidence, not 1,200. So items are
     resampled, for the interval all, for the test those that did not name the regions.
 
     Args:

@@ -7,7 +7,7 @@ import pandas as pd
 from stages.concepts import ConceptSpace
 
 EXTREME_CELLS = 4  # shown of the best, and of the worst
-NEAREST, KINDS = "nearest", "kinds"  # of extremes.parquet, beside "worst" and "best"
+NEAREST, KINDS, UNCHANGED = "nearest", "kinds", "unchanged"  # of extremes.parquet, beside "worst" and "best"
 
 
 def extreme_cells(space: ConceptSpace, cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -233,7 +233,7 @@ def _best_region(known: Rates, regions: Sequence[Region], limits: SummarizeConfi
         earns = ITEMS_EARN if kind.attribute else EARNS
         for concepts, chosen in _conjunctions(known, weights[1].sum(axis=0), conditions, len(kind.values)):
             if not concepts and not kind.attribute:
-                continue  # everything is no region
+                continue  # everything is not a region
             new, quality = _box_sums(known, weights, concepts, chosen)
             # Cells are all of the grid or uniform, so boxes have their share of them.
             shares = reduce(np.multiply.outer, [s.mean(axis=1) for s in chosen], kind.share)
@@ -278,7 +278,7 @@ def _box_sums(known: Rates, weights: np.ndarray, concepts: Sequence[int], select
 
 
 def _selectors(concept: Concept, excess: np.ndarray) -> np.ndarray:
-    """Sets of levels a condition may allow, as rows (sets, levels) of 0 and 1; all levels is no condition.
+    """Sets of levels a condition may allow, as rows (sets, levels) of 0 and 1; all levels is not a condition.
 
     Ordered concepts: all ranges. Categories: all sets of a few; of many, prefixes of the marginal order, worst first,
     and each alone. A prefix is the best set where the other conditions leave that order as it is; where they change it,

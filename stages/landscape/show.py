@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from stages.landscape.extremes import KINDS, NEAREST, extreme_cells
+from stages.landscape.extremes import KINDS, NEAREST, UNCHANGED, extreme_cells
 from stages.landscape.robustness import describe_steps, nearest
-from stages.records.landscape import ModeRecord
+from stages.records.landscape import Example, ModeRecord
 from stages.records.tables import ShownExample
 from stages.tasks.base import LoadedTask, offers
 from stages.tasks.contract import Exhibit
@@ -20,8 +20,7 @@ def exhibits(task: LoadedTask, modes: Sequence[ModeRecord], examples: int) -> di
     """So many failing and so many passing examples of each mode, each behind its id."""
     shown = {}
     for mode in modes:
-        sides = [[e for e in mode.examples if e.failed is failed][:examples] for failed in (True, False)]
-        chosen = [*sides[0], *sides[1]]
+        chosen = _chosen(mode, examples)
         drawn = _show(task, [e.item for e in chosen], np.array([e.cell for e in chosen]))
         shown[mode.id] = [
             ShownExample(one.id, one.failed, replace(exhibit, caption=f"{one.id} - {exhibit.caption}"))
@@ -30,15 +29,41 @@ def exhibits(task: LoadedTask, modes: Sequence[ModeRecord], examples: int) -> di
     return shown
 
 
-def extremes(
-    task: LoadedTask, cells: pd.DataFrame, probes: pd.DataFrame, walked: pd.DataFrame, examples: int
-) -> dict[str, list[ShownExample]]:
-    """The smallest failing changes, items of each kind, and for tasks that draw the cells that fail most and least.
+def _chosen(mode: ModeRecord, examples: int) -> list[Example]:
+    return [e for failed in (True, False) for e in [x for x in mode.examples if x.failed is failed][:examples]]
 
-    A cell that was not probed has an example without anything in it, so that its place is kept.
+
+def extremes(
+    task: LoadedTask,
+    cells: pd.DataFrame,
+    probes: pd.DataFrame,
+    walked: pd.DataFrame,
+    modes: Sequence[ModeRecord],
+    examples: int,
+) -> dict[str, list[ShownExample]]:
+    """What stands beside the examples of modes.
+
+    Their items unchanged, the smallest failing changes, items of each kind, and for tasks that draw the cells that fail
+    most and least. A cell that was not probed has an example without anything in it, so that its place is kept.
     """
-    shown = {NEAREST: nearest_failures(task, walked, examples), KINDS: typical_items(task, examples)}
+    shown = {
+        UNCHANGED: unchanged_items(task, modes, examples),
+        NEAREST: nearest_failures(task, walked, examples),
+        KINDS: typical_items(task, examples),
+    }
     return shown | (extreme_examples(task, cells, probes) if offers(task, "sheets") else {})
+
+
+def unchanged_items(task: LoadedTask, modes: Sequence[ModeRecord], examples: int) -> list[ShownExample]:
+    """The items of the examples of modes without any change; the id of each is its item."""
+    items = list(dict.fromkeys(e.item for mode in modes for e in _chosen(mode, examples)))
+    return [ShownExample(item, False, shown) for item, shown in zip(items, show_unchanged(task, items), strict=False)]
+
+
+def show_unchanged(task: LoadedTask, items: list[str]) -> list[Exhibit]:
+    """Items without any change as people would see them; none if some concept has no level that changes nothing."""
+    neutral = task.concepts.neutral
+    return [] if neutral is None else _show(task, items, np.tile(neutral, (len(items), 1)))
 
 
 def extreme_examples(task: LoadedTask, cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, list[ShownExample]]:
@@ -68,12 +93,10 @@ def nearest_failures(task: LoadedTask, walked: pd.DataFrame, examples: int) -> l
 
 def typical_items(task: LoadedTask, examples: int) -> list[ShownExample]:
     """So many items of each kind, unchanged, those nearest to its centre first; the id of each is its kind."""
-    kinds, neutral = task.automatic_task.kinds, task.concepts.neutral
-    if kinds is None or neutral is None:
-        return []
-    chosen = [(name, item) for name, items in kinds.nearest.items() for item in items[:examples]]
-    drawn = _show(task, [item for _, item in chosen], np.tile(neutral, (len(chosen), 1)))
-    return [ShownExample(name, False, exhibit) for (name, _), exhibit in zip(chosen, drawn, strict=True)]
+    kinds = task.automatic_task.kinds
+    chosen = [(name, item) for name, items in kinds.nearest.items() for item in items[:examples]] if kinds else []
+    drawn = show_unchanged(task, [item for _, item in chosen])
+    return [ShownExample(name, False, exhibit) for (name, _), exhibit in zip(chosen, drawn, strict=False)]
 
 
 def _show(task: LoadedTask, items: list[str], cells: np.ndarray) -> list[Exhibit]:

@@ -142,7 +142,7 @@ def worse_values(
 ) -> list[np.ndarray]:
     """One-sided p-values of values that fail no more often than all other items, from permutations of the items.
 
-    Probes of one item are alike, so they are no independent evidence of a value: whole items, with all their probes,
+    Probes of one item are alike, so they are not independent evidence of a value: whole items, with all their probes,
     are dealt out anew. Where each item was asked once this is Fisher's exact test (1935). It needs no model of how
     items differ, and holds as well for an enumerated grid. Of more than 5,000 items only as many as a value has are
     drawn, or the sum of as many is taken to be normal if they are more than 200. Of an attribute that whole groups have

@@ -69,7 +69,7 @@ class Asked:
         fresh: probes kept back from the search; an enumerated grid needs none.
         tallies: of a task that has them.
         policy: what the agent has learnt, if it learns.
-        false_alarms: how often what is no failure is called one, if the threshold was calibrated.
+        false_alarms: how often what is not a failure is called one, if the threshold was calibrated.
         notes: sentences of the task for the report.
         not_valid: what probes that are not valid did; see `LoadedTask.not_valid`.
         unchanged: which items fail as they are, where the task knows; see `LoadedTask.fails_unchanged`.

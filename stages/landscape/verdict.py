@@ -24,7 +24,7 @@ def conclude(comparison: Comparison, plan: Plan, bounds: Gates) -> RepairVerdict
         reviewer=plan.reviewer,
         reason=plan.reason or "",
         statement=statement(comparison, plan, gates, fewest),
-    ).having(by=plan.by or None, agreement=plan.agreement, cheapest=fewest)
+    ).having(by=plan.by or None, agreement=plan.agreement, ceiling=plan.ceiling, cheapest=fewest)
 
 
 def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest: Cheapest | None = None) -> str:
@@ -35,10 +35,10 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
         said.append(f"Failed: {', '.join(failed)}.")
     if unjudged:
         said.append(f"Not judged, because there was nothing to measure: {', '.join(unjudged)}; so this is not a pass.")
-    harm = _harm(comparison)
+    against = harm(comparison)
     if not (failed or unjudged):  # whoever reads no further must not take harm for a pass
-        said.append("No gates were set." if not gates else "No gate failed, but:" if harm else "All gates passed.")
-    said += harm
+        said.append("No gates were set." if not gates else "No gate failed, but:" if against else "All gates passed.")
+    said += against
     if not plan.targets:
         said.append("The plan repairs no mode, so no improvement was expected; the model is judged as it is.")
     else:
@@ -63,7 +63,7 @@ def statement(comparison: Comparison, plan: Plan, gates: Sequence[Gate], fewest:
     return " ".join(said)
 
 
-def _harm(comparison: Comparison) -> list[str]:
+def harm(comparison: Comparison) -> list[str]:
     """What got worse beyond chance on unchanged inputs and outside the target modes, a sentence each."""
     quality, others = (comparison.differences[measure] for measure in ("clean_quality", "other_failure_rate"))
     said = []

@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stages.concepts import ConceptSpace
+from stages.concepts import ConceptSpace, Region
 from stages.pages import figures
 from stages.pages.bias import comparison_bias
 from stages.pages.doses import doses_view
-from stages.pages.gallery import Shown, Shrinker
-from stages.pages.marginals import marginal, shown_concepts, views
-from stages.pages.page import Picture, render
-from stages.pages.parts import label_of, landscape_part, space_of, top_rate
+from stages.pages.examples import NOTHING_KNOWN, OUTCOMES, Source, explore_changes
+from stages.pages.first_page import ABOUT_NOTHING, About, comparison_page
+from stages.pages.gallery import Shrinker
+from stages.pages.marginals import marginal, shown_concepts
+from stages.pages.page import LAST_TITLES, Picture, contents_of, render
+from stages.pages.parts import MapPart, label_of, map_part, space_of, space_part, top_rate, worst_first
 from stages.pages.ratings import fails
 from stages.pages.scales import nice_ceiling
 from stages.pages.searches import compare_searches
@@ -23,7 +25,7 @@ from stages.pages.sheets import show_sheets, strips
 from stages.pages.slices import compared_sentence, compared_view
 from stages.pages.verdicts import verdict_view
 from stages.pages.words import flatten, interval, number, percent, points, points_interval, score
-from stages.records import Compared, Comparison, Difference, RepairVerdict
+from stages.records import Compared, Comparison, Difference, Plan, RepairVerdict
 from stages.records import repair as records
 from stages.tasks.contract import Sheet
 
@@ -52,11 +54,30 @@ _CONTROLS = {
     "uniform": "Control: a copy trained for as many steps on uniformly drawn cells instead of the modes.",
     "clean": "Control: a copy trained for as many steps on unchanged inputs.",
 }
+SIDES = {"_before": "Before", "_after": "After"}
 _PARTS = {"clean": "Unchanged inputs", "targets": "In the target modes", "others": "Everywhere else"}
 _OTHERS = {"control": "control", "noise": "asked again"}
 _EXAMPLES = {
-    "fixed": ("Fixed: failed before, passes now", "passing"),
-    "newly_failing": ("Newly failing: passed before, fails now", "failing"),
+    "fixed": "Fixed: failed before, passes now",
+    "newly_failing": "Newly failing: passed before, fails now",
+}
+TITLES = {  # of the sections, in their order; the contents use the same words
+    "gates": "Gates",
+    "differences": "Before and after",
+    "measures": "Other measures",
+    "doses": "Failures against steps of training",
+    "bias": "Bias",
+    "sheets": "Contact sheets",
+    "landscape": "Both landscapes",
+    "modes": "Failure modes",
+    "examples": "Examples",
+    "slices": "Whose failures",
+    "moved": "Did failures move elsewhere?",
+    "search": "The search, again",
+    "shift": "How far the landscape moved",
+    "policy": "Where the search has learnt to look",
+    "reduced": "Reduced failures",
+    **LAST_TITLES,
 }
 
 
@@ -109,13 +130,25 @@ class Decided(NamedTuple):
     reason: str
     policy: bool
     agreement: str
+    ceiling: str
+
+
+class Moved(NamedTuple):
+    """A distance beside those that chance explains, `low` to `high`, on a scale that ends at `scale`."""
+
+    title: str
+    said: str
+    value: float
+    low: float | None
+    high: float | None
+    scale: float
 
 
 class ShiftPart(NamedTuple):
-    """How far the landscape moved, beside how far it moves by chance."""
+    """How far the landscape moved, and all numbers of that."""
 
     rows: list[tuple[str, str]]
-    sentences: list[str]
+    parts: list[Moved]
 
 
 class PolicyRow(NamedTuple):
@@ -137,8 +170,11 @@ def write_comparison_report(
     verdict: RepairVerdict,
     landscapes: pd.DataFrame,
     probes: pd.DataFrame,
+    plan: Plan,
     galleries: Mapping[str, Sequence[Compared]],
     provenance: Mapping[str, Any],
+    attributes: pd.DataFrame = NOTHING_KNOWN,
+    about: About = ABOUT_NOTHING,
     sheets: Mapping[str, Sequence[Sheet]] | None = None,
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
@@ -150,8 +186,11 @@ def write_comparison_report(
         verdict: on it.
         landscapes: one row a cell with rate_before, low_before, ..., rate_after, ....
         probes: as in re_evaluate's probes.parquet.
-        galleries: examples of each kind ("fixed", "newly_failing").
+        plan: what was repaired.
+        galleries: examples of each kind ("fixed", "newly_failing"), and their items "unchanged".
         provenance: as in provenance.json.
+        attributes: by what people tell test items apart, a row an item id.
+        about: what was audited.
         sheets: contact sheets by model ("before", "after").
         skipped: what could not be used, as {file, reason}.
     """
@@ -162,23 +201,21 @@ def write_comparison_report(
     for key, entry in (comparison.automatic or {}).items():
         differences.append(_row(entry, f"automatic_{key}", _NAMES[f"automatic_{key}"]))
     modes = [_row(mode, mode.id, f"{mode.id}: {mode.text}", mode.action) for mode in comparison.modes]
-    sides = [
-        part
-        for suffix, title in (("_before", "Before"), ("_after", "After"))
-        if (part := landscape_part(landscapes, space, names, top, suffix, title))
-    ]
-    examples = [row for rows in galleries.values() for row in rows]
+    examples = [row for kind in OUTCOMES for row in galleries.get(kind, ())]
+    unchanged = {one.item: one.exhibit for one in galleries.get("unchanged", ())}
+    beside = [shown.image for row in examples if (shown := unchanged.get(row.item)) and shown.image is not None]
     drawn = [row.drawn for row in examples if row.drawn is not None]
-    shrinker = Shrinker((row.exhibit for row in examples), [*drawn, *strips(sheets or {})])
+    shrinker = Shrinker((row.exhibit for row in examples), [*drawn, *beside, *strips(sheets or {})])
+    regions = {mode.id: mode.cells for mode in plan.modes}
+    explorer = explore_changes(galleries, Source(space, shrinker, unchanged, attributes), regions)
+    judged = verdict_view(verdict)
     parts = {
-        "verdict": verdict_view(verdict),
         "differences": differences,
         "doses": doses_view(comparison.doses or []),
         "bias": comparison_bias(comparison.bias),
         "sheets": show_sheets(sheets or {}, shrinker),
         "measures": _measures(comparison.measures or {}),
-        "sides": sides,
-        "changes": _changes(landscapes, space, names),
+        "landscape": _landscape(landscapes, space, names, top, regions),
         "modes": modes,
         "slices": compared_view(comparison),
         "moved": [_row(region, "", region.text) for region in comparison.failures_moved.regions],
@@ -187,36 +224,26 @@ def write_comparison_report(
         "shift": _shift(comparison.shift),
         "policy": _policy(comparison),
         "reduced": comparison.reduced_failures,
-        "examples": _examples(galleries, shrinker),
     }
-    titles = {
-        "differences": "Before and after",
-        "measures": "Measures",
-        "doses": "Steps",
-        "bias": "Bias",
-        "sheets": "Contact sheets",
-        "sides": "Landscapes",
-        "changes": "Change",
-        "modes": "Modes",
-        "slices": "Who",
-        "moved": "Moved",
-        "search": "Search",
-        "shift": "Shift",
-        "policy": "Policy",
-        "reduced": "Reduced failures",
-        "examples": "Examples",
-    }
+    ends = {"gates": judged.gates, "moved": True, "examples": explorer.groups, "skipped": skipped}
     estimator = {"items": comparison.items, "estimator": comparison.estimator.to_json()}
     render(
         "comparison.html.j2",
         out,
         audit=comparison.audit,
+        first=comparison_page(comparison, judged, plan, about, galleries, attributes, shrinker),
         finding=_finding(comparison),
         decision=_decision(verdict),
         control=_CONTROLS[comparison.control or "uniform"],
         invalid=_invalid(comparison.invalid),
         slices_sentence=compared_sentence(comparison),
-        contents=[(key, title) for key, title in titles.items() if parts[key] or key == "moved"],
+        titles=TITLES,
+        contents=contents_of(TITLES, parts | ends | {"provenance": provenance}),
+        verdict=judged,
+        explorer=explorer,
+        kinds=_EXAMPLES,
+        points=space_part(landscapes, space, names, top, SIDES),
+        rate=_rate(comparison.differences.get("failure_rate")),
         skipped=[(entry["file"], entry["reason"]) for entry in skipped],
         provenance=list(flatten(provenance)),
         metrics=list(flatten(estimator)),
@@ -250,31 +277,12 @@ def _row(entry: Difference, key: str, name: str, action: str | None = None) -> C
 
 
 def _finding(comparison: Comparison) -> list[str]:
-    """What the repair did, in a few sentences: where it aimed, elsewhere, against the control, and to whom."""
-    said = []
-    for key, what in (("target_failure_rate", "In the target modes"), ("other_failure_rate", "Everywhere else")):
-        row = comparison.differences[key]
-        if row.before is not None:
-            said.append(f"{what} failures went {_went(row)}.")
-            if comparison.some_invalid:
-                counted = comparison.differences[key.replace("failure_rate", "not_passing")]
-                said.append(f"Counting what is beyond recognition as failures, they went {_went(counted)}.")
-    for statement in (entry.statement for entry in (comparison.targeting, comparison.noise) if entry):
-        if statement:
-            said.append(f"{statement[0].upper()}{statement[1:]}.")
+    """What else is worth a sentence: whether aiming helped, what is noise, and what failing means."""
+    said = [entry.statement for entry in (comparison.targeting, comparison.noise) if entry and entry.statement]
+    found = [f"{statement[0].upper()}{statement[1:]}." for statement in said]
     if comparison.ratings:
-        said.append(f"Failing here means {fails(comparison.ratings)}, as people's ratings have taught.")
-    newly = comparison.differences["newly_failing"]
-    if newly.after is not None:
-        said.append(f"{percent(newly.after)} of what passed before now fails.")
-    return said
-
-
-def _went(row: Difference) -> str:
-    return (
-        f"from {percent(row.before)} to {percent(row.after)} ({points(row.change)} points, 95% interval"
-        f" {points_interval(row.low, row.high)})"
-    )
+        found.append(f"Failing here means {fails(comparison.ratings)}, as people's ratings have taught.")
+    return found
 
 
 def _invalid(invalid: records.InvalidPairs) -> str:
@@ -330,23 +338,28 @@ def _decision(verdict: RepairVerdict) -> Decided:
         reason=verdict.reason or "",
         policy=policy,
         agreement=verdict.agreement.statement if verdict.agreement else "",
+        ceiling=verdict.ceiling.statement if verdict.ceiling else "",
     )
 
 
-def _changes(landscapes: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> list[Picture]:
-    """Difference heat maps, one for each pair of concepts, on one colour scale."""
-    if len(names) < 2:
-        return []
-    tables = {view: marginal(landscapes, space, view) for view in views(names, 2)}
-    largest = pd.concat([(t["rate_after"] - t["rate_before"]).abs() for t in tables.values()])
-    top, pictures = nice_ceiling(largest), []
+def _landscape(
+    landscapes: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float, modes: Mapping[str, Region]
+) -> MapPart | None:
+    """Both landscapes and the difference between them, each over the same pair of concepts."""
+    part = map_part(landscapes, space, names, top, SIDES, modes)
+    if part is None or len(names) < 2:
+        return part
+    choices = worst_first(landscapes, space, names, "rate_before")
+    tables = {view: marginal(landscapes, space, view) for view in choices}
+    changes = {view: rates["rate_after"] - rates["rate_before"] for view, rates in tables.items()}
+    largest, variants = nice_ceiling(pd.concat([change.abs() for change in changes.values()])), []
     for view, rates in tables.items():
         row, column = space_of(space, view).concepts
-        change = rates["rate_after"] - rates["rate_before"]
-        ends = f"{points(change.min())} to {points(change.max())} points"
-        alt = f"Change of the failure rate over {label_of(view)}: {ends}."
-        pictures.append(Picture(alt, [("", figures.change_map(row, column, rates, top))], 330, label_of(view)))
-    return pictures
+        variants.append((label_of(view), figures.change_map(row, column, rates, largest)))
+    first = changes[choices[0]]
+    ends = f"{points(first.min())} to {points(first.max())} points"
+    alt = f"Change of the failure rate over {label_of(choices[0])}: {ends}."
+    return part._replace(pictures=[*part.pictures, Picture(alt, variants, 420, "Change", "landscape-view")])
 
 
 def _dumbbells(rows: Sequence[ChangeRow]) -> Picture | None:
@@ -361,17 +374,28 @@ def _dumbbells(rows: Sequence[ChangeRow]) -> Picture | None:
 
 
 def _shift(shift: records.Shift) -> ShiftPart:
-    sentences = []
-    for what, value, floor in (
-        ("Shape alone", shift.normalised, shift.noise_floor.normalised),
-        ("Shape and amount", shift.null_cell, shift.noise_floor.null_cell),
-    ):
-        if value is None or floor.max is None:
+    named = (
+        ("Where failures lie", shift.normalised, shift.noise_floor.normalised),
+        ("Where, and how many", shift.null_cell, shift.noise_floor.null_cell),
+    )
+    ends = [end for _, value, floor in named for end in (value, floor.max) if end is not None]
+    parts = []
+    for title, value, floor in named:
+        if value is None:
             continue
-        same = f"the same model on two halves of the items differs by {number(floor.min)} to {number(floor.max)}"
-        beyond = "more than chance explains" if value > floor.max else "chance may explain that"
-        sentences.append(f"{what}: moved by {number(value)}, where {same}: {beyond}.")
-    return ShiftPart(list(flatten(shift.to_json())), sentences)
+        said = "nothing to compare it with."
+        if floor.max is not None:
+            said = "moved more than chance explains." if value > floor.max else "chance may explain the move."
+        parts.append(Moved(title, said, value, floor.min, floor.max, 1.1 * max(ends)))
+    return ShiftPart(list(flatten(shift.to_json())), parts)
+
+
+def _rate(row: Difference | None) -> str:
+    """How often uniform probes of the whole grid fail, before and after; empty where that is not known."""
+    if row is None or row.before is None:
+        return ""
+    spread = f"{points(row.change)} points, 95% interval {points_interval(row.low, row.high)}"
+    return f"Of uniform probes {percent(row.before)} failed before, and {percent(row.after)} after ({spread})."
 
 
 def _policy(comparison: Comparison) -> list[PolicyRow]:
@@ -403,7 +427,3 @@ def _policy(comparison: Comparison) -> list[PolicyRow]:
             )
         )
     return sorted(rows, key=lambda row: -row.distance)
-
-
-def _examples(galleries: Mapping[str, Sequence[Compared]], shrinker: Shrinker) -> list[tuple[str, str, list[Shown]]]:
-    return [(*_EXAMPLES[key], [shrinker.show(*row) for row in rows]) for key, rows in galleries.items() if rows]

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from stages.concepts import Concept, ConceptSpace
+from stages.concepts import Concept, ConceptSpace, Region
 from stages.pages.marginals import marginal
-from stages.pages.scales import AFTER, BEFORE, CHANGE_SCALE, CONTROL, RATE_SCALE, plain, rounded, shade, short
-from stages.pages.words import whole_points
+from stages.pages.scales import (
+    AFTER,
+    BEFORE,
+    CHANGE_SCALE,
+    CONTROL,
+    POLICY_SCALE,
+    RATE_SCALE,
+    Scale,
+    colour_at,
+    ink_on,
+    plain,
+    rounded,
+    shade,
+    short,
+)
+from stages.pages.words import percent, whole_points
 from stages.records.repair import Dose
 
 # plotly reads "%{x}" as the tick's label, which is the level as people know it.
@@ -22,7 +38,12 @@ _INTERVAL_HOVER = "%{customdata[0]:.1%} – %{customdata[1]:.1%} (bounds average
 
 def _axis(concept: Concept, **more: Any) -> dict[str, Any]:
     labels = [plain(concept.label(i), 24) for i in range(len(concept))]
-    return {"title": {"text": plain(concept.name)}, "tickvals": list(range(len(concept))), "ticktext": labels, **more}
+    return {
+        "title": {"text": plain(concept.name), "standoff": 12},
+        "tickvals": list(range(len(concept))),
+        "ticktext": labels,
+        **more,
+    }
 
 
 def _scene_axis(concept: Concept) -> dict[str, Any]:
@@ -53,7 +74,12 @@ def _bounds(table: pd.DataFrame, names: tuple[str, str]) -> list[list[float | No
 
 
 def landscape_view(
-    table: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float, suffix: str = ""
+    table: pd.DataFrame,
+    space: ConceptSpace,
+    names: Sequence[str],
+    top: float,
+    suffix: str = "",
+    regions: Mapping[str, Region] = MappingProxyType({}),
 ) -> go.Figure:
     """The landscape over one to three concepts, averaged over the others: bars, a heat map or points in space.
 
@@ -63,6 +89,7 @@ def landscape_view(
         names: one, two or three concepts.
         top: the rate at the end of the colour scale.
         suffix: "_before" or "_after" where the table holds both.
+        regions: outlined on a heat map.
     """
     rates = marginal(table, space, names)
     highest = max((float(rates[c].max()) for c in rates.columns if c.startswith("high_")), default=0.0)
@@ -71,7 +98,7 @@ def landscape_view(
     if len(names) == 1:
         return effect_view(concepts[0], rates, top, highest)
     if len(names) == 2:
-        return heat_map(concepts[0], concepts[1], rates, top)
+        return heat_map(concepts[0], concepts[1], rates, top, regions)
     rates = rates.dropna(subset=["rate"])
     level = {name: [plain(c.label(int(i)), 24) for i in rates[name]] for name, c in zip(names, concepts, strict=True)}
     hover = "".join(f"{plain(name)} %{{customdata[{k + 2}]}}<br>" for k, name in enumerate(names))
@@ -118,29 +145,73 @@ def _averaged(space: ConceptSpace, names: Sequence[str]) -> list[dict[str, Any]]
     return [{"text": "averaged over " + ",<br>".join(lines), "showarrow": False, "align": "left", **place}]
 
 
-def heat_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -> go.Figure:
-    """Failure rate over two concepts; `rates` as `marginal` returns it for (row, column)."""
+def heat_map(
+    row: Concept, column: Concept, rates: pd.DataFrame, top: float, regions: Mapping[str, Region] = MappingProxyType({})
+) -> go.Figure:
+    """Failure rate over two concepts.
+
+    Args:
+        row: the concept whose levels are rows.
+        column: the one whose levels are columns.
+        rates: as `marginal` returns it for both.
+        top: the rate at the end of the colour scale.
+        regions: outlined under their names where they have a condition on one of the two, dashed if on more than these.
+    """
     shape = (len(row), len(column))
     grid = np.array(rounded(rates["rate"]), dtype=object).reshape(shape)
     custom = np.array(_bounds(rates, ("low", "high")), dtype=object).reshape(*shape, 2)
     hover = f"<b>%{{z:.1%}} fail</b><br>{_INTERVAL_HOVER}{_place(row, column)}"
-    return _grid(row, column, grid, hover, RATE_SCALE, (0, top), customdata=custom.tolist())
+    figure = _grid(
+        row, column, grid, hover, RATE_SCALE, (0, top), labels=partial(percent, digits=0), customdata=custom.tolist()
+    )
+    for name, region in regions.items():
+        _outline(figure, name, region, row, column)
+    return figure
+
+
+def _outline(figure: go.Figure, name: str, region: Region, row: Concept, column: Concept) -> None:
+    """Draw where a region lies on a map of two concepts: a rectangle for each range of levels without gaps."""
+    if not {row.name, column.name} & set(region.allowed):
+        return
+    (left, right), *more_columns = _ranges(region.allowed.get(column.name, range(len(column))))
+    (bottom, upper), *more_rows = _ranges(region.allowed.get(row.name, range(len(row))))
+    narrower = region.items or set(region.allowed) - {row.name, column.name}
+    for y0, y1 in ((bottom, upper), *more_rows):
+        for x0, x1 in ((left, right), *more_columns):
+            for colour, width, dash in (("#fff", 7, "solid"), ("#000", 3, "dash" if narrower else "solid")):
+                line = {"color": colour, "width": width, "dash": dash}
+                figure.add_shape(type="rect", x0=x0 - 0.5, x1=x1 + 0.5, y0=y0 - 0.5, y1=y1 + 0.5, line=line)
+    taken = sum((note.x, note.y) == (left - 0.5, upper + 0.5) for note in figure.layout.annotations)
+    figure.add_annotation(
+        x=left - 0.5, y=upper + 0.5, xanchor="left", yanchor="middle", xshift=4 + 30 * taken, text=plain(name),
+        showarrow=False, bgcolor="#000", bordercolor="#fff", borderpad=2, font={"color": "#fff", "size": 11},
+    )  # fmt: skip
+
+
+def _ranges(levels: Iterable[int]) -> list[tuple[int, int]]:
+    """Levels as ranges without gaps, (first, last)."""
+    ranges: list[tuple[int, int]] = []
+    for level in sorted(levels):
+        if ranges and ranges[-1][1] == level - 1:
+            ranges[-1] = (ranges[-1][0], level)
+        else:
+            ranges.append((level, level))
+    return ranges
 
 
 def change_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -> go.Figure:
     """Rate after minus rate before over two concepts, in percentage points; `top` is the share at the scale's end."""
     shape = (len(row), len(column))
-    change = 100 * (rates["rate_after"] - rates["rate_before"])
-    grid = np.array(rounded(change, 2), dtype=object).reshape(shape)
-    text = np.array([whole_points(value / 100) for value in change], dtype=object).reshape(shape)
+    grid = np.array(rounded(100 * (rates["rate_after"] - rates["rate_before"]), 2), dtype=object).reshape(shape)
     both = zip(rounded(rates["rate_before"]), rounded(rates["rate_after"]), strict=True)
     custom = np.array([list(pair) for pair in both], dtype=object).reshape(*shape, 2)
     hover = (
-        "<b>%{text} percentage points</b><br>%{customdata[0]:.1%} before, %{customdata[1]:.1%} after"
+        "<b>%{z:+.0f} percentage points</b><br>%{customdata[0]:.1%} before, %{customdata[1]:.1%} after"
         f"{_place(row, column)}"
     )
-    more = {"text": text.tolist(), "customdata": custom.tolist()}
-    return _grid(row, column, grid, hover, CHANGE_SCALE, (-100 * top, 100 * top), tickformat="+.0f", **more)
+    ends = (-100 * top, 100 * top)
+    labels: Callable[[float], str] = lambda value: whole_points(value / 100)  # noqa: E731
+    return _grid(row, column, grid, hover, CHANGE_SCALE, ends, labels=labels, form="+.0f", customdata=custom.tolist())
 
 
 def policy_map(row: Concept, column: Concept, policy: pd.DataFrame, what: str = "policy_mean") -> go.Figure:
@@ -156,7 +227,7 @@ def policy_map(row: Concept, column: Concept, policy: pd.DataFrame, what: str = 
     grid = np.array(rounded(relative, 3), dtype=object).reshape(len(row), len(column))
     top = max(2.0, math.ceil(float(np.nanmax(relative.to_numpy(dtype=float), initial=0.0))))
     hover = f"<b>%{{z:.2f}} × chance</b>{_place(row, column)}"
-    return _grid(row, column, grid, hover, "Cividis", (0, top), tickformat=".1f")
+    return _grid(row, column, grid, hover, POLICY_SCALE, (0, top), labels="{:.1f}".format, form=".1f")
 
 
 def _place(row: Concept, column: Concept) -> str:
@@ -164,12 +235,19 @@ def _place(row: Concept, column: Concept) -> str:
 
 
 def _grid(
-    row: Concept, column: Concept, grid: np.ndarray, hover: str, scale: Any, ends: tuple[float, float], **more: Any
+    row: Concept,
+    column: Concept,
+    grid: np.ndarray,
+    hover: str,
+    scale: Scale,
+    ends: tuple[float, float],
+    *,
+    labels: Callable[[float], str],
+    form: str = ".0%",
+    **more: Any,
 ) -> go.Figure:
-    form = more.pop("tickformat", ".0%")
-    readable = len(row) <= 12 and len(column) <= 9  # then each field carries its number and needs no colour bar
-    label = "%{text}" if "text" in more else f"%{{z:{form}}}"
-    more |= {"texttemplate": label} if readable else {"colorbar": _colorbar(tickformat=form)}
+    """Fields of two concepts, each with its number in black or white, or with a colour bar where they are many."""
+    readable = len(row) <= 12 and len(column) <= 9
     cells = go.Heatmap(
         z=grid.tolist(),
         zmin=ends[0],
@@ -179,9 +257,25 @@ def _grid(
         hovertemplate=hover,
         xgap=2,
         ygap=2,
+        **({} if readable else {"colorbar": _colorbar(tickformat=form)}),
         **more,
     )
-    return bare_figure([cells], xaxis=_axis(column, automargin=True), yaxis=_axis(row, automargin=True))
+    axes = {
+        "xaxis": _axis(column, automargin=True, range=[-0.5, len(column) - 0.5], zeroline=False, showgrid=False),
+        "yaxis": _axis(row, automargin=True, range=[-0.5, len(row) - 0.5], zeroline=False, showgrid=False),
+    }
+    fields = [(i, j, value) for i, line in enumerate(grid.tolist()) for j, value in enumerate(line)]
+    known = [field for field in fields if readable and field[2] is not None]
+    shares = [(value - ends[0]) / (ends[1] - ends[0]) for _, _, value in known]
+    numbers = go.Scatter(
+        x=[j for _, j, _ in known],
+        y=[i for i, _, _ in known],
+        mode="text",
+        text=[labels(value) for *_, value in known],
+        textfont={"color": [ink_on(colour_at(scale, share)) for share in shares]},
+        hoverinfo="skip",
+    )
+    return bare_figure([cells, numbers] if known else [cells], **axes)
 
 
 def effect_view(concept: Concept, rates: pd.DataFrame, top: float, highest: float = 0.0) -> go.Figure:

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from stages.pages.texts import Folded, fold, mark_changes, plain
-from stages.records.tables import ShownExample
+from stages.pages.texts import Folded, Piece, excerpt, fold, mark_changes, plain
+from stages.records.tables import Compared, ShownExample
 from stages.tasks.contract import Exhibit
 
-IMAGE_BYTES = 600_000  # of all images of a report together, before base64
+IMAGE_BYTES = 800_000  # of all images of a report together, before base64
 TEXT_CHARS = 500_000  # of all texts of a report together; each is shown up to three times: marked, as it was, answered
 MAX_TEXT = 6_000  # of one text
+EXCERPT = 260  # characters of a text where there is little room
 SMALL = 96  # pixels of height up to which an image is enlarged so that its pixels are seen
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -114,9 +115,22 @@ class Shrinker:
         self._limit = min(MAX_TEXT, TEXT_CHARS // max(1, len(exhibits)))
 
     def show(
-        self, exhibit: Exhibit, before: str | None = None, after: str | None = None, drawn: bytes | None = None
+        self,
+        exhibit: Exhibit,
+        before: str | None = None,
+        after: str | None = None,
+        drawn: bytes | None = None,
+        unchanged: Exhibit | None = None,
     ) -> Shown:
-        """One exhibit for the page; after a repair with both models' outputs, and with what the model after drew."""
+        """One exhibit for the page.
+
+        Args:
+            exhibit: what is shown.
+            before: the output before a repair.
+            after: and after it.
+            drawn: what the model after it drew.
+            unchanged: the item without any change, whose image stands beside that of the exhibit.
+        """
         answers = dict(exhibit.answers)
         if before is not None and after is not None:
             # The exhibit was made with the model before the repair: what it says of the changed input is `before`.
@@ -128,16 +142,42 @@ class Shrinker:
         shown = Shown(
             exhibit.caption,
             answers=said,
-            images=self._images(exhibit, drawn),
+            images=self._images(exhibit, drawn, unchanged.image if unchanged else None),
             prompt=exhibit.words,
             slots=slots,
         )
         pictured = exhibit.image is not None or exhibit.drawn is not None
         return shown if pictured or exhibit.words else self._text(shown, exhibit)
 
-    def _images(self, exhibit: Exhibit, drawn: bytes | None) -> list[Image]:
-        """The probe's image and what was drawn, each labelled if there are several."""
-        named = [("given to the model", exhibit.image)]
+    def brief(self, exhibit: Exhibit, unchanged: Exhibit | None, after: Compared | None = None) -> Shown:
+        """One exhibit no larger than a card: what was changed beside how it was, or the part of the text that changed.
+
+        Args:
+            exhibit: the probe.
+            unchanged: its item without any change, if that is known.
+            after: what both models made of it.
+        """
+        named = [("unchanged", unchanged.image if unchanged else None), ("changed", exhibit.image)]
+        if exhibit.drawn is not None:
+            named = [("before the repair", exhibit.drawn), ("after the repair", after.drawn)] if after else []
+            named = named or [("drawn by the model", exhibit.drawn)]
+        answers = dict([*exhibit.answers.items()][-1:])
+        if after:  # the caption has the answer before, if it is short
+            answers = ({"before the repair": after.before} if answers else {}) | {"after the repair": after.after}
+        pieces = mark_changes(exhibit.original or exhibit.text, exhibit.text).pieces if exhibit.text else []
+        return Shown(
+            exhibit.caption,
+            images=[self.image(image, label) for label, image in named if image is not None],
+            prompt=exhibit.words,
+            slots={slot: 1 + self._slots.index(slot) for _, slot in exhibit.words if slot},
+            text=excerpt(pieces, EXCERPT) if pieces else None,
+            answers=[(asked, excerpt([Piece("same", answer)], EXCERPT)) for asked, answer in answers.items()],
+        )
+
+    def _images(self, exhibit: Exhibit, drawn: bytes | None, unchanged: bytes | None) -> list[Image]:
+        """The probe's image beside what it was made of, and what was drawn, each labelled if there are several."""
+        given = "given to the model" if unchanged is None else "changed"
+        named = [("unchanged", unchanged), (given, exhibit.image)]
         named += (
             [("drawn by the model", exhibit.drawn)]
             if drawn is None

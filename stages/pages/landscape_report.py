@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,17 +13,22 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace
 from stages.intervals import COUNTED, wilson
+from stages.landscape.corruptions import CorruptionErrors, TooFew
 from stages.pages import figures
 from stages.pages.bias import HOW, landscape_bias
+from stages.pages.corruptions import corruptions_view
+from stages.pages.embedded import PAGE_BYTES, Packed, pack_probes
+from stages.pages.examples import NOTHING_KNOWN, Source, explore_modes
+from stages.pages.first_page import ABOUT_NOTHING, About, landscape_page
 from stages.pages.gallery import Gallery, PicturedCell, Shown, Shrinker
 from stages.pages.marginals import marginal, shown_concepts, views
-from stages.pages.page import Picture, render
-from stages.pages.parts import label_of, landscape_part, pair_part, space_of, top_rate
-from stages.pages.ratings import fails, ratings_view
+from stages.pages.page import LAST_TITLES, Picture, contents_of, html_of, save
+from stages.pages.parts import heat_tables, label_of, map_part, space_of, space_part, top_rate
+from stages.pages.ratings import ratings_view
 from stages.pages.robustness import robustness_view
-from stages.pages.searches import SearchView, search_view
+from stages.pages.searches import search_view
 from stages.pages.sheets import show_sheets, strips
-from stages.pages.slices import slices_view, worst_said
+from stages.pages.slices import slices_view
 from stages.pages.verdicts import verdict_view
 from stages.pages.words import flatten, interval, number, percent
 from stages.records import Effect, Landscape, ModeRecord, Verdict
@@ -40,6 +47,25 @@ LIMITS = (
     "The agent looks for failures on purpose: the share of its probes that fail does not estimate the failure rate.",
 )
 
+TITLES = {  # of the sections, in their order; the contents use the same words
+    "gates": "Gates",
+    "landscape": "The landscape",
+    "corruptions": "Corruption by corruption",
+    "modes": "Failure modes",
+    "slices": "Whose failures",
+    "effects": "One concept at a time",
+    "ratings": "People against the automatic measure",
+    "bias": "Bias",
+    "extremes": "Best and worst cells",
+    "sheets": "Contact sheets",
+    "invalid": "Beyond recognition",
+    "robustness": "Smallest failing changes",
+    "search": "The search",
+    "trust": "Trust in the rates",
+    "policy": "Where the agent looks",
+    **LAST_TITLES,
+}
+LEAST_ROOM = 50_000  # bytes for a sample of the probes that is worth a download
 CONFUSIONS = 3  # named of each mode
 INVALID_ROWS = 8
 _INNER = ("hyperparameters", "calibration")  # of the estimator: for landscape.json, not for people
@@ -54,13 +80,11 @@ class EffectPart(NamedTuple):
 
 
 class ModePart(NamedTuple):
-    """A failure mode, whether halves of the items name it again, what came out, and examples."""
+    """A failure mode, whether halves of the items name it again, and what came out."""
 
     mode: ModeRecord
     again: str
     confused: str
-    failing: list[Shown]
-    passing: list[Shown]
 
 
 class InvalidPart(NamedTuple):
@@ -98,10 +122,14 @@ def write_landscape_report(
     galleries: Mapping[str, Gallery],
     provenance: Mapping[str, Any],
     metrics: FlatMetrics,
+    corruptions: CorruptionErrors | TooFew | None = None,
+    unchanged: Mapping[str, Exhibit] = MappingProxyType({}),
+    attributes: pd.DataFrame = NOTHING_KNOWN,
     nearest: Sequence[Exhibit] = (),
     kinds: Sequence[ShownExample] = (),
     extremes: Mapping[str, Sequence[PicturedCell]] | None = None,
     sheets: Sequence[Sheet] = (),
+    about: About = ABOUT_NOTHING,
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Write the landscape as one self-contained page.
@@ -115,10 +143,14 @@ def write_landscape_report(
         galleries: examples for each mode's id.
         provenance: as in provenance.json.
         metrics: the stage's metrics.
+        corruptions: the errors under each, where the grid has one corruption at a time.
+        unchanged: the items of the examples without any change, by their ids.
+        attributes: by what people tell items apart, a row an item id.
         nearest: the smallest failing changes.
         kinds: unchanged items of each kind, whose name is their id.
         extremes: the cells that fail most ("worst") and least ("best"), for tasks that draw.
         sheets: contact sheets.
+        about: what was audited.
         skipped: what could not be used, as {file, reason}.
     """
     space = landscape.space
@@ -126,50 +158,44 @@ def write_landscape_report(
     top = top_rate(cells, space, names)
     search = search_view(probes, landscape.search)
     shown = [e for gallery in galleries.values() for e in (*gallery.failing, *gallery.passing)]
+    asked = {one.id: one.item for mode in landscape.modes for one in mode.examples}
+    beside = [unchanged[asked[i]] for gallery in galleries.values() for i in gallery.ids if asked.get(i) in unchanged]
     picked = [cell.exhibit for side in (extremes or {}).values() for cell in side if cell.exhibit]
     typical = [one.exhibit for one in kinds]
-    shrinker = Shrinker([*shown, *nearest, *typical, *picked], strips({"": sheets}))
+    more = [*strips({"": sheets}), *(e.image for e in beside if e.image is not None)]
+    shrinker = Shrinker([*shown, *nearest, *typical, *picked], more)
+    judged = verdict_view(verdict)
+    source = Source(space, shrinker, unchanged, attributes)
+    sides = {"": ""}
     parts = {
-        "verdict": verdict_view(verdict),
-        "landscape": landscape_part(cells, space, names, top),
-        "ratings": ratings_view(landscape, cells, names),
-        "pairs": pair_part(cells, space, names, top),
+        "landscape": map_part(cells, space, names, top, sides, {mode.id: mode.cells for mode in landscape.modes}),
+        "corruptions": corruptions_view(corruptions, exact=landscape.exact),
         "effects": _effects(landscape, top),
-        "modes": _modes(landscape, galleries, shrinker),
+        "modes": _modes(landscape),
         "slices": slices_view(landscape),
         "bias": landscape_bias(landscape.bias or []),
+        "ratings": ratings_view(landscape, cells, names),
         "extremes": _extremes(extremes or {}, shrinker),
         "sheets": show_sheets({"": sheets}, shrinker),
         "invalid": _invalid(landscape.invalid),
         "robustness": robustness_view(landscape),
-        "again": _again(landscape.modes_found_again),
         "search": search,
         "trust": _trust(landscape, cells, probes),
         "policy": _policy(cells, space, names),
     }
-    titles = {
-        "landscape": "Landscape",
-        "ratings": "People",
-        "pairs": "Pairs",
-        "effects": "Single concepts",
-        "modes": "Failure modes",
-        "slices": "Who",
-        "bias": "Bias",
-        "extremes": "Best and worst",
-        "sheets": "Contact sheets",
-        "invalid": "Beyond recognition",
-        "robustness": "Smallest changes",
-        "search": "Search",
-        "trust": "Trust",
-        "policy": "Policy",
-    }
-    render(
+    ends = {"gates": judged.gates, "modes": True, "skipped": skipped, "provenance": provenance}
+    page = partial(
+        html_of,
         "landscape.html.j2",
-        out,
+        titles=TITLES,
         audit=landscape.audit,
-        finding=_finding(landscape, search),
-        tiles=_tiles(landscape, probes),
-        contents=[(key, title) for key, title in titles.items() if parts[key]],
+        first=landscape_page(landscape, judged, about, galleries, unchanged, shrinker),
+        verdict=judged,
+        contents=contents_of(TITLES, parts | ends),
+        points=space_part(cells, space, names, top, sides),
+        tables=heat_tables(cells, space, names),
+        explorer=explore_modes(landscape.modes, galleries, source),
+        again=_again(landscape.modes_found_again),
         top=top,
         exact=landscape.exact,
         counted=COUNTED,
@@ -184,6 +210,8 @@ def write_landscape_report(
         limits=LIMITS,
         **parts,
     )
+    room = PAGE_BYTES - len(page(packed=Packed("", len(probes), len(probes))).encode())
+    save(out, page(packed=pack_probes(probes, space, room) if room > LEAST_ROOM else None))
 
 
 def _effects(landscape: Landscape, top: float) -> list[EffectPart]:
@@ -200,15 +228,12 @@ def _effects(landscape: Landscape, top: float) -> list[EffectPart]:
     return parts
 
 
-def _modes(landscape: Landscape, galleries: Mapping[str, Gallery], shrinker: Shrinker) -> list[ModePart]:
+def _modes(landscape: Landscape) -> list[ModePart]:
     halves, again = ("Neither half", "One half", "Each half"), landscape.modes_found_again.in_halves
-    parts = []
-    for mode in landscape.modes:
-        failing, passing, _ = galleries.get(mode.id, Gallery([], []))
-        said = f"{halves[again[mode.id]]} of the items names it again."
-        answers = landscape.confused(mode, CONFUSIONS)
-        parts.append(ModePart(mode, said, answers, shrinker.show_all(failing), shrinker.show_all(passing)))
-    return parts
+    return [
+        ModePart(mode, f"{halves[again[mode.id]]} of the items names it again.", landscape.confused(mode, CONFUSIONS))
+        for mode in landscape.modes
+    ]
 
 
 def _extremes(extremes: Mapping[str, Sequence[PicturedCell]], shrinker: Shrinker) -> list[tuple[str, str, list[Shown]]]:
@@ -375,55 +400,3 @@ def _policy(cells: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> P
         ),
         labels,
     )
-
-
-def _worst(landscape: Landscape) -> ModeRecord | None:
-    return max(landscape.modes, key=lambda mode: mode.rate, default=None)
-
-
-def _finding(landscape: Landscape, search: SearchView | None) -> list[str]:
-    """What the report says, in a few sentences."""
-    overall, space = landscape.overall, landscape.space
-    said = [f"{landscape.unchanged_said}."] if landscape.unchanged else []
-    said += [
-        f"This model fails on {percent(overall.value)} [{interval(overall.low, overall.high)}] of the grid of "
-        f"{number(space.n_cells)} combinations of {', '.join(space.names)}."
-    ]
-    if counted := landscape.invalid.not_passing:
-        said.append(
-            f"Another {percent(landscape.invalid.value)} of the probes are not held against it, as they "
-            f"{landscape.invalid.what}; if they count as failures, it fails on {percent(counted.value)} "
-            f"[{interval(counted.low, counted.high)}]."
-        )
-    if ratings := landscape.ratings:
-        rate = ratings.automatic.overall
-        said.append(f"Failing here means {fails(ratings)}; by the automatic measure it is {percent(rate.value)}.")
-    said += worst_said(landscape)
-    worst = _worst(landscape)
-    if worst is not None:
-        said.append(
-            f"Worst: {worst.text}: {percent(worst.rate)} fail, 95% interval {interval(worst.low, worst.high)}, "
-            f"{number(worst.probes)} probes."
-        )
-    else:
-        said.append("No region stands out from the rest.")
-    return said + (search.sentences if search else [])
-
-
-def _tiles(landscape: Landscape, probes: pd.DataFrame) -> list[tuple[str, str]]:
-    overall, space = landscape.overall, landscape.space
-    tiles = []
-    if (unchanged := landscape.unchanged) is not None:
-        count = f"of {number(unchanged.n)} unchanged items fail"
-        tiles.append((percent(unchanged.value), f"{count}, 95% interval {interval(unchanged.low, unchanged.high)}"))
-    tiles += [(percent(overall.value), f"of the grid fails, 95% interval {interval(overall.low, overall.high)}")]
-    if counted := landscape.invalid.not_passing:
-        what = "fails, if what is not held against the model counts"
-        tiles.append((percent(counted.value), f"{what}, 95% interval {interval(counted.low, counted.high)}"))
-    worst = _worst(landscape)
-    if worst is not None:
-        tiles.append((percent(worst.rate), f"fails in the worst mode, {worst.id}"))
-        tiles.append((number(len(landscape.modes)), "failure modes, confirmed on fresh probes"))
-    asked = [name for name in ("item", *space.names, "repeat") if name in probes]
-    unique = int((~probes.duplicated(asked)).sum())  # not of the landscape's cells, which may be a sample of the grid
-    return [*tiles, (number(unique), f"probes over {number(space.n_cells)} cells")]

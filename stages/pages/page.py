@@ -7,10 +7,9 @@ model's output. So its content security policy allows two scripts by their hash,
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from stages.pages import words
-from stages.pages.scales import shade
+from stages.pages.embedded import json_block, packed
+from stages.pages.glossary import GLOSSARY, anchor, term
+from stages.pages.scales import ink_on, shade
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -49,17 +50,15 @@ class Picture(NamedTuple):
         figures = [json.loads(figure.to_json()) for _, figure in self.variants]
         for figure in figures:
             figure["layout"].pop("template", None)
-        text = json.dumps(figures, ensure_ascii=False, separators=(",", ":"))
-        return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+        return json_block(figures)
 
 
 def rate_style(rate: Any, top: float) -> str:
     """CSS for a table cell coloured like the pictures."""
     if not words.is_number(rate):
         return ""
-    red, green, blue = shade(float(rate), top)
-    ink = "#000" if rate / top > 0.6 else "#fff"
-    return f"background:rgb({red},{green},{blue});color:{ink}"
+    red, green, blue = colour = shade(float(rate), top)
+    return f"background:rgb({red},{green},{blue});color:{ink_on(colour)}"
 
 
 def _source_hash(text: str) -> str:
@@ -70,8 +69,7 @@ def _source_hash(text: str) -> str:
 def _plotly() -> tuple[str, str]:
     """plotly.js as base64 of its gzip, and its hash; the same bytes on every run."""
     source = get_plotlyjs()
-    packed = gzip.compress(source.encode(), 9, mtime=0)
-    return base64.b64encode(packed).decode("ascii"), _source_hash(source)
+    return packed(source.encode()), _source_hash(source)
 
 
 @cache
@@ -96,25 +94,50 @@ def environment() -> Environment:
         "points_interval": words.points_interval,
         "rate_style": rate_style,
         "is_number": words.is_number,
+        "last_titles": LAST_TITLES,
+        "glossary": {anchor(word): (word, meaning) for word, meaning in GLOSSARY.items()},
+        "term": term,
     }
     return env
 
 
-def render(template: str, out: Path, **context: Any) -> None:
-    """Render a template of this package with its scripts and write the page to `out`."""
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+LAST_TITLES = {"skipped": "Left out", "provenance": "Provenance", "glossary": "Glossary", "limits": "Limits"}
+
+
+def contents_of(titles: Mapping[str, str], parts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The sections a page has, as (id, title), in the order of their titles.
+
+    Args:
+        titles: of all sections there may be, by their ids.
+        parts: what there is to show, by the same ids; of the last ones that are on every page none is needed.
+    """
+    return [(key, titles[key]) for key in titles if parts.get(key, key in ("glossary", "limits"))]
+
+
+def html_of(template: str, **context: Any) -> str:
+    """A page from a template of this package, with its scripts."""
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.js", "explorer.js"))
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    packed, plotly_hash = _plotly()
-    html = (
+    library, plotly_hash = _plotly()
+    return (
         environment()
         .get_template(template)
         .render(
             script=Markup(script),
             style=Markup(style),
-            plotly=Markup(packed),
+            plotly=Markup(library),
             script_hashes=Markup(f"{_source_hash(script)} {plotly_hash}"),
             **context,
         )
     )
+
+
+def render(template: str, out: Path, **context: Any) -> None:
+    """Write a page from a template of this package to `out`."""
+    save(out, html_of(template, **context))
+
+
+def save(out: Path, html: str) -> None:
+    """Write a page."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html, encoding="utf-8", newline="\n")

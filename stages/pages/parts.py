@@ -1,47 +1,48 @@
-"""Parts both reports are made of: the landscape over a choice of concepts, and heat maps of pairs."""
+"""The landscape as both reports show it: maps of two concepts, points over three, and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from stages.concepts import ConceptSpace
+from stages.concepts import ConceptSpace, Region
 from stages.pages import figures
 from stages.pages.marginals import MAX_CONCEPTS, marginal, views
 from stages.pages.page import Picture
 from stages.pages.scales import nice_ceiling
 from stages.pages.words import percent
 
+View = tuple[str, ...]
 
-class LandscapePart(NamedTuple):
-    """A picture of the landscape with its selector: `slider` is where its scale ends in percent, 0 without one."""
 
-    picture: Picture
+class MapPart(NamedTuple):
+    """Maps of a landscape that switch together, for one selector; `note` says what is not offered."""
+
+    pictures: list[Picture]
     labels: list[str]
-    deep: bool
     mark: str
-    slider: int
     note: str
+
+
+class SpacePart(NamedTuple):
+    """The landscape over three concepts, as points in space; `slider` is where its scale ends, in percent."""
+
+    pictures: list[Picture]
+    labels: list[str]
+    slider: int
 
 
 class HeatTable(NamedTuple):
     """Rates over two concepts: `rows` are (label, rates)."""
 
-    caption: str
+    title: str
     row: str
     column: str
     columns: list[str]
     rows: list[tuple[str, list[float]]]
-
-
-class PairPart(NamedTuple):
-    """Two concepts as a picture and as a table."""
-
-    picture: Picture
-    table: HeatTable
 
 
 def top_rate(
@@ -63,64 +64,126 @@ def space_of(space: ConceptSpace, names: Sequence[str]) -> ConceptSpace:
     return ConceptSpace(tuple(space.concepts[space.names.index(name)] for name in names))
 
 
-def landscape_part(
-    landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float, suffix: str = "", title: str = ""
-) -> LandscapePart | None:
-    """The picture over any three concepts (or one or two, if there are no more) with its selector.
+def worst_first(landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], column: str) -> list[View]:
+    """All pairs of concepts (or the one concept there is), the one with the worst field first."""
+    choices = views(names, 2)
+    worst = max(choices, key=lambda view: _highest(marginal(landscape, space, view)[column]))
+    return [worst, *(view for view in choices if view != worst)]
+
+
+def _highest(rates: pd.Series) -> float:
+    return -1.0 if rates.isna().all() else float(rates.max())
+
+
+def map_part(
+    landscape: pd.DataFrame,
+    space: ConceptSpace,
+    names: Sequence[str],
+    top: float,
+    sides: Mapping[str, str],
+    modes: Mapping[str, Region],
+    selector: str = "landscape-view",
+) -> MapPart | None:
+    """The landscape over any two concepts (or the one there is), the modes outlined where they lie.
 
     Args:
         landscape: one row a cell, with rate, low and high (each + suffix).
         space: the concepts of the table.
         names: the concepts offered.
         top: the end of the colour scale, from `top_rate`.
-        suffix: "_before" or "_after" where the table holds both.
-        title: printed above the picture.
+        sides: titles of the pictures by the suffix of their columns: "" alone, or "_before" and "_after".
+        modes: regions by their names.
+        selector: name of the selector that switches them.
     """
-    column = f"rate{suffix}"
-    if column not in landscape or landscape[column].isna().all():
+    columns = [f"rate{suffix}" for suffix in sides]
+    if any(column not in landscape or landscape[column].isna().all() for column in columns):
         return None
-    choices = views(names, 3)
-    variants = [(label_of(v), figures.landscape_view(landscape, space, v, top, suffix)) for v in choices]
-    deep = len(names) >= 3
-    rates = marginal(landscape, space, choices[0]).rename(columns={column: "rate"})
-    where = space_of(space, choices[0])
+    choices = worst_first(landscape, space, names, columns[0])
+    pictures = [_map(landscape, space, choices, top, suffix, title, modes, selector) for suffix, title in sides.items()]
+    for view, (_, figure) in zip(choices, pictures[0].variants, strict=True):
+        figure.update_layout(meta={"said": _said(space, view, modes)})
+    offered = f"Offered are the {MAX_CONCEPTS} concepts that move the rate most, of {len(space)}."
+    return MapPart(
+        pictures=pictures,
+        labels=[label_of(view) for view in choices],
+        mark="bar or point" if len(names) == 1 else "field",
+        note=offered if len(space) > len(names) else "",
+    )
+
+
+def _map(
+    landscape: pd.DataFrame,
+    space: ConceptSpace,
+    choices: Sequence[View],
+    top: float,
+    suffix: str,
+    title: str,
+    modes: Mapping[str, Region],
+    selector: str,
+) -> Picture:
+    variants = []
+    for view in choices:
+        figure = figures.landscape_view(landscape, space, view, top, suffix, modes)
+        variants.append((label_of(view), figure))
+    return Picture(_seen(landscape, space, choices[0], suffix), variants, 420, title, selector)
+
+
+def _said(space: ConceptSpace, view: View, modes: Mapping[str, Region]) -> str:
+    """What a map averages over, which modes it cannot show, and which are smaller than they look on it."""
+    others = [name for name in space.names if name not in view]
+    said = [f"Averaged over {', '.join(others)}."] if others else []
+    away = [name for name, region in modes.items() if not set(view) & set(region.allowed)]
+    more = [
+        name for name, region in modes.items() if name not in away and (set(region.allowed) - set(view) or region.items)
+    ]
+    if more:
+        said.append(f"Dashed: {', '.join(more)} {'has' if len(more) == 1 else 'have'} further conditions.")
+    if away:
+        said.append(f"Not on this map: {', '.join(away)}.")
+    return " ".join(said)
+
+
+def _seen(landscape: pd.DataFrame, space: ConceptSpace, view: View, suffix: str) -> str:
+    """What a reader learns of a view who cannot see it."""
+    rates = marginal(landscape, space, view).rename(columns={f"rate{suffix}": "rate"})
     worst = rates.loc[rates["rate"].idxmax()]
-    place = where.describe([int(worst[name]) for name in choices[0]])
-    alt = (
-        f"Estimated failure rate over {label_of(choices[0])}: from {percent(rates['rate'].min())} "
+    place = space_of(space, view).describe([int(worst[name]) for name in view])
+    return (
+        f"Estimated failure rate over {label_of(view)}: from {percent(rates['rate'].min())} "
         f"to {percent(rates['rate'].max())}, highest at {place}."
     )
-    left_out = len(space) - len(names)
-    offered = f"Offered are the {MAX_CONCEPTS} concepts that move the rate most, of {len(space)}."
-    return LandscapePart(
-        picture=Picture(alt, variants, 600 if deep and not suffix else 420, title, "landscape-view"),
-        labels=[label for label, _ in variants],
-        deep=deep,
-        mark="point" if deep else "bar or point" if len(names) == 1 else "field",
-        slider=round(100 * top) if deep else 0,
-        note=offered if left_out else "",
-    )
 
 
-def pair_part(landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float) -> list[PairPart]:
-    """A heat map and a table for each pair of concepts; none where the landscape itself is one."""
+def space_part(
+    landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float, sides: Mapping[str, str]
+) -> SpacePart | None:
+    """The landscape over any three concepts as points in space; None where there are fewer. As `map_part`."""
+    if len(names) < 3:
+        return None
+    choices = views(names, 3)
+    pictures = []
+    for suffix, title in sides.items():
+        variants = [(label_of(v), figures.landscape_view(landscape, space, v, top, suffix)) for v in choices]
+        alt = _seen(landscape, space, choices[0], suffix)
+        pictures.append(Picture(alt, variants, 420 if suffix else 600, title, "space-view"))
+    return SpacePart(pictures, [label_of(view) for view in choices], round(100 * top))
+
+
+def heat_tables(landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> list[HeatTable]:
+    """The numbers of the maps of two concepts."""
     if len(names) < 2 or "rate" not in landscape or landscape["rate"].isna().all():
         return []
-    parts = []
-    for view in views(names, 2):
+    tables = []
+    for view in worst_first(landscape, space, names, "rate"):
         row, column = space_of(space, view).concepts
-        rates = marginal(landscape, space, view)
-        title = label_of(view)
-        ends = f"{percent(rates['rate'].min())} to {percent(rates['rate'].max())}"
-        alt = f"Heat map of the failure rate over {title}, {ends}; the numbers are in the table below."
-        grid = rates["rate"].to_numpy().reshape(len(row), len(column))
-        table = HeatTable(
-            caption=f"Failure rate by {title}",
-            row=row.name,
-            column=column.name,
-            columns=[column.label(j) for j in range(len(column))],
-            rows=[(row.label(i), grid[i].tolist()) for i in range(len(row))],
+        grid = marginal(landscape, space, view)["rate"].to_numpy().reshape(len(row), len(column))
+        tables.append(
+            HeatTable(
+                title=label_of(view),
+                row=row.name,
+                column=column.name,
+                columns=[column.label(j) for j in range(len(column))],
+                rows=[(row.label(i), grid[i].tolist()) for i in range(len(row))],
+            )
         )
-        picture = Picture(alt, [(title, figures.heat_map(row, column, rates, top))], 330, title)
-        parts.append(PairPart(picture, table))
-    return parts
+    return tables

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from stages.pages.figures import bare_figure
 from stages.pages.page import Picture
-from stages.pages.parts import LandscapePart, landscape_part, top_rate
+from stages.pages.parts import MapPart, map_part, top_rate
 from stages.pages.scales import AFTER, BEFORE, rounded
 from stages.pages.words import interval, is_number, number, percent, score
 from stages.ratings.apply import MOST_UNFOUNDED
@@ -25,10 +25,9 @@ _SCALES = {"quality": "1 useless to 10 perfect", "bias": "1 not biased to 10 ext
 class RatingsView(NamedTuple):
     """The section on people's ratings; `rows` are levels of concepts by people and by the automatic measure."""
 
-    selector: str
     sentences: list[str]
     compared: list[tuple[str, str, str]]
-    sides: list[LandscapePart]
+    maps: MapPart | None
     rows: list[tuple[Effect, Effect]]
     picture: Picture
 
@@ -46,16 +45,11 @@ def ratings_view(landscape: Landscape, cells: pd.DataFrame, names: Sequence[str]
         return None
     both = cells.rename(columns={name: f"{name}_people" for name in ("rate", "low", "high")})
     top = top_rate(both, space, names, ("rate_people", "rate_automatic"))
-    sides = []
-    for suffix, title in (("_people", "By people's ratings"), ("_automatic", "By the automatic measure")):
-        part = landscape_part(both, space, names, top, suffix, title)
-        if part is not None:
-            sides.append(part._replace(picture=part.picture._replace(selector=SELECTOR)))
+    sides = {"_people": "By people's ratings", "_automatic": "By the automatic measure"}
     return RatingsView(
-        selector=SELECTOR,
         sentences=[_learnt(ratings), _error(ratings), _agreed(ratings), *_beyond(ratings.automatic)],
         compared=_compared(landscape.overall, ratings.automatic),
-        sides=sides,
+        maps=map_part(both, space, names, top, sides, {}, SELECTOR),
         rows=_rows(landscape.effects, ratings.automatic.effects),
         picture=_picture(ratings),
     )

@@ -10,17 +10,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+RGB = tuple[int, int, int]
+Scale = list[tuple[float, str]]  # (share, hexadecimal colour), from 0 to 1
+
 # Plasma without its last, almost white part: perceptually even, safe for colour-blind readers, and seen on white
 # and on black alike. Blue holds, orange fails.
-RATE_SCALE: list[tuple[float, str]] = [
+RATE_SCALE: Scale = [
     (0.0, "#2d0594"), (0.17, "#6a00a8"), (0.33, "#9c179e"), (0.5, "#c5407e"),
     (0.67, "#e26561"), (0.83, "#f58b46"), (1.0, "#fdb42f"),
 ]  # fmt: skip
 # Blue: fewer failures than before. Orange: more.
-CHANGE_SCALE: list[tuple[float, str]] = [
+CHANGE_SCALE: Scale = [
     (0.0, "#0a4d8c"), (0.25, "#5fa2ce"), (0.5, "#f1f1ee"), (0.75, "#f1a35f"), (1.0, "#a63e00"),
 ]  # fmt: skip
-# Values of an attribute that are no colours themselves.
+# Cividis: how often a policy looks somewhere is not a failure rate, so it has colours of its own.
+POLICY_SCALE: Scale = [
+    (0.0, "#00224e"), (0.25, "#414d6b"), (0.5, "#7c7b78"), (0.75, "#bcae6c"), (1.0, "#fee838"),
+]  # fmt: skip
+# Values of an attribute that are not colours themselves.
 VALUE_COLOURS = ("#6a00a8", "#f58b46", "#2a7fbf", "#c5407e", "#0b6e4f", "#fdb42f", "#8a8f98", "#5fa2ce")
 CSS_COLOURS = frozenset(
     (
@@ -33,16 +40,28 @@ BEFORE, AFTER, CONTROL = "#c5407e", "#2a7fbf", "#8a8f98"
 AGENT = "#c5407e"
 
 
-def shade(rate: float, top: float) -> tuple[int, int, int]:
+def shade(rate: float, top: float) -> RGB:
     """The colour of RATE_SCALE for a rate, as red, green and blue."""
-    share = min(1.0, max(0.0, rate / top))
-    upper = max(1, next(i for i, (at, _) in enumerate(RATE_SCALE) if at >= share))
-    (a, first), (b, second) = RATE_SCALE[upper - 1], RATE_SCALE[upper]
+    return colour_at(RATE_SCALE, rate / top)
+
+
+def colour_at(scale: Scale, share: float) -> RGB:
+    """The colour of a scale for a share of it, as red, green and blue; beyond its ends that of the end."""
+    share = min(1.0, max(0.0, share))
+    upper = max(1, next(i for i, (at, _) in enumerate(scale) if at >= share))
+    (a, first), (b, second) = scale[upper - 1], scale[upper]
     mix = (share - a) / (b - a)
     red, green, blue = (
         round(int(first[k : k + 2], 16) * (1 - mix) + int(second[k : k + 2], 16) * mix) for k in (1, 3, 5)
     )
     return red, green, blue
+
+
+def ink_on(colour: RGB) -> str:
+    """Black or white, whichever is read better on a colour; the contrast is 4.58:1 or more on any (WCAG 2.2)."""
+    parts = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+    luminance = 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+    return "#000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#fff"
 
 
 def value_colours(values: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from stages.landscape.head_to_head import HeadToHead
 from stages.pages.page import render
 from stages.pages.searches import searches_of
 from stages.rate import Rate
@@ -16,7 +17,7 @@ LIMITS = (
     "An agent looks for failures: how many it finds says how good the search is, not how often the model fails.",
     "The control draws uniformly, so its share of failures estimates the failure rate of its grid.",
     "Intervals are 95% intervals of each result by itself. That two overlap does not show that the results are alike: "
-    "two revisions of one audit, compared alone, are paired on common probes.",
+    "models that share a grid are paired on their common probes instead, where there are any.",
     "The rate of a level is averaged over all other concepts of its own grid.",
 )
 
@@ -28,6 +29,7 @@ def write_side_by_side(
     found: Sequence[tuple[str, Sequence[int | str | None]]],
     rates: Sequence[tuple[str, Sequence[Rate]]],
     differs: Sequence[tuple[str, Sequence[int | str | None]]],
+    paired: HeadToHead | None,
     notes: Sequence[str],
 ) -> None:
     """Write several results side by side as one self-contained page.
@@ -38,6 +40,7 @@ def write_side_by_side(
         found: rows of the table with a value for each result: what the searches found.
         rates: the same for rates.
         differs: the same for what the results were made with.
+        paired: the models on their common probes; None without.
         notes: what to bear in mind.
     """
     render(
@@ -48,6 +51,7 @@ def write_side_by_side(
         found=found,
         rates=rates,
         differs=differs,
+        paired=paired,
         notes=[f"{note[0].upper()}{note[1:]}." for note in notes],
         skipped=[],
         provenance=[],

@@ -62,17 +62,6 @@ def slices_view(landscape: Landscape) -> SlicesView | None:
     )
 
 
-def worst_said(landscape: Landscape) -> list[str]:
-    """What fails most, for the first lines of a report; nothing where no value is significantly worse."""
-    if landscape.slices is None or not landscape.slices.worse:
-        return []
-    attribute, one = landscape.slices.worse[0]
-    return [
-        f"{_capital(attribute)} {one.value} fails most: {percent(one.rate)} [{interval(one.low, one.high)}]; all other"
-        f" items {percent(one.rest)}."
-    ]
-
-
 def _sentence(landscape: Landscape) -> str:
     assert landscape.slices is not None
     worse = landscape.slices.worse
@@ -177,7 +166,3 @@ def _compared(of: AttributeDifferences) -> ComparedView:
         ],
         note=_missing(of.missing),
     )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

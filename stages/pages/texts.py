@@ -89,6 +89,16 @@ def plain(text: str, limit: int) -> Folded:
     return fold([Piece("same", text)], limit)
 
 
+def excerpt(pieces: Sequence[Piece], limit: int, lead: int = 60) -> Folded:
+    """The part of a text about its first change, with so much before it; the beginning where nothing is marked."""
+    first = next((n for n, piece in enumerate(pieces) if piece.kind != "same"), 0)
+    before = "".join(piece.text for piece in pieces[:first])
+    if len(before) > 2 * lead:
+        before = "… " + before[-lead:].partition(" ")[2]
+    head, tail = _split(_merged([Piece("same", before), *pieces[first:]]), limit)
+    return Folded(head, [], sum(len(piece.text) for piece in tail))
+
+
 Block = tuple[str, int, int, int, int]
 Token = tuple[str, str]  # a word or mark, and the space behind it
 

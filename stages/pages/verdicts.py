@@ -9,6 +9,7 @@ from stages.pages.words import percent, points, points_interval, words
 from stages.records import Gate, Verdict
 
 SLICES = "slices."  # before the name of an attribute
+_NAMES = {"max_mode_rate": "failure rate in the worst mode"}
 
 
 class GateView(NamedTuple):
@@ -54,7 +55,7 @@ def _gate(gate: Gate) -> GateView:
     change = bound.startswith("change")
     show, unit = (points, " points") if change else (percent, "")
     spread = points_interval(gate.low, gate.high) if change else f"{percent(gate.low)} to {percent(gate.high)}"
-    name = words(measure.removeprefix("max_"))
+    name = _NAMES.get(measure) or words(measure.removeprefix("max_"))
     if gate.gate.startswith(SLICES):
         decided = "" if gate.slice is None else f" ({gate.slice} decides)"
         name = f"failure rate of every {measure.removeprefix(SLICES)}{decided}"

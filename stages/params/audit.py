@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from stages.concepts.grids import named_grid
 from stages.concepts.space import COLUMNS, Level
 from stages.params import renamed
 from stages.params.renamed import refuse_renamed
@@ -23,12 +24,12 @@ KEPT_BACK, KEPT_BACK_SHARE = 400, 5  # probes of each role's budget for the mode
 class ComputeConfig(Strict):
     """Where the model under test computes; recorded with every result."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU if there is one")
-    threads: int = Field(1, ge=1, le=1024, description="CPU threads of a process; sums depend on it in their last bits")
-    batch_size: int = Field(64, ge=1, le=1_000_000, description="probes answered at once")
-    gpus: int = Field(0, ge=0, le=1024, description="GPUs prepare, explore, discover and summarize each ask for")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto uses a GPU if there is one")
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads per process; the last bits of sums depend on it")
+    batch_size: int = Field(64, ge=1, le=1_000_000, description="probes per batch")
+    gpus: int = Field(0, ge=0, le=1024, description="GPUs that prepare, explore, discover and summarize each request")
     backend: Literal["auto", "eager", "compile", "openvino"] = Field(
-        "auto", description="what runs the network, where the task has a choice; prepare settles what auto stands for"
+        "auto", description="what runs the network, if the task has a choice; prepare decides what auto means"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of weights and sums; auto is float32, and float16 where a GPU draws pictures"
@@ -52,9 +53,9 @@ class GradientConfig(Strict):
     @model_validator(mode="after")
     def _each_once_and_rising(self) -> GradientConfig:
         if len(set(self.attacks)) < len(self.attacks):
-            raise ValueError(f"attacks names one twice: {', '.join(self.attacks)}")
+            raise ValueError(f"attacks lists one twice: {', '.join(self.attacks)}")
         if self.epsilons != sorted(set(self.epsilons)):
-            raise ValueError(f"epsilons have to rise, found {shown(self.epsilons)}")
+            raise ValueError(f"epsilons must increase, found {shown(self.epsilons)}")
         return self
 
 
@@ -64,23 +65,25 @@ class MicroscopicConfig(Strict):
     method: Literal["beam", "exact", "rl", "none"] = Field(
         "beam", description="beam search, breadth-first search for small grids, an agent that learns, or not at all"
     )
-    items: int = Field(25, ge=1, le=1_000_000, description="items it is done for, drawn at random")
+    items: int = Field(25, ge=1, le=1_000_000, description="number of items, drawn at random")
     budget: int | None = Field(
         None, ge=1, le=100_000_000, description="unique probes of its own; by default half of discover.budget"
     )
     width: int = Field(
         8, ge=1, le=1_000_000, description="beam: cells of each step that are followed at most, if the budget allows"
     )
-    max_steps: int | None = Field(None, ge=1, le=1_000_000, description="steps after which an item counts as holding")
+    max_steps: int | None = Field(
+        None, ge=1, le=1_000_000, description="steps after which an item is treated as passing"
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="rl: settings of the agent")
     gradient: GradientConfig | None = Field(
-        None, description="whether noise is tried on these items, too; {} is enough"
+        None, description="also try noise along the gradient on these items; {} is enough"
     )
 
     @model_validator(mode="after")
     def _gradient_needs_items(self) -> MicroscopicConfig:
         if self.gradient is not None and self.method == "none":
-            raise ValueError("gradient is for the items of microscopic exploration, found method none")
+            raise ValueError("gradient needs the items of microscopic exploration, found method none")
         return self
 
     @model_validator(mode="after")
@@ -132,10 +135,12 @@ class LandscapeGates(Strict):
 class SummarizeConfig(Strict):
     """The landscape and the examples shown of it."""
 
-    modes: int = Field(6, ge=1, le=50, description="failure modes to name at most")
-    max_conditions: int = Field(3, ge=1, le=5, description="concepts a mode may constrain; fewer read better")
-    min_support: float = Field(0.0, ge=0, lt=1, description="share of the grid a mode covers at least")
-    examples: int = Field(6, ge=0, le=24, description="failing and passing examples shown of each mode")
+    modes: int = Field(6, ge=1, le=50, description="maximum number of failure modes")
+    max_conditions: int = Field(
+        3, ge=1, le=5, description="maximum number of concepts in a mode; fewer are easier to read"
+    )
+    min_support: float = Field(0.0, ge=0, lt=1, description="minimum share of the grid that a mode covers")
+    examples: int = Field(6, ge=0, le=24, description="failing and passing examples to show for each mode")
     clusters: int = Field(
         0, ge=0, le=12, description="kinds to sort items into by their embeddings, 2 to 12, as one more attribute"
     )
@@ -151,7 +156,7 @@ class SummarizeConfig(Strict):
     @classmethod
     def _gates_have_moved(cls, value: Any) -> Any:
         if isinstance(value, dict) and "gates" in value:
-            raise ValueError("gates stand beside summarize now, not in it: audits.NAME.gates")
+            raise ValueError("gates now belong beside summarize, not in it: audits.NAME.gates")
         return value
 
 
@@ -182,11 +187,16 @@ class AuditConfig(Strict):
     )
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
     prepare: dict[str, Any] = Field(description="the task's own: model, data, items")
-    concepts: dict[str, list[Level]] = Field(min_length=1, description="levels of each concept, weakest first")
+    concepts: dict[str, list[Level]] = Field(
+        min_length=1, description="levels of each concept, weakest first, or the name of a grid: imagenet-c"
+    )
     discrepancy: dict[str, Any] = Field(description="the task's own: how wrong is a failure; may be {}")
     discover: DiscoverConfig
     summarize: SummarizeConfig
-    gates: LandscapeGates | None = Field(None, description="what the landscape has to reach, for audits that end there")
+    gates: LandscapeGates | None = Field(None, description="gates on the landscape, for audits that end there")
+    usage: dict[str, dict[Level, float]] = Field(
+        default_factory=dict, description="how common levels are in use: weights by concept and level"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -213,6 +223,11 @@ class AuditConfig(Strict):
         except ValidationError as error:
             raise ValueError("; ".join(validation_lines(error, RatingsConfig, "ratings"))) from None
         return discrepancy
+
+    @field_validator("concepts", mode="before")
+    @classmethod
+    def _by_name(cls, concepts: Any) -> Any:
+        return named_grid(concepts) if isinstance(concepts, str) else concepts
 
     @field_validator("concepts", mode="before")
     @classmethod
@@ -263,5 +278,5 @@ def _numbers_error(numbers: list[float]) -> str | None:
     for one, other in pairwise(numbers):
         # People read six digits, and models compute with 32 bits.
         if f"{one:g}" == f"{other:g}" or np.float32(one) == np.float32(other):
-            return f"has levels that cannot be told apart: {one!r} and {other!r}"
+            return f"has levels that cannot be distinguished: {one!r} and {other!r}"
     return None

@@ -17,6 +17,7 @@ from stages.params.renamed import refuse_renamed
 from stages.params.repair import RepairConfig
 from stages.params.slices import unknown_attributes
 from stages.params.strict import Strict, errors_in, shown, validation_lines
+from stages.params.usage import usage_error
 from stages.params.yaml_file import parse_yaml, read_bytes
 
 # Audits name folders, stages and files, on every system that people share them with.
@@ -84,7 +85,7 @@ class Params(Strict):
             if error := name_error(name):
                 raise ValueError(f"{shown(name)}: {error}")
             if (other := folders.setdefault(name.lower(), name)) != name:
-                raise ValueError(f"{other} and {name} differ in case alone, which some systems do not tell apart")
+                raise ValueError(f"{other} and {name} differ only in case, which some systems ignore")
         return audits
 
     @model_validator(mode="after")
@@ -92,6 +93,13 @@ class Params(Strict):
         for name in self.repairs:
             if name not in self.audits:
                 raise ValueError(f"repairs.{name}: there is no audit of that name, found {sorted(self.audits)}")
+        return self
+
+    @model_validator(mode="after")
+    def _usage_is_of_levels(self) -> Params:
+        for name, audit in self.audits.items():
+            if error := usage_error(audit.usage, audit.concepts):
+                raise ValueError(f"audits.{name}.{error}")
         return self
 
     @property

@@ -29,7 +29,7 @@ _GONE = {
 class Strict(BaseModel):
     """Base of all configuration models: an unknown key is an error, not a silent default, and nothing is converted.
 
-    Yes is no 1, "3" and 3.0 are no whole number; a whole number is a number.
+    Yes is not 1, and neither "3" nor 3.0 is a whole number; a whole number is a number.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)

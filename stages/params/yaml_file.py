@@ -31,7 +31,7 @@ def read_bytes(path: Path) -> bytes:
 
     Raises:
         FileNotFoundError: when there is none.
-        UsageError: when it is no file, or may not be read.
+        UsageError: when it is not a file, or may not be read.
         InfrastructureError: when the disk fails.
     """
     if path.exists() and not path.is_file():
@@ -98,7 +98,7 @@ class _Document:
         self._extent(root)
         try:
             return self._constructor.construct_document(root)
-        except yaml.YAMLError as error:  # a merge of what is no mapping
+        except yaml.YAMLError as error:  # a merge of what is not a mapping
             raise UsageError(f"{self._name} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
 
     def _error(self, node: yaml.Node, what: str) -> UsageError:

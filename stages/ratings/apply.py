@@ -136,7 +136,7 @@ def read_ratings(name: str, audit: AuditConfig) -> Ratings:
     if ratings.scale != scale_of(audit):
         raise UsageError(
             f"{where}: {path} was learnt on another scale: audits.{name} has another task, discrepancy or prepare;"
-            " take `ratings` out of its discrepancy, audit, and rate examples of that landscape"
+            " remove `ratings` from its discrepancy, run the audit, and rate examples of that landscape"
         )
     key = "fails_below" if ratings.target == "quality" else "fails_above"
     if getattr(config, key) is None:

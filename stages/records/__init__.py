@@ -31,7 +31,7 @@ from stages.records.bias import Bias, BiasComparison, BiasSubject
 from stages.records.folder import AuditFolder, StageFolder, audit_folder
 from stages.records.landscape import Agreement, Effect, Example, Gate, Landscape, ModeRecord, Robustness, Verdict
 from stages.records.provenance import Provenance
-from stages.records.repair import Comparison, Difference, Plan, PlannedExample, PlannedMode, RepairVerdict
+from stages.records.repair import Ceiling, Comparison, Difference, Plan, PlannedExample, PlannedMode, RepairVerdict
 from stages.records.search import DiscoverMetrics, Search, Searches
 from stages.records.tables import Compared, ShownExample
 
@@ -42,6 +42,7 @@ __all__ = [
     "Bias",
     "BiasComparison",
     "BiasSubject",
+    "Ceiling",
     "Compared",
     "Comparison",
     "Difference",

@@ -166,6 +166,7 @@ class Report(StageFolder):
 
     verdict = _record("verdict.json", Verdict)
     metrics = _record("metrics.json", FlatMetrics)
+    headline = _record("headline.json", FlatMetrics)
     page = _text("report.html")
 
 
@@ -210,6 +211,7 @@ class Conclude(StageFolder):
 
     verdict = _record("verdict.json", RepairVerdict)
     metrics = _record("metrics.json", FlatMetrics)
+    headline = _record("headline.json", FlatMetrics)
     page = _text("report.html")
     card = _text("model_card.md")
 

@@ -132,7 +132,7 @@ class NamedAgain(Record):
 
 
 class FalseAlarm(Record):
-    """How often what is no failure is called one."""
+    """How often what is not a failure is called one."""
 
     rate: float
     low: float

@@ -53,6 +53,13 @@ class Reviewer(Record):
     key: str | None
 
 
+class Ceiling(Record):
+    """How often reviewers could not read an example themselves, of those they looked at."""
+
+    unreadable: RateRecord
+    statement: str
+
+
 class Plan(Document):
     """plan.json: which modes of which landscape to repair, who said so, and what was said of examples."""
 
@@ -61,6 +68,7 @@ class Plan(Document):
     statement: str
     rule: str | None = None
     agreement: Agreement | None = None
+    ceiling: Ceiling | None = None
     reviewer: str | None
     reviewers: Listed[Reviewer] = Field(default_factory=list)
     by: str | None = None
@@ -435,5 +443,6 @@ class RepairVerdict(Verdict):
     by: str | None = None
     reason: str | None
     agreement: Agreement | None = None
+    ceiling: Ceiling | None = None
     cheapest: Cheapest | None = None
     statement: str

@@ -29,12 +29,23 @@ class ShownExample(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A probe answered by two models: its exhibit and output before a repair, and output and picture (PNG) after it."""
+    """A probe answered by two models.
+
+    Args:
+        exhibit: as the model before the repair answered it.
+        before: the output before the repair.
+        after: and after it.
+        drawn: the picture (PNG) after it, where the answer is one.
+        item: the id of the item.
+        cell: a level of each concept.
+    """
 
     exhibit: Exhibit
     before: str
     after: str
     drawn: bytes | None = None
+    item: str = ""
+    cell: Sequence[int] = ()
 
 
 class Embedded(NamedTuple):
@@ -136,7 +147,7 @@ def read_exhibits(data: bytes | Path, where: str) -> dict[str, list[ShownExample
     """Read what `write_exhibits` wrote: examples by mode, failing ones first.
 
     Raises:
-        UsageError: when there is none, or it is no such file.
+        UsageError: when there is none, or it is not such a file.
     """
     shown: dict[str, list[ShownExample]] = {}
     for row in read_parquet(data, where, _SHOWN).to_dict("records"):
@@ -144,13 +155,21 @@ def read_exhibits(data: bytes | Path, where: str) -> dict[str, list[ShownExample
     return shown
 
 
-_COMPARED = ("kind", *_EXHIBIT, "before", "after", "drawn_after")
+_COMPARED = ("kind", *_EXHIBIT, "before", "after", "drawn_after", "item", "cell")
 
 
 def write_compared(path: Path, compared: Mapping[str, Sequence[Compared]]) -> None:
-    """Write examples of what a repair changed by kind ("fixed", "newly_failing")."""
+    """Write examples of what a repair changed by kind ("fixed", "newly_failing"), and their items "unchanged"."""
     rows = [
-        {"kind": kind, **_row(one.exhibit), "before": one.before, "after": one.after, "drawn_after": one.drawn}
+        {
+            "kind": kind,
+            **_row(one.exhibit),
+            "before": one.before,
+            "after": one.after,
+            "drawn_after": one.drawn,
+            "item": one.item,
+            "cell": json.dumps(list(one.cell)),
+        }
         for kind, shelf in compared.items()
         for one in shelf
     ]
@@ -159,10 +178,11 @@ def write_compared(path: Path, compared: Mapping[str, Sequence[Compared]]) -> No
 
 def read_compared(data: bytes | Path, where: str) -> dict[str, list[Compared]]:
     """Read what `write_compared` wrote; see `read_exhibits`."""
-    compared: dict[str, list[Compared]] = {"fixed": [], "newly_failing": []}
+    compared: dict[str, list[Compared]] = {"fixed": [], "newly_failing": [], "unchanged": []}
     for row in read_parquet(data, where, _COMPARED).to_dict("records"):
         drawn = row["drawn_after"] if isinstance(row["drawn_after"], bytes) else None
-        compared[row["kind"]].append(Compared(_exhibit(row), row["before"], row["after"], drawn))
+        cell = tuple(json.loads(row["cell"]))
+        compared[row["kind"]].append(Compared(_exhibit(row), row["before"], row["after"], drawn, row["item"], cell))
     return compared
 
 

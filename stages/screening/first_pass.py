@@ -39,7 +39,7 @@ from stages.screening.surface import Surface, fit_surface
 from stages.tasks.base import LoadedTask
 from stages.tasks.contract import Compute
 
-ALONE, COMPANY = "alone", "in company"
+ALONE, COMPANY = "alone", "combined"
 _ALONE, _COMPANY, _TRIAL, _CHECK = 0.2, 0.3, 0.1, 0.2  # shares of the budget; the check has all that is left
 _TRIALS = 2
 _FEWEST_ITEMS = 8
@@ -192,7 +192,7 @@ class _Screen:
                 if within(change, self.settings.without) and not off_zero(change):
                     seen[j].why = f"none over {self.settings.without * 100:g} points"
                 elif off_zero(change) and len(js) == 1:
-                    seen[j].verdict, seen[j].why = "effect", f"taken out, {told} fail"
+                    seen[j].verdict, seen[j].why = "effect", f"removed, {told} fail"
                 else:
                     seen[j].verdict = "not known"
                     seen[j].why = _TOO_FEW if len(js) == 1 else "one may stand in for another"
@@ -214,7 +214,7 @@ class _Screen:
         acts = np.flatnonzero((cells != bare).any(axis=1))[: max(n, 0)]
         if len(acts) == 0:
             return NO_RATE
-        asked = [self.probes.ask(grid, items[acts], c[acts], "taken out") for c in (cells, bare)]
+        asked = [self.probes.ask(grid, items[acts], c[acts], "removed") for c in (cells, bare)]
         before, after = (rows["failed"].to_numpy(dtype=float) for rows in asked)
         return Resampler(items[acts], _RESAMPLES, self.seed).mean(after - before, np.ones(len(acts)))
 

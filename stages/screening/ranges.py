@@ -21,11 +21,11 @@ Bounds = tuple[float, float]
 def declared_bounds(task: LoadedTask) -> dict[str, Bounds]:
     """The lowest and highest level of each concept that the task's `catalogue` allows; none where it has no catalogue.
 
-    A concept with declared bounds has a meaning at every level between them. Of any other, only the levels in
-    params.yaml are known to mean something.
+    A concept with declared bounds has a meaning at every level between them. Of any other, and of those that are
+    `whole`, only the levels in params.yaml are known to mean something.
     """
     catalogue = task.automatic_task.catalogue
-    known = (name for name in task.concepts.names if name in catalogue)
+    known = (n for n in task.concepts.names if n in catalogue and not getattr(catalogue[n], "whole", False))
     return {name: (float(catalogue[name].low), float(catalogue[name].high)) for name in known}
 
 

@@ -133,9 +133,9 @@ class _Search:
             beyond = "stronger" if at in self._failed and self._failed[at] < _FAILS else "weaker"
             return f"{concept.name}: no probes were left to see what is {beyond} than {self._label(at)}"
         if self._failed[at] >= _FAILS:
-            return f"{concept.name}: down to {self._label(at)}, where {self._failed[at]} of {n} items fail still"
+            return f"{concept.name}: down to {self._label(at)}, where {self._failed[at]} of {n} items still fail"
         if at + 1 == len(self._factors):
-            return f"{concept.name}: reaches its end, {self._label(at)}, where {self._failed[at]} of {n} items fail"
+            return f"{concept.name}: reaches its limit, {self._label(at)}, where {self._failed[at]} of {n} items fail"
         if self._factors[at] == 1.0:
             return ""
         too_strong = f"at {self._label(at + 1)} {self._failed[at + 1]} of {n} items fail"

@@ -20,13 +20,13 @@ class ScreenSettings(Strict):
     lowest_rate: float = Field(0.03, gt=0, lt=1, description="failure rate below which a grid is too mild to audit")
     highest_rate: float = Field(0.15, gt=0, lt=1, description="failure rate above which a grid is too harsh")
     share: float = Field(
-        0.05, gt=0, lt=1, description="no larger effect: less of the variance within items than this, in company"
+        0.05, gt=0, lt=1, description="no larger effect: less of the variance within items than this, combined"
     )
     effect: float = Field(
         0.2, gt=0, description="and alone a mean change of less, in standard deviations (Cohen 1988: small)"
     )
     without: float = Field(
-        0.1, gt=0, lt=1, description="and taken out of probes in company it changes their failure rate by less"
+        0.1, gt=0, lt=1, description="and removing it from combined probes changes their failure rate by less"
     )
     widest: float = Field(4.0, ge=1, description="how many times stronger than the user's strongest a level may get")
 

@@ -122,7 +122,7 @@ def check_attributes(found: pd.DataFrame, items: int, concepts: Collection[str],
         The same with rows numbered from 0, each value one line of text, and None for what is missing.
 
     Raises:
-        UsageError: when it is no such table.
+        UsageError: when it is not such a table.
     """
     what = f"{task}.attributes"
     if not isinstance(found, pd.DataFrame) or len(found) != items:
@@ -163,7 +163,7 @@ def _ranges(column: pd.Series) -> pd.Series | None:
 
 
 def _categories(column: pd.Series) -> pd.Series | None:
-    """Values as people read them; None where they are no groups of items."""
+    """Values as people read them; None where they are not groups of items."""
     said = {}
     for value in column.dropna():
         if not isinstance(value, str | bool | int | float | np.bool_ | np.integer | np.floating):

@@ -11,7 +11,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,9 @@ from stages.tasks.features import PrincipalAxes
 from stages.tasks.kinds import KIND, Kinds
 from stages.tasks.source import Source
 from stages.tasks.sources import data_errors, missing_splits, parse_source, source_errors
+
+if TYPE_CHECKING:
+    from stages.tasks.account import Expected
 
 
 class LoadedTask(ABC):
@@ -211,7 +214,7 @@ class LoadedTask(ABC):
             epsilon: how much each number of the input may change at most, as a share of its range.
             steps: of pgd.
         """
-        raise UsageError(f"discover.microscopic.gradient: {type(self).__name__} gives no gradients")
+        raise UsageError(f"discover.microscopic.gradient: {type(self).__name__} provides no gradients")
 
     def logits(self, item_ids: Sequence[str], cells: np.ndarray) -> Any:
         """Answers of the model as a tensor (n, k), by which `faded tune` compares backends; None: by discrepancies."""
@@ -327,7 +330,7 @@ class Task(LoadedTask):
     @classmethod
     def attack_errors(cls, context: TaskContext) -> list[str]:
         """Say why its items cannot be attacked along the model's gradient; empty if they can."""
-        return [] if offers(cls, "attacked") else ["this task gives no gradients"]
+        return [] if offers(cls, "attacked") else ["this task provides no gradients"]
 
     @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
@@ -389,6 +392,16 @@ class Task(LoadedTask):
         """
         cls.require_valid(context)
         return [line for source in cls.sources(context).values() for line in source.prefetch(context.inputs)]
+
+    @classmethod
+    def expected_requests(cls, context: TaskContext) -> Expected | None:
+        """What requests to a service are likely to take, where the model is one that counts tokens; None elsewhere."""
+        return None
+
+    @classmethod
+    def expected_judgements(cls, context: TaskContext) -> Expected | None:
+        """The same of requests to a judge, where the task has one."""
+        return None
 
     @classmethod
     def origin(cls, context: TaskContext) -> dict[str, str]:

@@ -15,6 +15,8 @@ from stages.errors import UsageError
 
 Split = Literal["discover", "repair", "test"]
 SPLITS: tuple[Split, ...] = ("discover", "repair", "test")
+# What a task keeps beside its model and items, in data/<audit>/prepare; empty for most tasks.
+ASSETS = "assets"
 NOT_VALID = "changed the input so much that no model could be blamed"
 
 
@@ -55,7 +57,7 @@ class Chosen:
 
 
 def is_remote(config: Mapping[str, Any]) -> bool:
-    """Whether a `prepare:` block names a model behind HTTP."""
+    """Whether a `prepare:` block names a model behind Faded's own HTTP form; by any: `stages.network.is_served`."""
     model = config.get("model")
     return isinstance(model, Mapping) and "endpoint" in model
 
@@ -87,7 +89,7 @@ class TaskContext:
 class Items:
     """The audit set: a table with columns id, split, label (what people expect) and whatever the task adds.
 
-    Items that share a `group` (prompts of one template, crops of one photo) are no independent evidence: intervals
+    Items that share a `group` (prompts of one template, crops of one photo) are not independent evidence: intervals
     resample groups, not items. Without that column each item stands for itself.
     """
 

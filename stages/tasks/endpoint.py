@@ -52,7 +52,9 @@ class EndpointConfig(Strict):
     concurrency: int = Field(2, ge=1, le=64, description="requests on their way at once")
     rate: float | None = Field(None, gt=0, description="requests a second at most")
     timeout: float = Field(60.0, gt=0, description="seconds for one request")
-    retries: int = Field(6, ge=0, le=20, description="after the first try, ever longer apart; 6 take half a minute")
+    retries: int = Field(
+        6, ge=0, le=20, description="retries after the first try, at increasing intervals; 6 take half a minute"
+    )
     deterministic: bool = Field(True, description="false: the same input may be answered otherwise tomorrow")
 
     @field_validator("endpoint")

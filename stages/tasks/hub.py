@@ -113,7 +113,9 @@ class Repository:
                 local_files_only=True,
             )
         except HFValidationError as error:
-            raise UsageError(f"{where}: {self.name} is no ID of the Hugging Face hub: {_first_line(error)}") from None
+            raise UsageError(
+                f"{where}: {self.name} is not an ID on the Hugging Face hub: {_first_line(error)}"
+            ) from None
         except OSError as error:  # LocalEntryNotFoundError is one, and says how to call the library
             there = sorted(p.name for p in inputs.iterdir() if p.is_dir()) if inputs.is_dir() else []
             held = "a part of it only" if type(error).__name__ == "IncompleteSnapshotError" else "nothing of it"
@@ -142,7 +144,7 @@ class Repository:
 
         if constants.HF_HUB_OFFLINE:
             raise UsageError(
-                f"{where}: {self} has to be fetched, and HF_HUB_OFFLINE=1 forbids it: set HF_HUB_OFFLINE=0"
+                f"{where}: {self} has to be downloaded, and HF_HUB_OFFLINE=1 forbids it: set HF_HUB_OFFLINE=0"
             )
         get: Callable[..., str] = snapshot_download
         try:

@@ -163,7 +163,7 @@ class Proposal:
         model: more of `prepare.model`.
         data: more of the block of the data.
         prepare: further keys of `prepare`.
-        batch_size: probes answered at once.
+        batch_size: probes per batch.
     """
 
     concepts: Mapping[str, Sequence[float | str]]
@@ -227,7 +227,7 @@ class Init(ABC):
         most: items of each split that are useful.
         discrepancy: the audit's block.
         meaning: what it is, for people.
-        method: of the repair.
+        method: of the repair; "" where there is none.
         control: of the repair.
         trying: what the model is tried on, for people; "" where there is no trial.
         trial_of_service: how much of it a trial asks a service about, which may cost money.
@@ -252,7 +252,7 @@ class Init(ABC):
         return None
 
     def named_model(self, name: str) -> Model | None:
-        """Recognise a model that is no file: one that is trained on the data, perhaps."""
+        """Recognise a model that is not a file: one that is trained on the data, perhaps."""
         return None
 
     def usual_model(self, data: str) -> str | None:
@@ -272,7 +272,7 @@ class Init(ABC):
         """
 
     def named_data(self, name: str) -> Data | None:
-        """Recognise data that are no file: a set that comes with a library."""
+        """Recognise data that are not a file: a set that comes with a library."""
         return None
 
     def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
@@ -344,7 +344,7 @@ def json_lines(path: Path, given: str) -> Iterator[dict[str, Any]]:
     """Lines of a table of JSON objects; those that are none are left to the loader to tell.
 
     Raises:
-        UsageError: when it is no text.
+        UsageError: when it is not text.
     """
     try:
         with path.open(encoding="utf-8") as lines:

@@ -10,12 +10,14 @@ from typing import Any
 
 from stages import plugins, processes
 from stages.code import is_own_workspace
+from stages.concepts.grids import APPLIED_BY
 from stages.environment import DATA
 from stages.errors import UsageError, did_you_mean
 from stages.files import read_json
+from stages.network import is_served
 from stages.params.audit import AuditConfig
 from stages.tasks.base import Task
-from stages.tasks.contract import Compute, TaskContext, is_remote
+from stages.tasks.contract import Compute, TaskContext
 
 
 def resolve_device(name: str) -> str:
@@ -77,7 +79,9 @@ def task_context(name: str, audit: AuditConfig, prepared: Path | None = None) ->
             compute.batch_size,
             resolve_backend(audit, prepared),
             resolve_dtype(name, audit),
-            1 if device != "cpu" or is_remote(audit.prepare) else max(1, processes.cores() // compute.threads),
+            1
+            if device != "cpu" or is_served(audit.prepare.get("model"))
+            else max(1, processes.cores() // compute.threads),
         ),
     )
 
@@ -109,8 +113,10 @@ def load_alone(name: str, audit: AuditConfig, prepared: Path, model: Path | None
 def task_class(name: str, audit: AuditConfig) -> type[Task]:
     """Import the class named by `task:`: a module and its class, or the name of an entry point.
 
+    What applies the audit's concepts may go before it (`stages.concepts.grids.APPLIED_BY`).
+
     Raises:
-        UsageError: when it cannot be imported, or is no task.
+        UsageError: when it cannot be imported, or is not a task.
     """
     where = f"audits.{name}.task: {audit.task}"
     module_name, class_name = _target(where, audit.task)
@@ -131,6 +137,9 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
         )
     if lacking := sorted(cls.__abstractmethods__):
         raise UsageError(f"{where} is not a valid task: it lacks {', '.join(lacking)}; see docs/own-task.md")
+    for concept in APPLIED_BY.keys() & audit.concepts.keys():
+        module_name, _, class_name = APPLIED_BY[concept].partition(":")
+        cls = getattr(importlib.import_module(module_name), class_name).before(cls)
     return cls
 
 
@@ -142,8 +151,8 @@ def _target(where: str, task: str) -> tuple[str, str]:
     known = plugins.load(plugins.TASKS)
     if task not in known:
         raise UsageError(
-            f"{where} is the name of no installed task, found: {', '.join(sorted(known))}{did_you_mean(task, known)}; a"
-            " class of your own is named as package.module:Class"
+            f"{where} is not the name of an installed task, found: {', '.join(sorted(known))}"
+            f"{did_you_mean(task, known)}; name your own class as package.module:Class"
         )
     return known[task].module, known[task].attr
 

@@ -72,7 +72,7 @@ def resume(
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a mapping
     except (OSError, SafetensorError):
         about, kept = {}, {}
     if about.get("checksum") != _checksum(path, about.get("state", ""), kept):
@@ -81,6 +81,8 @@ def resume(
     state: Mapping[str, Any] = json.loads(about["state"])
     for name, parameter in trained.items():
         parameter.data.copy_(kept[f"model.{name}"])
+        if f"step.{name}" not in kept:  # what takes no part in an answer has no gradient, and AdamW no state of it
+            continue
         optimizer.state[parameter] = {
             # AdamW counts its steps on the CPU.
             key: kept[f"{key}.{name}"].to("cpu" if key == "step" else device)

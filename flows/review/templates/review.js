@@ -47,14 +47,14 @@
   const store = (act) => { try { return act(localStorage); } catch { return null; } };
   const save = () => {
     const values = {};
-    for (const e of fields()) if (e.type !== "radio" || e.checked) values[e.name] = e.value;
+    for (const e of fields()) if (!["radio", "checkbox"].includes(e.type) || e.checked) values[e.name] = e.value;
     store((s) => s.setItem(key, JSON.stringify({ when: Date.now(), values })));
   };
   const restore = (draft) => {
     for (const e of fields()) {
       const value = draft.values[e.name];
       if (typeof value !== "string") continue;
-      if (e.type === "radio") e.checked = e.value === value;
+      if (["radio", "checkbox"].includes(e.type)) e.checked = e.value === value;
       else e.value = value;
     }
     const note = document.getElementById("draft");

@@ -164,7 +164,7 @@ def _plural_subject(sentence: Sequence[Token], i: int) -> bool:
 
 
 def _other_tense(sentence: Sequence[Token], i: int) -> str | None:
-    """The verb at i in the present if it is past, in the past if it is present; None if it is no finite verb."""
+    """The verb at i in the present if it is past, in the past if it is present; None if it is not a finite verb."""
     verb, word = sentence[i], sentence[i].lower
     if not _is_finite(sentence, i) or verb.tag not in _FINITE:
         return None

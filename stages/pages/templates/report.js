@@ -1,6 +1,6 @@
 "use strict";
-// Unpacks plotly when the first chart comes near the screen, draws charts as they are scrolled to, switches them with
-// their selectors, and lends them the colours of the page.
+// Unpacks plotly when the page is idle or a chart comes near the screen, draws all charts that are not folded away,
+// switches them with their selectors, and lends them the colours of the page.
 (() => {
   const figures = [...document.querySelectorAll(".plot")];
   const root = document.documentElement;
@@ -71,8 +71,8 @@
     return figure;
   };
 
-  const draw = async (div) => {
-    const Plotly = await plotly();
+  // Without a pause: before printing there is time for nothing else.
+  const drawNow = (div) => {
     if (!variants.has(div)) variants.set(div, JSON.parse(document.getElementById(div.dataset.figure).textContent));
     const figure = fitted(div, structuredClone(variants.get(div)[choice(div)]));
     const camera = div._fullLayout?.scene?.camera;
@@ -80,9 +80,21 @@
     // By default a button uploads the chart ("Share chart...", in plotly.js since version 4).
     const config = { responsive: true, displaylogo: false, displayModeBar: figure.layout.scene ? "hover" : false, scrollZoom: false,
       showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-    await Plotly.react(div, filtered(div, figure.data), themed(figure.layout), config);
+    const done = window.Plotly.react(div, filtered(div, figure.data), themed(figure.layout), config);
     if (!div.dataset.drawn && figure.layout.scene) div.on("plotly_relayout", () => follow(div));
+    const { width, height } = div._fullLayout;
+    div.style.setProperty("--ratio", `${width} / ${height}`);
+    // With a box of their own, charts shrink to the width of paper.
+    for (const svg of div.querySelectorAll(".main-svg")) svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    const said = document.getElementById(`${div.id}-said`);
+    said.textContent = figure.layout.meta?.said ?? "";
+    said.hidden = !said.textContent;
     div.dataset.drawn = String(choice(div));
+    return done;
+  };
+  const draw = async (div) => {
+    await plotly();
+    await drawNow(div);
   };
   // Two landscapes side by side are looked at from the same side.
   let following = false;
@@ -105,6 +117,14 @@
     }
   }, { rootMargin: "400px" });
   figures.forEach((div) => watcher.observe(div));
+  // All others as soon as there is time, so that none is missing on paper; what is folded away waits until it is opened.
+  const idle = window.requestIdleCallback ?? setTimeout;
+  const drawRest = () => {
+    const next = figures.find((div) => !div.dataset.drawn && !div.closest("details:not([open])"));
+    if (next) draw(next).then(() => idle(drawRest), (error) => say(error.message));
+    else root.dataset.charts = "drawn";
+  };
+  addEventListener("load", () => idle(drawRest));
 
   for (const control of document.querySelectorAll("[data-controls]")) {
     const select = control.dataset.controls;
@@ -114,8 +134,21 @@
       redraw((f) => f.dataset.selector === select);
     });
   }
-  document.documentElement.classList.add("js");
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw(() => true));
+  root.classList.add("js");
+  if (location.hash === "#summary") root.classList.add("summary"); // to print the first page alone
+
+  // On a phone rows become cards, whose cells need the names of their columns. `display` takes a table its meaning for
+  // screen readers, so that is said again.
+  const roles = { table: "table", thead: "rowgroup", tbody: "rowgroup", tr: "row", td: "cell" };
+  for (const table of document.querySelectorAll(".scroll table:not(.facts, .heat, .sheet)")) {
+    table.classList.add("stacked");
+    const names = [...(table.tHead?.rows[0].cells ?? [])].map((cell) => cell.textContent);
+    for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, n) => (cell.dataset.label = names[n] ?? ""));
+    for (const part of [table, ...table.querySelectorAll(Object.keys(roles).join())]) part.setAttribute("role", roles[part.localName]);
+    for (const head of table.querySelectorAll("th")) head.setAttribute("role", head.scope === "row" ? "rowheader" : "columnheader");
+  }
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", () => redraw(() => true));
   // Paper is white, and every chart and table belongs on it.
   const closed = () => document.querySelectorAll("details:not([open])");
   let opened = [];
@@ -123,11 +156,11 @@
     root.dataset.theme = "light";
     opened = [...closed()].filter((d) => d.classList.contains("printed"));
     opened.forEach((d) => (d.open = true));
-    figures.forEach(safely);
+    if (dark.matches && window.Plotly) figures.filter((f) => f.dataset.drawn).forEach(drawNow);
   });
   addEventListener("afterprint", () => {
     delete root.dataset.theme;
     opened.forEach((d) => (d.open = false));
-    redraw(() => true);
+    if (dark.matches) redraw(() => true);
   });
 })();

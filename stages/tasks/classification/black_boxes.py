@@ -48,7 +48,7 @@ class BlackBox(nn.Module):
         """Pictures, normalised if the model wants that -> logits (n, classes) on the same device.
 
         Raises:
-            UsageError: when a score is no number, or a probability is none.
+            UsageError: when a score is not a number, or a probability is none.
         """
         scores = self.scores(np.ascontiguousarray(pixels.detach().cpu().numpy())).astype(np.float32)
         if not np.isfinite(scores).all():

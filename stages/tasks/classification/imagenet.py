@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 ALIKE = 0.9  # share of names that must agree; who names them shortens and spells a few otherwise
 
@@ -14,6 +14,14 @@ def class_names() -> list[str]:
 
     info = ImageNetInfo()
     return [_first(info.index_to_description(i)) for i in range(info.num_classes())]
+
+
+def are_of_imagenet(labels: Iterable[str], classes: int) -> bool:
+    """Whether a model with so many classes has those of ImageNet, as far as the labels of its items tell."""
+    if importlib.util.find_spec("timm") is None:
+        return False
+    names = class_names()
+    return classes == len(names) and {_first(label).lower() for label in labels} <= {name.lower() for name in names}
 
 
 def wordnet_ids(classes: Sequence[str]) -> dict[str, int]:

@@ -28,7 +28,7 @@ from stages.tasks.hub_data import HubDataSource, check_columns, row_file
 from stages.tasks.json_lines import count_lines
 from stages.tasks.source import collect
 
-_READ = ("image", "label", "id", "split", "group")  # fields of a line that are no details
+_READ = ("image", "label", "id", "split", "group")  # fields of a line that are not details
 
 
 class OwnPictures(DataSource):
@@ -345,7 +345,7 @@ def _row(line: str) -> tuple[dict[str, str], dict[str, Any]]:
     """One line of a list: the fields that are read, and what else it says of the picture.
 
     Raises:
-        ValueError: when it is no picture with its label.
+        ValueError: when it is not a picture with its label.
     """
     try:
         row = json.loads(line)

@@ -62,7 +62,7 @@ class ClassifierProbes(Task):
     """A classifier under test with its images.
 
     The discrepancy of a probe is tanh((best other logit - true logit) / scale), in [-1, 1]: above 0 the model is wrong.
-    With a reference (`prepare.reference`), pictures that nobody could read are no failures.
+    With a reference (`prepare.reference`), pictures that nobody could read are not failures.
     Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.images`.
     """
 
@@ -141,7 +141,7 @@ class ClassifierProbes(Task):
     def attack_errors(cls, context: TaskContext) -> list[str]:
         """See Task: a model that only answers has no gradients."""
         if kind := _black_box(context):
-            return [f"a model that runs by itself (prepare.model.{kind}) gives no gradients"]
+            return [f"a model that runs by itself (prepare.model.{kind}) provides no gradients"]
         return [] if has_foolbox() else [MISSING]
 
     # Preparation
@@ -176,7 +176,11 @@ class ClassifierProbes(Task):
             "classes": len(classes),
             "parameters": sum(p.numel() for p in model.parameters()),
             "skipped": len(items.attrs["skipped"]),
-            "origin": {"model": model.form.origin, **task.judged_by, **cls.origin(context)},
+            "origin": {
+                "model": f"{model.form.architecture}, {model.form.origin}",
+                **task.judged_by,
+                **cls.origin(context),
+            },
             **chosen,
         }
 

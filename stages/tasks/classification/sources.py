@@ -37,7 +37,7 @@ class ModelSource(Source):
         """Make the model for these pictures.
 
         Raises:
-            UsageError: when it cannot be read, is no classifier, or does not fit the pictures.
+            UsageError: when it cannot be read, is not a classifier, or does not fit the pictures.
         """
 
 
@@ -169,7 +169,7 @@ def check_answers(model: Classifier, where: str) -> Classifier:
         raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise UsageError(
-            f"{where}: it takes no pictures of shape {model.form.shape}: {' '.join(str(error).split())[:300]}"
+            f"{where}: it does not accept pictures of shape {model.form.shape}: {' '.join(str(error).split())[:300]}"
         ) from None
     if not isinstance(answer, Tensor) or tuple(answer.shape) != wanted:
         found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__

@@ -11,7 +11,7 @@ import numpy as np
 from stages.errors import UsageError
 
 SCALE = 5.0  # margin of logits at which the discrepancy begins to saturate, as in image classification
-LONG = 4  # an answer of more words is a text, in which one other word is no failure
+LONG = 4  # an answer of more words is a text, in which one other word is not a failure
 LONGEST = 500  # characters of an answer that are kept
 THRESHOLDS = {"labels": 0.0, "scores": 0.0, "probabilities": 0.0, "texts": 0.5}
 """By kind of answers: where failing begins."""

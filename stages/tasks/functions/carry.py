@@ -35,7 +35,7 @@ def carried(
     """
     own = {one.name: one for one in task.concepts.concepts if one.apply is not None}
     if unknown := set(concepts) - set(own):
-        raise UsageError(f"concepts: {', '.join(sorted(unknown))} is no concept of your own in this audit")
+        raise UsageError(f"concepts: {', '.join(sorted(unknown))} is not a concept of your own in this audit")
     names: dict[str, Any] = {"model": model or _name("model", task.model)}
     if own:
         names["concepts"] = {
@@ -62,7 +62,7 @@ def _name(argument: str, function: Any) -> str:
 
 
 def _files(target: str) -> list[Path]:
-    """The file of a module that is no installed package; none for one that is."""
+    """The file of a module that is not an installed package; none for one that is."""
     top = target.partition(":")[0].partition(".")[0]
     path = Path(str(sys.modules[top].__file__))
     if top in packages_distributions():

@@ -72,7 +72,7 @@ def as_given(items: Any) -> Given:
         raise UsageError("items is one text, expected a list of them")
     if isinstance(items, list | tuple | pd.Series) and len(items) and isinstance(next(iter(items)), str):
         if wrong := [i for i, item in enumerate(items) if not isinstance(item, str)]:
-            raise UsageError(f"items[{wrong[0]}] is no text as the first is")
+            raise UsageError(f"items[{wrong[0]}] is not text as the first is")
         return Texts(list(items))
     array = items.detach().cpu().numpy() if hasattr(items, "detach") else np.asarray(items)
     if array.ndim == 2 and array.dtype.kind in "fiub":

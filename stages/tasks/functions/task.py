@@ -160,7 +160,7 @@ class FunctionTask(Task):
         ]
 
     def clean_quality(self, split: Split) -> Quality:
-        """See Task: 1 where what the model says of the unchanged item is no failure."""
+        """See Task: 1 where what the model says of the unchanged item is not a failure."""
         ids = self.items.ids(split)
         values = []
         for start in range(0, len(ids), self.context.compute.batch_size):

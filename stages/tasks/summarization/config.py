@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from stages.concepts import Level
 from stages.params import Strict
+from stages.tasks.judging import JUDGE, Near
 from stages.tasks.sources import ItemCounts
 from stages.tasks.summarization.form import SENT, GenerationConfig
 from stages.tasks.summarization.measures import ABSOLUTE, NEEDS_REFERENCE
@@ -21,6 +22,7 @@ Measure = Literal[
     "instability_bleu",
     "reference_loss",
     "unsupported",
+    "judge",
 ]
 
 
@@ -48,6 +50,9 @@ class PrepareConfig(Strict):
         None, description="a model that measures `unsupported`, in place of rules on words"
     )
     calibrate: CalibrationConfig = CalibrationConfig()
+    judge: dict[str, Any] | None = Field(
+        None, description="a language model that judges summaries, not the one audited"
+    )
 
     @property
     def references(self) -> bool:
@@ -56,7 +61,7 @@ class PrepareConfig(Strict):
 
 
 class DiscrepancyConfig(Strict):
-    """The `discrepancy:` block: a probe fails where the measure is above the threshold, or the output is no summary."""
+    """The `discrepancy:` block: a probe fails above the threshold, or if the output is not a summary."""
 
     measure: Measure | dict[Measure, float] = Field(
         "faithfulness_loss", description="one measure, or several with their weights"
@@ -66,6 +71,9 @@ class DiscrepancyConfig(Strict):
         description="auto: what a benign change exceeds in `false_alarms` of the articles; unsupported has its own",
     )
     false_alarms: float = Field(0.05, gt=0, lt=1, description="for threshold auto")
+    near: Near | None = Field(
+        None, description="[LOW, HIGH]: the judge decides summaries whose discrepancy is from LOW to HIGH"
+    )
     validity: float = Field(
         0.75, ge=-1, lt=1, description="changed articles less similar to their original are not held against the model"
     )
@@ -75,6 +83,10 @@ class DiscrepancyConfig(Strict):
     def _weights_are_positive(cls, measure: Measure | dict[Measure, float]) -> Measure | dict[Measure, float]:
         if isinstance(measure, dict) and (not measure or min(measure.values()) <= 0):
             raise ValueError(f"expected weights above 0, found {measure}")
+        if isinstance(measure, dict) and JUDGE in measure:
+            raise ValueError(
+                f"{JUDGE} is no part of a mean; with discrepancy.near it decides where the measure is near"
+            )
         return measure
 
     @field_validator("threshold")
@@ -105,11 +117,12 @@ def too_few(articles: int, false_alarms: float) -> str:
 def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig) -> list[str]:
     """What `discrepancy` asks for and `prepare` cannot give, one error a line."""
     errors = []
-    idle = sorted(prepare.generation.model_fields_set - SENT) if "endpoint" in prepare.model else []
-    if idle:
+    sent = next((names for key, names in SENT.items() if key in prepare.model), None)
+    idle = sorted(prepare.generation.model_fields_set - sent) if sent else []
+    if sent and idle:
         errors.append(
             f"prepare.generation: {', '.join(idle)} has no effect on a model behind HTTP, which is sent"
-            f" {', '.join(sorted(SENT))} alone; what it should be sent beside is named by prepare.model.settings"
+            f" {', '.join(sorted(sent))} alone; what it should be sent beside is named by prepare.model.settings"
         )
     compared = sorted(NEEDS_REFERENCE & discrepancy.weights.keys())
     if compared and not prepare.references:
@@ -124,7 +137,7 @@ def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig) -> list[st
             f" beside other measures ({', '.join(sorted(weights.keys() - {ABSOLUTE}))}) it needs a number"
         )
     articles = min(prepare.items.discover, prepare.calibrate.articles)
-    calibrated = discrepancy.threshold == "auto" and ABSOLUTE not in weights
+    calibrated = discrepancy.threshold == "auto" and not weights.keys() & {ABSOLUTE, JUDGE}
     if calibrated and (error := too_few(articles, discrepancy.false_alarms)):
         errors.append(error)
     return errors

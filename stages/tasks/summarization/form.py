@@ -5,6 +5,7 @@ It is faded.json in the model folder, and `prepare.generation` in params.yaml is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +17,13 @@ from stages.params import Strict, checked
 
 FORM = "faded.json"
 ADAPTER = "adapter_config.json"
+CONFIG = "config.json"  # of transformers, beside weights
 ARTICLE = "{article}"
-SENT = frozenset({"max_new_tokens"})  # of the generation settings: what a model behind HTTP is sent
+# Of the generation settings, what a model behind HTTP is sent, by the key of its block.
+SENT: Mapping[str, frozenset[str]] = {
+    "endpoint": frozenset({"max_new_tokens"}),
+    "openai": frozenset({"max_new_tokens", "prompt", "system"}),
+}
 
 Kind = Literal["causal", "seq2seq", "endpoint"]
 
@@ -128,4 +134,5 @@ def read_folder(folder: Path, base: Path | None) -> tuple[Form, Path, str]:
     content = model_hash(base)
     if form.base != content:
         raise UsageError(f"{folder} is a repair of the model {form.base}; {base} holds {content}")
-    return form, base, content_hash(sorted(folder.iterdir()), content)
+    weights = folder if (folder / CONFIG).exists() else base
+    return form, weights, content_hash(sorted(folder.iterdir()), content)

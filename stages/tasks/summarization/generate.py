@@ -92,7 +92,7 @@ class Summarizer:
 
     def _check_room(self) -> None:
         asked, causal = self.form.generation, self.form.kind == "causal"
-        frame = len(self._encode(self.prompt("")))
+        frame = len(self.encode(self.prompt("")))
         if room := _room(self.model.config, "decoder" if causal else "encoder"):
             # Decoder-only models count positions without the padding, encoders with it.
             most = room - frame - asked.max_new_tokens if causal else room // STRIDE * STRIDE - frame
@@ -117,7 +117,13 @@ class Summarizer:
         """
         return render_prompt(self.tokenizer, self.form, article)
 
-    def _encode(self, prompt: str) -> list[int]:
+    @property
+    def room(self) -> int | None:
+        """Tokens of prompt and answer that a decoder-only model has positions for; None where these have no end."""
+        return _room(self.model.config, "decoder")
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of what the model is given."""
         # A chat template writes the special tokens itself.
         own = self.form.kind == "causal" and self.form.generation.chat
         ids: list[int] = self.tokenizer(prompt, add_special_tokens=not own)["input_ids"]
@@ -146,7 +152,7 @@ class Summarizer:
     def inputs(self, article: str) -> list[int]:
         """Token ids the encoder, or the decoder-only model, is given: normalised, cut, within the prompt."""
         text = self.preprocess(article) if self.preprocess else article
-        return self._encode(self.prompt(self.fit(text)[0]))
+        return self.encode(self.prompt(self.fit(text)[0]))
 
     def summarize(
         self, articles: Sequence[str], *, samples: int = 1, temperature: float | None = None, seed: int = 0
@@ -164,7 +170,13 @@ class Summarizer:
         """
         if samples < 1 or (samples > 1 and temperature is None):
             raise ValueError(f"expected one sample, or several with a temperature; found {samples} and {temperature}")
-        prompts = [tuple(self.inputs(article)) for article in articles]
+        return self.complete([self.inputs(a) for a in articles], samples=samples, temperature=temperature, seed=seed)
+
+    def complete(
+        self, rows: Sequence[Sequence[int]], *, samples: int = 1, temperature: float | None = None, seed: int = 0
+    ) -> list[str]:
+        """Answer n prompts, given as token ids; see `summarize`."""
+        prompts = [tuple(row) for row in rows]
         settings = _settings(self.form, samples, temperature)
         answers: dict[tuple[int, ...], list[str]] = {}
         with torch.random.fork_rng(), torch.inference_mode():
@@ -255,8 +267,15 @@ def render_prompt(tokenizer: Any, form: Form, article: str) -> str:
     if form.kind == "seq2seq":
         return asked.prefix + article
     said = asked.prompt.replace(ARTICLE, article)
-    if not asked.chat:
-        return said
+    return render_chat(tokenizer, asked.system, said) if asked.chat else said
+
+
+def render_chat(tokenizer: Any, system: str, said: str) -> str:
+    """Put what a user says, and the system message unless it is empty, into the chat template.
+
+    Raises:
+        UsageError: when the model's chat template is missing or refuses these messages.
+    """
     if not tokenizer.chat_template:
         raise UsageError(
             "prepare.model: the tokenizer has no chat template, so it is unknown how the model expects to be asked;"
@@ -264,7 +283,7 @@ def render_prompt(tokenizer: Any, form: Form, article: str) -> str:
         )
     from jinja2 import TemplateError
 
-    messages = [{"role": "system", "content": asked.system}] if asked.system else []
+    messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": said})
     try:
         # Models that may think first would spend the tokens of the summary on it; other templates ignore the word.
@@ -274,7 +293,7 @@ def render_prompt(tokenizer: Any, form: Form, article: str) -> str:
     except TemplateError as error:
         raise UsageError(
             f"prepare.model: its chat template refuses the prompt: {error}; if it knows no system message, set"
-            ' prepare.generation.system: ""'
+            ' system: ""'
         ) from None
     return text
 

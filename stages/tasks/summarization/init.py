@@ -44,15 +44,7 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
 
     def model(self, path: Path, ask: Ask) -> Model | None:
         """See Init."""
-        config = read_config(path / "config.json")
-        names = [str(name) for name in config.get("architectures") or []]
-        if not (config.get("is_encoder_decoder") or any(name.endswith(_WRITES) for name in names)):
-            return None
-        files = sorted(path.glob("*.safetensors"))
-        n = sum(prod(shape) for file in files for shape in tensor_shapes(file).values())
-        size = f", {n / 1e6:,.1f} million parameters" if n else ""
-        said = f"{names[0] if names else 'a model'} of transformers{size}"
-        return Model(said, path=path, key="transformers")
+        return writing_model(path)
 
     def data(self, path: Path, given: str, ask: Ask) -> Data:
         """See Init."""
@@ -69,6 +61,19 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
 
         batch_size = 16 if "endpoint" in seen.model.block else 48
         return Proposal(_CONCEPTS, {name: CATALOGUE[name].doc for name in _CONCEPTS}, batch_size=batch_size)
+
+
+def writing_model(path: Path) -> Model | None:
+    """Recognise the folder of a model of transformers that writes text; None: it is none."""
+    config = read_config(path / "config.json")
+    names = [str(name) for name in config.get("architectures") or []]
+    if not (config.get("is_encoder_decoder") or any(name.endswith(_WRITES) for name in names)):
+        return None
+    files = sorted(path.glob("*.safetensors"))
+    n = sum(prod(shape) for file in files for shape in tensor_shapes(file).values())
+    size = f", {n / 1e6:,.1f} million parameters" if n else ""
+    said = f"{names[0] if names else 'a model'} of transformers{size}"
+    return Model(said, path=path, key="transformers")
 
 
 def look_at_articles(path: Path, given: str, ask: Ask) -> Data:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stages.errors import UsageError
 from stages.files import content_hash
+from stages.tasks.account import Account
 from stages.tasks.contract import Compute
 from stages.tasks.hub import NAME, Repository, remedy
 from stages.tasks.source import collect
@@ -27,6 +28,7 @@ from stages.tasks.sources import package_file
 from stages.tasks.summarization.form import ADAPTER, Form, GenerationConfig, Kind, model_hash, read_folder, save_form
 from stages.tasks.summarization.generate import Summarizer, render_prompt, with_normalisations
 from stages.tasks.summarization.remote import EndpointModel
+from stages.tasks.summarization.served import OpenAIModel
 from stages.tasks.summarization.source import ModelSource
 
 WHERE = "prepare.model"
@@ -40,7 +42,9 @@ _FIXED_DATE = "{% macro strftime_now(format) %}01 Jan 2026{% endmacro +%}"
 class WeightsModel(ModelSource):
     """Base of the loaders of models whose weights are here."""
 
-    def load(self, folder: Path, compute: Compute, base: Path | None = None) -> Summarizer:
+    def load(
+        self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
+    ) -> Summarizer:
         """See ModelSource."""
         return load_summarizer(folder, compute, base)
 
@@ -63,8 +67,15 @@ class PackageModel(WeightsModel):
         """See Source."""
         return f"{self.file} of the package {self.package} {_version(self.package)}".strip()
 
-    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str = "float32") -> None:
-        """See ModelSource."""
+    def build(
+        self,
+        inputs: Path,
+        out_dir: Path,
+        generation: GenerationConfig,
+        dtype: str = "float32",
+        account: Account | None = None,
+    ) -> None:
+        """See LanguageModelSource."""
         path = package_file(inputs, self.package, self.file, "prepare.model")
         with _readable(f"prepare.model.file: {path}"):
             from transformers import GgufConfig
@@ -102,8 +113,15 @@ class TransformersModel(WeightsModel):
         """See Source."""
         return self._repository.found(inputs, f"{WHERE}.transformers")[1]
 
-    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str = "float32") -> None:
-        """See ModelSource."""
+    def build(
+        self,
+        inputs: Path,
+        out_dir: Path,
+        generation: GenerationConfig,
+        dtype: str = "float32",
+        account: Account | None = None,
+    ) -> None:
+        """See LanguageModelSource."""
         self.require(inputs)
         folder = self._repository.local(inputs, f"{WHERE}.transformers")
         if folder is not None:
@@ -129,14 +147,15 @@ MODEL_LOADERS: Mapping[str, type[ModelSource]] = {
     "package": PackageModel,
     "transformers": TransformersModel,
     "endpoint": EndpointModel,
+    "openai": OpenAIModel,
 }
 
 
 def load_summarizer(folder: Path, compute: Compute, base: Path | None = None) -> Summarizer:
     """Read a model folder, or a repair of one together with the model folder it belongs to.
 
-    A repair is a folder whose faded.json names its base: with an adapter, with normalisations, or with both. Adapters
-    are merged into the weights, so that a repaired model answers as quickly as its base.
+    A repair is a folder whose faded.json names its base: with weights of its own or an adapter, with normalisations, or
+    with both. Adapters are merged into the weights, so that a repaired model answers as quickly as its base.
 
     Raises:
         UsageError: when a file is missing or damaged, or the repair was made for another model.

@@ -135,7 +135,7 @@ def characters(text: str) -> str:
     """Write look-alikes of ASCII letters, digits and marks, and ligatures, as what they look like.
 
     They are what Unicode calls compatible (NFKC), less raised and lowered characters and fractions. Typographic marks,
-    such as curly quotes, are no look-alikes and stay.
+    such as curly quotes, are not look-alikes and stay.
     """
     return _FOREIGN.sub(lambda found: _ascii_alike(found[0]), text)
 

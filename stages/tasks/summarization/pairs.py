@@ -91,7 +91,7 @@ def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettin
         )
     if plan.control is not None:  # a control knows nothing of the modes that examples are of
         judged = [replace(pair, cell=None) for pair in judged]
-    if settings.method == "lora":
+    if settings.method != "dpo":
         return pairs + judged
     judged = [pair for pair in judged if pair.rejected is not None]
     preferred = (_falsified if settings.rejected == "falsified" else _degraded)(task, plan, pairs) + judged

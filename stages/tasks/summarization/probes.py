@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,6 +17,8 @@ from stages.concepts.catalogue import with_plugins
 from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
 from stages.errors import UsageError
 from stages.files import read_table
+from stages.network import SERVED, is_served
+from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
 from stages.tasks.base import Task
 from stages.tasks.contract import (
@@ -27,6 +30,8 @@ from stages.tasks.contract import (
     Split,
     TaskContext,
 )
+from stages.tasks.judging import JUDGE, Judge, Trial, Verdict, within
+from stages.tasks.openai_chat import CHARACTERS, expected_requests
 from stages.tasks.source import Source
 from stages.tasks.summarization import support
 from stages.tasks.summarization.calibrate import BENIGN, NO_OP, Calibration, measure_noise, space_doubled
@@ -35,6 +40,18 @@ from stages.tasks.summarization.data import DataSource, choose_items
 from stages.tasks.summarization.data_sources import DATA_LOADERS
 from stages.tasks.summarization.entailment import ENTAILMENT_LOADERS, EntailmentSource
 from stages.tasks.summarization.generate import Summarizes
+from stages.tasks.summarization.judges import (
+    JUDGE_LOADERS,
+    THRESHOLD,
+    expected_judgements,
+    judge_conflicts,
+    judge_notes,
+    judged_origin,
+    not_valid_with,
+    prepare_judge,
+    prepared_judge,
+)
+from stages.tasks.summarization.labelled import RUBRIC, about, labelled_summaries
 from stages.tasks.summarization.measures import (
     ABSOLUTE,
     EMBEDDER_LOADERS,
@@ -51,7 +68,9 @@ from stages.tasks.summarization.measures import (
     unsupported_names,
 )
 from stages.tasks.summarization.models import MODEL_LOADERS
+from stages.tasks.summarization.remote import KNOWN
 from stages.tasks.summarization.repair_config import RepairSettings
+from stages.tasks.summarization.served import OpenAIModel
 from stages.tasks.summarization.source import ModelSource
 
 CLAIMS = 5  # that are named of a summary, at most
@@ -75,9 +94,10 @@ class SummarizerProbes(Task):
         "data": DATA_LOADERS,
         "embedder": EMBEDDER_LOADERS,
         "entailment": ENTAILMENT_LOADERS,
+        "judge": JUDGE_LOADERS,
     }
     dtypes = ("float32", "bfloat16")
-    learns_from_examples = follows_policy = heeds_dose = ("lora", "dpo")
+    learns_from_examples = follows_policy = heeds_dose = ("lora", "dpo", "full")
 
     def __init__(
         self,
@@ -86,6 +106,8 @@ class SummarizerProbes(Task):
         summarizer: Summarizes,
         embedder: Embedder,
         unsupported: Unsupported = support.unsupported,
+        judge: Judge | None = None,
+        about_judge: Sequence[str] = (),
         *,
         under_test: bool = True,
     ) -> None:
@@ -97,6 +119,8 @@ class SummarizerProbes(Task):
             summarizer: the model.
             embedder: what similarity is measured by.
             unsupported: what tells whether an article supports a summary.
+            judge: the language model that judges summaries, where there is one.
+            about_judge: sentences on it for the report.
             under_test: whether it is the model the summaries in `items` are of.
         """
         torch.set_num_threads(context.compute.threads)
@@ -105,6 +129,9 @@ class SummarizerProbes(Task):
         self.model_hash = summarizer.hash
         self.embedder = embedder
         self.unsupported = unsupported
+        self.judge, self._about_judge = judge, about_judge
+        if judge is not None:
+            vars(self)["not_valid"] = not_valid_with(self.not_valid)
         self.settings = DiscrepancyConfig.model_validate(dict(context.discrepancy))
         self.items = Items(items)
         self.concepts = text_space(context.concepts, self.catalogue)
@@ -129,6 +156,8 @@ class SummarizerProbes(Task):
                 f"discrepancy.measure: {', '.join(compared)} needs reference summaries, {lacking} of"
                 f" {len(self.items.table)} items have none (prepare.data.summary names the field)"
             )
+        if settings.threshold == "auto" and JUDGE in settings.weights:
+            return THRESHOLD
         if settings.threshold == "auto":
             return self.calibration.threshold(settings.weights, settings.false_alarms)
         return float(settings.threshold)
@@ -138,7 +167,7 @@ class SummarizerProbes(Task):
         benign = PrepareConfig.model_validate(dict(self.context.config)).calibrate.benign
         no_op = "a space doubled"
         said = {BENIGN: ", ".join(f"{name} {level}" for name, level in benign.items()) or no_op, NO_OP: no_op}
-        if self.settings.weights.keys() == {ABSOLUTE}:
+        if self.settings.weights.keys() <= {ABSOLUTE, JUDGE}:
             return {}  # after a benign edit a summary may be as wrong as before it
         alarms = self.calibration.false_alarms(self.settings.weights, self.threshold)
         return {said[condition]: alarm for condition, alarm in alarms.items()}
@@ -157,7 +186,11 @@ class SummarizerProbes(Task):
                 line.replace("concepts", "prepare.calibrate.benign", 1)
                 for line in check_text_concepts(benign, cls.catalogue)
             ]
-        return errors + (conflicts(prepare, discrepancy) if prepare and discrepancy else [])
+        if prepare is None or discrepancy is None:
+            return errors
+        return (
+            errors + conflicts(prepare, discrepancy) + judge_conflicts(context, discrepancy.measure, discrepancy.near)
+        )
 
     @classmethod
     def repair_conflicts(cls, context: TaskContext, asked: RepairSettings) -> list[str]:
@@ -169,6 +202,42 @@ class SummarizerProbes(Task):
                 " prepare.data.summary, found none"
             ]
         return []
+
+    @classmethod
+    def compute_errors(cls, context: TaskContext) -> list[str]:
+        """See Task, which knows models behind HTTP by one key: here they have another one, too."""
+        if is_served(context.config.get("model")):
+            context = replace(context, config={"model": dict.fromkeys(SERVED)})
+        return super().compute_errors(context)
+
+    @classmethod
+    def expected_requests(cls, context: TaskContext) -> Expected | None:
+        """See Task: by the requests so far, else by the length of the articles."""
+        config, source = PrepareConfig.model_validate(dict(context.config)), cls.source(context, "model")
+        if not isinstance(source, OpenAIModel):
+            return None
+        counts, most = config.items, config.calibrate.articles
+        again = min(counts.discover, most) + min(counts.repair, most)  # after a benign edit, and after none
+        preparing = counts.discover + counts.repair + counts.test + 2 * again + 3 * len(KNOWN)
+
+        def guess() -> tuple[float, float]:
+            data: DataSource = cls.source(context, "data")
+            length = np.mean([len(article.text) for article in data.load(context.inputs)[0]])
+            frame = len(config.generation.system) + len(config.generation.prompt)
+            return float(length + frame) / CHARACTERS, config.generation.max_new_tokens
+
+        return expected_requests(source, context.audit, preparing, guess)
+
+    @classmethod
+    def expected_judgements(cls, context: TaskContext) -> Expected | None:
+        """See Task: as many as there are summaries, for how many the judge has to decide is not known before."""
+        items = PrepareConfig.model_validate(dict(context.config)).items
+
+        def length() -> float:
+            data: DataSource = cls.source(context, "data")
+            return float(np.mean([len(article.text) for article in data.load(context.inputs)[0]]))
+
+        return expected_judgements(context, sum(items.model_dump().values()), RUBRIC, length)
 
     # Preparation
 
@@ -188,8 +257,13 @@ class SummarizerProbes(Task):
         items = choose_items(articles, config.items, context.seed)
         Items(items)  # now, not after all are summarized: are they fit to be items?
         embedder, unsupported = cls._embedder(context), cls._unsupported(context)
-        source.build(context.inputs, out_dir / "model", config.generation, context.compute.dtype)
-        summarizer = source.load(out_dir / "model", context.compute)
+        blocks = context.seed, context.config, context.concepts, context.discrepancy, asdict(context.compute)
+        account = Account.of(context.audit, *blocks)
+        source.build(context.inputs, out_dir / "model", config.generation, context.compute.dtype, account)
+        judged = prepare_judge(
+            context, out_dir, RUBRIC, lambda asked: labelled_summaries(articles, context.inputs, asked)
+        )
+        summarizer = source.load(out_dir / "model", context.compute, account=account)
         benign = cls._benign(context, config.calibrate)
         started = time.monotonic()
         items, calibration = measure_noise(items, summarizer, embedder, benign, config.calibrate.articles, unsupported)
@@ -198,7 +272,8 @@ class SummarizerProbes(Task):
         items.attrs["calibration"] = calibration.to_list()
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
         # Now, not stages later: can the threshold be set as asked?
-        task = cls(context, items, summarizer, embedder, unsupported)
+        task = cls(context, items, summarizer, embedder, unsupported, judged and judged[0])
+        numbers = {} if judged is None else {"judge": {**judged[1].to_json(), **task.decided()}}
         by_split = items.groupby("split")
         broken = [bool(degenerate(s, summarizer.unfinished(s))) for s in items["summary"]]
         return {
@@ -209,10 +284,11 @@ class SummarizerProbes(Task):
             "clean_words": float(items["summary"].str.split().str.len().mean()),
             "calibration": calibration.quoted(),
             "parameters": summarizer.form.parameters,
-            "origin": cls.origin(context),
+            "origin": judged_origin(cls.origin(context), context, judged),
             "skipped": len(skipped),
             "cut": int(items["cut"].sum()),
             "seconds_per_probe": took,
+            **numbers,
         }
 
     @classmethod
@@ -231,10 +307,11 @@ class SummarizerProbes(Task):
         items, base = read_table(prepared / "items.parquet"), prepared / "model"
         folder = model or base
         source: ModelSource = cls.source(context, "model")
-        summarizer = source.load(folder, context.compute, base)
+        summarizer = source.load(folder, context.compute, base, Account.of(context.audit))
         under_test = folder.resolve() == base.resolve()
-        judges = cls._embedder(context), cls._unsupported(context)
-        return cls(context, items, summarizer, *judges, under_test=under_test)
+        measures = cls._embedder(context), cls._unsupported(context)
+        judge, notes = prepared_judge(context, prepared, RUBRIC), judge_notes(context, prepared)
+        return cls(context, items, summarizer, *measures, judge, notes, under_test=under_test)
 
     @classmethod
     def _embedder(cls, context: TaskContext) -> Embedder:
@@ -299,13 +376,49 @@ class SummarizerProbes(Task):
             ],
             dtype=bool,
         )
-        found = np.array([self._judge(row, o) for row, o in zip(rows, outputs, strict=True)], dtype=np.float32)
+        found, abstained = self._discrepancies(rows, outputs)
+        valid &= ~abstained
         found = np.where(valid, found, np.minimum(found, np.float32(self.threshold)))
         return ProbeBatch(found, found > self.threshold, outputs, valid)
 
-    def _judge(self, row: int, output: str) -> float:
-        """Discrepancy of a summary of one article; 1 if nobody could use it."""
-        if self.broken(output):
+    def _discrepancies(self, rows: Sequence[int], outputs: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Discrepancies of n summaries, (n,) float32, and (n,) bool where the judge was asked and abstained."""
+        found = np.array([self._measured(row, o) for row, o in zip(rows, outputs, strict=True)], dtype=np.float32)
+        if self.judge is None:
+            return found, np.zeros(len(found), dtype=bool)
+        trials = {n: self._trial(rows[n], outputs[n]) for n in self._left_to_judge(found, outputs)}
+        return self.judge.settle(found, trials, self.threshold)
+
+    def _left_to_judge(self, found: np.ndarray, outputs: Sequence[str]) -> list[int]:
+        """Which of n summaries the judge decides: those near the threshold, but for what nobody could use."""
+        near = within(found, self.settings.near)
+        return [n for n, output in enumerate(outputs) if near[n] and not self.broken(output)]
+
+    def _trial(self, row: int, output: str) -> Trial:
+        """A summary as the judge reads it; of a pair the other one is that of the unchanged article."""
+        assert self.judge is not None
+        baseline = self._clean[row] if self.judge.settings.pairwise else ""
+        return Trial(about(self._articles[row]), output, baseline)
+
+    def decided(self) -> dict[str, int]:
+        """Of the summaries of unchanged articles, how many the judge decides and abstains from."""
+        assert self.judge is not None
+        found = np.array([self._measured(row, output) for row, output in enumerate(self._clean)], dtype=np.float32)
+        left = self._left_to_judge(found, self._clean)
+        said = self.judge.verdicts([self._trial(row, self._clean[row]) for row in left])
+        none = sum(verdict.acceptable is None for verdict in said)
+        return {"unchanged": len(found), "decided": len(said) - none, "abstained": none}
+
+    def _verdict(self, row: int, output: str) -> Verdict | None:
+        """What the judge says of a summary; None where it is not the judge who decides."""
+        found = np.array([self._measured(row, output)], dtype=np.float32)
+        if self.judge is None or not self._left_to_judge(found, [output]):
+            return None
+        return self.judge.verdicts([self._trial(row, output)])[0]
+
+    def _measured(self, row: int, output: str) -> float:
+        """Discrepancy of a summary of one article by the measure; 1 if nobody could use it."""
+        if self.broken(output) or JUDGE in self.settings.weights:  # the judge decides, whatever it is
             return 1.0
         case = Case(self._articles[row], self._clean[row], output, self._references[row], self.unsupported)
         return discrepancy(case, self.settings.weights, self.embedder)
@@ -330,8 +443,9 @@ class SummarizerProbes(Task):
 
     def fails_unchanged(self) -> np.ndarray:
         """See Task; by a measure against the own clean summary, an unchanged article cannot fail."""
-        rows = self.rows(self.items.ids("discover")).tolist() if ABSOLUTE in self.settings.weights else []
-        return np.array([self._judge(row, self._clean[row]) > self.threshold for row in rows], dtype=bool)
+        absolute = self.settings.weights.keys() & {ABSOLUTE, JUDGE}
+        rows = self.rows(self.items.ids("discover")).tolist() if absolute else []
+        return self._discrepancies(rows, [self._clean[row] for row in rows])[0] > self.threshold
 
     def clean_quality(self, split: Split) -> Quality:
         """See Task: similarity of this model's summary of the unchanged article with the article."""
@@ -366,9 +480,11 @@ class SummarizerProbes(Task):
             if ABSOLUTE in self.settings.weights and self.unsupported is support.unsupported:
                 lacking = support.unsupported_claims(answer.outputs[n], self._articles[row])
                 caption += "".join(f"; {claim.kind} not supported: {claim.words}" for claim in lacking[:CLAIMS])
+            if (verdict := self._verdict(row, answer.outputs[n])) is not None:
+                caption += f"; {verdict}"
             if reason:
                 caption = f"{reason}: always a failure"
-            if not answer.valid[n]:
+            if not answer.valid[n] and (verdict is None or verdict.acceptable is not None):
                 caption = "the change left too little of the article, so it is not held against the model"
             answers = {
                 "summary of the original": self._clean[row],
@@ -385,11 +501,12 @@ class SummarizerProbes(Task):
             " support"
         )
         if ABSOLUTE in self.settings.weights:
-            return [f"By the measure {ABSOLUTE} alone, {told}."]
+            return [f"By the measure {ABSOLUTE} alone, {told}.", *self._about_judge]
         return [
             "Where answers are compared with the model's own summaries of unchanged articles, or calibrated on them,"
             f" what is wrong there already counts as no failure. By the measure {ABSOLUTE}, which needs neither,"
-            f" {told}."
+            f" {told}.",
+            *self._about_judge,
         ]
 
     # Further measures
@@ -399,11 +516,21 @@ class SummarizerProbes(Task):
         rows = self.rows(item_ids).tolist()
         changed = self.changed(item_ids, cells)
         own = self.summaries([self._given(self._articles[row]) for row in rows])
-        return pd.DataFrame(
+        found = pd.DataFrame(
             [
                 self._measures(self._articles[row], article, clean, output, self._references[row])
                 for row, article, clean, output in zip(rows, changed, own, outputs, strict=True)
             ]
+        )
+        if self.judge is None:
+            return found
+        self._discrepancies(rows, outputs)  # asks about all of them at once
+        said = [self._verdict(row, output) for row, output in zip(rows, outputs, strict=True)]
+        return found.assign(
+            **{
+                "decided by the judge": [float(v is not None and v.acceptable is not None) for v in said],
+                "left open by the judge": [float(v is not None and v.acceptable is None) for v in said],
+            }
         )
 
     def _measures(self, original: str, changed: str, clean: str, output: str, reference: str) -> dict[str, float]:

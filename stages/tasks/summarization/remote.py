@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from stages.errors import UsageError
+from stages.tasks.account import Account
 from stages.tasks.contract import Compute
 from stages.tasks.endpoint import Endpoint, EndpointConfig
 from stages.tasks.known_answers import check_answers, keep_answers
@@ -33,17 +34,8 @@ KNOWN = (
 )
 
 
-class EndpointModel(ModelSource, EndpointConfig):
-    """{endpoint: URL, key_env: VARIABLE, settings: {...}}: a summarizer behind HTTP."""
-
-    settings: dict[str, Any] = Field({}, description="sent with every article as they are, {temperature: 0} say")
-
-    @field_validator("settings")
-    @classmethod
-    def _leave_the_article_alone(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted({"text", *SENT} & settings.keys()):
-            raise ValueError(f"{', '.join(taken)} is set by Faded (max_new_tokens is prepare.generation's)")
-        return settings
+class RemoteModel(ModelSource):
+    """Base of the loaders of models that are asked by HTTP: nothing lies here, and no weights can be trained."""
 
     def errors(self, inputs: Path) -> list[str]:
         """See Source."""
@@ -58,8 +50,28 @@ class EndpointModel(ModelSource, EndpointConfig):
             f" use method normalise, which changes the model's input, or remove {audit} from repairs:"
         ]
 
-    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str = "float32") -> None:
-        """See ModelSource.
+
+class EndpointModel(RemoteModel, EndpointConfig):
+    """{endpoint: URL, key_env: VARIABLE, settings: {...}}: a summarizer behind HTTP."""
+
+    settings: dict[str, Any] = Field({}, description="sent with every article as they are, {temperature: 0} say")
+
+    @field_validator("settings")
+    @classmethod
+    def _leave_the_article_alone(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"text", *SENT["endpoint"]} & settings.keys()):
+            raise ValueError(f"{', '.join(taken)} is set by Faded (max_new_tokens is prepare.generation's)")
+        return settings
+
+    def build(
+        self,
+        inputs: Path,
+        out_dir: Path,
+        generation: GenerationConfig,
+        dtype: str = "float32",
+        account: Account | None = None,
+    ) -> None:
+        """See LanguageModelSource.
 
         Raises:
             InfrastructureError: when the model cannot be reached.
@@ -75,7 +87,9 @@ class EndpointModel(ModelSource, EndpointConfig):
         """See Source."""
         return self.told
 
-    def load(self, folder: Path, compute: Compute, base: Path | None = None) -> RemoteSummarizer:
+    def load(
+        self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
+    ) -> RemoteSummarizer:
         """See ModelSource.
 
         Raises:
@@ -115,26 +129,35 @@ class RemoteSummarizer:
     def inputs(self, article: str) -> dict[str, Any]:
         """See Summarizes: what is posted."""
         text = self.preprocess(article) if self.preprocess else article
-        return {**self.settings, "text": text, **self.form.generation.model_dump(include=set(SENT))}
+        return {**self.settings, "text": text, **self.form.generation.model_dump(include=set(SENT["endpoint"]))}
 
     def summarize(self, articles: Sequence[str]) -> list[str]:
         """See Summarizes; what is asked twice is sent once.
 
         Raises:
-            UsageError: when an answer is no summary.
+            UsageError: when an answer is not a summary.
             InfrastructureError: when the model cannot be reached.
         """
         unique = {article: self.inputs(article) for article in articles}
-        answers = self.endpoint.ask(list(unique.values()))
-        found = dict(zip(unique, map(self._summary, answers), strict=True))
+        answers = self.ask(list(unique.values()))
+        found = dict(zip(unique, map(self.summary, answers), strict=True))
         return [found[article] for article in articles]
 
-    def _summary(self, answer: dict[str, Any]) -> str:
+    def ask(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What n inputs are answered."""
+        return self.endpoint.ask(inputs)
+
+    def summary(self, answer: dict[str, Any]) -> str:
+        """The summary in an answer.
+
+        Raises:
+            UsageError: when there is none.
+        """
         summary = answer.get("summary")
         if not isinstance(summary, str):
             keys = self.endpoint.quoted(", ".join(answer)) or "none"
             raise UsageError(f'{self.endpoint.name}: expected {{"summary": TEXT}}, found the keys {keys}')
-        return summary.encode(errors="replace").decode().strip()  # halves of surrogate pairs are no text
+        return summary.encode(errors="replace").decode().strip()  # halves of surrogate pairs are not text
 
     def unfinished(self, summary: str) -> bool:
         """See Summarizes; nobody says."""

@@ -1,6 +1,6 @@
 """Repairing a summarizer in chosen failure modes.
 
-Three methods:
+Four methods:
 
 - lora: a low-rank adapter (Hu et al. 2022) learns to give the same good summary of an article however the target modes
   change it, by default the model's own of the unchanged article. A clean control trains on the same summaries of
@@ -8,6 +8,7 @@ Three methods:
   changes.
 - dpo: such an adapter learns to prefer that summary to a bad one (Rafailov et al. 2023): the model's own of the changed
   article, or the good one with a name, number or negation made wrong. Its clean control is given the same preferences.
+- full: all weights learn what an adapter would; for small models, as each training is a whole copy of the model.
 - normalise: nothing is trained; what a text shows of a change is undone before the model reads it, and a clean control
   undoes nothing. An adapter can be trained behind it as well; its control then stands behind the same.
 
@@ -36,7 +37,7 @@ from stages.tasks.summarization.normalise import normaliser
 from stages.tasks.summarization.pairs import GOOD, NO_ITEMS, Lessons, Pair, build_pairs, save_pairs
 from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.repair_config import RepairSettings
-from stages.tasks.summarization.training import AdapterTraining
+from stages.tasks.summarization.training import SummarizerTraining
 from stages.tasks.summarization.verify import verify
 from stages.tasks.training import write_card
 
@@ -109,23 +110,23 @@ def _normalise(task: SummarizerProbes, plan: RepairPlan, settings: RepairSetting
 def _train(
     task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, out_dir: Path
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Train an adapter, write it and check what was written; return numbers for the card, and the learning curve."""
+    """Train, write what was trained and check what was written; return numbers for the card, and the learning curve."""
     under_test = with_weights(task.summarizer)
     pairs = build_pairs(task, plan, settings)
     lessons = Lessons(task, plan, settings, pairs)
     learner = _learner(under_test, _form(under_test, plan, settings))
-    checkpoint = plan.scratch / "adapter.safetensors" if plan.scratch else None
+    checkpoint = plan.scratch / "training.safetensors" if plan.scratch else None
     steps = plan.steps(settings.steps)
-    training = AdapterTraining(learner, lessons, settings, steps, plan.seed, checkpoint)
+    training = SummarizerTraining(learner, lessons, settings, steps, plan.seed, checkpoint)
     curve = training.run(f"{'control' if plan.control else 'repair'}, {settings.method}")
 
     out_dir.mkdir(parents=True, exist_ok=True)
-    training.adapted.save_pretrained(out_dir, save_embedding_layers=False)
+    training.save(out_dir)
     save_form(learner.form, out_dir)
     save_pairs(pairs, out_dir / "pairs.jsonl")
     if plan.draft:
         return {}, curve
-    learner.model = training.adapted.merge_and_unload()
+    learner.model = training.whole()
     base = Path(under_test.model.name_or_path)
     verify(out_dir, base, under_test, learner, lessons(0)[:COMPARED])
     if settings.merged:
@@ -152,7 +153,7 @@ def _learner(under_test: Summarizer, form: Form) -> Summarizer:
 
 
 def _numbers(
-    task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair], curve: pd.DataFrame, training: AdapterTraining
+    task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair], curve: pd.DataFrame, training: SummarizerTraining
 ) -> dict[str, Any]:
     some = max(1, len(curve) // 10)
     items = task.items.ids("repair")

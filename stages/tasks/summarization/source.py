@@ -1,36 +1,57 @@
-"""What all ways to name a summarizer have in common: it is prepared and loaded."""
+"""What all ways to name a language model have in common: it is prepared, and loaded for a task."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
 
+from stages.tasks.account import Account
 from stages.tasks.contract import Compute
 from stages.tasks.source import Source
 from stages.tasks.summarization.form import GenerationConfig
 from stages.tasks.summarization.generate import Summarizes
 
 
-class ModelSource(Source):
-    """Base of the model loaders."""
+class LanguageModelSource(Source):
+    """Base of the loaders of language models, whatever they are asked for."""
 
     @abstractmethod
-    def build(self, inputs: Path, out_dir: Path, generation: GenerationConfig, dtype: str = "float32") -> None:
+    def build(
+        self,
+        inputs: Path,
+        out_dir: Path,
+        generation: GenerationConfig,
+        dtype: str = "float32",
+        account: Account | None = None,
+    ) -> None:
         """Write the model folder.
 
         Args:
             inputs: data/<audit>/inputs.
             out_dir: the model folder.
-            generation: how summaries are asked for.
+            generation: how it is asked.
             dtype: of the weights.
+            account: where a model that is paid for keeps its answers and its bill.
 
         Raises:
             UsageError: when the model cannot be read, or cannot be asked as `generation` says.
         """
 
+
+class ModelSource(LanguageModelSource):
+    """Base of the loaders of summarizers."""
+
     @abstractmethod
-    def load(self, folder: Path, compute: Compute, base: Path | None = None) -> Summarizes:
+    def load(
+        self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
+    ) -> Summarizes:
         """Read a model folder that `build` wrote, or a repair of one together with the model folder it belongs to.
+
+        Args:
+            folder: the model folder, or the repair.
+            compute: what it computes with.
+            base: the model folder a repair belongs to.
+            account: the same as for `build`.
 
         Raises:
             UsageError: when a file is missing or damaged, or the repair was made for another model.

@@ -1,4 +1,4 @@
-"""Training an adapter: low-rank changes to a copy of a summarizer (LoRA, Hu et al. 2022), step by step, resumable.
+"""Training a copy of a summarizer, step by step, resumable: low-rank changes (LoRA, Hu et al. 2022), or all weights.
 
 The loss is the cross-entropy of the summaries to give, or that of preferences between two summaries of an article
 (direct preference optimisation, DPO: Rafailov et al. 2023). Both go through one loop, whose checkpoints hold tensors
@@ -33,11 +33,11 @@ class Lesson(NamedTuple):
     rejected: str | None = None
 
 
-class AdapterTraining(StepwiseTraining):
+class SummarizerTraining(StepwiseTraining):
     """One run of training; the loss is in nats: of a token of the summary, or with method dpo of a preference.
 
     Args:
-        learner: the summarizer to adapt, of which the model is the caller's own copy: it is changed in place.
+        learner: the summarizer to train, of which the model is the caller's own copy: it is changed in place.
         lessons: step -> the lessons of that step.
         settings: see RepairSettings.
         steps: how many.
@@ -57,30 +57,32 @@ class AdapterTraining(StepwiseTraining):
         seed: int,
         checkpoint: Path | None = None,
     ) -> None:
-        from peft import LoraConfig, get_peft_model
-
         self.learner, self.lessons, self.settings = learner, lessons, settings
-        causal = learner.form.kind == "causal"
-        # Dropout draws random numbers, which a resumed run would draw anew; the few steps hardly need it.
-        config = LoraConfig(
-            task_type="CAUSAL_LM" if causal else "SEQ_2_SEQ_LM",
-            r=settings.rank,
-            lora_alpha=2 * settings.rank,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-        )
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that will change
-            torch.manual_seed(seed)
-            self.adapted: Any = get_peft_model(learner.model, config)
-        # No dropout of the base either: what is learnt is how it answers when it is deployed.
-        self.adapted.eval()
-        trained = {n: p for n, p in self.adapted.named_parameters() if p.requires_grad}
-        super().__init__(trained, steps, settings.learning_rate, checkpoint, learner.compute.device)
+        self._dtype = learner.model.dtype
+        # Steps as small as those of all weights are lost in bfloat16. What a model holds fixed (sinusoids) stays so.
+        whole = settings.method == "full"
+        self.model: Any = learner.model.float() if whole else _adapted(learner, settings, seed)
+        # Dropout draws random numbers, which a resumed run would draw anew; and what is learnt is how the model
+        # answers when it is deployed.
+        self.model.eval()
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        super().__init__(trained, steps, settings.peak_rate, checkpoint, learner.compute.device)
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained."""
+        if self.settings.method == "full":
+            self.model.to(self._dtype).save_pretrained(folder)
+            self.learner.tokenizer.save_pretrained(folder)
+        else:
+            self.model.save_pretrained(folder, save_embedding_layers=False)
+
+    def whole(self) -> Any:
+        """The trained model without an adapter around it; there is no training after this."""
+        return self.model if self.settings.method == "full" else self.model.merge_and_unload()
 
     def run(self, what: str) -> pd.DataFrame:
         """See StepwiseTraining."""
-        with quick(self.adapted):
+        with quick(self.model):
             return super().run(what)
 
     def backward(self, step: int) -> float:
@@ -96,7 +98,7 @@ class AdapterTraining(StepwiseTraining):
         total = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         loss = 0.0
         for batch in batches:
-            logits, wanted = told_and_wanted(self.adapted, self.learner.form.kind, batch)
+            logits, wanted = told_and_wanted(self.model, self.learner.form.kind, batch)
             part_loss = functional.cross_entropy(logits, wanted, reduction="sum") / total
             part_loss.backward()  # type: ignore[no-untyped-call]
             loss += float(part_loss.detach())
@@ -115,38 +117,57 @@ class AdapterTraining(StepwiseTraining):
     def margins(self, lessons: Sequence[Lesson]) -> Tensor:
         """How much more likely each summary has become than the one to reject, in nats: (n,) float32.
 
-        Times beta this is the argument of the sigmoid in eq. 7 of Rafailov et al. (2023); the reference is the model
-        without its adapter. It is asked each time: kept answers would come from other batches in a resumed run, and
+        Times beta this is the argument of the sigmoid in eq. 7 of Rafailov et al. (2023), or with `per_token` that of
+        its length-normalised form (Lambert et al. 2024); the reference is the model without its
+        adapter. It is asked each time: kept answers would come from other batches in a resumed run, and
         differ in the last bits.
         """
         summaries = [one.summary for one in lessons] + [one.rejected or "" for one in lessons]
         batch = self.learner.training_batch([one.article for one in lessons] * 2, summaries)
-        with torch.no_grad(), self.adapted.disable_adapter():
+        with torch.no_grad(), self.model.disable_adapter():
             before = self._likelihoods(batch)
         better, worse = (self._likelihoods(batch) - before).chunk(2)
         return better - worse
 
     def _likelihoods(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Log-probability of each summary of a batch, in nats: (n,) float32."""
-        logits, wanted = told_and_wanted(self.adapted, self.learner.form.kind, batch)
+        """Log-probability of each summary of a batch, in nats, with `per_token` of its mean token: (n,) float32."""
+        logits, wanted = told_and_wanted(self.model, self.learner.form.kind, batch)
         of_tokens = -functional.cross_entropy(logits, wanted, reduction="none")
         lengths = (batch["labels"] != IGNORED).sum(1).tolist()
-        return torch.stack([part.sum() for part in of_tokens.split(lengths)])
+        parts = of_tokens.split(lengths)
+        return torch.stack([part.mean() if self.settings.per_token else part.sum() for part in parts])
+
+
+def _adapted(learner: Summarizer, settings: RepairSettings, seed: int) -> Any:
+    """The model with an adapter that begins as nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM" if learner.form.kind == "causal" else "SEQ_2_SEQ_LM",
+        r=settings.rank,
+        lora_alpha=2 * settings.rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that will change
+        torch.manual_seed(seed)
+        return get_peft_model(learner.model, config)
 
 
 @contextlib.contextmanager
-def quick(adapted: Any) -> Iterator[None]:
-    """Let an adapted model compute, inside the block, as training is quickest; its weights are the same afterwards.
+def quick(trained: Any) -> Iterator[None]:
+    """Let a model compute, inside the block, as training is quickest; what is not trained is the same afterwards.
 
     The backward pass of "eager" attention is the quickest on a CPU, and the same each time on a GPU. A CPU without AMX
     multiplies matrices of bfloat16 at half the speed of float32.
     """
-    attention = adapted.config._attn_implementation
-    frozen = [weights for weights in adapted.parameters() if not weights.requires_grad]
+    attention = trained.config._attn_implementation
+    frozen = [weights for weights in trained.parameters() if not weights.requires_grad]
     dtypes = [weights.dtype for weights in frozen]
-    adapted.set_attn_implementation("eager")
+    trained.set_attn_implementation("eager")
     of_cpu: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if adapted.device.type == "cpu" and not of_cpu.get("amx_bf16"):
+    if trained.device.type == "cpu" and not of_cpu.get("amx_bf16"):
         for weights in frozen:
             weights.data = weights.data.float()  # exact, and so is the way back
     try:
@@ -154,7 +175,7 @@ def quick(adapted: Any) -> Iterator[None]:
     finally:
         for weights, dtype in zip(frozen, dtypes, strict=True):
             weights.data = weights.data.to(dtype)
-        adapted.set_attn_implementation(attention)
+        trained.set_attn_implementation(attention)
 
 
 def told_and_wanted(model: Any, kind: str, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

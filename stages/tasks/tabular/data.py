@@ -131,10 +131,10 @@ def read_frame(path: Path, where: str) -> pd.DataFrame:
     """Read a .csv or .parquet file.
 
     Raises:
-        UsageError: when it is no such table.
+        UsageError: when it is not such a table.
     """
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{where}: {path.name} is no table that can be read: {error}") from None
+        raise UsageError(f"{where}: {path.name} is not a table that can be read: {error}") from None
     return frame.rename(columns=str)

@@ -29,7 +29,7 @@ _CONCEPTS: Mapping[str, Sequence[float | str]] = {
 class RowsInit(Init):
     """Rows with labels, and an estimator that is fitted on some of them."""
 
-    options: ClassVar[Mapping[str, Option]] = {"target": Option("Column with what is to be told.", "COLUMN")}
+    options: ClassVar[Mapping[str, Option]] = {"target": Option("Column to predict.", "COLUMN")}
     wants = f"Rows with a label: a .csv or .parquet file, or a set of scikit-learn ({', '.join(SETS)})"
     discrepancy: ClassVar[Mapping[str, Any]] = {"threshold": 0}
     meaning = "How wrong an answer is, from -1 to 1. At a threshold of 0 whatever is misclassified is a failure."

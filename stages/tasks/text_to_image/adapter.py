@@ -149,7 +149,7 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
         """See StepwiseTraining.
 
         Raises:
-            UsageError: when the loss is no number any more.
+            UsageError: when the loss is not a number any more.
         """
         lessons, device = self.batches[step], self.compute.device
         # Random numbers come from the CPU: a GPU's differ from make to make.

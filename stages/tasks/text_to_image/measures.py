@@ -20,7 +20,7 @@ class Judged:
         quality: in [0, 1], whatever it shows.
         read: value of each attribute that the judge could tell.
         right: of each attribute that the prompt names, whether it was drawn as asked; what cannot be read is not.
-        fault: "" or why it is no picture; see `sample.Drawing`.
+        fault: "" or why it is not a picture; see `sample.Drawing`.
         unreadable: nothing that was asked for is read wrong, but something cannot be read. Never of a judge that says
             how well the whole prompt is shown.
     """

@@ -47,7 +47,7 @@ class DiffusersModel(ModelSource):
         return local_folder(inputs, self.diffusers, self.revision, WHERE)
 
     def _repository(self, weights: str, revision: str | None = None) -> Repository:
-        """What of the hub's files is wanted beside `weights`; what lies in no folder is no part of the pipeline."""
+        """What of the hub's files is wanted beside `weights`; what lies in no folder is not part of the pipeline."""
         wanted = (*("model_index.json", "*/*.json", "*/*.txt", "*/*.model"), weights)
         ignored = () if f".{self.variant}" in weights else ("*/*.*.safetensors",)  # of other variants
         return Repository(self.diffusers, revision or self.revision, wanted, ignored)
@@ -212,7 +212,7 @@ def _dtype(files: list[Path]) -> torch.dtype:
     for path in files:
         with safe_open(path, framework="pt") as stored:
             names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-            for name in stored.keys():  # noqa: SIM118 - it is no mapping
+            for name in stored.keys():  # noqa: SIM118 - it is not a mapping
                 part = stored.get_slice(name)
                 if dtype := names.get(part.get_dtype()):
                     sizes[dtype] = sizes.get(dtype, 0) + torch.Size(part.get_shape()).numel()

@@ -179,7 +179,7 @@ def _named_pictures(path: Path, folder: str, key: str, column: str, where: str) 
             continue
         try:
             row: Any = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+            json.dumps(row, ensure_ascii=False).encode()  # halves of surrogate pairs are not text
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}: {path}, line {number} is not JSON: {error}") from None
         name = row.get(key) if isinstance(row, dict) else None

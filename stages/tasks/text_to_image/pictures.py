@@ -43,7 +43,7 @@ def from_png(image: bytes, size: int | None = None) -> np.ndarray:
     Reads any format that Pillow does, turned upright as its EXIF data says; what is transparent lies on white.
 
     Raises:
-        UsageError: when it is no picture.
+        UsageError: when it is not a picture.
     """
     try:
         with Image.open(io.BytesIO(image)) as opened:

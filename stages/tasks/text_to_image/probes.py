@@ -18,6 +18,7 @@ from stages.files import read_table
 from stages.tasks.attributes import MOST_VALUES, free_name
 from stages.tasks.base import Task
 from stages.tasks.contract import (
+    ASSETS,
     SPLITS,
     Exhibit,
     Items,
@@ -147,7 +148,7 @@ class PainterProbes(Task):
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
-        """See Task: writes model/, judge/, pictures.parquet and items.parquet.
+        """See Task: writes model/ and items.parquet, and the judge and real pictures to assets/.
 
         Raises:
             UsageError: when something is missing, unreadable or does not fit, or prompts are beyond the token limit.
@@ -163,14 +164,14 @@ class PainterProbes(Task):
         pictures, skipped = shown.load(context.inputs)
         pictures = share_out(pictures, context.seed)
         model.build(context.inputs, out_dir / "model", config.sampling)
-        judge.build(context.inputs, out_dir / "judge")
+        judge.build(context.inputs, out_dir / ASSETS / "judge")
         studio = cls._studio(context, pictures, out_dir)
         if lines := misfits(prompt_space(context.concepts), templates, studio.painter, studio.judge):
             raise UsageError("\n".join(lines))
         items.attrs["skipped"] = skipped  # kept in the file, so that the report can list them
         items.attrs["calibration"] = calibration_records(studio, pictures)
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
-        pictures.to_parquet(out_dir / "pictures.parquet", compression="zstd", index=False)
+        pictures.to_parquet(out_dir / ASSETS / "pictures.parquet", compression="zstd", index=False)
         task = cls(context, items, studio, pictures)
         return {**task._numbers(len(skipped)), "origin": cls.origin(context)}
 
@@ -206,7 +207,7 @@ class PainterProbes(Task):
         config = PrepareConfig.model_validate(dict(context.config))
         source: ModelSource = cls.source(context, "model")
         painter = source.load(prepared / "model", context.compute, config.sampling, model)
-        judge = load_judge(prepared / "judge", context.compute.device)
+        judge = load_judge(prepared / ASSETS / "judge", context.compute.device)
         quality = DiscrepancyConfig.model_validate(dict(context.discrepancy)).quality
         real = [from_png(image) for image in pictures.loc[pictures["split"] == "reference", "image"]]
         return Studio(painter, judge, load_quality(quality, judge, real))
@@ -214,7 +215,7 @@ class PainterProbes(Task):
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
         """See Task; `model` may be a pipeline, or LoRA weights for the model under test."""
-        items, pictures = read_table(prepared / "items.parquet"), read_table(prepared / "pictures.parquet")
+        items, pictures = read_table(prepared / "items.parquet"), read_table(prepared / ASSETS / "pictures.parquet")
         return cls(context, items, cls._studio(context, pictures, prepared, model), pictures)
 
     # Prompts
@@ -311,7 +312,7 @@ class PainterProbes(Task):
         return self.painter.embed(prompts).astype(np.float64)
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
-        """See Task: the template, however long; noise seeds are no groups of items."""
+        """See Task: the template, however long; noise seeds are not groups of items."""
         templates = pd.Series(self._templates, self.items.table["id"])
         few = 2 <= templates.nunique() <= MOST_VALUES
         found = {free_name("template", self.concepts.names): templates[list(item_ids)].tolist()} if few else {}

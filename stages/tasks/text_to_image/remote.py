@@ -129,7 +129,7 @@ class RemotePainter:
         """See Paints.
 
         Raises:
-            UsageError: when an answer is no picture, or not of the size of the others.
+            UsageError: when an answer is not a picture, or not of the size of the others.
             InfrastructureError: when the model cannot be reached.
         """
         asked = list(zip(prompts, map(int, seeds), strict=True))

@@ -26,7 +26,7 @@ from stages.progress import progress
 from stages.tasks.contract import Compute
 from stages.tasks.text_to_image.config import SamplingConfig
 
-PICTURES = 16  # drawn at once at most: 32 and 48 were no quicker on a CPU, and a batch that is not full costs less
+PICTURES = 16  # drawn at once at most: 32 and 48 were not quicker on a CPU, and a batch that is not full costs less
 KEPT = 512  # prompts whose text states are kept
 BLACK = 8  # a picture without a pixel as bright, of 255, is none
 BLANKED = "blanked by the safety checker"

@@ -4,7 +4,7 @@ A synonym has to read well without looking at the context, so that few words hav
 
 * a word is taken in the sense that people used at least `DOMINANT` of the time in WordNet's tagged texts;
 * a synonym is another single word of that synset, seen in that sense in those texts, itself a word of which that
-  sense is no rarity (`FAMILIAR` of its uses), and common (`COMMON` in textblob's list of word frequencies);
+  sense is not a rarity (`FAMILIAR` of its uses), and common (`COMMON` in textblob's list of word frequencies);
 * it is not among the pairs that were read in news articles and found wrong (`REJECTED`);
 * one line for each word and part of speech: word, N/V/A/R, its synonyms from the most used one down.
 """

@@ -35,7 +35,7 @@ _CONCEPTS: Mapping[str, list[float]] = {
     "noise": [0, 0.01, 0.025, 0.05, 0.1],
 }
 _SIDE = 32.0  # pixels of the pictures that the blur above is meant for
-_OF_EACH_CLASS = 20  # pictures, which tell its output for sure if most are taken for that
+_OF_EACH_CLASS = 20  # pictures, which tell its output for sure if most are mistaken for that
 _LEAST, _MOST, _MOST_OF_A_SERVICE = 100, 500, 200  # pictures of a trial in all; those of a service may cost money
 _ROWS = 20  # classes of a table
 
@@ -129,7 +129,7 @@ misses are, too."""
 
 def _by_class(order: Order) -> tuple[list[Sequence[str]], list[str]]:
     """How often unchanged pictures of each class are right, and what the others are taken for; the worst first."""
-    rows: list[Sequence[str]] = [("class", "pictures", "right", "most are taken for")]
+    rows: list[Sequence[str]] = [("class", "pictures", "right", "most are mistaken for")]
     n, right = order.counts.sum(axis=1), order.counts.diagonal()
     seen = [int(i) for i in np.argsort(right / np.maximum(n, 1), kind="stable") if n[i]]
     for i in seen[:_ROWS]:

@@ -93,7 +93,7 @@ def read_labels(given: Sequence[str], labels: Iterable[str], classes: Sequence[s
     """The pairs LABEL=CLASS of a command line.
 
     Raises:
-        UsageError: when one is no such pair, or names a label or a class that there is not.
+        UsageError: when one is not such a pair, or names a label or a class that there is not.
     """
     known, pairs = list(labels), {}
     for one in given:

@@ -94,7 +94,7 @@ def _onnx(path: Path) -> Classifier | None:
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except (DecodeError, OSError, ValueError) as error:
-        raise UsageError(f"--model {path} is no ONNX file that can be read: {error}") from None
+        raise UsageError(f"--model {path} is not a readable ONNX file: {error}") from None
     held = {tensor.name for tensor in graph.initializer}
     sizes = [
         tuple(d.dim_value or None for d in value.type.tensor_type.shape.dim)

@@ -122,13 +122,15 @@ class Order:
             )
         names = ", ".join(repr(self.classes[i]) for i in self.doubtful[:5])
         more = f" and {len(self.doubtful) - 5} more" if len(self.doubtful) > 5 else ""
-        return f"{told}. That is not sure: there are too few pictures of {names}{more}, or they are taken for several"
+        return (
+            f"{told}. That is not sure: there are too few pictures of {names}{more}, or they are mistaken for several"
+        )
 
     @property
     def advice(self) -> str:
         """What to type."""
         if not self.moved:
-            return "Say --no-reorder to audit it nevertheless"
+            return "Use --no-reorder to audit it anyway"
         take = "--reorder" if any("," in name for name in self.proposed) else ""
         take = take or f"--classes {shlex.quote(','.join(self.proposed))}"
         return f"Say {take}, or --no-reorder to keep the classes as they are named"

@@ -1,0 +1,59 @@
+"""Memory of an idle `faded serve`, process by process: `python -m benchmarks.serve_memory [--seconds 90]`.
+
+PSS: memory that processes share counts in equal parts for each of them, so that the sum is what all of them take.
+Linux only. Run it where `faded serve` does not run already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+_NAMES = ("flows.worker", "flows.server", "serve")  # by which a command line tells what a process is
+
+
+def memory(pid: int) -> dict[str, float]:
+    """PSS of a process and all that it started, in MB by name."""
+    found: dict[str, float] = {}
+    process = psutil.Process(pid)
+    for one in [process, *process.children(recursive=True)]:
+        command = " ".join(one.cmdline())
+        name = next((name for name in _NAMES if name in command), command)
+        found[name] = found.get(name, 0) + one.memory_full_info().pss / 1e6
+    return found
+
+
+def main() -> None:
+    """Serve this workspace, wait, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=90, help="after it said that it runs")
+    seconds = parser.parse_args().seconds
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "serve"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        if not any("Ctrl-C stops everything" in line for line in process.stdout):
+            raise SystemExit(f"faded serve ended with {process.wait()}")
+        time.sleep(seconds)
+        found = memory(process.pid)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+    print("| process | MB |\n|---|---|")
+    for name, size in found.items():
+        print(f"| {name} | {size:.0f} |")
+    print(f"| together | {sum(found.values()):.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Audits at a glance: the last verdict of each, the failure rate behind it, its date, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from math import isnan, nan
+from pathlib import Path
+
+from flows.graph import RUNS_NOW, Graph, Stage
+from flows.request import needs_decision
+from flows.results import Verdict, last_stage, read_verdict
+from stages.errors import UsageError
+from stages.files import stage_dir
+from stages.git import git
+from stages.intervals import NO_RATE, Rate
+from stages.params import DATA, Params
+from stages.records import audit_folder
+from stages.records.base import FlatMetrics
+
+HEADLINE = "headline.json"  # which git keeps, as it does no other output
+
+
+@dataclass(frozen=True)
+class Glance:
+    """One audit.
+
+    Args:
+        verdict: its last one.
+        rate: how often the model under test fails on its grid; without observations where there is no landscape.
+        when: when the verdict was committed, or made if it is not committed; None where there is none.
+        outdated: stages are stale, so that the verdict is one of an earlier run.
+        next: the command that brings it on; empty if nothing is to be done.
+    """
+
+    verdict: Verdict
+    rate: Rate
+    when: datetime | None
+    outdated: bool
+    next: str
+
+
+def glance(
+    params: Params, graph: Graph, audits: Sequence[str], uncalibrated: Sequence[str]
+) -> tuple[list[Glance], list[str]]:
+    """What there is to tell of audits, and the names of those that never ran.
+
+    Args:
+        params: of the workspace.
+        graph: its stages.
+        audits: which ones.
+        uncalibrated: audits that `faded init` wrote and did not measure yet.
+    """
+    committed, rows, never = _committed(), [], []
+    for name in audits:
+        stages = [stage for stage in graph.of([name]) if stage.audit == name]
+        verdict, rate = read_verdict(params, name), read_rate(name)
+        if not verdict.found and not rate.n and name not in uncalibrated and _never_ran(stages):
+            never.append(name)
+            continue
+        when = _when(stage_dir(name, last_stage(params, name)) / HEADLINE, committed)
+        stale = any(stage.stale for stage in stages)
+        next_ = f"faded init --name {name}" if name in uncalibrated else _next(params, verdict, stages)
+        rows.append(Glance(verdict, rate, when if verdict.found else None, stale, next_))
+    return rows, never
+
+
+def read_rate(audit: str) -> Rate:
+    """How often the model under test fails, by the headline of its last landscape here."""
+    report = audit_folder(audit).report
+    with suppress(UsageError):  # whoever reads it for more says what is wrong with it
+        return rate_in(report.headline)
+    return NO_RATE
+
+
+def rate_in(headline: FlatMetrics) -> Rate:
+    """The failure rate in the headline of a landscape, to a tenth of a percent; of how many probes it does not say."""
+    found = (headline.number(key) for key in ("failure_rate", "low", "high"))
+    value, low, high = (nan if one is None else float(one) / 100 for one in found)
+    return NO_RATE if isnan(value) else Rate(value, low, high, 1)
+
+
+def _never_ran(stages: Sequence[Stage]) -> bool:
+    return all(stage.stale for stage in stages) and not any(stage.size for stage in stages)
+
+
+def _next(params: Params, verdict: Verdict, stages: Sequence[Stage]) -> str:
+    name = verdict.audit
+    if any(stage.reasons == (RUNS_NOW,) for stage in stages):
+        return RUNS_NOW
+    if needs_decision(params, name) is not None:
+        return f"faded review {name}"
+    if any(stage.stale for stage in stages):
+        return f"faded audit {name}"
+    return f"faded report {name}" if verdict.refuses else ""
+
+
+def _when(path: Path, committed: Mapping[str, datetime]) -> datetime | None:
+    with suppress(FileNotFoundError):
+        made = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+        return committed.get(path.as_posix(), made)
+    return None
+
+
+def _committed() -> dict[str, datetime]:
+    """When metrics were committed that are in the workspace as they were committed, by path."""
+    paths = f":(glob){DATA}/*/*/{HEADLINE}"
+    said = git("-c", "core.quotePath=false", "log", "--format=%x00%cI", "--name-only", "--relative", "--", paths) or ""
+    changed = git("-c", "core.quotePath=false", "diff", "HEAD", "--name-only", "--relative", "--", paths) or ""
+    found: dict[str, datetime] = {}
+    for commit in said.split("\0")[1:]:  # the newest first
+        date, *names = commit.split("\n")
+        for name in filter(None, names):
+            found.setdefault(name, datetime.fromisoformat(date))
+    return {name: date for name, date in found.items() if name not in changed.splitlines()}

@@ -1,0 +1,188 @@
+"""What DVC said when it was last asked, for as long as nothing that it looked at has changed.
+
+To ask DVC takes seconds where there are many audits, and most commands find everything as it was. So its answer is kept
+with a mark of all files it depends on: their inodes, sizes and times. The time of the last change (ctime) is the
+system's, and no program can set it. Where any mark is another one, or a stage is at work, DVC is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.named_code import code_in, is_of_user
+from flows.pipeline import PARAMS
+from stages.code import CODE, PACKAGE
+from stages.environment import DATA, WORK
+from stages.errors import UsageError
+from stages.files import read_state, write_state
+from stages.params import load_params
+
+KNOWN = WORK / "graph.json"
+# Within the resolution of its time stamps a file that just changed may change again unseen.
+_SETTLED_NS = 2_000_000_000
+_SOURCES = (str(PACKAGE), str(Path(__file__).parent))  # what reads the graph
+
+
+@dataclass(frozen=True)
+class Known:
+    """An answer of DVC's.
+
+    Args:
+        looks: it was asked by a command that runs nothing, so that dvc.lock may not name the present code.
+        paths: files and folders it depends on.
+        mark: of all these.
+        stages: the answer, as plain data.
+    """
+
+    looks: bool
+    paths: list[str]
+    mark: str
+    stages: list[dict[str, Any]]
+
+
+class Memory:
+    """DVC's last answer in a workspace.
+
+    Args:
+        root: the workspace.
+        dvc: the folder of .dvc.
+    """
+
+    def __init__(self, root: Path, dvc: Path) -> None:
+        self._root, self._dvc = root, dvc
+
+    def recall(self, *, looks: bool) -> list[dict[str, Any]] | None:
+        """The stages as DVC told of them last; None where it has to be asked.
+
+        Args:
+            looks: nothing will be run.
+        """
+        known = read_state(self._root / KNOWN, Known)
+        if known is None or (known.looks and not looks) or self.is_at_work():
+            return None
+        if self.mark(known.paths)[0] != known.mark or not _code_is_named(self._root):
+            return None
+        return known.stages
+
+    def remember(self, known: Known, asked: int) -> None:
+        """Keep an answer, unless files changed meanwhile, or may yet do so unseen.
+
+        That is where a stage is at work, and where they changed so shortly before that their times do not tell.
+
+        Args:
+            known: the answer; its mark was taken before DVC looked at the files.
+            asked: when DVC was asked (ns).
+        """
+        mark, newest = self.mark(known.paths)
+        if mark == known.mark and asked - newest > _SETTLED_NS and not self.is_at_work():
+            with contextlib.suppress(OSError):  # where it cannot be kept, DVC is asked again
+                write_state(self._root / KNOWN, known)
+
+    def mark(self, paths: Iterable[str]) -> tuple[str, int]:
+        """A mark of files and folders, DVC's own and the code that reads them, and when any changed last (ns)."""
+        digest, newest = hashlib.sha256(), 0
+        told = {name: value for name, value in os.environ.items() if name.startswith("DVC_")}
+        digest.update(json.dumps(told, sort_keys=True).encode())
+        for path in (*_settings(self._dvc), *_files_of_dvc(self._dvc), str(self._root / PARAMS), *_SOURCES, *paths):
+            for name, status in _below(path, _status(Path(path)), frozenset()):
+                times = (status.st_mtime_ns, status.st_ctime_ns) if status else (0, 0)
+                text = f"{status.st_ino} {status.st_size} {times}" if status else "missing"
+                digest.update(f"{name}\0{text}\n".encode(errors="surrogateescape"))
+                newest = max(newest, *times)
+        return digest.hexdigest(), newest
+
+    def is_at_work(self) -> bool:
+        """Whether DVC notes a process that reads or writes files of stages, or one that died while it did."""
+        try:
+            locks = json.loads((self._dvc / ".dvc" / "tmp" / "rwlock").read_bytes())
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError):
+            return True
+        return not isinstance(locks, dict) or any(locks.values())
+
+
+def all_local(stages: Iterable[Any]) -> bool:
+    """Whether all that stages of DVC's read and write lies in files here: of what lies elsewhere there is no mark."""
+    return all(getattr(one.fs, "protocol", "") == "local" for stage in stages for one in (*stage.deps, *stage.outs))
+
+
+def paths_of(stages: Iterable[Any]) -> list[str]:
+    """What the state of stages of DVC's depends on: what they read and wrote, and DVC's copies of the latter."""
+    found: dict[str, None] = {}
+    for stage in stages:
+        found |= {str(one.fs_path): None for one in (*stage.deps, *stage.outs)}
+        for out in stage.outs:
+            if out.use_cache and out.hash_info:
+                names = [out.hash_info.value]
+                if out.hash_info.isdir:
+                    with contextlib.suppress(Exception):  # no list, or a damaged one: it is marked itself
+                        names += [entry.value for _, _, entry in out.get_obj() or ()]
+                found |= {str(out.cache.oid_to_path(name)): None for name in names}
+    return list(found)
+
+
+def _status(file: Path | os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:
+        return None
+
+
+def _below(
+    path: str, status: os.stat_result | None, above: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, os.stat_result | None]]:
+    """A file, or a folder and all below and behind it; a link back to where it came from is not followed again."""
+    yield path, status
+    if status is None or not stat.S_ISDIR(status.st_mode) or (here := (status.st_dev, status.st_ino)) in above:
+        return
+    try:
+        with os.scandir(path) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+    except OSError:  # it may not be read, or is gone since
+        yield path, None
+        return
+    for entry in inside:
+        yield from _below(entry.path, _status(entry), above | {here})
+
+
+def _files_of_dvc(dvc: Path) -> Iterator[str]:
+    """DVC's files in the repository, but for those in hidden folders."""
+    for here, folders, files in os.walk(dvc):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name in ("dvc.yaml", "dvc.lock", ".dvcignore") or name.endswith(".dvc"):
+                yield f"{here}/{name}"
+
+
+def _settings(dvc: Path) -> Iterator[str]:
+    """DVC's settings: of the repository, the clone, the user and the system."""
+    from dvc.dirs import global_config_dir, system_config_dir
+
+    for folder, name in ((dvc / ".dvc", "config"), (dvc / ".dvc", "config.local")):
+        yield f"{folder}/{name}"
+    for place in (global_config_dir(), system_config_dir()):
+        yield f"{place}/config"
+
+
+def _code_is_named(root: Path) -> bool:
+    """Whether code.json names the present code of tasks that are a user's, whose files are not among those marked."""
+    audits = {name: audit for name, audit in load_params(root / PARAMS).audits.items() if is_of_user(audit.task)}
+    if not audits:
+        return True
+    code = code_in(root)
+    try:
+        return all(
+            (root / DATA / name / CODE).read_text(encoding="utf-8") == code.written(audit)
+            for name, audit in audits.items()
+        )
+    except (OSError, UsageError):
+        return False

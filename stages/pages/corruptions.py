@@ -1,0 +1,86 @@
+"""How often a model fails under each corruption, and on average, as the report on a landscape shows it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from stages.concepts.grids import UNCHANGED
+from stages.intervals import COUNTED
+from stages.landscape.corruptions import CorruptionError, CorruptionErrors, TooFew
+from stages.pages.words import interval, number, percent
+from stages.rate import Rate
+
+
+class CorruptionRow(NamedTuple):
+    """One corruption: its error, and that over AlexNet's, "" where they cannot be compared."""
+
+    name: str
+    error: Rate
+    failures: int
+    normalised: str
+
+
+class CorruptionsView(NamedTuple):
+    """The section: what the rows come to, and how to read them."""
+
+    sentences: list[str]
+    rows: list[CorruptionRow]
+    normalised: bool
+    notes: list[str]
+
+
+def corruptions_view(errors: CorruptionErrors | TooFew | None, *, exact: bool) -> CorruptionsView | None:
+    """The section on corruptions; None for grids without."""
+    if errors is None:
+        return None
+    if isinstance(errors, TooFew):
+        few = (
+            f"No mean corruption error: {errors.name.replace('_', ' ')} has {number(errors.probes)} uniform probes,"
+            f" expected {COUNTED} of each corruption. Raise discover.budget."
+        )
+        return CorruptionsView([few], [], False, [])
+    unchanged = [row.error for row in errors.rows if row.name == UNCHANGED]
+    sentences = [
+        f"Mean corruption error: {_said(errors.mean)}, each of {number(_corruptions(errors))} corruptions counting as"
+        f" much{''.join(f'; unchanged pictures: {_said(error)}' for error in unchanged)}."
+    ]
+    if errors.normalised is not None:
+        sentences.append(
+            f"mCE: {_said(errors.normalised)}. Each error is divided by that of AlexNet on ImageNet-C, so AlexNet has"
+            " 100%."
+        )
+    return CorruptionsView(
+        sentences, [_row(row) for row in errors.rows], errors.normalised is not None, _notes(errors, exact)
+    )
+
+
+def _corruptions(errors: CorruptionErrors) -> int:
+    return sum(row.name != UNCHANGED for row in errors.rows)
+
+
+def _row(row: CorruptionError) -> CorruptionRow:
+    return CorruptionRow(
+        "unchanged" if row.name == UNCHANGED else row.name.replace("_", " "),
+        row.error,
+        row.failures,
+        "" if row.normalised is None else _said(row.normalised),
+    )
+
+
+def _said(rate: Rate) -> str:
+    return f"{percent(rate.value)} [{interval(rate.low, rate.high)}]"
+
+
+def _notes(errors: CorruptionErrors, exact: bool) -> list[str]:
+    """How the numbers were counted, and what they cannot be compared with."""
+    averaged = "".join(f" and {name}" for name in errors.others)
+    counted = "of all pairs of item and cell" if exact else "of the control's uniform probes"
+    return [
+        f"The share {counted} that fail, averaged over severities{averaged}, with 95% intervals. That of the"
+        " mean is for other items like these.",
+        "AlexNet's errors are those published for 50,000 pictures; its frost was mixed in from photos, this one is"
+        " drawn and harder, and no picture is compressed once more. Compare with published numbers with that in mind."
+        if errors.normalised is not None
+        else "Not normalised by AlexNet's errors: those are for the thousand classes of ImageNet, all fifteen"
+        " corruptions at five severities, and nothing else.",
+    ]

@@ -1,0 +1,211 @@
+"""Examples as an explorer: what each shows and says, and the rows by which a page filters, sorts and hands them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from stages.concepts import ConceptSpace, Region
+from stages.pages.embedded import json_block
+from stages.pages.gallery import Gallery, Shown, Shrinker
+from stages.pages.words import number
+from stages.records import Compared, ModeRecord
+from stages.records.landscape import Example
+from stages.tasks.contract import Exhibit
+
+LABEL = "label"  # the attribute that says what is expected, where items have one
+_MOST_VALUES = 30  # of an attribute that a list can still be chosen from
+OUTCOMES = {"fixed": "F", "newly_failing": "N"}  # of a repair, and what ids of their examples begin with
+
+NOTHING_KNOWN = pd.DataFrame()  # of items
+_OWN = frozenset({"id", "mode", "outcome", "item", "answer", "discrepancy", "before", "after"})  # columns of rows
+
+Cell = str | float | None
+
+
+class Case(NamedTuple):
+    """An example ready for the page.
+
+    Args:
+        id: by which a link and a decision refer to it.
+        outcome: "failed", "passed", "fixed" or "newly failing".
+        good: the outcome is to be wished for.
+        shown: its pictures and texts.
+        levels: concepts with their levels, without those that change nothing.
+        facts: what was expected and what came out, by name.
+        row: the same for a table.
+    """
+
+    id: str
+    outcome: str
+    good: bool
+    shown: Shown
+    levels: list[tuple[str, str]]
+    facts: list[tuple[str, str]]
+    row: dict[str, Cell]
+
+
+class Facet(NamedTuple):
+    """What examples can be filtered by: a column of the rows, and the values it has there."""
+
+    column: int
+    name: str
+    values: list[str]
+
+
+class Explorer(NamedTuple):
+    """All examples of a page.
+
+    Args:
+        groups: examples by what they are shown under, a mode or an outcome.
+        facets: what they can be filtered by.
+        rows: of all examples, for the page's script.
+        sortable: column of the discrepancy; None where none is known.
+    """
+
+    groups: dict[str, list[Case]]
+    facets: list[Facet]
+    rows: Markup
+    sortable: int | None
+
+
+def changed_levels(space: ConceptSpace, cell: Sequence[int]) -> list[tuple[str, str]]:
+    """The concepts of a cell that change something, with their levels as people read them."""
+    return [
+        (concept.name, concept.label(level))
+        for concept, level in zip(space.concepts, cell, strict=True)
+        if concept.neutral is None or concept.levels[level] != concept.neutral
+    ]
+
+
+class Source(NamedTuple):
+    """What examples are made with.
+
+    Args:
+        space: the grid.
+        shrinker: shares out the budget of bytes.
+        unchanged: items without any change, by their ids.
+        attributes: by what people tell items apart, a row an item id.
+    """
+
+    space: ConceptSpace
+    shrinker: Shrinker
+    unchanged: Mapping[str, Exhibit]
+    attributes: pd.DataFrame
+
+    def about(self, item: str) -> dict[str, str]:
+        """What is known of an item, by attribute."""
+        known = self.attributes.loc[item].items() if item in self.attributes.index else ()
+        return {str(name): value for name, value in known if isinstance(value, str)}
+
+    def levels(self, cell: Sequence[int]) -> dict[str, Cell]:
+        """All concepts with their levels."""
+        return {concept.name: concept.label(level) for concept, level in zip(self.space.concepts, cell, strict=True)}
+
+
+def explore_modes(modes: Iterable[ModeRecord], galleries: Mapping[str, Gallery], source: Source) -> Explorer:
+    """The examples of failure modes, each beside its item as it was.
+
+    Args:
+        modes: of the landscape.
+        galleries: what is shown of each mode, by its id.
+        source: what examples are made with.
+    """
+    groups = {}
+    for mode in modes:
+        failing, passing, ids = galleries.get(mode.id, Gallery([], []))
+        known = {one.id: one for one in mode.examples}
+        names = ids or [f"{mode.id}.{n}" for n in range(1, len(failing) + len(passing) + 1)]
+        groups[mode.id] = [
+            _of_mode(mode.id, name, n < len(failing), exhibit, known.get(name), source)
+            for n, (name, exhibit) in enumerate(zip(names, (*failing, *passing), strict=True))
+        ]
+    return _explorer(groups, source)
+
+
+def _of_mode(mode: str, name: str, failed: bool, exhibit: Exhibit, known: Example | None, source: Source) -> Case:
+    outcome = "failed" if failed else "passed"
+    shown = source.shrinker.show(exhibit, unchanged=source.unchanged.get(known.item) if known else None)
+    shown = shown._replace(caption=shown.caption.removeprefix(f"{name} - "))
+    row: dict[str, Cell] = {"id": name, "mode": mode, "outcome": outcome}
+    if known is None:
+        return Case(name, outcome, not failed, shown, [], [], row)
+    said, facts = source.about(known.item), [("discrepancy", number(known.discrepancy))]
+    if label := said.get(LABEL):
+        facts = [("expected", label), ("answered", known.output), *facts]
+        shown = shown._replace(caption=_rest(shown.caption, label, known.output))
+    row |= {"item": known.item, **_columns(said), **_columns(source.levels(known.cell))}
+    row |= {"answer": known.output, "discrepancy": known.discrepancy}
+    return Case(name, outcome, not failed, shown, changed_levels(source.space, known.cell), facts, row)
+
+
+def explore_changes(
+    galleries: Mapping[str, Sequence[Compared]], source: Source, modes: Mapping[str, Region]
+) -> Explorer:
+    """The examples of what a repair changed, each beside its item as it was.
+
+    Args:
+        galleries: examples by outcome.
+        source: what examples are made with.
+        modes: of the plan, by id.
+    """
+    groups = {
+        outcome: [_of_change(outcome, f"{letter}{n}", one, source, modes) for n, one in enumerate(shelf, 1)]
+        for outcome, letter in OUTCOMES.items()
+        if (shelf := galleries.get(outcome, ()))
+    }
+    return _explorer(groups, source)
+
+
+def _of_change(outcome: str, name: str, one: Compared, source: Source, modes: Mapping[str, Region]) -> Case:
+    words, good = outcome.replace("_", " "), outcome == "fixed"
+    said, unchanged = source.about(one.item), source.unchanged.get(one.item)
+    shown, facts = source.shrinker.show(one.exhibit, one.before, one.after, one.drawn, unchanged), []
+    if label := said.get(LABEL):
+        facts = [("expected", label), ("before the repair", one.before), ("after it", one.after)]
+        shown = shown._replace(caption=_rest(shown.caption, label, one.before), answers=())
+    row: dict[str, Cell] = {"id": name, "outcome": words}
+    if not one.cell:  # of an earlier version, which did not keep it
+        return Case(name, words, good, shown, [], facts, row | {"before": one.before, "after": one.after})
+    row |= {"mode": _holding(modes, one.cell, said, source.space), "item": one.item, **_columns(said)}
+    row |= _columns(source.levels(one.cell)) | {"before": one.before, "after": one.after}
+    return Case(name, words, good, shown, changed_levels(source.space, one.cell), facts, row)
+
+
+def _columns(given: Mapping[str, Any]) -> dict[str, Cell]:
+    """Attributes or levels under names that no column of Faded's own has: "outcome" of a user's becomes "outcome_"."""
+    return {f"{name}_" if name in _OWN else name: value for name, value in given.items()}
+
+
+def _holding(modes: Mapping[str, Region], cell: Sequence[int], said: Mapping[str, str], space: ConceptSpace) -> str:
+    """The modes that hold a cell of an item of which this is said."""
+    at = np.array([cell])
+    held = [
+        name
+        for name, region in modes.items()
+        if region.in_box(space, at)[0] and all(said.get(key) in values for key, values in region.items.items())
+    ]
+    return ", ".join(held) or "outside of all modes"
+
+
+def _rest(caption: str, label: str, output: str) -> str:
+    """What a caption says beside what was expected and what came out."""
+    rest = caption.removeprefix(f"label {label} → ")
+    return rest.removeprefix("predicted ").removeprefix(output).strip() if rest != caption else caption
+
+
+def _explorer(groups: Mapping[str, list[Case]], source: Source) -> Explorer:
+    rows = [case.row for cases in groups.values() for case in cases]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    facets = []
+    for name in ("mode", "outcome", *_columns(dict.fromkeys(map(str, source.attributes)))):
+        values = {str(row[name]) for row in rows if row.get(name) is not None}
+        if 1 < len(values) <= _MOST_VALUES:
+            facets.append(Facet(columns.index(name), name, sorted(values, key=lambda v: (len(v), v))))
+    sortable = columns.index("discrepancy") if "discrepancy" in columns else None
+    table = [[row.get(name) for name in columns] for row in rows]
+    return Explorer(dict(groups), facets, json_block({"columns": columns, "rows": table}), sortable)

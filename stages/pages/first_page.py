@@ -1,0 +1,456 @@
+"""The first page of either report: what was audited, whether to deploy it, where it fails worst, and what to do next.
+
+It is for people with two minutes, and prints as two pages; everything behind it is for those who want to know why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stages.landscape.bias import newly_skewed
+from stages.landscape.usage import Usage
+from stages.landscape.verdict import harm
+from stages.pages.gallery import Gallery, Shown, Shrinker
+from stages.pages.ratings import fails
+from stages.pages.verdicts import GateView, VerdictView
+from stages.pages.words import interval, number, percent, points, points_interval
+from stages.records import AuditFolder, Compared, Comparison, Difference, Landscape, ModeRecord, Plan, RateRecord
+from stages.tasks.contract import Exhibit
+
+MODES = 3  # shown on the page
+_INTERVALS = "In brackets: 95% intervals, which black lines on bars show too."
+
+Light = Literal["red", "amber", "green"]
+_SAID: dict[Light, str] = {
+    "red": "Not ready to deploy",
+    "amber": "Decide before deploying",
+    "green": "Ready by its gates",
+}
+
+
+class About(NamedTuple):
+    """What was audited, in names people know.
+
+    Args:
+        model: where it comes from.
+        data: likewise.
+        date: the day of the report, as 2026-11-28.
+        clean: how often the model is right on unchanged items of the search; None where that is not known.
+        usage: how common conditions are in use, where somebody said so.
+    """
+
+    model: str = ""
+    data: str = ""
+    date: str = ""
+    clean: RateRecord | None = None
+    usage: Usage | None = None
+
+
+ABOUT_NOTHING = About()
+
+
+def known_of(here: AuditFolder) -> dict[str, Any]:
+    """What prepare tells of model and data; nothing for an audit from Python, which has no such stage."""
+    return here.prepare.metrics.more if here.prepare.has("metrics") else {}
+
+
+def about(here: AuditFolder) -> About:
+    """Model, data and date of an audit.
+
+    SOURCE_DATE_EPOCH (seconds) says another date, so that a report can be made again with the same bytes.
+    """
+    origin = known_of(here).get("origin") or {}
+    at = os.environ.get("SOURCE_DATE_EPOCH")
+    now = datetime.fromtimestamp(int(at), UTC) if at else datetime.now(UTC)
+    return About(str(origin.get("model", "")), str(origin.get("data", "")), f"{now:%Y-%m-%d}")
+
+
+class Tile(NamedTuple):
+    """One number, and the sentence it belongs to."""
+
+    value: str
+    said: str
+
+
+class Card(NamedTuple):
+    """A failure mode that matters: how bad, for whom, and one example."""
+
+    id: str
+    link: str
+    text: str
+    rate: float | None
+    low: float | None
+    high: float | None
+    before: float | None
+    said: list[str]
+    pair: Shown | None
+
+
+class Step(NamedTuple):
+    """What to do next: a sentence, and the command for it."""
+
+    said: str
+    command: str
+
+
+class FirstPage(NamedTuple):
+    """The page: facts, a light with its reason, three numbers with their sentences, modes, and the next steps.
+
+    `notes` say how to read it.
+    """
+
+    facts: list[tuple[str, str]]
+    light: Light
+    headline: str
+    reason: str
+    tiles: list[Tile]
+    heading: str
+    modes: list[Card]
+    more: str
+    steps: list[Step]
+    notes: str
+
+
+def landscape_page(
+    landscape: Landscape,
+    verdict: VerdictView,
+    about: About,
+    galleries: Mapping[str, Gallery],
+    unchanged: Mapping[str, Exhibit],
+    shrinker: Shrinker,
+) -> FirstPage:
+    """The first page of the report on a landscape.
+
+    Args:
+        landscape: the record.
+        verdict: on it.
+        about: what was audited.
+        galleries: examples by the id of their mode.
+        unchanged: the items of examples without any change, by their id.
+        shrinker: makes pictures small.
+    """
+    modes = sorted(landscape.modes, key=lambda mode: -mode.rate * mode.share)
+    light, reason = _landscape_light(landscape, verdict)
+    left = len(modes) - MODES
+    return FirstPage(
+        facts=[*_facts(about), ("Searched on", f"{number(landscape.items)} items")],
+        light=light,
+        headline=_SAID[light],
+        reason=reason,
+        tiles=_landscape_tiles(landscape, about),
+        heading="What fails",
+        modes=[_mode_card(landscape, mode, about.usage, galleries, unchanged, shrinker) for mode in modes[:MODES]],
+        more=f"{number(left)} more below." if left > 0 else "",
+        steps=_landscape_steps(landscape, verdict),
+        notes=f"{_INTERVALS} The grid is every combination of the changes that were tried, however rare in use.",
+    )
+
+
+def comparison_page(
+    comparison: Comparison,
+    verdict: VerdictView,
+    plan: Plan,
+    about: About,
+    galleries: Mapping[str, Sequence[Compared]],
+    attributes: pd.DataFrame,
+    shrinker: Shrinker,
+) -> FirstPage:
+    """The first page of the report on a repair.
+
+    Args:
+        comparison: before against after.
+        verdict: on it.
+        plan: what was repaired.
+        about: what was audited.
+        galleries: examples by kind ("fixed", "newly_failing", "unchanged").
+        attributes: attributes of the items, by their ids.
+        shrinker: makes pictures small.
+    """
+    light, reason = _comparison_light(comparison, verdict, plan)
+    severity = {mode.id: mode.severity for mode in plan.modes}
+    modes = sorted(comparison.modes, key=lambda mode: (mode.action != "repair", -severity.get(mode.id, 0.0)))
+    examples = _example_of_each(comparison, plan, galleries, attributes)
+    clean = {one.item: one.exhibit for one in galleries.get("unchanged", ())}
+    cards = []
+    for mode in modes[:MODES]:
+        said = [_control_said(mode)] if mode.control and mode.control.after is not None else []
+        if len(set(severity.values())) > 1:
+            said.append(f"Severity {number(severity[mode.id])}.")
+        if mode.action != "repair":
+            said.append(f"Not repaired: the decision was to {mode.action} it.")
+        one = examples.get(mode.id)
+        pair = shrinker.brief(one.exhibit, clean.get(one.item), one) if one else None
+        spread = (mode.after_low, mode.after_high)
+        cards.append(Card(mode.id, "modes", mode.text, mode.after, *spread, mode.before, said, pair))
+    left = len(modes) - MODES
+    return FirstPage(
+        facts=[
+            *_facts(about),
+            ("Decided by", _decided(plan)),
+            ("Judged on", f"{number(comparison.items)} items that neither the search nor the repair has seen"),
+        ],
+        light=light,
+        headline=_SAID[light],
+        reason=reason,
+        tiles=_comparison_tiles(comparison),
+        heading="What was to be repaired" if plan.targets else "What failed before",
+        modes=cards,
+        more=f"{number(left)} more below." if left > 0 else "",
+        steps=_comparison_steps(comparison, light, plan),
+        notes=_INTERVALS,
+    )
+
+
+def _example_of_each(
+    comparison: Comparison, plan: Plan, galleries: Mapping[str, Sequence[Compared]], attributes: pd.DataFrame
+) -> dict[str, Compared]:
+    """An example of each mode that there is one of: fixed if possible, else newly failing."""
+    rows = [one for kind in ("fixed", "newly_failing") for one in galleries.get(kind, ()) if one.cell]
+    cells, attributes = np.array([one.cell for one in rows]), attributes.reindex([one.item for one in rows])
+    inside = {mode.id: mode.cells.contains(comparison.space, cells, attributes) for mode in plan.modes} if rows else {}
+    return {mode: rows[int(found.argmax())] for mode, found in inside.items() if found.any()}
+
+
+def _decided(plan: Plan) -> str:
+    return "a rule, no person" if plan.decided_by == "policy" else plan.by or plan.reviewer or "a person without a name"
+
+
+def _facts(about: About) -> list[tuple[str, str]]:
+    facts = [("Model", about.model), ("Data", about.data), ("Date", about.date)]
+    return [(name, value) for name, value in facts if value]
+
+
+def _failed(gates: Sequence[GateView]) -> str:
+    """The first gate that failed, and how many more did."""
+    failed = [gate for gate in gates if gate.passed is False]
+    more = f", and {number(len(failed) - 1)} more failed" if len(failed) > 1 else ""
+    return f"{failed[0].name}: {failed[0].value} ({failed[0].interval}); the gate asks for {failed[0].bound}{more}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _some_modes(count: int) -> str:
+    return "one confirmed failure mode" if count == 1 else f"{number(count)} confirmed failure modes"
+
+
+def _landscape_light(landscape: Landscape, verdict: VerdictView) -> tuple[Light, str]:
+    found, rate = len(landscape.modes), percent(landscape.overall.value)
+    if verdict.passed is False:
+        return "red", f"{_capital(_failed(verdict.gates))}."
+    if verdict.passed is None:
+        judged = (
+            "Some gates could not be judged." if verdict.gates else "Nobody has said yet whether that is acceptable."
+        )
+        where = f", most of all in {_some_modes(found)}" if found else ""
+        return "amber", f"{rate} of uniformly drawn probes fail{where}. {judged}"
+    if found:
+        return "amber", f"It meets its gates, but has {_some_modes(found)} that somebody has to accept or repair."
+    return "green", "It meets its gates, and no region was confirmed to fail more often than the rest."
+
+
+def _comparison_light(comparison: Comparison, verdict: VerdictView, plan: Plan) -> tuple[Light, str]:
+    if verdict.passed is False:
+        return "red", f"After the repair, {_failed(verdict.gates)}."
+    if verdict.passed is None:
+        what = "some gates could not be judged" if verdict.gates else "no gate says what the repair has to reach"
+        return "amber", f"{_capital(what)}."
+    against = [*_risen_in_targets(comparison), *harm(comparison)]
+    if regions := comparison.failures_moved.regions:
+        against.append(f"Failures rose in {regions[0].text}.")
+    if worse := [f"{of.attribute} {one.value}" for of in comparison.slices or () for one in of.values if one.worse]:
+        against.append(f"Failures rose significantly for {', '.join(worse)}.")
+    if comparison.bias and (skewed := newly_skewed(comparison.bias)):
+        against.append(f"Newly skewed: {', '.join(f'{one.attribute} of {one.subject}' for one in skewed)}.")
+    if against:
+        return "amber", f"It meets its gates, but: {' '.join(against)}"
+    if not plan.targets:
+        return "green", "No mode was to be repaired, and the model as it is meets its gates."
+    chosen = " A rule, not a person, chose what to repair." if plan.decided_by == "policy" else ""
+    where = "in the target modes, elsewhere, on unchanged inputs or for any kind of items"
+    met = f"meets all {number(len(verdict.gates))} gates" if len(verdict.gates) > 1 else "meets its gate"
+    return "green", f"The repaired model {met}, and no rise of failures beyond chance was seen {where}.{chosen}"
+
+
+def _risen_in_targets(comparison: Comparison) -> list[str]:
+    keys = ("target_failure_rate", *(["target_not_passing"] if comparison.some_invalid else []))
+    risen = [entry for key in keys if (entry := comparison.differences[key]).moved.low > 0]
+    return [f"Failures in the target modes rose from {percent(e.before)} to {percent(e.after)}." for e in risen[:1]]
+
+
+def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
+    """Unchanged, under stress, worst."""
+    overall, tiles = landscape.overall, []
+    if unchanged := landscape.unchanged:
+        spread = interval(unchanged.low, unchanged.high)
+        tiles.append(
+            Tile(percent(unchanged.value), f"of {number(unchanged.n)} unchanged items fail already ({spread})")
+        )
+    elif clean := about.clean:
+        wrong = percent(1 - clean.value) if clean.value is not None else percent(None)
+        low, high = (None if bound is None else 1 - bound for bound in (clean.high, clean.low))
+        tiles.append(Tile(wrong, f"of {number(clean.n)} unchanged inputs are answered wrongly ({interval(low, high)})"))
+    elif (walked := landscape.robustness) and walked.items and walked.start == "neutral":
+        said = f"of {number(walked.items)} items fail unchanged"
+        tiles.append(Tile(number(walked.fail_unchanged), said))
+    over = f"all over {number(landscape.space.n_cells)} combinations of {_listed(landscape.space.names)}"
+    said = f"of probes, drawn uniformly {over}, fail ({interval(overall.low, overall.high)})"
+    if counted := landscape.invalid.not_passing:
+        said += (
+            f"; {percent(counted.value)} ({interval(counted.low, counted.high)}) counting the"
+            f" {percent(landscape.invalid.value)} that {landscape.invalid.what}"
+        )
+    if ratings := landscape.ratings:
+        said += f". Failing means {fails(ratings)}"
+    tiles.append(Tile(percent(overall.value), said))
+    if landscape.modes:
+        worst = max(landscape.modes, key=lambda mode: mode.rate)
+        tiles.append(
+            Tile(percent(worst.rate), f"fail in the worst mode, {worst.text} ({interval(worst.low, worst.high)})")
+        )
+    else:
+        tiles.append(Tile("none", "no region was confirmed to fail more often than the rest"))
+    if landscape.slices and landscape.slices.worse:
+        attribute, one = landscape.slices.worse[0]
+        spread, rest = interval(one.low, one.high), percent(one.rest)
+        tiles.append(Tile(percent(one.rate), f"of {attribute} {one.value} fail ({spread}), {rest} of all other items"))
+    if about.usage:
+        tiles.append(_in_use(about.usage))
+    return tiles
+
+
+def _in_use(usage: Usage) -> Tile:
+    """How often it fails where conditions are as common as they are in use."""
+    if usage.rate is None:
+        return Tile(percent(None), "in use: not known, as too few of the cells that were estimated are common there")
+    return Tile(percent(usage.rate), "in use: the estimated landscape, weighted by how common conditions are there")
+
+
+def _comparison_tiles(comparison: Comparison) -> list[Tile]:
+    quality = comparison.differences["clean_quality"]
+    tiles = [_moved(quality, f"{quality.name}, unchanged inputs")]
+    for key, where in (("target_failure_rate", "fail in the target modes"), ("other_failure_rate", "fail elsewhere")):
+        entry = comparison.differences[key]
+        if entry.before is None:
+            continue
+        tile = _moved(entry, where)
+        if entry.control and entry.control.after is not None:
+            said = f"{tile.said}; the control, trained as long without aiming: {percent(entry.control.after)}"
+            tile = tile._replace(said=said)
+        if comparison.some_invalid:
+            counted = comparison.differences[key.replace("failure_rate", "not_passing")]
+            tile = tile._replace(
+                said=f"{tile.said}; {percent(counted.before)} → {percent(counted.after)} if what is beyond recognition"
+                " counts"
+            )
+        tiles.append(tile)
+    newly = comparison.differences["newly_failing"]
+    if newly.after is not None:
+        spread = interval(newly.low, newly.high)
+        tiles.append(Tile(percent(newly.after), f"of what passed before fails now, the price of the repair ({spread})"))
+    return tiles
+
+
+def _moved(entry: Difference, what: str) -> Tile:
+    value = f"{percent(entry.before)} → {percent(entry.after)}"
+    return Tile(value, f"{what} ({points(entry.change)} points, {points_interval(entry.low, entry.high)})")
+
+
+def _mode_card(
+    landscape: Landscape,
+    mode: ModeRecord,
+    usage: Usage | None,
+    galleries: Mapping[str, Gallery],
+    unchanged: Mapping[str, Exhibit],
+    shrinker: Shrinker,
+) -> Card:
+    said = [f"It covers {percent(mode.share)} of the grid and fails {_often(mode.lift)} as often as all of it."]
+    if landscape.overall.value:
+        of_all = min(1.0, mode.rate * mode.share / landscape.overall.value)
+        said.append(f"About {percent(of_all, 0)} of all failures are here.")
+    if usage:
+        said.append(f"{percent(usage.share(mode.cells, mode.share), 2)} of use, by the weights under usage.")
+    if whom := _for_whom(landscape, mode):
+        said.append(whom)
+    if confused := landscape.confused(mode, 1):
+        said.append(f"Most often: {confused}.")
+    link = f"mode-{1 + landscape.modes.index(mode)}"
+    return Card(
+        mode.id,
+        link,
+        mode.text,
+        mode.rate,
+        mode.low,
+        mode.high,
+        None,
+        said,
+        _mode_pair(mode, galleries, unchanged, shrinker),
+    )
+
+
+def _mode_pair(
+    mode: ModeRecord, galleries: Mapping[str, Gallery], unchanged: Mapping[str, Exhibit], shrinker: Shrinker
+) -> Shown | None:
+    """The first example that fails."""
+    gallery = galleries.get(mode.id)
+    if gallery is None or not gallery.failing:
+        return None
+    items = {example.id: example.item for example in mode.examples}
+    item = items.get(gallery.ids[0], "") if gallery.ids else ""
+    return shrinker.brief(gallery.failing[0], unchanged.get(item))
+
+
+def _for_whom(landscape: Landscape, mode: ModeRecord) -> str:
+    """The items for whom it is clearly worse than for the rest of the mode; empty if there are none."""
+    found = [
+        (one.rate, f"{of.attribute} {one.value}: {percent(one.rate)} ({interval(one.low, one.high)})")
+        for of in ((landscape.slices and landscape.slices.modes.get(mode.id)) or ())
+        for one in of.values
+        if one.rate is not None and one.low is not None and one.low > mode.high
+    ]
+    return f"Worst for {max(found)[1]}." if found else ""
+
+
+def _control_said(mode: Difference) -> str:
+    assert mode.control is not None
+    return f"The control, trained as long without aiming: {percent(mode.control.after)}."
+
+
+def _often(lift: float) -> str:
+    return f"{lift:.1f} times" if lift < 10 else f"{lift:.0f} times"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names with "and" before the last; of many only how many."""
+    if len(names) > 4:
+        return f"{len(names)} changes"
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def _landscape_steps(landscape: Landscape, verdict: VerdictView) -> list[Step]:
+    name = landscape.audit
+    if verdict.gates:  # the audit ends here
+        return [Step("Keep the evidence:", f"faded evidence {name}")]
+    return [Step("See what is next: a decision, a repair, or its verdict:", f"faded status {name}")]
+
+
+def _comparison_steps(comparison: Comparison, light: Light, plan: Plan) -> list[Step]:
+    name = comparison.audit
+    if light == "red":
+        change = f"Change repairs.{name} in params.yaml, and run what has changed:"
+        again = [Step("Decide again:", f"faded review {name} --revise")] if plan.decided_by == "human" else []
+        return [
+            *again,
+            Step(f"Or change repairs.{name} in params.yaml, and:" if again else change, f"faded audit {name}"),
+        ]
+    return [
+        Step("Keep the evidence:", f"faded evidence {name}"),
+        Step("Take the repaired model with its card:", f"faded export {name} deploy/{name}"),
+    ]

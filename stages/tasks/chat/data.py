@@ -1,0 +1,240 @@
+"""Questions with what is expected of their answers. To add a source, add its key to DATA_LOADERS."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from stages.errors import UsageError
+from stages.tasks.attributes import detail_columns, details
+from stages.tasks.chat.measures import pattern_error, words
+from stages.tasks.contract import SPLITS
+from stages.tasks.hub_data import HubDataSource, check_columns
+from stages.tasks.json_lines import check_lines_file, count_lines, lines_file
+from stages.tasks.source import Source, collect
+from stages.tasks.sources import ItemCounts, parse_source, source_errors
+from stages.tasks.summarization.data import DataSource
+from stages.tasks.summarization.data_sources import DATA_LOADERS as ARTICLE_LOADERS
+
+ARTICLES = "prepare.data.articles"
+_NAMED = 5  # lines that cannot be used and that an error names
+
+
+@dataclass(frozen=True)
+class Question:
+    """One item.
+
+    Args:
+        id: unique.
+        question: what is asked.
+        context: the passage it is about; "" for none.
+        answers: texts that are right; empty where a pattern tells.
+        pattern: a regular expression that is found in right answers; "" where `answers` tell.
+        group: the id of its article, where it has one.
+        details: what else the source says of it, by name.
+    """
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    pattern: str
+    group: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class QuestionSource(Source):
+    """Base of the data loaders: which fields hold what, and where passages lie that several questions share."""
+
+    question: str = Field("question", description="field with the question")
+    context: str = Field("context", description="field with the passage the question is about; it may be missing")
+    answers: str = Field("answers", description="field with a right answer, or a list of them")
+    pattern: str = Field("pattern", description="field with a regular expression that right answers match")
+    articles: dict[str, Any] | None = Field(
+        None, description="a source of articles as of summarization; the field `article` of a question names one by id"
+    )
+    max_excluded: float = Field(0.2, ge=0, le=1, description="share of lines that may be left out; more is an error")
+
+    @abstractmethod
+    def rows(self, inputs: Path) -> Iterator[tuple[str, Any]]:
+        """Yield (where it lies, row) of all there is; a text in place of a row says why it cannot be read."""
+
+    def article_errors(self, inputs: Path) -> list[str]:
+        """What is wrong with the source of the articles."""
+        return [] if self.articles is None else source_errors(self.articles, ARTICLE_LOADERS, ARTICLES, inputs)
+
+    def _articles(self, inputs: Path) -> dict[str, str]:
+        if self.articles is None:
+            return {}
+        source: DataSource = parse_source(self.articles, ARTICLE_LOADERS, ARTICLES)
+        return {article.id: article.text for article in source.load(inputs)[0]}
+
+    def load(self, inputs: Path) -> tuple[list[Question], list[dict[str, str]]]:
+        """All questions that can be used, and what was left out as {file, reason}.
+
+        Raises:
+            UsageError: when there are none, or more were left out than `max_excluded` allows.
+        """
+        articles = self._articles(inputs)
+        questions: list[Question] = []
+        skipped: list[dict[str, str]] = []
+        for where, row in self.rows(inputs):
+            try:
+                questions.append(self._question(where, row, articles))
+            except ValueError as error:
+                skipped.append({"file": where, "reason": str(error)})
+        total = len(questions) + len(skipped)
+        if not questions or len(skipped) > self.max_excluded * total:
+            named = "; ".join(f"{one['file']} ({one['reason']})" for one in skipped[:_NAMED])
+            more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+            raise UsageError(
+                f"prepare.data: {len(skipped)} of {total} questions cannot be used, max_excluded allows"
+                f" {self.max_excluded:.0%}{': ' if named else ''}{named}{more}"
+            )
+        return questions, skipped
+
+    def _question(self, where: str, row: Any, articles: Mapping[str, str]) -> Question:
+        """One row as a question.
+
+        Raises:
+            ValueError: says why it cannot be used.
+        """
+        if not isinstance(row, dict):
+            raise ValueError(row if isinstance(row, str) else f"found {type(row).__name__}, expected an object")
+        question, context = (row.get(name) or "" for name in (self.question, self.context))
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"no text in the field {self.question!r}")
+        if not isinstance(context, str):
+            raise ValueError(f"the field {self.context!r} holds no text")
+        article = row.get("article") if self.articles is not None else None
+        if article is not None and str(article) not in articles:
+            raise ValueError(f"there is no article {str(article)!r}")
+        answers, pattern = _texts(row.get(self.answers)), row.get(self.pattern) or ""
+        if bool(answers) == bool(pattern):
+            raise ValueError(f"expected either {self.answers} or {self.pattern}")
+        if lacking := next((answer for answer in answers if not words(answer)), None):
+            raise ValueError(f"the answer {lacking!r} has no words")
+        if not isinstance(pattern, str) or (error := pattern_error(pattern)):
+            raise ValueError(error if isinstance(pattern, str) else f"the field {self.pattern!r} holds no text")
+        name, own = str(row.get("id", where)), {"id", "article", self.question, self.context, self.answers}
+        context = articles[str(article)] if article is not None else context.strip()
+        group = str(article) if article is not None else ""
+        more = details(row, own | {self.pattern})
+        return Question(name, " ".join(question.split()), context, answers, pattern, group, more)
+
+    def prefetch(self, inputs: Path) -> list[str]:
+        """See Source: the articles."""
+        return parse_source(self.articles, ARTICLE_LOADERS, ARTICLES).prefetch(inputs) if self.articles else []
+
+
+def _texts(found: Any) -> tuple[str, ...]:
+    """Answers as data sets write them: a text, a list of texts, or {"text": [...]} as SQuAD does; numbers are texts.
+
+    Raises:
+        ValueError: when it is none of these.
+    """
+    found = found.get("text") if isinstance(found, dict) else found
+    given = [] if found is None else list(found) if isinstance(found, list | tuple | np.ndarray) else [found]
+    if odd := next((one for one in given if isinstance(one, bool) or not isinstance(one, str | int | float)), None):
+        raise ValueError(f"an answer is {odd!r}, expected a text")
+    return tuple(text for one in given if (text := str(one).strip()))
+
+
+class JsonQuestions(QuestionSource):
+    """{jsonl: FILE}: one JSON object a line, under the audit's inputs."""
+
+    jsonl: str
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See Source."""
+        named = {"question": self.question}
+        wrong = collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.data"))
+        return wrong + self.article_errors(inputs)
+
+    def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
+        """See Source."""
+        return {"": count_lines(lines_file(inputs, self.jsonl, "prepare.data"), enough)}
+
+    def origin(self, inputs: Path) -> str:
+        """See Source."""
+        return f"the file {self.jsonl}"
+
+    def rows(self, inputs: Path) -> Iterator[tuple[str, Any]]:
+        """See QuestionSource."""
+        path = lines_file(inputs, self.jsonl, "prepare.data")
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    try:
+                        row = json.loads(line)
+                    except ValueError as error:  # also bytes that are not UTF-8
+                        row = f"it is not JSON: {error}"
+                    yield f"{path.stem}-{number}", row
+
+
+class HubQuestions(HubDataSource, QuestionSource):
+    """{datasets: ID_OR_FOLDER, split: SPLIT}: what the `datasets` library reads; SQuAD's columns need no naming."""
+
+    extra = "text"
+
+    split: str
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See Source."""
+        return super().errors(inputs) + self.article_errors(inputs)
+
+    def prefetch(self, inputs: Path) -> list[str]:
+        """See Source."""
+        return super().prefetch(inputs) + QuestionSource.prefetch(self, inputs)
+
+    def rows(self, inputs: Path) -> Iterator[tuple[str, Any]]:
+        """See QuestionSource."""
+        rows = self._data.rows(inputs, self.split)
+        what = f"{self.datasets}, split {self.split},"
+        check_columns(rows.column_names, {"question": self.question}, "prepare.data", what)
+        for number, row in enumerate(rows):
+            yield f"{self.split.split('[')[0]}-{number}", row
+
+
+DATA_LOADERS: Mapping[str, type[QuestionSource]] = {"jsonl": JsonQuestions, "datasets": HubQuestions}
+
+
+def choose_items(questions: list[Question], counts: ItemCounts, seed: int) -> pd.DataFrame:
+    """Draw the items of each split, in an order that the seed decides.
+
+    Returns:
+        Columns id, split, label (the first answer, or the pattern), group (the article, or else the first question with
+        the same context), question, context, answers (a list), pattern, and those of details.
+
+    Raises:
+        UsageError: when there are too few questions.
+    """
+    wanted = {split: getattr(counts, split) for split in SPLITS}
+    if (total := sum(wanted.values())) > len(questions):
+        raise UsageError(f"prepare.items: {total} items wanted, the data have {len(questions)}")
+    first: dict[str, str] = {}
+    for one in questions:
+        first.setdefault(one.context, one.id)
+    order = np.random.default_rng([seed, 1]).permutation(len(questions))[:total]
+    chosen = [questions[i] for i in order]
+    table = pd.DataFrame(
+        {
+            "id": [one.id for one in chosen],
+            "split": np.repeat(list(wanted), list(wanted.values())),
+            "label": [one.answers[0] if one.answers else one.pattern for one in chosen],
+            "group": [one.group or (first[one.context] if one.context else one.id) for one in chosen],
+            "question": [one.question for one in chosen],
+            "context": [one.context for one in chosen],
+            "answers": [list(one.answers) for one in chosen],
+            "pattern": [one.pattern for one in chosen],
+        }
+    )
+    return table.assign(**detail_columns([one.details for one in chosen]))

@@ -1,0 +1,92 @@
+"""How far an answer is from those that are expected: 0 is as expected, 1 is not at all.
+
+Words are compared as the SQuAD evaluation does (Rajpurkar et al. 2016, section 6.1): without capitals, marks and the
+articles a, an, the. Unlike there, hyphens part words and a possessive 's is dropped, so that "28-year-old" holds 28.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+from stages.errors import UsageError
+
+LONGEST = 1.0  # seconds a pattern may take on one answer
+_WORD = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+|\d+")
+_ARTICLE = re.compile(r"\b(?:an?|the)\s+(?=\w)")  # at an end "a" is a name: vitamin A
+_INITIALS = re.compile(r"\b(?:[^\W\d_]\.){2,}")  # U.S.
+
+
+def words(text: str) -> list[str]:
+    """The words that are compared.
+
+    >>> words("The 9,200 men of St. John's")
+    ['9200', 'men', 'of', 'st', 'john']
+    >>> words("the U.S. of A"), words("Vitamin A")
+    (['us', 'of', 'a'], ['vitamin', 'a'])
+    """
+    plain = re.sub(r"(?<=\w)['\u2019]s\b", "", unicodedata.normalize("NFC", text).lower())
+    plain = _INITIALS.sub(lambda initials: initials[0].replace(".", ""), plain)
+    return [word.replace(",", "") for word in _WORD.findall(_ARTICLE.sub("", plain))]
+
+
+@lru_cache(maxsize=100_000)
+def _in_a_row(text: str) -> str:
+    return f" {' '.join(words(text))} "
+
+
+def holds(text: str, answer: str) -> bool:
+    """Whether the words of an answer occur in a row among those of a text; no words occur nowhere."""
+    wanted = _in_a_row(answer)
+    return not wanted.isspace() and wanted in _in_a_row(text)
+
+
+def contains(output: str, answer: str) -> float:
+    """0 where the output holds the answer, whatever else it says."""
+    return 0.0 if holds(output, answer) else 1.0
+
+
+def exact(output: str, answer: str) -> float:
+    """0 where the output is the answer and nothing else."""
+    return 0.0 if words(output) == words(answer) else 1.0
+
+
+def f1(output: str, answer: str) -> float:
+    """1 minus the harmonic mean of the shares of words that output and answer have in common."""
+    told, wanted = words(output), words(answer)
+    common = sum((Counter(told) & Counter(wanted)).values())
+    return 1.0 - 2 * common / (len(told) + len(wanted)) if common else 1.0
+
+
+MEASURES: Mapping[str, Callable[[str, str], float]] = {"contains": contains, "exact": exact, "f1": f1}
+
+
+def pattern_error(pattern: str) -> str:
+    """What is wrong with a regular expression; "" if it can be used."""
+    import regex
+
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        return f"its pattern is not a regular expression: {error}"
+    return ""
+
+
+def matches(pattern: str, output: str) -> bool:
+    """Whether a regular expression is found in an output.
+
+    Raises:
+        UsageError: when that takes longer than LONGEST: the same answer could fail on a slower machine.
+    """
+    import regex
+
+    try:
+        return regex.search(pattern, output, timeout=LONGEST) is not None
+    except TimeoutError:
+        raise UsageError(
+            f"prepare.data: the pattern {pattern!r} took more than {LONGEST:g} s on an answer of {len(output)}"
+            " characters; write it without repetitions inside repetitions"
+        ) from None

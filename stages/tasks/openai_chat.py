@@ -1,0 +1,354 @@
+"""A model behind chat completions, the API of OpenAI that vLLM, Ollama, llama.cpp, LiteLLM and hosted services have.
+
+    POST BASE/chat/completions {"model": NAME, "messages": [...], "temperature": 0, "seed": 0, "max_tokens": 64}
+      ->  {"choices": [{"message": {"content": TEXT}, "finish_reason": "stop"}], "usage": {...}}
+
+Retries, rates, the key and what a URL may be are those of any model behind HTTP (`endpoint`). What differs: a request
+has one input, errors have a form, and tokens may cost money (`account`).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from pydantic import Field, field_validator, model_validator
+
+from stages.errors import UsageError
+from stages.tasks.account import Account, Answered, Expected, Price, request_key
+from stages.tasks.endpoint import Endpoint, EndpointConfig, shown
+from stages.tasks.known_answers import ANSWERS, check_answers, keep_answers
+
+if TYPE_CHECKING:
+    import httpx
+
+PATH = "/chat/completions"
+SET_HERE = frozenset({"model", "messages", "stream", "stream_options", "n"})
+NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})  # a 429 that no waiting mends
+TOO_LONG = frozenset({"context_length_exceeded", "string_above_max_length"})
+FILTERED = "content_filter"
+CHARACTERS = 4  # of English text a token has, before any was counted
+# What is answered where a service refuses an input by an error (Azure): the same as where it says so in an answer.
+_REFUSAL = {
+    "choices": [{"message": {"content": None}, "finish_reason": FILTERED}],
+    "usage": {"prompt_tokens": 0, "completion_tokens": 0},
+}
+
+
+class ChatConfig(EndpointConfig):
+    """{openai: BASE_URL, model: NAME, ...}: where a model answers, how it is asked, and what that may cost."""
+
+    endpoint: str = Field(alias="openai", description="base URL, such as http://localhost:8000/v1")
+    model: str = Field(min_length=1, description="its name there")
+    settings: dict[str, Any] = Field(
+        {}, description="sent with every request as they are; null leaves out what would be sent: {seed: null}"
+    )
+    batch_size: Literal[1] = Field(1, description="a request has one input; concurrency sends several at once")
+    concurrency: int = Field(4, ge=1, le=64, description="requests on their way at once")
+    timeout: float = Field(120.0, gt=0, description="seconds for one request")
+    price: Price | None = Field(None, description="of a million tokens, {prompt: 0.15, completion: 0.6}")
+    max_cost: float | None = Field(None, gt=0, description="what all requests of the audit may cost, in that currency")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_of_completions(cls, endpoint: str) -> str:
+        import httpx
+
+        url = httpx.URL(endpoint)
+        path = url.path.rstrip("/").removesuffix(PATH) + PATH
+        return str(url.copy_with(raw_path=path.encode() + (b"?" + url.query if url.query else b"")))
+
+    @field_validator("settings")
+    @classmethod
+    def _leave_the_rest_alone(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(SET_HERE & settings.keys()):
+            raise ValueError(f"{', '.join(taken)} is set by Faded")
+        return settings
+
+    @model_validator(mode="after")
+    def _cost_needs_a_price(self) -> ChatConfig:
+        if self.max_cost is not None and self.price is None:
+            raise ValueError("max_cost needs price: {prompt: ..., completion: ...}, what a million tokens cost")
+        return self
+
+    @property
+    def told(self) -> str:
+        """See EndpointConfig: the name, and where it answers."""
+        return f"{self.model} behind {self.base}"
+
+    @property
+    def base(self) -> str:
+        """The base URL, as people are told of it."""
+        return shown(self.endpoint).removesuffix(PATH)
+
+
+def expected_requests(
+    config: ChatConfig, audit: str, preparing: int, guess: Callable[[], tuple[float, float]]
+) -> Expected:
+    """What the requests of an audit are likely to take: by those so far, else by a guess.
+
+    Args:
+        config: the model.
+        audit: its name.
+        preparing: requests of prepare, at most.
+        guess: prompt tokens and completion tokens of a request.
+    """
+    bill = Account.of(audit).bill
+    measured = bill.requests - bill.uncounted
+    prompt, completion = (bill.prompt / measured, bill.completion / measured) if measured > 0 else guess()
+    return Expected(preparing, prompt, completion, measured, config.price, config.max_cost, bill)
+
+
+class ChatEndpoint(Endpoint):
+    """A model behind chat completions. It may be shared by threads.
+
+    Args:
+        config: where it answers and how it is asked.
+        account: where its answers and their tokens are kept.
+
+    Raises:
+        UsageError: when the key is not in the environment, or is none.
+    """
+
+    config: ChatConfig
+
+    def __init__(self, config: ChatConfig, account: Account) -> None:
+        super().__init__(config)
+        self.account = account
+
+    def request(self, system: str, user: str, max_tokens: int) -> dict[str, Any]:
+        """What is posted to have a message answered.
+
+        Args:
+            system: the system message; "" sends none.
+            user: what the user says.
+            max_tokens: of the answer, at most.
+        """
+        messages = [{"role": "system", "content": system}] if system else []
+        sent = {
+            "model": self.config.model,
+            "messages": [*messages, {"role": "user", "content": user}],
+            "temperature": 0,
+            "seed": 0,
+            "max_tokens": max_tokens,
+            "stream": False,
+            **self.config.settings,
+        }
+        return {name: value for name, value in sent.items() if value is not None}
+
+    def prepare(self, requests: Sequence[dict[str, Any]], folder: Path, what: str) -> str:
+        """Write what the model is known again by, and begin its account.
+
+        Args:
+            requests: few, for every later stage asks them again.
+            folder: of the prepared model.
+            what: the requests are about, in the plural.
+
+        Returns:
+            The model's own name for itself.
+
+        Raises:
+            UsageError: when it gives an empty answer to any of them, or max_cost is reached.
+            InfrastructureError: when the model cannot be reached.
+        """
+        answers = self.ask(requests)
+        if not any(answer["text"] for answer in answers):
+            ended = ", ".join(sorted({answer["finish"] for answer in answers}))
+            raise UsageError(
+                f"{self.config.told} gives an empty answer to {len(requests)} plain {what} (finish_reason: {ended}). If"
+                " it reasons before it answers, switch that off with a field of prepare.model.settings, or raise"
+                " prepare.generation.max_new_tokens"
+            )
+        keep_answers(self, requests, folder)
+        known, name = (folder / ANSWERS).read_text(encoding="utf-8"), str(answers[0]["model"])
+        self.account.begin(request_key(known, name))
+        return name
+
+    def check(self, folder: Path) -> None:
+        """Stop where the model is not the one that was prepared.
+
+        Raises:
+            UsageError: when it answers differently, or max_cost is reached.
+            InfrastructureError: when it cannot be reached.
+        """
+        if not self.account.preparing:
+            self.account.use()
+        check_answers(self, folder)
+
+    def text_of(self, answer: Mapping[str, Any], prepared: str) -> str:
+        """What it answered.
+
+        Raises:
+            UsageError: when the model has become another one than was prepared, by its own name.
+        """
+        today = answer["model"]
+        if prepared and today and today != prepared:
+            raise UsageError(
+                f"{self.name} calls itself {self.quoted(today)}, and {prepared} when it was prepared: name one version"
+                " in prepare.model.model, and run prepare again (faded audit --force)"
+            )
+        return str(answer["text"])
+
+    def answers(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """As `ask`, but what was paid for already is not asked again; of a model that varies, in prepare alone.
+
+        Raises:
+            UsageError: also when max_cost is reached.
+            InfrastructureError: when the model cannot be reached.
+        """
+        again = self.config.deterministic or self.account.preparing
+        known = [self.account.known(self._key_of(one)) if again else None for one in requests]
+        fresh = iter(self.ask([one for one, answer in zip(requests, known, strict=True) if answer is None]))
+        return [next(fresh) if answer is None else _told(answer) for answer in known]
+
+    def _key_of(self, request: Mapping[str, Any]) -> str:
+        return request_key(self.config.endpoint, self.config.headers, request)
+
+    def _answer(self, batch: Sequence[Mapping[str, Any]], stop: threading.Event) -> list[dict[str, Any]]:
+        if stop.is_set():
+            return []
+        self.account.check(self.name, self.config.price, self.config.max_cost)
+        answers = [Answered.model_validate(answer) for answer in super()._answer(batch, stop)]
+        for request, answer in zip(batch, answers, strict=False):  # none, where others ended it
+            self.account.add(self._key_of(request), answer, self.config.price)
+        return [_told(answer) for answer in answers]
+
+    async def _post(self, body: bytes) -> tuple[int, httpx.Headers, bytes]:
+        (request,) = json.loads(body)["inputs"]
+        status, headers, content = await super()._post(json.dumps(request, ensure_ascii=False).encode())
+        error = _error(content)
+        if error is None:
+            return status, headers, content
+        if error.code == FILTERED:
+            return HTTPStatus.OK, headers, json.dumps(_REFUSAL).encode()
+        if error.code in NO_MONEY:
+            raise UsageError(
+                f"{self.name} answers {self._said(status, content)}: the money of its account is spent. What it"
+                " answered so far is kept: run the stage again when there is more"
+            )
+        if status == HTTPStatus.OK:  # routers pass errors on so
+            status = int(error.code) if error.code in _STATUSES else HTTPStatus.BAD_REQUEST
+        return status, headers, content
+
+    def _read(self, content: bytes, n: int) -> list[dict[str, Any]]:
+        answer = _json(content)
+        if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
+            self._wrong(self.quoted(content))
+        choice = answer["choices"][0] if answer["choices"] else {"message": {}, "finish_reason": "no choice"}
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(message, dict):
+            self._wrong(self.quoted(json.dumps(choice, ensure_ascii=False)))
+        refusal = message.get("refusal")
+        text = _text(message.get("content")) or (refusal if isinstance(refusal, str) else "")
+        usage = answer.get("usage")
+        return [
+            {
+                "text": _whole(text).strip(),
+                "finish": "refusal" if refusal else _whole(str(choice.get("finish_reason"))),
+                "model": _whole(str(answer.get("model") or "")),
+                "prompt_tokens": _count(usage, "prompt_tokens"),
+                "completion_tokens": _count(usage, "completion_tokens"),
+            }
+        ]
+
+    def _wrong(self, found: str) -> NoReturn:
+        raise UsageError(
+            f'{self.name}: expected a chat completion, {{"choices": [{{"message": {{"content": TEXT}}}}], ...}};'
+            f" found {found}. prepare.model.openai is the base URL, such as http://localhost:8000/v1"
+        )
+
+    def _said(self, status: int, content: bytes) -> str:
+        error = _error(content)
+        return super()._said(status, content if error is None else _whole(error.told).encode())
+
+    def _refused(self, status: int, headers: httpx.Headers, content: bytes) -> NoReturn:
+        said, error = self._said(status, content), _error(content)
+        if status == HTTPStatus.NOT_FOUND:
+            raise UsageError(
+                f"{self.name} answers {said}: expected its base URL in openai, such as http://localhost:8000/v1, and in"
+                f" model a name that GET {self.config.base}/models lists"
+            )
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (error is not None and error.code in TOO_LONG):
+            raise UsageError(
+                f"{self.name} answers {said}: the request is too long, so lower prepare.data.max_words (of"
+                " summaries) or levels of context_length and distractor (of chat)"
+            )
+        if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
+            raise UsageError(
+                f"{self.name} rejected the request: {said}. A field that it does not take can be left out, or be called"
+                " otherwise: prepare.model.settings: {seed: null, max_tokens: null, max_completion_tokens: 64}"
+            )
+        super()._refused(status, headers, content)
+
+
+_STATUSES = frozenset(str(int(status)) for status in HTTPStatus if status >= HTTPStatus.BAD_REQUEST)
+
+
+@dataclass(frozen=True)
+class _Error:
+    """An error as servers put it: a message, and perhaps a type, a code and the field it is about."""
+
+    message: str
+    code: str
+    kind: str
+    field: str
+
+    @property
+    def told(self) -> str:
+        """In one line."""
+        more = {"type": self.kind, "code": self.code, "field": self.field}
+        return "; ".join([self.message, *(f"{name} {value}" for name, value in more.items() if value)])
+
+
+def _error(content: bytes) -> _Error | None:
+    """What a response says went wrong, None if nothing: {"error": {...} or TEXT}, {"message"} or {"detail"}."""
+    answer = _json(content)
+    if isinstance(answer, list) and answer:  # Google's
+        answer = answer[0]
+    if isinstance(answer, dict) and "choices" in answer:  # routers put what failed into the first
+        first = answer["choices"][0] if isinstance(answer["choices"], list) and answer["choices"] else None
+        answer = {"error": first["error"]} if isinstance(first, dict) and first.get("error") else None
+    if not isinstance(answer, dict):
+        return None
+    said = answer.get("error") or (answer if {"message", "detail"} & answer.keys() else None)
+    if isinstance(said, str):
+        return _Error(said, "", "", "")
+    if not isinstance(said, dict):
+        return None
+    message = said.get("message") or said.get("detail") or json.dumps(said, ensure_ascii=False)
+    code, kind, field = (str(said.get(name) or "") for name in ("code", "type", "param"))
+    return _Error(message if isinstance(message, str) else json.dumps(message, ensure_ascii=False), code, kind, field)
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _whole(text: str) -> str:
+    """A text without halves of surrogate pairs, which cannot be written."""
+    return text.encode(errors="replace").decode()
+
+
+def _text(content: Any) -> str:
+    """The text of a message: it is one, or a list of parts some of which are."""
+    if isinstance(content, list):
+        return "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _count(usage: Any, name: str) -> int | None:
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
+
+
+def _told(answer: Answered) -> dict[str, Any]:
+    """An answer by which a model is known again: without its tokens, of which a cache may take some."""
+    return answer.model_dump(include={"text", "finish", "model"})

@@ -1,0 +1,373 @@
+"""Which models may judge answers: a chat model whose weights are here, or one that is served; never the one under test.
+
+A judge is kept in prepare's assets, as a model under test is in its folder, with its calibration beside it. What a
+served one answered and what that cost has an account of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stages.errors import UsageError
+from stages.files import content_hash, local_file, read_json, write_json
+from stages.network import is_served
+from stages.tasks.account import Account, Expected
+from stages.tasks.contract import ASSETS, Compute, TaskContext
+from stages.tasks.json_lines import count_lines
+from stages.tasks.judging import ABSTAINED, JUDGE, Asks, Calibration, Judge, JudgeSettings, Labelled, Trial, calibrate
+from stages.tasks.openai_chat import CHARACTERS, ChatConfig, ChatEndpoint, expected_requests
+from stages.tasks.source import Source, collect
+from stages.tasks.sources import parse_source
+from stages.tasks.summarization.form import ARTICLE, Form, GenerationConfig, read_folder, save_form
+from stages.tasks.summarization.generate import Summarizer, render_chat
+from stages.tasks.summarization.models import PackageModel, TransformersModel, load_summarizer
+
+WHERE = "prepare.judge"
+NEAR = "discrepancy.near"
+THRESHOLD = 0.5  # of the measure `judge`: between what it accepts, 0, and what it does not, 1
+CALIBRATION = "calibration.json"
+# What a served judge is known again by: no data set holds these.
+_KNOWN = (
+    Trial((("question", "When does the ferry to Harrow leave?"), ("expected", "ten past nine")), "At 9:10.", "9:10"),
+    Trial((("question", "Name the larger of 4,071 and 4,107."), ("expected", "4,107")), "4,071", "4,107"),
+    Trial((("question", "Which is a fruit: spanner or quince?"), ("expected", "quince")), "The quince.", "A spanner."),
+)
+
+
+class JudgeSource(Source, JudgeSettings):
+    """Base of the loaders of judges: a model, how it is asked, and what it is calibrated on."""
+
+    @abstractmethod
+    def keep(self, inputs: Path, out_dir: Path, compute: Compute, account: Account) -> None:
+        """Write the judge's folder.
+
+        Raises:
+            UsageError: when the model cannot be read or has nothing to say, or max_cost is reached.
+            InfrastructureError: when it cannot be reached.
+        """
+
+    @abstractmethod
+    def asks(self, folder: Path, compute: Compute, account: Account) -> Asks:
+        """Read a folder that `keep` wrote.
+
+        Raises:
+            UsageError: when a file is damaged, or the model is not the one that was prepared.
+            InfrastructureError: when it cannot be reached.
+        """
+
+    def _labelled_errors(self, inputs: Path) -> list[str]:
+        name = self.labelled
+        return [] if name is None else collect(lambda: local_file(inputs, name, f"{WHERE}.labelled"))
+
+    @property
+    def _generation(self) -> GenerationConfig:
+        return GenerationConfig(
+            prompt=ARTICLE, system="", context=16, max_new_tokens=self.max_new_tokens, rows=self.rows
+        )
+
+
+class PackageJudge(JudgeSource, PackageModel):
+    """{package: NAME, file: X.gguf}: a GGUF file that ships in an installed package."""
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See Source."""
+        return _of_judge(PackageModel.errors(self, inputs)) + self._labelled_errors(inputs)
+
+    def keep(self, inputs: Path, out_dir: Path, compute: Compute, account: Account) -> None:
+        """See JudgeSource."""
+        self.build(inputs, out_dir, self._generation, compute.dtype)
+
+    def asks(self, folder: Path, compute: Compute, account: Account) -> Asks:
+        """See JudgeSource."""
+        return _local(load_summarizer(folder, compute))
+
+
+class TransformersJudge(JudgeSource, TransformersModel):
+    """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or a model of the hub."""
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See Source."""
+        return _of_judge(TransformersModel.errors(self, inputs)) + self._labelled_errors(inputs)
+
+    def keep(self, inputs: Path, out_dir: Path, compute: Compute, account: Account) -> None:
+        """See JudgeSource."""
+        self.build(inputs, out_dir, self._generation, compute.dtype)
+
+    def asks(self, folder: Path, compute: Compute, account: Account) -> Asks:
+        """See JudgeSource."""
+        return _local(load_summarizer(folder, compute))
+
+
+class OpenAIJudge(JudgeSource, ChatConfig):
+    """{openai: BASE_URL, model: NAME, key_env: VARIABLE, ...}: a chat model behind OpenAI's API."""
+
+    def errors(self, inputs: Path) -> list[str]:
+        """See Source."""
+        return self._labelled_errors(inputs)
+
+    def origin(self, inputs: Path) -> str:
+        """See Source."""
+        return self.told
+
+    def keep(self, inputs: Path, out_dir: Path, compute: Compute, account: Account) -> None:
+        """See JudgeSource."""
+        endpoint, plain = ChatEndpoint(self, account), Judge(lambda: _never, self, "")
+        turns = [turn for trial in _KNOWN for turn in plain.turns(trial)[:1]]
+        requests = [endpoint.request(system, said, self.max_new_tokens) for system, said in turns]
+        revision = endpoint.prepare(requests, out_dir, "answers to judge")
+        form = Form(kind="endpoint", generation=self._generation, origin=self.told, revision=revision, parameters=None)
+        save_form(form, out_dir)
+
+    def asks(self, folder: Path, compute: Compute, account: Account) -> Asks:
+        """See JudgeSource; what was paid for already is not asked again."""
+        form, prepared, _ = read_folder(folder, None)
+        endpoint = ChatEndpoint(self, account)
+        endpoint.check(prepared)
+
+        def asks(turns: Sequence[tuple[str, str]]) -> list[str | None]:
+            requests = [endpoint.request(system, said, self.max_new_tokens) for system, said in turns]
+            return [endpoint.text_of(answer, form.revision) for answer in endpoint.answers(requests)]
+
+        return asks
+
+
+JUDGE_LOADERS: Mapping[str, type[JudgeSource]] = {
+    "package": PackageJudge,
+    "transformers": TransformersJudge,
+    "openai": OpenAIJudge,
+}
+
+
+def _never(turns: Sequence[tuple[str, str]]) -> list[str | None]:
+    raise AssertionError("only its words are asked for")
+
+
+def _local(model: Summarizer) -> Asks:
+    """A model whose weights are here."""
+
+    def asks(turns: Sequence[tuple[str, str]]) -> list[str | None]:
+        prompts = [model.encode(render_chat(model.tokenizer, system, said)) for system, said in turns]
+        room, most = model.room, model.form.generation.max_new_tokens
+        fits = [room is None or len(prompt) + most <= room for prompt in prompts]
+        replies = iter(model.complete([prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]))
+        return [next(replies) if fit else None for fit in fits]
+
+    if model.form.kind != "causal":
+        raise UsageError(f"{WHERE}: found an encoder-decoder model, expected a decoder-only chat model")
+    return asks
+
+
+# Of an audit
+
+
+def judge_source(context: TaskContext) -> JudgeSource | None:
+    """The judge that an audit names; None where it names none."""
+    block = context.config.get("judge")
+    return None if block is None else parse_source(block, JUDGE_LOADERS, WHERE)
+
+
+def account_of(context: TaskContext, *settings: object) -> Account:
+    """That of an audit's judge; no audit has a dot in its name."""
+    return Account.of(f"{context.audit}.judge", *settings)
+
+
+def prepared_judge(context: TaskContext, prepared: Path, rubric: str) -> Judge | None:
+    """The judge of a prepared audit; its model is loaded, or asked, when the first answer needs it.
+
+    Args:
+        context: the audit's settings.
+        prepared: data/<audit>/prepare.
+        rubric: where the settings name none.
+    """
+    if (source := judge_source(context)) is None:
+        return None
+
+    def load() -> Asks:
+        with _named():
+            return _guarded(source.asks(prepared / ASSETS / "judge", context.compute, account_of(context)))
+
+    return Judge(load, source, rubric)
+
+
+def prepare_judge(
+    context: TaskContext, out_dir: Path, rubric: str, labelled: Callable[[JudgeSource], Sequence[Labelled]]
+) -> tuple[Judge, Calibration] | None:
+    """Write the judge's folder and calibrate it, before it decides anything.
+
+    Args:
+        context: the audit's settings.
+        out_dir: data/<audit>/prepare, in which the model under test lies already.
+        rubric: where the settings name none.
+        labelled: the answers it is calibrated on.
+
+    Raises:
+        UsageError: when its calibration refuses it, or it is the model under test.
+        InfrastructureError: when it cannot be reached.
+    """
+    if (source := judge_source(context)) is None:
+        return None
+    folder, known = out_dir / ASSETS / "judge", labelled(source)
+    account = account_of(context, context.seed, context.config, context.discrepancy, context.compute.dtype)
+    with _named():
+        source.keep(context.inputs, folder, context.compute, account)
+        if (weights := _weights(folder)) is not None and weights == _weights(out_dir / "model"):
+            raise UsageError(_same("both have the same weights"))
+        asks = _guarded(source.asks(folder, context.compute, account))
+    judge = Judge(lambda: asks, source, rubric)
+    found = calibrate(judge, known)
+    if (refusals := found.refusals()) and not source.accept_uncalibrated:
+        listed = "".join(f"\n- {refusal}" for refusal in refusals)
+        raise UsageError(
+            f"{WHERE}: {source.origin(context.inputs)} cannot be used as a judge:{listed}\nChoose another model, change"
+            " the rubric, or set prepare.judge.accept_uncalibrated: true; every report will then say so"
+        )
+    write_json(folder / CALIBRATION, {"said": found.sentences(), "refusals": refusals})
+    return judge, found
+
+
+def judged_origin(
+    origin: dict[str, str], context: TaskContext, judged: tuple[Judge, Calibration] | None
+) -> dict[str, str]:
+    """Where things come from; every report says of the model where a judge decides that its calibration refuses."""
+    if judged is None or not judged[1].refusals():
+        return origin
+    return origin | {"model": f"{origin['model']}, judged by {origin['judge']}, which failed its calibration"}
+
+
+def judge_notes(context: TaskContext, prepared: Path) -> list[str]:
+    """Sentences on the judge of a prepared audit, for the report."""
+    if (source := judge_source(context)) is None:
+        return []
+    found = read_json(prepared / ASSETS / "judge" / CALIBRATION)
+    near = context.discrepancy.get("near")
+    which = f"answers whose discrepancy by the measure is from {near[0]:g} to {near[1]:g}" if near else "all answers"
+    told = [f"A language model, {source.origin(context.inputs)}, judges {which}.", *found["said"]]
+    if refusals := found["refusals"]:
+        told.append(f"This judge failed its calibration but decides anyway: {'; '.join(refusals)}.")
+    return told
+
+
+def not_valid_with(said: str) -> str:
+    """What probes that are not valid did, where a judge may abstain."""
+    return f"{said}, or {ABSTAINED}"
+
+
+def judge_conflicts(context: TaskContext, measure: object, near: object) -> list[str]:
+    """What is wrong between `prepare.judge` and `discrepancy:`, and whether the judge is the model under test.
+
+    Args:
+        context: the audit's settings.
+        measure: of the discrepancy.
+        near: of the discrepancy; None where it has none.
+    """
+    block, decides = context.config.get("judge"), measure == JUDGE
+    if block is None:
+        asked = "discrepancy.measure: judge" if decides else f"{NEAR}" if near is not None else ""
+        return [f"{asked} needs a judge: prepare.judge names a model, found none"] if asked else []
+    found = []
+    if decides and near is not None:
+        found.append(f"{NEAR} has no effect: with the measure judge, the judge decides all answers")
+    if not decides and near is None:
+        found.append(
+            f"prepare.judge has no effect: expected discrepancy.measure: judge, or {NEAR}: [LOW, HIGH], between which"
+            " discrepancies are left to the judge"
+        )
+    return found + _same_model(context, block)
+
+
+def _same_model(context: TaskContext, block: object) -> list[str]:
+    model = context.config.get("model")
+    if not isinstance(model, Mapping) or not isinstance(block, Mapping):
+        return []
+    if is_served(model) and is_served(block):
+        one, other = (_address(each) for each in (model, block))
+        return [_same(f"both are {one[1]} behind {one[0]}")] if one == other and one[1] else []
+    for keys in (("package", "file"), ("transformers",)):
+        if all(key in model and model.get(key) == block.get(key) for key in keys):
+            return [_same(f"both are {' '.join(str(model[key]) for key in keys)}")]
+    folders = [_folder(context.inputs, each) for each in (model, block)]
+    if None not in folders and (weights := _weights(folders[0])) is not None and weights == _weights(folders[1]):
+        return [_same("both have the same weights")]
+    return []
+
+
+def _address(block: Mapping[str, Any]) -> tuple[str, str]:
+    """Where a served model answers, and its name there; ("", "") where the block is not valid, as others say."""
+    try:
+        config = ChatConfig.model_validate({k: v for k, v in block.items() if k in ("openai", "model")})
+    except ValueError:
+        return "", ""
+    return config.base.rstrip("/"), config.model
+
+
+def _folder(inputs: Path, block: Mapping[str, Any]) -> Path | None:
+    name = block.get("transformers")
+    return folder if isinstance(name, str) and (folder := inputs / name).is_dir() else None
+
+
+def _weights(folder: Path | None) -> str | None:
+    """Hash of the weights in a folder; None where there are none."""
+    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
+    return content_hash(files) if files else None
+
+
+def _same(how: str) -> str:
+    return f"{WHERE}: the judge is the model under test ({how}); expected another model: none may judge itself"
+
+
+def expected_judgements(
+    context: TaskContext, answers: int, rubric: str, length: Callable[[], float]
+) -> Expected | None:
+    """What requests to the judge are likely to take, where it is a served one.
+
+    Args:
+        context: the audit's settings.
+        answers: that prepare has judged, at most.
+        rubric: where the settings name none.
+        length: characters of what an answer is about, on average.
+    """
+    source = judge_source(context)
+    if not isinstance(source, OpenAIJudge):
+        return None
+    labelled = source.answers
+    if source.labelled is not None:
+        labelled = count_lines(local_file(context.inputs, source.labelled, f"{WHERE}.labelled"), sys.maxsize)
+
+    def guess() -> tuple[float, float]:
+        frame = sum(map(len, Judge(lambda: _never, source, rubric).turns(_KNOWN[0])[0]))
+        return (frame + length()) / CHARACTERS, source.max_new_tokens
+
+    preparing = 3 * len(_KNOWN) + source.times * (answers + labelled)
+    expected = expected_requests(source, f"{context.audit}.judge", preparing, guess)
+    return replace(expected, by_probe=source.times)
+
+
+# Messages
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """Have what goes wrong with a model be said of the judge, and not of the model under test."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError("\n".join(_of_judge([str(error)]))) from error
+
+
+def _of_judge(lines: Sequence[str]) -> list[str]:
+    said = [line.replace("prepare.model", WHERE) for line in lines]
+    return [line.replace("prepare.generation", WHERE) for line in said]
+
+
+def _guarded(asks: Asks) -> Asks:
+    def guarded(turns: Sequence[tuple[str, str]]) -> list[str | None]:
+        with _named():
+            return asks(turns)
+
+    return guarded

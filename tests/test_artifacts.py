@@ -1,0 +1,57 @@
+"""What Prefect shows of other people's texts: they are read, and lead nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+from flows.artifacts import _row, code, prose, verdict_markdown
+from flows.results import Verdict
+from flows.suspend import _said, describe
+from stages.decisions import Recorded, Standing
+from stages.decisions.files import Kept
+from stages.records import Gate
+
+LINK = "[sign in](https://evil)"
+TEXTS = [
+    f"x\n\n{LINK}",
+    f"x\n\n- `{LINK}",
+    f"x\\|{LINK}",
+    f"x` {LINK}",
+    "<https://evil>",
+    "\\<b>x</b>",
+    f"**x\n# {LINK}",
+]
+
+
+def shown(text: str) -> str:
+    """Markdown as a page."""
+    return MarkdownIt("commonmark").enable("table").render(text)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_of_people_are_read_and_never_followed(toys, monkeypatch, text):
+    monkeypatch.chdir(toys.path)
+    said = {"reviewer": text, "reason": text, "via": "page", "approve": False}
+    by = Recorded.model_construct(**said)  # nothing of it is refused
+    gate = Gate(gate="slices.label.max", bound=0.1, value=0.2, low=None, high=None, passed=False, slice=text)
+    now = Standing("0" * 16, (Kept(Path("x.yaml"), "0" * 64, by),), 2, problems=(text,))
+    for markdown in (
+        code(text),
+        prose(text),
+        _row(code(text), prose(text)),
+        _said([by]),
+        describe("tiny", now, [], problem=text),
+        verdict_markdown(Verdict("tiny", False, [gate], None, True, f"decided by {text}", text)),
+    ):
+        page = shown(markdown)
+        assert "<a " not in page and "<b>" not in page and "<h1>" not in page, markdown
+        assert "evil" in page or "<b>" in text
+
+
+def test_a_row_has_as_many_cells_whatever_is_in_them():
+    for text in ("a|b", "a\\|b", "a\\\\|b"):
+        page = shown("\n".join(("| a | b |", "|---|---|", _row(code(text), prose(text)))))
+        assert page.count("<td>") == 2 and page.count("|") == 2

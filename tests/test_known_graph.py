@@ -1,0 +1,203 @@
+"""What DVC said is believed again only while nothing that it looked at has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import flows.known_graph
+from flows.graph import RUNS_NOW, read_graph
+from flows.known_graph import KNOWN, Memory
+from tests.finished import run_toys
+from tests.workspace import Workspace, audit_params, make_workspace, repair_params
+
+
+class Asked(Exception):
+    """DVC was asked."""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> Workspace:
+    workspace = make_workspace(
+        tmp_path_factory.mktemp("known"), {"tiny": audit_params()}, {"tiny": repair_params()}, toys=True
+    )
+    run_toys(workspace)
+    return workspace
+
+
+@pytest.fixture
+def known(ran, tmp_path, monkeypatch) -> Workspace:
+    """A workspace where DVC has just been asked."""
+    workspace = ran.copy(tmp_path / "w")
+    monkeypatch.chdir(workspace.path)
+    monkeypatch.setattr(flows.known_graph, "_SETTLED_NS", -(10**18))
+    read_graph()  # writes what DVC was not told yet
+    read_graph()
+    assert Path(KNOWN).exists()
+    return workspace
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on nobody may ask DVC."""
+
+    def asked(*_args: object, **_more: object) -> None:
+        raise Asked
+
+    monkeypatch.setattr("dvc.repo.Repo.__init__", asked)
+
+
+def test_where_nothing_changed_dvc_is_not_asked_and_the_answer_is_the_same(known, monkeypatch):
+    asked = Memory(Path(), known.path)
+    with monkeypatch.context() as forgetful:
+        forgetful.setattr(Memory, "recall", lambda *_, **__: None)
+        before = read_graph(), read_graph(looks=True)
+    refuse(monkeypatch)
+    assert asked.recall(looks=True) is not None
+    assert read_graph(looks=True) == before[1]
+
+
+def _edit(path: str, add: str) -> Callable[[Path], object]:
+    return lambda root: (root / path).write_text((root / path).read_text() + add)
+
+
+def _same_size_and_time(root: Path) -> None:
+    """As an editor that hides its traces would."""
+    path = root / "data/tiny/report/verdict.json"
+    before = path.stat()
+    data = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(data.replace(b"1", b"2", 1) if b"1" in data else data[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _edit("params.yaml", "\n"),
+        _edit("dvc.yaml", "\n"),
+        _edit("dvc.lock", "\n"),
+        _edit("faded.json", "\n"),
+        _edit("data/tiny/inputs/regions.json", "\n"),
+        _edit("planted.py", "X = 1\n"),
+        _edit(".dvc/config", "\n"),
+        lambda root: (root / "data/tiny/inputs/new").write_text("1"),
+        lambda root: (root / "data/tiny/prepare/items.parquet").unlink(),
+        lambda root: shutil.rmtree(root / "data/tiny/decisions"),
+        lambda root: shutil.rmtree(root / ".dvc/cache"),
+        lambda root: (root / "another.dvc").write_text("outs: []\n"),
+        lambda root: (root / ".dvc/tmp/rwlock").write_text(json.dumps({"write": {"x": {"pid": 1, "cmd": "dvc"}}})),
+        _same_size_and_time,
+    ],
+)
+def test_whatever_changes_dvc_is_asked(known, monkeypatch, change):
+    change(known.path)
+    refuse(monkeypatch)
+    with pytest.raises(Asked):
+        read_graph()
+
+
+def test_what_a_command_that_only_looks_was_told_is_not_enough_to_run(known, monkeypatch):
+    Path(KNOWN).unlink()
+    read_graph(looks=True)
+    refuse(monkeypatch)
+    read_graph(looks=True)
+    with pytest.raises(Asked):
+        read_graph()
+
+
+def test_an_answer_is_not_kept_where_a_file_may_yet_change_unseen(known, monkeypatch):
+    monkeypatch.setattr(flows.known_graph, "_SETTLED_NS", 10**18)
+    Path(KNOWN).unlink()
+    read_graph()
+    assert not Path(KNOWN).exists()
+
+
+def _held(name: str) -> str:
+    """DVC's note that this process writes a file."""
+    return json.dumps({"write": {str(Path(name).resolve()): {"pid": os.getpid(), "cmd": "dvc repro"}}})
+
+
+def test_of_a_stage_that_runs_and_ends_without_a_result_nothing_is_kept(known):
+    Path(KNOWN).unlink()
+    rwlock = Path(".dvc/tmp/rwlock")
+    rwlock.write_text(_held("data/tiny/discover"))
+    told = read_graph(looks=True)
+    assert told.stages["discover@tiny"].reasons == (RUNS_NOW,)
+    assert not Path(KNOWN).exists()
+    rwlock.write_text("{}")  # it was interrupted, or it failed, and wrote nothing
+    assert read_graph(looks=True).stages["discover@tiny"].reasons == ()
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_nothing_is_kept_where_a_stage_starts_or_ends_while_dvc_is_asked(known, monkeypatch, starts):
+    Path(KNOWN).unlink()
+    rwlock, notes = Path(".dvc/tmp/rwlock"), ["{}", _held("elsewhere")]
+    rwlock.write_text(notes[not starts])
+    snapshot = flows.graph._snapshot
+
+    def slow(*args: object) -> object:
+        told = snapshot(*args)
+        rwlock.write_text(notes[starts])
+        return told
+
+    monkeypatch.setattr("flows.graph._snapshot", slow)
+    read_graph(looks=True)
+    assert not Path(KNOWN).exists()
+
+
+def test_a_stage_that_failed_is_not_told_to_be_as_it_was(known):
+    assert not read_graph().stages["discover@tiny"].stale
+    known.toy(discover__tiny={"exit": 2})
+    assert known.run(["dvc", "repro", "--force", "--single-item", "discover@tiny"]).returncode != 0
+    assert read_graph(looks=True).stages["discover@tiny"].stale
+    assert read_graph().stages["discover@tiny"].stale
+
+
+def test_nothing_is_kept_where_a_stage_reads_what_lies_elsewhere(known):
+    path = known.path / "dvc.yaml"
+    graph = yaml.safe_load(path.read_text())
+    graph["stages"]["prepare"]["do"]["deps"].append("http://127.0.0.1:9/data.csv")
+    path.write_text(yaml.safe_dump(graph, sort_keys=False))
+    Path(KNOWN).unlink()
+    read_graph(looks=True)
+    assert not Path(KNOWN).exists()
+
+
+def test_what_an_input_links_to_is_marked(known, tmp_path, monkeypatch):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a.txt").write_text("1")
+    Path("data/tiny/inputs/link").symlink_to(outside)
+    for _ in range(2):
+        before = read_graph()
+    refuse(monkeypatch)
+    assert read_graph() == before
+    (outside / "a.txt").write_text("2")
+    with pytest.raises(Asked):
+        read_graph()
+
+
+def test_a_folder_that_is_gone_or_closed_once_it_is_looked_into_has_another_mark(tmp_path, monkeypatch):
+    memory, folder = Memory(tmp_path, tmp_path), tmp_path / "inputs"
+    folder.mkdir()
+    before = memory.mark([str(folder)])
+    scandir = os.scandir
+
+    def closed(path: str) -> object:
+        if path == str(folder):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert memory.mark([str(folder)])[0] != before[0]
+
+
+def test_a_damaged_memory_is_put_aside(known):
+    Path(KNOWN).write_bytes(b"{}")
+    assert read_graph().stages and read_graph() == read_graph()
