@@ -198,6 +198,13 @@ def test_a_region_whose_measured_interval_reaches_down_to_the_grids_rate_is_no_m
         assert (mode.confirmed, mode.rate.n, mode.rate.low > 0.25) == (is_confirmed, 20, is_confirmed)
 
 
+def test_the_interval_of_half_the_grid_has_to_lie_above_the_other_half_not_above_both():
+    mode, other = outcome((30, 0.4), (0, 0.0))
+    assert mode.confirmed and mode.rate.low < 0.25, "of the whole grid 25% fail, so of the other half 10%"
+    assert not other.confirmed
+    assert not outcome((30, 0.2), (0, 0.0))[0].confirmed, "less than the grid, and than the other half"
+
+
 def test_of_several_modes_each_has_to_be_less_likely_by_chance():
     answers = [(17, 0.6), (11, 0.6), (11, 0.6), (9, 0.6)]
     assert outcome(*answers[:1])[0].confirmed

@@ -20,11 +20,12 @@ from flows.graph import Graph, Stage
 from flows.views import show_processes
 from stages import processes
 from stages.errors import UsageError
+from stages.network import is_served
 from stages.params import Params
 from stages.processes import Crew
 from stages.tasks.base import Task
 from stages.tasks.classification import ImageClassification
-from stages.tasks.contract import TaskContext, is_remote
+from stages.tasks.contract import TaskContext
 from stages.tasks.summarization import Summarization
 from stages.tasks.text_to_image import TextToImage
 from tests.boxes import boxes
@@ -173,8 +174,8 @@ def test_a_number_of_cores_that_is_none_is_refused(monkeypatch):
 
 
 def test_a_service_is_not_asked_by_several():
-    assert is_remote({"model": {"endpoint": "http://localhost:1"}})
-    assert not is_remote({"model": {"train": "small_cnn"}})
+    assert is_served({"endpoint": "http://localhost:1"}) and is_served({"openai": "http://localhost:1", "model": "a"})
+    assert not is_served({"train": "small_cnn"})
 
 
 def test_plan_says_how_many_processes_hold_the_model(tmp_path, monkeypatch):

@@ -283,7 +283,6 @@ def test_whatever_runs_is_counted_or_declared(tmp_path: Path, explorer: str) -> 
 FOR_NO_RESULT = {
     "stages.files": {"write_json", "content_hash", "_files", "checksum", "locked"},  # provenance, scratch
     "stages.tasks.load": {"_target", "_find_modules_of_users"},  # task_class, task_context
-    "stages.tasks.contract": {"is_remote"},  # how many processes there are
     "stages.params.audit": {"_numbers_error", "levels_error"},  # checks of params.yaml
     "stages.params.slices": {"unknown_attributes"},  # likewise
     "stages.landscape.slices": {"worst_slice"},  # a line that summarize prints

@@ -5,6 +5,11 @@ uniformly inside and put to the model only now, do not; and however small a regi
 come out of the audit's budget (`discover.budget`), and in two parts: the first says which regions are failure modes,
 the second, which had no say in that, how often these fail. A region about some items only has to fail more often than
 the grid, and more often for them than for all other items: else whose failures they are is not known.
+
+A region is tested against the control's probes of the whole grid, not against those outside it: some of them named the
+region, so what it left out fails too rarely for the same reason that what it took in fails too often. Its interval has
+to lie above the rate of the rest, which follows from the rate of the whole and that of the fresh probes: above the
+whole, a region that is half of it could hardly lie.
 """
 
 from __future__ import annotations
@@ -56,8 +61,8 @@ class Mode:
         lift: rate, or the estimate where there is none, over the overall rate.
         share: share of the grid, or of all pairs of item and cell.
         confirmed: it is a failure mode: it fails more often than the grid, by Holm's test over all regions tested, and
-            by the interval of its rate; if it is about some items only, then for them more often than for all others,
-            by the same test. Never where nothing was asked.
+            than the rest of the grid by the interval of its rate; if it is about some items only, then for them more
+            often than for all others, by the same test. Never where nothing was asked.
     """
 
     id: str
@@ -148,7 +153,7 @@ def confirm(
         behind = measured.get(k, tests.get(k, no_fresh(control)))
         inside = _failed(behind)
         rate = share(inside, behind, method="exact")
-        confirmed = k in measured and rate.low > overall
+        confirmed = k in measured and rate.low > _rest(overall, rate, _share(space, region, about[k]))
         found.append(Found(region, rate, int(inside.sum()), rates.rate(region), confirmed))
     modes = _ordered(space, found, overall, attributes)
     for role, answers in (("test", tests), ("others", others), ("measure", measured)):
@@ -186,8 +191,10 @@ def confirm_exactly(
     adjusted = holm(np.array([_worse_exactly(space, r, others, attributes) for r in regions]))
     found = []
     for region, p_value in zip(regions, adjusted, strict=True):
-        rate, failures = _known(landscape, region.in_box(space, landscape.cells(space)), region.about(attributes))
-        found.append(Found(region, rate, failures, rates.rate(region), rate.low > overall and p_value < 1 - LEVEL))
+        about = region.about(attributes)
+        rate, failures = _known(landscape, region.in_box(space, landscape.cells(space)), about)
+        confirmed = p_value < 1 - LEVEL and rate.low > _rest(overall, rate, _share(space, region, about))
+        found.append(Found(region, rate, failures, rates.rate(region), confirmed))
     return _ordered(space, found, overall, attributes)
 
 
@@ -204,12 +211,22 @@ def _worse_exactly(space: ConceptSpace, region: Region, probes: pd.DataFrame, at
     return max(p_values, default=1.0)
 
 
+def _share(space: ConceptSpace, region: Region, about: np.ndarray) -> float:
+    """The share of all pairs of item and cell that a region holds, about some items (mask)."""
+    return float(about.mean()) * region.n_cells(space) / space.n_cells
+
+
+def _rest(overall: float, rate: Rate, share: float) -> float:
+    """The failure rate outside a region, from the overall rate, the region's own and its share of the grid."""
+    return max(overall - share * rate.value, 0.0) / (1 - share) if share < 1 else overall
+
+
 def _ordered(space: ConceptSpace, found: Sequence[Found], overall: float, attributes: pd.DataFrame) -> list[Mode]:
     """Failure modes by failures in excess, then what is only suspected likewise."""
     modes = []
     for one in found:
         lift = (one.rate.value if one.rate.n else one.estimate) / max(overall, 1e-9)
-        share = float(one.region.about(attributes).mean()) * one.region.n_cells(space) / space.n_cells
+        share = _share(space, one.region, one.region.about(attributes))
         modes.append(Mode("", one.region, one.rate, one.failures, one.estimate, lift, share, bool(one.confirmed)))
     modes.sort(key=lambda m: (-m.confirmed, -(m.lift - 1) * m.share))
     count = sum(m.confirmed for m in modes)

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from stages.concepts import ConceptSpace
 from stages.errors import UsageError
+from stages.network import is_served
 from stages.params import Strict, validation_lines
 from stages.processes import Crew
 from stages.tasks.attributes import LABEL, attributes_of, check_attributes, free_name
@@ -34,7 +35,6 @@ from stages.tasks.contract import (
     Split,
     Tally,
     TaskContext,
-    is_remote,
 )
 from stages.tasks.features import PrincipalAxes
 from stages.tasks.kinds import KIND, Kinds
@@ -310,7 +310,7 @@ class Task(LoadedTask):
     @classmethod
     def compute_errors(cls, context: TaskContext) -> list[str]:
         """Say what `compute:` asks for and the task has no choice of; results name both, so neither is ignored."""
-        remote = is_remote(context.config)
+        remote = is_served(context.config.get("model"))
         asked = {
             "backend": (context.compute.backend, cls.backends),
             "dtype": (context.compute.dtype, [cls.gpu_dtype, "float32"] if remote else cls.dtypes),

@@ -56,12 +56,6 @@ class Chosen:
     why: str = ""
 
 
-def is_remote(config: Mapping[str, Any]) -> bool:
-    """Whether a `prepare:` block names a model behind Faded's own HTTP form; by any: `stages.network.is_served`."""
-    model = config.get("model")
-    return isinstance(model, Mapping) and "endpoint" in model
-
-
 @dataclass(frozen=True)
 class TaskContext:
     """What a task is given: its own part of params.yaml and where it finds its inputs.

@@ -17,7 +17,7 @@ from stages.concepts.catalogue import span
 from stages.concepts.texts import TextConcept
 from stages.errors import UsageError
 from stages.files import read_table
-from stages.network import SERVED, is_served
+from stages.network import is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
 from stages.tasks.base import Task
@@ -133,13 +133,6 @@ class Chat(Task):
         if discrepancy is not None:
             found += judge_conflicts(context, discrepancy.measure, discrepancy.near)
         return found
-
-    @classmethod
-    def compute_errors(cls, context: TaskContext) -> list[str]:
-        """See Task, which knows models behind HTTP by one key: here they have another one."""
-        if is_served(context.config.get("model")):
-            context = replace(context, config={"model": dict.fromkeys(SERVED)})
-        return super().compute_errors(context)
 
     @classmethod
     def expected_requests(cls, context: TaskContext) -> Expected | None:

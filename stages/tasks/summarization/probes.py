@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,7 +17,6 @@ from stages.concepts.catalogue import with_plugins
 from stages.concepts.texts import CATALOGUE, TextConcept, TextTransforms, check_text_concepts, text_space
 from stages.errors import UsageError
 from stages.files import read_table
-from stages.network import SERVED, is_served
 from stages.tasks.account import Account, Expected
 from stages.tasks.attributes import META, ranges_of
 from stages.tasks.base import Task
@@ -202,13 +201,6 @@ class SummarizerProbes(Task):
                 " prepare.data.summary, found none"
             ]
         return []
-
-    @classmethod
-    def compute_errors(cls, context: TaskContext) -> list[str]:
-        """See Task, which knows models behind HTTP by one key: here they have another one, too."""
-        if is_served(context.config.get("model")):
-            context = replace(context, config={"model": dict.fromkeys(SERVED)})
-        return super().compute_errors(context)
 
     @classmethod
     def expected_requests(cls, context: TaskContext) -> Expected | None:
