@@ -36,7 +36,7 @@ def test_after_a_fault_the_same_command_ends_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "cases", [pytest.param("10", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.nightly)]
+    "cases", [pytest.param("5", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.nightly)]
 )
 def test_after_a_fault_in_any_stage_the_same_command_ends_the_same(tmp_path: Path, cases: str) -> None:
     told = disturbed(tmp_path, "--cases", cases)

@@ -57,26 +57,16 @@ def test_an_audit_of_ones_own_model_runs_to_its_verdict(repository):
     here = Workspace(repository)
     shutil.rmtree(repository / ".git")
     here.run(["git", "init", "--quiet"])
-    told = here.faded("init", "--model", WEIGHTS, "--data", "shapes", "--no-repair", "--budget", "60", "--yes")
+    told = here.faded("init", "--model", WEIGHTS, "--data", "shapes", "--repair", "--budget", "100", "--yes")
     assert told.returncode == 0, told.stdout
     audited = here.faded("audit", "shapes")
-    assert audited.returncode in (0, 1), audited.stdout  # of so few probes the gate may fail
-    assert "max_failure_rate" in audited.stdout
-    assert (repository / "data/shapes/report/report.html").exists()
+    assert audited.returncode in (0, 1), audited.stdout  # of so few probes the gates may fail
+    for report in ("report/report.html", "conclude/report.html"):
+        assert (repository / "data/shapes" / report).exists(), audited.stdout
 
 
 @pytest.mark.slow
-def test_a_repair_of_ones_own_model_runs_to_its_verdict_too(repository):
-    here = Workspace(repository)
-    told = here.faded("init", "--model", WEIGHTS, "--data", "shapes", "--repair", "--budget", "200", "--yes")
-    assert told.returncode == 0, told.stdout
-    audited = here.faded("audit", "shapes")
-    assert audited.returncode in (0, 1), audited.stdout
-    assert (repository / "data/shapes/conclude/report.html").exists(), audited.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [4, 7, 10, 13])
+@pytest.mark.parametrize("seconds", [4, 9])
 def test_killed_at_any_moment_it_goes_on_and_params_are_whole_in_between(repository, seconds):
     here = Workspace(repository)
     command = ("init", "--model", WEIGHTS, "--data", "shapes", "--no-repair", "--yes")

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -134,14 +135,19 @@ def find_object(file: Path, remote: Path) -> Path:
     return remote / "files/md5" / md5[:2] / md5[2:]
 
 
-@pytest.mark.parametrize(
-    "output",
-    [
-        pytest.param(one, marks=() if one == WEIGHTS else pytest.mark.slow)
-        for one in OUTPUTS
-        if not one.endswith(IN_GIT)  # not the remote's
-    ],
-)
+def of_a_remote() -> Iterator[Any]:
+    """What a remote holds: the weights, the first output of each stage, and the others for whom has hours."""
+    stages = set()
+    for output in OUTPUTS:
+        if output.endswith(IN_GIT):
+            continue
+        stage = Path(output).parts[2]
+        mark = pytest.mark.nightly if stage in stages else pytest.mark.slow
+        stages.add(stage)
+        yield pytest.param(output, marks=() if output == WEIGHTS else mark)
+
+
+@pytest.mark.parametrize("output", of_a_remote())
 def test_what_a_remote_holds_under_a_name_is_not_believed(workspace, tmp_path, output):
     copy, file = pulled(workspace, tmp_path, output)
     arrived = (copy.path / file).exists()  # DVC itself hashes single files, and none in a folder
