@@ -133,7 +133,7 @@ def test_killed_at_random_moments_it_ends_as_an_undisturbed_run(tmp_path, server
     disturbed = make_workspace(tmp_path / "disturbed", {"tiny": audit})
     rng = random.Random(7)
     seen: list[psutil.Process] = []
-    for what in ("flow", "dvc", "stage", "stage", "flow", "dvc"):
+    for what in ("flow", "dvc", "stage", "flow"):
         process = disturbed.start("audit", **server)
         time.sleep(rng.uniform(0.1, 0.6) * duration)
         relatives = family(process)
