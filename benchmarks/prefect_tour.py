@@ -9,7 +9,6 @@ approved, runs again with nothing to do, fails a gate, and is rejected. Writes d
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import subprocess
 import sys
@@ -20,24 +19,18 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from prefect.client.orchestration import get_client
 
+from benchmarks.gallery import keep
 from flows.server import configured_api, talking_to
 from stages.records import audit_folder
+from tests.conftest import CHROMIUM, CHROMIUM_ARGS
 
 ROOT = Path(__file__).parents[1]
-ASSETS = ROOT / "docs" / "assets"
 AUDIT = "mnist"
-_CHROMIUM = "/usr/bin/chromium"
-_FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 _LIMIT = 1800.0  # seconds for a run
 _DRAWN = 4000  # milliseconds until a page of Prefect has drawn its graph
-_COLOURS = 128
 
 
 class Tour:
@@ -86,8 +79,7 @@ class Tour:
         if button:
             self._page.get_by_role("button", name=button).click()
         self._page.wait_for_timeout(_DRAWN)
-        picture = Image.open(io.BytesIO(self._page.screenshot())).convert("RGB")
-        picture.quantize(_COLOURS).save(ASSETS / f"prefect-{name}.png", optimize=True)
+        keep(self._page.screenshot(), f"prefect-{name}")
 
     def artifact(self, name: str, what: str, *, height: int = 800) -> None:
         """Take a picture of the newest artifact under a key of the audit."""
@@ -122,7 +114,7 @@ def tour() -> Iterator[Tour]:
             raise SystemExit("`faded serve` ended")
         link = _faded("serve", "--link")
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_FLAGS)
+            browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
             page = browser.new_page()
             page.goto(link)
             yield Tour(page, link.partition("/faded/")[0])

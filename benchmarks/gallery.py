@@ -1,0 +1,53 @@
+"""The pictures of docs/gallery.md: how the newest report of each audit begins, seen in Chromium.
+
+    .venv/bin/python -m benchmarks.gallery [AUDIT...]
+
+Reads the reports in this workspace's data/, by default of all audits that have one; runs nothing. Writes
+docs/assets/report-of-AUDIT.png.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from tests.conftest import CHROMIUM, CHROMIUM_ARGS
+
+ASSETS = Path(__file__).parents[1] / "docs" / "assets"
+_WIDTH = 1100  # pixels of the browser's window
+_MARGIN = 24
+_COLOURS = 128
+
+
+def keep(picture: bytes, name: str) -> None:
+    """Write a PNG as docs/assets/NAME.png, with few colours, as git keeps every version."""
+    few = Image.open(io.BytesIO(picture)).convert("RGB").quantize(_COLOURS)
+    few.save(ASSETS / f"{name}.png", optimize=True)
+
+
+def main(audits: Collection[str]) -> None:
+    """Take a picture of what each report begins with."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
+        page = browser.new_page(viewport={"width": _WIDTH, "height": 900})
+        for folder in sorted(Path("data").iterdir()):
+            reports = [folder / stage / "report.html" for stage in ("conclude", "report")]
+            found = next((report for report in reports if report.exists()), None)
+            if found is None or (audits and folder.name not in audits):
+                continue
+            page.goto(found.resolve().as_uri())
+            box = page.locator(".first").bounding_box()
+            assert box is not None
+            clip = {"x": 0, "y": 0, "width": _WIDTH, "height": box["y"] + box["height"] + _MARGIN}
+            keep(page.screenshot(full_page=True, clip=clip), f"report-of-{folder.name}")
+            print(found)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
