@@ -103,6 +103,28 @@ def screen(
 
 @app.command(
     rich_help_panel="Audit",
+    epilog="Examples:  [cyan]faded mine questions[/]   [cyan]faded mine questions --probes 2000[/]",
+)
+def mine(
+    audit: Audit = None,
+    probes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--probes", help="Maximum number of unique probes.", show_default="1000"),
+    ] = None,
+) -> None:
+    """Find words, attributes of texts and small combinations of them at which a model fails, and no concept names.
+
+    For chat, summarization and text-to-image. Writes nothing but its record, .faded/mine/AUDIT.json. Run it again, or
+    after a kill, and earlier answers are reused.
+    """
+    from flows.mine import mine_audit
+
+    params, [name] = open_workspace([audit] if audit else None, False)
+    mine_audit(params, name, probes, console)
+
+
+@app.command(
+    rich_help_panel="Audit",
     epilog="Examples:  [cyan]faded status[/]   [cyan]faded status mnist --stages[/]",
 )
 def status(

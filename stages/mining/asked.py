@@ -1,0 +1,207 @@
+"""How a task is asked about texts that its items do not have: as items with other texts, or by one concept more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from stages.concepts import Level
+from stages.concepts.texts import TextConcept
+from stages.concepts.texts.document import Token
+from stages.concepts.texts.lexicon import missing_libraries
+from stages.errors import UsageError
+from stages.explorers.prober import Prober
+from stages.files import content_hash, read_table
+from stages.ledger import Ledger
+from stages.mining import wordings
+from stages.mining.mine import Ask, Texts
+from stages.tasks.base import LoadedTask, Task
+from stages.tasks.chat import Chat
+from stages.tasks.contract import TaskContext
+from stages.tasks.summarization.probes import SummarizerProbes
+from stages.tasks.text_to_image.probes import PainterProbes
+
+_ITEMS = "items.parquet"
+_AS_IS = "as it is"
+_WORDING = "wording"  # the concept that replaces words of articles
+_MOST_LEVELS = 12  # that are added to a slot
+
+Words: TypeAlias = tuple[tuple[str, str], ...]
+
+
+@dataclass
+class Asked(ABC):
+    """A task and its items, asked with other words.
+
+    Args:
+        task: class of the task.
+        context: its configuration.
+        prepared: the folder that `prepare` wrote.
+        folder: for what is kept between calls and kills.
+        tell: called with (unique probes asked, what they are for).
+    """
+
+    task: type[Task]
+    context: TaskContext
+    prepared: Path
+    folder: Path
+    tell: Callable[[int, str], None]
+
+    column: ClassVar[str]  # of the items, with their texts
+
+    def __post_init__(self) -> None:
+        self.items = read_table(self.prepared / _ITEMS)
+        self.own = self.items[self.items["split"] == "discover"].reset_index(drop=True)
+        self.context = replace(self.context, concepts=self.levels())
+        self.concepts = self.task.load(self.context, self.prepared).concepts
+        self.spent = 0
+
+    def levels(self) -> dict[str, Sequence[Level]]:
+        """Levels of the concepts: those of params.yaml, and what is mined beside them."""
+        return dict(self.context.concepts)
+
+    def texts(self) -> Texts:
+        """The discover items."""
+        texts = self.own[self.column].tolist()
+        groups = self.own["group"] if "group" in self.own else self.own["id"]
+        options = [self.options(text) for text in texts]
+        return Texts(self.own["id"].tolist(), texts, groups.astype(str).tolist(), options, wordings.facts)
+
+    def options(self, text: str) -> Mapping[str, Sequence[str]]:
+        """By word of a text what may stand for it, and asks no more of the model than the text does."""
+        return wordings.synonyms(text)
+
+    def __call__(self, asks: Sequence[Ask]) -> np.ndarray:
+        """Which of n probes fail: (n,) bool."""
+        task, ids, cells = self.worded(asks)
+        key = content_hash([], sorted({ask.words for ask in asks}), self.context.concepts)
+        prober_ids = sorted(set(ids))
+        row = {item: n for n, item in enumerate(prober_ids)}
+        ledger = Ledger(self.folder / f"{key}.jsonl")
+        compute = self.context.compute
+        prober = Prober(task, prober_ids, len(asks), ledger, compute, lambda n, _: self.tell(self.spent + n, "mine"))
+        try:
+            failed = prober.ask(np.array([row[item] for item in ids]), cells).failed
+        finally:
+            ledger.close()
+        self.spent += prober.spent
+        return failed
+
+    @abstractmethod
+    def worded(self, asks: Sequence[Ask]) -> tuple[LoadedTask, list[str], np.ndarray]:
+        """A task that knows the words of n probes, with the id and the cell (n, concepts) of each."""
+
+
+class ByItems(Asked):
+    """Changed texts are items beside the others: for tasks that read the text of an item from their table alone."""
+
+    def worded(self, asks: Sequence[Ask]) -> tuple[LoadedTask, list[str], np.ndarray]:
+        """See Asked."""
+        added: dict[str, Mapping[str, Any]] = {}
+        ids = []
+        for ask in asks:
+            item = self.own.iloc[ask.item]
+            ids.append(item["id"] + "".join(f"~{new} for {old}" for old, new in ask.words))
+            if ask.words:
+                added[ids[-1]] = {
+                    **item,
+                    "id": ids[-1],
+                    self.column: wordings.replaced(item[self.column], dict(ask.words)),
+                }
+        # What was answered to unchanged questions is not what changed ones are answered.
+        new = pd.DataFrame(added.values(), columns=self.items.columns).astype(self.items.dtypes)
+        items = pd.concat([self.items, new], ignore_index=True)
+        items = items.drop(columns="answer", errors="ignore")
+        items.attrs = self.items.attrs
+        folder = self.folder / content_hash([], sorted(added))
+        folder.mkdir(exist_ok=True)
+        for path in self.prepared.resolve().iterdir():
+            if path.name != _ITEMS and not (folder / path.name).is_symlink():
+                (folder / path.name).symlink_to(path)
+        items.to_parquet(folder / _ITEMS, index=False)
+        return self.task.load(self.context, folder), ids, np.array([ask.cell for ask in asks])
+
+
+class Questions(ByItems):
+    """Questions to a chat model: synonyms alone, as what is expected has to stay right."""
+
+    column = "question"
+
+
+class Prompts(ByItems):
+    """Prompts of a text-to-image model: words of templates, and more levels of slots if the judge can read them."""
+
+    column = "template"
+
+    def levels(self) -> dict[str, Sequence[Level]]:
+        """See Asked."""
+        found = dict(super().levels())
+        painter = self.task.load(self.context, self.prepared)
+        if not getattr(getattr(painter, "judge", None), "reads_prompts", False):
+            return found
+        for name, own in found.items():
+            others = [other for level in own if level for other in wordings.other_levels(str(level))]
+            new = [other for other in dict.fromkeys(others) if other not in own][:_MOST_LEVELS]
+            wider = {**found, name: [*own, *new]}
+            if not self.task.check(replace(self.context, concepts=wider)):
+                found = wider
+        return found
+
+    def options(self, text: str) -> Mapping[str, Sequence[str]]:
+        """See Asked: what people expect to see is what the prompt says, whatever that is."""
+        return wordings.alternatives(text)
+
+
+class Articles(Asked):
+    """Articles for a summarizer, which judges what it says of a changed article by the article as it was."""
+
+    column = "article"
+
+    def worded(self, asks: Sequence[Ask]) -> tuple[LoadedTask, list[str], np.ndarray]:
+        """See Asked: the words are levels of one concept more, applied before all others."""
+        names = {words: "; ".join(f"{new} for {old}" for old, new in words) or _AS_IS for words in _words(asks)}
+        words_of = {name: dict(words) for words, name in names.items()}
+
+        def apply(tokens: Sequence[Token], level: Any, _chance: Any) -> list[Token]:
+            words = words_of[level]
+            return [replace(token, text=words.get(token.text, token.text)) for token in tokens]
+
+        concept = TextConcept(
+            _WORDING, "words replaced by others", neutral=_AS_IS, choices=tuple(words_of), apply=apply
+        )
+        catalogue = {_WORDING: concept, **self.task.catalogue}
+        task: type[Task] = type(self.task.__name__, (self.task,), {"catalogue": catalogue})
+        concepts = {_WORDING: list(words_of), **self.context.concepts}
+        rows = list(names)
+        cells = np.array([[rows.index(ask.words), *ask.cell] for ask in asks])
+        ids = [self.own["id"][ask.item] for ask in asks]
+        return task.load(replace(self.context, concepts=concepts), self.prepared), ids, cells
+
+
+def _words(asks: Sequence[Ask]) -> list[Words]:
+    """The different words of probes, those of unchanged texts first; two at least, as a concept has."""
+    return [(), *sorted({ask.words for ask in asks if ask.words} or {(("", ""),)})]
+
+
+_KINDS: Mapping[type[Task], type[Asked]] = {Chat: Questions, PainterProbes: Prompts, SummarizerProbes: Articles}
+
+
+def asked_as(task: type[Task], name: str) -> type[Asked]:
+    """How a kind of task is asked with other words.
+
+    Raises:
+        UsageError: when its items are no texts that are known here, or libraries are missing.
+    """
+    if (found := next((asked for kind, asked in _KINDS.items() if issubclass(task, kind)), None)) is None:
+        raise UsageError(
+            f"audits.{name}.task: {task.__name__} has no texts to mine; expected chat, summarization or text-to-image"
+        )
+    if missing := missing_libraries():
+        raise UsageError(f"mining needs {', '.join(missing)}: pip install 'faded[text]'")
+    return found

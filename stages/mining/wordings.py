@@ -1,0 +1,122 @@
+"""What a text says and how: facts that people can read, and words that may stand for its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from itertools import pairwise
+
+from stages.concepts.texts import lexicon
+from stages.concepts.texts.document import Token, parse
+from stages.concepts.texts.lexicon import NEGATIONS, word_set
+
+_SLOT = re.compile(r"\{\w+\}")  # of a template: what fills it is a level, not a word of the text
+_ASKS = word_set("who whose whom what which when where why how")
+_CONDITIONS = word_set("if unless whether otherwise provided")
+_CHOICES = word_set("or either")
+_FIRST, _SECOND = word_set("i me my mine myself we us our ours"), word_set("you your yours yourself")
+_MONTHS = "january february march april june july august september october november december"
+_DAYS = "monday tuesday wednesday thursday friday saturday sunday"
+_TIMES = word_set(f"{_MONTHS} {_DAYS} today tomorrow yesterday year years month months week weeks day days hour hours")
+_RARE = 4  # letters from which a word that no list of frequent words has counts as rare
+
+
+def facts(text: str) -> frozenset[str]:
+    """What holds of a text: its words but stop words ("says injured"), and its attributes ("has a negation")."""
+    tokens = parse(_SLOT.sub("it", text)).tokens
+    said = {f"says {token.lower}" for token in tokens if token.is_word and not token.stop}
+    return frozenset(said | {f"has {name}" for name in _attributes(tokens)})
+
+
+def _attributes(tokens: Sequence[Token]) -> set[str]:
+    words = {token.lower for token in tokens if token.tag}
+    tags = {token.tag for token in tokens}
+    marks = {token.text for token in tokens if not token.tag}
+    inner = [b for a, b in pairwise(tokens) if a.sentence == b.sentence]  # not first in a sentence
+    holds = {
+        "a number": any(token.tag == "CD" or token.text[0].isdigit() for token in tokens if token.tag),
+        "a negation": any(word in NEGATIONS or word.endswith(("n't", "n\u2019t")) for word in words),
+        "a name": any(token.tag.startswith("NNP") and token.text[0].isupper() for token in inner),
+        "an acronym": any(token.text.isupper() and len(token.text) > 1 for token in tokens if token.tag),
+        "a rare word": any(_is_rare(token) for token in tokens),
+        "a hyphenated word": any("-" in word for word in words),
+        "a comparison": bool(tags & {"JJR", "RBR"}),
+        "a superlative": bool(tags & {"JJS", "RBS"}),
+        "a condition": bool(words & _CONDITIONS),
+        "a choice": bool(words & _CHOICES),
+        "a time": bool(words & _TIMES),
+        "the first person": bool(words & _FIRST),
+        "the second person": bool(words & _SECOND),
+        "a quotation": bool(marks & set('"“”«»')),
+        "brackets": bool(marks & set("([")),
+        "an exclamation mark": "!" in marks,
+        "several sentences": tokens[-1].sentence > 0 if tokens else False,
+    }
+    return {name for name, held in holds.items() if held} | {f'the question word "{w}"' for w in words & _ASKS}
+
+
+def _is_rare(token: Token) -> bool:
+    if not token.is_plain or len(token.text) < _RARE:
+        return False
+    return token.text not in _frequent() and (lexicon.lemma(token.text, token.tag) or "") not in _frequent()
+
+
+@lru_cache(maxsize=1)
+def _frequent() -> Mapping[str, int]:
+    from textblob.en import spelling
+
+    return spelling
+
+
+def synonyms(text: str) -> dict[str, tuple[str, ...]]:
+    """By word of a text, words that say the same in the same inflection."""
+    return _by_word(text, lambda token: lexicon.synonyms(token.text, token.tag))
+
+
+def alternatives(text: str) -> dict[str, tuple[str, ...]]:
+    """By word of a text, synonyms, and words that say something else of the same sort: "wolf" for "dog".
+
+    They begin with a vowel if it does, as "a" or "an" asks.
+    """
+    return _by_word(text, lambda token: (*lexicon.synonyms(token.text, token.tag), *_of_sort(token, vowel=True)))
+
+
+def other_levels(level: str) -> list[str]:
+    """A level of a slot with its last noun or adjective that has alternatives replaced: "in the snow" -> "... rain"."""
+    for token in reversed(parse(level).tokens):
+        if token.is_plain and (found := _of_sort(token)):
+            return [replaced(level, {token.text: word}) for word in found]
+    return []
+
+
+def _by_word(text: str, options: Callable[[Token], Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for token in parse(_SLOT.sub("it", text)).tokens:
+        if token.is_plain and not token.stop and (forms := options(token)):
+            found[token.text] = tuple(dict.fromkeys((*found.get(token.text, ()), *forms)))
+    return found
+
+
+def _of_sort(token: Token, *, vowel: bool = False) -> tuple[str, ...]:
+    kinds = "A" if token.tag.startswith("JJ") else "N" if token.tag in ("NN", "NNS") else ""
+    base = lexicon.lemma(token.text, token.tag) or token.text
+    known = _alternatives().get((base, kinds), ()) or (_alternatives().get((token.text, kinds), ()))
+    forms = [form for word in known if (form := lexicon.inflect(word, token.tag)) and form != token.text]
+    return tuple(form for form in forms if not vowel or (form[0] in "aeiou") == (token.text[0] in "aeiou"))
+
+
+@lru_cache(maxsize=1)
+def _alternatives() -> Mapping[tuple[str, str], tuple[str, ...]]:
+    lines = (files(__package__) / "data" / "alternatives.tsv").read_text("ascii").splitlines()
+    rows = (line.split("\t") for line in lines if not line.startswith("#"))
+    return {(word, kind): tuple(known.split()) for word, kind, known in rows}
+
+
+def replaced(text: str, words: Mapping[str, str]) -> str:
+    """A text with others in the place of some of its words, wherever they stand in lower case; slots stay."""
+    if not words:
+        return text
+    pattern = r"(?<![\w{])(?:" + "|".join(map(re.escape, words)) + r")(?![\w}])"
+    return re.sub(pattern, lambda found: words[found[0]], text)
