@@ -1,0 +1,1 @@
+"""The experiments of the paper that Faded follows, as audits."""

@@ -1,0 +1,144 @@
+"""The paper's experiments as audits, and figures like the paper's from their results.
+
+    .venv/bin/python -m benchmarks.paper [AUDIT ...]                  # hours on a GPU; downloads models and data first
+    .venv/bin/python -m benchmarks.paper --stand-in [AUDIT ...]       # minutes on a CPU, without a network
+
+Works in a workspace of its own, benchmarks/paper/audits or benchmarks/paper/stand-ins, which git ignores, by the
+commands anyone would type there: `faded prefetch`, `faded audit`. Results are kept: a second call runs what is stale.
+Writes paper.html and paper.md there, of all audits that have results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import yaml
+
+from benchmarks.paper.figures import read_results, table_of, write_page
+from flows.new_workspace import write_workspace
+from stages.errors import Exit, InfrastructureError, UsageError, did_you_mean, run_as_command
+from stages.git import git
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PARAMS, STAND_IN = HERE / "params.yaml", HERE / "stand-in.yaml"
+# Audits of this repository from which stand-ins take their inputs; the others need none.
+LENT = {"alexnet": "mnist", "resnet50": "mnist", "stable-diffusion": "images"}
+TEMPLATES = ROOT / "docs" / "paper-templates.txt"
+
+
+def put_workspace(folder: Path, params: Path) -> dict[str, Any]:
+    """Make a folder a workspace with these audits, or bring it up to date; the audits by name, as params.yaml has them.
+
+    Args:
+        folder: it becomes a git repository of its own, for that of Faded ignores it.
+        params: its params.yaml.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / ".git").exists() and git("init", "--quiet", folder=folder) is None:
+        raise InfrastructureError(f"git cannot make a repository of {folder}")
+    shutil.copy(params, folder / "params.yaml")
+    write_workspace(folder)
+    audits: dict[str, Any] = yaml.safe_load(params.read_text(encoding="utf-8"))["audits"]
+    return audits
+
+
+def put_inputs(inputs: Path, audit: Mapping[str, Any], lent: str | None) -> None:
+    """Put the files of an audit where it looks for them.
+
+    Args:
+        inputs: its folder of inputs.
+        audit: as params.yaml has it.
+        lent: the audit of this repository whose inputs it takes, if any.
+
+    Raises:
+        InfrastructureError: when weights of torchvision cannot be downloaded.
+    """
+    inputs.mkdir(parents=True, exist_ok=True)
+    if lent is not None:
+        shutil.copytree(ROOT / "data" / lent / "inputs", inputs, dirs_exist_ok=True)
+        return
+    if (audit["prepare"].get("templates")) == TEMPLATES.name:
+        shutil.copy(TEMPLATES, inputs)
+    model = audit["prepare"]["model"]
+    if "torchvision" in model and not (inputs / model["weights"]).exists():
+        _download(model["torchvision"], inputs / model["weights"])
+
+
+def _download(name: str, path: Path) -> None:
+    """Fetch weights that torchvision publishes; the end of their name is the beginning of their SHA-256."""
+    from torch.hub import download_url_to_file
+    from torchvision.models import get_model_weights
+
+    [url] = [weights.url for weights in get_model_weights(name) if Path(weights.url).name == path.name]
+    print(f"downloading {path.name}")
+    try:
+        download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
+    except (URLError, RuntimeError) as error:  # RuntimeError: another hash
+        raise InfrastructureError(f"{path.name} cannot be downloaded: {error}") from None
+
+
+def faded(folder: Path, *words: str) -> int:
+    """Run a command of Faded in a workspace; its exit code."""
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run([sys.executable, "-m", "flows.cli", *words], cwd=folder, env=env, check=False).returncode
+
+
+def run(names: Sequence[str], folder: Path, *, stand_in: bool) -> int:
+    """Run audits and draw what came out.
+
+    Args:
+        names: of audits; all if there are none.
+        folder: the workspace.
+        stand_in: whether models and data are those of packages and of this repository.
+
+    Returns:
+        The highest exit code of an audit, not counting gates that failed.
+
+    Raises:
+        UsageError: when there is no audit of such a name.
+        InfrastructureError: when something cannot be downloaded.
+    """
+    audits = put_workspace(folder, STAND_IN if stand_in else PARAMS)
+    if unknown := [name for name in names if name not in audits]:
+        raise UsageError(f"no audit {unknown[0]!r}, found: {', '.join(audits)}{did_you_mean(unknown[0], audits)}")
+    chosen = list(names) or list(audits)
+    for name in chosen:
+        put_inputs(folder / "data" / name / "inputs", audits[name], LENT.get(name) if stand_in else None)
+    if not stand_in and (code := faded(folder, "prefetch", *chosen)):
+        return code
+    codes = [faded(folder, "audit", name) for name in chosen]
+    if results := read_results(folder, audits):
+        write_page(folder / "paper.html", results, stand_in=stand_in)
+        (folder / "paper.md").write_text(table_of(results) + "\n", encoding="utf-8")
+        print(f"{table_of(results)}\n\nfigures: {folder / 'paper.html'}")
+    return max(0 if code == Exit.GATE_FAILED else code for code in codes)
+
+
+def main() -> None:
+    """Run the audits that are named, or all."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("audits", nargs="*", metavar="AUDIT", help="names in params.yaml; all by default")
+    parser.add_argument("--stand-in", action="store_true", help="models and data that need no network, small budgets")
+    given = parser.parse_args()
+    folder = HERE / ("stand-ins" if given.stand_in else "audits")
+
+    def work() -> None:
+        if code := run(given.audits, folder, stand_in=given.stand_in):
+            raise SystemExit(code)
+
+    run_as_command(work)
+
+
+if __name__ == "__main__":
+    main()
