@@ -73,7 +73,7 @@ def test_the_table_says_what_the_records_say(results):
     assert tiny[3] == f"{landscape.search.agent.failures:,} of {landscape.search.agent.probes:,}"
     assert tiny[6:8] == [f"{100 * target.before:.1f}%", f"{100 * target.after:.1f}%"]
     assert tiny[9] == f"{100 * target.control.after:.1f}%"
-    assert other[6:9] == ["–", "–", "-"]
+    assert other[6:9] == ["–"] * 3
 
 
 def test_surfaces_show_the_rates_of_both_landscapes(results):

@@ -88,7 +88,13 @@ def _rows(results: Iterable[Result]) -> Iterator[list[str]]:
         said = [f"{one.failures:,} of {one.probes:,}" for one in (roles.get("agent"), roles.get("control")) if one]
         overall = landscape.overall
         rate = f"{percent(overall.value)} ({interval(overall.low, overall.high)})"
-        row = [result.name, result.model, rate, *(said if len(said) == 2 else ["-", *said]), str(len(landscape.modes))]
+        row = [
+            result.name,
+            result.model,
+            rate,
+            *(said if len(said) == 2 else [percent(None), *said]),
+            str(len(landscape.modes)),
+        ]
         differences = result.comparison.differences if result.comparison else {}
         target, other = (differences.get(f"{part}_failure_rate") for part in ("target", "other"))
         control = target.control.after if target and target.control else None
@@ -100,7 +106,11 @@ def _rows(results: Iterable[Result]) -> Iterator[list[str]]:
 
 
 def _change(difference: Difference | None) -> str:
-    return f"{points(difference.change)} ({points_interval(difference.low, difference.high)})" if difference else "-"
+    return (
+        f"{points(difference.change)} ({points_interval(difference.low, difference.high)})"
+        if difference
+        else percent(None)
+    )
 
 
 def table_of(results: Sequence[Result]) -> str:
