@@ -65,12 +65,13 @@ def refresh_automations() -> None:
 def _ensure_pool(client: SyncPrefectClient, pool: str) -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
-    from prefect.workers.process import ProcessWorker
 
     mine = f"{_OWNED}{Path.cwd()} on {socket.gethostname()}"
     try:
         found = client.read_work_pool(pool)
     except ObjectNotFound:
+        from prefect.workers.process import ProcessWorker
+
         template = ProcessWorker.get_default_base_job_template()
         # One audit at a time: they share the workspace, and often the only GPU.
         client.create_work_pool(

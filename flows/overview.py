@@ -15,7 +15,6 @@ from rich.table import Table
 
 from flows.automations import LATE
 from flows.request import deadline, needs_decision
-from flows.results import last_stage, read_verdict
 from flows.schedule import Entry
 from stages.errors import FadedError
 from stages.files import stage_dir
@@ -122,6 +121,8 @@ def named(run: FlowRun) -> str:
 
 
 def _row(params: Params, entry: Entry, client: SyncPrefectClient | None) -> Row:
+    from flows.results import read_verdict
+
     verdict = read_verdict(params, entry.audit)
     waits = []
     try:
@@ -156,6 +157,8 @@ def _in_state(*names: str) -> FlowRunFilter:
 
 
 def _last_verdict(params: Params, audit: str) -> str:
+    from flows.results import last_stage
+
     path = stage_dir(audit, last_stage(params, audit)) / "verdict.json"
     return f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}" if path.exists() else "never"
 

@@ -1,8 +1,8 @@
 """`faded serve`: all that recurring audits need, in one command, for as long as it runs.
 
-A Prefect server (the configured one, else our own), this workspace's work pool and deployments, a worker, the review
-pages, and the clock of decisions that nobody takes. Children die with it, even by kill -9; whatever was interrupted
-goes on when it is started again.
+A Prefect server (the configured one, else our own), this workspace's work pool and deployments, a worker whenever a
+run is due, the review pages, and the clock of decisions that nobody takes. Children die with it, even by kill -9;
+whatever was interrupted goes on when it is started again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -24,9 +25,9 @@ from rich.console import Console
 
 from flows.credential import client_environment
 from flows.deploy import apply
-from flows.overview import named, overview, show_schedules, troubles
+from flows.overview import named, troubles
 from flows.processes import child, end_leftovers
-from flows.schedule import Entry, public_url, read_entries, work_pool
+from flows.schedule import public_url, read_entries, work_pool
 from flows.server import HOME, OwnServer, answers, ui_url
 from flows.workspace import LOGS, stage_environment
 from stages.environment import WORK
@@ -41,6 +42,8 @@ _PORT = HOME / "port"  # of our own server: where it was forwarded to, and PREFE
 _REVIEW_PORT = WORK / "review-port"  # likewise, of the review pages
 _UI_PORT = 4200  # Prefect's own
 _STEP = 1.0  # seconds between looks at the children
+_ASK = 5.0  # seconds between questions whether a run is due
+_QUERY_SECONDS = "PREFECT_WORKER_QUERY_SECONDS"  # in the environment: another number of them
 _LOOK = 30.0  # seconds between looks at what waits for a decision, and at runs that do not go as they should
 _LONGEST_WAIT = 60.0  # seconds before a child that keeps dying is started again
 _DEATHS = 5  # of one run; one that takes its machine down each time must not do so for ever
@@ -73,11 +76,10 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
             told = [*apply(entries), *go_on_with_interrupted(work_pool(entries))]
         worker = Kept("worker", lambda: _worker(work_pool(entries), api))
         life.callback(worker.end)
-        worker.start()
-        _show(params, console, api, server is not None, pages, entries, told)
+        _show(console, api, server is not None, pages, told)
         told_once = _Told(console)
         with contextlib.suppress(KeyboardInterrupt):
-            _watch(console, told_once, [server, worker] if server is not None else [worker], work_pool(entries))
+            _watch(console, told_once, server, worker, work_pool(entries))
         worker.end()
         with told_once("stop"):
             go_on_with_interrupted(work_pool(entries), _STOPPED)
@@ -257,12 +259,11 @@ def _worker_name() -> str:
 
 @contextlib.contextmanager
 def _worker(pool: str, api: str) -> Iterator[subprocess.Popen[str]]:
-    """A worker of the workspace (flows/worker.py); each flow run is a child of it, see flows/engine.py."""
+    """A worker of the workspace for the run that is due (flows/worker.py), which is a child of it (flows/engine.py)."""
     env = {**stage_environment(), **client_environment(), "PREFECT_API_URL": api}
     # What `faded` itself keeps quiet belongs into the worker's log.
     env["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
-    env.setdefault("PREFECT_WORKER_QUERY_SECONDS", "5")
-    command = ["flows.worker", pool, _worker_name()]
+    command = ["flows.worker", pool, _worker_name(), "--once"]
     LOGS.mkdir(parents=True, exist_ok=True)
     with (
         (LOGS / "worker.log").open("a") as log,
@@ -293,9 +294,7 @@ def _review_pages(life: ExitStack, audits: list[str]) -> str:
     return public or server.url
 
 
-def _show(
-    params: Params, console: Console, api: str, own: bool, pages: str | None, entries: list[Entry], told: list[str]
-) -> None:
+def _show(console: Console, api: str, own: bool, pages: str | None, told: list[str]) -> None:
     from flows.notify import current
 
     for line in told:
@@ -305,27 +304,47 @@ def _show(
     lines += [f"Notifications:  {current() or 'none, see `faded notify --help`'}"]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    show_schedules(console, overview(params, entries, api))
+    console.file.flush()
+    # In a process that ends: what reads results takes as much memory as all that is needed from here on.
+    subprocess.run([sys.executable, "-P", "-m", "flows.cli", "schedules"], check=False)
     console.print("Ctrl-C stops everything; interrupted audits resume at the next `faded serve`.")
 
 
-def _watch(console: Console, told: _Told, kept: list[Kept], pool: str) -> None:
-    began, look = datetime.now(UTC), 0.0
-    while True:
-        for one in kept:
-            if (code := one.died()) is not None:
-                console.print(f"[yellow]the {one.name} ended (exit code {code}): restarting it[/]")
-            elif one.due():
-                with told(one.name):
-                    for line in go_on_with_interrupted(pool) if one.name == "worker" else []:
-                        console.print(line, markup=False, highlight=False)
-                    one.start()
-        if time.monotonic() >= look:
-            look = time.monotonic() + _LOOK
-            _settle(told)
-            with told("runs") as lines:
-                lines.extend(troubles(pool, began))
-        time.sleep(_STEP)
+def _watch(console: Console, told: _Told, server: Kept | None, worker: Kept | None, pool: str) -> None:
+    from prefect.client.orchestration import get_client
+
+    began, look, ask, cut_off = datetime.now(UTC), 0.0, 0.0, False
+    with get_client(sync_client=True) as client:
+        while True:
+            if server is not None and (code := server.died()) is not None:
+                console.print(f"[yellow]the {server.name} ended (exit code {code}): restarting it[/]")
+            elif server is not None and server.due():
+                with told(server.name):
+                    server.start()
+            if worker is not None and (code := worker.died()):  # with 0 it ends after each run
+                console.print(f"[yellow]the {worker.name} ended (exit code {code}): restarting it[/]")
+                cut_off = True
+            if worker is not None and time.monotonic() >= ask:
+                ask = time.monotonic() + float(os.environ.get(_QUERY_SECONDS, _ASK))
+                with told(worker.name) as lines:
+                    if cut_off and worker.due():
+                        lines.extend(go_on_with_interrupted(pool))
+                        cut_off = False
+                    # Also while it runs: who does not ask counts as not ready.
+                    if (
+                        client.get_scheduled_flow_runs_for_work_pool(pool, scheduled_before=datetime.now(UTC))
+                        and worker.due()
+                    ):
+                        worker.start()
+            if time.monotonic() >= look:
+                look = time.monotonic() + _LOOK
+                if worker is not None:
+                    with told("heartbeat"):
+                        client.send_worker_heartbeat(pool, _worker_name(), _LOOK)
+                _settle(told)
+                with told("runs") as lines:
+                    lines.extend(troubles(pool, began))
+            time.sleep(_STEP)
 
 
 class _Told:

@@ -1,4 +1,4 @@
-"""A worker that runs the audits of its workspace and nothing else: `python -P -m flows.worker POOL [NAME]`.
+"""A worker that runs the audits of its workspace and nothing else: `python -P -m flows.worker POOL [NAME] [--once]`.
 
 What a flow run executes is what a Prefect server says: command, environment, entrypoint, pull steps. Whoever may call
 that server could so run anything here as this user. This worker takes all of it from prefect.yaml, and refuses runs
@@ -7,11 +7,11 @@ for which the server says something else.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -138,18 +138,20 @@ async def _audit(_run: FlowRun) -> Flow[..., Any]:
 
 
 def main() -> None:
-    """Work for a pool until stopped."""
+    """Work for a pool until stopped, or until the run that is due has ended."""
     from prefect.utilities.processutils import setup_signal_handlers_worker
 
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "INFO")
     enter_workspace()
-    pool, *name = sys.argv[1:]
-    worker = AuditWorker(
-        pool, name=name[0] if name else f"faded on {socket.gethostname()}", limit=1, create_pool_if_not_found=False
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pool")
+    parser.add_argument("name", nargs="?", default=f"faded on {socket.gethostname()}")
+    parser.add_argument("--once", action="store_true", help="end after the run that is due, or at once if none is")
+    given = parser.parse_args()
+    worker = AuditWorker(given.pool, name=given.name, limit=1, create_pool_if_not_found=False)
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
     with patch.object(process, "load_flow_from_flow_run", _audit):
-        asyncio.run(worker.start())
+        asyncio.run(worker.start(run_once=given.once))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import yaml
 from fastapi.testclient import TestClient
 from rich.console import Console
 
-from flows.review.app import Served, make_app
+from flows.review.app import make_app
 from flows.review.recording import Outcome
+from flows.review.served import Served
 from flows.review.terminal import review_landscape
 from flows.review.view import report_path
 from stages.files import stage_dir, write_json

@@ -93,6 +93,11 @@ def test_a_second_one_in_the_same_workspace_is_refused(here):
             serve(load_params(), Console())
 
 
+def test_what_reads_results_and_builds_pages_is_not_imported_until_it_is_needed(here):
+    wanted = "import sys, flows.cli, flows.serve, flows.review.server; print({'pandas', 'fastapi'} & set(sys.modules))"
+    assert here.run([sys.executable, "-c", wanted]).stdout.strip() == "set()"
+
+
 def test_a_configured_server_that_is_not_there_is_told(here):
     done = here.faded("serve", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 3
@@ -193,6 +198,13 @@ class Served:
     def everyone(self) -> list[psutil.Process]:
         return [psutil.Process(self.process.pid), *family(self.process)]
 
+    def workers(self) -> list[psutil.Process]:
+        found = []
+        for process in self.everyone():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [process] if "flows.worker" in " ".join(process.cmdline()) else []
+        return found
+
 
 @pytest.fixture
 def served(here) -> Iterator[Served]:
@@ -223,6 +235,11 @@ def test_it_serves_recurring_audits_to_this_machine_only(here, served):
     assert here.executed() == []
     assert "completed" in here.faded("schedules").stdout
 
+    # A worker is there for a run alone; what it would tell the server is told all the same.
+    wait(lambda: served.workers() == [], 60, served.log)
+    with client_of(served.api) as client:
+        assert client.read_work_pool("faded").status.value == "READY"
+
     # A schedule is applied while it runs.
     done = here.faded("schedule", "tiny", "--cron", "0 3 * * 1", "--timezone", "Europe/Berlin")
     assert f"applied to {served.api}" in done.stdout
@@ -247,7 +264,7 @@ def test_it_serves_recurring_audits_to_this_machine_only(here, served):
     assert served.process.wait(timeout=60) == 0
     assert all_gone(processes[1:])
     assert not (here.path / RECORD).exists()
-    assert "Traceback" not in served.log.read_text()
+    assert "Traceback" not in served.log.read_text() and "worker" not in served.log.read_text()
     change_gate(here, 0.4)
     done = here.faded("audit")
     assert done.returncode == 0, done.stdout
@@ -285,7 +302,7 @@ def test_a_worker_that_dies_takes_its_run_along_and_another_goes_on_with_it(here
     cut_off = served.run()
     running("-m stages.re_evaluate", here)
     here.toy()
-    [worker] = [process for process in served.everyone() if "flows.worker" in " ".join(process.cmdline())]
+    [worker] = served.workers()
     below = worker.children(recursive=True)
     assert below
     worker.kill()
@@ -315,8 +332,8 @@ def test_a_run_that_was_killed_with_its_worker_is_found_dead_and_the_next_one_go
         def state(run: UUID) -> Any:
             return client.read_flow_run(run).state
 
+        cut_off = client.create_flow_run_from_deployment(deployment).id
         with talking_to(api), flows.serve._worker("faded", api) as worker:
-            cut_off = client.create_flow_run_from_deployment(deployment).id
             running("-m stages.discover", here)
             below = psutil.Process(worker.pid).children(recursive=True)
             # Heartbeats keep it from being taken for dead, longer than the silence that would count as death.
@@ -328,8 +345,8 @@ def test_a_run_that_was_killed_with_its_worker_is_found_dead_and_the_next_one_go
         assert "no heartbeat for 45 s" in state(cut_off).message
 
         here.toy()
+        following = client.create_flow_run_from_deployment(deployment).id
         with talking_to(api), flows.serve._worker("faded", api):
-            following = client.create_flow_run_from_deployment(deployment).id
             wait(lambda: state(following).is_final(), 200, log)
         assert state(following).is_completed()
         assert here.executed().count("prepare@tiny") == 1

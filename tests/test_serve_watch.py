@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from collections.abc import Iterator
@@ -130,8 +131,48 @@ def one_look(monkeypatch, pool: str) -> str:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         # Only its own sleep between two looks: others, of a client that asks a busy server again, are part of a look.
         patch.setattr(flows.serve, "time", SimpleNamespace(monotonic=time.monotonic, sleep=stop))
-        flows.serve._watch(console, flows.serve._Told(console), [], pool)
+        flows.serve._watch(console, flows.serve._Told(console), None, None, pool)
     return said.getvalue()
+
+
+def test_a_worker_is_there_while_a_run_is_due_and_what_one_cut_off_goes_on(pool, monkeypatch):
+    from prefect.states import Completed, Running, Scheduled
+
+    now, steps, started = 0.0, 0, []
+    run = pool.client.create_flow_run_from_deployment(pool.deployment, state=Running()).id
+    ends = iter([(Running(), 9), (Completed(), 0)])
+
+    @contextlib.contextmanager
+    def start() -> Iterator[Any]:
+        """A worker that fetches the run that is due, and ends at once: killed, then well."""
+        [due] = pool.client.get_scheduled_flow_runs_for_work_pool(pool.name)
+        state, code = next(ends)
+        pool.put(due.flow_run.id, state)
+        started.append(due.flow_run.id)
+        yield SimpleNamespace(poll=lambda: code)
+
+    def sleep(_seconds: float) -> None:
+        nonlocal now, steps
+        now, steps = now + 10, steps + 1
+        if steps == 3:
+            assert started == []  # a run whose worker is another process of ours is none that is due
+            pool.put(run, Scheduled())
+        if steps == 12:
+            raise KeyboardInterrupt
+
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(flows.serve, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+        worker = flows.serve.Kept("worker", start)
+        flows.serve._watch(console, flows.serve._Told(console), None, worker, pool.name)
+    assert started == [run, run]
+    assert pool.state(run) == "Completed"
+    first, second = said.getvalue().splitlines()
+    assert first == "the worker ended (exit code 9): restarting it"
+    assert second.endswith("was interrupted and resumes")
+    [told] = [one.name for one in pool.client.read_workers_for_work_pool(pool.name)]
+    assert told == flows.serve._worker_name()
 
 
 @pytest.fixture

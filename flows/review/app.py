@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -16,12 +16,12 @@ from flows.request import read_modes
 from flows.review.form import Fields, FormError, read_decision, read_fields, typed
 from flows.review.links import REPORTS, page_path, report_path
 from flows.review.pages import message, review_page, script, style
-from flows.review.recording import Outcome, in_whose_name, moment, record
+from flows.review.recording import in_whose_name, moment, record
+from flows.review.served import Served
 from flows.review.view import draft_key, report_policy
 from flows.security import (
     HEADERS,
     MAX_BODY,
-    Keys,
     Session,
     host_of,
     is_loopback,
@@ -41,45 +41,6 @@ class Refused(Exception):
     def __init__(self, status: int, title: str, *said: str, **more: Any) -> None:
         super().__init__(title)
         self.status, self.title, self.said, self.more = status, title, said, more
-
-
-class Served:
-    """What the routes share.
-
-    Args:
-        audits: that are shown; more may be added by who knows the secret.
-        host: under which the pages are shown, and no other.
-        url: address of the pages.
-        behind_proxy: whether they are reached through a proxy, and under its name alone.
-        cookie: name of the session's cookie; browsers keep one jar for all ports of a host.
-        told: called with each decision when its answer was sent.
-    """
-
-    def __init__(
-        self,
-        audits: Sequence[str],
-        host: str,
-        url: str,
-        cookie: str,
-        told: Callable[[Outcome], None],
-        *,
-        behind_proxy: bool = False,
-    ) -> None:
-        self.keys, self.behind_proxy = Keys(), behind_proxy
-        self.audits, self.host, self.url, self.cookie, self.told = list(audits), host, url, cookie, told
-
-    def link(self, audit: str, reviewer: str = "") -> str:
-        """An address that opens an audit's page once, in the name of this reviewer if one is named.
-
-        From then on the audit is shown.
-        """
-        if audit not in self.audits:
-            self.audits.append(audit)
-        return f"{self.url}{page_path(audit)}?token={self.keys.make_token(audit, reviewer)}"
-
-    def session(self, request: Request) -> Session | None:
-        """The session a request belongs to."""
-        return self.keys.session(request.cookies.get(self.cookie))
 
 
 def make_app(served: Served) -> FastAPI:

@@ -19,7 +19,7 @@ REPORTS = {  # of an audit, by the last part of their address
     "landscape": ("report", "The whole landscape"),
     "repair": ("conclude", "The last repair, before and after"),
 }
-_PATIENCE = 5.0  # seconds for an answer of a server on this machine
+_PATIENCE = 30.0  # seconds for an answer of a server on this machine, which may have its pages to import first
 
 
 class Running(BaseModel):

@@ -10,19 +10,24 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import psutil
 import uvicorn
 
 from flows.origin import new_host
-from flows.review.app import Served, make_app
 from flows.review.connections import Impatient
 from flows.review.links import Running, remove_record, write_record
-from flows.review.pages import prepare
-from flows.review.recording import Outcome
+from flows.review.served import Served
 from flows.security import is_loopback
 from stages.errors import InfrastructureError, UsageError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from flows.review.recording import Outcome
 
 HOST = "127.0.0.1"
 PORT = 8711  # the same one where it is free, so that it can be forwarded
@@ -88,9 +93,11 @@ def serve_review(
         cookie, proxied = f"faded-review-{number}", public is not None
         served = Served(audits, name, pages, cookie, outcomes.put, behind_proxy=proxied)
         if prepared:
+            from flows.review.pages import prepare
+
             prepare()
         config = uvicorn.Config(
-            make_app(served),
+            _Later(served),
             http=Impatient,
             backlog=100,
             access_log=False,  # it would hold tokens
@@ -113,6 +120,23 @@ def serve_review(
             remove_record(record)
             server.should_exit = True
             thread.join(10)
+
+
+class _Later:
+    """The application of the pages, which is imported when it is first asked: until then it takes no memory."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        await self._app(scope, receive, send)
+
+    @cached_property
+    def _app(self) -> ASGIApp:
+        from flows.review.app import make_app
+
+        return make_app(self._served)
 
 
 def _listen(host: str, port: int | None) -> list[socket.socket]:

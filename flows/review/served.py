@@ -1,0 +1,53 @@
+"""What the routes of the review page share. It is there before they are: see `flows/review/server.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from flows.review.links import page_path
+from flows.security import Keys, Session
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+    from flows.review.recording import Outcome
+
+
+class Served:
+    """What the routes share.
+
+    Args:
+        audits: that are shown; more may be added by who knows the secret.
+        host: under which the pages are shown, and no other.
+        url: address of the pages.
+        behind_proxy: whether they are reached through a proxy, and under its name alone.
+        cookie: name of the session's cookie; browsers keep one jar for all ports of a host.
+        told: called with each decision when its answer was sent.
+    """
+
+    def __init__(
+        self,
+        audits: Sequence[str],
+        host: str,
+        url: str,
+        cookie: str,
+        told: Callable[[Outcome], None],
+        *,
+        behind_proxy: bool = False,
+    ) -> None:
+        self.keys, self.behind_proxy = Keys(), behind_proxy
+        self.audits, self.host, self.url, self.cookie, self.told = list(audits), host, url, cookie, told
+
+    def link(self, audit: str, reviewer: str = "") -> str:
+        """An address that opens an audit's page once, in the name of this reviewer if one is named.
+
+        From then on the audit is shown.
+        """
+        if audit not in self.audits:
+            self.audits.append(audit)
+        return f"{self.url}{page_path(audit)}?token={self.keys.make_token(audit, reviewer)}"
+
+    def session(self, request: Request) -> Session | None:
+        """The session a request belongs to."""
+        return self.keys.session(request.cookies.get(self.cookie))
