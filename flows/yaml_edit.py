@@ -21,6 +21,7 @@ from rich.markup import escape
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from stages.files import replace_file
@@ -87,10 +88,10 @@ def as_text(value: str) -> str:
 def round_trip() -> YAML:
     """Ruamel's loader and dumper that keep comments, quotes and order."""
     tool = YAML()
+    tool.Representer = _Representer
     tool.preserve_quotes = True
     tool.width = 10**6
     tool.indent(mapping=2, sequence=4, offset=2)
-    tool.representer.add_representer(float, _represent_float)
     return tool
 
 
@@ -101,9 +102,15 @@ def dumped(document: Any) -> str:
     return text.getvalue()
 
 
-def _represent_float(representer: Any, value: float) -> Any:
-    """Without an exponent, which YAML 1.1 reads as text, and needless zeros."""
-    return representer.represent_scalar("tag:yaml.org,2002:float", np.format_float_positional(value, trim="-"))
+class _Representer(RoundTripRepresenter):
+    """A class of its own, as ruamel keeps representers by class: all else this process writes stays as it is."""
+
+    def represent_float(self, data: float) -> Any:
+        """Without an exponent, which YAML 1.1 reads as text, and needless zeros."""
+        return self.represent_scalar("tag:yaml.org,2002:float", np.format_float_positional(data, trim="-"))
+
+
+_Representer.add_representer(float, _Representer.represent_float)
 
 
 def _unshared(value: Any) -> Any:

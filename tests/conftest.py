@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.shared import once, open_shared, prefect_home
-from tests.workspace import Workspace, make_workspace
+from tests.workspace import Workspace, make_workspace, packed
 
 open_shared()
 if "PYTEST_XDIST_WORKER" in os.environ:  # two tests at once with two threads each keep each other waiting
@@ -77,7 +77,7 @@ def prefect_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _new_toys() -> Workspace:
-    return Workspace(once("toys", lambda path: make_workspace(path, toys=True)))
+    return Workspace(once("toys", lambda path: packed(make_workspace(path, toys=True))))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from stages.params import DATA, load_params
 from stages.provenance import scale_of
 from stages.ratings.apply import SCHEMA, Interval, Ratings
 from tests.shared import once
-from tests.workspace import STAGES, Workspace, audit_params, make_workspace, repair_params
+from tests.workspace import STAGES, Workspace, audit_params, make_workspace, packed, repair_params
 
 SEARCH = {"explorer": "random", "baseline": "random", "budget": 160, "microscopic": {"method": "none"}}
 GATES = {"target_failure_rate": {"change_max": -0.01}, "clean_quality": {"change_min": -0.3}}
@@ -155,6 +155,7 @@ def _finish_audits(path: Path) -> None:
     for audit in audits:
         run_stages(workspace, audit)
     commit(workspace, "first")
+    packed(workspace)
     with inside(workspace):
         for audit in audits:
             assert write_bundle(load_params(), audit) is not None

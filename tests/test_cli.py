@@ -36,7 +36,7 @@ from tests.planted import PlantedTask
 from tests.planted_texts import PlantedTexts
 from tests.workspace import FADED, STAGES, Workspace, audit_params, make_workspace, repair_params
 
-QUICK = {"discover": {"explorer": "ppo", "baseline": "random", "budget": 150}}
+QUICK = {"discover": {"explorer": "ppo", "baseline": "random", "budget": 150, "microscopic": {"method": "none"}}}
 MORE_FAILURES = ("failed = inside |", "failed = inside | (cells[:, 0] == 1) |")  # an edit of planted.py
 
 
@@ -47,9 +47,10 @@ def finished(tmp_path_factory) -> Workspace:
     run_stages(workspace, "tiny")
     commit(workspace, "first")
     edit_task(workspace)
-    assert "code changed" in workspace.faded("plan").stdout  # `dvc repro` alone does not watch a user's files
-    done = workspace.run(["dvc", "repro"])
+    assert "code changed" in run_here(workspace, "plan").stdout  # `dvc repro` alone does not watch a user's files
+    done = workspace.run(["dvc", "repro", "discover@tiny"])
     assert done.returncode == 0, done.stdout
+    run_stages(workspace, "tiny", STAGES[2:4])
     commit(workspace, "second")
     (workspace.path / "data/tiny/inputs/regions.json").write_text("[ ]")
     return workspace

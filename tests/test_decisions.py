@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from flows.yaml_edit import dumped
 from stages import collect_feedback as feedback
 from stages import decisions
 from stages.decisions import AlreadyDecided, Decision, Recorded, Standing, Via
@@ -108,6 +109,11 @@ def test_a_decision_comes_back_as_it_was_made(landscape: Path) -> None:
     ]
     assert found.decision.via == "page" and found.decision.tool.startswith("faded ")
     assert [p.name for p in kept.path.parent.iterdir()] == [kept.path.name]
+
+
+def test_numbers_are_written_as_people_do_though_the_process_edited_params_before(landscape: Path) -> None:
+    dumped({"threshold": 1e-7})
+    assert "  severity: 2.0\n" in record().path.read_text(encoding="utf-8")
 
 
 def test_the_plan_holds_what_was_decided(landscape: Path) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +152,25 @@ def test_probes_that_do_not_fit_are_sampled() -> None:
 
 
 class TestInABrowser:
-    @pytest.fixture
-    def shown(self, browser: Any, page: Path):
+    @pytest.fixture(scope="class")
+    def opened(self, browser: Any, page: Path):
         context = browser.new_context(offline=True, viewport={"width": 1200, "height": 900})
         opened = context.new_page()
         opened.goto(page.as_uri())
         yield opened
         context.close()
+
+    @pytest.fixture
+    def shown(self, opened: Any) -> Any:
+        """The page with nothing chosen: to load it again costs three seconds."""
+        opened.locator(".explorer").evaluate(
+            """(bar) => {
+                for (const select of bar.querySelectorAll("select")) select.selectedIndex = 0;
+                bar.dispatchEvent(new Event("input"));
+                location.hash = "";
+            }"""
+        )
+        return opened
 
     def choice(self, shown: Any, name: str) -> Any:
         return shown.locator(".explorer").get_by_label(name)
@@ -243,16 +255,18 @@ PAGES: dict[str, tuple[Callable[..., None], Callable[[], dict[str, Any]]]] = {
     "comparison of pictures": (write_comparison, picture_comparison),
 }
 SLOW = pytest.mark.slow
-LOOKS = [
-    (1400, "light"),
-    (390, "dark"),
-    *(pytest.param(*look, marks=SLOW) for look in ((390, "light"), (1400, "dark"))),
-]
-LOOK = pytest.mark.parametrize(("width", "scheme"), LOOKS)
+WIDTHS_AND_SCHEMES = [(1400, "light"), (390, "dark"), (390, "light"), (1400, "dark")]
 
 
-@LOOK
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[SLOW] if " " in k else []) for k in PAGES])
+def looks(kinds: Iterable[str], quick: Collection[tuple[str, int, str]]) -> pytest.MarkDecorator:
+    """All kinds of pages in all looks; those that are not quick cost ten seconds each, and are slow."""
+    every = [(kind, *look) for kind in kinds for look in WIDTHS_AND_SCHEMES]
+    return pytest.mark.parametrize(
+        ("kind", "width", "scheme"), [pytest.param(*one, marks=[] if one in quick else SLOW) for one in every]
+    )
+
+
+@looks(PAGES, [("landscape", 1400, "light"), ("comparison", 390, "dark")])
 def test_reports_are_open_to_everybody(browser: Any, tmp_path: Path, kind: str, width: int, scheme: str) -> None:
     write, inputs = PAGES[kind]
     write(tmp_path / "page.html", **inputs())
@@ -268,8 +282,7 @@ def test_reports_are_open_to_everybody(browser: Any, tmp_path: Path, kind: str, 
     context.close()
 
 
-@LOOK
-@pytest.mark.parametrize("kind", ["digits", *(pytest.param(k, marks=SLOW) for k in ("texts", "pictures"))])
+@looks(("digits", "texts", "pictures"), [("digits", 1400, "light"), ("digits", 390, "dark")])
 def test_the_review_page_is_open_to_everybody(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, width: int, scheme: str
 ) -> None:

@@ -61,6 +61,7 @@ def all_gone(processes: list[psutil.Process]) -> bool:
 
 
 def test_killing_the_flow_leaves_no_orphan_and_the_next_run_goes_on(toys, server):
+    toys.write_params({**toys.params(), "repairs": {}})
     toys.toy(discover__tiny={"sleep": 600})
     process = toys.start("audit")  # with its own server: that one must not be orphaned either
     running("-m stages.discover", toys)
