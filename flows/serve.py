@@ -87,7 +87,7 @@ def serve(params: Params, console: Console, *, port: int | None = None, review: 
 
 
 class Kept:
-    """A child that is started again when it ends, each time after a longer wait while it keeps dying.
+    """A child that is started again when it ends, each time after a longer wait while it keeps dying (not with code 0).
 
     Args:
         name: what people are told.
@@ -112,8 +112,8 @@ class Kept:
         code = None if self._process is None else self._process.poll()
         if code is not None:
             self.end()
-            lived = time.monotonic() - self._since
-            self._wait = 1.0 if lived > _LONGEST_WAIT else min(2 * self._wait, _LONGEST_WAIT)
+            well = code == 0 or time.monotonic() - self._since > _LONGEST_WAIT
+            self._wait = 1.0 if well else min(2 * self._wait, _LONGEST_WAIT)
             self._since = time.monotonic() + self._wait
         return code
 
