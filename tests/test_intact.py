@@ -302,7 +302,7 @@ def toys(tmp_path_factory) -> Workspace:
 
 
 @pytest.mark.parametrize(
-    "place", ["both", "committed", *(pytest.param(place, marks=pytest.mark.slow) for place in ("workspace", "cache"))]
+    "place", ["committed", *(pytest.param(place, marks=pytest.mark.slow) for place in ("both", "workspace", "cache"))]
 )
 def test_an_audit_restores_or_recomputes_what_was_swapped(toys, prefect_server, tmp_path, place):
     copy = toys.copy(tmp_path / "ws")
