@@ -18,9 +18,13 @@ from tests.workspace import STAGES, Workspace, make_workspace, repair_params
 
 KINDS = ("prepare", "discover", "summarize", "report")
 TRAVELLERS = (*KINDS, "restructure", "re_evaluate", "compare", "conclude")
-KINDS_OF_RUNNERS = [
-    pytest.param(kind, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed"))
-    for kind, package in (("dask", "distributed"), ("ray", "ray"))
+RUNNERS = [
+    pytest.param(
+        "dask", marks=pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
+    ),
+    pytest.param(
+        "ray", marks=(pytest.mark.nightly, pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"))
+    ),
 ]
 
 
@@ -104,7 +108,7 @@ def test_two_machines_come_to_what_one_comes_to(machines, prefect_server, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS_OF_RUNNERS)
+@pytest.mark.parametrize("kind", RUNNERS)
 def test_a_machine_that_is_killed_is_made_up_for_and_nothing_is_computed_again(
     kind, machines, prefect_server, tmp_path
 ):
