@@ -157,6 +157,7 @@ class TestInABrowser:
         context = browser.new_context(offline=True, viewport={"width": 1200, "height": 900})
         opened = context.new_page()
         opened.goto(page.as_uri())
+        opened.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=60_000)  # nothing moves any more
         yield opened
         context.close()
 
@@ -207,7 +208,9 @@ class TestInABrowser:
         assert shown.evaluate("document.activeElement.id") == "M3.2"
         assert self.choice(shown, "mode").input_value() == ""
 
-    def test_a_word_explains_itself_to_mouse_and_keyboard(self, shown: Any) -> None:
+    def test_a_word_explains_itself_to_mouse_and_keyboard(self, browser: Any, page: Path) -> None:
+        shown = browser.new_page()  # its own: a page that still scrolls back takes the word from under the mouse
+        shown.goto(page.as_uri())
         tip, word = shown.get_by_role("tooltip"), shown.locator("#modes .term").first
         word.hover()
         assert tip.inner_text() == GLOSSARY["grid"]
@@ -218,9 +221,9 @@ class TestInABrowser:
         shown.keyboard.press("Escape")
         assert not tip.is_visible()
         assert shown.locator(f"#{word.get_attribute('aria-describedby')}").inner_text() == GLOSSARY["grid"]
+        shown.close()
 
     def test_space_is_drawn_when_it_is_asked_for(self, shown: Any) -> None:
-        shown.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=60_000)
         assert shown.locator(".gl-container canvas").count() == 0
         shown.get_by_text("in 3-D").click()
         shown.wait_for_selector("#space-plot[data-drawn]", timeout=60_000)
