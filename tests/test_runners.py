@@ -139,10 +139,14 @@ def test_a_workspace_the_worker_does_not_see_is_told(place, tmp_path):
         place.run(Job("prepare@tiny", 0, str(tmp_path)), lambda line: None)
 
 
+def above(stage: psutil.Process) -> list[psutil.Process]:
+    """What we started to run a stage, the nearest first: DVC."""
+    return [process for process in stage.parents() if "flows.child" in " ".join(process.cmdline())]
+
+
 def worker_of(stage: psutil.Process) -> psutil.Process:
     """The worker process that runs a stage: the parent of the first one that is ours."""
-    ours = [process for process in stage.parents() if "flows.child" in " ".join(process.cmdline())]
-    return ours[-1].parent()
+    return above(stage)[-1].parent()
 
 
 def test_when_its_worker_is_killed_the_stage_ends_and_runs_again_elsewhere(place, toys):
@@ -152,10 +156,11 @@ def test_when_its_worker_is_killed_the_stage_ends_and_runs_again_elsewhere(place
     with ThreadPoolExecutor(1) as threads:
         future = threads.submit(place.run, job, lambda line: None)
         stage = running("-m stages.prepare", toys)
+        ours = [stage, *above(stage)]
         worker_of(stage).kill()
         with pytest.raises(InfrastructureError, match="the worker that ran it died"):
             future.result(timeout=60)
-    assert all_gone([stage])
+    assert all_gone(ours)  # DVC too: until it is gone it holds what it writes
     toys.toy()
     assert place.run(job, lambda line: None).outcome == "ran"
     assert toys.executed() == ["prepare@tiny"] * 2
