@@ -134,7 +134,12 @@ def test_an_example_of_a_repair_lies_in_its_mode() -> None:
     clean = [Compared(Exhibit("b unchanged", image=picture(7)), "9", "9", None, "b", (0,) * len(strong))]
     labels = pd.DataFrame({"label": ["7", "9"]}, index=["a", "b"])
     galleries = {"fixed": rows, "newly_failing": [], "unchanged": clean}
-    page = comparison_page(comparison, verdict_view(judged), plan, About(), galleries, labels, Shrinker([]))
+    page, worse = (
+        comparison_page(comparison, verdict_view(judged), plan, About(), shelves, labels, Shrinker([]))
+        for shelves in (galleries, {"newly_failing": rows, "unchanged": clean})
+    )
+    said = "This example fails only since the repair; no repaired one was recorded."
+    assert said in worse.modes[0].said and said not in page.modes[0].said
     shown = page.modes[0].pair
     assert shown is not None and shown.caption == f"b at {strong}", "of label 9, and in the cells of the mode"
     assert [image.label for image in shown.images] == ["unchanged", "changed"]

@@ -185,6 +185,8 @@ def comparison_page(
         if mode.action != "repair":
             said.append(f"Not repaired: the decision was to {mode.action} it.")
         one = examples.get(mode.id)
+        if any(one is bad for bad in galleries.get("newly_failing", ())):
+            said.append("This example fails only since the repair; no repaired one was recorded.")
         pair = shrinker.brief(one.exhibit, clean.get(one.item), one) if one else None
         spread = (mode.after_low, mode.after_high)
         cards.append(Card(mode.id, "modes", mode.text, mode.after, *spread, mode.before, said, pair))
