@@ -1,10 +1,10 @@
-"""What a model that is paid for was asked, what it answered, and what that cost: .faded/account/AUDIT.jsonl.
+"""Record of the requests to a paid model, its answers and their cost: .faded/account/AUDIT.jsonl.
 
-A line is on disk before an answer is used, so that a kill loses neither the bill nor what was paid for. The bill is of
-all requests that were answered, until somebody removes the file. Answers are given again instead of being paid twice
-for as long as the model is the one that was prepared: a preparation goes on with the answers of one that was killed, or
-that had other settings (a lower `max_cost`, fewer items), and begins afresh where the model answers differently, or
-where it had ended well and runs again unchanged, as `faded audit --force` has it.
+A line is on disk before its answer is used, so a kill loses neither the bill nor a paid answer. The bill covers every
+answered request until somebody removes the file. Recorded answers are reused as long as the model is the one that was
+prepared: a new preparation reuses the answers of one that was killed, or that had other settings (a lower `max_cost`,
+fewer items). It starts over if the model answers differently, or if the last preparation succeeded and is repeated
+unchanged, as with `faded audit --force`.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from stages.files import content_hash, seal, unseal
 from stages.params import Strict
 
 MILLION = 1e6
-CUT = "length"  # why an answer ended: the limit on its tokens
+CUT = "length"  # finish reason: the limit on tokens was reached
 REFUSED = ("refusal", "content_filter")
 
 
 class Price(Strict):
-    """What a million tokens cost, in any currency."""
+    """Price of a million tokens, in any currency."""
 
     prompt: float = Field(ge=0, description="a million tokens of what is asked")
     completion: float = Field(ge=0, description="a million tokens of what is answered")
 
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """What so many tokens cost."""
+        """Cost of this many tokens."""
         return (self.prompt * prompt_tokens + self.completion * completion_tokens) / MILLION
 
 
 class Answered(BaseModel):
-    """One answer: its text, why it ended, the model's own name for itself, and the tokens it says it was paid in."""
+    """One answer: its text, its finish reason, the name the model reports, and the token counts the server reports."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -53,7 +53,7 @@ class Answered(BaseModel):
 
 
 class _Begun(BaseModel):
-    """A preparation began: of which model, with which settings, and whether earlier answers are void."""
+    """Start of a preparation: the model, the settings, and whether earlier answers are void."""
 
     model: str
     settings: str
@@ -61,29 +61,29 @@ class _Begun(BaseModel):
 
 
 class _Line(BaseModel):
-    """One of three: a preparation began, a later stage used what it had prepared, or a request was answered."""
+    """One event: a preparation started, a later stage used its result, or a request was answered."""
 
     begun: _Begun | None = None
     used: bool = False
     asked: str = ""
     answer: Answered | None = None
-    price: Price | None = None  # in params.yaml, when it was asked
+    price: Price | None = None  # from params.yaml at the time of the request
 
 
 @dataclass(frozen=True)
 class Bill:
-    """Requests that were answered, and their tokens.
+    """Totals over the answered requests.
 
     Args:
-        requests: how many.
-        prompt: tokens of what was asked.
-        completion: tokens of what was answered.
-        cost: what they cost, each at the price there was in params.yaml when it was asked.
-        uncounted: requests of which the server did not say the tokens.
-        unpriced: those of them that had a price.
-        cut: answers that the limit on their tokens ended.
-        refused: answers that were refused.
-        empty: answers without a word that were not.
+        requests: number of requests.
+        prompt: prompt tokens.
+        completion: completion tokens.
+        cost: total cost, each request at the price in params.yaml at the time.
+        uncounted: requests for which the server reported no token counts.
+        unpriced: requests among these that had a price.
+        cut: answers cut by the limit on tokens.
+        refused: refused answers.
+        empty: empty answers that were not refused.
     """
 
     requests: int = 0
@@ -97,7 +97,7 @@ class Bill:
     empty: int = 0
 
     def plus(self, answer: Answered, price: Price | None) -> Bill:
-        """The bill with one more answer."""
+        """Return the bill with one more answer."""
         known = answer.prompt_tokens is not None and answer.completion_tokens is not None
         prompt, completion = answer.prompt_tokens or 0, answer.completion_tokens or 0
         return Bill(
@@ -113,7 +113,7 @@ class Bill:
         )
 
     def __str__(self) -> str:
-        """As people are told of it."""
+        """Summary for people."""
         told = f"{self.requests:,} request(s), {self.prompt:,} prompt and {self.completion:,} completion tokens"
         odd = {"without token counts": self.uncounted, "cut": self.cut, "refused": self.refused, "empty": self.empty}
         return told + "".join(f", {count:,} {what}" for what, count in odd.items() if count)
@@ -121,17 +121,17 @@ class Bill:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the requests of an audit are likely to take.
+    """Estimate of the requests an audit needs.
 
     Args:
-        preparing: requests of prepare, at most.
-        prompt: tokens of what is asked, by request.
-        completion: likewise of what is answered.
-        measured: requests that this is the mean of; 0: a guess.
-        price: of tokens, where there is one.
-        max_cost: what all requests may cost.
-        bill: what there was so far.
-        by_probe: requests that a probe takes, at most.
+        preparing: requests of `prepare`, at most.
+        prompt: prompt tokens per request.
+        completion: completion tokens per request.
+        measured: number of requests these means are taken over; 0 if they are a guess.
+        price: price of tokens, if there is one.
+        max_cost: limit on the cost of all requests.
+        bill: the bill so far.
+        by_probe: requests per probe, at most.
     """
 
     preparing: int
@@ -145,11 +145,11 @@ class Expected:
 
 
 class Account:
-    """See the module. Threads may share it, and processes the file.
+    """The account of one audit, see the module. Threads may share it, and processes may share the file.
 
     Args:
-        path: the file; created with the first line. None keeps all in memory.
-        settings: all that a preparation goes by, by which one that is repeated unchanged is told.
+        path: the file, created with the first line. None keeps everything in memory.
+        settings: hash of everything a preparation depends on, to recognise one that is repeated unchanged.
     """
 
     def __init__(self, path: Path | None = None, settings: str = "") -> None:
@@ -165,11 +165,11 @@ class Account:
 
     @classmethod
     def of(cls, audit: str, *settings: object) -> Account:
-        """That of an audit of this workspace."""
+        """Open the account of an audit of this workspace."""
         return cls(WORK / "account" / f"{audit}.jsonl", request_key(*settings))
 
     def begin(self, model: str) -> None:
-        """A preparation begins; `model` tells which model answers, as far as that can be told."""
+        """Record the start of a preparation; `model` identifies the model that answers, as far as possible."""
         self._catch_up()
         last, self.preparing = self._begun, True
         repeated = last is not None and self._used and last.settings == self.settings
@@ -177,40 +177,40 @@ class Account:
         self._append(_Line(begun=_Begun(model=model, settings=self.settings, afresh=afresh)))
 
     def use(self) -> None:
-        """A later stage begins, so the preparation has ended well."""
+        """Record that a later stage started, so the preparation has succeeded."""
         self._catch_up()
         if self._begun is not None and not self._used:
             self._append(_Line(used=True))
 
     def add(self, asked: str, answer: Answered, price: Price | None = None) -> None:
-        """A request was answered; on disk when this returns.
+        """Record an answered request; it is on disk when this returns.
 
         Args:
-            asked: what tells the request from others.
-            answer: what it was answered.
-            price: of its tokens.
+            asked: key of the request.
+            answer: the answer.
+            price: price of its tokens.
         """
         self._append(_Line(asked=asked, answer=answer, price=price))
 
     def known(self, asked: str) -> Answered | None:
-        """The answer that was paid for already, if there is one."""
+        """Return the recorded answer to a request, if there is one."""
         return self._known.get(asked)
 
     def was_cut(self, text: str) -> bool:
-        """Whether it is an answer that the limit on its tokens ended."""
+        """Whether this is the text of an answer cut by the limit on tokens."""
         return text in self._cut
 
     @property
     def bill(self) -> Bill:
-        """What there was so far, other processes included."""
+        """The bill so far, including that of other processes."""
         self._catch_up()
         return self._bill
 
     def check(self, name: str, price: Price | None, max_cost: float | None) -> None:
-        """Stop where the money is spent.
+        """Raise an error if the budget is spent.
 
         Raises:
-            UsageError: when it is, or when nobody can tell.
+            UsageError: if `max_cost` is reached, or if that is unknown because token counts are missing.
         """
         if price is None or max_cost is None:
             return
@@ -245,7 +245,7 @@ class Account:
             self._read(file)
 
     def _catch_up(self) -> None:
-        """Take what others have written."""
+        """Read lines that other processes have written."""
         if self.path is not None and self.path.exists():
             with self._lock, self.path.open("rb") as file:
                 self._read(file)
@@ -255,7 +255,7 @@ class Account:
             self._take(line)
 
     def _lines(self, file: IO[bytes]) -> Iterator[_Line]:
-        """Whole lines that were not read yet; damaged ones say nothing."""
+        """Yield complete lines not read yet; damaged lines are skipped."""
         assert self.path is not None
         file.seek(self._read_to)
         for line in file:
@@ -282,10 +282,10 @@ class Account:
 
 
 def money(amount: float) -> str:
-    """An amount in whatever currency prices are in: "1,234.50", "0.0023"."""
+    """Format an amount, whatever its currency: "1,234.50", "0.0023"."""
     return f"{amount:,.2f}" if amount >= 1 else f"{amount:.2g}"
 
 
 def request_key(*parts: object) -> str:
-    """What tells a request from others: a hash of plain data."""
+    """Hash of plain data that identifies a request."""
     return content_hash([], *parts)

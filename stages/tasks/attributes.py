@@ -1,4 +1,4 @@
-"""By what people tell items apart: their label, and every other column that sorts them into a few groups."""
+"""Attributes by which people distinguish items: the label, and every column that sorts items into a few groups."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import pandas as pd
 from stages.concepts.space import COLUMNS
 from stages.errors import UsageError
 
-MOST_VALUES = 30  # of a column; more groups than that are too small to say anything about
-MOST_COLUMNS = 20  # each value of each is one more test, which makes all others harder to pass
+MOST_VALUES = 30  # of a column; more groups would be too small to say anything about
+MOST_COLUMNS = 20  # each value of each column is one more test, which makes all other tests harder to pass
 LABEL = "label"
-META = "meta:"  # before the name of a column of items.parquet that came with the user's data
-MAX_NAME = 64  # characters of the name of a column
-RANGES = 4  # that numbers are cut into
-MOST_CHARACTERS = 80  # of a value; what is longer is text to read, not a group
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # would act on a terminal
+META = "meta:"  # prefix of columns of items.parquet that came with the user's data
+MAX_NAME = 64  # characters in the name of a column
+RANGES = 4  # number of ranges that numbers are cut into
+MOST_CHARACTERS = 80  # of a value; longer values are text to read, not groups
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # would control a terminal
 _TAKEN = COLUMNS - {"group"} | {"embedding", "id", "split"}  # columns of the tables that attributes are written to
 
 
 def details(row: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
-    """What a row of the user's data says of an item beside the fields that the task reads: numbers and short texts."""
+    """Return what a row of the user's data contains besides the task's own fields: numbers and short texts."""
     return {
         name: value
         for name, value in row.items()
@@ -33,7 +33,7 @@ def details(row: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
 
 
 def detail_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Details of n items as columns of items.parquet, `META` before each name; a column of mixed kinds becomes text."""
+    """Return details of n items as columns named `META` + name; a column of mixed types becomes text."""
     columns: dict[str, list[Any]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
@@ -57,18 +57,18 @@ def _is_detail(value: Any) -> bool:
 
 
 def attributes_of(items: pd.DataFrame, concepts: Collection[str] = ()) -> pd.DataFrame:
-    """The columns of a table by which people can tell items apart.
+    """Return the columns of a table by which people can distinguish items.
 
     A column counts if it has 2 to 30 values, at least twice as many items as values, and no long texts. Numbers with
-    more values are cut into four ranges of about as many items each. A column that sorts items exactly as an earlier
-    one does is left out, and so is every column after the twentieth.
+    more values are cut into four ranges with about the same number of items each. A column that sorts items exactly as
+    an earlier one does is left out, and so is every column after the twentieth.
 
     Args:
-        items: all items, whatever their split, so that every split has the same ranges; ids and splits left out.
-        concepts: names that are taken; a column of such a name becomes "NAME of the item".
+        items: all items of all splits, so that every split has the same ranges; without ids and splits.
+        concepts: names already in use; a column of that name becomes "NAME of the item".
 
     Returns:
-        A row for each of `items`, with the same index; strings, None where an item has no value.
+        One row for each of `items`, with the same index; strings, None if an item has no value.
     """
     found: dict[str, pd.Series] = {}
     groups: set[tuple[int, ...]] = set()
@@ -84,16 +84,16 @@ def attributes_of(items: pd.DataFrame, concepts: Collection[str] = ()) -> pd.Dat
 
 
 def free_name(name: str, concepts: Collection[str]) -> str:
-    """The name of an attribute, changed where a concept or a column of a table has it."""
+    """Return the name of an attribute, changed if a concept or a column of a table already has it."""
     return f"{name} of the item" if name in concepts or name in _TAKEN else name
 
 
 def ranges_of(numbers: Sequence[float], unit: str = "") -> list[str | None]:
-    """Numbers as the range each lies in, of at most four that hold about as many: "12 to 40".
+    """Return the range of each number, from at most four ranges of about equal size: "12 to 40".
 
     Args:
-        numbers: any; NaN is in none.
-        unit: said behind each range ("words").
+        numbers: any numbers; NaN has no range.
+        unit: appended to each range ("words").
     """
     values = pd.Series(numbers, dtype=float)
     if values.nunique() <= 1:
@@ -110,19 +110,19 @@ def ranges_of(numbers: Sequence[float], unit: str = "") -> list[str | None]:
 
 
 def check_attributes(found: pd.DataFrame, items: int, concepts: Collection[str], task: str) -> pd.DataFrame:
-    """Check what a task says of its items, as a task of the user's own may say anything.
+    """Check the attributes a task returned, because a user's task may return anything.
 
     Args:
-        found: what `LoadedTask.attributes` returned.
-        items: how many were asked for.
-        concepts: names that are taken.
-        task: its name, for messages.
+        found: the result of `LoadedTask.attributes`.
+        items: number of items that were requested.
+        concepts: names already in use.
+        task: name of the task, for messages.
 
     Returns:
-        The same with rows numbered from 0, each value one line of text, and None for what is missing.
+        The same table with rows numbered from 0, each value one line of text, and None for missing values.
 
     Raises:
-        UsageError: when it is not such a table.
+        UsageError: if it is not a table of this form.
     """
     what = f"{task}.attributes"
     if not isinstance(found, pd.DataFrame) or len(found) != items:
@@ -144,26 +144,26 @@ def check_attributes(found: pd.DataFrame, items: int, concepts: Collection[str],
 
 
 def _is_measured(column: pd.Series) -> bool:
-    """Whether a column holds so many numbers that only ranges of them are groups."""
+    """Whether a column has so many distinct numbers that only ranges of them form groups."""
     numbers = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     return bool(numbers and not pd.api.types.is_complex_dtype(column) and not _few(column))
 
 
 def _few(column: pd.Series) -> bool:
-    """Whether a column has so few values that each is a group of items."""
+    """Whether a column has so few values that each of them forms a group."""
     values = column.nunique()
     return 2 <= values <= MOST_VALUES and 2 * values <= column.count()
 
 
 def _ranges(column: pd.Series) -> pd.Series | None:
-    """Numbers as ranges; None where there are not two."""
+    """Return numbers as ranges; None if there are fewer than two ranges."""
     numbers = column.astype(float)
     said = pd.Series(ranges_of(numbers.where(np.isfinite(numbers)).tolist()), column.index, dtype=object)
     return said if _few(said) else None
 
 
 def _categories(column: pd.Series) -> pd.Series | None:
-    """Values as people read them; None where they are not groups of items."""
+    """Return values as people read them; None if they do not form groups."""
     said = {}
     for value in column.dropna():
         if not isinstance(value, str | bool | int | float | np.bool_ | np.integer | np.floating):
@@ -183,5 +183,5 @@ def _said(value: object) -> str:
 
 
 def _plain(value: float, digits: int = 6) -> str:
-    """A number without a needless fraction or exponent."""
+    """Format a number without a needless fraction or exponent."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"

@@ -1,4 +1,4 @@
-"""Which items under which cells a repair learns from: those of its targets, or those where the search would look."""
+"""Samplers of a repair's training pairs (item, cell), from its target modes or from the search's policy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from stages.tasks.base import LoadedTask, known_attributes
 from stages.tasks.contract import RepairPlan, TargetMode
 
 CANDIDATES = 8  # cells drawn for each one that is trained on
-DRAWN = 64  # cells that the policy draws for each item
-FOCUS = 0.25  # of what is learnt by the policy, the least that lies in the targets
+DRAWN = 64  # cells the policy draws for each item
+FOCUS = 0.25  # of the pairs drawn by the policy, the minimum share inside the targets
 
 
 class Sampler(Protocol):
-    """Draws what a repair learns from."""
+    """Draws training pairs for a repair."""
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw n pairs: rows of items (n,) and cells (n, d) int64."""
@@ -27,7 +27,7 @@ class Sampler(Protocol):
 
 
 def sampler(task: LoadedTask, plan: RepairPlan, items: Sequence[str]) -> Sampler:
-    """What a plan asks a repair to learn from: pairs of these items and cells.
+    """Return the sampler that a plan asks for: pairs of these items and cells.
 
     Raises:
         UsageError: see `RepairPlan.regions` and `PairSampler`.
@@ -39,19 +39,19 @@ def sampler(task: LoadedTask, plan: RepairPlan, items: Sequence[str]) -> Sampler
 
 
 class PairSampler:
-    """Draws what to train on: rows of items, each under a cell of a target.
+    """Draws training pairs from the targets: rows of items, each with a cell of a target.
 
-    Of a target that is about some items only every other row is about the others, in the same cells: a model that sees
-    one class alone fail learns to name that class.
+    If a target is about only some items, every other row is one of the remaining items, in the same cells: a model that
+    sees only one class in these cells learns to always answer that class.
 
     Args:
         space: the grid.
-        targets: where to draw, each in proportion to its severity.
-        attributes: what tells the items apart, a row each.
-        risk: cells (n, d) -> (n,) failure risk to weight cells by; None weights all alike.
+        targets: where to draw, in proportion to severity.
+        attributes: attributes of the items, one row each.
+        risk: cells (n, d) -> (n,) failure risk by which cells are weighted; None weights all alike.
 
     Raises:
-        UsageError: when there is no item that a target is about.
+        UsageError: if a target is about none of the items.
     """
 
     def __init__(
@@ -97,16 +97,16 @@ class PairSampler:
 
 
 class PolicySampler:
-    """Draws where the search's policy looks: rows of items, each under one of the cells it draws for this very item.
+    """Draws training pairs from the search's policy: rows of items, each with a cell the policy drew for that item.
 
-    The policy goes where the model fails most, whichever modes people chose. So what it draws in modes that people
-    spared is left out, and each target is seen to get its share, by severity, of `FOCUS` of the pairs: where the policy
-    looks too seldom, more of its own pairs inside are drawn, or any pairs of a target where it never looks.
+    The policy prefers cells where the model fails most, whichever modes people chose. So pairs in spared modes are left
+    out, and each target gets at least its share, by severity, of `FOCUS` of the pairs. If the policy draws too few
+    pairs in a target, more of those are repeated; if it draws none, they come from the target at random.
 
     Args:
         boxes: draws from the targets.
         drawn: (items, k, d) cells that the policy draws for each item.
-        spared: regions in which nothing is learnt, but where a target overlaps them.
+        spared: regions to leave out, except where a target overlaps them.
     """
 
     def __init__(self, boxes: PairSampler, drawn: np.ndarray, spared: Sequence[Region] = ()) -> None:
@@ -119,7 +119,7 @@ class PolicySampler:
 
         inside = np.array([lies_in(target.region) for target in boxes.targets])
         kept = inside.any(axis=0) | ~np.any([np.zeros(len(cells), dtype=bool), *map(lies_in, spared)], axis=0)
-        self._pairs = [(rows[mask], cells[mask]) for mask in (*inside, kept)]  # of each target, and of all that is kept
+        self._pairs = [(rows[mask], cells[mask]) for mask in (*inside, kept)]  # of each target, and of all kept pairs
         own = inside[:, kept].mean(axis=1) if kept.any() else np.zeros(len(inside))
         lacking = np.clip(FOCUS * boxes.share - own, 0, None)
         self._share = np.append(lacking, 1 - lacking.sum()) if kept.any() else np.append(boxes.share, 0.0)
@@ -132,14 +132,14 @@ class PolicySampler:
         rows, cells = self._pairs[part]
         if n == 0 or not len(rows):
             return self.boxes.of(min(part, len(self.boxes.targets) - 1), n, rng)
-        # Items alike, however many pairs there are of each; rows are in the order of items.
+        # Weight items equally, however many pairs each has; rows are in the order of items.
         asked = np.resize(rng.permutation(np.unique(rows)), n)
         first, end = np.searchsorted(rows, asked), np.searchsorted(rows, asked, side="right")
         return asked, cells[rng.integers(first, end)]
 
 
 def _mixed(parts: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of all parts, in any order."""
+    """Concatenate the pairs of all parts and shuffle them."""
     rows, cells = (np.concatenate(side) for side in zip(*parts, strict=True))
     order = rng.permutation(len(rows))
     return rows[order], cells[order]

@@ -1,4 +1,4 @@
-"""What a task is given and what it answers with; the class itself is `stages.tasks.base.Task`."""
+"""What a task receives and what it returns; the class itself is `stages.tasks.base.Task`."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from stages.errors import UsageError
 
 Split = Literal["discover", "repair", "test"]
 SPLITS: tuple[Split, ...] = ("discover", "repair", "test")
-# What a task keeps beside its model and items, in data/<audit>/prepare; empty for most tasks.
+# Folder in data/<audit>/prepare for what a task stores beside its model and items; empty for most tasks.
 ASSETS = "assets"
 NOT_VALID = "changed the input so much that no model could be blamed"
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where a task computes. Recorded with every result, because results that differ in it are not alike.
+    """Where and how a task computes. Recorded with every result, because results that differ in it are not comparable.
 
     Args:
-        device: "cpu", "cuda" or "cuda:1"; "auto" was resolved before a task sees it.
-        threads: CPU threads of a process; fixed, because sums depend on it in their last bits.
-        batch_size: probes the model answers at once.
-        backend: what runs the network: "eager" (torch as it is), "compile" (torch.compile) or "openvino". Only `check`
-            and `prepare` see "auto": what that stands for is settled by `prepare`, once for all stages.
-        dtype: what it computes with: "float32" or "bfloat16". A task that leaves no choice in these two refuses others
-            in `check`, for they are recorded with every result.
-        processes: how many processes may answer at once, each with so many threads. Results do not depend on it.
+        device: "cpu", "cuda" or "cuda:1"; "auto" is resolved before a task sees it.
+        threads: CPU threads per process; fixed, because the last bits of sums depend on it.
+        batch_size: probes per batch.
+        backend: what runs the network: "eager" (plain torch), "compile" (torch.compile) or "openvino". Only `check` and
+            `prepare` see "auto"; `prepare` decides what it means for all later stages.
+        dtype: "float32" or "bfloat16". A task that offers no choice of backend or dtype rejects other values in
+            `check`, because both are recorded with every result.
+        processes: maximum number of processes, each with `threads` threads. Results do not depend on it.
     """
 
     device: str = "cpu"
@@ -45,11 +45,11 @@ class Compute:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What `compute.backend: auto` stands for.
+    """What `compute.backend: auto` was resolved to.
 
     Args:
         backend: the backend.
-        why: in words, to follow "auto:"; empty where there was nothing to choose from.
+        why: the reason, to follow "auto:"; empty if there was no choice.
     """
 
     backend: str
@@ -58,11 +58,11 @@ class Chosen:
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task is given: its own part of params.yaml and where it finds its inputs.
+    """What a task receives: its own part of params.yaml and where to find its inputs.
 
     Args:
         audit: the audit's name.
-        seed: all randomness of the task derives from it.
+        seed: seed of all randomness of the task.
         config: the audit's `prepare:` block, for the task to validate.
         concepts: {name: levels} as in params.yaml, for the task to validate.
         discrepancy: the audit's `discrepancy:` block.
@@ -81,10 +81,10 @@ class TaskContext:
 
 @dataclass(frozen=True)
 class Items:
-    """The audit set: a table with columns id, split, label (what people expect) and whatever the task adds.
+    """The audit set: a table with columns id, split, label (what people expect) and further columns of the task.
 
     Items that share a `group` (prompts of one template, crops of one photo) are not independent evidence: intervals
-    resample groups, not items. Without that column each item stands for itself.
+    resample groups, not items. Without that column each item is its own group.
     """
 
     table: pd.DataFrame
@@ -99,7 +99,7 @@ class Items:
 
     @property
     def skipped(self) -> list[dict[str, str]]:
-        """What `prepare` left out, as {file, reason}: a task keeps it in `table.attrs`, which parquet carries."""
+        """Items that `prepare` left out, as {file, reason}; stored in `table.attrs`, which parquet preserves."""
         return list(self.table.attrs.get("skipped", []))
 
     def ids(self, split: Split) -> list[str]:
@@ -107,7 +107,7 @@ class Items:
         return self.table.loc[self.table["split"] == split, "id"].tolist()
 
     def with_groups(self, table: pd.DataFrame) -> pd.DataFrame:
-        """A table with a column `item`, and one more with the group of each; the same where items stand for themselves.
+        """Add the group of each item to a table with a column `item`; unchanged if there are no groups.
 
         >>> some = Items(pd.DataFrame({"id": ["a-1"], "split": "test", "label": "cat", "group": ["a"]}))
         >>> some.with_groups(pd.DataFrame({"item": ["a-1"]}))["group"].tolist()
@@ -119,7 +119,7 @@ class Items:
 
 
 def skipped_items(prepared: Path) -> list[dict[str, str]]:
-    """The same of the items in data/<audit>/prepare, without reading them: they may hold pictures."""
+    """Return `Items.skipped` of data/<audit>/prepare without reading the items, which may contain pictures."""
     import json
 
     import pyarrow.parquet as pq
@@ -133,14 +133,14 @@ class ProbeBatch:
     """Answers to n probes.
 
     Args:
-        discrepancy: (n,) float32, how far the output is from what people expect. The scale is the task's own, but
-            bounded, and a probe fails where it is above the task's threshold.
+        discrepancy: (n,) float32, how far the output is from what people expect. The scale is up to the task but
+            bounded, and a probe fails if its discrepancy is above the task's threshold.
         failed: (n,) bool.
-        outputs: n short strings people can read (a predicted class, a summary).
-        valid: (n,) bool, False where nothing can be held against the model (an article without its content, pictures
-            that the judge cannot read). Such a probe has not failed, whatever the output; reports count these apart.
-            None: all are valid.
-        automatic: the batch as the task answered it, where people's ratings have changed what counts as failure; no
+        outputs: n short strings for people (a predicted class, a summary).
+        valid: (n,) bool, False if the model cannot be blamed (an article without its content, pictures the judge
+            cannot read). Such a probe has not failed, whatever the output; reports count these separately. None:
+            all are valid.
+        automatic: the batch as the task returned it, if people's ratings have changed what counts as a failure; no
             task sets this.
     """
 
@@ -153,15 +153,15 @@ class ProbeBatch:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """What a person is shown of one probe: an image (PNG bytes) or a text, with a caption.
+    """What people see of one probe: an image (PNG bytes) or a text, with a caption.
 
     Args:
-        caption: one line: what was expected, what came out.
+        caption: one line: the expected and the actual output.
         image: PNG bytes.
-        text: the changed text the model was given.
-        original: the text before the change; reports mark what differs.
-        answers: what the model said, by what it was asked ("summary of the original", "summary of the changed text").
-        drawn: PNG bytes of what the model drew, where its answer is a picture; re-evaluate shows that of both models.
+        text: the changed text that the model received.
+        original: the text before the change; reports highlight the difference.
+        answers: the model's answers, by input ("summary of the original", "summary of the changed text").
+        drawn: PNG bytes of the model's output if it is a picture; re-evaluate shows that of both models.
         words: the prompt in pieces, (text, slot it fills or ""); reports highlight the words of the slots.
     """
 
@@ -176,10 +176,10 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class Quality:
-    """The measure that must not get worse, item by item so that intervals can be paired.
+    """A measure that must not get worse, with one value per item so that intervals can be paired.
 
     Args:
-        name: e.g. "clean accuracy".
+        name: for example "clean accuracy".
         values: (n,) float, one per item, higher is better.
         item_ids: the n items.
     """
@@ -200,16 +200,16 @@ class TargetMode:
 
 @dataclass(frozen=True)
 class RatedExample:
-    """What a person said of one shown example of a failure mode.
+    """A person's rating of one example of a failure mode.
 
     Args:
-        mode: id of the mode it was shown for.
+        mode: id of the mode the example belongs to.
         item: id of the item.
         cell: (concepts,) level indices.
-        output: what the model had answered.
-        rating: quality of that answer, 1 (useless) to 10 (perfect); None if it was not rated.
-        corrected: the answer the person would have wanted; None if none was given.
-        bias: of that answer, 1 (not biased) to 10 (wholly); None if it was not rated.
+        output: the model's answer.
+        rating: quality of that answer, 1 (useless) to 10 (perfect); None if not rated.
+        corrected: the answer the person would have wanted; None if not given.
+        bias: bias of that answer, 1 (not biased) to 10 (wholly); None if not rated.
     """
 
     mode: str
@@ -222,7 +222,7 @@ class RatedExample:
 
 
 class Proposer(Protocol):
-    """What a search has learnt: where a model is likely to fail, item by item, without asking it."""
+    """What a search has learnt: where a model is likely to fail, per item, without querying it."""
 
     def sample(self, embedding: np.ndarray, k: int, seed: int) -> np.ndarray:
         """Draw k cells for each item, with replacement: embeddings (n, d) -> (n, k, concepts) level indices."""
@@ -231,21 +231,21 @@ class Proposer(Protocol):
 
 @dataclass(frozen=True)
 class RepairPlan:
-    """What a repair is to do: the target modes, or what the control trains on, with the same number of steps.
+    """What a repair has to do: its target modes or its control, and the number of steps.
 
     Args:
         targets: failure modes to repair.
         settings: `method` and the method's settings, for the task to validate.
-        seed: all randomness of the repair derives from it.
+        seed: seed of all randomness of the repair.
         control: "uniform" draws cells from the whole grid instead, "clean" leaves the inputs unchanged.
         decision: decided_by, reviewer, reason and landscape of the plan, for the model card.
-        examples: what people said of examples, for methods the task's `learns_from_examples` names.
-        scratch: where unfinished work may be kept, so that a killed repair resumes; None keeps nothing.
-        policy: what the search learnt, to aim by, for methods the task's `follows_policy` names; None for a uniform
-            control. A clean one may be given the same of the same items, unchanged.
-        spared: modes that people accept or ignore: what the policy draws there is not learnt.
-        dose: share of the steps of the settings to train for.
-        draft: the model is measured once and then left: it needs no card, and no numbers beside its steps.
+        examples: rated examples, for the methods in the task's `learns_from_examples`.
+        scratch: folder for unfinished work, so that a killed repair resumes; None stores nothing.
+        policy: the policy of the search, for the methods in the task's `follows_policy`; None for a uniform control.
+            A clean control may get it to draw the same items, unchanged.
+        spared: modes that people accept or ignore; pairs the policy draws there are not used.
+        dose: share of the configured steps to train for.
+        draft: the model is only measured once and then dropped: it needs no model card and no figures but its steps.
     """
 
     targets: Sequence[TargetMode]
@@ -261,10 +261,10 @@ class RepairPlan:
     draft: bool = False
 
     def regions(self, space: ConceptSpace) -> list[TargetMode]:
-        """Where cells are drawn from: the targets, or the control's.
+        """Return the regions to draw cells from: the targets, or those of the control.
 
         Raises:
-            UsageError: when there is no target, or the control wants clean inputs and the grid has none.
+            UsageError: if there is no target, or the control needs clean inputs and the grid has none.
         """
         if not self.targets:
             raise UsageError("the plan names no failure mode to repair")
@@ -275,13 +275,13 @@ class RepairPlan:
         return list(self.targets)
 
     def steps(self, whole: int) -> int:
-        """How many steps to train for where the settings say so many."""
+        """Return the number of steps to train for, given the number in the settings."""
         return max(1, round(whole * self.dose))
 
 
 @dataclass(frozen=True)
 class RepairRecord:
-    """What a repair did: numbers for the model card and the learning curve (one row a step or epoch)."""
+    """Result of a repair: numbers for the model card and the learning curve (one row per step or epoch)."""
 
     method: str
     steps: int
@@ -290,7 +290,7 @@ class RepairRecord:
 
 
 class Probed(Protocol):
-    """What an explorer meets of a task: items, concepts and a model that answers."""
+    """The part of a task that an explorer uses: items, concepts and a model that answers."""
 
     items: Items
     concepts: ConceptSpace
@@ -303,22 +303,22 @@ class Probed(Protocol):
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """Query the model on n (item, cell, repeat) triples; cells are (n, concepts) level indices.
 
-        Answers depend on the triple alone, not on what else is in the batch.
+        Answers depend only on the triple, not on the rest of the batch.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What a generative model makes of one subject where the input does not say: a value of an attribute each time.
+    """How often a generative model gives each value of an attribute that the input leaves open, for one subject.
 
     Args:
-        subject: what was asked for ("profession nurse", "digit seven").
-        attribute: what was left unsaid ("gender", "colour").
-        guidance: of the sampler; guidance skews distributions by itself, so 1 (none) is tallied beside it.
-        counts: answers by value, values that never came included.
+        subject: what was requested ("profession nurse", "digit seven").
+        attribute: what was left open ("gender", "colour").
+        guidance: guidance of the sampler. It skews distributions by itself, so 1 (none) is tallied too.
+        counts: answers by value, including values that never occurred.
         reference: share of each value that people expect; sums to 1.
-        unread: answers whose value the judge could not tell.
+        unread: answers whose value the judge could not determine.
     """
 
     subject: str
@@ -331,10 +331,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A contact sheet, for people who would rather look than read.
+    """A contact sheet of pictures.
 
     Args:
-        title: what is the same on all of it.
+        title: what all its pictures have in common.
         columns: labels.
         rows: (label, PNG bytes of a strip of len(columns) equal tiles).
     """

@@ -1,7 +1,7 @@
-"""Models and data sets of the Hugging Face hub: a folder or an ID, which commit, what may be fetched and when.
+"""Models and data sets of the Hugging Face hub: local folders, repository IDs, commits, and safe downloads.
 
-Stages read the local cache and nothing else, so an audit needs no network and asks nobody. `faded prefetch AUDIT`
-fills that cache beforehand. Nothing that could run code when read is ever fetched: no pickles, no Python files.
+Stages read only the local cache, so an audit needs no network. `faded prefetch AUDIT` fills that cache beforehand.
+Files that could run code when read are never downloaded: no pickles, no Python files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 from stages.errors import InfrastructureError, UsageError
 from stages.files import local_file
 
-NAME = r"^[\w.-]+(/[\w.-]+)*$"  # what a folder under inputs, or an ID of the hub, is made of
+NAME = r"^[\w.-]+(/[\w.-]+)*$"  # a folder under inputs, or an ID on the hub
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 PICTURE_FILES = ("*.png", "*.jpg", "*.jpeg", "*.webp", "*.bmp")
 DATASET_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.txt", "README.md", *PICTURE_FILES)
@@ -23,18 +23,18 @@ _SAFE = {*MODEL_FILES, *DATASET_FILES}
 
 
 def local_folder(inputs: Path, name: str, revision: str | None, where: str) -> Path | None:
-    """The folder `name` under data/<audit>/inputs; None where the name is an ID of the hub.
+    """Return the folder `name` under data/<audit>/inputs; None if the name is an ID on the hub.
 
-    What lies under inputs is taken; a name that cannot be an ID of the hub has to lie there.
+    A folder under inputs takes precedence; a name that cannot be an ID on the hub must be such a folder.
 
     Args:
         inputs: data/<audit>/inputs.
         name: as in params.yaml.
-        revision: as in params.yaml; a folder has none.
+        revision: as in params.yaml; not allowed for a folder.
         where: key of params.yaml, for messages.
 
     Raises:
-        UsageError: when the name leads out of inputs, is a file, can be neither, or a folder is given a revision.
+        UsageError: if the name leads out of inputs, is a file or can be neither, or if a folder is given a revision.
     """
     path = inputs / name
     if not path.exists() and name.count("/") <= 1 and not name.startswith("."):
@@ -50,14 +50,14 @@ def local_folder(inputs: Path, name: str, revision: str | None, where: str) -> P
 
 @dataclass(frozen=True)
 class Repository:
-    """What of which repository is wanted; the same files are looked up in the cache as were fetched.
+    """The files wanted from a repository; the cache is searched for the same files that are downloaded.
 
     Args:
         name: ID, "ORG/NAME".
         revision: commit, tag or branch; None is the hub's default branch.
         wanted: patterns of files, each ending in a suffix of MODEL_FILES or DATASET_FILES.
-        ignored: patterns of files left out of these ("*/*" leaves out what lies in folders).
-        kind: what it holds.
+        ignored: patterns of files to exclude from these ("*/*" excludes files in subfolders).
+        kind: "model" or "dataset".
     """
 
     name: str
@@ -79,10 +79,10 @@ class Repository:
         return local_folder(inputs, self.name, self.revision, where)
 
     def found(self, inputs: Path, where: str) -> tuple[Path, str]:
-        """Where its files lie, under inputs or in the cache, and where they come from, for people and for the record.
+        """Return the folder with the files, under inputs or in the cache, and their origin, for people and the record.
 
         Raises:
-            UsageError: when they lie nowhere, with the command that fetches them.
+            UsageError: if they are in neither, with the command that downloads them.
         """
         if (folder := self.local(inputs, where)) is not None:
             return folder, f"the folder {self.name}"
@@ -90,14 +90,14 @@ class Repository:
         return snapshot.folder, snapshot.origin
 
     def prefetch(self, inputs: Path, where: str) -> list[str]:
-        """Fetch it, where it is none of inputs; a line for people."""
+        """Download it unless it is a folder under inputs; return a line for people."""
         return [] if self.local(inputs, where) is not None else [self.fetch(where)]
 
     def cached(self, inputs: Path, where: str) -> Snapshot:
-        """Find it in the local cache; no network is asked.
+        """Find it in the local cache, without network access.
 
         Raises:
-            UsageError: when it is not there, or a part of it only, with the command that fetches it.
+            UsageError: if it is missing or incomplete, with the command that downloads it.
         """
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError
@@ -116,7 +116,7 @@ class Repository:
             raise UsageError(
                 f"{where}: {self.name} is not an ID on the Hugging Face hub: {_first_line(error)}"
             ) from None
-        except OSError as error:  # LocalEntryNotFoundError is one, and says how to call the library
+        except OSError as error:  # includes LocalEntryNotFoundError, whose message is about calls of the library
             there = sorted(p.name for p in inputs.iterdir() if p.is_dir()) if inputs.is_dir() else []
             held = "a part of it only" if type(error).__name__ == "IncompleteSnapshotError" else "nothing of it"
             raise UsageError(
@@ -126,14 +126,14 @@ class Repository:
         return Snapshot(Path(folder), self.name)
 
     def fetch(self, where: str) -> str:
-        """Fetch it into the local cache.
+        """Download it into the local cache.
 
         Returns:
-            A line for people: what, at which commit, how large.
+            A line for people: name, commit and size.
 
         Raises:
-            UsageError: when HF_HUB_OFFLINE forbids it, there is no such repository or revision, or it is not ours.
-            InfrastructureError: when the hub cannot be reached.
+            UsageError: if HF_HUB_OFFLINE forbids it, there is no such repository or revision, or access is denied.
+            InfrastructureError: if the hub cannot be reached.
         """
         from huggingface_hub import constants, snapshot_download
         from huggingface_hub.errors import (
@@ -159,7 +159,7 @@ class Repository:
             )
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
             raise UsageError(f"{where}: the Hugging Face hub has no {self} for us: {_first_line(error)}") from None
-        except Exception as error:  # the library's HTTP client, of which versions differ, raises its own
+        except Exception as error:  # exceptions of the HTTP client, which depends on the library's version
             raise InfrastructureError(f"{where}: {self} could not be fetched: {_first_line(error)}") from None
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         told = f"{self.kind} {self.name} at {folder.name}: {size / 1e6:.1f} MB"
@@ -171,7 +171,7 @@ class Snapshot:
     """A repository of the hub in the local cache.
 
     Args:
-        folder: where its files lie.
+        folder: the folder with its files.
         name: ID of the repository.
     """
 
@@ -180,17 +180,17 @@ class Snapshot:
 
     @property
     def commit(self) -> str:
-        """Hash of the commit, which is the name the cache gives the folder."""
+        """Hash of the commit, which the cache uses as the folder's name."""
         return self.folder.name
 
     @property
     def origin(self) -> str:
-        """Where it comes from, for people and for the record: a branch moves, a commit does not."""
+        """Origin for people and the record; it names the commit, because a branch moves."""
         return f"{self.name} of the Hugging Face hub at {self.commit}"
 
 
 def remedy(inputs: Path) -> str:
-    """What to do about a repository that is not in the cache; `inputs` is data/<audit>/inputs."""
+    """Return what to do about a repository that is not in the cache; `inputs` is data/<audit>/inputs."""
     return f"Run `faded prefetch {inputs.parent.name}` where there is a network, or put the folder into {inputs}"
 
 

@@ -1,6 +1,6 @@
-"""Data sets as the `datasets` library reads them: a folder of the user, or a repository of the hub in the local cache.
+"""Data sets for the `datasets` library: a folder of the user, or a hub repository in the local cache.
 
-No code of a data set is run: of a repository only files that hold data are fetched, and they are read as a folder is.
+No code of a data set is run: only data files of a repository are downloaded, and they are read like a local folder.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class HubData:
         name: a folder under data/<audit>/inputs, or an ID of the hub.
         where: key of params.yaml that holds the name, for messages.
         extra: the extra of faded that installs `datasets`.
-        config: the configuration, where a data set has several.
-        revision: commit, tag or branch; of the hub alone.
-        files: patterns of the files to fetch; empty: all that hold data.
+        config: the configuration, if a data set has several.
+        revision: commit, tag or branch; only for the hub.
+        files: patterns of the files to download; empty for all data files.
     """
 
     name: str
@@ -40,7 +40,7 @@ class HubData:
     files: tuple[str, ...] = ()
 
     def errors(self, inputs: Path) -> list[str]:
-        """Say what is missing, without reading rows or asking anybody."""
+        """Return what is missing, without reading rows or using the network."""
         try:
             local = local_folder(inputs, self.name, self.revision, self.where) is not None
             if local and self.files:
@@ -58,26 +58,26 @@ class HubData:
             raise UsageError(f"{self.where.rpartition('.')[0]}.files: {error}") from None
 
     def folder(self, inputs: Path) -> tuple[Path, str]:
-        """Where its files lie, and where they come from, for people and for the record.
+        """Return the folder with its files, and their origin, for people and the record.
 
         Raises:
-            UsageError: when they lie nowhere, with the command that fetches them.
+            UsageError: if there are none, with the command that downloads them.
         """
         return self._repository().found(inputs, self.where)
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """Fetch it, where it is one of the hub; a line for people."""
+        """Download it if it is on the hub; return lines for people."""
         return self._repository().prefetch(inputs, self.where)
 
     def rows(self, inputs: Path, split: str) -> Any:
-        """Read a split, or a slice of one as the library writes it ("train[:5000]").
+        """Read a split, or a slice in the syntax of the library ("train[:5000]").
 
         Returns:
             A `datasets.Dataset`.
 
         Raises:
-            UsageError: when the library is missing, there is no such split, configuration or data set, or its README.md
-                names files elsewhere.
+            UsageError: if the library is missing, there is no such split, configuration or data set, or its
+                README.md names files outside it.
         """
         try:
             import datasets
@@ -106,7 +106,7 @@ class HubData:
 class HubDataSource(Source):
     """Base of the loaders {datasets: ID_OR_FOLDER}: a folder under the audit's inputs, or an ID of the hub."""
 
-    extra: ClassVar[str]  # of faded, which installs `datasets`
+    extra: ClassVar[str]  # the extra of faded that installs `datasets`
 
     datasets: str
     name: str | None = Field(None, description="the configuration, where a data set has several")
@@ -133,17 +133,17 @@ class HubDataSource(Source):
 
 
 def row_file(folder: Path, name: str) -> Path:
-    """Where a file lies that a row names: data of others must not choose files beyond their own.
+    """Return the path of a file that a row names, provided that it is the data set's own.
 
-    The library names files by where they lie. Links in the folder are the user's own, and the hub's cache is made of
-    them.
+    Data written by others must not be able to read other files. Links are not resolved for this check: those in the
+    folder are the user's own, and the hub's cache consists of links.
 
     Args:
-        folder: that of the data set.
+        folder: folder of the data set.
         name: the path.
 
     Raises:
-        UsageError: when it lies neither there nor in what the library has unpacked.
+        UsageError: if it is neither in that folder nor in the library's cache of unpacked files.
     """
     import datasets
 
@@ -155,9 +155,9 @@ def row_file(folder: Path, name: str) -> Path:
 
 
 def _stamp(folder: Path) -> str:
-    """Hash of which files a folder holds, and since when.
+    """Hash of the files in a folder with their sizes and modification times.
 
-    Of a folder whose README.md names the files the library would take what it cached for fresh, whatever changed.
+    If a folder's README.md names the files, the library would otherwise reuse its cache whatever has changed.
     """
     files = sorted(Path(here, name) for here, _, names in os.walk(folder, followlinks=True) for name in names)
     return content_hash([], [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
@@ -169,16 +169,16 @@ def _lies_in(name: str, *folders: Path) -> bool:
 
 
 def check_columns(found: Sequence[str], named: Mapping[str, str | None], where: str, what: str) -> None:
-    """Say which columns params.yaml names and the data lack, before every row of them is left out.
+    """Check that the data have the columns that params.yaml names, before every row is skipped for lack of them.
 
     Args:
-        found: columns there are.
-        named: {key of the block: column}; None is none.
+        found: columns of the data.
+        named: {key of the block: column}; None for no column.
         where: the block, for messages.
         what: the data, for people.
 
     Raises:
-        UsageError: one line per column.
+        UsageError: one line per missing column.
     """
     lines = [
         f"{where}.{key}: {what} has no {column!r}{did_you_mean(column, found)}; found {', '.join(found) or 'none'}"

@@ -1,7 +1,7 @@
-"""What `faded init` asks a kind of task: to recognise a model and data, and to propose an audit of them.
+"""Interface for `faded init`: a kind of task recognises models and data, and proposes an audit of them.
 
-A task names its class as `init = ".init:ArticlesInit"`, relative to its own module: by name, so that no stage depends
-on what only proposes audits.
+A task names its class as `init = ".init:ArticlesInit"`, relative to its own module. It is a name rather than an import,
+so that no stage depends on code that only proposes audits.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from stages.errors import UsageError, did_you_mean
 from stages.tasks.contract import TaskContext
 
 Check = Callable[[str], None]
-"""Raises a UsageError where an answer will not do."""
+"""Raises a UsageError if an answer is not acceptable."""
 
 Answer = str | bool | Sequence[str]
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of the command line that only one kind of task has.
+    """A command-line option that only one kind of task has.
 
     Args:
         help: a sentence.
-        metavar: what follows it.
-        many: it may be given several times.
-        switch: it is yes or no.
+        metavar: placeholder for its value.
+        many: whether it may be given several times.
+        switch: whether it is a flag.
     """
 
     help: str
@@ -40,41 +40,41 @@ class Option:
 
 
 class Ask(Protocol):
-    """A person to ask, or the options in which they have answered already."""
+    """Source of answers: a person at a terminal, or the command-line options."""
 
     def text(self, name: str, question: str, guess: str | None = None, check: Check = ...) -> str:
-        """Ask for a text; `check` raises a UsageError where an answer will not do."""
+        """Get a text; `check` raises a UsageError if an answer is not acceptable."""
         ...
 
     def choice(self, name: str, question: str, choices: Sequence[str], guess: str | None = None) -> str:
-        """Ask for one of some words."""
+        """Get one of several choices."""
         ...
 
     def said(self, name: str) -> Answer | None:
-        """What the command line says; None for nothing."""
+        """Return the value given on the command line; None if there is none."""
         ...
 
     def many(self, name: str) -> Sequence[str]:
-        """What the command line says in an option that may be given several times."""
+        """Return the values of a command-line option that may be given several times."""
         ...
 
     def asked(self, name: str) -> bool:
-        """Whether a person can be asked, or has answered before."""
+        """Whether a person can be asked, or has already answered."""
         ...
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as it was recognised.
+    """A recognised model.
 
     Args:
-        said: what it is, for people.
-        block: `prepare.model` of params.yaml, but for its files.
-        path: its file or folder, which the audit looks for under its inputs; None for one that is none.
-        key: of `prepare.model`, which names that file or folder.
-        beside: files that it names, relative to its folder, and that have to lie there with it.
-        black_box: it shows no weights that a repair could change.
-        absent: it is one of a hub, which has to be fetched before anything is known of it.
+        said: description for people.
+        block: `prepare.model` of params.yaml, without its files.
+        path: its file or folder, which the audit expects under its inputs; None if it has none.
+        key: key of `prepare.model` that names this file or folder.
+        beside: files that it names, relative to its folder, which have to be placed beside it.
+        black_box: whether it has no accessible weights to repair.
+        absent: whether it is on a hub and has to be downloaded before anything is known about it.
     """
 
     said: str
@@ -87,27 +87,27 @@ class Model:
 
     @classmethod
     def of(cls, other: Model) -> Self:
-        """The same as this kind of model, of which the rest is unknown."""
+        """Convert to this class, with defaults for additional fields."""
         return other if isinstance(other, cls) else cls(**vars(other))
 
     def named(self, name: str | None) -> dict[str, Any]:
-        """`prepare.model` of params.yaml, with its file or folder by the name it has under inputs."""
+        """Return `prepare.model` of params.yaml, with its file or folder under the name it has in inputs."""
         return {**self.block, **({self.key: name} if name else {})}
 
 
 @dataclass(frozen=True)
 class Data:
-    """Data as they were recognised.
+    """Recognised data.
 
     Args:
-        said: what they are, for people.
-        block: the block of params.yaml, but for the file or folder.
-        path: of the file or folder; None for those that are none.
-        key: which names it in the block.
-        beside: files that a list names, relative to its folder, which have to lie under inputs with it.
-        items: how many can be used; None where that is not known before they are fetched.
-        pools: how many of these are meant for which split; {} where the audit draws them.
-        absent: they are of a hub, and have to be fetched before anything is known of them.
+        said: description for people.
+        block: the block of params.yaml, without the file or folder.
+        path: the file or folder; None if there is none.
+        key: key of the block that names it.
+        beside: files that a list names, relative to its folder, which have to be placed beside it.
+        items: number of usable items; None if unknown before a download.
+        pools: number of these items per split; {} if the audit draws the splits.
+        absent: whether the data are on a hub and have to be downloaded before anything is known about them.
     """
 
     said: str
@@ -121,29 +121,29 @@ class Data:
 
     @classmethod
     def of(cls, other: Data) -> Self:
-        """The same as this kind of data, of which the rest is unknown."""
+        """Convert to this class, with defaults for additional fields."""
         return other if isinstance(other, cls) else cls(**vars(other))
 
     def named(self, name: str | None) -> dict[str, Any]:
-        """The block of params.yaml, with the file or folder by the name it has under inputs."""
+        """Return the block of params.yaml, with the file or folder under the name it has in inputs."""
         return {**({self.key: name} if name else {}), **self.block}
 
     @property
     def searched(self) -> int | None:
-        """Items there are to search; None where nobody knows."""
+        """Number of items available to search; None if unknown."""
         return self.pools.get("discover") if self.pools else self.items
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was recognised, and whom to ask what is not known yet.
+    """What was recognised, and where to get further answers.
 
     Args:
         model: the model.
         data: the data.
-        ask: asks, or takes options.
-        said: lines for people, to which more may be added.
-        place: gives a file of a person, named in an option, its name under the audit's inputs.
+        ask: source of answers.
+        said: lines for people, which may be extended.
+        place: places a file of the user, named in an option, and returns its name under the audit's inputs.
     """
 
     model: Model
@@ -155,13 +155,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What an audit begins with.
+    """Initial settings of an audit.
 
     Args:
-        concepts: moderate levels, weakest first: calibration draws them in or out.
-        notes: comments on concepts: what levels are, with their unit.
-        model: more of `prepare.model`.
-        data: more of the block of the data.
+        concepts: moderate levels, weakest first; calibration narrows or widens them.
+        notes: comments on concepts: the meaning of levels, with their unit.
+        model: further keys of `prepare.model`.
+        data: further keys of the block of the data.
         prepare: further keys of `prepare`.
         batch_size: probes per batch.
     """
@@ -176,13 +176,13 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Change:
-    """Something else to write in `prepare.model`, which is better by what a trial has shown.
+    """An alternative `prepare.model`, which did better in a trial.
 
     Args:
         question: for people: "Take the classes in that order".
-        likely: whether yes is the answer to expect.
+        likely: whether yes is the likely answer.
         model: keys of `prepare.model`.
-        answers: to questions, as if a person had answered so.
+        answers: answers to questions, as if a person had given them.
     """
 
     question: str
@@ -193,16 +193,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the model makes of unchanged items, before anything is written.
+    """The model's results on unchanged items, before anything is written.
 
     Args:
-        title: of a table, whose first row names the columns.
-        rows: of that table.
-        told: lines beneath it.
-        doubt: what seems wrong; "" for nothing.
-        option: which settles the doubt unasked.
+        title: title of the table.
+        rows: rows of the table; the first contains the column names.
+        told: lines below the table.
+        doubt: what seems wrong; "" if nothing does.
+        option: option that settles the doubt without a question.
         advice: what to type.
-        change: what would be better; None where nothing is known to be.
+        change: a better alternative; None if none is known.
     """
 
     title: str
@@ -215,22 +215,22 @@ class Trial:
 
 
 class Init(ABC):
-    """One kind of task, as `faded init` knows it.
+    """The part of `faded init` that is specific to one kind of task.
 
     Attributes:
-        options: of the command line that no other kind has, by name.
+        options: command-line options that no other kind has, by name.
         wants: the question for the data.
-        suffixes: of files that may be a model.
-        folders: what a folder with a model holds, for people.
-        hub_split: of a data set of the hub, the split that is guessed.
-        limited: items are those of the data; otherwise there are as many as are wanted.
-        most: items of each split that are useful.
+        suffixes: suffixes of files that may be a model.
+        folders: what a folder with a model contains, for people.
+        hub_split: default split of a data set on the hub.
+        limited: whether the number of items is limited by the data; otherwise any number can be made.
+        most: useful number of items per split.
         discrepancy: the audit's block.
-        meaning: what it is, for people.
-        method: of the repair; "" where there is none.
-        control: of the repair.
-        trying: what the model is tried on, for people; "" where there is no trial.
-        trial_of_service: how much of it a trial asks a service about, which may cost money.
+        meaning: what the discrepancy means, for people.
+        method: method of the repair; "" if there is none.
+        control: control of the repair.
+        trying: what the model is tried on, for people; "" if there is no trial.
+        trial_of_service: how many requests a trial makes to a service, which may cost money.
     """
 
     options: ClassVar[Mapping[str, Option]] = {}
@@ -248,19 +248,19 @@ class Init(ABC):
     trial_of_service: ClassVar[str] = ""
 
     def model(self, path: Path, ask: Ask) -> Model | None:
-        """Recognise a file or folder by its names and heads, without running anything of it; None: not of this kind."""
+        """Recognise a file or folder by its name and header, without running any of it; None: not of this kind."""
         return None
 
     def named_model(self, name: str) -> Model | None:
-        """Recognise a model that is not a file: one that is trained on the data, perhaps."""
+        """Recognise a model that is not a file, such as one that is trained on the data."""
         return None
 
     def usual_model(self, data: str) -> str | None:
-        """The model to guess where only data are named."""
+        """Return the default model if only data are named."""
         return None
 
     def hub_model(self, name: str) -> dict[str, Any]:
-        """`prepare.model` of a model of a hub."""
+        """Return `prepare.model` of a model on a hub."""
         return {"transformers": name}
 
     @abstractmethod
@@ -268,39 +268,39 @@ class Init(ABC):
         """Recognise a file or folder.
 
         Raises:
-            UsageError: when it is none of this kind.
+            UsageError: if it is not of this kind.
         """
 
     def named_data(self, name: str) -> Data | None:
-        """Recognise data that are not a file: a set that comes with a library."""
+        """Recognise data that are not a file, such as a data set that a library provides."""
         return None
 
     def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
-        """The block of a data set of the hub."""
+        """Return the block of a data set on the hub."""
         return {"datasets": name, "split": ask.text("split", "Which split of it", self.hub_split)}
 
     @abstractmethod
     def propose(self, seen: Seen) -> Proposal:
-        """Propose an audit, and ask what only a person knows.
+        """Propose an audit, and get answers that only a person can give.
 
         Raises:
-            UsageError: when an answer is missing, or will not do.
+            UsageError: if an answer is missing or not acceptable.
         """
 
     def trial(self, context: TaskContext, seen: Seen) -> Trial | None:
-        """Ask the model about unchanged items, in a temporary workspace; None: there is nothing to show.
+        """Query the model on unchanged items, in a temporary workspace; None: there is nothing to show.
 
         Raises:
-            FadedError: when the model or the data cannot be prepared.
+            FadedError: if the model or the data cannot be prepared.
         """
         return None
 
 
 def existing(given: str, option: str) -> Path | None:
-    """The file or folder that is meant; None where it can only be a name of a hub.
+    """Return the file or folder of this name; None if it can only be an ID on a hub.
 
     Raises:
-        UsageError: when it can be neither.
+        UsageError: if it can be neither.
     """
     path = Path(given).expanduser()
     if path.exists():
@@ -315,7 +315,7 @@ def existing(given: str, option: str) -> Path | None:
 
 
 def cached(name: str, kind: Literal["model", "dataset"] = "model") -> Path | None:
-    """Where the local cache has something of the hub; None where it has not."""
+    """Return the folder of a hub repository in the local cache; None if it is not there."""
     from stages.tasks.hub import DATASET_FILES, MODEL_FILES, Repository
 
     wanted = MODEL_FILES if kind == "model" else DATASET_FILES
@@ -326,10 +326,10 @@ def cached(name: str, kind: Literal["model", "dataset"] = "model") -> Path | Non
 
 
 def read_config(path: Path, option: str = "--model") -> dict[str, Any]:
-    """A JSON object that describes a model; {} where there is none.
+    """Read a JSON object that describes a model; {} if there is no such file.
 
     Raises:
-        UsageError: when it is no JSON.
+        UsageError: if it is not valid JSON.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -341,10 +341,10 @@ def read_config(path: Path, option: str = "--model") -> dict[str, Any]:
 
 
 def json_lines(path: Path, given: str) -> Iterator[dict[str, Any]]:
-    """Lines of a table of JSON objects; those that are none are left to the loader to tell.
+    """Yield the JSON objects of a file with one per line; other lines are left for the loader to report.
 
     Raises:
-        UsageError: when it is not text.
+        UsageError: if the file is not UTF-8 text.
     """
     try:
         with path.open(encoding="utf-8") as lines:
@@ -360,10 +360,10 @@ def json_lines(path: Path, given: str) -> Iterator[dict[str, Any]]:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a .safetensors file by name; only its head is read.
+    """Return the shapes of the tensors in a .safetensors file by name; only its header is read.
 
     Raises:
-        UsageError: when it cannot be read.
+        UsageError: if it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 

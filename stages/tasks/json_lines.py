@@ -13,15 +13,15 @@ from stages.tasks.hub_data import check_columns
 
 
 def lines_file(inputs: Path, name: str, where: str) -> Path:
-    """Find such a file.
+    """Find a user's JSON lines file.
 
     Args:
         inputs: the folder of the audit's own files.
-        name: path in it.
+        name: path in that folder.
         where: the block that names it as `jsonl`, for messages.
 
     Raises:
-        UsageError: when it is missing, lies elsewhere or is a folder.
+        UsageError: if it is missing, outside that folder, or a folder itself.
     """
     path = local_file(inputs, name, f"{where}.jsonl")
     if not path.is_file():
@@ -30,18 +30,19 @@ def lines_file(inputs: Path, name: str, where: str) -> Path:
 
 
 def check_lines_file(inputs: Path, name: str, named: Mapping[str, str | None], where: str) -> None:
-    """Look at such a file, and at its first line: a field that it lacks is mistyped, most likely.
+    """Check that a JSON lines file exists and that its first line has the named fields.
 
-    So that is one error, not one for each line. A first line that is no JSON object is left to who reads all of them.
+    A missing field is most likely a typo, so it is reported once rather than for every line. If the first line is not a
+    JSON object, the code that reads all lines reports it.
 
     Args:
         inputs: the folder of the audit's own files.
-        name: path in it.
-        named: {key of the block: field}; None is none.
+        name: path in that folder.
+        named: {key of the block: field}; None for no field.
         where: the block, for messages.
 
     Raises:
-        UsageError: as `lines_file`, or with one line per field.
+        UsageError: as for `lines_file`, or with one line per field.
     """
     with lines_file(inputs, name, where).open("rb") as lines:
         first = next((line for line in lines if line.strip()), b"")
@@ -54,6 +55,6 @@ def check_lines_file(inputs: Path, name: str, named: Mapping[str, str | None], w
 
 
 def count_lines(path: Path, enough: int) -> int:
-    """Count the lines of a file that are not empty, up to so many."""
+    """Count the non-empty lines of a file, up to `enough`."""
     with path.open("rb") as lines:
         return sum(1 for _ in islice(filter(bytes.strip, lines), enough))

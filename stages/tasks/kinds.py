@@ -1,4 +1,4 @@
-"""Kinds of items that nobody has named: clusters of what explorers see of them."""
+"""Unnamed kinds of items: clusters of their embeddings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Kinds:
 
     Args:
         centres: (k, d).
-        names: of each kind, by the item nearest to its centre: "like item 17 (label 9)".
-        nearest: of each kind, by its name, the items nearest to its centre first.
+        names: name of each kind, after the item nearest to its centre: "like item 17 (label 9)".
+        nearest: by name of a kind, its items, those nearest to the centre first.
     """
 
     centres: np.ndarray
@@ -28,16 +28,16 @@ class Kinds:
 
     @classmethod
     def of(cls, item_ids: Sequence[str], vectors: np.ndarray, labels: Sequence[str | None], count: int) -> Kinds:
-        """Find so many kinds; the same ones for the same items, whatever the seed of the audit.
+        """Find `count` kinds; the result depends only on the items, not on the seed of the audit.
 
         Args:
             item_ids: n ids.
             vectors: (n, d) what explorers see of them.
-            labels: n labels, None where there is none.
-            count: how many kinds.
+            labels: n labels, None for an item without one.
+            count: number of kinds.
 
         Raises:
-            UsageError: when the items do not differ enough.
+            UsageError: if the items do not differ enough.
         """
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
@@ -48,7 +48,7 @@ class Kinds:
                 f"summarize.clusters: found {count} kinds to sort the discover items into, whose embeddings take"
                 f" {distinct} different value{'s' if distinct != 1 else ''}; expected as many at least (0 for no kinds)"
             )
-        with threadpool_limits(1):  # sums are the same on any number of cores
+        with threadpool_limits(1):  # so that sums do not depend on the number of cores
             found = KMeans(count, n_init=10, random_state=0).fit(vectors)
             distances = found.transform(vectors)
         names, nearest = [], {}
@@ -61,7 +61,7 @@ class Kinds:
         return cls(found.cluster_centers_, names, nearest)
 
     def __call__(self, vectors: np.ndarray) -> list[str]:
-        """The kinds of n items of any split, by the centre nearest to the vector (n, d) of each."""
+        """Return the kind of n items of any split, the one with the centre nearest to each vector (n, d)."""
         from sklearn.metrics import pairwise_distances_argmin
 
         return [self.names[kind] for kind in pairwise_distances_argmin(vectors.astype(float), self.centres)]

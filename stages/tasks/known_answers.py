@@ -1,8 +1,8 @@
-"""Whether the model behind an endpoint is still the one that was prepared.
+"""Check that the model behind an endpoint is still the one that was prepared.
 
-Nobody sees its weights, so a prepared model is what it answered to a few fixed inputs, which every later stage asks
-again. How fast and how patiently it is asked changes no answer, so that is in params.yaml alone: a rate that turned out
-too high can be lowered, and a search goes on where it was.
+Its weights are not visible, so a prepared model is stored as its answers to a few fixed inputs, and every later stage
+asks for these again. Settings of speed and retries change no answer, so they are only in params.yaml: a rate that is
+too high can be lowered, and a search resumes where it was.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from stages.files import content_hash, read_json, write_json
 from stages.tasks.endpoint import Endpoint, shown
 
 ANSWERS = "answers.json"
-DECIMALS = 2  # of numbers below 10; of larger ones three digits are kept
-# As a share of numbers above 1: what was kept is off by half a unit of its last digit, and sums on a GPU depend on the
-# batch in their last bits.
+DECIMALS = 2  # of numbers below 10; larger ones are kept to three digits
+# Relative tolerance for numbers above 1: rounding changed the stored number by up to half a unit of its last digit, and
+# the last bits of sums on a GPU depend on the batch.
 CLOSE = 0.5 * 10**-DECIMALS + 1e-3
-EXACT = 1e15  # floats hold whole numbers up to it; larger ones are names rather
-LONG = 200  # characters; longer texts (pictures) are kept as a hash
+EXACT = 1e15  # floats represent whole numbers exactly up to it; larger ones are probably identifiers
+LONG = 200  # characters; longer texts (pictures) are stored as a hash
 
 
 def keep_answers(endpoint: Endpoint, inputs: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Ask a few fixed inputs and write answers.json: by these the model is known again.
+    """Query the model on a few fixed inputs and write its answers to answers.json, to recognise the model later.
 
-    Of a model that is said not to be deterministic the address alone is kept.
+    If params.yaml declares that the model is not deterministic, only its address is stored.
 
     Args:
         endpoint: the model under test.
-        inputs: few, for every later stage asks them again.
-        folder: of the prepared model.
+        inputs: few, because every later stage queries them again.
+        folder: folder of the prepared model.
     """
     config = endpoint.config
     kept = {
@@ -47,10 +47,10 @@ def keep_answers(endpoint: Endpoint, inputs: Sequence[Mapping[str, Any]], folder
 
 
 def check_answers(endpoint: Endpoint, folder: Path) -> None:
-    """Ask again what `keep_answers` asked, unless the model is said not to be deterministic.
+    """Repeat the queries of `keep_answers`, unless the model is declared as not deterministic.
 
     Raises:
-        UsageError: when the model, or params.yaml, names another one than was prepared.
+        UsageError: if the answers or the address in params.yaml differ from those of the prepared model.
     """
     kept, config = read_json(folder / ANSWERS), endpoint.config
     if (kept["endpoint"], kept["headers"]) != (config.endpoint, config.headers):
@@ -76,12 +76,12 @@ def check_answers(endpoint: Endpoint, folder: Path) -> None:
 
 
 def _short(value: Any, coarse: bool = False) -> Any:
-    """An answer as it is kept: long texts by their hash, keys in order.
+    """Convert an answer to its stored form: long texts as their hash, keys in order.
 
     Args:
         value: the answer.
-        coarse: whether numbers are rounded: a model that differs in their last bits leaves the same file, and all that
-            depends on it stays fresh, whenever it is prepared.
+        coarse: whether to round numbers, so that a model whose last bits vary gives the same file whenever it is
+            prepared, and nothing that depends on it becomes stale.
     """
     if isinstance(value, str) and len(value) > LONG:
         return f"{len(value):,} characters, {content_hash([], value)}"
@@ -91,7 +91,7 @@ def _short(value: Any, coarse: bool = False) -> Any:
         return [_short(one, coarse) for one in value]
     if coarse and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < EXACT:
         rounded = round(float(value), DECIMALS) if abs(value) < 10 else float(f"{value:.{DECIMALS}e}")
-        return rounded + 0.0  # no -0.0
+        return rounded + 0.0  # turns -0.0 into 0.0
     return value
 
 

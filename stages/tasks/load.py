@@ -1,4 +1,4 @@
-"""From an audit's block to its task: the class that `task:` names, and what that class is given."""
+"""Load the task of an audit: find the class that `task:` names and make its context."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from stages.tasks.contract import Compute, TaskContext
 
 
 def resolve_device(name: str) -> str:
-    """Turn "auto" into the device there is.
+    """Resolve "auto" to the available device.
 
     Raises:
-        UsageError: when a GPU is named and there is none.
+        UsageError: if a GPU is named and there is none.
     """
     if name == "cpu":
         return name
@@ -40,16 +40,16 @@ def resolve_device(name: str) -> str:
 
 
 def resolve_dtype(name: str, audit: AuditConfig) -> str:
-    """What the model computes with: `compute.dtype`, or what its "auto" stands for on this device."""
+    """Return the dtype of the model: `compute.dtype`, with "auto" resolved for this device."""
     if audit.compute.dtype != "auto":
         return audit.compute.dtype
     return "float32" if resolve_device(audit.compute.device) == "cpu" else task_class(name, audit).gpu_dtype
 
 
 def resolve_backend(audit: AuditConfig, prepared: Path | None) -> str:
-    """What runs the network: `compute.backend`, or what prepare found its "auto" to stand for.
+    """Return the backend of the network: `compute.backend`, with "auto" as `prepare` resolved it.
 
-    No other stage looks for itself: all of an audit use one backend, on whichever machine each of them runs.
+    Other stages do not decide again, so all stages of an audit use one backend, whichever machine they run on.
     """
     if audit.compute.backend != "auto" or prepared is None:
         return audit.compute.backend
@@ -57,12 +57,12 @@ def resolve_backend(audit: AuditConfig, prepared: Path | None) -> str:
 
 
 def task_context(name: str, audit: AuditConfig, prepared: Path | None = None) -> TaskContext:
-    """What the audit's task is given.
+    """Make the context of an audit's task.
 
     Args:
         name: the audit's name.
         audit: its block of params.yaml.
-        prepared: data/<audit>/prepare, which says what "auto" stands for; None to check the audit, or to prepare it.
+        prepared: data/<audit>/prepare, which records what "auto" means; None to check or prepare the audit.
     """
     compute = audit.compute
     device = resolve_device(compute.device)
@@ -87,13 +87,13 @@ def task_context(name: str, audit: AuditConfig, prepared: Path | None = None) ->
 
 
 def load_task(name: str, audit: AuditConfig, prepared: Path, model: Path | None = None) -> Task:
-    """Load an audit's task, beside which others may answer; see `Task.load`.
+    """Load an audit's task, with further processes if `compute` asks for them; see `Task.load`.
 
     Args:
         name: the audit's name.
         audit: its block of params.yaml.
         prepared: data/<audit>/prepare.
-        model: a folder that `repair` wrote, to load in place of the model under test.
+        model: a folder that `repair` wrote, loaded in place of the model under test.
     """
     task = load_alone(name, audit, prepared, model)
     if (count := task_context(name, audit, prepared).compute.processes) > 1:
@@ -103,9 +103,9 @@ def load_task(name: str, audit: AuditConfig, prepared: Path, model: Path | None 
 
 
 def load_alone(name: str, audit: AuditConfig, prepared: Path, model: Path | None = None) -> Task:
-    """The same, for this process only: what others load, and what is to be changed."""
+    """Load the task for this process only: in the other processes, and for a repair, which changes the model."""
     task = task_class(name, audit).load(task_context(name, audit, prepared), prepared, model)
-    # Stages of the repair do not depend on summarize's block: the plan names the landscape, which tells the kinds.
+    # Repair stages do not depend on the block `summarize`: the kinds are those of the landscape that the plan names.
     task.clusters = audit.summarize.clusters
     return task
 
@@ -113,10 +113,10 @@ def load_alone(name: str, audit: AuditConfig, prepared: Path, model: Path | None
 def task_class(name: str, audit: AuditConfig) -> type[Task]:
     """Import the class named by `task:`: a module and its class, or the name of an entry point.
 
-    What applies the audit's concepts may go before it (`stages.concepts.grids.APPLIED_BY`).
+    A prefix may name what applies the audit's concepts (`stages.concepts.grids.APPLIED_BY`).
 
     Raises:
-        UsageError: when it cannot be imported, or is not a task.
+        UsageError: if it cannot be imported, or is not a task.
     """
     where = f"audits.{name}.task: {audit.task}"
     module_name, class_name = _target(where, audit.task)
@@ -144,7 +144,7 @@ def task_class(name: str, audit: AuditConfig) -> type[Task]:
 
 
 def _target(where: str, task: str) -> tuple[str, str]:
-    """Module and class of a task."""
+    """Split the name of a task into module and class."""
     if ":" in task:
         module, _, name = task.partition(":")
         return module, name
@@ -158,7 +158,7 @@ def _target(where: str, task: str) -> tuple[str, str]:
 
 
 def _find_modules_of_users() -> None:
-    """Have modules beside params.yaml found: in a workspace of one's own behind all that is installed."""
+    """Make modules beside params.yaml importable; in a user's workspace after all installed packages."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(len(sys.path) if is_own_workspace() else 0, here)

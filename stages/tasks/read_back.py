@@ -1,7 +1,7 @@
-"""A repair is read back by a fresh process, as any user reads it, and compared with the model in memory.
+"""Check of a written repair: a fresh process reads it as any user would, and compares it with the model in memory.
 
-What was written wrongly would be judged by `re_evaluate` as if it were the repair. A task has a module with a `main`
-that reads a folder, asks it what `compare_in_fresh_process` was given, and ends in `compare`.
+Otherwise `re_evaluate` would judge a wrongly written model as if it were the repair. A task has a module whose `main`
+reads a folder, queries the model as `compare_in_fresh_process` was told, and calls `compare`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from torch import Tensor
 
 from stages.errors import BugError, run_as_command
 
-# Another process may compute the last bits otherwise (threads, kernels): far less than the repair changed.
+# Another process may compute other last bits (threads, kernels), which is far less than what the repair changed.
 TOLERANCE = 0.02
 
 
 def compare_in_fresh_process(
     module: str, folder: Path, base: Path, known: Mapping[str, Tensor], question: Mapping[str, Any]
 ) -> None:
-    """Run a task's module, which compares what the repair in a folder answers with what is known.
+    """Run a task's module, which compares the answers of the repair in a folder with known ones.
 
     Args:
         module: run as `python -m module FOLDER BASE TENSORS ASKED`, see `command_line`.
         folder: the repair.
         base: the model folder it was made for.
-        known: answers before and after the repair, of the models in memory.
-        question: plain data, what to ask.
+        known: answers of the models in memory before and after the repair.
+        question: the query, as plain data.
 
     Raises:
-        BugError: when the module ends with an error.
+        BugError: if the module fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
         tensors, asked = Path(scratch) / "known.safetensors", Path(scratch) / "asked.json"
@@ -47,7 +47,7 @@ def compare_in_fresh_process(
         command = [sys.executable, *safe, "-m", module, folder, base, tensors, asked]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
-        told = done.stderr.rpartition("error: ")[2].strip()  # libraries warn before it
+        told = done.stderr.rpartition("error: ")[2].strip()  # libraries print warnings before it
         raise BugError(f"the repaired model could not be read back from {folder}: {told}")
 
 
@@ -55,7 +55,7 @@ def compare(what: str, found: Tensor, known: Mapping[str, Tensor]) -> None:
     """Compare answers read back with those `before` and `after` the repair.
 
     Raises:
-        BugError: when they differ from those after by more than a small part of what the repair changed.
+        BugError: if they differ from `after` by more than a small part of what the repair changed.
     """
     before, after = known["before"].float(), known["after"].float()
     changed, off = float((after - before).norm()), float((found.float() - after).norm())

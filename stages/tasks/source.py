@@ -1,4 +1,4 @@
-"""What all ways to name a model, data or a judge have in common, whatever the task."""
+"""Base class of sources: the ways to name a model, data or a judge in params.yaml, for all tasks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from stages.params import Strict
 
 
 class Source(Strict):
-    """A block of params.yaml that names one. A task's loaders add how it is read."""
+    """A block of params.yaml that names a model, data or a judge. Loaders of a task add how to read it."""
 
     @abstractmethod
     def errors(self, inputs: Path) -> list[str]:
-        """Say what is missing, without reading weights or data, or asking anybody; empty if nothing is.
+        """Return what is missing, without reading weights or data or using the network; empty if nothing is.
 
-        A key in the environment is not asked for: the machine that plans or fetches need not hold it.
+        API keys in the environment are not checked: the machine that plans or downloads need not have them.
         """
 
     def require(self, inputs: Path) -> None:
-        """Stop where `errors` finds anything.
+        """Raise an error if `errors` finds any.
 
         Raises:
             UsageError: one line per error.
@@ -31,33 +31,30 @@ class Source(Strict):
             raise UsageError("\n".join(errors))
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """Fetch what has to come from elsewhere, so that reading it needs no network; one line for each thing."""
+        """Download what is needed, so that reading it needs no network; return one line per download."""
         return []
 
     def origin(self, inputs: Path) -> str:
-        """Where it comes from, for people and for the record: the commit, where it is one of the hub.
-
-        "" where that is known only once it was read.
-        """
+        """Return the origin for people and the record, with the commit for the hub; "" if unknown before it is read."""
         return ""
 
     def available(self, inputs: Path, enough: int) -> Mapping[str, int] | None:
-        """Count the items there are at most, by split ("" for those that are of none), where that is cheap.
+        """Count the available items by split ("" for items without a split) as an upper bound, if that is cheap.
 
         Args:
             inputs: the folder of the audit's own files.
-            enough: how many are wanted; counting may stop there.
+            enough: number of items wanted; counting may stop there.
 
         Returns:
-            None where it is not cheap.
+            None if counting is not cheap.
 
         Raises:
-            UsageError: when what is counted cannot be read.
+            UsageError: if the data cannot be read.
         """
         return None
 
     def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
-        """Say why what it names cannot be repaired; empty if it can.
+        """Return why this model or data cannot be repaired; empty if they can.
 
         Args:
             audit: the audit's name.
@@ -67,7 +64,7 @@ class Source(Strict):
 
 
 def collect(check: Callable[[], object]) -> list[str]:
-    """What a check raises, as lines."""
+    """Return the lines of the UsageError that a check raises; empty if it raises none."""
     try:
         check()
     except UsageError as error:

@@ -1,7 +1,7 @@
-"""Where a task's model and data come from: loaders named by a key of their block, files of the user and of packages.
+"""Sources of a task's model and data: loaders selected by a key of their block, and files of users and packages.
 
-A loader is a `Strict` model of its block with a method `errors(inputs) -> list[str]`, which says what is wrong without
-loading anything.
+A loader is a `Strict` model of its block with a method `errors(inputs) -> list[str]`, which returns what is wrong
+without loading anything.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class ItemCounts(Strict):
 
 
 def parse_source(raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], where: str) -> Loader:
-    """Pick the loader whose name is a key of the block, and let it check the block.
+    """Validate the block with the loader whose name is one of its keys.
 
     Raises:
         UsageError: one line per error.
     """
     found = [name for name in loaders if name in raw]
-    # A key may name one loader and be a setting of another: {package: ..., timm: ...} is of the loader `package`.
+    # A key may name one loader and be a setting of another: {package: ..., timm: ...} belongs to the loader `package`.
     named = [name for name in found if not any(name in loaders[other].model_fields for other in found if other != name)]
     if len(named) != 1:
         given = ", ".join(map(str, raw)) or "nothing"
@@ -48,7 +48,7 @@ def parse_source(raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], wh
 
 
 def source_errors(raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], where: str, inputs: Path) -> list[str]:
-    """Say what is wrong with a block, and with the files it names; empty if nothing is."""
+    """Return what is wrong with a block and with the files it names; empty if nothing is."""
     try:
         errors: list[str] = parse_source(raw, loaders, where).errors(inputs)
     except UsageError as error:
@@ -59,7 +59,7 @@ def source_errors(raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], w
 def data_errors(
     raw: Mapping[str, Any], loaders: Mapping[str, type[Loader]], counts: ItemCounts, inputs: Path
 ) -> list[str]:
-    """As `source_errors` of prepare.data; also whether it has the items that are wanted, where that is cheap."""
+    """Return `source_errors` of prepare.data, and whether items are missing if that is cheap to check."""
     if errors := source_errors(raw, loaders, "prepare.data", inputs):
         return errors
     source, wanted = parse_source(raw, loaders, "prepare.data"), counts.model_dump()
@@ -82,7 +82,7 @@ def data_errors(
 
 
 def missing_splits(context: TaskContext) -> list[str]:
-    """Say which splits a repair needs and `prepare.items` does not count; empty if it counts them."""
+    """Return errors for the splits that a repair needs but `prepare.items` does not count; empty if it counts them."""
     items = context.config.get("items")
     return [
         f"restructure: a repair needs items of the split {split}; set audits.{context.audit}.prepare.items.{split}"
@@ -92,10 +92,10 @@ def missing_splits(context: TaskContext) -> list[str]:
 
 
 def package_folder(inputs: Path, package: str, where: str) -> Path:
-    """Where an installed package that only carries files lies; it is not imported, so none of its code runs.
+    """Return the folder of an installed package that only contains files; it is not imported, so no code of it runs.
 
     Raises:
-        UsageError: with the command that installs it.
+        UsageError: if it is not installed, with the command that installs it.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -107,7 +107,7 @@ def package_folder(inputs: Path, package: str, where: str) -> Path:
 
 
 def _check_version(listed: Path, package: str, where: str) -> None:
-    """The files of a package are data: another version may hold others, so the one that is named has to be there."""
+    """Check that the named version is installed: the package's files are data, and other versions may differ."""
     wanted = dict(re.findall(r"^([\w.-]+)==([\w.]+)", listed.read_text(), re.MULTILINE)) if listed.exists() else {}
     for name, version in wanted.items():
         if name.replace("-", "_") == package and metadata.version(name) != version:
@@ -118,10 +118,10 @@ def _check_version(listed: Path, package: str, where: str) -> None:
 
 
 def package_file(inputs: Path, package: str, name: str, where: str) -> Path:
-    """One file of an installed package.
+    """Return one file of an installed package.
 
     Raises:
-        UsageError: when the package or the file is missing.
+        UsageError: if the package or the file is missing.
     """
     folder = package_folder(inputs, package, where)
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:

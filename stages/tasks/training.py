@@ -1,4 +1,4 @@
-"""What all repairs by training share: a schedule, a checkpoint from which a killed run goes on, and the model card."""
+"""Training shared by all repairs: a learning-rate schedule, checkpoints to resume from, and the model card."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from stages.tasks.contract import RepairPlan
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-CLIP = 1.0  # norm of the gradient at most
+CLIP = 1.0  # maximum norm of the gradient
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Learning rate of a step: linear warm-up over the first tenth of the steps, then a cosine to 0."""
+    """Return the learning rate of a step: linear warm-up over the first tenth of the steps, then a cosine to 0."""
     warm = max(1, steps // 10)
     if step < warm:
         return peak * (step + 1) / warm
@@ -38,14 +38,14 @@ def rate(step: int, steps: int, peak: float) -> float:
 def save_checkpoint(
     path: Path | None, trained: Mapping[str, Tensor], optimizer: torch.optim.AdamW, done: int, losses: list[float]
 ) -> None:
-    """Write what a run needs to go on; it appears whole or not at all. Without a path nothing is kept.
+    """Write a checkpoint, atomically. Without a path nothing is stored.
 
     Args:
         path: a safetensors file.
-        trained: the parameters that change, by name.
-        optimizer: of these parameters.
-        done: how far the run is, in its own units.
-        losses: of the steps so far.
+        trained: the trained parameters, by name.
+        optimizer: their optimizer.
+        done: progress of the run, in its own units.
+        losses: losses of the steps so far.
     """
     if path is None:
         return
@@ -63,9 +63,9 @@ def save_checkpoint(
 def resume(
     path: Path | None, trained: Mapping[str, Tensor], optimizer: torch.optim.AdamW, device: str
 ) -> tuple[int, list[float]]:
-    """Go back to what `save_checkpoint` kept; return how far that was and the losses until then.
+    """Restore the state that `save_checkpoint` wrote; return its progress and the losses until then.
 
-    A damaged checkpoint is put aside, and training starts anew.
+    A damaged checkpoint is moved aside, and training starts over.
     """
     if path is None or not path.exists():
         return 0, []
@@ -81,10 +81,10 @@ def resume(
     state: Mapping[str, Any] = json.loads(about["state"])
     for name, parameter in trained.items():
         parameter.data.copy_(kept[f"model.{name}"])
-        if f"step.{name}" not in kept:  # what takes no part in an answer has no gradient, and AdamW no state of it
+        if f"step.{name}" not in kept:  # a parameter that takes no part in answers has no gradient, so no AdamW state
             continue
         optimizer.state[parameter] = {
-            # AdamW counts its steps on the CPU.
+            # AdamW keeps its step counter on the CPU.
             key: kept[f"{key}.{name}"].to("cpu" if key == "step" else device)
             for key in ("step", "exp_avg", "exp_avg_sq")
         }
@@ -102,18 +102,18 @@ def _checksum(path: Path, state: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 class StepwiseTraining(ABC):
-    """Training whose steps depend on nothing but their number and the state, so that a killed run can go on.
+    """Training whose steps depend only on their number and the state, so that a killed run can resume.
 
     Args:
-        trained: the parameters that change, by name.
-        steps: how many.
+        trained: the trained parameters, by name.
+        steps: number of steps.
         peak: the highest learning rate.
-        checkpoint: file for unfinished work; None keeps none.
-        device: where the parameters lie.
+        checkpoint: file for unfinished work; None stores none.
+        device: device of the parameters.
     """
 
-    save_every: ClassVar[int]  # steps a kill costs at most
-    shown: ClassVar[int]  # the last losses, whose mean is on the progress bar
+    save_every: ClassVar[int]  # maximum number of steps that a kill costs
+    shown: ClassVar[int]  # number of last losses whose mean is on the progress bar
 
     def __init__(
         self, trained: Mapping[str, Tensor], steps: int, peak: float, checkpoint: Path | None, device: str
@@ -124,16 +124,16 @@ class StepwiseTraining(ABC):
 
     @abstractmethod
     def backward(self, step: int) -> float:
-        """Add up the gradients of one step; return its loss."""
+        """Accumulate the gradients of one step; return its loss."""
 
     def run(self, what: str) -> pd.DataFrame:
         """Train to the end.
 
         Args:
-            what: said on the progress bar.
+            what: label of the progress bar.
 
         Returns:
-            One row a step: step, and loss.
+            One row per step: step and loss.
         """
         done, self.losses = resume(self.checkpoint, self.trained, self.optimizer, self.device)
         with progress(what, self.steps) as tell:
@@ -155,9 +155,9 @@ def write_card(out_dir: Path, module: str, plan: RepairPlan, **values: Any) -> N
 
     Args:
         out_dir: the folder of the repaired model.
-        module: file of the task's repair, beside which lies templates/model_card.md.
+        module: file of the task's repair, in the same folder as templates/model_card.md.
         plan: what was repaired, and who decided it.
-        values: what else the template tells.
+        values: further values for the template.
     """
     loader = jinja2.FileSystemLoader(Path(module).parent / "templates")
     template = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
