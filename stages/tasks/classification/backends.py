@@ -1,7 +1,7 @@
-"""What runs a classifier: torch as it is, torch compiled, or OpenVINO. In float32 all give the same logits.
+"""Backends of a classifier: eager torch, compiled torch, or OpenVINO. In float32 all give the same logits.
 
-Where answers would depend on what else is in a batch, or on how many that is, every batch is filled up to one size:
-compiled code is made for one shape, and bfloat16 shows what float32 hides, the order in which sums were taken.
+Where answers could depend on the rest of the batch or on its size, every batch is padded to one size: compiled code is
+made for one shape, and in bfloat16 the order of summation matters, which float32 hides.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from stages.tasks.contract import Compute
 BACKENDS = ("eager", "compile", "openvino")
 _Run = Callable[[Tensor], Tensor]  # (n, c, h, w) float32 on the device -> (n, classes) float32 on the CPU
 
-# Largest difference from torch in float32, as a share of the largest logit, that is taken for rounding. Measured are
-# 3e-6 and less; a network that was converted wrongly is off by all of it.
+# Largest difference from torch in float32, as a share of the largest logit, that counts as rounding. Measured
+# differences are at most 3e-6; a wrongly converted network differs by about 1.
 ROUNDING = 1e-3
 _NO_OPENVINO = (
     "compute.backend: openvino is not installed here, and all stages of an audit use the same backend: pip install"
@@ -39,15 +39,15 @@ def has_openvino() -> bool:
 
 
 def off_by(logits: Tensor, wanted: Tensor) -> float:
-    """The largest difference of logits from those of torch, as a share of the largest of these."""
+    """Return the largest difference from torch's logits, as a share of the largest logit of torch."""
     return float((logits - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
 
 
 def compute_errors(compute: Compute, black_box: str | None = None) -> list[str]:
-    """Say what cannot run here, without running it.
+    """Return what cannot run here, without running it.
 
     Args:
-        compute: what is asked for.
+        compute: the settings requested.
         black_box: the kind of model ("onnx", "endpoint"), if it runs by itself.
     """
     backend, dtype, gpu = compute.backend, compute.dtype, compute.device != "cpu"
@@ -69,7 +69,7 @@ def compute_errors(compute: Compute, black_box: str | None = None) -> list[str]:
         errors.append(_NO_OPENVINO)
     if backend == "compile":
         errors += _compiler_errors(gpu)
-    here = gpu and torch.cuda.is_available()  # else it is another machine's
+    here = gpu and torch.cuda.is_available()  # otherwise another machine's GPU is meant
     if dtype == "bfloat16" and here and not torch.cuda.is_bf16_supported(including_emulation=False):
         errors.append(f"compute.dtype: {compute.device} does not compute in bfloat16; expected float32")
     return errors
@@ -79,18 +79,18 @@ class Backend:
     """Runs one classifier.
 
     Args:
-        model: the classifier; trained further it needs a new backend.
+        model: the classifier; a further trained one needs a new backend.
         compute: backend, dtype, device, threads and batch size.
 
     Raises:
-        UsageError: when the backend is not there, or cannot run this network.
+        UsageError: if the backend is not available, or cannot run this network.
     """
 
     def __init__(self, model: Classifier, compute: Compute) -> None:
-        if errors := compute_errors(compute):  # of another machine than the one that `check` knows
+        if errors := compute_errors(compute):  # `check` may have run on another machine
             raise UsageError("\n".join(errors))
         self.model, self.compute = model, compute
-        # OpenVINO has threads of its own; torch's wait for work by spinning, which takes the cores from them.
+        # OpenVINO has its own threads; torch's threads busy-wait, which takes cores from them.
         self.torch_threads = 1 if compute.backend == "openvino" else compute.threads
         self._fill = compute.backend == "compile" or compute.dtype == "bfloat16"
         with torch.inference_mode():
@@ -99,7 +99,7 @@ class Backend:
                 self._check()
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Answer to pictures.
+        """Compute the logits of pictures.
 
         Args:
             pixels: (n, c, h, w) float32 in [0, 1] on the device, n at most the batch size.
@@ -114,12 +114,12 @@ class Backend:
 
     @contextlib.contextmanager
     def threads(self) -> Iterator[None]:
-        """Give torch as many threads as are good for it beside this backend, inside the block."""
+        """Limit torch inside the block to the number of threads that suits this backend."""
         with torch_threads(self.torch_threads):
             yield
 
     def _check(self) -> None:
-        """Ask it what torch answers to: a network that was converted wrongly would be found wanting for nothing."""
+        """Compare it with eager torch, so that a wrongly converted network is not reported as a failing model."""
         n = min(3, self.compute.batch_size)
         draw = torch.Generator().manual_seed(0)
         pixels = torch.rand(n, *self.model.form.shape, generator=draw).to(self.compute.device)
@@ -144,7 +144,7 @@ def _eager(model: Classifier, compute: Compute) -> _Run:
 
 
 def _compiled(model: Classifier, compute: Compute) -> _Run:
-    # By default compiled code lies where other people of this machine can have put it before.
+    # By default compiled code is stored where other users of this machine could have placed it before.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((WORK / "compiled").resolve()))
     kind, half = compute.device.partition(":")[0], compute.dtype == "bfloat16"
     network = torch.compile(model, dynamic=False)
@@ -162,7 +162,7 @@ def _compiled(model: Classifier, compute: Compute) -> _Run:
 
 
 def _openvino(model: Classifier, compute: Compute) -> _Run:
-    # Its converter tells its makers of every use, unless this package of theirs cannot be imported.
+    # The converter sends telemetry on every use, unless its telemetry package cannot be imported.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
     from openvino import properties
@@ -173,14 +173,14 @@ def _openvino(model: Classifier, compute: Compute) -> _Run:
         hint.inference_precision: wanted,
         properties.inference_num_threads: compute.threads,
         properties.num_streams: 1,
-        hint.enable_cpu_pinning: False,  # stages that run side by side would be pinned to the same cores
+        hint.enable_cpu_pinning: False,  # stages that run in parallel would be pinned to the same cores
     }
     try:
-        # Two pictures, as some networks forget that their number may vary if they are traced with one.
+        # Use two pictures, because some networks lose their variable batch size if they are traced with one.
         example = torch.zeros(2, *model.form.shape)
         converted = openvino.convert_model(model, example_input=example, input=[-1, *model.form.shape])
         compiled = openvino.Core().compile_model(converted, "CPU", settings)
-    except Exception as error:  # whatever its tracing of a network comes upon
+    except Exception as error:  # tracing may raise anything, depending on the network
         raise UsageError(
             f"compute.backend: openvino cannot run {model.form.architecture}: {_line(error)}; use eager"
         ) from None
@@ -196,7 +196,7 @@ def _openvino(model: Classifier, compute: Compute) -> _Run:
 
 
 def _compiler_errors(gpu: bool) -> list[str]:
-    """What `torch.compile` lacks: it writes C++ or Triton, and has that compiled."""
+    """Return what `torch.compile` lacks: it generates C++ or Triton code and compiles it."""
     if gpu:
         found = importlib.util.find_spec("triton") is not None
         return [] if found else ["compute.backend: compile needs the package triton on a GPU, found none; use eager"]

@@ -1,4 +1,4 @@
-"""Loaders of classifiers that only answer."""
+"""Loaders of black-box classifiers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_REPAIR = "which cannot be repaired (no weights). Remove it from repairs:, an
 
 
 class OnnxModel(Labelled):
-    """{onnx: FILE, outputs: logits}: a network in a file of ONNX, run by ONNX Runtime."""
+    """{onnx: FILE, outputs: logits}: an ONNX network, run by ONNX Runtime."""
 
     onnx: str = Field(pattern=r"\.onnx$")
     outputs: Literal["logits", "probabilities"]
@@ -67,7 +67,7 @@ class OnnxModel(Labelled):
         return check_answers(Classifier(form, net), "prepare.model.onnx")
 
     def _shape(self, net: OnnxNet, pool: Pool) -> Shape:
-        """What the file says; what it leaves open is the user's, then the data's."""
+        """Return the input shape: dimensions the file leaves open come from the user, then from the data."""
         channels, height, width = net.shape
         height, width = height or self.size, width or self.size
         own: Shape | None = (channels or 3, height, width) if height and width else None

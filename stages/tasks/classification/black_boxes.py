@@ -1,4 +1,4 @@
-"""Classifiers that only answer: a file of ONNX, a model behind HTTP. They are searched and reported, not repaired."""
+"""Black-box classifiers: an ONNX file, a model behind HTTP. They can be searched and reported, but not repaired."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from stages.tasks.endpoint import Endpoint
 
 FILE = "model.onnx"
-FAINTEST = 1e-12  # probabilities below it are this: one that a model rounds to 0 is not infinitely unlikely
+FAINTEST = 1e-12  # lower limit of probabilities: one that a model rounds to 0 is not infinitely unlikely
 
 
 class BlackBox(nn.Module):
-    """A classifier that gives scores and nothing else.
+    """A classifier that only returns scores.
 
     Args:
-        probabilities: whether its scores are probabilities, of which the logarithm is taken.
+        probabilities: whether the scores are probabilities, whose logarithm is used.
     """
 
     def __init__(self, probabilities: bool) -> None:
@@ -38,17 +38,17 @@ class BlackBox(nn.Module):
 
     @abstractmethod
     def scores(self, pixels: np.ndarray) -> np.ndarray:
-        """Ask the model: (n, c, h, w) float32 -> (n, classes)."""
+        """Query the model: (n, c, h, w) float32 -> (n, classes)."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write what later stages need to ask the same model."""
+        """Write what later stages need to query the same model."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pictures, normalised if the model wants that -> logits (n, classes) on the same device.
+        """Compute logits (n, classes) of pictures, normalised if the model needs that, on the same device.
 
         Raises:
-            UsageError: when a score is not a number, or a probability is none.
+            UsageError: if a score is not a number, or a probability is out of range.
         """
         scores = self.scores(np.ascontiguousarray(pixels.detach().cpu().numpy())).astype(np.float32)
         if not np.isfinite(scores).all():
@@ -64,16 +64,16 @@ class BlackBox(nn.Module):
 
 
 class OnnxNet(BlackBox):
-    """A network in a file of ONNX, run by ONNX Runtime on the CPU with as many threads as torch.
+    """An ONNX network, run by ONNX Runtime on the CPU with as many threads as torch.
 
     Args:
         path: the file.
-        outputs: what its scores are.
-        layout: of its input.
-        output: name of the output that holds the scores; None: the only one.
+        outputs: the kind of scores.
+        layout: layout of its input.
+        output: name of the output with the scores; None: the only one.
 
     Raises:
-        UsageError: when the file cannot be read, or takes or gives something else than a classifier.
+        UsageError: if the file cannot be read, or its inputs or outputs are not those of a classifier.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class OnnxNet(BlackBox):
         dims = [dim if isinstance(dim, int) and dim > 0 else None for dim in inputs[0].shape]
         self.batch = dims[0]
         order = dims[1:] if layout == "nchw" else [dims[3], *dims[1:3]]
-        # Channels, height and width; None: whatever is given.
+        # Channels, height and width; None if the file leaves it open.
         self.shape: tuple[int | None, int | None, int | None] = (order[0], order[1], order[2])
 
     def _open(self) -> Any:
-        """The session; another number of threads needs another one."""
+        """Return the session; it is recreated if the number of threads has changed."""
         if self._session is None or self._threads != torch.get_num_threads():
             self._threads = torch.get_num_threads()
             self._session = _session(self.path, self._threads)
@@ -121,11 +121,11 @@ class OnnxNet(BlackBox):
         return np.concatenate(answers) if answers else np.empty((0, 0), np.float32)
 
     def _answer(self, part: np.ndarray, size: int) -> np.ndarray:
-        # A file made for batches of one size takes no other: the last is filled up.
+        # A file made for one batch size accepts no other, so the last batch is padded.
         filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
         try:
             answer: np.ndarray = self._open().run([self.output], {self.input: filled})[0]
-        except Exception as error:  # classes of their own, of which each version has others
+        except Exception as error:  # exception classes of ONNX Runtime, which depend on its version
             raise UsageError(f"{self.path}: ONNX Runtime cannot run it: {_line(error)}") from None
         if answer.ndim != 2 or len(answer) != size:
             raise UsageError(
@@ -135,7 +135,7 @@ class OnnxNet(BlackBox):
         return answer[: len(part)]
 
     def save(self, folder: Path) -> None:
-        """See BlackBox: one file, weights kept beside the original included."""
+        """See BlackBox: one file that includes weights stored beside the original."""
         import onnx
         from onnx.external_data_helper import uses_external_data
 
@@ -153,9 +153,9 @@ class EndpointNet(BlackBox):
     """A classifier behind HTTP: {"image": PNG in base64} -> {"scores": probabilities}.
 
     Args:
-        endpoint: what is asked.
+        endpoint: the endpoint to query.
         classes: names of the classes, in the order of the answer.
-        shape: of the pictures.
+        shape: shape of the pictures.
     """
 
     def __init__(self, endpoint: Endpoint, classes: Sequence[str], shape: tuple[int, int, int]) -> None:
@@ -183,10 +183,10 @@ class EndpointNet(BlackBox):
                 f"{self.endpoint.name} scores a class {unknown[0]!r}{did_you_mean(unknown[0], self._index)}, which is"
                 f" none of prepare.model.classes: {', '.join(self.classes[:10])}"
             )
-        return [float(scores.get(name, 0.0)) for name in self.classes]  # many tell the best few alone
+        return [float(scores.get(name, 0.0)) for name in self.classes]  # many services only return the best few
 
     def save(self, folder: Path) -> None:
-        """See BlackBox: what it answers to two pictures, by which it is known again."""
+        """See BlackBox: its answers to two pictures, to recognise it later."""
         from stages.tasks.known_answers import keep_answers
 
         _, height, width = self.shape
@@ -221,7 +221,7 @@ BLACK_BOXES: Mapping[str, Callable[[Form, Path, Mapping[str, Any]], BlackBox]] =
 
 def _session(path: Path, threads: int) -> Any:
     try:
-        import onnx  # noqa: F401 - `save` needs it, and says so too late
+        import onnx  # noqa: F401 - `save` needs it, and would fail too late
         import onnxruntime
     except ImportError:
         raise UsageError("prepare.model.onnx: ONNX Runtime is not installed: pip install 'faded[onnx]'") from None
@@ -232,12 +232,12 @@ def _session(path: Path, threads: int) -> Any:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # classes of their own, of which each version has others
+    except Exception as error:  # exception classes of ONNX Runtime, which depend on its version
         raise UsageError(f"{path} is not a network that ONNX Runtime can read: {_line(error)}") from None
 
 
 def _png(picture: np.ndarray) -> str:
-    """(c, h, w) in [0, 1] as PNG in base64; what lies between two of 256 levels is rounded."""
+    """Encode (c, h, w) in [0, 1] as PNG in base64, rounded to 256 levels."""
     from PIL import Image
 
     pixels = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)

@@ -1,8 +1,8 @@
-"""What `compute.backend: auto` stands for: OpenVINO where it answers as torch does and is worth its start, else eager.
+"""Choice of the backend for `compute.backend: auto`: OpenVINO if it is correct and worth its start-up, else eager.
 
-What is installed and the network itself decide, never the clock: OpenVINO has not been slower than torch for any
-network measured, but how much faster it is changes with what else the machine does, and a choice that changed with
-that would make another audit of the same one. The clock only tells people what they gain.
+Only the installed packages and the network decide, never a timing: OpenVINO was not slower than torch for any measured
+network, but its speed-up varies with the load of the machine, and a choice that varied with it would change the
+results of the same audit. The speed-up is only measured to report it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from stages.tasks.classification.backends import ROUNDING, Backend, has_openvino
 from stages.tasks.classification.models import Classifier
 from stages.tasks.contract import Chosen, Compute
 
-PICTURES = 16  # asked of both; a large network takes a second for each
+PICTURES = 16  # number of pictures to compare both on; a large network takes a second for each
 _ROUNDS = 3
-# Floating-point operations for a picture, below which a search takes so little time that OpenVINO's start in each stage
-# costs more than it saves. The small CNN needs 2 million for a digit of MNIST, ResNet-18 75 million for 32 pixels.
+# Floating-point operations per picture below which a search is so short that OpenVINO's start-up in each stage costs
+# more than it saves. The small CNN needs 2 million for an MNIST digit, ResNet-18 75 million for a side of 32 pixels.
 _SMALL = 20e6
-# Elsewhere nobody has measured it.
+# OpenVINO was not measured on other processors.
 _PROCESSORS = ("x86_64", "AMD64")
 
 
 def only_eager(compute: Compute, black_box: str | None) -> str:
-    """Why there is nothing to choose here, whatever the network is, in words; empty if there is."""
+    """Return why there is no choice here, whatever the network; empty if there is one."""
     if black_box is not None:
         return f"a model that runs by itself (prepare.model.{black_box})"
     if compute.device != "cpu":
@@ -48,11 +48,11 @@ def only_eager(compute: Compute, black_box: str | None) -> str:
 
 
 def choose(model: Classifier, compute: Compute, pixels: Tensor, black_box: str | None = None) -> Chosen:
-    """Choose for a network.
+    """Choose the backend for a network.
 
     Args:
         model: the network, on the device.
-        compute: where it runs; its backend is not looked at.
+        compute: where it runs; its backend is ignored.
         pixels: (n, c, h, w) float32 in [0, 1] on the device: pictures of the audit.
         black_box: the kind of model ("onnx", "endpoint"), if it runs by itself.
     """
@@ -78,7 +78,7 @@ def _operations(model: Classifier, picture: Tensor) -> int:
 
 
 def _times(fast: Backend, slow: Backend, pixels: Tensor) -> float:
-    """How many times as fast one is as the other, each at its best in turns with the other."""
+    """Return the speed-up of one backend over the other, each by its best time in alternating rounds."""
     rounds = [(_seconds(fast, pixels), _seconds(slow, pixels)) for _ in range(_ROUNDS)]
     best, of_slow = map(min, zip(*rounds, strict=True))
     return of_slow / best

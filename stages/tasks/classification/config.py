@@ -1,4 +1,4 @@
-"""What the `prepare:`, `discrepancy:` and repair `settings:` of an image classification audit may hold."""
+"""The blocks `prepare:`, `discrepancy:` and the repair `settings:` of an image classification audit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.tasks.sources import ItemCounts
 
 
 def spelled(name: Any) -> Any:
-    """YAML reads a class named 7 as a number."""
+    """Convert the name of a class to a string, because YAML reads a class named 7 as a number."""
     return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
 
 
@@ -19,7 +19,7 @@ Label = Annotated[str, BeforeValidator(spelled)]
 
 
 class PrepareConfig(Strict):
-    """The `prepare:` block; `model`, `reference` and `data` are checked by the loader their keys name."""
+    """The `prepare:` block; `model`, `reference` and `data` are checked by the loader named by one of their keys."""
 
     model: dict[str, Any]
     reference: dict[str, Any] | None = Field(

@@ -1,4 +1,4 @@
-"""Conventions of other libraries: what splits are called, and in which order folders of classes are numbered."""
+"""Conventions of other libraries: names of splits, and the order in which folders of classes are numbered."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from stages.errors import UsageError
 from stages.tasks.contract import SPLITS
 
-# Names others give their splits, and what an audit makes of them: failures are searched on pictures the model has not
+# Common names of splits, and the audit's splits they become: failures are searched on pictures the model has not
 # learnt from, and a repair learns from those it has.
 FOREIGN = {"train": "repair", "val": "discover", "valid": "discover", "validation": "discover", "test": "test"}
 OWN = (*SPLITS, "train")
 
 
 def ready_splits(names: Iterable[str]) -> Mapping[str, str] | None:
-    """{name of a ready-made pool: the audit's split}, None where some name is none of a pool."""
+    """Return {name of a ready-made pool: the audit's split}; None if a name is not that of a pool."""
     named = set(names)
     if named <= set(OWN) and named & {"discover", "repair"}:
         return {name: name for name in named}
@@ -24,10 +24,10 @@ def ready_splits(names: Iterable[str]) -> Mapping[str, str] | None:
 
 
 def check_apart(splits: Mapping[str, str], found: str) -> None:
-    """Whether no two names are of the same split of an audit.
+    """Check that no two names refer to the same split of the audit.
 
     Raises:
-        UsageError: when they are.
+        UsageError: if they do.
     """
     for ours, n in Counter(splits.values()).items():
         if n > 1:
@@ -36,9 +36,9 @@ def check_apart(splits: Mapping[str, str], found: str) -> None:
 
 
 def folder_order(names: Iterable[str]) -> tuple[list[str] | None, str]:
-    """Classes in the order in which libraries number their folders; None where they disagree, and why.
+    """Return classes in the order in which libraries number their folders; None and the reason if libraries disagree.
 
-    torchvision sorts names plainly, timm by the numbers in them and whatever their case.
+    torchvision sorts names as plain strings, timm by the numbers in them and ignoring case.
     """
     plain = sorted(names)
     natural = sorted(plain, key=_natural)

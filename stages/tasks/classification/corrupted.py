@@ -1,8 +1,8 @@
-"""One corruption at a time: the concepts `corruption` and `severity`, which only mean something together.
+"""One corruption at a time: the concepts `corruption` and `severity`, which only have a meaning together.
 
-The catalogue applies each concept by itself. These two are one change whose name and strength are levels of their own,
-as in ImageNet-C (stages/concepts/grids.py). `Corrupted` goes before an audit's class of classifiers where its concepts
-name them; all others never reach this code.
+The catalogue applies each concept separately. These two are one change whose name and strength are separate concepts,
+as in ImageNet-C (stages/concepts/grids.py). `Corrupted` extends an audit's classifier task if its concepts include
+them; other audits never use this code.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ TOGETHER: Mapping[str, ImageConcept] = {
         neutral=UNCHANGED,  # type: ignore[arg-type]  # the only concept of pictures whose levels are names
         choices=(UNCHANGED, *CORRUPTIONS),
     ),
-    # From the unchanged picture one step leads to a corruption at severity 1, each further one to the next severity.
+    # One step from the unchanged picture leads to a corruption at severity 1, each further step to the next severity.
     SEVERITY: Corruption(SEVERITY, "how severe, as in ImageNet-C", 1, 5, 1),
 }
 
 
 class CorruptedTransforms(ImageTransforms):
-    """Applies the other concepts of a cell, and then its corruption.
+    """Applies the other concepts of a cell, then its corruption.
 
     Args:
         space: made by `image_space`, with both concepts.
@@ -49,7 +49,7 @@ class CorruptedTransforms(ImageTransforms):
         self._which, self._how = (space.names.index(name) for name in (CORRUPTION, SEVERITY))
         self._names, self._severities = (space.concepts[at].levels for at in (self._which, self._how))
         others = tuple(concept for concept in space.concepts if concept.name != CORRUPTION)
-        super().__init__(ConceptSpace(others), catalogue)  # to it, `severity` is a concept that does nothing
+        super().__init__(ConceptSpace(others), catalogue)  # here `severity` is a concept that does nothing
 
     def __call__(self, images: Tensor, cells: np.ndarray, chance: np.ndarray) -> Tensor:
         """See ImageTransforms."""
@@ -63,12 +63,12 @@ class CorruptedTransforms(ImageTransforms):
 
 
 class Corrupted(ClassifierProbes):
-    """What goes before a class of classifiers, so that it applies `corruption` at `severity`."""
+    """Mixin for a classifier task that applies `corruption` at `severity`."""
 
     @staticmethod
     @cache
     def before(task: type[Task]) -> type[Task]:
-        """The same task with both concepts; as it is where it is about no pictures, or has its own `corruption`."""
+        """Return the task with both concepts; unchanged if it is not about pictures or defines `corruption` itself."""
         if not issubclass(task, ClassifierProbes) or CORRUPTION in task.catalogue:
             return task
         own = {"catalogue": {**task.catalogue, **TOGETHER}, "__doc__": task.__doc__}

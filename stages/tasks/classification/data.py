@@ -1,4 +1,4 @@
-"""Data loaders: each turns one way to name pictures into a `Pool`. To add one, add its key to DATA_LOADERS."""
+"""Data loaders, each of which makes a `Pool` from one kind of source. To add one, add its key to DATA_LOADERS."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _READ = ["id", "split", "label", "image"]
 class ParquetImages(DataSource):
     """{parquet: FILE}: one table of raw images with ready-made pools, as data/mnist/build.py writes it.
 
-    Columns id, split, label, image (uint8 pixels, row by row); shape and class names in the schema's metadata. Other
-    columns with numbers or short texts say what pictures have in common.
+    Its columns are id, split, label and image (uint8 pixels, row by row); shape and class names are in the schema's
+    metadata. Further columns with numbers or short texts become attributes of the pictures.
     """
 
     parquet: str
@@ -51,7 +51,7 @@ class ParquetImages(DataSource):
         return {split: splits[split] for split in SPLITS}
 
     def _form(self, inputs: Path) -> tuple[Path, list[int], list[str]]:
-        """The file, by its schema that of a table of images; their shape and classes."""
+        """Check the schema; return the file, the shape of the images and the classes."""
         path = local_file(inputs, self.parquet, "prepare.data.parquet")
         try:
             file = pq.read_metadata(path)
@@ -110,10 +110,10 @@ class ParquetImages(DataSource):
 
 
 class PackageImages(DataSource):
-    """{package: NAME, files: GLOB}: image files inside an installed package, their class index in the file name.
+    """{package: NAME, files: GLOB}: image files inside an installed package, with the class index in the file name.
 
-    Of those that match `files`, those that match `leave_out` are not taken.
-    The shorter side is resized to `resize`, then `crops` squares of `size` are cut: the centre, then the corners.
+    Files that match `files` are used, except those that match `leave_out`. The shorter side is resized to `resize`,
+    then `crops` squares of `size` are cut out: the centre, then the corners.
     """
 
     package: str = Field(pattern=r"^\w+$")
@@ -178,11 +178,11 @@ class PackageImages(DataSource):
                 with Image.open(path) as opened:
                     photo = opened.convert("RGB")
             except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-                # The message names the path of this machine, which must not get into the outputs.
+                # The message contains a path of this machine, which must not get into the outputs.
                 skipped.append({"file": path.name, "reason": str(error).replace(str(path), path.name)})
                 continue
             match = re.search(self.label, path.name)
-            assert match is not None  # _paths has checked it
+            assert match is not None  # checked by _paths
             for crop, square in enumerate(self._squares(photo)):
                 images.append(square)
                 targets.append(int(match[1]))

@@ -1,4 +1,4 @@
-"""What all data loaders share."""
+"""Base class of the data loaders."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class DataSource(Source):
 
     @abstractmethod
     def load(self, inputs: Path) -> Pool:
-        """List all pictures there are.
+        """List all available pictures.
 
         Raises:
-            UsageError: when there are none, or what lists them cannot be read.
+            UsageError: if there are none, or their list cannot be read.
         """

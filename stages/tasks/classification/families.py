@@ -1,4 +1,4 @@
-"""Families of networks: how each is built again from what config.json says of it, without its weights."""
+"""Families of networks: how to rebuild each from its config.json, without its weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from stages.errors import UsageError, did_you_mean
 from stages.tasks.classification.form import Form
 
-# Of torchvision. Its own weights want transform_input, and heads that help in training only.
+# Networks of torchvision whose published weights need transform_input, and which have auxiliary heads for training.
 INCEPTIONS = ("inception_v3", "googlenet")
 
 
 def _small_cnn(form: Form) -> nn.Module:
-    """Two convolutions and two linear layers: what a tutorial trains, with the brittleness of one."""
+    """Two convolutions and two linear layers, as in a tutorial, and as brittle."""
     channels, height, width = form.shape
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -65,11 +65,11 @@ def _transformers(form: Form) -> nn.Module:
 
 
 class Logits(nn.Module):
-    """A model of transformers as a network: (n, c, h, w) -> (n, classes).
+    """A transformers model as a network: (n, c, h, w) -> (n, classes).
 
     Args:
-        model: of transformers.
-        bgr: whether it takes blue first; pictures here have red first.
+        model: the transformers model.
+        bgr: whether it expects blue first; pictures here have red first.
     """
 
     def __init__(self, model: Any, *, bgr: bool = False) -> None:
@@ -91,10 +91,10 @@ FAMILIES: Mapping[str, Callable[[Form], nn.Module]] = {
 
 
 def check_timm(architecture: str) -> None:
-    """Say what is wrong with the name of an architecture of timm; it may bear a tag (resnet50.a1_in1k).
+    """Check the name of a timm architecture, which may have a tag (resnet50.a1_in1k).
 
     Raises:
-        UsageError: when timm has none of that name.
+        UsageError: if timm has no architecture of that name.
     """
     import timm
 
@@ -104,10 +104,10 @@ def check_timm(architecture: str) -> None:
 
 
 def torchvision_models() -> Any:
-    """The classifiers of torchvision.
+    """Import the classifiers of torchvision.
 
     Raises:
-        UsageError: when it is not installed.
+        UsageError: if torchvision is not installed.
     """
     try:
         from torchvision import models

@@ -1,4 +1,4 @@
-"""config.json: what a classifier is, beside its weights."""
+"""config.json: the description of a classifier, stored beside its weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POSITIVE = PositiveFloat | list[PositiveFloat]
 
 
 class Form(Strict):
-    """config.json: all that is needed to rebuild the network and feed it."""
+    """config.json: everything needed to rebuild the network and prepare its inputs."""
 
     family: str = Field(description="a key of FAMILIES or of BLACK_BOXES")
     architecture: str = Field(description="name within the family")

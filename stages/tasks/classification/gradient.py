@@ -10,40 +10,40 @@ from torch import Tensor
 from stages.errors import UsageError
 from stages.tasks.classification.models import Classifier, seeded
 
-TRAVEL = 2.5  # epsilons that the steps of pgd go together: from a random start all corners can be reached (Madry)
+TRAVEL = 2.5  # total length of pgd's steps, in epsilons; all corners can be reached from a random start (Madry et al.)
 MISSING = "Foolbox or the eagerpy it needs is not installed: pip install 'faded[gradient]'"
 
 
 def has_foolbox() -> bool:
-    """Whether Foolbox can be used; the files that some audits take from it need no eagerpy."""
+    """Whether Foolbox can be used for attacks; audits that only use data files from it need no eagerpy."""
     return all(find_spec(package) is not None for package in ("foolbox", "eagerpy"))
 
 
 def noisy(
     model: Classifier, pixels: Tensor, targets: Tensor, attack: str, epsilon: float, steps: int, seed: int
 ) -> Tensor:
-    """Pictures as an attack leaves them, whether or not the model then fails.
+    """Return pictures perturbed by an attack, whether or not the model then fails.
 
     Args:
-        model: torch's own, whatever else runs it.
+        model: the torch model, whatever backend runs it otherwise.
         pixels: (n, c, h, w) float32 in [0, 1].
         targets: (n,) true classes.
-        attack: "fgsm": one step by the sign of the gradient; "pgd": many, each projected, from a random start.
-        epsilon: how much each pixel may change at most.
-        steps: of pgd.
-        seed: of the random start.
+        attack: "fgsm": one step along the sign of the gradient; "pgd": many projected steps from a random start.
+        epsilon: maximum change of each pixel.
+        steps: steps of pgd.
+        seed: seed of the random start.
 
     Returns:
         (n, c, h, w) in [0, 1].
 
     Raises:
-        UsageError: when Foolbox is not installed.
+        UsageError: if Foolbox is not installed.
     """
     if not has_foolbox():
         raise UsageError(f"discover.microscopic.gradient: {MISSING}")
     import foolbox
 
-    box: Any = foolbox  # type checkers are told of less than it documents
+    box: Any = foolbox  # its type hints allow less than its documentation
     chosen = (
         box.attacks.LinfFastGradientAttack()
         if attack == "fgsm"

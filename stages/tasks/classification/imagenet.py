@@ -1,15 +1,15 @@
-"""The thousand classes of ImageNet, as people call them and as its folders are called."""
+"""The thousand classes of ImageNet: their names, and the WordNet IDs that name its folders."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Sequence
 
-ALIKE = 0.9  # share of names that must agree; who names them shortens and spells a few otherwise
+ALIKE = 0.9  # share of names that must agree; other sources shorten or spell some differently
 
 
 def class_names() -> list[str]:
-    """Their names in the order of their indices, each the first of its synonyms."""
+    """Return their names in the order of their indices, each the first of its synonyms."""
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo()
@@ -17,7 +17,7 @@ def class_names() -> list[str]:
 
 
 def are_of_imagenet(labels: Iterable[str], classes: int) -> bool:
-    """Whether a model with so many classes has those of ImageNet, as far as the labels of its items tell."""
+    """Whether a model with this many classes has those of ImageNet, judging by the labels of its items."""
     if importlib.util.find_spec("timm") is None:
         return False
     names = class_names()
@@ -25,7 +25,7 @@ def are_of_imagenet(labels: Iterable[str], classes: int) -> bool:
 
 
 def wordnet_ids(classes: Sequence[str]) -> dict[str, int]:
-    """{"n01440764": 0, ...} if these are the classes of ImageNet in their order, else nothing."""
+    """Return {"n01440764": 0, ...} if these are the classes of ImageNet in their order, else {}."""
     if importlib.util.find_spec("timm") is None:
         return {}
     from timm.data.imagenet_info import ImageNetInfo

@@ -1,4 +1,4 @@
-"""Model loaders: each turns one way to name a classifier into a `Classifier`. To add one, add it to MODEL_LOADERS."""
+"""Model loaders, each of which makes a `Classifier` from one kind of source. To add one, add it to MODEL_LOADERS."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TrainedHere(ModelSource):
             raise UsageError(
                 f"prepare.model.train: the data has no pool named train, found {sorted(set(pool.splits or []))}"
             )
-        classes = pool.classes or sorted(set(map(str, pool.labels)))  # whose order is that of what is trained
+        classes = pool.classes or sorted(set(map(str, pool.labels)))  # the network is trained in this order
         shape = pool.pictures.shape(None)
         unreadable: list[dict[str, str]] = []
         read = list(pool.read(rows, shape, None, unreadable))
@@ -83,10 +83,10 @@ class TrainedHere(ModelSource):
 
 
 class PackageWeights(ModelSource):
-    """{package: NAME, file: PATH, timm: ARCHITECTURE}: weights that ship in an installed package.
+    """{package: NAME, file: PATH, timm: ARCHITECTURE}: weights included in an installed package.
 
-    `match: order` is for a port of the same network whose layers bear other names: entries are paired one to one in
-    their order, and every shape must agree.
+    `match: order` is for a port of the same network with other names of layers: entries are paired one to one in order,
+    and every shape must agree.
     """
 
     package: str = Field(pattern=r"^\w+$")

@@ -1,4 +1,4 @@
-"""Folders in which timm and transformers keep a model, under inputs or in the hub cache, and the networks in them."""
+"""Model folders of timm and transformers, under inputs or in the hub cache, and the networks in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = "config.json"
 def found_folder(
     local: Path | None, repository: Callable[[], Repository], inputs: Path, where: str
 ) -> tuple[Path, str]:
-    """The folder of a model and where it comes from, for people."""
+    """Return the folder of a model and its origin, for people."""
     if local is not None:
         return local, f"the folder {local.relative_to(inputs)}, content {content_hash(sorted(local.iterdir()))}"
     snapshot = repository().cached(inputs, where)
@@ -31,7 +31,7 @@ def found_folder(
 
 
 def check_folder(folder: Path, where: str, writer: str) -> None:
-    """Say what a folder lacks: config.json or safetensors."""
+    """Check that a folder has config.json and safetensors."""
     found = sorted(path.name for path in folder.iterdir())
     if CONFIG not in found:
         raise UsageError(f"{where}: {folder} has no {CONFIG}; expected what {writer} writes, found {', '.join(found)}")
@@ -42,10 +42,10 @@ def check_folder(folder: Path, where: str, writer: str) -> None:
 
 
 def read_object(path: Path, where: str) -> dict[str, Any]:
-    """A file of JSON that holds an object.
+    """Read a JSON file that contains an object.
 
     Raises:
-        UsageError: when it does not.
+        UsageError: if it does not.
     """
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def read_object(path: Path, where: str) -> dict[str, Any]:
 
 
 def built(form: Form, where: str) -> Classifier:
-    """A network with random weights, which are replaced."""
+    """Build the network with random weights, which the caller replaces."""
     try:
         with torch.random.fork_rng():
             return Classifier(form, FAMILIES[form.family](form)).eval()

@@ -1,8 +1,7 @@
-"""The one form in which all stages keep a classifier.
+"""The common form in which all stages store a classifier.
 
-The form is a folder with config.json (architecture, classes, input size, normalisation) and model.safetensors; a model
-that only answers has model.onnx instead, or what it answered to a few inputs (`black_boxes`). Where models come from:
-`loaders`.
+It is a folder with config.json (architecture, classes, input size, normalisation) and model.safetensors. A black box
+has model.onnx instead, or its answers to a few inputs (`black_boxes`). Models are loaded by `loaders`.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from stages.tasks.classification.black_boxes import BLACK_BOXES, BlackBox
 from stages.tasks.classification.families import FAMILIES
 from stages.tasks.classification.form import Form
 
-GLIMPSE = 12  # side of the picture an explorer sees where a model shows no features
+GLIMPSE = 12  # side of the small picture that explorers see if a model has no features
 
 
 class Classifier(nn.Module):
     """A network with its normalisation: pixels in [0, 1] -> logits.
 
     Args:
-        form: what it is.
+        form: its description.
         net: the network, (n, c, h, w) normalised -> (n, classes) logits.
     """
 
@@ -51,15 +50,15 @@ class Classifier(nn.Module):
 
     @property
     def black_box(self) -> bool:
-        """Whether it only answers: no weights to repair, no gradients, no features."""
+        """Whether it has no weights to repair, no gradients and no features."""
         return isinstance(self.net, BlackBox)
 
     @property
     def head(self) -> nn.Linear:
-        """The last linear layer, which turns features into logits.
+        """The last linear layer, which maps features to logits.
 
         Raises:
-            UsageError: when the network has none.
+            UsageError: if the network does not end in one.
         """
         linear = [m for m in self.net.modules() if isinstance(m, nn.Linear)]
         if not linear or linear[-1].out_features != len(self.form.classes):
@@ -69,7 +68,7 @@ class Classifier(nn.Module):
         return linear[-1]
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the last layer sees: (n, d). Of a network without a last linear layer: the pictures, made small."""
+        """Return the inputs of the last linear layer: (n, d). Without such a layer: the pictures, downsized."""
         try:
             head = self.head
         except UsageError:
@@ -85,7 +84,7 @@ class Classifier(nn.Module):
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw the same numbers and sum in the same order inside the block; leave no trace outside."""
+    """Make random draws and sums reproducible inside the block, and restore the state afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -97,10 +96,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def fit_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Copy weights into a network of exactly their names and shapes.
+    """Copy weights into a network that has exactly their names and shapes.
 
     Raises:
-        UsageError: naming what is missing, unexpected or of another shape.
+        UsageError: with the names that are missing, unexpected or of another shape.
     """
     own = net.state_dict()
     problems = [f"missing {k}" for k in own if k not in state] + [f"unexpected {k}" for k in state if k not in own]
@@ -116,7 +115,7 @@ def fit_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None
 
 
 def save_model(model: Classifier, folder: Path) -> None:
-    """Write config.json and model.safetensors, or what a black box is known by; the same model gives the same bytes."""
+    """Write config.json and model.safetensors, or the files of a black box; the same model gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", model.form.model_dump(mode="json", exclude_none=True))
     if isinstance(model.net, BlackBox):
@@ -128,14 +127,14 @@ def save_model(model: Classifier, folder: Path) -> None:
 
 
 def load_model(folder: Path, named: Mapping[str, Any] | None = None) -> Classifier:
-    """Read what `save_model` wrote, ready to answer.
+    """Read what `save_model` wrote, ready for inference.
 
     Args:
         folder: the model folder.
-        named: `prepare.model` of params.yaml, which says how a model behind HTTP is asked.
+        named: `prepare.model` of params.yaml, which has the settings for a model behind HTTP.
 
     Raises:
-        UsageError: when a file is missing or the weights do not fit the configuration.
+        UsageError: if a file is missing or the weights do not fit the configuration.
     """
     config = read_json(folder / "config.json")
     config.pop("schema", None)
@@ -158,5 +157,5 @@ def load_model(folder: Path, named: Mapping[str, Any] | None = None) -> Classifi
 
 
 def clone(model: Classifier) -> Classifier:
-    """A copy to be changed."""
+    """Return a copy that may be changed."""
     return copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""Pictures of the user's own: folders, lists and data sets of the datasets library."""
+"""The user's own pictures: folders, lists, and data sets of the `datasets` library."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from stages.tasks.hub_data import HubDataSource, check_columns, row_file
 from stages.tasks.json_lines import count_lines
 from stages.tasks.source import collect
 
-_READ = ("image", "label", "id", "split", "group")  # fields of a line that are not details
+_READ = ("image", "label", "id", "split", "group")  # fields of a line that are not attributes
 
 
 class OwnPictures(DataSource):
-    """What all sources of own pictures share: how labels are read and how pictures are shown to the model."""
+    """Base of all sources of the user's own pictures: how labels are read and how pictures are shown to the model."""
 
     labels: dict[Label, Label] = Field({}, description="{their label: the model's class}, where these differ")
     resize: int | None = Field(
@@ -67,7 +67,7 @@ class OwnPictures(DataSource):
         if twice := sorted(name for name, n in Counter(ids).items() if n > 1):
             raise UsageError(f"prepare.data: ids must be unique, found {', '.join(twice[:NAMED])} more than once")
         named = self._translated(labels)
-        if self.labels:  # the data's own order is of names the model does not have
+        if self.labels:  # the order in the data is that of names unknown to the model
             classes, unordered = None, "prepare.data.labels renames those of the data"
         return Pool(
             pictures=Encoded(sources, self.resize, self.size, self.channels),
@@ -93,10 +93,10 @@ class OwnPictures(DataSource):
 
 
 class ImageFolder(OwnPictures):
-    """{imagefolder: FOLDER}: a folder of each class, as torchvision and timm read them; or such a folder of each split.
+    """{imagefolder: FOLDER}: a folder per class, as torchvision and timm read them, or such a folder per split.
 
-    Splits are `discover`, `repair`, `test` (and `train`, for a model that is trained here), or others' `train`, `val`
-    and `test`, which become `repair`, `discover` and `test`.
+    Splits are `discover`, `repair`, `test` (and `train`, for a model that is trained here), or the common `train`,
+    `val` and `test`, which become `repair`, `discover` and `test`.
     """
 
     imagefolder: str
@@ -118,7 +118,7 @@ class ImageFolder(OwnPictures):
         return f"the folder {self.imagefolder}"
 
     def _folders(self, inputs: Path) -> dict[str, Path]:
-        """{split, or "": folder of classes}."""
+        """Return {split, or "": folder of classes}."""
         where = "prepare.data.imagefolder"
         root = local_file(inputs, self.imagefolder, where)
         if not root.is_dir():
@@ -127,7 +127,7 @@ class ImageFolder(OwnPictures):
         if not folders:
             raise UsageError(f"{where}: {root} holds no folders, expected one of each class")
         splits = ready_splits([folder.name for folder in folders])
-        # A class may well be called train: then its folder holds pictures, not folders.
+        # A class may be called train; then its folder contains pictures rather than folders.
         if splits is None or not all(_subfolders(folder) for folder in folders):
             return {"": root}
         check_apart(splits, f"{where}: {root} has the folders")
@@ -156,10 +156,10 @@ class ImageFolder(OwnPictures):
 
 
 class JsonLines(OwnPictures):
-    """{jsonl: FILE}: a line {"image": PATH, "label": NAME} for each picture, the path relative to the file.
+    """{jsonl: FILE}: one line {"image": PATH, "label": NAME} per picture, with the path relative to the file.
 
-    A line may also have `id`, `split` (in all lines or none) and `group`: pictures of a group stay in one split. Other
-    fields with numbers or short texts say what pictures have in common, and the report tells failure rates by them.
+    A line may also have `id`, `split` (in all lines or none) and `group`: pictures of a group stay in one split.
+    Further fields with numbers or short texts become attributes, by which the report lists failure rates.
     """
 
     jsonl: str
@@ -169,7 +169,7 @@ class JsonLines(OwnPictures):
         return collect(lambda: local_file(inputs, self.jsonl, "prepare.data.jsonl"))
 
     def available(self, inputs: Path, enough: int) -> Mapping[str, int]:
-        """See DataSource; which line is of which split is told by reading all of them."""
+        """See DataSource; not counted by split, which would require parsing all lines."""
         return {"": count_lines(local_file(inputs, self.jsonl, "prepare.data.jsonl"), enough)}
 
     def origin(self, inputs: Path) -> str:
@@ -221,9 +221,10 @@ class JsonLines(OwnPictures):
 
 
 class HubDataset(HubDataSource, OwnPictures):
-    """{datasets: ID_OR_FOLDER, split: NAME}: a data set of the datasets library, under inputs or of the hub.
+    """{datasets: ID_OR_FOLDER, split: NAME}: a data set of the `datasets` library, under inputs or on the hub.
 
-    What lies under inputs is taken; else the name is one of the hub, looked up in the cache. No code of it is run.
+    A folder under inputs takes precedence; otherwise it is an ID on the hub, looked up in the cache. No code of it is
+    run.
     """
 
     extra = "image"
@@ -275,7 +276,7 @@ class HubDataset(HubDataSource, OwnPictures):
         if None in labels or not labels:
             raise UsageError(f"prepare.data.label: {self.datasets} has {labels.count(None)} pictures without a label")
         if names[0] is not None:
-            if min(labels) < 0:  # how the datasets library says "unknown", as in many a test split
+            if min(labels) < 0:  # "unknown" in the datasets library, as in many test splits
                 raise UsageError(f"prepare.data.label: the labels of {', '.join(named.values())} are not published")
             labels = [names[0][label] for label in labels]
         return self._pool(
@@ -303,7 +304,7 @@ class HubDataset(HubDataSource, OwnPictures):
 
 
 class _Contents:
-    """Contents of picture files in tables of the datasets library, read when they are asked for."""
+    """Contents of picture files in tables of the `datasets` library, read on demand."""
 
     def __init__(self, parts: Sequence[Any], column: str, folder: Path) -> None:
         self.parts, self.column, self.folder = parts, column, folder
@@ -320,7 +321,7 @@ class _Contents:
 
 
 def _rows(part: Any, split: str) -> list[str]:
-    """Names of the rows of a data set, by their place in the whole split, of which it may be a slice."""
+    """Name the rows of a data set by their position in the whole split, of which it may be a slice."""
     import datasets
 
     whole = {name: info.num_examples for name, info in part.info.splits.items()}
@@ -329,7 +330,7 @@ def _rows(part: Any, split: str) -> list[str]:
 
 
 def _details(part: Any, read: Sequence[str]) -> list[dict[str, Any]]:
-    """What the plain columns of a data set say of its pictures beside those that are read: a mapping a row."""
+    """Return what the plain columns of a data set say about its pictures, besides `read`: one mapping per row."""
     kinds = {name: kind for name, kind in part.features.items() if name not in read and hasattr(kind, "dtype")}
     plain = [name for name, kind in kinds.items() if re.match("string|large_string|bool|u?int|float", str(kind.dtype))]
     if not plain:
@@ -342,10 +343,10 @@ def _details(part: Any, read: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _row(line: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """One line of a list: the fields that are read, and what else it says of the picture.
+    """Parse one line of a list into the fields that are read, and the attributes of the picture.
 
     Raises:
-        ValueError: when it is not a picture with its label.
+        ValueError: if it is not a picture with its label.
     """
     try:
         row = json.loads(line)
@@ -353,7 +354,7 @@ def _row(line: str) -> tuple[dict[str, str], dict[str, Any]]:
         raise ValueError("no JSON") from None
     if not isinstance(row, dict):
         raise ValueError(f"{type(row).__name__}, expected an object with image and label")
-    more = details(row, set(_READ) - {"group"})  # a few large groups tell pictures apart, too
+    more = details(row, set(_READ) - {"group"})  # a few large groups are also an attribute
     row = {key: spelled(row[key]) for key in _READ if row.get(key) is not None}
     for key in ("image", "label"):
         if key not in row:
@@ -381,7 +382,7 @@ def _shown(entry: os.DirEntry[str]) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """All pictures below a folder, links followed."""
+    """Yield all pictures below a folder, following links."""
     for here, _, names in os.walk(folder, followlinks=True):
         yield from (Path(here, name) for name in names if Path(name).suffix.lower() in SUFFIXES and name[0] != ".")
 

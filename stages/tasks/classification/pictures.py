@@ -1,4 +1,4 @@
-"""From a picture file to what a model is shown: decoded, upright, resized and cut, in the model's channels."""
+"""Decoding of picture files for a model: upright, resized and cropped, in the model's channels."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _NUMBERS = ("I", "F")  # modes whose values have no known range
 
 
 class UnreadablePicture(Exception):
-    """A file that holds no picture we can show a model; the message says why, and names no folder."""
+    """A file without a usable picture; the message says why, without naming a folder."""
 
 
 class View(Strict):
-    """How a picture becomes a square of pixels, before the centre is cut out of it.
+    """How a picture is resized before its centre is cropped.
 
     Args:
         resize: the shorter side, or (height, width) whatever the picture's proportions.
-        interpolation: a filter of pillow.
+        interpolation: a filter of Pillow.
     """
 
     resize: int | Annotated[tuple[int, int], Field(strict=False)] = Field(
@@ -37,7 +37,7 @@ class View(Strict):
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"
 
     def at(self, own: Shape, shape: Shape) -> View:
-        """The same made for inputs of another shape than `own`: nothing of the shorter side is cut off then."""
+        """Adapt to inputs of another shape than `own`; the shorter side is then not cropped."""
         return self if own == shape else View(resize=max(shape[1:]), interpolation=self.interpolation)
 
 
@@ -46,20 +46,20 @@ def decode(source: Path | bytes, shape: Shape, view: View) -> np.ndarray:
 
     Args:
         source: a file, or its content.
-        shape: of the result: 1 channel is grey, 3 are red, green and blue.
-        view: how it is resized; then the centre is cut out.
+        shape: shape of the result: 1 channel is grey, 3 are red, green and blue.
+        view: how it is resized before its centre is cropped.
 
     Returns:
         (channels, height, width) uint8.
 
     Raises:
-        UnreadablePicture: when it is damaged, no picture, or too large to be one.
+        UnreadablePicture: if it is damaged, not a picture, or too large to be one.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     name = source.name if isinstance(source, Path) else "the picture"
     try:
-        # pillow warns of pictures of more than 89 million pixels and refuses those of twice as many.
+        # Pillow warns about pictures of more than 89 million pixels and refuses those twice as large.
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as opened:
@@ -69,7 +69,7 @@ def decode(source: Path | bytes, shape: Shape, view: View) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadablePicture(f"{name} is too large: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
-        # The message may name the path of this machine, which must not get into the outputs.
+        # The message may contain a path of this machine, which must not get into the outputs.
         raise UnreadablePicture(
             str(error).replace(str(source), name) if isinstance(source, Path) else str(error)
         ) from None
@@ -79,7 +79,7 @@ def decode(source: Path | bytes, shape: Shape, view: View) -> np.ndarray:
 def _upright(photo: Any, mode: str) -> Any:
     from PIL import Image
 
-    if photo.mode.startswith("I;16"):  # pillow would clip 16 bits instead of scaling them
+    if photo.mode.startswith("I;16"):  # Pillow would clip 16 bits instead of scaling them
         return Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8)).convert(mode)
     if photo.mode in _NUMBERS:
         raise ValueError(f"its pixels are of mode {photo.mode}, expected 8 or 16 bits a channel")
@@ -95,10 +95,10 @@ def _cut(photo: Any, shape: Shape, view: View, name: str) -> np.ndarray:
         size = [max(view.resize, round(side * scale)) for side in photo.size]
     else:
         size = [view.resize[1], view.resize[0]]
-    # What is cut out must fit in.
+    # The resized picture must not be smaller than the crop.
     grow = max(1.0, width / size[0], height / size[1])
     wide, high = (math.ceil(side * grow) for side in size)
-    # A strip of a few bytes becomes billions of pixels when its shorter side is enlarged.
+    # A strip of a few bytes grows to billions of pixels if its shorter side is enlarged.
     if Image.MAX_IMAGE_PIXELS is not None and wide * high > Image.MAX_IMAGE_PIXELS:
         raise UnreadablePicture(
             f"{name} is too large: {photo.width} x {photo.height} pixels would become {wide} x {high}, more than"

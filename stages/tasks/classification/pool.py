@@ -1,7 +1,6 @@
-"""All pictures a source offers, and the choice of those an audit uses.
+"""All pictures that a source offers, and the choice of those an audit uses.
 
-A pool lists pictures and reads none: of a folder of 100,000 only the chosen few are decoded, and as many more as turn
-out to be damaged.
+A pool only lists pictures: of a folder of 100,000 only the chosen few are decoded, plus replacements for damaged ones.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from stages.tasks.classification.pictures import Shape, UnreadablePicture, View,
 from stages.tasks.contract import SPLITS
 from stages.tasks.sources import ItemCounts
 
-NAMED = 5  # files or labels an error names
+NAMED = 5  # number of files or labels that an error lists
 
 
 class Sources(Protocol):
-    """Files of pictures, or their contents, by row."""
+    """Picture files or their contents, by row."""
 
     def __getitem__(self, row: int, /) -> Path | bytes: ...
 
@@ -34,18 +33,18 @@ class Pictures(Protocol):
     """Pictures by their row in a pool."""
 
     def shape(self, own: Shape | None) -> Shape:
-        """What a model is shown: of the pictures' own shape, else of the model's, changed where the data ask for it.
+        """Return the shape that a model sees: that of the pictures or of the model, unless the data set another.
 
         Raises:
-            UsageError: when neither says.
+            UsageError: if no shape is known.
         """
         ...
 
     def read(self, row: int, shape: Shape, view: View | None) -> np.ndarray:
-        """One picture of that shape, (c, h, w) uint8.
+        """Read one picture in that shape, (c, h, w) uint8.
 
         Raises:
-            UnreadablePicture: when there is none.
+            UnreadablePicture: if it cannot be read.
         """
         ...
 
@@ -69,13 +68,13 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Pictures in files or as the content of files, decoded when they are asked for.
+    """Pictures in files, or the contents of files, decoded on demand.
 
     Args:
         sources: n paths, or contents.
-        resize: the shorter side; None: as the model's view says.
-        size: side of the square cut out of the middle; None: as the model takes.
-        channels: 1 or 3; None: as the model takes.
+        resize: the shorter side; None: as in the model's view.
+        size: side of the centre square that is cropped; None: the model's input size.
+        channels: 1 or 3; None: those of the model.
     """
 
     sources: Sources
@@ -102,20 +101,21 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Pool:
-    """All pictures a data source offers.
+    """All pictures that a data source offers.
 
     Args:
         pictures: n pictures.
         labels: (n,) names of classes, or indices of the model's classes.
         ids: n unique names.
-        groups: n names of what pictures belong together (crops of one photo): in one split, and for intervals.
+        groups: n names of groups of related pictures (crops of one photo), which stay in one split and which intervals
+            resample.
         splits: n names of ready-made pools ("train", "discover", ...), or None: the audit draws the splits.
-        classes: names of the classes in the order of their indices, or None if the data have no such order.
-        unordered: why the data have none, for people.
+        classes: names of the classes in the order of their indices, or None if the data define no order.
+        unordered: why the data define no order, for people.
         skipped: corrupt files and why they were skipped.
-        in_order: of a ready-made pool the first items are taken; else they are drawn.
+        in_order: whether to take the first items of a ready-made pool rather than draw them.
         max_corrupt: share of unreadable pictures that may be skipped.
-        details: n mappings of what else the data say of a picture, or none at all.
+        details: n mappings with further attributes of the pictures, or an empty sequence.
     """
 
     pictures: Pictures
@@ -131,14 +131,14 @@ class Pool:
     details: Sequence[Mapping[str, Any]] = ()
 
     def rows(self, split: str) -> np.ndarray:
-        """Rows of a ready-made pool, in its order."""
+        """Return the rows of a ready-made pool, in its order."""
         return np.flatnonzero(np.array(self.splits or []) == split)
 
     def targets(self, classes: Sequence[str]) -> np.ndarray:
-        """Class indices of all pictures: (n,) int64.
+        """Return the class indices of all pictures: (n,) int64.
 
         Raises:
-            UsageError: naming labels that are none of the classes.
+            UsageError: with the labels that are not among the classes.
         """
         if self.labels.dtype.kind in "iu":
             if self.labels.min() < 0 or self.labels.max() >= len(classes):
@@ -156,7 +156,7 @@ class Pool:
     def read(
         self, rows: Sequence[int] | np.ndarray, shape: Shape, view: View | None, skipped: list[dict[str, str]]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Decode some pictures: yields (row, (c, h, w) uint8); unreadable ones go to `skipped` instead."""
+        """Decode some pictures; yield (row, (c, h, w) uint8), and append unreadable ones to `skipped`."""
         for row in rows:
             try:
                 pixels = self.pictures.read(int(row), shape, view)
@@ -167,9 +167,9 @@ class Pool:
 
 
 def class_indices(classes: Sequence[str]) -> dict[str, int]:
-    """{label: index of the class}; classes of ImageNet are also known by their WordNet IDs.
+    """Return {label: index of the class}; classes of ImageNet are also recognised by their WordNet IDs.
 
-    A name that two classes bear is left out, for it says nothing.
+    A name shared by two classes is left out, because it is ambiguous.
     """
     borne = Counter(classes)
     known = {name: index for index, name in enumerate(classes) if borne[name] == 1}
@@ -192,10 +192,10 @@ def _unknown_labels(unknown: Sequence[str], classes: Sequence[str]) -> str:
 
 
 def tolerate(skipped: Sequence[Mapping[str, str]], total: int, max_corrupt: float) -> None:
-    """Let few unreadable pictures pass.
+    """Check that only few pictures are unreadable.
 
     Raises:
-        UsageError: when they are more than a share `max_corrupt` of `total`.
+        UsageError: if they exceed a share `max_corrupt` of `total`.
     """
     if len(skipped) > max_corrupt * total:
         named = "; ".join(f"{s['file']} ({s['reason']})" for s in skipped[:NAMED])
@@ -209,14 +209,14 @@ def tolerate(skipped: Sequence[Mapping[str, str]], total: int, max_corrupt: floa
 def choose_items(
     pool: Pool, counts: ItemCounts, classes: list[str], seed: int, shape: Shape, view: View | None = None
 ) -> pd.DataFrame:
-    """Pick the items of each split: of a ready-made pool, or whole groups in an order drawn by the seed.
+    """Choose the items of each split: from a ready-made pool, or whole groups in a random order given by the seed.
 
     Returns:
         Columns id, split, label (class name), target (class index), image (raw uint8 pixels) and, if some belong
         together, group; `attrs["skipped"]` lists what was left out.
 
     Raises:
-        UsageError: when there are too few pictures, too many are corrupt, or the model does not know their labels.
+        UsageError: if there are too few pictures, too many are corrupt, or the model lacks a class for their labels.
     """
     targets = pool.targets(classes)
     corrupt: list[dict[str, str]] = []
@@ -228,7 +228,7 @@ def choose_items(
         while len(taken) < wanted and (group := next(queue, None)) is not None:
             seen += len(group)
             taken += pool.read(group, shape, view, corrupt)
-            if len(corrupt) > pool.max_corrupt * len(pool.ids):  # whatever the others are
+            if len(corrupt) > pool.max_corrupt * len(pool.ids):  # even if all others are readable
                 tolerate(corrupt, seen, pool.max_corrupt)
         if len(taken) < wanted:
             raise UsageError(_too_few(pool, split, wanted, len(taken), corrupt))
@@ -240,7 +240,7 @@ def choose_items(
 
 
 def _queues(pool: Pool, seed: int) -> dict[str, Iterator[list[int]]]:
-    """For each split the groups of rows it takes items from, one after the other; without pools all share one queue."""
+    """Return for each split an iterator over its groups of rows; without ready-made pools all splits share one."""
     rng = np.random.default_rng([seed, 1])
     if pool.splits is None:
         by_group = pd.Series(range(len(pool.ids))).groupby(pool.groups).apply(list)
@@ -255,10 +255,10 @@ def _queues(pool: Pool, seed: int) -> dict[str, Iterator[list[int]]]:
 
 
 def _check_groups(pool: Pool) -> None:
-    """Whether each group lies in one ready-made pool.
+    """Check that each group is in only one ready-made pool.
 
     Raises:
-        UsageError: naming one that does not.
+        UsageError: with a group that is not.
     """
     found: dict[str, str] = {}
     for group, split in zip(pool.groups, pool.splits or [], strict=True):

@@ -1,4 +1,4 @@
-"""What a preprocessor_config.json of transformers says of pictures."""
+"""Reading of preprocessor_config.json, in which transformers describes the inputs of an image model."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ SUPPORTED = (
     *("MobileViTImageProcessor", "PerceiverImageProcessor", "PoolFormerImageProcessor", "PvtImageProcessor"),
     *("SegformerImageProcessor", "SiglipImageProcessor", "ViTImageProcessor"),
 )
-# do_resize_and_center_crop is an old name of what PoolFormer does anyway; labels are those of segmentation maps.
+# do_resize_and_center_crop is an old name for the default of PoolFormer; do_reduce_labels is about segmentation maps.
 _UNDERSTOOD = {
     *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_flip_channel_order"),
     *("do_resize_and_center_crop", "do_reduce_labels"),
 }
 _WAY_OUT = "export the model to ONNX and name it as `onnx`, where mean and std, size and resize can be said"
-SMALL = 384  # ConvNext: smaller pictures are cut out of larger ones, others are squeezed into the square
-_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # as pillow numbers them
+SMALL = 384  # ConvNext: smaller pictures are cropped from larger ones, others are squeezed into the square
+_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of Pillow's constants
 
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """How a model of transformers is shown pictures.
+    """Preprocessing of pictures for a transformers model.
 
     Args:
-        shape: of its input.
-        view: how a picture is resized before the centre is cut out.
-        mean: one number for each channel, or for all, of pixels in [0, 1].
-        std: likewise.
+        shape: shape of its input.
+        view: how a picture is resized before its centre is cropped.
+        mean: mean of pixels in [0, 1], one number for all channels or one for each.
+        std: the same for the standard deviation.
         bgr: whether blue comes first.
     """
 
@@ -47,16 +47,16 @@ class Preprocessor:
 
     @classmethod
     def of(cls, folder: Path, told: Mapping[str, Any] | None, config: Mapping[str, Any], where: str) -> Preprocessor:
-        """Read it as transformers does, which fills in what old files leave out.
+        """Read it as transformers does, which adds the defaults that old files leave out.
 
         Args:
-            folder: of the model.
-            told: the file in it; None: there is none.
-            config: the model's own, which knows its channels.
+            folder: folder of the model.
+            told: content of the file in it; None: there is none.
+            config: the model's own configuration, which has its channels.
             where: for messages.
 
         Raises:
-            UsageError: when there is no file, or it says something this does not understand.
+            UsageError: if there is no file, or it contains unsupported settings.
         """
         if told is None:
             raise UsageError(f"{where}: the model has no {PREPROCESSOR}, so nobody knows its normalisation")
@@ -82,21 +82,21 @@ class Preprocessor:
 
 
 def _processor(folder: Path) -> Any:
-    """The class of transformers with what the file says of it; no code of the folder is run."""
+    """Load the processor of transformers with the settings in the file; no code of the folder is run."""
     from transformers import AutoImageProcessor
 
     return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
 
 
 def _normalisation(kind: str, processor: Any) -> tuple[list[float], list[float]]:
-    """Mean and deviation of pixels in [0, 1].
+    """Return mean and standard deviation for pixels in [0, 1].
 
-    The processor has pixels in [0, 255], times `rescale_factor`, less `image_mean`, by `image_std`. An EfficientNet's
-    takes 1 off before with `rescale_offset`, and divides by `image_std` once more with `include_top`.
+    The processor computes (pixels * `rescale_factor` - `image_mean`) / `image_std` from pixels in [0, 255]. That of
+    EfficientNet first subtracts 1 if `rescale_offset` is set, and divides by `image_std` again if `include_top` is set.
     """
     mean, std = [0.0], [1.0]
     efficient = kind == "EfficientNetImageProcessor"
-    if processor.do_normalize and kind != "MobileViTImageProcessor":  # which has the flag and heeds it not
+    if processor.do_normalize and kind != "MobileViTImageProcessor":  # MobileViT has the flag but ignores it
         mean, std = _numbers(processor.image_mean), _numbers(processor.image_std)
     if efficient and processor.include_top:
         again = _numbers(processor.image_std)
@@ -120,7 +120,7 @@ def _geometry(kind: str, processor: Any, channels: int) -> tuple[Shape, View]:
     elif kind == "LevitImageProcessor" and isinstance(resize, int):
         resize = int(256 / 224 * resize)
     elif kind == "PerceiverImageProcessor" and cut is not None:
-        # It cuts first, size / crop_size of the shorter side, and makes that `size`.
+        # Perceiver crops first, size / crop_size of the shorter side, and resizes the crop to `size`.
         resize, cut = _edge(cut), (_edge(resize), _edge(resize))
     cut = resize if cut is None else cut
     if isinstance(cut, int):
@@ -133,7 +133,7 @@ def _geometry(kind: str, processor: Any, channels: int) -> tuple[Shape, View]:
 
 
 def _size(told: Any, name: str) -> int | tuple[int, int]:
-    """The shorter side, or (height, width)."""
+    """Return the shorter side, or (height, width)."""
     given = {key: int(value) for key, value in dict(told or {}).items() if value is not None}
     if set(given) == {"shortest_edge"}:
         return given["shortest_edge"]
@@ -143,7 +143,7 @@ def _size(told: Any, name: str) -> int | tuple[int, int]:
 
 
 def _edge(size: int | tuple[int, int]) -> int:
-    """The side of a square, or the shorter side."""
+    """Return the side of a square, or the shorter side."""
     if isinstance(size, int):
         return size
     if size[0] != size[1]:

@@ -1,4 +1,4 @@
-"""Networks of torchvision and transformers; of a repository nothing but tensors and JSON is read."""
+"""Networks of torchvision and transformers; only tensors and JSON of a repository are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stages.tasks.classification.sources import Normalised, check_answers, check
 from stages.tasks.hub import NAME, Repository, local_folder
 from stages.tasks.source import collect
 
-_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of INCEPTIONS
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # auxiliary heads of INCEPTIONS
 _LEFT_OUT = (
     "_name_or_path",
     "transformers_version",
@@ -35,7 +35,7 @@ _LEFT_OUT = (
 
 
 class TorchvisionModel(Normalised):
-    """{torchvision: NAME, weights: FILE}: a classifier of torchvision with weights of the user's own."""
+    """{torchvision: NAME, weights: FILE}: a torchvision classifier with the user's own weights."""
 
     torchvision: str = Field(pattern=r"^\w+$")
     weights: str = Field(description="file under inputs")
@@ -93,14 +93,14 @@ class TorchvisionModel(Normalised):
         return check_answers(model, where).to(device)
 
     def _settings(self) -> dict[str, Any] | None:
-        """What the network is built with beside its classes."""
+        """Arguments for building the network, besides its classes."""
         if self.torchvision not in INCEPTIONS:
             return None
         return {"args": {"transform_input": self.transform_input is not False, "aux_logits": False}}
 
 
 class TransformersModel(Normalised):
-    """{transformers: ID_OR_FOLDER, revision: COMMIT}: a model under inputs or of the hub, classifying images."""
+    """{transformers: ID_OR_FOLDER, revision: COMMIT}: an image classifier under inputs or on the hub."""
 
     transformers: str = Field(pattern=NAME)
     revision: str | None = Field(None, description="hub: commit, tag or branch; name a commit to get the same tomorrow")
@@ -154,7 +154,7 @@ class TransformersModel(Normalised):
 
 
 def _transformers(folder: Path, where: str) -> Any:
-    """The model of a folder with its weights, in float32."""
+    """Load the model of a folder with its weights, in float32."""
     try:
         from transformers import AutoModelForImageClassification
         from transformers.utils import logging
@@ -175,7 +175,7 @@ def _transformers(folder: Path, where: str) -> Any:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UsageError(f"{where}: {folder} cannot be read: {' '.join(str(error).split())[:400]}") from None
     model, told = read
-    # transformers fills what is missing with random numbers and only warns.
+    # transformers initialises missing weights at random and only warns.
     if missing := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
         more = f"; and {len(missing) - 4} more" if len(missing) > 4 else ""
         raise UsageError(f"{where}: the weights do not fit: {'; '.join(missing[:4])}{more}")

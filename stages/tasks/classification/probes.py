@@ -52,18 +52,18 @@ from stages.tasks.contract import (
 )
 from stages.tasks.source import Source
 
-COMPARED = 500  # pictures that the reference and the model under test are compared on, at most
-COMPARISON = b"reference"  # sets the random draws of that apart
+COMPARED = 500  # maximum number of pictures on which the reference and the model under test are compared
+COMPARISON = b"reference"  # seeds the random draws of that comparison
 _UNREADABLE = "; the reference cannot read it either, so it is not held against the model"
-EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
+EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, so that people can see them
 
 
 class ClassifierProbes(Task):
     """A classifier under test with its images.
 
     The discrepancy of a probe is tanh((best other logit - true logit) / scale), in [-1, 1]: above 0 the model is wrong.
-    With a reference (`prepare.reference`), pictures that nobody could read are not failures.
-    Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.images`.
+    With a reference (`prepare.reference`), failures on unreadable pictures do not count.
+    Subclasses may extend `catalogue` with their own concepts, see `stages.concepts.images`.
     """
 
     init: ClassVar[str] = ".init:PicturesInit"
@@ -74,7 +74,7 @@ class ClassifierProbes(Task):
     discrepancy_block = DiscrepancyConfig
     repair_block = RepairSettings
     follows_policy = heeds_dose = ("all-layers", "self-distilled", "last-layer")
-    policy_by_default = True  # measured: it needs a quarter of the steps (docs/classification.md)
+    policy_by_default = True  # measured: a repair by the policy needs a quarter of the steps (docs/classification.md)
     loaders: ClassVar[Mapping[str, Mapping[str, type[Source]]]] = {
         "model": MODEL_LOADERS,
         "reference": REFERENCE_LOADERS,
@@ -101,20 +101,20 @@ class ClassifierProbes(Task):
         self._rows = {item: row for row, item in enumerate(items["id"])}
         self._numbers = np.array([_item_number(item) for item in items["id"]], dtype=np.uint64)
         self._features: dict[int, np.ndarray] = {}
-        # Convolutions and pooling are faster when the channels of a pixel lie together.
+        # Convolutions and pooling are faster if the channels of a pixel are contiguous.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._backend: Backend | None = None
 
     @property
     def backend(self) -> Backend:
-        """What answers for the model; another model in its place gets another one."""
+        """The backend that runs the model; recreated if the model is replaced."""
         if self._backend is None or self._backend.model is not self.model:
             self._backend = Backend(self.model, self.context.compute)
         return self._backend
 
     @cached_property
     def reference(self) -> Reference:
-        """What says which pictures can be read; loaded when it is first asked."""
+        """The reference that decides which pictures are readable; loaded on first use."""
         context, seen = self.context, self._seen
         assert seen is not None
         model = self.source(context, "reference").build(context.inputs, seen.pool, context.seed, context.compute.device)
@@ -129,7 +129,7 @@ class ClassifierProbes(Task):
 
     @classmethod
     def compute_errors(cls, context: TaskContext) -> list[str]:
-        """See Task: what this machine, or a model that runs by itself, cannot do."""
+        """See Task: settings that this machine, or a model that runs by itself, does not support."""
         return compute_errors(context.compute, _black_box(context))
 
     @classmethod
@@ -139,7 +139,7 @@ class ClassifierProbes(Task):
 
     @classmethod
     def attack_errors(cls, context: TaskContext) -> list[str]:
-        """See Task: a model that only answers has no gradients."""
+        """See Task: a black box has no gradients."""
         if kind := _black_box(context):
             return [f"a model that runs by itself (prepare.model.{kind}) provides no gradients"]
         return [] if has_foolbox() else [MISSING]
@@ -185,7 +185,7 @@ class ClassifierProbes(Task):
         }
 
     def choose_backend(self) -> Chosen:
-        """Settle what `compute.backend: auto` stands for, on clean pictures of this audit, and use it from now on."""
+        """Resolve `compute.backend: auto` on clean pictures of this audit, and use the result from now on."""
         rows = np.linspace(0, len(self._rows) - 1, PICTURES).astype(np.int64)
         chosen = choose(self.model, self.context.compute, self.clean(rows), _black_box(self.context))
         self.context = replace(self.context, compute=replace(self.context.compute, backend=chosen.backend))
@@ -209,28 +209,28 @@ class ClassifierProbes(Task):
     # Probing
 
     def inputs(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> Tensor:
-        """What the model is shown: (n, c, h, w) float32 in [0, 1]."""
+        """Return the changed pictures that the model sees: (n, c, h, w) float32 in [0, 1]."""
         rows = self.rows(item_ids)
         cells = np.asarray(cells, dtype=np.int64)
         repeats = np.zeros(len(rows), dtype=np.int64) if repeats is None else np.asarray(repeats)
         chance = probe_chance(self._numbers[rows], self.concepts.flat(cells), repeats, self.context.seed)
-        # Each channel by itself: most changes of pixels are several times as fast that way.
+        # Process channels as separate planes: most changes of pixels are several times as fast that way.
         changed = self._transforms(self._unchanged(rows), cells, chance)
         return changed.contiguous(memory_format=torch.channels_last)
 
     def rows(self, item_ids: Sequence[str]) -> np.ndarray:
-        """Rows of items in the table: (n,) int64."""
+        """Return the rows of items in the table: (n,) int64."""
         return np.array([self._rows[item] for item in item_ids], dtype=np.int64)
 
     def clean(self, rows: np.ndarray) -> Tensor:
-        """Unchanged images of some rows: (n, c, h, w) float32 in [0, 1]."""
+        """Return the unchanged images of some rows: (n, c, h, w) float32 in [0, 1]."""
         return self._unchanged(rows).contiguous(memory_format=torch.channels_last)
 
     def _unchanged(self, rows: np.ndarray) -> Tensor:
         return self._pixels[torch.from_numpy(rows).to(self._pixels.device)].float().div_(255)
 
     def targets(self, rows: np.ndarray) -> Tensor:
-        """Class indices of some rows: (n,) int64."""
+        """Return the class indices of some rows: (n,) int64."""
         return self._targets[torch.from_numpy(rows).to(self._targets.device)]
 
     def _batches(self, n: int) -> Iterator[slice]:
@@ -238,7 +238,7 @@ class ClassifierProbes(Task):
         return (slice(start, start + size) for start in range(0, n, size))
 
     def logits(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> Tensor:
-        """Answers of the model to n probes: (n, classes) float32 on the CPU."""
+        """Return the model's logits for n probes: (n, classes) float32 on the CPU."""
         batches = [
             (item_ids[batch], cells[batch], None if repeats is None else repeats[batch])
             for batch in self._batches(len(item_ids))
@@ -248,14 +248,14 @@ class ClassifierProbes(Task):
 
     @torch.inference_mode()
     def answer(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None) -> np.ndarray:
-        """The same of one batch at most."""
+        """Return `logits` of at most one batch."""
         with self.backend.threads():
             return self.backend(self.inputs(item_ids, cells, repeats)).numpy()
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See Task. Outputs are the predicted class and its probability: "7 (83%)".
 
-        Where the model fails at a changed picture that the reference cannot read either, the probe is not valid and has
+        If the model fails on a changed picture that the reference cannot read either, the probe is not valid and has
         not failed (see `reference`).
         """
         logits = self.logits(item_ids, np.asarray(cells), repeats)
@@ -271,9 +271,9 @@ class ClassifierProbes(Task):
     def _valid(
         self, failed: np.ndarray, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None
     ) -> np.ndarray | None:
-        """Which probes the model can be blamed for, (n,) bool; None where no reference says.
+        """Return the probes for which the model can be blamed, (n,) bool; None if there is no reference.
 
-        Only where the model fails is the reference asked.
+        The reference is only queried where the model fails.
         """
         if self._seen is None:
             return None
@@ -288,7 +288,7 @@ class ClassifierProbes(Task):
         return valid
 
     def _reference_says(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None) -> np.ndarray:
-        """Answers of the reference to n changed pictures: (n,) class indices."""
+        """Return the reference's answers to n changed pictures: (n,) class indices."""
         said = np.empty(len(item_ids), dtype=np.int64)
         for batch in self._batches(len(item_ids)):
             pixels = self.inputs(item_ids[batch], cells[batch], None if repeats is None else repeats[batch])
@@ -296,12 +296,12 @@ class ClassifierProbes(Task):
         return said
 
     def _of_other_labels(self, item_ids: Sequence[str]) -> list[str]:
-        """For each of n items one of the same split with another label, which the reference reads unchanged.
+        """Return for each of n items one of the same split with another label, which the reference reads unchanged.
 
-        It is the same for an item whenever it is asked.
+        The choice depends only on the item.
 
         Raises:
-            UsageError: when the split has none.
+            UsageError: if the split has none.
         """
         table, others = self.items.table, []
         ids, splits, labels = (table[column].to_numpy() for column in ("id", "split", "label"))
@@ -316,7 +316,7 @@ class ClassifierProbes(Task):
         return others
 
     def attacked(self, item_ids: Sequence[str], attack: str, epsilon: float, steps: int) -> np.ndarray:
-        """See Task. Gradients are those of the network in torch, whatever backend runs it elsewhere."""
+        """See Task. Gradients are those of the torch network, whatever backend runs it otherwise."""
         failed = []
         for batch in self._batches(len(item_ids)):
             rows = self.rows(item_ids[batch])
@@ -328,13 +328,13 @@ class ClassifierProbes(Task):
         return torch.cat(failed).cpu().numpy()
 
     def _discrepancy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """How wrong answers (n, classes) are: (n,) in [-1, 1]."""
+        """Return how wrong logits (n, classes) are: (n,) in [-1, 1]."""
         true = logits.gather(1, targets[:, None])[:, 0]
         best_other = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
         return torch.tanh((best_other - true) / self.settings.scale)
 
     def clean_quality(self, split: Split) -> Quality:
-        """See Task: 1 where the unchanged image is classified right."""
+        """See Task: 1 if the unchanged image is classified correctly."""
         ids = self.items.ids(split)
         rows = self.rows(ids)
         with torch.inference_mode(), self.backend.threads():
@@ -371,13 +371,14 @@ class ClassifierProbes(Task):
 
     @property
     def judged_by(self) -> dict[str, str]:
-        """Where the reference comes from, by its key of `prepare:`; empty without one."""
+        """Return the origin of the reference, by its key of `prepare:`; empty without one."""
         return {"reference": self._seen.origin} if self._seen else {}
 
     def notes(self) -> Sequence[str]:
-        """See Task: who says which pictures can be read, and whether that one reads changed pictures any better.
+        """See Task: what decides what is readable, and whether it reads changed pictures better than the model.
 
-        Accuracy on unchanged pictures does not tell: a network that has never seen changed ones excuses nearly all.
+        Accuracy on unchanged pictures is no indication: a network that never saw changed ones excuses nearly all
+        failures.
         """
         if self._seen is None:
             return ()
@@ -401,7 +402,7 @@ class ClassifierProbes(Task):
 
 
 def _black_box(context: TaskContext) -> str | None:
-    """The kind of model, if it runs by itself."""
+    """Return the kind of a model that runs by itself; None for others."""
     model = context.config.get("model")
     return next((kind for kind in BLACK_BOXES if isinstance(model, Mapping) and kind in model), None)
 

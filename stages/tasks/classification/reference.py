@@ -1,10 +1,10 @@
-"""A stronger model that says which changed pictures can be read at all (`prepare.reference`).
+"""A stronger model that decides which changed pictures are readable at all (`prepare.reference`).
 
-Where the model under test fails, the reference is shown the same picture. If it gets that wrong, too, though it reads
-the unchanged one, the change has made the picture unreadable, and the probe is not valid. Where it gets the unchanged
-picture wrong its answer says nothing of the change, for the label may be wrong or the reference too weak: the failure
-stands. Right is not yet read: of black pictures a network says the same whatever they showed, and is right for one
-class. So it is also shown a picture of another label under the same change, and must not say the same of that.
+If the model under test fails, the reference sees the same picture. If it is wrong too, although it reads the unchanged
+picture, the change has made the picture unreadable, and the probe is not valid. If it is wrong about the unchanged
+picture, the label may be wrong or the reference too weak, so its answer says nothing about the change, and the failure
+stands. A correct answer is not sufficient: a network gives the same answer for all black pictures, which is correct for
+one class. So it also sees a picture of another label under the same change, and must answer differently.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from stages.tasks.classification.pool import NAMED, Decoded, Pool, class_indices
 from stages.tasks.classification.sources import ModelSource
 from stages.tasks.contract import Compute, TaskContext
 
-READABLE = "readable"  # column of items.parquet: whether the reference reads the unchanged picture
+READABLE = "readable"  # column of items.parquet: whether the reference classifies the unchanged picture correctly
 
 
 class ReferenceSource(ModelSource):
-    """Mixed into each loader of models: what it says of prepare.model is said of prepare.reference here."""
+    """Mixin for the model loaders: their messages about prepare.model name prepare.reference here."""
 
     def errors(self, inputs: Path) -> list[str]:
         """See Source."""
@@ -53,7 +53,7 @@ class ReferenceSource(ModelSource):
             return super().build(inputs, pool, seed, device)  # type: ignore[safe-super]
 
     def repair_errors(self, audit: str, settings: Mapping[str, Any]) -> list[str]:
-        """See Source: nobody repairs it."""
+        """See Source: a reference is never repaired."""
         return []
 
 
@@ -69,8 +69,8 @@ def _of_reference() -> Iterator[None]:
         raise UsageError(_renamed(str(error))) from None
 
 
-# Every stage reads the reference where it lies, as it does other judges: one trained here would be trained by each. It
-# would be no stronger than the model under test either.
+# Every stage loads the reference from its source, as it does other judges, so one trained here would be trained again
+# by each stage. It would be no stronger than the model under test either.
 REFERENCE_LOADERS: Mapping[str, type[ModelSource]] = {
     name: create_model(f"Reference{loader.__name__}", __base__=(ReferenceSource, loader))
     for name, loader in MODEL_LOADERS.items()
@@ -80,12 +80,12 @@ REFERENCE_LOADERS: Mapping[str, type[ModelSource]] = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What of the audit's data a loader needs, so that later stages load the same reference without the data.
+    """The part of the audit's data that a loader needs, so that later stages load the same reference without the data.
 
     Args:
-        shape: of the pictures it takes.
-        classes: of the data, if they have an order.
-        origin: where it comes from, for people.
+        shape: shape of the pictures it takes.
+        classes: classes of the data, if they have an order.
+        origin: origin of the reference, for people.
     """
 
     shape: Shape
@@ -94,28 +94,28 @@ class Seen:
 
     @classmethod
     def of(cls, items: pd.DataFrame) -> Seen | None:
-        """What `add_readable` wrote; None if there is no reference."""
+        """Read what `add_readable` wrote; None if there is no reference."""
         told = items.attrs.get("reference")
         return None if told is None else cls(**told)
 
     @property
     def pool(self) -> Pool:
-        """Pictures of that shape, of which there are none."""
+        """An empty pool of pictures of that shape."""
         nothing = Decoded(np.empty((0, *self.shape), np.uint8))
         return Pool(nothing, np.array([], dtype=str), [], [], classes=self.classes)
 
 
 class Reference:
-    """Reads pictures; of its classes it chooses among those of the model under test, as that does.
+    """Classifies pictures, restricted to the classes of the model under test.
 
     Args:
         model: the reference.
-        classes: of the model under test.
-        labels: of the items, all of which the reference must know.
-        compute: device, threads and batch size; it runs in torch and in float32 whatever the model under test does.
+        classes: classes of the model under test.
+        labels: labels of the items, for all of which the reference must have a class.
+        compute: device, threads and batch size; it always runs in eager torch and float32.
 
     Raises:
-        UsageError: when it has no class for a label of the items.
+        UsageError: if it has no class for a label of the items.
     """
 
     def __init__(self, model: Classifier, classes: Sequence[str], labels: Sequence[str], compute: Compute) -> None:
@@ -137,11 +137,11 @@ class Reference:
 
     @torch.inference_mode()
     def answers(self, pixels: Tensor) -> np.ndarray:
-        """What it says of pictures.
+        """Classify pictures.
 
         Args:
             pixels: (n, c, h, w) float32 in [0, 1] on the device, n at most the batch size, as the model under test
-                sees them; they are resized to what the reference takes.
+                sees them; they are resized to the reference's input.
 
         Returns:
             (n,) class indices of the model under test.
@@ -155,17 +155,17 @@ class Reference:
 
 
 def add_readable(items: pd.DataFrame, source: ModelSource, pool: Pool, form: Form, context: TaskContext) -> None:
-    """Note of each item whether the reference reads it unchanged, and what later stages need to load the reference.
+    """Record for each item whether the reference reads it unchanged, and what later stages need to load the reference.
 
     Args:
-        items: as `choose_items` gives them; gets a column more, and in its `attrs` an entry "reference".
+        items: from `choose_items`; gets an additional column, and an entry "reference" in its `attrs`.
         source: the reference.
-        pool: all pictures there are.
-        form: of the model under test.
+        pool: all available pictures.
+        form: description of the model under test.
         context: the audit's settings.
 
     Raises:
-        UsageError: when the reference cannot be read, or lacks a label of the items.
+        UsageError: if the reference cannot be read, or lacks a label of the items.
     """
     compute = context.compute
     model = source.build(context.inputs, pool, context.seed, compute.device)

@@ -3,17 +3,17 @@
 Each step sees repair items changed by cells of the target modes and, against forgetting, clean repair items (replay).
 Three methods:
 
-- all-layers: the whole network. Changed images by cross-entropy; clean ones distilled to the answers the model under
-  test gives them (Li and Hoiem, Learning without Forgetting, 2016), which keeps clean accuracy better than their labels
-  do.
+- all-layers: the whole network. Changed images by cross-entropy; clean ones distilled to the answers of the model
+  under test (Li and Hoiem, Learning without Forgetting, 2016), which preserves clean accuracy better than their
+  labels do.
 - self-distilled: the whole network; it learns to answer changed and clean images as it answered the clean ones.
 - last-layer: cross-entropy on the last layer only, as in Sagar et al. (ICML 2024); `reinitialise` starts it from random
-  weights as the paper does, which costs much clean accuracy when repair items are few.
+  weights as the paper does, which costs much clean accuracy if repair items are few.
 
-Of several changed images the one with the highest loss under the weights of the moment is learnt (online hard example
-mining: Shrivastava et al. 2016), by a control as well, so that both cost the same.
+With several `candidates`, only the changed image with the highest current loss is learnt (online hard example mining:
+Shrivastava et al. 2016), by controls too, so that both cost the same.
 
-Dropout and batch normalisation stay as in deployment: batches are part changed and part clean, and running statistics
+Dropout and batch normalisation stay in evaluation mode: batches mix changed and clean images, and running statistics
 of such a mixture would shift the model's answers to clean images.
 """
 
@@ -39,14 +39,14 @@ from stages.tasks.classification.probes import ClassifierProbes
 from stages.tasks.contract import RepairPlan, RepairRecord
 from stages.tasks.training import rate, resume, save_checkpoint, write_card
 
-LOOKED_AT = 2000  # pairs of the targets that are judged before and after
+LOOKED_AT = 2000  # pairs from the targets that are evaluated before and after
 
 
 def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
     """Fine-tune a copy of the task's model and write it with its card; see the module for the methods.
 
     Raises:
-        UsageError: when the settings are wrong, or there is nothing to repair or to learn from.
+        UsageError: if the settings are wrong, or there is nothing to repair or to learn from.
     """
     settings = checked(RepairSettings, plan.settings, "restructure.settings")
     items = task.items.ids("repair")
@@ -74,7 +74,7 @@ def repair(task: ClassifierProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
 
 
 def _numbers(task: ClassifierProbes, model: Classifier, plan: RepairPlan, items: list[str]) -> dict[str, float]:
-    """What became of the items it learnt from, in the targets and unchanged."""
+    """Return rates before and after on the items it learnt from, in the targets and unchanged."""
     boxes = PairSampler(task.concepts, plan.regions(task.concepts), known_attributes(task, items))
     rows, cells = boxes.draw(LOOKED_AT, np.random.default_rng([plan.seed, 4]))
     asked, under_test = np.array(items)[rows].tolist(), task.model
@@ -90,15 +90,15 @@ def _numbers(task: ClassifierProbes, model: Classifier, plan: RepairPlan, items:
 
 
 class FineTuning:
-    """One run of fine-tuning. Epoch by epoch it depends on nothing but the seed and the state, so it can be resumed.
+    """One run of fine-tuning. Each epoch depends only on the seed and the state, so a killed run can resume.
 
     Args:
-        task: gives images.
+        task: provides the images.
         model: the copy to change.
         teacher: the model under test, for self-distillation.
         pairs: draws rows of the repair items, and cells.
         settings: see RepairSettings.
-        plan: seed, dose, and where to keep checkpoints.
+        plan: seed, dose, and folder of checkpoints.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class FineTuning:
         self.what = "control" if plan.control else "repair"
         self.items = np.array(task.items.ids("repair"))
         self.changed = max(1, round(settings.batch_size * (1 - settings.replay)))
-        self.epoch = -(-len(self.items) // self.changed)  # steps: as many changed images as there are items
+        self.epoch = -(-len(self.items) // self.changed)  # steps per epoch: as many changed images as there are items
         self.steps = plan.steps(settings.epochs * self.epoch)
         self.checkpoint = plan.scratch / "epoch.safetensors" if plan.scratch else None
         self.model.requires_grad_(settings.method != "last-layer")
@@ -141,15 +141,15 @@ class FineTuning:
         return pd.DataFrame({"step": np.arange(1, len(self.losses) + 1), "loss": self.losses})
 
     def _epoch(self, epoch: int) -> Iterator[float]:
-        """Train for one epoch; yields the loss of each step."""
+        """Train for one epoch; yield the loss of each step."""
         rng, candidates = np.random.default_rng([self.seed, 5, epoch]), self.settings.candidates * self.changed
         rows, cells = self.pairs.draw(self.epoch * candidates, rng)
         replayed = rng.choice(self.items, (self.epoch, self.settings.batch_size - self.changed))
-        self.model.eval()  # see the module: no running statistics, no dropout
+        self.model.eval()  # no running statistics, no dropout, see the module
         for step in range(min(self.epoch, self.steps - epoch * self.epoch)):
             part = slice(step * candidates, (step + 1) * candidates)
             ids = self.items[rows[part]].tolist()
-            # The epoch as the repeat: the same item and cell get new noise each time they are seen.
+            # Pass the epoch as the repeat, so that the same item and cell get new noise each time.
             changed, of_items = self.task.inputs(ids, cells[part], np.full(candidates, epoch)), self.task.rows(ids)
             worst = self._worst(changed, of_items)
             loss = self._loss(changed[worst], of_items[worst], self.task.rows(replayed[step].tolist()))
@@ -162,7 +162,7 @@ class FineTuning:
             yield self.losses[-1]
 
     def _worst(self, changed: Tensor, rows: np.ndarray) -> np.ndarray:
-        """Of the candidates for each place of the batch, the number of the one with the highest loss."""
+        """Return, for each place in the batch, the index of the candidate with the highest loss."""
         if self.settings.candidates == 1:
             return np.arange(self.changed)
         with torch.no_grad():
@@ -172,13 +172,13 @@ class FineTuning:
     def _loss(self, changed: Tensor, rows: np.ndarray, replayed: np.ndarray) -> Tensor:
         both = np.concatenate([rows, replayed])
         logits = self.model(torch.cat([changed, self.task.clean(replayed)]))
-        # How many of the batch, from the front, learn their label; the others learn the teacher's answer.
+        # Number of images at the front of the batch that learn their label; the others learn the teacher's answer.
         labelled = {"all-layers": len(rows), "self-distilled": 0, "last-layer": len(both)}[self.settings.method]
         of_labels = self._losses(logits[:labelled], both[:labelled], True)
         return torch.cat([of_labels, self._losses(logits[labelled:], both[labelled:], False)]).mean()
 
     def _losses(self, logits: Tensor, rows: np.ndarray, labelled: bool) -> Tensor:
-        """Of each answer (n, classes) about the items of n rows: by its label, or by the teacher's clean answer."""
+        """Return the loss of each logit (n, classes) for n rows: against the label, or the teacher's clean answer."""
         if labelled or not len(rows):
             return functional.cross_entropy(logits, self.task.targets(rows), reduction="none")
         soft = self.settings.temperature

@@ -1,4 +1,4 @@
-"""What loaders of classifiers share: labels, normalisation, weights in files."""
+"""Base classes of model loaders: labels, normalisation, weights in files."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ from stages.tasks.classification.pool import Pool, class_indices
 from stages.tasks.source import Source
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
-_NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights among other things
-_PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before names
+_NESTED = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store the weights
+_PREFIXES = ("module.", "_orig_mod.")  # prefixes of names that DataParallel and torch.compile add
 
 
 class ModelSource(Source):
-    """Base of the model loaders. Where the model comes from is in the form of what they build."""
+    """Base of the model loaders. The origin of the model is in the form of the classifier they build."""
 
     @abstractmethod
     def build(self, inputs: Path, pool: Pool, seed: int, device: str) -> Classifier:
         """Make the model for these pictures.
 
         Raises:
-            UsageError: when it cannot be read, is not a classifier, or does not fit the pictures.
+            UsageError: if it cannot be read, is not a classifier, or does not fit the pictures.
         """
 
 
 class Labelled(ModelSource):
-    """A model of which the user may say what its classes are called."""
+    """A model whose class names the user may give."""
 
     classes: list[Label] | None = Field(None, min_length=2, description="names of the classes, in their order")
 
     def names(self, n: int, own: Sequence[str] | None, pool: Pool, published: Sequence[str] | None = None) -> list[str]:
-        """Names of the model's n classes: the user's, its own, those of as many classes of the data, or ImageNet's.
+        """Return the names of n classes: from the user, the weights, the data if they have as many, or ImageNet.
 
         Args:
-            n: how many there are.
+            n: number of classes.
             own: names that come with the weights.
-            pool: the data; those that name ImageNet's classes say nothing of their order.
-            published: names that come with other weights of the architecture; default: ImageNet's.
+            pool: the data; if their classes are those of ImageNet, their order is not used.
+            published: names that come with other weights of the architecture; by default ImageNet's.
 
         Raises:
-            UsageError: when the user names another number, or nothing names them.
+            UsageError: if the user gives another number of names, or there are no names.
         """
         if self.classes is not None:
             if len(self.classes) != n:
@@ -74,18 +74,18 @@ class Labelled(ModelSource):
 
 
 class Normalised(Labelled):
-    """A network whose normalisation is known, unless the user says otherwise."""
+    """A network whose normalisation is known, unless the user overrides it."""
 
     mean: PER_CHANNEL | None = Field(None, description="subtracted from pixels in [0, 1]; default: the model's own")
     std: POSITIVE | None = Field(None, description="what is left is divided by this; default: the model's own")
 
     def _says(self, library: str) -> str:
-        """Where the normalisation comes from, for people."""
+        """Return where the normalisation comes from, for people."""
         own = [key for key in ("mean", "std") if getattr(self, key) is None]
         return f"{' and '.join(own)} as {library} has them" if own else "mean and std as params.yaml has them"
 
     def normalisation(self, mean: Sequence[float], std: Sequence[float], shape: Shape) -> dict[str, Any]:
-        """Fields `mean` and `std` of the form."""
+        """Return the fields `mean` and `std` of the form."""
         own = {"mean": [float(v) for v in mean], "std": [float(v) for v in std]}
         for key, given in (("mean", self.mean), ("std", self.std)):
             if given is None and len(own[key]) not in (1, shape[0]):
@@ -102,10 +102,10 @@ class Normalised(Labelled):
 
 
 def check_channels(mean: PER_CHANNEL, std: POSITIVE, shape: Shape) -> None:
-    """Whether there is one number for all channels or one for each.
+    """Check that there is one number for all channels or one for each.
 
     Raises:
-        UsageError: when there is not.
+        UsageError: if there is not.
     """
     for key, values in (("mean", mean), ("std", std)):
         if isinstance(values, list) and len(values) not in (1, shape[0]):
@@ -113,10 +113,10 @@ def check_channels(mean: PER_CHANNEL, std: POSITIVE, shape: Shape) -> None:
 
 
 def check_weights(inputs: Path, name: str, where: str) -> Path:
-    """The file of weights under data/<audit>/inputs.
+    """Return the file of weights under data/<audit>/inputs.
 
     Raises:
-        UsageError: when it is not there, or of a kind that is not read.
+        UsageError: if it does not exist, or its kind is not supported.
     """
     path = local_file(inputs, name, where)
     if not path.is_file() or path.suffix not in WEIGHTS:
@@ -125,10 +125,10 @@ def check_weights(inputs: Path, name: str, where: str) -> Path:
 
 
 def read_weights(path: Path, where: str) -> dict[str, Tensor]:
-    """Tensors of a file by their names; of a checkpoint of a training script the weights alone.
+    """Read the tensors of a file by name; of a training script's checkpoint only the weights.
 
     Raises:
-        UsageError: when it holds anything else.
+        UsageError: if it contains anything else.
     """
     if path.suffix == ".safetensors":
         try:
@@ -136,8 +136,8 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{where}: {path.name} is not a readable safetensors file: {error}") from None
     try:
-        # A .pth is a pickle. weights_only reads it with an unpickler that can build tensors and plain containers
-        # and nothing else, so no code of the file runs; it is read this once and kept as safetensors.
+        # A .pth is a pickle. With weights_only it is read by an unpickler that can only build tensors and plain
+        # containers, so no code of the file runs; it is read only once and stored as safetensors.
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UsageError(f"{where}: {path.name} is not a readable file of tensors: {error}") from None
@@ -153,11 +153,11 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def check_answers(model: Classifier, where: str) -> Classifier:
-    """Ask the model once: whether it takes its pictures and scores its classes.
+    """Query the model once, to check that it accepts its pictures and scores its classes.
 
     Raises:
-        UsageError: when it does not.
-        InfrastructureError: when one behind HTTP does not answer.
+        UsageError: if it does not.
+        InfrastructureError: if a model behind HTTP does not answer.
     """
     wanted = (2, len(model.form.classes))
     try:
@@ -165,7 +165,7 @@ def check_answers(model: Classifier, where: str) -> Classifier:
             answer = model.eval()(torch.full((2, *model.form.shape), 0.5))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
-    except FadedError:  # a RuntimeError as well
+    except FadedError:  # some are also a RuntimeError
         raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise UsageError(

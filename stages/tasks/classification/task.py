@@ -12,7 +12,7 @@ class ImageClassification(ClassifierProbes):
     """A classifier under test with its images, which can be repaired."""
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-        """See Task; the methods are those of `stages.tasks.classification.repair`."""
+        """See Task; the methods are described in `stages.tasks.classification.repair`."""
         from stages.tasks.classification.repair import repair
 
         return repair(self, plan, out_dir)

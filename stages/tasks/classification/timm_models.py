@@ -1,4 +1,4 @@
-"""Networks of timm: weights of the user's own in its architectures, repositories of the hub, folders like these."""
+"""Networks of timm: its architectures with the user's own weights, hub repositories, and folders of the same form."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from stages.tasks.hub import Repository, local_folder
 from stages.tasks.source import collect
 
 HUB = "hf-hub:"
-# What create_model could be told to read elsewhere; a repository's config.json must not say that.
+# Arguments by which create_model would read other files; a repository's config.json must not set them.
 _NOT_ARGUMENTS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 class TimmModel(Normalised):
-    """{timm: NAME, weights: FILE}: a network of timm with weights of the user's own; without `weights` one of the hub.
+    """{timm: NAME, weights: FILE}: a timm network with the user's own weights; without `weights` one from the hub.
 
-    The hub's are named as timm does (resnet50.a1_in1k), or by their repository (ORG/NAME); a folder under inputs that
-    holds what such a repository does is one too.
+    Networks on the hub are named as in timm (resnet50.a1_in1k) or by their repository (ORG/NAME). A folder under inputs
+    with the files of such a repository works too.
     """
 
     timm: str = Field(pattern=r"^(hf-hub:)?[\w.-]+(/[\w.-]+)*$")
@@ -154,7 +154,7 @@ class TimmModel(Normalised):
 
 
 def _timm_config(architecture: str) -> dict[str, Any]:
-    """What timm knows of an architecture: input, normalisation, where its weights are."""
+    """Return timm's configuration of an architecture: input, normalisation, source of its weights."""
     from timm.models import get_pretrained_cfg
 
     try:
@@ -171,7 +171,7 @@ def _timm_config(architecture: str) -> dict[str, Any]:
 
 
 def _converted(form: Form, state: Mapping[str, Any], args: Mapping[str, Any], where: str) -> nn.Module:
-    """A network with weights that timm itself has to translate: many of its repositories hold others' names."""
+    """Build a network whose weights timm itself has to convert: many of its repositories use original names."""
     import timm
 
     given = {"state_dict": dict(state), "source": "", "num_classes": len(form.classes), "input_size": form.shape}
