@@ -1,4 +1,4 @@
-"""What a function answers to a batch, and how far an answer is from what people expect."""
+"""Answers of a function to a batch, and how far they are from what people expect."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import numpy as np
 from stages.errors import UsageError
 
 SCALE = 5.0  # margin of logits at which the discrepancy begins to saturate, as in image classification
-LONG = 4  # an answer of more words is a text, in which one other word is not a failure
-LONGEST = 500  # characters of an answer that are kept
+LONG = 4  # an answer with more words is a text, in which a single different word is not a failure
+LONGEST = 500  # characters of an answer that are stored
 THRESHOLDS = {"labels": 0.0, "scores": 0.0, "probabilities": 0.0, "texts": 0.5}
-"""By kind of answers: where failing begins."""
+"""Threshold of a failure by kind of answers."""
 
 Measure = Callable[[Any, str], float]
-"""(answer, expected) -> discrepancy, of the user's own."""
+"""The user's own function (answer, expected) -> discrepancy."""
 
 
 def ask(model: Callable[..., Any], batch: Any) -> Any:
-    """The model's answers to a batch, as a numpy array or a list of texts.
+    """Return the model's answers to a batch, as a numpy array or a list of texts.
 
-    A torch module is asked on its own device, in evaluation mode and without gradients.
+    A torch module is run on its own device, in evaluation mode and without gradients.
 
     Raises:
-        UsageError: when there is not one answer for each of the batch, or what it answers cannot be judged.
+        UsageError: if there is not one answer per item, or the answers cannot be judged.
     """
     answers = _of_module(model, batch) if hasattr(model, "parameters") else model(batch)
-    answers = getattr(answers, "logits", answers)  # as models of transformers answer
+    answers = getattr(answers, "logits", answers)  # models of transformers
     if hasattr(answers, "detach"):
         answers = answers.detach().float().cpu().numpy() if answers.is_floating_point() else answers.cpu().numpy()
     answers = np.asarray(answers)
@@ -58,10 +58,10 @@ def _of_module(model: Any, batch: Any) -> Any:
 
 
 def kind_of(answers: np.ndarray) -> str:
-    """Whether answers are labels, scores, probabilities or texts.
+    """Return whether answers are labels, scores, probabilities or texts.
 
     Raises:
-        UsageError: when they are none of these.
+        UsageError: if they are none of these.
     """
     if answers.ndim == 1 and answers.dtype.kind in "OU":
         return "texts" if any(len(str(answer).split()) > LONG for answer in answers) else "labels"
@@ -78,25 +78,25 @@ def kind_of(answers: np.ndarray) -> str:
 
 
 def spelled(answer: Any) -> str:
-    """A label or another answer as people read it and tables hold it: 3.0 is the class 3."""
+    """Convert a label or other answer to text for people and tables: 3.0 is the class 3."""
     plain = answer.item() if isinstance(answer, np.generic) else answer
     return str(int(plain) if isinstance(plain, float) and plain.is_integer() else plain)[:LONGEST]
 
 
 class Judge:
-    """Says how far answers are from what is expected, and what they were.
+    """Computes how far answers are from what is expected, and formats them.
 
     Args:
-        kind: of the answers, see `kind_of`; "own" with a measure of the user's.
-        classes: of scores, in the order of their columns.
-        measure: the user's own.
+        kind: kind of the answers, see `kind_of`; "own" for a measure of the user.
+        classes: names of scores, in the order of their columns.
+        measure: the user's own measure.
     """
 
     def __init__(self, kind: str, classes: Sequence[str] = (), measure: Measure | None = None) -> None:
         self.kind, self.classes, self.measure = kind, list(classes), measure
 
     def __call__(self, answers: np.ndarray, expected: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-        """(n,) float32 discrepancies, and n answers for people."""
+        """Return (n,) float32 discrepancies, and n answers for people."""
         if self.kind in ("scores", "probabilities"):
             return self._margins(answers, expected)
         if self.measure is not None:
@@ -122,24 +122,24 @@ class Judge:
 
 
 def own_labels(answers: np.ndarray, kind: str, classes: Sequence[str]) -> list[str]:
-    """What the model itself says of unchanged items, in the place of what people expect."""
+    """Return the model's answers to unchanged items as labels, if people have not said what they expect."""
     if kind in ("scores", "probabilities"):
         return [classes[k] for k in answers.argmax(1)]
     return [str(answer) if kind == "texts" else spelled(answer) for answer in answers]
 
 
 def overlap(one: str, other: str) -> float:
-    """How alike two texts are: the F1 of the words they share, 1 where they are the same."""
+    """Return the similarity of two texts: the F1 of the words they share, 1 if they have the same words."""
     a, b = Counter(one.lower().split()), Counter(other.lower().split())
     total = a.total() + b.total()
     return 2 * (a & b).total() / total if total else 1.0
 
 
 def classes_of(answers: np.ndarray, kind: str, given: Sequence[Any] | None) -> list[str]:
-    """Names of the columns of scores: those given, else their numbers; none for other kinds of answers.
+    """Return names of the columns of scores: those given, else their numbers; empty for other kinds of answers.
 
     Raises:
-        UsageError: when those given do not fit.
+        UsageError: if those given do not fit.
     """
     if kind not in ("scores", "probabilities"):
         if given is not None:
@@ -152,10 +152,10 @@ def classes_of(answers: np.ndarray, kind: str, given: Sequence[Any] | None) -> l
 
 
 def labels_of(expected: Sequence[Any], n: int, classes: Sequence[str]) -> list[str]:
-    """What people expect, as tables hold it.
+    """Convert what people expect to labels for tables.
 
     Raises:
-        UsageError: when it is not one answer for each item, or a label that is none of the classes.
+        UsageError: if there is not one per item, or one is not among the classes.
     """
     labels = [label if isinstance(label, str) else spelled(label) for label in expected]
     if len(labels) != n:

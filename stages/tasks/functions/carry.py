@@ -1,4 +1,4 @@
-"""Functions of a person's session by names under which another process finds them."""
+"""Importable names for functions of a Python session, by which another process finds them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from stages.tasks.functions.answers import ask
 from stages.tasks.functions.items import as_concept
 from stages.tasks.functions.task import FunctionTask, named
 
-_COMPARED = 64  # items whose answers have to be the same under the name
+_COMPARED = 64  # number of items whose answers must be the same under the name
 
 
 def carried(
     task: FunctionTask, model: str | None, concepts: Mapping[str, str], measure: str | None
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What stands for the model, the concepts and the measure of a task in params.yaml.
+    """Return what params.yaml needs to name the model, the concepts and the measure of a task.
 
     Args:
-        task: made of a session's own functions.
-        model: its name there; None: as it was defined.
-        concepts: names of concepts likewise.
-        measure: name of the measure likewise.
+        task: made from functions of a session.
+        model: name of the model; None: the name by which it was defined.
+        concepts: names of concepts, by default also those by which they were defined.
+        measure: name of the measure, likewise.
 
     Returns:
         model, concepts and measure for params.yaml, and the files they need, by name.
 
     Raises:
-        UsageError: when one has no name, or what has that name is another.
+        UsageError: if one has no importable name, or the function of that name is a different one.
     """
     own = {one.name: one for one in task.concepts.concepts if one.apply is not None}
     if unknown := set(concepts) - set(own):
@@ -62,7 +62,7 @@ def _name(argument: str, function: Any) -> str:
 
 
 def _files(target: str) -> list[Path]:
-    """The file of a module that is not an installed package; none for one that is."""
+    """Return the file of a module outside installed packages; empty for an installed one."""
     top = target.partition(":")[0].partition(".")[0]
     path = Path(str(sys.modules[top].__file__))
     if top in packages_distributions():

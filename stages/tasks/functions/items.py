@@ -1,4 +1,4 @@
-"""The three kinds of items a function may be asked about, each changed by concepts and handed over as it was given."""
+"""The three kinds of items for a function under test, changed by concepts and passed in the form the user gave."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from stages.errors import UsageError
 from stages.tasks.attributes import ranges_of
 from stages.tasks.contract import Exhibit
 
-EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, or people see nothing
-SEEN = 16  # side of the grey picture that an explorer sees
-COLUMN = "x."  # what the features of rows begin with in tables, where columns of other names have other meanings
+EXHIBIT_SIDE = 112  # small pictures are enlarged to at least this many pixels, so that people can see them
+SEEN = 16  # side of the grey picture that explorers see
+COLUMN = "x."  # prefix of features of rows in tables, where other columns have other meanings
 
 
 class Given(Protocol):
-    """Items of one kind, in the form in which the model takes them."""
+    """Items of one kind, in the form that the model takes."""
 
     catalogue: ClassVar[Mapping[str, Change]]
 
@@ -36,35 +36,35 @@ class Given(Protocol):
         ...
 
     def table(self) -> pd.DataFrame:
-        """The items as columns of items.parquet, with `attrs` that say their form."""
+        """Return the items as columns of items.parquet, with their form in `attrs`."""
         ...
 
     def about(self) -> pd.DataFrame:
-        """What people may tell items apart by: (n, columns), see `stages.tasks.attributes`."""
+        """Return attributes of the items: (n, columns), see `stages.tasks.attributes`."""
         ...
 
     def features(self) -> np.ndarray:
-        """(n, d) float64: what an explorer sees of the items."""
+        """Return (n, d) float64: what an explorer sees of the items."""
         ...
 
     def unchanged(self, rows: np.ndarray) -> Any:
-        """A batch for the model."""
+        """Return a batch for the model."""
         ...
 
     def change(self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int) -> Any:
-        """Apply built-in concepts, then those of the user's own: a batch for the model."""
+        """Apply built-in concepts, then the user's own, and return a batch for the model."""
         ...
 
     def exhibit(self, row: int, changed: Any, caption: str) -> Exhibit:
-        """A changed item as people would see it."""
+        """Show a changed item as people would see it."""
         ...
 
 
 def as_given(items: Any) -> Given:
-    """Items as a user hands them over.
+    """Wrap items as the user gave them.
 
     Raises:
-        UsageError: when they are of none of the kinds.
+        UsageError: if they are of none of the kinds.
     """
     if isinstance(items, pd.DataFrame):
         return Rows(items.reset_index(drop=True))
@@ -88,10 +88,10 @@ def as_given(items: Any) -> Given:
 def read_concepts(
     concepts: Mapping[str, Sequence[Level] | Concept] | Sequence[Concept],
 ) -> tuple[dict[str, list[Level]], dict[str, Concept]]:
-    """Levels of all concepts, numbers as floats as in params.yaml, and those that are the user's own.
+    """Return the levels of all concepts, with numbers as floats as in params.yaml, and the user's own concepts.
 
     Raises:
-        UsageError: when one has neither levels nor a function.
+        UsageError: if one has neither levels nor a function.
     """
     if not isinstance(concepts, Mapping):
         if wrong := [one for one in concepts if not isinstance(one, Concept)]:
@@ -110,10 +110,10 @@ def read_concepts(
 
 
 def as_concept(name: str, found: Any, levels: Sequence[Level]) -> Concept:
-    """A user's own concept at some levels: one of `faded.concept`, or a function, whose first level is neutral.
+    """Return a user's own concept with these levels: from `faded.concept`, or a function with a neutral first level.
 
     Raises:
-        UsageError: when it is neither.
+        UsageError: if it is neither.
     """
     if isinstance(found, Concept) and found.apply is not None:
         return replace(found, name=name, levels=tuple(levels))
@@ -123,14 +123,14 @@ def as_concept(name: str, found: Any, levels: Sequence[Level]) -> Concept:
 
 
 def space_of(given: type[Given], concepts: Mapping[str, Sequence[Any]], own: Mapping[str, Concept]) -> ConceptSpace:
-    """The grid of built-in concepts, by their levels, and of a user's own, in the order in which they are named."""
+    """Return the grid of built-in concepts and of the user's own, in the order in which they are named."""
     built_in = {name: levels for name, levels in concepts.items() if name not in own}
     known = {c.name: c for c in span(built_in, given.catalogue).concepts} if built_in else {}
     return ConceptSpace(tuple(own[name] if name in own else known[name] for name in concepts))
 
 
 def check(given: type[Given], concepts: Mapping[str, Sequence[Any]], own: Mapping[str, Concept]) -> list[str]:
-    """What is wrong with the concepts of an audit, one line each."""
+    """Return errors of the concepts of an audit, one line each."""
     twice = [f"concepts.{name}: there is a built-in concept of that name" for name in own if name in given.catalogue]
     built_in = {name: levels for name, levels in concepts.items() if name not in own}
     if built_in and not given.catalogue:
@@ -143,7 +143,7 @@ def _number(item: str) -> int:
 
 
 def _apply_own(space: ConceptSpace, cell: np.ndarray, item: Any) -> Any:
-    """Apply the user's own functions to one item, none at its neutral level; a whole number comes as an int."""
+    """Apply the user's own functions to one item, skipping neutral levels; integer levels are passed as int."""
     for concept, index in zip(space.concepts, cell.tolist(), strict=True):
         level = concept.levels[index]
         if concept.apply is not None and level != concept.neutral:
@@ -157,7 +157,7 @@ class Images:
 
     Args:
         pixels: (n, h, w), (n, h, w, c) or (n, c, h, w) uint8 or float32.
-        axis: of the channels; None where there is none.
+        axis: axis of the channels; None if there is none.
     """
 
     catalogue: ClassVar[Mapping[str, Change]] = images.CATALOGUE
@@ -167,7 +167,7 @@ class Images:
 
     @classmethod
     def of(cls, array: np.ndarray) -> Self:
-        """Check pictures, and find which axis has the channels."""
+        """Check pictures, and determine the axis of the channels."""
         if array.dtype != np.uint8:
             array = array.astype(np.float32)
             if not (array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
@@ -198,11 +198,11 @@ class Images:
         return pixels[:, None] if self.axis is None else np.moveaxis(pixels, self.axis, 1)
 
     def about(self) -> pd.DataFrame:
-        """See Given: nothing is known of pictures."""
+        """See Given: pictures have no attributes."""
         return pd.DataFrame(index=range(len(self.pixels)))
 
     def features(self) -> np.ndarray:
-        """See Given: the pictures, small and grey."""
+        """See Given: the pictures, downsized and grey."""
         grey = torch.from_numpy(self._channels_first(self.pixels).astype(np.float32).mean(1, keepdims=True))
         height, width = (min(SEEN, side) for side in grey.shape[2:])
         return adaptive_avg_pool2d(grey, (height, width)).flatten(1).numpy().astype(np.float64)
@@ -266,11 +266,11 @@ class Texts:
         return table
 
     def about(self) -> pd.DataFrame:
-        """See Given: how long they are."""
+        """See Given: the number of words."""
         return pd.DataFrame({"length": ranges_of([len(text.split()) for text in self.texts], "words")})
 
     def features(self) -> np.ndarray:
-        """See Given: which words and pairs of words are in them."""
+        """See Given: hashed words and pairs of words."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         return np.asarray(HashingVectorizer(n_features=1024, ngram_range=(1, 2)).transform(self.texts).todense())
@@ -294,8 +294,8 @@ class Rows:
     """Rows of features.
 
     Args:
-        frame: one column a feature.
-        array: whether the model takes an array; else it takes a DataFrame.
+        frame: one column per feature.
+        array: whether the model takes an array rather than a DataFrame.
     """
 
     catalogue: ClassVar[Mapping[str, Change]] = {}
@@ -318,11 +318,11 @@ class Rows:
         return table
 
     def about(self) -> pd.DataFrame:
-        """See Given: the columns, where they have names of their own."""
+        """See Given: the columns, if the user named them."""
         return pd.DataFrame(index=self.frame.index) if self.array else self.frame
 
     def features(self) -> np.ndarray:
-        """See Given: numbers, with words as one column each."""
+        """See Given: numbers, and words one-hot encoded."""
         numbers = pd.get_dummies(self.frame, dtype=float).astype(float)
         return numbers.fillna(numbers.mean()).fillna(0).to_numpy()
 
@@ -331,7 +331,7 @@ class Rows:
         return self.frame.to_numpy()[rows] if self.array else self.frame.iloc[rows].reset_index(drop=True)
 
     def change(self, rows: np.ndarray, cells: np.ndarray, ids: Sequence[str], space: ConceptSpace, seed: int) -> Any:
-        """See Given: a concept is handed a row as a 1-D array, or as a Series."""
+        """See Given: concepts get a row as a 1-D array or a Series."""
         if self.array:
             taken = self.frame.to_numpy()[rows]
             return np.stack([_apply_own(space, cell, row.copy()) for cell, row in zip(cells, taken, strict=True)])
@@ -339,7 +339,7 @@ class Rows:
         changed = [_apply_own(space, cell, row) for cell, row in zip(cells, series, strict=True)]
         table = pd.DataFrame(changed, columns=self.frame.columns).reset_index(drop=True)
         for name, dtype in self.frame.dtypes.items():
-            with contextlib.suppress(ValueError, TypeError):  # a concept may leave a gap where integers were
+            with contextlib.suppress(ValueError, TypeError):  # a concept may leave gaps in columns of integers
                 table[name] = table[name].astype(dtype)
         return table
 

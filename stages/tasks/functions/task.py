@@ -1,4 +1,4 @@
-"""A task whose model is any Python function of a batch, or a torch module; `faded.audit` makes one of what it is given.
+"""A task whose model is any Python function of a batch, or a torch module; `faded.audit` creates one.
 
 In an audit of the pipeline `prepare.model` names the function, `prepare.concepts` the user's own concepts, both as
 package.module:name, and `prepare.items` a table in the audit's inputs, as `Result.to_workspace` writes it.
@@ -51,8 +51,8 @@ class FunctionTask(Task):
     """A function under test with items of one kind.
 
     Args:
-        context: as of any task.
-        table: columns id, split, label and those of the items, with `attrs` that say their form.
+        context: as for any task.
+        table: columns id, split, label and those of the items, with their form in `attrs`.
         model: the function, or torch module.
         own: the user's own concepts by name.
         measure: the user's own measure of an answer.
@@ -91,12 +91,12 @@ class FunctionTask(Task):
 
     @classmethod
     def check_repair(cls, context: TaskContext, settings: Mapping[str, Any]) -> list[str]:
-        """See Task: a function shows no weights to repair."""
+        """See Task: a function has no accessible weights to repair."""
         return [f"a function has no weights to repair: remove {context.audit} from repairs:"]
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
-        """See Task: the model is asked about all unchanged items, so that what is wrong with it is known here."""
+        """See Task: queries the model on all unchanged items, so that errors in it are found here."""
         cls.require_valid(context)
         config = PrepareConfig.model_validate(dict(context.config))
         table = read_table(context.inputs / config.items)
@@ -121,7 +121,7 @@ class FunctionTask(Task):
         return cls(context, table, named(config.model, context.inputs), own, told)
 
     def _asked(self, item_ids: Sequence[str], cells: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray]:
-        """Rows, changed items and what the model answers to them."""
+        """Return rows, changed items and the model's answers to them."""
         rows = np.array([self._rows[item] for item in item_ids], dtype=np.int64)
         batch = self.given.change(rows, np.asarray(cells), item_ids, self.concepts, self.context.seed)
         return rows, batch, ask(self.model, batch)
@@ -144,7 +144,7 @@ class FunctionTask(Task):
         return self._vectors[[self._rows[item] for item in item_ids]]
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
-        """See Task: what was expected, the columns of a DataFrame, and how long texts are."""
+        """See Task: what was expected, the columns of a DataFrame, and the length of texts."""
         return self._told_apart(pd.concat([self.items.table[["label"]], self.given.about()], axis=1), item_ids)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
@@ -160,7 +160,7 @@ class FunctionTask(Task):
         ]
 
     def clean_quality(self, split: Split) -> Quality:
-        """See Task: 1 where what the model says of the unchanged item is not a failure."""
+        """See Task: 1 if the answer to the unchanged item is not a failure."""
         ids = self.items.ids(split)
         values = []
         for start in range(0, len(ids), self.context.compute.batch_size):
@@ -171,13 +171,13 @@ class FunctionTask(Task):
 
 
 def named(target: str, inputs: Path) -> Any:
-    """What package.module:name stands for: a module in the audit's inputs, or one that is installed.
+    """Import package.module:name, from a module in the audit's inputs or an installed one.
 
     Raises:
-        UsageError: when it cannot be imported.
+        UsageError: if it cannot be imported.
     """
     module, _, name = target.partition(":")
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # what is compiled there would be another input
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # compiled files there would be another input
     sys.path.insert(0, str(inputs.resolve()))
     try:
         found: Any = importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Classification of rows of a table, with scikit-learn."""
+"""Classification of table rows with scikit-learn."""
 
 from stages.tasks.tabular.task import TabularClassification
 

@@ -1,8 +1,8 @@
-"""What people can change about the measurements of a row, applied in the order in which they come about.
+"""Concepts for the measurements of a row, applied in the order in which such errors occur.
 
-First the instrument (gain, drift, noise), then whoever notes down what it shows (decimal slips, rounding, missing).
-Sizes are in standard deviations of each measurement, for their units differ. A concept of a group of columns has the
-group's name behind its own: `drift_worst`.
+First come errors of the instrument (gain, drift, noise), then those of whoever records its reading (decimal slips,
+rounding, missing). Sizes are in standard deviations of each measurement, because units differ. A concept for a group of
+columns has the group's name as a suffix: `drift_worst`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Apply = Callable[[np.ndarray, float, np.ndarray, np.ndarray, np.random.Generator
 
 @dataclass(frozen=True)
 class RowConcept(Change):
-    """One thing to change about the measurements of a row.
+    """A concept for the measurements of a row.
 
     Args:
-        apply: does it.
-        columns: patterns of the names of those it is about.
+        apply: applies it.
+        columns: patterns of the column names it applies to.
     """
 
     neutral: float = 0
@@ -83,7 +83,7 @@ CATALOGUE: Mapping[str, RowConcept] = {
 
 
 def with_groups(groups: Mapping[str, Sequence[str]]) -> dict[str, RowConcept]:
-    """The concepts of all measurements and, behind each, those of groups of columns."""
+    """Return the concepts of all measurements, each followed by its variants for groups of columns."""
     found = {}
     for name, concept in CATALOGUE.items():
         found[name] = concept
@@ -126,10 +126,10 @@ class RowChanges:
         Args:
             rows: (n, d).
             cells: (n, concepts) level indices.
-            chance: (n,) uint64, a random number of each probe: an answer depends on nothing else in its batch.
+            chance: (n,) uint64, a random number per probe, so that a result does not depend on the rest of the batch.
 
         Returns:
-            (n, d); a row of the neutral cell stays as it is, bit for bit.
+            (n, d); a row of the neutral cell is unchanged, bit for bit.
         """
         changed = rows.copy()
         for concept, at, levels, among in self._steps:

@@ -1,4 +1,4 @@
-"""What the `prepare:`, `discrepancy:` and repair settings of an audit of tables may hold."""
+"""The blocks `prepare:`, `discrepancy:` and the repair settings of an audit of tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.tasks.sources import ItemCounts
 
 
 class PrepareConfig(Strict):
-    """The `prepare:` block; `model` and `data` are checked by the loader their keys name."""
+    """The `prepare:` block; `model` and `data` are checked by the loader named by one of their keys."""
 
     model: dict[str, Any]
     data: dict[str, Any]
@@ -29,7 +29,7 @@ class DiscrepancyConfig(Strict):
 
 
 class RepairSettings(Strict):
-    """How the model is fitted again, on its own rows, those of the split repair, and changed copies of the latter."""
+    """How the model is refitted: on its own rows, those of the split repair, and changed copies of the latter."""
 
     method: Literal["risk-weighted"] = Field(description="cells drawn in proportion to severity x failure risk")
     copies: int = Field(4, ge=1, le=1000, description="changed copies of each repair row")

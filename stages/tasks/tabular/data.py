@@ -1,4 +1,4 @@
-"""Tables: a set that comes with scikit-learn, or a file of the user's own."""
+"""Tables: a data set of scikit-learn, or a file of the user."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Table:
     """Rows with labels.
 
     Args:
-        rows: a column for each feature: numbers are measurements, anything else is a category.
-        labels: what is to be told of each row, as people write it.
+        rows: one column per feature: numbers are measurements, anything else is a category.
+        labels: the class of each row, as people write it.
         skipped: {file, reason} of rows that were left out.
     """
 
@@ -42,10 +42,10 @@ class Table:
 class _Rows(Source):
     @abstractmethod
     def load(self, inputs: Path) -> Table:
-        """Read it.
+        """Read the table.
 
         Raises:
-            UsageError: when there are no rows with labels.
+            UsageError: if there are no rows with labels.
         """
 
     def errors(self, inputs: Path) -> list[str]:
@@ -131,7 +131,7 @@ def read_frame(path: Path, where: str) -> pd.DataFrame:
     """Read a .csv or .parquet file.
 
     Raises:
-        UsageError: when it is not such a table.
+        UsageError: if it is not a readable table.
     """
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)

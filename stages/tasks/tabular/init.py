@@ -1,4 +1,4 @@
-"""What `faded init` asks of tables: which column is to be told from the others."""
+"""`faded init` for tables: which column contains the labels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from stages.tasks.tabular.concepts import CATALOGUE
 from stages.tasks.tabular.data import DATA_LOADERS, SETS, read_frame
 from stages.tasks.tabular.models import ESTIMATORS
 
-_FITTED = 0.4  # share of the rows the model is fitted on
+_FITTED = 0.4  # share of the rows that the model is fitted on
 _TARGETS = ("target", "label", "class", "diagnosis", "outcome", "y")
-_CLASSES = 50  # values that a column of labels may have
+_CLASSES = 50  # maximum number of values in a column of labels
 _CONCEPTS: Mapping[str, Sequence[float | str]] = {
     "gain": [0, 2.5, 5, 10, 20],
     "drift": [0, 0.1, 0.25, 0.5, 1],
@@ -36,7 +36,7 @@ class RowsInit(Init):
     method = "risk-weighted"
 
     def named_model(self, name: str) -> Model | None:
-        """See Init: an estimator, which is fitted in prepare."""
+        """See Init: an estimator, which `prepare` fits."""
         if name not in ESTIMATORS:
             return None
         return Model(f"{name} of scikit-learn, fitted on some of the rows", {"estimator": name})
@@ -93,6 +93,6 @@ def _data(said: str, block: Mapping[str, Any], folder: Path, path: Path | None) 
 
 
 def _likely(frame: pd.DataFrame) -> str | None:
-    """The column that is called so, or the last one, if it has few values."""
+    """Return the column with a typical name for labels, or else the last one, if it has few values."""
     named = [name for name in frame if name.lower() in _TARGETS]
     return next((name for name in [*named, frame.columns[-1]] if 2 <= frame[name].nunique() <= _CLASSES), None)

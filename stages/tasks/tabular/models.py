@@ -1,7 +1,7 @@
-"""Models that Faded fits itself: an estimator of scikit-learn, stored as what it was fitted on.
+"""Models that Faded fits itself: scikit-learn estimators, stored as the rows they were fitted on.
 
-Estimators are pickled by everybody else, and a pickle can run code. Here a model is its estimator's name and settings
-with its rows; reading it fits it again, and known answers tell whether that gave the same model.
+Estimators are usually pickled, and a pickle can run code. Here a model is stored as the estimator's name and settings
+with its rows. Reading it fits it again, and stored answers show whether the result is the same model.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ ESTIMATORS: Mapping[str, Any] = {
     "random_forest": RandomForestClassifier,
 }
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {"logistic_regression": {"max_iter": 1000}, "mlp": {"max_iter": 500}}
-_KNOWN = 20  # rows whose answers are kept
+_KNOWN = 20  # number of rows whose answers are stored
 _TOLERANCE = 1e-6
 LABEL = "faded label"  # column of the rows a model was fitted on
 
 
 class Estimator(Source):
-    """`estimator: hist_gradient_boosting`: fitted on rows that no split of the audit has."""
+    """`estimator: hist_gradient_boosting`: fitted on rows that are in no split of the audit."""
 
     estimator: str
     rows: int = Field(ge=10, le=10_000_000, description="rows it is fitted on")
@@ -69,11 +69,11 @@ class RowModel:
 
     Args:
         estimator: its name.
-        settings: of it.
-        seed: of its draws.
+        settings: its settings.
+        seed: seed of its random draws.
         rows: (n, d) features.
-        labels: (n,) of these.
-        fitted: by scikit-learn.
+        labels: (n,) their labels.
+        fitted: the fitted scikit-learn pipeline.
     """
 
     estimator: str
@@ -87,7 +87,7 @@ class RowModel:
     def fit(
         cls, estimator: str, settings: Mapping[str, Any], seed: int, rows: pd.DataFrame, labels: np.ndarray
     ) -> RowModel:
-        """Fit one: numbers are standardised, categories become a number for each value."""
+        """Fit an estimator to standardised numbers and one-hot encoded categories."""
         features = make_column_transformer(
             (StandardScaler(), make_column_selector(dtype_include="float")),
             (OneHotEncoder(handle_unknown="ignore", sparse_output=False), make_column_selector(dtype_exclude="float")),
@@ -95,7 +95,7 @@ class RowModel:
         own = {**_DEFAULTS.get(estimator, {}), **settings, "random_state": seed}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that more iterations might be better
+                warnings.simplefilter("ignore")  # such as that more iterations might help
                 fitted = make_pipeline(features, ESTIMATORS[estimator](**own)).fit(rows, labels)
         except (ValueError, TypeError) as error:
             raise UsageError(f"prepare.model: {estimator} cannot be fitted: {error}") from None
@@ -103,15 +103,15 @@ class RowModel:
 
     @property
     def classes(self) -> list[str]:
-        """Names of what it tells apart, in the order of its answers."""
+        """Names of its classes, in the order of its answers."""
         return [str(name) for name in self.fitted.classes_]
 
     def log_odds(self, rows: pd.DataFrame) -> np.ndarray:
-        """Logarithms of the probabilities of n rows: (n, classes), rounded to what does not depend on the batch."""
+        """Return log probabilities of n rows: (n, classes), rounded so that they do not depend on the batch."""
         return np.log(np.clip(self.fitted.predict_proba(rows), 1e-12, 1)).round(9)
 
     def refit(self, rows: pd.DataFrame, labels: np.ndarray) -> RowModel:
-        """The same estimator, fitted on more rows as well."""
+        """Fit the same estimator on its own rows and more."""
         more = pd.concat([self.rows, rows], ignore_index=True)
         return RowModel.fit(self.estimator, self.settings, self.seed, more, np.concatenate([self.labels, labels]))
 
@@ -133,7 +133,7 @@ class RowModel:
         """Read what `save` wrote, and fit it again.
 
         Raises:
-            UsageError: when that gives another model, as another version of scikit-learn may.
+            UsageError: if that gives another model, as other versions of scikit-learn may.
         """
         about, rows = read_json(folder / "model.json"), read_table(folder / "rows.parquet")
         labels = rows.pop(LABEL).to_numpy()

@@ -31,7 +31,7 @@ from stages.tasks.tabular.config import DiscrepancyConfig, PrepareConfig, Repair
 from stages.tasks.tabular.data import DATA_LOADERS
 from stages.tasks.tabular.models import MODEL_LOADERS, RowModel
 
-_X = "x "  # before the names of features in the table of items
+_X = "x "  # prefix of features in the table of items
 
 
 class RowProbes(Task):
@@ -77,7 +77,7 @@ class RowProbes(Task):
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
-        """See Task: fits the model on rows of its own, and draws the items from the others."""
+        """See Task: fits the model on rows of its own, and draws the items from the remaining ones."""
         cls.require_valid(context)
         threadpool_limits(context.compute.threads)
         data, source = cls.source(context, "data"), cls.source(context, "model")
@@ -127,7 +127,7 @@ class RowProbes(Task):
     def changed(
         self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None
     ) -> tuple[np.ndarray, pd.DataFrame]:
-        """What the model is shown in n probes: where they lie in the table (n,), and their rows (n, d)."""
+        """Return what the model sees in n probes: positions in the table (n,), and changed rows (n, d)."""
         at, cells = np.array([self._at[item] for item in item_ids], dtype=int), np.asarray(cells, dtype=np.int64)
         repeats = np.zeros(len(at), dtype=np.int64) if repeats is None else np.asarray(repeats)
         chance = probe_chance(self._numbers[at], self.concepts.flat(cells), repeats, self.context.seed)
@@ -150,7 +150,7 @@ class RowProbes(Task):
         return ProbeBatch(discrepancy, discrepancy > self.threshold, outputs)
 
     def clean_quality(self, split: Split) -> Quality:
-        """See Task: 1 where the unchanged row is classified right."""
+        """See Task: 1 if the unchanged row is classified correctly."""
         ids = self.items.ids(split)
         at = [self._at[item] for item in ids]
         right = self.model.log_odds(self.rows.iloc[at]).argmax(1) == self._targets[at] if ids else np.empty(0)
@@ -166,7 +166,7 @@ class RowProbes(Task):
         return self._told_apart(pd.concat([self.items.table[["label"]], self.rows], axis=1), item_ids)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
-        """See Task: the row as a table, with what each measurement was before."""
+        """See Task: the row as a table, with the previous value of each measurement."""
         at, rows = self.changed(item_ids, cells)
         outputs = self.probe(item_ids, cells).outputs
         labels = self.items.table["label"].to_numpy()
@@ -179,7 +179,7 @@ class RowProbes(Task):
 
 
 def _table(old: pd.Series, new: pd.Series) -> str:
-    """A line for each feature: "mean radius: 13.14 → 32.87" where it was changed."""
+    """Format one line per feature: "mean radius: 13.14 → 32.87" if it was changed."""
     pairs = zip(
         new.index, *([f"{x:.4g}" if isinstance(x, float) else str(x) for x in row] for row in (old, new)), strict=True
     )

@@ -1,8 +1,8 @@
-"""Fits the model anew, away from chosen failure modes.
+"""Repair of a model by refitting it on rows of chosen failure modes.
 
-It learns from the rows it had, from those of the split repair, and from copies of the latter that are changed by cells
-of the target modes, drawn in proportion to severity x estimated failure risk. A control gets as many copies, changed by
-cells of the whole grid, or not at all: it learns from the same rows.
+It is refitted on its own rows, those of the split repair, and copies of the latter that are changed by cells of the
+target modes, drawn in proportion to severity x estimated failure risk. A control uses the same rows and as many copies,
+changed by cells of the whole grid, or unchanged.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from stages.tasks.tabular.config import RepairSettings
 from stages.tasks.tabular.probes import RowProbes
 from stages.tasks.training import write_card
 
-RISK_PROBES = 2000  # enough for a logistic model of a handful of concepts
+RISK_PROBES = 2000  # enough for a logistic model of a few concepts
 
 
 def repair(task: RowProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-    """Fit a copy of the task's model and write it with its card; see the module for how.
+    """Fit a copy of the task's model and write it with its card; the module describes how.
 
     Raises:
-        UsageError: when there is nothing to repair or to learn from.
+        UsageError: if there is nothing to repair or to learn from.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -1,4 +1,4 @@
-"""Classification of rows as a task: its probes, and how the model is fitted anew."""
+"""Classification of rows as a task: its probes, and how the model is refitted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stages.tasks.tabular.probes import RowProbes
 
 
 class TabularClassification(RowProbes):
-    """A classifier of rows with its rows, which can be fitted anew."""
+    """A classifier of rows with its rows, which can be refitted."""
 
     def repair(self, plan: RepairPlan, out_dir: Path) -> RepairRecord:
         """See Task."""

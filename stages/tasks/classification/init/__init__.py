@@ -1,4 +1,4 @@
-"""What `faded init` asks of image classification: which pictures a classifier takes, what its outputs mean."""
+"""`faded init` for image classification: the pictures a classifier takes, and the meaning of its outputs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _CONCEPTS: Mapping[str, list[float]] = {
     "blur": [0, 0.2, 0.4, 0.8, 1.6],
     "noise": [0, 0.01, 0.025, 0.05, 0.1],
 }
-_SIDE = 32.0  # pixels of the pictures that the blur above is meant for
-_OF_EACH_CLASS = 20  # pictures, which tell its output for sure if most are mistaken for that
-_LEAST, _MOST, _MOST_OF_A_SERVICE = 100, 500, 200  # pictures of a trial in all; those of a service may cost money
-_ROWS = 20  # classes of a table
+_SIDE = 32.0  # side in pixels of the pictures that the blur above is meant for
+_OF_EACH_CLASS = 20  # number of pictures, enough to determine its output if most of them agree
+_LEAST, _MOST, _MOST_OF_A_SERVICE = 100, 500, 200  # total pictures of a trial; a service may charge for them
+_ROWS = 20  # number of classes in a table
 
 
 class PicturesInit(Init):
@@ -72,7 +72,7 @@ misses are, too."""
         return look_at_model(path, ask)
 
     def hub_model(self, name: str) -> dict[str, Any]:
-        """See Init: timm names its own."""
+        """See Init: networks of timm have their own key."""
         return {"timm" if name.startswith(("timm/", "hf-hub:")) else "transformers": name}
 
     def data(self, path: Path, given: str, ask: Ask) -> Pictures:
@@ -80,7 +80,7 @@ misses are, too."""
         return look_at_pictures(path, given)
 
     def propose(self, seen: Seen) -> Proposal:
-        """See Init: asks what the classes are called, and how pictures are shown."""
+        """See Init: asks for the names of the classes, and how pictures are shown."""
         from stages.concepts.images import CATALOGUE
 
         ask, model, data = seen.ask, Classifier.of(seen.model), Pictures.of(seen.data)
@@ -107,7 +107,7 @@ misses are, too."""
         )
 
     def trial(self, context: TaskContext, seen: Seen) -> Trial:
-        """See Init: whether the classes stand in the order of the model's outputs."""
+        """See Init: whether the order of the classes is that of the model's outputs."""
         data = Pictures.of(seen.data)
         order = order_of(context, Classifier.of(seen.model).n_classes or len(data.labels), data.searched)
         worst, more = _by_class(order)
@@ -128,7 +128,7 @@ misses are, too."""
 
 
 def _by_class(order: Order) -> tuple[list[Sequence[str]], list[str]]:
-    """How often unchanged pictures of each class are right, and what the others are taken for; the worst first."""
+    """Return how often unchanged pictures of each class are right, and what they are mistaken for; the worst first."""
     rows: list[Sequence[str]] = [("class", "pictures", "right", "most are mistaken for")]
     n, right = order.counts.sum(axis=1), order.counts.diagonal()
     seen = [int(i) for i in np.argsort(right / np.maximum(n, 1), kind="stable") if n[i]]
@@ -141,7 +141,7 @@ def _by_class(order: Order) -> tuple[list[Sequence[str]], list[str]]:
 
 
 def image_concepts(shape: Sequence[int | None]) -> dict[str, list[float]]:
-    """Changes of pictures that a picture of this shape can show: grey ones have no colour to lose."""
+    """Return image concepts with an effect on pictures of this shape; grey ones have no saturation."""
     channels, height, width = shape
     sides = [side for side in (height, width) if side]
     larger = max(1.0, (min(sides) / _SIDE) ** 0.5) if sides else 1.0
@@ -150,15 +150,15 @@ def image_concepts(shape: Sequence[int | None]) -> dict[str, list[float]]:
 
 
 def order_of(context: TaskContext, classes: int, available: int | None) -> Order:
-    """Have a classifier answer to clean pictures.
+    """Query a classifier on clean pictures.
 
     Args:
-        context: of the audit, in a temporary workspace.
-        classes: how many it tells apart, about.
-        available: pictures there are to search; None where nobody knows.
+        context: the audit's, in a temporary workspace.
+        classes: approximate number of its classes.
+        available: number of pictures available to search; None if unknown.
 
     Raises:
-        FadedError: when the model or the data cannot be prepared.
+        FadedError: if the model or the data cannot be prepared.
     """
     import torch
 
@@ -170,7 +170,7 @@ def order_of(context: TaskContext, classes: int, available: int | None) -> Order
     from stages.tasks.sources import ItemCounts, parse_source
 
     torch.set_num_threads(context.compute.threads)
-    context = replace(context, compute=replace(context.compute, backend="eager"))  # no other is worth its start here
+    context = replace(context, compute=replace(context.compute, backend="eager"))  # others start too slowly for this
     config = PrepareConfig.model_validate(dict(context.config))
     most = _MOST_OF_A_SERVICE if "endpoint" in config.model else _MOST
     wanted = min(available or config.items.discover, most, max(_LEAST, _OF_EACH_CLASS * classes))

@@ -1,4 +1,4 @@
-"""Which architecture of timm or torchvision weights belong to: by names and shapes, on no memory for the weights."""
+"""Find the timm or torchvision architecture of weights by the names and shapes of tensors, without allocating any."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stages.errors import UsageError, did_you_mean
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Those most weights belong to; whatever else a file is named after is tried too. Built on no memory, one takes 50 ms.
+# The most common architectures; any that the file's name contains is tried too. Building one on "meta" takes 50 ms.
 _COMMON = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"),
     *("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "tf_efficientnet_b0"),
@@ -28,16 +28,16 @@ _COMMON = (
     *("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_b_16", "deit_small_patch16_224"),
     *("swin_tiny_patch4_window7_224", "swin_t", "squeezenet1_0", "shufflenet_v2_x1_0"),
 )
-_MODULES, _OF_A_MODULE = 5, 5  # how many modules are looked at, and networks of each to know it by
-_ALIKE = 0.4  # share of the names of layers that a module's network has in common with the weights
+_MODULES, _OF_A_MODULE = 5, 5  # number of modules examined, and of networks built from each
+_ALIKE = 0.4  # minimum share of layer names that a module's network and the weights have in common
 _NAMED = 5
 
 
 def library_of(name: str) -> tuple[str, str]:
-    """Which library has an architecture: ("timm" or "torchvision", its name there).
+    """Return the library of an architecture: ("timm" or "torchvision", its name there).
 
     Raises:
-        UsageError: when neither has; with names that look like it.
+        UsageError: if neither library has it; with similar names.
     """
     known = architectures()
     for library, names in known.items():
@@ -50,7 +50,7 @@ def library_of(name: str) -> tuple[str, str]:
 
 
 def architectures() -> dict[str, list[str]]:
-    """Names of architectures by library, of those that are installed."""
+    """Return names of architectures by library, for the installed libraries."""
     known: dict[str, list[str]] = {}
     with contextlib.suppress(ImportError):
         import timm
@@ -65,11 +65,11 @@ def architectures() -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Which architectures weights may belong to.
+    """Architectures that weights may belong to.
 
     Args:
-        exact: those whose tensors have these names and shapes, but for the last layer's classes; the likeliest first.
-        nearest: where there is none, those most of whose tensors have.
+        exact: those whose tensors have these names and shapes, apart from the number of classes; the likeliest first.
+        nearest: if there are none, those with the most matching tensors.
     """
 
     exact: Sequence[str] = ()
@@ -77,30 +77,30 @@ class Candidates:
 
     @property
     def guess(self) -> str | None:
-        """The likeliest; None where none fits."""
+        """The likeliest; None if none fits."""
         return next(iter(self.exact), None)
 
     @property
     def told(self) -> str:
-        """All of them, for people; "" for none."""
+        """All of them, for people; "" if there are none."""
         if len(self.exact) > 1:
             return f"these fit: {', '.join(self.exact)}"
         return f"none fits, nearest are {', '.join(self.nearest)}" if self.nearest else ""
 
 
 def candidates(stem: str, shapes: Shapes) -> Candidates:
-    """Which architectures have tensors of these names and shapes.
+    """Return the architectures whose tensors have these names and shapes.
 
     Args:
-        stem: of the file's name, which often holds it.
-        shapes: of the weights.
+        stem: stem of the file's name, which often contains the architecture.
+        shapes: shapes of the weights.
     """
     found = likely_candidates(stem, shapes)
     return found if found.exact else _searched(shapes)
 
 
 def likely_candidates(stem: str, shapes: Shapes) -> Candidates:
-    """The same among those that the file's name holds and those most weights belong to, which is quick."""
+    """Return the same, but only among the common architectures and those in the file's name, which is quick."""
     known = architectures()
     plain = stem.lower().replace("-", "_")
     named = sorted((name for names in known.values() for name in names if name in plain), key=len, reverse=True)
@@ -108,19 +108,19 @@ def likely_candidates(stem: str, shapes: Shapes) -> Candidates:
     first = next((name for name in likely if _fits(name, shapes, known)), None)
     if first is None:
         return Candidates()
-    # Ports of one network have the same tensors and other paddings: tf_efficientnet_b0 is one.
+    # Ports of one network have the same tensors but other paddings, such as tf_efficientnet_b0.
     ports = (name for name in likely if name != first and (first in name or name in first))
     return Candidates([first, *(name for name in ports if _fits(name, shapes, known))])
 
 
 def _searched(shapes: Shapes) -> Candidates:
-    """Candidates among all there are: in the modules of code whose networks have layers of such names."""
+    """Return candidates among all architectures, searching the code modules with similar names of layers."""
     modules = _modules()
     wanted = _skeleton(shapes)
-    # Its source names a network's parts: that is looked at first, for building one of each module takes long.
+    # First rank modules by which parts their source code mentions, because building a network of each takes long.
     parts = [re.compile(_in_source(part)) for part in {part for name in shapes for part in name.split(".")}]
     says = {at: np.array([part.search(_source(at)) is not None for part in parts], dtype=float) for at in modules}
-    rare = 1 / np.maximum(1, sum(says.values()))  # what few say tells most
+    rare = 1 / np.maximum(1, sum(says.values()))  # weight of a part: the fewer modules mention it, the more it tells
     said = {at: float(says[at] @ rare) for at in modules}
     likely = sorted(modules, key=lambda at: -said[at])[:_MODULES]
     alike = {at: max(_overlap(wanted, _skeleton(_shapes(at[0], name))) for name in _some(modules[at])) for at in likely}
@@ -139,7 +139,7 @@ def _searched(shapes: Shapes) -> Candidates:
 
 
 def _modules() -> dict[tuple[str, str], list[str]]:
-    """Architectures by library and the module of its code."""
+    """Return architectures by library and code module."""
     found: dict[tuple[str, str], list[str]] = {}
     for library, names in architectures().items():
         for name in names:
@@ -158,7 +158,7 @@ def _builder(library: str, name: str) -> Any:
 
 
 def _in_source(part: str) -> str:
-    """How code says the name of a part: as it is, or as "layer{i}" where it is numbered."""
+    """Return a pattern for the name of a part in source code: as it is, or as "layer{i}" if it is numbered."""
     stem = part.rstrip("0123456789")
     return rf"\b{stem}(\d|{{|%)" if stem != part and stem else rf"\b{part}\b"
 
@@ -170,12 +170,12 @@ def _source(at: tuple[str, str]) -> str:
 
 
 def _skeleton(shapes: Shapes) -> set[str]:
-    """Names of tensors without the numbers of layers, in which networks of one module differ."""
+    """Return names of tensors without the numbers of layers, in which networks of one module differ."""
     return {re.sub(r"\d+", "#", name) for name in shapes}
 
 
 def _some(names: Sequence[str]) -> list[str]:
-    """A few of them, from the first to the last."""
+    """Return a few evenly spaced names."""
     step = max(1, len(names) // _OF_A_MODULE)
     return list(names[::step])[:_OF_A_MODULE]
 
@@ -185,9 +185,9 @@ def _overlap(one: set[str], other: set[str]) -> float:
 
 
 def ends_of(name: str) -> tuple[str | None, str | None]:
-    """Names of an architecture's first convolution and of the layer that tells classes apart; None where not known.
+    """Return the names of an architecture's first convolution and of its classification layer; None if unknown.
 
-    A file's order says nothing of it: .safetensors are sorted by name.
+    The order of tensors in a file does not tell: .safetensors are sorted by name.
     """
     import torch
 
@@ -206,7 +206,7 @@ def ends_of(name: str) -> tuple[str | None, str | None]:
 
 
 def _one(names: str | tuple[str, ...]) -> str:
-    """Some networks have two heads, with as many classes each."""
+    """Return one name: some networks have two heads, with the same number of classes."""
     return names if isinstance(names, str) else names[0]
 
 
@@ -215,7 +215,7 @@ def _fits(name: str, shapes: Shapes, known: Mapping[str, Sequence[str]]) -> bool
 
 
 def _alike(own: Shapes, shapes: Shapes) -> bool:
-    """Whether all names are the same, and all shapes but those of the head and of the first layer's channels."""
+    """Whether all names are equal, and all shapes except those of the head and of the first layer's channels."""
     if not own or own.keys() != shapes.keys():
         return False
     differ = [name for name in own if own[name] != shapes[name]]
@@ -230,10 +230,10 @@ def _channels_apart(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 @cache
 def _shapes(library: str, name: str) -> Shapes:
-    """Names and shapes of its tensors; {} where it cannot be built on no memory."""
+    """Return names and shapes of an architecture's tensors; {} if it cannot be built on the "meta" device."""
     import torch
 
-    with warnings.catch_warnings(), contextlib.suppress(Exception), torch.device("meta"):  # whatever it raises
+    with warnings.catch_warnings(), contextlib.suppress(Exception), torch.device("meta"):  # building may raise anything
         warnings.simplefilter("ignore")
         return {key: tuple(value.shape) for key, value in _build(library, name).state_dict().items()}
     return {}

@@ -1,13 +1,13 @@
-"""What a model may lose by how pictures are stored: told where it can be seen, for it costs accuracy unnoticed."""
+"""Warnings about file formats of pictures that can reduce a model's accuracy unnoticed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")  # modes of pillow
-_ORIENTATION = 0x0112  # of EXIF
-_COARSE = 20.0  # mean of JPEG's luminance table, that of quality 65 or so; it is 58 at 50, 12 at 90
+GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")  # modes of Pillow
+_ORIENTATION = 0x0112  # tag of EXIF
+_COARSE = 20.0  # mean of JPEG's luminance table: 20 is about quality 65, 58 is quality 50, 12 is quality 90
 
 _WHAT = {
     "16 bits": "have 16 bits a channel, of which the upper 8 are kept",
@@ -20,7 +20,7 @@ _WHAT = {
 
 
 def traits_of(picture: Any) -> list[str]:
-    """What of a picture may cost accuracy, as keys of what `notes` knows; its file format is among them."""
+    """Return the traits of a picture that may reduce accuracy, as keys for `notes`, and its file format."""
     mode, format_ = picture.mode, picture.format or "?"
     found = [f"format {format_}", "grey" if mode in GREY else "colour"]
     if mode.startswith("I;16") or mode == "I":
@@ -40,13 +40,13 @@ def traits_of(picture: Any) -> list[str]:
 
 
 def notes(traits: Mapping[str, int], sides: Mapping[int, int], channels: int | None, shown: int | None) -> list[str]:
-    """Lines for people, none where nothing is worth one.
+    """Return warnings for people; empty if there are none.
 
     Args:
-        traits: how many of the pictures that were opened have each.
-        sides: how many of them have which shorter side.
-        channels: the model takes; None where unknown.
-        shown: side of the pictures the model is shown; None where unknown.
+        traits: number of opened pictures with each trait.
+        sides: number of opened pictures by shorter side.
+        channels: channels of the model's input; None if unknown.
+        shown: side of the pictures shown to the model; None if unknown.
     """
     n = sum(sides.values())
     lines = [f"{_of(traits[key], n)} {what}" for key, what in _WHAT.items() if traits.get(key)]

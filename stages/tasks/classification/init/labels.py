@@ -1,4 +1,4 @@
-"""Labels of a person's data against the classes a model names: what differs in writing alone is matched."""
+"""Matching of labels in the data with the classes of a model, allowing for differences in spelling."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 from stages.errors import UsageError, did_you_mean
 
-_ALIKE = 0.8  # of difflib; below it a guess is none
-_NAMED = 10  # labels or classes that a message names
+_ALIKE = 0.8  # ratio of difflib below which no class is guessed
+_NAMED = 10  # number of labels or classes that a message lists
 
 
 @dataclass(frozen=True)
 class Matched:
-    """What became of the labels.
+    """Result of matching labels with classes.
 
     Args:
-        sure: label to class, where they differ in capitals, spaces or marks alone, or a class has several names.
-        guessed: label to class, where they only look alike: a person has to say so.
-        unknown: labels like no class.
+        sure: label to class, if they differ only in case, spaces or punctuation, or the class has several names.
+        guessed: label to class, if they are only similar: a person has to confirm it.
+        unknown: labels that are similar to no class.
     """
 
     sure: Mapping[str, str]
@@ -31,19 +31,19 @@ class Matched:
 
     @property
     def open(self) -> dict[str, str | None]:
-        """What a person has to say, each with the guess."""
+        """Labels that a person has to assign, each with the guess."""
         return {**self.guessed, **dict.fromkeys(self.unknown)}
 
 
 def match_labels(labels: Iterable[str], classes: Sequence[str], taken: Iterable[str] = ()) -> Matched:
-    """Match labels with classes; those that are the same need no entry.
+    """Match labels with classes; identical ones need no entry.
 
-    A class that one label is written like is never guessed for another: "female" looks like "male", and is not.
+    A class that one label spells exactly is never guessed for another: "female" is similar to "male" but not the same.
 
     Args:
-        labels: of the data.
-        classes: of the model.
-        taken: classes that other labels have.
+        labels: labels of the data.
+        classes: classes of the model.
+        taken: classes that other labels already have.
 
     >>> match_labels(["cat", "Dog", "hrse", "grade 1"], ["cat", "dog, hound", "horse", "grade 2"])
     Matched(sure={'Dog': 'dog, hound'}, guessed={'hrse': 'horse'}, unknown=['grade 1'])
@@ -52,7 +52,7 @@ def match_labels(labels: Iterable[str], classes: Sequence[str], taken: Iterable[
     for name in classes:
         for spelling in (name, *name.split(",")):  # ImageNet's classes have several names each
             spelled[_plain(spelling)].add(name)
-    plain = {spelling: names.pop() for spelling, names in spelled.items() if len(names) == 1}  # others say nothing
+    plain = {spelling: names.pop() for spelling, names in spelled.items() if len(names) == 1}  # drop ambiguous ones
     given = list(labels)
     sure = {label: plain[_plain(label)] for label in given if label not in classes and _plain(label) in plain}
     held = {*taken, *sure.values(), *given}
@@ -65,14 +65,14 @@ def match_labels(labels: Iterable[str], classes: Sequence[str], taken: Iterable[
 
 
 def refuse_unsaid(unsaid: Mapping[str, str | None], classes: Sequence[str]) -> None:
-    """Have a person say which class a label is, where nobody can be asked.
+    """Raise an error if labels are unassigned and nobody can be asked.
 
     Args:
-        unsaid: labels, each with what it looks like.
-        classes: of the model.
+        unsaid: unassigned labels, each with a similar class.
+        classes: classes of the model.
 
     Raises:
-        UsageError: when there is one.
+        UsageError: if there are any.
     """
     if not unsaid:
         return
@@ -85,15 +85,15 @@ def refuse_unsaid(unsaid: Mapping[str, str | None], classes: Sequence[str]) -> N
 
 
 def some(classes: Sequence[str]) -> str:
-    """The first of them, and how many there are."""
+    """List the first classes, and how many there are."""
     return ", ".join(classes[:_NAMED]) + (f", ... ({len(classes):,} in all)" if len(classes) > _NAMED else "")
 
 
 def read_labels(given: Sequence[str], labels: Iterable[str], classes: Sequence[str]) -> dict[str, str]:
-    """The pairs LABEL=CLASS of a command line.
+    """Parse the pairs LABEL=CLASS of a command line.
 
     Raises:
-        UsageError: when one is not such a pair, or names a label or a class that there is not.
+        UsageError: if one is not such a pair, or its label or class does not exist.
     """
     known, pairs = list(labels), {}
     for one in given:
@@ -109,7 +109,7 @@ def read_labels(given: Sequence[str], labels: Iterable[str], classes: Sequence[s
 
 
 def _nearest(label: str, spellings: Iterable[str]) -> str | None:
-    """What it looks like, of those with the same digits: "grade 1" is not meant where "grade 2" is written."""
+    """Return the most similar spelling with the same digits: "grade 1" is never meant by "grade 2"."""
     alike = [spelling for spelling in spellings if re.findall(r"\d+", spelling) == re.findall(r"\d+", label)]
     return next(iter(difflib.get_close_matches(label, alike, n=1, cutoff=_ALIKE)), None)
 

@@ -1,4 +1,4 @@
-"""What a classifier of pictures is: recognised by its files, without running anything of it."""
+"""Recognise classifiers of pictures by their files, without running any of them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Classifier(Model):
     """A classifier of pictures.
 
     Args:
-        classes: names of what it tells apart, where its files say them.
-        n_classes: how many these are; None where unknown.
-        shape: channels, height, width of its pictures, each None where unknown.
-        outputs: of an ONNX network what its scores look like, logits or probabilities: a guess.
+        classes: names of its classes, if its files contain them.
+        n_classes: number of classes; None if unknown.
+        shape: channels, height, width of its pictures, each None if unknown.
+        outputs: likely kind of an ONNX network's scores: logits or probabilities.
     """
 
     classes: Sequence[str] = ()
@@ -41,7 +41,7 @@ class Classifier(Model):
 
 
 def look_at_model(path: Path, ask: Ask) -> Classifier | None:
-    """Recognise a classifier; None for a file or folder of something else."""
+    """Recognise a classifier; None for other files or folders."""
     if path.suffix == ".onnx":
         return _onnx(path)
     if path.suffix in WEIGHTS:
@@ -56,7 +56,7 @@ def look_at_model(path: Path, ask: Ask) -> Classifier | None:
 
 
 def _timm_folder(path: Path, config: Mapping[str, Any]) -> Classifier:
-    """A folder as timm saves it for a hub."""
+    """Read a folder that timm saved for a hub."""
     wanted = (config.get("pretrained_cfg") or {}).get("input_size")
     shape: Shape = (wanted[0], wanted[1], wanted[2]) if isinstance(wanted, list) and len(wanted) == 3 else UNKNOWN
     n, names = int(config["num_classes"]), tuple(str(name) for name in config.get("label_names") or ())
@@ -101,7 +101,7 @@ def _onnx(path: Path) -> Classifier | None:
         for value in (*(i for i in graph.input if i.name not in held), *graph.output[:1])
     ]
     takes, gives = sizes[0], sizes[-1]
-    if len(takes) == 2:  # of rows
+    if len(takes) == 2:  # a model of rows
         return None
     if len(takes) != 4 or len(gives) != 2:
         raise UsageError(
@@ -132,7 +132,7 @@ def _onnx(path: Path) -> Classifier | None:
 
 
 def _ends_in_softmax(graph: Any) -> bool:
-    """Whether the first output is one of Softmax, but for what changes no number."""
+    """Whether the first output is that of a Softmax, followed only by operations that do not change values."""
     made_by = {name: node for node in graph.node for name in node.output}
     node = made_by.get(graph.output[0].name)
     while node is not None and node.op_type in _SAME:
@@ -158,7 +158,7 @@ def _weights(path: Path, ask: Ask) -> Classifier:
 
 
 def _refuse_inner(path: Path, shapes: Shapes) -> None:
-    """Refuse weights of a network inside another one, as training frameworks save them, by their names."""
+    """Refuse weights of a network nested in another one, as training frameworks save them, judging by names."""
     first = {name.split(".")[0] for name in shapes}
     if len(first) != 1:
         return
@@ -172,7 +172,7 @@ def _refuse_inner(path: Path, shapes: Shapes) -> None:
 
 
 def _refuse_transformers(path: Path, shapes: Shapes) -> None:
-    """Refuse weights of transformers, whose architecture only their config.json tells, by their names."""
+    """Refuse weights of transformers, judging by names: only their config.json has the architecture."""
     if kinds := sorted({name.split(".")[0] for name in shapes} & _kinds_of_transformers()):
         raise UsageError(
             f"--model {path}: its tensors are called as transformers calls those of {kinds[0]!r}: give the folder that"
@@ -193,10 +193,10 @@ def _known(name: str) -> None:
 
 
 def weight_shapes(path: Path) -> Shapes:
-    """Shapes of the tensors of a file, by name; of a .safetensors only its head is read.
+    """Return the shapes of the tensors of a file by name; only the header of a .safetensors is read.
 
     Raises:
-        UsageError: when it cannot be read as tensors alone.
+        UsageError: if it contains anything but tensors.
     """
     from stages.tasks.classification.sources import read_weights
 
@@ -206,7 +206,7 @@ def weight_shapes(path: Path) -> Shapes:
         except UsageError as error:
             if "weights_only" not in str(error):
                 raise
-            # What PyTorch says of it is how to run the code of the file.
+            # PyTorch's own message tells how to run the code of the file.
             raise UsageError(
                 f"--model {path} holds more than tensors, a whole pickled network perhaps, which could run code when"
                 " read: save its weights alone, safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
@@ -215,7 +215,7 @@ def weight_shapes(path: Path) -> Shapes:
 
 
 def described(classes: int | None, shape: Sequence[int | None]) -> str:
-    """How many classes, and what pictures: "1000 classes, 224x224, 3 channels"."""
+    """Describe the classes and the pictures: "1000 classes, 224x224, 3 channels"."""
     parts = [f"{classes:,} classes"] if classes else []
     if len(shape) == 3 and shape[1] and shape[2]:
         parts.append(f"{shape[2]}x{shape[1]}")

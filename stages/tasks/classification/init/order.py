@@ -1,4 +1,4 @@
-"""Whether a model's outputs stand in the order in which its classes are named, by what it answers to clean pictures."""
+"""Check from answers to clean pictures whether a model's outputs have the order in which its classes are named."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Order:
     """Clean pictures by the class they show and the output the model gives.
 
     Args:
-        classes: names of the model's outputs, in the order they are thought to have.
-        counts: (classes, classes) pictures that show class i and are taken for output j.
+        classes: names of the model's outputs, in their assumed order.
+        counts: (classes, classes) number of pictures of class i for which the model answers output j.
     """
 
     classes: Sequence[str]
@@ -28,13 +28,13 @@ class Order:
     def outputs(self) -> np.ndarray:
         """The most likely output of each class: (classes,).
 
-        The assignment that makes most answers right (Kuhn 1955). A class of which there are no pictures keeps its
-        output where that is free. Of assignments that are as good, that with more classes where they are named wins.
+        It is the assignment that makes most answers right (Kuhn 1955). A class without pictures keeps its output if
+        that is free. Ties are broken in favour of the assignment that moves fewer classes.
         """
         from scipy.optimize import linear_sum_assignment
 
         n = len(self.classes)
-        stays = np.eye(n) * 0.5 / n  # less than one picture in all, so that it only settles ties
+        stays = np.eye(n) * 0.5 / n  # adds up to less than one picture, so that it only breaks ties
         _, outputs = linear_sum_assignment(self.counts + stays, maximize=True)
         return np.asarray(outputs)
 
@@ -46,31 +46,31 @@ class Order:
 
     @cached_property
     def moved(self) -> list[int]:
-        """Classes with pictures whose most likely output is another than the one they are named for."""
+        """Classes with pictures whose most likely output is not the one they are named for."""
         return [i for i in range(len(self.classes)) if self.outputs[i] != i and self.counts[i].any()]
 
     @property
     def unseen(self) -> list[str]:
-        """Classes without pictures whose output others take, so that nothing tells where they belong."""
+        """Classes without pictures whose output is assigned to another class, so that their output is unknown."""
         return [name for i, name in enumerate(self.classes) if self.outputs[i] != i and not self.counts[i].any()]
 
     @property
     def named_rate(self) -> Rate:
-        """Accuracy with the classes in the order in which they are named."""
+        """Accuracy with the classes in the named order."""
         return wilson(int(np.trace(self.counts)), int(self.counts.sum()))
 
     @property
     def proposed_rate(self) -> Rate:
-        """Accuracy with them in the most likely order; it was chosen by the same pictures, so it is a little high."""
+        """Accuracy with the classes in the most likely order; slightly optimistic, as these pictures chose it."""
         right = int(self.counts[np.arange(len(self.classes)), self.outputs].sum())
         return wilson(right, int(self.counts.sum()))
 
     @cached_property
     def doubtful(self) -> list[int]:
-        """Moved classes whose pictures do not tell for sure.
+        """Moved classes for which the pictures are not conclusive.
 
-        Sure is a class whose proposed output is given more often than any other, by a sign test against the runner-up
-        at 5% shared among all classes (Bonferroni), so that a wrong order is proposed as sure in 5% of cases at most.
+        A class is sure if its proposed output is given more often than any other, by a sign test against the runner-up
+        at 5% shared among all classes (Bonferroni), so that a wrong order is proposed as sure in at most 5% of cases.
         """
         from scipy.stats import binomtest
 
@@ -86,22 +86,22 @@ class Order:
 
     @property
     def sure(self) -> bool:
-        """Whether another order is certain, but for chance."""
+        """Whether another order is statistically certain."""
         return bool(self.moved) and not self.doubtful
 
     @property
     def at_chance(self) -> bool:
-        """Whether the model is right no more often than by guessing, as the classes are named."""
+        """Whether accuracy in the named order is no better than guessing."""
         return self.named_rate.value <= 1 / len(self.classes)
 
     @property
     def likely(self) -> bool:
-        """Whether somebody has to look: another order is sure, or the one named is no better than guessing."""
+        """Whether a person has to look: another order is sure, or the named one is no better than guessing."""
         return self.sure or self.at_chance
 
     @property
     def statement(self) -> str:
-        """What is likely, and how sure that is, in plain words."""
+        """The likely order and its certainty, in plain words."""
         now, then = self.named_rate, self.proposed_rate
         told = (
             f"with the classes in the order named, {now.value:.0%} of {now.n} unchanged pictures are right"
@@ -136,6 +136,6 @@ class Order:
         return f"Say {take}, or --no-reorder to keep the classes as they are named"
 
     def _margin(self, i: int) -> tuple[int, int]:
-        """Pictures of class i for its proposed output, and for the runner-up."""
+        """Return the number of pictures of class i for its proposed output, and for the runner-up."""
         given = int(self.counts[i, self.outputs[i]])
         return given, int(np.delete(self.counts[i], self.outputs[i]).max())

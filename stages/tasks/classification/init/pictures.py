@@ -1,4 +1,4 @@
-"""What pictures with labels are: how many of which classes, and which of them cannot be read."""
+"""Recognise labelled pictures: how many there are of each class, and which cannot be read."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from stages.tasks.init import Data
 if TYPE_CHECKING:
     from stages.tasks.classification.pool import Pool
 
-_OPENED = 2000  # pictures that are opened at most; of more a sample
+_OPENED = 2000  # maximum number of pictures that are opened; of more than these a sample
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class Pictures(Data):
-    """Pictures with labels.
+    """Labelled pictures.
 
     Args:
-        labels: what they are labelled with, and how often.
-        classes: these in their order, where they have one.
-        shape: channels, height, width of most pictures, each None where unknown.
-        empty: folders of classes that hold no picture.
-        traits: how many of the pictures that were opened are stored in which way (`formats`).
-        sides: how many of them have which shorter side.
+        labels: number of pictures by label.
+        classes: the labels in their order, if they have one.
+        shape: channels, height, width of most pictures, each None if unknown.
+        empty: folders of classes without pictures.
+        traits: number of opened pictures with each trait of their file format (`formats`).
+        sides: number of opened pictures by shorter side.
     """
 
     labels: Mapping[str, int] = field(default_factory=dict)
@@ -45,10 +45,10 @@ class Pictures(Data):
 
 
 def look_at_pictures(path: Path, given: str) -> Pictures:
-    """Look at pictures with labels: a folder of each class, a list (.jsonl), or a table (.parquet).
+    """Recognise labelled pictures: a folder per class, a list (.jsonl), or a table (.parquet).
 
     Raises:
-        UsageError: when there are no pictures with labels.
+        UsageError: if there are no pictures with labels.
     """
     from stages.tasks.classification.data import DATA_LOADERS
     from stages.tasks.sources import parse_source
@@ -64,7 +64,7 @@ def look_at_pictures(path: Path, given: str) -> Pictures:
     except UsageError as error:
         raise UsageError(f"--data {given}: {error}") from None
     if key == "imagefolder" and (path / "train").is_dir() and set(pool.splits or ()) == {"repair", "test"}:
-        # Nothing is meant to be searched: the model has learnt from `train`, and all splits are drawn from `test`.
+        # There is no split to search: the model has learnt from `train`, so all splits are drawn from `test`.
         seen = look_at_pictures(path / "test", given)
         return replace(seen, said=f"{seen.said}, all of them of {path / 'test'}: there is no folder `val` to search")
     return _pictures(pool, key, path, given)
@@ -109,7 +109,7 @@ def _pictures(pool: Pool, key: str, path: Path, given: str) -> Pictures:
 
 
 def _empty(path: Path, labels: Mapping[str, int], *, in_splits: bool) -> list[str]:
-    """Folders of classes without a picture."""
+    """Return folders of classes without a picture."""
     roots = _folders(path) if in_splits else [path]
     return sorted({folder.name for root in roots for folder in _folders(root)} - set(labels))
 
@@ -120,7 +120,7 @@ def _folders(path: Path) -> list[Path]:
 
 @dataclass
 class _Opened:
-    """What pictures turned out to be: the commonest shape, which cannot be read, and how the others are stored."""
+    """What opening the pictures showed: the commonest shape, unreadable pictures, and traits of the others."""
 
     shape: Shape
     unreadable: list[str]
@@ -132,7 +132,7 @@ class _Opened:
 def _opened(pool: Pool, given: str) -> _Opened:
     from stages.tasks.classification.pool import Encoded
 
-    if not isinstance(pool.pictures, Encoded):  # all of one shape, and read already
+    if not isinstance(pool.pictures, Encoded):  # all have one shape, and were already read
         return _Opened(pool.pictures.shape(None), [entry["file"] for entry in pool.skipped], len(pool.ids))
     total = len(pool.ids)
     chosen = np.linspace(0, total - 1, min(total, _OPENED)).round().astype(int).tolist()
@@ -156,7 +156,7 @@ def _opened(pool: Pool, given: str) -> _Opened:
 
 
 def _seen(source: Path | bytes) -> tuple[tuple[int, int, int], list[str]] | None:
-    """Channels, height and width of a picture as it lies there, and its traits; None where it cannot be read."""
+    """Return channels, height and width of a picture as stored, and its traits; None if it cannot be read."""
     from PIL import Image
 
     try:

@@ -1,4 +1,4 @@
-"""What only a classifier needs to be asked: names of its classes, and how pictures are shown to it."""
+"""Questions only for classifiers: names of the classes, and how pictures are shown to the model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from stages.tasks.classification.init.models import Classifier, Shape
 from stages.tasks.classification.init.pictures import Pictures
 from stages.tasks.init import Ask, Check
 
-IMAGENET = 1000  # classes that need no names
-_NAMED = 20  # classes that a message names
-_PHOTO = 96  # pixels from which pictures are photos rather than icons
+IMAGENET = 1000  # number of classes that need no names
+_NAMED = 20  # number of classes that a message lists
+_PHOTO = 96  # side in pixels from which pictures count as photos rather than icons
 _OUTPUTS = ("logits", "probabilities")
 _NORMALISED: Mapping[str, Mapping[str, Any]] = {
     "imagenet": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
@@ -25,10 +25,10 @@ _NORMALISED: Mapping[str, Mapping[str, Any]] = {
 
 
 def ask_classes(ask: Ask, model: Classifier, data: Pictures) -> list[str]:
-    """Names of the classes in their order, where the model does not have them; none where nobody need say.
+    """Get the names of the classes in order, if the model has none; empty if none are needed.
 
     Raises:
-        UsageError: when nobody can be asked: with the classes there are, and what to type.
+        UsageError: if nobody can be asked; with the classes of the data, and what to type.
     """
     url = "endpoint" in model.block
     n = model.n_classes
@@ -49,14 +49,14 @@ def ask_classes(ask: Ask, model: Classifier, data: Pictures) -> list[str]:
 
 
 def counted(data: Pictures) -> str:
-    """The classes of the data and how many pictures each has: "2 classes: cat (20), dog (3)"."""
+    """Describe the classes of the data with the number of pictures of each: "2 classes: cat (20), dog (3)"."""
     named = [f"{label} ({count:,})" for label, count in sorted(data.labels.items())]
     told = f"{len(named):,} classes: {_some(named)}"
     return f"{told}; without a picture: {_some(data.empty)}" if data.empty else told
 
 
 def _to_type(n: int, folders: Sequence[str], data: Pictures) -> str:
-    """Which option says what the model's n outputs are, in the order in which it learnt them."""
+    """Return the option that names the model's n outputs, in the order in which it learnt them."""
     if len(folders) == n:
         why = "with the empty ones " if data.empty else ""
         return (
@@ -87,7 +87,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def ask_classifier(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any]:
-    """What nothing but a person says of a classifier beside its classes: size and normalisation of its pictures."""
+    """Get what only a person knows about a classifier besides its classes: size and normalisation of its pictures."""
     told: dict[str, Any] = {}
     url = "endpoint" in model.block
     if url or (model.black_box and not model.shape[1]):
@@ -105,7 +105,7 @@ def ask_classifier(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any
 
 
 def ask_view(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any]:
-    """The size pictures are shown in, where those of the data are far smaller than the network's usual ones."""
+    """Get the size in which to show pictures, if those of the data are far smaller than usual for the network."""
     if model.key != "weights":
         return {}
     usual, sides = usual_pictures(model), [side for side in data.shape[1:] if side]
@@ -118,14 +118,14 @@ def ask_view(ask: Ask, model: Classifier, data: Pictures) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Usual:
-    """The pictures an architecture of timm was made for: their side, and whether it takes no others."""
+    """The pictures an architecture of timm was made for: their side, and whether other sizes are not accepted."""
 
     side: int | None = None
     fixed: bool = False
 
 
 def usual_pictures(model: Classifier) -> Usual:
-    """The pictures that weights of this architecture are usually shown."""
+    """Return the usual pictures of this architecture."""
     if "timm" in model.block:
         import timm
 
@@ -149,17 +149,17 @@ def _number(answer: str) -> None:
 
 
 def ask_labels(ask: Ask, model: Classifier, named: Sequence[str], data: Pictures, said: list[str]) -> dict[str, str]:
-    """Which class of the model a label of the data is, where they differ; nothing where they are the same.
+    """Get the model's class for each label of the data that differs; empty if all are the same.
 
     Args:
-        ask: asks, or takes options.
-        model: with its classes, if it has names of them.
-        named: classes as a person named them, if one did.
-        data: with their labels.
-        said: what was seen, to which a line is added.
+        ask: source of answers.
+        model: the model, with the names of its classes if it has any.
+        named: classes as named by a person, if any.
+        data: the data, with their labels.
+        said: lines for people; one is added.
 
     Raises:
-        UsageError: when a label is like no class, and nobody says which it is.
+        UsageError: if a label is similar to no class, and nobody assigns it.
     """
     classes = list(named or model.classes)
     if not classes and model.n_classes == IMAGENET:
@@ -210,11 +210,11 @@ def _one_of(classes: Sequence[str]) -> Check:
 
 
 def shape_shown(model: Classifier, data: Pictures, asked: Mapping[str, Any]) -> Shape:
-    """Channels, height, width of the pictures a model is shown: its own, where they are known, else the data's."""
+    """Return channels, height, width of the pictures shown to a model: its own if known, else those of the data."""
     side = asked.get("size")
     if side is None and model.key == "weights":
         side = usual_pictures(model).side
     height, width = (side, side) if side else model.shape[1:] if model.shape[1] else data.shape[1:]
-    # A network for colour is shown grey pictures as they are: there is no colour to take away.
+    # Grey pictures stay grey for a network for colour: there is no colour to remove.
     channels = 1 if 1 in (model.shape[0], data.shape[0]) else model.shape[0] or data.shape[0]
     return channels, height, width
