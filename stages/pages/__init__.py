@@ -1,4 +1,4 @@
-"""Reports: one self-contained page for a landscape, one for before against after."""
+"""Reports: self-contained pages on a landscape, and on a model before and after a repair."""
 
 from stages.pages.comparison_report import write_comparison_report
 from stages.pages.gallery import Gallery, PicturedCell

@@ -1,4 +1,4 @@
-"""What models make of what the input leaves unsaid, as both reports show it: shares by value, and how far they skew."""
+"""Sections of both reports on attributes that the input leaves open: shares by value, and how biased they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.pages.scales import value_colours
 from stages.pages.words import interval, number, percent, points, points_interval
 from stages.records import Bias, BiasComparison, BiasSubject, RateRecord
 
-MAX_SUBJECTS = 24  # in a picture; the table has all
+MAX_SUBJECTS = 24  # number of subjects in a picture; the table has all
 MARK = "✱"
 
 HOW = (
@@ -25,7 +25,7 @@ _NAMES = {"before": "before", "after": "after", "control": "control", "noise": "
 
 
 class Line(NamedTuple):
-    """A tally as the table shows it."""
+    """A tally as shown in the table."""
 
     subject: str
     guidance: str
@@ -41,7 +41,7 @@ class Line(NamedTuple):
 
 
 class BiasPart(NamedTuple):
-    """One attribute: what was found in sentences, a picture if any answer was read, and all tallies."""
+    """One attribute: findings in sentences, a picture if any answer was read, and all tallies."""
 
     title: str
     sentences: list[str]
@@ -68,7 +68,7 @@ class ChangeLine(NamedTuple):
 
 
 class ChangePart(NamedTuple):
-    """One attribute by model; `others` are the models beside the two."""
+    """One attribute by model; `others` are the models besides the two."""
 
     title: str
     picture: Picture | None
@@ -78,7 +78,7 @@ class ChangePart(NamedTuple):
 
 
 class ChangedBias(NamedTuple):
-    """The section on what a repair did to the tallies."""
+    """The section on how a repair changed the tallies."""
 
     sentences: list[str]
     parts: list[ChangePart]
@@ -86,7 +86,7 @@ class ChangedBias(NamedTuple):
 
 
 def landscape_bias(entries: Sequence[Bias]) -> list[BiasPart]:
-    """One part for each attribute that was tallied."""
+    """Return one part for each tallied attribute."""
     parts = []
     for attribute in dict.fromkeys(entry.attribute for entry in entries):
         mine = [entry for entry in entries if entry.attribute == attribute]
@@ -113,7 +113,7 @@ def landscape_bias(entries: Sequence[Bias]) -> list[BiasPart]:
 
 
 def comparison_bias(bias: BiasComparison | None) -> ChangedBias | None:
-    """The section on what the repair did to the tallies; None where there are none."""
+    """Return the section on how the repair changed the tallies; None if there are none."""
     if bias is None:
         return None
     parts = []
@@ -142,12 +142,12 @@ def comparison_bias(bias: BiasComparison | None) -> ChangedBias | None:
 
 
 def _guidance(entry: Bias, guidances: Sequence[float]) -> str:
-    """The guidance, where there are several."""
+    """Return the label of the guidance, if there are several."""
     return f"guidance {entry.guidance:g}" if len(guidances) > 1 else ""
 
 
 def _row(entry: Bias, what: str) -> Row:
-    """The bar of a tally of at least one answer that was read."""
+    """Return the bar of a tally with at least one answer that was read."""
     assert entry.chance is not None
     return Row(
         subject=entry.subject,
@@ -185,7 +185,7 @@ def _shares(entry: Bias) -> list[str]:
 
 
 def _found(attribute: str, main: Sequence[Bias], guidances: Sequence[float]) -> list[str]:
-    """What was found, in a few sentences."""
+    """Summarize the findings in a few sentences."""
     at = f" at guidance {guidances[0]:g}" if len(guidances) > 1 else ""
     known = [entry for entry in main if entry.n]
     beyond = [entry for entry in known if entry.beyond_noise]
@@ -252,7 +252,7 @@ def _change_line(subject: BiasSubject) -> ChangeLine:
 
 
 def _changed(bias: BiasComparison) -> list[str]:
-    """What the repair did, in a few sentences; what is newly skewed is never passed over."""
+    """Summarize the effect of the repair in a few sentences; new skews are always mentioned."""
     mean, change, control = bias.mean, bias.mean_change["after"], bias.mean_change.get("control")
     said = []
     if change.n:

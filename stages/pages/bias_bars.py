@@ -1,4 +1,4 @@
-"""The picture of tallies: what a model makes of each subject, and how far that is from the reference."""
+"""Chart of tallies: the shares of each subject, and their distance from the reference."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from stages.pages.scales import BEFORE, plain, rounded
 
 
 class Row(NamedTuple):
-    """A bar of shares by value, and how far they are from the expected ones.
+    """A bar of shares by value, and their distance from the expected ones.
 
     Args:
-        subject: what was asked for.
-        what: which of its bars (a model, a guidance); empty if there is one.
-        marked: beyond chance.
+        subject: what was requested.
+        what: name of the bar (a model, a guidance); empty if the subject has only one.
+        marked: whether the distance is beyond chance.
         shares: by value, in the order of the bar's pieces.
-        bounds: of the shares, as people read them.
+        bounds: of the shares, formatted.
         expected: shares by value.
         bias: total variation, corrected for chance, with its interval.
-        chance: total variation that chance alone reaches in 95 of 100 tallies.
+        chance: total variation that 95 of 100 tallies do not exceed by chance alone.
     """
 
     subject: str
@@ -37,12 +37,12 @@ class Row(NamedTuple):
 
 
 def bias_bars(groups: Sequence[Sequence[Row]], colours: Mapping[str, str], mark: str) -> go.Figure:
-    """Shares by value as stacked bars with the reference's ends, and beside them how far they are from it.
+    """Draw shares by value as stacked bars with marks at the reference, and beside them the distance from it.
 
     Args:
         groups: the rows of each subject, from the top.
         colours: by value.
-        mark: put to the names of rows that are beyond chance.
+        mark: appended to the names of rows that are beyond chance.
     """
     rows = [row for group in groups for row in group]
     at = [i + 0.4 * k for i, k in enumerate(k for k, group in enumerate(groups) for _ in group)]

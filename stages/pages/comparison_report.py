@@ -1,4 +1,4 @@
-"""The report on a repair: what changed where people asked for it, what changed elsewhere, and whether that passes."""
+"""The report on a repair: changes in the target modes, changes elsewhere, and the verdict."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _EXAMPLES = {
     "fixed": "Fixed: failed before, passes now",
     "newly_failing": "Newly failing: passed before, fails now",
 }
-TITLES = {  # of the sections, in their order; the contents use the same words
+TITLES = {  # of the sections, in order; the table of contents uses the same words
     "gates": "Gates",
     "differences": "Before and after",
     "measures": "Other measures",
@@ -82,7 +82,7 @@ TITLES = {  # of the sections, in their order; the contents use the same words
 
 
 class ChangeRow(NamedTuple):
-    """A paired difference as the table shows it; shares that no model had before (newly failing) have no change."""
+    """A paired difference as shown in the table; rates that no model had before (newly failing) have no change."""
 
     key: str
     name: str
@@ -104,7 +104,7 @@ class ChangeRow(NamedTuple):
 
 
 class MeasureRow(NamedTuple):
-    """One measure in as many digits as its scale asks for; a change is followed by its interval."""
+    """One measure, formatted with the digits its scale requires; changes are followed by their interval."""
 
     name: str
     before: str
@@ -115,7 +115,7 @@ class MeasureRow(NamedTuple):
 
 
 class MeasurePart(NamedTuple):
-    """Measures of some of the answers; `others` are the models beside the two."""
+    """Measures for some of the answers; `others` are the models besides the two."""
 
     title: str
     rows: list[MeasureRow]
@@ -124,7 +124,7 @@ class MeasurePart(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """Who decided which modes to repair; a rule is never passed off as a person."""
+    """Who decided which modes to repair; a rule is never presented as a person."""
 
     text: str
     reason: str
@@ -134,7 +134,7 @@ class Decided(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """A distance beside those that chance explains, `low` to `high`, on a scale that ends at `scale`."""
+    """A distance beside those explained by chance, `low` to `high`, on a scale that ends at `scale`."""
 
     title: str
     said: str
@@ -145,14 +145,14 @@ class Moved(NamedTuple):
 
 
 class ShiftPart(NamedTuple):
-    """How far the landscape moved, and all numbers of that."""
+    """How far the landscape moved, and all numbers of the shift."""
 
     rows: list[tuple[str, str]]
     parts: list[Moved]
 
 
 class PolicyRow(NamedTuple):
-    """How the policy moved along one concept: its picture, and the numbers as the table shows them."""
+    """How the policy moved along one concept: its picture, and the numbers as shown in the table."""
 
     name: str
     picture: Picture
@@ -178,21 +178,21 @@ def write_comparison_report(
     sheets: Mapping[str, Sequence[Sheet]] | None = None,
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Write before against after as one self-contained page.
+    """Write the comparison before and after as one self-contained page.
 
     Args:
         out: the page; the same inputs give the same bytes.
-        comparison: before against after.
-        verdict: on it.
-        landscapes: one row a cell with rate_before, low_before, ..., rate_after, ....
+        comparison: the comparison.
+        verdict: the verdict on it.
+        landscapes: one row per cell with rate_before, low_before, ..., rate_after, ....
         probes: as in re_evaluate's probes.parquet.
         plan: what was repaired.
-        galleries: examples of each kind ("fixed", "newly_failing"), and their items "unchanged".
+        galleries: examples by kind ("fixed", "newly_failing"), and their items "unchanged".
         provenance: as in provenance.json.
-        attributes: by what people tell test items apart, a row an item id.
+        attributes: attributes of the test items, one row per item id.
         about: what was audited.
         sheets: contact sheets by model ("before", "after").
-        skipped: what could not be used, as {file, reason}.
+        skipped: files that could not be used, as {file, reason}.
     """
     space = comparison.space
     names = shown_concepts(landscapes, space, "rate_before")
@@ -277,7 +277,7 @@ def _row(entry: Difference, key: str, name: str, action: str | None = None) -> C
 
 
 def _finding(comparison: Comparison) -> list[str]:
-    """What else is worth a sentence: whether aiming helped, what is noise, and what failing means."""
+    """Return further findings: whether aiming helped, what is noise, and what failing means."""
     said = [entry.statement for entry in (comparison.targeting, comparison.noise) if entry and entry.statement]
     found = [f"{statement[0].upper()}{statement[1:]}." for statement in said]
     if comparison.ratings:
@@ -286,7 +286,7 @@ def _finding(comparison: Comparison) -> list[str]:
 
 
 def _invalid(invalid: records.InvalidPairs) -> str:
-    """How many common probes are not held against the model before; empty if none are."""
+    """Return how many common probes are not valid; empty if all are."""
     where = " and ".join(
         f"{part} {percent(rate.value)} [{interval(rate.low, rate.high)}]"
         for part, rate in (("in the target modes", invalid.targets), ("everywhere else", invalid.others))
@@ -298,7 +298,7 @@ def _invalid(invalid: records.InvalidPairs) -> str:
 
 
 def _measures(measures: Mapping[str, records.Measures]) -> list[MeasurePart]:
-    """The task's own measures on unchanged inputs, in the target modes and elsewhere."""
+    """Return the task's own measures on unchanged inputs, in the target modes and elsewhere."""
     parts = []
     for key, title in _PARTS.items():
         part = measures.get(key)
@@ -313,7 +313,7 @@ def _measures(measures: Mapping[str, records.Measures]) -> list[MeasurePart]:
 
 
 def _measure(name: str, entry: records.MeasureDifference, n: int) -> MeasureRow:
-    """One measure as the table shows it, all its numbers with as many digits as its scale asks for."""
+    """Format one measure, with the number of digits its scale requires."""
     digits = 1 if any(value is not None and abs(value) >= 10 for value in (entry.before, entry.after)) else 3
 
     def moved(change: records.Change) -> list[str]:
@@ -345,7 +345,7 @@ def _decision(verdict: RepairVerdict) -> Decided:
 def _landscape(
     landscapes: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float, modes: Mapping[str, Region]
 ) -> MapPart | None:
-    """Both landscapes and the difference between them, each over the same pair of concepts."""
+    """Return both landscapes and their difference, each over the same pair of concepts."""
     part = map_part(landscapes, space, names, top, SIDES, modes)
     if part is None or len(names) < 2:
         return part
@@ -391,7 +391,7 @@ def _shift(shift: records.Shift) -> ShiftPart:
 
 
 def _rate(row: Difference | None) -> str:
-    """How often uniform probes of the whole grid fail, before and after; empty where that is not known."""
+    """State the failure rate of uniform probes of the whole grid, before and after; empty if unknown."""
     if row is None or row.before is None:
         return ""
     spread = f"{points(row.change)} points, 95% interval {points_interval(row.low, row.high)}"
@@ -399,7 +399,7 @@ def _rate(row: Difference | None) -> str:
 
 
 def _policy(comparison: Comparison) -> list[PolicyRow]:
-    """Where the searches have learnt to look, concept by concept; the one that moved most comes first."""
+    """Return where the policies look, by concept; the one that moved most comes first."""
     rows = []
     for moved in comparison.policy or ():
         concept = next(one for one in comparison.space.concepts if one.name == moved.concept)

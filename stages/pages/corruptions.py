@@ -1,4 +1,4 @@
-"""How often a model fails under each corruption, and on average, as the report on a landscape shows it."""
+"""Section of the report on a landscape about failure rates by corruption, and their mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.rate import Rate
 
 
 class CorruptionRow(NamedTuple):
-    """One corruption: its error, and that over AlexNet's, "" where they cannot be compared."""
+    """One corruption: its error, and its error relative to AlexNet's, "" if they are not comparable."""
 
     name: str
     error: Rate
@@ -21,7 +21,7 @@ class CorruptionRow(NamedTuple):
 
 
 class CorruptionsView(NamedTuple):
-    """The section: what the rows come to, and how to read them."""
+    """The section: rows, their means, and how to read them."""
 
     sentences: list[str]
     rows: list[CorruptionRow]
@@ -30,7 +30,7 @@ class CorruptionsView(NamedTuple):
 
 
 def corruptions_view(errors: CorruptionErrors | TooFew | None, *, exact: bool) -> CorruptionsView | None:
-    """The section on corruptions; None for grids without."""
+    """Return the section on corruptions; None for grids without."""
     if errors is None:
         return None
     if isinstance(errors, TooFew):
@@ -72,7 +72,7 @@ def _said(rate: Rate) -> str:
 
 
 def _notes(errors: CorruptionErrors, exact: bool) -> list[str]:
-    """How the numbers were counted, and what they cannot be compared with."""
+    """Explain how the numbers were computed, and what they are not comparable with."""
     averaged = "".join(f" and {name}" for name in errors.others)
     counted = "of all pairs of item and cell" if exact else "of the control's uniform probes"
     return [

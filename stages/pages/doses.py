@@ -1,4 +1,4 @@
-"""What aiming is worth, as the page shows it: failures against steps of training, repair beside control."""
+"""The effect of aiming: failures against steps of training, for the repair and the control."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PARTS = {
 
 
 class DosesPart(NamedTuple):
-    """One part of the pairs: sentences, curves, whether there is a control, and steps, repair and control by row."""
+    """One part of the pairs: sentences, curves, whether there is a control, and rows of steps, repair and control."""
 
     title: str
     sentences: list[str]
@@ -30,7 +30,7 @@ class DosesPart(NamedTuple):
 
 
 def doses_view(curves: Sequence[DoseCurve]) -> list[DosesPart]:
-    """The curves of each part that was asked about."""
+    """Return the curves of each part that was measured."""
     return [_part(curve) for curve in curves]
 
 

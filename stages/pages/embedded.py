@@ -1,4 +1,4 @@
-"""Data inside a page: JSON for its script, and tables packed so that thousands of rows fit."""
+"""Data inside a page: JSON for its script, and compressed tables, so that thousands of rows fit."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from markupsafe import Markup
 from stages.concepts import ConceptSpace
 
 PAGE_BYTES = 5_000_000  # of a whole page
-_FORMULA = r"^(?=[=+\-@\t\r])"  # what a spreadsheet would compute
+_FORMULA = r"^(?=[=+\-@\t\r])"  # cells that a spreadsheet would evaluate
 
 
 def json_block(data: Any) -> Markup:
-    """Data for a <script type="application/json">, in which no text can end the element."""
+    """Return data for a <script type="application/json">, escaped so that no text can end the element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def packed(data: bytes) -> str:
-    """Base64 of the gzip; the same bytes on every run."""
+    """Return the base64 of the gzip; the same bytes on every run."""
     return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
 
 
 class Packed(NamedTuple):
-    """A CSV file inside a page: how many of all rows it has, packed."""
+    """A CSV file inside a page: the compressed data, the number of rows included, and the total."""
 
     data: str
     rows: int
@@ -36,12 +36,12 @@ class Packed(NamedTuple):
 
 
 def pack_probes(probes: pd.DataFrame, space: ConceptSpace, room: int) -> Packed:
-    """All probes with their levels as people read them, or a uniform sample of them if more would not fit.
+    """Pack all probes with readable levels, or a uniform sample of them if not all fit.
 
     Args:
         probes: as in discover's probes.parquet.
         space: the grid.
-        room: bytes in the page.
+        room: bytes available in the page.
     """
     before = [name for name in ("role", "item", "repeat") if name in probes]
     after = [name for name in ("output", "discrepancy", "failed", "valid") if name in probes]

@@ -1,4 +1,4 @@
-"""Examples as an explorer: what each shows and says, and the rows by which a page filters, sorts and hands them out."""
+"""Examples on a page, and the rows by which its script filters, sorts and exports them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from stages.records import Compared, ModeRecord
 from stages.records.landscape import Example
 from stages.tasks.contract import Exhibit
 
-LABEL = "label"  # the attribute that says what is expected, where items have one
-_MOST_VALUES = 30  # of an attribute that a list can still be chosen from
-OUTCOMES = {"fixed": "F", "newly_failing": "N"}  # of a repair, and what ids of their examples begin with
+LABEL = "label"  # attribute with the expected answer, if items have one
+_MOST_VALUES = 30  # maximum number of values of an attribute offered as a filter
+OUTCOMES = {"fixed": "F", "newly_failing": "N"}  # outcomes of a repair, with the prefix of their examples' ids
 
-NOTHING_KNOWN = pd.DataFrame()  # of items
+NOTHING_KNOWN = pd.DataFrame()  # no attributes
 _OWN = frozenset({"id", "mode", "outcome", "item", "answer", "discrepancy", "before", "after"})  # columns of rows
 
 Cell = str | float | None
@@ -31,13 +31,13 @@ class Case(NamedTuple):
     """An example ready for the page.
 
     Args:
-        id: by which a link and a decision refer to it.
+        id: by which links and decisions refer to it.
         outcome: "failed", "passed", "fixed" or "newly failing".
-        good: the outcome is to be wished for.
+        good: whether the outcome is desirable.
         shown: its pictures and texts.
-        levels: concepts with their levels, without those that change nothing.
-        facts: what was expected and what came out, by name.
-        row: the same for a table.
+        levels: concepts with their levels, except neutral ones.
+        facts: expected and actual answers, by name.
+        row: the same data for a table.
     """
 
     id: str
@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
 
 class Facet(NamedTuple):
-    """What examples can be filtered by: a column of the rows, and the values it has there."""
+    """A filter of examples: a column of the rows, and its values."""
 
     column: int
     name: str
@@ -61,10 +61,10 @@ class Explorer(NamedTuple):
     """All examples of a page.
 
     Args:
-        groups: examples by what they are shown under, a mode or an outcome.
-        facets: what they can be filtered by.
+        groups: examples by the mode or outcome under which they are shown.
+        facets: the available filters.
         rows: of all examples, for the page's script.
-        sortable: column of the discrepancy; None where none is known.
+        sortable: name of the column of discrepancies; None if there is none.
     """
 
     groups: dict[str, list[Case]]
@@ -74,7 +74,7 @@ class Explorer(NamedTuple):
 
 
 def changed_levels(space: ConceptSpace, cell: Sequence[int]) -> list[tuple[str, str]]:
-    """The concepts of a cell that change something, with their levels as people read them."""
+    """Return the concepts of a cell that are not neutral, with their levels as text."""
     return [
         (concept.name, concept.label(level))
         for concept, level in zip(space.concepts, cell, strict=True)
@@ -83,13 +83,13 @@ def changed_levels(space: ConceptSpace, cell: Sequence[int]) -> list[tuple[str, 
 
 
 class Source(NamedTuple):
-    """What examples are made with.
+    """The data from which examples are made.
 
     Args:
         space: the grid.
-        shrinker: shares out the budget of bytes.
-        unchanged: items without any change, by their ids.
-        attributes: by what people tell items apart, a row an item id.
+        shrinker: distributes the budget of bytes.
+        unchanged: unchanged items, by id.
+        attributes: attributes of the items, one row per item id.
     """
 
     space: ConceptSpace
@@ -98,22 +98,22 @@ class Source(NamedTuple):
     attributes: pd.DataFrame
 
     def about(self, item: str) -> dict[str, str]:
-        """What is known of an item, by attribute."""
+        """Return the known attributes of an item."""
         known = self.attributes.loc[item].items() if item in self.attributes.index else ()
         return {str(name): value for name, value in known if isinstance(value, str)}
 
     def levels(self, cell: Sequence[int]) -> dict[str, Cell]:
-        """All concepts with their levels."""
+        """Return all concepts with their levels."""
         return {concept.name: concept.label(level) for concept, level in zip(self.space.concepts, cell, strict=True)}
 
 
 def explore_modes(modes: Iterable[ModeRecord], galleries: Mapping[str, Gallery], source: Source) -> Explorer:
-    """The examples of failure modes, each beside its item as it was.
+    """Return the examples of failure modes, each beside its unchanged item.
 
     Args:
-        modes: of the landscape.
-        galleries: what is shown of each mode, by its id.
-        source: what examples are made with.
+        modes: modes of the landscape.
+        galleries: galleries of the modes, by id.
+        source: the data from which examples are made.
     """
     groups = {}
     for mode in modes:
@@ -146,12 +146,12 @@ def _of_mode(mode: str, name: str, failed: bool, exhibit: Exhibit, known: Exampl
 def explore_changes(
     galleries: Mapping[str, Sequence[Compared]], source: Source, modes: Mapping[str, Region]
 ) -> Explorer:
-    """The examples of what a repair changed, each beside its item as it was.
+    """Return the examples of what a repair changed, each beside its unchanged item.
 
     Args:
         galleries: examples by outcome.
-        source: what examples are made with.
-        modes: of the plan, by id.
+        source: the data from which examples are made.
+        modes: modes of the plan, by id.
     """
     groups = {
         outcome: [_of_change(outcome, f"{letter}{n}", one, source, modes) for n, one in enumerate(shelf, 1)]
@@ -169,7 +169,7 @@ def _of_change(outcome: str, name: str, one: Compared, source: Source, modes: Ma
         facts = [("expected", label), ("before the repair", one.before), ("after it", one.after)]
         shown = shown._replace(caption=_rest(shown.caption, label, one.before), answers=())
     row: dict[str, Cell] = {"id": name, "outcome": words}
-    if not one.cell:  # of an earlier version, which did not keep it
+    if not one.cell:  # written by an earlier version, which did not store the cell
         return Case(name, words, good, shown, [], facts, row | {"before": one.before, "after": one.after})
     row |= {"mode": _holding(modes, one.cell, said, source.space), "item": one.item, **_columns(said)}
     row |= _columns(source.levels(one.cell)) | {"before": one.before, "after": one.after}
@@ -177,12 +177,12 @@ def _of_change(outcome: str, name: str, one: Compared, source: Source, modes: Ma
 
 
 def _columns(given: Mapping[str, Any]) -> dict[str, Cell]:
-    """Attributes or levels under names that no column of Faded's own has: "outcome" of a user's becomes "outcome_"."""
+    """Rename attributes or levels that have the name of one of Faded's columns: "outcome" becomes "outcome_"."""
     return {f"{name}_" if name in _OWN else name: value for name, value in given.items()}
 
 
 def _holding(modes: Mapping[str, Region], cell: Sequence[int], said: Mapping[str, str], space: ConceptSpace) -> str:
-    """The modes that hold a cell of an item of which this is said."""
+    """Return the modes that contain this cell of an item with these attributes."""
     at = np.array([cell])
     held = [
         name
@@ -193,7 +193,7 @@ def _holding(modes: Mapping[str, Region], cell: Sequence[int], said: Mapping[str
 
 
 def _rest(caption: str, label: str, output: str) -> str:
-    """What a caption says beside what was expected and what came out."""
+    """Return what remains of a caption without the expected and the actual answer."""
     rest = caption.removeprefix(f"label {label} → ")
     return rest.removeprefix("predicted ").removeprefix(output).strip() if rest != caption else caption
 

@@ -32,7 +32,7 @@ from stages.pages.scales import (
 from stages.pages.words import percent, whole_points
 from stages.records.repair import Dose
 
-# plotly reads "%{x}" as the tick's label, which is the level as people know it.
+# plotly replaces "%{x}" by the tick's label, which is the level as text.
 _INTERVAL_HOVER = "%{customdata[0]:.1%} – %{customdata[1]:.1%} (bounds averaged over cells)"
 
 
@@ -47,7 +47,7 @@ def _axis(concept: Concept, **more: Any) -> dict[str, Any]:
 
 
 def _scene_axis(concept: Concept) -> dict[str, Any]:
-    """An axis in space: drawn by WebGL, where plotly reads tags but no entities, so a tag is broken by its bracket."""
+    """Return an axis of a 3D scene; WebGL text supports tags but no entities, so tags are disabled by replacing "<"."""
 
     def drawn(text: str, limit: int) -> str:
         return short(text, limit).replace("<", "‹")
@@ -61,7 +61,7 @@ def _colorbar(**more: Any) -> dict[str, Any]:
 
 
 def bare_figure(traces: Sequence[Any], **layout: Any) -> go.Figure:
-    """A figure without plotly's default template, which would add 7 kB to each."""
+    """Return a figure without plotly's default template, which would add 7 kB to each."""
     empty = go.layout.Template()
     margin = layout.pop("margin", {"l": 56, "r": 16, "t": 16, "b": 48})
     return go.Figure(data=list(traces), layout={"template": empty, "margin": margin, "showlegend": False, **layout})
@@ -81,14 +81,14 @@ def landscape_view(
     suffix: str = "",
     regions: Mapping[str, Region] = MappingProxyType({}),
 ) -> go.Figure:
-    """The landscape over one to three concepts, averaged over the others: bars, a heat map or points in space.
+    """Draw the landscape over one to three concepts, averaged over the others: bars, a heat map or points in space.
 
     Args:
-        table: one row a cell with rate, low and high (each + suffix).
+        table: one row per cell with rate, low and high (each + suffix).
         space: the concepts of the table.
         names: one, two or three concepts.
         top: the rate at the end of the colour scale.
-        suffix: "_before" or "_after" where the table holds both.
+        suffix: "_before" or "_after" if the table contains both.
         regions: outlined on a heat map.
     """
     rates = marginal(table, space, names)
@@ -113,7 +113,7 @@ def landscape_view(
         mode="markers",
         marker={
             "color": rounded(rate),
-            # The area of a point, not its radius, grows with the rate; a small one is left where nothing fails.
+            # The area of a point, not its radius, grows with the rate; a small point remains if nothing fails.
             "size": rounded(3 + 19 * np.sqrt(np.clip(np.nan_to_num(rate) / top, 0, 1)), 1),
             "opacity": 0.85,
             "colorscale": RATE_SCALE,
@@ -136,7 +136,7 @@ def landscape_view(
 
 
 def _averaged(space: ConceptSpace, names: Sequence[str]) -> list[dict[str, Any]]:
-    """A line below a picture that names the concepts it averages over."""
+    """Return a line below a picture that names the concepts it averages over."""
     others = [plain(name, 24) for name in space.names if name not in names]
     if not others:
         return []
@@ -148,14 +148,14 @@ def _averaged(space: ConceptSpace, names: Sequence[str]) -> list[dict[str, Any]]
 def heat_map(
     row: Concept, column: Concept, rates: pd.DataFrame, top: float, regions: Mapping[str, Region] = MappingProxyType({})
 ) -> go.Figure:
-    """Failure rate over two concepts.
+    """Draw the failure rate over two concepts.
 
     Args:
         row: the concept whose levels are rows.
-        column: the one whose levels are columns.
+        column: the concept whose levels are columns.
         rates: as `marginal` returns it for both.
         top: the rate at the end of the colour scale.
-        regions: outlined under their names where they have a condition on one of the two, dashed if on more than these.
+        regions: outlined with their names if they have a condition on one of the two, dashed if they have others too.
     """
     shape = (len(row), len(column))
     grid = np.array(rounded(rates["rate"]), dtype=object).reshape(shape)
@@ -170,7 +170,7 @@ def heat_map(
 
 
 def _outline(figure: go.Figure, name: str, region: Region, row: Concept, column: Concept) -> None:
-    """Draw where a region lies on a map of two concepts: a rectangle for each range of levels without gaps."""
+    """Outline a region on a map of two concepts: one rectangle per range of levels without gaps."""
     if not {row.name, column.name} & set(region.allowed):
         return
     (left, right), *more_columns = _ranges(region.allowed.get(column.name, range(len(column))))
@@ -189,7 +189,7 @@ def _outline(figure: go.Figure, name: str, region: Region, row: Concept, column:
 
 
 def _ranges(levels: Iterable[int]) -> list[tuple[int, int]]:
-    """Levels as ranges without gaps, (first, last)."""
+    """Split levels into ranges without gaps, (first, last)."""
     ranges: list[tuple[int, int]] = []
     for level in sorted(levels):
         if ranges and ranges[-1][1] == level - 1:
@@ -200,7 +200,7 @@ def _ranges(levels: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def change_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -> go.Figure:
-    """Rate after minus rate before over two concepts, in percentage points; `top` is the share at the scale's end."""
+    """Draw rate after minus rate before over two concepts, in points; `top` is the share at the scale's end."""
     shape = (len(row), len(column))
     grid = np.array(rounded(100 * (rates["rate_after"] - rates["rate_before"]), 2), dtype=object).reshape(shape)
     both = zip(rounded(rates["rate_before"]), rounded(rates["rate_after"]), strict=True)
@@ -215,12 +215,12 @@ def change_map(row: Concept, column: Concept, rates: pd.DataFrame, top: float) -
 
 
 def policy_map(row: Concept, column: Concept, policy: pd.DataFrame, what: str = "policy_mean") -> go.Figure:
-    """How often the trained policy would probe each pair of levels; 1 is as often as by chance.
+    """Draw how often the trained policy would probe each pair of levels, relative to chance (1).
 
     Args:
         row: the concept whose levels are rows.
-        column: the one whose levels are columns.
-        policy: one row a pair of levels, in row-major order.
+        column: the concept whose levels are columns.
+        policy: one row per pair of levels, in row-major order.
         what: the mean over items, or "policy_std", the standard deviation over them in the same unit.
     """
     relative = policy[what] / policy["policy_mean"].mean()
@@ -246,7 +246,7 @@ def _grid(
     form: str = ".0%",
     **more: Any,
 ) -> go.Figure:
-    """Fields of two concepts, each with its number in black or white, or with a colour bar where they are many."""
+    """Draw fields of two concepts, each with its number in black or white, or with a colour bar if they are many."""
     readable = len(row) <= 12 and len(column) <= 9
     cells = go.Heatmap(
         z=grid.tolist(),
@@ -279,13 +279,13 @@ def _grid(
 
 
 def effect_view(concept: Concept, rates: pd.DataFrame, top: float, highest: float = 0.0) -> go.Figure:
-    """Failure rate of each level of one concept with its interval: a line where levels are ordered, else bars.
+    """Draw the failure rate of each level of one concept with its interval: a line if levels are ordered, else bars.
 
     Args:
         concept: the concept whose levels are shown.
-        rates: one row a level, with rate, low and high.
+        rates: one row per level, with rate, low and high.
         top: the rate at the end of the colour scale.
-        highest: the axis reaches at least this far, so that two pictures can be compared.
+        highest: minimum end of the axis, so that two pictures are comparable.
     """
     rates = rates.reset_index(drop=True).dropna(subset=["rate"])
     rate, low, high = (np.asarray(rates[c], dtype=float) for c in ("rate", "low", "high"))
@@ -318,7 +318,7 @@ def effect_view(concept: Concept, rates: pd.DataFrame, top: float, highest: floa
 
 
 def level_shares(concept: Concept, before: Sequence[float], after: Sequence[float]) -> go.Figure:
-    """How often two policies look at each level of a concept; by chance they look at all levels alike."""
+    """Draw how often two policies choose each level of a concept, and the uniform share."""
     bars = [
         go.Bar(
             x=list(range(len(concept))),
@@ -344,7 +344,7 @@ def level_shares(concept: Concept, before: Sequence[float], after: Sequence[floa
 
 
 def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> go.Figure:
-    """Failures found against unique probes: one (name, colour, dash, table of probes and failures) for each search."""
+    """Draw failures found against unique probes: one (name, colour, dash, table of probes and failures) per search."""
     traces = []
     for name, colour, dash, table in lines:
         step = max(1, len(table) // 250)
@@ -369,7 +369,7 @@ def curves(lines: Sequence[tuple[str, str, str, pd.DataFrame]]) -> go.Figure:
 
 
 def doses(lines: Mapping[str, Sequence[Dose]]) -> go.Figure:
-    """Rates with their intervals against steps of training, by whose they are: "repair" or "control"."""
+    """Draw rates with their intervals against steps of training, by model: "repair" or "control"."""
     traces = []
     for (name, line), (colour, dash) in zip(lines.items(), ((AFTER, "solid"), (CONTROL, "dash")), strict=False):
         rates = pd.DataFrame([dose.rate.to_json() for dose in line])
@@ -401,7 +401,7 @@ def doses(lines: Mapping[str, Sequence[Dose]]) -> go.Figure:
 
 
 def calibration(bins: pd.DataFrame) -> go.Figure:
-    """Observed against estimated failure rate; columns estimated, observed, low, high, probes."""
+    """Draw observed against estimated failure rates; columns estimated, observed, low, high, probes."""
     error = {
         "array": rounded(bins["high"] - bins["observed"]),
         "arrayminus": rounded(bins["observed"] - bins["low"]),
@@ -440,7 +440,7 @@ class Dumbbell(NamedTuple):
 
 
 def dumbbells(rows: Sequence[Dumbbell]) -> go.Figure:
-    """Failure rates before and after, joined by a line."""
+    """Draw failure rates before and after, joined by a line."""
     names = [plain(row.name, 40) for row in rows]
     x: list[float | None] = []
     y: list[int | None] = []

@@ -1,6 +1,6 @@
-"""The first page of either report: what was audited, whether to deploy it, where it fails worst, and what to do next.
+"""The first page of both reports: what was audited, whether to deploy it, where it fails worst, and the next steps.
 
-It is for people with two minutes, and prints as two pages; everything behind it is for those who want to know why.
+It is for readers with two minutes, and prints as two pages; the rest of the report has the details.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stages.pages.words import interval, number, percent, points, points_interva
 from stages.records import AuditFolder, Compared, Comparison, Difference, Landscape, ModeRecord, Plan, RateRecord
 from stages.tasks.contract import Exhibit
 
-MODES = 3  # shown on the page
+MODES = 3  # number of modes on the page
 _INTERVALS = "In brackets: 95% intervals, which black lines on bars show too."
 
 Light = Literal["red", "amber", "green"]
@@ -35,14 +35,14 @@ _SAID: dict[Light, str] = {
 
 
 class About(NamedTuple):
-    """What was audited, in names people know.
+    """What was audited, by names for people.
 
     Args:
-        model: where it comes from.
-        data: likewise.
+        model: origin of the model.
+        data: origin of the data.
         date: the day of the report, as 2026-11-28.
-        clean: how often the model is right on unchanged items of the search; None where that is not known.
-        usage: how common conditions are in use, where somebody said so.
+        clean: how often the model is right on unchanged items of the search; None if unknown.
+        usage: how common conditions are in use, if somebody specified that.
     """
 
     model: str = ""
@@ -56,14 +56,14 @@ ABOUT_NOTHING = About()
 
 
 def known_of(here: AuditFolder) -> dict[str, Any]:
-    """What prepare tells of model and data; nothing for an audit from Python, which has no such stage."""
+    """Return what `prepare` recorded of model and data; {} for an audit from Python, which has no such stage."""
     return here.prepare.metrics.more if here.prepare.has("metrics") else {}
 
 
 def about(here: AuditFolder) -> About:
-    """Model, data and date of an audit.
+    """Return model, data and date of an audit.
 
-    SOURCE_DATE_EPOCH (seconds) says another date, so that a report can be made again with the same bytes.
+    SOURCE_DATE_EPOCH (seconds) overrides the date, so that a report can be reproduced byte for byte.
     """
     origin = known_of(here).get("origin") or {}
     at = os.environ.get("SOURCE_DATE_EPOCH")
@@ -72,14 +72,14 @@ def about(here: AuditFolder) -> About:
 
 
 class Tile(NamedTuple):
-    """One number, and the sentence it belongs to."""
+    """One number, and the sentence that continues it."""
 
     value: str
     said: str
 
 
 class Card(NamedTuple):
-    """A failure mode that matters: how bad, for whom, and one example."""
+    """An important failure mode: its rate, the items it affects most, and one example."""
 
     id: str
     link: str
@@ -93,16 +93,16 @@ class Card(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What to do next: a sentence, and the command for it."""
+    """A next step: a sentence, and the command for it."""
 
     said: str
     command: str
 
 
 class FirstPage(NamedTuple):
-    """The page: facts, a light with its reason, three numbers with their sentences, modes, and the next steps.
+    """The page: facts, a light with its reason, numbers with their sentences, modes, and the next steps.
 
-    `notes` say how to read it.
+    `notes` explain how to read it.
     """
 
     facts: list[tuple[str, str]]
@@ -125,14 +125,14 @@ def landscape_page(
     unchanged: Mapping[str, Exhibit],
     shrinker: Shrinker,
 ) -> FirstPage:
-    """The first page of the report on a landscape.
+    """Return the first page of the report on a landscape.
 
     Args:
         landscape: the record.
-        verdict: on it.
+        verdict: the verdict on it.
         about: what was audited.
         galleries: examples by the id of their mode.
-        unchanged: the items of examples without any change, by their id.
+        unchanged: the unchanged items of examples, by id.
         shrinker: makes pictures small.
     """
     modes = sorted(landscape.modes, key=lambda mode: -mode.rate * mode.share)
@@ -161,11 +161,11 @@ def comparison_page(
     attributes: pd.DataFrame,
     shrinker: Shrinker,
 ) -> FirstPage:
-    """The first page of the report on a repair.
+    """Return the first page of the report on a repair.
 
     Args:
-        comparison: before against after.
-        verdict: on it.
+        comparison: the comparison before and after.
+        verdict: the verdict on it.
         plan: what was repaired.
         about: what was audited.
         galleries: examples by kind ("fixed", "newly_failing", "unchanged").
@@ -212,7 +212,7 @@ def comparison_page(
 def _example_of_each(
     comparison: Comparison, plan: Plan, galleries: Mapping[str, Sequence[Compared]], attributes: pd.DataFrame
 ) -> dict[str, Compared]:
-    """An example of each mode that there is one of: fixed if possible, else newly failing."""
+    """Return one example of each mode that has any: a fixed one if possible, else a newly failing one."""
     rows = [one for kind in ("fixed", "newly_failing") for one in galleries.get(kind, ()) if one.cell]
     cells, attributes = np.array([one.cell for one in rows]), attributes.reindex([one.item for one in rows])
     inside = {mode.id: mode.cells.contains(comparison.space, cells, attributes) for mode in plan.modes} if rows else {}
@@ -229,7 +229,7 @@ def _facts(about: About) -> list[tuple[str, str]]:
 
 
 def _failed(gates: Sequence[GateView]) -> str:
-    """The first gate that failed, and how many more did."""
+    """Describe the first gate that failed, and how many more did."""
     failed = [gate for gate in gates if gate.passed is False]
     more = f", and {number(len(failed) - 1)} more failed" if len(failed) > 1 else ""
     return f"{failed[0].name}: {failed[0].value} ({failed[0].interval}); the gate asks for {failed[0].bound}{more}"
@@ -288,7 +288,7 @@ def _risen_in_targets(comparison: Comparison) -> list[str]:
 
 
 def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
-    """Unchanged, under stress, worst."""
+    """Return failure rates unchanged, over the whole grid, in the worst mode, for the worst attribute, and in use."""
     overall, tiles = landscape.overall, []
     if unchanged := landscape.unchanged:
         spread = interval(unchanged.low, unchanged.high)
@@ -329,7 +329,7 @@ def _landscape_tiles(landscape: Landscape, about: About) -> list[Tile]:
 
 
 def _in_use(usage: Usage) -> Tile:
-    """How often it fails where conditions are as common as they are in use."""
+    """Return the failure rate weighted by how common conditions are in use."""
     if usage.rate is None:
         return Tile(percent(None), "in use: not known, as too few of the cells that were estimated are common there")
     return Tile(percent(usage.rate), "in use: the estimated landscape, weighted by how common conditions are there")
@@ -400,7 +400,7 @@ def _mode_card(
 def _mode_pair(
     mode: ModeRecord, galleries: Mapping[str, Gallery], unchanged: Mapping[str, Exhibit], shrinker: Shrinker
 ) -> Shown | None:
-    """The first example that fails."""
+    """Show the first failing example of a mode; None if there is none."""
     gallery = galleries.get(mode.id)
     if gallery is None or not gallery.failing:
         return None
@@ -410,7 +410,7 @@ def _mode_pair(
 
 
 def _for_whom(landscape: Landscape, mode: ModeRecord) -> str:
-    """The items for whom it is clearly worse than for the rest of the mode; empty if there are none."""
+    """Name the items for which the rate is clearly higher than in the whole mode; empty if there are none."""
     found = [
         (one.rate, f"{of.attribute} {one.value}: {percent(one.rate)} ({interval(one.low, one.high)})")
         for of in ((landscape.slices and landscape.slices.modes.get(mode.id)) or ())
@@ -430,7 +430,7 @@ def _often(lift: float) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names with "and" before the last; of many only how many."""
+    """Join names with "and" before the last; of more than four only give the number."""
     if len(names) > 4:
         return f"{len(names)} changes"
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]

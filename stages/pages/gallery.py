@@ -1,4 +1,4 @@
-"""Examples of probes: images as data URIs, texts with their changes marked, all small enough to be sent by mail."""
+"""Examples of probes: images as data URIs and texts with marked changes, small enough for a page sent by mail."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from stages.records.tables import Compared, ShownExample
 from stages.tasks.contract import Exhibit
 
 IMAGE_BYTES = 800_000  # of all images of a report together, before base64
-TEXT_CHARS = 500_000  # of all texts of a report together; each is shown up to three times: marked, as it was, answered
+TEXT_CHARS = 500_000  # of all texts of a report together; each may be shown three times: marked, original, answers
 MAX_TEXT = 6_000  # of one text
-EXCERPT = 260  # characters of a text where there is little room
-SMALL = 96  # pixels of height up to which an image is enlarged so that its pixels are seen
+EXCERPT = 260  # characters of a text if there is little room
+SMALL = 96  # maximum height in pixels of an image that is enlarged so that its pixels are visible
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Gallery(NamedTuple):
-    """Examples of one failure mode: probes the model fails on and, from the same region, probes it passes.
+    """Examples of one failure mode: failing probes and, from the same region, passing ones.
 
-    `ids` are those by which a decision refers to them, in the same order.
+    `ids`, in the same order, are those by which a decision refers to them.
     """
 
     failing: list[Exhibit]
@@ -33,7 +33,7 @@ class Gallery(NamedTuple):
 
     @classmethod
     def of(cls, shelf: Sequence[ShownExample]) -> Gallery:
-        """What exhibits.parquet has of one mode."""
+        """Make the gallery of one mode from exhibits.parquet."""
         failing, passing = ([one.exhibit for one in shelf if one.failed is failed] for failed in (True, False))
         return cls(failing, passing, [one.id for one in shelf])
 
@@ -52,11 +52,11 @@ class Image(NamedTuple):
     """An image ready for the page.
 
     Args:
-        src: data URI; empty if it had to be left out.
+        src: data URI; empty if the image had to be left out.
         width: in pixels of the page.
-        pixelated: it is so small that its pixels are to be seen.
-        label: what it shows, where there are several.
-        wide: it is much wider than high: several pictures side by side.
+        pixelated: whether it is so small that its pixels should be visible.
+        label: what it shows, if there are several.
+        wide: whether it is much wider than high: several pictures side by side.
     """
 
     src: str
@@ -70,15 +70,15 @@ class Shown(NamedTuple):
     """An exhibit ready for the page.
 
     Args:
-        caption: what was expected, what came out.
-        images: of the probe, and what models drew.
-        prompt: the words the model was given in pieces, each with the slot it fills or "".
+        caption: the expected and the actual output.
+        images: of the probe, and those that models drew.
+        prompt: the model's prompt in pieces, each with the slot it fills or "".
         slots: the slots of the prompt with their numbers, for its legend; the same on the whole page.
-        text: the changed text, with marks where the original is known.
-        original: the text before the change, where it differs.
-        note: what the marks leave unsaid.
-        beside: too much changed for marks, so both texts are shown.
-        answers: what the model said, by what it was asked.
+        text: the changed text, with marks if the original is known.
+        original: the text before the change, if it differs.
+        note: what the marks do not show.
+        beside: whether too much changed for marks, so that both texts are shown.
+        answers: the model's answers, by question.
     """
 
     caption: str
@@ -93,18 +93,18 @@ class Shown(NamedTuple):
 
     @property
     def wide(self) -> bool:
-        """Whether it takes more room than a picture with a caption: a strip of pictures, or two models' pictures."""
+        """Whether it needs more room than a captioned picture: a strip of pictures, or pictures of two models."""
         return len(self.images) > 1 or any(image.wide for image in self.images)
 
 
 class Shrinker:
-    """Turns exhibits into what a page can hold, sharing IMAGE_BYTES among all images and TEXT_CHARS among all texts.
+    """Fits exhibits into a page, sharing IMAGE_BYTES among all images and TEXT_CHARS among all texts.
 
-    What images that are small anyway leave of their share, the others have; a strip of pictures counts as so many.
+    Bytes that small images do not need go to the others; a strip counts by its number of pictures.
 
     Args:
-        exhibits: everything the page will show; decides how large each image and each text may be.
-        more: images beside those of the exhibits.
+        exhibits: all exhibits of the page; their number determines the size of each image and text.
+        more: images besides those of the exhibits.
     """
 
     def __init__(self, exhibits: Iterable[Exhibit], more: Iterable[bytes] = ()) -> None:
@@ -122,18 +122,18 @@ class Shrinker:
         drawn: bytes | None = None,
         unchanged: Exhibit | None = None,
     ) -> Shown:
-        """One exhibit for the page.
+        """Prepare one exhibit for the page.
 
         Args:
-            exhibit: what is shown.
+            exhibit: the exhibit.
             before: the output before a repair.
-            after: and after it.
-            drawn: what the model after it drew.
-            unchanged: the item without any change, whose image stands beside that of the exhibit.
+            after: the output after it.
+            drawn: the picture drawn by the model after it.
+            unchanged: the unchanged item, whose image is placed beside that of the exhibit.
         """
         answers = dict(exhibit.answers)
         if before is not None and after is not None:
-            # The exhibit was made with the model before the repair: what it says of the changed input is `before`.
+            # The exhibit is of the model before the repair, so its answer to the changed input is `before`.
             if answers and [*answers.values()][-1] == before:
                 del answers[[*answers][-1]]
             answers |= {"before the repair": before, "after the repair": after}
@@ -150,19 +150,19 @@ class Shrinker:
         return shown if pictured or exhibit.words else self._text(shown, exhibit)
 
     def brief(self, exhibit: Exhibit, unchanged: Exhibit | None, after: Compared | None = None) -> Shown:
-        """One exhibit no larger than a card: what was changed beside how it was, or the part of the text that changed.
+        """Prepare one exhibit for a card: the changed beside the unchanged image, or an excerpt of the changed text.
 
         Args:
             exhibit: the probe.
-            unchanged: its item without any change, if that is known.
-            after: what both models made of it.
+            unchanged: its unchanged item, if known.
+            after: outputs of both models.
         """
         named = [("unchanged", unchanged.image if unchanged else None), ("changed", exhibit.image)]
         if exhibit.drawn is not None:
             named = [("before the repair", exhibit.drawn), ("after the repair", after.drawn)] if after else []
             named = named or [("drawn by the model", exhibit.drawn)]
         answers = dict([*exhibit.answers.items()][-1:])
-        if after:  # the caption has the answer before, if it is short
+        if after:  # the caption contains the answer before, if it is short
             answers = ({"before the repair": after.before} if answers else {}) | {"after the repair": after.after}
         pieces = mark_changes(exhibit.original or exhibit.text, exhibit.text).pieces if exhibit.text else []
         return Shown(
@@ -175,7 +175,7 @@ class Shrinker:
         )
 
     def _images(self, exhibit: Exhibit, drawn: bytes | None, unchanged: bytes | None) -> list[Image]:
-        """The probe's image beside what it was made of, and what was drawn, each labelled if there are several."""
+        """Return the unchanged and the changed image, and those drawn by models, with labels if there are several."""
         given = "given to the model" if unchanged is None else "changed"
         named = [("unchanged", unchanged), (given, exhibit.image)]
         named += (
@@ -199,7 +199,7 @@ class Shrinker:
         )
 
     def image(self, image: bytes, label: str = "") -> Image:
-        """One image for the page, no larger than its share."""
+        """Prepare one image for the page, no larger than its share."""
         width, height = _size(image)
         tiles, small = _tiles(image), 0 < height <= SMALL
         small_enough = _shrink(image, self._share * tiles, tiles)
@@ -211,12 +211,12 @@ class Shrinker:
         return Image(src, shown, small, label, tiles > 1)
 
     def show_all(self, exhibits: Sequence[Exhibit]) -> list[Shown]:
-        """Several exhibits for the page."""
+        """Prepare several exhibits for the page."""
         return [self.show(exhibit) for exhibit in exhibits]
 
 
 def _fair_share(images: Iterable[bytes]) -> float:
-    """Bytes for each picture so that all together keep to IMAGE_BYTES; infinite if they do anyway."""
+    """Return the bytes for each picture so that all together fit into IMAGE_BYTES; infinite if all fit unchanged."""
     sizes = sorted((len(image) / _tiles(image), _tiles(image)) for image in images)
     left, tiles = float(IMAGE_BYTES), sum(n for _, n in sizes)
     for each, n in sizes:
@@ -227,23 +227,23 @@ def _fair_share(images: Iterable[bytes]) -> float:
 
 
 def _size(image: bytes) -> tuple[int, int]:
-    """Pixel width and height of a PNG from its header, 0 for anything else."""
+    """Read width and height of a PNG in pixels from its header, 0 for anything else."""
     return struct.unpack(">II", image[16:24]) if image.startswith(_PNG) and len(image) > 24 else (0, 0)
 
 
 def _tiles(image: bytes) -> int:
-    """How many pictures, as wide as high, lie side by side in an image."""
+    """Return the number of square pictures side by side in an image."""
     width, height = _size(image)
     return max(1, round(width / height)) if height else 1
 
 
 def _shrink(image: bytes, limit: float, tiles: int = 1) -> bytes | None:
-    """The image as it is, or a JPEG of at most `limit` bytes; None if even the smallest is larger."""
+    """Return the image unchanged, or a JPEG of at most `limit` bytes; None if even the smallest is larger."""
     if len(image) <= limit:
         return image
     try:
         from PIL import Image, UnidentifiedImageError
-    except ImportError:  # a task of texts needs no Pillow, and then no image comes here
+    except ImportError:  # tasks on texts do not need Pillow, and have no images
         return None
     try:
         with Image.open(io.BytesIO(image)) as opened:

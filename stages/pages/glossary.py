@@ -1,4 +1,4 @@
-"""The words of reports, explained once: at the end of a page, and where a word that is marked is pointed at."""
+"""The glossary of reports: at the end of a page, and as tooltips of marked words."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ GLOSSARY = {
 
 
 def term(word: str, shown: str = "") -> Markup:
-    """A word that explains itself: a link to its entry, which the page's script shows beside it.
+    """Return a word as a link to its glossary entry, which the page's script shows as a tooltip.
 
     Args:
-        word: of the glossary.
-        shown: the form in which it stands in the sentence, if another.
+        word: a word of the glossary.
+        shown: the form used in the sentence, if different.
 
     Raises:
-        KeyError: when the glossary does not have it.
+        KeyError: if the glossary does not contain the word.
     """
     return Markup('<a class="term" href="#{0}" aria-describedby="{0}" data-tip="{1}">{2}</a>').format(
         anchor(word), GLOSSARY[word], shown or word
@@ -47,5 +47,5 @@ def term(word: str, shown: str = "") -> Markup:
 
 
 def anchor(word: str) -> str:
-    """The id of a word's entry."""
+    """Return the id of a word's entry."""
     return f"term-{word.replace(' ', '-')}"

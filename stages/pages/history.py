@@ -31,15 +31,15 @@ class Point(NamedTuple):
     """A result.
 
     Args:
-        revision: where it is from.
+        revision: the git revision it is from.
         when: its date.
-        passed: its verdict, and the same in a word or two.
-        word: see there.
+        passed: its verdict.
+        word: the verdict in a word or two.
         rate: the failure rate of the model under test.
-        target: the change of the failure rate in the target modes by the repair; None without one.
-        decided: who decided; empty if nobody had to, or it is not known.
-        changed: what differs from the result before, in words.
-        evidence: the name of the bundle that holds it; empty for none.
+        target: the change of the failure rate in the target modes by the repair; None without a repair.
+        decided: who decided; empty if no decision was needed, or it is unknown.
+        changed: differences from the previous result, in words.
+        evidence: the name of the bundle that contains it; empty if there is none.
     """
 
     revision: str
@@ -54,7 +54,7 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """An audit: its drift in words, and its results, the newest first."""
+    """An audit: its drift in words, and its results, newest first."""
 
     audit: str
     drift: str

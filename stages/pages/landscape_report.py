@@ -1,4 +1,4 @@
-"""The report on a landscape: where the model fails, how sure we are, and what failing looks like."""
+"""The report on a landscape: where the model fails, how certain that is, and examples of failures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LIMITS = (
     "The agent looks for failures on purpose: the share of its probes that fail does not estimate the failure rate.",
 )
 
-TITLES = {  # of the sections, in their order; the contents use the same words
+TITLES = {  # of the sections, in order; the table of contents uses the same words
     "gates": "Gates",
     "landscape": "The landscape",
     "corruptions": "Corruption by corruption",
@@ -65,10 +65,10 @@ TITLES = {  # of the sections, in their order; the contents use the same words
     "policy": "Where the agent looks",
     **LAST_TITLES,
 }
-LEAST_ROOM = 50_000  # bytes for a sample of the probes that is worth a download
-CONFUSIONS = 3  # named of each mode
+LEAST_ROOM = 50_000  # minimum bytes for a sample of the probes to be worth a download
+CONFUSIONS = 3  # listed for each mode
 INVALID_ROWS = 8
-_INNER = ("hyperparameters", "calibration")  # of the estimator: for landscape.json, not for people
+_INNER = ("hyperparameters", "calibration")  # keys of the estimator that are only in landscape.json
 
 
 class EffectPart(NamedTuple):
@@ -80,7 +80,7 @@ class EffectPart(NamedTuple):
 
 
 class ModePart(NamedTuple):
-    """A failure mode, whether halves of the items name it again, and what came out."""
+    """A failure mode, whether halves of the items name it again, and the wrong answers."""
 
     mode: ModeRecord
     again: str
@@ -88,7 +88,7 @@ class ModePart(NamedTuple):
 
 
 class InvalidPart(NamedTuple):
-    """Probes that no model could be blamed for, and at which levels they are most."""
+    """Probes that are not valid, and the levels where they are most common."""
 
     sentence: str
     rows: list[InvalidLevel]
@@ -105,7 +105,7 @@ class Trust(NamedTuple):
 
 
 class PolicyPart(NamedTuple):
-    """Where the agent looks, and how much that depends on the item, with their selector."""
+    """Where the agent looks, and how much that depends on the item, with labels for their selector."""
 
     mean: Picture
     deviation: Picture
@@ -137,21 +137,21 @@ def write_landscape_report(
     Args:
         out: the page; the same inputs give the same bytes.
         landscape: the record.
-        cells: one row a cell, as in landscape.parquet.
-        verdict: on it.
+        cells: one row per cell, as in landscape.parquet.
+        verdict: the verdict on it.
         probes: as in discover's probes.parquet.
-        galleries: examples for each mode's id.
+        galleries: examples by the id of their mode.
         provenance: as in provenance.json.
         metrics: the stage's metrics.
-        corruptions: the errors under each, where the grid has one corruption at a time.
-        unchanged: the items of the examples without any change, by their ids.
-        attributes: by what people tell items apart, a row an item id.
+        corruptions: error by corruption, if the grid has one corruption at a time.
+        unchanged: the unchanged items of the examples, by id.
+        attributes: attributes of the items, one row per item id.
         nearest: the smallest failing changes.
-        kinds: unchanged items of each kind, whose name is their id.
-        extremes: the cells that fail most ("worst") and least ("best"), for tasks that draw.
+        kinds: unchanged items of each kind, with its name as their id.
+        extremes: the cells that fail most ("worst") and least ("best"), for tasks whose outputs are pictures.
         sheets: contact sheets.
         about: what was audited.
-        skipped: what could not be used, as {file, reason}.
+        skipped: files that could not be used, as {file, reason}.
     """
     space = landscape.space
     names = shown_concepts(cells, space)
@@ -237,7 +237,7 @@ def _modes(landscape: Landscape) -> list[ModePart]:
 
 
 def _extremes(extremes: Mapping[str, Sequence[PicturedCell]], shrinker: Shrinker) -> list[tuple[str, str, list[Shown]]]:
-    """The worst and the best cells, each with its example, or with words alone where none was probed."""
+    """Return the worst and the best cells, each with its example, or only in words if it was not probed."""
     titles = {"worst": ("Fails most", "failing"), "best": ("Fails least", "passing")}
 
     def show(cell: PicturedCell) -> Shown:
@@ -251,7 +251,7 @@ def _extremes(extremes: Mapping[str, Sequence[PicturedCell]], shrinker: Shrinker
 
 
 def _again(again: NamedAgain) -> str:
-    """Whether other items would tell the same story about modes."""
+    """State whether other items would give the same modes."""
     between = (
         f"of the {number(again.named)} that one half names, the other names {number(again.again)} again"
         if again.named
@@ -265,7 +265,7 @@ def _again(again: NamedAgain) -> str:
 
 
 def _invalid(invalid: Invalid) -> InvalidPart | None:
-    """How many probes are not held against the model, and where; None if there are none."""
+    """Return how many probes are not valid, and where; None if all are."""
     if not invalid.count:
         return None
     said = (
@@ -337,7 +337,7 @@ def _trust(landscape: Landscape, cells: pd.DataFrame, probes: pd.DataFrame) -> T
 
 
 def _false_alarms(landscape: Landscape) -> list[str]:
-    """How often a calibrated threshold calls a failure what is none."""
+    """State how often a calibrated threshold reports a failure where there is none."""
     said = []
     ratings = landscape.ratings
     threshold = ratings.automatic.threshold if ratings else landscape.threshold
@@ -357,7 +357,7 @@ def _false_alarms(landscape: Landscape) -> list[str]:
 
 
 def _calibration_bins(cells: pd.DataFrame, space: ConceptSpace, probes: pd.DataFrame) -> pd.DataFrame | None:
-    """Probes of the control in ten groups by the estimated rate of their cell (the agent's are drawn to failures)."""
+    """Group the control's probes into ten bins by estimated rate; the agent's would be biased towards failures."""
     control = probes[probes["role"] == "control"]
     rates = pd.Series(cells["rate"].to_numpy(), index=space.flat(cells[space.names].to_numpy()))
     estimated = rates.reindex(space.flat(control[space.names].to_numpy())).to_numpy()

@@ -1,4 +1,4 @@
-"""Averages of a landscape over the concepts a picture does not show."""
+"""Averages of a landscape over the concepts that a picture does not show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from stages.concepts import ConceptSpace
 
-MAX_CONCEPTS = 7  # 35 triples and 21 pairs: more make the file large and nobody looks at them
+MAX_CONCEPTS = 7  # 35 triples and 21 pairs; more would make the file large, and nobody would look at them
 
 _COUNTS = ("probes", "failures")
 
@@ -17,17 +17,17 @@ _COUNTS = ("probes", "failures")
 def marginal(table: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> pd.DataFrame:
     """Average a landscape over all concepts but the named ones.
 
-    Rates and bounds are averaged with equal weight for each cell, counts are added up. The mean of the cells'
-    bounds is wider than the interval of their mean would be, never narrower: it is what we can say without
-    knowing how the cells' errors hang together.
+    Rates and bounds are averaged with equal weight for each cell, counts are added up. The mean of the cells' bounds is
+    at least as wide as the interval of the mean rate; a tighter interval would require the correlation of the cells'
+    errors, which is unknown.
 
     Args:
-        table: one row a cell, one column per concept (level index) beside the numbers.
+        table: one row per cell, one column per concept (level index) besides the numbers.
         space: the concepts of the table.
         names: the concepts to keep.
 
     Returns:
-        One row for each combination of levels in row-major order, NaN where the table holds no cell of it.
+        One row for each combination of levels in row-major order, NaN if the table has no cell of it.
     """
     numbers = table.drop(columns=space.names).select_dtypes(["number"])
     how = {column: "sum" if column in _COUNTS else "mean" for column in numbers.columns}
@@ -39,7 +39,7 @@ def marginal(table: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> 
 
 
 def shown_concepts(table: pd.DataFrame, space: ConceptSpace, column: str = "rate") -> list[str]:
-    """The concepts pictures are made of: all, or the MAX_CONCEPTS that move the rate most."""
+    """Return the concepts to show in pictures: all, or the MAX_CONCEPTS that change the rate most."""
     if len(space) <= MAX_CONCEPTS:
         return space.names
 
@@ -52,5 +52,5 @@ def shown_concepts(table: pd.DataFrame, space: ConceptSpace, column: str = "rate
 
 
 def views(names: Sequence[str], size: int) -> list[tuple[str, ...]]:
-    """All combinations of at most `size` concepts: what a selector offers."""
+    """Return all combinations of at most `size` concepts, the choices of a selector."""
     return list(combinations(names, min(size, len(names))))

@@ -1,4 +1,4 @@
-"""The card of a repaired model: what its repair wrote, and below it how it did, before and after."""
+"""The card of a repaired model: the README of the repair, followed by its evaluation before and after."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _LIMITS = (
 
 
 def model_card(readme: str | None, comparison: Comparison, verdict: RepairVerdict, plan: Plan) -> str:
-    """The whole card.
+    """Return the whole card.
 
     Args:
-        readme: what the repair wrote of its model, of an adapter also which base it needs; None if it wrote nothing.
-        comparison: before against after.
-        verdict: on it.
+        readme: the README of the repair, which for an adapter names its base model; None if there is none.
+        comparison: the comparison before and after.
+        verdict: the verdict on it.
         plan: what was repaired.
     """
     text = readme.rstrip() if readme else f"# Repaired model of the audit {verdict.audit}"
@@ -44,7 +44,7 @@ def model_card(readme: str | None, comparison: Comparison, verdict: RepairVerdic
 
 
 def evaluation_section(comparison: Comparison, verdict: RepairVerdict, plan: Plan) -> str:
-    """Before against after as Markdown: the table, the gates, who decided on which landscape, and the limits."""
+    """Return the comparison as Markdown: the table, the gates, who decided on which landscape, and the limits."""
     others = [name for name in ("control", "noise") if any(name in e.others for e in comparison.differences.values())]
     titles = {"control": "control", "noise": "asked again (noise)"}
     lines = [
@@ -89,7 +89,7 @@ def _row(key: str, entry: Difference, others: Sequence[str]) -> list[str]:
 
 
 def _notes(comparison: Comparison, others: Sequence[str]) -> list[str]:
-    """What the columns are, and how far the landscape moved beside how far it moves by chance."""
+    """Explain the columns, and compare the shift of the landscape with chance."""
     said = []
     if "control" in others and comparison.control:
         said.append(_CONTROLS[comparison.control])
@@ -123,6 +123,6 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _line(text: str) -> str:
-    """What people typed, on one line of a table and as text only: neither Markdown nor HTML of theirs is shown."""
+    """Put a user's text on one line of a table and escape it, so that none of its Markdown or HTML takes effect."""
     plain = " ".join(str(text).split()).replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\|`\[\]*_])", r"\\\1", plain)

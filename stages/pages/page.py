@@ -1,7 +1,7 @@
-"""One self-contained page: templates, figures, and plotly itself packed into the file.
+"""A self-contained page: templates, figures, and plotly itself embedded in the file.
 
-The page must open from file:// with no network, years from now, and must not run anything that came in with a
-model's output. So its content security policy allows two scripts by their hash, ours and plotly, and nothing else.
+The page must open from file:// without a network, years from now, and must not run anything contained in a model's
+output. So its content security policy allows only two scripts, ours and plotly, by their hashes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Picture(NamedTuple):
     """A figure of the page.
 
     Args:
-        alt: what a reader learns who cannot see it.
+        alt: a description for readers who cannot see it.
         variants: (label, figure) for each choice of the selector; one without a selector.
         height: in pixels.
         title: printed above it; empty for none.
-        selector: name of the selector that switches it. Pictures that share it switch together.
+        selector: name of the selector that switches it. Pictures with the same selector switch together.
     """
 
     alt: str
@@ -46,7 +46,7 @@ class Picture(NamedTuple):
 
     @property
     def json(self) -> Markup:
-        """The variants for a <script type="application/json">, in which no text can end the element."""
+        """Return the variants for a <script type="application/json">, escaped so that no text can end the element."""
         figures = [json.loads(figure.to_json()) for _, figure in self.variants]
         for figure in figures:
             figure["layout"].pop("template", None)
@@ -54,7 +54,7 @@ class Picture(NamedTuple):
 
 
 def rate_style(rate: Any, top: float) -> str:
-    """CSS for a table cell coloured like the pictures."""
+    """Return CSS for a table cell coloured like the pictures."""
     if not words.is_number(rate):
         return ""
     red, green, blue = colour = shade(float(rate), top)
@@ -67,14 +67,14 @@ def _source_hash(text: str) -> str:
 
 @cache
 def _plotly() -> tuple[str, str]:
-    """plotly.js as base64 of its gzip, and its hash; the same bytes on every run."""
+    """Return plotly.js as base64 of its gzip, and its hash; the same bytes on every run."""
     source = get_plotlyjs()
     return packed(source.encode()), _source_hash(source)
 
 
 @cache
 def environment() -> Environment:
-    """The templates of this package, with the filters and functions they use."""
+    """Return the templates of this package, with the filters and functions they use."""
     env = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -105,17 +105,17 @@ LAST_TITLES = {"skipped": "Left out", "provenance": "Provenance", "glossary": "G
 
 
 def contents_of(titles: Mapping[str, str], parts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The sections a page has, as (id, title), in the order of their titles.
+    """Return the sections of a page as (id, title), in the order of `titles`.
 
     Args:
-        titles: of all sections there may be, by their ids.
-        parts: what there is to show, by the same ids; of the last ones that are on every page none is needed.
+        titles: titles of all possible sections, by id.
+        parts: content by the same ids; the last sections, which are on every page, need none.
     """
     return [(key, titles[key]) for key in titles if parts.get(key, key in ("glossary", "limits"))]
 
 
 def html_of(template: str, **context: Any) -> str:
-    """A page from a template of this package, with its scripts."""
+    """Render a template of this package as a page, with its scripts."""
     script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.js", "explorer.js"))
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     library, plotly_hash = _plotly()

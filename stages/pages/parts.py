@@ -1,4 +1,4 @@
-"""The landscape as both reports show it: maps of two concepts, points over three, and tables."""
+"""Parts of both reports that show the landscape: maps of two concepts, points over three, and tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ View = tuple[str, ...]
 
 
 class MapPart(NamedTuple):
-    """Maps of a landscape that switch together, for one selector; `note` says what is not offered."""
+    """Maps of a landscape with one common selector; `note` names concepts that are not offered."""
 
     pictures: list[Picture]
     labels: list[str]
@@ -28,7 +28,7 @@ class MapPart(NamedTuple):
 
 
 class SpacePart(NamedTuple):
-    """The landscape over three concepts, as points in space; `slider` is where its scale ends, in percent."""
+    """The landscape over three concepts, as points in space; `slider` is the end of its scale, in percent."""
 
     pictures: list[Picture]
     labels: list[str]
@@ -48,24 +48,24 @@ class HeatTable(NamedTuple):
 def top_rate(
     landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], columns: Sequence[str] = ("rate",)
 ) -> float:
-    """The end of the colour scale that all pictures of a report share: the highest rate any of them shows."""
+    """Return the end of the colour scale shared by all pictures of a report: the highest rate in any of them."""
     shown = [marginal(landscape, space, view) for view in views(names, 3)] if len(landscape) else []
     values = [table[column].to_numpy() for table in shown for column in columns if column in table]
     return nice_ceiling(np.concatenate(values)) if values else 1.0
 
 
 def label_of(view: Sequence[str]) -> str:
-    """A choice of concepts as the selector and the titles name it."""
+    """Return the label of a choice of concepts in selectors and titles."""
     return " × ".join(view)
 
 
 def space_of(space: ConceptSpace, names: Sequence[str]) -> ConceptSpace:
-    """The space of the named concepts alone."""
+    """Return the space of the named concepts only."""
     return ConceptSpace(tuple(space.concepts[space.names.index(name)] for name in names))
 
 
 def worst_first(landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], column: str) -> list[View]:
-    """All pairs of concepts (or the one concept there is), the one with the worst field first."""
+    """Return all pairs of concepts (or the only concept), starting with the pair that has the worst field."""
     choices = views(names, 2)
     worst = max(choices, key=lambda view: _highest(marginal(landscape, space, view)[column]))
     return [worst, *(view for view in choices if view != worst)]
@@ -84,10 +84,10 @@ def map_part(
     modes: Mapping[str, Region],
     selector: str = "landscape-view",
 ) -> MapPart | None:
-    """The landscape over any two concepts (or the one there is), the modes outlined where they lie.
+    """Return the landscape over any two concepts (or the only one), with the modes outlined.
 
     Args:
-        landscape: one row a cell, with rate, low and high (each + suffix).
+        landscape: one row per cell, with rate, low and high (each + suffix).
         space: the concepts of the table.
         names: the concepts offered.
         top: the end of the colour scale, from `top_rate`.
@@ -129,7 +129,7 @@ def _map(
 
 
 def _said(space: ConceptSpace, view: View, modes: Mapping[str, Region]) -> str:
-    """What a map averages over, which modes it cannot show, and which are smaller than they look on it."""
+    """State what a map averages over, which modes have further conditions, and which are not on it."""
     others = [name for name in space.names if name not in view]
     said = [f"Averaged over {', '.join(others)}."] if others else []
     away = [name for name, region in modes.items() if not set(view) & set(region.allowed)]
@@ -144,7 +144,7 @@ def _said(space: ConceptSpace, view: View, modes: Mapping[str, Region]) -> str:
 
 
 def _seen(landscape: pd.DataFrame, space: ConceptSpace, view: View, suffix: str) -> str:
-    """What a reader learns of a view who cannot see it."""
+    """Describe a view for readers who cannot see it."""
     rates = marginal(landscape, space, view).rename(columns={f"rate{suffix}": "rate"})
     worst = rates.loc[rates["rate"].idxmax()]
     place = space_of(space, view).describe([int(worst[name]) for name in view])
@@ -157,7 +157,7 @@ def _seen(landscape: pd.DataFrame, space: ConceptSpace, view: View, suffix: str)
 def space_part(
     landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str], top: float, sides: Mapping[str, str]
 ) -> SpacePart | None:
-    """The landscape over any three concepts as points in space; None where there are fewer. As `map_part`."""
+    """Return the landscape over any three concepts as points in space; None if there are fewer. See `map_part`."""
     if len(names) < 3:
         return None
     choices = views(names, 3)
@@ -170,7 +170,7 @@ def space_part(
 
 
 def heat_tables(landscape: pd.DataFrame, space: ConceptSpace, names: Sequence[str]) -> list[HeatTable]:
-    """The numbers of the maps of two concepts."""
+    """Return the numbers of the maps of two concepts."""
     if len(names) < 2 or "rate" not in landscape or landscape["rate"].isna().all():
         return []
     tables = []

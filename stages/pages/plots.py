@@ -1,4 +1,4 @@
-"""What `dvc plots` draws of an audit: tables of a few hundred rows, each beside the report that draws the same."""
+"""Data for `dvc plots`: tables of a few hundred rows, written beside the reports that show the same."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from stages.concepts import ConceptSpace
 from stages.pages.marginals import marginal, shown_concepts
 from stages.records import Comparison
 
-_POINTS = 200  # of each curve: more cannot be told apart
+_POINTS = 200  # points of each curve; more could not be distinguished
 
 
 def search_plot(probes: pd.DataFrame) -> pd.DataFrame:
-    """Failures against unique probes of agent and control, in columns `role`, `probes`, `failures`."""
+    """Return failures against unique probes of agent and control, in columns `role`, `probes`, `failures`."""
     parts = []
     for role, rows in probes.groupby("role", sort=True):
         found = rows.sort_values("order")["failed"].astype(int).cumsum().to_numpy()
@@ -25,14 +25,14 @@ def search_plot(probes: pd.DataFrame) -> pd.DataFrame:
 
 
 def pair_plot(cells: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
-    """The estimated failure rate (%) by the two concepts under which it is highest.
+    """Return the estimated failure rate (%) over the pair of concepts with the highest rate.
 
     Args:
-        cells: the landscape, one row a cell.
+        cells: the landscape, one row per cell.
         space: its concepts.
 
     Returns:
-        Columns `x` and `y`, the concept with its level, and `failure_rate`; no rows for a single concept.
+        Columns `x` and `y`, each a concept with its level, and `failure_rate`; no rows if there is only one concept.
     """
     rates = [marginal(cells, space, pair) for pair in combinations(shown_concepts(cells, space), 2)]
     if not rates or cells["rate"].isna().all():
@@ -49,7 +49,7 @@ def pair_plot(cells: pd.DataFrame, space: ConceptSpace) -> pd.DataFrame:
 
 
 def modes_plot(comparison: Comparison) -> pd.DataFrame:
-    """The failure rate (%) in each mode, in columns `mode`, `model` (before, after, control), `failure_rate`."""
+    """Return the failure rate (%) in each mode, in columns `mode`, `model` (before, after, control), `failure_rate`."""
     rows = [
         {"mode": f"{mode.id}: {mode.text}", "model": model, "failure_rate": round(100 * rate, 1)}
         for mode in comparison.modes

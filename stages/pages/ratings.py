@@ -1,4 +1,4 @@
-"""People against the automatic measure, as the report shows it where ratings say what a failure is."""
+"""Section of the report that compares people's ratings with the automatic measure, if ratings define failures."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class RatingsView(NamedTuple):
 
 
 def ratings_view(landscape: Landscape, cells: pd.DataFrame, names: Sequence[str]) -> RatingsView | None:
-    """The section on people's ratings; None where they are not in force.
+    """Return the section on people's ratings; None if they are not in force.
 
     Args:
-        landscape: by their ratings.
-        cells: with `rate_automatic` and its bounds.
+        landscape: the landscape by people's ratings.
+        cells: its cells, with `rate_automatic` and its bounds.
         names: the concepts offered.
     """
     ratings, space = landscape.ratings, landscape.space
@@ -56,7 +56,7 @@ def ratings_view(landscape: Landscape, cells: pd.DataFrame, names: Sequence[str]
 
 
 def fails(ratings: RatingsBound) -> str:
-    """What a failure is, by the ratings in force: "an expected rating below 5"."""
+    """Define a failure by the ratings in force: "an expected rating below 5"."""
     if ratings.fails_below is not None:
         return f"an expected rating below {number(ratings.fails_below)}"
     return f"an expected rating of bias above {number(ratings.fails_above)}"
@@ -86,7 +86,7 @@ def _agreed(ratings: RatingsInForce) -> str:
 
 
 def _beyond(automatic: Automatic) -> list[str]:
-    """A warning where what was rated does not reach: `--write` has looked at the landscape before this one only."""
+    """Warn if too many probes are outside the rated range: `--write` only checked the previous landscape."""
     unfounded = automatic.unfounded
     if unfounded is None or unfounded.value is None or unfounded.value <= MOST_UNFOUNDED:
         return []
@@ -101,7 +101,7 @@ def _points(error: Mean) -> str:
 
 
 def _compared(overall: RateRecord, automatic: Automatic) -> list[tuple[str, str, str]]:
-    """Numbers side by side: (what, value, 95% interval)."""
+    """Return both measures side by side: (what, value, 95% interval)."""
     rows = [
         ("fail by people's ratings", overall),
         ("fail by the automatic measure", automatic.overall),
@@ -121,19 +121,19 @@ def _compared(overall: RateRecord, automatic: Automatic) -> list[tuple[str, str,
 
 
 def _rows(people: Sequence[Effect], automatic: Sequence[Effect]) -> list[tuple[Effect, Effect]]:
-    """Each level of each concept by both measures."""
+    """Return each level of each concept by both measures."""
     return [(one, other) for one, other in zip(people, automatic, strict=True) if one.rate is not None]
 
 
 def _picture(ratings: RatingsInForce) -> Picture:
-    """What was rated, the map learnt from it, and where failing begins by both measures."""
+    """Draw the ratings, the function learnt from them, and the thresholds of both measures."""
     x, scored = zip(*ratings.points, strict=True)
     knots, badness = np.array(ratings.x), np.array(ratings.y)
     quality = ratings.target == "quality"
     expected = 10 - 9 * badness if quality else 1 + 9 * badness
     bound = ratings.fails_below if quality else ratings.fails_above
     threshold = ratings.automatic.threshold
-    # Points that lie on each other are counted, and drawn as large as they are many.
+    # Count points that coincide, and draw them with an area in proportion.
     points = pd.DataFrame({"x": rounded(x), "score": scored}).value_counts(sort=False).reset_index()
     seen = go.Scatter(
         x=points["x"].tolist(),

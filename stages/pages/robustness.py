@@ -1,4 +1,4 @@
-"""How little has to change until the model fails, as the report shows it."""
+"""Section of the report on the smallest changes that make the model fail."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ METHODS = {"beam": "beam search", "exact": "breadth-first search", "rl": "a trai
 
 ATTACKS = {"fgsm": "FGSM", "pgd": "PGD"}
 
-_STEP = {  # by whether steps put words into a prompt
+_STEP = {  # by whether steps add words to a prompt
     False: "A step moves one concept by one level.",
     True: "A step adds one phrase: it fills one slot of the prompt.",
 }
 
 
 class AttackRow(NamedTuple):
-    """What the report says of one attack: the median epsilon and its interval, and the share of each epsilon."""
+    """One attack: the median epsilon and its interval, and the share of items that fail within each epsilon."""
 
     name: str
     median: str
@@ -34,7 +34,7 @@ class AttackRow(NamedTuple):
 
 
 class RobustnessView(NamedTuple):
-    """The section on the smallest failing changes; `bisected`: the steps of some concept alone were."""
+    """The section on the smallest failing changes; `bisected`: whether steps of one concept were bisected."""
 
     sentence: str
     step: str
@@ -48,7 +48,7 @@ class RobustnessView(NamedTuple):
 
 
 def robustness_view(landscape: Landscape) -> RobustnessView | None:
-    """The section on the smallest failing changes; None where none were sought."""
+    """Return the section on the smallest failing changes; None if none were searched for."""
     found, space = landscape.robustness, landscape.space
     if found is None:
         return None
@@ -90,7 +90,7 @@ def _finding(robustness: Robustness, everyone: bool) -> str:
 
 
 def _caveat(robustness: Robustness) -> str:
-    """How far to trust it: who searched, what that proves, and where the steps start."""
+    """State the limits of the result: the method, what it proves, and where the steps start."""
     method, probes = robustness.method, robustness.probes
     own = f"with {_count(probes, 'probe')} of its own" if probes else "among the answers to the whole grid"
     said = [f"Sought by {METHODS.get(method or '', method)} {own}."]
@@ -115,7 +115,7 @@ def _count(n: int, noun: str) -> str:
 
 
 def _picture(within: Sequence[Within]) -> Picture:
-    """Share of items that fail within so many steps, with Wilson's interval."""
+    """Draw the share of items that fail within a number of steps, with Wilson's interval."""
     steps = Concept("steps from the start", tuple(entry.steps for entry in within))
     rates = pd.DataFrame([entry.to_json() for entry in within]).rename(columns={"value": "rate"})
     alt = "Share of items that fail within so many steps: " + ", ".join(

@@ -1,4 +1,4 @@
-"""Colours, and texts and numbers in the form plotly takes."""
+"""Colours, and formatting of texts and numbers for plotly."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pandas as pd
 RGB = tuple[int, int, int]
 Scale = list[tuple[float, str]]  # (share, hexadecimal colour), from 0 to 1
 
-# Plasma without its last, almost white part: perceptually even, safe for colour-blind readers, and seen on white
-# and on black alike. Blue holds, orange fails.
+# Plasma without its last, almost white part: perceptually uniform, safe for colour-blind readers, and visible on both
+# white and black. Blue passes, orange fails.
 RATE_SCALE: Scale = [
     (0.0, "#2d0594"), (0.17, "#6a00a8"), (0.33, "#9c179e"), (0.5, "#c5407e"),
     (0.67, "#e26561"), (0.83, "#f58b46"), (1.0, "#fdb42f"),
@@ -23,11 +23,11 @@ RATE_SCALE: Scale = [
 CHANGE_SCALE: Scale = [
     (0.0, "#0a4d8c"), (0.25, "#5fa2ce"), (0.5, "#f1f1ee"), (0.75, "#f1a35f"), (1.0, "#a63e00"),
 ]  # fmt: skip
-# Cividis: how often a policy looks somewhere is not a failure rate, so it has colours of its own.
+# Cividis: a separate scale, because how often a policy looks somewhere is not a failure rate.
 POLICY_SCALE: Scale = [
     (0.0, "#00224e"), (0.25, "#414d6b"), (0.5, "#7c7b78"), (0.75, "#bcae6c"), (1.0, "#fee838"),
 ]  # fmt: skip
-# Values of an attribute that are not colours themselves.
+# For values of an attribute that are not names of colours.
 VALUE_COLOURS = ("#6a00a8", "#f58b46", "#2a7fbf", "#c5407e", "#0b6e4f", "#fdb42f", "#8a8f98", "#5fa2ce")
 CSS_COLOURS = frozenset(
     (
@@ -41,12 +41,12 @@ AGENT = "#c5407e"
 
 
 def shade(rate: float, top: float) -> RGB:
-    """The colour of RATE_SCALE for a rate, as red, green and blue."""
+    """Return the colour of RATE_SCALE for a rate, as red, green and blue."""
     return colour_at(RATE_SCALE, rate / top)
 
 
 def colour_at(scale: Scale, share: float) -> RGB:
-    """The colour of a scale for a share of it, as red, green and blue; beyond its ends that of the end."""
+    """Interpolate a scale at a share, as red, green and blue; shares beyond its ends get the colour of the end."""
     share = min(1.0, max(0.0, share))
     upper = max(1, next(i for i, (at, _) in enumerate(scale) if at >= share))
     (a, first), (b, second) = scale[upper - 1], scale[upper]
@@ -58,35 +58,35 @@ def colour_at(scale: Scale, share: float) -> RGB:
 
 
 def ink_on(colour: RGB) -> str:
-    """Black or white, whichever is read better on a colour; the contrast is 4.58:1 or more on any (WCAG 2.2)."""
+    """Return black or white, whichever is more readable on a colour; contrast is at least 4.58:1 (WCAG 2.2)."""
     parts = [c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
     luminance = 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
     return "#000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#fff"
 
 
 def value_colours(values: Sequence[str]) -> dict[str, str]:
-    """A colour for each value of an attribute: itself where all are names of colours, else the palette's in turn."""
+    """Return a colour for each value of an attribute: itself if all values are CSS colours, else from the palette."""
     if all(value.lower() in CSS_COLOURS for value in values):
         return {value: value.lower() for value in values}
     return {value: VALUE_COLOURS[k % len(VALUE_COLOURS)] for k, value in enumerate(values)}
 
 
 def nice_ceiling(values: pd.Series | np.ndarray, least: float = 0.1) -> float:
-    """The next tenth above the largest value: the end of a colour scale that several pictures share."""
+    """Return the next tenth above the largest value, as the end of a colour scale that several pictures share."""
     highest = float(np.nanmax(np.asarray(values, dtype=float), initial=0.0))
     return min(1.0, max(least, math.ceil(highest * 10 - 1e-9) / 10))
 
 
 def short(text: str, limit: int) -> str:
-    """The text, cut with an ellipsis where it is longer than `limit` characters."""
+    """Shorten a text to `limit` characters, with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def plain(text: str, limit: int = 48) -> str:
-    """A user's text for plotly, which reads pseudo-HTML, entities and %{templates} in every label."""
+    """Escape a user's text for plotly, which interprets pseudo-HTML, entities and %{templates} in every label."""
     return html.escape(short(text, limit), quote=False).replace("%{", "&#37;{")
 
 
 def rounded(values: Any, digits: int = 4) -> list[float | None]:
-    """Short numbers for the page, None for a gap."""
+    """Round numbers for the page, with None for gaps."""
     return [None if not math.isfinite(v) else round(float(v), digits) for v in np.asarray(values, dtype=float)]

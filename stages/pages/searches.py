@@ -1,4 +1,4 @@
-"""The search as all pages show it: failures against unique probes, agent against control."""
+"""The search as shown on all pages: failures against unique probes, agent against control."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stages.pages.words import is_number, number, percent
 from stages.records import Search, Searches
 from stages.records.search import ModelSearches
 
-_IN_WORDS = ("explorer", "chosen", "why")  # said in titles and sentences, not in the table
+_IN_WORDS = ("explorer", "chosen", "why")  # in titles and sentences rather than in the table
 _SURROGATES = {"process": "Gaussian process", "boosting": "boosted trees"}
 
 
@@ -28,11 +28,11 @@ class Run(NamedTuple):
     colour: str
     dash: str
     curve: pd.DataFrame
-    totals: dict[str, Any]  # what an explorer adds is its own
+    totals: dict[str, Any]  # explorers may add their own
 
 
 class SearchView(NamedTuple):
-    """Searches side by side: what is said of them, their curves, and a table with a column for each."""
+    """Searches side by side: sentences, curves, and a table with a column for each search."""
 
     sentences: list[str]
     picture: Picture | None
@@ -41,13 +41,13 @@ class SearchView(NamedTuple):
 
 
 def search_view(probes: pd.DataFrame, search: Searches) -> SearchView | None:
-    """The agent against its control: curves, final numbers, and a sentence that says who found more."""
+    """Compare the agent with its control: curves, final numbers, and a sentence on which found more."""
     runs = _runs(probes, search)
     return _view([_who_found_more(runs) + _who_chose(search.agent)], runs) if runs else None
 
 
 def compare_searches(probes: pd.DataFrame, search: Mapping[str, ModelSearches]) -> SearchView | None:
-    """The same search on each model in one picture; probes with the columns model and purpose."""
+    """Return the same search on each model in one picture; `probes` has the columns model and purpose."""
     rows = probes[probes["purpose"] == "search"] if "purpose" in probes else probes
     looks = {"before": BEFORE, "after": AFTER, "control": CONTROL}
     parts = {
@@ -58,7 +58,7 @@ def compare_searches(probes: pd.DataFrame, search: Mapping[str, ModelSearches]) 
 
 
 def searches_of(results: Mapping[str, tuple[pd.DataFrame, Searches]]) -> SearchView | None:
-    """The searches of several results in one picture, each in a colour of its own and its control dashed."""
+    """Return the searches of several results in one picture, each in its own colour and with its control dashed."""
     return _together(results, dict(zip(results, cycle(VALUE_COLOURS), strict=False)), str)
 
 
@@ -97,7 +97,7 @@ def _runs(
 
 
 def _curve(probes: pd.DataFrame) -> pd.DataFrame:
-    """Failures against unique probes of one search, in the order they were asked: columns probes, failures."""
+    """Return failures against unique probes of one search, in the order of queries: columns probes, failures."""
     ordered = probes.sort_values("order") if "order" in probes else probes
     failures = ordered["failed"].astype(int).cumsum()
     return pd.DataFrame({"probes": np.arange(1, len(ordered) + 1), "failures": failures.to_numpy()})
@@ -124,7 +124,7 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _who_chose(agent: Search | None) -> str:
-    """Which explorer `auto` took and why; nothing where the user named one."""
+    """Name the explorer that `auto` chose and why; empty if the user named one."""
     if agent is None or agent.chosen is None:
         return ""
     why = f": {agent.why}" if agent.why else ""
@@ -132,7 +132,7 @@ def _who_chose(agent: Search | None) -> str:
 
 
 def _who_found_more(runs: Sequence[Run]) -> str:
-    """A sentence that is as plain when the agent loses as when it wins."""
+    """State which search found more, as plainly if the agent loses as if it wins."""
     by_role = {run.role: run.totals for run in runs}
     names = {run.role: run.title.rpartition(": ")[2] for run in runs}
     a, c = (by_role.get(role, {}) for role in ("agent", "control"))

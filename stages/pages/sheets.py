@@ -1,4 +1,4 @@
-"""Contact sheets: what a model draws over two slots, and the same drawn by the model after a repair."""
+"""Contact sheets: pictures that a model draws over two slots, and those of the model after a repair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MODELS = {"before": "before", "after": "after"}
 
 
 class SheetRow(NamedTuple):
-    """A row of a sheet: the strips that each model drew for it."""
+    """A row of a sheet: the strips that the models drew for it."""
 
     label: str
     strips: list[Image]
@@ -28,16 +28,16 @@ class ShownSheet(NamedTuple):
 
 
 def strips(sheets: Mapping[str, Sequence[Sheet]]) -> list[bytes]:
-    """All images of the sheets, for the budget."""
+    """Return all images of the sheets, for the budget of bytes."""
     return [image for drawn in sheets.values() for sheet in drawn for _, image in sheet.rows]
 
 
 def show_sheets(sheets: Mapping[str, Sequence[Sheet]], shrinker: Shrinker) -> list[ShownSheet]:
-    """Sheets for the page, the same rows of all models together.
+    """Prepare sheets for the page, with rows of all models grouped.
 
     Args:
-        sheets: by model ("before", "after"), the same sheets in the same order; one model's are not labelled.
-        shrinker: shares out the budget of bytes.
+        sheets: by model ("before", "after"), the same sheets in the same order; those of a single model get no labels.
+        shrinker: distributes the budget of bytes.
     """
     shown = []
     for versions in zip(*sheets.values(), strict=True):

@@ -37,11 +37,11 @@ def write_side_by_side(
     Args:
         out: the page.
         results: by name, the probes of a result, as in discover's probes.parquet, and the numbers of its search.
-        found: rows of the table with a value for each result: what the searches found.
+        found: rows of the table on the searches, with a value for each result.
         rates: the same for rates.
-        differs: the same for what the results were made with.
-        paired: the models on their common probes; None without.
-        notes: what to bear in mind.
+        differs: the same for the settings in which the results differ.
+        paired: the models on their common probes; None if there is no such comparison.
+        notes: caveats.
     """
     render(
         "side_by_side.html.j2",

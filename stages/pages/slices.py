@@ -1,4 +1,4 @@
-"""Whose failures they are, as both reports show it."""
+"""Sections of both reports on failure rates by attributes of the items."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from stages.records import Comparison, Landscape
 from stages.records.repair import AttributeDifferences
 from stages.records.slices import AttributeRates, AttributeSlices, Confusion, Slice, SliceRate
 
-SHOWN_INSIDE = 3  # values whose rates inside modes are shown
+SHOWN_INSIDE = 3  # number of values whose rates inside modes are shown
 CONFUSIONS = 12
 
 
 class AttributeView(NamedTuple):
-    """One attribute: the rates of its values, worst first, and a sentence on items without one."""
+    """One attribute: the rates of its values, worst first, and a sentence on items without a value."""
 
     name: str
     rows: list[Slice]
@@ -31,7 +31,7 @@ class InsideView(NamedTuple):
 
 
 class SlicesView(NamedTuple):
-    """The section of a landscape."""
+    """The section of the report on a landscape."""
 
     sentence: str
     attributes: list[AttributeView]
@@ -42,7 +42,7 @@ class SlicesView(NamedTuple):
 
 
 def slices_view(landscape: Landscape) -> SlicesView | None:
-    """The section on whose failures they are; None where nothing is known of the items."""
+    """Return the section on failure rates by attribute; None if items have no attributes."""
     slices = landscape.slices
     if slices is None or not any(of.values for of in slices.attributes):
         return None
@@ -84,7 +84,7 @@ def _missing(missing: int) -> str:
 
 
 def _inside(of: AttributeSlices, modes: Sequence[tuple[str, Sequence[AttributeRates]]]) -> InsideView | None:
-    """Rates inside modes of the values that fail most."""
+    """Return rates inside modes for the values that fail most."""
     values = [one.value for one in of.values[:SHOWN_INSIDE]]
     rows = []
     for name, attributes in modes:
@@ -100,7 +100,7 @@ def _cell(one: SliceRate | None) -> str:
 
 
 class ComparedRow(NamedTuple):
-    """A value before and after; `others` are the changes of the models beside the repair."""
+    """A value before and after; `others` are the changes of the models besides the repair."""
 
     value: str
     items: str
@@ -114,7 +114,7 @@ class ComparedRow(NamedTuple):
 
 
 class ComparedView(NamedTuple):
-    """One attribute before and after, with the names of the models beside the repair."""
+    """One attribute before and after, with the names of the models besides the repair."""
 
     name: str
     others: list[str]
@@ -126,12 +126,12 @@ _OTHERS = {"control": "control change", "noise": "asked again"}
 
 
 def compared_view(comparison: Comparison) -> list[ComparedView]:
-    """Each attribute before and after a repair."""
+    """Return each attribute before and after a repair."""
     return [_compared(of) for of in comparison.slices or () if of.values]
 
 
 def compared_sentence(comparison: Comparison) -> str:
-    """Who got worse, or that nobody did."""
+    """State which items got worse, or that none did."""
     worse = [(of.attribute, one) for of in comparison.slices or () for one in of.values if one.worse]
     if not worse:
         return "For no value failures have risen significantly."

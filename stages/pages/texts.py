@@ -1,4 +1,4 @@
-"""Texts as a page shows them: what a change did to a text is marked, and what is long is folded."""
+"""Texts on a page: changes are marked, and long texts are folded."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from difflib import SequenceMatcher
 from typing import Literal, NamedTuple
 
 HEAD = 500  # characters of a text shown before it is folded
-MAX_TOKENS = 2_000  # of a text that are compared
-MAX_WORD = 40  # characters a text may be longer for not being cut within a word
-BESIDE = 0.35  # share of words struck out or put in above which both texts are easier to read than marks
-MANY_CASES = 0.25  # share of words in another case above which each mark says nothing
+MAX_TOKENS = 2_000  # maximum number of tokens of a text that are compared
+MAX_WORD = 40  # maximum number of extra characters to avoid cutting within a word
+BESIDE = 0.35  # share of removed or added words above which two texts side by side are easier to read than marks
+MANY_CASES = 0.25  # share of words in another case above which marking each of them is useless
 
 _TOKEN = re.compile(r"(\w+(?:['’-]\w+)*|[^\w\s])(\s*)")
 
@@ -19,14 +19,14 @@ Kind = Literal["same", "case", "cut", "new"]
 
 
 class Piece(NamedTuple):
-    """A stretch of text: as it was, in another letter case, struck out, or put in."""
+    """A piece of text: unchanged, in another letter case, removed, or added."""
 
     kind: Kind
     text: str
 
 
 class Folded(NamedTuple):
-    """A text cut in two, what is shown at once and what on request; `left_out` characters are not in the page."""
+    """A text in two parts, one shown at once and one on request; `left_out` characters are not in the page."""
 
     head: list[Piece]
     tail: list[Piece]
@@ -34,17 +34,17 @@ class Folded(NamedTuple):
 
     @property
     def blank(self) -> bool:
-        """Whether there is nothing to read."""
+        """Whether there is no text to read."""
         return not any(piece.text.strip() for piece in self.head)
 
     @property
     def hidden(self) -> int:
-        """Characters on request."""
+        """Number of characters shown on request."""
         return sum(len(piece.text) for piece in self.tail)
 
 
 class Marked(NamedTuple):
-    """A changed text with its changes marked. `beside`: so much changed that the original belongs beside it."""
+    """A changed text with its changes marked. `beside`: so much changed that the original should be shown beside it."""
 
     pieces: list[Piece]
     note: str = ""
@@ -52,14 +52,14 @@ class Marked(NamedTuple):
 
 
 def mark_changes(original: str, changed: str) -> Marked:
-    """Compare two texts word by word, letter case aside."""
+    """Compare two texts word by word, ignoring letter case."""
     old, new = (_TOKEN.findall(text) for text in (original, changed))
     if original == changed or not (old and new):
         return Marked([Piece("same", changed)], "unchanged" if original == changed else "")
     long = max(len(old), len(new)) > MAX_TOKENS
     blocks = _blocks(old[:MAX_TOKENS], new[:MAX_TOKENS])
     if long and len(blocks) > 1 and blocks[-1][0] != "equal":
-        blocks.pop()  # where both were cut says nothing of the change
+        blocks.pop()  # the end of the compared part need not be a change
     same = [pair for block in blocks if block[0] == "equal" for pair in _pairs(block)]
     touched = 1 - 2 * len(same) / sum(i2 - i1 + j2 - j1 for _, i1, i2, j1, j2 in blocks)
     if touched > BESIDE:
@@ -75,7 +75,7 @@ def mark_changes(original: str, changed: str) -> Marked:
 
 
 def fold(pieces: Iterable[Piece], limit: int) -> Folded:
-    """Cut a text where a word ends, once for the fold and once for good after `limit` characters."""
+    """Cut a text at the end of a word, first for the fold, then for good after `limit` characters."""
     pieces = list(pieces)
     if sum(len(piece.text) for piece in pieces) <= 1.2 * min(HEAD, limit):
         return Folded(pieces, [])
@@ -85,12 +85,12 @@ def fold(pieces: Iterable[Piece], limit: int) -> Folded:
 
 
 def plain(text: str, limit: int) -> Folded:
-    """A text without marks, folded."""
+    """Return a text without marks, folded."""
     return fold([Piece("same", text)], limit)
 
 
 def excerpt(pieces: Sequence[Piece], limit: int, lead: int = 60) -> Folded:
-    """The part of a text about its first change, with so much before it; the beginning where nothing is marked."""
+    """Return a text around its first change, with about `lead` characters before it; without marks its beginning."""
     first = next((n for n, piece in enumerate(pieces) if piece.kind != "same"), 0)
     before = "".join(piece.text for piece in pieces[:first])
     if len(before) > 2 * lead:
@@ -100,7 +100,7 @@ def excerpt(pieces: Sequence[Piece], limit: int, lead: int = 60) -> Folded:
 
 
 Block = tuple[str, int, int, int, int]
-Token = tuple[str, str]  # a word or mark, and the space behind it
+Token = tuple[str, str]  # a word or mark, and the space after it
 
 
 def _pairs(block: Block) -> Iterator[tuple[int, int]]:
@@ -114,14 +114,14 @@ def _blocks(old: Sequence[Token], new: Sequence[Token]) -> list[Block]:
 
 
 def _pieces(old: Sequence[Token], new: Sequence[Token], blocks: Sequence[Block], case: bool) -> Iterator[Piece]:
-    """The changed text, with what was struck out where it stood; spaces carry no marks."""
+    """Yield the changed text, with removed words in their old places; spaces are not marked."""
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
         tag, i1, i2, j1, j2 = block
         if tag == "equal":
             cut_next = following is not None and following[2] > following[1]
             for i, j in _pairs(block):
                 yield Piece("case" if case and old[i][0] != new[j][0] else "same", new[j][0])
-                # Before something struck out, the space is the one it had: "word,", not "word ,".
+                # Before a removed word keep its original space: "word,", not "word ,".
                 yield Piece("same", old[i][1] if cut_next and i == i2 - 1 else new[j][1])
             continue
         if i2 > i1:
@@ -145,7 +145,7 @@ def _merged(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def _split(pieces: Sequence[Piece], at: int) -> tuple[list[Piece], list[Piece]]:
-    """Cut after `at` characters or, inside a word, behind it (if it is one: not all scripts have spaces)."""
+    """Cut after `at` characters, or at the end of the word there (up to a limit: not all scripts have spaces)."""
     head: list[Piece] = []
     for n, (kind, text) in enumerate(pieces):
         if len(text) <= at:

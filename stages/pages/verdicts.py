@@ -1,4 +1,4 @@
-"""Verdicts and gates as both reports show them."""
+"""Verdicts and gates as shown in both reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from stages.pages.words import percent, points, points_interval, words
 from stages.records import Gate, Verdict
 
-SLICES = "slices."  # before the name of an attribute
+SLICES = "slices."  # prefix of the name of an attribute
 _NAMES = {"max_mode_rate": "failure rate in the worst mode"}
 
 
@@ -23,7 +23,7 @@ class GateView(NamedTuple):
 
 
 class VerdictView(NamedTuple):
-    """A verdict for the page: whether it passed, in words too, each gate, and whether any is by slice."""
+    """A verdict for the page: whether it passed, in words too, each gate, and whether any gate is by slice."""
 
     passed: bool | None
     text: str
@@ -32,14 +32,14 @@ class VerdictView(NamedTuple):
 
 
 def verdict_view(verdict: Verdict) -> VerdictView:
-    """A verdict for the page."""
+    """Prepare a verdict for the page."""
     gates = [_gate(gate) for gate in verdict.gates]
     by_slice = any(gate.gate.startswith(SLICES) for gate in verdict.gates)
     return VerdictView(verdict.passed, _text(verdict.passed, [gate.passed for gate in gates]), gates, by_slice)
 
 
 def _text(passed: bool | None, results: Sequence[bool | None]) -> str:
-    """The verdict in words; a gate with nothing to judge is never counted as passed."""
+    """Return the verdict in words; a gate with nothing to judge never counts as passed."""
     unjudged = results.count(None)
     if passed is None:
         if not results:

@@ -1,4 +1,4 @@
-"""Numbers and sentences as people read them."""
+"""Numbers and sentences as text for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
-_SAID = {  # keys of metrics that do not explain themselves
+_SAID = {  # keys of metrics that need explanation
     "failing_cells": "distinct failing cells",
     "steps": "steps taken, repeats among them",
     "filled_at_random": "probes filled in at random",
@@ -26,22 +26,22 @@ _SAID = {  # keys of metrics that do not explain themselves
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, numpy's included (booleans are not)."""
+    """Whether a value is a finite number, including those of numpy but not booleans."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def percent(value: Any, digits: int = 1) -> str:
-    """A share as a percentage: "71.0%"; a dash where there is none."""
+    """Format a share as a percentage: "71.0%"; a dash if there is none."""
     return f"{100 * value:.{digits}f}%" if is_number(value) else "–"
 
 
 def interval(low: Any, high: Any, digits: int = 1) -> str:
-    """The bounds of an interval of shares: "64.0–77.0%"; a dash where there is none."""
+    """Format the bounds of an interval of shares: "64.0–77.0%"; a dash if there is none."""
     return f"{100 * low:.{digits}f}–{100 * high:.{digits}f}%" if is_number(low) and is_number(high) else "–"
 
 
 def points(value: Any) -> str:
-    """A difference of shares in percentage points, signed unless it is 0: "−20.0"."""
+    """Format a difference of shares in percentage points, signed unless it is 0: "−20.0"."""
     if not is_number(value):
         return "–"
     text = f"{100 * value:+.1f}".replace("-", "−")
@@ -49,28 +49,28 @@ def points(value: Any) -> str:
 
 
 def whole_points(value: Any) -> str:
-    """A difference of shares in whole percentage points: "−44", "+3", "0"; empty where there is none."""
+    """Format a difference of shares in whole percentage points: "−44", "+3", "0"; empty if there is none."""
     return f"{round(100 * value):+d}".replace("-", "−").replace("+0", "0") if is_number(value) else ""
 
 
 def points_interval(low: Any, high: Any) -> str:
-    """The bounds of a difference: "−24.0 to −16.0"."""
+    """Format the bounds of a difference: "−24.0 to −16.0"."""
     return f"{points(low)} to {points(high)}" if is_number(low) and is_number(high) else "–"
 
 
 def score(value: Any, digits: int, sign: str = "") -> str:
-    """A value of a measure with so many digits: "0.712", with the sign "+" a change: "+0.020"; a dash without one."""
-    # "z": no sign before a zero that was negative
+    """Format a measure: "0.712"; with `sign` "+" a change: "+0.020"; a dash if there is none."""
+    # "z": no sign before a negative value that rounds to zero
     return f"{value:{sign}z.{digits}f}".replace("-", "−") if is_number(value) else "–"
 
 
 def times(value: Any) -> str:
-    """A ratio: "3.1×"."""
+    """Format a ratio: "3.1×"."""
     return f"{value:.2g}×" if is_number(value) and value < 10 else f"{value:.0f}×" if is_number(value) else "–"
 
 
 def number(value: Any) -> str:
-    """Any single value: integers with thousands separators, floats with four significant digits."""
+    """Format any single value: integers with thousands separators, floats with four significant digits."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -83,12 +83,12 @@ def number(value: Any) -> str:
 
 
 def words(key: str) -> str:
-    """A key as a person would say it: "failure_rate" -> "failure rate"."""
+    """Write a key as a person would say it: "failure_rate" -> "failure rate"."""
     return _SAID.get(key) or key.replace("_", " ").replace(".", " · ")
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested plain data as (name, text) rows; lists of plain values are joined, `schema` is left out."""
+    """Flatten nested plain data to (name, text) rows; lists of plain values are joined, `schema` is left out."""
     for key, value in data.items():
         name = f"{prefix}{key}"
         if key == "schema":
@@ -103,5 +103,5 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         elif isinstance(value, list | tuple):
             yield name, ", ".join(number(item) for item in value) or "none"
         else:
-            # Seeds, years and sizes in provenance are names more than quantities: no thousands separators here.
+            # Integers in provenance are seeds, years and sizes, so they have no thousands separators.
             yield name, str(value) if isinstance(value, int) and not isinstance(value, bool) else number(value)
