@@ -1,7 +1,7 @@
 """Audit a model from Python: `faded.audit(model, items, concepts=..., budget=...)`, in a notebook or a script.
 
-Nothing is needed beside the model: no git, no DVC, no params.yaml, and nothing is written unless asked for. Tasks and
-concepts of one's own import what they need from here, too.
+It needs only the model: no git, no DVC, no params.yaml, and it writes nothing unless asked to. Your own tasks and
+concepts also import what they need from here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from weakref import finalize
 
 
 def _claim(*packages: str) -> None:
-    """Have `stages` and `flows` mean those beside this file, whatever Python would find first under these names.
+    """Make `stages` and `flows` refer to the packages beside this file, whatever is first on Python's path.
 
     Raises:
-        ImportError: when others of these names were imported before.
+        ImportError: if other packages of these names were imported before.
     """
     for name in packages:
         home = Path(__file__).resolve().parent / name
@@ -44,7 +44,7 @@ def _claim(*packages: str) -> None:
 
 _claim("stages", "flows")
 
-# ruff: noqa: E402  # from here on these names are ours
+# ruff: noqa: E402  # from here on these names are Faded's packages
 import numpy as np
 import pandas as pd
 
@@ -85,7 +85,7 @@ __all__ = [
     "load",
 ]
 
-_LATER = {  # what is slow to import, or needs the libraries of an extra
+_LATER = {  # imports that are slow, or need the libraries of an extra
     "ImageConcept": "stages.concepts.images",
     **dict.fromkeys(("TextConcept", "edit_letters", "leave_out", "reword"), "stages.concepts.texts"),
     "ImageClassification": "stages.tasks.classification",
@@ -99,7 +99,7 @@ _SLICE = (  # columns of `Result.slices`
 _POLICY = (  # columns of `Result.policy_shift`
     *("concept", "mean_before", "mean_after", "distance", "floor", "beyond_noise"),
 )
-_FEWEST_PROBES = 40  # of fewer no mode can be both found and confirmed
+_FEWEST_PROBES = 40  # with fewer, no mode can be both found and confirmed
 
 
 def __getattr__(name: str) -> Any:
@@ -111,13 +111,13 @@ def __getattr__(name: str) -> Any:
 def concept(
     levels: Sequence[Level], *, unit: str = "", neutral: Level | None = None, ordered: bool | None = None
 ) -> Callable[[Callable[..., Any]], Concept]:
-    """Make a concept of the function below it: (item, level) -> changed item.
+    """Make a concept of the decorated function (item, level) -> changed item.
 
-    The same item and level must give the same answer. It is not called at the neutral level.
+    The same item and level must give the same result. The function is not called at the neutral level.
 
     Args:
         levels: numbers from the weakest to the strongest, or names without an order.
-        unit: printed behind a level.
+        unit: printed after a level.
         neutral: the level that changes nothing; by default the first.
         ordered: whether levels have an order; by default numbers have one.
     """
@@ -158,22 +158,22 @@ def audit(
         model: a torch module, or any function of a batch of items. It answers with n labels, with scores or
             probabilities (n, classes), or with n texts.
         items: images (n, h, w), (n, h, w, c) or (n, c, h, w), uint8 or in [0, 1]; a list of texts; or rows of
-            features, (n, d) or a DataFrame. The model is given batches of the same form.
-        concepts: what may change about an item: the levels of built-in concepts by name, and concepts of your own.
-        budget: changed items the model is asked about, by the search and by its uniform baseline each; half as many
-            more are spent on the smallest changes that make it fail.
-        expected: the right answer to each item; by default the model's own to the unchanged item.
+            features, (n, d) or a DataFrame. The model gets batches of the same form.
+        concepts: changes of an item: the levels of built-in concepts by name, and your own concepts.
+        budget: queries of the model on changed items, by the search and by its uniform baseline each; the search for
+            the smallest failing changes uses half as many more.
+        expected: the correct answer for each item; by default the model's answer to the unchanged item.
         classes: names of the columns of scores; by default their numbers.
         discrepancy: (answer, expected) -> how wrong an answer is, for answers of any other kind.
         threshold: discrepancies above it are failures; by default every wrong label, and texts that share less than
             half of their words with what is expected.
         explorer: what chooses the probes, see docs/explorers.md.
-        seed: of all randomness: the same seed gives the same result.
-        batch_size: items the model is given at once.
-        name: of the audit.
+        seed: seed of all randomness: the same seed gives the same result.
+        batch_size: items per batch.
+        name: name of the audit.
 
     Raises:
-        UsageError: a ValueError, when the arguments or the model's answers are not as described here.
+        UsageError: a ValueError, if the arguments or the model's answers are not as described here.
     """
     from pydantic import ValidationError
 
@@ -225,14 +225,14 @@ def audit(
 
 
 def load(name: str, workspace: str | Path | None = None) -> Result:
-    """Read an audit that the command finished.
+    """Read an audit that the command line has finished.
 
     Args:
-        name: of the audit.
-        workspace: the folder with params.yaml; by default the current one or one above it.
+        name: name of the audit.
+        workspace: the folder with params.yaml; by default the current folder or the nearest parent that has one.
 
     Raises:
-        UsageError: when there is no such audit; one that is not finished tells so when something of it is asked for.
+        UsageError: if there is no such audit. If it is unfinished, this is raised when a missing result is accessed.
     """
     from stages.params import DATA
     from stages.records import audit_folder
@@ -249,7 +249,7 @@ def load(name: str, workspace: str | Path | None = None) -> Result:
 
 
 def _run(name: str, task: FunctionTask, config: AuditConfig, table: pd.DataFrame) -> AuditFolder:
-    """What the stages discover and summarize do, in a temporary folder that goes with its result."""
+    """Do the work of the stages discover and summarize in a temporary folder, which is deleted with its result."""
     from stages import discover, summarize
     from stages.explorers.search import search
     from stages.ledger import Ledger
@@ -274,11 +274,11 @@ def _run(name: str, task: FunctionTask, config: AuditConfig, table: pd.DataFrame
 
 
 class Result:
-    """What an audit found: made by `audit`, or read by `load`.
+    """The result of an audit, made by `audit` or read by `load`.
 
     Args:
-        records: of its stages, see `stages.records`.
-        made: task and configuration of one that was made here.
+        records: records of its stages, see `stages.records`.
+        made: task and configuration, if it was made in this process.
     """
 
     def __init__(self, records: AuditFolder, made: tuple[FunctionTask, AuditConfig] | None = None) -> None:
@@ -305,12 +305,12 @@ class Result:
 
     @property
     def modes(self) -> list[ModeRecord]:
-        """The failure modes, the worst first."""
+        """The failure modes, worst first."""
         return self.landscape.modes
 
     @property
     def cells(self) -> pd.DataFrame:
-        """The grid, one row a combination of levels: probes, failures, and the estimated failure rate."""
+        """The grid, one row per combination of levels: probes, failures, and the estimated failure rate."""
         return self._with_levels(self.records.summarize.cells)
 
     @property
@@ -320,24 +320,24 @@ class Result:
 
     @property
     def failures(self) -> pd.DataFrame:
-        """What failed, the worst first: item, level of each concept, what was expected and what was answered."""
+        """The failed probes, worst first: item, level of each concept, expected and actual answer."""
         names = self.landscape.space.names
         failed = self.probes[self.probes["failed"]].sort_values("discrepancy", ascending=False, kind="stable")
         failed = self._with_levels(failed.drop_duplicates(["item", *names]))
         items = pd.read_parquet(self.records.prepare.path / "items.parquet", columns=["id", "label"])
         failed["expected"] = items.set_index("id")["label"].loc[failed["item"]].to_numpy()
         if self._made is not None:
-            failed["item"] = failed["item"].astype(int)  # the row it had in what was handed over
+            failed["item"] = failed["item"].astype(int)  # the item's row in the user's data
         shown = failed.rename(columns={"output": "answer"})[["item", *names, "expected", "answer", "discrepancy"]]
         return shown.reset_index(drop=True)
 
     @property
     def slices(self) -> pd.DataFrame:
-        """Whose failures they are: a row for each value of each attribute of the items ("label"), worst first.
+        """Failure rates by attribute of the items ("label"): a row for each value of each attribute, worst first.
 
-        Over the whole grid, from uniform probes: `rate` with its 95% interval, `low` and `high`, that of all other
-        items (`rest`), and whether it is significantly `worse`, by the p-value `p`, adjusted for all values (Holm).
-        Empty where nothing tells items apart.
+        They are over the whole grid, from uniform probes: `rate` with its 95% interval (`low`, `high`), the rate of all
+        other items (`rest`), and whether it is significantly `worse`, with the p-value `p` adjusted for all values
+        (Holm). Empty if the items have no attributes.
         """
         found = self.landscape.slices
         rows = [
@@ -350,11 +350,12 @@ class Result:
 
     @property
     def policy_shift(self) -> pd.DataFrame:
-        """Where the search has learnt to look, before and after the repair: a row for each concept, most moved first.
+        """Where the search looks, before and after the repair: a row for each concept, most moved first.
 
-        The mean level (`mean_before`, `mean_after`), how far the policy moved (`distance`), the most that it differs
-        from itself on other items (`floor`), and whether it moved further (`beyond_noise`). Empty without a repair, and
-        where no two policies of one kind were learnt. Shares by level are in comparison.json (docs/files.md).
+        The mean level (`mean_before`, `mean_after`), how far the policy moved (`distance`), the most that a
+        policy differs between sets of items (`floor`), and whether it moved further than that (`beyond_noise`). Empty
+        without a repair, or without two policies of the same kind. Shares by level are in comparison.json
+        (docs/files.md).
         """
         compared = self.records.compare
         moved = (compared.comparison.policy if compared.has("comparison") else None) or ()
@@ -364,18 +365,18 @@ class Result:
 
     @property
     def verdict(self) -> RepairVerdict | Verdict:
-        """Whether the gates were passed: those of its repair if it has one, else those of the landscape."""
+        """The verdict of the gates: those of the repair if there is one, else those of the landscape."""
         repaired = self.records.conclude
         return repaired.verdict if repaired.has("verdict") else self.records.report.verdict
 
     def report(self, path: str | Path | None = None) -> Path:
-        """The report on the landscape.
+        """Write the report on the landscape.
 
         Args:
             path: where to write it; by default it is opened in a browser.
 
         Returns:
-            Where it is.
+            Path of the report.
         """
         drawn = self.records.report
         if self._made is not None and not drawn.has("page"):
@@ -402,24 +403,24 @@ class Result:
         concepts: Mapping[str, str] | None = None,
         discrepancy: str | None = None,
     ) -> Path:
-        """Make this audit one of the pipeline: `faded audit` in that folder asks the same probes again, and goes on.
+        """Make this audit one of a pipeline: `faded audit` in that folder repeats the same probes, and continues.
 
-        The model, and concepts of your own, are named as module:name, for a lambda or a notebook's function has no file
-        that a pipeline could run. By default they are named as they were defined. A module that is one file is copied
+        The model and your own concepts are named as module:name, because a pipeline cannot run a lambda or a function
+        of a notebook. By default the names are those of their definitions. A module that is a single file is copied
         into the audit's inputs; a package has to be installed. Put files that a module reads beside its copy.
 
         Args:
-            path: the folder of the workspace; it is made, in a git repository of its own if it is in none.
-            model: what stands for the model there: a function of a batch or a torch module, with its weights loaded.
-            concepts: what stands for concepts of your own, by name.
-            discrepancy: what stands for the measure.
+            path: the folder of the workspace; created if necessary, with its own git repository if it is in none.
+            model: name of the model there: a function of a batch, or a torch module with its weights loaded.
+            concepts: names of your own concepts, by concept.
+            discrepancy: name of the measure.
 
         Returns:
             The folder.
 
         Raises:
-            UsageError: when something has no name, cannot be imported, or answers otherwise than the model here; then
-                nothing is written.
+            UsageError: if something has no importable name, or answers differently from the model here; then nothing is
+                written.
         """
         from flows.new_workspace import add_audit, check_folder, write_workspace
         from stages.tasks.functions.carry import carried

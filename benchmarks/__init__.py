@@ -1,1 +1,1 @@
-"""Measurements that the README and the docs quote."""
+"""Measurements quoted in the README and the docs."""

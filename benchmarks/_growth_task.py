@@ -1,7 +1,7 @@
-"""A synthetic model that answers a million probes in seconds, so that what is measured is Faded itself.
+"""A synthetic model that answers a million probes in seconds, so that Faded itself is measured.
 
-Each item is a point; a probe fails where the item's own difficulty, a slope over every concept and a planted
-conjunction of two concepts add up to more than 0. About a quarter of uniformly drawn probes fail.
+Each item is a point. A probe fails if the item's own difficulty, a slope over every concept and a planted conjunction
+of two concepts add up to more than 0. About a quarter of uniformly drawn probes fail.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from stages.concepts import Concept, ConceptSpace
 from stages.tasks.base import Task
 from stages.tasks.contract import Exhibit, Items, ProbeBatch, TaskContext
 
-DIMENSIONS = 16  # of the embedding
-CHANCE = 0.3  # standard deviation of what neither item nor cell explains
+DIMENSIONS = 16  # of the embeddings
+CHANCE = 0.3  # standard deviation of the part that neither item nor cell explains
 
 
 def space_of(concepts: Mapping[str, Sequence[Any]]) -> ConceptSpace:
-    """The grid of concepts as params.yaml has them; the first level of each is neutral."""
+    """Return the grid of the concepts in params.yaml; the first level of each is neutral."""
     return ConceptSpace(tuple(Concept(name, tuple(levels), neutral=levels[0]) for name, levels in concepts.items()))
 
 
 class Synthetic(Task):
-    """The task; `prepare:` takes `items`, how many."""
+    """The task; `prepare:` has the number of `items`."""
 
     threshold = 0.0
 

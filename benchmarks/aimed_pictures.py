@@ -30,11 +30,11 @@ from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.text_to_image.studio import Order
 
 AIMS = ("uniform", "modes", "policy")
-SEED = 20260301  # of the pictures that all models draw
+SEED = 20260301  # determines the pictures that all models draw
 
 
 def main() -> None:
-    """Train what is not measured yet, and print."""
+    """Train and measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audit", default="images")
     parser.add_argument("--methods", nargs="+", default=["lora", "dpo"])
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def orders(task: PainterProbes, targets: list[TargetMode], n: int) -> dict[str, list[Order]]:
-    """The pictures that all models draw: n in the targets, each as often as the others, and n elsewhere."""
+    """Return the pictures that all models draw: n in the targets, in equal numbers, and n elsewhere."""
     rng = np.random.default_rng(SEED)
     inside = np.concatenate([target.region.sample(task.concepts, -(-n // len(targets)), rng) for target in targets])
     cells = task.concepts.sample(20 * n, rng)
@@ -101,7 +101,7 @@ def orders(task: PainterProbes, targets: list[TargetMode], n: int) -> dict[str, 
 
 
 def looked(task: LoadedTask, asked: list[Order]) -> dict[str, list[float]]:
-    """Of each picture whether it is wrong, and how good it looks."""
+    """Return for each picture whether it is wrong, and how realistic it looks."""
     found = task.studio.look(asked)
     return {
         "wrong": [float(bool(j.fault) or not all(j.right.values())) for j in found],
@@ -110,12 +110,12 @@ def looked(task: LoadedTask, asked: list[Order]) -> dict[str, list[float]]:
 
 
 def answers(path: Path) -> pd.DataFrame:
-    """What is measured already, a row each."""
+    """Read the existing measurements, one row each."""
     return pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()] if path.exists() else [])
 
 
 def table(found: pd.DataFrame) -> str:
-    """Wrong pictures of each method and aim, minus those of its control in the same training: all, and one by one."""
+    """Compare each method and aim with its control in the same training by wrong pictures: overall and each."""
     lines = ["| steps | method | aim | targets wrong | minus control | in each training | others wrong | realism |"]
     lines += ["|---" * 8 + "|"]
     for (steps, method, aim), rows in found.groupby(["steps", "method", "aim"], sort=False):
@@ -135,7 +135,7 @@ def table(found: pd.DataFrame) -> str:
 
 
 def interval(changes: list[np.ndarray]) -> str:
-    """The mean of some trainings on the same pictures, in points, with its interval over pictures."""
+    """Format the mean over some trainings on the same pictures, in points, with its interval over pictures."""
     pictures = np.tile(np.arange(len(changes[0])), len(changes))
     values = np.concatenate(changes)
     rate = Resampler(pictures, 2000, 0).mean(values, np.ones(len(values)))

@@ -33,14 +33,14 @@ STAGES = (
 
 
 class Cost(NamedTuple):
-    """Seconds a command took, CPU with all its children."""
+    """Seconds a command took; CPU time includes all child processes."""
 
     wall: float
     cpu: float
 
 
 def cost(command: list[str], folder: Path) -> Cost:
-    """Run a command to its end; an audit's exit code 1 (gate failed) is an end like another."""
+    """Run a command to its end; exit code 1 of an audit (gate failed) counts as success."""
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)

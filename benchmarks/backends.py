@@ -34,21 +34,21 @@ KINDS = [(backend, dtype) for backend in ("eager", "compile", "openvino") for dt
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds and CPU-seconds of all threads that something takes."""
+    """Measure the seconds and CPU-seconds of all threads of a call."""
     start, used = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start, time.process_time() - used
 
 
 def in_turns(works: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, list[tuple[float, float]]]:
-    """Time all of some works in each round; what ran before may leave the processor slower, so their order changes."""
+    """Time all calls in each round, in varying order, because a call may leave the processor slower for the next."""
     taken: dict[Any, list[tuple[float, float]]] = {name: [] for name in works}
     turns = list(works)
     for turn in range(rounds + 1):
         random.Random(turn).shuffle(turns)
         for name in turns:
             one = timed(works[name])
-            if turn:  # the first warms up
+            if turn:  # the first round warms up
                 taken[name].append(one)
     return taken
 

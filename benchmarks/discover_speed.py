@@ -53,7 +53,7 @@ class AuthorsLoop(gym.Env):
         return self.images[self.item], {}
 
     def step(self, action):
-        """Two forwards, one of them of the unchanged image, as in the released code."""
+        """Run two forward passes, one on the unchanged image, as in the released code."""
         rotation, darkening, saturation = self.actions[int(action)]
         image = Image.fromarray(self.images[self.item].transpose(1, 2, 0))
         changed = ImageEnhance.Color(ImageEnhance.Brightness(image.rotate(rotation)).enhance(1 - darkening)).enhance(
@@ -66,7 +66,7 @@ class AuthorsLoop(gym.Env):
 
 
 def cpu(work) -> float:
-    """CPU-seconds of this process, all threads."""
+    """Measure the CPU-seconds of this process, all threads."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -105,7 +105,7 @@ def main() -> None:
 
     loops = {"authors' loop": 16, "authors' loop, no updates": 50_000}
     rates: dict[str, list[float]] = {name: [] for name in ("bare", "discover", *loops)}
-    task.embed(ids)  # once per audit, not per probe
+    task.embed(ids)  # computed once per audit, not per probe
     bare()
     for n in range(ROUNDS):
         rates["bare"].append(args.probes // len(batch) * len(batch) / cpu(bare))

@@ -1,8 +1,8 @@
-"""The pictures of docs/gallery.md: how the newest report of each audit begins, seen in Chromium.
+"""Pictures for docs/gallery.md: the top of the newest report of each audit, as displayed by Chromium.
 
     .venv/bin/python -m benchmarks.gallery [AUDIT...]
 
-Reads the reports in this workspace's data/, by default of all audits that have one; runs nothing. Writes
+Reads the reports in this workspace's data/, by default of all audits that have one, without running anything. Writes
 docs/assets/report-of-AUDIT.png.
 """
 
@@ -25,13 +25,13 @@ _COLOURS = 128
 
 
 def keep(picture: bytes, name: str) -> None:
-    """Write a PNG as docs/assets/NAME.png, with few colours, as git keeps every version."""
+    """Write a PNG as docs/assets/NAME.png, with few colours, because git stores every version."""
     few = Image.open(io.BytesIO(picture)).convert("RGB").quantize(_COLOURS)
     few.save(ASSETS / f"{name}.png", optimize=True)
 
 
 def main(audits: Collection[str]) -> None:
-    """Take a picture of what each report begins with."""
+    """Take a picture of the top of each report."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_ARGS)
         page = browser.new_page(viewport={"width": _WIDTH, "height": 900})

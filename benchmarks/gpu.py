@@ -32,13 +32,13 @@ from stages.errors import UsageError, run_as_command
 from stages.params import load_params
 from stages.records import audit_folder
 
-LARGEST = 65_536  # a batch of digits never fills a large GPU
-LONGEST = 60.0  # seconds for a batch
+LARGEST = 65_536  # digits are so small that no batch fills a large GPU
+LONGEST = 60.0  # seconds per batch
 HEAD = ("audit", "dtype", "largest batch that fits", "fastest batch", "probes/s", "memory", "audit", "grid fails")
 
 
 class Tried(NamedTuple):
-    """A batch size: probes a second, and bytes that the GPU held at most."""
+    """A batch size: probes per second, and maximum bytes of GPU memory."""
 
     size: int
     speed: float
@@ -46,10 +46,10 @@ class Tried(NamedTuple):
 
 
 def doubled(answer: Callable[[int], Tried], most: int = LARGEST) -> list[Tried]:
-    """Double the batch from `FEWEST` until memory ends, or a batch takes longer than `LONGEST`.
+    """Double the batch from `FEWEST` until memory is exhausted, or a batch takes longer than `LONGEST`.
 
     Raises:
-        UsageError: when not even the first fits.
+        UsageError: if not even the first fits.
     """
     from torch import OutOfMemoryError
 
@@ -61,10 +61,10 @@ def doubled(answer: Callable[[int], Tried], most: int = LARGEST) -> list[Tried]:
 
 
 def sizes(clone: Path, name: str) -> list[Tried]:
-    """Batch sizes of an audit that is prepared; to be called in a process of its own, which ends with its memory."""
+    """Measure batch sizes of a prepared audit; call it in a separate process, so that its memory is freed."""
     with contextlib.chdir(clone):
         audit = load_params().audit(name)
-        compute = audit.compute.model_copy(update={"batch_size": LARGEST})  # so many probes there are to ask
+        compute = audit.compute.model_copy(update={"batch_size": LARGEST})  # so that there are enough probes
         bench = Bench(name, audit.model_copy(update={"compute": compute}), Settings(memory=1.0, rounds=3))
 
         def answer(size: int) -> Tried:
@@ -77,7 +77,7 @@ def sizes(clone: Path, name: str) -> list[Tried]:
 
 
 def set_compute(clone: Path, name: str, **changes: Any) -> None:
-    """Write settings into the `compute:` of an audit; texts are generated as many at once as a batch holds."""
+    """Write settings into the `compute:` of an audit; as many texts are generated at once as a batch contains."""
     path = clone / "params.yaml"
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
     audit = params["audits"][name]
@@ -107,7 +107,7 @@ def measure(names: list[str], out: Path | None) -> None:
     """Print the table, row by row.
 
     Raises:
-        UsageError: when this machine has no GPU.
+        UsageError: if this machine has no GPU.
     """
     import torch
 

@@ -1,10 +1,10 @@
-"""How memory, time and files grow with items, cells and budget, up to a million probes and a hundred thousand items.
+"""Memory, time and file sizes by items, cells and budget, up to a million probes and a hundred thousand items.
 
-`python -m benchmarks.growth` runs the real stages prepare, discover, summarize and report on a synthetic model that
-costs next to nothing (benchmarks/_growth_task.py), one of the three growing at a time and then all at once. Prints a
-Markdown table: CPU-seconds and peak memory of discover and summarize, sizes of files, and how good the landscape is:
-how far the rates of some cells are off on average, against all that the model answers there for some items, and how
-many of their intervals contain the truth. `--quick` leaves out the largest case. Half an hour.
+`python -m benchmarks.growth` runs the real stages prepare, discover, summarize and report on a synthetic model of
+negligible cost (benchmarks/_growth_task.py), increasing one of the three at a time and then all at once. Prints a
+Markdown table: CPU-seconds and peak memory of discover and summarize, sizes of files, and the quality of the landscape:
+the mean error of the rates of some cells, compared with all answers of the model there for some items, and the share of
+their intervals that contain the truth. `--quick` skips the largest case. Takes half an hour.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks._growth_task import Synthetic, space_of
 ROOT = Path(__file__).parents[1]
 NAME = "grown"
 MIB = 2**20
-CELLS, ITEMS = 600, 2000  # whose truth is asked of the model
+CELLS, ITEMS = 600, 2000  # numbers of cells and items whose truth is computed
 
 
 class Case(NamedTuple):
@@ -51,11 +51,11 @@ CASES = (
     Case(1_000, 8, 100_000, "auto"),
     Case(100_000, 8, 1_000_000),
 )
-QUICK = 200_000  # probes above which --quick leaves a case out
+QUICK = 200_000  # maximum number of probes of a case with --quick
 
 
 class Cost(NamedTuple):
-    """Of one process: CPU-seconds, peak resident memory in bytes."""
+    """Cost of one process: CPU-seconds, peak resident memory in bytes."""
 
     seconds: float
     memory: int
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def row(case: Case, folder: Path) -> str:
-    """Run one audit and tell what it cost."""
+    """Run one audit and return its costs as a row."""
     write_workspace(case, folder)
     for stage in ("code", "prepare"):
         run(stage, folder)
@@ -91,7 +91,7 @@ def row(case: Case, folder: Path) -> str:
 
 
 def quality(case: Case, folder: Path) -> tuple[float, float]:
-    """Mean error of the rates of some cells, and the share of their intervals that hold the truth."""
+    """Return the mean error of the rates of some cells, and the share of their intervals that contain the truth."""
     home = folder / "data" / NAME
     space = space_of(concepts(case))
     task = Synthetic(pd.read_parquet(home / "prepare" / "items.parquet"), space, seed=1)
@@ -106,12 +106,12 @@ def quality(case: Case, folder: Path) -> tuple[float, float]:
 
 
 def concepts(case: Case) -> dict[str, list[int]]:
-    """As params.yaml has them."""
+    """Return the concepts as in params.yaml."""
     return {f"concept_{j}": list(range(7)) for j in range(case.concepts)}
 
 
 def write_workspace(case: Case, folder: Path) -> None:
-    """Write params.yaml and the folders stages expect."""
+    """Write params.yaml and the folders that stages expect."""
     audit: dict[str, Any] = {
         "seed": 1,
         "task": "benchmarks._growth_task:Synthetic",
@@ -127,10 +127,10 @@ def write_workspace(case: Case, folder: Path) -> None:
 
 
 def run(stage: str, folder: Path) -> Cost:
-    """Run a stage as DVC would, and say what it cost.
+    """Run a stage as DVC would, and measure its cost.
 
     Raises:
-        RuntimeError: with what the stage said, if it fails.
+        RuntimeError: with the output of the stage, if it fails.
     """
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = folder / f"{stage}.log"

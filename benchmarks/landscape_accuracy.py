@@ -1,8 +1,8 @@
-"""The estimated landscape on exact ground truth: error, rank correlation, coverage of its intervals, and its price.
+"""Accuracy of the estimated landscape against exact ground truth: error, rank correlation, coverage, and run time.
 
-`python -m benchmarks.landscape_accuracy` estimates landscapes from uniform probes and from those of a search that goes
-for failures, and compares them with the truth: MNIST enumerated (2,401 cells x 80 items) and planted landscapes of 7^5
-and 7^8 cells. Prints a Markdown table of means over three seeds. About ten minutes on one core.
+`python -m benchmarks.landscape_accuracy` estimates landscapes from uniform probes and from those of a search for
+failures, and compares them with the truth: MNIST enumerated (2,401 cells x 80 items) and planted landscapes of 7^5 and
+7^8 cells. Prints a Markdown table of means over three seeds. Takes about ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from stages.landscape.estimate import estimate
 
 TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"
 SEEDS = (0, 1, 2)
-PLANTED = 100  # seeds of planted landscapes from here on; the study uses those below
-JUDGED = 2401  # cells, a sample where there are more
+PLANTED = 100  # first seed of planted landscapes; the study uses lower ones
+JUDGED = 2401  # number of cells compared; a sample if there are more
 EXPLORERS = {"uniform": "random", "adaptive": "local_search"}
 BUDGETS = {"MNIST": (500, 1000, 2000, 4000, 8000), "7^5": (2000,), "7^8": (500, 2000)}
 
 
 class Score(NamedTuple):
-    """What one estimate is worth: means over cells, but for the last two."""
+    """Quality of one estimate: means over cells, except for the last two."""
 
     mae: float
-    constant: float  # the error of always saying the true mean
+    constant: float  # error of always predicting the true mean
     rank: float
     bias: float
     coverage: float
@@ -44,12 +44,12 @@ class Score(NamedTuple):
 
 
 def landscape_of(truth: str, seed: int) -> KnownLandscape:
-    """The truth by its name in BUDGETS."""
+    """Return the truth by its name in BUDGETS."""
     return Enumerated(TRUTH) if truth == "MNIST" else Planted(int(truth[-1]), PLANTED + seed)
 
 
 def searched(task: KnownLandscape, explorer: str, budget: int, seed: int) -> pd.DataFrame:
-    """Probes of one search, in the order asked."""
+    """Return the probes of one search, in the order of queries."""
     prober = Prober(task, task.items.ids("discover"), budget)
     make_explorer(explorer, {}).explore(prober, seed)
     return prober.table()

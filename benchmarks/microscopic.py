@@ -1,7 +1,7 @@
-"""Microscopic exploration on exact ground truth: what each method finds, and what it asks for that.
+"""Microscopic exploration on exact ground truth: what each method finds, and how many queries it takes.
 
-`python -m benchmarks.microscopic` walks the 80 searched items of an enumerated landscape (MNIST, four concepts of seven
-levels); agents are trained on its 80 other items. About two minutes on one core.
+`python -m benchmarks.microscopic` uses the 80 searched items of an enumerated landscape (MNIST, four concepts of seven
+levels); agents are trained on its 80 other items. Takes about two minutes on one core.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ SEEDS = (0, 1, 2)
 
 
 def greedy(walks: Walks) -> None:
-    """Always the step that fails most clearly."""
+    """Always take the step that fails most clearly."""
     search_layers(walks, 1)
 
 
 def beam_alone(walks: Walks) -> None:
-    """One beam search of width 5, nothing else."""
+    """Run one beam search of width 5, nothing else."""
     search_layers(walks, 5)
 
 
 def quick(walks: Walks) -> None:
-    """What method beam begins with."""
+    """Run the first part of method beam."""
     reduce_strongest(walks, try_alone(walks))
     walk_back(walks)
 
 
 def beam(walks: Walks) -> None:
-    """Method beam, with its widest beam or until the budget is spent."""
+    """Run method beam, up to its widest beam or until the budget is spent."""
     quick(walks)
     for width in widths(8):
         search_layers(walks, width)
@@ -48,7 +48,7 @@ def beam(walks: Walks) -> None:
 
 
 def exact(walks: Walks) -> None:
-    """Method exact."""
+    """Run method exact."""
     quick(walks)
     search_layers(walks, None)
 

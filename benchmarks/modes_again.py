@@ -1,8 +1,8 @@
-"""Do other seeds name the same regions? `python -m benchmarks.modes_again` prints what docs/method.md quotes.
+"""Whether other seeds name the same regions: `python -m benchmarks.modes_again` prints what docs/method.md quotes.
 
-The enumerated MNIST of the study, 14 seeds: each searches with `auto` and its control, of 2,000 probes each (less what
-is kept back for confirming), and names up to six regions; of all items, and where `summarize.clusters` sorts them into
-6 or 10 kinds. Some minutes on one core.
+On the enumerated MNIST of the study, each of 14 seeds searches with `auto` and its control, with 2,000 probes each
+(minus those reserved for confirming), and names up to six regions: once for all items, and once with items sorted into
+6 and 10 kinds by `summarize.clusters`. Takes some minutes on one core.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CLUSTERS = (0, 6, 10)
 
 
 def attributes(clusters: int) -> pd.DataFrame:
-    """What is known of the items: their kind, or nothing."""
+    """Return the attributes of the items: their kind, or none."""
     task = make_landscape("mnist", 0)
     ids = task.items.ids("discover")
     if not clusters:
@@ -41,7 +41,7 @@ def attributes(clusters: int) -> pd.DataFrame:
 
 
 def named(seed: int, known: Mapping[int, pd.DataFrame]) -> dict[int, list[Region]]:
-    """Regions that the searches with one seed lead to, by the number of clusters."""
+    """Return the regions named from searches with one seed, by number of clusters."""
     task = make_landscape("mnist", seed)
     ids, space, tables = task.items.ids("discover"), task.concepts, []
     budget = DiscoverConfig(budget=BUDGET).searched(len(ids) * space.n_cells)

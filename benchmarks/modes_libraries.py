@@ -1,10 +1,10 @@
-"""Naming failure modes: this project's box search beside libraries that look for subgroups, slices or rules.
+"""Naming of failure modes by this project's box search and by libraries that search for subgroups, slices or rules.
 
 `python -m benchmarks.modes_libraries` gives all of them the same estimated landscape of planted modes (a sample of
-5,000 of 7^5 cells, estimated from 4,000 uniform probes; three seeds) and asks for six regions of at most three
-conditions. Precision is the share of the named cells that lie in a planted mode, recall the share of the planted cells
+5,000 of 7^5 cells, estimated from 4,000 uniform probes; three seeds) and requests six regions of at most three
+conditions. Precision is the share of the named cells that are in a planted mode, recall the share of the planted cells
 that were named; a planted mode is found if its Jaccard index with a region is at least 0.5. Libraries that are not
-installed are left out: `pip install pysubgroup sliceline imodels`. About a minute on one core.
+installed are skipped: `pip install pysubgroup sliceline imodels`. Takes about a minute on one core.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ CONCEPTS, PROBES = 5, 4000
 CELLS = 5000
 MODES, CONDITIONS, SUPPORT = 6, 3, 0.01
 LIMITS = SummarizeConfig(modes=MODES, max_conditions=CONDITIONS, min_support=SUPPORT)
-BAD = 0.5  # rate from which a cell is called failing, for libraries that want yes or no
+BAD = 0.5  # rate from which a cell counts as failing, for libraries that need binary labels
 
 Search = Callable[[ConceptSpace, np.ndarray, np.ndarray], list[np.ndarray]]
-"""Names regions from cells (n, concepts) and their rates (n,): one mask (n,) each."""
+"""Names regions from cells (n, concepts) and their rates (n,); returns one mask (n,) per region."""
 
 
 def ours(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray) -> list[np.ndarray]:
-    """All boxes, exactly."""
+    """Search all boxes exactly."""
     regions = find_regions(Rates.of_cells(space, cells, rates), LIMITS)
     return [region.contains(space, cells) for region in regions]
 
 
 def pysubgroup(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray) -> list[np.ndarray]:
-    """Beam search over the same ranges, by the same quality."""
+    """Beam search over the same ranges, with the same quality measure."""
     import pysubgroup as ps
 
     table = pd.DataFrame(cells, columns=space.names).assign(rate=rates)
@@ -69,7 +69,7 @@ def pysubgroup(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray) -> lis
 
 
 def sliceline(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray) -> list[np.ndarray]:
-    """Slices over thresholds, for it knows equality only: one column says x >= k, with values yes and no."""
+    """Search slices over thresholds: as it only supports equality, one column per k has the values x >= k."""
     from sliceline.slicefinder import Slicefinder
 
     columns = [(j, k) for j, c in enumerate(space.concepts) for k in range(1, len(c))]
@@ -84,7 +84,7 @@ def sliceline(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray) -> list
 
 
 def imodels(space: ConceptSpace, cells: np.ndarray, rates: np.ndarray) -> list[np.ndarray]:
-    """SkopeRules, of whose rules the first few are taken."""
+    """Search rules with SkopeRules, of which the first few are used."""
     from imodels import SkopeRulesClassifier
 
     model = SkopeRulesClassifier(max_depth=CONDITIONS, recall_min=0.02, n_estimators=30, random_state=0)

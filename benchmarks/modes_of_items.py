@@ -1,8 +1,8 @@
-"""Is a class that fails named? `python -m benchmarks.modes_of_items` prints what docs/method.md quotes.
+"""Whether a failing class is named: `python -m benchmarks.modes_of_items` prints what docs/method.md quotes.
 
-Models with one planted weakness, of one class of ten in one corner of two concepts of five, and models with the same
-corner for all classes: 20 of each, searched with `auto` and its control, of 1,500 probes each with those that confirm.
-Ten minutes on one core.
+Models have one planted weakness, of one class in ten in a corner of two concepts out of five; others have the same
+weakness for all classes. 20 of each are searched with `auto` and its control, with 1,500 probes each, including those
+for confirming. Takes ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ LEVELS, CONCEPTS, CLASSES, ALIKE = 7, 5, 10, 10
 
 
 class ToldApart(KnownLandscape):
-    """A truth whose items are told apart by `attributes`, a row each by their ids."""
+    """A truth whose items have `attributes`, one row per item id."""
 
     attributes: pd.DataFrame
 
 
 class OneClass(ToldApart):
-    """A model that fails on 60 to 80% of one class in a corner of two concepts, and on some 12% of all else.
+    """A model that fails on 60 to 80% of one class in a corner of two concepts, and on some 12% of everything else.
 
     Args:
-        seed: of the class, the corner, the embeddings and all else.
-        planted: False has the corner fail for all classes alike.
+        seed: determines the class, the corner, the embeddings and everything else.
+        planted: if False, the corner fails for all classes alike.
     """
 
     def __init__(self, seed: int, *, planted: bool = True) -> None:
@@ -66,13 +66,13 @@ class OneClass(ToldApart):
 
 
 def judged(task: ToldApart, seed: int, budget: int = BUDGET, *, spread: bool = False) -> tuple[Landscape, list[Mode]]:
-    """The landscape that searches with one seed lead to, and its regions: failure modes and what is only suspected.
+    """Return the landscape from searches with one seed, and its regions, both confirmed and suspected.
 
     Args:
         task: the truth.
-        seed: of the searches and of all that follows.
-        budget: probes of the agent and of the control, with those that confirm.
-        spread: whether cells get intervals.
+        seed: seed of the searches and of everything after them.
+        budget: probes of the agent and of the control each, including those for confirming.
+        spread: whether to compute intervals of cells.
     """
     ids, space, tables = task.items.ids("discover"), task.concepts, []
     config = DiscoverConfig(budget=budget)
@@ -101,12 +101,12 @@ def judged(task: ToldApart, seed: int, budget: int = BUDGET, *, spread: bool = F
 
 
 def named(task: ToldApart, seed: int) -> list[Mode]:
-    """The failure modes that searches with one seed lead to."""
+    """Return the failure modes from searches with one seed."""
     return [mode for mode in judged(task, seed)[1] if mode.confirmed]
 
 
 def classes(modes: Sequence[Mode]) -> set[str]:
-    """Classes that modes are about."""
+    """Return the classes that modes are about."""
     return {value for mode in modes for value in mode.region.items.get("label", ())}
 
 

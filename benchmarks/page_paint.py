@@ -1,8 +1,8 @@
-"""How large a landscape's report is, and how long a browser takes to show something of it, at 100,000 probes.
+"""Size of a landscape's report and time until a browser displays it, at 100,000 probes.
 
 `python -m benchmarks.page_paint [PROBES]` draws a report on a generated landscape of eight concepts with photos of 300
-pixels, opens it five times in Chromium without a network, and prints the bytes, the milliseconds to the first paint
-with contents, and those until all charts are drawn, each the median and the worst. A minute.
+pixels, opens it five times in Chromium without a network, and prints the bytes, the milliseconds to the first
+contentful paint, and those until all charts are drawn, each as median and maximum. Takes a minute.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VISITS = 5
 
 
 def main(probes: int) -> None:
-    """Draw the report, open it, and print what was measured."""
+    """Draw the report, open it, and print the measurements."""
     inputs = make_inputs(*CONCEPTS)
     inputs["galleries"] = {
         mode: Gallery([Exhibit("", image=picture(k, 300)) for k in range(4)], [Exhibit("", image=picture(9, 300))] * 2)
@@ -49,7 +49,7 @@ def main(probes: int) -> None:
 
 
 def visit(browser: Browser, page: Path) -> tuple[float, float]:
-    """Milliseconds to the first paint with contents, and until all charts are drawn."""
+    """Return the milliseconds to the first contentful paint, and until all charts are drawn."""
     context = browser.new_context(offline=True, viewport={"width": 1400, "height": 900})
     opened = context.new_page()
     opened.goto(page.as_uri())

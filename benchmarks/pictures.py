@@ -30,13 +30,13 @@ from stages.tasks.text_to_image.sample import Painter
 from stages.tasks.text_to_image.schedulers import make_scheduler
 
 SIZES = (8, 16, 32, 48)
-REPEATS = 3  # pictures of a prompt
+REPEATS = 3  # pictures per prompt
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("circle", "square", "triangle", "cross")
 
 
 def cpu(work) -> float:
-    """CPU-seconds of this process, all threads."""
+    """Measure the CPU-seconds of this process, all threads."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -86,7 +86,7 @@ def main() -> None:
 
     works = {f"bare, batch {size}": lambda size=size: bare(size) for size in SIZES if size <= len(prompts)}
     works["draw"] = draw
-    for work in works.values():  # what is done once: kernels, caches
+    for work in works.values():  # initialises kernels and caches
         work()
     rates: dict[str, list[float]] = {name: [] for name in works}
     walls: dict[str, list[float]] = {name: [] for name in works}

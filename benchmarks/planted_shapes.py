@@ -1,9 +1,10 @@
-"""What failures of a known shape are named as: `python -m benchmarks.planted_shapes` prints what docs/method.md quotes.
+"""How failures of a known shape are named: `python -m benchmarks.planted_shapes` prints what docs/method.md quotes.
 
-Models of four concepts of seven levels that fail on 90% inside a shape and on 5% elsewhere, without a slope that would
-lead a search there, and 80 items of ten classes. Each is searched with `auto` and its control, of 1% of all pairs of
-item and cell each with those that confirm. Prints a Markdown table of means over five seeds, of the failure modes of a
-run taken together, counted in pairs. Ten minutes on one core; arguments name the shapes, by default all.
+Models of four concepts with seven levels fail on 90% inside a shape and on 5% elsewhere, without a slope that would
+guide a search there; there are 80 items of ten classes. Each model is searched with `auto` and its control, each with
+1% of all pairs of item and cell, including those for confirming. Prints a Markdown table of means over five seeds; the
+failure modes of a run are compared with the shape as one set of pairs. Takes ten minutes on one core; arguments name
+the shapes, by default all.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from stages.landscape.estimate import Landscape
 SEEDS = range(5)
 LEVELS, CONCEPTS, CLASSES, ALIKE = 7, 4, 10, 8
 BUDGET = LEVELS**CONCEPTS * CLASSES * ALIKE // 100
-INSIDE, OUTSIDE = 0.9, 0.05  # that fail
+INSIDE, OUTSIDE = 0.9, 0.05  # failure rates
 CELL = np.array([6, 6, 3, 6])
-SLOPE = 0.3  # standard deviations of the margin by which one level away from a cell is better
+SLOPE = 0.3  # improvement of the margin, in standard deviations, per level of distance from the cell
 
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Which pairs it holds, (n,) bool, by their levels (concepts, n) and the classes of their items (n,)."""
+"""Whether pairs are in the shape, (n,) bool, given their levels (concepts, n) and the classes of their items (n,)."""
 
 SHAPES: dict[str, Shape] = {
     "box": lambda c, _: (c[0] >= 5) & (c[1] >= 5),
@@ -47,7 +48,7 @@ SHAPES: dict[str, Shape] = {
     "none": lambda c, _: np.zeros(c.shape[1], dtype=bool),
 }
 SHAPES["one cell, a slope to it"] = SHAPES["one cell"]
-RATES = {"none": 0.25, "never fails": 0.0, "always fails": 1.0}  # everywhere
+RATES = {"none": 0.25, "never fails": 0.0, "always fails": 1.0}  # of the whole grid
 SHAPES |= dict.fromkeys(RATES, SHAPES["none"])
 
 
@@ -56,7 +57,7 @@ class Planted(ToldApart):
 
     Args:
         shape: its name.
-        seed: of which concepts it is about, their direction, who is of which class, the embeddings and the noise.
+        seed: determines the concepts of the shape, their direction, the items' classes, the embeddings and the noise.
     """
 
     def __init__(self, shape: str, seed: int) -> None:
@@ -73,11 +74,11 @@ class Planted(ToldApart):
         self._noise_of = rng.choice(2**16, n, replace=False)
 
     def _turned(self, cells: np.ndarray) -> np.ndarray:
-        """Levels (concepts, n) as shapes are told, of cells (n, concepts)."""
+        """Return levels (concepts, n), in the coordinates of shapes, of cells (n, concepts)."""
         return np.where(self._falls, LEVELS - 1 - cells, cells).T[self._order]
 
     def inside(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Which pairs of items (n,) and cells (n, concepts) lie in the shape, (n,) bool."""
+        """Return which pairs of items (n,) and cells (n, concepts) are in the shape, (n,) bool."""
         return self._holds(self._turned(cells), self._classes[items])
 
     def margins(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -90,16 +91,16 @@ class Planted(ToldApart):
 
 
 class Score(NamedTuple):
-    """What the modes of one run are worth; NaN where there is nothing to say."""
+    """Quality of the modes of one run; NaN where it is undefined."""
 
     precision: float
     recall: float
     jaccard: float
-    alike: float  # the Jaccard index is 0.5 or more
+    alike: float  # whether the Jaccard index is at least 0.5
     modes: float
-    confirmed: float  # share of the regions named that are failure modes
-    rates: float  # share of the modes whose interval holds the true rate
-    cells: float  # the same of cells that the shape holds for some item
+    confirmed: float  # share of the named regions that are failure modes
+    rates: float  # share of the modes whose interval contains the true rate
+    cells: float  # the same for cells that are in the shape for some item
 
 
 def score(task: Planted, landscape: Landscape, regions: Sequence[Mode]) -> Score:

@@ -1,4 +1,4 @@
-"""The pictures of docs/prefect-tour.md: the default audit under `faded serve`, seen in Chromium.
+"""Pictures for docs/prefect-tour.md: the default audit under `faded serve`, as displayed by Chromium.
 
     .venv/bin/python -m benchmarks.prefect_tour
 
@@ -29,15 +29,15 @@ from tests.conftest import CHROMIUM, CHROMIUM_ARGS
 
 ROOT = Path(__file__).parents[1]
 AUDIT = "mnist"
-_LIMIT = 1800.0  # seconds for a run
+_LIMIT = 1800.0  # seconds per run
 _DRAWN = 4000  # milliseconds until a page of Prefect has drawn its graph
 
 
 class Tour:
-    """`faded serve` of the workspace one is in, and its pages in a browser.
+    """`faded serve` of the workspace in the current folder, and its pages in a browser.
 
     Args:
-        page: signed in.
+        page: a signed-in page.
         base: address of Prefect's pages.
     """
 
@@ -65,11 +65,11 @@ class Tour:
         """Take a picture of a page.
 
         Args:
-            name: the file's, docs/assets/prefect-NAME.png.
-            path: of the page.
-            tab: to be opened on it.
-            button: to be pressed on it.
-            height: of the browser's window, pixels.
+            name: of the file docs/assets/prefect-NAME.png.
+            path: path of the page.
+            tab: tab to open on it.
+            button: button to press on it.
+            height: height of the browser's window, pixels.
         """
         self._page.set_viewport_size({"width": 1280, "height": height})
         self._page.goto(self._base + path)
@@ -82,7 +82,7 @@ class Tour:
         keep(self._page.screenshot(), f"prefect-{name}")
 
     def artifact(self, name: str, what: str, *, height: int = 800) -> None:
-        """Take a picture of the newest artifact under a key of the audit."""
+        """Take a picture of the audit's newest artifact with a given key."""
         from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
         with _client() as client:
@@ -106,7 +106,7 @@ def _faded(*arguments: str) -> str:
 
 @contextlib.contextmanager
 def tour() -> Iterator[Tour]:
-    """Serve the workspace one is in."""
+    """Serve the workspace in the current folder."""
     serving = subprocess.Popen([sys.executable, "-m", "flows.cli", "serve"], stdout=subprocess.PIPE, text=True)
     try:
         assert serving.stdout is not None
@@ -125,7 +125,7 @@ def tour() -> Iterator[Tour]:
 
 
 def _edit(old: str, new: str) -> None:
-    """Change params.yaml in its first place that says so, which is the audit's."""
+    """Replace the first occurrence of a text in params.yaml, which is the audit's."""
     text = Path("params.yaml").read_text(encoding="utf-8")
     if old not in text:
         raise SystemExit(f"params.yaml does not say {old!r}")
@@ -133,7 +133,7 @@ def _edit(old: str, new: str) -> None:
 
 
 def walk(on: Tour) -> None:
-    """Take all pictures, in the workspace one is in."""
+    """Take all pictures, in the workspace in the current folder."""
     run = on.run()
     on.picture("waits", f"/runs/flow-run/{run}", tab="Artifacts", height=860)
     on.picture("form", f"/runs/flow-run/{run}", button="Resume")
@@ -152,7 +152,7 @@ def walk(on: Tour) -> None:
 
 
 def main() -> None:
-    """Make a workspace, and walk through it."""
+    """Make a workspace, and take the pictures."""
     with tempfile.TemporaryDirectory(prefix="faded-tour-") as folder:
         workspace = Path(folder) / "audits"
         subprocess.run(["git", "clone", "--quiet", ROOT, workspace], check=True)

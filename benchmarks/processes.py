@@ -60,7 +60,7 @@ def main() -> None:
             with torch_threads(threads):
                 start = time.perf_counter()
                 task.probe(ids, cells)
-            if turn:  # the first warms up
+            if turn:  # the first round warms up
                 seconds[label].append(time.perf_counter() - start)
     for process in busy:
         process.terminate()

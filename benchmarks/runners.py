@@ -20,7 +20,7 @@ from tests.workspace import Workspace, audit_params, make_workspace
 
 KINDS = ("threads", "dask", "ray")
 FEW, MANY = 1, 8  # audits
-STAGES = 4  # of each
+STAGES = 4  # per audit
 
 
 def main() -> None:
@@ -49,10 +49,10 @@ def main() -> None:
 
 
 def timed(workspace: Workspace, kind: str, audits: int) -> float:
-    """Seconds that all audits of a workspace take.
+    """Measure the seconds that all audits of a workspace take.
 
     Raises:
-        RuntimeError: with what was printed, when they fail or not all stages ran.
+        RuntimeError: with the output, if they fail or not all stages ran.
     """
     start = time.perf_counter()
     done = workspace.faded("audit", "--all", "--runner", kind)

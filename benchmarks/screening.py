@@ -1,8 +1,9 @@
-"""How well a screening does where the truth is known: ranges it proposes, concepts it drops.
+"""Quality of screening with a known truth: the ranges it proposes, and the concepts it drops.
 
-`python -m benchmarks.screening` screens MNIST enumerated (linear between the levels of the truth, so that any within
-them can be asked about) and planted landscapes, with the default settings unless a row says otherwise, and
-prints a Markdown table. About a minute on one core. *Idle* is a concept that does nothing but draw chance anew.
+`python -m benchmarks.screening` screens MNIST enumerated (interpolated linearly between the levels of the truth, so
+that any levels within them can be queried) and planted landscapes, with the default settings unless a row says
+otherwise, and prints a Markdown table. Takes about a minute on one core. An *idle* concept has no effect but to redraw
+the chance part of a probe.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ TRUTH = Path(__file__).parent / "study" / "truths" / "mnist_tuning.safetensors"
 SEEDS = range(12)
 PLANTED = ((8, 100), (8, 101), (8, 102), (5, 100), (5, 101), (5, 102))  # the study uses seeds below 100
 PLANTED_SEEDS = range(4)
-CHANCE = 0.15  # what idle concepts add to the margin by drawing chance anew: the width of a uniform distribution
+CHANCE = 0.15  # width of the uniform noise that idle concepts redraw and add to the margin
 IDLE = {"first idle": [0.0, 1.0, 2.0, 3.0], "second idle": [0.0, 1.0, 2.0, 3.0]}
-JUDGED = 20_000  # pairs of item and cell at which true rates are taken
+JUDGED = 20_000  # number of pairs of item and cell from which true rates are computed
 
 Levels = Mapping[str, Sequence[Level]]
 Load = Callable[[Levels], KnownLandscape]
 
 
 class Interpolated(KnownLandscape):
-    """An enumerated truth at levels of one's own, within those of the truth.
+    """An enumerated truth at custom levels within those of the truth.
 
-    A concept that is left out stays at 0, one that the truth does not know only draws chance anew.
+    A concept that is left out stays at 0; a concept unknown to the truth only redraws noise.
     """
 
     def __init__(self, truth: Enumerated, levels: Levels) -> None:
@@ -66,14 +67,14 @@ class Interpolated(KnownLandscape):
 
 
 def true_rate(task: KnownLandscape) -> float:
-    """The failure rate over the grid and the searched items."""
+    """Return the failure rate over the grid and the searched items."""
     rng = np.random.default_rng(0)
     items = rng.integers(len(task.items.ids("discover")), size=JUDGED)
     return float((task.margins(items, task.concepts.sample(JUDGED, rng)) > 0).mean())
 
 
 def screened(load: Load, levels: Levels, seed: int, **settings: int) -> Screening:
-    """A screening; of a task it needs no more than a landscape has."""
+    """Run a screening on a landscape, which has everything that screening needs of a task."""
 
     def task(levels: Levels) -> KnownLandscape:
         known = load(levels)
@@ -84,7 +85,7 @@ def screened(load: Load, levels: Levels, seed: int, **settings: int) -> Screenin
 
 
 def ranged(truth: Enumerated, levels: Levels) -> tuple[str, str]:
-    """What was done about levels that fail too often or too seldom, and how often the proposed ones truly fail."""
+    """Return how levels that fail too often or too rarely were changed, and the true failure rates of the result."""
     found = [screened(partial(Interpolated, truth), levels, seed) for seed in SEEDS]
     holds = ScreenSettings().holds
     rates = [true_rate(Interpolated(truth, s.grid)) for s in found]
@@ -95,27 +96,27 @@ def ranged(truth: Enumerated, levels: Levels) -> tuple[str, str]:
 
 
 def band() -> str:
-    """The failure rates that are wanted."""
+    """Return the range of desired failure rates."""
     return "{0.lowest_rate:.0%} to {0.highest_rate:.0%}".format(ScreenSettings())
 
 
 def scaled(levels: Levels, factor: float) -> dict[str, list[Level]]:
-    """All levels, by one factor."""
+    """Scale all levels by one factor."""
     return {name: [factor * float(value) for value in values] for name, values in levels.items()}
 
 
 def judged(found: Sequence[Screening], names: Sequence[str] | None = None) -> str:
-    """How often each verdict was given on these concepts; on all by default."""
+    """Return how often each verdict was given on these concepts, by default all."""
     return counts(Counter(c.verdict for s in found for c in s.concepts if names is None or c.name in names))
 
 
 def counts(counted: Counter[str]) -> str:
-    """What was counted, most frequent first."""
+    """Format counts, most frequent first."""
     return ", ".join(f"{what} {n}" for what, n in counted.most_common())
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
-    """The table: truth, what was done, and with which result."""
+    """Yield the rows of the table: truth, what was done, and the result."""
     if TRUTH.exists():
         truth = Enumerated(TRUTH)
         own = levels_of(truth)
@@ -142,12 +143,12 @@ def rows() -> Iterator[tuple[str, str, str]]:
 
 
 def always(task: KnownLandscape) -> Load:
-    """Loads this task at its own levels, which is all that there is of it."""
+    """Return a loader of this task, which always has its own levels."""
     return lambda _levels: task
 
 
 def levels_of(task: KnownLandscape) -> dict[str, list[Level]]:
-    """The levels of each concept."""
+    """Return the levels of each concept."""
     return {concept.name: list(concept.levels) for concept in task.concepts.concepts}
 
 

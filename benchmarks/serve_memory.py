@@ -15,11 +15,11 @@ import time
 
 import psutil
 
-_NAMES = ("flows.worker", "flows.server", "serve")  # by which a command line tells what a process is
+_NAMES = ("flows.worker", "flows.server", "serve")  # parts of a command line that identify a process
 
 
 def memory(pid: int) -> dict[str, float]:
-    """PSS of a process and all that it started, in MB by name."""
+    """Return the PSS of a process and all its descendants, in MB by name."""
     found: dict[str, float] = {}
     process = psutil.Process(pid)
     for one in [process, *process.children(recursive=True)]:

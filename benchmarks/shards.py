@@ -1,13 +1,13 @@
-"""What dividing a search costs: 1, 2, 4 and 8 shares at the same total budget, against exact truths.
+"""Cost of dividing a search into 1, 2, 4 and 8 shares with the same total budget, against exact truths.
 
-`python -m benchmarks.shards` searches landscapes whose truth is known, the enumerated MNIST (2,401 cells x 80 items)
-and planted ones of 7^8 cells x 80 items, in independent shares and puts them together as `discover` does. Failures,
-coverage and failing cells are those of the agent's probes; the landscape is estimated from agent's and control's
-probes, as `summarize` does. Prints a Markdown table, means over three seeds with their range. A quarter of an hour on
-one core.
+`python -m benchmarks.shards` searches landscapes with known truth, the enumerated MNIST (2,401 cells x 80 items) and
+planted ones of 7^8 cells x 80 items, in independent shares and merges them as `discover` does. Failures, coverage and
+failing cells are those of the agent's probes; the landscape is estimated from the probes of agent and control, as
+`summarize` does. Prints a Markdown table of means over three seeds with their range. Takes a quarter of an hour on one
+core.
 
-`python -m benchmarks.shards merge` measures what the merge costs: time, memory and bytes of a million probes;
-`python -m benchmarks.shards landscape` what estimating the landscape from ever more of them does.
+`python -m benchmarks.shards merge` measures the cost of the merge: time, memory and bytes of a million probes;
+`python -m benchmarks.shards landscape` that of estimating the landscape from increasing numbers of them.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ EXPLORERS = {
 }
 MEASURED = ("failures", "failing_cells", "coverage", "modes_found", "mae", "rank")
 DIGITS = (0, 0, 2, 2, 3, 2)
-PLANTED = 200  # seeds of planted landscapes from here on; the study and other benchmarks use those below
+PLANTED = 200  # first seed of planted landscapes; the study and other benchmarks use lower ones
 MILLION = 1_000_000
 
 
 def landscape_of(truth: str, seed: int) -> KnownLandscape:
-    """The truth by its name in BUDGET."""
+    """Return the truth by its name in BUDGET."""
     return Enumerated(TRUTHS / "mnist.safetensors") if truth == "MNIST" else Planted(8, PLANTED + seed)
 
 
 def score(truth: Truth, explorer: str, budget: int, shards: int, seed: int) -> dict[str, float]:
-    """Search in so many shares, put them together and hold them against the truth."""
+    """Search in this many shares, merge them, and compare the result with the truth."""
     task, config = truth.task, DiscoverConfig(explorer=explorer, budget=budget, shards=shards)
     start = time.process_time()
     parts, slowest = [], 0.0
@@ -71,7 +71,7 @@ def score(truth: Truth, explorer: str, budget: int, shards: int, seed: int) -> d
 
 
 def main() -> None:
-    """Print the table of qualities."""
+    """Print the table of search quality."""
     torch.set_num_threads(1)
     columns = ("truth", "explorer", "shares", *(name.replace("_", " ") for name in MEASURED), "CPU s (slowest share)")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
@@ -80,7 +80,7 @@ def main() -> None:
         known: dict[tuple[str, int], pd.DataFrame] = {}
         for explorer, shards in product(EXPLORERS[name], SHARDS[name]):
             took = choose(truths[0].task.concepts.n_cells, budget).explorer
-            really = took if explorer == "auto" else explorer  # `auto` does what the one it takes does by default
+            really = took if explorer == "auto" else explorer  # `auto` behaves as the explorer it chooses by default
             if (really, shards) not in known:
                 scores = [score(t, really, budget, shards, seed) for t, seed in zip(truths, SEEDS, strict=True)]
                 known[really, shards] = pd.DataFrame(scores)
@@ -102,7 +102,7 @@ def _cell(values: pd.Series, digits: int) -> str:
 
 
 def measure_merge(shards: Sequence[int] = (1, 10, 100, 1000)) -> None:
-    """Print CPU seconds, memory and bytes of a million merged probes."""
+    """Print CPU seconds, memory and bytes of merging a million probes."""
     task = Planted(8, PLANTED, searched=20_000)
     ids, space = task.items.ids("discover"), task.concepts
     rng = np.random.default_rng(0)
@@ -154,7 +154,7 @@ def measure_merge(shards: Sequence[int] = (1, 10, 100, 1000)) -> None:
 
 
 def measure_landscape(probes: Sequence[int] = (2_000, 10_000, 50_000, 250_000), items: int = 1000) -> None:
-    """Print CPU seconds and memory of estimating a landscape of 7^8 cells from so many probes."""
+    """Print CPU seconds and memory of estimating a landscape of 7^8 cells from these numbers of probes."""
     task = Planted(8, PLANTED, searched=items)
     ids, rng = task.items.ids("discover"), np.random.default_rng(0)
     for count in probes:
@@ -171,7 +171,7 @@ def measure_landscape(probes: Sequence[int] = (2_000, 10_000, 50_000, 250_000), 
 def _synthetic(
     ids: Sequence[str], count: int, role: str, task: KnownLandscape, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Probes of one role, different pairs as of a real search, in the form of probes.parquet."""
+    """Return probes of one role in the form of probes.parquet, all different pairs as in a real search."""
     pairs = rng.choice(len(ids) * task.concepts.n_cells, count, replace=False)
     items, cells = np.divmod(pairs, task.concepts.n_cells)
     named = [ids[i] for i in items]

@@ -30,7 +30,7 @@ SIZES = (8, 16, 32)
 
 
 def cpu(work) -> float:
-    """CPU-seconds of this process, all threads."""
+    """Measure the CPU-seconds of this process, all threads."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -61,7 +61,7 @@ def main() -> None:
 
     works = {f"bare, batch {size}": lambda size=size: bare(size) for size in SIZES}
     works["summarize"] = lambda: summarizer.summarize(articles)
-    summarizer.summarize(articles[: args.batch_size])  # what is done once: kernels, caches
+    summarizer.summarize(articles[: args.batch_size])  # initialises kernels and caches
     rates: dict[str, list[float]] = {name: [] for name in works}
     walls: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(args.rounds):

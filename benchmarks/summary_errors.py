@@ -32,12 +32,12 @@ ARTICLES = PackageArticles(package="gensim", file="test/test_data/lee_background
 RESAMPLES = 1000  # of articles, for intervals
 
 
-# How well a measure tells them apart
+# How well a measure separates right from wrong summaries
 
 
 @dataclass(frozen=True)
 class Seen:
-    """How well one kind of error is told from right summaries: AUROC with its 95% interval, and what fails."""
+    """How well one kind of error is distinguished from right summaries: AUROC with its 95% interval, and failures."""
 
     kind: str
     pairs: int
@@ -48,7 +48,7 @@ class Seen:
 
 
 def seen(pairs: Sequence[Pair], measure: Unsupported, threshold: float = THRESHOLD) -> list[Seen]:
-    """All errors together, and each kind, against all right summaries; intervals resample articles.
+    """Compare all errors together, and each kind, with all right summaries; intervals resample articles.
 
     Args:
         pairs: with their labels.
@@ -58,7 +58,7 @@ def seen(pairs: Sequence[Pair], measure: Unsupported, threshold: float = THRESHO
     right, wrong = ([pair for pair in pairs if pair.wrong == side] for side in (False, True))
     names = sorted({pair.id for pair in pairs})
     draws = np.random.default_rng(SEED).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
-    weights = np.vstack([np.ones(len(names)), draws])  # the first is the sample itself
+    weights = np.vstack([np.ones(len(names)), draws])  # the first row is the sample itself
 
     def weighed(some: Sequence[Pair]) -> np.ndarray:
         return weights[:, [names.index(pair.id) for pair in some]]
@@ -78,7 +78,7 @@ def seen(pairs: Sequence[Pair], measure: Unsupported, threshold: float = THRESHO
 
 
 def false_alarms(pairs: Sequence[Pair], measure: Unsupported, threshold: float = THRESHOLD) -> dict[str, float]:
-    """Share of right summaries that fail: of all, and of each kind."""
+    """Return the share of right summaries that fail: of all, and of each kind."""
     failing = {kind: [measure(p.summary, p.article) > threshold for p in pairs if p.kind == kind] for kind in RIGHT}
     failing["all"] = [failed for each in failing.values() for failed in each]
     return {kind: float(np.mean(failed)) for kind, failed in failing.items()}

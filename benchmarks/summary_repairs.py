@@ -38,12 +38,12 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "dpo-per-token": {"method": "dpo", "rejected": "degraded", "per_token": True, "beta": 2.0},
     "full": {"method": "full", "learning_rate": 2e-5},
 }
-SEED = 7  # of items and intervals
+SEED = 7  # determines items and intervals
 RESAMPLES = 2000  # of articles, for intervals
 
 
 def context(args: argparse.Namespace) -> TaskContext:
-    """The audit, on the larger file of the corpus."""
+    """Return the context of the audit, with the larger file of the corpus."""
     return TaskContext(
         audit="news",
         seed=SEED,
@@ -62,12 +62,12 @@ def context(args: argparse.Namespace) -> TaskContext:
 
 
 def alone(concept: str) -> np.ndarray:
-    """The cell (d,) in which one concept changes the article, or none."""
+    """Return the cell (d,) in which only one concept changes the article, or none."""
     return np.array([int(name == concept) for name in CONCEPTS], dtype=np.int64)
 
 
 def modes() -> list[TargetMode]:
-    """Each concept alone, as a failure mode."""
+    """Return each concept alone, as a failure mode."""
     levels = {name: alone(name).tolist() for name in CONCEPTS}
     return [
         TargetMode(f"M{k}", Region({other: (level,) for other, level in zip(CONCEPTS, cell, strict=True)}))
@@ -76,7 +76,7 @@ def modes() -> list[TargetMode]:
 
 
 def answers(task: Summarization, items: Sequence[str]) -> pd.DataFrame:
-    """What a model answers to test articles, changed by each concept alone and unchanged, and how it is judged."""
+    """Return a model's judged answers to test articles, changed by each concept alone and unchanged."""
     found = []
     for concept in (*CONCEPTS, "unchanged"):
         batch = task.probe(items, np.tile(alone(concept), (len(items), 1)))
@@ -90,7 +90,7 @@ def answers(task: Summarization, items: Sequence[str]) -> pd.DataFrame:
 def train_and_ask(
     task: Summarization, recipe: str, control: str | None, seed: int, args: argparse.Namespace
 ) -> pd.DataFrame:
-    """Train one copy and ask it, or read what it answered before."""
+    """Train one copy and query it, or read its stored answers."""
     out = args.work / f"{recipe}-{control or 'repaired'}-{seed}"
     kept = out / "answers.parquet"
     if not kept.exists():
@@ -108,7 +108,7 @@ def train_and_ask(
 
 
 def difference(one: pd.DataFrame, other: pd.DataFrame, column: str, concepts: Sequence[str]) -> str:
-    """One minus other on the same articles, with its 95% interval."""
+    """Format the mean of one minus other on the same articles, with its 95% interval."""
     sides = [side[side["concept"].isin(concepts)].groupby("item")[column].mean() for side in (one, other)]
     values = (sides[0] - sides[1]).dropna().to_numpy()
     rng = np.random.default_rng(SEED)
@@ -118,7 +118,7 @@ def difference(one: pd.DataFrame, other: pd.DataFrame, column: str, concepts: Se
 
 
 def main() -> None:
-    """Train, ask, and print the tables."""
+    """Train, query, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))

@@ -30,16 +30,16 @@ from stages.git import git
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PARAMS, STAND_IN = HERE / "params.yaml", HERE / "stand-in.yaml"
-# Audits of this repository from which stand-ins take their inputs; the others need none.
+# Audits of this repository whose inputs the stand-ins use; other stand-ins need no inputs.
 LENT = {"alexnet": "mnist", "resnet50": "mnist", "stable-diffusion": "images"}
 TEMPLATES = ROOT / "docs" / "paper-templates.txt"
 
 
 def put_workspace(folder: Path, params: Path) -> dict[str, Any]:
-    """Make a folder a workspace with these audits, or bring it up to date; the audits by name, as params.yaml has them.
+    """Create or update a workspace with these audits; return them by name, as in params.yaml.
 
     Args:
-        folder: it becomes a git repository of its own, for that of Faded ignores it.
+        folder: it gets its own git repository, because that of Faded ignores it.
         params: its params.yaml.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,15 +52,15 @@ def put_workspace(folder: Path, params: Path) -> dict[str, Any]:
 
 
 def put_inputs(inputs: Path, audit: Mapping[str, Any], lent: str | None) -> None:
-    """Put the files of an audit where it looks for them.
+    """Copy or download the input files of an audit.
 
     Args:
         inputs: its folder of inputs.
-        audit: as params.yaml has it.
-        lent: the audit of this repository whose inputs it takes, if any.
+        audit: as in params.yaml.
+        lent: the audit of this repository whose inputs it uses, if any.
 
     Raises:
-        InfrastructureError: when weights of torchvision cannot be downloaded.
+        InfrastructureError: if weights of torchvision cannot be downloaded.
     """
     inputs.mkdir(parents=True, exist_ok=True)
     if lent is not None:
@@ -74,7 +74,7 @@ def put_inputs(inputs: Path, audit: Mapping[str, Any], lent: str | None) -> None
 
 
 def _download(name: str, path: Path) -> None:
-    """Fetch weights that torchvision publishes; the end of their name is the beginning of their SHA-256."""
+    """Download weights that torchvision publishes; the end of their name is the beginning of their SHA-256."""
     from torch.hub import download_url_to_file
     from torchvision.models import get_model_weights
 
@@ -82,30 +82,30 @@ def _download(name: str, path: Path) -> None:
     print(f"downloading {path.name}")
     try:
         download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
-    except (URLError, RuntimeError) as error:  # RuntimeError: another hash
+    except (URLError, RuntimeError) as error:  # RuntimeError: the hash differs
         raise InfrastructureError(f"{path.name} cannot be downloaded: {error}") from None
 
 
 def faded(folder: Path, *words: str) -> int:
-    """Run a command of Faded in a workspace; its exit code."""
+    """Run a command of Faded in a workspace; return its exit code."""
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run([sys.executable, "-m", "flows.cli", *words], cwd=folder, env=env, check=False).returncode
 
 
 def run(names: Sequence[str], folder: Path, *, stand_in: bool) -> int:
-    """Run audits and draw what came out.
+    """Run audits and write their figures.
 
     Args:
-        names: of audits; all if there are none.
+        names: names of audits; all if empty.
         folder: the workspace.
-        stand_in: whether models and data are those of packages and of this repository.
+        stand_in: whether models and data are stand-ins from packages and from this repository.
 
     Returns:
-        The highest exit code of an audit, not counting gates that failed.
+        The highest exit code of an audit, not counting failed gates.
 
     Raises:
-        UsageError: when there is no audit of such a name.
-        InfrastructureError: when something cannot be downloaded.
+        UsageError: if there is no audit of such a name.
+        InfrastructureError: if something cannot be downloaded.
     """
     audits = put_workspace(folder, STAND_IN if stand_in else PARAMS)
     if unknown := [name for name in names if name not in audits]:
@@ -124,7 +124,7 @@ def run(names: Sequence[str], folder: Path, *, stand_in: bool) -> int:
 
 
 def main() -> None:
-    """Run the audits that are named, or all."""
+    """Run the named audits, or all."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,7 @@
 """Figures like those of the paper, and a table, from finished audits.
 
-The paper shows the landscape of a model over its concepts, how failures change with the repair, and at which levels the
-model fails. Here a landscape is a failure rate, not the probability with which an agent chooses an action.
+The paper shows the landscape of a model over its concepts, how failures change with the repair, and the levels at which
+the model fails. Here a landscape is a failure rate, not the probability that an agent chooses an action.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stages.pages.scales import AFTER, BEFORE, RATE_SCALE, nice_ceiling, plain, 
 from stages.pages.words import interval, percent, points, points_interval
 from stages.records import Comparison, Difference, Landscape, audit_folder
 
-_CONFIG = {"displayModeBar": False, "responsive": True}  # its buttons offer an upload
+_CONFIG = {"displayModeBar": False, "responsive": True}  # plotly's buttons offer an upload
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;display:block;overflow-x:auto}"
@@ -31,14 +31,14 @@ _STYLE = (
 
 
 class Result(NamedTuple):
-    """What is shown of an audit.
+    """The results of an audit that are shown.
 
     Args:
-        name: the audit's.
-        model: what was audited, as params.yaml names it.
+        name: name of the audit.
+        model: the model, as params.yaml names it.
         landscape: of the model under test.
-        rates: one row a cell: the concepts, `before`, and `after` if it was repaired.
-        comparison: before against after; None where nothing was repaired, for lack of a repair or of failure modes.
+        rates: one row per cell: the concepts, `before`, and `after` if it was repaired.
+        comparison: before and after; None if nothing was repaired, for lack of a repair or of failure modes.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Result(NamedTuple):
 
     @property
     def sides(self) -> list[str]:
-        """Which landscapes there are."""
+        """The available landscapes: "before" and possibly "after"."""
         return [side for side in ("before", "after") if side in self.rates]
 
 
@@ -78,7 +78,7 @@ def read_results(folder: Path, audits: Mapping[str, Any]) -> list[Result]:
 
 
 def _rows(results: Iterable[Result]) -> Iterator[list[str]]:
-    """The table: its head, then a row for each audit."""
+    """Yield the header of the table, then a row for each audit."""
     yield [
         *("audit", "model", "grid fails", "failures found by the agent", "by uniform draws", "failure modes"),
         *("target modes, before", "after", "change", "control", "elsewhere, change"),
@@ -114,13 +114,13 @@ def _change(difference: Difference | None) -> str:
 
 
 def table_of(results: Sequence[Result]) -> str:
-    """The table as Markdown."""
+    """Format the table as Markdown."""
     head, *rows = _rows(results)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def surfaces(result: Result) -> go.Figure:
-    """The landscape over the two concepts that move it most: a surface, or a map where levels have no order."""
+    """Draw the landscape over the two concepts that change it most: a surface, or a map if levels have no order."""
     space, sides = result.landscape.space, result.sides
     spread = {name: _spread(marginal(result.rates, space, [name])["before"]) for name in space.names}
     names = sorted(sorted(space.names, key=spread.__getitem__)[-2:], key=space.names.index)
@@ -154,7 +154,7 @@ def _ticks(concept: Concept) -> dict[str, Any]:
 
 
 def by_concept(result: Result) -> go.Figure:
-    """The failure rate at each level of every concept, averaged over the others, before and after."""
+    """Draw the failure rate at each level of every concept, averaged over the others, before and after."""
     space = result.landscape.space
     names = shown_concepts(result.rates, space, "before")
     figure = make_subplots(1, len(names), shared_yaxes=True)
@@ -171,7 +171,7 @@ def by_concept(result: Result) -> go.Figure:
 
 
 def before_and_after(results: Iterable[Result]) -> go.Figure | None:
-    """Failure rates in the target modes and elsewhere, before and after the repair; None where nothing was repaired."""
+    """Draw failure rates in the target modes and elsewhere, before and after; None if nothing was repaired."""
     rows = []
     for result in results:
         for part, said in (("target", "target modes"), ("other", "elsewhere")):
@@ -184,12 +184,12 @@ def before_and_after(results: Iterable[Result]) -> go.Figure | None:
 
 
 def write_page(out: Path, results: Sequence[Result], *, stand_in: bool) -> None:
-    """Write the table and all figures as one file that needs nothing else.
+    """Write the table and all figures as one self-contained file.
 
     Args:
         out: the page.
         results: at least one.
-        stand_in: whether models and data are not the paper's, which the page then says.
+        stand_in: whether models and data are stand-ins for the paper's, which the page then states.
     """
     figures: list[tuple[str, go.Figure]] = []
     if (repairs := before_and_after(results)) is not None:

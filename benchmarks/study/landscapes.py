@@ -1,6 +1,6 @@
-"""Landscapes whose truth is known exactly: enumerated ones of real models, and planted ones of any size.
+"""Landscapes with an exactly known truth: enumerated ones of real models, and planted ones of any size.
 
-Each is a task like any other to an explorer. What it knows beside, `true_rates` and `modes`, only the judge may ask.
+To an explorer each is a task like any other. Only the evaluation may use its `true_rates` and `modes`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from stages.tasks.contract import Items, ProbeBatch
 
 
 class KnownLandscape:
-    """A task that answers from the truth. Items of the split discover are searched, those of test never seen.
+    """A task that answers from the truth. Items of the split discover are searched, those of test are held out.
 
     Args:
         space: the concept space.
         embeddings: (items, d) float32; the first `searched` items are those of the split discover.
-        searched: how many items the explorers may use.
+        searched: number of items that explorers may use.
     """
 
     threshold = 0.0
@@ -41,7 +41,7 @@ class KnownLandscape:
         self.modes: list[Region] = []
 
     def margins(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """True discrepancies less the threshold of items (n,) under cells (n, concepts): (n,) float32 in [-1, 1]."""
+        """Return discrepancies minus the threshold for items (n,) and cells (n, concepts): (n,) float32 in [-1, 1]."""
         raise NotImplementedError
 
     def embed(self, item_ids: Sequence[str]) -> np.ndarray:
@@ -54,17 +54,17 @@ class KnownLandscape:
         return ProbeBatch(margin, margin > 0, [""] * len(margin))
 
     def failed(self, item_ids: Sequence[str], cells: np.ndarray) -> np.ndarray:
-        """Whether every item fails under every cell: (items, cells) bool."""
+        """Return whether every item fails under every cell: (items, cells) bool."""
         rows = np.array([self._rows[item] for item in item_ids])
         return np.stack([self.margins(np.full(len(cells), row), cells) > 0 for row in rows])
 
     def true_rates(self, item_ids: Sequence[str], cells: np.ndarray) -> np.ndarray:
-        """Share of the items that fail under each cell: (cells,) float."""
+        """Return the share of the items that fail under each cell: (cells,) float."""
         return self.failed(item_ids, cells).mean(axis=0)
 
 
 class Enumerated(KnownLandscape):
-    """A real model, asked once about every item under every cell; read from what `save_enumerated` wrote."""
+    """A real model, queried once for every item under every cell; read from the file of `save_enumerated`."""
 
     def __init__(self, path: Path) -> None:
         arrays = load_file(path)
@@ -91,9 +91,9 @@ class Planted(KnownLandscape):
     """Failure modes of known place and shape on a grid of any size.
 
     A mode is a box over two to five concepts. Inside, the margin is above the threshold and grows with the depth;
-    outside it falls off with the distance from the nearest mode, as those of real models do. Each mode catches some
-    kinds of items more than others (linear in their embedding); small main effects and noise blur all of it. The modes
-    cover very different shares of the grid, from 8% down to 0.2%: that some are easily missed is the point.
+    outside it decreases with the distance from the nearest mode, as for real models. Each mode affects some kinds of
+    items more than others (linearly in their embedding); small main effects and noise blur everything. The modes cover
+    very different shares of the grid, from 8% down to 0.2%, so that some are easily missed.
 
     Args:
         concepts: number of concepts, of 7 levels each: 5 or 8.
@@ -102,7 +102,7 @@ class Planted(KnownLandscape):
     """
 
     LEVELS = 7
-    # Conditions of each mode, by the number of concepts.
+    # Numbers of conditions of the modes, by number of concepts.
     ORDERS: ClassVar = {5: (2, 3, 3, 3, 4), 8: (2, 3, 3, 3, 4, 4, 4, 4, 4, 5, 5, 5)}
 
     def __init__(self, concepts: int, seed: int, searched: int = 80, unseen: int = 80) -> None:
@@ -115,7 +115,7 @@ class Planted(KnownLandscape):
             box = {}
             for j in sorted(rng.choice(concepts, size=order, replace=False).tolist()):
                 length = int(rng.integers(2, 4)) if order > 3 else 2
-                # Strong levels fail more often than middling ones, but not only they do.
+                # Strong levels fail more often than medium ones, but not exclusively.
                 low = self.LEVELS - length if rng.random() < 0.6 else int(rng.integers(1, self.LEVELS - length + 1))
                 box[j] = (low, low + length - 1)
             self._boxes.append(box)
@@ -132,7 +132,7 @@ class Planted(KnownLandscape):
         for box, taste in zip(self._boxes, self._taste, strict=True):
             depth = np.full(len(cells), np.inf)  # in levels: 0.5 just inside, -0.5 just outside
             for j, (low, high) in box.items():
-                below = cells[:, j] - low + 0.5  # no mode begins at the first level
+                below = cells[:, j] - low + 0.5  # no mode starts at the first level
                 above = high - cells[:, j] + 0.5 if high < self.LEVELS - 1 else np.inf
                 depth = np.minimum(depth, np.minimum(below, above))
             best = np.maximum(best, np.tanh(0.8 * depth) + self.embeddings[items] @ taste)
@@ -141,7 +141,7 @@ class Planted(KnownLandscape):
 
 
 def normal_noise(space: ConceptSpace, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Draw a standard normal per (item, cell) from a hash (splitmix64): the same pair has the same noise always."""
+    """Draw a standard normal per (item, cell) from a hash (splitmix64): the same pair always has the same noise."""
     x = (space.flat(cells).astype(np.uint64) << np.uint64(16)) + items.astype(np.uint64)
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""What the study measures, always against the exact truth."""
+"""Measures of the study, always against the exact truth."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from stages.landscape.modes import find_regions
 from stages.params import SummarizeConfig
 from stages.tasks.contract import ProbeBatch
 
-HIGH = 0.5  # a cell under which half of the items fail is one an audit must not miss
-NAMED = 10  # failing probes of its own before a mode counts as found: fewer show no region to anybody
-MODES = 4  # regions named of a landscape
-PICKS = 5  # cells a policy picks for an item it has never seen
-ENUMERABLE = 30_000  # cells: above it, coverage of cells says nothing and landscapes are judged on a sample
+HIGH = 0.5  # failure rate from which an audit must not miss a cell
+NAMED = 10  # number of failing probes only in this mode for it to count as found; fewer would not reveal a region
+MODES = 4  # number of regions named per landscape
+PICKS = 5  # number of cells a policy chooses for a held-out item
+ENUMERABLE = 30_000  # cells; with more, coverage is not informative and landscapes are compared on a sample
 
 
 @dataclass
 class Truth:
-    """What only the judge knows of a landscape; computed once and kept."""
+    """The truth of a landscape, known only to the evaluation; computed once and cached."""
 
     task: KnownLandscape
     _rates: dict[bytes, np.ndarray] = field(default_factory=dict)
 
     def rates(self, cells: np.ndarray) -> np.ndarray:
-        """True failure rates of cells (n, concepts) over the searched items: (n,)."""
+        """Return true failure rates of cells (n, concepts) over the searched items: (n,)."""
         key = self.task.concepts.flat(cells).tobytes()
         if key not in self._rates:
             self._rates[key] = self.task.true_rates(self.task.items.ids("discover"), cells)
@@ -45,7 +45,7 @@ class Truth:
 
 
 class Clock:
-    """CPU seconds an explorer spends on its own, without those of the model under test."""
+    """CPU seconds of an explorer itself, without those of the model under test."""
 
     def __init__(self, task: KnownLandscape) -> None:
         self.task, self._probing = task, 0.0
@@ -73,7 +73,7 @@ class Clock:
 
 
 def search_quality(truth: Truth, probes: pd.DataFrame) -> dict[str, float]:
-    """Failures, distinct failing cells, coverage of cells that fail often, share of planted modes found."""
+    """Return failures, distinct failing cells, coverage of cells that fail often, share of planted modes found."""
     space = truth.task.concepts
     failing = probes[probes["failed"]][space.names].to_numpy(dtype=np.int64)
     numbers = {
@@ -89,7 +89,7 @@ def search_quality(truth: Truth, probes: pd.DataFrame) -> dict[str, float]:
 
 
 def modes_found(task: KnownLandscape, failing: np.ndarray) -> float:
-    """Share of the planted modes with at least `NAMED` of the failing probes, (n, concepts) cells, to themselves."""
+    """Return the share of the planted modes that alone contain at least `NAMED` of the failing cells (n, concepts)."""
     if not task.modes:
         return np.nan
     inside = np.stack([mode.contains(task.concepts, failing) for mode in task.modes])
@@ -98,11 +98,11 @@ def modes_found(task: KnownLandscape, failing: np.ndarray) -> float:
 
 
 def landscape_quality(truth: Truth, probes: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """How far the landscape estimated from these probes alone is from the truth, over cells, and what it names."""
+    """Compare the landscape estimated from these probes with the truth, over cells, and the regions it names."""
     task = truth.task
     ids = task.items.ids("discover")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a rank correlation of a constant landscape is nan, and is reported as that
+        warnings.simplefilter("ignore")  # the rank correlation of a constant landscape is NaN, and is reported as such
         found = estimate(probes, ids, task.embed(ids), task.concepts, threshold=task.threshold, seed=seed)
         rates = truth.rates(found.cells(task.concepts))
         rank = float(stats.spearmanr(found.rates, rates).statistic)
@@ -120,7 +120,7 @@ def landscape_quality(truth: Truth, probes: pd.DataFrame, seed: int) -> dict[str
 
 
 def unseen_quality(task: KnownLandscape, policy: Policy | None, seed: int) -> dict[str, float]:
-    """How often what the policy picks for items it has never seen fails, without a single query."""
+    """Return how often cells the policy chooses for held-out items fail; the policy makes no queries."""
     if policy is None:
         return {"unseen_picks": np.nan, "unseen_drawn": np.nan}
     ids = task.items.ids("test")

@@ -41,11 +41,11 @@ class Column:
 
     Args:
         measure: column of the results.
-        budget: unique probes at which it is read.
-        title: what people read.
-        better: "high" or "low"; empty where neither is better.
+        budget: number of unique probes at which it is measured.
+        title: title for people.
+        better: "high" or "low"; empty if neither is better.
         form: format of the mean.
-        target: what was aimed at, in the direction of `better`.
+        target: the target value, in the direction of `better`.
     """
 
     measure: str
@@ -108,9 +108,9 @@ TABLES: dict[str, list[Column]] = {
 
 
 def with_named_again(results: pd.DataFrame, spaces: Mapping[str, ConceptSpace]) -> pd.DataFrame:
-    """Add `named_again`: the share of the modes a seed names that the other seeds name too, mean over these.
+    """Add `named_again`: the mean share of the modes of a seed that each other seed names too.
 
-    Only where seeds share one truth, whose concept space is then in `spaces`; nan elsewhere.
+    Only for landscapes with the same truth for all seeds, whose concept space is in `spaces`; NaN for others.
     """
     again = pd.Series(np.nan, index=results.index)
     for (landscape, _, _), rows in results.dropna(subset=["named"]).groupby(["landscape", "explorer", "budget"]):
@@ -124,7 +124,7 @@ def with_named_again(results: pd.DataFrame, spaces: Mapping[str, ConceptSpace]) 
 
 
 def values(results: pd.DataFrame, landscape: str, column: Column) -> pd.DataFrame:
-    """One measure at one budget: explorers x seeds, nan where it was not measured."""
+    """Return one measure at one budget: explorers x seeds, NaN where it was not measured."""
     if column.measure not in results:
         return pd.DataFrame()
     rows = results[(results["landscape"] == landscape) & (results["budget"] == column.budget)]
@@ -132,7 +132,7 @@ def values(results: pd.DataFrame, landscape: str, column: Column) -> pd.DataFram
 
 
 def within_noise(table: pd.DataFrame, better: str) -> set[str]:
-    """The best explorer by its mean over seeds, and those not told from it by a paired t-test over seeds (5%)."""
+    """Return the explorer with the best mean, and those not significantly worse by a paired t-test over seeds (5%)."""
     table = table.dropna(how="any")
     if table.empty or not better:
         return set()
@@ -147,7 +147,7 @@ def within_noise(table: pd.DataFrame, better: str) -> set[str]:
 
 
 def markdown(results: pd.DataFrame, landscape: str, order: Sequence[str]) -> str:
-    """The table of one landscape: mean and standard deviation over seeds, the best and what ties it in bold."""
+    """Return the table of one landscape: mean and standard deviation over seeds, the best and its ties in bold."""
     columns = TABLES[landscape]
     cells: dict[str, list[str]] = {name: [] for name in order}
     for column in columns:
@@ -170,7 +170,7 @@ def markdown(results: pd.DataFrame, landscape: str, order: Sequence[str]) -> str
 
 
 def targets(results: pd.DataFrame, explorer: str) -> str:
-    """What was aimed at, beside what the explorer reached."""
+    """Compare the targets with the explorer's results."""
     lines = ["| landscape | measure | aim | reached | |", "|---|---|---|---|---|"]
     for landscape, columns in TABLES.items():
         for column in columns:
@@ -181,13 +181,13 @@ def targets(results: pd.DataFrame, explorer: str) -> str:
             met = reached >= column.target if column.better == "high" else reached <= column.target
             sign = ">=" if column.better == "high" else "<="
             aim = f"{sign} {column.target:{column.form}}"
-            exact = f"{reached:,.0f}" if column.form == ",.0f" else f"{reached:.3f}"  # a miss by a little shows
+            exact = f"{reached:,.0f}" if column.form == ",.0f" else f"{reached:.3f}"  # shows a narrow miss
             lines.append(f"| {landscape} | {column.title} | {aim} | {exact} | {'met' if met else '**missed**'} |")
     return "\n".join(lines)
 
 
 def figure(results: pd.DataFrame, order: Sequence[str], path: Path) -> None:
-    """Draw share of probes that fail, and coverage or modes found, against the budget, for every landscape."""
+    """Draw the share of probes that fail, and coverage or modes found, against the budget, for every landscape."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -234,7 +234,7 @@ def figure(results: pd.DataFrame, order: Sequence[str], path: Path) -> None:
 
 
 def write(results: pd.DataFrame, study: Mapping[str, Any], docs: Path) -> None:
-    """Write study.md and study.png into a folder. study.md keeps what a person wrote above the marker."""
+    """Write study.md and study.png into a folder. The text above the marker in study.md is kept."""
     order = [name for name in study["explorers"] if name in set(results["explorer"])]
     figure(results, order, docs / "study.png")
     path = docs / "study.md"

@@ -1,4 +1,4 @@
-"""One explorer of the study on all landscapes and seeds: `python -m benchmarks.study.run EXPLORER`."""
+"""Run one explorer of the study on all landscapes and seeds: `python -m benchmarks.study.run EXPLORER`."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ ROOT = HERE.parents[1]
 
 
 def dependencies() -> list[Path]:
-    """What the results depend on: files and folders that dvc.yaml names for the stage, those that are there."""
+    """Return what the results depend on: the existing files and folders that dvc.yaml names for the stage."""
     stage = yaml.safe_load((HERE / "dvc.yaml").read_text())["stages"]["explorer"]["do"]
     return [(ROOT / path).resolve() for path in stage["deps"] if (ROOT / path).exists()]
 
 
 def truth_path(name: str) -> Path:
-    """Where the truth of a real model lies."""
+    """Return the path of the truth of a real model."""
     return HERE / "truths" / f"{name}.safetensors"
 
 
 def make_landscape(name: str, seed: int) -> KnownLandscape:
-    """A landscape by its name in params.yaml. A planted one is drawn anew for every seed, a real one is what it is."""
+    """Make a landscape by its name in params.yaml. A planted one is redrawn for every seed, a real one is fixed."""
     if name.startswith("planted"):
         return Planted(int(name.removeprefix("planted")), seed)
     path = truth_path(name)
@@ -53,7 +53,7 @@ def make_landscape(name: str, seed: int) -> KnownLandscape:
 def study_one(
     explorer: str, settings: Mapping[str, Any], landscape: str, plan: Mapping[str, Any], seed: int
 ) -> list[dict[str, Any]]:
-    """Run one explorer on one landscape with one seed; one row (dict) for every budget."""
+    """Run one explorer on one landscape with one seed; return one row (dict) for every budget."""
     rows = []
     budgets = [b for b in plan["budgets"] if b <= settings.get("up_to", np.inf)]
     short, long = [b for b in budgets if b <= plan["short"]], [b for b in budgets if b > plan["short"]]
@@ -74,7 +74,7 @@ def study_one(
             row |= search_quality(truth, part)
             if budget in plan["estimate_at"]:
                 row |= landscape_quality(truth, part, seed)
-            if budget == read_off[-1]:  # the policy is that of the end of the run
+            if budget == read_off[-1]:  # the policy is that at the end of the run
                 row |= unseen_quality(task, found.policy, seed)
                 row["cpu_ms"] = 1000 * clock.seconds / budget
             rows.append(row)
@@ -82,7 +82,7 @@ def study_one(
 
 
 def jobs(study: Mapping[str, Any], explorer: str) -> Iterator[tuple[str, Mapping[str, Any], int]]:
-    """All (landscape, its plan, seed), longest first, so that no worker is left with a long one at the end."""
+    """Yield all (landscape, its plan, seed), longest first, so that no worker has a long one left at the end."""
     there = (study["explorers"][explorer] or {}).get("landscapes", list(study["landscapes"]))
     for name, plan in sorted(study["landscapes"].items(), key=lambda pair: -max(pair[1]["budgets"])):
         for seed in study["seeds"] if name in there else ():
@@ -90,7 +90,7 @@ def jobs(study: Mapping[str, Any], explorer: str) -> Iterator[tuple[str, Mapping
 
 
 def study_and_keep(path: Path, *job: Any) -> list[dict[str, Any]]:
-    """Do one job, or read what a killed run kept of it."""
+    """Do one job, or read its result from a killed run."""
     if not path.exists():
         path.with_suffix(".partial").write_text(json.dumps(study_one(*job)))
         path.with_suffix(".partial").replace(path)
@@ -99,7 +99,7 @@ def study_and_keep(path: Path, *job: Any) -> list[dict[str, Any]]:
 
 
 def run(explorer: str, study: Mapping[str, Any], workers: int) -> pd.DataFrame:
-    """Run all of an explorer's jobs, some at once. What a killed run had finished is not done again."""
+    """Run all of an explorer's jobs in parallel, skipping those that a killed run has finished."""
     settings = study["explorers"][explorer] or {}
     todo = list(jobs(study, explorer))
     key = content_hash(dependencies(), settings, study["landscapes"], study["seeds"], versions())
@@ -126,7 +126,7 @@ def run(explorer: str, study: Mapping[str, Any], workers: int) -> pd.DataFrame:
 
 def main(explorer: str) -> None:
     """Run the stage; writes results/EXPLORER.parquet."""
-    set_defaults(OMP_NUM_THREADS="1")  # for the workers: as many of them as cores, one thread each
+    set_defaults(OMP_NUM_THREADS="1")  # for the workers: one per core, with one thread each
     study = yaml.safe_load((HERE / "params.yaml").read_text())["study"]
     if explorer not in study["explorers"]:
         raise UsageError(f"no explorer {explorer!r} in {HERE / 'params.yaml'}, found: {', '.join(study['explorers'])}")

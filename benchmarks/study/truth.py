@@ -1,4 +1,4 @@
-"""Enumerate a real model once: `python -m benchmarks.study.truth NAME` asks about every item under every cell."""
+"""Enumerate a real model once: `python -m benchmarks.study.truth NAME` queries every item under every cell."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def main(name: str) -> None:
 
 
 def _answers(task: ImageClassification, item: str, cells: np.ndarray, batch_size: int, path: Path) -> np.ndarray:
-    """Margins of one item under all cells (cells,), kept in a file so that a killed run goes on."""
+    """Return margins of one item under all cells (cells,), stored in a file so that a killed run resumes."""
     if path.exists():
         return np.asarray(np.load(path, allow_pickle=False))
     parts = [cells[start : start + batch_size] for start in range(0, len(cells), batch_size)]
