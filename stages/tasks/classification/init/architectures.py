@@ -68,7 +68,7 @@ class Candidates:
     """Architectures that weights may belong to.
 
     Args:
-        exact: those whose tensors have these names and shapes, apart from the number of classes; the likeliest first.
+        exact: those whose tensors have these names and shapes, except for the number of classes; the likeliest first.
         nearest: if there are none, those with the most matching tensors.
     """
 
@@ -120,7 +120,7 @@ def _searched(shapes: Shapes) -> Candidates:
     # First rank modules by which parts their source code mentions, because building a network of each takes long.
     parts = [re.compile(_in_source(part)) for part in {part for name in shapes for part in name.split(".")}]
     says = {at: np.array([part.search(_source(at)) is not None for part in parts], dtype=float) for at in modules}
-    rare = 1 / np.maximum(1, sum(says.values()))  # weight of a part: the fewer modules mention it, the more it tells
+    rare = 1 / np.maximum(1, sum(says.values()))  # weight of a part: the fewer modules mention it, the higher
     said = {at: float(says[at] @ rare) for at in modules}
     likely = sorted(modules, key=lambda at: -said[at])[:_MODULES]
     alike = {at: max(_overlap(wanted, _skeleton(_shapes(at[0], name))) for name in _some(modules[at])) for at in likely}

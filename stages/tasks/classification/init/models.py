@@ -18,7 +18,7 @@ from stages.tasks.classification.init.architectures import (
 from stages.tasks.init import Ask, Model, read_config, tensor_shapes
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
-Shape = tuple[int | None, int | None, int | None]  # channels, height, width; None where unknown
+Shape = tuple[int | None, int | None, int | None]  # channels, height, width; None if unknown
 UNKNOWN: Shape = (None, None, None)
 _SAME = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")  # of ONNX
 
