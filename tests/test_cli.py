@@ -67,6 +67,7 @@ def edit_task(workspace: Workspace) -> None:
     code.write_text(code.read_text().replace(*MORE_FAILURES))
 
 
+@pytest.mark.slow
 def test_changed_code_makes_new_results_the_same_as_in_a_fresh_workspace(finished, tmp_path):
     fresh = make_workspace(tmp_path, {"tiny": audit_params(**QUICK)}, {})
     edit_task(fresh)

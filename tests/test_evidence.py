@@ -187,6 +187,7 @@ def test_a_stale_or_unfinished_audit_has_no_evidence(workspace, tmp_path):
     assert told is not None and "conclude@tiny is stale" in told and "faded audit tiny" in told
 
 
+@pytest.mark.slow
 def test_a_bundle_that_is_no_longer_as_it_was_written_is_written_again(workspace, tmp_path, keys, monkeypatch):
     monkeypatch.setattr(flows.evidence.write, "unfinished", lambda *_: None)  # DVC takes half a second
     own = workspace.copy(tmp_path / "ws")
@@ -243,6 +244,7 @@ def test_evidence_is_not_taken_while_an_audit_runs(workspace, arguments):
     assert code == 3 and "another audit runs" in told
 
 
+@pytest.mark.slow
 def test_ratings_in_force_are_in_the_bundle(rated):
     bundle = read_bundle(bundle_of(rated, "other"))
     assert problems(bundle.path) == {}

@@ -85,6 +85,7 @@ def failed(workspace, tmp_path_factory) -> Workspace:
     return failed
 
 
+@pytest.mark.slow
 def test_a_failed_verdict_is_not_exported_unless_forced(failed, tmp_path):
     with inside(failed):
         with pytest.raises(NotPassedError, match=r"tiny: FAIL.*target_failure_rate\.max \(no\)"):

@@ -197,6 +197,7 @@ def test_the_flow_called_by_itself_reads_what_is_stale(finished, server, monkeyp
     assert flows.audit.audit(["tiny"]) == []
 
 
+@pytest.mark.slow
 def test_changed_code_reruns_what_depends_on_it_and_changed_back_all_is_restored(finished, first, audit_here):
     finished.write_params(first[0].params())
     code = finished.path / "stages/compare.py"
@@ -329,6 +330,7 @@ def test_it_runs_without_a_configured_server_and_leaves_no_process(toys):
     assert (toys.path / ".faded/prefect/prefect.db").exists()
 
 
+@pytest.mark.slow
 def test_it_waits_for_a_person_and_goes_on_after_the_review(finished, audit_here, monkeypatch):
     toys, params = finished, finished.params()
     params["repairs"]["tiny"]["feedback"] = {"policy": "wait"}

@@ -219,6 +219,7 @@ def with_hash(members: Members, part: str, name: str, kind: str) -> Members:
     return {**changed, STATEMENT: dump_json(follows)}
 
 
+@pytest.mark.slow
 def test_no_hash_of_a_manifest_can_be_replaced(members, tmp_path):
     """The repaired model, the one under test, the control, items, inputs, the report, and whatever else is named."""
     hashes = hashes_of(members)

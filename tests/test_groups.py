@@ -112,6 +112,7 @@ def test_crops_of_a_photo_are_a_group():
     assert found[0]["group"].value_counts().tolist() == [2, 2] and "group" not in found[1]
 
 
+@pytest.mark.slow
 def test_halves_and_permutations_do_not_tear_groups_apart():
     ids = [f"i{n}" for n in range(40)]
     of = np.repeat([f"g{n}" for n in range(8)], 5)

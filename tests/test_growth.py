@@ -62,6 +62,7 @@ def test_a_landscape_of_many_items_is_averaged_over_some_and_near_the_truth(few_
     assert landscape.table["probes"].sum() == len(probes), "probes of all items are counted"
 
 
+@pytest.mark.slow
 def test_the_mean_over_cells_allows_for_the_sample_of_items(few_landmarks: None) -> None:
     """All cells share the sample, so its error does not average out over them: the interval has to hold it."""
     held = []

@@ -68,6 +68,7 @@ def test_a_model_that_always_says_the_same_is_told_and_no_order_proposed():
     assert "no more than by guessing" in found.statement
 
 
+@pytest.mark.slow
 def test_classes_in_another_order_are_refused_with_the_order_to_type_before_anything_is_written(repository):
     before, here = left(repository), Workspace(repository)
     command = ("init", "--model", WEIGHTS, "--data", "shapes", "--no-repair", "--yes", "--classes")

@@ -165,6 +165,7 @@ def test_what_a_remote_holds_under_a_name_is_not_believed(workspace, tmp_path, o
         assert not [damage for damage in find_damage(stages_of(["tiny"])) if damage.where == "cache"]
 
 
+@pytest.mark.slow
 def test_a_verdict_that_was_edited_and_committed_is_told_and_recomputed(workspace, tmp_path):
     copy = workspace.copy(tmp_path / "ws")
     with inside(copy):
@@ -194,6 +195,7 @@ def test_bytes_that_are_not_those_the_next_stage_read_are_told_though_dvc_and_th
         assert (damage.stage, damage.path) == ("summarize@tiny", probes)
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_stale_contradicts_nobody(workspace, tmp_path):
     copy = workspace.copy(tmp_path / "ws")
     with inside(copy):

@@ -291,6 +291,7 @@ def test_what_is_wrong_is_told_before_anything_runs(inputs, block, discrepancy, 
 # Paid once, and planned
 
 
+@pytest.mark.slow
 def test_a_kill_between_requests_pays_nothing_twice(prepare):
     broken = []
 

@@ -74,6 +74,7 @@ def secrets(split: str) -> tuple[pd.DataFrame, np.ndarray]:
     return known_attributes(task, task.items.ids(split)), items["secret"].to_numpy()
 
 
+@pytest.mark.slow
 def test_from_search_to_verdict_a_kind_that_no_label_tells_is_named(with_kinds):
     records = audit_folder("tiny")
     (mode,) = records.summarize.landscape.modes

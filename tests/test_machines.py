@@ -141,6 +141,7 @@ def test_what_the_driver_has_already_goes_nowhere(made, tmp_path):
         assert pack("discover@tiny", there(worker)) is not None
 
 
+@pytest.mark.slow
 def test_a_clone_with_other_code_or_inputs_is_refused_before_anything_runs(made, origin, tmp_path):
     driver, worker = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "worker")
     revision = run(driver, "git", "rev-parse", "--short", "HEAD").strip()
@@ -273,6 +274,7 @@ def test_another_folder_than_the_drivers_workspace_is_refused_and_stays_as_it_is
     assert (foreign / "params.yaml").read_text() == (foreign / "dvc.yaml").read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_a_linked_folder_that_holds_something_else_is_another_input(origin, tmp_path):
     def pictures(machine: Workspace, text: str) -> None:
         folder = machine.path / "pictures"
@@ -366,6 +368,7 @@ def test_the_container_file_copies_what_there_is_and_the_examples_can_be_read():
         assert RunnerConfig.model_validate(yaml.safe_load(runner)).workspace
 
 
+@pytest.mark.slow
 def test_what_the_remote_holds_under_a_name_is_hashed_before_it_is_believed(made, origin, tmp_path):
     remote = Path(shutil.copytree(origin.path.parent / "remote", tmp_path / "remote"))
     driver, worker = clone(origin, tmp_path / "driver"), clone(origin, tmp_path / "worker")

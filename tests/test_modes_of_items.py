@@ -243,6 +243,7 @@ def audit(tmp_path_factory):
     sys.modules.pop("planted", None)
 
 
+@pytest.mark.slow
 def test_from_search_to_verdict_a_mode_keeps_whose_failures_it_is(audit):
     (mode,) = audit_folder("tiny").summarize.landscape.modes
     assert (mode.text, mode.region) == ("label is 1 and tilt >= 3", {"tilt": [3, 4], "label": ["1"]})

@@ -116,6 +116,7 @@ def test_one_result_is_told_once_until_another_came_between(here, hook):
         assert came.empty() is not told  # what is sent is answered before `notify` returns
 
 
+@pytest.mark.slow
 def test_the_server_of_a_command_keeps_addresses_from_files_and_other_sites_from_its_api(toys, hook, monkeypatch):
     monkeypatch.chdir(toys.path)
     spare_migrations(toys.path)

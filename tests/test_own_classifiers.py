@@ -376,6 +376,7 @@ def test_a_network_of_ones_own_is_repaired(inputs):
     assert repaired.model.form == task.model.form
 
 
+@pytest.mark.slow
 def test_an_audit_of_ones_own_through_the_stages(tmp_path):
     audit = audit_params(
         task="stages.tasks.classification:ImageClassification",

@@ -114,6 +114,7 @@ def test_policies_that_cannot_be_compared_draw_nothing(policies):
     assert found.empty and list(found.columns) == ["model", "item", "tilt", "sky"]
 
 
+@pytest.mark.slow
 def test_the_report_and_the_result_have_it(tmp_path):
     learns = {"explorer": "ppo", "baseline": "random", "budget": 150, "microscopic": {"method": "none"}}
     workspace = make_workspace(tmp_path / "ws", {"tiny": quick_audit(discover=learns)}, {"tiny": repair_params()})

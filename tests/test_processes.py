@@ -69,6 +69,7 @@ def roomy(monkeypatch):
     monkeypatch.setattr(processes, "_fitting", lambda wanted: wanted)
 
 
+@pytest.mark.slow
 def test_functions_and_methods_are_called_by_all_and_answer_in_order():
     for do, crew, wanted in (
         (square, Crew(2), [k**2 for k in range(6)]),
@@ -79,6 +80,7 @@ def test_functions_and_methods_are_called_by_all_and_answer_in_order():
         assert len({who for _, who in found}) == 2
 
 
+@pytest.mark.slow
 def test_others_start_only_when_the_work_is_worth_it():
     crew = Crew(2, partial(Doubler, 2), after=0.3)
     alone = [crew.ask(Doubler(2).times, [(1,), (2,)]) for _ in range(2)]

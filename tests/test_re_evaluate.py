@@ -285,6 +285,7 @@ def test_a_failure_moved_elsewhere_is_named(audit_dir):
     assert verdict["targeting"] is None
 
 
+@pytest.mark.slow
 def test_gates_by_slice_judge_the_audit_and_its_repair(audit_dir):
     """Unknown attributes are refused as early as they are known; a verdict says which value decided."""
     path = audit_dir / "params.yaml"
@@ -342,6 +343,7 @@ def test_without_modes_to_repair_the_verdict_says_so(audit_dir):
     assert verdict["modes"][0]["change"] == 0.0, "accepted modes are watched too"
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes(audit_dir):
     repaired([ELSEWHERE])
     folders = [stage_dir("tiny", stage) for stage in ("re_evaluate", "compare", "conclude")]

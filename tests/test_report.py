@@ -395,6 +395,7 @@ def test_charts_are_drawn_offline_and_follow_the_selector(browser: Any, pages: d
     assert errors == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["landscape", "comparison"])
 def test_firefox_draws_every_chart_too(pages: dict[str, Path], name: str, tmp_path: Path) -> None:
     with firefox(tmp_path / "profile") as fox:

@@ -156,6 +156,7 @@ def test_a_stale_page_is_refused_and_what_was_typed_can_be_copied(browser: Any, 
     assert len(kept()) == 1
 
 
+@pytest.mark.slow
 def test_a_file_leads_to_the_page_and_leaves_what_is_open_alone(browser: Any, place: Path) -> None:
     """A browser comes from another site then, and keeps a cookie that is too strict to itself."""
     also_review()

@@ -38,13 +38,19 @@ from tests.workspace import Workspace, audit_params, make_workspace
 
 MASK = ("4", "GPU-ab12cd")  # of the process that starts the cluster: stages get these and no others
 AUDITS = ("a", "b", "c", "d", "e", "f")
-KINDS = [
-    pytest.param(kind, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed"))
-    for kind, package in (("dask", "distributed"), ("ray", "ray"))
-]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+def clusters(*marks_of_ray: pytest.MarkDecorator) -> list[Any]:
+    """Dask and Ray, each skipped if its package is missing; Ray, which starts slowly, with further marks."""
+    return [
+        pytest.param(
+            kind, marks=[*marks, pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")]
+        )
+        for kind, package, marks in (("dask", "distributed", ()), ("ray", "ray", marks_of_ray))
+    ]
+
+
+@pytest.fixture(scope="module", params=clusters(pytest.mark.slow))
 def place(request) -> Iterator[Runner]:
     """A cluster of this machine with two GPUs and places for two stages without."""
     with pytest.MonkeyPatch.context() as patch:
@@ -173,6 +179,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_nobody_waits(place, toys):
         place.run(Job("prepare@tiny", 0, str(toys.path)), lambda line: None)
 
 
+@pytest.mark.slow
 def test_a_cluster_is_ended_where_the_temporary_folder_is_a_link(tmp_path, monkeypatch):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -252,7 +259,7 @@ def test_a_wrong_runner_is_refused_with_what_there_is(toys, monkeypatch):
         chosen(params, "dask")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", clusters())
 def test_an_address_where_nobody_answers_is_told_at_once(kind):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -265,7 +272,7 @@ def test_an_address_where_nobody_answers_is_told_at_once(kind):
         pass
 
 
-@pytest.mark.parametrize("kind", ["threads", *KINDS])
+@pytest.mark.parametrize("kind", ["threads", *clusters()])
 def test_more_gpus_than_there_are_is_refused(kind, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(UsageError, match=r"requests 2 GPU.*has 1"), open_runner(RunnerConfig(kind=kind), gpus=2):
@@ -290,7 +297,7 @@ def on_gpus(path: Path, kind: str, names: str) -> Workspace:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", clusters(pytest.mark.nightly))
 def test_four_audits_share_two_gpus_and_a_killed_worker_changes_nothing(kind, tmp_path, server):
     toys = on_gpus(tmp_path / "toys", kind, "abcd")
     stages = ("prepare", "discover", "summarize", "report")
@@ -309,7 +316,7 @@ def test_four_audits_share_two_gpus_and_a_killed_worker_changes_nothing(kind, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", clusters())
 @pytest.mark.parametrize("ending", ["ctrl-c", "kill"])
 def test_stopped_or_killed_nothing_is_left_and_the_same_command_goes_on(kind, ending, tmp_path):
     toys = on_gpus(tmp_path / "toys", kind, "a")
@@ -412,7 +419,7 @@ def test_a_scheduler_told_to_allow_no_failures_tells_of_a_killed_worker(dask_at,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", clusters(pytest.mark.nightly))
 def test_without_its_scheduler_or_head_a_run_ends_as_infrastructure_and_goes_on_later(kind, request, tmp_path, server):
     toys = on_gpus(tmp_path / "toys", kind, "a")
     toys.toy(discover__a={"sleep": 600})

@@ -189,6 +189,7 @@ def test_a_broken_decision_file_costs_the_others_nothing(tmp_path, monkeypatch):
     assert (other.entry.audit, other.waits) == ("other", "")
 
 
+@pytest.mark.slow
 def test_a_server_takes_it_as_it_is_written(here, prefect_server, monkeypatch):
     from prefect.client.orchestration import get_client
 

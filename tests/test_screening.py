@@ -489,6 +489,7 @@ def test_screen_prepares_measures_is_shown_by_plan_and_writes_only_when_told(wor
     assert record() is None
 
 
+@pytest.mark.slow
 def test_concepts_in_another_order_are_another_screening(workspace, monkeypatch):
     """Ledgers and records hold numbers of cells, which depend on the order of concepts."""
     monkeypatch.chdir(workspace.path)

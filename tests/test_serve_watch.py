@@ -135,6 +135,7 @@ def one_look(monkeypatch, pool: str) -> str:
     return said.getvalue()
 
 
+@pytest.mark.slow
 def test_a_worker_is_there_while_a_run_is_due_and_what_one_cut_off_goes_on(pool, monkeypatch):
     from prefect.states import Completed, Running, Scheduled
 

@@ -137,6 +137,7 @@ def work_once(kind: Any) -> None:
     asyncio.run(kind("faded", name="test", create_pool_if_not_found=False).start(run_once=True, printer=lambda _: None))
 
 
+@pytest.mark.slow
 def test_a_worker_refuses_what_is_not_the_deployments_own(server, place):
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentUpdate
@@ -208,6 +209,7 @@ def test_parameters_that_were_changed_since_are_refused_by_the_run_itself(monkey
     assert "refused" in str(foreign_parameters(audits=["tiny"], runner="dask=tcp://127.0.0.1:9"))
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_started_again_under_the_same_address_and_credential(toys, monkeypatch):
     monkeypatch.chdir(toys.path)
     spare_migrations(toys.path)

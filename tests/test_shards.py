@@ -88,6 +88,7 @@ def test_every_pair_is_as_likely_in_the_merged_control_as_in_one_of_the_whole() 
         assert drawn[[int(item[1:]) for item in share.item_ids]].sum() == 2 * len(share.item_ids) * runs
 
 
+@pytest.mark.slow
 def test_auto_chooses_for_the_whole_and_explores_as_what_it_chose() -> None:
     task = make_task()
     config = DiscoverConfig(explorer="auto", budget=600, shards=4)

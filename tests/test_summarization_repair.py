@@ -195,6 +195,7 @@ def test_a_killed_repair_resumes_to_the_same_weights(task, method, tmp_path, mon
     assert ("one to reject (degraded)" in card, "nats a preference" in card) == (method == PREFER,) * 2
 
 
+@pytest.mark.slow
 def test_what_was_written_wrongly_is_found(repaired, home, tmp_path):
     task, out, _, _ = repaired
     damaged, base = tmp_path / "damaged", home / "prepare" / "model"
@@ -224,6 +225,7 @@ def test_weights_of_bfloat16_train_in_what_the_machine_is_quick_at_and_stay_as_t
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_all_weights_learn_and_are_read_back_as_a_whole_model(task, home, tmp_path):
     before = {name: tensor.clone() for name, tensor in task.summarizer.model.state_dict().items()}
     record = task.repair(plan(steps=20, **FULL), tmp_path)

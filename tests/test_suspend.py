@@ -141,6 +141,7 @@ def create(client: SyncPrefectClient, name: str, **where: Any) -> UUID:
     )
 
 
+@pytest.mark.slow
 def test_a_run_knows_all_stages_that_it_showed_though_the_server_gives_them_page_by_page(client, monkeypatch):
     run = client.create_flow_run(flow(lambda: None, name="audit"))
     for i in range(5):
@@ -248,6 +249,7 @@ def test_the_command_wakes_the_run_and_a_second_decision_is_refused(deployment):
     assert kept.decision.via == "command"
 
 
+@pytest.mark.slow
 def test_a_form_without_a_choice_or_a_name_that_can_be_seen_is_no_decision(deployment):
     run = deployment.run()
     told = {}
@@ -268,6 +270,7 @@ def test_a_form_without_a_choice_or_a_name_that_can_be_seen_is_no_decision(deplo
     assert read_chain("tiny") == []
 
 
+@pytest.mark.slow
 def test_several_reviewers_are_asked_one_after_the_other(deployment):
     ask_a_person(deployment.toys, reviewers=2)
     run = deployment.run()

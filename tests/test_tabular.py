@@ -156,6 +156,7 @@ def test_a_table_of_ones_own_is_audited_repaired_and_judged(tmp_path):
     assert "mean radius" in (here.path / "data/patients/report/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_folder_works_from_another_distribution(tmp_path):
     """Copied as it is under another name, with one entry point: nothing of Faded knows of it."""
     site = tmp_path / "site"

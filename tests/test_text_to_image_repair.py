@@ -476,6 +476,7 @@ def test_the_loss_of_an_untrained_adapter_is_that_of_a_coin():
     assert dpo_training(tiny()).backward(0) == pytest.approx(np.log(2), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_pictures_get_more_like_the_better_ones():
     def redness(pipeline):
         painter = Painter(pipeline, SamplingConfig(steps=4, guidance=1.0), Compute(threads=1, batch_size=4))
@@ -506,6 +507,7 @@ def test_a_killed_repair_by_pairs_goes_on_and_writes_the_same_bytes(tmp_path, mo
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_repair_by_pairs_is_read_back_and_says_what_it_learnt(lenient, home, tmp_path):
     record = lenient.repair(dpo(learning_rate=3e-2, beta=10.0), tmp_path)
     assert (record.method, record.steps, record.details["pairs"]) == ("dpo", 4, 8)

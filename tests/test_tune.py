@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import pytest
 import yaml
@@ -137,6 +138,7 @@ def stages_folder():
     return ROOT / "stages"
 
 
+@pytest.mark.slow
 def test_every_backend_and_dtype_is_measured_in_one_run(stripes, monkeypatch):
     home, audit = stripes
     monkeypatch.chdir(home)
@@ -154,6 +156,7 @@ def test_every_backend_and_dtype_is_measured_in_one_run(stripes, monkeypatch):
     assert all(set(c.tried) == {8, 16} for c in tuning.choices if c.tried)
 
 
+@pytest.mark.slow
 def test_what_cannot_run_is_told_and_the_rest_is_measured(stripes, monkeypatch):
     home, audit = stripes
     monkeypatch.chdir(home)
@@ -189,6 +192,7 @@ def test_any_task_gets_its_batch_size_written(tmp_path, monkeypatch):
         "flows.tune.measure.GROWTH", 0.0
     )  # a planted task is as fast in any batch: then the largest is taken
     monkeypatch.setattr("flows.tune.measure.MOST", 64)
+    monkeypatch.setattr("flows.tune.choices.Settings", partial(Settings, rounds=1, seconds=0.001))
     with inside(workspace):
         before = load_params().audit("tiny").compute
     code, said = faded(workspace, "tune", "tiny", "--write")
