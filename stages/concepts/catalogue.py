@@ -1,4 +1,4 @@
-"""What the concepts of all modalities share: the levels an audit may give them, and the grid these span."""
+"""Code that the concepts of all modalities share: checks of an audit's levels, and the grid that they span."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stages.errors import UsageError, did_you_mean
 
 @dataclass(frozen=True)
 class Change:
-    """One thing to change about an input, without how it is done, which depends on the modality.
+    """One way to change an input; how it is applied depends on the modality.
 
     Args:
         name: key in params.yaml.
-        doc: one line for people.
-        low, high: valid range of a level, both included; not used where there are `choices`.
+        doc: one-line description.
+        low, high: valid range of a level, inclusive; not used if there are `choices`.
         neutral: the level that changes nothing.
-        unit: printed behind a level.
-        choices: the levels, where these are names without an order; else levels are numbers.
+        unit: printed after a level.
+        choices: the levels, if they are names without an order; otherwise levels are numbers.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Change:
     choices: tuple[str, ...] = ()
 
     def error(self, level: Any) -> str | None:
-        """What is wrong with a level, or None."""
+        """Return what is wrong with a level, or None if it is valid."""
         if self.choices:
             known = f"not one of {', '.join(self.choices)}"
             return None if level in self.choices else f"level {level!r} is {known}{did_you_mean(level, self.choices)}"
@@ -50,14 +50,14 @@ Kind = TypeVar("Kind", bound=Change)
 
 
 def with_plugins(built_in: Mapping[str, Kind], kind: type[Kind]) -> dict[str, Kind]:
-    """The built-in concepts of a modality, and after them those that other distributions add by entry points.
+    """Combine the built-in concepts of a modality with those that other packages add by entry points.
 
     Args:
-        built_in: by name, in the order in which they are applied.
-        kind: the modality's own subclass of `Change`; concepts of other modalities are left out.
+        built_in: concepts by name, in the order in which they are applied.
+        kind: the modality's own subclass of `Change`; concepts of other modalities are skipped.
 
     Raises:
-        UsageError: when an entry point names no concept, one under another name, or one that is built in.
+        UsageError: when an entry point is not a concept, or differs in name from it, or has the name of a built-in one.
     """
     catalogue = dict(built_in)
     for name, entry in sorted(plugins.load(plugins.CONCEPTS).items()):
@@ -75,7 +75,7 @@ def with_plugins(built_in: Mapping[str, Kind], kind: type[Kind]) -> dict[str, Ki
 
 
 def check_levels(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, Change]) -> list[str]:
-    """Say what is wrong with the `concepts:` of an audit, one line each; empty if nothing is."""
+    """List what is wrong with the `concepts:` of an audit, one line per error."""
     errors = []
     for name, values in levels.items():
         if name not in catalogue:
@@ -88,10 +88,10 @@ def check_levels(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, Ch
 
 
 def _order_errors(known: Change, values: Sequence[Any]) -> list[str]:
-    """What is wrong with the order of levels that are right, each for itself.
+    """List what is wrong with the order of levels that are valid individually.
 
-    Explorers, modes and reports take the first level for the weakest. Levels to both sides of the unchanged one have no
-    weakest end, and may run either way.
+    Explorers, modes and reports take the first level to be the weakest. Levels on both sides of the neutral one have no
+    weakest end and may run in either direction.
     """
     if known.choices or isinstance(known.neutral, str):
         return []
@@ -103,7 +103,7 @@ def _order_errors(known: Change, values: Sequence[Any]) -> list[str]:
 
 
 def span(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, Change]) -> ConceptSpace:
-    """The grid spanned by `concepts:` of an audit that `check_levels` found right."""
+    """Build the grid of an audit's `concepts:` that `check_levels` accepted."""
     concepts = []
     for name, values in levels.items():
         known = catalogue[name]

@@ -1,17 +1,17 @@
-"""The corruptions of ImageNet-C: nineteen changes of a picture, each at the five severities that were published.
+"""The corruptions of ImageNet-C: nineteen changes of a picture, each at the five published severities.
 
-Written after the published definitions (Hendrycks and Dietterich 2019; github.com/hendrycks/robustness, Apache-2.0)
-with NumPy, SciPy, PyTorch and Pillow. Why no library: docs/imagenet-c.md. Three things differ from the code that made
-the benchmark's files:
+Implemented from the published definitions (Hendrycks and Dietterich 2019; github.com/hendrycks/robustness, Apache-2.0)
+with NumPy, SciPy, PyTorch and Pillow; docs/imagenet-c.md explains why no library is used. Three things differ from the
+code that made the benchmark's files:
 
-- Lengths in pixels were published for pictures of 224 pixels. They grow and shrink with the shorter side, so that a
-  corruption looks alike at every size; at 224 they are as published.
-- The benchmark mixes in one of five photos of frost, which do not come with a licence of their own. `frost` draws
-  needles of ice in the colours and with the contrast of these photos instead.
-- The outlines of drops (`spatter`) are those of a mask, not what a Canny detector finds. A corrupted picture is not
-  compressed once more.
+- Lengths in pixels were published for pictures of 224 pixels. They scale with the shorter side, so that a corruption
+  looks the same at every size; at 224 they are as published.
+- The benchmark blends in one of five photos of frost, which have no licence of their own. `frost` draws needles of ice
+  in the colours and with the contrast of these photos instead.
+- The outlines of drops (`spatter`) come from a mask, not from a Canny edge detector. A corrupted picture is not
+  compressed again.
 
-Every draw comes from the random number of its probe.
+All random draws come from the probe's random number.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from torch import Tensor
 from torch.nn import functional
 
 Picture = np.ndarray
-"""(channels, height, width) float32 in [0, 1]; what a corruption returns is clipped to it."""
+"""(channels, height, width) float32 in [0, 1]; what a corruption returns is clipped to this range."""
 
 Chance = np.random.Generator
 Corrupt = Callable[..., Picture]
-"""(picture, chance, scale, the constants of a severity) -> corrupted picture. `scale` is the shorter side over 224."""
+"""(picture, chance, scale, constants of the severity) -> corrupted picture. `scale` is the shorter side over 224."""
 
 PUBLISHED_SIDE = 224  # pixels
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def corrupt(name: str) -> Callable[[Tensor, Tensor, np.ndarray], Tensor]:
-    """A corruption as the `apply` of an image concept, whose levels are severities 1 to 5; see `CORRUPTIONS`."""
+    """Return a corruption as the `apply` of an image concept whose levels are severities 1 to 5; see `CORRUPTIONS`."""
     return partial(_apply, name)
 
 
 def _apply(name: str, images: Tensor, levels: Tensor, chance: np.ndarray) -> Tensor:
-    """Corrupt each picture (n, c, h, w) at its own severity (n, 1, 1, 1), by its own random number (n,)."""
+    """Corrupt each picture (n, c, h, w) at its own severity (n, 1, 1, 1), with its own random number (n,)."""
     change, constants = CORRUPTIONS[name]
     scale = min(images.shape[-2:]) / PUBLISHED_SIDE
     kind = zlib.crc32(name.encode())  # so that two corruptions of one probe draw differently
@@ -57,25 +57,25 @@ def _apply(name: str, images: Tensor, levels: Tensor, chance: np.ndarray) -> Ten
     return images
 
 
-# What several of them need
+# Shared helpers
 
 
 @lru_cache(maxsize=64)
 def _gaussian_matrix(size: int, sigma: float, mode: str, truncate: float) -> Tensor:
-    """Gaussian blur of a line of `size` pixels as a matrix: (size, size)."""
+    """The Gaussian blur of a line of `size` pixels as a matrix: (size, size)."""
     from scipy.ndimage import gaussian_filter1d
 
     return torch.from_numpy(gaussian_filter1d(np.eye(size), sigma, axis=0, mode=mode, truncate=truncate)).float()
 
 
 def _gaussian(x: np.ndarray, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> np.ndarray:
-    """Gaussian blur of the last two axes, as scikit-image does it; as products of matrices, as that is quickest."""
+    """Blur the last two axes as scikit-image does, by matrix products, which are fastest."""
     down, across = (_gaussian_matrix(size, sigma, mode, truncate) for size in x.shape[-2:])
     return (down @ torch.from_numpy(np.asarray(x, np.float32)) @ across.T).numpy()
 
 
 def _correlate(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Each channel of (c, h, w) with a kernel of odd sides, borders mirrored."""
+    """Correlate each channel of (c, h, w) with a kernel of odd side lengths; borders are mirrored."""
     weights = torch.from_numpy(kernel.astype(np.float32))[None, None]
     room = [kernel.shape[1] // 2] * 2 + [kernel.shape[0] // 2] * 2
     planes = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[:, None]
@@ -83,7 +83,7 @@ def _correlate(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def _motion(x: np.ndarray, radius: float, sigma: float, angle: float) -> np.ndarray:
-    """Half a Gaussian along a direction (degrees), as ImageMagick blurs motion; the border's pixels go on outside."""
+    """Blur with half a Gaussian along a direction (degrees), as ImageMagick's motion blur; edge pixels are repeated."""
     width = 2 * math.ceil(radius) + 1
     steps = np.arange(width)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
@@ -99,7 +99,7 @@ def _motion(x: np.ndarray, radius: float, sigma: float, angle: float) -> np.ndar
 
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
-    """The middle of (c, h, w), enlarged to the same size by linear interpolation."""
+    """Enlarge the middle of (c, h, w) to the full size by linear interpolation."""
     height, width = x.shape[-2:]
     h, w = math.ceil(height / factor), math.ceil(width / factor)
     top, left = (height - h) // 2, (width - w) // 2
@@ -111,7 +111,7 @@ def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _plasma(side: int, decay: float, chance: Chance) -> np.ndarray:
-    """A cloud by the diamond-square algorithm: (side, side) in [0, 1], where `side` is a power of two."""
+    """A cloud from the diamond-square algorithm: (side, side) in [0, 1]; `side` must be a power of two."""
     cloud = np.zeros((side, side))
     step, wobble = side, 100.0
 
@@ -145,18 +145,18 @@ def _grey(x: Picture) -> np.ndarray:
 
 
 def _colour(rgb: Sequence[float], channels: int) -> np.ndarray:
-    """A colour in the channels of a picture: (c, 1, 1)."""
+    """A colour with as many channels as the picture: (c, 1, 1)."""
     own = np.array(rgb, np.float32)
     return own[:, None, None] if channels == 3 else np.array([_LUMA @ own], np.float32)[:, None, None]
 
 
 def _bytes(x: Picture) -> np.ndarray:
-    """(h, w) or (h, w, 3) uint8, as Pillow takes it."""
+    """Convert a picture to (h, w) or (h, w, 3) uint8 for Pillow."""
     return (np.clip(x, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0).squeeze()
 
 
 def _of_bytes(image: Any, channels: int) -> Picture:
-    """The picture that a Pillow image shows."""
+    """Convert a Pillow image to a picture."""
     return np.asarray(image, np.float32).reshape(image.height, image.width, channels).transpose(2, 0, 1) / 255
 
 
@@ -188,11 +188,11 @@ def _gaussian_blur(x: Picture, chance: Chance, scale: float, sigma: float) -> Pi
 
 
 def _disk(radius: float, alias: float) -> np.ndarray:
-    """A disk whose sum is 1, its edge softened by a small Gaussian blur of sigma `alias`."""
+    """A disk that sums to 1, its edge softened by a small Gaussian blur of sigma `alias`."""
     from scipy.ndimage import correlate1d
 
     half, taps = (8, 1) if radius <= 8 else (math.ceil(radius), 2)
-    fine = 1 if radius == int(radius) else 5  # points a pixel and axis: a radius between whole ones covers it in part
+    fine = 1 if radius == int(radius) else 5  # points per pixel and axis: a fractional radius covers pixels in part
     points = (np.arange((2 * half + 1) * fine) + 0.5) / fine - half - 0.5
     inside = (points[:, None] ** 2 + points**2 <= radius**2).astype(np.float32)
     disk = inside.reshape(2 * half + 1, fine, 2 * half + 1, fine).sum((1, 3))
@@ -204,7 +204,7 @@ def _disk(radius: float, alias: float) -> np.ndarray:
 
 def _defocus_blur(x: Picture, chance: Chance, scale: float, radius: float, alias: float) -> Picture:
     kernel = _disk(radius * scale, alias)
-    over = max(0, len(kernel) // 2 - min(x.shape[1:]) + 1)  # of a picture smaller than the kernel
+    over = max(0, len(kernel) // 2 - min(x.shape[1:]) + 1)  # for pictures smaller than the kernel
     return _correlate(x, kernel[over : len(kernel) - over, over : len(kernel) - over])
 
 
@@ -217,7 +217,7 @@ def _glass_blur(x: Picture, chance: Chance, scale: float, sigma: float, reach: i
     source = list(range(height * width))
     for _ in range(rounds):
         down, right = chance.integers(-reach, reach, (2, len(here)))
-        # Meant as a swap, but the published code copies: its two pixels are views of one array.
+        # Meant as a swap, but the published code copies, because its two pixels are views of one array.
         for to, from_ in zip(here.tolist(), (here + down * width + right).tolist(), strict=True):
             source[to] = source[from_]
     return _gaussian(soft.reshape(channels, -1)[:, source].reshape(x.shape), sigma * scale)
@@ -255,7 +255,7 @@ def _snow(
     return whiter + flakes + flakes[:, ::-1, ::-1]
 
 
-# Mean colour and standard deviation of brightness within 224 pixels of the five photos that the benchmark draws from.
+# Mean colour, and standard deviation of brightness within 224 pixels, of the five photos that the benchmark uses.
 _PANES = (
     ((0.305, 0.585, 0.650), 0.061),
     ((0.787, 0.805, 0.841), 0.079),
@@ -269,8 +269,8 @@ _DIRECTIONS = 6  # of needles
 def _needles(x: Picture, chance: Chance, scale: float) -> np.ndarray:
     """Patches of parallel needles over a cloud (h, w): mean 0, standard deviation 1.
 
-    Blurred by 1, 2, 4, 8, 16 and 32 pixels, photos keep 81, 72, 65, 59, 53 and 45% of their contrast. This is close to
-    it, and its lines are about as parallel: the mean coherence of the structure tensor of the photos is 0.34.
+    Blurred by 1, 2, 4, 8, 16 and 32 pixels, the photos keep 81, 72, 65, 59, 53 and 45% of their contrast. These needles
+    come close to that and are about as parallel: the mean coherence of the photos' structure tensor is 0.34.
     """
     shape = (_DIRECTIONS, *x.shape[1:])
     patches = _gaussian(chance.normal(size=shape), 8 * scale, "reflect")
@@ -309,7 +309,7 @@ def _spatter(
     amount: float,
     liquid: str,
 ) -> Picture:
-    # A blur leaves the less of the noise the wider it is: with as much more of it, as much of the picture is covered.
+    # A wider blur flattens the noise more, so the noise grows with it and covers as much of the picture.
     drops = _gaussian(chance.normal(mean, spread * scale, x.shape[1:]), sigma * scale)
     drops = np.where(drops < least, 0, drops)
     if liquid == "water":
@@ -321,7 +321,7 @@ def _spatter(
 
 
 def _lit(drops: np.ndarray) -> np.ndarray:
-    """How drops (h, w) shine: bright to one side of their outlines."""
+    """Highlights of drops (h, w): bright on one side of their outlines."""
     from scipy.ndimage import binary_erosion, correlate, distance_transform_edt, uniform_filter
 
     outline = drops & ~binary_erosion(drops, border_value=1)
@@ -334,7 +334,7 @@ def _lit(drops: np.ndarray) -> np.ndarray:
 
 
 def _equalised(grey: np.ndarray) -> np.ndarray:
-    """Values of uint8 spread so that each part of the range holds as many pixels."""
+    """Equalise the histogram of uint8 values."""
     counts = np.bincount(grey.ravel(), minlength=256)
     first = int(np.flatnonzero(counts)[0])
     rest = grey.size - counts[first]
@@ -346,7 +346,7 @@ def _equalised(grey: np.ndarray) -> np.ndarray:
 
 
 def _brightness(x: Picture, chance: Chance, scale: float, added: float) -> Picture:
-    # Hue and saturation stay where all channels grow by one factor; black has neither, and becomes grey.
+    # Scaling all channels by one factor keeps hue and saturation; black has neither and becomes grey.
     value = x.max(0)
     brighter = np.clip(value + added, 0, 1)
     return np.where(value > 0, x * (brighter / np.maximum(value, 1e-6)), brighter)
@@ -363,13 +363,13 @@ def _saturate(x: Picture, chance: Chance, scale: float, factor: float, added: fl
     value = x.max(0)
     saturation = (value - x.min(0)) / np.maximum(value, 1e-6)
     wanted = np.clip(saturation * factor + added, 0, 1)
-    red = np.array([0, 1, 1], np.float32)[:, None, None] * value * wanted  # the hue of grey, as libraries have it
+    red = np.array([0, 1, 1], np.float32)[:, None, None] * value * wanted  # libraries give grey the hue of red
     own = (value - x) * (wanted / np.maximum(saturation, 1e-6))
     return value - np.where(saturation > 0, own, red)
 
 
 def _elastic_transform(x: Picture, chance: Chance, scale: float, amount: float, sigma: float, shift: float) -> Picture:
-    """A random affine map, then each pixel moved by a smooth field; lengths in parts of 244 pixels, as published."""
+    """Apply a random affine map, then move each pixel by a smooth field; unit 244 pixels, as published."""
     from scipy.ndimage import map_coordinates
 
     unit = 244 * scale
@@ -378,10 +378,10 @@ def _elastic_transform(x: Picture, chance: Chance, scale: float, amount: float, 
     centre, reach = np.array([width, height]) // 2, min(height, width) // 3
     before = np.array([centre + reach, [centre[0] + reach, centre[1] - reach], centre - reach])
     after = before + chance.uniform(-shift * unit, shift * unit, before.shape)
-    back = np.linalg.solve(np.column_stack([after, np.ones(3)]), before)  # (x, y, 1) @ back -> where a pixel is from
+    back = np.linalg.solve(np.column_stack([after, np.ones(3)]), before)  # (x, y, 1) @ back -> a pixel's source
     from_x, from_y = (x_ * back[0, axis] + y * back[1, axis] + back[2, axis] for axis in (0, 1))
     moved = [map_coordinates(plane, [from_y, from_x], order=1, mode="mirror") for plane in x]
-    # Noise that is blurred over a length shrinks by it, so that `amount` alone would move all sizes by as many pixels.
+    # Blurring over a length divides the noise by it, so `amount` alone would move pixels equally far at all sizes.
     dx, dy = _gaussian(chance.uniform(-1, 1, (2, height, width)), sigma * unit, "reflect", 3) * amount * unit * scale
     return np.array([map_coordinates(plane, [y + dy, x_ + dx], order=1, mode="reflect") for plane in moved])
 
@@ -444,4 +444,4 @@ CORRUPTIONS: dict[str, tuple[Corrupt, Sequence[Any]]] = {
     ),
     "saturate": (_saturate, ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2))),
 }
-"""How each is made, and its constants at the severities 1 to 5; their names are those of the benchmark."""
+"""By the benchmark's name: the function, and its constants at severities 1 to 5."""

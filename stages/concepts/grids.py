@@ -1,8 +1,8 @@
-"""Grids that have a name: `concepts: imagenet-c` in params.yaml stands for the grid of that benchmark.
+"""Named grids: `concepts: imagenet-c` in params.yaml stands for the grid of that benchmark.
 
 ImageNet-C (Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations") has one corruption at a time. So its grid is not the product of fifteen concepts, but of two: which
-corruption, and how severe.
+Perturbations") applies one corruption at a time. Its grid is therefore not the product of fifteen concepts but of two:
+the corruption and its severity.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from stages.concepts.space import Level
 from stages.errors import did_you_mean
 
 CORRUPTION, SEVERITY = "corruption", "severity"
-UNCHANGED = "none"  # the level of `corruption` at which no severity changes anything
+UNCHANGED = "none"  # the level of `corruption` at which severity has no effect
 SEVERITIES = (1, 2, 3, 4, 5)
 TESTED = (
     *("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -23,20 +23,20 @@ TESTED = (
 )
 """The corruptions of the benchmark, in its order."""
 VALIDATED = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-"""Those that it sets apart, for people to choose settings on."""
+"""The corruptions that it sets apart for choosing settings."""
 
 GRIDS: Mapping[str, Mapping[str, Sequence[Level]]] = {
     "imagenet-c": {CORRUPTION: (UNCHANGED, *TESTED), SEVERITY: SEVERITIES},
 }
 APPLIED_BY = {CORRUPTION: "stages.tasks.classification.corrupted:Corrupted"}
-"""What applies concepts that are not changes of their own, by name: a class that goes before that of the task."""
+"""By concept: the class that applies it, put before the task's class, if the concept is not a `Change` of its own."""
 
 
 def named_grid(name: str) -> dict[str, list[Level]]:
-    """The levels of each concept of a grid that has a name.
+    """Return the levels of each concept of a named grid.
 
     Raises:
-        ValueError: when none has this one.
+        ValueError: when there is no grid of this name.
     """
     if name not in GRIDS:
         raise ValueError(

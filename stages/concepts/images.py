@@ -1,12 +1,12 @@
-"""Image concepts: what people can change about a picture, as batched torch transforms with one level per sample.
+"""Image concepts: changes of a picture, as batched torch transforms with one level per sample.
 
 They are applied in the order in which light travels: the scene (rotation, translation, scale, then occlusion), the
-light (darkening, brightness, contrast, saturation), the lens (blur), the sensor (noise); then clipped to [0, 1]. Behind
-them come the corruptions of ImageNet-C, in the same order among themselves (stages/concepts/corruptions.py).
-Rotation, translation and scale are composed into one affine resampling, so that a picture is interpolated once. A
-sample at the neutral level of a concept is not touched by it: the neutral cell leaves every bit as it was.
+light (darkening, brightness, contrast, saturation), the lens (blur), the sensor (noise). The corruptions of ImageNet-C
+follow, in the same order among themselves (stages/concepts/corruptions.py); then the result is clipped to [0, 1].
+Rotation, translation and scale are composed into one affine resampling, so that a picture is interpolated only once. A
+concept does not touch samples at its neutral level, so the neutral cell leaves every bit unchanged.
 
-A concept of your own is an `ImageConcept` in the `catalogue` of a subclass of the classification task, see
+To add your own concept, put an `ImageConcept` into the `catalogue` of a subclass of the classification task, see
 docs/own-concept.md.
 """
 
@@ -30,7 +30,8 @@ from stages.concepts.space import ConceptSpace
 Apply = Callable[[Tensor, Tensor, np.ndarray], Tensor]
 """(images (n, c, h, w) float in [0, 1], levels (n, 1, 1, 1), chance (n,) uint64) -> changed images, values unclipped.
 
-`chance` is a random number that belongs to the probe, so that an answer does not depend on its batch."""
+`chance` is the probe's own random number, so that an answer does not depend on its batch.
+"""
 
 Matrix = Callable[[Tensor], Tensor]
 """levels (n,) -> (n, 3, 3) maps from output to input points, in units of half the shorter side."""
@@ -38,11 +39,11 @@ Matrix = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ImageConcept(Change):
-    """One thing to change about a picture; exactly one of `apply` and `matrix` says how.
+    """One way to change a picture; give either `apply` or `matrix`.
 
     Args:
         apply: changes pixels.
-        matrix: moves pixels; all of these are composed into one resampling.
+        matrix: moves pixels; all matrices are composed into one resampling.
     """
 
     neutral: float = 0
@@ -51,10 +52,10 @@ class ImageConcept(Change):
 
 
 class Corruption(ImageConcept):
-    """A corruption of ImageNet-C, whose levels are severities: whole numbers, as there is nothing between them.
+    """A corruption of ImageNet-C; its levels are severities, which are whole numbers.
 
     Attributes:
-        whole: no level between two others means anything, so that screening proposes none.
+        whole: levels between whole numbers have no meaning, so screening proposes none.
     """
 
     whole = True
@@ -68,7 +69,7 @@ class Corruption(ImageConcept):
 
 
 def _of_c(name: str) -> Corruption:
-    """A corruption as a concept of its own: "fog_c" is the fog of ImageNet-C."""
+    """A corruption as a concept: "fog_c" is the fog of ImageNet-C."""
     of = name.removesuffix("_c")
     return Corruption(name, f"{of.replace('_', ' ')} of ImageNet-C, by its severity", 0, 5, 0, apply=corrupt(of))
 
@@ -115,7 +116,7 @@ def _contrast(images: Tensor, levels: Tensor, chance: np.ndarray) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """Colour pictures (n, 3, h, w) as grey ones, (n, 1, h, w)."""
+    """Convert colour pictures (n, 3, h, w) to grey ones (n, 1, h, w)."""
     luma = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)  # ITU-R BT.601, as Pillow uses
     return (images * luma).sum(1, keepdim=True)
 
@@ -126,11 +127,11 @@ def _saturation(images: Tensor, levels: Tensor, chance: np.ndarray) -> Tensor:
     return torch.lerp(grey(images), images, levels)
 
 
-_FEW = 16  # times the width of a kernel: of larger pictures a convolution is quicker than two matrix products
+_FEW = 16  # kernel widths; for larger pictures a convolution is faster than two matrix products
 
 
 def _kernel(sigma: float, size: int) -> Tensor:
-    """Gaussian kernel of three sigma on both sides, or of what fits into a line of `size` pixels."""
+    """Gaussian kernel of three sigma on both sides, or as much of it as fits into a line of `size` pixels."""
     radius = min(math.ceil(3 * sigma), size - 1)
     kernel = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
     return kernel / kernel.sum()
@@ -138,7 +139,7 @@ def _kernel(sigma: float, size: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
-    """Gaussian blur of a line of `size` pixels as a matrix, borders reflected: (size, size)."""
+    """The Gaussian blur of a line of `size` pixels as a matrix (size, size); borders are reflected."""
     kernel = _kernel(sigma, size)
     radius = len(kernel) // 2
     padded = functional.pad(torch.eye(size)[:, None], (radius, radius), mode="reflect")
@@ -146,13 +147,13 @@ def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
 
 
 def _blurred(images: Tensor, sigma: float) -> Tensor:
-    """Images blurred alike, borders reflected."""
+    """Blur all images with the same sigma; borders are reflected."""
     channels, height, width = images.shape[1:]
     kernel = _kernel(sigma, min(height, width)).to(images.device)
-    if len(kernel) * _FEW > min(height, width):  # at 224 pixels from a sigma of 2 on
+    if len(kernel) * _FEW > min(height, width):  # at 224 pixels: for a sigma above 2
         down, across = (_blur_matrix(size, sigma, images.device) for size in (height, width))
         return down @ images @ across.T
-    # The channels of a pixel together: else it takes twelve times as long on a CPU.
+    # Without channels_last this takes twelve times as long on a CPU.
     padded = functional.pad(images, [len(kernel) // 2] * 4, mode="reflect").contiguous(
         memory_format=torch.channels_last
     )
@@ -161,7 +162,7 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def _blur(images: Tensor, levels: Tensor, chance: np.ndarray) -> Tensor:
-    # Levels are few, so samples are grouped by level; no sample sees the kernel size of another.
+    # There are few levels, so samples are grouped by level, each with its own kernel size.
     sigmas = levels.flatten().tolist()
     out = torch.empty_like(images)
     for sigma in sorted(set(sigmas)):
@@ -179,8 +180,8 @@ def _noise_stream(seed: int, length: int, device: torch.device) -> Tensor:
 
 
 def _noise(images: Tensor, levels: Tensor, chance: np.ndarray) -> Tensor:
-    # Each probe adds a window of one long stream of normal numbers, which starts where its own random number says:
-    # independent of the batch, and a tenth of the time of drawing afresh.
+    # Each probe adds a window of one long stream of normal numbers that starts at its own random number. This does not
+    # depend on the batch and takes a tenth of the time of drawing new numbers.
     size = images[0].numel()
     stream = _noise_stream(0, _STREAM + size, images.device)
     for image, sigma, start in zip(images, levels.flatten().tolist(), (chance % _STREAM).tolist(), strict=True):
@@ -228,12 +229,12 @@ CATALOGUE: Mapping[str, ImageConcept] = {
 
 
 def check_concepts(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, ImageConcept] = CATALOGUE) -> list[str]:
-    """Say what is wrong with the `concepts:` of an audit, one line each; empty if nothing is."""
+    """List what is wrong with the `concepts:` of an audit, one line per error."""
     return check_levels(levels, catalogue)
 
 
 def image_space(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, ImageConcept] = CATALOGUE) -> ConceptSpace:
-    """The grid spanned by `concepts:` of an audit that `check_concepts` found right."""
+    """Build the grid of an audit's `concepts:` that `check_concepts` accepted."""
     return span(levels, catalogue)
 
 
@@ -241,8 +242,8 @@ class ImageTransforms:
     """Applies cells of a concept space to images.
 
     Args:
-        space: which concepts, with which levels; made by `image_space`.
-        catalogue: how each is applied, in this order.
+        space: the concepts and their levels; made by `image_space`.
+        catalogue: how concepts are applied, in this order.
     """
 
     def __init__(self, space: ConceptSpace, catalogue: Mapping[str, ImageConcept] = CATALOGUE) -> None:
@@ -282,7 +283,7 @@ class ImageTransforms:
         return images.clamp_(0, 1)
 
     def _move(self, images: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """One resampling for all concepts that move pixels; what comes from outside the picture is black."""
+        """Resample once for all concepts that move pixels; what comes from outside the picture is black."""
         maps = torch.eye(3).repeat(len(images), 1, 1)
         touched = torch.zeros(len(images), dtype=torch.bool)
         for concept, _, _ in self._steps:
@@ -291,7 +292,7 @@ class ImageTransforms:
                 touched |= values[concept.name] != concept.neutral
         if not touched.any():
             return images
-        # affine_grid counts each axis in half-sides of its own, our maps in half of the shorter side.
+        # affine_grid measures each axis in half of its own side, our maps in half of the shorter side.
         height, width = images.shape[-2:]
         unit = torch.tensor([width, height, 1.0]) / torch.tensor([min(width, height), min(width, height), 1.0])
         rows = touched.nonzero().flatten().to(images.device)
@@ -305,7 +306,7 @@ class ImageTransforms:
 
 
 def probe_chance(items: np.ndarray, cells: np.ndarray, repeats: np.ndarray, seed: int) -> np.ndarray:
-    """A random number for each probe that depends on nothing else: (n,) uint64.
+    """Return a random number for each probe, (n,) uint64, that depends on the arguments alone.
 
     Args:
         items: (n,) uint64, one number per item, see `item_number`.
@@ -320,8 +321,8 @@ def probe_chance(items: np.ndarray, cells: np.ndarray, repeats: np.ndarray, seed
 
 
 def _splitmix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit moves every output bit."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)  # wraps, as meant
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit affects every output bit."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)  # wraps around on purpose
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,11 +1,11 @@
-"""Prompt concepts: slots in prompt templates, and the words and phrases that may fill them.
+"""Prompt concepts: slots in prompt templates, and the words and phrases that can fill them.
 
 A template is a prompt with a `{slot}` for every concept: "a photo of a {colour} {animal} {setting}". The levels of a
-concept are what may stand there; "" leaves it unsaid. So a cell of the grid is a choice of words, and the neutral cell
-says as little as there is to say.
+concept are the phrases that can fill its slot; "" leaves it unsaid. A cell of the grid is therefore a choice of words,
+and the neutral cell says as little as possible.
 
-Filled prompts are tidied: what a slot leaves behind that is unsaid (a double space, a dangling comma) goes, and the
-template's own "a" or "an" in front of a slot follows the word that comes next.
+Filled prompts are tidied: leftovers of an unsaid slot (a double space, a dangling comma) are removed, and the
+template's own "a" or "an" before a slot is adapted to the next word.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from stages.errors import UsageError, did_you_mean
 from stages.files import local_file
 
 UNSAID = ""
-# Columns of the tables of items and pictures, beside those that every stage writes.
+# Columns of the tables of items and pictures, in addition to those that every stage writes.
 TAKEN = COLUMNS | {"id", "split", "label", "template", "seed", "text", "image", "file_name"}
 SLOT = re.compile(r"[a-z_][a-z0-9_]*")
 
-# What is cut from a filled prompt, in this order: what is empty in brackets, a comma before another mark, spaces before
-# marks, one of two spaces, and marks at the ends that only make sense between words.
+# Removed from a filled prompt, in this order: empty brackets, a comma before another mark, spaces before marks, double
+# spaces, and marks at either end that only make sense between words.
 UNTIDY = tuple(
     re.compile(pattern)
     for pattern in (r"\( *\)", r",(?= *[,.;:!?](?: |$))", r" +(?=[,.;:!?](?: |$))", r" (?= )", r"^[ ,;:.!?]+|[ ,;:]+$")
@@ -40,7 +40,7 @@ CONSONANT = re.compile(r"uni(?![dmn])|us(?:[ae]|ual|b?\b)|uti|uk|ufo|eu|ewe|ones
 
 
 def check_slots(levels: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with the `concepts:` of an audit of prompts, one line each; empty if nothing is."""
+    """List what is wrong with the `concepts:` of an audit of prompts, one line per error."""
     errors = []
     for name, phrases in levels.items():
         if not SLOT.fullmatch(name):
@@ -61,7 +61,7 @@ def check_slots(levels: Mapping[str, Any]) -> list[str]:
 
 
 def _phrase_error(phrase: Any) -> str | None:
-    """What is wrong with one level, or None."""
+    """Return what is wrong with one level, or None if it is valid."""
     unsaid = 'to leave the slot unsaid write ""'
     error = None
     if isinstance(phrase, bool):
@@ -80,10 +80,10 @@ def _phrase_error(phrase: Any) -> str | None:
 
 
 def prompt_space(levels: Mapping[str, Sequence[str]]) -> ConceptSpace:
-    """The grid of the words, from `concepts:` that `check_slots` found right.
+    """Build the grid of words from `concepts:` that `check_slots` accepted.
 
-    Neutral is the level that says least: "", or else the one that only names its slot (`animal: [animal, cat, dog]`) or
-    the last word of it (`other_animal: [animal, cat, dog]`); a concept with neither has no neutral level.
+    The neutral level is the one that says least: "", or else the one that only names its slot (`animal: [animal, cat]`)
+    or the slot's last word (`other_animal: [animal, cat]`). A concept without any of these has no neutral level.
     """
     return ConceptSpace(
         tuple(
@@ -99,7 +99,7 @@ def _neutral(name: str, phrases: Sequence[str]) -> str | None:
 
 
 def read_templates(source: Sequence[str] | str, inputs: Path, where: str = "prepare.templates") -> list[str]:
-    """The templates as given, or those of a file: one a line; empty lines and those that begin with # are skipped.
+    """Return the given templates, or read a file: one per line, skipping empty lines and those that begin with #.
 
     Args:
         source: the templates, or the name of a file under `inputs`.
@@ -107,7 +107,7 @@ def read_templates(source: Sequence[str] | str, inputs: Path, where: str = "prep
         where: the key in params.yaml, for messages.
 
     Raises:
-        UsageError: where there is no such file (naming those there are), it is not UTF-8, or holds no template.
+        UsageError: when there is no such file, it is not UTF-8, or it contains no template.
     """
     if not isinstance(source, str):
         return [template.strip() for template in source]
@@ -129,7 +129,7 @@ def read_templates(source: Sequence[str] | str, inputs: Path, where: str = "prep
 
 
 def check_templates(templates: Sequence[str], slots: Sequence[str], where: str) -> list[str]:
-    """Say what is wrong with templates, one line each: every slot belongs in each of them, once.
+    """List what is wrong with templates, one line per error: each must contain every slot exactly once.
 
     Args:
         templates: from `read_templates`.
@@ -173,14 +173,14 @@ def _braced(slots: Sequence[str]) -> str:
 
 
 def fill(template: str, words: Mapping[str, str]) -> str:
-    """The prompt of a template that `check_templates` found right, with a phrase for each slot ("" says nothing)."""
+    """Fill a template that `check_templates` accepted, with a phrase for each slot ("" says nothing)."""
     return "".join(text for text, _ in pieces(template, words))
 
 
 def pieces(template: str, words: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The filled prompt in pieces of (text, its slot, or "" for the template's own text); joined they are `fill`.
+    """Return the filled prompt as pieces of (text, slot), slot "" for the template's own text; joined they are `fill`.
 
-    Slots left unsaid, and text that was tidied away, have no piece.
+    Unsaid slots, and text that was tidied away, have no piece.
     """
     parts: list[tuple[str, str]] = []
     for text, slot, _, _ in Formatter().parse(template):
@@ -197,7 +197,7 @@ def pieces(template: str, words: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _with_article(text: str, behind: Sequence[tuple[str, str]]) -> str:
-    """The template's text with "a" or "an" at its end put right for the word behind it."""
+    """Adapt "a" or "an" at the end of the template's text to the word after it."""
     word = re.search(r"\w.*", unicodedata.normalize("NFD", "".join(text for text, _ in behind)))
     if not word:
         return text

@@ -1,7 +1,7 @@
 """The concept space: named dimensions people can act on, each with a few levels.
 
-A *cell* is one full assignment of levels, held as integer level indices. All code that chooses, counts or
-compares cells goes through this module, so that explorers, landscapes and reports agree on their order.
+A *cell* is one full assignment of levels, stored as integer level indices. All code that chooses, counts or compares
+cells uses this module, so that explorers, landscapes and reports agree on their order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Level = float | str
 RegionJson = dict[str, list[int] | list[str]]
 
-# Columns of the tables that stages write, beside one for each concept.
+# Columns of the tables that stages write, in addition to one for each concept.
 COLUMNS = frozenset(
     {
         *("model", "purpose", "role", "explorer", "order", "item", "group", "repeat", "uniform"),
@@ -38,12 +38,12 @@ class Concept:
     """One dimension of the grid.
 
     Args:
-        name: what people call it, also the column name in every table.
-        levels: the values, in the order of their strength if `ordered`.
-        unit: printed behind a value ("°"); empty for a bare number.
+        name: shown to people, and the column name in every table.
+        levels: the values, from weak to strong if `ordered`.
+        unit: printed after a value ("°"); empty for a bare number.
         ordered: ordered concepts have ranges ("rotation >= 30°"), categorical ones have sets.
         neutral: the value that changes nothing, if there is one.
-        apply: (item, level) -> changed item, where a function of the user's own says how; other concepts are applied
+        apply: (item, level) -> changed item, if the user's own function defines the concept; other concepts are applied
             by their task.
     """
 
@@ -58,19 +58,19 @@ class Concept:
         return len(self.levels)
 
     def __call__(self, item: Any, level: Level) -> Any:
-        """Change one item, by the user's own function."""
+        """Change one item with the user's own function."""
         if self.apply is None:
             raise TypeError(f"the concept {self.name!r} has no function: its task applies it")
         return self.apply(item, level)
 
     @property
     def falling(self) -> bool:
-        """Whether values fall as levels grow stronger."""
+        """Whether values decrease as levels grow stronger."""
         first, last = self.levels[0], self.levels[-1]
         return isinstance(first, int | float) and isinstance(last, int | float) and first > last
 
     def label(self, index: int) -> str:
-        """A level as people read it; the level "" of a prompt says nothing."""
+        """Format a level for people; the level "" of a prompt is "unsaid"."""
         value = self.levels[index]
         return f"{value:g}{self.unit}" if isinstance(value, int | float) else value or "unsaid"
 
@@ -80,7 +80,7 @@ class ConceptSpace:
     """An ordered tuple of concepts and the grid of cells they span.
 
     Raises:
-        ValueError: without concepts, or for 2^63 cells or more, which int64 cannot number.
+        ValueError: when there are no concepts, or 2^63 cells or more, which int64 cannot number.
     """
 
     concepts: tuple[Concept, ...]
@@ -138,26 +138,26 @@ class ConceptSpace:
 
     @property
     def start(self) -> np.ndarray:
-        """Where small steps start (concepts,): the neutral level of each concept, its first where none is neutral.
+        """The cell from which small steps start (concepts,): each concept's neutral level, or its first if it has none.
 
-        If every concept has a neutral level this is the unchanged item.
+        If every concept has a neutral level, this is the unchanged item.
         """
         indices = [c.levels.index(c.neutral) if c.neutral in c.levels else 0 for c in self.concepts]
         return np.array(indices, dtype=np.int64)
 
     @property
     def adds_words(self) -> bool:
-        """Whether steps say more: every concept starts unsaid ("") or as a word of its own name."""
+        """Whether steps add words: every concept starts unsaid ("") or as a word of its own name."""
         return all(
             not c.ordered and c.neutral in c.levels and (c.neutral == "" or str(c.neutral) in c.name.split("_"))
             for c in self.concepts
         )
 
     def neutral_region(self) -> Region:
-        """The region of the neutral cell alone.
+        """Return the region of the neutral cell alone.
 
         Raises:
-            UsageError: naming the concepts that have no neutral level.
+            UsageError: when some concepts have no neutral level; the message names them.
         """
         if self.neutral is None:
             without = [c.name for c in self.concepts if c.neutral not in c.levels]
@@ -167,10 +167,10 @@ class ConceptSpace:
         return Region({name: (int(level),) for name, level in zip(self.names, self.neutral, strict=True)})
 
     def coordinates(self, cells: np.ndarray) -> np.ndarray:
-        """Cells (n, d) -> points (n, k) float64 whose Euclidean distances mean concept distances.
+        """Cells (n, d) -> points (n, k) float64 whose Euclidean distances are concept distances.
 
-        Ordered concepts are spread evenly over [0, 1]; categorical ones become one-hot corners scaled so that
-        two different categories are 1 apart. This is the ground metric of the shift and the input of the estimator.
+        Ordered concepts are spread evenly over [0, 1]; categorical ones become one-hot vectors, scaled so that two
+        different categories are 1 apart. This is the ground metric of the shift and the input of the estimator.
         """
         cells = np.asarray(cells)
         columns = []
@@ -200,22 +200,22 @@ class ConceptSpace:
 
 @dataclass(frozen=True)
 class Region:
-    """What people can read as one place: a box of cells, for all items or for those of a kind.
+    """A box of cells that people can read, for all items or for those with certain attributes.
 
     Args:
-        allowed: for each named concept the level indices it allows; the others are free. Ordered concepts hold
-            contiguous ranges, as the search for modes makes them.
-        items: for each named attribute of the items (`LoadedTask.attributes`) the values it allows.
+        allowed: the level indices that each named concept may have; other concepts are free. Those of ordered concepts
+            are contiguous, as the search for modes makes them.
+        items: the values that each named attribute of the items (`LoadedTask.attributes`) may have.
     """
 
     allowed: Mapping[str, tuple[int, ...]]
     items: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def contains(self, space: ConceptSpace, cells: np.ndarray, attributes: pd.DataFrame | None = None) -> np.ndarray:
-        """Which probes lie in the region, by their cells (n, d) and the attributes of their items (n rows): (n,) bool.
+        """Which probes are in the region, by their cells (n, d) and the attributes of their items (n rows): (n,) bool.
 
         Raises:
-            ValueError: when the region is about some items only and nothing is said of them.
+            ValueError: when the region covers only some items and `attributes` is None.
         """
         if self.items and attributes is None:
             raise ValueError(f"the region is about items by {', '.join(self.items)}: expected their attributes")
@@ -223,14 +223,14 @@ class Region:
         return inside if attributes is None else inside & self.about(attributes)
 
     def in_box(self, space: ConceptSpace, cells: np.ndarray) -> np.ndarray:
-        """Which of the cells (n, d) lie in the region, for the items it is about: (n,) bool."""
+        """Which of the cells (n, d) are in the region, for the items that it covers: (n,) bool."""
         inside = np.ones(len(cells), dtype=bool)
         for name, levels in self.allowed.items():
             inside &= np.isin(cells[:, space.names.index(name)], levels)
         return inside
 
     def about(self, attributes: pd.DataFrame) -> np.ndarray:
-        """Which items (n rows of attributes) the region is about: (n,) bool."""
+        """Which items (n rows of attributes) the region covers: (n,) bool."""
         chosen = np.ones(len(attributes), dtype=bool)
         for name, values in self.items.items():
             chosen &= attributes[name].isin(values).to_numpy()
@@ -256,12 +256,12 @@ class Region:
                 continue
             if not concept.ordered:
                 others = [i for i in range(len(concept)) if i not in levels]
-                # Of a long list the rest is easier to read.
+                # If the list is long, the excluded levels are easier to read.
                 named, verb = (others, "is not") if len(levels) > max(3, len(others)) else (levels, "is")
                 parts.append(f"{concept.name} {verb} {' or '.join(concept.label(i) for i in named)}")
                 continue
             weakest, strongest = concept.label(min(levels)), concept.label(max(levels))
-            # Strength may grow as the value falls (saturation 1, 0.5, 0): people read values.
+            # Strength can grow as the value falls (saturation 1, 0.5, 0), but people read values.
             at_least, at_most = ("<=", ">=") if concept.falling else (">=", "<=")
             if len(levels) == 1:
                 parts.append(f"{concept.name} = {weakest}")

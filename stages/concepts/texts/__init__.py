@@ -1,15 +1,15 @@
-"""Text concepts: what people can change about an article, seeded, with levels of growing strength.
+"""Text concepts: seeded changes of an article, with levels of increasing strength.
 
-They are applied in the order in which a text comes about: the author (order of the sentences, negation, tense,
-number, synonyms, order of the words), the editor (what is left out or comes twice), the keyboard (misspellings, typos,
-letters), the machine (punctuation, capitals, spaces). At the neutral level of all concepts every character stays.
+They are applied in the order in which a text is produced: the author (order of the sentences, negation, tense, number,
+synonyms, order of the words), the editor (words left out or repeated), the keyboard (misspellings, typos, letters), the
+machine (punctuation, capitals, spaces). At the neutral level of all concepts, every character is preserved.
 
-Random draws follow from the seed, the item, the concept and the repeat alone, and each belongs to a place in the
-article: a stronger level touches what a weaker one does and more, and a word meets the same typo whatever other
-concepts do around it.
+Random draws depend only on the seed, the item, the concept and the repeat, and each belongs to a place in the article.
+A stronger level therefore touches everything that a weaker one does and more, and a word gets the same typo whatever
+other concepts do around it.
 
-A concept of your own is a `TextConcept` in the `catalogue` of a subclass of the summarization task, see
-docs/own-concept.md. `reword`, `leave_out` and `edit_letters` make its `apply` from one rule on a token.
+To add your own concept, put a `TextConcept` into the `catalogue` of a subclass of the summarization task, see
+docs/own-concept.md. `reword`, `leave_out` and `edit_letters` build its `apply` from a rule for one token.
 """
 
 from stages.concepts.texts.chance import Chance

@@ -1,4 +1,4 @@
-"""The catalogue of text concepts, the grid they span, and how cells of it are applied to articles."""
+"""The catalogue of text concepts, the grid they span, and how its cells are applied to articles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stages.concepts.texts.words import Apply, leave_out, reword, tagged
 
 @dataclass(frozen=True)
 class TextConcept(Change):
-    """One thing to change about an article; without a range or choices its levels are shares from 0 to 1.
+    """One way to change an article; without a range or choices its levels are shares from 0 to 1.
 
     Args:
         apply: (tokens, level, chance) -> changed tokens; not called at the neutral level.
@@ -40,7 +40,7 @@ CATALOGUE: Mapping[str, TextConcept] = {
         TextConcept(
             "word_order", "how far words move within a sentence", 0, 100, unit=" words", apply=words.word_order
         ),
-        # The editor: what is left out or comes twice.
+        # The editor: words left out or repeated.
         TextConcept("drop_stop_words", "share of function words left out", apply=leave_out(lambda token: token.stop)),
         TextConcept("drop_adjectives", "share of adjectives left out", apply=leave_out(tagged("JJ"))),
         TextConcept("drop_verbs", "share of verbs left out", apply=leave_out(tagged("VB", "MD"))),
@@ -68,14 +68,14 @@ CATALOGUE: Mapping[str, TextConcept] = {
 def check_text_concepts(
     levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, TextConcept] = CATALOGUE
 ) -> list[str]:
-    """Say what is wrong with the `concepts:` of an audit, one line each; empty if nothing is."""
+    """List what is wrong with the `concepts:` of an audit, one line per error."""
     missing = missing_libraries()
     lines = [f"concepts: the library {name} is not installed: pip install 'faded[text]'" for name in missing]
     return lines + check_levels(levels, catalogue)
 
 
 def text_space(levels: Mapping[str, Sequence[Any]], catalogue: Mapping[str, TextConcept] = CATALOGUE) -> ConceptSpace:
-    """The grid spanned by `concepts:` of an audit that `check_text_concepts` found right."""
+    """Build the grid of an audit's `concepts:` that `check_text_concepts` accepted."""
     return span(levels, catalogue)
 
 
@@ -83,9 +83,9 @@ class TextTransforms:
     """Applies cells of a concept space to articles.
 
     Args:
-        space: which concepts, with which levels; made by `text_space`.
-        seed: of the audit; all random draws follow from it, the item, the concept and the repeat.
-        catalogue: how each is applied, in this order.
+        space: the concepts and their levels; made by `text_space`.
+        seed: the audit's seed; all random draws depend only on it, the item, the concept and the repeat.
+        catalogue: how concepts are applied, in this order.
     """
 
     def __init__(self, space: ConceptSpace, seed: int, catalogue: Mapping[str, TextConcept] = CATALOGUE) -> None:
@@ -101,13 +101,13 @@ class TextTransforms:
         """Change one article.
 
         Args:
-            article: the text as it is.
-            item: its id.
+            article: the original text.
+            item: the article's id.
             cell: (concepts,) level indices.
-            repeat: of the probe; other repeats touch other words.
+            repeat: the probe's repeat; other repeats touch other words.
 
         Returns:
-            The changed text; bit for bit the article at the neutral cell.
+            The changed text; at the neutral cell the article, bit for bit.
         """
         chosen = [(concept, levels[int(cell[column])]) for concept, column, levels in self._steps]
         steps = [(concept, level) for concept, level in chosen if level != concept.neutral]

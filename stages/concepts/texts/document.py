@@ -1,4 +1,4 @@
-"""An article as tokens in sentences: parsed once, changed as often as wanted, joined back exactly."""
+"""An article as tokens in sentences: parsed once, changed by concepts, and joined back exactly."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Token:
     """A word, a number or a punctuation mark.
 
     Args:
-        text: as it is written.
-        space: white space after it; "" where the next token follows at once.
-        start: where it began in the article, in characters. It names the token's random draws, so that a word meets
-            the same chance whatever other concepts do around it; a token that is put in shares it with its neighbour.
+        text: the token as written.
+        space: white space after it; "" if the next token follows directly.
+        start: where it began in the article, in characters. It selects the token's random draws, so that a word gets
+            the same draws whatever other concepts do around it; an inserted token shares them with its neighbour.
         tag: part of speech in the Penn Treebank's tag set; "" for a mark.
         sentence: number of its sentence.
         stop: whether it is a stop word.
@@ -52,7 +52,7 @@ class Token:
 
     @property
     def lower(self) -> str:
-        """The word as a lexicon holds it."""
+        """The word as lexicons list it."""
         return self.text.lower()
 
     @property
@@ -62,7 +62,7 @@ class Token:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a word of the letters a-z alone: no name, no contraction, nothing with a hyphen."""
+        """Whether it is a word of lower-case letters a-z alone: not a name, a contraction or hyphenated."""
         return self.is_word and self.text.isascii() and self.text.isalpha() and self.text.islower()
 
 
@@ -74,13 +74,13 @@ class Document:
     tokens: tuple[Token, ...]
 
     def join(self, tokens: Sequence[Token]) -> str:
-        """The text with these tokens; with the document's own, the article bit for bit."""
+        """Join tokens into a text; the document's own tokens give the article bit for bit."""
         return self.lead + "".join(token.text + token.space for token in tokens)
 
 
 @lru_cache(maxsize=1024)
 def parse(article: str) -> Document:
-    """Split an article into tokens, with parts of speech and numbers of sentences."""
+    """Split an article into tokens with parts of speech and sentence numbers."""
     tokens: list[Token] = []
     for number, sentence in enumerate(_split(_scan(article))):
         for token, found in zip(sentence, tag([token.text for token in sentence]), strict=True):
@@ -90,22 +90,22 @@ def parse(article: str) -> Document:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, in order, without the white space around them. Loads no library."""
+    """Return the sentences of a text in order, without surrounding white space. Loads no library."""
     return [text[s[0].start : s[-1].start + len(s[-1].text)] for s in _split(_scan(text))]
 
 
 def _scan(text: str) -> list[Token]:
-    """The tokens, with "X" for the tag of every word, which is not looked up yet."""
+    """Split a text into tokens; the tag of every word is "X" until it is looked up."""
     pieces = list(_TOKEN.finditer(text))
     ends = [*(piece.start() for piece in pieces[1:]), len(text)]
     return [
         Token(piece[0], text[piece.end() : end], piece.start(), tag="X" if piece["word"] else "")
-        for piece, end in zip(pieces, ends, strict=False)  # without pieces there is an end
+        for piece, end in zip(pieces, ends, strict=False)  # without pieces there is still one end
     ]
 
 
 def _split(tokens: Sequence[Token]) -> list[list[Token]]:
-    """Cut at . ! ? and the closing quote behind it, where space and no lower-case letter follow; and at blank lines."""
+    """Split at . ! ? and a closing quote after it, if space and no lower-case letter follow; and at blank lines."""
     cut: list[list[Token]] = []
     begin, ended = 0, False
     for i, token in enumerate(tokens):
@@ -118,7 +118,7 @@ def _split(tokens: Sequence[Token]) -> list[list[Token]]:
 
 
 def _abbreviates(before: Sequence[Token]) -> bool:
-    """Whether a full stop behind these tokens belongs to the last of them: "Mr.", "J."."""
+    """Whether a full stop after these tokens belongs to the last of them: "Mr.", "J."."""
     if not before or before[-1].space:
         return False
     word = before[-1]
@@ -126,12 +126,12 @@ def _abbreviates(before: Sequence[Token]) -> bool:
 
 
 def by_sentence(tokens: Sequence[Token]) -> list[list[Token]]:
-    """The tokens, one list for each sentence, in their present order."""
+    """Group the tokens by sentence, in their present order."""
     return [list(group) for _, group in groupby(tokens, key=lambda token: token.sentence)]
 
 
 def remove(tokens: Sequence[Token], gone: Set[int]) -> list[Token]:
-    """Take away the tokens at these indices; white space closes up, so that none doubles or comes before a comma."""
+    """Remove the tokens at these indices and close up white space, so that none is doubled or precedes a comma."""
     kept: list[Token] = []
     for i, token in enumerate(tokens):
         if i not in gone:
@@ -142,26 +142,26 @@ def remove(tokens: Sequence[Token], gone: Set[int]) -> list[Token]:
 
 
 def _gap(before: Token, gone: Token) -> str:
-    """The white space between the neighbours of a token that goes."""
+    """The white space that remains between the neighbours of a removed token."""
     gaps = (before.space, gone.space)
     if gone.tag and not all(gaps):
-        return ""  # a mark that stood close to the word now stands close to its neighbour
+        return ""  # a mark next to the word is now next to the word's neighbour
     if not any(gaps) and gone.text in _JOINTS:
         return " "
     return max(gaps, key=lambda gap: (gap.count("\n"), len(gap)))
 
 
 def remove_words(tokens: Sequence[Token], gone: Set[int]) -> list[Token]:
-    """Take away words as `remove` does, then the marks that lose their meaning.
+    """Remove words as `remove` does, then the marks that lose their meaning.
 
-    No comma stays behind a comma, before a full stop or at the start of a sentence, and no empty brackets or quotes;
-    a sentence without a word left goes as a whole.
+    No comma remains after a comma, before a full stop or at the start of a sentence, and no empty brackets or quotes. A
+    sentence without any word left is removed as a whole.
     """
     touched = {tokens[i].sentence for i in gone}
     left = remove(tokens, gone)
     with_words = {token.sentence for token in left if token.tag}
     lost = {i for i, token in enumerate(left) if token.sentence in touched - with_words}
-    last = -1  # index of the token before that stays
+    last = -1  # index of the previous token that is kept
     for i, token in enumerate(left):
         if token.sentence in touched & with_words:
             before = left[last] if last >= 0 and left[last].sentence == token.sentence else None
@@ -170,7 +170,7 @@ def remove_words(tokens: Sequence[Token], gone: Set[int]) -> list[Token]:
             elif before is not None and before.text in _HANGING and token.text in _ENDS:
                 lost.add(last)
             elif before is not None and not before.space and _PAIRS.get(before.text) == token.text:
-                left[last] = replace(before, space=token.space, tag="X")  # the pair closes up as the word in it would
+                left[last] = replace(before, space=token.space, tag="X")  # close up the pair as if it were a word
                 lost |= {last, i}
         if i not in lost:
             last = i

@@ -1,6 +1,6 @@
-"""Concepts on grammar: negation, tense and number, by rules on the parts of speech.
+"""Concepts of grammar: negation, tense and number, by rules on the parts of speech.
 
-The rules know English main clauses, not all of English: where a tag is wrong or a clause unusual the change is too.
+The rules cover English main clauses, not all of English: if a tag is wrong or a clause unusual, so is the change.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from stages.concepts.texts.document import Token, by_sentence, remove
 from stages.concepts.texts.lexicon import BE, DO, HAVE, MODALS, inflect, is_participle, lemma, word_set
 
 _AUXILIARIES = BE | HAVE | DO | MODALS
-_CLITICS = ("'re", "'ve", "'ll", "'m", "'d")  # of "they're": behind them a "not" may stand
+_CLITICS = ("'re", "'ve", "'ll", "'m", "'d")  # as in "they're"; a "not" can follow them
 _FINITE = ("MD", "VBD", "VBP", "VBZ")
 _BEFORE_NOUNS = ("DT", "IN", "JJ", "PRP$", "TO")
 _ARTICLES = word_set("a an the")
 _RELATIVE = word_set("who whom which that whose")
 _SUBORDINATORS = word_set("as while if when after before because since although though until unless once where whether")
-_STEMS = {"ca": "can", "wo": "will", "sha": "shall"}  # of "can't", "won't", "shan't"
+_STEMS = {"ca": "can", "wo": "will", "sha": "shall"}  # as in "can't", "won't", "shan't"
 _SUPPORT = {"VBD": "did", "VBZ": "does", "VBP": "do"}
 _PLURAL_SUBJECTS = word_set("i you we they these those people police")
 _TENSES = {
@@ -27,7 +27,7 @@ _TENSES = {
     **{"will": "would", "can": "could", "may": "might", "would": "will", "could": "can", "might": "may"},
     **{"was": "is", "were": "are"},
 }
-_TIMES = word_set("today yesterday tomorrow tonight")  # to the tagger nouns, yet neither subjects nor countable
+_TIMES = word_set("today yesterday tomorrow tonight")  # tagged as nouns, but neither subjects nor countable
 
 
 def _straight(token: Token) -> str:
@@ -36,12 +36,12 @@ def _straight(token: Token) -> str:
 
 def _is_auxiliary(token: Token) -> bool:
     word = _straight(token)
-    verb = token.tag.startswith(("VB", "MD")) and word in _AUXILIARIES  # May and the will are none
+    verb = token.tag.startswith(("VB", "MD")) and word in _AUXILIARIES  # excludes May and the will
     return verb or word == "cannot" or word.endswith(("n't", *_CLITICS))
 
 
 def _previous(sentence: Sequence[Token], i: int) -> Token | None:
-    """The word before token i, adverbs left aside; None behind a mark or at the start."""
+    """The word before token i, skipping adverbs; None after a mark or at the start."""
     i -= 1
     while i >= 0 and sentence[i].tag == "RB":
         i -= 1
@@ -49,7 +49,7 @@ def _previous(sentence: Sequence[Token], i: int) -> Token | None:
 
 
 def _is_finite(sentence: Sequence[Token], i: int) -> bool:
-    """Whether the token at i is a finite verb; the tagger takes some participles for one ("a stunned nation")."""
+    """Whether the token at i is a finite verb; the tagger mistakes some participles for one ("a stunned nation")."""
     verb, before = sentence[i], _previous(sentence, i)
     if before is not None and _is_auxiliary(before):
         return False  # "has forced", "will have"
@@ -62,9 +62,9 @@ def _is_finite(sentence: Sequence[Token], i: int) -> bool:
 
 
 def _main_verb(sentence: Sequence[Token]) -> int | None:
-    """Index of the first finite verb outside relative and subordinate clauses, else of the first one there is.
+    """Return the index of the first finite verb outside relative and subordinate clauses, or else of the first one.
 
-    In a sentence without any, it is a participle behind a noun: the tagger takes "police arrested two men" so.
+    Without any, it is a participle after a noun: the tagger misreads "police arrested two men" like that.
     """
     finite = [i for i in range(len(sentence)) if _is_finite(sentence, i)]
     if not finite:
@@ -82,13 +82,13 @@ def _main_verb(sentence: Sequence[Token]) -> int | None:
 
 
 def _has_participle(sentence: Sequence[Token], i: int) -> bool:
-    """Whether "have" at i helps another verb: "has already left"."""
+    """Whether "have" at i is an auxiliary of another verb: "has already left"."""
     later = (token for token in sentence[i + 1 : i + 4] if token.tag not in ("RB", "PRP", "DT"))
     return is_participle(next(later, sentence[i]).lower)
 
 
 def _affirmed(verb: Token) -> Token:
-    """What is left of "can't" without "n't", written out."""
+    """The verb of a contraction without its "n't", written out: "ca" becomes "can"."""
     whole = _STEMS.get(verb.lower)
     if whole is None:
         return verb
@@ -96,9 +96,9 @@ def _affirmed(verb: Token) -> Token:
 
 
 def _negated(sentence: list[Token], i: int) -> list[Token]:
-    """The sentence with the negation at its verb put in, or taken out where there is one."""
+    """Negate the sentence at its verb, or remove the negation if there is one."""
     for k in (i, i + 1):
-        if k < len(sentence) and _straight(sentence[k]) == "n't":  # cut off, as in the Penn Treebank: "ca n't"
+        if k < len(sentence) and _straight(sentence[k]) == "n't":  # its own token, as in the Penn Treebank: "ca n't"
             return remove([_affirmed(token) if j == k - 1 else token for j, token in enumerate(sentence)], {k})
     verb, word = sentence[i], _straight(sentence[i])
     before, after = sentence[:i], sentence[i + 1 :]
@@ -106,7 +106,7 @@ def _negated(sentence: list[Token], i: int) -> list[Token]:
         return [*before, replace(verb, text=verb.text[:3]), *after]
     if word.endswith("n't"):
         return [*before, _affirmed(replace(verb, text=verb.text[:-3])), *after]
-    negations = ("not", "never", "no") if _is_auxiliary(verb) else ("not", "never")  # "said no one" negates no saying
+    negations = ("not", "never", "no") if _is_auxiliary(verb) else ("not", "never")  # "said no one" negates no verb
     for k, token in enumerate(sentence[i + 1 : i + 4], start=i + 1):
         if token.lower in negations:
             longer = token.lower == "no" and sentence[k + 1 : k + 2] and sentence[k + 1].lower == "longer"
@@ -131,12 +131,12 @@ def _negated(sentence: list[Token], i: int) -> list[Token]:
 
 
 def _helps_do(after: Sequence[Token]) -> bool:
-    """Whether "do" helps a verb that follows: "does often go"."""
+    """Whether "do" is an auxiliary of a verb that follows: "does often go"."""
     return next((token.tag in ("VB", "VBP") for token in after[:3] if token.tag not in ("RB", "PRP")), False)
 
 
 def negate(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
-    """Turn a share of the sentences into their opposite: negate the main verb, or take its negation away."""
+    """Turn a share of the sentences into their opposite: negate the main verb, or remove its negation."""
     groups = by_sentence(tokens)
     verbs = [(k, i) for k, group in enumerate(groups) if (i := _main_verb(group)) is not None]
     for chosen in chance.some([groups[k][i].start for k, i in verbs], share):
@@ -151,7 +151,7 @@ def _is_plural(noun: Token) -> bool:
 
 
 def _plural_subject(sentence: Sequence[Token], i: int) -> bool:
-    """Whether the subject before a verb asks for "are": the nearest noun or pronoun that no preposition governs."""
+    """Whether the subject before a verb needs "are": the nearest noun or pronoun that no preposition governs."""
     plural: bool | None = None
     for token in reversed(sentence[:i]):
         if token.tag == "IN":
@@ -164,7 +164,7 @@ def _plural_subject(sentence: Sequence[Token], i: int) -> bool:
 
 
 def _other_tense(sentence: Sequence[Token], i: int) -> str | None:
-    """The verb at i in the present if it is past, in the past if it is present; None if it is not a finite verb."""
+    """Return the verb at i in the other tense, past or present; None if it is not a finite verb."""
     verb, word = sentence[i], sentence[i].lower
     if not _is_finite(sentence, i) or verb.tag not in _FINITE:
         return None
@@ -179,7 +179,7 @@ def _other_tense(sentence: Sequence[Token], i: int) -> str | None:
 
 
 def tense(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
-    """Put a share of the finite verbs into the other tense: past ones into the present, present ones into the past."""
+    """Put a share of the finite verbs into the other tense: past into present, and present into past."""
     eligible: list[tuple[int, str]] = []
     first = 0  # index of the sentence's first token
     for sentence in by_sentence(tokens):
@@ -194,7 +194,7 @@ def tense(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
 
 
 def other_number(token: Token) -> Sequence[str]:
-    """The plural of a singular noun, the singular of a plural one; nothing for names and for nouns with one form."""
+    """Return the plural of a singular noun or the singular of a plural one; nothing for names or if both are equal."""
     if not token.is_plain or token.tag not in ("NN", "NNS") or token.text in _TIMES:
         return ()
     base = lemma(token.text, token.tag)

@@ -1,4 +1,4 @@
-"""Concepts on the keyboard and the machine: letters, punctuation, capitals and spaces."""
+"""Concepts of the keyboard and the machine: letters, punctuation, capitals and spaces."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from stages.concepts.texts.chance import Chance
 from stages.concepts.texts.document import Token, remove
 from stages.concepts.texts.words import Apply
 
-_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # each row of keys stands half a key to the right of the one above
-_SYMBOLS = frozenset("%&@#*/\\§†‡")  # marks to Unicode, but read as words
-_LONGEST = 40  # letters; longer words are addresses or noise, and nobody slips in them one letter at a time
+_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # each row of keys is half a key to the right of the one above
+_SYMBOLS = frozenset("%&@#*/\\§†‡")  # punctuation in Unicode, but read as words
+_LONGEST = 40  # letters; longer words are addresses or noise, which nobody types letter by letter
 
 CASES = ("as_is", "lower", "title", "upper", "random")
 
@@ -23,7 +23,7 @@ def edit_letters(edit: Callable[[str, Chance, int], str]) -> Apply:
     """Make a concept that edits a share of the letters of all words.
 
     Args:
-        edit: (letter, chance, place) -> what stands in its place.
+        edit: (letter, chance, place) -> what replaces it.
     """
 
     def apply(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
@@ -44,7 +44,7 @@ def edit_letters(edit: Callable[[str, Chance, int], str]) -> Apply:
 
 
 def _rewritten(tokens: Sequence[Token], texts: Sequence[str]) -> list[Token]:
-    """The tokens with these texts; a token without text goes."""
+    """Give the tokens these texts; tokens without text are removed."""
     pairs = zip(tokens, texts, strict=True)
     changed = [token if token.text == text else replace(token, text=text) for token, text in pairs]
     return remove(changed, {i for i, text in enumerate(texts) if not text})
@@ -56,7 +56,7 @@ def delete(letter: str, chance: Chance, place: int) -> str:
 
 
 def insert(letter: str, chance: Chance, place: int) -> str:
-    """Put a letter behind it."""
+    """Add a random letter after it."""
     added = chance.choose(string.ascii_lowercase, place)
     return letter + (added.upper() if letter.isupper() else added)
 
@@ -67,7 +67,7 @@ def repeat(letter: str, chance: Chance, place: int) -> str:
 
 
 def swap_characters(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
-    """Swap a share of the pairs of different letters that stand side by side in a word, from left to right."""
+    """Swap a share of the pairs of different letters that are adjacent in a word, from left to right."""
     pairs = [
         (i, k, token.start + k)
         for i, token in enumerate(tokens)
@@ -104,7 +104,7 @@ def _slips(text: str) -> tuple[str, ...]:
 
 
 def slips(token: Token) -> Sequence[str]:
-    """All ways to hit a neighbour of one key of a word of three to forty letters."""
+    """All ways to hit a key next to the right one, once in a word of three to forty letters."""
     return _slips(token.text) if 3 <= len(token.text) <= _LONGEST else ()
 
 
@@ -120,7 +120,7 @@ def _is_punctuation(mark: str) -> bool:
 
 
 def letter_case(tokens: Sequence[Token], case: str, chance: Chance) -> list[Token]:
-    """Write all words in lower case, With A Capital Each, in UPPER CASE, or each letter in either by chance."""
+    """Write all words in lower case, With A Capital Each, in UPPER CASE, or with a random case for each letter."""
     return _rewritten(tokens, [_cased(token, case, chance) for token in tokens])
 
 

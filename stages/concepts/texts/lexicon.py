@@ -1,9 +1,9 @@
-"""What is known about English words: parts of speech, inflections, stop words, synonyms, common misspellings.
+"""English word data: parts of speech, inflections, stop words, synonyms and common misspellings.
 
-All of it is looked up in tables that ship with packages: textblob (the tagger of pattern, BSD), lemminflect (MIT),
+All of it comes from tables that ship with packages: textblob (the tagger of pattern, BSD), lemminflect (MIT),
 scikit-learn's stop words (BSD), codespell's dictionary (CC BY-SA 3.0, from Wikipedia; the program, under the GPL, is
-not imported) and the table of synonyms beside this file (WordNet 3.0, its licence beside it). Each is read when it is
-first needed.
+not imported) and the table of synonyms beside this file (WordNet 3.0, its licence beside it). Each is read on first
+use.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 from stages.errors import UsageError
 
 LIBRARIES = {"textblob": "textblob", "lemminflect": "lemminflect", "codespell": "codespell_lib"}
-"""What of the extra `text` is needed: name of the distribution -> its module."""
+"""Libraries of the extra `text` that are needed: name of the distribution -> its module."""
 
 
 def word_set(text: str) -> frozenset[str]:
-    """The words of a text as a set."""
+    """Split a text into a set of words."""
     return frozenset(text.split())
 
 
@@ -39,7 +39,7 @@ _LEMMA_KINDS = {"NN": "NOUN", "VB": "VERB", "JJ": "ADJ", "RB": "ADV"}
 
 
 def missing_libraries() -> list[str]:
-    """Which of `LIBRARIES` are not installed; none of them is imported."""
+    """Return which of `LIBRARIES` are not installed, without importing any."""
     return [name for name, module in LIBRARIES.items() if find_spec(module) is None]
 
 
@@ -51,12 +51,12 @@ def _tagger() -> Any:
 
 
 def tag(words: Sequence[str]) -> list[str]:
-    """Penn Treebank tags of the words and marks of one sentence. A contraction has the tag of its stem."""
+    """Return Penn Treebank tags for the words and marks of one sentence. A contraction has the tag of its stem."""
     return [found for _, found in _tagger().find_tags([_stem(word) for word in words])]
 
 
 def _stem(word: str) -> str:
-    """The part of "doesn't" or "Sydney's" that a tagger knows."""
+    """The part of "doesn't" or "Sydney's" that the tagger can tag."""
     word = word.replace("\u2019", "'")
     if word.lower().endswith("n't") and len(word) > 3:
         return {"ca": "can", "wo": "will", "sha": "shall"}.get(word[:-3].lower(), word[:-3])
@@ -64,10 +64,10 @@ def _stem(word: str) -> str:
 
 
 def is_stop_word(lower: str, tag: str) -> bool:
-    """Whether a word is on scikit-learn's list and used as a function word; negations and content words are not.
+    """Whether a word is on scikit-learn's list and is a function word here, but not a negation.
 
-    The list holds nouns and verbs that carry news ("fire", "found", "move"), see Nothman et al., "Stop Word Lists in
-    Free Open-source Software Packages", 2018; "not" and its like turn a sentence into its opposite.
+    The list contains nouns and verbs that carry news ("fire", "found", "move"), see Nothman et al., "Stop Word Lists in
+    Free Open-source Software Packages", 2018; "not" and similar words turn a sentence into its opposite.
     """
     content = tag.startswith(_OPEN_CLASSES) or (tag.startswith("VB") and lower not in BE | HAVE | DO)
     return lower in _stop_words() and not content and lower not in NEGATIONS
@@ -82,7 +82,7 @@ def _stop_words() -> frozenset[str]:
 
 @lru_cache(maxsize=65536)
 def lemma(lower: str, tag: str) -> str | None:
-    """The form of a word that dictionaries list: "ran", VBD -> "run"; None for words the tables lack."""
+    """Return the dictionary form of a word: "ran", VBD -> "run"; None if the tables lack it."""
     from lemminflect import getAllLemmas
 
     found = [form for forms in getAllLemmas(lower, upos=_LEMMA_KINDS.get(tag[:2])).values() for form in forms]
@@ -91,7 +91,7 @@ def lemma(lower: str, tag: str) -> str | None:
 
 @lru_cache(maxsize=65536)
 def inflect(lemma: str, tag: str) -> str | None:
-    """The form of a lemma that a tag names: "run", VBD -> "ran"; None for words the tables lack."""
+    """Return the form of a lemma for a tag: "run", VBD -> "ran"; None if the tables lack it."""
     from lemminflect import getAllInflections
 
     if tag in ("JJ", "RB", "VB", "VBP", "NN"):
@@ -99,19 +99,19 @@ def inflect(lemma: str, tag: str) -> str | None:
     forms = getAllInflections(lemma, upos=_LEMMA_KINDS.get(tag[:2]))
     found = forms.get(tag) or forms.get(
         "VBD" if tag == "VBN" else "", ()
-    )  # participles that are the past are not listed
+    )  # participles equal to the past are not listed
     return found[0] if found else None
 
 
 def is_participle(lower: str) -> bool:
-    """Whether a word may be a past participle: "shot", "taken"."""
+    """Whether a word can be a past participle: "shot", "taken"."""
     base = lemma(lower, "VBN")
     return base is not None and inflect(base, "VBN") == lower
 
 
 @lru_cache(maxsize=65536)
 def synonyms(lower: str, tag: str) -> tuple[str, ...]:
-    """Words that may stand for a word, inflected like it; they begin with a vowel if it does, as "a" or "an" asks."""
+    """Return synonyms in the word's inflection. They start with a vowel if it does, so that "a" or "an" still fits."""
     base = lemma(lower, tag)
     known = _synonyms().get((base or lower, _KINDS.get(tag[:2], "")), ())
     forms = [form for word in known if (form := inflect(word, tag)) and form != lower]
@@ -126,7 +126,7 @@ def _synonyms() -> Mapping[tuple[str, str], tuple[str, ...]]:
 
 
 def misspellings(lower: str) -> tuple[str, ...]:
-    """How people are known to misspell a word, in alphabetical order."""
+    """Return the known misspellings of a word in alphabetical order."""
     return _misspellings().get(lower, ())
 
 
@@ -139,6 +139,6 @@ def _misspellings() -> Mapping[str, tuple[str, ...]]:
     known: dict[str, list[str]] = defaultdict(list)
     for line in text.splitlines():
         wrong, _, right = line.partition("->")
-        if wrong.isalpha() and "," not in right:  # an error that may stand for several words says little of any
+        if wrong.isalpha() and "," not in right:  # a misspelling of several words is ambiguous
             known[right.strip()].append(wrong)
     return {right: tuple(sorted(wrong)) for right, wrong in known.items()}

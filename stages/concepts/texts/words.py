@@ -1,4 +1,4 @@
-"""Concepts on whole words and sentences: their order, which are left out or written twice, which stand for another."""
+"""Concepts of whole words and sentences: order, omission, repetition and replacement."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Apply = Callable[[Sequence[Token], Any, Chance], list[Token]]
 
 
 def reword(options: Callable[[Token], Sequence[str]]) -> Apply:
-    """Make a concept that writes a share of the words otherwise.
+    """Make a concept that rewrites a share of the words.
 
     Args:
-        options: token -> how it may be written; the token is eligible if there is any.
+        options: token -> its alternatives; the token is eligible if there are any.
     """
 
     def apply(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
@@ -33,7 +33,7 @@ def reword(options: Callable[[Token], Sequence[str]]) -> Apply:
 
 
 def leave_out(eligible: Callable[[Token], bool]) -> Apply:
-    """Make a concept that leaves out a share of the words for which `eligible` holds."""
+    """Make a concept that leaves out a share of the words for which `eligible` is true."""
 
     def apply(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
         indices = [i for i, token in enumerate(tokens) if token.is_word and eligible(token)]
@@ -44,7 +44,7 @@ def leave_out(eligible: Callable[[Token], bool]) -> Apply:
 
 
 def tagged(*tags: str) -> Callable[[Token], bool]:
-    """Whether a token's part of speech begins with one of these: `tagged("NN")` is any noun."""
+    """Return a test for tokens whose part of speech begins with one of these: `tagged("NN")` accepts any noun."""
     return lambda token: token.tag.startswith(tags)
 
 
@@ -54,7 +54,7 @@ def synonyms(token: Token) -> Sequence[str]:
 
 
 def misspellings(token: Token) -> Sequence[str]:
-    """How people misspell a plain word of four letters or more."""
+    """Known misspellings of a plain word of four letters or more."""
     return lexicon.misspellings(token.text) if token.is_plain and len(token.text) >= 4 else ()
 
 
@@ -69,7 +69,7 @@ def repeat_words(tokens: Sequence[Token], share: float, chance: Chance) -> list[
 
 
 def word_order(tokens: Sequence[Token], reach: float, chance: Chance) -> list[Token]:
-    """Move words by `reach` places at most within their sentence; marks and numbers stay where they are.
+    """Move words by at most `reach` places within their sentence; marks and numbers stay in place.
 
     Word i is sorted by i + u (reach + 1), u uniform in [0, 1): the noise of Lample et al., "Unsupervised Machine
     Translation Using Monolingual Corpora Only", 2018, section 2.3. Two words that change their order at one reach do so
@@ -88,7 +88,7 @@ def word_order(tokens: Sequence[Token], reach: float, chance: Chance) -> list[To
 
 
 def shuffle_sentences(tokens: Sequence[Token], share: float, chance: Chance) -> list[Token]:
-    """Let a share of the sentences, two at least, take each other's places; all of these move."""
+    """Permute a share of the sentences, at least two, so that each of them moves."""
     groups = by_sentence(tokens)
     if len(groups) < 2:
         return list(tokens)

@@ -1,8 +1,8 @@
-"""What can be changed about a question to a chat model: its words, its tone, its context, and the system message.
+"""Concepts of a question to a chat model: its words, its tone, its context, and the system message.
 
-Text concepts (`stages.concepts.texts`) change the words of the question; the others put something around what they
-left. Random draws follow from the seed, the item, the concept and the repeat alone, and a stronger level adds to what
-a weaker one does: the second distractor comes beside the first.
+Text concepts (`stages.concepts.texts`) change the words of the question; the others add text around the changed
+question. Random draws depend only on the seed, the item, the concept and the repeat, and a stronger level adds to what
+a weaker one does: the second distractor is added to the first.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ INJECTIONS: Mapping[str, str] = {
 }
 _POSITIONS = ("start", "middle", "end")
 _OF_CONTEXT = ("distractor", "context_length", "evidence_position", "injection")
-_DRAWN = {"context_length": "passages", "distractor": "sentences"}  # of other items: what a concept draws from
-_SHORTEST = 4  # words of a sentence that distracts
+_DRAWN = {"context_length": "passages", "distractor": "sentences"}  # what a concept draws from other items
+_SHORTEST = 4  # words of a distracting sentence
 
 TEXTS: Mapping[str, TextConcept] = with_plugins(CATALOGUE, TextConcept)
 AROUND: Mapping[str, Change] = {
@@ -61,7 +61,7 @@ AROUND: Mapping[str, Change] = {
 
 
 def catalogue_of(config: PrepareConfig | None) -> dict[str, Change]:
-    """All concepts of an audit; system messages and injected texts have those levels that `prepare:` names."""
+    """Return all concepts of an audit; `prepare:` adds levels for system messages and injected texts."""
     own_texts = {} if config is None else {"injection": config.injections, "system": config.systems}
     found = {**TEXTS, **AROUND}
     for name, own in own_texts.items():
@@ -72,7 +72,7 @@ def catalogue_of(config: PrepareConfig | None) -> dict[str, Change]:
 
 
 def check_concepts(levels: Mapping[str, Sequence[Level]], config: PrepareConfig | None) -> list[str]:
-    """Say what is wrong with the `concepts:` of an audit, one line each; empty if nothing is."""
+    """List what is wrong with the `concepts:` of an audit, one line per error."""
     errors = check_text_concepts({}) + check_levels(levels, catalogue_of(config))
     if "evidence_position" in levels and not any(levels.get("context_length", ())):
         errors.append(
@@ -86,7 +86,7 @@ def check_concepts(levels: Mapping[str, Sequence[Level]], config: PrepareConfig 
 
 @dataclass(frozen=True)
 class Others:
-    """What other items' contexts hold that does not answer a question: the order is that of the table.
+    """Passages and sentences of other items that do not answer a question, in the order of the table.
 
     Args:
         item: the question.
@@ -98,13 +98,13 @@ class Others:
 
     @cached_property
     def passages(self) -> list[str]:
-        """Contexts of other groups, each once."""
+        """Distinct contexts of other groups."""
         others = (one.context for one in self.all if one.group != self.item.group and one.context)
         return [context for context in dict.fromkeys(others) if not self._answers(context)]
 
     @cached_property
     def sentences(self) -> list[str]:
-        """Sentences of these contexts, each once."""
+        """Distinct sentences of these contexts."""
         each = dict.fromkeys(sentence for passage in self.passages for sentence in sentences(passage))
         return [sentence for sentence in each if len(sentence.split()) >= _SHORTEST]
 
@@ -118,13 +118,13 @@ class Asking:
     """Applies cells of a concept space to questions.
 
     Args:
-        space: which concepts, with which levels.
-        seed: of the audit.
+        space: the concepts and their levels.
+        seed: the audit's seed.
         config: prompt, system messages, injected texts.
         questions: all items.
 
     Raises:
-        UsageError: when a concept needs contexts and a question has none, or too few others are there to draw from.
+        UsageError: when a concept needs contexts and a question has none, or there are too few others to draw from.
     """
 
     def __init__(self, space: ConceptSpace, seed: int, config: PrepareConfig, questions: Sequence[Question]) -> None:
@@ -155,11 +155,11 @@ class Asking:
         return ceil(max((float(level) for level in self._levels(name)), default=0))
 
     def question(self, item: Question, cell: np.ndarray, repeat: int = 0) -> str:
-        """The question with its words changed, before anything is put around it."""
+        """Return the question with its words changed, before text is added around it."""
         return self._texts(item.question, item.id, cell, repeat)
 
     def __call__(self, item: Question, cell: np.ndarray, repeat: int = 0) -> Turn:
-        """What the model is asked in one probe; at the neutral cell the same as `unchanged`."""
+        """Return the model's input of one probe; at the neutral cell it equals `unchanged`."""
         levels = {c.name: c.levels[int(i)] for c, i in zip(self._space.concepts, cell, strict=True)}
         asked = self.question(item, cell, repeat)
         if (tone := str(levels.get("politeness"))) in TONES:
@@ -167,11 +167,11 @@ class Asking:
         return self._turn(str(levels.get("system", "default")), asked, self._context(item, levels, repeat))
 
     def unchanged(self, item: Question) -> Turn:
-        """The prompt filled with the item as it is, whether or not the grid has such a cell."""
+        """Fill the prompt with the unchanged item, whether or not the grid has such a cell."""
         return self._turn("default", item.question, item.context)
 
     def longest(self, item: Question) -> Turn:
-        """A question that takes as much room as any of the grid does, but for changes of its words."""
+        """Return an input as long as the longest of the grid, apart from changes to the question's words."""
         passages, beside = (
             nlargest(count, getattr(self.others[item.id], kind), key=len) if (count := self._most(name)) else []
             for name, kind in _DRAWN.items()
@@ -184,7 +184,7 @@ class Asking:
         return self._turn(str(system), asked, "\n\n".join([own, *passages]))
 
     def _turn(self, system: str, question: str, context: str) -> Turn:
-        before, _, after = self._config.prompt.partition(QUESTION)  # what is filled in may itself hold braces
+        before, _, after = self._config.prompt.partition(QUESTION)  # the filled-in text can contain braces
         said = before.replace(CONTEXT, context) + question + after.replace(CONTEXT, context)
         return Turn(self._systems[system], said.strip())
 
@@ -199,7 +199,7 @@ class Asking:
         return "\n\n".join([*beside[:at], own, *beside[at:]])
 
     def _own_passage(self, item: Question, levels: Mapping[str, Level], repeat: int) -> str:
-        """The item's own context, with sentences of others and an injected text between its sentences."""
+        """Return the item's own context, with distractors and an injected text between its sentences."""
         count, injected = ceil(float(levels.get("distractor", 0))), str(levels.get("injection", "none"))
         if not count and injected == "none":
             return item.context

@@ -1,4 +1,4 @@
-"""What the `prepare:` and `discrepancy:` blocks of an audit of a chat model may hold."""
+"""The `prepare:` and `discrepancy:` blocks of an audit of a chat model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Measure = Literal["contains", "exact", "f1", "embedding", "judge"]
 
 
 class AnswerConfig(Strict):
-    """How an answer is generated: greedily, so that the same question has the same answer."""
+    """How an answer is generated: greedily, so that the same question always has the same answer."""
 
     max_new_tokens: int = Field(32, ge=1, le=1_000_000, description="tokens of an answer at most; it is cut there")
     chat: bool = Field(True, description="false sends system message and prompt as they are, without chat template")

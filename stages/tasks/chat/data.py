@@ -1,4 +1,4 @@
-"""Questions with what is expected of their answers. To add a source, add its key to DATA_LOADERS."""
+"""Questions and their expected answers. To add a source, add its key to DATA_LOADERS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stages.tasks.summarization.data import DataSource
 from stages.tasks.summarization.data_sources import DATA_LOADERS as ARTICLE_LOADERS
 
 ARTICLES = "prepare.data.articles"
-_NAMED = 5  # lines that cannot be used and that an error names
+_NAMED = 5  # unusable lines that an error names
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Question:
 
     Args:
         id: unique.
-        question: what is asked.
+        question: the question's text.
         context: the passage it is about; "" for none.
-        answers: texts that are right; empty where a pattern tells.
-        pattern: a regular expression that is found in right answers; "" where `answers` tell.
-        group: the id of its article, where it has one.
-        details: what else the source says of it, by name.
+        answers: right answers; empty if there is a pattern.
+        pattern: a regular expression that is found in right answers; "" if there are answers.
+        group: the id of its article, if it has one.
+        details: the source's other fields, by name.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Question:
 
 
 class QuestionSource(Source):
-    """Base of the data loaders: which fields hold what, and where passages lie that several questions share."""
+    """Base of the data loaders: the names of the fields, and the source of passages that several questions share."""
 
     question: str = Field("question", description="field with the question")
     context: str = Field("context", description="field with the passage the question is about; it may be missing")
@@ -65,10 +65,10 @@ class QuestionSource(Source):
 
     @abstractmethod
     def rows(self, inputs: Path) -> Iterator[tuple[str, Any]]:
-        """Yield (where it lies, row) of all there is; a text in place of a row says why it cannot be read."""
+        """Yield (place, row) of every row; a text instead of a row says why it cannot be read."""
 
     def article_errors(self, inputs: Path) -> list[str]:
-        """What is wrong with the source of the articles."""
+        """List what is wrong with the source of the articles."""
         return [] if self.articles is None else source_errors(self.articles, ARTICLE_LOADERS, ARTICLES, inputs)
 
     def _articles(self, inputs: Path) -> dict[str, str]:
@@ -78,7 +78,7 @@ class QuestionSource(Source):
         return {article.id: article.text for article in source.load(inputs)[0]}
 
     def load(self, inputs: Path) -> tuple[list[Question], list[dict[str, str]]]:
-        """All questions that can be used, and what was left out as {file, reason}.
+        """Return the usable questions, and what was left out as {file, reason}.
 
         Raises:
             UsageError: when there are none, or more were left out than `max_excluded` allows.
@@ -102,10 +102,10 @@ class QuestionSource(Source):
         return questions, skipped
 
     def _question(self, where: str, row: Any, articles: Mapping[str, str]) -> Question:
-        """One row as a question.
+        """Convert a row to a question.
 
         Raises:
-            ValueError: says why it cannot be used.
+            ValueError: when it cannot be used; the message gives the reason.
         """
         if not isinstance(row, dict):
             raise ValueError(row if isinstance(row, str) else f"found {type(row).__name__}, expected an object")
@@ -136,7 +136,7 @@ class QuestionSource(Source):
 
 
 def _texts(found: Any) -> tuple[str, ...]:
-    """Answers as data sets write them: a text, a list of texts, or {"text": [...]} as SQuAD does; numbers are texts.
+    """Convert answers as data sets store them: text, list of texts, or {"text": [...]} as in SQuAD; numbers are texts.
 
     Raises:
         ValueError: when it is none of these.
@@ -149,7 +149,7 @@ def _texts(found: Any) -> tuple[str, ...]:
 
 
 class JsonQuestions(QuestionSource):
-    """{jsonl: FILE}: one JSON object a line, under the audit's inputs."""
+    """{jsonl: FILE}: one JSON object per line, under the audit's inputs."""
 
     jsonl: str
 
@@ -181,7 +181,7 @@ class JsonQuestions(QuestionSource):
 
 
 class HubQuestions(HubDataSource, QuestionSource):
-    """{datasets: ID_OR_FOLDER, split: SPLIT}: what the `datasets` library reads; SQuAD's columns need no naming."""
+    """{datasets: ID_OR_FOLDER, split: SPLIT}: anything the `datasets` library reads; SQuAD needs no field names."""
 
     extra = "text"
 
@@ -208,7 +208,7 @@ DATA_LOADERS: Mapping[str, type[QuestionSource]] = {"jsonl": JsonQuestions, "dat
 
 
 def choose_items(questions: list[Question], counts: ItemCounts, seed: int) -> pd.DataFrame:
-    """Draw the items of each split, in an order that the seed decides.
+    """Draw the items of each split in a random order given by the seed.
 
     Returns:
         Columns id, split, label (the first answer, or the pattern), group (the article, or else the first question with

@@ -1,4 +1,4 @@
-"""What `faded init` asks of a chat model: which fields hold questions, answers and passages."""
+"""`faded init` for a chat model: which fields contain questions, answers and passages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.errors import UsageError, did_you_mean
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, json_lines
 from stages.tasks.summarization.init import writing_model
 
-_ROWS = 200  # lines of a table that tell its columns
+_ROWS = 200  # lines read to find the columns of a table
 _FIELDS: Mapping[str, Sequence[str]] = {
     "question": ("question", "prompt", "instruction", "query", "input"),
     "answers": ("answers", "answer", "target", "expected", "output"),
@@ -35,13 +35,13 @@ _CONTEXT: Mapping[str, Sequence[float | str]] = {
 
 @dataclass(frozen=True)
 class _Questions(Data):
-    """Questions as they were recognised, and whether all have a context."""
+    """The questions found, and whether all of them have a context."""
 
     contexts: bool = False
 
 
 class QuestionsInit(Init):
-    """Questions with what is expected, and a chat model."""
+    """Questions with expected answers, and a chat model."""
 
     options: ClassVar[Mapping[str, Option]] = {"question": Option("Field with the questions.", "FIELD")}
     wants = "Questions: a .jsonl file, one object a line with a question and its answers, or a pattern"
@@ -51,11 +51,11 @@ class QuestionsInit(Init):
     method = ""
 
     def model(self, path: Path, ask: Ask) -> Model | None:
-        """See Init: summarizers look the same, so that the kind or the data have to tell."""
+        """See Init: summarizers look the same, so the kind or the data must decide."""
         return writing_model(path) if ask.said("kind") == "chat" or _are_questions(ask.said("data")) else None
 
     def data(self, path: Path, given: str, ask: Ask) -> Data:
-        """See Init: the fields are told by their names; that of the question may be said."""
+        """See Init: fields are recognised by their names; an option can name that of the question."""
         from stages.tasks.chat.data import DATA_LOADERS
         from stages.tasks.sources import parse_source
 
@@ -76,7 +76,7 @@ class QuestionsInit(Init):
         return _Questions(", ".join(parts), block, path, "jsonl", items=len(questions), contexts=contexts)
 
     def propose(self, seen: Seen) -> Proposal:
-        """See Init: changes of the context only where all questions have one."""
+        """See Init: changes of the context only if all questions have one."""
         from stages.tasks.chat.concepts import catalogue_of
 
         concepts = {**_QUESTION, **(_CONTEXT if _Questions.of(seen.data).contexts else {})}
@@ -84,7 +84,7 @@ class QuestionsInit(Init):
 
 
 def _fields(rows: Sequence[Mapping[str, Any]], ask: Ask) -> dict[str, str]:
-    """Fields whose names are not the usual ones, by key of `prepare.data`."""
+    """Return the fields whose names are not the usual ones, by key of `prepare.data`."""
     found = list(rows[0])
 
     def check(answer: str) -> None:
@@ -102,7 +102,7 @@ def _fields(rows: Sequence[Mapping[str, Any]], ask: Ask) -> dict[str, str]:
 
 
 def _holds_text(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    """Whether a field holds passages rather than their ids."""
+    """Whether a field contains passages rather than their ids."""
     return any(len(str(row.get(name) or "").split()) > 1 for row in rows)
 
 

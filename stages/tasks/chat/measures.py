@@ -1,7 +1,7 @@
-"""How far an answer is from those that are expected: 0 is as expected, 1 is not at all.
+"""Distance of an answer from the expected ones: 0 is as expected, 1 is not at all.
 
-Words are compared as the SQuAD evaluation does (Rajpurkar et al. 2016, section 6.1): without capitals, marks and the
-articles a, an, the. Unlike there, hyphens part words and a possessive 's is dropped, so that "28-year-old" holds 28.
+Words are compared as in the SQuAD evaluation (Rajpurkar et al. 2016, section 6.1): without capitals, marks and the
+articles a, an, the. In addition, hyphens separate words and a possessive 's is dropped: "28-year-old" contains 28.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from stages.errors import UsageError
 
 LONGEST = 1.0  # seconds a pattern may take on one answer
 _WORD = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+|\d+")
-_ARTICLE = re.compile(r"\b(?:an?|the)\s+(?=\w)")  # at an end "a" is a name: vitamin A
+_ARTICLE = re.compile(r"\b(?:an?|the)\s+(?=\w)")  # at the end "a" is a name: vitamin A
 _INITIALS = re.compile(r"\b(?:[^\W\d_]\.){2,}")  # U.S.
 
 
 def words(text: str) -> list[str]:
-    """The words that are compared.
+    """Return the words that are compared.
 
     >>> words("The 9,200 men of St. John's")
     ['9200', 'men', 'of', 'st', 'john']
@@ -39,18 +39,18 @@ def _in_a_row(text: str) -> str:
 
 
 def holds(text: str, answer: str) -> bool:
-    """Whether the words of an answer occur in a row among those of a text; no words occur nowhere."""
+    """Whether the words of an answer occur in a row in a text; an answer without words does not."""
     wanted = _in_a_row(answer)
     return not wanted.isspace() and wanted in _in_a_row(text)
 
 
 def contains(output: str, answer: str) -> float:
-    """0 where the output holds the answer, whatever else it says."""
+    """Return 0 if the output contains the answer, whatever else it says, otherwise 1."""
     return 0.0 if holds(output, answer) else 1.0
 
 
 def exact(output: str, answer: str) -> float:
-    """0 where the output is the answer and nothing else."""
+    """Return 0 if the output is the answer and nothing else, otherwise 1."""
     return 0.0 if words(output) == words(answer) else 1.0
 
 
@@ -65,7 +65,7 @@ MEASURES: Mapping[str, Callable[[str, str], float]] = {"contains": contains, "ex
 
 
 def pattern_error(pattern: str) -> str:
-    """What is wrong with a regular expression; "" if it can be used."""
+    """Return what is wrong with a regular expression, or "" if it can be used."""
     import regex
 
     try:
@@ -79,7 +79,7 @@ def matches(pattern: str, output: str) -> bool:
     """Whether a regular expression is found in an output.
 
     Raises:
-        UsageError: when that takes longer than LONGEST: the same answer could fail on a slower machine.
+        UsageError: when the search takes longer than LONGEST, because results would then depend on the machine.
     """
     import regex
 

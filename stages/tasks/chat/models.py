@@ -1,6 +1,6 @@
-"""Where a chat model comes from, and how it is asked. To add a way, add its key to the task's loaders.
+"""Loaders of chat models, and how chat models are queried. To add a loader, add its key to the task's loaders.
 
-Models whose weights are here are read, kept and asked as those of summaries are: the same folders, the same batches
+Models with local weights are read, stored and queried as summarizers are: in the same folders, and in the same batches
 that do not change an answer.
 """
 
@@ -21,17 +21,17 @@ from stages.tasks.summarization.source import LanguageModelSource
 
 
 class Turn(NamedTuple):
-    """What a model is asked: the system message, "" for none, and what the user says."""
+    """The input of a model: the system message ("" for none) and the user's message."""
 
     system: str
     said: str
 
 
 class Chats(Protocol):
-    """A chat model as the task asks it, whether its weights are here or not.
+    """A chat model as the task sees it, with local weights or served.
 
-    `hash` says which model it is, `parameters` how large, where that is known. `room` is how many tokens question and
-    answer may have together; None where nobody says.
+    `hash` identifies the model, `parameters` is its size, if known. `room` is the number of tokens that question and
+    answer may have together; None if unknown.
     """
 
     hash: str
@@ -39,28 +39,28 @@ class Chats(Protocol):
     room: int | None
 
     def tokens(self, turn: Turn) -> int:
-        """How many tokens of the room a question takes, with the answer it may have; 0 where nobody says."""
+        """Return how many tokens of the room a question and its longest answer take; 0 if unknown."""
         ...
 
     def answer(self, turns: Sequence[Turn]) -> list[str]:
-        """Answers to n questions, without white space around them; each depends on its question alone."""
+        """Return answers to n questions, without surrounding white space; each depends on its question alone."""
         ...
 
 
 class ChatSource(LanguageModelSource):
-    """Base of the loaders of chat models, which are built as `generation_of` says."""
+    """Base of the loaders of chat models; `generation_of` gives the settings they are built with."""
 
     @abstractmethod
     def chat(self, folder: Path, compute: Compute, account: Account | None = None) -> Chats:
         """Read a model folder that `build` wrote; the account is the same as for `build`.
 
         Raises:
-            UsageError: when a file is missing or damaged, or it is no chat model.
+            UsageError: when a file is missing or damaged, or it is not a chat model.
         """
 
 
 class _Here(WeightsModel, ChatSource):
-    """A model whose weights are here."""
+    """A model with local weights."""
 
     def chat(self, folder: Path, compute: Compute, account: Account | None = None) -> Chats:
         """See ChatSource."""
@@ -79,7 +79,7 @@ class LocalChat:
     """A decoder-only model of transformers as a chat model.
 
     Args:
-        model: as it was loaded.
+        model: the loaded model.
 
     Raises:
         UsageError: when it is an encoder-decoder model.
@@ -108,7 +108,7 @@ class LocalChat:
 
 
 def generation_of(system: str, *, chat: bool, max_new_tokens: int, rows: int) -> GenerationConfig:
-    """How answers are generated, as a model folder keeps it; the task itself fills its prompt and sees to the room."""
+    """Return the generation settings of a model folder; the task itself fills its prompt and checks the room."""
     return GenerationConfig(
         prompt=ARTICLE, system=system, chat=chat, context=16, max_new_tokens=max_new_tokens, rows=rows
     )

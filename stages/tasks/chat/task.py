@@ -1,4 +1,4 @@
-"""A chat model under test: what a probe is, and what counts as a failure."""
+"""The chat task: what a probe is, and what counts as a failure."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ from stages.tasks.summarization.judges import (
 from stages.tasks.summarization.measures import EMBEDDER_LOADERS, Embedder, EmbedderSource
 
 _ASKS = re.compile(r"\b(how (?:many|much|long|old|far)|who|whose|whom|what|which|when|where|why|how)\b", re.IGNORECASE)
-GUESSED = 64  # questions whose length tells what a request takes
-_LARGEST = 2  # tokens at most that a byte of a question becomes, once it is changed: letters may be doubled
+GUESSED = 64  # questions from whose length the size of a request is estimated
+_LARGEST = 2  # tokens per byte of a question, at most: a change can double letters
 
 
 class Chat(Task):
     """A chat model under test with its questions.
 
-    A probe asks a changed question; the answer is held against what is expected of the question as it was, so that a
-    question may fail unchanged.
+    A probe sends a changed question; the answer is compared with the expected answers of the original question, so a
+    question can fail unchanged.
     """
 
     init: ClassVar[str] = ".init:QuestionsInit"
@@ -66,7 +66,8 @@ class Chat(Task):
         "embedder": EMBEDDER_LOADERS,
         "judge": JUDGE_LOADERS,
     }
-    # Of counts only the levels in params.yaml are known to be possible: items and the model's room set their bounds.
+    # Without AROUND: items and the model's room limit its counts, so only params.yaml's levels are known to be
+    # possible.
     catalogue: ClassVar[Mapping[str, TextConcept]] = TEXTS
     dtypes = ("float32", "bfloat16")
     not_valid = "changed the words of the question so much that no model could be blamed"
@@ -86,9 +87,9 @@ class Chat(Task):
             context: the audit's settings.
             items: the table that `prepare` writes.
             model: the model.
-            embedder: what similarity is measured by.
-            judge: the model that judges answers, where there is one.
-            about_judge: sentences on it for the report.
+            embedder: measures similarity.
+            judge: the model that judges answers, if there is one.
+            about_judge: sentences about it for the report.
         """
         torch.set_num_threads(context.compute.threads)
         self.context, self.model, self.model_hash, self.embedder = context, model, model.hash, embedder
@@ -104,14 +105,14 @@ class Chat(Task):
         self._rows = {one.id: row for row, one in enumerate(self.questions)}
         self._asking = Asking(self.concepts, context.seed, config, self.questions)
         self._check_room()
-        known = items.get("answer", ())  # of `prepare`, which asked all questions as they are
+        known = items.get("answer", ())  # from `prepare`, which asked all unchanged questions
         self._answers = dict(zip(map(self._asking.unchanged, self.questions), known, strict=False))
 
     def _check_room(self) -> None:
-        """Refuse a grid whose longest questions the model has no room for.
+        """Refuse a grid whose longest questions exceed the model's room.
 
         Raises:
-            UsageError: naming the first such item.
+            UsageError: when they do; the message names the first such item.
         """
         if (room := self.model.room) is None:
             return
@@ -126,7 +127,7 @@ class Chat(Task):
 
     @classmethod
     def conflicts(cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: Any) -> list[str]:
-        """See Task: errors of the concepts, and of what a model behind HTTP does not have."""
+        """See Task: errors of the concepts, and settings that a model behind HTTP does not have."""
         found = check_concepts(context.concepts, prepare)
         if prepare is not None and is_served(prepare.model) and not prepare.generation.chat:
             found.append("prepare.generation.chat: false, but chat completions always have a chat template")
@@ -136,7 +137,7 @@ class Chat(Task):
 
     @classmethod
     def expected_requests(cls, context: TaskContext) -> Expected | None:
-        """See Task: by the requests so far, else by the length of the questions with their contexts."""
+        """See Task: from the requests so far, or else from the length of the questions with their contexts."""
         config, source = PrepareConfig.model_validate(dict(context.config)), cls.source(context, "model")
         if not isinstance(source, OpenAIChat):
             return None
@@ -149,17 +150,17 @@ class Chat(Task):
         drawn = [questions[k] for k in rng.integers(len(questions), size=GUESSED)]
         turns = [asking(one, cell, 0) for one, cell in zip(drawn, space.sample(GUESSED, rng), strict=True)]
         prompt = float(np.mean([len(turn.system) + len(turn.said) for turn in turns])) / CHARACTERS
-        # Every item as it is, and the questions the model is known by: asked, kept and checked.
+        # Every unchanged item, and the questions that identify the model: asked, kept and checked.
         preparing = sum(config.items.model_dump().values()) + 3 * len(KNOWN)
         expected = expected_requests(
             source, context.audit, preparing, lambda: (prompt, config.generation.max_new_tokens)
         )
-        # Those of prepare are of unchanged questions, which are shorter than most of the grid.
+        # Requests of prepare are of unchanged questions, which are shorter than most of the grid.
         return replace(expected, prompt=max(expected.prompt, prompt))
 
     @classmethod
     def expected_judgements(cls, context: TaskContext) -> Expected | None:
-        """See Task: as many as there are answers, for how many the judge has to decide is not known before."""
+        """See Task: one for each answer, as it is not known in advance how many the judge must decide."""
         items = PrepareConfig.model_validate(dict(context.config)).items
 
         def length() -> float:
@@ -185,7 +186,7 @@ class Chat(Task):
         source: ChatSource = cls.source(context, "model")
         questions, skipped = data.load(context.inputs)
         items = choose_items(questions, config.items, context.seed)
-        Items(items)  # now, not after all are asked: are they fit to be items?
+        Items(items)  # fails now, not after all questions, if they are not valid items
         embedder = cls._embedder(context)
         generation = generation_of(config.system, **config.generation.model_dump())
         blocks = context.seed, context.config, context.concepts, context.discrepancy, asdict(context.compute)
@@ -217,7 +218,7 @@ class Chat(Task):
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
-        """See Task; there is no other model, as none is repaired."""
+        """See Task; there is no other model, as chat models are not repaired."""
         source: ChatSource = cls.source(context, "model")
         chat = source.chat(model or prepared / "model", context.compute, Account.of(context.audit))
         judge, notes = prepared_judge(context, prepared, RUBRIC), judge_notes(context, prepared)
@@ -235,9 +236,9 @@ class Chat(Task):
         return [self._rows[item] for item in item_ids]
 
     def answers(self, turns: Sequence[Turn]) -> list[str]:
-        """What the model answers to n questions; what it was asked before is known."""
+        """Return the model's answers to n questions; known answers are not requested again."""
         unknown = [turn for turn in dict.fromkeys(turns) if turn not in self._answers]
-        # As many pieces for each process, and questions of all lengths in each piece.
+        # The same number of pieces for each process, with questions of all lengths in each.
         processes = self.context.compute.processes
         count = -(-len(unknown) // (self.context.compute.batch_size * processes)) * processes
         pieces = [piece for k in range(count) if (piece := unknown[k::count])]
@@ -246,11 +247,11 @@ class Chat(Task):
         return [self._answers[turn] for turn in turns]
 
     def answer(self, turns: Sequence[Turn]) -> list[str]:
-        """The same of questions that were not asked before."""
+        """Answer questions that were not asked before."""
         return self.model.answer(turns)
 
     def asked(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> list[Turn]:
-        """What the model is asked in n probes."""
+        """Return the model's inputs of n probes."""
         repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
         probes = zip(self.rows(item_ids), np.asarray(cells, dtype=np.int64), repeats.tolist(), strict=True)
         return [self._asking(self.questions[row], cell, repeat) for row, cell, repeat in probes]
@@ -258,8 +259,8 @@ class Chat(Task):
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See Task. Outputs are the answers.
 
-        A question whose changed words are too far from its own (`validity`) says nothing: its probe is not valid and
-        has not failed.
+        A question whose changed words are too far from the original (`validity`) is no evidence: its probe is not valid
+        and has not failed.
         """
         if not len(item_ids):
             return ProbeBatch(np.empty(0, np.float32), np.empty(0, bool), [], np.empty(0, bool))
@@ -270,7 +271,7 @@ class Chat(Task):
         return ProbeBatch(found, found > self.threshold, outputs, valid)
 
     def _valid(self, rows: Sequence[int], cells: np.ndarray, repeats: np.ndarray | None) -> np.ndarray:
-        """Whether what is left of the words of n questions is still the question: (n,) bool."""
+        """Whether the changed words of n questions are still similar enough to the originals: (n,) bool."""
         again = np.zeros(len(rows), dtype=np.int64) if repeats is None else np.asarray(repeats)
         pairs = [
             (self._asking.question(self.questions[row], cell, repeat), self.questions[row].question)
@@ -280,7 +281,7 @@ class Chat(Task):
         return np.array(alike, dtype=bool)
 
     def _discrepancies(self, items: Sequence[Question], outputs: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Discrepancies of n answers, (n,) float32, and (n,) bool where the judge was asked and abstained."""
+        """Return discrepancies of n answers, (n,) float32, and where the judge was asked and abstained, (n,) bool."""
         found = np.array([self._measure(i, o) for i, o in zip(items, outputs, strict=True)], dtype=np.float32)
         if self.judge is None:
             return found, np.zeros(len(found), dtype=bool)
@@ -288,18 +289,18 @@ class Chat(Task):
         return self.judge.settle(found, trials, self.threshold)
 
     def _left_to_judge(self, items: Sequence[Question], found: np.ndarray) -> list[int]:
-        """Which of n answers the judge decides: those near the threshold, but for questions with a pattern."""
+        """Return which of n answers the judge decides: those near the threshold, unless their item has a pattern."""
         near = within(found, self.settings.near)
         return [n for n, item in enumerate(items) if near[n] and not item.pattern]
 
     def _trial(self, item: Question, output: str) -> Trial:
-        """An answer as the judge reads it; of a pair the other one is the answer to the question as it is."""
+        """Return an answer as the judge reads it; pairs compare it with the answer to the unchanged question."""
         assert self.judge is not None
         baseline = self.answers([self._asking.unchanged(item)])[0] if self.judge.settings.pairwise else ""
         return Trial(about(item), output, baseline)
 
     def decided(self) -> dict[str, int]:
-        """Of the answers to the questions as they are, how many the judge decides and abstains from."""
+        """Count the answers to unchanged questions that the judge decides, and those it abstains from."""
         assert self.judge is not None
         outputs = self.answers([self._asking.unchanged(item) for item in self.questions])
         found = np.array([self._measure(i, o) for i, o in zip(self.questions, outputs, strict=True)], dtype=np.float32)
@@ -309,11 +310,11 @@ class Chat(Task):
         return {"unchanged": len(outputs), "decided": len(said) - none, "abstained": none}
 
     def _measure(self, item: Question, output: str) -> float:
-        """Discrepancy of an answer by the measure, from 0 to 1: that from the nearest expected one."""
+        """Discrepancy of an answer from the nearest expected one by the measure, from 0 to 1."""
         if item.pattern:
             return float(not matches(item.pattern, output))
         if self.settings.measure == JUDGE:
-            return 1.0  # whatever it is, the judge decides
+            return 1.0  # the judge decides in any case
         if self.settings.measure == "embedding":
             return min(float(np.clip(1 - self.embedder.cosine(output, answer), 0, 1)) for answer in item.answers)
         return min(MEASURES[self.settings.measure](output, answer) for answer in item.answers)
@@ -334,7 +335,7 @@ class Chat(Task):
         return self.embedder([self.questions[row].question for row in self.rows(item_ids)]).astype(np.float64)
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
-        """See Task: what is asked for, how long question and context are, and what the data say beside."""
+        """See Task: what is asked for, the lengths of question and context, and the data's own fields."""
         items = self.items.table
         about = items[[name for name in items if name.startswith(META)]]
         found = [_ASKS.search(one.question) for one in self.questions]
@@ -349,7 +350,7 @@ class Chat(Task):
         return self._told_apart(about.assign(asks=asks, **lengths), item_ids)
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
-        """See Task: what the model was told before and after the change, with both answers."""
+        """See Task: the model's input before and after the change, with both answers."""
         answer, turns = self.probe(item_ids, cells), self.asked(item_ids, cells)
         assert answer.valid is not None
         shown = []
@@ -367,14 +368,14 @@ class Chat(Task):
         return shown
 
     def _verdict(self, item: Question, output: str) -> Verdict | None:
-        """What the judge says of an answer; None where it is not the judge who decides."""
+        """Return the judge's verdict on an answer; None if the judge does not decide it."""
         found = np.array([self._measure(item, output)], dtype=np.float32)
         if self.judge is None or not self._left_to_judge([item], found):
             return None
         return self.judge.verdicts([self._trial(item, output)])[0]
 
     def notes(self) -> Sequence[str]:
-        """See Task: how many questions fail unchanged, and what the measure does not see."""
+        """See Task: how many questions fail unchanged, and what the measure misses."""
         wrong = self.fails_unchanged()
         told = [f"{wrong.sum()} of {len(wrong)} unchanged questions are answered wrongly; the search finds these, too."]
         if self.settings.measure == "contains":
@@ -391,5 +392,5 @@ def _questions(items: pd.DataFrame) -> list[Question]:
 
 
 def _shown(turn: Turn) -> str:
-    """A question as people read it."""
+    """Format a question for people."""
     return f"[{turn.system}]\n\n{turn.said}" if turn.system else turn.said

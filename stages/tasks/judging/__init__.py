@@ -1,7 +1,7 @@
-"""A language model as judge: how it is asked, what its reply says, and whether it may decide anything.
+"""A language model as judge: its prompts, its replies, and the calibration that decides whether it may be used.
 
-Which models may judge is told by `stages.tasks.summarization.judges`. This package knows neither models nor kinds of
-items: a task gives it answers on trial, and what asks the model.
+`stages.tasks.summarization.judges` defines which models can judge. This package knows neither models nor kinds of
+items: a task gives it answers on trial, and a function that queries the model.
 """
 
 from stages.tasks.judging.calibration import Calibration, Labelled, calibrate, read_labelled

@@ -1,6 +1,6 @@
-"""Whether a judge may decide: how it does on answers whose label is known.
+"""Calibration of a judge on labelled answers, which decides whether it may be used.
 
-All intervals are 95% and resample items, for answers to one item are not independent evidence.
+All intervals are 95% and resample items, because answers to one item are not independent evidence.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from stages.intervals import LEVEL, NO_RATE, RESAMPLES, SHARE, Rate, Resampler
 from stages.params import Strict, validation_lines
 from stages.tasks.judging.verdicts import JUDGE, Judge, Trial, Verdict
 
-# What a judge has to do to count (docs/judge.md says why these).
-LEAST_KAPPA = 0.4  # the lower end of its interval has to be above
+# What a judge must achieve to be used (docs/judge.md gives the reasons).
+LEAST_KAPPA = 0.4  # the lower end of its interval must be above
 MOST_ABSTAINED = 0.2  # share of answers
-MOST_BY_LENGTH = 0.2  # points by which it accepts long answers more often than short ones of the same label, or less
-MOST_BY_PLACE = 0.2  # share of pairs in which the verdict goes with the place
+MOST_BY_LENGTH = 0.2  # difference in acceptance between long and short answers of the same label
+MOST_BY_PLACE = 0.2  # share of pairs in which the verdict follows the position
 _SEED = 0  # of resampling
 _NAMED = 3  # kinds of answers that a refusal names
 
 About = Callable[[str], tuple[tuple[tuple[str, str], ...], str] | None]
-"""Of the id of an item, what an answer to it is about, and an answer to compare with; None: there is no such item."""
+"""(id of an item) -> what an answer to it is about, and an answer to compare with; None if there is no such item."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Labelled:
     """An answer whose label is known.
 
     Args:
-        item: what it is an answer to; intervals resample these.
-        trial: as the judge is asked.
+        item: the item it answers; intervals resample items.
+        trial: the answer as the judge reads it.
         acceptable: the label.
-        kind: how it was made, for people; "" where a person gave the label.
-        by: who gave the label; "" where nobody says.
+        kind: how it was made, for people; "" if a person gave the label.
+        by: who gave the label; "" if unknown.
     """
 
     item: str
@@ -69,20 +69,20 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a judge does on labelled answers. All but `abstains` and `by_place` are of those it gave a verdict on.
+    """How a judge does on labelled answers. All but `answers`, `abstains` and `by_place` are about answers it decided.
 
     Args:
-        answers: how many there are.
-        agrees: share of verdicts that are the label.
-        kappa: Cohen's, of verdicts and labels: 0 is what chance gives, 1 is agreement everywhere.
-        rejects_wrong: share of wrong answers that it does not accept.
+        answers: number of answers.
+        agrees: share of verdicts that match the label.
+        kappa: Cohen's kappa of verdicts and labels: 0 is chance, 1 is full agreement.
+        rejects_wrong: share of wrong answers that it rejects.
         accepts_right: share of right answers that it accepts.
         abstains: share of answers without a verdict.
         by_length: how much more often it accepts long answers than short ones, by their label; a long one has more
-            words than half of those with its label. NO_RATE where all are alike.
-        by_place: share of pairs in which the verdict goes with the place; NO_RATE where it is not asked about pairs.
-        kinds: share of verdicts that are the label, by kind of answer.
-        table: the judge and all who gave labels, two by two.
+            words than the median of its label. NO_RATE if none is longer.
+        by_place: share of pairs in which the verdict follows the position; NO_RATE if it does not judge pairs.
+        kinds: share of verdicts that match the label, by kind of answer.
+        table: pairwise agreement of the judge and everyone who gave labels.
     """
 
     answers: int
@@ -97,7 +97,7 @@ class Calibration:
     table: Sequence[Agreement] = ()
 
     def refusals(self) -> list[str]:
-        """Why the judge must not decide, with numbers; empty if it may."""
+        """List why the judge must not decide, with numbers; empty if it may."""
         found = []
         if self.abstains.value > MOST_ABSTAINED:
             found.append(
@@ -129,7 +129,7 @@ class Calibration:
         return f". Wrong verdicts on: {', '.join(told)}" if told else ""
 
     def sentences(self) -> list[str]:
-        """The same for reports."""
+        """Describe the calibration for reports."""
         told = (
             f"Of {self.answers} labelled answers the judge abstains from {_percent(self.abstains)}. Its verdict matches"
             f" the label for {_percent(self.agrees)} (Cohen's kappa {_number(self.kappa)}). It rejects"
@@ -150,12 +150,12 @@ class Calibration:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, for metrics."""
+        """Return plain data for metrics."""
         return dict(_plain(asdict(self)))
 
 
 def calibrate(judge: Judge, labelled: Sequence[Labelled]) -> Calibration:
-    """Ask a judge about labelled answers.
+    """Calibrate a judge on labelled answers.
 
     Raises:
         UsageError: when all have the same label.
@@ -195,15 +195,15 @@ def calibrate(judge: Judge, labelled: Sequence[Labelled]) -> Calibration:
 
 
 def read_labelled(path: Path, about: About, where: str) -> list[Labelled]:
-    """Read answers that people labelled: {"item": ID, "answer": TEXT, "acceptable": true, "by": WHO} a line.
+    """Read answers that people labelled: {"item": ID, "answer": TEXT, "acceptable": true, "by": WHO} per line.
 
     Args:
         path: the file.
-        about: what the answers are about.
+        about: see `About`.
         where: the key that names the file, for messages.
 
     Raises:
-        UsageError: naming the first line that cannot be used.
+        UsageError: when a line cannot be used, or there is none.
     """
     found = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -234,7 +234,7 @@ def _share(items: np.ndarray, which: np.ndarray, of: np.ndarray) -> Rate:
 
 
 def _kappa(items: np.ndarray, one: np.ndarray, other: np.ndarray) -> Rate:
-    """Cohen's kappa of two raters (n,) bool (Cohen 1960); NO_RATE where both always say the same one thing."""
+    """Cohen's kappa of two raters (n,) bool (Cohen 1960); NO_RATE if both always give the same answer."""
 
     def statistic(agree: Any, first: Any, second: Any) -> Any:
         chance = first * second + (1 - first) * (1 - second)
@@ -248,7 +248,7 @@ def _kappa(items: np.ndarray, one: np.ndarray, other: np.ndarray) -> Rate:
 
 
 def _by_length(items: np.ndarray, said: np.ndarray, words: np.ndarray) -> Rate:
-    """How much more often long answers are accepted than short ones, all of one label."""
+    """How much more often long answers are accepted than short ones; all have the same label."""
 
     def statistic(long_accepted: Any, long: Any, short_accepted: Any, short: Any) -> Any:
         return long_accepted / long - short_accepted / short
@@ -266,17 +266,17 @@ def _interval(
 ) -> Rate:
     """A statistic of means, with its interval.
 
-    As `Resampler.mean` does for a mean, each end counts one more item, of the worst or the best there can be: where all
-    answers agree a plain bootstrap would know no doubt.
+    As in `Resampler.mean`, each end counts one more item, with the worst or the best possible answers: if all answers
+    agree, a plain bootstrap would give an interval of width 0.
 
     Args:
-        items: (n,) of the answers.
-        columns: (k, n), whose means the statistic takes.
+        items: (n,) items of the answers.
+        columns: (k, n) values whose means the statistic takes.
         worst: (k, 2) answers of the added item for the lower end.
-        best: likewise for the upper end.
-        statistic: of k means, for many resamples at once; from -1 to 1.
+        best: the same for the upper end.
+        statistic: function of k means, for many resamples at once; from -1 to 1.
     """
-    times = max(1, round(len(items) / len(np.unique(items)) / 2))  # it has as many answers as items typically have
+    times = max(1, round(len(items) / len(np.unique(items)) / 2))  # the added item has as many answers as a typical one
     value, ends = float(statistic(*columns.mean(axis=1))), []
     for added, tail in ((worst, (1 - LEVEL) / 2), (best, (1 + LEVEL) / 2)):
         sampler = Resampler(np.append(items, ["\0"] * 2 * times), RESAMPLES, _SEED)
@@ -286,7 +286,7 @@ def _interval(
 
 
 def _table(labelled: Sequence[Labelled], verdicts: Sequence[Verdict]) -> list[Agreement]:
-    """The judge and those who gave labels, two by two, on the answers that both judged."""
+    """Pairwise agreement of the judge and those who gave labels, on the answers that both judged."""
     raters: dict[str, dict[Trial, bool]] = {JUDGE: {}}
     item_of = {one.trial: one.item for one in labelled}
     for one, verdict in zip(labelled, verdicts, strict=True):

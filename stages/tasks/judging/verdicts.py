@@ -1,9 +1,9 @@
-"""How a language model is asked for a verdict, and what its reply says.
+"""Prompts that ask a language model for a verdict, and what its reply means.
 
-Everything comes down to one question: is this answer acceptable? Asked about one answer, the judge says so. Asked about
-a pair, it says which of two answers is better, in both orders: the one on trial is acceptable unless the other wins
-both times, and where the verdict goes with the place, the judge abstains. A reply that cannot be read is an abstention
-as well; nothing is guessed.
+The question is always whether an answer is acceptable. For a single answer, the judge says so directly. For a pair, it
+says which of two answers is better, in both orders: the one on trial is acceptable unless the other wins both times,
+and if the verdict follows the position, the judge abstains. A reply that cannot be read is an abstention as well;
+nothing is guessed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 
 from stages.params import Strict
 
-JUDGE = "judge"  # the measure by which a judge decides all, and its name among those who judge
+JUDGE = "judge"  # the measure by which a judge decides everything, and its name among the raters
 SINGLE = ("acceptable", "unacceptable")
 PAIRWISE = ("first", "second", "equal")
 LONGEST = 300  # characters of a reason that are kept
@@ -34,11 +34,11 @@ def _low_before_high(near: tuple[float, float]) -> tuple[float, float]:
 
 
 Near = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_low_before_high)]
-"""Between which discrepancies, by another measure, a judge decides."""
+"""The range of discrepancies, by another measure, in which a judge decides."""
 
 
 class JudgeSettings(Strict):
-    """How a judge is asked and when it counts, whichever model it is."""
+    """Settings of a judge, whatever its model."""
 
     rubric: str = Field("", description="what makes an answer acceptable, with examples if you like; empty: the task's")
     pairwise: bool = Field(False, description="ask which of two answers is better, in both orders")
@@ -50,7 +50,7 @@ class JudgeSettings(Strict):
 
     @property
     def times(self) -> int:
-        """Requests that one answer takes."""
+        """Requests per answer."""
         return 2 if self.pairwise else 1
 
 
@@ -58,9 +58,9 @@ class Trial(NamedTuple):
     """One answer to judge.
 
     Args:
-        about: what it is an answer to, as (name, text) in order: the question, its passage, what is expected.
+        about: what it answers, as (name, text) in order: the question, its passage, the expected answer.
         answer: the answer on trial.
-        baseline: of a pair, the answer it is compared with.
+        baseline: in a pair, the answer it is compared with.
     """
 
     about: tuple[tuple[str, str], ...]
@@ -69,12 +69,12 @@ class Trial(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a judge says of an answer.
+    """A judge's verdict on an answer.
 
     Args:
-        acceptable: None where it abstains.
+        acceptable: None if it abstains.
         reason: in its own words.
-        by_place: of a pair, whether the verdict went with the place the answers stood in.
+        by_place: in a pair, whether the verdict followed the position of the answers.
     """
 
     acceptable: bool | None
@@ -82,7 +82,7 @@ class Verdict(NamedTuple):
     by_place: bool = False
 
     def __str__(self) -> str:
-        """As people are told of it."""
+        """Format the verdict for people."""
         said = {True: "the judge accepts it", False: "the judge rejects it", None: "the judge abstains"}
         return said[self.acceptable] + (f": {self.reason}" if self.reason else "")
 
@@ -91,20 +91,20 @@ ABSTAINED = "got no verdict from the judge"
 
 
 class Asks(Protocol):
-    """A model that judges: (system message, what the user says) -> replies to n of them."""
+    """A model that judges: n of (system message, user message) -> n replies."""
 
     def __call__(self, turns: Sequence[tuple[str, str]]) -> list[str | None]:
-        """None in place of a reply says that the model has no room for the question."""
+        """Return the replies; None instead of a reply means that the model has no room for the question."""
         ...
 
 
 class Judge:
-    """A judge as a task asks it; what it has said of a trial is known from then on.
+    """A judge as a task uses it; its verdicts are remembered.
 
     Args:
-        asks: loads the model when it is first needed: most stages never do.
-        settings: how it is asked.
-        rubric: of the task, where the settings have none.
+        asks: loads the model when it is first needed, which most stages never do.
+        settings: how it is prompted.
+        rubric: the task's rubric, used if the settings have none.
     """
 
     def __init__(self, asks: Callable[[], Asks], settings: JudgeSettings, rubric: str) -> None:
@@ -114,7 +114,7 @@ class Judge:
         self._known: dict[Trial, Verdict] = {}
 
     def verdicts(self, trials: Sequence[Trial]) -> list[Verdict]:
-        """What it says of n answers."""
+        """Return its verdicts on n answers."""
         unknown = [trial for trial in dict.fromkeys(trials) if trial not in self._known]
         waiting = []
         for trial in unknown:
@@ -132,15 +132,15 @@ class Judge:
         return [self._known[trial] for trial in trials]
 
     def settle(self, found: np.ndarray, trials: Mapping[int, Trial], threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Put verdicts in the place of what a cheap measure found.
+        """Replace discrepancies of a cheap measure by verdicts.
 
         Args:
             found: (n,) float32, discrepancies.
-            trials: by their place, those that the judge decides.
-            threshold: of failing, at least 0 and below 1.
+            trials: the answers that the judge decides, by their index in `found`.
+            threshold: failure threshold, at least 0 and below 1.
 
         Returns:
-            Discrepancies (n,), 0 of what it accepts and 1 of what it does not, and (n,) bool where it abstained: these
+            Discrepancies (n,), with 0 for accepted and 1 for rejected answers, and (n,) bool where it abstained: these
             have not failed.
         """
         found, abstained = found.copy(), np.zeros(len(found), dtype=bool)
@@ -152,7 +152,7 @@ class Judge:
         return found, abstained
 
     def _plain(self, trial: Trial) -> Verdict | None:
-        """What needs no judge: an answer without a word, and one that is the other of the pair."""
+        """Return the verdict on answers that need no judge: without words, or equal to the other of the pair."""
         if not re.search(r"\w", trial.answer):
             return Verdict(False, "it says nothing")
         if self.settings.pairwise and trial.answer.split() == trial.baseline.split():
@@ -160,7 +160,7 @@ class Judge:
         return None
 
     def turns(self, trial: Trial) -> list[tuple[str, str]]:
-        """What it is asked about one answer: (system message, what the user says)."""
+        """Return the requests for one answer: (system message, user message)."""
         if not self.settings.pairwise:
             task = "You judge whether an answer is acceptable."
             return [self._turn(task, SINGLE, (*trial.about, ("answer", trial.answer)))]
@@ -175,7 +175,7 @@ class Judge:
             f"Reason: one short sentence\nVerdict: {said}"
         )
         tags = re.compile(rf"</?(?:{'|'.join(name for name, _ in parts)})>", re.IGNORECASE)
-        # A text that closes its own tag would speak to the judge.
+        # A text that closes its own tag could give the judge instructions.
         return system, "\n".join(f"<{name}>\n{tags.sub('', text)}\n</{name}>" for name, text in parts)
 
     def _read(self, replies: Sequence[str | None]) -> Verdict:
@@ -191,19 +191,19 @@ class Judge:
         [(one, _), (other, _)] = read
         if one == other != "equal":
             return Verdict(None, f"it prefers whichever stands {one}", by_place=True)
-        # The answer on trial stood first, then second: it loses if the other wins both times.
+        # The answer on trial was first, then second: it loses if the other wins both times.
         return Verdict(not (one == "second" and other == "first"), reasons)
 
 
 def within(found: np.ndarray, near: tuple[float, float] | None) -> np.ndarray:
-    """Which of n discrepancies, float32, are left to the judge: (n,) bool, all where `near` is None."""
+    """Return which of n discrepancies, float32, are left to the judge: (n,) bool, all if `near` is None."""
     if near is None:
         return np.ones(len(found), dtype=bool)
     return (found >= np.float32(near[0])) & (found <= np.float32(near[1]))
 
 
 def read_reply(reply: str, words: Sequence[str]) -> tuple[str | None, str]:
-    """The verdict in a reply and the reason given; None where there is no verdict, or more than one.
+    """Return the verdict in a reply and its reason; the verdict is None if there is none, or more than one.
 
     >>> read_reply("Reason: It says so.\\n**Verdict:** Acceptable.", SINGLE)
     ('acceptable', 'It says so.')

@@ -1,8 +1,8 @@
-"""When has a summary changed enough to count? Measured on changes that nobody would hold against the model.
+"""Calibration of the failure threshold on changes that nobody would hold against the model.
 
-Summaries move even if only a space is added, so a threshold of 0 would call noise a failure. `prepare` summarizes
-articles again after a benign edit and keeps every discrepancy; from these a threshold follows, for any measure and any
-rate of false alarms, without asking the model again.
+Summaries change even if only a space is added, so a threshold of 0 would count noise as failures. `prepare` summarizes
+articles again after a benign edit and keeps every discrepancy. From these the threshold follows for any measure and any
+rate of false alarms, without querying the model again.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from stages.tasks.summarization.measures import (
 )
 
 BENIGN, NO_OP = "benign", "no_op"
-QUOTED = 0.05  # rate of false alarms that metrics quote thresholds for; an audit sets its own under discrepancy:
+QUOTED = 0.05  # rate of false alarms of the thresholds in metrics; an audit sets its own under discrepancy:
 
 
 def space_doubled(article: str) -> str:
-    """The no-op: the first space between two words twice, which nobody would notice.
+    """Double the first space between two words: the no-op, which nobody would notice.
 
-    A space behind the last word would not reach the model where an article is cut or its template trims it.
+    A space after the last word would not reach the model if an article is cut or the template trims it.
     """
     return re.sub(r"(?<=\S) (?=\S)", "  ", article, count=1)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Discrepancies of the model under test where nothing that matters changed.
+    """Discrepancies of the model under test when nothing that matters changed.
 
     Args:
-        records: one entry for each (condition, split, item): its condition, `BENIGN` or `NO_OP`, split, item, why the
+        records: one row for each (condition, split, item): its condition (`BENIGN` or `NO_OP`), split, item, why the
             summary is degenerate ("" if it is not), and each measure by its name.
     """
 
@@ -59,30 +59,30 @@ class Calibration:
 
     @classmethod
     def from_list(cls, records: list[dict[str, Any]]) -> Calibration:
-        """Read what `to_list` gave."""
+        """Read what `to_list` returned."""
         return cls(pd.DataFrame(records))
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Plain data, for the attributes of a table."""
+        """Return plain data for the attributes of a table."""
         plain: list[dict[str, Any]] = self.records.to_dict("records")
         return plain
 
     def discrepancies(self, condition: str, split: str, weights: Mapping[str, float]) -> np.ndarray:
-        """(n,) of the articles of a split under a condition; a degenerate summary has 1, as in a probe."""
+        """Return the discrepancies (n,) of a split's articles under a condition; 1 for a degenerate summary."""
         rows = self.records[(self.records["condition"] == condition) & (self.records["split"] == split)]
         return np.array(
             [1.0 if row["degenerate"] else weighted(row, weights) for row in rows.to_dict("records")], dtype=np.float32
         )
 
     def threshold(self, weights: Mapping[str, float], false_alarms: float) -> float:
-        """What the benign edit alone exceeds in `false_alarms` of the articles at most.
+        """Return the threshold that the benign edit alone exceeds in at most `false_alarms` of the articles.
 
-        The order statistic of split conformal prediction (Vovk et al. 2005; Angelopoulos and Bates 2021, section 1):
-        for articles like those of discover the rate of false alarms is no higher on average. It is 0 at least, so that
-        an unchanged summary passes. The absolute measure has its own threshold, whatever the model does.
+        It is the order statistic of split conformal prediction (Vovk et al. 2005; Angelopoulos and Bates 2021, section
+        1): for articles like those of discover, the rate of false alarms is no higher on average. It is at least 0, so
+        that an unchanged summary passes. The absolute measure has its own fixed threshold for every model.
 
         Raises:
-            UsageError: when there are too few articles for so low a rate, or more of their summaries are degenerate.
+            UsageError: when there are too few articles for so low a rate, or too many degenerate summaries.
         """
         if weights.keys() == {ABSOLUTE}:
             return support.THRESHOLD
@@ -101,7 +101,7 @@ class Calibration:
         return max(found, 0.0)
 
     def false_alarms(self, weights: Mapping[str, float], threshold: float) -> dict[str, dict[str, Any]]:
-        """How often each condition exceeds a threshold, where possible on articles that did not set it.
+        """Return how often each condition exceeds a threshold, if possible on articles that did not set it.
 
         Returns:
             Condition -> rate with its 95% interval (Wilson) as low and high, number of articles, and whether they were
@@ -114,9 +114,9 @@ class Calibration:
         }
 
     def quoted(self) -> dict[str, Any]:
-        """For metrics: each measure's threshold at 5% false alarms, and how often it is exceeded.
+        """Return each measure's threshold at 5% false alarms, and how often it is exceeded, for metrics.
 
-        What cannot be calibrated is left out: too few articles, articles without reference, too many degenerate
+        Measures that cannot be calibrated are left out: too few articles, no references, or too many degenerate
         summaries.
         """
         quoted = {}
@@ -160,10 +160,10 @@ def measure_noise(
     Args:
         items: columns id, split, article, reference.
         summarizer: the model under test.
-        embedder: what similarity is measured by.
+        embedder: measures similarity.
         benign: (article, item) -> the article after the benign edit.
-        articles: of discover and of repair that are summarized again, at most.
-        unsupported: what tells whether an article supports a summary.
+        articles: number of articles of discover, and of repair, to summarize again, at most.
+        unsupported: measures how little an article supports a summary, see `Case`.
 
     Returns:
         The items with their summary and its faithfulness, and the calibration.
@@ -198,7 +198,7 @@ def measure_noise(
 
 
 def _summarize(summarizer: Summarizes, texts: Sequence[str]) -> list[str]:
-    """Summaries of n texts, with a bar; texts of like length go together, so that little is spent on padding."""
+    """Summarize n texts with a progress bar; texts of similar length go together, which saves padding."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     size = summarizer.compute.batch_size
     answers = [""] * len(texts)

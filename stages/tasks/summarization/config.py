@@ -1,4 +1,4 @@
-"""What the `prepare:` and `discrepancy:` blocks of a text summarization audit may hold."""
+"""The `prepare:` and `discrepancy:` blocks of a text summarization audit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Measure = Literal[
 
 
 class CalibrationConfig(Strict):
-    """What tells how far summaries move when nothing that matters changed."""
+    """How to measure the noise of summaries when nothing that matters changed."""
 
     benign: dict[str, Level] = Field(
         {"typos": 0.05},
@@ -98,12 +98,12 @@ class DiscrepancyConfig(Strict):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The measures with their weights."""
+        """The measures and their weights."""
         return {self.measure: 1.0} if isinstance(self.measure, str) else {str(k): w for k, w in self.measure.items()}
 
 
 def too_few(articles: int, false_alarms: float) -> str:
-    """Say that a threshold of so low a rate cannot be found on so many articles; "" if it can."""
+    """Return why so low a rate cannot be calibrated on so few articles; "" if it can."""
     needed = ceil(1 / false_alarms - 1e-9) - 1
     if articles >= needed:
         return ""
@@ -115,7 +115,7 @@ def too_few(articles: int, false_alarms: float) -> str:
 
 
 def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig) -> list[str]:
-    """What `discrepancy` asks for and `prepare` cannot give, one error a line."""
+    """List what `discrepancy` needs and `prepare` does not provide, one error per line."""
     errors = []
     sent = next((names for key, names in SENT.items() if key in prepare.model), None)
     idle = sorted(prepare.generation.model_fields_set - sent) if sent else []

@@ -1,6 +1,6 @@
-"""Which articles an audit can use. All sources lead to one list of articles with what was left out and why.
+"""Selection of the articles that an audit can use. `choose_items` draws the splits from them.
 
-`choose_items` draws the splits from it.
+All sources produce one list of articles, and a list of what was left out and why.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from stages.tasks.contract import SPLITS
 from stages.tasks.source import Source
 from stages.tasks.sources import ItemCounts
 
-RUN = 5  # words that two articles share in a row only by copying
+RUN = 5  # words in a row that two articles share only by copying
 NAMED = 5  # exclusions an error names
-NO_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, and halves of characters, which UTF-8 cannot hold
+NO_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, and surrogates, which UTF-8 cannot encode
 ENGLISH = 0.1  # share of stop words: English news has 20% or more in 99 of 100 articles, other languages less than 3%
 # These of scikit-learn's English stop words are also words of other European languages.
 FOREIGN = re.compile("am|an|as|be|de|do|for|had|he|her|here|in|me|no|on|or|over|per|re|so|ten|then|un|under|us|was|we")
@@ -37,8 +37,8 @@ FOREIGN = re.compile("am|an|as|be|de|do|for|had|he|her|here|in|me|no|on|or|over|
 class Article:
     """One article as its source gives it; `pool` is the split it is meant for, or "" if the audit may draw it.
 
-    `cut` tells that the text is not all there was, while the reference is of all. `details` are what else the source
-    says of it, by name.
+    `cut` is true if the text was shortened, while the reference is about all of it. `details` are the source's other
+    fields, by name.
     """
 
     id: str
@@ -51,7 +51,7 @@ class Article:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A place of a source that holds no article, and why."""
+    """An entry of a source that contains no article, and why."""
 
     id: str
     reason: str
@@ -79,10 +79,10 @@ class DataSource(Source):
 
     @abstractmethod
     def read(self, inputs: Path) -> Iterator[Article | Unreadable]:
-        """Yield all articles there are, in their order."""
+        """Yield all articles in their order."""
 
     def load(self, inputs: Path) -> tuple[list[Article], list[dict[str, str]]]:
-        """Articles the audit can use, trimmed, and what was left out as {file, reason}.
+        """Return the usable articles, trimmed, and what was left out as {file, reason}.
 
         Raises:
             UsageError: when there are none, or more were left out than `max_excluded` allows.
@@ -104,7 +104,7 @@ class DataSource(Source):
         articles: list[Article] = []
         skipped: list[dict[str, str]] = []
         seen: dict[bytes, str] = {}
-        # Articles meant for one split come first, so that a copy is left out where there are more of them.
+        # Articles meant for one split come first, so that a copy is left out of the rest, which has more articles.
         for entry in sorted(found, key=lambda e: not (isinstance(e, Article) and e.pool)):
             if isinstance(entry, Unreadable):
                 skipped.append({"file": entry.id, "reason": entry.reason})
@@ -122,7 +122,7 @@ class DataSource(Source):
         return articles, skipped
 
     def _objections(self, article: Article, text: str, kept: str) -> Iterator[str]:
-        """Why an article cannot be used, gravest first; nothing if it can."""
+        """Yield the reasons why an article cannot be used, gravest first."""
         words, kept_words = len(text.split()), len(kept.split())
         if article.pool and article.pool not in SPLITS:
             yield f"its split is {article.pool!r}, expected one of {', '.join(SPLITS)}"
@@ -155,7 +155,7 @@ def english(text: str) -> float:
 
 
 def trim(text: str, max_words: int) -> str:
-    """The sentences from the front that have `max_words` words in all at most; "" if the first alone has more."""
+    """Return the first sentences, with at most `max_words` words in all; "" if the first alone has more."""
     kept, words = [], 0
     for sentence in sentences(text):
         words += len(sentence.split())
@@ -166,9 +166,9 @@ def trim(text: str, max_words: int) -> str:
 
 
 def _copied(name: str, text: str, seen: dict[bytes, str]) -> str:
-    """Say of which earlier article this one is a copy: more than half of its runs of words were in one before.
+    """Return "repeats ID" if more than half of the article's runs of words occurred in earlier articles, otherwise "".
 
-    Runs are kept as hashes of 8 bytes, because a large source has millions of them.
+    Runs are stored as hashes of 8 bytes, because a large source has millions of them.
     """
     words = re.findall(r"\w+", text.lower())
     joined = [" ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))]
@@ -182,7 +182,7 @@ def _copied(name: str, text: str, seen: dict[bytes, str]) -> str:
 
 
 def choose_items(articles: list[Article], counts: ItemCounts, seed: int) -> pd.DataFrame:
-    """Draw the items of each split, in an order that the seed decides: from its own pool if it has one.
+    """Draw the items of each split in a random order given by the seed: from its own pool if it has one.
 
     Returns:
         Columns id, split, label (the reference, else the lead sentence), article, reference ("" for none), cut, and

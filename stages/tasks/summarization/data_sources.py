@@ -1,4 +1,4 @@
-"""Where articles come from. To add a source, add its key to DATA_LOADERS."""
+"""Loaders of articles. To add a source, add its key to DATA_LOADERS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stages.tasks.summarization.data import Article, DataSource, Unreadable
 
 
 class PackageArticles(DataSource):
-    """{package: NAME, file: FILE, test: FILE}: text files in an installed package, one article a line.
+    """{package: NAME, file: FILE, test: FILE}: text files in an installed package, one article per line.
 
     Articles of `test` are the test split; without it, all splits are drawn from `file`.
     """
@@ -61,9 +61,9 @@ class PackageArticles(DataSource):
 
 
 class JsonLines(DataSource):
-    """{jsonl: FILE, text: FIELD, summary: FIELD, split: FIELD}: one JSON object a line, under the audit's inputs.
+    """{jsonl: FILE, text: FIELD, summary: FIELD, split: FIELD}: one JSON object per line, under the audit's inputs.
 
-    `summary` names the reference summary and `split` the split a line is meant for, where there are any.
+    `summary` names the field of the reference summary, and `split` that of the split a line is meant for, if any.
     """
 
     jsonl: str
@@ -77,7 +77,7 @@ class JsonLines(DataSource):
         return collect(lambda: check_lines_file(inputs, self.jsonl, named, "prepare.data"))
 
     def available(self, inputs: Path, enough: int) -> Mapping[str, int] | None:
-        """See DataSource; which line is of which split is told by reading all of them."""
+        """See DataSource; None with a split field, as counting then needs all lines to be read."""
         return {"": count_lines(self._file(inputs), enough)} if self.split is None else None
 
     def origin(self, inputs: Path) -> str:
@@ -103,13 +103,13 @@ class JsonLines(DataSource):
 
 
 class HubDataset(HubDataSource, DataSource):
-    """{datasets: ID_OR_FOLDER, split: SPLIT, text: FIELD, summary: FIELD}: what the `datasets` library reads.
+    """{datasets: ID_OR_FOLDER, split: SPLIT, text: FIELD, summary: FIELD}: anything that the `datasets` library reads.
 
     A folder under the audit's inputs, or an ID of the Hugging Face hub. `split` and `test` take the library's slices
-    ("train[:5000]"); without `test` all splits are drawn from `split`. No code is run.
+    ("train[:5000]"); without `test`, all splits are drawn from `split`. No code is run.
 
-    All rows are read and compared before some are drawn, so name a slice of a large split: 100,000 articles take a
-    minute or two, and 1 GB of memory beside their texts.
+    All rows are read and compared before items are drawn, so name a slice of a large split: 100,000 articles take a
+    minute or two, and 1 GB of memory in addition to their texts.
     """
 
     extra = "text"
@@ -138,14 +138,14 @@ DATA_LOADERS: Mapping[str, type[DataSource]] = {
 
 
 def _id(stem: str, number: int, pool: str = "") -> str:
-    """Id of an article: two pools may come from one split or from files of one name, so theirs are told apart."""
+    """Id of an article with its pool, as two pools can come from one split or from files of the same name."""
     return f"{pool}-{stem}-{number}" if pool else f"{stem}-{number}"
 
 
 def _article(
     name: str, row: Any, text: str, summary: str | None, split: str | None, where: str, pool: str = ""
 ) -> Article | Unreadable:
-    """One row as an article; fields that are named but missing make it unreadable."""
+    """Convert a row to an article; it is unreadable if a named field is missing."""
     if not isinstance(row, dict):
         return Unreadable(name, f"{where} holds {type(row).__name__}, expected an object with the field {text!r}")
     fields = [field for field in (text, summary, split) if field is not None]

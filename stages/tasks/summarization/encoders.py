@@ -1,4 +1,4 @@
-"""Encoders of texts in the format of transformers: where they lie, and that they are read whole or not at all."""
+"""Loaders of text encoders in the format of transformers, which are read completely or not at all."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class EncoderSource(Source):
 
     @abstractmethod
     def folder(self, inputs: Path) -> tuple[Path, str]:
-        """Where the encoder lies, and where it comes from, for people and for the record.
+        """Return the encoder's folder, and its origin for people and for the record.
 
         Raises:
-            UsageError: with what is missing.
+            UsageError: when something is missing.
         """
 
     def errors(self, inputs: Path) -> list[str]:
-        """See Source: what is missing; nothing is loaded."""
+        """See Source: missing files; nothing is loaded."""
         return collect(lambda: self.whole(self.folder(inputs)[0]))
 
     def origin(self, inputs: Path) -> str:
@@ -38,10 +38,10 @@ class EncoderSource(Source):
         return self.folder(inputs)[1]
 
     def whole(self, folder: Path) -> Path:
-        """The folder, in which nothing is missing.
+        """Return the folder if no file is missing.
 
         Raises:
-            UsageError: naming what is.
+            UsageError: when a file is missing.
         """
         if lacking := [name for name in _FILES if not (folder / name).is_file()]:
             raise UsageError(f"{self.where}: {folder} has no {', '.join(lacking)}")
@@ -64,7 +64,7 @@ class TransformersEncoder(EncoderSource):
         return self._repository.found(inputs, f"{self.where}.transformers")
 
     def errors(self, inputs: Path) -> list[str]:
-        """See EncoderSource; the cache of the hub is not asked before the audit runs."""
+        """See EncoderSource; the hub's cache is not checked before the audit runs."""
 
         def look() -> None:
             if (folder := self._repository.local(inputs, f"{self.where}.transformers")) is not None:
@@ -78,16 +78,17 @@ class TransformersEncoder(EncoderSource):
 
 
 def read_encoder(folder: Path, kind: Any, where: str, unused: tuple[str, ...] = ()) -> tuple[Any, Any]:
-    """Read the tokenizer and the model of a folder, in float32, from safetensors alone.
+    """Read the tokenizer and the model of a folder, in float32, from safetensors only.
 
     Args:
         folder: in the format of transformers.
         kind: the Auto class of transformers to read the model with.
-        where: its key in params.yaml, for messages.
-        unused: how the names of weights begin that are not needed.
+        where: the encoder's key in params.yaml, for messages.
+        unused: prefixes of the names of weights that are not needed.
 
     Raises:
-        UsageError: when they cannot be read, or weights are missing: transformers draws such, and only warns.
+        UsageError: when they cannot be read, or weights are missing, which transformers fills at random with only a
+            warning.
     """
     from safetensors import SafetensorError
     from transformers import AutoTokenizer

@@ -1,4 +1,4 @@
-"""A model of textual entailment that says, in place of rules on words, whether an article supports a summary."""
+"""A model of textual entailment that decides, instead of rules on words, whether an article supports a summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class EntailmentSource(TransformersEncoder):
     where = WHERE
 
     def load(self, inputs: Path, device: str) -> Entailment:
-        """Load the model; the tasks of one process share it with what it has answered."""
+        """Load the model; the tasks of one process share it and its answers."""
         return _shared(self.whole(self.folder(inputs)[0]), device)
 
 
@@ -32,9 +32,9 @@ ENTAILMENT_LOADERS: Mapping[str, type[EntailmentSource]] = {"transformers": Enta
 class Entailment:
     """How likely it is that a summary says what its article does not, by a classifier of pairs of texts.
 
-    A sentence of the summary is supported as much as the sentence of the article, or the article as a whole, that
-    entails it most; the summary as much as its sentences on average (SummaC-ZS, Laban et al. 2022, section 3.1, which
-    takes sentences alone).
+    A sentence of the summary is supported as much as the best of the article's sentences, or the whole article, entails
+    it; a summary as much as its sentences on average (SummaC-ZS, Laban et al. 2022, section 3.1, which uses sentences
+    only).
     """
 
     def __init__(self, folder: Path, device: str) -> None:
@@ -53,7 +53,7 @@ class Entailment:
         self._known: dict[tuple[str, str], float] = {}
 
     def __call__(self, summary: str, article: str) -> float:
-        """How little of a summary is entailed, in [0, 1]; 0 of one without a sentence, which claims nothing."""
+        """Return how little of a summary is entailed, in [0, 1]; 0 if it has no sentence, as it then claims nothing."""
         premises = list(dict.fromkeys([*sentences(article), article]))
         claims = sentences(summary)
         return 1 - float(np.mean([max(self._entailed(p, c) for p in premises) for c in claims])) if claims else 0.0

@@ -1,4 +1,4 @@
-"""Right summaries made wrong by one error each, as Kryscinski et al. (2020) do: a name, number or negation changed."""
+"""Right summaries made wrong by one error, as in Kryscinski et al. (2020): a name, number or negation is changed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Place = tuple[int, int]
 
 
 def written(tokens: Sequence[Token]) -> str:
-    """The tokens as a text."""
+    """Join the tokens into a text."""
     return "".join(token.text + token.space for token in tokens).strip()
 
 
 def _names(tokens: Sequence[Token]) -> list[Place]:
-    """Where names of one or several words begin and end."""
+    """Return where names of one or several words begin and end."""
     found: list[Place] = []
     for i, token in enumerate(tokens):
         if not (token.tag.startswith("NNP") and token.text[0].isupper()):
@@ -52,19 +52,19 @@ def _renamed(tokens: Sequence[Token], named: Sequence[list[str]], rng: Random) -
 
 
 def name_of_the_article(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
-    """A name is replaced by one from elsewhere in the article."""
+    """Replace a name by one from elsewhere in the article."""
     whole = parse(article.text).tokens
     return _renamed(tokens, [_words(whole, name) for name in _names(whole)], rng)
 
 
 def foreign_name(tokens: Sequence[Token], article: Article, other: Article, rng: Random) -> str | None:
-    """A name is replaced by one the article does not hold."""
+    """Replace a name by one that is not in the article."""
     whole, held = parse(other.text).tokens, {token.text for token in parse(article.text).tokens}
     return _renamed(tokens, [words for name in _names(whole) if held.isdisjoint(words := _words(whole, name))], rng)
 
 
 def number(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
-    """A number is replaced by another of the article, or if it has none by one half, two or three times as large."""
+    """Replace a number by another of the article, or by a made-up one."""
     places = [i for i, token in enumerate(tokens) if _is_number(token)]
     if not places:
         return None
@@ -87,7 +87,7 @@ def _is_number(token: Token) -> bool:
 
 
 def negation(tokens: Sequence[Token], article: Article, _: Article, rng: Random) -> str | None:
-    """One sentence is turned into its opposite."""
+    """Turn one sentence into its opposite."""
     parts = by_sentence(tokens)
     k = rng.randrange(len(parts))
     parts[k] = negate(parts[k], 1, Chance(0, article.id, "", 0, len(article.text)))
@@ -96,13 +96,13 @@ def negation(tokens: Sequence[Token], article: Article, _: Article, rng: Random)
 
 
 def invented(tokens: Sequence[Token], _: Article, other: Article, rng: Random) -> str:
-    """A sentence of another article, alone or behind what is right."""
+    """Return a sentence of another article, alone or after the right summary."""
     sentence = rng.choice(sentences(other.text))
     return rng.choice(("", f"{written(tokens)} ")) + sentence
 
 
 def roles(tokens: Sequence[Token], _: Article, __: Article, rng: Random) -> str | None:
-    """Two names of a sentence change places; not those of an enumeration, whose order says nothing."""
+    """Swap two names of a sentence, except in an enumeration, whose order means nothing."""
     places = _names(tokens)
     fitting = [
         (one, other)
@@ -127,18 +127,18 @@ WRONG: Mapping[str, Error] = {
     "invented sentence": invented,
     "roles swapped": roles,
 }
-"""Each puts an error into the tokens of a right summary of an article; None where there is no place for it."""
+"""Each puts an error into the tokens of a right summary of an article, or returns None if it cannot."""
 
-SWAPS = tuple(kind for kind in WRONG if kind != "invented sentence")  # that leave the rest of the summary as it is
+SWAPS = tuple(kind for kind in WRONG if kind != "invented sentence")  # leave the rest of the summary unchanged
 
 
 def falsified(summary: str, article: Article, other: Article, rng: Random) -> str | None:
-    """A summary with one error of a kind that a draw decides, among those it has a place for; None where of none.
+    """Put one error of a random kind into a summary; None if no kind is possible.
 
     Args:
-        summary: a right one.
-        article: that it is of.
-        other: another, for names that the article lacks.
+        summary: a right summary.
+        article: its article.
+        other: another article, for names that the first one lacks.
         rng: draws the kind and the place.
     """
     tokens = parse(summary).tokens

@@ -1,6 +1,6 @@
-"""What is kept with a summarizer beside its weights: how it is asked, and where it comes from.
+"""The file stored with a summarizer's weights: how the summarizer is queried, and where it comes from.
 
-It is faded.json in the model folder, and `prepare.generation` in params.yaml is its generation part.
+It is faded.json in the model folder; `prepare.generation` in params.yaml is its generation part.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from stages.params import Strict, checked
 
 FORM = "faded.json"
 ADAPTER = "adapter_config.json"
-CONFIG = "config.json"  # of transformers, beside weights
+CONFIG = "config.json"  # written by transformers beside the weights
 ARTICLE = "{article}"
-# Of the generation settings, what a model behind HTTP is sent, by the key of its block.
+# The generation settings that are sent to a model behind HTTP, by the key of its block.
 SENT: Mapping[str, frozenset[str]] = {
     "endpoint": frozenset({"max_new_tokens"}),
     "openai": frozenset({"max_new_tokens", "prompt", "system"}),
@@ -29,9 +29,11 @@ Kind = Literal["causal", "seq2seq", "endpoint"]
 
 
 class GenerationConfig(Strict):
-    """How a summary is asked for. It is complete: of the model's own generation settings only the ids of special tokens
-    are used, so that nothing a hub repository sets (sampling, say) changes the answers unseen.
-    """  # noqa: D205
+    """How a summary is generated.
+
+    Of the model's own generation settings only the ids of special tokens are used, so that settings of a hub repository
+    (such as sampling) cannot change the answers unnoticed.
+    """
 
     prompt: str = Field(
         "Summarize this news article in one short sentence.\n\n{article}",
@@ -76,7 +78,7 @@ class GenerationConfig(Strict):
 
 
 class Form(Strict):
-    """faded.json: all that is needed to ask the model as it was asked when it was audited."""
+    """faded.json: everything needed to query the model as in its audit."""
 
     kind: Kind
     generation: GenerationConfig
@@ -98,7 +100,7 @@ def load_form(folder: Path) -> Form:
     """Read faded.json.
 
     Raises:
-        UsageError: when it is missing, unreadable or holds anything unexpected.
+        UsageError: when it is missing, unreadable or has unexpected content.
     """
     path = folder / FORM
     raw = read_json(path)
@@ -107,19 +109,19 @@ def load_form(folder: Path) -> Form:
 
 
 def model_hash(folder: Path) -> str:
-    """Content hash of a model folder, whatever the folder is called: what a repair names its base by."""
+    """Content hash of a model folder, whatever the folder is called; a repair names its base by it."""
     return content_hash(sorted(folder.iterdir()))
 
 
 def read_folder(folder: Path, base: Path | None) -> tuple[Form, Path, str]:
-    """Read how a model folder, or a repair of one, is asked, and check that a repair has the base it was made for.
+    """Read the form of a model folder, or of a repair, and check that a repair has the base it was made for.
 
     Args:
         folder: the model folder, or a repair: its faded.json names its base.
         base: the model folder a repair belongs to.
 
     Returns:
-        The form, where the weights lie, and the content hash of both folders.
+        The form, the folder of the weights, and the content hash of both folders.
 
     Raises:
         UsageError: when a file is missing or damaged, or the repair was made for another model.

@@ -1,15 +1,15 @@
 """A summarizer: articles in, summaries out, in batches that do not change the answers.
 
-Greedy search (or beams) with transformers' `generate`. Articles are asked in order of their length and identical
-prompts once, so little is spent on padding and nothing twice.
+It uses greedy or beam search with transformers' `generate`. Articles are sorted by length, and identical prompts are
+generated once, which saves padding and repetition.
 
-A summary depends on its article alone, to the last bit of every step's scores. On a CPU the sums of a row depend on
-shapes, not on what other rows hold, nor on how many there are if there are two: a single row takes other kernels, so it
-is asked twice. What is left is padding. Sums run over blocks of tokens, and a prompt that is shifted against them is
-summed in another order, which in bfloat16 changed 5 to 7 of 16 summaries. So all prompts end where a
-multiple of STRIDE tokens ends, whatever the longest of their batch. From SPLIT tokens on kernels begin new blocks at
-fixed places, and prompts of that length share a batch only with those of the same padded length. Measured with torch
-2.13 and oneDNN on AVX-512; GPUs choose kernels by the number of rows, and nothing is promised there.
+A summary depends on its article alone, to the last bit of the scores of every step. On a CPU the sums of a row depend
+on shapes, but not on the contents of other rows, nor on their number if there are at least two; a single row uses other
+kernels, so it is duplicated. The remaining cause is padding. Sums run over blocks of tokens, and a prompt that is
+shifted against them is summed in another order, which in bfloat16 changed 5 to 7 of 16 summaries. So all prompts end at
+a multiple of STRIDE tokens, whatever the longest of their batch. From SPLIT tokens on, kernels begin new blocks at
+fixed places, so prompts of that length share a batch only with prompts of the same padded length. This was measured
+with torch 2.13 and oneDNN on AVX-512; GPUs choose kernels by the number of rows, so nothing is guaranteed there.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from stages.tasks.contract import Compute
 from stages.tasks.summarization.form import ARTICLE, Form
 
 STRIDE = 32  # tokens; 16 was enough with AVX-512, wider registers may need more
-SPLIT = 384  # tokens of prompt and summary, from which on the last bits were seen to depend on padding again
-IGNORED = -100  # a label the loss does not count, in torch and transformers
+SPLIT = 384  # tokens of prompt and summary from which the last bits depended on padding again
+IGNORED = -100  # a label that the losses of torch and transformers ignore
 
 
 class Summarizes(Protocol):
-    """A summarizer as the task asks it, whether its weights are here or not.
+    """A summarizer as the task sees it, with local weights or served.
 
-    `form` says how it is asked, `hash` which model it is: it is that of the folders it was read from.
+    `form` describes how it is queried; `hash` identifies the model by the content of the folders it was read from.
     """
 
     form: Form
@@ -43,20 +43,20 @@ class Summarizes(Protocol):
     hash: str
 
     def inputs(self, article: str) -> object:
-        """What the model is given for an article: equal where it cannot tell two articles apart."""
+        """Return the model's input for an article: equal if it cannot distinguish two articles."""
         ...
 
     def summarize(self, articles: Sequence[str]) -> list[str]:
-        """Summaries of n articles, without white space around them; each depends on its article alone."""
+        """Return summaries of n articles, without surrounding white space; each depends on its article alone."""
         ...
 
     def unfinished(self, summary: str) -> bool:
-        """Whether the limit on its length, and not the model, ended a summary."""
+        """Whether a summary was ended by the length limit and not by the model."""
         ...
 
 
 class Summarizer:
-    """A language model with the way it is asked.
+    """A language model and its generation settings.
 
     Args:
         model: a transformers model with `generate`, on its device.
@@ -67,7 +67,7 @@ class Summarizer:
         preprocess: applied to every article before it is summarized.
 
     Raises:
-        UsageError: when the model cannot be asked as the form says: no chat template, or too small a context.
+        UsageError: when the model cannot be queried as the form says: no chat template, or too small a context.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class Summarizer:
                     f" for {room}: at most {max(most, 0)}"
                 )
         said = None if causal else _room(self.model.config, "decoder")
-        if said and asked.max_new_tokens >= said:  # one position is that of the token a summary starts with
+        if said and asked.max_new_tokens >= said:  # one position is taken by the token that starts a summary
             raise UsageError(
                 f"prepare.generation.max_new_tokens: {asked.max_new_tokens}; the decoder has room for {said}: at most"
                 f" {said - 1}"
             )
 
     def prompt(self, article: str) -> str:
-        """What the model is given for an article that fits.
+        """Return the prompt for an article that fits.
 
         Raises:
             UsageError: when the model's chat template is missing or refuses these messages.
@@ -119,20 +119,20 @@ class Summarizer:
 
     @property
     def room(self) -> int | None:
-        """Tokens of prompt and answer that a decoder-only model has positions for; None where these have no end."""
+        """Positions for prompt and answer of a decoder-only model; None if unlimited."""
         return _room(self.model.config, "decoder")
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of what the model is given."""
+        """Return the token ids of a prompt."""
         # A chat template writes the special tokens itself.
         own = self.form.kind == "causal" and self.form.generation.chat
         ids: list[int] = self.tokenizer(prompt, add_special_tokens=not own)["input_ids"]
         return ids
 
     def fit(self, article: str) -> tuple[str, bool]:
-        """Cut an article to `context` tokens: to as many whole sentences from the front as fit.
+        """Cut an article to `context` tokens, keeping as many whole sentences from the start as fit.
 
-        Of a first sentence that does not fit, as much is kept as does.
+        If not even the first sentence fits, as much of it is kept as fits.
 
         Returns:
             The article, and whether it was cut.
@@ -150,7 +150,7 @@ class Summarizer:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def inputs(self, article: str) -> list[int]:
-        """Token ids the encoder, or the decoder-only model, is given: normalised, cut, within the prompt."""
+        """Return the token ids for an article, normalised, cut and put into the prompt."""
         text = self.preprocess(article) if self.preprocess else article
         return self.encode(self.prompt(self.fit(text)[0]))
 
@@ -161,12 +161,12 @@ class Summarizer:
 
         Args:
             articles: n articles; those longer than the context are cut, see `fit`.
-            samples: summaries drawn of each article.
+            samples: summaries drawn per article.
             temperature: draw from softmax(logits / temperature); None takes the likeliest words.
-            seed: of the draws, which do depend on the other articles of the call.
+            seed: seed of the draws, which do depend on the other articles of the call.
 
         Returns:
-            n * samples summaries without surrounding white space, those of one article together.
+            n * samples summaries without surrounding white space, grouped by article.
         """
         if samples < 1 or (samples > 1 and temperature is None):
             raise ValueError(f"expected one sample, or several with a temperature; found {samples} and {temperature}")
@@ -187,7 +187,7 @@ class Summarizer:
         return [text for ids in prompts for text in answers[ids]]
 
     def _batches(self, prompts: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-        """Every prompt once, the short ones first; long ones only beside others of their padded length."""
+        """Yield every distinct prompt once, short ones first; long ones only with others of their padded length."""
         asked = self.form.generation
         size = min(asked.rows, self.compute.batch_size)
         unique = sorted(set(prompts), key=lambda ids: (len(ids), ids))
@@ -213,10 +213,10 @@ class Summarizer:
         return self._tokens(summary) >= self.form.generation.max_new_tokens - 1
 
     def training_batch(self, articles: Sequence[str], summaries: Sequence[str]) -> dict[str, Tensor]:
-        """What a training step takes, on the model's device, padded on the right.
+        """Return the inputs of a training step, on the model's device, padded on the right.
 
         Returns:
-            input_ids and attention_mask, (n, tokens) int64, and labels: (n, tokens) for decoder-only models, of which
+            input_ids and attention_mask, (n, tokens) int64, and labels: (n, tokens) for decoder-only models, where
             prompt and padding are -100, (n, tokens of the summary) for encoder-decoder models. A summary ends with the
             end-of-sequence token, so that the model learns to stop.
         """
@@ -236,10 +236,10 @@ class Summarizer:
 
 
 def with_weights(summarizer: Summarizes) -> Summarizer:
-    """The summarizer as one whose weights can be trained.
+    """Return the summarizer if its weights can be trained.
 
     Raises:
-        UsageError: when it shows none.
+        UsageError: when it has no local weights.
     """
     if not isinstance(summarizer, Summarizer):
         raise UsageError(
@@ -249,7 +249,7 @@ def with_weights(summarizer: Summarizes) -> Summarizer:
 
 
 def with_normalisations(form: Form) -> Callable[[str], str] | None:
-    """What is done to every article before the model reads it; None where nothing is."""
+    """Return what is applied to every article before the model reads it; None if nothing is."""
     if not form.normalise:
         return None
     from stages.tasks.summarization.normalise import normaliser
@@ -271,7 +271,7 @@ def render_prompt(tokenizer: Any, form: Form, article: str) -> str:
 
 
 def render_chat(tokenizer: Any, system: str, said: str) -> str:
-    """Put what a user says, and the system message unless it is empty, into the chat template.
+    """Put the user's message, and the system message unless it is empty, into the chat template.
 
     Raises:
         UsageError: when the model's chat template is missing or refuses these messages.
@@ -286,7 +286,7 @@ def render_chat(tokenizer: Any, system: str, said: str) -> str:
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": said})
     try:
-        # Models that may think first would spend the tokens of the summary on it; other templates ignore the word.
+        # Reasoning models would spend the tokens of the summary on thinking; other templates ignore the flag.
         text: str = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
@@ -306,7 +306,7 @@ def _sentence_ends(text: str) -> Iterator[int]:
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, width: int = 0, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as (n, tokens) int64 of at least `width`, and the mask of what is not padding."""
+    """Pad rows of token ids to (n, tokens) int64 of at least `width`, and return the mask of what is not padding."""
     width = max(width, *map(len, rows))
     ids = torch.full((len(rows), width), value)
     mask = torch.zeros_like(ids)
@@ -318,8 +318,8 @@ def _pad(rows: Sequence[Sequence[int]], value: int, width: int = 0, *, left: boo
 
 
 def _room(config: Any, part: Literal["encoder", "decoder"]) -> int | None:
-    """Positions of a part of a model; None where they are relative and have no end, as in T5."""
-    own = getattr(config, part, None)  # where each part has a config of its own, as in EncoderDecoderConfig
+    """Positions of a part of a model; None if they are relative and unlimited, as in T5."""
+    own = getattr(config, part, None)  # if each part has its own config, as in EncoderDecoderConfig
     text = (config if own is None else own).get_text_config()
     room: int | None = getattr(text, f"max_{part}_position_embeddings", None)  # LED
     return room or getattr(text, "max_position_embeddings", None)
@@ -330,7 +330,7 @@ def _padded(length: int) -> int:
 
 
 def _settings(form: Form, samples: int, temperature: float | None) -> Any:
-    """The GenerationConfig of transformers for one call; ids of special tokens come from the model's."""
+    """Return the GenerationConfig of transformers for one call; ids of special tokens come from the model's own."""
     from transformers import GenerationConfig
 
     asked = form.generation
@@ -352,7 +352,7 @@ def _settings(form: Form, samples: int, temperature: float | None) -> Any:
 
 
 def _special_tokens(model: Any, tokenizer: Any) -> Any:
-    """The model's GenerationConfig without all but special tokens; `generate` would fill in what a call leaves open."""
+    """Reduce the model's GenerationConfig to special tokens: `generate` takes from it what a call leaves open."""
     from transformers import GenerationConfig
 
     own = model.generation_config

@@ -1,4 +1,4 @@
-"""What `faded init` asks of summarization: which column holds the articles."""
+"""`faded init` for summarization: which column contains the articles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from stages.errors import UsageError, did_you_mean
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, json_lines, read_config, tensor_shapes
 
-_ROWS = 200  # lines of a table that tell its columns
+_ROWS = 200  # lines read to find the columns of a table
 _TEXT = ("article", "text", "document", "dialogue", "content", "body")
 _SUMMARY = ("summary", "highlights", "abstract", "headline", "reference")
 _WRITES = ("ForCausalLM", "ForConditionalGeneration", "ForSeq2SeqLM", "LMHeadModel")
@@ -51,7 +51,7 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
         return look_at_articles(path, given, ask)
 
     def hub_data(self, name: str, ask: Ask) -> dict[str, Any]:
-        """See Init: the column of the articles is asked for, too."""
+        """See Init: also asks for the column of the articles."""
         column = "Which column holds the articles"
         return {**super().hub_data(name, ask), "text": ask.text("text", column, "article")}
 
@@ -64,7 +64,7 @@ the loss that typos in 5% of the words bring in one article of ten (false_alarms
 
 
 def writing_model(path: Path) -> Model | None:
-    """Recognise the folder of a model of transformers that writes text; None: it is none."""
+    """Recognise the folder of a transformers model that writes text; None if it is not one."""
     config = read_config(path / "config.json")
     names = [str(name) for name in config.get("architectures") or []]
     if not (config.get("is_encoder_decoder") or any(name.endswith(_WRITES) for name in names)):
@@ -77,7 +77,7 @@ def writing_model(path: Path) -> Model | None:
 
 
 def look_at_articles(path: Path, given: str, ask: Ask) -> Data:
-    """Look at articles: a .jsonl file, or a folder that the library `datasets` reads.
+    """Inspect articles: a .jsonl file, or a folder that the library `datasets` reads.
 
     Raises:
         UsageError: when there is no column of texts, or no article can be used.
@@ -111,7 +111,7 @@ def look_at_articles(path: Path, given: str, ask: Ask) -> Data:
 
 
 def _of_data_set(path: Path, given: str, ask: Ask) -> dict[str, str]:
-    """The largest split of a folder of the library `datasets`, and its columns."""
+    """Return the largest split of a folder of the library `datasets`, and its columns."""
     try:
         import datasets
     except ImportError:
@@ -127,9 +127,9 @@ def _of_data_set(path: Path, given: str, ask: Ask) -> dict[str, str]:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], ask: Ask) -> dict[str, str]:
-    """Which columns hold an article and, where there is one, its summary.
+    """Return the column of the articles and, if there is one, that of their summaries.
 
-    The first is that which an option names, or the likely one; where there is none, the one a person says.
+    The former is the one that an option names, or else the likely one; if there is none, the user is asked.
     """
     columns, text = list(rows[0]), _column(rows, _TEXT)
 
@@ -147,6 +147,6 @@ def _columns(rows: Sequence[Mapping[str, Any]], ask: Ask) -> dict[str, str]:
 
 
 def _column(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str | None:
-    """The first of these columns that every row has, whatever its capitals."""
+    """Return the first of these columns that every row has, whatever its capitals."""
     of = {key.lower(): key for key in rows[0]}
     return next((of[name] for name in names if name in of and all(of[name] in row for row in rows)), None)

@@ -1,7 +1,7 @@
-"""Which models may judge answers: a chat model whose weights are here, or one that is served; never the one under test.
+"""Models that can judge answers: a chat model with local weights or a served one, but never the model under test.
 
-A judge is kept in prepare's assets, as a model under test is in its folder, with its calibration beside it. What a
-served one answered and what that cost has an account of its own.
+A judge is stored in prepare's assets, like the model under test in its folder, with its calibration beside it. A served
+judge has its own account of answers and cost.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from stages.tasks.summarization.models import PackageModel, TransformersModel, l
 
 WHERE = "prepare.judge"
 NEAR = "discrepancy.near"
-THRESHOLD = 0.5  # of the measure `judge`: between what it accepts, 0, and what it does not, 1
+THRESHOLD = 0.5  # of the measure `judge`, which is 0 for accepted and 1 for rejected answers
 CALIBRATION = "calibration.json"
-# What a served judge is known again by: no data set holds these.
+# Questions that identify a served judge; they are in no data set.
 _KNOWN = (
     Trial((("question", "When does the ferry to Harrow leave?"), ("expected", "ten past nine")), "At 9:10.", "9:10"),
     Trial((("question", "Name the larger of 4,071 and 4,107."), ("expected", "4,107")), "4,071", "4,107"),
@@ -48,7 +48,7 @@ class JudgeSource(Source, JudgeSettings):
         """Write the judge's folder.
 
         Raises:
-            UsageError: when the model cannot be read or has nothing to say, or max_cost is reached.
+            UsageError: when the model cannot be read or gives only empty answers, or max_cost is reached.
             InfrastructureError: when it cannot be reached.
         """
 
@@ -125,7 +125,7 @@ class OpenAIJudge(JudgeSource, ChatConfig):
         save_form(form, out_dir)
 
     def asks(self, folder: Path, compute: Compute, account: Account) -> Asks:
-        """See JudgeSource; what was paid for already is not asked again."""
+        """See JudgeSource; paid requests are not sent again."""
         form, prepared, _ = read_folder(folder, None)
         endpoint = ChatEndpoint(self, account)
         endpoint.check(prepared)
@@ -149,7 +149,7 @@ def _never(turns: Sequence[tuple[str, str]]) -> list[str | None]:
 
 
 def _local(model: Summarizer) -> Asks:
-    """A model whose weights are here."""
+    """Return a judge with local weights."""
 
     def asks(turns: Sequence[tuple[str, str]]) -> list[str | None]:
         prompts = [model.encode(render_chat(model.tokenizer, system, said)) for system, said in turns]
@@ -163,27 +163,27 @@ def _local(model: Summarizer) -> Asks:
     return asks
 
 
-# Of an audit
+# The judge of an audit
 
 
 def judge_source(context: TaskContext) -> JudgeSource | None:
-    """The judge that an audit names; None where it names none."""
+    """Return the judge that an audit names, or None."""
     block = context.config.get("judge")
     return None if block is None else parse_source(block, JUDGE_LOADERS, WHERE)
 
 
 def account_of(context: TaskContext, *settings: object) -> Account:
-    """That of an audit's judge; no audit has a dot in its name."""
+    """Return the account of an audit's judge; names of audits have no dots, so it cannot clash with theirs."""
     return Account.of(f"{context.audit}.judge", *settings)
 
 
 def prepared_judge(context: TaskContext, prepared: Path, rubric: str) -> Judge | None:
-    """The judge of a prepared audit; its model is loaded, or asked, when the first answer needs it.
+    """Return the judge of a prepared audit; its model is loaded or queried when the first answer needs it.
 
     Args:
         context: the audit's settings.
         prepared: data/<audit>/prepare.
-        rubric: where the settings name none.
+        rubric: used if the settings have none.
     """
     if (source := judge_source(context)) is None:
         return None
@@ -202,12 +202,12 @@ def prepare_judge(
 
     Args:
         context: the audit's settings.
-        out_dir: data/<audit>/prepare, in which the model under test lies already.
-        rubric: where the settings name none.
-        labelled: the answers it is calibrated on.
+        out_dir: data/<audit>/prepare, which already contains the model under test.
+        rubric: used if the settings have none.
+        labelled: returns the answers to calibrate it on.
 
     Raises:
-        UsageError: when its calibration refuses it, or it is the model under test.
+        UsageError: when it fails its calibration, or is the model under test.
         InfrastructureError: when it cannot be reached.
     """
     if (source := judge_source(context)) is None:
@@ -234,14 +234,14 @@ def prepare_judge(
 def judged_origin(
     origin: dict[str, str], context: TaskContext, judged: tuple[Judge, Calibration] | None
 ) -> dict[str, str]:
-    """Where things come from; every report says of the model where a judge decides that its calibration refuses."""
+    """Add to the model's origin, which every report prints, that its judge failed the calibration, if it did."""
     if judged is None or not judged[1].refusals():
         return origin
     return origin | {"model": f"{origin['model']}, judged by {origin['judge']}, which failed its calibration"}
 
 
 def judge_notes(context: TaskContext, prepared: Path) -> list[str]:
-    """Sentences on the judge of a prepared audit, for the report."""
+    """Return sentences about the judge of a prepared audit, for the report."""
     if (source := judge_source(context)) is None:
         return []
     found = read_json(prepared / ASSETS / "judge" / CALIBRATION)
@@ -254,17 +254,17 @@ def judge_notes(context: TaskContext, prepared: Path) -> list[str]:
 
 
 def not_valid_with(said: str) -> str:
-    """What probes that are not valid did, where a judge may abstain."""
+    """Describe what probes that are not valid did, if a judge can abstain."""
     return f"{said}, or {ABSTAINED}"
 
 
 def judge_conflicts(context: TaskContext, measure: object, near: object) -> list[str]:
-    """What is wrong between `prepare.judge` and `discrepancy:`, and whether the judge is the model under test.
+    """List conflicts between `prepare.judge` and `discrepancy:`, and whether the judge is the model under test.
 
     Args:
         context: the audit's settings.
-        measure: of the discrepancy.
-        near: of the discrepancy; None where it has none.
+        measure: `discrepancy.measure`.
+        near: `discrepancy.near`, or None.
     """
     block, decides = context.config.get("judge"), measure == JUDGE
     if block is None:
@@ -298,7 +298,7 @@ def _same_model(context: TaskContext, block: object) -> list[str]:
 
 
 def _address(block: Mapping[str, Any]) -> tuple[str, str]:
-    """Where a served model answers, and its name there; ("", "") where the block is not valid, as others say."""
+    """Return a served model's address and its name there; ("", "") for an invalid block, reported elsewhere."""
     try:
         config = ChatConfig.model_validate({k: v for k, v in block.items() if k in ("openai", "model")})
     except ValueError:
@@ -312,7 +312,7 @@ def _folder(inputs: Path, block: Mapping[str, Any]) -> Path | None:
 
 
 def _weights(folder: Path | None) -> str | None:
-    """Hash of the weights in a folder; None where there are none."""
+    """Hash of the weights in a folder; None if there are none."""
     files = sorted(folder.glob("*.safetensors")) if folder is not None else []
     return content_hash(files) if files else None
 
@@ -324,13 +324,13 @@ def _same(how: str) -> str:
 def expected_judgements(
     context: TaskContext, answers: int, rubric: str, length: Callable[[], float]
 ) -> Expected | None:
-    """What requests to the judge are likely to take, where it is a served one.
+    """Estimate the requests to the judge; None if it is not served.
 
     Args:
         context: the audit's settings.
-        answers: that prepare has judged, at most.
-        rubric: where the settings name none.
-        length: characters of what an answer is about, on average.
+        answers: number of answers that prepare has judged, at most.
+        rubric: used if the settings have none.
+        length: returns the mean number of characters of what an answer is about.
     """
     source = judge_source(context)
     if not isinstance(source, OpenAIJudge):
@@ -353,7 +353,7 @@ def expected_judgements(
 
 @contextlib.contextmanager
 def _named() -> Iterator[None]:
-    """Have what goes wrong with a model be said of the judge, and not of the model under test."""
+    """Make errors of a model name the judge and not the model under test."""
     try:
         yield
     except UsageError as error:

@@ -1,8 +1,8 @@
-"""Pairs of articles and summaries whose label is known, made alike on every machine from any articles.
+"""Labelled pairs of articles and summaries, made from any articles and the same on every machine.
 
-Right summaries are sentences of an article as they are, shortened, merged or reworded; in wrong ones one error was put
-into such a summary (`falsify`). The measure `unsupported` was examined on 500 of them (benchmarks/summary_errors.py),
-and judges are calibrated on them.
+Right summaries are sentences of an article, unchanged, shortened, merged or reworded; wrong ones are right ones with
+one error added (`falsify`). The measure `unsupported` was evaluated on 500 of them (benchmarks/summary_errors.py), and
+judges are calibrated on them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LABELLED = "prepare.judge.labelled"
 
 @dataclass(frozen=True)
 class Pair:
-    """An article with a summary: which kind it is, whether it is wrong, and whether chances were chosen on it."""
+    """An article with a summary: its kind, whether it is wrong, and whether `support.CHANCE` was chosen on it."""
 
     id: str
     article: str
@@ -81,7 +81,7 @@ def reworded(article: Article, rng: Random) -> str:
 
 
 def merged(article: Article, rng: Random) -> str:
-    """Two sentences as one, both shortened."""
+    """Two shortened sentences, merged into one."""
     found = sentences(article.text)
     first, second = sorted(rng.sample(range(len(found)), 2)) if len(found) > 1 else (0, 0)
     tokens = parse(_without_idle(found[second], rng)).tokens
@@ -99,7 +99,7 @@ RIGHT = {
 
 
 def make_pairs(n: int, articles: Sequence[Article]) -> list[Pair]:
-    """Make n pairs: a right and a wrong summary of each article in turn, in both halves all kinds equally often."""
+    """Make n pairs, a right and a wrong summary of each article in turn; both halves have all kinds equally often."""
     return list(islice(_pairs(articles), n))
 
 
@@ -123,12 +123,12 @@ def _pairs(articles: Sequence[Article]) -> Iterator[Pair]:
 
 
 def about(article: str) -> tuple[tuple[str, str], ...]:
-    """What a summary is about, as a judge reads it."""
+    """Return what a judge reads about a summary: its article."""
     return (("article", article),)
 
 
 def labelled_summaries(articles: Sequence[Article], inputs: Path, settings: JudgeSettings) -> list[Labelled]:
-    """What a judge is calibrated on: the file that its settings name, else such pairs of these articles.
+    """Return the summaries to calibrate a judge on: from the file that its settings name, or made from these articles.
 
     Raises:
         UsageError: when the file cannot be used, or there are too few articles.
@@ -145,5 +145,5 @@ def labelled_summaries(articles: Sequence[Article], inputs: Path, settings: Judg
 
 
 def _plain(article: str) -> str:
-    """A right summary that others are compared with."""
+    """A right summary to compare others with."""
     return sentences(article)[0]

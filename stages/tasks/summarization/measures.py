@@ -1,7 +1,7 @@
-"""How good a summary is, measured without a person: by sentence embeddings, shared words, claims, and what is broken.
+"""Automatic measures of a summary: sentence embeddings, shared words, claims, and unusable outputs.
 
-Similarity of embeddings sees whether a summary is about the article; it hardly sees a swapped name or a wrong number,
-so what the article does not support is measured apart (see `support`).
+Similarity of embeddings shows whether a summary is about the article, but hardly notices a swapped name or a wrong
+number, so what the article does not support is measured separately (see `support`).
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class EmbedderSource(EncoderSource):
     where = WHERE
 
     def load(self, inputs: Path, device: str) -> Embedder:
-        """Load the encoder; the models of one process share it with what it has embedded."""
+        """Load the encoder; the models of one process share it and its embeddings."""
         return _shared(self.whole(self.folder(inputs)[0]), device)
 
 
 class PackageEmbedder(EmbedderSource):
-    """{package: NAME, subfolder: FOLDER}: an encoder that an installed package carries."""
+    """{package: NAME, subfolder: FOLDER}: an encoder that ships in an installed package."""
 
     package: str = Field(pattern=r"^\w+$")
     subfolder: str = Field("model", description="where in the package it lies")
@@ -54,7 +54,7 @@ class TransformersEmbedder(TransformersEncoder, EmbedderSource):
     """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or an encoder of the hub."""
 
     def errors(self, inputs: Path) -> list[str]:
-        """See EncoderSource. A sentence encoder of the hub is some organisation's: any other name is a folder's."""
+        """See EncoderSource. Sentence encoders of the hub have an organisation; any other name is a folder's."""
         if "/" in self.transformers:
             return super().errors(inputs)
         return collect(lambda: self.whole(local_file(inputs, self.transformers, f"{WHERE}.transformers")))
@@ -69,9 +69,9 @@ EMBEDDER_LOADERS: Mapping[str, type[EmbedderSource]] = {
 class Embedder:
     """A sentence encoder: mean of the last hidden states, normalised (Reimers and Gurevych 2019, section 3).
 
-    Texts longer than a window of the encoder are embedded window by window, and the mean is that of all their tokens.
-    A text is embedded once. It is so alone, because in a batch its last bits would depend on the other texts, and a
-    probe whose discrepancy is the threshold itself would fail in one batch and pass in another.
+    Texts longer than the encoder's window are embedded window by window, and the mean is over all their tokens. Each
+    text is embedded once, and alone: in a batch its last bits would depend on the other texts, and a probe whose
+    discrepancy equals the threshold would fail in one batch and pass in another.
     """
 
     def __init__(self, folder: Path, device: str) -> None:
@@ -111,16 +111,16 @@ def _shared(folder: Path, device: str) -> Embedder:
     return Embedder(folder, device)
 
 
-# What is wrong with a summary on its face
+# Unusable summaries
 
 
 def degenerate(summary: str, unfinished: bool = False) -> str:
-    """Say why nobody could use an output as a summary; "" if it can be used.
+    """Return why nobody could use an output as a summary; "" if it can be used.
 
     Args:
         summary: the output.
-        unfinished: whether the limit on tokens ended it. This counts only where no sentence was finished before: what
-            is cut after a whole sentence can still be read.
+        unfinished: whether the limit on tokens ended it. This counts only if no sentence was finished before: a text
+            that is cut after a whole sentence can still be read.
 
     Returns:
         "" or "empty", "too short", "refuses", "repeats itself", "cut before the end of a sentence".
@@ -142,7 +142,7 @@ def degenerate(summary: str, unfinished: bool = False) -> str:
     return ""
 
 
-DISTINCT = 0.7  # share of different runs of three words: of 320 summaries of news 317 have .79 or more, 3 at most .56
+DISTINCT = 0.7  # share of different runs of three words: 317 of 320 news summaries have at least .79, 3 at most .56
 _SENTENCE_END = re.compile(r"[.!?…]\W*$")
 _REFUSAL = re.compile(
     r"(i'm sorry|i am sorry|sorry,|i apologi[sz]e|as an ai\b|(i'm|i am) an ai\b"
@@ -173,7 +173,7 @@ def bleu(summary: str, reference: str) -> float:
 
 
 def copied_from_lead(summary: str, article: str) -> float:
-    """Share of the summary's runs of three words that occur in the article's first `LEAD` words; nan without any."""
+    """Share of the summary's runs of three words that occur in the article's first `LEAD` words; nan if it has none."""
     runs, lead = _runs(summary), _runs(" ".join(article.split()[:LEAD]))
     return float(np.mean([run in lead for run in runs])) if runs else np.nan
 
@@ -184,9 +184,9 @@ def _runs(text: str) -> list[tuple[str, ...]]:
 
 
 def unsupported_names(summary: str, article: str) -> float:
-    """Share of the summary's names and numbers that the article does not hold; nan where it has none.
+    """Share of the summary's names and numbers that are not in the article; nan if it has none.
 
-    Names are words with a capital that do not begin a sentence, so a summary in capitals alone tells nothing.
+    Names are words with a capital that do not begin a sentence; a summary without lower-case letters has none.
     """
     if not any(c.islower() for c in summary):
         return np.nan
@@ -201,25 +201,25 @@ def unsupported_names(summary: str, article: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    """Words and numbers as they are written ("10,000", "4:00pm"); an apostrophe ends a word."""
+    """Words and numbers as written ("10,000", "4:00pm"); an apostrophe ends a word."""
     return re.findall(r"[^\W_]+(?:[.,:-][^\W_]+)*", text)
 
 
-# Discrepancies: what a probe is judged by
+# Discrepancies
 
 Unsupported = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One answer with all it can be judged by.
+    """One answer with everything it can be judged by.
 
     Args:
-        article: the article as it was, before any change.
-        clean: the summary the model under test gave of it.
+        article: the original article.
+        clean: its summary by the model under test.
         summary: the summary to judge.
         reference: what a person wrote; "" for none.
-        unsupported: (summary, article) -> how likely it is that the one says what the other does not, in [0, 1].
+        unsupported: (summary, article) -> how likely it is that the former says what the latter does not, in [0, 1].
     """
 
     article: str
@@ -268,15 +268,15 @@ DISCREPANCIES: Mapping[str, Callable[[Case, Embedder], float]] = {
 }
 NEEDS_REFERENCE = frozenset({"reference_loss"})
 ABSOLUTE = "unsupported"
-"""The measure that holds a summary against the article alone; its threshold asks nothing of the model under test."""
+"""The measure that compares a summary with the article alone; its threshold does not depend on the model under test."""
 
 
 def discrepancy(case: Case, weights: Mapping[str, float], embedder: Embedder) -> float:
-    """Weighted mean of discrepancies, each clipped to [-1, 1]; what is degenerate is for the caller to judge."""
+    """Weighted mean of discrepancies, each clipped to [-1, 1]; the caller handles degenerate summaries."""
     values = {name: float(np.clip(DISCREPANCIES[name](case, embedder), -1, 1)) for name in weights}
     return weighted(values, weights)
 
 
 def weighted(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The mean of `values` that `weights` name."""
+    """Weighted mean of the `values` that `weights` name."""
     return sum(weight * values[name] for name, weight in weights.items()) / sum(weights.values())

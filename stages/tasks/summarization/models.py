@@ -1,7 +1,7 @@
-"""Where a summarizer comes from, and the one form in which all stages keep it.
+"""Loaders of summarizers, and the one format in which all stages store them.
 
-The form is a folder as transformers writes it (config.json, model.safetensors, tokenizer) with faded.json beside it. A
-loader turns one way to name a model into such a folder. To add one, add its key to MODEL_LOADERS.
+The format is a folder as transformers writes it (config.json, model.safetensors, tokenizer), with faded.json beside it.
+A loader converts one kind of model into such a folder. To add a loader, add its key to MODEL_LOADERS.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from stages.tasks.summarization.served import OpenAIModel
 from stages.tasks.summarization.source import ModelSource
 
 WHERE = "prepare.model"
-# Of a hub repository these are fetched: no pickles, no code, no weights for other libraries.
+# Files fetched from a hub repository: no pickles, no code, no weights for other libraries.
 _WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors")
-# Some chat templates tell the model today's date (Llama 3.2), and tomorrow's audit would not ask as today's did. What a
-# template defines comes before what transformers offers it; the + keeps white space that follows.
+# Some chat templates contain today's date (Llama 3.2), so tomorrow's audit would send other prompts. A template's own
+# definitions take precedence over those of transformers; the + keeps the white space that follows.
 _FIXED_DATE = "{% macro strftime_now(format) %}01 Jan 2026{% endmacro +%}"
 
 
 class WeightsModel(ModelSource):
-    """Base of the loaders of models whose weights are here."""
+    """Base of the loaders of models with local weights."""
 
     def load(
         self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
@@ -52,8 +52,8 @@ class WeightsModel(ModelSource):
 class PackageModel(WeightsModel):
     """{package: NAME, file: X.gguf}: a decoder-only model in a GGUF file that ships in an installed package.
 
-    Its quantised weights are turned into `compute.dtype` once: transformers computes with that anyway, and the
-    folder loads in a second where the GGUF takes twenty.
+    Its quantised weights are converted to `compute.dtype` once: transformers computes with that anyway, and the folder
+    loads in a second, the GGUF in twenty.
     """
 
     package: str = Field(pattern=r"^\w+$")
@@ -90,7 +90,7 @@ class PackageModel(WeightsModel):
 class TransformersModel(WeightsModel):
     """{transformers: ID_OR_FOLDER, revision: COMMIT}: a folder under data/<audit>/inputs, or a model of the hub.
 
-    What lies under inputs is taken; else the name is one of the Hugging Face hub, looked up in its cache.
+    A folder under inputs takes precedence; otherwise the name is looked up in the cache of the Hugging Face hub.
     """
 
     transformers: str = Field(pattern=NAME)
@@ -152,10 +152,10 @@ MODEL_LOADERS: Mapping[str, type[ModelSource]] = {
 
 
 def load_summarizer(folder: Path, compute: Compute, base: Path | None = None) -> Summarizer:
-    """Read a model folder, or a repair of one together with the model folder it belongs to.
+    """Read a model folder, or a repair together with the model folder it belongs to.
 
-    A repair is a folder whose faded.json names its base: with weights of its own or an adapter, with normalisations, or
-    with both. Adapters are merged into the weights, so that a repaired model answers as quickly as its base.
+    A repair is a folder whose faded.json names its base. It contains its own weights or an adapter, or normalisations,
+    or both. Adapters are merged into the weights, so that a repaired model answers as quickly as its base.
 
     Raises:
         UsageError: when a file is missing or damaged, or the repair was made for another model.
@@ -181,7 +181,7 @@ def _convert(
     options: Mapping[str, Any],
     weights: Mapping[str, Any],
 ) -> None:
-    """Read a model with transformers and write the model folder; what can be checked without weights comes first."""
+    """Read a model with transformers and write the model folder; checks that need no weights come first."""
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(source, local_files_only=True, **options)
@@ -209,17 +209,17 @@ def _weights(folder: Path, kind: Kind, dtype: str, options: Mapping[str, Any]) -
         folder, dtype=getattr(torch, dtype), output_loading_info=True, **safe, **options
     )
     model, told = loaded
-    # transformers fills what is missing with random numbers and only warns.
+    # transformers fills missing weights at random and only warns.
     if told["missing_keys"] or told["mismatched_keys"]:
         raise UsageError(f"the weights do not fit: {_listed([*told['missing_keys'], *told['mismatched_keys']])}")
     return model
 
 
 def _merged(model: Any, folder: Path) -> Any:
-    """Add an adapter to the weights of its base.
+    """Merge an adapter into the weights of its base.
 
-    peft ignores keys it does not know and leaves out those it does not find (zero, as before training), so a repair
-    could be lost without a word: every key is compared.
+    peft ignores unknown keys and leaves missing ones as before training (zero), so a repair could be lost silently:
+    every key is compared.
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -253,7 +253,7 @@ def _version(package: str) -> str:
 
 
 def _check_files(folder: Path) -> None:
-    """Say what a folder lacks to be read as a model of transformers."""
+    """Check that a folder has the files of a transformers model."""
     where = f"prepare.model.transformers: {folder}"
     if not folder.is_dir():
         raise UsageError(f"{where} is not a folder; expected one with config.json, *.safetensors and a tokenizer")
@@ -271,7 +271,7 @@ def _check_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Turn what libraries raise about files they cannot read into one line for people, and keep them quiet."""
+    """Turn errors of libraries about unreadable files into one-line errors for users, and silence the libraries."""
     for module, extra in (("transformers", "text"), ("gguf", "text"), ("peft", "text")):
         if importlib.util.find_spec(module) is None:
             raise UsageError(f"{where}: the library {module} is not installed: pip install 'faded[{extra}]'")
@@ -280,7 +280,7 @@ def _readable(where: str) -> Iterator[None]:
 
     logging.disable_progress_bar()
     try:
-        # The bar of the GGUF conversion cannot be switched off; whatever is worth telling comes as an exception.
+        # The progress bar of the GGUF conversion cannot be switched off; real problems raise exceptions.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     except UsageError as error:

@@ -1,7 +1,7 @@
-"""Repair without weights: undo what a change did to a text before the summarizer reads it.
+"""Repair without training: undo changes of a text before the summarizer reads it.
 
-What a text shows of a change is all a normalisation goes by, so that it may stand before any model in production. Each
-leaves a text alone that does not show its change.
+A normalisation uses only what a text itself shows, so that it can run before any model in production. It leaves a text
+alone that does not show its change.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from string import ascii_lowercase
 
 from stages.errors import UsageError
 
-MOSTLY = 0.6  # share of words with odd capitals above which all of a text is said to have them
+MOSTLY = 0.6  # share of words with odd capitals above which the whole text counts as affected
 LETTERS = 40  # fewer letters say nothing about a text's case
-ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "ers")  # of forms that word lists lack
+ENDINGS = ("s", "es", "ed", "d", "ing", "ly", "er", "ers")  # endings of forms that word lists lack
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
-# Not numbers ("Flight 20 20 times"), nor words that English writes twice at times ("those he had had"), nor the first
-# part of a double name ("Boutros Boutros-Ghali").
+# Not numbers ("Flight 20 20 times"), nor words that English sometimes doubles ("those he had had"), nor the first part
+# of a double name ("Boutros Boutros-Ghali").
 _REPEATED = re.compile(r"\b(?!(?:had|her|that)\s)([^\W\d_]+(?:['\u2019][^\W\d_]+)*)(?:\s+\1\b(?!-))+", re.IGNORECASE)
 _STRETCHED = re.compile(r"([^\W\d_])\1{2,}")
 _GLUED = re.compile(
@@ -30,16 +30,16 @@ _GLUED = re.compile(
     r"|(?<=[a-z]{2}[.!?])(?=[A-Z][a-z])|(?<=[a-z]{2}[,;:])(?=[^\W\d_])"
 )
 _FOREIGN = re.compile(r"[^\x00-\x7f]")
-_NOT_ALIKE = ("<super>", "<sub>", "<fraction>")  # compatible by Unicode: 10\u00b2 is not 102, 1\u00bd not 11/2
+_NOT_ALIKE = ("<super>", "<sub>", "<fraction>")  # compatible in Unicode, but 10\u00b2 is not 102 and 1\u00bd not 11/2
 _PLAIN_WORD = re.compile(r"(?<![\w'\u2019-])[a-z]{2,}(?![\w'\u2019])")
 _SENTENCE_START = re.compile(r"(?:^|[.!?]\W*\s)\W*\w")
 
 
 def letter_case(text: str) -> str:
-    """Give a text its usual capitals back when it is all but wholly in capitals, in lower or in random case.
+    """Restore the usual capitals of a text that is almost entirely in capitals, in lower case or in random case.
 
-    Words that the lexicon of textblob holds with capitals only (Sydney, Australian) are written as it writes them; all
-    others in lower case, but for the first of a sentence.
+    Words that textblob's lexicon lists only with capitals (Sydney, Australian) are written as listed, all others in
+    lower case, except the first of a sentence.
     """
     if not _lost_its_case(text):
         return text
@@ -53,7 +53,7 @@ def _lost_its_case(text: str) -> bool:
     letters = sum(map(len, words))
     if letters < LETTERS or not any(c.upper() != c.lower() for c in text):
         return False
-    # Capitals behind the first letter: all words of a text in capitals have them, and most of one in random case.
+    # Capitals after the first letter: all words of a text in capitals have them, and most words of one in random case.
     odd = sum(len(word) > 1 and any(c.isupper() for c in word[1:]) for word in words)
     countable = sum(len(word) > 1 for word in words)
     return not any(c.isupper() for c in text) or odd > MOSTLY * countable
@@ -66,22 +66,22 @@ def _cased(word: str, names: Mapping[str, str]) -> str:
 
 @cache
 def _names() -> dict[str, str]:
-    """Words that are always written with capitals, as they are written, by their lower case."""
+    """Words that are always written with capitals: lower case -> as written."""
     names: dict[str, str] = {}
     common: set[str] = set()
     for word, _ in _table("en-lexicon.txt"):
         if word.islower():
             common.add(word)
         elif word.isalpha():
-            names[word.lower()] = word  # of "BUSH" and "Bush" the later: the lexicon sorts capitals first
+            names[word.lower()] = word  # keeps the later of "BUSH" and "Bush": the lexicon sorts capitals first
     return {lower: word for lower, word in names.items() if lower not in common}
 
 
 def spelling(text: str) -> str:
-    """Replace lower-case words that no word list holds by the most frequent word one edit away, if there is one.
+    """Replace lower-case words that are in no word list by the most frequent word one edit away, if there is one.
 
-    An edit leaves out, adds, replaces or swaps letters (Norvig, "How to write a spelling corrector", 2007; the word
-    counts are his, as textblob ships them). Names are left alone: a list cannot tell a rare one from a misspelt one.
+    An edit removes, adds, replaces or swaps letters (Norvig, "How to write a spelling corrector", 2007; the word counts
+    are his, as shipped with textblob). Names are left alone: a list cannot distinguish a rare one from a misspelt one.
     """
     return _PLAIN_WORD.sub(lambda found: _corrected(found[0]), text)
 
@@ -100,13 +100,13 @@ def _corrected(word: str) -> str:
 
 @cache
 def _counts() -> dict[str, int]:
-    """How often words occur in a corpus; 0 for those that a lexicon alone holds."""
+    """Word counts in a corpus; 0 for words that only the lexicon lists."""
     listed = {word: 0 for word, _ in _table("en-lexicon.txt") if word.islower()}
     return listed | {word: int(count) for word, count in _table("en-spelling.txt")}
 
 
 def _table(name: str) -> Iterator[tuple[str, str]]:
-    """The entries of a word list that ships with textblob: the word, and what is said of it."""
+    """Yield the entries of a word list that ships with textblob: the word and the rest of its line."""
     spec = importlib.util.find_spec("textblob")
     if spec is None or spec.origin is None:
         raise UsageError("restructure.settings.normalise needs the library textblob: pip install 'faded[text]'")
@@ -117,25 +117,25 @@ def _table(name: str) -> Iterator[tuple[str, str]]:
 
 
 def repeated_words(text: str) -> str:
-    """Write a word once that stands twice or more in a row; numbers, and words that English doubles, are left alone."""
+    """Write a word that is repeated in a row only once; numbers, and words that English doubles, are left alone."""
     return _REPEATED.sub(r"\1", text)
 
 
 def repeated_characters(text: str) -> str:
-    """Write a letter twice that stands three times or more in a row; no English word has three."""
+    """Shorten three or more equal letters in a row to two; no English word has three."""
     return _STRETCHED.sub(r"\1\1", text)
 
 
 def spacing(text: str) -> str:
-    """Set one space between words and one behind a sentence or comma that lost it; no odd white space."""
+    """Put one space between words, and after a sentence or comma that lost it, in place of any white space."""
     return " ".join(_GLUED.sub(lambda found: found["address"] or " ", text).split())
 
 
 def characters(text: str) -> str:
-    """Write look-alikes of ASCII letters, digits and marks, and ligatures, as what they look like.
+    """Replace look-alikes of ASCII letters, digits and marks, and ligatures, by what they look like.
 
-    They are what Unicode calls compatible (NFKC), less raised and lowered characters and fractions. Typographic marks,
-    such as curly quotes, are not look-alikes and stay.
+    They are the characters that Unicode calls compatible (NFKC), except raised and lowered characters and fractions.
+    Typographic marks, such as curly quotes, are not look-alikes and stay.
     """
     return _FOREIGN.sub(lambda found: _ascii_alike(found[0]), text)
 
@@ -153,15 +153,15 @@ NORMALISATIONS: Mapping[str, Callable[[str], str]] = {
     "repeated_characters": repeated_characters,
     "repeated_words": repeated_words,
     "letter_case": letter_case,
-    "spelling": spelling,  # behind letter_case: it leaves capitals alone
+    "spelling": spelling,  # after letter_case, because it leaves capitals alone
 }
 
 
 def normaliser(names: Sequence[str]) -> Callable[[str], str]:
-    """Put normalisations behind each other, in the order of NORMALISATIONS.
+    """Chain normalisations in the order of NORMALISATIONS.
 
     Raises:
-        UsageError: naming those that are unknown.
+        UsageError: when a name is unknown.
     """
     if unknown := [name for name in names if name not in NORMALISATIONS]:
         raise UsageError(f"normalise: {', '.join(unknown)} is unknown, expected some of {', '.join(NORMALISATIONS)}")

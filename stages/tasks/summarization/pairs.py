@@ -1,8 +1,8 @@
-"""What a repair learns: which summary to give of which changed article, and with method dpo rather than which other.
+"""What a repair learns: the summary to give of a changed article and, with method dpo, the one to reject.
 
-Changed articles are the repair items under cells of the target modes, or where the search's policy looks; the summaries
-to give of them are good ones of the same articles unchanged. What people said of examples comes on top: a corrected
-answer is learnt, rather than the model's, and an answer rated `GOOD` or better is learnt as it is.
+Changed articles are the repair items under cells of the target modes, or under cells that the search's policy prefers;
+the summaries to give are good ones of the same articles unchanged. Examples that people judged are added: a corrected
+answer is learnt instead of the model's, and an answer rated `GOOD` or better is learnt unchanged.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from stages.tasks.summarization.probes import SummarizerProbes
 from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.training import Lesson
 
-GOOD = 8  # rating from which an answer is learnt as it is
-TRIED = 2  # changes of each article under which the model is asked for a summary to reject
+GOOD = 8  # rating from which an answer is learnt unchanged
+TRIED = 2  # changes of each article that are tried for a summary to reject
 
 NO_ITEMS = "prepare.items.repair: a repair needs items to learn from, found 0"
 
@@ -40,15 +40,15 @@ _FINISHED = re.compile(r"[.!?…]\W*$")
 
 @dataclass(frozen=True)
 class Pair:
-    """An item, and the summary to give of it however it is changed.
+    """An item, and the summary to give of it, however it is changed.
 
     Args:
         item: id of the item.
-        summary: what is to be learnt.
+        summary: the summary to learn.
         faithfulness: cosine of the summary and the unchanged article.
-        cell: the one change to learn it for, of an example that people judged, or under which the model gave what is to
-            be rejected; None: any of the target modes.
-        rejected: the summary it is to be preferred to, with method dpo.
+        cell: the only change to learn it for: that of an example people judged, or that under which the model gave the
+            rejected summary; None for any of the target modes.
+        rejected: the summary to reject in its favour, with method dpo.
     """
 
     item: str
@@ -59,7 +59,7 @@ class Pair:
 
 
 def whole_sentences(summary: str) -> str:
-    """As much of a summary as ends with a sentence; "" if no sentence is finished."""
+    """Return a summary without an unfinished last sentence; "" if no sentence is finished."""
     found = sentences(summary)
     if found and not _FINISHED.search(found[-1]):
         found.pop()
@@ -67,14 +67,13 @@ def whole_sentences(summary: str) -> str:
 
 
 def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings) -> list[Pair]:
-    """Choose what is to be learnt of every repair item, and of every example people judged.
+    """Choose a summary to learn for every repair item, and for every example people judged.
 
-    Summaries are trimmed to whole sentences. Those nobody could use are left out, those that fail by the absolute
-    measure where the audit judges by it, and those that are less faithful than `min_faithfulness`; what a person wrote
-    or praised is kept.
+    Summaries are trimmed to whole sentences. Left out are unusable ones, those that fail by the absolute measure if the
+    audit uses it, and those less faithful than `min_faithfulness`; what a person wrote or praised is kept.
 
     Raises:
-        UsageError: when there are no repair items, no references where these are to be learnt, no summary is left, or
+        UsageError: when there are no repair items, no references although they are to be learnt, no summary is left, or
             with method dpo none to reject.
     """
     items = task.items.ids("repair")
@@ -89,7 +88,7 @@ def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettin
             f"restructure.settings.min_faithfulness: of {len(items)} repair items none has a usable summary of at least"
             f" {settings.min_faithfulness:g} (targets: {settings.targets}); lower it, or learn other targets"
         )
-    if plan.control is not None:  # a control knows nothing of the modes that examples are of
+    if plan.control is not None:  # a control must not know the modes of the examples
         judged = [replace(pair, cell=None) for pair in judged]
     if settings.method != "dpo":
         return pairs + judged
@@ -105,7 +104,7 @@ def build_pairs(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettin
 
 
 def _falsified(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs against themselves with an error; without those that have no place for one."""
+    """Reject a copy of each summary with an error; pairs in which no error is possible are left out."""
     rng = Random(plan.seed)
     articles = [Article(pair.item, _article(task, pair.item)) for pair in pairs]
     others = articles[1:] + articles[:1]
@@ -117,7 +116,7 @@ def _falsified(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) 
 
 
 def _degraded(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs against what the model says of their articles where they are changed and it fails."""
+    """Reject the model's own summaries of the changed articles, if they fail."""
     if not pairs:
         return []
     rng = np.random.default_rng([plan.seed, 8])
@@ -132,7 +131,7 @@ def _degraded(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) -
 
 
 def _draws(task: SummarizerProbes, plan: RepairPlan, pairs: Sequence[Pair]) -> Sampler:
-    """Draws pairs and cells; for a clean control what the repair draws, whose articles it is then given unchanged."""
+    """Return the sampler of pairs and cells; that of a clean control is the repair's, for unchanged articles."""
     aimed = replace(plan, control=None) if plan.control == "clean" else plan
     return sampler(task, aimed, [pair.item for pair in pairs])
 
@@ -159,16 +158,16 @@ def _candidates(
 def _draw(
     task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, articles: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Summaries drawn of each article; those that an earlier run drew are taken from scratch."""
+    """Draw summaries of each article; those that an earlier run drew are taken from scratch."""
     size = task.summarizer.compute.batch_size
     kept = plan.scratch / "drawn.jsonl" if plan.scratch else None
     drawn: dict[str, list[str]] = {}
     if kept is not None and kept.exists():
         lines = kept.read_bytes().splitlines(keepends=True)
         good = list(takewhile(lambda data: data is not None, (unseal(kept, line) for line in lines)))
-        if len(good) < len(lines) and lines[-1].endswith(b"\n"):  # else a kill cut the last one short
+        if len(good) < len(lines) and lines[-1].endswith(b"\n"):  # otherwise a kill cut the last line short
             put_aside(kept)
-        if len(good) < len(articles):  # what a kill left of a last batch is drawn again, with the seed of that batch
+        if len(good) < len(articles):  # an incomplete last batch is drawn again with its own seed
             good = good[: len(good) // size * size]
         drawn = dict(json.loads(data) for data in good if data is not None)
         replace_file(kept, b"".join(lines[: len(good)]))
@@ -176,7 +175,8 @@ def _draw(
     with progress("repair, drawing summaries", len(articles)) as tell:
         for start in range(0, len(open_items), size):
             part = open_items[start : start + size]
-            # Seeded by where the batch begins among all items, so that a resumed run draws what an unbroken one does.
+            # Seeded by the batch's position among all items, so that a resumed run draws the same as an uninterrupted
+            # one.
             answers = with_weights(task.summarizer).summarize(
                 [articles[item] for item in part],
                 samples=settings.samples,
@@ -202,7 +202,7 @@ def _best(task: SummarizerProbes, item: str, choices: Sequence[str], at_least: f
 
 
 def _judged(task: SummarizerProbes, example: RatedExample) -> Pair | None:
-    """What there is to learn of an example: the corrected answer, or the model's where it was rated well."""
+    """Return what to learn from an example: the corrected answer, or the model's if it was rated well."""
     praised = example.rating is not None and example.rating >= GOOD
     summary = example.corrected or (whole_sentences(example.output) if praised else "")
     if not summary:
@@ -217,18 +217,18 @@ def _article(task: SummarizerProbes, item: str) -> str:
 
 
 class Lessons:
-    """The lessons of each step: changed articles with what is to be said of them, and unchanged ones (replay).
+    """The lessons of each step: changed articles with the summaries to give, and unchanged ones (replay).
 
-    A step depends on the seed and its number alone. In an epoch every pair that a mode is about is seen about equally
-    often, each time under another cell and with other random draws. An article of which a cell leaves too little
-    (`validity`) is replayed unchanged instead: to summarize what is not there would teach the model to make things up.
-    A clean control learns the same summaries in the same order, of unchanged articles.
+    A step depends only on the seed and its number. In an epoch every pair that a mode is about is seen about equally
+    often, each time under another cell and with new random draws. If a cell leaves too little of an article
+    (`validity`), the article is replayed unchanged: summarizing what is not there would teach the model to make things
+    up. A clean control learns the same summaries in the same order, from unchanged articles.
 
     Args:
-        task: gives the changed articles.
+        task: changes the articles.
         plan: target modes, or what the control trains on; seed.
         settings: batch size and replay.
-        pairs: what is to be learnt.
+        pairs: what to learn.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Lessons:
         self.clean = plan.control == "clean"
 
     def __call__(self, step: int) -> list[Lesson]:
-        """The lessons of a step."""
+        """Return the lessons of a step."""
         size = self.settings.batch_size
         steps = -(-len(self.pairs) // size)  # of an epoch
         epoch, place = divmod(step, steps)
@@ -258,12 +258,12 @@ class Lessons:
     def _changed(self, pair: Pair, cell: np.ndarray, epoch: int, article: str) -> str:
         if pair.cell is not None:
             cell = np.array(pair.cell, dtype=np.int64)
-        # The epoch as the repeat: the same item and cell get new random draws each time they are seen.
+        # The epoch is the repeat, so that the same item and cell get new random draws each time.
         changed = self.task.changed([pair.item], cell[None], np.array([epoch]))[0]
         valid = self.task.embedder.cosine(changed, article) >= self.task.settings.validity
         return changed if valid else article
 
 
 def save_pairs(pairs: Sequence[Pair], path: Path) -> None:
-    """Write what was learnt as JSON lines, one pair a line."""
+    """Write the pairs as JSON lines."""
     path.write_text("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Text summarization under test: what a probe is, and what counts as a failure."""
+"""The summarization task without its repairs: what a probe is, and what counts as a failure."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.summarization.served import OpenAIModel
 from stages.tasks.summarization.source import ModelSource
 
-CLAIMS = 5  # that are named of a summary, at most
+CLAIMS = 5  # unsupported claims named per summary, at most
 
 
 class SummarizerProbes(Task):
     """A summarizer under test with its articles.
 
-    A probe summarizes a changed article; the summary is judged against the article as it was (see `measures`).
-    Subclasses may extend `catalogue` with concepts of their own, see `stages.concepts.texts`.
+    A probe summarizes a changed article; the summary is judged against the original article (see `measures`).
+    Subclasses can add their own concepts to `catalogue`, see `stages.concepts.texts`.
     """
 
     init: ClassVar[str] = ".init:ArticlesInit"
@@ -116,11 +116,11 @@ class SummarizerProbes(Task):
             context: the audit's settings.
             items: the table that `prepare` writes.
             summarizer: the model.
-            embedder: what similarity is measured by.
-            unsupported: what tells whether an article supports a summary.
-            judge: the language model that judges summaries, where there is one.
-            about_judge: sentences on it for the report.
-            under_test: whether it is the model the summaries in `items` are of.
+            embedder: measures similarity.
+            unsupported: measures how little an article supports a summary, see `Case`.
+            judge: the language model that judges summaries, if there is one.
+            about_judge: sentences about it for the report.
+            under_test: whether the summaries in `items` are this model's.
         """
         torch.set_num_threads(context.compute.threads)
         self.context = context
@@ -143,7 +143,7 @@ class SummarizerProbes(Task):
         )
         self._asked_again = False  # see `again`
         self._changed: dict[tuple[str, int, int], str] = {}
-        # Of article as the model is given it: many cells give the same one, and the neutral cell the clean one.
+        # By the article as given to the model: many cells give the same one, and the neutral cell the clean one.
         self._answers = dict(zip(self._articles, self._clean, strict=True)) if under_test else {}
 
     def _threshold(self) -> float:
@@ -162,12 +162,12 @@ class SummarizerProbes(Task):
         return float(settings.threshold)
 
     def false_alarms(self) -> dict[str, dict[str, Any]]:
-        """See Task: by what was changed, in words."""
+        """See Task: by the change, in words."""
         benign = PrepareConfig.model_validate(dict(self.context.config)).calibrate.benign
         no_op = "a space doubled"
         said = {BENIGN: ", ".join(f"{name} {level}" for name, level in benign.items()) or no_op, NO_OP: no_op}
         if self.settings.weights.keys() <= {ABSOLUTE, JUDGE}:
-            return {}  # after a benign edit a summary may be as wrong as before it
+            return {}  # a summary can be as wrong after a benign edit as before
         alarms = self.calibration.false_alarms(self.settings.weights, self.threshold)
         return {said[condition]: alarm for condition, alarm in alarms.items()}
 
@@ -177,7 +177,7 @@ class SummarizerProbes(Task):
     def conflicts(
         cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: DiscrepancyConfig | None
     ) -> list[str]:
-        """See Task: errors of the concepts, and what `discrepancy` asks for and `prepare` cannot give."""
+        """See Task: errors of the concepts, and what `discrepancy` needs and `prepare` does not provide."""
         errors = check_text_concepts(context.concepts, cls.catalogue)
         if prepare is not None:
             benign = {name: [level] for name, level in prepare.calibrate.benign.items()}
@@ -193,7 +193,7 @@ class SummarizerProbes(Task):
 
     @classmethod
     def repair_conflicts(cls, context: TaskContext, asked: RepairSettings) -> list[str]:
-        """See Task: whether there are the reference summaries that are to be learnt."""
+        """See Task: whether the reference summaries to learn exist."""
         data = context.config.get("data", {})
         if asked.targets == "reference" and isinstance(data, Mapping) and data.get("summary") is None:
             return [
@@ -204,12 +204,12 @@ class SummarizerProbes(Task):
 
     @classmethod
     def expected_requests(cls, context: TaskContext) -> Expected | None:
-        """See Task: by the requests so far, else by the length of the articles."""
+        """See Task: from the requests so far, or else from the length of the articles."""
         config, source = PrepareConfig.model_validate(dict(context.config)), cls.source(context, "model")
         if not isinstance(source, OpenAIModel):
             return None
         counts, most = config.items, config.calibrate.articles
-        again = min(counts.discover, most) + min(counts.repair, most)  # after a benign edit, and after none
+        again = min(counts.discover, most) + min(counts.repair, most)  # after the benign edit, and after the no-op
         preparing = counts.discover + counts.repair + counts.test + 2 * again + 3 * len(KNOWN)
 
         def guess() -> tuple[float, float]:
@@ -222,7 +222,7 @@ class SummarizerProbes(Task):
 
     @classmethod
     def expected_judgements(cls, context: TaskContext) -> Expected | None:
-        """See Task: as many as there are summaries, for how many the judge has to decide is not known before."""
+        """See Task: one for each summary, as it is not known in advance how many the judge must decide."""
         items = PrepareConfig.model_validate(dict(context.config)).items
 
         def length() -> float:
@@ -235,7 +235,7 @@ class SummarizerProbes(Task):
 
     @classmethod
     def prepare(cls, context: TaskContext, out_dir: Path) -> dict[str, Any]:
-        """See Task: writes model/ and items.parquet; returns items, clean faithfulness and what was calibrated.
+        """See Task: writes model/ and items.parquet; returns items, clean faithfulness and calibration.
 
         Raises:
             UsageError: when data or weights are missing, unreadable or do not fit each other.
@@ -247,7 +247,7 @@ class SummarizerProbes(Task):
         source: ModelSource = cls.source(context, "model")
         articles, skipped = data.load(context.inputs)
         items = choose_items(articles, config.items, context.seed)
-        Items(items)  # now, not after all are summarized: are they fit to be items?
+        Items(items)  # fails now, not after all summaries, if they are not valid items
         embedder, unsupported = cls._embedder(context), cls._unsupported(context)
         blocks = context.seed, context.config, context.concepts, context.discrepancy, asdict(context.compute)
         account = Account.of(context.audit, *blocks)
@@ -263,7 +263,7 @@ class SummarizerProbes(Task):
         items.attrs["skipped"] = skipped  # kept in the file, so that the report can list them
         items.attrs["calibration"] = calibration.to_list()
         items.to_parquet(out_dir / "items.parquet", compression="zstd", index=False)
-        # Now, not stages later: can the threshold be set as asked?
+        # Fails now, not stages later, if the threshold cannot be set.
         task = cls(context, items, summarizer, embedder, unsupported, judged and judged[0])
         numbers = {} if judged is None else {"judge": {**judged[1].to_json(), **task.decided()}}
         by_split = items.groupby("split")
@@ -285,7 +285,7 @@ class SummarizerProbes(Task):
 
     @classmethod
     def _benign(cls, context: TaskContext, config: CalibrationConfig) -> Callable[[str, str], str]:
-        """What is done to (article, item) that nobody would hold against a model."""
+        """Return the benign edit: (article, item) -> changed article."""
         if not config.benign:
             return lambda article, item: space_doubled(article)
         space = text_space({name: [level] for name, level in config.benign.items()}, cls.catalogue)
@@ -295,7 +295,7 @@ class SummarizerProbes(Task):
 
     @classmethod
     def load(cls, context: TaskContext, prepared: Path, model: Path | None = None) -> Self:
-        """See Task; `model` may be an adapter to the model under test."""
+        """See Task; `model` may be an adapter of the model under test."""
         items, base = read_table(prepared / "items.parquet"), prepared / "model"
         folder = model or base
         source: ModelSource = cls.source(context, "model")
@@ -322,7 +322,7 @@ class SummarizerProbes(Task):
         return np.array([self._rows[item] for item in item_ids], dtype=np.int64)
 
     def changed(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> list[str]:
-        """The n changed articles, as the model is given them."""
+        """Return the n changed articles as given to the model."""
         cells = np.asarray(cells, dtype=np.int64)
         repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
         texts = []
@@ -338,9 +338,9 @@ class SummarizerProbes(Task):
         return space_doubled(article) if self._asked_again else article
 
     def summaries(self, articles: Sequence[str]) -> list[str]:
-        """What the model answers to n articles; what it was asked before is known."""
+        """Return the model's summaries of n articles; known ones are not requested again."""
         unknown = [article for article in dict.fromkeys(articles) if article not in self._answers]
-        # As many pieces for each process, and articles of all lengths in each piece.
+        # The same number of pieces for each process, with articles of all lengths in each.
         most = self.context.compute.batch_size * self.context.compute.processes
         count = -(-len(unknown) // most) * self.context.compute.processes
         pieces = [piece for k in range(count) if (piece := unknown[k::count])]
@@ -349,13 +349,13 @@ class SummarizerProbes(Task):
         return [self._answers[article] for article in articles]
 
     def summarize(self, articles: Sequence[str]) -> list[str]:
-        """The same of articles that were not asked before."""
+        """Summarize articles that were not summarized before."""
         return self.summarizer.summarize(articles)
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
         """See Task. Outputs are the summaries.
 
-        A changed article too far from its original (`validity`) says nothing: its probe is not valid and has not
+        A changed article too far from its original (`validity`) is no evidence: its probe is not valid and has not
         failed.
         """
         articles = self.changed(item_ids, cells, repeats)
@@ -374,7 +374,7 @@ class SummarizerProbes(Task):
         return ProbeBatch(found, found > self.threshold, outputs, valid)
 
     def _discrepancies(self, rows: Sequence[int], outputs: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Discrepancies of n summaries, (n,) float32, and (n,) bool where the judge was asked and abstained."""
+        """Return discrepancies of n summaries, (n,) float32, and where the judge was asked and abstained, (n,) bool."""
         found = np.array([self._measured(row, o) for row, o in zip(rows, outputs, strict=True)], dtype=np.float32)
         if self.judge is None:
             return found, np.zeros(len(found), dtype=bool)
@@ -382,18 +382,18 @@ class SummarizerProbes(Task):
         return self.judge.settle(found, trials, self.threshold)
 
     def _left_to_judge(self, found: np.ndarray, outputs: Sequence[str]) -> list[int]:
-        """Which of n summaries the judge decides: those near the threshold, but for what nobody could use."""
+        """Return which of n summaries the judge decides: those near the threshold, except unusable ones."""
         near = within(found, self.settings.near)
         return [n for n, output in enumerate(outputs) if near[n] and not self.broken(output)]
 
     def _trial(self, row: int, output: str) -> Trial:
-        """A summary as the judge reads it; of a pair the other one is that of the unchanged article."""
+        """Return a summary as the judge reads it; pairs compare it with that of the unchanged article."""
         assert self.judge is not None
         baseline = self._clean[row] if self.judge.settings.pairwise else ""
         return Trial(about(self._articles[row]), output, baseline)
 
     def decided(self) -> dict[str, int]:
-        """Of the summaries of unchanged articles, how many the judge decides and abstains from."""
+        """Count the summaries of unchanged articles that the judge decides, and those it abstains from."""
         assert self.judge is not None
         found = np.array([self._measured(row, output) for row, output in enumerate(self._clean)], dtype=np.float32)
         left = self._left_to_judge(found, self._clean)
@@ -402,7 +402,7 @@ class SummarizerProbes(Task):
         return {"unchanged": len(found), "decided": len(said) - none, "abstained": none}
 
     def _verdict(self, row: int, output: str) -> Verdict | None:
-        """What the judge says of a summary; None where it is not the judge who decides."""
+        """Return the judge's verdict on a summary; None if the judge does not decide it."""
         found = np.array([self._measured(row, output)], dtype=np.float32)
         if self.judge is None or not self._left_to_judge(found, [output]):
             return None
@@ -410,7 +410,7 @@ class SummarizerProbes(Task):
 
     def _measured(self, row: int, output: str) -> float:
         """Discrepancy of a summary of one article by the measure; 1 if nobody could use it."""
-        if self.broken(output) or JUDGE in self.settings.weights:  # the judge decides, whatever it is
+        if self.broken(output) or JUDGE in self.settings.weights:  # the judge decides in any case
             return 1.0
         case = Case(self._articles[row], self._clean[row], output, self._references[row], self.unsupported)
         return discrepancy(case, self.settings.weights, self.embedder)
@@ -420,27 +420,27 @@ class SummarizerProbes(Task):
         return degenerate(output, self.summarizer.unfinished(output))
 
     def wrong(self, summary: str, article: str) -> bool:
-        """Whether a summary is not to be learnt: nobody could use it, or it fails by the audit's absolute measure."""
+        """Whether a summary must not be learnt: nobody could use it, or it fails by the audit's absolute measure."""
         absolute = ABSOLUTE in self.settings.weights
         return bool(self.broken(summary)) or (absolute and self.unsupported(summary, article) > support.THRESHOLD)
 
     def clean_unsupported(self, split: Split) -> np.ndarray:
         """Which summaries of unchanged articles say what the article does not: (n,) bool, by the absolute measure.
 
-        They are those of the model under test, which were judged against nothing else.
+        They are those of the model under test, with which relative measures compare.
         """
         rows = self.rows(self.items.ids(split)).tolist()
         found = [self.unsupported(self._clean[row], self._articles[row]) for row in rows]
         return np.array(found) > support.THRESHOLD
 
     def fails_unchanged(self) -> np.ndarray:
-        """See Task; by a measure against the own clean summary, an unchanged article cannot fail."""
+        """See Task; by a measure relative to its own clean summary, an unchanged article cannot fail."""
         absolute = self.settings.weights.keys() & {ABSOLUTE, JUDGE}
         rows = self.rows(self.items.ids("discover")).tolist() if absolute else []
         return self._discrepancies(rows, [self._clean[row] for row in rows])[0] > self.threshold
 
     def clean_quality(self, split: Split) -> Quality:
-        """See Task: similarity of this model's summary of the unchanged article with the article."""
+        """See Task: similarity of the unchanged articles and this model's summaries of them."""
         ids = self.items.ids(split)
         articles = [self._articles[row] for row in self.rows(ids)]
         outputs = self.summaries([self._given(article) for article in articles])
@@ -454,7 +454,7 @@ class SummarizerProbes(Task):
         return self.embedder([self._articles[row] for row in self.rows(item_ids)]).astype(np.float64)
 
     def attributes(self, item_ids: Sequence[str]) -> pd.DataFrame:
-        """See Task: the length of the article, and what the data say of it beside its text."""
+        """See Task: the length of the article, and the data's own fields."""
         items = self.items.table
         about = items[[name for name in items if name.startswith(META)]]
         lengths = pd.Series(ranges_of([len(article.split()) for article in self._articles], "words"), items.index)
@@ -486,7 +486,7 @@ class SummarizerProbes(Task):
         return shown
 
     def notes(self) -> Sequence[str]:
-        """See Task: whether what is wrong with summaries of unchanged articles can be seen."""
+        """See Task: whether the measure sees what is wrong with summaries of unchanged articles."""
         wrong = self.clean_unsupported("discover")
         told = (
             f"{wrong.sum()} of {len(wrong)} summaries of unchanged articles seem to say what their article does not"
@@ -504,7 +504,7 @@ class SummarizerProbes(Task):
     # Further measures
 
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
-        """See Task: what `discrepancy` does not say, for any answers to these probes."""
+        """See Task: measures in addition to `discrepancy`, for any answers to these probes."""
         rows = self.rows(item_ids).tolist()
         changed = self.changed(item_ids, cells)
         own = self.summaries([self._given(self._articles[row]) for row in rows])

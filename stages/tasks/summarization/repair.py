@@ -1,19 +1,19 @@
-"""Repairing a summarizer in chosen failure modes.
+"""Repair of a summarizer in chosen failure modes.
 
 Four methods:
 
 - lora: a low-rank adapter (Hu et al. 2022) learns to give the same good summary of an article however the target modes
   change it, by default the model's own of the unchanged article. A clean control trains on the same summaries of
-  unchanged articles: such training alone moves a model, and only what the repair gains beyond it is owed to the
+  unchanged articles: such training alone changes a model, and only what the repair gains beyond it is due to the
   changes.
 - dpo: such an adapter learns to prefer that summary to a bad one (Rafailov et al. 2023): the model's own of the changed
-  article, or the good one with a name, number or negation made wrong. Its clean control is given the same preferences.
+  article, or the good one with a name, number or negation made wrong. Its clean control learns the same preferences.
 - full: all weights learn what an adapter would; for small models, as each training is a whole copy of the model.
-- normalise: nothing is trained; what a text shows of a change is undone before the model reads it, and a clean control
-  undoes nothing. An adapter can be trained behind it as well; its control then stands behind the same.
+- normalise: nothing is trained; a change that a text shows is undone before the model reads it, and a clean control
+  undoes nothing. An adapter can be trained on normalised texts as well; its control then normalises in the same way.
 
-A repaired model is a folder beside the base, not in place of it: what was trained, and faded.json, which names the base
-by its content hash.
+A repaired model is written to its own folder and does not replace the base: what was trained, and faded.json, which
+names the base by its content hash.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from stages.tasks.summarization.training import SummarizerTraining
 from stages.tasks.summarization.verify import verify
 from stages.tasks.training import write_card
 
-TRIED = 50  # articles of each target mode a normalisation is tried on
-COMPARED = 3  # lessons the written model and the one in memory are compared on
+TRIED = 50  # articles of each target mode to try a normalisation on
+COMPARED = 3  # lessons on which to compare the written model with the one in memory
 
 
 def repair(task: SummarizerProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
@@ -76,7 +76,7 @@ def repair(task: SummarizerProbes, plan: RepairPlan, out_dir: Path) -> RepairRec
 
 
 def _normalise(task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, out_dir: Path) -> dict[str, Any]:
-    """Write which changes are undone; say how often that changes repair articles.
+    """Write which changes are undone, and return how often that changes repair articles.
 
     Raises:
         UsageError: when it changes no article of any target mode.
@@ -110,7 +110,7 @@ def _normalise(task: SummarizerProbes, plan: RepairPlan, settings: RepairSetting
 def _train(
     task: SummarizerProbes, plan: RepairPlan, settings: RepairSettings, out_dir: Path
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Train, write what was trained and check what was written; return numbers for the card, and the learning curve."""
+    """Train, write the result and check it; return numbers for the card, and the learning curve."""
     under_test = with_weights(task.summarizer)
     pairs = build_pairs(task, plan, settings)
     lessons = Lessons(task, plan, settings, pairs)
@@ -137,16 +137,16 @@ def _train(
 
 
 def _form(under_test: Summarizes, plan: RepairPlan, settings: RepairSettings) -> Form:
-    """How the repaired model is asked: as the model under test, behind the normalisations.
+    """Form of the repaired model: that of the model under test, with the normalisations.
 
-    A clean control is behind them as well, but where they are all of the repair: it differs in one thing.
+    A clean control has them as well, unless they are the whole repair, so that it differs in one thing.
     """
     names = () if plan.control == "clean" and settings.method == "normalise" else settings.normalise
     return under_test.form.model_copy(update={"base": under_test.hash, "normalise": names})
 
 
 def _learner(under_test: Summarizer, form: Form) -> Summarizer:
-    """A copy of the model under test, to be trained."""
+    """Copy the model under test for training."""
     undo = normaliser(form.normalise) if form.normalise else None
     model = copy.deepcopy(under_test.model)
     return Summarizer(model, under_test.tokenizer, form, under_test.compute, under_test.hash, undo)
@@ -169,7 +169,7 @@ def _numbers(
 
 
 def _told(plan: RepairPlan) -> dict[str, int]:
-    """How many examples taught what; by dpo a praised answer teaches nothing, as it is preferred to no other."""
+    """Count what examples taught; with dpo a praised answer teaches nothing, as it is preferred to no other."""
     examples = plan.examples
     corrected = sum(e.corrected is not None for e in examples)
     praised = sum(e.corrected is None and e.rating is not None and e.rating >= GOOD for e in examples)

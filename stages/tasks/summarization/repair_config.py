@@ -1,4 +1,4 @@
-"""What the repair `settings:` of a text summarization audit may hold."""
+"""The repair `settings:` of a text summarization audit."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class RepairSettings(Strict):
 
     @property
     def replayed(self) -> int:
-        """Unchanged articles of a step."""
+        """Unchanged articles per step."""
         return round(self.batch_size * self.replay)
 
     def used(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What all ways to name a language model have in common: it is prepared, and loaded for a task."""
+"""Base classes of the loaders of language models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.tasks.summarization.generate import Summarizes
 
 
 class LanguageModelSource(Source):
-    """Base of the loaders of language models, whatever they are asked for."""
+    """Base of the loaders of language models for all tasks."""
 
     @abstractmethod
     def build(
@@ -29,12 +29,12 @@ class LanguageModelSource(Source):
         Args:
             inputs: data/<audit>/inputs.
             out_dir: the model folder.
-            generation: how it is asked.
-            dtype: of the weights.
-            account: where a model that is paid for keeps its answers and its bill.
+            generation: how it is queried.
+            dtype: dtype of the weights.
+            account: stores the answers and costs of a paid model.
 
         Raises:
-            UsageError: when the model cannot be read, or cannot be asked as `generation` says.
+            UsageError: when the model cannot be read, or cannot be queried as `generation` says.
         """
 
 
@@ -45,11 +45,11 @@ class ModelSource(LanguageModelSource):
     def load(
         self, folder: Path, compute: Compute, base: Path | None = None, account: Account | None = None
     ) -> Summarizes:
-        """Read a model folder that `build` wrote, or a repair of one together with the model folder it belongs to.
+        """Read a model folder that `build` wrote, or a repair together with the model folder it belongs to.
 
         Args:
             folder: the model folder, or the repair.
-            compute: what it computes with.
+            compute: device, dtype and batch size.
             base: the model folder a repair belongs to.
             account: the same as for `build`.
 

@@ -1,9 +1,9 @@
-"""Which claims of a summary its article does not support, told by rules on words, without a model.
+"""Claims of a summary that its article does not support, found by rules on words, without a model.
 
-A summary claims that its names, numbers and other content words have to do with the article, that neighbouring ones
-have to do with each other, in this order, and that what it affirms is so. Each claim is looked up in the article as it
-was. Nothing here depends on the model under test: what an unsupported claim is worth, and from where on a summary
-counts as wrong, was chosen on pairs whose label is known (benchmarks/summary_errors.py).
+A summary claims that its names, numbers and other content words are related to the article, that neighbouring ones are
+related to each other, in this order, and that what it affirms is true. Each claim is looked up in the original article.
+Nothing here depends on the model under test: the weight of an unsupported claim, and the threshold from which a summary
+counts as wrong, were chosen on labelled pairs (benchmarks/summary_errors.py).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from stages.concepts.texts.document import Token, by_sentence, parse
 from stages.concepts.texts.lexicon import BE, DO, HAVE, MODALS, NEGATIONS, lemma, word_set
 
 CHANCE: Mapping[str, float] = {
-    "number": 0.9,  # the article does not hold it
+    "number": 0.9,  # it is not in the article
     "name": 0.8,
     "word": 0.1,
-    "relation of a name": 0.3,  # the two stand in no sentence of the article together, in this order
+    "relation of a name": 0.3,  # no sentence of the article has the two in this order
     "relation": 0.1,
-    "negation": 0.9,  # what is affirmed is only denied there, or the other way round
+    "negation": 0.9,  # what is affirmed is only denied there, or vice versa
 }
-"""How likely it is that a summary is wrong if a claim of a kind is not supported."""
+"""How likely a summary is wrong if a claim of this kind is not supported."""
 
 THRESHOLD = 0.5
 
@@ -41,13 +41,13 @@ _NUMERALS = {
     **{word: str(n) for n, word in enumerate(_SMALL.split())},
     **{word: str(10 * n) for n, word in enumerate(_TENS.split(), start=2)},
 }
-_REACH = 4  # words behind "not" within which it finds what it denies
-_ALIKE = 5  # letters from which on two words may be forms of each other, or one a slip of the other
+_REACH = 4  # words after "not" among which it denies one
+_ALIKE = 5  # letters that words need to count as forms or misspellings of each other
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim that the article does not support: which kind it is, and the words that make it."""
+    """One claim that the article does not support: its kind, and its words."""
 
     kind: str
     words: str
@@ -58,11 +58,11 @@ class _Word:
     """A content word.
 
     Args:
-        text: as it is written.
-        form: what it is looked up by.
+        text: the word as written.
+        form: the form to look up.
         kind: name, number or word.
-        denied: whether a negation stands before it.
-        passive: whether it is a verb behind which "by" says who acts.
+        denied: whether a negation precedes it.
+        passive: whether it is a verb followed by "by", which names who acts.
     """
 
     text: str
@@ -75,19 +75,20 @@ class _Word:
 def unsupported(summary: str, article: str) -> float:
     """How likely it is that a summary says what its article does not: 0 if every claim is supported, at most 1.
 
-    Each unsupported claim makes it wrong by its `CHANCE`, independently of the others (a noisy-or, Pearl 1988).
+    Each unsupported claim makes it wrong with probability `CHANCE`, independently of the others (a noisy-or, Pearl
+    1988).
     """
     return 1 - prod(1 - CHANCE[claim.kind] for claim in unsupported_claims(summary, article))
 
 
 def unsupported_claims(summary: str, article: str) -> list[Claim]:
-    """The claims of a summary that its article does not support, in their order."""
+    """Return the claims of a summary that its article does not support, in their order."""
     known = _known(article)
     return [claim for sentence in _content(summary) for claim in known.lacks(sentence)]
 
 
 class _Article:
-    """What an article says, to look claims up in."""
+    """The content words of an article, indexed to look up claims."""
 
     def __init__(self, text: str) -> None:
         self._acronyms = _acronyms(text)
@@ -97,7 +98,7 @@ class _Article:
                 self._places[word.form].append((k, i, word))
 
     def lacks(self, sentence: Sequence[_Word]) -> Iterator[Claim]:
-        """The claims of one sentence of a summary that are not supported."""
+        """Yield the unsupported claims of one sentence of a summary."""
         found: list[tuple[_Word, Set[str]]] = []
         for word in sentence:
             forms = self._forms(word)
@@ -113,7 +114,7 @@ class _Article:
                 yield Claim("relation" if plain else "relation of a name", f"{one.text} ... {other.text}")
 
     def _forms(self, word: _Word) -> Set[str]:
-        """The words of the article that say the same."""
+        """Return the words of the article that say the same."""
         if word.form in self._places:
             return {word.form}
         return set() if word.kind == "number" else {form for form in self._places if _alike(word.form, form)}
@@ -122,7 +123,7 @@ class _Article:
         return any(word.denied == there.denied for form in forms for *_, there in self._places[form])
 
     def _related(self, ones: Set[str], others: Set[str], passive: bool) -> bool:
-        """Whether one stands before the other in some sentence; the passive on one side alone turns them round."""
+        """Whether one precedes the other in some sentence; the passive on one side alone reverses the order."""
         return any(
             k == m and i != j and (i < j) == (passive == (one.passive or other.passive))
             for first in ones
@@ -138,11 +139,11 @@ def _known(article: str) -> _Article:
 
 
 def _content(text: str) -> list[list[_Word]]:
-    """The content words of each sentence. Names are told by their capital, unless most words have one.
+    """Return the content words of each sentence. Names are recognised by their capital, unless most words have one.
 
     At the beginning of a sentence only a word that no dictionary lists is a name.
     """
-    if text.isupper() or text.islower():  # a tagger takes words in capitals for names; sentences begin with one
+    if text.isupper() or text.islower():  # the tagger takes words in capitals for names; sentences start with a capital
         text = re.sub(r"(?:^|[.!?]\s+)\w", lambda begin: begin[0].upper(), text.lower())
     tokens = parse(text).tokens
     words = [token for token in tokens if token.is_word]
@@ -152,7 +153,7 @@ def _content(text: str) -> list[list[_Word]]:
 
 def _read(sentence: Sequence[Token], cased: bool) -> list[_Word]:
     words: list[_Word] = []
-    reach = 0  # of a negation before
+    reach = 0  # words that a negation before still reaches
     for i, token in enumerate(sentence):
         if not token.tag:
             reach = 0
@@ -184,7 +185,7 @@ def _word(token: Token, kind: str, *, denied: bool) -> _Word:
 
 
 def _alike(one: str, other: str) -> bool:
-    """Whether two words are forms of one ("Palestine", "Palestinian"), or one is a typing slip of the other."""
+    """Whether two words are forms of one ("Palestine", "Palestinian"), or one is a misspelling of the other."""
     shorter, longer = sorted((one, other), key=len)
     if len(shorter) < _ALIKE or not (one + other).isalpha():
         return False
@@ -197,7 +198,7 @@ def _alike(one: str, other: str) -> bool:
 
 
 def _acronyms(text: str) -> set[str]:
-    """The first letters of two or more words with a capital in a row: "us" of United States."""
+    """Return the initials of two or more capitalised words in a row: "us" for United States."""
     found = set()
     for run in re.findall(r"[A-Z]\w+(?: [A-Z]\w+)+", text):
         letters = [word[0].lower() for word in run.split()]

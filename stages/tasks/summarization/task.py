@@ -1,4 +1,4 @@
-"""Text summarization as a task: its probes, and how a copy is repaired."""
+"""The summarization task: its probes, and the repair of a copy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Training a copy of a summarizer, step by step, resumable: low-rank changes (LoRA, Hu et al. 2022), or all weights.
+"""Resumable training of a copy of a summarizer: a low-rank adapter (LoRA, Hu et al. 2022), or all weights.
 
 The loss is the cross-entropy of the summaries to give, or that of preferences between two summaries of an article
-(direct preference optimisation, DPO: Rafailov et al. 2023). Both go through one loop, whose checkpoints hold tensors
-and no pickle, and which ends in the same bytes after a kill; a trainer of a library promises neither.
+(direct preference optimisation, DPO: Rafailov et al. 2023). Both use one loop. Its checkpoints contain tensors and no
+pickles, and a run that was killed ends in the same bytes; trainers of libraries guarantee neither.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from stages.tasks.summarization.generate import IGNORED, Summarizer
 from stages.tasks.summarization.repair_config import RepairSettings
 from stages.tasks.training import StepwiseTraining
 
-MICRO_BATCH = 4  # texts that go through the model at once: more are padded more, as their lengths differ more
+MICRO_BATCH = 4  # texts that go through the model at once; more would need more padding, as lengths differ more
 
 
 class Lesson(NamedTuple):
-    """An article and the summary to give of it, rather than the one to reject where there is one."""
+    """An article and the summary to give of it, and the one to reject, if there is one."""
 
     article: str
     summary: str
@@ -34,14 +34,14 @@ class Lesson(NamedTuple):
 
 
 class SummarizerTraining(StepwiseTraining):
-    """One run of training; the loss is in nats: of a token of the summary, or with method dpo of a preference.
+    """One training run; the loss is in nats: per token of the summary, or with method dpo per preference.
 
     Args:
-        learner: the summarizer to train, of which the model is the caller's own copy: it is changed in place.
+        learner: the summarizer to train; its model is the caller's own copy and is changed in place.
         lessons: step -> the lessons of that step.
         settings: see RepairSettings.
-        steps: how many.
-        seed: of the adapter's first weights.
+        steps: number of steps.
+        seed: seed of the adapter's first weights.
         checkpoint: file for unfinished work; None keeps none.
     """
 
@@ -59,17 +59,17 @@ class SummarizerTraining(StepwiseTraining):
     ) -> None:
         self.learner, self.lessons, self.settings = learner, lessons, settings
         self._dtype = learner.model.dtype
-        # Steps as small as those of all weights are lost in bfloat16. What a model holds fixed (sinusoids) stays so.
+        # Training all weights takes steps too small for bfloat16. Weights that a model keeps fixed (sinusoids) stay so.
         whole = settings.method == "full"
         self.model: Any = learner.model.float() if whole else _adapted(learner, settings, seed)
-        # Dropout draws random numbers, which a resumed run would draw anew; and what is learnt is how the model
-        # answers when it is deployed.
+        # No dropout: a resumed run would draw other random numbers, and the model must learn to answer as it does when
+        # deployed.
         self.model.eval()
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         super().__init__(trained, steps, settings.peak_rate, checkpoint, learner.compute.device)
 
     def save(self, folder: Path) -> None:
-        """Write what was trained."""
+        """Write the trained weights."""
         if self.settings.method == "full":
             self.model.to(self._dtype).save_pretrained(folder)
             self.learner.tokenizer.save_pretrained(folder)
@@ -77,7 +77,7 @@ class SummarizerTraining(StepwiseTraining):
             self.model.save_pretrained(folder, save_embedding_layers=False)
 
     def whole(self) -> Any:
-        """The trained model without an adapter around it; there is no training after this."""
+        """Return the trained model without an adapter around it; it cannot be trained after this."""
         return self.model if self.settings.method == "full" else self.model.merge_and_unload()
 
     def run(self, what: str) -> pd.DataFrame:
@@ -105,7 +105,7 @@ class SummarizerTraining(StepwiseTraining):
         return loss
 
     def _prefer(self, lessons: Sequence[Lesson]) -> float:
-        """Add up the gradients of the mean loss of preferences; return it."""
+        """Add up the gradients of the mean loss of preferences, and return the loss."""
         size, loss = MICRO_BATCH // 2, 0.0
         for part in (lessons[i : i + size] for i in range(0, len(lessons), size)):
             margins = self.margins(part)
@@ -115,12 +115,11 @@ class SummarizerTraining(StepwiseTraining):
         return loss
 
     def margins(self, lessons: Sequence[Lesson]) -> Tensor:
-        """How much more likely each summary has become than the one to reject, in nats: (n,) float32.
+        """Return how much more likely each summary has become than the one to reject, in nats: (n,) float32.
 
         Times beta this is the argument of the sigmoid in eq. 7 of Rafailov et al. (2023), or with `per_token` that of
-        its length-normalised form (Lambert et al. 2024); the reference is the model without its
-        adapter. It is asked each time: kept answers would come from other batches in a resumed run, and
-        differ in the last bits.
+        its length-normalised form (Lambert et al. 2024). The reference is the model without its adapter. It is computed
+        each time: stored answers would come from other batches in a resumed run, and differ in the last bits.
         """
         summaries = [one.summary for one in lessons] + [one.rejected or "" for one in lessons]
         batch = self.learner.training_batch([one.article for one in lessons] * 2, summaries)
@@ -130,7 +129,7 @@ class SummarizerTraining(StepwiseTraining):
         return better - worse
 
     def _likelihoods(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Log-probability of each summary of a batch, in nats, with `per_token` of its mean token: (n,) float32."""
+        """Log-probability of each summary of a batch, in nats; the mean per token with `per_token`: (n,) float32."""
         logits, wanted = told_and_wanted(self.model, self.learner.form.kind, batch)
         of_tokens = -functional.cross_entropy(logits, wanted, reduction="none")
         lengths = (batch["labels"] != IGNORED).sum(1).tolist()
@@ -139,7 +138,7 @@ class SummarizerTraining(StepwiseTraining):
 
 
 def _adapted(learner: Summarizer, settings: RepairSettings, seed: int) -> Any:
-    """The model with an adapter that begins as nothing."""
+    """Add an adapter to the model that at first changes nothing."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -150,16 +149,16 @@ def _adapted(learner: Summarizer, settings: RepairSettings, seed: int) -> Any:
         target_modules="all-linear",
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that will change
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses names of transformers that will change
         torch.manual_seed(seed)
         return get_peft_model(learner.model, config)
 
 
 @contextlib.contextmanager
 def quick(trained: Any) -> Iterator[None]:
-    """Let a model compute, inside the block, as training is quickest; what is not trained is the same afterwards.
+    """Make training as fast as possible inside the block; weights that are not trained are the same afterwards.
 
-    The backward pass of "eager" attention is the quickest on a CPU, and the same each time on a GPU. A CPU without AMX
+    The backward pass of "eager" attention is the fastest on a CPU, and deterministic on a GPU. A CPU without AMX
     multiplies matrices of bfloat16 at half the speed of float32.
     """
     attention = trained.config._attn_implementation
@@ -169,7 +168,7 @@ def quick(trained: Any) -> Iterator[None]:
     of_cpu: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if trained.device.type == "cpu" and not of_cpu.get("amx_bf16"):
         for weights in frozen:
-            weights.data = weights.data.float()  # exact, and so is the way back
+            weights.data = weights.data.float()  # exact in both directions
     try:
         yield
     finally:
@@ -179,14 +178,14 @@ def quick(trained: Any) -> Iterator[None]:
 
 
 def told_and_wanted(model: Any, kind: str, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What a model says where a summary is to be, and the summary.
+    """Return a model's logits for the tokens of the summaries, and those tokens.
 
-    Of a decoder-only model the output layer, as wide as the vocabulary, is computed for the summaries only.
+    In decoder-only models, the output layer, as wide as the vocabulary, is computed for the summaries only.
 
     Args:
         model: a model of transformers, or of peft around one.
         kind: "causal" or "seq2seq".
-        batch: as `Summarizer.training_batch` gives it.
+        batch: returned by `Summarizer.training_batch`.
 
     Returns:
         Logits (k, vocabulary) float32 and token ids (k,) of the k tokens of all summaries.
@@ -197,7 +196,7 @@ def told_and_wanted(model: Any, kind: str, batch: Mapping[str, Tensor]) -> tuple
     else:
         first = int((labels != IGNORED).any(0).nonzero()[0])
         labels = labels[:, first:]
-        keep = labels.shape[1] + 1  # a token is told by the position before it
+        keep = labels.shape[1] + 1  # a token is predicted at the position before it
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, -keep:-1]
     counted = labels != IGNORED

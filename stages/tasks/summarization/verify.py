@@ -28,7 +28,7 @@ def verify(folder: Path, base: Path, before: Summarizer, after: Summarizer, less
     """Read a repaired model in a fresh process and compare it with the one in memory.
 
     Args:
-        folder: what was written, see `load_summarizer`.
+        folder: the written repair, see `load_summarizer`.
         base: the model folder it was made for.
         before: the model under test.
         after: the repaired model in memory.
@@ -49,14 +49,14 @@ def verify(folder: Path, base: Path, before: Summarizer, after: Summarizer, less
 
 
 def answers(summarizer: Summarizer, lessons: Sequence[Lesson]) -> Tensor:
-    """Logits (k, vocabulary) float32 at the tokens of all summaries."""
+    """Return the logits (k, vocabulary) float32 at the tokens of all summaries."""
     with torch.inference_mode():
         batch = summarizer.training_batch([one.article for one in lessons], [one.summary for one in lessons])
         return told_and_wanted(summarizer.model, summarizer.form.kind, batch)[0].cpu()
 
 
 def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
-    """Compare the model in a folder with the logits it has to give.
+    """Compare the logits of the model in a folder with the expected ones.
 
     Raises:
         BugError: when they differ from those after the repair by more than a small part of what the repair changed.

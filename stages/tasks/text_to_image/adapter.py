@@ -1,6 +1,6 @@
-"""Training low-rank changes (LoRA, Hu et al. 2022) to the UNet of a diffusion pipeline, step by step, resumable.
+"""Resumable training of a low-rank adapter (LoRA, Hu et al. 2022) of the UNet of a diffusion pipeline.
 
-All methods share this; what they learn and their loss is their own: see `lora` and `dpo`.
+All methods share this; each has its own lessons and loss, see `lora` and `dpo`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from stages.tasks.text_to_image.pictures import from_png
 from stages.tasks.text_to_image.repair_config import LAYERS, RepairSettings
 from stages.tasks.training import StepwiseTraining
 
-ENCODED = 32 * 64 * 64  # pixels encoded at once; always the same, as sums depend on it in their last bits
+ENCODED = 32 * 64 * 64  # pixels encoded at once; constant, as the last bits of sums depend on it
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def check_trainable(pipeline: Any) -> None:
-    """Say why a pipeline cannot be repaired this way, if it cannot.
+    """Check that a pipeline can be repaired.
 
     Raises:
         UsageError: when it has no UNet that denoises latents of its autoencoder, or is trained by another objective.
@@ -55,16 +55,16 @@ def check_trainable(pipeline: Any) -> None:
 
 
 class OfPictures(Protocol):
-    """What one place of a batch learns."""
+    """One lesson of a batch."""
 
     @property
     def pictures(self) -> Sequence[int]:
-        """The pictures it is about, by number."""
+        """The numbers of its pictures."""
         ...
 
     @property
     def caption(self) -> str:
-        """What they are learnt under."""
+        """The caption they are learnt with."""
         ...
 
 
@@ -72,15 +72,15 @@ L = TypeVar("L", bound=OfPictures)
 
 
 class AdapterTraining(StepwiseTraining, Generic[L]):
-    """One run of training.
+    """One training run.
 
     Args:
-        pipeline: the pipeline under test; it stays as it is.
-        images: pictures, PNG bytes.
-        batches: what each step learns.
+        pipeline: the pipeline under test; it is not changed.
+        images: pictures as PNG bytes.
+        batches: the lessons of each step.
         settings: see RepairSettings.
         compute: device, and how many pictures go through the network at once.
-        seed: of the adapter's first weights, and of noise.
+        seed: seed of the adapter's first weights, and of noise.
         checkpoint: file for unfinished work; None keeps none.
     """
 
@@ -103,8 +103,8 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
         check_trainable(pipeline)
         self.pipeline, self.batches, self.settings = pipeline, batches, settings
         self.compute, self.seed = compute, seed
-        self.unet: Any = copy.deepcopy(pipeline.unet).requires_grad_(False).eval()  # no dropout: it would not resume
-        # Samplers share the noise of training with DDPM (Ho et al. 2020), whichever of them the pipeline draws with.
+        self.unet: Any = copy.deepcopy(pipeline.unet).requires_grad_(False).eval()  # dropout could not be resumed
+        # Whichever sampler the pipeline draws with, it was trained with the noise of DDPM (Ho et al. 2020).
         self.noise = DDPMScheduler.from_config(pipeline.scheduler.config)
         config = LoraConfig(
             r=settings.rank,
@@ -127,7 +127,7 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
     def _encode(self, images: Sequence[bytes]) -> Tensor:
         """Latents (n, channels, h, w) as the network sees them: the means of the autoencoder's distributions."""
         vae = self.pipeline.vae
-        exact = vae if vae.dtype == torch.float32 else copy.deepcopy(vae).float()  # that of SDXL overflows in half
+        exact = vae if vae.dtype == torch.float32 else copy.deepcopy(vae).float()  # SDXL's overflows in half precision
         side = self.unet.config.sample_size * self.pipeline.vae_scale_factor
         parts, size = [], max(1, min(32, ENCODED // side**2))
         for start in range(0, len(images), size):
@@ -149,10 +149,10 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
         """See StepwiseTraining.
 
         Raises:
-            UsageError: when the loss is not a number any more.
+            UsageError: when the loss is not finite.
         """
         lessons, device = self.batches[step], self.compute.device
-        # Random numbers come from the CPU: a GPU's differ from make to make.
+        # Random numbers come from the CPU, as those of GPUs differ between models.
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         noise = torch.randn((len(lessons), *self._latents.shape[1:]), generator=draw).to(device)
         last = self.noise.config.num_train_timesteps
@@ -168,24 +168,24 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
 
     @abstractmethod
     def learn(self, lessons: Sequence[L], noise: Tensor, times: Tensor, draw: torch.Generator) -> float:
-        """Add up the gradients of a batch; return its loss.
+        """Add up the gradients of a batch, and return its loss.
 
         Args:
-            lessons: n of them.
+            lessons: n lessons.
             noise: (n, channels, h, w), added to the latents.
-            times: (n,) int64, how much of it.
-            draw: of all else that is random.
+            times: (n,) int64, time steps, which set the amount of noise.
+            draw: generator of everything else that is random.
         """
 
     def predict(self, unet: Any, noisy: Tensor, times: Tensor, asked: dict[str, Any]) -> Tensor:
-        """What a network predicts of noisy latents (n, channels, h, w): the same, float32."""
+        """Return a network's prediction for noisy latents (n, channels, h, w): the same shape, float32."""
         kind = self.compute.device.partition(":")[0]
         with torch.autocast(kind, torch.bfloat16, enabled=unet.dtype != torch.float32):
             predicted: Tensor = unet(noisy.to(unet.dtype), times, **asked).sample
         return predicted.float()
 
     def wanted(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What the network is to predict."""
+        """Return what the network should predict."""
         kind = self.noise.config.prediction_type
         if kind == "v_prediction":
             return self.noise.get_velocity(clean, noise, times)
@@ -193,7 +193,7 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
 
     @torch.no_grad()
     def conditions(self, captions: Sequence[str]) -> dict[str, Any]:
-        """What the UNet is told beside noise and time: text states, and for SDXL a pooled text and sizes."""
+        """Return the UNet's other inputs: text states, and for SDXL a pooled text and sizes."""
         pipeline, device = self.pipeline, self.compute.device
         states, _, *pooled = pipeline.encode_prompt(
             prompt=list(captions), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -211,7 +211,7 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
         }
 
     def repaired(self) -> Any:
-        """The pipeline with the trained UNet, its changes merged; all else is shared with the one under test."""
+        """Return the pipeline with the trained UNet, its adapter merged; all else is shared with the one under test."""
         unet = copy.deepcopy(self.unet)
         for parameter in unet.parameters():
             parameter.data = parameter.data.to(self.pipeline.unet.dtype)
@@ -222,22 +222,22 @@ class AdapterTraining(StepwiseTraining, Generic[L]):
         return pipeline
 
     def save(self, folder: Path) -> None:
-        """Write pytorch_lora_weights.safetensors, as diffusers reads it (`load_lora_weights`)."""
+        """Write pytorch_lora_weights.safetensors, which diffusers reads with `load_lora_weights`."""
         from peft.utils import get_peft_model_state_dict
 
         form = self.unet.peft_config["default"].to_dict()
-        form["target_modules"] = sorted(form["target_modules"])  # a set's order, and so the file, would change
-        # As peft names them. The older names have none for convolutions, and where both are mixed some are not read.
+        form["target_modules"] = sorted(form["target_modules"])  # the order of a set, and so the file, would vary
+        # In the names of peft: the older ones lack convolutions, and if both are mixed, some are not read.
         layers = get_peft_model_state_dict(self.unet)
         self.pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=form)
         sort_header(folder / LORA)
 
 
 def sort_header(path: Path) -> None:
-    """Put the header of a safetensors file into alphabetical order: the library writes its entries as they come.
+    """Sort the metadata in the header of a safetensors file, which the library writes in any order.
 
     The same tensors then give the same bytes, and DVC sees that nothing changed. The format: the header's length as
-    eight bytes, the header as JSON filled up with spaces, the tensors.
+    eight bytes, the header as JSON padded with spaces, the tensors.
     """
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")

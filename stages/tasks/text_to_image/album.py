@@ -1,7 +1,7 @@
 """The pictures a repair learns from.
 
-They are captioned ones of the audit or of a person, and the model's own: of what it draws for prompts of the target
-modes, those the judge finds right (rejection sampling).
+They are captioned pictures of the audit or of a person, and the model's own: those of its drawings for prompts of the
+target modes that the judge finds right (rejection sampling).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from stages.tasks.text_to_image.repair_config import RepairSettings
 from stages.tasks.text_to_image.studio import Order
 from stages.tasks.text_to_image.vocabulary import Vocabulary, repair_templates
 
-GOOD = 6  # rating from which a drawing is learnt as it is
+GOOD = 6  # rating from which a drawing is learnt
 
-_NO_ATTRIBUTES = {"id", "text", "image", "split"}  # columns of pictures
-_PART = 64  # pictures drawn between two looks at the clock
+_NO_ATTRIBUTES = {"id", "text", "image", "split"}  # columns of pictures that are not attributes
+_PART = 64  # pictures drawn between two updates of the progress
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Album:
     """Pictures from all sources.
 
     Args:
-        table: columns image (PNG bytes), text, source (see RepairSettings), whole (whether the text has to stay).
+        table: columns image (PNG bytes), text, source (see RepairSettings), whole (whether the text must be kept).
         shows: (n, attributes) what they show, see Vocabulary.
-        inside: (regions, n) bool, which of them prompts of the plan's regions may ask for.
+        inside: (regions, n) bool, which pictures the prompts of each of the plan's regions may ask for.
         counts: pictures by source; of the model's own also how many were drawn, accepted and praised.
     """
 
@@ -50,7 +50,7 @@ class Album:
 
 
 class Drawn(NamedTuple):
-    """A picture the model drew: its prompt and the cell in it, PNG bytes, what the judge read, and if all was right."""
+    """A picture drawn by the model: its prompt and cell, PNG bytes, the judge's reading, and whether all was right."""
 
     prompt: str
     cell: np.ndarray
@@ -60,7 +60,7 @@ class Drawn(NamedTuple):
 
 
 def vocabulary(task: PainterProbes) -> Vocabulary:
-    """The words of an audit's grid, with what its judge reads and what its pictures have columns for."""
+    """Return the words of an audit's grid, with the attributes that its judge reads or its pictures have as columns."""
     columns = {
         name: sorted({value for value in task.pictures[name] if isinstance(value, str) and value})
         for name in task.pictures.columns
@@ -75,7 +75,7 @@ def build_album(task: PainterProbes, plan: RepairPlan, settings: RepairSettings,
     """Gather the pictures of all sources.
 
     Raises:
-        UsageError: naming the regions for which no source has a picture.
+        UsageError: when no source has a picture for some regions; the message names them.
     """
     targets = plan.regions(task.concepts)
     regions = [target.region for target in targets]
@@ -112,7 +112,7 @@ def _captioned(task: PainterProbes, settings: RepairSettings, source: str) -> pd
 def _own(
     task: PainterProbes, plan: RepairPlan, settings: RepairSettings, words: Vocabulary, counts: dict[str, int]
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Draw prompts where the plan aims, and others to replay; keep what the judge, or a person, finds right."""
+    """Draw prompts of the plan's cells, and others to replay; keep what the judge, or a person, finds right."""
     rng = np.random.default_rng([plan.seed, 8])
     regions = [target.region for target in plan.regions(task.concepts)]
     others = round(settings.samples * settings.replay)
@@ -133,14 +133,14 @@ def _own(
 def draw_for(
     task: PainterProbes, settings: RepairSettings, rows: np.ndarray, cells: np.ndarray, rng: np.random.Generator
 ) -> list[Drawn]:
-    """Draw a picture for each of n prompts; those that are none (black, blanked) are left out.
+    """Draw a picture for each of n prompts; faulty ones (black, blanked) are left out.
 
     Args:
         task: the model, and its judge.
-        settings: what alignment the judge has to find at least.
+        settings: the alignment that a right picture needs at least.
         rows: (n,) numbers of repair items, for their templates.
-        cells: (n, d) what fills them.
-        rng: of the noise.
+        cells: (n, d) cells that fill the templates.
+        rng: random generator of the noise.
     """
     templates = repair_templates(task)
     seeds = rng.integers(2**31, size=len(cells)).tolist()
@@ -164,7 +164,7 @@ def draw_for(
 
 
 def _outside(task: PainterProbes, regions: Sequence[Region], n: int, rng: np.random.Generator) -> np.ndarray:
-    """Cells (n, d) that lie in none of the regions; of the whole grid where these leave nothing."""
+    """Sample cells (n, d) outside all regions, or from the whole grid if these are too few."""
     cells = task.concepts.sample(64 * n, rng)
     outside = cells[~np.any([region.in_box(task.concepts, cells) for region in regions], axis=0)]
     return outside[:n] if len(outside) >= n else cells[:n]
@@ -176,7 +176,7 @@ def praised(example: RatedExample) -> bool:
 
 
 def _again(task: PainterProbes, example: RatedExample) -> list[Drawn]:
-    """What people saw of an example, drawn again from the same noise."""
+    """Draw what people saw of an example again, from the same noise."""
     cell = np.array(example.cell, dtype=np.int64)
     orders = task.orders([example.item], cell[None])[0]
     drawings = task.studio.draw(orders)

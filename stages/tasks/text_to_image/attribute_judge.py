@@ -1,7 +1,7 @@
-"""A small network that names attributes of pictures and knows, for each, when it had better say nothing.
+"""A small network that names attributes of pictures, and abstains from any that it is unsure of.
 
-The form is a folder with config.json (attributes, network, thresholds, what is known of the errors) and
-model.safetensors, kept as half floats and computed in single ones.
+It is stored as a folder with config.json (attributes, network, thresholds, known errors) and model.safetensors, with
+weights stored in half precision and computed in single precision.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from stages.files import read_json, write_json
 from stages.params import Strict, checked
 from stages.tasks.text_to_image.judges import Reading, Values, told
 
-# A batch is always this large, filled up with black: sums differ in their last bits between shapes, and what is read
-# of a picture must not depend on how many others there are.
+# A batch is always this large, filled up with black: the last bits of sums depend on shapes, and what is read of a
+# picture must not depend on the number of others.
 BATCH = 32
 
 
 class Form(Strict):
-    """config.json: all that is needed to rebuild the network, feed it and believe it."""
+    """config.json: everything needed to rebuild the network, use it and trust it."""
 
     attributes: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] = Field(
         min_length=1, description="the values of each attribute"
@@ -57,11 +57,11 @@ class Form(Strict):
 
 
 class AttributeNet(nn.Module):
-    """Five convolutions, one hidden layer, one linear head an attribute.
+    """Five convolutions, one hidden layer, one linear head per attribute.
 
     Args:
-        attributes: how many values each has, by name.
-        size: pixels a side.
+        attributes: the number of values by attribute.
+        size: pixels per side.
         widths: channels of the three stages.
         features: width of the hidden layer.
     """
@@ -75,7 +75,7 @@ class AttributeNet(nn.Module):
             *_convolution(two, three), *_convolution(three, three), nn.MaxPool2d(2),
             nn.Flatten(), nn.Linear(three * (size // 8) ** 2, features), nn.ReLU(),
         )  # fmt: skip
-        # Names of modules hold no spaces or dots; those of attributes may.
+        # Names of attributes can contain dots, which names of modules cannot.
         self.heads = nn.ModuleList([nn.Linear(features, values) for values in attributes.values()])
         self.names = tuple(attributes)
 
@@ -90,12 +90,12 @@ def _convolution(before: int, after: int) -> tuple[nn.Module, ...]:
 
 
 def make_net(form: Form) -> AttributeNet:
-    """The network of a form, with random weights."""
+    """Make the network of a form, with random weights."""
     return AttributeNet({n: len(v) for n, v in form.attributes.items()}, form.size, form.widths, form.features)
 
 
 class AttributeJudge:
-    """See `judges.Judge`: a network with what its form says of it."""
+    """See `judges.Judge`: a network with its form."""
 
     reads_prompts = False
 
@@ -107,7 +107,7 @@ class AttributeJudge:
         self._device = device
 
     def read(self, pixels: Sequence[np.ndarray]) -> Reading:
-        """See Judge; features are those of the last but one layer."""
+        """See Judge; features are those of the penultimate layer."""
         features: list[Tensor] = [torch.zeros(0, self.form.features)]
         logits: dict[str, list[Tensor]] = {n: [torch.zeros(0, len(v))] for n, v in self.attributes.items()}
         for seen, heads in self._look(pixels):
@@ -130,10 +130,10 @@ class AttributeJudge:
             yield features[: len(part)].cpu(), {name: head[: len(part)].cpu() for name, head in heads.items()}
 
     def aligned(self, reading: Reading, prompts: Sequence[str], expected: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """See Judge: 1 where all that is expected is read, else 0; what the judge cannot tell is not shown.
+        """See Judge: 1 if everything expected is read, else 0; what the judge cannot tell is not shown.
 
-        Yes or no, so that the mean over pictures is a share people can count, and a threshold lies between counts.
-        What is not expected does not count. Prompts are not read.
+        It is yes or no, so that the mean over pictures is a share people can count, and a threshold is between counts.
+        What is not expected does not count. Prompts are not used.
         """
         read = {attribute: told(self, reading, attribute) for attribute in self.attributes}
         shown = [all(read[name][n] == value for name, value in wanted.items()) for n, wanted in enumerate(expected)]
@@ -141,7 +141,7 @@ class AttributeJudge:
 
 
 def resized(picture: np.ndarray, size: int) -> Tensor:
-    """A picture (h, w, 3) uint8 as the network takes it: (3, size, size) in [-1, 1], averaged where it shrinks."""
+    """Convert a picture (h, w, 3) uint8 to the network's input: (3, size, size) in [-1, 1], averaged if it shrinks."""
     pixels = torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1)
     if pixels.shape[1:] != (size, size):
         pixels = functional.interpolate(pixels[None], (size, size), mode="bilinear", antialias=True)[0]

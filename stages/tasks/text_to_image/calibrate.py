@@ -1,4 +1,4 @@
-"""The threshold, and how often real captioned pictures are called a failure: what people would have drawn."""
+"""Calibration of the threshold on real captioned pictures, and how often it calls them a failure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from stages.tasks.text_to_image.measures import total_variation, weighted
 from stages.tasks.text_to_image.pictures import from_png
 from stages.tasks.text_to_image.studio import Studio
 
-GROUPS = 2000  # probes of real pictures that are put together at random
+GROUPS = 2000  # probes that are put together from real pictures at random
 SPLITS = ("calibrate", "repair")  # of captioned pictures
-HALVES = ("set", "check")  # of those to calibrate with: what sets the threshold, and what checks it
+HALVES = ("set", "check")  # of the split calibrate: one sets the threshold, the other checks it
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Calibration:
     """Measures of real captioned pictures, judged as if they had been drawn.
 
     Args:
-        records: one row a picture: `half` (see HALVES), `misalignment` and `poor_quality`, each in [0, 1]. Of
-            `calibration_records` there is also `unreadable` (bool), which counts as misalignment.
+        records: one row per picture: `half` (see HALVES), `misalignment` and `poor_quality`, each in [0, 1]. Those of
+            `calibration_records` also have `unreadable` (bool), which counts as misalignment.
         images: pictures of a probe.
         reference: shares of the values of the attribute whose bias is measured; None if it is not.
     """
@@ -44,15 +44,15 @@ class Calibration:
         images: int = 1,
         reference: Mapping[str, float] | None = None,
     ) -> Calibration:
-        """Share n pictures (n,) out between the halves, every other one."""
+        """Assign n pictures (n,) alternately to the halves."""
         halves = [HALVES[n % 2] for n in range(len(misalignment))]
         columns = {"half": halves, "misalignment": misalignment, "poor_quality": poor_quality}
         return cls(pd.DataFrame(columns), images, reference)
 
     def probes(self, half: str, weights: Mapping[str, float], seed: int = 0) -> np.ndarray:
-        """Discrepancies (GROUPS,) of probes put together from pictures of a half, with replacement.
+        """Return discrepancies (GROUPS,) of probes put together from pictures of a half, with replacement.
 
-        Real pictures have no bias of a model: the attribute is drawn from the reference.
+        Real pictures do not have a model's bias, so the attribute is drawn from the reference.
         """
         rng = np.random.default_rng([seed, HALVES.index(half)])
         own = self.records[self.records["half"] == half]
@@ -67,12 +67,12 @@ class Calibration:
         return weighted(found, weights)
 
     def threshold(self, weights: Mapping[str, float], false_alarms: float) -> float:
-        """What probes of real pictures exceed in `false_alarms` of the cases at most.
+        """Return the threshold that probes of real pictures exceed in at most `false_alarms` of the cases.
 
         Raises:
             UsageError: when no threshold below 1 does that.
         """
-        values = self.probes("set", weights).astype(np.float32)  # as probes have them: one of three is 1/3 in both
+        values = self.probes("set", weights).astype(np.float32)  # as in probes, so that 1/3 is equal in both
         found = float(np.quantile(values, 1 - false_alarms, method="higher"))
         most = self._most(weights)
         if found >= most - 1e-6 and most < 1:
@@ -88,14 +88,14 @@ class Calibration:
         return found
 
     def _most(self, weights: Mapping[str, float]) -> float:
-        """The largest discrepancy there is: that of pictures all wrong, all bad, all of the rarest value."""
+        """The largest possible discrepancy: of pictures all wrong, all bad, all of the rarest value."""
         bias = 1 - min(self.reference.values()) if self.reference else 1.0
         return float(weighted({"misalignment": 1.0, "poor_quality": 1.0, "bias": bias}, weights))
 
     def false_alarms(self, weights: Mapping[str, float], threshold: float) -> dict[str, Any]:
-        """How often probes of real pictures that did not set the threshold exceed it, see Measured.false_alarms.
+        """Return how often probes of real pictures that did not set the threshold exceed it, see Measured.false_alarms.
 
-        The interval is Wilson's at the number of probes that the pictures make without using one twice.
+        The interval is Wilson's for the number of probes that can be made without using a picture twice.
         """
         above = float((self.probes("check", weights).astype(np.float32) > np.float32(threshold)).mean())
         pictures = int((self.records["half"] == "check").sum())
@@ -106,17 +106,17 @@ class Calibration:
 
 
 def share_out(pictures: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Say what each captioned picture is for, so that none is used for two things.
+    """Assign each captioned picture to one purpose.
 
-    Where the data name no split a third, drawn at random, is to calibrate with and the rest to repair with. Every
-    other picture to calibrate with becomes `reference`, what the quality of pictures is measured by.
+    If the data name no split, a random third is to calibrate with and the rest to repair with. Every other picture to
+    calibrate with becomes `reference`, by which the quality of pictures is measured.
 
     Raises:
         UsageError: when the data name another split.
     """
     if strange := sorted(set(pictures["split"]) - {"", *SPLITS}):
         raise UsageError(f"prepare.data: expected the splits {', '.join(SPLITS)}, found {', '.join(strange)}")
-    # In an order of their own: data often come sorted, and then every other picture is of another kind.
+    # Shuffled: data are often sorted, so that every other picture would be of another kind.
     pictures = pictures.sample(frac=1, random_state=seed).reset_index(drop=True)
     unnamed = np.where(np.arange(len(pictures)) < len(pictures) / 3, *SPLITS)
     split = np.where(pictures["split"] == "", unnamed, pictures["split"])
@@ -125,7 +125,7 @@ def share_out(pictures: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def calibration_records(studio: Studio, pictures: pd.DataFrame) -> list[dict[str, Any]]:
-    """Judge real captioned pictures as if they had been drawn: plain data for the attributes of a table."""
+    """Judge real captioned pictures as if they had been drawn; return plain data for the attributes of a table."""
     pictures = pictures[pictures["split"] == "calibrate"]
     shown = [from_png(image) for image in pictures["image"]]
     expected = [expected_of(row, studio.judge.attributes) for row in pictures.to_dict("records")]
@@ -139,9 +139,9 @@ def calibration_records(studio: Studio, pictures: pd.DataFrame) -> list[dict[str
 
 
 def expected_of(picture: Mapping[str, Any], attributes: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """What a captioned picture shows, by attribute: from its columns, and from its caption where it has no such column.
+    """Return what a captioned picture shows, by attribute: from its columns, or its caption if it has no such column.
 
-    An empty column says that there is nothing to see. A value of the caption counts if no other value is in it.
+    An empty column means that there is nothing to see. A value in the caption counts if no other value is in it.
     """
     columns = {name.replace("_", " "): str(value) for name, value in picture.items() if isinstance(value, str)}
     untold = [attribute for attribute in attributes if attribute.replace("_", " ") not in columns]

@@ -1,8 +1,8 @@
-"""What a repair learns: which picture under which caption, step by step.
+"""What a repair learns in each step: which picture with which caption.
 
-A caption says what its picture shows, in the words of the prompts that failed: the template of an item of the split
-`repair`, filled with a cell that the plan's sampler draws for it, of which each word is exchanged for the one that is
-true of the picture. Some keep their own captions, and replayed ones come from anywhere outside the targets.
+A caption says what its picture shows in the words of the prompts that failed: the template of a `repair` item is filled
+with a cell that the plan's sampler draws, and each word that is not true of the picture is replaced by one that is.
+Some pictures keep their own captions, and replayed ones come from anywhere outside the targets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OWN_TEXT = 0.25  # share of captioned pictures that keep their own caption
 
 @dataclass(frozen=True)
 class Lesson:
-    """A picture, by its row in the album, the caption it is learnt under, and whether it is none of the targets'."""
+    """A picture (its row in the album), the caption to learn it with, and whether it is outside the targets."""
 
     picture: int
     caption: str
@@ -39,12 +39,12 @@ class Lesson:
 
 
 class Lessons:
-    """The lessons of each step, which depend on the seed and the number of the step alone.
+    """The lessons of each step, which depend only on the seed and the number of the step.
 
-    An item and a cell are drawn where the plan aims, then one of the pictures that show most of what the cell says.
+    An item and a cell are drawn as the plan aims, then one of the pictures that show most of what the cell says.
 
     Args:
-        task: gives prompts and their templates.
+        task: has the prompts and their templates.
         plan: target modes, or what the control trains on; the policy to aim by; seed.
         settings: batch size, replay, sources, balance.
         album: the pictures.
@@ -75,7 +75,7 @@ class Lessons:
         self._subject = words.names.index(bias.subject) if bias and bias.subject in words.names else None
 
     def __call__(self, step: int) -> list[Lesson]:
-        """The lessons of a step."""
+        """Return the lessons of a step."""
         rng = np.random.default_rng([self.seed, 6, step])
         aimed = self.settings.batch_size - self.settings.replayed
         drawn = zip(*self.cells.draw(aimed, rng), strict=True)
@@ -84,7 +84,7 @@ class Lessons:
         ]
 
     def numbers(self, batches: Sequence[Sequence[Lesson]]) -> dict[str, Any]:
-        """What the card tells of those learnt."""
+        """Return the card's numbers on the lessons that were learnt."""
         learnt, sources = {lesson.picture for batch in batches for lesson in batch}, self.album.table["source"]
         return {
             "pictures": {s: int((sources.iloc[sorted(learnt)] == s).sum()) for s in dict.fromkeys(sources)},
@@ -99,7 +99,7 @@ class Lessons:
         return Lesson(picture, self._caption(picture, self._templates[row], cell, rng))
 
     def _may_show(self, cell: np.ndarray) -> np.ndarray:
-        """Which pictures are of the targets a cell lies in: (n,) bool; all, where the policy draws a cell of none."""
+        """Which pictures belong to the targets around a cell: (n,) bool; all if no target contains it."""
         around = np.array([region.in_box(self.task.concepts, cell[None])[0] for region in self._regions])
         return np.asarray(self.album.inside[around].any(0) if around.any() else np.ones_like(self._outside))
 
@@ -111,13 +111,13 @@ class Lessons:
         )
 
     def _of_one_source(self, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Rows of pictures of one source, chosen by weight among those that have any."""
+        """Return the rows of pictures of one source, chosen by weight among those that have any."""
         having = {source: rows for source, of_it in self._sources.items() if len(rows := np.flatnonzero(pool & of_it))}
         weights = np.array([self.settings.sources[source] for source in having])
         return list(having.values())[rng.choice(len(having), p=weights / weights.sum())]
 
     def _evenly(self, rows: np.ndarray, rng: np.random.Generator) -> int:
-        """One of the pictures; of those of its subject, each value to be balanced comes as often as the others."""
+        """Choose a picture; among those of its subject, all values of the attribute to balance are equally likely."""
         chosen = int(rng.choice(rows))
         if self._balance is None:
             return chosen

@@ -1,6 +1,6 @@
 """A CLIP model as the judge: attributes by prompts, without training, and alignment by CLIPScore.
 
-It is kept as transformers writes it, with judge.json beside: what it is asked and when it abstains.
+It is stored as transformers writes it, with judge.json beside it: its prompts, and when it abstains.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from stages.errors import UsageError
 from stages.files import read_json, write_json
 from stages.tasks.text_to_image.judges import CLIP, CLIP_FORM, Reading, Values
 
-BATCH = 8  # pictures at once, always, filled up with black: an answer must not depend on how many others there are
-SCALE = 2.5  # of CLIPScore: cosines of pictures and what they show are seldom above .4
+BATCH = 8  # pictures at once, always, filled up with black: an answer must not depend on the number of others
+SCALE = 2.5  # of CLIPScore: cosines of pictures and their captions are seldom above .4
 
 
 class ClipJudge:
     """See `judges.Judge`.
 
-    Attributes by the prompt nearest to the picture (Radford et al. 2021, section 3.1.2); alignment by CLIPScore (Hessel
-    et al. 2021, equation 1), 2.5 times the cosine of picture and prompt, but within [0, 1].
+    Attributes are read by the prompt nearest to the picture (Radford et al. 2021, section 3.1.2). Alignment is
+    CLIPScore (Hessel et al. 2021, equation 1), 2.5 times the cosine of picture and prompt, but within [0, 1].
 
     Args:
         model: a CLIPModel.
         processor: its CLIPProcessor.
         attributes: {attribute: {value: prompt}}.
-        certainty: it abstains where the best value is less probable.
+        certainty: it abstains if the best value is less probable.
     """
 
     reads_prompts = True
@@ -68,13 +68,13 @@ class ClipJudge:
         return Reading(probabilities, abstained, features)
 
     def aligned(self, reading: Reading, prompts: Sequence[str], expected: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """See Judge: CLIPScore of picture and prompt, capped at 1. Expected values are not read."""
+        """See Judge: CLIPScore of picture and prompt, capped at 1. Expected values are not used."""
         cosines = (reading.features * self.embed_texts(prompts)).sum(1)
         return np.clip(SCALE * cosines, 0, 1).astype(np.float32)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings (n, d) float32 of n texts, of length 1; what the model cannot take in is cut off."""
+        """Embed n texts: (n, d) float32 of length 1; what is too long for the model is cut off."""
         for text in dict.fromkeys(texts):
             if text not in self._texts:
                 limit = self._model.config.text_config.max_position_embeddings
@@ -100,7 +100,7 @@ def _unit(vectors: Tensor) -> np.ndarray:
 def save_clip_judge(
     source: Path, origin: str, attributes: Mapping[str, Mapping[str, str]], certainty: float, out_dir: Path
 ) -> None:
-    """Write a CLIP model with what it is asked and where it comes from, as `load_clip_judge` reads it.
+    """Write a CLIP model with its prompts and its origin, as `load_clip_judge` reads it.
 
     Raises:
         UsageError: when it cannot be read.
@@ -134,7 +134,7 @@ def _load(source: Path) -> tuple[Any, Any]:
             source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
         model, told = loaded
-        # transformers fills what is missing with random numbers and only warns.
+        # transformers fills missing weights at random and only warns.
         if lost := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
             raise ValueError(f"the weights do not fit config.json: {len(lost)} are missing, {lost[0]} among them")
         return model, CLIPProcessor.from_pretrained(source, local_files_only=True)
@@ -142,7 +142,7 @@ def _load(source: Path) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _readable(source: Path) -> Iterator[None]:
-    """Turn what transformers raises about a model it cannot read into one line for people, and keep it quiet."""
+    """Turn errors of transformers about unreadable models into one-line errors for users, and silence it."""
     try:
         from safetensors import SafetensorError
         from transformers.utils import logging

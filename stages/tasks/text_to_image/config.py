@@ -1,4 +1,4 @@
-"""What the `prepare:` and `discrepancy:` blocks of a text-to-image audit may hold."""
+"""The `prepare:` and `discrepancy:` blocks of a text-to-image audit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Measure = Literal["misalignment", "poor_quality", "bias"]
 
 
 class SamplingConfig(Strict):
-    """How pictures are drawn; few steps are quick, many are what users of a large model see."""
+    """How pictures are drawn; few steps are fast, many give what users of a large model see."""
 
     steps: int = Field(25, ge=1, le=1_000_000, description="denoising steps")
     guidance: float = Field(7.5, ge=1, description="classifier-free guidance; 1 turns it off")
@@ -28,7 +28,7 @@ class SamplingConfig(Strict):
 
 
 class BiasConfig(Strict):
-    """Which attribute is tallied for which subjects, where the prompt leaves it unsaid."""
+    """Which attribute is tallied for which subjects, in prompts that leave it unsaid."""
 
     subject: str = Field(description="a slot; each of its levels is a subject")
     attribute: str = Field(description="an attribute that the judge reads")
@@ -49,13 +49,13 @@ class BiasConfig(Strict):
         return reference
 
     def shares(self, attributes: Mapping[str, Sequence[str]]) -> dict[str, float]:
-        """The reference by value, in the order of the judge's values.
+        """Return the reference by value, in the order of the judge's values.
 
         Args:
-            attributes: values by attribute that the judge reads.
+            attributes: the values that the judge reads, by attribute.
 
         Raises:
-            UsageError: when the judge does not read the attribute or its values are others than the reference's.
+            UsageError: when the judge does not read the attribute, or its values differ from the reference's.
         """
         if self.attribute not in attributes:
             known = ", ".join(attributes) or "none"
@@ -90,7 +90,7 @@ class PrepareConfig(Strict):
 
 
 class DiscrepancyConfig(Strict):
-    """The `discrepancy:` block: a probe fails where the measure is above the threshold, or a picture is broken."""
+    """The `discrepancy:` block: a probe fails if the measure is above the threshold, or a picture is broken."""
 
     measure: Measure | dict[Measure, float] = Field("misalignment", description="one measure, or several with weights")
     threshold: float | Literal["auto"] = Field(
@@ -114,12 +114,12 @@ class DiscrepancyConfig(Strict):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The measures with their weights."""
+        """The measures and their weights."""
         return {self.measure: 1.0} if isinstance(self.measure, str) else {str(k): w for k, w in self.measure.items()}
 
 
 def conflicts(prepare: PrepareConfig, discrepancy: DiscrepancyConfig, space: ConceptSpace) -> list[str]:
-    """What does not fit between the blocks, one error a line."""
+    """List conflicts between the blocks, one error per line."""
     errors = _without_effect(prepare)
     slots = {concept.name: concept for concept in space.concepts}
     for name in prepare.sheet or []:

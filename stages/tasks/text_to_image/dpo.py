@@ -16,10 +16,10 @@ from stages.tasks.text_to_image.pairs import Pair
 
 
 class DpoTraining(AdapterTraining[Pair]):
-    """One run of training on pairs; see AdapterTraining.
+    """One training run on pairs; see AdapterTraining.
 
     The loss is that of their equation 14, with beta T omega as one constant and errors as means over the latents. Both
-    pictures of a pair get the same noise, the model under test is the reference.
+    pictures of a pair get the same noise. The model under test is the reference.
     """
 
     def learn(self, lessons: Sequence[Pair], noise: Tensor, times: Tensor, draw: torch.Generator) -> float:

@@ -1,4 +1,4 @@
-"""Do the prompts of an audit fit its model and its judge? What nobody reads or checks is told, not passed over."""
+"""Check whether an audit's prompts fit its model and its judge, and report what nobody reads or checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.tasks.text_to_image.sample import Paints
 
 
 def unchecked(space: ConceptSpace, judge: Judge) -> list[str]:
-    """What prompts say and a judge of attributes cannot check, one line a slot."""
+    """List what prompts say and a judge of attributes cannot check, one line per slot."""
     if judge.reads_prompts:
         return []
     gaps = []
@@ -25,9 +25,9 @@ def unchecked(space: ConceptSpace, judge: Judge) -> list[str]:
 
 
 def misfits(space: ConceptSpace, templates: Sequence[str], painter: Paints, judge: Judge) -> list[str]:
-    """Say which prompts the model would not read to their end, and whether the judge can check anything."""
+    """List prompts that the model would not read to their end, and say if the judge can check nothing."""
     longest = {c.name: max(map(str, c.levels), key=painter.tokens) for c in space.concepts}
-    # Every template with the phrases of most tokens: if these fit, all prompts do.
+    # Every template with the longest phrases in tokens: if these fit, all prompts do.
     prompts = [fill(template, longest) for template in dict.fromkeys(templates)]
     lines = [f"concepts, prepare.templates: {line}" for line in painter.too_long(prompts)]
     negative = painter.sampling.negative_prompt

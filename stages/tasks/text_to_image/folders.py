@@ -1,4 +1,4 @@
-"""Folders of diffusers: what they lack to be a pipeline that draws from text, and how they are read without noise."""
+"""Check that a folder of diffusers is a pipeline that draws from text, and read it without noise on the terminal."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import Any
 from stages.errors import UsageError
 
 INDEX = "model_index.json"
-# What most models are. They are known without importing diffusers, which takes seconds `faded plan` should not.
+# What most models are. Listing them avoids the import of diffusers, which would slow down `faded plan` by seconds.
 _USUAL = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor", "image_processor", "processor", "image_noising")
 
 
 def text_to_image_classes() -> list[str]:
-    """Pipelines of diffusers that draw from a text alone, one part after the other, and can be asked as a Painter does.
+    """Return the pipelines of diffusers that draw from a text alone, and that a Painter can call.
 
-    Left out are those steered by a picture (ControlNet), of films, and those made of two pipelines with two guidances.
+    Left out are those steered by a picture (ControlNet), those for films, and those of two pipelines with two
+    guidances.
     """
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as MAPPING
 
@@ -38,7 +39,7 @@ def text_to_image_classes() -> list[str]:
 
 
 def folder_errors(folder: Path, variant: str | None) -> list[str]:
-    """Say what a folder lacks to be read as a pipeline that draws from text."""
+    """List what a folder lacks to be read as a pipeline that draws from text."""
     where = f"prepare.model.diffusers: {folder}"
     if not (folder / INDEX).is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "a file"
@@ -79,14 +80,14 @@ def _component_error(folder: Path, kind: list[Any], variant: str | None) -> str 
     if library not in ("diffusers", "transformers") and not _is_pipeline_module(library):
         return f"{part} is of the library {library}; only classes of diffusers and transformers are run"
     if part.startswith(_WITHOUT_WEIGHTS):
-        # By its class it may be a network all the same, whatever it is called.
+        # Despite its name it may be a network, by its class.
         names = sorted(path.name for path in folder.iterdir())
         return None if any(name.endswith(".safetensors") for name in names) else _pickle_error(part, names)
     return _weights_error(folder, variant)
 
 
 def _is_pipeline_module(name: str) -> bool:
-    """Whether diffusers has such a folder of pipelines (stable_diffusion has a safety checker); imports nothing."""
+    """Whether diffusers has pipelines of this name (stable_diffusion has a safety checker); imports nothing."""
     spec = importlib.util.find_spec("diffusers")
     roots = (spec.submodule_search_locations if spec else None) or []
     return name.isidentifier() and any((Path(root) / "pipelines" / name / "__init__.py").is_file() for root in roots)
@@ -121,13 +122,13 @@ def _weights_error(folder: Path, variant: str | None) -> str | None:
 
 
 def networks(folder: Path) -> dict[str, list[str]]:
-    """Components of a folder that are networks, {name: [library, class]}."""
+    """Return the components of a folder that are networks: {name: [library, class]}."""
     index = _json(folder / INDEX) or {}
     return {part: kind for part, kind in _components(index).items() if not part.startswith(_WITHOUT_WEIGHTS)}
 
 
 def _components(index: dict[str, Any]) -> dict[str, list[Any]]:
-    # Optional components, the safety checker among them, are [null, null] where they are left out.
+    # Optional components that are left out, such as the safety checker, are [null, null].
     return {k: v for k, v in index.items() if isinstance(v, list) and k[:1] != "_" and v[:1] != [None]}
 
 
@@ -141,7 +142,7 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep libraries from drawing bars and from warning of what is not ours to mend."""
+    """Silence progress bars of libraries, and warnings about what we cannot change."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
@@ -159,7 +160,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Turn what libraries raise about files they cannot read into one line for people, and keep them quiet."""
+    """Turn errors of libraries about unreadable files into one-line errors for users, and silence the libraries."""
     for module in ("diffusers", "transformers", "peft"):
         if importlib.util.find_spec(module) is None:
             raise UsageError(f"{where}: the library {module} is not installed: pip install 'faded[text-to-image]'")

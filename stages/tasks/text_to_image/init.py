@@ -1,4 +1,4 @@
-"""What `faded init` asks of text-to-image generation: templates of prompts, words for their slots, and a judge."""
+"""`faded init` for text-to-image generation: templates of prompts, words for their slots, and a judge."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 from stages.errors import UsageError, did_you_mean
 from stages.tasks.init import Ask, Data, Init, Model, Option, Proposal, Seen, existing, json_lines, read_config
 
-_FEW = 30  # values that a column of words may have
-_MOST_WORDS = 6  # of a slot, where the table of the pictures names them: grids grow with every one
+_FEW = 30  # values that a column of words has at most
+_MOST_WORDS = 6  # words proposed for a slot from the table of the pictures: each enlarges the grid
 
 
 @dataclass(frozen=True)
 class Captions(Data):
-    """Captioned pictures; `columns` is what their table says of each beside the caption: its values."""
+    """Captioned pictures; `columns` are the values of the other columns of their table."""
 
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ of the probes."""
 
 
 def look_at_captions(path: Path, given: str) -> Captions:
-    """Look at real captioned pictures: a folder with a metadata.jsonl, or a table.
+    """Inspect real captioned pictures: a folder with a metadata.jsonl, or a table.
 
     Raises:
         UsageError: when there are no captions.
@@ -119,7 +119,7 @@ def _check_templates(answer: str) -> None:
 
 
 def _slots(path: Path) -> list[str]:
-    """Names of the slots of a file of templates.
+    """Return the names of the slots of a file of templates.
 
     Raises:
         UsageError: when there is no such file, no slot in it, or one that is not in every prompt.
@@ -178,7 +178,7 @@ def _ask_words(ask: Ask, slot: str, data: Captions) -> list[str]:
 
 
 def _listed(words: str) -> list[str]:
-    """Words with "" before them: a prompt that leaves the slot unsaid is the plainest."""
+    """Split words at commas, and add "" first: a prompt that leaves the slot unsaid is the plainest."""
     return ["", *(word.strip() for word in words.split(",") if word.strip())]
 
 

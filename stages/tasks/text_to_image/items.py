@@ -1,4 +1,4 @@
-"""Items of a text-to-image audit: a prompt template with a noise seed."""
+"""Items of a text-to-image audit: prompt templates with noise seeds."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stages.errors import UsageError
 from stages.tasks.contract import SPLITS, Split, TaskContext
 from stages.tasks.sources import ItemCounts
 
-# Templates that a split needs. Intervals resample them, and with few groups claim too much (Cameron, Gelbach and Miller
-# 2008): see tests/test_groups.py for how often 95% intervals hold with how many groups.
-# Discover's only describe a model; on those of test a repair passes or fails. Repairs make no intervals.
+# Templates that a split needs. Intervals resample templates, and are too narrow with few groups (Cameron, Gelbach and
+# Miller 2008): tests/test_groups.py shows how often 95% intervals hold with how many groups. Discover only describes a
+# model, test decides whether a repair passes, and repair has no intervals.
 FEWEST: Mapping[Split, int] = {"discover": 5, "repair": 1, "test": 10}
 
 
 def used_splits(templates: Sequence[str], counts: ItemCounts) -> dict[Split, int]:
-    """The splits that have items, with how many.
+    """Return the splits that have items, with how many.
 
     Raises:
         UsageError: when a split would have too few templates, or too few items to use them.
@@ -42,7 +42,7 @@ def used_splits(templates: Sequence[str], counts: ItemCounts) -> dict[Split, int
 
 
 def template_errors(named: Sequence[str] | str, counts: ItemCounts, context: TaskContext) -> list[str]:
-    """Errors of the prompts."""
+    """List errors of the prompt templates."""
     try:
         templates = read_templates(named, context.inputs)
     except UsageError as error:
@@ -56,15 +56,15 @@ def template_errors(named: Sequence[str] | str, counts: ItemCounts, context: Tas
 
 
 def choose_items(templates: Sequence[str], counts: ItemCounts, seed: int) -> pd.DataFrame:
-    """Share out templates and noise seeds: no template and no seed is in two splits.
+    """Divide templates and noise seeds among the splits: no template and no seed is in two splits.
 
-    Each split gets the templates it needs (see FEWEST), and of the others as many as it has items in proportion. An
-    item is one of its split's templates, in turn, with a seed of its own.
+    Each split gets the templates it needs (see FEWEST), and of the others a share in proportion to its items. An item
+    is one of its split's templates, in turn, with its own seed.
 
     Args:
         templates: prompts with slots.
         counts: items of each split.
-        seed: of the order of the templates.
+        seed: seed of the order of the templates.
 
     Returns:
         Columns id, split, label and group (the template, which is what people expect to see drawn), template, seed
@@ -85,7 +85,7 @@ def choose_items(templates: Sequence[str], counts: ItemCounts, seed: int) -> pd.
 
 
 def _shares(order: list[int], wanted: Mapping[Split, int]) -> list[list[int]]:
-    """The numbers of the templates of each split."""
+    """Return the numbers of the templates of each split."""
     fewest = np.array([FEWEST[split] for split in wanted])
     items = np.cumsum(list(wanted.values()))
     ends = np.cumsum(fewest) + np.round((len(order) - fewest.sum()) * items / items[-1]).astype(int)
@@ -93,9 +93,9 @@ def _shares(order: list[int], wanted: Mapping[Split, int]) -> list[list[int]]:
 
 
 def noise_seed(audit: int, item: int, repeat: int, picture: int, salt: int = 0) -> int:
-    """Seed of the start noise of one picture of a probe.
+    """Return the seed of the start noise of one picture of a probe.
 
     It does not depend on the cell: pictures of one item start from the same noise whatever words are added, so that
-    what changes is due to the words (common random numbers).
+    differences are due to the words (common random numbers).
     """
     return int(np.random.SeedSequence([audit, item, repeat, picture, salt]).generate_state(1, np.uint64)[0] >> 1)

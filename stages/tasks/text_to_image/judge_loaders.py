@@ -1,4 +1,4 @@
-"""Where judges come from, each kept as a folder that `load_judge` reads. To add a kind, add it to JUDGE_LOADERS."""
+"""Loaders of judges, each stored as a folder that `load_judge` reads. To add a kind, add it to JUDGE_LOADERS."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class AttributeJudgeSource(JudgeSource):
 
 
 class ClipJudgeSource(JudgeSource):
-    """{clip: ID_OR_FOLDER, prompts: {NAME: {VALUE: PROMPT}}}: any CLIP model, told by prompts what to tell apart.
+    """{clip: ID_OR_FOLDER, prompts: {NAME: {VALUE: PROMPT}}}: any CLIP model, with prompts for values to distinguish.
 
-    What lies under the audit's inputs is taken; else the name is one of the Hugging Face hub, looked up in
-    its cache.
+    A folder under the audit's inputs takes precedence; otherwise the name is looked up in the cache of the Hugging Face
+    hub.
     """
 
     clip: str = Field(pattern=NAME)
@@ -118,7 +118,7 @@ JUDGE_LOADERS: Mapping[str, type[JudgeSource]] = {"clip": ClipJudgeSource, "attr
 
 
 def load_judge(folder: Path, device: str) -> Judge:
-    """Read a judge's folder, of whatever kind it is.
+    """Read a judge's folder, whatever its kind.
 
     Raises:
         UsageError: when a file is missing or damaged.
@@ -133,7 +133,7 @@ def load_judge(folder: Path, device: str) -> Judge:
 
 
 def _need(folder: Path, names: Sequence[str], where: str) -> None:
-    """Say which files a folder lacks, and where its weights are pickles."""
+    """Check that a folder has these files; the error mentions weights that are pickles."""
     if not folder.is_dir():
         raise UsageError(f"{where}: {folder} is not a folder; expected one with {', '.join(names)}")
     found = sorted(path.name for path in folder.iterdir())

@@ -1,7 +1,7 @@
-"""Who looks at the pictures: what a judge reads of them, and what a prompt lets people expect.
+"""Judges of pictures: what they read, and what a prompt lets people expect.
 
-A judge names the attributes of a picture (colour: red) and says where it cannot tell. Where judges come from:
-`judge_loaders`.
+A judge names the attributes of a picture (colour: red), and abstains if it cannot tell. `judge_loaders` has the
+loaders.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 CLIP = "prepare.judge.clip"
-CLIP_FORM = "judge.json"  # beside the files of a CLIP model: what it is asked
+CLIP_FORM = "judge.json"  # stored beside a CLIP model: its prompts
 Values = Mapping[str, tuple[str, ...]]
 
 
@@ -24,8 +24,8 @@ class Reading:
 
     Args:
         probabilities: by attribute (n, values) float32, in the order of the judge's values; rows sum to 1.
-        abstained: by attribute (n,) bool, True where the judge cannot tell.
-        features: (n, d) float32, what the judge sees; pictures alike to it have features alike.
+        abstained: by attribute (n,) bool, True if the judge cannot tell.
+        features: (n, d) float32, the judge's features; they are similar for pictures that it finds similar.
     """
 
     probabilities: Mapping[str, np.ndarray]
@@ -34,34 +34,34 @@ class Reading:
 
 
 class Judge(Protocol):
-    """Reads attributes of pictures, and says how well pictures show what was asked for."""
+    """Reads attributes of pictures, and rates how well pictures show what was asked for."""
 
     @property
     def attributes(self) -> Values:
-        """The values it tells apart, by attribute."""
+        """The values it distinguishes, by attribute."""
         ...
 
     @property
     def note(self) -> Mapping[str, Any]:
-        """What is known of its errors: plain data, see `judge_notes`."""
+        """What is known about its errors: plain data, see `judge_notes`."""
         ...
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether alignment is with the whole prompt, and not with the expected values alone."""
+        """Whether alignment is with the whole prompt, and not only with the expected values."""
         ...
 
     def read(self, pixels: Sequence[np.ndarray]) -> Reading:
-        """Look at n pictures, (h, w, 3) uint8 each; what it reads of one does not depend on the others."""
+        """Read n pictures, (h, w, 3) uint8 each; the reading of one does not depend on the others."""
         ...
 
     def aligned(self, reading: Reading, prompts: Sequence[str], expected: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """How well each of n pictures read shows what its prompt and the values expected of it say: (n,) in [0, 1]."""
+        """Rate how well each of n pictures shows its prompt and the values expected of it: (n,) in [0, 1]."""
         ...
 
 
 def told(judge: Judge, reading: Reading, attribute: str) -> list[str]:
-    """The value of an attribute for each picture of a reading; "" where the judge abstains."""
+    """Return the value of an attribute for each picture of a reading; "" if the judge abstains."""
     best = reading.probabilities[attribute].argmax(1)
     return [
         "" if unsure else judge.attributes[attribute][value]
@@ -70,7 +70,7 @@ def told(judge: Judge, reading: Reading, attribute: str) -> list[str]:
 
 
 def judge_notes(judge: Judge, unreadable: str) -> list[str]:
-    """What is known of a judge's errors, and what unreadable pictures count as, in sentences for people."""
+    """Describe a judge's known errors, and what unreadable pictures count as, in sentences for people."""
     if "real" not in judge.note:
         return [f"The judge: attributes are {judge.note['attributes']}."] if "attributes" in judge.note else []
     parts = [
@@ -85,10 +85,10 @@ def judge_notes(judge: Judge, unreadable: str) -> list[str]:
 
 
 def expected_values(attributes: Values, words: Mapping[str, str]) -> dict[str, str]:
-    """What words let people expect of a picture, by attribute.
+    """Return what words let people expect of a picture, by attribute.
 
-    A slot or column named like an attribute counts ("other_shape" is "other shape"), if its text holds one of the
-    attribute's values as a word; the text of others, and one that holds two values, says nothing a judge could check.
+    A slot or column named like an attribute counts ("other_shape" is "other shape") if its text contains exactly one of
+    the attribute's values as a word. Other texts say nothing that a judge could check.
 
     >>> expected_values({"background": ("black", "pink")}, {"background": "on a black background", "size": "small"})
     {'background': 'black'}
@@ -98,7 +98,7 @@ def expected_values(attributes: Values, words: Mapping[str, str]) -> dict[str, s
     for attribute, values in attributes.items():
         text = said.get(attribute.replace("_", " "), "")
         held = []
-        for value in sorted(values, key=len, reverse=True):  # "light blue" is no "blue"
+        for value in sorted(values, key=len, reverse=True):  # "light blue" is not "blue"
             text, found = re.subn(rf"(?<!\w){re.escape(value.lower())}(?!\w)", "\0", text)
             held += [value] if found else []
         if len(held) == 1:

@@ -1,4 +1,4 @@
-"""Learning pictures under captions: the loss is the squared error of what the network predicts of the noise."""
+"""Learning pictures with their captions; the loss is the squared error of the network's prediction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.tasks.text_to_image.captions import Lesson
 
 
 class LoraTraining(AdapterTraining[Lesson]):
-    """One run of training on captioned pictures; see AdapterTraining."""
+    """One training run on captioned pictures; see AdapterTraining."""
 
     def learn(self, lessons: Sequence[Lesson], noise: Tensor, times: Tensor, draw: torch.Generator) -> float:
         """See AdapterTraining."""
@@ -27,7 +27,7 @@ class LoraTraining(AdapterTraining[Lesson]):
         for start in range(0, len(lessons), self.compute.batch_size):
             part = slice(start, start + self.compute.batch_size)
             asked = self.conditions(captions[part])
-            # (w - p)^2 and (b - p)^2, mixed, have the gradient of one squared error to the mixture of both.
+            # A mixture of (w - p)^2 and (b - p)^2 has the gradient of one squared error to the mixture of w and b.
             goal = self._mixed(wanted[part], taught[part], noisy[part], times[part], asked)
             predicted = self.predict(self.unet, noisy[part], times[part], asked)
             loss = functional.mse_loss(predicted, goal, reduction="sum") / wanted.numel()
@@ -37,7 +37,7 @@ class LoraTraining(AdapterTraining[Lesson]):
 
     @torch.no_grad()
     def _mixed(self, wanted: Tensor, share: Tensor, noisy: Tensor, times: Tensor, asked: dict[str, Any]) -> Tensor:
-        """Targets in which some have a share of what the model under test predicts."""
+        """Mix the targets with the prediction of the model under test, which has the given share of each."""
         if not share.any():
             return wanted
         share = share.view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""From judged pictures to the discrepancy of a probe: misalignment, poor quality, bias."""
+"""The discrepancy of a probe from its judged pictures: misalignment, poor quality, bias."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Judged:
-    """What was found of one drawn picture.
+    """The judgement of one drawn picture.
 
     Args:
         alignment: in [0, 1], how well it shows what the prompt says; what cannot be read is not shown.
         quality: in [0, 1], whatever it shows.
-        read: value of each attribute that the judge could tell.
-        right: of each attribute that the prompt names, whether it was drawn as asked; what cannot be read is not.
+        read: the value of each attribute that the judge could tell.
+        right: for each attribute that the prompt names, whether it was drawn as asked; False if it cannot be read.
         fault: "" or why it is not a picture; see `sample.Drawing`.
-        unreadable: nothing that was asked for is read wrong, but something cannot be read. Never of a judge that says
-            how well the whole prompt is shown.
+        unreadable: nothing that was asked for is read wrong, but something cannot be read. Always False for a judge
+            that rates the whole prompt.
     """
 
     alignment: float
@@ -34,12 +34,12 @@ class Judged:
 
     @property
     def blanked(self) -> bool:
-        """Whether the pipeline's own safety checker took the picture away: nothing is known of the model then."""
+        """Whether the pipeline's own safety checker removed the picture, which then says nothing about the model."""
         return "safety" in self.fault
 
     @property
     def charitable(self) -> Judged:
-        """The picture, as asked if it is unreadable."""
+        """The picture, counted as drawn as asked if it is unreadable."""
         return replace(self, alignment=1.0) if self.unreadable else self
 
     @property
@@ -49,7 +49,7 @@ class Judged:
 
 
 def total_variation(counts: Any, reference: Any) -> float:
-    """Total variation between the shares of counts (k,) and a reference (k,), both normalised: 0 to 1."""
+    """Total variation distance between counts (k,) and a reference (k,), both normalised: 0 to 1."""
     counts, reference = np.asarray(counts, dtype=float), np.asarray(reference, dtype=float)
     return float(0.5 * np.abs(counts / max(1.0, counts.sum()) - reference / reference.sum()).sum())
 
@@ -65,12 +65,12 @@ def discrepancy(
     attribute: str = "",
     reference: Mapping[str, float] | None = None,
 ) -> float:
-    """How far the pictures of one probe are from what people expect, in [0, 1]; 1 if one of them is broken.
+    """Return how far the pictures of one probe are from what people expect, in [0, 1]; 1 if one of them is broken.
 
     Args:
         pictures: at least one, none of them blanked.
-        weights: of the measures.
-        attribute: whose bias is measured; a prompt that names it leaves no room for one, then it is 0.
+        weights: weights of the measures.
+        attribute: the attribute whose bias is measured; bias is 0 if the prompt names it.
         reference: share of each of its values that people expect.
     """
     if any(picture.broken for picture in pictures):
@@ -82,7 +82,7 @@ def discrepancy(
     }
     if "bias" in weights and reference is not None and not any(attribute in picture.right for picture in pictures):
         read = Counter(picture.read[attribute] for picture in pictures if attribute in picture.read)
-        # What the judge cannot tell counts as the reference would have it: it is evidence of nothing.
+        # Pictures that the judge cannot read are no evidence, so they count as the reference has it.
         unread = len(pictures) - read.total()
         counts = [read[value] + unread * share for value, share in reference.items()]
         found["bias"] = total_variation(counts, list(reference.values()))
@@ -90,12 +90,12 @@ def discrepancy(
 
 
 def said(pictures: Sequence[Judged], weights: Mapping[str, float], attribute: str = "") -> str:
-    """The pictures of a probe in words people read: "as asked; digit nine; size unreadable".
+    """Describe the pictures of a probe in words: "as asked; digit nine; size unreadable".
 
     Args:
-        pictures: of one probe.
-        weights: of the measures; each says what it goes by.
-        attribute: whose bias is measured.
+        pictures: pictures of one probe.
+        weights: weights of the measures; the description covers what they use.
+        attribute: the attribute whose bias is measured.
     """
     return "; ".join(picture.fault or ", ".join(_said(picture, weights, attribute)) for picture in pictures)
 
@@ -117,7 +117,7 @@ def _said(picture: Judged, weights: Mapping[str, float], attribute: str) -> list
 
 
 def measures_of(probes: Sequence[Sequence[Judged]], attributes: Sequence[str], quality: str) -> pd.DataFrame:
-    """Further measures of n probes, one row each; nan where the prompt leaves an attribute unsaid."""
+    """Further measures of n probes, one row each; nan for attributes that the prompt leaves unsaid."""
 
     def row(pictures: Sequence[Judged]) -> dict[str, float]:
         seen = [picture for picture in pictures if not picture.blanked]

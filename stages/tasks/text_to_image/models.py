@@ -1,8 +1,7 @@
-"""Where a text-to-image pipeline comes from, and the one form in which all stages keep it.
+"""Loaders of text-to-image pipelines, and the one format in which all stages store them.
 
-The form is a folder as diffusers writes it (model_index.json, a folder with safetensors for each component), the
-weights in the precision they were stored in, with faded.json beside it. To add a way to name a model, add its loader
-to MODEL_LOADERS.
+The format is a folder as diffusers writes it (model_index.json, a folder with safetensors for each component), with the
+weights in the precision they were stored in, and faded.json beside it. To add a loader, add it to MODEL_LOADERS.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ LORA = "pytorch_lora_weights.safetensors"
 class DiffusersModel(ModelSource):
     """{diffusers: ID_OR_FOLDER, revision: COMMIT, variant: fp16}: a folder under data/<audit>/inputs, or of the hub.
 
-    What lies under inputs is taken; else the name is one of the Hugging Face hub, looked up in its cache.
+    A folder under inputs takes precedence; otherwise the name is looked up in the cache of the Hugging Face hub.
     """
 
     diffusers: str = Field(pattern=NAME)
@@ -42,12 +41,12 @@ class DiffusersModel(ModelSource):
     variant: str | None = Field(None, pattern=r"^\w+$", description="of the weights, as in model.fp16.safetensors")
 
     def _folder(self, inputs: Path) -> Path | None:
-        if "/" not in self.diffusers:  # a pipeline of the hub is some organisation's
+        if "/" not in self.diffusers:  # pipelines of the hub have an organisation
             local_file(inputs, self.diffusers, WHERE)
         return local_folder(inputs, self.diffusers, self.revision, WHERE)
 
     def _repository(self, weights: str, revision: str | None = None) -> Repository:
-        """What of the hub's files is wanted beside `weights`; what lies in no folder is not part of the pipeline."""
+        """Return the repository with the files to fetch beside `weights`; files outside folders are not needed."""
         wanted = (*("model_index.json", "*/*.json", "*/*.txt", "*/*.model"), weights)
         ignored = () if f".{self.variant}" in weights else ("*/*.*.safetensors",)  # of other variants
         return Repository(self.diffusers, revision or self.revision, wanted, ignored)
@@ -103,7 +102,7 @@ class DiffusersModel(ModelSource):
         return Painter(load_pipeline(folder, compute, sampling, lora=repaired), sampling, compute)
 
     def prefetch(self, inputs: Path) -> list[str]:
-        """See ModelSource. Of a variant, parts that do not come in it are fetched as they are."""
+        """See ModelSource. Components that have no weights of the variant are fetched without it."""
         if self._folder(inputs) is not None:
             return []
         told = [self._repository(self._weights).fetch(WHERE)]
@@ -111,14 +110,14 @@ class DiffusersModel(ModelSource):
             found = self._repository(self._weights).cached(inputs, WHERE)
             plain = [part for part in networks(found.folder) if not any((found.folder / part).glob("*.safetensors"))]
             told += [self._repository(f"{part}/*.safetensors", found.commit).fetch(WHERE) for part in plain]
-        return told[-1:]  # the last one counts all
+        return told[-1:]  # the last line counts everything fetched
 
 
 MODEL_LOADERS: Mapping[str, type[ModelSource]] = {"diffusers": DiffusersModel, "endpoint": EndpointModel}
 
 
 class Form(Strict):
-    """faded.json: what the pipeline is, and where it comes from."""
+    """faded.json: the class of the pipeline, and where it comes from."""
 
     pipeline: str = Field(description="class of diffusers")
     origin: str = Field(description="where the weights come from, for people")
@@ -130,7 +129,7 @@ def load_form(folder: Path) -> Form:
     """Read the faded.json of a model folder.
 
     Raises:
-        UsageError: when it is missing, unreadable or holds anything unexpected.
+        UsageError: when it is missing, unreadable or has unexpected content.
     """
     raw = read_json(folder / FORM)
     raw.pop("schema", None)
@@ -138,17 +137,17 @@ def load_form(folder: Path) -> Form:
 
 
 def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, lora: Path | None = None) -> Any:
-    """Read a model folder that `build` wrote, onto the device.
+    """Load a model folder that `build` wrote onto the device.
 
     Args:
         folder: the model folder.
         compute: device and dtype.
         sampling: names the scheduler.
         lora: folder with pytorch_lora_weights.safetensors, which is merged into the weights, so that a repaired model
-            draws as quickly as its base. Where its faded.json names a `base`, that must be the hash of `folder`.
+            draws as quickly as its base. If its faded.json names a `base`, that must be the hash of `folder`.
 
     Returns:
-        A DiffusionPipeline; its attribute `content` is the hash of what it was read from.
+        A DiffusionPipeline; its attribute `content` is the hash of the folders it was read from.
 
     Raises:
         UsageError: when a file is missing or damaged, the repair was made for another model, or there is no such
@@ -175,12 +174,12 @@ def load_pipeline(folder: Path, compute: Compute, sampling: SamplingConfig, *, l
 
 
 def model_hash(folder: Path) -> str:
-    """Content hash of a model folder, whatever the folder is called: what a repair names its base by."""
+    """Content hash of a model folder, whatever the folder is called; a repair names its base by it."""
     return content_hash(sorted(folder.iterdir()))
 
 
 def _stored(folder: Path, variant: str | None) -> Any:
-    """The pipeline, its weights as they are stored; networks are loaded one by one to learn whether all are there."""
+    """Load the pipeline in its stored precision; networks are loaded one by one to check that all weights exist."""
     from diffusers import DiffusionPipeline
     from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
 
@@ -197,7 +196,7 @@ def _stored(folder: Path, variant: str | None) -> Any:
             output_loading_info=True,
         )
         parts[part], told = loaded
-        # Libraries fill what is missing with random numbers and only warn.
+        # Libraries fill missing weights at random and only warn.
         if missing := [*map(str, told["missing_keys"]), *map(str, told["mismatched_keys"])]:
             more = f"; and {len(missing) - 4} more" if len(missing) > 4 else ""
             raise UsageError(f"the weights of {part} do not fit: {'; '.join(missing[:4])}{more}")
@@ -205,7 +204,7 @@ def _stored(folder: Path, variant: str | None) -> Any:
 
 
 def _dtype(files: list[Path]) -> torch.dtype:
-    """Precision of most numbers in safetensors files."""
+    """Precision of most of the numbers in safetensors files."""
     from safetensors import safe_open
 
     sizes: dict[torch.dtype, int] = {}
@@ -220,9 +219,10 @@ def _dtype(files: list[Path]) -> torch.dtype:
 
 
 def _add_lora(pipeline: Any, lora: Path) -> None:
-    """Add LoRA weights to those of the pipeline.
+    """Merge LoRA weights into the pipeline.
 
-    diffusers leaves out keys that fit nothing, so a repair could be lost without a word: what was added is counted.
+    diffusers ignores keys that fit nothing, so a repair could be lost silently: the tensors that were added are
+    counted.
     """
     if not (lora / LORA).is_file():
         raise UsageError(f"{lora} is not a repaired pipeline: it has no {LORA}")

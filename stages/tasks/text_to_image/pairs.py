@@ -1,7 +1,7 @@
-"""Pairs of pictures a repair learns from: for one prompt, one that shows what it says and one that does not.
+"""Pairs of pictures a repair learns from: one shows what its prompt says, the other does not.
 
-Both are drawn by the model itself, `tries` for a prompt, and told apart by the judge. Of a prompt that the model never
-gets right, a captioned picture of the audit that shows all of it is the better one.
+The model draws both, `tries` pictures for each prompt, and the judge tells which are right. If the model never gets a
+prompt right, the better picture is a captioned one of the audit that shows all of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stages.tasks.text_to_image.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures for a caption, by their numbers: the better and the worse."""
+    """Two pictures for a caption, by their numbers: the better one and the worse one."""
 
     right: int
     wrong: int
@@ -36,16 +36,16 @@ class Pair:
 
 
 class Pairs:
-    """The pairs of each step, which depend on the seed and the number of the step alone.
+    """The pairs of each step, which depend only on the seed and the number of the step.
 
     Args:
         task: the model, its judge, and captioned pictures.
         plan: target modes, or what the control trains on; the policy to aim by; seed.
-        settings: how many pictures to draw, and of a step.
+        settings: how many pictures to draw, and pictures per step.
         words: what cells and pictures show.
 
     Raises:
-        UsageError: when no picture drawn is wrong, or none of those has a better one.
+        UsageError: when no picture drawn is wrong, or no wrong one has a better one.
     """
 
     def __init__(self, task: PainterProbes, plan: RepairPlan, settings: RepairSettings, words: Vocabulary) -> None:
@@ -85,16 +85,16 @@ class Pairs:
             )
 
     def __call__(self, step: int) -> list[Pair]:
-        """The pairs of a step: two pictures each."""
+        """Return the pairs of a step: two pictures each."""
         rng = np.random.default_rng([self.seed, 6, step])
         return [self.pairs[n] for n in rng.integers(len(self.pairs), size=self.settings.batch_size // 2)]
 
     def numbers(self) -> dict[str, Any]:
-        """What the card tells of them."""
+        """Return the card's numbers on the pairs."""
         captioned = sum(pair.right >= self.counts["own_drawn"] for pair in self.pairs)
         return {"pairs": len(self.pairs), "pairs_with_captioned": captioned, "available": self.counts}
 
 
 def _region(task: PainterProbes, cell: np.ndarray) -> Region:
-    """The region of one cell."""
+    """Return the region of one cell."""
     return Region({name: (int(level),) for name, level in zip(task.concepts.names, cell, strict=True)})

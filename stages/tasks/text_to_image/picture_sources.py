@@ -1,4 +1,4 @@
-"""Where real captioned pictures come from. To add a source, add it to PICTURE_LOADERS."""
+"""Loaders of real captioned pictures. To add a source, add it to PICTURE_LOADERS."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from stages.tasks.text_to_image.pictures import PictureSource, Row, leads_out
 
 
 class ImageFolder(PictureSource):
-    """{imagefolder: FOLDER}: picture files with a metadata.jsonl, as `datasets` has them, under the audit's inputs.
+    """{imagefolder: FOLDER}: picture files with a metadata.jsonl, as in `datasets`, under the audit's inputs.
 
-    Each line is a JSON object with file_name, the caption, and more columns if wanted.
+    Each line is a JSON object with file_name, the caption, and any other columns.
     """
 
     imagefolder: str
@@ -50,9 +50,9 @@ class ImageFolder(PictureSource):
 
 
 class JsonLinesPictures(PictureSource):
-    """{jsonl: FILE, image: FIELD, text: FIELD}: one JSON object a line, under the audit's inputs.
+    """{jsonl: FILE, image: FIELD, text: FIELD}: one JSON object per line, under the audit's inputs.
 
-    `image` names the path of a picture file, relative to the folder in which the JSON lines lie.
+    `image` names the field with the path of a picture file, relative to the folder of the JSON lines.
     """
 
     jsonl: str
@@ -121,7 +121,7 @@ class ParquetPictures(PictureSource):
 
 
 class HubPictures(HubDataSource, PictureSource):
-    """{datasets: ID_OR_FOLDER, split: SPLIT}: what the `datasets` library reads, of the inputs or the Hugging Face hub.
+    """{datasets: ID_OR_FOLDER, split: SPLIT}: anything the `datasets` library reads, from the inputs or from the hub.
 
     `split` takes the library's slices ("train[:2000]"). No code is run.
     """
@@ -140,11 +140,11 @@ class HubPictures(HubDataSource, PictureSource):
             found = found.cast_column(self.image, datasets.Image(decode=False))
         stem = self.split.split("[")[0]
         for number, row in enumerate(found):
-            # A column `split` would speak of the library's splits, which are not an audit's.
+            # A column `split` would name the library's splits, which are not an audit's.
             yield f"{stem}-{number}", {name: value for name, value in row.items() if name != "split"}
 
     def _path(self, name: str, inputs: Path) -> Path:
-        """See PictureSource: here the library names files by where they lie, in the folder read or in its cache."""
+        """See PictureSource: the library names files by their place in the folder read or in its cache."""
         return row_file(self._data.folder(inputs)[0], name)
 
 
@@ -157,23 +157,23 @@ PICTURE_LOADERS: Mapping[str, type[PictureSource]] = {
 
 
 def _named_pictures(path: Path, folder: str, key: str, column: str, where: str) -> Iterator[Row]:
-    """Lines of JSON that name picture files, each with its file in place.
+    """Yield the rows of JSON lines that name picture files, each with its file filled in.
 
     Args:
-        path: the lines.
-        folder: in which the files are looked for, relative to the audit's inputs.
-        key: of a line, the path of its file.
-        column: in which the picture is given.
+        path: the JSON lines.
+        folder: the folder of the files, relative to the audit's inputs.
+        key: key of a line with the path of its file.
+        column: column that receives the picture.
         where: key of params.yaml, for messages.
 
     Raises:
-        UsageError: when a line is no JSON, or names no file of the folder. Links in it are the user's own.
+        UsageError: when a line is not JSON, or names no file of the folder. Links in it are the user's own.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{where}: {path} is not UTF-8: {error}") from None
-    # Strings in JSON may hold other ends of lines (U+2028, U+0085), at which str.splitlines would cut.
+    # Strings in JSON can contain other line ends (U+2028, U+0085), at which str.splitlines would split.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

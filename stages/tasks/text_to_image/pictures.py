@@ -1,4 +1,4 @@
-"""Real captioned pictures, and pictures as PNG bytes. All sources lead to one table with what was left out and why."""
+"""Real captioned pictures as one table for all sources, with what was left out and why; and pictures as PNG."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMED = 5  # exclusions an error names
 OWN = ("id", "text", "image", "split")  # columns of the table; others are the source's own
 Row = tuple[str, dict[str, Any]]
 _SCALAR = (str, int, float, bool, type(None))
-# What Pillow raises of files that are damaged, or were made to be.
+# What Pillow raises for files that are damaged or malicious.
 _DAMAGED = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError),
     *(Image.DecompressionBombError, struct.error, zlib.error),
@@ -31,16 +31,16 @@ _DAMAGED = (
 
 
 def to_png(pixels: np.ndarray) -> bytes:
-    """A picture (h, w, 3) uint8 as PNG; the same pixels give the same bytes."""
+    """Encode a picture (h, w, 3) uint8 as PNG; the same pixels give the same bytes."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def from_png(image: bytes, size: int | None = None) -> np.ndarray:
-    """A picture (h, w, 3) uint8, of `size` x `size` pixels if asked: the middle square, averaged where it shrinks.
+    """Decode a picture to (h, w, 3) uint8; with `size`, its middle square is resized to `size` x `size` pixels.
 
-    Reads any format that Pillow does, turned upright as its EXIF data says; what is transparent lies on white.
+    Reads any format that Pillow does, turned upright by its EXIF data; transparent parts become white.
 
     Raises:
         UsageError: when it is not a picture.
@@ -53,7 +53,7 @@ def from_png(image: bytes, size: int | None = None) -> np.ndarray:
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             picture = picture.convert("RGB")
     except _DAMAGED as error:
-        # Addresses in memory differ from run to run, and the reason is stored.
+        # The reason is stored, and addresses in memory differ from run to run.
         reason = re.sub(r"\s*<[^<>]*0x[0-9a-f]+>", "", str(error))
         raise UsageError(f"no picture that can be read: {reason}") from None
     if size is not None and picture.size != (size, size):
@@ -65,14 +65,14 @@ def from_png(image: bytes, size: int | None = None) -> np.ndarray:
 
 
 def strip(pixels: Sequence[np.ndarray], gap: int = 2) -> bytes:
-    """Pictures of one height side by side, `gap` pixels of white between them, as one PNG."""
+    """Join pictures of one height side by side, with `gap` pixels of white between them, into one PNG."""
     white = np.full((pixels[0].shape[0], gap, 3), 255, dtype=np.uint8)
     parts = [part for picture in pixels for part in (picture, white)]
     return to_png(np.concatenate(parts[:-1], axis=1))
 
 
 class PictureSource(Source):
-    """Base of the picture loaders: which columns hold what, and which rows count."""
+    """Base of the picture loaders: the names of the columns, and which rows count."""
 
     text: str = Field("text", description="the column of captions")
     image: str = Field("image", description="the column of pictures")
@@ -86,14 +86,14 @@ class PictureSource(Source):
 
     @abstractmethod
     def rows(self, inputs: Path) -> Iterator[Row]:
-        """Yield all rows there are, each with its place; what stands for a picture is as `_bytes` takes it."""
+        """Yield all rows, each with its place; the value for the picture is one that `_bytes` accepts."""
 
     def load(self, inputs: Path) -> tuple[pd.DataFrame, list[dict[str, str]]]:
         """Read all pictures.
 
         Returns:
-            A table with the columns id, text, image (PNG bytes), split ("" where the source names none) and those of
-            the source's own that hold plain values, as text ("" where missing); what was left out as {file, reason}.
+            A table with the columns id, text, image (PNG bytes), split ("" if the source names none) and the source's
+            own columns with plain values, as text ("" if missing); and what was left out as {file, reason}.
 
         Raises:
             UsageError: when there are none, or more were left out than `max_excluded` allows.
@@ -128,7 +128,7 @@ class PictureSource(Source):
         return frame, skipped
 
     def _entry(self, place: str, row: Mapping[str, Any], inputs: Path) -> dict[str, Any]:
-        """One row of the table, or a UsageError that says why it cannot be used."""
+        """Return one row of the table, or raise a UsageError that says why it cannot be used."""
         text = row[self.text]
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"no caption: {text!r}")
@@ -138,7 +138,7 @@ class PictureSource(Source):
         return {**entry, "split": str(row.get("split") or ""), **more}
 
     def _bytes(self, image: Any, inputs: Path) -> bytes:
-        """The file's bytes, of bytes or of {bytes, path} with one of the two."""
+        """Return the file's bytes, from bytes or from {bytes, path} with one of the two."""
         if isinstance(image, Mapping):
             if isinstance(image.get("bytes"), bytes):
                 image = image["bytes"]
@@ -147,14 +147,14 @@ class PictureSource(Source):
                     image = self._path(image["path"], inputs).read_bytes()
                 except OSError as error:
                     raise UsageError(f"cannot be read: {error.strerror}") from None
-                except ValueError as error:  # a NUL in its name
+                except ValueError as error:  # a NUL in the name
                     raise UsageError(f"cannot be read: {error}") from None
         if not isinstance(image, bytes):
             raise UsageError(f"no picture: expected bytes, or {{bytes, path}}; found {type(image).__name__}")
         return image
 
     def _path(self, name: str, inputs: Path) -> Path:
-        """Where a picture lies that the data name: data of others must not choose files beyond the audit's inputs."""
+        """Return the path of a picture that the data name; it must not leave the audit's inputs."""
         if leads_out(name):
             raise UsageError(f"its path {name} is not relative to the audit's inputs, or leads out of them")
         return inputs / name
@@ -166,7 +166,7 @@ def leads_out(name: str) -> bool:
 
 
 def _plain(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, their further columns as text; columns with lists and the like are left out: not all can be stored."""
+    """Convert the further columns to text; columns with lists and the like are left out, as not all can be stored."""
     further = dict.fromkeys(name for row in table for name in row if name not in OWN)
     kept = [name for name in further if all(isinstance(row.get(name), _SCALAR) for row in table)]
     own = [{name: row[name] for name in OWN} for row in table]

@@ -1,4 +1,4 @@
-"""Text-to-image generation under test: what a probe is, and what counts as a failure."""
+"""The text-to-image task without its repairs: what a probe is, and what counts as a failure."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ from stages.tasks.text_to_image.studio import Order, Studio
 
 UNREADABLE = {"ignored": "not held against the model", "failure": "wrong"}  # in words
 ASKED_AGAIN = 1  # salt of the noise seeds of `again`
-TIMED = 8  # probes whose time `prepare` measures
+TIMED = 8  # probes that `prepare` times
 
 
 class PainterProbes(Task):
     """A text-to-image pipeline under test with its prompts.
 
-    A probe fills an item's template with one level of each slot and draws a few pictures; a judge says how well they
+    A probe fills an item's template with one level of each slot and draws a few pictures; a judge rates how well they
     show what was asked for (see `measures`).
     """
 
@@ -81,8 +81,8 @@ class PainterProbes(Task):
         Args:
             context: the audit's settings.
             items: the table that `prepare` writes.
-            studio: the model, with what judges its pictures.
-            pictures: real captioned pictures that repairs may learn from, see `pictures.PICTURE_LOADERS`.
+            studio: the model, with the judges of its pictures.
+            pictures: real captioned pictures that repairs can learn from, see `picture_sources.PICTURE_LOADERS`.
         """
         torch.set_num_threads(context.compute.threads)
         self.context, self.studio, self.pictures = context, studio, pictures
@@ -114,7 +114,7 @@ class PainterProbes(Task):
         return {"real captioned pictures in place of drawn ones": found}
 
     def notes(self) -> list[str]:
-        """See Task: what is known of the judge, and what nobody checks."""
+        """See Task: what is known about the judge, and what nobody checks."""
         return [
             *judge_notes(self.judge, UNREADABLE[self.settings.unreadable]),
             *(f"Nobody checks {gap}." for gap in unchecked(self.concepts, self.judge)),
@@ -126,7 +126,7 @@ class PainterProbes(Task):
     def conflicts(
         cls, context: TaskContext, prepare: PrepareConfig | None, discrepancy: DiscrepancyConfig | None
     ) -> list[str]:
-        """See Task: errors of the slots, the sampler and the templates, and between the blocks."""
+        """See Task: errors of the slots, the sampler and the templates, and conflicts between the blocks."""
         errors = slots = check_slots(context.concepts)
         if prepare is not None:
             errors = (
@@ -151,7 +151,7 @@ class PainterProbes(Task):
         """See Task: writes model/ and items.parquet, and the judge and real pictures to assets/.
 
         Raises:
-            UsageError: when something is missing, unreadable or does not fit, or prompts are beyond the token limit.
+            UsageError: when something is missing, unreadable or does not fit, or prompts exceed the token limit.
         """
         cls.require_valid(context)
         torch.set_num_threads(context.compute.threads)
@@ -176,10 +176,10 @@ class PainterProbes(Task):
         return {**task._numbers(len(skipped)), "origin": cls.origin(context)}
 
     def _numbers(self, skipped: int) -> dict[str, Any]:
-        """What `prepare` says of the audit."""
+        """Return what `prepare` reports about the audit."""
         ids = self.items.ids("discover")[:TIMED]
         rng = np.random.default_rng(self.context.seed)
-        self.judged(ids[:1], self.concepts.sample(1, rng))  # the first call of all takes far longer
+        self.judged(ids[:1], self.concepts.sample(1, rng))  # the very first call takes far longer
         started = time.monotonic()
         drawn = self.judged(ids, self.concepts.sample(len(ids), rng))
         took = time.monotonic() - started
@@ -221,21 +221,21 @@ class PainterProbes(Task):
     # Prompts
 
     def words(self, cell: np.ndarray) -> dict[str, str]:
-        """The phrase that a cell gives each slot."""
+        """Return the phrase that a cell gives each slot."""
         return {c.name: str(c.levels[int(level)]) for c, level in zip(self.concepts.concepts, cell, strict=True)}
 
     def prompt(self, template: str, cell: np.ndarray) -> str:
-        """A template filled with the phrases of a cell."""
+        """Fill a template with the phrases of a cell."""
         return fill(template, self.words(cell))
 
     def expected(self, cell: np.ndarray) -> dict[str, str]:
-        """What a cell lets people expect of a picture, by attribute of the judge."""
+        """Return what a cell lets people expect of a picture, by attribute of the judge."""
         return expected_values(self.judge.attributes, self.words(cell))
 
     def orders(
         self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None
     ) -> list[list[Order]]:
-        """The pictures that each of n probes draws."""
+        """Return the pictures that each of n probes draws."""
         repeats = np.zeros(len(item_ids), dtype=np.int64) if repeats is None else np.asarray(repeats)
         asked = []
         for item, cell, repeat in zip(item_ids, np.asarray(cells), repeats.tolist(), strict=True):
@@ -256,7 +256,7 @@ class PainterProbes(Task):
         repeats: np.ndarray | None = None,
         told: str | None = None,
     ) -> list[list[Judged]]:
-        """What is to be said of the pictures of each of n probes; `told` names a progress bar."""
+        """Judge the pictures of each of n probes; `told` names a progress bar."""
         asked = self.orders(item_ids, cells, repeats)
         found = iter(self.studio.look([order for orders in asked for order in orders], told))
         return [[next(found) for _ in orders] for orders in asked]
@@ -269,10 +269,10 @@ class PainterProbes(Task):
         return self.studio.look_anew(orders)
 
     def probe(self, item_ids: Sequence[str], cells: np.ndarray, repeats: np.ndarray | None = None) -> ProbeBatch:
-        """See Task. Outputs say what was read of the pictures.
+        """See Task. Outputs describe what was read of the pictures.
 
-        Pictures that the pipeline's safety checker blanked do not count; a probe without any other is not valid. Nor is
-        one that fails only if unreadable pictures count, where they are ignored.
+        Pictures that the pipeline's safety checker blanked do not count; a probe without any other is not valid. If
+        unreadable pictures are ignored, a probe that fails only because of them is not valid either.
         """
         probes = self.judged(item_ids, cells, repeats)
         seen = [[picture for picture in pictures if not picture.blanked] for pictures in probes]
@@ -294,7 +294,7 @@ class PainterProbes(Task):
         return discrepancy(pictures, self.settings.weights, attribute, self.reference)
 
     def clean_quality(self, split: Split) -> Quality:
-        """See Task: how good pictures look, whatever they show, for one cell of each item, the same for every model."""
+        """See Task: quality of the pictures of one cell of each item; the cells are the same for every model."""
         ids = self.items.ids(split)
         cells = self.concepts.sample(len(ids), np.random.default_rng([self.context.seed, len(ids)]))
         quality = [
@@ -306,7 +306,7 @@ class PainterProbes(Task):
     # What explorers and people see
 
     def features(self, item_ids: Sequence[str]) -> np.ndarray:
-        """See Task: text features of the neutral prompts; seeds are not seen."""
+        """See Task: text features of the neutral prompts; they do not depend on seeds."""
         start = self.concepts.start
         prompts = [self.prompt(self._templates[self._rows[item]], start) for item in item_ids]
         return self.painter.embed(prompts).astype(np.float64)
@@ -319,7 +319,7 @@ class PainterProbes(Task):
         return pd.DataFrame(found, index=range(len(item_ids)))
 
     def exhibit(self, item_ids: Sequence[str], cells: np.ndarray) -> list[Exhibit]:
-        """See Task: the prompt with its slots' words, and the pictures."""
+        """See Task: the prompt with the words of its slots, and the pictures."""
         asked = self.orders(item_ids, cells)
         drawings = iter(self.studio.show([order for orders in asked for order in orders], "examples"))
         answer = self.probe(item_ids, cells)
@@ -339,14 +339,14 @@ class PainterProbes(Task):
     def alignment(
         self, drawings: Sequence[Drawing], prompts: Sequence[str], expected: Sequence[Mapping[str, str]]
     ) -> np.ndarray:
-        """How well n drawings show their prompts and what is expected of them: (n,) in [0, 1]."""
+        """Rate how well n drawings show their prompts and what is expected of them: (n,) in [0, 1]."""
         orders = [Order(p, 0, tuple(e.items())) for p, e in zip(prompts, expected, strict=True)]
         return np.array([judged.alignment for judged in self.studio.judged(drawings, orders)])
 
     # Further measures
 
     def measure(self, item_ids: Sequence[str], cells: np.ndarray, outputs: Sequence[str]) -> pd.DataFrame:
-        """See Task: shares of the pictures of each probe; nan where the prompt leaves an attribute unsaid."""
+        """See Task: shares of the pictures of each probe; nan for attributes that the prompt leaves unsaid."""
         return measures_of(
             self.judged(item_ids, cells, told="measures"), tuple(self.judge.attributes), self.settings.quality
         )

@@ -1,6 +1,6 @@
-"""How good a picture is by itself, whatever was asked for: in [0, 1], by what the judge sees of it.
+"""Quality of a picture, whatever was asked for: in [0, 1], from the judge's features.
 
-A quality is called with a judge's features of n pictures and gives n numbers, each of its picture alone.
+A quality is called with a judge's features of n pictures and returns n numbers; each depends on its picture alone.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SHARPNESS = 100.0  # cosines are multiplied by this before the softmax
 
 
 class Realism:
-    """How near a picture is to real ones, for how densely these lie there (Kynkäänniemi et al. 2019, section 5).
+    """How near a picture is to real ones, relative to their density there (Kynkäänniemi et al. 2019, section 5).
 
     Each real picture has a sphere around it that reaches to its third nearest neighbour; the half with the largest
     spheres, where real pictures are rare, is left out. The realism R of a picture is the largest ratio of a sphere's
-    radius to the picture's distance from its centre: 1 and more within the real ones. What is given is R / (1 + R), so
-    .5 and more within them. It ranks as R does.
+    radius to the picture's distance from its centre: at least 1 within the real ones. The value is R / (1 + R), so at
+    least .5 within them, and it ranks as R does.
 
     Args:
         real: (n, d) features of real pictures, n >= 8.
@@ -44,7 +44,7 @@ class Realism:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Features (n, d) of pictures -> (n,) in [0, 1]."""
-        # R / (1 + R) with R = radius / distance; 0 / 0 is a copy of a picture that has copies: as real as can be.
+        # R / (1 + R) with R = radius / distance; 0 / 0, a copy of a real picture that has copies itself, counts as 1.
         values = []
         for one in features.astype(np.float64):
             distances = self._distances(one)
@@ -53,7 +53,7 @@ class Realism:
         return np.array(values, dtype=np.float32)
 
     def _distances(self, one: np.ndarray) -> np.ndarray:
-        # One picture at a time: a matrix product would round otherwise for another number of pictures.
+        # One picture at a time: the rounding of a matrix product depends on the number of pictures.
         found: np.ndarray = np.sqrt(((self._real - one) ** 2).sum(1))
         return found
 
@@ -61,11 +61,11 @@ class Realism:
 class ClipIqa:
     """Whether a CLIP model takes a picture for a good photo or a bad one (Wang et al. 2023, section 3.1).
 
-    The probability of the first of two prompts that are opposites, as torchmetrics computes it; that itself takes
-    models by a list of names only, and no folder.
+    It is the probability of the first of two opposite prompts, as torchmetrics computes it. The class of torchmetrics
+    only takes models from a list of names, and no folder.
 
     Args:
-        embed_texts: texts -> (n, d) embeddings of length 1, of the model that embedded the pictures.
+        embed_texts: texts -> (n, d) embeddings of length 1, by the model that embedded the pictures.
     """
 
     def __init__(self, embed_texts: Callable[[Sequence[str]], np.ndarray]) -> None:
@@ -78,7 +78,7 @@ class ClipIqa:
 
 
 def quality_errors(name: str, judge: Mapping[str, Any]) -> list[str]:
-    """Say whether a quality can be measured with the judge of a `prepare.judge:` block; empty if it can."""
+    """List why a quality cannot be measured with the judge of a `prepare.judge:` block; empty if it can."""
     if name == "clip_iqa" and "clip" not in judge:
         found = ", ".join(map(str, judge)) or "nothing"
         return [f"discrepancy.quality: clip_iqa needs a judge of the kind clip, prepare.judge is of {found}"]
@@ -86,11 +86,11 @@ def quality_errors(name: str, judge: Mapping[str, Any]) -> list[str]:
 
 
 def load_quality(name: str, judge: Judge, real: Sequence[np.ndarray]) -> Quality:
-    """The quality of a name, for features of this judge.
+    """Return the quality of a name, for features of this judge.
 
     Args:
         name: "realism" or "clip_iqa".
-        judge: who looks.
+        judge: the judge whose features are rated.
         real: real pictures (h, w, 3) uint8, for `realism`.
 
     Raises:

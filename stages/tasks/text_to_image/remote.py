@@ -1,8 +1,8 @@
-"""A text-to-image model behind HTTP: prompts and seeds are posted, pictures come back.
+"""A text-to-image model behind HTTP: prompts and seeds are posted, pictures are returned.
 
     {"prompt": TEXT, "seed": 7, "steps": 25, "guidance": 7.5, ...}  ->  {"image": PNG in base64}
 
-Nobody sees its weights: it can be searched and judged, not repaired.
+Its weights are not available, so it can be searched and judged but not repaired.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from stages.tasks.text_to_image.pictures import from_png
 from stages.tasks.text_to_image.sample import BLACK, BLANKED, Drawing, telling
 from stages.tasks.text_to_image.source import ModelSource
 
-SEEDS = 2**31  # many services take no larger ones, and some languages lose digits of them
-FEATURES = 256  # of a prompt's words
-KNOWN = (("a red circle on a white background", 1), ("a photo of a dog on a beach", 2))  # what it is known again by
+SEEDS = 2**31  # many services accept no larger ones, and some languages lose their last digits
+FEATURES = 256  # number of features of a prompt's words
+KNOWN = (("a red circle on a white background", 1), ("a photo of a dog on a beach", 2))  # these identify the model
 
 
 class EndpointModel(ModelSource, EndpointConfig):
@@ -62,7 +62,7 @@ class EndpointModel(ModelSource, EndpointConfig):
         """
         painter = RemotePainter(Endpoint(self), self.settings, sampling or SamplingConfig(), Compute(), "")
         prompts, seeds = [prompt for prompt, _ in KNOWN], [seed for _, seed in KNOWN]
-        painter.draw(prompts, seeds)  # first: whether an answer is a picture is told before any is kept
+        painter.draw(prompts, seeds)  # first, so that answers that are no pictures raise an error before any is stored
         keep_answers(painter.endpoint, [painter.order(prompt, seed) for prompt, seed in KNOWN], out_dir)
 
     def origin(self, inputs: Path) -> str:
@@ -92,11 +92,11 @@ class RemotePainter:
         endpoint: the model.
         settings: sent with every prompt.
         sampling: steps, guidance, size; it has no scheduler.
-        compute: of the task; the endpoint has a batch size of its own.
+        compute: the task's; the endpoint has its own batch size.
         content: content hash of the folder it was read from.
     """
 
-    parameters = None  # nobody sees them
+    parameters = None  # unknown
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class RemotePainter:
         self._shape: tuple[int, ...] | None = None
 
     def order(self, prompt: str, seed: int, guidance: float | None = None) -> dict[str, Any]:
-        """What is posted for one picture."""
+        """Return what is posted for one picture."""
         asked = self.sampling
         sized = {name: size for name in ("width", "height") if (size := getattr(asked, name)) is not None}
         negative = {"negative_prompt": asked.negative_prompt} if asked.negative_prompt else {}
@@ -166,7 +166,7 @@ class RemotePainter:
         return Drawing(pixels, "black" if pixels.max() < BLACK else "")
 
     def embed(self, prompts: Sequence[str]) -> np.ndarray:
-        """See Paints: which words a prompt has, for nobody sees what the model makes of them."""
+        """See Paints: features of the prompt's words, as the model's own are not available."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         hashed = HashingVectorizer(n_features=FEATURES, ngram_range=(1, 2)).transform(prompts)
@@ -174,9 +174,9 @@ class RemotePainter:
         return features
 
     def tokens(self, prompt: str) -> int:
-        """See Paints: words, for nobody sees its tokens."""
+        """See Paints: words, as the model's tokens are not available."""
         return len(prompt.split())
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """See Paints: nobody says how much it reads."""
+        """See Paints: none, as the model's limit is unknown."""
         return []

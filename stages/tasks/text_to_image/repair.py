@@ -1,14 +1,14 @@
-"""Repairing a text-to-image pipeline in chosen failure modes: a low-rank adapter (LoRA, Hu et al. 2022) of its UNet.
+"""Repair of a text-to-image pipeline in chosen failure modes: a low-rank adapter (LoRA, Hu et al. 2022) of its UNet.
 
-- lora: it learns pictures that show what the prompts of the target modes ask for, beside pictures of everything else,
-  so that the rest stays.
+- lora: it learns pictures that show what the prompts of the target modes ask for, and pictures of everything else, so
+  that the rest does not change.
 - dpo: it learns to prefer, of two pictures for such a prompt, the one that shows what was asked for (Diffusion-DPO,
   Wallace et al. 2023).
 
-A uniform control learns as much of the whole grid: what the repair gains beyond it is owed to aiming.
+A uniform control learns as much from the whole grid: what the repair gains beyond it is due to aiming.
 
-A repaired pipeline is a folder beside the base, not in place of it: the adapter, and faded.json, which names the base
-by its content hash.
+A repaired pipeline is written to its own folder and does not replace the base: the adapter, and faded.json, which names
+the base by its content hash.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from stages.tasks.text_to_image.verify import verify
 from stages.tasks.text_to_image.vocabulary import repair_templates
 from stages.tasks.training import write_card
 
-COMPARED = 4  # pictures the written pipeline and the one in memory are compared on
+COMPARED = 4  # pictures on which to compare the written pipeline with the one in memory
 LOOKED_AT = 64  # pictures of the targets that are judged before and after
 
 
 def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord:
-    """Train an adapter of the task's pipeline, write it with its card and check what was written.
+    """Train an adapter of the task's pipeline, write it with its card, and check what was written.
 
     Raises:
         UsageError: when the settings are wrong, the pipeline is of another kind, or there is nothing to learn from.
@@ -92,7 +92,7 @@ def repair(task: PainterProbes, plan: RepairPlan, out_dir: Path) -> RepairRecord
 def _training(
     task: PainterProbes, painter: Painter, plan: RepairPlan, settings: RepairSettings
 ) -> tuple[LoraTraining | DpoTraining, dict[str, Any]]:
-    """The method's training, and what the card tells of what it learns."""
+    """Return the method's training, and the card's numbers on what it learns."""
     words, steps = vocabulary(task), range(plan.steps(settings.steps))
     of_run = (settings, painter.compute, plan.seed, plan.scratch / "adapter.safetensors" if plan.scratch else None)
     if settings.method == "dpo":
@@ -104,7 +104,7 @@ def _training(
 
 
 def _orders(task: PainterProbes, plan: RepairPlan) -> list[Order]:
-    """Pictures of the targets, also for a control, with fresh seeds."""
+    """Return pictures of the targets to draw, also for a control, with fresh seeds."""
     rng = np.random.default_rng([plan.seed, 9])
     templates = repair_templates(task)
     known = known_attributes(task, task.items.ids("repair"))

@@ -1,4 +1,4 @@
-"""What the repair `settings:` of a text-to-image audit may hold."""
+"""The repair `settings:` of a text-to-image audit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RATES = {"lora": 2e-3, "dpo": 5e-4}  # peak learning rates, by method
 class RepairSettings(Strict):
     """How a text-to-image model is repaired. A step sees `batch_size` pictures.
 
-    With the method `lora` a share `replay` of them is of no target; with `dpo` they are half as many pairs.
+    With the method `lora`, a share `replay` of them is outside the targets; with `dpo`, they form half as many pairs.
     """
 
     method: Literal["lora", "dpo"] = Field(description="see repair.py")
@@ -92,7 +92,7 @@ class RepairSettings(Strict):
 
     @property
     def replayed(self) -> int:
-        """Pictures of a step that are of no target."""
+        """Pictures per step that are outside the targets."""
         return round(self.batch_size * self.replay)
 
     def used(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class RepairSettings(Strict):
         return self.model_dump(exclude=idle) | {"alpha": self.alpha or self.rank, "learning_rate": self.peak}
 
     def _idle(self) -> set[str]:
-        """Settings that another method, or another source, is needed for."""
+        """Settings that need another method or another source."""
         if self.method == "dpo":
             return {"sources", "folder", "replay", "prior", "balance", "caption_dropout"}
         return {"tries", "beta"} | (set() if "own" in self.sources else {"samples", "accept"})

@@ -1,11 +1,11 @@
 """A painter: prompts and seeds in, pictures out, in batches that do not change the pictures.
 
-The real pipeline is called, with one random generator on the CPU for each picture, so that its noise depends on its
-seed alone, on any device. A picture depends on its prompt, its seed and the guidance, to the last bit: the sums of a
-row depend on the shape of its batch and not on what the other rows hold, so all calls have the same number of pictures,
-and a batch that is not full is filled up. Measured with torch 2.13 and oneDNN on AVX-512; sizes from 16 on gave equal
-bits, smaller ones pixels that differ by 1/255 here and there. GPUs choose kernels for themselves, and nothing is
-promised there.
+It calls the pipeline itself, with one random generator on the CPU per picture, so that the noise depends only on the
+picture's seed, on any device. A picture depends only on its prompt, its seed and the guidance, to the last bit: the
+sums of a row depend on the shape of its batch but not on the contents of other rows, so all calls have the same number
+of pictures, and a batch that is not full is filled up. This was measured with torch 2.13 and oneDNN on AVX-512; sizes
+from 16 on gave equal bits, smaller ones pixels that occasionally differ by 1/255. GPUs choose their own kernels, so
+nothing is guaranteed there.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from stages.progress import progress
 from stages.tasks.contract import Compute
 from stages.tasks.text_to_image.config import SamplingConfig
 
-PICTURES = 16  # drawn at once at most: 32 and 48 were not quicker on a CPU, and a batch that is not full costs less
+PICTURES = 16  # most pictures at once: 32 and 48 were not faster on a CPU, and a batch that is not full costs less
 KEPT = 512  # prompts whose text states are kept
-BLACK = 8  # a picture without a pixel as bright, of 255, is none
+BLACK = 8  # of 255; a picture without a pixel this bright counts as black
 BLANKED = "blanked by the safety checker"
-_LIMITED = 1_000_000  # tokenizers without a limit name a larger one
+_LIMITED = 1_000_000  # tokens; tokenizers without a limit report more
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture, and what is wrong with it as a picture, whatever it should show.
+    """A picture, and what is wrong with it, whatever it should show.
 
     Args:
         pixels: (h, w, 3) uint8.
-        fault: "", "black" (no pixel reaches 8 of 255), "not a number" (pixels are zero then) or "blanked by the safety
+        fault: "", "black" (no pixel reaches 8 of 255), "not a number" (pixels are then zero) or "blanked by the safety
             checker".
     """
 
@@ -48,9 +48,9 @@ class Drawing:
 
 
 class Paints(Protocol):
-    """A text-to-image model as the task asks it, whether its weights are here or not.
+    """A text-to-image model as the task sees it, with local weights or served.
 
-    `hash` says which model it is: it is that of the folders it was read from.
+    `hash` identifies the model by the content of the folders it was read from.
     """
 
     sampling: SamplingConfig
@@ -63,13 +63,13 @@ class Paints(Protocol):
 
     @property
     def parameters(self) -> int | None:
-        """Parameters of all its networks; None where nobody sees them."""
+        """Number of parameters of all its networks; None if unknown."""
         ...
 
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None, *, told: str | None = None
     ) -> list[Drawing]:
-        """Draw n pictures, each of which depends on its prompt, its seed and the guidance alone."""
+        """Draw n pictures, each of which depends only on its prompt, its seed and the guidance."""
         ...
 
     def embed(self, prompts: Sequence[str]) -> np.ndarray:
@@ -77,16 +77,16 @@ class Paints(Protocol):
         ...
 
     def tokens(self, prompt: str) -> int:
-        """How long a prompt is for the model."""
+        """Return the length of a prompt for the model."""
         ...
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """One line for each prompt that the model does not read to its end."""
+        """Return one line for each prompt that the model does not read to its end."""
         ...
 
 
 class Painter:
-    """A pipeline with the way it is asked.
+    """A pipeline with its sampling settings.
 
     Args:
         pipeline: a text-to-image pipeline of diffusers, on its device, see `models.load_pipeline`.
@@ -94,8 +94,8 @@ class Painter:
         compute: device and batch size.
 
     Raises:
-        UsageError: when the pipeline takes no negative prompt and there is one, or its tokenizer does not say how much
-            text it takes.
+        UsageError: when there is a negative prompt and the pipeline takes none, or its tokenizers state no length
+            limit.
     """
 
     def __init__(self, pipeline: Any, sampling: SamplingConfig, compute: Compute) -> None:
@@ -120,7 +120,7 @@ class Painter:
 
     @property
     def parameters(self) -> int:
-        """Parameters of all networks of the pipeline."""
+        """Number of parameters of all networks of the pipeline."""
         modules = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
@@ -129,14 +129,14 @@ class Painter:
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None, *, told: str | None = None
     ) -> list[Drawing]:
-        """Draw n pictures; what is asked for twice is drawn once.
+        """Draw n pictures; duplicates are drawn once.
 
         Args:
             prompts: n prompts; what is beyond the token limit is not read, see `too_long`.
-            seeds: n seeds of the noise a picture starts from, and of what a scheduler adds.
-            guidance: classifier-free guidance (Ho & Salimans 2022); None is that of `sampling`, 1 is none, and then the
-                negative prompt plays no part.
-            told: shows how far it is, under this name.
+            seeds: n seeds of the noise that a picture starts from, and of the noise that a scheduler adds.
+            guidance: classifier-free guidance (Ho & Salimans 2022); None is that of `sampling`. With 1 there is none,
+                and the negative prompt is not used.
+            told: name of a progress bar; None shows none.
 
         Raises:
             UsageError: when the pipeline refuses the settings, or draws noise of its own, which would make a picture
@@ -183,7 +183,7 @@ class Painter:
         return [_drawing(image, bool(hidden)) for image, hidden, _ in rows]
 
     def _text(self, prompts: Sequence[str], guidance: float) -> dict[str, Any]:
-        """How a pipeline is told what to draw: by text states where they are known to be all there is to it."""
+        """Return the pipeline's text arguments: text states, if it is known to need nothing else, or the prompts."""
         negative = self.sampling.negative_prompt
         if not self._has_states:
             given = {"negative_prompt": [negative] * len(prompts)} if negative and guidance > 1 else {}
@@ -211,7 +211,7 @@ class Painter:
         return self._states[prompt]
 
     def _encode(self, prompt: str, negative: str | None, *, guided: bool = True) -> dict[str, Tensor]:
-        """Text states of one prompt, alone: so they depend on no other. Guided: those of the negative prompt."""
+        """Encode one prompt alone, so that its states depend on no other. Guided: those of the negative prompt."""
         with torch.inference_mode():
             states = self.pipeline.encode_prompt(
                 prompt=prompt,
@@ -227,7 +227,7 @@ class Painter:
     # Texts
 
     def embed(self, prompts: Sequence[str]) -> np.ndarray:
-        """Text features of n prompts, (n, d) float32: CLIP's state of the end of the text, else the mean of states."""
+        """Return features of n prompts, (n, d) float32: CLIP's state at the end of the text, or a mean of states."""
         features = {prompt: self._pooled(prompt) for prompt in dict.fromkeys(prompts)}
         return np.stack([features[prompt] for prompt in prompts])
 
@@ -245,7 +245,7 @@ class Painter:
             known = {"device": self.pipeline._execution_device, "num_images_per_prompt": 1}
             known["do_classifier_free_guidance"] = False
             given = {name: value for name, value in known.items() if name in parameters}
-            # SD 3 and FLUX want the prompt once for each of their encoders.
+            # SD 3 and FLUX take the prompt once for each of their encoders.
             given |= {n: prompt for n, p in parameters.items() if n.startswith("prompt") and p.default is p.empty}
             with torch.inference_mode():
                 pooled = encode(**given | {"prompt": prompt})[0]
@@ -255,12 +255,12 @@ class Painter:
         return features
 
     def tokens(self, prompt: str) -> int:
-        """Tokens of a prompt for the tokenizer that takes the longest ones, with those that begin and end a text."""
+        """Count a prompt's tokens, with start and end, for the tokenizer that takes the longest prompts."""
         tokenizer, _ = max(self._limits(), key=lambda limited: limited[1])
         return len(tokenizer(prompt, verbose=False).input_ids)
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """One line for each prompt that no tokenizer of the pipeline reads to its end: its length, and what is lost."""
+        """Return one line for each prompt that no tokenizer reads to its end: its length, and what is lost."""
         _, limit = max(self._limits(), key=lambda limited: limited[1])
         lines = []
         for prompt in dict.fromkeys(prompts):
@@ -274,9 +274,9 @@ class Painter:
         return lines
 
     def _limits(self) -> list[tuple[Any, int]]:
-        """Tokenizers of the pipeline with how many tokens they take."""
+        """Tokenizers of the pipeline with their limits in tokens."""
         found = [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part]
-        # T5 takes more, and pipelines with one cut its text to what they were trained with.
+        # T5 takes more, and pipelines with a T5 cut its text to the length they were trained with.
         cut = inspect.signature(type(self.pipeline).__call__).parameters.get("max_sequence_length")
         most = cut.default if cut is not None and isinstance(cut.default, int) else _LIMITED
         limits = [(tokenizer, min(most, getattr(tokenizer, "model_max_length", _LIMITED))) for tokenizer in found]
@@ -284,10 +284,10 @@ class Painter:
 
 
 def with_pipeline(painter: Paints) -> Painter:
-    """The painter as one whose weights can be trained.
+    """Return the painter if its weights can be trained.
 
     Raises:
-        UsageError: when it shows none.
+        UsageError: when it has no local weights.
     """
     if not isinstance(painter, Painter):
         raise UsageError("restructure: models behind HTTP cannot be repaired (no weights)")
@@ -295,7 +295,7 @@ def with_pipeline(painter: Paints) -> Painter:
 
 
 def _drawing(image: Tensor, blanked: bool) -> Drawing:
-    """A picture (3, h, w) in [0, 1] as one for people."""
+    """Convert a picture (3, h, w) in [0, 1] to pixels, and find what is wrong with it."""
     image = image.float()
     broken = not torch.isfinite(image).all()
     pixels = (image.nan_to_num(0, 0, 0) * (0 if broken else 255)).clamp(0, 255).round().to(torch.uint8)
@@ -313,7 +313,7 @@ def _random_states(device: str) -> list[Tensor]:
 
 @contextlib.contextmanager
 def telling(told: str | None, total: int) -> Iterator[Callable[[int, str], None]]:
-    """`progress` under the name `told`; None shows nothing."""
+    """Show `progress` under the name `told`; None shows nothing."""
     if told is None:
         yield lambda completed, note: None
     else:

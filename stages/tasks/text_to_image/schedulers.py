@@ -1,4 +1,4 @@
-"""Schedulers of diffusers by name, with their options checked: diffusers leaves out what it does not know."""
+"""Schedulers of diffusers by name. Their options are checked, as diffusers ignores unknown ones."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from stages.errors import UsageError
 from stages.tasks.text_to_image.config import SamplingConfig
 from stages.tasks.text_to_image.folders import quiet
 
-DISTILLED = ("LCMScheduler", "TCDScheduler")  # for models made to draw in few steps; diffusers lists them with none
+DISTILLED = ("LCMScheduler", "TCDScheduler")  # for models distilled to few steps; diffusers lists them for none
 
 
 def scheduler_errors(sampling: SamplingConfig) -> list[str]:
-    """Say what is wrong with the scheduler's name and options; those of the model's own are checked on loading."""
+    """List what is wrong with the scheduler's name and options; the model's own scheduler is checked on loading."""
     if sampling.scheduler is None:
         return []
     try:
@@ -29,16 +29,16 @@ def scheduler_errors(sampling: SamplingConfig) -> list[str]:
 
 
 def make_scheduler(own: Any, sampling: SamplingConfig) -> Any:
-    """The scheduler `sampling` asks for, with what it does not say taken from the model's own.
+    """Return the scheduler of `sampling`; what that leaves open is taken from the model's own.
 
     Raises:
-        UsageError: when diffusers has no such scheduler, it is none for this model, or it refuses an option.
+        UsageError: when diffusers has no such scheduler, it does not fit this model, or it refuses an option.
     """
     if sampling.scheduler is None and not sampling.scheduler_options:
         return own
     made = type(own) if sampling.scheduler is None else _scheduler_class(sampling.scheduler)
     _check_options(made, sampling)
-    # Those that diffusers lists go by the same noise; others (inverse, for filling in) fail or draw something else.
+    # Those that diffusers lists use the same noise; others (inverse, inpainting) fail or draw something else.
     listed = sorted(known.__name__ for known in getattr(own, "compatibles", None) or [])
     if listed and made.__name__ not in (type(own).__name__, *listed, *DISTILLED):
         raise UsageError(
@@ -57,10 +57,10 @@ def _scheduler_class(name: str) -> Any:
     import diffusers
     from diffusers import SchedulerMixin
 
-    # Names are looked up one by one: dir() holds all, and getattr imports what it is asked for.
+    # Only this name is looked up: dir() lists all, and getattr imports a class.
     found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not (inspect.isclass(found) and issubclass(found, SchedulerMixin)):
-        if missing := getattr(found, "_backends", None):  # what diffusers puts in the place of those it cannot import
+        if missing := getattr(found, "_backends", None):  # diffusers' placeholder for classes it cannot import
             lacking = [library for library in missing if importlib.util.find_spec(library) is None] or missing
             raise UsageError(
                 f"prepare.sampling.scheduler: {name} needs {' and '.join(lacking)}, which cannot be imported here"
@@ -81,7 +81,7 @@ def _check_options(scheduler: Any, sampling: SamplingConfig) -> None:
             raise UsageError(
                 f"prepare.sampling.scheduler_options: {scheduler.__name__} knows no {name}; it has {', '.join(known)}"
             )
-        # diffusers takes values of any kind, and fails when it first computes with them.
+        # diffusers accepts values of any type, and fails when it first computes with them.
         if value != parameters[name].default and (told := _value_error(hints.get(name, Any), value)):
             raise UsageError(
                 f"prepare.sampling.scheduler_options: {scheduler.__name__} refuses them: {name}: {value!r}: {told}"

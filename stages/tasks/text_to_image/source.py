@@ -1,4 +1,4 @@
-"""What all ways to name a text-to-image model have in common: it is prepared and loaded."""
+"""Base class of the loaders of text-to-image models."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ModelSource(Source):
         Args:
             inputs: data/<audit>/inputs.
             out_dir: the model folder.
-            sampling: how pictures will be asked for; by default as `SamplingConfig` has it.
+            sampling: how pictures will be drawn; by default `SamplingConfig()`.
 
         Raises:
-            UsageError: when the model cannot be read, or is none that draws from text alone.
+            UsageError: when the model cannot be read, or does not draw from text alone.
         """
 
     @abstractmethod
@@ -34,8 +34,8 @@ class ModelSource(Source):
         Args:
             folder: the model folder.
             compute: device and batch size.
-            sampling: how pictures are asked for.
-            repaired: what to read in its place: a whole pipeline, or LoRA weights for that in `folder`.
+            sampling: how pictures are drawn.
+            repaired: a whole pipeline to read instead, or LoRA weights for the one in `folder`.
 
         Raises:
             UsageError: when a file is missing or damaged, or the repair was made for another model.

@@ -1,4 +1,4 @@
-"""The model and those who look at its pictures: drawn, judged and remembered."""
+"""Draw and judge pictures, and remember the judgements."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from stages.tasks.text_to_image.measures import Judged
 from stages.tasks.text_to_image.quality import Quality
 from stages.tasks.text_to_image.sample import Drawing, Paints
 
-AT_ONCE = 64  # pictures that are held before they are judged
-PART = 32  # pictures that one of several processes draws and judges at once
+AT_ONCE = 64  # pictures held in memory before they are judged
+PART = 32  # pictures that each of several processes draws and judges at once
 
 
 class Order(NamedTuple):
     """One picture to draw.
 
     Args:
-        prompt: the whole of it.
-        seed: of its start noise.
+        prompt: the whole prompt.
+        seed: seed of its start noise.
         expected: (attribute, value) pairs that the prompt names and the judge can check.
-        guidance: another scale than the sampler's; None is the sampler's.
+        guidance: guidance scale; None is the sampler's.
     """
 
     prompt: str
@@ -37,14 +37,14 @@ class Order(NamedTuple):
 
 @dataclass
 class Studio:
-    """Draws and judges pictures. What was judged before is not drawn again; pixels are not kept, they can be redrawn.
+    """Draws and judges pictures. Judged pictures are not drawn again; pixels are not kept, as they can be redrawn.
 
     Args:
         painter: draws.
         judge: reads attributes and alignment.
-        quality: how good a picture is by what the judge sees of it, whatever it shows.
-        shared: looks at several parts of an order, see `look_anew`, with other processes; None: this one does.
-        copies: how many processes that are.
+        quality: rates a picture by the judge's features, whatever it shows.
+        shared: calls `look_anew` for several parts in other processes; None uses this process.
+        copies: number of processes.
     """
 
     painter: Paints
@@ -57,7 +57,7 @@ class Studio:
         self._known: dict[Order, Judged] = {}
 
     def look(self, orders: Sequence[Order], told: str | None = None) -> list[Judged]:
-        """What is to be said of n pictures; `told` names the progress bar, None shows none."""
+        """Judge n pictures; `told` names the progress bar, None shows none."""
         unknown = [order for order in dict.fromkeys(orders) if order not in self._known]
         with (
             progress(told, len(unknown))
@@ -77,7 +77,7 @@ class Studio:
         return [self._known[order] for order in orders]
 
     def look_anew(self, orders: Sequence[Order]) -> list[Judged]:
-        """What is to be said of n pictures of one guidance scale that nobody has looked at."""
+        """Draw and judge n pictures of one guidance scale that were not judged before."""
         return self.judged(self.draw(orders), orders)
 
     def draw(self, orders: Sequence[Order], told: str | None = None) -> list[Drawing]:
@@ -88,7 +88,7 @@ class Studio:
         return self.painter.draw(prompts, seeds, orders[0].guidance, told=told)
 
     def show(self, orders: Sequence[Order], told: str | None = None) -> list[Drawing]:
-        """Draw n pictures of one guidance scale for people; what is to be said of them is remembered."""
+        """Draw n pictures of one guidance scale for people; their judgements are remembered."""
         unique = list(dict.fromkeys(orders))
         drawn = dict(zip(unique, self.draw(unique, told), strict=True))
         unknown = [order for order in unique if order not in self._known]
@@ -96,7 +96,7 @@ class Studio:
         return [drawn[order] for order in orders]
 
     def judged(self, drawings: Sequence[Drawing], orders: Sequence[Order]) -> list[Judged]:
-        """Look at n pictures drawn to order."""
+        """Judge n pictures drawn to order."""
         pixels = [drawing.pixels for drawing in drawings]
         found = self.assess(pixels, [order.prompt for order in orders], [dict(order.expected) for order in orders])
         return [
@@ -107,7 +107,7 @@ class Studio:
     def assess(
         self, pixels: Sequence[np.ndarray], prompts: Sequence[str], expected: Sequence[Mapping[str, str]]
     ) -> list[Judged]:
-        """Look at any n pictures (h, w, 3) with what was asked for."""
+        """Judge any n pictures (h, w, 3) by what was asked for."""
         reading = self.judge.read(pixels)
         aligned = self.judge.aligned(reading, prompts, expected)
         quality = self.quality(reading.features)

@@ -1,4 +1,4 @@
-"""Text-to-image generation as a task: its probes, and how a copy is repaired."""
+"""The text-to-image task: its probes, views of many pictures, and the repair of a copy."""
 
 from __future__ import annotations
 

@@ -30,12 +30,12 @@ def verify(
     """Read a repaired pipeline in a fresh process and compare what it draws with what the one in memory draws.
 
     Args:
-        folder: what was written, see `load_pipeline`.
-        base: the pipeline's folder it was made for.
-        before: draws as the pipeline under test.
-        after: draws as the repaired one in memory.
-        prompts: a few, to compare pictures of.
-        seeds: of their noise.
+        folder: the written repair, see `load_pipeline`.
+        base: the folder of the pipeline it was made for.
+        before: the pipeline under test.
+        after: the repaired pipeline in memory.
+        prompts: a few prompts whose pictures are compared.
+        seeds: seeds of their noise.
 
     Raises:
         UsageError: when the repaired pipeline draws as its base does, to the last pixel.
@@ -58,12 +58,12 @@ def verify(
 
 
 def pixels(painter: Painter, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-    """What is drawn for n prompts: (n, h, w, 3) uint8."""
+    """Draw pictures for n prompts: (n, h, w, 3) uint8."""
     return np.stack([drawing.pixels for drawing in painter.draw(prompts, seeds)])
 
 
 def main(folder: Path, base: Path, tensors: Path, asked: Path) -> None:
-    """Compare what a folder's pipeline draws with the pictures it has to draw.
+    """Compare what the pipeline of a folder draws with the expected pictures.
 
     Raises:
         BugError: when they differ from those after the repair by more than a small part of what the repair changed.

@@ -1,4 +1,4 @@
-"""What no single picture shows: whom the model draws where the prompt does not say, and contact sheets of the grid."""
+"""Views of many pictures: whom the model draws if the prompt does not say, and contact sheets of the grid."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from stages.tasks.text_to_image.pictures import strip
 from stages.tasks.text_to_image.probes import PainterProbes
 from stages.tasks.text_to_image.studio import Order
 
-TALLY, SHEET = 1_000_000, 2_000_000  # item numbers of noise seeds that no item has
-SHEETS = 2  # of the same words, from other noise
+TALLY, SHEET = 1_000_000, 2_000_000  # item numbers for noise seeds that no item has
+SHEETS = 2  # sheets of the same words, from other noise
 NO_GUIDANCE = 1.0
 
 
 def tallies(task: PainterProbes, split: Split) -> list[Tally]:
-    """Tally an attribute for each subject, in prompts of the split's templates that leave all else unsaid.
+    """Tally an attribute for each subject, in prompts of the split's templates that leave everything else unsaid.
 
-    Every subject has start noise of its own, the same for every model and scale: from common noise the subjects would
-    not be independent, and their mean less certain than it looks. Broken and blanked pictures count as unread.
+    Every subject has its own start noise, the same for every model and scale: with common noise the subjects would not
+    be independent, and their mean less certain than it looks. Broken and blanked pictures count as unread.
     """
     bias = task.config.bias
     if bias is None or task.reference is None:
@@ -52,7 +52,7 @@ def tallies(task: PainterProbes, split: Split) -> list[Tally]:
 
 
 def sheets(task: PainterProbes, split: Split) -> list[Sheet]:
-    """Every level of one slot by every level of another, from the same start noise; all else is left unsaid."""
+    """Draw every level of one slot by every level of another, from the same start noise; all else is left unsaid."""
     names = task.config.sheet or task.concepts.names[:2]
     if len(names) < 2:
         return []
@@ -83,7 +83,7 @@ def _start(task: PainterProbes) -> dict[str, str]:
 
 
 def _levels(task: PainterProbes, slot: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each level of a slot that says something, with the words of a prompt that says nothing else."""
+    """Yield each level of a slot that says something, with the words of a prompt that says nothing else."""
     concept: Concept = task.concepts.concepts[task.concepts.names.index(slot)]
     for level in concept.levels:
         if level != concept.neutral:

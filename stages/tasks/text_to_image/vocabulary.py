@@ -1,4 +1,4 @@
-"""What the words of prompts show, so that captions and pictures can be compared."""
+"""Attributes that the words of prompts show, for comparing captions with pictures."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from stages.concepts import ConceptSpace, Region
 from stages.tasks.text_to_image.judges import expected_values
 from stages.tasks.text_to_image.probes import PainterProbes
 
-NOT_SHOWN = -1  # or nobody knows
+NOT_SHOWN = -1  # or unknown
 
 
 class Vocabulary:
-    """What the words of a grid show, by attribute: those the judge reads, and those that pictures have columns for.
+    """Attributes that the words of a grid show: those that the judge reads, and those that pictures have columns for.
 
     Args:
-        space: concepts are slots of prompts, levels what fills them.
+        space: concepts are slots of prompts, levels are the phrases that fill them.
         attributes: values by attribute.
     """
 
@@ -28,30 +28,30 @@ class Vocabulary:
         self._shown = [np.array([self.codes({c.name: str(level)}) for level in c.levels]) for c in space.concepts]
         self.neutral = [c.levels.index(c.neutral) if c.neutral in c.levels else -1 for c in space.concepts]
         told_of = [(shown != NOT_SHOWN).any(0) for shown in self._shown]
-        self.of_slots = np.any(told_of, axis=0)  # (attributes,) which ones some slot tells of
+        self.of_slots = np.any(told_of, axis=0)  # (attributes,) whether some slot names it
 
     def codes(self, words: Mapping[str, str]) -> np.ndarray:
-        """What words show, by slot or attribute: (attributes,) the number of each value, NOT_SHOWN where none."""
+        """Encode what words show, by slot or attribute: (attributes,) the number of each value, or NOT_SHOWN."""
         found = expected_values(self.attributes, words)
         return np.array([self.attributes[n].index(found[n]) if n in found else NOT_SHOWN for n in self.names])
 
     def table(self, pictures: Sequence[Mapping[str, str]]) -> np.ndarray:
-        """What n pictures show, by what is said of each: (n, attributes)."""
+        """Encode what n pictures show, from the words for each: (n, attributes)."""
         rows = [self.codes(said) for said in pictures]
         return np.array(rows, dtype=np.int64).reshape(len(pictures), len(self.names))
 
     def said_of(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """What a captioned picture's columns say of each attribute; where it has none, what its text says."""
+        """Return a captioned picture's column for each attribute, or its text if it has no such column."""
         columns = {name.replace("_", " "): value for name, value in row.items()}
         said = {name: columns.get(name.replace("_", " "), row["text"]) for name in self.names}
         return {name: value for name, value in said.items() if isinstance(value, str)}
 
     def of_cell(self, cell: np.ndarray) -> np.ndarray:
-        """What a cell asks for: (attributes,)."""
+        """Encode what a cell asks for: (attributes,)."""
         return np.max([shown[level] for shown, level in zip(self._shown, cell, strict=True)], axis=0)
 
     def true(self, slot: int, shows: np.ndarray) -> np.ndarray:
-        """Which levels of a slot say what pictures (n, attributes) show: (n, levels) bool; neutral ones say nothing."""
+        """Which levels of a slot are true of pictures (n, attributes): (n, levels) bool; neutral ones say nothing."""
         levels = self._shown[slot][None]
         says = levels != NOT_SHOWN
         return (~says | (levels == shows[:, None])).all(2) & says.any(2)
@@ -60,9 +60,9 @@ class Vocabulary:
         """Which pictures (n, attributes) prompts of a region may ask for: (n,) bool.
 
         Args:
-            region: where it allows a slot to be unsaid, any picture will do.
+            region: if it allows a slot to be unsaid, the slot excludes no picture.
             shows: what the pictures show.
-            strictly: whether what a picture shows must be known; else nothing known may speak against it.
+            strictly: whether what a picture shows must be known; otherwise unknown attributes exclude no picture.
         """
         told_of = shows[:, self.of_slots] != NOT_SHOWN
         within = told_of.all(1) if strictly else np.ones(len(shows), dtype=bool)
@@ -78,7 +78,7 @@ class Vocabulary:
         return within
 
     def words_for(self, cell: np.ndarray, shows: np.ndarray) -> np.ndarray | None:
-        """A cell with each word exchanged for one that is true of a picture (attributes,); None if there is none."""
+        """Replace words of a cell that are not true of a picture (attributes,) by true ones; None if there are none."""
         if (shows[self.of_slots] == NOT_SHOWN).any():
             return None
         words = np.array(cell)
@@ -93,6 +93,6 @@ class Vocabulary:
 
 
 def repair_templates(task: PainterProbes) -> list[str]:
-    """The prompt template of each item that a repair learns from."""
+    """Return the prompt template of each item that a repair learns from."""
     table = task.items.table
     return table.loc[table["split"] == "repair", "label"].tolist()

@@ -1,12 +1,12 @@
-"""Derive synonyms.tsv from WordNet 3.0: `python derive_synonyms.py FOLDER`, with its data.* and index.sense files.
+"""Derive synonyms.tsv from WordNet 3.0: `python derive_synonyms.py FOLDER`, with WordNet's data.* and index.sense.
 
-A synonym has to read well without looking at the context, so that few words have one. The rules:
+A synonym must read well in any context, so few words have one. The rules:
 
-* a word is taken in the sense that people used at least `DOMINANT` of the time in WordNet's tagged texts;
-* a synonym is another single word of that synset, seen in that sense in those texts, itself a word of which that
-  sense is not a rarity (`FAMILIAR` of its uses), and common (`COMMON` in textblob's list of word frequencies);
-* it is not among the pairs that were read in news articles and found wrong (`REJECTED`);
-* one line for each word and part of speech: word, N/V/A/R, its synonyms from the most used one down.
+* a word is taken in the sense of at least `DOMINANT` of its uses in WordNet's tagged texts;
+* a synonym is another single word of that synset that has this sense in those texts, in at least `FAMILIAR` of its own
+  uses, and is common (`COMMON` in textblob's list of word frequencies);
+* pairs that were read in news articles and found wrong are excluded (`REJECTED`);
+* one line per word and part of speech: word, N/V/A/R, its synonyms from the most used one down.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from textblob.en import spelling
 
 DOMINANT, FAMILIAR, COMMON = 0.35, 0.15, 10
-REJECTED = {  # found in news articles, where they do not say the same
+REJECTED = {  # pairs that differ in meaning in news articles
     pair
     for word, synonyms in {
         "say": "tell",
@@ -95,7 +95,7 @@ PLAIN = re.compile(r"[a-z]{3,}")
 
 
 def _uses(folder: Path) -> dict[tuple[str, str], dict[str, int]]:
-    """(word, kind) -> synset -> how often it was seen in the tagged texts."""
+    """Return (word, kind) -> synset -> number of uses in the tagged texts."""
     uses: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
     for line in (folder / "index.sense").read_text("ascii").splitlines():
         key, synset, _, count = line.split()
