@@ -1,1 +1,1 @@
-"""What an audit does: one module per DVC stage, each run as `python -m stages.NAME AUDIT`."""
+"""The stages of an audit: one module per DVC stage, each run as `python -m stages.NAME AUDIT`."""

@@ -1,4 +1,4 @@
-"""All that can be known to be wrong before anything runs, told at once. Only commands import this, no stage does."""
+"""Check audits before anything runs and report all errors at once. Only commands import this module, no stage does."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".gguf")
 def check_audits(
     params: Params, names: Iterable[str], *, elsewhere: bool = False, gpus: Callable[[], int] | None = None
 ) -> None:
-    """Check explorers, tasks and repairs of the named audits; params.yaml itself was checked when it was read.
+    """Check the explorers, tasks and repairs of the named audits; params.yaml itself was validated when it was read.
 
     Args:
-        params: of the workspace.
-        names: of audits.
-        elsewhere: whether stages run on other machines: then a GPU that this one lacks is not an error.
-        gpus: counts the GPUs of the machine that stages run on, which takes a moment; None: they are not known.
+        params: the workspace's parameters.
+        names: names of audits.
+        elsewhere: whether stages run on other machines, so that a GPU missing on this one is not an error.
+        gpus: counts the GPUs of the machine that runs the stages, which takes a moment; None if they are unknown.
 
     Raises:
         UsageError: with one line per error.
@@ -124,16 +124,16 @@ def _check_gpus(params: Params, name: str, *, count: Callable[[], int] | None) -
 
 
 def _check_memory(params: Params, name: str) -> list[str]:
-    """Weights that are more than this machine's memory; what else a run needs only its task knows.
+    """Report weights larger than this machine's memory; only the task knows what else a run needs.
 
-    A folder may hold the same weights in several formats: what counts is the largest of them.
+    A folder may contain the same weights in several formats, so only the largest format counts.
     """
     audit, inputs = params.audit(name), DATA / name / "inputs"
     model = audit.prepare.get("model") if audit.compute.device in ("auto", "cpu") else None
     named = (
         [value for value in model.values() if isinstance(value, str) and value] if isinstance(model, Mapping) else []
     )
-    paths = [inputs / value for value in named if os.path.exists(inputs / value)]  # noqa: PTH110  # any text at all
+    paths = [inputs / value for value in named if os.path.exists(inputs / value)]  # noqa: PTH110  # may be any text
     sizes: Counter[str] = Counter()
     for file in {
         file for path in paths for file in (path, *path.rglob("*")) if file.suffix in _WEIGHTS and file.is_file()
@@ -147,7 +147,7 @@ def _check_memory(params: Params, name: str) -> list[str]:
 
 
 def _context_elsewhere(name: str, audit: AuditConfig) -> TaskContext:
-    """What the task is given on a machine that has the device `compute.device` names."""
+    """Return the task's context for a machine that has the device named in `compute.device`."""
     named = audit.compute.device
     anywhere = audit.model_copy(update={"compute": audit.compute.model_copy(update={"device": "auto"})})
     context = task_context(name, anywhere)
@@ -155,9 +155,9 @@ def _context_elsewhere(name: str, audit: AuditConfig) -> TaskContext:
 
 
 def _always_changing(task: type[Task], context: TaskContext) -> list[str]:
-    """Concepts none of whose levels leaves an item as it is, as far as the task's `catalogue` tells.
+    """Return the concepts that have no neutral level, as far as the task's `catalogue` names the neutral one.
 
-    What no catalogue tells is found when restructure has loaded the task, before it repairs.
+    Concepts missing from the catalogue are checked when restructure has loaded the task, before it repairs.
     """
     catalogue = task.catalogue
     told = {name: entry for name, entry in catalogue.items() if hasattr(entry, "neutral")}

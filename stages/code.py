@@ -1,8 +1,8 @@
-"""Name the code that each stage of an audit can reach, by content, so that only what the audit uses makes it stale.
+"""Hash the code that each stage of an audit can reach, so that only changes to code the audit uses make it stale.
 
-The hashes lie in data/AUDIT/code.json, and DVC compares that of its stage. faded.json says what is installed: it stands
-for the code of plugins, and in a workspace of one's own for that of the package, which DVC cannot watch. It lists the
-shares of divided searches, too (flows/pipeline.py).
+data/AUDIT/code.json contains the hashes, and DVC compares the one of each stage. faded.json contains what DVC cannot
+watch: the versions and hashes of plugins and, in a user's own workspace, of the installed package. It also lists the
+shares of divided searches (flows/pipeline.py).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 RECORD = Path("faded.json")
 PACKAGE = Path(__file__).parent
-GRAPH = PACKAGE / "templates" / "pipeline.yaml"  # in the repository a link to dvc.yaml: DVC reads any of that name
+GRAPH = PACKAGE / "templates" / "pipeline.yaml"  # in the repository a link to dvc.yaml, a name DVC reads everywhere
 SCHEMA = 1
 STAGE = "code"
 CODE = Path("code.json")  # in the folder of an audit
-# What changes no result, so that its changes make nothing stale.
+# Code that affects no result, so changing it makes nothing stale.
 PASSED_OVER = {
     "stages.errors": "what people are told",
     "stages.progress": "what people are shown",
@@ -53,7 +53,7 @@ PASSED_OVER = {
         for name in ("publishing", "scratch", "replace_file", "put_aside", "seal", "unseal", "record_probe_seconds")
     },
 }
-# Blocks of params.yaml: a stage depends on those of their defaults that it asks for.
+# Blocks of params.yaml: a stage depends only on the defaults of the fields it reads.
 BLOCKS = ("stages.params.audit", "stages.params.repair")
 
 
@@ -67,11 +67,11 @@ def main(name: str) -> None:
 
 
 class Code:
-    """The code of an installation, and a user's beside params.yaml; each module is read when it is first needed.
+    """The code of an installation and the user's modules beside params.yaml; each module is read when first needed.
 
     Args:
         package: the folder `stages`.
-        beside: the workspace.
+        beside: the workspace's root folder.
     """
 
     def __init__(self, package: Path = PACKAGE, beside: Path = Path()) -> None:
@@ -81,17 +81,17 @@ class Code:
         self._installed = plugins.installed(entries)
 
     def written(self, audit: AuditConfig) -> str:
-        """The code.json of an audit, of which this is the block in params.yaml."""
+        """Return the content of code.json for an audit, given its block of params.yaml."""
         codes = {stage: self.digest(audit, stage) for stage in read_stages() if stage != STAGE}
         compute = audit.compute.model_dump(mode="json", exclude={"gpus"})
         return json.dumps({"schema": SCHEMA, "compute": compute, **codes}, indent=1) + "\n"
 
     def digest(self, audit: AuditConfig, stage: str) -> str:
-        """One hash (16 hex digits) of the code that a stage of an audit can reach."""
+        """Return one hash (16 hex digits) of the code that a stage of an audit can reach."""
         return hashlib.sha256(json.dumps(self.reached(audit, stage), sort_keys=True).encode()).hexdigest()[:16]
 
     def reached(self, audit: AuditConfig, stage: str) -> Found:
-        """What a stage of an audit can reach: its module, and what params.yaml names."""
+        """Return the definitions a stage of an audit can reach from its module and from the names in params.yaml."""
         named = {finder: self._targets(group, names) for finder, (group, names) in _named(audit).items()}
         named["stages.tasks.load:task_context"] = [
             ("stages.tasks.load", "resolve_backend"),
@@ -99,7 +99,7 @@ class Code:
             ("stages.tasks.load", "resolve_dtype"),
         ]
         roots = [(f"{PACKAGE.name}.{stage}", "main"), (BLOCKS[0], "AuditConfig"), (BLOCKS[1], "RepairConfig")]
-        # "auto" of these names no explorer.
+        # "auto" in these fields does not name an explorer.
         words = set(_words(audit.model_dump(mode="json", exclude={"compute": {"backend", "device", "dtype"}})))
         found, asked = self._source.reached(roots, words, named)
         modules = (module for finder in asked for module, _ in named[finder])
@@ -113,13 +113,13 @@ class Code:
 
 
 def code_of(audit: AuditConfig, stage: str) -> str:
-    """The hash of the code that a stage of an audit can reach now."""
+    """Return the hash of the code that a stage of an audit can reach now."""
     return Code().digest(audit, stage)
 
 
 def _named(audit: AuditConfig) -> dict[str, tuple[str, list[str]]]:
-    """What params.yaml names that may be others' code: by what finds it, the group of entry points and the names."""
-    from stages.concepts.grids import APPLIED_BY  # numpy takes its time, and every command imports this module
+    """Map each function that looks up names of params.yaml to the group of entry points and the names it looks up."""
+    from stages.concepts.grids import APPLIED_BY  # numpy is slow to import, and every command imports this module
 
     applied_by = [target for concept, target in APPLIED_BY.items() if concept in audit.concepts]
     return {
@@ -130,7 +130,7 @@ def _named(audit: AuditConfig) -> dict[str, tuple[str, list[str]]]:
 
 
 def _words(value: Any) -> Iterator[str]:
-    """All texts of a block, its keys among them."""
+    """Yield all strings of a block, including its keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -140,7 +140,7 @@ def _words(value: Any) -> Iterator[str]:
 
 
 def read_pipeline() -> dict[str, Any]:
-    """The file of the one graph."""
+    """Read the pipeline's graph."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -148,41 +148,41 @@ def read_pipeline() -> dict[str, Any]:
 
 
 def read_stages() -> dict[str, Any]:
-    """The stages of the one graph, as its file has them."""
+    """Read the stages of the pipeline's graph."""
     return cast(dict[str, Any], read_pipeline()["stages"])
 
 
 def installed(*, own: bool) -> dict[str, Any]:
-    """What faded.json has to say of what is installed.
+    """Return the content of faded.json that describes the installation.
 
     Args:
-        own: whether it is that of a workspace of one's own.
+        own: whether the workspace runs the installed package, not a clone.
     """
-    from stages.files import content_hash  # numpy and pydantic take their time, and every command imports this module
+    from stages.files import content_hash  # numpy and pydantic are slow, and every command imports this module
 
     code = {"faded": version(plugins.OWN), "code": content_hash([PACKAGE])} if own else {}
     return {"schema": SCHEMA, **code, "plugins": plugins.distributions()}
 
 
 def read_record(folder: Path = Path()) -> dict[str, Any]:
-    """What the faded.json of a workspace says; nothing if it is missing or none of ours."""
+    """Return the content of a workspace's faded.json; empty if it is missing, damaged or of another schema."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # damaged: `faded` writes it anew
+    except (OSError, ValueError, RecursionError):  # damaged: `faded` writes it again
         return {}
     return record if isinstance(record, dict) and record.get("schema") == SCHEMA else {}
 
 
 def is_own_workspace(folder: Path = Path()) -> bool:
-    """Whether the stages of a workspace run from the installed package, and not from a clone."""
+    """Whether the stages of a workspace run from the installed package, not from a clone."""
     return "code" in read_record(folder)
 
 
 def check_code(stage: str, name: str) -> None:
-    """Refuse to run a stage with other code than DVC was told of: it would take the results for those of the latter.
+    """Refuse to run a stage whose code differs from code.json: DVC would attribute its results to the recorded code.
 
     Raises:
-        UsageError: naming what was found, what was expected, and what helps.
+        UsageError: with what was found, what was expected, and how to fix it.
     """
     from stages.params import DATA, load_params
 
@@ -205,7 +205,7 @@ def check_code(stage: str, name: str) -> None:
 if __name__ == "__main__":
     from stages.network import close_network
 
-    # Not by stages.command, which checks by this module that a stage runs the code that was named.
+    # stages.command would check the code against code.json, which this stage writes.
     die_with_parent()
     close_network("code reads files alone")
     run_as_command(lambda: main(*sys.argv[1:]))

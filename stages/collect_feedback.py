@@ -1,8 +1,8 @@
-"""Turn what people decided on this landscape into the plan.
+"""Turn people's decisions on this landscape into the plan.
 
-A decision is a file in git, data/<audit>/decisions/<landscape hash>.yaml, and counts for the landscape it names and
-no other. With `feedback.reviewers: 2` two people have to decide; `stages.decisions.merge` says how they become one.
-With `feedback.policy: top-k` a rule decides, and that is said wherever the plan is shown.
+A decision is a file in git, data/<audit>/decisions/<landscape hash>.yaml, and is valid only for the landscape it names.
+With `feedback.reviewers: 2` two people have to decide, and `stages.decisions.merge` combines their decisions. With
+`feedback.policy: top-k` a rule decides, and every page that shows the plan states this.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def main(audit: str) -> None:
 
 
 def by_rule(feedback: FeedbackConfig, landscape: Landscape, present: str) -> Plan:
-    """Repair the worst modes: most failures beyond the overall rate, which is how modes are ordered.
+    """Plan to repair the worst modes: modes are ordered by their failures beyond the overall rate.
 
     Args:
-        feedback: how many modes.
-        landscape: what was found.
-        present: its hash.
+        feedback: with the number of modes to repair.
+        landscape: with the modes found.
+        present: the landscape's hash.
     """
     chosen = {mode.id for mode in landscape.modes[: feedback.modes]}
     rule = f"top-{feedback.modes}: the worst modes are repaired"
@@ -72,11 +72,11 @@ def by_rule(feedback: FeedbackConfig, landscape: Landscape, present: str) -> Pla
 
 
 def by_person(audit: str, now: Standing, modes: Sequence[ModeRecord]) -> Plan:
-    """What people decided so far, as a plan.
+    """Merge the decisions made so far into a plan.
 
     Raises:
-        RejectedError: when one of them said no.
-        DecisionNeeded: when more of them are asked.
+        RejectedError: if a reviewer rejected the landscape.
+        DecisionNeeded: if more reviewers have to decide.
     """
     if (no := now.rejection) is not None:
         raise RejectedError(

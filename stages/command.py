@@ -1,4 +1,4 @@
-"""What all stages have in common as commands: `python -m stages.NAME AUDIT`."""
+"""The command line that all stages share: `python -m stages.NAME AUDIT`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stages.errors import Exit, run_as_command
 
 
 def stage_main(run: Callable[..., None], *words: str) -> None:
-    """Run a stage with the words of its command line, and end with one of the exit codes of `stages.errors`.
+    """Run a stage with its command-line arguments, and exit with one of the codes of `stages.errors`.
 
     Args:
-        run: the stage; by default it is given the audit's name.
-        words: what else it is given, as the usage names them: all of them, the audit first.
+        run: the stage; by default it receives the audit's name.
+        words: names of all its arguments for the usage message, the audit first.
     """
     set_defaults()
     die_with_parent()
@@ -36,7 +36,7 @@ def stage_main(run: Callable[..., None], *words: str) -> None:
 
 
 def _without_network_unless_needed(stage: str, audit: str) -> None:
-    from stages.network import close_network, needs_network  # read_stages is asked before params.yaml is read
+    from stages.network import close_network, needs_network  # read_stages is called before params.yaml is read
     from stages.params import load_params
 
     if not needs_network(stage, audit, load_params()):

@@ -1,4 +1,4 @@
-"""Compare before and after the repair: rates, landscapes, and where failures may have moved. No model is asked."""
+"""Compare before and after the repair: rates, landscapes, and where failures may have moved. No model is queried."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main(name: str) -> None:
 
 
 def asked_again(here: AuditFolder) -> AskedAgain:
-    """What was asked of the models, as its records have it."""
+    """Collect the models' answers from the audit's records."""
     found, landscape = here.re_evaluate, here.summarize.landscape
     return AskedAgain(
         audit=here.path.name,

@@ -1,4 +1,4 @@
-"""Hold a repair against its gates, and draw its report and its card. No model is needed, and a few seconds are."""
+"""Check a repair against its gates, and write its report and model card in seconds, without querying a model."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def write(out: Conclude, here: AuditFolder, verdict: RepairVerdict, record: Mapp
 
     Args:
         out: the folder to write to.
-        here: what was found.
-        verdict: on it.
-        record: where it comes from, for people.
+        here: the audit's records.
+        verdict: the verdict on the repair.
+        record: its provenance, for readers of the report.
     """
     comparison, readme = here.compare.comparison, _models(here) / "repaired" / "README.md"
     out.verdict, out.metrics = verdict, metrics_of(comparison, verdict.passed)
@@ -74,7 +74,7 @@ def _models(here: AuditFolder) -> Path:
 
 
 def headline_of(comparison: Comparison, passed: bool | None) -> FlatMetrics:
-    """The few numbers that `dvc metrics` shows and git keeps: changes by the repair in percentage points."""
+    """Return the few numbers that `dvc metrics` shows and git keeps: changes by the repair in percentage points."""
     measures = {"targets": "target_failure_rate", "others": "other_failure_rate", "clean": "clean_quality"}
     changes = {name: comparison.differences[measure].change for name, measure in measures.items()}
     points = {name: round(100 * change, 1) for name, change in changes.items() if change is not None}
@@ -82,7 +82,7 @@ def headline_of(comparison: Comparison, passed: bool | None) -> FlatMetrics:
 
 
 def metrics_of(comparison: Comparison, passed: bool | None) -> FlatMetrics:
-    """Flat numbers of it."""
+    """Return the comparison and its verdict as flat numbers."""
     numbers: dict[str, Any] = {"passed": passed}
     spread = ("before", "after", "change", "low", "high")
     for measure, entry in comparison.differences.items():

@@ -1,9 +1,8 @@
-"""Ask the model under test: the explorer and its control spend the same budget on the discover items.
+"""Query the model under test: the explorer and its control spend the same budget on the discover items.
 
-Where the search is divided (`discover.shards`), the stage explore has done it share by share, and this one puts the
-shares together. Then, on a budget of its own: how little has to change, step by step, until the model fails. Whatever
-else the landscape needs of the model is asked here, too, but for the fresh probes that summarize puts where regions
-seem to fail.
+If the search is divided (`discover.shards`), the stage explore has searched each share, and this stage merges them. A
+separate budget then measures robustness: how few small steps make the model fail. All other queries for the landscape
+are made here too, except the fresh probes that summarize places in regions that seem to fail.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def main(name: str) -> None:
         raise UsageError(
             f"{prepared / 'items.parquet'} has no items of the split discover: there is nothing to search on"
         )
-    params.check_slices(name, known_attributes(task, task.items.ids("discover")))  # before anything is asked
+    params.check_slices(name, known_attributes(task, task.items.ids("discover")))  # before any query
     parts = _parts(shares, audit, prepared, task)
     inputs = [*prepared_files(prepared), *([shares] if parts else [])]
     with scratch(name, "discover", run_key(audit, inputs, code_of(audit, "discover"))) as folder:
@@ -62,7 +61,7 @@ def main(name: str) -> None:
 
 
 def _parts(shares: Path, audit: AuditConfig, prepared: Path, task: LoadedTask) -> list[Part]:
-    """What the shares of a divided search found; nothing of a search that is not divided."""
+    """Read the results of a divided search's shares; empty if the search is not divided."""
     count = audit.discover.shards
     if removed := remove_undeclared(shares, count):
         print(f"removed {', '.join(removed)} from {shares}: shares of an earlier split of the search")
@@ -72,12 +71,12 @@ def _parts(shares: Path, audit: AuditConfig, prepared: Path, task: LoadedTask) -
 def ask(
     task: LoadedTask, audit: AuditConfig, parts: Sequence[Part], ledger: Ledger, compute: Compute
 ) -> tuple[SearchResult, Robustness]:
-    """Search, or put shares together, and then look for the smallest changes, which may take answers from the search.
+    """Search or merge the shares, then look for the smallest changes, which may reuse answers from the search.
 
     Args:
         task: the model under test.
-        audit: how it is searched.
-        parts: what shares have found already.
+        audit: its configuration.
+        parts: results of the shares, empty if the search is not divided.
         ledger: answers so far.
         compute: threads and batch size of the model.
     """
@@ -92,7 +91,7 @@ def ask(
 
 
 def _tell(audit: AuditConfig, result: SearchResult, robustness: Robustness) -> None:
-    """Say what was found."""
+    """Print a summary of the search."""
     if "chosen" in (agent := result.metrics.get("agent", {})):
         print(f"auto took {agent['chosen']}" + (f": {agent['why']}" if agent["why"] else ""))
     if result.enumerated:
@@ -114,7 +113,7 @@ def _tell(audit: AuditConfig, result: SearchResult, robustness: Robustness) -> N
 
 
 def write(out: Discover, task: LoadedTask, result: SearchResult, robustness: Robustness) -> None:
-    """Write what was asked, and what else of the task the landscape is made from."""
+    """Write the probes, and the other data of the task that the landscape needs."""
     item_ids = task.items.ids("discover")
     out.probes, out.robustness = result.probes, robustness.table
     out.embedded = Embedded(item_ids, task.embed(item_ids), own_attributes(task, item_ids))
@@ -127,7 +126,7 @@ def write(out: Discover, task: LoadedTask, result: SearchResult, robustness: Rob
 
 
 def _write_curves(folder: Path, result: SearchResult) -> None:
-    """Failures against unique probes, one table a role, in the form of DVCLive, so that `dvc plots` shows them."""
+    """Write failures against unique probes, one table per role, in DVCLive's format, so that `dvc plots` shows them."""
     for role in ("agent", "control"):  # an enumerated grid has no agent; DVC still expects its curve
         curve = result.curves.get(role, [])
         every = max(1, len(curve) // CURVE_POINTS)

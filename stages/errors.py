@@ -1,9 +1,9 @@
-"""The errors people see, and the exit codes they become.
+"""The errors people see, and their exit codes.
 
 0 pass, 1 gate failed, 2 usage (bad input: fix it and run again), 3 infrastructure (retry may help); 130 if stopped by
-Ctrl-C. A stage also has 69 for a service that stayed away however often it was asked, which is not retried at once, and
-70 for a bug, which no retry mends; `faded` makes 3 of both.
-Every class is also a builtin error, so that library users need not know Faded to catch it.
+Ctrl-C. Stages also exit with 69 if a service stayed unavailable through all retries, so an immediate retry is useless,
+and with 70 for a bug, which no retry fixes; `faded` turns both into 3.
+Every class also derives from a builtin error, so that users of the library can catch it without importing Faded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-_LONGEST = 500  # letters of a library's message
+_LONGEST = 500  # characters kept of a library's message
 
 
 class Exit(IntEnum):
@@ -47,46 +47,46 @@ class UsageError(FadedError, ValueError):
 
 
 class DecisionNeeded(UsageError):
-    """A person has to decide before the pipeline can go on."""
+    """A person has to decide before the pipeline can continue."""
 
 
 class RejectedError(FadedError, RuntimeError):
-    """A person looked and said no: the audit ends there, as at a failed gate."""
+    """A person rejected the landscape: the audit ends, as at a failed gate."""
 
     exit_code = Exit.GATE_FAILED
 
 
 class InfrastructureError(FadedError, RuntimeError):
-    """The machine failed us, not the input: worth a retry."""
+    """The machine failed, not the input: a retry may help."""
 
 
 class UnavailableError(InfrastructureError):
-    """A service did not answer however often it was asked: asking again at once would be no use."""
+    """A service did not answer despite all retries: an immediate retry would not help."""
 
 
 class BugError(FadedError, RuntimeError):
-    """A stage broke in a way nobody foresaw: running it again would only break it again."""
+    """A stage failed in an unforeseen way: running it again would only fail again."""
 
 
 class NoLearningError(FadedError, RuntimeError):
-    """An agent made no gradient update: its policy says nothing and must not be published."""
+    """An agent made no gradient update: its policy is meaningless and must not be published."""
 
     exit_code = Exit.USAGE
 
 
 def plain(text: str) -> str:
-    """Text of somebody else's without what would control a terminal."""
+    """Escape control characters in text from elsewhere, which could control a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def did_you_mean(word: Any, known: Iterable[Any]) -> str:
-    """The end of a message about an unknown word: the known one that looks like it, if one does."""
+    """Return the end of a message about an unknown word: the most similar known word, if any."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
 def known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The field names of the model nested at loc."""
+    """Return the field names of the model nested at `loc`."""
     from pydantic import BaseModel
 
     here: Any = model
@@ -104,8 +104,8 @@ def known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
 def run_as_command(stage: Callable[[], None]) -> None:
     """Run a stage and turn its errors into the exit codes above.
 
-    What the machine did (a full disk, no memory) may go well the next time, and is told in a line. All other unexpected
-    exceptions are bugs, which would only happen again, and keep their traceback.
+    Failures of the machine (a full disk, no memory) may not recur, and print one line. All other unexpected exceptions
+    are bugs, which would recur, and print their traceback.
     """
     try:
         stage()
@@ -124,15 +124,15 @@ def run_as_command(stage: Callable[[], None]) -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came. It unwinds as Ctrl-C does, but nobody stopped us by hand."""
+    """SIGTERM arrived. It unwinds like Ctrl-C, but the process was not stopped by hand."""
 
 
 def stop_code(stop: KeyboardInterrupt) -> int:
-    """The exit code of what was stopped: 130 by hand, else 3."""
+    """Return the exit code of a stopped process: 130 if stopped by hand, otherwise 3."""
     return int(Exit.INFRASTRUCTURE) if isinstance(stop, Terminated) else 130
 
 
-# How libraries tell an error of the machine that they do not pass on as it is; SQLite has words of its own.
+# How libraries word an error of the machine that they wrap in their own exceptions; SQLite has its own wording.
 _OF_THE_MACHINE = (
     *(os.strerror(number) for number in (EDQUOT, EFBIG, EIO, EMFILE, ENOSPC, EROFS)),
     *("disk I/O error", "database or disk is full", "readonly database", "unable to open database file"),
@@ -140,8 +140,8 @@ _OF_THE_MACHINE = (
 
 
 def machine_failure(error: BaseException) -> str | None:
-    """What the machine did to us, in a line, if that is behind an error: no space, no memory, a file that is gone."""
-    # torch is slow to import, and whoever raised its errors has imported it.
+    """Describe in one line the failure of the machine behind an error (no space, no memory, a missing file), if any."""
+    # torch is slow to import; if it raised the error, it is imported already.
     torch = sys.modules.get("torch")
     memory = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
     if isinstance(error, (MemoryError, *memory)):

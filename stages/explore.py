@@ -1,6 +1,6 @@
-"""Do one share of a large search: an explorer and its control on some of the items, with a part of the budget.
+"""Search one share of a large search: an explorer and its control on some of the items, with a part of the budget.
 
-Shares know nothing of each other and may run anywhere; discover puts them together.
+Shares are independent and may run anywhere; discover merges them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stages.tasks.load import load_task, task_context
 
 
 def main(name: str, number: str) -> None:
-    """Run the stage for one share of an audit, 1 for the first."""
+    """Run the stage for one share of an audit, numbered from 1."""
     params = load_params()
     audit = params.audit(name)
     shards = audit.discover.shards
@@ -33,7 +33,7 @@ def main(name: str, number: str) -> None:
     context = task_context(name, audit, prepared)
     task = rated(load_task(name, audit, prepared), name, audit)
     item_ids = task.items.ids("discover")
-    params.check_slices(name, known_attributes(task, item_ids))  # before anything is asked
+    params.check_slices(name, known_attributes(task, item_ids))  # before any query
     budget = audit.discover.searched(len(item_ids) * task.concepts.n_cells)
     share = divide(item_ids, task.concepts.n_cells, budget, shards, audit.seed)[part - 1]
     print(f"share {part} of {shards}: {len(share.item_ids):,} items, {share.budget:,} unique probes a search")
@@ -52,7 +52,7 @@ def main(name: str, number: str) -> None:
 
 
 def _of_shares(audit: AuditConfig) -> AuditConfig:
-    """The audit without small steps, which are discover's: after a change of theirs the ledger answers all."""
+    """Drop the settings of small steps, which only discover uses, so that changing them keeps the scratch."""
     return audit.model_copy(update={"discover": audit.discover.model_copy(update={"microscopic": MicroscopicConfig()})})
 
 

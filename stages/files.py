@@ -1,4 +1,4 @@
-"""Files between stages: schema versions, atomic outputs, and scratch that survives a kill."""
+"""Files between stages: schema versions, atomic outputs, and scratch folders that survive a kill."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SCHEMA = 1
-_LARGEST_STATE = 64 << 20  # bytes; whatever is larger was not written by us
+_LARGEST_STATE = 64 << 20  # bytes; Faded writes no larger file
 
 
 def stage_dir(audit: str, stage: str) -> Path:
-    """Where a stage's outputs lie: data/<audit>/<stage>."""
+    """Return the folder of a stage's outputs: data/<audit>/<stage>."""
     return DATA / audit / stage
 
 
 def local_file(inputs: Path, name: str, where: str) -> Path:
-    """A file of the user under data/<audit>/inputs, the one folder whose changes make stages stale.
+    """Return a user's file in data/<audit>/inputs, the only folder whose changes make stages stale.
 
     Raises:
-        UsageError: when the path leads out of the folder or nothing is there.
+        UsageError: if the path leaves the folder or does not exist.
     """
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise UsageError(
@@ -53,7 +53,7 @@ def local_file(inputs: Path, name: str, where: str) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """A number or an array of numpy as JSON has it."""
+    """Convert a numpy scalar or array to plain JSON data."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -62,7 +62,7 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, data: dict[str, Any], *, schema: bool = True) -> None:
-    """Write plain data; the same data give the same bytes. Metrics carry no schema, DVC shows every number in them."""
+    """Write plain data deterministically. Metrics have no schema, because DVC shows every number in them."""
     payload = {"schema": SCHEMA, **data} if schema else data
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(payload, indent=1, ensure_ascii=False, default=plain, allow_nan=False)
@@ -70,10 +70,10 @@ def write_json(path: Path, data: dict[str, Any], *, schema: bool = True) -> None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote.
+    """Read a file written by `write_json`.
 
     Raises:
-        UsageError: when it is missing, not JSON, or of another schema.
+        UsageError: if it is missing, not JSON, or of another schema.
     """
     try:
         data = path.read_bytes()
@@ -83,7 +83,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """The same of bytes; `name` is for messages."""
+    """Parse bytes as `read_json` does; `name` is used in messages."""
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -97,10 +97,10 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def publishing(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `target` when the block ends well.
+    """Yield an empty folder that replaces `target` when the block ends without an error.
 
-    Outputs appear whole or not at all: whatever happens, `target` is never a part of what was to be written. All
-    moves are within one folder, so they are renames on whatever file system `data/` is.
+    Outputs appear whole or not at all: `target` is never partly written. All moves are within one folder, so they are
+    renames on whatever file system contains `data/`.
     """
     partial, old = (target.with_name(f".{target.name}.{what}") for what in ("partial", "old"))
     for leftover in (partial, old):
@@ -114,15 +114,15 @@ def publishing(target: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, data: bytes | str, mode: int | None = None) -> None:
-    """Write a file whole or not at all: a kill leaves the old file or the new one.
+    """Write a file atomically: a kill leaves the old file or the new one.
 
-    A crash of the machine may tear it, for there is no fsync: what Faded keeps for itself is sealed and made anew then.
+    There is no fsync, so a crash of the machine may damage it; Faded seals its own files and recreates them then.
 
     Args:
-        path: the file. With a mode it is one of Faded's own, whose place is taken; else it may be a link of a user's,
-            and what it links to changes, and keeps its mode.
+        path: the file. With a mode it is one of Faded's own and is replaced; otherwise it may be a user's link, and the
+            link's target is replaced and keeps its mode.
         data: its content.
-        mode: of the file.
+        mode: its permissions.
     """
     path = path.resolve() if mode is None else path
     with _written(path, data, 0o666 if mode is None else mode) as partial:
@@ -132,10 +132,10 @@ def replace_file(path: Path, data: bytes | str, mode: int | None = None) -> None
 
 
 def new_file(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file whole, which outlives a crash of the machine, and never in the place of another.
+    """Write a whole file that survives a crash of the machine, without ever replacing another.
 
     Raises:
-        FileExistsError: when there is one.
+        FileExistsError: if the file exists already.
     """
     with _written(path, data, mode, durable=True) as partial:
         os.link(partial, path)
@@ -143,10 +143,10 @@ def new_file(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 @contextlib.contextmanager
 def _written(path: Path, data: bytes | str, mode: int, *, durable: bool = False) -> Iterator[Path]:
-    """A file beside `path`, for as long as it takes to give it that name."""
+    """Yield a temporary file beside `path` with the data, which the caller renames or links."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.partial")
-    partial.unlink(missing_ok=True)  # of an earlier process with this number
+    partial.unlink(missing_ok=True)  # of an earlier process with this id
     try:
         with open(partial, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
@@ -160,11 +160,11 @@ def _written(path: Path, data: bytes | str, mode: int, *, durable: bool = False)
 
 @contextlib.contextmanager
 def locked(path: Path, busy: Callable[[str], object] = lambda _: None) -> Iterator[None]:
-    """Hold a file against all other processes and threads; it says by whom it is held, and is free when they end.
+    """Lock a file against all other processes and threads; it contains the holder's id and is released when that ends.
 
     Args:
-        path: of the lock, which stays.
-        busy: called when another holds it, with that one's process id; unless it raises an error, it is waited for.
+        path: the lock file, which is kept.
+        busy: called with the holder's process id if the lock is taken; unless it raises an error, the call then waits.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as lock:
@@ -180,7 +180,7 @@ def locked(path: Path, busy: Callable[[str], object] = lambda _: None) -> Iterat
 
 
 def holder(path: Path) -> str | None:
-    """The id of the process that holds a lock, "" if that is not known; None if nobody does."""
+    """Return the id of the process that holds a lock, "" if it is unknown; None if the lock is free."""
     try:
         with path.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -193,7 +193,7 @@ def holder(path: Path) -> str | None:
 
 
 def checksum(path: Path, *data: Buffer) -> str:
-    """A checksum (16 hex digits) of data kept in a file, bound to the place of the file in its workspace."""
+    """Return a checksum (16 hex digits) of a file's data, bound to the file's path within its workspace."""
     parts = path.absolute().parts
     inside = parts[len(parts) - parts[::-1].index(WORK.name) :] if WORK.name in parts else parts[-2:]
     digest = hashlib.blake2b("/".join(inside).encode() + b"\0", digest_size=8)
@@ -203,20 +203,20 @@ def checksum(path: Path, *data: Buffer) -> str:
 
 
 def seal(path: Path, data: bytes) -> bytes:
-    """A line for the file at `path`: data without line breaks, behind their checksum."""
+    """Return a line for the file at `path`: data without line breaks, preceded by their checksum."""
     return checksum(path, data).encode() + b" " + data + b"\n"
 
 
 def unseal(path: Path, line: bytes) -> bytes | None:
-    """The data of a sealed line; None if that is damaged, or was written to another file."""
+    """Return the data of a sealed line; None if it is damaged or was written to another file."""
     data = line[17:-1]
     return data if line == seal(path, data) else None
 
 
 def put_aside(path: Path) -> None:
-    """Move a damaged file out of the way, and say so in a line; it is made anew."""
+    """Move a damaged file out of the way so that it is recreated, and print a line about it."""
     aside = path.with_name(f"{path.name}.damaged")
-    with contextlib.suppress(OSError):  # in a workspace that may only be read it stays
+    with contextlib.suppress(OSError):  # in a read-only workspace it stays
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside)
         path.replace(aside)
@@ -224,19 +224,19 @@ def put_aside(path: Path) -> None:
 
 
 def write_state(path: Path, state: Any) -> None:
-    """Keep what Faded knows beyond a process, such as how long stages took: sealed, for its user alone, and whole."""
+    """Store state that outlives a process, such as how long stages took: sealed, private and atomic."""
     replace_file(path, seal(path, TypeAdapter(type(state)).dump_json(state)), mode=0o600)
 
 
 def read_state(path: Path, kind: type[T]) -> T | None:
-    """Read what `write_state` kept; what is damaged, or of another version, is put aside.
+    """Read a file written by `write_state`; a damaged file, or one of another version, is put aside.
 
     Args:
         path: the file.
-        kind: what it holds, as pydantic understands it.
+        kind: type of the state, for pydantic.
 
     Returns:
-        None where there is nothing to go by.
+        The state; None if there is no valid file.
     """
     try:
         with path.open("rb") as file:
@@ -252,14 +252,14 @@ def read_state(path: Path, kind: type[T]) -> T | None:
 
 
 def read_table(source: Path | bytes, where: str = "") -> pd.DataFrame:
-    """Read a parquet file that a stage wrote.
+    """Read a parquet file written by a stage.
 
     Args:
         source: the file, or its bytes.
-        where: its name for messages, which of a file is its path.
+        where: its name in messages; by default the path.
 
     Raises:
-        UsageError: when it is missing, or cannot be read.
+        UsageError: if it is missing or cannot be read.
     """
     import pandas as pd
 
@@ -276,21 +276,21 @@ def read_table(source: Path | bytes, where: str = "") -> pd.DataFrame:
 
 
 def record_probe_seconds(audit: str, seconds: float) -> None:
-    """Remember what a probe takes on this machine: no output of a stage, for those are the same on every run."""
+    """Store how long a probe takes on this machine; not in a stage's output, which is the same on every run."""
     write_state(WORK / "probe_seconds" / f"{audit}.json", seconds)
 
 
 def probe_seconds(audit: str) -> float | None:
-    """What a probe took when `prepare` last ran here; None if its task does not measure that."""
+    """Return how long a probe took when `prepare` last ran here; None if its task does not measure that."""
     seconds = read_state(WORK / "probe_seconds" / f"{audit}.json", float)
     return seconds if seconds is not None and 0 < seconds < float("inf") else None
 
 
 @contextlib.contextmanager
 def scratch(audit: str, stage: str, key: str) -> Iterator[Path]:
-    """Yield the stage's own scratch folder for these inputs, locked against a second process.
+    """Yield the stage's scratch folder for these inputs, locked against other processes.
 
-    It outlives a kill, so that work can be resumed; scratch of other inputs is removed.
+    It survives a kill, so that work can be resumed; scratch folders of other inputs are removed.
     """
     home = WORK / "scratch" / audit / stage
 
@@ -309,15 +309,15 @@ def scratch(audit: str, stage: str, key: str) -> Iterator[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below a folder, links followed as DVC does, without Python's caches."""
+    """Return all files below a folder without Python's caches; follows links, as DVC does."""
     walk = os.walk(folder, followlinks=True)
     return sorted(Path(here) / name for here, _, names in walk if "__pycache__" not in here for name in names)
 
 
 def content_hash(paths: Iterable[Path], *more: Any) -> str:
-    """SHA-256 (first 16 hex digits) over the bytes of files and folders, and over plain data.
+    """Return the SHA-256 (first 16 hex digits) of the bytes of files and folders, and of plain data.
 
-    The order of keys counts: cells are numbered in the order of the concepts.
+    The order of keys counts, because cells are numbered in the order of the concepts.
     """
     digest = hashlib.sha256()
     for path in paths:

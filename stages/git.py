@@ -1,4 +1,4 @@
-"""What git says."""
+"""Query git."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.errors import UsageError
 
 
 def git(*arguments: str, folder: Path = Path()) -> str | None:
-    """What a git command prints, without white space around it; None if it fails, or there is no git or repository."""
+    """Return a git command's output, stripped; None if it fails, or if git or a repository is missing."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
@@ -26,7 +26,7 @@ def git(*arguments: str, folder: Path = Path()) -> str | None:
 
 
 def file_at(revision: str, path: Path) -> bytes | None:
-    """A file of this folder as it was at a revision; None if it was not there, or git does not know."""
+    """Return a file of this folder as of a revision; None if it did not exist or git fails."""
     try:
         command = ["git", "show", f"{revision}:./{path.as_posix()}"]
         done = subprocess.run(command, capture_output=True, check=False, timeout=60)
@@ -36,10 +36,10 @@ def file_at(revision: str, path: Path) -> bytes | None:
 
 
 def git_root(folder: Path) -> Path:
-    """The git repository a folder is in.
+    """Return the root of the git repository that contains a folder.
 
     Raises:
-        UsageError: when it is in none, or there is no git.
+        UsageError: if the folder is in no repository, or git is not installed.
     """
     if shutil.which("git") is None:
         raise UsageError("git is not installed: an audit's parameters and decisions are kept in a git repository")

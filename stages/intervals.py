@@ -1,4 +1,4 @@
-"""Rates with their intervals: one proportion, many tests, and means over resampled items or groups of items."""
+"""Rates with intervals: single proportions, multiple tests, and means over resampled items or groups of items."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = [
 
 LEVEL = 0.95
 RESAMPLES = 2000
-COUNTED = 50  # uniform probes of each level of a concept from which its rates are counted, not estimated
+COUNTED = 50  # uniform probes per level of a concept from which rates are counted rather than estimated
 
 
 def wilson(failures: int, n: int, level: float = LEVEL) -> Rate:
-    """A proportion with its Wilson score interval (Wilson 1927), which stays sensible near 0 and 1."""
+    """Return a proportion with its Wilson score interval (Wilson 1927), which behaves well near 0 and 1."""
     return _proportion(failures, n, level, "wilson")
 
 
@@ -46,20 +46,20 @@ def _proportion(failures: int, n: int, level: float, method: Literal["wilson", "
 
 
 def median(values: np.ndarray) -> tuple[float, float, float]:
-    """The lower median of values (n > 0) with its 95% interval by order statistics, whatever their distribution.
+    """Return the lower median of values (n > 0) with its distribution-free 95% interval from order statistics.
 
-    Values may be inf; so is a bound that n is too small for.
+    Values may be infinite; a bound is infinite if n is too small for it.
     """
     from scipy import stats
 
     ranked, n = np.sort(values), len(values)
-    below = int(stats.binom.ppf((1 - LEVEL) / 2, n, 0.5))  # the true median lies above so many, with 97.5%
+    below = int(stats.binom.ppf((1 - LEVEL) / 2, n, 0.5))  # the true median exceeds this many values with 97.5%
     low, high = (ranked[below - 1], ranked[n - below]) if below else (-np.inf, np.inf)
     return float(ranked[(n - 1) // 2]), float(low), float(high)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Adjust p-values (k,) for testing all k at once (Holm 1979); each stays a p-value whatever their dependence."""
+    """Adjust p-values (k,) for k simultaneous tests (Holm 1979), valid under any dependence between them."""
     order = np.argsort(p_values, kind="stable")
     k = len(p_values)
     adjusted = np.empty(k)
@@ -67,30 +67,30 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)  # what values can be: failed or not, and the difference of two such
+SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)  # ranges of values: failed or not, and the difference of two such values
 
 
 class Resampler:
-    """Means with intervals from resampling whole groups of items, the same ones for every quantity.
+    """Means with intervals from resampling whole groups of items, with the same resamples for every quantity.
 
-    Probes of one item go together: what is claimed is claimed for other items like these, not for other probes of them.
-    So do items of one group (prompts of one template, crops of one photo): whole groups are drawn and nothing within
-    them, which is the better of the ways to resample two levels (Davison and Hinkley 1997, section 3.8), for the means
-    of groups vary by their items, too. Where all are of one group, what is claimed is claimed for that group, and its
-    items are resampled.
+    Probes of one item are resampled together: claims generalize to other items like these, not to other probes of them.
+    So are items of one group (prompts of one template, crops of one photo): whole groups are drawn, and nothing within
+    them. This is the better way to resample two levels (Davison and Hinkley 1997, section 3.8), because the means of
+    groups already vary with their items. If all items are of one group, claims hold for that group, and its items are
+    resampled.
 
-    A plain bootstrap knows nothing but what it has seen: where 20 of 20 items did not change it says [0, 0]. So the
-    upper bound counts one more item with the largest value there can be, the lower bound one with the smallest, and
-    weights are exponential (the Bayesian bootstrap, Rubin 1981). This is the interval of Gaffke (2005), see also
-    Learned-Miller and Thomas (2019, "A New Confidence Interval for the Mean of a Bounded Random Variable"): where
-    every item says yes or no it is exactly Clopper and Pearson's, so no change in n items gives the rule of three
-    (-/+ 3.7 / n at 95% on both sides), and with many items the added one does not matter.
+    A plain bootstrap cannot exceed what it has seen: if 20 of 20 items did not change, its interval is [0, 0]. So the
+    upper bound adds one item with the largest possible value, the lower bound one with the smallest, and weights are
+    exponential (the Bayesian bootstrap, Rubin 1981). This is the interval of Gaffke (2005), see also Learned-Miller and
+    Thomas (2019, "A New Confidence Interval for the Mean of a Bounded Random Variable"). For binary items it equals
+    Clopper and Pearson's, so no change in n items gives the rule of three (-/+ 3.7 / n at 95% on both sides), and with
+    many items the added one is negligible.
 
     Args:
         items: (n,) item of each pair.
-        resamples: bootstrap resamples.
-        seed: of the resampling.
-        groups: (n,) group of each pair's item; None: each item is one.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resampling.
+        groups: (n,) group of each pair's item; None if each item is its own group.
     """
 
     def __init__(
@@ -101,12 +101,12 @@ class Resampler:
         if groups is not None and len(names := np.unique(of := np.asarray(groups, dtype=str))) > 1:
             self._codes = np.searchsorted(names, of)
         n = int(self._codes.max()) + 1 if len(self._codes) else 0
-        self._drawn = np.random.default_rng(seed).standard_exponential((resamples, n + 1))  # the last: the added item
+        self._drawn = np.random.default_rng(seed).standard_exponential((resamples, n + 1))  # last: the added item
 
     def mean(
         self, values: np.ndarray, weights: np.ndarray, bounds: tuple[float, float] = CHANGE, level: float = LEVEL
     ) -> Rate:
-        """Weighted mean of values (n,) that lie within `bounds`; pairs of weight 0 do not count."""
+        """Return the weighted mean of values (n,) that lie within `bounds`; pairs of weight 0 do not count."""
         total = float(weights.sum())
         if total <= 0:
             return NO_RATE
@@ -117,14 +117,14 @@ class Resampler:
         return Rate(value, min(low, value), max(high, value), int((weights > 0).sum()))
 
     def samples(self, values: np.ndarray) -> np.ndarray:
-        """The mean of values (n,) in each resample, with nothing added: (resamples,)."""
+        """Return the mean of values (n,) in each resample, without an added item: (resamples,)."""
         drawn = self._drawn[:, self._codes]
         return (drawn @ values) / drawn.sum(axis=1)
 
     def p_value(self, values: np.ndarray, weights: np.ndarray, above: float, lowest: float) -> float:
-        """One-sided p-value against a mean of at most `above`, for values of at least `lowest`; 1 without any.
+        """One-sided p-value against a mean of at most `above`, for values of at least `lowest`; 1 without data.
 
-        It belongs to the lower bound of `mean`; where every item says yes or no it is the exact binomial test's.
+        It matches the lower bound of `mean`; for binary items it equals that of the exact binomial test.
         """
         if float(weights.sum()) <= 0:
             return 1.0
@@ -132,10 +132,10 @@ class Resampler:
         return (1 + below) / (1 + len(self._drawn))
 
     def _means(self, values: np.ndarray, weights: np.ndarray, extreme: float) -> np.ndarray:
-        """The mean in each resample, with one item more that has this value and the weight items typically have."""
+        """Return the mean in each resample, with one added item of value `extreme` and a typical weight."""
         n = self._drawn.shape[1] - 1
         by_item = np.bincount(self._items, weights)
-        added = float((by_item**2).sum() / by_item.sum())  # so that it is 1 of Kish's effective number of items
+        added = float((by_item**2).sum() / by_item.sum())  # so that it counts as 1 in Kish's effective number of items
         sums = self._drawn @ np.append(np.bincount(self._codes, weights * values, n), added * extreme)
         return sums / (self._drawn @ np.append(np.bincount(self._codes, weights, n), added))
 
@@ -143,11 +143,11 @@ class Resampler:
 def share(
     which: np.ndarray, probes: pd.DataFrame, level: float = LEVEL, method: Literal["wilson", "exact"] = "wilson"
 ) -> Rate:
-    """The share (n,) bool of n uniform probes, with an interval.
+    """Return the share of True in which (n,), given n uniform probes, with an interval.
 
-    It is that of a proportion, for what asking *these* items in all cells would show: Wilson's, or the exact one
-    (Clopper and Pearson 1934), which of a few draws never holds in less than 95%. Where items belong to groups (column
-    `group`), it is for other groups like these, see `Resampler`.
+    By default the interval is that of a proportion, for querying *these* items in all cells: Wilson's, or the exact one
+    (Clopper and Pearson 1934), which covers at least 95% even for few draws. If items belong to groups (column
+    `group`), it generalizes to other groups like these, see `Resampler`.
     """
     if "group" not in probes:
         return _proportion(int(which.sum()), len(which), level, method)

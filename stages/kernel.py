@@ -1,9 +1,9 @@
-"""A Gaussian process over (item, cell) whose eigenfunctions are known, so that a grid of any size costs little.
+"""A Gaussian process over (item, cell) with known eigenfunctions, which keep grids of any size cheap.
 
-The kernel is a product: one factor over items, one per concept. Its eigenvectors on the full grid are then products
-of the factors' own, each of which is a small matrix. Keeping the `rank` largest turns the process into Bayesian linear
-regression without random features or inducing points to place. With items and cells in separate factors, the mean
-over all of the grid is two small matrix products, and memory never holds items x cells x features.
+The kernel is a product of one factor over items and one per concept. Its eigenvectors on the full grid are products of
+the factors' eigenvectors, and each factor is a small matrix. Keeping the `rank` largest turns the process into Bayesian
+linear regression, without random features or inducing points. With items and cells in separate factors, the mean over
+the whole grid is two small matrix products, and memory never holds items x cells x features.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from scipy.spatial.distance import cdist
 
 from stages.concepts import ConceptSpace
 
-LANDMARKS = 2000  # items up to which all of them are decomposed and averaged over; the cost grows with their cube
-CHUNK = 8192  # items at once whose likeness to the landmarks is held, and probes of which all features are
-KEPT = 4  # decompositions of the items that a climb may come back to
+LANDMARKS = 2000  # up to this number all items are decomposed and averaged over; the cost grows with its cube
+CHUNK = 8192  # items whose similarity to the landmarks, or probes whose features, are in memory at once
+KEPT = 4  # item decompositions cached, because a climb may return to them
 
 
 def landmarks(n_items: int) -> np.ndarray:
-    """Numbers of the items that stand for all where they are many: all up to `LANDMARKS`, else a fixed sample."""
+    """Return the item numbers that represent all items: all up to `LANDMARKS`, otherwise a fixed sample."""
     if n_items <= LANDMARKS:
         return np.arange(n_items)
     return np.sort(np.random.default_rng(n_items).choice(n_items, LANDMARKS, replace=False))
@@ -35,9 +35,9 @@ class Hyper:
     """Hyperparameters of the process.
 
     Args:
-        scales: length scale of each concept, where 1 is the whole range of its levels: long means it hardly matters.
-        alike: weight of what alike items share, against 1 for what all items share.
-        own: weight of what each item has for itself.
+        scales: length scale of each concept, 1 for the whole range of its levels; long means little influence.
+        alike: weight of what similar items share, relative to 1 for what all items share.
+        own: weight of each item's own deviation.
         noise: variance the process leaves to chance, as a share of the variance of the discrepancies.
     """
 
@@ -48,11 +48,11 @@ class Hyper:
 
 
 class ItemFactor:
-    """The kernel's factor over items: what all share, what alike ones share (RBF), and what each has for itself.
+    """The kernel's factor over items: what all share, what similar ones share (RBF), and each item's own deviation.
 
-    Of more items than `LANDMARKS` some are decomposed, and the others take their place between them (Williams and
-    Seeger 2001, "Using the Nyström Method to Speed Up Kernel Machines"). What such an item has for itself is left
-    out, so that the process is a little too sure of it.
+    Beyond `LANDMARKS` items a sample is decomposed, and the others are interpolated (Williams and Seeger 2001, "Using
+    the Nyström Method to Speed Up Kernel Machines"). Their own deviations are left out, so the process is slightly
+    overconfident about them.
 
     Args:
         embeddings: (items, d) float.
@@ -64,7 +64,7 @@ class ItemFactor:
         self._distances = cdist(self._points[self.averaged], self._points[self.averaged], "sqeuclidean")
         apart = self._distances[self._distances > 0]
         self._median = float(np.median(apart)) if len(apart) else 1.0
-        # Kernels that differ in their concepts alone share this, by far the largest of the decompositions.
+        # Shared by kernels that differ only in their concepts: by far the largest decomposition.
         self.decomposed = lru_cache(KEPT)(self._decompose)
 
     def __len__(self) -> int:
@@ -74,11 +74,11 @@ class ItemFactor:
         return np.asarray(1.0 + alike * np.exp(-0.5 * distances / self._median))
 
     def _decompose(self, alike: float, own: float) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues (n,), largest first, and eigenvectors (n, n) of the landmarks' kernel."""
+        """Return the eigenvalues (n,), largest first, and eigenvectors (n, n) of the landmarks' kernel."""
         return _eigen(self._likeness(self._distances, alike) + own * np.eye(len(self.averaged)))
 
     def placed(self, items: np.ndarray, alike: float, values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        """The first k eigenvectors (landmarks, k) at other items (n,): what is like a landmark has its value."""
+        """Extend the first k eigenvectors (landmarks, k) to other items (n,), by their similarity to the landmarks."""
         weights = vectors / (values * len(self.averaged))
         out = np.empty((len(items), vectors.shape[1]))
         for rows in _chunks(len(items)):
@@ -88,15 +88,15 @@ class ItemFactor:
 
 
 class Features:
-    """The leading eigenfunctions of the kernel, and their variances under the prior."""
+    """The leading eigenfunctions of the kernel and their prior variances."""
 
     def __init__(self, space: ConceptSpace, items: ItemFactor, hyper: Hyper, rank: int) -> None:
-        """Decompose the factors; `rank` eigenfunctions are kept."""
+        """Decompose the factors and keep `rank` eigenfunctions."""
         self.averaged = items.averaged
         item_values, item_vectors = items.decomposed(hyper.alike, hyper.own)
         levels = [_eigen(_concept_kernel(space, j, scale)) for j, scale in enumerate(hyper.scales)]
-        # Which level eigenvectors the leading cell features multiply, found concept by concept: a product is never
-        # larger than its factors, so what falls off early can never come back, and no more than `rank` can stay.
+        # Find the level eigenvectors that the leading cell features multiply, concept by concept. A product is never
+        # larger than its factors, so those dropped early could not return, and at most `rank` of them are needed.
         values, which = np.ones(1), np.zeros((1, 0), dtype=np.int64)
         for value, _ in levels:
             joint = (values[:, None] * value[None]).ravel()
@@ -113,23 +113,23 @@ class Features:
         self._values, self._vectors = item_values, item_vectors
         self._items, self._known = item_vectors, np.ones(len(items), dtype=bool)
         if len(self.averaged) < len(items):
-            # Items that are not landmarks are placed when they are asked for: a search asks a few of very many. What no
-            # feature uses is cut off; of few items it is not, as that would move the last digits of sums, and with
-            # these searches and modes: results that were published would not come again.
+            # Other items are placed when first requested, because a search queries few of very many. Unused features
+            # are cut off here but not for few items: that would change the last digits of sums, and so searches and
+            # modes, and published results could not be reproduced.
             used = int(self.item_index.max()) + 1
             self._values, self._vectors = item_values[:used], item_vectors[:, :used]
             self._items, self._known = np.empty((len(items), used)), np.zeros(len(items), dtype=bool)
             self._items[self.averaged], self._known[self.averaged] = self._vectors, True
 
     def of_cells(self, cells: np.ndarray) -> np.ndarray:
-        """Cell features of cells (n, concepts): (n, cell features)."""
+        """Return the cell features of cells (n, concepts): (n, cell features)."""
         out = np.ones((len(cells), len(self.which)))
         for j, vectors in enumerate(self._levels):
             out *= vectors[cells[:, j]][:, self.which[:, j]]
         return out
 
     def of_probes(self, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Features of n probes, given item numbers (n,) and cells (n, concepts): (n, rank)."""
+        """Return the features of n probes, given item numbers (n,) and cells (n, concepts): (n, rank)."""
         unknown = np.unique(items[~self._known[items]])
         if len(unknown):
             self._items[unknown] = self._factor.placed(unknown, self._alike, self._values, self._vectors)
@@ -137,30 +137,30 @@ class Features:
         return self._items[items][:, self.item_index] * self.of_cells(cells)[:, self.cell_index]
 
     def at_probes(self, weights: np.ndarray, items: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Values of weighted sums of features (m, rank) or (rank,) at n probes: (n, m) or (n,)."""
+        """Return the values of weighted sums of features (m, rank) or (rank,) at n probes: (n, m) or (n,)."""
         return np.concatenate([self.of_probes(items[rows], cells[rows]) @ weights.T for rows in _chunks(len(items))])
 
     def over_items(self, weights: np.ndarray, cell_features: np.ndarray) -> np.ndarray:
-        """Value of the weighted sum of features (rank,) for the items averaged over at some cells: (items, cells)."""
+        """Return a weighted sum of features (rank,) for the items averaged over at some cells: (items, cells)."""
         table = np.zeros((self._vectors.shape[1], len(self.which)))
         table[self.item_index, self.cell_index] = weights
         return self._vectors @ (table @ cell_features.T)
 
     def gradient(self, slopes: np.ndarray, cell_features: np.ndarray) -> np.ndarray:
-        """What each weight adds to the sum over items of slopes (items, cells) times values: (rank, cells)."""
+        """Differentiate the sum over items of slopes (items, cells) times values by each weight: (rank, cells)."""
         return (self._vectors.T @ slopes)[self.item_index] * cell_features.T[self.cell_index]
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """The process after n discrepancies were seen.
+    """The process conditioned on n discrepancies.
 
     Args:
         features: its eigenfunctions.
         offset: mean of the discrepancies.
         weights: (rank,) posterior mean.
         cholesky: (rank, rank) lower factor of the posterior precision.
-        noise: standard deviation of what the process leaves to chance.
+        noise: standard deviation that the process leaves to chance.
         evidence: log marginal likelihood of the discrepancies.
     """
 
@@ -187,7 +187,7 @@ class Data:
     failed: np.ndarray
 
     def take(self, rows: np.ndarray) -> Data:
-        """Some of the probes, by mask or row number."""
+        """Select some of the probes, by mask or row number."""
         return Data(self.items[rows], self.cells[rows], self.margin[rows], self.failed[rows])
 
     def __len__(self) -> int:
@@ -195,7 +195,7 @@ class Data:
 
     @cached_property
     def scale(self) -> float:
-        """Variance of the margins, kept off zero for models that always answer the same."""
+        """Variance of the margins, kept above zero for models that always answer the same."""
         return max(float(self.margin.var()), 1e-8)
 
 
@@ -224,9 +224,9 @@ def fit(features: Features, data: Data, noise: float) -> Posterior:
 def choose_hyper(space: ConceptSpace, items: ItemFactor, data: Data, *, rank: int, sweeps: int = 1) -> Hyper:
     """Climb the evidence, one hyperparameter at a time in factors of two.
 
-    The evidence ranked 27 settings much as the true log loss over all pairs did (MNIST, enumerated), costs no folds,
-    and, being a statement about the probes given where they were drawn, is not misled by a search that drew most of
-    them where it expected failures.
+    The evidence ranked 27 settings much as the true log loss over all pairs did (MNIST, enumerated), and needs no
+    folds. It describes the given probes where they were drawn, so a search that drew most of them where it expected
+    failures does not mislead it.
     """
     best = Hyper(scales=(0.7,) * len(space))
 
@@ -239,7 +239,7 @@ def choose_hyper(space: ConceptSpace, items: ItemFactor, data: Data, *, rank: in
         for name in [*range(len(space)), "alike", "own", "noise"]:
             for factor in (2.0, 0.5):
                 moved = True
-                while moved:  # as far as it goes in one direction
+                while moved:  # as far as the evidence rises in one direction
                     trial = _scaled(best, name, factor)
                     climbed = trial is not None and (new := evidence(trial)) > height
                     if climbed and trial is not None:
@@ -251,7 +251,7 @@ def choose_hyper(space: ConceptSpace, items: ItemFactor, data: Data, *, rank: in
 
 
 def _scaled(hyper: Hyper, name: int | str, factor: float) -> Hyper | None:
-    """One hyperparameter scaled, or None where it leaves its range."""
+    """Scale one hyperparameter; None if it leaves its range."""
     if isinstance(name, int):
         scales = list(hyper.scales)
         scales[name] *= factor
@@ -262,12 +262,12 @@ def _scaled(hyper: Hyper, name: int | str, factor: float) -> Hyper | None:
 
 
 def standardised(embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings (n, d) with mean 0 and standard deviation 1 in each column."""
+    """Standardise embeddings (n, d) to mean 0 and standard deviation 1 in each column."""
     return np.asarray((embeddings - embeddings.mean(axis=0)) / (embeddings.std(axis=0) + 1e-9))
 
 
 def _chunks(n: int) -> Iterator[slice]:
-    """N rows, some at a time: at least one slice, also of none."""
+    """Split n rows into slices of `CHUNK`: at least one slice, even of no rows."""
     return (slice(start, start + CHUNK) for start in range(0, max(n, 1), CHUNK))
 
 
@@ -277,7 +277,7 @@ def _concept_kernel(space: ConceptSpace, j: int, scale: float) -> np.ndarray:
 
 
 def _eigen(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, largest first, and eigenvectors of unit mean square."""
+    """Return the eigenvalues, largest first, and eigenvectors of unit mean square."""
     values, vectors = np.linalg.eigh(kernel)
     n = len(kernel)
     return np.clip(values[::-1] / n, 1e-12, None), vectors[:, ::-1] * np.sqrt(n)

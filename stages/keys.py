@@ -1,7 +1,7 @@
-"""Private keys of this user, outside every workspace: made at first use, readable by their owner alone.
+"""The user's private keys, outside every workspace: created at first use, readable only by their owner.
 
-A key signs what its owner vouches for: evidence bundles (flows/evidence) and decisions (stages/decisions). Its public
-half is listed where others look for it; the private half never leaves this folder.
+A key signs what its owner vouches for: evidence bundles (flows/evidence) and decisions (stages/decisions). Others list
+its public half where they look it up; the private half never leaves this folder.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ MACHINE = "faded"  # the key that signs the bundles of this user on this machine
 
 
 def keys_dir() -> Path:
-    """Where they lie: FADED_KEYS, else ~/.config/faded/keys (XDG_CONFIG_HOME is respected)."""
+    """Return the folder of the keys: FADED_KEYS, else ~/.config/faded/keys (XDG_CONFIG_HOME is respected)."""
     if named := os.environ.get("FADED_KEYS"):
         return Path(named)
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "faded" / "keys"
 
 
 def key_path(name: str) -> Path:
-    """The file of a key; names differ by more than what a file system may fold."""
+    """Return the file of a key; file names stay distinct on file systems that ignore case."""
     plain = re.sub(r"[^a-z0-9]+", "-", unicodedata.normalize("NFKC", name).casefold()).strip("-")[:40]
     told_apart = "" if plain == name else f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return keys_dir() / f"{plain or 'key'}{told_apart}.pem"
 
 
 def has_key(name: str) -> bool:
-    """Whether this user has a private key of that name here."""
+    """Whether the user has a private key of that name on this machine."""
     return key_path(name).is_file()
 
 
 def private_key(name: str) -> Any:
-    """The Ed25519 key of that name; made, whole or not at all, when there is none yet.
+    """Load the Ed25519 key of that name; create it atomically if there is none yet.
 
     Returns:
         A private key of `cryptography`, as `securesystemslib.signer.CryptoSigner` takes it.
 
     Raises:
-        UsageError: when the file is not such a key, or others may read it.
-        InfrastructureError: when it cannot be written.
+        UsageError: if the file is not such a key, or others may read it.
+        InfrastructureError: if it cannot be read or written.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -69,7 +69,7 @@ def private_key(name: str) -> Any:
 
 
 def _make(path: Path) -> None:
-    """Two processes may do this at once: the first one's key stays."""
+    """Create a key; if two processes do this at once, the first one's key stays."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -85,7 +85,7 @@ def _make(path: Path) -> None:
 
 
 def public_pem(key: Any) -> str:
-    """The public half of a private or public key of `cryptography`, as PEM."""
+    """Return the public half of a private or public key of `cryptography`, as PEM."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     public = key.public_key() if hasattr(key, "public_key") else key

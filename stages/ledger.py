@@ -1,10 +1,10 @@
 """The ledger: the append-only record of all answered probes of a run.
 
-One line per batch, sealed with a checksum and flushed to disk before the explorer sees the answers. A line that was
-cut short, damaged, or belongs to another ledger is put aside on reading: a batch is in the ledger as it was answered
-or not at all. An explorer that starts again with the same seed asks the same questions in the same batches, is
-answered from here where the answer is known, and puts only the others to the model again. So a resumed run equals an
-uninterrupted one, whatever happened to the file.
+It has one line per batch, sealed with a checksum and flushed to disk before the explorer sees the answers. A line that
+was cut short, damaged, or belongs to another ledger is put aside on reading, so a batch is recorded whole or not at
+all. An explorer that starts again with the same seed asks the same questions in the same batches; known answers come
+from the ledger, and only the others query the model. So a resumed run equals an uninterrupted one, whatever happened
+to the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stages.files import put_aside, replace_file, seal, unseal
 
 
 class Answer(NamedTuple):
-    """The recorded answer to one probe; the automatic measure's own where people's ratings say what a failure is."""
+    """The recorded answer to one probe; with people's ratings, also the automatic measure's discrepancy and failure."""
 
     discrepancy: float
     failed: bool
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What identifies a probe."""
+    """The identity of a probe."""
 
     item: str
     cell: int  # its number in the grid, see ConceptSpace.flat
@@ -57,7 +57,7 @@ class _Batch(BaseModel):
     automatic_failed: list[bool] | None = None
 
     def answers(self) -> Iterator[tuple[Key, Answer]]:
-        """Its probes; a ValueError where columns differ in length."""
+        """Yield its probes and answers; raises ValueError if columns differ in length."""
         own = [column for column in (self.automatic, self.automatic_failed) if column is not None]
         keys = itertools.starmap(Key, zip(self.items, self.cells, self.repeats, strict=True))
         answers = zip(self.discrepancy, self.failed, self.outputs, self.valid, *own, strict=True)
@@ -68,7 +68,7 @@ class Ledger:
     """Answered probes in memory, backed by an append-only file.
 
     Args:
-        path: the file; created when missing. None keeps the ledger in memory only.
+        path: the file, created if missing; None keeps the ledger in memory only.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -96,7 +96,7 @@ class Ledger:
                 (good if self._take(path, line) else damaged).append(line)
         if not damaged:
             return
-        if damaged[-1].endswith(b"\n") or len(damaged) > 1:  # one cut short by a kill is nothing to tell of
+        if damaged[-1].endswith(b"\n") or len(damaged) > 1:  # a line cut short by a kill is normal
             aside = path.with_name(f"{path.name}.damaged")
             with aside.open("ab") as file:
                 file.writelines(damaged)
@@ -104,11 +104,11 @@ class Ledger:
         replace_file(path, b"".join(good))
 
     def _take(self, path: Path, line: bytes) -> bool:
-        """Remember a line of the file, if it is one that was written to it and says something new."""
+        """Add a line's answers, if it is undamaged, was written to this file and contains only new probes."""
         try:
             batch = _Batch.model_validate_json(unseal(path, line) or b"")
             answers = dict(batch.answers())
-        except ValueError:  # pydantic's, or of columns that differ in length
+        except ValueError:  # raised by pydantic, or for columns that differ in length
             return False
         if len(answers) < len(batch.items) or not self._answers.keys().isdisjoint(answers):
             return False
@@ -133,20 +133,20 @@ class Ledger:
         valid: np.ndarray | None = None,
         automatic: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
-        """Record a batch of answers; on disk when this returns.
+        """Record a batch of answers; it is on disk when this returns.
 
         Args:
             keys: the n probes.
             discrepancy: (n,).
             failed: (n,) bool.
-            outputs: n of them.
-            valid: (n,) bool; None: all are.
-            automatic: discrepancy and failed by the automatic measure, where people's ratings have changed them.
+            outputs: n outputs.
+            valid: (n,) bool; None if all are valid.
+            automatic: discrepancy and failed by the automatic measure, if people's ratings changed them.
         """
         if valid is None:
             valid = np.ones(len(keys), dtype=bool)
         lengths = {len(keys), len(discrepancy), len(failed), len(outputs), len(valid), *map(len, automatic or ())}
-        if len(lengths) > 1:  # checked before it is written: a line that cannot be read would stay for ever
+        if len(lengths) > 1:  # checked first: an unreadable line would stay forever
             raise ValueError(f"a batch of {len(keys)} probes was answered by columns of lengths {sorted(lengths)}")
         batch = _Batch(
             items=[k.item for k in keys],
@@ -154,7 +154,7 @@ class Ledger:
             repeats=[int(k.repeat) for k in keys],
             discrepancy=[float(x) for x in discrepancy],
             failed=[bool(x) for x in failed],
-            # An endpoint may answer half a surrogate pair, which no file can hold.
+            # An endpoint may return half a surrogate pair, which UTF-8 cannot encode.
             outputs=[output.encode("utf-8", "replace").decode() for output in outputs],
             valid=[bool(x) for x in valid],
             automatic=None if automatic is None else [float(x) for x in automatic[0]],
@@ -167,18 +167,18 @@ class Ledger:
         self._answers.update(batch.answers())
 
     def know(self, answers: Iterable[tuple[Key, Answer]]) -> None:
-        """Answer from what lies in other files, too: nothing of it is written here."""
+        """Add answers from other files, without writing them to this one."""
         self._answers.update(answers)
 
     def close(self) -> None:
-        """Close the file; the answers stay readable."""
+        """Close the file; the answers stay in memory."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 def opened(folder: Path) -> Ledger:
-    """The ledger of a search in its scratch folder; people are told where it goes on."""
+    """Open a search's ledger in its scratch folder, and print how many probes it resumes with."""
     ledger = Ledger(folder / "ledger.jsonl")
     if len(ledger):
         print(f"resuming: {len(ledger):,} probes are already in the ledger")

@@ -1,7 +1,7 @@
-"""A stage whose task needs no network has none: what a model, its data or a library does there stays on this machine.
+"""Block network access for stages that do not need it, so that models, data and libraries stay on this machine.
 
-On Linux the kernel refuses sockets that leave the machine to the whole process, native code and children included
-(seccomp, which takes no privilege and cannot be undone). Everywhere Python itself refuses them, and says why.
+On Linux the kernel refuses sockets that leave the machine to the whole process, including native code and children
+(seccomp, which needs no privilege and cannot be undone). On every system Python refuses them too, and explains why.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Any
 from stages import plugins
 from stages.params import Params
 
-SERVED = ("endpoint", "openai")  # keys of a block that names a model behind HTTP
+SERVED = ("endpoint", "openai")  # keys of a block that configures a model served over HTTP
 ASK_NO_MODEL = ("report", "collect_feedback", "compare", "conclude")
-# Families that stay on this machine; a list of those that leave it would never be complete.
+# Address families that stay on this machine: a list of those that leave it would never be complete.
 _LOCAL = tuple(int(getattr(socket, name)) for name in ("AF_UNIX", "AF_NETLINK") if hasattr(socket, name))
-# By machine: the audit architecture, and the numbers of the system calls socket(2) and seccomp(2).
+# Per machine: the audit architecture, and the numbers of the system calls socket(2) and seccomp(2).
 _MACHINES = {"x86_64": (0xC000003E, 41, 317), "aarch64": (0xC00000B7, 198, 277)}
-_IO_URING_SETUP = 425  # on every machine; a ring opens sockets without socket(2)
+_IO_URING_SETUP = 425  # the same on every machine; io_uring opens sockets without socket(2)
 
 
 def needs_network(stage: str, audit: str, params: Params) -> bool:
-    """Whether a stage of an audit may have to reach another machine.
+    """Whether a stage of an audit may need to reach another machine.
 
-    It may where a model or judge is served over HTTP (`endpoint:`, `openai:`), where HF_HUB_OFFLINE=0 allows a model
-    hub, and where the task is not one of Faded's own, whose needs nobody knows. A stage that asks no model never does.
+    It may if a model or judge is served over HTTP (`endpoint:`, `openai:`), if HF_HUB_OFFLINE=0 allows a model hub, or
+    if the task is not one of Faded's, because its needs are unknown. Stages that query no model never do.
     """
     if stage in ASK_NO_MODEL:
         return False
@@ -45,7 +45,7 @@ def needs_network(stage: str, audit: str, params: Params) -> bool:
 
 
 def is_served(block: object) -> bool:
-    """Whether a block of params.yaml names a model behind HTTP, by whichever key."""
+    """Whether a block of params.yaml configures a model served over HTTP."""
     return isinstance(block, Mapping) and any(key in block for key in SERVED)
 
 
@@ -61,10 +61,10 @@ def _has_endpoint(value: Any) -> bool:
 
 
 def close_network(why: str) -> None:
-    """Refuse sockets that leave the machine to this process from now on; pipes and Unix sockets stay.
+    """Refuse this process all sockets that leave the machine from now on; pipes and Unix sockets still work.
 
     Args:
-        why: said to whoever tries to open one.
+        why: message of the error for code that tries to open one.
     """
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
@@ -77,7 +77,7 @@ def close_network(why: str) -> None:
 
 
 def _filter_system_calls() -> None:
-    """Have the kernel answer EACCES to sockets of other families, in all threads and children.
+    """Make the kernel return EACCES for sockets of other families, in all threads and children.
 
     Source: Linux, Documentation/userspace-api/seccomp_filter.rst.
     """
@@ -88,14 +88,14 @@ def _filter_system_calls() -> None:
     refuse = (done, 0, 0, 0x00050000 | errno.EACCES)  # SECCOMP_RET_ERRNO
     allow = (done, 0, 0, 0x7FFF0000)
     families = len(_LOCAL)
-    program = [  # how many lines to skip where the comparison holds, and where it does not
+    program = [  # each line: instruction, lines to skip if the comparison is true, and if it is false, operand
         (load, 0, 0, 4),  # seccomp_data.arch
-        (equal, 0, families + 5, arch),  # any process can make calls of the 32-bit kind: none is let through
+        (equal, 0, families + 5, arch),  # any process can make 32-bit system calls: refuse them all
         (load, 0, 0, 0),  # seccomp_data.nr
-        (at_least, families + 3, 0, 0x40000000),  # x32, a third kind
+        (at_least, families + 3, 0, 0x40000000),  # x32, a third ABI
         (equal, families + 2, 0, _IO_URING_SETUP),
         (equal, 0, families + 2, socket_call),
-        (load, 0, 0, 16),  # its first argument, the address family
+        (load, 0, 0, 16),  # first argument, the address family
         *((equal, families - n, 0, family) for n, family in enumerate(_LOCAL)),
         refuse,
         allow,
@@ -103,7 +103,7 @@ def _filter_system_calls() -> None:
     code = b"".join(struct.pack("HBBI", *line) for line in program)
     buffer = ctypes.create_string_buffer(code, len(code))
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, without which a filter needs a privilege
+    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, without which a filter needs privileges
     filter_ = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
     if libc.syscall(seccomp_call, 1, 1, ctypes.create_string_buffer(filter_)):  # SECCOMP_SET_MODE_FILTER, TSYNC
         raise OSError(ctypes.get_errno(), "seccomp")

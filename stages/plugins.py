@@ -1,7 +1,7 @@
-"""What other distributions add to Faded by entry points: tasks, concepts and explorers, each under a name.
+"""Tasks, concepts and explorers that other distributions add to Faded by entry points, each under a name.
 
-A distribution that adds any is a dependency of the stages that may run its code: faded.json names its version and a
-hash of its files (stages/code.py).
+The stages that may run a distribution's code depend on it: faded.json lists its version and a hash of its files
+(stages/code.py).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Installed = Mapping[str, tuple[Distribution, set[str]]]
 
 
 def every() -> list[EntryPoint]:
-    """All entry points for Faded, its own among them; it takes a while, as it looks through all that is installed."""
+    """Return all entry points for Faded, including its own; slow, because it searches all installed distributions."""
     found = entry_points()
     return [entry for group in GROUPS for entry in found.select(group=group)]
 
 
 def load(group: str, among: Iterable[EntryPoint] | None = None) -> dict[str, EntryPoint]:
-    """The entry points of a group by name, Faded's own among them; none is imported.
+    """Return the entry points of a group by name, including Faded's own, without importing any.
 
     Args:
         group: one of `GROUPS`.
-        among: what `every` found, by someone who asks again.
+        among: the result of `every`, if the caller has it already.
 
     Raises:
-        UsageError: when two distributions have one name for different things.
+        UsageError: if two distributions use one name for different things.
     """
     found: dict[str, EntryPoint] = {}
     for entry in (entry for entry in (every() if among is None else among) if entry.group == group):
@@ -51,29 +51,29 @@ def load(group: str, among: Iterable[EntryPoint] | None = None) -> dict[str, Ent
 
 
 def imported(entry: EntryPoint) -> Any:
-    """What an entry point names.
+    """Import the object that an entry point names.
 
     Raises:
-        UsageError: when it cannot be imported, in whatever way that fails.
+        UsageError: if importing it fails in any way.
     """
     try:
         return entry.load()
-    except Exception as error:  # another's module may fail in any way
+    except Exception as error:  # a plugin's module may raise anything
         told = f"{type(error).__name__}: {error}"
         raise UsageError(f"{_named(entry)}, entry point of {entry.group}, cannot be imported: {told}") from None
 
 
 def distributions() -> dict[str, str]:
-    """All other distributions with entry points for Faded: name -> "VERSION HASH", the hash over their files."""
+    """Return all other distributions with entry points for Faded: name -> "VERSION HASH", the hash over their files."""
     return _told(installed(every()))
 
 
 def distributions_of(modules: Iterable[str], among: Installed | None = None) -> dict[str, str]:
-    """Those of `distributions` that some modules belong to.
+    """Return those of `distributions` that contain some modules.
 
     Args:
-        modules: with dots.
-        among: what `installed` found, by someone who asks again.
+        modules: dotted module names.
+        among: the result of `installed`, if the caller has it already.
     """
     tops = {module.partition(".")[0] for module in modules} - {"stages"}
     if not tops:
@@ -91,7 +91,7 @@ def _told(found: Installed) -> dict[str, str]:
 
 
 def installed(among: Iterable[EntryPoint]) -> Installed:
-    """Other distributions than Faded's own among those of entry points."""
+    """Return the distributions of the entry points, except Faded's own."""
     found: dict[str, tuple[Distribution, set[str]]] = {}
     for entry in among:
         if entry.dist is not None and entry.dist.name != OWN:
@@ -100,9 +100,9 @@ def installed(among: Iterable[EntryPoint]) -> Installed:
 
 
 def _files(dist: Distribution, tops: set[str]) -> dict[str, Path]:
-    """A distribution's files by name, without what an installer adds.
+    """Return a distribution's files by name, without those that an installer adds.
 
-    One that is installed for development lists none of its own; then they are those of its packages.
+    An editable installation lists no files of its own, so those of its packages are returned.
     """
     listed = dist.files or () if dist.read_text("RECORD") else ()
     files = {file.as_posix(): Path(str(file.locate())) for file in listed if _is_own(file.parts)}
@@ -126,6 +126,6 @@ def _is_own(parts: tuple[str, ...]) -> bool:
 def _digest(files: dict[str, Path]) -> str:
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
-        # Of a file that is listed and was deleted there is the name alone.
+        # A listed file that was deleted contributes only its name.
         digest.update(name.encode() + b"\0" + (hashlib.sha256(path.read_bytes()).digest() if path.exists() else b""))
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Bring the model under test and its items into one standard form."""
+"""Convert the model under test and its items to one standard form."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main(name: str) -> None:
 
 
 def _fingerprint(name: str, audit: AuditConfig, backend: str) -> dict[str, Any]:
-    """What a task may use in later stages beside its prepared files; they depend on this one file for it."""
+    """Hash what a task may use in later stages besides its prepared files, so that they need only this file for it."""
     return {
         "inputs": content_hash([DATA / name / "inputs"]),
         "prepare": content_hash([], of_answers(audit.prepare)),

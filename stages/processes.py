@@ -1,8 +1,8 @@
-"""Further processes of one stage, which answer, train or fit beside it: the results are those of one process.
+"""Further processes of one stage, which answer, train or fit in parallel; results equal those of one process.
 
-Threads of one process wait for each other by spinning, so that beside one other busy program two of them take two to
-four times as long as two processes, and sums depend on how many they are in their last bits. Processes of one thread
-each have neither trouble, and as many are used as there are cores.
+Threads of one process spin while they wait for each other, so beside one other busy program two threads take two to
+four times as long as two processes. The last bits of sums also depend on the number of threads. Single-threaded
+processes have neither problem, and one runs per core.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from stages.errors import UsageError
 if TYPE_CHECKING:
     from loky import ProcessPoolExecutor
 
-MEMORY = 0.5  # of what is free, that further processes may take
-WORTH = 10.0  # seconds of answering after which others help: each has to import and load all it needs first
+MEMORY = 0.5  # share of the free memory that further processes may take
+WORTH = 10.0  # seconds of answering before others start: each first has to import and load everything it needs
 _LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
 def cores() -> int:
-    """CPU cores this process may use: by its affinity, its container's quota, and `LOKY_MAX_CPU_COUNT`.
+    """Return the CPU cores this process may use, by its affinity, its container's quota, and `LOKY_MAX_CPU_COUNT`.
 
     Raises:
-        UsageError: when that is not a number.
+        UsageError: if `LOKY_MAX_CPU_COUNT` is not a number.
     """
     import loky
 
@@ -46,14 +46,14 @@ def cores() -> int:
 
 
 class Crew:
-    """Processes that do a share of what this one is asked.
+    """Processes that share the work of this one.
 
-    Should one of them die (for lack of memory), this one does all from then on.
+    If one of them dies (for lack of memory), this one does all further work.
 
     Args:
-        size: how many there are at most, with this one; memory may allow fewer.
-        load: makes the copy whose methods the others call. None: functions are called.
-        after: seconds of work that this process does alone before the others are started.
+        size: maximum number of processes, including this one; memory may allow fewer.
+        load: creates the copy whose methods the other processes call; None if plain functions are called.
+        after: seconds of work this process does alone before it starts the others.
     """
 
     def __init__(self, size: int, load: Callable[[], object] | None = None, after: float = 0.0) -> None:
@@ -62,11 +62,11 @@ class Crew:
         self._pool: ProcessPoolExecutor | None = None
 
     def ask(self, do: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """What comes of n calls, in order.
+        """Return the results of n calls, in order.
 
         Args:
-            do: a function, or a method bound to what `load` makes a copy of.
-            pieces: the arguments of n calls; these and what comes of them are pickled.
+            do: a function, or a method bound to the kind of object that `load` creates.
+            pieces: the arguments of n calls; these and the results are pickled.
         """
         found: list[Any] = []
         for k, piece in enumerate(pieces):
@@ -78,7 +78,7 @@ class Crew:
         return found
 
     def _opened(self) -> ProcessPoolExecutor | None:
-        """The others, who start when this process has worked alone for long enough."""
+        """Return the pool, and start it once this process has worked alone for long enough."""
         if self._pool is None and self._alone <= 0:
             self._start()
         return self._pool
@@ -86,7 +86,7 @@ class Crew:
     def _start(self) -> None:
         from loky import ProcessPoolExecutor
 
-        self._alone = float("inf")  # tried, and not again
+        self._alone = float("inf")  # tried once only
         if count := _fitting(self.size - 1):
             print(f"{count + 1} processes at work", flush=True)
             begin = partial(_begin, os.getpid(), self._load)
@@ -101,9 +101,9 @@ class Crew:
             sent = do.__name__ if inspect.ismethod(do) else do
             given: dict[int, Future[Any]] = {
                 k: pool.submit(_done, sent, pieces[k]) for k in range(1, len(pieces))
-            }  # the first is done here
+            }  # this process does the first
             found[0] = do(*pieces[0])
-            for k in reversed(given):  # and from the other end what nobody has begun with
+            for k in reversed(given):  # and takes, from the end, calls that no process has started
                 if not given[k].cancel():
                     break
                 found[k] = do(*pieces[k])
@@ -117,20 +117,20 @@ class Crew:
 
 
 def _fitting(wanted: int) -> int:
-    """How many of so many further processes, each as large as this one, there is memory for."""
+    """Return how many of the wanted further processes, each as large as this one, fit into memory."""
     import psutil
 
     free, own = psutil.virtual_memory().available, psutil.Process().memory_info().rss
-    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+    with contextlib.suppress(OSError, ValueError):  # no container, or no memory limit
         free = min(free, int(_LIMIT.read_text()) - int(_USED.read_text()))
     return max(0, min(wanted, int(MEMORY * free / own)))
 
 
-_copy: list[object] = []  # of a process that was started, the one that it loaded
+_copy: list[object] = []  # in a worker process, the object it loaded
 
 
 def _begin(parent: int, load: Callable[[], object] | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stage is told, and ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stage receives Ctrl-C and ends its workers
     die_with_parent(parent)
     if load is not None:
         _copy.append(load())

@@ -1,4 +1,4 @@
-"""How far a long loop is: a bar on a terminal, a line now and then where the output is a pipe or a file."""
+"""Report the progress of a long loop: a bar on a terminal, occasional lines if the output is a pipe or a file."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_STEPS = 10  # lines of a whole loop, at most
-_INTERVAL = 2.0  # seconds between two lines, at least
+_STEPS = 10  # maximum number of lines per loop
+_INTERVAL = 2.0  # minimum seconds between two lines
 
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show how far a loop is; yields what to call as `(completed, note)`, as often as is convenient.
+    """Show the progress of a loop; yields a function to call with `(completed, note)` as often as convenient.
 
-    Under the flow a stage writes to a pipe, in which a bar would show only when it is full. There a line is printed
-    every 10%, but none sooner than two seconds after the last; the one at the end always is.
+    Under the flow a stage writes to a pipe, where a bar would show only when its buffer is full. There, a line is
+    printed every 10%, at most every two seconds; the last line is always printed.
 
     Args:
         description: what the loop does.
-        total: what `completed` is when it is done.
+        total: value of `completed` at the end.
     """
     console = Console()
     if not console.is_terminal:

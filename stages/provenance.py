@@ -1,6 +1,6 @@
-"""Where a result comes from, written beside it by every stage: without it two results cannot be compared.
+"""The origin of a result, which every stage writes beside it: without it two results cannot be compared.
 
-It also names, by SHA-256, what the stage read and what it wrote, so that results can be followed from stage to stage.
+It also lists the SHA-256 of the files the stage read and wrote, so that results can be traced from stage to stage.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def provenance(
         audit: the audit's name.
         config: its block of params.yaml.
         prepared: data/<audit>/prepare, to hash the model under test and its items; None before they exist.
-        computes: whether the stage runs the model. One that does not, has no device and needs none.
+        computes: whether the stage runs the model; a stage that does not needs no device.
     """
     record: dict[str, Any] = {
         "audit": audit,
@@ -71,8 +71,8 @@ def write_provenance(out: Path, record: Mapping[str, Any], read: Iterable[Path] 
 
     Args:
         out: the folder with all its other outputs.
-        record: as `provenance` gives it, and what the stage adds.
-        read: files and folders beside it that other stages wrote and this one read.
+        record: the result of `provenance`, and the stage's own additions.
+        read: files and folders beside `out` that other stages wrote and this one read.
     """
     inputs = {path.relative_to(out.parent).as_posix(): sha256_of(path) for path in read}
     outputs = {path.name: sha256_of(path) for path in sorted(out.iterdir()) if path.name != "provenance.json"}
@@ -80,12 +80,12 @@ def write_provenance(out: Path, record: Mapping[str, Any], read: Iterable[Path] 
 
 
 def prepared_files(prepared: Path) -> list[Path]:
-    """What stages read that run a model: data/<audit>/prepare without its numbers."""
+    """Return the inputs of stages that run a model: data/<audit>/prepare without its metrics."""
     return [prepared / name for name in ("model", ASSETS, "items.parquet", "fingerprint.json")]
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex; of a folder, of what `sha256sum` says of its files, sorted by their paths."""
+    """Return the SHA-256 of a file, in hex; for a folder, that of its files' `sha256sum` output, sorted by path."""
     if path.is_file():
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -94,28 +94,28 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_folder(files: Mapping[str, str]) -> str:
-    """SHA-256 of a folder, from that of each of its files, by path."""
+    """Return the SHA-256 of a folder, given that of each of its files, by path."""
     lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-# Of `discrepancy:` and `prepare:`, what leaves the discrepancy of an answer as it is: where failing begins, what that
-# is learnt from, and how many items are asked.
+# Settings of `discrepancy:` and `prepare:` that do not change the discrepancy of an answer: the threshold, how it is
+# calibrated, and the number of items.
 NOT_OF_SCALE = frozenset({"threshold", "false_alarms", "calibrate", "items"})
 
-# Of models behind HTTP: how fast, how patiently and for how much they are asked. Who lowers a rate goes on as before.
+# Settings of models behind HTTP that limit speed, retries and cost: lowering a rate must not start a run again.
 NOT_OF_ANSWERS = frozenset({"batch_size", "concurrency", "rate", "timeout", "retries", "key_env", "price", "max_cost"})
 
 
 def scale_of(config: AuditConfig) -> str:
-    """Hash of what defines an audit's automatic discrepancies: ratings given on one scale say nothing of another."""
+    """Hash the definition of an audit's automatic discrepancies: ratings on one scale are meaningless on another."""
     parts = (config.automatic, of_answers(config.prepare))
     measured = ({k: v for k, v in part.items() if k not in NOT_OF_SCALE} for part in parts)
     return content_hash([], config.task, *measured)
 
 
 def of_answers(prepare: Mapping[str, Any]) -> dict[str, Any]:
-    """The `prepare:` block without what changes no answer."""
+    """Return the `prepare:` block without settings that change no answer."""
     return {
         part: {name: value for name, value in source.items() if name not in NOT_OF_ANSWERS}
         if is_served(source)
@@ -125,14 +125,14 @@ def of_answers(prepare: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:
-    """The key of a run's scratch: whatever its answers or its order of questions depend on.
+    """Hash everything that a run's answers or the order of its questions depend on, as the key of its scratch folder.
 
-    A ledger or a checkpoint of any other run is not resumed from, so that a resumed run equals an uninterrupted one.
+    A ledger or checkpoint of another run is not resumed, so a resumed run equals an uninterrupted one.
 
     Args:
         config: the audit's block of params.yaml.
         inputs: files and folders the run reads.
-        more: what else it depends on: its code (`stages.code.code_of`), settings beside the audit's own.
+        more: further dependencies: its code (`stages.code.code_of`), settings outside the audit's block.
     """
     settings = config.model_dump(mode="json", exclude={"summarize": True, "gates": True, "compute": {"gpus"}})
     settings["prepare"] = of_answers(settings["prepare"])
@@ -140,7 +140,7 @@ def run_key(config: AuditConfig, inputs: Iterable[Path], *more: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that can change a result, those that are installed."""
+    """Return the versions of the installed packages that can change a result."""
     found = {}
     for package in PACKAGES:
         try:
@@ -151,11 +151,11 @@ def versions() -> dict[str, str]:
 
 
 def git_state(audit: str) -> dict[str, Any]:
-    """The revision, and whether the code of an audit or parameters differ from it; what stages write does not count."""
+    """Return the revision, and whether the audit's code or parameters differ from it; stage outputs do not count."""
     revision = git("rev-parse", "HEAD")
     if revision is None:
         return {"revision": None, "dirty": None}
-    # In a workspace of one's own folders of these names are the user's.
+    # In a user's own workspace, folders of these names are the user's.
     cloned = () if is_own_workspace() else ("stages", "flows", "pyproject.toml")
     watched = [
         p for p in ("params.yaml", "dvc.yaml", "faded.json", *cloned, f"{DATA}/{audit}/code.json") if Path(p).exists()
@@ -164,7 +164,7 @@ def git_state(audit: str) -> dict[str, Any]:
 
 
 def device_name(name: str) -> str:
-    """The device "auto" stands for, with the GPU's name: results of two kinds of GPU are not alike."""
+    """Resolve the device, "auto" included, and add the GPU's name: results differ between kinds of GPU."""
     import torch
 
     device = resolve_device(name)

@@ -1,4 +1,4 @@
-"""A rate with its interval, as everything that measures hands it on."""
+"""A rate with its interval, as all measurements return it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Rate(NamedTuple):
-    """A value with its 95% interval and the number of observations behind it; NaN throughout where there are none."""
+    """A value with its 95% interval and the number of observations behind it; NaN throughout if there are none."""
 
     value: float
     low: float
@@ -16,7 +16,7 @@ class Rate(NamedTuple):
     n: int
 
     def to_json(self) -> dict[str, float | int | None]:
-        """The rate as plain data, NaN as null."""
+        """Return the rate as plain data, NaN as null."""
         value, low, high = (None if np.isnan(x) else float(x) for x in self[:3])
         return {"value": value, "low": low, "high": high, "n": self.n}
 

@@ -1,6 +1,6 @@
-"""Search again on items the repair never saw, and put the same questions to every model: before, after, control.
+"""Search again on items the repair never saw, and query every model with the same pairs: before, after, control.
 
-Nothing is judged here: `compare` and `conclude` follow from what is written.
+This stage judges nothing: `compare` and `conclude` use its outputs.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from stages.tasks.load import load_task, task_context
 from stages.trainings import ask_trainings
 
 EXAMPLES = 8
-DRAWN = 100_000  # cells of each policy: their shares are then known to a fraction of a percentage point
+DRAWN = 100_000  # cells per policy, so that their shares are precise to a fraction of a percentage point
 
 
 class Answers(NamedTuple):
-    """What the models answered.
+    """The models' answers.
 
     Args:
-        searches: by model before and after, what its search asked, found and learnt.
-        paired: by model, its answers to the same pairs of item and cell.
-        clean: by model, its answers to unchanged items.
+        searches: per model before and after, the result of its search.
+        paired: per model, its answers to the same pairs of item and cell.
+        clean: per model, its answers to unchanged items.
     """
 
     searches: Mapping[str, SearchResult]
@@ -84,14 +84,14 @@ def ask(
     folder: Path,
     compute: Compute,
 ) -> Answers:
-    """Search with the models before and after, and put the same questions to all.
+    """Search with the models before and after, and query all models with the same pairs.
 
     Args:
-        tasks: by model.
-        audit: how it is searched.
+        tasks: the task with each model.
+        audit: the audit's configuration.
         targets: the cells of the target modes.
-        pairs: how many of item and cell inside the targets, and as many outside.
-        folder: keeps the ledgers.
+        pairs: number of pairs of item and cell inside the targets, and as many outside.
+        folder: folder of the ledgers.
         compute: threads and batch size of the model.
     """
     space, item_ids = tasks["before"].concepts, tasks["before"].items.ids("test")
@@ -108,7 +108,7 @@ def ask(
 def write(
     out: ReEvaluate, tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found: Answers, seed: int
 ) -> None:
-    """Write what the models answered, and what else of them a repair is judged by."""
+    """Write the models' answers and everything else that a repair is judged by."""
     item_ids = tasks["before"].items.ids("test")
     out.probes = _one_table(found)
     out.embedded = Embedded(item_ids, tasks["before"].embed(item_ids), known_attributes(tasks["before"], item_ids))
@@ -124,9 +124,9 @@ def write(
 
 
 def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) -> dict[str, LoadedTask]:
-    """The model before, after and, if asked for, the control; without a repaired model, after is before.
+    """Load the model before, after and, if trained, the control; without a repaired model, after is before.
 
-    A task that measures its noise adds the model before, asked again.
+    A task that measures its noise adds the model before, queried again.
     """
     folders = {"before": prepared / "model", "after": models / "repaired", "control": models / "control"}
     tasks: dict[str, LoadedTask] = {
@@ -145,7 +145,7 @@ def _load_models(name: str, audit: AuditConfig, prepared: Path, models: Path) ->
 def _search(
     task: LoadedTask, item_ids: Sequence[str], audit: AuditConfig, ledger: Ledger, compute: Compute, model: str
 ) -> SearchResult:
-    """The same search as discover's, with the same budget and seed, on test items."""
+    """Repeat discover's search on test items, with the same budget and seed."""
     result = search(
         task,
         item_ids,
@@ -162,13 +162,13 @@ def _search(
 
 
 def draw_cells(tasks: Mapping[str, LoadedTask], searches: Mapping[str, SearchResult], seed: int) -> pd.DataFrame:
-    """Cells that the policy learnt on each model draws for the test items: where it would look, without a query.
+    """Draw cells for the test items from the policy learnt on each model: where it would look, without a query.
 
-    None unless both searches learnt a policy of one kind, for no others can be compared. Both draw with the same seed,
-    so that they differ by what they learnt, not by the draw.
+    Empty unless both searches learnt a policy of the same kind, because others cannot be compared. Both draw with the
+    same seed, so that they differ by what they learnt, not by the draw.
 
     Returns:
-        As many rows for each `model` and `item`, with one column per concept.
+        The same number of rows for each `model` and `item`, with one column per concept.
     """
     space, item_ids = tasks["before"].concepts, tasks["before"].items.ids("test")
     policies = {model: search.policy for model, search in searches.items() if search.policy is not None}
@@ -192,7 +192,7 @@ def ask_all(
     ledgers: Mapping[str, Ledger],
     compute: Compute,
 ) -> dict[str, pd.DataFrame]:
-    """Put the same pairs, items (n,) and cells (n, concepts), to every model: model -> answers, row by row the same."""
+    """Query every model with the same pairs of items (n,) and cells (n, concepts): model -> answers in this order."""
     answers = {}
     for model, task in tasks.items():
         prober = Prober(task, item_ids, len(items), ledgers[model], compute)
@@ -204,7 +204,7 @@ def ask_all(
 def ask_clean(
     tasks: Mapping[str, LoadedTask], item_ids: Sequence[str], ledgers: Mapping[str, Ledger], compute: Compute
 ) -> dict[str, pd.DataFrame]:
-    """Put every item, unchanged, to every model; nothing where the task has no measures, or the grid no such cell."""
+    """Query every model with every unchanged item; empty if the task has no measures or the grid no neutral cell."""
     neutral = tasks["before"].concepts.neutral
     if neutral is None or not offers(tasks["before"], "measure"):
         return {}
@@ -213,13 +213,13 @@ def ask_clean(
 
 
 def _told_apart(task: LoadedTask) -> pd.DataFrame:
-    """What tells the test items apart, by their ids."""
+    """Return the known attributes of the test items, indexed by id."""
     item_ids = task.items.ids("test")
     return known_attributes(task, item_ids).set_axis(item_ids)
 
 
 def _one_table(found: Answers) -> pd.DataFrame:
-    """All probes, by what they were asked for."""
+    """Concatenate all probes, labelled by model and purpose."""
     tables = [search.probes.assign(model=model, purpose="search") for model, search in found.searches.items()]
     tables += [
         table.assign(model=model, purpose=purpose, role=purpose)
@@ -230,7 +230,7 @@ def _one_table(found: Answers) -> pd.DataFrame:
 
 
 def _quality(tasks: Mapping[str, LoadedTask]) -> pd.DataFrame:
-    """What must not get worse on unchanged items, item by item: `name`, `model`, `item`, `value`."""
+    """Return the clean quality, which must not get worse, per item: `name`, `model`, `item`, `value`."""
     found = {model: task.clean_quality("test") for model, task in tasks.items()}
     table = pd.concat(
         [
@@ -243,7 +243,7 @@ def _quality(tasks: Mapping[str, LoadedTask]) -> pd.DataFrame:
 
 
 def _measures(tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found: Answers) -> pd.DataFrame:
-    """A task's own measures of every answer and baseline, on unchanged inputs, in the target modes and elsewhere."""
+    """Compute a task's own measures of all answers and baselines, on unchanged items, in target modes and elsewhere."""
     measuring = {model: task for model, task in tasks.items() if offers(task, "measure")}
     if not measuring:
         return measure_answers({}, {}, ())
@@ -260,9 +260,9 @@ def _measures(tasks: Mapping[str, LoadedTask], targets: Sequence[Region], found:
 
 
 def tally_all(tasks: Mapping[str, LoadedTask]) -> dict[str, list[Tally]]:
-    """What every model makes of the same subjects, by model; nothing where the task has no tallies.
+    """Return every model's tallies of the same subjects, by model; empty if the task has no tallies.
 
-    Without a repaired model the one after is the one before, and is not asked twice.
+    Without a repaired model, after is before and is not queried twice.
     """
     tallies: dict[str, list[Tally]] = {}
     for model, task in tasks.items():
@@ -273,9 +273,9 @@ def tally_all(tasks: Mapping[str, LoadedTask]) -> dict[str, list[Tally]]:
 
 
 def examples(tasks: Mapping[str, LoadedTask], answers: Mapping[str, pd.DataFrame]) -> dict[str, list[Compared]]:
-    """Examples of what the repair fixed and of what fails newly, and their items unchanged.
+    """Return examples of what the repair fixed and of what newly fails, and their unchanged items.
 
-    Each has the outputs of both models and what they drew.
+    Each has the outputs, and any drawings, of both models.
     """
     before, after = answers["before"], answers["after"]
     names = tasks["before"].concepts.names
@@ -284,7 +284,7 @@ def examples(tasks: Mapping[str, LoadedTask], answers: Mapping[str, pd.DataFrame
     for kind, mask in kinds.items():
         rows = before[mask].drop_duplicates("item").head(EXAMPLES)
         now = after.loc[rows.index]
-        measured = now.get("automatic", now["discrepancy"])  # captions are the task's own
+        measured = now.get("automatic", now["discrepancy"])  # captions use the task's own measure
         compared = _both(
             tasks, rows["item"].tolist(), rows[names].to_numpy(dtype=np.int64), rows["output"], now["output"]
         )
@@ -302,7 +302,7 @@ def examples(tasks: Mapping[str, LoadedTask], answers: Mapping[str, pd.DataFrame
 def _both(
     tasks: Mapping[str, LoadedTask], items: list[str], cells: np.ndarray, before: Iterable[str], after: Iterable[str]
 ) -> list[Compared]:
-    """Probes as people would see them, with what both models said, and drew."""
+    """Return probes as people would see them, with the outputs and any drawings of both models."""
     exhibits = tasks["before"].exhibit(items, cells) if items else []
     draws = any(exhibit.drawn is not None for exhibit in exhibits)
     redrawn = tasks["after"].exhibit(items, cells) if draws else exhibits
@@ -311,7 +311,7 @@ def _both(
 
 
 def _with_discrepancy(exhibit: Exhibit, after: float) -> Exhibit:
-    """Texts are long: how far the output after the repair is off is said beside that of the output before."""
+    """Add the discrepancy after the repair to the captions of texts, which are too long to compare at a glance."""
     if not exhibit.answers:
         return exhibit
     return replace(exhibit, caption=f"{exhibit.caption}; after the repair: discrepancy {after:.2f}")

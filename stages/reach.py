@@ -1,9 +1,9 @@
-"""What code can be reached from a function: read from its source, without importing any of it.
+"""Find the code that can be reached from a function by reading its source, without importing any of it.
 
-Code is followed definition by definition. A function leads to whatever it names; a class to its bases, and to those of
-its methods and attributes whose names occur in code, or in a template, that is reached (a method that a library may
-call always counts). What changes no result is left out: comments, docstrings, annotations of functions, what is
-printed, and what raised errors say.
+Code is followed definition by definition. A function reaches whatever it names. A class reaches its bases, and those of
+its methods and attributes whose names occur in reached code or templates; methods that a library may call always count.
+What changes no result is left out: comments, docstrings, annotations of functions, printed text, and messages of raised
+errors.
 """
 
 from __future__ import annotations
@@ -19,41 +19,40 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 Name = tuple[str, str]
-"""A module, and what it defines; "" stands for all of it."""
+"""A module, and the name of a definition in it; "" is the whole module."""
 
 Found = dict[str, dict[str, str]]
-"""By the path of a file, what of it is reached: definition -> digest."""
+"""Per file path, the reached definitions: name -> digest."""
 
-TABLE = "CATALOGUE"  # a constant of this name lists things by their names, of which an audit takes some
+TABLE = "CATALOGUE"  # a constant of this name is a table of named entries, of which an audit uses some
 _DOOR = "faded"
-_REST = "*"  # what a module does beside defining something
-# Under these decorators methods run when they are called by name, as those without any; under others at any time.
+_REST = "*"  # module-level code that defines nothing
+# Methods with only these decorators run when called by name; with others they may run at any time.
 _CALLED_BY_NAME = frozenset(
     {"property", "cached_property", "classmethod", "staticmethod", "abstractmethod", "override", "setter"}
     | {"contextmanager", "cache", "lru_cache", "no_grad", "inference_mode"}
 )
-# Bases of libraries that call no method they do not have themselves.
+# Library bases that never call a method which only a subclass defines.
 _CALL_NOTHING = frozenset({"Protocol", "ABC", "Generic", "NamedTuple", "BaseModel", *vars(builtins)})
 _PRINTS = frozenset({"print", "warnings.warn"})
 _READ_BY_PYDANTIC = "model_config"
-_ASKED = re.compile(r"\.([A-Za-z_]\w*)")  # attributes in a template
+_ASKED = re.compile(r"\.([A-Za-z_]\w*)")  # attributes used in a template
 
 
 @dataclass
 class Part:
     """One definition, or one member of a class.
 
-    Args:
-        digest: of what it says.
-        names: what it names, with dots where it does so through a module: "plugins.load".
-        attributes: what it asks of objects, by name.
-        texts: texts in it that may be names.
-        imports: what it imports itself.
-        members: of a class, those that count only where they are asked for.
-        entries: of a table.
-        bases: of a class, as it names them.
-        is_field: it is a field of a block of params.yaml.
-        reads_files: of its module's folder.
+    digest: hash of its code.
+    names: the names it uses, dotted if through a module: "plugins.load".
+    attributes: the attribute names it accesses on objects.
+    texts: strings in it that may be names.
+    imports: its own imports.
+    members: for a class, members that count only if they are accessed.
+    entries: for a table, its entries.
+    bases: for a class, its bases as written.
+    is_field: whether it is a field of a block of params.yaml.
+    reads_files: whether it reads files of its module's folder.
     """
 
     digest: str
@@ -69,7 +68,7 @@ class Part:
 
 
 class _Reader:
-    """Reads a definition: what it says, and what it leads to."""
+    """Reads a definition: its code and what it refers to."""
 
     def __init__(self, package: str, leave_out: Collection[ast.AST]) -> None:
         self._package, self._leave_out = package, leave_out
@@ -105,7 +104,7 @@ class _Reader:
             said.append(")")
 
     def _note(self, node: ast.AST) -> None:
-        """Take down what a node leads to."""
+        """Record what a node refers to."""
         part = self._part
         if isinstance(node, ast.Attribute):
             part.attributes.add(node.attr)
@@ -122,7 +121,7 @@ class _Reader:
 
 
 def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
-    """What a node consists of, in an order that is the same in every version of Python, empty lists left out."""
+    """Yield the fields of a node, without empty lists, in an order that is the same in every version of Python."""
     left_out = {"ctx", "kind", "type_comment"}
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
         left_out.add("exc")
@@ -143,7 +142,7 @@ def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
 
 
 def _only_tells(node: ast.AST) -> bool:
-    """Whether a statement only tells people something."""
+    """Whether a statement only prints something or is a docstring."""
     if not isinstance(node, ast.Expr):
         return False
     value = node.value
@@ -163,7 +162,7 @@ def _texts(nodes: Iterable[ast.AST | None]) -> list[str]:
 
 
 def _imports(node: ast.Import | ast.ImportFrom, package: str) -> dict[str, Name]:
-    """What an import binds: name -> module and what of it, "" for the module itself."""
+    """Return what an import binds: name -> module and the name imported from it, "" for the module itself."""
     if isinstance(node, ast.Import):
         names = {alias.asname or alias.name.partition(".")[0]: alias for alias in node.names}
         return {name: (alias.name if alias.asname else name, "") for name, alias in names.items()}
@@ -175,14 +174,14 @@ def _imports(node: ast.Import | ast.ImportFrom, package: str) -> dict[str, Name]
 
 
 class Module:
-    """A module as it is written.
+    """A parsed module.
 
     Args:
-        name: with dots.
-        path: of its file.
-        shown: the path for people.
-        ours: whether it is one of Faded's; of any other all counts once something of it is reached.
-        has_blocks: its classes are blocks of params.yaml, whose fields count where they are asked for.
+        name: dotted name.
+        path: path of its file.
+        shown: the path shown to people.
+        ours: whether it belongs to Faded; in other modules everything counts once any definition is reached.
+        has_blocks: whether its classes are blocks of params.yaml, whose fields count only if they are accessed.
     """
 
     def __init__(self, name: str, path: Path, shown: str, *, ours: bool, has_blocks: bool) -> None:
@@ -193,7 +192,7 @@ class Module:
 
 
 class _Definitions:
-    """What the source of a module defines and imports; see `Module`."""
+    """The definitions and imports in a module's source; see `Module`."""
 
     def __init__(self, source: bytes, package: str, ours: bool, has_blocks: bool) -> None:
         self._package, self._ours, self._has_blocks = package, ours, has_blocks
@@ -201,7 +200,7 @@ class _Definitions:
         self.imports: dict[str, Name] = {}
         try:
             body = ast.parse(source).body
-        except (SyntaxError, ValueError):  # whoever imports it will be told
+        except (SyntaxError, ValueError):  # importing it reports the error
             self.parts[_REST] = [Part(hashlib.sha256(source).hexdigest())]
             return
         for node in body:
@@ -260,18 +259,18 @@ class _Definitions:
 
     def _entry(self, node: ast.expr) -> Part:
         part = self._read(node)
-        for text in _texts([node]):  # "module:Class", which is imported when it is asked for
+        for text in _texts([node]):  # "module:Class", which is imported when needed
             module, _, name = text.partition(":")
             part.imports[name], part.names = (module, name), {name}
         return part
 
 
-# Code is named several times in a command, and by tests in many workspaces, and it takes a while to read.
+# Tests and single commands hash code several times, in many workspaces, and parsing is slow.
 _defined = lru_cache(maxsize=1000)(_Definitions)
 
 
 def _never_runs(node: ast.If) -> bool:
-    """Whether it is for type checkers, or for a module that is run as a command."""
+    """Whether a block is only for type checkers, or for a module run as a command."""
     test = node.test
     return _dotted(test) == "TYPE_CHECKING" or (isinstance(test, ast.Compare) and _dotted(test.left) == "__name__")
 
@@ -282,7 +281,7 @@ def _leaves(target: ast.expr) -> list[ast.expr]:
 
 
 def _entries(value: ast.expr, *, named: bool) -> Iterator[tuple[str, ast.expr]]:
-    """What a table lists: "module:Class" by name, and where it is `named` as one, calls that begin with one."""
+    """Yield a table's entries: "module:Class" by name, and if it is `named` TABLE, calls that begin with a name."""
     if isinstance(value, ast.Dict):
         keys, targets = _texts(value.keys), _texts(value.values)
         if keys and len(keys) == len(targets) == len(value.values) and all(t.count(":") == 1 for t in targets):
@@ -294,11 +293,11 @@ def _entries(value: ast.expr, *, named: bool) -> Iterator[tuple[str, ast.expr]]:
 
 
 class Source:
-    """Modules that can be followed, each read once.
+    """The modules that can be followed, each read once.
 
     Args:
         package: the folder `stages`.
-        beside: the workspace, in which a user's modules lie.
+        beside: the workspace's root folder, which contains a user's modules.
         passed_over: modules, or "module:name", that change no result.
         blocks: modules whose classes are blocks of params.yaml.
     """
@@ -310,22 +309,22 @@ class Source:
         self._passed_over, self._blocks = frozenset(passed_over), frozenset(blocks)
         self._modules: dict[str, Module | None] = {}
         self._leads: dict[tuple[str, int], tuple[Part, tuple[set[Name], set[str]]]] = {}
-        # Beside the package lies the module by which users' code imports from it.
+        # The module from which users' code imports is beside the package.
         self._homes: dict[str, Path | None] = {package.name: package, _DOOR: package.with_name(f"{_DOOR}.py")}
 
     def reached(
         self, roots: Iterable[Name], words: Collection[str], leads: Mapping[str, Iterable[Name]]
     ) -> tuple[Found, set[str]]:
-        """What can be reached from some definitions.
+        """Return everything that can be reached from some definitions.
 
         Args:
-            roots: where to begin.
-            words: which entries of tables are taken.
-            leads: what a "module:name" leads to beside what it names. Modules outside the package are looked for beside
-                params.yaml, and then as Python does.
+            roots: the definitions to start from.
+            words: names of the table entries that are used.
+            leads: what a "module:name" reaches besides the names in it. Modules outside the package are searched for
+                beside params.yaml, and then as Python does.
 
         Returns:
-            What is reached, and which of `leads`.
+            The definitions reached, and the keys of `leads` among them.
         """
         for module in (module for lead in leads.values() for module, _ in lead):
             top = module.partition(".")[0]
@@ -335,7 +334,7 @@ class Source:
         return _Walk(self, frozenset(words), leads, self._passed_over).run(roots)
 
     def module(self, name: str) -> Module | None:
-        """A module by its name; None for one of a library."""
+        """Return a module by its name; None for a library's module."""
         if name not in self._modules:
             top, *rest = name.split(".")
             home = self._home(top)
@@ -346,10 +345,10 @@ class Source:
         return self._modules[name]
 
     def leads(self, module: Module, part: Part) -> tuple[set[Name], set[str]]:
-        """Where the names in a definition lead, and what those of libraries are."""
-        key = module.name, id(part)  # modules of the same text share their parts
+        """Return the definitions that a definition's names refer to, and descriptions of those from libraries."""
+        key = module.name, id(part)  # modules with the same source share their parts
         if key not in self._leads:
-            self._leads[key] = part, self._find_leads(module, part)  # with the part, so that no other gets its id
+            self._leads[key] = part, self._find_leads(module, part)  # keeps the part, so that its id stays unique
         return self._leads[key][1]
 
     def _find_leads(self, module: Module, part: Part) -> tuple[set[Name], set[str]]:
@@ -373,7 +372,7 @@ class Source:
         return self.module(inner) is not None and (known is None or name not in known.parts)
 
     def _home(self, top: str) -> Path | None:
-        """The folder or file of a top-level module."""
+        """Return the folder or file of a top-level module; None if it is neither ours nor a user's."""
         if top not in self._homes:
             folder, file = self._beside / top, self._beside / f"{top}.py"
             is_package = folder.is_dir() and any(folder.glob("*.py"))
@@ -397,7 +396,7 @@ class _Walk:
         self._led: set[str] = set()
         self._queue: list[tuple[Module, str, Part]] = []
         self._seen: set[Name] = set()
-        # Names that were asked for, of methods and of fields, and members that wait for theirs.
+        # Accessed names, of methods and of fields, and the members still waiting for theirs.
         self._asked: tuple[set[str], set[str]] = set(), set()
         self._waiting: tuple[dict[str, list[tuple[Module, str, Part]]], ...] = {}, {}
 
@@ -409,7 +408,7 @@ class _Walk:
         return self._found, self._led
 
     def _reach(self, module: str, name: str) -> None:
-        """Go to a definition, wherever it is made."""
+        """Follow a name to the definition, through imports."""
         if (module, name) in self._seen:
             return
         self._seen.add((module, name))
@@ -458,7 +457,7 @@ class _Walk:
                 self._waiting[member.is_field].setdefault(name, []).append((module, f"{label}.{name}", member))
 
     def _ask(self, attributes: set[str], fields: set[str]) -> None:
-        """Add the members that wait for their names to be asked for."""
+        """Add the members whose names are now accessed."""
         for asked, new, waiting in zip(self._asked, (attributes, fields), self._waiting, strict=True):
             for name in new - asked:
                 asked.add(name)
@@ -466,7 +465,7 @@ class _Walk:
                     self._add(*one)
 
     def _files(self, module: Module, names: Collection[str]) -> None:
-        """What lies in folders beside a module and is not code."""
+        """Add the files other than code in the named folders beside a module."""
         folder = module.path.parent
         for file in (file for name in names for file in (folder / name).rglob("*")):
             if file.is_file() and file.suffix not in (".py", ".pyc"):
@@ -478,7 +477,7 @@ class _Walk:
                     self._ask(asked, asked)
 
     def _is_called_by_others(self, module: Module, part: Part) -> bool:
-        """Whether a class is one of a library's, too, which may call any of its methods."""
+        """Whether a class also derives from a library's class, which may call any of its methods."""
         for base in part.bases:
             found = self._defined(module, base)
             if found is None and base.rpartition(".")[2] not in _CALL_NOTHING:
@@ -488,7 +487,7 @@ class _Walk:
         return False
 
     def _defined(self, module: Module, name: str) -> tuple[Module, list[Part]] | None:
-        """Where a class is defined; None where in a library."""
+        """Return the module and definition of a class; None for a library's class."""
         first, _, rest = name.partition(".")
         if first in module.parts:
             return module, module.parts[first]

@@ -1,4 +1,4 @@
-"""Hold a landscape against its gates, and draw its report. No model is needed, and a few seconds are."""
+"""Check a landscape against its gates, and write its report in seconds, without querying a model."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
 
     Args:
         out: the folder to write to.
-        here: what was found.
-        audit: with the gates.
-        record: where it comes from, for people.
+        here: the audit's records.
+        audit: its configuration, including the gates.
+        record: its provenance, for readers of the report.
     """
     landscape, cells, probes = here.summarize.landscape, here.summarize.cells, here.discover.probes
     gates = landscape_gates(audit.gates, landscape)
@@ -81,7 +81,7 @@ def write(out: Report, here: AuditFolder, audit: AuditConfig, record: Mapping[st
 def pictured(
     space: ConceptSpace, cells: pd.DataFrame, probes: pd.DataFrame, examples: Mapping[str, Sequence[ShownExample]]
 ) -> dict[str, list[PicturedCell]]:
-    """The cells that fail most and least with their examples; nothing where these are not shown."""
+    """Return the cells that fail most and least with their examples; empty if no examples are shown."""
     shown = {}
     for side, rows in extreme_cells(space, cells, probes).items() if "worst" in examples else ():
         at, rates = rows[space.names].to_numpy().tolist(), rows[["rate", "low", "high"]].to_numpy(dtype=float).tolist()
@@ -103,7 +103,7 @@ def _read(here: AuditFolder) -> list[Path]:
 
 
 def _about(here: AuditFolder, landscape: Landscape, audit: AuditConfig) -> About:
-    """What was audited, for the first page."""
+    """Describe what was audited, for the first page."""
     right = (known_of(here).get("clean_accuracy") or {}).get("discover")
     known = about(here)._replace(
         clean=_clean(here.prepare.path / "items.parquet", right) if right is not None else None
@@ -114,7 +114,7 @@ def _about(here: AuditFolder, landscape: Landscape, audit: AuditConfig) -> About
 
 
 def _clean(items: Path, right: float) -> RateRecord:
-    """The share of unchanged items of the search that are answered right; for its interval, a group counts as one."""
+    """Return the share of the search's unchanged items answered correctly; a group counts once in its interval."""
     table = pd.read_parquet(items)
     found = table[table["split"] == "discover"]
     n = found["group"].nunique() if "group" in found else len(found)
@@ -123,7 +123,7 @@ def _clean(items: Path, right: float) -> RateRecord:
 
 
 def verdict_line(verdict: Verdict) -> str:
-    """What the gates say, in a line."""
+    """Return the gates' results in one line."""
     if not verdict.gates:
         return "no gates set: nothing to pass or fail"
     said = {True: "passed", False: "failed", None: "not judged"}
@@ -131,7 +131,7 @@ def verdict_line(verdict: Verdict) -> str:
 
 
 def headline_of(landscape: Landscape, passed: bool | None) -> FlatMetrics:
-    """The few numbers that `dvc metrics` shows and git keeps: the failure rate in percent, and the number of modes."""
+    """Return the few numbers that `dvc metrics` shows and git keeps: failure rate in percent, and number of modes."""
     rate = landscape.overall.rate
     numbers = {"failure_rate": rate.value, "low": rate.low, "high": rate.high}
     percent = {name: round(100 * value, 1) for name, value in numbers.items() if not isnan(value)}
@@ -139,7 +139,7 @@ def headline_of(landscape: Landscape, passed: bool | None) -> FlatMetrics:
 
 
 def _asks_what_imagenet_asks(here: AuditFolder, landscape: Landscape) -> bool:
-    """Whether the classes are ImageNet's thousand; looked up for grids of corruptions alone, as it takes seconds."""
+    """Whether the classes are ImageNet's thousand; checked only for grids of corruptions, because it takes seconds."""
     if not has_corruptions(landscape.space):
         return False
     from stages.tasks.classification.imagenet import are_of_imagenet
@@ -151,7 +151,7 @@ def _asks_what_imagenet_asks(here: AuditFolder, landscape: Landscape) -> bool:
 def metrics_of(
     landscape: Landscape, passed: bool | None, errors: CorruptionErrors | TooFew | None = None
 ) -> FlatMetrics:
-    """Flat numbers of it."""
+    """Return the landscape and its verdict as flat numbers."""
     bias = landscape.bias or []
     numbers = {
         "unchanged_failure_rate": landscape.unchanged.value if landscape.unchanged else None,

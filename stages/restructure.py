@@ -1,7 +1,7 @@
 """Fine-tune a copy of the model away from the failures that matter.
 
-A control is trained beside it, alike but for what it is aimed at. Where `trainings` ask for it, both are trained again
-with other seeds and with other numbers of steps: re_evaluate draws from these how many steps of one the other is worth.
+A control is trained beside it, which differs only in what it is aimed at. If `trainings` is above 1, both are trained
+again with other seeds and numbers of steps, from which re_evaluate estimates how many steps of one equal the other.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(name: str) -> None:
         record = provenance(name, audit, prepared) | {"plan": content_hash([plan_file])}
         with here.restructure.publish(record, read) as out:
             todo = [(plan, out.path / "models" / folder) for folder, plan in plans.items()]
-            if plans["repaired"].targets:  # others learn beside the repair, in processes of their own
+            if plans["repaired"].targets:  # the others train beside the repair, in their own processes
                 crew = Crew(context.compute.processes, partial(load_alone, name, audit, prepared))
                 found = crew.ask(task.repair, todo)
             else:
@@ -60,14 +60,14 @@ def main(name: str) -> None:
             records["repaired"].curve.to_csv(out.path / "curve.csv", index=False)
             out.trainings = Trainings(models=_trainings(plans, records, audit.seed), by_policy=policy is not None)
             out.metrics = FlatMetrics.computed(_metrics(records, plans["repaired"]))
-        shutil.rmtree(work)  # published: nothing is left to resume
+        shutil.rmtree(work)  # published: nothing left to resume
 
 
 def _policy(task: Task, config: RestructureConfig, folder: Path) -> Policy | None:
-    """The policy that the repair follows; None where it draws from the modes alone.
+    """Return the policy that the repair follows; None if it draws from the modes alone.
 
     Raises:
-        UsageError: when it is to follow one, and the search learnt none.
+        UsageError: if it has to follow a policy and the search learnt none.
     """
     from stages.explorers.policies import load_policy
 
@@ -86,14 +86,14 @@ def _policy(task: Task, config: RestructureConfig, folder: Path) -> Policy | Non
 def _plans(
     decision: Plan, config: RestructureConfig, seed: int, task: Task, policy: Policy | None, work: Path
 ) -> dict[str, RepairPlan]:
-    """What the task is asked to repair, and what to train as a control, by the folder under models.
+    """Return the plans of the repair, its control and further trainings, by their folder under models.
 
     Args:
-        decision: what people, or a rule, decided.
-        config: how it is repaired.
-        seed: of the audit.
+        decision: the plan made by people or a rule.
+        config: the settings of the repair.
+        seed: the audit's seed.
         task: the model under test.
-        policy: that the repair follows.
+        policy: the policy that the repair follows, if any.
         work: the scratch folder.
     """
     targets = [TargetMode(mode.id, mode.cells, mode.severity) for mode in decision.targets]
@@ -116,26 +116,26 @@ def _plans(
     )
     alike = {"repaired": whole}
     if control is not None:
-        # A clean control may learn what the repair learns, of the same items, which the policy may have drawn.
+        # A clean control may train on the same items as the repair, which the policy may have drawn.
         alike["control"] = replace(whole, control=control, policy=policy if control == "clean" else None)
     plans = dict(alike)
     for training in range(config.trainings if targets else 0):
         for copy, shares in config.doses.items():
             for dose in shares:
-                if (training, dose) != (0, 1.0):  # that is the repair, or its control
+                if (training, dose) != (0, 1.0):  # this is the repair or its control itself
                     folder = Training.folder_of(copy, dose, training)
                     plans[folder] = replace(alike[copy], seed=seed + training, dose=dose, draft=True)
     plans = {folder: replace(plan, scratch=work / folder) for folder, plan in plans.items()}
     for plan in alike.values() if targets else ():
-        plan.regions(task.concepts)  # a control that cannot be drawn is told before the repair has cost its time
+        plan.regions(task.concepts)  # report a control that cannot be drawn before the repair takes its time
     return plans
 
 
 def _trainings(plans: Mapping[str, RepairPlan], records: Mapping[str, RepairRecord], seed: int) -> list[Training]:
-    """What was trained for how long.
+    """Return the trained models with their numbers of steps.
 
     Raises:
-        UsageError: when two doses were as many steps.
+        UsageError: if two doses took the same number of steps.
     """
     models = [
         Training(
@@ -160,7 +160,7 @@ def _trainings(plans: Mapping[str, RepairPlan], records: Mapping[str, RepairReco
 
 
 def learns_from_examples(task: Task | type[Task], method: str) -> bool:
-    """Whether a repair by this method learns from rated examples: the task names such methods, by default none."""
+    """Whether a repair by this method learns from rated examples; a task lists such methods, by default none."""
     return method in task.learns_from_examples
 
 
@@ -178,7 +178,7 @@ def _unchanged(model: Path, out: Path) -> RepairRecord:
 def _metrics(records: Mapping[str, RepairRecord], plan: RepairPlan) -> dict[str, Any]:
     return {
         "modes": len(plan.targets),
-        "examples": len(plan.examples),  # that the repair was given
+        "examples": len(plan.examples),  # given to the repair
         **{c: {"steps": records[c].steps, **records[c].details} for c in ("repaired", "control") if c in records},
     }
 

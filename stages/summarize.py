@@ -1,7 +1,7 @@
 """Turn the probes into a landscape people can read: rates, effects, failure modes, and examples of each.
 
-The model is asked again inside the regions that seem to be failure modes, with probes that were kept back from the
-search, for what was found there says too much of them.
+The model is queried again inside suspected failure modes, with probes kept back from the search, because the search's
+own probes overestimate the failure rates of the regions it found.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ def main(name: str) -> None:
 
 
 def _people(task: LoadedTask, audit: AuditConfig) -> People | None:
-    """People's ratings, where they say what a failure is."""
+    """Return people's ratings, if they define what a failure is."""
     if not isinstance(task, RatedTask) or audit.ratings is None:
         return None
     return People(task.ratings, audit.ratings, task.automatic_task.threshold)
 
 
 def fresh_probes(task: LoadedTask, count: int, ledger: Ledger, compute: Compute, show: ShowProgress = silent) -> Fresh:
-    """Probes that were kept back from the search, to be put where they are needed.
+    """Return the probes that were kept back from the search, to be placed where they are needed.
 
     Args:
         task: the model under test.
-        count: how many.
+        count: number of probes.
         ledger: answers so far.
         compute: threads and batch size of the model.
         show: displays the progress in each region.
@@ -82,13 +82,13 @@ def fresh_probes(task: LoadedTask, count: int, ledger: Ledger, compute: Compute,
 
 
 def conditions(task: LoadedTask, attributes: pd.DataFrame) -> pd.DataFrame:
-    """What modes may say of items: of their attributes the values that items of every split have.
+    """Keep the attribute values that items of every split have, for use in the conditions of modes.
 
     A repair learns from items of one split and is judged on those of another.
 
     Args:
         task: the model under test.
-        attributes: of the items of discover, by their ids.
+        attributes: attributes of the discover items, indexed by id.
     """
     splits: list[Split] = ["repair", "test"]
     others = [known_attributes(task, ids) for split in splits if (ids := task.items.ids(split))]
@@ -100,13 +100,13 @@ def conditions(task: LoadedTask, attributes: pd.DataFrame) -> pd.DataFrame:
 
 
 def write(out: Summarize, task: LoadedTask, found: Discover, audit: AuditConfig, fresh: Fresh) -> Landscape:
-    """Write the landscape of what was asked, and examples as people would see them.
+    """Write the landscape, and examples as people would see them.
 
     Args:
         out: the folder to write to.
         task: the model under test.
-        found: what was asked.
-        audit: how.
+        found: the records of discover.
+        audit: the audit's configuration.
         fresh: probes kept back, to confirm failure modes with.
     """
     told_apart = known_attributes(task, found.embedded.item_ids)

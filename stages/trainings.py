@@ -1,6 +1,6 @@
-"""What further trainings of a repair and its control answer, on the same pairs of unseen items and cells.
+"""Query further trainings of a repair and its control with the same pairs of unseen items and cells.
 
-Failures against steps say what aiming is worth: a control that trains for longer may reach the same rates.
+Failures against training steps show what aiming is worth: a control that trains longer may reach the same rates.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ UNTRAINED = Training(folder="", copy_of="before", training=0, dose=0.0, steps=0)
 
 
 class Part(NamedTuple):
-    """Pairs of items, by their numbers (n,), and cells (n, concepts)."""
+    """Pairs of items, by number (n,), and cells (n, concepts)."""
 
     items: np.ndarray
     cells: np.ndarray
 
 
 def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs: int, scratch: Path) -> pd.DataFrame:
-    """Put the same pairs, and every unchanged test item, to the model before and to all that was trained.
+    """Query the model before and all trained models with the same pairs, and with every unchanged test item.
 
     Args:
         here: the records of the audit.
-        audit: how it is searched.
+        audit: its configuration.
         task: the model before.
-        pairs: how many of each part.
-        scratch: keeps ledgers.
+        pairs: number of pairs in each part.
+        scratch: folder of the ledgers.
 
     Returns:
-        A row each: `copy_of`, `training`, `dose`, `steps`, `part`, `item`, `value`, that is 1 for a failure, else
-        0, and of the part `clean` the clean quality, and `valid`. None where repair and control were trained once.
+        A table with `copy_of`, `training`, `dose`, `steps`, `part`, `item`, `valid` and `value`: 1 for a failure and 0
+        otherwise, or the clean quality in the part `clean`. Empty if repair and control were trained once.
     """
     trained = here.restructure.trainings.models
     if not any(model.training for model in trained):
@@ -63,9 +63,9 @@ def ask_trainings(here: AuditFolder, audit: AuditConfig, task: LoadedTask, pairs
 
 
 def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, Part]:
-    """What all are asked about: `targets`, `others` and, if the repair followed the search's policy, `drawn`.
+    """Draw the pairs to query: `targets`, `others` and, if the repair followed the search's policy, `drawn`.
 
-    The last is where that policy, learnt on other items, looks for these, without a query.
+    The last are the cells where that policy, learnt on other items, looks for these, without a query.
     """
     space, item_ids = task.concepts, task.items.ids("test")
     targets = [mode.cells for mode in here.collect_feedback.plan.targets]
@@ -85,7 +85,7 @@ def _parts(here: AuditFolder, task: LoadedTask, n: int, seed: int) -> dict[str, 
 def _ask(
     name: str, audit: AuditConfig, prepared: Path, asked: Mapping[str, Part], scratch: Path, folder: Path
 ) -> pd.DataFrame:
-    """Answers of one model: `part`, `item`, `value`, `valid`."""
+    """Return the answers of one model: `part`, `item`, `value`, `valid`."""
     task = rated(load_alone(name, audit, prepared, folder), name, audit)
     item_ids, compute = task.items.ids("test"), task_context(name, audit, prepared).compute
     ledger, tables = Ledger(scratch / f"{folder.name}.jsonl"), []
